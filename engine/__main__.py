@@ -1,0 +1,3 @@
+from evalengine.cli import main
+
+raise SystemExit(main())

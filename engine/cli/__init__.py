@@ -1,0 +1,58 @@
+"""The command line. One module per command, each with `register(subparsers)` and `run(args)`.
+
+Only argparse loads here, so that `evalengine --help` answers at once: a command's `run` imports what it needs.
+Exit codes: 0 done, 1 failed for a reason printed as one sentence, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from evalengine import __version__
+from evalengine.errors import UserError
+
+COMMANDS = ("score", "correlate", "train", "demo", "bench", "benchmarks", "export")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="evalengine",
+        description="Score language-model checkpoints on 20 benchmarks and say what survives fine-tuning.",
+        epilog="Start with `evalengine demo`, or `evalengine score ckpts/*` and `evalengine correlate`.",
+    )
+    top.add_argument("--version", action="version", version=f"evalengine {__version__}")
+    sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"evalengine.cli.{name}").register(sub)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    if os.environ.get("EVALENGINE_DEBUG"):
+        return int(args.run(args) or 0)
+    try:
+        return int(args.run(args) or 0)
+    except UserError as error:
+        print(f"evalengine: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt as stop:
+        hint = str(stop) or "run the same command again to go on where it stopped"
+        print(f"\nevalengine: interrupted; {hint}", file=sys.stderr)
+        return 130
+    except MemoryError:
+        print("evalengine: out of memory: lower --batch-tokens, or use a machine with more memory", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"evalengine: {error.strerror or error}{where}; what was finished is kept: mend that and run the same command again", file=sys.stderr)
+        return 1

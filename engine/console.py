@@ -1,0 +1,118 @@
+"""What the user sees: one display, rich on a terminal, plain lines elsewhere.
+
+A leaf: it imports nothing of evalengine but `errors`, so the scorer, the trainer and the analysis share it. On a terminal `progress` is a
+live rich display; when output is piped or in CI it prints one plain line per finished task and at most one every
+`PLAIN_EVERY_S` seconds in between. `set_json(True)` silences everything but `emit_json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PLAIN_EVERY_S = 10.0
+_state = {"json": False}
+
+
+def set_json(on: bool) -> None:
+    """With `on`, only `emit_json` writes to standard output; notes go to standard error."""
+    _state["json"] = on
+
+
+def is_terminal() -> bool:
+    return sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb" and not _state["json"]
+
+
+def console(*, err: bool = False) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if err or _state["json"] else sys.stdout
+    width = None if stream.isatty() else int(os.environ.get("COLUMNS", 140))
+    return Console(file=stream, width=width, soft_wrap=False, highlight=False)
+
+
+def say(text: str) -> None:
+    """One line for the user (markup is not interpreted)."""
+    console().print(text, markup=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    console(err=True).print(f"warning: {text}", markup=False, soft_wrap=True, style="yellow")
+
+
+def emit_json(value: Any) -> None:
+    """The one JSON object of `--json`."""
+    sys.stdout.write(json.dumps(value, allow_nan=False, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1, caption: str | None = None
+) -> None:
+    """Prints a table; the first `left` columns are left-aligned text, the others right-aligned."""
+    from rich import box
+    from rich.table import Table
+
+    t = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(columns):
+        t.add_column(name, justify="left" if i < left else "right", no_wrap=True, overflow="fold")
+    for row in rows:
+        t.add_row(*("" if cell is None else str(cell) for cell in row))
+    console().print(t, markup=False)
+
+
+class Progress:
+    """One line of progress: `update` moves it, `describe` renames it. Use through `progress(...)`."""
+
+    def __init__(self, label: str, total: float, unit: str) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done, self.started, self._last = 0.0, time.monotonic(), time.monotonic()
+        self._rich: Any = None
+        self._task: Any = None
+
+    def describe(self, label: str) -> None:
+        self.label = label
+        if self._rich is not None:
+            self._rich.update(self._task, description=label)
+
+    def update(self, advance: float, note: str = "") -> None:
+        """Moves on by `advance` units; `note` (loss, rate) is shown behind the bar."""
+        self.done += advance
+        if self._rich is not None:
+            self._rich.update(self._task, advance=advance, note=note or self._rate())
+        elif not _state["json"] and time.monotonic() - self._last >= PLAIN_EVERY_S:
+            self._last = time.monotonic()
+            print(f"{self.label}: {self.done:,.0f} / {self.total:,.0f} {self.unit}  {note or self._rate()}", flush=True)
+
+    def _rate(self) -> str:
+        return f"{self.done / max(time.monotonic() - self.started, 1e-9):,.0f} {self.unit}/s"
+
+
+@contextlib.contextmanager
+def progress(label: str, total: float, unit: str = "items") -> Iterator[Progress]:
+    """A progress line for the length of a `with` block."""
+    line = Progress(label, total, unit)
+    if not is_terminal():
+        yield line
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    with RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=console(err=True),
+    ) as display:
+        line._rich, line._task = display, display.add_task(label, total=total, note="")
+        yield line
