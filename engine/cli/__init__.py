@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from evalengine import __version__
 from evalengine.errors import UserError
 
-COMMANDS = ("score", "correlate", "train", "demo", "bench", "benchmarks", "export")
+COMMANDS: tuple[str, ...] = ()
 
 
 def parser() -> argparse.ArgumentParser:
