@@ -1,0 +1,104 @@
+"""Commonsense: hellaswag, piqa, winogrande, copa, siqa, commonsense_qa, boolq."""
+
+from __future__ import annotations
+
+import re
+import string
+
+from evalengine.benchmarks.definition import Benchmark, Rendered, Row, shared
+
+CATEGORY = "Commonsense"
+
+
+def clean_wikihow(text: str) -> str:
+    """Drops the [title]-like tags that WikiHow left in HellaSwag."""
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
+def hellaswag(row: Row) -> Rendered:
+    if row.has("ctx_a") and isinstance(row.fields.get("ctx_b"), str):
+        start = f"{row.text('ctx_a')} {row.text('ctx_b').capitalize()}"
+    else:
+        start = row.text("ctx")
+    endings = [clean_wikihow(ending) for ending in row.texts("endings")]
+    context = clean_wikihow(f"{row.text('activity_label')}: {start}")
+    return shared(context, endings, row.index("label", len(endings)))
+
+
+def piqa(row: Row) -> Rendered:
+    choices = (row.text("sol1"), row.text("sol2"))
+    return shared(f"Question: {row.text('goal')}\nAnswer:", choices, row.index("label", 2))
+
+
+def winogrande(row: Row) -> Rendered:
+    """Each option fills the gap of the context; what follows the gap is scored (partial evaluation)."""
+    before, gap, after = row.text("sentence").partition("_")
+    if not gap:
+        row.fail("sentence", "has no gap '_'")
+    contexts = (before + row.text("option1"), before + row.text("option2"))
+    return Rendered(contexts, (after.strip(),) * 2, row.index("answer", 2, first=1))
+
+
+def copa(row: Row) -> Rendered:
+    links = {"cause": "because", "effect": "therefore"}
+    asked = row.text("question")
+    if asked not in links:
+        row.fail("question", f"expected 'cause' or 'effect', got {asked!r}")
+    choices = [text[:1].lower() + text[1:] for text in (row.text("choice1"), row.text("choice2"))]
+    context = f"{row.text('premise').strip()[:-1]} {links[asked]}"
+    return shared(context, choices, row.index("label", 2, names=("choice1", "choice2")))
+
+
+def copa_lm_eval(row: Row) -> Rendered:
+    """The reference scores two spaces before a choice, and takes the first of two equal choices as gold."""
+    right = copa(row)
+    choices = [f" {choice}" for choice in right.choices]
+    return shared(right.contexts[0], choices, choices.index(choices[right.gold]))
+
+
+def siqa(row: Row) -> Rendered:
+    choices = (row.text("answerA"), row.text("answerB"), row.text("answerC"))
+    return shared(
+        f"Q: {row.text('context')} {row.text('question')}\nA:", choices, row.index("label", 3, first=1)
+    )
+
+
+def commonsense_qa(row: Row) -> Rendered:
+    """The letter is scored, after a prompt that lists the choices."""
+    texts = row.texts("choices.text")
+    letters = string.ascii_uppercase[: len(texts)]
+    listed = "\n".join(f"{letter}. {text}" for letter, text in zip(letters, texts, strict=True))
+    context = f"Question: {row.text('question').strip()}\n{listed}\nAnswer:"
+    return shared(context, letters, row.position("answerKey", letters))
+
+
+def boolq(row: Row) -> Rendered:
+    label = "label" if row.has("label") else "answer" if row.has("answer") else "label"
+    context = f"{row.text('passage')}\nQuestion: {row.text('question')}?\nAnswer:"
+    return shared(context, ("no", "yes"), row.index(label, 2, names=("false", "true")))
+
+
+BENCHMARKS = (
+    Benchmark("hellaswag", CATEGORY, "acc_norm", "1", "4", "Rowan/hellaswag", None, "validation", hellaswag),
+    Benchmark("piqa", CATEGORY, "acc_norm", "1", "2", "baber/piqa", None, "validation", piqa),
+    Benchmark(
+        "winogrande",
+        CATEGORY,
+        "acc",
+        "1",
+        "2",
+        "allenai/winogrande",
+        "winogrande_xl",
+        "validation",
+        winogrande,
+    ),
+    Benchmark("copa", CATEGORY, "acc", "1", "2", "aps/super_glue", "copa", "validation", copa, copa_lm_eval),
+    Benchmark(
+        "siqa", CATEGORY, "acc", "1", "3", "lighteval/siqa", None, "validation", siqa, aliases=("social_iqa",)
+    ),
+    Benchmark(
+        "commonsense_qa", CATEGORY, "acc", "1", "5", "tau/commonsense_qa", None, "validation", commonsense_qa
+    ),
+    Benchmark("boolq", CATEGORY, "acc", "1", "2", "aps/super_glue", "boolq", "validation", boolq),
+)

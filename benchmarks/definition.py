@@ -1,0 +1,165 @@
+"""What a benchmark is: fields of a raw row -> context(s), choices, gold.
+
+A benchmark is data plus one small pure function, so that the twenty definitions read as a table. `Row` gives that
+function typed access to a record: a missing or ill-typed field raises a UserError that names file, line and field.
+Cost: a few microseconds an item; nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, NoReturn
+
+from evalengine.errors import UserError
+
+DELIMITER = " "  # between a context and the choice that is scored after it
+
+Score = Literal["acc", "acc_norm"]
+
+
+class Item(NamedTuple):
+    """One question as it is scored: `continuations[i]` is scored after `contexts[i]`."""
+
+    id: str  # the item's own id, else a hash of its content; unique within a benchmark
+    contexts: tuple[str, ...]  # one per choice (equal strings when shared); includes the few-shot prefix
+    continuations: tuple[str, ...]  # one per choice, exactly as scored, delimiter included
+    choices: tuple[str, ...]  # the continuations without the delimiter: what lengths in chars and bytes count
+    gold: int
+
+
+class Rendered(NamedTuple):
+    """What a definition makes of a row; the continuation of a choice is the delimiter and the choice."""
+
+    contexts: tuple[str, ...]
+    choices: tuple[str, ...]
+    gold: int
+
+
+def shared(context: str, choices: Sequence[str], gold: int) -> Rendered:
+    """The usual shape: one context before every choice."""
+    return Rendered((context,) * len(choices), tuple(choices), gold)
+
+
+class Row:
+    """One raw record with typed access. `where` (file and line) and the field's name open every error."""
+
+    def __init__(self, fields: Mapping[str, Any], where: str) -> None:
+        self.fields, self.where = fields, where
+
+    def fail(self, field: str, problem: str) -> NoReturn:
+        raise UserError(f"{self.where}, field '{field}': {problem}; mend or remove the row")
+
+    def has(self, *fields: str) -> bool:
+        """Whether every field is there (null counts as absent, so that Parquet and JSON Lines agree)."""
+        return all(self.fields.get(field) is not None for field in fields)
+
+    def get(self, field: str) -> Any:
+        """The value of `field`, or of `outer.inner` inside a nested record."""
+        value: Any = self.fields
+        for part in field.split("."):
+            if not isinstance(value, Mapping) or value.get(part) is None:
+                present = ", ".join(key for key, v in self.fields.items() if v is not None)
+                self.fail(field, f"is missing (the row has {present or 'no fields'})")
+            value = value[part]
+        return value
+
+    def text(self, field: str) -> str:
+        return self._text(field, self.get(field))
+
+    def texts(self, field: str) -> tuple[str, ...]:
+        """A list of texts."""
+        values = self.get(field)
+        if not isinstance(values, (list, tuple)):
+            self.fail(field, f"expected a list of texts, got {_kind(values)}")
+        return tuple(self._text(field, value) for value in values)
+
+    def integer(self, field: str) -> int:
+        value = self.get(field)
+        if isinstance(value, bool) or not isinstance(value, int):
+            self.fail(field, f"expected an integer, got {_kind(value)}")
+        return value
+
+    def index(self, field: str, count: int, *, first: int = 0, names: Sequence[str] = ()) -> int:
+        """The gold choice among `count`: a number counted from `first`, a boolean, digits, or one of `names`."""
+        value = self.get(field)
+        number: int | None = None
+        if isinstance(value, int):  # a boolean is 0 or 1
+            number = int(value)
+        elif isinstance(value, str):
+            if re.fullmatch(r"-?[0-9]{1,9}", value.strip()):
+                number = int(value)
+            elif value.strip().lower() in names:
+                return names.index(value.strip().lower())
+            elif not value.strip():
+                self.unlabelled(field, value)
+        if number == -1:
+            self.unlabelled(field, value)
+        if number is None or not first <= number < first + count:
+            self.fail(field, f"expected {first} to {first + count - 1}, got {value!r}")
+        return number - first
+
+    def position(self, field: str, labels: Sequence[str]) -> int:
+        """The gold choice named by its label, such as answerKey among A, B, C, D."""
+        key = self.text(field).strip()
+        if not key:
+            self.unlabelled(field, key)
+        if key not in labels:
+            self.fail(field, f"{key!r} is none of the labels {', '.join(labels)}")
+        return list(labels).index(key)
+
+    def unlabelled(self, field: str, value: object) -> NoReturn:
+        raise UserError(
+            f"{self.where}, field '{field}' is {value!r}: the row has no gold label, as in a test split; "
+            "use the labelled split"
+        )
+
+    def _text(self, field: str, value: Any) -> str:
+        if not isinstance(value, str):
+            self.fail(field, f"expected text, got {_kind(value)}")
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                self.fail(field, "holds a lone surrogate, which is no character")
+        return value
+
+
+def _kind(value: object) -> str:
+    names = {
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }
+    return f"{names.get(type(value), type(value).__name__)} ({value!r:.40})"
+
+
+Render = Callable[[Row], Rendered]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A multiple-choice benchmark. `render` maps a row to contexts, choices and gold."""
+
+    name: str
+    category: str
+    default_score: Score
+    version: str  # moves whenever `render` would give other text
+    choices: str  # how many, for tables: "2", "3 to 5"
+    hub_path: str | None
+    hub_config: str | None
+    hub_split: str
+    render: Render
+    render_lm_eval: Render | None = None  # where lm-evaluation-harness 0.4.13 differs
+    aliases: tuple[str, ...] = ()  # other names of its data file
+    file: Path | None = None  # a user's own benchmark may name its data
+    train_file: Path | None = None
+    id_field: str | None = None
+
+    def renderer(self, variant: str | None) -> Render:
+        return self.render_lm_eval if variant == "lm_eval" and self.render_lm_eval else self.render

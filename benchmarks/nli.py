@@ -1,0 +1,42 @@
+"""Natural language inference: mnli, qnli, rte, cb."""
+
+from __future__ import annotations
+
+from evalengine.benchmarks.definition import Benchmark, Rendered, Row, shared
+
+CATEGORY = "NLI"
+
+
+def mnli(row: Row) -> Rendered:
+    hypothesis = row.text("hypothesis").strip()
+    hypothesis += "" if hypothesis.endswith(".") else "."
+    context = f"{row.text('premise')}\nQuestion: {hypothesis} True, False or Neither?\nAnswer:"
+    gold = row.index("label", 3, names=("entailment", "neutral", "contradiction"))
+    return shared(context, ("True", "Neither", "False"), gold)
+
+
+def qnli(row: Row) -> Rendered:
+    context = (
+        f"{row.text('question')}\n{row.text('sentence')}\n"
+        "Question: Does this response answer the question?\nAnswer:"
+    )
+    return shared(context, ("yes", "no"), row.index("label", 2, names=("entailment", "not_entailment")))
+
+
+def rte(row: Row) -> Rendered:
+    context = f"{row.text('sentence1')}\nQuestion: {row.text('sentence2')} True or False?\nAnswer:"
+    return shared(context, ("True", "False"), row.index("label", 2, names=("entailment", "not_entailment")))
+
+
+def cb(row: Row) -> Rendered:
+    context = f"{row.text('premise')}\nQuestion: {row.text('hypothesis')}. True, False, or Neither?\nAnswer:"
+    gold = row.index("label", 3, names=("entailment", "contradiction", "neutral"))
+    return shared(context, ("True", "False", "Neither"), gold)
+
+
+BENCHMARKS = (
+    Benchmark("mnli", CATEGORY, "acc", "1", "3", "nyu-mll/glue", "mnli", "validation_matched", mnli),
+    Benchmark("qnli", CATEGORY, "acc", "1", "2", "nyu-mll/glue", "qnli", "validation", qnli),
+    Benchmark("rte", CATEGORY, "acc", "1", "2", "nyu-mll/glue", "rte", "validation", rte),
+    Benchmark("cb", CATEGORY, "acc", "1", "3", "aps/super_glue", "cb", "validation", cb),
+)

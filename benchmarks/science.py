@@ -1,0 +1,39 @@
+"""Science: arc_easy, arc_challenge, sciq, openbookqa."""
+
+from __future__ import annotations
+
+from evalengine.benchmarks.definition import Benchmark, Rendered, Row, shared
+
+CATEGORY = "Science"
+
+
+def _answer_key(row: Row, context: str) -> Rendered:
+    texts, labels = row.texts("choices.text"), row.texts("choices.label")
+    if len(texts) != len(labels):
+        row.fail("choices", f"{len(texts)} texts but {len(labels)} labels")
+    return shared(context, texts, row.position("answerKey", labels))
+
+
+def arc(row: Row) -> Rendered:
+    return _answer_key(row, f"Question: {row.text('question')}\nAnswer:")
+
+
+def openbookqa(row: Row) -> Rendered:
+    """The stem stands bare: a choice completes the sentence."""
+    return _answer_key(row, row.text("question_stem"))
+
+
+def sciq(row: Row) -> Rendered:
+    """The right answer is always the last choice; a support may be empty."""
+    choices = [row.text(f"distractor{k}") for k in (1, 2, 3)] + [row.text("correct_answer")]
+    return shared(f"{row.text('support').lstrip()}\nQuestion: {row.text('question')}\nAnswer:", choices, 3)
+
+
+BENCHMARKS = (
+    Benchmark("arc_easy", CATEGORY, "acc_norm", "1", "3 to 5", "allenai/ai2_arc", "ARC-Easy", "test", arc),
+    Benchmark(
+        "arc_challenge", CATEGORY, "acc_norm", "1", "3 to 5", "allenai/ai2_arc", "ARC-Challenge", "test", arc
+    ),
+    Benchmark("sciq", CATEGORY, "acc_norm", "1", "4", "allenai/sciq", None, "test", sciq),
+    Benchmark("openbookqa", CATEGORY, "acc_norm", "1", "4", "allenai/openbookqa", "main", "test", openbookqa),
+)

@@ -1,0 +1,88 @@
+"""Semantic similarity and reference: qqp, mrpc, wic, wsc, multirc."""
+
+from __future__ import annotations
+
+import re
+
+from evalengine.benchmarks.definition import Benchmark, Rendered, Row, shared
+
+CATEGORY = "Semantic"
+NO_YES = ("no", "yes")
+TRUTH = ("false", "true")
+
+
+def qqp(row: Row) -> Rendered:
+    context = (
+        f"Question 1: {row.text('question1')}\nQuestion 2: {row.text('question2')}\n"
+        "Question: Do both questions ask the same thing?\nAnswer:"
+    )
+    return shared(context, NO_YES, row.index("label", 2, names=("not_duplicate", "duplicate")))
+
+
+def mrpc(row: Row) -> Rendered:
+    context = (
+        f"Sentence 1: {row.text('sentence1')}\nSentence 2: {row.text('sentence2')}\n"
+        "Question: Do both sentences mean the same thing?\nAnswer:"
+    )
+    return shared(context, NO_YES, row.index("label", 2, names=("not_equivalent", "equivalent")))
+
+
+def wic(row: Row) -> Rendered:
+    word = row.text("sentence1")[row.integer("start1") : row.integer("end1")]
+    context = (
+        f"Sentence 1: {row.text('sentence1')}\nSentence 2: {row.text('sentence2')}\n"
+        f"Question: Is the word '{word}' used in the same way in the two sentences above?\nAnswer:"
+    )
+    return shared(context, NO_YES, row.index("label", 2, names=TRUTH))
+
+
+def detokenise(text: str) -> str:
+    """Undoes the tokenised spacing of WSC's passages, in the reference's order."""
+    for spaced, joined in ((" n't", "n't"), (" )", ")"), ("( ", "("), ('" ', '"'), (' "', '"')):
+        text = text.replace(spaced, joined)
+    return re.sub(r" (['.,])", r"\1", text)
+
+
+def wsc(row: Row) -> Rendered:
+    """Marks the pronoun in the passage; `span2_index` counts words."""
+    passage, pronoun, noun = row.text("text"), row.text("span2_text"), row.text("span1_text")
+    before = " ".join(passage.split()[: row.integer("span2_index")])
+    after = passage[len(before) + len(pronoun) + 1 :]
+    marked = detokenise(f"{before} *{pronoun}*{after}")
+    context = (
+        f'Passage: {marked}\nQuestion: In the passage above, does the pronoun "*{pronoun}*" refer to "*{noun}*"?\n'
+        "Answer:"
+    )
+    return shared(context, NO_YES, row.index("label", 2, names=TRUTH))
+
+
+def multirc(row: Row) -> Rendered:
+    choices = [f"{row.text('answer')}\nIs the answer correct? {verdict}" for verdict in ("yes", "no")]
+    correct = row.index("label", 2, names=TRUTH)
+    return shared(f"{row.text('paragraph')}\nQuestion: {row.text('question')}\nAnswer:", choices, 1 - correct)
+
+
+def multirc_lm_eval(row: Row) -> Rendered:
+    """The reference takes the label for the index of the choice, so that label 1, correct, means "no"."""
+    right = multirc(row)
+    return right._replace(gold=1 - right.gold)
+
+
+BENCHMARKS = (
+    Benchmark("qqp", CATEGORY, "acc", "1", "2", "nyu-mll/glue", "qqp", "validation", qqp),
+    Benchmark("mrpc", CATEGORY, "acc", "1", "2", "nyu-mll/glue", "mrpc", "validation", mrpc),
+    Benchmark("wic", CATEGORY, "acc", "1", "2", "aps/super_glue", "wic", "validation", wic),
+    Benchmark("wsc", CATEGORY, "acc", "1", "2", "aps/super_glue", "wsc.fixed", "validation", wsc),
+    Benchmark(
+        "multirc",
+        CATEGORY,
+        "acc",
+        "1",
+        "2",
+        "aps/super_glue",
+        "multirc",
+        "validation",
+        multirc,
+        multirc_lm_eval,
+    ),
+)
