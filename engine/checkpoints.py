@@ -1,0 +1,184 @@
+"""Checkpoints: which directories they are, who they are (scale, mixture, stage), and what identifies their weights.
+
+A checkpoint is a Hugging Face causal-LM directory: config.json, weights, tokenizer. Nothing heavy loads here; `fingerprint`
+reads every byte of the weights once (about 1.5 GB/s), which also warms the page cache for the load that follows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evalengine.errors import UserError
+
+NAME = re.compile(r"^(?P<scale>[^-]+)-(?P<mixture>.+)-(?P<stage>pt|sft)$")
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+# What a tokenizer can be built from; the other files above only refine it.
+TOKENIZER_CORES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+
+
+class Checkpoint(NamedTuple):
+    """A directory to score. `scale`, `mixture` and `stage` ("pt" or "sft") are None where nobody said."""
+
+    path: Path
+    name: str
+    scale: str | None
+    mixture: str | None
+    stage: str | None
+
+
+def discover(paths: Sequence[Path], manifest: Path | None = None) -> list[Checkpoint]:
+    """Checkpoints in the order given. Raises UserError for a missing path, a path that is no checkpoint, or a name given twice.
+
+    Metadata comes from `manifest` (YAML: directory name -> {scale, mixture, stage}), else from evalengine.json inside the
+    directory, else from a name of the form {scale}-{mixture}-{stage}.
+    """
+    known = read_manifest(manifest) if manifest else {}
+    found: dict[str, Checkpoint] = {}
+    for path in paths:
+        check_directory(path)
+        path = path.resolve()
+        name = path.name
+        check_name(name, "checkpoint")
+        if name in found:
+            raise UserError(
+                f"two checkpoints are named {name} ({found[name].path} and {path}): rename one directory, or score them into"
+                " different stores with --out"
+            )
+        found[name] = Checkpoint(path, name, **metadata(path, known))
+    unused = sorted(set(known) - set(found))
+    if unused:
+        raise UserError(f"{manifest} describes {unused[0]!r}, which is not among the checkpoints given: remove it or add its path")
+    return list(found.values())
+
+
+def check_directory(path: Path) -> None:
+    if not path.exists():
+        raise UserError(f"no such checkpoint: {path} (give a Hugging Face model directory; download one with `hf download`)")
+    if not path.is_dir():
+        raise UserError(f"{path} is a file, not a checkpoint directory: give the directory that holds config.json")
+    if not (path / "config.json").is_file():
+        inside = sorted(child.name for child in path.iterdir() if (child / "config.json").is_file())
+        hint = f"it holds {len(inside)} checkpoints: give {path}/*" if inside else "give a Hugging Face model directory"
+        raise UserError(f"{path} is not a checkpoint: it has no config.json; {hint}")
+
+
+def check_name(name: str, kind: str) -> None:
+    """Refuses names that could leave the output folder or that two people would read as one."""
+    if (
+        not name
+        or len(name.encode()) > 200
+        or name.startswith(".")
+        or "/" in name
+        or "\\" in name
+        or any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") for c in name)
+        or unicodedata.normalize("NFKC", name) != name
+    ):
+        raise UserError(
+            f"{name[:60]!r} cannot be a {kind} name: use at most 200 plain characters, no slash, and no dot in front"
+        )
+
+
+def read_manifest(path: Path) -> dict[str, dict[str, str | None]]:
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"cannot read the manifest {path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} must map checkpoint names to {{scale, mixture, stage}}")
+    return {str(name): fields(value, f"{path}: {name}") for name, value in raw.items()}
+
+
+def fields(value: Any, where: str) -> dict[str, str | None]:
+    """The three metadata fields of a mapping, as strings; other keys are the trainer's and are left alone."""
+    if not isinstance(value, dict):
+        raise UserError(f"{where} must be a mapping with scale, mixture and stage")
+    out: dict[str, str | None] = {}
+    for key in ("scale", "mixture", "stage"):
+        field = value.get(key)
+        if field is not None and not isinstance(field, (str, int, float)):
+            raise UserError(f"{where}: {key} must be a short text, not {type(field).__name__}")
+        out[key] = None if field is None else str(field)
+    if out["stage"] not in (None, "pt", "sft"):
+        raise UserError(f"{where}: stage must be pt or sft, not {out['stage']!r}")
+    return out
+
+
+def metadata(path: Path, manifest: dict[str, dict[str, str | None]]) -> dict[str, str | None]:
+    if path.name in manifest:
+        return manifest[path.name]
+    own = path / "evalengine.json"
+    if own.is_file():
+        return fields(read_json(own), str(own))
+    match = NAME.match(path.name)
+    return {key: match[key] if match else None for key in ("scale", "mixture", "stage")}
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}; copy the checkpoint again") from None
+
+
+def weight_files(path: Path, allow_pickle: bool = False) -> list[Path]:
+    """The files that hold the weights, safetensors before anything else. Raises UserError if there are none that may be read."""
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        shards = read_json(index)
+        names = sorted(set(shards["weight_map"].values())) if isinstance(shards, dict) and shards.get("weight_map") else []
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name or not (path / name).is_file():
+                raise UserError(f"{path}: the weights' index names {name!r}, which is not there; copy the checkpoint again")
+        if names:
+            return [path / name for name in names]
+    if (path / "model.safetensors").is_file():
+        return [path / "model.safetensors"]
+    pickles = sorted(p for pattern in ("pytorch_model*.bin", "*.pt", "*.pth") for p in path.glob(pattern))
+    if pickles and allow_pickle:
+        return pickles
+    if pickles:
+        raise UserError(
+            f"{path.name} has only pickled weights ({pickles[0].name}), which can run code when read: convert it to safetensors,"
+            " or trust it with --allow-pickle"
+        )
+    raise UserError(f"{path.name} has no weights: model.safetensors is missing from {path}")
+
+
+def tokenizer_hash(path: Path) -> str:
+    """Identifies the tokenizer: a hash of its files. Raises UserError where there are none."""
+    if not any((path / name).is_file() for name in TOKENIZER_CORES):
+        raise UserError(f"{path.name} has no tokenizer: tokenizer.json is missing from {path}")
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        file = path / name
+        if file.is_file():
+            digest.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint(path: Path, allow_pickle: bool = False) -> str:
+    """Identifies what is scored: a hash of config.json and of every byte of the weights."""
+    digest = hashlib.sha256((path / "config.json").read_bytes())
+    for file in weight_files(path, allow_pickle):
+        digest.update(b"\0" + file.name.encode() + b"\0")
+        with file.open("rb", buffering=0) as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,171 @@
+"""Items -> token sequences: what to run for a tokenizer, whatever runs it.
+
+Done once per (tokenizer, window, benchmark, options) and shared by every checkpoint and every backend: a backend gets token
+ids, never text. The rule is lm-evaluation-harness's: trailing white space of the context moves to the continuation; the
+targets are encode(context + continuation)[len(encode(context)):]; the tokenizer's own default decides about BOS; an empty
+context is BOS (else EOS); sequences are truncated from the left to the window. Where a merge across the border would leave
+no target, the last token of the whole is the target.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from evalengine.errors import UserError
+
+if TYPE_CHECKING:
+    from evalengine.benchmarks import ItemSet
+
+CHUNK = 20_000  # texts per call of the tokenizer: bounds the memory of its Encoding objects
+
+
+class Sequences(NamedTuple):
+    """Distinct sequences to score, ragged: sequence s is token_S[offset[s]:offset[s+1]], its targets start at `start[s]`.
+
+    A model is fed all but the last token; the target at index i of a sequence is predicted from its row i - 1.
+    """
+
+    token_S: np.ndarray  # int32, flat
+    offset: np.ndarray  # int64, (n + 1)
+    start: np.ndarray  # int32, (n), >= 1
+
+    def __len__(self) -> int:  # type: ignore[override]
+        return len(self.start)
+
+    def tokens(self, s: int) -> np.ndarray:
+        return self.token_S[self.offset[s] : self.offset[s + 1]]
+
+
+class Encoded(NamedTuple):
+    """A benchmark, encoded. Choices are flat; item i owns choices choice_offset[i]:choice_offset[i+1]."""
+
+    sequences: Sequences
+    sequence_C: np.ndarray  # int32: the sequence that scores each choice
+    uncond_C: np.ndarray | None  # int32: the same without context (--pmi)
+    choice_offset: np.ndarray  # int64, (items + 1)
+    tokens_C: np.ndarray  # int32: length of the continuation in tokens
+    chars_C: np.ndarray  # int32: in characters, without the delimiter
+    bytes_C: np.ndarray  # int32: in UTF-8 bytes, without the delimiter
+    item: list[str]
+    gold: np.ndarray  # int16
+    truncated: int  # items with a choice longer than the window
+
+
+class Encoder:
+    """A tokenizer with the encoding rule. `window` is the model's, in tokens fed at once."""
+
+    def __init__(self, tokenizer: Any, window: int) -> None:
+        self.tokenizer, self.window = tokenizer, window
+        prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        self.prefix: int | None = prefix
+        self._prefix_text: str | None = tokenizer.decode([prefix]) if prefix is not None else None
+
+    def texts(self, texts: list[str], special: bool | None = None) -> list[list[int]]:
+        """Token ids of each text; `special` None leaves BOS to the tokenizer, but never doubles one that the text states."""
+        out: list[list[int]] = []
+        kwargs = {} if special is None else {"add_special_tokens": special}
+        for at in range(0, len(texts), CHUNK):
+            chunk = texts[at : at + CHUNK]
+            out.extend(self.tokenizer(chunk, return_attention_mask=False, verbose=False, **kwargs)["input_ids"])
+        if special is None and self._prefix_text:
+            for i, text in enumerate(texts):
+                if text.startswith(self._prefix_text):
+                    out[i] = self.texts([text], special=False)[0]
+        return out
+
+    def pairs(self, pairs: list[tuple[str, str]]) -> list[tuple[list[int], int]]:
+        """(context, continuation) -> (tokens, index of the first target), before truncation."""
+        moved = [move_space(context, continuation) for context, continuation in pairs]
+        contexts = sorted({context for context, _ in moved if context})
+        wholes = sorted({context + continuation for context, continuation in moved if context})
+        bare = sorted({continuation for context, continuation in moved if not context})
+        context_ids = dict(zip(contexts, self.texts(contexts), strict=True))
+        whole_ids = dict(zip(wholes, self.texts(wholes), strict=True))
+        bare_ids = dict(zip(bare, self.texts(bare, special=False), strict=True))
+        out = []
+        for context, continuation in moved:
+            if context:
+                ids, start = whole_ids[context + continuation], len(context_ids[context])
+                start = min(start, len(ids) - 1)
+            else:
+                ids, start = bare_ids[continuation], 0
+                if ids and ids[0] == self.prefix and len(ids) > 1:
+                    start = 1
+            if not ids:
+                raise UserError(f"the tokenizer turns {continuation[:40]!r} into no tokens: it cannot score this benchmark")
+            if start < 1:
+                if self.prefix is None:
+                    raise UserError("an empty context needs a BOS or EOS token, and the tokenizer has neither: add one to its config")
+                ids, start = [self.prefix, *ids], 1
+            out.append((ids, start))
+        return out
+
+
+def move_space(context: str, continuation: str) -> tuple[str, str]:
+    bare = context.rstrip()
+    return bare, context[len(bare) :] + continuation
+
+
+def encode(items: ItemSet, encoder: Encoder, *, pmi: bool = False) -> Encoded:
+    """Encodes every choice of every item; equal (tokens, targets) become one sequence."""
+    pairs: dict[tuple[str, str], int] = {}
+    pair_C, uncond_C = [], []
+    for item in items.items:
+        for context, continuation in zip(item.contexts, item.continuations, strict=True):
+            pair_C.append(pairs.setdefault((context, continuation), len(pairs)))
+            if pmi:
+                uncond_C.append(pairs.setdefault(("", continuation), len(pairs)))
+    encoded = encoder.pairs(list(pairs))
+    longest = encoder.window + 1
+    distinct: dict[tuple[bytes, int], int] = {}
+    tokens: list[np.ndarray] = []
+    starts: list[int] = []
+    sequence_P, length_P, truncated_P = [], [], []
+    for ids, start in encoded:
+        cut = max(0, len(ids) - longest)
+        array = np.asarray(ids[cut:], dtype=np.int32)
+        first = max(1, start - cut)
+        key = (array.tobytes(), first)
+        if key not in distinct:
+            distinct[key] = len(tokens)
+            tokens.append(array)
+            starts.append(first)
+        sequence_P.append(distinct[key])
+        length_P.append(len(ids) - start)
+        truncated_P.append(cut > 0)
+    sequences = Sequences(
+        token_S=np.concatenate(tokens) if tokens else np.zeros(0, np.int32),
+        offset=np.concatenate([[0], np.cumsum([len(t) for t in tokens])]).astype(np.int64),
+        start=np.asarray(starts, dtype=np.int32),
+    )
+    per_item = np.asarray([len(item.choices) for item in items.items], dtype=np.int64)
+    offset = np.concatenate([[0], np.cumsum(per_item)]).astype(np.int64)
+    pair = np.asarray(pair_C, dtype=np.int64)
+    cut_C = np.asarray(truncated_P, dtype=bool)[pair]
+    choices = [choice for item in items.items for choice in item.choices]
+    return Encoded(
+        sequences=sequences,
+        sequence_C=np.asarray(sequence_P, dtype=np.int32)[pair],
+        uncond_C=np.asarray(sequence_P, dtype=np.int32)[np.asarray(uncond_C)] if pmi else None,
+        choice_offset=offset,
+        tokens_C=np.asarray(length_P, dtype=np.int32)[pair],
+        chars_C=np.asarray([len(c) for c in choices], dtype=np.int32),
+        bytes_C=np.asarray([len(c.encode("utf-8", "surrogatepass")) for c in choices], dtype=np.int32),
+        item=[item.id for item in items.items],
+        gold=np.asarray([item.gold for item in items.items], dtype=np.int16),
+        truncated=int(np.logical_or.reduceat(cut_C, offset[:-1]).sum()) if len(per_item) else 0,
+    )
+
+
+def window_of(config: Any, tokenizer: Any, default: int = 2048) -> int:
+    """Tokens the model takes at once: its config's limit, else the tokenizer's, else `default`."""
+    inner = getattr(config, "text_config", None) or config
+    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+        value = getattr(inner, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    limit = getattr(tokenizer, "model_max_length", None)
+    return int(limit) if isinstance(limit, int) and 0 < limit < 10**9 else default
+

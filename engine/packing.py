@@ -1,0 +1,184 @@
+"""Sequences -> packed batches: every distinct prefix is computed once, and nothing is padded but attention's keys.
+
+The sequences of a benchmark are sorted, so that neighbours share their longest prefixes, and laid out as one token trie in
+depth-first order: of each sequence only the tokens behind the prefix it shares with its neighbour are new. A token sees its
+ancestors, at positions counted along its own path. So the choices of an item share its context, items share a paragraph, and
+one-token choices cost nothing at all.
+
+Attention needs no per-item mask: the flat order is cut into query blocks of BLOCK tokens, wherever items begin or end. Because
+depth-first subtrees are intervals, whatever a block's tokens see is the ancestors of the block's first token, then the block
+itself; who sees what follows from each token's subtree end. Blocks with similar numbers of ancestors run as one batch.
+
+A prefix shared by all sequences of a benchmark (few-shot examples) is a batch of its own whose keys and values are kept.
+
+Dims: N tokens of a batch, B blocks of a bucket, Q tokens of a block, K keys of a block, R scored rows, T targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from evalengine.encoding import Sequences
+
+BLOCK = 64  # query tokens of one attention block
+SHARED_PREFIX = 96  # tokens all sequences must share for the prefix to be kept apart
+FOREVER = np.iinfo(np.int64).max
+
+
+class Bucket(NamedTuple):
+    """Attention blocks that run together. Key index j < prefix is in the kept prefix, j >= prefix is token j - prefix."""
+
+    block_B: np.ndarray  # int64: which blocks of the batch
+    key_BK: np.ndarray  # int64: indices of keys; where nothing is visible, 0
+    visible_BQK: np.ndarray  # bool
+
+
+class Batch(NamedTuple):
+    token_N: np.ndarray  # int64; N is a multiple of the block size
+    position_N: np.ndarray  # int64: number of ancestors
+    prefix: int  # tokens of the kept prefix that every token here sees; 0 if there is none
+    is_prefix: bool  # this batch is that prefix: keep its keys and values
+    block: int
+    buckets: list[Bucket]
+    row_R: np.ndarray  # int64: tokens whose next token is scored
+    target_row_T: np.ndarray  # int64, indices into row_R
+    target_token_T: np.ndarray  # int64
+    target_sequence_T: np.ndarray  # int64, which sequence the target counts for
+    tokens: int  # tokens without alignment
+
+
+def pack(sequences: Sequences, batch_tokens: int, block: int = BLOCK) -> Iterator[Batch]:
+    """Yields the batches that score all sequences, about `batch_tokens` tokens each (a longer sequence stays whole)."""
+    if not len(sequences):
+        return
+    order = lexicographic(sequences)
+    first, last = sequences.tokens(order[0]), sequences.tokens(order[-1])
+    prefix = min(common(first, last), int(sequences.start.min()) - 1)
+    if prefix < SHARED_PREFIX:
+        prefix = 0
+    else:
+        yield prefix_batch(first[:prefix], block)
+        block = max(block, min(256, block * (1 + prefix // 256)))
+    shared = np.array([common(sequences.tokens(a)[:-1], sequences.tokens(b)[:-1]) for a, b in zip(order, order[1:], strict=False)])
+    lengths = np.diff(sequences.offset)[order] - 1
+    for start, stop in cut(lengths, np.concatenate([[0], shared]), prefix, batch_tokens):
+        yield build(sequences, order[start:stop], shared[start : stop - 1], prefix, block)
+
+
+def lexicographic(sequences: Sequences) -> list[int]:
+    """Indices of the sequences in the order of their tokens; big-endian bytes compare as the tokens do."""
+    keys = [sequences.tokens(s).astype(">u4").tobytes() for s in range(len(sequences))]
+    return sorted(range(len(sequences)), key=keys.__getitem__)
+
+
+def common(a: np.ndarray, b: np.ndarray) -> int:
+    """Length of the longest common prefix."""
+    n = min(len(a), len(b))
+    different = a[:n] != b[:n]
+    at = int(different.argmax()) if n else 0
+    return at if n and different[at] else n
+
+
+def cut(length_S: np.ndarray, shared_S: np.ndarray, prefix: int, batch_tokens: int) -> Iterator[tuple[int, int]]:
+    """Ranges of sequences for each batch; in the last quarter of a batch, cuts where the least is shared."""
+    start, n = 0, len(length_S)
+    while start < n:
+        new = length_S[start:] - shared_S[start:]
+        new[0] = length_S[start] - prefix
+        filled = np.cumsum(new)
+        stop = int(np.searchsorted(filled, batch_tokens, side="right"))
+        stop = max(stop, 1)
+        if start + stop < n:
+            soft = max(1, int(np.searchsorted(filled, 0.75 * batch_tokens)))
+            if soft < stop:
+                window = shared_S[start + soft : start + stop + 1]
+                stop = soft + int(len(window) - 1 - window[::-1].argmin())
+        yield start, start + stop
+        start += stop
+
+
+def prefix_batch(token_P: np.ndarray, block: int) -> Batch:
+    one = Sequences(np.append(token_P, 0).astype(np.int32), np.array([0, len(token_P) + 1]), np.array([len(token_P)]))
+    batch = build(one, [0], np.zeros(0, np.int64), 0, block)
+    none = np.zeros(0, dtype=np.int64)
+    return batch._replace(is_prefix=True, row_R=none, target_row_T=none, target_token_T=none, target_sequence_T=none)
+
+
+def build(sequences: Sequences, order: list[int], shared: np.ndarray, prefix: int, block: int) -> Batch:
+    """Lays the sequences `order` out as one trie. `shared[i]` tokens of sequence i + 1 are those of sequence i."""
+    longest = max(int(sequences.offset[s + 1] - sequences.offset[s]) for s in order)
+    path = np.zeros(longest, dtype=np.int64)  # flat index (prefix first) of the token at each depth of the current path
+    path[:prefix] = np.arange(prefix)
+    tokens, positions = [], []
+    rows, target_tokens, target_sequences = [], [], []
+    ancestors: list[np.ndarray] = []
+    end = np.full(prefix + sum(int(sequences.offset[s + 1] - sequences.offset[s]) for s in order) + block, FOREVER, dtype=np.int64)
+    at, depth = prefix, prefix
+    for i, s in enumerate(order):
+        ids = sequences.tokens(s)
+        fed, start = len(ids) - 1, int(sequences.start[s])
+        keep = max(prefix, int(shared[i - 1])) if i else prefix
+        end[path[keep:depth]] = at
+        new = fed - keep
+        path[keep:fed] = np.arange(at, at + new)
+        tokens.append(ids[keep:fed])
+        positions.append(np.arange(keep, fed))
+        next_block = prefix + len(ancestors) * block
+        while next_block < at + new:
+            ancestors.append(path[: keep + next_block - at].copy())
+            next_block += block
+        rows.append(path[start - 1 : fed].copy())
+        target_tokens.append(ids[start:])
+        target_sequences.append(np.full(len(ids) - start, s, dtype=np.int64))
+        at, depth = at + new, fed
+    end[path[prefix:depth]] = at
+    n = at - prefix
+    padding = -n % block
+    end[at : at + padding] = np.arange(at + 1, at + padding + 1)  # a padding token sees itself alone
+    row_T = np.concatenate(rows) - prefix
+    row_R, target_row_T = np.unique(row_T, return_inverse=True)
+    return Batch(
+        token_N=np.concatenate([*tokens, np.zeros(padding, np.int32)]).astype(np.int64),
+        position_N=np.concatenate([*positions, np.zeros(padding, np.int64)]),
+        prefix=prefix,
+        is_prefix=False,
+        block=block,
+        buckets=list(buckets(ancestors, end, prefix, block)),
+        row_R=row_R,
+        target_row_T=target_row_T,
+        target_token_T=np.concatenate(target_tokens).astype(np.int64),
+        target_sequence_T=np.concatenate(target_sequences),
+        tokens=n,
+    )
+
+
+def buckets(ancestors: list[np.ndarray], end: np.ndarray, prefix: int, block: int) -> Iterator[Bucket]:
+    """Groups blocks so that padding a bucket's keys to its longest stays below about a third."""
+    count = np.array([len(a) for a in ancestors])
+    order = np.argsort(-count, kind="stable")
+    start = 0
+    while start < len(order):
+        longest = int(count[order[start]])
+        floor = 0.7 * (longest + block) - block
+        stop = start + int((count[order[start:]] >= floor).sum())
+        members = np.sort(order[start:stop])
+        yield bucket(members, [ancestors[b] for b in members], end, prefix, block, longest)
+        start = stop
+
+
+def bucket(members: np.ndarray, ancestors: list[np.ndarray], end: np.ndarray, prefix: int, block: int, longest: int) -> Bucket:
+    first_B = prefix + members * block
+    query_BQ = first_B[:, None] + np.arange(block)
+    key_BK = np.zeros((len(members), longest + block), dtype=np.int64)
+    real_BK = np.zeros_like(key_BK, dtype=bool)
+    for b, above in enumerate(ancestors):
+        key_BK[b, : len(above)] = above
+        real_BK[b, : len(above)] = True
+    key_BK[:, longest:] = query_BQ
+    real_BK[:, longest:] = True
+    end_BK = np.where(real_BK, end[key_BK], 0)
+    visible = (key_BK[:, None, :] <= query_BQ[:, :, None]) & (query_BQ[:, :, None] < end_BK[:, None, :])
+    return Bucket(members, key_BK, visible)
