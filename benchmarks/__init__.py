@@ -4,8 +4,8 @@
     for benchmark in resolve("science"):
         items = load_items(benchmark, data=Path("bench/")).items
 
-`definition` says what a benchmark is; `commonsense`, `science`, `nli` and `semantic` hold the twenty; `load` reads rows;
-`custom` reads users' YAML files; `world` writes the synthetic world of the demonstration.
+`definition` says what a benchmark is; `commonsense`, `science`, `nli` and `semantic` hold the twenty; `load`
+reads rows; `custom` reads users' YAML files; `world` writes the synthetic world of the demonstration.
 """
 
 from evalengine.benchmarks.catalogue import BENCHMARKS, CATEGORIES, resolve

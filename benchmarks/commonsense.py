@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import string
+from functools import partial
 
 from evalengine.benchmarks.definition import Benchmark, Rendered, Row, shared
 
-CATEGORY = "Commonsense"
+_define = partial(Benchmark, "Commonsense")
 
 
 def clean_wikihow(text: str) -> str:
@@ -80,25 +81,11 @@ def boolq(row: Row) -> Rendered:
 
 
 BENCHMARKS = (
-    Benchmark("hellaswag", CATEGORY, "acc_norm", "1", "4", "Rowan/hellaswag", None, "validation", hellaswag),
-    Benchmark("piqa", CATEGORY, "acc_norm", "1", "2", "baber/piqa", None, "validation", piqa),
-    Benchmark(
-        "winogrande",
-        CATEGORY,
-        "acc",
-        "1",
-        "2",
-        "allenai/winogrande",
-        "winogrande_xl",
-        "validation",
-        winogrande,
-    ),
-    Benchmark("copa", CATEGORY, "acc", "1", "2", "aps/super_glue", "copa", "validation", copa, copa_lm_eval),
-    Benchmark(
-        "siqa", CATEGORY, "acc", "1", "3", "lighteval/siqa", None, "validation", siqa, aliases=("social_iqa",)
-    ),
-    Benchmark(
-        "commonsense_qa", CATEGORY, "acc", "1", "5", "tau/commonsense_qa", None, "validation", commonsense_qa
-    ),
-    Benchmark("boolq", CATEGORY, "acc", "1", "2", "aps/super_glue", "boolq", "validation", boolq),
+    _define("hellaswag", "acc_norm", "1", "4", "Rowan/hellaswag", None, "validation", hellaswag),
+    _define("piqa", "acc_norm", "1", "2", "baber/piqa", None, "validation", piqa),
+    _define("winogrande", "acc", "1", "2", "allenai/winogrande", "winogrande_xl", "validation", winogrande),
+    _define("copa", "acc", "1", "2", "aps/super_glue", "copa", "validation", copa, copa_lm_eval),
+    _define("siqa", "acc", "1", "3", "lighteval/siqa", None, "validation", siqa, aliases=("social_iqa",)),
+    _define("commonsense_qa", "acc", "1", "5", "tau/commonsense_qa", None, "validation", commonsense_qa),
+    _define("boolq", "acc", "1", "2", "aps/super_glue", "boolq", "validation", boolq),
 )

@@ -1,8 +1,8 @@
 """What a benchmark is: fields of a raw row -> context(s), choices, gold.
 
-A benchmark is data plus one small pure function, so that the twenty definitions read as a table. `Row` gives that
-function typed access to a record: a missing or ill-typed field raises a UserError that names file, line and field.
-Cost: a few microseconds an item; nothing heavy is imported.
+A benchmark is data plus one small pure function, so that the twenty definitions read as a table. `Row` gives
+that function typed access to a record: a missing or ill-typed field raises a UserError that names file, line
+and field. Cost: a few microseconds an item; nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Row:
         return value
 
     def index(self, field: str, count: int, *, first: int = 0, names: Sequence[str] = ()) -> int:
-        """The gold choice among `count`: a number counted from `first`, a boolean, digits, or one of `names`."""
+        """The gold choice among `count`: a number from `first` on, a boolean, digits, or one of `names`."""
         value = self.get(field)
         number: int | None = None
         if isinstance(value, int):  # a boolean is 0 or 1
@@ -128,7 +128,7 @@ class Row:
 
 
 def _kind(value: object) -> str:
-    names = {
+    kinds = {
         bool: "a boolean",
         int: "a number",
         float: "a number",
@@ -136,7 +136,9 @@ def _kind(value: object) -> str:
         list: "a list",
         dict: "an object",
     }
-    return f"{names.get(type(value), type(value).__name__)} ({value!r:.40})"
+    shown = repr(value)
+    shown = shown if len(shown) <= 40 else shown[:37] + "..."
+    return f"{kinds.get(type(value), type(value).__name__)} ({shown})"
 
 
 Render = Callable[[Row], Rendered]
@@ -146,8 +148,8 @@ Render = Callable[[Row], Rendered]
 class Benchmark:
     """A multiple-choice benchmark. `render` maps a row to contexts, choices and gold."""
 
-    name: str
     category: str
+    name: str
     default_score: Score
     version: str  # moves whenever `render` would give other text
     choices: str  # how many, for tables: "2", "3 to 5"

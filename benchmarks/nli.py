@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from evalengine.benchmarks.definition import Benchmark, Rendered, Row, shared
 
-CATEGORY = "NLI"
+_define = partial(Benchmark, "NLI")
 
 
 def mnli(row: Row) -> Rendered:
@@ -35,8 +37,8 @@ def cb(row: Row) -> Rendered:
 
 
 BENCHMARKS = (
-    Benchmark("mnli", CATEGORY, "acc", "1", "3", "nyu-mll/glue", "mnli", "validation_matched", mnli),
-    Benchmark("qnli", CATEGORY, "acc", "1", "2", "nyu-mll/glue", "qnli", "validation", qnli),
-    Benchmark("rte", CATEGORY, "acc", "1", "2", "nyu-mll/glue", "rte", "validation", rte),
-    Benchmark("cb", CATEGORY, "acc", "1", "3", "aps/super_glue", "cb", "validation", cb),
+    _define("mnli", "acc", "1", "3", "nyu-mll/glue", "mnli", "validation_matched", mnli),
+    _define("qnli", "acc", "1", "2", "nyu-mll/glue", "qnli", "validation", qnli),
+    _define("rte", "acc", "1", "2", "nyu-mll/glue", "rte", "validation", rte),
+    _define("cb", "acc", "1", "3", "aps/super_glue", "cb", "validation", cb),
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from evalengine.benchmarks.definition import Benchmark, Rendered, Row, shared
 
-CATEGORY = "Science"
+_define = partial(Benchmark, "Science")
 
 
 def _answer_key(row: Row, context: str) -> Rendered:
@@ -30,10 +32,8 @@ def sciq(row: Row) -> Rendered:
 
 
 BENCHMARKS = (
-    Benchmark("arc_easy", CATEGORY, "acc_norm", "1", "3 to 5", "allenai/ai2_arc", "ARC-Easy", "test", arc),
-    Benchmark(
-        "arc_challenge", CATEGORY, "acc_norm", "1", "3 to 5", "allenai/ai2_arc", "ARC-Challenge", "test", arc
-    ),
-    Benchmark("sciq", CATEGORY, "acc_norm", "1", "4", "allenai/sciq", None, "test", sciq),
-    Benchmark("openbookqa", CATEGORY, "acc_norm", "1", "4", "allenai/openbookqa", "main", "test", openbookqa),
+    _define("arc_easy", "acc_norm", "1", "3 to 5", "allenai/ai2_arc", "ARC-Easy", "test", arc),
+    _define("arc_challenge", "acc_norm", "1", "3 to 5", "allenai/ai2_arc", "ARC-Challenge", "test", arc),
+    _define("sciq", "acc_norm", "1", "4", "allenai/sciq", None, "test", sciq),
+    _define("openbookqa", "acc_norm", "1", "4", "allenai/openbookqa", "main", "test", openbookqa),
 )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 from evalengine.benchmarks.definition import Benchmark, Rendered, Row, shared
 
-CATEGORY = "Semantic"
+_define = partial(Benchmark, "Semantic")
 NO_YES = ("no", "yes")
 TRUTH = ("false", "true")
 
@@ -50,8 +51,8 @@ def wsc(row: Row) -> Rendered:
     after = passage[len(before) + len(pronoun) + 1 :]
     marked = detokenise(f"{before} *{pronoun}*{after}")
     context = (
-        f'Passage: {marked}\nQuestion: In the passage above, does the pronoun "*{pronoun}*" refer to "*{noun}*"?\n'
-        "Answer:"
+        f"Passage: {marked}\n"
+        f'Question: In the passage above, does the pronoun "*{pronoun}*" refer to "*{noun}*"?\nAnswer:'
     )
     return shared(context, NO_YES, row.index("label", 2, names=TRUTH))
 
@@ -69,20 +70,9 @@ def multirc_lm_eval(row: Row) -> Rendered:
 
 
 BENCHMARKS = (
-    Benchmark("qqp", CATEGORY, "acc", "1", "2", "nyu-mll/glue", "qqp", "validation", qqp),
-    Benchmark("mrpc", CATEGORY, "acc", "1", "2", "nyu-mll/glue", "mrpc", "validation", mrpc),
-    Benchmark("wic", CATEGORY, "acc", "1", "2", "aps/super_glue", "wic", "validation", wic),
-    Benchmark("wsc", CATEGORY, "acc", "1", "2", "aps/super_glue", "wsc.fixed", "validation", wsc),
-    Benchmark(
-        "multirc",
-        CATEGORY,
-        "acc",
-        "1",
-        "2",
-        "aps/super_glue",
-        "multirc",
-        "validation",
-        multirc,
-        multirc_lm_eval,
-    ),
+    _define("qqp", "acc", "1", "2", "nyu-mll/glue", "qqp", "validation", qqp),
+    _define("mrpc", "acc", "1", "2", "nyu-mll/glue", "mrpc", "validation", mrpc),
+    _define("wic", "acc", "1", "2", "aps/super_glue", "wic", "validation", wic),
+    _define("wsc", "acc", "1", "2", "aps/super_glue", "wsc.fixed", "validation", wsc),
+    _define("multirc", "acc", "1", "2", "aps/super_glue", "multirc", "validation", multirc, multirc_lm_eval),
 )
