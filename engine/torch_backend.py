@@ -1,0 +1,468 @@
+"""Scoring in PyTorch: any Hugging Face causal LM, one forward over a packed token trie, the head on scored rows alone.
+
+The model runs as it is, through the attention interface of transformers: its linear layers see one flat row of N tokens
+without padding, and `TreeAttention` gives each token its own ancestors (packing.py). Whether a model really computes the same
+that way is not taken on trust: on loading an architecture a small tree is compared with plain forwards. A model that fails
+(recurrent, ALiBi, no attention interface) runs one padded sequence per choice instead, and says so.
+
+Cost: 2 x parameters FLOPs for each distinct token, 2 x D x V for each scored row; memory beyond weights: N x widest
+activation, and a few MB for the head.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from evalengine import packing, weights
+from evalengine.checkpoints import Checkpoint, weight_files
+from evalengine.encoding import Sequences
+from evalengine.errors import UserError
+from evalengine.kernels import target_logprobs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+HEAD_ROWS = 1024  # scored rows gathered before the head runs: the LM head's weights are read once for all of them
+PLAIN_LOGITS = 64 << 20  # logits held at once where a model insists on its own head
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class SequenceScores(NamedTuple):
+    """Per sequence: summed log-likelihood of its targets in nats (float64), and whether each was the argmax."""
+
+    loglik: np.ndarray
+    greedy: np.ndarray
+
+
+class Head(NamedTuple):
+    """The output layer: logits = softcap * tanh(scale * (h @ weight.T + bias) / softcap)."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    scale: float | None
+    softcap: float | None
+
+
+class DeviceBatch(NamedTuple):
+    """A packed batch on the device, masks ready for attention."""
+
+    batch: packing.Batch
+    token_1N: Tensor
+    position_1N: Tensor
+    buckets: list[tuple[Tensor | None, Tensor, Tensor, Tensor]]  # blocks (None: all, in order), keys, mask, key positions
+
+
+class TreeAttention:
+    """Attention over a packed batch, registered with transformers under `name`. Holds the batch that is running."""
+
+    name = "evalengine_tree"
+
+    def __init__(self) -> None:
+        self.running: DeviceBatch | None = None
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values of the kept prefix
+        self._windowed: dict[int, list[Tensor]] = {}
+
+    def start(self, batch: DeviceBatch) -> None:
+        self.running = batch
+        self._windowed.clear()
+        if not batch.batch.prefix:
+            self.kept.clear()
+
+    def masks(self, window: int | None) -> list[Tensor]:
+        assert self.running is not None
+        if window is None or int(self.running.position_1N.max()) < window:
+            return [mask for _, _, mask, _ in self.running.buckets]
+        if window not in self._windowed:
+            position_N, block = self.running.position_1N[0], self.running.batch.block
+            narrowed = []
+            for blocks, _, mask_B1QK, key_position_BK in self.running.buckets:
+                query_BQ = position_N.view(-1, block)
+                query_BQ = query_BQ if blocks is None else query_BQ[blocks]
+                far = query_BQ[:, None, :, None] - key_position_BK[:, None, None, :] >= window
+                narrowed.append(mask_B1QK.masked_fill(far, float("-inf")))
+            self._windowed[window] = narrowed
+        return self._windowed[window]
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: Tensor,  # (1, H, N, d)
+        key: Tensor,  # (1, Hkv, N, d)
+        value: Tensor,  # (1, Hkv, N, dv)
+        attention_mask: Tensor | None = None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        unknown = [k for k in ("position_bias", "s_aux", "alibi") if kwargs.get(k) is not None]
+        if unknown or self.running is None:
+            raise NotImplementedError(f"attention with {unknown}")
+        batch = self.running.batch
+        layer = int(getattr(module, "layer_idx", -1))
+        key_NHd, value_NHd = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        if batch.is_prefix:
+            self.kept[layer] = (key_NHd[: batch.tokens].clone(), value_NHd[: batch.tokens].clone())
+        elif batch.prefix:
+            kept_key, kept_value = self.kept[layer]
+            key_NHd, value_NHd = torch.cat([kept_key, key_NHd]), torch.cat([kept_value, value_NHd])
+        query_BQHd = query[0].transpose(0, 1).unflatten(0, (-1, batch.block))
+        out_BQHd = query.new_empty(*query_BQHd.shape[:3], value.shape[-1])
+        grouped = query.shape[1] != key.shape[1]
+        for (blocks, key_BK, _, _), mask in zip(self.running.buckets, self.masks(sliding_window), strict=True):
+            q = (query_BQHd if blocks is None else query_BQHd[blocks]).transpose(1, 2)
+            shape = (*key_BK.shape, key.shape[1], -1)
+            k = key_NHd.index_select(0, key_BK.view(-1)).view(shape).transpose(1, 2)
+            v = value_NHd.index_select(0, key_BK.view(-1)).view(shape).transpose(1, 2)
+            if softcap is None:
+                o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=grouped)
+            else:
+                o = capped_attention(q, k, v, mask, scaling, softcap)
+            if blocks is None:
+                out_BQHd = o.transpose(1, 2)
+            else:
+                out_BQHd.index_copy_(0, blocks, o.transpose(1, 2))
+        return out_BQHd.flatten(0, 1).unsqueeze(0), None
+
+
+def capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None, softcap: float) -> Tensor:
+    """softmax(softcap * tanh(q k / softcap) + mask) v: Gemma 2's attention, which no fused CPU kernel has."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    scores = q @ k.transpose(2, 3) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
+    scores = softcap * torch.tanh(scores / softcap) + mask
+    return F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype) @ v
+
+
+class TorchBackend:
+    """Scores sequences with one checkpoint at a time; `load` swaps the next one's weights into the same module."""
+
+    name = "torch"
+
+    def __init__(
+        self,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        batch_tokens: int | None = None,
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = dtype or ("float32" if self.device.type == "cpu" else "bfloat16")
+        self.batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 32768)
+        self.allow_pickle, self.trust_remote_code = allow_pickle, trust_remote_code
+        self.attention = TreeAttention()
+        self.model: PreTrainedModel | None = None
+        self.head: Head | None = None
+        self.notes: list[str] = []  # what the user should know about how the loaded model runs
+        self._architecture = ""
+        self._tree = True
+        self._packed: dict[int, tuple[Sequences, list[DeviceBatch]]] = {}
+
+    # --- loading
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Loads a checkpoint, in place if the module of the previous one fits. Raises UserError."""
+        files = weight_files(checkpoint.path, self.allow_pickle)
+        safe = all(file.suffix == ".safetensors" for file in files)
+        stored = weights.headers(files) if safe else None
+        architecture = architecture_of(checkpoint.path)
+        if self.model is None or architecture != self._architecture:
+            self.model = self.head = None
+            self._packed.clear()
+            self.model = self._build(checkpoint)
+            self._architecture = architecture
+            fresh = True
+        else:
+            fresh = False
+        misfit = weights.fits(self.model, stored) if stored is not None else "pickled weights"
+        if misfit is None:
+            assert stored is not None
+            weights.fill(self.model, stored)
+        else:
+            self.model = None
+            self.model = self._from_pretrained(checkpoint, misfit)
+            fresh = True
+        name = weights.non_finite(self.model)
+        if name is not None:
+            raise UserError(f"{checkpoint.name} has NaN or infinite weights ({name}): it is not scored; check its training")
+        if fresh:
+            self._probe(checkpoint)
+
+    def _config(self, checkpoint: Checkpoint) -> Any:
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=self.trust_remote_code)
+        except Exception as error:
+            raise unreadable(checkpoint, error) from None
+
+    def _build(self, checkpoint: Checkpoint) -> PreTrainedModel:
+        """The architecture with uninitialised weights: nothing is read and nothing random is drawn."""
+        from transformers import AttentionInterface, AutoModelForCausalLM
+        from transformers.initialization import no_init_weights
+
+        AttentionInterface.register(TreeAttention.name, self.attention)
+        config = self._config(checkpoint)
+        try:
+            with no_init_weights():
+                model = AutoModelForCausalLM.from_config(
+                    config, dtype=DTYPES[self.dtype], trust_remote_code=self.trust_remote_code
+                )
+        except Exception as error:
+            raise unreadable(checkpoint, error) from None
+        model.requires_grad_(False)
+        return model.to(self.device).eval()
+
+    def _from_pretrained(self, checkpoint: Checkpoint, misfit: str) -> PreTrainedModel:
+        """transformers' own loader, which knows renamed and fused tensors."""
+        from transformers import AutoModelForCausalLM
+
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                checkpoint.path,
+                dtype=DTYPES[self.dtype],
+                trust_remote_code=self.trust_remote_code,
+                use_safetensors=None if self.allow_pickle else True,
+                output_loading_info=True,
+            )
+        except Exception as error:
+            raise unreadable(checkpoint, error) from None
+        lacking = sorted(info.get("missing_keys") or ()) or sorted(map(str, info.get("mismatched_keys") or ()))
+        if lacking:
+            raise UserError(f"{checkpoint.name} does not hold the model its config.json describes ({misfit}): copy it again")
+        model.requires_grad_(False)
+        return model.to(self.device).eval()
+
+    # --- is the fast way the same way?
+
+    def _probe(self, checkpoint: Checkpoint) -> None:
+        """Compares packed with plain scoring on a tiny tree, and the head with the model's own logits."""
+        assert self.model is not None
+        self.notes = []
+        self._packed.clear()
+        vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
+        ids = np.random.default_rng(0).integers(0, vocabulary, size=24).astype(np.int32)
+        lists = [ids[:12], np.concatenate([ids[:8], ids[12:18]]), ids[18:24]]
+        sequences = Sequences(
+            np.concatenate(lists), np.concatenate([[0], np.cumsum([len(t) for t in lists])]), np.array([7, 8, 3], np.int32)
+        )
+        self._tree, self.head = False, None
+        try:
+            truth = self._score(sequences, self._plain(sequences, own_head=True), None)
+        except Exception as error:
+            raise UserError(f"{checkpoint.name} cannot run here: {first_line(error)}") from None
+        tolerance = 2e-3 if self.dtype == "float32" else 0.25
+        for head in head_candidates(self.model):
+            if self._agrees(truth, lambda: self._plain(sequences), sequences, head, tolerance):
+                self.head = head
+                break
+        else:
+            self.notes.append("its output layer is its own: logits are made for whole sequences (slower)")
+            return
+        reason = None
+        previous = self.model.config._attn_implementation
+        try:
+            self.model.set_attn_implementation(TreeAttention.name)
+            if self._agrees(truth, lambda: self._tree_rows(self._device(sequences)), sequences, self.head, tolerance):
+                self._tree = True
+            else:
+                reason = "its scores differ when sequences share a prefix"
+        except Exception as error:
+            reason = first_line(error)
+        if not self._tree:
+            self.model.set_attn_implementation(previous)
+            self.notes.append(f"runs one sequence per choice, because {reason}")
+
+    def _agrees(
+        self, truth: SequenceScores, rows: Callable[[], Iterator[Rows]], sequences: Sequences, head: Head, tolerance: float
+    ) -> bool:
+        scores = self._score(sequences, rows(), head)
+        return bool(np.allclose(scores.loglik, truth.loglik, atol=tolerance, rtol=tolerance))
+
+    # --- scoring
+
+    def score(self, sequences: Sequences, progress: Callable[[int], None] | None = None) -> SequenceScores:
+        """Scores every sequence. `progress` is called with the number of tokens that each forward covered."""
+        if self._tree:
+            return self._score(sequences, self._tree_rows(self._device(sequences), progress), self.head)
+        return self._score(sequences, self._plain(sequences, own_head=self.head is None, progress=progress), self.head)
+
+    def _device(self, sequences: Sequences) -> list[DeviceBatch]:
+        """The packed batches of these sequences, kept for the next checkpoint."""
+        kept = self._packed.get(id(sequences.token_S))
+        if kept is None:
+            dtype = DTYPES[self.dtype]
+            packed = packing.pack(sequences, self.batch_tokens, packing.BLOCK if self.device.type == "cpu" else 128)
+            kept = (sequences, [on_device(batch, self.device, dtype) for batch in packed])
+            self._packed[id(sequences.token_S)] = kept
+        return kept[1]
+
+    @torch.inference_mode()
+    def _tree_rows(self, batches: list[DeviceBatch], progress: Callable[[int], None] | None = None) -> Iterator[Rows]:
+        assert self.model is not None
+        for on in batches:
+            self.attention.start(on)
+            hidden = self.model.base_model(input_ids=on.token_1N, position_ids=on.position_1N, use_cache=False)[0][0]
+            batch = on.batch
+            if not batch.is_prefix:
+                h_RD = hidden[torch.from_numpy(batch.row_R).to(self.device)]
+                yield Rows(h_RD, batch.target_row_T, batch.target_token_T, batch.target_sequence_T)
+            if progress:
+                progress(batch.tokens)
+
+    @torch.inference_mode()
+    def _plain(
+        self, sequences: Sequences, own_head: bool = False, progress: Callable[[int], None] | None = None
+    ) -> Iterator[Rows]:
+        """One padded row per sequence; rows are hidden states or, with `own_head`, the model's own logits."""
+        assert self.model is not None
+        lengths = np.diff(sequences.offset) - 1
+        order = np.argsort(-lengths, kind="stable")
+        vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
+        at = 0
+        while at < len(order):
+            longest = int(lengths[order[at]])
+            size = max(1, self.batch_tokens // longest)
+            if own_head:
+                size = max(1, min(size, PLAIN_LOGITS // (4 * longest * vocabulary)))
+            members = order[at : at + size]
+            token_BT = torch.zeros(len(members), longest, dtype=torch.long)
+            there_BT = torch.zeros(len(members), longest, dtype=torch.long)
+            for b, s in enumerate(members):
+                token_BT[b, : lengths[s]] = torch.from_numpy(sequences.tokens(s)[:-1].astype(np.int64))
+                there_BT[b, : lengths[s]] = 1
+            forward = self.model if own_head else self.model.base_model
+            mask = {} if bool(there_BT.all()) else {"attention_mask": there_BT.to(self.device)}
+            out = forward(input_ids=token_BT.to(self.device), use_cache=False, **mask)
+            states_BTD = out.logits if own_head else out[0]
+            rows, targets, owners = [], [], []
+            for b, s in enumerate(members):
+                ids, start = sequences.tokens(s), int(sequences.start[s])
+                rows.append(b * longest + np.arange(start - 1, len(ids) - 1))
+                targets.append(ids[start:].astype(np.int64))
+                owners.append(np.full(len(ids) - start, s, dtype=np.int64))
+            row_T = np.concatenate(rows)
+            states = states_BTD.flatten(0, 1)[torch.from_numpy(row_T).to(self.device)]
+            yield Rows(states, np.arange(len(row_T)), np.concatenate(targets), np.concatenate(owners))
+            if progress:
+                progress(int(lengths[members].sum()))
+            at += size
+
+    @torch.inference_mode()
+    def _score(self, sequences: Sequences, rows: Iterator[Rows], head: Head | None) -> SequenceScores:
+        """Runs the head over rows as they come, HEAD_ROWS at a time, and sums the targets of each sequence."""
+        loglik = np.zeros(len(sequences), dtype=np.float64)
+        greedy = np.ones(len(sequences), dtype=bool)
+        waiting: list[Rows] = []
+
+        def flush() -> None:
+            if not waiting:
+                return
+            base = np.cumsum([0] + [len(r.state_RD) for r in waiting])
+            state = torch.cat([r.state_RD for r in waiting]) if len(waiting) > 1 else waiting[0].state_RD
+            row_T = np.concatenate([r.row_T + b for r, b in zip(waiting, base, strict=False)])
+            token_T = np.concatenate([r.token_T for r in waiting])
+            owner_T = np.concatenate([r.sequence_T for r in waiting])
+            logprob_T, greedy_T = self._targets(state, row_T, token_T, head)
+            np.add.at(loglik, owner_T, logprob_T.astype(np.float64))
+            greedy[owner_T[~greedy_T]] = False
+            waiting.clear()
+
+        for chunk in rows:
+            waiting.append(chunk)
+            if sum(len(r.state_RD) for r in waiting) >= HEAD_ROWS or head is None:
+                flush()
+        flush()
+        return SequenceScores(loglik, greedy)
+
+    def _targets(self, state: Tensor, row_T: np.ndarray, token_T: np.ndarray, head: Head | None) -> tuple[np.ndarray, np.ndarray]:
+        row, token = torch.from_numpy(row_T).to(self.device), torch.from_numpy(token_T).to(self.device)
+        if head is None:
+            from evalengine.kernels import logits_logprobs
+
+            out = logits_logprobs(state, row, token)
+        else:
+            out = target_logprobs(
+                state, head.weight_VD, row, token, bias_V=head.bias_V, softcap=head.softcap, scale=head.scale
+            )
+        return out.logprob_T.cpu().numpy(), out.greedy_T.cpu().numpy()
+
+
+class Rows(NamedTuple):
+    """Scored rows of one forward: hidden states (or logits), and the (row, token, sequence) of each target."""
+
+    state_RD: Tensor
+    row_T: np.ndarray
+    token_T: np.ndarray
+    sequence_T: np.ndarray
+
+
+def on_device(batch: packing.Batch, device: torch.device, dtype: torch.dtype) -> DeviceBatch:
+    position_K = np.concatenate([np.arange(batch.prefix), batch.position_N])
+    blocks_in_all = len(batch.token_N) // batch.block
+    buckets = []
+    for bucket in batch.buckets:
+        mask = torch.zeros(bucket.visible_BQK.shape, dtype=dtype)
+        mask.masked_fill_(torch.from_numpy(~bucket.visible_BQK), float("-inf"))
+        whole = len(bucket.block_B) == blocks_in_all
+        buckets.append(
+            (
+                None if whole else torch.from_numpy(bucket.block_B).to(device),
+                torch.from_numpy(bucket.key_BK).to(device),
+                mask.unsqueeze(1).to(device),
+                torch.from_numpy(position_K[bucket.key_BK]).to(device),
+            )
+        )
+    token = torch.from_numpy(batch.token_N).unsqueeze(0).to(device)
+    position = torch.from_numpy(batch.position_N).unsqueeze(0).to(device)
+    return DeviceBatch(batch._replace(buckets=[]), token, position, buckets)
+
+
+def head_candidates(model: PreTrainedModel) -> Iterator[Head]:
+    """Heads this model may have, by the names that configurations use for scales and soft-caps."""
+    layer = model.get_output_embeddings()
+    weight = getattr(layer, "weight", None)
+    if weight is None or weight.dim() != 2:
+        return
+    config = getattr(model.config, "text_config", None) or model.config
+    softcap = getattr(config, "final_logit_softcapping", None)
+    scales: list[float | None] = [None]
+    if getattr(config, "logit_scale", None):
+        scales.append(float(config.logit_scale))
+    if getattr(config, "logits_scaling", None):
+        scales.append(1.0 / float(config.logits_scaling))
+    for scale in reversed(scales):
+        yield Head(weight, getattr(layer, "bias", None), scale, softcap)
+
+
+def architecture_of(path: Path) -> str:
+    """What two checkpoints must share to share a module: the configuration without its names and versions."""
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    for key in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
+        config.pop(key, None)
+    return json.dumps(config, sort_keys=True)
+
+
+def unreadable(checkpoint: Checkpoint, error: Exception) -> UserError:
+    text = str(error)
+    if "trust_remote_code" in text:
+        return UserError(
+            f"{checkpoint.name} needs code that comes with it, which is not run: read that code, then allow it with --trust-remote-code"
+        )
+    return UserError(f"{checkpoint.name} cannot be loaded: {first_line(error)}")
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]
