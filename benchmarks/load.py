@@ -7,6 +7,7 @@ item's id never depends on the sample. Cost: about 20 us an item, reading includ
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -107,6 +108,39 @@ def data_file(benchmark: Benchmark, data: Path | None, *, train: bool = False) -
     if len(found) > 1:
         raise UserError(f"{found[0]} and {found[1].name} both claim to be {benchmark.name}: keep one of them")
     return found[0] if found else benchmark.train_file if train else benchmark.file
+
+
+def benchmarks_in(data: Path, benchmarks: Iterable[Benchmark]) -> list[Benchmark]:
+    """Those of `benchmarks` that folder `data` holds a file of."""
+    return [benchmark for benchmark in benchmarks if data_file(benchmark, data) is not None]
+
+
+class FileCheck(NamedTuple):
+    """What `check_files` found in one file: how many items, or what is wrong with the first bad one."""
+
+    benchmark: str
+    path: Path
+    items: int
+    problem: str | None
+
+
+def check_files(benchmarks: Iterable[Benchmark], data: Path) -> list[FileCheck]:
+    """Reads and renders every evaluation and train file of `benchmarks` in folder `data`."""
+    checks = []
+    for benchmark, train in itertools.product(benchmarks, (False, True)):
+        path: Path | None = data
+        items, problem = 0, None
+        try:
+            path = data_file(benchmark, data, train=train)
+            if path is None:
+                continue
+            for row in read_rows(benchmark, data, train=train):
+                make_item(row, benchmark.render, "")
+                items += 1
+        except UserError as error:
+            problem = str(error)
+        checks.append(FileCheck(benchmark.name, path or data, items, problem))
+    return checks
 
 
 def read_rows(benchmark: Benchmark, data: Path | None, *, train: bool = False) -> list[Row]:
@@ -238,8 +272,3 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return value
-
-
-def benchmarks_in(data: Path, benchmarks: Iterable[Benchmark]) -> list[Benchmark]:
-    """Those of `benchmarks` that folder `data` holds a file of."""
-    return [benchmark for benchmark in benchmarks if data_file(benchmark, data) is not None]

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder EVALENGINE_DATA (bench/, corpora/, results/): third-party data that no repository may hold."""
+    """The folder EVALENGINE_DATA (bench/, corpora/, results/): third-party, in no repository."""
     folder = os.environ.get("EVALENGINE_DATA")
     if not folder or not (Path(folder) / "bench").is_dir():
         pytest.skip(

@@ -1,9 +1,9 @@
 """The reference, run for real: lm-evaluation-harness 0.4.13's own task definitions on local files.
 
 Its tasks call `datasets.load_dataset`; here that call is answered from a folder of `<benchmark>.jsonl` and
-`<benchmark>_train.jsonl` files, looked up by the hub path and configuration the task itself asks for. Nothing of
-the reference is replaced but where its rows come from, so that what its tasks render and how they judge is the
-oracle of the tests and the baseline of the speed comparisons. `tasks` costs about a second plus 10 ms a task.
+`<benchmark>_train.jsonl` files, looked up by the hub path and configuration the task itself asks for. Nothing
+of the reference is replaced but where its rows come from, so that what its tasks render and how they judge is
+the oracle of the tests and the baseline of the speed comparisons. Cost: about a millisecond an item.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 
 class Source(NamedTuple):
-    """Where the reference finds a benchmark: its task, the folder of the definition, the hub path and config."""
+    """Where the reference finds a benchmark: its task, its folder, the hub path and config."""
 
     task: str
     folder: str

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from evalengine import __version__
 from evalengine.errors import UserError
 
-COMMANDS: tuple[str, ...] = ()
+COMMANDS: tuple[str, ...] = ("benchmarks",)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,0 +1,185 @@
+"""A user's own multiple-choice benchmark from a short YAML file.
+
+    name: capitals
+    category: Geography
+    context: "Question: What is the capital of {country}?\\nAnswer:"
+    choices: options              # a field that holds a list; or a list of templates: ["{a}", "{b}"]
+    gold: answer                  # a field
+    gold_is: index                # index (from 0, the default), number (from 1), letter, text
+    file: capitals.jsonl          # beside this file; or hub: {path: owner/name, config: main, split: test}
+    default_score: acc_norm       # acc (the default) or acc_norm
+
+A template replaces `{field}` by a field of the row and knows nothing else: no attribute, no index, no code.
+Literal braces are doubled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from evalengine.benchmarks.catalogue import nearest
+from evalengine.benchmarks.definition import Benchmark, Rendered, Row, Score, shared
+from evalengine.errors import UserError
+
+REQUIRED = ("name", "context", "choices", "gold")
+OPTIONAL = ("category", "gold_is", "default_score", "file", "train_file", "hub", "id")
+GOLD_IS = ("index", "number", "letter", "text")
+HUB = ("path", "config", "split")
+_PIECE = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}|[{}]")
+
+
+class Template(NamedTuple):
+    """Text with `{field}` places."""
+
+    text: str
+
+    def fill(self, row: Row) -> str:
+        def replace(match: re.Match[str]) -> str:
+            field = match.group(1)
+            return match.group()[0] if field is None else _printed(row, field)
+
+        return _PIECE.sub(replace, self.text)
+
+
+class Definition(NamedTuple):
+    """The part of a file that renders a row."""
+
+    context: Template
+    choices: str | tuple[Template, ...]
+    gold: str
+    gold_is: str
+
+    def __call__(self, row: Row) -> Rendered:
+        if isinstance(self.choices, str):
+            choices = row.texts(self.choices)
+        else:
+            choices = tuple(template.fill(row) for template in self.choices)
+        return shared(self.context.fill(row), choices, self._gold(row, choices))
+
+    def _gold(self, row: Row, choices: tuple[str, ...]) -> int:
+        if self.gold_is == "letter":
+            return row.position(self.gold, string.ascii_uppercase[: len(choices)])
+        if self.gold_is == "text":
+            return row.position(self.gold, [choice.strip() for choice in choices])
+        return row.index(self.gold, len(choices), first=1 if self.gold_is == "number" else 0)
+
+
+def read_benchmark(path: Path) -> Benchmark:
+    """The benchmark that a YAML file defines; UserError naming the key that is wrong."""
+    spec = _read_mapping(path)
+    for key in spec:
+        if key not in REQUIRED + OPTIONAL:
+            raise UserError(f"{path}: no key '{key}'{nearest(str(key), REQUIRED + OPTIONAL)}")
+    for key in REQUIRED:
+        if key not in spec:
+            raise UserError(f"{path}: the key '{key}' is missing; add it")
+    name = _text(path, spec, "name")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UserError(f"{path}: the name '{name}' names a file too: use letters, digits, '_', '-' and '.'")
+    score = _one_of(path, spec, "default_score", get_args(Score))
+    choices, count = _choices(path, spec)
+    definition = Definition(
+        _template(path, "context", _text(path, spec, "context")),
+        choices,
+        _text(path, spec, "gold"),
+        _one_of(path, spec, "gold_is", GOLD_IS),
+    )
+    hub = _hub(path, spec)
+    return Benchmark(
+        name=name,
+        category=_text(path, spec, "category", "Custom"),
+        default_score="acc_norm" if score == "acc_norm" else "acc",
+        version="yaml-" + hashlib.blake2b(repr(definition).encode(), digest_size=4).hexdigest(),
+        choices=count,
+        hub_path=hub.get("path"),
+        hub_config=hub.get("config"),
+        hub_split=hub.get("split") or "test",
+        render=definition,
+        file=_file(path, spec, "file"),
+        train_file=_file(path, spec, "train_file"),
+        id_field=_text(path, spec, "id") if "id" in spec else None,
+    )
+
+
+def _read_mapping(path: Path) -> Mapping[Any, Any]:
+    import yaml
+
+    try:
+        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no benchmark file {path}: give the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{path}: not valid YAML ({why}); mend it") from None
+    if not isinstance(spec, dict):
+        raise UserError(f"{path}: expected keys and values such as 'name: capitals'")
+    return spec
+
+
+def _text(path: Path, spec: Mapping[Any, Any], key: str, default: str | None = None) -> str:
+    value = spec.get(key, default)
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{path}: '{key}' must be text, not {value!r}")
+    return value
+
+
+def _one_of(path: Path, spec: Mapping[Any, Any], key: str, allowed: tuple[str, ...]) -> str:
+    value = _text(path, spec, key, allowed[0])
+    if value not in allowed:
+        raise UserError(f"{path}: no {key} '{value}'{nearest(value, allowed)}")
+    return value
+
+
+def _template(path: Path, key: str, text: str) -> Template:
+    for match in _PIECE.finditer(text):
+        if match.group() in "{}":
+            at = repr(text[match.start() : match.start() + 20])
+            hint = "write {{ or }} for a literal one"
+            raise UserError(f"{path}: '{key}' has a brace that is no {{field}} at {at}; {hint}")
+    return Template(text)
+
+
+def _choices(path: Path, spec: Mapping[Any, Any]) -> tuple[str | tuple[Template, ...], str]:
+    """The choices and how many there are, for tables."""
+    value = spec["choices"]
+    if isinstance(value, str) and value and "{" not in value:
+        return value, "any"
+    if isinstance(value, list) and len(value) >= 2 and all(isinstance(text, str) for text in value):
+        return tuple(_template(path, "choices", text) for text in value), str(len(value))
+    raise UserError(
+        f"{path}: 'choices' must be a field that holds a list, or a list of two or more templates"
+    )
+
+
+def _hub(path: Path, spec: Mapping[Any, Any]) -> Mapping[str, str]:
+    if "hub" not in spec:
+        return {}
+    hub = spec["hub"]
+    if not isinstance(hub, dict) or "path" not in hub or not set(hub) <= set(HUB):
+        raise UserError(f"{path}: 'hub' must be {{path: owner/name}}, with config and split if need be")
+    if "file" in spec:
+        raise UserError(f"{path}: 'file' and 'hub' both say where the items are; keep one")
+    return {key: _text(path, hub, key) for key in hub}
+
+
+def _file(path: Path, spec: Mapping[Any, Any], key: str) -> Path | None:
+    if key not in spec:
+        return None
+    file = path.parent / _text(path, spec, key)
+    if file.suffix not in (".jsonl", ".parquet"):
+        raise UserError(f"{path}: '{key}' must be a .jsonl or .parquet file, not {file.name}")
+    if not file.is_file():
+        raise UserError(f"{path}: no file {file}: '{key}' is looked for beside the YAML file")
+    return file
+
+
+def _printed(row: Row, field: str) -> str:
+    value = row.fields.get(field)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    return row.text(field)

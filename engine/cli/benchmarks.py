@@ -1,0 +1,160 @@
+"""`evalengine benchmarks`: the list, one rendered item, or a check of data files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from evalengine.benchmarks import Benchmark
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "benchmarks",
+        help="list the benchmarks, show a rendered item, check data files",
+        description="Without an action, lists the benchmarks.",
+    )
+    _common(parser, names=False)
+    parser.set_defaults(run=run, action="list", names="all")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    show = actions.add_parser("show", help="print one item as it is scored, continuations marked")
+    show.add_argument("name", metavar="NAME", help="a benchmark")
+    show.add_argument("--item", type=int, default=0, metavar="N", help="which item, from 0 (default 0)")
+    show.add_argument(
+        "--fewshot", type=int, default=0, metavar="K", help="solved train items before the item"
+    )
+    show.add_argument("--seed", type=int, default=0, help="of the few-shot examples (default 0)")
+    show.add_argument("--variant", choices=["lm_eval"], help="render as lm-evaluation-harness does")
+    _common(show)
+    check = actions.add_parser("check", help="validate data files and name the first bad line of each")
+    check.add_argument("--benchmarks", dest="names", default="all", help="names or categories (default all)")
+    _common(check)
+    check.set_defaults(action="check")
+
+
+def _common(parser: argparse.ArgumentParser, *, names: bool = True) -> None:
+    keep = argparse.SUPPRESS if names else None  # an action's own options must not reset those before it
+    if names:
+        parser.add_argument(
+            "--data", type=Path, metavar="DIR", help="folder of <benchmark>.jsonl or .parquet files"
+        )
+    parser.add_argument(
+        "--custom",
+        type=Path,
+        action="append",
+        default=keep,
+        metavar="FILE",
+        help="a benchmark of your own (YAML)",
+    )
+    parser.add_argument("--json", action="store_true", default=keep or False, help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    from evalengine.console import set_json
+
+    set_json(args.json)
+    actions = {"show": _show, "check": _check}
+    return actions.get(args.action or "list", _list)(args)
+
+
+def _list(args: argparse.Namespace) -> int:
+    from evalengine.benchmarks import resolve
+    from evalengine.console import emit_json, table
+
+    benchmarks = resolve("all", args.custom or ())
+    if args.json:
+        emit_json(
+            {
+                b.name: {
+                    "category": b.category,
+                    "default_score": b.default_score,
+                    "choices": b.choices,
+                    "hub": [b.hub_path, b.hub_config, b.hub_split] if b.hub_path else None,
+                    "version": b.version,
+                }
+                for b in benchmarks
+            }
+        )
+        return 0
+    rows = [(b.name, b.category, b.default_score, b.choices, _source(b), b.version) for b in benchmarks]
+    columns = ["benchmark", "category", "default score", "choices", "hub path / config / split", "version"]
+    table(f"{len(rows)} benchmarks", columns, rows, left=5)
+    return 0
+
+
+def _source(benchmark: Benchmark) -> str:
+    if benchmark.hub_path is None:
+        return str(benchmark.file or "a folder given with --data")
+    return " / ".join(
+        part for part in (benchmark.hub_path, benchmark.hub_config, benchmark.hub_split) if part
+    )
+
+
+def _show(args: argparse.Namespace) -> int:
+    from evalengine.benchmarks import load_items, resolve
+    from evalengine.console import console, emit_json, say
+    from evalengine.errors import UserError
+
+    found = resolve(args.name, args.custom or ())
+    if len(found) != 1:
+        raise UserError(f"'{args.name}' names {len(found)} benchmarks: show one")
+    loaded = load_items(found[0], args.data, variant=args.variant, seed=args.seed, fewshot=args.fewshot)
+    if not 0 <= args.item < len(loaded.items):
+        raise UserError(
+            f"{args.name} has items 0 to {len(loaded.items) - 1}, not {args.item}: choose one of them"
+        )
+    item = loaded.items[args.item]
+    if args.json:
+        emit_json({"benchmark": loaded.benchmark, "variant": loaded.variant, **item._asdict()})
+        return 0
+    from rich.text import Text
+
+    variant = loaded.variant or "default"
+    say(
+        f"{loaded.benchmark} ({loaded.category}), item {args.item} of {len(loaded.items):,}, id {item.id}, "
+        f"variant {variant}; what is scored stands between » and «"
+    )
+    one_context = len(set(item.contexts)) == 1
+    out = console()
+    if one_context:
+        out.print(Text("\n" + item.contexts[0]), soft_wrap=True)
+    for index, continuation in enumerate(item.continuations):
+        line = Text(f"\n[{index}] " + ("" if one_context else item.contexts[index]))
+        line.append("»").append(continuation, style="bold reverse").append("«")
+        line.append("   <- gold" if index == item.gold else "", style="green")
+        out.print(line, soft_wrap=True)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from evalengine.benchmarks import resolve
+    from evalengine.benchmarks.load import check_files
+    from evalengine.console import emit_json, say, table
+    from evalengine.errors import UserError
+
+    if args.data is None or not args.data.is_dir():
+        raise UserError(
+            "say which folder to check: --data DIR"
+            if args.data is None
+            else f"there is no folder {args.data}: give --data DIR"
+        )
+    benchmarks = resolve(args.names, args.custom or ())
+    checks = check_files(benchmarks, args.data)
+    bad = [check for check in checks if check.problem]
+    present = {check.benchmark for check in checks}
+    absent = [benchmark.name for benchmark in benchmarks if benchmark.name not in present]
+    if args.json:
+        emit_json({"files": [check._asdict() for check in checks], "absent": absent})
+    elif checks:
+        rows = [(c.benchmark, c.path.name, "bad" if c.problem else "ok", f"{c.items:,}") for c in checks]
+        table(f"{args.data}", ["benchmark", "file", "state", "items"], rows, left=3)
+        if absent:
+            say(f"no file of {', '.join(absent)}")
+    for check in bad:
+        print(f"evalengine: {check.problem}", file=sys.stderr)
+    if not checks:
+        raise UserError(f"{args.data} holds no file of a benchmark: name them <benchmark>.jsonl or .parquet")
+    return 1 if bad else 0
