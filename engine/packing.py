@@ -25,28 +25,37 @@ from evalengine.encoding import Sequences
 
 BLOCK = 64  # query tokens of one attention block
 SHARED_PREFIX = 96  # tokens all sequences must share for the prefix to be kept apart
-FOREVER = np.iinfo(np.int64).max
+FOREVER = np.iinfo(np.int32).max
 
 
 class Bucket(NamedTuple):
-    """Attention blocks that run together. Key index j < prefix is in the kept prefix, j >= prefix is token j - prefix."""
+    """Attention blocks that run together. Key index j < prefix is in the kept prefix, j >= prefix is token j - prefix.
 
-    block_B: np.ndarray  # int64: which blocks of the batch
-    key_BK: np.ndarray  # int64: indices of keys; where nothing is visible, 0
-    visible_BQK: np.ndarray  # bool
+    A query sees key k iff key_BK <= query < end_BK. The mask is not stored: made from these two it costs next to nothing,
+    and the plans of all benchmarks stay in memory for the next checkpoint.
+    """
+
+    block_B: np.ndarray  # int32: which blocks of the batch
+    key_BK: np.ndarray  # int32: indices of keys, padded with 0
+    end_BK: np.ndarray  # int32: where the key's subtree ends, 0 for padding
+
+    def visible(self, block: int, prefix: int) -> np.ndarray:
+        """bool (B, Q, K): which keys each query of each block sees."""
+        query_BQ1 = (prefix + self.block_B[:, None] * block + np.arange(block))[:, :, None]
+        return (self.key_BK[:, None, :] <= query_BQ1) & (query_BQ1 < self.end_BK[:, None, :])
 
 
 class Batch(NamedTuple):
-    token_N: np.ndarray  # int64; N is a multiple of the block size
-    position_N: np.ndarray  # int64: number of ancestors
+    token_N: np.ndarray  # int32; N is a multiple of the block size
+    position_N: np.ndarray  # int32: number of ancestors
     prefix: int  # tokens of the kept prefix that every token here sees; 0 if there is none
     is_prefix: bool  # this batch is that prefix: keep its keys and values
     block: int
     buckets: list[Bucket]
-    row_R: np.ndarray  # int64: tokens whose next token is scored
-    target_row_T: np.ndarray  # int64, indices into row_R
-    target_token_T: np.ndarray  # int64
-    target_sequence_T: np.ndarray  # int64, which sequence the target counts for
+    row_R: np.ndarray  # int32: tokens whose next token is scored
+    target_row_T: np.ndarray  # int32, indices into row_R
+    target_token_T: np.ndarray  # int32
+    target_sequence_T: np.ndarray  # int32, which sequence the target counts for
     tokens: int  # tokens without alignment
 
 
@@ -103,7 +112,7 @@ def cut(length_S: np.ndarray, shared_S: np.ndarray, prefix: int, batch_tokens: i
 def prefix_batch(token_P: np.ndarray, block: int) -> Batch:
     one = Sequences(np.append(token_P, 0).astype(np.int32), np.array([0, len(token_P) + 1]), np.array([len(token_P)]))
     batch = build(one, [0], np.zeros(0, np.int64), 0, block)
-    none = np.zeros(0, dtype=np.int64)
+    none = np.zeros(0, dtype=np.int32)
     return batch._replace(is_prefix=True, row_R=none, target_row_T=none, target_token_T=none, target_sequence_T=none)
 
 
@@ -132,7 +141,7 @@ def build(sequences: Sequences, order: list[int], shared: np.ndarray, prefix: in
             next_block += block
         rows.append(path[start - 1 : fed].copy())
         target_tokens.append(ids[start:])
-        target_sequences.append(np.full(len(ids) - start, s, dtype=np.int64))
+        target_sequences.append(np.full(len(ids) - start, s, dtype=np.int32))
         at, depth = at + new, fed
     end[path[prefix:depth]] = at
     n = at - prefix
@@ -141,15 +150,15 @@ def build(sequences: Sequences, order: list[int], shared: np.ndarray, prefix: in
     row_T = np.concatenate(rows) - prefix
     row_R, target_row_T = np.unique(row_T, return_inverse=True)
     return Batch(
-        token_N=np.concatenate([*tokens, np.zeros(padding, np.int32)]).astype(np.int64),
-        position_N=np.concatenate([*positions, np.zeros(padding, np.int64)]),
+        token_N=np.concatenate([*tokens, np.zeros(padding, np.int32)]),
+        position_N=np.concatenate([*positions, np.zeros(padding, np.int64)]).astype(np.int32),
         prefix=prefix,
         is_prefix=False,
         block=block,
         buckets=list(buckets(ancestors, end, prefix, block)),
-        row_R=row_R,
-        target_row_T=target_row_T,
-        target_token_T=np.concatenate(target_tokens).astype(np.int64),
+        row_R=row_R.astype(np.int32),
+        target_row_T=target_row_T.astype(np.int32),
+        target_token_T=np.concatenate(target_tokens),
         target_sequence_T=np.concatenate(target_sequences),
         tokens=n,
     )
@@ -180,5 +189,4 @@ def bucket(members: np.ndarray, ancestors: list[np.ndarray], end: np.ndarray, pr
     key_BK[:, longest:] = query_BQ
     real_BK[:, longest:] = True
     end_BK = np.where(real_BK, end[key_BK], 0)
-    visible = (key_BK[:, None, :] <= query_BQ[:, :, None]) & (query_BQ[:, :, None] < end_BK[:, None, :])
-    return Bucket(members, key_BK, visible)
+    return Bucket(members.astype(np.int32), key_BK.astype(np.int32), end_BK.astype(np.int32))

@@ -167,7 +167,7 @@ class TorchBackend:
         self.notes: list[str] = []  # what the user should know about how the loaded model runs
         self._architecture = ""
         self._tree = True
-        self._packed: dict[int, tuple[Sequences, list[DeviceBatch]]] = {}
+        self._packed: dict[int, tuple[Sequences, list[packing.Batch]]] = {}
 
     # --- loading
 
@@ -274,7 +274,7 @@ class TorchBackend:
         previous = self.model.config._attn_implementation
         try:
             self.model.set_attn_implementation(TreeAttention.name)
-            if self._agrees(truth, lambda: self._tree_rows(self._device(sequences)), sequences, self.head, tolerance):
+            if self._agrees(truth, lambda: self._tree_rows(self._batches(sequences)), sequences, self.head, tolerance):
                 self._tree = True
             else:
                 reason = "its scores differ when sequences share a prefix"
@@ -295,28 +295,27 @@ class TorchBackend:
     def score(self, sequences: Sequences, progress: Callable[[int], None] | None = None) -> SequenceScores:
         """Scores every sequence. `progress` is called with the number of tokens that each forward covered."""
         if self._tree:
-            return self._score(sequences, self._tree_rows(self._device(sequences), progress), self.head)
+            return self._score(sequences, self._tree_rows(self._batches(sequences), progress), self.head)
         return self._score(sequences, self._plain(sequences, own_head=self.head is None, progress=progress), self.head)
 
-    def _device(self, sequences: Sequences) -> list[DeviceBatch]:
+    def _batches(self, sequences: Sequences) -> list[packing.Batch]:
         """The packed batches of these sequences, kept for the next checkpoint."""
         kept = self._packed.get(id(sequences.token_S))
         if kept is None:
-            dtype = DTYPES[self.dtype]
-            packed = packing.pack(sequences, self.batch_tokens, packing.BLOCK if self.device.type == "cpu" else 128)
-            kept = (sequences, [on_device(batch, self.device, dtype) for batch in packed])
+            block = packing.BLOCK if self.device.type == "cpu" else 2 * packing.BLOCK
+            kept = (sequences, list(packing.pack(sequences, self.batch_tokens, block)))
             self._packed[id(sequences.token_S)] = kept
         return kept[1]
 
     @torch.inference_mode()
-    def _tree_rows(self, batches: list[DeviceBatch], progress: Callable[[int], None] | None = None) -> Iterator[Rows]:
+    def _tree_rows(self, batches: list[packing.Batch], progress: Callable[[int], None] | None = None) -> Iterator[Rows]:
         assert self.model is not None
-        for on in batches:
+        for batch in batches:
+            on = on_device(batch, self.device, DTYPES[self.dtype])
             self.attention.start(on)
             hidden = self.model.base_model(input_ids=on.token_1N, position_ids=on.position_1N, use_cache=False)[0][0]
-            batch = on.batch
             if not batch.is_prefix:
-                h_RD = hidden[torch.from_numpy(batch.row_R).to(self.device)]
+                h_RD = hidden[torch.from_numpy(batch.row_R).to(self.device, torch.long)]
                 yield Rows(h_RD, batch.target_row_T, batch.target_token_T, batch.target_sequence_T)
             if progress:
                 progress(batch.tokens)
@@ -350,8 +349,8 @@ class TorchBackend:
             for b, s in enumerate(members):
                 ids, start = sequences.tokens(s), int(sequences.start[s])
                 rows.append(b * longest + np.arange(start - 1, len(ids) - 1))
-                targets.append(ids[start:].astype(np.int64))
-                owners.append(np.full(len(ids) - start, s, dtype=np.int64))
+                targets.append(ids[start:])
+                owners.append(np.full(len(ids) - start, s, dtype=np.int32))
             row_T = np.concatenate(rows)
             states = states_BTD.flatten(0, 1)[torch.from_numpy(row_T).to(self.device)]
             yield Rows(states, np.arange(len(row_T)), np.concatenate(targets), np.concatenate(owners))
@@ -409,24 +408,23 @@ class Rows(NamedTuple):
 
 
 def on_device(batch: packing.Batch, device: torch.device, dtype: torch.dtype) -> DeviceBatch:
-    position_K = np.concatenate([np.arange(batch.prefix), batch.position_N])
-    blocks_in_all = len(batch.token_N) // batch.block
+    """A batch's tensors, with the additive attention masks, which are made anew for each forward."""
+    position_K = torch.from_numpy(np.concatenate([np.arange(batch.prefix), batch.position_N])).to(device)
+    everything = len(batch.token_N) // batch.block
+    offset_Q = torch.arange(batch.block, device=device)
     buckets = []
     for bucket in batch.buckets:
-        mask = torch.zeros(bucket.visible_BQK.shape, dtype=dtype)
-        mask.masked_fill_(torch.from_numpy(~bucket.visible_BQK), float("-inf"))
-        whole = len(bucket.block_B) == blocks_in_all
-        buckets.append(
-            (
-                None if whole else torch.from_numpy(bucket.block_B).to(device),
-                torch.from_numpy(bucket.key_BK).to(device),
-                mask.unsqueeze(1).to(device),
-                torch.from_numpy(position_K[bucket.key_BK]).to(device),
-            )
-        )
-    token = torch.from_numpy(batch.token_N).unsqueeze(0).to(device)
-    position = torch.from_numpy(batch.position_N).unsqueeze(0).to(device)
-    return DeviceBatch(batch._replace(buckets=[]), token, position, buckets)
+        block_B = torch.from_numpy(bucket.block_B).to(device, torch.long)
+        key_BK = torch.from_numpy(bucket.key_BK).to(device, torch.long)
+        end_BK = torch.from_numpy(bucket.end_BK).to(device, torch.long)
+        query_BQ1 = (batch.prefix + block_B[:, None] * batch.block + offset_Q)[:, :, None]
+        hidden_BQK = (key_BK[:, None, :] > query_BQ1) | (query_BQ1 >= end_BK[:, None, :])
+        mask = torch.zeros(hidden_BQK.shape, dtype=dtype, device=device).masked_fill_(hidden_BQK, float("-inf"))
+        whole = len(bucket.block_B) == everything
+        buckets.append((None if whole else block_B, key_BK, mask.unsqueeze(1), position_K[key_BK]))
+    token = torch.from_numpy(batch.token_N).to(device, torch.long).unsqueeze(0)
+    position = torch.from_numpy(batch.position_N).to(device, torch.long).unsqueeze(0)
+    return DeviceBatch(batch, token, position, buckets)
 
 
 def head_candidates(model: PreTrainedModel) -> Iterator[Head]:

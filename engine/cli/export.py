@@ -1,0 +1,45 @@
+"""`evalengine export STORE`: the whole store as one file for DuckDB, polars or pandas."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from evalengine import console
+
+
+def register(subparsers: Any) -> None:
+    p = subparsers.add_parser("export", help="write a score store as one Parquet or Arrow file")
+    p.add_argument("store", nargs="?", type=Path, default=Path("scores"))
+    p.add_argument("--format", choices=["parquet", "arrow"], default="parquet")
+    p.add_argument("--out", type=Path, help="file to write (default: STORE.parquet)")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    console.set_json(args.json)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from evalengine import load
+
+    table = load(args.store)
+    out = args.out or args.store.with_name(f"{args.store.resolve().name}.{args.format}")
+    temporary = out.with_name(out.name + ".tmp")
+    try:
+        if args.format == "parquet":
+            pq.write_table(table, temporary, compression="zstd")
+        else:
+            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if args.json:
+        console.emit_json({"file": str(out), "rows": len(table)})
+    else:
+        console.say(f"{out}: {len(table):,} rows")
+    return 0

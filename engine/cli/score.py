@@ -1,0 +1,109 @@
+"""`evalengine score CHECKPOINT...`: log-likelihoods of every choice of every item, into an Arrow store."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from evalengine import console
+from evalengine.errors import UserError
+
+
+def register(subparsers: Any) -> None:
+    p = subparsers.add_parser(
+        "score",
+        help="score checkpoints on the benchmarks",
+        description="Scores every choice of every item by log-likelihood and writes scores/<checkpoint>/<benchmark>.arrow. "
+        "Run the same command again to go on where a run stopped: what is stored is not scored twice.",
+    )
+    p.add_argument("checkpoints", nargs="+", type=Path, metavar="CKPT", help="Hugging Face causal-LM directories")
+    p.add_argument("--data", type=Path, help="folder of <benchmark>.jsonl or .parquet files (default: the Hugging Face hub)")
+    p.add_argument("--benchmarks", default="all", help="names, a category, or all (default), separated by commas")
+    p.add_argument("--benchmark-file", type=Path, action="append", default=[], metavar="YAML", help="a benchmark of your own")
+    p.add_argument("--variant", choices=["lm_eval"], help="reproduce lm-evaluation-harness's quirks (COPA, MultiRC)")
+    p.add_argument("--out", type=Path, default=Path("scores"), help="the score store (default: scores/)")
+    p.add_argument("--limit", type=int, metavar="N", help="a seeded sample of N items of each benchmark")
+    p.add_argument("--seed", type=int, default=0, help="seed of --limit and --fewshot (default: 0)")
+    p.add_argument("--fewshot", type=int, default=0, metavar="K", help="K solved train items before each item (default: 0)")
+    p.add_argument("--pmi", action="store_true", help="also score each choice without its context (acc_pmi)")
+    p.add_argument("--backend", choices=["torch", "vllm"], default="torch")
+    p.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: float32 on CPU, bfloat16 on GPU")
+    p.add_argument("--batch-tokens", type=int, metavar="N", help="tokens per forward (default: 2048 on CPU, 32768 on GPU)")
+    p.add_argument("--manifest", type=Path, metavar="YAML", help="checkpoint name -> {scale, mixture, stage}")
+    p.add_argument("--allow-pickle", action="store_true", help="also read pickled weights, which can run code")
+    p.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint")
+    p.add_argument("--fresh", action="store_true", help="score again what the store already holds")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    console.set_json(args.json)
+    from evalengine import checkpoints, runner
+    from evalengine.benchmarks import resolve
+
+    if args.batch_tokens is not None and args.batch_tokens < 1:
+        raise UserError("--batch-tokens must be at least 1")
+    found = checkpoints.discover(args.checkpoints, args.manifest)
+    benchmarks = resolve(args.benchmarks, args.benchmark_file)
+    options = runner.Options(
+        data=args.data,
+        variant=args.variant,
+        limit=args.limit,
+        seed=args.seed,
+        fewshot=args.fewshot,
+        pmi=args.pmi,
+        allow_pickle=args.allow_pickle,
+        trust_remote_code=args.trust_remote_code,
+        fresh=args.fresh,
+    )
+    outcomes = runner.score(found, benchmarks, make_backend(args), args.out, options)
+    report = list(runner.summaries(outcomes, args.out))
+    if args.json:
+        console.emit_json({"store": str(args.out), "checkpoints": report})
+    else:
+        show(report, args.out)
+    return 1 if any(o.failure for o in outcomes) else 0
+
+
+def make_backend(args: argparse.Namespace) -> Any:
+    quiet_transformers()
+    if args.backend == "vllm":
+        raise UserError("the vLLM backend is not part of this version: use --backend torch")
+    from evalengine.torch_backend import TorchBackend
+
+    return TorchBackend(
+        device=args.device,
+        dtype=args.dtype,
+        batch_tokens=args.batch_tokens,
+        allow_pickle=args.allow_pickle,
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def quiet_transformers() -> None:
+    """Its warnings speak of loading paths that are not used here; errors still come as exceptions."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def show(report: list[dict[str, Any]], out: Path) -> None:
+    rows = []
+    for r in report:
+        rate = f"{r['items_per_second']:,.0f}" if r["items_per_second"] else ""
+        mean = f"{r['mean_acc']:.3f}" if r["mean_acc"] is not None else ""
+        status = "failed" if r["failure"] else "scored" if r["scored"] else "already there"
+        rows.append((r["checkpoint"], status, r["scored"], r["kept"], f"{r['items']:,}", f"{r['seconds']:.1f}", rate, mean))
+    columns = ("checkpoint", "status", "scored", "kept", "items", "seconds", "items/s", "mean acc")
+    console.table("Scores", columns, rows, left=2)
+    for r in report:
+        for note in dict.fromkeys(r["notes"]):
+            console.say(f"{r['checkpoint']}: {note}")
+    for r in report:
+        if r["failure"]:
+            console.say(f"failed: {r['failure']}")
+    console.say(f"Store: {out}/  (next: evalengine correlate {out})")

@@ -1,0 +1,127 @@
+"""Plans: a benchmark encoded for a tokenizer, made once and shared by every checkpoint that uses it.
+
+Kept in memory for the run, and on disk for the next one, under the hash of everything that decides the tokens: the tokenizer's
+files, the model's window, the benchmark's version, variant and data, and the options. The cache folder is
+EVALENGINE_CACHE, else ~/.cache/evalengine; a damaged or unwritable cache only costs time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evalengine import store
+from evalengine.checkpoints import Checkpoint, tokenizer_hash
+from evalengine.encoding import Encoded, Encoder, Sequences, encode, window_of
+from evalengine.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from evalengine.benchmarks import ItemSet
+
+PLAN_VERSION = "1"
+
+
+class Planner:
+    """Encodes item sets for checkpoints, each once per tokenizer and window."""
+
+    def __init__(self, trust_remote_code: bool = False, pmi: bool = False) -> None:
+        self._trust, self._pmi = trust_remote_code, pmi
+        self._encoders: dict[str, Encoder] = {}
+        self._plans: dict[str, Encoded] = {}
+
+    def plan(self, checkpoint: Checkpoint, items: ItemSet) -> Encoded:
+        """The encoded benchmark. Raises UserError where the tokenizer cannot be loaded."""
+        config = load_config(checkpoint, self._trust)
+        hashed = tokenizer_hash(checkpoint.path)
+        window = window_of(config, None, default=0)
+        parts = (PLAN_VERSION, hashed, window, items.benchmark, items.version, items.variant, items.data_hash, self._pmi)
+        ids = hashlib.sha256("\0".join(item.id for item in items.items).encode()).hexdigest()
+        key = hashlib.sha256("\0".join(map(str, (*parts, ids))).encode()).hexdigest()[:32]
+        if key not in self._plans:
+            cached = read_plan(cache_folder() / f"{key}.arrow", items)
+            if cached is None:
+                encoder = self._encoders.get(f"{hashed}:{window}")
+                if encoder is None:
+                    tokenizer = load_tokenizer(checkpoint, self._trust)
+                    encoder = self._encoders[f"{hashed}:{window}"] = Encoder(tokenizer, window_of(config, tokenizer))
+                cached = encode(items, encoder, pmi=self._pmi)
+                write_plan(cache_folder() / f"{key}.arrow", cached)
+            self._plans[key] = cached
+        return self._plans[key]
+
+
+def load_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise UserError(f"{checkpoint.name}: its config.json cannot be used: {str(error).splitlines()[0][:200]}") from None
+
+
+def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{checkpoint.name}: its tokenizer cannot be loaded: {reason}") from None
+
+
+def cache_folder() -> Path:
+    root = os.environ.get("EVALENGINE_CACHE")
+    return Path(root) if root else Path.home() / ".cache" / "evalengine" / "plans"
+
+
+def write_plan(path: Path, plan: Encoded) -> None:
+    """Two ragged columns of different lengths become one row of lists."""
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {
+        "token_S": plan.sequences.token_S,
+        "offset": plan.sequences.offset,
+        "start": plan.sequences.start,
+        "sequence_C": plan.sequence_C,
+        "uncond_C": plan.uncond_C,
+        "choice_offset": plan.choice_offset,
+        "tokens_C": plan.tokens_C,
+        "chars_C": plan.chars_C,
+        "bytes_C": plan.bytes_C,
+        "gold": plan.gold,
+    }
+    table = pa.table({name: pa.nulls(1) if value is None else list_of(value) for name, value in columns.items()})
+    with contextlib.suppress(OSError):
+        store.write(path, table, {"truncated": str(plan.truncated)})
+
+
+def list_of(values: np.ndarray) -> pa.Array:
+    import pyarrow as pa
+
+    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), pa.array(values))
+
+
+def read_plan(path: Path, items: ItemSet) -> Encoded | None:
+    """A cached plan, None where there is none or it is damaged."""
+    import pyarrow as pa
+
+    try:
+        with pa.OSFile(str(path), "rb") as source:
+            table = pa.ipc.open_file(source).read_all()
+        metadata = table.schema.metadata or {}
+        if metadata[b"rows_hash"].decode() != store.digest(table):
+            return None
+        column = {name: table[name].chunk(0) for name in table.column_names}
+        array = {name: None if c.null_count else c.values.to_numpy() for name, c in column.items()}
+        sequences = Sequences(array.pop("token_S"), array.pop("offset"), array.pop("start"))
+        truncated = int(metadata[b"truncated"])
+        return Encoded(sequences=sequences, item=[item.id for item in items.items], truncated=truncated, **array)
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError, TypeError, IndexError):
+        return None

@@ -1,0 +1,307 @@
+"""The product: checkpoints in, score store out.
+
+    for checkpoint in checkpoints:
+        backend.load(checkpoint)                            # weights swap in place
+        for benchmark in pending(checkpoint):               # what the store does not hold yet
+            scores = backend.score(plan.sequences)          # the plan is made once per tokenizer
+            store.write(checkpoint, benchmark, scores)      # whole or not at all
+
+One bad checkpoint does not stop the others: its reason is kept, shown at the end, and the exit code says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from evalengine import __version__, checkpoints, console, plans, store
+from evalengine.checkpoints import Checkpoint
+from evalengine.encoding import Encoded, Sequences
+from evalengine.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from evalengine.benchmarks import Benchmark, ItemSet
+
+
+class Scores(Protocol):
+    """Per sequence: summed log-likelihood in nats (float64) and whether every target was the argmax."""
+
+    loglik: np.ndarray
+    greedy: np.ndarray
+
+
+class Backend(Protocol):
+    """What runs a model. It sees token ids, never text."""
+
+    name: str
+    dtype: str
+    notes: list[str]
+
+    def load(self, checkpoint: Checkpoint) -> None: ...
+    def score(self, sequences: Sequences, progress: Callable[[int], None] | None = None) -> Scores: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run scores. Two runs with equal options may share a store."""
+
+    data: Path | None = None
+    variant: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    fewshot: int = 0
+    pmi: bool = False
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    fresh: bool = False
+
+    def metadata(self, backend: Backend) -> dict[str, str]:
+        return {
+            "store_version": store.STORE_VERSION,
+            "evalengine_version": __version__,
+            "backend": backend.name,
+            "dtype": backend.dtype,
+            "variant": self.variant or "",
+            "limit": "" if self.limit is None else str(self.limit),
+            "seed": str(self.seed),
+            "fewshot": str(self.fewshot),
+            "pmi": str(self.pmi).lower(),
+        }
+
+
+# An existing file that differs in one of these was asked for differently: refuse to mix. In the others (versions,
+# hashes) it is out of date: score again.
+ASKED = {
+    "backend": "--backend",
+    "dtype": "--dtype",
+    "variant": "--variant",
+    "limit": "--limit",
+    "seed": "--seed",
+    "fewshot": "--fewshot",
+    "pmi": "--pmi",
+}
+
+
+class Outcome(NamedTuple):
+    """One checkpoint after a run. `failure` is None when all of it is scored."""
+
+    checkpoint: Checkpoint
+    scored: int  # benchmarks scored now
+    kept: int  # benchmarks that the store held already
+    items: int  # items scored now
+    seconds: float
+    notes: list[str]
+    failure: str | None
+
+
+class Task(NamedTuple):
+    """One file to make: where, and the metadata it must carry."""
+
+    items: ItemSet
+    default_score: str
+    path: Path
+    metadata: dict[str, str]
+
+
+def score(
+    found: list[Checkpoint],
+    benchmarks: list[Benchmark],
+    backend: Backend,
+    out: Path,
+    options: Options,
+) -> list[Outcome]:
+    """Scores every benchmark of every checkpoint into the store `out`, skipping what it already holds."""
+    from evalengine.benchmarks import load_items
+
+    item_sets = [
+        load_items(b, options.data, variant=options.variant, limit=options.limit, seed=options.seed, fewshot=options.fewshot)
+        for b in benchmarks
+    ]
+    scoring = {b.name: b.default_score for b in benchmarks}
+    planner = plans.Planner(options.trust_remote_code, options.pmi)
+    total = len(found) * sum(len(s.items) for s in item_sets)
+    outcomes = []
+    with store.lock(out), console.progress("scoring", total, "items") as progress, ReadAhead(found, options) as identities:
+        for checkpoint in found:
+            started, notes, done = time.monotonic(), [], []
+            failure = None
+            tasks: list[Task] = []
+            pending: list[Task] = []
+            try:
+                tasks = [task(checkpoint, s, scoring, identities[checkpoint], out, options, backend) for s in item_sets]
+                pending = [t for t in tasks if not is_current(t, options, notes)]
+                progress.update(sum(len(t.items.items) for t in tasks if t not in pending))
+                if pending:
+                    progress.describe(f"{checkpoint.name}: loading")
+                    backend.load(checkpoint)
+                    notes += backend.notes
+                for t in pending:
+                    progress.describe(f"{checkpoint.name}: {t.items.benchmark}")
+                    encoded = planner.plan(checkpoint, t.items)
+                    store.write(t.path, score_table(checkpoint, t, encoded, backend), t.metadata)
+                    progress.update(len(t.items.items))
+                    done.append(t)
+                    if encoded.truncated:
+                        notes.append(f"{t.items.benchmark}: {encoded.truncated} items longer than the window were cut on the left")
+            except UserError as error:
+                failure = str(error)
+                progress.update(sum(len(t.items.items) for t in pending if t not in done))
+            items = sum(len(t.items.items) for t in done)
+            seconds = time.monotonic() - started
+            kept = len(tasks) - len(pending)
+            outcomes.append(Outcome(checkpoint, len(done), kept, items, seconds, notes, failure))
+        store.log_run(out, run_record(outcomes, backend, options))
+    return outcomes
+
+
+class ReadAhead:
+    """Fingerprints of checkpoints, the next one's read in the background while this one scores: its file is then in memory."""
+
+    def __init__(self, found: list[Checkpoint], options: Options) -> None:
+        self._found, self._options = found, options
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._futures: dict[str, Future[str]] = {}
+
+    def __enter__(self) -> ReadAhead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __getitem__(self, checkpoint: Checkpoint) -> str:
+        at = self._found.index(checkpoint)
+        for c in self._found[at : at + 2]:
+            if c.name not in self._futures:
+                self._futures[c.name] = self._pool.submit(checkpoints.fingerprint, c.path, self._options.allow_pickle)
+        return self._futures[checkpoint.name].result()
+
+
+def task(
+    checkpoint: Checkpoint,
+    items: ItemSet,
+    scoring: dict[str, str],
+    fingerprint: str,
+    out: Path,
+    options: Options,
+    backend: Backend,
+) -> Task:
+    metadata = options.metadata(backend) | {
+        "checkpoint": checkpoint.name,
+        "benchmark": items.benchmark,
+        "checkpoint_fingerprint": fingerprint,
+        "tokenizer_hash": checkpoints.tokenizer_hash(checkpoint.path),
+        "benchmark_version": str(items.version),
+        "data_hash": items.data_hash,
+        "data_items": str(items.total),
+        "default_score": scoring[items.benchmark],
+        "identity": "\t".join(v or "" for v in (checkpoint.scale, checkpoint.mixture, checkpoint.stage)),
+    }
+    return Task(items, scoring[items.benchmark], out / checkpoint.name / f"{items.benchmark}.arrow", metadata)
+
+
+def is_current(t: Task, options: Options, notes: list[str]) -> bool:
+    """True if the store's file already holds what this task would write. Raises UserError rather than mix options."""
+    if options.fresh or not t.path.exists():
+        return False
+    stored = store.read_metadata(t.path)
+    if stored is None:
+        notes.append(f"{t.path.name} was damaged and is scored again")
+        return False
+    for key, flag in ASKED.items():
+        if stored.get(key, "") != t.metadata[key]:
+            was, now = stored.get(key) or "none", t.metadata[key] or "none"
+            raise UserError(
+                f"{t.path} was scored with {flag} {was}, not {now}: use the same options, another --out, or --fresh to replace it"
+            )
+    changed = [key for key, value in t.metadata.items() if stored.get(key) != value]
+    if "checkpoint_fingerprint" in changed:
+        notes.append(f"{t.items.benchmark}: the weights have changed since it was scored; scored again")
+    elif "data_hash" in changed:
+        notes.append(f"{t.items.benchmark}: the data has changed since it was scored; scored again")
+    return not changed
+
+
+def score_table(checkpoint: Checkpoint, t: Task, encoded: Encoded, backend: Backend) -> pa.Table:
+    """One forward pass over the benchmark, as the rows of the store."""
+    import pyarrow as pa
+
+    scores = backend.score(encoded.sequences)
+    loglik_C = scores.loglik[encoded.sequence_C].astype(np.float32)
+    if not np.isfinite(loglik_C).all():
+        raise UserError(f"{checkpoint.name} gives NaN or infinite scores on {t.items.benchmark}: it is not stored; check its weights")
+    n = len(encoded.item)
+
+    def lists(values: np.ndarray) -> pa.Array:
+        return pa.ListArray.from_arrays(pa.array(encoded.choice_offset.astype(np.int32)), pa.array(values))
+
+    def name(value: str | None) -> pa.Array:
+        codes = pa.array(np.zeros(n, np.int32), mask=np.full(n, value is None))
+        return pa.DictionaryArray.from_arrays(codes, pa.array([] if value is None else [value], pa.string()))
+
+    uncond = None if encoded.uncond_C is None else scores.loglik[encoded.uncond_C].astype(np.float32)
+    names = (checkpoint.name, checkpoint.scale, checkpoint.mixture, checkpoint.stage, t.items.benchmark, t.items.category)
+    columns = [
+        *(name(value) for value in names),
+        pa.array(encoded.item, pa.string()),
+        pa.array(encoded.gold),
+        lists(loglik_C),
+        lists(encoded.tokens_C),
+        lists(encoded.chars_C),
+        lists(encoded.bytes_C),
+        lists(scores.greedy[encoded.sequence_C]),
+        pa.nulls(n, pa.list_(pa.float32())) if uncond is None else lists(uncond),
+    ]
+    return pa.table(columns, schema=store.schema())
+
+
+def run_record(outcomes: list[Outcome], backend: Backend, options: Options) -> dict[str, Any]:
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "options": options.metadata(backend),
+        "checkpoints": [
+            {
+                "checkpoint": o.checkpoint.name,
+                "scored": o.scored,
+                "kept": o.kept,
+                "items": o.items,
+                "seconds": round(o.seconds, 3),
+                "notes": o.notes,
+                "failure": o.failure,
+            }
+            for o in outcomes
+        ],
+    }
+
+
+def accuracy(table: pa.Table) -> float:
+    """Share of items whose highest log-likelihood is the gold choice's (first index on ties)."""
+    right = 0
+    for loglik, gold in zip(table["loglik"].to_pylist(), table["gold"].to_pylist(), strict=True):
+        right += loglik.index(max(loglik)) == gold
+    return right / max(len(table), 1)
+
+
+def summaries(outcomes: list[Outcome], out: Path) -> Iterator[dict[str, Any]]:
+    """What the closing table and --json say of each checkpoint."""
+    for o in outcomes:
+        folder = out / o.checkpoint.name
+        scored = {p.stem: accuracy(store.read(p)) for p in sorted(folder.glob("*.arrow"))} if not o.failure else {}
+        yield {
+            "checkpoint": o.checkpoint.name,
+            "scored": o.scored,
+            "kept": o.kept,
+            "items": o.items,
+            "seconds": round(o.seconds, 3),
+            "items_per_second": round(o.items / o.seconds, 1) if o.items else None,
+            "mean_acc": float(np.mean(list(scored.values()))) if scored else None,
+            "notes": o.notes,
+            "failure": o.failure,
+        }
