@@ -1,0 +1,490 @@
+"""The facts of the embedded world: a seeded, invented little encyclopaedia.
+
+Animals, towns and people are invented and their properties drawn by the seed; objects, materials, causes,
+feelings and activities are plain common sense. A `Relation` knows how to state, ask and doubt its facts in several
+ways, so that text, questions and the benchmarks' items come from one grammar. Cost: under a millisecond.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+
+class Relation(NamedTuple):
+    """One kind of fact. `{s}` is the subject, `{v}` the value; the first statement ends with the value."""
+
+    name: str
+    topic: str  # what its subjects are: animal, material, object, person, town
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+    polar: str  # a yes-no question, without its question mark
+    values: tuple[str, ...]
+
+
+class Fact(NamedTuple):
+    subject: str
+    relation: Relation
+    value: str
+
+    def state(self, rng: random.Random, value: str | None = None) -> str:
+        return rng.choice(self.relation.statements).format(s=self.subject, v=value or self.value)
+
+    def ask(self, rng: random.Random) -> str:
+        return rng.choice(self.relation.questions).format(s=self.subject)
+
+    def doubt(self, value: str) -> str:
+        return self.relation.polar.format(s=self.subject, v=value)
+
+    def wrong(self, rng: random.Random) -> str:
+        """Another value of the same kind."""
+        value = rng.choice(self.relation.values)
+        return value if value != self.value else self.wrong(rng)
+
+
+class Role(NamedTuple):
+    """A sentence about two people whose second half is about one of them: `who` is "a" or "b"."""
+
+    start: str
+    reason: str
+    who: str
+
+
+class Event(NamedTuple):
+    """Something that happens to a person, how it feels, and what comes next."""
+
+    deed: str
+    feeling: str
+    wish: str
+
+
+class Activity(NamedTuple):
+    label: str
+    steps: tuple[str, ...]
+
+
+class Sense(NamedTuple):
+    """One sense of an ambiguous word: what it is, and sentences that use it."""
+
+    word: str
+    gloss: str
+    uses: tuple[str, ...]
+
+
+class World(NamedTuple):
+    facts: tuple[Fact, ...]
+    people: tuple[str, ...]
+
+    def about(self, subject: str) -> list[Fact]:
+        return [fact for fact in self.facts if fact.subject == subject]
+
+
+KINDS = {  # what an animal's kind implies
+    "bird": ("feathers", "flying"),
+    "fish": ("scales", "swimming"),
+    "mammal": ("fur", "running"),
+    "insect": ("armor", "crawling"),
+    "reptile": ("plates", "creeping"),
+}
+HOMES = ("forest", "desert", "river", "swamp", "meadow", "mountain")
+FOODS = ("seeds", "grass", "leaves", "worms", "berries", "honey")
+COLORS = ("red", "blue", "green", "yellow", "white", "black")
+JOBS = ("baker", "doctor", "farmer", "teacher", "sailor", "painter")
+LIKES = ("music", "chess", "cheese", "rain", "stories", "roses")
+REGIONS = ("north", "south", "east", "west", "center")
+FAMES = ("bells", "boats", "bread", "bridges", "horses", "markets")
+NAMES = ("Ana", "Cora", "Dina", "Ella", "Gina", "Iris", "Lena", "Mara", "Nora", "Rosa", "Tess", "Vera")
+# object: what it is made of, where it is kept, what it is for
+OBJECTS = {
+    "knife": ("iron", "kitchen", "cut bread"),
+    "pot": ("iron", "kitchen", "cook soup"),
+    "cup": ("clay", "kitchen", "drink tea"),
+    "kettle": ("iron", "kitchen", "boil water"),
+    "rope": ("wool", "garage", "tie a boat"),
+    "hammer": ("iron", "garage", "hit a nail"),
+    "saw": ("iron", "garage", "cut wood"),
+    "wheel": ("rubber", "garage", "move a cart"),
+    "spade": ("iron", "garden", "dig a hole"),
+    "hose": ("rubber", "garden", "water plants"),
+    "bench": ("wood", "garden", "sit outside"),
+    "blanket": ("wool", "bedroom", "stay warm"),
+    "mirror": ("glass", "bedroom", "see your face"),
+    "candle": ("wax", "bedroom", "light a room"),
+    "pencil": ("wood", "school", "write a letter"),
+    "book": ("paper", "school", "read a story"),
+    "ruler": ("wood", "school", "measure a line"),
+    "map": ("paper", "office", "find the way"),
+    "envelope": ("paper", "office", "send a letter"),
+    "window": ("glass", "office", "let in light"),
+}
+MATERIALS = {  # how it feels, what a fire does to it
+    "wood": ("rough", "burns"),
+    "paper": ("thin", "burns"),
+    "wool": ("soft", "burns"),
+    "iron": ("hard", "glows"),
+    "glass": ("smooth", "cracks"),
+    "clay": ("hard", "cracks"),
+    "wax": ("sticky", "melts"),
+    "rubber": ("soft", "melts"),
+}
+CAUSES = (
+    ("the glass fell on the floor", "the glass broke"),
+    ("it rained all day", "the street became wet"),
+    ("the sun came out", "the snow melted"),
+    ("the wind blew hard", "the door closed"),
+    ("the baby was hungry", "the baby cried"),
+    ("the lamp was switched off", "the room became dark"),
+    ("the boy forgot his coat", "the boy felt cold"),
+    ("the girl studied every night", "the girl passed the test"),
+    ("the cook left the oven on", "the bread burned"),
+    ("the battery was empty", "the phone stopped"),
+    ("the plant got no water", "the plant died"),
+    ("the man ran for an hour", "the man was tired"),
+    ("the cat saw a dog", "the cat climbed a tree"),
+    ("the boat had a hole", "the boat sank"),
+    ("the road was full of ice", "the car slipped"),
+    ("the clock stopped", "the family was late"),
+    ("the dog smelled meat", "the dog ran to the kitchen"),
+    ("the child ate too much cake", "the child felt sick"),
+    ("the team scored a goal", "the crowd cheered"),
+    ("the bag was too heavy", "the bag tore"),
+    ("the milk stood in the sun", "the milk turned sour"),
+    ("the teacher told a joke", "the class laughed"),
+    ("the river rose", "the field was flooded"),
+    ("the alarm rang", "the woman woke up"),
+)
+EVENTS = (
+    Event("lost the race", "sad", "train harder"),
+    Event("won a prize", "proud", "show it to friends"),
+    Event("heard a noise at night", "afraid", "lock the door"),
+    Event("got a gift", "happy", "say thank you"),
+    Event("broke a friend's cup", "sorry", "buy a new cup"),
+    Event("waited two hours for the bus", "bored", "walk home"),
+    Event("worked all night", "tired", "go to bed"),
+    Event("was cheated at the market", "angry", "get the money back"),
+    Event("saw a snake on the path", "afraid", "run away"),
+    Event("passed the test", "proud", "tell the family"),
+    Event("met an old friend", "happy", "have dinner together"),
+    Event("lost the keys", "worried", "search the house"),
+    Event("forgot a birthday", "sorry", "send a card"),
+    Event("carried heavy boxes", "tired", "sit down"),
+    Event("was pushed in the queue", "angry", "complain"),
+    Event("heard no news from home", "worried", "make a call"),
+)
+FEELINGS = tuple(dict.fromkeys(event.feeling for event in EVENTS))
+ACTIVITIES = (
+    Activity("Making tea", ("boils the water", "takes a cup", "pours the tea", "drinks the tea")),
+    Activity(
+        "Planting a tree", ("takes a spade", "digs a hole", "puts the tree in the hole", "waters the tree")
+    ),
+    Activity(
+        "Sending a letter", ("takes some paper", "writes a letter", "folds it", "brings it to the post")
+    ),
+    Activity("Washing a car", ("fills a bucket", "wets the car", "rubs it with a sponge", "dries the car")),
+    Activity(
+        "Baking bread", ("mixes flour and water", "kneads the dough", "heats the oven", "bakes the bread")
+    ),
+    Activity("Painting a wall", ("covers the floor", "opens the paint", "dips the brush", "paints the wall")),
+    Activity(
+        "Fishing", ("walks to the lake", "puts a worm on the hook", "throws the line", "catches a fish")
+    ),
+    Activity("Fixing a tire", ("stops the bike", "takes off the wheel", "patches the tire", "pumps it up")),
+    Activity("Going to bed", ("brushes the teeth", "puts on pajamas", "turns off the lamp", "falls asleep")),
+    Activity("Making a fire", ("gathers dry wood", "stacks the wood", "strikes a match", "lights the fire")),
+    Activity(
+        "Playing the piano", ("sits on the stool", "opens the music", "touches the keys", "plays a song")
+    ),
+    Activity(
+        "Building a snowman", ("rolls a big ball", "adds a small ball", "adds a carrot", "names the snowman")
+    ),
+    Activity("Crossing a street", ("stops at the curb", "looks both ways", "waits for cars", "walks across")),
+    Activity(
+        "Sewing a button", ("threads a needle", "holds the button", "pulls the thread", "cuts the thread")
+    ),
+)
+ROLES = tuple(
+    Role(start, reason, who)
+    for start, about_a, about_b in (
+        ("{a} thanked {b} because", "felt grateful", "had helped"),
+        ("{a} gave a gift to {b} because", "liked to share", "had a birthday"),
+        ("{a} asked {b} because", "did not know the answer", "knew the answer"),
+        ("{a} sold a house to {b} because", "needed money", "needed a home"),
+        ("{a} lost to {b} because", "was slower", "was faster"),
+        ("{a} taught {b} because", "was the teacher", "wanted to learn"),
+        ("{a} followed {b} because", "was lost", "knew the way"),
+        ("{a} lent {b} a coat because", "had two coats", "was cold"),
+        ("{a} hid from {b} because", "was afraid", "was angry"),
+        ("{a} visited {b} because", "had free time", "was ill"),
+    )
+    for reason, who in ((about_a, "a"), (about_b, "b"))
+)
+SENSES = tuple(
+    Sense(word, gloss, uses)
+    for word, senses in {
+        "bank": {
+            "a place for money": (
+                "she put money in the bank",
+                "the bank lends money",
+                "the bank opens at nine",
+            ),
+            "the side of a river": (
+                "they sat on the bank of the river",
+                "reeds grow on the bank",
+                "the bank is wet",
+            ),
+        },
+        "bat": {
+            "a stick for a ball game": (
+                "he hit the ball with a bat",
+                "the bat is made of wood",
+                "she swung the bat",
+            ),
+            "an animal of the night": (
+                "a bat flew out of the cave",
+                "the bat sleeps all day",
+                "a bat eats insects",
+            ),
+        },
+        "light": {
+            "not heavy": ("the bag is light", "a light box is easy to lift", "feathers are light"),
+            "what a lamp gives": ("turn on the light", "the light of the lamp is warm", "the light went out"),
+        },
+        "ring": {
+            "a band for a finger": ("she wore a gold ring", "the ring fits her finger", "he lost his ring"),
+            "a sound of a bell": (
+                "we heard the ring of a bell",
+                "the ring woke us",
+                "a loud ring came at noon",
+            ),
+        },
+        "leaf": {
+            "a part of a tree": (
+                "a leaf fell from the tree",
+                "the leaf turned yellow",
+                "a worm ate the leaf",
+            ),
+            "a page": ("he tore a leaf from the book", "each leaf of the book is thin", "a leaf of paper"),
+        },
+        "spring": {
+            "a season": ("flowers open in spring", "spring follows winter", "we sow in spring"),
+            "a coil of metal": (
+                "the spring in the chair broke",
+                "a spring of iron bends",
+                "press the spring down",
+            ),
+        },
+        "match": {
+            "a game": ("our team won the match", "the match ended at nine", "the crowd saw the match"),
+            "a stick for fire": ("she lit a match", "the match burned out", "strike a match to make fire"),
+        },
+        "trunk": {
+            "a part of a tree": (
+                "the trunk of the tree is thick",
+                "he cut the trunk",
+                "moss grows on the trunk",
+            ),
+            "a big box": ("she packed a trunk", "the trunk holds old clothes", "he locked the trunk"),
+        },
+        "wave": {
+            "moving water": ("a wave hit the boat", "the wave was high", "a wave rolled to the shore"),
+            "a sign with the hand": (
+                "she gave a wave",
+                "a wave of the hand said bye",
+                "he answered with a wave",
+            ),
+        },
+        "seal": {
+            "an animal of the sea": ("a seal swam by", "the seal ate a fish", "a seal slept on the ice"),
+            "a mark of wax": ("the letter had a seal", "he broke the seal", "the king's seal was red"),
+        },
+    }.items()
+    for gloss, uses in senses.items()
+)
+
+
+def make_world(seed: int = 0, animals: int = 18, towns: int = 8) -> World:
+    """Draws the world: who exists and what is true of it."""
+    rng = random.Random(f"world {seed}")
+    names = _invented(rng, animals + towns)
+    town_names = tuple(name.capitalize() for name in names[animals:])
+    people = tuple(rng.sample(NAMES, len(NAMES)))
+    relations = {relation.name: relation for relation in _relations(town_names)}
+    facts: list[Fact] = []
+
+    def add(subject: str, **values: str) -> None:
+        facts.extend(Fact(subject, relations[name], value) for name, value in values.items())
+
+    for number, name in enumerate(names[:animals]):
+        kind = tuple(KINDS)[number % len(KINDS)]
+        cover, motion = KINDS[kind]
+        home, food, color = rng.choice(HOMES), rng.choice(FOODS), rng.choice(COLORS)
+        add(f"the {name}", kind=kind, cover=cover, motion=motion, home=home, food=food, color=color)
+    for name in town_names:
+        add(name, region=rng.choice(REGIONS), fame=rng.choice(FAMES))
+    for name in people:
+        add(name, job=rng.choice(JOBS), town=rng.choice(town_names), likes=rng.choice(LIKES))
+    for name, (material, room, use) in OBJECTS.items():
+        add(f"the {name}", material=material, room=room, use=use)
+    for name, (feel, fire) in MATERIALS.items():
+        add(name, feel=feel, fire=fire)
+    return World(tuple(facts), people)
+
+
+def _invented(rng: random.Random, count: int) -> list[str]:
+    """Distinct pronounceable names that are no English words."""
+    names: dict[str, None] = {}
+    while len(names) < count:
+        first = rng.choice("bdfgklmnprtvz") + rng.choice("aeiou") + rng.choice("lmnr")
+        names[
+            first + rng.choice("bdgkpvz") + rng.choice(("ax", "ek", "il", "on", "um", "ath", "osk", "erb"))
+        ] = None
+    return list(names)
+
+
+def _relations(towns: tuple[str, ...]) -> tuple[Relation, ...]:
+    kinds = tuple(KINDS)
+    covers, motions = zip(*KINDS.values(), strict=True)
+    materials, rooms, uses = (tuple(dict.fromkeys(column)) for column in zip(*OBJECTS.values(), strict=True))
+    feels, fires = (tuple(dict.fromkeys(column)) for column in zip(*MATERIALS.values(), strict=True))
+    return (
+        Relation(
+            "kind",
+            "animal",
+            ("{s} is a kind of {v}", "{s} belongs to the {v} family", "{s} is one of the {v} kind"),
+            (
+                "what kind of animal is {s}?",
+                "to which family does {s} belong?",
+                "{s} is what kind of animal?",
+            ),
+            "is {s} a kind of {v}",
+            kinds,
+        ),
+        Relation(
+            "cover",
+            "animal",
+            ("{s} is covered with {v}", "the body of {s} has {v}", "{s} wears {v} on its body"),
+            ("what is {s} covered with?", "what does the body of {s} have?", "what covers {s}?"),
+            "is {s} covered with {v}",
+            covers,
+        ),
+        Relation(
+            "motion",
+            "animal",
+            ("{s} moves by {v}", "{s} gets around by {v}", "{v} is how {s} moves"),
+            ("how does {s} move?", "how does {s} get around?", "in what way does {s} move?"),
+            "does {s} move by {v}",
+            motions,
+        ),
+        Relation(
+            "home",
+            "animal",
+            ("{s} lives in the {v}", "the home of {s} is the {v}", "you can find {s} in the {v}"),
+            ("where does {s} live?", "what is the home of {s}?", "where can you find {s}?"),
+            "does {s} live in the {v}",
+            HOMES,
+        ),
+        Relation(
+            "food",
+            "animal",
+            ("{s} eats {v}", "{s} feeds on {v}", "the food of {s} is {v}"),
+            ("what does {s} eat?", "what does {s} feed on?", "what is the food of {s}?"),
+            "does {s} eat {v}",
+            FOODS,
+        ),
+        Relation(
+            "color",
+            "animal",
+            ("the color of {s} is {v}", "{s} has a {v} body", "{v} is the color of {s}"),
+            ("what color is {s}?", "what is the color of {s}?", "which color does {s} have?"),
+            "is the color of {s} {v}",
+            COLORS,
+        ),
+        Relation(
+            "region",
+            "town",
+            (
+                "{s} is a town in the {v}",
+                "the town of {s} lies in the {v}",
+                "in the {v} there is the town of {s}",
+            ),
+            ("where does {s} lie?", "in which region is {s}?", "in which part is the town of {s}?"),
+            "is {s} a town in the {v}",
+            REGIONS,
+        ),
+        Relation(
+            "fame",
+            "town",
+            ("{s} is famous for its {v}", "people visit {s} for its {v}", "the {v} of {s} are famous"),
+            ("what is {s} famous for?", "why do people visit {s}?", "what is famous in {s}?"),
+            "is {s} famous for its {v}",
+            FAMES,
+        ),
+        Relation(
+            "job",
+            "person",
+            ("{s} works as a {v}", "{s} is a {v}", "the job of {s} is {v}"),
+            ("what does {s} work as?", "what is the job of {s}?", "which job does {s} have?"),
+            "does {s} work as a {v}",
+            JOBS,
+        ),
+        Relation(
+            "town",
+            "person",
+            ("{s} lives in {v}", "the home town of {s} is {v}", "{s} has a house in {v}"),
+            ("where does {s} live?", "what is the home town of {s}?", "where does {s} have a house?"),
+            "does {s} live in {v}",
+            towns,
+        ),
+        Relation(
+            "likes",
+            "person",
+            ("{s} likes {v}", "{s} is fond of {v}", "what {s} loves is {v}"),
+            ("what does {s} like?", "what is {s} fond of?", "what does {s} love?"),
+            "does {s} like {v}",
+            LIKES,
+        ),
+        Relation(
+            "material",
+            "object",
+            ("{s} is made of {v}", "people make {s} from {v}", "the material of {s} is {v}"),
+            ("what is {s} made of?", "what is the material of {s}?", "what do people make {s} from?"),
+            "is {s} made of {v}",
+            materials,
+        ),
+        Relation(
+            "room",
+            "object",
+            ("people keep {s} in the {v}", "the place of {s} is the {v}", "{s} belongs in the {v}"),
+            ("where do people keep {s}?", "where does {s} belong?", "what is the place of {s}?"),
+            "do people keep {s} in the {v}",
+            rooms,
+        ),
+        Relation(
+            "use",
+            "object",
+            ("{s} is used to {v}", "people need {s} to {v}", "with {s} you can {v}"),
+            ("what is {s} used for?", "what do people need {s} for?", "what can you do with {s}?"),
+            "is {s} used to {v}",
+            uses,
+        ),
+        Relation(
+            "feel",
+            "material",
+            ("{s} feels {v}", "to the touch {s} is {v}", "the hand tells that {s} is {v}"),
+            ("how does {s} feel?", "how is {s} to the touch?", "what does {s} feel like?"),
+            "does {s} feel {v}",
+            feels,
+        ),
+        Relation(
+            "fire",
+            "material",
+            ("in a fire {s} {v}", "{s} {v} when it gets hot", "heat a piece of {s} and it {v}"),
+            (
+                "what happens to {s} in a fire?",
+                "what does {s} do when it gets hot?",
+                "what does heat do to {s}?",
+            ),
+            "is it true that in a fire {s} {v}",
+            fires,
+        ),
+    )
