@@ -1,8 +1,8 @@
 """The embedded world: everything `evalengine demo` needs, from a seed and without a network.
 
-An invented little encyclopaedia is told five times, by sources that differ in what they cover and how cleanly,
-and asked about in the forms of all twenty benchmarks. Models trained on different mixtures of the sources
-therefore know different things. It is a demonstration: its accuracies say nothing of any real model or data set.
+An invented little encyclopaedia is told five times, by sources that differ in what they cover and how
+cleanly, and asked about in the forms of all twenty benchmarks. Models trained on different mixtures of the
+sources therefore know different things. It is a demonstration: its accuracies say nothing of any real model.
 Cost: about a second.
 
     write(Path("world"))  ->  world/corpora/{web_a,web_b,web_c,code,curated}.txt

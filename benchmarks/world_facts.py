@@ -1,8 +1,7 @@
 """The facts of the embedded world: a seeded, invented little encyclopaedia.
 
 Animals, towns and people are invented and their properties drawn by the seed; objects, materials, causes,
-feelings and activities are plain common sense. A `Relation` knows how to state, ask and doubt its facts in several
-ways, so that text, questions and the benchmarks' items come from one grammar. Cost: under a millisecond.
+feelings and activities are plain common sense. Cost: under a millisecond.
 """
 
 from __future__ import annotations
@@ -10,36 +9,7 @@ from __future__ import annotations
 import random
 from typing import NamedTuple
 
-
-class Relation(NamedTuple):
-    """One kind of fact. `{s}` is the subject, `{v}` the value; the first statement ends with the value."""
-
-    name: str
-    topic: str  # what its subjects are: animal, material, object, person, town
-    statements: tuple[str, ...]
-    questions: tuple[str, ...]
-    polar: str  # a yes-no question, without its question mark
-    values: tuple[str, ...]
-
-
-class Fact(NamedTuple):
-    subject: str
-    relation: Relation
-    value: str
-
-    def state(self, rng: random.Random, value: str | None = None) -> str:
-        return rng.choice(self.relation.statements).format(s=self.subject, v=value or self.value)
-
-    def ask(self, rng: random.Random) -> str:
-        return rng.choice(self.relation.questions).format(s=self.subject)
-
-    def doubt(self, value: str) -> str:
-        return self.relation.polar.format(s=self.subject, v=value)
-
-    def wrong(self, rng: random.Random) -> str:
-        """Another value of the same kind."""
-        value = rng.choice(self.relation.values)
-        return value if value != self.value else self.wrong(rng)
+from evalengine.benchmarks.world_grammar import Fact, relations
 
 
 class Role(NamedTuple):
@@ -308,11 +278,11 @@ def make_world(seed: int = 0, animals: int = 18, towns: int = 8) -> World:
     names = _invented(rng, animals + towns)
     town_names = tuple(name.capitalize() for name in names[animals:])
     people = tuple(rng.sample(NAMES, len(NAMES)))
-    relations = {relation.name: relation for relation in _relations(town_names)}
+    kinds = relations(_values(town_names))
     facts: list[Fact] = []
 
     def add(subject: str, **values: str) -> None:
-        facts.extend(Fact(subject, relations[name], value) for name, value in values.items())
+        facts.extend(Fact(subject, kinds[name], value) for name, value in values.items())
 
     for number, name in enumerate(names[:animals]):
         kind = tuple(KINDS)[number % len(KINDS)]
@@ -341,150 +311,26 @@ def _invented(rng: random.Random, count: int) -> list[str]:
     return list(names)
 
 
-def _relations(towns: tuple[str, ...]) -> tuple[Relation, ...]:
-    kinds = tuple(KINDS)
+def _values(towns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """What each kind of fact may be."""
     covers, motions = zip(*KINDS.values(), strict=True)
     materials, rooms, uses = (tuple(dict.fromkeys(column)) for column in zip(*OBJECTS.values(), strict=True))
     feels, fires = (tuple(dict.fromkeys(column)) for column in zip(*MATERIALS.values(), strict=True))
-    return (
-        Relation(
-            "kind",
-            "animal",
-            ("{s} is a kind of {v}", "{s} belongs to the {v} family", "{s} is one of the {v} kind"),
-            (
-                "what kind of animal is {s}?",
-                "to which family does {s} belong?",
-                "{s} is what kind of animal?",
-            ),
-            "is {s} a kind of {v}",
-            kinds,
-        ),
-        Relation(
-            "cover",
-            "animal",
-            ("{s} is covered with {v}", "the body of {s} has {v}", "{s} wears {v} on its body"),
-            ("what is {s} covered with?", "what does the body of {s} have?", "what covers {s}?"),
-            "is {s} covered with {v}",
-            covers,
-        ),
-        Relation(
-            "motion",
-            "animal",
-            ("{s} moves by {v}", "{s} gets around by {v}", "{v} is how {s} moves"),
-            ("how does {s} move?", "how does {s} get around?", "in what way does {s} move?"),
-            "does {s} move by {v}",
-            motions,
-        ),
-        Relation(
-            "home",
-            "animal",
-            ("{s} lives in the {v}", "the home of {s} is the {v}", "you can find {s} in the {v}"),
-            ("where does {s} live?", "what is the home of {s}?", "where can you find {s}?"),
-            "does {s} live in the {v}",
-            HOMES,
-        ),
-        Relation(
-            "food",
-            "animal",
-            ("{s} eats {v}", "{s} feeds on {v}", "the food of {s} is {v}"),
-            ("what does {s} eat?", "what does {s} feed on?", "what is the food of {s}?"),
-            "does {s} eat {v}",
-            FOODS,
-        ),
-        Relation(
-            "color",
-            "animal",
-            ("the color of {s} is {v}", "{s} has a {v} body", "{v} is the color of {s}"),
-            ("what color is {s}?", "what is the color of {s}?", "which color does {s} have?"),
-            "is the color of {s} {v}",
-            COLORS,
-        ),
-        Relation(
-            "region",
-            "town",
-            (
-                "{s} is a town in the {v}",
-                "the town of {s} lies in the {v}",
-                "in the {v} there is the town of {s}",
-            ),
-            ("where does {s} lie?", "in which region is {s}?", "in which part is the town of {s}?"),
-            "is {s} a town in the {v}",
-            REGIONS,
-        ),
-        Relation(
-            "fame",
-            "town",
-            ("{s} is famous for its {v}", "people visit {s} for its {v}", "the {v} of {s} are famous"),
-            ("what is {s} famous for?", "why do people visit {s}?", "what is famous in {s}?"),
-            "is {s} famous for its {v}",
-            FAMES,
-        ),
-        Relation(
-            "job",
-            "person",
-            ("{s} works as a {v}", "{s} is a {v}", "the job of {s} is {v}"),
-            ("what does {s} work as?", "what is the job of {s}?", "which job does {s} have?"),
-            "does {s} work as a {v}",
-            JOBS,
-        ),
-        Relation(
-            "town",
-            "person",
-            ("{s} lives in {v}", "the home town of {s} is {v}", "{s} has a house in {v}"),
-            ("where does {s} live?", "what is the home town of {s}?", "where does {s} have a house?"),
-            "does {s} live in {v}",
-            towns,
-        ),
-        Relation(
-            "likes",
-            "person",
-            ("{s} likes {v}", "{s} is fond of {v}", "what {s} loves is {v}"),
-            ("what does {s} like?", "what is {s} fond of?", "what does {s} love?"),
-            "does {s} like {v}",
-            LIKES,
-        ),
-        Relation(
-            "material",
-            "object",
-            ("{s} is made of {v}", "people make {s} from {v}", "the material of {s} is {v}"),
-            ("what is {s} made of?", "what is the material of {s}?", "what do people make {s} from?"),
-            "is {s} made of {v}",
-            materials,
-        ),
-        Relation(
-            "room",
-            "object",
-            ("people keep {s} in the {v}", "the place of {s} is the {v}", "{s} belongs in the {v}"),
-            ("where do people keep {s}?", "where does {s} belong?", "what is the place of {s}?"),
-            "do people keep {s} in the {v}",
-            rooms,
-        ),
-        Relation(
-            "use",
-            "object",
-            ("{s} is used to {v}", "people need {s} to {v}", "with {s} you can {v}"),
-            ("what is {s} used for?", "what do people need {s} for?", "what can you do with {s}?"),
-            "is {s} used to {v}",
-            uses,
-        ),
-        Relation(
-            "feel",
-            "material",
-            ("{s} feels {v}", "to the touch {s} is {v}", "the hand tells that {s} is {v}"),
-            ("how does {s} feel?", "how is {s} to the touch?", "what does {s} feel like?"),
-            "does {s} feel {v}",
-            feels,
-        ),
-        Relation(
-            "fire",
-            "material",
-            ("in a fire {s} {v}", "{s} {v} when it gets hot", "heat a piece of {s} and it {v}"),
-            (
-                "what happens to {s} in a fire?",
-                "what does {s} do when it gets hot?",
-                "what does heat do to {s}?",
-            ),
-            "is it true that in a fire {s} {v}",
-            fires,
-        ),
-    )
+    return {
+        "kind": tuple(KINDS),
+        "cover": covers,
+        "motion": motions,
+        "home": HOMES,
+        "food": FOODS,
+        "color": COLORS,
+        "region": REGIONS,
+        "fame": FAMES,
+        "job": JOBS,
+        "town": towns,
+        "likes": LIKES,
+        "material": materials,
+        "room": rooms,
+        "use": uses,
+        "feel": feels,
+        "fire": fires,
+    }

@@ -18,9 +18,9 @@ from evalengine.benchmarks.world_facts import (
     FEELINGS,
     ROLES,
     SENSES,
-    Fact,
     World,
 )
+from evalengine.benchmarks.world_grammar import Fact
 
 Fields = dict[str, Any]
 LETTERS = "ABCDE"

@@ -22,9 +22,9 @@ from evalengine.benchmarks.world_facts import (
     EVENTS,
     ROLES,
     SENSES,
-    Fact,
     World,
 )
+from evalengine.benchmarks.world_grammar import Fact
 from evalengine.benchmarks.world_items import question, sentence
 
 SEPARATOR = "<|endoftext|>"
