@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from evalengine import __version__
 from evalengine.errors import UserError
 
-COMMANDS: tuple[str, ...] = ("score", "benchmarks", "export")
+COMMANDS: tuple[str, ...] = ("score", "benchmarks", "export", "correlate", "train")
 
 
 def parser() -> argparse.ArgumentParser:

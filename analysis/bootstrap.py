@@ -1,0 +1,163 @@
+"""Resampling: weights for the mixtures, and intervals from any statistic evaluated on them.
+
+Everything is a column. `Resamples.weight_MC` holds, side by side, the sample itself (column 0), the sample
+with one unit left out (the jackknife that BCa needs) and the resamples; a statistic is a function of a column
+of weights, evaluated once on all columns. Derived statistics (a mean over benchmarks, a difference between
+scales, a correlation of two matrices) are plain arithmetic on the columns of simpler ones, so each has its
+own interval from the same resamples.
+
+With n mixtures there are only C(2n-1, n) distinct resamples (24,310 at n = 9; Hall 1992, appendix I).
+`enumerate_resamples` takes each once with its multinomial weight: the bootstrap distribution itself, without
+Monte-Carlo error.
+
+References: Efron (1987), "Better bootstrap confidence intervals", JASA 82, 171-185 (BCa); Efron & Tibshirani
+(1993), "An Introduction to the Bootstrap", ch. 13 (percentile) and 14 (BCa); Davison & Hinkley (1997), ch. 5
+(basic); Fisher (1921).
+
+Dims: M mixtures, C columns, S statistics, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalengine.errors import UserError
+
+Array = NDArray[np.float64]
+EXACT_LIMIT = 10  # mixtures up to which all resamples are enumerated by default (92,378 at 10)
+EXACT_MOST = 12  # the most that `exact` accepts (1,352,078 at 12)
+KINDS = ("bca", "percentile", "basic", "fisher")
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """Weights of the mixtures in every column: the sample, `jackknife` leave-one-out samples, the resamples.
+
+    weight_MC: float64, every column sums to 1 (a column of a unit left out has a zero there).
+    multiplicity_R: how many of the n^n ordered resamples each stands for; ones for Monte Carlo.
+    """
+
+    weight_MC: Array
+    multiplicity_R: Array
+    jackknife: int
+    exact: bool
+
+    @property
+    def count(self) -> int:
+        return len(self.multiplicity_R)
+
+
+class Intervals(NamedTuple):
+    """Estimates with every kind of interval. Arrays are (S,) or (S, 2); NaN where the data cannot say."""
+
+    estimate: Array
+    percentile: Array
+    basic: Array
+    bca: Array
+    degenerate: Array  # share of the resamples (by multiplicity) in which the statistic is undefined
+
+    def of(self, kind: str) -> Array:
+        return {"percentile": self.percentile, "basic": self.basic, "bca": self.bca}[kind]
+
+
+def enumerate_resamples(n: int) -> Resamples:
+    """All distinct resamples of n units with their multinomial multiplicities n! / prod(k_i!)."""
+    from evalengine.analysis.resampling_kernels import compositions
+
+    if n > EXACT_MOST:
+        raise UserError(
+            f"--bootstrap exact would enumerate {math.comb(2 * n - 1, n):,} resamples of {n} mixtures: "
+            f"use --bootstrap 10000 above {EXACT_MOST}"
+        )
+    counts_RM = compositions(n, math.comb(2 * n - 1, n))
+    factorial = np.array([math.factorial(k) for k in range(n + 1)], dtype=np.float64)
+    multiplicity_R = factorial[n] / factorial[counts_RM].prod(axis=1)
+    return Resamples(_columns(counts_RM), np.rint(multiplicity_R), n, True)
+
+
+def draw_resamples(n: int, count: int, seed: int) -> Resamples:
+    """`count` Monte-Carlo resamples of n units, from a PCG64 generator seeded with `seed`."""
+    if count < 100:
+        raise UserError(f"--bootstrap {count} is too few to estimate an interval: use 1000 or more, or exact")
+    index_RM = np.random.default_rng(seed).integers(0, n, (count, n))
+    flat = (index_RM + n * np.arange(count)[:, None]).ravel()
+    counts_RM = np.bincount(flat, minlength=count * n).reshape(count, n)
+    return Resamples(_columns(counts_RM), np.ones(count), n, False)
+
+
+def resamples(n: int, how: str | int | None, seed: int = 0) -> Resamples:
+    """As the user asked: "exact", a number, or None: exact up to EXACT_LIMIT units, else 10,000."""
+    if how is None:
+        how = "exact" if n <= EXACT_LIMIT else 10_000
+    return enumerate_resamples(n) if how == "exact" else draw_resamples(n, int(how), seed)
+
+
+def _columns(counts_RM: NDArray[np.integer]) -> Array:
+    n = counts_RM.shape[1]
+    leave_one_out = (1.0 - np.eye(n)) / (n - 1)
+    return np.ascontiguousarray(
+        np.concatenate([np.full((n, 1), 1.0 / n), leave_one_out, counts_RM.T / float(n)], axis=1)
+    )
+
+
+def intervals(value_SC: Array, plan: Resamples, level: float = 0.95) -> Intervals:
+    """Estimates and intervals of statistics evaluated on every column of `plan`.
+
+    BCa: with z0 = Phi^-1(share of resamples below the estimate, ties half) and the acceleration a = sum d^3 /
+    (6 (sum d^2)^1.5), d the jackknife deviations, the ends are the quantiles at Phi(z0 + (z0 + z) / (1 - a
+    (z0 + z))). Where z0 is infinite (the estimate lies outside all resamples) BCa is undefined and NaN. All
+    resamples equal gives an interval of width zero.
+    """
+    from scipy.special import ndtr, ndtri
+
+    from evalengine.analysis.resampling_kernels import below, quantiles
+
+    value_SC = np.ascontiguousarray(value_SC, dtype=np.float64)
+    estimate = value_SC[:, 0].copy()
+    first = 1 + plan.jackknife
+    replicate = value_SC[:, first:]
+    tail = (1.0 - level) / 2.0
+    share, degenerate = below(replicate, plan.multiplicity_R, estimate).T
+
+    with np.errstate(all="ignore"):
+        z0 = ndtri(share)[:, None]
+        z = ndtri(np.array([tail, 1.0 - tail]))
+        bca_prob = ndtr(z0 + (z0 + z) / (1.0 - acceleration(value_SC[:, 1:first])[:, None] * (z0 + z)))
+        bca_prob[~np.isfinite(z0[:, 0])] = np.nan
+    prob = np.concatenate([np.tile([tail, 1.0 - tail], (len(estimate), 1)), bca_prob], axis=1)
+    end = quantiles(replicate, plan.multiplicity_R, prob, not plan.exact)
+    end[np.isnan(estimate)] = np.nan
+    percentile = end[:, :2]
+    bca = end[:, 2:]
+    bca[np.isnan(bca_prob)] = np.nan
+    return Intervals(estimate, percentile, 2.0 * estimate[:, None] - percentile[:, ::-1], bca, degenerate)
+
+
+def acceleration(jackknife_SM: Array) -> Array:
+    """Efron's acceleration from leave-one-out values, (S,); 0 where the jackknife does not vary or is
+    undefined."""
+    if jackknife_SM.shape[1] == 0:
+        return np.zeros(len(jackknife_SM))
+    with np.errstate(all="ignore"):
+        count = np.isfinite(jackknife_SM).sum(axis=1, keepdims=True)
+        deviation = np.nansum(jackknife_SM, axis=1, keepdims=True) / count - jackknife_SM
+        spread = np.nansum(deviation**2, axis=1)
+        a = np.nansum(deviation**3, axis=1) / (6.0 * spread**1.5)
+    scale = np.nanmax(np.abs(jackknife_SM), axis=1, initial=0.0)
+    return np.where((spread > 1e-24 * np.maximum(scale, 1e-300) ** 2) & np.isfinite(a), a, 0.0)
+
+
+def fisher(r: Array, n: Array | int, level: float = 0.95) -> Array:
+    """Fisher's z interval for Pearson's r, (..., 2): tanh(atanh r +- z / sqrt(n - 3)); NaN for n < 4."""
+    from scipy.special import ndtri
+
+    r = np.asarray(r, dtype=np.float64)
+    n = np.broadcast_to(np.asarray(n, dtype=np.float64), r.shape)
+    with np.errstate(all="ignore"):
+        half = ndtri(0.5 + level / 2.0) / np.sqrt(np.where(n > 3, n - 3.0, np.nan))
+        return np.tanh(np.arctanh(r)[..., None] + half[..., None] * np.array([-1.0, 1.0]))

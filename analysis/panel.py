@@ -1,0 +1,329 @@
+"""The panel: every accuracy and confidence of a study in one array, (scale, stage, mixture, benchmark).
+
+All protocols start here. A panel comes from a score store (with its items) or from an imported table of
+results (without). It has exactly two stages, `before` and `after`; mixtures without both are left out and
+named.
+
+Dims: S scales, T = 2 stages, M mixtures, B benchmarks, K checkpoints, I items.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalengine.analysis.items import BenchmarkItems, names, read_store
+from evalengine.errors import UserError
+
+Array = NDArray[np.float64]
+DEFAULT_STAGES = ("pt", "sft")
+CATEGORY_ORDER = ("Commonsense", "Science", "NLI", "Semantic")
+RESULTS_FILE = "results.arrow"
+QUANTITIES = ("accuracy", "confidence", "loss")
+CALIBRATION = ("p_gold", "margin", "entropy", "brier", "nll")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Values of a study. Arrays are (S, 2, M, B), NaN where a checkpoint or a benchmark is missing."""
+
+    scales: tuple[str, ...]
+    stages: tuple[str, str]
+    mixtures: tuple[str, ...]
+    benchmarks: tuple[str, ...]
+    categories: tuple[str, ...]  # of each benchmark
+    values: dict[str, Array]  # by quantity: accuracy, confidence, loss
+    calibration: dict[str, Array] = field(default_factory=dict)  # ece, brier, nll, p_gold, margin, entropy
+    curves: Array | None = None  # reliability curves, (S, 2, M, B, bins, 3)
+    items: tuple[BenchmarkItems, ...] = ()  # by benchmark, where the store was read
+    row: NDArray[np.int64] | None = None  # (S, 2, M, B): row of the checkpoint in items[b], -1 if missing
+    n_items: NDArray[np.int64] | None = None  # (B,), 0 where unknown
+    metrics: tuple[str, ...] = ()  # the score behind each benchmark's accuracy
+    notes: tuple[str, ...] = ()
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        return tuple(self.values)
+
+    def category_members(self) -> dict[str, list[int]]:
+        members: dict[str, list[int]] = defaultdict(list)
+        for b, category in enumerate(self.categories):
+            members[category].append(b)
+        return dict(members)
+
+    def variables(self, quantity: str, scale: int) -> Array:
+        """(2B, M): the benchmarks before, then the benchmarks after."""
+        x_TMB = self.values[quantity][scale]
+        return np.concatenate([x_TMB[0].T, x_TMB[1].T])
+
+
+class Cell(NamedTuple):
+    """One checkpoint on one benchmark."""
+
+    checkpoint: str
+    scale: str | None
+    mixture: str | None
+    stage: str | None
+    benchmark: str
+    category: str
+    values: dict[str, float]
+    items: int
+    row: int = -1
+
+
+def load_panel(
+    source: Path | str, *, stages: Sequence[str] | None = None, metric: str | None = None
+) -> Panel:
+    """The panel of a score store, of a folder written by `evalengine import`, or of its results.arrow.
+
+    stages: the two to compare, else pt and sft, else the only two there are.
+    Raises UserError for everything that would make the comparison wrong.
+    """
+    source = Path(source)
+    results = source if source.suffix == ".arrow" else source / RESULTS_FILE
+    if results.is_file():
+        if metric is not None:
+            raise UserError(
+                "--metric chooses a score of a score store; imported results already say which they are"
+            )
+        return _from_results(results, stages)
+    return _from_store(source, stages, metric)
+
+
+def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None) -> Panel:
+    from evalengine.analysis.item_kernels import reliability
+    from evalengine.analysis.items import ECE_BINS, expected_calibration_error
+
+    store = read_store(source, metric)
+    by_name = {checkpoint.name: checkpoint for checkpoint in store.checkpoints}
+    cells, curve_of = [], {}
+    for benchmark in store.benchmarks:
+        curve_KB3 = reliability(benchmark.confidence_KI, benchmark.correct_KI, ECE_BINS)
+        ece_K = expected_calibration_error(curve_KB3)
+        accuracy_K = benchmark.correct_KI.mean(axis=1, dtype=np.float64)
+        confidence_K = benchmark.confidence_KI.mean(axis=1, dtype=np.float64)
+        for k, name in enumerate(benchmark.checkpoints):
+            values = {
+                "accuracy": float(accuracy_K[k]),
+                "confidence": float(confidence_K[k]),
+                "ece": float(ece_K[k]),
+            }
+            values |= {key: float(benchmark.means_KF[k, f]) for f, key in enumerate(CALIBRATION)}
+            curve_of[name, benchmark.name] = curve_KB3[k]
+            cells.append(
+                Cell(
+                    *by_name[name],
+                    benchmark.name,
+                    benchmark.category,
+                    values,
+                    benchmark.correct_KI.shape[1],
+                    k,
+                )
+            )
+    panel = assemble(cells, stages, store.notes)
+    items = {benchmark.name: benchmark for benchmark in store.benchmarks}
+    ordered = tuple(items[name] for name in panel.benchmarks)
+    curves = np.full((*panel.values["accuracy"].shape, ECE_BINS, 3), np.nan)
+    assert panel.row is not None
+    for s, t, m, b in np.argwhere(panel.row >= 0):
+        name = ordered[b].checkpoints[panel.row[s, t, m, b]]
+        curves[s, t, m, b] = curve_of[name, panel.benchmarks[b]]
+    return replace(
+        panel, items=ordered, curves=curves, metrics=tuple(benchmark.metric for benchmark in ordered)
+    )
+
+
+def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+        columns = table.to_pydict()
+        grouped: dict[tuple[str, str], Cell] = {}
+        for n in range(table.num_rows):
+            key = (columns["checkpoint"][n], columns["benchmark"][n])
+            if key not in grouped:
+                who = [
+                    columns[name][n]
+                    for name in ("checkpoint", "scale", "mixture", "stage", "benchmark", "category")
+                ]
+                grouped[key] = Cell(*who, {}, columns["items"][n] or 0)
+            value = columns["value"][n]
+            grouped[key].values[columns["quantity"][n]] = float("nan") if value is None else value
+    except (pa.ArrowInvalid, KeyError, OSError):
+        raise UserError(f"{path} is not a table of results: write one with `evalengine import`") from None
+    note = (table.schema.metadata or {}).get(b"notes", b"").decode()
+    return assemble(list(grouped.values()), stages, tuple(note.splitlines()))
+
+
+def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterable[str] = ()) -> Panel:
+    """Puts cells into arrays: chooses the stages, orders the axes, leaves out and names what has no
+    counterpart."""
+    said = list(notes)
+    known = [cell for cell in cells if cell.mixture is not None and cell.stage is not None]
+    if len(known) < len(cells):
+        unknown = sorted({cell.checkpoint for cell in cells if cell.mixture is None or cell.stage is None})
+        said.append(
+            f"left out, mixture or stage unknown: {names(unknown)} (a --manifest file at scoring names them)"
+        )
+    if not known:
+        raise UserError(
+            "no checkpoint has a mixture and a stage, so nothing can be correlated: name checkpoints "
+            "{scale}-{mixture}-{stage} or give `evalengine score` a --manifest FILE.yaml"
+        )
+    pair = choose_stages({str(cell.stage) for cell in known}, stages)
+    known = [cell for cell in known if cell.stage in pair]
+    _refuse_twins(known)
+    known = _drop_unpaired(known, pair, said)
+    scales = tuple(sorted({cell.scale or "all" for cell in known}, key=scale_key))
+    mixtures = tuple(sorted({str(cell.mixture) for cell in known}, key=natural_key))
+    category_of = {cell.benchmark: cell.category or "Other" for cell in known}
+    benchmarks = tuple(sorted(category_of, key=lambda name: (category_key(category_of[name]), name)))
+    index = tuple({name: i for i, name in enumerate(axis)} for axis in (scales, pair, mixtures, benchmarks))
+    shape = (len(scales), 2, len(mixtures), len(benchmarks))
+    wanted = [q for q in (*QUANTITIES, "ece", *CALIBRATION) if any(q in cell.values for cell in known)]
+    arrays = {q: np.full(shape, np.nan) for q in wanted}
+    row = np.full(shape, -1, dtype=np.int64)
+    n_items = np.zeros(len(benchmarks), dtype=np.int64)
+    for cell in known:
+        where = (cell.scale or "all", cell.stage, str(cell.mixture), cell.benchmark)
+        at = tuple(axis[str(name)] for axis, name in zip(index, where, strict=True))
+        row[at] = cell.row
+        n_items[at[3]] = max(n_items[at[3]], cell.items)
+        for q, value in cell.values.items():
+            arrays[q][at] = value
+    said += _missing_values(arrays[wanted[0]], scales, pair, mixtures, benchmarks)
+    return Panel(
+        scales,
+        pair,
+        mixtures,
+        benchmarks,
+        tuple(category_of[name] for name in benchmarks),
+        {q: arrays[q] for q in wanted if q in QUANTITIES},
+        {q: arrays[q] for q in wanted if q not in QUANTITIES},
+        row=row,
+        n_items=n_items,
+        notes=tuple(dict.fromkeys(said)),
+    )
+
+
+def choose_stages(found: set[str], asked: Sequence[str] | None) -> tuple[str, str]:
+    """The stage before and the stage after."""
+    listed = sorted(found, key=natural_key)
+    if asked is not None:
+        if len(asked) != 2 or asked[0] == asked[1]:
+            raise UserError("--stages takes two different stages, before and after: --stages pt,sft")
+        for stage in asked:
+            if stage not in found:
+                raise UserError(
+                    f"no checkpoint has the stage '{stage}': the stages here are {names(listed, 12)}"
+                )
+        return asked[0], asked[1]
+    if found >= set(DEFAULT_STAGES):
+        return DEFAULT_STAGES
+    if len(found) == 1:
+        raise UserError(
+            f"all checkpoints have the stage '{listed[0]}': what carries over needs a second one "
+            f"({' and '.join(DEFAULT_STAGES)}); score the other stage's checkpoints into the same store"
+        )
+    if len(found) > 2:
+        raise UserError(
+            f"there are {len(found)} stages ({names(listed, 12)}): choose two with --stages BEFORE,AFTER"
+        )
+    return listed[0], listed[1]
+
+
+def _refuse_twins(cells: Sequence[Cell]) -> None:
+    holder: dict[tuple[str, ...], str] = {}
+    for cell in cells:
+        key = (cell.scale or "all", str(cell.mixture), str(cell.stage), cell.benchmark)
+        other = holder.setdefault(key, cell.checkpoint)
+        if other != cell.checkpoint:
+            raise UserError(
+                f"{other} and {cell.checkpoint} both claim scale {key[0]}, mixture {key[1]}, stage {key[2]}: "
+                "give one of them another name, or a store of its own"
+            )
+
+
+def _drop_unpaired(cells: Sequence[Cell], pair: tuple[str, str], said: list[str]) -> list[Cell]:
+    """Leaves out mixtures that lack a stage at a scale; names them."""
+    stages_of: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for cell in cells:
+        stages_of[cell.scale or "all", str(cell.mixture)].add(str(cell.stage))
+    lonely: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for (scale, mixture), found in stages_of.items():
+        if len(found) < 2:
+            missing = pair[1] if pair[0] in found else pair[0]
+            lonely[scale, missing].append(mixture)
+    for (scale, missing), mixtures in sorted(lonely.items()):
+        left = sum(1 for (s, _), found in stages_of.items() if s == scale and len(found) == 2)
+        said.append(
+            f"scale {scale}: no {missing} checkpoint for {names(sorted(mixtures, key=natural_key))}; "
+            f"left out, {left} mixtures remain"
+        )
+    kept = [cell for cell in cells if len(stages_of[cell.scale or "all", str(cell.mixture)]) == 2]
+    counts = {
+        scale: sum(1 for (s, _), found in stages_of.items() if s == scale and len(found) == 2)
+        for scale in {s for s, _ in stages_of}
+    }
+    if not counts or max(counts.values()) < 4:
+        most = max(counts.values(), default=0)
+        raise UserError(
+            f"at most {most} mixtures of one scale have both a {pair[0]} and a {pair[1]} checkpoint: "
+            "a correlation with an interval needs at least 4"
+        )
+    for scale, count in sorted(counts.items()):
+        if 0 < count < 4:
+            said.append(
+                f"scale {scale}: only {count} mixtures have both stages, too few for a correlation (4)"
+            )
+    return kept
+
+
+def _missing_values(
+    x_STMB: Array,
+    scales: Sequence[str],
+    pair: Sequence[str],
+    mixtures: Sequence[str],
+    benchmarks: Sequence[str],
+) -> list[str]:
+    said = []
+    present_STM = np.isfinite(x_STMB).any(axis=3)
+    for b, benchmark in enumerate(benchmarks):
+        holes = np.argwhere(~np.isfinite(x_STMB[..., b]) & present_STM)
+        if len(holes):
+            listed = [f"{scales[s]}-{mixtures[m]}-{pair[t]}" for s, t, m in holes]
+            said.append(
+                f"{benchmark} has no value for {names(listed, 3)}: its correlations leave those mixtures out"
+            )
+    return said
+
+
+def natural_key(text: str) -> list[tuple[int, float, str]]:
+    """Orders "step9" before "step10"."""
+    return [
+        (0, float(part), "") if part.replace(".", "", 1).isdigit() else (1, 0.0, part)
+        for part in re.split(r"(\d+(?:\.\d+)?)", text)
+        if part
+    ]
+
+
+def scale_key(text: str) -> tuple[float, list[tuple[int, float, str]]]:
+    """Orders scales by size: 1m, 60M, 240M, 1B; others after, by name."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmbt])?", text.strip(), re.IGNORECASE)
+    if not found:
+        return float("inf"), natural_key(text)
+    unit = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}.get((found[2] or "").lower(), 1.0)
+    return float(found[1]) * unit, []
+
+
+def category_key(category: str) -> tuple[int, str]:
+    return (CATEGORY_ORDER.index(category) if category in CATEGORY_ORDER else len(CATEGORY_ORDER), category)

@@ -1,0 +1,433 @@
+"""Numba kernels of the bootstrap: correlations and order statistics over many weightings of the same few
+mixtures.
+
+A resample is a column of weights, not a copy of the data: `w_MC[m, c]` is how often mixture m is in resample
+c over the column's total. A weighted correlation of variables i and j in every column is then one product per
+mixture and column, laid out so that the innermost loop runs along contiguous columns. Every output element is
+computed by one thread in a fixed order, so the results do not depend on the number of threads.
+
+Cost: P pairs, M mixtures, C columns: 2*P*M*C FLOPs for Pearson; P*C*M^2 for Kendall. Nothing is drawn in
+here.
+
+Dims: V variables, M mixtures, C columns (resamples), P pairs of variables, S statistics, Q quantiles.
+NaN marks a degenerate column: one in which a variable has no spread.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from evalengine.analysis.jit import jit
+
+TINY = 1e-12  # variance below which a standardised variable counts as constant within a resample
+TILE = 512  # columns at a time: 9 mixtures x 512 x 8 bytes stay in the first-level cache
+BINS = 2048  # histogram bins of the weighted selection
+
+
+@jit(parallel=True, fastmath={"contract"})
+def moments(x_VM, w_MC):  # type: ignore[no-untyped-def]
+    """Weighted mean and 1/sd of each variable in each column (NaN where the variance is below TINY)."""
+    V, M = x_VM.shape
+    C = w_MC.shape[1]
+    mean_VC = np.empty((V, C))
+    inverse_VC = np.empty((V, C))
+    for v in prange(V):
+        for c in range(C):
+            mean_VC[v, c] = 0.0
+            inverse_VC[v, c] = 0.0
+        for m in range(M):
+            x = x_VM[v, m]
+            for c in range(C):
+                mean_VC[v, c] += x * w_MC[m, c]
+                inverse_VC[v, c] += x * x * w_MC[m, c]
+        for c in range(C):
+            variance = inverse_VC[v, c] - mean_VC[v, c] * mean_VC[v, c]
+            inverse_VC[v, c] = 1.0 / np.sqrt(variance) if variance > TINY else np.nan
+    return mean_VC, inverse_VC
+
+
+@jit(parallel=True, fastmath={"contract"})
+def pearson(x_VM, pair_P2, w_MC, mean_VC, inverse_VC):  # type: ignore[no-untyped-def]
+    """Weighted Pearson r of each pair in each column, (P, C). `x_VM` is standardised, see `moments`."""
+    P = pair_P2.shape[0]
+    M, C = w_MC.shape
+    out_PC = np.empty((P, C))
+    for p in prange(P):
+        i, j = pair_P2[p, 0], pair_P2[p, 1]
+        for start in range(0, C, TILE):
+            stop = min(start + TILE, C)
+            for c in range(start, stop):
+                out_PC[p, c] = -mean_VC[i, c] * mean_VC[j, c]
+            for m in range(M):
+                product = x_VM[i, m] * x_VM[j, m]
+                for c in range(start, stop):
+                    out_PC[p, c] += product * w_MC[m, c]
+            for c in range(start, stop):
+                r = out_PC[p, c] * inverse_VC[i, c] * inverse_VC[j, c]
+                if r > 1.0:
+                    r = 1.0
+                elif r < -1.0:
+                    r = -1.0
+                out_PC[p, c] = r
+    return out_PC
+
+
+@jit(parallel=True)
+def pearson_columns(x_VMC, pair_P2, w_MC):  # type: ignore[no-untyped-def]
+    """As `pearson`, for data that differ from column to column (resampled items, ranks)."""
+    P = pair_P2.shape[0]
+    M, C = w_MC.shape
+    out_PC = np.empty((P, C))
+    for p in prange(P):
+        i, j = pair_P2[p, 0], pair_P2[p, 1]
+        for c in range(C):
+            mean_x = 0.0
+            mean_y = 0.0
+            for m in range(M):
+                mean_x += w_MC[m, c] * x_VMC[i, m, c]
+                mean_y += w_MC[m, c] * x_VMC[j, m, c]
+            xx = 0.0
+            yy = 0.0
+            xy = 0.0
+            for m in range(M):
+                dx = x_VMC[i, m, c] - mean_x
+                dy = x_VMC[j, m, c] - mean_y
+                xx += w_MC[m, c] * dx * dx
+                yy += w_MC[m, c] * dy * dy
+                xy += w_MC[m, c] * dx * dy
+            if xx > TINY and yy > TINY:
+                out_PC[p, c] = max(-1.0, min(1.0, xy / np.sqrt(xx * yy)))
+            else:
+                out_PC[p, c] = np.nan
+    return out_PC
+
+
+@jit(parallel=True)
+def midranks(x_VMc, w_MC):  # type: ignore[no-untyped-def]
+    """Weighted mid-ranks scaled to unit variance if spread evenly, (V, M, C): mass below plus half the mass
+    of ties.
+
+    `x_VMc` is (V, M, 1), one data set for all columns, or (V, M, C).
+    """
+    V, M, last = x_VMc.shape
+    C = w_MC.shape[1]
+    step = 1 if last > 1 else 0
+    out_VMC = np.empty((V, M, C))
+    for v in prange(V):
+        order = np.argsort(x_VMc[v, :, 0])
+        for c in range(C):
+            if step == 1 and c > 0:
+                order = np.argsort(x_VMc[v, :, c])
+            below = 0.0
+            first = 0
+            while first < M:
+                value = x_VMc[v, order[first], c * step]
+                stop = first
+                tied = 0.0
+                while stop < M and x_VMc[v, order[stop], c * step] == value:
+                    tied += w_MC[order[stop], c]
+                    stop += 1
+                for k in range(first, stop):
+                    out_VMC[v, order[k], c] = (below + 0.5 * tied) * 3.4641016151377544
+                below += tied
+                first = stop
+    return out_VMC
+
+
+@jit(parallel=True)
+def kendall(x_VMc, pair_P2, w_MC):  # type: ignore[no-untyped-def]
+    """Kendall's tau-b of each pair in each column, (P, C); copies of one mixture in a resample are ties in
+    both."""
+    P = pair_P2.shape[0]
+    M, C = w_MC.shape
+    step = 1 if x_VMc.shape[2] > 1 else 0
+    out_PC = np.empty((P, C))
+    for p in prange(P):
+        i, j = pair_P2[p, 0], pair_P2[p, 1]
+        for c in range(C):
+            agree = 0.0
+            untied_x = 0.0
+            untied_y = 0.0
+            for m in range(M):
+                if w_MC[m, c] == 0.0:
+                    continue
+                for k in range(m):
+                    mass = w_MC[m, c] * w_MC[k, c]
+                    dx = np.sign(x_VMc[i, m, c * step] - x_VMc[i, k, c * step])
+                    dy = np.sign(x_VMc[j, m, c * step] - x_VMc[j, k, c * step])
+                    agree += mass * dx * dy
+                    untied_x += mass * abs(dx)
+                    untied_y += mass * abs(dy)
+            if untied_x > 0.0 and untied_y > 0.0:
+                out_PC[p, c] = agree / np.sqrt(untied_x * untied_y)
+            else:
+                out_PC[p, c] = np.nan
+    return out_PC
+
+
+@jit(parallel=True)
+def decide(x_VMc, pair_P2, w_MC):  # type: ignore[no-untyped-def]
+    """Choosing a mixture by variable i when variable j is what counts: (P, 3, C) of pairwise, top-1 and
+    regret.
+
+    pairwise: share of pairs of different mixtures ordered alike (a tie on one side counts one half, on both
+    one); top-1: chance that the best by i is the best by j; regret: best j minus the j of the best by i. Ties
+    for the best are broken at random, in expectation.
+    """
+    P = pair_P2.shape[0]
+    M, C = w_MC.shape
+    step = 1 if x_VMc.shape[2] > 1 else 0
+    out_P3C = np.empty((P, 3, C))
+    for p in prange(P):
+        i, j = pair_P2[p, 0], pair_P2[p, 1]
+        for c in range(C):
+            alike = 0.0
+            mass = 0.0
+            best_x = -np.inf
+            best_y = -np.inf
+            for m in range(M):
+                if w_MC[m, c] == 0.0:
+                    continue
+                x = x_VMc[i, m, c * step]
+                y = x_VMc[j, m, c * step]
+                best_x = max(best_x, x)
+                best_y = max(best_y, y)
+                for k in range(m):
+                    pair_mass = w_MC[m, c] * w_MC[k, c]
+                    dx = np.sign(x - x_VMc[i, k, c * step])
+                    dy = np.sign(y - x_VMc[j, k, c * step])
+                    mass += pair_mass
+                    alike += pair_mass * (1.0 - 0.5 * abs(dx - dy))
+            chosen = 0.0
+            chosen_y = 0.0
+            hits = 0.0
+            for m in range(M):
+                if w_MC[m, c] > 0.0 and x_VMc[i, m, c * step] == best_x:
+                    chosen += 1.0
+                    chosen_y += x_VMc[j, m, c * step]
+                    if x_VMc[j, m, c * step] == best_y:
+                        hits += 1.0
+            if mass > 0.0:
+                out_P3C[p, 0, c] = alike / mass
+                out_P3C[p, 1, c] = hits / chosen
+                out_P3C[p, 2, c] = best_y - chosen_y / chosen
+            else:
+                out_P3C[p, :, c] = np.nan
+    return out_P3C
+
+
+@jit(parallel=True)
+def below(value_SR, weight_R, estimate_S):  # type: ignore[no-untyped-def]
+    """(S, 2): share of the weight below the estimate, ties counted half; share of the weight that is
+    degenerate."""
+    S, R = value_SR.shape
+    out_S2 = np.empty((S, 2))
+    for s in prange(S):
+        estimate = estimate_S[s]
+        slack = 1e-12 * max(1.0, abs(estimate))
+        less = 0.0
+        tied = 0.0
+        valid = 0.0
+        total = 0.0
+        for r in range(R):
+            value = value_SR[s, r]
+            weight = weight_R[r]
+            total += weight
+            if np.isnan(value):
+                continue
+            valid += weight
+            if value < estimate - slack:
+                less += weight
+            elif value <= estimate + slack:
+                tied += weight
+        out_S2[s, 0] = (less + 0.5 * tied) / valid if valid > 0.0 else np.nan
+        out_S2[s, 1] = 1.0 - valid / total
+    return out_S2
+
+
+@jit(parallel=True)
+def quantiles(value_SR, weight_R, prob_SQ, linear):  # type: ignore[no-untyped-def]
+    """Weighted quantiles of each row, NaN left out, (S, Q), without sorting the row.
+
+    `linear` interpolates between order statistics as NumPy's default does (for unit weights); otherwise the
+    quantile is the smallest value whose cumulative weight reaches prob * total: the exact distribution's
+    inverse.
+    Two passes: a histogram of the weights finds the bins that hold the wanted order statistics; only those
+    are sorted.
+    """
+    S, R = value_SR.shape
+    Q = prob_SQ.shape[1]
+    out_SQ = np.empty((S, Q))
+    for s in prange(S):
+        low = np.inf
+        high = -np.inf
+        total = 0.0
+        for r in range(R):
+            value = value_SR[s, r]
+            if not np.isnan(value):
+                low = min(low, value)
+                high = max(high, value)
+                total += weight_R[r]
+        if not low < high:
+            out_SQ[s, :] = low if low == high else np.nan
+            continue
+        width = BINS / (high - low)
+        mass = np.zeros(BINS)
+        for r in range(R):
+            value = value_SR[s, r]
+            if not np.isnan(value):
+                mass[min(BINS - 1, int((value - low) * width))] += weight_R[r]
+        before = np.empty(BINS)  # weight in the bins before each
+        running = 0.0
+        for b in range(BINS):
+            before[b] = running
+            running += mass[b]
+        # Targets as cumulative weights: order statistic k (from 0) is the first value that reaches k + 1.
+        target = np.empty(2 * Q)
+        for q in range(Q):
+            prob = prob_SQ[s, q]
+            if linear:
+                position = np.floor(prob * (total - 1.0))
+                target[2 * q] = position + 1.0
+                target[2 * q + 1] = min(position + 2.0, total)
+            else:
+                target[2 * q] = prob * total * (1.0 - 1e-13)
+                target[2 * q + 1] = target[2 * q]
+        wanted = np.zeros(BINS, dtype=np.bool_)
+        bin_of = np.empty(2 * Q, dtype=np.int64)
+        for t in range(2 * Q):
+            if np.isnan(target[t]):
+                bin_of[t] = -1
+                continue
+            b = max(0, np.searchsorted(before, target[t], side="left") - 1)
+            while b > 0 and mass[b] == 0.0:
+                b -= 1
+            bin_of[t] = b
+            wanted[b] = True
+        count = 0
+        for r in range(R):
+            value = value_SR[s, r]
+            if not np.isnan(value) and wanted[min(BINS - 1, int((value - low) * width))]:
+                count += 1
+        kept = np.empty(count)
+        kept_weight = np.empty(count)
+        count = 0
+        for r in range(R):
+            value = value_SR[s, r]
+            if not np.isnan(value) and wanted[min(BINS - 1, int((value - low) * width))]:
+                kept[count] = value
+                kept_weight[count] = weight_R[r]
+                count += 1
+        order = np.argsort(kept)
+        selected = np.full(2 * Q, np.nan)
+        current = -1
+        cumulative = 0.0
+        for o in order:
+            b = min(BINS - 1, int((kept[o] - low) * width))
+            if b != current:
+                current = b
+                cumulative = before[b]
+            cumulative += kept_weight[o]
+            for t in range(2 * Q):
+                if bin_of[t] == b and np.isnan(selected[t]) and cumulative >= target[t]:
+                    selected[t] = kept[o]
+        for q in range(Q):
+            if linear:
+                position = prob_SQ[s, q] * (total - 1.0)
+                part = position - np.floor(position)
+                out_SQ[s, q] = selected[2 * q] * (1.0 - part) + selected[2 * q + 1] * part
+            else:
+                out_SQ[s, q] = selected[2 * q]
+    return out_SQ
+
+
+@jit()
+def compositions(n, count):  # type: ignore[no-untyped-def]
+    """All `count` = C(2n-1, n) ways to write n as an ordered sum of n counts, one a row, in reverse lexical
+    order."""
+    out = np.zeros((count, n), dtype=np.int8)
+    counts = np.zeros(n, dtype=np.int64)
+    counts[0] = n
+    for row in range(count):
+        for k in range(n):
+            out[row, k] = counts[k]
+        # Next: take one from the last non-zero before the end and give it, with the end's, to its neighbour.
+        k = n - 2
+        while k >= 0 and counts[k] == 0:
+            k -= 1
+        if k < 0:
+            break
+        rest = counts[n - 1]
+        counts[n - 1] = 0
+        counts[k] -= 1
+        counts[k + 1] = rest + 1
+    return out
+
+
+@jit()
+def heap_swaps(n, count):  # type: ignore[no-untyped-def]
+    """The swaps by which Heap's algorithm (1963) walks through all permutations of n: (count - 1, 2)."""
+    out = np.empty((count - 1, 2), dtype=np.int8)
+    state = np.zeros(n, dtype=np.int64)
+    row = 0
+    k = 1
+    while k < n:
+        if state[k] < k:
+            out[row, 0] = 0 if k % 2 == 0 else state[k]
+            out[row, 1] = k
+            row += 1
+            state[k] += 1
+            k = 1
+        else:
+            state[k] = 0
+            k += 1
+    return out
+
+
+@jit(parallel=True)
+def permutation_exact(a_SMM, swap_N2):  # type: ignore[no-untyped-def]
+    """Share of all permutations with |sum_m A[m, perm(m)]| >= |trace A|: one swap, so four additions,
+    each."""
+    S, M, _ = a_SMM.shape
+    out_S = np.empty(S)
+    for s in prange(S):
+        perm = np.arange(M)
+        value = 0.0
+        largest = 0.0
+        for m in range(M):
+            value += a_SMM[s, m, m]
+            for k in range(M):
+                largest = max(largest, abs(a_SMM[s, m, k]))
+        threshold = abs(value) - 1e-10 * largest * M
+        hits = 1
+        for n in range(swap_N2.shape[0]):
+            i, j = swap_N2[n, 0], swap_N2[n, 1]
+            value += a_SMM[s, i, perm[j]] + a_SMM[s, j, perm[i]] - a_SMM[s, i, perm[i]] - a_SMM[s, j, perm[j]]
+            perm[i], perm[j] = perm[j], perm[i]
+            if abs(value) >= threshold:
+                hits += 1
+        out_S[s] = hits / (swap_N2.shape[0] + 1)
+    return out_S
+
+
+@jit(parallel=True)
+def permutation_sampled(a_SMM, perm_NM):  # type: ignore[no-untyped-def]
+    """The same over given permutations; the observed order counts as one of them (Davison & Hinkley 1997, eq.
+    4.11)."""
+    S, M, _ = a_SMM.shape
+    out_S = np.empty(S)
+    for s in prange(S):
+        value = 0.0
+        for m in range(M):
+            value += a_SMM[s, m, m]
+        threshold = abs(value) * (1.0 - 1e-12)
+        hits = 1
+        for n in range(perm_NM.shape[0]):
+            value = 0.0
+            for m in range(M):
+                value += a_SMM[s, m, perm_NM[n, m]]
+            if abs(value) >= threshold:
+                hits += 1
+        out_S[s] = hits / (perm_NM.shape[0] + 1)
+    return out_S

@@ -1,0 +1,201 @@
+"""From groups of columns to tables with intervals, and to files.
+
+One schema for all protocols, so that a notebook reads every result alike: what it is about, the estimate, the
+interval of the chosen kind, the other kinds beside it, n, p and q, and a note where a number is missing or
+rests on less.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from evalengine.analysis.bootstrap import Array, Resamples, fisher, intervals
+from evalengine.analysis.protocols import Group, Label
+
+DEGENERATE_SAID = 1e-3  # share of undefined resamples above which a row says so
+
+
+class Row(NamedTuple):
+    """One statistic. Ends of intervals are NaN where undefined; `scale` is "1B-240M" in a contrast."""
+
+    protocol: str
+    quantity: str
+    scale: str
+    category: str
+    name: str
+    other: str
+    estimate: float
+    low: float
+    high: float
+    n: int
+    p: float
+    q: float
+    degenerate: float  # share of the resamples in which it is undefined
+    bca_low: float
+    bca_high: float
+    percentile_low: float
+    percentile_high: float
+    basic_low: float
+    basic_high: float
+    fisher_low: float
+    fisher_high: float
+    note: str
+
+
+class Settings(NamedTuple):
+    """How intervals are made."""
+
+    interval: str = "bca"
+    level: float = 0.95
+    statistic: str = "pearson"
+
+
+def rows_of(
+    group: Group,
+    plan: Resamples,
+    settings: Settings,
+    p_by_scale: Mapping[str, tuple[Array, Array]] | None = None,
+) -> list[Row]:
+    """Rows of a group at every scale and, where there are two scales or more, of the largest minus the
+    smallest.
+
+    p_by_scale: p-values and their adjusted values (q) of the group's statistics.
+    """
+    rows: list[Row] = []
+    for scale, value_SC in group.values.items():
+        p, q = (p_by_scale or {}).get(scale, (None, None))
+        notes = group.notes.get(scale, [""] * len(group.labels))
+        rows += _rows(
+            group, scale, value_SC, group.n[scale], notes, plan, settings, p, q, group.is_correlation
+        )
+    scales = list(group.values)
+    if len(scales) > 1:
+        small, large = scales[0], scales[-1]
+        difference = group.values[large] - group.values[small]
+        n = np.minimum(group.n[small], group.n[large])
+        rows += _rows(
+            group, f"{large}-{small}", difference, n, [""] * len(n), plan, settings, None, None, False
+        )
+    return rows
+
+
+def _rows(
+    group: Group,
+    scale: str,
+    value_SC: Array,
+    n: Any,
+    notes: Sequence[str],
+    plan: Resamples,
+    settings: Settings,
+    p: Array | None,
+    q: Array | None,
+    use_fisher: bool,
+) -> list[Row]:
+    found = intervals(value_SC, plan, settings.level)
+    z = fisher(found.estimate, n, settings.level) if use_fisher else np.full(found.bca.shape, np.nan)
+    chosen = z if settings.interval == "fisher" else found.of(settings.interval)
+    fallback = ~np.isfinite(chosen[:, 0]) & np.isfinite(found.percentile[:, 0])
+    chosen = np.where(fallback[:, None], found.percentile, chosen)
+    rows = []
+    for s, label in enumerate(group.labels):
+        said = [notes[s]] if notes[s] else []
+        if fallback[s]:
+            said.append(f"percentile interval: {settings.interval} is undefined here")
+        if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID:
+            said.append(f"undefined in {found.degenerate[s]:.1%} of the resamples, which are left out")
+        ends = [*found.bca[s], *found.percentile[s], *found.basic[s], *z[s]]
+        rows.append(
+            Row(
+                group.protocol,
+                group.quantity,
+                scale,
+                *label,
+                float(found.estimate[s]),
+                float(chosen[s, 0]),
+                float(chosen[s, 1]),
+                int(n[s]),
+                float(p[s]) if p is not None else math.nan,
+                float(q[s]) if q is not None else math.nan,
+                float(found.degenerate[s]),
+                *(float(end) for end in ends),
+                "; ".join(said),
+            )
+        )
+    return rows
+
+
+def plain_row(protocol: str, quantity: str, scale: str, label: Label, estimate: float, **known: Any) -> Row:
+    """A row whose interval does not come from resamples (a t interval, none); unnamed fields are NaN or
+    empty."""
+    empty = dict.fromkeys(Row._fields, math.nan)
+    return Row(
+        **{**empty, "n": 0, "note": "", **label._asdict(), **known}
+        | {"protocol": protocol, "quantity": quantity, "scale": scale, "estimate": estimate}
+    )
+
+
+def write_table(folder: Path, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes NAME.csv, NAME.arrow and NAME.json. NaN is an empty field, a null and a null."""
+    import pyarrow as pa
+
+    listed = [tuple(_none(value) for value in row) for row in rows]
+    with replacing(folder / f"{name}.csv") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(
+            ["" if v is None else f"{v:.10g}" if isinstance(v, float) else v for v in row] for row in listed
+        )
+    arrays = []
+    for c in range(len(columns)):
+        values = [row[c] for row in listed]
+        kinds = {type(v) for v in values if v is not None}
+        kind = pa.string() if kinds == {str} else pa.int64() if kinds == {int} else pa.float64()
+        arrays.append(pa.array(values, type=kind))
+    table = pa.Table.from_arrays(arrays, names=list(columns))
+    with (
+        replacing(folder / f"{name}.arrow", binary=True) as handle,
+        pa.ipc.new_file(handle, table.schema) as sink,
+    ):
+        sink.write_table(table)
+    with replacing(folder / f"{name}.json") as handle:
+        json.dump([dict(zip(columns, row, strict=True)) for row in listed], handle, indent=1, allow_nan=False)
+        handle.write("\n")
+
+
+class replacing:
+    """A file that appears under its name when the block ends well, and not at all otherwise."""
+
+    def __init__(self, path: Path, binary: bool = False) -> None:
+        self.path, self.temporary = path, path.with_name(path.name + ".tmp")
+        self.binary = binary
+
+    def __enter__(self) -> IO[Any]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        opener: Callable[..., IO[Any]] = open
+        self.handle = (
+            opener(self.temporary, "wb")
+            if self.binary
+            else opener(self.temporary, "w", encoding="utf-8", newline="")
+        )
+        return self.handle
+
+    def __exit__(self, failed: Any, *_: Any) -> None:
+        self.handle.close()
+        if failed is None:
+            os.replace(self.temporary, self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)
+
+
+def _none(value: Any) -> Any:
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value

@@ -1,0 +1,118 @@
+"""`evalengine correlate`: what carries over from one stage to the next, with intervals."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evalengine import console
+from evalengine.errors import UserError
+
+if TYPE_CHECKING:
+    from evalengine.analysis.study import Analysis
+    from evalengine.analysis.tables import Row
+
+
+def register(subparsers: Any) -> None:
+    p = subparsers.add_parser(
+        "correlate", help="correlate accuracy and confidence across stages, with intervals"
+    )
+    p.add_argument(
+        "store", nargs="?", default="scores", help="score store or imported results (default: scores/)"
+    )
+    p.add_argument("--out", default="analysis", help="folder for the tables (default: analysis/)")
+    add_options(p)
+    p.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    p.set_defaults(run=run)
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    """The options that `correlate` and `report` share."""
+    p.add_argument(
+        "--bootstrap", metavar="N|exact", help="resamples; default: exact up to 10 mixtures, else 10000"
+    )
+    p.add_argument("--interval", default="bca", choices=("bca", "percentile", "basic", "fisher"))
+    p.add_argument("--level", type=float, default=0.95, help="confidence level (default 0.95)")
+    p.add_argument("--statistic", default="pearson", choices=("pearson", "spearman", "kendall"))
+    p.add_argument(
+        "--metric", help="acc, acc_norm, acc_bytes, acc_token or acc_pmi (default: each benchmark's own)"
+    )
+    p.add_argument("--stages", metavar="BEFORE,AFTER", help="the two stages to compare (default: pt,sft)")
+    p.add_argument("--seed", type=int, default=0)
+
+
+def analysis_of(args: argparse.Namespace) -> Analysis:
+    """Reads the store and runs the analysis with the options of `add_options`."""
+    from evalengine.analysis.panel import load_panel
+    from evalengine.analysis.study import Options, analyse
+
+    if args.bootstrap not in (None, "exact") and not str(args.bootstrap).isdigit():
+        raise UserError(f"--bootstrap takes a number or 'exact', not '{args.bootstrap}'")
+    stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
+    panel = load_panel(args.store, stages=stages, metric=args.metric)
+    options = Options(args.bootstrap, args.interval, args.level, args.statistic, args.seed)
+    return analyse(panel, options)
+
+
+def run(args: argparse.Namespace) -> int:
+    console.set_json(args.json)
+    analysis = analysis_of(args)
+    analysis.write(Path(args.out))
+    if args.json:
+        console.emit_json(
+            {**analysis.method, "transfer": [as_json(row) for row in analysis.tables["transfer"]]}
+        )
+        return 0
+    for note in analysis.panel.notes:
+        console.warn(note)
+    for quantity in analysis.panel.quantities:
+        show_transfer(analysis, quantity)
+    console.say(f"Tables: {args.out}/ ({', '.join(sorted(analysis.tables))}; csv, arrow, json)")
+    return 0
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    return {key: None if isinstance(v, float) and v != v else v for key, v in row._asdict().items()}
+
+
+def show_transfer(analysis: Analysis, quantity: str) -> None:
+    """One table: categories first, then their benchmarks; a column of r with its interval for each scale."""
+    rows = [row for row in analysis.tables["transfer"] if row.quantity == quantity]
+    scales = list(dict.fromkeys(row.scale for row in rows))
+    method = analysis.method
+    at: dict[tuple[str, str, str, str], Row] = {(r.protocol, r.category, r.name, r.scale): r for r in rows}
+    body: list[list[str]] = []
+    for category in dict.fromkeys(row.category for row in rows):
+        for protocol in ("category_transfer", "transfer"):
+            named = dict.fromkeys(r.name for r in rows if r.protocol == protocol and r.category == category)
+            for name in named:
+                cells = [at[protocol, category, name, scale] for scale in scales]
+                title = f"  {name}" if protocol == "transfer" else f"{category} ({name})"
+                body.append([title, *(cell_text(r) for r in cells), n_text([r.n for r in cells])])
+    before, after = method["stages"]
+    kind = "Pearson's r" if method["statistic"] == "pearson" else method["statistic"]
+    console.table(
+        f"Transfer of {quantity}, {before} to {after}: {kind} over mixtures "
+        f"[{method['level']:.0%} {method['interval']}]",
+        ["", *scales, "n"],
+        body,
+        caption=f"{method['resamples']:,} resamples of the mixtures ({method['resampling']}). "
+        "An interval that holds 0 does not show any transfer.",
+    )
+    for reason in dict.fromkeys(
+        f"{r.name} ({r.scale}): {r.note}" for r in rows if r.note and r.estimate != r.estimate
+    ):
+        console.say(f"  {reason}")
+
+
+def cell_text(row: Row) -> str:
+    if row.estimate != row.estimate:
+        return "-"
+    if row.low != row.low:
+        return f"{row.estimate:+.2f} [no interval]"
+    return f"{row.estimate:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+
+
+def n_text(counts: list[int]) -> str:
+    return "/".join(str(n) for n in dict.fromkeys(counts))

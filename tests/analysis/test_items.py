@@ -1,0 +1,153 @@
+"""Reading the store: item scores against NumPy and SciPy, calibration against a plain loop, and what is
+refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import planted
+import pyarrow as pa
+import pytest
+from scipy.special import log_softmax, softmax
+
+from evalengine import store
+from evalengine.analysis.item_kernels import (
+    BRIER,
+    CONFIDENCE,
+    ENTROPY,
+    MARGIN,
+    NLL,
+    P_GOLD,
+    PICK,
+    reliability,
+)
+from evalengine.analysis.items import expected_calibration_error, read_store, reduce_table
+from evalengine.errors import UserError
+
+WHO = {"checkpoint": "c", "scale": "1B", "mixture": "m", "stage": "pt", "benchmark": "b", "category": "NLI"}
+
+
+@pytest.fixture
+def scored() -> tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    loglik = (rng.normal(size=(300, 4)) * 5 - 20).astype(np.float32)
+    loglik[7] = -3.0  # all equal: the first index wins
+    gold = rng.integers(0, 4, 300)
+    chars = rng.integers(1, 30, (300, 4)).astype(np.int32)
+    return planted.item_table(WHO, loglik, gold, chars=chars), loglik, gold, chars
+
+
+@pytest.mark.parametrize("metric", ["acc", "acc_norm"])
+def test_item_scores(scored, metric: str) -> None:
+    table, loglik, gold, chars = scored
+    field, read_gold = reduce_table(table, metric)
+    score = loglik.astype(np.float64) / (chars if metric == "acc_norm" else 1)
+    p = softmax(score, axis=1)
+    pick = score.astype(np.float32).argmax(axis=1)
+    rows = np.arange(300)
+    assert (read_gold == gold).all() and (field[:, PICK] == pick).all()
+    assert field[7, PICK] == pick[7]
+    onehot = np.eye(4)[gold]
+    expected = {
+        CONFIDENCE: p[rows, pick],
+        P_GOLD: p[rows, gold],
+        MARGIN: np.sort(p, axis=1)[:, -1] - np.sort(p, axis=1)[:, -2],
+        ENTROPY: -(p * log_softmax(score, axis=1)).sum(axis=1),
+        BRIER: ((p - onehot) ** 2).sum(axis=1),
+        NLL: -log_softmax(score, axis=1)[rows, gold],
+    }
+    for column, values in expected.items():
+        np.testing.assert_allclose(field[:, column], values, rtol=2e-5, atol=2e-6)
+
+
+def test_ragged_choices_and_unusable_items() -> None:
+    lists = [[-1.0, -2.0], [-3.0, -1.0, -2.0], [float("nan"), -1.0], [-1.0, -1.0, -5.0, -9.0]]
+    table = planted.item_table(WHO, np.zeros((4, 1), np.float32), np.array([0, 1, 0, 1]))
+    table = table.set_column(
+        table.schema.get_field_index("loglik"), "loglik", pa.array(lists, pa.list_(pa.float32()))
+    )
+    field, _ = reduce_table(table, "acc")
+    np.testing.assert_array_equal(field[:, PICK], [0, 1, np.nan, 0])
+    assert field[0, CONFIDENCE] == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-6)
+
+
+def test_reliability_bins_are_numpy_array_split_of_the_sorted_items() -> None:
+    rng = np.random.default_rng(1)
+    confidence = rng.uniform(0.2, 1, (2, 107)).astype(np.float32)
+    correct = (rng.uniform(size=(2, 107)) < confidence).astype(np.uint8)
+    curve = reliability(confidence, correct, 15)
+    for k in range(2):
+        parts = np.array_split(np.argsort(confidence[k], kind="stable"), 15)
+        np.testing.assert_allclose(curve[k, :, 0], [len(part) / 107 for part in parts])
+        np.testing.assert_allclose(curve[k, :, 1], [confidence[k, part].mean() for part in parts], rtol=1e-6)
+        np.testing.assert_allclose(curve[k, :, 2], [correct[k, part].mean() for part in parts])
+        ece = sum(len(p) / 107 * abs(correct[k, p].mean() - confidence[k, p].mean()) for p in parts)
+        assert expected_calibration_error(curve)[k] == pytest.approx(ece, abs=1e-6)
+    few = reliability(confidence[:, :4].copy(), correct[:, :4].copy(), 15)
+    assert np.isfinite(expected_calibration_error(few)).all()
+
+
+def put(folder: Path, checkpoint: str, table: pa.Table, **changed: str) -> None:
+    store.write(folder / checkpoint / "rte.arrow", table, planted.metadata(**changed))
+
+
+def simple(ids: list[str], gold: list[int] | None = None, checkpoint: str = "a") -> pa.Table:
+    rng = np.random.default_rng(len(ids))
+    loglik = rng.normal(size=(len(ids), 2)).astype(np.float32)
+    chosen = np.array(gold) if gold is not None else np.array([int(i[1:]) % 2 for i in ids])
+    return planted.item_table({**WHO, "checkpoint": checkpoint}, loglik, chosen, ids)
+
+
+def test_items_in_another_order_are_paired_by_id(tmp_path: Path) -> None:
+    table = simple(["i1", "i2", "i3"])
+    put(tmp_path, "a", table)
+    put(tmp_path, "b", table.take([2, 0, 1]))
+    read = read_store(tmp_path).benchmarks[0]
+    assert (read.correct_KI[0] == read.correct_KI[1]).all()
+    assert (read.confidence_KI[0] == read.confidence_KI[1]).all()
+
+
+def test_different_items_are_refused_by_name(tmp_path: Path) -> None:
+    put(tmp_path, "a", simple(["i1", "i2", "i3"]))
+    put(tmp_path, "b", simple(["i1", "i2", "i9"]))
+    with pytest.raises(UserError, match="rte: a .*and b .*different items .*only b has i9, only a has i3"):
+        read_store(tmp_path)
+
+
+def test_disagreeing_answers_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, "a", simple(["i1", "i2"], [0, 1]))
+    put(tmp_path, "b", simple(["i1", "i2"], [0, 0]))
+    with pytest.raises(UserError, match="a and b disagree about the right choices"):
+        read_store(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "word"),
+    [
+        ("variant", "variants"),
+        ("benchmark_version", "versions"),
+        ("fewshot", "few-shot"),
+        ("limit", "limits"),
+    ],
+)
+def test_mixed_settings_are_refused(tmp_path: Path, key: str, word: str) -> None:
+    put(tmp_path, "a", simple(["i1", "i2"]), **{key: "1"})
+    put(tmp_path, "b", simple(["i1", "i2"]), **{key: "7"})
+    with pytest.raises(UserError, match=f"rte was scored with different .*{word}.*'1' .a.*'7' .b"):
+        read_store(tmp_path)
+
+
+def test_missing_columns_for_a_metric(tmp_path: Path) -> None:
+    put(tmp_path, "a", simple(["i1", "i2"]))
+    with pytest.raises(UserError, match="without --pmi"):
+        read_store(tmp_path, "acc_pmi")
+    with pytest.raises(UserError, match="choose from acc, acc_norm"):
+        read_store(tmp_path, "f1")
+
+
+def test_empty_store_and_no_store(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no scores"):
+        read_store(tmp_path)
+    with pytest.raises(UserError, match="no score store"):
+        read_store(tmp_path / "nowhere")
