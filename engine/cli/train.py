@@ -1,0 +1,117 @@
+"""`evalengine train STUDY`: pretrain and fine-tune the checkpoints of a study."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def register(subparsers: Any) -> None:
+    p: argparse.ArgumentParser = subparsers.add_parser(
+        "train",
+        help="pretrain and fine-tune the checkpoints of a study",
+        description="Trains every checkpoint of a study file: finished ones are skipped, a killed study goes on where it was.",
+    )
+    p.add_argument(
+        "study",
+        metavar="STUDY",
+        help="a study file (YAML), or the name of a shipped one: embedded, local_text, paper",
+    )
+    p.add_argument("--data", type=Path, metavar="DIR", help="folder that the study's paths are relative to")
+    p.add_argument(
+        "--out", type=Path, default=Path("ckpts"), metavar="DIR", help="where checkpoints go (default: ckpts)"
+    )
+    p.add_argument("--only", metavar="GLOB", help="only the runs whose name matches, such as '240M-*-pt'")
+    p.add_argument(
+        "--jobs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="worker processes (default: by machine and model size)",
+    )
+    p.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the plan: parameters, tokens, FLOPs, hours; train nothing",
+    )
+    p.add_argument(
+        "--flops",
+        type=float,
+        metavar="RATE",
+        help="sustained FLOP/s for the estimate (default: measured here)",
+    )
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    p.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of products (default: bfloat16 on a GPU)",
+    )
+    p.add_argument("--fresh", action="store_true", help="train the chosen runs again, whatever is there")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from evalengine import console
+    from evalengine.training import study as studies
+
+    console.set_json(args.json)
+    study = studies.load(args.study)
+    if args.dry_run:
+        from evalengine.training import plan
+
+        return plan.show(
+            study,
+            plan.make(study, data=args.data, out=args.out, only=args.only, jobs=args.jobs, rate=args.flops),
+        )
+
+    from evalengine.training.loop import Place
+    from evalengine.training.runner import run_study
+
+    place = _place(args, Place)
+    outcome = run_study(
+        study, data=args.data, out=args.out, only=args.only, jobs=args.jobs, fresh=args.fresh, place=place
+    )
+    if place.group.rank:
+        return 0
+    if args.json:
+        console.emit_json(
+            {
+                "out": str(args.out),
+                "finished": {
+                    r.name: {"train_loss": r.train_loss, "validation_loss": r.validation_loss}
+                    for r in outcome.finished
+                },
+                "skipped": outcome.skipped,
+                "failed": outcome.failed,
+            }
+        )
+    else:
+        told = f"{len(outcome.finished)} checkpoints trained, {len(outcome.skipped)} were finished before"
+        console.say(f"{told}; score them with: evalengine score {args.out}/*")
+    if outcome.failed:
+        from evalengine.errors import UserError
+
+        name, reason = next(iter(outcome.failed.items()))
+        raise UserError(f"{len(outcome.failed)} runs failed, the first is {name}: {reason}")
+    return 0
+
+
+def _place(args: argparse.Namespace, place: Any) -> Any:
+    """Device and precision; under torchrun one device a process."""
+    import torch
+
+    from evalengine.errors import UserError
+    from evalengine.training import parallel
+
+    gpu = torch.cuda.is_available() and args.device != "cpu"
+    if args.device == "cuda" and not gpu:
+        raise UserError("there is no CUDA device here: leave --device out")
+    device = "cuda" if gpu else "cpu"
+    autocast = args.dtype == "bfloat16" or (args.dtype == "auto" and gpu)
+    if parallel.launched():
+        device = parallel.local_device() if gpu else "cpu"
+        return place(device=device, autocast=autocast, compile=gpu, group=parallel.DataParallel(device))
+    return place(device=device, autocast=autocast, compile=gpu)

@@ -1,0 +1,69 @@
+"""Causal attention that stays inside documents, for rows that pack several documents.
+
+On the CPU the mask is a dense additive (B, 1, T, T) tensor built once per batch and shared by every layer; a row
+that holds one document needs none. On a GPU PyTorch's flex attention skips the masked blocks, so a long row costs
+what its documents cost.
+
+Dims: B rows, T positions, H heads, E head size.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class DocumentMask(NamedTuple):
+    """Which positions may attend to which. `bias` is None when plain causal attention is exact."""
+
+    bias_B1TT: Tensor | None  # additive: 0 where allowed, -inf elsewhere (CPU)
+    blocks: Any  # flex attention's BlockMask (CUDA)
+
+    @staticmethod
+    def from_positions(position_BT: Tensor) -> DocumentMask:
+        """The mask of rows whose positions restart at 0 with each document."""
+        if position_BT.is_cuda:
+            return DocumentMask(None, _block_mask(document_ids(position_BT)))
+        if int((position_BT == 0).sum()) == position_BT.shape[0] and bool((position_BT[:, 0] == 0).all()):
+            return DocumentMask(None, None)
+        document_BT = document_ids(position_BT)
+        T = position_BT.shape[1]
+        causal_TT = torch.ones(T, T, dtype=torch.bool, device=position_BT.device).tril()
+        allowed = (document_BT[:, :, None] == document_BT[:, None, :]) & causal_TT
+        bias = torch.zeros(allowed.shape, device=position_BT.device).masked_fill_(~allowed, float("-inf"))
+        return DocumentMask(bias.unsqueeze(1), None)
+
+
+def document_ids(position_BT: Tensor) -> Tensor:
+    """Numbers the documents of each row; a document begins where the position is 0."""
+    return (position_BT == 0).cumsum(1)
+
+
+def attend(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, mask: DocumentMask) -> Tensor:
+    """Scaled dot-product attention under `mask`, (B, H, T, E)."""
+    if mask.blocks is not None:
+        return _flex()(q_BHTE, k_BHTE, v_BHTE, block_mask=mask.blocks)
+    if mask.bias_B1TT is None:
+        return F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, is_causal=True)
+    return F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, attn_mask=mask.bias_B1TT.to(q_BHTE.dtype))
+
+
+@lru_cache(maxsize=1)
+def _flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def _block_mask(document_BT: Tensor) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def inside(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (q >= k) & (document_BT[b, q] == document_BT[b, k])
+
+    B, T = document_BT.shape
+    return create_block_mask(inside, B, None, T, T, device=str(document_BT.device))

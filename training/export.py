@@ -1,0 +1,124 @@
+"""A decoder as a Hugging Face Llama directory, and back.
+
+The directory (config.json, model.safetensors, tokenizer.json, tokenizer_config.json, evalengine.json) is written
+under a temporary name and renamed: a checkpoint is whole or absent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evalengine.errors import UserError
+from evalengine.training.model import Decoder, Shape
+from evalengine.training.tokenizer import Tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def config(shape: Shape, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
+    """What transformers and vLLM need to rebuild the architecture."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.d_model,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.heads,
+        "head_dim": shape.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": shape.context,
+        "rms_norm_eps": shape.norm_eps,
+        "rope_theta": shape.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": shape.tied,
+        "bos_token_id": tokenizer.end,
+        "eos_token_id": tokenizer.end,
+        "pad_token_id": tokenizer.end,
+        "dtype": dtype,
+    }
+
+
+def to_llama(model: Decoder) -> dict[str, Tensor]:
+    """The weights under Llama's names; query, key, value and gate, up come apart."""
+    weights = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight}
+    if not model.shape.tied:
+        weights["lm_head.weight"] = model.head.weight
+    for number, block in enumerate(model.blocks):
+        at = f"model.layers.{number}."
+        for name, part in zip("qkv", block.qkv.weight.chunk(3), strict=True):
+            weights[f"{at}self_attn.{name}_proj.weight"] = part
+        gate, up = block.gate_up.weight.chunk(2)
+        weights[f"{at}self_attn.o_proj.weight"] = block.attention_out.weight
+        weights[f"{at}mlp.gate_proj.weight"], weights[f"{at}mlp.up_proj.weight"] = gate, up
+        weights[f"{at}mlp.down_proj.weight"] = block.down.weight
+        weights[f"{at}input_layernorm.weight"] = block.attention_norm.weight
+        weights[f"{at}post_attention_layernorm.weight"] = block.ffn_norm.weight
+    return weights
+
+
+def from_llama(model: Decoder, weights: dict[str, Tensor]) -> None:
+    """Fills `model` with weights under Llama's names. Raises KeyError or RuntimeError when they do not fit."""
+    with torch.no_grad():
+        for name, part in to_llama(model).items():  # views of the model's own storage
+            part.copy_(weights[name])
+
+
+def save(
+    model: Decoder, tokenizer: Tokenizer, path: Path, metadata: dict[str, Any], *, dtype: str = "float32"
+) -> None:
+    """Writes the checkpoint directory `path`, replacing what was there. `metadata` becomes evalengine.json."""
+    from safetensors.torch import save_file
+
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        weights = {k: v.detach().to("cpu", DTYPES[dtype]).contiguous() for k, v in to_llama(model).items()}
+        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(tokenizer.path / name, partial / name)
+        _write_json(partial / "config.json", config(model.shape, tokenizer, dtype))
+        _write_json(partial / "evalengine.json", metadata)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load(path: Path, shape: Shape) -> Decoder:
+    """The decoder of a checkpoint directory. Raises UserError when a file is missing, damaged or of another shape."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    model = Decoder(shape)
+    try:
+        from_llama(model, load_file(path / "model.safetensors"))
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"the checkpoint {path} is damaged or of another shape ({error}): delete it and train it again"
+        ) from None
+    return model
+
+
+def metadata(path: Path) -> dict[str, Any] | None:
+    """evalengine.json of a finished checkpoint; None where there is none."""
+    try:
+        return dict(json.loads((path / "evalengine.json").read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

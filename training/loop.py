@@ -1,0 +1,269 @@
+"""The loop that both stages share: batches in, a trained model out, resumable at any step.
+
+AdamW on matrices with weight decay and on norms without, cosine schedule with warm-up, gradients clipped and
+accumulated over micro-batches. The loss of a step is the mean over all its targets, on every process, so one
+process or many, one micro-batch or many, follow the same curve. Batches are functions of the step, so the state to
+save is the model, the optimiser and the step: a killed run goes on with the same bits on the CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from evalengine.errors import UserError
+from evalengine.training.loss import IGNORE
+from evalengine.training.model import Decoder
+from evalengine.training.parallel import SINGLE, Group
+from evalengine.training.rows import Batch
+from evalengine.training.study import FineTune, Pretrain
+
+
+class Batches(Protocol):
+    steps: int
+
+    def batch(self, step: int) -> Batch: ...
+
+
+class Step(NamedTuple):
+    """What one optimiser step did."""
+
+    step: int  # counted from 1
+    steps: int
+    loss: float  # mean over the step's targets, nats
+    tokens: int  # positions fed, padding included
+    lr: float
+    grad_norm: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run computes and keeps its state."""
+
+    device: str = "cpu"
+    autocast: bool = False  # bfloat16 products, float32 weights
+    compile: bool = False
+    state: Path | None = None  # mid-run checkpoint
+    log: Path | None = None  # one JSON line a step
+    fingerprint: str = ""  # of everything that decides the result; another one's state is refused
+    save_every_s: float = 120.0
+    group: Group = SINGLE
+
+
+def learning_rate(step: int, steps: int, settings: Pretrain | FineTune) -> float:
+    """Linear warm-up, then half a cosine from lr to min_lr * lr; `step` counts from 0."""
+    warmup = max(1, round(settings.warmup * steps))
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return settings.lr * (settings.min_lr + (1 - settings.min_lr) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def optimizer(model: nn.Module, settings: Pretrain | FineTune) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices only."""
+    weights = list(model.parameters())
+    groups = [
+        {"params": [w for w in weights if w.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=1e-8, fused=True
+    )
+
+
+def fit(
+    model: Decoder,
+    batches: Batches,
+    settings: Pretrain | FineTune,
+    place: Place,
+    report: Callable[[Step], None] = lambda step: None,
+) -> float:
+    """Trains `model` in place; returns the mean loss of the last tenth of the steps.
+
+    Raises UserError when the loss stops being a number (naming step and batch), when memory runs out (naming the
+    setting to lower), and when the saved state belongs to other settings.
+    """
+    model.to(place.device).train()
+    if place.compile:
+        for block in model.blocks:
+            block.compile()
+    wrapped, optim = place.group.wrap(model), optimizer(model, settings)
+    first, losses = _restore(model, optim, place)
+    watch, saved = SpikeWatch(losses), time.monotonic()
+    with _log(place, first) as write:
+        for step in range(first, batches.steps):
+            batch = batches.batch(step)
+            lr = learning_rate(step, batches.steps, settings)
+            loss, norm = _update(wrapped, optim, batch, lr, settings, place)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise UserError(
+                    f"the loss became {loss} (gradient norm {norm}) at step {step + 1} of {batches.steps} on {batch.contents}: "
+                    "lower lr, raise warmup, or look at that data"
+                )
+            losses.append(loss)
+            entry = Step(step + 1, batches.steps, loss, batch.token_BT.size, lr, norm)
+            write({**entry._asdict(), "spike": watch.is_spike(loss), "batch": batch.contents})
+            report(entry)
+            if place.state and time.monotonic() - saved >= place.save_every_s and step + 1 < batches.steps:
+                _save(model, optim, step + 1, losses, place)
+                saved = time.monotonic()
+    tail = losses[-max(1, batches.steps // 10) :]
+    return sum(tail) / len(tail)
+
+
+def _update(
+    wrapped: nn.Module,
+    optim: torch.optim.Optimizer,
+    batch: Batch,
+    lr: float,
+    settings: Pretrain | FineTune,
+    place: Place,
+) -> tuple[float, float]:
+    """One optimiser step: (mean loss, gradient norm before clipping)."""
+    group = place.group
+    targets = int((batch.target_BT != IGNORE).sum())
+    parts = list(micro_batches(batch, settings.micro_rows, group))
+    total = torch.zeros((), device=place.device)
+    for number, part in enumerate(parts):
+        fed = [torch.from_numpy(a).to(place.device, non_blocking=True) for a in part]
+        with group.synchronise(wrapped, number == len(parts) - 1), _autocast(place), out_of_memory(settings):
+            loss = wrapped(*fed)
+            (loss * (group.size / targets)).backward()  # processes average their gradients
+        total += loss.detach()
+    norm = nn.utils.clip_grad_norm_(wrapped.parameters(), settings.clip)
+    for parameters in optim.param_groups:
+        parameters["lr"] = lr
+    total = group.sum(total)
+    if torch.isfinite(total) and torch.isfinite(norm):
+        optim.step()
+    optim.zero_grad(set_to_none=True)
+    return float(total) / targets, float(norm)
+
+
+def micro_batches(
+    batch: Batch, micro_rows: int, group: Group = SINGLE
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """This process's rows, a few at a time; every process gets equally many parts (rows without loss fill up)."""
+    arrays = (batch.token_BT, batch.position_BT, batch.target_BT)
+    spare = -len(arrays[0]) % group.size
+    if spare:
+        idle = (np.zeros((spare, arrays[0].shape[1]), np.int64),) * 2
+        idle = (idle[0], np.tile(np.arange(arrays[0].shape[1]), (spare, 1)), np.full_like(idle[0], IGNORE))
+        arrays = tuple(np.concatenate(pair) for pair in zip(arrays, idle, strict=True))
+    mine = [np.ascontiguousarray(a[group.rank :: group.size]) for a in arrays]
+    size = micro_rows or len(mine[0])
+    for start in range(0, len(mine[0]), size):
+        yield mine[0][start : start + size], mine[1][start : start + size], mine[2][start : start + size]
+
+
+@contextlib.contextmanager
+def out_of_memory(settings: Pretrain | FineTune) -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(
+            error
+        ):
+            raise
+        now = f"it is {settings.micro_rows}" if settings.micro_rows else "it is 0, all rows at once"
+        raise UserError(
+            f"out of memory: set a smaller micro_rows in the study ({now}), or checkpoint_activations: true"
+        ) from None
+
+
+def _autocast(place: Place) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast(place.device.split(":")[0], dtype=torch.bfloat16, enabled=place.autocast)
+
+
+class SpikeWatch:
+    """Flags a loss more than six standard deviations above its recent mean (exponential, over about 50 steps)."""
+
+    def __init__(self, history: list[float]) -> None:
+        self.mean, self.variance, self.seen = 0.0, 0.0, 0
+        for loss in history:
+            self.is_spike(loss)
+
+    def is_spike(self, loss: float) -> bool:
+        gap = loss - self.mean
+        spike = self.seen >= 20 and gap > 6 * math.sqrt(self.variance) + 0.05 * abs(self.mean)
+        rate = max(1 / (self.seen + 1), 0.02)
+        self.mean += rate * gap
+        self.variance = (1 - rate) * (self.variance + rate * gap * gap)
+        self.seen += 1
+        return spike
+
+
+def _save(model: Decoder, optim: torch.optim.Optimizer, step: int, losses: list[float], place: Place) -> None:
+    if place.group.rank:
+        return
+    assert place.state is not None
+    place.state.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.state.with_name(f".{place.state.name}.{os.getpid()}.partial")
+    state = {
+        "model": model.state_dict(),
+        "optim": optim.state_dict(),
+        "step": step,
+        "losses": losses,
+        "fingerprint": place.fingerprint,
+    }
+    try:
+        torch.save(state, partial)
+        os.replace(partial, place.state)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _restore(model: Decoder, optim: torch.optim.Optimizer, place: Place) -> tuple[int, list[float]]:
+    """Loads a mid-run state if there is one: (the step to go on with, the losses so far)."""
+    if place.state is None or not place.state.is_file():
+        return 0, []
+    try:
+        state = torch.load(place.state, map_location=place.device, weights_only=True)
+        found = state["fingerprint"]
+    except Exception as error:  # pickle, zip and torch each raise their own
+        raise UserError(
+            f"the saved state {place.state} is damaged ({type(error).__name__}): delete it to start the run again"
+        ) from None
+    if found != place.fingerprint:
+        raise UserError(
+            f"the saved state {place.state} belongs to other settings, data or another tokenizer: "
+            "delete it, use --fresh, or name another --out"
+        )
+    model.load_state_dict(state["model"])
+    optim.load_state_dict(state["optim"])
+    return int(state["step"]), list(state["losses"])
+
+
+@contextlib.contextmanager
+def _log(place: Place, first: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Appends JSON lines; what a killed run logged beyond its saved state is cut off first."""
+    if place.log is None or place.group.rank:
+        yield lambda entry: None
+        return
+    place.log.parent.mkdir(parents=True, exist_ok=True)
+    kept = place.log.read_text().splitlines(keepends=True)[:first] if first and place.log.is_file() else []
+    place.log.write_text("".join(kept))
+    with place.log.open("a") as stream:
+        yield lambda entry: print(json.dumps(entry), file=stream, flush=True)
+
+
+@torch.no_grad()
+def mean_loss(model: Decoder, batch: Batch, place: Place, micro_rows: int = 8) -> float:
+    """Mean loss over a batch's targets, without learning."""
+    model.to(place.device).eval()
+    total: Tensor | float = 0.0
+    for part in micro_batches(batch, micro_rows):
+        with _autocast(place):
+            total = total + model(*(torch.from_numpy(a).to(place.device) for a in part))
+    return float(total) / int((batch.target_BT != IGNORE).sum())

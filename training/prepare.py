@@ -1,0 +1,181 @@
+"""Everything the runs of a study share, made once before the first run: world, tokenizer, token shards, conversations.
+
+It all lies under OUT/.study (a leading dot keeps it out of `score OUT/*`); what is there and still fits is reused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evalengine import console
+from evalengine.errors import UserError
+from evalengine.training import conversations as sft
+from evalengine.training import tokenizer as tokenizers
+from evalengine.training.model import Shape
+from evalengine.training.shards import TokenSource, build
+from evalengine.training.sources import documents, files
+from evalengine.training.study import Scale, SourceSpec, Study
+from evalengine.training.tokenizer import Tokenizer, write_text
+
+BYTES_PER_TOKEN = 4  # a rough estimate for progress bars only
+
+
+class Prepared(NamedTuple):
+    """What a worker opens. Paths only, so that it crosses process borders."""
+
+    tokenizer: Path
+    sources: Mapping[str, Path]  # folders of token shards
+    conversations: Path
+    data: Path | None
+
+
+def work_folder(out: Path) -> Path:
+    return out / ".study"
+
+
+def data_folder(study: Study, data: Path | None, out: Path) -> Path | None:
+    """The folder given, else the embedded world's place, else None (the hub)."""
+    if data is not None and not data.is_dir():
+        raise UserError(f"there is no data folder {data}: give the folder that holds the study's sources")
+    return work_folder(out) / "world" if data is None and study.world else data
+
+
+def prepare(study: Study, data: Path | None, out: Path) -> Prepared:
+    """Makes or reopens what all runs share. Raises UserError for a source that cannot be read."""
+    work = work_folder(out)
+    work.mkdir(parents=True, exist_ok=True)
+    data = data_folder(study, data, out)
+    if study.world and data == work / "world":
+        _write_world(study, work / "world")
+    tokenizer = _tokenizer(study, data, work / "tokenizer")
+    folders = {}
+    used = [
+        name for name in study.sources if any(shares.get(name, 0) > 0 for shares in study.mixtures.values())
+    ]
+    if not used:
+        raise UserError("every mixture is empty: give sources shares above 0")
+    for name in used:
+        folders[name] = _shards(study, name, data, tokenizer, work / "tokens")
+    return Prepared(tokenizer.path, folders, _conversations(study, data, tokenizer, work), data)
+
+
+def shape_of(scale: Scale, tokenizer_size: int) -> Shape:
+    vocab = scale.vocab or tokenizer_size
+    if vocab < tokenizer_size:
+        raise UserError(
+            f"a scale's vocab of {vocab} is smaller than the tokenizer's {tokenizer_size}: raise it or leave it out"
+        )
+    names = ("d_model", "layers", "heads", "head_dim", "ffn", "context", "tied")
+    return Shape(vocab=vocab, **{name: getattr(scale, name) for name in names})
+
+
+def _write_world(study: Study, folder: Path) -> None:
+    from evalengine.benchmarks import world
+
+    assert study.world is not None
+    stamp = folder / "seed.json"
+    if stamp.is_file() and json.loads(stamp.read_text()) == {"seed": study.world.seed}:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    console.say(
+        f"writing the embedded world to {folder}; score its checkpoints with --data {folder / 'bench'}"
+    )
+    world.write(folder, seed=study.world.seed)
+    write_text(stamp, json.dumps({"seed": study.world.seed}))
+
+
+def _key(spec: SourceSpec, data: Path | None, name: str) -> str:
+    """Changes when a source's specification or its files change (size, first and last megabyte)."""
+    parts: list[Any] = [dataclasses.astuple(spec)]
+    for file in [] if spec.hub else files(spec, data, name):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            head = zlib.crc32(stream.read(1 << 20))
+            stream.seek(max(0, size - (1 << 20)))
+            parts.append((file.name, size, head, zlib.crc32(stream.read())))
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def _tokenizer(study: Study, data: Path | None, folder: Path) -> Tokenizer:
+    spec = study.tokenizer
+    keys = {name: _key(source, data, name) for name, source in study.sources.items()}
+    wanted = {"spec": dataclasses.asdict(spec), "sources": keys if spec.vocab else {}}
+    stamp = folder / "made_from.json"
+    if stamp.is_file():
+        if json.loads(stamp.read_text()) == wanted:
+            return Tokenizer(folder)
+        raise UserError(
+            f"{folder} was made for another tokenizer setting or other sources: use --fresh to start again, or another --out"
+        )
+    if spec.path:
+        tokenizer = tokenizers.adopt((data or Path(".")) / spec.path, folder)
+    else:
+        console.say(f"training a tokenizer of {spec.vocab:,} entries")
+        each = int(spec.sample_mb * 2**20 / len(study.sources))
+        samples = (_first_bytes(documents(s, data, n), each) for n, s in study.sources.items())
+        tokenizer = tokenizers.train(chain.from_iterable(samples), spec.vocab, folder)
+    write_text(stamp, json.dumps(wanted))
+    return tokenizer
+
+
+def _first_bytes(texts: Iterator[str], limit: int) -> Iterator[str]:
+    left = limit
+    for text in texts:
+        yield text[:left]
+        left -= len(text)
+        if left <= 0:
+            return
+
+
+def _shards(study: Study, name: str, data: Path | None, tokenizer: Tokenizer, folder: Path) -> Path:
+    """A local source is tokenised whole; a hub source as far as its largest share needs it, without repetition."""
+    spec = study.sources[name]
+    share = max(shares.get(name, 0.0) for shares in study.mixtures.values())
+    need = (
+        int(share * max(scale.pretrain.tokens for scale in study.scales.values()) * 1.05) if spec.hub else 0
+    )
+    place = folder / f"{name}-{_key(spec, data, name)}-{tokenizer.hash[:8]}"
+    if not (place / "done.json").is_file():
+        size = need or sum(file.stat().st_size for file in files(spec, data, name)) // BYTES_PER_TOKEN
+        with console.progress(f"tokenising {name}", size, "tokens") as line:
+            build(
+                place,
+                lambda: documents(spec, data, name),
+                tokenizer,
+                limit=need,
+                on_tokens=lambda n: line.update(n),
+            )
+    else:
+        build(place, lambda: documents(spec, data, name), tokenizer, limit=need)
+    return place
+
+
+def _conversations(study: Study, data: Path | None, tokenizer: Tokenizer, work: Path) -> Path:
+    parts: list[Any] = [dataclasses.asdict(study.sft), study.seed, tokenizer.hash, 1]
+    for chat in study.sft.data:
+        if chat.path and data is not None and (data / chat.path).is_file():
+            parts.append(_key(SourceSpec(path=chat.path), data, chat.path))
+        elif chat.benchmarks_train and data is not None:
+            folder = sft.bench_folder(data)
+            assert folder is not None
+            parts += [
+                (p.name, p.stat().st_size, zlib.crc32(p.read_bytes()))
+                for p in sorted(folder.glob("*_train.*"))
+            ]
+    key = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:12]
+    path = work / f"conversations-{key}.npz"
+    if not path.is_file():
+        sft.tokenise(sft.read(study.sft, data, study.seed), tokenizer).save(path)
+    return path
+
+
+def open_sources(prepared: Prepared, names: list[str]) -> dict[str, TokenSource]:
+    return {name: TokenSource(prepared.sources[name]) for name in names}

@@ -1,0 +1,304 @@
+"""Runs a study: which runs are left, in worker processes or under torchrun, with one line of progress.
+
+A worker takes a chain (a checkpoint's pretraining, then its fine-tuning) at a time, the costliest first. Workers are
+plain spawned processes, one device each; a run that fails does not stop the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import fnmatch
+import multiprocessing as mp
+import os
+import queue
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evalengine import console
+from evalengine.errors import UserError
+from evalengine.training import export
+from evalengine.training.loop import Place, Step
+from evalengine.training.prepare import Prepared, prepare, work_folder
+from evalengine.training.stages import Job, Result, fingerprint, steps_of, train
+from evalengine.training.study import Run, Study, runs
+
+POLL_S = 1.0
+REPORT_EVERY_S = 0.5
+
+
+class Outcome(NamedTuple):
+    """What `run_study` did."""
+
+    finished: list[Result]
+    skipped: list[str]  # finished before
+    failed: dict[str, str]  # run -> the reason, one sentence
+
+
+class Message(NamedTuple):
+    """From a worker: `kind` is step, done, failed or idle."""
+
+    kind: str
+    worker: int
+    name: str
+    value: Any
+
+
+def selected(study: Study, only: str | None) -> list[Run]:
+    """The runs whose name matches the glob `only`; a fine-tuning run brings its pretraining along."""
+    everything = runs(study)
+    if only is None:
+        return everything
+    wanted = {run for run in everything if fnmatch.fnmatchcase(run.name, only)}
+    if not wanted:
+        raise UserError(f"--only {only} matches none of the study's runs, such as {everything[0].name}")
+    wanted |= {Run(run.scale, run.mixture, "pt") for run in wanted}
+    return [run for run in everything if run in wanted]
+
+
+def run_study(
+    study: Study,
+    *,
+    data: Path | None,
+    out: Path,
+    only: str | None = None,
+    jobs: int = 0,
+    fresh: bool = False,
+    place: Place | None = None,
+) -> Outcome:
+    """Trains what is left of a study into `out`. `jobs` 0: chosen by the machine and the models' size."""
+    chosen = selected(study, only)
+    place = place or Place()
+    if place.group.size > 1:
+        return _run_together(study, data, out, chosen, fresh, place)
+    with lock(out):
+        prepared = _begin(study, data, out, chosen, fresh)
+        left, skipped = _left(study, prepared, out, chosen)
+        if not left:
+            return Outcome([], skipped, {})
+        todo = [Job(study, prepared, out, run, place) for run in left]
+        finished, failed = _run_workers(todo, jobs or default_jobs(study, place.device))
+    return Outcome(finished, skipped, failed)
+
+
+def _begin(study: Study, data: Path | None, out: Path, chosen: list[Run], fresh: bool) -> Prepared:
+    if fresh:
+        shutil.rmtree(work_folder(out) / "tokenizer", ignore_errors=True)
+        shutil.rmtree(work_folder(out) / "state", ignore_errors=True)
+        for run in chosen:
+            shutil.rmtree(out / run.name, ignore_errors=True)
+    return prepare(study, data, out)
+
+
+def _left(study: Study, prepared: Prepared, out: Path, chosen: list[Run]) -> tuple[list[Run], list[str]]:
+    left, skipped = [], []
+    for run in chosen:
+        about = export.metadata(out / run.name)
+        if about is None:
+            left.append(run)
+        elif about.get("fingerprint") == fingerprint(study, prepared, run):
+            skipped.append(run.name)
+        else:
+            raise UserError(
+                f"{out / run.name} was trained with other settings, data or another tokenizer: "
+                "use --fresh to train it again, or another --out"
+            )
+    return left, skipped
+
+
+def default_jobs(study: Study, device: str) -> int:
+    """One worker a GPU; on the CPU one a core for models that one core feeds well, else one."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.device_count()
+    largest = max(scale.d_model for scale in study.scales.values())
+    return max(1, cores() // max(1, study.threads)) if largest <= 512 else 1
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _chains(todo: list[Job]) -> list[list[Job]]:
+    chains: dict[tuple[str, str], list[Job]] = {}
+    for job in todo:
+        chains.setdefault((job.run.scale, job.run.mixture), []).append(job)
+    return list(chains.values())
+
+
+def _run_workers(todo: list[Job], jobs: int) -> tuple[list[Result], dict[str, str]]:
+    chains = _chains(todo)
+    jobs = min(jobs, len(chains))
+    study = todo[0].study
+    threads = study.threads or max(1, cores() // jobs)
+    context = mp.get_context("spawn")
+    tasks, messages = context.Queue(), context.Queue()
+    for chain in chains:
+        tasks.put(chain)
+    for _ in range(jobs):
+        tasks.put(None)
+    workers = [
+        context.Process(target=_work, args=(i, threads, tasks, messages), daemon=True) for i in range(jobs)
+    ]
+    steps = {job.run.name: steps_of(study, job.prepared, job.run) for job in todo}
+    try:
+        for worker in workers:
+            worker.start()
+        return _follow(todo, steps, workers, messages)
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+
+
+def _follow(
+    todo: list[Job], steps: dict[str, tuple[int, int]], workers: list[Any], messages: Any
+) -> tuple[list[Result], dict[str, str]]:
+    """Shows the workers' progress until all are idle."""
+    finished: list[Result] = []
+    failed: dict[str, str] = {}
+    shown: dict[str, float] = {}
+    idle: set[int] = set()
+    total, started = sum(tokens for _, tokens in steps.values()), time.monotonic()
+    with console.progress("training", total, "tokens") as line:
+        while len(idle) < len(workers):
+            try:
+                message: Message = messages.get(timeout=POLL_S)
+            except queue.Empty:
+                _check_alive(workers, idle)
+                continue
+            if message.kind == "idle":
+                idle.add(message.worker)
+            elif message.kind == "failed":
+                failed[message.name] = message.value
+                console.warn(f"{message.name}: {message.value}")
+            else:
+                result = message.value if message.kind == "done" else None
+                part = 1.0 if result else message.value.step / message.value.steps
+                tokens = part * steps[message.name][1]
+                line_tokens = tokens - shown.get(message.name, 0.0)
+                shown[message.name] = tokens
+                if result:
+                    finished.append(result)
+                loss = result.train_loss if result else message.value.loss
+                rate = sum(shown.values()) / max(time.monotonic() - started, 1e-9)
+                ready = f"{len(finished)}/{len(todo)} runs"
+                line.update(line_tokens, f"{ready}, {message.name} loss {loss:.3f}, {rate:,.0f} tokens/s")
+    return finished, failed
+
+
+def _check_alive(workers: list[Any], idle: set[int]) -> None:
+    for index, worker in enumerate(workers):
+        if index not in idle and worker.exitcode is not None:
+            raise UserError(
+                f"a training process ended with code {worker.exitcode}, most likely out of memory: "
+                "lower --jobs or the scale's micro_rows and run the same command again"
+            )
+
+
+def _work(index: int, threads: int, tasks: Any, messages: Any) -> None:
+    """A worker process: one chain after another until there are none."""
+    import signal
+
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
+    keep_freed_memory()
+    parent = os.getppid()
+    torch.set_num_threads(threads)
+    while (chain := _next_task(tasks, parent)) is not None:
+        for job in chain:
+            last = 0.0
+
+            def report(step: Step, name: str = job.run.name) -> None:
+                nonlocal last
+                if os.getppid() != parent:
+                    os._exit(1)  # the parent was killed
+                if time.monotonic() - last >= REPORT_EVERY_S:
+                    last = time.monotonic()
+                    messages.put(Message("step", index, name, step))
+
+            try:
+                place = job.place
+                if place.device == "cuda":
+                    place = place.__class__(
+                        **{**vars(place), "device": f"cuda:{index % torch.cuda.device_count()}"}
+                    )
+                messages.put(Message("done", index, job.run.name, train(job._replace(place=place), report)))
+            except UserError as error:
+                messages.put(Message("failed", index, job.run.name, str(error)))
+                break
+            except OSError as error:
+                messages.put(
+                    Message(
+                        "failed", index, job.run.name, f"{error.strerror or error}; mend that and run again"
+                    )
+                )
+                break
+    messages.put(Message("idle", index, "", None))
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to reuse large blocks instead of returning them: a step frees what the next one allocates.
+
+    Without it a fifth of a tiny model's step goes to page faults (measured: docs/measured.md).
+    """
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+def _next_task(tasks: Any, parent: int) -> list[Job] | None:
+    while True:
+        try:
+            return tasks.get(timeout=POLL_S)  # type: ignore[no-any-return]
+        except queue.Empty:
+            if os.getppid() != parent:
+                os._exit(1)
+
+
+def _run_together(
+    study: Study, data: Path | None, out: Path, chosen: list[Run], fresh: bool, place: Place
+) -> Outcome:
+    """Under torchrun: every process takes its rows of each run, one run after another."""
+    group = place.group
+    if group.rank == 0:
+        with lock(out):
+            _begin(study, data, out, chosen, fresh)
+    group.wait()
+    prepared = prepare(study, data, out)
+    left, skipped = _left(study, prepared, out, chosen)
+    group.wait()
+    finished = []
+    for run in left:
+        steps, tokens = steps_of(study, prepared, run)
+        shown = console.progress(run.name, tokens, "tokens") if group.rank == 0 else contextlib.nullcontext()
+        with shown as line:
+
+            def report(step: Step, line: Any = line, tokens: int = tokens, steps: int = steps) -> None:
+                if line is not None:
+                    line.update(tokens / steps, f"loss {step.loss:.3f}")
+
+            finished.append(train(Job(study, prepared, out, run, place), report))
+    return Outcome(finished, skipped, {})
+
+
+@contextlib.contextmanager
+def lock(out: Path) -> Iterator[None]:
+    """Refuses a second process on the same output folder."""
+    work_folder(out).mkdir(parents=True, exist_ok=True)
+    with (work_folder(out) / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"another process is training into {out}: wait for it, or name another --out"
+            ) from None
+        yield

@@ -1,0 +1,211 @@
+"""Sources tokenised once, on disk, memory-mapped.
+
+    tokens/<tokenizer>/<source>/00000.bin   token ids, uint16 or uint32, document after document
+                               /00000.len   length of each document, uint32
+                               /00000.json  counts and checksum; written last: a shard without it does not exist
+                               /done.json   the source is complete
+
+Documents are read in order and encoded in batches on every core (by the `tokenizers` library's threads, outside the
+interpreter's lock); a killed run goes on at the first missing shard. A document longer than `PIECE` tokens is cut, so
+that shuffling and validation work on a source of eight books too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from evalengine.errors import UserError
+from evalengine.training.tokenizer import Tokenizer, write_text
+
+PIECE = 16_384  # tokens of the longest document
+SHARD = 32 * 2**20  # tokens after which a shard is closed
+BATCH_CHARS = 4 * 2**20  # text encoded in one call
+VALIDATION_EVERY = 50  # one document in so many is held out
+
+
+class TokenSource:
+    """A tokenised source. `length_M` holds its documents' lengths; `document(i)` their token ids."""
+
+    def __init__(self, folder: Path) -> None:
+        done = _read_json(folder / "done.json")
+        self.name, self.digest = folder.name, str(done["digest"])
+        self._tokens: list[np.ndarray] = []
+        lengths, shard_of, start_of = [], [], []
+        for number in range(int(done["shards"])):
+            info = _read_json(folder / f"{number:05d}.json")
+            tokens = _mapped(folder / f"{number:05d}.bin", np.dtype(info["dtype"]), int(info["tokens"]))
+            length = _mapped(folder / f"{number:05d}.len", np.dtype(np.uint32), int(info["documents"]))
+            self._tokens.append(tokens)
+            lengths.append(np.asarray(length, dtype=np.int64))
+            shard_of.append(np.full(len(length), number, dtype=np.int32))
+            start_of.append(np.concatenate(([0], np.cumsum(lengths[-1])[:-1])))
+        self.length_M = np.concatenate(lengths)
+        self._shard_M, self._start_M = np.concatenate(shard_of), np.concatenate(start_of)
+
+    def document(self, index: int) -> np.ndarray:
+        start = self._start_M[index]
+        return self._tokens[self._shard_M[index]][start : start + self.length_M[index]]
+
+    def split(self) -> tuple[np.ndarray, np.ndarray]:
+        """(training, validation) document indices; each holds at least one document."""
+        index = np.arange(len(self.length_M))
+        held_out = index % VALIDATION_EVERY == VALIDATION_EVERY - 1
+        if not held_out.any():
+            held_out[-1] = len(index) > 1
+        if len(index) == 1:
+            return index, index
+        return index[~held_out], index[held_out]
+
+
+class Built(NamedTuple):
+    source: TokenSource
+    tokens: int
+
+
+def build(
+    folder: Path,
+    texts: Callable[[], Iterator[str]],
+    tokenizer: Tokenizer,
+    *,
+    limit: int = 0,
+    on_tokens: Callable[[int], None] = lambda count: None,
+) -> Built:
+    """Tokenises a source into `folder`, or opens it when that is done. `limit`: stop after so many tokens (0: all)."""
+    if (
+        (folder / "done.json").is_file()
+        and int(_read_json(folder / "done.json")["limit"]) >= limit > 0
+        or ((folder / "done.json").is_file() and _read_json(folder / "done.json")["whole"])
+    ):
+        verify(folder)
+        source = TokenSource(folder)
+        return Built(source, int(source.length_M.sum()))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "done.json").unlink(missing_ok=True)
+    finished = _finished_shards(folder)
+    total, read = sum(int(i["tokens"]) for i in finished), sum(int(i["read"]) for i in finished)
+    on_tokens(total)
+    stream = islice(texts(), read, None)
+    writer = _ShardWriter(
+        folder, np.dtype(np.uint16 if tokenizer.size <= 2**16 else np.uint32), len(finished)
+    )
+    whole = True
+    for batch in _batches(stream):
+        for ids in tokenizer.encode_documents(batch):
+            writer.add(ids)
+        if writer.tokens >= SHARD:
+            total += writer.tokens
+            writer.close()
+        on_tokens(writer.tokens)
+        if limit and total + writer.tokens >= limit:
+            whole = False
+            break
+    writer.close()
+    infos = _finished_shards(folder)
+    if not sum(int(i["tokens"]) for i in infos):
+        raise UserError(f"source {folder.name} holds no text: check its path and field")
+    digest = f"{zlib.crc32(json.dumps([i['crc32'] for i in infos]).encode()):08x}"
+    done = {"shards": len(infos), "digest": digest, "whole": whole, "limit": limit}
+    write_text(folder / "done.json", json.dumps(done) + "\n")
+    source = TokenSource(folder)
+    return Built(source, int(source.length_M.sum()))
+
+
+def verify(folder: Path) -> None:
+    """Recomputes the checksums. Raises UserError naming a shard that is damaged."""
+    for info in sorted(folder.glob("[0-9]*.json")):
+        expected, file = _read_json(info), info.with_suffix(".bin")
+        if not file.is_file() or _crc(file) != expected["crc32"]:
+            raise UserError(f"the token shard {file} is damaged: delete {folder} and run again to rebuild it")
+
+
+class _ShardWriter:
+    def __init__(self, folder: Path, dtype: np.dtype, number: int) -> None:
+        self.folder, self.dtype, self.number = folder, dtype, number
+        self._clear()
+
+    def _clear(self) -> None:
+        self.pieces: list[np.ndarray] = []
+        self.tokens, self.read = 0, 0
+
+    def add(self, ids: np.ndarray) -> None:
+        self.read += 1
+        for start in range(0, len(ids), PIECE):
+            piece = ids[start : start + PIECE].astype(self.dtype)
+            self.pieces.append(piece)
+            self.tokens += len(piece)
+
+    def close(self) -> None:
+        if not self.read:
+            return
+        base = self.folder / f"{self.number:05d}"
+        tokens = np.concatenate(self.pieces) if self.pieces else np.zeros(0, self.dtype)
+        _write_bytes(base.with_suffix(".bin"), tokens.tobytes())
+        _write_bytes(
+            base.with_suffix(".len"), np.array([len(p) for p in self.pieces], dtype=np.uint32).tobytes()
+        )
+        info = {
+            "tokens": self.tokens,
+            "documents": len(self.pieces),
+            "read": self.read,
+            "dtype": self.dtype.name,
+            "crc32": _crc(base.with_suffix(".bin")),
+        }
+        write_text(base.with_suffix(".json"), json.dumps(info) + "\n")
+        self.number += 1
+        self._clear()
+
+
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    chars = 0
+    for text in texts:
+        batch.append(text)
+        chars += len(text)
+        if chars >= BATCH_CHARS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
+
+
+def _finished_shards(folder: Path) -> list[dict[str, object]]:
+    return [_read_json(path) for path in sorted(folder.glob("[0-9]*.json"))]
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        raise UserError(
+            f"{path} is missing or damaged: delete {path.parent} and run again to rebuild it"
+        ) from None
+
+
+def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
+    if not path.is_file() or path.stat().st_size != count * dtype.itemsize:
+        raise UserError(
+            f"the token shard {path} is missing or cut short: delete {path.parent} and run again to rebuild it"
+        )
+    return np.memmap(path, dtype=dtype, mode="r", shape=(count,)) if count else np.zeros(0, dtype)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def _crc(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 22):
+            crc = zlib.crc32(chunk, crc)
+    return crc

@@ -1,0 +1,116 @@
+"""Where documents come from: local text, JSONL or Parquet under the data folder, or the Hugging Face hub, streamed.
+
+A text file holds documents separated by lines with only `<|endoftext|>`; without such a line it is one document.
+Every reader is a generator in the file's order, so a source larger than memory costs one document at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from evalengine.errors import UserError
+from evalengine.training.chat import END
+from evalengine.training.study import SourceSpec
+
+
+def documents(source: SourceSpec, data: Path | None, name: str) -> Iterator[str]:
+    """The non-empty documents of a source. Raises UserError naming the file (and line) that cannot be read."""
+    if source.hub:
+        yield from (_field(row, source.field, f"{source.hub}") for row in hub_rows(source))
+        return
+    for file in files(source, data, name):
+        if file.suffix in (".jsonl", ".json"):
+            rows: Iterator[str] = (_field(row, source.field, where) for where, row in jsonl_rows(file))
+        elif file.suffix == ".parquet":
+            rows = (_field(row, source.field, str(file)) for row in parquet_rows(file, source.field))
+        else:
+            rows = text_documents(file)
+        yield from (row for row in rows if row.strip())
+
+
+def files(source: SourceSpec, data: Path | None, name: str) -> list[Path]:
+    """The files of a local source: one file, or every text, JSONL and Parquet file of a folder, sorted."""
+    if data is None:
+        raise UserError(f"source {name} reads {source.path}: give the folder that holds it with --data DIR")
+    path = data / source.path
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".jsonl", ".json", ".parquet"))
+        if found:
+            return found
+    elif path.is_file():
+        return [path]
+    raise UserError(f"source {name}: there is no text at {path}; check the study's `path` and --data")
+
+
+def text_documents(file: Path) -> Iterator[str]:
+    lines: list[str] = []
+    try:
+        with file.open(encoding="utf-8") as stream:
+            for line in stream:
+                if line.strip() == END:
+                    yield "".join(lines).strip("\n")
+                    lines = []
+                else:
+                    lines.append(line)
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not UTF-8 text: convert it, or remove it from the study") from None
+    yield "".join(lines).strip("\n")
+
+
+def jsonl_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    """(`file:line`, value) of every non-empty line."""
+    with file.open(encoding="utf-8") as stream:
+        try:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    try:
+                        yield f"{file}:{number}", json.loads(line)
+                    except json.JSONDecodeError as error:
+                        raise UserError(
+                            f"{file}:{number} is not JSON ({error.msg}): mend or remove the line"
+                        ) from None
+        except UnicodeDecodeError:
+            raise UserError(f"{file} is not UTF-8 text: convert it, or remove it from the study") from None
+
+
+def parquet_rows(file: Path, *fields: str) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(file)
+        missing = [field for field in fields if field not in table.schema_arrow.names]
+        if missing:
+            raise UserError(
+                f"{file} has no column {missing[0]!r} but {', '.join(table.schema_arrow.names)}: set `field`"
+            )
+        for batch in table.iter_batches(batch_size=256, columns=list(fields)):
+            yield from batch.to_pylist()
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{file} is not readable as Parquet ({error}): fetch it again") from None
+
+
+def hub_rows(source: SourceSpec) -> Iterator[dict[str, Any]]:
+    """Rows of a hub data set, streamed. Needs the `hub` extra and a network."""
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise UserError(f"{source.hub} is on the Hugging Face hub: pip install 'evalengine[hub]'") from None
+    try:
+        yield from load_dataset(source.hub, source.config, split=source.split, streaming=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"cannot stream {source.hub} from the hub ({first}): check its name, access and the network"
+        ) from None
+
+
+def _field(row: Any, field: str, where: str) -> str:
+    value = row.get(field) if isinstance(row, dict) else None
+    if not isinstance(value, str):
+        keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise UserError(f"{where} has no text field {field!r} (it has {keys}): set the source's `field`")
+    return value

@@ -1,0 +1,286 @@
+"""A study file, typed and checked where it enters.
+
+    sources x mixtures x scales x {pt, sft} -> checkpoints named {scale}-{mixture}-{stage}
+
+A YAML file states the tokenizer, the sources, the mixtures (token shares of sources), the scales (shape, tokens,
+learning rate) and the fine-tuning data. Every field below is a key of the file under the same name; an unknown key
+is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evalengine.errors import UserError
+
+STAGES = ("pt", "sft")
+
+
+@dataclass(frozen=True)
+class World:
+    """The embedded synthetic world stands in for a data folder."""
+
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    vocab: int = 0  # entries of a byte-level BPE trained on the sources
+    sample_mb: float = 64.0  # text it is trained on, the same amount of each source
+    path: str = ""  # or: the directory of an existing fast tokenizer, relative to the data folder
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    path: str = ""  # text, JSONL, Parquet or a folder of them, relative to the data folder
+    hub: str = ""  # or: a data set of the Hugging Face hub, streamed
+    config: str | None = None
+    split: str = "train"
+    field: str = "text"
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    tokens: int
+    lr: float
+    batch_rows: int = 16  # rows of `context` tokens in an optimiser step
+    micro_rows: int = 0  # rows in one forward; 0: all of them. Lower it when memory runs out
+    warmup: float = 0.05  # share of the steps
+    min_lr: float = 0.1  # of lr, at the end of the cosine
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class FineTune:
+    epochs: int
+    lr: float
+    batch_examples: int = 32  # conversations in an optimiser step, packed into rows
+    micro_rows: int = 0
+    warmup: float = 0.03
+    min_lr: float = 0.0
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    d_model: int
+    layers: int
+    heads: int
+    head_dim: int
+    ffn: int
+    context: int
+    pretrain: Pretrain
+    sft: FineTune
+    vocab: int = 0  # 0: the tokenizer's; larger: padded
+    tied: bool = True
+    checkpoint_activations: bool = False
+
+
+@dataclass(frozen=True)
+class ChatSource:
+    path: str = ""  # JSONL of {"messages": [...]}, relative to the data folder
+    hub: str = ""  # or: a hub data set with a `messages` column
+    config: str | None = None
+    split: str = "train"
+    benchmarks_train: str | tuple[str, ...] = (
+        ""  # or: `all`, or benchmarks whose train split becomes conversations
+    )
+    limit: int = 0  # at most so many conversations (of each benchmark), 0: all
+
+
+@dataclass(frozen=True)
+class SftData:
+    data: tuple[ChatSource, ...]
+    instructions: str = "kept"  # kept | emptied | shuffled: what does SFT teach without the instruction?
+    reach: float = 1.0  # keep this share of conversations, those the pretrained model finds least surprising
+
+
+@dataclass(frozen=True)
+class Study:
+    name: str
+    tokenizer: TokenizerSpec
+    sources: Mapping[str, SourceSpec]
+    mixtures: Mapping[str, Mapping[str, float]]
+    scales: Mapping[str, Scale]
+    sft: SftData
+    about: str = ""
+    seed: int = 0
+    threads: int = (
+        0  # of a worker on the CPU; 0: the cores shared out among the jobs. Fixed: the same bits everywhere
+    )
+    save_dtype: str = "float32"
+    world: World | None = None
+    root: Path = field(default=Path("."), metadata={"internal": True})
+
+
+@dataclass(frozen=True)
+class Run:
+    """One checkpoint to make."""
+
+    scale: str
+    mixture: str
+    stage: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.scale}-{self.mixture}-{self.stage}"
+
+
+def runs(study: Study) -> list[Run]:
+    """Every run of the grid, a checkpoint's pretraining before its fine-tuning, the costliest scale first."""
+    order = sorted(study.scales, key=lambda s: -study.scales[s].pretrain.tokens * study.scales[s].d_model)
+    return [Run(scale, mixture, stage) for scale in order for mixture in study.mixtures for stage in STAGES]
+
+
+def shipped() -> dict[str, Path]:
+    """The studies that come with evalengine, by name."""
+    from importlib.resources import files
+
+    folder = Path(str(files("evalengine.studies")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load(where: str | Path) -> Study:
+    """Reads a study file, or a shipped study by its name. Raises UserError naming the key at fault."""
+    import yaml
+
+    path = Path(where)
+    if not path.is_file():
+        known = shipped()
+        if str(where) not in known:
+            raise UserError(f"there is no study file {where}; shipped studies: {', '.join(known)}")
+        path = known[str(where)]
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = " ".join(str(error).split())
+        raise UserError(f"{path} is not YAML ({first}): mend it") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} is empty or not a mapping: see docs/training.md for a study file")
+    raw.setdefault("name", path.stem)
+    study = dataclasses.replace(_parse(Study, raw, str(path)), root=path.parent)
+    _check(study, str(path))
+    return study
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """`value` as the dataclass or type `kind`; `where` is the path to it inside the file, for the error."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        options = [a for a in args if a is not type(None)]
+        if isinstance(value, list):
+            options.sort(key=lambda a: typing.get_origin(a) is not tuple)
+        return _parse(options[0], value, where)
+    if dataclasses.is_dataclass(kind):
+        return _parse_fields(kind, value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise UserError(f"{where} must be a list, not {value!r:.60}")
+        return tuple(_parse(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is not None:  # Mapping[str, X]
+        if not isinstance(value, dict) or not value:
+            raise UserError(f"{where} must be a mapping of names, not {value!r:.60}")
+        return {str(key): _parse(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    return _parse_scalar(kind, value, where)
+
+
+def _parse_fields(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise UserError(f"{where} must be a mapping, not {value!r:.60}")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind) if not f.metadata.get("internal")}
+    for key in value:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
+            raise UserError(f"{where}: unknown key {key!r}; {hint}")
+    for name, item in fields.items():
+        if (
+            name not in value
+            and item.default is dataclasses.MISSING
+            and item.default_factory is dataclasses.MISSING
+        ):
+            raise UserError(f"{where}: the key {name!r} is missing")
+    return kind(**{key: _parse(hints[key], item, f"{where}: {key}") for key, item in value.items()})
+
+
+def _parse_scalar(kind: Any, value: Any, where: str) -> Any:
+    try:
+        if kind is bool and isinstance(value, bool):
+            return value
+        if kind is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+            return str(value)
+        if kind in (int, float) and not isinstance(value, bool):
+            number = float(value)  # YAML reads 2e-5 as text
+            if kind is int and not number.is_integer():
+                raise ValueError
+            return kind(number)
+    except (TypeError, ValueError):
+        pass
+    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    raise UserError(f"{where} must be {expected}, not {value!r:.60}")
+
+
+def _check(study: Study, where: str) -> None:
+    """What types cannot say."""
+
+    def demand(holds: bool, sentence: str) -> None:
+        if not holds:
+            raise UserError(f"{where}: {sentence}")
+
+    for name, source in study.sources.items():
+        demand(bool(source.path) != bool(source.hub), f"source {name} needs either `path` or `hub`")
+    for name, shares in study.mixtures.items():
+        for source in shares:
+            if source not in study.sources:
+                near = difflib.get_close_matches(source, study.sources, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"sources: {', '.join(study.sources)}"
+                raise UserError(f"{where}: mixture {name} names the unknown source {source!r}; {hint}")
+        demand(all(share >= 0 for share in shares.values()), f"mixture {name} has a negative share")
+        total = sum(shares.values())
+        demand(abs(total - 1.0) < 1e-6, f"the shares of mixture {name} sum to {total:g}: make them sum to 1")
+    for name, scale in study.scales.items():
+        sizes = (scale.d_model, scale.layers, scale.heads, scale.ffn, scale.context, scale.pretrain.tokens)
+        demand(min(sizes) > 0, f"scale {name}: sizes and tokens must be positive")
+        demand(
+            scale.head_dim >= 32 and scale.head_dim % 2 == 0,
+            f"scale {name}: head_dim must be even and at least 32",
+        )
+        demand(
+            scale.pretrain.batch_rows > 0 and scale.sft.batch_examples > 0,
+            f"scale {name}: batches must be positive",
+        )
+        for stage in (scale.pretrain, scale.sft):
+            demand(stage.lr > 0, f"scale {name}: lr must be positive")
+    for name in (*study.mixtures, *study.scales):
+        demand(
+            "-" not in name and "/" not in name,
+            f"the name {name!r} must hold neither '-' nor '/': checkpoints are {{scale}}-{{mixture}}-{{stage}}",
+        )
+    demand(
+        bool(study.tokenizer.path) != bool(study.tokenizer.vocab), "tokenizer needs either `vocab` or `path`"
+    )
+    demand(study.save_dtype in ("float32", "bfloat16"), "save_dtype must be float32 or bfloat16")
+    demand(
+        study.sft.instructions in ("kept", "emptied", "shuffled"),
+        "sft.instructions must be kept, emptied or shuffled",
+    )
+    demand(0 < study.sft.reach <= 1, "sft.reach must be in (0, 1]")
+    for chat in study.sft.data:
+        given = [bool(chat.path), bool(chat.hub), bool(chat.benchmarks_train)]
+        demand(sum(given) == 1, "each entry of sft.data needs one of `path`, `hub` or `benchmarks_train`")
