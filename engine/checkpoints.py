@@ -163,10 +163,16 @@ def weight_files(path: Path, allow_pickle: bool = False) -> list[Path]:
 
 
 def tokenizer_hash(path: Path) -> str:
-    """Identifies the tokenizer: a hash of its files. Raises UserError where there are none."""
+    """Identifies the tokenizer: a hash of its files, and of what config.json says that decides its class.
+
+    Equal files make different tokenizers under different model types. Raises UserError where there are no files.
+    """
     if not any((path / name).is_file() for name in TOKENIZER_CORES):
         raise UserError(f"{path.name} has no tokenizer: tokenizer.json is missing from {path}")
-    digest = hashlib.sha256()
+    config = read_json(path / "config.json")
+    if not isinstance(config, dict):
+        raise UserError(f"{path / 'config.json'} is not a model configuration: copy the checkpoint again")
+    digest = hashlib.sha256(json.dumps([config.get("model_type"), config.get("tokenizer_class")]).encode())
     for name in TOKENIZER_FILES:
         file = path / name
         if file.is_file():

@@ -2,9 +2,9 @@
 
 Done once per (tokenizer, window, benchmark, options) and shared by every checkpoint and every backend: a backend gets token
 ids, never text. The rule is lm-evaluation-harness's: trailing white space of the context moves to the continuation; the
-targets are encode(context + continuation)[len(encode(context)):]; the tokenizer's own default decides about BOS; an empty
-context is BOS (else EOS); sequences are truncated from the left to the window. Where a merge across the border would leave
-no target, the last token of the whole is the target.
+targets are encode(context + continuation)[len(encode(context)):], and the model is fed encode(context) and the targets; the
+tokenizer's own default decides about BOS; an empty context is BOS (else EOS); sequences are truncated from the left to the
+window. Where a merge across the border would leave no target, the last token of the whole is the target.
 """
 
 from __future__ import annotations
@@ -87,8 +87,12 @@ class Encoder:
         out = []
         for context, continuation in moved:
             if context:
-                ids, start = whole_ids[context + continuation], len(context_ids[context])
-                start = min(start, len(ids) - 1)
+                ids, above = whole_ids[context + continuation], context_ids[context]
+                start = len(above)
+                if start < len(ids):
+                    ids = above + ids[start:]  # not the whole: its border may have merged differently
+                else:
+                    start = len(ids) - 1
             else:
                 ids, start = bare_ids[continuation], 0
                 if ids and ids[0] == self.prefix and len(ids) > 1:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from evalengine import __version__
 from evalengine.errors import UserError
 
-COMMANDS: tuple[str, ...] = ("score", "benchmarks", "export", "correlate", "train")
+COMMANDS: tuple[str, ...] = ("score", "correlate", "train", "demo", "bench", "benchmarks", "export")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -25,7 +25,7 @@ def seen(batch: packing.Batch, token: int) -> set[int]:
     for bucket in batch.buckets:
         for b, member in enumerate(bucket.block_B):
             if member == block:
-                keys = bucket.key_BK[b][bucket.visible_BQK[b, query]]
+                keys = bucket.key_BK[b][bucket.visible(batch.block, batch.prefix)[b, query]]
                 assert len(set(keys)) == len(keys), "a key counted twice"
                 return set(keys.tolist())
     raise AssertionError(f"block {block} is in no bucket")
