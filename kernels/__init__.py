@@ -1,0 +1,19 @@
+"""Kernels: log-probabilities, choice scores and the training loss, straight from hidden states.
+
+Triton on CUDA, tiled PyTorch elsewhere, one call for both. Triton is imported on the first CUDA call.
+"""
+
+from evalengine.kernels.choice_scores import SCORES, ChoiceScores, choice_scores
+from evalengine.kernels.linear_cross_entropy import linear_cross_entropy
+from evalengine.kernels.logits_logprobs import logits_logprobs
+from evalengine.kernels.target_logprobs import TargetLogprobs, target_logprobs
+
+__all__ = [
+    "SCORES",
+    "ChoiceScores",
+    "TargetLogprobs",
+    "choice_scores",
+    "linear_cross_entropy",
+    "logits_logprobs",
+    "target_logprobs",
+]

@@ -1,0 +1,164 @@
+"""Logits on the CPU, one cache-sized tile at a time.
+
+The (N, V) logits of a language-model head stream to DRAM and back several times under
+`log_softmax(F.linear(...))`. Here a block of rows meets one vocabulary tile after another in a buffer of a
+few megabytes, so that the softmax statistics are taken while the tile is still in cache. `softmax` in place
+costs less than half of what `exp` and `sum` cost on their own, and its largest probability is the reciprocal
+of the tile's sum of exponentials.
+
+A row's bits do not depend on its neighbours: the vocabulary tiles are fixed, the reduction over tiles has a
+fixed order, and blocks of very few rows are padded because a BLAS may pick another order of summation for
+them.
+Dims: N rows, R rows of one block, V vocabulary, C columns of one tile, D hidden, K tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK_N = 1024  # rows of a block: W is read once per block
+TILE_V = 1024  # columns of a tile; part of the result's bits, so never chosen by the number of rows
+
+
+def native_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices with its own instructions."""
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def padded_rows(n_rows: int) -> int:
+    """Rows given to one GEMM: at least four a thread; measured: from there on a row's bits no longer
+    change."""
+    return max(n_rows, 8, 4 * torch.get_num_threads())
+
+
+def blocks(n_rows: int, size: int = BLOCK_N) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) of each block of rows."""
+    for start in range(0, n_rows, size):
+        yield start, min(start + size, n_rows)
+
+
+class Visits(NamedTuple):
+    """Which targets each (block, tile) holds. S: the T targets in the order of their visits."""
+
+    order_S: Tensor  # the targets, sorted by (block, tile)
+    bounds: list[int]  # visit v = block * K + k holds S from bounds[v] to bounds[v + 1]
+    flat_S: Tensor  # each target's place in its tile's (R, C) buffer
+
+
+def visits(row_T: Tensor, token_T: Tensor, n_rows: int, vocab: int, size: int = BLOCK_N) -> Visits:
+    """Sorts the targets by the block of `size` rows and the vocabulary tile they lie in."""
+    count = -(-vocab // TILE_V)
+    tile_T = token_T // TILE_V
+    visit_T = (row_T // size) * count + tile_T
+    order_S = torch.argsort(visit_T, stable=True)
+    n_visits = -(-n_rows // size) * count
+    bounds = torch.searchsorted(visit_T[order_S], torch.arange(n_visits + 1)).tolist()
+    width_T = torch.where(tile_T == count - 1, vocab - (count - 1) * TILE_V, TILE_V)
+    flat_T = (row_T % size) * width_T + token_T % TILE_V
+    return Visits(order_S, bounds, flat_T[order_S])
+
+
+class HeadTiles:
+    """The head `w_VD` cut into vocabulary tiles; `start(h)` takes a block of rows, `logits(k)` computes its
+    k-th tile.
+
+    Logits are `softcap * tanh(scale * (h w + bias) / softcap)` in float32 (float64 for float64 inputs).
+    bfloat16 is multiplied as bfloat16 where the CPU can (`rounded` is then true: the product is rounded to
+    bfloat16, as F.linear rounds it) and otherwise, like float16, in float32.
+    """
+
+    def __init__(
+        self, w_VD: Tensor, bias_V: Tensor | None, scale: float | None, softcap: float | None
+    ) -> None:
+        self.w_VD, self.softcap, self.alpha = w_VD, softcap, 1.0 if scale is None else float(scale)
+        self.dtype = torch.float64 if w_VD.dtype == torch.float64 else torch.float32
+        self.bias_V = None if bias_V is None else bias_V.to(self.dtype) * self.alpha
+        self.vocab, self.dim = w_VD.shape
+        self.count = -(-self.vocab // TILE_V)
+        self.rounded = w_VD.dtype == torch.bfloat16 and native_bf16()
+        self._rows = 0
+        self._product = torch.empty(0, dtype=self.dtype)
+        self._half = torch.empty(0, dtype=w_VD.dtype)
+        self._w = torch.empty(0, dtype=self.dtype)
+        self._h_RD = self._product
+
+    def start(self, h_RD: Tensor) -> None:
+        """Takes the rows whose tiles `logits` computes from here on."""
+        self._rows = h_RD.shape[0]
+        padded = padded_rows(self._rows)
+        h_RD = h_RD if self.rounded else h_RD.to(self.dtype)
+        if padded > self._rows:
+            h_RD = torch.cat([h_RD, h_RD.new_zeros(padded - self._rows, self.dim)])
+        self._h_RD = h_RD
+        width = min(TILE_V, self.vocab)
+        if self._product.numel() < padded * width:
+            self._product = torch.empty(padded * width, dtype=self.dtype)
+            if self.rounded:
+                self._half = torch.empty(padded * width, dtype=self.w_VD.dtype)
+
+    def span(self, k: int) -> tuple[int, int]:
+        """(first, last + 1) column of tile k."""
+        return k * TILE_V, min((k + 1) * TILE_V, self.vocab)
+
+    def weight(self, k: int) -> Tensor:
+        """The tile's rows of the head in the dtype of the multiplication, (C, D)."""
+        first, last = self.span(k)
+        w_CD = self.w_VD[first:last]
+        if self.rounded or w_CD.dtype == self.dtype:
+            return w_CD
+        if self._w.numel() < w_CD.numel():
+            self._w = torch.empty(w_CD.numel(), dtype=self.dtype)
+        return self._w[: w_CD.numel()].view(w_CD.shape).copy_(w_CD)
+
+    @property
+    def rows(self) -> Tensor:
+        """The block's hidden states in the dtype of the multiplication, (R, D)."""
+        return self._h_RD[: self._rows]
+
+    def logits(self, k: int, out: Tensor | None = None) -> Tensor:
+        """(R, C) logits of tile k, in `out` (flat, enough for `padded_rows` rows) or a buffer the next call
+        reuses."""
+        first, last = self.span(k)
+        rows, width = self._h_RD.shape[0], last - first
+        x_RC = (self._product if out is None else out)[: rows * width].view(rows, width)
+        w_DC = self.weight(k).t()
+        if self.rounded:
+            half_RC = self._half[: rows * width].view(rows, width)
+            torch.mm(self._h_RD, w_DC, out=half_RC)
+            x_RC.copy_(half_RC)
+            if self.alpha != 1.0:
+                x_RC.mul_(self.alpha)
+            if self.bias_V is not None:
+                x_RC.add_(self.bias_V[first:last])
+        elif self.bias_V is not None:
+            torch.addmm(self.bias_V[first:last], self._h_RD, w_DC, alpha=self.alpha, out=x_RC)
+        elif self.alpha != 1.0:
+            torch.addmm(x_RC, self._h_RD, w_DC, beta=0.0, alpha=self.alpha, out=x_RC)
+        else:
+            torch.mm(self._h_RD, w_DC, out=x_RC)
+        x_RC = x_RC[: self._rows]
+        return x_RC if self.softcap is None else soft_cap_(x_RC, self.softcap)
+
+
+def soft_cap_(x: Tensor, softcap: float) -> Tensor:
+    """`softcap * tanh(x / softcap)` in place."""
+    return x.div_(softcap).tanh_().mul_(softcap)
+
+
+def tile_sum_(x_RC: Tensor, max_R: Tensor, sum_R: Tensor) -> None:
+    """Row sums of exp(x - max) of one tile, given its row maxima. Leaves the tile's own softmax in `x_RC`."""
+    torch.softmax(x_RC, 1, out=x_RC)
+    torch.amax(x_RC, 1, out=sum_R)
+    sum_R.reciprocal_()
+    sum_R.masked_fill_(max_R == -torch.inf, 0.0)  # a tile that a bias masks as a whole
+
+
+def logsumexp_tiles(max_KR: Tensor, sum_KR: Tensor) -> tuple[Tensor, Tensor]:
+    """(row maximum, logsumexp) from the tiles' partial results, in the order of the tiles, in float64."""
+    max_R = max_KR.amax(0)
+    terms_KR = sum_KR.double() * torch.exp(max_KR.double() - max_R.double())
+    return max_R, max_R.double() + terms_KR.sum(0).log()
