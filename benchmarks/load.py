@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -55,34 +55,34 @@ def load_items(
     if fewshot < 0:
         raise UserError(f"cannot put {fewshot} examples before an item: give 0 or more")
     render = benchmark.renderer(variant)
-    rows = read_rows(benchmark, data)
+    prefix = (
+        "".join(_solved(row, render) for row in _examples(benchmark, data, fewshot, seed)) if fewshot else ""
+    )
+    rows: list[Row] = []
+    items: list[Item] = []
+    for row in read_rows(benchmark, data):
+        rows.append(row)
+        items.append(make_item(row, render, prefix))
     canonical = [_canonical(row.fields) for row in rows]
-    digest = hashlib.blake2b(digest_size=16)
-    for text in canonical:
-        digest.update(text + b"\n")
-    prefix = ""
-    if fewshot:
-        examples = _sample(benchmark, read_rows(benchmark, data, train=True), fewshot, seed)
-        prefix = "".join(_solved(example, render) for example in examples)
-        digest.update(prefix.encode())
+    data_hash = hashlib.blake2b(b"\n".join([*canonical, prefix.encode()]), digest_size=16).hexdigest()
     ids = _unique_ids(benchmark, rows, canonical)
-    items = [make_item(row, render, id, prefix) for row, id in zip(rows, ids, strict=True)]
+    items = [item._replace(id=id) for item, id in zip(items, ids, strict=True)]
     if limit is not None and limit < len(items):
         items = [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), limit))]
     return ItemSet(
-        benchmark.name, benchmark.category, benchmark.version, variant, items, digest.hexdigest(), len(rows)
+        benchmark.name, benchmark.category, benchmark.version, variant, items, data_hash, len(rows)
     )
 
 
-def make_item(row: Row, render: Render, id: str, prefix: str = "") -> Item:
-    """One rendered item; UserError if it is no choice between several with one gold."""
+def make_item(row: Row, render: Render, prefix: str = "") -> Item:
+    """One rendered item, still without an id; UserError if it is no choice between several with one gold."""
     contexts, choices, gold = render(row)
     if len(choices) < 2:
         raise UserError(f"{row.where}: an item needs two choices or more, not {len(choices)}; remove the row")
     if not 0 <= gold < len(choices):
         raise UserError(f"{row.where}: gold {gold} is out of range for {len(choices)} choices; mend the row")
     continuations = tuple(DELIMITER + choice for choice in choices)
-    return Item(id, tuple(prefix + context for context in contexts), continuations, choices, gold)
+    return Item("", tuple(prefix + context for context in contexts), continuations, choices, gold)
 
 
 def unconditional(item: Item) -> Item:
@@ -135,7 +135,7 @@ def check_files(benchmarks: Iterable[Benchmark], data: Path) -> list[FileCheck]:
             if path is None:
                 continue
             for row in read_rows(benchmark, data, train=train):
-                make_item(row, benchmark.render, "")
+                make_item(row, benchmark.render)
                 items += 1
         except UserError as error:
             problem = str(error)
@@ -143,8 +143,8 @@ def check_files(benchmarks: Iterable[Benchmark], data: Path) -> list[FileCheck]:
     return checks
 
 
-def read_rows(benchmark: Benchmark, data: Path | None, *, train: bool = False) -> list[Row]:
-    """The raw rows in the data's order; UserError if there are none to be had."""
+def read_rows(benchmark: Benchmark, data: Path | None, *, train: bool = False) -> Iterator[Row]:
+    """The raw rows in the data's order, one by one; UserError if there are none to be had."""
     if data is not None and not data.is_dir():
         raise UserError(f"{data} is no folder: --data names a folder of <benchmark>.jsonl or .parquet files")
     path = data_file(benchmark, data, train=train)
@@ -159,13 +159,15 @@ def read_rows(benchmark: Benchmark, data: Path | None, *, train: bool = False) -
         )
     else:
         rows = _hub_rows(benchmark, "train" if train else benchmark.hub_split)
-    if not rows:
+    empty = True
+    for row in rows:
+        empty = False
+        yield row
+    if empty:
         raise UserError(f"{path or benchmark.hub_path} has no rows: add items or leave {benchmark.name} out")
-    return rows
 
 
-def _jsonl_rows(path: Path) -> list[Row]:
-    rows = []
+def _jsonl_rows(path: Path) -> Iterator[Row]:
     for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if not line.strip():
             continue
@@ -181,18 +183,15 @@ def _jsonl_rows(path: Path) -> list[Row]:
         except ValueError as error:
             raise UserError(f"{where}: not valid JSON ({error}); mend or remove the row") from None
         if not isinstance(fields, dict):
-            raise UserError(
-                f"{where}: expected one JSON object a line, got {type(fields).__name__}; mend the row"
-            )
-        rows.append(Row(fields, where))
-    return rows
+            raise UserError(f"{where}: expected a JSON object, got {type(fields).__name__}; mend the row")
+        yield Row(fields, where)
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _parquet_rows(path: Path) -> list[Row]:
+def _parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -202,10 +201,10 @@ def _parquet_rows(path: Path) -> list[Row]:
         raise UserError(
             f"{path}: not a readable Parquet file ({_first_line(error)}); write it again"
         ) from None
-    return [Row(fields, f"{path}, row {number}") for number, fields in enumerate(records, 1)]
+    yield from (Row(fields, f"{path}, row {number}") for number, fields in enumerate(records, 1))
 
 
-def _hub_rows(benchmark: Benchmark, split: str) -> list[Row]:
+def _hub_rows(benchmark: Benchmark, split: str) -> Iterator[Row]:
     try:
         import datasets
     except ImportError:
@@ -223,23 +222,23 @@ def _hub_rows(benchmark: Benchmark, split: str) -> list[Row]:
             f"cannot read {named} from the Hugging Face hub ({type(error).__name__}: {_first_line(error)}): "
             "check the network or pass --data DIR"
         ) from error
-    return [Row(fields, f"{named} on the hub, row {number}") for number, fields in enumerate(records, 1)]
+    yield from (Row(fields, f"{named} on the hub, row {number}") for number, fields in enumerate(records, 1))
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0].rstrip(".")
 
 
-def _sample(benchmark: Benchmark, rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+def _examples(benchmark: Benchmark, data: Path | None, count: int, seed: int) -> list[Row]:
+    rows = list(read_rows(benchmark, data, train=True))
     if count > len(rows):
-        raise UserError(
-            f"{benchmark.name} has {len(rows)} train items but --fewshot asks for {count}: ask for fewer"
-        )
+        have = f"{benchmark.name} has {len(rows)} train items"
+        raise UserError(f"{have} but --fewshot asks for {count}: ask for fewer")
     return random.Random(seed).sample(rows, count)
 
 
 def _solved(row: Row, render: Render) -> str:
-    item = make_item(row, render, "")
+    item = make_item(row, render)
     return item.contexts[item.gold] + item.continuations[item.gold] + "\n\n"
 
 

@@ -240,5 +240,5 @@ def write_corpus(world: World, flavor: str, seed: int, words: int) -> str:
     written = 0
     while written < words:
         documents.append(writer.document())
-        written += documents[-1].count(" ") + documents[-1].count("\n") + 1
+        written += len(documents[-1].split())
     return f"\n{SEPARATOR}\n".join(documents) + "\n"

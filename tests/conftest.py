@@ -17,3 +17,13 @@ def real_data() -> Path:
             "needs real benchmark data: set EVALENGINE_DATA to a folder with bench/, corpora/, results/"
         )
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small embedded world (corpora/, bench/, sft.jsonl): what tests read where real data is not needed."""
+    from evalengine.benchmarks import world
+
+    folder = tmp_path_factory.mktemp("world")
+    world.write(folder, seed=3, items=24, train_items=12, words=4_000, chats=120)
+    return folder
