@@ -1,8 +1,8 @@
 """Causal attention that stays inside documents, for rows that pack several documents.
 
-On the CPU the mask is a dense additive (B, 1, T, T) tensor built once per batch and shared by every layer; a row
-that holds one document needs none. On a GPU PyTorch's flex attention skips the masked blocks, so a long row costs
-what its documents cost.
+On the CPU the mask is a dense additive (B, 1, T, T) tensor built once per batch and shared by every layer; a
+row that holds one document needs none. On a GPU PyTorch's flex attention skips the masked blocks, so a long
+row costs what its documents cost.
 
 Dims: B rows, T positions, H heads, E head size.
 """

@@ -2,9 +2,9 @@
 
     <|endoftext|><|user|>What is it?<|assistant|> A house.<|endoftext|>
 
-A response begins with a space because that is how a choice continues a context when it is scored: the token the
-model learns to answer with is the token that scoring asks for. The Jinja template saved with the tokenizer and
-`render` are two writings of the same rule; a test holds them together.
+A response begins with a space because that is how a choice continues a context when it is scored: the token
+the model learns to answer with is the token that scoring asks for. The Jinja template saved with the
+tokenizer and `render` are two writings of the same rule; a test holds them together.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Conversation:
 
     @staticmethod
     def parse(record: Any, where: str) -> Conversation:
-        """From `{"messages": [{"role": ..., "content": ...}, ...]}`; `where` names the file and line in an error."""
+        """From `{"messages": [{"role": ..., "content": ...}, ...]}`; `where` names the file and line in an
+        error.
+        """
         turns = record.get("messages") if isinstance(record, dict) else None
         if not isinstance(turns, list) or not turns:
             raise UserError(f'{where}: expected {{"messages": [{{"role": ..., "content": ...}}, ...]}}')
@@ -51,7 +53,7 @@ class Conversation:
             )
             if role not in ROLES or not isinstance(content, str):
                 raise UserError(
-                    f"{where}: a message needs a role ({', '.join(ROLES)}) and a text content, not {turn!r:.80}"
+                    f"{where}: a message needs a role ({', '.join(ROLES)}) and text content, not {turn!r:.60}"
                 )
             messages.append(Message(role, content))
         if not any(message.role == "assistant" and message.content.strip() for message in messages):

@@ -25,7 +25,9 @@ from evalengine.training.tokenizer import Tokenizer
 
 
 def read(sft: SftData, data: Path | None, seed: int) -> list[Conversation]:
-    """Every conversation of the study's fine-tuning data, in the file's order, instructions as the study wants them."""
+    """Every conversation of the study's fine-tuning data, in the file's order, instructions as the study
+    wants them.
+    """
     found: list[Conversation] = []
     for source in sft.data:
         if source.benchmarks_train:
@@ -94,7 +96,9 @@ def _sample(conversations: list[Conversation], limit: int, seed: int) -> list[Co
 
 
 def change_instructions(conversations: list[Conversation], how: str, seed: int) -> list[Conversation]:
-    """`kept`; `emptied`: every user and system message is empty; `shuffled`: each conversation gets another's."""
+    """`kept`; `emptied`: every user and system message is empty; `shuffled`: each conversation gets
+    another's.
+    """
     if how == "kept":
         return conversations
     if how == "emptied":
@@ -184,7 +188,7 @@ def _joined(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Examples:
 
 
 class PackedExamples:
-    """The batches of a fine-tuning run: each step's conversations packed into as few rows as first-fit finds."""
+    """The batches of a fine-tuning run: each step's conversations, packed into few rows by first fit."""
 
     def __init__(
         self, examples: Examples, *, epochs: int, batch_examples: int, context: int, seed: int
@@ -206,7 +210,9 @@ class PackedExamples:
 
 
 def pack(examples: Sequence[tuple[np.ndarray, np.ndarray]], context: int, contents: str) -> Batch:
-    """Rows of `context` positions, longest example first into the first row with room; padding carries no loss."""
+    """Rows of `context` positions, longest example first into the first row with room; padding carries no
+    loss.
+    """
     rows: list[list[tuple[np.ndarray, np.ndarray]]] = []
     room: list[int] = []
     for ids, learned in sorted(examples, key=lambda e: -len(e[0])):

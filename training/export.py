@@ -1,7 +1,7 @@
 """A decoder as a Hugging Face Llama directory, and back.
 
-The directory (config.json, model.safetensors, tokenizer.json, tokenizer_config.json, evalengine.json) is written
-under a temporary name and renamed: a checkpoint is whole or absent.
+The directory (config.json, model.safetensors, tokenizer.json, tokenizer_config.json, evalengine.json) is
+written under a temporary name and renamed: a checkpoint is whole or absent.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def to_llama(model: Decoder) -> dict[str, Tensor]:
 
 
 def from_llama(model: Decoder, weights: dict[str, Tensor]) -> None:
-    """Fills `model` with weights under Llama's names. Raises KeyError or RuntimeError when they do not fit."""
+    """Fills `model` with weights under Llama's names. Raises KeyError or RuntimeError if they do not fit."""
     with torch.no_grad():
         for name, part in to_llama(model).items():  # views of the model's own storage
             part.copy_(weights[name])
@@ -77,7 +77,7 @@ def from_llama(model: Decoder, weights: dict[str, Tensor]) -> None:
 def save(
     model: Decoder, tokenizer: Tokenizer, path: Path, metadata: dict[str, Any], *, dtype: str = "float32"
 ) -> None:
-    """Writes the checkpoint directory `path`, replacing what was there. `metadata` becomes evalengine.json."""
+    """Writes the checkpoint directory `path`, replacing an old one. `metadata` becomes evalengine.json."""
     from safetensors.torch import save_file
 
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -98,7 +98,9 @@ def save(
 
 
 def load(path: Path, shape: Shape) -> Decoder:
-    """The decoder of a checkpoint directory. Raises UserError when a file is missing, damaged or of another shape."""
+    """The decoder of a checkpoint directory. Raises UserError when a file is missing, damaged or of another
+    shape.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

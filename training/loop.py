@@ -2,8 +2,8 @@
 
 AdamW on matrices with weight decay and on norms without, cosine schedule with warm-up, gradients clipped and
 accumulated over micro-batches. The loss of a step is the mean over all its targets, on every process, so one
-process or many, one micro-batch or many, follow the same curve. Batches are functions of the step, so the state to
-save is the model, the optimiser and the step: a killed run goes on with the same bits on the CPU.
+process or many, one micro-batch or many, follow the same curve. Batches are functions of the step, so the
+state to save is the model, the optimiser and the step: a killed run goes on with the same bits on the CPU.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def fit(
 ) -> float:
     """Trains `model` in place; returns the mean loss of the last tenth of the steps.
 
-    Raises UserError when the loss stops being a number (naming step and batch), when memory runs out (naming the
-    setting to lower), and when the saved state belongs to other settings.
+    Raises UserError when the loss stops being a number (naming step and batch), when memory runs out (naming
+    the setting to lower), and when the saved state belongs to other settings.
     """
     model.to(place.device).train()
     if place.compile:
@@ -108,7 +108,8 @@ def fit(
             loss, norm = _update(wrapped, optim, batch, lr, settings, place)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise UserError(
-                    f"the loss became {loss} (gradient norm {norm}) at step {step + 1} of {batches.steps} on {batch.contents}: "
+                    f"the loss became {loss} (gradient norm {norm}) at step {step + 1} of {batches.steps}"
+                    f" on {batch.contents}: "
                     "lower lr, raise warmup, or look at that data"
                 )
             losses.append(loss)
@@ -154,7 +155,9 @@ def _update(
 def micro_batches(
     batch: Batch, micro_rows: int, group: Group = SINGLE
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """This process's rows, a few at a time; every process gets equally many parts (rows without loss fill up)."""
+    """This process's rows, a few at a time; every process gets equally many parts (rows without loss fill
+    up).
+    """
     arrays = (batch.token_BT, batch.position_BT, batch.target_BT)
     spare = -len(arrays[0]) % group.size
     if spare:
@@ -187,7 +190,9 @@ def _autocast(place: Place) -> contextlib.AbstractContextManager[Any]:
 
 
 class SpikeWatch:
-    """Flags a loss more than six standard deviations above its recent mean (exponential, over about 50 steps)."""
+    """Flags a loss more than six standard deviations above its recent mean (exponential, over about 50
+    steps).
+    """
 
     def __init__(self, history: list[float]) -> None:
         self.mean, self.variance, self.seen = 0.0, 0.0, 0
@@ -233,7 +238,7 @@ def _restore(model: Decoder, optim: torch.optim.Optimizer, place: Place) -> tupl
         found = state["fingerprint"]
     except Exception as error:  # pickle, zip and torch each raise their own
         raise UserError(
-            f"the saved state {place.state} is damaged ({type(error).__name__}): delete it to start the run again"
+            f"the saved state {place.state} is damaged ({type(error).__name__}): delete it to start again"
         ) from None
     if found != place.fingerprint:
         raise UserError(

@@ -1,7 +1,7 @@
 """The one place where the trainer computes its loss.
 
-`evalengine.kernels.linear_cross_entropy` fuses the head's product with the cross-entropy, so that the (N, V) logits
-are never stored: at a vocabulary of 100,864 they would be larger than the model.
+`evalengine.kernels.linear_cross_entropy` fuses the head's product with the cross-entropy, so that the (N, V)
+logits are never stored: at a vocabulary of 100,864 they would be larger than the model.
 """
 
 from __future__ import annotations

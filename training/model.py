@@ -1,12 +1,14 @@
 """The decoder that the trainer trains: Llama's shape, in one file.
 
-RMSNorm before each block, rotary positions, causal attention kept inside documents, gated feed-forward, tied or
-untied embeddings, a head size of its own (the paper's 240M has 768 dimensions but 8 heads of 256). Query, key and
-value are one matrix, gate and up another: fewer, larger products; `export` splits them into Hugging Face's names.
-The forward pass returns the summed loss, so that data parallelism sees one module that owns every parameter.
+RMSNorm before each block, rotary positions, causal attention kept inside documents, gated feed-forward, tied
+or untied embeddings, a head size of its own (the paper's 240M has 768 dimensions but 8 heads of 256). Query,
+key and value are one matrix, gate and up another: fewer, larger products; `export` splits them into Hugging
+Face's names. The forward pass returns the summed loss, so that data parallelism sees one module that owns
+every parameter.
 
 Dims: B rows, T positions, N = B*T, D hidden, H heads, E head size, F feed-forward, V vocabulary, L layers.
-Cost of one training token: 6 * (matrices) + 12 * L * H * E * (mean attended length) FLOPs, see `flops_per_token`.
+Cost of one training token: 6 * (matrices) + 12 * L * H * E * (mean attended length) FLOPs, see
+`flops_per_token`.
 """
 
 from __future__ import annotations
@@ -51,12 +53,14 @@ class Shape:
         return self.matrix_params + norms + (0 if self.tied else self.vocab * self.d_model)
 
     def flops_per_token(self, attended: float | None = None) -> float:
-        """Training FLOPs (forward and backward) of one token that attends to `attended` others (default: half a window)."""
+        """Training FLOPs (forward and backward) of one token that attends to `attended` others (default: half
+        a window).
+        """
         attended = self.context / 2 if attended is None else attended
         return 6.0 * self.matrix_params + 12.0 * self.layers * self.heads * self.head_dim * attended
 
 
-# The paper's two scales: 8 heads of 256, feed-forward 8 x d_model, vocabulary 100,864, context 4,096 (reported).
+# The paper's two scales (reported): 8 heads of 256, feed-forward 8 x d_model, vocabulary 100,864.
 PRESETS = {
     "240M": Shape(d_model=768, layers=8, heads=8, head_dim=256, ffn=8 * 768, vocab=100_864, context=4096),
     "1B": Shape(d_model=1680, layers=12, heads=8, head_dim=256, ffn=8 * 1680, vocab=100_864, context=4096),
@@ -71,7 +75,7 @@ class Rotation(NamedTuple):
 
 
 def rotation(position_BT: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotation:
-    """Angles in float32, rounded once at the end. Half-split pairing (i, i + E/2), as Hugging Face's Llama."""
+    """Angles in float32, rounded once at the end. Pairs are (i, i + E/2), as in Hugging Face's Llama."""
     exponent = torch.arange(0, head_dim, 2, device=position_BT.device, dtype=torch.float32) / head_dim
     angle = position_BT.float()[..., None] * (1.0 / theta**exponent)
     cos, sin = angle.cos(), angle.sin()
@@ -132,7 +136,9 @@ class Decoder(nn.Module):
             self.head.weight = self.embedding.weight
 
     def initialise(self, generator: torch.Generator) -> Decoder:
-        """Normal(0, 0.02); the two matrices that write to the stream are scaled down by sqrt(2 L) (GPT-2's rule)."""
+        """Normal(0, 0.02); the two matrices that write to the stream are scaled down by sqrt(2 L) (GPT-2's
+        rule).
+        """
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
                 writes = name.endswith(("attention_out.weight", "down.weight"))
@@ -164,10 +170,11 @@ class Decoder(nn.Module):
         return self.head(self.hidden(token_BT, position_BT, DocumentMask.from_positions(position_BT)))
 
     def forward(self, token_BT: Tensor, position_BT: Tensor, target_BT: Tensor) -> Tensor:
-        """The loss summed over targets other than `IGNORE` (a float32 scalar); the (N, V) logits are never stored.
+        """The loss summed over targets other than `IGNORE` (a float32 scalar); the (N, V) logits are never
+        stored.
 
-        token_BT, target_BT: int64; position_BT: int64, restarting at 0 with each document. Rows pack documents:
-        a token attends to the earlier tokens of its own document only.
+        token_BT, target_BT: int64; position_BT: int64, restarting at 0 with each document. Rows pack
+        documents: a token attends to the earlier tokens of its own document only.
         """
         h_BTD = self.hidden(token_BT, position_BT, DocumentMask.from_positions(position_BT))
         target_N = target_BT.reshape(-1)

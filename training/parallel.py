@@ -1,7 +1,7 @@
 """Data parallelism on torch's own engine: `torchrun --nproc-per-node N -m evalengine train STUDY`.
 
-Each process takes every N-th row of a step; gradients are averaged as they are computed. `SINGLE` is the group of
-one process, so that the loop has one path.
+Each process takes every N-th row of a step; gradients are averaged as they are computed. `SINGLE` is the
+group of one process, so that the loop has one path.
 """
 
 from __future__ import annotations

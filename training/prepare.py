@@ -1,6 +1,8 @@
-"""Everything the runs of a study share, made once before the first run: world, tokenizer, token shards, conversations.
+"""Everything the runs of a study share, made once before the first run: world, tokenizer, token shards,
+conversations.
 
-It all lies under OUT/.study (a leading dot keeps it out of `score OUT/*`); what is there and still fits is reused.
+It all lies under OUT/.study (a leading dot keeps it out of `score OUT/*`); what is there and still fits is
+reused.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +23,7 @@ from evalengine.errors import UserError
 from evalengine.training import conversations as sft
 from evalengine.training import tokenizer as tokenizers
 from evalengine.training.model import Shape
-from evalengine.training.shards import TokenSource, build
+from evalengine.training.shards import TokenSource, build, is_complete
 from evalengine.training.sources import documents, files
 from evalengine.training.study import Scale, SourceSpec, Study
 from evalengine.training.tokenizer import Tokenizer, write_text
@@ -71,7 +74,7 @@ def shape_of(scale: Scale, tokenizer_size: int) -> Shape:
     vocab = scale.vocab or tokenizer_size
     if vocab < tokenizer_size:
         raise UserError(
-            f"a scale's vocab of {vocab} is smaller than the tokenizer's {tokenizer_size}: raise it or leave it out"
+            f"a scale's vocab {vocab} is less than the tokenizer's {tokenizer_size}: raise it or leave it out"
         )
     names = ("d_model", "layers", "heads", "head_dim", "ffn", "context", "tied")
     return Shape(vocab=vocab, **{name: getattr(scale, name) for name in names})
@@ -113,7 +116,8 @@ def _tokenizer(study: Study, data: Path | None, folder: Path) -> Tokenizer:
         if json.loads(stamp.read_text()) == wanted:
             return Tokenizer(folder)
         raise UserError(
-            f"{folder} was made for another tokenizer setting or other sources: use --fresh to start again, or another --out"
+            f"{folder} was made for another tokenizer setting or other sources: "
+            "use --fresh to start again, or another --out"
         )
     if spec.path:
         tokenizer = tokenizers.adopt((data or Path(".")) / spec.path, folder)
@@ -136,25 +140,22 @@ def _first_bytes(texts: Iterator[str], limit: int) -> Iterator[str]:
 
 
 def _shards(study: Study, name: str, data: Path | None, tokenizer: Tokenizer, folder: Path) -> Path:
-    """A local source is tokenised whole; a hub source as far as its largest share needs it, without repetition."""
+    """A local source is tokenised whole; a hub source as far as its largest share needs it, without
+    repetition.
+    """
     spec = study.sources[name]
     share = max(shares.get(name, 0.0) for shares in study.mixtures.values())
     need = (
         int(share * max(scale.pretrain.tokens for scale in study.scales.values()) * 1.05) if spec.hub else 0
     )
     place = folder / f"{name}-{_key(spec, data, name)}-{tokenizer.hash[:8]}"
-    if not (place / "done.json").is_file():
-        size = need or sum(file.stat().st_size for file in files(spec, data, name)) // BYTES_PER_TOKEN
-        with console.progress(f"tokenising {name}", size, "tokens") as line:
-            build(
-                place,
-                lambda: documents(spec, data, name),
-                tokenizer,
-                limit=need,
-                on_tokens=lambda n: line.update(n),
-            )
-    else:
-        build(place, lambda: documents(spec, data, name), tokenizer, limit=need)
+    texts = partial(documents, spec, data, name)
+    if is_complete(place, need):
+        build(place, texts, tokenizer, limit=need)
+        return place
+    size = need or sum(file.stat().st_size for file in files(spec, data, name)) // BYTES_PER_TOKEN
+    with console.progress(f"tokenising {name}", size, "tokens") as line:
+        build(place, texts, tokenizer, limit=need, on_tokens=line.update)
     return place
 
 

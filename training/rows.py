@@ -1,8 +1,8 @@
 """From tokenised sources to training rows: shuffled, packed, mixed by token share, and random-access.
 
-A row is `context` tokens cut from one source's shuffled stream of documents, each begun by `<|endoftext|>`. Which
-row comes next, and what is in it, is a pure function of (seed, row number): no state to save, so a run resumes
-exactly by its step number alone, and any number of workers sees the same batches.
+A row is `context` tokens cut from one source's shuffled stream of documents, each begun by `<|endoftext|>`.
+Which row comes next, and what is in it, is a pure function of (seed, row number): no state to save, so a run
+resumes exactly by its step number alone, and any number of workers sees the same batches.
 
 Dims: B rows, T positions.
 """
@@ -19,7 +19,7 @@ from evalengine.training.shards import TokenSource
 
 
 class Batch(NamedTuple):
-    """What one optimiser step learns from. `contents` names it for an error: the rows or conversations in it."""
+    """What one optimiser step learns from. `contents` names it in an error: its rows or conversations."""
 
     token_BT: np.ndarray  # int64
     position_BT: np.ndarray  # int64, 0 where a document begins
@@ -28,7 +28,9 @@ class Batch(NamedTuple):
 
 
 class Stream:
-    """An endless stream of a source's documents, reshuffled each epoch, cut into rows of `context` + 1 tokens."""
+    """An endless stream of a source's documents, reshuffled each epoch, cut into rows of `context` + 1
+    tokens.
+    """
 
     def __init__(self, source: TokenSource, documents: np.ndarray, end: int, seed: int) -> None:
         self.source, self.documents, self.end = source, documents, end
@@ -45,7 +47,7 @@ class Stream:
         return self._epochs[epoch]
 
     def row(self, number: int, context: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and positions, (context + 1,) each, of the stream's row `number`; rows overlap by one token."""
+        """Tokens and positions, (context + 1,) each, of row `number`; rows overlap by one token."""
         tokens, positions = np.empty(context + 1, np.int64), np.empty(context + 1, np.int64)
         filled, at = 0, number * context
         while filled <= context:
@@ -96,8 +98,8 @@ class MixedRows:
 def interleave(shares: list[float], rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Assigns `rows` rows to sources: (source of each row, its number within that source).
 
-    Counts are the shares' largest-remainder rounding; row j of n of a source is placed at (j + 1/2) / n, so every
-    stretch of the run holds the mixture to within about one row of each source.
+    Counts are the shares' largest-remainder rounding; row j of n of a source is placed at (j + 1/2) / n, so
+    every stretch of the run holds the mixture to within about one row of each source.
     """
     exact = np.asarray(shares, dtype=np.float64) * rows
     counts = np.floor(exact).astype(np.int64)

@@ -1,7 +1,7 @@
 """Runs a study: which runs are left, in worker processes or under torchrun, with one line of progress.
 
-A worker takes a chain (a checkpoint's pretraining, then its fine-tuning) at a time, the costliest first. Workers are
-plain spawned processes, one device each; a run that fails does not stop the others.
+A worker takes a chain (a checkpoint's pretraining, then its fine-tuning) at a time, the costliest first.
+Workers are plain spawned processes, one device each; a run that fails does not stop the others.
 """
 
 from __future__ import annotations

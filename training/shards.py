@@ -2,12 +2,12 @@
 
     tokens/<tokenizer>/<source>/00000.bin   token ids, uint16 or uint32, document after document
                                /00000.len   length of each document, uint32
-                               /00000.json  counts and checksum; written last: a shard without it does not exist
+                               /00000.json  counts and checksum; written last, so a shard is whole or absent
                                /done.json   the source is complete
 
-Documents are read in order and encoded in batches on every core (by the `tokenizers` library's threads, outside the
-interpreter's lock); a killed run goes on at the first missing shard. A document longer than `PIECE` tokens is cut, so
-that shuffling and validation work on a source of eight books too.
+Documents are read in order and encoded in batches on every core (by the `tokenizers` library's threads,
+outside the interpreter's lock); a killed run goes on at the first missing shard. A document longer than
+`PIECE` tokens is cut, so that shuffling and validation work on a source of eight books too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -65,11 +65,6 @@ class TokenSource:
         return index[~held_out], index[held_out]
 
 
-class Built(NamedTuple):
-    source: TokenSource
-    tokens: int
-
-
 def build(
     folder: Path,
     texts: Callable[[], Iterator[str]],
@@ -77,20 +72,18 @@ def build(
     *,
     limit: int = 0,
     on_tokens: Callable[[int], None] = lambda count: None,
-) -> Built:
-    """Tokenises a source into `folder`, or opens it when that is done. `limit`: stop after so many tokens (0: all)."""
-    if (
-        (folder / "done.json").is_file()
-        and int(_read_json(folder / "done.json")["limit"]) >= limit > 0
-        or ((folder / "done.json").is_file() and _read_json(folder / "done.json")["whole"])
-    ):
+) -> TokenSource:
+    """Tokenises a source into `folder`, or opens and checks it when that is done.
+
+    `limit`: stop after so many tokens (0: all). `on_tokens` hears how many were added.
+    """
+    if is_complete(folder, limit):
         verify(folder)
-        source = TokenSource(folder)
-        return Built(source, int(source.length_M.sum()))
+        return TokenSource(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "done.json").unlink(missing_ok=True)
     finished = _finished_shards(folder)
-    total, read = sum(int(i["tokens"]) for i in finished), sum(int(i["read"]) for i in finished)
+    total, read = (sum(info[key] for info in finished) for key in ("tokens", "read"))
     on_tokens(total)
     stream = islice(texts(), read, None)
     writer = _ShardWriter(
@@ -98,24 +91,33 @@ def build(
     )
     whole = True
     for batch in _batches(stream):
-        for ids in tokenizer.encode_documents(batch):
+        encoded = tokenizer.encode_documents(batch)
+        for ids in encoded:
             writer.add(ids)
+        added = sum(map(len, encoded))
+        total += added
+        on_tokens(added)
         if writer.tokens >= SHARD:
-            total += writer.tokens
             writer.close()
-        on_tokens(writer.tokens)
-        if limit and total + writer.tokens >= limit:
+        if limit and total >= limit:
             whole = False
             break
     writer.close()
     infos = _finished_shards(folder)
-    if not sum(int(i["tokens"]) for i in infos):
+    if not total:
         raise UserError(f"source {folder.name} holds no text: check its path and field")
     digest = f"{zlib.crc32(json.dumps([i['crc32'] for i in infos]).encode()):08x}"
     done = {"shards": len(infos), "digest": digest, "whole": whole, "limit": limit}
     write_text(folder / "done.json", json.dumps(done) + "\n")
-    source = TokenSource(folder)
-    return Built(source, int(source.length_M.sum()))
+    return TokenSource(folder)
+
+
+def is_complete(folder: Path, limit: int) -> bool:
+    """Whether the source is tokenised, whole or as far as `limit`."""
+    if not (folder / "done.json").is_file():
+        return False
+    done = _read_json(folder / "done.json")
+    return bool(done["whole"]) or 0 < limit <= done["limit"]
 
 
 def verify(folder: Path) -> None:
@@ -176,11 +178,11 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _finished_shards(folder: Path) -> list[dict[str, object]]:
+def _finished_shards(folder: Path) -> list[dict[str, Any]]:
     return [_read_json(path) for path in sorted(folder.glob("[0-9]*.json"))]
 
 
-def _read_json(path: Path) -> dict[str, object]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError):
@@ -191,9 +193,7 @@ def _read_json(path: Path) -> dict[str, object]:
 
 def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
     if not path.is_file() or path.stat().st_size != count * dtype.itemsize:
-        raise UserError(
-            f"the token shard {path} is missing or cut short: delete {path.parent} and run again to rebuild it"
-        )
+        raise UserError(f"the token shard {path} is missing or cut short: delete {path.parent} and run again")
     return np.memmap(path, dtype=dtype, mode="r", shape=(count,)) if count else np.zeros(0, dtype)
 
 

@@ -1,7 +1,9 @@
-"""Where documents come from: local text, JSONL or Parquet under the data folder, or the Hugging Face hub, streamed.
+"""Where documents come from: local text, JSONL or Parquet under the data folder, or the Hugging Face hub,
+streamed.
 
-A text file holds documents separated by lines with only `<|endoftext|>`; without such a line it is one document.
-Every reader is a generator in the file's order, so a source larger than memory costs one document at a time.
+A text file holds documents separated by lines with only `<|endoftext|>`; without such a line it is one
+document. Every reader is a generator in the file's order, so a source larger than memory costs one document
+at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from evalengine.training.study import SourceSpec
 
 
 def documents(source: SourceSpec, data: Path | None, name: str) -> Iterator[str]:
-    """The non-empty documents of a source. Raises UserError naming the file (and line) that cannot be read."""
+    """The non-empty documents of a source. Raises UserError naming the file (and line) at fault."""
     if source.hub:
         yield from (_field(row, source.field, f"{source.hub}") for row in hub_rows(source))
         return

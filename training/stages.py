@@ -131,7 +131,9 @@ Trained = tuple[Decoder, float, dict[str, float], dict[str, Any]]
 def pretrain(
     job: Job, tokenizer: Tokenizer, shape: Shape, place: Place, report: Callable[[Step], None]
 ) -> Trained:
-    """From random weights, the same for every mixture of a scale, so that mixtures differ by their data alone."""
+    """From random weights, the same for every mixture of a scale, so that mixtures differ by their data
+    alone.
+    """
     study, scale = job.study, job.study.scales[job.run.scale]
     settings, shares = scale.pretrain, {k: v for k, v in study.mixtures[job.run.mixture].items() if v > 0}
     sources = open_sources(job.prepared, sorted(shares))
@@ -192,7 +194,9 @@ def finetune(
 
 @torch.no_grad()
 def within_reach(model: Decoder, examples: Examples, share: float, place: Place) -> Examples:
-    """The share of conversations whose responses the model finds least surprising (mean loss per learned token)."""
+    """The share of conversations whose responses the model finds least surprising (mean loss per learned
+    token).
+    """
     losses = []
     for index in range(len(examples)):
         one: Batch = pack([examples[index]], model.shape.context, f"conversation {index}")

@@ -2,9 +2,9 @@
 
     sources x mixtures x scales x {pt, sft} -> checkpoints named {scale}-{mixture}-{stage}
 
-A YAML file states the tokenizer, the sources, the mixtures (token shares of sources), the scales (shape, tokens,
-learning rate) and the fine-tuning data. Every field below is a key of the file under the same name; an unknown key
-is an error that names the nearest known one.
+A YAML file states the tokenizer, the sources, the mixtures (token shares of sources), the scales (shape,
+tokens, learning rate) and the fine-tuning data. Every field below is a key of the file under the same name;
+an unknown key is an error that names the nearest known one.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ def _check(study: Study, where: str) -> None:
     for name in (*study.mixtures, *study.scales):
         demand(
             "-" not in name and "/" not in name,
-            f"the name {name!r} must hold neither '-' nor '/': checkpoints are {{scale}}-{{mixture}}-{{stage}}",
+            f"the name {name!r} must not hold '-' or '/': checkpoints are {{scale}}-{{mixture}}-{{stage}}",
         )
     demand(
         bool(study.tokenizer.path) != bool(study.tokenizer.vocab), "tokenizer needs either `vocab` or `path`"

@@ -1,7 +1,7 @@
 """The study's tokenizer: byte-level BPE trained on its own sources, or one that exists.
 
-One tokenizer serves every checkpoint of a study, so that scoring plans once. It adds `<|endoftext|>` in front of
-every text by default: a document begins so in training too, and an empty context has a meaning.
+One tokenizer serves every checkpoint of a study, so that scoring plans once. It adds `<|endoftext|>` in front
+of every text by default: a document begins so in training too, and an empty context has a meaning.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Tokenizer:
-    """A fast tokenizer with the chat format's special tokens. `path` is its directory (Hugging Face files)."""
+    """A fast tokenizer with the chat format's special tokens; `path` is its directory."""
 
     def __init__(self, path: Path) -> None:
         from tokenizers import Tokenizer as RustTokenizer
@@ -47,7 +47,9 @@ class Tokenizer:
         self.size = self.rust.get_vocab_size(with_added_tokens=True)
 
     def encode_documents(self, texts: list[str]) -> list[np.ndarray]:
-        """Token ids of plain texts, without the leading `<|endoftext|>`; special tokens inside a text stay text."""
+        """Token ids of plain texts, without the leading `<|endoftext|>`; special tokens inside a text stay
+        text.
+        """
         self.rust.encode_special_tokens = True
         return [
             np.asarray(e.ids, dtype=np.uint32)
@@ -64,7 +66,9 @@ class Tokenizer:
 
 
 def train(texts: Iterable[str], vocab: int, path: Path) -> Tokenizer:
-    """Trains byte-level BPE of `vocab` entries (special tokens and the 256 bytes included) and saves it in `path`."""
+    """Trains byte-level BPE of `vocab` entries (special tokens and the 256 bytes included) and saves it in
+    `path`.
+    """
     from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
     from tokenizers import Tokenizer as RustTokenizer
 
@@ -98,7 +102,7 @@ def train(texts: Iterable[str], vocab: int, path: Path) -> Tokenizer:
 
 
 def save(rust: RustTokenizer, path: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json so that `AutoTokenizer` reads the same tokenizer back."""
+    """Writes tokenizer.json and tokenizer_config.json; `AutoTokenizer` reads the same tokenizer back."""
     path.mkdir(parents=True, exist_ok=True)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -122,7 +126,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def adopt(source: Path, path: Path) -> Tokenizer:
-    """Copies an existing fast tokenizer to `path`, with the chat format's special tokens added where they lack."""
+    """Copies an existing fast tokenizer to `path`, with the chat format's special tokens added where they
+    lack.
+    """
     from tokenizers import AddedToken, processors
     from tokenizers import Tokenizer as RustTokenizer
 

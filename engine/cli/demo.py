@@ -15,10 +15,16 @@ def register(subparsers: Any) -> None:
         help="train 36 tiny checkpoints, score 20 benchmarks, correlate: a few minutes, no network",
         description="Runs the commands of a study, one after another, on an embedded synthetic world.",
     )
-    p.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where it all goes (default: demo)")
+    p.add_argument(
+        "--out", type=Path, default=Path("demo"), metavar="DIR", help="where it all goes (default: demo)"
+    )
     p.add_argument("--quick", action="store_true", help="shorter training: about a minute, to see the path")
-    p.add_argument("--bootstrap", default="exact", metavar="N", help="resamples of the intervals (default: exact)")
-    p.add_argument("--jobs", type=int, default=0, metavar="N", help="training processes (default: one a core)")
+    p.add_argument(
+        "--bootstrap", default="exact", metavar="N", help="resamples of the intervals (default: exact)"
+    )
+    p.add_argument(
+        "--jobs", type=int, default=0, metavar="N", help="training processes (default: one a core)"
+    )
     p.set_defaults(run=run)
 
 
@@ -26,8 +32,23 @@ def commands(out: Path, quick: bool, bootstrap: str, jobs: int) -> list[list[str
     """The command lines of the demonstration, in order; each works on its own too."""
     study, ckpts, scores = "embedded_quick" if quick else "embedded", out / "ckpts", out / "scores"
     names = [run.name for run in _runs(study)]
-    train = ["train", study, "--data", str(out / "world"), "--out", str(ckpts), *(["--jobs", str(jobs)] if jobs else [])]
-    score = ["score", *(str(ckpts / name) for name in names), "--data", str(out / "world" / "bench"), "--out", str(scores)]
+    train = [
+        "train",
+        study,
+        "--data",
+        str(out / "world"),
+        "--out",
+        str(ckpts),
+        *(["--jobs", str(jobs)] if jobs else []),
+    ]
+    score = [
+        "score",
+        *(str(ckpts / name) for name in names),
+        "--data",
+        str(out / "world" / "bench"),
+        "--out",
+        str(scores),
+    ]
     correlate = ["correlate", str(scores), "--bootstrap", bootstrap, "--out", str(out / "analysis")]
     return [train, score, correlate]
 
@@ -39,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
 
     started = time.monotonic()
     how_long = "about a minute" if args.quick else "about five minutes"
-    console.say(f"36 tiny checkpoints are trained, scored on 20 benchmarks and correlated: {how_long} on two cores.")
+    console.say(
+        f"36 tiny checkpoints are trained, scored on 20 benchmarks and correlated: {how_long} on two cores."
+    )
     folder = args.out / "world"
     if not (folder / "sft.jsonl").is_file():
         console.say(f"\nwriting the embedded world (corpora, conversations, benchmark items) to {folder}")

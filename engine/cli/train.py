@@ -11,7 +11,7 @@ def register(subparsers: Any) -> None:
     p: argparse.ArgumentParser = subparsers.add_parser(
         "train",
         help="pretrain and fine-tune the checkpoints of a study",
-        description="Trains every checkpoint of a study file: finished ones are skipped, a killed study goes on where it was.",
+        description="Trains the checkpoints of a study; finished ones are skipped, a killed study goes on.",
     )
     p.add_argument(
         "study",
