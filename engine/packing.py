@@ -165,13 +165,13 @@ def build(sequences: Sequences, order: list[int], shared: np.ndarray, prefix: in
 
 
 def buckets(ancestors: list[np.ndarray], end: np.ndarray, prefix: int, block: int) -> Iterator[Bucket]:
-    """Groups blocks so that padding a bucket's keys to its longest stays below about a third."""
+    """Groups blocks so that padding a bucket's keys to its longest stays below a quarter."""
     count = np.array([len(a) for a in ancestors])
     order = np.argsort(-count, kind="stable")
     start = 0
     while start < len(order):
         longest = int(count[order[start]])
-        floor = 0.7 * (longest + block) - block
+        floor = 0.8 * (longest + block) - block
         stop = start + int((count[order[start:]] >= floor).sum())
         members = np.sort(order[start:stop])
         yield bucket(members, [ancestors[b] for b in members], end, prefix, block, longest)

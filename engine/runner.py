@@ -131,7 +131,7 @@ def score(
     outcomes = []
     with store.lock(out), console.progress("scoring", total, "items") as progress, ReadAhead(found, options) as identities:
         for checkpoint in found:
-            started, notes, done = time.monotonic(), [], []
+            started, notes, done, cut = time.monotonic(), [], [], {}
             failure = None
             tasks: list[Task] = []
             pending: list[Task] = []
@@ -150,10 +150,13 @@ def score(
                     progress.update(len(t.items.items))
                     done.append(t)
                     if encoded.truncated:
-                        notes.append(f"{t.items.benchmark}: {encoded.truncated} items longer than the window were cut on the left")
+                        cut[t.items.benchmark] = encoded.truncated
             except UserError as error:
                 failure = str(error)
                 progress.update(sum(len(t.items.items) for t in pending if t not in done))
+            if cut:
+                each = ", ".join(f"{name} {n}" for name, n in cut.items())
+                notes.append(f"{sum(cut.values())} items longer than the model's window were cut on the left ({each})")
             items = sum(len(t.items.items) for t in done)
             seconds = time.monotonic() - started
             kept = len(tasks) - len(pending)
@@ -223,9 +226,9 @@ def is_current(t: Task, options: Options, notes: list[str]) -> bool:
             )
     changed = [key for key, value in t.metadata.items() if stored.get(key) != value]
     if "checkpoint_fingerprint" in changed:
-        notes.append(f"{t.items.benchmark}: the weights have changed since it was scored; scored again")
+        notes.append("its weights have changed since it was scored: scored again")
     elif "data_hash" in changed:
-        notes.append(f"{t.items.benchmark}: the data has changed since it was scored; scored again")
+        notes.append(f"{t.items.benchmark}: the data has changed since it was scored: scored again")
     return not changed
 
 

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_tokens is not None and args.batch_tokens < 1:
         raise UserError("--batch-tokens must be at least 1")
     found = checkpoints.discover(args.checkpoints, args.manifest)
-    benchmarks = resolve(args.benchmarks, args.benchmark_file)
+    benchmarks = available(resolve(args.benchmarks, args.benchmark_file), args)
     options = runner.Options(
         data=args.data,
         variant=args.variant,
@@ -66,6 +66,23 @@ def run(args: argparse.Namespace) -> int:
     else:
         show(report, args.out)
     return 1 if any(o.failure for o in outcomes) else 0
+
+
+def available(wanted: list[Any], args: argparse.Namespace) -> list[Any]:
+    """With --data and no benchmark named, those that the folder holds; what is missing is said."""
+    from evalengine.benchmarks import benchmarks_in
+
+    named = {part.strip() for part in args.benchmarks.split(",")}
+    if args.data is None or not args.data.is_dir():
+        return wanted
+    found = benchmarks_in(args.data, wanted)
+    missing = [b.name for b in wanted if b not in found]
+    if not found:
+        raise UserError(f"{args.data} holds no file of {', '.join(missing[:3])}...: it must hold <benchmark>.jsonl or .parquet")
+    if missing and not named & set(missing):
+        console.warn(f"{args.data} has no file of {', '.join(missing)}: left out")
+        return found
+    return wanted
 
 
 def make_backend(args: argparse.Namespace) -> Any:

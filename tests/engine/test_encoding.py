@@ -1,0 +1,119 @@
+"""The encoding rule, against lm-evaluation-harness's own `_encode_pair` and truncation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+
+from lm_eval.api.model import TemplateLM
+
+from evalengine.benchmarks import Item, ItemSet
+from evalengine.encoding import Encoder, encode, move_space, window_of
+
+KINDS = ("byte_level", "sentencepiece_like")
+PAIRS = [
+    ("Question: which?\nAnswer:", " an ant in the sun"),
+    ("A context with a trailing space ", "yes"),
+    ("Tabs and newlines \n\t ", " no"),
+    ("", " an empty context"),
+    ("", "<|endoftext|> text"),
+    ("café naïve — 東京", " 🙂 Zürich"),
+    ("x", "q"),
+    ("The glass broke because", "  it fell"),
+    ("<s>A text that states its own BOS", " word"),
+    ("<|endoftext|>A text that states its own BOS", " word"),
+]
+
+
+def reference(tokenizer: Any) -> Any:
+    """An lm-eval HFLM that has a tokenizer and no model: only its encoding is used."""
+    from lm_eval.models.huggingface import HFLM
+
+    lm = HFLM.__new__(HFLM)
+    lm.tokenizer, lm.backend, lm.add_bos_token, lm.custom_prefix_token_id = tokenizer, "causal", None, None
+    return lm
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pair", PAIRS)
+def test_pairs_are_encoded_as_the_reference_does(kind: str, pair: tuple[str, str]) -> None:
+    tokenizer = tiny_models.tokenizer(kind)
+    lm = reference(tokenizer)
+    seen: list[tuple[list[int], list[int]]] = []
+    lm._loglikelihood_tokens = lambda requests, **_: seen.extend((c, k) for _, c, k in requests)
+
+    class Request:
+        args = pair
+
+    TemplateLM.loglikelihood(lm, [Request()], disable_tqdm=True)
+    ((context, continuation),) = seen
+    ids, start = Encoder(tokenizer, 512).pairs([pair])[0]
+    assert ids == context + continuation
+    assert start == len(context)
+
+
+def items_of(pairs: list[tuple[str, str]]) -> ItemSet:
+    items = [Item(str(i), (c, c), (k, k + "s"), (k[1:], k[1:] + "s"), 0) for i, (c, k) in enumerate(pairs)]
+    return ItemSet("test", "Science", "1", None, items, "hash", len(items))
+
+
+def test_a_long_item_keeps_its_end() -> None:
+    tokenizer = tiny_models.tokenizer("byte_level")
+    encoder = Encoder(tokenizer, 16)
+    context, continuation = "word " * 40 + "Answer:", " the elephant"
+    plan = encode(items_of([(context, continuation)]), encoder)
+    whole, start = encoder.pairs([(context, continuation)])[0]
+    s = int(plan.sequence_C[0])
+    assert plan.sequences.tokens(s).tolist() == whole[-17:]
+    assert len(whole) - start == len(plan.sequences.tokens(s)) - plan.sequences.start[s]
+    assert plan.truncated == 1
+
+
+def test_a_continuation_longer_than_the_window_keeps_one_token_of_context() -> None:
+    encoder = Encoder(tiny_models.tokenizer("byte_level"), 4)
+    plan = encode(items_of([("Answer:", " an elephant with a very long trunk")]), encoder)
+    s = int(plan.sequence_C[0])
+    assert len(plan.sequences.tokens(s)) == 5 and plan.sequences.start[s] == 1
+
+
+def test_equal_choices_share_a_sequence_and_lengths_are_of_the_bare_choice() -> None:
+    items = [Item("a", ("Q:", "Q:", "Q:"), (" é", " é", " no"), ("é", "é", "no"), 2)]
+    plan = encode(ItemSet("t", "c", "1", None, items, "h", 1), Encoder(tiny_models.tokenizer("byte_level"), 64))
+    assert plan.sequence_C[0] == plan.sequence_C[1] != plan.sequence_C[2]
+    assert plan.chars_C.tolist() == [1, 1, 2] and plan.bytes_C.tolist() == [2, 2, 2]
+
+
+def test_a_merge_over_the_border_still_leaves_a_target() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<s>": 0, "a": 1, "b": 2, "ab": 3}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[("a", "b")]))
+    raw.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>")
+    # encode("ba") = b a, encode("bab") = b ab: as many tokens, so no target would be left
+    ids, start = Encoder(tokenizer, 64).pairs([("ba", "b")])[0]
+    assert ids == [2, 3] and start == 1
+
+
+def test_trailing_white_space_moves() -> None:
+    assert move_space("a \n", " b") == ("a", " \n b")
+
+
+def test_pmi_scores_each_choice_after_an_empty_context() -> None:
+    tokenizer = tiny_models.tokenizer("sentencepiece_like")
+    plan = encode(items_of(PAIRS[:2]), Encoder(tokenizer, 64), pmi=True)
+    assert plan.uncond_C is not None
+    for c, s in enumerate(plan.uncond_C):
+        assert plan.sequences.tokens(int(s))[0] == tokenizer.bos_token_id
+        assert plan.sequences.start[s] == 1, c
+    assert np.all(np.diff(plan.choice_offset) == 2)
+
+
+def test_the_window_comes_from_the_configuration_first() -> None:
+    config = tiny_models.config("gpt2", 100, window=77)
+    assert window_of(config, None) == 77
+    assert window_of(tiny_models.config("mamba", 100), tiny_models.tokenizer("byte_level")) == 2048
