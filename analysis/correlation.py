@@ -66,7 +66,9 @@ def _complete(sample: Sample, pair_P2: NDArray[np.int64], statistic: str) -> Arr
         if x_VMC.shape[2] == 1:
             x_VM = np.ascontiguousarray(x_VMC[:, :, 0])
             mean_VC, inverse_VC = kernels.moments(x_VM, sample.w_MC)
-            return kernels.pearson(x_VM, pair_P2, sample.w_MC, mean_VC, inverse_VC)
+            value_PC = kernels.pearson(x_VM, pair_P2, sample.w_MC, mean_VC, inverse_VC)
+            value_PC[:, 0] = value_PC[:, 0].clip(-1.0, 1.0)
+            return value_PC
         return kernels.pearson_columns(x_VMC, pair_P2, sample.w_MC)
     if statistic == "kendall":
         return kernels.kendall(np.round(x_VMC, 12), pair_P2, sample.w_MC)

@@ -1,6 +1,6 @@
 """Numba kernels over items: what each item's choice scores say, and calibration from many items.
 
-One pass over the flattened choices of a benchmark, one thread per run of items; no Python loop over items.
+One pass over the flattened choices of a file; no Python loop over items.
 Dims: I items, J choices of all items, K checkpoints.
 """
 
@@ -15,13 +15,13 @@ PICK, CONFIDENCE, P_GOLD, MARGIN, ENTROPY, BRIER, NLL = range(7)
 FIELDS = 7
 
 
-@jit(parallel=True)
+@jit()
 def read_items(score_J, offset_I1, gold_I, out_IF):  # type: ignore[no-untyped-def]
     """Fills (I, FIELDS): pick (first index on ties), softmax at the pick and at the gold choice, margin of
     the two best probabilities, entropy in nats, Brier score (sum of squares over choices), negative log of
     p(gold). A row is NaN where a score is not finite or the gold index is out of range.
     """
-    for i in prange(len(gold_I)):
+    for i in range(len(gold_I)):
         start, stop = offset_I1[i], offset_I1[i + 1]
         gold = start + gold_I[i]
         best = start
@@ -40,15 +40,16 @@ def read_items(score_J, offset_I1, gold_I, out_IF):  # type: ignore[no-untyped-d
         second = 0.0
         entropy = 0.0
         brier = 0.0
+        log_total = np.log(total)
         for j in range(start, stop):
-            logp = np.float64(score_J[j]) - score_J[best] - np.log(total)
+            logp = np.float64(score_J[j]) - score_J[best] - log_total
             p = np.exp(logp)
             if j != best:
                 second = max(second, p)
             entropy -= p * logp
             miss = p - (1.0 if j == gold else 0.0)
             brier += miss * miss
-        log_gold = np.float64(score_J[gold]) - score_J[best] - np.log(total)
+        log_gold = np.float64(score_J[gold]) - score_J[best] - log_total
         out_IF[i, PICK] = best - start
         out_IF[i, CONFIDENCE] = 1.0 / total
         out_IF[i, P_GOLD] = np.exp(log_gold)

@@ -207,17 +207,16 @@ def _same_order(name: str, first: _Read, other: _Read) -> _Read:
     if position.null_count or len(other.ids) != len(first.ids) or len(pc.unique(position)) != len(first.ids):
         extra = [str(i) for i in other.ids.filter(pc.is_null(position)).to_pylist()[:3]]
         lacking = other.ids.filter(pc.is_valid(position))
-        missing = [
-            str(i)
-            for i in first.ids.filter(pc.invert(pc.is_in(first.ids, value_set=lacking))).to_pylist()[:3]
-        ]
+        shared = pc.is_in(first.ids, value_set=lacking)
+        missing = [str(i) for i in first.ids.filter(pc.invert(shared)).to_pylist()[:3]]
         detail = ", ".join(
             ([f"only {other.checkpoint} has {', '.join(extra)}"] if extra else [])
             + ([f"only {first.checkpoint} has {', '.join(missing)}"] if missing else [])
         )
         raise UserError(
             f"{name}: {first.checkpoint} ({len(first.ids)} items) and {other.checkpoint} "
-            f"({len(other.ids)} items) saw different items ({detail or 'an item appears twice'}): score them on the same data"
+            f"({len(other.ids)} items) saw different items ({detail or 'an item appears twice'}): "
+            "score them on the same data"
         )
     order = np.argsort(position.to_numpy())
     return _Read(other.checkpoint, first.ids, other.field_IF[order], other.gold_I[order])

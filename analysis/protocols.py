@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from evalengine.analysis.panel import Panel
 
 Array = NDArray[np.float64]
 Pairs = NDArray[np.int64]
-COLUMN_BYTES = 192 << 20  # replicates held at once by a protocol over many pairs
+BLOCK_BYTES = 24 << 20  # replicates at once: the allocator reuses such blocks, larger ones fault pages in
 ALL = "All"
 
 
@@ -46,7 +47,6 @@ class Group:
     n: dict[str, NDArray[np.int64]]
     notes: dict[str, list[str]] = field(default_factory=dict)
     is_correlation: bool = False  # of single pairs, so that Fisher's z applies
-    pairs: Pairs | None = None  # where the statistics are correlations of pairs of variables
     members: list[list[int]] | None = None  # where they are means of transfers: the benchmarks
 
 
@@ -73,9 +73,9 @@ class Data:
 
 
 def column_parts(sample: Sample, rows: int) -> Iterator[slice]:
-    """Slices of columns such that `rows` float64 rows of them stay below COLUMN_BYTES."""
+    """Slices of columns such that `rows` float64 rows of them stay below BLOCK_BYTES."""
     columns = sample.w_MC.shape[1]
-    step = max(256, COLUMN_BYTES // (8 * max(1, rows)))
+    step = max(256, BLOCK_BYTES // (8 * max(1, rows)))
     for start in range(0, columns, step):
         yield slice(start, min(start + step, columns))
 
@@ -102,7 +102,7 @@ def transfer(data: Data, quantity: str) -> Group:
         n[scale] = data.n(quantity, scale, pairs)
         notes[scale] = [_why_nan(panel, quantity, s, b, int(n[scale][b])) for b in range(B)]
     labels = [Label(panel.categories[b], panel.benchmarks[b]) for b in range(B)]
-    return Group("transfer", quantity, labels, values, n, notes, data.statistic == "pearson", pairs)
+    return Group("transfer", quantity, labels, values, n, notes, data.statistic == "pearson")
 
 
 def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int) -> str:
@@ -143,3 +143,198 @@ def category_transfer(single: Group, panel: Panel) -> Group:
         notes,
         members=[index for _, index in members],
     )
+
+
+def matrices(data: Data, quantity: str) -> Iterator[Group]:
+    """The full cross-stage matrix (row: benchmark before, column: benchmark after) and both within-stage
+    ones.
+
+    In blocks of pairs, so that no more than a few blocks of replicates exist at a time.
+    """
+    panel = data.panel
+    B = len(panel.benchmarks)
+    square = np.array([(i, B + j) for i in range(B) for j in range(B)])
+    upper = np.stack(np.triu_indices(B, 1), axis=-1)
+    columns = data.sample(quantity, panel.scales[0]).w_MC.shape[1]
+    step = max(1, BLOCK_BYTES // (8 * columns))
+    before, after = panel.stages
+    for name, every in (("cross", square), (before, upper), (after, upper + B)):
+        for start in range(0, len(every), step):
+            pairs = every[start : start + step]
+            values = {scale: data.correlate(quantity, scale, pairs) for scale in panel.scales}
+            n = {scale: data.n(quantity, scale, pairs) for scale in panel.scales}
+            labels = [
+                Label(panel.categories[i % B], panel.benchmarks[i % B], panel.benchmarks[j % B])
+                for i, j in pairs
+            ]
+            yield Group(f"matrix_{name}", quantity, labels, values, n, {}, data.statistic == "pearson")
+
+
+def similarity(data: Data, quantity: str) -> Group:
+    """Correlation of the two within-stage matrices over their off-diagonal pairs (190 for 20 benchmarks).
+
+    The pairs share benchmarks and mixtures, so they are far from independent: the interval comes from
+    resampling mixtures, and a p-value that takes the pairs for so many observations would be wrong.
+    """
+    panel = data.panel
+    B = len(panel.benchmarks)
+    upper = np.stack(np.triu_indices(B, 1), axis=-1)
+    values, n = {}, {}
+    for scale in panel.scales:
+        varies = _spread(panel.variables(quantity, panel.scales.index(scale)))
+        usable = upper[varies[upper].all(axis=1) & varies[upper + B].all(axis=1)]
+        values[scale] = np.full((1, data.sample(quantity, scale).w_MC.shape[1]), np.nan)
+        if len(usable) >= 3:
+            reduce = partial(_similarity, quantity=quantity, scale=scale, pairs=usable, benchmarks=B)
+            values[scale] = over_columns(data, quantity, scale, len(usable), reduce)
+        n[scale] = np.array([data.n(quantity, scale, usable).min(initial=len(panel.mixtures))])
+    before, after = panel.stages
+    count = B * (B - 1) // 2
+    return Group("similarity", quantity, [Label(ALL, f"{count} pairs", f"{before}, {after}")], values, n)
+
+
+def _similarity(data: Data, quantity: str, scale: str, pairs: Pairs, benchmarks: int) -> Array:
+    before = data.correlate(quantity, scale, pairs)
+    return _pearson_over_rows(before, data.correlate(quantity, scale, pairs + benchmarks))[None]
+
+
+def _spread(x_VM: Array) -> NDArray[np.bool_]:
+    """Which variables have at least 4 values that are not all equal."""
+    known = np.isfinite(x_VM)
+    high = np.where(known, x_VM, -np.inf).max(axis=1)
+    low = np.where(known, x_VM, np.inf).min(axis=1)
+    return (known.sum(axis=1) >= 4) & (high - low > 1e-12 * np.abs(high))
+
+
+def _pearson_over_rows(x_PC: Array, y_PC: Array) -> Array:
+    """Pearson r over the first axis, column by column; a row that is NaN in a column is left out of that
+    column."""
+    known = np.isfinite(x_PC) & np.isfinite(y_PC)
+    count = known.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        dx = np.where(known, x_PC, 0.0) - np.where(known, x_PC, 0.0).sum(axis=0) / count
+        dy = np.where(known, y_PC, 0.0) - np.where(known, y_PC, 0.0).sum(axis=0) / count
+        dx, dy = np.where(known, dx, 0.0), np.where(known, dy, 0.0)
+        r = (dx * dy).sum(axis=0) / np.sqrt((dx**2).sum(axis=0) * (dy**2).sum(axis=0))
+    return np.where(count >= 3, r, np.nan)
+
+
+def coherence(data: Data, quantity: str) -> Group:
+    """Intra-category coherence: mean r over pairs of a category's benchmarks; both before, both after, and
+    across."""
+    panel = data.panel
+    B = len(panel.benchmarks)
+    labels: list[Label] = []
+    chosen: list[Pairs] = []
+    for category, members in panel.category_members().items():
+        pairs = np.array([(i, j) for i in members for j in members if i < j], dtype=np.int64).reshape(-1, 2)
+        across = np.concatenate([pairs, pairs[:, ::-1]]) + np.array([0, B])
+        for name, these in ((panel.stages[0], pairs), (panel.stages[1], pairs + B), ("cross", across)):
+            labels.append(Label(category, name, f"{len(these)} pairs"))
+            chosen.append(these)
+    values, n, notes = {}, {}, {}
+    for scale in panel.scales:
+        rows, counts, said = [], [], []
+        for label, pairs in zip(labels, chosen, strict=True):
+            value_PC = data.correlate(quantity, scale, pairs)
+            defined = np.isfinite(value_PC[:, 0]) if len(pairs) else np.zeros(0, dtype=bool)
+            mean = value_PC[defined].mean(axis=0) if defined.any() else np.full(value_PC.shape[1], np.nan)
+            rows.append(mean)
+            counts.append(data.n(quantity, scale, pairs).min(initial=len(panel.mixtures)))
+            lost = len(pairs) - int(defined.sum())
+            why = f"{label.category} has one benchmark, so no pairs" if not len(pairs) else ""
+            said.append(why or (f"without {lost} of the pairs (no r)" if lost else ""))
+        values[scale], n[scale], notes[scale] = np.array(rows), np.array(counts), said
+    return Group("coherence", quantity, labels, values, n, notes)
+
+
+def alignment(data: Data) -> Group:
+    """r_align = corr(accuracy, confidence) of each category and stage, in the three readings of its
+    definition.
+
+    cells: over the (benchmark, mixture) cells; mixtures: over the category's benchmarks, one r per mixture,
+    then their mean; benchmarks: over mixtures, one r per benchmark, then their mean. Persistence: corr over
+    mixtures of the per-mixture r before and after.
+    """
+    panel = data.panel
+    B = len(panel.benchmarks)
+    labels = [
+        Label(category, reading, stage)
+        for category in panel.category_members()
+        for reading in ("cells", "mixtures", "benchmarks")
+        for stage in panel.stages
+    ] + [Label(category, "persistence", "over mixtures") for category in panel.category_members()]
+    values, n, notes = {}, {}, {}
+    for scale in panel.scales:
+        a, c = data.sample("accuracy", scale), data.sample("confidence", scale)
+        total = len(panel.mixtures)
+        rows: list[Array] = []
+        persistence: list[Array] = []
+        said: list[str] = []
+        for members in panel.category_members().values():
+            by_stage = []
+            for reading in ("cells", "mixtures", "benchmarks"):
+                for t in range(2):
+                    index = np.array(members) + t * B
+                    x, y = a.x_VMC[index], c.x_VMC[index]
+                    per_mixture = _pearson_over_rows(x.reshape(len(index), -1), y.reshape(len(index), -1))
+                    per_mixture_MC = per_mixture.reshape(x.shape[1:])
+                    if reading == "cells":
+                        rows.append(_over_cells(x, y, a.w_MC, data.statistic))
+                    elif reading == "mixtures":
+                        by_stage.append(per_mixture_MC)
+                        rows.append(_weighted_mean(per_mixture_MC, a.w_MC))
+                    else:
+                        rows.append(_mean_over_benchmarks(x, y, a.w_MC, data.statistic))
+                    few = len(members) < 3 and reading == "mixtures"
+                    said.append(
+                        f"{len(members)} benchmarks are too few for an r in each mixture" if few else ""
+                    )
+            pair = Sample(np.stack(by_stage), a.w_MC)
+            persistence.append(correlate(pair, np.array([[0, 1]]), data.statistic)[0])
+        values[scale] = np.array(rows + persistence)
+        present = np.isfinite(panel.values["accuracy"][panel.scales.index(scale)]).any(axis=(0, 2))
+        n[scale] = np.full(len(labels), min(total, int(present.sum())))
+        values[scale][n[scale] < 4] = np.nan
+        notes[scale] = said + [""] * len(persistence)
+    return Group("alignment", "accuracy,confidence", labels, values, n, notes)
+
+
+def _over_cells(x_BMC: Array, y_BMC: Array, w_MC: Array, statistic: str) -> Array:
+    """Correlation over all (benchmark, mixture) cells, each with its mixture's weight."""
+    B, M, last = x_BMC.shape
+    cells = np.stack([x_BMC.reshape(B * M, last), y_BMC.reshape(B * M, last)])
+    weights = np.tile(w_MC, (B, 1)) / B
+    return correlate(Sample(cells, weights), np.array([[0, 1]]), statistic)[0]
+
+
+def _mean_over_benchmarks(x_BMC: Array, y_BMC: Array, w_MC: Array, statistic: str) -> Array:
+    B = len(x_BMC)
+    pairs = np.stack([np.arange(B), B + np.arange(B)], axis=1)
+    value_BC = correlate(Sample(np.concatenate([x_BMC, y_BMC]), w_MC), pairs, statistic)
+    defined = np.isfinite(value_BC[:, 0])
+    return value_BC[defined].mean(axis=0) if defined.any() else np.full(w_MC.shape[1], np.nan)
+
+
+def _weighted_mean(value_MC: Array, w_MC: Array) -> Array:
+    """Mean over mixtures in every column; mixtures without a value are left out."""
+    known = np.isfinite(value_MC)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (np.where(known, value_MC, 0.0) * w_MC).sum(axis=0) / (known * w_MC).sum(axis=0)
+
+
+def means(panel: Panel, quantity: str, value_STMB: Array, weight_MC: Array) -> Group:
+    """Mean over mixtures of each benchmark's value at both stages: levels and calibration (ECE, Brier, NLL,
+    ...)."""
+    B = len(panel.benchmarks)
+    labels = [
+        Label(panel.categories[b], panel.benchmarks[b], stage) for b in range(B) for stage in panel.stages
+    ]
+    values, n = {}, {}
+    for s, scale in enumerate(panel.scales):
+        x_LM = np.stack([value_STMB[s, t, :, b] for b in range(B) for t in range(2)])
+        known = np.isfinite(x_LM)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            values[scale] = (np.where(known, x_LM, 0.0) @ weight_MC) / (known.astype(np.float64) @ weight_MC)
+        n[scale] = known.sum(axis=1)
+    return Group("mean", quantity, labels, values, n)

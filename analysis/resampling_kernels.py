@@ -25,51 +25,60 @@ TILE = 512  # columns at a time: 9 mixtures x 512 x 8 bytes stay in the first-le
 BINS = 2048  # histogram bins of the weighted selection
 
 
-@jit(parallel=True, fastmath={"contract"})
+@jit(fastmath={"contract"})
+def _moments_of(x_M, w_MC, mean_C, inverse_C):  # type: ignore[no-untyped-def]
+    mean_C[:] = 0.0
+    inverse_C[:] = 0.0
+    for m in range(len(x_M)):
+        x = x_M[m]
+        w_C = w_MC[m]
+        for c in range(len(w_C)):
+            mean_C[c] += x * w_C[c]
+            inverse_C[c] += x * x * w_C[c]
+    for c in range(len(mean_C)):
+        variance = inverse_C[c] - mean_C[c] * mean_C[c]
+        inverse_C[c] = 1.0 / np.sqrt(variance) if variance > TINY else np.nan
+
+
+@jit(parallel=True)
 def moments(x_VM, w_MC):  # type: ignore[no-untyped-def]
     """Weighted mean and 1/sd of each variable in each column (NaN where the variance is below TINY)."""
-    V, M = x_VM.shape
-    C = w_MC.shape[1]
+    V, C = x_VM.shape[0], w_MC.shape[1]
     mean_VC = np.empty((V, C))
     inverse_VC = np.empty((V, C))
     for v in prange(V):
-        for c in range(C):
-            mean_VC[v, c] = 0.0
-            inverse_VC[v, c] = 0.0
-        for m in range(M):
-            x = x_VM[v, m]
-            for c in range(C):
-                mean_VC[v, c] += x * w_MC[m, c]
-                inverse_VC[v, c] += x * x * w_MC[m, c]
-        for c in range(C):
-            variance = inverse_VC[v, c] - mean_VC[v, c] * mean_VC[v, c]
-            inverse_VC[v, c] = 1.0 / np.sqrt(variance) if variance > TINY else np.nan
+        _moments_of(x_VM[v], w_MC, mean_VC[v], inverse_VC[v])
     return mean_VC, inverse_VC
 
 
-@jit(parallel=True, fastmath={"contract"})
+@jit(fastmath={"contract"})
+def _pearson_of(x_M, y_M, w_MC, mean_x_C, mean_y_C, inverse_x_C, inverse_y_C, out_C):  # type: ignore[no-untyped-def]
+    # A function of its own: inside `prange` LLVM cannot tell that these arrays do not overlap, and does not
+    # vectorise.
+    for start in range(0, len(out_C), TILE):
+        stop = min(start + TILE, len(out_C))
+        out = out_C[start:stop]
+        out[:] = 0.0
+        for m in range(len(x_M)):
+            product = x_M[m] * y_M[m]
+            w = w_MC[m, start:stop]
+            for c in range(len(out)):
+                out[c] += product * w[c]
+    for c in range(len(out_C)):
+        out_C[c] = (out_C[c] - mean_x_C[c] * mean_y_C[c]) * (inverse_x_C[c] * inverse_y_C[c])
+
+
+@jit(parallel=True)
 def pearson(x_VM, pair_P2, w_MC, mean_VC, inverse_VC):  # type: ignore[no-untyped-def]
-    """Weighted Pearson r of each pair in each column, (P, C). `x_VM` is standardised, see `moments`."""
-    P = pair_P2.shape[0]
-    M, C = w_MC.shape
+    """Weighted Pearson r of each pair in each column, (P, C). `x_VM` is standardised, see `moments`.
+
+    Rounding may leave |r| a few 1e-9 above 1 in a column close to degenerate.
+    """
+    P, C = pair_P2.shape[0], w_MC.shape[1]
     out_PC = np.empty((P, C))
     for p in prange(P):
         i, j = pair_P2[p, 0], pair_P2[p, 1]
-        for start in range(0, C, TILE):
-            stop = min(start + TILE, C)
-            for c in range(start, stop):
-                out_PC[p, c] = -mean_VC[i, c] * mean_VC[j, c]
-            for m in range(M):
-                product = x_VM[i, m] * x_VM[j, m]
-                for c in range(start, stop):
-                    out_PC[p, c] += product * w_MC[m, c]
-            for c in range(start, stop):
-                r = out_PC[p, c] * inverse_VC[i, c] * inverse_VC[j, c]
-                if r > 1.0:
-                    r = 1.0
-                elif r < -1.0:
-                    r = -1.0
-                out_PC[p, c] = r
+        _pearson_of(x_VM[i], x_VM[j], w_MC, mean_VC[i], mean_VC[j], inverse_VC[i], inverse_VC[j], out_PC[p])
     return out_PC
 
 
@@ -217,33 +226,123 @@ def decide(x_VMc, pair_P2, w_MC):  # type: ignore[no-untyped-def]
     return out_P3C
 
 
+@jit()
+def _below_of(value_R, weight_R, low, high, out_2):  # type: ignore[no-untyped-def]
+    less = 0.0
+    at_most = 0.0
+    valid = 0.0
+    total = 0.0
+    for r in range(len(value_R)):
+        # Comparisons with NaN are false, so a degenerate resample counts in `total` alone.
+        value = value_R[r]
+        weight = weight_R[r]
+        total += weight
+        valid += weight if value == value else 0.0
+        less += weight if value < low else 0.0
+        at_most += weight if value <= high else 0.0
+    out_2[0] = 0.5 * (less + at_most) / valid if valid > 0.0 else np.nan
+    out_2[1] = 1.0 - valid / total
+
+
 @jit(parallel=True)
 def below(value_SR, weight_R, estimate_S):  # type: ignore[no-untyped-def]
     """(S, 2): share of the weight below the estimate, ties counted half; share of the weight that is
     degenerate."""
-    S, R = value_SR.shape
+    S = value_SR.shape[0]
     out_S2 = np.empty((S, 2))
     for s in prange(S):
-        estimate = estimate_S[s]
-        slack = 1e-12 * max(1.0, abs(estimate))
-        less = 0.0
-        tied = 0.0
-        valid = 0.0
-        total = 0.0
-        for r in range(R):
-            value = value_SR[s, r]
-            weight = weight_R[r]
-            total += weight
-            if np.isnan(value):
-                continue
-            valid += weight
-            if value < estimate - slack:
-                less += weight
-            elif value <= estimate + slack:
-                tied += weight
-        out_S2[s, 0] = (less + 0.5 * tied) / valid if valid > 0.0 else np.nan
-        out_S2[s, 1] = 1.0 - valid / total
+        slack = 1e-12 * max(1.0, abs(estimate_S[s]))
+        _below_of(value_SR[s], weight_R, estimate_S[s] - slack, estimate_S[s] + slack, out_S2[s])
     return out_S2
+
+
+@jit()
+def _histogram(value_R, weight_R, low, width, mass, bin_R):  # type: ignore[no-untyped-def]
+    """Adds each value's weight to its bin and notes the bin; NaN gets bin -1."""
+    for r in range(len(value_R)):
+        value = value_R[r]
+        if value == value:
+            b = min(BINS - 1, int((value - low) * width))
+            mass[b] += weight_R[r]
+            bin_R[r] = b
+        else:
+            bin_R[r] = -1
+
+
+@jit()
+def _targets(prob_Q, total, linear):  # type: ignore[no-untyped-def]
+    """Cumulative weights that select each quantile's two order statistics: number k (from 0) is the first
+    value whose cumulative weight reaches k + 1."""
+    out = np.empty(2 * len(prob_Q))
+    for q in range(len(prob_Q)):
+        if linear:
+            position = np.floor(prob_Q[q] * (total - 1.0))
+            out[2 * q] = position + 1.0
+            out[2 * q + 1] = min(position + 2.0, total)
+        else:
+            out[2 * q] = prob_Q[q] * total * (1.0 - 1e-13)
+            out[2 * q + 1] = out[2 * q]
+    return out
+
+
+@jit()
+def _select(value_R, weight_R, mass, bin_R, target_T):  # type: ignore[no-untyped-def]
+    """The first value, in order, whose cumulative weight reaches each target (NaN for a NaN target)."""
+    before = np.empty(BINS)
+    running = 0.0
+    for b in range(BINS):
+        before[b] = running
+        running += mass[b]
+    wanted = np.zeros(BINS, dtype=np.bool_)
+    bin_of = np.full(len(target_T), -1)
+    count = 0
+    for t in range(len(target_T)):
+        if target_T[t] == target_T[t]:
+            b = max(0, np.searchsorted(before, target_T[t], side="left") - 1)
+            while b > 0 and mass[b] == 0.0:
+                b -= 1
+            bin_of[t] = b
+            wanted[b] = True
+    index = np.empty(len(value_R), dtype=np.int64)
+    for r in range(len(value_R)):
+        if bin_R[r] >= 0 and wanted[bin_R[r]]:
+            index[count] = r
+            count += 1
+    index = index[:count]
+    selected = np.full(len(target_T), np.nan)
+    current = -1
+    cumulative = 0.0
+    for r in index[np.argsort(value_R[index])]:
+        if bin_R[r] != current:
+            current = bin_R[r]
+            cumulative = before[current]
+        cumulative += weight_R[r]
+        for t in range(len(target_T)):
+            if bin_of[t] == current and np.isnan(selected[t]) and cumulative >= target_T[t]:
+                selected[t] = value_R[r]
+    return selected
+
+
+@jit()
+def _quantiles_of(value_R, weight_R, prob_Q, linear, out_Q):  # type: ignore[no-untyped-def]
+    low = np.inf
+    high = -np.inf
+    for r in range(len(value_R)):
+        value = value_R[r]
+        low = value if value < low else low
+        high = value if value > high else high
+    if not low < high:
+        out_Q[:] = low if low == high else np.nan
+        return
+    mass = np.zeros(BINS)
+    bin_R = np.empty(len(value_R), dtype=np.int16)
+    _histogram(value_R, weight_R, low, BINS / (high - low), mass, bin_R)
+    total = mass.sum()
+    selected = _select(value_R, weight_R, mass, bin_R, _targets(prob_Q, total, linear))
+    for q in range(len(prob_Q)):
+        position = prob_Q[q] * (total - 1.0)
+        part = position - np.floor(position) if linear else 0.0
+        out_Q[q] = selected[2 * q] * (1.0 - part) + selected[2 * q + 1] * part
 
 
 @jit(parallel=True)
@@ -252,93 +351,12 @@ def quantiles(value_SR, weight_R, prob_SQ, linear):  # type: ignore[no-untyped-d
 
     `linear` interpolates between order statistics as NumPy's default does (for unit weights); otherwise the
     quantile is the smallest value whose cumulative weight reaches prob * total: the exact distribution's
-    inverse.
-    Two passes: a histogram of the weights finds the bins that hold the wanted order statistics; only those
-    are sorted.
+    inverse. A histogram of the weights finds the bins that hold the wanted order statistics; only those are
+    sorted.
     """
-    S, R = value_SR.shape
-    Q = prob_SQ.shape[1]
-    out_SQ = np.empty((S, Q))
-    for s in prange(S):
-        low = np.inf
-        high = -np.inf
-        total = 0.0
-        for r in range(R):
-            value = value_SR[s, r]
-            if not np.isnan(value):
-                low = min(low, value)
-                high = max(high, value)
-                total += weight_R[r]
-        if not low < high:
-            out_SQ[s, :] = low if low == high else np.nan
-            continue
-        width = BINS / (high - low)
-        mass = np.zeros(BINS)
-        for r in range(R):
-            value = value_SR[s, r]
-            if not np.isnan(value):
-                mass[min(BINS - 1, int((value - low) * width))] += weight_R[r]
-        before = np.empty(BINS)  # weight in the bins before each
-        running = 0.0
-        for b in range(BINS):
-            before[b] = running
-            running += mass[b]
-        # Targets as cumulative weights: order statistic k (from 0) is the first value that reaches k + 1.
-        target = np.empty(2 * Q)
-        for q in range(Q):
-            prob = prob_SQ[s, q]
-            if linear:
-                position = np.floor(prob * (total - 1.0))
-                target[2 * q] = position + 1.0
-                target[2 * q + 1] = min(position + 2.0, total)
-            else:
-                target[2 * q] = prob * total * (1.0 - 1e-13)
-                target[2 * q + 1] = target[2 * q]
-        wanted = np.zeros(BINS, dtype=np.bool_)
-        bin_of = np.empty(2 * Q, dtype=np.int64)
-        for t in range(2 * Q):
-            if np.isnan(target[t]):
-                bin_of[t] = -1
-                continue
-            b = max(0, np.searchsorted(before, target[t], side="left") - 1)
-            while b > 0 and mass[b] == 0.0:
-                b -= 1
-            bin_of[t] = b
-            wanted[b] = True
-        count = 0
-        for r in range(R):
-            value = value_SR[s, r]
-            if not np.isnan(value) and wanted[min(BINS - 1, int((value - low) * width))]:
-                count += 1
-        kept = np.empty(count)
-        kept_weight = np.empty(count)
-        count = 0
-        for r in range(R):
-            value = value_SR[s, r]
-            if not np.isnan(value) and wanted[min(BINS - 1, int((value - low) * width))]:
-                kept[count] = value
-                kept_weight[count] = weight_R[r]
-                count += 1
-        order = np.argsort(kept)
-        selected = np.full(2 * Q, np.nan)
-        current = -1
-        cumulative = 0.0
-        for o in order:
-            b = min(BINS - 1, int((kept[o] - low) * width))
-            if b != current:
-                current = b
-                cumulative = before[b]
-            cumulative += kept_weight[o]
-            for t in range(2 * Q):
-                if bin_of[t] == b and np.isnan(selected[t]) and cumulative >= target[t]:
-                    selected[t] = kept[o]
-        for q in range(Q):
-            if linear:
-                position = prob_SQ[s, q] * (total - 1.0)
-                part = position - np.floor(position)
-                out_SQ[s, q] = selected[2 * q] * (1.0 - part) + selected[2 * q + 1] * part
-            else:
-                out_SQ[s, q] = selected[2 * q]
+    out_SQ = np.empty((value_SR.shape[0], prob_SQ.shape[1]))
+    for s in prange(value_SR.shape[0]):
+        _quantiles_of(value_SR[s], weight_R, prob_SQ[s], linear, out_SQ[s])
     return out_SQ
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evalengine.analysis import protocols
+from evalengine.analysis import decisions, noise, protocols
 from evalengine.analysis.bootstrap import KINDS, Array, Resamples, resamples
 from evalengine.analysis.correlation import (
     STATISTICS,
@@ -26,21 +26,30 @@ from evalengine.analysis.correlation import (
     ranks,
     similarity_terms,
 )
+from evalengine.analysis.decisions import Verdict
+from evalengine.analysis.item_bootstrap import item_data
+from evalengine.analysis.mixtures import Mixtures, share_effects, web_source_differences
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocols import Data, Group
 from evalengine.analysis.tables import Row, Settings, replacing, rows_of, write_table
 from evalengine.errors import UserError
 
+RESAMPLED = {"mixtures": "mixtures", "items": "items", "both": "mixtures and items"}
+
 
 class Options(NamedTuple):
-    """What the user may choose. `bootstrap`: "exact", a number of resamples, or None for exact up to 10
-    mixtures."""
+    """What the user may choose.
+
+    bootstrap: "exact", a number of resamples, or None for exact up to 10 mixtures. resample: what is drawn:
+    mixtures, items, or both.
+    """
 
     bootstrap: str | int | None = None
     interval: str = "bca"
     level: float = 0.95
     statistic: str = "pearson"
     seed: int = 0
+    resample: str = "mixtures"
 
 
 class Analysis(NamedTuple):
@@ -48,6 +57,7 @@ class Analysis(NamedTuple):
 
     panel: Panel
     tables: dict[str, list[Row]]
+    verdicts: list[Verdict]
     method: dict[str, Any]
 
     def write(self, folder: Path) -> None:
@@ -59,31 +69,68 @@ class Analysis(NamedTuple):
             raise UserError(f"{folder} is a file: give --out a folder") from None
         for name, rows in self.tables.items():
             write_table(folder, name, Row._fields, rows)
+        write_table(folder, "verdicts", Verdict._fields, self.verdicts)
         write_table(folder, "cells", *cell_rows(self.panel))
+        write_table(folder, "curves", *curve_rows(self.panel, self.method["level"]))
         with replacing(folder / "analysis.json") as handle:
             json.dump(self.method, handle, indent=1)
             handle.write("\n")
 
 
-def analyse(panel: Panel, options: Options) -> Analysis:
-    """Runs every protocol on every quantity of the panel."""
+def analyse(panel: Panel, options: Options, mixtures: Mixtures | None = None) -> Analysis:
+    """Runs every protocol on every quantity of the panel. `mixtures` says what they are made of, where
+    known."""
     _check(options)
-    plan = resamples(len(panel.mixtures), options.bootstrap, options.seed)
+    data, plan = weighted(panel, options)
     settings = Settings(options.interval, options.level, options.statistic)
-    data = fixed_data(panel, plan, options.statistic)
-    tables: dict[str, list[Row]] = {"transfer": []}
+    tables: dict[str, list[Row]] = {
+        name: [] for name in ("transfer", "matrices", "coherence", "reliability", "decisions", "calibration")
+    }
     for quantity in panel.quantities:
         single = protocols.transfer(data, quantity)
-        category = protocols.category_transfer(single, panel)
-        for group in (single, category):
-            p = transfer_p(group, panel, options)
-            tables["transfer"] += rows_of(group, plan, settings, p)
-    return Analysis(panel, tables, describe(panel, plan, options))
+        for group in (single, protocols.category_transfer(single, panel)):
+            tables["transfer"] += rows_of(group, plan, settings, transfer_p(group, panel, options))
+        for group in protocols.matrices(data, quantity):
+            tables["matrices"] += rows_of(group, plan, settings)
+        tables["matrices"] += rows_of(protocols.similarity(data, quantity), plan, settings)
+        tables["coherence"] += rows_of(protocols.coherence(data, quantity), plan, settings)
+        tables["reliability"] += rows_of(noise.reliability(data, quantity), plan, settings)
+        if quantity != "confidence":
+            tables["decisions"] += rows_of(decisions.decisions(data, quantity), plan, settings)
+    if {"accuracy", "confidence"} <= set(panel.quantities):
+        tables["alignment"] = rows_of(protocols.alignment(data), plan, settings)
+    if mixtures is not None:
+        tables["mixture_effects"] = []
+        for quantity in panel.quantities:
+            effects = share_effects(data, quantity, mixtures)
+            tables["mixture_effects"] += rows_of(effects, plan, settings) if effects else []
+            tables["mixture_effects"] += web_source_differences(panel, quantity, mixtures, options.level)
+    fixed = resamples(len(panel.mixtures), options.bootstrap, options.seed)
+    for quantity, value_STMB in {**panel.values, **panel.calibration}.items():
+        group = protocols.means(panel, quantity, value_STMB, fixed.weight_MC)
+        tables["calibration"] += rows_of(group, fixed, settings)
+    found = decisions.verdicts(tables["transfer"])
+    return Analysis(panel, tables, found, describe(panel, plan, options, mixtures))
+
+
+def weighted(panel: Panel, options: Options) -> tuple[Data, Resamples]:
+    """The panel with columns of weights, as `--resample` and `--bootstrap` ask."""
+    if options.resample == "mixtures":
+        plan = resamples(len(panel.mixtures), options.bootstrap, options.seed)
+        return fixed_data(panel, plan, options.statistic), plan
+    if options.bootstrap == "exact":
+        raise UserError(
+            "items cannot be resampled exactly: use --bootstrap 10000 with --resample items or both"
+        )
+    count = int(options.bootstrap or 10_000)
+    return item_data(panel, count, options.seed, options.statistic, mixtures=options.resample == "both")
 
 
 def _check(options: Options) -> None:
     if options.interval not in KINDS:
         raise UserError(f"no interval '{options.interval}': choose from {', '.join(KINDS)}")
+    if options.resample not in RESAMPLED:
+        raise UserError(f"no --resample '{options.resample}': choose from {', '.join(RESAMPLED)}")
     if options.statistic not in STATISTICS:
         raise UserError(f"no statistic '{options.statistic}': choose from {', '.join(STATISTICS)}")
     if options.interval == "fisher" and options.statistic != "pearson":
@@ -148,7 +195,7 @@ def _by_mask(x_VM: Array, members: Sequence[Sequence[int]], B: int) -> dict[byte
     return grouped
 
 
-def describe(panel: Panel, plan: Resamples, options: Options) -> dict[str, Any]:
+def describe(panel: Panel, plan: Resamples, options: Options, mixtures: Mixtures | None) -> dict[str, Any]:
     """What analysis.json says: the design, the method in words and numbers, and what was left out."""
     from evalengine import __version__
 
@@ -166,11 +213,13 @@ def describe(panel: Panel, plan: Resamples, options: Options) -> dict[str, Any]:
         "statistic": options.statistic,
         "interval": options.interval,
         "level": options.level,
-        "resampled": "mixtures",
+        "resampled": RESAMPLED[options.resample],
         "resamples": plan.count,
         "resampling": kind,
         "seed": None if plan.exact else options.seed,
         "permutations": "all" if len(panel.mixtures) <= 9 else "100000 sampled",
+        "shares": mixtures.shares if mixtures else {},
+        "web_source": mixtures.web_source if mixtures else {},
         "notes": panel.notes,
     }
 
@@ -195,3 +244,42 @@ def cell_rows(panel: Panel) -> tuple[list[str], list[list[Any]]]:
             )
             rows.append([*who, items, *found])
     return [*CELL_COLUMNS, *values], rows
+
+
+CURVE_COLUMNS = (
+    "scale",
+    "stage",
+    "category",
+    "benchmark",
+    "bin",
+    "share",
+    "confidence",
+    "accuracy",
+    "low",
+    "high",
+    "n",
+)
+
+
+def curve_rows(panel: Panel, level: float) -> tuple[Sequence[str], list[list[Any]]]:
+    """Reliability curves: each benchmark's bins, mean over mixtures with a t interval of the accuracy."""
+    from scipy.stats import t as student
+
+    rows: list[list[Any]] = []
+    if panel.curves is None:
+        return CURVE_COLUMNS, rows
+    for s, t, b in np.ndindex(len(panel.scales), 2, len(panel.benchmarks)):
+        curve_MK3 = panel.curves[s, t, :, b]
+        curve_MK3 = curve_MK3[np.isfinite(curve_MK3[:, 0, 0])]
+        n = len(curve_MK3)
+        for k in range(panel.curves.shape[4]):
+            share, confidence, accuracy = (curve_MK3[:, k, f] for f in range(3))
+            if not n or not np.isfinite(accuracy).all():
+                continue
+            half = (
+                student.ppf(0.5 + level / 2, n - 1) * accuracy.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
+            )
+            mean = accuracy.mean()
+            who = (panel.scales[s], panel.stages[t], panel.categories[b], panel.benchmarks[b], k)
+            rows.append([*who, share.mean(), confidence.mean(), mean, mean - half, mean + half, n])
+    return CURVE_COLUMNS, rows

@@ -39,11 +39,14 @@ def add_options(p: argparse.ArgumentParser) -> None:
         "--metric", help="acc, acc_norm, acc_bytes, acc_token or acc_pmi (default: each benchmark's own)"
     )
     p.add_argument("--stages", metavar="BEFORE,AFTER", help="the two stages to compare (default: pt,sft)")
+    p.add_argument("--resample", default="mixtures", choices=("mixtures", "items", "both"))
+    p.add_argument("--study", metavar="FILE", help="study file that says what the mixtures are made of")
     p.add_argument("--seed", type=int, default=0)
 
 
 def analysis_of(args: argparse.Namespace) -> Analysis:
     """Reads the store and runs the analysis with the options of `add_options`."""
+    from evalengine.analysis.mixtures import imported_mixtures, read_study
     from evalengine.analysis.panel import load_panel
     from evalengine.analysis.study import Options, analyse
 
@@ -51,8 +54,9 @@ def analysis_of(args: argparse.Namespace) -> Analysis:
         raise UserError(f"--bootstrap takes a number or 'exact', not '{args.bootstrap}'")
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
     panel = load_panel(args.store, stages=stages, metric=args.metric)
-    options = Options(args.bootstrap, args.interval, args.level, args.statistic, args.seed)
-    return analyse(panel, options)
+    options = Options(args.bootstrap, args.interval, args.level, args.statistic, args.seed, args.resample)
+    mixtures = read_study(args.study) if args.study else imported_mixtures(args.store)
+    return analyse(panel, options, mixtures)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -111,7 +111,7 @@ def test_items_in_another_order_are_paired_by_id(tmp_path: Path) -> None:
 def test_different_items_are_refused_by_name(tmp_path: Path) -> None:
     put(tmp_path, "a", simple(["i1", "i2", "i3"]))
     put(tmp_path, "b", simple(["i1", "i2", "i9"]))
-    with pytest.raises(UserError, match="rte: a .*and b .*different items .*only b has i9, only a has i3"):
+    with pytest.raises(UserError, match=r"rte: a .*and b .*different items .*only b has i9, only a has i3"):
         read_store(tmp_path)
 
 
@@ -134,7 +134,7 @@ def test_disagreeing_answers_are_refused(tmp_path: Path) -> None:
 def test_mixed_settings_are_refused(tmp_path: Path, key: str, word: str) -> None:
     put(tmp_path, "a", simple(["i1", "i2"]), **{key: "1"})
     put(tmp_path, "b", simple(["i1", "i2"]), **{key: "7"})
-    with pytest.raises(UserError, match=f"rte was scored with different .*{word}.*'1' .a.*'7' .b"):
+    with pytest.raises(UserError, match=rf"rte was scored with different .*{word}.*'1' .a.*'7' .b"):
         read_store(tmp_path)
 
 

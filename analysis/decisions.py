@@ -1,0 +1,105 @@
+"""What a researcher does with transfer: pick a mixture before fine-tuning, and live with it after.
+
+pairwise: of two mixtures, how often the better one before is the better one after; top1: whether the best
+before is the best after; regret: how much is lost by taking the best before instead of the best after, in
+points of accuracy.
+
+A verdict is stated from intervals alone: see `verdicts`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from evalengine.analysis.correlation import Sample
+from evalengine.analysis.protocols import ALL, Data, Group, Label
+from evalengine.analysis.tables import Row
+
+MEASURES = ("pairwise", "top1", "regret")
+USEFUL_R = 0.5  # a transfer whose interval stays below this at every scale is called unreliable
+
+
+class Verdict(NamedTuple):
+    """One benchmark's verdict on one quantity, and the intervals it rests on."""
+
+    quantity: str
+    category: str
+    benchmark: str
+    verdict: str
+    because: str
+
+
+def decisions(data: Data, quantity: str) -> Group:
+    """Pairwise agreement, top-1 agreement and regret of each benchmark, and their means over categories."""
+    from evalengine.analysis.resampling_kernels import decide
+
+    panel = data.panel
+    B = len(panel.benchmarks)
+    sign = -1.0 if quantity == "loss" else 1.0
+    members = [*panel.category_members().items(), (ALL, list(range(B)))]
+    labels = [
+        Label(panel.categories[b], panel.benchmarks[b], name) for b in range(B) for name in MEASURES
+    ] + [Label(category, f"mean of {len(index)}", name) for category, index in members for name in MEASURES]
+    pair = np.array([[0, 1]])
+    values, n = {}, {}
+    for scale in panel.scales:
+        sample = data.sample(quantity, scale)
+        found = np.full((B, 3, sample.w_MC.shape[1]), np.nan)
+        counts = np.zeros(B, dtype=np.int64)
+        for b in range(B):
+            chosen = sample.x_VMC[[b, B + b]]
+            keep = np.isfinite(chosen[:, :, 0]).all(axis=0)
+            counts[b] = keep.sum()
+            if counts[b] >= 4:
+                part = Sample(chosen, sample.w_MC).only(keep)
+                found[b] = decide(np.round(sign * part.x_VMC, 12), pair, np.nan_to_num(part.w_MC))[0]
+        means = []
+        for _, index in members:
+            defined = [b for b in index if counts[b] >= 4]
+            means.append(found[defined].mean(axis=0) if defined else np.full(found.shape[1:], np.nan))
+        values[scale] = np.concatenate([found, np.array(means)]).reshape(-1, found.shape[2])
+        smallest = [min((int(counts[b]) for b in index if counts[b] >= 4), default=0) for _, index in members]
+        n[scale] = np.repeat(np.concatenate([counts, smallest]), 3)
+    return Group("decision", quantity, labels, values, n)
+
+
+def verdicts(rows: list[Row], useful: float = USEFUL_R) -> list[Verdict]:
+    """What the intervals of a benchmark's transfer allow to say.
+
+    reliable: above 0 at every scale. scale-dependent: not that, and the interval of the difference between
+    the scales excludes 0. unreliable: below `useful` at every scale. undecided: the intervals are too wide
+    for any of these.
+    """
+    out = []
+    single = [row for row in rows if row.protocol == "transfer"]
+    for quantity, category, benchmark in dict.fromkeys((r.quantity, r.category, r.name) for r in single):
+        mine = [r for r in single if (r.quantity, r.name) == (quantity, benchmark)]
+        scales = [r for r in mine if "-" not in r.scale or not _is_contrast(r, mine)]
+        contrast = [r for r in mine if r not in scales]
+        known = [r for r in scales if np.isfinite([r.low, r.high]).all()]
+        shown = ", ".join(f"{r.scale} {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}] n={r.n}" for r in known)
+        if not known:
+            verdict, why = (
+                "undefined",
+                "; ".join(dict.fromkeys(r.note for r in scales if r.note)) or "no interval",
+            )
+        elif len(known) == len(scales) and all(r.low > 0 for r in known):
+            verdict, why = "reliable", f"the intervals lie above 0: {shown}"
+        elif any(r.low > 0 or r.high < 0 for r in contrast if np.isfinite([r.low, r.high]).all()):
+            r = contrast[0]
+            verdict = "scale-dependent"
+            why = f"{r.scale} is {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}], which excludes 0: {shown}"
+        elif len(known) == len(scales) and all(r.high < useful for r in known):
+            verdict, why = "unreliable", f"the intervals lie below {useful:g}: {shown}"
+        else:
+            verdict, why = "undecided", f"the intervals allow both none and a useful transfer: {shown}"
+        out.append(Verdict(quantity, category, benchmark, verdict, why))
+    return out
+
+
+def _is_contrast(row: Row, mine: list[Row]) -> bool:
+    """Whether the row's scale is the difference of two others of the same statistic."""
+    names = {r.scale for r in mine}
+    return any(row.scale == f"{a}-{b}" for a in names for b in names)

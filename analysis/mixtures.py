@@ -1,0 +1,199 @@
+"""What the mixtures are made of, and what that does to the benchmarks.
+
+Shares come from a study file (`mixtures:` of shares by source) or from columns of an imported table. The web
+source is a
+factor: with one web source per mixture, differences between them come from a linear model with the
+proportions as a second factor, which is all that 3 x 3 points can carry.
+
+Reference: Student (1908); any text on two-way analysis of variance without replication.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evalengine.analysis.correlation import Sample, correlate
+from evalengine.analysis.panel import RESULTS_FILE, Array, Panel
+from evalengine.analysis.protocols import Data, Group, Label
+from evalengine.analysis.tables import Row, plain_row
+from evalengine.errors import UserError
+
+KINDS = {  # what a source's name says about it
+    "web": ("web", "dclm", "c4", "crawl", "pile_cc"),
+    "code": ("code", "stack_v", "thestack", "the_stack", "github", "starcoder"),
+}
+OTHER_KIND = "curated"
+
+
+class Mixtures(NamedTuple):
+    """Shares of each mixture by kind (web, code, curated) or source, and its web source where it has exactly
+    one."""
+
+    shares: dict[str, dict[str, float]]  # by name of the share, then mixture
+    web_source: dict[str, str]
+
+
+def kind_of(source: str) -> str:
+    plain = source.lower().replace("-", "_")
+    for kind in ("code", "web"):
+        if any(word in plain for word in KINDS[kind]):
+            return kind
+    return OTHER_KIND
+
+
+def from_sources(mixtures: Mapping[str, Mapping[str, float]]) -> Mixtures:
+    """Sums the shares of each kind of source; a source of its own kind only is not listed twice."""
+    shares: dict[str, dict[str, float]] = {}
+    web: dict[str, str] = {}
+    for mixture, parts in mixtures.items():
+        total = sum(parts.values()) or 1.0
+        for source, share in parts.items():
+            name = f"{kind_of(source)} share"
+            shares.setdefault(name, dict.fromkeys(mixtures, 0.0))[mixture] += share / total
+        sources = [source for source, share in parts.items() if kind_of(source) == "web" and share > 0]
+        if len(sources) == 1:
+            web[mixture] = sources[0]
+    return Mixtures(shares, web if len(set(web.values())) > 1 and len(web) == len(mixtures) else {})
+
+
+def read_study(where: str) -> Mixtures:
+    """The mixtures of a study file, or of a shipped study by its name."""
+    from importlib.resources import files
+
+    import yaml
+
+    path = Path(where)
+    if not path.is_file():
+        shipped = Path(str(files("evalengine.studies"))) / f"{where}.yaml"
+        if not shipped.is_file():
+            raise UserError(f"there is no study file {where}: --study takes a YAML file with `mixtures:`")
+        path = shipped
+    try:
+        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        mixtures = {
+            str(name): {str(source): float(share) for source, share in parts.items()}
+            for name, parts in raw["mixtures"].items()
+        }
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError):
+        raise UserError(
+            f"{path} has no readable `mixtures:` of sources and shares: give a study file"
+        ) from None
+    return from_sources(mixtures)
+
+
+def imported_mixtures(source: Path | str) -> Mixtures | None:
+    """The shares that an imported table of results carries; None for a score store or a table without
+    them."""
+    import json
+
+    import pyarrow as pa
+
+    source = Path(source)
+    path = source if source.suffix == ".arrow" else source / RESULTS_FILE
+    if not path.is_file():
+        return None
+    try:
+        with pa.memory_map(str(path)) as handle:
+            raw = (pa.ipc.open_file(handle).schema.metadata or {}).get(b"shares")
+    except pa.ArrowInvalid:
+        raise UserError(f"{path} is damaged: import the results again") from None
+    return Mixtures(json.loads(raw), {}) if raw else None
+
+
+def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> Group | None:
+    """corr over mixtures of a benchmark's value with each share, at both stages."""
+    panel = data.panel
+    shares = {
+        name: np.array([by_mixture.get(m, np.nan) for m in panel.mixtures])
+        for name, by_mixture in mixtures.shares.items()
+    }
+    shares = {name: x for name, x in shares.items() if np.isfinite(x).sum() >= 4 and np.nanstd(x) > 1e-12}
+    if not shares:
+        return None
+    B, V = len(panel.benchmarks), 2 * len(panel.benchmarks)
+    pairs = np.array([(v, V + k) for k in range(len(shares)) for v in range(V)])
+    labels = [
+        Label(panel.categories[v % B], panel.benchmarks[v % B], f"{panel.stages[v // B]}: {name}")
+        for name in shares
+        for v in range(V)
+    ]
+    values, n = {}, {}
+    for scale in panel.scales:
+        x_VMC, w_MC = data.sample(quantity, scale)
+        extra = np.stack(list(shares.values()))[:, :, None]
+        extra = np.broadcast_to(extra, (len(shares), *x_VMC.shape[1:]))
+        joined = np.concatenate([x_VMC, extra])
+        values[scale] = correlate(Sample(joined, w_MC), pairs, data.statistic)
+        known = np.isfinite(joined[:, :, 0])
+        n[scale] = (known[pairs[:, 0]] & known[pairs[:, 1]]).sum(axis=1)
+        values[scale][n[scale] < 4] = np.nan
+    return Group("mixture_effect", quantity, labels, values, n, {}, data.statistic == "pearson")
+
+
+def web_source_differences(panel: Panel, quantity: str, mixtures: Mixtures, level: float) -> list[Row]:
+    """Differences between web sources in a benchmark's value, in its own unit, with t intervals.
+
+    Model: value = web source + code share (as a factor) + error, least squares over mixtures. In a balanced
+    factorial the difference is the plain difference of means; the error has n - sources - proportions + 1
+    degrees of freedom.
+    """
+    from scipy.stats import t as student
+
+    if not mixtures.web_source or any(m not in mixtures.web_source for m in panel.mixtures):
+        return []
+    source = [mixtures.web_source[m] for m in panel.mixtures]
+    levels = list(dict.fromkeys(source))
+    code = mixtures.shares.get("code share", {})
+    second = [f"{code.get(m, 0.0):.6f}" for m in panel.mixtures]
+    design = _design(source, levels, second)
+    rows = []
+    for s, scale in enumerate(panel.scales):
+        for t, stage in enumerate(panel.stages):
+            for b, benchmark in enumerate(panel.benchmarks):
+                y = panel.values[quantity][s, t, :, b]
+                keep = np.isfinite(y)
+                freedom = int(keep.sum()) - int(np.linalg.matrix_rank(design[keep]))
+                if freedom < 1 or len({source[i] for i in np.flatnonzero(keep)}) < len(levels):
+                    continue
+                inverse = np.linalg.pinv(design[keep])
+                coefficient = inverse @ y[keep]
+                residual = y[keep] - design[keep] @ coefficient
+                covariance = inverse @ inverse.T * (residual @ residual / freedom)
+                width = float(student.ppf(0.5 + level / 2.0, freedom))
+                for i, j in itertools.combinations(range(len(levels)), 2):
+                    contrast = np.zeros(design.shape[1])
+                    contrast[j] += 1.0
+                    contrast[i] -= 1.0
+                    estimate = float(contrast @ coefficient)
+                    half = width * float(np.sqrt(max(contrast @ covariance @ contrast, 0.0)))
+                    label = Label(panel.categories[b], benchmark, f"{stage}: {levels[j]} - {levels[i]}")
+                    rows.append(
+                        plain_row(
+                            "web_source",
+                            quantity,
+                            scale,
+                            label,
+                            estimate,
+                            low=estimate - half,
+                            high=estimate + half,
+                            n=int(keep.sum()),
+                            note=f"t interval, {freedom} degrees of freedom",
+                        )
+                    )
+    return rows
+
+
+def _design(source: Sequence[str], levels: Sequence[str], second: Sequence[str]) -> Array:
+    """Columns: one per web source (no intercept), then the proportions but the first."""
+    others = list(dict.fromkeys(second))[1:]
+    return np.array(
+        [
+            [float(s == level) for level in levels] + [float(p == o) for o in others]
+            for s, p in zip(source, second, strict=True)
+        ]
+    )

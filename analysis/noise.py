@@ -1,0 +1,130 @@
+"""How much of the spread between mixtures is noise from having only so many items.
+
+All checkpoints see the same items, so what blurs a comparison of mixtures is not the sampling error of each
+accuracy but the mixture-by-item interaction: a two-way analysis of variance separates it. Reliability is the
+share of the observed variance between mixtures that would remain with endless items; for scores over items
+this is Cronbach's alpha.
+
+References: Hoyt (1941), "Test reliability estimated by analysis of variance", Psychometrika 6, 153-160;
+Spearman (1904), "The proof and measurement of association between two things", Am. J. Psychol. 15, 72-101
+(attenuation); Cronbach et al. (1972), "The dependability of behavioral measurements" (correlated errors, as
+twins answer the same items).
+
+Dims: M mixtures, I items, C columns of weights.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from evalengine.analysis.panel import Array, Panel
+from evalengine.analysis.protocols import Data, Group, Label
+
+
+class ItemNoise(NamedTuple):
+    """Noise variance of a mean over items before and after, and the covariance of the two."""
+
+    before: float
+    after: float
+    between: float
+
+
+def from_items(x_MI: Array, y_MI: Array) -> ItemNoise:
+    """Mean products of the mixture-by-item residuals over the number of items; shapes (M, I) at each
+    stage."""
+    M, items = x_MI.shape
+    freedom = (M - 1) * (items - 1) * items
+
+    def residual(v_MI: Array) -> Array:
+        return v_MI - v_MI.mean(axis=0) - v_MI.mean(axis=1, keepdims=True) + v_MI.mean()
+
+    ex, ey = residual(x_MI), residual(y_MI)
+    return ItemNoise(*(float((p * q).sum() / freedom) for p, q in ((ex, ex), (ey, ey), (ex, ey))))
+
+
+def from_counts(x_M: Array, y_M: Array, items: int) -> ItemNoise:
+    """Binomial sampling error of accuracies where only the number of items is known (no pairing, so an upper
+    bound)."""
+    return ItemNoise(*(float(np.mean(v * (1 - v)) / (items - 1)) for v in (x_M, y_M)), 0.0)
+
+
+def reliability(data: Data, quantity: str) -> Group:
+    """Per benchmark: reliability at both stages, the ceiling sqrt(rel * rel') that r could reach, and r
+    without noise.
+
+    r without noise = (cov - noise cov) / sqrt((var - noise) (var' - noise')), Spearman's correction with the
+    errors' covariance where items are known. In a resample the noise stays what it is and the variances are
+    resampled.
+    """
+    panel = data.panel
+    B = len(panel.benchmarks)
+    kinds = (f"reliability {panel.stages[0]}", f"reliability {panel.stages[1]}", "ceiling", "r without noise")
+    labels = [Label(panel.categories[b], panel.benchmarks[b], kind) for b in range(B) for kind in kinds]
+    values, n, notes = {}, {}, {}
+    for s, scale in enumerate(panel.scales):
+        x_VMC, w_MC = data.sample(quantity, scale)
+        rows, counts, said = [], [], []
+        for b in range(B):
+            keep = np.isfinite(x_VMC[[b, B + b], :, 0]).all(axis=0)
+            noise = _noise(panel, quantity, s, b, keep)
+            counts += [int(keep.sum())] * 4
+            if noise is None or keep.sum() < 4:
+                rows += [np.full(w_MC.shape[1], np.nan)] * 4
+                said += ["the number of items is unknown" if noise is None else "fewer than 4 mixtures"] * 4
+                continue
+            left_out = _left_one_out(w_MC)
+            found = _corrected(x_VMC[b][keep], x_VMC[B + b][keep], w_MC[keep], left_out[keep], noise)
+            rows += list(found)
+            low = any(found[k][0] <= 0 for k in range(2))
+            said += ["", ""] + ["the mixtures differ no more than item noise makes them" if low else ""] * 2
+        values[scale], n[scale], notes[scale] = np.array(rows), np.array(counts), said
+    return Group("reliability", quantity, labels, values, n, notes)
+
+
+def _noise(panel: Panel, quantity: str, s: int, b: int, keep_M: Array) -> ItemNoise | None:
+    if panel.items and panel.row is not None and quantity in ("accuracy", "confidence"):
+        known = panel.items[b]
+        values = known.correct_KI if quantity == "accuracy" else known.confidence_KI
+        rows = panel.row[s, :, :, b][:, keep_M]
+        if values.shape[1] < 2 or rows.shape[1] < 2:
+            return None
+        return from_items(*(values[rows[t]].astype(np.float64) for t in range(2)))
+    items = int(panel.n_items[b]) if panel.n_items is not None else 0
+    if quantity == "accuracy" and items > 1:
+        x_TM = panel.values["accuracy"][s, :, :, b][:, keep_M]
+        return from_counts(x_TM[0], x_TM[1], items)
+    return None
+
+
+def _left_one_out(w_MC: Array) -> Array:
+    """(M, C): 1 where a column is the jackknife's that leaves out the mixture (column m + 1), so has a unit
+    fewer."""
+    M, C = w_MC.shape
+    out_MC = np.zeros((M, C))
+    m = np.arange(min(M, C - 1))
+    out_MC[m, m + 1] = w_MC[m, m + 1] == 0.0
+    return out_MC
+
+
+def _corrected(x_MC: Array, y_MC: Array, w_MC: Array, left_out_MC: Array, noise: ItemNoise) -> Array:
+    """(4, C): both reliabilities, the ceiling, r without noise; NaN where a corrected variance is not
+    positive."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        w_MC = w_MC / w_MC.sum(axis=0)
+        x_MC, y_MC = x_MC - x_MC[:, :1].mean(), y_MC - y_MC[:, :1].mean()
+        mean_x, mean_y = (w_MC * x_MC).sum(axis=0), (w_MC * y_MC).sum(axis=0)
+        # Unbiased for the number of mixtures: a leave-one-out column has one fewer.
+        units = len(w_MC) - left_out_MC.sum(axis=0)
+        factor = units / (units - 1.0)
+        xx = factor * ((w_MC * x_MC**2).sum(axis=0) - mean_x**2)
+        yy = factor * ((w_MC * y_MC**2).sum(axis=0) - mean_y**2)
+        xy = factor * ((w_MC * x_MC * y_MC).sum(axis=0) - mean_x * mean_y)
+        rel_x = np.where(xx > 1e-18, 1.0 - noise.before / xx, np.nan)
+        rel_y = np.where(yy > 1e-18, 1.0 - noise.after / yy, np.nan)
+        ceiling = np.where(
+            (rel_x > 0) & (rel_y > 0), np.sqrt(np.maximum(rel_x, 0) * np.maximum(rel_y, 0)), np.nan
+        )
+        clean = (xy - noise.between) / (np.sqrt(xx * yy) * ceiling)
+    return np.stack([rel_x, rel_y, ceiling, clean])
