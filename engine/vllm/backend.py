@@ -1,0 +1,284 @@
+"""The vLLM backend: one engine kept warm for all checkpoints of an architecture.
+
+A checkpoint with the configuration and the tensors of the one before it is swapped in: weights reloaded in place, then the
+prefix cache emptied, for its keys and values are the old checkpoint's. A swap is believed only after a digest of tensors
+agrees with the file and a canary prompt scores the same with and without the cache, and otherwise than the old checkpoint
+did. Where any of that fails a new engine is started, and the notes say so.
+
+Cost of a swap: reading the weights, and two short prompts; of a new engine: seconds.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from evalengine import weights
+from evalengine.checkpoints import Checkpoint, fingerprint, weight_files
+from evalengine.encoding import Sequences
+from evalengine.errors import UserError
+from evalengine.torch_backend import DTYPES, SequenceScores, architecture_of
+from evalengine.vllm import engine, routes
+from evalengine.vllm.requests import Request, Requests, plan
+
+ASK = 4096  # requests handed to the engine at a time: bounds their memory, and how long Ctrl-C waits
+CANARY = 96  # tokens of the canary prompt: whole cache blocks on any platform
+DIGESTS = 8  # tensors whose digests are compared after a swap, the largest first
+DIGEST_BYTES = 64 << 20  # of a tensor at most
+
+
+class VllmBackend:
+    """Scores sequences inside vLLM. `route` fixes the way scores are got; by default the best that works is taken."""
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        *,
+        dtype: str | None = None,
+        batch_tokens: int | None = None,
+        route: str | None = None,
+        prefix_cache: bool = True,
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
+        verbose: bool = False,
+        **settings: Any,
+    ) -> None:
+        """`settings` go to vLLM's engine as they are (tensor_parallel_size, gpu_memory_utilization, max_model_len, ...)."""
+        self.version = engine.require()
+        engine.prepare(verbose)
+        self.dtype = dtype or default_dtype()
+        self.route = route
+        self.use_cache = prefix_cache
+        self.notes: list[str] = []
+        self.swaps = 0  # checkpoints that an engine already running took over
+        self._settings: dict[str, Any] = {"dtype": self.dtype, "trust_remote_code": trust_remote_code}
+        self._settings["load_format"] = "auto" if allow_pickle else "safetensors"
+        if batch_tokens:
+            self._settings["max_num_batched_tokens"] = batch_tokens
+        self._settings |= settings
+        self._allow_pickle = allow_pickle
+        self._llm: Any = None
+        self._running = ""  # the route of the engine that runs
+        self._identity: Any = None
+        self._checkpoint: Any = None
+        self._canary: Any = None  # how the loaded checkpoint scores the canary prompt
+        self._plans: dict[tuple[int, bool], tuple[Sequences, Requests]] = {}
+        atexit.register(self.close)
+
+    # --- loading
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Makes `checkpoint` the one that is scored, in the running engine if it fits. Raises UserError."""
+        files = weight_files(checkpoint.path, self._allow_pickle)
+        safe = all(file.suffix == ".safetensors" for file in files)
+        stored = weights.headers(files) if safe else None
+        identity = (
+            architecture_of(checkpoint.path),
+            stored and {n: (t.dtype, t.shape) for n, t in sorted(stored.items())},
+        )
+        self.notes = []
+        if self._llm is not None and stored is not None and identity == self._identity:
+            reason = self._swap(checkpoint, stored)
+            if reason is None:
+                self.swaps += 1
+                self.notes.append(f"vLLM {self.version}, {self._running}, warm engine")
+                return
+            self.notes.append(
+                f"the running engine did not take its weights over ({reason}): a new engine was started"
+            )
+        self.close()
+        self._plans.clear()
+        self._start(checkpoint)
+        self._identity = identity
+        self._checkpoint, self._canary = checkpoint, self._score_canary()
+        self.notes.append(f"vLLM {self.version}, {self._running}")
+
+    def _start(self, checkpoint: Checkpoint) -> None:
+        order = [self.route] if self.route else [routes.FUSED, routes.TOKEN_IDS]
+        reason = ""
+        for route in order:
+            pooling = route == routes.FUSED
+            try:
+                self._llm = engine.start(
+                    checkpoint,
+                    pooling=pooling,
+                    window=None if pooling else window(checkpoint),
+                    settings=self._settings,
+                )
+                self._running = routes.FUSED if pooling else routes.available(self._llm, route)
+                self._score_canary()  # a route that cannot run shows it here
+            except KeyboardInterrupt:
+                self.close()
+                raise
+            except Exception as error:
+                self.close()
+                if route == order[-1] or getattr(error, "final", False):
+                    raise (
+                        error if isinstance(error, UserError) else engine.EngineFailed(checkpoint, error)
+                    ) from None
+                reason = engine.first_line(error)
+                continue
+            if reason:
+                self.notes.append(
+                    f"scored by vLLM's {self._running}, slower than the fused scorer, because {reason}"
+                )
+            if self._running == routes.TOKEN_IDS:
+                self.notes.append(
+                    "this route gives no argmax: greedy is true only where every target has more than half of the mass"
+                )
+            return
+
+    def close(self) -> None:
+        """Ends the engine and whatever processes it has."""
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            engine.stop(llm)
+
+    # --- weights
+
+    def _swap(self, checkpoint: Checkpoint, stored: dict[str, weights.Stored]) -> str | None:
+        """Takes new weights into the running engine; None if that is proven, else why not."""
+        before = self._canary
+        try:
+            self._llm.collective_rpc("evalengine_swap", args=(str(checkpoint.path),))
+            if not self.reset_prefix_cache():
+                return "its prefix cache could not be emptied"
+            wrong = self._differing_tensor(stored)
+            if wrong is not None:
+                return f"{wrong} is not what the file holds"
+            cached, fresh = self._score_canary(), self._score_canary(use_cache=False)
+        except Exception as error:
+            return engine.first_line(error)
+        if not np.allclose(cached, fresh, atol=1e-3 if self.dtype == "float32" else 0.3, rtol=1e-3):
+            return "its prefix cache still held the previous checkpoint's states"
+        if np.array_equal(cached, before) and fingerprint(checkpoint.path) != fingerprint(
+            self._checkpoint.path
+        ):
+            return "a test prompt scores as with the previous checkpoint"
+        self._canary, self._checkpoint = cached, checkpoint
+        return None
+
+    def reset_prefix_cache(self) -> bool:
+        """Forgets the keys and values of every prompt so far. False if requests are still running."""
+        return bool(self._llm.reset_prefix_cache())
+
+    def _differing_tensor(self, stored: dict[str, weights.Stored]) -> str | None:
+        """The first of a few tensors that the model and the file call by one name, and whose values differ."""
+        names = sorted(
+            (n for n in stored if stored[n].size <= DIGEST_BYTES), key=lambda n: (-stored[n].size, n)
+        )
+        for held in self._llm.collective_rpc("evalengine_tensors", args=(names,)):
+            common = [name for name in names if name in held and tuple(held[name][0]) == stored[name].shape]
+            for name in common[:DIGESTS]:
+                if not np.allclose(
+                    file_digest(stored[name], name, self.dtype), held[name][1:], rtol=1e-6, atol=1e-6
+                ):
+                    return name
+        return None
+
+    def _score_canary(self, use_cache: bool = True) -> np.ndarray:
+        """Log-probabilities on one fixed prompt."""
+        limit = int(self._llm.llm_engine.vllm_config.model_config.max_model_len)
+        size = int(self._llm.llm_engine.vllm_config.model_config.get_vocab_size())
+        ids = np.random.default_rng(0).integers(0, size, size=min(CANARY, limit - 1) + 1).astype(np.int32)
+        start = max(1, len(ids) - 4)
+        sequences = Sequences(ids, np.array([0, len(ids)]), np.array([start], np.int32))
+        return self._ask(plan(sequences).requests, use_cache)[0]
+
+    # --- scoring
+
+    def score(self, sequences: Sequences, progress: Callable[[int], None] | None = None) -> SequenceScores:
+        """Scores every sequence. `progress` is called with the number of tokens that each part covered."""
+        requests = self._planned(sequences)
+        self._check_lengths(requests)
+        logprobs, greedys = [], []
+        for at in range(0, len(requests.requests), ASK):
+            part = requests.requests[at : at + ASK]
+            logprob_T, greedy_T = self._ask(part, self.use_cache)
+            logprobs.append(logprob_T)
+            greedys.append(greedy_T)
+            if progress:
+                progress(sum(len(r.tokens) for r in part))
+        if not logprobs:
+            return SequenceScores(np.zeros(0), np.zeros(0, bool))
+        logprob_T = np.concatenate(logprobs)[requests.index_T]
+        greedy_T = np.concatenate(greedys)[requests.index_T].astype(bool)
+        return SequenceScores(
+            np.add.reduceat(logprob_T, requests.start_S), np.logical_and.reduceat(greedy_T, requests.start_S)
+        )
+
+    def _planned(self, sequences: Sequences) -> Requests:
+        ride = self._running == routes.FUSED
+        key = (id(sequences.token_S), ride)
+        if key not in self._plans:
+            self._plans[key] = (sequences, plan(sequences, ride))
+        return self._plans[key][1]
+
+    def _check_lengths(self, requests: Requests) -> None:
+        limit = int(self._llm.llm_engine.vllm_config.model_config.max_model_len)
+        limit -= self._running != routes.FUSED  # room for the generated token
+        longest = max((len(r.tokens) for r in requests.requests), default=0)
+        if longest > limit:
+            raise UserError(
+                f"an item has {longest} tokens, and vLLM runs this model with {limit} at most: raise --max-model-len,"
+                " or use --backend torch"
+            )
+
+    def _ask(self, requests: list[Request], use_cache: bool) -> np.ndarray:
+        """(2, targets): log-probability and argmax of every target; a row that was lost is computed again."""
+        found = self._run(requests, use_cache)
+        lost = [i for i, targets in enumerate(found) if np.isnan(targets.logprob_T).any()]
+        if lost:
+            for i, again in zip(lost, self._run([requests[i] for i in lost], False), strict=True):
+                found[i] = again
+        return np.stack(
+            [
+                np.concatenate([t.logprob_T for t in found]).astype(np.float64),
+                np.concatenate([t.greedy_T for t in found]).astype(np.float64),
+            ]
+        )
+
+    def _run(self, requests: list[Request], use_cache: bool) -> list[routes.Targets]:
+        try:
+            return routes.run(self._running, self._llm, requests, use_cache)
+        except KeyboardInterrupt:
+            self.close()
+            raise
+        except Exception as error:
+            if type(error).__name__ not in ("EngineDeadError", "EngineGenerateError"):
+                raise
+            self.close()
+            raise UserError(
+                f"vLLM's engine died ({engine.first_line(error)}): what was finished is kept; run the same command again"
+            ) from None
+
+
+def window(checkpoint: Checkpoint) -> int | None:
+    """The model's own limit, in tokens fed at once."""
+    from transformers import AutoConfig
+
+    from evalengine.encoding import window_of
+
+    return window_of(AutoConfig.from_pretrained(checkpoint.path), None, default=0) or None
+
+
+def file_digest(stored: weights.Stored, name: str, dtype: str) -> tuple[float, float]:
+    """Sum and sum of squares of a tensor in its file, as the model would hold it."""
+    from safetensors import safe_open
+
+    with safe_open(stored.file, "pt") as file:
+        tensor = file.get_tensor(name)
+    if tensor.is_floating_point():
+        tensor = tensor.to(DTYPES[dtype])
+    flat = tensor.double()
+    return float(flat.sum()), float((flat * flat).sum())
+
+
+def default_dtype() -> str:
+    import torch
+
+    return "bfloat16" if torch.cuda.is_available() else "float32"

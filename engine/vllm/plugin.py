@@ -1,0 +1,60 @@
+"""The plug-in that every vLLM process loads (entry point group `vllm.general_plugins`).
+
+It does nothing unless EVALENGINE_VLLM names architectures: then those are registered anew, as scoring variants made from the
+class that vLLM has registered for them. The variant keeps its name, so that vLLM's own special cases for an architecture
+still apply, and keeps its LM head, which vLLM's own pooling adapters drop.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SWITCH = "EVALENGINE_VLLM"  # architectures to register, separated by commas
+_originals: dict[str, Any] = {}
+
+
+def register() -> None:
+    """Registers the scoring variants that EVALENGINE_VLLM asks for. May be called any number of times."""
+    for architecture in filter(None, os.environ.get(SWITCH, "").split(",")):
+        activate(architecture)
+
+
+def activate(architecture: str) -> None:
+    from vllm import ModelRegistry
+
+    if architecture in _originals:
+        return
+    registered = ModelRegistry.models[architecture]
+    variant = scoring_variant(registered.load_model_cls())
+    _originals[architecture] = registered
+    ModelRegistry.register_model(architecture, variant)
+
+
+def deactivate(architecture: str) -> None:
+    """Gives the architecture back to vLLM's own class, for an engine that generates."""
+    from vllm import ModelRegistry
+
+    if architecture in _originals:
+        ModelRegistry.models[architecture] = _originals.pop(architecture)
+
+
+def scoring_variant(causal: type[nn.Module]) -> type[nn.Module]:
+    """A pooling model that is the causal model, with a pooler that scores targets."""
+    from vllm.model_executor.models import VllmModelForPooling
+
+    from evalengine.vllm.pooler import TargetPooler
+
+    class Scoring(causal, VllmModelForPooling):  # type: ignore[valid-type, misc]
+        is_pooling_model = True
+
+        def __init__(self, *, vllm_config: Any, prefix: str = "", **kwargs: Any) -> None:
+            super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
+            self.pooler = TargetPooler(self)
+
+    Scoring.__name__ = causal.__name__
+    Scoring.__qualname__ = causal.__qualname__
+    return Scoring
