@@ -59,11 +59,17 @@ def run(
         work = Path(folder)
         data = data or world_data(work)
         item_sets = read_items(data, limit)
-        rows, ratios = [], {}
+        rows: list[list[str]] = []
+        ratios: dict[str, float] = {}
         for size in sizes:
             path = make_checkpoint(work / f"{size}-bench-pt", SHAPES[size], data)
-            row = compare(path, item_sets, BATCH_SIZES[1:2] if quick else BATCH_SIZES, repeats=1 if quick else 3)
-            ratios |= {f"{size}: lm-eval / evalengine": row["ratio"], f"{size}: floor / evalengine": row["of_floor"]}
+            row = compare(
+                path, item_sets, BATCH_SIZES[1:2] if quick else BATCH_SIZES, repeats=1 if quick else 3
+            )
+            ratios |= {
+                f"{size}: lm-eval / evalengine": row["ratio"],
+                f"{size}: floor / evalengine": row["of_floor"],
+            }
             rows.append([size, *row["cells"]])
         if processes:
             row = whole_processes(work, data, limit=limit)
@@ -71,7 +77,18 @@ def run(
             console.say(row["line"])
     return {
         "title": f"Scoring loop, {len(item_sets)} benchmarks x {limit} items, float32, {threads()} threads",
-        "columns": ["model", "params", "items", "lm-eval s (batch)", "evalengine s", "ratio", "with tokenising", "GFLOP/s", "GEMM", "of floor"],
+        "columns": [
+            "model",
+            "params",
+            "items",
+            "lm-eval s (batch)",
+            "evalengine s",
+            "ratio",
+            "with tokenising",
+            "GFLOP/s",
+            "GEMM",
+            "of floor",
+        ],
         "rows": rows,
         "ratios": ratios,
     }
@@ -202,14 +219,18 @@ def unavoidable_flops(encoded: list[Encoded], backend: Any) -> float:
     """2 per weight of the layers and distinct token, 4 per head dimension and attended pair, 2 D V per scored row."""
     model = backend.model
     config = model.config
-    layers = sum(p.numel() for n, p in model.base_model.named_parameters() if p.dim() == 2 and "embed" not in n)
+    layers = sum(
+        p.numel() for n, p in model.base_model.named_parameters() if p.dim() == 2 and "embed" not in n
+    )
     tokens = rows = pairs = 0
     for e in encoded:
         for batch in packing.pack(e.sequences, backend.batch_tokens):
             tokens += batch.tokens
             rows += len(batch.row_R)
             pairs += int((batch.position_N[: batch.tokens].astype(np.int64) + 1).sum())
-    width = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
     head = 2 * config.hidden_size * config.vocab_size
     return float(2 * layers * tokens + 4 * width * config.num_hidden_layers * pairs + head * rows)
 
@@ -276,8 +297,19 @@ def whole_processes(work: Path, data: Path, limit: int, count: int = 6, size: st
 
     def theirs(batch_size: int, some: list[Path]) -> None:
         for path in some:
-            command = [sys.executable, "-c", PEER, str(tests), str(path), str(data), str(limit), str(batch_size)]
-            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            command = [
+                sys.executable,
+                "-c",
+                PEER,
+                str(tests),
+                str(path),
+                str(data),
+                str(limit),
+                str(batch_size),
+            ]
+            subprocess.run(
+                command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
 
     best = min(BATCH_SIZES, key=lambda b: timed(lambda: theirs(b, paths[:1])))
     our_seconds, their_seconds = timed(ours), timed(lambda: theirs(best, paths))

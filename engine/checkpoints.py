@@ -63,18 +63,28 @@ def discover(paths: Sequence[Path], manifest: Path | None = None) -> list[Checkp
         found[name] = Checkpoint(path, name, **metadata(path, known))
     unused = sorted(set(known) - set(found))
     if unused:
-        raise UserError(f"{manifest} describes {unused[0]!r}, which is not among the checkpoints given: remove it or add its path")
+        raise UserError(
+            f"{manifest} describes {unused[0]!r}, which is not among the checkpoints given: remove it or add its path"
+        )
     return list(found.values())
 
 
 def check_directory(path: Path) -> None:
     if not path.exists():
-        raise UserError(f"no such checkpoint: {path} (give a Hugging Face model directory; download one with `hf download`)")
+        raise UserError(
+            f"no such checkpoint: {path} (give a Hugging Face model directory; download one with `hf download`)"
+        )
     if not path.is_dir():
-        raise UserError(f"{path} is a file, not a checkpoint directory: give the directory that holds config.json")
+        raise UserError(
+            f"{path} is a file, not a checkpoint directory: give the directory that holds config.json"
+        )
     if not (path / "config.json").is_file():
         inside = sorted(child.name for child in path.iterdir() if (child / "config.json").is_file())
-        hint = f"it holds {len(inside)} checkpoints: give {path}/*" if inside else "give a Hugging Face model directory"
+        hint = (
+            f"it holds {len(inside)} checkpoints: give {path}/*"
+            if inside
+            else "give a Hugging Face model directory"
+        )
         raise UserError(f"{path} is not a checkpoint: it has no config.json; {hint}")
 
 
@@ -135,7 +145,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}; copy the checkpoint again") from None
+        raise UserError(
+            f"cannot read {path}: {str(error).splitlines()[0]}; copy the checkpoint again"
+        ) from None
 
 
 def weight_files(path: Path, allow_pickle: bool = False) -> list[Path]:
@@ -143,10 +155,16 @@ def weight_files(path: Path, allow_pickle: bool = False) -> list[Path]:
     index = path / "model.safetensors.index.json"
     if index.is_file():
         shards = read_json(index)
-        names = sorted(set(shards["weight_map"].values())) if isinstance(shards, dict) and shards.get("weight_map") else []
+        names = (
+            sorted(set(shards["weight_map"].values()))
+            if isinstance(shards, dict) and shards.get("weight_map")
+            else []
+        )
         for name in names:
             if not isinstance(name, str) or Path(name).name != name or not (path / name).is_file():
-                raise UserError(f"{path}: the weights' index names {name!r}, which is not there; copy the checkpoint again")
+                raise UserError(
+                    f"{path}: the weights' index names {name!r}, which is not there; copy the checkpoint again"
+                )
         if names:
             return [path / name for name in names]
     if (path / "model.safetensors").is_file():

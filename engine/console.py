@@ -1,8 +1,8 @@
 """What the user sees: one display, rich on a terminal, plain lines elsewhere.
 
-A leaf: it imports nothing of evalengine but `errors`, so the scorer, the trainer and the analysis share it. On a terminal `progress` is a
-live rich display; when output is piped or in CI it prints one plain line per finished task and at most one every
-`PLAIN_EVERY_S` seconds in between. `set_json(True)` silences everything but `emit_json`.
+A leaf: it imports nothing of evalengine but `errors`, so the scorer, the trainer and the analysis share it. On a terminal
+`progress` is a live rich display; when output is piped or in CI it prints one plain line per finished task and at most one
+every `PLAIN_EVERY_S` seconds in between. `set_json(True)` silences everything but `emit_json`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ def set_json(on: bool) -> None:
 
 
 def is_terminal() -> bool:
-    return sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb" and not _state["json"]
+    return (
+        sys.stderr.isatty()
+        and not os.environ.get("CI")
+        and os.environ.get("TERM") != "dumb"
+        and not _state["json"]
+    )
 
 
 def console(*, err: bool = False) -> Console:
@@ -55,13 +60,25 @@ def emit_json(value: Any) -> None:
 
 
 def table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1, caption: str | None = None
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    left: int = 1,
+    caption: str | None = None,
 ) -> None:
     """Prints a table; the first `left` columns are left-aligned text, the others right-aligned."""
     from rich import box
     from rich.table import Table
 
-    t = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    t = Table(
+        title=title,
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for i, name in enumerate(columns):
         t.add_column(name, justify="left" if i < left else "right", no_wrap=True, overflow="fold")
     for row in rows:
@@ -90,7 +107,10 @@ class Progress:
             self._rich.update(self._task, advance=advance, note=note or self._rate())
         elif not _state["json"] and time.monotonic() - self._last >= PLAIN_EVERY_S:
             self._last = time.monotonic()
-            print(f"{self.label}: {self.done:,.0f} / {self.total:,.0f} {self.unit}  {note or self._rate()}", flush=True)
+            print(
+                f"{self.label}: {self.done:,.0f} / {self.total:,.0f} {self.unit}  {note or self._rate()}",
+                flush=True,
+            )
 
     def _rate(self) -> str:
         return f"{self.done / max(time.monotonic() - self.started, 1e-9):,.0f} {self.unit}/s"

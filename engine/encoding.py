@@ -68,7 +68,9 @@ class Encoder:
         kwargs = {} if special is None else {"add_special_tokens": special}
         for at in range(0, len(texts), CHUNK):
             chunk = texts[at : at + CHUNK]
-            out.extend(self.tokenizer(chunk, return_attention_mask=False, verbose=False, **kwargs)["input_ids"])
+            out.extend(
+                self.tokenizer(chunk, return_attention_mask=False, verbose=False, **kwargs)["input_ids"]
+            )
         if special is None and self._prefix_text:
             for i, text in enumerate(texts):
                 if text.startswith(self._prefix_text):
@@ -98,10 +100,14 @@ class Encoder:
                 if ids and ids[0] == self.prefix and len(ids) > 1:
                     start = 1
             if not ids:
-                raise UserError(f"the tokenizer turns {continuation[:40]!r} into no tokens: it cannot score this benchmark")
+                raise UserError(
+                    f"the tokenizer turns {continuation[:40]!r} into no tokens: it cannot score this benchmark"
+                )
             if start < 1:
                 if self.prefix is None:
-                    raise UserError("an empty context needs a BOS or EOS token, and the tokenizer has neither: add one to its config")
+                    raise UserError(
+                        "an empty context needs a BOS or EOS token, and the tokenizer has neither: add one to its config"
+                    )
                 ids, start = [self.prefix, *ids], 1
             out.append((ids, start))
         return out
@@ -172,4 +178,3 @@ def window_of(config: Any, tokenizer: Any, default: int = 2048) -> int:
             return value
     limit = getattr(tokenizer, "model_max_length", None)
     return int(limit) if isinstance(limit, int) and 0 < limit < 10**9 else default
-

@@ -16,6 +16,7 @@ Dims: N tokens of a batch, B blocks of a bucket, Q tokens of a block, K keys of 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -71,7 +72,9 @@ def pack(sequences: Sequences, batch_tokens: int, block: int = BLOCK) -> Iterato
     else:
         yield prefix_batch(first[:prefix], block)
         block = max(block, min(256, block * (1 + prefix // 256)))
-    shared = np.array([common(sequences.tokens(a)[:-1], sequences.tokens(b)[:-1]) for a, b in zip(order, order[1:], strict=False)])
+    shared = np.array(
+        [common(sequences.tokens(a)[:-1], sequences.tokens(b)[:-1]) for a, b in itertools.pairwise(order)]
+    )
     lengths = np.diff(sequences.offset)[order] - 1
     for start, stop in cut(lengths, np.concatenate([[0], shared]), prefix, batch_tokens):
         yield build(sequences, order[start:stop], shared[start : stop - 1], prefix, block)
@@ -91,7 +94,9 @@ def common(a: np.ndarray, b: np.ndarray) -> int:
     return at if n and different[at] else n
 
 
-def cut(length_S: np.ndarray, shared_S: np.ndarray, prefix: int, batch_tokens: int) -> Iterator[tuple[int, int]]:
+def cut(
+    length_S: np.ndarray, shared_S: np.ndarray, prefix: int, batch_tokens: int
+) -> Iterator[tuple[int, int]]:
     """Ranges of sequences for each batch; in the last quarter of a batch, cuts where the least is shared."""
     start, n = 0, len(length_S)
     while start < n:
@@ -110,21 +115,31 @@ def cut(length_S: np.ndarray, shared_S: np.ndarray, prefix: int, batch_tokens: i
 
 
 def prefix_batch(token_P: np.ndarray, block: int) -> Batch:
-    one = Sequences(np.append(token_P, 0).astype(np.int32), np.array([0, len(token_P) + 1]), np.array([len(token_P)]))
+    one = Sequences(
+        np.append(token_P, 0).astype(np.int32), np.array([0, len(token_P) + 1]), np.array([len(token_P)])
+    )
     batch = build(one, [0], np.zeros(0, np.int64), 0, block)
     none = np.zeros(0, dtype=np.int32)
-    return batch._replace(is_prefix=True, row_R=none, target_row_T=none, target_token_T=none, target_sequence_T=none)
+    return batch._replace(
+        is_prefix=True, row_R=none, target_row_T=none, target_token_T=none, target_sequence_T=none
+    )
 
 
 def build(sequences: Sequences, order: list[int], shared: np.ndarray, prefix: int, block: int) -> Batch:
     """Lays the sequences `order` out as one trie. `shared[i]` tokens of sequence i + 1 are those of sequence i."""
     longest = max(int(sequences.offset[s + 1] - sequences.offset[s]) for s in order)
-    path = np.zeros(longest, dtype=np.int64)  # flat index (prefix first) of the token at each depth of the current path
+    path = np.zeros(
+        longest, dtype=np.int64
+    )  # flat index (prefix first) of the token at each depth of the current path
     path[:prefix] = np.arange(prefix)
     tokens, positions = [], []
     rows, target_tokens, target_sequences = [], [], []
     ancestors: list[np.ndarray] = []
-    end = np.full(prefix + sum(int(sequences.offset[s + 1] - sequences.offset[s]) for s in order) + block, FOREVER, dtype=np.int64)
+    end = np.full(
+        prefix + sum(int(sequences.offset[s + 1] - sequences.offset[s]) for s in order) + block,
+        FOREVER,
+        dtype=np.int64,
+    )
     at, depth = prefix, prefix
     for i, s in enumerate(order):
         ids = sequences.tokens(s)
@@ -178,7 +193,9 @@ def buckets(ancestors: list[np.ndarray], end: np.ndarray, prefix: int, block: in
         start = stop
 
 
-def bucket(members: np.ndarray, ancestors: list[np.ndarray], end: np.ndarray, prefix: int, block: int, longest: int) -> Bucket:
+def bucket(
+    members: np.ndarray, ancestors: list[np.ndarray], end: np.ndarray, prefix: int, block: int, longest: int
+) -> Bucket:
     first_B = prefix + members * block
     query_BQ = first_B[:, None] + np.arange(block)
     key_BK = np.zeros((len(members), longest + block), dtype=np.int64)

@@ -41,7 +41,16 @@ class Planner:
         config = load_config(checkpoint, self._trust)
         hashed = tokenizer_hash(checkpoint.path)
         window = window_of(config, None, default=0)
-        parts = (PLAN_VERSION, hashed, window, items.benchmark, items.version, items.variant, items.data_hash, self._pmi)
+        parts = (
+            PLAN_VERSION,
+            hashed,
+            window,
+            items.benchmark,
+            items.version,
+            items.variant,
+            items.data_hash,
+            self._pmi,
+        )
         ids = hashlib.sha256("\0".join(item.id for item in items.items).encode()).hexdigest()
         key = hashlib.sha256("\0".join(map(str, (*parts, ids))).encode()).hexdigest()[:32]
         if key not in self._plans:
@@ -50,7 +59,9 @@ class Planner:
                 encoder = self._encoders.get(f"{hashed}:{window}")
                 if encoder is None:
                     tokenizer = load_tokenizer(checkpoint, self._trust)
-                    encoder = self._encoders[f"{hashed}:{window}"] = Encoder(tokenizer, window_of(config, tokenizer))
+                    encoder = self._encoders[f"{hashed}:{window}"] = Encoder(
+                        tokenizer, window_of(config, tokenizer)
+                    )
                 cached = encode(items, encoder, pmi=self._pmi)
                 write_plan(cache_folder() / f"{key}.arrow", cached)
             self._plans[key] = cached
@@ -63,7 +74,9 @@ def load_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise UserError(f"{checkpoint.name}: its config.json cannot be used: {str(error).splitlines()[0][:200]}") from None
+        raise UserError(
+            f"{checkpoint.name}: its config.json cannot be used: {str(error).splitlines()[0][:200]}"
+        ) from None
 
 
 def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
@@ -97,7 +110,9 @@ def write_plan(path: Path, plan: Encoded) -> None:
         "bytes_C": plan.bytes_C,
         "gold": plan.gold,
     }
-    table = pa.table({name: pa.nulls(1) if value is None else list_of(value) for name, value in columns.items()})
+    table = pa.table(
+        {name: pa.nulls(1) if value is None else list_of(value) for name, value in columns.items()}
+    )
     with contextlib.suppress(OSError):
         store.write(path, table, {"truncated": str(plan.truncated)})
 
@@ -119,9 +134,13 @@ def read_plan(path: Path, items: ItemSet) -> Encoded | None:
         if metadata[b"rows_hash"].decode() != store.digest(table):
             return None
         column = {name: table[name].chunk(0) for name in table.column_names}
-        array = {name: None if c.null_count else c.values.to_numpy() for name, c in column.items()}
+        array: dict[str, Any] = {
+            name: None if c.null_count else c.values.to_numpy() for name, c in column.items()
+        }
         sequences = Sequences(array.pop("token_S"), array.pop("offset"), array.pop("start"))
         truncated = int(metadata[b"truncated"])
-        return Encoded(sequences=sequences, item=[item.id for item in items.items], truncated=truncated, **array)
+        return Encoded(
+            sequences=sequences, item=[item.id for item in items.items], truncated=truncated, **array
+        )
     except (OSError, pa.ArrowInvalid, KeyError, ValueError, TypeError, IndexError):
         return None

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -106,9 +106,29 @@ class Task(NamedTuple):
     """One file to make: where, and the metadata it must carry."""
 
     items: ItemSet
-    default_score: str
     path: Path
     metadata: dict[str, str]
+
+
+@dataclass
+class Report:
+    """What has happened to a checkpoint so far."""
+
+    scored: int = 0
+    kept: int = 0
+    items: int = 0
+    seen: int = 0  # items scored or kept: what progress has counted
+    notes: list[str] = field(default_factory=list)
+    cut: dict[str, int] = field(default_factory=dict)  # items longer than the window, by benchmark
+    failure: str | None = None
+
+    def outcome(self, checkpoint: Checkpoint, seconds: float) -> Outcome:
+        notes = list(dict.fromkeys(self.notes))
+        if self.cut:
+            each = ", ".join(f"{name} {n}" for name, n in self.cut.items())
+            total = sum(self.cut.values())
+            notes.append(f"{total} items longer than the model's window were cut on the left ({each})")
+        return Outcome(checkpoint, self.scored, self.kept, self.items, seconds, notes, self.failure)
 
 
 def score(
@@ -121,48 +141,70 @@ def score(
     """Scores every benchmark of every checkpoint into the store `out`, skipping what it already holds."""
     from evalengine.benchmarks import load_items
 
+    o = options
     item_sets = [
-        load_items(b, options.data, variant=options.variant, limit=options.limit, seed=options.seed, fewshot=options.fewshot)
+        load_items(b, o.data, variant=o.variant, limit=o.limit, seed=o.seed, fewshot=o.fewshot)
         for b in benchmarks
     ]
-    scoring = {b.name: b.default_score for b in benchmarks}
+    default_scores = [b.default_score for b in benchmarks]
     planner = plans.Planner(options.trust_remote_code, options.pmi)
     total = len(found) * sum(len(s.items) for s in item_sets)
     outcomes = []
-    with store.lock(out), console.progress("scoring", total, "items") as progress, ReadAhead(found, options) as identities:
+    with (
+        store.lock(out),
+        console.progress("scoring", total, "items") as progress,
+        ReadAhead(found, options) as identities,
+    ):
         for checkpoint in found:
-            started, notes, done, cut = time.monotonic(), [], [], {}
-            failure = None
-            tasks: list[Task] = []
-            pending: list[Task] = []
+            started = time.monotonic()
+            report = Report()
             try:
-                tasks = [task(checkpoint, s, scoring, identities[checkpoint], out, options, backend) for s in item_sets]
-                pending = [t for t in tasks if not is_current(t, options, notes)]
-                progress.update(sum(len(t.items.items) for t in tasks if t not in pending))
-                if pending:
-                    progress.describe(f"{checkpoint.name}: loading")
-                    backend.load(checkpoint)
-                    notes += backend.notes
-                for t in pending:
-                    progress.describe(f"{checkpoint.name}: {t.items.benchmark}")
-                    encoded = planner.plan(checkpoint, t.items)
-                    store.write(t.path, score_table(checkpoint, t, encoded, backend), t.metadata)
-                    progress.update(len(t.items.items))
-                    done.append(t)
-                    if encoded.truncated:
-                        cut[t.items.benchmark] = encoded.truncated
+                common = checkpoint_metadata(checkpoint, identities[checkpoint], options, backend)
+                tasks = [
+                    Task(
+                        s,
+                        out / checkpoint.name / f"{s.benchmark}.arrow",
+                        common | benchmark_metadata(s, default),
+                    )
+                    for s, default in zip(item_sets, default_scores, strict=True)
+                ]
+                score_checkpoint(checkpoint, tasks, planner, backend, options, report, progress)
             except UserError as error:
-                failure = str(error)
-                progress.update(sum(len(t.items.items) for t in pending if t not in done))
-            if cut:
-                each = ", ".join(f"{name} {n}" for name, n in cut.items())
-                notes.append(f"{sum(cut.values())} items longer than the model's window were cut on the left ({each})")
-            items = sum(len(t.items.items) for t in done)
-            seconds = time.monotonic() - started
-            kept = len(tasks) - len(pending)
-            outcomes.append(Outcome(checkpoint, len(done), kept, items, seconds, notes, failure))
+                report.failure = str(error)
+            progress.update(sum(len(s.items) for s in item_sets) - report.seen)
+            outcomes.append(report.outcome(checkpoint, time.monotonic() - started))
         store.log_run(out, run_record(outcomes, backend, options))
     return outcomes
+
+
+def score_checkpoint(
+    checkpoint: Checkpoint,
+    tasks: list[Task],
+    planner: plans.Planner,
+    backend: Backend,
+    options: Options,
+    report: Report,
+    progress: console.Progress,
+) -> None:
+    """Scores what is pending of one checkpoint. Raises UserError; what is done by then is stored and in the report."""
+    pending = [t for t in tasks if not is_current(t, options, report.notes)]
+    report.kept = len(tasks) - len(pending)
+    report.seen = sum(len(t.items.items) for t in tasks) - sum(len(t.items.items) for t in pending)
+    progress.update(report.seen)
+    if pending:
+        progress.describe(f"{checkpoint.name}: loading")
+        backend.load(checkpoint)
+        report.notes += backend.notes
+    for t in pending:
+        progress.describe(f"{checkpoint.name}: {t.items.benchmark}")
+        encoded = planner.plan(checkpoint, t.items)
+        store.write(t.path, score_table(checkpoint, t.items, encoded, backend), t.metadata)
+        progress.update(len(t.items.items))
+        report.seen += len(t.items.items)
+        report.items += len(t.items.items)
+        report.scored += 1
+        if encoded.truncated:
+            report.cut[t.items.benchmark] = encoded.truncated
 
 
 class ReadAhead:
@@ -183,31 +225,31 @@ class ReadAhead:
         at = self._found.index(checkpoint)
         for c in self._found[at : at + 2]:
             if c.name not in self._futures:
-                self._futures[c.name] = self._pool.submit(checkpoints.fingerprint, c.path, self._options.allow_pickle)
+                self._futures[c.name] = self._pool.submit(
+                    checkpoints.fingerprint, c.path, self._options.allow_pickle
+                )
         return self._futures[checkpoint.name].result()
 
 
-def task(
-    checkpoint: Checkpoint,
-    items: ItemSet,
-    scoring: dict[str, str],
-    fingerprint: str,
-    out: Path,
-    options: Options,
-    backend: Backend,
-) -> Task:
-    metadata = options.metadata(backend) | {
+def checkpoint_metadata(
+    checkpoint: Checkpoint, fingerprint: str, options: Options, backend: Backend
+) -> dict[str, str]:
+    return options.metadata(backend) | {
         "checkpoint": checkpoint.name,
-        "benchmark": items.benchmark,
         "checkpoint_fingerprint": fingerprint,
         "tokenizer_hash": checkpoints.tokenizer_hash(checkpoint.path),
+        "identity": "\t".join(v or "" for v in (checkpoint.scale, checkpoint.mixture, checkpoint.stage)),
+    }
+
+
+def benchmark_metadata(items: ItemSet, default_score: str) -> dict[str, str]:
+    return {
+        "benchmark": items.benchmark,
         "benchmark_version": str(items.version),
         "data_hash": items.data_hash,
         "data_items": str(items.total),
-        "default_score": scoring[items.benchmark],
-        "identity": "\t".join(v or "" for v in (checkpoint.scale, checkpoint.mixture, checkpoint.stage)),
+        "default_score": default_score,
     }
-    return Task(items, scoring[items.benchmark], out / checkpoint.name / f"{items.benchmark}.arrow", metadata)
 
 
 def is_current(t: Task, options: Options, notes: list[str]) -> bool:
@@ -232,14 +274,16 @@ def is_current(t: Task, options: Options, notes: list[str]) -> bool:
     return not changed
 
 
-def score_table(checkpoint: Checkpoint, t: Task, encoded: Encoded, backend: Backend) -> pa.Table:
+def score_table(checkpoint: Checkpoint, items: ItemSet, encoded: Encoded, backend: Backend) -> pa.Table:
     """One forward pass over the benchmark, as the rows of the store."""
     import pyarrow as pa
 
     scores = backend.score(encoded.sequences)
     loglik_C = scores.loglik[encoded.sequence_C].astype(np.float32)
     if not np.isfinite(loglik_C).all():
-        raise UserError(f"{checkpoint.name} gives NaN or infinite scores on {t.items.benchmark}: it is not stored; check its weights")
+        raise UserError(
+            f"{checkpoint.name} gives NaN or infinite scores on {items.benchmark}: it is not stored; check its weights"
+        )
     n = len(encoded.item)
 
     def lists(values: np.ndarray) -> pa.Array:
@@ -250,7 +294,14 @@ def score_table(checkpoint: Checkpoint, t: Task, encoded: Encoded, backend: Back
         return pa.DictionaryArray.from_arrays(codes, pa.array([] if value is None else [value], pa.string()))
 
     uncond = None if encoded.uncond_C is None else scores.loglik[encoded.uncond_C].astype(np.float32)
-    names = (checkpoint.name, checkpoint.scale, checkpoint.mixture, checkpoint.stage, t.items.benchmark, t.items.category)
+    names = (
+        checkpoint.name,
+        checkpoint.scale,
+        checkpoint.mixture,
+        checkpoint.stage,
+        items.benchmark,
+        items.category,
+    )
     columns = [
         *(name(value) for value in names),
         pa.array(encoded.item, pa.string()),
@@ -296,7 +347,9 @@ def summaries(outcomes: list[Outcome], out: Path) -> Iterator[dict[str, Any]]:
     """What the closing table and --json say of each checkpoint."""
     for o in outcomes:
         folder = out / o.checkpoint.name
-        scored = {p.stem: accuracy(store.read(p)) for p in sorted(folder.glob("*.arrow"))} if not o.failure else {}
+        scored = (
+            {p.stem: accuracy(store.read(p)) for p in sorted(folder.glob("*.arrow"))} if not o.failure else {}
+        )
         yield {
             "checkpoint": o.checkpoint.name,
             "scored": o.scored,

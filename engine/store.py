@@ -100,7 +100,9 @@ def read(path: Path, *, verify: bool = True) -> pa.Table:
         with pa.memory_map(str(path)) as source:
             table = pa.ipc.open_file(source).read_all()
         if not table.schema.remove_metadata().equals(schema()):
-            raise UserError(f"{path} is not a score table of this version of evalengine: score again with --fresh")
+            raise UserError(
+                f"{path} is not a score table of this version of evalengine: score again with --fresh"
+            )
         if verify and (table.schema.metadata or {}).get(b"rows_hash", b"").decode() != digest(table):
             raise pa.ArrowInvalid("hash")
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, UnicodeDecodeError):

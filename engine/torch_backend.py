@@ -14,23 +14,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from evalengine import packing, weights
 from evalengine.checkpoints import Checkpoint, weight_files
 from evalengine.encoding import Sequences
 from evalengine.errors import UserError
-from evalengine.kernels import target_logprobs
+from evalengine.kernels import logits_logprobs, target_logprobs
+from evalengine.tree_attention import TreeAttention, on_device
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-HEAD_ROWS = 1024  # scored rows gathered before the head runs: the LM head's weights are read once for all of them
+HEAD_ROWS = (
+    1024  # scored rows gathered before the head runs: the LM head's weights are read once for all of them
+)
 PLAIN_LOGITS = 64 << 20  # logits held at once where a model insists on its own head
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -51,96 +50,13 @@ class Head(NamedTuple):
     softcap: float | None
 
 
-class DeviceBatch(NamedTuple):
-    """A packed batch on the device, masks ready for attention."""
+class Rows(NamedTuple):
+    """Scored rows of one forward: hidden states (or logits), and the (row, token, sequence) of each target."""
 
-    batch: packing.Batch
-    token_1N: Tensor
-    position_1N: Tensor
-    buckets: list[tuple[Tensor | None, Tensor, Tensor, Tensor]]  # blocks (None: all, in order), keys, mask, key positions
-
-
-class TreeAttention:
-    """Attention over a packed batch, registered with transformers under `name`. Holds the batch that is running."""
-
-    name = "evalengine_tree"
-
-    def __init__(self) -> None:
-        self.running: DeviceBatch | None = None
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values of the kept prefix
-        self._windowed: dict[int, list[Tensor]] = {}
-
-    def start(self, batch: DeviceBatch) -> None:
-        self.running = batch
-        self._windowed.clear()
-        if not batch.batch.prefix:
-            self.kept.clear()
-
-    def masks(self, window: int | None) -> list[Tensor]:
-        assert self.running is not None
-        if window is None or int(self.running.position_1N.max()) < window:
-            return [mask for _, _, mask, _ in self.running.buckets]
-        if window not in self._windowed:
-            position_N, block = self.running.position_1N[0], self.running.batch.block
-            narrowed = []
-            for blocks, _, mask_B1QK, key_position_BK in self.running.buckets:
-                query_BQ = position_N.view(-1, block)
-                query_BQ = query_BQ if blocks is None else query_BQ[blocks]
-                far = query_BQ[:, None, :, None] - key_position_BK[:, None, None, :] >= window
-                narrowed.append(mask_B1QK.masked_fill(far, float("-inf")))
-            self._windowed[window] = narrowed
-        return self._windowed[window]
-
-    def __call__(
-        self,
-        module: torch.nn.Module,
-        query: Tensor,  # (1, H, N, d)
-        key: Tensor,  # (1, Hkv, N, d)
-        value: Tensor,  # (1, Hkv, N, dv)
-        attention_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout: float = 0.0,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        unknown = [k for k in ("position_bias", "s_aux", "alibi") if kwargs.get(k) is not None]
-        if unknown or self.running is None:
-            raise NotImplementedError(f"attention with {unknown}")
-        batch = self.running.batch
-        layer = int(getattr(module, "layer_idx", -1))
-        key_NHd, value_NHd = key[0].transpose(0, 1), value[0].transpose(0, 1)
-        if batch.is_prefix:
-            self.kept[layer] = (key_NHd[: batch.tokens].clone(), value_NHd[: batch.tokens].clone())
-        elif batch.prefix:
-            kept_key, kept_value = self.kept[layer]
-            key_NHd, value_NHd = torch.cat([kept_key, key_NHd]), torch.cat([kept_value, value_NHd])
-        query_BQHd = query[0].transpose(0, 1).unflatten(0, (-1, batch.block))
-        out_BQHd = query.new_empty(*query_BQHd.shape[:3], value.shape[-1])
-        grouped = query.shape[1] != key.shape[1]
-        for (blocks, key_BK, _, _), mask in zip(self.running.buckets, self.masks(sliding_window), strict=True):
-            q = (query_BQHd if blocks is None else query_BQHd[blocks]).transpose(1, 2)
-            shape = (*key_BK.shape, key.shape[1], -1)
-            k = key_NHd.index_select(0, key_BK.view(-1)).view(shape).transpose(1, 2)
-            v = value_NHd.index_select(0, key_BK.view(-1)).view(shape).transpose(1, 2)
-            if softcap is None:
-                o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=grouped)
-            else:
-                o = capped_attention(q, k, v, mask, scaling, softcap)
-            if blocks is None:
-                out_BQHd = o.transpose(1, 2)
-            else:
-                out_BQHd.index_copy_(0, blocks, o.transpose(1, 2))
-        return out_BQHd.flatten(0, 1).unsqueeze(0), None
-
-
-def capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None, softcap: float) -> Tensor:
-    """softmax(softcap * tanh(q k / softcap) + mask) v: Gemma 2's attention, which no fused CPU kernel has."""
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    scores = q @ k.transpose(2, 3) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
-    scores = softcap * torch.tanh(scores / softcap) + mask
-    return F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype) @ v
+    state_RD: Tensor
+    row_T: np.ndarray
+    token_T: np.ndarray
+    sequence_T: np.ndarray
 
 
 class TorchBackend:
@@ -162,7 +78,7 @@ class TorchBackend:
         self.batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 32768)
         self.allow_pickle, self.trust_remote_code = allow_pickle, trust_remote_code
         self.attention = TreeAttention()
-        self.model: PreTrainedModel | None = None
+        self.model: Any = None  # a transformers PreTrainedModel
         self.head: Head | None = None
         self.notes: list[str] = []  # what the user should know about how the loaded model runs
         self._architecture = ""
@@ -178,10 +94,9 @@ class TorchBackend:
         stored = weights.headers(files) if safe else None
         architecture = architecture_of(checkpoint.path)
         if self.model is None or architecture != self._architecture:
-            self.model = self.head = None
+            self.model, self.head, self._architecture = None, None, ""
             self._packed.clear()
             self.model = self._build(checkpoint)
-            self._architecture = architecture
             fresh = True
         else:
             fresh = False
@@ -190,14 +105,19 @@ class TorchBackend:
             assert stored is not None
             weights.fill(self.model, stored)
         else:
-            self.model = None
+            self.model, self._architecture = None, ""
             self.model = self._from_pretrained(checkpoint, misfit)
             fresh = True
         name = weights.non_finite(self.model)
         if name is not None:
-            raise UserError(f"{checkpoint.name} has NaN or infinite weights ({name}): it is not scored; check its training")
+            raise UserError(
+                f"{checkpoint.name} has NaN or infinite weights ({name}): it is not scored; check its training"
+            )
         if fresh:
             self._probe(checkpoint)
+            self._architecture = (
+                architecture  # only now: what failed on the way is built anew for the next checkpoint
+            )
 
     def _config(self, checkpoint: Checkpoint) -> Any:
         from transformers import AutoConfig
@@ -207,7 +127,7 @@ class TorchBackend:
         except Exception as error:
             raise unreadable(checkpoint, error) from None
 
-    def _build(self, checkpoint: Checkpoint) -> PreTrainedModel:
+    def _build(self, checkpoint: Checkpoint) -> Any:
         """The architecture with uninitialised weights: nothing is read and nothing random is drawn."""
         from transformers import AttentionInterface, AutoModelForCausalLM
         from transformers.initialization import no_init_weights
@@ -224,12 +144,12 @@ class TorchBackend:
         model.requires_grad_(False)
         return model.to(self.device).eval()
 
-    def _from_pretrained(self, checkpoint: Checkpoint, misfit: str) -> PreTrainedModel:
+    def _from_pretrained(self, checkpoint: Checkpoint, misfit: str) -> Any:
         """transformers' own loader, which knows renamed and fused tensors."""
         from transformers import AutoModelForCausalLM
 
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 checkpoint.path,
                 dtype=DTYPES[self.dtype],
                 trust_remote_code=self.trust_remote_code,
@@ -238,9 +158,14 @@ class TorchBackend:
             )
         except Exception as error:
             raise unreadable(checkpoint, error) from None
-        lacking = sorted(info.get("missing_keys") or ()) or sorted(map(str, info.get("mismatched_keys") or ()))
+        model, info = loaded
+        lacking = sorted(info.get("missing_keys") or ()) or sorted(
+            map(str, info.get("mismatched_keys") or ())
+        )
         if lacking:
-            raise UserError(f"{checkpoint.name} does not hold the model its config.json describes ({misfit}): copy it again")
+            raise UserError(
+                f"{checkpoint.name} does not hold the model its config.json describes ({misfit}): copy it again"
+            )
         model.requires_grad_(False)
         return model.to(self.device).eval()
 
@@ -255,7 +180,9 @@ class TorchBackend:
         ids = np.random.default_rng(0).integers(0, vocabulary, size=24).astype(np.int32)
         lists = [ids[:12], np.concatenate([ids[:8], ids[12:18]]), ids[18:24]]
         sequences = Sequences(
-            np.concatenate(lists), np.concatenate([[0], np.cumsum([len(t) for t in lists])]), np.array([7, 8, 3], np.int32)
+            np.concatenate(lists),
+            np.concatenate([[0], np.cumsum([len(t) for t in lists])]),
+            np.array([7, 8, 3], np.int32),
         )
         self._tree, self.head = False, None
         try:
@@ -274,7 +201,9 @@ class TorchBackend:
         previous = self.model.config._attn_implementation
         try:
             self.model.set_attn_implementation(TreeAttention.name)
-            if self._agrees(truth, lambda: self._tree_rows(self._batches(sequences)), sequences, self.head, tolerance):
+            if self._agrees(
+                truth, lambda: self._tree_rows(self._batches(sequences)), sequences, self.head, tolerance
+            ):
                 self._tree = True
             else:
                 reason = "its scores differ when sequences share a prefix"
@@ -285,7 +214,12 @@ class TorchBackend:
             self.notes.append(f"runs one sequence per choice, because {reason}")
 
     def _agrees(
-        self, truth: SequenceScores, rows: Callable[[], Iterator[Rows]], sequences: Sequences, head: Head, tolerance: float
+        self,
+        truth: SequenceScores,
+        rows: Callable[[], Iterator[Rows]],
+        sequences: Sequences,
+        head: Head,
+        tolerance: float,
     ) -> bool:
         scores = self._score(sequences, rows(), head)
         return bool(np.allclose(scores.loglik, truth.loglik, atol=tolerance, rtol=tolerance))
@@ -296,7 +230,9 @@ class TorchBackend:
         """Scores every sequence. `progress` is called with the number of tokens that each forward covered."""
         if self._tree:
             return self._score(sequences, self._tree_rows(self._batches(sequences), progress), self.head)
-        return self._score(sequences, self._plain(sequences, own_head=self.head is None, progress=progress), self.head)
+        return self._score(
+            sequences, self._plain(sequences, own_head=self.head is None, progress=progress), self.head
+        )
 
     def _batches(self, sequences: Sequences) -> list[packing.Batch]:
         """The packed batches of these sequences, kept for the next checkpoint."""
@@ -308,12 +244,16 @@ class TorchBackend:
         return kept[1]
 
     @torch.inference_mode()
-    def _tree_rows(self, batches: list[packing.Batch], progress: Callable[[int], None] | None = None) -> Iterator[Rows]:
+    def _tree_rows(
+        self, batches: list[packing.Batch], progress: Callable[[int], None] | None = None
+    ) -> Iterator[Rows]:
         assert self.model is not None
         for batch in batches:
             on = on_device(batch, self.device, DTYPES[self.dtype])
             self.attention.start(on)
-            hidden = self.model.base_model(input_ids=on.token_1N, position_ids=on.position_1N, use_cache=False)[0][0]
+            hidden = self.model.base_model(
+                input_ids=on.token_1N, position_ids=on.position_1N, use_cache=False
+            )[0][0]
             if not batch.is_prefix:
                 h_RD = hidden[torch.from_numpy(batch.row_R).to(self.device, torch.long)]
                 yield Rows(h_RD, batch.target_row_T, batch.target_token_T, batch.target_sequence_T)
@@ -385,11 +325,11 @@ class TorchBackend:
         flush()
         return SequenceScores(loglik, greedy)
 
-    def _targets(self, state: Tensor, row_T: np.ndarray, token_T: np.ndarray, head: Head | None) -> tuple[np.ndarray, np.ndarray]:
+    def _targets(
+        self, state: Tensor, row_T: np.ndarray, token_T: np.ndarray, head: Head | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         row, token = torch.from_numpy(row_T).to(self.device), torch.from_numpy(token_T).to(self.device)
         if head is None:
-            from evalengine.kernels import logits_logprobs
-
             out = logits_logprobs(state, row, token)
         else:
             out = target_logprobs(
@@ -398,36 +338,7 @@ class TorchBackend:
         return out.logprob_T.cpu().numpy(), out.greedy_T.cpu().numpy()
 
 
-class Rows(NamedTuple):
-    """Scored rows of one forward: hidden states (or logits), and the (row, token, sequence) of each target."""
-
-    state_RD: Tensor
-    row_T: np.ndarray
-    token_T: np.ndarray
-    sequence_T: np.ndarray
-
-
-def on_device(batch: packing.Batch, device: torch.device, dtype: torch.dtype) -> DeviceBatch:
-    """A batch's tensors, with the additive attention masks, which are made anew for each forward."""
-    position_K = torch.from_numpy(np.concatenate([np.arange(batch.prefix), batch.position_N])).to(device)
-    everything = len(batch.token_N) // batch.block
-    offset_Q = torch.arange(batch.block, device=device)
-    buckets = []
-    for bucket in batch.buckets:
-        block_B = torch.from_numpy(bucket.block_B).to(device, torch.long)
-        key_BK = torch.from_numpy(bucket.key_BK).to(device, torch.long)
-        end_BK = torch.from_numpy(bucket.end_BK).to(device, torch.long)
-        query_BQ1 = (batch.prefix + block_B[:, None] * batch.block + offset_Q)[:, :, None]
-        hidden_BQK = (key_BK[:, None, :] > query_BQ1) | (query_BQ1 >= end_BK[:, None, :])
-        mask = torch.zeros(hidden_BQK.shape, dtype=dtype, device=device).masked_fill_(hidden_BQK, float("-inf"))
-        whole = len(bucket.block_B) == everything
-        buckets.append((None if whole else block_B, key_BK, mask.unsqueeze(1), position_K[key_BK]))
-    token = torch.from_numpy(batch.token_N).to(device, torch.long).unsqueeze(0)
-    position = torch.from_numpy(batch.position_N).to(device, torch.long).unsqueeze(0)
-    return DeviceBatch(batch, token, position, buckets)
-
-
-def head_candidates(model: PreTrainedModel) -> Iterator[Head]:
+def head_candidates(model: Any) -> Iterator[Head]:
     """Heads this model may have, by the names that configurations use for scales and soft-caps."""
     layer = model.get_output_embeddings()
     weight = getattr(layer, "weight", None)
@@ -456,7 +367,7 @@ def unreadable(checkpoint: Checkpoint, error: Exception) -> UserError:
     text = str(error)
     if "trust_remote_code" in text:
         return UserError(
-            f"{checkpoint.name} needs code that comes with it, which is not run: read that code, then allow it with --trust-remote-code"
+            f"{checkpoint.name} needs code that comes with it, which is not run: read it, then allow it with --trust-remote-code"
         )
     return UserError(f"{checkpoint.name} cannot be loaded: {first_line(error)}")
 

@@ -35,7 +35,18 @@ def headers(files: list[Path]) -> dict[str, Stored]:
     """The tensors of safetensors files. Raises UserError where a file is truncated or is no such file."""
     import math
 
-    sizes = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+    sizes = {
+        "F64": 8,
+        "F32": 4,
+        "F16": 2,
+        "BF16": 2,
+        "I64": 8,
+        "I32": 4,
+        "I16": 2,
+        "I8": 1,
+        "U8": 1,
+        "BOOL": 1,
+    }
     found: dict[str, Stored] = {}
     for file in files:
         bad = UserError(f"{file} is truncated or corrupt: copy the checkpoint again")
@@ -54,9 +65,15 @@ def headers(files: list[Path]) -> dict[str, Stored]:
                 shape, (begin, end) = tuple(int(d) for d in entry["shape"]), entry["data_offsets"]
                 width = sizes.get(entry["dtype"])
                 if width is None:
-                    raise UserError(f"{file}: {name} is stored as {entry['dtype']}, which evalengine does not read: convert it to bf16")
+                    raise UserError(
+                        f"{file}: {name} is stored as {entry['dtype']}, which evalengine does not read: convert it to bf16"
+                    )
                 size = math.prod(shape) * width
-                if min(shape, default=0) < 0 or not 0 <= begin <= end <= length - 8 - n or end - begin != size:
+                if (
+                    min(shape, default=0) < 0
+                    or not 0 <= begin <= end <= length - 8 - n
+                    or end - begin != size
+                ):
                     raise bad
                 found[name] = Stored(file, entry["dtype"], shape, 8 + n + begin, size)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -83,7 +100,13 @@ def fill(module: torch.nn.Module, stored: dict[str, Stored]) -> None:
     """Reads every tensor into the module's own memory. The caller has checked `fits`."""
     import torch
 
-    kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+    kinds = {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "I64": torch.int64,
+    }
     kinds |= {"I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
     state = module.state_dict()
     handles: dict[Path, int] = {}
@@ -97,9 +120,11 @@ def fill(module: torch.nn.Module, stored: dict[str, Stored]) -> None:
             kind = kinds[tensor.dtype]
             flat = into.view(-1) if into.is_contiguous() else None
             direct = flat is not None and into.dtype == kind and into.device.type == "cpu"
-            step = flat.numel() if direct else max(1, READ_AT_ONCE // kind.itemsize)
+            step = into.numel() if direct else max(1, READ_AT_ONCE // kind.itemsize)
             buffer = torch.empty(0 if direct else min(step, into.numel()), dtype=kind)
-            staged = flat if flat is not None else torch.empty(into.numel(), dtype=into.dtype, device=into.device)
+            staged = (
+                flat if flat is not None else torch.empty(into.numel(), dtype=into.dtype, device=into.device)
+            )
             for begin in range(0, staged.numel(), step):
                 end = min(begin + step, staged.numel())
                 target = staged[begin:end] if direct else buffer[: end - begin]
@@ -116,7 +141,7 @@ def fill(module: torch.nn.Module, stored: dict[str, Stored]) -> None:
 def read_exactly(handle: int, offset: int, into: torch.Tensor, file: Path) -> None:
     import torch
 
-    view = memoryview(into.view(torch.uint8).numpy()).cast("B")
+    view = memoryview(into.view(torch.uint8).numpy().data).cast("B")
     done = 0
     while done < len(view):
         got = os.preadv(handle, [view[done:]], offset + done)

@@ -44,21 +44,30 @@ def sentencepiece_like(vocab_size: int = 400) -> Any:
     special = ["<unk>", "<s>", "</s>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     pieces = [*special, *(f"<0x{b:02X}>" for b in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=vocab_size + 256, special_tokens=pieces, show_progress=False)
     tokenizer.train_from_iterator([line.replace("\n", " ") for line in TEXT * 3], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 def config(architecture: str, vocab: int, window: int = 512) -> Any:
     import transformers as t
 
     common: dict[str, Any] = {"vocab_size": vocab, "max_position_embeddings": window}
-    shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    }
     grouped = {"num_key_value_heads": 2}
     makers: dict[str, Any] = {
         "llama": lambda: t.LlamaConfig(**common, **shape, **grouped, tie_word_embeddings=False),
@@ -77,11 +86,18 @@ def config(architecture: str, vocab: int, window: int = 512) -> Any:
         "gpt2": lambda: t.GPT2Config(vocab_size=vocab, n_positions=window, n_embd=32, n_layer=2, n_head=4),
         "gpt_neox": lambda: t.GPTNeoXConfig(**common, **shape),
         "opt": lambda: t.OPTConfig(
-            **common, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48, word_embed_proj_dim=32
+            **common,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            ffn_dim=48,
+            word_embed_proj_dim=32,
         ),
         "granite": lambda: t.GraniteConfig(**common, **shape, **grouped, logits_scaling=4.0),
         "cohere": lambda: t.CohereConfig(**common, **shape, **grouped, logit_scale=0.5, pad_token_id=0),
-        "bloom": lambda: t.BloomConfig(vocab_size=vocab, hidden_size=32, n_layer=2, n_head=4, seq_length=window),
+        "bloom": lambda: t.BloomConfig(
+            vocab_size=vocab, hidden_size=32, n_layer=2, n_head=4, seq_length=window
+        ),
         "mamba": lambda: t.MambaConfig(vocab_size=vocab, hidden_size=32, num_hidden_layers=2, state_size=4),
     }
     made = makers[architecture]()
@@ -95,7 +111,13 @@ def tokenizer(kind: str) -> Any:
 
 
 def save(
-    folder: Path, architecture: str = "llama", kind: str = "byte_level", *, seed: int = 0, window: int = 512, spread: float = 0.3
+    folder: Path,
+    architecture: str = "llama",
+    kind: str = "byte_level",
+    *,
+    seed: int = 0,
+    window: int = 512,
+    spread: float = 0.3,
 ) -> Path:
     """Writes a checkpoint directory and returns it."""
     import torch

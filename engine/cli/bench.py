@@ -23,12 +23,16 @@ def register(subparsers: Any) -> None:
     p = subparsers.add_parser("bench", help="measure speed against the alternatives, as ratios in one run")
     p.add_argument("target", choices=list(TARGETS))
     p.add_argument("--quick", action="store_true", help="small shapes and few repeats: does it run?")
-    p.add_argument("--data", type=Path, help="engine: folder of benchmark files (default: the embedded world)")
+    p.add_argument(
+        "--data", type=Path, help="engine: folder of benchmark files (default: the embedded world)"
+    )
     p.add_argument("--sizes", help="engine: models, from 1M,7M,50M (default: all)")
     p.add_argument("--limit", type=int, help="engine: items of each benchmark (default: 20)")
     p.add_argument("--processes", action="store_true", help="engine: also six checkpoints as whole processes")
     p.add_argument("--device", help="kernels: cpu or cuda")
-    p.add_argument("--json", action="store_true", help='print one JSON object: {"ratios": {name: number}, ...}')
+    p.add_argument(
+        "--json", action="store_true", help='print one JSON object: {"ratios": {name: number}, ...}'
+    )
     p.set_defaults(run=run)
 
 
@@ -52,7 +56,9 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} means nothing to `bench {args.target}`: leave it out")
     result = module.run(args.quick, **{k: v for k, v in given.items() if v is not None})
     if args.json:
-        console.emit_json({"ratios": result["ratios"], **{k: v for k, v in result.items() if k != "ratios"}, **machine()})
+        console.emit_json(
+            {"ratios": result["ratios"], **{k: v for k, v in result.items() if k != "ratios"}, **machine()}
+        )
         return 0
     console.table(result["title"], result["columns"], result["rows"], left=1)
     console.say(", ".join(f"{key}: {value}" for key, value in machine().items()))
@@ -68,7 +74,11 @@ def machine() -> dict[str, str]:
     import torch
 
     names = [line.split(":")[1].strip() for line in cpuinfo() if line.startswith("model name")]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else (names[0] if names else platform.machine())
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else (names[0] if names else platform.machine())
+    )
     return {
         "date": time.strftime("%Y-%m-%d"),
         "device": device,

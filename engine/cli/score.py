@@ -17,23 +17,57 @@ def register(subparsers: Any) -> None:
         description="Scores every choice of every item by log-likelihood and writes scores/<checkpoint>/<benchmark>.arrow. "
         "Run the same command again to go on where a run stopped: what is stored is not scored twice.",
     )
-    p.add_argument("checkpoints", nargs="+", type=Path, metavar="CKPT", help="Hugging Face causal-LM directories")
-    p.add_argument("--data", type=Path, help="folder of <benchmark>.jsonl or .parquet files (default: the Hugging Face hub)")
-    p.add_argument("--benchmarks", default="all", help="names, a category, or all (default), separated by commas")
-    p.add_argument("--benchmark-file", type=Path, action="append", default=[], metavar="YAML", help="a benchmark of your own")
-    p.add_argument("--variant", choices=["lm_eval"], help="reproduce lm-evaluation-harness's quirks (COPA, MultiRC)")
+    p.add_argument(
+        "checkpoints", nargs="+", type=Path, metavar="CKPT", help="Hugging Face causal-LM directories"
+    )
+    p.add_argument(
+        "--data",
+        type=Path,
+        help="folder of <benchmark>.jsonl or .parquet files (default: the Hugging Face hub)",
+    )
+    p.add_argument(
+        "--benchmarks", default="all", help="names, a category, or all (default), separated by commas"
+    )
+    p.add_argument(
+        "--benchmark-file",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="YAML",
+        help="a benchmark of your own",
+    )
+    p.add_argument(
+        "--variant", choices=["lm_eval"], help="reproduce lm-evaluation-harness's quirks (COPA, MultiRC)"
+    )
     p.add_argument("--out", type=Path, default=Path("scores"), help="the score store (default: scores/)")
     p.add_argument("--limit", type=int, metavar="N", help="a seeded sample of N items of each benchmark")
     p.add_argument("--seed", type=int, default=0, help="seed of --limit and --fewshot (default: 0)")
-    p.add_argument("--fewshot", type=int, default=0, metavar="K", help="K solved train items before each item (default: 0)")
+    p.add_argument(
+        "--fewshot",
+        type=int,
+        default=0,
+        metavar="K",
+        help="K solved train items before each item (default: 0)",
+    )
     p.add_argument("--pmi", action="store_true", help="also score each choice without its context (acc_pmi)")
     p.add_argument("--backend", choices=["torch", "vllm"], default="torch")
     p.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: float32 on CPU, bfloat16 on GPU")
-    p.add_argument("--batch-tokens", type=int, metavar="N", help="tokens per forward (default: 2048 on CPU, 32768 on GPU)")
+    p.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="default: float32 on CPU, bfloat16 on GPU"
+    )
+    p.add_argument(
+        "--batch-tokens",
+        type=int,
+        metavar="N",
+        help="tokens per forward (default: 2048 on CPU, 32768 on GPU)",
+    )
     p.add_argument("--manifest", type=Path, metavar="YAML", help="checkpoint name -> {scale, mixture, stage}")
-    p.add_argument("--allow-pickle", action="store_true", help="also read pickled weights, which can run code")
-    p.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint")
+    p.add_argument(
+        "--allow-pickle", action="store_true", help="also read pickled weights, which can run code"
+    )
+    p.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint"
+    )
     p.add_argument("--fresh", action="store_true", help="score again what the store already holds")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.set_defaults(run=run)
@@ -78,7 +112,9 @@ def available(wanted: list[Any], args: argparse.Namespace) -> list[Any]:
     found = benchmarks_in(args.data, wanted)
     missing = [b.name for b in wanted if b not in found]
     if not found:
-        raise UserError(f"{args.data} holds no file of {', '.join(missing[:3])}...: it must hold <benchmark>.jsonl or .parquet")
+        raise UserError(
+            f"{args.data} holds no file of {', '.join(missing[:3])}...: it must hold <benchmark>.jsonl or .parquet"
+        )
     if missing and not named & set(missing):
         console.warn(f"{args.data} has no file of {', '.join(missing)}: left out")
         return found
@@ -114,7 +150,18 @@ def show(report: list[dict[str, Any]], out: Path) -> None:
         rate = f"{r['items_per_second']:,.0f}" if r["items_per_second"] else ""
         mean = f"{r['mean_acc']:.3f}" if r["mean_acc"] is not None else ""
         status = "failed" if r["failure"] else "scored" if r["scored"] else "already there"
-        rows.append((r["checkpoint"], status, r["scored"], r["kept"], f"{r['items']:,}", f"{r['seconds']:.1f}", rate, mean))
+        rows.append(
+            (
+                r["checkpoint"],
+                status,
+                r["scored"],
+                r["kept"],
+                f"{r['items']:,}",
+                f"{r['seconds']:.1f}",
+                rate,
+                mean,
+            )
+        )
     columns = ("checkpoint", "status", "scored", "kept", "items", "seconds", "items/s", "mean acc")
     console.table("Scores", columns, rows, left=2)
     for r in report:

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
-
 from lm_eval.api.model import TemplateLM
 
+import tiny_models
 from evalengine.benchmarks import Item, ItemSet
 from evalengine.encoding import Encoder, encode, move_space, window_of
 
@@ -81,7 +80,9 @@ def test_a_continuation_longer_than_the_window_keeps_one_token_of_context() -> N
 
 def test_equal_choices_share_a_sequence_and_lengths_are_of_the_bare_choice() -> None:
     items = [Item("a", ("Q:", "Q:", "Q:"), (" é", " é", " no"), ("é", "é", "no"), 2)]
-    plan = encode(ItemSet("t", "c", "1", None, items, "h", 1), Encoder(tiny_models.tokenizer("byte_level"), 64))
+    plan = encode(
+        ItemSet("t", "c", "1", None, items, "h", 1), Encoder(tiny_models.tokenizer("byte_level"), 64)
+    )
     assert plan.sequence_C[0] == plan.sequence_C[1] != plan.sequence_C[2]
     assert plan.chars_C.tolist() == [1, 1, 2] and plan.bytes_C.tolist() == [2, 2, 2]
 

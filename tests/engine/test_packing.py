@@ -39,7 +39,9 @@ def check(sequences: Sequences, batch_tokens: int, block: int) -> list[packing.B
         assert len(batch.token_N) % batch.block == 0
         assert sum(len(b.block_B) for b in batch.buckets) * batch.block == len(batch.token_N)
         everything = np.concatenate([prefix if not batch.is_prefix else prefix[:0], batch.token_N])
-        for row, token, s in zip(batch.target_row_T, batch.target_token_T, batch.target_sequence_T, strict=True):
+        for row, token, s in zip(
+            batch.target_row_T, batch.target_token_T, batch.target_sequence_T, strict=True
+        ):
             flat = int(batch.row_R[row])
             keys = sorted(seen(batch, flat))
             position = int(batch.position_N[flat])
@@ -62,12 +64,16 @@ def test_every_target_sees_its_own_path(data: st.DataObject) -> None:
     unique = {tuple(stem + t) for t in tails}
     lists = [list(t) for t in sorted(unique, key=lambda t: t[::-1])]
     starts = [data.draw(st.integers(max(1, len(t) - 5), len(t) - 1)) for t in lists]
-    check(sequences_of(lists, starts), data.draw(st.sampled_from([16, 100, 1000])), data.draw(st.sampled_from([4, 16])))
+    check(
+        sequences_of(lists, starts),
+        data.draw(st.sampled_from([16, 100, 1000])),
+        data.draw(st.sampled_from([4, 16])),
+    )
 
 
 def test_a_prefix_is_computed_once() -> None:
     context = list(range(50))
-    lists = [context + [60 + i, 70 + i, 80] for i in range(4)]
+    lists = [[*context, 60 + i, 70 + i, 80] for i in range(4)]
     (batch,) = check(sequences_of(lists, [50] * 4), 1000, 8)
     assert batch.tokens == 50 + 4 * 2
 
@@ -81,7 +87,7 @@ def test_one_token_choices_cost_one_context() -> None:
 
 def test_a_long_shared_prefix_is_a_batch_of_its_own() -> None:
     shots = [i % 7 for i in range(200)]
-    lists = [shots + [100 + i, 5, 6, 7] for i in range(20)]
+    lists = [[*shots, 100 + i, 5, 6, 7] for i in range(20)]
     batches = check(sequences_of(lists, [201] * 20), 64, 16)
     assert batches[0].is_prefix and batches[0].tokens == 200
     assert sum(b.tokens for b in batches[1:]) == 20 * 3

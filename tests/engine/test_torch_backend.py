@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
 
+import tiny_models
 from evalengine import packing
 from evalengine.checkpoints import discover
 from evalengine.encoding import Sequences
@@ -38,7 +38,9 @@ def truth(path: Path, sequences: Sequences) -> tuple[np.ndarray, np.ndarray]:
     """Log-likelihoods by transformers in float64 with eager attention, one sequence at a time."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float64, attn_implementation="eager"
+    ).eval()
     loglik, greedy = [], []
     with torch.inference_mode():
         for s in range(len(sequences)):
@@ -79,13 +81,17 @@ def test_a_kept_prefix_changes_nothing(architecture: str, tmp_path: Path) -> Non
     np.testing.assert_allclose(scores.loglik, truth(path, sequences)[0], atol=5e-4, rtol=1e-5)
 
 
-def test_the_head_that_a_model_keeps_to_itself_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_head_that_a_model_keeps_to_itself_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tiny_models.save(tmp_path / "m", "llama")
     monkeypatch.setattr("evalengine.torch_backend.head_candidates", lambda model: iter(()))
     sequences = shared_sequences(300)
     backend = backend_for(path)
     assert "output layer" in backend.notes[0]
-    np.testing.assert_allclose(backend.score(sequences).loglik, truth(path, sequences)[0], atol=5e-4, rtol=1e-5)
+    np.testing.assert_allclose(
+        backend.score(sequences).loglik, truth(path, sequences)[0], atol=5e-4, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])
@@ -141,5 +147,5 @@ def test_a_file_without_a_tensor_is_refused(tmp_path: Path) -> None:
     tensors = load_file(path / "model.safetensors")
     tensors.pop("model.layers.1.mlp.up_proj.weight")
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="does not hold the model its config.json describes"):
+    with pytest.raises(UserError, match="does not hold the model"):
         backend_for(path)

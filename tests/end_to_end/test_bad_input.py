@@ -1,0 +1,273 @@
+"""Bad input to `evalengine score`: one sentence, exit code 1, nothing half-written, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import tiny_models
+from evalengine.cli import main
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.save(tmp_path_factory.mktemp("good") / "240M-v1p0-pt", "llama")
+
+
+@pytest.fixture(scope="module")
+def bench(small_world: Path) -> Path:
+    return small_world / "bench"
+
+
+@pytest.fixture
+def refused(bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs `score`, which must fail with exit code 1; returns what it said."""
+
+    def run(*arguments: object, data: Path | None = None, benchmarks: str = "copa,cb") -> str:
+        capsys.readouterr()
+        out = [] if "--out" in arguments else ["--out", str(tmp_path / "scores")]
+        code = main(
+            ["score", *map(str, arguments), "--data", str(data or bench), "--benchmarks", benchmarks, *out]
+        )
+        captured = capsys.readouterr()
+        said = captured.out + captured.err
+        assert code == 1, said
+        assert "Traceback" not in said
+        assert not list(tmp_path.rglob("*.tmp"))
+        return said
+
+    return run
+
+
+def copy(good: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(good, folder))
+
+
+def test_no_such_checkpoint(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "no such checkpoint" in refused(tmp_path / "nothing")
+
+
+def test_a_folder_of_checkpoints(refused: Callable[..., str], good: Path) -> None:
+    assert "it holds 1 checkpoints: give" in refused(good.parent)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "says"),
+    [
+        ("config.json", "no config.json"),
+        ("model.safetensors", "no weights"),
+        ("tokenizer.json", "no tokenizer"),
+    ],
+)
+def test_a_directory_lacks_a_part(
+    refused: Callable[..., str], good: Path, tmp_path: Path, lacking: str, says: str
+) -> None:
+    path = copy(good, tmp_path / "m")
+    (path / lacking).unlink()
+    assert says in refused(path)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "header", "empty", "garbage"])
+def test_damaged_safetensors(refused: Callable[..., str], good: Path, tmp_path: Path, damage: str) -> None:
+    path = copy(good, tmp_path / "m")
+    file = path / "model.safetensors"
+    content = file.read_bytes()
+    damaged = {
+        "truncated": content[: len(content) // 2],
+        "header": content[:3],
+        "empty": b"",
+        "garbage": b"\xff" * len(content),
+    }
+    file.write_bytes(damaged[damage])
+    assert "truncated or corrupt" in refused(path)
+
+
+def test_pickled_weights(refused: Callable[..., str], good: Path, bench: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    path = copy(good, tmp_path / "m")
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    assert "--allow-pickle" in refused(path)
+    arguments = ["score", str(path), "--data", str(bench), "--benchmarks", "copa", "--allow-pickle", "--out"]
+    assert main([*arguments, str(tmp_path / "p")]) == 0
+    assert main(["score", str(good), *arguments[2:6], "--out", str(tmp_path / "s")]) == 0
+    from evalengine import load
+
+    assert load(tmp_path / "p")["loglik"].to_pylist() == load(tmp_path / "s")["loglik"].to_pylist()
+
+
+def test_remote_code_does_not_run(refused: Callable[..., str], good: Path, tmp_path: Path) -> None:
+    path = copy(good, tmp_path / "m")
+    config = json.loads((path / "config.json").read_text())
+    config |= {"model_type": "custom", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    assert "--trust-remote-code" in refused(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_nan_weights_are_named_and_the_others_go_on(
+    refused: Callable[..., str], good: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = copy(good, tmp_path / "240M-bad-pt")
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    said = refused(path, good)
+    assert "240M-bad-pt has NaN or infinite weights (model.norm.weight)" in said
+    assert len(list((tmp_path / "scores" / good.name).glob("*.arrow"))) == 2
+    assert not (tmp_path / "scores" / path.name).exists()
+
+
+def test_two_checkpoints_with_one_name(refused: Callable[..., str], good: Path, tmp_path: Path) -> None:
+    assert "two checkpoints are named" in refused(good, copy(good, tmp_path / "other" / good.name))
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("{not json", "copa.jsonl"),
+        ('{"premise": 3, "choice1": "a", "choice2": "b", "question": "cause", "label": 0}', "premise"),
+        (
+            '{"premise": "a.", "choice1": "a", "choice2": "b", "question": "cause", "label": 7}',
+            "expected 0 to 1, got 7",
+        ),
+        ('{"premise": "a.", "choice1": "a", "question": "cause", "label": 0}', "choice2"),
+    ],
+)
+def test_malformed_items_are_named(
+    refused: Callable[..., str], good: Path, bench: Path, tmp_path: Path, row: str, says: str
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    lines = (bench / "copa.jsonl").read_text().splitlines()[:3]
+    (data / "copa.jsonl").write_text("\n".join([*lines, row]))
+    said = refused(good, data=data, benchmarks="copa")
+    assert says in said and "4" in said, "file, line and field"
+
+
+def test_an_item_with_one_choice(refused: Callable[..., str], good: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    row = {"id": "x", "question": "q?", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "A"}
+    (data / "arc_easy.jsonl").write_text(json.dumps(row))
+    assert "two choices or more" in refused(good, data=data, benchmarks="arc_easy")
+
+
+def test_an_unwritable_output(refused: Callable[..., str], good: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert "give --out a folder" in refused(good, "--out", blocked)
+    said = refused(good, "--out", "/proc/nowhere")
+    assert "/proc/nowhere" in said
+
+
+@pytest.mark.parametrize(
+    "options", [["--limit", "5"], ["--fewshot", "2"], ["--variant", "lm_eval"], ["--dtype", "bfloat16"]]
+)
+def test_a_store_of_other_options_is_not_mixed(
+    refused: Callable[..., str], good: Path, bench: Path, tmp_path: Path, options: list[str]
+) -> None:
+    arguments = [
+        "score",
+        str(good),
+        "--data",
+        str(bench),
+        "--benchmarks",
+        "copa",
+        "--out",
+        str(tmp_path / "scores"),
+    ]
+    assert main(arguments) == 0
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.arrow")}
+    said = refused(good, *options)
+    assert options[0] in said and "--fresh" in said
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*.arrow")}
+    assert main([*arguments, *options, "--fresh"]) == 0
+
+
+def test_a_second_process_on_the_store(refused: Callable[..., str], good: Path, tmp_path: Path) -> None:
+    from evalengine import store
+
+    with store.lock(tmp_path / "scores"):
+        assert "in use by process" in refused(good)
+    code = (
+        "import sys, os; from evalengine import store; from pathlib import Path\n"
+        "with store.lock(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "scores")], check=False)
+    assert main(["score", str(good), "--data", str(tmp_path), "--out", str(tmp_path / "scores")]) == 1
+    with store.lock(tmp_path / "scores"):
+        pass  # a killed owner leaves no lock behind
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+def test_a_full_disk(good: Path, bench: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(small)], capture_output=True
+    ).returncode:
+        pytest.skip("cannot mount a tmpfs here")
+    try:
+        command = [
+            sys.executable,
+            "-m",
+            "evalengine",
+            "score",
+            str(good),
+            "--data",
+            str(bench),
+            "--out",
+            str(small / "s"),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "No space left" in done.stderr and "Traceback" not in done.stderr
+        kept = {p: p.read_bytes() for p in small.rglob("*.arrow")}
+        assert kept and not list(small.rglob("*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=50m", str(small)], check=True)
+        assert subprocess.run(command, capture_output=True).returncode == 0
+        assert all(path.read_bytes() == content for path, content in kept.items())
+        assert len(list(small.rglob("*.arrow"))) == 20
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=False)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "says"),
+    [
+        ("[1, 2]", "must map checkpoint names"),
+        ("240M-v1p0-pt: {stage: later}", "stage must be pt or sft"),
+        ("other: {stage: pt}", "not among the checkpoints given"),
+        ("a: [", "cannot read the manifest"),
+    ],
+)
+def test_bad_manifests(
+    refused: Callable[..., str], good: Path, tmp_path: Path, manifest: str, says: str
+) -> None:
+    path = tmp_path / "manifest.yaml"
+    path.write_text(manifest)
+    assert says in refused(good, "--manifest", path)
+
+
+def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["score"])
+    assert stop.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+def test_an_unknown_benchmark_names_the_nearest(refused: Callable[..., str], good: Path) -> None:
+    assert "hellaswag" in refused(good, benchmarks="helaswag")

@@ -1,0 +1,242 @@
+"""`evalengine score` as a user meets it: the store, resuming, refusing."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import evalengine
+import tiny_models
+from evalengine import store
+from evalengine.cli import main
+
+
+@pytest.fixture(scope="module")
+def ckpts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("ckpts")
+    names = ["240M-v1p0-pt", "240M-v1p0-sft", "240M-v2p0-pt"]
+    return [tiny_models.save(folder / name, "llama", seed=i, window=1024) for i, name in enumerate(names)]
+
+
+@pytest.fixture(scope="module")
+def bench(small_world: Path) -> Path:
+    return small_world / "bench"
+
+
+def score(*arguments: object) -> int:
+    return main(["score", *map(str, arguments)])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.glob("*/*.arrow"))}
+
+
+def test_the_store_is_what_the_contract_says(ckpts: list[Path], bench: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores"
+    assert score(*ckpts, "--data", bench, "--out", out) == 0
+    table = evalengine.load(out)
+    assert table.schema.remove_metadata() == store.schema()
+    assert len(list(store.files(out))) == 3 * 20
+    assert table["category"].unique().to_pylist().__len__() == 4
+    rows = table.filter(pa.compute.equal(table["checkpoint"], "240M-v1p0-sft")).slice(0, 1).to_pylist()
+    assert (rows[0]["scale"], rows[0]["mixture"], rows[0]["stage"]) == ("240M", "v1p0", "sft")
+    assert rows[0]["loglik_uncond"] is None
+    metadata = next(iter(store.files(out))).metadata
+    wanted = (
+        "store_version evalengine_version checkpoint_fingerprint tokenizer_hash benchmark_version data_hash"
+    )
+    wanted += " backend dtype fewshot limit variant default_score"
+    assert set(wanted.split()) <= set(metadata)
+    for row in table.to_pylist():
+        assert len({len(row[k]) for k in ("loglik", "tokens", "chars", "bytes", "greedy")}) == 1
+        assert 0 <= row["gold"] < len(row["loglik"])
+        assert max(row["loglik"]) <= 0
+    assert not list(out.glob("*/*.tmp"))
+    run = json.loads((out / "runs.jsonl").read_text().splitlines()[-1])
+    assert [c["scored"] for c in run["checkpoints"]] == [20, 20, 20]
+
+
+def test_two_runs_write_the_same_bytes_and_the_second_of_one_store_scores_nothing(
+    ckpts: list[Path], bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    for out in (a, b):
+        assert score(ckpts[0], "--data", bench, "--out", out) == 0
+    assert files(a) == files(b)
+    capsys.readouterr()
+    assert score(ckpts[0], "--data", bench, "--out", a, "--json") == 0
+    (entry,) = json.loads(capsys.readouterr().out)["checkpoints"]
+    assert (entry["scored"], entry["kept"]) == (0, 20)
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_bytes(ckpts: list[Path], bench: Path, tmp_path: Path) -> None:
+    reference, out = tmp_path / "reference", tmp_path / "killed"
+    command = [sys.executable, "-m", "evalengine", "score", *map(str, ckpts), "--data", str(bench), "--out"]
+    started = time.monotonic()
+    subprocess.run([*command, str(reference)], check=True, capture_output=True)
+    whole = time.monotonic() - started
+    draw = random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=whole * draw.uniform(0.5, 1.0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    subprocess.run([*command, str(out)], check=True, capture_output=True)
+    assert files(out) == files(reference)
+    assert not [p for p in out.rglob("*") if p.name.endswith(".tmp")]
+
+
+def test_batch_size_changes_no_pick(ckpts: list[Path], bench: Path, tmp_path: Path) -> None:
+    picks = []
+    for n in (64, 4096):
+        out = tmp_path / str(n)
+        assert score(ckpts[0], "--data", bench, "--out", out, "--batch-tokens", n) == 0
+        picks.append([int(np.argmax(row)) for row in evalengine.load(out)["loglik"].to_pylist()])
+    assert picks[0] == picks[1]
+
+
+def test_few_shot_and_pmi_are_stored(ckpts: list[Path], bench: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores"
+    arguments = [
+        ckpts[0],
+        "--data",
+        bench,
+        "--out",
+        out,
+        "--benchmarks",
+        "copa,boolq",
+        "--fewshot",
+        3,
+        "--pmi",
+    ]
+    assert score(*arguments) == 0
+    table = evalengine.load(out)
+    assert table["loglik_uncond"].null_count == 0
+    assert next(iter(store.files(out))).metadata["fewshot"] == "3"
+    plain = tmp_path / "plain"
+    assert score(ckpts[0], "--data", bench, "--out", plain, "--benchmarks", "copa,boolq") == 0
+    assert evalengine.load(plain)["loglik"].to_pylist() != table["loglik"].to_pylist()
+
+
+def test_limit_is_a_sample_of_the_whole(ckpts: list[Path], bench: Path, tmp_path: Path) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert score(ckpts[0], "--data", bench, "--out", whole, "--benchmarks", "piqa") == 0
+    assert score(ckpts[0], "--data", bench, "--out", part, "--benchmarks", "piqa", "--limit", 7) == 0
+    by_item = {row["item"]: row["loglik"] for row in evalengine.load(whole).to_pylist()}
+    rows = evalengine.load(part).to_pylist()
+    assert len(rows) == 7
+    for row in rows:
+        np.testing.assert_allclose(row["loglik"], by_item[row["item"]], atol=1e-4)
+
+
+def test_weights_changed_under_the_same_name_are_scored_again(
+    bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "m-a-pt", tmp_path / "scores"
+    for seed in (0, 1):
+        tiny_models.save(path, "llama", seed=seed)
+        assert score(path, "--data", bench, "--out", out, "--benchmarks", "copa") == 0
+    assert "its weights have changed since it was scored" in capsys.readouterr().out
+
+
+def test_a_damaged_file_is_noticed_and_scored_again(
+    ckpts: list[Path], bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores"
+    arguments = [ckpts[0], "--data", bench, "--out", out, "--benchmarks", "copa"]
+    assert score(*arguments) == 0
+    (path,) = out.glob("*/*.arrow")
+    good = path.read_bytes()
+    path.write_bytes(good[: len(good) // 2])
+    with pytest.raises(evalengine.UserError, match="damaged"):
+        evalengine.load(out)
+    assert score(*arguments) == 0
+    assert path.read_bytes() == good
+    flipped = bytearray(good)
+    at = good.index(np.float32(store.read(path)["loglik"][0].as_py()[0]).tobytes())
+    flipped[at] ^= 1
+    path.write_bytes(bytes(flipped))
+    with pytest.raises(evalengine.UserError, match="damaged"):
+        evalengine.load(out)
+
+
+def test_a_damaged_plan_cache_costs_only_time(
+    ckpts: list[Path], bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVALENGINE_CACHE", str(tmp_path / "cache"))
+    for out in ("a", "b", "c"):
+        assert score(ckpts[0], "--data", bench, "--out", tmp_path / out, "--benchmarks", "copa") == 0
+        (cached,) = (tmp_path / "cache").glob("*.arrow")
+        content = bytearray(cached.read_bytes())
+        content[len(content) // 3] ^= 64
+        cached.write_bytes(bytes(content) if out == "a" else bytes(content[:50]))
+    assert files(tmp_path / "a") == files(tmp_path / "b") == files(tmp_path / "c")
+
+
+def test_export_writes_the_same_rows(ckpts: list[Path], bench: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    out = tmp_path / "scores"
+    assert score(ckpts[0], "--data", bench, "--out", out, "--benchmarks", "copa,cb") == 0
+    for kind in ("parquet", "arrow"):
+        assert main(["export", str(out), "--format", kind]) == 0
+    expected = evalengine.load(out).to_pylist()
+    assert pq.read_table(tmp_path / "scores.parquet").to_pylist() == expected
+    with pa.memory_map(str(tmp_path / "scores.arrow")) as source:
+        assert pa.ipc.open_file(source).read_all().to_pylist() == expected
+
+
+@pytest.mark.slow
+def test_peak_memory_of_a_large_vocabulary(bench: Path, tmp_path: Path) -> None:
+    """Under 1.5 x the weights + 600 MB, in a process of its own."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=100_864, hidden_size=512, num_hidden_layers=2, num_attention_heads=4, intermediate_size=512
+    )
+    LlamaForCausalLM(config).to(torch.float32).save_pretrained(tmp_path / "large-v-pt")
+    tiny_models.tokenizer("byte_level").save_pretrained(tmp_path / "large-v-pt")
+    weights = (tmp_path / "large-v-pt" / "model.safetensors").stat().st_size
+    code = (
+        "import resource, sys; from evalengine.cli import main; code = main(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    )
+    arguments = [
+        "score",
+        tmp_path / "large-v-pt",
+        "--data",
+        bench,
+        "--out",
+        tmp_path / "s",
+        "--benchmarks",
+        "copa,rte,piqa",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True
+    )
+    peak = int(done.stdout.splitlines()[-1]) * 1024
+    assert weights > 400e6
+    assert peak < 1.5 * weights + 600e6, f"{peak / 1e6:.0f} MB for {weights / 1e6:.0f} MB of weights"
+
+
+def test_importing_and_help_are_quick() -> None:
+    heavy = "{'torch', 'numba', 'pyarrow', 'transformers', 'matplotlib', 'vllm', 'ray', 'scipy', 'numpy'}"
+    code = f"import sys, evalengine, evalengine.cli; evalengine.cli.parser(); print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stdout.strip() == "[]"
