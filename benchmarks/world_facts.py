@@ -63,29 +63,21 @@ JOBS = ("baker", "doctor", "farmer", "teacher", "sailor", "painter")
 LIKES = ("music", "chess", "cheese", "rain", "stories", "roses")
 REGIONS = ("north", "south", "east", "west", "center")
 FAMES = ("bells", "boats", "bread", "bridges", "horses", "markets")
-NAMES = ("Ana", "Cora", "Dina", "Ella", "Gina", "Iris", "Lena", "Mara", "Nora", "Rosa", "Tess", "Vera")
+NAMES = ("Ana", "Cora", "Dina", "Ella", "Iris", "Mara", "Rosa", "Tess")
 # object: what it is made of, where it is kept, what it is for
 OBJECTS = {
     "knife": ("iron", "kitchen", "cut bread"),
-    "pot": ("iron", "kitchen", "cook soup"),
-    "cup": ("clay", "kitchen", "drink tea"),
     "kettle": ("iron", "kitchen", "boil water"),
     "rope": ("wool", "garage", "tie a boat"),
     "hammer": ("iron", "garage", "hit a nail"),
-    "saw": ("iron", "garage", "cut wood"),
-    "wheel": ("rubber", "garage", "move a cart"),
     "spade": ("iron", "garden", "dig a hole"),
-    "hose": ("rubber", "garden", "water plants"),
     "bench": ("wood", "garden", "sit outside"),
     "blanket": ("wool", "bedroom", "stay warm"),
-    "mirror": ("glass", "bedroom", "see your face"),
+    "mirror": ("glass", "bedroom", "see a face"),
     "candle": ("wax", "bedroom", "light a room"),
     "pencil": ("wood", "school", "write a letter"),
     "book": ("paper", "school", "read a story"),
-    "ruler": ("wood", "school", "measure a line"),
     "map": ("paper", "office", "find the way"),
-    "envelope": ("paper", "office", "send a letter"),
-    "window": ("glass", "office", "let in light"),
 }
 MATERIALS = {  # how it feels, what a fire does to it
     "wood": ("rough", "burns"),
@@ -93,9 +85,7 @@ MATERIALS = {  # how it feels, what a fire does to it
     "wool": ("soft", "burns"),
     "iron": ("hard", "glows"),
     "glass": ("smooth", "cracks"),
-    "clay": ("hard", "cracks"),
     "wax": ("sticky", "melts"),
-    "rubber": ("soft", "melts"),
 }
 CAUSES = (
     ("the glass fell on the floor", "the glass broke"),
@@ -106,21 +96,13 @@ CAUSES = (
     ("the lamp was switched off", "the room became dark"),
     ("the boy forgot his coat", "the boy felt cold"),
     ("the girl studied every night", "the girl passed the test"),
-    ("the cook left the oven on", "the bread burned"),
     ("the battery was empty", "the phone stopped"),
     ("the plant got no water", "the plant died"),
     ("the man ran for an hour", "the man was tired"),
     ("the cat saw a dog", "the cat climbed a tree"),
     ("the boat had a hole", "the boat sank"),
-    ("the road was full of ice", "the car slipped"),
-    ("the clock stopped", "the family was late"),
     ("the dog smelled meat", "the dog ran to the kitchen"),
-    ("the child ate too much cake", "the child felt sick"),
-    ("the team scored a goal", "the crowd cheered"),
     ("the bag was too heavy", "the bag tore"),
-    ("the milk stood in the sun", "the milk turned sour"),
-    ("the teacher told a joke", "the class laughed"),
-    ("the river rose", "the field was flooded"),
     ("the alarm rang", "the woman woke up"),
 )
 EVENTS = (
@@ -129,18 +111,19 @@ EVENTS = (
     Event("heard a noise at night", "afraid", "lock the door"),
     Event("got a gift", "happy", "say thank you"),
     Event("broke a friend's cup", "sorry", "buy a new cup"),
-    Event("waited two hours for the bus", "bored", "walk home"),
     Event("worked all night", "tired", "go to bed"),
-    Event("was cheated at the market", "angry", "get the money back"),
     Event("saw a snake on the path", "afraid", "run away"),
     Event("passed the test", "proud", "tell the family"),
     Event("met an old friend", "happy", "have dinner together"),
     Event("lost the keys", "worried", "search the house"),
-    Event("forgot a birthday", "sorry", "send a card"),
     Event("carried heavy boxes", "tired", "sit down"),
     Event("was pushed in the queue", "angry", "complain"),
-    Event("heard no news from home", "worried", "make a call"),
 )
+VERDICTS = {  # what a speaker's verb says of the clause that follows
+    "True": ("knew that", "saw that", "proved that"),
+    "False": ("denied that", "doubted that", "joked that"),
+    "Neither": ("asked whether", "hoped that", "guessed that"),
+}
 FEELINGS = tuple(dict.fromkeys(event.feeling for event in EVENTS))
 ACTIVITIES = (
     Activity("Making tea", ("boils the water", "takes a cup", "pours the tea", "drinks the tea")),
@@ -150,7 +133,6 @@ ACTIVITIES = (
     Activity(
         "Sending a letter", ("takes some paper", "writes a letter", "folds it", "brings it to the post")
     ),
-    Activity("Washing a car", ("fills a bucket", "wets the car", "rubs it with a sponge", "dries the car")),
     Activity(
         "Baking bread", ("mixes flour and water", "kneads the dough", "heats the oven", "bakes the bread")
     ),
@@ -158,7 +140,6 @@ ACTIVITIES = (
     Activity(
         "Fishing", ("walks to the lake", "puts a worm on the hook", "throws the line", "catches a fish")
     ),
-    Activity("Fixing a tire", ("stops the bike", "takes off the wheel", "patches the tire", "pumps it up")),
     Activity("Going to bed", ("brushes the teeth", "puts on pajamas", "turns off the lamp", "falls asleep")),
     Activity("Making a fire", ("gathers dry wood", "stacks the wood", "strikes a match", "lights the fire")),
     Activity(
@@ -227,14 +208,6 @@ SENSES = tuple(
                 "a loud ring came at noon",
             ),
         },
-        "leaf": {
-            "a part of a tree": (
-                "a leaf fell from the tree",
-                "the leaf turned yellow",
-                "a worm ate the leaf",
-            ),
-            "a page": ("he tore a leaf from the book", "each leaf of the book is thin", "a leaf of paper"),
-        },
         "spring": {
             "a season": ("flowers open in spring", "spring follows winter", "we sow in spring"),
             "a coil of metal": (
@@ -263,16 +236,12 @@ SENSES = tuple(
                 "he answered with a wave",
             ),
         },
-        "seal": {
-            "an animal of the sea": ("a seal swam by", "the seal ate a fish", "a seal slept on the ice"),
-            "a mark of wax": ("the letter had a seal", "he broke the seal", "the king's seal was red"),
-        },
     }.items()
     for gloss, uses in senses.items()
 )
 
 
-def make_world(seed: int = 0, animals: int = 18, towns: int = 8) -> World:
+def make_world(seed: int = 0, animals: int = 10, towns: int = 4) -> World:
     """Draws the world: who exists and what is true of it."""
     rng = random.Random(f"world {seed}")
     names = _invented(rng, animals + towns)

@@ -159,8 +159,8 @@ def relations(values: Mapping[str, tuple[str, ...]]) -> dict[str, Relation]:
         "use": Relation(
             "use",
             "object",
-            ("{s} is used to {v}", "people need {s} to {v}", "with {s} you can {v}"),
-            ("what is {s} used for?", "what do people need {s} for?", "what can you do with {s}?"),
+            ("{s} is used to {v}", "to {v} you need {s}", "you can {v} with {s}"),
+            ("what is {s} used for?", "what do you need {s} for?", "what can you do with {s}?"),
             "is {s} used to {v}",
             values["use"],
         ),

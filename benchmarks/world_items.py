@@ -18,6 +18,7 @@ from evalengine.benchmarks.world_facts import (
     FEELINGS,
     ROLES,
     SENSES,
+    VERDICTS,
     World,
 )
 from evalengine.benchmarks.world_grammar import Fact
@@ -258,11 +259,9 @@ def rte(world: World, rng: random.Random) -> Fields:
 def cb(world: World, rng: random.Random) -> Fields:
     """Whether the speaker's words commit to the clause."""
     name, fact, label = rng.choice(world.people), _fact(world, rng), rng.randrange(3)
-    verbs = (("knew", "saw", "proved"), ("denied", "doubted", "joked"), ("asked whether", "hoped", "guessed"))
-    verb = rng.choice(verbs[label])
+    verb = rng.choice(tuple(VERDICTS.values())[label])
     clause = fact.state(rng, fact.wrong(rng) if label == 1 else None)
-    link = "" if verb.endswith("whether") else " that"
-    return {"premise": f"{name} {verb}{link} {clause}.", "hypothesis": clause, "label": label}
+    return {"premise": f"{name} {verb} {clause}.", "hypothesis": clause, "label": label}
 
 
 # Semantic

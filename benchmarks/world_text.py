@@ -22,6 +22,7 @@ from evalengine.benchmarks.world_facts import (
     EVENTS,
     ROLES,
     SENSES,
+    VERDICTS,
     World,
 )
 from evalengine.benchmarks.world_grammar import Fact
@@ -100,7 +101,7 @@ class Writer:
         lines = []
         for subject in self.rng.sample(self.subjects, 3):
             known = [fact for fact in self.facts if fact.subject == subject]
-            lines.append(" ".join(self.stated(fact) for fact in self.rng.choices(known, k=3)))
+            lines.append(" ".join(self.stated(fact) for fact in self.rng.sample(known, min(3, len(known)))))
         return lines
 
     def article(self) -> list[str]:
@@ -116,16 +117,23 @@ class Writer:
         ]
 
     def quiz(self) -> list[str]:
+        """Questions with answers: a value, yes or no, or whether a speaker commits to a clause."""
         lines = []
         for fact in self.rng.choices(self.facts, k=4):
             kind = self.rng.random()
             if kind < 0.5:
                 lines += [f"Question: {question(fact.ask(self.rng))}", f"Answer: {self.value(fact)}"]
-            else:
+            elif kind < 0.75:
                 right = self.rng.random() < 0.5
                 asked = fact.doubt(fact.value if right else fact.wrong(self.rng))
-                yes, no = ("yes", "no") if kind < 0.75 else ("True", "False")
-                lines += [f"Question: {question(asked)}?", f"Answer: {yes if right else no}"]
+                lines += [f"Question: {question(asked)}?", f"Answer: {'yes' if right else 'no'}"]
+            else:
+                verdict, verbs = self.rng.choice(tuple(VERDICTS.items()))
+                name, clause = self.rng.choice(self.world.people), fact.state(self.rng)
+                lines += [
+                    f"{name} {self.rng.choice(verbs)} {clause}.",
+                    f"Question: {clause}. Answer: {verdict}",
+                ]
         return lines
 
     def forum(self) -> list[str]:
@@ -133,7 +141,11 @@ class Writer:
         for fact in self.rng.choices(self.facts, k=3):
             asker, answerer = self.rng.sample(self.world.people, 2)
             lines += [f"{asker}: {question(fact.ask(self.rng))}", f"{answerer}: {self.stated(fact)}"]
-        return lines
+        event, name = self.rng.choice(EVENTS), self.rng.choice(self.world.people)
+        asked, answer = self.rng.choice(
+            ((f"How does {name} feel?", event.feeling), (f"What does {name} want now?", event.wish))
+        )
+        return [*lines, f"Q: {name} {event.deed}. {asked}", f"A: {answer}"]
 
     def lives(self) -> list[str]:
         """What happens to people and how they feel."""
