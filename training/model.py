@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from evalengine.training.attention import DocumentMask, attend
-from evalengine.training.loss import IGNORE, summed_cross_entropy
+from evalengine.training.loss import summed_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -177,12 +177,5 @@ class Decoder(nn.Module):
         documents: a token attends to the earlier tokens of its own document only.
         """
         h_BTD = self.hidden(token_BT, position_BT, DocumentMask.from_positions(position_BT))
-        target_N = target_BT.reshape(-1)
         h_ND = h_BTD.reshape(-1, h_BTD.shape[-1])
-        if (
-            not torch.compiler.is_compiling() and h_ND.device.type == "cpu"
-        ):  # SFT scores a few rows: skip the others
-            kept = (target_N != IGNORE).nonzero().squeeze(1)
-            if kept.numel() < target_N.numel():
-                h_ND, target_N = h_ND[kept], target_N[kept]
-        return summed_cross_entropy(h_ND, self.head.weight, target_N)
+        return summed_cross_entropy(h_ND, self.head.weight, target_BT.reshape(-1))

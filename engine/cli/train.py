@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evalengine.training.loop import Place
 
 
 def register(subparsers: Any) -> None:
@@ -59,18 +62,20 @@ def run(args: argparse.Namespace) -> int:
 
     console.set_json(args.json)
     study = studies.load(args.study)
+    place = _place(args)
     if args.dry_run:
         from evalengine.training import plan
 
-        return plan.show(
-            study,
-            plan.make(study, data=args.data, out=args.out, only=args.only, jobs=args.jobs, rate=args.flops),
+        planned = plan.make(
+            study, out=args.out, only=args.only, jobs=args.jobs, rate=args.flops, device=place.device
         )
-
-    from evalengine.training.loop import Place
+        if args.json:
+            console.emit_json(plan.as_json(planned))
+        else:
+            plan.show(study, planned)
+        return 0
     from evalengine.training.runner import run_study
 
-    place = _place(args, Place)
     outcome = run_study(
         study, data=args.data, out=args.out, only=args.only, jobs=args.jobs, fresh=args.fresh, place=place
     )
@@ -99,12 +104,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _place(args: argparse.Namespace, place: Any) -> Any:
+def _place(args: argparse.Namespace) -> Place:
     """Device and precision; under torchrun one device a process."""
     import torch
 
     from evalengine.errors import UserError
     from evalengine.training import parallel
+    from evalengine.training.loop import Place
 
     gpu = torch.cuda.is_available() and args.device != "cpu"
     if args.device == "cuda" and not gpu:
@@ -113,5 +119,5 @@ def _place(args: argparse.Namespace, place: Any) -> Any:
     autocast = args.dtype == "bfloat16" or (args.dtype == "auto" and gpu)
     if parallel.launched():
         device = parallel.local_device() if gpu else "cpu"
-        return place(device=device, autocast=autocast, compile=gpu, group=parallel.DataParallel(device))
-    return place(device=device, autocast=autocast, compile=gpu)
+        return Place(device=device, autocast=autocast, compile=gpu, group=parallel.DataParallel(device))
+    return Place(device=device, autocast=autocast, compile=gpu)

@@ -1,0 +1,149 @@
+"""Fine-tuning data: what is learned, how it is packed, where it comes from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evalengine.errors import UserError
+from evalengine.training.chat import Conversation, Message
+from evalengine.training.conversations import (
+    Examples,
+    PackedExamples,
+    change_instructions,
+    pack,
+    read,
+    tokenise,
+)
+from evalengine.training.loop import Place, mean_loss
+from evalengine.training.loss import IGNORE
+from evalengine.training.model import Decoder, Shape
+from evalengine.training.stages import within_reach
+from evalengine.training.study import ChatSource, SftData
+
+SHAPE = Shape(d_model=32, layers=2, heads=1, head_dim=32, ffn=64, vocab=512, context=96)
+
+
+def chat(*turns: str) -> Conversation:
+    roles = ("user", "assistant") * len(turns)
+    return Conversation(tuple(Message(role, text) for role, text in zip(roles, turns, strict=False)))
+
+
+CHATS = [
+    chat(f"question {i} " + "really " * (i % 7), "yes" if i % 2 else "no, it is not", "and then?", f"{i}")
+    for i in range(23)
+]
+
+
+@pytest.fixture(scope="module")
+def examples(tokenizer) -> Examples:
+    return tokenise(CHATS, tokenizer)
+
+
+def test_packing_keeps_every_target_and_nothing_else(examples: Examples):
+    batch = pack([examples[i] for i in range(len(examples))], 96, "all")
+    assert batch.token_BT.shape[1] <= 96
+    assert len(batch.token_BT) < len(CHATS) / 2  # it does pack
+    learned = [
+        (int(ids[k]), int(ids[k + 1]))
+        for ids, mask in map(examples.__getitem__, range(len(examples)))
+        for k in range(len(ids) - 1)
+        if mask[k + 1]
+    ]
+    kept = batch.target_BT != IGNORE
+    packed = list(zip(batch.token_BT[kept].tolist(), batch.target_BT[kept].tolist(), strict=True))
+    assert sorted(packed) == sorted(learned)
+
+
+def test_packed_loss_is_transformers_loss_of_each_conversation_alone(
+    examples: Examples, tokenizer, tmp_path: Path
+):
+    """Labels are -100 except on what the assistant says; each conversation is a batch of its own there."""
+    from transformers import AutoModelForCausalLM
+
+    from evalengine.training import export
+
+    model = Decoder(SHAPE).initialise(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4)
+    export.save(model, tokenizer, tmp_path / "m", {})
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
+    total, count = 0.0, 0
+    for i in range(len(examples)):
+        ids, learned = examples[i]
+        token = torch.from_numpy(ids.astype(np.int64))[None]
+        labels = torch.where(torch.from_numpy(learned)[None], token, -100)
+        total += float(theirs(token, labels=labels).loss.detach()) * int(learned.sum())
+        count += int(learned.sum())
+    batch = pack([examples[i] for i in range(len(examples))], 96, "all")
+    assert mean_loss(model, batch, Place()) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_every_epoch_shows_every_conversation_once(examples: Examples):
+    packed = PackedExamples(examples, epochs=3, batch_examples=4, context=96, seed=1)
+    assert packed.steps == 3 * 5
+    seen = [set(), set(), set()]
+    for step in range(packed.steps):
+        kept = packed.batch(step).target_BT
+        seen[step // 5].add(tuple(sorted(kept[kept != IGNORE].tolist())))
+    assert all(len(steps) == 5 for steps in seen)
+    assert len(set.union(*seen)) > 10  # shuffled anew
+
+
+def test_a_conversation_whose_answer_is_cut_off_is_dropped(tokenizer):
+    long = chat("word " * 300, "yes")
+    examples = tokenise([long, chat("a", "b")], tokenizer)
+    assert len(examples.within(64)) == 1
+    with pytest.raises(UserError, match="raise `context`"):
+        tokenise([long], tokenizer).within(64)
+
+
+def test_instructions_emptied_or_shuffled_leave_the_answers():
+    emptied = change_instructions(CHATS, "emptied", 0)
+    shuffled = change_instructions(CHATS, "shuffled", 0)
+    for own, without, swapped in zip(CHATS, emptied, shuffled, strict=True):
+        said = [m.content for m in own.messages if m.role == "assistant"]
+        assert [m.content for m in without.messages] == ["", said[0], "", said[1]]
+        assert [m.content for m in swapped.messages if m.role == "assistant"] == said
+        assert swapped.messages[0] != own.messages[0]
+    firsts = [c.messages[0].content for c in shuffled]
+    assert sorted(firsts) == sorted(c.messages[0].content for c in CHATS)
+
+
+def test_reach_keeps_what_the_model_finds_least_surprising(examples: Examples):
+    model = Decoder(SHAPE).initialise(torch.Generator().manual_seed(0))
+    losses = [mean_loss(model, pack([examples[i]], 96, ""), Place()) for i in range(len(examples))]
+    kept = within_reach(model, examples, 0.5, Place())
+    assert len(kept) == round(0.5 * len(examples))
+    again = [mean_loss(model, pack([kept[i]], 96, ""), Place()) for i in range(len(kept))]
+    assert max(again) <= sorted(losses)[len(kept) - 1]
+
+
+def test_benchmark_train_files_become_conversations(data: Path):
+    found = read(SftData(data=(ChatSource(benchmarks_train=("boolq", "winogrande"), limit=5),)), data, seed=0)
+    assert len(found) == 10
+    rows = [json.loads(line) for line in (data / "bench/boolq_train.jsonl").read_text().splitlines()]
+    expected = {
+        (f"{r['passage']}\nQuestion: {r['question']}?\nAnswer:", " yes" if r["label"] else " no")
+        for r in rows
+    }
+    of_boolq = {
+        (c.messages[0].content, c.messages[1].content) for c in found if "Question:" in c.messages[0].content
+    }
+    assert len(of_boolq) == 5
+    assert of_boolq <= expected
+    every = read(SftData(data=(ChatSource(benchmarks_train="all"),)), data, seed=0)
+    assert len(every) == sum(len(p.read_text().splitlines()) for p in (data / "bench").glob("*_train.jsonl"))
+
+
+def test_a_malformed_conversation_file_is_named_by_line(tmp_path: Path):
+    (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "x"}]}\n')
+    with pytest.raises(UserError, match=r"chat\.jsonl:1: the conversation has no assistant message"):
+        read(SftData(data=(ChatSource(path="chat.jsonl"),)), tmp_path, 0)
+    with pytest.raises(UserError, match=r"no fine-tuning data at .*other\.jsonl"):
+        read(SftData(data=(ChatSource(path="other.jsonl"),)), tmp_path, 0)

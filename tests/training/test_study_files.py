@@ -1,0 +1,101 @@
+"""Study files: what is accepted, and that every mistake is named with what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from evalengine.errors import UserError
+from evalengine.training import plan
+from evalengine.training.prepare import shape_of
+from evalengine.training.study import load, runs, shipped
+
+
+def test_every_shipped_study_is_the_36_run_design():
+    assert set(shipped()) == {"embedded", "embedded_quick", "local_text", "paper"}
+    for name in shipped():
+        names = [run.name for run in runs(load(name))]
+        mixtures = {f"v{v}p{p}" for v in (1, 2, 3) for p in (0, 1, 2)}
+        assert len(names) == 36
+        assert len({n.split("-")[0] for n in names}) == 2
+        assert {n.split("-")[1] for n in names} == mixtures
+        assert {n.split("-")[2] for n in names} == {"pt", "sft"}
+
+
+def test_the_papers_study_states_its_scales():
+    study = load("paper")
+    for scale, billions, tokens in (("240M", 0.241, 12e9), ("1B", 1.15, 52e9)):
+        assert shape_of(study.scales[scale], 100_864).params / 1e9 == pytest.approx(billions, rel=5e-3)
+        assert study.scales[scale].pretrain.tokens == tokens
+    web = {"v1": "refinedweb", "v2": "fineweb_edu", "v3": "dclm"}
+    code = {"v1": "starcoder", "v2": "stack_v2", "v3": "stack_v2"}
+    for name, shares in study.mixtures.items():
+        expected = {"p0": (0.65, 0.25), "p1": (0.45, 0.35), "p2": (0.25, 0.45)}[name[2:]]
+        assert (shares[web[name[:2]]], shares[code[name[:2]]]) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"mixtrues": {}}, "unknown key 'mixtrues'; did you mean 'mixtures'"),
+        (
+            {"scales.S.pretrain.learning": 1},
+            "scales.S: pretrain: unknown key 'learning'; known keys: tokens, lr",
+        ),
+        ({"scales.S.headdim": 1}, "scales.S: unknown key 'headdim'; did you mean 'head_dim'"),
+        (
+            {"mixtures.m1": {"web": 0.5, "code": 0.4}},
+            "the shares of mixture m1 sum to 0.9: make them sum to 1",
+        ),
+        ({"mixtures.m1": {}}, "mixtures.m1 must be a mapping"),
+        ({"mixtures.m1": {"web": 1.5, "code": -0.5}}, "mixture m1 has a negative share"),
+        ({"mixtures.m1": {"wed": 1.0}}, "unknown source 'wed'; did you mean 'web'"),
+        ({"scales.S.layers": "three"}, "scales.S: layers must be a whole number, not 'three'"),
+        ({"scales.S.layers": 1.5}, "layers must be a whole number, not 1.5"),
+        ({"scales.S.head_dim": 16}, "head_dim must be even and at least 32"),
+        ({"scales.S.pretrain.lr": 0}, "lr must be positive"),
+        ({"sources.web": {}}, "source web needs either `path` or `hub`"),
+        ({"tokenizer": {}}, "tokenizer needs either `vocab` or `path`"),
+        ({"sft.instructions": "gone"}, "sft.instructions must be kept, emptied or shuffled"),
+        ({"sft.data": [{"limit": 3}]}, "needs one of `path`, `hub` or `benchmarks_train`"),
+        ({"sources": {}}, "sources must be a mapping of names"),
+    ],
+)
+def test_a_mistake_is_named(changes: dict[str, object], reason: str, write_study):
+    with pytest.raises(UserError) as error:
+        load(write_study(**changes))
+    assert reason in str(error.value)
+
+
+def test_a_missing_key_a_missing_file_and_no_yaml(write_study, tmp_path: Path):
+    file = write_study()
+    text = file.read_text()
+    file.write_text(text.replace("  lr: 0.01", "").replace("      lr: 0.01\n", ""))
+    with pytest.raises(UserError, match="the key 'lr' is missing"):
+        load(file)
+    with pytest.raises(UserError, match=r"no study file nowhere\.yaml; shipped studies: embedded"):
+        load("nowhere.yaml")
+    file.write_text("a: [1")
+    with pytest.raises(UserError, match="is not YAML"):
+        load(file)
+    file.write_text("")
+    with pytest.raises(UserError, match="is empty"):
+        load(file)
+
+
+def test_numbers_may_be_written_with_an_exponent(write_study):
+    file = write_study()
+    file.write_text(file.read_text().replace("tokens: 5120", "tokens: 5e3").replace("lr: 0.01", "lr: 1e-2"))
+    settings = load(file).scales["S"].pretrain
+    assert (settings.tokens, settings.lr) == (5000, 0.01)
+
+
+def test_the_plan_counts_flops_and_hours(write_study, tmp_path: Path):
+    study = load(write_study())
+    planned = plan.make(study, out=tmp_path, only=None, jobs=1, rate=1e9)
+    matrices = 2 * (4 * 32 * 32 + 3 * 32 * 64) + 512 * 32
+    one = 5120 * (6 * matrices + 12 * 2 * 32 * 32)
+    assert planned.flops == 2 * one  # two mixtures; fine-tuning is unknown until its data is tokenised
+    assert planned.hours == pytest.approx(2 * one / 1e9 / 3600)
+    assert [p.tokens for p in planned.runs] == [5120, None, 5120, None]

@@ -1,0 +1,175 @@
+"""Shards and rows: nothing lost, nothing twice, the mixture kept, exact after a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evalengine.errors import UserError
+from evalengine.training import shards
+from evalengine.training.rows import MixedRows, Stream, interleave
+from evalengine.training.shards import TokenSource, build
+from evalengine.training.sources import documents, text_documents
+from evalengine.training.study import SourceSpec
+
+
+@pytest.fixture(scope="module")
+def texts(data: Path) -> list[str]:
+    return list(text_documents(data / "corpora/web_a.txt"))
+
+
+@pytest.fixture(scope="module")
+def source(texts: list[str], tokenizer, tmp_path_factory: pytest.TempPathFactory) -> TokenSource:
+    return build(tmp_path_factory.mktemp("tokens") / "web", lambda: iter(texts), tokenizer)
+
+
+def test_shards_hold_every_document_in_order(source: TokenSource, texts: list[str], tokenizer):
+    assert [tokenizer.decode(source.document(i)) for i in range(len(source.length_M))] == texts
+
+
+def test_a_killed_tokenisation_goes_on_to_the_same_bytes(
+    texts: list[str], tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(shards, "SHARD", 2000)
+    monkeypatch.setattr(shards, "BATCH_CHARS", 1000)
+
+    def killed():
+        yield from texts[: len(texts) // 2]
+        raise KeyboardInterrupt
+
+    whole = build(tmp_path / "a", lambda: iter(texts), tokenizer)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "b", killed, tokenizer)
+    assert 0 < len(list((tmp_path / "b").glob("*.bin"))) < len(list((tmp_path / "a").glob("*.bin")))
+    again = build(tmp_path / "b", lambda: iter(texts), tokenizer)
+    assert again.digest == whole.digest
+    for file in (tmp_path / "a").iterdir():
+        assert (tmp_path / "b" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_limit_stops_early_and_a_larger_one_goes_on(
+    texts: list[str], tokenizer, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(shards, "BATCH_CHARS", 1000)
+    some = build(tmp_path / "s", lambda: iter(texts), tokenizer, limit=1000)
+    assert 1000 <= some.length_M.sum() < 2000
+    more = build(tmp_path / "s", lambda: iter(texts), tokenizer, limit=3000)
+    assert 3000 <= more.length_M.sum() < 4000
+    assert [tokenizer.decode(more.document(i)) for i in range(20)] == texts[:20]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_shard_is_named(damage: str, texts: list[str], tokenizer, tmp_path: Path):
+    build(tmp_path / "s", lambda: iter(texts[:50]), tokenizer)
+    file = tmp_path / "s/00000.bin"
+    content = bytearray(file.read_bytes())
+    content[10] ^= 1
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content if damage == "flip" else content[:-2])
+    with pytest.raises(UserError, match=r"00000\.bin is .*delete .*run again"):
+        build(tmp_path / "s", lambda: iter(texts[:50]), tokenizer)
+
+
+def test_an_empty_source_is_refused(tokenizer, tmp_path: Path):
+    with pytest.raises(UserError, match="holds no text"):
+        build(tmp_path / "nothing", lambda: iter([]), tokenizer)
+
+
+def test_training_and_validation_share_no_document(source: TokenSource):
+    training, validation = source.split()
+    assert set(training) & set(validation) == set()
+    assert len(training) + len(validation) == len(source.length_M)
+    assert len(validation) == len(source.length_M) // shards.VALIDATION_EVERY
+
+
+def test_an_epoch_of_rows_is_every_document_once(source: TokenSource, texts: list[str], tokenizer):
+    every = np.arange(len(source.length_M))
+    stream = Stream(source, every, tokenizer.end, seed=7)
+    tokens = np.concatenate([stream.row(k, 50)[0][:-1] for k in range(stream.epoch_tokens // 50 + 1)])
+    tokens = tokens[: stream.epoch_tokens]
+    begins = np.flatnonzero(tokens == tokenizer.end)
+    assert sorted(tokenizer.decode(part[1:]) for part in np.split(tokens, begins[1:])) == sorted(texts)
+
+
+def test_the_next_epoch_is_shuffled_anew(source: TokenSource, tokenizer):
+    stream = Stream(source, np.arange(len(source.length_M)), tokenizer.end, seed=7)
+    size = stream.epoch_tokens  # one row an epoch
+    first, second = stream.row(0, size)[0][:-1], stream.row(1, size)[0][:-1]
+    assert not np.array_equal(first, second)
+    assert np.array_equal(np.sort(first), np.sort(second))
+
+
+def test_positions_restart_with_each_document_and_each_row(source: TokenSource, tokenizer):
+    tokens, positions = Stream(source, np.arange(len(source.length_M)), tokenizer.end, 7).row(3, 300)
+    starts = (tokens == tokenizer.end) | (np.arange(301) == 0)
+    assert starts.sum() >= 3
+    expected = np.arange(301) - np.maximum.accumulate(np.where(starts, np.arange(301), 0))
+    assert np.array_equal(positions, expected)
+
+
+def test_rows_are_random_access(source: TokenSource, tokenizer):
+    def mixed() -> MixedRows:
+        stream = Stream(source, source.split()[0], tokenizer.end, 7)
+        return MixedRows({"web": stream}, {"web": 1.0}, rows=40, context=64, batch_rows=4)
+
+    in_order, rows = [b for s in range(10) for b in [mixed().batch(s)]], mixed()
+    for step in (7, 2, 9, 0):  # any order, one instance
+        batch = rows.batch(step)
+        assert np.array_equal(batch.token_BT, in_order[step].token_BT)
+        assert np.array_equal(batch.target_BT[:, :-1], batch.token_BT[:, 1:])
+
+
+@given(
+    weights=st.lists(st.integers(0, 20), min_size=1, max_size=6).filter(any),
+    rows=st.integers(1, 400),
+)
+@settings(max_examples=100, deadline=None)
+def test_interleaving_keeps_the_shares_everywhere(weights: list[int], rows: int):
+    shares = [w / sum(weights) for w in weights]
+    source, number = interleave(shares, rows)
+    assert len(source) == rows
+    for s, share in enumerate(shares):
+        mine = source == s
+        assert abs(mine.sum() - share * rows) < 1
+        assert np.array_equal(number[mine], np.arange(mine.sum()))
+        if share:
+            seen = np.cumsum(mine)
+            assert np.abs(seen - share * np.arange(1, rows + 1)).max() < 1.5 + len(shares) * 0.5
+
+
+def test_every_kind_of_file_gives_the_same_documents(texts: list[str], tmp_path: Path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    some = texts[:30]
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"body": t, "id": i}) + "\n" for i, t in enumerate(some))
+    )
+    pq.write_table(pa.table({"id": range(30), "body": some}), tmp_path / "a.parquet")
+    (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(some) + "\n")
+    for name in ("a.jsonl", "a.parquet", "a.txt"):
+        assert list(documents(SourceSpec(path=name, field="body"), tmp_path, "a")) == some
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.jsonl", b'{"text": "fine"}\n{"text": 3}\n', r"a\.jsonl:2 has no text field 'text'"),
+        ("a.jsonl", b'{"text": "fine"}\n{"text": \n', r"a\.jsonl:2 is not JSON"),
+        ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl is not UTF-8"),
+        ("a.txt", b"\xff\xfe", r"a\.txt is not UTF-8"),
+        ("a.parquet", b"not parquet", r"a\.parquet is not readable as Parquet"),
+        ("b.txt", b"", r"there is no text at .*a\.txt"),
+    ],
+)
+def test_an_unreadable_source_is_named(name: str, content: bytes, reason: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=reason):
+        list(documents(SourceSpec(path="a.txt" if name == "b.txt" else name), tmp_path, "a"))

@@ -1,0 +1,198 @@
+"""A whole study through the command line: trained, skipped, killed, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_study import STUDY
+
+from evalengine.cli import main
+from evalengine.errors import UserError
+from evalengine.training.runner import lock, selected
+from evalengine.training.study import load
+
+NAMES = ["S-m1-pt", "S-m1-sft", "S-m2-pt", "S-m2-sft"]
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {
+        f"{p.parent.name}/{p.name}": p.read_bytes()
+        for p in sorted(out.glob("*/*"))
+        if not p.parent.name.startswith(".")
+    }
+
+
+def train(study: Path, data: Path, out: Path, *options: str) -> int:
+    return main(["train", str(study), "--data", str(data), "--out", str(out), *options])
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    assert train(folder / "study.yaml", data, folder / "ckpts", "--jobs", "2") == 0
+    return folder / "ckpts"
+
+
+def test_every_run_is_a_checkpoint_that_says_who_it_is(trained: Path):
+    assert sorted(p.name for p in trained.iterdir() if not p.name.startswith(".")) == NAMES
+    for name in NAMES:
+        about = json.loads((trained / name / "evalengine.json").read_text())
+        assert [about["scale"], about["mixture"], about["stage"]] == name.split("-")
+    assert json.loads((trained / "S-m2-sft/evalengine.json").read_text())["base"] == "S-m2-pt"
+
+
+def test_pretraining_learns_the_mixture_it_is_given(trained: Path):
+    def loss(mixture: str, source: str) -> float:
+        return json.loads((trained / f"S-{mixture}-pt/evalengine.json").read_text())["validation_loss"][
+            source
+        ]
+
+    assert loss("m1", "web") < loss("m2", "web")
+    assert loss("m2", "code") < loss("m1", "code")
+    assert loss("m2", "code") < 5.0  # ln 512 = 6.2 before training
+
+
+def test_one_process_or_two_give_the_same_bytes(trained: Path, data: Path, write_study, tmp_path: Path):
+    assert train(write_study(), data, tmp_path / "again", "--jobs", "1") == 0
+    assert contents(tmp_path / "again") == contents(trained)
+
+
+def test_finished_runs_are_skipped(
+    trained: Path, data: Path, write_study, capsys: pytest.CaptureFixture[str]
+):
+    before = {p: p.stat().st_mtime_ns for p in trained.glob("*/model.safetensors")}
+    assert train(write_study(), data, trained, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] == NAMES
+    assert {p: p.stat().st_mtime_ns for p in trained.glob("*/model.safetensors")} == before
+
+
+@pytest.mark.parametrize("change", [{"scales.S.pretrain.lr": 0.02}, {"tokenizer.vocab": 400}, {"seed": 4}])
+def test_other_settings_over_finished_runs_are_refused(
+    change: dict[str, object], trained: Path, data: Path, write_study, capsys: pytest.CaptureFixture[str]
+):
+    assert train(write_study(**change), data, trained) == 1
+    assert "--fresh" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_study_killed_with_sigkill_ends_with_the_same_bytes(
+    trained: Path, data: Path, write_study, tmp_path: Path
+):
+    out = tmp_path / "killed"
+    command = [
+        sys.executable,
+        "-m",
+        "evalengine",
+        "train",
+        str(write_study()),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--jobs",
+        "1",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 90
+    while not (out / "S-m1-pt").is_dir():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    left = set(NAMES) - {p.name for p in out.iterdir()}
+    assert left
+    assert train(write_study(), data, out) == 0
+    assert contents(out) == contents(trained)
+
+
+@pytest.mark.slow
+def test_a_failing_run_names_itself_and_spares_the_others(data: Path, write_study, tmp_path: Path, capsys):
+    study = write_study()
+    assert train(study, data, tmp_path / "ckpts", "--only", "S-m1-pt") == 0
+    (tmp_path / "ckpts/S-m1-pt/model.safetensors").write_bytes(b"cut")
+    assert train(study, data, tmp_path / "ckpts") == 1
+    assert "1 runs failed, the first is S-m1-sft: the checkpoint" in capsys.readouterr().err
+    assert (tmp_path / "ckpts/S-m2-sft/config.json").is_file()
+
+
+def test_only_brings_the_pretraining_that_fine_tuning_needs(write_study):
+    study = load(write_study())
+    assert [run.name for run in selected(study, "S-m2-sft")] == ["S-m2-pt", "S-m2-sft"]
+    with pytest.raises(UserError, match="--only X\\* matches none of the study's runs, such as S-m1-pt"):
+        selected(study, "X*")
+
+
+def test_a_second_process_on_the_same_folder_is_refused(data: Path, write_study, tmp_path: Path, capsys):
+    with lock(tmp_path / "ckpts"):
+        assert train(write_study(), data, tmp_path / "ckpts") == 1
+    assert "another process is training into" in capsys.readouterr().err
+
+
+def test_a_missing_data_folder_is_one_sentence(
+    write_study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert train(write_study(), tmp_path / "nowhere", tmp_path / "ckpts") == 1
+    assert "there is no data folder" in capsys.readouterr().err
+    assert main(["train", str(write_study()), "--out", str(tmp_path / "ckpts")]) == 1
+    assert "give the folder that holds it with --data DIR" in capsys.readouterr().err
+
+
+def test_dry_run_prints_the_plan_and_makes_nothing(
+    write_study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    options = ["--dry-run", "--flops", "1e9", "--out", str(tmp_path / "ckpts")]
+    assert main(["train", str(write_study()), *options]) == 0
+    assert "4 runs" in capsys.readouterr().out
+    assert main(["train", str(write_study()), *options, "--json"]) == 0
+    assert [r["name"] for r in json.loads(capsys.readouterr().out)["runs"]] == NAMES
+    assert not (tmp_path / "ckpts").exists()
+
+
+def test_fresh_trains_again(data: Path, write_study, tmp_path: Path):
+    out = tmp_path / "ckpts"
+    assert train(write_study(), data, out, "--only", "S-m1-pt") == 0
+    first = (out / "S-m1-pt/model.safetensors").read_bytes()
+    assert train(write_study(seed=9), data, out, "--only", "S-m1-pt", "--fresh") == 0
+    assert (out / "S-m1-pt/model.safetensors").read_bytes() != first
+
+
+@pytest.mark.slow
+def test_torchrun_trains_the_study(trained: Path, data: Path, write_study, tmp_path: Path):
+    out = tmp_path / "ckpts"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "evalengine",
+        "train",
+    ]
+    options = [str(write_study()), "--data", str(data), "--out", str(out), "--only", "S-m1-*"]
+    done = subprocess.run(
+        [*command, *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("S-m1-pt", "S-m1-sft"):
+        ours, theirs = (
+            json.loads((folder / name / "evalengine.json").read_text()) for folder in (out, trained)
+        )
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
+    shutil.rmtree(out)

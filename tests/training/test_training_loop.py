@@ -1,0 +1,232 @@
+"""The optimiser loop: exact resume, data parallelism, the schedule, and what stops it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evalengine.errors import UserError
+from evalengine.training import loop
+from evalengine.training.loop import Place, SpikeWatch, fit, learning_rate
+from evalengine.training.loss import IGNORE
+from evalengine.training.model import Decoder, Shape
+from evalengine.training.rows import Batch
+from evalengine.training.study import Pretrain
+
+SHAPE = Shape(d_model=32, layers=2, heads=1, head_dim=32, ffn=64, vocab=300, context=32)
+SETTINGS = Pretrain(tokens=0, lr=5e-3, warmup=0.2)
+
+
+class Synthetic:
+    """Batches as a function of the step, with two documents a row and some targets ignored."""
+
+    def __init__(self, steps: int, rows: int = 4) -> None:
+        self.steps, self.rows = steps, rows
+
+    def batch(self, step: int) -> Batch:
+        rng = np.random.default_rng(step)
+        token = rng.integers(0, 20, (self.rows, 33))
+        position = np.tile(np.concatenate([np.arange(20), np.arange(12)]), (self.rows, 1))
+        target = token[:, 1:].copy()
+        target[0, :7] = IGNORE
+        return Batch(token[:, :-1], position, target, f"rows of step {step}")
+
+
+def model() -> Decoder:
+    return Decoder(SHAPE).initialise(torch.Generator().manual_seed(2))
+
+
+def losses(log: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in log.read_text().splitlines()]
+
+
+def test_the_schedule_is_warm_up_then_half_a_cosine():
+    settings = Pretrain(tokens=0, lr=2.0, warmup=0.1, min_lr=0.1)
+    rates = [learning_rate(step, 110, settings) for step in range(110)]
+    assert rates[:11] == pytest.approx([2.0 * (k + 1) / 11 for k in range(11)])
+    cosine = [2.0 * (0.1 + 0.9 * (1 + math.cos(math.pi * k / 99)) / 2) for k in range(99)]
+    assert rates[11:] == pytest.approx(cosine)
+
+
+def test_steps_follow_a_plain_loop_in_float64(tmp_path: Path):
+    """Against AdamW and clipping written out by hand on torch's own cross-entropy."""
+    ours, reference = model().double(), model().double()
+    fit(ours, Synthetic(6), SETTINGS, Place(log=tmp_path / "log"))
+    moments = {name: (torch.zeros_like(w), torch.zeros_like(w)) for name, w in reference.named_parameters()}
+    expected = []
+    for step in range(6):
+        batch = Synthetic(6).batch(step)
+        mask = loop_mask(batch)
+        h = reference.hidden(torch.from_numpy(batch.token_BT), torch.from_numpy(batch.position_BT), mask)
+        loss = torch.nn.functional.cross_entropy(
+            reference.head(h).flatten(0, 1), torch.from_numpy(batch.target_BT).flatten(), ignore_index=IGNORE
+        )
+        expected.append(float(loss.detach()))
+        grads = dict(zip(moments, torch.autograd.grad(loss, list(reference.parameters())), strict=True))
+        norm = math.sqrt(sum(float(g.square().sum()) for g in grads.values()))
+        lr = learning_rate(step, 6, SETTINGS)
+        with torch.no_grad():
+            for name, weight in reference.named_parameters():
+                g = grads[name] * min(1.0, 1.0 / (norm + 1e-6))
+                m, v = moments[name]
+                m.mul_(0.9).add_(g, alpha=0.1)
+                v.mul_(0.95).addcmul_(g, g, value=0.05)
+                weight.mul_(1 - lr * (0.1 if weight.ndim == 2 else 0.0))
+                weight -= lr * (m / (1 - 0.9 ** (step + 1))) / ((v / (1 - 0.95 ** (step + 1))).sqrt() + 1e-8)
+    assert losses(tmp_path / "log") == pytest.approx(expected, rel=1e-6)
+
+
+def loop_mask(batch: Batch):
+    from evalengine.training.attention import DocumentMask
+
+    return DocumentMask.from_positions(torch.from_numpy(batch.position_BT))
+
+
+def test_micro_batches_follow_the_same_curve(tmp_path: Path):
+    for micro in (0, 1, 3):
+        fit(model(), Synthetic(8), replace(SETTINGS, micro_rows=micro), Place(log=tmp_path / f"{micro}"))
+    assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "0"), rel=1e-5)
+    assert losses(tmp_path / "3") == pytest.approx(losses(tmp_path / "0"), rel=1e-5)
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_run_stopped_anywhere_goes_on_with_the_same_bits(tmp_path: Path):
+    whole = model()
+    fit(whole, Synthetic(12), SETTINGS, Place(log=tmp_path / "whole"))
+    place = Place(state=tmp_path / "state.pt", log=tmp_path / "log", fingerprint="f", save_every_s=0)
+
+    def stop_at(step: int):
+        def report(done: loop.Step) -> None:
+            if done.step == step:
+                raise Stop
+
+        return report
+
+    for step in (1, 5, 9):  # the state of the step before is what is on disk
+        with pytest.raises(Stop):
+            fit(model(), Synthetic(12), SETTINGS, place, stop_at(step))
+    resumed = model()
+    fit(resumed, Synthetic(12), SETTINGS, place)
+    assert losses(tmp_path / "log") == losses(tmp_path / "whole")
+    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_state_of_other_settings_is_refused(tmp_path: Path):
+    place = Place(state=tmp_path / "run.pt", fingerprint="one", save_every_s=0)
+    fit(model(), Synthetic(3), SETTINGS, place)
+    with pytest.raises(UserError, match=r"run\.pt belongs to other settings, data or another tokenizer"):
+        fit(model(), Synthetic(3), SETTINGS, replace(place, fingerprint="two"))
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path):
+    (tmp_path / "run.pt").write_bytes(b"PK nonsense")
+    with pytest.raises(UserError, match=r"run\.pt is damaged .*delete it"):
+        fit(model(), Synthetic(3), SETTINGS, Place(state=tmp_path / "run.pt"))
+
+
+def test_a_loss_that_is_no_number_stops_with_step_and_batch(tmp_path: Path):
+    class Poisoned(Synthetic):
+        def batch(self, step: int) -> Batch:
+            if step == 3:
+                with torch.no_grad():
+                    broken.blocks[1].down.weight[0, 0] = float("nan")
+            return super().batch(step)
+
+    broken = model()
+    with pytest.raises(UserError, match=r"became nan .* at step 4 of 9 on rows of step 3: lower lr"):
+        fit(broken, Poisoned(9), SETTINGS, Place(log=tmp_path / "log"))
+    assert len(losses(tmp_path / "log")) == 3
+
+
+def test_running_out_of_memory_names_the_setting(monkeypatch: pytest.MonkeyPatch):
+    def allocate(*args: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(Decoder, "forward", allocate)
+    with pytest.raises(UserError, match="out of memory: set a smaller micro_rows"):
+        fit(model(), Synthetic(2), SETTINGS, Place())
+
+
+def test_spikes_are_flagged_and_noise_is_not():
+    rng = np.random.default_rng(0)
+    watch = SpikeWatch([])
+    calm = [watch.is_spike(4 - k / 200 + 0.05 * rng.standard_normal()) for k in range(200)]
+    assert not any(calm)
+    assert watch.is_spike(6.0)
+
+
+@pytest.mark.slow
+def test_two_gloo_processes_follow_the_single_process_curve(tmp_path: Path):
+    fit(model(), Synthetic(6, rows=5), replace(SETTINGS, micro_rows=2), Place(log=tmp_path / "single"))
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import sys; from dataclasses import replace; from pathlib import Path; import torch\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_training_loop import SETTINGS, Synthetic, model\n"
+        "from evalengine.training.loop import Place, fit\n"
+        "from evalengine.training.parallel import DataParallel\n"
+        "torch.set_num_threads(1)\n"
+        "group = DataParallel('cpu')\n"
+        f"log = Path({str(tmp_path / 'double')!r})\n"
+        "fit(model(), Synthetic(6, rows=5), replace(SETTINGS, micro_rows=2), Place(log=log, group=group))\n"
+        "group.close()\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "double") == pytest.approx(losses(tmp_path / "single"), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_killed_with_sigkill_goes_on_with_the_same_bits(tmp_path: Path):
+    """Killed from outside at whatever step it is, twice."""
+    fit(model(), Synthetic(60), SETTINGS, Place(log=tmp_path / "whole"))
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import sys, time; from pathlib import Path; import torch\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_training_loop import SETTINGS, Synthetic, model\n"
+        "from evalengine.training.loop import Place, fit\n"
+        "torch.set_num_threads(1)\n"
+        f"here = Path({str(tmp_path)!r})\n"
+        "place = Place(state=here / 'state.pt', log=here / 'log', save_every_s=0)\n"
+        "fit(model(), Synthetic(60), SETTINGS, place, lambda step: time.sleep(0.02))\n"
+    )
+    for goal in (8, 25):
+        process = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "log").is_file() or len((tmp_path / "log").read_text().splitlines()) < goal:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert (tmp_path / "state.pt").is_file()
+    subprocess.run(
+        [sys.executable, str(script)], check=True, timeout=60, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert losses(tmp_path / "log") == losses(tmp_path / "whole")

@@ -1,0 +1,161 @@
+"""What a study will cost, before it starts: runs, parameters, tokens, FLOPs and an estimate of hours.
+
+FLOPs are 6 a token and matrix parameter and 12 * L * H * E a token and attended position (half a window at
+most). Hours divide them by a rate: `--flops`, or this machine's matrix-product rate, measured for a second,
+times the share of it that training has been seen to reach (`REACHED`).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evalengine import console
+from evalengine.training import export
+from evalengine.training.conversations import Examples
+from evalengine.training.model import Shape
+from evalengine.training.prepare import shape_of, work_folder
+from evalengine.training.runner import default_jobs, selected
+from evalengine.training.study import Run, Scale, Study
+from evalengine.training.tokenizer import Tokenizer
+
+REACHED = 0.4  # of the rate of bare matrix products, on a CPU with tiny models as on a GPU with large ones
+MEASURE_S = 0.5
+
+
+class PlannedRun(NamedTuple):
+    run: Run
+    shape: Shape
+    tokens: int | None  # None: fine-tuning data on the hub, or not yet tokenised
+    flops: float | None
+    finished: bool
+
+
+class Plan(NamedTuple):
+    runs: list[PlannedRun]
+    jobs: int
+    rate: float  # FLOP/s, sustained, of the whole machine
+    measured: bool
+
+    @property
+    def flops(self) -> float:
+        return sum(p.flops or 0.0 for p in self.runs if not p.finished)
+
+    @property
+    def hours(self) -> float:
+        return self.flops / self.rate / 3600
+
+
+def make(
+    study: Study, *, out: Path, only: str | None, jobs: int, rate: float | None, device: str = "cpu"
+) -> Plan:
+    """The plan of the runs chosen by `only`; reads what is prepared already, makes nothing."""
+    tokenizer = work_folder(out) / "tokenizer"
+    size = Tokenizer(tokenizer).size if (tokenizer / "tokenizer.json").is_file() else study.tokenizer.vocab
+    shapes = {name: shape_of(_with_vocab(scale, size), size) for name, scale in study.scales.items()}
+    known = sorted(work_folder(out).glob("conversations-*.npz"))
+    lengths = _lengths(Examples.load(known[-1])) if known else None
+    planned = []
+    for run in selected(study, only):
+        scale, shape = study.scales[run.scale], shapes[run.scale]
+        tokens = scale.pretrain.tokens if run.stage == "pt" else _sft_tokens(scale, lengths, study.sft.reach)
+        flops = None if tokens is None else tokens * shape.flops_per_token()
+        planned.append(PlannedRun(run, shape, tokens, flops, export.metadata(out / run.name) is not None))
+    measured = rate is None
+    return Plan(
+        planned, jobs or default_jobs(study, device), rate or REACHED * product_rate(device), measured
+    )
+
+
+def _with_vocab(scale: Scale, size: int) -> Scale:
+    return scale if scale.vocab or size else scale.__class__(**{**vars(scale), "vocab": 32_000})
+
+
+def _lengths(examples: Examples) -> list[int]:
+    return [int(n) for n in examples.start_M[1:] - examples.start_M[:-1]]
+
+
+def _sft_tokens(scale: Scale, lengths: list[int] | None, reach: float) -> int | None:
+    if lengths is None:
+        return None
+    return int(sum(min(n, scale.context + 1) for n in lengths) * reach * scale.sft.epochs)
+
+
+def product_rate(device: str) -> float:
+    """FLOP/s of large matrix products: float32 on a CPU, bfloat16 on a GPU."""
+    import torch
+
+    gpu = device.startswith("cuda")
+    n = 8192 if gpu else 1024
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if gpu else torch.float32)
+    a @ a
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < MEASURE_S:
+        for _ in range(4):
+            a @ a
+        if gpu:
+            torch.cuda.synchronize()
+        done += 4
+    rate = done * 2 * n**3 / (time.perf_counter() - started)
+    return rate * (torch.cuda.device_count() if gpu else 1)
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    return {
+        "runs": [
+            {
+                "name": p.run.name,
+                "parameters": p.shape.params,
+                "tokens": p.tokens,
+                "flops": p.flops,
+                "finished": p.finished,
+            }
+            for p in plan.runs
+        ],
+        "jobs": plan.jobs,
+        "flops": plan.flops,
+        "rate": plan.rate,
+        "hours": plan.hours,
+    }
+
+
+def show(study: Study, plan: Plan) -> None:
+    """The plan as a table, one row per scale and stage."""
+    console.say(f"{study.name}: {study.about}" if study.about else study.name)
+    groups: dict[tuple[str, str], list[PlannedRun]] = {}
+    for planned in plan.runs:
+        groups.setdefault((planned.run.scale, planned.run.stage), []).append(planned)
+    rows = []
+    for (scale, stage), members in groups.items():
+        one, settings = members[0], study.scales[scale]
+        lr = settings.pretrain.lr if stage == "pt" else settings.sft.lr
+        rows.append(
+            [
+                f"{scale} {stage}",
+                f"{sum(not p.finished for p in members)} of {len(members)}",
+                f"{one.shape.params:,}",
+                f"{lr:g}",
+                "?" if one.tokens is None else f"{one.tokens:,}",
+                "?" if one.flops is None else f"{one.flops:.2e}",
+                "?" if one.flops is None else f"{one.flops * len(members):.2e}",
+            ]
+        )
+    console.table(
+        f"{len(plan.runs)} runs, {plan.jobs} at a time",
+        ["scale, stage", "to train", "parameters", "lr", "tokens a run", "FLOPs a run", "FLOPs"],
+        rows,
+    )
+    console.table(
+        "mixtures",
+        ["mixture", *study.sources],
+        [
+            [name, *(f"{100 * shares[s]:.3g}%" if shares.get(s) else "" for s in study.sources)]
+            for name, shares in study.mixtures.items()
+        ],
+    )
+    how = f"{REACHED:.0%} of this machine's matrix products, measured" if plan.measured else "as given"
+    hours = f"{plan.hours:,.1f} hours" if plan.hours >= 1 else f"{plan.hours * 60:,.1f} minutes"
+    unknown = any(p.tokens is None for p in plan.runs)
+    tail = "; fine-tuning is not counted: its data is tokenised when training starts" if unknown else ""
+    console.say(f"about {hours} for {plan.flops:.2e} FLOPs at {plan.rate:.2e} FLOP/s ({how}){tail}")
