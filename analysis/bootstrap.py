@@ -31,7 +31,7 @@ from evalengine.errors import UserError
 Array = NDArray[np.float64]
 EXACT_LIMIT = 10  # mixtures up to which all resamples are enumerated by default (92,378 at 10)
 EXACT_MOST = 12  # the most that `exact` accepts (1,352,078 at 12)
-KINDS = ("bca", "percentile", "basic", "fisher")
+KINDS = ("bca", "percentile", "basic", "fisher", "jackknife")
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,13 @@ class Intervals(NamedTuple):
     percentile: Array
     basic: Array
     bca: Array
+    jackknife: Array
     degenerate: Array  # share of the resamples (by multiplicity) in which the statistic is undefined
 
     def of(self, kind: str) -> Array:
-        return {"percentile": self.percentile, "basic": self.basic, "bca": self.bca}[kind]
+        """The interval of a kind other than Fisher's."""
+        ends: Array = getattr(self, kind)
+        return ends
 
 
 def enumerate_resamples(n: int) -> Resamples:
@@ -135,7 +138,8 @@ def intervals(value_SC: Array, plan: Resamples, level: float = 0.95) -> Interval
     percentile = end[:, :2]
     bca = end[:, 2:]
     bca[np.isnan(bca_prob)] = np.nan
-    return Intervals(estimate, percentile, 2.0 * estimate[:, None] - percentile[:, ::-1], bca, degenerate)
+    basic = 2.0 * estimate[:, None] - percentile[:, ::-1]
+    return Intervals(estimate, percentile, basic, bca, jackknife_t(value_SC, plan, level), degenerate)
 
 
 def acceleration(jackknife_SM: Array) -> Array:
@@ -161,3 +165,17 @@ def fisher(r: Array, n: Array | int, level: float = 0.95) -> Array:
     with np.errstate(all="ignore"):
         half = ndtri(0.5 + level / 2.0) / np.sqrt(np.where(n > 3, n - 3.0, np.nan))
         return np.tanh(np.arctanh(r)[..., None] + half[..., None] * np.array([-1.0, 1.0]))
+
+
+def jackknife_t(value_SC: Array, plan: Resamples, level: float = 0.95) -> Array:
+    """Jackknife interval (S, 2): estimate +- t_{n-1} sqrt((n-1)/n sum (theta_(i) - mean)^2) (Tukey 1958).
+
+    NaN where the statistic is undefined without one of the units.
+    """
+    from scipy.stats import t as student
+
+    left_out = value_SC[:, 1 : 1 + plan.jackknife]
+    n = plan.jackknife
+    error = np.sqrt((n - 1) / n * ((left_out - left_out.mean(axis=1, keepdims=True)) ** 2).sum(axis=1))
+    half = student.ppf(0.5 + level / 2.0, n - 1) * error
+    return value_SC[:, :1] + half[:, None] * np.array([-1.0, 1.0])

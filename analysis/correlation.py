@@ -71,7 +71,10 @@ def _complete(sample: Sample, pair_P2: NDArray[np.int64], statistic: str) -> Arr
             return value_PC
         return kernels.pearson_columns(x_VMC, pair_P2, sample.w_MC)
     if statistic == "kendall":
-        return kernels.kendall(np.round(x_VMC, 12), pair_P2, sample.w_MC)
+        sums = pair_sums(np.round(x_VMC, 12), pair_P2, sample.w_MC)
+        untied = sums.untied_x * sums.untied_y
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(untied > 0.0, sums.agree / np.sqrt(untied), np.nan)
     if statistic != "spearman":
         raise ValueError(f"no statistic '{statistic}': {', '.join(STATISTICS)}")
     x_VMC = np.round(x_VMC, 12)  # equal accuracies stay tied
@@ -84,6 +87,40 @@ def _complete(sample: Sample, pair_P2: NDArray[np.int64], statistic: str) -> Arr
         x_part = x_VMC if last == 1 else np.ascontiguousarray(x_VMC[:, :, part])
         out_PC[:, part] = kernels.pearson_columns(kernels.midranks(x_part, w_MC), pair_P2, w_MC)
     return out_PC
+
+
+class PairSums(NamedTuple):
+    """Sums over pairs of different mixtures of the product of their weights times something, each (P, C)."""
+
+    agree: Array  # sign of the difference in x times that in y
+    untied_x: Array
+    untied_y: Array
+    wrong: Array  # half the difference of the two signs: 1 where x and y disagree, 1/2 where one is tied
+    loss: Array  # `wrong` times the difference in y
+
+
+def pair_sums(x_VMC: Array, pair_P2: NDArray[np.int64], w_MC: Array) -> PairSums:
+    """What Kendall's tau and pairwise decisions are made of.
+
+    Copies of one mixture in a resample are ties in both variables and add nothing.
+    """
+    from evalengine.analysis import resampling_kernels as kernels
+
+    if x_VMC.shape[2] > 1:
+        return PairSums(*kernels.quadratic_columns(np.ascontiguousarray(x_VMC), pair_P2, w_MC))
+    P, M = len(pair_P2), len(w_MC)
+    difference_VMM = x_VMC[:, :, 0][:, :, None] - x_VMC[:, :, 0][:, None, :]
+    sign_VMM = np.sign(difference_VMM)
+    out_5PC = np.empty((5, P, w_MC.shape[1]))
+    step = max(1, RANK_BYTES // (8 * 5 * M * M))
+    for start in range(0, P, step):
+        i, j = pair_P2[start : start + step].T
+        wrong = 0.5 * np.abs(sign_VMM[i] - sign_VMM[j])
+        ties = [np.abs(sign_VMM[i]), np.abs(sign_VMM[j])]
+        terms = np.stack([sign_VMM[i] * sign_VMM[j], *ties, wrong, wrong * np.abs(difference_VMM[j])])
+        sums = kernels.quadratic(terms.reshape(-1, M, M), w_MC)
+        out_5PC[:, start : start + step] = sums.reshape(5, -1, w_MC.shape[1])
+    return PairSums(*out_5PC)
 
 
 def standardise(x_VMC: Array) -> Array:

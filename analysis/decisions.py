@@ -1,8 +1,10 @@
 """What a researcher does with transfer: pick a mixture before fine-tuning, and live with it after.
 
-pairwise: of two mixtures, how often the better one before is the better one after; top1: whether the best
-before is the best after; regret: how much is lost by taking the best before instead of the best after, in
-points of accuracy.
+Of two mixtures: agreement (how often the better one before is the better one after) and the loss of choosing
+so. Of all: top1 (whether the best before is the best after) and regret (the best after minus the one chosen).
+The first two are means over pairs and are resampled over mixtures. The best of a set is not: a resample that
+lacks the winner says nothing about it, so top1 and regret take the mixtures as they are and resample the
+items that could have made another one win.
 
 A verdict is stated from intervals alone: see `verdicts`.
 """
@@ -13,11 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.correlation import Sample
+from evalengine.analysis.correlation import Sample, pair_sums
+from evalengine.analysis.panel import Array
 from evalengine.analysis.protocols import ALL, Data, Group, Label
 from evalengine.analysis.tables import Row
 
-MEASURES = ("pairwise", "top1", "regret")
+PAIR_MEASURES = ("pairwise agreement", "pairwise loss")
+BEST_MEASURES = ("top1", "regret")
 USEFUL_R = 0.5  # a transfer whose interval stays below this at every scale is called unreliable
 
 
@@ -31,38 +35,66 @@ class Verdict(NamedTuple):
     because: str
 
 
-def decisions(data: Data, quantity: str) -> Group:
-    """Pairwise agreement, top-1 agreement and regret of each benchmark, and their means over categories."""
-    from evalengine.analysis.resampling_kernels import decide
+def pairwise(data: Data, quantity: str) -> Group:
+    """Agreement and loss over pairs of mixtures, of each benchmark and as means over categories."""
+    return _decide(data, quantity, PAIR_MEASURES)
+
+
+def best_choice(data: Data, quantity: str) -> Group:
+    """Top-1 agreement and regret; `data` resamples items, the mixtures are as they are."""
+    return _decide(data, quantity, BEST_MEASURES)
+
+
+def _decide(data: Data, quantity: str, measures: tuple[str, str]) -> Group:
+    from evalengine.analysis.resampling_kernels import decide_best
 
     panel = data.panel
     B = len(panel.benchmarks)
     sign = -1.0 if quantity == "loss" else 1.0
     members = [*panel.category_members().items(), (ALL, list(range(B)))]
-    labels = [
-        Label(panel.categories[b], panel.benchmarks[b], name) for b in range(B) for name in MEASURES
-    ] + [Label(category, f"mean of {len(index)}", name) for category, index in members for name in MEASURES]
+    labels = [Label(panel.categories[b], panel.benchmarks[b], name) for b in range(B) for name in measures]
+    labels += [
+        Label(category, f"mean of {len(index)}", name) for category, index in members for name in measures
+    ]
     pair = np.array([[0, 1]])
     values, n = {}, {}
     for scale in panel.scales:
         sample = data.sample(quantity, scale)
-        found = np.full((B, 3, sample.w_MC.shape[1]), np.nan)
+        found = np.full((B, 2, sample.w_MC.shape[1]), np.nan)
         counts = np.zeros(B, dtype=np.int64)
         for b in range(B):
             chosen = sample.x_VMC[[b, B + b]]
             keep = np.isfinite(chosen[:, :, 0]).all(axis=0)
             counts[b] = keep.sum()
-            if counts[b] >= 4:
-                part = Sample(chosen, sample.w_MC).only(keep)
-                found[b] = decide(np.round(sign * part.x_VMC, 12), pair, np.nan_to_num(part.w_MC))[0]
+            if counts[b] < 4:
+                continue
+            part = Sample(chosen, sample.w_MC).only(keep)
+            x_VMC = np.round(sign * part.x_VMC, 12)  # equal accuracies stay tied
+            if measures == PAIR_MEASURES:
+                found[b] = _pairwise(x_VMC, np.nan_to_num(part.w_MC))
+            else:
+                found[b] = decide_best(x_VMC, pair)[0]
         means = []
         for _, index in members:
             defined = [b for b in index if counts[b] >= 4]
             means.append(found[defined].mean(axis=0) if defined else np.full(found.shape[1:], np.nan))
         values[scale] = np.concatenate([found, np.array(means)]).reshape(-1, found.shape[2])
         smallest = [min((int(counts[b]) for b in index if counts[b] >= 4), default=0) for _, index in members]
-        n[scale] = np.repeat(np.concatenate([counts, smallest]), 3)
+        n[scale] = np.repeat(np.concatenate([counts, smallest]), 2)
     return Group("decision", quantity, labels, values, n)
+
+
+def _pairwise(x_2MC: Array, w_MC: Array) -> Array:
+    """(2, C): share of pairs of different mixtures ordered alike, and the mean loss of taking the one better
+    before.
+
+    A tie on one side counts one half, on both sides as agreement.
+    """
+    pair = np.array([[0, 1]])
+    sums = pair_sums(x_2MC, pair, w_MC)
+    pairs_C = 0.5 * (1.0 - (w_MC**2).sum(axis=0))  # weight of all pairs
+    pairs_C[pairs_C < 1e-12] = np.nan
+    return np.stack([1.0 - sums.wrong[0] / pairs_C, sums.loss[0] / pairs_C])
 
 
 def verdicts(rows: list[Row], useful: float = USEFUL_R) -> list[Verdict]:

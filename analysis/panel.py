@@ -160,8 +160,7 @@ def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
             grouped[key].values[columns["quantity"][n]] = float("nan") if value is None else value
     except (pa.ArrowInvalid, KeyError, OSError):
         raise UserError(f"{path} is not a table of results: write one with `evalengine import`") from None
-    note = (table.schema.metadata or {}).get(b"notes", b"").decode()
-    return assemble(list(grouped.values()), stages, tuple(note.splitlines()))
+    return assemble(list(grouped.values()), stages)
 
 
 def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterable[str] = ()) -> Panel:

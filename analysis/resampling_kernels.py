@@ -6,7 +6,7 @@ c over the column's total. A weighted correlation of variables i and j in every 
 mixture and column, laid out so that the innermost loop runs along contiguous columns. Every output element is
 computed by one thread in a fixed order, so the results do not depend on the number of threads.
 
-Cost: P pairs, M mixtures, C columns: 2*P*M*C FLOPs for Pearson; P*C*M^2 for Kendall. Nothing is drawn in
+Cost: P pairs, M mixtures, C columns: 2*P*M*C FLOPs for Pearson; 3*P*C*M^2 for Kendall. Nothing is drawn in
 here.
 
 Dims: V variables, M mixtures, C columns (resamples), P pairs of variables, S statistics, Q quantiles.
@@ -22,6 +22,7 @@ from evalengine.analysis.jit import jit
 
 TINY = 1e-12  # variance below which a standardised variable counts as constant within a resample
 TILE = 512  # columns at a time: 9 mixtures x 512 x 8 bytes stay in the first-level cache
+NARROW = 64  # columns at a time where all mixtures meet all mixtures
 BINS = 2048  # histogram bins of the weighted selection
 
 
@@ -144,86 +145,92 @@ def midranks(x_VMc, w_MC):  # type: ignore[no-untyped-def]
     return out_VMC
 
 
+@jit(fastmath={"contract"})
+def _quadratic_of(a_MM, w_MC, out_C):  # type: ignore[no-untyped-def]
+    M, C = w_MC.shape
+    for start in range(0, C, NARROW):
+        stop = min(start + NARROW, C)
+        out = out_C[start:stop]
+        out[:] = 0.0
+        inner = np.empty(stop - start)
+        for m in range(1, M):
+            inner[:] = 0.0
+            for k in range(m):
+                a = a_MM[m, k]
+                if a != 0.0:
+                    w = w_MC[k, start:stop]
+                    for c in range(len(w)):
+                        inner[c] += a * w[c]
+            w = w_MC[m, start:stop]
+            for c in range(len(w)):
+                out[c] += w[c] * inner[c]
+
+
 @jit(parallel=True)
-def kendall(x_VMc, pair_P2, w_MC):  # type: ignore[no-untyped-def]
-    """Kendall's tau-b of each pair in each column, (P, C); copies of one mixture in a resample are ties in
-    both."""
+def quadratic(a_SMM, w_MC):  # type: ignore[no-untyped-def]
+    """Sum over pairs k < m of a[m, k] w[m, c] w[k, c], (S, C): any statistic of pairs of different
+    mixtures."""
+    out_SC = np.empty((a_SMM.shape[0], w_MC.shape[1]))
+    for s in prange(a_SMM.shape[0]):
+        _quadratic_of(a_SMM[s], w_MC, out_SC[s])
+    return out_SC
+
+
+@jit(parallel=True)
+def quadratic_columns(x_VMC, pair_P2, w_MC):  # type: ignore[no-untyped-def]
+    """The pair sums of Kendall's tau and of decisions (`correlation.PairSums`) for data that differ by
+    column."""
     P = pair_P2.shape[0]
     M, C = w_MC.shape
-    step = 1 if x_VMc.shape[2] > 1 else 0
-    out_PC = np.empty((P, C))
+    out_5PC = np.zeros((5, P, C))
     for p in prange(P):
         i, j = pair_P2[p, 0], pair_P2[p, 1]
         for c in range(C):
-            agree = 0.0
-            untied_x = 0.0
-            untied_y = 0.0
-            for m in range(M):
-                if w_MC[m, c] == 0.0:
-                    continue
+            for m in range(1, M):
                 for k in range(m):
                     mass = w_MC[m, c] * w_MC[k, c]
-                    dx = np.sign(x_VMc[i, m, c * step] - x_VMc[i, k, c * step])
-                    dy = np.sign(x_VMc[j, m, c * step] - x_VMc[j, k, c * step])
-                    agree += mass * dx * dy
-                    untied_x += mass * abs(dx)
-                    untied_y += mass * abs(dy)
-            if untied_x > 0.0 and untied_y > 0.0:
-                out_PC[p, c] = agree / np.sqrt(untied_x * untied_y)
-            else:
-                out_PC[p, c] = np.nan
-    return out_PC
+                    dx = np.sign(x_VMC[i, m, c] - x_VMC[i, k, c])
+                    difference = x_VMC[j, m, c] - x_VMC[j, k, c]
+                    dy = np.sign(difference)
+                    wrong = mass * 0.5 * abs(dx - dy)
+                    out_5PC[0, p, c] += mass * dx * dy
+                    out_5PC[1, p, c] += mass * abs(dx)
+                    out_5PC[2, p, c] += mass * abs(dy)
+                    out_5PC[3, p, c] += wrong
+                    out_5PC[4, p, c] += wrong * abs(difference)
+    return out_5PC
 
 
 @jit(parallel=True)
-def decide(x_VMc, pair_P2, w_MC):  # type: ignore[no-untyped-def]
-    """Choosing a mixture by variable i when variable j is what counts: (P, 3, C) of pairwise, top-1 and
-    regret.
+def decide_best(x_VMC, pair_P2):  # type: ignore[no-untyped-def]
+    """Choosing the best mixture by variable i when j is what counts: (P, 2, C) of hit and regret.
 
-    pairwise: share of pairs of different mixtures ordered alike (a tie on one side counts one half, on both
-    one); top-1: chance that the best by i is the best by j; regret: best j minus the j of the best by i. Ties
-    for the best are broken at random, in expectation.
+    hit: chance that the best by i is the best by j; regret: the best j minus the j of the best by i. Ties for
+    the best are broken at random, in expectation.
     """
     P = pair_P2.shape[0]
-    M, C = w_MC.shape
-    step = 1 if x_VMc.shape[2] > 1 else 0
-    out_P3C = np.empty((P, 3, C))
+    _, M, C = x_VMC.shape
+    out_P2C = np.empty((P, 2, C))
     for p in prange(P):
         i, j = pair_P2[p, 0], pair_P2[p, 1]
         for c in range(C):
-            alike = 0.0
-            mass = 0.0
             best_x = -np.inf
             best_y = -np.inf
             for m in range(M):
-                if w_MC[m, c] == 0.0:
-                    continue
-                x = x_VMc[i, m, c * step]
-                y = x_VMc[j, m, c * step]
-                best_x = max(best_x, x)
-                best_y = max(best_y, y)
-                for k in range(m):
-                    pair_mass = w_MC[m, c] * w_MC[k, c]
-                    dx = np.sign(x - x_VMc[i, k, c * step])
-                    dy = np.sign(y - x_VMc[j, k, c * step])
-                    mass += pair_mass
-                    alike += pair_mass * (1.0 - 0.5 * abs(dx - dy))
+                best_x = max(best_x, x_VMC[i, m, c])
+                best_y = max(best_y, x_VMC[j, m, c])
             chosen = 0.0
             chosen_y = 0.0
             hits = 0.0
             for m in range(M):
-                if w_MC[m, c] > 0.0 and x_VMc[i, m, c * step] == best_x:
+                if x_VMC[i, m, c] == best_x:
                     chosen += 1.0
-                    chosen_y += x_VMc[j, m, c * step]
-                    if x_VMc[j, m, c * step] == best_y:
+                    chosen_y += x_VMC[j, m, c]
+                    if x_VMC[j, m, c] == best_y:
                         hits += 1.0
-            if mass > 0.0:
-                out_P3C[p, 0, c] = alike / mass
-                out_P3C[p, 1, c] = hits / chosen
-                out_P3C[p, 2, c] = best_y - chosen_y / chosen
-            else:
-                out_P3C[p, :, c] = np.nan
-    return out_P3C
+            out_P2C[p, 0, c] = hits / chosen
+            out_P2C[p, 1, c] = best_y - chosen_y / chosen
+    return out_P2C
 
 
 @jit()

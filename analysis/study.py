@@ -34,6 +34,7 @@ from evalengine.analysis.protocols import Data, Group
 from evalengine.analysis.tables import Row, Settings, replacing, rows_of, write_table
 from evalengine.errors import UserError
 
+ITEM_RESAMPLES = 1000  # of items, for the choice of the best mixture
 RESAMPLED = {"mixtures": "mixtures", "items": "items", "both": "mixtures and items"}
 
 
@@ -96,7 +97,14 @@ def analyse(panel: Panel, options: Options, mixtures: Mixtures | None = None) ->
         tables["coherence"] += rows_of(protocols.coherence(data, quantity), plan, settings)
         tables["reliability"] += rows_of(noise.reliability(data, quantity), plan, settings)
         if quantity != "confidence":
-            tables["decisions"] += rows_of(decisions.decisions(data, quantity), plan, settings)
+            tables["decisions"] += rows_of(decisions.pairwise(data, quantity), plan, settings)
+    if panel.items:
+        by_item = (data, plan)
+        if options.resample != "items":
+            by_item = item_data(panel, ITEM_RESAMPLES, options.seed, options.statistic, mixtures=False)
+        group = decisions.best_choice(by_item[0], "accuracy")
+        found = rows_of(group, by_item[1], settings._replace(interval="percentile"))
+        tables["decisions"] += [row._replace(note="items resampled, percentile interval") for row in found]
     if {"accuracy", "confidence"} <= set(panel.quantities):
         tables["alignment"] = rows_of(protocols.alignment(data), plan, settings)
     if mixtures is not None:
@@ -109,8 +117,8 @@ def analyse(panel: Panel, options: Options, mixtures: Mixtures | None = None) ->
     for quantity, value_STMB in {**panel.values, **panel.calibration}.items():
         group = protocols.means(panel, quantity, value_STMB, fixed.weight_MC)
         tables["calibration"] += rows_of(group, fixed, settings)
-    found = decisions.verdicts(tables["transfer"])
-    return Analysis(panel, tables, found, describe(panel, plan, options, mixtures))
+    verdicts = decisions.verdicts(tables["transfer"])
+    return Analysis(panel, tables, verdicts, describe(panel, plan, options, mixtures))
 
 
 def weighted(panel: Panel, options: Options) -> tuple[Data, Resamples]:

@@ -96,9 +96,12 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
                 body.append([title, *(cell_text(r) for r in cells), n_text([r.n for r in cells])])
     before, after = method["stages"]
     kind = "Pearson's r" if method["statistic"] == "pearson" else method["statistic"]
-    console.table(
+    console.say(
         f"Transfer of {quantity}, {before} to {after}: {kind} over mixtures "
-        f"[{method['level']:.0%} {method['interval']}]",
+        f"[{method['level']:.0%} {method['interval']} interval]"
+    )
+    console.table(
+        "",
         ["", *scales, "n"],
         body,
         caption=f"{method['resamples']:,} resamples of the mixtures ({method['resampling']}). "

@@ -1,0 +1,97 @@
+"""How many mixtures it takes to see a correlation.
+
+Power of the two-sided t test of r = 0 for bivariate normal data, without simulation: given the x values, the
+t statistic is noncentral t with noncentrality rho / sqrt(1 - rho^2) * sqrt(sum (x - mean)^2), and that sum is
+chi-squared with n - 1 degrees of freedom; the power is the mean over it. Item noise lowers rho before the
+test sees it: what is tested is rho times the ceiling (the square root of the two reliabilities' product).
+
+Cost: milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from evalengine.errors import UserError
+
+LARGEST_N = 100_000
+NODES = 96
+
+
+class Plan(NamedTuple):
+    """One answer: with `n` mixtures a true correlation `r` is seen with probability `power`.
+
+    low, high: the interval (Fisher's z) that an estimate equal to `observed` = r * ceiling would have.
+    """
+
+    r: float
+    observed: float
+    power: float
+    n: int
+    low: float
+    high: float
+
+
+def power_of(r: float, n: int, alpha: float = 0.05) -> float:
+    """Probability that n mixtures show a true correlation r as different from 0 at level alpha."""
+    import numpy as np
+    from scipy.special import ndtr, stdtrit
+    from scipy.stats import chi2
+
+    if n < 4:
+        return math.nan
+    critical = float(stdtrit(n - 2, 1.0 - alpha / 2.0))
+    # Both chi-squared variables (spread of x, residual variance) by Gauss-Legendre over their quantiles.
+    node, weight = np.polynomial.legendre.leggauss(NODES)
+    node, weight = 0.5 * (node + 1.0), 0.5 * weight
+    shift = abs(r) / math.sqrt(1.0 - r * r) * np.sqrt(chi2.ppf(node, n - 1))[:, None]
+    bound = critical * np.sqrt(chi2.ppf(node, n - 2) / (n - 2))[None, :]
+    reject = ndtr(shift - bound) + ndtr(-shift - bound)
+    return float(weight @ reject @ weight)
+
+
+def mixtures_needed(r: float, power: float = 0.8, alpha: float = 0.05) -> int:
+    """The smallest n with `power_of(r, n) >= power`."""
+    _check(r, power, alpha)
+    low, high = 3, 4
+    while power_of(r, high, alpha) < power:
+        low, high = high, high * 2
+        if high > LARGEST_N:
+            raise UserError(
+                f"r = {r:g} would take more than {LARGEST_N:,} mixtures: too small to be looked for"
+            )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power_of(r, middle, alpha) >= power else (middle, high)
+    return high
+
+
+def detectable(n: int, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest r that n mixtures see with the given power."""
+    if n < 4:
+        raise UserError(f"-n {n} is too few mixtures for a correlation: at least 4")
+    _check(0.5, power, alpha)
+    low, high = 0.0, 0.999999
+    while high - low > 1e-7:
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if power_of(middle, n, alpha) >= power else (middle, high)
+    return high
+
+
+def plan(r: float, n: int, ceiling: float = 1.0, alpha: float = 0.05) -> Plan:
+    """What n mixtures see of a true r when item noise limits r to `ceiling`."""
+    import numpy as np
+
+    from evalengine.analysis.bootstrap import fisher
+
+    observed = r * ceiling
+    low, high = fisher(np.array([observed]), n, 1.0 - alpha)[0]
+    return Plan(r, observed, power_of(observed, n, alpha), n, float(low), float(high))
+
+
+def _check(r: float, power: float, alpha: float) -> None:
+    if not 0.0 < abs(r) < 1.0:
+        raise UserError(f"r = {r:g} must lie between -1 and 1 and not be 0")
+    if not alpha < power < 1.0 or not 0.0 < alpha < 1.0:
+        raise UserError("--power and --alpha must lie between 0 and 1, and the power above alpha")

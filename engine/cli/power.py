@@ -1,0 +1,72 @@
+"""`evalengine power`: how many mixtures a study needs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from evalengine import console
+from evalengine.errors import UserError
+
+COMMON_R = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+COMMON_N = (6, 9, 12, 18, 27, 54)
+
+
+def register(subparsers: Any) -> None:
+    p = subparsers.add_parser("power", help="how many mixtures it takes to see a correlation")
+    p.add_argument("--r", type=float, help="true correlation to look for (default: a table of several)")
+    p.add_argument("-n", type=int, help="mixtures at hand: what they can and cannot see")
+    p.add_argument("--power", type=float, default=0.8, help="chance to see it (default 0.8)")
+    p.add_argument("--alpha", type=float, default=0.05, help="level of the two-sided test (default 0.05)")
+    p.add_argument(
+        "--ceiling",
+        type=float,
+        default=1.0,
+        help="highest r that item noise allows (see the reliability table)",
+    )
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from evalengine.analysis import power
+
+    console.set_json(args.json)
+    if not 0.0 < args.ceiling <= 1.0:
+        raise UserError(f"--ceiling {args.ceiling:g} must lie above 0 and at most at 1")
+    at_r = [args.r] if args.r is not None else COMMON_R
+    needed = [
+        power.plan(
+            r, power.mixtures_needed(r * args.ceiling, args.power, args.alpha), args.ceiling, args.alpha
+        )
+        for r in at_r
+    ]
+    at_n = [args.n] if args.n is not None else COMMON_N
+    smallest = [(n, power.detectable(n, args.power, args.alpha) / args.ceiling) for n in at_n]
+    if args.json:
+        seen = [{"n": n, "r": r if r < 1 else None} for n, r in smallest]
+        console.emit_json({"needed": [row._asdict() for row in needed], "detectable": seen})
+        return 0
+    if args.n is None or args.r is not None:
+        console.table(
+            "Mixtures needed to see a true correlation",
+            ["true r", "seen as", "mixtures", "power", f"{1 - args.alpha:.0%} interval at that r"],
+            [
+                [f"{p.r:+.2f}", f"{p.observed:+.2f}", p.n, f"{p.power:.2f}", f"[{p.low:+.2f}, {p.high:+.2f}]"]
+                for p in needed
+            ],
+            caption=f"Power {args.power:g}, two-sided test at {args.alpha:g}.",
+        )
+    if args.r is not None and args.n is not None:
+        found = power.plan(args.r, args.n, args.ceiling, args.alpha)
+        console.say(
+            f"With {args.n} mixtures a true r of {args.r:g} is seen with probability {found.power:.2f}; an estimate of "
+            f"{found.observed:.2f} would have the interval [{found.low:+.2f}, {found.high:+.2f}]."
+        )
+    if args.r is None:
+        console.table(
+            "Smallest r seen",
+            ["mixtures", "r"],
+            [[n, f"{r:.2f}" if r < 1 else "none: noise hides it"] for n, r in smallest],
+        )
+    return 0
