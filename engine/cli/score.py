@@ -51,6 +51,14 @@ def register(subparsers: Any) -> None:
     )
     p.add_argument("--pmi", action="store_true", help="also score each choice without its context (acc_pmi)")
     p.add_argument("--backend", choices=["torch", "vllm"], default="torch")
+    p.add_argument(
+        "--vllm-arg",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="vllm: a setting of its engine, such as tensor_parallel_size=2, gpu_memory_utilization=0.8 or max_model_len=4096",
+    )
+    p.add_argument("--verbose", action="store_true", help="vllm: show its own messages")
     p.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     p.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="default: float32 on CPU, bfloat16 on GPU"
@@ -124,7 +132,22 @@ def available(wanted: list[Any], args: argparse.Namespace) -> list[Any]:
 def make_backend(args: argparse.Namespace) -> Any:
     quiet_transformers()
     if args.backend == "vllm":
-        raise UserError("the vLLM backend is not part of this version: use --backend torch")
+        if args.device:
+            raise UserError(
+                "--device is for --backend torch: vLLM takes the GPUs that CUDA_VISIBLE_DEVICES names"
+            )
+        from evalengine.vllm.backend import VllmBackend, engine_settings
+
+        return VllmBackend(
+            dtype=args.dtype,
+            batch_tokens=args.batch_tokens,
+            allow_pickle=args.allow_pickle,
+            trust_remote_code=args.trust_remote_code,
+            verbose=args.verbose,
+            **engine_settings(args.vllm_arg),
+        )
+    if args.vllm_arg:
+        raise UserError("--vllm-arg is for --backend vllm: add that, or leave it out")
     from evalengine.torch_backend import TorchBackend
 
     return TorchBackend(

@@ -101,8 +101,9 @@ def start(checkpoint: Checkpoint, *, pooling: bool, window: int | None, settings
     """A vLLM engine for `checkpoint`: of its scoring variant (`pooling`), or of vLLM's own class. Raises UserError."""
     weight_files(checkpoint.path, settings.get("load_format") == "auto")
     try:
-        from vllm import LLM
         from vllm.platforms import current_platform
+
+        from vllm import LLM
     except Exception as error:
         raise UserError(
             f"vLLM is installed but cannot be imported ({first_line(error)}): {INSTALL}"
@@ -158,8 +159,10 @@ class EngineFailed(UserError):
         elif re.search(r"KV cache|cache blocks|out of memory|Free memory", everything):
             text = (
                 f"no memory for vLLM's key-value cache ({text}): set VLLM_CPU_KVCACHE_SPACE (GiB) on a CPU machine,"
-                " --gpu-memory-utilization on a GPU, or --max-model-len to a shorter window"
+                " --vllm-arg gpu_memory_utilization=0.95 on a GPU, or --vllm-arg max_model_len=N for a shorter window"
             )
+        elif "unexpected keyword argument" in everything:
+            text = f"vLLM's engine has no such setting ({text}): check --vllm-arg"
         elif "trust_remote_code" in everything or "trust-remote-code" in everything:
             text = (
                 f"{checkpoint.name} needs code that comes with it, which is not run: read that code, then allow it with"

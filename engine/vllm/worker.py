@@ -23,8 +23,7 @@ class ScoringWorker:
         model = self.model_runner.get_model()
         if self.vllm_config.device_config.device_type == "cpu":
             for module in model.modules():
-                if needs_packing(module):
-                    module.quant_method.process_weights_after_loading(module)
+                pack(module)
         pooler = getattr(model, "pooler", None)
         if pooler is not None:
             pooler.forget()
@@ -44,11 +43,18 @@ def digest(tensor: torch.Tensor) -> tuple[list[int], float, float]:
     return list(tensor.shape), float(flat.sum()), float((flat * flat).sum())
 
 
-def needs_packing(module: torch.nn.Module) -> bool:
+def pack(module: torch.nn.Module) -> None:
+    """Makes the packed copies of an embedding, a head or experts again, from the tensors that were reloaded.
+
+    A head tied to the embedding is reloaded as the embedding, and its own packed copy left; experts are laid out for the
+    kernel only when they are first loaded.
+    """
     from vllm.model_executor.layers.fused_moe import FusedMoEMethodBase
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-    method = getattr(module, "quant_method", None)
-    return isinstance(method, FusedMoEMethodBase) or (
-        method is not None and isinstance(module, VocabParallelEmbedding)
-    )
+    method: Any = getattr(module, "quant_method", None)
+    if isinstance(method, FusedMoEMethodBase):
+        experts = getattr(getattr(method, "moe_kernel", None), "fused_experts", None)
+        (experts or method).process_weights_after_loading(module)
+    elif method is not None and isinstance(module, VocabParallelEmbedding):
+        method.process_weights_after_loading(module)
