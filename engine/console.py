@@ -70,6 +70,7 @@ def table(
     """Prints a table; the first `left` columns are left-aligned text, the others right-aligned."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     t = Table(
         title=title,
@@ -82,7 +83,7 @@ def table(
     for i, name in enumerate(columns):
         t.add_column(name, justify="left" if i < left else "right", no_wrap=True, overflow="fold")
     for row in rows:
-        t.add_row(*("" if cell is None else str(cell) for cell in row))
+        t.add_row(*(Text("" if cell is None else str(cell)) for cell in row))  # Text: names may hold [markup]
     console().print(t, markup=False)
 
 

@@ -11,6 +11,7 @@ One bad checkpoint does not stop the others: its reason is kept, shown at the en
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,14 +40,14 @@ class Scores(Protocol):
 
 
 class Backend(Protocol):
-    """What runs a model. It sees token ids, never text."""
+    """What runs a model. It sees token ids, never text. `progress` is called with numbers of sequences finished."""
 
     name: str
     dtype: str
     notes: list[str]
 
     def load(self, checkpoint: Checkpoint) -> None: ...
-    def score(self, sequences: Sequences, progress: Callable[[int], None] | None = None) -> Scores: ...
+    def score(self, sequences: Sequences, progress: Callable[[float], None] | None = None) -> Scores: ...
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,11 @@ def score(
                 score_checkpoint(checkpoint, tasks, planner, backend, options, report, progress)
             except UserError as error:
                 report.failure = str(error)
+            except (RuntimeError, ValueError, TypeError, KeyError, IndexError, NotImplementedError) as error:
+                if os.environ.get("EVALENGINE_DEBUG"):
+                    raise
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                report.failure = f"{checkpoint.name} stopped with an error of its own: {reason} (EVALENGINE_DEBUG=1 shows where)"
             progress.update(sum(len(s.items) for s in item_sets) - report.seen)
             outcomes.append(report.outcome(checkpoint, time.monotonic() - started))
         store.log_run(out, run_record(outcomes, backend, options))
@@ -198,8 +204,16 @@ def score_checkpoint(
     for t in pending:
         progress.describe(f"{checkpoint.name}: {t.items.benchmark}")
         encoded = planner.plan(checkpoint, t.items)
-        store.write(t.path, score_table(checkpoint, t.items, encoded, backend), t.metadata)
-        progress.update(len(t.items.items))
+        whole = len(t.items.items)
+        shown = 0.0
+
+        def advance(sequences: float, share: float = whole / max(len(encoded.sequences), 1)) -> None:
+            nonlocal shown
+            shown += sequences * share
+            progress.update(sequences * share)
+
+        store.write(t.path, score_table(checkpoint, t.items, encoded, backend, advance), t.metadata)
+        progress.update(whole - shown)
         report.seen += len(t.items.items)
         report.items += len(t.items.items)
         report.scored += 1
@@ -274,11 +288,17 @@ def is_current(t: Task, options: Options, notes: list[str]) -> bool:
     return not changed
 
 
-def score_table(checkpoint: Checkpoint, items: ItemSet, encoded: Encoded, backend: Backend) -> pa.Table:
+def score_table(
+    checkpoint: Checkpoint,
+    items: ItemSet,
+    encoded: Encoded,
+    backend: Backend,
+    progress: Callable[[float], None] | None = None,
+) -> pa.Table:
     """One forward pass over the benchmark, as the rows of the store."""
     import pyarrow as pa
 
-    scores = backend.score(encoded.sequences)
+    scores = backend.score(encoded.sequences, progress)
     loglik_C = scores.loglik[encoded.sequence_C].astype(np.float32)
     if not np.isfinite(loglik_C).all():
         raise UserError(

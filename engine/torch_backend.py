@@ -226,13 +226,29 @@ class TorchBackend:
 
     # --- scoring
 
-    def score(self, sequences: Sequences, progress: Callable[[int], None] | None = None) -> SequenceScores:
-        """Scores every sequence. `progress` is called with the number of tokens that each forward covered."""
-        if self._tree:
-            return self._score(sequences, self._tree_rows(self._batches(sequences), progress), self.head)
-        return self._score(
-            sequences, self._plain(sequences, own_head=self.head is None, progress=progress), self.head
-        )
+    def score(self, sequences: Sequences, progress: Callable[[float], None] | None = None) -> SequenceScores:
+        """Scores every sequence. `progress` is called with the number of sequences that each forward finished.
+
+        Where memory runs out, batches are halved and all is run again; UserError where one sequence alone is too much.
+        """
+        while True:
+            try:
+                if self._tree:
+                    rows = self._tree_rows(self._batches(sequences), progress)
+                else:
+                    rows = self._plain(sequences, own_head=self.head is None, progress=progress)
+                return self._score(sequences, rows, self.head)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+            longest = int(np.diff(sequences.offset).max()) - 1
+            if self.batch_tokens <= longest:
+                raise UserError(
+                    f"out of memory on a single item of {longest} tokens: use a machine with more memory, or --dtype bfloat16"
+                )
+            self.batch_tokens = max(longest, self.batch_tokens // 2)
+            self._packed.clear()
+            self.notes.append(f"ran out of memory: scored with --batch-tokens {self.batch_tokens}")
 
     def _batches(self, sequences: Sequences) -> list[packing.Batch]:
         """The packed batches of these sequences, kept for the next checkpoint."""
@@ -245,7 +261,7 @@ class TorchBackend:
 
     @torch.inference_mode()
     def _tree_rows(
-        self, batches: list[packing.Batch], progress: Callable[[int], None] | None = None
+        self, batches: list[packing.Batch], progress: Callable[[float], None] | None = None
     ) -> Iterator[Rows]:
         assert self.model is not None
         for batch in batches:
@@ -258,11 +274,11 @@ class TorchBackend:
                 h_RD = hidden[torch.from_numpy(batch.row_R).to(self.device, torch.long)]
                 yield Rows(h_RD, batch.target_row_T, batch.target_token_T, batch.target_sequence_T)
             if progress:
-                progress(batch.tokens)
+                progress(len(np.unique(batch.target_sequence_T)))
 
     @torch.inference_mode()
     def _plain(
-        self, sequences: Sequences, own_head: bool = False, progress: Callable[[int], None] | None = None
+        self, sequences: Sequences, own_head: bool = False, progress: Callable[[float], None] | None = None
     ) -> Iterator[Rows]:
         """One padded row per sequence; rows are hidden states or, with `own_head`, the model's own logits."""
         assert self.model is not None
@@ -295,7 +311,7 @@ class TorchBackend:
             states = states_BTD.flatten(0, 1)[torch.from_numpy(row_T).to(self.device)]
             yield Rows(states, np.arange(len(row_T)), np.concatenate(targets), np.concatenate(owners))
             if progress:
-                progress(int(lengths[members].sum()))
+                progress(len(members))
             at += size
 
     @torch.inference_mode()
@@ -361,6 +377,14 @@ def architecture_of(path: Path) -> str:
     for key in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
         config.pop(key, None)
     return json.dumps(config, sort_keys=True)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """CUDA has its own exception; the CPU allocator's is a RuntimeError that only its words tell apart."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        word in str(error) for word in words
+    )
 
 
 def unreadable(checkpoint: Checkpoint, error: Exception) -> UserError:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from evalengine import __version__
 from evalengine.errors import UserError
 
-COMMANDS: tuple[str, ...] = ("score", "correlate", "train", "demo", "bench", "benchmarks", "export")
+COMMANDS: tuple[str, ...] = ("score", "correlate", "train", "demo", "bench", "benchmarks", "export", "power", "importer", "report")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,11 +48,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nevalengine: interrupted; {hint}", file=sys.stderr)
         return 130
     except MemoryError:
-        print("evalengine: out of memory: lower --batch-tokens, or use a machine with more memory", file=sys.stderr)
+        print(
+            "evalengine: out of memory: lower --batch-tokens, or use a machine with more memory",
+            file=sys.stderr,
+        )
         return 1
     except OSError as error:
-        if error.errno is None:
-            raise
         where = f" ({error.filename})" if error.filename else ""
-        print(f"evalengine: {error.strerror or error}{where}; what was finished is kept: mend that and run the same command again", file=sys.stderr)
+        print(
+            f"evalengine: {error.strerror or error}{where}; what was finished is kept: mend that and run the same command again",
+            file=sys.stderr,
+        )
+        return 1
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        print(
+            f"evalengine: a defect of evalengine, please report it: {type(error).__name__}: {reason}"
+            " (EVALENGINE_DEBUG=1 shows where)",
+            file=sys.stderr,
+        )
         return 1

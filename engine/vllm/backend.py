@@ -201,8 +201,8 @@ class VllmBackend:
 
     # --- scoring
 
-    def score(self, sequences: Sequences, progress: Callable[[int], None] | None = None) -> SequenceScores:
-        """Scores every sequence. `progress` is called with the number of tokens that each part covered."""
+    def score(self, sequences: Sequences, progress: Callable[[float], None] | None = None) -> SequenceScores:
+        """Scores every sequence. `progress` is called with the number of sequences that each part finished."""
         requests = self._planned(sequences)
         self._check_lengths(requests)
         logprobs, greedys = [], []
@@ -212,7 +212,7 @@ class VllmBackend:
             logprobs.append(logprob_T)
             greedys.append(greedy_T)
             if progress:
-                progress(sum(len(r.tokens) for r in part))
+                progress(len(sequences) * len(part) / len(requests.requests))
         if not logprobs:
             return SequenceScores(np.zeros(0), np.zeros(0, bool))
         logprob_T = np.concatenate(logprobs)[requests.index_T]

@@ -149,3 +149,29 @@ def test_a_file_without_a_tensor_is_refused(tmp_path: Path) -> None:
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="does not hold the model"):
         backend_for(path)
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny_models.save(tmp_path / "m", "llama")
+    sequences = shared_sequences(300)
+    backend = backend_for(path, batch_tokens=800)
+    expected = backend.score(sequences).loglik
+    forward = backend.model.base_model.forward
+
+    def small_machine(input_ids: torch.Tensor, **kwargs: object) -> object:
+        if input_ids.numel() > 300:
+            torch.empty(1 << 62, dtype=torch.uint8)  # the allocator's own error
+        return forward(input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(backend.model.base_model, "forward", small_machine)
+    backend._packed.clear()
+    np.testing.assert_allclose(backend.score(sequences).loglik, expected, atol=1e-4)
+    assert backend.batch_tokens == 200
+    assert "ran out of memory" in backend.notes[-1]
+    monkeypatch.setattr("evalengine.torch_backend.out_of_memory", lambda error: True)
+    backend.batch_tokens = 10
+    monkeypatch.setattr(
+        backend.model.base_model, "forward", lambda **_: torch.empty(1 << 62, dtype=torch.uint8)
+    )
+    with pytest.raises(UserError, match="single item"):
+        backend.score(sequences)
