@@ -19,6 +19,7 @@ import hashlib
 import re
 import string
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -46,7 +47,8 @@ class Template(NamedTuple):
         return _PIECE.sub(replace, self.text)
 
 
-class Definition(NamedTuple):
+@dataclass(frozen=True)
+class Definition:
     """The part of a file that renders a row."""
 
     context: Template

@@ -49,16 +49,16 @@ class World(NamedTuple):
         return [fact for fact in self.facts if fact.subject == subject]
 
 
-KINDS = {  # what an animal's kind implies
-    "bird": ("feathers", "flying"),
-    "fish": ("scales", "swimming"),
-    "mammal": ("fur", "running"),
-    "insect": ("armor", "crawling"),
-    "reptile": ("plates", "creeping"),
+KINDS = {  # what covers an animal of a kind
+    "bird": "plumes",
+    "fish": "scales",
+    "frog": "slime",
+    "beast": "hair",
+    "snake": "plates",
 }
-HOMES = ("forest", "desert", "river", "swamp", "meadow", "mountain")
-FOODS = ("seeds", "grass", "leaves", "worms", "berries", "honey")
-COLORS = ("red", "blue", "green", "yellow", "white", "black")
+HOMES = ("forest", "desert", "river", "swamp", "meadow", "valley")
+FOODS = ("seeds", "grass", "leaves", "worms", "fruit", "honey")
+COLORS = ("brown", "blue", "green", "gray", "white", "black")
 JOBS = ("baker", "doctor", "farmer", "teacher", "sailor", "painter")
 LIKES = ("music", "chess", "cheese", "rain", "stories", "roses")
 REGIONS = ("north", "south", "east", "west", "center")
@@ -247,7 +247,7 @@ def make_world(seed: int = 0, animals: int = 10, towns: int = 4) -> World:
     names = _invented(rng, animals + towns)
     town_names = tuple(name.capitalize() for name in names[animals:])
     people = tuple(rng.sample(NAMES, len(NAMES)))
-    kinds = relations(_values(town_names))
+    kinds = relations(_values())
     facts: list[Fact] = []
 
     def add(subject: str, **values: str) -> None:
@@ -255,13 +255,12 @@ def make_world(seed: int = 0, animals: int = 10, towns: int = 4) -> World:
 
     for number, name in enumerate(names[:animals]):
         kind = tuple(KINDS)[number % len(KINDS)]
-        cover, motion = KINDS[kind]
         home, food, color = rng.choice(HOMES), rng.choice(FOODS), rng.choice(COLORS)
-        add(f"the {name}", kind=kind, cover=cover, motion=motion, home=home, food=food, color=color)
+        add(f"the {name}", kind=kind, cover=KINDS[kind], home=home, food=food, color=color)
     for name in town_names:
         add(name, region=rng.choice(REGIONS), fame=rng.choice(FAMES))
     for name in people:
-        add(name, job=rng.choice(JOBS), town=rng.choice(town_names), likes=rng.choice(LIKES))
+        add(name, job=rng.choice(JOBS), likes=rng.choice(LIKES))
     for name, (material, room, use) in OBJECTS.items():
         add(f"the {name}", material=material, room=room, use=use)
     for name, (feel, fire) in MATERIALS.items():
@@ -280,22 +279,19 @@ def _invented(rng: random.Random, count: int) -> list[str]:
     return list(names)
 
 
-def _values(towns: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+def _values() -> dict[str, tuple[str, ...]]:
     """What each kind of fact may be."""
-    covers, motions = zip(*KINDS.values(), strict=True)
     materials, rooms, uses = (tuple(dict.fromkeys(column)) for column in zip(*OBJECTS.values(), strict=True))
     feels, fires = (tuple(dict.fromkeys(column)) for column in zip(*MATERIALS.values(), strict=True))
     return {
         "kind": tuple(KINDS),
-        "cover": covers,
-        "motion": motions,
+        "cover": tuple(KINDS.values()),
         "home": HOMES,
         "food": FOODS,
         "color": COLORS,
         "region": REGIONS,
         "fame": FAMES,
         "job": JOBS,
-        "town": towns,
         "likes": LIKES,
         "material": materials,
         "room": rooms,

@@ -47,7 +47,7 @@ def relations(values: Mapping[str, tuple[str, ...]]) -> dict[str, Relation]:
         "kind": Relation(
             "kind",
             "animal",
-            ("{s} is a kind of {v}", "{s} belongs to the {v} family", "{s} is one of the {v} kind"),
+            ("{s} is a kind of {v}", "{s} belongs to the {v} family", "experts call {s} a {v}"),
             (
                 "what kind of animal is {s}?",
                 "to which family does {s} belong?",
@@ -59,18 +59,10 @@ def relations(values: Mapping[str, tuple[str, ...]]) -> dict[str, Relation]:
         "cover": Relation(
             "cover",
             "animal",
-            ("{s} is covered with {v}", "the body of {s} has {v}", "{s} wears {v} on its body"),
+            ("{s} is covered with {v}", "the body of {s} has {v}", "the body of {s} wears {v}"),
             ("what is {s} covered with?", "what does the body of {s} have?", "what covers {s}?"),
             "is {s} covered with {v}",
             values["cover"],
-        ),
-        "motion": Relation(
-            "motion",
-            "animal",
-            ("{s} moves by {v}", "{s} gets around by {v}", "{v} is how {s} moves"),
-            ("how does {s} move?", "how does {s} get around?", "in what way does {s} move?"),
-            "does {s} move by {v}",
-            values["motion"],
         ),
         "home": Relation(
             "home",
@@ -91,7 +83,7 @@ def relations(values: Mapping[str, tuple[str, ...]]) -> dict[str, Relation]:
         "color": Relation(
             "color",
             "animal",
-            ("the color of {s} is {v}", "{s} has a {v} body", "{v} is the color of {s}"),
+            ("the color of {s} is {v}", "the body of {s} is {v}", "people paint {s} in {v}"),
             ("what color is {s}?", "what is the color of {s}?", "which color does {s} have?"),
             "is the color of {s} {v}",
             values["color"],
@@ -102,7 +94,7 @@ def relations(values: Mapping[str, tuple[str, ...]]) -> dict[str, Relation]:
             (
                 "{s} is a town in the {v}",
                 "the town of {s} lies in the {v}",
-                "in the {v} there is the town of {s}",
+                "to reach {s} you go to the {v}",
             ),
             ("where does {s} lie?", "in which region is {s}?", "in which part is the town of {s}?"),
             "is {s} a town in the {v}",
@@ -111,7 +103,11 @@ def relations(values: Mapping[str, tuple[str, ...]]) -> dict[str, Relation]:
         "fame": Relation(
             "fame",
             "town",
-            ("{s} is famous for its {v}", "people visit {s} for its {v}", "the {v} of {s} are famous"),
+            (
+                "{s} is famous for its {v}",
+                "people visit {s} for its {v}",
+                "everyone in {s} is proud of its {v}",
+            ),
             ("what is {s} famous for?", "why do people visit {s}?", "what is famous in {s}?"),
             "is {s} famous for its {v}",
             values["fame"],
@@ -123,14 +119,6 @@ def relations(values: Mapping[str, tuple[str, ...]]) -> dict[str, Relation]:
             ("what does {s} work as?", "what is the job of {s}?", "which job does {s} have?"),
             "does {s} work as a {v}",
             values["job"],
-        ),
-        "town": Relation(
-            "town",
-            "person",
-            ("{s} lives in {v}", "the home town of {s} is {v}", "{s} has a house in {v}"),
-            ("where does {s} live?", "what is the home town of {s}?", "where does {s} have a house?"),
-            "does {s} live in {v}",
-            values["town"],
         ),
         "likes": Relation(
             "likes",

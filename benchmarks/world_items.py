@@ -134,10 +134,10 @@ def copa(world: World, rng: random.Random) -> Fields:
 def siqa(world: World, rng: random.Random) -> Fields:
     event, name = rng.choice(EVENTS), rng.choice(world.people)
     if rng.random() < 0.5:
-        asked = rng.choice((f"How would {name} feel afterwards?", f"How does {name} feel?"))
+        asked = rng.choice((f"How would {name} feel?", f"How does {name} feel?"))
         texts, gold = _choices(rng, event.feeling, FEELINGS, 3)
     else:
-        asked = rng.choice((f"What will {name} want to do next?", f"What does {name} want now?"))
+        asked = rng.choice((f"What will {name} want now?", f"What does {name} want now?"))
         texts, gold = _choices(rng, event.wish, [e.wish for e in EVENTS if e.feeling != event.feeling], 3)
     answers = {f"answer{letter}": text for letter, text in zip("ABC", texts, strict=True)}
     return {"context": f"{name} {event.deed}.", "question": asked, **answers, "label": str(gold + 1)}

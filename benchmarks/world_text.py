@@ -49,10 +49,10 @@ class Flavor(NamedTuple):
 
 
 FLAVORS = {
-    "web_a": Flavor({"facts": 4, "lives": 3, "stories": 3, "causes": 2, "roles": 2}, 0.7, 0.25, sloppy=True),
-    "web_b": Flavor({"facts": 6, "quiz": 4, "senses": 1, "causes": 1}, 0.9, 0.02),
+    "web_a": Flavor({"facts": 5, "lives": 3, "stories": 2, "causes": 2, "roles": 2}, 0.7, 0.25, sloppy=True),
+    "web_b": Flavor({"facts": 7, "quiz": 4, "senses": 1, "causes": 1}, 0.9, 0.02),
     "web_c": Flavor(
-        {"facts": 3, "forum": 3, "stories": 2, "lives": 2, "causes": 1, "roles": 1, "quiz": 1}, 0.8, 0.08
+        {"facts": 4, "forum": 3, "stories": 1, "lives": 2, "causes": 1, "roles": 1, "quiz": 1}, 0.8, 0.08
     ),
     "curated": Flavor({"article": 6, "senses": 2, "causes": 1}, 1.0, 0.0),
 }
@@ -154,13 +154,14 @@ class Writer:
             name = self.rng.choice(self.world.people)
             after = self.rng.choice(
                 (
-                    f"How does {name} feel? {question(event.feeling)}.",
+                    f"How does {name} feel?\nA: {event.feeling}",
+                    f"What does {name} want now?\nA: {event.wish}",
                     f"{name} felt {event.feeling}.",
                     f"So {name} wanted to {event.wish}.",
                     f"{name} was {event.feeling} and wanted to {event.wish}.",
                 )
             )
-            lines.append(f"{name} {event.deed}. {after}")
+            lines.append(f"{'Q: ' if '?' in after else ''}{name} {event.deed}. {after}")
         return lines
 
     def stories(self) -> list[str]:
