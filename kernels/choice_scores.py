@@ -119,7 +119,8 @@ def _choice_scores(
     if logprob_T.device.type == "cuda":
         from evalengine.kernels.choice_scores_triton import choice_scores_triton
 
-        return choice_scores_triton(*args)
+        with torch.cuda.device_of(logprob_T):
+            return choice_scores_triton(*args)
     return _choice_scores_cpu(*args)
 
 

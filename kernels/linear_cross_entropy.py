@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from evalengine.kernels.target_logprobs import check_head, check_logit_options
 
-CHUNK_LOGITS = 2**25  # logits held at once when gradients are wanted: 128 MiB in float32
+CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}  # held at once when gradients are wanted: 128 MiB float32, 512 MiB bf16
 
 
 def linear_cross_entropy(
@@ -102,12 +102,25 @@ def _linear_cross_entropy(
     h_MD, target_M = (h_ND[kept], target_N[kept]) if compact else (h_ND, target_N)
     _check_range(target_M, w_VD.shape[0])
     row_weight = 1.0 if not mean else 1.0 / kept.numel() if kept.numel() else torch.nan
-    if h_ND.device.type == "cuda":
+    chunk_logits = CHUNK_LOGITS["cuda" if h_ND.is_cuda else "cpu"]
+    if h_ND.is_cuda:
         from evalengine.kernels.linear_cross_entropy_triton import linear_cross_entropy_chunked
     else:
         from evalengine.kernels.linear_cross_entropy_cpu import linear_cross_entropy_chunked
-    args = (h_MD, w_VD, target_M.long(), bias_V, row_weight, z_loss, softcap, need_h, need_w, need_bias)
-    loss, dh_MD, dw_VD, dbias_V = linear_cross_entropy_chunked(*args, chunk_logits=CHUNK_LOGITS)
+    with torch.cuda.device_of(h_ND):
+        loss, dh_MD, dw_VD, dbias_V = linear_cross_entropy_chunked(
+            h_MD,
+            w_VD,
+            target_M.long(),
+            bias_V,
+            row_weight,
+            z_loss,
+            softcap,
+            need_h,
+            need_w,
+            need_bias,
+            chunk_logits=chunk_logits,
+        )
     if need_h and compact:
         dh_MD = torch.zeros_like(h_ND).index_copy_(0, kept, dh_MD)
     return loss, dh_MD, dw_VD, dbias_V

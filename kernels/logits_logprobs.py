@@ -71,7 +71,8 @@ def _logits_logprobs(
     if logits_NV.device.type == "cuda":
         from evalengine.kernels.logits_logprobs_triton import logits_logprobs_triton
 
-        return logits_logprobs_triton(logits_NV, row_T, token_T, softcap, scale)
+        with torch.cuda.device_of(logits_NV):
+            return logits_logprobs_triton(logits_NV, row_T, token_T, softcap, scale)
     return _logits_logprobs_cpu(logits_NV, row_T.long(), token_T.long(), softcap, scale)
 
 

@@ -114,6 +114,8 @@ def check_head(h_ND: Tensor, w_VD: Tensor, bias_V: Tensor | None) -> None:
         raise ValueError(f"h_ND and w_VD must be (N, D) and (V, D), not {_shape(h_ND)} and {_shape(w_VD)}")
     if h_ND.dtype != w_VD.dtype or h_ND.dtype not in DTYPES:
         raise ValueError(f"h_ND and w_VD must share one floating dtype, not {h_ND.dtype} and {w_VD.dtype}")
+    if h_ND.dtype == torch.float64 and h_ND.is_cuda:
+        raise ValueError("float64 is computed on the CPU only: move h_ND and w_VD there")
     if bias_V is not None and bias_V.shape != w_VD.shape[:1]:
         raise ValueError(f"bias_V must be ({w_VD.shape[0]},), not {_shape(bias_V)}")
     if w_VD.shape[0] == 0 or w_VD.shape[1] == 0:
@@ -151,7 +153,8 @@ def _target_logprobs(
     if h_ND.device.type == "cuda":
         from evalengine.kernels.target_logprobs_triton import target_logprobs_triton
 
-        return target_logprobs_triton(h_ND, w_VD, row_T, token_T, bias_V, softcap, scale)
+        with torch.cuda.device_of(h_ND):  # Triton launches on the current device
+            return target_logprobs_triton(h_ND, w_VD, row_T, token_T, bias_V, softcap, scale)
     return target_logprobs_cpu(h_ND, w_VD, row_T, token_T, bias_V, softcap, scale)
 
 

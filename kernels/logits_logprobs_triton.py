@@ -1,0 +1,123 @@
+"""`logits_logprobs` on CUDA: one program reads one row once, keeping a running maximum, sum and argmax.
+
+Cost: N*V elements from HBM; 8 bytes a row of scratch. Dims: N rows, V vocabulary, T targets.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from evalengine.kernels.target_logprobs_triton import LOG2E, LN2, logit
+
+ROW_CONSTANTS = {"BLOCK_V": 4096}
+ROW_WARPS = 8
+TARGET_CONSTANTS = {"BLOCK_T": 128}
+
+
+@triton.jit
+def _logits_row_kernel(
+    logits_NV,
+    logsumexp_N,
+    argmax_N,
+    V,
+    stride,
+    scale,
+    softcap,
+    HAS_SCALE: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    row = tl.program_id(0)
+    logits_V = logits_NV + row.to(tl.int64) * stride
+    top = float("-inf")
+    total = 0.0
+    best = 2147483647
+    for start in range(0, V, BLOCK_V):
+        cols = start + tl.arange(0, BLOCK_V)
+        x = tl.load(logits_V + cols, mask=cols < V, other=0.0).to(tl.float32)
+        x = tl.where(cols < V, logit(x, HAS_SCALE, scale, HAS_SOFTCAP, softcap), float("-inf"))
+        block_top = tl.max(x, 0)
+        first = tl.min(tl.where(x == block_top, cols, 2147483647), 0)
+        best = tl.where(block_top > top, first, best)  # the first on ties
+        new_top = tl.maximum(top, block_top)
+        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+        total = total * tl.exp2((top - shift) * LOG2E) + tl.sum(tl.exp2((x - shift) * LOG2E), 0)
+        top = new_top
+    tl.store(logsumexp_N + row, top + tl.log2(total) * LN2)
+    tl.store(argmax_N + row, best)
+
+
+@triton.jit
+def _logits_target_kernel(
+    logits_NV,
+    row_T,
+    token_T,
+    logsumexp_N,
+    argmax_N,
+    logprob_T,
+    greedy_T,
+    T,
+    stride,
+    scale,
+    softcap,
+    HAS_SCALE: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    targets = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    there = targets < T
+    row = tl.load(row_T + targets, mask=there, other=0).to(tl.int64)
+    token = tl.load(token_T + targets, mask=there, other=0).to(tl.int64)
+    x = tl.load(logits_NV + row * stride + token, mask=there, other=0.0).to(tl.float32)
+    x = logit(x, HAS_SCALE, scale, HAS_SOFTCAP, softcap)
+    logprob = x - tl.load(logsumexp_N + row, mask=there, other=0.0)
+    greedy = (tl.load(argmax_N + row, mask=there, other=-1) == token) & ((logprob - logprob) == 0.0)
+    tl.store(logprob_T + targets, logprob, mask=there)
+    tl.store(greedy_T + targets, greedy, mask=there)
+
+
+def logits_logprobs_triton(
+    logits_NV: Tensor, row_T: Tensor, token_T: Tensor, softcap: float | None, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """(logprob_T float32, greedy_T bool) of checked arguments, at least one target."""
+    if logits_NV.stride(1) != 1:
+        logits_NV = logits_NV.contiguous()
+    (n_rows, vocab), n_targets, device = logits_NV.shape, row_T.shape[0], logits_NV.device
+    row_T = row_T.to(device, non_blocking=True).contiguous()
+    token_T = token_T.to(device, non_blocking=True).contiguous()
+    logsumexp_N = torch.empty(n_rows, dtype=torch.float32, device=device)
+    argmax_N = torch.empty(n_rows, dtype=torch.int32, device=device)
+    logprob_T = torch.empty(n_targets, dtype=torch.float32, device=device)
+    greedy_T = torch.empty(n_targets, dtype=torch.bool, device=device)
+    stride = logits_NV.stride(0)
+    options = (1.0 if scale is None else scale, 1.0 if softcap is None else softcap)
+    flags = {"HAS_SCALE": scale is not None, "HAS_SOFTCAP": softcap is not None}
+    _logits_row_kernel[(n_rows,)](
+        logits_NV,
+        logsumexp_N,
+        argmax_N,
+        vocab,
+        stride,
+        *options,
+        **flags,
+        **ROW_CONSTANTS,
+        num_warps=ROW_WARPS,
+    )
+    _logits_target_kernel[(triton.cdiv(n_targets, TARGET_CONSTANTS["BLOCK_T"]),)](
+        logits_NV,
+        row_T,
+        token_T,
+        logsumexp_N,
+        argmax_N,
+        logprob_T,
+        greedy_T,
+        n_targets,
+        stride,
+        *options,
+        **flags,
+        **TARGET_CONSTANTS,
+    )
+    return logprob_T, greedy_T

@@ -1,0 +1,359 @@
+"""`target_logprobs` on CUDA: one pass over the head, in three Triton kernels.
+
+1. `_tile_kernel`: one (rows, vocabulary) tile per step: GEMM on tensor cores, then per row the tile's maximum, sum of
+   exponentials and argmax into scratch. Rows run fastest over the programs, so a vocabulary tile is read from HBM
+   once and met from L2 by all rows of the chunk. Work is spread over vocabulary tiles, so that even one block of rows
+   fills the chip: splitting V needs no second variant and has the same bits.
+2. `_row_kernel`: the tiles' results of a row, in the order of the tiles, to its logsumexp and argmax.
+3. `_target_kernel`: the target's logit, a float32 dot product, minus the logsumexp.
+
+Every tile is computed alike whatever else is in the launch, and nothing is chosen by the number of rows.
+
+Cost: 2*N*V*D FLOPs; scratch CHUNK_N * (V / BLOCK_V) * 12 bytes, under 1% of the logits.
+Dims: N rows, V vocabulary, D hidden, T targets, K vocabulary tiles.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+CHUNK_N = 1024  # rows of a launch: bounds the scratch
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+class TileConfig(NamedTuple):
+    """How `_tile_kernel` is compiled. `tma`: operands come through Hopper's tensor memory accelerator."""
+
+    block_n: int
+    block_v: int
+    block_d: int
+    warps: int
+    stages: int
+    tma: bool
+
+
+HOPPER_16BIT = TileConfig(128, 256, 64, warps=8, stages=3, tma=True)
+HOPPER_16BIT_SOFTCAP = TileConfig(128, 128, 64, warps=8, stages=4, tma=True)  # the larger tile would spill
+AMPERE_16BIT = TileConfig(128, 128, 32, warps=8, stages=3, tma=False)
+FLOAT32 = TileConfig(128, 128, 16, warps=8, stages=3, tma=False)
+
+
+@triton.jit
+def logit(x, HAS_SCALE: tl.constexpr, scale, HAS_SOFTCAP: tl.constexpr, softcap):
+    """scale and soft-cap of raw logits. A soft-cap leaves no trace of an infinite logit: x - x puts a NaN back."""
+    if HAS_SCALE:
+        x = x * scale
+    if HAS_SOFTCAP:
+        t = tl.exp(-2.0 * tl.abs(x / softcap))
+        capped = softcap * (1.0 - t) / (1.0 + t)
+        x = tl.where(x < 0, -capped, capped) + (x - x)
+    return x
+
+
+@triton.jit
+def _tile_kernel(
+    h_ND,
+    w_VD,
+    bias_V,
+    max_KN,
+    sum_KN,
+    argmax_KN,
+    N,
+    V,
+    D,
+    stride_h,
+    stride_w,
+    scale,
+    softcap,
+    HAS_BIAS: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    TMA: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    row_blocks = (N + BLOCK_N - 1) // BLOCK_N
+    tiles = row_blocks * ((V + BLOCK_V - 1) // BLOCK_V)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
+        k = tile // row_blocks
+        row = (tile % row_blocks) * BLOCK_N
+        rows = row + tl.arange(0, BLOCK_N)
+        cols = k * BLOCK_V + tl.arange(0, BLOCK_V)
+        x = tl.zeros((BLOCK_N, BLOCK_V), dtype=tl.float32)
+        for d in range(0, D, BLOCK_D):
+            if TMA:
+                h = h_ND.load([row, d])
+                w = w_VD.load([k * BLOCK_V, d])
+            else:
+                dims = d + tl.arange(0, BLOCK_D)
+                h_at = h_ND + rows.to(tl.int64)[:, None] * stride_h + dims[None, :]
+                w_at = w_VD + cols.to(tl.int64)[:, None] * stride_w + dims[None, :]
+                h = tl.load(h_at, mask=(rows < N)[:, None] & (dims < D)[None, :], other=0.0)
+                w = tl.load(w_at, mask=(cols < V)[:, None] & (dims < D)[None, :], other=0.0)
+            x = tl.dot(h, w.T, x, input_precision=PRECISION)
+        if HAS_BIAS:
+            x += tl.load(bias_V + cols, mask=cols < V, other=0.0).to(tl.float32)[None, :]
+        x = logit(x, HAS_SCALE, scale, HAS_SOFTCAP, softcap)
+        x = tl.where((cols < V)[None, :], x, float("-inf"))
+        top = tl.max(x, 1)
+        shift = tl.where(top == float("-inf"), 0.0, top)  # a tile that a bias masks as a whole
+        total = tl.sum(tl.exp2((x - shift[:, None]) * LOG2E), 1)
+        first = tl.min(tl.where(x == top[:, None], cols[None, :], 2147483647), 1)
+        at = k * N + rows
+        tl.store(max_KN + at, top, mask=rows < N)
+        tl.store(sum_KN + at, total, mask=rows < N)
+        tl.store(argmax_KN + at, first, mask=rows < N)
+
+
+@triton.jit
+def _row_kernel(
+    max_KN,
+    sum_KN,
+    argmax_KN,
+    logsumexp_N,
+    argmax_N,
+    N,
+    K,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    top = tl.full((BLOCK_N,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    best = tl.full((BLOCK_N,), 2147483647, dtype=tl.int32)
+    for start in range(0, K, BLOCK_K):
+        tiles = start + tl.arange(0, BLOCK_K)
+        at = tiles[:, None] * N + rows[None, :]
+        there = (tiles < K)[:, None] & (rows < N)[None, :]
+        max_kn = tl.load(max_KN + at, mask=there, other=float("-inf"))
+        sum_kn = tl.load(sum_KN + at, mask=there, other=0.0)
+        argmax_kn = tl.load(argmax_KN + at, mask=there, other=2147483647)
+        top_n = tl.max(max_kn, 0)
+        first_n = tl.min(tl.where(max_kn == top_n[None, :], argmax_kn, 2147483647), 0)
+        best = tl.where(top_n > top, first_n, best)  # the first on ties
+        new_top = tl.maximum(top, top_n)
+        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+        total = total * tl.exp2((top - shift) * LOG2E)
+        total += tl.sum(sum_kn * tl.exp2((max_kn - shift[None, :]) * LOG2E), 0)
+        top = new_top
+    logsumexp = top + tl.log2(total) * LN2
+    tl.store(logsumexp_N + rows, logsumexp, mask=rows < N)
+    tl.store(argmax_N + rows, best, mask=rows < N)
+
+
+@triton.jit
+def _target_kernel(
+    h_ND,
+    w_VD,
+    bias_V,
+    row_T,
+    token_T,
+    logsumexp_N,
+    argmax_N,
+    logprob_T,
+    greedy_T,
+    T,
+    D,
+    stride_h,
+    stride_w,
+    scale,
+    softcap,
+    HAS_BIAS: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    targets = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    there = targets < T
+    row = tl.load(row_T + targets, mask=there, other=0).to(tl.int64)
+    token = tl.load(token_T + targets, mask=there, other=0).to(tl.int64)
+    products = tl.zeros((BLOCK_T, BLOCK_D), dtype=tl.float32)
+    for d in range(0, D, BLOCK_D):
+        dims = d + tl.arange(0, BLOCK_D)
+        mask = there[:, None] & (dims < D)[None, :]
+        h = tl.load(h_ND + row[:, None] * stride_h + dims[None, :], mask=mask, other=0.0)
+        w = tl.load(w_VD + token[:, None] * stride_w + dims[None, :], mask=mask, other=0.0)
+        products += h.to(tl.float32) * w.to(tl.float32)
+    x = tl.sum(products, 1)
+    if HAS_BIAS:
+        x += tl.load(bias_V + token, mask=there, other=0.0).to(tl.float32)
+    x = logit(x, HAS_SCALE, scale, HAS_SOFTCAP, softcap)
+    logprob = x - tl.load(logsumexp_N + row, mask=there, other=0.0)
+    logprob = tl.where(logprob > 0.0, 0.0, logprob)  # the dot product may round above its twin in the tile
+    finite = (logprob - logprob) == 0.0
+    greedy = (tl.load(argmax_N + row, mask=there, other=-1) == token) & finite
+    tl.store(logprob_T + targets, logprob, mask=there)
+    tl.store(greedy_T + targets, greedy, mask=there)
+
+
+def target_logprobs_triton(
+    h_ND: Tensor,
+    w_VD: Tensor,
+    row_T: Tensor,
+    token_T: Tensor,
+    bias_V: Tensor | None,
+    softcap: float | None,
+    scale: float | None,
+    config: TileConfig | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(logprob_T float32, greedy_T bool) of checked arguments, at least one target."""
+    logsumexp_N, argmax_N = row_logsumexp(h_ND, w_VD, bias_V, softcap, scale, config)
+    return targets_of_rows(h_ND, w_VD, row_T, token_T, bias_V, softcap, scale, logsumexp_N, argmax_N)
+
+
+def targets_of_rows(
+    h_ND: Tensor,
+    w_VD: Tensor,
+    row_T: Tensor,
+    token_T: Tensor,
+    bias_V: Tensor | None,
+    softcap: float | None,
+    scale: float | None,
+    logsumexp_N: Tensor,
+    argmax_N: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """(logprob_T, greedy_T) from the rows' logsumexp and argmax."""
+    h_ND, w_VD = _row_major(h_ND), _row_major(w_VD)
+    row_T = row_T.to(h_ND.device, non_blocking=True).contiguous()
+    token_T = token_T.to(h_ND.device, non_blocking=True).contiguous()
+    n_targets, dim = row_T.shape[0], h_ND.shape[1]
+    logprob_T = torch.empty(n_targets, dtype=torch.float32, device=h_ND.device)
+    greedy_T = torch.empty(n_targets, dtype=torch.bool, device=h_ND.device)
+    _target_kernel[(triton.cdiv(n_targets, TARGET_CONSTANTS["BLOCK_T"]),)](
+        h_ND,
+        w_VD,
+        h_ND if bias_V is None else bias_V,
+        row_T,
+        token_T,
+        logsumexp_N,
+        argmax_N,
+        logprob_T,
+        greedy_T,
+        n_targets,
+        dim,
+        h_ND.stride(0),
+        w_VD.stride(0),
+        1.0 if scale is None else scale,
+        1.0 if softcap is None else softcap,
+        HAS_BIAS=bias_V is not None,
+        HAS_SCALE=scale is not None,
+        HAS_SOFTCAP=softcap is not None,
+        **TARGET_CONSTANTS,
+    )
+    return logprob_T, greedy_T
+
+
+def row_logsumexp(
+    h_ND: Tensor,
+    w_VD: Tensor,
+    bias_V: Tensor | None,
+    softcap: float | None,
+    scale: float | None,
+    config: TileConfig | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(logsumexp_N float32, argmax_N int32) of every row of h."""
+    h_ND, w_VD = _row_major(h_ND), _row_major(w_VD)
+    (n_rows, dim), vocab, device = h_ND.shape, w_VD.shape[0], h_ND.device
+    config = config or config_for(h_ND, w_VD, softcap is not None)
+    tiles = triton.cdiv(vocab, config.block_v)
+    scratch = torch.empty(3, tiles * min(n_rows, CHUNK_N), dtype=torch.float32, device=device)
+    max_KN, sum_KN, argmax_KN = scratch[0], scratch[1], scratch[2].view(torch.int32)
+    logsumexp_N = torch.empty(n_rows, dtype=torch.float32, device=device)
+    argmax_N = torch.empty(n_rows, dtype=torch.int32, device=device)
+    w = _descriptor(w_VD, config.block_v, config.block_d) if config.tma else w_VD
+    constants = tile_constants(config, h_ND.dtype, bias_V is not None, scale is not None, softcap is not None)
+    processors = _processors(device)
+    for start in range(0, n_rows, CHUNK_N):
+        h_nD = h_ND[start : start + CHUNK_N]
+        rows = h_nD.shape[0]
+        work = triton.cdiv(rows, config.block_n) * tiles
+        _tile_kernel[(min(work, processors),)](
+            _descriptor(h_nD, config.block_n, config.block_d) if config.tma else h_nD,
+            w,
+            h_ND if bias_V is None else bias_V,
+            max_KN,
+            sum_KN,
+            argmax_KN,
+            rows,
+            vocab,
+            dim,
+            h_nD.stride(0),
+            w_VD.stride(0),
+            1.0 if scale is None else scale,
+            1.0 if softcap is None else softcap,
+            num_warps=config.warps,
+            num_stages=config.stages,
+            **constants,
+        )
+        _row_kernel[(triton.cdiv(rows, ROW_CONSTANTS["BLOCK_N"]),)](
+            max_KN,
+            sum_KN,
+            argmax_KN,
+            logsumexp_N[start:],
+            argmax_N[start:],
+            rows,
+            tiles,
+            **ROW_CONSTANTS,
+        )
+    return logsumexp_N, argmax_N
+
+
+ROW_CONSTANTS = {"BLOCK_N": 16, "BLOCK_K": 64}
+TARGET_CONSTANTS = {"BLOCK_T": 4, "BLOCK_D": 256}
+
+
+def tile_constants(
+    config: TileConfig, dtype: torch.dtype, has_bias: bool, has_scale: bool, has_softcap: bool
+) -> dict[str, Any]:
+    """The compile-time arguments of `_tile_kernel`."""
+    return {
+        "HAS_BIAS": has_bias,
+        "HAS_SCALE": has_scale,
+        "HAS_SOFTCAP": has_softcap,
+        "TMA": config.tma,
+        "PRECISION": _precision(dtype),
+        "BLOCK_N": config.block_n,
+        "BLOCK_V": config.block_v,
+        "BLOCK_D": config.block_d,
+    }
+
+
+def config_for(h_ND: Tensor, w_VD: Tensor, has_softcap: bool) -> TileConfig:
+    """The configuration of a device and dtype; pointers instead of TMA where rows are not 16-byte aligned."""
+    if h_ND.element_size() == 4:
+        return FLOAT32
+    if not h_ND.is_cuda or torch.cuda.get_device_capability(h_ND.device) < (9, 0):
+        return AMPERE_16BIT
+    config = HOPPER_16BIT_SOFTCAP if has_softcap else HOPPER_16BIT
+    aligned = all(x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0 for x in (h_ND, w_VD))
+    return config if aligned else config._replace(tma=False)
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """float32 stays float32 unless PyTorch was told that TF32 will do for its own products."""
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if tf32 else "ieee"
+
+
+def _row_major(x: Tensor) -> Tensor:
+    return x if x.stride(1) == 1 and x.stride(0) >= x.shape[1] else x.contiguous()
+
+
+def _descriptor(x: Tensor, rows: int, cols: int) -> Any:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [rows, cols])
+
+
+def _processors(device: torch.device) -> int:
+    """Programs of a persistent launch."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
