@@ -42,12 +42,12 @@ def _common(parser: argparse.ArgumentParser, *, names: bool = True) -> None:
             "--data", type=Path, metavar="DIR", help="folder of <benchmark>.jsonl or .parquet files"
         )
     parser.add_argument(
-        "--custom",
+        "--benchmark-file",
         type=Path,
         action="append",
         default=keep,
-        metavar="FILE",
-        help="a benchmark of your own (YAML)",
+        metavar="YAML",
+        help="a benchmark of your own",
     )
     parser.add_argument("--json", action="store_true", default=keep or False, help="print one JSON object")
 
@@ -64,7 +64,7 @@ def _list(args: argparse.Namespace) -> int:
     from evalengine.benchmarks import resolve
     from evalengine.console import emit_json, table
 
-    benchmarks = resolve("all", args.custom or ())
+    benchmarks = resolve("all", args.benchmark_file or ())
     if args.json:
         emit_json(
             {
@@ -98,7 +98,7 @@ def _show(args: argparse.Namespace) -> int:
     from evalengine.console import console, emit_json, say
     from evalengine.errors import UserError
 
-    found = resolve(args.name, args.custom or ())
+    found = resolve(args.name, args.benchmark_file or ())
     if len(found) != 1:
         raise UserError(f"'{args.name}' names {len(found)} benchmarks: show one")
     loaded = load_items(found[0], args.data, variant=args.variant, seed=args.seed, fewshot=args.fewshot)
@@ -141,7 +141,7 @@ def _check(args: argparse.Namespace) -> int:
             if args.data is None
             else f"there is no folder {args.data}: give --data DIR"
         )
-    benchmarks = resolve(args.names, args.custom or ())
+    benchmarks = resolve(args.names, args.benchmark_file or ())
     checks = check_files(benchmarks, args.data)
     bad = [check for check in checks if check.problem]
     present = {check.benchmark for check in checks}

@@ -98,7 +98,7 @@ def test_a_benchmark_of_one_s_own_is_listed_and_shown(
     (tmp_path / "sums.yaml").write_text(
         'name: sums\ncontext: "{q} is"\nchoices: [one, two]\ngold: right\ngold_is: text\nfile: sums.jsonl\n'
     )
-    own = ["--custom", str(tmp_path / "sums.yaml")]
+    own = ["--benchmark-file", str(tmp_path / "sums.yaml")]
     assert main(["benchmarks", *own]) == 0
     assert "21 benchmarks" in capsys.readouterr().out
     assert main(["benchmarks", "show", "sums", *own]) == 0
