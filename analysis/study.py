@@ -74,7 +74,7 @@ class Analysis(NamedTuple):
         write_table(folder, "cells", *cell_rows(self.panel))
         write_table(folder, "curves", *curve_rows(self.panel, self.method["level"]))
         with replacing(folder / "analysis.json") as handle:
-            json.dump(self.method, handle, indent=1)
+            json.dump({**self.method, "tables": list(self.tables)}, handle, indent=1)
             handle.write("\n")
 
 

@@ -1,0 +1,106 @@
+"""The tables that `correlate` wrote, read back: what the report and the figures start from.
+
+They read a folder and never the store, so a report can be made on a laptop from tables computed elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evalengine.analysis.tables import Row
+from evalengine.errors import UserError
+
+QUANTITY_WORDS = {"accuracy": "accuracy", "confidence": "confidence", "loss": "loss"}
+
+
+class Results(NamedTuple):
+    """Tables by name, the cells of the panel, reliability curves, verdicts and how all was made."""
+
+    method: dict[str, Any]
+    tables: dict[str, list[Row]]
+    cells: list[dict[str, Any]]
+    curves: list[dict[str, Any]]
+    verdicts: list[dict[str, str]]
+
+    def rows(self, table: str, **fixed: str) -> list[Row]:
+        """Rows of a table whose named fields have the given values."""
+        found = self.tables.get(table, [])
+        return [row for row in found if all(getattr(row, key) == value for key, value in fixed.items())]
+
+    @property
+    def scales(self) -> list[str]:
+        return list(self.method["scales"])
+
+    @property
+    def contrast(self) -> str | None:
+        """The name of the scale contrast's rows, "1B-240M"; None with one scale."""
+        return f"{self.scales[-1]}-{self.scales[0]}" if len(self.scales) > 1 else None
+
+    @property
+    def categories(self) -> list[str]:
+        return list(dict.fromkeys(self.method["categories"]))
+
+
+def load_results(folder: Path) -> Results:
+    """Reads a folder that `evalengine correlate` wrote. Raises UserError where it is none or incomplete."""
+    try:
+        method = json.loads((folder / "analysis.json").read_text(encoding="utf-8"))
+        tables = {
+            path.stem: [_row(raw) for raw in json.loads(path.read_text(encoding="utf-8"))]
+            for name in method["tables"]
+            if (path := folder / f"{name}.json")
+        }
+        others = [
+            json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+            for name in ("cells", "curves", "verdicts")
+        ]
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error.filename} is missing: run `evalengine correlate STORE --out {folder}` first"
+        ) from None
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+        raise UserError(
+            f"{folder} holds damaged tables: run `evalengine correlate STORE --out {folder}` again"
+        ) from None
+    return Results(method, tables, *others)
+
+
+def _row(raw: dict[str, Any]) -> Row:
+    return Row(**{key: math.nan if value is None else value for key, value in raw.items()})
+
+
+def one(rows: Iterable[Row]) -> Row | None:
+    """The only row, or None."""
+    return next(iter(rows), None)
+
+
+def number(value: float, digits: int = 2) -> str:
+    """+0.57, with a true minus sign; a dash where undefined."""
+    if not math.isfinite(value):
+        return "–"
+    text = f"{value:+.{digits}f}"
+    return text.replace("-", "−")
+
+
+def with_interval(row: Row | None, digits: int = 2) -> str:
+    """ "+0.57 [−0.15, +0.94]"."""
+    if row is None or not math.isfinite(row.estimate):
+        return "–"
+    return f"{number(row.estimate, digits)} [{number(row.low, digits)}, {number(row.high, digits)}]"
+
+
+def share_with_interval(row: Row | None, percent: bool = True) -> str:
+    """A share or a difference in percent: "58% [51, 64]"."""
+    if row is None or not math.isfinite(row.estimate):
+        return "–"
+    scale = 100.0 if percent else 1.0
+    ends = ", ".join("–" if not math.isfinite(end) else f"{scale * end:.1f}" for end in (row.low, row.high))
+    return f"{scale * row.estimate:.1f} [{ends}]"
+
+
+def excludes_zero(row: Row | None) -> bool:
+    return row is not None and (row.low > 0 or row.high < 0)

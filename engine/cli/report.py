@@ -1,0 +1,50 @@
+"""`evalengine report`: the analysis as one HTML file, and its figures."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from evalengine import console
+from evalengine.cli.correlate import add_options, analysis_of
+
+
+def register(subparsers: Any) -> None:
+    p = subparsers.add_parser("report", help="write the analysis as one HTML file with figures")
+    p.add_argument(
+        "store",
+        nargs="?",
+        default="scores",
+        help="score store, imported results, or a folder that correlate wrote (default: scores/)",
+    )
+    p.add_argument("--out", help="folder to write (default: analysis/, or the folder that correlate wrote)")
+    p.add_argument("--figures", default="png,pdf", help="formats of the figures, comma-separated, or none")
+    add_options(p)
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    console.set_json(args.json)
+    source = Path(args.store)
+    if (source / "analysis.json").is_file():
+        folder = Path(args.out) if args.out else source
+        tables = source
+    else:
+        folder = tables = Path(args.out or "analysis")
+        analysis_of(args).write(folder)
+    from evalengine.analysis.report import write_report
+
+    page = write_report(tables, folder)
+    figures: list[Path] = []
+    formats = [part.strip() for part in args.figures.split(",") if part.strip() and part.strip() != "none"]
+    if formats:
+        from evalengine.analysis.figures import write_figures
+
+        figures = write_figures(tables, folder / "figures", formats)
+    if args.json:
+        console.emit_json({"report": str(page), "figures": [str(path) for path in figures]})
+    else:
+        console.say(f"Report: {page}" + (f"; {len(figures)} figures in {folder}/figures/" if figures else ""))
+    return 0
