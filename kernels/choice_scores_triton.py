@@ -1,4 +1,5 @@
-"""`choice_scores` on CUDA: one program per item sums its choices and keeps the five scores' softmax statistics running.
+"""`choice_scores` on CUDA: one program per item sums its choices and keeps the five scores' softmax
+statistics running.
 
 Cost: each log-probability read once, one launch. Dims: T targets, C choices, I items, S scores (padded to 8).
 """
@@ -56,7 +57,7 @@ def _choice_kernel(
         start = tl.load(target_offset_C1 + choices, mask=there, other=0).to(tl.int32)
         end = tl.load(target_offset_C1 + choices + 1, mask=there, other=0).to(tl.int32)
         loglik = tl.zeros((BLOCK_C,), dtype=tl.float32)
-        for t in range(0, tl.max(end - start, 0)):
+        for t in range(tl.max(end - start, 0)):
             loglik += tl.load(logprob_T + start + t, mask=start + t < end, other=0.0)
         nan = tl.full((BLOCK_C,), float("nan"), dtype=tl.float32)
         per_char, per_byte, pmi = nan, nan, nan
@@ -132,7 +133,13 @@ def choice_scores_triton(
         score_SC,
         *per_item,
         n_choices,
-        **dict(zip(("HAS_GOLD", "HAS_CHARS", "HAS_BYTES", "HAS_UNCOND"), (x is not None for x in given), strict=True)),
+        **dict(
+            zip(
+                ("HAS_GOLD", "HAS_CHARS", "HAS_BYTES", "HAS_UNCOND"),
+                (x is not None for x in given),
+                strict=True,
+            )
+        ),
         **CONSTANTS,
         num_warps=1,
     )

@@ -1,8 +1,9 @@
-"""What the Triton compiler makes of every kernel and shipped configuration: registers, spills, shared memory, wgmma.
+"""What the Triton compiler makes of every kernel and shipped configuration: registers, spills, shared memory,
+wgmma.
 
-Needs no GPU: Triton compiles for any target and its own `cuobjdump` reads the result. `make kernels-snapshot` writes
-the table to docs/kernels_compiled.md and a test holds the two together, so that a kernel that begins to spill, or
-loses its tensor-core instructions, shows in a diff. Cost: about two seconds a configuration.
+Needs no GPU: Triton compiles for any target and its own `cuobjdump` reads the result. `make kernels-snapshot`
+writes the table to docs/kernels_compiled.md and a test holds the two together, so that a kernel that begins
+to spill, or loses its tensor-core instructions, shows in a diff. Cost: about two seconds a configuration.
 
     python -m evalengine.kernels.compiled > docs/kernels_compiled.md
 """
@@ -19,7 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 CAPABILITIES = (80, 90)
-SHARED_LIMIT = {80: 166_912, 90: 232_448}  # bytes a block may use (CUDA C++ Programming Guide, compute capabilities)
+SHARED_LIMIT = {
+    80: 166_912,
+    90: 232_448,
+}  # bytes a block may use (CUDA C++ Programming Guide, compute capabilities)
 REGISTERS = 65_536  # of a multiprocessor
 DIVISIBLE = ("D", "stride", "stride_h", "stride_w")  # integers that are multiples of 16 for every real head
 
@@ -76,7 +80,9 @@ def specs(capability: int) -> Iterator[Spec]:
         what = f"{dtype} {config.block_n}x{config.block_v}x{config.block_d}"
         what += (" TMA" if config.tma else "") + (" soft-cap" if softcap else "")
         yield Spec(f"tile {what}", target._tile_kernel, types, constants, config.warps, config.stages)
-    yield Spec("row", target._row_kernel, {"argmax_KN": "*i32", "argmax_N": "*i32"}, target.ROW_CONSTANTS, 4, 3)
+    yield Spec(
+        "row", target._row_kernel, {"argmax_KN": "*i32", "argmax_N": "*i32"}, target.ROW_CONSTANTS, 4, 3
+    )
     flags = {"HAS_BIAS": True, "HAS_SCALE": True, "HAS_SOFTCAP": True}
     indices = {"row_T": "*i32", "token_T": "*i32", "argmax_N": "*i32", "greedy_T": "*i1"}
     for dtype in ("bf16", "fp32"):
@@ -91,7 +97,7 @@ def specs(capability: int) -> Iterator[Spec]:
     constants = {**flags, **logits.TARGET_CONSTANTS}
     types = {"logits_NV": "*bf16", **indices}
     yield Spec("logits target bf16", logits._logits_target_kernel, types, constants, 4, 3)
-    types = {name: "*i64" for name in ("target_offset_C1", "choice_offset_I1", "gold_I", "chars_C", "bytes_C")}
+    types = dict.fromkeys(("target_offset_C1", "choice_offset_I1", "gold_I", "chars_C", "bytes_C"), "*i64")
     constants = {f"HAS_{x}": True for x in ("GOLD", "CHARS", "BYTES", "UNCOND")}
     types["pick_SI"] = "*i32"
     yield Spec("choice", choice._choice_kernel, types, {**constants, **choice.CONSTANTS}, 1, 3)
@@ -139,7 +145,17 @@ def render(lines: list[Compiled]) -> str:
     """The table as Markdown."""
     import triton
 
-    head = ["target", "kernel", "warps", "stages", "registers", "spilled bytes", "shared bytes", "tensor cores", "TMA"]
+    head = [
+        "target",
+        "kernel",
+        "warps",
+        "stages",
+        "registers",
+        "spilled bytes",
+        "shared bytes",
+        "tensor cores",
+        "TMA",
+    ]
     text = [
         "# Compiled kernels",
         "",
@@ -149,7 +165,16 @@ def render(lines: list[Compiled]) -> str:
         "|---|---|" + "--:|" * 5 + "---|---|",
     ]
     for x in lines:
-        cells = (f"sm_{x.capability}", x.name, x.warps, x.stages, x.registers, x.stack, x.shared, x.tensor_cores)
+        cells = (
+            f"sm_{x.capability}",
+            x.name,
+            x.warps,
+            x.stages,
+            x.registers,
+            x.stack,
+            x.shared,
+            x.tensor_cores,
+        )
         text.append("| " + " | ".join(map(str, cells)) + f" | {'yes' if x.tma else ''} |")
     return "\n".join(text) + "\n"
 

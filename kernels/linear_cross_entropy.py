@@ -18,7 +18,10 @@ from torch.nn import functional as F
 
 from evalengine.kernels.target_logprobs import check_head, check_logit_options
 
-CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**28}  # held at once when gradients are wanted: 128 MiB float32, 512 MiB bf16
+CHUNK_LOGITS = {
+    "cpu": 2**25,
+    "cuda": 2**28,
+}  # held at once when gradients are wanted: 128 MiB float32, 512 MiB bf16
 
 
 def linear_cross_entropy(

@@ -1,9 +1,10 @@
-"""`linear_cross_entropy` on CUDA: chunks of rows; a Triton kernel turns a chunk's logits into its losses and gradient.
+"""`linear_cross_entropy` on CUDA: chunks of rows; a Triton kernel turns a chunk's logits into its losses and
+gradient.
 
-cuBLAS multiplies a chunk of rows with the head, `_loss_kernel` reads each row twice (the second time from L2) and
-overwrites its logits with their gradient, and two more GEMMs carry that to h and w. Without gradients no logits are
-stored at all: the loss comes from `target_logprobs`' own kernels. A chunk is larger than on the CPU, because the sums
-of w's gradient over chunks cost a pass over (V, D) each.
+cuBLAS multiplies a chunk of rows with the head, `_loss_kernel` reads each row twice (the second time from L2)
+and overwrites its logits with their gradient, and two more GEMMs carry that to h and w. Without gradients no
+logits are stored at all: the loss comes from `target_logprobs`' own kernels. A chunk is larger than on the
+CPU, because the sums of w's gradient over chunks cost a pass over (V, D) each.
 Dims: N rows, R rows of one chunk, V vocabulary, D hidden.
 """
 
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from evalengine.kernels.target_logprobs_triton import LOG2E, LN2, logit, row_logsumexp, targets_of_rows
+from evalengine.kernels.target_logprobs_triton import LN2, LOG2E, logit, row_logsumexp, targets_of_rows
 
 LOSS_CONSTANTS = {"BLOCK_V": 2048}
 LOSS_WARPS = 8
@@ -83,7 +84,8 @@ def linear_cross_entropy_chunked(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, gradients of h, w and bias) of checked arguments without ignored rows; empty where not needed.
 
-    Gradients are taken of the sum and multiplied by `row_weight` at the end, so that float16 does not underflow.
+    Gradients are taken of the sum and multiplied by `row_weight` at the end, so that float16 does not
+    underflow.
     """
     n_rows, vocab, device = h_ND.shape[0], w_VD.shape[0], h_ND.device
     if n_rows == 0 or not (need_h or need_w or need_bias):
@@ -101,7 +103,9 @@ def linear_cross_entropy_chunked(
     for start in range(0, n_rows, size):
         h_RD = h_ND[start : start + size]
         dx_RV = torch.mm(h_RD, w_VD.t(), out=logits_RV[: h_RD.shape[0]])
-        loss_rows_(dx_RV, bias_V, target_N[start : start + size], loss_N[start : start + size], z_loss, softcap)
+        loss_rows_(
+            dx_RV, bias_V, target_N[start : start + size], loss_N[start : start + size], z_loss, softcap
+        )
         if need_h:
             dh_ND[start : start + size] = (dx_RV @ w_VD).mul_(row_weight)
         if need_w:

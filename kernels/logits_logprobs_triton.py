@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from evalengine.kernels.target_logprobs_triton import LOG2E, LN2, logit
+from evalengine.kernels.target_logprobs_triton import LN2, LOG2E, logit
 
 ROW_CONSTANTS = {"BLOCK_V": 4096}
 ROW_WARPS = 8

@@ -104,4 +104,4 @@ def _exact_target(
     if head.softcap is not None:
         soft_cap_(exact_S, head.softcap)
     change_S = torch.exp(exact_S - logsumexp_S) - torch.exp(logit_S - logsumexp_S)
-    return exact_S - (logsumexp_S + change_S.log1p())
+    return (exact_S - (logsumexp_S + change_S.log1p())).clamp(max=0.0)

@@ -1,9 +1,10 @@
 """`target_logprobs` on CUDA: one pass over the head, in three Triton kernels.
 
-1. `_tile_kernel`: one (rows, vocabulary) tile per step: GEMM on tensor cores, then per row the tile's maximum, sum of
-   exponentials and argmax into scratch. Rows run fastest over the programs, so a vocabulary tile is read from HBM
-   once and met from L2 by all rows of the chunk. Work is spread over vocabulary tiles, so that even one block of rows
-   fills the chip: splitting V needs no second variant and has the same bits.
+1. `_tile_kernel`: one (rows, vocabulary) tile per step: GEMM on tensor cores, then per row the tile's
+maximum, sum of
+   exponentials and argmax into scratch. Rows run fastest over the programs, so a vocabulary tile is read from
+   HBM once and met from L2 by all rows of the chunk. Work is spread over vocabulary tiles, so that even one
+   block of rows fills the chip: splitting V needs no second variant and has the same bits.
 2. `_row_kernel`: the tiles' results of a row, in the order of the tiles, to its logsumexp and argmax.
 3. `_target_kernel`: the target's logit, a float32 dot product, minus the logsumexp.
 
@@ -46,7 +47,8 @@ FLOAT32 = TileConfig(128, 128, 16, warps=8, stages=3, tma=False)
 
 @triton.jit
 def logit(x, HAS_SCALE: tl.constexpr, scale, HAS_SOFTCAP: tl.constexpr, softcap):
-    """scale and soft-cap of raw logits. A soft-cap leaves no trace of an infinite logit: x - x puts a NaN back."""
+    """scale and soft-cap of raw logits. A soft-cap leaves no trace of an infinite logit: x - x puts a NaN
+    back."""
     if HAS_SCALE:
         x = x * scale
     if HAS_SOFTCAP:

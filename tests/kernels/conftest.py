@@ -1,4 +1,5 @@
-"""Kernel tests run on the GPU where there is one, and in Triton's interpreter on the CPU elsewhere (tests/conftest.py)."""
+"""Kernel tests run on the GPU where there is one, and in Triton's interpreter on the CPU elsewhere
+(tests/conftest.py)."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _mend_interpreter() -> None:
-    """Two gaps in the interpreter of Triton 3.5: it takes int() of one-element arrays, which NumPy 2.4 refuses, and it
-    multiplies bfloat16 matrices as the integers that hold their bits."""
+    """Two gaps in the interpreter of Triton 3.5: it takes int() of one-element arrays, which NumPy 2.4
+    refuses, and it multiplies bfloat16 matrices as the integers that hold their bits."""
     import numpy as np
     import triton.language as tl
     import triton.runtime.interpreter as interpreter

@@ -1,0 +1,94 @@
+"""The measure of every kernel test: float64 PyTorch is the truth, and PyTorch in the same dtype the error
+allowed."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from evalengine.kernels.target_logprobs import TargetLogprobs, target_logprobs_reference
+
+SLACK = 1e-5  # beyond PyTorch's own error
+
+
+class Head(NamedTuple):
+    """A random head with hidden states and targets; among the targets each row's argmax and the last
+    token."""
+
+    h_ND: Tensor
+    w_VD: Tensor
+    row_T: Tensor
+    token_T: Tensor
+
+    def to(self, device: str) -> Head:
+        return Head(*(x.to(device) for x in self))
+
+
+def head(n: int, v: int, d: int, dtype: torch.dtype, *, magnitude: float = 1.0, seed: int = 0) -> Head:
+    """Logits of standard deviation about 3 * magnitude; three targets a row."""
+    generator = torch.Generator().manual_seed(seed)
+    h_ND = torch.randn(n, d, generator=generator).to(dtype)
+    w_VD = (torch.randn(v, d, generator=generator) * (3 * magnitude / d**0.5)).to(dtype)
+    argmax_N = torch.cat([(part.float() @ w_VD.float().t()).argmax(1) for part in h_ND.split(256)])
+    random_N = torch.randint(v, (n,), generator=generator)
+    token_T = torch.cat([argmax_N, random_N, torch.full((n,), v - 1)])
+    return Head(h_ND, w_VD, torch.arange(n).repeat(3), token_T)
+
+
+def truth(x: Head, **options: Any) -> TargetLogprobs:
+    """The answer in float64."""
+    return target_logprobs_reference(x.h_ND.double(), x.w_VD.double(), x.row_T, x.token_T, **_double(options))
+
+
+def pytorch(x: Head, **options: Any) -> TargetLogprobs:
+    """PyTorch's answer in the dtype of the inputs."""
+    return target_logprobs_reference(*x, **options)
+
+
+def errors(ours: TargetLogprobs, x: Head, **options: Any) -> tuple[Tensor, Tensor]:
+    """(our error, PyTorch's error) of each target's log-probability against float64."""
+    expected = truth(x, **options).logprob_T
+    theirs = pytorch(x, **options).logprob_T.double()
+    return (ours.logprob_T.cpu().double() - expected).abs(), (theirs - expected).abs()
+
+
+def assert_no_worse(ours: TargetLogprobs, x: Head, *, elementwise: bool = True, **options: Any) -> None:
+    """No error beyond PyTorch's own in the same dtype, 1e-5 and the float32 resolution of the row's logits.
+
+    `elementwise=False` compares the largest and the root-mean-square error instead: for products rounded to
+    bfloat16, where PyTorch's second rounding may by chance undo its first.
+    """
+    ours_T, theirs_T = errors(ours, x, **options)
+    assert not ours_T.isnan().any()
+    resolution = 4 * 2.0**-24 * float(raw_logits(x, **options).abs().max())
+    if elementwise:
+        excess = float((ours_T - theirs_T).max())
+        assert excess <= SLACK + resolution, f"worse than PyTorch by {excess:.2e}"
+    else:
+        assert float(ours_T.max()) <= float(theirs_T.max()) + SLACK
+        assert float(ours_T.square().mean()) <= float(theirs_T.square().mean()) + SLACK**2
+
+
+def assert_greedy(ours: TargetLogprobs, x: Head, *, gap: float = 1e-5, **options: Any) -> None:
+    """Greedy is the truth's wherever the two largest logits of the row differ by a share of more than
+    `gap`."""
+    top = raw_logits(x, **options).topk(2, 1).values
+    clear_T = ((top[:, 0] - top[:, 1]) > gap * top.abs().amax(1))[x.row_T]
+    assert clear_T.any()
+    assert torch.equal(ours.greedy_T.cpu()[clear_T], truth(x, **options).greedy_T[clear_T])
+
+
+def raw_logits(x: Head, **options: Any) -> Tensor:
+    """The float64 logits, soft-cap and scale included."""
+    logits_NV = (x.h_ND.double() @ x.w_VD.double().t())[:, : options.get("vocab_size")]
+    if options.get("bias_V") is not None:
+        logits_NV = logits_NV + options["bias_V"].double()[: options.get("vocab_size")]
+    logits_NV = logits_NV * (options.get("scale") or 1.0)
+    cap = options.get("softcap")
+    return logits_NV if cap is None else cap * torch.tanh(logits_NV / cap)
+
+
+def _double(options: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.double() if isinstance(v, Tensor) else v for k, v in options.items()}

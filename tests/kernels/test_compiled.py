@@ -1,0 +1,60 @@
+"""Every kernel compiles for sm_80 and sm_90 without a GPU, fits, does not spill, and is what the committed
+table says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+SNAPSHOT = Path(__file__).parents[2] / "docs" / "kernels_compiled.md"
+
+
+@pytest.fixture(scope="module")
+def table() -> str:
+    """The table of a fresh process: the interpreter's Triton functions do not compile."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "evalengine.kernels.compiled"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def cells(table: str) -> list[list[str]]:
+    lines = [line for line in table.splitlines() if line.startswith("| sm_")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def version(table: str) -> str:
+    return next(line for line in table.splitlines() if line.startswith("Triton "))
+
+
+def test_no_kernel_spills_and_all_fit(table: str) -> None:
+    from evalengine.kernels.compiled import REGISTERS, SHARED_LIMIT
+
+    rows = cells(table)
+    assert {row[0] for row in rows} == {"sm_80", "sm_90"}
+    for target, name, warps, _stages, registers, spilled, shared, *_ in rows:
+        assert spilled == "0", f"{name} spills {spilled} bytes on {target}"
+        assert int(registers) * int(warps) * 32 <= REGISTERS, name
+        assert int(shared) <= SHARED_LIMIT[int(target[3:])], name
+
+
+def test_sixteen_bit_tiles_use_tensor_cores_and_hopper_its_own(table: str) -> None:
+    tiles = [row for row in cells(table) if row[1].startswith("tile bf16")]
+    assert {row[7] for row in tiles if row[0] == "sm_80"} == {"mma"}
+    assert {row[7] for row in tiles if row[0] == "sm_90"} == {"wgmma"}
+    for row in tiles:
+        assert (row[8] == "yes") == ("TMA" in row[1]), row
+    assert any(row[8] == "yes" for row in tiles)
+
+
+def test_the_committed_table_is_current(table: str) -> None:
+    committed = SNAPSHOT.read_text()
+    if version(committed) != version(table):
+        pytest.skip(f"the committed table is of {version(committed)!r}, this is {version(table)!r}")
+    assert committed == table, "run `make kernels-snapshot` and look at the difference"

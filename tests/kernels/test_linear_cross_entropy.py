@@ -1,0 +1,141 @@
+"""`linear_cross_entropy`: loss and gradients against float64 autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from evalengine.kernels import linear_cross_entropy
+from evalengine.kernels import linear_cross_entropy_cpu as cpu_path
+from evalengine.kernels.linear_cross_entropy import linear_cross_entropy_op, linear_cross_entropy_reference
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"reduction": "sum", "z_loss": 1e-3},
+    {"softcap": 4.0},
+    {"softcap": 4.0, "z_loss": 1e-2, "bias": True},
+]
+
+
+def case(n: int, v: int, d: int, dtype: torch.dtype, bias: bool) -> tuple[list[Tensor], Tensor]:
+    """([h, w] or [h, w, bias], targets with every fifth ignored)."""
+    generator = torch.Generator().manual_seed(n + v + d)
+    leaves = [torch.randn(n, d, generator=generator), torch.randn(v, d, generator=generator) * 3 / d**0.5]
+    if bias:
+        leaves.append(torch.randn(v, generator=generator))
+    target_N = torch.randint(v, (n,), generator=generator)
+    target_N[::5] = -100
+    return [x.to(dtype) for x in leaves], target_N
+
+
+def loss_and_gradients(function: Any, leaves: list[Tensor], target_N: Tensor, **options: Any) -> list[Tensor]:
+    leaves = [x.detach().clone().requires_grad_() for x in leaves]
+    loss = function(*leaves[:2], target_N, bias_V=leaves[2] if len(leaves) > 2 else None, **options)
+    (loss * 3).backward()
+    return [loss.detach().cpu().double(), *(x.grad.cpu().double() for x in leaves if x.grad is not None)]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("n", "v", "d"), [(7, 255, 33), (200, 2_100, 96)])
+def test_no_further_from_float64_than_pytorch(
+    n: int, v: int, d: int, dtype: torch.dtype, options: dict[str, Any]
+) -> None:
+    options = dict(options)
+    leaves, target_N = case(n, v, d, dtype, options.pop("bias", False))
+    truth = loss_and_gradients(
+        linear_cross_entropy_reference, [x.double() for x in leaves], target_N, **options
+    )
+    theirs = loss_and_gradients(linear_cross_entropy_reference, leaves, target_N, **options)
+    moved = [x.to(DEVICE) for x in leaves]
+    ours = loss_and_gradients(linear_cross_entropy, moved, target_N.to(DEVICE), **options)
+    unit = max(1e-5, torch.finfo(dtype).eps)  # the gradient is rounded once more by the factor 3
+    for mine, yours, expected in zip(ours, theirs, truth, strict=True):
+        slack = unit * max(1.0, float(expected.abs().max()))
+        assert float((mine - expected).abs().max()) <= float((yours - expected).abs().max()) + slack
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="float64 runs on the CPU")
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_gradcheck(options: dict[str, Any]) -> None:
+    options = dict(options)
+    leaves, target_N = case(6, 19, 5, torch.float64, options.pop("bias", False))
+    leaves = [x.requires_grad_() for x in leaves]
+
+    def loss(h: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+        return linear_cross_entropy(h, w, target_N, bias_V=bias, **options)
+
+    assert torch.autograd.gradcheck(loss, leaves)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the CPU's chunks")
+@pytest.mark.parametrize("softcap", [None, 4.0])
+def test_chunks_of_rows_add_up(softcap: float | None) -> None:
+    (h_ND, w_VD), target_N = case(300, 1_100, 24, torch.float64, False)
+    target_N = target_N.clamp(min=0)
+    args = (h_ND, w_VD, target_N, None, 1 / 300, 1e-3, softcap, True, True, False)
+    whole = cpu_path.linear_cross_entropy_chunked(*args, chunk_logits=2**25)
+    parts = cpu_path.linear_cross_entropy_chunked(*args, chunk_logits=1)  # the smallest chunk: 128 rows
+    for x, y in zip(whole, parts, strict=True):
+        torch.testing.assert_close(x, y, atol=1e-12, rtol=1e-9)
+
+
+def test_without_gradients_the_loss_is_the_same() -> None:
+    (h_ND, w_VD), target_N = case(60, 3_000, 40, torch.float32, False)
+    expected = linear_cross_entropy_reference(h_ND.double(), w_VD.double(), target_N, z_loss=1e-3)
+    with torch.no_grad():
+        ours = linear_cross_entropy(h_ND.to(DEVICE), w_VD.to(DEVICE), target_N.to(DEVICE), z_loss=1e-3)
+    assert ours.dtype == torch.float32 and not ours.requires_grad
+    assert ours.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_only_the_gradients_that_are_wanted() -> None:
+    (h_ND, w_VD), target_N = case(20, 300, 16, torch.float32, False)
+    h_ND, w_VD, target_N = h_ND.to(DEVICE).requires_grad_(), w_VD.to(DEVICE), target_N.to(DEVICE)
+    linear_cross_entropy(h_ND, w_VD, target_N).backward()
+    assert h_ND.grad is not None and w_VD.grad is None
+    assert torch.equal(h_ND.grad[target_N == -100], torch.zeros_like(h_ND.grad[target_N == -100]))
+
+
+def test_ignored_rows_may_hold_anything() -> None:
+    (h_ND, w_VD), target_N = case(20, 300, 16, torch.float32, False)
+    expected = linear_cross_entropy(h_ND.to(DEVICE), w_VD.to(DEVICE), target_N.to(DEVICE))
+    h_ND[target_N == -100] = torch.nan
+    assert linear_cross_entropy(h_ND.to(DEVICE), w_VD.to(DEVICE), target_N.to(DEVICE)) == expected
+    everything = torch.full_like(target_N, -100).to(DEVICE)
+    assert linear_cross_entropy(h_ND.to(DEVICE), w_VD.to(DEVICE), everything, reduction="sum") == 0.0
+    assert linear_cross_entropy(h_ND.to(DEVICE), w_VD.to(DEVICE), everything).isnan()
+
+
+def test_bad_arguments_are_refused() -> None:
+    (h_ND, w_VD), target_N = case(6, 30, 8, torch.float32, False)
+    with pytest.raises(IndexError, match="target_N"):
+        linear_cross_entropy(h_ND, w_VD, target_N.clamp(min=30))
+    with pytest.raises(IndexError, match="target_N"):
+        linear_cross_entropy(h_ND, w_VD, target_N, ignore_index=-1)  # -100 is then no token
+    with pytest.raises(ValueError, match="target_N"):
+        linear_cross_entropy(h_ND, w_VD, target_N[:3])
+    with pytest.raises(ValueError, match="reduction"):
+        linear_cross_entropy(h_ND, w_VD, target_N, reduction="none")
+
+
+def test_operator() -> None:
+    (h_ND, w_VD), target_N = case(12, 300, 16, torch.float32, False)
+    h_ND, w_VD, target_N = (
+        h_ND.to(DEVICE).requires_grad_(),
+        w_VD.to(DEVICE).requires_grad_(),
+        target_N.to(DEVICE),
+    )
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    args = (h_ND, w_VD, target_N, None, -100, True, 0.0, None, True, True, False)
+    torch.library.opcheck(linear_cross_entropy_op, args, test_utils=checks)
+    eager = torch.autograd.grad(linear_cross_entropy(h_ND, w_VD, target_N) * 2, (h_ND, w_VD))
+    compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
+    for x, y in zip(
+        eager, torch.autograd.grad(compiled(h_ND, w_VD, target_N) * 2, (h_ND, w_VD)), strict=True
+    ):
+        torch.testing.assert_close(x, y)

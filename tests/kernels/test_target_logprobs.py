@@ -1,0 +1,233 @@
+"""`target_logprobs` as users call it; on a machine without a GPU that is the tiled CPU path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from oracle import Head, assert_greedy, assert_no_worse, head, truth
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from evalengine.kernels import target_logprobs
+from evalengine.kernels.target_logprobs import target_logprobs_op
+from evalengine.kernels.tiles import BLOCK_N, TILE_V, native_bf16
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def call(x: Head, **options: Any) -> Any:
+    moved = {k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in options.items()}
+    return target_logprobs(*x.to(DEVICE), **moved)
+
+
+def check(x: Head, **options: Any) -> None:
+    """No worse than PyTorch in the same dtype; products rounded to bfloat16 are compared by their largest
+    error."""
+    rounded = DEVICE == "cpu" and x.h_ND.dtype == torch.bfloat16 and native_bf16()
+    ours = call(x, **options)
+    assert ours.logprob_T.dtype == torch.float32 and ours.greedy_T.dtype == torch.bool
+    assert_no_worse(ours, x, elementwise=not rounded, **options)
+    assert_greedy(ours, x, gap=2.0**-6 if rounded else 1e-5, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("n", "v", "d"), [(1, 2, 33), (7, 255, 96), (255, 5_003, 33), (BLOCK_N + 6, 1_500, 40)]
+)
+def test_no_further_from_float64_than_pytorch(n: int, v: int, d: int, dtype: torch.dtype) -> None:
+    check(head(n, v, d, dtype))
+
+
+@pytest.mark.parametrize(
+    ("v", "d", "dtype"),
+    [(50_257, 768, torch.float32), (100_864, 768, torch.bfloat16), (5_003, 1_680, torch.float32)],
+    ids=str,
+)
+def test_vocabularies_of_real_models(v: int, d: int, dtype: torch.dtype) -> None:
+    check(head(7, v, d, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scale": 0.25},
+        {"softcap": 5.0},
+        {"vocab_size": 2_047},
+        {"scale": 2.0, "softcap": 30.0, "vocab_size": 1},
+    ],
+    ids=str,
+)
+def test_scale_softcap_padding(options: dict[str, Any], dtype: torch.dtype) -> None:
+    x = head(30, 2_100, 64, dtype)
+    if "vocab_size" in options:
+        x = x._replace(token_T=x.token_T.clamp(max=options["vocab_size"] - 1))
+    if options.get("vocab_size") == 1:
+        logprob_T = call(x, **options).logprob_T.cpu()
+        torch.testing.assert_close(logprob_T, torch.zeros(90), atol=1e-6, rtol=0)  # the only token is certain
+    else:
+        check(x, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bias_joins_scale_and_softcap(dtype: torch.dtype) -> None:
+    bias_V = torch.randn(1_300, generator=torch.Generator().manual_seed(1)).to(dtype)
+    check(head(40, 1_300, 64, dtype), bias_V=bias_V, scale=0.5, softcap=8.0)
+
+
+@pytest.mark.parametrize("magnitude", [1e-4, 1e-2, 1e2, 1e4])
+def test_magnitudes_of_logits(magnitude: float) -> None:
+    check(head(20, 3_000, 64, torch.float32, magnitude=magnitude))
+
+
+def test_a_bias_may_mask_tokens_even_a_whole_tile() -> None:
+    x = head(9, 3 * TILE_V, 48, torch.float32)
+    bias_V = torch.zeros(3 * TILE_V)
+    bias_V[:TILE_V] = -torch.inf
+    bias_V[TILE_V + 5] = -torch.inf
+    x = x._replace(token_T=x.token_T.clamp(min=TILE_V + 6))
+    ours, expected = call(x, bias_V=bias_V), truth(x, bias_V=bias_V)
+    torch.testing.assert_close(ours.logprob_T.cpu().double(), expected.logprob_T, atol=1e-5, rtol=0)
+    masked = Head(*x[:2], torch.tensor([0]), torch.tensor([3]))
+    assert call(masked, bias_V=bias_V).logprob_T.item() == -torch.inf
+
+
+def test_the_first_of_equal_logits_is_the_argmax() -> None:
+    w_VD = torch.zeros(2 * TILE_V + 10, 8)
+    w_VD[[5, 9, TILE_V + 1, 2 * TILE_V + 3]] = 1.0
+    tokens = torch.tensor([5, 9, TILE_V + 1, 2 * TILE_V + 3, 0])
+    ours = call(Head(torch.ones(1, 8), w_VD, torch.zeros(5, dtype=torch.long), tokens))
+    assert ours.greedy_T.tolist() == [True, False, False, False, False]
+
+
+def test_targets_share_rows_in_any_order_and_rows_may_repeat() -> None:
+    x = head(50, 2_500, 32, torch.float32)
+    order = torch.randperm(150, generator=torch.Generator().manual_seed(2))
+    shuffled = x._replace(row_T=x.row_T[order].int(), token_T=x.token_T[order].int())
+    plain, mixed = call(x), call(shuffled)
+    assert torch.equal(plain.logprob_T[order], mixed.logprob_T)
+    assert torch.equal(plain.greedy_T[order], mixed.greedy_T)
+    twice = x._replace(h_ND=torch.cat([x.h_ND, x.h_ND]), row_T=x.row_T + 50)
+    assert torch.equal(plain.logprob_T, call(twice).logprob_T)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("d", [33, 96, 768])
+def test_a_row_has_the_same_bits_whatever_else_is_in_the_call(d: int, dtype: torch.dtype) -> None:
+    x = head(BLOCK_N + 9, 1_100, d, dtype)
+    whole = call(x)
+    n = BLOCK_N + 9
+    for rows in ([3], [n - 1], [n - 2, 0], list(range(5)), list(range(7, 24)), list(range(n - 1, 500, -1))):
+        part = Head(x.h_ND[rows], x.w_VD, torch.arange(len(rows)), x.token_T[rows])
+        result = call(part)
+        assert torch.equal(result.logprob_T, whole.logprob_T[rows])
+        assert torch.equal(result.greedy_T, whole.greedy_T[rows])
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 3.0}], ids=str)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_that_is_not_finite_spoils_itself_alone(bad: float, options: dict[str, Any]) -> None:
+    x = head(12, 1_400, 32, torch.float32)
+    clean = call(x, **options)
+    h_ND = x.h_ND.clone()
+    h_ND[4, 7] = bad
+    spoilt = call(x._replace(h_ND=h_ND), **options)
+    hit = (x.row_T == 4).to(spoilt.logprob_T.device)
+    assert spoilt.logprob_T[hit].isnan().all() and not spoilt.greedy_T[hit].any()
+    assert torch.equal(spoilt.logprob_T[~hit], clean.logprob_T[~hit])
+    assert torch.equal(spoilt.greedy_T[~hit], clean.greedy_T[~hit])
+
+
+def test_three_models_as_one_concatenated_head() -> None:
+    """log p of base + beta * (tuned - reference) is one head over [h1, beta*h2, -beta*h3]."""
+    beta, parts = 0.7, [head(11, 900, d, torch.float32, seed=d) for d in (24, 40, 40)]
+    factors = (1.0, beta, -beta)
+    h_ND = torch.cat([f * p.h_ND for f, p in zip(factors, parts, strict=True)], 1)
+    w_VD = torch.cat([p.w_VD for p in parts], 1)
+    logits = sum(f * p.h_ND.double() @ p.w_VD.double().t() for f, p in zip(factors, parts, strict=True))
+    expected = logits.log_softmax(1)[parts[0].row_T, parts[0].token_T]
+    ours = call(Head(h_ND, w_VD, parts[0].row_T, parts[0].token_T))
+    torch.testing.assert_close(ours.logprob_T.cpu().double(), expected, atol=1e-5, rtol=0)
+
+
+def test_no_targets_and_no_rows() -> None:
+    empty = torch.empty(0, dtype=torch.long)
+    for n in (0, 3):
+        ours = call(Head(torch.ones(n, 4), torch.ones(6, 4), empty, empty))
+        assert ours.logprob_T.shape == ours.greedy_T.shape == (0,)
+
+
+def test_bad_arguments_are_refused_before_anything_runs() -> None:
+    x = head(4, 10, 8, torch.float32).to(DEVICE)
+    h_ND, w_VD, row_T, token_T = x
+    for token in (-1, 10):
+        with pytest.raises(IndexError, match=r"token_T must lie in \[0, 10\)"):
+            target_logprobs(h_ND, w_VD, row_T, token_T.fill_(token))
+    with pytest.raises(IndexError, match=r"row_T must lie in \[0, 4\)"):
+        target_logprobs(h_ND, w_VD, row_T + 4, token_T)
+    with pytest.raises(IndexError, match="token_T"):
+        target_logprobs(h_ND, w_VD, row_T, token_T.fill_(9), vocab_size=9)
+    with pytest.raises(ValueError, match="one length"):
+        target_logprobs(h_ND, w_VD, row_T[:2], token_T)
+    with pytest.raises(ValueError, match=r"\(N, D\) and \(V, D\)"):
+        target_logprobs(h_ND[:, :7], w_VD, row_T, token_T)
+    with pytest.raises(ValueError, match="one floating dtype"):
+        target_logprobs(h_ND.half(), w_VD, row_T, token_T)
+    with pytest.raises(ValueError, match="int32 or int64"):
+        target_logprobs(h_ND, w_VD, row_T.float(), token_T)
+    with pytest.raises(ValueError, match="bias_V"):
+        target_logprobs(h_ND, w_VD, row_T, token_T, bias_V=h_ND[0])
+    with pytest.raises(ValueError, match="softcap"):
+        target_logprobs(h_ND, w_VD, row_T, token_T, softcap=0.0)
+    with pytest.raises(ValueError, match="vocab_size"):
+        target_logprobs(h_ND, w_VD, row_T, token_T, vocab_size=11)
+
+
+def test_no_tensor_grows_with_rows_times_vocabulary() -> None:
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for x in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(x, Tensor):
+                    self.numel = max(self.numel, x.untyped_storage().nbytes() // x.element_size())
+            return out
+
+    x = head(4_096, 9_000, 16, torch.float32)
+    with Largest() as seen:
+        call(x)
+    assert seen.numel <= max(BLOCK_N * TILE_V, x.w_VD.numel())
+    assert seen.numel < 4_096 * 9_000 / 25
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="what a CPU-only process may not load")
+def test_triton_is_not_imported_without_cuda() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, torch; from evalengine.kernels import target_logprobs as t;"
+        "i = torch.zeros(1, dtype=torch.int64); t(torch.ones(1, 4), torch.ones(3, 4), i, i);"
+        "assert not any(m.split('.')[0] == 'triton' for m in sys.modules), 'triton was imported'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_compiled_and_exported_programs_contain_the_operator() -> None:
+    x = head(6, 300, 32, torch.float32).to(DEVICE)
+    eager = target_logprobs(*x, softcap=5.0)
+    compiled = torch.compile(target_logprobs, fullgraph=True, backend="aot_eager")(*x, softcap=5.0)
+    assert torch.equal(eager.logprob_T, compiled.logprob_T) and torch.equal(eager.greedy_T, compiled.greedy_T)
+    torch.library.opcheck(target_logprobs_op, (*x, None, 5.0, None))
+
+    class Score(torch.nn.Module):
+        def forward(self, h: Tensor, w: Tensor, row: Tensor, token: Tensor) -> Tensor:
+            return target_logprobs(h, w, row, token).logprob_T
+
+    program = torch.export.export(Score(), tuple(x))
+    assert any("evalengine.target_logprobs" in str(node.target) for node in program.graph.nodes)
+    assert torch.equal(program.module()(*x), target_logprobs(*x).logprob_T)

@@ -1,0 +1,202 @@
+"""The Triton kernels themselves: on the GPU where there is one, else in Triton's interpreter on small
+shapes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from oracle import Head, assert_greedy, assert_no_worse, head
+from test_choice_scores import ragged
+from test_linear_cross_entropy import OPTIONS, case
+from test_logits_logprobs import case as logits_case
+from torch import Tensor
+
+from evalengine.kernels.choice_scores import ChoiceScores, choice_scores_reference
+from evalengine.kernels.linear_cross_entropy import linear_cross_entropy_reference
+from evalengine.kernels.logits_logprobs import logits_logprobs_reference
+from evalengine.kernels.target_logprobs import TargetLogprobs
+
+OPTION_NAMES = ("bias_V", "softcap", "scale")
+
+
+@pytest.fixture(autouse=True)
+def _quiet_numpy() -> Iterator[None]:
+    """The interpreter computes masked lanes too, and NumPy remarks on them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+def config(block_n: int, block_v: int, block_d: int, *, tma: bool = False) -> Any:
+    from evalengine.kernels.target_logprobs_triton import TileConfig
+
+    return TileConfig(block_n, block_v, block_d, warps=4, stages=2, tma=tma)
+
+
+def call(x: Head, device: str, tile: Any = None, **options: Any) -> TargetLogprobs:
+    from evalengine.kernels.target_logprobs_triton import target_logprobs_triton
+
+    values = [options.get(name) for name in OPTION_NAMES]
+    values[0] = values[0].to(device) if isinstance(values[0], Tensor) else None
+    return TargetLogprobs(*target_logprobs_triton(*x.to(device), *values, config=tile))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("n", "v", "d"), [(1, 2, 33), (7, 255, 96), (255, 507, 33)])
+def test_target_logprobs_in_its_shipped_configuration(
+    n: int, v: int, d: int, dtype: torch.dtype, device: str
+) -> None:
+    x = head(n, v, d, dtype)
+    ours = call(x, device)
+    assert_no_worse(ours, x)
+    assert_greedy(ours, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{"softcap": 5.0}, {"bias": True, "scale": 0.5, "softcap": 8.0}], ids=str)
+def test_target_logprobs_options(options: dict[str, Any], dtype: torch.dtype, device: str) -> None:
+    options = dict(options)
+    if options.pop("bias", False):
+        options["bias_V"] = torch.randn(300, generator=torch.Generator().manual_seed(1)).to(dtype)
+    x = head(20, 300, 64, dtype)
+    ours = call(x, device, **options)
+    assert_no_worse(ours, x, **options)
+    assert_greedy(ours, x, **options)
+
+
+@pytest.mark.parametrize("magnitude", [1e-4, 1e4])
+def test_target_logprobs_magnitudes(magnitude: float, device: str) -> None:
+    x = head(20, 400, 64, torch.float32, magnitude=magnitude)
+    assert_no_worse(call(x, device), x)
+
+
+def test_a_large_vocabulary_has_many_tiles(device: str) -> None:
+    x = head(5, 5_003, 48, torch.bfloat16)
+    ours = call(x, device, config(16, 128, 32))
+    assert_no_worse(ours, x)
+    assert_greedy(ours, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_descriptors_and_pointers_give_the_same_bits(dtype: torch.dtype, device: str) -> None:
+    if device == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("the tensor memory accelerator needs compute capability 9.0")
+    x = head(40, 300, 80, dtype)  # the last tile of every dimension is partial
+    pointers, tma = (call(x, device, config(32, 64, 32, tma=tma)) for tma in (False, True))
+    assert torch.equal(pointers.logprob_T, tma.logprob_T) and torch.equal(pointers.greedy_T, tma.greedy_T)
+
+
+def test_a_row_has_the_same_bits_whatever_else_is_in_the_launch(device: str) -> None:
+    x, tile = head(70, 520, 40, torch.bfloat16), config(16, 128, 32)
+    whole = call(x, device, tile)
+    for rows in ([69], [3, 3, 0], list(range(69, 20, -1))):
+        part = call(Head(x.h_ND[rows], x.w_VD, torch.arange(len(rows)), x.token_T[rows]), device, tile)
+        assert torch.equal(part.logprob_T, whole.logprob_T[rows])
+        assert torch.equal(part.greedy_T, whole.greedy_T[rows])
+
+
+def test_rows_beyond_one_launch(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import evalengine.kernels.target_logprobs_triton as module
+
+    x, tile = head(50, 300, 32, torch.float32), config(16, 64, 32)
+    whole = call(x, device, tile)
+    monkeypatch.setattr(module, "CHUNK_N", 16)
+    chunked = call(x, device, tile)
+    assert torch.equal(whole.logprob_T, chunked.logprob_T) and torch.equal(whole.greedy_T, chunked.greedy_T)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_that_is_not_finite_spoils_itself_alone(bad: float, softcap: float | None, device: str) -> None:
+    x, tile = head(12, 200, 32, torch.float32), config(16, 64, 32)
+    clean = call(x, device, tile, softcap=softcap)
+    h_ND = x.h_ND.clone()
+    h_ND[4, 7] = bad
+    spoilt = call(x._replace(h_ND=h_ND), device, tile, softcap=softcap)
+    hit = (x.row_T == 4).to(device)
+    assert spoilt.logprob_T[hit].isnan().all() and not spoilt.greedy_T[hit].any()
+    assert torch.equal(spoilt.logprob_T[~hit], clean.logprob_T[~hit])
+
+
+def test_the_first_of_equal_logits_is_the_argmax_and_a_bias_may_mask_a_tile(device: str) -> None:
+    w_VD = torch.zeros(200, 16)
+    w_VD[[70, 75, 130]] = 1.0
+    bias_V = torch.zeros(200)
+    bias_V[:64] = -torch.inf
+    tokens = torch.tensor([70, 75, 130, 5])
+    x = Head(torch.ones(1, 16), w_VD, torch.zeros(4, dtype=torch.long), tokens)
+    ours = call(x, device, config(16, 64, 32), bias_V=bias_V)
+    assert ours.greedy_T.tolist() == [True, False, False, False]
+    expected = (x.h_ND.double() @ w_VD.double().t() + bias_V).log_softmax(1)[0, tokens]
+    torch.testing.assert_close(ours.logprob_T.cpu().double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"scale": 0.5, "softcap": 4.0}], ids=str)
+def test_logits_logprobs(dtype: torch.dtype, options: dict[str, Any], device: str) -> None:
+    from evalengine.kernels.logits_logprobs_triton import logits_logprobs_triton
+
+    x = [t.to(device) for t in logits_case(20, 9_001, dtype)]
+    logprob_T, greedy_T = logits_logprobs_triton(*x, options.get("softcap"), options.get("scale"))
+    expected = logits_logprobs_reference(x[0].double(), *x[1:], **options)
+    torch.testing.assert_close(logprob_T.double(), expected.logprob_T, atol=1e-5, rtol=0)
+    assert torch.equal(greedy_T, expected.greedy_T)
+
+
+@pytest.mark.parametrize(
+    "given", [(), ("gold_I", "chars_C"), ("gold_I", "chars_C", "bytes_C", "loglik_uncond_C")]
+)
+def test_choice_scores(given: tuple[str, ...], device: str) -> None:
+    from evalengine.kernels.choice_scores_triton import choice_scores_triton
+
+    args, extra = ragged(24, 19)  # more choices than one block holds
+    names = ("gold_I", "chars_C", "bytes_C", "loglik_uncond_C")
+    values = [extra[name].to(device) if name in given else None for name in names]
+    ours = ChoiceScores(*choice_scores_triton(*(x.to(device) for x in args), *values))
+    expected = choice_scores_reference(*args, **{k: extra[k] for k in given})
+    for name, x, y in zip(ours._fields, ours, expected, strict=True):
+        torch.testing.assert_close(
+            x.cpu().double(),
+            y.double(),
+            atol=2e-5,
+            rtol=1e-6,
+            equal_nan=True,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_linear_cross_entropy_in_chunks(dtype: torch.dtype, options: dict[str, Any], device: str) -> None:
+    from evalengine.kernels.linear_cross_entropy_triton import linear_cross_entropy_chunked
+
+    options = dict(options)
+    bias, reduction = options.pop("bias", False), options.pop("reduction", "mean")
+    leaves, target_N = case(150, 260, 40, dtype, bias)
+    target_N = target_N.clamp(min=0)
+
+    def reference(inputs: list[Tensor]) -> list[Tensor]:
+        inputs = [x.detach().clone().requires_grad_() for x in inputs]
+        bias_V = inputs[2] if bias else None
+        loss = linear_cross_entropy_reference(
+            *inputs[:2], target_N, bias_V=bias_V, reduction=reduction, **options
+        )
+        return [loss.detach().double(), *(x.double() for x in torch.autograd.grad(loss, inputs))]
+
+    truth, theirs = reference([x.double() for x in leaves]), reference(leaves)
+    moved = [x.to(device) for x in leaves]
+    head_args = (moved[0], moved[1], target_N.to(device), moved[2] if bias else None)
+    weight = 1.0 if reduction == "sum" else 1 / 150
+    args = (*head_args, weight, options.get("z_loss", 0.0), options.get("softcap"))
+    ours = linear_cross_entropy_chunked(*args, True, True, bias, chunk_logits=128 * 260)  # two chunks of rows
+    unit = max(1e-5, torch.finfo(dtype).eps)
+    for mine, yours, expected in zip(ours, theirs, truth, strict=False):
+        slack = unit * max(1e-3, float(expected.abs().max()))
+        worst = float((mine.cpu().double() - expected).abs().max())
+        assert worst <= float((yours - expected).abs().max()) + slack
+    alone = linear_cross_entropy_chunked(*args, False, False, False, chunk_logits=1)[0]
+    assert alone.item() == pytest.approx(truth[0].item(), rel=1e-5)
