@@ -111,7 +111,9 @@ def verdicts(rows: list[Row], useful: float = USEFUL_R) -> list[Verdict]:
         scales = [r for r in mine if "-" not in r.scale or not _is_contrast(r, mine)]
         contrast = [r for r in mine if r not in scales]
         known = [r for r in scales if np.isfinite([r.low, r.high]).all()]
-        shown = ", ".join(f"{r.scale} {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}] n={r.n}" for r in known)
+        shown = "; ".join(
+            f"{r.scale}: {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}], n = {r.n}" for r in known
+        )
         if not known:
             verdict, why = (
                 "undefined",

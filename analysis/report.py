@@ -88,7 +88,8 @@ def _head(results: Results, title: str) -> str:
     parts = [
         f"{len(method['mixtures'])} mixtures",
         f"{len(method['scales'])} scale{'s' if len(method['scales']) > 1 else ''} ({', '.join(method['scales'])})",
-        f"{len(method['benchmarks'])} benchmarks in {len(results.categories)} categories",
+        f"{len(method['benchmarks'])} benchmarks in {len(results.categories)} "
+        + ("categories" if len(results.categories) > 1 else "category"),
     ] + ([f"{items:,} items"] if items else [])
     return f'<h1>{escape(title)}</h1><p class="lead">{escape(" · ".join(parts))}</p>'
 
@@ -380,8 +381,9 @@ def _effects(results: Results) -> str:
     for quantity in results.method["quantities"]:
         mine = [r for r in shares if r.quantity == quantity]
         if mine:
-            code = [r for r in mine if r.other.endswith("code share")] or mine
-            first, rest = code, [r for r in mine if r not in code]
+            shown = {r.other for r in mine if r.other.endswith("code share")}
+            shown = shown or {r.other for r in mine[: 2 * len(results.method["benchmarks"])]}
+            first, rest = [r for r in mine if r.other in shown], [r for r in mine if r.other not in shown]
             out.append(
                 f"<h3>{escape(quantity.capitalize())}: correlation over mixtures with the share in the data</h3>"
                 f'{_legend(results.scales)}<div class="grid">'

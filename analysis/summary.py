@@ -9,7 +9,7 @@ import math
 from typing import NamedTuple
 
 from evalengine.analysis.power import detectable
-from evalengine.analysis.results import Results, excludes_zero, number, one, with_interval
+from evalengine.analysis.results import Results, excludes_zero, one, with_interval
 from evalengine.analysis.tables import Row
 
 FEW = 20  # mixtures below which the summary warns of small n
@@ -107,9 +107,9 @@ def _benchmarks(results: Results, quantity: str, supported: list[str], unsupport
         )
     rows = [r for r in results.rows("transfer", protocol="transfer", quantity=quantity) if math.isfinite(r.q)]
     if rows:
-        kept = sum(r.q < 0.05 for r in rows)
-        unsupported.append(
-            f"A non-zero transfer of {quantity} in {len(rows) - kept} of {len(rows)} tests (benchmark and scale) once the "
+        lost = sum(r.q >= 0.05 for r in rows)
+        (unsupported if lost else supported).append(
+            f"A non-zero transfer of {quantity} in {lost or len(rows)} of {len(rows)} tests (benchmark and scale) once the "
             f"false-discovery rate is held at 5% within each scale (permutation tests, Benjamini-Hochberg)."
         )
 
@@ -130,10 +130,11 @@ def _coherence(results: Results, unsupported: list[str], supported: list[str]) -
         + f"): mean r = {with_interval(r)}, n = {r.n}."
         for r in sorted(clear, key=lambda r: -r.low)[:3]
     ]
-    unsupported.append(
-        f"Coherence within a category in {len(rows) - len(clear)} of {len(rows)} cases (category, stage, scale, quantity): "
-        "their intervals do not lie above 0."
-    )
+    if len(clear) < len(rows):
+        unsupported.append(
+            f"Coherence within a category in {len(rows) - len(clear)} of {len(rows)} cases (category, stage, scale, "
+            "quantity): their intervals do not lie above 0."
+        )
 
 
 def _cautions(results: Results) -> list[str]:
@@ -180,16 +181,9 @@ def _noise(results: Results) -> list[str]:
         said.append(
             f"On these the mixtures differ no more than item noise makes them differ, so no r means much: {listed}."
         )
-    if low:
-        listed = _list(
-            [
-                f"{r.name} ({r.scale}, {r.quantity}): {number(r.estimate)}"
-                for r in low
-                if r.scale in results.scales
-            ]
-        )
-        if listed:
-            said.append(f"Item noise alone caps r below 0.7 on {listed}.")
+    listed = _list([f"{r.name} ({r.scale}, {r.quantity})" for r in low if r.scale in results.scales])
+    if listed:
+        said.append(f"Item noise alone keeps r below 0.7 (interval of the ceiling) on {listed}.")
     return said
 
 

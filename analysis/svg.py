@@ -44,6 +44,11 @@ def short(text: str) -> str:
     return f"{text[:half]}…{text[-half:]}"
 
 
+def breakable(text: str) -> str:
+    """Escaped text that may break after an underscore."""
+    return escape(text).replace("_", "_<wbr>")
+
+
 def interval_row(label: str, rows: Sequence[Row | None], axis: Axis = R_AXIS, *, strong: bool = False) -> str:
     """A line of a figure: label, one interval per scale (colour) with its bar from 0, and the numbers."""
     zero = axis.percent(0.0)
@@ -74,7 +79,7 @@ def interval_row(label: str, rows: Sequence[Row | None], axis: Axis = R_AXIS, *,
     star = '<sup class="mark">*</sup>' if notes else ""
     return (
         f'<div class="irow{" strong" if strong else ""}"{hint}><span class="label" title="{escape(label)}">'
-        f'{escape(short(label))}{star}</span>{drawing}<span class="nums">{"".join(numbers)}</span></div>'
+        f'{breakable(label)}{star}</span>{drawing}<span class="nums">{"".join(numbers)}</span></div>'
     )
 
 
