@@ -357,10 +357,16 @@ def run_record(outcomes: list[Outcome], backend: Backend, options: Options) -> d
 
 def accuracy(table: pa.Table) -> float:
     """Share of items whose highest log-likelihood is the gold choice's (first index on ties)."""
-    right = 0
-    for loglik, gold in zip(table["loglik"].to_pylist(), table["gold"].to_pylist(), strict=True):
-        right += loglik.index(max(loglik)) == gold
-    return right / max(len(table), 1)
+    if not len(table):
+        return float("nan")
+    lists = table["loglik"].combine_chunks()
+    loglik_C, offset = lists.flatten().to_numpy(), lists.offsets.to_numpy() - lists.offsets[0].as_py()
+    best_I = np.maximum.reduceat(loglik_C, offset[:-1])
+    at_C = np.flatnonzero(loglik_C == np.repeat(best_I, np.diff(offset)))
+    first_I = at_C[
+        np.searchsorted(at_C, offset[:-1])
+    ]  # the first maximum at or behind each item's start is its own
+    return float(np.mean(first_I - offset[:-1] == table["gold"].to_numpy()))
 
 
 def summaries(outcomes: list[Outcome], out: Path) -> Iterator[dict[str, Any]]:
