@@ -199,6 +199,29 @@ def test_export_writes_the_same_rows(ckpts: list[Path], bench: Path, tmp_path: P
         assert pa.ipc.open_file(source).read_all().to_pylist() == expected
 
 
+def test_items_longer_than_the_window_are_counted_and_said(
+    bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny_models.save(tmp_path / "short-pt", "llama", window=32)
+    assert score(path, "--data", bench, "--out", tmp_path / "s", "--benchmarks", "boolq,wsc") == 0
+    assert "items longer than the model's window were cut on the left (boolq" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(ckpts: list[Path], bench: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "evalengine", "score", *map(str, ckpts), "--data", str(bench)]
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "s")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and len(list(tmp_path.glob("s/*/*.arrow"))) < 3:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again" in said and "Traceback" not in said
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
 @pytest.mark.slow
 def test_peak_memory_of_a_large_vocabulary(bench: Path, tmp_path: Path) -> None:
     """Under 1.5 x the weights + 600 MB, in a process of its own."""
