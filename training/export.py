@@ -54,7 +54,7 @@ def to_llama(model: Decoder) -> dict[str, Tensor]:
     weights = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight}
     if not model.shape.tied:
         weights["lm_head.weight"] = model.head.weight
-    for number, block in enumerate(model.blocks):
+    for number, block in enumerate(model.layers()):
         at = f"model.layers.{number}."
         for name, part in zip("qkv", block.qkv.weight.chunk(3), strict=True):
             weights[f"{at}self_attn.{name}_proj.weight"] = part

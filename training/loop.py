@@ -158,12 +158,12 @@ def micro_batches(
     """This process's rows, a few at a time; every process gets equally many parts (rows without loss fill
     up).
     """
-    arrays = (batch.token_BT, batch.position_BT, batch.target_BT)
-    spare = -len(arrays[0]) % group.size
-    if spare:
-        idle = (np.zeros((spare, arrays[0].shape[1]), np.int64),) * 2
-        idle = (idle[0], np.tile(np.arange(arrays[0].shape[1]), (spare, 1)), np.full_like(idle[0], IGNORE))
-        arrays = tuple(np.concatenate(pair) for pair in zip(arrays, idle, strict=True))
+    arrays: list[np.ndarray] = [batch.token_BT, batch.position_BT, batch.target_BT]
+    rows, width = batch.token_BT.shape
+    if spare := -rows % group.size:
+        idle = (0, np.arange(width), IGNORE)
+        fill = [np.broadcast_to(np.asarray(value, dtype=np.int64), (spare, width)) for value in idle]
+        arrays = [np.concatenate(pair) for pair in zip(arrays, fill, strict=True)]
     mine = [np.ascontiguousarray(a[group.rank :: group.size]) for a in arrays]
     size = micro_rows or len(mine[0])
     for start in range(0, len(mine[0]), size):

@@ -147,6 +147,9 @@ class Decoder(nn.Module):
                     weight.normal_(0.0, std, generator=generator)
         return self
 
+    def layers(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
     def hidden(self, token_BT: Tensor, position_BT: Tensor, mask: DocumentMask) -> Tensor:
         """Normalised last hidden states, (B, T, D)."""
         x_BTD = self.embedding(token_BT)

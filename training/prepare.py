@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from evalengine import console
 from evalengine.errors import UserError
+from evalengine.training import contamination
 from evalengine.training import conversations as sft
 from evalengine.training import tokenizer as tokenizers
 from evalengine.training.model import Shape
@@ -67,7 +68,10 @@ def prepare(study: Study, data: Path | None, out: Path) -> Prepared:
         raise UserError("every mixture is empty: give sources shares above 0")
     for name in used:
         folders[name] = _shards(study, name, data, tokenizer, work / "tokens")
-    return Prepared(tokenizer.path, folders, _conversations(study, data, tokenizer, work), data)
+    conversations = _conversations(study, data, tokenizer, work)
+    sources = {name: TokenSource(folder, name) for name, folder in folders.items()}
+    contamination.report(work / "contamination.json", data, tokenizer, sources, conversations)
+    return Prepared(tokenizer.path, folders, conversations, data)
 
 
 def shape_of(scale: Scale, tokenizer_size: int) -> Shape:
@@ -179,4 +183,4 @@ def _conversations(study: Study, data: Path | None, tokenizer: Tokenizer, work: 
 
 
 def open_sources(prepared: Prepared, names: list[str]) -> dict[str, TokenSource]:
-    return {name: TokenSource(prepared.sources[name]) for name in names}
+    return {name: TokenSource(prepared.sources[name], name) for name in names}

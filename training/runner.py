@@ -15,6 +15,7 @@ import queue
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -225,21 +226,26 @@ def _work(index: int, threads: int, tasks: Any, messages: Any) -> None:
             try:
                 place = job.place
                 if place.device == "cuda":
-                    place = place.__class__(
-                        **{**vars(place), "device": f"cuda:{index % torch.cuda.device_count()}"}
-                    )
+                    place = replace(place, device=f"cuda:{index % torch.cuda.device_count()}")
                 messages.put(Message("done", index, job.run.name, train(job._replace(place=place), report)))
-            except UserError as error:
-                messages.put(Message("failed", index, job.run.name, str(error)))
-                break
-            except OSError as error:
-                messages.put(
-                    Message(
-                        "failed", index, job.run.name, f"{error.strerror or error}; mend that and run again"
-                    )
-                )
+            except Exception as error:
+                if os.environ.get("EVALENGINE_DEBUG"):
+                    raise
+                messages.put(Message("failed", index, job.run.name, _reason(error)))
                 break
     messages.put(Message("idle", index, "", None))
+
+
+def _reason(error: Exception) -> str:
+    """One sentence for the user; `EVALENGINE_DEBUG=1` shows the traceback instead."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}; mend that and run the same command again"
+    if isinstance(error, MemoryError):
+        return "out of memory: lower --jobs or the scale's micro_rows"
+    return f"{type(error).__name__}: {error}; EVALENGINE_DEBUG=1 shows where"
 
 
 def keep_freed_memory() -> None:

@@ -34,9 +34,9 @@ VALIDATION_EVERY = 50  # one document in so many is held out
 class TokenSource:
     """A tokenised source. `length_M` holds its documents' lengths; `document(i)` their token ids."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "") -> None:
         done = _read_json(folder / "done.json")
-        self.name, self.digest = folder.name, str(done["digest"])
+        self.name, self.digest = name or folder.name, str(done["digest"])
         self._tokens: list[np.ndarray] = []
         lengths, shard_of, start_of = [], [], []
         for number in range(int(done["shards"])):

@@ -184,7 +184,7 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
             return None
         options = [a for a in args if a is not type(None)]
         if isinstance(value, list):
-            options.sort(key=lambda a: typing.get_origin(a) is not tuple)
+            options.sort(key=lambda a: not str(a).startswith("tuple"))
         return _parse(options[0], value, where)
     if dataclasses.is_dataclass(kind):
         return _parse_fields(kind, value, where)
@@ -246,11 +246,11 @@ def _check(study: Study, where: str) -> None:
     for name, source in study.sources.items():
         demand(bool(source.path) != bool(source.hub), f"source {name} needs either `path` or `hub`")
     for name, shares in study.mixtures.items():
-        for source in shares:
-            if source not in study.sources:
-                near = difflib.get_close_matches(source, study.sources, n=1)
+        for part in shares:
+            if part not in study.sources:
+                near = difflib.get_close_matches(part, study.sources, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"sources: {', '.join(study.sources)}"
-                raise UserError(f"{where}: mixture {name} names the unknown source {source!r}; {hint}")
+                raise UserError(f"{where}: mixture {name} names the unknown source {part!r}; {hint}")
         demand(all(share >= 0 for share in shares.values()), f"mixture {name} has a negative share")
         total = sum(shares.values())
         demand(abs(total - 1.0) < 1e-6, f"the shares of mixture {name} sum to {total:g}: make them sum to 1")

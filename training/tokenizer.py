@@ -43,7 +43,7 @@ class Tokenizer:
         missing = [token for token in SPECIAL if self.rust.token_to_id(token) is None]
         if missing:
             raise UserError(f"{path}: the tokenizer lacks {', '.join(missing)}; add them as special tokens")
-        self.end = self.rust.token_to_id(END)
+        self.end: int = self.rust.token_to_id(END) or 0
         self.size = self.rust.get_vocab_size(with_added_tokens=True)
 
     def encode_documents(self, texts: list[str]) -> list[np.ndarray]:

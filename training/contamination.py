@@ -1,0 +1,134 @@
+"""How much of the benchmarks the training text holds: reported, not hidden.
+
+An item counts as seen in a source when any 13 consecutive words of it (its context and right choice,
+lower-cased, letters and digits only) stand in one of the source's documents: the rule of GPT-3's appendix C
+(Brown et al., 2020). Items of fewer than 13 words cannot be judged and are counted apart. Cost: about 2 us a
+word of training text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from evalengine import console
+from evalengine.benchmarks import BENCHMARKS, benchmarks_in, load_items
+from evalengine.training.conversations import Examples, bench_folder
+from evalengine.training.shards import TokenSource
+from evalengine.training.tokenizer import Tokenizer, write_text
+
+GRAM = 13
+READ_TOKENS = 20_000_000  # of each source; a larger one is read so far, and the report says so
+WORD = re.compile(r"[^\W_]+")
+
+
+class Overlap(NamedTuple):
+    """Of one benchmark: how many items each source holds a 13-gram of."""
+
+    items: int
+    short: int  # fewer than 13 words
+    seen: dict[str, int]  # source -> items
+
+
+def grams(text: str) -> np.ndarray:
+    """A 64-bit hash of every 13 consecutive words, in order; equal windows have equal hashes on any machine."""
+    words = np.array([zlib.crc32(word.encode()) for word in WORD.findall(text.lower())], dtype=np.uint64)
+    if len(words) < GRAM:
+        return np.zeros(0, np.uint64)
+    windows = np.lib.stride_tricks.sliding_window_view(words, GRAM)
+    factor = np.array([pow(0x9E3779B97F4A7C15, k, 2**64) for k in range(GRAM)], dtype=np.uint64)
+    return (windows * factor).sum(axis=1, dtype=np.uint64)
+
+
+def overlap(items: Mapping[str, Iterable[str]], texts: Mapping[str, Iterable[str]]) -> dict[str, Overlap]:
+    """Counts, for each benchmark's item texts, those that share a 13-gram with each source's documents."""
+    of_item = {benchmark: [grams(text) for text in some] for benchmark, some in items.items()}
+    wanted = np.unique(
+        np.concatenate([g for some in of_item.values() for g in some] or [np.zeros(0, np.uint64)])
+    )
+    found = {}
+    for source, documents in texts.items():
+        seen = [np.intersect1d(grams(text), wanted) for text in documents]
+        found[source] = np.unique(np.concatenate(seen)) if seen else np.zeros(0, np.uint64)
+    return {
+        benchmark: Overlap(
+            len(some),
+            sum(len(g) == 0 for g in some),
+            {source: sum(bool(np.isin(g, have).any()) for g in some) for source, have in found.items()},
+        )
+        for benchmark, some in of_item.items()
+    }
+
+
+def report(
+    path: Path,
+    data: Path | None,
+    tokenizer: Tokenizer,
+    sources: Mapping[str, TokenSource],
+    conversations: Path,
+) -> dict[str, Overlap] | None:
+    """Writes `path` (JSON) once and returns it; None where the data folder holds no benchmark file."""
+    folder = bench_folder(data)
+    benchmarks = benchmarks_in(folder, BENCHMARKS.values()) if folder is not None else []
+    if not benchmarks:
+        return None
+    key = zlib.crc32(
+        repr([tokenizer.hash, *(s.digest for s in sources.values()), conversations.name]).encode()
+    )
+    if path.is_file() and (saved := json.loads(path.read_text()))["key"] == key:
+        return {name: Overlap(**value) for name, value in saved["benchmarks"].items()}
+    items = {
+        b.name: [
+            item.contexts[item.gold] + item.continuations[item.gold] for item in load_items(b, folder).items
+        ]
+        for b in benchmarks
+    }
+    texts: dict[str, Iterable[str]] = {
+        name: _documents(source, tokenizer) for name, source in sources.items()
+    }
+    chats = Examples.load(conversations)
+    texts["conversations"] = (tokenizer.decode(chats[i][0]) for i in range(len(chats)))
+    found = overlap(items, texts)
+    read = {name: min(int(s.length_M.sum()), READ_TOKENS) for name, s in sources.items()}
+    saved = {
+        "key": key,
+        "gram": GRAM,
+        "tokens_read": read,
+        "benchmarks": {n: o._asdict() for n, o in found.items()},
+    }
+    write_text(path, json.dumps(saved, indent=1) + "\n")
+    show(found)
+    return found
+
+
+def _documents(source: TokenSource, tokenizer: Tokenizer) -> Iterable[str]:
+    read = 0
+    for index in range(len(source.length_M)):
+        if read >= READ_TOKENS:
+            return
+        document = source.document(index)
+        read += len(document)
+        yield tokenizer.decode(document)
+
+
+def show(found: Mapping[str, Overlap]) -> None:
+    """One row for each benchmark that some source holds an item of, and one line for the rest."""
+    sources = list(next(iter(found.values())).seen)
+    rows = [
+        [name, o.items, o.short, *(o.seen[s] or "" for s in sources)]
+        for name, o in found.items()
+        if any(o.seen.values())
+    ]
+    if rows:
+        title = f"items that share {GRAM} words with the training text"
+        console.table(title, ["benchmark", "items", f"under {GRAM} words", *sources], rows)
+    clean = len(found) - len(rows)
+    console.say(
+        f"{clean} of {len(found)} benchmarks share no {GRAM} consecutive words with the training text"
+    )
