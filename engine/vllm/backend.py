@@ -55,6 +55,7 @@ class VllmBackend:
         self.route = route
         self.use_cache = prefix_cache
         self.notes: list[str] = []
+        self.redone = 0  # requests that lost a row to the prefix cache and were computed again
         self.swaps = 0  # checkpoints that an engine already running took over
         self._settings: dict[str, Any] = {"dtype": self.dtype, "trust_remote_code": trust_remote_code}
         self._settings["load_format"] = "auto" if allow_pickle else "safetensors"
@@ -122,7 +123,7 @@ class VllmBackend:
                     raise (
                         error if isinstance(error, UserError) else engine.EngineFailed(checkpoint, error)
                     ) from None
-                reason = engine.first_line(error)
+                reason = getattr(error, "reason", None) or engine.first_line(error)
                 continue
             if reason:
                 self.notes.append(
@@ -243,6 +244,7 @@ class VllmBackend:
         found = self._run(requests, use_cache)
         lost = [i for i, targets in enumerate(found) if np.isnan(targets.logprob_T).any()]
         if lost:
+            self.redone += len(lost)
             for i, again in zip(lost, self._run([requests[i] for i in lost], False), strict=True):
                 found[i] = again
         return np.stack(

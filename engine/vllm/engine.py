@@ -11,6 +11,8 @@ import gc
 import json
 import os
 import re
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from evalengine.checkpoints import Checkpoint, weight_files
@@ -135,7 +137,8 @@ def start(checkpoint: Checkpoint, *, pooling: bool, window: int | None, settings
         else:
             plugin.deactivate(registered)
             os.environ.pop(plugin.SWITCH, None)
-        return LLM(str(checkpoint.path), **kwargs)
+        with quiet():
+            return LLM(str(checkpoint.path), **kwargs)
     except UserError:
         raise
     except Exception as error:
@@ -152,11 +155,11 @@ class EngineFailed(UserError):
 
     def __init__(self, checkpoint: Checkpoint, error: Exception) -> None:
         text = first_line(error)
-        everything = f"{error}"
+        everything, self.reason = str(error), text
         self.final = True
         if "not supported" in everything and "rchitecture" in everything:
-            text = f"{checkpoint.name} cannot be loaded: vLLM does not know its architecture ({text}); use --backend torch"
-        elif re.search(r"KV cache|cache blocks|out of memory|Free memory", everything):
+            text = f"{checkpoint.name} has an architecture that vLLM cannot load ({text}): use --backend torch"
+        elif re.search(r"(?i)kv cache|cache blocks|out of memory|free memory", everything):
             text = (
                 f"no memory for vLLM's key-value cache ({text}): set VLLM_CPU_KVCACHE_SPACE (GiB) on a CPU machine,"
                 " --vllm-arg gpu_memory_utilization=0.95 on a GPU, or --vllm-arg max_model_len=N for a shorter window"
@@ -186,6 +189,32 @@ def stop(llm: Any) -> None:
     gc.collect()
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what vLLM and its libraries write while they start off the display, unless their messages are wanted.
+
+    Some of it comes from compiled code, so the process's own descriptors are pointed elsewhere for the while.
+    """
+    if os.environ.get("VLLM_LOGGING_LEVEL") != "ERROR":
+        yield
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with open(os.devnull, "wb") as sink:
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+    try:
+        yield
+    finally:
+        for number, copy in enumerate(kept, start=1):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
 def first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if len(lines) > 1 and "validation error" in lines[0]:  # pydantic's heading
+        told = [line for line in lines if line.startswith("Value error, ")] or lines[1:]
+        lines = [told[0].removeprefix("Value error, ").split(" Supported architectures")[0]]
     return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]

@@ -1,0 +1,97 @@
+"""Fallbacks, bad input, and the command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import evalengine
+from evalengine.cli import main
+from evalengine.errors import UserError
+from evalengine.vllm import plugin, routes
+
+
+def test_falls_back_to_prompt_logprobs_and_says_why(
+    engine: Any, references: Any, sequences: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(causal: type) -> type:
+        raise RuntimeError("this model has no place for a pooler")
+
+    monkeypatch.setattr(plugin, "scoring_variant", broken)
+    reference = references["llama", 0]
+    plugin.deactivate("LlamaForCausalLM")
+    backend = engine()
+    backend.load(reference.checkpoint)
+    assert any(routes.PROMPT_LOGPROBS in note and "no place for a pooler" in note for note in backend.notes)
+    scores = backend.score(sequences)
+    np.testing.assert_allclose(scores.loglik, reference.loglik, rtol=0, atol=1e-4)
+    assert backend.score(reference.likely).greedy.tolist() == [True, False] * 4
+
+
+def test_models_own_output_layer_is_used_where_the_kernel_cannot_serve_it(
+    engine: Any, references: Any, sequences: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evalengine.vllm import pooler
+
+    monkeypatch.setattr(pooler, "find_head", lambda model, like: None)
+    reference = references["gemma2", 0]
+    backend = engine()
+    backend.load(reference.checkpoint)
+    np.testing.assert_allclose(backend.score(sequences).loglik, reference.loglik, rtol=0, atol=1e-4)
+
+
+def test_bad_input_is_one_sentence(
+    engine: Any, references: Any, sequences: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evalengine.checkpoints import discover
+
+    source = references["llama", 0].checkpoint.path
+    strange = shutil.copytree(source, tmp_path / "strange")
+    config = json.loads((strange / "config.json").read_text())
+    (strange / "config.json").write_text(json.dumps(config | {"architectures": ["StrangeForCausalLM"]}))
+    with pytest.raises(
+        UserError, match="strange has an architecture that vLLM cannot load .*use --backend torch"
+    ):
+        engine().load(discover([strange])[0])
+    with pytest.raises(UserError, match="no such setting .*--vllm-arg"):
+        engine(nonsense=1).load(references["llama", 0].checkpoint)
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "100000")
+    with pytest.raises(UserError, match="no memory for vLLM's key-value cache .*VLLM_CPU_KVCACHE_SPACE"):
+        engine().load(references["llama", 0].checkpoint)
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    backend = engine(max_model_len=64)
+    backend.load(references["llama", 0].checkpoint)
+    with pytest.raises(UserError, match="256 tokens, and vLLM runs this model with 64 at most"):
+        backend.score(sequences)
+
+
+def test_the_command_writes_the_same_store_as_the_torch_backend(references: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [
+        {
+            "premise": f"The glass broke {i}.",
+            "choice1": "It fell.",
+            "choice2": f"It {i} rose.",
+            "question": q,
+            "label": i % 2,
+        }
+        for i, q in enumerate(["cause", "effect"] * 4)
+    ]
+    (data / "copa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    checkpoints = [str(references["llama", seed].checkpoint.path) for seed in (0, 1)]
+    common = [*checkpoints, "--data", str(data), "--benchmarks", "copa"]
+    assert (
+        main(["score", *common, "--out", str(tmp_path / "t"), "--backend", "torch", "--device", "cpu"]) == 0
+    )
+    assert main(["score", *common, "--out", str(tmp_path / "v"), "--backend", "vllm"]) == 0
+    ours, theirs = evalengine.load(tmp_path / "v").to_pylist(), evalengine.load(tmp_path / "t").to_pylist()
+    assert len(ours) == 16
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a.pop("loglik"), b.pop("loglik"), rtol=0, atol=1e-4)
+        assert a == b
