@@ -16,7 +16,7 @@ from evalengine.kernels.tiles import (
     blocks,
     logsumexp_tiles,
     padded_rows,
-    tile_sum_,
+    softmax_tile_,
     visits,
 )
 
@@ -81,19 +81,19 @@ def linear_cross_entropy_chunked(
         head.start(h_ND[start:end])
         bounds = targets.bounds[b * head.count : (b + 1) * head.count + 1]
         max_KR = torch.empty(head.count, end - start, dtype=head.dtype)
-        sum_KR = torch.empty_like(max_KR)
+        peak_KR = torch.empty_like(max_KR)
         for k in range(head.count):
             x_RC = head.logits(k, _tile(chunk, head, k) if need else None)
             part = slice(bounds[k], bounds[k + 1])
             logit_N[targets.order_S[part]] = x_RC.view(-1)[targets.flat_S[part]]
             torch.amax(x_RC, 1, out=max_KR[k])
-            tile_sum_(x_RC.clone() if need and softcap is not None else x_RC, max_KR[k], sum_KR[k])
-        _, logsumexp_R = logsumexp_tiles(max_KR, sum_KR)
+            softmax_tile_(x_RC.clone() if need and softcap is not None else x_RC, peak_KR[k])
+        _, logsumexp_R = logsumexp_tiles(max_KR, peak_KR)
         loss += (logsumexp_R - logit_N[start:end]).sum() + z_loss * logsumexp_R.square().sum()
         if not need:
             continue
         row_factor_R = row_weight * (1.0 + 2.0 * z_loss * logsumexp_R)
-        factor_KR = (sum_KR * torch.exp(max_KR - logsumexp_R) * row_factor_R).to(head.dtype)
+        factor_KR = (torch.exp(max_KR - logsumexp_R) / peak_KR * row_factor_R).to(head.dtype)
         gradients.start(end - start)
         for k in range(head.count):
             width = head.span(k)[1] - head.span(k)[0]

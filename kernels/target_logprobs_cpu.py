@@ -18,7 +18,7 @@ from evalengine.kernels.tiles import (
     blocks,
     logsumexp_tiles,
     soft_cap_,
-    tile_sum_,
+    softmax_tile_,
     visits,
 )
 
@@ -45,10 +45,10 @@ def target_logprobs_cpu(
     logsumexp_N = torch.empty(h_ND.shape[0], dtype=torch.float64)
     best_tile_N = torch.empty(h_ND.shape[0], dtype=torch.int64)
     max_KR = torch.empty(head.count, min(BLOCK_N, h_ND.shape[0]), dtype=head.dtype)
-    sum_KR = torch.empty_like(max_KR)
+    peak_KR = torch.empty_like(max_KR)
     for b, (start, end) in enumerate(blocks(h_ND.shape[0])):
         head.start(h_ND[start:end])
-        max_Kr, sum_Kr = max_KR[:, : end - start], sum_KR[:, : end - start]
+        max_Kr, peak_Kr = max_KR[:, : end - start], peak_KR[:, : end - start]
         for k in range(head.count):
             x_RC = head.logits(k)
             s0, s1 = bounds[b * head.count + k], bounds[b * head.count + k + 1]
@@ -58,8 +58,8 @@ def target_logprobs_cpu(
                 row_s = row_S[s0:s1] - start
                 reached_s = logit_S[s0:s1] == max_Kr[k][row_s]
                 first_S[s0:s1] = _first_in_tile(x_RC, row_s, token_S[s0:s1] - k * TILE_V, reached_s)
-            tile_sum_(x_RC, max_Kr[k], sum_Kr[k])
-        _, logsumexp_N[start:end] = logsumexp_tiles(max_Kr, sum_Kr)
+            softmax_tile_(x_RC, peak_Kr[k])
+        _, logsumexp_N[start:end] = logsumexp_tiles(max_Kr, peak_Kr)
         best_tile_N[start:end] = max_Kr.argmax(0)  # the first tile on ties
     logsumexp_S = logsumexp_N[row_S]
     greedy_S = first_S & (best_tile_N[row_S] == token_S // TILE_V) & logsumexp_S.isfinite()

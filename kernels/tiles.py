@@ -149,16 +149,19 @@ def soft_cap_(x: Tensor, softcap: float) -> Tensor:
     return x.div_(softcap).tanh_().mul_(softcap)
 
 
-def tile_sum_(x_RC: Tensor, max_R: Tensor, sum_R: Tensor) -> None:
-    """Row sums of exp(x - max) of one tile, given its row maxima. Leaves the tile's own softmax in `x_RC`."""
+def softmax_tile_(x_RC: Tensor, peak_R: Tensor) -> None:
+    """Turns a tile of logits into its own softmax and takes each row's largest probability."""
     torch.softmax(x_RC, 1, out=x_RC)
-    torch.amax(x_RC, 1, out=sum_R)
-    sum_R.reciprocal_()
-    sum_R.masked_fill_(max_R == -torch.inf, 0.0)  # a tile that a bias masks as a whole
+    torch.amax(x_RC, 1, out=peak_R)
 
 
-def logsumexp_tiles(max_KR: Tensor, sum_KR: Tensor) -> tuple[Tensor, Tensor]:
-    """(row maximum, logsumexp) from the tiles' partial results, in the order of the tiles, in float64."""
+def logsumexp_tiles(max_KR: Tensor, peak_KR: Tensor) -> tuple[Tensor, Tensor]:
+    """(row maximum, logsumexp) from each tile's maximum and largest probability, in float64.
+
+    A tile's sum of exp(x - max) is the reciprocal of its largest probability. Tiles are added in their order; one that
+    a bias masks as a whole adds nothing.
+    """
     max_R = max_KR.amax(0)
-    terms_KR = sum_KR.double() * torch.exp(max_KR.double() - max_R.double())
+    terms_KR = torch.exp(max_KR.double() - max_R.double()) / peak_KR
+    terms_KR.masked_fill_((max_KR == -torch.inf) & (max_R != -torch.inf), 0.0)
     return max_R, max_R.double() + terms_KR.sum(0).log()
