@@ -128,45 +128,58 @@ def encode(items: ItemSet, encoder: Encoder, *, pmi: bool = False) -> Encoded:
             if pmi:
                 uncond_C.append(pairs.setdefault(("", continuation), len(pairs)))
     encoded = encoder.pairs(list(pairs))
-    longest = encoder.window + 1
-    distinct: dict[tuple[bytes, int], int] = {}
-    tokens: list[np.ndarray] = []
-    starts: list[int] = []
-    sequence_P, length_P, truncated_P = [], [], []
-    for ids, start in encoded:
-        cut = max(0, len(ids) - longest)
-        array = np.asarray(ids[cut:], dtype=np.int32)
-        first = max(1, start - cut)
-        key = (array.tobytes(), first)
-        if key not in distinct:
-            distinct[key] = len(tokens)
-            tokens.append(array)
-            starts.append(first)
-        sequence_P.append(distinct[key])
-        length_P.append(len(ids) - start)
-        truncated_P.append(cut > 0)
-    sequences = Sequences(
-        token_S=np.concatenate(tokens) if tokens else np.zeros(0, np.int32),
-        offset=np.concatenate([[0], np.cumsum([len(t) for t in tokens])]).astype(np.int64),
-        start=np.asarray(starts, dtype=np.int32),
-    )
+    distinct = merge(encoded, encoder.window)
     per_item = np.asarray([len(item.choices) for item in items.items], dtype=np.int64)
     offset = np.concatenate([[0], np.cumsum(per_item)]).astype(np.int64)
     pair = np.asarray(pair_C, dtype=np.int64)
-    cut_C = np.asarray(truncated_P, dtype=bool)[pair]
+    cut_C = distinct.truncated_P[pair]
+    length_P = np.asarray([len(ids) - start for ids, start in encoded], dtype=np.int32)
     choices = [choice for item in items.items for choice in item.choices]
     return Encoded(
-        sequences=sequences,
-        sequence_C=np.asarray(sequence_P, dtype=np.int32)[pair],
-        uncond_C=np.asarray(sequence_P, dtype=np.int32)[np.asarray(uncond_C)] if pmi else None,
+        sequences=distinct.sequences,
+        sequence_C=distinct.sequence_P[pair],
+        uncond_C=distinct.sequence_P[np.asarray(uncond_C)] if pmi else None,
         choice_offset=offset,
-        tokens_C=np.asarray(length_P, dtype=np.int32)[pair],
+        tokens_C=length_P[pair],
         chars_C=np.asarray([len(c) for c in choices], dtype=np.int32),
         bytes_C=np.asarray([len(c.encode("utf-8", "surrogatepass")) for c in choices], dtype=np.int32),
         item=[item.id for item in items.items],
         gold=np.asarray([item.gold for item in items.items], dtype=np.int16),
         truncated=int(np.logical_or.reduceat(cut_C, offset[:-1]).sum()) if len(per_item) else 0,
     )
+
+
+class Distinct(NamedTuple):
+    """Pairs as distinct sequences: pair p is scored by sequence_P[p]."""
+
+    sequences: Sequences
+    sequence_P: np.ndarray  # int32
+    truncated_P: np.ndarray  # bool: longer than the window
+
+
+def merge(encoded: list[tuple[list[int], int]], window: int) -> Distinct:
+    """Cuts (tokens, index of the first target) to the window from the left, and merges equal ones."""
+    known: dict[tuple[bytes, int], int] = {}
+    tokens: list[np.ndarray] = []
+    starts: list[int] = []
+    sequence_P, truncated_P = [], []
+    for ids, start in encoded:
+        cut = max(0, len(ids) - window - 1)
+        array = np.asarray(ids[cut:], dtype=np.int32)
+        first = max(1, start - cut)
+        key = (array.tobytes(), first)
+        if key not in known:
+            known[key] = len(tokens)
+            tokens.append(array)
+            starts.append(first)
+        sequence_P.append(known[key])
+        truncated_P.append(cut > 0)
+    sequences = Sequences(
+        token_S=np.concatenate(tokens) if tokens else np.zeros(0, np.int32),
+        offset=np.concatenate([[0], np.cumsum([len(t) for t in tokens])]).astype(np.int64),
+        start=np.asarray(starts, dtype=np.int32),
+    )
+    return Distinct(sequences, np.asarray(sequence_P, dtype=np.int32), np.asarray(truncated_P, dtype=bool))
 
 
 def window_of(config: Any, tokenizer: Any, default: int = 2048) -> int:

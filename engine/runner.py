@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,16 +138,20 @@ def score(
     backend: Backend,
     out: Path,
     options: Options,
+    more: Sequence[tuple[ItemSet, str]] = (),
 ) -> list[Outcome]:
-    """Scores every benchmark of every checkpoint into the store `out`, skipping what it already holds."""
+    """Scores every benchmark of every checkpoint into the store `out`, skipping what it already holds.
+
+    `more` are items that are already rendered, with their default scores.
+    """
     from evalengine.benchmarks import load_items
 
     o = options
     item_sets = [
         load_items(b, o.data, variant=o.variant, limit=o.limit, seed=o.seed, fewshot=o.fewshot)
         for b in benchmarks
-    ]
-    default_scores = [b.default_score for b in benchmarks]
+    ] + [items for items, _ in more]
+    default_scores = [b.default_score for b in benchmarks] + [default for _, default in more]
     planner = plans.Planner(options.trust_remote_code, options.pmi)
     total = len(found) * sum(len(s.items) for s in item_sets)
     outcomes = []

@@ -15,7 +15,19 @@ from collections.abc import Sequence
 from evalengine import __version__
 from evalengine.errors import UserError
 
-COMMANDS: tuple[str, ...] = ("score", "correlate", "train", "demo", "bench", "benchmarks", "export", "power", "importer", "report")
+COMMANDS: tuple[str, ...] = (
+    "score",
+    "correlate",
+    "train",
+    "demo",
+    "bench",
+    "benchmarks",
+    "export",
+    "power",
+    "importer",
+    "report",
+    "lm_eval",
+)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -39,6 +39,11 @@ def register(subparsers: Any) -> None:
     p.add_argument(
         "--variant", choices=["lm_eval"], help="reproduce lm-evaluation-harness's quirks (COPA, MultiRC)"
     )
+    p.add_argument(
+        "--lm-eval-tasks",
+        metavar="NAMES",
+        help="lm-evaluation-harness's multiple-choice tasks, as benchmarks; alone unless --benchmarks names others",
+    )
     p.add_argument("--out", type=Path, default=Path("scores"), help="the score store (default: scores/)")
     p.add_argument("--limit", type=int, metavar="N", help="a seeded sample of N items of each benchmark")
     p.add_argument("--seed", type=int, default=0, help="seed of --limit and --fewshot (default: 0)")
@@ -89,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
     if args.batch_tokens is not None and args.batch_tokens < 1:
         raise UserError("--batch-tokens must be at least 1")
     found = checkpoints.discover(args.checkpoints, args.manifest)
-    benchmarks = available(resolve(args.benchmarks, args.benchmark_file), args)
+    only_tasks = args.lm_eval_tasks and args.benchmarks == "all"
+    benchmarks = [] if only_tasks else available(resolve(args.benchmarks, args.benchmark_file), args)
     options = runner.Options(
         data=args.data,
         variant=args.variant,
@@ -101,7 +107,12 @@ def run(args: argparse.Namespace) -> int:
         trust_remote_code=args.trust_remote_code,
         fresh=args.fresh,
     )
-    outcomes = runner.score(found, benchmarks, make_backend(args), args.out, options)
+    more = []
+    if args.lm_eval_tasks:
+        from evalengine.lm_eval_tasks import load_tasks
+
+        more = load_tasks(args.lm_eval_tasks, limit=args.limit, seed=args.seed, fewshot=args.fewshot)
+    outcomes = runner.score(found, benchmarks, make_backend(args), args.out, options, more)
     report = list(runner.summaries(outcomes, args.out))
     if args.json:
         console.emit_json({"store": str(args.out), "checkpoints": report})

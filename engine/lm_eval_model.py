@@ -1,0 +1,185 @@
+"""lm-evaluation-harness with this engine inside: any of its log-likelihood tasks, its results, our speed.
+
+    python -m evalengine.lm_eval_model --model evalengine --model_args pretrained=DIR,backend=vllm --tasks arc_easy
+
+is lm-eval's own command line with the model `evalengine` known to it. lm-eval 0.4.13 has no entry point for models, so
+its plain `lm_eval` command knows the model only after `evalengine lm-eval --register`, which puts one line beside it
+in the environment; `--unregister` takes that away.
+
+Cost: tokenising in batches, and the engine's own; requests that are equal are scored once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.model import TemplateLM
+
+from evalengine import plans
+from evalengine.checkpoints import discover
+from evalengine.encoding import Encoder, merge, window_of
+from evalengine.errors import UserError
+
+NAME = "evalengine"
+
+
+class EvalengineLM(TemplateLM):
+    """lm-eval's model interface over a backend of this engine.
+
+    `pretrained` is a checkpoint directory; `backend` torch or vllm; `device`, `dtype` and `batch_tokens` as for
+    `evalengine score`. lm-eval's batch sizes mean nothing here: batches are packed by tokens.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        backend: str = "torch",
+        device: str | None = None,
+        dtype: str | None = None,
+        batch_tokens: int | None = None,
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        checkpoint = discover([Path(pretrained)])[0]
+        self.engine = make_backend(
+            backend, device, dtype, batch_tokens, allow_pickle, trust_remote_code, settings
+        )
+        self.tokenizer: Any = plans.load_tokenizer(checkpoint, trust_remote_code)
+        self.encoder = Encoder(
+            self.tokenizer, window_of(plans.load_config(checkpoint, trust_remote_code), self.tokenizer)
+        )
+        self.engine.load(checkpoint)
+        self._name = str(checkpoint.path)
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int | None:
+        return self.encoder.prefix
+
+    @property
+    def max_length(self) -> int:
+        return self.encoder.window
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self._name.replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        return self.encoder.texts([string], special=add_special_tokens)[0]
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-likelihood, whether every token was the argmax) of each request's continuation after its context."""
+        pairs = [request.args for request in requests]
+        results = self._score(self.encoder.pairs(pairs))
+        for pair, result in zip(pairs, results, strict=True):
+            self.cache_hook.add_partial("loglikelihood", pair, result)
+        return results
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """The log-likelihood of each whole text, in windows that each predict all their tokens but the first's context."""
+        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+        texts = [request.args[0] for request in requests]
+        windows, owner = [], []
+        for i, ids in enumerate(self.encoder.texts(texts)):
+            for pair in get_rolling_token_windows(ids, self.encoder.prefix, self.max_length, 1):
+                context, predicted = make_disjoint_window(pair)
+                windows.append(([*context, *predicted], len(context)))
+                owner.append(i)
+        totals = [0.0] * len(texts)
+        for i, (loglik, _) in zip(owner, self._score(windows), strict=True):
+            totals[i] += loglik
+        for text, total in zip(texts, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
+        return totals
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        raise UserError(
+            "evalengine scores given answers and generates none: run this task with --model hf or vllm"
+        )
+
+    def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
+        return self._score(
+            [([*context, *continuation], len(context)) for _, context, continuation in requests]
+        )
+
+    def _score(self, encoded: list[tuple[list[int], int]]) -> list[tuple[float, bool]]:
+        distinct = merge(encoded, self.encoder.window)
+        scores = self.engine.score(distinct.sequences)
+        loglik, greedy = scores.loglik[distinct.sequence_P], scores.greedy[distinct.sequence_P]
+        return [(float(a), bool(b)) for a, b in zip(loglik, greedy, strict=True)]
+
+
+def make_backend(
+    backend: str,
+    device: str | None,
+    dtype: str | None,
+    batch_tokens: int | None,
+    allow_pickle: bool,
+    trust_remote_code: bool,
+    settings: dict[str, Any],
+) -> Any:
+    common: dict[str, Any] = {
+        "dtype": None if dtype == "auto" else dtype,
+        "batch_tokens": batch_tokens,
+        "allow_pickle": allow_pickle,
+        "trust_remote_code": trust_remote_code,
+    }
+    if backend == "vllm":
+        from evalengine.vllm.backend import VllmBackend
+
+        return VllmBackend(**common, **settings)
+    if backend != "torch" or settings:
+        wrong = f"backend={backend}" if backend != "torch" else next(iter(settings))
+        raise UserError(
+            f"--model_args has no {wrong}: backend is torch or vllm, and vllm alone takes settings of its engine"
+        )
+    from evalengine.torch_backend import TorchBackend
+
+    return TorchBackend(device=device, **common)
+
+
+def register() -> None:
+    """Makes the model known to the lm-eval of this process, and ends its runs with a sentence where ours do."""
+    import lm_eval.models  # noqa: F401  (registers lm-eval's own, which it does only while its registry is empty)
+    from lm_eval.api.registry import model_registry
+
+    if NAME not in model_registry:
+        model_registry.register(NAME, target="evalengine.lm_eval_model:EvalengineLM")
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if isinstance(error, UserError):
+            print(f"evalengine: {error}", file=sys.stderr)
+        else:
+            previous(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    register()
+    cli_evaluate()
