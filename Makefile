@@ -57,5 +57,16 @@ bench: install
 	$(BIN)/evalengine bench engine
 	$(BIN)/evalengine bench bootstrap
 
+# What the Triton compiler makes of every kernel for sm_80 and sm_90; needs no GPU.
+kernels-snapshot: install
+	$(BIN)/python -m evalengine.kernels.compiled > docs/kernels_compiled.md.tmp
+	mv docs/kernels_compiled.md.tmp docs/kernels_compiled.md
+
+# What only a GPU can say of the kernels, meant to take under eight minutes: their tests, then the whole grid.
+gpu: install
+	$(BIN)/python -m pip install --quiet --no-deps liger-kernel cut-cross-entropy || echo "going on without Liger and cut-cross-entropy"
+	$(BIN)/python -m pytest -q tests/kernels
+	$(BIN)/evalengine bench kernels --device cuda
+
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) .types build dist *.egg-info

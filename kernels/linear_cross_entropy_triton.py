@@ -8,6 +8,9 @@ CPU, because the sums of w's gradient over chunks cost a pass over (V, D) each.
 Dims: N rows, R rows of one chunk, V vocabulary, D hidden.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+# (the arguments of Triton functions have no Python types; their host functions have)
+
 from __future__ import annotations
 
 import torch
