@@ -1,0 +1,24 @@
+"""The demonstration's command lines: real commands, the shipped study, shown short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evalengine.cli import parser
+from evalengine.cli.demo import commands, shown
+from evalengine.training.study import load, runs
+
+
+def test_the_demo_runs_commands_that_exist_on_the_checkpoints_it_trains():
+    train, score, correlate = commands(Path("demo"), quick=False, bootstrap="exact", jobs=0)
+    for command in (train, score, correlate):
+        parser().parse_args(command)
+    scored = {Path(part).name for part in score if part.startswith("demo/ckpts/")}
+    assert scored == {run.name for run in runs(load("embedded"))}
+    assert parser().parse_args(train).out == Path("demo/ckpts")
+    assert parser().parse_args(score).data == Path("demo/world/bench")
+
+
+def test_many_checkpoints_are_shown_as_a_glob():
+    _, score, _ = commands(Path("demo"), quick=True, bootstrap="exact", jobs=0)
+    assert shown(score) == "score demo/ckpts/* --data demo/world/bench --out demo/scores"
