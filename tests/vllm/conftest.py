@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+
 import tiny_models
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ARCHITECTURES
 
+from conftest import ARCHITECTURES
 from evalengine.vllm import routes
 
 TOLERANCE = 1e-4

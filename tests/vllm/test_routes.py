@@ -55,13 +55,13 @@ def test_bad_input_is_one_sentence(
     config = json.loads((strange / "config.json").read_text())
     (strange / "config.json").write_text(json.dumps(config | {"architectures": ["StrangeForCausalLM"]}))
     with pytest.raises(
-        UserError, match="strange has an architecture that vLLM cannot load .*use --backend torch"
+        UserError, match=r"strange has an architecture that vLLM cannot load .*use --backend torch"
     ):
         engine().load(discover([strange])[0])
-    with pytest.raises(UserError, match="no such setting .*--vllm-arg"):
+    with pytest.raises(UserError, match=r"no such setting .*--vllm-arg"):
         engine(nonsense=1).load(references["llama", 0].checkpoint)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "100000")
-    with pytest.raises(UserError, match="no memory for vLLM's key-value cache .*VLLM_CPU_KVCACHE_SPACE"):
+    with pytest.raises(UserError, match=r"no memory for vLLM's key-value cache .*VLLM_CPU_KVCACHE_SPACE"):
         engine().load(references["llama", 0].checkpoint)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     backend = engine(max_model_len=64)
