@@ -43,6 +43,8 @@ def correlate(sample: Sample, pair_P2: NDArray[np.int64], statistic: str = "pear
     """The statistic of each pair of variables in each column, (P, C); NaN where a variable is constant or
     missing."""
     pair_P2 = np.ascontiguousarray(pair_P2, dtype=np.int64).reshape(-1, 2)
+    if not len(pair_P2):
+        return np.empty((0, sample.w_MC.shape[1]))
     known_VM = np.isfinite(sample.x_VMC[:, :, 0])
     known_PM = known_VM[pair_P2[:, 0]] & known_VM[pair_P2[:, 1]]
     if known_PM.all():

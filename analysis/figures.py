@@ -177,8 +177,7 @@ def matrix_figure(results: Results, protocol: str, row_title: str, column_title:
     quantities, scales = results.method["quantities"], results.scales
     if not results.rows("matrices", protocol=protocol):
         return None
-    colours = LinearSegmentedColormap.from_list("r", DIVERGING)
-    colours.set_bad("#dddddd")
+    colours = LinearSegmentedColormap.from_list("r", DIVERGING).with_extremes(bad="#dddddd")
     side = 1.3 + 0.17 * B
     shape = (len(quantities), len(scales))
     size = (side * shape[1] + 0.6, side * shape[0])

@@ -26,6 +26,7 @@ from evalengine.errors import UserError
 
 NAME_PATTERN = r"(?P<scale>[^-]+)-(?P<mixture>.+)-(?P<stage>[^-]+)"
 SUFFIXES = {"acc": "accuracy", "acc_norm": "accuracy", "confidence": "confidence", "loss": "loss"}
+MISSING = ("", "nan", "na", "none", "null", "-")
 RESULT_COLUMNS = (
     "checkpoint",
     "scale",
@@ -191,14 +192,16 @@ def split_column(column: str) -> tuple[str, str]:
 
 def _all_numbers(lines: Sequence[tuple[int, Mapping[str, str]]], column: str) -> bool:
     try:
-        values = [float(row[column]) for _, row in lines if row[column] not in ("", None)]
+        values = [
+            float(text) for _, row in lines if (text := row[column] or "").strip().lower() not in MISSING
+        ]
     except (ValueError, TypeError):
         return False
     return bool(values)
 
 
 def _number(path: Path, line: int, column: str, text: str | None) -> float:
-    if text is None or text.strip().lower() in ("", "nan", "na", "none"):
+    if text is None or text.strip().lower() in MISSING:
         return math.nan
     try:
         return float(text)

@@ -277,8 +277,7 @@ def alignment(data: Data) -> Group:
                 for t in range(2):
                     index = np.array(members) + t * B
                     x, y = a.x_VMC[index], c.x_VMC[index]
-                    per_mixture = _pearson_over_rows(x.reshape(len(index), -1), y.reshape(len(index), -1))
-                    per_mixture_MC = per_mixture.reshape(x.shape[1:])
+                    per_mixture_MC = _over_benchmarks(x, y, data.statistic)
                     if reading == "cells":
                         rows.append(_over_cells(x, y, a.w_MC, data.statistic))
                     elif reading == "mixtures":
@@ -298,6 +297,16 @@ def alignment(data: Data) -> Group:
         values[scale][n[scale] < 4] = np.nan
         notes[scale] = said + [""] * len(persistence)
     return Group("alignment", "accuracy,confidence", labels, values, n, notes)
+
+
+def _over_benchmarks(x_BMC: Array, y_BMC: Array, statistic: str) -> Array:
+    """(M, C): each mixture's correlation over the benchmarks; NaN for fewer than 3 benchmarks."""
+    B, M, last = x_BMC.shape
+    if B < 3:
+        return np.full((M, last), np.nan)
+    both = np.concatenate([x_BMC.transpose(1, 0, 2), y_BMC.transpose(1, 0, 2)])
+    pairs = np.stack([np.arange(M), M + np.arange(M)], axis=1)
+    return correlate(Sample(np.ascontiguousarray(both), np.full((B, last), 1.0 / B)), pairs, statistic)
 
 
 def _over_cells(x_BMC: Array, y_BMC: Array, w_MC: Array, statistic: str) -> Array:

@@ -1,0 +1,158 @@
+"""Item noise, the item bootstrap and the choice of the best mixture, against closed forms and gathered copies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import planted
+import pytest
+
+from evalengine.analysis import decisions, noise
+from evalengine.analysis.bootstrap import draw_resamples, intervals
+from evalengine.analysis.item_bootstrap import GROUPS, item_data, resampled_means
+from evalengine.analysis.panel import load_panel
+from evalengine.analysis.study import Options, analyse, fixed_data
+
+
+@pytest.fixture(scope="module")
+def panel(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("noise")
+    planted.write_study(folder, items=200)
+    return load_panel(folder)
+
+
+def test_reliability_is_cronbachs_alpha(panel) -> None:
+    group = noise.reliability(fixed_data(panel, draw_resamples(9, 100, 0), "pearson"), "accuracy")
+    at = {(label.name, label.other): k for k, label in enumerate(group.labels)}
+    for b, name in enumerate(panel.benchmarks):
+        for t, stage in enumerate(panel.stages):
+            x = panel.items[b].correct_KI[panel.row[1, t, :, b]].astype(float)  # mixtures by items
+            items = x.shape[1]
+            alpha = items / (items - 1) * (1 - x.var(axis=0, ddof=1).sum() / x.sum(axis=1).var(ddof=1))
+            found = group.values["1B"][at[name, f"reliability {stage}"], 0]
+            assert found == pytest.approx(alpha, abs=1e-9)
+
+
+def test_correction_with_independent_items_is_spearmans_formula(panel) -> None:
+    """From counts alone the errors are independent: r / sqrt(rel * rel')."""
+    bare = replace(panel, items=(), row=None)
+    group = noise.reliability(fixed_data(bare, draw_resamples(9, 100, 0), "pearson"), "accuracy")
+    at = {(label.name, label.other): k for k, label in enumerate(group.labels)}
+    value = group.values["1B"][:, 0]
+    x, y = panel.values["accuracy"][1, :, :, 0]
+    rel = [1 - np.mean(v * (1 - v)) / 199 / v.var(ddof=1) for v in (x, y)]
+    name = panel.benchmarks[0]
+    assert value[at[name, "ceiling"]] == pytest.approx(np.sqrt(rel[0] * rel[1]))
+    assert value[at[name, "r without noise"]] == pytest.approx(
+        np.corrcoef(x, y)[0, 1] / np.sqrt(rel[0] * rel[1])
+    )
+
+
+def test_correction_recovers_the_planted_correlation() -> None:
+    """Many mixtures, few items: r is attenuated, the corrected r is not, also where twins share item effects."""
+    rng = np.random.default_rng(0)
+    M, items, r = 3000, 40, 0.8
+    theta = rng.normal(size=(2, M))
+    theta[1] = r * theta[0] + np.sqrt(1 - r * r) * theta[1]
+    shared = rng.normal(size=(M, items))  # a mixture's item effects, the same at both stages
+    x, y = (0.2 * theta[t][:, None] + shared + 0.5 * rng.normal(size=(M, items)) for t in range(2))
+    found = noise.from_items(x, y)
+    assert found.before == pytest.approx(1.25 / items, rel=0.03) and found.between == pytest.approx(
+        1 / items, rel=0.05
+    )
+    w = np.full((M, 1), 1 / M)
+    clean = noise._corrected(x.mean(axis=1)[:, None], y.mean(axis=1)[:, None], w, np.zeros((M, 1)), found)
+    assert clean[3, 0] == pytest.approx(r, abs=0.05)
+    naive = np.corrcoef(x.mean(axis=1), y.mean(axis=1))[0, 1] / np.sqrt(
+        (1 - found.before / x.mean(axis=1).var()) ** 2
+    )
+    assert (
+        abs(naive - r) > 0.2
+    )  # the formula for independent errors takes the twins' shared item effects for transfer
+
+
+def test_no_spread_beyond_noise_is_said(tmp_path: Path) -> None:
+    planted.write_study(tmp_path, items=30, spread=0.0)
+    panel = load_panel(tmp_path)
+    group = noise.reliability(fixed_data(panel, draw_resamples(9, 100, 0), "pearson"), "accuracy")
+    ceiling = [k for k, label in enumerate(group.labels) if label.other == "ceiling"]
+    undefined = [k for k in ceiling if np.isnan(group.values["1B"][k, 0])]
+    assert undefined and all("no more than item noise" in group.notes["1B"][k] for k in undefined)
+
+
+def test_item_resamples_equal_gathered_copies(panel) -> None:
+    known = panel.items[2]
+    K, items = known.correct_KI.shape
+    accuracy, confidence = resampled_means(known, 50, GROUPS, np.random.SeedSequence(4))
+    rng = np.random.default_rng(np.random.SeedSequence(4))
+    shuffled = rng.permutation(items)
+    index = rng.integers(0, items, (50, items), dtype=np.uint32)
+    np.testing.assert_allclose(accuracy[:, 0], known.correct_KI.mean(axis=1), atol=1e-12)
+    for c, chosen in enumerate(index):
+        np.testing.assert_array_equal(
+            accuracy[:, 1 + GROUPS + c], known.correct_KI[:, chosen].sum(axis=1) / items
+        )
+        expected = known.confidence_KI[:, chosen].mean(axis=1, dtype=np.float64)
+        np.testing.assert_allclose(confidence[:, 1 + GROUPS + c], expected, atol=1e-9)
+    edges = np.linspace(0, items, GROUPS + 1).astype(int)
+    rest = np.delete(known.correct_KI, shuffled[edges[3] : edges[4]], axis=1)
+    np.testing.assert_allclose(accuracy[:, 1 + 3], rest.mean(axis=1), atol=1e-12)
+    assert K == 36
+
+
+def test_items_are_paired_across_checkpoints_and_blocks_do_not_matter(
+    panel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = panel.items[0]
+    whole = resampled_means(known, 40, 0, np.random.SeedSequence(1))
+    monkeypatch.setattr("evalengine.analysis.item_bootstrap.BLOCK_BYTES", 12 * 200 * 7)  # 7 resamples a block
+    blocks = resampled_means(known, 40, 0, np.random.SeedSequence(1))
+    assert (whole[0] == blocks[0]).all() and (whole[1] == blocks[1]).all()
+    twin = known._replace(
+        correct_KI=np.repeat(known.correct_KI[:1], 2, axis=0), confidence_KI=known.confidence_KI[:2]
+    )
+    same = resampled_means(twin, 40, 0, np.random.SeedSequence(1))[0]
+    assert (same[0] == same[1]).all()
+
+
+def test_item_bootstrap_has_the_binomial_standard_error(panel) -> None:
+    data, plan = item_data(panel, 2000, 0, "pearson", mixtures=False)
+    x = data.sample("accuracy", "1B").x_VMC[0, 0]
+    p = x[0]
+    assert x[1 + plan.jackknife :].std() == pytest.approx(np.sqrt(p * (1 - p) / 200), rel=0.06)
+
+
+def test_resampling_both_is_wider_than_items_alone(panel) -> None:
+    width = {}
+    for what in ("items", "mixtures", "both"):
+        rows = analyse(panel, Options(bootstrap=1500, resample=what)).tables["transfer"]
+        single = [row for row in rows if row.protocol == "transfer" and row.quantity == "accuracy"]
+        width[what] = np.mean([row.percentile_high - row.percentile_low for row in single])
+    assert width["items"] < width["mixtures"] < width["both"]
+
+
+def test_hierarchical_columns_hold_the_sample_and_the_jackknife(panel) -> None:
+    data, plan = item_data(panel, 300, 0, "pearson", mixtures=True)
+    sample = data.sample("confidence", "240M")
+    expected = panel.variables("confidence", 0)
+    np.testing.assert_allclose(sample.x_VMC[:, :, 0], expected, atol=1e-8)
+    np.testing.assert_allclose(sample.x_VMC[:, :, 5], expected, atol=1e-8)
+    assert plan.jackknife == 9 and sample.w_MC[4, 5] == 0.0 and plan.count == 300
+
+
+def test_best_choice(panel) -> None:
+    data, plan = item_data(panel, 500, 0, "pearson", mixtures=False)
+    group = decisions.best_choice(data, "accuracy")
+    B = len(panel.benchmarks)
+    for c in (0, 1 + GROUPS + 7):
+        for b in range(B):
+            x, y = (data.sample("accuracy", "1B").x_VMC[v, :, c] for v in (b, B + b))
+            best = np.flatnonzero(np.isclose(x, x.max(), atol=1e-12))
+            hit = np.mean(np.isclose(y[best], y.max(), atol=1e-12))
+            np.testing.assert_allclose(
+                group.values["1B"][2 * b : 2 * b + 2, c], [hit, y.max() - y[best].mean()], atol=1e-10
+            )
+    found = intervals(group.values["1B"], plan)
+    assert (found.percentile[:, 0] <= found.percentile[:, 1]).all()

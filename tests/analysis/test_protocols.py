@@ -1,0 +1,229 @@
+"""Every protocol of the study against a few lines of NumPy and SciPy, on the sample and on gathered resamples."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats as st
+from planted import MIXTURES
+from test_panel import cell
+
+from evalengine.analysis import decisions, protocols
+from evalengine.analysis.bootstrap import draw_resamples
+from evalengine.analysis.mixtures import from_sources, share_effects, web_source_differences
+from evalengine.analysis.panel import Cell, Panel, assemble
+from evalengine.analysis.study import Options, analyse, fixed_data
+from evalengine.errors import UserError
+
+CATEGORY = {"a1": "Science", "a2": "Science", "a3": "Science", "b1": "NLI", "b2": "NLI", "c1": "Semantic"}
+NAMES = ["a1", "a2", "a3", "b1", "b2", "c1"]  # in the panel's order: Science, NLI, Semantic
+
+
+def make(seed: int = 0, mixtures: int = 9, scales: tuple[str, ...] = ("240M", "1B")) -> Panel:
+    rng = np.random.default_rng(seed)
+    names = [f"V{v}P{p}" for v in (1, 2, 3) for p in (0, 1, 2)][:mixtures]
+    cells = []
+    for scale, mixture, stage, name in itertools.product(scales, names, ("pt", "sft"), NAMES):
+        made = cell(scale, mixture, stage, benchmark=name, category=CATEGORY[name])
+        cells.append(
+            made._replace(values={"accuracy": rng.uniform(0.2, 0.9), "confidence": rng.uniform(0.3, 0.9)})
+        )
+    return assemble(cells, None)
+
+
+@pytest.fixture(scope="module")
+def setup():
+    """The panel, its data, and the mixtures of column 0 and of three resamples as index lists."""
+    panel = make()
+    plan = draw_resamples(9, 100, seed=3)
+    index = np.random.default_rng(3).integers(0, 9, (100, 9))
+    columns = {0: np.arange(9), **{1 + 9 + r: index[r] for r in (0, 5, 99)}}
+    columns |= {1 + m: np.delete(np.arange(9), m) for m in (0, 8)}
+    return panel, fixed_data(panel, plan, "pearson"), columns
+
+
+def r(x, y) -> float:
+    return st.pearsonr(x, y)[0]
+
+
+def test_transfer_and_category_means(setup) -> None:
+    panel, data, columns = setup
+    single = protocols.transfer(data, "confidence")
+    means = protocols.category_transfer(single, panel)
+    assert [label.name for label in single.labels] == NAMES
+    for (s, scale), (c, chosen) in itertools.product(enumerate(panel.scales), columns.items()):
+        x = panel.values["confidence"][s][:, chosen]
+        expected = [r(x[0, :, b], x[1, :, b]) for b in range(6)]
+        np.testing.assert_allclose(single.values[scale][:, c], expected, atol=1e-9)
+        grouped = [np.mean(expected[:3]), np.mean(expected[3:5]), expected[5], np.mean(expected)]
+        np.testing.assert_allclose(means.values[scale][:, c], grouped, atol=1e-9)
+    assert [label.category for label in means.labels] == ["Science", "NLI", "Semantic", "All"]
+
+
+def test_matrices_and_their_similarity(setup) -> None:
+    panel, data, columns = setup
+    groups: dict[str, dict[tuple[str, str], np.ndarray]] = {}
+    for group in protocols.matrices(data, "accuracy"):
+        at = groups.setdefault(group.protocol, {})
+        at |= {(label.name, label.other): group.values["1B"][k] for k, label in enumerate(group.labels)}
+    assert {name: len(found) for name, found in groups.items()} == {
+        "matrix_cross": 36,
+        "matrix_pt": 15,
+        "matrix_sft": 15,
+    }
+    alike = protocols.similarity(data, "accuracy").values["1B"]
+    for c, chosen in columns.items():
+        x = panel.values["accuracy"][1][:, chosen]
+        for (i, a), (j, b) in itertools.product(enumerate(NAMES), repeat=2):
+            assert groups["matrix_cross"][a, b][c] == pytest.approx(r(x[0, :, i], x[1, :, j]), abs=1e-9)
+        pairs = list(itertools.combinations(range(6), 2))
+        before, after = ([r(x[t, :, i], x[t, :, j]) for i, j in pairs] for t in range(2))
+        np.testing.assert_allclose(
+            [groups["matrix_pt"][NAMES[i], NAMES[j]][c] for i, j in pairs], before, atol=1e-9
+        )
+        assert alike[0, c] == pytest.approx(r(before, after), abs=1e-9)
+
+
+def test_coherence(setup) -> None:
+    panel, data, columns = setup
+    found = protocols.coherence(data, "accuracy")
+    at = {(label.category, label.name): k for k, label in enumerate(found.labels)}
+    for c, chosen in columns.items():
+        x = panel.values["accuracy"][0][:, chosen]
+        value = found.values["240M"][:, c]
+        for t, stage in enumerate(("pt", "sft")):
+            expected = np.mean([r(x[t, :, i], x[t, :, j]) for i, j in ((0, 1), (0, 2), (1, 2))])
+            assert value[at["Science", stage]] == pytest.approx(expected, abs=1e-9)
+        cross = np.mean([r(x[0, :, i], x[1, :, j]) for i, j in itertools.permutations(range(3), 2)])
+        assert value[at["Science", "cross"]] == pytest.approx(cross, abs=1e-9)
+        assert np.isnan(value[at["Semantic", "pt"]])
+    assert "one benchmark, so no pairs" in found.notes["240M"][at["Semantic", "pt"]]
+
+
+def test_alignment_in_three_readings_and_its_persistence(setup) -> None:
+    panel, data, columns = setup
+    found = protocols.alignment(data)
+    at = {tuple(label): k for k, label in enumerate(found.labels)}
+    for c, chosen in columns.items():
+        a, conf = (panel.values[q][1][:, chosen][:, :, :3] for q in ("accuracy", "confidence"))
+        value = found.values["1B"][:, c]
+        each = [[r(a[t, m], conf[t, m]) for m in range(len(chosen))] for t in range(2)]
+        for t, stage in enumerate(("pt", "sft")):
+            assert value[at["Science", "cells", stage]] == pytest.approx(
+                r(a[t].ravel(), conf[t].ravel()), abs=1e-9
+            )
+            assert value[at["Science", "mixtures", stage]] == pytest.approx(np.mean(each[t]), abs=1e-9)
+            expected = np.mean([r(a[t, :, b], conf[t, :, b]) for b in range(3)])
+            assert value[at["Science", "benchmarks", stage]] == pytest.approx(expected, abs=1e-9)
+        assert value[at["Science", "persistence", "over mixtures"]] == pytest.approx(r(*each), abs=1e-9)
+
+
+def test_pairwise_decisions(setup) -> None:
+    panel, data, columns = setup
+    found = decisions.pairwise(data, "accuracy")
+    for c, chosen in columns.items():
+        x, y = panel.values["accuracy"][0][:, chosen, 0]
+        pairs = [(i, j) for i, j in itertools.combinations(range(len(chosen)), 2) if chosen[i] != chosen[j]]
+        right = np.mean([(x[i] - x[j]) * (y[i] - y[j]) > 0 for i, j in pairs])
+        lost = np.mean([max(y[i], y[j]) - (y[i] if x[i] > x[j] else y[j]) for i, j in pairs])
+        np.testing.assert_allclose(found.values["240M"][:2, c], [right, lost], atol=1e-9)
+
+
+def test_ties_in_decisions() -> None:
+    cells = [cell("1B", f"m{m}", t, v) for m, pair in enumerate([(1, 1), (1, 2), (2, 2), (3, 1)])
+             for t, v in zip(("pt", "sft"), pair, strict=True)]  # fmt: skip
+    panel = assemble(cells, None)
+    found = decisions.pairwise(fixed_data(panel, draw_resamples(4, 100, 0), "pearson"), "accuracy")
+    # pairs (x, y): 01 tied/up .5, 02 up/up 1, 03 up/tied .5, 12 up/tied .5, 13 up/down 0, 23 up/down 0
+    np.testing.assert_allclose(found.values["1B"][:2, 0], [2.5 / 6, (0.5 * 1 + 1 + 1) / 6])
+
+
+def test_share_effects_and_web_sources() -> None:
+    panel = make()
+    plan = draw_resamples(9, 100, 0)
+    sources = {m: {f"web_{m[1]}": 0.65 - 0.2 * int(m[3]), "code": 0.25 + 0.1 * int(m[3]), "books": 0.1 + 0.1 * int(m[3])}
+               for m in MIXTURES}  # fmt: skip
+    mixtures = from_sources(sources)
+    assert mixtures.web_source["V2P1"] == "web_2"
+    assert mixtures.shares["code share"]["V1P2"] == pytest.approx(0.45)
+    code = [sources[m]["code"] for m in panel.mixtures]
+    found = share_effects(fixed_data(panel, plan, "pearson"), "accuracy", mixtures)
+    assert found is not None
+    at = {(label.name, label.other): k for k, label in enumerate(found.labels)}
+    expected = r(panel.values["accuracy"][1, 1, :, 2], code)
+    assert found.values["1B"][at["a3", "sft: code share"], 0] == pytest.approx(expected, abs=1e-9)
+
+    rows = web_source_differences(panel, "accuracy", mixtures, 0.95)
+    row = next(x for x in rows if (x.scale, x.name, x.other) == ("1B", "a3", "sft: web_3 - web_1"))
+    y = panel.values["accuracy"][1, 1, :, 2].reshape(3, 3)  # web source by proportion
+    residual = y - y.mean(axis=0) - y.mean(axis=1, keepdims=True) + y.mean()
+    half = st.t.ppf(0.975, 4) * np.sqrt((residual**2).sum() / 4 * 2 / 3)
+    np.testing.assert_allclose(
+        [row.estimate, row.low, row.high], y[2].mean() - y[0].mean() + np.array([0, -half, half])
+    )
+
+
+def test_scale_contrast_uses_the_same_resamples() -> None:
+    panel = make()
+    same = panel.values["accuracy"].copy()
+    same[1] = same[0]  # the two scales are equal, so every resample's difference is zero
+    panel = assemble_like(panel, same)
+    rows = analyse(panel, Options()).tables["transfer"]
+    contrast = [row for row in rows if row.scale == "1B-240M" and row.quantity == "accuracy"]
+    assert len(contrast) == 6 + 4
+    assert all((row.estimate, row.low, row.high) == (0.0, 0.0, 0.0) for row in contrast)
+
+
+def assemble_like(panel: Panel, accuracy: np.ndarray) -> Panel:
+    cells = [
+        Cell(f"{s}{t}{m}", panel.scales[s], panel.mixtures[m], panel.stages[t], panel.benchmarks[b], panel.categories[b],
+             {"accuracy": accuracy[s, t, m, b]}, 10)
+        for s, t, m, b in np.ndindex(accuracy.shape)
+    ]  # fmt: skip
+    return assemble(cells, None)
+
+
+@pytest.mark.parametrize("statistic", ["spearman", "kendall"])
+def test_other_statistics_run_through_all_protocols(statistic: str) -> None:
+    panel = make()
+    tables = analyse(panel, Options(statistic=statistic, bootstrap=200)).tables
+    oracle = st.spearmanr if statistic == "spearman" else st.kendalltau
+    row = next(x for x in tables["transfer"] if (x.scale, x.quantity, x.name) == ("1B", "accuracy", "b2"))
+    x = panel.values["accuracy"][1, :, :, 4]
+    assert row.estimate == pytest.approx(oracle(x[0], x[1])[0], abs=1e-9)
+    assert np.isnan(row.fisher_low) and np.isfinite(row.low)
+
+
+def test_constant_missing_and_few(setup) -> None:
+    panel, _, _ = setup
+    x = panel.values["accuracy"].copy()
+    x[0, 1, :, 0] = 0.25  # constant after
+    x[0, 0, 2, 1] = np.nan  # one mixture missing
+    x[0, 0, 2:8, 2] = np.nan  # three mixtures left
+    rows = analyse(assemble_like(panel, x), Options(bootstrap=500)).tables["transfer"]
+    at = {(row.scale, row.name): row for row in rows if row.protocol == "transfer"}
+    assert np.isnan(at["240M", "a1"].estimate) and "sft is 0.25 for every mixture" in at["240M", "a1"].note
+    keep = np.arange(9) != 2
+    assert at["240M", "a2"].n == 8
+    assert at["240M", "a2"].estimate == pytest.approx(r(x[0, 0, keep, 1], x[0, 1, keep, 1]), abs=1e-9)
+    assert "only 3 mixtures" in at["240M", "a3"].note and np.isnan(at["240M", "a3"].low)
+    category = next(
+        row for row in rows if (row.scale, row.category) == ("240M", "Science") and row.protocol != "transfer"
+    )
+    assert category.estimate == pytest.approx(at["240M", "a2"].estimate) and "without a1, a3" in category.note
+
+
+def test_options_are_checked() -> None:
+    panel = make()
+    for options, said in (
+        (Options(interval="magic"), "no interval 'magic'"),
+        (Options(statistic="eta"), "no statistic 'eta'"),
+        (Options(interval="fisher", statistic="kendall"), "Fisher's z is an interval for Pearson"),
+        (Options(level=2.0), "--level 2.0"),
+        (Options(resample="items"), "imported results hold no items"),
+        (Options(resample="items", bootstrap="exact"), "cannot be resampled exactly"),
+    ):
+        with pytest.raises(UserError, match=said):
+            analyse(panel, options)

@@ -1,0 +1,248 @@
+"""The report in a real browser: no errors, no requests, cells that answer, nothing cut off at two widths."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import chromium
+import numpy as np
+import planted
+import pytest
+
+from evalengine.analysis.figures import write_figures
+from evalengine.analysis.mixtures import from_sources
+from evalengine.analysis.panel import load_panel
+from evalengine.analysis.report import page as render
+from evalengine.analysis.report import write_report
+from evalengine.analysis.results import load_results
+from evalengine.analysis.study import Options, analyse
+from evalengine.analysis.summary import summarise
+from evalengine.benchmarks.catalogue import BENCHMARKS
+from evalengine.cli import main
+from evalengine.errors import UserError
+
+CATEGORIES = {name: benchmark.category for name, benchmark in BENCHMARKS.items()}
+SHARES = {m: {f"web_{m[1]}": 0.7 - 0.2 * int(m[3]), "code": 0.2 + 0.1 * int(m[3]), "books": 0.1 + 0.1 * int(m[3])}
+          for m in planted.MIXTURES}  # fmt: skip
+needs_chromium = pytest.mark.skipif(
+    chromium.find() is None, reason="needs Chromium: apt-get install chromium"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An analysis of 20 benchmarks with everything in it, and its report."""
+    root = tmp_path_factory.mktemp("report")
+    rng = np.random.default_rng(1)
+    truth = {name: float(rng.uniform(-0.2, 0.98)) for name in CATEGORIES}
+    planted.write_study(root / "scores", truth, items=120, categories=CATEGORIES)
+    analysis = analyse(load_panel(root / "scores"), Options(), from_sources(SHARES))
+    analysis.write(root / "analysis")
+    write_report(root / "analysis", root / "analysis")
+    return root / "analysis"
+
+
+@pytest.fixture(scope="module")
+def tab() -> Iterator[chromium.Page]:
+    with chromium.browser() as opened:
+        yield opened
+
+
+CLIPPED = """(() => {
+  document.querySelectorAll("details").forEach((d) => { d.open = true; });
+  const out = [], page = document.documentElement.clientWidth;
+  for (const svg of document.querySelectorAll("svg")) {
+    const box = svg.getBoundingClientRect();
+    for (const text of svg.querySelectorAll("text")) {
+      const t = text.getBoundingClientRect();
+      if (t.width === 0) out.push("invisible: " + text.textContent);
+      // An interval row may paint a little beside itself (overflow: visible); a heatmap may not.
+      const slack = svg.classList.contains("row") ? 12 : 1;
+      if (t.left < box.left - slack || t.right > box.right + slack || t.top < box.top - slack || t.bottom > box.bottom + slack)
+        out.push("outside its drawing: " + text.textContent);
+    }
+  }
+  for (const node of document.querySelectorAll("h1,h2,h3,p,li,.label,.nums span,td,th,summary,figcaption,.legend span")) {
+    const box = node.getBoundingClientRect();
+    if (!box.width || node.closest(".scroll")) continue;
+    if (box.right > page + 1 || box.left < -1) out.push("off the page: " + node.textContent.slice(0, 40));
+    if (node.scrollWidth > node.clientWidth + 1 && getComputedStyle(node).display !== "inline")
+      out.push("cut: " + node.textContent.slice(0, 40));
+  }
+  for (const row of document.querySelectorAll(".irow")) {
+    const [label, svg, nums] = [...row.children].map((c) => c.getBoundingClientRect());
+    if (label.width && (label.right > svg.left + 1 || svg.right > nums.left + 1)) out.push("overlap: " + row.textContent);
+  }
+  if (document.documentElement.scrollWidth > page + 1) out.push("the page scrolls sideways");
+  return [...new Set(out)].slice(0, 10);
+})()"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_cut_off_and_nothing_is_loaded(
+    folder: Path, tab: chromium.Page, width: int, dark: bool
+) -> None:
+    tab.open(folder / "report.html", width, dark=dark)
+    assert tab.run(CLIPPED) == []
+    assert tab.problems() == []
+    assert tab.requests() == []
+    background = tab.run("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") is not dark
+
+
+@needs_chromium
+@pytest.mark.parametrize(
+    ("style", "noticed"),
+    [
+        (".irow .label { white-space: nowrap; }", "cut|overlap"),
+        (".irow { width: 1500px; }", "off the page|sideways"),
+        ("svg.heat text { font-size: 19px; }", "outside its drawing"),
+    ],
+)
+def test_the_check_notices_what_it_is_for(folder: Path, tab: chromium.Page, style: str, noticed: str) -> None:
+    tab.open(folder / "report.html", 390)
+    tab.run(f"document.head.insertAdjacentHTML('beforeend', '<style>{style}</style>')")
+    assert re.search(noticed, " ".join(tab.run(CLIPPED)))
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_cell_shows_r_interval_n_and_the_nine_mixtures(
+    folder: Path, tab: chromium.Page, width: int
+) -> None:
+    tab.open(folder / "report.html", width)
+    cell = 'document.querySelectorAll("svg.heat")[1].querySelector(\'[data-i="3"][data-j="5"]\')'
+    x, y = tab.run(
+        f'(() => {{ const c = {cell}; c.scrollIntoView({{block: "center", inline: "center"}}); '
+        "const b = c.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+    )
+    tab.move(x, y)
+    shown = tab.run(
+        '(() => { const t = document.getElementById("tip"), b = t.getBoundingClientRect(); return {'
+        'text: t.innerText, points: [...t.querySelectorAll("circle")].map((c) => c.dataset.mixture), display: t.style.display,'
+        "inside: b.left >= 0 && b.right <= document.documentElement.clientWidth + 1}; })()"
+    )
+    results = load_results(folder)
+    names = results.method["benchmarks"]
+    row = next(
+        r
+        for r in results.rows("matrices", protocol="matrix_cross", quantity="accuracy", scale="1B")
+        if (r.name, r.other) == (names[3], names[5])
+    )
+    expected = f"r = {row.estimate:+.2f}, 95% interval [{row.low:+.2f}, {row.high:+.2f}], n = 9".replace(
+        "-", "−"
+    )
+    assert shown["display"] == "block" and shown["inside"]
+    assert expected in shown["text"]
+    assert f"{names[3]} (pt) and {names[5]} (sft)" in shown["text"]
+    assert sorted(shown["points"]) == sorted(planted.MIXTURES)
+    tab.click(x, y)  # pinned: it stays while the pointer leaves
+    tab.move(3, 3)
+    assert tab.run('document.getElementById("tip").style.display') == "block"
+    tab.click(3, 3)
+    assert tab.run('document.getElementById("tip").style.display') == "none"
+
+
+@needs_chromium
+def test_names_from_outside_are_escaped(folder: Path, tab: chromium.Page, tmp_path: Path) -> None:
+    evil = '<img src=x onerror="window.owned=1">'
+    text = {path.name: path.read_text() for path in folder.glob("*.json")}
+    for name, content in text.items():
+        swapped = content.replace('"hellaswag"', json.dumps(evil)).replace(
+            '"V1P0"', json.dumps("</script><b>")
+        )
+        (tmp_path / name).write_text(swapped)
+    tab.open(write_report(tmp_path, tmp_path), 1280)
+    assert tab.run("window.owned") is None and tab.problems() == [] and tab.requests() == []
+    assert tab.run("document.querySelectorAll('img').length") == 0
+    assert evil in tab.run("document.body.innerText")
+
+
+def test_every_estimate_of_the_page_has_its_interval(folder: Path) -> None:
+    html = render(load_results(folder))
+    html = re.sub(r"<script.*?</script>|<style.*?</style>", "", html, flags=re.S)
+    numbers = re.findall(r"<span class=\"s\d\">([^<]+)</span>", html)
+    assert len(numbers) > 200
+    assert all(re.fullmatch(r"–|[+−]\d\.\d\d \[[+−]\d\.\d\d, [+−]\d\.\d\d\]", text) for text in numbers)
+    assert not re.search(r"\bnan\b|None|\binf\b", html)
+
+
+def test_without_a_script_the_page_still_holds_all_drawings(folder: Path) -> None:
+    html = (folder / "report.html").read_text()
+    assert html.count('<svg class="heat"') == 2 * 2 * 3
+    assert html.count('class="irow') > 100
+    assert "http://" not in re.sub(r'"http://www.w3.org/2000/svg"', "", html) and "https://" not in html
+
+
+def test_summary_claims_only_what_intervals_carry(folder: Path) -> None:
+    results = load_results(folder)
+    found = summarise(results)
+    text = " ".join(found.supported)
+    for row in results.rows("transfer", protocol="category_transfer", category="All"):
+        if row.scale not in results.scales:
+            continue
+        claim = any(
+            f"all benchmarks at {row.scale}" in line and f"{row.quantity} at" in line
+            for line in found.supported
+        )
+        assert claim == (row.low > 0), (row, text)
+    assert any("There are 9 mixtures" in line for line in found.cautions)
+    verdicts = {(v["quantity"], v["benchmark"]): v["verdict"] for v in results.verdicts}
+    for (quantity, benchmark), verdict in verdicts.items():
+        rows = results.rows("transfer", protocol="transfer", quantity=quantity, name=benchmark)
+        lows = [r.low for r in rows if r.scale in results.scales]
+        assert (verdict == "reliable") == all(low > 0 for low in lows)
+
+
+def test_figures(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = write_figures(folder, tmp_path, ["png", "pdf"])
+    names = {path.stem for path in written}
+    expected = {
+        "category_transfer",
+        "benchmark_transfer",
+        "matrix_cross",
+        "coherence",
+        "alignment",
+        "reliability",
+    }
+    assert expected | {"mixture_effect"} <= names
+    for path in written:
+        start = path.read_bytes()[:8]
+        assert start.startswith(b"\x89PNG\r\n\x1a\n" if path.suffix == ".png" else b"%PDF-")
+        assert path.stat().st_size > 3000
+    with pytest.raises(UserError, match="choose from png, pdf, svg"):
+        write_figures(folder, tmp_path, ["gif"])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UserError, match=r"evalengine\[report\]"):
+        write_figures(folder, tmp_path)
+
+
+def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(folder), "--out", str(tmp_path), "--figures", "none", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert Path(said["report"]).read_text() == (folder / "report.html").read_text()
+    assert main(["report", str(tmp_path / "nothing")]) == 1
+    assert "no score store" in capsys.readouterr().err
+    (tmp_path / "analysis.json").write_text("{")
+    assert main(["report", str(tmp_path)]) == 1
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_report_of_undefined_values(tmp_path: Path) -> None:
+    """A constant column, a category with one benchmark, one scale: dashes and reasons, no NaN."""
+    planted.write_study(
+        tmp_path / "s", {"rte": 0.5, "cb": 0.5}, items=40, scales=["1B"], categories=CATEGORIES, choices=1
+    )
+    analysis = analyse(load_panel(tmp_path / "s"), Options())
+    assert all(math.isnan(r.estimate) for r in analysis.tables["transfer"])
+    assert all("no spread" in r.note for r in analysis.tables["transfer"] if r.protocol == "transfer")
+    analysis.write(tmp_path / "a")
+    html = write_report(tmp_path / "a", tmp_path / "a").read_text()
+    assert "no correlation is defined" in html
