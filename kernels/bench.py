@@ -327,10 +327,8 @@ def _extra_mib(call: Callable[[], Any], device: str) -> float:
         call()
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces itself otherwise
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as seen:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with _silent_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as seen:
         call()
     assert seen.profiler is not None and seen.profiler.kineto_results is not None
     events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -339,6 +337,19 @@ def _extra_mib(call: Callable[[], Any], device: str) -> float:
         now += event.nbytes()
         peak = max(peak, now)
     return peak / 2**20
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """The profiler's C++ code announces itself and remarks on memory that is older than it."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _truth(case: Case) -> Tensor:
