@@ -260,8 +260,6 @@ def measure(
     by_name = {c.name: t for c, t in zip(running, timings, strict=True)}
     work = flops * shape.rows * shape.hidden * shape.vocab
     gemm = by_name.get("bare GEMM")
-    if gemm is not None:
-        ratios[f"gemm_ms {kind} {shape.label(dtype)}"] = gemm.p50
     truth = _truth(case) if kind == "score" else None
     for contender, timing in zip(running, timings, strict=True):
         faster = timing.p50 / timings[0].p50
