@@ -46,14 +46,17 @@ def document_ids(position_BT: Tensor) -> Tensor:
 def attend(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, mask: DocumentMask) -> Tensor:
     """Scaled dot-product attention under `mask`, (B, H, T, E)."""
     if mask.blocks is not None:
-        return _flex()(q_BHTE, k_BHTE, v_BHTE, block_mask=mask.blocks)
+        from torch.nn.attention.flex_attention import flex_attention
+
+        flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+        return flex(q_BHTE, k_BHTE, v_BHTE, block_mask=mask.blocks)
     if mask.bias_B1TT is None:
         return F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, is_causal=True)
     return F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, attn_mask=mask.bias_B1TT.to(q_BHTE.dtype))
 
 
 @lru_cache(maxsize=1)
-def _flex() -> Any:
+def _compiled_flex() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,3 +231,21 @@ def test_a_run_killed_with_sigkill_goes_on_with_the_same_bits(tmp_path: Path):
         [sys.executable, str(script)], check=True, timeout=60, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert losses(tmp_path / "log") == losses(tmp_path / "whole")
+
+
+def test_bfloat16_products_learn_like_float32(tmp_path: Path):
+    """Same batches: the curves stay within bfloat16's rounding of each other, and both fall."""
+    for name, autocast in (("float32", False), ("bfloat16", True)):
+        fit(model(), Synthetic(30), SETTINGS, Place(log=tmp_path / name, autocast=autocast))
+    full, half = losses(tmp_path / "float32"), losses(tmp_path / "bfloat16")
+    assert full != half
+    assert half == pytest.approx(full, rel=0.02)
+    assert full[-1] < full[0] - 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs a C++ compiler")
+def test_compiled_blocks_follow_the_eager_curve(tmp_path: Path):
+    for name, compiled in (("eager", False), ("compiled", True)):
+        fit(model(), Synthetic(4), SETTINGS, Place(log=tmp_path / name, compile=compiled))
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=1e-5)
