@@ -277,7 +277,9 @@ def engine_settings(given: list[str]) -> dict[str, Any]:
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
-            raise UserError(f"--vllm-arg {text!r} is not NAME=VALUE: give a setting of vLLM's engine, such as max_model_len=4096")
+            raise UserError(
+                f"--vllm-arg {text!r} is not NAME=VALUE: give a setting of vLLM's engine, such as max_model_len=4096"
+            )
         try:
             settings[name] = yaml.safe_load(value)
         except yaml.YAMLError:

@@ -158,7 +158,9 @@ class EngineFailed(UserError):
         everything, self.reason = str(error), text
         self.final = True
         if "not supported" in everything and "rchitecture" in everything:
-            text = f"{checkpoint.name} has an architecture that vLLM cannot load ({text}): use --backend torch"
+            text = (
+                f"{checkpoint.name} has an architecture that vLLM cannot load ({text}): use --backend torch"
+            )
         elif re.search(r"(?i)kv cache|cache blocks|out of memory|free memory", everything):
             text = (
                 f"no memory for vLLM's key-value cache ({text}): set VLLM_CPU_KVCACHE_SPACE (GiB) on a CPU machine,"
