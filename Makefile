@@ -67,6 +67,7 @@ gpu: install
 	$(BIN)/python -m pip install --quiet --no-deps liger-kernel cut-cross-entropy || echo "going on without Liger and cut-cross-entropy"
 	$(BIN)/python -m pytest -q tests/kernels
 	$(BIN)/evalengine bench kernels --device cuda
+	$(BIN)/evalengine bench engine --device cuda
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) .types build dist *.egg-info

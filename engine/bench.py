@@ -37,24 +37,39 @@ class Shape(NamedTuple):
     layers: int
     heads: int
     ffn: int
+    head_dim: int | None = None  # default: hidden / heads
 
 
 SHAPES = {
     "1M": Shape(5_000, 96, 4, 3, 256),
     "7M": Shape(16_000, 256, 5, 4, 512),
     "50M": Shape(100_000, 384, 8, 6, 1_024),
+    "240M": Shape(100_864, 768, 8, 8, 6_144, 256),
 }
+DEFAULT_SIZES = {"cpu": ("1M", "7M", "50M"), "cuda": ("240M",)}
 
 
 def run(
     quick: bool = False,
     data: Path | None = None,
-    sizes: tuple[str, ...] = tuple(SHAPES),
+    sizes: tuple[str, ...] = (),
     limit: int | None = None,
     processes: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Any]:
-    """Rows for the table and the ratios. `quick` takes few items and one batch size; `processes` adds whole runs."""
-    limit = limit or (4 if quick else 20)
+    """Rows for the table and the ratios. `quick` takes few items and one batch size; `processes` adds whole runs.
+
+    On a CPU both sides run in float32, on a GPU in bfloat16.
+    """
+    kind = device.split(":")[0]
+    sizes = sizes or DEFAULT_SIZES.get(kind, ("7M",))
+    unknown = [size for size in sizes if size not in SHAPES]
+    if unknown:
+        raise UserError(f"no model size {unknown[0]!r}: choose from {', '.join(SHAPES)}")
+    limit = limit or (4 if quick else 20 if kind == "cpu" else 1000)
+    batch_sizes = BATCH_SIZES if kind == "cpu" else (*BATCH_SIZES, 128)
+    if quick:
+        sizes, batch_sizes = sizes[:1], (8,)
     with tempfile.TemporaryDirectory(prefix="evalengine-bench-") as folder:
         work = Path(folder)
         data = data or world_data(work)
@@ -63,9 +78,7 @@ def run(
         ratios: dict[str, float] = {}
         for size in sizes:
             path = make_checkpoint(work / f"{size}-bench-pt", SHAPES[size], data)
-            row = compare(
-                path, item_sets, BATCH_SIZES[1:2] if quick else BATCH_SIZES, repeats=1 if quick else 3
-            )
+            row = compare(path, item_sets, batch_sizes, 1 if quick else 3, device)
             ratios |= {
                 f"{size}: lm-eval / evalengine": row["ratio"],
                 f"{size}: floor / evalengine": row["of_floor"],
@@ -76,7 +89,7 @@ def run(
             ratios["six checkpoints, whole processes"] = row["ratio"]
             console.say(row["line"])
     return {
-        "title": f"Scoring loop, {len(item_sets)} benchmarks x {limit} items, float32, {threads()} threads",
+        "title": f"Scoring loop, {len(item_sets)} benchmarks x {limit} items, {where(device)}",
         "columns": [
             "model",
             "params",
@@ -94,10 +107,10 @@ def run(
     }
 
 
-def threads() -> int:
+def where(device: str) -> str:
     import torch
 
-    return torch.get_num_threads()
+    return f"float32, {torch.get_num_threads()} threads" if device == "cpu" else f"bfloat16, {device}"
 
 
 def world_data(work: Path) -> Path:
@@ -128,6 +141,7 @@ def make_checkpoint(path: Path, shape: Shape, data: Path, seed: int = 0) -> Path
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         intermediate_size=shape.ffn,
+        head_dim=shape.head_dim or shape.hidden // shape.heads,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=0,
@@ -155,7 +169,9 @@ def train_tokenizer(vocab: int, data: Path) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
 
 
-def compare(path: Path, item_sets: list[Any], batch_sizes: tuple[int, ...], repeats: int) -> dict[str, Any]:
+def compare(
+    path: Path, item_sets: list[Any], batch_sizes: tuple[int, ...], repeats: int, device: str
+) -> dict[str, Any]:
     """One model: our loop, lm-eval's loop, the floor."""
     from evalengine import plans
     from evalengine.checkpoints import discover
@@ -163,7 +179,7 @@ def compare(path: Path, item_sets: list[Any], batch_sizes: tuple[int, ...], repe
     from evalengine.torch_backend import TorchBackend
 
     (checkpoint,) = discover([path])
-    backend = TorchBackend(device="cpu", dtype="float32")
+    backend = TorchBackend(device=device)
     backend.load(checkpoint)
     tokenizer = plans.load_tokenizer(checkpoint, False)
     encoder = Encoder(tokenizer, window_of(plans.load_config(checkpoint, False), tokenizer))
@@ -180,8 +196,8 @@ def compare(path: Path, item_sets: list[Any], batch_sizes: tuple[int, ...], repe
     first = time.perf_counter() - started
     seconds = statistics.median(timed(ours) for _ in range(repeats))
     flops = unavoidable_flops(encoded, backend)
-    rate = gemm_rate()
-    peer = {size: lm_eval_seconds(path, item_sets, size) for size in batch_sizes}
+    rate = gemm_rate(device)
+    peer = {size: lm_eval_seconds(path, item_sets, size, device) for size in batch_sizes}
     best = min(peer, key=lambda size: peer[size][0])
     loop, whole = peer[best]
     parameters = sum(p.numel() for p in backend.model.parameters()) if backend.model is not None else 0
@@ -206,13 +222,20 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def gemm_rate() -> float:
-    """FLOP/s of a 2048-cube float32 GEMM on all threads, the best of ten."""
+def gemm_rate(device: str) -> float:
+    """FLOP/s of a square GEMM, the best of ten: 2048-cube float32 on all CPU threads, 8192-cube bfloat16 on a GPU."""
     import torch
 
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    torch.mm(a, b)
-    return 2 * 2048**3 / min(timed(lambda: torch.mm(a, b)) for _ in range(10))
+    n, dtype = (2048, torch.float32) if device == "cpu" else (8192, torch.bfloat16)
+    a, b = torch.randn(n, n, device=device, dtype=dtype), torch.randn(n, n, device=device, dtype=dtype)
+
+    def multiply() -> None:
+        torch.mm(a, b)
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+
+    multiply()
+    return 2 * n**3 / min(timed(multiply) for _ in range(10))
 
 
 def unavoidable_flops(encoded: list[Encoded], backend: Any) -> float:
@@ -235,7 +258,7 @@ def unavoidable_flops(encoded: list[Encoded], backend: Any) -> float:
     return float(2 * layers * tokens + 4 * width * config.num_hidden_layers * pairs + head * rows)
 
 
-def lm_eval_seconds(path: Path, item_sets: list[Any], batch_size: int) -> tuple[float, float]:
+def lm_eval_seconds(path: Path, item_sets: list[Any], batch_size: int, device: str) -> tuple[float, float]:
     """(seconds of lm-eval's loop over token ids, the same with its tokenising)."""
     try:
         from lm_eval.api.instance import Instance
@@ -243,7 +266,8 @@ def lm_eval_seconds(path: Path, item_sets: list[Any], batch_size: int) -> tuple[
     except ImportError:
         raise UserError("the comparison needs lm-eval: pip install lm-eval==0.4.13 accelerate") from None
     logging.disable(logging.WARNING)
-    model = HFLM(pretrained=str(path), batch_size=batch_size, dtype="float32", device="cpu")
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    model = HFLM(pretrained=str(path), batch_size=batch_size, dtype=dtype, device=device)
     requests = [
         Instance("loglikelihood", {}, pair, 0)
         for items in item_sets

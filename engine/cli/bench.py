@@ -26,10 +26,10 @@ def register(subparsers: Any) -> None:
     p.add_argument(
         "--data", type=Path, help="engine: folder of benchmark files (default: the embedded world)"
     )
-    p.add_argument("--sizes", help="engine: models, from 1M,7M,50M (default: all)")
+    p.add_argument("--sizes", help="engine: models, from 1M,7M,50M,240M")
     p.add_argument("--limit", type=int, help="engine: items of each benchmark (default: 20)")
     p.add_argument("--processes", action="store_true", help="engine: also six checkpoints as whole processes")
-    p.add_argument("--device", help="kernels: cpu or cuda")
+    p.add_argument("--device", help="kernels, engine: cpu (default) or cuda")
     p.add_argument(
         "--json", action="store_true", help='print one JSON object: {"ratios": {name: number}, ...}'
     )
