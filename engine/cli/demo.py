@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+QUICK_ITEMS = "50"  # of each benchmark
+
 
 def register(subparsers: Any) -> None:
     p: argparse.ArgumentParser = subparsers.add_parser(
@@ -49,6 +51,8 @@ def commands(out: Path, quick: bool, bootstrap: str, jobs: int) -> list[list[str
         "--out",
         str(scores),
     ]
+    if quick:
+        score += ["--limit", QUICK_ITEMS]
     correlate = ["correlate", str(scores), "--bootstrap", bootstrap, "--out", str(out / "analysis")]
     return [train, score, correlate]
 
