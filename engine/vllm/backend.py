@@ -79,10 +79,10 @@ class VllmBackend:
         files = weight_files(checkpoint.path, self._allow_pickle)
         safe = all(file.suffix == ".safetensors" for file in files)
         stored = weights.headers(files) if safe else None
-        identity = (
-            architecture_of(checkpoint.path),
-            stored and {n: (t.dtype, t.shape) for n, t in sorted(stored.items())},
-        )
+        shapes: Any = None
+        if stored is not None:
+            shapes = [(name, held.dtype, held.shape) for name, held in sorted(stored.items())]
+        identity = (architecture_of(checkpoint.path), shapes)
         self.notes = []
         if self._llm is not None and stored is not None and identity == self._identity:
             reason = self._swap(checkpoint, stored)

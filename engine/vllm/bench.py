@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,8 +59,8 @@ def compare(checkpoints: list[Any], workloads: list[Workload], vocab: int, round
                 seconds,
                 rounds,
                 {
-                    (name, MINE): lambda s=sequences: cold(backend, lambda: backend.score(s)),
-                    (name, "prefill alone"): lambda s=sequences: cold(backend, lambda: prefill(backend, s)),
+                    (name, MINE): partial(cold, backend, partial(backend.score, sequences)),
+                    (name, "prefill alone"): partial(cold, backend, partial(prefill, backend, sequences)),
                     (name, "head GEMM"): head_gemm(backend, sequences),
                 },
             )
@@ -70,7 +71,7 @@ def compare(checkpoints: list[Any], workloads: list[Workload], vocab: int, round
         stock = VllmBackend(route=routes.PROMPT_LOGPROBS, prefix_cache=False, max_model_len=512)
         stock.load(checkpoints[0])
         for name, sequences in plans.items():
-            measure(seconds, rounds, {(name, STOCK): lambda s=sequences: stock_score(stock, s)})
+            measure(seconds, rounds, {(name, STOCK): partial(stock_score, stock, sequences)})
             progress.update(1)
         stock.close()
     took = {key: statistics.median(values) for key, values in seconds.items()}
@@ -158,11 +159,11 @@ def stock_score(backend: Any, sequences: Sequences) -> float:
 
 def swap_seconds(backend: Any, checkpoints: list[Any], rounds: int) -> tuple[float, float]:
     """(seconds until a new engine is ready, until a warm one is) for the next checkpoint."""
-    warm = [timed(lambda i=i: backend.load(checkpoints[i % 2])) for i in range(1, 2 * rounds + 2)]
+    warm = [timed(partial(backend.load, checkpoints[i % 2])) for i in range(1, 2 * rounds + 2)]
     new = []
     for i in range(rounds):
         backend._identity = None
-        new.append(timed(lambda i=i: backend.load(checkpoints[i % 2])))
+        new.append(timed(partial(backend.load, checkpoints[i % 2])))
     return statistics.median(new), statistics.median(warm[1:])  # the first swap proves itself, once an engine
 
 

@@ -29,7 +29,7 @@ PLAIN_LOGITS = 64 << 20  # logits held at once where the fused kernel cannot ser
 class Head(NamedTuple):
     """A model's output layer: logits = cap(scale * (h @ weight.T + bias)), columns from `vocab` on do not exist."""
 
-    layer: torch.nn.Module  # its weight is looked up at each call: a swap may replace it
+    layer: Any  # a module; its weight is looked up at each call: a swap may replace it
     bias: Tensor | None
     scale: float | None
     softcap: float | None
@@ -201,7 +201,7 @@ def sharded(head: Head, h_RD: Tensor, row_T: Tensor, token_T: Tensor) -> tuple[T
     """
     from vllm.distributed import tensor_model_parallel_all_gather
 
-    layer: Any = head.layer
+    layer = head.layer
     low = layer.shard_indices.org_vocab_start_index
     width = max(0, min(layer.shard_indices.org_vocab_end_index, head.vocab) - low)
     device = h_RD.device
