@@ -64,7 +64,7 @@ def _decide(data: Data, quantity: str, measures: tuple[str, str]) -> Group:
         counts = np.zeros(B, dtype=np.int64)
         for b in range(B):
             chosen = sample.x_VMC[[b, B + b]]
-            keep = np.isfinite(chosen[:, :, 0]).all(axis=0)
+            keep = np.asarray(np.isfinite(chosen[:, :, 0]).all(axis=0))
             counts[b] = keep.sum()
             if counts[b] < 4:
                 continue

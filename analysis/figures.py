@@ -44,7 +44,12 @@ def write_figures(tables: Path, folder: Path, formats: Sequence[str] = ("png", "
     matplotlib.use("Agg")
     results = load_results(tables)
     folder.mkdir(parents=True, exist_ok=True)
-    style = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42}
+    style: dict[Any, Any] = {
+        "font.size": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "pdf.fonttype": 42,
+    }
     written = []
     before, after = results.method["stages"]
     drawings: dict[str, Callable[[Results], Figure | None]] = {

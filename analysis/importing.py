@@ -118,13 +118,14 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Imported
     shares: dict[str, dict[str, float]] = {}
     share_columns = [c for c in header if any(fnmatch.fnmatchcase(c, pattern) for pattern in how.shares)]
     for number, row in lines:
-        who = {
-            key: how.constant.get(key) or (row[column].strip() if column else None)
+        scale, mixture, stage = (
+            how.constant.get(key) or (row[column].strip() if column else None)
             for key, column in (("scale", how.scale), ("mixture", how.mixture), ("stage", how.stage))
-        }
-        identity = tuple(who.values())
+        )
+        identity = (scale, mixture, stage)
         if identity in seen:
-            said = ", ".join(f"{key} {value}" for key, value in who.items() if value)
+            named = zip(("scale", "mixture", "stage"), identity, strict=True)
+            said = ", ".join(f"{key} {value}" for key, value in named if value)
             raise UserError(
                 f"{path}: lines {seen[identity]} and {number} are both {said}: choose rows with --where COLUMN=VALUE"
             )
@@ -133,11 +134,11 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Imported
         if how.model:
             checkpoint = f"{row[how.model]}-{checkpoint}"
         for column in share_columns:
-            shares.setdefault(column, {})[str(who["mixture"])] = _number(path, number, column, row[column])
+            shares.setdefault(column, {})[str(mixture)] = _number(path, number, column, row[column])
         for benchmark, (column, quantity) in chosen.items():
             category = known[benchmark].category if benchmark in known else "Other"
             value = _number(path, number, column, row[column])
-            results.append(Result(checkpoint, *identity, benchmark, category, quantity, value, 0))
+            results.append(Result(checkpoint, scale, mixture, stage, benchmark, category, quantity, value, 0))
     return Imported(_as_shares_of_one(results), shares)
 
 

@@ -18,7 +18,7 @@ def jit(parallel: bool = False, fastmath: bool | set[str] = False) -> Callable[[
     """`numba.njit` with the disk cache if there is a place for it."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        options = {"parallel": parallel, "fastmath": fastmath, "nogil": True}
+        options: dict[str, Any] = {"parallel": parallel, "fastmath": fastmath, "nogil": True}
         try:
             return numba.njit(cache=True, **options)(function)
         except (RuntimeError, OSError):  # no cache locator: nowhere to write

@@ -11,7 +11,8 @@ Reference: Student (1908); any text on two-way analysis of variance without repl
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,54 +139,50 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> Group | None
 def web_source_differences(panel: Panel, quantity: str, mixtures: Mixtures, level: float) -> list[Row]:
     """Differences between web sources in a benchmark's value, in its own unit, with t intervals.
 
-    Model: value = web source + code share (as a factor) + error, least squares over mixtures. In a balanced
-    factorial the difference is the plain difference of means; the error has n - sources - proportions + 1
-    degrees of freedom.
+    Model: value = web source + code share (as a factor) + error, least squares over mixtures. In a balanced factorial
+    the difference is the plain difference of means; the error has n - sources - proportions + 1 degrees of freedom.
     """
-    from scipy.stats import t as student
-
     if not mixtures.web_source or any(m not in mixtures.web_source for m in panel.mixtures):
         return []
     source = [mixtures.web_source[m] for m in panel.mixtures]
     levels = list(dict.fromkeys(source))
     code = mixtures.shares.get("code share", {})
-    second = [f"{code.get(m, 0.0):.6f}" for m in panel.mixtures]
-    design = _design(source, levels, second)
+    design = _design(source, levels, [f"{code.get(m, 0.0):.6f}" for m in panel.mixtures])
     rows = []
-    for s, scale in enumerate(panel.scales):
-        for t, stage in enumerate(panel.stages):
-            for b, benchmark in enumerate(panel.benchmarks):
-                y = panel.values[quantity][s, t, :, b]
-                keep = np.isfinite(y)
-                freedom = int(keep.sum()) - int(np.linalg.matrix_rank(design[keep]))
-                if freedom < 1 or len({source[i] for i in np.flatnonzero(keep)}) < len(levels):
-                    continue
-                inverse = np.linalg.pinv(design[keep])
-                coefficient = inverse @ y[keep]
-                residual = y[keep] - design[keep] @ coefficient
-                covariance = inverse @ inverse.T * (residual @ residual / freedom)
-                width = float(student.ppf(0.5 + level / 2.0, freedom))
-                for i, j in itertools.combinations(range(len(levels)), 2):
-                    contrast = np.zeros(design.shape[1])
-                    contrast[j] += 1.0
-                    contrast[i] -= 1.0
-                    estimate = float(contrast @ coefficient)
-                    half = width * float(np.sqrt(max(contrast @ covariance @ contrast, 0.0)))
-                    label = Label(panel.categories[b], benchmark, f"{stage}: {levels[j]} - {levels[i]}")
-                    rows.append(
-                        plain_row(
-                            "web_source",
-                            quantity,
-                            scale,
-                            label,
-                            estimate,
-                            low=estimate - half,
-                            high=estimate + half,
-                            n=int(keep.sum()),
-                            note=f"t interval, {freedom} degrees of freedom",
-                        )
-                    )
+    for (s, scale), (t, stage), (b, benchmark) in itertools.product(
+        enumerate(panel.scales), enumerate(panel.stages), enumerate(panel.benchmarks)
+    ):
+        y = panel.values[quantity][s, t, :, b]
+        keep = np.isfinite(y)
+        if {source[m] for m in np.flatnonzero(keep)} != set(levels):
+            continue
+        for i, j, estimate, half, freedom in _contrasts(design[keep], y[keep], len(levels), level):
+            label = Label(panel.categories[b], benchmark, f"{stage}: {levels[j]} - {levels[i]}")
+            known = {"low": estimate - half, "high": estimate + half, "n": int(keep.sum())}
+            note = f"t interval, {freedom} degrees of freedom"
+            rows.append(plain_row("web_source", quantity, scale, label, estimate, **known, note=note))
     return rows
+
+
+def _contrasts(
+    design: Array, y: Array, levels: int, level: float
+) -> Iterator[tuple[int, int, float, float, int]]:
+    """Each pair i < j of the first `levels` coefficients: their difference j - i, its half interval, the freedom."""
+    from scipy.stats import t as student
+
+    freedom = len(y) - int(np.linalg.matrix_rank(design))
+    if freedom < 1:
+        return
+    inverse = np.linalg.pinv(design)
+    coefficient = inverse @ y
+    residual = y - design @ coefficient
+    covariance = inverse @ inverse.T * (residual @ residual / freedom)
+    width = float(student.ppf(0.5 + level / 2.0, freedom))
+    for i, j in itertools.combinations(range(levels), 2):
+        contrast = np.zeros(design.shape[1])
+        contrast[[i, j]] = -1.0, 1.0
+        variance = float(contrast @ covariance @ contrast)
+        yield i, j, float(contrast @ coefficient), width * math.sqrt(max(variance, 0.0)), freedom
 
 
 def _design(source: Sequence[str], levels: Sequence[str], second: Sequence[str]) -> Array:

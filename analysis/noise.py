@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evalengine.analysis.panel import Array, Panel
 from evalengine.analysis.protocols import Data, Group, Label
@@ -41,13 +42,15 @@ def from_items(x_MI: Array, y_MI: Array) -> ItemNoise:
         return v_MI - v_MI.mean(axis=0) - v_MI.mean(axis=1, keepdims=True) + v_MI.mean()
 
     ex, ey = residual(x_MI), residual(y_MI)
-    return ItemNoise(*(float((p * q).sum() / freedom) for p, q in ((ex, ex), (ey, ey), (ex, ey))))
+    before, after, between = (float((p * q).sum() / freedom) for p, q in ((ex, ex), (ey, ey), (ex, ey)))
+    return ItemNoise(before, after, between)
 
 
 def from_counts(x_M: Array, y_M: Array, items: int) -> ItemNoise:
     """Binomial sampling error of accuracies where only the number of items is known (no pairing, so an upper
     bound)."""
-    return ItemNoise(*(float(np.mean(v * (1 - v)) / (items - 1)) for v in (x_M, y_M)), 0.0)
+    before, after = (float(np.mean(v * (1 - v)) / (items - 1)) for v in (x_M, y_M))
+    return ItemNoise(before, after, 0.0)
 
 
 def reliability(data: Data, quantity: str) -> Group:
@@ -67,7 +70,7 @@ def reliability(data: Data, quantity: str) -> Group:
         x_VMC, w_MC = data.sample(quantity, scale)
         rows, counts, said = [], [], []
         for b in range(B):
-            keep = np.isfinite(x_VMC[[b, B + b], :, 0]).all(axis=0)
+            keep = np.asarray(np.isfinite(x_VMC[[b, B + b], :, 0]).all(axis=0))
             noise = _noise(panel, quantity, s, b, keep)
             counts += [int(keep.sum())] * 4
             if noise is None or keep.sum() < 4:
@@ -83,7 +86,7 @@ def reliability(data: Data, quantity: str) -> Group:
     return Group("reliability", quantity, labels, values, n, notes)
 
 
-def _noise(panel: Panel, quantity: str, s: int, b: int, keep_M: Array) -> ItemNoise | None:
+def _noise(panel: Panel, quantity: str, s: int, b: int, keep_M: NDArray[np.bool_]) -> ItemNoise | None:
     if panel.items and panel.row is not None and quantity in ("accuracy", "confidence"):
         known = panel.items[b]
         values = known.correct_KI if quantity == "accuracy" else known.confidence_KI

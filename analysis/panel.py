@@ -151,11 +151,8 @@ def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
         for n in range(table.num_rows):
             key = (columns["checkpoint"][n], columns["benchmark"][n])
             if key not in grouped:
-                who = [
-                    columns[name][n]
-                    for name in ("checkpoint", "scale", "mixture", "stage", "benchmark", "category")
-                ]
-                grouped[key] = Cell(*who, {}, columns["items"][n] or 0)
+                who = {name: columns[name][n] for name in Cell._fields[:6]}
+                grouped[key] = Cell(**who, values={}, items=columns["items"][n] or 0)
             value = columns["value"][n]
             grouped[key].values[columns["quantity"][n]] = float("nan") if value is None else value
     except (pa.ArrowInvalid, KeyError, OSError):

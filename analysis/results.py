@@ -70,7 +70,8 @@ def load_results(folder: Path) -> Results:
 
 
 def _row(raw: dict[str, Any]) -> Row:
-    return Row(**{key: math.nan if value is None else value for key, value in raw.items()})
+    known: dict[str, Any] = {key: math.nan if value is None else value for key, value in raw.items()}
+    return Row(**known)
 
 
 def one(rows: Iterable[Row]) -> Row | None:

@@ -168,7 +168,7 @@ def transfer_p(group: Group, panel: Panel, options: Options) -> dict[str, tuple[
     out = {}
     for s, scale in enumerate(panel.scales):
         x_VM = panel.variables(group.quantity, s)
-        keep = np.isfinite(x_VM).any(axis=0)
+        keep = np.asarray(np.isfinite(x_VM).any(axis=0))
         x_VM = x_VM[:, keep]
         p = np.full(len(group.labels), np.nan)
         members = group.members or [[b] for b in range(B)]
@@ -179,7 +179,7 @@ def transfer_p(group: Group, panel: Panel, options: Options) -> dict[str, tuple[
             z_VM = x_VM[:, mask]
             z_VM = ranks(z_VM) if options.statistic == "spearman" else z_VM
             a_BMM = similarity_terms(z_VM[:B], z_VM[B:])
-            usable = np.isfinite(a_BMM).all(axis=(1, 2))
+            usable = np.asarray(np.isfinite(a_BMM).all(axis=(1, 2)))
             terms = [
                 a_BMM[chosen].mean(axis=0)
                 if (chosen := [b for b in members[i] if usable[b]])
@@ -194,7 +194,7 @@ def transfer_p(group: Group, panel: Panel, options: Options) -> dict[str, tuple[
 def _by_mask(x_VM: Array, members: Sequence[Sequence[int]], B: int) -> dict[bytes, list[int]]:
     """Statistics grouped by the mixtures that all of their benchmarks have."""
     known = np.isfinite(x_VM)
-    usable = known.any(axis=1)
+    usable = np.asarray(known.any(axis=1))
     grouped: dict[bytes, list[int]] = {}
     for i, index in enumerate(members):
         rows = [v for b in index for v in (b, B + b) if usable[b] and usable[B + b]]

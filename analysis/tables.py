@@ -50,6 +50,9 @@ class Row(NamedTuple):
     note: str
 
 
+ENDS = tuple(f"{kind}_{end}" for kind in ("bca", "percentile", "basic", "fisher") for end in ("low", "high"))
+
+
 class Settings(NamedTuple):
     """How intervals are made."""
 
@@ -112,21 +115,22 @@ def _rows(
         if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID:
             said.append(f"undefined in {found.degenerate[s]:.1%} of the resamples, which are left out")
         ends = [*found.bca[s], *found.percentile[s], *found.basic[s], *z[s]]
+        kinds: dict[str, Any] = dict(zip(ENDS, map(float, ends), strict=True))
         rows.append(
             Row(
-                group.protocol,
-                group.quantity,
-                scale,
-                *label,
-                float(found.estimate[s]),
-                float(chosen[s, 0]),
-                float(chosen[s, 1]),
-                int(n[s]),
-                float(p[s]) if p is not None else math.nan,
-                float(q[s]) if q is not None else math.nan,
-                float(found.degenerate[s]),
-                *(float(end) for end in ends),
-                "; ".join(said),
+                protocol=group.protocol,
+                quantity=group.quantity,
+                scale=scale,
+                **label._asdict(),
+                estimate=float(found.estimate[s]),
+                low=float(chosen[s, 0]),
+                high=float(chosen[s, 1]),
+                n=int(n[s]),
+                p=float(p[s]) if p is not None else math.nan,
+                q=float(q[s]) if q is not None else math.nan,
+                degenerate=float(found.degenerate[s]),
+                **kinds,
+                note="; ".join(said),
             )
         )
     return rows

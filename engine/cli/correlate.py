@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--bootstrap", metavar="N|exact", help="resamples; default: exact up to 10 mixtures, else 10000"
     )
-    p.add_argument("--interval", default="bca", choices=("bca", "percentile", "basic", "fisher"))
+    p.add_argument("--interval", default="bca", choices=("bca", "percentile", "basic", "fisher", "jackknife"))
     p.add_argument("--level", type=float, default=0.95, help="confidence level (default 0.95)")
     p.add_argument("--statistic", default="pearson", choices=("pearson", "spearman", "kendall"))
     p.add_argument(
@@ -72,7 +73,11 @@ def run(args: argparse.Namespace) -> int:
         console.warn(note)
     for quantity in analysis.panel.quantities:
         show_transfer(analysis, quantity)
-    console.say(f"Tables: {args.out}/ ({', '.join(sorted(analysis.tables))}; csv, arrow, json)")
+        show_verdicts(analysis, quantity)
+    console.say(
+        f"Tables: {args.out}/ ({', '.join(sorted([*analysis.tables, 'verdicts']))}; csv, arrow, json)"
+    )
+    console.say(f"Next: evalengine report {args.out}")
     return 0
 
 
@@ -111,6 +116,18 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
         f"{r.name} ({r.scale}): {r.note}" for r in rows if r.note and r.estimate != r.estimate
     ):
         console.say(f"  {reason}")
+
+
+def show_verdicts(analysis: Analysis, quantity: str) -> None:
+    """One line: how many benchmarks of each verdict, and which are reliable."""
+    found = [v for v in analysis.verdicts if v.quantity == quantity]
+    counts = Counter(v.verdict for v in found)
+    reliable = [v.benchmark for v in found if v.verdict == "reliable"]
+    listed = f" (reliable: {', '.join(reliable)})" if reliable else ""
+    console.say(
+        f"Verdicts on {quantity}: {', '.join(f'{n} {name}' for name, n in counts.most_common())}{listed}"
+    )
+    console.say("")
 
 
 def cell_text(row: Row) -> str:

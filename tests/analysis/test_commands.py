@@ -1,0 +1,179 @@
+"""`evalengine correlate` as a user meets it: tables, files, messages; reading at full size; the benchmark runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import planted
+import pyarrow as pa
+import pytest
+
+from evalengine.analysis import bench
+from evalengine.analysis.bootstrap import draw_resamples
+from evalengine.cli import main
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scores")
+    planted.write_study(folder, items=80)
+    return folder
+
+
+def test_files_agree_with_each_other(
+    scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["correlate", str(scores), "--out", str(tmp_path), "--bootstrap", "exact"]) == 0
+    text = capsys.readouterr().out
+    assert "24,310 resamples" in text and "Verdicts on accuracy" in text
+    for name in (
+        "transfer",
+        "matrices",
+        "coherence",
+        "alignment",
+        "reliability",
+        "decisions",
+        "calibration",
+        "verdicts",
+        "cells",
+    ):
+        from_json = json.loads((tmp_path / f"{name}.json").read_text())
+        table = pa.ipc.open_file(str(tmp_path / f"{name}.arrow")).read_all().to_pylist()
+        with (tmp_path / f"{name}.csv").open() as handle:
+            from_csv = list(csv.DictReader(handle))
+        assert len(from_json) == len(table) == len(from_csv) > 0
+        assert [list(r) for r in (from_json[0], table[0], from_csv[0])] == [list(from_json[0])] * 3
+        for a, b, c in zip(from_json, table, from_csv, strict=True):
+            assert a == b
+            for key, value in a.items():
+                assert (c[key] == "") == (value is None or value == "")
+                if isinstance(value, float):
+                    assert float(c[key]) == pytest.approx(value, rel=1e-9)
+    row = json.loads((tmp_path / "transfer.json").read_text())[0]
+    ends = [f"{k}_{e}" for k in ("bca", "percentile", "basic", "fisher") for e in ("low", "high")]
+    assert all(math.isfinite(row[key]) for key in (*ends, "low", "high", "p", "q")) and row["n"] == 9
+    assert (row["low"], row["high"]) == (row["bca_low"], row["bca_high"])
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_every_finite_estimate_has_an_interval_and_n(scores: Path, tmp_path: Path) -> None:
+    assert main(["correlate", str(scores), "--out", str(tmp_path), "--study", "embedded", "--json"]) == 0
+    for name in json.loads((tmp_path / "analysis.json").read_text())["tables"]:
+        for row in json.loads((tmp_path / f"{name}.json").read_text()):
+            if row["estimate"] is not None:
+                assert row["low"] is not None and row["high"] is not None and row["n"] >= 4, row
+                assert row["low"] <= row["high"]
+
+
+def test_the_same_call_gives_the_same_files(scores: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert main(["correlate", str(scores), "--out", str(tmp_path / name), "--bootstrap", "500"]) == 0
+    first, second = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("a", "b"))
+    assert first == second and len(first) > 20
+
+
+@pytest.mark.parametrize("interval", ["percentile", "basic", "fisher", "jackknife"])
+def test_interval_kinds(
+    scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], interval: str
+) -> None:
+    assert main(["correlate", str(scores), "--out", str(tmp_path), "--interval", interval, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["transfer"]
+    row = rows[0]
+    if interval != "jackknife":
+        assert (row["low"], row["high"]) == (row[f"{interval}_low"], row[f"{interval}_high"])
+    mean = next(r for r in rows if r["protocol"] == "category_transfer")
+    assert mean["low"] is not None
+    assert ("percentile interval" in mean["note"]) == (interval == "fisher")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--bootstrap", "many"], "--bootstrap takes a number or 'exact'"),
+        (["--bootstrap", "7"], "too few"),
+        (["--stages", "pt"], "two different stages"),
+        (["--stages", "pt,rl"], "no checkpoint has the stage 'rl'"),
+        (["--metric", "f1"], "choose from acc"),
+        (["--metric", "acc_pmi"], "without --pmi"),
+        (["--study", "nowhere"], "there is no study file nowhere"),
+        (["--level", "7"], "must lie between"),
+        (["--resample", "both", "--bootstrap", "exact"], "cannot be resampled exactly"),
+    ],
+)
+def test_wrong_options(
+    scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments, said
+) -> None:
+    assert main(["correlate", str(scores), "--out", str(tmp_path / "o"), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_missing_twin_is_said_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planted.write_study(tmp_path / "s", {"rte": 0.5, "piqa": 0.5}, items=50, skip=["1B-V2P1-sft"])
+    assert main(["correlate", str(tmp_path / "s"), "--out", str(tmp_path / "o")]) == 0
+    said = capsys.readouterr()
+    assert "scale 1B: no sft checkpoint for V2P1; left out, 8 mixtures remain" in said.err
+    assert "9/8" in said.out
+    rows = json.loads((tmp_path / "o" / "transfer.json").read_text())
+    at = {(r["scale"], r["name"], r["quantity"]): r for r in rows}
+    assert at["240M", "rte", "accuracy"]["n"] == 9 and at["1B", "rte", "accuracy"]["n"] == 8
+    assert at["1B-240M", "rte", "accuracy"]["n"] == 8
+
+
+def test_three_mixtures_are_too_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planted.write_study(tmp_path / "s", {"rte": 0.5}, items=20, mixtures=planted.MIXTURES[:3])
+    assert main(["correlate", str(tmp_path / "s"), "--out", str(tmp_path / "o")]) == 1
+    assert "needs at least 4" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_output_is_a_file(scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "o").write_text("")
+    assert main(["correlate", str(scores), "--out", str(tmp_path / "o")]) == 1
+    assert "is a file: give --out a folder" in capsys.readouterr().err
+
+
+def test_importing_the_package_is_light() -> None:
+    code = (
+        "import sys, evalengine.analysis, evalengine.cli; evalengine.cli.parser(); "
+        "print([m for m in ('numba', 'scipy', 'matplotlib', 'pyarrow', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_benchmark_baselines_compute_the_same_intervals() -> None:
+    x = np.random.default_rng(0).normal(size=(6, 14))
+    ours = bench.matrix(x, draw_resamples(14, 500, seed=2))
+    np.testing.assert_allclose(bench.numpy_matrix(x, 500, seed=2), ours, atol=1e-9)
+    for by_hand in (False, True):
+        np.testing.assert_allclose(
+            bench.scipy_cell(x[0], x[3], 500, seed=2, by_hand=by_hand), ours[0], atol=1e-9
+        )
+    result = bench.run(quick=True)
+    assert set(result["ratios"]) >= {"bootstrap_vs_scipy_per_cell", "bootstrap_vs_numpy"}
+    assert all(len(row) == len(result["columns"]) for row in result["rows"])
+
+
+@pytest.mark.slow
+def test_full_size_reading_stays_in_memory(tmp_path: Path) -> None:
+    """36 checkpoints x 86,779 items: below 1.5 GB in a process of its own, and below 10 s on a busy machine."""
+    bench.write_store(tmp_path, bench.FULL_ITEMS)
+    code = (
+        "import sys, time, resource; from evalengine.analysis.panel import load_panel; load_panel(sys.argv[1]); "
+        "start = time.process_time(); panel = load_panel(sys.argv[1]); "
+        "print(time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, panel.n_items.sum())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    seconds, kilobytes, items = map(float, done.stdout.split())
+    assert items == bench.FULL_ITEMS
+    assert kilobytes < 1.5e6
+    assert seconds < 10
