@@ -37,8 +37,8 @@ def run(quick: bool = False) -> dict[str, Any]:
     """Rows for the table and the ratios."""
     vocab = 5_000 if quick else 50_304
     workloads = [
-        Workload("zero-shot", 10 if quick else 100, 0, 60),
-        Workload("shared few-shot prefix", 10 if quick else 40, 300, 40),
+        Workload("zero-shot", 10 if quick else 50, 0, 60),
+        Workload("shared few-shot prefix", 10 if quick else 20, 300, 40),
     ]
     with tempfile.TemporaryDirectory(prefix="evalengine-bench-") as folder:
         checkpoints = [save(Path(folder) / f"llama{seed}", vocab, seed) for seed in (0, 1)]
