@@ -67,7 +67,7 @@ def run(
     if unknown:
         raise UserError(f"no model size {unknown[0]!r}: choose from {', '.join(SHAPES)}")
     limit = limit or (4 if quick else 20 if kind == "cpu" else 1000)
-    batch_sizes = BATCH_SIZES if kind == "cpu" else (*BATCH_SIZES, 128)
+    batch_sizes: tuple[int, ...] = BATCH_SIZES if kind == "cpu" else (*BATCH_SIZES, 128)
     if quick:
         sizes, batch_sizes = sizes[:1], (8,)
     with tempfile.TemporaryDirectory(prefix="evalengine-bench-") as folder:
@@ -82,6 +82,7 @@ def run(
             ratios |= {
                 f"{size}: lm-eval / evalengine": row["ratio"],
                 f"{size}: floor / evalengine": row["of_floor"],
+                f"{size}: with a plain head / evalengine": row["head"],
             }
             rows.append([size, *row["cells"]])
         if processes:
@@ -98,6 +99,7 @@ def run(
             "evalengine s",
             "ratio",
             "with tokenising",
+            "plain head",
             "GFLOP/s",
             "GEMM",
             "of floor",
@@ -195,6 +197,9 @@ def compare(
     ours()
     first = time.perf_counter() - started
     seconds = statistics.median(timed(ours) for _ in range(repeats))
+    fused, backend._targets = backend._targets, plain_targets  # type: ignore[method-assign]
+    plain = statistics.median(timed(ours) for _ in range(repeats))
+    backend._targets = fused  # type: ignore[method-assign]
     flops = unavoidable_flops(encoded, backend)
     rate = gemm_rate(device)
     peer = {size: lm_eval_seconds(path, item_sets, size, device) for size in batch_sizes}
@@ -209,11 +214,24 @@ def compare(
         f"{seconds:.2f}",
         f"{loop / seconds:.1f}x",
         f"{whole / (first + tokenising):.1f}x",
+        f"{plain / seconds:.2f}x",
         f"{flops / seconds / 1e9:.0f}",
         f"{rate / 1e9:.0f}",
         f"{of_floor:.2f}",
     ]
-    return {"cells": cells, "ratio": loop / seconds, "of_floor": of_floor}
+    return {"cells": cells, "ratio": loop / seconds, "of_floor": of_floor, "head": plain / seconds}
+
+
+def plain_targets(
+    state: Any, row_T: np.ndarray, token_T: np.ndarray, head: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """The head as one would write it: all logits of the scored rows, log_softmax, gather, argmax."""
+    import torch
+
+    row, token = (torch.from_numpy(a).to(state.device, torch.long) for a in (row_T, token_T))
+    logprob_NV = torch.nn.functional.linear(state, head.weight_VD, head.bias_V).float().log_softmax(-1)
+    greedy_T = logprob_NV.argmax(-1)[row] == token
+    return logprob_NV[row, token].cpu().numpy(), greedy_T.cpu().numpy()
 
 
 def timed(work: Callable[[], Any]) -> float:
