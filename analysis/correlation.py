@@ -165,7 +165,7 @@ def permutation_p(a_SMM: Array, seed: int = 0, count: int = 100_000) -> Array:
     All orders for M <= 9 (no Monte-Carlo error), else `count` seeded ones with the observed order counted in.
     A category's mean r is such a statistic too: the mean of its benchmarks' A, all permuted together.
     """
-    from evalengine.analysis import resampling_kernels as kernels
+    from evalengine.analysis import permutation_kernels as kernels
 
     a_SMM = np.ascontiguousarray(a_SMM, dtype=np.float64)
     S, M, _ = a_SMM.shape
