@@ -67,8 +67,10 @@ def _complete(sample: Sample, pair_P2: NDArray[np.int64], statistic: str) -> Arr
     if statistic == "pearson":
         if x_VMC.shape[2] == 1:
             x_VM = np.ascontiguousarray(x_VMC[:, :, 0])
-            mean_VC, inverse_VC = kernels.moments(x_VM, sample.w_MC)
-            value_PC = kernels.pearson(x_VM, pair_P2, sample.w_MC, mean_VC, inverse_VC)
+            mean_VC, inverse_VC = np.empty((2, len(x_VM), sample.w_MC.shape[1]))
+            value_PC = np.empty((len(pair_P2), sample.w_MC.shape[1]))
+            kernels.moments(x_VM, sample.w_MC, mean_VC, inverse_VC)
+            kernels.pearson(x_VM, pair_P2, sample.w_MC, mean_VC, inverse_VC, value_PC)
             value_PC[:, 0] = value_PC[:, 0].clip(-1.0, 1.0)
             return value_PC
         return kernels.pearson_columns(x_VMC, pair_P2, sample.w_MC)

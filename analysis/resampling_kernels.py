@@ -6,6 +6,9 @@ c over the column's total. A weighted correlation of variables i and j in every 
 mixture and column, laid out so that the innermost loop runs along contiguous columns. Every output element is
 computed by one thread in a fixed order, so the results do not depend on the number of threads.
 
+Large results are allocated by the caller: NumPy asks the system for huge pages, an allocation inside a kernel does
+not, and page faults would cost more than the arithmetic.
+
 Cost: P pairs, M mixtures, C columns: 2*P*M*C FLOPs for Pearson; 3*P*C*M^2 for Kendall. Nothing is drawn in
 here.
 
@@ -28,59 +31,64 @@ BINS = 2048  # histogram bins of the weighted selection
 
 @jit(fastmath={"contract"})
 def _moments_of(x_M, w_MC, mean_C, inverse_C):  # type: ignore[no-untyped-def]
-    mean_C[:] = 0.0
-    inverse_C[:] = 0.0
-    for m in range(len(x_M)):
-        x = x_M[m]
-        w_C = w_MC[m]
-        for c in range(len(w_C)):
-            mean_C[c] += x * w_C[c]
-            inverse_C[c] += x * x * w_C[c]
-    for c in range(len(mean_C)):
-        variance = inverse_C[c] - mean_C[c] * mean_C[c]
-        inverse_C[c] = 1.0 / np.sqrt(variance) if variance > TINY else np.nan
+    for start in range(0, len(mean_C), TILE):
+        stop = min(start + TILE, len(mean_C))
+        mean, square = mean_C[start:stop], inverse_C[start:stop]
+        mean[:] = 0.0
+        square[:] = 0.0
+        for m in range(len(x_M)):
+            x = x_M[m]
+            w = w_MC[m, start:stop]
+            for c in range(len(w)):
+                mean[c] += x * w[c]
+                square[c] += x * x * w[c]
+        for c in range(len(mean)):
+            variance = square[c] - mean[c] * mean[c]
+            square[c] = 1.0 / np.sqrt(variance) if variance > TINY else np.nan
 
 
 @jit(parallel=True)
-def moments(x_VM, w_MC):  # type: ignore[no-untyped-def]
-    """Weighted mean and 1/sd of each variable in each column (NaN where the variance is below TINY)."""
-    V, C = x_VM.shape[0], w_MC.shape[1]
-    mean_VC = np.empty((V, C))
-    inverse_VC = np.empty((V, C))
-    for v in prange(V):
+def moments(x_VM, w_MC, mean_VC, inverse_VC):  # type: ignore[no-untyped-def]
+    """Fills the weighted mean and 1/sd of each variable in each column (NaN where the variance is below TINY)."""
+    for v in prange(x_VM.shape[0]):
         _moments_of(x_VM[v], w_MC, mean_VC[v], inverse_VC[v])
-    return mean_VC, inverse_VC
 
 
 @jit(fastmath={"contract"})
 def _pearson_of(x_M, y_M, w_MC, mean_x_C, mean_y_C, inverse_x_C, inverse_y_C, out_C):  # type: ignore[no-untyped-def]
     # A function of its own: inside `prange` LLVM cannot tell that these arrays do not overlap, and does not
     # vectorise.
+    M = len(x_M)
     for start in range(0, len(out_C), TILE):
         stop = min(start + TILE, len(out_C))
         out = out_C[start:stop]
-        out[:] = 0.0
-        for m in range(len(x_M)):
-            product = x_M[m] * y_M[m]
-            w = w_MC[m, start:stop]
+        mean_x, mean_y = mean_x_C[start:stop], mean_y_C[start:stop]
+        inverse_x, inverse_y = inverse_x_C[start:stop], inverse_y_C[start:stop]
+        for c in range(len(out)):
+            out[c] = -mean_x[c] * mean_y[c]
+        for m in range(0, M - 2, 3):  # three at a time: fewer passes over the tile
+            a, b, d = x_M[m] * y_M[m], x_M[m + 1] * y_M[m + 1], x_M[m + 2] * y_M[m + 2]
+            u, v, w = w_MC[m, start:stop], w_MC[m + 1, start:stop], w_MC[m + 2, start:stop]
             for c in range(len(out)):
-                out[c] += product * w[c]
-    for c in range(len(out_C)):
-        out_C[c] = (out_C[c] - mean_x_C[c] * mean_y_C[c]) * (inverse_x_C[c] * inverse_y_C[c])
+                out[c] += a * u[c] + b * v[c] + d * w[c]
+        for m in range(M - M % 3, M):
+            a = x_M[m] * y_M[m]
+            u = w_MC[m, start:stop]
+            for c in range(len(out)):
+                out[c] += a * u[c]
+        for c in range(len(out)):
+            out[c] *= inverse_x[c] * inverse_y[c]
 
 
 @jit(parallel=True)
-def pearson(x_VM, pair_P2, w_MC, mean_VC, inverse_VC):  # type: ignore[no-untyped-def]
-    """Weighted Pearson r of each pair in each column, (P, C). `x_VM` is standardised, see `moments`.
+def pearson(x_VM, pair_P2, w_MC, mean_VC, inverse_VC, out_PC):  # type: ignore[no-untyped-def]
+    """Fills the weighted Pearson r of each pair in each column. `x_VM` is standardised, see `moments`.
 
     Rounding may leave |r| a few 1e-9 above 1 in a column close to degenerate.
     """
-    P, C = pair_P2.shape[0], w_MC.shape[1]
-    out_PC = np.empty((P, C))
-    for p in prange(P):
+    for p in prange(pair_P2.shape[0]):
         i, j = pair_P2[p, 0], pair_P2[p, 1]
         _pearson_of(x_VM[i], x_VM[j], w_MC, mean_VC[i], mean_VC[j], inverse_VC[i], inverse_VC[j], out_PC[p])
-    return out_PC
 
 
 @jit(parallel=True)

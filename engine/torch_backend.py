@@ -134,10 +134,12 @@ class TorchBackend:
 
         AttentionInterface.register(TreeAttention.name, self.attention)
         config = self._config(checkpoint)
+        # Some versions of transformers pick an attention that drops this soft-cap without a word.
+        capped = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
         try:
             with no_init_weights():
                 model = AutoModelForCausalLM.from_config(
-                    config, dtype=DTYPES[self.dtype], trust_remote_code=self.trust_remote_code
+                    config, dtype=DTYPES[self.dtype], trust_remote_code=self.trust_remote_code, **capped
                 )
         except Exception as error:
             raise unreadable(checkpoint, error) from None

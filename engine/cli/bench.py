@@ -16,12 +16,16 @@ TARGETS = {
     "engine": "evalengine.bench",
     "bootstrap": "evalengine.analysis.bench",
     "training": "evalengine.training.bench",
+    "vllm": "evalengine.vllm.bench",
 }
 
 
 def register(subparsers: Any) -> None:
     p = subparsers.add_parser("bench", help="measure speed against the alternatives, as ratios in one run")
-    p.add_argument("target", choices=list(TARGETS))
+    p.add_argument("target", choices=[name for name in TARGETS if name != "vllm"])
+    p.add_argument(
+        "--backend", choices=["torch", "vllm"], default="torch", help="engine: which (default: torch)"
+    )
     p.add_argument("--quick", action="store_true", help="small shapes and few repeats: does it run?")
     p.add_argument(
         "--data", type=Path, help="engine: folder of benchmark files (default: the embedded world)"
@@ -42,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.target == "engine":
         quiet_transformers()
-    module = importlib.import_module(TARGETS[args.target])
+    elif args.backend != "torch":
+        raise UserError(f"--backend means nothing to `bench {args.target}`: leave it out")
+    module = importlib.import_module(TARGETS["vllm" if args.backend == "vllm" else args.target])
     given = {
         "data": args.data,
         "sizes": tuple(args.sizes.split(",")) if args.sizes else None,
