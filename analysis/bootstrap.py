@@ -31,6 +31,7 @@ from evalengine.errors import UserError
 Array = NDArray[np.float64]
 EXACT_LIMIT = 10  # mixtures up to which all resamples are enumerated by default (92,378 at 10)
 EXACT_MOST = 12  # the most that `exact` accepts (1,352,078 at 12)
+DEGENERATE_MOST = 0.05  # share of undefined resamples above which a statistic is not reported
 KINDS = ("bca", "percentile", "basic", "fisher", "jackknife")
 
 
@@ -106,6 +107,13 @@ def _columns(counts_RM: NDArray[np.integer]) -> Array:
     return np.ascontiguousarray(
         np.concatenate([np.full((n, 1), 1.0 / n), leave_one_out, counts_RM.T / float(n)], axis=1)
     )
+
+
+def degenerate_share(value_SC: Array, plan: Resamples) -> Array:
+    """Share of the resamples, by multiplicity, in which each statistic is undefined, (S,)."""
+    undefined_SR = np.isnan(value_SC[:, 1 + plan.jackknife :])
+    share: Array = undefined_SR @ plan.multiplicity_R / plan.multiplicity_R.sum()
+    return share
 
 
 def intervals(value_SC: Array, plan: Resamples, level: float = 0.95) -> Intervals:

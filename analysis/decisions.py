@@ -22,6 +22,7 @@ from evalengine.analysis.tables import Row
 
 PAIR_MEASURES = ("pairwise agreement", "pairwise loss")
 BEST_MEASURES = ("top1", "regret")
+ALPHA = 0.05
 USEFUL_R = 0.5  # a transfer whose interval stays below this at every scale is called unreliable
 
 
@@ -100,7 +101,8 @@ def _pairwise(x_2MC: Array, w_MC: Array) -> Array:
 def verdicts(rows: list[Row], useful: float = USEFUL_R) -> list[Verdict]:
     """What the intervals of a benchmark's transfer allow to say.
 
-    reliable: above 0 at every scale. scale-dependent: not that, and the interval of the difference between
+    reliable: above 0 at every scale, and so says the permutation test (p below ALPHA: with few different values an
+    interval alone is too sure). scale-dependent: not that, and the interval of the difference between
     the scales excludes 0. unreliable: below `useful` at every scale. undecided: the intervals are too wide
     for any of these.
     """
@@ -119,7 +121,7 @@ def verdicts(rows: list[Row], useful: float = USEFUL_R) -> list[Verdict]:
                 "undefined",
                 "; ".join(dict.fromkeys(r.note for r in scales if r.note)) or "no interval",
             )
-        elif len(known) == len(scales) and all(r.low > 0 for r in known):
+        elif len(known) == len(scales) and all(r.low > 0 and not r.p >= ALPHA for r in known):
             verdict, why = "reliable", f"the intervals lie above 0: {shown}"
         elif any(r.low > 0 or r.high < 0 for r in contrast if np.isfinite([r.low, r.high]).all()):
             r = contrast[0]

@@ -74,7 +74,7 @@ def item_data(
         for q in x
         for s, scale in enumerate(panel.scales)
     }
-    return Data(panel, samples, statistic), plan
+    return Data(panel, samples, statistic, plan), plan
 
 
 def resampled_means(

@@ -129,7 +129,7 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> Group | None
         extra = np.stack(list(shares.values()))[:, :, None]
         extra = np.broadcast_to(extra, (len(shares), *x_VMC.shape[1:]))
         joined = np.concatenate([x_VMC, extra])
-        values[scale] = correlate(Sample(joined, w_MC), pairs, data.statistic)
+        values[scale] = data.reportable(correlate(Sample(joined, w_MC), pairs, data.statistic))
         known = np.isfinite(joined[:, :, 0])
         n[scale] = (known[pairs[:, 0]] & known[pairs[:, 1]]).sum(axis=1)
         values[scale][n[scale] < 4] = np.nan

@@ -265,23 +265,26 @@ def _drop_unpaired(cells: Sequence[Cell], pair: tuple[str, str], said: list[str]
             f"scale {scale}: no {missing} checkpoint for {names(sorted(mixtures, key=natural_key))}; "
             f"left out, {left} mixtures remain"
         )
-    kept = [cell for cell in cells if len(stages_of[cell.scale or "all", str(cell.mixture)]) == 2]
     counts = {
         scale: sum(1 for (s, _), found in stages_of.items() if s == scale and len(found) == 2)
-        for scale in {s for s, _ in stages_of}
+        for scale in sorted({s for s, _ in stages_of}, key=scale_key)
     }
-    if not counts or max(counts.values()) < 4:
-        most = max(counts.values(), default=0)
+    most = max(counts.values(), default=0)
+    if most < 4:
         raise UserError(
-            f"at most {most} mixtures of one scale have both a {pair[0]} and a {pair[1]} checkpoint: "
-            "a correlation with an interval needs at least 4"
+            f"at most {most} mixture{'s' if most != 1 else ''} of one scale {'have' if most != 1 else 'has'} both a "
+            f"{pair[0]} and a {pair[1]} checkpoint: a correlation with an interval needs at least 4"
         )
-    for scale, count in sorted(counts.items()):
-        if 0 < count < 4:
+    for scale, count in counts.items():
+        if count < 4:
             said.append(
-                f"scale {scale}: only {count} mixtures have both stages, too few for a correlation (4)"
+                f"scale {scale} is left out: both stages are there for {count} mixtures, a correlation needs 4"
             )
-    return kept
+    return [
+        cell
+        for cell in cells
+        if counts[cell.scale or "all"] >= 4 and len(stages_of[cell.scale or "all", str(cell.mixture)]) == 2
+    ]
 
 
 def _missing_values(

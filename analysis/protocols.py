@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis.bootstrap import DEGENERATE_MOST, Resamples, degenerate_share
 from evalengine.analysis.correlation import Sample, correlate
 from evalengine.analysis.panel import Panel
 
@@ -47,7 +48,9 @@ class Group:
     n: dict[str, NDArray[np.int64]]
     notes: dict[str, list[str]] = field(default_factory=dict)
     is_correlation: bool = False  # of single pairs, so that Fisher's z applies
-    members: list[list[int]] | None = None  # where they are means of transfers: the benchmarks
+    members: dict[str, list[list[int]]] | None = (
+        None  # where they are means of transfers: the benchmarks, by scale
+    )
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Data:
     panel: Panel
     samples: dict[tuple[str, str], Sample]  # by (quantity, scale)
     statistic: str = "pearson"
+    plan: Resamples | None = None  # None in a part of the columns
 
     def sample(self, quantity: str, scale: str) -> Sample:
         return self.samples[quantity, scale]
@@ -66,10 +70,20 @@ class Data:
         return (known[pairs[:, 0]] & known[pairs[:, 1]]).sum(axis=1)
 
     def correlate(self, quantity: str, scale: str, pairs: Pairs) -> Array:
-        """(P, C); NaN for pairs with fewer than 4 mixtures."""
+        """(P, C); NaN for pairs with fewer than 4 mixtures, and for those that too many resamples leave undefined."""
         value_PC = correlate(self.sample(quantity, scale), pairs, self.statistic)
         value_PC[self.n(quantity, scale, pairs) < 4] = np.nan
-        return value_PC
+        return self.reportable(value_PC)
+
+    def reportable(self, value_SC: Array) -> Array:
+        """The same, NaN throughout where more than DEGENERATE_MOST of the resamples are undefined.
+
+        Where one mixture alone differs from the others, r is 1 or -1 in every resample that holds it and undefined in
+        the rest: an interval from the former would look exact.
+        """
+        if self.plan is not None:
+            value_SC[degenerate_share(value_SC, self.plan) > DEGENERATE_MOST] = np.nan
+        return value_SC
 
 
 def column_parts(sample: Sample, rows: int) -> Iterator[slice]:
@@ -100,30 +114,38 @@ def transfer(data: Data, quantity: str) -> Group:
     for s, scale in enumerate(panel.scales):
         values[scale] = data.correlate(quantity, scale, pairs)
         n[scale] = data.n(quantity, scale, pairs)
-        notes[scale] = [_why_nan(panel, quantity, s, b, int(n[scale][b])) for b in range(B)]
+        notes[scale] = [
+            "" if np.isfinite(values[scale][b, 0]) else _why_nan(panel, quantity, s, b, int(n[scale][b]))
+            for b in range(B)
+        ]
     labels = [Label(panel.categories[b], panel.benchmarks[b]) for b in range(B)]
     return Group("transfer", quantity, labels, values, n, notes, data.statistic == "pearson")
 
 
 def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int) -> str:
-    """The reason why a benchmark's transfer cannot be computed at a scale; empty if it can."""
+    """The reason why a benchmark's transfer is not reported at a scale."""
     if n < 4:
-        return f"only {n} mixtures have both values (4 needed)"
+        return f"{n} mixture{'s have' if n != 1 else ' has'} both values, 4 are needed"
     x_TM = panel.values[quantity][s, :, :, b]
     x_TM = x_TM[:, np.isfinite(x_TM).all(axis=0)]
     for t, stage in enumerate(panel.stages):
         if np.ptp(x_TM[t]) <= 1e-12 * np.abs(x_TM[t]).max(initial=0.0):
             return f"{quantity} at {stage} is {x_TM[t, 0]:.4g} for every mixture: no spread to correlate"
-    return ""
+    different = min(len(np.unique(np.round(x, 12))) for x in x_TM)
+    return (
+        f"{quantity} takes only {different} different values over {n} mixtures, so unevenly that r is undefined in more than "
+        f"{DEGENERATE_MOST:.0%} of the resamples"
+    )
 
 
 def category_transfer(single: Group, panel: Panel) -> Group:
     """The mean of a category's benchmark transfers, and of all; benchmarks without an r are left out and said
     so."""
     members = [*panel.category_members().items(), (ALL, list(range(len(panel.benchmarks))))]
-    values, n, notes = {}, {}, {}
+    values, n, notes, defined_at = {}, {}, {}, {}
     for scale, value_BC in single.values.items():
         rows, counts, said = [], [], []
+        defined_at[scale] = [[b for b in index if np.isfinite(value_BC[b, 0])] for _, index in members]
         for _, index in members:
             defined = [b for b in index if np.isfinite(value_BC[b, 0])]
             with np.errstate(invalid="ignore"):
@@ -133,7 +155,16 @@ def category_transfer(single: Group, panel: Panel) -> Group:
             lost = [panel.benchmarks[b] for b in index if b not in defined]
             said.append(f"without {', '.join(lost)} (no r)" if lost else "")
         values[scale], n[scale], notes[scale] = np.array(rows), np.array(counts), said
-    labels = [Label(category, f"mean of {len(index)}") for category, index in members]
+    labels = []
+    for k, (category, index) in enumerate(members):
+        counts = {len(defined[k]) for defined in defined_at.values()}
+        of = f"{counts.pop()} of {len(index)}" if len(counts) == 1 else f"up to {len(index)}"
+        labels.append(
+            Label(
+                category,
+                f"mean of {len(index)}" if of == f"{len(index)} of {len(index)}" else f"mean of {of}",
+            )
+        )
     return Group(
         "category_transfer",
         single.quantity,
@@ -141,7 +172,7 @@ def category_transfer(single: Group, panel: Panel) -> Group:
         values,
         n,
         notes,
-        members=[index for _, index in members],
+        members=defined_at,
     )
 
 
@@ -181,7 +212,8 @@ def similarity(data: Data, quantity: str) -> Group:
     upper = np.stack(np.triu_indices(B, 1), axis=-1)
     values, n = {}, {}
     for scale in panel.scales:
-        varies = _spread(panel.variables(quantity, panel.scales.index(scale)))
+        itself = np.stack([np.arange(2 * B)] * 2, axis=1)
+        varies = np.isfinite(data.correlate(quantity, scale, itself)[:, 0])
         usable = upper[varies[upper].all(axis=1) & varies[upper + B].all(axis=1)]
         values[scale] = np.full((1, data.sample(quantity, scale).w_MC.shape[1]), np.nan)
         if len(usable) >= 3:
@@ -196,14 +228,6 @@ def similarity(data: Data, quantity: str) -> Group:
 def _similarity(data: Data, quantity: str, scale: str, pairs: Pairs, benchmarks: int) -> Array:
     before = data.correlate(quantity, scale, pairs)
     return _pearson_over_rows(before, data.correlate(quantity, scale, pairs + benchmarks))[None]
-
-
-def _spread(x_VM: Array) -> NDArray[np.bool_]:
-    """Which variables have at least 4 values that are not all equal."""
-    known = np.isfinite(x_VM)
-    high = np.where(known, x_VM, -np.inf).max(axis=1)
-    low = np.where(known, x_VM, np.inf).min(axis=1)
-    return (known.sum(axis=1) >= 4) & (high - low > 1e-12 * np.abs(high))
 
 
 def _pearson_over_rows(x_PC: Array, y_PC: Array) -> Array:
@@ -284,14 +308,14 @@ def alignment(data: Data) -> Group:
                         by_stage.append(per_mixture_MC)
                         rows.append(_weighted_mean(per_mixture_MC, a.w_MC))
                     else:
-                        rows.append(_mean_over_benchmarks(x, y, a.w_MC, data.statistic))
+                        rows.append(_mean_over_benchmarks(x, y, a.w_MC, data))
                     few = len(members) < 3 and reading == "mixtures"
                     said.append(
                         f"{len(members)} benchmarks are too few for an r in each mixture" if few else ""
                     )
             pair = Sample(np.stack(by_stage), a.w_MC)
             persistence.append(correlate(pair, np.array([[0, 1]]), data.statistic)[0])
-        values[scale] = np.array(rows + persistence)
+        values[scale] = data.reportable(np.array(rows + persistence))
         present = np.isfinite(panel.values["accuracy"][panel.scales.index(scale)]).any(axis=(0, 2))
         n[scale] = np.full(len(labels), min(total, int(present.sum())))
         values[scale][n[scale] < 4] = np.nan
@@ -317,10 +341,10 @@ def _over_cells(x_BMC: Array, y_BMC: Array, w_MC: Array, statistic: str) -> Arra
     return correlate(Sample(cells, weights), np.array([[0, 1]]), statistic)[0]
 
 
-def _mean_over_benchmarks(x_BMC: Array, y_BMC: Array, w_MC: Array, statistic: str) -> Array:
+def _mean_over_benchmarks(x_BMC: Array, y_BMC: Array, w_MC: Array, data: Data) -> Array:
     B = len(x_BMC)
     pairs = np.stack([np.arange(B), B + np.arange(B)], axis=1)
-    value_BC = correlate(Sample(np.concatenate([x_BMC, y_BMC]), w_MC), pairs, statistic)
+    value_BC = data.reportable(correlate(Sample(np.concatenate([x_BMC, y_BMC]), w_MC), pairs, data.statistic))
     defined = np.isfinite(value_BC[:, 0])
     return value_BC[defined].mean(axis=0) if defined.any() else np.full(w_MC.shape[1], np.nan)
 

@@ -154,7 +154,8 @@ def verdicts(results: Results) -> str:
         return ""
     out = [
         "<h2>Verdicts</h2>",
-        '<p class="hint">From intervals alone. Reliable: above 0 at every scale. Scale-dependent: the difference between '
+        '<p class="hint">From intervals alone. Reliable: above 0 at every scale, p below 0.05. '
+        "Scale-dependent: the difference between "
         "scales excludes 0. Unreliable: below 0.5 at every scale. Undecided: none of these. p: permutation test, the "
         "smallest over scales; q: Benjamini-Hochberg within a scale.</p>",
     ]

@@ -156,7 +156,7 @@ def fixed_data(panel: Panel, plan: Resamples, statistic: str) -> Data:
         for quantity in panel.quantities
         for s, scale in enumerate(panel.scales)
     }
-    return Data(panel, samples, statistic)
+    return Data(panel, samples, statistic, plan)
 
 
 def transfer_p(group: Group, panel: Panel, options: Options) -> dict[str, tuple[Array, Array]] | None:
@@ -171,7 +171,7 @@ def transfer_p(group: Group, panel: Panel, options: Options) -> dict[str, tuple[
         keep = np.asarray(np.isfinite(x_VM).any(axis=0))
         x_VM = x_VM[:, keep]
         p = np.full(len(group.labels), np.nan)
-        members = group.members or [[b] for b in range(B)]
+        members = group.members[scale] if group.members else [[b] for b in range(B)]
         for mask_key, index in _by_mask(x_VM, members, B).items():
             mask = np.frombuffer(mask_key, dtype=bool)
             if mask.sum() < 4:
@@ -187,6 +187,7 @@ def transfer_p(group: Group, panel: Panel, options: Options) -> dict[str, tuple[
                 for i in index
             ]
             p[index] = permutation_p(np.array(terms), options.seed)
+        p[~np.isfinite(group.values[scale][:, 0])] = np.nan
         out[scale] = (p, benjamini_hochberg(p))
     return out
 

@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.bootstrap import Array, Resamples, fisher, intervals
+from evalengine.analysis.bootstrap import DEGENERATE_MOST, Array, Resamples, fisher, intervals
 from evalengine.analysis.protocols import Group, Label
 
 DEGENERATE_SAID = 1e-3  # share of undefined resamples above which a row says so
@@ -103,6 +103,9 @@ def _rows(
     use_fisher: bool,
 ) -> list[Row]:
     found = intervals(value_SC, plan, settings.level)
+    unsure = np.isfinite(found.estimate) & (found.degenerate > DEGENERATE_MOST)
+    for values in (found.estimate, found.percentile, found.basic, found.bca, found.jackknife):
+        values[unsure] = np.nan
     z = fisher(found.estimate, n, settings.level) if use_fisher else np.full(found.bca.shape, np.nan)
     chosen = z if settings.interval == "fisher" else found.of(settings.interval)
     fallback = ~np.isfinite(chosen[:, 0]) & np.isfinite(found.percentile[:, 0])
@@ -110,6 +113,8 @@ def _rows(
     rows = []
     for s, label in enumerate(group.labels):
         said = [notes[s]] if notes[s] else []
+        if unsure[s]:
+            said.append(f"not reported: undefined in {found.degenerate[s]:.0%} of the resamples")
         if fallback[s]:
             said.append(f"percentile interval: {settings.interval} is undefined here")
         if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID:

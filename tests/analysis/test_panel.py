@@ -56,7 +56,7 @@ def test_missing_twins_are_left_out_and_named() -> None:
 
 
 def test_too_few_mixtures() -> None:
-    with pytest.raises(UserError, match=r"at most 3 mixtures .* needs at least 4"):
+    with pytest.raises(UserError, match=r"at most 3 mixtures .*needs at least 4"):
         assemble(design(mixtures=3), None)
 
 

@@ -208,7 +208,7 @@ def test_constant_missing_and_few(setup) -> None:
     keep = np.arange(9) != 2
     assert at["240M", "a2"].n == 8
     assert at["240M", "a2"].estimate == pytest.approx(r(x[0, 0, keep, 1], x[0, 1, keep, 1]), abs=1e-9)
-    assert "only 3 mixtures" in at["240M", "a3"].note and np.isnan(at["240M", "a3"].low)
+    assert "3 mixtures have both values" in at["240M", "a3"].note and np.isnan(at["240M", "a3"].low)
     category = next(
         row for row in rows if (row.scale, row.category) == ("240M", "Science") and row.protocol != "transfer"
     )
@@ -227,3 +227,41 @@ def test_options_are_checked() -> None:
     ):
         with pytest.raises(UserError, match=said):
             analyse(panel, options)
+
+
+def test_one_mixture_that_differs_is_no_correlation(setup) -> None:
+    """Eight equal values and an outlier: r is +-1 wherever it is defined, so nothing may be reported."""
+    panel, _, _ = setup
+    x = panel.values["accuracy"].copy()
+    x[0, :, :, 0] = 0.25
+    x[0, :, 4, 0] = 0.75
+    tables = analyse(assemble_like(panel, x), Options()).tables
+    row = next(r for r in tables["transfer"] if (r.scale, r.name) == ("240M", "a1"))
+    assert np.isnan([row.estimate, row.low, row.high, row.p, row.q]).all()
+    assert "only 2 different values over 9 mixtures" in row.note
+    category = next(
+        r for r in tables["transfer"] if (r.scale, r.category) == ("240M", "Science") and "mean" in r.name
+    )
+    assert np.isfinite([category.estimate, category.low, category.p]).all() and "without a1" in category.note
+    cell = next(
+        r
+        for r in tables["matrices"]
+        if (r.protocol, r.scale, r.name, r.other) == ("matrix_cross", "240M", "a1", "b1")
+    )
+    assert np.isnan(cell.estimate)
+    for table in tables.values():
+        assert all(np.isfinite([r.low, r.high]).all() for r in table if np.isfinite(r.estimate))
+
+
+def test_a_scale_with_too_few_mixtures_is_left_out() -> None:
+    panel = make()
+    x = panel.values["accuracy"]
+    cells = [
+        Cell(f"{s}{t}{m}", s, m, t, "rte", "NLI", {"accuracy": x[0, i, j, 0]}, 10)
+        for s, count in (("240M", 9), ("1B", 2))
+        for i, t in enumerate(("pt", "sft"))
+        for j, m in enumerate(panel.mixtures[:count])
+    ]
+    small = assemble(cells, None)
+    assert small.scales == ("240M",)
+    assert any("scale 1B is left out: both stages are there for 2 mixtures" in note for note in small.notes)
