@@ -157,8 +157,8 @@ def category_transfer(single: Group, panel: Panel) -> Group:
         values[scale], n[scale], notes[scale] = np.array(rows), np.array(counts), said
     labels = []
     for k, (category, index) in enumerate(members):
-        counts = {len(defined[k]) for defined in defined_at.values()}
-        of = f"{counts.pop()} of {len(index)}" if len(counts) == 1 else f"up to {len(index)}"
+        sizes = {len(defined[k]) for defined in defined_at.values()}
+        of = f"{sizes.pop()} of {len(index)}" if len(sizes) == 1 else f"up to {len(index)}"
         labels.append(
             Label(
                 category,

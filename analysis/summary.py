@@ -86,7 +86,8 @@ def _benchmarks(results: Results, quantity: str, supported: list[str], unsupport
     scales = "every scale" if len(results.scales) > 1 else "this scale"
     if found := by_verdict.get("reliable"):
         supported.append(
-            f"{len(found)} of {total} benchmarks are reliable for {quantity} (interval above 0 and p below 0.05 at {scales}): {_list(found)}."
+            f"{len(found)} of {total} benchmarks are reliable for {quantity} (interval above 0 and p below 0.05 at {scales}): "
+            f"{_list(found)}."
         )
     if found := by_verdict.get("unreliable"):
         supported.append(
