@@ -53,8 +53,8 @@ def commands(out: Path, quick: bool, bootstrap: str, jobs: int) -> list[list[str
     ]
     if quick:
         score += ["--limit", QUICK_ITEMS]
-    correlate = ["correlate", str(scores), "--bootstrap", bootstrap, "--out", str(out / "analysis")]
-    return [train, score, correlate]
+    statistics = [str(scores), "--bootstrap", bootstrap, "--study", study, "--out", str(out / "analysis")]
+    return [train, score, ["correlate", *statistics], ["report", *statistics]]
 
 
 def run(args: argparse.Namespace) -> int:
