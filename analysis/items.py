@@ -11,7 +11,7 @@ Dims: K checkpoints, I items of one benchmark, F fields per item.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -91,7 +91,20 @@ def read_store(store: Path | str, metric: str | None = None) -> Store:
         bad = int(benchmark.unusable_K.sum())
         if bad:
             notes.append(f"{benchmark.name}: {bad} item scores are not finite; those items count as wrong")
-    return Store(tuple(checkpoints.values()), tuple(read), tuple(notes))
+    return Store(tuple(checkpoints.values()), tuple(read), tuple(grouped(notes)))
+
+
+def grouped(notes: Iterable[str]) -> Iterator[str]:
+    """Notes of the form "name: text", one line for all the names that share a text."""
+    names: dict[str, list[str]] = {}
+    for note in notes:
+        name, colon, text = note.partition(": ")
+        names.setdefault(text if colon else "", []).append(name if colon else note)
+    for text, which in names.items():
+        if not text:
+            yield from which
+        else:
+            yield f"{', '.join(which)}: {text}"
 
 
 def _check_metadata(name: str, group: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:

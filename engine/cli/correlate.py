@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +26,6 @@ def register(subparsers: Any) -> None:
     add_options(p)
     p.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     p.set_defaults(run=run)
-
-
-def grouped(notes: Iterable[str]) -> Iterator[str]:
-    """Notes of the form "name: text", one line for all the names that share a text."""
-    names: dict[str, list[str]] = {}
-    for note in notes:
-        name, colon, text = note.partition(": ")
-        names.setdefault(text if colon else "", []).append(name if colon else note)
-    for text, which in names.items():
-        if not text:
-            yield from which
-        else:
-            yield f"{', '.join(which)}: {text}"
 
 
 def add_options(p: argparse.ArgumentParser) -> None:
@@ -83,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             {**analysis.method, "transfer": [as_json(row) for row in analysis.tables["transfer"]]}
         )
         return 0
-    for note in grouped(analysis.panel.notes):
+    for note in analysis.panel.notes:
         console.warn(note)
     for quantity in analysis.panel.quantities:
         show_transfer(analysis, quantity)
