@@ -132,7 +132,7 @@ class TorchBackend:
         from transformers import AttentionInterface, AutoModelForCausalLM
         from transformers.initialization import no_init_weights
 
-        AttentionInterface.register(TreeAttention.name, self.attention)
+        AttentionInterface.register(self.attention.name, self.attention)
         config = self._config(checkpoint)
         # Some versions of transformers pick an attention that drops this soft-cap without a word.
         capped = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
@@ -202,7 +202,7 @@ class TorchBackend:
         reason = None
         previous = self.model.config._attn_implementation
         try:
-            self.model.set_attn_implementation(TreeAttention.name)
+            self.model.set_attn_implementation(self.attention.name)
             if self._agrees(
                 truth, lambda: self._tree_rows(self._batches(sequences)), sequences, self.head, tolerance
             ):

@@ -9,6 +9,7 @@ Dims: N tokens, B blocks of a bucket, Q tokens of a block, K keys of a block, H 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,9 +34,12 @@ class DeviceBatch(NamedTuple):
 class TreeAttention:
     """Attention over a packed batch, registered with transformers under `name`. Holds the batch that is running."""
 
-    name = "evalengine_tree"
+    _instances = itertools.count()
 
     def __init__(self) -> None:
+        self.name = (
+            f"evalengine_tree_{next(self._instances)}"  # the registry is global, a backend's batches are not
+        )
         self.running: DeviceBatch | None = None
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values of the kept prefix
         self._windowed: dict[int, list[Tensor]] = {}
