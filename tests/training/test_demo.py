@@ -10,9 +10,10 @@ from evalengine.training.study import load, runs
 
 
 def test_the_demo_runs_commands_that_exist_on_the_checkpoints_it_trains():
-    train, score, correlate = commands(Path("demo"), quick=False, bootstrap="exact", jobs=0)
-    for command in (train, score, correlate):
+    train, score, correlate, report = commands(Path("demo"), quick=False, bootstrap="exact", jobs=0)
+    for command in (train, score, correlate, report):
         parser().parse_args(command)
+    assert report[1] == correlate[1] == "demo/scores"
     scored = {Path(part).name for part in score if part.startswith("demo/ckpts/")}
     assert scored == {run.name for run in runs(load("embedded"))}
     assert parser().parse_args(train).out == Path("demo/ckpts")
@@ -20,5 +21,5 @@ def test_the_demo_runs_commands_that_exist_on_the_checkpoints_it_trains():
 
 
 def test_many_checkpoints_are_shown_as_a_glob():
-    _, score, _ = commands(Path("demo"), quick=True, bootstrap="exact", jobs=0)
+    _, score, _, _ = commands(Path("demo"), quick=True, bootstrap="exact", jobs=0)
     assert shown(score) == "score demo/ckpts/* --data demo/world/bench --out demo/scores --limit 50"
