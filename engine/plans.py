@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evalengine import store
+from evalengine import console, sealed
 from evalengine.checkpoints import Checkpoint, tokenizer_hash
 from evalengine.encoding import Encoded, Encoder, Sequences, encode, window_of
 from evalengine.errors import UserError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from evalengine.benchmarks import ItemSet
 
-PLAN_VERSION = "1"
+PLAN_VERSION = "2"
 
 
 class Planner:
@@ -114,7 +114,7 @@ def write_plan(path: Path, plan: Encoded) -> None:
         {name: pa.nulls(1) if value is None else list_of(value) for name, value in columns.items()}
     )
     with contextlib.suppress(OSError):
-        store.write(path, table, {"truncated": str(plan.truncated)})
+        sealed.write(path, table, {"truncated": str(plan.truncated)})
 
 
 def list_of(values: np.ndarray) -> pa.Array:
@@ -125,14 +125,9 @@ def list_of(values: np.ndarray) -> pa.Array:
 
 def read_plan(path: Path, items: ItemSet) -> Encoded | None:
     """A cached plan, None where there is none or it is damaged."""
-    import pyarrow as pa
-
     try:
-        with pa.OSFile(str(path), "rb") as source:
-            table = pa.ipc.open_file(source).read_all()
+        table = sealed.read(path)
         metadata = table.schema.metadata or {}
-        if metadata[b"rows_hash"].decode() != store.digest(table):
-            return None
         column = {name: table[name].chunk(0) for name in table.column_names}
         array: dict[str, Any] = {
             name: None if c.null_count else c.values.to_numpy() for name, c in column.items()
@@ -142,5 +137,8 @@ def read_plan(path: Path, items: ItemSet) -> Encoded | None:
         return Encoded(
             sequences=sequences, item=[item.id for item in items.items], truncated=truncated, **array
         )
-    except (OSError, pa.ArrowInvalid, KeyError, ValueError, TypeError, IndexError):
+    except sealed.Damaged:
+        console.warn(f"the cached plan {path} was damaged: made again")
+        return None
+    except (OSError, KeyError, ValueError, TypeError, IndexError):
         return None

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from evalengine import __version__, checkpoints, console, plans, store
+from evalengine import __version__, checkpoints, console, plans, sealed, store
 from evalengine.checkpoints import Checkpoint
 from evalengine.encoding import Encoded, Sequences
 from evalengine.errors import UserError
@@ -274,9 +274,10 @@ def is_current(t: Task, options: Options, notes: list[str]) -> bool:
     """True if the store's file already holds what this task would write. Raises UserError rather than mix options."""
     if options.fresh or not t.path.exists():
         return False
-    stored = store.read_metadata(t.path)
+    stored = store.read_metadata(t.path, verify=True)
     if stored is None:
-        notes.append(f"{t.path.name} was damaged and is scored again")
+        aside = sealed.set_aside(t.path)
+        notes.append(f"{t.path.name} was damaged: set aside as {aside.name} and scored again")
         return False
     for key, flag in ASKED.items():
         if stored.get(key, "") != t.metadata[key]:

@@ -1,26 +1,27 @@
 """The score store: scores/<checkpoint>/<benchmark>.arrow, one Arrow IPC file per pair, written whole or not at all.
 
 A file holds one row per item and, in its schema's metadata, everything needed to know whether it may stand for a new run:
-fingerprint, tokenizer, data and benchmark versions, options. Nothing in it changes from run to run.
+fingerprint, tokenizer, data and benchmark versions, options. Nothing in it changes from run to run, and every byte of it is
+under a checksum (sealed.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from evalengine import sealed
 from evalengine.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-STORE_VERSION = "1"
+STORE_VERSION = "2"
 KEYS = ("checkpoint", "scale", "mixture", "stage", "benchmark", "category")
 
 
@@ -52,61 +53,31 @@ class StoreFile(NamedTuple):
     metadata: dict[str, str]
 
 
-def digest(table: pa.Table) -> str:
-    """Hash of a table's rows: what a reader compares to notice a flipped bit."""
-    import pyarrow as pa
-
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:
-        writer.write_table(table.replace_schema_metadata(None))
-    return hashlib.sha256(sink.getvalue()).hexdigest()[:32]
-
-
 def write(path: Path, table: pa.Table, metadata: dict[str, str]) -> None:
     """Writes atomically: the file appears complete, under its name, or not at all."""
-    import pyarrow as pa
+    sealed.write(path, table, metadata)
 
-    table = table.combine_chunks().replace_schema_metadata({**metadata, "rows_hash": digest(table)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+
+def read_metadata(path: Path, *, verify: bool = False) -> dict[str, str] | None:
+    """A stored file's metadata; None where the file is damaged. With `verify`, every byte of the file is checked."""
     try:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def read_metadata(path: Path) -> dict[str, str] | None:
-    """A stored file's metadata; None where the file is damaged."""
-    import pyarrow as pa
-
-    try:
-        with pa.memory_map(str(path)) as source:
-            raw = pa.ipc.open_file(source).schema.metadata or {}
-    except (pa.ArrowInvalid, OSError):
+        if verify:
+            sealed.read(path)
+        return sealed.metadata(path)
+    except (sealed.Damaged, OSError):
         return None
-    return {key.decode(): value.decode() for key, value in raw.items()}
 
 
-def read(path: Path, *, verify: bool = True) -> pa.Table:
-    """One stored file, memory-mapped. With `verify`, every byte is checked. Raises UserError where it is damaged."""
-    import pyarrow as pa
-
+def read(path: Path) -> pa.Table:
+    """One stored file, memory-mapped, every byte checked. Raises UserError where it is damaged."""
     try:
-        with pa.memory_map(str(path)) as source:
-            table = pa.ipc.open_file(source).read_all()
-        if not table.schema.remove_metadata().equals(schema()):
-            raise UserError(
-                f"{path} is not a score table of this version of evalengine: score again with --fresh"
-            )
-        if verify and (table.schema.metadata or {}).get(b"rows_hash", b"").decode() != digest(table):
-            raise pa.ArrowInvalid("hash")
-    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError, UnicodeDecodeError):
-        raise UserError(f"{path} is damaged: delete it and run the same `evalengine score` again") from None
+        table = sealed.read(path)
+    except (sealed.Damaged, OSError):
+        raise UserError(f"{path} is damaged: run the same `evalengine score` again to replace it") from None
+    if not table.schema.remove_metadata().equals(schema()):
+        raise UserError(
+            f"{path} is not a score table of this version of evalengine: score again with --fresh"
+        )
     return table
 
 
@@ -121,15 +92,15 @@ def files(store: Path | str) -> Iterator[StoreFile]:
     for path in found:
         metadata = read_metadata(path)
         if metadata is None:
-            raise UserError(f"{path} is damaged: delete it and run the same `evalengine score` again")
+            raise UserError(f"{path} is damaged: run the same `evalengine score` again to replace it")
         yield StoreFile(path, path.parent.name, path.stem, metadata)
 
 
-def load(store: Path | str = "scores", *, verify: bool = True) -> pa.Table:
+def load(store: Path | str = "scores") -> pa.Table:
     """All scores of a store as one table, one row per (checkpoint, benchmark, item)."""
     import pyarrow as pa
 
-    return pa.concat_tables([read(file.path, verify=verify) for file in files(store)]).unify_dictionaries()
+    return pa.concat_tables([read(file.path) for file in files(store)]).unify_dictionaries()
 
 
 @contextlib.contextmanager
