@@ -5,15 +5,13 @@ without padding, and `TreeAttention` gives each token its own ancestors (packing
 that way is not taken on trust: on loading an architecture a small tree is compared with plain forwards. A model that fails
 (recurrent, ALiBi, no attention interface) runs one padded sequence per choice instead, and says so.
 
-Cost: 2 x parameters FLOPs for each distinct token, 2 x D x V for each scored row; memory beyond weights: N x widest
+Cost: 2 x parameters FLOPs for each distinct token (fewer in the last layer, last_layer.py), 2 x D x V for each scored row; memory beyond weights: N x widest
 activation, and a few MB for the head.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +23,8 @@ from evalengine.checkpoints import Checkpoint, weight_files
 from evalengine.encoding import Sequences
 from evalengine.errors import UserError
 from evalengine.kernels import logits_logprobs, target_logprobs
+from evalengine.last_layer import LastLayer
+from evalengine.pretrained import Pretrained, architecture_of, first_line
 from evalengine.tree_attention import TreeAttention, on_device
 
 HEAD_ROWS = (
@@ -76,13 +76,15 @@ class TorchBackend:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or ("float32" if self.device.type == "cpu" else "bfloat16")
         self.batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 32768)
-        self.allow_pickle, self.trust_remote_code = allow_pickle, trust_remote_code
+        self.allow_pickle = allow_pickle
+        self._pretrained = Pretrained(self.device, DTYPES[self.dtype], allow_pickle, trust_remote_code)
         self.attention = TreeAttention()
         self.model: Any = None  # a transformers PreTrainedModel
         self.head: Head | None = None
         self.notes: list[str] = []  # what the user should know about how the loaded model runs
         self._architecture = ""
         self._tree = True
+        self._last: LastLayer | None = None
         self._packed: dict[int, tuple[Sequences, list[packing.Batch]]] = {}
 
     # --- loading
@@ -96,7 +98,7 @@ class TorchBackend:
         if self.model is None or architecture != self._architecture:
             self.model, self.head, self._architecture = None, None, ""
             self._packed.clear()
-            self.model = self._build(checkpoint)
+            self.model = self._pretrained.build(checkpoint, self.attention)
             fresh = True
         else:
             fresh = False
@@ -106,7 +108,7 @@ class TorchBackend:
             weights.fill(self.model, stored)
         else:
             self.model, self._architecture = None, ""
-            self.model = self._from_pretrained(checkpoint, misfit)
+            self.model = self._pretrained.load(checkpoint, misfit)
             fresh = True
         name = weights.non_finite(self.model)
         if name is not None:
@@ -119,58 +121,6 @@ class TorchBackend:
                 architecture  # only now: what failed on the way is built anew for the next checkpoint
             )
 
-    def _config(self, checkpoint: Checkpoint) -> Any:
-        from transformers import AutoConfig
-
-        try:
-            return AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=self.trust_remote_code)
-        except Exception as error:
-            raise unreadable(checkpoint, error) from None
-
-    def _build(self, checkpoint: Checkpoint) -> Any:
-        """The architecture with uninitialised weights: nothing is read and nothing random is drawn."""
-        from transformers import AttentionInterface, AutoModelForCausalLM
-        from transformers.initialization import no_init_weights
-
-        AttentionInterface.register(self.attention.name, self.attention)
-        config = self._config(checkpoint)
-        # Some versions of transformers pick an attention that drops this soft-cap without a word.
-        capped = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
-        try:
-            with no_init_weights():
-                model = AutoModelForCausalLM.from_config(
-                    config, dtype=DTYPES[self.dtype], trust_remote_code=self.trust_remote_code, **capped
-                )
-        except Exception as error:
-            raise unreadable(checkpoint, error) from None
-        model.requires_grad_(False)
-        return model.to(self.device).eval()
-
-    def _from_pretrained(self, checkpoint: Checkpoint, misfit: str) -> Any:
-        """transformers' own loader, which knows renamed and fused tensors."""
-        from transformers import AutoModelForCausalLM
-
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                checkpoint.path,
-                dtype=DTYPES[self.dtype],
-                trust_remote_code=self.trust_remote_code,
-                use_safetensors=None if self.allow_pickle else True,
-                output_loading_info=True,
-            )
-        except Exception as error:
-            raise unreadable(checkpoint, error) from None
-        model, info = loaded
-        lacking = sorted(info.get("missing_keys") or ()) or sorted(
-            map(str, info.get("mismatched_keys") or ())
-        )
-        if lacking:
-            raise UserError(
-                f"{checkpoint.name} does not hold the model its config.json describes ({misfit}): copy it again"
-            )
-        model.requires_grad_(False)
-        return model.to(self.device).eval()
-
     # --- is the fast way the same way?
 
     def _probe(self, checkpoint: Checkpoint) -> None:
@@ -178,6 +128,7 @@ class TorchBackend:
         assert self.model is not None
         self.notes = []
         self._packed.clear()
+        self._last = None
         vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
         ids = np.random.default_rng(0).integers(0, vocabulary, size=24).astype(np.int32)
         lists = [ids[:12], np.concatenate([ids[:8], ids[12:18]]), ids[18:24]]
@@ -207,6 +158,7 @@ class TorchBackend:
                 truth, lambda: self._tree_rows(self._batches(sequences)), sequences, self.head, tolerance
             ):
                 self._tree = True
+                self._narrow(truth, sequences, self.head, tolerance)
             else:
                 reason = "its scores differ when sequences share a prefix"
         except Exception as error:
@@ -214,6 +166,19 @@ class TorchBackend:
         if not self._tree:
             self.model.set_attn_implementation(previous)
             self.notes.append(f"runs one sequence per choice, because {reason}")
+
+    def _narrow(self, truth: SequenceScores, sequences: Sequences, head: Head, tolerance: float) -> None:
+        """Runs the last layer on scored rows from now on, where that gives the same scores."""
+        self._last = LastLayer(self.model)
+        try:
+            if self._agrees(
+                truth, lambda: self._tree_rows(self._batches(sequences)), sequences, head, tolerance
+            ):
+                return
+        except Exception:  # whatever a model's own code makes of fewer rows: it then runs in full
+            pass
+        self._last.release()
+        self._last = None
 
     def _agrees(
         self,
@@ -269,11 +234,14 @@ class TorchBackend:
         for batch in batches:
             on = on_device(batch, self.device, DTYPES[self.dtype])
             self.attention.start(on)
+            row_R = torch.from_numpy(batch.row_R).to(self.device, torch.long)
+            if self._last is not None:
+                self._last.rows = row_R if len(row_R) else row_R.new_zeros(1)  # a kept prefix scores nothing
             hidden = self.model.base_model(
                 input_ids=on.token_1N, position_ids=on.position_1N, use_cache=False
             )[0][0]
             if not batch.is_prefix:
-                h_RD = hidden[torch.from_numpy(batch.row_R).to(self.device, torch.long)]
+                h_RD = hidden[row_R]
                 yield Rows(h_RD, batch.target_row_T, batch.target_token_T, batch.target_sequence_T)
             if progress:
                 progress(len(np.unique(batch.target_sequence_T)))
@@ -373,31 +341,9 @@ def head_candidates(model: Any) -> Iterator[Head]:
         yield Head(weight, getattr(layer, "bias", None), scale, softcap)
 
 
-def architecture_of(path: Path) -> str:
-    """What two checkpoints must share to share a module: the configuration without its names and versions."""
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    for key in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
-        config.pop(key, None)
-    return json.dumps(config, sort_keys=True)
-
-
 def out_of_memory(error: BaseException) -> bool:
     """CUDA has its own exception; the CPU allocator's is a RuntimeError that only its words tell apart."""
     words = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
         word in str(error) for word in words
     )
-
-
-def unreadable(checkpoint: Checkpoint, error: Exception) -> UserError:
-    text = str(error)
-    if "trust_remote_code" in text:
-        return UserError(
-            f"{checkpoint.name} needs code that comes with it, which is not run: read it, then allow it with --trust-remote-code"
-        )
-    return UserError(f"{checkpoint.name} cannot be loaded: {first_line(error)}")
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:300]

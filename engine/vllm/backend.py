@@ -21,7 +21,8 @@ from evalengine import weights
 from evalengine.checkpoints import Checkpoint, fingerprint, weight_files
 from evalengine.encoding import Sequences
 from evalengine.errors import UserError
-from evalengine.torch_backend import DTYPES, SequenceScores, architecture_of
+from evalengine.pretrained import architecture_of
+from evalengine.torch_backend import DTYPES, SequenceScores
 from evalengine.vllm import engine, routes
 from evalengine.vllm.requests import Request, Requests, plan
 
@@ -101,7 +102,7 @@ class VllmBackend:
         self.notes.append(f"vLLM {self.version}, {self._running}")
 
     def _start(self, checkpoint: Checkpoint) -> None:
-        order = [self.route] if self.route else [routes.FUSED, routes.TOKEN_IDS]
+        order = [self.route] if self.route else [routes.FUSED, routes.TOKEN_IDS, routes.PROMPT_LOGPROBS]
         reason = ""
         for route in order:
             pooling = route == routes.FUSED
@@ -118,8 +119,10 @@ class VllmBackend:
                 self.close()
                 raise
             except Exception as error:
+                started = self._llm is not None
                 self.close()
-                if route == order[-1] or getattr(error, "final", False):
+                tried = route if started and route == order[-1] or (not started and not pooling) else None
+                if tried or getattr(error, "final", False):
                     raise (
                         error if isinstance(error, UserError) else engine.EngineFailed(checkpoint, error)
                     ) from None

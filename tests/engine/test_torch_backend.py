@@ -72,6 +72,30 @@ def test_scores_equal_transformers_in_float64(architecture: str, tmp_path: Path)
     assert (scores.greedy == greedy).all()
 
 
+@pytest.mark.parametrize(
+    ("architecture", "parts"),
+    [("llama", 3), ("qwen2", 3), ("mistral", 3), ("gemma2", 3), ("granite", 3), ("cohere", 3)]
+    + [("gpt2", 2), ("gpt_neox", 2), ("opt", 4)],
+)
+def test_the_last_layer_runs_on_scored_rows(architecture: str, parts: int, tmp_path: Path) -> None:
+    """The values are test_scores_equal_transformers_in_float64's; here, that fewer rows are computed."""
+    backend = backend_for(tiny_models.save(tmp_path / "m", architecture))
+    assert backend._last is not None and len(backend._last.narrowed) == parts
+    sequences = shared_sequences(300)
+    (batch,) = packing.pack(sequences, backend.batch_tokens)
+    assert len(batch.row_R) < len(batch.token_N)
+    narrowed = backend._last.narrowed
+    inner = [m for part in narrowed for m in part.modules() if m not in narrowed and hasattr(m, "weight")]
+    assert bool(inner) == (architecture != "opt"), "OPT's feed-forward block is no module of its own"
+    seen: set[int] = set()
+    for module in inner:
+        module.register_forward_pre_hook(lambda _, args: seen.add(args[0].shape[-2]))
+    backend.score(sequences)
+    assert seen == ({len(batch.row_R)} if inner else set())
+    backend._last.release()
+    assert not any("forward" in vars(m) for m in backend.model.modules())
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "mistral", "gpt2"])
 def test_a_kept_prefix_changes_nothing(architecture: str, tmp_path: Path) -> None:
     path = tiny_models.save(tmp_path / "m", architecture)
