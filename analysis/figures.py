@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,8 +59,8 @@ def write_figures(tables: Path, folder: Path, formats: Sequence[str] = ("png", "
         ),
         "benchmark_transfer": lambda r: intervals_figure(r, r.rows("transfer", protocol="transfer"), _name),
         "matrix_cross": lambda r: matrix_figure(r, "matrix_cross", before, after),
-        f"matrix_{before}": lambda r: matrix_figure(r, f"matrix_{before}", before, before),
-        f"matrix_{after}": lambda r: matrix_figure(r, f"matrix_{after}", after, after),
+        f"matrix_{plain_stage(before)}": lambda r: matrix_figure(r, f"matrix_{before}", before, before),
+        f"matrix_{plain_stage(after)}": lambda r: matrix_figure(r, f"matrix_{after}", after, after),
         "coherence": lambda r: intervals_figure(r, r.tables.get("coherence", []), _category_and_name),
         "alignment": lambda r: intervals_figure(
             r, r.tables.get("alignment", []), _category_and_other, by="name"
@@ -85,6 +86,11 @@ def write_figures(tables: Path, folder: Path, formats: Sequence[str] = ("png", "
                 written.append(path)
             plt.close(figure)
     return written
+
+
+def plain_stage(stage: str) -> str:
+    """A stage as part of a file's name: stages come from anyone's table, and may hold a slash."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", stage)[:60]
 
 
 def _name(row: Row) -> str:

@@ -23,6 +23,7 @@ from evalengine.analysis.items import names
 from evalengine.analysis.panel import RESULTS_FILE
 from evalengine.analysis.tables import replacing
 from evalengine.errors import UserError
+from evalengine.untrusted import check_label, check_name, printable, read_json
 
 NAME_PATTERN = r"(?P<scale>[^-]+)-(?P<mixture>.+)-(?P<stage>[^-]+)"
 SUFFIXES = {"acc": "accuracy", "acc_norm": "accuracy", "confidence": "confidence", "loss": "loss"}
@@ -91,7 +92,7 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Imported
     """Reads a wide table. Raises UserError naming the file, the line and the column at fault."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle)
+            reader = csv.DictReader(handle, restval="")
             header = list(reader.fieldnames or [])
             lines = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -107,6 +108,9 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Imported
         raise UserError(
             f"say which column of {path} names the stage (--stage COLUMN), or one for the file: {path.name}@stage=pt"
         )
+    for number, row in lines:
+        if None in row:
+            raise UserError(f"{path}, line {number} has more than the header's {len(header)} fields: mend it")
     lines = [(n, row) for n, row in lines if all(row[c] == v for c, v in how.where.items())]
     if not lines:
         raise UserError(
@@ -123,6 +127,9 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Imported
             for key, column in (("scale", how.scale), ("mixture", how.mixture), ("stage", how.stage))
         )
         identity = (scale, mixture, stage)
+        for key, value in zip(("scale", "mixture", "stage"), identity, strict=True):
+            if value is not None:
+                check_label(value, f"{path}, line {number}, {key}")
         if identity in seen:
             named = zip(("scale", "mixture", "stage"), identity, strict=True)
             said = ", ".join(f"{key} {value}" for key, value in named if value)
@@ -205,19 +212,22 @@ def _number(path: Path, line: int, column: str, text: str | None) -> float:
     if text is None or text.strip().lower() in MISSING:
         return math.nan
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise UserError(f"{path}, line {line}, column {column}: '{text}' is not a number") from None
+        value = math.inf
+    if math.isinf(value):
+        raise UserError(f"{path}, line {line}, column {column}: '{printable(text[:60])}' is not a number")
+    return value
 
 
 def _as_shares_of_one(results: list[Result]) -> list[Result]:
     """Accuracies in percent become shares of one (all of a file, or none)."""
     values = [r.value for r in results if r.quantity == "accuracy" and not math.isnan(r.value)]
-    if not values or max(values) <= 1.0:
+    if not values or (max(values) <= 1.0 and min(values) >= 0.0):
         return results
     if max(values) > 100.0 or min(values) < 0.0:
         raise UserError(
-            f"accuracies reach {max(values):g}, so they are neither shares nor percent: "
+            f"accuracies lie between {min(values):g} and {max(values):g}, so they are neither shares nor percent: "
             "choose columns with --benchmarks, or say --loss if lower is better"
         )
     return [r._replace(value=r.value / 100.0) if r.quantity == "accuracy" else r for r in results]
@@ -225,27 +235,39 @@ def _as_shares_of_one(results: list[Result]) -> list[Result]:
 
 def read_lm_eval(path: Path, pattern: str, known: Mapping[str, Known], alias: Mapping[str, str]) -> Imported:
     """Reads lm-evaluation-harness's results_*.json: accuracies and numbers of items of one model."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        tasks: Mapping[str, Mapping[str, Any]] = raw["results"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
-        raise UserError(f"{path} is no results file of lm-evaluation-harness (no `results` in it)") from None
-    model = str(raw.get("model_name") or path.parent.name)
-    who = identify(model, pattern)
+    raw = read_json(path, "give a results_*.json of lm-evaluation-harness", constants=True)
+    tasks = _mapping(raw, "results")
+    if not tasks:
+        raise UserError(f"{path} is no results file of lm-evaluation-harness (no `results` in it)")
+    model = raw.get("model_name") or path.parent.name
+    who = identify(str(model), pattern)
     results = []
-    for task, scores in tasks.items():
+    for task in tasks:
+        scores = _mapping(tasks, task)
         benchmark = alias.get(task, task)
         score = known[benchmark].default_score if benchmark in known else "acc"
         found = {key.split(",")[0]: value for key, value in scores.items() if isinstance(value, int | float)}
         value = found.get(score, found.get("acc"))
         if value is None:
             continue
-        count = raw.get("n-samples", {}).get(task, {}).get("effective", 0)
+        if not 0 <= value <= 1:
+            raise UserError(
+                f"{path}: the accuracy of {printable(task[:60])} is no share between 0 and 1: mend it"
+            )
+        check_label(benchmark, f"{path}, task")
+        count = _mapping(_mapping(raw, "n-samples"), task).get("effective", 0)
+        items = count if isinstance(count, int) and 0 <= count < 2**31 else 0
         category = known[benchmark].category if benchmark in known else "Other"
-        results.append(Result(*who, benchmark, category, "accuracy", float(value), int(count)))
+        results.append(Result(*who, benchmark, category, "accuracy", float(value), items))
     if not results:
         raise UserError(f"{path} holds no accuracies: nothing to import")
     return Imported(results, {})
+
+
+def _mapping(raw: Any, key: str) -> dict[str, Any]:
+    """`raw[key]` where both are JSON objects, else an empty one."""
+    value = raw.get(key) if isinstance(raw, dict) else None
+    return value if isinstance(value, dict) else {}
 
 
 def identify(model: str, pattern: str) -> tuple[str, str | None, str | None, str | None]:
@@ -256,6 +278,10 @@ def identify(model: str, pattern: str) -> tuple[str, str | None, str | None, str
     except re.error as error:
         raise UserError(f"--pattern is not a regular expression ({error})") from None
     groups = found.groupdict() if found else {}
+    check_name(name, "checkpoint")
+    for key, value in groups.items():
+        if value is not None:
+            check_label(value, f"{printable(name)}, {key}")
     return name, groups.get("scale"), groups.get("mixture"), groups.get("stage")
 
 
@@ -263,6 +289,8 @@ def write_results(folder: Path, imported: Iterable[Imported]) -> int:
     """Writes results.arrow (with shares in its metadata) and results.csv; returns the number of
     rows."""
     import pyarrow as pa
+
+    from evalengine import sealed
 
     parts = list(imported)
     rows = [row for part in parts for row in part.results]
@@ -273,12 +301,8 @@ def write_results(folder: Path, imported: Iterable[Imported]) -> int:
     kinds = [pa.string()] * 7 + [pa.float64(), pa.int64()]
     columns = [pa.array([row[c] for row in rows], type=kind) for c, kind in enumerate(kinds)]
     metadata = {"shares": json.dumps(shares)} if shares else {}
-    table = pa.Table.from_arrays(columns, names=list(RESULT_COLUMNS)).replace_schema_metadata(metadata)
-    with (
-        replacing(folder / RESULTS_FILE, binary=True) as handle,
-        pa.ipc.new_file(handle, table.schema) as sink,
-    ):
-        sink.write_table(table)
+    table = pa.Table.from_arrays(columns, names=list(RESULT_COLUMNS))
+    sealed.write(folder / RESULTS_FILE, table, metadata)
     with replacing(folder / "results.csv") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(RESULT_COLUMNS)

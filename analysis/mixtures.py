@@ -23,6 +23,7 @@ from evalengine.analysis.panel import RESULTS_FILE, Array, Panel
 from evalengine.analysis.protocols import Data, Group, Label
 from evalengine.analysis.tables import Row, plain_row
 from evalengine.errors import UserError
+from evalengine.untrusted import parse_json, read_yaml
 
 KINDS = {  # what a source's name says about it
     "web": ("web", "dclm", "c4", "crawl", "pile_cc"),
@@ -66,21 +67,19 @@ def read_study(where: str) -> Mixtures:
     """The mixtures of a study file, or of a shipped study by its name."""
     from importlib.resources import files
 
-    import yaml
-
     path = Path(where)
     if not path.is_file():
         shipped = Path(str(files("evalengine.studies"))) / f"{where}.yaml"
         if not shipped.is_file():
             raise UserError(f"there is no study file {where}: --study takes a YAML file with `mixtures:`")
         path = shipped
+    raw: Any = read_yaml(path)
     try:
-        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         mixtures = {
             str(name): {str(source): float(share) for source, share in parts.items()}
             for name, parts in raw["mixtures"].items()
         }
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError):
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         raise UserError(
             f"{path} has no readable `mixtures:` of sources and shares: give a study file"
         ) from None
@@ -90,20 +89,22 @@ def read_study(where: str) -> Mixtures:
 def imported_mixtures(source: Path | str) -> Mixtures | None:
     """The shares that an imported table of results carries; None for a score store or a table without
     them."""
-    import json
-
-    import pyarrow as pa
+    from evalengine import sealed
 
     source = Path(source)
     path = source if source.suffix == ".arrow" else source / RESULTS_FILE
     if not path.is_file():
         return None
     try:
-        with pa.memory_map(str(path)) as handle:
-            raw = (pa.ipc.open_file(handle).schema.metadata or {}).get(b"shares")
-    except pa.ArrowInvalid:
+        raw = (sealed.read(path).schema.metadata or {}).get(b"shares")
+        shares = parse_json(raw) if raw else {}
+        checked = {
+            str(name): {mixture: float(share) for mixture, share in by_mixture.items()}
+            for name, by_mixture in shares.items()
+        }
+    except (sealed.Damaged, OSError, ValueError, TypeError, AttributeError, OverflowError):
         raise UserError(f"{path} is damaged: import the results again") from None
-    return Mixtures(json.loads(raw), {}) if raw else None
+    return Mixtures(checked, {}) if checked else None
 
 
 def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> Group | None:

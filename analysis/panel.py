@@ -141,11 +141,13 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None) 
 
 
 def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
-    import pyarrow as pa
+    from evalengine import sealed
 
     try:
-        with pa.memory_map(str(path)) as source:
-            table = pa.ipc.open_file(source).read_all()
+        table = sealed.read(path)
+        kinds = [str(field.type) for field in table.schema]
+        if kinds != ["string"] * 7 + ["double", "int64"]:
+            raise KeyError("columns")
         columns = table.to_pydict()
         grouped: dict[tuple[str, str], Cell] = {}
         for n in range(table.num_rows):
@@ -155,8 +157,10 @@ def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
                 grouped[key] = Cell(**who, values={}, items=columns["items"][n] or 0)
             value = columns["value"][n]
             grouped[key].values[columns["quantity"][n]] = float("nan") if value is None else value
-    except (pa.ArrowInvalid, KeyError, OSError):
-        raise UserError(f"{path} is not a table of results: write one with `evalengine import`") from None
+    except (sealed.Damaged, KeyError, OSError):
+        raise UserError(
+            f"{path} is damaged or no table of results: write one with `evalengine import`"
+        ) from None
     return assemble(list(grouped.values()), stages)
 
 

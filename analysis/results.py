@@ -5,6 +5,7 @@ They read a folder and never the store, so a report can be made on a laptop from
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable
@@ -13,7 +14,9 @@ from typing import Any, NamedTuple
 
 from evalengine.analysis.tables import Row
 from evalengine.errors import UserError
+from evalengine.untrusted import check_name, parse_json
 
+OTHERS = ("cells", "curves", "verdicts")  # beside the tables of rows
 QUANTITY_WORDS = {"accuracy": "accuracy", "confidence": "confidence", "loss": "loss"}
 
 
@@ -48,25 +51,31 @@ class Results(NamedTuple):
 def load_results(folder: Path) -> Results:
     """Reads a folder that `evalengine correlate` wrote. Raises UserError where it is none or incomplete."""
     try:
-        method = json.loads((folder / "analysis.json").read_text(encoding="utf-8"))
-        tables = {
-            path.stem: [_row(raw) for raw in json.loads(path.read_text(encoding="utf-8"))]
-            for name in method["tables"]
-            if (path := folder / f"{name}.json")
-        }
-        others = [
-            json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-            for name in ("cells", "curves", "verdicts")
-        ]
+        method = parse_json((folder / "analysis.json").read_bytes(), constants=True)
+        names = (*method["tables"], *OTHERS)
+        for name in names:
+            check_name(name, "table")
+        if method.pop("checksums") != checksums(folder, method):
+            raise ValueError("a flipped bit, or tables of two runs")
+        read = {name: parse_json((folder / f"{name}.json").read_bytes()) for name in names}
+        tables = {name: [_row(raw) for raw in read[name]] for name in method["tables"]}
+        others = [read[name] for name in OTHERS]
     except FileNotFoundError as error:
         raise UserError(
             f"{error.filename} is missing: run `evalengine correlate STORE --out {folder}` first"
         ) from None
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(
             f"{folder} holds damaged tables: run `evalengine correlate STORE --out {folder}` again"
         ) from None
     return Results(method, tables, *others)
+
+
+def checksums(folder: Path, method: dict[str, Any]) -> dict[str, str]:
+    """Of every table in `folder` and of analysis.json's own content: what notices a flipped bit, or tables of two runs."""
+    contents = {name: (folder / f"{name}.json").read_bytes() for name in (*method["tables"], *OTHERS)}
+    contents["analysis"] = json.dumps(method, sort_keys=True).encode()
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
 
 def _row(raw: dict[str, Any]) -> Row:

@@ -8,7 +8,6 @@ contradicts the result is refused.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evalengine.analysis.importing import Known, identify
 from evalengine.errors import UserError
+from evalengine.untrusted import check_name, parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,6 +41,7 @@ def import_samples(
     found = re.fullmatch(r"samples_(.+)_\d{4}-\d{2}-\d{2}T[\d.\-:]+", path.stem)
     task = found[1] if found else path.stem.removeprefix("samples_")
     benchmark = alias.get(task, task)
+    check_name(benchmark, "benchmark")
     checkpoint, scale, mixture, stage = identify(path.parent.name, pattern)
     about = known.get(benchmark, Known("Other", "acc"))
     samples = read_samples(path)
@@ -71,15 +72,17 @@ def read_samples(path: Path) -> list[Sample]:
             for line in handle:
                 number += 1
                 if line.strip():
-                    samples.append(_sample(json.loads(line)))
+                    samples.append(_sample(parse_json(line, constants=True)))
     except UserError as error:
         raise UserError(f"{path}, line {number}: {error}") from None
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, IndexError):
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text: give a samples_*.jsonl file") from None
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError):
         raise UserError(
             f"{path}, line {number} is no multiple-choice sample of lm-evaluation-harness "
             "(run it with --log_samples on multiple-choice tasks)"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"cannot read {path} ({error}): give a samples_*.jsonl file") from None
     if not samples:
         raise UserError(f"{path} is empty: nothing to import")
@@ -98,13 +101,18 @@ def _sample(raw: Mapping[str, Any]) -> Sample:
     # With mutual information the unconditional requests follow the conditional ones.
     choices = tuple(text[1:] if text.startswith(" ") else text for text in texts[: len(loglik)])
     picked = max(range(len(loglik)), key=lambda i: (loglik[i], -i))
+    if len(choices) < 2 or len(choices) != len(loglik):
+        raise ValueError("not one log-likelihood for each of two choices or more")
     right = None if "acc" not in raw else float(raw["acc"]) == 1.0
     gold = _gold(str(raw["target"]), choices, picked, right)
     if right is not None and (picked == gold) != right:
         raise UserError(
             f"its acc says {'right' if right else 'wrong'}, but its log-likelihoods and target do not"
         )
-    return Sample(str(raw.get("doc_hash") or raw["doc_id"]), gold, loglik, greedy, choices)
+    item = str(raw.get("doc_hash") or raw["doc_id"])
+    for text in (item, *choices):
+        text.encode()  # a lone surrogate is no character
+    return Sample(item, gold, loglik, greedy, choices)
 
 
 def _gold(target: str, choices: tuple[str, ...], picked: int, right: bool | None) -> int:

@@ -31,6 +31,7 @@ from evalengine.analysis.item_bootstrap import item_data
 from evalengine.analysis.mixtures import Mixtures, share_effects, web_source_differences
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocols import Data, Group
+from evalengine.analysis.results import checksums
 from evalengine.analysis.tables import Row, Settings, replacing, rows_of, write_table
 from evalengine.errors import UserError
 
@@ -74,7 +75,8 @@ class Analysis(NamedTuple):
         write_table(folder, "cells", *cell_rows(self.panel))
         write_table(folder, "curves", *curve_rows(self.panel, self.method["level"]))
         with replacing(folder / "analysis.json") as handle:
-            json.dump({**self.method, "tables": list(self.tables)}, handle, indent=1)
+            method = json.loads(json.dumps({**self.method, "tables": list(self.tables)}))
+            json.dump({**method, "checksums": checksums(folder, method)}, handle, indent=1)
             handle.write("\n")
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalengine.errors import UserError
+from evalengine.untrusted import check_label, check_name, is_plain, printable, read_json, read_yaml
 
 NAME = re.compile(r"^(?P<scale>[^-]+)-(?P<mixture>.+)-(?P<stage>pt|sft)$")
 TOKENIZER_FILES = (
@@ -30,6 +30,7 @@ TOKENIZER_FILES = (
 )
 # What a tokenizer can be built from; the other files above only refine it.
 TOKENIZER_CORES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+COPY = "copy the checkpoint again"
 
 
 class Checkpoint(NamedTuple):
@@ -88,32 +89,11 @@ def check_directory(path: Path) -> None:
         raise UserError(f"{path} is not a checkpoint: it has no config.json; {hint}")
 
 
-def check_name(name: str, kind: str) -> None:
-    """Refuses names that could leave the output folder or that two people would read as one."""
-    if (
-        not name
-        or len(name.encode()) > 200
-        or name.startswith(".")
-        or "/" in name
-        or "\\" in name
-        or any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn") for c in name)
-        or unicodedata.normalize("NFKC", name) != name
-    ):
-        raise UserError(
-            f"{name[:60]!r} cannot be a {kind} name: use at most 200 plain characters, no slash, and no dot in front"
-        )
-
-
 def read_manifest(path: Path) -> dict[str, dict[str, str | None]]:
-    import yaml
-
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"cannot read the manifest {path}: {str(error).splitlines()[0]}") from None
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path} must map checkpoint names to {{scale, mixture, stage}}")
-    return {str(name): fields(value, f"{path}: {name}") for name, value in raw.items()}
+    return {str(name): fields(value, f"{path}: {printable(str(name)[:60])}") for name, value in raw.items()}
 
 
 def fields(value: Any, where: str) -> dict[str, str | None]:
@@ -125,7 +105,7 @@ def fields(value: Any, where: str) -> dict[str, str | None]:
         field = value.get(key)
         if field is not None and not isinstance(field, (str, int, float)):
             raise UserError(f"{where}: {key} must be a short text, not {type(field).__name__}")
-        out[key] = None if field is None else str(field)
+        out[key] = None if field is None else check_label(str(field), f"{where}: {key}")
     if out["stage"] not in (None, "pt", "sft"):
         raise UserError(f"{where}: stage must be pt or sft, not {out['stage']!r}")
     return out
@@ -136,32 +116,20 @@ def metadata(path: Path, manifest: dict[str, dict[str, str | None]]) -> dict[str
         return manifest[path.name]
     own = path / "evalengine.json"
     if own.is_file():
-        return fields(read_json(own), str(own))
+        return fields(read_json(own, COPY, constants=True), str(own))
     match = NAME.match(path.name)
     return {key: match[key] if match else None for key in ("scale", "mixture", "stage")}
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"cannot read {path}: {str(error).splitlines()[0]}; copy the checkpoint again"
-        ) from None
 
 
 def weight_files(path: Path, allow_pickle: bool = False) -> list[Path]:
     """The files that hold the weights, safetensors before anything else. Raises UserError if there are none that may be read."""
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        shards = read_json(index)
-        names = (
-            sorted(set(shards["weight_map"].values()))
-            if isinstance(shards, dict) and shards.get("weight_map")
-            else []
-        )
+        shards = read_json(index, COPY)
+        files = shards.get("weight_map") if isinstance(shards, dict) else None
+        names = sorted({str(name) for name in files.values()}) if isinstance(files, dict) else []
         for name in names:
-            if not isinstance(name, str) or Path(name).name != name or not (path / name).is_file():
+            if not is_plain(name) or Path(name).name != name or not (path / name).is_file():
                 raise UserError(
                     f"{path}: the weights' index names {name!r}, which is not there; copy the checkpoint again"
                 )
@@ -187,7 +155,7 @@ def tokenizer_hash(path: Path) -> str:
     """
     if not any((path / name).is_file() for name in TOKENIZER_CORES):
         raise UserError(f"{path.name} has no tokenizer: tokenizer.json is missing from {path}")
-    config = read_json(path / "config.json")
+    config = read_json(path / "config.json", COPY, constants=True)
     if not isinstance(config, dict):
         raise UserError(f"{path / 'config.json'} is not a model configuration: copy the checkpoint again")
     digest = hashlib.sha256(json.dumps([config.get("model_type"), config.get("tokenizer_class")]).encode())

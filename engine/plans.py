@@ -19,6 +19,7 @@ from evalengine import console, sealed
 from evalengine.checkpoints import Checkpoint, tokenizer_hash
 from evalengine.encoding import Encoded, Encoder, Sequences, encode, window_of
 from evalengine.errors import UserError
+from evalengine.untrusted import reason
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -74,9 +75,7 @@ def load_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
     except Exception as error:
-        raise UserError(
-            f"{checkpoint.name}: its config.json cannot be used: {str(error).splitlines()[0][:200]}"
-        ) from None
+        raise UserError(f"{checkpoint.name}: its config.json cannot be used: {reason(error)}") from None
 
 
 def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
@@ -85,8 +84,7 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{checkpoint.name}: its tokenizer cannot be loaded: {reason}") from None
+        raise UserError(f"{checkpoint.name}: its tokenizer cannot be loaded: {reason(error)}") from None
 
 
 def cache_folder() -> Path:

@@ -144,16 +144,10 @@ def score(
 
     `more` are items that are already rendered, with their default scores.
     """
-    from evalengine.benchmarks import load_items
-
-    o = options
-    item_sets = [
-        load_items(b, o.data, variant=o.variant, limit=o.limit, seed=o.seed, fewshot=o.fewshot)
-        for b in benchmarks
-    ] + [items for items, _ in more]
-    default_scores = [b.default_score for b in benchmarks] + [default for _, default in more]
+    item_sets = load_item_sets(benchmarks, options, more)
     planner = plans.Planner(options.trust_remote_code, options.pmi)
-    total = len(found) * sum(len(s.items) for s in item_sets)
+    whole = sum(len(items.items) for items, _ in item_sets)
+    total = len(found) * whole
     outcomes = []
     with (
         store.lock(out),
@@ -165,26 +159,49 @@ def score(
             report = Report()
             try:
                 common = checkpoint_metadata(checkpoint, identities[checkpoint], options, backend)
-                tasks = [
-                    Task(
-                        s,
-                        out / checkpoint.name / f"{s.benchmark}.arrow",
-                        common | benchmark_metadata(s, default),
-                    )
-                    for s, default in zip(item_sets, default_scores, strict=True)
-                ]
+                tasks = tasks_of(checkpoint, out, item_sets, common)
                 score_checkpoint(checkpoint, tasks, planner, backend, options, report, progress)
             except UserError as error:
                 report.failure = str(error)
-            except (RuntimeError, ValueError, TypeError, KeyError, IndexError, NotImplementedError) as error:
+            except OSError:  # a full disk or a folder taken away concerns them all
+                raise
+            except Exception as error:
                 if os.environ.get("EVALENGINE_DEBUG"):
                     raise
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
                 report.failure = f"{checkpoint.name} stopped with an error of its own: {reason} (EVALENGINE_DEBUG=1 shows where)"
-            progress.update(sum(len(s.items) for s in item_sets) - report.seen)
+            progress.update(whole - report.seen)
             outcomes.append(report.outcome(checkpoint, time.monotonic() - started))
         store.log_run(out, run_record(outcomes, backend, options))
     return outcomes
+
+
+def load_item_sets(
+    benchmarks: list[Benchmark], options: Options, more: Sequence[tuple[ItemSet, str]] = ()
+) -> list[tuple[ItemSet, str]]:
+    """The items of every benchmark with the name of its default score; `more` behind them."""
+    from evalengine.benchmarks import load_items
+
+    o = options
+    loaded = [
+        load_items(b, o.data, variant=o.variant, limit=o.limit, seed=o.seed, fewshot=o.fewshot)
+        for b in benchmarks
+    ]
+    return [*zip(loaded, (b.default_score for b in benchmarks), strict=True), *more]
+
+
+def tasks_of(
+    checkpoint: Checkpoint, out: Path, item_sets: list[tuple[ItemSet, str]], common: dict[str, str]
+) -> list[Task]:
+    """The files that a checkpoint has when all is scored; `common` is its own part of their metadata."""
+    return [
+        Task(
+            items,
+            out / checkpoint.name / f"{items.benchmark}.arrow",
+            common | benchmark_metadata(items, default),
+        )
+        for items, default in item_sets
+    ]
 
 
 def score_checkpoint(
@@ -301,13 +318,20 @@ def score_table(
     progress: Callable[[float], None] | None = None,
 ) -> pa.Table:
     """One forward pass over the benchmark, as the rows of the store."""
+    scores = backend.score(encoded.sequences, progress)
+    return table_of(checkpoint, items.benchmark, items.category, encoded, scores)
+
+
+def table_of(
+    checkpoint: Checkpoint, benchmark: str, category: str, encoded: Encoded, scores: Scores
+) -> pa.Table:
+    """Scores of a benchmark's sequences as the rows of the store. Raises UserError where they are not finite."""
     import pyarrow as pa
 
-    scores = backend.score(encoded.sequences, progress)
     loglik_C = scores.loglik[encoded.sequence_C].astype(np.float32)
     if not np.isfinite(loglik_C).all():
         raise UserError(
-            f"{checkpoint.name} gives NaN or infinite scores on {items.benchmark}: it is not stored; check its weights"
+            f"{checkpoint.name} gives NaN or infinite scores on {benchmark}: it is not stored; check its weights"
         )
     n = len(encoded.item)
 
@@ -324,8 +348,8 @@ def score_table(
         checkpoint.scale,
         checkpoint.mixture,
         checkpoint.stage,
-        items.benchmark,
-        items.category,
+        benchmark,
+        category,
     )
     columns = [
         *(name(value) for value in names),

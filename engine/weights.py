@@ -7,12 +7,12 @@ truncated file changes nothing.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from evalengine.errors import UserError
+from evalengine.untrusted import parse_json, printable
 
 if TYPE_CHECKING:
     import torch
@@ -58,25 +58,24 @@ def headers(files: list[Path]) -> dict[str, Stored]:
                 raise bad
             raw = handle.read(n)
         try:
-            entries = json.loads(raw)
+            entries = parse_json(raw)
             for name, entry in entries.items():
                 if name == "__metadata__":
                     continue
-                shape, (begin, end) = tuple(int(d) for d in entry["shape"]), entry["data_offsets"]
+                shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+                if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+                    raise bad
                 width = sizes.get(entry["dtype"])
                 if width is None:
                     raise UserError(
-                        f"{file}: {name} is stored as {entry['dtype']}, which evalengine does not read: convert it to bf16"
+                        f"{file}: {printable(name[:60])} is stored as {printable(str(entry['dtype'])[:20])},"
+                        " which evalengine does not read: convert it to bf16"
                     )
                 size = math.prod(shape) * width
-                if (
-                    min(shape, default=0) < 0
-                    or not 0 <= begin <= end <= length - 8 - n
-                    or end - begin != size
-                ):
+                if not begin <= end <= length - 8 - n or end - begin != size:
                     raise bad
                 found[name] = Stored(file, entry["dtype"], shape, 8 + n + begin, size)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise bad from None
     return found
 

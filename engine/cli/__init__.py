@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from evalengine import __version__
 from evalengine.errors import UserError
+from evalengine.untrusted import printable
 
 COMMANDS: tuple[str, ...] = (
     "score",
@@ -50,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args) or 0)
     except UserError as error:
-        print(f"evalengine: {error}", file=sys.stderr)
+        print(
+            f"evalengine: {printable(str(error))}", file=sys.stderr
+        )  # names may hold what steers a terminal
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

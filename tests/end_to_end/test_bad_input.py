@@ -251,7 +251,7 @@ def test_a_full_disk(good: Path, bench: Path, tmp_path: Path) -> None:
         ("[1, 2]", "must map checkpoint names"),
         ("240M-v1p0-pt: {stage: later}", "stage must be pt or sft"),
         ("other: {stage: pt}", "not among the checkpoints given"),
-        ("a: [", "cannot read the manifest"),
+        ("a: [", "is not valid YAML"),
     ],
 )
 def test_bad_manifests(

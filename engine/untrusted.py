@@ -1,0 +1,164 @@
+"""Text and names that strangers wrote: parsed within bounds, or refused with one sentence.
+
+Checkpoints, benchmark files, study files and results come from anywhere. Python's own parsers raise a dozen types of
+exception on hostile input, recurse until the stack ends, or expand a kilobyte of YAML to gigabytes; here they raise one.
+A leaf: it imports nothing of evalengine but `errors`.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from evalengine.errors import UserError
+
+DEPTH = 100  # levels of nesting
+YAML_BYTES = 4 << 20
+YAML_NODES = 1_000_000  # after aliases are expanded
+NUMBER_DIGITS = 100
+NAME_BYTES = 200
+RESERVED = ("runs.jsonl",)  # what a score store keeps beside its checkpoints
+BAD_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn")  # control, format, surrogate, private, unassigned
+
+
+def parse_json(text: str | bytes, *, constants: bool = False, depth: int = DEPTH) -> Any:
+    """The value of a JSON text. Raises ValueError, and nothing else, whatever the text is.
+
+    `constants`: allow NaN and Infinity, which Python writes and JSON does not have.
+    """
+    try:
+        value = json.loads(text, parse_constant=float if constants else _refuse_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if (
+        text.count("{") + text.count("[") if isinstance(text, str) else text.count(b"{") + text.count(b"[")
+    ) > depth:
+        _check_depth(value, depth)
+    return value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check_depth(value: Any, depth: int) -> None:
+    level = [value]
+    for _ in range(depth):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise ValueError("nested too deeply")
+
+
+def read_json(path: Path, mend: str, *, constants: bool = False) -> Any:
+    """The value of a JSON file. Raises UserError; `mend` says what to do about a bad one."""
+    try:
+        return parse_json(path.read_bytes(), constants=constants)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {reason(error)}; {mend}") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """The value of a YAML file, safe-loaded. Raises UserError for what is no YAML, too deep, or too large once expanded."""
+    import yaml
+
+    try:
+        if path.stat().st_size > YAML_BYTES:
+            raise UserError(
+                f"{path} is larger than {YAML_BYTES >> 20} MB, which no YAML file here needs to be"
+            )
+        parser = yaml.SafeLoader(path.read_bytes())  # not its C twin, whose recursion ends in a crash
+        try:
+            node = parser.get_single_node()
+            if node is None:
+                return None
+            _count_nodes(node, {}, 0)
+            return parser.construct_document(node)
+        finally:
+            parser.dispose()
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}: give the path of a YAML file") from None
+    except (
+        Exception
+    ) as error:  # PyYAML's constructors raise whatever Python raises on a bad date, number or key
+        raise UserError(f"{path} is not valid YAML ({reason(error)}): mend it") from None
+
+
+def _count_nodes(node: Any, known: dict[int, int], depth: int) -> int:
+    """Nodes below and with `node` once aliases are expanded. Raises ValueError before that could hurt."""
+    from yaml import MappingNode, SequenceNode
+
+    if depth > DEPTH:
+        raise ValueError("nested too deeply, or an alias that holds itself")
+    if node.tag.endswith((":int", ":float")) and len(node.value) > NUMBER_DIGITS:
+        raise ValueError(f"a number of more than {NUMBER_DIGITS} digits")
+    size = known.get(id(node))
+    if size is None:
+        children: list[Any] = []
+        if isinstance(node, MappingNode):
+            children = [part for pair in node.value for part in pair]
+        elif isinstance(node, SequenceNode):
+            children = node.value
+        size = 1 + sum(_count_nodes(child, known, depth + 1) for child in children)
+        if size > YAML_NODES:
+            raise ValueError(f"more than {YAML_NODES:,} values once its aliases are expanded")
+        known[id(node)] = size
+    return size
+
+
+def reason(error: BaseException, most: int = 200) -> str:
+    """The first line of what an exception says, for a sentence."""
+    said = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return printable(str(said))[:most].rstrip(".")
+
+
+def printable(text: str) -> str:
+    """`text` with what cannot be encoded, or would steer a terminal, written as escapes."""
+    return "".join(
+        c if c == " " or unicodedata.category(c) not in (*BAD_CATEGORIES, "Zl", "Zp") else ascii(c)[1:-1]
+        for c in text
+    )
+
+
+def check_name(name: str, kind: str) -> None:
+    """Refuses names that could leave the output folder or that two people would read as one."""
+    if (
+        not is_plain(name)
+        or name.startswith(".")
+        or name in RESERVED
+        or "/" in name
+        or "\\" in name
+        or unicodedata.normalize("NFKC", name) != name
+    ):
+        raise UserError(
+            f"{printable(name[:60])!r} cannot be a {kind} name: use at most {NAME_BYTES} plain characters, no slash,"
+            " and no dot in front"
+        )
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text is a short label of visible characters: what a table, a figure and a terminal can show."""
+    return (
+        bool(text)
+        and all(unicodedata.category(c) not in (*BAD_CATEGORIES, "Zl", "Zp") for c in text)
+        and len(text.encode()) <= NAME_BYTES
+    )
+
+
+def check_label(text: str, where: str) -> str:
+    """A scale, mixture, stage or category, which may hold any visible character. Raises UserError."""
+    if not is_plain(text):
+        raise UserError(
+            f"{where}: {printable(text[:60])!r} must be 1 to {NAME_BYTES} bytes of visible characters"
+        )
+    return text
