@@ -5,8 +5,8 @@ without padding, and `TreeAttention` gives each token its own ancestors (packing
 that way is not taken on trust: on loading an architecture a small tree is compared with plain forwards. A model that fails
 (recurrent, ALiBi, no attention interface) runs one padded sequence per choice instead, and says so.
 
-Cost: 2 x parameters FLOPs for each distinct token (fewer in the last layer, last_layer.py), 2 x D x V for each scored row; memory beyond weights: N x widest
-activation, and a few MB for the head.
+Cost: 2 x parameters FLOPs for each distinct token (fewer in the last layer: last_layer.py), 2 x D x V for each scored row;
+memory beyond weights: N x widest activation, and a few MB for the head.
 """
 
 from __future__ import annotations
