@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import reprlib
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple, get_args
 from evalengine.benchmarks.catalogue import nearest
 from evalengine.benchmarks.definition import Benchmark, Rendered, Row, Score, shared
 from evalengine.errors import UserError
+from evalengine.untrusted import check_label, is_plain, printable, read_yaml
 
 REQUIRED = ("name", "context", "choices", "gold")
 OPTIONAL = ("category", "gold_is", "default_score", "file", "train_file", "hub", "id")
@@ -76,13 +78,17 @@ def read_benchmark(path: Path) -> Benchmark:
     spec = _read_mapping(path)
     for key in spec:
         if key not in REQUIRED + OPTIONAL:
-            raise UserError(f"{path}: no key '{key}'{nearest(str(key), REQUIRED + OPTIONAL)}")
+            raise UserError(
+                f"{path}: no key {reprlib.repr(key)}{nearest(str(key)[:60], REQUIRED + OPTIONAL)}"
+            )
     for key in REQUIRED:
         if key not in spec:
             raise UserError(f"{path}: the key '{key}' is missing; add it")
     name = _text(path, spec, "name")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise UserError(f"{path}: the name '{name}' names a file too: use letters, digits, '_', '-' and '.'")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+        raise UserError(
+            f"{path}: the name '{name}' names a file too: use up to 100 letters, digits, '_', '-' and '.'"
+        )
     score = _one_of(path, spec, "default_score", get_args(Score))
     choices, count = _choices(path, spec)
     definition = Definition(
@@ -94,7 +100,7 @@ def read_benchmark(path: Path) -> Benchmark:
     hub = _hub(path, spec)
     return Benchmark(
         name=name,
-        category=_text(path, spec, "category", "Custom"),
+        category=check_label(_text(path, spec, "category", "Custom"), f"{path}, category"),
         default_score="acc_norm" if score == "acc_norm" else "acc",
         version="yaml-" + hashlib.blake2b(repr(definition).encode(), digest_size=4).hexdigest(),
         choices=count,
@@ -109,15 +115,7 @@ def read_benchmark(path: Path) -> Benchmark:
 
 
 def _read_mapping(path: Path) -> Mapping[Any, Any]:
-    import yaml
-
-    try:
-        spec = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no benchmark file {path}: give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        why = " ".join(str(error).split())
-        raise UserError(f"{path}: not valid YAML ({why}); mend it") from None
+    spec = read_yaml(path)
     if not isinstance(spec, dict):
         raise UserError(f"{path}: expected keys and values such as 'name: capitals'")
     return spec
@@ -126,7 +124,7 @@ def _read_mapping(path: Path) -> Mapping[Any, Any]:
 def _text(path: Path, spec: Mapping[Any, Any], key: str, default: str | None = None) -> str:
     value = spec.get(key, default)
     if not isinstance(value, str) or not value:
-        raise UserError(f"{path}: '{key}' must be text, not {value!r}")
+        raise UserError(f"{path}: '{key}' must be text, not {reprlib.repr(value)}")
     return value
 
 
@@ -172,7 +170,10 @@ def _hub(path: Path, spec: Mapping[Any, Any]) -> Mapping[str, str]:
 def _file(path: Path, spec: Mapping[Any, Any], key: str) -> Path | None:
     if key not in spec:
         return None
-    file = path.parent / _text(path, spec, key)
+    text = _text(path, spec, key)
+    if not is_plain(text.rsplit("/", 1)[-1]) or "\0" in text:
+        raise UserError(f"{path}: '{key}' is no file name: {printable(text[:60])!r}")
+    file = path.parent / text
     if file.suffix not in (".jsonl", ".parquet"):
         raise UserError(f"{path}: '{key}' must be a .jsonl or .parquet file, not {file.name}")
     if not file.is_file():

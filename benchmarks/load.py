@@ -12,13 +12,17 @@ import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from evalengine.benchmarks.definition import DELIMITER, Benchmark, Item, Render, Row
 from evalengine.errors import UserError
+from evalengine.untrusted import parse_json, reason
 
 VARIANTS = ("lm_eval",)
 SUFFIXES = (".jsonl", ".parquet")
+PARQUET_ROWS = 5_000_000
+PARQUET_BYTES = 4 << 30
+ID_CHARS = 1000
 ID_FIELDS = ("id", "idx", "ind")  # where the hub's data sets keep an item's own id
 
 
@@ -173,35 +177,51 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             continue
         where = f"{path}, line {number}"
         try:
-            fields = json.loads(line.decode(), parse_constant=_refuse_constant)
+            fields = parse_json(line.decode())
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{where}: not valid UTF-8 (byte {error.start + 1}); save the file as UTF-8"
             ) from None
-        except RecursionError:
-            raise UserError(f"{where}: nested too deeply; mend or remove the row") from None
         except ValueError as error:
-            raise UserError(f"{where}: not valid JSON ({error}); mend or remove the row") from None
+            raise UserError(f"{where}: not valid JSON ({reason(error)}); mend or remove the row") from None
         if not isinstance(fields, dict):
             raise UserError(f"{where}: expected a JSON object, got {type(fields).__name__}; mend the row")
         yield Row(fields, where)
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow as pa
+    for number, fields in enumerate(parquet_rows(path), 1):
+        yield Row(fields, f"{path}, row {number}")
+
+
+def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, a batch at a time. Raises UserError for what is none, or holds more than anyone's data.
+
+    A kilobyte of Parquet can announce a billion rows, or one long text a million times: rows and bytes are bounded.
+    """
     import pyarrow.parquet as pq
 
+    total = 0
     try:
-        records = pq.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: not a readable Parquet file ({_first_line(error)}); write it again"
-        ) from None
-    yield from (Row(fields, f"{path}, row {number}") for number, fields in enumerate(records, 1))
+        with pq.ParquetFile(path) as file:
+            if file.metadata.num_rows > PARQUET_ROWS:
+                raise UserError(
+                    f"{path} has {file.metadata.num_rows:,} rows, more than {PARQUET_ROWS:,}: split it"
+                )
+            for batch in file.iter_batches(
+                batch_size=256, columns=None if columns is None else list(columns)
+            ):
+                total += batch.nbytes
+                if total > PARQUET_BYTES:
+                    raise UserError(f"{path} unpacks to more than {PARQUET_BYTES >> 30} GB: split it")
+                batch.validate(full=True)
+                yield from batch.to_pylist()
+    except UserError:
+        raise
+    except (
+        Exception
+    ) as error:  # Arrow's own types, and whatever Python raises on a date or a text that is none
+        raise UserError(f"{path}: not a readable Parquet file ({reason(error)}); write it again") from None
 
 
 def _hub_rows(benchmark: Benchmark, split: str) -> Iterator[Row]:
@@ -248,9 +268,7 @@ def _unique_ids(benchmark: Benchmark, rows: Sequence[Row], canonical: Sequence[b
     fields = (benchmark.id_field,) if benchmark.id_field else ID_FIELDS
     for row, text in zip(rows, canonical, strict=True):
         own = next((row.fields[field] for field in fields if row.fields.get(field) not in (None, "")), None)
-        if isinstance(own, Mapping):  # multirc: paragraph, question, answer
-            own = "-".join(str(part) for part in own.values())
-        id = str(own) if own is not None else hashlib.blake2b(text, digest_size=8).hexdigest()
+        id = _id(row, own) if own is not None else hashlib.blake2b(text, digest_size=8).hexdigest()
         seen[id] = seen.get(id, 0) + 1
         while seen[id] > 1 and f"{id}#{seen[id]}" in seen:
             seen[id] += 1
@@ -259,6 +277,19 @@ def _unique_ids(benchmark: Benchmark, rows: Sequence[Row], canonical: Sequence[b
             seen[id] = 1
         ids.append(id)
     return ids
+
+
+def _id(row: Row, own: Any) -> str:
+    if isinstance(own, Mapping):  # multirc: paragraph, question, answer
+        own = "-".join(str(part) for part in own.values())
+    if isinstance(own, list | tuple | bytes):
+        raise UserError(f"{row.where}: the row's id is a {type(own).__name__}: make it text or a number")
+    text = str(own)
+    if len(text) > ID_CHARS or any("\ud800" <= c <= "\udfff" for c in text):
+        raise UserError(
+            f"{row.where}: the row's id must be a text of at most {ID_CHARS} characters: shorten it"
+        )
+    return text
 
 
 def _canonical(fields: Mapping[str, Any]) -> bytes:
