@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from evalengine.errors import UserError
+from evalengine.training import state
 from evalengine.training.loss import IGNORE
 from evalengine.training.model import Decoder
-from evalengine.training.parallel import SINGLE, Group
+from evalengine.training.parallel import SINGLE, Group, full
 from evalengine.training.rows import Batch
 from evalengine.training.study import FineTune, Pretrain
 
@@ -54,8 +55,10 @@ class Place:
     device: str = "cpu"
     autocast: bool = False  # bfloat16 products, float32 weights
     compile: bool = False
+    width: int = 0  # rows are filled up to this many positions; 0: as they come
     state: Path | None = None  # mid-run checkpoint
     log: Path | None = None  # one JSON line a step
+    tensorboard: Path | None = None  # folder of a TensorBoard log
     fingerprint: str = ""  # of everything that decides the result; another one's state is refused
     save_every_s: float = 120.0
     group: Group = SINGLE
@@ -99,11 +102,12 @@ def fit(
         for block in model.blocks:
             block.compile()
     wrapped, optim = place.group.wrap(model), optimizer(model, settings)
-    first, losses = _restore(model, optim, place)
+    first, losses = 0, list[float]()
+    if place.state:
+        first, losses = state.restore(place.state, model, optim, place.fingerprint, place.group)
     watch, saved = SpikeWatch(losses), time.monotonic()
     with _log(place, first) as write:
-        for step in range(first, batches.steps):
-            batch = batches.batch(step)
+        for step, batch in _numbered(batches, first, ahead=place.device.startswith("cuda")):
             lr = learning_rate(step, batches.steps, settings)
             loss, norm = _update(wrapped, optim, batch, lr, settings, place)
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -116,11 +120,26 @@ def fit(
             entry = Step(step + 1, batches.steps, loss, batch.token_BT.size, lr, norm)
             write({**entry._asdict(), "spike": watch.is_spike(loss), "batch": batch.contents})
             report(entry)
-            if place.state and time.monotonic() - saved >= place.save_every_s and step + 1 < batches.steps:
-                _save(model, optim, step + 1, losses, place)
+            due = time.monotonic() - saved >= place.save_every_s
+            if place.state and step + 1 < batches.steps and place.group.agree(due):
+                state.save(place.state, model, optim, step + 1, losses, place.fingerprint, place.group)
                 saved = time.monotonic()
     tail = losses[-max(1, batches.steps // 10) :]
     return sum(tail) / len(tail)
+
+
+def _numbered(batches: Batches, first: int, *, ahead: bool) -> Iterator[tuple[int, Batch]]:
+    """(step, batch) from `first` on; `ahead`: the next one is made while the device works on this one."""
+    if not ahead:
+        yield from ((step, batches.batch(step)) for step in range(first, batches.steps))
+        return
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(batches.batch, first) if first < batches.steps else None
+        for step in range(first, batches.steps):
+            assert waiting is not None
+            batch = waiting.result()
+            waiting = pool.submit(batches.batch, step + 1) if step + 1 < batches.steps else None
+            yield step, batch
 
 
 def _update(
@@ -134,15 +153,15 @@ def _update(
     """One optimiser step: (mean loss, gradient norm before clipping)."""
     group = place.group
     targets = int((batch.target_BT != IGNORE).sum())
-    parts = list(micro_batches(batch, settings.micro_rows, group))
+    parts = list(micro_batches(batch, settings.micro_rows, group, place.width))
     total = torch.zeros((), device=place.device)
     for number, part in enumerate(parts):
         fed = [torch.from_numpy(a).to(place.device, non_blocking=True) for a in part]
         with group.synchronise(wrapped, number == len(parts) - 1), _autocast(place), out_of_memory(settings):
-            loss = wrapped(*fed)
+            loss = wrapped(*fed, settings.z_loss)
             (loss * (group.size / targets)).backward()  # processes average their gradients
         total += loss.detach()
-    norm = nn.utils.clip_grad_norm_(wrapped.parameters(), settings.clip)
+    norm = full(nn.utils.clip_grad_norm_(wrapped.parameters(), settings.clip))
     for parameters in optim.param_groups:
         parameters["lr"] = lr
     total = group.sum(total)
@@ -153,17 +172,22 @@ def _update(
 
 
 def micro_batches(
-    batch: Batch, micro_rows: int, group: Group = SINGLE
+    batch: Batch, micro_rows: int, group: Group = SINGLE, width: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """This process's rows, a few at a time; every process gets equally many parts (rows without loss fill
-    up).
+    up). With `width` every part has one shape, `micro_rows` x `width`, so that nothing is compiled twice.
     """
     arrays: list[np.ndarray] = [batch.token_BT, batch.position_BT, batch.target_BT]
-    rows, width = batch.token_BT.shape
-    if spare := -rows % group.size:
-        idle = (0, np.arange(width), IGNORE)
-        fill = [np.broadcast_to(np.asarray(value, dtype=np.int64), (spare, width)) for value in idle]
-        arrays = [np.concatenate(pair) for pair in zip(arrays, fill, strict=True)]
+    rows, own = batch.token_BT.shape
+    spare_rows = -rows % (group.size * (micro_rows if width and micro_rows else 1))
+    spare_columns = max(0, width - own)
+    if spare_rows or spare_columns:
+        arrays = [
+            np.pad(a, ((0, spare_rows), (0, spare_columns)), constant_values=value)
+            for a, value in zip(arrays, (0, 0, IGNORE), strict=True)
+        ]
+        arrays[1][:, own:] = np.arange(spare_columns)
+        arrays[1][rows:] = np.arange(own + spare_columns)
     mine = [np.ascontiguousarray(a[group.rank :: group.size]) for a in arrays]
     size = micro_rows or len(mine[0])
     for start in range(0, len(mine[0]), size):
@@ -209,47 +233,6 @@ class SpikeWatch:
         return spike
 
 
-def _save(model: Decoder, optim: torch.optim.Optimizer, step: int, losses: list[float], place: Place) -> None:
-    if place.group.rank:
-        return
-    assert place.state is not None
-    place.state.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.state.with_name(f".{place.state.name}.{os.getpid()}.partial")
-    state = {
-        "model": model.state_dict(),
-        "optim": optim.state_dict(),
-        "step": step,
-        "losses": losses,
-        "fingerprint": place.fingerprint,
-    }
-    try:
-        torch.save(state, partial)
-        os.replace(partial, place.state)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _restore(model: Decoder, optim: torch.optim.Optimizer, place: Place) -> tuple[int, list[float]]:
-    """Loads a mid-run state if there is one: (the step to go on with, the losses so far)."""
-    if place.state is None or not place.state.is_file():
-        return 0, []
-    try:
-        state = torch.load(place.state, map_location=place.device, weights_only=True)
-        found = state["fingerprint"]
-    except Exception as error:  # pickle, zip and torch each raise their own
-        raise UserError(
-            f"the saved state {place.state} is damaged ({type(error).__name__}): delete it to start again"
-        ) from None
-    if found != place.fingerprint:
-        raise UserError(
-            f"the saved state {place.state} belongs to other settings, data or another tokenizer: "
-            "delete it, use --fresh, or name another --out"
-        )
-    model.load_state_dict(state["model"])
-    optim.load_state_dict(state["optim"])
-    return int(state["step"]), list(state["losses"])
-
-
 @contextlib.contextmanager
 def _log(place: Place, first: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Appends JSON lines; what a killed run logged beyond its saved state is cut off first."""
@@ -259,8 +242,32 @@ def _log(place: Place, first: int) -> Iterator[Callable[[dict[str, Any]], None]]
     place.log.parent.mkdir(parents=True, exist_ok=True)
     kept = place.log.read_text().splitlines(keepends=True)[:first] if first and place.log.is_file() else []
     place.log.write_text("".join(kept))
-    with place.log.open("a") as stream:
-        yield lambda entry: print(json.dumps(entry), file=stream, flush=True)
+    with place.log.open("a") as stream, _tensorboard(place, first) as show:
+
+        def write(entry: dict[str, Any]) -> None:
+            print(json.dumps(entry), file=stream, flush=True)
+            show(entry)
+
+        yield write
+
+
+@contextlib.contextmanager
+def _tensorboard(place: Place, first: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Loss, learning rate and gradient norm as TensorBoard scalars, where the user asked for them."""
+    if place.tensorboard is None:
+        yield lambda entry: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard needs a package: pip install 'evalengine[tensorboard]'") from None
+    with SummaryWriter(str(place.tensorboard), purge_step=first + 1 if first else None) as writer:
+
+        def show(entry: dict[str, Any]) -> None:
+            for name in ("loss", "lr", "grad_norm"):
+                writer.add_scalar(name, entry[name], entry["step"])
+
+        yield show
 
 
 @torch.no_grad()

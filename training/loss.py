@@ -13,6 +13,10 @@ from evalengine.kernels import linear_cross_entropy
 IGNORE = -100  # a target that carries no loss
 
 
-def summed_cross_entropy(h_ND: Tensor, w_VD: Tensor, target_N: Tensor) -> Tensor:
-    """Sum over targets other than `IGNORE` of -log softmax(h @ w.T)[target], a float32 scalar."""
-    return linear_cross_entropy(h_ND, w_VD.to(h_ND.dtype), target_N, ignore_index=IGNORE, reduction="sum")
+def summed_cross_entropy(h_ND: Tensor, w_VD: Tensor, target_N: Tensor, z_loss: float = 0.0) -> Tensor:
+    """Sum over targets other than `IGNORE` of -log softmax(h @ w.T)[target] + z_loss * logsumexp(h @ w.T)^2,
+    a float32 scalar.
+    """
+    return linear_cross_entropy(
+        h_ND, w_VD.to(h_ND.dtype), target_N, ignore_index=IGNORE, reduction="sum", z_loss=z_loss
+    )

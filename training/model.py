@@ -172,13 +172,15 @@ class Decoder(nn.Module):
         position_BT = torch.arange(T, device=token_BT.device).expand(B, T)
         return self.head(self.hidden(token_BT, position_BT, DocumentMask.from_positions(position_BT)))
 
-    def forward(self, token_BT: Tensor, position_BT: Tensor, target_BT: Tensor) -> Tensor:
+    def forward(
+        self, token_BT: Tensor, position_BT: Tensor, target_BT: Tensor, z_loss: float = 0.0
+    ) -> Tensor:
         """The loss summed over targets other than `IGNORE` (a float32 scalar); the (N, V) logits are never
-        stored.
+        stored. `z_loss` times the squared log-sum-exp of each row's logits is added.
 
         token_BT, target_BT: int64; position_BT: int64, restarting at 0 with each document. Rows pack
         documents: a token attends to the earlier tokens of its own document only.
         """
         h_BTD = self.hidden(token_BT, position_BT, DocumentMask.from_positions(position_BT))
         h_ND = h_BTD.reshape(-1, h_BTD.shape[-1])
-        return summed_cross_entropy(h_ND, self.head.weight, target_BT.reshape(-1))
+        return summed_cross_entropy(h_ND, self.head.weight, target_BT.reshape(-1), z_loss)

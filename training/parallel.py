@@ -1,17 +1,26 @@
-"""Data parallelism on torch's own engine: `torchrun --nproc-per-node N -m evalengine train STUDY`.
+"""Several processes for one run, on torch's own engine: `torchrun --nproc-per-node N -m evalengine train STUDY`.
 
-Each process takes every N-th row of a step; gradients are averaged as they are computed. `SINGLE` is the
-group of one process, so that the loop has one path.
+Each process takes every N-th row of a step, and gradients are averaged. A model below `SHARD_FROM` parameters
+is copied to every process (DDP); a larger one is sharded (FSDP2): each process keeps 1/N of the weights,
+gradients and AdamW's moments (16 bytes a parameter) and gathers a block's weights while it computes. What is
+gathered is float32, so that both ways follow the same curve. `SINGLE` is the group of one process, so that
+the loop has one path.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from evalengine.training.model import Decoder
+
+SHARD_FROM = 500_000_000  # parameters: 8 GB of weights, gradients and moments
+MODES = ("auto", "ddp", "fsdp")
 
 
 class Group:
@@ -19,29 +28,58 @@ class Group:
 
     rank, size = 0, 1
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: Decoder) -> nn.Module:
         return model
 
     def synchronise(self, wrapped: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Around a micro-batch: only the last one of a step exchanges gradients."""
+        """Around a micro-batch: copies exchange gradients on the last one of a step only."""
         return contextlib.nullcontext()
 
     def sum(self, value: Tensor) -> Tensor:
         return value
+
+    def agree(self, choice: bool) -> bool:
+        """The first process's choice, on every process."""
+        return choice
+
+    def whole(self, tree: Any) -> Any:
+        """A state dict with whole tensors in place of shards, on the first process; the others help."""
+        return tree
+
+    def fill(self, model: Decoder, optim: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Loads whole tensors into a model and its optimiser."""
+        model.load_state_dict(state["model"])
+        optim.load_state_dict(state["optim"])
+
+    def unsharded(self, model: Decoder) -> Decoder:
+        """The model with whole weights, on the first process."""
+        return model
 
     def wait(self) -> None:
         """Until every process is here."""
 
 
 class DataParallel(Group):
-    def __init__(self, device: str) -> None:
+    """The processes that torchrun started. `mode`: copies (ddp), shards (fsdp), or by size (auto)."""
+
+    def __init__(self, device: str, mode: str = "auto") -> None:
         import torch.distributed as dist
 
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
         self.rank, self.size, self.device = dist.get_rank(), dist.get_world_size(), device
+        self.mode = mode
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: Decoder) -> nn.Module:
+        if self.mode == "fsdp" or (self.mode == "auto" and model.shape.params >= SHARD_FROM):
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
+
+            mesh = init_device_mesh(self.device.split(":")[0], (self.size,))
+            for block in model.layers():
+                fully_shard(block, mesh=mesh)
+            fully_shard(model, mesh=mesh)  # what is left: embedding, last norm, head
+            return model
         from torch.nn.parallel import DistributedDataParallel
 
         return DistributedDataParallel(
@@ -49,13 +87,58 @@ class DataParallel(Group):
         )
 
     def synchronise(self, wrapped: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if last else wrapped.no_sync()  # type: ignore[operator, no-any-return]
+        from torch.nn.parallel import DistributedDataParallel
+
+        if last or not isinstance(wrapped, DistributedDataParallel):
+            return contextlib.nullcontext()  # shards reduce every time: whole gradients are what they avoid
+        return wrapped.no_sync()
 
     def sum(self, value: Tensor) -> Tensor:
         import torch.distributed as dist
 
         dist.all_reduce(value)
         return value
+
+    def agree(self, choice: bool) -> bool:
+        import torch.distributed as dist
+
+        flag = torch.tensor(int(choice), device=self.device)
+        dist.broadcast(flag, 0)
+        return bool(flag)
+
+    def whole(self, tree: Any) -> Any:
+        from torch.distributed.tensor import DTensor
+        from torch.utils._pytree import tree_map
+
+        def gather(leaf: Any) -> Any:
+            if not isinstance(leaf, DTensor):
+                return leaf
+            full = leaf.full_tensor()  # every process takes part
+            return full.cpu() if self.rank == 0 else None
+
+        return tree_map(gather, tree)
+
+    def fill(self, model: Decoder, optim: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        own = model.state_dict()
+        model.load_state_dict({name: _like(own[name], full) for name, full in state["model"].items()})
+        weights = [weight for group in optim.param_groups for weight in group["params"]]
+        moments = {
+            index: {key: _like(weights[index], value) for key, value in kept.items()}
+            for index, kept in state["optim"]["state"].items()
+        }
+        optim.load_state_dict({**state["optim"], "state": moments})
+
+    def unsharded(self, model: Decoder) -> Decoder:
+        from torch.distributed.fsdp import FSDPModule
+
+        if not isinstance(model, FSDPModule):
+            return model
+        weights = self.whole(model.state_dict())  # also puts the root's weights back into shards
+        if self.rank:
+            return model
+        whole = type(model)(model.shape)
+        whole.load_state_dict(weights)
+        return whole
 
     def wait(self) -> None:
         import torch.distributed as dist
@@ -66,6 +149,21 @@ class DataParallel(Group):
         import torch.distributed as dist
 
         dist.destroy_process_group()
+
+
+def _like(own: Any, full: Any) -> Any:
+    """`full` cut as `own` is, if that is sharded and of the same shape; each process cuts its own part."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not (isinstance(own, DTensor) and isinstance(full, Tensor) and full.shape == own.shape):
+        return full
+    return distribute_tensor(full.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+
+
+def full(value: Tensor) -> Tensor:
+    """A value that a sharded model computed in shards, whole on every process; any other as it is."""
+    gather = getattr(value, "full_tensor", None)
+    return gather() if gather else value
 
 
 SINGLE = Group()

@@ -24,12 +24,14 @@ from evalengine.training import contamination
 from evalengine.training import conversations as sft
 from evalengine.training import tokenizer as tokenizers
 from evalengine.training.model import Shape
-from evalengine.training.shards import TokenSource, build, is_complete
+from evalengine.training.shards import TokenSource, build, cores, is_complete
 from evalengine.training.sources import documents, files
 from evalengine.training.study import Scale, SourceSpec, Study
 from evalengine.training.tokenizer import Tokenizer, write_text
 
-BYTES_PER_TOKEN = 4  # a rough estimate for progress bars only
+BYTES_PER_TOKEN = 4  # a rough estimate, for progress bars and the number of processes
+WORTH_WORKERS = 16 * 2**20  # tokens from which starting processes pays
+MAX_WORKERS = 32  # more than one reader keeps busy
 
 
 class Prepared(NamedTuple):
@@ -158,8 +160,9 @@ def _shards(study: Study, name: str, data: Path | None, tokenizer: Tokenizer, fo
         build(place, texts, tokenizer, limit=need)
         return place
     size = need or sum(file.stat().st_size for file in files(spec, data, name)) // BYTES_PER_TOKEN
+    workers = min(cores(), MAX_WORKERS) if size >= WORTH_WORKERS else 1
     with console.progress(f"tokenising {name}", size, "tokens") as line:
-        build(place, texts, tokenizer, limit=need, on_tokens=line.update)
+        build(place, texts, tokenizer, limit=need, workers=workers, on_tokens=line.update)
     return place
 
 

@@ -24,6 +24,7 @@ from evalengine.errors import UserError
 from evalengine.training import export
 from evalengine.training.loop import Place, Step
 from evalengine.training.prepare import Prepared, prepare, work_folder
+from evalengine.training.shards import cores
 from evalengine.training.stages import Job, Result, fingerprint, steps_of, train
 from evalengine.training.study import Run, Study, runs
 
@@ -120,10 +121,6 @@ def default_jobs(study: Study, device: str) -> int:
         return torch.cuda.device_count()
     largest = max(scale.d_model for scale in study.scales.values())
     return max(1, cores() // max(1, study.threads)) if largest <= 512 else 1
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _chains(todo: list[Job]) -> list[list[Job]]:

@@ -5,17 +5,23 @@
                                /00000.json  counts and checksum; written last, so a shard is whole or absent
                                /done.json   the source is complete
 
-Documents are read in order and encoded in batches on every core (by the `tokenizers` library's threads,
-outside the interpreter's lock); a killed run goes on at the first missing shard. A document longer than
-`PIECE` tokens is cut, so that shuffling and validation work on a source of eight books too.
+Documents are read in order; batches of them are encoded by worker processes and written in that order, so
+the bytes do not depend on how many there are. A killed run goes on at the first missing shard. A document
+longer than `PIECE` tokens is cut, so that shuffling and validation work on a source of eight books too.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing as mp
 import os
+import threading
+import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -71,11 +77,13 @@ def build(
     tokenizer: Tokenizer,
     *,
     limit: int = 0,
+    workers: int = 1,
     on_tokens: Callable[[int], None] = lambda count: None,
 ) -> TokenSource:
     """Tokenises a source into `folder`, or opens and checks it when that is done.
 
-    `limit`: stop after so many tokens (0: all). `on_tokens` hears how many were added.
+    `limit`: stop after so many tokens (0: all). `workers`: processes that encode; 1: this one. `on_tokens`
+    hears how many were added.
     """
     if is_complete(folder, limit):
         verify(folder)
@@ -90,8 +98,7 @@ def build(
         folder, np.dtype(np.uint16 if tokenizer.size <= 2**16 else np.uint32), len(finished)
     )
     whole = True
-    for batch in _batches(stream):
-        encoded = tokenizer.encode_documents(batch)
+    for encoded in _encoded(_batches(stream), tokenizer, workers):
         for ids in encoded:
             writer.add(ids)
         added = sum(map(len, encoded))
@@ -110,6 +117,58 @@ def build(
     done = {"shards": len(infos), "digest": digest, "whole": whole, "limit": limit}
     write_text(folder / "done.json", json.dumps(done) + "\n")
     return TokenSource(folder)
+
+
+def _encoded(batches: Iterator[list[str]], tokenizer: Tokenizer, workers: int) -> Iterator[list[np.ndarray]]:
+    """Each batch's token ids, in order; two batches a worker wait at most."""
+    if workers <= 1:
+        yield from map(tokenizer.encode_documents, batches)
+        return
+    waiting: deque[Future[list[np.ndarray]]] = deque()
+    pool = ProcessPoolExecutor(
+        workers, mp.get_context("spawn"), initializer=_start_worker, initargs=(tokenizer.path, os.getpid())
+    )
+    try:
+        for batch in batches:
+            waiting.append(pool.submit(_encode, batch))
+            if len(waiting) >= 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a tokenising process was killed, most likely for memory: free some and run the same command "
+            "again, it goes on where it was"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: dict[str, Tokenizer] = {}
+
+
+def _start_worker(path: Path, parent: int) -> None:
+    """Opens the tokenizer, one thread a process, and ends this process with the one that started it."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _worker["tokenizer"] = Tokenizer(path)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _encode(texts: list[str]) -> list[np.ndarray]:
+    return _worker["tokenizer"].encode_documents(texts)
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_complete(folder: Path, limit: int) -> bool:

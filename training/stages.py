@@ -70,7 +70,10 @@ def fingerprint(study: Study, prepared: Prepared, run: Run) -> str:
 
 
 def _decisive(settings: Any) -> dict[str, Any]:
-    return {k: v for k, v in dataclasses.asdict(settings).items() if k != "micro_rows"}
+    values = {k: v for k, v in dataclasses.asdict(settings).items() if k != "micro_rows"}
+    if not values["z_loss"]:
+        del values["z_loss"]  # as if the setting were not there
+    return values
 
 
 def steps_of(study: Study, prepared: Prepared, run: Run) -> tuple[int, int]:
@@ -97,10 +100,13 @@ def train(job: Job, report: Callable[[Step], None] = lambda step: None) -> Resul
         job.place,
         state=work / "state" / f"{job.run.name}.pt",
         log=work / "logs" / f"{job.run.name}.jsonl",
+        tensorboard=job.place.tensorboard and job.place.tensorboard / job.run.name,
+        width=shape.context if job.place.compile else 0,
         fingerprint=fingerprint(job.study, job.prepared, job.run),
     )
     stage = pretrain if job.run.stage == "pt" else finetune
     model, loss, validation, extra = stage(job, tokenizer, shape, place, report)
+    model = place.group.unsharded(model)
     if place.group.rank == 0:
         scale = job.study.scales[job.run.scale]
         settings = scale.pretrain if job.run.stage == "pt" else scale.sft

@@ -58,6 +58,7 @@ class Pretrain:
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float = 1.0
+    z_loss: float = 0.0  # times the squared log-sum-exp of the logits, added to the loss; PaLM's is 1e-4
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class FineTune:
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float = 1.0
+    z_loss: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,19 @@ def register(subparsers: Any) -> None:
         default="auto",
         help="of products (default: bfloat16 on a GPU)",
     )
+    p.add_argument(
+        "--parallel",
+        choices=("auto", "ddp", "fsdp"),
+        default="auto",
+        help="under torchrun: copies or shards of the model (default: shards from 500M parameters)",
+    )
+    p.add_argument(
+        "--compile",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="torch.compile the blocks (default: on a GPU)",
+    )
+    p.add_argument("--tensorboard", action="store_true", help="also log scalars to OUT/.study/tensorboard")
     p.add_argument("--fresh", action="store_true", help="train the chosen runs again, whatever is there")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.set_defaults(run=run)
@@ -106,6 +119,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _place(args: argparse.Namespace) -> Place:
     """Device and precision; under torchrun one device a process."""
+    import importlib.util
+    from dataclasses import replace
+
     import torch
 
     from evalengine.errors import UserError
@@ -117,7 +133,13 @@ def _place(args: argparse.Namespace) -> Place:
         raise UserError("there is no CUDA device here: leave --device out")
     device = "cuda" if gpu else "cpu"
     autocast = args.dtype == "bfloat16" or (args.dtype == "auto" and gpu)
+    compiled = gpu if args.compile == "auto" else args.compile == "yes"
+    place = Place(device=device, autocast=autocast, compile=compiled)
+    if args.tensorboard:
+        if importlib.util.find_spec("tensorboard") is None:
+            raise UserError("--tensorboard needs a package: pip install 'evalengine[tensorboard]'")
+        place = replace(place, tensorboard=args.out / ".study" / "tensorboard")
     if parallel.launched():
         device = parallel.local_device() if gpu else "cpu"
-        return Place(device=device, autocast=autocast, compile=gpu, group=parallel.DataParallel(device))
-    return Place(device=device, autocast=autocast, compile=gpu)
+        place = replace(place, device=device, group=parallel.DataParallel(device, args.parallel))
+    return place

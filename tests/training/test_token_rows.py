@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +55,66 @@ def test_a_killed_tokenisation_goes_on_to_the_same_bytes(
     assert again.digest == whole.digest
     for file in (tmp_path / "a").iterdir():
         assert (tmp_path / "b" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.slow
+def test_workers_write_the_same_bytes_even_after_a_kill(texts: list[str], tokenizer, tmp_path: Path):
+    """One process against two, killed with SIGKILL after the first shards and run again with three."""
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    script = tmp_path / "tokenise.py"
+    script.write_text(
+        "import json, sys, time\n"
+        "from pathlib import Path\n"
+        "from evalengine.training import shards\n"
+        "from evalengine.training.tokenizer import Tokenizer\n"
+        "def slowly():\n"
+        "    for text in json.loads(Path(sys.argv[1]).read_text()):\n"
+        "        time.sleep(float(sys.argv[5]))\n"
+        "        yield text\n"
+        "if __name__ == '__main__':\n"
+        "    shards.SHARD, shards.BATCH_CHARS = 2000, 1000\n"
+        "    tokenizer = Tokenizer(Path(sys.argv[2]))\n"
+        "    shards.build(Path(sys.argv[3]), slowly, tokenizer, workers=int(sys.argv[4]))\n"
+    )
+
+    def command(folder: str, workers: int, pause: float) -> list[str]:
+        return [
+            sys.executable,
+            str(script),
+            str(tmp_path / "texts.json"),
+            str(tokenizer.path),
+            str(tmp_path / folder),
+            str(workers),
+            str(pause),
+        ]
+
+    subprocess.run(command("one", 1, 0), check=True, timeout=60)
+    process = subprocess.Popen(command("many", 2, 0.01))
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "many").glob("*.json"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "many/done.json").exists()
+    subprocess.run(command("many", 3, 0), check=True, timeout=60)
+    expected = {file.name: file.read_bytes() for file in (tmp_path / "one").iterdir()}
+    assert len(expected) > 7
+    found = {file.name: file.read_bytes() for file in (tmp_path / "many").glob("[!.]*")}
+    assert found == expected
+
+
+def die(texts: list[str]) -> None:
+    os._exit(9)
+
+
+def test_a_killed_tokenising_process_is_one_sentence(
+    texts: list[str], tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(shards, "_encode", die)
+    monkeypatch.setattr(shards, "BATCH_CHARS", 1000)
+    with pytest.raises(UserError, match="a tokenising process was killed, most likely for memory"):
+        build(tmp_path / "s", lambda: iter(texts), tokenizer, workers=2)
 
 
 def test_a_limit_stops_early_and_a_larger_one_goes_on(

@@ -168,7 +168,7 @@ def test_fresh_trains_again(data: Path, write_study, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_torchrun_trains_the_study(trained: Path, data: Path, write_study, tmp_path: Path):
+def test_torchrun_trains_the_study_in_shards(trained: Path, data: Path, write_study, tmp_path: Path):
     out = tmp_path / "ckpts"
     command = [
         sys.executable,
@@ -182,6 +182,7 @@ def test_torchrun_trains_the_study(trained: Path, data: Path, write_study, tmp_p
         "train",
     ]
     options = [str(write_study()), "--data", str(data), "--out", str(out), "--only", "S-m1-*"]
+    options += ["--parallel", "fsdp"]  # copies are tested in test_several_processes.py
     done = subprocess.run(
         [*command, *options],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
