@@ -101,6 +101,11 @@ class Progress:
         if self._rich is not None:
             self._rich.update(self._task, description=label)
 
+    def rows(self, rows: Sequence[str]) -> None:
+        """Lines under the bar, on a terminal: what each worker does."""
+        if self._rich is not None:
+            self._rich.update(self._task, description="\n".join([self.label, *rows]))
+
     def update(self, advance: float, note: str = "") -> None:
         """Moves on by `advance` units; `note` (loss, rate) is shown behind the bar."""
         self.done += advance

@@ -36,12 +36,15 @@ class Planner:
         self._trust, self._pmi = trust_remote_code, pmi
         self._encoders: dict[str, Encoder] = {}
         self._plans: dict[str, Encoded] = {}
+        self._tokenizers: dict[Path, tuple[str, int]] = {}  # hash and window, by checkpoint
+        self._ids: dict[int, tuple[ItemSet, str]] = {}  # hash of the item ids, by identity of the set
 
-    def plan(self, checkpoint: Checkpoint, items: ItemSet) -> Encoded:
-        """The encoded benchmark. Raises UserError where the tokenizer cannot be loaded."""
-        config = load_config(checkpoint, self._trust)
-        hashed = tokenizer_hash(checkpoint.path)
-        window = window_of(config, None, default=0)
+    def key(self, checkpoint: Checkpoint, items: ItemSet) -> str:
+        """What decides the tokens, as one hash. Raises UserError where config.json or the tokenizer cannot be used."""
+        hashed, window = self._tokenizer(checkpoint)
+        if id(items) not in self._ids:
+            ids = hashlib.sha256("\0".join(item.id for item in items.items).encode()).hexdigest()
+            self._ids[id(items)] = (items, ids)
         parts = (
             PLAN_VERSION,
             hashed,
@@ -51,15 +54,23 @@ class Planner:
             items.variant,
             items.data_hash,
             self._pmi,
+            self._ids[id(items)][1],
         )
-        ids = hashlib.sha256("\0".join(item.id for item in items.items).encode()).hexdigest()
-        key = hashlib.sha256("\0".join(map(str, (*parts, ids))).encode()).hexdigest()[:32]
+        return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
+
+    def plan(self, checkpoint: Checkpoint, items: ItemSet) -> Encoded:
+        """The encoded benchmark. Raises UserError where the tokenizer cannot be loaded."""
+        key = self.key(checkpoint, items)
         if key not in self._plans:
             cached = read_plan(cache_folder() / f"{key}.arrow", items)
             if cached is None:
+                hashed, window = self._tokenizer(checkpoint)
                 encoder = self._encoders.get(f"{hashed}:{window}")
                 if encoder is None:
-                    tokenizer = load_tokenizer(checkpoint, self._trust)
+                    config, tokenizer = (
+                        load_config(checkpoint, self._trust),
+                        load_tokenizer(checkpoint, self._trust),
+                    )
                     encoder = self._encoders[f"{hashed}:{window}"] = Encoder(
                         tokenizer, window_of(config, tokenizer)
                     )
@@ -67,6 +78,13 @@ class Planner:
                 write_plan(cache_folder() / f"{key}.arrow", cached)
             self._plans[key] = cached
         return self._plans[key]
+
+    def _tokenizer(self, checkpoint: Checkpoint) -> tuple[str, int]:
+        """(hash of the tokenizer, the model's window), read once for each checkpoint."""
+        if checkpoint.path not in self._tokenizers:
+            window = window_of(load_config(checkpoint, self._trust), None, default=0)
+            self._tokenizers[checkpoint.path] = (tokenizer_hash(checkpoint.path), window)
+        return self._tokenizers[checkpoint.path]
 
 
 def load_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:

@@ -82,6 +82,7 @@ def register(subparsers: Any) -> None:
         "--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint"
     )
     p.add_argument("--fresh", action="store_true", help="score again what the store already holds")
+    add_ray(p, "score")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.set_defaults(run=run)
 
@@ -112,7 +113,15 @@ def run(args: argparse.Namespace) -> int:
         from evalengine.lm_eval_tasks import load_tasks
 
         more = load_tasks(args.lm_eval_tasks, limit=args.limit, seed=args.seed, fewshot=args.fewshot)
-    outcomes = runner.score(found, benchmarks, make_backend(args), args.out, options, more)
+    if args.ray:
+        from evalengine.cluster import scoring
+
+        outcomes = scoring.score(
+            found, benchmarks, backend_spec(args), args.out, options, more, cluster(args)
+        )
+    else:
+        refuse_ray_options(args)
+        outcomes = runner.score(found, benchmarks, make_backend(args), args.out, options, more)
     report = list(runner.summaries(outcomes, args.out))
     if args.json:
         console.emit_json({"store": str(args.out), "checkpoints": report})
@@ -140,34 +149,89 @@ def available(wanted: list[Any], args: argparse.Namespace) -> list[Any]:
     return wanted
 
 
-def make_backend(args: argparse.Namespace) -> Any:
-    quiet_transformers()
+def backend_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What the chosen backend is made with, but for its dtype."""
+    common = {
+        "batch_tokens": args.batch_tokens,
+        "allow_pickle": args.allow_pickle,
+        "trust_remote_code": args.trust_remote_code,
+    }
     if args.backend == "vllm":
         if args.device:
             raise UserError(
                 "--device is for --backend torch: vLLM takes the GPUs that CUDA_VISIBLE_DEVICES names"
             )
-        from evalengine.vllm.backend import VllmBackend, engine_settings
+        from evalengine.vllm.backend import engine_settings
 
-        return VllmBackend(
-            dtype=args.dtype,
-            batch_tokens=args.batch_tokens,
-            allow_pickle=args.allow_pickle,
-            trust_remote_code=args.trust_remote_code,
-            verbose=args.verbose,
-            **engine_settings(args.vllm_arg),
-        )
+        return {**common, "verbose": args.verbose, **engine_settings(args.vllm_arg)}
     if args.vllm_arg:
         raise UserError("--vllm-arg is for --backend vllm: add that, or leave it out")
+    return {**common, "device": args.device}
+
+
+def make_backend(args: argparse.Namespace) -> Any:
+    quiet_transformers()
+    settings = backend_settings(args)
+    if args.backend == "vllm":
+        from evalengine.vllm.backend import VllmBackend
+
+        return VllmBackend(dtype=args.dtype, **settings)
     from evalengine.torch_backend import TorchBackend
 
-    return TorchBackend(
-        device=args.device,
-        dtype=args.dtype,
-        batch_tokens=args.batch_tokens,
-        allow_pickle=args.allow_pickle,
-        trust_remote_code=args.trust_remote_code,
+    return TorchBackend(dtype=args.dtype, **settings)
+
+
+def backend_spec(args: argparse.Namespace) -> Any:
+    """The same backend, to be made by workers elsewhere."""
+    from evalengine.cluster.scorer import BackendSpec
+
+    quiet_transformers()
+    settings = backend_settings(args)
+    if args.device not in (None, "cpu", "cuda"):
+        raise UserError(
+            f"--device {args.device} names one device: with --ray give cpu or cuda, or leave it out"
+        )
+    return BackendSpec(args.backend, args.dtype or "", settings)
+
+
+def add_ray(p: argparse.ArgumentParser, verb: str) -> None:
+    """The options of scale-out, which `score` and `train` share."""
+    p.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help=f"{verb} on a Ray cluster: HOST:PORT, auto, or local (starts one here)",
     )
+    p.add_argument("--workers", type=int, metavar="N", help="ray: workers at most (default: all that fit)")
+    p.add_argument(
+        "--gpus-per-worker", type=float, metavar="N", help="ray: default 1 where there are GPUs, else 0"
+    )
+    p.add_argument(
+        "--cpus-per-worker",
+        type=int,
+        metavar="N",
+        help="ray: default 1 beside a GPU, else a group of up to 4",
+    )
+
+
+def cluster(args: argparse.Namespace) -> Any:
+    from evalengine.cluster.scoring import Cluster
+
+    for name in ("workers", "cpus_per_worker"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    gpus = args.gpus_per_worker
+    if gpus is not None and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
+        raise UserError("--gpus-per-worker must be 0, a part of 1, or a whole number")
+    if gpus is None and getattr(args, "backend", "") == "vllm":
+        parallel = backend_settings(args).get("tensor_parallel_size")
+        gpus = float(parallel) if isinstance(parallel, int) and parallel > 1 else None
+    return Cluster(args.ray, args.workers, args.cpus_per_worker, gpus)
+
+
+def refuse_ray_options(args: argparse.Namespace) -> None:
+    for name in ("workers", "gpus_per_worker", "cpus_per_worker"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} is for --ray: add --ray local, or leave it out")
 
 
 def quiet_transformers() -> None:

@@ -83,7 +83,10 @@ def local(ray: Any, cpus: int | None) -> Iterator[None]:
     folder = tempfile.mkdtemp(prefix=f"evalengine-ray-{os.getpid()}-", dir=short_folder())
     from ray._private import ray_constants
 
-    clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False  # listen on 127.0.0.1
+    clusters, ray_constants.ENABLE_RAY_CLUSTER = (
+        ray_constants.ENABLE_RAY_CLUSTER,
+        False,
+    )  # listen on 127.0.0.1
     name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
     before = os.environ.get(name)
     os.environ[name] = "0"  # the same for the processes that Ray starts
@@ -100,9 +103,13 @@ def local(ray: Any, cpus: int | None) -> Iterator[None]:
             )
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"Ray does not start here: {reason}; leave --ray out to score in one process") from None
+            raise UserError(
+                f"Ray does not start here: {reason}; leave --ray out to score in one process"
+            ) from None
         if [node["NodeManagerAddress"] for node in ray.nodes()] != ["127.0.0.1"]:
-            raise UserError("Ray would listen beyond this machine: use a version of Ray that evalengine knows")
+            raise UserError(
+                "Ray would listen beyond this machine: use a version of Ray that evalengine knows"
+            )
         yield
     finally:
         ray.shutdown()

@@ -1,0 +1,85 @@
+"""A benchmark scored in parts, on several workers, with the bits of the whole.
+
+What decides a row's bits is the forward it runs in and the group of rows that the head takes at once. Both follow from the
+plan and --batch-tokens; a part is a run of whole groups, so each forward and each call of the head is exactly the one that a
+single process makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from evalengine.packing import Batch
+
+if TYPE_CHECKING:
+    from evalengine.encoding import Sequences
+
+PART_TOKENS = 200_000  # tokens of a plan for each part: about a minute of a 7M model on two cores
+
+
+class PartTooLarge(Exception):
+    """Memory ran out in a part: the whole must be scored in smaller batches by one worker."""
+
+
+def count(tokens: int, backend: str) -> int:
+    """Into how many parts a benchmark of `tokens` is cut. vLLM makes its own batches: it gets whole benchmarks."""
+    return max(1, -(-tokens // PART_TOKENS)) if backend == "torch" else 1
+
+
+def groups(batches: list[Batch], head_rows: int) -> list[list[Batch]]:
+    """The batches whose rows the head takes together."""
+    out: list[list[Batch]] = [[]]
+    waiting = 0
+    for batch in batches:
+        out[-1].append(batch)
+        waiting += len(batch.row_R)
+        if waiting >= head_rows:
+            out.append([])
+            waiting = 0
+    return [group for group in out if group]
+
+
+def part_of(batches: list[Batch], part: int, parts: int, head_rows: int) -> list[Batch]:
+    """The batches of one part: consecutive groups, about equally many tokens each, behind the shared prefix if there is one."""
+    prefix = [batch for batch in batches[:1] if batch.is_prefix]
+    cut = groups(batches[len(prefix) :], head_rows)
+    ends = np.cumsum([sum(batch.tokens for batch in group) for group in cut])
+    whole = int(ends[-1]) if len(ends) else 0
+    owner = [min(parts - 1, int((end - 1) * parts // max(whole, 1))) for end in ends]
+    mine = [batch for group, who in zip(cut, owner, strict=True) if who == part for batch in group]
+    return prefix + mine if mine else []
+
+
+def score_part(
+    backend: Any,
+    sequences: Sequences,
+    part: int,
+    parts: int,
+    progress: Callable[[float], None] | None = None,
+) -> Any:
+    """Scores of the sequences in this part; the others have loglik 0 and greedy True. Raises PartTooLarge.
+
+    A model that cannot share prefixes has its order of batches from one pass over all: its first part is the whole.
+    """
+    from evalengine.torch_backend import HEAD_ROWS, SequenceScores, out_of_memory
+
+    nothing = SequenceScores(np.zeros(len(sequences)), np.ones(len(sequences), dtype=bool))
+    if not backend._tree:
+        return backend.score(sequences, progress) if part == 0 else nothing
+    batches = part_of(backend._batches(sequences), part, parts, HEAD_ROWS)
+    if not batches:
+        return nothing
+    try:
+        return backend._score(sequences, backend._tree_rows(batches, progress), backend.head)
+    except (MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise PartTooLarge from None
+        raise
+
+
+def merge(loglik: list[np.ndarray], greedy: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The whole from its parts: each sequence lies in one of them, and x + 0 = x."""
+    return np.sum(loglik, axis=0), np.logical_and.reduce(greedy)

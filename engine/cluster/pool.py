@@ -1,0 +1,198 @@
+"""Workers that come and go: one Ray actor per GPU or group of cores, one task at a time each.
+
+Workers are made as resources appear and made again where they ended, as long as there is work. Ray itself retries nothing
+here: whoever gave a task learns how it ended (`Ended`), and gives it again where that makes sense.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from evalengine import console
+from evalengine.cluster.connect import cores, import_ray
+from evalengine.errors import UserError
+
+LOOK_S = 1.0  # between two looks at the cluster's resources
+TELL_S = 20.0  # before the user learns that nothing fits
+STARTS = 3  # workers that end before they are ready, one after another, until the run is given up
+
+
+class Need(NamedTuple):
+    """What one worker holds."""
+
+    cpus: int
+    gpus: float
+
+
+class Ended(NamedTuple):
+    """A task's end. `died` says why its worker is gone, None where it lives; `node_lost`: its whole node went."""
+
+    worker: Worker
+    task: Any
+    value: Any
+    died: str | None = None
+    node_lost: bool = False
+
+
+@dataclass(eq=False)
+class Worker:
+    """An actor. It is `ready` when it has answered its greeting."""
+
+    number: int
+    actor: Any
+    ref: Any  # the call that runs, None when idle
+    task: Any = None
+    ready: bool = False
+    node: str = ""
+    host: str = ""
+    loaded: str | None = None  # for the scheduler: what the worker holds
+    doing: str = field(default="starting")
+
+
+class Pool:
+    """Workers of class `cls`, which must have `hello(*greeting) -> (node id, host name)`."""
+
+    def __init__(
+        self, cls: type, arguments: tuple[Any, ...], greeting: tuple[Any, ...], need: Need, limit: int | None
+    ) -> None:
+        """limit: how many workers at most; None takes as many as the cluster has room for, and more when it grows."""
+        self._ray = import_ray()
+        self._cls = self._ray.remote(cls)
+        self._arguments, self._greeting = arguments, greeting
+        self.need, self.limit = need, limit
+        self.workers: list[Worker] = []
+        self.made = 0
+        self._failed_starts = 0
+        self._looked = self._told = 0.0
+        self._waiting_since = time.monotonic()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in list(self.workers):
+            self.remove(worker)
+
+    def grow(self, useful: int) -> None:
+        """Makes workers up to the limit, the room there is, and the number that has something to do."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_S and self.workers:
+            return
+        self._looked = now
+        room = self.limit or max(fitting(self._ray, self.need), 1)
+        for _ in range(len(self.workers), min(room, useful)):
+            actor = self._cls.options(
+                num_cpus=self.need.cpus, num_gpus=self.need.gpus, max_restarts=0, max_task_retries=0
+            ).remote(*self._arguments)
+            self.workers.append(Worker(self.made, actor, actor.hello.remote(*self._greeting)))
+            self.made += 1
+        if any(w.ready for w in self.workers):
+            self._waiting_since = now
+        elif now - max(self._waiting_since, self._told) > TELL_S and not fitting(self._ray, self.need):
+            self._told = now
+            console.warn(
+                f"no node has room for a worker of {self.need.cpus} cores and {self.need.gpus:g} GPUs: waiting "
+                "for one to join (Ctrl-C to stop; --cpus-per-worker and --gpus-per-worker ask for less)"
+            )
+
+    def idle(self) -> list[Worker]:
+        return [w for w in self.workers if w.ready and w.ref is None]
+
+    def give(self, worker: Worker, task: Any, ref: Any) -> None:
+        """Notes that `worker` runs `task`, whose Ray call is `ref`."""
+        worker.task, worker.ref = task, ref
+
+    def wait(self, timeout: float) -> list[Ended]:
+        """Tasks that ended, at most `timeout` seconds from now. Raises UserError where no worker ever becomes ready."""
+        by_ref = {w.ref: w for w in self.workers if w.ref is not None}
+        if not by_ref:
+            time.sleep(timeout)
+            return []
+        refs = list(by_ref)
+        first, _ = self._ray.wait(refs, num_returns=1, timeout=timeout)
+        ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0) if first else ([], None)
+        ended = [self._collect(by_ref[ref]) for ref in ready]
+        return [e for e in ended if e is not None]
+
+    def _collect(self, worker: Worker) -> Ended | None:
+        task, ref = worker.task, worker.ref
+        worker.task = worker.ref = None
+        try:
+            value = self._ray.get(ref)
+        except self._ray.exceptions.RayError as error:
+            self.remove(worker)
+            reason, lost = self._reason(error, worker)
+            if not worker.ready:
+                self._start_failed(reason, lost)
+                return None
+            return Ended(worker, task, None, reason, lost)
+        if not worker.ready:
+            worker.node, worker.host = value
+            worker.ready, self._failed_starts = True, 0
+            worker.doing = "idle"
+            return None
+        return Ended(worker, task, value)
+
+    def _start_failed(self, reason: str, lost: bool) -> None:
+        self._failed_starts += not lost
+        if self._failed_starts >= STARTS and not any(w.ready for w in self.workers):
+            raise UserError(f"workers end before they are ready: {reason}")
+
+    def _reason(self, error: Exception, worker: Worker) -> tuple[str, bool]:
+        """Why a worker is gone, in a few words, and whether its node went with it."""
+        exceptions = self._ray.exceptions
+        text = " ".join(str(error).split())
+        if isinstance(error, exceptions.RayTaskError):
+            cause = getattr(error, "cause", None) or error
+            words = " ".join(str(cause).split()) or type(cause).__name__
+            return f"{type(cause).__name__}: {words[-200:]}", False
+        if isinstance(error, exceptions.OutOfMemoryError):
+            return "the node ran out of memory", False
+        alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
+        if "node has died" in text or "node was dead" in text or (worker.node and worker.node not in alive):
+            return "its node has gone", True
+        return "its worker process was killed or ran out of memory", False
+
+    def remove(self, worker: Worker) -> None:
+        """Ends a worker at once, whatever it is doing."""
+        with contextlib.suppress(ValueError):
+            self.workers.remove(worker)
+        with contextlib.suppress(Exception):
+            self._ray.kill(worker.actor, no_restart=True)
+
+
+def fitting(ray: Any, need: Need) -> int:
+    """How many workers the cluster's nodes hold altogether."""
+    total = 0
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        has = node["Resources"]
+        by_cpu = int(has.get("CPU", 0) // need.cpus) if need.cpus else 10**6
+        by_gpu = int(has.get("GPU", 0) // need.gpus) if need.gpus else 10**6
+        total += min(by_cpu, by_gpu)
+    return total
+
+
+def need_of(
+    ray: Any, *, workers: int | None, cpus: int | None, gpus: float | None, device: str | None, local: bool
+) -> Need:
+    """The resources of one worker: as asked, else one GPU where the cluster has any, else a group of cores.
+
+    A group is four cores, fewer where the largest node has fewer or `workers` share this machine.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if gpus is None:
+        gpus = 1.0 if device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+    if cpus is None:
+        largest = max((int(node.get("CPU", 0)) for node in nodes), default=1)
+        if gpus:
+            cpus = 1
+        elif local and workers:
+            cpus = max(1, cores() // workers)
+        else:
+            cpus = max(1, min(4, largest))
+    return Need(cpus, gpus)

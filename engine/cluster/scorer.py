@@ -1,0 +1,214 @@
+"""The actor of `evalengine score --ray`: a backend that stays warm, and swaps weights and plans as units come.
+
+It never raises for a checkpoint's fault: it answers with a `Failure` that says what should happen. What it cannot answer (it
+was killed) the pool notices.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from evalengine import __version__
+from evalengine.checkpoints import Checkpoint
+from evalengine.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class BackendSpec(NamedTuple):
+    """A backend to be made on another machine. It has what a store's metadata says of a backend: name and dtype."""
+
+    name: str
+    dtype: str
+    settings: dict[str, Any]
+    notes: list[str] = []  # noqa: RUF012
+
+    def make(self) -> Any:
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        if self.name == "vllm":
+            from evalengine.vllm.backend import VllmBackend
+
+            return VllmBackend(dtype=self.dtype, **self.settings)
+        from evalengine.torch_backend import TorchBackend
+
+        return TorchBackend(dtype=self.dtype, **self.settings)
+
+
+class Work(NamedTuple):
+    """One unit, with all that a worker needs for it. `plan` is a list around Ray's reference: fetched once, then kept."""
+
+    checkpoint: Checkpoint
+    fingerprint: str
+    benchmark: str
+    category: str
+    plan_key: str
+    plan: list[Any]
+    part: int
+    parts: int
+    path: Path
+    metadata: dict[str, str]
+    ahead: Checkpoint | None  # the checkpoint that this worker will probably have next
+
+
+class Scored(NamedTuple):
+    """A finished unit. Scores are None where the worker has written the file itself."""
+
+    load_s: float  # 0 where the weights were there already
+    seconds: float
+    notes: list[str]
+    loglik: np.ndarray | None
+    greedy: np.ndarray | None
+
+
+class Failure(NamedTuple):
+    """`kind`: final (the checkpoint's own fault), again (worth another try), whole (score it uncut), full (disk)."""
+
+    kind: str
+    reason: str
+
+
+class Scorer:
+    """Lives in a Ray actor. `threads` is how many cores it may use."""
+
+    def __init__(self, spec: BackendSpec, threads: int, allow_pickle: bool, version: str) -> None:
+        self._spec, self._threads, self._allow_pickle = spec, threads, allow_pickle
+        self._version = version
+        self._backend: Any = None
+        self._visible = False
+        self._loaded: tuple[str, str] | None = None  # name and fingerprint
+        self._plans: dict[str, Any] = {}
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._fingerprints: dict[str, Future[tuple[Checkpoint, str]]] = {}
+
+    def hello(self, probe: Path, token: str) -> tuple[str, str]:
+        """Gets ready; sees whether the driver's store is visible from here. Returns Ray's node id and the host's name."""
+        import ray
+        import torch
+
+        if self._version != __version__:
+            raise UserError(
+                f"evalengine {__version__} is installed on {socket.gethostname()}, not {self._version}"
+            )
+        torch.set_num_threads(self._threads)
+        self._backend = self._spec.make()
+        try:
+            self._visible = probe.read_text(encoding="utf-8") == token
+        except OSError:
+            self._visible = False
+        return ray.get_runtime_context().get_node_id(), socket.gethostname()
+
+    def process(self) -> int:
+        """The process id, for tests that kill it."""
+        return os.getpid()
+
+    def identify(self, checkpoint: Checkpoint) -> str | Failure:
+        """The fingerprint of a checkpoint's weights as this node sees them."""
+        try:
+            return self._read(checkpoint).result()[1]
+        except Exception as error:
+            self._fingerprints.pop(checkpoint.name, None)
+            return failure(checkpoint.name, error)
+
+    def run(self, work: Work) -> Scored | Failure:
+        try:
+            return self._run(work)
+        except Exception as error:
+            self._loaded = None
+            return failure(work.checkpoint.name, error)
+
+    def _read(self, checkpoint: Checkpoint) -> Future[tuple[Checkpoint, str]]:
+        """Brings a checkpoint here where it is remote, and hashes its weights, in the background."""
+        if checkpoint.name not in self._fingerprints:
+            self._fingerprints[checkpoint.name] = self._reader.submit(
+                read_checkpoint, checkpoint, self._allow_pickle
+            )
+        return self._fingerprints[checkpoint.name]
+
+    def _run(self, work: Work) -> Scored | Failure:
+        from evalengine import runner, store
+        from evalengine.cluster import parts
+
+        load_s = self._load(work)
+        if work.ahead is not None:
+            self._read(work.ahead)
+        encoded = self._plan(work)
+        started = time.monotonic()
+        if work.parts > 1:
+            try:
+                scores = parts.score_part(self._backend, encoded.sequences, work.part, work.parts)
+            except parts.PartTooLarge:
+                return Failure("whole", "memory ran out")
+        else:
+            scores = self._backend.score(encoded.sequences)
+        seconds = time.monotonic() - started
+        notes = list(self._backend.notes)
+        if work.parts > 1 or not self._visible:
+            return Scored(load_s, seconds, notes, scores.loglik, scores.greedy)
+        table = runner.table_of(work.checkpoint, work.benchmark, work.category, encoded, scores)
+        try:
+            store.write(work.path, table, work.metadata)
+        except OSError as error:
+            if error.errno in FULL:
+                return Failure("full", f"{error.errno}\t{error.filename or work.path}")
+            raise
+        return Scored(load_s, seconds, notes, None, None)
+
+    def _load(self, work: Work) -> float:
+        """Makes the unit's checkpoint the loaded one. Raises UserError where its weights are not those that were identified."""
+        wanted = (work.checkpoint.name, work.fingerprint)
+        if self._loaded == wanted:
+            return 0.0
+        started = time.monotonic()
+        self._loaded = None
+        checkpoint, fingerprint = self._read(work.checkpoint).result()
+        if fingerprint != work.fingerprint:
+            self._fingerprints.pop(work.checkpoint.name, None)
+            raise UserError(
+                f"{work.checkpoint.name} has other weights on {socket.gethostname()} than elsewhere, or they changed during the "
+                "run: give every node the same files, then run the same command again"
+            )
+        for name in [n for n in self._fingerprints if n != work.checkpoint.name]:
+            if self._fingerprints[name].done():
+                del self._fingerprints[name]
+        self._backend.load(checkpoint)
+        self._loaded = wanted
+        return time.monotonic() - started
+
+    def _plan(self, work: Work) -> Any:
+        if work.plan_key not in self._plans:
+            import ray
+
+            (ref,) = work.plan
+            self._plans[work.plan_key] = ray.get(ref)
+        return self._plans[work.plan_key]
+
+
+def read_checkpoint(checkpoint: Checkpoint, allow_pickle: bool) -> tuple[Checkpoint, str]:
+    from evalengine import checkpoints
+
+    if not checkpoint.path.is_dir():
+        raise UserError(
+            f"{checkpoint.path} is not there on {socket.gethostname()}: checkpoints must lie in a folder that all nodes share, "
+            "or be given as URIs (s3://, gs://, hf://)"
+        )
+    return checkpoint, checkpoints.fingerprint(checkpoint.path, allow_pickle)
+
+
+def failure(name: str, error: Exception) -> Failure:
+    """What an exception means for the checkpoint that raised it."""
+    if isinstance(error, UserError):
+        return Failure("final", str(error))
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return Failure("again", f"{type(error).__name__}: {reason}")

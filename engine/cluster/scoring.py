@@ -1,0 +1,445 @@
+"""`evalengine score --ray`: the driver. It plans once per tokenizer, hands out units, and keeps the store.
+
+    identify -> plan -> units -> workers -> store          # the same files, byte for byte, as runner.score writes
+
+A worker writes a result itself where it sees the store's folder; else, and for benchmarks cut in parts, the driver does. A
+worker or node that goes costs the unit it had; the driver, when killed, costs the units under way: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from evalengine import __version__, console, plans, runner, store
+from evalengine.checkpoints import Checkpoint, weight_files
+from evalengine.cluster import connect, parts
+from evalengine.cluster.pool import Ended, Need, Pool, Worker, need_of
+from evalengine.cluster.schedule import STRIKES, Schedule, Unit
+from evalengine.cluster.scorer import BackendSpec, Failure, Scored, Scorer, Work
+from evalengine.errors import UserError
+
+if TYPE_CHECKING:
+    from evalengine.benchmarks import Benchmark, ItemSet
+    from evalengine.encoding import Encoded
+
+POLL_S = 0.1
+
+
+class Cluster(NamedTuple):
+    """Where to run, and what a worker holds; None leaves it to `need_of`."""
+
+    address: str
+    workers: int | None = None
+    cpus: int | None = None
+    gpus: float | None = None
+
+
+class Plan(NamedTuple):
+    key: str
+    encoded: Encoded
+    ref: Any  # Ray's reference to `encoded`
+
+
+class Planned(NamedTuple):
+    """From the planning thread: a checkpoint's benchmark has its plan, or `error` says why not."""
+
+    checkpoint: str
+    benchmark: str
+    plan: Plan | None
+    error: Exception | None = None
+
+
+@dataclass
+class State:
+    """A checkpoint during the run. `left` are its benchmarks without a result, None before it is identified."""
+
+    checkpoint: Checkpoint
+    size: float
+    report: runner.Report = field(default_factory=runner.Report)
+    fingerprint: str = ""
+    left: set[str] | None = None
+    tasks: dict[str, runner.Task] = field(default_factory=dict)
+    unplanned: int = 0  # plans that are asked for
+    parts: dict[str, dict[int, Scored]] = field(default_factory=dict)
+    whole: set[str] = field(default_factory=set)  # benchmarks that must not be cut
+    seconds: float = 0.0
+
+    @property
+    def finished(self) -> bool:
+        return self.report.failure is not None or self.left == set()
+
+
+def score(
+    found: list[Checkpoint],
+    benchmarks: list[Benchmark],
+    spec: BackendSpec,
+    out: Path,
+    options: runner.Options,
+    more: Sequence[tuple[ItemSet, str]],
+    cluster: Cluster,
+) -> list[runner.Outcome]:
+    """runner.score on a Ray cluster. `spec.dtype` "" takes float32 on cores and bfloat16 on GPUs."""
+    item_sets = runner.load_item_sets(benchmarks, options, more)
+    total = len(found) * sum(len(items.items) for items, _ in item_sets)
+    cpus = None
+    if cluster.workers:
+        cpus = max(connect.cores(), cluster.workers * (cluster.cpus or 1))
+    with store.lock(out), connect.connected(cluster.address, cpus=cpus):
+        need = need_of(
+            connect.import_ray(),
+            workers=cluster.workers,
+            cpus=cluster.cpus,
+            gpus=cluster.gpus,
+            device=spec.settings.get("device"),
+            local=cluster.address == connect.LOCAL,
+        )
+        spec = placed(spec, need)
+        with Store(out) as shared, console.progress("scoring", total, "items") as progress:
+            run = Run(found, item_sets, spec, out, options, progress)
+            scorer = (spec, need.cpus, options.allow_pickle, __version__)
+            with Pool(Scorer, scorer, (shared.probe, shared.token), need, cluster.workers) as pool:
+                run.go(pool)
+        outcomes = [s.report.outcome(s.checkpoint, s.seconds) for s in run.states.values()]
+        record = runner.run_record(outcomes, spec, options)
+        store.log_run(out, record | {"workers": run.workers})
+    return outcomes
+
+
+def placed(spec: BackendSpec, need: Need) -> BackendSpec:
+    """The backend on the kind of device that its workers hold."""
+    settings = dict(spec.settings)
+    if spec.name == "torch":
+        settings["device"] = "cuda" if need.gpus else "cpu"
+    dtype = spec.dtype or ("bfloat16" if need.gpus else "float32")
+    return spec._replace(dtype=dtype, settings=settings)
+
+
+class Store:
+    """A token in the store's folder: a worker that can read it may write there."""
+
+    def __init__(self, out: Path) -> None:
+        self.probe, self.token = out.resolve() / f".probe-{secrets.token_hex(8)}", secrets.token_hex(16)
+
+    def __enter__(self) -> Store:
+        for old in self.probe.parent.glob(".probe-*"):
+            old.unlink(missing_ok=True)
+        self.probe.write_text(self.token, encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.probe.unlink(missing_ok=True)
+
+
+class Plans:
+    """Makes plans in a thread, in the order they are asked for, each once, and puts them where workers find them."""
+
+    def __init__(self, planner: plans.Planner) -> None:
+        self._planner = planner
+        self._asked: queue.SimpleQueue[tuple[Checkpoint, ItemSet] | None] = queue.SimpleQueue()
+        self._made: dict[str, Plan] = {}
+        self.done: queue.SimpleQueue[Planned] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="planning", daemon=True)
+        self._thread.start()
+
+    def ask(self, checkpoint: Checkpoint, items: ItemSet) -> None:
+        self._asked.put((checkpoint, items))
+
+    def close(self) -> None:
+        self._asked.put(None)
+
+    def _work(self) -> None:
+        ray = connect.import_ray()
+        while (asked := self._asked.get()) is not None:
+            checkpoint, items = asked
+            try:
+                key = self._planner.key(checkpoint, items)
+                if key not in self._made:
+                    encoded = self._planner.plan(checkpoint, items)
+                    self._made[key] = Plan(key, encoded, ray.put(encoded))
+                self.done.put(Planned(checkpoint.name, items.benchmark, self._made[key]))
+            except Exception as error:
+                self.done.put(Planned(checkpoint.name, items.benchmark, None, error))
+
+
+class Run:
+    """One run's state, and what happens when a worker is idle, a plan is made, a task ends."""
+
+    def __init__(
+        self,
+        found: list[Checkpoint],
+        item_sets: list[tuple[ItemSet, str]],
+        spec: BackendSpec,
+        out: Path,
+        options: runner.Options,
+        progress: console.Progress,
+    ) -> None:
+        self.item_sets = sorted(item_sets, key=lambda pair: -text_size(pair[0]))
+        self.spec, self.out, self.options, self.progress = spec, out.resolve(), options, progress
+        self.states = {c.name: State(c, weight_size(c, options.allow_pickle)) for c in found}
+        self.schedule = Schedule({name: state.size for name, state in self.states.items()})
+        self.plans = Plans(plans.Planner(options.trust_remote_code, options.pmi))
+        self.plan_of: dict[tuple[str, str], Plan] = {}
+        self.promised: dict[int, str] = {}  # worker -> the checkpoint it reads ahead
+        self.workers = 0
+
+    def go(self, pool: Pool) -> None:
+        """Until every checkpoint is scored or set aside."""
+        self._warm_plans()
+        try:
+            while not all(state.finished for state in self.states.values()):
+                self._take_plans()
+                busy = sum(w.ref is not None and w.ready for w in pool.workers)
+                pool.grow(self.schedule.unseen() + self.schedule.pending() + busy)
+                for worker in pool.idle():
+                    self._assign(pool, worker)
+                self._show(pool)
+                for ended in pool.wait(POLL_S):
+                    self._ended(pool, ended)
+        finally:
+            self.plans.close()
+            self.workers = pool.made
+
+    # --- plans
+
+    def _warm_plans(self) -> None:
+        """The first checkpoint's plans are made while the workers start."""
+        for state in self.states.values():
+            folder = self.out / state.checkpoint.name
+            missing = [
+                items for items, _ in self.item_sets if not (folder / f"{items.benchmark}.arrow").exists()
+            ]
+            for items in missing:
+                self.plans.ask(state.checkpoint, items)
+            if missing:
+                return
+
+    def _take_plans(self) -> None:
+        while not self.plans.done.empty():
+            planned = self.plans.done.get()
+            state = self.states[planned.checkpoint]
+            wanted = state.left is not None and planned.benchmark in state.left
+            if wanted and (planned.checkpoint, planned.benchmark) not in self.plan_of:
+                state.unplanned -= 1
+            if planned.plan is None:
+                if wanted or isinstance(planned.error, UserError):
+                    self._fail(state, sentence(planned.checkpoint, planned.error))
+                continue
+            known = (planned.checkpoint, planned.benchmark) in self.plan_of
+            self.plan_of[planned.checkpoint, planned.benchmark] = planned.plan
+            if wanted and not known and not state.finished:
+                self._add_units(state, planned.benchmark)
+
+    def _add_units(self, state: State, benchmark: str) -> None:
+        plan = self.plan_of[state.checkpoint.name, benchmark]
+        tokens = len(plan.encoded.sequences.token_S)
+        n = 1 if benchmark in state.whole else parts.count(tokens, self.spec.name)
+        cost = tokens * max(state.size, 1.0) / n
+        self.schedule.add(Unit(state.checkpoint.name, benchmark, part, n, cost) for part in range(n))
+        if plan.encoded.truncated:
+            state.report.cut[benchmark] = plan.encoded.truncated
+
+    # --- handing out
+
+    def _assign(self, pool: Pool, worker: Worker) -> None:
+        others = [w for w in pool.workers if w is not worker]
+        held = {w.loaded for w in others if w.loaded}
+        unit = self.schedule.next_unit(worker.loaded, held)
+        if unit is None:
+            own = self.states.get(worker.loaded or "")
+            if own is not None and own.unplanned and not own.finished:
+                return  # its plans are being made
+            promises = {self.promised[w.number] for w in others if w.number in self.promised}
+            name = self.schedule.next_unseen(self.promised.pop(worker.number, None), promises)
+            name = name or self.schedule.next_unseen()
+            if name is not None:
+                worker.loaded, worker.doing = name, f"{name}: reading"
+                checkpoint = self.states[name].checkpoint
+                pool.give(worker, name, worker.actor.identify.remote(checkpoint))
+                return
+            unit = self.schedule.steal()
+        if unit is None:
+            worker.doing = "idle"
+            return
+        state = self.states[unit.checkpoint]
+        plan, task = self.plan_of[unit.checkpoint, unit.benchmark], state.tasks[unit.benchmark]
+        promises = {name for number, name in self.promised.items() if number != worker.number}
+        ahead = self.promised.get(worker.number) or self.schedule.peek_unseen(promises)
+        if ahead is not None:
+            self.promised[worker.number] = ahead
+        work = Work(
+            state.checkpoint,
+            state.fingerprint,
+            unit.benchmark,
+            task.items.category,
+            plan.key,
+            [plan.ref],
+            unit.part,
+            unit.parts,
+            task.path,
+            task.metadata,
+            None if ahead is None else self.states[ahead].checkpoint,
+        )
+        of = f" {unit.part + 1}/{unit.parts}" if unit.parts > 1 else ""
+        worker.loaded, worker.doing = unit.checkpoint, f"{unit.checkpoint}: {unit.benchmark}{of}"
+        pool.give(worker, unit, worker.actor.run.remote(work))
+
+    # --- what comes back
+
+    def _ended(self, pool: Pool, ended: Ended) -> None:
+        task, worker = ended.task, ended.worker
+        name = task if isinstance(task, str) else task.checkpoint
+        state = self.states[name]
+        if ended.died is not None:
+            self.promised.pop(worker.number, None)
+            console.warn(f"worker {worker.number} on {worker.host} ended during {worker.doing}: {ended.died}")
+            if not ended.node_lost and self.schedule.strike(name):
+                self._set_aside(state, ended.died)
+            else:
+                self._again(state, task)
+        elif isinstance(ended.value, Failure):
+            self._failed(pool, worker, state, task, ended.value)
+        elif isinstance(task, str):
+            self._identified(state, ended.value)
+        else:
+            self._scored(state, task, ended.value)
+
+    def _failed(self, pool: Pool, worker: Worker, state: State, task: str | Unit, failure: Failure) -> None:
+        if failure.kind == "full":
+            number, _, path = failure.reason.partition("\t")
+            raise OSError(int(number), "the disk is full or read-only", path)
+        if failure.kind == "final":
+            self._fail(state, failure.reason)
+        elif failure.kind == "whole" and isinstance(task, Unit):
+            state.whole.add(task.benchmark)
+            state.parts.pop(task.benchmark, None)
+            self.schedule.drop(task.checkpoint, task.benchmark)
+            if not state.finished:
+                self._add_units(state, task.benchmark)
+        else:
+            # What a process that met an error it does not know still computes is not relied upon.
+            self.promised.pop(worker.number, None)
+            pool.remove(worker)
+            if self.schedule.strike(state.checkpoint.name):
+                self._set_aside(state, failure.reason)
+            else:
+                console.warn(f"{worker.doing} failed on {worker.host} and is tried again: {failure.reason}")
+                self._again(state, task)
+
+    def _again(self, state: State, task: str | Unit) -> None:
+        if state.finished:
+            return
+        if isinstance(task, str):
+            self.schedule.again(task)
+        elif task.parts == 1 or task.benchmark not in state.whole:
+            self.schedule.add([task])
+
+    def _identified(self, state: State, fingerprint: str) -> None:
+        if state.finished:
+            return
+        checkpoint, report = state.checkpoint, state.report
+        try:
+            state.fingerprint = fingerprint
+            common = runner.checkpoint_metadata(checkpoint, fingerprint, self.options, self.spec)
+            tasks = runner.tasks_of(checkpoint, self.out, self.item_sets, common)
+            pending = [t for t in tasks if not runner.is_current(t, self.options, report.notes)]
+        except UserError as error:
+            self._fail(state, str(error))
+            return
+        state.tasks = {t.items.benchmark: t for t in tasks}
+        state.left = {t.items.benchmark for t in pending}
+        report.kept = len(tasks) - len(pending)
+        report.seen = sum(len(t.items.items) for t in tasks) - sum(len(t.items.items) for t in pending)
+        self.progress.update(report.seen)
+        for t in pending:
+            if (checkpoint.name, t.items.benchmark) in self.plan_of:
+                self._add_units(state, t.items.benchmark)
+            else:
+                state.unplanned += 1
+                self.plans.ask(checkpoint, t.items)
+
+    def _scored(self, state: State, unit: Unit, scored: Scored) -> None:
+        state.seconds += scored.seconds + scored.load_s
+        self.schedule.measured(unit.cost, scored.seconds, scored.load_s)
+        state.report.notes += scored.notes
+        if state.finished or (unit.parts > 1 and unit.benchmark in state.whole):
+            return
+        if scored.loglik is not None:
+            held = state.parts.setdefault(unit.benchmark, {})
+            held[unit.part] = scored
+            if len(held) < unit.parts:
+                return
+            del state.parts[unit.benchmark]
+            try:
+                self._write(state, unit.benchmark, [held[part] for part in range(unit.parts)])
+            except UserError as error:
+                self._fail(state, str(error))
+                return
+        assert state.left is not None
+        state.left.discard(unit.benchmark)
+        n = len(state.tasks[unit.benchmark].items.items)
+        state.report.scored += 1
+        state.report.items += n
+        state.report.seen += n
+        self.progress.update(n)
+
+    def _write(self, state: State, benchmark: str, scored: list[Scored]) -> None:
+        task, plan = state.tasks[benchmark], self.plan_of[state.checkpoint.name, benchmark]
+        loglik, greedy = parts.merge(
+            [s.loglik for s in scored if s.loglik is not None],
+            [s.greedy for s in scored if s.greedy is not None],
+        )
+        scores = Merged(loglik, greedy)
+        table = runner.table_of(state.checkpoint, benchmark, task.items.category, plan.encoded, scores)
+        store.write(task.path, table, task.metadata)
+
+    # --- failures
+
+    def _set_aside(self, state: State, reason: str) -> None:
+        self._fail(
+            state, f"{state.checkpoint.name} is set aside: it failed {STRIKES} times, last because {reason}"
+        )
+
+    def _fail(self, state: State, reason: str) -> None:
+        if state.finished:
+            return
+        state.report.failure = reason
+        state.parts.clear()
+        self.schedule.drop(state.checkpoint.name)
+        whole = sum(len(items.items) for items, _ in self.item_sets)
+        self.progress.update(whole - state.report.seen)
+
+    def _show(self, pool: Pool) -> None:
+        self.progress.rows([f"  {w.number} {w.host}  {w.doing}" for w in pool.workers])
+
+
+class Merged(NamedTuple):
+    loglik: np.ndarray
+    greedy: np.ndarray
+
+
+def sentence(name: str, error: Exception | None) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"{name} cannot be planned: {reason} (EVALENGINE_DEBUG=1 shows where)"
+
+
+def text_size(items: ItemSet) -> int:
+    """What orders benchmarks before they are planned."""
+    return sum(len(text) for item in items.items for text in (*item.contexts, *item.continuations))
+
+
+def weight_size(checkpoint: Checkpoint, allow_pickle: bool) -> float:
+    """Bytes of the weights; 0 where they cannot be read, which whoever identifies the checkpoint will say."""
+    try:
+        return float(sum(file.stat().st_size for file in weight_files(checkpoint.path, allow_pickle)))
+    except (UserError, OSError):
+        return 0.0
