@@ -121,8 +121,10 @@ class VllmBackend:
             except Exception as error:
                 started = self._llm is not None
                 self.close()
-                tried = route if started and route == order[-1] or (not started and not pooling) else None
-                if tried or getattr(error, "final", False):
+                hopeless = route == order[-1] or not (
+                    pooling or started
+                )  # the next route needs this very engine
+                if hopeless or getattr(error, "final", False):
                     raise (
                         error if isinstance(error, UserError) else engine.EngineFailed(checkpoint, error)
                     ) from None

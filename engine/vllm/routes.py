@@ -31,15 +31,12 @@ def available(llm: Any, route: str) -> str:
     """`route`, or prompt_logprobs where this engine's model runner cannot score given token ids."""
     from vllm import SamplingParams
 
-    config = llm.llm_engine.vllm_config
-    has = hasattr(SamplingParams, "prompt_logprob_token_ids") or "prompt_logprob_token_ids" in getattr(
-        SamplingParams, "__struct_fields__", ()
-    )
-    return (
-        route
-        if route != TOKEN_IDS or (has and getattr(config, "use_v2_model_runner", False))
-        else PROMPT_LOGPROBS
-    )
+    if route != TOKEN_IDS:
+        return route
+    kind = getattr(SamplingParams, "__annotations__", {}).get("prompt_logprob_token_ids", "")
+    rows_of_their_own = "ndarray" in str(kind)  # vLLM 0.31 takes one list of ids for all rows
+    second_runner = getattr(llm.llm_engine.vllm_config, "use_v2_model_runner", False)
+    return route if rows_of_their_own and second_runner else PROMPT_LOGPROBS
 
 
 def run(route: str, llm: Any, requests: list[Request], use_cache: bool) -> list[Targets]:

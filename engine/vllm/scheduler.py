@@ -7,11 +7,14 @@ row (`first`) asks the cache as if it ended there. Requests that name none are s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from evalengine.vllm import FIRST
+
+LOOKUPS = ("get_computed_blocks", "get_computed_blocks_for_connector")  # the second falls back on the first
 
 
 class HitCappedScheduler(Scheduler):
@@ -20,18 +23,26 @@ class HitCappedScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         manager: Any = self.kv_cache_manager
-        lookup = manager.get_computed_blocks
+        for name in LOOKUPS:
+            if hasattr(manager, name):
+                setattr(manager, name, capped(getattr(manager, name)))  # this instance's, not the class's
 
-        def capped(request: Any, *args: Any, **kwargs: Any) -> Any:
-            first = first_scored_row(request)
-            if first is None:
-                return lookup(request, *args, **kwargs)
-            given = kwargs.get("max_cache_hit_length")  # vLLM >= 0.33
-            if given is not None:
-                kwargs["max_cache_hit_length"] = min(given, first)
-            return lookup(Shortened(request, first), *args, **kwargs)
 
-        manager.get_computed_blocks = capped  # this instance's, not the class's
+def capped(lookup: Callable[..., Any]) -> Callable[..., Any]:
+    """A cache lookup that finds no more than the tokens before a request's first scored row."""
+
+    def look(request: Any, max_cache_hit_length: int | None = None) -> Any:
+        first = first_scored_row(request)
+        if first is not None:
+            request = Shortened(request, first)
+        if (
+            max_cache_hit_length is None
+        ):  # vLLM before 0.33 does not take one, and after it None means to the last token
+            return lookup(request)
+        limit = max_cache_hit_length if first is None else min(max_cache_hit_length, first)
+        return lookup(request, limit)
+
+    return look
 
 
 class Shortened:

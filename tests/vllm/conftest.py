@@ -27,6 +27,7 @@ ARCHITECTURES = (
     "gemma2",
     "gpt2",
     "opt",
+    "bloom",
     "gpt_neox",
 )  # the last by vLLM's Transformers backend
 WINDOW = 256
@@ -76,6 +77,8 @@ def config(architecture: str, vocab: int, seed: int) -> Any:
     if architecture == "gemma2":
         # transformers caps attention logits in its eager attention alone, so that only the second can agree with its default
         wide |= {"query_pre_attn_scalar": 32, "attn_logit_softcapping": None if seed else 3.0}
+    if architecture == "bloom":
+        wide = {"hidden_size": 64, "n_head": 2}
     if architecture == "opt":
         wide |= {"word_embed_proj_dim": 64}
     for name, value in wide.items():
