@@ -1,7 +1,7 @@
 """`linear_cross_entropy` on the CPU: chunks of rows, each in cache-sized tiles of the vocabulary.
 
-A tile's own softmax is left in place while its statistics are taken, so each exponential is computed once:
-the gradient of a tile is that softmax times one factor a row. With a soft-cap the logits are kept instead.
+A tile's exponentials are left in place while its statistics are taken, so each is computed once: the gradient
+of a tile is that times one factor a row. With a soft-cap the logits are kept instead.
 Dims: N rows, R rows of one chunk, V vocabulary, C columns of one tile, D hidden, K tiles.
 """
 
@@ -14,9 +14,10 @@ from evalengine.kernels.tiles import (
     TILE_V,
     HeadTiles,
     blocks,
+    exp_tile_,
     logsumexp_tiles,
     padded_rows,
-    softmax_tile_,
+    shifts,
     visits,
 )
 
@@ -81,32 +82,33 @@ def linear_cross_entropy_chunked(
         head.start(h_ND[start:end])
         bounds = targets.bounds[b * head.count : (b + 1) * head.count + 1]
         max_KR = torch.empty(head.count, end - start, dtype=head.dtype)
-        peak_KR = torch.empty_like(max_KR)
+        sum_KR = torch.empty_like(max_KR)
         for k in range(head.count):
             x_RC = head.logits(k, _tile(chunk, head, k) if need else None)
             part = slice(bounds[k], bounds[k + 1])
-            logit_N[targets.order_S[part]] = x_RC.view(-1)[targets.flat_S[part]]
+            logit_N[targets.order_S[part]] = x_RC[targets.row_S[part], targets.col_S[part]]
             torch.amax(x_RC, 1, out=max_KR[k])
-            softmax_tile_(x_RC.clone() if need and softcap is not None else x_RC, peak_KR[k])
-        _, logsumexp_R = logsumexp_tiles(max_KR, peak_KR)
+            exp_tile_(x_RC.clone() if need and softcap is not None else x_RC, max_KR[k], sum_KR[k])
+        logsumexp_R = logsumexp_tiles(max_KR, sum_KR)
         loss += (logsumexp_R - logit_N[start:end]).sum() + z_loss * logsumexp_R.square().sum()
         if not need:
             continue
         row_factor_R = row_weight * (1.0 + 2.0 * z_loss * logsumexp_R)
-        factor_KR = (torch.exp(max_KR - logsumexp_R) / peak_KR * row_factor_R).to(head.dtype)
+        factor_KR = ((shifts(max_KR) - logsumexp_R).exp_() * row_factor_R).to(head.dtype)
         gradients.start(end - start)
         for k in range(head.count):
             width = head.span(k)[1] - head.span(k)[0]
             x_RC = _tile(chunk, head, k)[: (end - start) * width].view(end - start, width)
-            flat = targets.flat_S[bounds[k] : bounds[k + 1]]
+            part = slice(bounds[k], bounds[k + 1])
+            at_target = targets.row_S[part], targets.col_S[part]
             if softcap is None:
-                x_RC.mul_(factor_KR[k][:, None]).view(-1)[flat] -= row_weight
+                x_RC.mul_(factor_KR[k][:, None])[at_target] -= row_weight
             else:
                 slope_RC = 1.0 - (x_RC / softcap).square_()
                 x_RC.sub_(logsumexp_R[:, None].to(head.dtype)).exp_().mul_(
                     row_factor_R[:, None].to(head.dtype)
                 )
-                x_RC.view(-1)[flat] -= row_weight
+                x_RC[at_target] -= row_weight
                 x_RC.mul_(slope_RC)
             gradients.add(k, x_RC)
         gradients.finish(start, end)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evalengine.kernels.target_logprobs import DTYPES, TargetLogprobs, check_logit_options, check_targets
-from evalengine.kernels.tiles import BLOCK_N, TILE_V, blocks, logsumexp_tiles, soft_cap_, softmax_tile_
+from evalengine.kernels.tiles import BLOCK_N, TILE_V, blocks, exp_tile_, logsumexp_tiles, soft_cap_
 
 
 def logits_logprobs(
@@ -85,7 +85,7 @@ def _logits_logprobs_cpu(
     tiles = -(-vocab // TILE_V)
     buffer = torch.empty(min(n_rows, BLOCK_N) * min(vocab, TILE_V), dtype=dtype)
     max_KR = torch.empty(tiles, min(n_rows, BLOCK_N), dtype=dtype)
-    peak_KR = torch.empty_like(max_KR)
+    sum_KR = torch.empty_like(max_KR)
     max_N = torch.empty(n_rows, dtype=dtype)
     logsumexp_N = torch.empty(n_rows, dtype=torch.float64)
     for start, end in blocks(n_rows):
@@ -95,8 +95,9 @@ def _logits_logprobs_cpu(
             x_RC = buffer[: rows * x_RC.shape[1]].view(rows, x_RC.shape[1]).copy_(x_RC)
             _transform_(x_RC, softcap, scale)
             torch.amax(x_RC, 1, out=max_KR[k, :rows])
-            softmax_tile_(x_RC, peak_KR[k, :rows])
-        max_N[start:end], logsumexp_N[start:end] = logsumexp_tiles(max_KR[:, :rows], peak_KR[:, :rows])
+            exp_tile_(x_RC, max_KR[k, :rows], sum_KR[k, :rows])
+        torch.amax(max_KR[:, :rows], 0, out=max_N[start:end])
+        logsumexp_N[start:end] = logsumexp_tiles(max_KR[:, :rows], sum_KR[:, :rows])
     logit_T = _transform_(logits_NV[row_T, token_T].to(dtype), softcap, scale)
     logprob_T = logit_T - logsumexp_N[row_T]
     if softcap is not None:  # tanh would make an infinite logit finite

@@ -1,9 +1,9 @@
 """`target_logprobs` on the CPU: blocks of rows against cache-sized tiles of the vocabulary.
 
-Cost: one GEMM of 2*N*V*D FLOPs plus about 0.4 ns a logit on two cores; memory one tile (BLOCK_N * TILE_V
+Cost: one GEMM of 2*N*V*D FLOPs plus about 0.6 ns a logit and thread; memory one tile (BLOCK_N * TILE_V
 floats) and two floats per row of the block and tile. See tiles.py for the method.
 Dims: N rows, R rows of one block, V vocabulary, C columns of one tile, D hidden, T targets
-(S: sorted by tile), K tiles.
+(S: sorted by tile; s: those of one tile), K tiles.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from evalengine.kernels.tiles import (
     TILE_V,
     HeadTiles,
     blocks,
+    exp_tile_,
     logsumexp_tiles,
     soft_cap_,
-    softmax_tile_,
     visits,
 )
 
@@ -37,32 +37,28 @@ def target_logprobs_cpu(
 ) -> tuple[Tensor, Tensor]:
     """(logprob_T float32, greedy_T bool) of checked arguments."""
     head = HeadTiles(w_VD, bias_V, scale, softcap)
-    row_T, token_T = row_T.long(), token_T.long()
-    order_S, bounds, flat_S = visits(row_T, token_T, h_ND.shape[0], head.vocab)
-    row_S, token_S = row_T[order_S], token_T[order_S]
+    row_T, token_T, n_rows = row_T.long(), token_T.long(), h_ND.shape[0]
+    order_S, row_S, col_S, bounds = visits(row_T, token_T, n_rows, head.vocab)
     logit_S = torch.empty(row_T.shape[0], dtype=head.dtype)
-    first_S = torch.zeros(row_T.shape[0], dtype=torch.bool)
-    logsumexp_N = torch.empty(h_ND.shape[0], dtype=torch.float64)
-    best_tile_N = torch.empty(h_ND.shape[0], dtype=torch.int64)
-    max_KR = torch.empty(head.count, min(BLOCK_N, h_ND.shape[0]), dtype=head.dtype)
-    peak_KR = torch.empty_like(max_KR)
-    for b, (start, end) in enumerate(blocks(h_ND.shape[0])):
+    first_S = torch.empty(row_T.shape[0], dtype=torch.bool)
+    logsumexp_N = torch.empty(n_rows, dtype=torch.float64)
+    best_tile_N = torch.empty(n_rows, dtype=torch.int64)
+    max_KR = torch.empty(head.count, min(BLOCK_N, n_rows), dtype=head.dtype)
+    sum_KR = torch.empty_like(max_KR)
+    for b, (start, end) in enumerate(blocks(n_rows)):
         head.start(h_ND[start:end])
-        max_Kr, peak_Kr = max_KR[:, : end - start], peak_KR[:, : end - start]
+        max_Kr, sum_Kr = max_KR[:, : end - start], sum_KR[:, : end - start]
         for k in range(head.count):
-            x_RC = head.logits(k)
-            s0, s1 = bounds[b * head.count + k], bounds[b * head.count + k + 1]
-            torch.amax(x_RC, 1, out=max_Kr[k])
-            if s1 > s0:
-                torch.index_select(x_RC.view(-1), 0, flat_S[s0:s1], out=logit_S[s0:s1])
-                row_s = row_S[s0:s1] - start
-                reached_s = logit_S[s0:s1] == max_Kr[k][row_s]
-                first_S[s0:s1] = _first_in_tile(x_RC, row_s, token_S[s0:s1] - k * TILE_V, reached_s)
-            softmax_tile_(x_RC, peak_Kr[k])
-        _, logsumexp_N[start:end] = logsumexp_tiles(max_Kr, peak_Kr)
+            x_RC, max_R = head.logits(k), max_Kr[k]
+            torch.amax(x_RC, 1, out=max_R)
+            s = slice(bounds[b * head.count + k], bounds[b * head.count + k + 1])
+            if s.stop > s.start:
+                logit_S[s], first_S[s] = _look_up(x_RC, max_R, row_S[s], col_S[s])
+            exp_tile_(x_RC, max_R, sum_Kr[k])
+        logsumexp_N[start:end] = logsumexp_tiles(max_Kr, sum_Kr)
         best_tile_N[start:end] = max_Kr.argmax(0)  # the first tile on ties
+    row_S, token_S = row_T[order_S], token_T[order_S]
     logsumexp_S = logsumexp_N[row_S]
-    greedy_S = first_S & (best_tile_N[row_S] == token_S // TILE_V) & logsumexp_S.isfinite()
     if head.rounded:
         logprob_S = _exact_target(h_ND, w_VD, row_S, token_S, head, logit_S, logsumexp_S)
     else:
@@ -72,16 +68,18 @@ def target_logprobs_cpu(
     logprob_T = torch.empty(row_T.shape[0], dtype=torch.float32)
     greedy_T = torch.empty_like(first_S)
     logprob_T[order_S] = logprob_S.float()
-    greedy_T[order_S] = greedy_S & logprob_S.isfinite()
+    greedy_T[order_S] = first_S & (best_tile_N[row_S] == token_S // TILE_V) & logprob_S.isfinite()
     return logprob_T, greedy_T
 
 
-def _first_in_tile(x_RC: Tensor, row_s: Tensor, col_s: Tensor, reached_s: Tensor) -> Tensor:
-    """Whether each target that reaches its tile's maximum is the first column to do so."""
-    candidates = reached_s.nonzero().squeeze(1)
+def _look_up(x_RC: Tensor, max_R: Tensor, row_s: Tensor, col_s: Tensor) -> tuple[Tensor, Tensor]:
+    """Each target's logit, and whether it is the first in its tile to reach the row's maximum there."""
+    logit_s = x_RC[row_s, col_s]
+    first_s = logit_s == max_R[row_s]
+    candidates = first_s.nonzero().squeeze(1)
     if candidates.numel():
-        reached_s[candidates] = x_RC[row_s[candidates]].argmax(1) == col_s[candidates]
-    return reached_s
+        first_s[candidates] = x_RC[row_s[candidates]].argmax(1) == col_s[candidates]
+    return logit_s, first_s
 
 
 def _exact_target(
