@@ -264,11 +264,17 @@ def _check(study: Study, where: str) -> None:
             f"scale {name}: head_dim must be even and at least 32",
         )
         demand(
+            scale.d_model % scale.heads == 0,
+            f"scale {name}: d_model must be a multiple of heads, or transformers refuses the checkpoint "
+            "(heads * head_dim may still be anything)",
+        )
+        demand(
             scale.pretrain.batch_rows > 0 and scale.sft.batch_examples > 0,
             f"scale {name}: batches must be positive",
         )
         for stage in (scale.pretrain, scale.sft):
             demand(stage.lr > 0, f"scale {name}: lr must be positive")
+            demand(stage.z_loss >= 0, f"scale {name}: z_loss must not be negative")
     for name in (*study.mixtures, *study.scales):
         demand(
             "-" not in name and "/" not in name,

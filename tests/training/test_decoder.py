@@ -39,10 +39,15 @@ def test_shape_counts_the_parameters_of_the_module(tied: bool):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_export_loads_in_transformers_with_equal_logits(tied: bool, tokenizer, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("d_model", "heads", "head_dim"), [(48, 3, 32), (64, 1, 64), (40, 4, 96), (210, 2, 256)]
+)
+def test_export_loads_in_transformers_with_equal_logits(
+    tied: bool, d_model: int, heads: int, head_dim: int, tokenizer, tmp_path: Path
+):
     from transformers import AutoModelForCausalLM
 
-    shape = Shape(d_model=48, layers=2, heads=3, head_dim=32, ffn=80, vocab=520, context=64, tied=tied)
+    shape = Shape(d_model, 2, heads, head_dim, ffn=80, vocab=520, context=64, tied=tied)
     model = decoder(shape)
     export.save(model, tokenizer, tmp_path / "S-m-pt", {"scale": "S"})
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "S-m-pt", dtype=torch.float32)
