@@ -34,34 +34,47 @@ COPY = "copy the checkpoint again"
 
 
 class Checkpoint(NamedTuple):
-    """A directory to score. `scale`, `mixture` and `stage` ("pt" or "sft") are None where nobody said."""
+    """A directory to score. `scale`, `mixture` and `stage` ("pt" or "sft") are None where nobody said.
+
+    `source` is the URI of a remote one, of which `path` then holds the small files, or all of them once it is here.
+    """
 
     path: Path
     name: str
     scale: str | None
     mixture: str | None
     stage: str | None
+    source: str | None = None
+    weights: int | None = None  # bytes, known of a remote one
 
 
-def discover(paths: Sequence[Path], manifest: Path | None = None) -> list[Checkpoint]:
-    """Checkpoints in the order given. Raises UserError for a missing path, a path that is no checkpoint, or a name given twice.
+def discover(paths: Sequence[Path | str], manifest: Path | None = None) -> list[Checkpoint]:
+    """Checkpoints in the order given, directories or URIs. Raises UserError for one missing, no checkpoint, or named twice.
 
     Metadata comes from `manifest` (YAML: directory name -> {scale, mixture, stage}), else from evalengine.json inside the
     directory, else from a name of the form {scale}-{mixture}-{stage}.
     """
+    from evalengine import remote
+
     known = read_manifest(manifest) if manifest else {}
     found: dict[str, Checkpoint] = {}
-    for path in paths:
-        check_directory(path)
-        path = path.resolve()
+    for place in (one for given in paths for one in remote.expand(given)):
+        source, size = (str(place) if remote.is_uri(place) else None), None
+        if source is not None:
+            check_name(remote.name_of(source), "checkpoint")
+            path, size = remote.head(source)
+        else:
+            check_directory(Path(place))
+            path = Path(place).resolve()
         name = path.name
         check_name(name, "checkpoint")
         if name in found:
             raise UserError(
-                f"two checkpoints are named {name} ({found[name].path} and {path}): rename one directory, or score them into"
+                f"two checkpoints are named {name} ({found[name].source or found[name].path} and {source or path}): "
+                "rename one directory, or score them into"
                 " different stores with --out"
             )
-        found[name] = Checkpoint(path, name, **metadata(path, known))
+        found[name] = Checkpoint(path, name, **metadata(path, known), source=source, weights=size)
     unused = sorted(set(known) - set(found))
     if unused:
         raise UserError(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from evalengine import __version__, checkpoints, console, plans, sealed, store
+from evalengine import __version__, checkpoints, console, plans, remote, sealed, store
 from evalengine.checkpoints import Checkpoint
 from evalengine.encoding import Encoded, Sequences
 from evalengine.errors import UserError
@@ -139,10 +139,11 @@ def score(
     out: Path,
     options: Options,
     more: Sequence[tuple[ItemSet, str]] = (),
+    stored: Callable[[Path], None] = lambda path: None,
 ) -> list[Outcome]:
     """Scores every benchmark of every checkpoint into the store `out`, skipping what it already holds.
 
-    `more` are items that are already rendered, with their default scores.
+    `more` are items that are already rendered, with their default scores. `stored` is called with each file written.
     """
     item_sets = load_item_sets(benchmarks, options, more)
     planner = plans.Planner(options.trust_remote_code, options.pmi)
@@ -158,9 +159,10 @@ def score(
             started = time.monotonic()
             report = Report()
             try:
-                common = checkpoint_metadata(checkpoint, identities[checkpoint], options, backend)
-                tasks = tasks_of(checkpoint, out, item_sets, common)
-                score_checkpoint(checkpoint, tasks, planner, backend, options, report, progress)
+                here, fingerprint = identities[checkpoint]
+                common = checkpoint_metadata(here, fingerprint, options, backend)
+                tasks = tasks_of(here, out, item_sets, common)
+                score_checkpoint(here, tasks, planner, backend, options, report, progress, stored)
             except UserError as error:
                 report.failure = str(error)
             except OSError:  # a full disk or a folder taken away concerns them all
@@ -212,6 +214,7 @@ def score_checkpoint(
     options: Options,
     report: Report,
     progress: console.Progress,
+    stored: Callable[[Path], None] = lambda path: None,
 ) -> None:
     """Scores what is pending of one checkpoint. Raises UserError; what is done by then is stored and in the report."""
     pending = [t for t in tasks if not is_current(t, options, report.notes)]
@@ -234,6 +237,7 @@ def score_checkpoint(
             progress.update(sequences * share)
 
         store.write(t.path, score_table(checkpoint, t.items, encoded, backend, advance), t.metadata)
+        stored(t.path)
         progress.update(whole - shown)
         report.seen += len(t.items.items)
         report.items += len(t.items.items)
@@ -243,27 +247,38 @@ def score_checkpoint(
 
 
 class ReadAhead:
-    """Fingerprints of checkpoints, the next one's read in the background while this one scores: its file is then in memory."""
+    """Checkpoints with their fingerprints, the next one read in the background while this one scores: it is then in memory.
+
+    A remote checkpoint is brought to this machine, and may be dropped again when its turn is over.
+    """
 
     def __init__(self, found: list[Checkpoint], options: Options) -> None:
         self._found, self._options = found, options
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-        self._futures: dict[str, Future[str]] = {}
+        self._futures: dict[str, Future[tuple[Checkpoint, str]]] = {}
 
     def __enter__(self) -> ReadAhead:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        for checkpoint in self._found:
+            remote.release(checkpoint)
 
-    def __getitem__(self, checkpoint: Checkpoint) -> str:
+    def __getitem__(self, checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
         at = self._found.index(checkpoint)
+        for before in self._found[max(0, at - 1) : at]:
+            remote.release(before)
         for c in self._found[at : at + 2]:
             if c.name not in self._futures:
-                self._futures[c.name] = self._pool.submit(
-                    checkpoints.fingerprint, c.path, self._options.allow_pickle
-                )
+                self._futures[c.name] = self._pool.submit(identify, c, self._options.allow_pickle)
         return self._futures[checkpoint.name].result()
+
+
+def identify(checkpoint: Checkpoint, allow_pickle: bool) -> tuple[Checkpoint, str]:
+    """The checkpoint with all its files on this machine, and the hash of its weights. Raises UserError."""
+    here = remote.here(checkpoint)
+    return here, checkpoints.fingerprint(here.path, allow_pickle)
 
 
 def checkpoint_metadata(

@@ -10,6 +10,12 @@ from evalengine import console
 from evalengine.errors import UserError
 
 
+def location(text: str) -> Path | str:
+    from evalengine.remote import location
+
+    return location(text)
+
+
 def register(subparsers: Any) -> None:
     p = subparsers.add_parser(
         "score",
@@ -18,7 +24,11 @@ def register(subparsers: Any) -> None:
         "Run the same command again to go on where a run stopped: what is stored is not scored twice.",
     )
     p.add_argument(
-        "checkpoints", nargs="+", type=Path, metavar="CKPT", help="Hugging Face causal-LM directories"
+        "checkpoints",
+        nargs="+",
+        type=location,
+        metavar="CKPT",
+        help="Hugging Face causal-LM directories, or URIs of such (s3://, gs://, hf://)",
     )
     p.add_argument(
         "--data",
@@ -44,7 +54,9 @@ def register(subparsers: Any) -> None:
         metavar="NAMES",
         help="lm-evaluation-harness's multiple-choice tasks, as benchmarks; alone unless --benchmarks names others",
     )
-    p.add_argument("--out", type=Path, default=Path("scores"), help="the score store (default: scores/)")
+    p.add_argument(
+        "--out", type=location, default=Path("scores"), help="the score store, also a URI (default: scores/)"
+    )
     p.add_argument("--limit", type=int, metavar="N", help="a seeded sample of N items of each benchmark")
     p.add_argument("--seed", type=int, default=0, help="seed of --limit and --fewshot (default: 0)")
     p.add_argument(
@@ -89,7 +101,7 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     console.set_json(args.json)
-    from evalengine import checkpoints, runner
+    from evalengine import checkpoints, remote, runner
     from evalengine.benchmarks import resolve
 
     if args.batch_tokens is not None and args.batch_tokens < 1:
@@ -113,16 +125,20 @@ def run(args: argparse.Namespace) -> int:
         from evalengine.lm_eval_tasks import load_tasks
 
         more = load_tasks(args.lm_eval_tasks, limit=args.limit, seed=args.seed, fewshot=args.fewshot)
+    place = remote.open_store(args.out, [checkpoint.name for checkpoint in found])
     if args.ray:
         from evalengine.cluster import scoring
 
-        outcomes = scoring.score(
-            found, benchmarks, backend_spec(args), args.out, options, more, cluster(args)
-        )
+        stored = place.stored if place.remote else None
+        spec, where = backend_spec(args), cluster(args)
+        outcomes = scoring.score(found, benchmarks, spec, place.folder, options, more, where, stored)
     else:
         refuse_ray_options(args)
-        outcomes = runner.score(found, benchmarks, make_backend(args), args.out, options, more)
-    report = list(runner.summaries(outcomes, args.out))
+        backend = make_backend(args)
+        outcomes = runner.score(found, benchmarks, backend, place.folder, options, more, place.stored)
+    if place.remote:
+        place.stored(place.folder.resolve() / "runs.jsonl")
+    report = list(runner.summaries(outcomes, place.folder))
     if args.json:
         console.emit_json({"store": str(args.out), "checkpoints": report})
     else:
@@ -242,7 +258,7 @@ def quiet_transformers() -> None:
     transformers.logging.disable_progress_bar()
 
 
-def show(report: list[dict[str, Any]], out: Path) -> None:
+def show(report: list[dict[str, Any]], out: Path | str) -> None:
     rows = []
     for r in report:
         rate = f"{r['items_per_second']:,.0f}" if r["items_per_second"] else ""

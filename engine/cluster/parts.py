@@ -46,9 +46,9 @@ def part_of(batches: list[Batch], part: int, parts: int, head_rows: int) -> list
     """The batches of one part: consecutive groups, about equally many tokens each, behind the shared prefix if there is one."""
     prefix = [batch for batch in batches[:1] if batch.is_prefix]
     cut = groups(batches[len(prefix) :], head_rows)
-    ends = np.cumsum([sum(batch.tokens for batch in group) for group in cut])
-    whole = int(ends[-1]) if len(ends) else 0
-    owner = [min(parts - 1, int((end - 1) * parts // max(whole, 1))) for end in ends]
+    size = np.array([sum(batch.tokens for batch in group) for group in cut])
+    middle = np.cumsum(size) - size / 2
+    owner = (middle * parts / max(size.sum(), 1)).astype(int)
     mine = [batch for group, who in zip(cut, owner, strict=True) if who == part for batch in group]
     return prefix + mine if mine else []
 

@@ -86,14 +86,14 @@ class Schedule:
         return sum(u.cost for u in self._units[name])
 
     def measured(self, cost: float, seconds: float, load_s: float) -> None:
-        """Running means of what units and loads take."""
+        """Running mean of what units take, and the quickest load."""
         if cost > 0:
             rate = seconds / cost
             self.seconds_per_cost = (
                 rate if self.seconds_per_cost is None else 0.8 * self.seconds_per_cost + 0.2 * rate
             )
         if load_s > 0:
-            self.load_s = load_s if self.load_s is None else 0.8 * self.load_s + 0.2 * load_s
+            self.load_s = load_s if self.load_s is None else min(self.load_s, load_s)  # the first one imports, too
 
     def again(self, name: str) -> None:
         """A checkpoint must be identified once more."""

@@ -179,9 +179,11 @@ class Scorer:
                 f"{work.checkpoint.name} has other weights on {socket.gethostname()} than elsewhere, or they changed during the "
                 "run: give every node the same files, then run the same command again"
             )
+        from evalengine import remote
+
         for name in [n for n in self._fingerprints if n != work.checkpoint.name]:
-            if self._fingerprints[name].done():
-                del self._fingerprints[name]
+            if self._fingerprints[name].done() and (work.ahead is None or name != work.ahead.name):
+                remote.release(self._fingerprints.pop(name).result()[0])
         self._backend.load(checkpoint)
         self._loaded = wanted
         return time.monotonic() - started
@@ -196,14 +198,14 @@ class Scorer:
 
 
 def read_checkpoint(checkpoint: Checkpoint, allow_pickle: bool) -> tuple[Checkpoint, str]:
-    from evalengine import checkpoints
+    from evalengine import runner
 
-    if not checkpoint.path.is_dir():
+    if checkpoint.source is None and not checkpoint.path.is_dir():
         raise UserError(
             f"{checkpoint.path} is not there on {socket.gethostname()}: checkpoints must lie in a folder that all nodes share, "
             "or be given as URIs (s3://, gs://, hf://)"
         )
-    return checkpoint, checkpoints.fingerprint(checkpoint.path, allow_pickle)
+    return runner.identify(checkpoint, allow_pickle)
 
 
 def failure(name: str, error: Exception) -> Failure:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -85,8 +85,12 @@ def score(
     options: runner.Options,
     more: Sequence[tuple[ItemSet, str]],
     cluster: Cluster,
+    stored: Callable[[Path], None] | None = None,
 ) -> list[runner.Outcome]:
-    """runner.score on a Ray cluster. `spec.dtype` "" takes float32 on cores and bfloat16 on GPUs."""
+    """runner.score on a Ray cluster. `spec.dtype` "" takes float32 on cores and bfloat16 on GPUs.
+
+    With `stored`, the driver writes every file and calls it with each.
+    """
     item_sets = runner.load_item_sets(benchmarks, options, more)
     total = len(found) * sum(len(items.items) for items, _ in item_sets)
     cpus = None
@@ -102,8 +106,8 @@ def score(
             local=cluster.address == connect.LOCAL,
         )
         spec = placed(spec, need)
-        with Store(out) as shared, console.progress("scoring", total, "items") as progress:
-            run = Run(found, item_sets, spec, out, options, progress)
+        with Store(out, stored is None) as shared, console.progress("scoring", total, "items") as progress:
+            run = Run(found, item_sets, spec, out, options, progress, stored)
             scorer = (spec, need.cpus, options.allow_pickle, __version__)
             with Pool(Scorer, scorer, (shared.probe, shared.token), need, cluster.workers) as pool:
                 run.go(pool)
@@ -125,13 +129,15 @@ def placed(spec: BackendSpec, need: Need) -> BackendSpec:
 class Store:
     """A token in the store's folder: a worker that can read it may write there."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, shared: bool) -> None:
         self.probe, self.token = out.resolve() / f".probe-{secrets.token_hex(8)}", secrets.token_hex(16)
+        self._shared = shared
 
     def __enter__(self) -> Store:
         for old in self.probe.parent.glob(".probe-*"):
             old.unlink(missing_ok=True)
-        self.probe.write_text(self.token, encoding="utf-8")
+        if self._shared:
+            self.probe.write_text(self.token, encoding="utf-8")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -180,7 +186,9 @@ class Run:
         out: Path,
         options: runner.Options,
         progress: console.Progress,
+        stored: Callable[[Path], None] | None,
     ) -> None:
+        self.stored = stored
         self.item_sets = sorted(item_sets, key=lambda pair: -text_size(pair[0]))
         self.spec, self.out, self.options, self.progress = spec, out.resolve(), options, progress
         self.states = {c.name: State(c, weight_size(c, options.allow_pickle)) for c in found}
@@ -399,6 +407,8 @@ class Run:
         scores = Merged(loglik, greedy)
         table = runner.table_of(state.checkpoint, benchmark, task.items.category, plan.encoded, scores)
         store.write(task.path, table, task.metadata)
+        if self.stored is not None:
+            self.stored(task.path)
 
     # --- failures
 
@@ -438,7 +448,9 @@ def text_size(items: ItemSet) -> int:
 
 
 def weight_size(checkpoint: Checkpoint, allow_pickle: bool) -> float:
-    """Bytes of the weights; 0 where they cannot be read, which whoever identifies the checkpoint will say."""
+    """Bytes of the weights, remote ones as listed; 0 where they cannot be read: whoever identifies them will say so."""
+    if checkpoint.weights is not None:
+        return float(checkpoint.weights)
     try:
         return float(sum(file.stat().st_size for file in weight_files(checkpoint.path, allow_pickle)))
     except (UserError, OSError):

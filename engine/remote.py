@@ -1,0 +1,289 @@
+"""Checkpoints and stores at URIs (s3://, gs://, hf://, whatever fsspec opens): copied to this machine's cache once.
+
+Of a checkpoint the driver takes the small files (configuration, tokenizer) at once, and whoever scores it the rest when its turn
+comes. The cache holds whole checkpoints only, each under a name made of the URI and of what the listing says of its files; it
+stays below EVALENGINE_CACHE_GB (default 100) by dropping those unused for longest, never one that a process is using.
+
+A store at a URI has a working copy in the cache; every finished file is uploaded at once, whole or not at all. Only the working
+copy is locked: let one machine write to a remote store at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from evalengine.checkpoints import Checkpoint
+from evalengine.errors import UserError
+from evalengine.untrusted import is_plain
+
+SMALL = (".json", ".txt", ".model", ".jinja", ".py")
+WEIGHTS = (".safetensors",)
+PICKLES = (".bin", ".pt", ".pth")
+CACHE_GB = 100.0
+SIGNS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "created", "blob_id", "md5Hash")
+_held: dict[str, IO[str]] = {}  # locks of the checkpoints that this process uses
+
+
+class Listing(NamedTuple):
+    """The files of a remote folder that a checkpoint consists of: name -> size, and a key that changes when they do."""
+
+    fs: Any
+    root: str
+    files: dict[str, int]
+    key: str
+
+    @property
+    def weights(self) -> int:
+        return sum(size for name, size in self.files.items() if not name.endswith(SMALL))
+
+
+def is_uri(place: object) -> bool:
+    return "://" in str(place)
+
+
+def location(text: str) -> Path | str:
+    """A path, or a URI as it is. For argparse: Path would swallow one of the slashes."""
+    return text.rstrip("/") if is_uri(text) else Path(text)
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """fsspec's file system for a URI, and the path in it. Raises UserError."""
+    try:
+        import fsspec
+    except ImportError:
+        raise UserError(f"{uri} needs fsspec: pip install 'evalengine[remote]'") from None
+    try:
+        fs, path = fsspec.core.url_to_fs(uri)
+    except ImportError as error:
+        raise UserError(f"{uri} cannot be opened: {' '.join(str(error).split())[:150]}") from None
+    except Exception as error:
+        raise UserError(f"{uri} is no URI that can be opened: {' '.join(str(error).split())[:150]}") from None
+    return fs, str(path).rstrip("/")
+
+
+@contextlib.contextmanager
+def told(uri: str) -> Iterator[None]:
+    """Errors of a remote file system as one sentence; errors of this machine's own disk stay what they are."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except FileNotFoundError:
+        raise UserError(f"there is nothing at {uri}: check the URI and your access to it") from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename:
+            raise
+        reason = " ".join(str(error).split())[:150] or type(error).__name__
+        raise UserError(f"{uri} cannot be reached: {reason}") from None
+
+
+def expand(place: Path | str) -> list[Path | str]:
+    """A URI with * as the folders it matches, sorted; anything else as it is."""
+    if not is_uri(place) or "*" not in str(place):
+        return [place]
+    fs, pattern = filesystem(str(place))
+    with told(str(place)):
+        found = sorted(path for path in fs.glob(pattern) if fs.isdir(path))
+    if not found:
+        raise UserError(f"there is no checkpoint at {place}: check the URI and your access to it")
+    return [fs.unstrip_protocol(path) for path in found]
+
+
+def listing(uri: str) -> Listing:
+    """What of a remote folder belongs to the checkpoint. Pickled weights are left out where there are safetensors."""
+    fs, root = filesystem(uri)
+    with told(uri):
+        fs.invalidate_cache(root)
+        entries = {
+            str(entry["name"]).rsplit("/", 1)[-1]: entry
+            for entry in fs.ls(root, detail=True)
+            if entry.get("type") == "file"
+        }
+    safe = any(name.endswith(WEIGHTS) for name in entries)
+    kinds = (*SMALL, *WEIGHTS) if safe else (*SMALL, *PICKLES)
+    chosen = {name: e for name, e in sorted(entries.items()) if name.endswith(kinds) and is_plain(name)}
+    signs = [uri, *(f"{name} {[(s, str(e[s])) for s in SIGNS if s in e]}" for name, e in chosen.items())]
+    key = hashlib.sha256("\n".join(signs).encode()).hexdigest()[:32]
+    return Listing(fs, root, {name: int(e.get("size") or 0) for name, e in chosen.items()}, key)
+
+
+def cache_root() -> Path:
+    given = os.environ.get("EVALENGINE_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "evalengine"
+
+
+def name_of(uri: str) -> str:
+    return uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def head(uri: str) -> tuple[Path, int]:
+    """The small files of a remote checkpoint in a folder here, and the size of its weights in bytes. Raises UserError."""
+    listed = listing(uri)
+    small = {name: size for name, size in listed.files.items() if name.endswith(SMALL)}
+    if "config.json" not in small:
+        raise UserError(f"{uri} is not a checkpoint: it has no config.json")
+    folder = cache_root() / "heads" / listed.key
+    with locked(folder.with_suffix(".lock"), fcntl.LOCK_EX):
+        if not folder.is_dir():
+            download(uri, listed._replace(files=small), folder)
+    return folder / name_of(uri), listed.weights
+
+
+def here(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with all its files on this machine; held against eviction until `release`. Raises UserError."""
+    if checkpoint.source is None:
+        return checkpoint
+    uri = checkpoint.source
+    listed = listing(uri)
+    folder = cache_root() / "checkpoints" / listed.key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    handle = folder.with_suffix(".lock").open("a")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        while not folder.is_dir():
+            fcntl.flock(handle, fcntl.LOCK_EX)  # lets go of the shared lock for a moment: look again
+            if not folder.is_dir():
+                evict(folder.parent, sum(listed.files.values()))
+                download(uri, listed, folder)
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        os.utime(folder)
+    except BaseException:
+        handle.close()
+        raise
+    release(checkpoint)
+    _held[uri] = handle
+    return checkpoint._replace(path=folder / name_of(uri))
+
+
+def release(checkpoint: Checkpoint) -> None:
+    """This process no longer needs the files of a remote checkpoint."""
+    handle = _held.pop(checkpoint.source or "", None)
+    if handle is not None:
+        handle.close()
+
+
+@contextlib.contextmanager
+def locked(path: Path, kind: int) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        fcntl.flock(handle, kind)
+        yield
+
+
+def download(uri: str, listed: Listing, folder: Path) -> None:
+    """All files into `folder`/<name>, which appears whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    inside = temporary / name_of(uri)
+    inside.mkdir(parents=True)
+    try:
+        with told(uri):
+            for name, size in listed.files.items():
+                listed.fs.get_file(f"{listed.root}/{name}", str(inside / name))
+                if (inside / name).stat().st_size != size:
+                    raise UserError(
+                        f"{uri}/{name} changed or broke off while it was copied: run the same command again"
+                    )
+        os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def evict(folder: Path, wanted: int) -> None:
+    """Drops the checkpoints unused for longest until `wanted` more bytes fit; those in use stay."""
+    text = os.environ.get("EVALENGINE_CACHE_GB", str(CACHE_GB))
+    try:
+        limit = float(text) * 1e9
+    except ValueError:
+        raise UserError(f"EVALENGINE_CACHE_GB must be a number of gigabytes, not {text!r}") from None
+    entries = sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=age)
+    held = {path: sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) for path in entries}
+    total = sum(held.values())
+    for path in entries:
+        if total + wanted <= limit:
+            return
+        with path.with_suffix(".lock").open("a") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            gone = path.with_name(f".{path.name}.tmp")
+            os.rename(path, gone)
+            shutil.rmtree(gone, ignore_errors=True)
+            total -= held[path]
+
+
+def age(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+class StorePlace(NamedTuple):
+    """A store to write: the folder here, and what is to be done with each finished file."""
+
+    folder: Path
+    stored: Callable[[Path], None]
+    remote: bool
+
+
+def open_store(place: Path | str, names: list[str]) -> StorePlace:
+    """A store at a path or a URI; of a remote one, the files of the checkpoints `names` are brought here first."""
+    if not is_uri(place):
+        return StorePlace(Path(place), lambda path: None, False)
+    folder = copy_of(str(place), names)
+    fs, root = filesystem(str(place))
+
+    def upload(path: Path) -> None:
+        put(fs, path, f"{root}/{path.resolve().relative_to(folder.resolve()).as_posix()}", str(place))
+
+    return StorePlace(folder, upload, True)
+
+
+def readable(place: Path | str) -> Path:
+    """A store at a path or a URI, on this machine. Raises UserError."""
+    return copy_of(str(place), None) if is_uri(place) else Path(place)
+
+
+def copy_of(uri: str, names: list[str] | None) -> Path:
+    """The working copy of a remote store, made equal to it for the checkpoints `names` (None: for all)."""
+    from evalengine import store
+
+    fs, root = filesystem(uri)
+    folder = cache_root() / "stores" / hashlib.sha256(uri.encode()).hexdigest()[:32]
+    with store.lock(folder), told(uri):
+        fs.invalidate_cache(root)
+        there = [str(path) for path in fs.find(root)] if fs.exists(root) else []
+        wanted: dict[str, str] = {}
+        for path in there:
+            parts = path[len(root) :].strip("/").split("/")
+            mine = len(parts) == 2 and parts[1].endswith(".arrow") and (names is None or parts[0] in names)
+            if all(map(is_plain, parts)) and (mine or parts == ["runs.jsonl"]):
+                wanted["/".join(parts)] = path
+        for old in folder.glob("*/*.arrow"):
+            if (names is None or old.parent.name in names) and f"{old.parent.name}/{old.name}" not in wanted:
+                old.unlink()
+        for name, path in wanted.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            temporary = folder / f"{name}.tmp"
+            fs.get_file(path, str(temporary))
+            os.replace(temporary, folder / name)
+    return folder
+
+
+def put(fs: Any, path: Path, target: str, uri: str) -> None:
+    """Uploads one file: an object store shows it whole or not at all; elsewhere it is renamed when it is whole."""
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    with told(uri):
+        if protocols & {"file", "local", "sftp", "ssh", "smb"}:
+            fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+            fs.put_file(str(path), f"{target}.tmp")
+            fs.mv(f"{target}.tmp", target)
+        else:
+            fs.put_file(str(path), target)
