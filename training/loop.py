@@ -157,7 +157,7 @@ def _update(
     total = torch.zeros((), device=place.device)
     for number, part in enumerate(parts):
         fed = [torch.from_numpy(a).to(place.device, non_blocking=True) for a in part]
-        with group.synchronise(wrapped, number == len(parts) - 1), _autocast(place), out_of_memory(settings):
+        with group.synchronise(wrapped, number == len(parts) - 1), autocast(place), out_of_memory(settings):
             loss = wrapped(*fed, settings.z_loss)
             (loss * (group.size / targets)).backward()  # processes average their gradients
         total += loss.detach()
@@ -209,7 +209,7 @@ def out_of_memory(settings: Pretrain | FineTune) -> Iterator[None]:
         ) from None
 
 
-def _autocast(place: Place) -> contextlib.AbstractContextManager[Any]:
+def autocast(place: Place) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(place.device.split(":")[0], dtype=torch.bfloat16, enabled=place.autocast)
 
 
@@ -276,6 +276,6 @@ def mean_loss(model: Decoder, batch: Batch, place: Place, micro_rows: int = 8) -
     model.to(place.device).eval()
     total: Tensor | float = 0.0
     for part in micro_batches(batch, micro_rows):
-        with _autocast(place):
+        with autocast(place):
             total = total + model(*(torch.from_numpy(a).to(place.device) for a in part))
     return float(total) / int((batch.target_BT != IGNORE).sum())

@@ -17,11 +17,14 @@ from evalengine.errors import UserError
 from evalengine.training.chat import END
 from evalengine.training.study import SourceSpec
 
+SHUFFLE_SEED = 0
+
 
 def documents(source: SourceSpec, data: Path | None, name: str) -> Iterator[str]:
     """The non-empty documents of a source. Raises UserError naming the file (and line) at fault."""
     if source.hub:
-        yield from (_field(row, source.field, f"{source.hub}") for row in hub_rows(source))
+        found = (_field(row, source.field, source.hub) for row in hub_rows(source))
+        yield from (text for text in found if text.strip())
         return
     for file in files(source, data, name):
         if file.suffix in (".jsonl", ".json"):
@@ -96,18 +99,39 @@ def parquet_rows(file: Path, *fields: str) -> Iterator[dict[str, Any]]:
 
 
 def hub_rows(source: SourceSpec) -> Iterator[dict[str, Any]]:
-    """Rows of a hub data set, streamed. Needs the `hub` extra and a network."""
+    """Rows of a hub data set (or of a local folder laid out as one), streamed. Needs the `hub` extra, and a
+    network.
+
+    `shuffle` spreads what is read over the data set's files, which on the hub are often sorted (by programming
+    language, by crawl); the order is fixed, as it decides the token shards and not a run.
+    """
     try:
         from datasets import load_dataset
     except ImportError:
         raise UserError(f"{source.hub} is on the Hugging Face hub: pip install 'evalengine[hub]'") from None
+    wanted = list((source.where or {}).items())
     try:
-        yield from load_dataset(source.hub, source.config, split=source.split, streaming=True)
+        stream = load_dataset(source.hub, source.config, split=source.split, streaming=True)
+        if source.shuffle:
+            stream = stream.shuffle(seed=SHUFFLE_SEED, buffer_size=source.shuffle)
+        for row in stream:
+            if all(_value(row, path, source.hub) == value for path, value in wanted):
+                yield row
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"cannot stream {source.hub} from the hub ({first}): check its name, access and the network"
         ) from None
+
+
+def _value(row: Any, path: str, where: str) -> str:
+    """What `path` (keys joined by dots) leads to in a row."""
+    for key in path.split("."):
+        if not isinstance(row, dict) or key not in row:
+            keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            raise UserError(f"{where} has no {path!r} (there is {keys}): set the source's `where`")
+        row = row[key]
+    return str(row)
 
 
 def _field(row: Any, field: str, where: str) -> str:

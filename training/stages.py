@@ -10,17 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from evalengine import __version__
 from evalengine.errors import UserError
 from evalengine.training import export
-from evalengine.training.conversations import Examples, PackedExamples, pack
+from evalengine.training.conversations import Examples, PackedExamples
 from evalengine.training.loop import Place, Step, fit, mean_loss
 from evalengine.training.model import Decoder, Shape
 from evalengine.training.prepare import Prepared, open_sources, shape_of, work_folder
-from evalengine.training.rows import Batch, MixedRows, Stream
+from evalengine.training.reach import within_reach
+from evalengine.training.rows import MixedRows, Stream
 from evalengine.training.study import Run, Study
 from evalengine.training.tokenizer import Tokenizer
 
@@ -196,16 +196,3 @@ def finetune(
         "of": total,
     }
     return model, loss, {}, extra
-
-
-@torch.no_grad()
-def within_reach(model: Decoder, examples: Examples, share: float, place: Place) -> Examples:
-    """The share of conversations whose responses the model finds least surprising (mean loss per learned
-    token).
-    """
-    losses = []
-    for index in range(len(examples)):
-        one: Batch = pack([examples[index]], model.shape.context, f"conversation {index}")
-        losses.append(mean_loss(model, one, place))
-    keep = max(1, round(share * len(examples)))
-    return examples.keep(sorted(np.argsort(losses, kind="stable")[:keep].tolist()))

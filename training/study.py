@@ -43,7 +43,13 @@ class SourceSpec:
     hub: str = ""  # or: a data set of the Hugging Face hub, streamed
     config: str | None = None
     split: str = "train"
-    field: str = "text"
+    field: str = "text"  # the column that holds the text
+    where: Mapping[str, str] | None = (
+        None  # of a hub data set: only rows with these values, {meta.kind: book}
+    )
+    shuffle: int = (
+        0  # of a hub data set: its files in random order, rows through a buffer of so many; 0: in order
+    )
 
 
 @dataclass(frozen=True)
@@ -247,6 +253,10 @@ def _check(study: Study, where: str) -> None:
 
     for name, source in study.sources.items():
         demand(bool(source.path) != bool(source.hub), f"source {name} needs either `path` or `hub`")
+        demand(
+            bool(source.hub) or not (source.where or source.shuffle or source.config),
+            f"source {name}: config, where and shuffle are for `hub`",
+        )
     for name, shares in study.mixtures.items():
         for part in shares:
             if part not in study.sources:

@@ -1,0 +1,76 @@
+"""Which conversations lie within the pretrained model's own reach: a perplexity filter for fine-tuning.
+
+Cost: one forward over the conversations in batches of like length, and the output layer on learned positions
+only; logits are never stored.
+
+Dims: B rows, T positions, N learned positions, D hidden, M conversations.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from evalengine.kernels import target_logprobs
+from evalengine.training.attention import DocumentMask
+from evalengine.training.conversations import Examples
+from evalengine.training.loop import Place, autocast
+from evalengine.training.model import Decoder
+
+BATCH_TOKENS = 8192  # positions in a batch
+
+
+def within_reach(model: Decoder, examples: Examples, share: float, place: Place) -> Examples:
+    """The share of conversations whose responses the model finds least surprising (mean loss per learned
+    token).
+    """
+    losses = surprise(model, examples, place)
+    keep = max(1, round(share * len(examples)))
+    return examples.keep(sorted(np.argsort(losses, kind="stable")[:keep].tolist()))
+
+
+@torch.no_grad()
+def surprise(model: Decoder, examples: Examples, place: Place) -> np.ndarray:
+    """Mean loss per learned token of every conversation, float64.
+
+    Conversations of like length share a batch, one a row. Each process takes its part of the batches, and all
+    get the same numbers.
+    """
+    model.to(place.device).eval()
+    group, loss_M = place.group, np.zeros(len(examples))
+    longest_first = np.argsort(-np.diff(examples.start_M), kind="stable")
+    at, number = 0, 0
+    while at < len(longest_first):
+        width = len(examples[longest_first[at]][0]) - 1
+        chosen = longest_first[at : at + max(1, BATCH_TOKENS // max(1, width))]
+        at, number = at + len(chosen), number + 1
+        if number % group.size == group.rank:
+            loss_M[chosen] = _row_losses(model, [examples[i] for i in chosen], place)
+    return group.sum(torch.from_numpy(loss_M).to(place.device)).cpu().numpy()
+
+
+def _row_losses(model: Decoder, rows: list[tuple[np.ndarray, np.ndarray]], place: Place) -> np.ndarray:
+    """Mean loss per learned token of each row; padding follows what is learned, where nothing attends to it."""
+    width = max(len(ids) for ids, _ in rows) - 1
+    token_BT = np.zeros((len(rows), width), np.int64)
+    row_T, at_T, target_T = [], [], []
+    for number, (ids, learned) in enumerate(rows):
+        token_BT[number, : len(ids) - 1] = ids[:-1]
+        at = np.flatnonzero(learned[1:])
+        row_T.append(np.full(len(at), number))
+        at_T.append(at)
+        target_T.append(ids[at + 1].astype(np.int64))
+    row, at, target = (
+        torch.from_numpy(np.concatenate(part)).to(place.device) for part in (row_T, at_T, target_T)
+    )
+    position_BT = torch.arange(width, device=place.device).expand(len(rows), width).contiguous()
+    with autocast(place):
+        h_BTD = model.hidden(
+            torch.from_numpy(token_BT).to(place.device), position_BT, DocumentMask.from_positions(position_BT)
+        )
+    h_ND = h_BTD[row, at]
+    index = torch.arange(len(row), dtype=torch.int32, device=place.device)
+    scored = target_logprobs(h_ND, model.head.weight.to(h_ND.dtype), index, target.to(torch.int32))
+    total = torch.zeros(len(rows), dtype=torch.float64, device=place.device)
+    total.index_add_(0, row, -scored.logprob_T.double())
+    return (total / torch.bincount(row, minlength=len(rows)).clamp(min=1)).cpu().numpy()
