@@ -82,8 +82,10 @@ def read(path: Path) -> pa.Table:
 
 
 def files(store: Path | str) -> Iterator[StoreFile]:
-    """The files of a store, sorted. Raises UserError where there is no store, it is empty, or a file is damaged."""
-    store = Path(store)
+    """The files of a store (a folder or a URI), sorted. Raises UserError where there is none, it is empty, or a file is damaged."""
+    from evalengine.remote import readable
+
+    store = readable(store)
     if not store.is_dir():
         raise UserError(f"no score store at {store}: run `evalengine score CHECKPOINTS --out {store}` first")
     found = sorted(path for path in store.glob("*/*.arrow") if not path.parent.name.startswith("."))

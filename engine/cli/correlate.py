@@ -53,8 +53,10 @@ def analysis_of(args: argparse.Namespace) -> Analysis:
 
     if args.bootstrap not in (None, "exact") and not str(args.bootstrap).isdigit():
         raise UserError(f"--bootstrap takes a number or 'exact', not '{args.bootstrap}'")
+    from evalengine.remote import readable
+
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
-    panel = load_panel(args.store, stages=stages, metric=args.metric)
+    panel = load_panel(readable(args.store), stages=stages, metric=args.metric)
     options = Options(args.bootstrap, args.interval, args.level, args.statistic, args.seed, args.resample)
     mixtures = read_study(args.study) if args.study else imported_mixtures(args.store)
     return analyse(panel, options, mixtures)

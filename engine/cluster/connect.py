@@ -59,6 +59,9 @@ def import_ray() -> Any:
         import ray
     except ImportError:
         raise UserError("--ray needs Ray, which is not installed: pip install 'evalengine[ray]'") from None
+    from ray._private import worker
+
+    worker._worker_logs_enabled = False  # it would print into --json's standard output
     return ray
 
 

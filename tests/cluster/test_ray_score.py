@@ -1,0 +1,142 @@
+"""`evalengine score --ray` on a real local Ray of two workers: the single process's bytes, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.conftest import files, processes, score
+from evalengine import runner
+from evalengine.cluster import parts, scoring
+
+RAY = ("--ray", "local", "--workers", 2, "--cpus-per-worker", 1)
+
+
+@pytest.fixture(autouse=True)
+def _cluster(ray_local: None) -> None:
+    pass
+
+
+def test_two_workers_write_the_bytes_of_one_process_and_nothing_twice(
+    ckpts: list[Path],
+    bench: Path,
+    reference: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(parts, "PART_TOKENS", 6_000)  # so that some benchmarks are cut
+    out = tmp_path / "scores"
+    assert score(ckpts, bench, out, *RAY) == 0
+    assert files(out) == files(reference)
+    run = json.loads((out / "runs.jsonl").read_text().splitlines()[-1])
+    assert run["workers"] == 2
+    capsys.readouterr()
+    assert score(ckpts, bench, out, *RAY, "--json") == 0
+    again = json.loads(capsys.readouterr().out)["checkpoints"]
+    assert [(c["scored"], c["kept"]) for c in again] == [(0, 6)] * 4
+
+
+def test_a_worker_killed_with_sigkill_costs_only_its_unit(
+    ckpts: list[Path], bench: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores"
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not killed and running.is_set():
+            done = len(list(out.glob("*/*.arrow")))
+            busy = list(processes("ray::Scorer.run")) if done >= 2 else []
+            if busy:
+                os.kill(busy[0], signal.SIGKILL)
+                killed.append(done)
+            time.sleep(0.002)
+
+    running = threading.Event()
+    running.set()
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        assert score(ckpts, bench, out, *RAY) == 0
+    finally:
+        running.clear()
+        killer.join()
+    assert killed and killed[0] < 24
+    said = " ".join(capsys.readouterr().err.split())
+    assert "ended during" in said and "was killed" in said
+    assert files(out) == files(reference)
+
+
+def test_a_checkpoint_that_kills_its_workers_is_set_aside_and_the_others_finish(
+    ckpts: list[Path], bench: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own code kills the process that builds it; corrupt weights beside it fail once, at once."""
+    lethal, corrupt, out = tmp_path / "lethal-a-pt", tmp_path / "corrupt-a-pt", tmp_path / "scores"
+    shutil.copytree(ckpts[0], lethal)
+    shutil.copytree(ckpts[0], corrupt)
+    config = json.loads((lethal / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "lethal.Lethal"}
+    (lethal / "config.json").write_text(json.dumps(config))
+    (lethal / "lethal.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    with (corrupt / "model.safetensors").open("r+b") as handle:
+        handle.truncate(5_000)
+    assert score([lethal, corrupt, *ckpts[:2]], bench, out, *RAY, "--trust-remote-code", "--json") == 1
+    printed = capsys.readouterr()
+    report = {c["checkpoint"]: c for c in json.loads(printed.out)["checkpoints"]}
+    assert "is set aside: it failed 3 times" in report["lethal-a-pt"]["failure"]
+    assert "truncated or corrupt" in report["corrupt-a-pt"]["failure"]
+    assert printed.err.count("ended during lethal-a-pt") == 3
+    assert "corrupt-a-pt" not in printed.err
+    expected = {k: v for k, v in files(reference).items() if k.startswith("240M-v1p0")}
+    assert files(out) == expected
+
+
+def test_where_workers_do_not_see_the_store_the_driver_writes(
+    ckpts: list[Path], bench: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def elsewhere(self: scoring.Store, out: Path, shared: bool) -> None:
+        self.probe, self.token, self._shared = tmp_path / "elsewhere", "token", False
+
+    monkeypatch.setattr(scoring.Store, "__init__", elsewhere)
+    wrote: list[Path] = []
+    write = runner.store.write
+
+    def watched(path: Path, *rest: object) -> None:
+        wrote.append(path)
+        write(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scoring.store, "write", watched)
+    assert score(ckpts[:2], bench, tmp_path / "scores", *RAY) == 0
+    assert len(wrote) == 12  # all in this process
+    expected = {k: v for k, v in files(reference).items() if k.startswith("240M-v1p0")}
+    assert files(tmp_path / "scores") == expected
+
+
+def test_a_store_of_other_options_is_refused_for_each_checkpoint(
+    ckpts: list[Path], bench: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores"
+    shutil.copytree(reference, out)
+    assert score(ckpts, bench, out, *RAY, "--limit", 3) == 1
+    assert "was scored with --limit none, not 3" in capsys.readouterr().out
+    assert files(out) == files(reference)
+
+
+def test_wrong_use_is_told_in_one_sentence(
+    ckpts: list[Path], bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given, said in [
+        (("--workers", 2), "--workers is for --ray"),
+        ((*RAY, "--workers", 0), "--workers must be at least 1"),
+        ((*RAY, "--gpus-per-worker", 1.5), "--gpus-per-worker must be"),
+        ((*RAY, "--device", "cuda:1"), "names one device"),
+    ]:
+        assert score(ckpts, bench, tmp_path / "s", *given) == 1
+        assert said in capsys.readouterr().err

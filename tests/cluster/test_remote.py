@@ -1,0 +1,114 @@
+"""Checkpoints and stores at URIs: file:// and memory:// stand for all, for fsspec opens them all alike."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+import evalengine
+from cluster.conftest import files, score
+from evalengine import checkpoints, remote
+from evalengine.errors import UserError
+
+fsspec = pytest.importorskip("fsspec")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EVALENGINE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_remote_checkpoints_into_a_remote_store_and_on_again(
+    ckpts: list[Path], bench: Path, reference: Path, tmp_path: Path, cache: Path
+) -> None:
+    uris = [f"file://{path}" for path in ckpts]
+    out = tmp_path / "bucket" / "scores"
+    assert score(uris[:2], bench, f"file://{out}") == 0
+    assert len(files(out)) == 12
+    shutil.rmtree(cache)  # another machine
+    next(iter(out.glob("*/*.arrow"))).unlink()
+    assert score([f"file://{ckpts[0].parent}/*"], bench, f"file://{out}") == 0
+    assert files(out) == files(reference)
+    assert len((out / "runs.jsonl").read_text().splitlines()) == 2
+    assert evalengine.load(f"file://{out}").equals(evalengine.load(reference))
+
+
+def test_a_store_in_memory(ckpts: list[Path], bench: Path, reference: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    assert score(ckpts[:1], bench, "memory://bucket/scores") == 0
+    stored = {path.removeprefix("/bucket/scores/"): fs.cat_file(path) for path in fs.find("/bucket/scores")}
+    stored.pop("runs.jsonl")
+    assert stored == {k: v for k, v in files(reference).items() if k.startswith(ckpts[0].name + "/")}
+
+
+def test_the_cache_is_bounded_and_drops_what_was_unused_for_longest(
+    ckpts: list[Path], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = checkpoints.discover([f"file://{path}" for path in ckpts[:3]])
+    size = sum(f.stat().st_size for f in ckpts[0].iterdir())
+    monkeypatch.setenv("EVALENGINE_CACHE_GB", str(2.5 * size / 1e9))
+    paths = []
+    for i, checkpoint in enumerate(found[:2]):
+        path = remote.here(checkpoint).path
+        os.utime(path.parent, (i, i))
+        paths.append(path)
+    remote.release(found[1])
+    third = remote.here(found[2]).path
+    assert third.is_dir() and paths[0].is_dir()  # the oldest, but in use
+    assert not paths[1].exists()
+    for checkpoint in found:
+        remote.release(checkpoint)
+    assert not list(cache.rglob("*.tmp"))
+
+
+def test_a_checkpoint_is_copied_once_and_again_when_it_changed(
+    ckpts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "m-a-pt"
+    shutil.copytree(ckpts[0], source)
+    copies = []
+    download = remote.download
+    monkeypatch.setattr(remote, "download", lambda *given: (copies.append(given[0]), download(*given)))
+    (checkpoint,) = checkpoints.discover([f"file://{source}"])
+    copies.clear()
+    threads = [threading.Thread(target=remote.here, args=(checkpoint,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(copies) == 1
+    before = remote.here(checkpoint).path
+    shutil.copy(ckpts[1] / "model.safetensors", source / "model.safetensors")
+    after = remote.here(checkpoint).path
+    assert before != after and len(copies) == 2
+    assert (after / "model.safetensors").read_bytes() == (ckpts[1] / "model.safetensors").read_bytes()
+    remote.release(checkpoint)
+
+
+def test_what_is_not_there_or_cannot_be_opened_is_told(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for uri, said in [
+        (f"file://{tmp_path}/none", "there is nothing at"),
+        (f"file://{tmp_path}/empty", "no config.json"),
+        (f"file://{tmp_path}/n*", "there is no checkpoint at"),
+        ("nothing://bucket/m", "no URI that can be opened"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            checkpoints.discover([uri])
+
+
+def test_a_file_that_breaks_off_is_never_used(
+    ckpts: list[Path], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkpoint,) = checkpoints.discover([f"file://{ckpts[0]}"])
+    listed = remote.listing(f"file://{ckpts[0]}")
+    longer = listed._replace(files={name: size + 1 for name, size in listed.files.items()})
+    monkeypatch.setattr(remote, "listing", lambda uri: longer)
+    with pytest.raises(UserError, match="broke off"):
+        remote.here(checkpoint)
+    assert not [p for p in (cache / "checkpoints").iterdir() if p.is_dir()]
