@@ -17,6 +17,7 @@ from torch import Tensor
 
 from evalengine.errors import UserError
 from evalengine.training.model import Decoder, Shape
+from evalengine.training.shards import crc
 from evalengine.training.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -78,6 +79,7 @@ def save(
     model: Decoder, tokenizer: Tokenizer, path: Path, metadata: dict[str, Any], *, dtype: str = "float32"
 ) -> None:
     """Writes the checkpoint directory `path`, replacing an old one. `metadata` becomes evalengine.json."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -89,10 +91,16 @@ def save(
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(tokenizer.path / name, partial / name)
         _write_json(partial / "config.json", config(model.shape, tokenizer, dtype))
-        _write_json(partial / "evalengine.json", metadata)
+        sums = {"model.safetensors": f"{crc(partial / 'model.safetensors'):08x}"}
+        _write_json(partial / "evalengine.json", {**metadata, "crc32": sums})
         if path.exists():
             shutil.rmtree(path)
         os.replace(partial, path)
+    except SafetensorError as error:  # how its writer reports what the system said
+        raise UserError(
+            f"cannot write {path / 'model.safetensors'} ({error}): make room on the disk and run the same "
+            "command again"
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -106,6 +114,9 @@ def load(path: Path, shape: Shape) -> Decoder:
 
     model = Decoder(shape)
     try:
+        expected = (metadata(path) or {}).get("crc32", {}).get("model.safetensors")
+        if expected and expected != f"{crc(path / 'model.safetensors'):08x}":
+            raise OSError("its weights are not those that were written")
         from_llama(model, load_file(path / "model.safetensors"))
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise UserError(

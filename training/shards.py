@@ -183,7 +183,7 @@ def verify(folder: Path) -> None:
     """Recomputes the checksums. Raises UserError naming a shard that is damaged."""
     for info in sorted(folder.glob("[0-9]*.json")):
         expected, file = _read_json(info), info.with_suffix(".bin")
-        if not file.is_file() or _crc(file) != expected["crc32"]:
+        if not file.is_file() or crc(file) != expected["crc32"]:
             raise UserError(f"the token shard {file} is damaged: delete {folder} and run again to rebuild it")
 
 
@@ -217,7 +217,7 @@ class _ShardWriter:
             "documents": len(self.pieces),
             "read": self.read,
             "dtype": self.dtype.name,
-            "crc32": _crc(base.with_suffix(".bin")),
+            "crc32": crc(base.with_suffix(".bin")),
         }
         write_text(base.with_suffix(".json"), json.dumps(info) + "\n")
         self.number += 1
@@ -262,9 +262,10 @@ def _write_bytes(path: Path, content: bytes) -> None:
     os.replace(partial, path)
 
 
-def _crc(path: Path) -> int:
-    crc = 0
+def crc(path: Path) -> int:
+    """CRC-32 of a file's bytes."""
+    total = 0
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 22):
-            crc = zlib.crc32(chunk, crc)
-    return crc
+            total = zlib.crc32(chunk, total)
+    return total

@@ -49,11 +49,10 @@ def save(
         torch.save(state, partial)
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        if isinstance(error, RuntimeError) and "write" not in str(error):
-            raise
+        reason = getattr(error, "strerror", None) or "the disk is full or not writable"
         raise UserError(
-            f"cannot write the run's state {path} ({_reason(error)}): make room on the disk and run the same "
-            "command again"
+            f"cannot write the run's state {path} ({reason}): make room on the disk and run the same command "
+            "again"
         ) from None
     finally:
         partial.unlink(missing_ok=True)
@@ -94,9 +93,3 @@ def damage(path: Path) -> str | None:
         return f"it lacks {', '.join(sorted(missing))}" if missing else None
     except Exception as error:  # zip, pickle and torch each raise their own
         return type(error).__name__
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return "the disk is full or not writable"

@@ -70,17 +70,22 @@ def test_a_damaged_checkpoint_is_refused_by_name(tokenizer, tmp_path: Path):
     path = tmp_path / "S-m-pt"
     export.save(decoder(), tokenizer, path, {"scale": "S"})
     whole = (path / "model.safetensors").read_bytes()
-    (path / "model.safetensors").write_bytes(whole[:1000])
-    with pytest.raises(UserError, match="S-m-pt is damaged"):
-        export.load(path, SHAPE)
+    flipped = bytearray(whole)
+    flipped[-3] ^= 1  # the last bits of a weight: a value as good as any
+    for content in (whole[:1000], bytes(flipped)):
+        (path / "model.safetensors").write_bytes(content)
+        with pytest.raises(UserError, match="S-m-pt is damaged"):
+            export.load(path, SHAPE)
 
 
 def test_saving_leaves_no_partial_directory(tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from safetensors import SafetensorError
+
     def full(*args: object, **options: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match=r"No space left on device .*make room on the disk"):
         export.save(decoder(), tokenizer, tmp_path / "S-m-pt", {})
     assert list(tmp_path.iterdir()) == []
 

@@ -17,6 +17,7 @@ from tiny_study import STUDY
 
 from evalengine.cli import main
 from evalengine.errors import UserError
+from evalengine.training.loop import Place, fit
 from evalengine.training.runner import lock, selected
 from evalengine.training.study import load
 
@@ -124,6 +125,59 @@ def test_a_failing_run_names_itself_and_spares_the_others(data: Path, write_stud
     assert train(study, data, tmp_path / "ckpts") == 1
     assert "1 runs failed, the first is S-m1-sft: the checkpoint" in capsys.readouterr().err
     assert (tmp_path / "ckpts/S-m2-sft/config.json").is_file()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system whose size `resize` sets."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+
+    def resize(size: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+
+    yield folder, resize
+    subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_at_any_stage_is_one_sentence(
+    small_disk, trained: Path, data: Path, write_study, capsys: pytest.CaptureFixture[str]
+):
+    """Tokenizer, shards, conversations, checkpoints: each time the disk grows it gets further, and the bytes
+    are those of a run that never failed.
+    """
+    folder, resize = small_disk
+    reached = []
+    for size in ("40k", "180k", "620k"):
+        resize(size)
+        assert train(write_study(), data, folder / "ckpts", "--jobs", "1") == 1
+        said = capsys.readouterr().err
+        assert "No space left on device" in said and "Traceback" not in said, said
+        reached.append(sum(f.stat().st_size for f in (folder / "ckpts").rglob("*") if f.is_file()))
+        assert {p.name for p in folder.glob("ckpts/*/*")} & {"evalengine.json"} == (
+            {"evalengine.json"} if list(folder.glob("ckpts/S-*")) else set()
+        )
+    assert reached == sorted(reached) and list(folder.glob("ckpts/S-*"))
+    resize("50m")
+    assert train(write_study(), data, folder / "ckpts", "--jobs", "1") == 0
+    assert contents(folder / "ckpts") == contents(trained)
+
+
+def test_a_full_disk_under_a_runs_state_is_one_sentence(small_disk):
+    from test_training_loop import SETTINGS, Synthetic, model
+
+    folder, resize = small_disk
+    place = Place(state=folder / "run.pt", save_every_s=0)
+    with pytest.raises(UserError, match=r"cannot write the run's state .*run\.pt .*make room on the disk"):
+        fit(model(), Synthetic(3), SETTINGS, place)
+    assert list(folder.iterdir()) == []
+    resize("5m")
+    fit(model(), Synthetic(3), SETTINGS, place)
+    assert (folder / "run.pt").is_file()
 
 
 def test_only_brings_the_pretraining_that_fine_tuning_needs(write_study):
