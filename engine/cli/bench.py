@@ -16,6 +16,7 @@ TARGETS = {
     "engine": "evalengine.bench",
     "bootstrap": "evalengine.analysis.bench",
     "training": "evalengine.training.bench",
+    "lm-eval": "evalengine.lm_eval_bench",
     "vllm": "evalengine.vllm.bench",
 }
 
@@ -24,16 +25,19 @@ def register(subparsers: Any) -> None:
     p = subparsers.add_parser("bench", help="measure speed against the alternatives, as ratios in one run")
     p.add_argument("target", choices=[name for name in TARGETS if name != "vllm"])
     p.add_argument(
-        "--backend", choices=["torch", "vllm"], default="torch", help="engine: which (default: torch)"
+        "--backend",
+        choices=["torch", "vllm"],
+        default="torch",
+        help="engine, lm-eval: which (default: torch)",
     )
     p.add_argument("--quick", action="store_true", help="small shapes and few repeats: does it run?")
     p.add_argument(
-        "--data", type=Path, help="engine: folder of benchmark files (default: the embedded world)"
+        "--data", type=Path, help="engine, lm-eval: folder of benchmark files (default: the embedded world)"
     )
     p.add_argument("--sizes", help="engine: models, from 1M,7M,50M,240M")
     p.add_argument("--limit", type=int, help="engine: items of each benchmark (default: 20)")
     p.add_argument("--processes", action="store_true", help="engine: also six checkpoints as whole processes")
-    p.add_argument("--device", help="kernels, engine: cpu (default) or cuda")
+    p.add_argument("--device", help="kernels, engine, training: cpu (default) or cuda")
     p.add_argument(
         "--json", action="store_true", help='print one JSON object: {"ratios": {name: number}, ...}'
     )
@@ -44,12 +48,16 @@ def run(args: argparse.Namespace) -> int:
     console.set_json(args.json)
     from evalengine.cli.score import quiet_transformers
 
-    if args.target == "engine":
+    target = args.target
+    if target in ("engine", "lm-eval"):
         quiet_transformers()
     elif args.backend != "torch":
-        raise UserError(f"--backend means nothing to `bench {args.target}`: leave it out")
-    module = importlib.import_module(TARGETS["vllm" if args.backend == "vllm" else args.target])
+        raise UserError(f"--backend means nothing to `bench {target}`: leave it out")
+    if target == "engine" and args.backend == "vllm":
+        target = "vllm"
+    module = importlib.import_module(TARGETS[target])
     given = {
+        "backend": args.backend if target == "lm-eval" else None,
         "data": args.data,
         "sizes": tuple(args.sizes.split(",")) if args.sizes else None,
         "limit": args.limit,
@@ -67,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
         )
         return 0
     console.table(result["title"], result["columns"], result["rows"], left=1)
+    for more in result.get("more", ()):
+        console.table(more["title"], more["columns"], more["rows"], left=1)
     console.say(", ".join(f"{key}: {value}" for key, value in machine().items()))
     return 0
 

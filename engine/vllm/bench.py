@@ -1,9 +1,10 @@
 """The vLLM backend against vLLM's own scoring, against prefill alone, and a warm engine against a new one.
 
-One random Llama, in-process engines, float32 on a CPU machine; every side runs the same requests' tokens, warmed, and the
-median of interleaved rounds counts. `prompt_logprobs` is the way harnesses score on vLLM: one request a choice, no prefix
-cache. Prefill alone is the same engine and requests with nothing to score; the head's GEMM is one matrix product of the
-scored rows' shape.
+One random Llama, in-process engines, float32 on a CPU machine; every side runs the same sequences, warmed. `prompt_logprobs` is
+the way harnesses score on vLLM: one request a choice, no prefix cache. It runs in each of the forms that vLLM has for it, and
+the fastest counts. `prompt_logprobs` over our requests, reading the cache under our scheduler, is the fallback route. Prefill
+alone is the same engine and requests with nothing to score; the head's GEMM is one matrix product of the scored rows' shape.
+Ours, prefill and GEMM: median of interleaved rounds; the slower sides: one run, the fastest form two more.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ import numpy as np
 from evalengine import console
 from evalengine.encoding import Sequences
 
-MINE, STOCK = "fused scorer, prefix cache", "prompt_logprobs"
+MINE, STOCK, CAPPED = "fused scorer, prefix cache", "prompt_logprobs", "prompt_logprobs, capped prefix cache"
+FORMS: dict[str, dict[str, Any]] = {
+    "prompt_logprobs=0": {"prompt_logprobs": 0},
+    "prompt_logprobs=0, flat": {"prompt_logprobs": 0, "flat_logprobs": True},
+    "prompt_logprobs=1": {"prompt_logprobs": 1},  # what lm-evaluation-harness asks for
+}
 
 
 class Workload(NamedTuple):
@@ -37,12 +43,12 @@ def run(quick: bool = False) -> dict[str, Any]:
     """Rows for the table and the ratios."""
     vocab = 5_000 if quick else 50_304
     workloads = [
-        Workload("zero-shot", 10 if quick else 50, 0, 60),
-        Workload("shared few-shot prefix", 10 if quick else 20, 300, 40),
+        Workload("zero-shot", 10 if quick else 120, 0, 60),
+        Workload("shared few-shot prefix", 10 if quick else 40, 300, 40),
     ]
     with tempfile.TemporaryDirectory(prefix="evalengine-bench-") as folder:
         checkpoints = [save(Path(folder) / f"llama{seed}", vocab, seed) for seed in (0, 1)]
-        return compare(checkpoints, workloads, vocab, rounds=1 if quick else 3)
+        return compare(checkpoints, workloads, vocab, rounds=1 if quick else 5)
 
 
 def compare(checkpoints: list[Any], workloads: list[Workload], vocab: int, rounds: int) -> dict[str, Any]:
@@ -65,25 +71,43 @@ def compare(checkpoints: list[Any], workloads: list[Workload], vocab: int, round
                 },
             )
             progress.update(1)
-        new, warm = swap_seconds(backend, checkpoints, rounds)
+        new, warm = swap_seconds(backend, checkpoints, min(rounds, 3))
         progress.update(1)
         backend.close()
-        stock = VllmBackend(route=routes.PROMPT_LOGPROBS, prefix_cache=False, max_model_len=512)
+        stock = VllmBackend(route=routes.PROMPT_LOGPROBS, max_model_len=512)
         stock.load(checkpoints[0])
         for name, sequences in plans.items():
-            measure(seconds, rounds, {(name, STOCK): partial(stock_score, stock, sequences)})
+            measure(
+                seconds,
+                min(rounds, 3),
+                {(name, CAPPED): partial(cold, stock, partial(stock.score, sequences))},
+            )
+            for form, took in stock_seconds(stock, sequences, more=0 if rounds == 1 else 2).items():
+                seconds[name, form] = took
             progress.update(1)
         stock.close()
+    return report(workloads, seconds, vocab, new, warm)
+
+
+def report(
+    workloads: list[Workload],
+    seconds: dict[tuple[str, str], list[float]],
+    vocab: int,
+    new: float,
+    warm: float,
+) -> dict[str, Any]:
     took = {key: statistics.median(values) for key, values in seconds.items()}
-    rows = [(w, side, f"{s:.2f}", f"{s / took[w, MINE]:.2f}") for (w, side), s in took.items()]
+    rows = [(w, side, f"{s:.3f}", f"{s / took[w, MINE]:.2f}") for (w, side), s in took.items()]
     rows += [
-        ("next checkpoint", "warm engine", f"{warm:.2f}", "1.00"),
-        ("next checkpoint", "new engine", f"{new:.2f}", f"{new / warm:.1f}"),
+        ("next checkpoint", "warm engine", f"{warm:.3f}", "1.00"),
+        ("next checkpoint", "new engine", f"{new:.3f}", f"{new / warm:.1f}"),
     ]
     ratios = {}
     for w in workloads:
         floor = took[w.name, "prefill alone"] + took[w.name, "head GEMM"]
-        ratios[f"{w.name}: {STOCK} / fused scorer"] = round(took[w.name, STOCK] / took[w.name, MINE], 2)
+        stock = min(took[w.name, form] for form in FORMS)
+        ratios[f"{w.name}: {STOCK} / fused scorer"] = round(stock / took[w.name, MINE], 2)
+        ratios[f"{w.name}: {CAPPED} / fused scorer"] = round(took[w.name, CAPPED] / took[w.name, MINE], 2)
         ratios[f"{w.name}: fused scorer / (prefill + head GEMM)"] = round(took[w.name, MINE] / floor, 3)
     ratios["next checkpoint: new engine / warm engine"] = round(new / warm, 1)
     return {
@@ -148,13 +172,23 @@ def head_gemm(backend: Any, sequences: Sequences) -> Callable[[], float]:
     return lambda: timed(gemm)
 
 
-def stock_score(backend: Any, sequences: Sequences) -> float:
-    """As harnesses do: a request a choice, prompt_logprobs of the whole of it."""
+def stock_seconds(backend: Any, sequences: Sequences, more: int) -> dict[str, list[float]]:
+    """As harnesses do: a request a choice, log-probabilities of all of it. Each form once, the fastest `more` times more."""
     from vllm import SamplingParams
 
-    params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
     prompts: list[Any] = [{"prompt_token_ids": sequences.tokens(s).tolist()} for s in range(len(sequences))]
-    return timed(lambda: backend._llm.generate(prompts, params, use_tqdm=False))
+
+    def once(form: str, some: list[Any]) -> float:
+        params = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False, **FORMS[form])
+        return timed(lambda: backend._llm.generate(some, params, use_tqdm=False))
+
+    out: dict[str, list[float]] = {}
+    for form in FORMS:
+        once(form, prompts[:4])
+        out[form] = [once(form, prompts)]
+    best = min(out, key=lambda form: out[form][0])
+    out[best] += [once(best, prompts) for _ in range(more)]
+    return out
 
 
 def swap_seconds(backend: Any, checkpoints: list[Any], rounds: int) -> tuple[float, float]:

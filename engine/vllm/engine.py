@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
 import os
 import re
 import sys
@@ -64,6 +65,8 @@ def prepare(verbose: bool) -> None:
         defaults["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # its pooling runner is not complete before
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if os.environ["VLLM_LOGGING_LEVEL"] == "ERROR":  # some messages come before vLLM reads its level
+        logging.getLogger("vllm").setLevel(logging.ERROR)
 
 
 def cpu_cache_gib() -> int:

@@ -68,6 +68,22 @@ def test_single_token_choices_are_one_request_and_a_shorter_choice_rides_on_a_lo
     ]
 
 
+def test_the_row_that_choices_share_is_scored_once_for_all_of_them() -> None:
+    planned = plan(sequences([([7, 8, 1, 2], 2), ([7, 8, 3, 4], 2), ([7, 8, 3, 5, 6], 2)]))
+    rows = [list(zip(r.row_T.tolist(), r.token_T.tolist(), strict=True)) for r in planned.requests]
+    assert [r.tokens.tolist() for r in planned.requests] == [[7, 8, 3, 5], [7, 8, 1]]
+    assert rows == [[(1, 1), (1, 3), (2, 4), (2, 5), (3, 6)], [(2, 2)]]
+    assert planned.requests[1].first == 2  # the whole context may come from the cache
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(small, min_size=1, max_size=12))
+def test_with_equal_contexts_no_row_is_computed_twice(lists: list[list[int]]) -> None:
+    planned = plan(sequences([(tokens, 1) for tokens in lists]))
+    rows = [tuple(r.tokens[: row + 1].tolist()) for r in planned.requests for row in np.unique(r.row_T)]
+    assert len(rows) == len(set(rows)) == len({tuple(t[:k]) for t in lists for k in range(1, len(t))})
+
+
 def test_a_rider_never_lowers_the_first_scored_row() -> None:
     """It would make the leader compute again what the prefix cache holds."""
     planned = plan(sequences([([1, 2, 3, 4, 5, 6], 5), ([1, 2, 3], 1)]))
