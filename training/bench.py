@@ -1,9 +1,10 @@
 """`evalengine bench training`: tokens per second against a plain loop, and the memory of the loss.
 
-The baseline is what one would write first: a nanoGPT-style loop over the same Llama-shaped model, with the
-modules written out, logits in full and `F.cross_entropy`. Both sides see the same batches and the same
-optimiser settings. Each measurement is a process of its own (memory settings and peaks do not leak), the
-sides alternate, the best of each counts.
+The baseline is `plain_loop.py`. Both sides see the same model, batches and optimiser settings. Each
+measurement is a process of its own (memory settings and peaks do not leak), the sides alternate, the best of
+each counts. The share of the machine's rate is model FLOPs over the rate of bare matrix products measured
+beside them; on a GPU whose peak is known also MFU, model FLOPs over that peak. A profile of our own steps says
+where the rest goes.
 
 Dims: B rows, T positions, D hidden, V vocabulary.
 """
@@ -11,63 +12,86 @@ Dims: B rows, T positions, D hidden, V vocabulary.
 from __future__ import annotations
 
 import multiprocessing as mp
+import os
 import resource
 import time
 from typing import Any, NamedTuple
 
+from evalengine.errors import UserError
+
 ROUNDS = 3
+WARM_STEPS = 2  # not counted
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # bfloat16, dense, by the maker's data sheets
 
 
 class Case(NamedTuple):
     """A model and batch to train on."""
 
     name: str
-    d_model: int
-    layers: int
-    vocab: int
+    shape: tuple[int, int, int, int, int, int, int]  # Shape's first fields, up to context
     rows: int
-    context: int
     steps: int
 
 
-CASES = (
-    Case("0.2M, vocabulary 1k", 64, 3, 1024, 4, 256, 40),
-    Case("1M, vocabulary 4k", 128, 4, 4096, 8, 256, 12),
-    Case("8M, vocabulary 16k", 256, 6, 16384, 4, 512, 4),
-)
+def _small(name: str, d_model: int, layers: int, vocab: int, rows: int, context: int, steps: int) -> Case:
+    return Case(name, (d_model, layers, d_model // 32, 32, 3 * d_model, vocab, context), rows, steps)
+
+
+CASES = {
+    "cpu": (
+        _small("0.2M, vocabulary 1k", 64, 3, 1024, 4, 256, 40),
+        _small("1M, vocabulary 4k", 128, 4, 4096, 8, 256, 12),
+        _small("8M, vocabulary 16k", 256, 6, 16384, 4, 512, 4),
+    ),
+    "cuda": (Case("240M, vocabulary 100,864", (768, 8, 8, 256, 6144, 100_864, 4096), 8, 12),),
+}
 LOSS_ROWS, LOSS_D, LOSS_V = 2048, 256, 100_864
 
 
-def run(quick: bool = False) -> dict[str, Any]:
+def run(quick: bool = False, device: str = "cpu") -> dict[str, Any]:
     """Measures; `quick` runs the first case once. Ratios above 1 favour the trainer."""
+    kind = device.split(":")[0]
+    if kind not in CASES:
+        raise UserError(f"--device must be cpu or cuda, not {device}")
+    if kind == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("there is no CUDA device here: leave --device out")
     ratios: dict[str, float] = {}
     rows: list[list[str]] = []
-    for case in CASES[:1] if quick else CASES:
+    rounds = 1 if quick or kind == "cuda" else ROUNDS
+    for case in CASES[kind][:1] if quick else CASES[kind]:
         best = dict.fromkeys(("ours", "plain"), 0.0)
-        for _ in range(1 if quick else ROUNDS):
-            for kind in best:
-                best[kind] = max(best[kind], _alone(_tokens_per_second, kind, case))
-        reached = _alone(_reached_share, case, best["ours"])
+        for _ in range(rounds):
+            for side in best:
+                best[side] = max(best[side], _alone(_tokens_per_second, side, case, device))
+        reached, utilised = _alone(_reached, case, best["ours"], device)
         ratios[f"tokens/s, {case.name}"] = best["ours"] / best["plain"]
-        rows.append(
-            [
-                case.name,
-                f"{best['ours']:,.0f}",
-                f"{best['plain']:,.0f}",
-                f"{best['ours'] / best['plain']:.2f}",
-                f"{reached:.0%}",
-            ]
-        )
-    memory = {kind: _alone(_loss_memory, kind, LOSS_ROWS, LOSS_D, LOSS_V) for kind in ("ours", "plain")}
+        ratios[f"share of the matrix-product rate, {case.name}"] = reached
+        if utilised is not None:
+            ratios[f"MFU, {case.name}"] = utilised
+        shown = [f"{best[side]:,.0f} tokens/s" for side in best]
+        share = f"{reached:.0%}" + (f", MFU {utilised:.0%}" if utilised is not None else "")
+        rows.append([case.name, *shown, f"{best['ours'] / best['plain']:.2f}", share])
+    memory = {side: _alone(_loss_memory, side, device) for side in ("ours", "plain")}
     name = f"memory of the loss, vocabulary {LOSS_V:,}"
     ratios[name] = memory["plain"] / memory["ours"]
-    shown = [f"{memory[kind] / 2**20:,.0f} MiB" for kind in ("ours", "plain")]
+    shown = [f"{memory[side] / 2**20:,.0f} MiB" for side in memory]
     rows.append([name, *shown, f"{ratios[name]:.2f}", ""])
+    profiled = CASES[kind][0 if quick else -1]
     return {
-        "title": "training against a plain loop",
+        "title": f"training against a plain loop, {device}",
         "columns": ["case", "evalengine", "plain loop", "ratio", "of the matrix-product rate"],
         "rows": rows,
         "ratios": ratios,
+        "more": [
+            {
+                "title": f"where a step's time goes, {profiled.name}",
+                "columns": ["part", "share of the time"],
+                "rows": _alone(_profile, profiled, device),
+            }
+        ],
     }
 
 
@@ -80,6 +104,8 @@ def _alone(function: Any, *args: Any) -> Any:
     theirs.close()
     try:
         return ours.recv()
+    except EOFError:
+        raise UserError("a measuring process ended early: see above, or free memory and run again") from None
     finally:
         process.join()
 
@@ -91,148 +117,142 @@ def _answer(pipe: Any, function: Any, args: tuple[Any, ...]) -> None:
 def _shape(case: Case) -> Any:
     from evalengine.training.model import Shape
 
-    heads = case.d_model // 32
-    return Shape(case.d_model, case.layers, heads, 32, 3 * case.d_model, case.vocab, case.context)
+    return Shape(*case.shape)
 
 
-def _batches(case: Case) -> Any:
+class Rows:
     """Rows of one document each, so that plain causal attention is right for both sides."""
-    import numpy as np
 
-    from evalengine.training.rows import Batch
+    def __init__(self, case: Case) -> None:
+        self.shape, self.rows, self.steps = _shape(case), case.rows, case.steps + WARM_STEPS
 
-    class Rows:
-        steps = case.steps + 2
+    def batch(self, step: int) -> Any:
+        import numpy as np
 
-        def batch(self, step: int) -> Batch:
-            token = np.random.default_rng(step).integers(0, case.vocab, (case.rows, case.context + 1))
-            position = np.tile(np.arange(case.context), (case.rows, 1))
-            return Batch(token[:, :-1], position, token[:, 1:], "random tokens")
+        from evalengine.training.rows import Batch
 
-    return Rows()
+        context = self.shape.context
+        token = np.random.default_rng(step).integers(0, self.shape.vocab, (self.rows, context + 1))
+        position = np.tile(np.arange(context), (self.rows, 1))
+        return Batch(token[:, :-1], position, token[:, 1:], "random tokens")
 
 
-def _tokens_per_second(kind: str, case: Case) -> float:
-    """Over `steps` optimiser steps after two to warm up."""
-    import torch
-
-    torch.manual_seed(0)
+def _tokens_per_second(side: str, case: Case, device: str) -> float:
+    """Of the steps after the first two."""
     stamps: list[float] = []
-    if kind == "ours":
-        from evalengine.training.loop import Place, fit
-        from evalengine.training.model import Decoder
-        from evalengine.training.runner import keep_freed_memory
-        from evalengine.training.study import Pretrain
-
-        keep_freed_memory()
-        model = Decoder(_shape(case)).initialise(torch.Generator().manual_seed(0))
-        settings = Pretrain(tokens=0, lr=1e-3)
-        fit(model, _batches(case), settings, Place(), lambda step: stamps.append(time.perf_counter()))
+    if side == "ours":
+        _our_loop(case, device, lambda step: stamps.append(time.perf_counter()))
     else:
-        _plain_loop(case, stamps)
-    return case.steps * case.rows * case.context / (stamps[-1] - stamps[1])
+        from evalengine.training import plain_loop
+
+        plain_loop.run(_shape(case), Rows(case), device, stamps)
+    tokens = (len(stamps) - WARM_STEPS) * case.rows * _shape(case).context
+    return tokens / (stamps[-1] - stamps[WARM_STEPS - 1])
 
 
-def _plain_loop(case: Case, stamps: list[float]) -> None:
-    """The baseline: zero_grad, forward to full logits, cross-entropy, backward, clip, step."""
+def _our_loop(case: Case, device: str, report: Any) -> None:
+    """As `evalengine train` runs it on this device."""
     import torch
-    import torch.nn.functional as F
 
-    model = _plain_model(case)
-    optim = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    batches = _batches(case)
-    for step in range(batches.steps):
-        batch = batches.batch(step)
-        x, y = torch.from_numpy(batch.token_BT), torch.from_numpy(batch.target_BT)
-        loss = F.cross_entropy(model(x).view(-1, case.vocab), y.reshape(-1))
-        optim.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optim.step()
-        float(loss.detach())
-        stamps.append(time.perf_counter())
+    from evalengine.training.loop import Place, fit
+    from evalengine.training.model import Decoder
+    from evalengine.training.runner import keep_freed_memory
+    from evalengine.training.study import Pretrain
+
+    keep_freed_memory()
+    gpu = device.startswith("cuda")
+    model = Decoder(_shape(case)).initialise(torch.Generator().manual_seed(0))
+    fit(model, Rows(case), Pretrain(tokens=0, lr=1e-3), Place(device, autocast=gpu, compile=gpu), report)
 
 
-def _plain_model(case: Case) -> Any:
-    """The same decoder as one would write it: a projection per matrix, norms and rotation spelled out."""
+def _reached(case: Case, tokens_per_second: float, device: str) -> tuple[float, float | None]:
+    """Model FLOP/s over the rate of large matrix products, measured now; and over the device's peak."""
     import torch
-    import torch.nn.functional as F
-    from torch import Tensor, nn
 
-    D, H = case.d_model, case.d_model // 32
-
-    class Norm(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(D))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5))
-
-    def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        a, b = x.chunk(2, -1)
-        return x * cos + torch.cat((-b, a), -1) * sin
-
-    class PlainBlock(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm1, self.norm2 = Norm(), Norm()
-            self.q, self.k, self.v, self.o = (nn.Linear(D, D, bias=False) for _ in range(4))
-            self.gate, self.up = nn.Linear(D, 3 * D, bias=False), nn.Linear(D, 3 * D, bias=False)
-            self.down = nn.Linear(3 * D, D, bias=False)
-
-        def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-            B, T, _ = x.shape
-            h = self.norm1(x)
-            q, k, v = (f(h).view(B, T, H, 32).transpose(1, 2) for f in (self.q, self.k, self.v))
-            y = F.scaled_dot_product_attention(turned(q, cos, sin), turned(k, cos, sin), v, is_causal=True)
-            x = x + self.o(y.transpose(1, 2).reshape(B, T, D))
-            h = self.norm2(x)
-            return x + self.down(F.silu(self.gate(h)) * self.up(h))
-
-    class Plain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding, self.norm = nn.Embedding(case.vocab, D), Norm()
-            self.blocks = nn.ModuleList(PlainBlock() for _ in range(case.layers))
-            self.head = nn.Linear(D, case.vocab, bias=False)
-            self.head.weight = self.embedding.weight
-            angle = torch.arange(case.context)[:, None] * (10_000.0 ** -(torch.arange(0, 32, 2) / 32))
-            self.register_buffer("cos", torch.cat((angle, angle), -1).cos())
-            self.register_buffer("sin", torch.cat((angle, angle), -1).sin())
-            for weight in self.parameters():
-                if weight.ndim == 2:
-                    nn.init.normal_(weight, 0.0, 0.02)
-
-        def forward(self, token: Tensor) -> Tensor:
-            x = self.embedding(token)
-            for block in self.blocks:
-                x = block(x, self.cos, self.sin)
-            return self.head(self.norm(x))
-
-    return Plain()
-
-
-def _reached_share(case: Case, tokens_per_second: float) -> float:
-    """Model FLOP/s over this machine's rate of large matrix products, measured now."""
     from evalengine.training.plan import product_rate
 
-    return tokens_per_second * _shape(case).flops_per_token() / product_rate("cpu")
+    flops = tokens_per_second * _shape(case).flops_per_token()
+    if not device.startswith("cuda"):
+        return flops / product_rate(device), None
+    name = torch.cuda.get_device_name()
+    peak = next((rate for key, rate in PEAK_FLOPS.items() if key in name), None)
+    rate = product_rate(device) / torch.cuda.device_count()  # of one
+    return flops / rate, flops / peak if peak else None
 
 
-def _loss_memory(kind: str, rows: int, dim: int, vocab: int) -> float:
-    """Bytes that the loss and its gradients add to the peak resident memory."""
+def _loss_memory(side: str, device: str) -> float:
+    """Bytes that the loss and its gradients add to the peak memory (resident, or the GPU's)."""
     import torch
     import torch.nn.functional as F
 
     from evalengine.training.loss import summed_cross_entropy
 
-    h = torch.randn(rows, dim, requires_grad=True)
-    w = torch.randn(vocab, dim, requires_grad=True)
-    target = torch.randint(0, vocab, (rows,))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if kind == "ours":
+    gpu = device.startswith("cuda")
+    dtype = torch.bfloat16 if gpu else torch.float32
+    h = torch.randn(LOSS_ROWS, LOSS_D, device=device, dtype=dtype, requires_grad=True)
+    w = torch.randn(LOSS_V, LOSS_D, device=device, dtype=dtype, requires_grad=True)
+    target = torch.randint(0, LOSS_V, (LOSS_ROWS,), device=device)
+
+    def peak() -> float:
+        if gpu:
+            return float(torch.cuda.max_memory_allocated())
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+
+    before = peak()
+    if side == "ours":
         summed_cross_entropy(h, w, target).backward()
     else:
-        F.cross_entropy(F.linear(h, w), target, reduction="sum").backward()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024.0
+        F.cross_entropy(F.linear(h, w).float(), target, reduction="sum").backward()
+    return peak() - before
+
+
+# A profile's parts: the first whose mark occurs in the names of an event and of those it lies in.
+LOSS = "output layer and loss"
+PARTS = (
+    ("optimiser and clipping", ("Optimizer.step", "adam", "foreach", "multi_tensor", "_norm_")),
+    (LOSS, ("linear_cross_entropy", "LinearCrossEntropy", "cross_entropy")),
+    ("attention", ("scaled_dot_product", "flex", "flash", "triton_tem")),
+    ("matrix products", ("aten::mm", "addmm", "bmm", "matmul", "gemm", "nvjet", "cutlass", "xmma")),
+)
+REST, OUTSIDE = "norms, rotations, activations, sums", "outside of operators (Python, batches)"
+
+
+def _profile(case: Case, device: str) -> list[list[str]]:
+    """Shares of the time of three steps, by part, largest first."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # its start and stop lines
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    gpu = device.startswith("cuda")
+    activity = ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU
+    profiler = profile(activities=[activity])
+    began, ended = 0.0, 0.0
+
+    def report(step: Any) -> None:
+        nonlocal began, ended
+        if step.step == WARM_STEPS:
+            profiler.start()
+            began = time.perf_counter()
+        if step.step == WARM_STEPS + 3:
+            ended = time.perf_counter()
+            profiler.stop()
+
+    _our_loop(case._replace(steps=4), device, report)
+    spent = dict.fromkeys([name for name, _ in PARTS] + [REST], 0.0)
+    on_device = torch.autograd.DeviceType.CUDA if gpu else torch.autograd.DeviceType.CPU
+    for event in profiler.events():
+        if event.device_type == on_device:
+            micros = event.self_device_time_total if gpu else event.self_cpu_time_total
+            spent[_part(event)] += micros * 1e-6
+    wall = ended - began
+    spent[OUTSIDE] = max(0.0, wall - sum(spent.values()))
+    ordered = sorted(spent.items(), key=lambda pair: -pair[1])
+    return [[name, f"{seconds / wall:.0%}"] for name, seconds in ordered]
+
+
+def _part(event: Any) -> str:
+    names, above = [], event
+    while above is not None:
+        names.append(above.name)
+        above = above.cpu_parent
+    return next((part for part, marks in PARTS if any(m in name for name in names for m in marks)), REST)
