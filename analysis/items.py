@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.errors import UserError
+from evalengine.untrusted import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -243,6 +244,6 @@ def expected_calibration_error(curve_KB3: NDArray[np.float64]) -> NDArray[np.flo
 
 def names(items: Iterable[str], most: int = 4) -> str:
     """A list for a sentence: all of it, or the first few and how many more."""
-    listed = list(items)
+    listed = [printable(item[:80]) for item in items]
     more = len(listed) - most
     return ", ".join(listed[:most]) + (f" and {more} more" if more > 0 else "")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +21,7 @@ from evalengine.analysis import report_sections as sections
 from evalengine.analysis.report_sections import SEPARATOR
 from evalengine.analysis.results import Results, load_results
 from evalengine.analysis.tables import replacing
+from evalengine.errors import UserError
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -29,7 +31,22 @@ def write_report(tables: Path, folder: Path) -> Path:
     results = load_results(tables)
     path = folder / "report.html"
     with replacing(path) as handle:
-        handle.write(page(results))
+        try:
+            handle.write(page(results))
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            IndexError,
+            AttributeError,
+            OverflowError,
+            ZeroDivisionError,
+        ):
+            if os.environ.get("EVALENGINE_DEBUG"):
+                raise
+            raise UserError(
+                f"{tables} holds tables that do not fit each other: run `evalengine correlate STORE --out {tables}` again"
+            ) from None
     return path
 
 

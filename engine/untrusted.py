@@ -155,6 +155,11 @@ def is_plain(text: str) -> bool:
     )
 
 
+def is_text(text: str) -> bool:
+    """Whether a text can be encoded: JSON may hold lone surrogates, which are no characters."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def check_label(text: str, where: str) -> str:
     """A scale, mixture, stage or category, which may hold any visible character. Raises UserError."""
     if not is_plain(text):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from evalengine.errors import UserError
+from evalengine.untrusted import is_text
 
 END = "<|endoftext|>"  # begins every document and ends every response
 ROLES = ("system", "user", "assistant")
@@ -51,10 +52,12 @@ class Conversation:
             role, content = (
                 (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
             )
-            if role not in ROLES or not isinstance(content, str):
+            if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
                 raise UserError(
                     f"{where}: a message needs a role ({', '.join(ROLES)}) and text content, not {turn!r:.60}"
                 )
+            if not is_text(content):
+                raise UserError(f"{where}: a message holds a lone surrogate, which is no character; mend the line")
             messages.append(Message(role, content))
         if not any(message.role == "assistant" and message.content.strip() for message in messages):
             raise UserError(

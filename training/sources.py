@@ -8,7 +8,6 @@ at a time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from evalengine.errors import UserError
 from evalengine.training.chat import END
 from evalengine.training.study import SourceSpec
+from evalengine.untrusted import is_text, parse_json, printable, reason
 
 SHUFFLE_SEED = 0
 
@@ -72,30 +72,31 @@ def jsonl_rows(file: Path) -> Iterator[tuple[str, Any]]:
             for number, line in enumerate(stream, 1):
                 if line.strip():
                     try:
-                        yield f"{file}:{number}", json.loads(line)
-                    except json.JSONDecodeError as error:
+                        yield f"{file}:{number}", parse_json(line)
+                    except ValueError as error:
                         raise UserError(
-                            f"{file}:{number} is not JSON ({error.msg}): mend or remove the line"
+                            f"{file}:{number} is not JSON ({reason(error)}): mend or remove the line"
                         ) from None
         except UnicodeDecodeError:
             raise UserError(f"{file} is not UTF-8 text: convert it, or remove it from the study") from None
 
 
 def parquet_rows(file: Path, *fields: str) -> Iterator[dict[str, Any]]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(file)
-        missing = [field for field in fields if field not in table.schema_arrow.names]
-        if missing:
-            raise UserError(
-                f"{file} has no column {missing[0]!r} but {', '.join(table.schema_arrow.names)}: set `field`"
-            )
-        for batch in table.iter_batches(batch_size=256, columns=list(fields)):
-            yield from batch.to_pylist()
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{file} is not readable as Parquet ({error}): fetch it again") from None
+        with pq.ParquetFile(file) as table:
+            columns = table.schema_arrow.names
+            missing = [field for field in fields if field not in columns]
+            if missing:
+                raise UserError(f"{file} has no column {missing[0]!r} but {', '.join(columns)}: set `field`")
+            for batch in table.iter_batches(batch_size=256, columns=list(fields)):
+                batch.validate(full=True)
+                yield from batch.to_pylist()
+    except UserError:
+        raise
+    except Exception as error:  # Arrow's own types, and whatever Python raises on a text that is none
+        raise UserError(f"{file} is not readable as Parquet ({reason(error)}): fetch it again") from None
 
 
 def hub_rows(source: SourceSpec) -> Iterator[dict[str, Any]]:
@@ -138,5 +139,9 @@ def _field(row: Any, field: str, where: str) -> str:
     value = row.get(field) if isinstance(row, dict) else None
     if not isinstance(value, str):
         keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise UserError(f"{where} has no text field {field!r} (it has {keys}): set the source's `field`")
+        raise UserError(
+            f"{where} has no text field {field!r} (it has {printable(keys[:200])}): set the source's `field`"
+        )
+    if not is_text(value):
+        raise UserError(f"{where} holds a lone surrogate, which is no character: mend or remove the line")
     return value

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -19,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from evalengine.errors import UserError
+from evalengine.untrusted import check_name, read_yaml
 
 STAGES = ("pt", "sft")
+LARGEST = 2**50  # of any number in a study file
 
 
 @dataclass(frozen=True)
@@ -163,19 +166,13 @@ def shipped() -> dict[str, Path]:
 
 def load(where: str | Path) -> Study:
     """Reads a study file, or a shipped study by its name. Raises UserError naming the key at fault."""
-    import yaml
-
     path = Path(where)
     if not path.is_file():
         known = shipped()
         if str(where) not in known:
             raise UserError(f"there is no study file {where}; shipped studies: {', '.join(known)}")
         path = known[str(where)]
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first = " ".join(str(error).split())
-        raise UserError(f"{path} is not YAML ({first}): mend it") from None
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path} is empty or not a mapping: see docs/training.md for a study file")
     raw.setdefault("name", path.stem)
@@ -203,7 +200,7 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
     if origin is not None:  # Mapping[str, X]
         if not isinstance(value, dict) or not value:
             raise UserError(f"{where} must be a mapping of names, not {value!r:.60}")
-        return {str(key): _parse(args[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): _parse(args[1], item, f"{where}.{str(key)[:60]}") for key, item in value.items()}
     return _parse_scalar(kind, value, where)
 
 
@@ -214,9 +211,9 @@ def _parse_fields(kind: Any, value: Any, where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(kind) if not f.metadata.get("internal")}
     for key in value:
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(key)[:60], fields, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
-            raise UserError(f"{where}: unknown key {key!r}; {hint}")
+            raise UserError(f"{where}: unknown key {key!r:.60}; {hint}")
     for name, item in fields.items():
         if (
             name not in value
@@ -237,8 +234,10 @@ def _parse_scalar(kind: Any, value: Any, where: str) -> Any:
             number = float(value)  # YAML reads 2e-5 as text
             if kind is int and not number.is_integer():
                 raise ValueError
+            if not math.isfinite(number) or abs(number) > LARGEST:
+                raise ValueError
             return kind(number)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
     raise UserError(f"{where} must be {expected}, not {value!r:.60}")
@@ -260,9 +259,9 @@ def _check(study: Study, where: str) -> None:
     for name, shares in study.mixtures.items():
         for part in shares:
             if part not in study.sources:
-                near = difflib.get_close_matches(part, study.sources, n=1)
+                near = difflib.get_close_matches(part[:60], study.sources, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"sources: {', '.join(study.sources)}"
-                raise UserError(f"{where}: mixture {name} names the unknown source {part!r}; {hint}")
+                raise UserError(f"{where}: mixture {name} names the unknown source {part!r:.60}; {hint}")
         demand(all(share >= 0 for share in shares.values()), f"mixture {name} has a negative share")
         total = sum(shares.values())
         demand(abs(total - 1.0) < 1e-6, f"the shares of mixture {name} sum to {total:g}: make them sum to 1")
@@ -285,6 +284,9 @@ def _check(study: Study, where: str) -> None:
         for stage in (scale.pretrain, scale.sft):
             demand(stage.lr > 0, f"scale {name}: lr must be positive")
             demand(stage.z_loss >= 0, f"scale {name}: z_loss must not be negative")
+    demand(0 <= study.seed < 2**31, "seed must be between 0 and 2**31")
+    for name in (*study.mixtures, *study.scales, *study.sources):
+        check_name(name, "mixture, scale or source")
     for name in (*study.mixtures, *study.scales):
         demand(
             "-" not in name and "/" not in name,

@@ -112,7 +112,7 @@ def test_a_wrong_key_is_named(tmp_path: Path, before: str, after: str, complaint
 def test_names_must_be_new_and_files_must_exist(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the name 'copa' is taken"):
         resolve("all", custom=[define(tmp_path, CAPITALS.replace("name: capitals", "name: copa"))])
-    with pytest.raises(UserError, match="no benchmark file"):
+    with pytest.raises(UserError, match="there is no file"):
         resolve("all", custom=[tmp_path / "none.yaml"])
 
 

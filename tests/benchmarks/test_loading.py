@@ -161,7 +161,7 @@ def test_choices_that_are_none_are_refused(tmp_path: Path, change: dict[str, Any
         (b'\n{"premise": ', "line 2: not valid JSON"),
         (b'{"premise": "\xff"}', "line 1: not valid UTF-8 (byte 14)"),
         (b"[1, 2]", "line 1: expected a JSON object, got list"),
-        (b"[" * 100_000, "line 1: nested too deeply"),
+        (b"[" * 100_000, "line 1: not valid JSON (nested too deeply)"),
         (b"\n\n", "has no rows"),
     ],
 )

@@ -79,7 +79,7 @@ def test_a_missing_key_a_missing_file_and_no_yaml(write_study, tmp_path: Path):
     with pytest.raises(UserError, match=r"no study file nowhere\.yaml; shipped studies: embedded"):
         load("nowhere.yaml")
     file.write_text("a: [1")
-    with pytest.raises(UserError, match="is not YAML"):
+    with pytest.raises(UserError, match="is not valid YAML"):
         load(file)
     file.write_text("")
     with pytest.raises(UserError, match="is empty"):
