@@ -47,6 +47,15 @@ def work_folder(out: Path) -> Path:
     return out / ".study"
 
 
+def clear_litter(out: Path) -> None:
+    """Removes what killed processes were writing: files and folders whose names begin with a dot and end in .partial."""
+    for partial in [*out.glob(".*.partial"), *work_folder(out).rglob(".*.partial*")]:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
 def data_folder(study: Study, data: Path | None, out: Path) -> Path | None:
     """The folder given, else the embedded world's place, else None (the hub)."""
     if data is not None and not data.is_dir():

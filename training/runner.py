@@ -23,7 +23,7 @@ from evalengine import console
 from evalengine.errors import UserError
 from evalengine.training import export
 from evalengine.training.loop import Place, Step
-from evalengine.training.prepare import Prepared, prepare, work_folder
+from evalengine.training.prepare import Prepared, clear_litter, prepare, work_folder
 from evalengine.training.shards import cores
 from evalengine.training.stages import Job, Result, fingerprint, steps_of, train
 from evalengine.training.study import Run, Study, runs
@@ -87,8 +87,7 @@ def run_study(
 
 
 def _begin(study: Study, data: Path | None, out: Path, chosen: list[Run], fresh: bool) -> Prepared:
-    for partial in out.glob(".*.partial"):  # what a killed process was writing
-        shutil.rmtree(partial, ignore_errors=True)
+    clear_litter(out)
     if fresh:
         shutil.rmtree(work_folder(out) / "tokenizer", ignore_errors=True)
         shutil.rmtree(work_folder(out) / "state", ignore_errors=True)
@@ -104,6 +103,7 @@ def _left(study: Study, prepared: Prepared, out: Path, chosen: list[Run]) -> tup
         if about is None:
             left.append(run)
         elif about.get("fingerprint") == fingerprint(study, prepared, run):
+            (work_folder(out) / "state" / f"{run.name}.pt").unlink(missing_ok=True)
             skipped.append(run.name)
         else:
             raise UserError(

@@ -7,16 +7,13 @@ EVALENGINE_KILLS=50 pytest tests/failures/test_killed.py -s      # fifty killed 
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
+from hostile import tried
 from hypothesis import HealthCheck, settings
 
 COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
 settings.register_profile("short", max_examples=40, derandomize=True, **COMMON)
 settings.register_profile("long", max_examples=1500, **COMMON)
-
-tried: Counter[str] = Counter()  # inputs, by reader
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -6,10 +6,13 @@ import copy
 import json
 import random
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import strategies as st
+
+tried: Counter[str] = Counter()  # inputs, by reader
 
 NUMBERS: list[Any] = [
     0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 10**30, 10**400, 0.0, -0.0, 1e308, 5e-324, float("nan"), float("inf"),

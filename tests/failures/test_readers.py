@@ -18,12 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hostile import SEEDS, VALUES, changed, damaged, json_text
+from hostile import SEEDS, VALUES, changed, damaged, json_text, tried
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny_models
-from conftest import tried
 from evalengine import checkpoints, plans, sealed, store, weights
 from evalengine.analysis import importing, items, mixtures, panel, samples
 from evalengine.analysis.report import write_report

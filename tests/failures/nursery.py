@@ -1,0 +1,163 @@
+"""Commands of evalengine in processes that may be killed at any moment, without paying for the imports each time.
+
+`python nursery.py` imports once and forks a child for every command it reads from standard input; it never computes anything
+itself, so no thread is lost in a fork. Training workers are forked rather than spawned for the same reason, and save their state
+every 50 ms instead of every two minutes: what is killed is otherwise the product as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SAVE_EVERY_S = 0.05
+
+
+class Ended(NamedTuple):
+    code: int  # of the exit; -9 where it was killed
+    seconds: float
+    said: str
+
+
+class Nursery:
+    """The other end: `run` a command here, killed after so many seconds."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self._answer()
+
+    def run(
+        self,
+        *arguments: object,
+        cache: Path,
+        log: Path,
+        kill_after: float | None = None,
+        whole_group: bool = False,
+    ) -> Ended:
+        assert self._process.stdin is not None
+        order = {
+            "arguments": list(map(str, arguments)),
+            "cache": str(cache),
+            "log": str(log),
+            "kill_after": kill_after,
+            "whole_group": whole_group,
+        }
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        code, seconds = self._answer()
+        return Ended(code, seconds, log.read_text())
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the nursery died"
+        return json.loads(line)
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+        self._process.stdout.close()
+
+
+def serve() -> None:
+    import_everything()
+    answers = os.fdopen(os.dup(1), "w")
+    print(json.dumps("ready"), file=answers, flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        started = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            live(order)
+        print(
+            json.dumps([watch(child, order, started), time.monotonic() - started]), file=answers, flush=True
+        )
+
+
+def import_everything() -> None:
+    import numba  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import torch  # noqa: F401
+    from safetensors.torch import load_file  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
+    from transformers.models.llama import modeling_llama  # noqa: F401
+
+    import evalengine.analysis.study
+    import evalengine.cli.score
+    import evalengine.runner
+    import evalengine.torch_backend
+    import evalengine.training.runner  # noqa: F401
+    from evalengine.training.loop import Place
+
+    forked = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda method=None: forked  # type: ignore[assignment]
+    Place.__init__.__defaults__ = tuple(  # type: ignore[attr-defined]
+        SAVE_EVERY_S if value == 120.0 else value for value in Place.__init__.__defaults__
+    )
+
+
+def live(order: dict[str, Any]) -> None:
+    """The child: the command, its words into a file, and its exit code."""
+    os.setsid()
+    os.environ["EVALENGINE_CACHE"] = order["cache"]
+    said = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(said, stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    code = 70
+    try:
+        from evalengine.cli import main
+
+        code = main(order["arguments"])
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def watch(child: int, order: dict[str, Any], started: float) -> int:
+    """Waits for the child, or kills it (and its own children, or leaves them to notice); returns its exit code."""
+    deadline = None if order["kill_after"] is None else started + order["kill_after"]
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        if deadline is not None and time.monotonic() >= deadline:
+            os.kill(child, signal.SIGKILL)
+            if order["whole_group"]:
+                os.killpg(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            break
+        time.sleep(0.001)
+    orphans_until = time.monotonic() + 20
+    while time.monotonic() < orphans_until:
+        try:
+            os.killpg(child, 0)
+        except ProcessLookupError:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.killpg(child, signal.SIGKILL)
+    return 99  # a worker outlived its parent by 20 seconds
+
+
+if __name__ == "__main__":
+    serve()
