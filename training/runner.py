@@ -14,10 +14,10 @@ import os
 import queue
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evalengine import console
 from evalengine.errors import UserError
@@ -27,6 +27,9 @@ from evalengine.training.prepare import Prepared, clear_litter, prepare, work_fo
 from evalengine.training.shards import cores
 from evalengine.training.stages import Job, Result, fingerprint, steps_of, train
 from evalengine.training.study import Run, Study, runs
+
+if TYPE_CHECKING:
+    from evalengine.cluster.pool import Cluster
 
 POLL_S = 1.0
 REPORT_EVERY_S = 0.5
@@ -70,8 +73,12 @@ def run_study(
     jobs: int = 0,
     fresh: bool = False,
     place: Place | None = None,
+    cluster: Cluster | None = None,
 ) -> Outcome:
-    """Trains what is left of a study into `out`. `jobs` 0: chosen by the machine and the models' size."""
+    """Trains what is left of a study into `out`. `jobs` 0: chosen by the machine and the models' size.
+
+    With `cluster`, Ray workers train the chains instead of processes here (ray_workers.py).
+    """
     chosen = selected(study, only)
     place = place or Place()
     if place.group.size > 1:
@@ -82,7 +89,12 @@ def run_study(
         if not left:
             return Outcome([], skipped, {})
         todo = [Job(study, prepared, out, run, place) for run in left]
-        finished, failed = _run_workers(todo, jobs or default_jobs(study, place.device))
+        if cluster is not None:
+            from evalengine.training.ray_workers import run_on
+
+            finished, failed = run_on(cluster, [j._replace(out=out.resolve()) for j in todo])
+        else:
+            finished, failed = _run_workers(todo, jobs or default_jobs(study, place.device))
     return Outcome(finished, skipped, failed)
 
 
@@ -159,12 +171,8 @@ def _follow(
     todo: list[Job], steps: dict[str, tuple[int, int]], workers: list[Any], messages: Any
 ) -> tuple[list[Result], dict[str, str]]:
     """Shows the workers' progress until all are idle."""
-    finished: list[Result] = []
-    failed: dict[str, str] = {}
-    shown: dict[str, float] = {}
     idle: set[int] = set()
-    total, started = sum(tokens for _, tokens in steps.values()), time.monotonic()
-    with console.progress("training", total, "tokens") as line:
+    with Board(todo, steps) as board:
         while len(idle) < len(workers):
             try:
                 message: Message = messages.get(timeout=POLL_S)
@@ -173,22 +181,47 @@ def _follow(
                 continue
             if message.kind == "idle":
                 idle.add(message.worker)
-            elif message.kind == "failed":
-                failed[message.name] = message.value
-                console.warn(f"{message.name}: {message.value}")
             else:
-                result = message.value if message.kind == "done" else None
-                part = 1.0 if result else message.value.step / message.value.steps
-                tokens = part * steps[message.name][1]
-                line_tokens = tokens - shown.get(message.name, 0.0)
-                shown[message.name] = tokens
-                if result:
-                    finished.append(result)
-                loss = result.train_loss if result else message.value.loss
-                rate = sum(shown.values()) / max(time.monotonic() - started, 1e-9)
-                ready = f"{len(finished)}/{len(todo)} runs"
-                line.update(line_tokens, f"{ready}, {message.name} loss {loss:.3f}, {rate:,.0f} tokens/s")
-    return finished, failed
+                board.take(message)
+    return board.finished, board.failed
+
+
+class Board:
+    """What the runs have come to, and the one line that shows it."""
+
+    def __init__(self, todo: list[Job], steps: dict[str, tuple[int, int]]) -> None:
+        self.finished: list[Result] = []
+        self.failed: dict[str, str] = {}
+        self._runs, self._steps = len(todo), steps
+        self._shown: dict[str, float] = {}
+        self._started = time.monotonic()
+        total = sum(tokens for _, tokens in steps.values())
+        self._progress = console.progress("training", total, "tokens")
+
+    def __enter__(self) -> Board:
+        self.line = self._progress.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._progress.__exit__(*error)
+
+    def take(self, message: Message) -> None:
+        """A step, an end or a failure of a run."""
+        if message.kind == "failed":
+            self.failed[message.name] = message.value
+            console.warn(f"{message.name}: {message.value}")
+            return
+        result = message.value if message.kind == "done" else None
+        part = 1.0 if result else message.value.step / message.value.steps
+        tokens = part * self._steps[message.name][1]
+        advance = tokens - self._shown.get(message.name, 0.0)
+        self._shown[message.name] = tokens
+        if result:
+            self.finished.append(result)
+        loss = result.train_loss if result else message.value.loss
+        rate = sum(self._shown.values()) / max(time.monotonic() - self._started, 1e-9)
+        ready = f"{len(self.finished)}/{self._runs} runs"
+        self.line.update(advance, f"{ready}, {message.name} loss {loss:.3f}, {rate:,.0f} tokens/s")
 
 
 def _check_alive(workers: list[Any], idle: set[int]) -> None:
@@ -210,29 +243,42 @@ def _work(index: int, threads: int, tasks: Any, messages: Any) -> None:
     keep_freed_memory()
     parent = os.getppid()
     torch.set_num_threads(threads)
+
+    def alive() -> None:
+        if os.getppid() != parent:
+            os._exit(1)  # the parent was killed
+
     while (chain := _next_task(tasks, parent)) is not None:
-        for job in chain:
-            last = 0.0
-
-            def report(step: Step, name: str = job.run.name) -> None:
-                nonlocal last
-                if os.getppid() != parent:
-                    os._exit(1)  # the parent was killed
-                if time.monotonic() - last >= REPORT_EVERY_S:
-                    last = time.monotonic()
-                    messages.put(Message("step", index, name, step))
-
-            try:
-                place = job.place
-                if place.device == "cuda":
-                    place = replace(place, device=f"cuda:{index % torch.cuda.device_count()}")
-                messages.put(Message("done", index, job.run.name, train(job._replace(place=place), report)))
-            except Exception as error:
-                if os.environ.get("EVALENGINE_DEBUG"):
-                    raise
-                messages.put(Message("failed", index, job.run.name, _reason(error)))
-                break
+        train_chain(index, chain, messages.put, alive)
     messages.put(Message("idle", index, "", None))
+
+
+def train_chain(
+    index: int, chain: list[Job], put: Callable[[Message], None], alive: Callable[[], None] = lambda: None
+) -> None:
+    """Trains one run of a chain after another, up to the first that fails; `alive` is called at every step."""
+    import torch
+
+    for job in chain:
+        last = 0.0
+
+        def report(step: Step, name: str = job.run.name) -> None:
+            nonlocal last
+            alive()
+            if time.monotonic() - last >= REPORT_EVERY_S:
+                last = time.monotonic()
+                put(Message("step", index, name, step))
+
+        try:
+            place = job.place
+            if place.device == "cuda":
+                place = replace(place, device=f"cuda:{index % torch.cuda.device_count()}")
+            put(Message("done", index, job.run.name, train(job._replace(place=place), report)))
+        except Exception as error:
+            if os.environ.get("EVALENGINE_DEBUG"):
+                raise
+            put(Message("failed", index, job.run.name, _reason(error)))
+            break
 
 
 def _reason(error: Exception) -> str:

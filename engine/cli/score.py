@@ -230,7 +230,7 @@ def add_ray(p: argparse.ArgumentParser, verb: str) -> None:
 
 
 def cluster(args: argparse.Namespace) -> Any:
-    from evalengine.cluster.scoring import Cluster
+    from evalengine.cluster.pool import Cluster
 
     for name in ("workers", "cpus_per_worker"):
         if getattr(args, name) is not None and getattr(args, name) < 1:

@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evalengine.cli.score import add_ray, cluster, refuse_ray_options
+from evalengine.errors import UserError
+
 if TYPE_CHECKING:
     from evalengine.training.loop import Place
 
@@ -64,6 +67,7 @@ def register(subparsers: Any) -> None:
         help="torch.compile the blocks (default: on a GPU)",
     )
     p.add_argument("--tensorboard", action="store_true", help="also log scalars to OUT/.study/tensorboard")
+    add_ray(p, "train the runs")
     p.add_argument("--fresh", action="store_true", help="train the chosen runs again, whatever is there")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.set_defaults(run=run)
@@ -89,8 +93,19 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from evalengine.training.runner import run_study
 
+    if args.ray and (args.jobs or place.group.size > 1):
+        raise UserError("--ray has --workers for --jobs, and takes no torchrun: give one of them")
+    if not args.ray:
+        refuse_ray_options(args)
     outcome = run_study(
-        study, data=args.data, out=args.out, only=args.only, jobs=args.jobs, fresh=args.fresh, place=place
+        study,
+        data=args.data,
+        out=args.out,
+        only=args.only,
+        jobs=args.jobs,
+        fresh=args.fresh,
+        place=place,
+        cluster=cluster(args) if args.ray else None,
     )
     if place.group.rank:
         return 0
@@ -110,8 +125,6 @@ def run(args: argparse.Namespace) -> int:
         told = f"{len(outcome.finished)} checkpoints trained, {len(outcome.skipped)} were finished before"
         console.say(f"{told}; score them with: evalengine score {args.out}/*")
     if outcome.failed:
-        from evalengine.errors import UserError
-
         name, reason = next(iter(outcome.failed.items()))
         raise UserError(f"{len(outcome.failed)} runs failed, the first is {name}: {reason}")
     return 0
@@ -124,7 +137,6 @@ def _place(args: argparse.Namespace) -> Place:
 
     import torch
 
-    from evalengine.errors import UserError
     from evalengine.training import parallel
     from evalengine.training.loop import Place
 

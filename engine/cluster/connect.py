@@ -90,9 +90,9 @@ def local(ray: Any, cpus: int | None) -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER,
         False,
     )  # listen on 127.0.0.1
-    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    before = os.environ.get(name)
-    os.environ[name] = "0"  # the same for the processes that Ray starts
+    names = (ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "RAY_AUTH_MODE")  # Ray sets the second one itself
+    before = {name: os.environ.get(name) for name in names}
+    os.environ[names[0]] = "0"  # the same for the processes that Ray starts
     try:
         try:
             ray.init(
@@ -117,10 +117,11 @@ def local(ray: Any, cpus: int | None) -> Iterator[None]:
     finally:
         ray.shutdown()
         ray_constants.ENABLE_RAY_CLUSTER = clusters
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
         shutil.rmtree(folder, ignore_errors=True)
 
 

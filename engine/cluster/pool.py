@@ -7,6 +7,7 @@ here: whoever gave a task learns how it ended (`Ended`), and gives it again wher
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,9 +16,19 @@ from evalengine import console
 from evalengine.cluster.connect import cores, import_ray
 from evalengine.errors import UserError
 
+ANSWER_S = 2.0
 LOOK_S = 1.0  # between two looks at the cluster's resources
 TELL_S = 20.0  # before the user learns that nothing fits
 STARTS = 3  # workers that end before they are ready, one after another, until the run is given up
+
+
+class Cluster(NamedTuple):
+    """Where to run, and what a worker holds; None leaves it to `need_of`."""
+
+    address: str
+    workers: int | None = None
+    cpus: int | None = None
+    gpus: float | None = None
 
 
 class Need(NamedTuple):
@@ -151,8 +162,8 @@ class Pool:
             return f"{type(cause).__name__}: {words[-200:]}", False
         if isinstance(error, exceptions.OutOfMemoryError):
             return "the node ran out of memory", False
-        alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
-        if "node has died" in text or "node was dead" in text or (worker.node and worker.node not in alive):
+        node = next((n for n in self._ray.nodes() if n["NodeID"] == worker.node), None)
+        if "node has died" in text or "node was dead" in text or (worker.node and not answers(node)):
             return "its node has gone", True
         return "its worker process was killed or ran out of memory", False
 
@@ -162,6 +173,17 @@ class Pool:
             self.workers.remove(worker)
         with contextlib.suppress(Exception):
             self._ray.kill(worker.actor, no_restart=True)
+
+
+def answers(node: dict[str, Any] | None) -> bool:
+    """Whether a node's manager still takes connections: Ray itself notices only after seconds that it does not."""
+    if node is None or not node["Alive"]:
+        return False
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), ANSWER_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def fitting(ray: Any, need: Need) -> int:

@@ -93,7 +93,9 @@ class Schedule:
                 rate if self.seconds_per_cost is None else 0.8 * self.seconds_per_cost + 0.2 * rate
             )
         if load_s > 0:
-            self.load_s = load_s if self.load_s is None else min(self.load_s, load_s)  # the first one imports, too
+            self.load_s = (
+                load_s if self.load_s is None else min(self.load_s, load_s)
+            )  # the first one imports, too
 
     def again(self, name: str) -> None:
         """A checkpoint must be identified once more."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evalengine import __version__
 from evalengine.checkpoints import Checkpoint
+from evalengine.cluster.shared import visible
 from evalengine.errors import UserError
 
 if TYPE_CHECKING:
@@ -103,10 +104,7 @@ class Scorer:
             )
         torch.set_num_threads(self._threads)
         self._backend = self._spec.make()
-        try:
-            self._visible = probe.read_text(encoding="utf-8") == token
-        except OSError:
-            self._visible = False
+        self._visible = visible(probe, token)
         return ray.get_runtime_context().get_node_id(), socket.gethostname()
 
     def process(self) -> int:

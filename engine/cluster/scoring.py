@@ -9,7 +9,6 @@ worker or node that goes costs the unit it had; the driver, when killed, costs t
 from __future__ import annotations
 
 import queue
-import secrets
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +20,10 @@ import numpy as np
 from evalengine import __version__, console, plans, runner, store
 from evalengine.checkpoints import Checkpoint, weight_files
 from evalengine.cluster import connect, parts
-from evalengine.cluster.pool import Ended, Need, Pool, Worker, need_of
+from evalengine.cluster.pool import Cluster, Ended, Need, Pool, Worker, need_of
 from evalengine.cluster.schedule import STRIKES, Schedule, Unit
 from evalengine.cluster.scorer import BackendSpec, Failure, Scored, Scorer, Work
+from evalengine.cluster.shared import Token
 from evalengine.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,15 +31,6 @@ if TYPE_CHECKING:
     from evalengine.encoding import Encoded
 
 POLL_S = 0.1
-
-
-class Cluster(NamedTuple):
-    """Where to run, and what a worker holds; None leaves it to `need_of`."""
-
-    address: str
-    workers: int | None = None
-    cpus: int | None = None
-    gpus: float | None = None
 
 
 class Plan(NamedTuple):
@@ -106,10 +97,10 @@ def score(
             local=cluster.address == connect.LOCAL,
         )
         spec = placed(spec, need)
-        with Store(out, stored is None) as shared, console.progress("scoring", total, "items") as progress:
+        with Token(out, stored is None) as shared, console.progress("scoring", total, "items") as progress:
             run = Run(found, item_sets, spec, out, options, progress, stored)
             scorer = (spec, need.cpus, options.allow_pickle, __version__)
-            with Pool(Scorer, scorer, (shared.probe, shared.token), need, cluster.workers) as pool:
+            with Pool(Scorer, scorer, (shared.probe, shared.text), need, cluster.workers) as pool:
                 run.go(pool)
         outcomes = [s.report.outcome(s.checkpoint, s.seconds) for s in run.states.values()]
         record = runner.run_record(outcomes, spec, options)
@@ -124,24 +115,6 @@ def placed(spec: BackendSpec, need: Need) -> BackendSpec:
         settings["device"] = "cuda" if need.gpus else "cpu"
     dtype = spec.dtype or ("bfloat16" if need.gpus else "float32")
     return spec._replace(dtype=dtype, settings=settings)
-
-
-class Store:
-    """A token in the store's folder: a worker that can read it may write there."""
-
-    def __init__(self, out: Path, shared: bool) -> None:
-        self.probe, self.token = out.resolve() / f".probe-{secrets.token_hex(8)}", secrets.token_hex(16)
-        self._shared = shared
-
-    def __enter__(self) -> Store:
-        for old in self.probe.parent.glob(".probe-*"):
-            old.unlink(missing_ok=True)
-        if self._shared:
-            self.probe.write_text(self.token, encoding="utf-8")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.probe.unlink(missing_ok=True)
 
 
 class Plans:

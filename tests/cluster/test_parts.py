@@ -18,7 +18,12 @@ from evalengine.torch_backend import TorchBackend
 @pytest.mark.parametrize("architecture", ["llama", "mamba"])  # mamba cannot share prefixes
 @pytest.mark.parametrize(("benchmark", "fewshot"), [("hellaswag", 0), ("boolq", 3)])
 def test_parts_have_the_bits_of_the_whole(
-    architecture: str, benchmark: str, fewshot: int, bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: str,
+    benchmark: str,
+    fewshot: int,
+    bench: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch_backend, "HEAD_ROWS", 64)
     path = tiny_models.save(tmp_path / "m-a-pt", architecture, window=2048)

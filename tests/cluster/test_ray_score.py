@@ -15,6 +15,7 @@ import pytest
 from cluster.conftest import files, processes, score
 from evalengine import runner
 from evalengine.cluster import parts, scoring
+from evalengine.cluster import shared as shared_folder
 
 RAY = ("--ray", "local", "--workers", 2, "--cpus-per-worker", 1)
 
@@ -101,10 +102,7 @@ def test_a_checkpoint_that_kills_its_workers_is_set_aside_and_the_others_finish(
 def test_where_workers_do_not_see_the_store_the_driver_writes(
     ckpts: list[Path], bench: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def elsewhere(self: scoring.Store, out: Path, shared: bool) -> None:
-        self.probe, self.token, self._shared = tmp_path / "elsewhere", "token", False
-
-    monkeypatch.setattr(scoring.Store, "__init__", elsewhere)
+    monkeypatch.setattr(scoring, "Token", lambda out, shared: shared_folder.Token(tmp_path, shared=False))
     wrote: list[Path] = []
     write = runner.store.write
 

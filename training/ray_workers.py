@@ -1,0 +1,142 @@
+"""A study's chains on a Ray cluster: one worker per GPU or group of cores, each with a chain at a time.
+
+The rules of resuming are those of one machine: a finished run is skipped, an unfinished one goes on from its last training
+state. Both lie in the study's output folder, which all nodes must share. A worker that is killed costs the steps since that
+state; its chain is given to another, and after three such ends the run is set aside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from evalengine import __version__, console
+from evalengine.cluster import connect
+from evalengine.cluster.pool import Cluster, Ended, Pool, need_of
+from evalengine.cluster.schedule import STRIKES
+from evalengine.cluster.shared import Token, visible
+from evalengine.errors import UserError
+from evalengine.training import export
+from evalengine.training.runner import Board, Message, _chains, keep_freed_memory, steps_of, train_chain
+from evalengine.training.stages import Job, Result
+
+POLL_S = 0.2
+
+
+class Trainer:
+    """Lives in a Ray actor. Steps go to the driver through `messages`, ends are what `run` returns."""
+
+    def __init__(self, threads: int, messages: Any, version: str) -> None:
+        self._threads, self._messages, self._version = threads, messages, version
+
+    def hello(self, probe: Path, token: str) -> tuple[str, str]:
+        import ray
+        import torch
+
+        host = socket.gethostname()
+        if self._version != __version__:
+            raise UserError(f"evalengine {__version__} is installed on {host}, not {self._version}")
+        if not visible(probe, token):
+            raise UserError(
+                f"{probe.parent} is not there on {host}: give --out a folder that all nodes share"
+            )
+        keep_freed_memory()
+        torch.set_num_threads(self._threads)
+        return ray.get_runtime_context().get_node_id(), host
+
+    def run(self, number: int, chain: list[Job]) -> list[Message]:
+        ends: list[Message] = []
+
+        def put(message: Message) -> None:
+            if message.kind != "step":
+                ends.append(message)
+            else:
+                with contextlib.suppress(Exception):  # progress only
+                    self._messages.put_nowait(message)
+
+        train_chain(number, chain, put)
+        return ends
+
+
+def run_on(cluster: Cluster, todo: list[Job]) -> tuple[list[Result], dict[str, str]]:
+    """Trains `todo` on a cluster. Raises UserError where it cannot be reached or does not share the output folder."""
+    from evalengine.training.prepare import work_folder
+
+    study, chains = todo[0].study, _chains(todo)
+    cpus = max(connect.cores(), cluster.workers * (cluster.cpus or 1)) if cluster.workers else None
+    with connect.connected(cluster.address, cpus=cpus), Token(work_folder(todo[0].out)) as shared:
+        from ray.util.queue import Queue
+
+        ray = connect.import_ray()
+        device = "cpu" if todo[0].place.device == "cpu" else None
+        local = cluster.address == connect.LOCAL
+        wanted = cluster.cpus or study.threads or None
+        need = need_of(
+            ray, workers=cluster.workers, cpus=wanted, gpus=cluster.gpus, device=device, local=local
+        )
+        device = "cuda" if need.gpus else "cpu"
+        chains = [[j._replace(place=replace(j.place, device=device)) for j in chain] for chain in chains]
+        messages = Queue(actor_options={"num_cpus": 0})
+        steps = {job.run.name: steps_of(study, job.prepared, job.run) for job in todo}
+        trainer = (study.threads or need.cpus, messages, __version__)
+        with (
+            Board(todo, steps) as board,
+            Pool(Trainer, trainer, (shared.probe, shared.text), need, cluster.workers) as pool,
+        ):
+            Grid(chains, board).go(pool, messages)
+        messages.shutdown(force=True)
+    return board.finished, board.failed
+
+
+class Grid:
+    """Chains that wait, and what becomes of them."""
+
+    def __init__(self, chains: list[list[Job]], board: Board) -> None:
+        self.waiting, self.board = list(reversed(chains)), board
+        self.strikes: dict[str, int] = {}
+
+    def go(self, pool: Pool, messages: Any) -> None:
+        busy = 0
+        while self.waiting or busy:
+            pool.grow(len(self.waiting) + busy)
+            for worker in pool.idle():
+                if self.waiting:
+                    chain = self.waiting.pop()
+                    worker.doing = chain[0].run.name
+                    # A worker sees its own GPUs alone, so that each has the first.
+                    pool.give(worker, chain, worker.actor.run.remote(0, chain))
+            for ended in pool.wait(POLL_S):
+                self._ended(pool, ended)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self.board.take(messages.get_nowait())
+            busy = sum(w.ref is not None and w.ready for w in pool.workers)
+
+    def _ended(self, pool: Pool, ended: Ended) -> None:
+        chain: list[Job] = ended.task
+        if ended.died is None:
+            for message in ended.value:
+                self.board.take(message)
+            return
+        left = []
+        for job in chain:
+            about = export.metadata(job.path)
+            if about is None:
+                left.append(job)
+            else:  # finished before its worker ended
+                result = Result(job.run.name, about["train_loss"], about["validation_loss"])
+                self.board.take(Message("done", 0, job.run.name, result))
+        if not left:
+            return
+        name = left[0].run.name
+        console.warn(f"the worker of {name} on {ended.worker.host} ended: {ended.died}")
+        self.strikes[name] = self.strikes.get(name, 0) + (not ended.node_lost)
+        if self.strikes[name] >= STRIKES:
+            reason = f"set aside: it failed {STRIKES} times, last because {ended.died}"
+            self.board.take(Message("failed", 0, name, reason))
+        else:
+            self.waiting.append(left)
