@@ -17,6 +17,8 @@ TARGETS = {
     "bootstrap": "evalengine.analysis.bench",
     "training": "evalengine.training.bench",
     "lm-eval": "evalengine.lm_eval_bench",
+    "ray": "evalengine.cluster.bench",
+    "scale": "evalengine.scale_bench",
     "vllm": "evalengine.vllm.bench",
 }
 
