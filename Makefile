@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test test-vllm lint types bench gpu vllm-cpu clean
+.PHONY: install demo test test-vllm lint types bench gpu gpu-study vllm-cpu clean
 
 install: $(STAMP)
 
@@ -56,6 +56,7 @@ bench: install
 	$(BIN)/evalengine bench kernels
 	$(BIN)/evalengine bench engine
 	$(BIN)/evalengine bench bootstrap
+	$(BIN)/evalengine bench training
 
 # What the Triton compiler makes of every kernel for sm_80 and sm_90; needs no GPU.
 kernels-snapshot: install
@@ -68,6 +69,16 @@ gpu: install
 	$(BIN)/python -m pytest -q tests/kernels
 	$(BIN)/evalengine bench kernels --device cuda
 	$(BIN)/evalengine bench engine --device cuda
+	$(BIN)/evalengine bench training --device cuda
+
+# 36 checkpoints trained, scored and correlated on one large GPU, meant to take under nine minutes; has not run on one yet.
+# EVALENGINE_DATA is a folder with corpora/ and bench/, see studies/h200.yaml.
+GPU_STUDY ?= h200-study
+gpu-study: install
+	@test -d "$(EVALENGINE_DATA)/corpora" || { echo "set EVALENGINE_DATA to a folder with corpora/ and bench/"; exit 1; }
+	$(BIN)/evalengine train h200 --data "$(EVALENGINE_DATA)" --out $(GPU_STUDY)/ckpts --jobs 4 --device cuda
+	$(BIN)/evalengine score $(GPU_STUDY)/ckpts/* --data "$(EVALENGINE_DATA)/bench" --limit 500 --out $(GPU_STUDY)/scores --device cuda
+	$(BIN)/evalengine report $(GPU_STUDY)/scores --out $(GPU_STUDY)/analysis
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) .types build dist *.egg-info

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from evalengine import console
 from evalengine.training import export
-from evalengine.training.conversations import Examples
+from evalengine.training.chat import render
+from evalengine.training.conversations import Examples, read
 from evalengine.training.model import Shape
-from evalengine.training.prepare import shape_of, work_folder
+from evalengine.training.prepare import BYTES_PER_TOKEN, shape_of, work_folder
 from evalengine.training.runner import default_jobs, selected
 from evalengine.training.study import Run, Scale, Study
 from evalengine.training.tokenizer import Tokenizer
@@ -48,14 +49,23 @@ class Plan(NamedTuple):
 
 
 def make(
-    study: Study, *, out: Path, only: str | None, jobs: int, rate: float | None, device: str = "cpu"
+    study: Study,
+    *,
+    out: Path,
+    only: str | None,
+    jobs: int,
+    rate: float | None,
+    device: str = "cpu",
+    data: Path | None = None,
 ) -> Plan:
-    """The plan of the runs chosen by `only`; reads what is prepared already, makes nothing."""
+    """The plan of the runs chosen by `only`; reads what is prepared already, makes nothing. Fine-tuning tokens
+    are those of the tokenised conversations, or a guess from local ones.
+    """
     tokenizer = work_folder(out) / "tokenizer"
     size = Tokenizer(tokenizer).size if (tokenizer / "tokenizer.json").is_file() else study.tokenizer.vocab
     shapes = {name: shape_of(_with_vocab(scale, size), size) for name, scale in study.scales.items()}
     known = sorted(work_folder(out).glob("conversations-*.npz"))
-    lengths = _lengths(Examples.load(known[-1])) if known else None
+    lengths = _lengths(Examples.load(known[-1])) if known else _guessed_lengths(study, data)
     planned = []
     for run in selected(study, only):
         scale, shape = study.scales[run.scale], shapes[run.scale]
@@ -74,6 +84,14 @@ def _with_vocab(scale: Scale, size: int) -> Scale:
 
 def _lengths(examples: Examples) -> list[int]:
     return [int(n) for n in examples.start_M[1:] - examples.start_M[:-1]]
+
+
+def _guessed_lengths(study: Study, data: Path | None) -> list[int] | None:
+    """From the characters of conversations under `data`; None where some are on the hub."""
+    if data is None or any(chat.hub for chat in study.sft.data):
+        return None
+    found = read(study.sft, data, study.seed)
+    return [len(render(conversation.messages).text) // BYTES_PER_TOKEN for conversation in found]
 
 
 def _sft_tokens(scale: Scale, lengths: list[int] | None, reach: float) -> int | None:

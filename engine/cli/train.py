@@ -84,7 +84,13 @@ def run(args: argparse.Namespace) -> int:
         from evalengine.training import plan
 
         planned = plan.make(
-            study, out=args.out, only=args.only, jobs=args.jobs, rate=args.flops, device=place.device
+            study,
+            out=args.out,
+            only=args.only,
+            jobs=args.jobs,
+            rate=args.flops,
+            device=place.device,
+            data=args.data,
         )
         if args.json:
             console.emit_json(plan.as_json(planned))

@@ -8,12 +8,13 @@ import pytest
 
 from evalengine.errors import UserError
 from evalengine.training import plan
-from evalengine.training.prepare import shape_of
+from evalengine.training.prepare import prepare, shape_of
+from evalengine.training.stages import steps_of
 from evalengine.training.study import load, runs, shipped
 
 
 def test_every_shipped_study_is_the_36_run_design():
-    assert set(shipped()) == {"embedded", "embedded_quick", "local_text", "paper"}
+    assert set(shipped()) == {"embedded", "embedded_quick", "h200", "local_text", "paper"}
     for name in shipped():
         names = [run.name for run in runs(load(name))]
         mixtures = {f"v{v}p{p}" for v in (1, 2, 3) for p in (0, 1, 2)}
@@ -84,6 +85,15 @@ def test_a_missing_key_a_missing_file_and_no_yaml(write_study, tmp_path: Path):
     file.write_text("")
     with pytest.raises(UserError, match="is empty"):
         load(file)
+
+
+def test_the_plan_estimates_fine_tuning_from_local_conversations(write_study, data: Path, tmp_path: Path):
+    study = load(write_study())
+    planned = plan.make(study, data=data, out=tmp_path, only="S-m1-sft", jobs=1, rate=1e9)
+    guessed = planned.runs[1].tokens
+    prepared = prepare(study, data, tmp_path)
+    counted = steps_of(study, prepared, planned.runs[1].run)[1]
+    assert guessed is not None and counted / 2 < guessed < counted * 2
 
 
 def test_numbers_may_be_written_with_an_exponent(write_study):
