@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ TOKENIZER_FILES = (
 # What a tokenizer can be built from; the other files above only refine it.
 TOKENIZER_CORES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 COPY = "copy the checkpoint again"
+READ_AT_ONCE = 4 << 20  # bytes
 
 
 class Checkpoint(NamedTuple):
@@ -129,7 +131,12 @@ def metadata(path: Path, manifest: dict[str, dict[str, str | None]]) -> dict[str
         return manifest[path.name]
     own = path / "evalengine.json"
     if own.is_file():
-        return fields(read_json(own, COPY, constants=True), str(own))
+        about = read_json(own, COPY, constants=True)
+        if isinstance(about, dict) and not is_whole(about):
+            raise UserError(
+                f"{own} is damaged, or was changed by hand: copy the checkpoint again, or remove its crc32"
+            )
+        return fields(about, str(own))
     match = NAME.match(path.name)
     return {key: match[key] if match else None for key in ("scale", "mixture", "stage")}
 
@@ -180,10 +187,42 @@ def tokenizer_hash(path: Path) -> str:
 
 
 def fingerprint(path: Path, allow_pickle: bool = False) -> str:
-    """Identifies what is scored: a hash of config.json and of every byte of the weights."""
+    """Identifies what is scored: a hash of config.json and of every byte of the weights.
+
+    Raises UserError where evalengine.json has the sum of a file and the file has another.
+    """
+    own = path / "evalengine.json"
+    about = read_json(own, COPY, constants=True) if own.is_file() else None
+    expected = about.get("crc32") if isinstance(about, dict) else None
+    sums: dict[str, Any] = expected if isinstance(expected, dict) else {}
     digest = hashlib.sha256((path / "config.json").read_bytes())
-    for file in weight_files(path, allow_pickle):
-        digest.update(b"\0" + file.name.encode() + b"\0")
+    weights = weight_files(path, allow_pickle)
+    small = [path / name for name in ("config.json", *TOKENIZER_FILES) if name in sums]
+    for file in (*weights, *small):
+        hashed, crc = hashlib.sha256(), 0
         with file.open("rb", buffering=0) as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+            while chunk := stream.read(READ_AT_ONCE):
+                hashed.update(chunk)
+                crc = zlib.crc32(chunk, crc) if file.name in sums else 0
+        if file in weights:
+            digest.update(b"\0" + file.name.encode() + b"\0" + hashed.digest())
+        if file.name in sums and sums[file.name] != f"{crc:08x}":
+            raise UserError(
+                f"{file} is damaged (its checksum is not the one in evalengine.json): copy the checkpoint again, or delete"
+                " it and train it again"
+            )
     return digest.hexdigest()[:16]
+
+
+def checksum_of(about: dict[str, Any]) -> str:
+    """The sum that evalengine.json carries of its own content, beside those of the files."""
+    return f"{zlib.crc32(json.dumps(about, sort_keys=True).encode()):08x}"
+
+
+def is_whole(about: dict[str, Any]) -> bool:
+    """Whether the content of an evalengine.json is what was written; one without sums is taken as it is."""
+    sums = about.get("crc32")
+    if not isinstance(sums, dict) or "evalengine.json" not in sums:
+        return True
+    rest = {key: value for key, value in about.items() if key != "crc32"}
+    return bool(sums["evalengine.json"] == checksum_of(rest))

@@ -13,7 +13,7 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from evalengine.benchmarks import BENCHMARKS, benchmarks_in, load_items
 from evalengine.training.conversations import Examples, bench_folder
 from evalengine.training.shards import TokenSource
 from evalengine.training.tokenizer import Tokenizer, write_text
+from evalengine.untrusted import parse_json
 
 GRAM = 13
 READ_TOKENS = 20_000_000  # of each source; a larger one is read so far, and the report says so
@@ -81,8 +82,8 @@ def report(
     key = zlib.crc32(
         repr([tokenizer.hash, *(s.digest for s in sources.values()), conversations.name]).encode()
     )
-    if path.is_file() and (saved := json.loads(path.read_text()))["key"] == key:
-        return {name: Overlap(**value) for name, value in saved["benchmarks"].items()}
+    if (made := _saved(path)) is not None and made["key"] == key:
+        return {name: Overlap(**value) for name, value in made["benchmarks"].items()}
     items = {
         b.name: [
             item.contexts[item.gold] + item.continuations[item.gold] for item in load_items(b, folder).items
@@ -102,9 +103,22 @@ def report(
         "tokens_read": read,
         "benchmarks": {n: o._asdict() for n, o in found.items()},
     }
-    write_text(path, json.dumps(saved, indent=1) + "\n")
+    write_text(path, json.dumps({**saved, "check": _check(saved)}, indent=1) + "\n")
     show(found)
     return found
+
+
+def _saved(path: Path) -> dict[str, Any] | None:
+    """An earlier report; None where there is none or it is damaged."""
+    try:
+        saved = dict(parse_json(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return saved if saved.pop("check", None) == _check(saved) else None
+
+
+def _check(saved: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(saved, sort_keys=True).encode())
 
 
 def _documents(source: TokenSource, tokenizer: Tokenizer) -> Iterable[str]:

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evalengine.checkpoints import checksum_of, is_whole
 from evalengine.errors import UserError
 from evalengine.training.model import Decoder, Shape
 from evalengine.training.shards import crc
 from evalengine.training.tokenizer import Tokenizer
+from evalengine.untrusted import parse_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -91,7 +93,8 @@ def save(
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(tokenizer.path / name, partial / name)
         _write_json(partial / "config.json", config(model.shape, tokenizer, dtype))
-        sums = {"model.safetensors": f"{crc(partial / 'model.safetensors'):08x}"}
+        sums = {file.name: f"{crc(file):08x}" for file in sorted(partial.iterdir())}
+        sums["evalengine.json"] = checksum_of(metadata)
         _write_json(partial / "evalengine.json", {**metadata, "crc32": sums})
         if path.exists():
             shutil.rmtree(path)
@@ -126,11 +129,12 @@ def load(path: Path, shape: Shape) -> Decoder:
 
 
 def metadata(path: Path) -> dict[str, Any] | None:
-    """evalengine.json of a finished checkpoint; None where there is none."""
+    """evalengine.json of a finished checkpoint; None where there is none, or it is damaged."""
     try:
-        return dict(json.loads((path / "evalengine.json").read_text()))
-    except (OSError, ValueError):
+        about = dict(parse_json((path / "evalengine.json").read_bytes(), constants=True))
+    except (OSError, ValueError, TypeError):
         return None
+    return about if is_whole(about) else None
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalengine import console
+from evalengine import console, sealed
 from evalengine.errors import UserError
 from evalengine.training import contamination
 from evalengine.training import conversations as sft
@@ -28,6 +28,7 @@ from evalengine.training.shards import TokenSource, build, cores, is_complete
 from evalengine.training.sources import documents, files
 from evalengine.training.study import Scale, SourceSpec, Study
 from evalengine.training.tokenizer import Tokenizer, write_text
+from evalengine.untrusted import parse_json
 
 BYTES_PER_TOKEN = 4  # a rough estimate, for progress bars and the number of processes
 WORTH_WORKERS = 16 * 2**20  # tokens from which starting processes pays
@@ -49,11 +50,11 @@ def work_folder(out: Path) -> Path:
 
 def clear_litter(out: Path) -> None:
     """Removes what killed processes were writing: files and folders whose names begin with a dot and end in .partial."""
-    for partial in [*out.glob(".*.partial"), *work_folder(out).rglob(".*.partial*")]:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
+    for litter in [*out.glob(".*.partial"), *work_folder(out).rglob(".*.partial*")]:
+        if litter.is_dir():
+            shutil.rmtree(litter, ignore_errors=True)
         else:
-            partial.unlink(missing_ok=True)
+            litter.unlink(missing_ok=True)
 
 
 def data_folder(study: Study, data: Path | None, out: Path) -> Path | None:
@@ -100,7 +101,7 @@ def _write_world(study: Study, folder: Path) -> None:
 
     assert study.world is not None
     stamp = folder / "seed.json"
-    if stamp.is_file() and json.loads(stamp.read_text()) == {"seed": study.world.seed}:
+    if _read_stamp(stamp) == {"seed": study.world.seed}:
         return
     shutil.rmtree(folder, ignore_errors=True)
     console.say(
@@ -127,8 +128,12 @@ def _tokenizer(study: Study, data: Path | None, folder: Path) -> Tokenizer:
     keys = {name: _key(source, data, name) for name, source in study.sources.items()}
     wanted = {"spec": dataclasses.asdict(spec), "sources": keys if spec.vocab else {}}
     stamp = folder / "made_from.json"
-    if stamp.is_file():
-        if json.loads(stamp.read_text()) == wanted:
+    made = _read_stamp(stamp)
+    if stamp.is_file() and (made is None or made.pop("files", None) != _sums(folder)):
+        console.warn(f"the study's tokenizer {folder} was damaged: made again")
+        shutil.rmtree(folder)
+    elif made is not None:
+        if made == wanted:
             return Tokenizer(folder)
         raise UserError(
             f"{folder} was made for another tokenizer setting or other sources: "
@@ -141,8 +146,22 @@ def _tokenizer(study: Study, data: Path | None, folder: Path) -> Tokenizer:
         each = int(spec.sample_mb * 2**20 / len(study.sources))
         samples = (_first_bytes(documents(s, data, n), each) for n, s in study.sources.items())
         tokenizer = tokenizers.train(chain.from_iterable(samples), spec.vocab, folder)
-    write_text(stamp, json.dumps(wanted))
+    write_text(stamp, json.dumps({**wanted, "files": _sums(folder)}))
     return tokenizer
+
+
+def _sums(folder: Path) -> dict[str, int]:
+    """Checksums of the tokenizer's files."""
+    names = ("tokenizer.json", "tokenizer_config.json")
+    return {name: zlib.crc32((folder / name).read_bytes()) for name in names if (folder / name).is_file()}
+
+
+def _read_stamp(path: Path) -> dict[str, Any] | None:
+    """What a folder was made from; None where that is not there or not readable."""
+    try:
+        return dict(parse_json(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _first_bytes(texts: Iterator[str], limit: int) -> Iterator[str]:
@@ -189,6 +208,11 @@ def _conversations(study: Study, data: Path | None, tokenizer: Tokenizer, work: 
             ]
     key = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:12]
     path = work / f"conversations-{key}.npz"
+    try:
+        if path.is_file():
+            sft.Examples.load(path)
+    except UserError:
+        console.warn(f"{path} was damaged: set aside as {sealed.set_aside(path).name} and made again")
     if not path.is_file():
         sft.tokenise(sft.read(study.sft, data, study.seed), tokenizer).save(path)
     return path

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import multiprocessing as mp
 import os
+import shutil
 import threading
 import time
 import zlib
@@ -28,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from evalengine import console
 from evalengine.errors import UserError
 from evalengine.training.tokenizer import Tokenizer, write_text
 
@@ -85,8 +87,12 @@ def build(
     `limit`: stop after so many tokens (0: all). `workers`: processes that encode; 1: this one. `on_tokens`
     hears how many were added.
     """
-    if is_complete(folder, limit):
+    try:
         verify(folder)
+    except UserError as error:
+        console.warn(f"{error}; tokenised again")
+        shutil.rmtree(folder)
+    if is_complete(folder, limit):
         return TokenSource(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "done.json").unlink(missing_ok=True)
@@ -115,7 +121,7 @@ def build(
         raise UserError(f"source {folder.name} holds no text: check its path and field")
     digest = f"{zlib.crc32(json.dumps([i['crc32'] for i in infos]).encode()):08x}"
     done = {"shards": len(infos), "digest": digest, "whole": whole, "limit": limit}
-    write_text(folder / "done.json", json.dumps(done) + "\n")
+    write_text(folder / "done.json", json.dumps({**done, "check": _check(done)}) + "\n")
     return TokenSource(folder)
 
 
@@ -180,11 +186,20 @@ def is_complete(folder: Path, limit: int) -> bool:
 
 
 def verify(folder: Path) -> None:
-    """Recomputes the checksums. Raises UserError naming a shard that is damaged."""
-    for info in sorted(folder.glob("[0-9]*.json")):
-        expected, file = _read_json(info), info.with_suffix(".bin")
-        if not file.is_file() or crc(file) != expected["crc32"]:
-            raise UserError(f"the token shard {file} is damaged: delete {folder} and run again to rebuild it")
+    """Recomputes the checksums of what is there. Raises UserError naming a file that is damaged."""
+    for path in sorted(folder.glob("*.json")):
+        info = _read_json(path)
+        if info.pop("check", None) != _check(info):
+            raise UserError(f"{path} is damaged")
+        for suffix in (".bin", ".len") if "crc32" in info else ():
+            file = path.with_suffix(suffix)
+            if not file.is_file() or crc(file) != info["crc32" if suffix == ".bin" else "crc32_len"]:
+                raise UserError(f"the token shard {file} is damaged")
+
+
+def _check(info: dict[str, Any]) -> int:
+    """The sum of a JSON file's own content."""
+    return zlib.crc32(json.dumps(info, sort_keys=True).encode())
 
 
 class _ShardWriter:
@@ -218,8 +233,9 @@ class _ShardWriter:
             "read": self.read,
             "dtype": self.dtype.name,
             "crc32": crc(base.with_suffix(".bin")),
+            "crc32_len": crc(base.with_suffix(".len")),
         }
-        write_text(base.with_suffix(".json"), json.dumps(info) + "\n")
+        write_text(base.with_suffix(".json"), json.dumps({**info, "check": _check(info)}) + "\n")
         self.number += 1
         self._clear()
 
