@@ -4,9 +4,10 @@ Triton on CUDA, tiled PyTorch elsewhere, one call for both. Triton is imported o
 """
 
 from evalengine.kernels.choice_scores import SCORES, ChoiceScores, choice_scores
+from evalengine.kernels.head import TargetLogprobs
 from evalengine.kernels.linear_cross_entropy import linear_cross_entropy
 from evalengine.kernels.logits_logprobs import logits_logprobs
-from evalengine.kernels.target_logprobs import TargetLogprobs, target_logprobs
+from evalengine.kernels.target_logprobs import target_logprobs
 
 __all__ = [
     "SCORES",

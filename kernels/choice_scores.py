@@ -11,6 +11,7 @@ Cost: each log-probability read once. Dims: T targets, C choices of all items, I
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -24,6 +25,23 @@ SCORES = (
     "acc_token",
     "acc_pmi",
 )  # what names the score that picks the answer
+
+
+class Choices(NamedTuple):
+    """The arguments of `choice_scores`."""
+
+    logprob_T: Tensor
+    target_offset_C1: Tensor
+    choice_offset_I1: Tensor
+    gold_I: Tensor | None = None
+    chars_C: Tensor | None = None
+    bytes_C: Tensor | None = None
+    loglik_uncond_C: Tensor | None = None
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """(choices, items)."""
+        return self.target_offset_C1.numel() - 1, self.choice_offset_I1.numel() - 1
 
 
 class ChoiceScores(NamedTuple):
@@ -61,17 +79,11 @@ def choice_scores(
     )
 
 
-def choice_scores_reference(
-    logprob_T: Tensor,
-    target_offset_C1: Tensor,
-    choice_offset_I1: Tensor,
-    *,
-    gold_I: Tensor | None = None,
-    chars_C: Tensor | None = None,
-    bytes_C: Tensor | None = None,
-    loglik_uncond_C: Tensor | None = None,
-) -> ChoiceScores:
+def choice_scores_reference(*args: Tensor, **options: Tensor) -> ChoiceScores:
     """The same as a loop over items in float64."""
+    logprob_T, target_offset_C1, choice_offset_I1, gold_I, chars_C, bytes_C, loglik_uncond_C = Choices(
+        *args, **options
+    )
     offset = target_offset_C1.tolist()
     loglik_C = torch.stack([logprob_T[a:b].double().sum() for a, b in itertools.pairwise(offset)])
     lengths = torch.tensor([max(1, b - a) for a, b in itertools.pairwise(offset)])
@@ -103,39 +115,24 @@ def choice_scores_reference(
     return ChoiceScores(loglik_C, score_SC, out[0].int(), out[1], out[2], out[3], out[4])
 
 
-def _choice_scores(
-    logprob_T: Tensor,
-    target_offset_C1: Tensor,
-    choice_offset_I1: Tensor,
-    gold_I: Tensor | None = None,
-    chars_C: Tensor | None = None,
-    bytes_C: Tensor | None = None,
-    loglik_uncond_C: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check(logprob_T, target_offset_C1, choice_offset_I1, gold_I, chars_C, bytes_C, loglik_uncond_C)
-    args = (logprob_T, target_offset_C1, choice_offset_I1, gold_I, chars_C, bytes_C, loglik_uncond_C)
-    if choice_offset_I1.numel() == 1:
+def _choice_scores(*args: Tensor | None) -> tuple[Tensor, ...]:
+    choices = Choices(*args)  # type: ignore[arg-type]
+    _check(choices)
+    if choices.counts[1] == 0:
         return _fake(*args)
-    if logprob_T.device.type == "cuda":
+    if choices.logprob_T.device.type == "cuda":
         from evalengine.kernels.choice_scores_triton import choice_scores_triton
 
-        with torch.cuda.device_of(logprob_T):
-            return choice_scores_triton(*args)
-    return _choice_scores_cpu(*args)
+        with torch.cuda.device_of(choices.logprob_T):
+            return choice_scores_triton(choices)
+    return _choice_scores_cpu(choices)
 
 
 @torch.no_grad()
-def _choice_scores_cpu(
-    logprob_T: Tensor,
-    target_offset_C1: Tensor,
-    choice_offset_I1: Tensor,
-    gold_I: Tensor | None,
-    chars_C: Tensor | None,
-    bytes_C: Tensor | None,
-    loglik_uncond_C: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _choice_scores_cpu(choices: Choices) -> tuple[Tensor, ...]:
+    logprob_T, target_offset_C1, choice_offset_I1, gold_I, chars_C, bytes_C, loglik_uncond_C = choices
+    n_choices, n_items = choices.counts
     target_offset_C1, choice_offset_I1 = target_offset_C1.long(), choice_offset_I1.long()
-    n_choices, n_items = target_offset_C1.numel() - 1, choice_offset_I1.numel() - 1
     loglik_C = _segments(logprob_T.double(), "sum", target_offset_C1)
     nan_C = torch.full((n_choices,), torch.nan, dtype=torch.float64)
     score_SC = torch.stack(
@@ -168,31 +165,23 @@ def _choice_scores_cpu(
     per_item = (
         t.t().float().contiguous() for t in (confidence_IS, p_gold_IS, confidence_IS - second_IS, entropy_IS)
     )
-    return (loglik_C.float(), score_SC.float(), pick_IS.t().int().contiguous(), *per_item)  # type: ignore[return-value]
+    return (loglik_C.float(), score_SC.float(), pick_IS.t().int().contiguous(), *per_item)
 
 
 def _segments(x: Tensor, how: str, offset: Tensor) -> Tensor:
     return torch.segment_reduce(x, how, offsets=offset, axis=0)
 
 
-def _check(
-    logprob_T: Tensor,
-    target_offset_C1: Tensor,
-    choice_offset_I1: Tensor,
-    gold_I: Tensor | None,
-    chars_C: Tensor | None,
-    bytes_C: Tensor | None,
-    loglik_uncond_C: Tensor | None,
-) -> None:
+def _check(choices: Choices) -> None:
+    logprob_T, target_offset_C1, choice_offset_I1, gold_I = choices[:4]
+    n_choices, n_items = choices.counts
     if logprob_T.ndim != 1 or not logprob_T.is_floating_point():
         raise ValueError(
             f"logprob_T must be a floating vector, not {logprob_T.dtype} {tuple(logprob_T.shape)}"
         )
     _check_offsets("target_offset_C1", target_offset_C1, logprob_T.numel(), least=0)
-    _check_offsets("choice_offset_I1", choice_offset_I1, target_offset_C1.numel() - 1, least=1)
-    n_choices, n_items = target_offset_C1.numel() - 1, choice_offset_I1.numel() - 1
-    per_choice = {"chars_C": chars_C, "bytes_C": bytes_C, "loglik_uncond_C": loglik_uncond_C}
-    for name, x in per_choice.items():
+    _check_offsets("choice_offset_I1", choice_offset_I1, n_choices, least=1)
+    for name, x in zip(Choices._fields[4:], choices[4:], strict=True):
         if x is not None and x.shape != (n_choices,):
             raise ValueError(f"{name} must have one number per choice ({n_choices}), not {tuple(x.shape)}")
     if gold_I is not None:
@@ -210,25 +199,20 @@ def _check_offsets(name: str, offset: Tensor, total: int, least: int) -> None:
         raise ValueError(f"{name} must rise from 0 to {total} by at least {least} a step")
 
 
-def _fake(
-    logprob_T: Tensor,
-    target_offset_C1: Tensor,
-    choice_offset_I1: Tensor,
-    gold_I: Tensor | None = None,
-    chars_C: Tensor | None = None,
-    bytes_C: Tensor | None = None,
-    loglik_uncond_C: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    n_choices, n_items = target_offset_C1.shape[0] - 1, choice_offset_I1.shape[0] - 1
-
-    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return logprob_T.new_empty(shape, dtype=dtype)
-
-    n = len(SCORES)
-    pick_SI = new(n, n_items, dtype=torch.int32)
-    per_item = (new(n, n_items), new(n, n_items), new(n, n_items), new(n, n_items))
-    return (new(n_choices), new(n, n_choices), pick_SI, *per_item)
+def _fake(*args: Tensor | None) -> tuple[Tensor, ...]:
+    choices = Choices(*args)  # type: ignore[arg-type]
+    n_choices, n_items = choices.target_offset_C1.shape[0] - 1, choices.choice_offset_I1.shape[0] - 1
+    n, new = len(SCORES), functools.partial(choices.logprob_T.new_empty, dtype=torch.float32)
+    pick_SI = choices.logprob_T.new_empty((n, n_items), dtype=torch.int32)
+    return (new((n_choices,)), new((n, n_choices)), pick_SI, *(new((n, n_items)) for _ in range(4)))
 
 
-choice_scores_op = torch.library.custom_op("evalengine::choice_scores", _choice_scores, mutates_args=())
+SCHEMA = (
+    "(Tensor logprob_T, Tensor target_offset_C1, Tensor choice_offset_I1, Tensor? gold_I=None, "
+    "Tensor? chars_C=None, Tensor? bytes_C=None, Tensor? loglik_uncond_C=None) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+choice_scores_op = torch.library.custom_op(
+    "evalengine::choice_scores", _choice_scores, mutates_args=(), schema=SCHEMA
+)
 choice_scores_op.register_fake(_fake)

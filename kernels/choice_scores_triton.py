@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from evalengine.kernels.choice_scores import Choices
+
 CONSTANTS = {"BLOCK_C": 8}
-LENGTHS, UNCOND = ("chars", "bytes"), "uncond"
 
 
 @triton.jit
@@ -106,22 +107,12 @@ def _choice_kernel(
     tl.store(entropy_SI + at, tl.log(total) - weighted * confidence, mask=s < 5)
 
 
-def choice_scores_triton(
-    logprob_T: Tensor,
-    target_offset_C1: Tensor,
-    choice_offset_I1: Tensor,
-    gold_I: Tensor | None,
-    chars_C: Tensor | None,
-    bytes_C: Tensor | None,
-    loglik_uncond_C: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def choice_scores_triton(choices: Choices) -> tuple[Tensor, ...]:
     """The fields of ChoiceScores for checked arguments, at least one item."""
-    n_choices, n_items = target_offset_C1.numel() - 1, choice_offset_I1.numel() - 1
-    logprob_T = logprob_T.float().contiguous()
-    given = [
-        None if x is None else x.contiguous()
-        for x in (gold_I, chars_C, bytes_C, None if loglik_uncond_C is None else loglik_uncond_C.float())
-    ]
+    n_choices, n_items = choices.counts
+    logprob_T, uncond_C = choices.logprob_T.float().contiguous(), choices.loglik_uncond_C
+    given = [None if x is None else x.contiguous() for x in choices[3:6]]
+    given.append(None if uncond_C is None else uncond_C.float().contiguous())
     loglik_C = logprob_T.new_empty(n_choices)
     score_SC = logprob_T.new_empty(5, n_choices)
     pick_SI = torch.empty(5, n_items, dtype=torch.int32, device=logprob_T.device)
@@ -129,8 +120,8 @@ def choice_scores_triton(
     per_item = (pick_SI, confidence_SI, p_gold_SI, margin_SI, entropy_SI)
     _choice_kernel[(n_items,)](
         logprob_T,
-        target_offset_C1.contiguous(),
-        choice_offset_I1.contiguous(),
+        choices.target_offset_C1.contiguous(),
+        choices.choice_offset_I1.contiguous(),
         *(logprob_T if x is None else x for x in given),
         loglik_C,
         score_SC,

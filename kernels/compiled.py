@@ -10,12 +10,14 @@ to spill, or loses its tensor-core instructions, shows in a diff. Cost: about tw
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,29 +59,56 @@ class Compiled(NamedTuple):
         return self.shared <= SHARED_LIMIT[self.capability] and self.registers * self.warps * 32 <= REGISTERS
 
 
-def specs(capability: int) -> Iterator[Spec]:
-    """Every kernel in every shipped configuration for one compute capability."""
+OPTIONS = (  # bias and scale, soft-cap, whether the last vocabulary tile is partial
+    (False, False, False),
+    (False, False, True),
+    (True, False, True),
+    (False, True, False),
+    (True, True, True),
+)
+
+
+def tile_name(config: Any) -> str:
+    """The configuration in a few words."""
+    words = {"TMA": config.tma, "flat": config.flatten, "specialised": config.specialise}
+    shape = f"{config.block_n}x{config.block_v}x{config.block_d}"
+    return " ".join([shape, *(word for word, said in words.items() if said)])
+
+
+def tile_spec(kind: str, dtype: str, config: Any, bias: bool, softcap: bool, partial: bool) -> Spec:
+    """The main kernel for one configuration and one set of options."""
     import torch
 
+    from evalengine.kernels import target_logprobs_triton as target
+
+    blocks = (config.block_n, config.block_d), (config.block_v, config.block_d)
+    operands = [f"tensordesc<{dtype}[{n}, {d}]>" if config.tma else f"*{dtype}" for n, d in blocks]
+    types = {"h_ND": operands[0], "w_VD": operands[1], "bias_V": f"*{dtype}", "argmax_KN": "*i32"}
+    constants = target.tile_constants(config, torch.float32, config.block_v + partial)
+    constants |= {"HAS_BIAS": bias, "HAS_SCALE": bias, "HAS_SOFTCAP": softcap}
+    said = {"bias, scale": bias, "soft-cap": softcap, "partial": partial and not bias}
+    options = ", ".join(word for word, yes in said.items() if yes)
+    name = f"{kind} {dtype} {tile_name(config)}" + (f": {options}" if options else "")
+    return Spec(name, target._tile_kernel, types, constants, config.warps, config.stages)
+
+
+def specs(capability: int) -> Iterator[Spec]:
+    """Every kernel in every shipped configuration for one compute capability, and the candidates."""
     from evalengine.kernels import choice_scores_triton as choice
     from evalengine.kernels import linear_cross_entropy_triton as loss
     from evalengine.kernels import logits_logprobs_triton as logits
     from evalengine.kernels import target_logprobs_triton as target
 
-    ampere = target.AMPERE_16BIT, target.AMPERE_16BIT
-    hopper = target.HOPPER_16BIT, target.HOPPER_16BIT_SOFTCAP
-    plain, capped = hopper if capability >= 90 else ampere
-    tiles = [("bf16", plain, False), ("bf16", capped, True)]
-    tiles += [("bf16", config._replace(tma=False), full) for _, config, full in tiles if config.tma]
-    tiles += [("fp32", target.FLOAT32, False), ("fp32", target.FLOAT32, True)]
-    for dtype, config, softcap in tiles:
-        blocks = (config.block_n, config.block_d), (config.block_v, config.block_d)
-        operands = [f"tensordesc<{dtype}[{n}, {d}]>" if config.tma else f"*{dtype}" for n, d in blocks]
-        types = {"h_ND": operands[0], "w_VD": operands[1], "bias_V": f"*{dtype}", "argmax_KN": "*i32"}
-        constants = target.tile_constants(config, torch.float32, True, True, softcap)
-        what = f"{dtype} {config.block_n}x{config.block_v}x{config.block_d}"
-        what += (" TMA" if config.tma else "") + (" soft-cap" if softcap else "")
-        yield Spec(f"tile {what}", target._tile_kernel, types, constants, config.warps, config.stages)
+    if capability >= 90:
+        tiles = [("bf16", target.hopper_16bit(*options[:2]), *options) for options in OPTIONS]
+        tiles += [("bf16", c._replace(tma=False, flatten=False), *options) for _, c, *options in tiles]
+    else:
+        tiles = [("bf16", target.AMPERE_16BIT, *options) for options in OPTIONS]
+    tiles += [("fp32", target.FLOAT32, *options) for options in OPTIONS]
+    yield from (tile_spec("tile", *tile) for tile in tiles)
+    for config in target.CANDIDATES if capability >= 90 else ():
+        if config not in [tile[1] for tile in tiles]:
+            yield tile_spec("candidate", "bf16", config, False, False, False)
     yield Spec(
         "row", target._row_kernel, {"argmax_KN": "*i32", "argmax_N": "*i32"}, target.ROW_CONSTANTS, 4, 3
     )
@@ -133,12 +162,20 @@ def compile_spec(spec: Spec, capability: int) -> Compiled:
     cores = "wgmma" if "HGMMA" in sass else "mma" if "HMMA" in sass else ""
     registers, stack = int(found[1]), int(found[2])
     shared, tma = int(binary.metadata.shared), "UTMALDG" in sass
-    return Compiled(capability, spec.name, spec.warps, spec.stages, registers, stack, shared, cores, tma)
+    warps = int(binary.metadata.num_warps)  # more than asked for where warps are specialised
+    return Compiled(capability, spec.name, warps, spec.stages, registers, stack, shared, cores, tma)
 
 
 def snapshot() -> list[Compiled]:
-    """Compiles everything."""
-    return [compile_spec(spec, capability) for capability in CAPABILITIES for spec in specs(capability)]
+    """Compiles everything, on all cores."""
+    places = [(capability, i) for capability in CAPABILITIES for i, _ in enumerate(specs(capability))]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(_compile_at, places))
+
+
+def _compile_at(place: tuple[int, int]) -> Compiled:
+    capability, index = place
+    return compile_spec(next(itertools.islice(specs(capability), index, None)), capability)
 
 
 def render(lines: list[Compiled]) -> str:

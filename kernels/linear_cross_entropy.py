@@ -12,16 +12,33 @@ Dims: N rows, V vocabulary, D hidden.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evalengine.kernels.target_logprobs import check_head, check_logit_options
+from evalengine.kernels.head import Head, check_head, check_indices
 
 CHUNK_LOGITS = {
     "cpu": 2**25,
     "cuda": 2**28,
 }  # held at once when gradients are wanted: 128 MiB float32, 512 MiB bf16
+
+
+class Wanted(NamedTuple):
+    """Of which inputs the gradient is wanted."""
+
+    h: bool
+    w: bool
+    bias: bool
+
+
+class Weights(NamedTuple):
+    """How the rows' losses add up: `row` * (cross-entropy + `z_loss` * logsumexp^2) each."""
+
+    row: float
+    z_loss: float
 
 
 def linear_cross_entropy(
@@ -70,18 +87,18 @@ def linear_cross_entropy_reference(
     *,
     bias_V: Tensor | None = None,
     ignore_index: int = -100,
-    reduction: str = "mean",
     z_loss: float = 0.0,
     softcap: float | None = None,
+    **reduction: Any,
 ) -> Tensor:
     """The same in plain PyTorch with all logits in memory; autograd differentiates it."""
     x_NV = F.linear(h_ND, w_VD, bias_V)
     if softcap is not None:
         x_NV = softcap * torch.tanh(x_NV / softcap)
-    loss = F.cross_entropy(x_NV, target_N.long(), ignore_index=ignore_index, reduction=reduction)
+    loss = F.cross_entropy(x_NV, target_N.long(), ignore_index=ignore_index, **reduction)
     if z_loss:
         squared = x_NV[target_N != ignore_index].logsumexp(-1).square()
-        loss = loss + z_loss * (squared.mean() if reduction == "mean" else squared.sum())
+        loss = loss + z_loss * (squared.sum() if reduction.get("reduction") == "sum" else squared.mean())
     return loss
 
 
@@ -99,11 +116,15 @@ def _linear_cross_entropy(
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, gradients of h, w and bias); an empty tensor for a gradient that is not needed."""
-    _check(h_ND, w_VD, target_N, bias_V, softcap)
+    head, wanted = Head(w_VD, bias_V, None, softcap), Wanted(need_h, need_w, need_bias)
+    check_head(h_ND, head)
+    if target_N.shape != h_ND.shape[:1] or target_N.device != h_ND.device:
+        where = f"{target_N.device} {tuple(target_N.shape)}"
+        raise ValueError(f"target_N must be {h_ND.shape[0]} integers on {h_ND.device}, not {where}")
     kept = (target_N != ignore_index).nonzero().squeeze(1)
     compact = kept.numel() < target_N.numel()
     h_MD, target_M = (h_ND[kept], target_N[kept]) if compact else (h_ND, target_N)
-    _check_range(target_M, w_VD.shape[0])
+    check_indices("target_N", target_M, w_VD.shape[0])
     row_weight = 1.0 if not mean else 1.0 / kept.numel() if kept.numel() else torch.nan
     chunk_logits = CHUNK_LOGITS["cuda" if h_ND.is_cuda else "cpu"]
     if h_ND.is_cuda:
@@ -112,58 +133,17 @@ def _linear_cross_entropy(
         from evalengine.kernels.linear_cross_entropy_cpu import linear_cross_entropy_chunked
     with torch.cuda.device_of(h_ND):
         loss, dh_MD, dw_VD, dbias_V = linear_cross_entropy_chunked(
-            h_MD,
-            w_VD,
-            target_M.long(),
-            bias_V,
-            row_weight,
-            z_loss,
-            softcap,
-            need_h,
-            need_w,
-            need_bias,
-            chunk_logits=chunk_logits,
+            h_MD, head, target_M.long(), Weights(row_weight, z_loss), wanted, chunk_logits
         )
     if need_h and compact:
         dh_MD = torch.zeros_like(h_ND).index_copy_(0, kept, dh_MD)
     return loss, dh_MD, dw_VD, dbias_V
 
 
-def _check(
-    h_ND: Tensor, w_VD: Tensor, target_N: Tensor, bias_V: Tensor | None, softcap: float | None
-) -> None:
-    check_head(h_ND, w_VD, bias_V)
-    check_logit_options(softcap, None)
-    if target_N.shape != h_ND.shape[:1] or target_N.dtype not in (torch.int32, torch.int64):
-        raise ValueError(
-            f"target_N must be {h_ND.shape[0]} integers, not {target_N.dtype} {tuple(target_N.shape)}"
-        )
-    if target_N.device != h_ND.device:
-        raise ValueError(f"target_N must be on {h_ND.device}, not {target_N.device}")
-
-
-def _check_range(target_M: Tensor, vocab: int) -> None:
-    if target_M.numel():
-        low, high = (int(x) for x in torch.stack(torch.aminmax(target_M)).tolist())
-        if low < 0 or high >= vocab:
-            raise IndexError(
-                f"target_N must lie in [0, {vocab}) or be ignore_index, but ranges from {low} to {high}"
-            )
-
-
 def _fake(
-    h_ND: Tensor,
-    w_VD: Tensor,
-    target_N: Tensor,
-    bias_V: Tensor | None,
-    ignore_index: int,
-    mean: bool,
-    z_loss: float,
-    softcap: float | None,
-    need_h: bool,
-    need_w: bool,
-    need_bias: bool,
+    h_ND: Tensor, w_VD: Tensor, target_N: Tensor, bias_V: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    need_h, need_w, need_bias = rest[-3:]
     loss = h_ND.new_empty((), dtype=torch.float64 if h_ND.dtype == torch.float64 else torch.float32)
     dh = torch.empty_like(h_ND, memory_format=torch.contiguous_format) if need_h else h_ND.new_empty(0)
     dw = torch.empty_like(w_VD, memory_format=torch.contiguous_format) if need_w else h_ND.new_empty(0)

@@ -18,7 +18,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from evalengine.kernels.target_logprobs_triton import LN2, LOG2E, logit, row_logsumexp, targets_of_rows
+from evalengine.kernels.head import Head
+from evalengine.kernels.linear_cross_entropy import Wanted, Weights
+from evalengine.kernels.target_logprobs_triton import (
+    LN2,
+    LOG2E,
+    exp_sum,
+    logit,
+    logit_arguments,
+    rescaled,
+    row_logsumexp,
+    targets_of_rows,
+)
 
 LOSS_CONSTANTS = {"BLOCK_V": 2048}
 LOSS_WARPS = 8
@@ -54,8 +65,7 @@ def _loss_kernel(
             x += tl.load(bias_V + cols, mask=cols < V, other=0.0).to(tl.float32)
         x = tl.where(cols < V, logit(x, False, 1.0, HAS_SOFTCAP, softcap), float("-inf"))
         new_top = tl.maximum(top, tl.max(x, 0))
-        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
-        total = total * tl.exp2((top - shift) * LOG2E) + tl.sum(tl.exp2((x - shift) * LOG2E), 0)
+        total = rescaled(total, top, new_top) + exp_sum(x, new_top, 0)
         top = new_top
     logsumexp = top + tl.log2(total) * LN2
     tl.store(loss_R + row, logsumexp - at_target + z_loss * logsumexp * logsumexp)
@@ -73,85 +83,63 @@ def _loss_kernel(
 
 
 def linear_cross_entropy_chunked(
-    h_ND: Tensor,
-    w_VD: Tensor,
-    target_N: Tensor,
-    bias_V: Tensor | None,
-    row_weight: float,
-    z_loss: float,
-    softcap: float | None,
-    need_h: bool,
-    need_w: bool,
-    need_bias: bool,
-    chunk_logits: int,
+    h_ND: Tensor, head: Head, target_N: Tensor, weights: Weights, wanted: Wanted, chunk_logits: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, gradients of h, w and bias) of checked arguments without ignored rows; empty where not needed.
+    """(loss, gradients of h, w and bias) of checked arguments without ignored rows; empty where not wanted.
 
-    Gradients are taken of the sum and multiplied by `row_weight` at the end, so that float16 does not
+    Gradients are taken of the sum and multiplied by the row's weight at the end, so that float16 does not
     underflow.
     """
+    w_VD, bias_V = head.w_VD, head.bias_V
     n_rows, vocab, device = h_ND.shape[0], w_VD.shape[0], h_ND.device
-    if n_rows == 0 or not (need_h or need_w or need_bias):
-        loss = _loss_alone(h_ND, w_VD, target_N, bias_V, z_loss, softcap) * row_weight
-        zeros = [x.new_zeros(x.shape if need else 0) for x, need in ((h_ND, need_h), (w_VD, need_w))]
-        dbias = h_ND.new_empty(0) if bias_V is None or not need_bias else torch.zeros_like(bias_V)
+    if n_rows == 0 or not any(wanted):
+        loss = _loss_alone(h_ND, head, target_N, weights.z_loss) * weights.row
+        zeros = [x.new_zeros(x.shape if need else 0) for x, need in ((h_ND, wanted.h), (w_VD, wanted.w))]
+        dbias = h_ND.new_empty(0) if bias_V is None or not wanted.bias else torch.zeros_like(bias_V)
         return loss.float(), zeros[0], zeros[1], dbias
     chunks = -(-n_rows * vocab // chunk_logits)
     size = min(n_rows, -(-n_rows // chunks) // 128 * 128 + 128)
     logits_RV = torch.empty(size, vocab, dtype=h_ND.dtype, device=device)
     loss_N = torch.empty(n_rows, dtype=torch.float32, device=device)
-    dh_ND = torch.empty_like(h_ND) if need_h else h_ND.new_empty(0)
-    dw_VD = torch.zeros(w_VD.shape if need_w else 0, dtype=torch.float32, device=device)
-    dbias_V = torch.zeros(vocab if need_bias else 0, dtype=torch.float32, device=device)
+    dh_ND = torch.empty_like(h_ND) if wanted.h else h_ND.new_empty(0)
+    dw_VD = torch.zeros(w_VD.shape if wanted.w else 0, dtype=torch.float32, device=device)
+    dbias_V = torch.zeros(vocab if wanted.bias else 0, dtype=torch.float32, device=device)
     for start in range(0, n_rows, size):
-        h_RD = h_ND[start : start + size]
+        rows = slice(start, start + size)
+        h_RD = h_ND[rows]
         dx_RV = torch.mm(h_RD, w_VD.t(), out=logits_RV[: h_RD.shape[0]])
-        loss_rows_(
-            dx_RV, bias_V, target_N[start : start + size], loss_N[start : start + size], z_loss, softcap
-        )
-        if need_h:
-            dh_ND[start : start + size] = (dx_RV @ w_VD).mul_(row_weight)
-        if need_w:
+        loss_rows_(dx_RV, head, target_N[rows], loss_N[rows], weights.z_loss)
+        if wanted.h:
+            dh_ND[rows] = (dx_RV @ w_VD).mul_(weights.row)
+        if wanted.w:
             dw_VD += dx_RV.t() @ h_RD
-        if need_bias:
+        if wanted.bias:
             dbias_V += dx_RV.sum(0, dtype=torch.float32)
-    loss = loss_N.double().sum() * row_weight
-    dw_VD, dbias_V = dw_VD.mul_(row_weight).to(w_VD.dtype), dbias_V.mul_(row_weight)
+    loss = loss_N.double().sum() * weights.row
+    dw_VD, dbias_V = dw_VD.mul_(weights.row).to(w_VD.dtype), dbias_V.mul_(weights.row)
     return loss.float(), dh_ND, dw_VD, dbias_V if bias_V is None else dbias_V.to(bias_V.dtype)
 
 
-def loss_rows_(
-    logits_RV: Tensor,
-    bias_V: Tensor | None,
-    target_R: Tensor,
-    loss_R: Tensor,
-    z_loss: float,
-    softcap: float | None,
-) -> None:
+def loss_rows_(logits_RV: Tensor, head: Head, target_R: Tensor, loss_R: Tensor, z_loss: float) -> None:
     """Writes each row's loss and overwrites its logits with the loss's gradient."""
     _loss_kernel[(logits_RV.shape[0],)](
-        logits_RV,
-        logits_RV if bias_V is None else bias_V,
-        target_R,
-        loss_R,
-        logits_RV.shape[1],
-        logits_RV.stride(0),
-        z_loss,
-        1.0 if softcap is None else softcap,
-        HAS_BIAS=bias_V is not None,
-        HAS_SOFTCAP=softcap is not None,
-        **LOSS_CONSTANTS,
+        logits_RV=logits_RV,
+        target_R=target_R,
+        loss_R=loss_R,
+        V=logits_RV.shape[1],
+        stride=logits_RV.stride(0),
+        z_loss=z_loss,
         num_warps=LOSS_WARPS,
+        **logit_arguments(logits_RV, bias_V=head.bias_V, softcap=head.softcap),
+        **LOSS_CONSTANTS,
     )
 
 
-def _loss_alone(
-    h_ND: Tensor, w_VD: Tensor, target_N: Tensor, bias_V: Tensor | None, z_loss: float, softcap: float | None
-) -> Tensor:
+def _loss_alone(h_ND: Tensor, head: Head, target_N: Tensor, z_loss: float) -> Tensor:
     """The sum of the rows' losses, float64."""
     if h_ND.shape[0] == 0:
         return torch.zeros((), dtype=torch.float64, device=h_ND.device)
-    logsumexp_N, argmax_N = row_logsumexp(h_ND, w_VD, bias_V, softcap, None)
+    logsumexp_N, argmax_N = row_logsumexp(h_ND, head)
     row_N = torch.arange(h_ND.shape[0], dtype=torch.int32, device=h_ND.device)
-    logprob_N, _ = targets_of_rows(h_ND, w_VD, row_N, target_N, bias_V, softcap, None, logsumexp_N, argmax_N)
+    logprob_N, _ = targets_of_rows(h_ND, head, row_N, target_N, logsumexp_N, argmax_N)
     return (z_loss * logsumexp_N.double().square() - logprob_N.double()).sum()

@@ -13,7 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from evalengine.kernels.target_logprobs_triton import LN2, LOG2E, logit
+from evalengine.kernels.head import empty_logprobs
+from evalengine.kernels.target_logprobs_triton import (
+    LN2,
+    answer,
+    exp_sum,
+    logit,
+    logit_arguments,
+    rescaled,
+)
 
 ROW_CONSTANTS = {"BLOCK_V": 4096}
 ROW_WARPS = 8
@@ -46,8 +54,7 @@ def _logits_row_kernel(
         first = tl.min(tl.where(x == block_top, cols, 2147483647), 0)
         best = tl.where(block_top > top, first, best)  # the first on ties
         new_top = tl.maximum(top, block_top)
-        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
-        total = total * tl.exp2((top - shift) * LOG2E) + tl.sum(tl.exp2((x - shift) * LOG2E), 0)
+        total = rescaled(total, top, new_top) + exp_sum(x, new_top, 0)
         top = new_top
     tl.store(logsumexp_N + row, top + tl.log2(total) * LN2)
     tl.store(argmax_N + row, best)
@@ -76,51 +83,30 @@ def _logits_target_kernel(
     token = tl.load(token_T + targets, mask=there, other=0).to(tl.int64)
     x = tl.load(logits_NV + row * stride + token, mask=there, other=0.0).to(tl.float32)
     x = logit(x, HAS_SCALE, scale, HAS_SOFTCAP, softcap)
-    logprob = x - tl.load(logsumexp_N + row, mask=there, other=0.0)
-    greedy = (tl.load(argmax_N + row, mask=there, other=-1) == token) & ((logprob - logprob) == 0.0)
-    tl.store(logprob_T + targets, logprob, mask=there)
-    tl.store(greedy_T + targets, greedy, mask=there)
+    answer(x, targets, there, row, token, logsumexp_N, argmax_N, logprob_T, greedy_T)
 
 
 def logits_logprobs_triton(
-    logits_NV: Tensor, row_T: Tensor, token_T: Tensor, softcap: float | None, scale: float | None
+    logits_NV: Tensor, row_T: Tensor, token_T: Tensor, scale: float | None, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
     """(logprob_T float32, greedy_T bool) of checked arguments, at least one target."""
     if logits_NV.stride(1) != 1:
         logits_NV = logits_NV.contiguous()
-    (n_rows, vocab), n_targets, device = logits_NV.shape, row_T.shape[0], logits_NV.device
-    row_T = row_T.to(device, non_blocking=True).contiguous()
-    token_T = token_T.to(device, non_blocking=True).contiguous()
+    (n_rows, vocab), device = logits_NV.shape, logits_NV.device
+    row_T, token_T = (x.to(device, non_blocking=True).contiguous() for x in (row_T, token_T))
     logsumexp_N = torch.empty(n_rows, dtype=torch.float32, device=device)
     argmax_N = torch.empty(n_rows, dtype=torch.int32, device=device)
-    logprob_T = torch.empty(n_targets, dtype=torch.float32, device=device)
-    greedy_T = torch.empty(n_targets, dtype=torch.bool, device=device)
-    stride = logits_NV.stride(0)
-    options = (1.0 if scale is None else scale, 1.0 if softcap is None else softcap)
-    flags = {"HAS_SCALE": scale is not None, "HAS_SOFTCAP": softcap is not None}
-    _logits_row_kernel[(n_rows,)](
-        logits_NV,
-        logsumexp_N,
-        argmax_N,
-        vocab,
-        stride,
-        *options,
-        **flags,
-        **ROW_CONSTANTS,
-        num_warps=ROW_WARPS,
-    )
-    _logits_target_kernel[(triton.cdiv(n_targets, TARGET_CONSTANTS["BLOCK_T"]),)](
-        logits_NV,
-        row_T,
-        token_T,
-        logsumexp_N,
-        argmax_N,
-        logprob_T,
-        greedy_T,
-        n_targets,
-        stride,
-        *options,
-        **flags,
+    logprob_T, greedy_T = empty_logprobs(logits_NV, row_T)
+    given = {"logits_NV": logits_NV, "logsumexp_N": logsumexp_N, "argmax_N": argmax_N}
+    given |= {"stride": logits_NV.stride(0), **logit_arguments(logits_NV, scale=scale, softcap=softcap)}
+    _logits_row_kernel[(n_rows,)](V=vocab, **given, **ROW_CONSTANTS, num_warps=ROW_WARPS)
+    _logits_target_kernel[(triton.cdiv(row_T.shape[0], TARGET_CONSTANTS["BLOCK_T"]),)](
+        row_T=row_T,
+        token_T=token_T,
+        logprob_T=logprob_T,
+        greedy_T=greedy_T,
+        T=row_T.shape[0],
+        **given,
         **TARGET_CONSTANTS,
     )
     return logprob_T, greedy_T

@@ -1,10 +1,11 @@
 """`target_logprobs` on CUDA: one pass over the head, in three Triton kernels.
 
 1. `_tile_kernel`: one (rows, vocabulary) tile per step: GEMM on tensor cores, then per row the tile's
-maximum, sum of
-   exponentials and argmax into scratch. Rows run fastest over the programs, so a vocabulary tile is read from
-   HBM once and met from L2 by all rows of the chunk. Work is spread over vocabulary tiles, so that even one
-   block of rows fills the chip: splitting V needs no second variant and has the same bits.
+   maximum, sum of exponentials and argmax into scratch. Rows run fastest over the programs, so a vocabulary
+   tile is read from HBM once and met from L2 by all rows of the chunk. Work is spread over vocabulary tiles,
+   so that even one block of rows fills the chip: splitting V needs no second variant and has the same bits.
+   Where registers allow, the loop over tiles is flattened into the loop over D, so that the next tile's
+   operands are on their way while this one's exponentials are taken.
 2. `_row_kernel`: the tiles' results of a row, in the order of the tiles, to its logsumexp and argmax.
 3. `_target_kernel`: the target's logit, a float32 dot product, minus the logsumexp.
 
@@ -26,26 +27,41 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from evalengine.kernels.head import Head, empty_logprobs
+
 CHUNK_N = 1024  # rows of a launch: bounds the scratch
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
 class TileConfig(NamedTuple):
-    """How `_tile_kernel` is compiled. `tma`: operands come through Hopper's tensor memory accelerator."""
+    """How `_tile_kernel` is compiled and launched."""
 
     block_n: int
     block_v: int
     block_d: int
     warps: int
     stages: int
-    tma: bool
+    tma: bool  # operands come through Hopper's tensor memory accelerator
+    flatten: bool = False  # one loop over tiles and D
+    specialise: bool = False  # a warp of its own loads the operands
+    programs: int = 1  # of a multiprocessor
 
 
-HOPPER_16BIT = TileConfig(128, 256, 64, warps=8, stages=3, tma=True)
-HOPPER_16BIT_SOFTCAP = TileConfig(128, 128, 64, warps=8, stages=4, tma=True)  # the larger tile would spill
+HOPPER_16BIT = TileConfig(128, 256, 64, warps=8, stages=4, tma=True, flatten=True)
+HOPPER_16BIT_BIAS = HOPPER_16BIT._replace(flatten=False)  # these would spill otherwise
+HOPPER_16BIT_SOFTCAP = TileConfig(128, 128, 64, warps=8, stages=4, tma=True)
 AMPERE_16BIT = TileConfig(128, 128, 32, warps=8, stages=3, tma=False)
 FLOAT32 = TileConfig(128, 128, 16, warps=8, stages=3, tma=False)
+CANDIDATES = (  # what a GPU may prove faster: `evalengine bench kernels --device cuda` times them
+    HOPPER_16BIT,
+    HOPPER_16BIT._replace(stages=3),
+    HOPPER_16BIT_BIAS,
+    HOPPER_16BIT_BIAS._replace(tma=False),
+    TileConfig(128, 256, 64, warps=4, stages=4, tma=True, specialise=True),
+    TileConfig(128, 128, 64, warps=4, stages=3, tma=True, programs=2),
+    TileConfig(128, 128, 64, warps=8, stages=4, tma=True, flatten=True),
+)
 
 
 @triton.jit
@@ -55,10 +71,32 @@ def logit(x, HAS_SCALE: tl.constexpr, scale, HAS_SOFTCAP: tl.constexpr, softcap)
     if HAS_SCALE:
         x = x * scale
     if HAS_SOFTCAP:
-        t = tl.exp(-2.0 * tl.abs(x / softcap))
+        t = tl.exp2(tl.abs(x) * (-2.0 * LOG2E / softcap))
         capped = softcap * (1.0 - t) / (1.0 + t)
         x = tl.where(x < 0, -capped, capped) + (x - x)
     return x
+
+
+@triton.jit
+def exp_sum(x, top, axis: tl.constexpr):
+    """Sum of exp(x - top) along axis, the last; a block that a bias masks as a whole (top = -inf) gives 0.
+
+    One multiply-add and one exp2 an element; what rounding of the shift adds to each exponent comes off the sum.
+    """
+    shift = tl.where(top == float("-inf"), 0.0, top)
+    power = shift * LOG2E
+    if axis == 1:
+        total = tl.sum(tl.exp2(x * LOG2E - power[:, None]), 1)
+    else:
+        total = tl.sum(tl.exp2(x * LOG2E - power), 0)
+    return total * tl.exp2(tl.fma(-shift, LOG2E, power))
+
+
+@triton.jit
+def rescaled(total, top, new_top):
+    """A sum of exp(x - top) as one of exp(x - new_top)."""
+    shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+    return total * tl.exp2((top - shift) * LOG2E)
 
 
 @triton.jit
@@ -79,7 +117,10 @@ def _tile_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    EVEN_V: tl.constexpr,
     TMA: tl.constexpr,
+    FLATTEN: tl.constexpr,
+    SPECIALISE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -87,7 +128,9 @@ def _tile_kernel(
 ):
     row_blocks = (N + BLOCK_N - 1) // BLOCK_N
     tiles = row_blocks * ((V + BLOCK_V - 1) // BLOCK_V)
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
+    for tile in tl.range(
+        tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN, warp_specialize=SPECIALISE
+    ):
         k = tile // row_blocks
         row = (tile % row_blocks) * BLOCK_N
         rows = row + tl.arange(0, BLOCK_N)
@@ -107,10 +150,10 @@ def _tile_kernel(
         if HAS_BIAS:
             x += tl.load(bias_V + cols, mask=cols < V, other=0.0).to(tl.float32)[None, :]
         x = logit(x, HAS_SCALE, scale, HAS_SOFTCAP, softcap)
-        x = tl.where((cols < V)[None, :], x, float("-inf"))
+        if not EVEN_V:
+            x = tl.where((cols < V)[None, :], x, float("-inf"))
         top = tl.max(x, 1)
-        shift = tl.where(top == float("-inf"), 0.0, top)  # a tile that a bias masks as a whole
-        total = tl.sum(tl.exp2((x - shift[:, None]) * LOG2E), 1)
+        total = exp_sum(x, top, 1)
         first = tl.min(tl.where(x == top[:, None], cols[None, :], 2147483647), 1)
         at = k * N + rows
         tl.store(max_KN + at, top, mask=rows < N)
@@ -145,9 +188,8 @@ def _row_kernel(
         first_n = tl.min(tl.where(max_kn == top_n[None, :], argmax_kn, 2147483647), 0)
         best = tl.where(top_n > top, first_n, best)  # the first on ties
         new_top = tl.maximum(top, top_n)
-        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
-        total = total * tl.exp2((top - shift) * LOG2E)
-        total += tl.sum(sum_kn * tl.exp2((max_kn - shift[None, :]) * LOG2E), 0)
+        total = rescaled(total, top, new_top)
+        total += tl.sum(rescaled(sum_kn, max_kn, new_top[None, :]), 0)
         top = new_top
     logsumexp = top + tl.log2(total) * LN2
     tl.store(logsumexp_N + rows, logsumexp, mask=rows < N)
@@ -192,8 +234,14 @@ def _target_kernel(
     if HAS_BIAS:
         x += tl.load(bias_V + token, mask=there, other=0.0).to(tl.float32)
     x = logit(x, HAS_SCALE, scale, HAS_SOFTCAP, softcap)
+    answer(x, targets, there, row, token, logsumexp_N, argmax_N, logprob_T, greedy_T)
+
+
+@triton.jit
+def answer(x, targets, there, row, token, logsumexp_N, argmax_N, logprob_T, greedy_T):
+    """Stores the log-probability of targets with logits x and whether they are their row's argmax."""
     logprob = x - tl.load(logsumexp_N + row, mask=there, other=0.0)
-    logprob = tl.where(logprob > 0.0, 0.0, logprob)  # the dot product may round above its twin in the tile
+    logprob = tl.where(logprob > 0.0, 0.0, logprob)  # the logit may round above its twin in the tile
     finite = (logprob - logprob) == 0.0
     greedy = (tl.load(argmax_N + row, mask=there, other=-1) == token) & finite
     tl.store(logprob_T + targets, logprob, mask=there)
@@ -201,102 +249,69 @@ def _target_kernel(
 
 
 def target_logprobs_triton(
-    h_ND: Tensor,
-    w_VD: Tensor,
-    row_T: Tensor,
-    token_T: Tensor,
-    bias_V: Tensor | None,
-    softcap: float | None,
-    scale: float | None,
-    config: TileConfig | None = None,
+    h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tensor, config: TileConfig | None = None
 ) -> tuple[Tensor, Tensor]:
     """(logprob_T float32, greedy_T bool) of checked arguments, at least one target."""
-    logsumexp_N, argmax_N = row_logsumexp(h_ND, w_VD, bias_V, softcap, scale, config)
-    return targets_of_rows(h_ND, w_VD, row_T, token_T, bias_V, softcap, scale, logsumexp_N, argmax_N)
+    return targets_of_rows(h_ND, head, row_T, token_T, *row_logsumexp(h_ND, head, config))
 
 
 def targets_of_rows(
-    h_ND: Tensor,
-    w_VD: Tensor,
-    row_T: Tensor,
-    token_T: Tensor,
-    bias_V: Tensor | None,
-    softcap: float | None,
-    scale: float | None,
-    logsumexp_N: Tensor,
-    argmax_N: Tensor,
+    h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tensor, logsumexp_N: Tensor, argmax_N: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(logprob_T, greedy_T) from the rows' logsumexp and argmax."""
-    h_ND, w_VD = _row_major(h_ND), _row_major(w_VD)
-    row_T = row_T.to(h_ND.device, non_blocking=True).contiguous()
-    token_T = token_T.to(h_ND.device, non_blocking=True).contiguous()
-    n_targets, dim = row_T.shape[0], h_ND.shape[1]
-    logprob_T = torch.empty(n_targets, dtype=torch.float32, device=h_ND.device)
-    greedy_T = torch.empty(n_targets, dtype=torch.bool, device=h_ND.device)
-    _target_kernel[(triton.cdiv(n_targets, TARGET_CONSTANTS["BLOCK_T"]),)](
-        h_ND,
-        w_VD,
-        h_ND if bias_V is None else bias_V,
-        row_T,
-        token_T,
-        logsumexp_N,
-        argmax_N,
-        logprob_T,
-        greedy_T,
-        n_targets,
-        dim,
-        h_ND.stride(0),
-        w_VD.stride(0),
-        1.0 if scale is None else scale,
-        1.0 if softcap is None else softcap,
-        HAS_BIAS=bias_V is not None,
-        HAS_SCALE=scale is not None,
-        HAS_SOFTCAP=softcap is not None,
+    h_ND, w_VD = _row_major(h_ND), _row_major(head.w_VD)
+    row_T, token_T = (x.to(h_ND.device, non_blocking=True).contiguous() for x in (row_T, token_T))
+    logprob_T, greedy_T = empty_logprobs(h_ND, row_T)
+    _target_kernel[(triton.cdiv(row_T.shape[0], TARGET_CONSTANTS["BLOCK_T"]),)](
+        h_ND=h_ND,
+        w_VD=w_VD,
+        row_T=row_T,
+        token_T=token_T,
+        logsumexp_N=logsumexp_N,
+        argmax_N=argmax_N,
+        logprob_T=logprob_T,
+        greedy_T=greedy_T,
+        T=row_T.shape[0],
+        D=h_ND.shape[1],
+        stride_h=h_ND.stride(0),
+        stride_w=w_VD.stride(0),
+        **logit_arguments(h_ND, bias_V=head.bias_V, scale=head.scale, softcap=head.softcap),
         **TARGET_CONSTANTS,
     )
     return logprob_T, greedy_T
 
 
-def row_logsumexp(
-    h_ND: Tensor,
-    w_VD: Tensor,
-    bias_V: Tensor | None,
-    softcap: float | None,
-    scale: float | None,
-    config: TileConfig | None = None,
-) -> tuple[Tensor, Tensor]:
+def row_logsumexp(h_ND: Tensor, head: Head, config: TileConfig | None = None) -> tuple[Tensor, Tensor]:
     """(logsumexp_N float32, argmax_N int32) of every row of h."""
-    h_ND, w_VD = _row_major(h_ND), _row_major(w_VD)
+    h_ND, w_VD = _row_major(h_ND), _row_major(head.w_VD)
     (n_rows, dim), vocab, device = h_ND.shape, w_VD.shape[0], h_ND.device
-    config = config or config_for(h_ND, w_VD, softcap is not None)
+    config = config or config_for(h_ND, head._replace(w_VD=w_VD))
     tiles = triton.cdiv(vocab, config.block_v)
     scratch = torch.empty(3, tiles * min(n_rows, CHUNK_N), dtype=torch.float32, device=device)
     max_KN, sum_KN, argmax_KN = scratch[0], scratch[1], scratch[2].view(torch.int32)
     logsumexp_N = torch.empty(n_rows, dtype=torch.float32, device=device)
     argmax_N = torch.empty(n_rows, dtype=torch.int32, device=device)
     w = _descriptor(w_VD, config.block_v, config.block_d) if config.tma else w_VD
-    constants = tile_constants(config, h_ND.dtype, bias_V is not None, scale is not None, softcap is not None)
-    processors = _processors(device)
+    options = logit_arguments(h_ND, bias_V=head.bias_V, scale=head.scale, softcap=head.softcap)
+    constants = tile_constants(config, h_ND.dtype, vocab)
+    programs = _processors(device) * config.programs
     for start in range(0, n_rows, CHUNK_N):
         h_nD = h_ND[start : start + CHUNK_N]
         rows = h_nD.shape[0]
-        work = triton.cdiv(rows, config.block_n) * tiles
-        _tile_kernel[(min(work, processors),)](
-            _descriptor(h_nD, config.block_n, config.block_d) if config.tma else h_nD,
-            w,
-            h_ND if bias_V is None else bias_V,
-            max_KN,
-            sum_KN,
-            argmax_KN,
-            rows,
-            vocab,
-            dim,
-            h_nD.stride(0),
-            w_VD.stride(0),
-            1.0 if scale is None else scale,
-            1.0 if softcap is None else softcap,
+        _tile_kernel[(min(triton.cdiv(rows, config.block_n) * tiles, programs),)](
+            h_ND=_descriptor(h_nD, config.block_n, config.block_d) if config.tma else h_nD,
+            w_VD=w,
+            max_KN=max_KN,
+            sum_KN=sum_KN,
+            argmax_KN=argmax_KN,
+            N=rows,
+            V=vocab,
+            D=dim,
+            stride_h=h_nD.stride(0),
+            stride_w=w_VD.stride(0),
             num_warps=config.warps,
             num_stages=config.stages,
+            **options,
             **constants,
         )
         _row_kernel[(triton.cdiv(rows, ROW_CONSTANTS["BLOCK_N"]),)](
@@ -316,15 +331,23 @@ ROW_CONSTANTS = {"BLOCK_N": 16, "BLOCK_K": 64}
 TARGET_CONSTANTS = {"BLOCK_T": 4, "BLOCK_D": 256}
 
 
-def tile_constants(
-    config: TileConfig, dtype: torch.dtype, has_bias: bool, has_scale: bool, has_softcap: bool
-) -> dict[str, Any]:
-    """The compile-time arguments of `_tile_kernel`."""
+def logit_arguments(stand_in: Tensor, **options: Tensor | float | None) -> dict[str, Any]:
+    """Arguments for the options of the logits: each value, or a stand-in, and whether it was given."""
+    arguments: dict[str, Any] = {}
+    for name, value in options.items():
+        arguments["HAS_" + name.removesuffix("_V").upper()] = value is not None
+        nothing = stand_in if name.endswith("_V") else 1.0
+        arguments[name] = nothing if value is None else value
+    return arguments
+
+
+def tile_constants(config: TileConfig, dtype: torch.dtype, vocab: int) -> dict[str, Any]:
+    """The compile-time arguments of `_tile_kernel`, but for those of the logits."""
     return {
-        "HAS_BIAS": has_bias,
-        "HAS_SCALE": has_scale,
-        "HAS_SOFTCAP": has_softcap,
+        "EVEN_V": vocab % config.block_v == 0,
         "TMA": config.tma,
+        "FLATTEN": config.flatten,
+        "SPECIALISE": config.specialise,
         "PRECISION": _precision(dtype),
         "BLOCK_N": config.block_n,
         "BLOCK_V": config.block_v,
@@ -332,15 +355,22 @@ def tile_constants(
     }
 
 
-def config_for(h_ND: Tensor, w_VD: Tensor, has_softcap: bool) -> TileConfig:
+def config_for(h_ND: Tensor, head: Head) -> TileConfig:
     """The configuration of a device and dtype; pointers instead of TMA where rows are not 16-byte aligned."""
     if h_ND.element_size() == 4:
         return FLOAT32
     if not h_ND.is_cuda or torch.cuda.get_device_capability(h_ND.device) < (9, 0):
         return AMPERE_16BIT
-    config = HOPPER_16BIT_SOFTCAP if has_softcap else HOPPER_16BIT
-    aligned = all(x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0 for x in (h_ND, w_VD))
-    return config if aligned else config._replace(tma=False)
+    config = hopper_16bit(head.bias_V is not None, head.softcap is not None)
+    aligned = all(
+        x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0 for x in (h_ND, head.w_VD)
+    )
+    return config if aligned else config._replace(tma=False, flatten=False)
+
+
+def hopper_16bit(has_bias: bool, has_softcap: bool) -> TileConfig:
+    """What fits the registers of sm_90."""
+    return HOPPER_16BIT_SOFTCAP if has_softcap else HOPPER_16BIT_BIAS if has_bias else HOPPER_16BIT
 
 
 def _precision(dtype: torch.dtype) -> str:

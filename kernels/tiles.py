@@ -2,9 +2,10 @@
 
 The (N, V) logits of a language-model head stream to DRAM and back several times under
 `log_softmax(F.linear(...))`. Here a block of rows meets one vocabulary tile after another in a buffer of a
-few megabytes, so that the softmax statistics are taken while the tile is still in cache. Exponentials are
-powers of two: `exp2` takes a third of the time of `exp`, and the factor log2(e) joins the subtraction of the
-row's maximum in one pass.
+few megabytes, so that the softmax statistics are taken while the tile is still in cache. `softmax` in place
+costs less than half of what `exp` and `sum` cost on their own, and its largest probability is the reciprocal
+of the tile's sum of exponentials. (`exp2` would be faster still, but PyTorch computes the elements at a
+thread's end with another function, so that a row's bits would depend on its neighbours.)
 
 A row's bits do not depend on its neighbours: the vocabulary tiles are fixed, the reduction over tiles has a
 fixed order, and blocks of very few rows and tiles of very few columns are padded because a BLAS may pick
@@ -15,7 +16,6 @@ Dims: N rows, R rows of one block, V vocabulary, C columns of one tile, D hidden
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from evalengine.kernels.head import Head
+
 BLOCK_N = 512  # rows of a block: W is read once per block
 TILE_V = 4096  # columns of a tile; part of the result's bits, so never chosen by the number of rows
-LOG2E = math.log2(math.e)
-LOWEST = -1e38  # stands for the maximum of a tile that a bias masks as a whole: its exponentials are zeros
 
 
 MIN_COLUMNS = 16  # measured: below 12, sgemm's order of summation depends on the number of rows
@@ -72,7 +72,7 @@ def visits(row_T: Tensor, token_T: Tensor, n_rows: int, vocab: int, size: int = 
 
 
 class HeadTiles:
-    """The head `w_VD` cut into vocabulary tiles; `start(h)` takes a block of rows, `logits(k)` computes its
+    """The head cut into vocabulary tiles; `start(h)` takes a block of rows, `logits(k)` computes its
     k-th tile.
 
     Logits are `softcap * tanh(scale * (h w + bias) / softcap)` in float32 (float64 for float64 inputs).
@@ -80,18 +80,17 @@ class HeadTiles:
     bfloat16, as F.linear rounds it) and otherwise, like float16, in float32.
     """
 
-    def __init__(
-        self, w_VD: Tensor, bias_V: Tensor | None, scale: float | None, softcap: float | None
-    ) -> None:
-        self.w_VD, self.softcap, self.alpha = w_VD, softcap, 1.0 if scale is None else float(scale)
-        self.dtype = torch.float64 if w_VD.dtype == torch.float64 else torch.float32
+    def __init__(self, head: Head) -> None:
+        self.w_VD, bias_V, scale, self.softcap = head
+        self.alpha = 1.0 if scale is None else float(scale)
+        self.dtype = torch.float64 if self.w_VD.dtype == torch.float64 else torch.float32
         self.bias_V = None if bias_V is None else bias_V.to(self.dtype) * self.alpha
-        self.vocab, self.dim = w_VD.shape
+        self.vocab, self.dim = self.w_VD.shape
         self.count = -(-self.vocab // TILE_V)
-        self.rounded = w_VD.dtype == torch.bfloat16 and native_bf16()
+        self.rounded = self.w_VD.dtype == torch.bfloat16 and native_bf16()
         self._rows = 0
         self._product = torch.empty(0, dtype=self.dtype)
-        self._half = torch.empty(0, dtype=w_VD.dtype)
+        self._half = torch.empty(0, dtype=self.w_VD.dtype)
         self._w = torch.empty(0, dtype=self.dtype)
         self._h_RD = self._product
 
@@ -168,21 +167,21 @@ def soft_cap_(x: Tensor, softcap: float) -> Tensor:
     return x.div_(softcap).tanh_().mul_(softcap)
 
 
-def exp_tile_(x_RC: Tensor, max_R: Tensor, sum_R: Tensor) -> None:
-    """Turns a tile of logits into exp(x - max) and takes each row's sum; `max_R` holds the rows' maxima."""
-    max_R.clamp_(min=LOWEST)
-    torch.add(max_R[:, None] * -LOG2E, x_RC, alpha=LOG2E, out=x_RC)
-    torch.sum(x_RC.exp2_(), 1, out=sum_R)
+def softmax_tile_(x_RC: Tensor, max_R: Tensor, peak_R: Tensor) -> None:
+    """Turns a tile of logits with these row maxima into its own softmax and takes each row's largest
+    probability. Where the whole tile is masked there are no probabilities: zeros, and 1 in place of the largest."""
+    torch.softmax(x_RC, 1, out=x_RC)
+    torch.amax(x_RC, 1, out=peak_R)
+    masked_R = max_R == -torch.inf
+    if masked_R.any():
+        x_RC[masked_R] = 0.0
+        peak_R[masked_R] = 1.0
 
 
-def shifts(max_KR: Tensor) -> Tensor:
-    """What `exp_tile_` subtracted, its rounding included, in float64."""
-    return (max_KR * LOG2E).double() / LOG2E
+def logsumexp_tiles(max_KR: Tensor, peak_KR: Tensor) -> Tensor:
+    """logsumexp of each row from its tiles' maxima and largest probabilities, in float64.
 
-
-def logsumexp_tiles(max_KR: Tensor, sum_KR: Tensor) -> Tensor:
-    """logsumexp of each row in float64, from its tiles' maxima and sums of exponentials, in the order of the
-    tiles."""
-    shift_KR = shifts(max_KR)
-    shift_R = shift_KR.amax(0)
-    return shift_R + ((shift_KR - shift_R).exp_() * sum_KR).sum(0).log_()
+    A tile's sum of exp(x - max) is the reciprocal of its largest probability. Tiles are added in their order.
+    """
+    max_R = max_KR.amax(0).double()
+    return max_R + ((max_KR.double() - max_R).exp_() / peak_KR).sum(0).log_()

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from evalengine.kernels.target_logprobs import TargetLogprobs, target_logprobs_reference
+from evalengine.kernels.head import TargetLogprobs
+from evalengine.kernels.target_logprobs import target_logprobs_reference
 
 SLACK = 1e-5  # beyond PyTorch's own error
 

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from evalengine.kernels import linear_cross_entropy
 from evalengine.kernels import linear_cross_entropy_cpu as cpu_path
-from evalengine.kernels.linear_cross_entropy import linear_cross_entropy_op, linear_cross_entropy_reference
+from evalengine.kernels.head import Head
+from evalengine.kernels.linear_cross_entropy import (
+    Wanted,
+    Weights,
+    linear_cross_entropy_op,
+    linear_cross_entropy_reference,
+)
+from evalengine.kernels.tiles import TILE_V
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPTIONS: list[dict[str, Any]] = [
@@ -77,7 +84,8 @@ def test_gradcheck(options: dict[str, Any]) -> None:
 def test_chunks_of_rows_add_up(softcap: float | None) -> None:
     (h_ND, w_VD), target_N = case(300, 1_100, 24, torch.float64, False)
     target_N = target_N.clamp(min=0)
-    args = (h_ND, w_VD, target_N, None, 1 / 300, 1e-3, softcap, True, True, False)
+    head = Head(w_VD, softcap=softcap)
+    args = (h_ND, head, target_N, Weights(1 / 300, 1e-3), Wanted(True, True, False))
     whole = cpu_path.linear_cross_entropy_chunked(*args, chunk_logits=2**25)
     parts = cpu_path.linear_cross_entropy_chunked(*args, chunk_logits=1)  # the smallest chunk: 128 rows
     for x, y in zip(whole, parts, strict=True):
@@ -91,6 +99,29 @@ def test_without_gradients_the_loss_is_the_same() -> None:
         ours = linear_cross_entropy(h_ND.to(DEVICE), w_VD.to(DEVICE), target_N.to(DEVICE), z_loss=1e-3)
     assert ours.dtype == torch.float32 and not ours.requires_grad
     assert ours.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("z_loss", [0.0, 1e-3])
+@pytest.mark.parametrize("tiles", [[0], [1], [0, 2]], ids=str)
+def test_a_bias_may_mask_whole_tiles(tiles: list[int], z_loss: float, dtype: torch.dtype) -> None:
+    leaves, target_N = case(20, 3 * TILE_V + 7, 24, dtype, bias=True)
+    bias_V = leaves[2]
+    for k in tiles:
+        bias_V[k * TILE_V : (k + 1) * TILE_V] = -torch.inf
+    target_N[:] = bias_V.isfinite().nonzero()[target_N % int(bias_V.isfinite().sum()), 0]
+    doubled = [x.double() for x in leaves]
+    truth = loss_and_gradients(linear_cross_entropy_reference, doubled, target_N, z_loss=z_loss)
+    theirs = loss_and_gradients(linear_cross_entropy_reference, leaves, target_N, z_loss=z_loss)
+    moved = [x.to(DEVICE) for x in leaves]
+    ours = loss_and_gradients(linear_cross_entropy, moved, target_N.to(DEVICE), z_loss=z_loss)
+    with torch.no_grad():
+        alone = linear_cross_entropy(*moved[:2], target_N.to(DEVICE), bias_V=moved[2], z_loss=z_loss)
+    assert abs(float(alone) - float(truth[0])) <= abs(float(theirs[0] - truth[0])) + 1e-4
+    for mine, yours, expected in zip(ours, theirs, truth, strict=True):
+        slack = max(1e-5, torch.finfo(dtype).eps) * max(1.0, float(expected.abs().max()))
+        assert expected.isfinite().all()
+        assert float((mine - expected).abs().max()) <= float((yours - expected).abs().max()) + slack
 
 
 def test_only_the_gradients_that_are_wanted() -> None:

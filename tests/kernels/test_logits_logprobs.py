@@ -68,6 +68,6 @@ def test_bad_arguments_are_refused() -> None:
 
 def test_operator() -> None:
     x = case(4, 300, torch.float32)
-    torch.library.opcheck(logits_logprobs_op, (*x, 5.0, None))
+    torch.library.opcheck(logits_logprobs_op, (*x, None, 5.0))
     compiled = torch.compile(logits_logprobs, fullgraph=True, backend="aot_eager")(*x)
     assert torch.equal(compiled.logprob_T, logits_logprobs(*x).logprob_T)

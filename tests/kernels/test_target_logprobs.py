@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import Head, assert_greedy, assert_no_worse, head, truth
+from oracle import Head, assert_greedy, assert_no_worse, head, pytorch, truth
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -41,13 +41,9 @@ def test_no_further_from_float64_than_pytorch(n: int, v: int, d: int, dtype: tor
     check(head(n, v, d, dtype))
 
 
-@pytest.mark.parametrize(
-    ("v", "d", "dtype"),
-    [(50_257, 768, torch.float32), (100_864, 768, torch.bfloat16), (5_003, 1_680, torch.float32)],
-    ids=str,
-)
-def test_vocabularies_of_real_models(v: int, d: int, dtype: torch.dtype) -> None:
-    check(head(7, v, d, dtype))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_vocabulary_of_a_real_model(dtype: torch.dtype) -> None:
+    check(head(7, 100_864, 768, dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -83,16 +79,41 @@ def test_magnitudes_of_logits(magnitude: float) -> None:
     check(head(20, 3_000, 64, torch.float32, magnitude=magnitude))
 
 
-def test_a_bias_may_mask_tokens_even_a_whole_tile() -> None:
-    x = head(9, 3 * TILE_V, 48, torch.float32)
-    bias_V = torch.zeros(3 * TILE_V)
-    bias_V[:TILE_V] = -torch.inf
-    bias_V[TILE_V + 5] = -torch.inf
-    x = x._replace(token_T=x.token_T.clamp(min=TILE_V + 6))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tiles", [[0], [1], [2, 3], [0, 1, 2]], ids=str)
+def test_a_bias_may_mask_whole_tiles(tiles: list[int], dtype: torch.dtype) -> None:
+    vocab = 3 * TILE_V + 300
+    x = head(9, vocab, 48, dtype)
+    bias_V = torch.randn(vocab, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for k in tiles:
+        bias_V[k * TILE_V : (k + 1) * TILE_V] = -torch.inf
+    open_tokens = bias_V.isfinite().nonzero()[:, 0]
+    x = x._replace(token_T=open_tokens[x.token_T % open_tokens.numel()])
     ours, expected = call(x, bias_V=bias_V), truth(x, bias_V=bias_V)
-    torch.testing.assert_close(ours.logprob_T.cpu().double(), expected.logprob_T, atol=1e-5, rtol=0)
-    masked = Head(*x[:2], torch.tensor([0]), torch.tensor([3]))
-    assert call(masked, bias_V=bias_V).logprob_T.item() == -torch.inf
+    theirs_T = (pytorch(x, bias_V=bias_V).logprob_T.double() - expected.logprob_T).abs()
+    ours_T = (ours.logprob_T.cpu().double() - expected.logprob_T).abs()
+    if dtype == torch.bfloat16 and DEVICE == "cpu" and native_bf16():
+        assert float(ours_T.max()) <= float(theirs_T.max())
+    else:
+        assert float((ours_T - theirs_T).max()) <= 1e-5
+    masked = Head(*x[:2], torch.tensor([0]), torch.tensor([tiles[0] * TILE_V + 3]))
+    hidden = call(masked, bias_V=bias_V)
+    assert hidden.logprob_T.item() == -torch.inf and not hidden.greedy_T.item()
+
+
+def test_a_bias_that_masks_everything_leaves_nothing_to_say() -> None:
+    x = head(3, TILE_V + 9, 16, torch.float32)
+    ours = call(x, bias_V=torch.full((TILE_V + 9,), -torch.inf))
+    assert ours.logprob_T.isnan().all() and not ours.greedy_T.any()
+
+
+def test_narrow_heads_have_the_same_bits_whatever_else_is_in_the_call() -> None:
+    for v in (1, 2, 3, 11, TILE_V + 2):
+        x = head(100, v, 33, torch.float32)
+        whole = call(x)
+        for n in (1, 2, 5, 7, 33):
+            few = x._replace(h_ND=x.h_ND[:n], row_T=torch.arange(n), token_T=x.token_T[:n])
+            assert torch.equal(call(few).logprob_T, whole.logprob_T[:n]), (v, n)
 
 
 def test_the_first_of_equal_logits_is_the_argmax() -> None:
@@ -222,7 +243,7 @@ def test_compiled_and_exported_programs_contain_the_operator() -> None:
     eager = target_logprobs(*x, softcap=5.0)
     compiled = torch.compile(target_logprobs, fullgraph=True, backend="aot_eager")(*x, softcap=5.0)
     assert torch.equal(eager.logprob_T, compiled.logprob_T) and torch.equal(eager.greedy_T, compiled.greedy_T)
-    torch.library.opcheck(target_logprobs_op, (*x, None, 5.0, None))
+    torch.library.opcheck(target_logprobs_op, (*x, None, None, 5.0))
 
     class Score(torch.nn.Module):
         def forward(self, h: Tensor, w: Tensor, row: Tensor, token: Tensor) -> Tensor:

@@ -15,12 +15,10 @@ from test_linear_cross_entropy import OPTIONS, case
 from test_logits_logprobs import case as logits_case
 from torch import Tensor
 
-from evalengine.kernels.choice_scores import ChoiceScores, choice_scores_reference
-from evalengine.kernels.linear_cross_entropy import linear_cross_entropy_reference
+from evalengine.kernels import head as heads
+from evalengine.kernels.choice_scores import Choices, ChoiceScores, choice_scores_reference
+from evalengine.kernels.linear_cross_entropy import Wanted, Weights, linear_cross_entropy_reference
 from evalengine.kernels.logits_logprobs import logits_logprobs_reference
-from evalengine.kernels.target_logprobs import TargetLogprobs
-
-OPTION_NAMES = ("bias_V", "softcap", "scale")
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +35,14 @@ def config(block_n: int, block_v: int, block_d: int, *, tma: bool = False) -> An
     return TileConfig(block_n, block_v, block_d, warps=4, stages=2, tma=tma)
 
 
-def call(x: Head, device: str, tile: Any = None, **options: Any) -> TargetLogprobs:
+def call(x: Head, device: str, tile: Any = None, **options: Any) -> heads.TargetLogprobs:
     from evalengine.kernels.target_logprobs_triton import target_logprobs_triton
 
-    values = [options.get(name) for name in OPTION_NAMES]
-    values[0] = values[0].to(device) if isinstance(values[0], Tensor) else None
-    return TargetLogprobs(*target_logprobs_triton(*x.to(device), *values, config=tile))
+    h_ND, w_VD, row_T, token_T = x.to(device)
+    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
+    return heads.TargetLogprobs(
+        *target_logprobs_triton(h_ND, heads.Head(w_VD, **moved), row_T, token_T, config=tile)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -141,7 +141,7 @@ def test_logits_logprobs(dtype: torch.dtype, options: dict[str, Any], device: st
     from evalengine.kernels.logits_logprobs_triton import logits_logprobs_triton
 
     x = [t.to(device) for t in logits_case(20, 9_001, dtype)]
-    logprob_T, greedy_T = logits_logprobs_triton(*x, options.get("softcap"), options.get("scale"))
+    logprob_T, greedy_T = logits_logprobs_triton(*x, options.get("scale"), options.get("softcap"))
     expected = logits_logprobs_reference(x[0].double(), *x[1:], **options)
     torch.testing.assert_close(logprob_T.double(), expected.logprob_T, atol=1e-5, rtol=0)
     assert torch.equal(greedy_T, expected.greedy_T)
@@ -154,9 +154,8 @@ def test_choice_scores(given: tuple[str, ...], device: str) -> None:
     from evalengine.kernels.choice_scores_triton import choice_scores_triton
 
     args, extra = ragged(24, 19)  # more choices than one block holds
-    names = ("gold_I", "chars_C", "bytes_C", "loglik_uncond_C")
-    values = [extra[name].to(device) if name in given else None for name in names]
-    ours = ChoiceScores(*choice_scores_triton(*(x.to(device) for x in args), *values))
+    moved = {name: extra[name].to(device) for name in given}
+    ours = ChoiceScores(*choice_scores_triton(Choices(*(x.to(device) for x in args), **moved)))
     expected = choice_scores_reference(*args, **{k: extra[k] for k in given})
     for name, x, y in zip(ours._fields, ours, expected, strict=True):
         torch.testing.assert_close(
@@ -189,14 +188,33 @@ def test_linear_cross_entropy_in_chunks(dtype: torch.dtype, options: dict[str, A
 
     truth, theirs = reference([x.double() for x in leaves]), reference(leaves)
     moved = [x.to(device) for x in leaves]
-    head_args = (moved[0], moved[1], target_N.to(device), moved[2] if bias else None)
-    weight = 1.0 if reduction == "sum" else 1 / 150
-    args = (*head_args, weight, options.get("z_loss", 0.0), options.get("softcap"))
-    ours = linear_cross_entropy_chunked(*args, True, True, bias, chunk_logits=128 * 260)  # two chunks of rows
+    its_head = heads.Head(moved[1], moved[2] if bias else None, softcap=options.get("softcap"))
+    weights = Weights(1.0 if reduction == "sum" else 1 / 150, options.get("z_loss", 0.0))
+    args = (moved[0], its_head, target_N.to(device), weights)
+    ours = linear_cross_entropy_chunked(*args, Wanted(True, True, bias), 128 * 260)  # two chunks of rows
     unit = max(1e-5, torch.finfo(dtype).eps)
     for mine, yours, expected in zip(ours, theirs, truth, strict=False):
         slack = unit * max(1e-3, float(expected.abs().max()))
         worst = float((mine.cpu().double() - expected).abs().max())
         assert worst <= float((yours - expected).abs().max()) + slack
-    alone = linear_cross_entropy_chunked(*args, False, False, False, chunk_logits=1)[0]
+    alone = linear_cross_entropy_chunked(*args, Wanted(False, False, False), 1)[0]
     assert alone.item() == pytest.approx(truth[0].item(), rel=1e-5)
+
+
+def test_a_bias_may_mask_whole_blocks_of_the_loss(device: str) -> None:
+    from evalengine.kernels.linear_cross_entropy_triton import LOSS_CONSTANTS, linear_cross_entropy_chunked
+
+    vocab = 2 * LOSS_CONSTANTS["BLOCK_V"] + 30
+    leaves, target_N = case(6, vocab, 16, torch.float32, bias=True)
+    leaves[2][: LOSS_CONSTANTS["BLOCK_V"]] = -torch.inf
+    target_N = vocab - 1 - target_N.clamp(min=0) % LOSS_CONSTANTS["BLOCK_V"]
+    inputs = [x.double().requires_grad_() for x in leaves]
+    expected = linear_cross_entropy_reference(*inputs[:2], target_N, bias_V=inputs[2], z_loss=1e-3)
+    expected.backward()
+    h_ND, w_VD, bias_V = (x.to(device) for x in leaves)
+    weights, wanted = Weights(1 / 6, 1e-3), Wanted(True, True, True)
+    args = (h_ND, heads.Head(w_VD, bias_V), target_N.to(device), weights)
+    loss, *gradients = linear_cross_entropy_chunked(*args, wanted, 2**20)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for ours, x in zip(gradients, inputs, strict=True):
+        torch.testing.assert_close(ours.cpu().double(), x.grad, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,104 @@
+"""What the calls of this package have in common: the head, and the checks before anything is launched.
+
+Dims: N rows, V vocabulary, D hidden, T targets.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+class Head(NamedTuple):
+    """A language-model head: logits = softcap * tanh(scale * (h w + bias) / softcap), each option where given."""
+
+    w_VD: Tensor
+    bias_V: Tensor | None = None
+    scale: float | None = None
+    softcap: float | None = None
+
+
+class TargetLogprobs(NamedTuple):
+    """What is known of each target: its log-probability (natural, float32) and whether it is its row's
+    argmax."""
+
+    logprob_T: Tensor
+    greedy_T: Tensor
+
+
+def empty_logprobs(like: Tensor, row_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Uninitialised fields of TargetLogprobs on `like`'s device."""
+    return (
+        like.new_empty(row_T.shape, dtype=torch.float32),
+        like.new_empty(row_T.shape, dtype=torch.bool),
+    )
+
+
+def crop_vocabulary(
+    w_VD: Tensor, bias_V: Tensor | None, vocab_size: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """The head without the padding beyond `vocab_size`."""
+    if vocab_size is None or vocab_size == w_VD.shape[0]:
+        return w_VD, bias_V
+    check_vocab_size(vocab_size, w_VD.shape[0])
+    return w_VD[:vocab_size], None if bias_V is None else bias_V[:vocab_size]
+
+
+def check_vocab_size(vocab_size: int, padded: int) -> None:
+    """Raises unless vocab_size is within the padded vocabulary."""
+    if not 0 < vocab_size <= padded:
+        raise ValueError(f"vocab_size must be between 1 and the {padded} of the head, not {vocab_size}")
+
+
+def check_head(h_ND: Tensor, head: Head) -> None:
+    """Raises unless hidden states and head fit together and the head's options mean something."""
+    w_VD, bias_V, scale, softcap = head
+    if h_ND.ndim != 2 or w_VD.ndim != 2 or h_ND.shape[1] != w_VD.shape[1]:
+        raise ValueError(f"h_ND and w_VD must be (N, D) and (V, D), not {_shape(h_ND)} and {_shape(w_VD)}")
+    if h_ND.dtype != w_VD.dtype or h_ND.dtype not in DTYPES:
+        raise ValueError(f"h_ND and w_VD must share one floating dtype, not {h_ND.dtype} and {w_VD.dtype}")
+    if h_ND.dtype == torch.float64 and h_ND.is_cuda:
+        raise ValueError("float64 is computed on the CPU only: move h_ND and w_VD there")
+    if bias_V is not None and bias_V.shape != w_VD.shape[:1]:
+        raise ValueError(f"bias_V must be ({w_VD.shape[0]},), not {_shape(bias_V)}")
+    if w_VD.shape[0] == 0 or w_VD.shape[1] == 0:
+        raise ValueError(f"the head w_VD is empty: {_shape(w_VD)}")
+    if w_VD.device != h_ND.device or (bias_V is not None and bias_V.device != h_ND.device):
+        raise ValueError(f"h_ND is on {h_ND.device}: the head and its bias must be there too")
+    check_logit_options(softcap, scale)
+
+
+def check_logit_options(softcap: float | None, scale: float | None) -> None:
+    """Raises unless softcap is positive and scale is a number other than zero."""
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be positive, not {softcap}")
+    if scale is not None and (scale == 0 or scale != scale):
+        raise ValueError(f"scale must be a number other than zero, not {scale}")
+
+
+def check_targets(row_T: Tensor, token_T: Tensor, n_rows: int, vocab: int) -> None:
+    """Raises unless row_T and token_T are equally long integer vectors within (n_rows, vocab)."""
+    if row_T.ndim != 1 or row_T.shape != token_T.shape:
+        raise ValueError(
+            f"row_T and token_T must be vectors of one length, not {_shape(row_T)} and {_shape(token_T)}"
+        )
+    check_indices("row_T", row_T, n_rows)
+    check_indices("token_T", token_T, vocab)
+
+
+def check_indices(name: str, index_T: Tensor, bound: int) -> None:
+    """Raises unless the integers lie in [0, bound); looked at on their own device."""
+    if index_T.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{name} must be int32 or int64, not {index_T.dtype}")
+    if index_T.numel():
+        low, high = torch.stack(torch.aminmax(index_T)).tolist()
+        if low < 0 or high >= bound:
+            raise IndexError(f"{name} must lie in [0, {bound}), but ranges from {low} to {high}")
+
+
+def _shape(x: Tensor) -> tuple[int, ...]:
+    return tuple(x.shape)
