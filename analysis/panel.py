@@ -155,6 +155,8 @@ def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
             if key not in grouped:
                 who = {name: columns[name][n] for name in Cell._fields[:6]}
                 grouped[key] = Cell(**who, values={}, items=columns["items"][n] or 0)
+            if columns["quantity"][n] not in QUANTITIES or None in key:
+                raise KeyError("quantity")
             value = columns["value"][n]
             grouped[key].values[columns["quantity"][n]] = float("nan") if value is None else value
     except (sealed.Damaged, KeyError, OSError):

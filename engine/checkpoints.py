@@ -222,7 +222,7 @@ def checksum_of(about: dict[str, Any]) -> str:
 def is_whole(about: dict[str, Any]) -> bool:
     """Whether the content of an evalengine.json is what was written; one without sums is taken as it is."""
     sums = about.get("crc32")
-    if not isinstance(sums, dict) or "evalengine.json" not in sums:
+    if not isinstance(sums, dict):
         return True
-    rest = {key: value for key, value in about.items() if key != "crc32"}
-    return bool(sums["evalengine.json"] == checksum_of(rest))
+    others = {key: value for key, value in sums.items() if key != "evalengine.json"}
+    return bool(sums.get("evalengine.json") == checksum_of({**about, "crc32": others}))

@@ -94,7 +94,7 @@ def save(
             shutil.copyfile(tokenizer.path / name, partial / name)
         _write_json(partial / "config.json", config(model.shape, tokenizer, dtype))
         sums = {file.name: f"{crc(file):08x}" for file in sorted(partial.iterdir())}
-        sums["evalengine.json"] = checksum_of(metadata)
+        sums["evalengine.json"] = checksum_of({**metadata, "crc32": sums})
         _write_json(partial / "evalengine.json", {**metadata, "crc32": sums})
         if path.exists():
             shutil.rmtree(path)

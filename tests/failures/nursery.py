@@ -7,6 +7,7 @@ every 50 ms instead of every two minutes: what is killed is otherwise the produc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -144,7 +145,8 @@ def watch(child: int, order: dict[str, Any], started: float) -> int:
         if deadline is not None and time.monotonic() >= deadline:
             os.kill(child, signal.SIGKILL)
             if order["whole_group"]:
-                os.killpg(child, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # killed before it had a group
+                    os.killpg(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
             break
         time.sleep(0.001)
