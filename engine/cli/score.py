@@ -135,7 +135,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         refuse_ray_options(args)
         backend = make_backend(args)
-        outcomes = runner.score(found, benchmarks, backend, place.folder, options, more, place.stored)
+        try:
+            outcomes = runner.score(found, benchmarks, backend, place.folder, options, more, place.stored)
+        finally:
+            getattr(backend, "close", lambda: None)()  # ends vLLM's engine and its processes
     if place.remote:
         place.stored(place.folder.resolve() / "runs.jsonl")
     report = list(runner.summaries(outcomes, place.folder))

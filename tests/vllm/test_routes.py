@@ -14,6 +14,7 @@ import evalengine
 from evalengine.cli import main
 from evalengine.errors import UserError
 from evalengine.vllm import plugin, routes
+from evalengine.vllm.agreement import agreement
 
 
 def test_falls_back_to_prompt_logprobs_and_says_why(
@@ -70,28 +71,19 @@ def test_bad_input_is_one_sentence(
         backend.score(sequences)
 
 
-def test_the_command_writes_the_same_store_as_the_torch_backend(references: Any, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    rows = [
-        {
-            "premise": f"The glass broke {i}.",
-            "choice1": "It fell.",
-            "choice2": f"It {i} rose.",
-            "question": q,
-            "label": i % 2,
-        }
-        for i, q in enumerate(["cause", "effect"] * 4)
-    ]
-    (data / "copa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    checkpoints = [str(references["llama", seed].checkpoint.path) for seed in (0, 1)]
-    common = [*checkpoints, "--data", str(data), "--benchmarks", "copa"]
-    assert (
-        main(["score", *common, "--out", str(tmp_path / "t"), "--backend", "torch", "--device", "cpu"]) == 0
-    )
-    assert main(["score", *common, "--out", str(tmp_path / "v"), "--backend", "vllm"]) == 0
+def test_all_benchmarks_of_several_checkpoints_have_the_torch_backends_scores_and_accuracies(
+    references: Any, small_world: Path, tmp_path: Path
+) -> None:
+    """The command, twice: one warm engine for three checkpoints, 20 benchmarks each, items cut to the window among them."""
+    checkpoints = [str(references["llama", seed].checkpoint.path) for seed in (0, 1, 2)]
+    common = ["score", *checkpoints, "--data", str(small_world / "bench"), "--limit", "12"]
+    assert main([*common, "--out", str(tmp_path / "t"), "--device", "cpu"]) == 0
+    assert main([*common, "--out", str(tmp_path / "v"), "--backend", "vllm"]) == 0
+    found = agreement(tmp_path / "t", tmp_path / "v")
+    assert (found.cells, found.items) == (60, 720)
+    assert found.largest < 1e-4
+    assert (found.picks, found.picks_norm, found.greedy, found.accuracies) == (0, 0, 0, 0)
     ours, theirs = evalengine.load(tmp_path / "v").to_pylist(), evalengine.load(tmp_path / "t").to_pylist()
-    assert len(ours) == 16
     for a, b in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(a.pop("loglik"), b.pop("loglik"), rtol=0, atol=1e-4)
+        del a["loglik"], b["loglik"]
         assert a == b
