@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     for name, value in given.items():
         if value is not None and name not in known:
             raise UserError(f"--{name} means nothing to `bench {args.target}`: leave it out")
+    given["say"] = console.say if "say" in known and not args.quick else None  # lines as they are measured
     result = module.run(args.quick, **{k: v for k, v in given.items() if v is not None})
     if args.json:
         console.emit_json(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from evalengine.kernels import bench
+from evalengine.kernels.baselines import Contender
+from evalengine.kernels.roofline import estimate
 
 
 def test_quick_run_compares_ours_with_every_alternative() -> None:
-    result = bench.run(quick=True, device="cpu")
+    said: list[str] = []
+    result = bench.run(quick=True, device="cpu", say=said.append)
+    assert len(said) == len(result["rows"])  # every line as it is measured
     names = {row[1] for row in result["rows"]}
     assert {"score: target_logprobs", "score: F.linear + log_softmax", "score: bare GEMM"} <= names
     assert {"train: linear_cross_entropy", "train: F.linear + cross_entropy"} <= names
@@ -24,4 +29,21 @@ def test_extra_memory_is_the_peak_of_live_tensors() -> None:
         del first
         return torch.zeros(2**18) + 1.0  # two at once
 
-    assert 2.0 <= bench._extra_mib(one_then_two_mib, "cpu") < 2.1
+    extra, error = bench._extra_mib(Contender("two", one_then_two_mib, None), "cpu", None)
+    assert 2.0 <= extra < 2.1 and error is None
+
+
+def test_no_time_means_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(bench.SECONDS, "cpu", 0.0)
+    said: list[str] = []
+    result = bench.run(device="cpu", say=said.append)
+    assert result["rows"] == [] and len(said) == len(bench.shapes("cpu", quick=False))
+    assert all(line.startswith("no time left") for line in said)
+
+
+def test_the_roofline_of_the_target_shape() -> None:
+    large, small = estimate(4_096, 2_048, 100_864), estimate(64, 2_048, 100_864)
+    assert large.compute == pytest.approx(2 * 4_096 * 2_048 * 100_864 / 790e9)  # 2.14 ms
+    assert large.bound == "tensor cores" and small.bound == "memory"
+    assert small.memory == pytest.approx(2 * 2_048 * 100_864 / 4.8e9, rel=0.01)  # 413 MB
+    assert 0.8 < large.compute / large.floor < 1.0
