@@ -1,17 +1,18 @@
 """Other configurations of the main kernel on the target shape: which one should ship?
 
 Each candidate runs in a process of its own with a time limit, because a compiler's new feature may hang a GPU
-kernel; its answer is compared with the first candidate's. Cost: at most LIMIT seconds a candidate.
+kernel; its answer is compared with the first candidate's. Cost: at most LIMIT seconds a candidate, SECONDS in all.
 """
 
 from __future__ import annotations
 
 import multiprocessing as mp
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-LIMIT = 25.0
+LIMIT, SECONDS = 25.0, 75.0
 ROWS, HIDDEN, VOCAB = 4_096, 2_048, 100_864
 
 
@@ -21,9 +22,10 @@ def sweep(say: Callable[[str], None]) -> Iterator[list[str]]:
     from evalengine.kernels.target_logprobs_triton import CANDIDATES
 
     first: list[float] | None = None
+    end = time.perf_counter() + SECONDS
     for config in CANDIDATES:
         name = f"tile {tile_name(config)} {config.warps} warps {config.stages} stages x{config.programs}"
-        answer = _alone(config)
+        answer = _alone(config, min(LIMIT, end - time.perf_counter()))
         if answer is None:
             say(f"{name}: no answer")
             continue
@@ -36,15 +38,17 @@ def sweep(say: Callable[[str], None]) -> Iterator[list[str]]:
         yield [label, name, f"{p50:.2f}", f"{p20:.2f}", f"{p80:.2f}", "", "", "", "", f"{apart:.1e}"]
 
 
-def _alone(config: Any) -> tuple[list[float], list[float]] | None:
+def _alone(config: Any, seconds: float) -> tuple[list[float], list[float]] | None:
     """(milliseconds of ten calls, the first log-probabilities) from a fresh process, None if it gave none."""
+    if seconds <= 0:
+        return None
     context = mp.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_time, args=(tuple(config), theirs))
     process.start()
     theirs.close()
     try:
-        return ours.recv() if ours.poll(LIMIT) else None
+        return ours.recv() if ours.poll(seconds) else None
     except EOFError:
         return None
     finally:

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from evalengine.kernels.head import Head
 
 BLOCK_N = 512  # rows of a block: W is read once per block
-TILE_V = 4096  # columns of a tile; part of the result's bits, so never chosen by the number of rows
+TILE_V = 2048  # columns of a tile; part of the result's bits, so never chosen by the number of rows
 
 
 MIN_COLUMNS = 16  # measured: below 12, sgemm's order of summation depends on the number of rows
