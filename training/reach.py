@@ -56,21 +56,21 @@ def _row_losses(model: Decoder, rows: list[tuple[np.ndarray, np.ndarray]], place
     row_T, at_T, target_T = [], [], []
     for number, (ids, learned) in enumerate(rows):
         token_BT[number, : len(ids) - 1] = ids[:-1]
-        at = np.flatnonzero(learned[1:])
-        row_T.append(np.full(len(at), number))
-        at_T.append(at)
-        target_T.append(ids[at + 1].astype(np.int64))
-    row, at, target = (
+        predicted_from = np.flatnonzero(learned[1:])
+        row_T.append(np.full(len(predicted_from), number))
+        at_T.append(predicted_from)
+        target_T.append(ids[predicted_from + 1].astype(np.int64))
+    row_N, at_N, target_N = (
         torch.from_numpy(np.concatenate(part)).to(place.device) for part in (row_T, at_T, target_T)
     )
-    position_BT = torch.arange(width, device=place.device).expand(len(rows), width).contiguous()
-    with autocast(place):
+    position_BT = torch.arange(width, device=place.device).expand(len(rows), width)
+    with autocast(place):  # one document a row: plain causal attention is exact
         h_BTD = model.hidden(
-            torch.from_numpy(token_BT).to(place.device), position_BT, DocumentMask.from_positions(position_BT)
+            torch.from_numpy(token_BT).to(place.device), position_BT, DocumentMask(None, None)
         )
-    h_ND = h_BTD[row, at]
-    index = torch.arange(len(row), dtype=torch.int32, device=place.device)
-    scored = target_logprobs(h_ND, model.head.weight.to(h_ND.dtype), index, target.to(torch.int32))
-    total = torch.zeros(len(rows), dtype=torch.float64, device=place.device)
-    total.index_add_(0, row, -scored.logprob_T.double())
-    return (total / torch.bincount(row, minlength=len(rows)).clamp(min=1)).cpu().numpy()
+    h_ND = h_BTD[row_N, at_N]
+    index_N = torch.arange(len(row_N), device=place.device)
+    scored = target_logprobs(h_ND, model.head.weight.to(h_ND.dtype), index_N, target_N)
+    total_B = torch.zeros(len(rows), dtype=torch.float64, device=place.device)
+    total_B.index_add_(0, row_N, -scored.logprob_T.double())
+    return (total_B / torch.bincount(row_N, minlength=len(rows)).clamp(min=1)).cpu().numpy()

@@ -22,7 +22,7 @@ def register(subparsers: Any) -> None:
     p.add_argument(
         "study",
         metavar="STUDY",
-        help="a study file (YAML), or the name of a shipped one: embedded, local_text, paper",
+        help="a study file (YAML), or the name of a shipped one: embedded, local_text, h200, paper",
     )
     p.add_argument("--data", type=Path, metavar="DIR", help="folder that the study's paths are relative to")
     p.add_argument(
