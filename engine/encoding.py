@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 CHUNK = 20_000  # texts per call of the tokenizer: bounds the memory of its Encoding objects
 
 
+class SequenceTooLarge(UserError):
+    """One sequence alone is more than the memory holds; `sequence` is its number."""
+
+    sequence: int = 0
+
+
 class Sequences(NamedTuple):
     """Distinct sequences to score, ragged: sequence s is token_S[offset[s]:offset[s+1]], its targets start at `start[s]`.
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from evalengine import __version__, checkpoints, console, plans, remote, sealed, store
 from evalengine.checkpoints import Checkpoint
-from evalengine.encoding import Encoded, Sequences
+from evalengine.encoding import Encoded, Sequences, SequenceTooLarge
 from evalengine.errors import UserError
 
 if TYPE_CHECKING:
@@ -244,6 +244,10 @@ def score_checkpoint(
         report.scored += 1
         if encoded.truncated:
             report.cut[t.items.benchmark] = encoded.truncated
+    if pending:
+        report.notes += (
+            backend.notes
+        )  # what scoring had to say, such as that memory ran out; each is shown once
 
 
 class ReadAhead:
@@ -333,8 +337,22 @@ def score_table(
     progress: Callable[[float], None] | None = None,
 ) -> pa.Table:
     """One forward pass over the benchmark, as the rows of the store."""
-    scores = backend.score(encoded.sequences, progress)
+    scores = scores_of(backend, encoded, items.benchmark, progress)
     return table_of(checkpoint, items.benchmark, items.category, encoded, scores)
+
+
+def scores_of(
+    backend: Backend, encoded: Encoded, benchmark: str, progress: Callable[[float], None] | None = None
+) -> Scores:
+    """Scores of a benchmark's sequences. Raises UserError, with the item's name where one alone is too large."""
+    try:
+        return backend.score(encoded.sequences, progress)
+    except SequenceTooLarge as error:
+        choices = np.flatnonzero(encoded.sequence_C == error.sequence)
+        if not len(choices):
+            raise
+        item = encoded.item[int(np.searchsorted(encoded.choice_offset, choices[0], side="right")) - 1]
+        raise UserError(f"item {item} of {benchmark}: {error}") from None
 
 
 def table_of(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from evalengine import packing, weights
 from evalengine.checkpoints import Checkpoint, weight_files
-from evalengine.encoding import Sequences
+from evalengine.encoding import Sequences, SequenceTooLarge
 from evalengine.errors import UserError
 from evalengine.kernels import logits_logprobs, target_logprobs
 from evalengine.last_layer import LastLayer
@@ -205,17 +205,21 @@ class TorchBackend:
                 else:
                     rows = self._plain(sequences, own_head=self.head is None, progress=progress)
                 return self._score(sequences, rows, self.head)
-            except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error):
+            except (MemoryError, RuntimeError) as failed:
+                if not out_of_memory(failed):
                     raise
             longest = int(np.diff(sequences.offset).max()) - 1
             if self.batch_tokens <= longest:
-                raise UserError(
+                error = SequenceTooLarge(
                     f"out of memory on a single item of {longest} tokens: use a machine with more memory, or --dtype bfloat16"
                 )
+                error.sequence = int(np.diff(sequences.offset).argmax())
+                raise error
             self.batch_tokens = max(longest, self.batch_tokens // 2)
             self._packed.clear()
-            self.notes.append(f"ran out of memory: scored with --batch-tokens {self.batch_tokens}")
+            said = "ran out of memory: scored with --batch-tokens"
+            self.notes = [note for note in self.notes if not note.startswith(said)]
+            self.notes.append(f"{said} {self.batch_tokens}")
 
     def _batches(self, sequences: Sequences) -> list[packing.Batch]:
         """The packed batches of these sequences, kept for the next checkpoint."""

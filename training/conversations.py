@@ -154,8 +154,11 @@ class Examples:
 
     def save(self, path: Path) -> None:
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial.npz")
-        np.savez(partial, token=self.token_N, learned=self.learned_N, start=self.start_M)
-        os.replace(partial, path)
+        try:
+            np.savez(partial, token=self.token_N, learned=self.learned_N, start=self.start_M)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @staticmethod
     def load(path: Path) -> Examples:

@@ -274,8 +274,11 @@ def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
 
 def _write_bytes(path: Path, content: bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def crc(path: Path) -> int:

@@ -121,8 +121,11 @@ def save(rust: RustTokenizer, path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file or nothing."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def adopt(source: Path, path: Path) -> Tokenizer:

@@ -149,7 +149,7 @@ class Scorer:
             except parts.PartTooLarge:
                 return Failure("whole", "memory ran out")
         else:
-            scores = self._backend.score(encoded.sequences)
+            scores = runner.scores_of(self._backend, encoded, work.benchmark)
         seconds = time.monotonic() - started
         notes = list(self._backend.notes)
         if work.parts > 1 or not self._visible:

@@ -1,0 +1,227 @@
+"""Too little of something: disk, memory, or a store to oneself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from nursery import Nursery
+from planted import write_study
+from tiny_study import STUDY
+
+import tiny_models
+from evalengine import checkpoints, console, plans, runner
+from evalengine.benchmarks import BENCHMARKS, load_items
+from evalengine.errors import UserError
+from evalengine.torch_backend import TorchBackend
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB; `remount` makes it larger."""
+    path = tmp_path / "small"
+    path.mkdir()
+    if os.geteuid() or mount(path, "64k").returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=False)
+
+
+def mount(path: Path, size: str, *options: str) -> subprocess.CompletedProcess[bytes]:
+    how = f"size={size}" if not options else f"{','.join(options)},size={size}"
+    return subprocess.run(["mount", "-t", "tmpfs", "-o", how, "tmpfs", str(path)], capture_output=True)
+
+
+def whole(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in ("runs.jsonl", ".lock", "lock")
+    }
+
+
+def csv(folder: Path) -> Path:
+    path = folder / "table.csv"
+    rows = [f"{m}{n},{s},0.5{n:03d},0.6" for m in "abcdefgh" for n in range(100) for s in ("pt", "sft")]
+    path.write_text("\n".join(["m,s,piqa,rte", *rows]))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["score", "train", "correlate", "import"])
+def test_a_full_disk_is_one_sentence_and_the_next_run_finishes(
+    command: str, nursery: Nursery, small_world: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "study.yaml").write_text(
+        yaml.safe_dump(STUDY | {"mixtures": {"m1": {"web": 0.75, "code": 0.25}}})
+    )
+    if command == "score":
+        ckpts = [tiny_models.save(tmp_path / name, seed=i) for i, name in enumerate(("1M-a-pt", "1M-a-sft"))]
+    if command == "correlate":
+        write_study(tmp_path / "scores", items=40, scales=("1M",), mixtures=("a", "b", "c", "d", "e"))
+
+    def run(out: Path):
+        arguments: list[object] = {
+            "score": lambda: [*ckpts, "--data", small_world / "bench"],
+            "train": lambda: [tmp_path / "study.yaml", "--data", small_world, "--jobs", 1, "--device", "cpu"],
+            "correlate": lambda: [tmp_path / "scores", "--bootstrap", "exact"],
+            "import": lambda: [csv(tmp_path), "--mixture", "m", "--stage", "s"],
+        }[command]()
+        return nursery.run(
+            command, *arguments, "--out", out, cache=tmp_path / "cache", log=tmp_path / "said.txt"
+        )
+
+    reference = run(tmp_path / "roomy")
+    assert reference.code == 0, reference.said
+    full = run(small_disk / "out")
+    assert full.code == 1, full.said
+    assert "No space left on device" in full.said and "Traceback" not in full.said
+    assert "again" in full.said
+    done = {
+        name: content
+        for name, content in whole(small_disk / "out").items()
+        if "/.study/logs/" not in f"/{name}"
+    }
+    assert not [name for name in done if name.endswith((".tmp", ".partial"))]
+    expected = whole(tmp_path / "roomy")
+    finished = {name: content for name, content in done.items() if not name.startswith(".study/")}
+    assert all(expected[name] == content for name, content in finished.items()), "what is there is whole"
+    assert mount(small_disk, "200m", "remount").returncode == 0
+    again = run(small_disk / "out")
+    assert again.code == 0, again.said
+    assert whole(small_disk / "out") == expected
+
+
+@pytest.mark.slow
+def test_a_plan_cache_without_room_costs_only_time(
+    nursery: Nursery, small_world: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    ckpt = tiny_models.save(tmp_path / "1M-a-pt")
+    (small_disk / "filler").write_bytes(bytes(60_000))
+    command = ["score", ckpt, "--data", small_world / "bench", "--benchmarks", "copa,boolq"]
+    for out, cache in ((tmp_path / "a", small_disk / "cache"), (tmp_path / "b", tmp_path / "cache")):
+        ended = nursery.run(*command, "--out", out, cache=cache, log=tmp_path / "said.txt")
+        assert ended.code == 0, ended.said
+    assert whole(tmp_path / "a") == whole(tmp_path / "b")
+    assert not list(small_disk.rglob("*.tmp"))
+
+
+class Narrow:
+    """A machine whose memory holds `tokens` tokens in a forward pass and no more."""
+
+    def __init__(self, model: torch.nn.Module, tokens: int) -> None:
+        self.tokens, self.failures = tokens, 0
+        model.register_forward_pre_hook(self.check, with_kwargs=True)
+
+    def check(self, module: torch.nn.Module, args: object, kwargs: dict[str, torch.Tensor]) -> None:
+        if kwargs["input_ids"].numel() > self.tokens:
+            self.failures += 1
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+
+def scored(path: Path, world: Path, tokens: int | None) -> tuple[np.ndarray, runner.Report, list[str], int]:
+    """Log-likelihoods of wic on a machine that holds so many tokens at a time."""
+    backend = TorchBackend(device="cpu", batch_tokens=2048)
+    checkpoint = checkpoints.discover([path])[0]
+    backend.load(checkpoint)
+    narrow = Narrow(backend.model.base_model, tokens) if tokens else None
+    items = load_items(BENCHMARKS["wic"], world / "bench")
+    encoded = plans.Planner().plan(checkpoint, items)
+    scores = runner.scores_of(backend, encoded, "wic")
+    return scores.loglik, runner.Report(), backend.notes, narrow.failures if narrow else 0
+
+
+def test_out_of_memory_halves_the_batch_and_says_so_once(small_world: Path, tmp_path: Path) -> None:
+    path = tiny_models.save(tmp_path / "1M-a-pt")
+    roomy, _, notes, _ = scored(path, small_world, None)
+    assert notes == []
+    tight, _, notes, failures = scored(path, small_world, 300)
+    assert failures >= 2, "memory ran out more than once"
+    assert [note for note in notes if "memory" in note] == [
+        "ran out of memory: scored with --batch-tokens 256"
+    ]
+    np.testing.assert_allclose(tight, roomy, atol=1e-4)
+
+
+def test_an_item_that_alone_is_too_large_is_named(small_world: Path, tmp_path: Path) -> None:
+    path = tiny_models.save(tmp_path / "1M-a-pt")
+    items = load_items(BENCHMARKS["wic"], small_world / "bench")
+    longest = max(items.items, key=lambda item: max(map(len, item.contexts)))
+    with pytest.raises(
+        UserError, match=r"^item \S+ of wic: out of memory on a single item of \d+ tokens"
+    ) as refused:
+        scored(path, small_world, 10)
+    named = str(refused.value).split()[1]
+    chosen = next(item for item in items.items if item.id == named)
+    assert len(chosen.contexts[0]) > 0.7 * len(longest.contexts[0])
+
+
+def test_the_closing_table_says_that_memory_ran_out(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from evalengine.cli import main
+
+    path = tiny_models.save(tmp_path / "1M-a-pt")
+    load = TorchBackend.load
+
+    def load_on_a_small_machine(self: TorchBackend, checkpoint: checkpoints.Checkpoint) -> None:
+        load(self, checkpoint)
+        Narrow(self.model.base_model, 1100)
+
+    command = [
+        "score",
+        str(path),
+        "--data",
+        str(small_world / "bench"),
+        "--benchmarks",
+        "wic,boolq,copa",
+        "--out",
+    ]
+    assert main([*command, str(tmp_path / "roomy")]) == 0
+    monkeypatch.setattr(TorchBackend, "load", load_on_a_small_machine)
+    console.set_json(False)
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "tight")]) == 0
+    assert (
+        " ".join(capsys.readouterr().out.split()).count("ran out of memory: scored with --batch-tokens 1024")
+        == 1
+    )
+
+
+def test_the_second_process_on_a_store_is_refused_until_the_first_is_killed(
+    nursery: Nursery, small_world: Path, tmp_path: Path
+) -> None:
+    """The lock dies with its owner, also by SIGKILL; a killed owner leaves nothing to clean by hand."""
+    from evalengine import store
+
+    path = tiny_models.save(tmp_path / "1M-a-pt")
+    command = [
+        "score",
+        path,
+        "--data",
+        small_world / "bench",
+        "--benchmarks",
+        "copa",
+        "--out",
+        tmp_path / "scores",
+    ]
+    said = tmp_path / "said.txt"
+    with store.lock(tmp_path / "scores"):
+        refused = nursery.run(*command, cache=tmp_path / "cache", log=said)
+        assert refused.code == 1 and f"in use by process {os.getpid()}" in refused.said
+    killed = nursery.run(*command, cache=tmp_path / "cache", log=said, kill_after=0.25)
+    assert killed.code in (-9, 0)
+    assert nursery.run(*command, cache=tmp_path / "cache", log=said).code == 0
