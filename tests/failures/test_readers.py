@@ -30,7 +30,7 @@ from evalengine.benchmarks import BENCHMARKS, load_items
 from evalengine.benchmarks.custom import read_benchmark
 from evalengine.errors import UserError
 
-bounded = settings.default if settings.default.max_examples >= 1000 else settings.get_profile("short")
+bounded = settings.default if settings.default.max_examples > 100 else settings.get_profile("short")
 SOME = st.lists(VALUES, min_size=1, max_size=3)
 
 

@@ -1,0 +1,152 @@
+"""No name from a checkpoint, a benchmark, a study, a manifest or a table leaves the output folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evalengine import checkpoints
+from evalengine.analysis import importing, samples
+from evalengine.analysis.figures import plain_stage
+from evalengine.benchmarks.custom import read_benchmark
+from evalengine.errors import UserError
+from evalengine.untrusted import check_label, check_name, printable
+
+HOSTILE = [
+    "..",
+    ".",
+    "",
+    "../up",
+    "a/b",
+    "/etc/cron.d/x",
+    "a\\b",
+    "a\0b",
+    "x" * 300,
+    "é" * 150,
+    "．．／up",
+    "ｓcores",
+    "a\u202egnp.exe",
+    "a\u200bb",
+    "\ud800",
+    "a\nb",
+    "\x1b[2Jx",
+    ".hidden",
+    "runs.jsonl",
+    "\ue000",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+def test_hostile_names_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="cannot be a checkpoint name") as refused:
+        check_name(name, "checkpoint")
+    said = str(refused.value)
+    assert said == printable(said), "what is said can be printed on any terminal"
+    said.encode()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "240M-V1P0-pt",
+        "pythia 1.4b, step 3000",
+        "日本語",
+        "a" * 200,
+        "con",
+        "x..y",
+        "~x",
+        "-x",
+        "$(reboot)",
+        "a;b",
+    ],
+)
+def test_plain_names_are_taken(name: str) -> None:
+    check_name(name, "checkpoint")
+
+
+def test_a_checkpoint_directory_with_a_hostile_name_is_refused(tmp_path: Path) -> None:
+    for name in ("a\u202eb", "．．", "runs.jsonl", "a\nb"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        with pytest.raises(UserError, match="cannot be a checkpoint name"):
+            checkpoints.discover([tmp_path / name])
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "a b", "é"], ids=ascii)
+def test_a_custom_benchmark_cannot_be_named_so(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "b.yaml"
+    spec = {"name": name, "context": "{q}", "choices": "c", "gold": "g"}
+    path.write_text(json.dumps(spec))
+    if name in ("runs.jsonl",):  # a file's stem in a checkpoint's folder: nothing lies there
+        return
+    with pytest.raises(UserError):
+        read_benchmark(path)
+
+
+@pytest.mark.parametrize("where", ["sources", "mixtures", "scales"])
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+def test_a_study_cannot_name_its_parts_so(where: str, name: str, tmp_path: Path) -> None:
+    from tiny_study import STUDY
+
+    from evalengine.training import study
+
+    raw = yaml.safe_load(yaml.safe_dump(STUDY))
+    first = next(iter(raw[where]))
+    raw[where][name] = raw[where][first]
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(UserError):
+        study.load(path)
+
+
+@pytest.mark.parametrize("folder", ["..", "x" * 250, "a\nb", "．．"], ids=ascii)
+def test_imported_samples_stay_in_the_output_folder(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "in" / folder).mkdir(parents=True, exist_ok=True)
+    path = tmp_path / "in" / folder / "samples_piqa_2024-01-01T00-00-00.0.jsonl"
+    sample = {
+        "doc_id": 0,
+        "target": "1",
+        "arguments": [["c", " a"], ["c", " b"]],
+        "filtered_resps": [["-1", "True"], ["-2", "False"]],
+    }
+    path.write_text(json.dumps(sample))
+    with pytest.raises(UserError, match="cannot be a checkpoint name"):
+        samples.import_samples(path, tmp_path / "out", importing.NAME_PATTERN, {}, {})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task", ["..", ".x", "a\x1bb"], ids=ascii)
+def test_imported_tasks_stay_in_the_output_folder(task: str, tmp_path: Path) -> None:
+    path = tmp_path / "1M-m-pt" / f"samples_{task}_2024-01-01T00-00-00.0.jsonl"
+    path.parent.mkdir()
+    path.write_text("{}")
+    with pytest.raises(UserError, match="cannot be a benchmark name"):
+        samples.import_samples(path, tmp_path / "out", importing.NAME_PATTERN, {}, {})
+
+
+def test_a_stage_in_the_name_of_a_figure_cannot_be_a_path() -> None:
+    for stage in ("../../x", "/etc/x", "a\0b", "x" * 300, "step 3/4"):
+        name = plain_stage(stage)
+        assert "/" not in name and "\0" not in name and len(name) <= 60
+
+
+def test_identities_are_visible_text(tmp_path: Path) -> None:
+    for text in ("a\0b", "\ud800", "x" * 300, "a\u202eb", "\x1b[2J", ""):
+        with pytest.raises(UserError):
+            check_label(text, "mixture")
+    for key in ("scale", "mixture"):
+        with pytest.raises(UserError, match=key):
+            checkpoints.fields({key: "a\u202eb"}, "evalengine.json")
+
+
+def test_the_index_of_the_weights_names_files_beside_it_alone(tmp_path: Path) -> None:
+    (tmp_path / "secret.safetensors").write_bytes(b"")
+    folder = tmp_path / "ckpt"
+    folder.mkdir()
+    for name in ("../secret.safetensors", str(tmp_path / "secret.safetensors"), "a\0b", "x" * 5000, ".."):
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(UserError, match="which is not there"):
+            checkpoints.weight_files(folder)
