@@ -23,7 +23,7 @@ from evalengine.checkpoints import Checkpoint, discover
 from evalengine.encoding import Encoded, Sequences
 from evalengine.errors import UserError
 
-COUNTS = (10, 100, 300, 1000)
+COUNTS = (40, 100, 300, 1000)
 SCALES = ("60M", "150M", "240M", "1B")
 SHRINK = 100
 FEWEST = 20  # items of a benchmark at least
@@ -60,7 +60,7 @@ class Spent(NamedTuple):
 
 def run(quick: bool = False, data: Path | None = None, device: str = "cpu") -> dict[str, Any]:
     """Rows for the table. `data`: a folder of benchmark files for the plan (default: the embedded world)."""
-    counts = (10, 40) if quick else COUNTS
+    counts = (40,) if quick else COUNTS
     rows: list[list[str]] = []
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="evalengine-bench-") as folder:

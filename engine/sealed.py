@@ -76,10 +76,13 @@ def metadata(path: Path) -> dict[str, str]:
     import pyarrow as pa
 
     try:
-        raw = pa.ipc.open_file(pa.BufferReader(_content(path))).schema.metadata or {}
-        return {key.decode(): value.decode() for key, value in raw.items()}
+        return metadata_of(pa.ipc.open_file(pa.BufferReader(_content(path))))
     except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError, ValueError):
         raise Damaged(path) from None
+
+
+def metadata_of(table: pa.Table | pa.ipc.RecordBatchFileReader) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
 
 
 def set_aside(path: Path) -> Path:

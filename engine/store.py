@@ -61,9 +61,7 @@ def write(path: Path, table: pa.Table, metadata: dict[str, str]) -> None:
 def read_metadata(path: Path, *, verify: bool = False) -> dict[str, str] | None:
     """A stored file's metadata; None where the file is damaged. With `verify`, every byte of the file is checked."""
     try:
-        if verify:
-            sealed.read(path)
-        return sealed.metadata(path)
+        return sealed.metadata_of(sealed.read(path)) if verify else sealed.metadata(path)
     except (sealed.Damaged, OSError):
         return None
 
@@ -82,7 +80,7 @@ def read(path: Path) -> pa.Table:
 
 
 def files(store: Path | str) -> Iterator[StoreFile]:
-    """The files of a store (a folder or a URI), sorted. Raises UserError where there is none, it is empty, or a file is damaged."""
+    """The files of a store (a folder or a URI), sorted. Raises UserError where there is none, or a file is damaged."""
     from evalengine.remote import readable
 
     store = readable(store)
