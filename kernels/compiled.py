@@ -101,7 +101,7 @@ def specs(capability: int) -> Iterator[Spec]:
 
     if capability >= 90:
         tiles = [("bf16", target.hopper_16bit(*options[:2]), *options) for options in OPTIONS]
-        tiles += [("bf16", c._replace(tma=False, flatten=False), *options) for _, c, *options in tiles]
+        tiles += [("bf16", tile[1]._replace(tma=False, flatten=False), *tile[2:]) for tile in tiles]
     else:
         tiles = [("bf16", target.AMPERE_16BIT, *options) for options in OPTIONS]
     tiles += [("fp32", target.FLOAT32, *options) for options in OPTIONS]

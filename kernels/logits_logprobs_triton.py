@@ -8,6 +8,8 @@ Cost: N*V elements from HBM; 8 bytes a row of scratch. Dims: N rows, V vocabular
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -97,7 +99,7 @@ def logits_logprobs_triton(
     logsumexp_N = torch.empty(n_rows, dtype=torch.float32, device=device)
     argmax_N = torch.empty(n_rows, dtype=torch.int32, device=device)
     logprob_T, greedy_T = empty_logprobs(logits_NV, row_T)
-    given = {"logits_NV": logits_NV, "logsumexp_N": logsumexp_N, "argmax_N": argmax_N}
+    given: dict[str, Any] = {"logits_NV": logits_NV, "logsumexp_N": logsumexp_N, "argmax_N": argmax_N}
     given |= {"stride": logits_NV.stride(0), **logit_arguments(logits_NV, scale=scale, softcap=softcap)}
     _logits_row_kernel[(n_rows,)](V=vocab, **given, **ROW_CONSTANTS, num_warps=ROW_WARPS)
     _logits_target_kernel[(triton.cdiv(row_T.shape[0], TARGET_CONSTANTS["BLOCK_T"]),)](
