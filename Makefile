@@ -73,7 +73,7 @@ gpu: install
 	timeout -k 5 110 $(BIN)/python -m pytest -q tests/kernels --ignore tests/kernels/test_compiled.py --junitxml $(GPU_RESULTS)/tests.xml || echo "kernel tests: failed or out of time"
 	$(call GPU_PART,190,kernels)
 	$(call GPU_PART,90,engine,--limit 200 $(if $(EVALENGINE_DATA),--data $(EVALENGINE_DATA)/bench))
-	$(call GPU_PART,65,training)
+	$(call GPU_PART,85,training)
 	@for part in kernels engine training; do test -s $(GPU_RESULTS)/$$part.json || { echo "no $$part.json"; exit 1; }; done
 
 # 36 checkpoints trained, scored and correlated on one large GPU, meant to take under nine minutes; has not run on one yet.

@@ -62,46 +62,60 @@ def run(quick: bool = False, device: str = "cpu") -> dict[str, Any]:
 
         if not torch.cuda.is_available():
             raise UserError("there is no CUDA device here: leave --device out")
-    ratios: dict[str, float] = {}
-    rows: list[list[str]] = []
-    rounds = 1 if quick or kind == "cuda" else ROUNDS
-    for case in CASES[kind][:1] if quick else CASES[kind]:
-        best = dict.fromkeys(("ours", "plain"), 0.0)
-        for _ in range(rounds):
-            for side in best:
-                best[side] = max(best[side], _alone(_tokens_per_second, side, case, device))
-        reached, utilised = _alone(_reached, case, best["ours"], device)
-        ratios[f"tokens/s, {case.name}"] = best["ours"] / best["plain"]
-        ratios[f"share of the matrix-product rate, {case.name}"] = reached
-        if utilised is not None:
-            ratios[f"MFU, {case.name}"] = utilised
-        shown = [f"{best[side]:,.0f} tokens/s" for side in best]
-        share = f"{reached:.0%}" + (f", MFU {utilised:.0%}" if utilised is not None else "")
-        compiled = best["ours"]  # on a GPU ours is
-        if kind == "cpu" and not quick and shutil.which("g++"):
-            compiled = _alone(_tokens_per_second, "compiled", case, device)
-        shown[0] += f" (compiled {compiled:,.0f})" if compiled != best["ours"] else ""
-        rows.append([case.name, *shown, f"{best['ours'] / best['plain']:.2f}", share])
-    if kind == "cpu":
-        memory = {side: _alone(_loss_memory, side) for side in ("ours", "plain")}
-        name = f"memory of the loss, vocabulary {LOSS_V:,}"
-        ratios[name] = memory["plain"] / memory["ours"]
-        shown = [f"{memory[side] / 2**20:,.0f} MiB" for side in memory]
-        rows.append([name, *shown, f"{ratios[name]:.2f}", ""])
-    profiled = CASES[kind][0 if quick else -1]
+    found = _on_gpu(device) if kind == "cuda" else _on_cpu(quick)
     return {
         "title": f"training against a plain loop, {device}",
         "columns": ["case", "evalengine", "plain loop", "ratio", "of the matrix-product rate"],
-        "rows": rows,
-        "ratios": ratios,
-        "more": [
-            {
-                "title": f"where a step's time goes, {profiled.name}",
-                "columns": ["part", "share of the time"],
-                "rows": _alone(_profile, profiled, device),
-            }
-        ],
+        **found,
     }
+
+
+def _on_cpu(quick: bool) -> dict[str, Any]:
+    ratios: dict[str, float] = {}
+    rows: list[list[str]] = []
+    cases = CASES["cpu"][:1] if quick else CASES["cpu"]
+    for case in cases:
+        best = dict.fromkeys(("ours", "plain"), 0.0)
+        for _ in range(1 if quick else ROUNDS):
+            for side in best:
+                best[side] = max(best[side], _alone(_tokens_per_second, side, case, "cpu"))
+        reached, _ = _alone(_reached, case, best["ours"], "cpu")
+        ratios[f"tokens/s, {case.name}"] = best["ours"] / best["plain"]
+        ratios[f"share of the matrix-product rate, {case.name}"] = reached
+        ours, plain = (f"{best[side]:,.0f} tokens/s" for side in best)
+        if not quick and shutil.which("g++"):
+            ours += f" (compiled {_alone(_tokens_per_second, 'compiled', case, 'cpu'):,.0f})"
+        rows.append([case.name, ours, plain, f"{best['ours'] / best['plain']:.2f}", f"{reached:.0%}"])
+    memory = {side: _alone(_loss_memory, side) for side in ("ours", "plain")}
+    name = f"memory of the loss, vocabulary {LOSS_V:,}"
+    ratios[name] = memory["plain"] / memory["ours"]
+    shown = [f"{memory[side] / 2**20:,.0f} MiB" for side in memory]
+    rows.append([name, *shown, f"{ratios[name]:.2f}", ""])
+    profiles = [
+        _profile_table(case, _alone(_profile, case, "cpu")) for case in (cases[0], cases[-1])[: len(cases)]
+    ]
+    return {"rows": rows, "ratios": ratios, "more": profiles}
+
+
+def _on_gpu(device: str) -> dict[str, Any]:
+    (case,) = CASES["cuda"]
+    ours, (reached, utilised), profile = _alone(_all_of_ours, case, device)
+    plain = _alone(_tokens_per_second, "plain", case, device)
+    ratios = {
+        f"tokens/s, {case.name}": ours / plain,
+        f"share of the matrix-product rate, {case.name}": reached,
+    }
+    share = f"{reached:.0%}"
+    if utilised is not None:
+        ratios[f"MFU, {case.name}"] = utilised
+        share += f", MFU {utilised:.0%}"
+    row = [case.name, f"{ours:,.0f} tokens/s", f"{plain:,.0f} tokens/s", f"{ours / plain:.2f}", share]
+    return {"rows": [row], "ratios": ratios, "more": [_profile_table(case, profile)]}
+
+
+def _profile_table(case: Case, rows: list[list[str]]) -> dict[str, Any]:
+    columns = ["part", "share of the time"]
+    return {"title": f"where a step's time goes, {case.name}", "columns": columns, "rows": rows}
 
 
 def _alone(function: Any, *args: Any) -> Any:
@@ -150,8 +164,7 @@ def _tokens_per_second(side: str, case: Case, device: str) -> float:
     """Of the steps after the first two."""
     stamps: list[float] = []
     if side != "plain":
-        gpu = device.startswith("cuda")
-        _our_loop(case, device, lambda step: stamps.append(time.perf_counter()), gpu or side == "compiled")
+        _our_loop(case, device, lambda step: stamps.append(time.perf_counter()), side == "compiled")
     else:
         from evalengine.training import plain_loop
 
@@ -221,38 +234,66 @@ PARTS = (
 REST, OUTSIDE = "norms, rotations, activations, sums", "outside of operators (Python, batches)"
 
 
+PROFILED_STEPS = 3  # the last ones
+
+
+class Watch:
+    """Hears of every step of `_our_loop`: times them, and profiles the last three."""
+
+    def __init__(self, case: Case, device: str) -> None:
+        from torch.profiler import ProfilerActivity, profile
+
+        self.gpu = device.startswith("cuda")
+        activity = ProfilerActivity.CUDA if self.gpu else ProfilerActivity.CPU
+        self.profiler = profile(activities=[activity])
+        self.tokens = case.rows * _shape(case).context  # of a step
+        self.last = case.steps + WARM_STEPS
+        self.stamps: list[float] = []
+        self.began = 0.0
+
+    def __call__(self, step: Any) -> None:
+        self.stamps.append(time.perf_counter())
+        if step.step == self.last - PROFILED_STEPS:
+            with _silent():
+                self.profiler.start()
+            self.began = time.perf_counter()
+        if step.step == self.last:
+            with _silent():
+                self.profiler.stop()
+
+    def tokens_per_second(self) -> float:
+        """Of the steps between the warm and the profiled ones."""
+        timed = self.stamps[WARM_STEPS - 1 : -PROFILED_STEPS]
+        return (len(timed) - 1) * self.tokens / (timed[-1] - timed[0])
+
+    def rows(self) -> list[list[str]]:
+        """Shares of the profiled time, by part, largest first."""
+        import torch
+
+        kind = torch.autograd.DeviceType.CUDA if self.gpu else torch.autograd.DeviceType.CPU
+        spent = dict.fromkeys([name for name, _ in PARTS] + [REST], 0.0)
+        for event in self.profiler.events():
+            if event.device_type == kind:
+                micros = event.time_range.elapsed_us() if self.gpu else event.self_cpu_time_total
+                spent[_part(event)] += micros * 1e-6
+        wall = self.stamps[-1] - self.began
+        spent[OUTSIDE] = max(0.0, wall - sum(spent.values()))
+        ordered = sorted(spent.items(), key=lambda pair: -pair[1])
+        return [[name, f"{seconds / wall:.0%}"] for name, seconds in ordered]
+
+
 def _profile(case: Case, device: str) -> list[list[str]]:
-    """Shares of the time of three steps, by part, largest first."""
-    import torch
-    from torch.profiler import ProfilerActivity, profile
+    watch = Watch(case, device)
+    _our_loop(case, device, watch)
+    return watch.rows()
 
-    gpu = device.startswith("cuda")
-    activity = ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU
-    profiler = profile(activities=[activity])
-    began, ended = 0.0, 0.0
 
-    def report(step: Any) -> None:
-        nonlocal began, ended
-        if step.step == WARM_STEPS:
-            with _silent():
-                profiler.start()
-            began = time.perf_counter()
-        if step.step == WARM_STEPS + 3:
-            ended = time.perf_counter()
-            with _silent():
-                profiler.stop()
-
-    _our_loop(case._replace(steps=4), device, report, compiled=gpu)
-    spent = dict.fromkeys([name for name, _ in PARTS] + [REST], 0.0)
-    on_device = torch.autograd.DeviceType.CUDA if gpu else torch.autograd.DeviceType.CPU
-    for event in profiler.events():
-        if event.device_type == on_device:
-            micros = event.self_device_time_total if gpu else event.self_cpu_time_total
-            spent[_part(event)] += micros * 1e-6
-    wall = ended - began
-    spent[OUTSIDE] = max(0.0, wall - sum(spent.values()))
-    ordered = sorted(spent.items(), key=lambda pair: -pair[1])
-    return [[name, f"{seconds / wall:.0%}"] for name, seconds in ordered]
+def _all_of_ours(case: Case, device: str) -> tuple[float, tuple[float, float | None], list[list[str]]]:
+    """(tokens/s, shares of rate and peak, profile) in one process, for compiling takes most of the time."""
+    watch = Watch(case, device)
+    _our_loop(case, device, watch, compiled=True)
+    rate = watch.tokens_per_second()
+    return rate, _reached(case, rate, device), watch.rows()
 
 
 @contextlib.contextmanager
