@@ -183,7 +183,9 @@ class EngineFailed(UserError):
 
 
 def stop(llm: Any) -> None:
-    """Ends an engine and its processes, and frees its memory. Never raises."""
+    """Ends an engine and its processes, frees its memory, and gives vLLM's registry back. Never raises."""
+    with contextlib.suppress(Exception):
+        plugin.deactivate_all()
     if llm is not None:
         with contextlib.suppress(Exception):
             llm.llm_engine.engine_core.shutdown()

@@ -42,6 +42,12 @@ def deactivate(architecture: str) -> None:
         ModelRegistry.models[architecture] = _originals.pop(architecture)
 
 
+def deactivate_all() -> None:
+    """Leaves vLLM's registry as it was found, for engines that others start in this process."""
+    for architecture in list(_originals):
+        deactivate(architecture)
+
+
 def scoring_variant(causal: type[nn.Module]) -> type[nn.Module]:
     """A pooling model that is the causal model, with a pooler that scores targets."""
     from vllm.model_executor.models import VllmModelForPooling
