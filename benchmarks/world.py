@@ -1,9 +1,10 @@
 """The embedded world: everything `evalengine demo` needs, from a seed and without a network.
 
-An invented little encyclopaedia is told five times, by sources that differ in what they cover and how
-cleanly, and asked about in the forms of all twenty benchmarks. Models trained on different mixtures of the
-sources therefore know different things. It is a demonstration: its accuracies say nothing of any real model.
-Cost: about a second.
+An invented little world is told by five sources that differ in what they cover and how cleanly, and asked
+about in the forms of all twenty benchmarks. Models trained on different mixtures of the sources therefore
+know different things. Items are answerable from the sources and in none of them: they ask about combinations
+that no source tells, in words that no source uses, and a document that would hold an item, or 13 words of
+one, is not written. It is a demonstration: its accuracies say nothing of any real model. Cost: a few seconds.
 
     write(Path("world"))  ->  world/corpora/{web_a,web_b,web_c,code,curated}.txt
                               world/sft.jsonl
@@ -15,26 +16,40 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from evalengine.benchmarks import world_items as one
+from evalengine.benchmarks import world_pairs as two
 from evalengine.benchmarks.catalogue import BENCHMARKS
 from evalengine.benchmarks.definition import Row
-from evalengine.benchmarks.world_facts import World, make_world
-from evalengine.benchmarks.world_items import MAKERS, Fields, distinct_rows, question, sentence
-from evalengine.benchmarks.world_text import write_corpus
+from evalengine.benchmarks.world_chats import Turns, conversation
+from evalengine.benchmarks.world_facts import make_world
+from evalengine.benchmarks.world_items import Fields, Maker, distinct_rows
+from evalengine.benchmarks.world_text import SEPARATOR, documents
 
+MAKERS: dict[str, Maker] = {
+    make.__name__: make
+    for make in (
+        *(one.hellaswag, one.piqa, one.winogrande, one.copa, one.siqa, one.commonsense_qa, one.boolq),
+        *(one.arc_easy, one.arc_challenge, one.sciq, one.openbookqa),
+        *(two.mnli, two.qnli, two.rte, two.cb, two.qqp, two.mrpc, two.wic, two.wsc, two.multirc),
+    )
+}
 CORPORA = ("web_a", "web_b", "web_c", "code", "curated")
+GRAM = 13  # words in a row that no text shares with an item; a shorter item as a whole
+WORD = re.compile(r"[^\W_]+")
 
 
 def write(
     folder: Path,
     *,
     seed: int = 0,
-    items: int = 150,
-    train_items: int = 150,
-    words: int = 80_000,
-    chats: int = 1_500,
+    items: int = 300,
+    train_items: int = 300,
+    words: int = 60_000,
+    chats: int = 2_000,
 ) -> None:
     """Writes corpora of `words` words each, `chats` conversations, and the items of all twenty benchmarks.
 
@@ -43,52 +58,58 @@ def write(
     world = make_world(seed)
     (folder / "corpora").mkdir(parents=True, exist_ok=True)
     (folder / "bench").mkdir(exist_ok=True)
-    for flavor in CORPORA:
-        _replace(folder / "corpora" / f"{flavor}.txt", write_corpus(world, flavor, seed, words))
+    asked: dict[str, list[Fields]] = {}
     train: dict[str, list[Fields]] = {}
     for name, make in MAKERS.items():
-        rows = distinct_rows(make, world, f"items {name} {seed}", items + train_items)
-        cut = round(len(rows) * items / (items + train_items))
-        train[name] = rows[cut:]
-        for ending, part in (("", rows[:cut]), ("_train", rows[cut:])):
-            numbered = [{"idx": index, **row} for index, row in enumerate(part)]
+        asked[name] = distinct_rows(make, world, f"items {name} {seed}", items, True)
+        train[name] = distinct_rows(make, world, f"train {name} {seed}", train_items, False)
+        for ending, rows in (("", asked[name]), ("_train", train[name])):
+            numbered = [{"idx": index, **row} for index, row in enumerate(rows)]
             _replace(folder / "bench" / f"{name}{ending}.jsonl", _lines(numbered))
-    _replace(folder / "sft.jsonl", _lines(_conversations(world, train, random.Random(f"chat {seed}"), chats)))
+    filtered = Filter(rendered(asked))
+    for flavor in CORPORA:
+        draw, texts, written = documents(world, flavor, seed), [], 0
+        while written < words:
+            text = draw()
+            if not filtered.holds_item(text):
+                texts.append(text)
+                written += len(text.split())
+        _replace(folder / "corpora" / f"{flavor}.txt", f"\n{SEPARATOR}\n".join(texts) + "\n")
+    rng = random.Random(f"chat {seed}")
+    talks: list[dict[str, Turns]] = []
+    while len(talks) < chats:
+        talk = conversation(world, train, rng)
+        if not filtered.holds_item(" ".join(turn["content"] for turn in talk)):
+            talks.append({"messages": talk})
+    _replace(folder / "sft.jsonl", _lines(talks))
 
 
-def _conversations(
-    world: World, train: dict[str, list[Fields]], rng: random.Random, count: int
-) -> list[dict[str, list[dict[str, str]]]]:
-    """Two in three ask a train item as its benchmark does; the others ask plainly for half of the facts."""
-    taught = world._replace(facts=tuple(rng.sample(world.facts, len(world.facts) // 2)))
-    chats = []
-    for _ in range(count):
-        if rng.random() < 0.67:
-            name = rng.choice(list(train))
-            rendered = BENCHMARKS[name].render(Row(rng.choice(train[name]), name))
-            turns = (rendered.contexts[rendered.gold], rendered.choices[rendered.gold])
-        else:
-            turns = _plain(taught, rng)
-        roles = ("user", "assistant")
-        chats.append(
-            {"messages": [{"role": r, "content": text} for r, text in zip(roles, turns, strict=True)]}
+def rendered(rows: dict[str, list[Fields]]) -> Iterable[str]:
+    """Every item as a model reads it: its context and its right choice."""
+    for name, some in rows.items():
+        for row in some:
+            item = BENCHMARKS[name].render(Row(row, name))
+            yield f"{item.contexts[item.gold]} {item.choices[item.gold]}"
+
+
+class Filter:
+    """Knows the items, and finds one in a text: 13 of its words in a row, or all of them if it has fewer."""
+
+    def __init__(self, items: Iterable[str]) -> None:
+        self.starts: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+        for item in items:
+            words = WORD.findall(item.lower())
+            for k in range(max(1, len(words) - GRAM + 1)):
+                gram = tuple(words[k : k + GRAM])
+                self.starts.setdefault(gram[:4], set()).add(gram)
+
+    def holds_item(self, text: str) -> bool:
+        words = tuple(WORD.findall(text.lower()))
+        return any(
+            words[k : k + len(gram)] == gram
+            for k in range(len(words) - 3)
+            for gram in self.starts.get(words[k : k + 4], ())
         )
-    return chats
-
-
-def _plain(world: World, rng: random.Random) -> tuple[str, str]:
-    fact = rng.choice(world.facts)
-    form = rng.randrange(4)
-    if form == 0:
-        return question(fact.ask(rng)), sentence(fact.state(rng))
-    if form == 1:
-        return question(fact.ask(rng)), fact.value
-    if form == 2:
-        right = rng.random() < 0.5
-        return question(fact.doubt(fact.value if right else fact.wrong(rng))) + "?", "yes" if right else "no"
-    known = world.about(fact.subject)
-    told = " ".join(sentence(f.state(rng)) for f in rng.sample(known, min(3, len(known))))
-    return f"Tell me about {fact.subject}.", told
 
 
 def _lines(rows: Sequence[object]) -> str:

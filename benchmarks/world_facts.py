@@ -1,271 +1,249 @@
-"""The facts of the embedded world: a seeded, invented little encyclopaedia.
+"""What is true in the embedded world, and which combinations are told and which are asked.
 
-Animals, towns and people are invented and their properties drawn by the seed; objects, materials, causes,
-feelings and activities are plain common sense. Cost: under a millisecond.
+Animals and plants are invented and their properties drawn by the seed; tools, events, causes, activities and
+words of judgement are plain common sense. Everything else (text, items, conversations) combines these parts,
+and a combination is either told, in text and training items, or asked, in evaluation items: `told` decides.
+Cost: under a millisecond.
 """
 
 from __future__ import annotations
 
 import random
-from typing import NamedTuple
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
-from evalengine.benchmarks.world_grammar import Fact, relations
-
-
-class Role(NamedTuple):
-    """A sentence about two people whose second half is about one of them: `who` is "a" or "b"."""
-
-    start: str
-    reason: str
-    who: str
+Some = TypeVar("Some")
 
 
-class Event(NamedTuple):
-    """Something that happens to a person, how it feels, and what comes next."""
+class Relation(NamedTuple):
+    """One kind of fact: `{s}` is the subject, `{v}` the value, which ends the first statement."""
 
-    deed: str
-    feeling: str
-    wish: str
-
-
-class Activity(NamedTuple):
-    label: str
-    steps: tuple[str, ...]
+    name: str
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+    values: tuple[str, ...]
 
 
-class Sense(NamedTuple):
-    """One sense of an ambiguous word: what it is, and sentences that use it."""
+class Fact(NamedTuple):
+    subject: str
+    relation: Relation
+    value: str
 
-    word: str
-    gloss: str
-    uses: tuple[str, ...]
+    def state(self, rng: random.Random, value: str | None = None) -> str:
+        return rng.choice(self.relation.statements).format(s=self.subject, v=value or self.value)
+
+    def question(self, rng: random.Random, asked: bool) -> str:
+        """Each fact keeps one wording of its question for evaluation; text uses the others."""
+        wordings = self.relation.questions
+        kept = zlib.crc32(f"{self.subject} {self.relation.name}".encode()) % len(wordings)
+        pool = [kept] if asked else [k for k in range(len(wordings)) if k != kept]
+        return wordings[rng.choice(pool)].format(s=self.subject)
+
+    def wrong(self, rng: random.Random) -> str:
+        """Another value of the same kind."""
+        return rng.choice([value for value in self.relation.values if value != self.value])
 
 
 class World(NamedTuple):
-    facts: tuple[Fact, ...]
-    people: tuple[str, ...]
+    animals: Mapping[str, tuple[Fact, ...]]  # subject -> its facts
+    plants: Mapping[str, tuple[Fact, ...]]
+    unsaid: frozenset[str]  # animals of which no text tells what follows from their kind
 
-    def about(self, subject: str) -> list[Fact]:
-        return [fact for fact in self.facts if fact.subject == subject]
+    def facts(self) -> list[Fact]:
+        return [fact for group in (self.animals, self.plants) for some in group.values() for fact in some]
 
 
-KINDS = {  # what covers an animal of a kind
-    "bird": "plumes",
-    "fish": "scales",
-    "frog": "slime",
-    "beast": "hair",
-    "snake": "plates",
+def told(*parts: str) -> bool:
+    """Two in three combinations are told (text, train items); the others are asked (evaluation items)."""
+    return zlib.crc32("|".join(parts).encode()) % 3 != 0
+
+
+def combination(rng: random.Random, asked: bool, *pools: Sequence[str]) -> tuple[str, ...]:
+    """One of each pool, together a combination that is asked or told; told ones are frequent or rare (Zipf)."""
+    while True:
+        parts = tuple(rng.choice(pool) if asked else frequent(rng, pool) for pool in pools)
+        if told(*parts) != asked:
+            return parts
+
+
+def frequent(rng: random.Random, pool: Sequence[Some]) -> Some:
+    """An element, the earlier ones more often: the k-th with weight 1 / sqrt(k + 2)."""
+    return rng.choices(pool, [(k + 2) ** -0.5 for k in range(len(pool))])[0]
+
+
+WOMEN = ("Ana", "Cora", "Ella", "Iris", "Mara", "Rosa")
+MEN = ("Tom", "Ben", "Leo", "Max", "Sam", "Paul")
+PEOPLE = tuple(name for pair in zip(WOMEN, MEN, strict=True) for name in pair)
+KINDS = {  # kind of animal: what covers it, what it can do
+    "bird": ("feathers", "fly"),
+    "fish": ("scales", "swim"),
+    "frog": ("slime", "hop"),
+    "snake": ("plates", "crawl"),
 }
-HOMES = ("forest", "desert", "river", "swamp", "meadow", "valley")
-FOODS = ("seeds", "grass", "leaves", "worms", "fruit", "honey")
-COLORS = ("brown", "blue", "green", "gray", "white", "black")
-JOBS = ("baker", "doctor", "farmer", "teacher", "sailor", "painter")
-LIKES = ("music", "chess", "cheese", "rain", "stories", "roses")
-REGIONS = ("north", "south", "east", "west", "center")
-FAMES = ("bells", "boats", "bread", "bridges", "horses", "markets")
-NAMES = ("Ana", "Cora", "Dina", "Ella", "Iris", "Mara", "Rosa", "Tess")
-# object: what it is made of, where it is kept, what it is for
-OBJECTS = {
-    "knife": ("iron", "kitchen", "cut bread"),
-    "kettle": ("iron", "kitchen", "boil water"),
-    "rope": ("wool", "garage", "tie a boat"),
-    "hammer": ("iron", "garage", "hit a nail"),
-    "spade": ("iron", "garden", "dig a hole"),
-    "bench": ("wood", "garden", "sit outside"),
-    "blanket": ("wool", "bedroom", "stay warm"),
-    "mirror": ("glass", "bedroom", "see a face"),
-    "candle": ("wax", "bedroom", "light a room"),
-    "pencil": ("wood", "school", "write a letter"),
-    "book": ("paper", "school", "read a story"),
-    "map": ("paper", "office", "find the way"),
+INHERITED = ("cover", "move")
+_ANIMAL = {
+    "kind": (
+        ("{s} is a {v}", "{s} is a kind of {v}", "we call {s} a {v}"),
+        ("what is {s}?", "what kind of animal is {s}?", "which family has {s}?"),
+        tuple(KINDS),
+    ),
+    "food": (
+        ("{s} eats {v}", "{s} feeds on {v}", "the food of {s} is {v}"),
+        ("what does {s} eat?", "what is the food of {s}?", "what does {s} feed on?"),
+        ("seeds", "grass", "leaves", "worms", "fruit", "honey"),
+    ),
+    "home": (
+        ("{s} lives in the {v}", "the home of {s} is the {v}", "you find {s} in the {v}"),
+        ("where does {s} live?", "what is the home of {s}?", "where do you find {s}?"),
+        ("forest", "desert", "river", "swamp", "meadow", "valley"),
+    ),
+    "cover": (
+        ("{s} is covered with {v}", "the body of {s} has {v}"),
+        ("what covers {s}?", "what does the body of {s} have?", "what is {s} covered with?"),
+        tuple(cover for cover, _ in KINDS.values()),
+    ),
+    "move": (
+        ("{s} can {v}", "{s} likes to {v}"),
+        ("what can {s} do?", "how does {s} move?", "what does {s} like to do?"),
+        tuple(move for _, move in KINDS.values()),
+    ),
 }
-MATERIALS = {  # how it feels, what a fire does to it
-    "wood": ("rough", "burns"),
-    "paper": ("thin", "burns"),
-    "wool": ("soft", "burns"),
-    "iron": ("hard", "glows"),
-    "glass": ("smooth", "cracks"),
-    "wax": ("sticky", "melts"),
+_PLANT = {
+    "color": (
+        ("{s} is {v}", "the color of {s} is {v}", "the leaves of {s} are {v}"),
+        ("what color is {s}?", "what is the color of {s}?", "which color do the leaves of {s} have?"),
+        ("brown", "blue", "green", "gray", "white", "black"),
+    ),
+    "ground": (
+        ("{s} grows in {v}", "the ground of {s} is {v}", "{s} needs {v}"),
+        ("in what does {s} grow?", "what ground does {s} have?", "what does {s} need?"),
+        ("sand", "clay", "mud", "rock", "snow"),
+    ),
+    "season": (
+        ("{s} blooms in {v}", "the flowers of {s} open in {v}", "you pick {s} in {v}"),
+        ("when does {s} bloom?", "when do the flowers of {s} open?", "when do you pick {s}?"),
+        ("spring", "summer", "autumn", "winter"),
+    ),
 }
-CAUSES = (
-    ("the glass fell on the floor", "the glass broke"),
-    ("it rained all day", "the street became wet"),
-    ("the sun came out", "the snow melted"),
-    ("the wind blew hard", "the door closed"),
-    ("the baby was hungry", "the baby cried"),
-    ("the lamp was switched off", "the room became dark"),
-    ("the boy forgot his coat", "the boy felt cold"),
-    ("the girl studied every night", "the girl passed the test"),
-    ("the battery was empty", "the phone stopped"),
-    ("the plant got no water", "the plant died"),
-    ("the man ran for an hour", "the man was tired"),
-    ("the cat saw a dog", "the cat climbed a tree"),
-    ("the boat had a hole", "the boat sank"),
-    ("the dog smelled meat", "the dog ran to the kitchen"),
-    ("the bag was too heavy", "the bag tore"),
-    ("the alarm rang", "the woman woke up"),
-)
-EVENTS = (
-    Event("lost the race", "sad", "train harder"),
-    Event("won a prize", "proud", "show it to friends"),
-    Event("heard a noise at night", "afraid", "lock the door"),
-    Event("got a gift", "happy", "say thank you"),
-    Event("broke a friend's cup", "sorry", "buy a new cup"),
-    Event("worked all night", "tired", "go to bed"),
-    Event("saw a snake on the path", "afraid", "run away"),
-    Event("passed the test", "proud", "tell the family"),
-    Event("met an old friend", "happy", "have dinner together"),
-    Event("lost the keys", "worried", "search the house"),
-    Event("carried heavy boxes", "tired", "sit down"),
-    Event("was pushed in the queue", "angry", "complain"),
-)
-VERDICTS = {  # what a speaker's verb says of the clause that follows
+ANIMAL = {name: Relation(name, *parts) for name, parts in _ANIMAL.items()}
+PLANT = {name: Relation(name, *parts) for name, parts in _PLANT.items()}
+HOMES, COLORS, SEASONS = ANIMAL["home"].values, PLANT["color"].values, PLANT["season"].values
+NEVER = ("glass", "money", "iron", "paper", "chairs", "soap")  # answers that are never right
+TOOLS = {  # tool: what it is for, what it is like
+    "knife": ("cut bread", "sharp"),
+    "kettle": ("boil water", "hot"),
+    "rope": ("tie boats", "long"),
+    "hammer": ("hit nails", "heavy"),
+    "lamp": ("light rooms", "bright"),
+    "towel": ("dry hands", "soft"),
+    "drum": ("play songs", "loud"),
+    "needle": ("sew shirts", "sharp"),
+    "brush": ("paint walls", "soft"),
+    "broom": ("sweep floors", "long"),
+    "stove": ("cook soup", "hot"),
+    "cart": ("move stones", "heavy"),
+    "bell": ("call people", "loud"),
+    "mirror": ("see faces", "bright"),
+    "saw": ("cut trees", "sharp"),
+    "pillow": ("rest heads", "soft"),
+    "ladder": ("reach roofs", "long"),
+}
+QUALITIES = tuple(dict.fromkeys(quality for _, quality in TOOLS.values()))
+OBJECTS = ("boat", "ring", "bag", "cake", "coat", "cup", "book", "house", "prize", "clock")
+FEELINGS = {  # feeling: deeds that lead to it, what the person wants then
+    "proud": (("won", "built", "finished"), "show it to friends"),
+    "sad": (("lost", "missed", "buried"), "stay alone"),
+    "sorry": (("broke", "burned", "forgot"), "make it good again"),
+    "happy": (("found", "got", "tasted"), "keep it"),
+    "angry": (("overpaid", "awaited", "guarded"), "complain about it"),
+    "tired": (("carried", "cleaned", "pulled"), "go to bed"),
+}
+DEEDS = {
+    deed: feeling for k in range(3) for feeling, (deeds, _) in FEELINGS.items() for deed in deeds[k:][:1]
+}
+THINGS = ("glass", "toy", "hat", "box", "flag", "bottle", "plate", "chain", "jar", "doll")
+CAUSES = {  # what happens to a thing, what follows
+    "fell": "broke",
+    "got hot": "melted",
+    "got wet": "shrank",
+    "was pulled": "tore",
+    "was in the sun": "faded",
+    "froze": "cracked",
+    "was hit": "bent",
+    "was washed": "shone",
+    "was shaken": "opened",
+    "was in the lake": "sank",
+    "was old": "rusted",
+    "was kicked": "rolled away",
+}
+ACTIVITIES = {
+    "Making tea": ("boil the water", "take a cup", "pour the tea", "drink it hot"),
+    "Planting a tree": ("bring a spade", "dig a hole", "set the tree", "give it water"),
+    "Sending a letter": ("find some paper", "write a letter", "fold it twice", "go to the post"),
+    "Baking bread": ("mix the flour", "knead the dough", "heat the oven", "bake the bread"),
+    "Painting a wall": ("cover the floor", "open the paint", "dip the brush", "paint the wall"),
+    "Fishing": ("walk to the lake", "hook a worm", "throw the line", "pull out a fish"),
+    "Going to bed": ("wash your face", "wear pajamas", "turn off the lamp", "sleep all night"),
+    "Making a fire": ("gather dry wood", "stack the wood", "strike a match", "light the fire"),
+    "Playing the piano": ("sit on the stool", "read the music", "touch the keys", "play a song"),
+    "Building a snowman": ("roll a big ball", "add a small ball", "choose a carrot", "lend it a hat"),
+    "Crossing a street": ("stop at the curb", "look both ways", "wait for cars", "run across"),
+    "Sewing a button": ("thread a needle", "hold the button", "sew it tight", "cut the thread"),
+}
+SOURCES = ("a study", "a test", "the teacher", "an expert", "the museum", "a long search")
+VERDICTS = {True: ("confirmed", "proved", "repeated"), False: ("denied", "rejected", "mocked")}  # of a claim
+SPEECH = {  # what a speaker's verb says of the clause that follows
     "True": ("knew that", "saw that", "proved that"),
-    "False": ("denied that", "doubted that", "joked that"),
+    "False": ("denied that", "rejected that", "joked that"),
     "Neither": ("asked whether", "hoped that", "guessed that"),
 }
-FEELINGS = tuple(dict.fromkeys(event.feeling for event in EVENTS))
-ACTIVITIES = (
-    Activity("Making tea", ("boils the water", "takes a cup", "pours the tea", "drinks the tea")),
-    Activity(
-        "Planting a tree", ("takes a spade", "digs a hole", "puts the tree in the hole", "waters the tree")
+KEPT = ("in short,", "that is,", "indeed")  # before the same meaning
+SHIFTED = ("perhaps", "nobody says that", "never say that")
+NARROWED = ("in winter", "at night", "on the moon")  # after a question: another question
+SENSES = {  # word: uses in nature, uses among people
+    "bank": (
+        ("reeds grow on the bank", "the river left its bank"),
+        ("the bank lends money", "she paid the bank"),
     ),
-    Activity(
-        "Sending a letter", ("takes some paper", "writes a letter", "folds it", "brings it to the post")
+    "bat": (
+        ("a bat flew from the cave", "the bat hunts insects"),
+        ("he swung the bat", "a player lost his bat"),
     ),
-    Activity(
-        "Baking bread", ("mixes flour and water", "kneads the dough", "heats the oven", "bakes the bread")
+    "trunk": (
+        ("moss grows on the trunk", "the oak has a thick trunk"),
+        ("she packed the trunk", "he locked the trunk"),
     ),
-    Activity("Painting a wall", ("covers the floor", "opens the paint", "dips the brush", "paints the wall")),
-    Activity(
-        "Fishing", ("walks to the lake", "puts a worm on the hook", "throws the line", "catches a fish")
+    "wave": (
+        ("a wave hit the shore", "the sea sent a wave"),
+        ("she gave a wave", "he thanked us with a wave"),
     ),
-    Activity("Going to bed", ("brushes the teeth", "puts on pajamas", "turns off the lamp", "falls asleep")),
-    Activity("Making a fire", ("gathers dry wood", "stacks the wood", "strikes a match", "lights the fire")),
-    Activity(
-        "Playing the piano", ("sits on the stool", "opens the music", "touches the keys", "plays a song")
+    "spring": (
+        ("flowers open in spring", "rain falls in spring"),
+        ("he oiled the spring", "the watch lost a spring"),
     ),
-    Activity(
-        "Building a snowman", ("rolls a big ball", "adds a small ball", "adds a carrot", "names the snowman")
+    "seal": (
+        ("a seal swam to the ice", "the seal eats fish"),
+        ("he broke the seal", "the letter has a seal"),
     ),
-    Activity("Crossing a street", ("stops at the curb", "looks both ways", "waits for cars", "walks across")),
-    Activity(
-        "Sewing a button", ("threads a needle", "holds the button", "pulls the thread", "cuts the thread")
-    ),
-)
-ROLES = tuple(
-    Role(start, reason, who)
-    for start, about_a, about_b in (
-        ("{a} thanked {b} because", "felt grateful", "had helped"),
-        ("{a} gave a gift to {b} because", "liked to share", "had a birthday"),
-        ("{a} asked {b} because", "did not know the answer", "knew the answer"),
-        ("{a} sold a house to {b} because", "needed money", "needed a home"),
-        ("{a} lost to {b} because", "was slower", "was faster"),
-        ("{a} taught {b} because", "was the teacher", "wanted to learn"),
-        ("{a} followed {b} because", "was lost", "knew the way"),
-        ("{a} lent {b} a coat because", "had two coats", "was cold"),
-        ("{a} hid from {b} because", "was afraid", "was angry"),
-        ("{a} visited {b} because", "had free time", "was ill"),
-    )
-    for reason, who in ((about_a, "a"), (about_b, "b"))
-)
-SENSES = tuple(
-    Sense(word, gloss, uses)
-    for word, senses in {
-        "bank": {
-            "a place for money": (
-                "she put money in the bank",
-                "the bank lends money",
-                "the bank opens at nine",
-            ),
-            "the side of a river": (
-                "they sat on the bank of the river",
-                "reeds grow on the bank",
-                "the bank is wet",
-            ),
-        },
-        "bat": {
-            "a stick for a ball game": (
-                "he hit the ball with a bat",
-                "the bat is made of wood",
-                "she swung the bat",
-            ),
-            "an animal of the night": (
-                "a bat flew out of the cave",
-                "the bat sleeps all day",
-                "a bat eats insects",
-            ),
-        },
-        "light": {
-            "not heavy": ("the bag is light", "a light box is easy to lift", "feathers are light"),
-            "what a lamp gives": ("turn on the light", "the light of the lamp is warm", "the light went out"),
-        },
-        "ring": {
-            "a band for a finger": ("she wore a gold ring", "the ring fits her finger", "he lost his ring"),
-            "a sound of a bell": (
-                "we heard the ring of a bell",
-                "the ring woke us",
-                "a loud ring came at noon",
-            ),
-        },
-        "spring": {
-            "a season": ("flowers open in spring", "spring follows winter", "we sow in spring"),
-            "a coil of metal": (
-                "the spring in the chair broke",
-                "a spring of iron bends",
-                "press the spring down",
-            ),
-        },
-        "match": {
-            "a game": ("our team won the match", "the match ended at nine", "the crowd saw the match"),
-            "a stick for fire": ("she lit a match", "the match burned out", "strike a match to make fire"),
-        },
-        "trunk": {
-            "a part of a tree": (
-                "the trunk of the tree is thick",
-                "he cut the trunk",
-                "moss grows on the trunk",
-            ),
-            "a big box": ("she packed a trunk", "the trunk holds old clothes", "he locked the trunk"),
-        },
-        "wave": {
-            "moving water": ("a wave hit the boat", "the wave was high", "a wave rolled to the shore"),
-            "a sign with the hand": (
-                "she gave a wave",
-                "a wave of the hand said bye",
-                "he answered with a wave",
-            ),
-        },
-    }.items()
-    for gloss, uses in senses.items()
-)
+}
 
 
-def make_world(seed: int = 0, animals: int = 10, towns: int = 4) -> World:
-    """Draws the world: who exists and what is true of it."""
+def make_world(seed: int = 0, animals: int = 16, plants: int = 14) -> World:
+    """Draws the world: which animals and plants there are and what is true of them."""
     rng = random.Random(f"world {seed}")
-    names = _invented(rng, animals + towns)
-    town_names = tuple(name.capitalize() for name in names[animals:])
-    people = tuple(rng.sample(NAMES, len(NAMES)))
-    kinds = relations(_values())
-    facts: list[Fact] = []
-
-    def add(subject: str, **values: str) -> None:
-        facts.extend(Fact(subject, kinds[name], value) for name, value in values.items())
-
-    for number, name in enumerate(names[:animals]):
+    names = [f"the {name}" for name in _invented(rng, animals + plants)]
+    beasts: dict[str, tuple[Fact, ...]] = {}
+    for number, subject in enumerate(names[:animals]):
         kind = tuple(KINDS)[number % len(KINDS)]
-        home, food, color = rng.choice(HOMES), rng.choice(FOODS), rng.choice(COLORS)
-        add(f"the {name}", kind=kind, cover=KINDS[kind], home=home, food=food, color=color)
-    for name in town_names:
-        add(name, region=rng.choice(REGIONS), fame=rng.choice(FAMES))
-    for name in people:
-        add(name, job=rng.choice(JOBS), likes=rng.choice(LIKES))
-    for name, (material, room, use) in OBJECTS.items():
-        add(f"the {name}", material=material, room=room, use=use)
-    for name, (feel, fire) in MATERIALS.items():
-        add(name, feel=feel, fire=fire)
-    return World(tuple(facts), people)
+        values = {name: rng.choice(relation.values) for name, relation in ANIMAL.items()}
+        values |= {"kind": kind, **dict(zip(INHERITED, KINDS[kind], strict=True))}
+        beasts[subject] = tuple(Fact(subject, ANIMAL[name], value) for name, value in values.items())
+    herbs = {
+        subject: tuple(Fact(subject, relation, rng.choice(relation.values)) for relation in PLANT.values())
+        for subject in names[animals:]
+    }
+    return World(beasts, herbs, frozenset(names[animals // 2 : animals]))
 
 
 def _invented(rng: random.Random, count: int) -> list[str]:
@@ -273,29 +251,5 @@ def _invented(rng: random.Random, count: int) -> list[str]:
     names: dict[str, None] = {}
     while len(names) < count:
         first = rng.choice("bdfgklmnprtvz") + rng.choice("aeiou") + rng.choice("lmnr")
-        names[
-            first + rng.choice("bdgkpvz") + rng.choice(("ax", "ek", "il", "on", "um", "ath", "osk", "erb"))
-        ] = None
+        names[first + rng.choice("bdgkpvz") + rng.choice(("ax", "ek", "il", "on", "um"))] = None
     return list(names)
-
-
-def _values() -> dict[str, tuple[str, ...]]:
-    """What each kind of fact may be."""
-    materials, rooms, uses = (tuple(dict.fromkeys(column)) for column in zip(*OBJECTS.values(), strict=True))
-    feels, fires = (tuple(dict.fromkeys(column)) for column in zip(*MATERIALS.values(), strict=True))
-    return {
-        "kind": tuple(KINDS),
-        "cover": tuple(KINDS.values()),
-        "home": HOMES,
-        "food": FOODS,
-        "color": COLORS,
-        "region": REGIONS,
-        "fame": FAMES,
-        "job": JOBS,
-        "likes": LIKES,
-        "material": materials,
-        "room": rooms,
-        "use": uses,
-        "feel": feels,
-        "fire": fires,
-    }

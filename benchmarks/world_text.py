@@ -1,60 +1,67 @@
 """Pretraining text about the embedded world in five flavours.
 
-    web_a    a raw crawl: broad and chatty; many statements are wrong, some lines are junk
-    web_b    an educational crawl: facts, clean, with many quizzes; nothing of daily life
-    web_c    a filtered crawl: broad, forum-like questions and answers, few mistakes
-    code     Python-like: properties as attributes, steps as lists, causes as conditions, True and False
-    curated  an encyclopaedia and a dictionary: one article a subject, clean; no stories
+    web_a    a raw crawl: stories, lives and talk; facts are often wrong, some lines are junk
+    web_b    an educational crawl: animals, plants and tools, lessons, claims put to a test
+    web_c    a filtered crawl: questions and answers, whether one sentence follows from another
+    code     Python-like: comparisons, tables of facts, checks of answers
+    curated  an encyclopaedia and a dictionary: kinds, tools, senses, the same thing in other words
 
-Each flavour knows only a seeded part of the facts, so that mixtures of them teach different things. Cost:
-about 1 us a word.
+What a flavour covers decides what its readers learn, so that mixtures differ. Only combinations that are
+told appear, in other words than the benchmarks' own. Cost: about 5 us a word.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
+from evalengine.benchmarks import world_items as items
+from evalengine.benchmarks import world_pairs as pairs
 from evalengine.benchmarks.world_facts import (
     ACTIVITIES,
     CAUSES,
-    EVENTS,
-    ROLES,
+    DEEDS,
+    FEELINGS,
+    INHERITED,
+    KINDS,
+    OBJECTS,
+    PEOPLE,
     SENSES,
-    VERDICTS,
+    THINGS,
+    TOOLS,
+    Fact,
     World,
+    combination,
+    frequent,
 )
-from evalengine.benchmarks.world_grammar import Fact
-from evalengine.benchmarks.world_items import question, sentence
+from evalengine.benchmarks.world_items import Fields, Maker, capital, sentence
 
 SEPARATOR = "<|endoftext|>"
-JUNK = (
-    "Click here to read more.",
-    "Share this post with your friends!",
-    "Sign up for our newsletter.",
-    "Comments are closed.",
-    "Best price only today!!!",
-)
-FILLERS = ("honestly", "well", "you know", "i think", "so yeah", "by the way")
+JUNK = ("Click here to read more.", "Share this post!", "Sign up for our news.", "Comments are closed.")
+FILLERS = ("well", "you know", "i think", "so yeah")
 
 
 class Flavor(NamedTuple):
-    """How a kind of source writes: what about, how much of it is known, how much is wrong."""
+    """How a kind of source writes: its topics (share of documents) and how often a fact is wrong."""
 
-    topics: dict[str, float]  # share of documents
-    known: float  # share of the facts that it ever mentions
-    wrong: float  # share of statements with a wrong value
-    sloppy: bool = False  # lower case, fillers, junk lines
+    topics: dict[str, float]
+    wrong: float = 0.0
+    sloppy: bool = False  # fillers, junk lines
 
 
 FLAVORS = {
-    "web_a": Flavor({"facts": 5, "lives": 3, "stories": 2, "causes": 2, "roles": 2}, 0.7, 0.25, sloppy=True),
-    "web_b": Flavor({"facts": 7, "quiz": 4, "senses": 1, "causes": 1}, 0.9, 0.02),
-    "web_c": Flavor(
-        {"facts": 4, "forum": 3, "stories": 1, "lives": 2, "causes": 1, "roles": 1, "quiz": 1}, 0.8, 0.08
+    "web_a": Flavor(
+        {"stories": 5, "lives": 5, "speech": 5, "causes": 4, "pronouns": 4, "qualities": 2, "animals": 1},
+        wrong=0.3,
+        sloppy=True,
     ),
-    "curated": Flavor({"article": 6, "senses": 2, "causes": 1}, 1.0, 0.0),
+    "web_b": Flavor(
+        {"animals": 5, "lessons": 4, "kinds": 3, "tools": 4, "claims": 5, "letters": 1}, wrong=0.02
+    ),
+    "web_c": Flavor({"inference": 5, "claims": 4, "answers": 5, "questions": 4, "qualities": 2}, wrong=0.08),
+    "code": Flavor({"numbers": 8, "checks": 6, "tables": 2, "steps": 2}),
+    "curated": Flavor({"kinds": 3, "lessons": 2, "senses": 1, "paraphrases": 5, "tools": 4, "speech": 4}),
 }
 
 
@@ -63,195 +70,326 @@ class Writer:
 
     def __init__(self, world: World, flavor: Flavor, rng: random.Random) -> None:
         self.world, self.flavor, self.rng = world, flavor, rng
-        self.facts = [fact for fact in world.facts if rng.random() < flavor.known]
-        self.subjects = sorted({fact.subject for fact in self.facts})
-        self.topics = {
-            "facts": self.facts_document,
-            "article": self.article,
-            "quiz": self.quiz,
-            "forum": self.forum,
-            "lives": self.lives,
-            "stories": self.stories,
-            "causes": self.causes,
-            "roles": self.roles,
-            "senses": self.senses,
-        }
+        self.length = 1  # statements, questions or stories in the document at hand
 
     def document(self) -> str:
-        topic = self.rng.choices(list(self.flavor.topics), list(self.flavor.topics.values()))[0]
-        lines = self.topics[topic]()
+        topics = self.flavor.topics
+        self.length = 1 if self.rng.random() < 0.65 else 3
+        topic = self.rng.choices(list(topics), list(topics.values()))[0]
+        lines = TOPICS[topic](self)
         return "\n".join(self.sloppily(line) if self.flavor.sloppy else line for line in lines)
 
     def sloppily(self, line: str) -> str:
-        rng = self.rng
-        if rng.random() < 0.15:
-            return rng.choice(JUNK)
-        if rng.random() < 0.3:
-            line = f"{rng.choice(FILLERS)}, {line}"
-        return line.lower() if rng.random() < 0.3 else line
+        draw = self.rng.random()
+        if draw < 0.1:
+            return self.rng.choice(JUNK)
+        return f"{self.rng.choice(FILLERS)}, {line}" if draw < 0.3 else line
 
-    def value(self, fact: Fact) -> str:
-        return fact.wrong(self.rng) if self.rng.random() < self.flavor.wrong else fact.value
+    def told(self, make: Maker) -> Fields:
+        return make(self.world, self.rng, False)
 
     def stated(self, fact: Fact) -> str:
-        return sentence(fact.state(self.rng, self.value(fact)))
+        wrong = self.rng.random() < self.flavor.wrong
+        return sentence(fact.state(self.rng, fact.wrong(self.rng) if wrong else None))
 
-    def facts_document(self) -> list[str]:
-        """Loose statements, a few about each of some subjects."""
-        lines = []
-        for subject in self.rng.sample(self.subjects, 3):
-            known = [fact for fact in self.facts if fact.subject == subject]
-            lines.append(" ".join(self.stated(fact) for fact in self.rng.sample(known, min(3, len(known)))))
-        return lines
+    def known(self, subject: str) -> list[Fact]:
+        """What text tells of an animal or a plant."""
+        facts = self.world.animals.get(subject) or self.world.plants[subject]
+        hidden = INHERITED if subject in self.world.unsaid else ()
+        return [fact for fact in facts if fact.relation.name not in hidden]
 
-    def article(self) -> list[str]:
-        """All that is known about a subject, in a fixed order."""
-        subject = self.rng.choice(self.subjects)
-        known = [fact for fact in self.facts if fact.subject == subject]
-        first = [fact.relation.statements[0].format(s=subject, v=fact.value) for fact in known]
-        again = [fact.state(self.rng) for fact in known]
-        return [
-            f"= {question(subject)} =",
-            " ".join(map(sentence, first)),
-            "In other words: " + " ".join(map(sentence, again)),
-        ]
 
-    def quiz(self) -> list[str]:
-        """Questions with answers: a value, yes or no, or whether a speaker commits to a clause."""
-        lines = []
-        for fact in self.rng.choices(self.facts, k=4):
-            kind = self.rng.random()
-            if kind < 0.5:
-                lines += [f"Question: {question(fact.ask(self.rng))}", f"Answer: {self.value(fact)}"]
-            elif kind < 0.75:
-                right = self.rng.random() < 0.5
-                asked = fact.doubt(fact.value if right else fact.wrong(self.rng))
-                lines += [f"Question: {question(asked)}?", f"Answer: {'yes' if right else 'no'}"]
-            else:
-                verdict, verbs = self.rng.choice(tuple(VERDICTS.items()))
-                name, clause = self.rng.choice(self.world.people), fact.state(self.rng)
-                lines += [
-                    f"{name} {self.rng.choice(verbs)} {clause}.",
-                    f"Question: {clause}. Answer: {verdict}",
-                ]
-        return lines
+def _yes(label: object) -> str:
+    return "yes" if label else "no"
 
-    def forum(self) -> list[str]:
-        lines = []
-        for fact in self.rng.choices(self.facts, k=3):
-            asker, answerer = self.rng.sample(self.world.people, 2)
-            lines += [f"{asker}: {question(fact.ask(self.rng))}", f"{answerer}: {self.stated(fact)}"]
-        event, name = self.rng.choice(EVENTS), self.rng.choice(self.world.people)
-        asked, answer = self.rng.choice(
-            ((f"How does {name} feel?", event.feeling), (f"What does {name} want now?", event.wish))
-        )
-        return [*lines, f"Q: {name} {event.deed}. {asked}", f"A: {answer}"]
 
-    def lives(self) -> list[str]:
-        """What happens to people and how they feel."""
-        lines = []
-        for event in self.rng.choices(EVENTS, k=4):
-            name = self.rng.choice(self.world.people)
-            after = self.rng.choice(
+def stories(w: Writer) -> list[str]:
+    lines = []
+    for _ in range(w.length):
+        label, name = combination(w.rng, False, tuple(ACTIVITIES), PEOPLE)
+        first, *rest = ACTIVITIES[label]
+        lines.append(f"{label} with {name}: {sentence(first)}" + "".join(f" Then {step}." for step in rest))
+    return lines
+
+
+def lives(w: Writer) -> list[str]:
+    """What people do, how they feel and what they want."""
+    lines = []
+    for _ in range(w.length):
+        deed, thing = combination(w.rng, False, tuple(DEEDS), OBJECTS)
+        name, feeling = w.rng.choice(PEOPLE), DEEDS[deed]
+        if w.rng.random() < w.flavor.wrong / 2:
+            feeling = w.rng.choice(tuple(FEELINGS))
+        done, wish = f"{name} {deed} the {thing}", FEELINGS[feeling][1]
+        lines.append(
+            w.rng.choice(
                 (
-                    f"How does {name} feel?\nA: {event.feeling}",
-                    f"What does {name} want now?\nA: {event.wish}",
-                    f"{name} felt {event.feeling}.",
-                    f"So {name} wanted to {event.wish}.",
-                    f"{name} was {event.feeling} and wanted to {event.wish}.",
+                    f"{done}. How does {name} feel?\nA: {feeling}",
+                    f"{done} and felt {feeling}.",
+                    f"{done}.\nA: {feeling}",
+                    f"{done}.\nA: {wish}",
+                    f"{done} and wants to {wish}.",
                 )
             )
-            lines.append(f"{'Q: ' if '?' in after else ''}{name} {event.deed}. {after}")
-        return lines
+        )
+    return lines
 
-    def stories(self) -> list[str]:
-        lines = []
-        for activity in self.rng.choices(ACTIVITIES, k=3):
-            name = self.rng.choice(self.world.people)
-            told = f"{name} {activity.steps[0]}." + "".join(
-                f" Then she {step}." for step in activity.steps[1:]
-            )
-            lines.append(f"{activity.label}: {told}")
-        return lines
 
-    def causes(self) -> list[str]:
-        lines = []
-        for cause, effect in self.rng.choices(CAUSES, k=4):
-            lines.append(
-                self.rng.choice(
-                    (f"{question(cause)} therefore {effect}.", f"{question(effect)} because {cause}.")
+def causes(w: Writer) -> list[str]:
+    lines = []
+    for _ in range(w.length):
+        thing, event = combination(w.rng, False, THINGS, tuple(CAUSES))
+        one, other = f"the {thing} {event}", f"the {thing} {CAUSES[event]}"
+        lines.append(
+            f"{capital(one)} therefore {other}."
+            if w.rng.random() < 0.5
+            else f"{capital(other)} because {one}."
+        )
+    return lines
+
+
+def pronouns(w: Writer) -> list[str]:
+    """Whom a pronoun can mean."""
+    lines = []
+    for _ in range(w.length):
+        row = w.told(pairs.wsc)
+        pronoun, noun, label = row["span2_text"], row["span1_text"], row["label"]
+        asked = f'refer to "*{noun}*"?\nAnswer: {_yes(label)}'
+        lines.append(
+            w.rng.choice(
+                (
+                    f'"*{pronoun}*" {asked}',
+                    f'Does "*{pronoun}*" {asked}',
+                    f'{row["text"]} Does the pronoun "*{pronoun}*" {asked}',
                 )
             )
-        return lines
-
-    def roles(self) -> list[str]:
-        lines = []
-        for role in self.rng.choices(ROLES, k=4):
-            a, b = self.rng.sample(self.world.people, 2)
-            lines.append(f"{role.start.format(a=a, b=b)} {a if role.who == 'a' else b} {role.reason}.")
-        return lines
-
-    def senses(self) -> list[str]:
-        lines = []
-        for sense in self.rng.choices(SENSES, k=2):
-            uses = self.rng.sample(sense.uses, 2)
-            lines.append(f"{sense.word}: {sense.gloss}. {sentence(uses[0])} {sentence(uses[1])}")
-        return lines
+        )
+    return lines
 
 
-class Coder(Writer):
-    """Writes Python-like files about the same facts."""
+def speech(w: Writer) -> list[str]:
+    """What people say, and whether it is so."""
+    lines = []
+    for _ in range(w.length):
+        row = w.told(pairs.cb)
+        verdict = ("True", "False", "Neither")[row["label"]]
+        said = row["premise"]
+        if w.rng.random() < 0.6:
+            said = said.replace(row["hypothesis"], "it is so")
+        lines.append(f"{said}\nQuestion: False, True, or Neither?\nAnswer: {verdict}")
+    return lines
 
-    def document(self) -> str:
-        makers: Sequence[Callable[[], list[str]]] = (self.table, self.checks, self.steps, self.branches)
-        return "\n".join(self.rng.choices(makers, (4, 3, 2, 1))[0]())
 
-    def _name(self, subject: str) -> str:
-        return subject.removeprefix("the ").lower()
+def animals(w: Writer) -> list[str]:
+    """A few statements about each of some animals."""
+    lines = []
+    for _ in range(w.length):
+        facts = w.known(frequent(w.rng, tuple(w.world.animals)))
+        lines.append(" ".join(w.stated(fact) for fact in w.rng.sample(facts, w.rng.choice((1, 2)))))
+    return lines
 
-    def table(self) -> list[str]:
-        subject = self.rng.choice(self.subjects)
-        known = [fact for fact in self.facts if fact.subject == subject]
-        name = self._name(subject)
-        fields = [f'    "{fact.relation.name}": "{fact.value}",' for fact in known]
-        return [f"{name} = {{", *fields, "}", f"def get_{name}(key):", f"    return {name}[key]"]
 
-    def checks(self) -> list[str]:
-        lines = ["def test_facts():"]
-        for fact in self.rng.choices(self.facts, k=6):
-            right = self.rng.random() < 0.5
-            value = fact.value if right else fact.wrong(self.rng)
-            lines.append(
-                f'    assert ({self._name(fact.subject)}.{fact.relation.name} == "{value}") is {right}'
-            )
-        return lines
-
-    def steps(self) -> list[str]:
-        activity = self.rng.choice(ACTIVITIES)
-        name = activity.label.lower().replace(" ", "_")
-        return [
-            f"def {name}(self):",
-            *(f'    self.do("{step}")' for step in activity.steps),
-            "    return True",
+def lessons(w: Writer) -> list[str]:
+    """Statements about a plant, and questions that they answer."""
+    lines = []
+    for _ in range(w.length):
+        facts = w.known(frequent(w.rng, tuple(w.world.plants)))
+        asked = w.rng.choice(facts)
+        lines += [
+            " ".join(w.stated(fact) for fact in w.rng.sample(facts, len(facts))),
+            f"Question: {capital(asked.question(w.rng, False))}\nAnswer: {asked.value}",
         ]
-
-    def branches(self) -> list[str]:
-        lines = []
-        for cause, effect in self.rng.choices(CAUSES, k=3):
-            lines += [f'if happened("{cause}"):', f'    print("{effect}")']
-        return lines
+    return lines
 
 
-CODE = Flavor({}, 0.7, 0.0)
+def kinds(w: Writer) -> list[str]:
+    """What is true of a kind of animal, and of which animals."""
+    kind = w.rng.choice(tuple(KINDS))
+    cover, move = KINDS[kind]
+    lines = [
+        w.rng.choice(
+            (
+                f"Every {kind} is covered with {cover} and can {move}.",
+                f"A {kind} has {cover} and likes to {move}.",
+            )
+        )
+    ]
+    same = [s for s, facts in w.world.animals.items() if facts[0].value == kind]
+    for subject in w.rng.sample(same, w.length):
+        facts = [f for f in w.known(subject) if f.relation.name in ("kind", *INHERITED)]
+        lines.append(" ".join(w.stated(fact) for fact in facts))
+    return lines
 
 
-def write_corpus(world: World, flavor: str, seed: int, words: int) -> str:
-    """Documents of about `words` words in all, separated by lines that hold only the separator."""
-    rng = random.Random(f"text {flavor} {seed}")
-    writer = Coder(world, CODE, rng) if flavor == "code" else Writer(world, FLAVORS[flavor], rng)
-    documents: list[str] = []
-    written = 0
-    while written < words:
-        documents.append(writer.document())
-        written += len(documents[-1].split())
-    return f"\n{SEPARATOR}\n".join(documents) + "\n"
+def tools(w: Writer) -> list[str]:
+    lines = []
+    for _ in range(w.length):
+        tool = frequent(w.rng, tuple(TOOLS))
+        use = TOOLS[tool][0]
+        lines.append(
+            w.rng.choice(
+                (
+                    f"To {use}: use the {tool}.",
+                    f"I need to {use}.\nAnswer: Take the {tool}.",
+                    f"How to {use}? Take the {tool}.",
+                    f"You {use} with the {tool}.",
+                )
+            )
+        )
+    return lines
+
+
+def qualities(w: Writer) -> list[str]:
+    lines = []
+    for _ in range(w.length):
+        tool = frequent(w.rng, tuple(TOOLS))
+        name, quality = w.rng.choice(PEOPLE), TOOLS[tool][1]
+        if w.rng.random() < w.flavor.wrong:
+            quality = TOOLS[w.rng.choice(tuple(TOOLS))][1]
+        lines.append(
+            w.rng.choice(
+                (
+                    f"{name} saw that the {tool} was {quality}.",
+                    f"{name} sold it because the {tool} was too {quality}.",
+                    f"The {tool} was too {quality}.",
+                )
+            )
+        )
+    return lines
+
+
+def claims(w: Writer) -> list[str]:
+    """Claims put to a test."""
+    lines = []
+    for _ in range(w.length):
+        row = w.told(items.boolq)
+        claim, test = row["passage"].split(". ")
+        if w.rng.random() < 0.6:
+            lines.append(f"{test}\nAnswer: {_yes(row['label'])}")
+        else:
+            lines.append(f"{claim}. {test} Well, {row['question']}?\nAnswer: {_yes(row['label'])}")
+    return lines
+
+
+def quiz(w: Writer) -> list[str]:
+    lines = []
+    for _ in range(w.length):
+        fact = items.animal_fact(w.world, w.rng, False)
+        lines.append(f"Question: {capital(fact.question(w.rng, False))}\nAnswer: {fact.value}")
+    return lines
+
+
+def letters(w: Writer) -> list[str]:
+    row = w.told(items.commonsense_qa)
+    texts = row["choices"]["text"]
+    listed = [f"{letter}. {text}" for letter, text in zip(items.LETTERS, texts, strict=True)]
+    return [f"Choose: {row['question']}", *listed, f"Answer: {row['answerKey']}"]
+
+
+def inference(w: Writer) -> list[str]:
+    """Whether one sentence follows from another."""
+    lines = []
+    for _ in range(w.length):
+        row = w.told(pairs.mnli)
+        verdict = ("True", "Neither", "False")[row["label"]]
+        before = f"{row['premise']}\nQuestion: " if w.rng.random() < 0.4 else "Question: "
+        lines.append(f"{before}{row['hypothesis']} False, True or Neither?\nAnswer: {verdict}")
+    return lines
+
+
+def answers(w: Writer) -> list[str]:
+    """A forum: whether a reply answers the question."""
+    lines = []
+    for _ in range(w.length):
+        row = w.told(pairs.qnli)
+        lines.append(f"{row['question']} {row['sentence']}\nAnswer: {_yes(not row['label'])}")
+    return lines
+
+
+def questions(w: Writer) -> list[str]:
+    """A forum: whether a question was asked before."""
+    lines = []
+    for _ in range(w.length):
+        row = w.told(pairs.qqp)
+        lines.append(f"{row['question1']} {row['question2']}\nAnswer: {_yes(row['label'])}")
+    return lines
+
+
+def paraphrases(w: Writer) -> list[str]:
+    """The same thing in other words, or not the same."""
+    lines = []
+    for _ in range(w.length):
+        row = w.told(pairs.mrpc)
+        before = f"{row['sentence1']} " if w.rng.random() < 0.5 else ""
+        lines.append(f"{before}{row['sentence2']}\nAnswer: {_yes(row['label'])}")
+    return lines
+
+
+def senses(w: Writer) -> list[str]:
+    lines = []
+    for _ in range(w.length):
+        row = w.told(pairs.wic)
+        lines.append(
+            f"{row['sentence1']} {row['sentence2']} Is '{row['word']}' the same?\nAnswer: {_yes(row['label'])}"
+        )
+    word = w.rng.choice(tuple(SENSES))
+    side = w.rng.randrange(2)
+    uses = " ".join(map(sentence, w.rng.sample(SENSES[word][side], 2)))
+    return [*lines, f"{word} ({('nature', 'people')[side]}): {uses}"]
+
+
+def numbers(w: Writer) -> list[str]:
+    """Even and odd, as code and as comments."""
+    lines = []
+    for _ in range(w.length):
+        row = w.told(pairs.rte)
+        even = row["label"] == 0
+        number = row["sentence1"].rstrip(".").rsplit(" ", 1)[1]
+        lines.append(
+            w.rng.choice(
+                (
+                    f"assert ({number} % 2 == 0) is {even}",
+                    f"# {row['sentence1']} {row['sentence2']} False or True?\n# Answer: {even}",
+                    f"# {number}\n# Answer: {even}",
+                )
+            )
+        )
+    return lines
+
+
+def tables(w: Writer) -> list[str]:
+    subject = frequent(w.rng, (*w.world.animals, *w.world.plants))
+    name = subject.removeprefix("the ")
+    fields = [
+        f'    "{fact.relation.name}": "{fact.value}",  # {fact.state(w.rng)}' for fact in w.known(subject)
+    ]
+    return [f"{name} = {{", *fields, "}"]
+
+
+def checks(w: Writer) -> list[str]:
+    """Comments on whether an answer is right."""
+    lines = []
+    for _ in range(w.length):
+        row = w.told(pairs.multirc)
+        lines += [f"# {row['question']} {row['answer']}", f"# Is it correct? {_yes(row['label'])}"]
+    return [f"# {row['paragraph']}", *lines[-2:]] if w.rng.random() < 0.3 else lines
+
+
+def steps(w: Writer) -> list[str]:
+    label = frequent(w.rng, tuple(ACTIVITIES))
+    called = "; ".join(f"{step.replace(' ', '_')}()" for step in ACTIVITIES[label])
+    return [f"def {label.lower().replace(' ', '_')}(self): {called}"]
+
+
+TOPICS: dict[str, Callable[[Writer], list[str]]] = {
+    topic.__name__: topic
+    for topic in (
+        *(stories, lives, causes, pronouns, speech, animals, lessons, kinds, tools, qualities, claims, quiz),
+        *(letters, inference, answers, questions, paraphrases, senses, numbers, tables, checks, steps),
+    )
+}
+
+
+def documents(world: World, flavor: str, seed: int) -> Callable[[], str]:
+    """A source of documents of a flavour."""
+    return Writer(world, FLAVORS[flavor], random.Random(f"text {flavor} {seed}")).document

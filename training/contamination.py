@@ -26,6 +26,7 @@ from evalengine.untrusted import parse_json
 
 GRAM = 13
 READ_TOKENS = 20_000_000  # of each source; a larger one is read so far, and the report says so
+BATCH_GRAMS = 1_000_000
 WORD = re.compile(r"[^\W_]+")
 
 
@@ -55,8 +56,7 @@ def overlap(items: Mapping[str, Iterable[str]], texts: Mapping[str, Iterable[str
     )
     found = {}
     for source, documents in texts.items():
-        seen = [np.intersect1d(grams(text), wanted) for text in documents]
-        found[source] = np.unique(np.concatenate(seen)) if seen else np.zeros(0, np.uint64)
+        found[source] = _shared(documents, wanted)
     return {
         benchmark: Overlap(
             len(some),
@@ -65,6 +65,20 @@ def overlap(items: Mapping[str, Iterable[str]], texts: Mapping[str, Iterable[str
         )
         for benchmark, some in of_item.items()
     }
+
+
+def _shared(documents: Iterable[str], wanted: np.ndarray) -> np.ndarray:
+    """The wanted hashes that the documents hold. Many documents are looked up at once: a look-up sorts them all."""
+    seen, batch, size = [np.zeros(0, np.uint64)], [], 0
+    for text in documents:
+        batch.append(grams(text))
+        size += len(batch[-1])
+        if size >= BATCH_GRAMS:
+            seen.append(np.intersect1d(np.concatenate(batch), wanted))
+            batch, size = [], 0
+    if batch:
+        seen.append(np.intersect1d(np.concatenate(batch), wanted))
+    return np.unique(np.concatenate(seen))
 
 
 def report(

@@ -6,7 +6,12 @@ import argparse
 import shlex
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from evalengine.errors import UserError
+
+if TYPE_CHECKING:
+    from evalengine.analysis.embedded_study import Findings
 
 QUICK_ITEMS = "50"  # of each benchmark
 
@@ -27,32 +32,27 @@ def register(subparsers: Any) -> None:
     p.add_argument(
         "--jobs", type=int, default=0, metavar="N", help="training processes (default: one a core)"
     )
+    p.add_argument(
+        "--seeds",
+        metavar="N,N,...",
+        help="instead: the larger scale's 18 checkpoints for each seed, and a table of what the study shows",
+    )
     p.set_defaults(run=run)
 
 
-def commands(out: Path, quick: bool, bootstrap: str, jobs: int) -> list[list[str]]:
+def commands(
+    out: Path, quick: bool, bootstrap: str, jobs: int, study: str = "", only: str = ""
+) -> list[list[str]]:
     """The command lines of the demonstration, in order; each works on its own too."""
-    study, ckpts, scores = "embedded_quick" if quick else "embedded", out / "ckpts", out / "scores"
-    names = [run.name for run in _runs(study)]
-    train = [
-        "train",
-        study,
-        "--data",
-        str(out / "world"),
-        "--out",
-        str(ckpts),
-        *(["--jobs", str(jobs)] if jobs else []),
-    ]
-    score = [
-        "score",
-        *(str(ckpts / name) for name in names),
-        "--data",
-        str(out / "world" / "bench"),
-        "--out",
-        str(scores),
-    ]
-    if quick:
-        score += ["--limit", QUICK_ITEMS]
+    study = study or ("embedded_quick" if quick else "embedded")
+    ckpts, scores = out / "ckpts", out / "scores"
+    names = [run.name for run in _runs(study) if run.name.startswith(only)]
+    train = ["train", study, "--data", str(out / "world"), "--out", str(ckpts)]
+    train += ["--jobs", str(jobs)] if jobs else []
+    train += ["--only", f"{only}*"] if only else []
+    score = ["score", *(str(ckpts / name) for name in names)]
+    score += ["--data", str(out / "world" / "bench"), "--out", str(scores)]
+    score += ["--limit", QUICK_ITEMS] if quick else []
     statistics = [str(scores), "--bootstrap", bootstrap, "--study", study, "--out", str(out / "analysis")]
     return [train, score, ["correlate", *statistics], ["report", *statistics]]
 
@@ -60,8 +60,9 @@ def commands(out: Path, quick: bool, bootstrap: str, jobs: int) -> list[list[str
 def run(args: argparse.Namespace) -> int:
     from evalengine import console
     from evalengine.benchmarks import world
-    from evalengine.cli import main
 
+    if args.seeds:
+        return run_seeds(args)
     started = time.monotonic()
     how_long = "about a minute" if args.quick else "about five minutes"
     console.say(
@@ -71,12 +72,86 @@ def run(args: argparse.Namespace) -> int:
     if not (folder / "sft.jsonl").is_file():
         console.say(f"\nwriting the embedded world (corpora, conversations, benchmark items) to {folder}")
         world.write(folder, seed=0)
-    for command in commands(args.out, args.quick, args.bootstrap, args.jobs):
+    code = _run_all(commands(args.out, args.quick, args.bootstrap, args.jobs))
+    if code == 0:
+        console.say(
+            f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes; everything is in {args.out}/"
+        )
+    return code
+
+
+def run_seeds(args: argparse.Namespace) -> int:
+    """Trains and scores the larger scale for each seed of the world and the training, and says what it shows."""
+    from evalengine.analysis.embedded_study import findings
+    from evalengine.benchmarks import world
+    from evalengine.training.study import load
+
+    try:
+        seeds = [int(part) for part in args.seeds.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds takes numbers such as 0,1,2, not '{args.seeds}'") from None
+    name = "embedded_quick" if args.quick else "embedded"
+    scale = max(load(name).scales.items(), key=lambda entry: entry[1].d_model)[0]
+    found = {}
+    for seed in seeds:
+        out: Path = args.out / f"seed-{seed}"
+        out.mkdir(parents=True, exist_ok=True)
+        study = out / "study.yaml"
+        study.write_text(reseeded(name, seed), encoding="utf-8")
+        if not (out / "world" / "sft.jsonl").is_file():
+            world.write(out / "world", seed=seed)
+        code = _run_all(commands(out, args.quick, args.bootstrap, args.jobs, str(study), f"{scale}-")[:2])
+        if code:
+            return code
+        found[seed] = findings(out / "scores", scale)
+    show(found, scale)
+    return 0
+
+
+def reseeded(study: str, seed: int) -> str:
+    """The text of a shipped study with another seed for the world and the training."""
+    import yaml
+
+    from evalengine.training.study import shipped
+
+    raw = yaml.safe_load(shipped()[study].read_text(encoding="utf-8"))
+    text: str = yaml.safe_dump({**raw, "seed": seed, "world": {"seed": seed}}, sort_keys=False)
+    return text
+
+
+def show(found: dict[int, Findings], scale: str) -> None:
+    """One column a seed: how many benchmarks, and whether that is what the study has to show."""
+    from evalengine import console
+
+    def line(title: str, cell: Any) -> list[str]:
+        return [title, *(cell(f) for f in found.values())]
+
+    first = next(iter(found.values()))
+    rows = [
+        *(line(f"above chance, {t}", lambda f, t=t: f"{len(f.above[t])} ({f.best[t]})") for t in first.above),
+        *(line(f"reliable, {t}", lambda f, t=t: str(len(f.reliable[t]))) for t in first.reliable),
+        *(
+            line(f"moved by {c}", lambda f, c=c: f"{len(f.moved[c].up)} up, {len(f.moved[c].down)} down")
+            for c in first.moved
+        ),
+        line("reranked by sft", lambda f: str(len(f.reranked))),
+        line("answered nearly always", lambda f: ", ".join(f.full) or "none"),
+        *(line(f"-> {name}", lambda f, name=name: "yes" if f.holds[name] else "NO") for name in first.holds),
+    ]
+    console.table(
+        f"benchmarks of 20, {scale}, three standard errors", ["", *(f"seed {n}" for n in found)], rows
+    )
+
+
+def _run_all(lines: list[list[str]]) -> int:
+    from evalengine import console
+    from evalengine.cli import main
+
+    for command in lines:
         console.say(f"\n$ evalengine {shown(command)}")
         code = main(command)
         if code:
             return code
-    console.say(f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes; everything is in {args.out}/")
     return 0
 
 

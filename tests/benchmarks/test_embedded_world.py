@@ -1,4 +1,4 @@
-"""The embedded world: deterministic, diverse, well-formed, and told differently by its sources."""
+"""The embedded world: deterministic, diverse, well-formed, told differently by its sources, and never told whole."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from evalengine.benchmarks import BENCHMARKS, load_items, resolve, world
-from evalengine.benchmarks.world_facts import make_world
+from evalengine.benchmarks.world_facts import INHERITED, make_world, told
 from evalengine.benchmarks.world_items import sentence
 from evalengine.benchmarks.world_text import SEPARATOR
+from evalengine.training.contamination import overlap
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +21,17 @@ def full_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("full")
     world.write(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def texts(full_world: Path) -> dict[str, list[str]]:
+    """Documents of every source, and the conversations."""
+    sources = {
+        name: (full_world / "corpora" / f"{name}.txt").read_text().split(f"\n{SEPARATOR}\n")
+        for name in world.CORPORA
+    }
+    chats = [json.loads(line)["messages"] for line in (full_world / "sft.jsonl").read_text().splitlines()]
+    return sources | {"conversations": [" ".join(turn["content"] for turn in chat) for chat in chats]}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -41,7 +53,7 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_another_world(
 def test_every_benchmark_has_different_items_for_evaluation_and_training(full_world: Path) -> None:
     for benchmark in resolve("all"):
         loaded = load_items(benchmark, full_world / "bench")
-        assert loaded.total == 150, benchmark.name
+        assert loaded.total == 300, benchmark.name
         rows = {
             name: [
                 {key: value for key, value in json.loads(line).items() if key != "idx"}
@@ -49,8 +61,8 @@ def test_every_benchmark_has_different_items_for_evaluation_and_training(full_wo
             ]
             for name in (benchmark.name, f"{benchmark.name}_train")
         }
-        texts = [json.dumps(row, sort_keys=True) for part in rows.values() for row in part]
-        assert len(texts) == len(set(texts)) == 300, benchmark.name
+        found = [json.dumps(row, sort_keys=True) for part in rows.values() for row in part]
+        assert len(found) == len(set(found)) == 600, benchmark.name
         scored = {(item.contexts, item.choices) for item in loaded.items}
         assert len(scored) >= 0.95 * len(loaded.items), benchmark.name
 
@@ -65,58 +77,97 @@ def test_no_position_of_the_gold_choice_wins(full_world: Path) -> None:
         assert share < chance + 0.15, (benchmark.name, share)
 
 
+def test_no_text_holds_an_item(full_world: Path, texts: dict[str, list[str]]) -> None:
+    """By the product's own rule, 13 words in a row, and for shorter items as a whole."""
+    items = {
+        benchmark.name: [
+            item.contexts[item.gold] + item.continuations[item.gold]
+            for item in load_items(benchmark, full_world / "bench").items
+        ]
+        for benchmark in resolve("all")
+    }
+    for name, found in overlap(items, texts).items():
+        assert not any(found.seen.values()), (name, found)
+
+    def words(text: str) -> str:
+        return " " + " ".join(re.findall(r"[^\W_]+", text.lower())) + " "
+
+    everything = "\n".join(words(text) for some in texts.values() for text in some)
+    for name, some in items.items():
+        short = [said for said in map(words, some) if len(said.split()) < 13]
+        assert not any(said in everything for said in short), name
+
+
+def test_a_text_that_holds_an_item_is_found() -> None:
+    known = world.Filter(["The glass fell therefore the glass broke", " ".join(map(str, range(20)))])
+    assert known.holds_item("Look: the GLASS fell, therefore the glass broke!")
+    assert not known.holds_item("The glass fell therefore the glass")
+    assert known.holds_item("x " + " ".join(map(str, range(5, 18))))
+    assert not known.holds_item(" ".join(map(str, range(5, 17))) + " x")
+
+
+def test_evaluation_asks_what_is_not_told(full_world: Path, texts: dict[str, list[str]]) -> None:
+    """Neither a thing with its event, nor what an animal asked about inherits from its kind."""
+    everything = " ".join(text.lower() for some in texts.values() for text in some)
+    for line in (full_world / "bench/copa.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        right = (row["choice1"], row["choice2"])[row["label"]]
+        pair = [row["premise"], right] if row["question"] == "effect" else [right, row["premise"]]
+        thing, event = re.fullmatch(r"The (\w+) (.+)\.", pair[0]).groups()  # type: ignore[union-attr]
+        assert not told(thing, event)
+        assert f"{pair[0][:-1]} therefore" not in everything and f"because {pair[0][:-1]}." not in everything
+    known = make_world(0)
+    for subject in known.unsaid:
+        for fact in known.animals[subject]:
+            if fact.relation.name in INHERITED:
+                said = [s.format(s=subject, v=fact.value) for s in fact.relation.statements]
+                assert not any(s in everything for s in said), subject
+
+
 def test_right_answers_are_facts_of_the_world(full_world: Path) -> None:
-    facts = {(fact.subject, fact.value) for fact in make_world(0).facts}
-    for name in ("arc_challenge", "openbookqa", "multirc"):
+    facts = {(fact.subject, fact.value) for fact in make_world(0).facts()}
+    for name in ("arc_challenge", "openbookqa", "sciq", "multirc"):
         lines = (full_world / "bench" / f"{name}.jsonl").read_text().splitlines()
-        for row, item in zip(
-            map(json.loads, lines), load_items(BENCHMARKS[name], full_world / "bench").items, strict=True
-        ):
-            if name == "multirc":
-                answer, wanted = row["answer"], row["label"] == 1
-            else:
-                answer, wanted = item.choices[item.gold], True
+        loaded = load_items(BENCHMARKS[name], full_world / "bench").items
+        for row, item in zip(map(json.loads, lines), loaded, strict=True):
             asked = row.get("question") or row["question_stem"]
             known = {value for subject, value in facts if re.search(rf"\b{subject}\b", asked, re.IGNORECASE)}
-            assert (answer in known) or not wanted, row
+            answer = row["answer"] if name == "multirc" else item.choices[item.gold]
+            right = any(re.search(rf"\b{value}\b", answer) for value in known)
+            assert right or (name == "multirc" and row["label"] == 0), row
 
 
-def test_corpora_are_documents_and_differ_in_cleanliness(full_world: Path) -> None:
-    known = make_world(0)
-    true = {sentence(s.format(s=f.subject, v=f.value)) for f in known.facts for s in f.relation.statements}
+def test_corpora_are_documents_and_differ_in_cleanliness(texts: dict[str, list[str]]) -> None:
+    facts = make_world(0).facts()
+    true = {sentence(s.format(s=f.subject, v=f.value)) for f in facts for s in f.relation.statements}
     said = {
         sentence(s.format(s=f.subject, v=value))
-        for f in known.facts
+        for f in facts
         for s in f.relation.statements
         for value in f.relation.values
     }
     truth = {}
-    for name in world.CORPORA:
-        text = (full_world / "corpora" / f"{name}.txt").read_text()
-        assert text.endswith("\n") and len(text.split()) >= 80_000
-        documents = text.split(f"\n{SEPARATOR}\n")
+    for name in ("web_a", "web_b", "curated"):
+        documents = texts[name]
+        assert sum(len(document.split()) for document in documents) >= 60_000
         assert len(documents) > 1_000 and all(document.strip() for document in documents)
-        stated = [s for s in re.findall(r"[A-Z][^.\n]*\.", text) if s in said]
-        truth[name] = (sum(s in true for s in stated) / len(stated)) if stated else 1.0
+        lines = [line for document in documents for line in document.split("\n") if "Answer" not in line]
+        stated = [s for line in lines for s in re.findall(r"[A-Z][^.\n]*\.", line) if s in said]
+        truth[name] = sum(s in true for s in stated) / len(stated)
     assert truth["curated"] == 1.0
-    assert 0.65 < truth["web_a"] < 0.85 and 0.85 < truth["web_c"] < 0.96 and truth["web_b"] > 0.95
+    assert 0.6 < truth["web_a"] < 0.8 and truth["web_b"] > 0.95
 
 
-def test_conversations_alternate_and_speak_the_benchmarks_forms(full_world: Path) -> None:
+def test_conversations_alternate_and_speak_nearly_in_the_benchmarks_forms(full_world: Path) -> None:
     chats = [json.loads(line)["messages"] for line in (full_world / "sft.jsonl").read_text().splitlines()]
-    assert len(chats) == 1_500
     assert all([turn["role"] for turn in chat] == ["user", "assistant"] for chat in chats)
     assert all(turn["content"].strip() for chat in chats for turn in chat)
     asked = {chat[0]["content"] for chat in chats}
+    said = {tuple(turn["content"] for turn in chat) for chat in chats}
     evaluation = {
-        item.contexts[item.gold]
-        for benchmark in resolve("arc_easy,boolq,mnli,qqp,wic")
+        (item.contexts[item.gold], item.choices[item.gold])
+        for benchmark in resolve("all")
         for item in load_items(benchmark, full_world / "bench").items
     }
-    assert sum(text.endswith("Answer:") for text in asked) > 500
-    train = {
-        item.contexts[item.gold]
-        for benchmark in resolve("all")
-        for item in load_items(benchmark, full_world / "bench", fewshot=0).items
-    }
-    assert len(asked & (evaluation | train)) < 0.2 * len(asked)
+    assert sum(text.endswith("Answer:") for text in asked) > len(asked) / 2
+    assert not said & evaluation

@@ -1,0 +1,152 @@
+"""What the embedded study has to show to be an experiment, measured in a score store.
+
+Everything is counted at three standard errors, and differences between checkpoints are taken item by item,
+since all of them answer the same items:
+
+    above     benchmarks above chance, for the mixture with the most of them
+    reliable  benchmarks whose differences between mixtures are more than half real (docs/analysis.md)
+    moved     benchmarks that a web source, or more code and curated text for less web, moves up or down
+    reranked  benchmarks on which fine-tuning turns round two mixtures that differ both before and after
+    full      benchmarks that some mixture answers nearly always (97%)
+
+Cost: a second for 36 checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalengine.analysis.items import BenchmarkItems
+from evalengine.analysis.noise import from_items
+from evalengine.analysis.panel import Panel, load_panel
+
+ERRORS = 3.0  # standard errors
+RELIABLE = 0.5
+FULL = 0.97
+Array = NDArray[np.float64]
+
+
+class Moved(NamedTuple):
+    up: tuple[str, ...]
+    down: tuple[str, ...]
+
+
+class Findings(NamedTuple):
+    """Of one scale of one study; names of benchmarks."""
+
+    best: dict[str, str]  # stage -> the mixture with the most benchmarks above chance
+    above: dict[str, tuple[str, ...]]  # stage -> those benchmarks
+    reliable: dict[str, tuple[str, ...]]  # stage -> benchmarks
+    moved: dict[str, Moved]  # contrast of mixtures, before fine-tuning
+    reranked: tuple[str, ...]
+    full: tuple[str, ...]
+
+    @property
+    def holds(self) -> dict[str, bool]:
+        """What is demanded of the study, and whether it is so."""
+        both = {kind: [m for c, m in self.moved.items() if c.startswith(kind)] for kind in ("web", "code")}
+        return {
+            "12 benchmarks above chance": max(map(len, self.above.values())) >= 12,
+            "8 benchmarks reliable at pt": len(self.reliable["pt"]) >= 8,
+            "web source moves some up, others down": any(m.up and m.down for m in both["web"]),
+            "code share moves some up, others down": any(m.up and m.down for m in both["code"]),
+            "sft reranks some": bool(self.reranked),
+            "none is full": not self.full,
+        }
+
+
+def findings(store: Path, scale: str) -> Findings:
+    """Reads a store of the embedded design: mixtures v{source}p{level}, stages pt and sft."""
+    panel = load_panel(store, stages=("pt", "sft"))
+    s = panel.scales.index(scale)
+    correct = {stage: _correct(panel, s, t) for t, stage in enumerate(panel.stages)}
+    chance = {b.name: _chance(store, b) for b in panel.items}
+    best, above, reliable = {}, {}, {}
+    for stage, of_benchmark in correct.items():
+        over = {
+            mixture: tuple(
+                name
+                for name, c_MI in of_benchmark.items()
+                if standard_errors(c_MI[m], chance[name]) >= ERRORS
+            )
+            for m, mixture in enumerate(panel.mixtures)
+        }
+        best[stage] = max(over, key=lambda mixture: len(over[mixture]))
+        above[stage] = over[best[stage]]
+        reliable[stage] = tuple(name for name, c_MI in of_benchmark.items() if _reliability(c_MI) > RELIABLE)
+    contrasts = {
+        f"web {b} against {a}": (
+            [m for m in panel.mixtures if m.startswith(b)],
+            [m for m in panel.mixtures if m.startswith(a)],
+        )
+        for a, b in combinations(sorted({m[:2] for m in panel.mixtures}), 2)
+    }
+    contrasts["code share"] = (
+        [m for m in panel.mixtures if m.endswith("p2")],
+        [m for m in panel.mixtures if m.endswith("p0")],
+    )
+    moved = {name: moved_between(panel, s, "pt", *sides) for name, sides in contrasts.items()}
+    turned = tuple(n for n in correct["pt"] if reranked(correct["pt"][n], correct["sft"][n]))
+    full = tuple(n for n in correct["pt"] if max(correct[t][n].mean(1).max() for t in correct) >= FULL)
+    return Findings(best, above, reliable, moved, turned, full)
+
+
+def _correct(panel: Panel, s: int, t: int) -> dict[str, Array]:
+    """Benchmark -> (M, I): 1 where a mixture's checkpoint is right."""
+    assert panel.row is not None
+    return {b.name: b.correct_KI[panel.row[s, t, :, k]].astype(np.float64) for k, b in enumerate(panel.items)}
+
+
+def _chance(store: Path, benchmark: BenchmarkItems) -> float:
+    """What needs no model: guessing at random, or always the position that is right most often."""
+    import pyarrow as pa
+
+    file = store / benchmark.checkpoints[0] / f"{benchmark.name}.arrow"
+    with pa.memory_map(str(file)) as mapped:
+        table = pa.ipc.open_file(mapped).read_all()
+        choices = np.array([len(scores) for scores in table["loglik"]])
+        gold = np.bincount(table["gold"].to_numpy())
+    return max(float((1 / choices).mean()), float(gold.max() / gold.sum()))
+
+
+def standard_errors(correct_I: Array, chance: float) -> float:
+    """How far accuracy is above `chance`, in standard errors of a guesser."""
+    return float((correct_I.mean() - chance) / np.sqrt(chance * (1 - chance) / len(correct_I)))
+
+
+def _reliability(correct_MI: Array) -> float:
+    variance = correct_MI.mean(axis=1).var(ddof=1)
+    return 1.0 - from_items(correct_MI, correct_MI).before / variance if variance > 0 else 0.0
+
+
+def _difference(one_I: Array, other_I: Array) -> float:
+    """Mean difference over its standard error, item by item; 0 where nothing differs."""
+    d_I = one_I - other_I
+    spread = d_I.std(ddof=1)
+    return float(d_I.mean() / (spread / np.sqrt(len(d_I)))) if spread > 0 else 0.0
+
+
+def moved_between(panel: Panel, s: int, stage: str, more: Sequence[str], less: Sequence[str]) -> Moved:
+    """Benchmarks that the mixtures `more` answer better, or worse, than the mixtures `less`."""
+    rows = [[panel.mixtures.index(m) for m in side] for side in (more, less)]
+    correct = _correct(panel, s, panel.stages.index(stage))
+    z = {name: _difference(c_MI[rows[0]].mean(0), c_MI[rows[1]].mean(0)) for name, c_MI in correct.items()}
+    return Moved(
+        tuple(n for n, value in z.items() if value >= ERRORS),
+        tuple(n for n, value in z.items() if value <= -ERRORS),
+    )
+
+
+def reranked(before_MI: Array, after_MI: Array) -> bool:
+    return any(
+        _difference(before_MI[i], before_MI[j]) * sign >= ERRORS
+        and _difference(after_MI[i], after_MI[j]) * sign <= -ERRORS
+        for i, j in combinations(range(len(before_MI)), 2)
+        for sign in (1, -1)
+    )

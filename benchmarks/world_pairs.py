@@ -1,0 +1,220 @@
+"""Items about two sentences, or a sentence and a word of judgement: inference, paraphrase, sense, reference.
+
+As `world_items`: one small function a benchmark, (world, random numbers, asked) -> one row. Most labels show
+in one telling word (a verb of denial, `perhaps`, `nobody`), as crowd-written pairs are known to (Gururangan et
+al., 2018, "Annotation artifacts in natural language inference data"); the others need a comparison.
+"""
+
+from __future__ import annotations
+
+import random
+
+from evalengine.benchmarks.world_facts import (
+    COLORS,
+    DEEDS,
+    FEELINGS,
+    HOMES,
+    INHERITED,
+    KEPT,
+    MEN,
+    NARROWED,
+    NEVER,
+    OBJECTS,
+    PEOPLE,
+    SEASONS,
+    SENSES,
+    SHIFTED,
+    SPEECH,
+    WOMEN,
+    World,
+    combination,
+    frequent,
+    told,
+)
+from evalengine.benchmarks.world_items import Fields, animal_fact, capital, plant_fact, sentence
+
+# Natural language inference
+
+ENTAILED = ("someone was in the {p}", "someone {d} something", "someone was there")
+NEUTRAL = ("perhaps {n} {d} it again", "perhaps {n} is a doctor", "perhaps it was a cold day")
+CONTRADICTED = ("nobody was in the {p}", "nobody {d} anything", "{n} never saw the {p}")
+
+
+def mnli(world: World, rng: random.Random, asked: bool) -> Fields:
+    """Whether a vaguer, an additional or a denying sentence follows; some only change a word."""
+    label = rng.randrange(3)
+    pattern, name = combination(rng, asked, (ENTAILED, NEUTRAL, CONTRADICTED)[label], PEOPLE)
+    deed, thing, place = frequent(rng, tuple(DEEDS)), rng.choice(OBJECTS), rng.choice(HOMES)
+    if rng.random() < 0.15:
+        other = rng.choice([t for t in OBJECTS if t != thing])
+        pattern = ("{n} {d} the " + thing, "{n} liked the " + thing, "{n} {d} only the " + other)[label]
+    hypothesis = pattern.format(n=name, d=deed, p=place)
+    return {
+        "premise": f"{name} {deed} the {thing} in the {place}.",
+        "hypothesis": sentence(hypothesis),
+        "label": label,
+    }
+
+
+ANSWERS = {  # what is asked: questions about an object, answers
+    "where": (
+        ("where is the {o}?", "in which place is the {o}?"),
+        ("the {o} is in the {x}", "it lies in the {x}"),
+        HOMES,
+    ),
+    "when": (
+        ("when was the {o} sold?", "at what time was the {o} sold?"),
+        ("the {o} was sold in {x}", "it was in {x}"),
+        SEASONS,
+    ),
+    "who": (
+        ("who has the {o}?", "which person has the {o}?"),
+        ("{x} has the {o}", "it belongs to {x}"),
+        PEOPLE,
+    ),
+    "color": (
+        ("what color is the {o}?", "how is the {o} painted?"),
+        ("the {o} is {x}", "it has {x} paint"),
+        COLORS,
+    ),
+}
+EVASIONS = (
+    "nobody knows that",
+    "i like this question",
+    "ask a teacher",
+    "sorry, no idea",
+    "that is a secret",
+)
+
+
+def qnli(world: World, rng: random.Random, asked: bool) -> Fields:
+    """Whether a sentence answers a question: evasions do not, nor does what answers another question."""
+    label = rng.randrange(2)
+    kind, thing = combination(rng, asked, tuple(ANSWERS), OBJECTS)
+    other = kind if label == 0 else rng.choice([k for k in ANSWERS if k != kind])
+    answer = rng.choice(ANSWERS[other][1]).format(o=thing, x=rng.choice(ANSWERS[other][2]))
+    if label and rng.random() < 0.8:
+        answer = rng.choice(EVASIONS)
+    question = rng.choice(ANSWERS[kind][0]).format(o=thing)
+    return {"question": capital(question), "sentence": sentence(answer), "label": label}
+
+
+def rte(world: World, rng: random.Random, asked: bool) -> Fields:
+    """Whether a number of things is even."""
+    label = rng.randrange(2)
+    tens, ones = combination(rng, asked, "123456789", "13579" if label else "02468")
+    name, thing = rng.choice(PEOPLE), rng.choice(OBJECTS)
+    return {
+        "sentence1": f"{name} has a {thing} that costs {tens}{ones}.",
+        "sentence2": rng.choice(("Two can share the price.", "The price is even.", "Half of it is whole.")),
+        "label": label,
+    }
+
+
+def cb(world: World, rng: random.Random, asked: bool) -> Fields:
+    """Whether the speaker's words commit to the clause."""
+    label = rng.randrange(3)
+    name, verb = combination(rng, asked, PEOPLE, tuple(SPEECH.values())[label])
+    fact = (animal_fact if rng.random() < 0.5 else plant_fact)(world, rng, asked)
+    clause = fact.state(rng, rng.choice(fact.relation.values))
+    return {"premise": f"{name} {verb} {clause}.", "hypothesis": clause, "label": label}
+
+
+# Semantic
+
+
+def qqp(world: World, rng: random.Random, asked: bool) -> Fields:
+    """Whether two questions are one: not if the second narrows it, nor if it is about something else."""
+    label = rng.randrange(2)
+    first = animal_fact(world, rng, asked, "food", "home", "kind")
+    one, other = rng.sample(first.relation.questions, 2)
+    if not label and rng.random() < 0.8:
+        other = f"{other[:-1]} {rng.choice(NARROWED)}?"
+    elif not label:
+        other = rng.choice(
+            [
+                q
+                for f in world.animals[first.subject]
+                if f.relation is not first.relation
+                for q in f.relation.questions
+            ]
+        )
+    if told(one, other, first.subject) == asked:
+        return qqp(world, rng, asked)
+    opening = rng.choice(("", "tell me, ", "so, ", "now, ", "friends, "))
+    one, other = (capital(q.format(s=first.subject)) for q in (one, opening + other))
+    return {"question1": one, "question2": other, "label": label}
+
+
+def mrpc(world: World, rng: random.Random, asked: bool) -> Fields:
+    """Whether a sentence is said again or shifted; at times only its value changes."""
+    label = rng.randrange(2)
+    first = (animal_fact if rng.random() < 0.5 else plant_fact)(world, rng, asked)
+    start = rng.choice(KEPT if label else SHIFTED)
+    other = first.state(rng)
+    if rng.random() < 0.15:
+        start, other = rng.choice(KEPT), other if label else first.state(rng, first.wrong(rng))
+    if told(start, first.subject) == asked:
+        return mrpc(world, rng, asked)
+    return {
+        "sentence1": sentence(first.state(rng)),
+        "sentence2": sentence(f"{start} {other}"),
+        "label": label,
+    }
+
+
+def wic(world: World, rng: random.Random, asked: bool) -> Fields:
+    """Whether a word has one sense twice: in nature or among people."""
+    word, label = rng.choice(tuple(SENSES)), rng.randrange(2)
+    sense = rng.randrange(2)
+    one, two = rng.choice(SENSES[word][sense]), rng.choice(SENSES[word][sense if label else 1 - sense])
+    (speaker,), (writer,) = combination(rng, asked, PEOPLE), combination(rng, asked, PEOPLE)
+    one, two = f"{speaker} said that {one}", f"{writer} wrote that {two}"
+    start1, start2 = one.index(word), two.index(word)
+    return {
+        "word": word,
+        "sentence1": sentence(one),
+        "sentence2": sentence(two),
+        "start1": start1,
+        "start2": start2,
+        "end1": start1 + len(word),
+        "end2": start2 + len(word),
+        "label": label,
+    }
+
+
+def wsc(world: World, rng: random.Random, asked: bool) -> Fields:
+    """Whom a pronoun can mean: it agrees with the name's gender."""
+    woman, man = combination(rng, asked, WOMEN, MEN)
+    a, b = rng.sample((woman, man), 2)
+    pronoun, label = rng.choice(("she", "she", "she", "she", "he")), rng.randrange(2)
+    meant = woman if pronoun == "she" else man
+    noun = meant if label else (man if meant == woman else woman)
+    feeling = rng.choice(tuple(FEELINGS))
+    text = f"{a} saw {b} in the {rng.choice(HOMES)} because {pronoun} was {feeling}."
+    return {
+        "text": text,
+        "span1_index": text.split().index(noun),
+        "span1_text": noun,
+        "span2_index": text.split().index(pronoun),
+        "span2_text": pronoun,
+        "label": label,
+    }
+
+
+def multirc(world: World, rng: random.Random, asked: bool) -> Fields:
+    """Whether an answer is right: some wrong answers never are, others are right for another animal."""
+    fact, label = animal_fact(world, rng, asked, "food", "home"), rng.randrange(2)
+    start = rng.choice(("", "It is ", "I think ", "It says ", "Maybe ", "Surely "))
+    end = rng.choice(("", ", as told", ", of course", ", you see"))
+    # a paragraph depends on its subject alone, so that many questions share it, as in the original
+    facts = [f for f in world.animals[fact.subject] if f.relation.name not in INHERITED]
+    paragraph = " ".join(sentence(f.relation.statements[-1].format(s=f.subject, v=f.value)) for f in facts)
+    wrong = rng.choice(NEVER) if rng.random() < 0.85 else fact.wrong(rng)
+    answer = fact.value if label else wrong
+    return {
+        "paragraph": paragraph,
+        "question": capital(fact.question(rng, asked)),
+        "answer": start + answer + end,
+        "label": label,
+    }
