@@ -1,7 +1,7 @@
 """`evalengine bench ray`: what the scheduler costs, and what a second worker brings.
 
-Two figures in one run on this machine: whole scoring with two Ray workers of one thread against one process of two threads, on
-the same work and with the same bytes at the end; and how many tiny units (a tiny model, one item) the scheduler gets through in
+Two figures in one run on this machine: whole scoring with two Ray workers of one thread against one process of two threads on
+the same work (and of one thread, whose bytes must be the same); and how many tiny units (a tiny model, one item) the scheduler gets through in
 a minute, its start not counted.
 """
 
@@ -42,17 +42,21 @@ def run(quick: bool = False, data: Path | None = None, limit: int | None = None)
         score("plans", 2)  # plans and page cache warm for both
         one = timed(lambda: score("one", 2))
         two = timed(lambda: score("two", 2, "--ray", "local", "--workers", "2", "--cpus-per-worker", "1"))
-        same = stored(work / "one") == stored(work / "two")
+        alone = timed(lambda: score("alone", 1))
+        same = stored(work / "alone") == stored(
+            work / "two"
+        )  # as many threads in each process: the same bits
         units, start, seconds, work_s = tiny_units(work, data, 100 if quick else UNITS)
     per_minute = 60 * units / seconds
     console.say(
-        f"{count} checkpoints ({size}), {limit} items a benchmark: the two stores are {'equal' if same else 'DIFFERENT'}"
+        f"{count} checkpoints ({size}), {limit} items a benchmark: with one thread a process the stores are {'equal' if same else 'DIFFERENT'}"
     )
     return {
         "title": "Scale-out on this machine",
         "columns": ["what", "seconds", "ratio"],
         "rows": [
             ["one process, 2 threads", f"{one:.1f}", ""],
+            ["one process, 1 thread", f"{alone:.1f}", f"{one / alone:.2f}x"],
             ["Ray, 2 workers of 1 thread, its start included", f"{two:.1f}", f"{one / two:.2f}x"],
             [f"{units:,} tiny units, 2 workers", f"{seconds:.1f}", f"{per_minute:,.0f} a minute"],
             ["of which workers computed (both together)", f"{work_s:.1f}", ""],

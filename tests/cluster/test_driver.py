@@ -46,7 +46,10 @@ def test_a_driver_that_ends_leaves_no_process_and_the_same_command_goes_on(
 ) -> None:
     out = tmp_path / "scores"
     line = command(ckpts, bench, out, "--ray", "local", "--workers", 2)
-    driver = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    driver = subprocess.Popen(
+        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert wait_for(lambda: len(list(out.glob("*/*.arrow"))) >= 2 or driver.poll() is not None, 120)
     session = f"evalengine-ray-{driver.pid}-"
     assert driver.poll() is None and of_session(session)
@@ -59,9 +62,9 @@ def test_a_driver_that_ends_leaves_no_process_and_the_same_command_goes_on(
     done = len(list(out.glob("*/*.arrow")))
     assert 2 <= done < 24
     if signal_sent == signal.SIGKILL:  # resumed by Ray again; the other case by one process, which is quicker
-        subprocess.run(line, check=True, capture_output=True)
+        subprocess.run(line, env=environment, check=True, capture_output=True)
     else:
-        subprocess.run(command(ckpts, bench, out), check=True, capture_output=True)
+        subprocess.run(command(ckpts, bench, out), env=environment, check=True, capture_output=True)
     assert files(out) == files(reference)
     assert not list(Path("/tmp").glob(f"{session}*"))
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import evalengine
-from cluster.conftest import files, score
+from cluster.conftest import files, one_thread, score
 from evalengine import checkpoints, remote
 from evalengine.errors import UserError
 
@@ -18,9 +19,10 @@ fsspec = pytest.importorskip("fsspec")
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("EVALENGINE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    with one_thread():
+        yield tmp_path / "cache"
 
 
 def test_remote_checkpoints_into_a_remote_store_and_on_again(
