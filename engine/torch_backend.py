@@ -11,6 +11,7 @@ memory beyond weights: N x widest activation, and a few MB for the head.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -95,6 +96,8 @@ class TorchBackend:
         safe = all(file.suffix == ".safetensors" for file in files)
         stored = weights.headers(files) if safe else None
         architecture = architecture_of(checkpoint.path)
+        if stored is not None:
+            weights.plausible(json.loads(architecture), len(stored), checkpoint.name)
         if self.model is None or architecture != self._architecture:
             self.model, self.head, self._architecture = None, None, ""
             self._packed.clear()

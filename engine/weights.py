@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evalengine.errors import UserError
 from evalengine.untrusted import parse_json, printable
@@ -78,6 +78,16 @@ def headers(files: list[Path]) -> dict[str, Stored]:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise bad from None
     return found
+
+
+def plausible(config: dict[str, Any], tensors: int, name: str) -> None:
+    """Refuses a configuration of more layers than the files hold tensors, before a module of that size is built."""
+    for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+        layers = config.get(key)
+        if isinstance(layers, int) and layers > tensors:
+            raise UserError(
+                f"{name} does not hold the model its config.json describes ({layers} layers, {tensors} tensors): copy it again"
+            )
 
 
 def fits(module: torch.nn.Module, stored: dict[str, Stored]) -> str | None:

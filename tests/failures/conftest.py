@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
 settings.register_profile("short", max_examples=40, derandomize=True, **COMMON)
-settings.register_profile("long", max_examples=250, **COMMON)
+settings.register_profile("long", max_examples=600, **COMMON)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -167,6 +168,15 @@ def test_an_item_that_alone_is_too_large_is_named(small_world: Path, tmp_path: P
     named = str(refused.value).split()[1]
     chosen = next(item for item in items.items if item.id == named)
     assert len(chosen.contexts[0]) > 0.7 * len(longest.contexts[0])
+
+
+def test_a_configuration_larger_than_its_weights_is_refused_before_it_is_built(tmp_path: Path) -> None:
+    path = tiny_models.save(tmp_path / "1M-a-pt")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9}))
+    backend = TorchBackend(device="cpu")
+    with pytest.raises(UserError, match="1000000000 layers, 21 tensors"):
+        backend.load(checkpoints.discover([path])[0])
 
 
 def test_the_closing_table_says_that_memory_ran_out(
