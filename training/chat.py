@@ -57,7 +57,9 @@ class Conversation:
                     f"{where}: a message needs a role ({', '.join(ROLES)}) and text content, not {turn!r:.60}"
                 )
             if not is_text(content):
-                raise UserError(f"{where}: a message holds a lone surrogate, which is no character; mend the line")
+                raise UserError(
+                    f"{where}: a message holds a lone surrogate, which is no character; mend the line"
+                )
             messages.append(Message(role, content))
         if not any(message.role == "assistant" and message.content.strip() for message in messages):
             raise UserError(
