@@ -67,7 +67,7 @@ def shapes(device: str, quick: bool) -> list[tuple[Shape, torch.dtype]]:
         for n in (64, 512)
     ]
     real = [("study 240M", fp32, True), ("study 240M", bf16, False), ("GPT-2", fp32, False)]
-    return found + [(Shape(model, 256, *HEADS[model], full), dtype) for model, dtype, full in real]
+    return [(Shape(model, 256, *HEADS[model], full), dtype) for model, dtype, full in real] + found
 
 
 def run(quick: bool = False, device: str | None = None, say: Say | None = None) -> dict[str, Any]:
