@@ -91,7 +91,7 @@ def findings(store: Path, scale: str) -> Findings:
         [m for m in panel.mixtures if m.endswith("p2")],
         [m for m in panel.mixtures if m.endswith("p0")],
     )
-    moved = {name: moved_between(panel, s, "pt", *sides) for name, sides in contrasts.items()}
+    moved = {name: moved_between(panel, s, "pt", *sides) for name, sides in contrasts.items() if all(sides)}
     turned = tuple(n for n in correct["pt"] if reranked(correct["pt"][n], correct["sft"][n]))
     full = tuple(n for n in correct["pt"] if max(correct[t][n].mean(1).max() for t in correct) >= FULL)
     return Findings(best, above, reliable, moved, turned, full)
