@@ -122,7 +122,7 @@ def world_data(work: Path) -> Path:
     return work / "world" / "bench"
 
 
-def read_items(data: Path, limit: int) -> list[Any]:
+def read_items(data: Path, limit: int | None) -> list[Any]:
     from evalengine.benchmarks import benchmarks_in, load_items, resolve
 
     found = benchmarks_in(data, resolve("all"))

@@ -35,8 +35,19 @@ if TYPE_CHECKING:
 class Scores(Protocol):
     """Per sequence: summed log-likelihood in nats (float64) and whether every target was the argmax."""
 
-    loglik: np.ndarray
-    greedy: np.ndarray
+    @property
+    def loglik(self) -> np.ndarray: ...
+    @property
+    def greedy(self) -> np.ndarray: ...
+
+
+class Described(Protocol):
+    """What a store's metadata says of a backend."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
 
 
 class Backend(Protocol):
@@ -64,7 +75,7 @@ class Options:
     trust_remote_code: bool = False
     fresh: bool = False
 
-    def metadata(self, backend: Backend) -> dict[str, str]:
+    def metadata(self, backend: Described) -> dict[str, str]:
         return {
             "store_version": store.STORE_VERSION,
             "evalengine_version": __version__,
@@ -286,7 +297,7 @@ def identify(checkpoint: Checkpoint, allow_pickle: bool) -> tuple[Checkpoint, st
 
 
 def checkpoint_metadata(
-    checkpoint: Checkpoint, fingerprint: str, options: Options, backend: Backend
+    checkpoint: Checkpoint, fingerprint: str, options: Options, backend: Described
 ) -> dict[str, str]:
     return options.metadata(backend) | {
         "checkpoint": checkpoint.name,
@@ -398,7 +409,7 @@ def table_of(
     return pa.table(columns, schema=store.schema())
 
 
-def run_record(outcomes: list[Outcome], backend: Backend, options: Options) -> dict[str, Any]:
+def run_record(outcomes: list[Outcome], backend: Described, options: Options) -> dict[str, Any]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "options": options.metadata(backend),

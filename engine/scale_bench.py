@@ -110,12 +110,11 @@ def synthetic_checkpoints(folder: Path, n: int) -> list[Checkpoint]:
     return discover(sorted(folder.iterdir()))
 
 
-class Described(NamedTuple):
+class Torch(NamedTuple):
     """What a store's metadata says of a backend."""
 
     name: str = "torch"
     dtype: str = "float32"
-    notes: tuple[str, ...] = ()
 
 
 def item_sets() -> list[tuple[Any, str]]:
@@ -134,7 +133,7 @@ def items_of(benchmark: str) -> int:
 
 def tasks_of(checkpoint: Checkpoint, out: Path, sets: list[tuple[Any, str]]) -> list[runner.Task]:
     here, fingerprint = runner.identify(checkpoint, False)
-    common = runner.checkpoint_metadata(here, fingerprint, runner.Options(), Described())  # type: ignore[arg-type]
+    common = runner.checkpoint_metadata(here, fingerprint, runner.Options(), Torch())
     return runner.tasks_of(here, out, sets, common)
 
 
@@ -219,7 +218,7 @@ def step_plan(data: str, checkpoint: str, limit: str) -> int:
 
     (found,) = discover([Path(checkpoint)])
     planner = plans.Planner()
-    return sum(len(planner.plan(found, items).item) for items in read_items(Path(data), int(limit) or None))
+    return sum(len(planner.plan(found, items).gold) for items in read_items(Path(data), int(limit) or None))
 
 
 steps = {"list": step_list, "resume": step_resume, "correlate": step_correlate, "plan": step_plan}
@@ -239,7 +238,7 @@ def plan_cost(work: Path, data: Path | None, quick: bool) -> dict[str, float]:
     checkpoint = make_checkpoint(work / "plan-a-pt", SHAPES["7M"], data)
     limit = "20" if quick else "0"
     shutil.rmtree(work / "cache", ignore_errors=True)
-    items = sum(len(s.items) for s in read_items(data, int(limit) or None))  # type: ignore[arg-type]
+    items = sum(len(s.items) for s in read_items(data, int(limit) or None))
     cold = measure("plan", work, data, checkpoint, limit)
     warm = measure("plan", work, data, checkpoint, limit)
     return {

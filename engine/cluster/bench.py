@@ -1,8 +1,8 @@
 """`evalengine bench ray`: what the scheduler costs, and what a second worker brings.
 
 Two figures in one run on this machine: whole scoring with two Ray workers of one thread against one process of two threads on
-the same work (and of one thread, whose bytes must be the same); and how many tiny units (a tiny model, one item) the scheduler gets through in
-a minute, its start not counted.
+the same work (and of one thread, whose bytes must be the same); and how many tiny units (a tiny model, one item) the scheduler
+gets through in a minute, its start not counted.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ def run(quick: bool = False, data: Path | None = None, limit: int | None = None)
         )  # as many threads in each process: the same bits
         units, start, seconds, work_s = tiny_units(work, data, 100 if quick else UNITS)
     per_minute = 60 * units / seconds
+    told = "equal" if same else "DIFFERENT"
     console.say(
-        f"{count} checkpoints ({size}), {limit} items a benchmark: with one thread a process the stores are {'equal' if same else 'DIFFERENT'}"
+        f"{count} checkpoints ({size}), {limit} items a benchmark: with one thread a process the stores are {told}"
     )
     return {
         "title": "Scale-out on this machine",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -138,3 +139,25 @@ def test_wrong_use_is_told_in_one_sentence(
     ]:
         assert score(ckpts, bench, tmp_path / "s", *given) == 1
         assert said in capsys.readouterr().err
+
+
+def test_a_local_cluster_listens_on_the_loopback_interface_alone() -> None:
+    import ray
+
+    assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
+    listening = {}
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":  # LISTEN
+                listening[fields[9]] = fields[1].split(":")[0]
+    own = processes("ray::") | processes("raylet") | processes("gcs_server")
+    found = []
+    for pid in own:
+        with contextlib.suppress(OSError):
+            for handle in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    inode = os.readlink(handle).removeprefix("socket:[").removesuffix("]")
+                    found += [listening[inode]] if inode in listening else []
+    loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+    assert found and set(found) <= loopback
