@@ -1,7 +1,7 @@
 """How hard the fuzzers try, and how often the processes are killed.
 
 pytest tests/failures                                            # what CI runs
-pytest tests/failures/test_readers.py --hypothesis-profile=long  # about ten minutes; prints how many inputs were tried
+pytest tests/failures/test_readers.py --hypothesis-profile=long  # a few minutes; prints how many inputs were tried
 EVALENGINE_KILLS=50 pytest tests/failures/test_killed.py -s      # fifty killed processes of each command
 """
 
@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
 settings.register_profile("short", max_examples=40, derandomize=True, **COMMON)
-settings.register_profile("long", max_examples=600, **COMMON)
+settings.register_profile("long", max_examples=250, **COMMON)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
