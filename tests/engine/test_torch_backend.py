@@ -74,7 +74,12 @@ def test_scores_equal_transformers_in_float64(architecture: str, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("architecture", "parts"),
-    [("gpt2", 2), ("gpt_neox", 2), ("opt", 4), *((a, 3) for a in TREE if a not in ("gpt2", "gpt_neox", "opt"))],
+    [
+        ("gpt2", 2),
+        ("gpt_neox", 2),
+        ("opt", 4),
+        *((a, 3) for a in TREE if a not in ("gpt2", "gpt_neox", "opt")),
+    ],
 )
 def test_the_last_layer_runs_on_scored_rows(architecture: str, parts: int, tmp_path: Path) -> None:
     """The values are test_scores_equal_transformers_in_float64's; here, that fewer rows are computed."""
