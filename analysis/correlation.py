@@ -22,6 +22,7 @@ Array = NDArray[np.float64]
 STATISTICS = ("pearson", "spearman", "kendall")
 EXACT_PERMUTATIONS = 9  # mixtures up to which all orders are walked (362,880)
 RANK_BYTES = 128 << 20  # ranks held at once
+MANY = 32  # mixtures from which a matrix product beats the loop over pairs
 
 
 class Sample(NamedTuple):
@@ -122,9 +123,26 @@ def pair_sums(x_VMC: Array, pair_P2: NDArray[np.int64], w_MC: Array) -> PairSums
         wrong = 0.5 * np.abs(sign_VMM[i] - sign_VMM[j])
         ties = [np.abs(sign_VMM[i]), np.abs(sign_VMM[j])]
         terms = np.stack([sign_VMM[i] * sign_VMM[j], *ties, wrong, wrong * np.abs(difference_VMM[j])])
-        sums = kernels.quadratic(terms.reshape(-1, M, M), w_MC)
+        sums = weighted_pairs(terms.reshape(-1, M, M), w_MC)
         out_5PC[:, start : start + step] = sums.reshape(5, -1, w_MC.shape[1])
     return PairSums(*out_5PC)
+
+
+def wrong_and_loss(x_2M: Array) -> Array:
+    """(2, M, M): the terms `wrong` and `loss` of PairSums for one pair of variables."""
+    difference_2MM = x_2M[:, :, None] - x_2M[:, None, :]
+    sign_2MM = np.sign(difference_2MM)
+    wrong_MM = 0.5 * np.abs(sign_2MM[0] - sign_2MM[1])
+    return np.stack([wrong_MM, wrong_MM * np.abs(difference_2MM[1])])
+
+
+def weighted_pairs(a_SMM: Array, w_MC: Array) -> Array:
+    """Sum over pairs k < m of a[m, k] w[m, c] w[k, c], (S, C), of symmetric matrices with zeros on the diagonal."""
+    from evalengine.analysis import resampling_kernels as kernels
+
+    if a_SMM.shape[1] < MANY:
+        return kernels.quadratic(a_SMM, w_MC)
+    return np.stack([0.5 * np.einsum("mc,mc->c", a_MM @ w_MC, w_MC) for a_MM in a_SMM])
 
 
 def standardise(x_VMC: Array) -> Array:

@@ -26,6 +26,7 @@ from torch import Tensor
 from evalengine.kernels.baselines import OURS, Case, Contender, Shape, make_case, scoring, training
 
 CHECKED_ROWS = 8
+HOPELESS = 10  # a baseline this many times slower has said enough; the time is the others'
 COLUMNS = ["model, NxDxV", "what", "ms", "p20", "p80", "ratio", "of GEMM", "GB/s", "MiB", "error"]
 SECONDS = {"cpu": 120.0, "cuda": 90.0}  # of measuring, all shapes together
 MIN_ROUNDS, MAX_ROUNDS = 3, 20
@@ -77,6 +78,7 @@ def run(quick: bool = False, device: str | None = None, say: Say | None = None) 
     rows: list[list[str]] = []
     ratios: dict[str, float] = {}
     cases = shapes(device, quick)
+    hopeless: set[tuple[str, str]] = set()
     end = time.perf_counter() + SECONDS[device.split(":")[0]]
     for i, (shape, dtype) in enumerate(cases):
         left = end - time.perf_counter()
@@ -88,9 +90,14 @@ def run(quick: bool = False, device: str | None = None, say: Say | None = None) 
             if kind == "train" and shape.rows < 256:
                 continue
             seconds = 0.5 if quick else left / (len(cases) - i) / 2
+            contenders = [c for c in contenders if (kind, c.name) not in hopeless]
             measured, its_ratios = measure(kind, case, dtype, contenders, seconds)
             rows += measured
             ratios |= its_ratios
+            for c in contenders:
+                if its_ratios.get(f"{kind} {shape.label(dtype)}: {c.name} / ours", 0.0) > HOPELESS:
+                    hopeless.add((kind, c.name))
+                    say(f"{kind}: {c.name} takes over {HOPELESS}x as long: left out from here on")
             for row in measured:
                 say("  ".join(cell for cell in row if cell))
         del case, contenders
