@@ -12,6 +12,7 @@ Dims: V variables, M mixtures, C columns, P pairs, S statistics.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -196,10 +197,16 @@ def permutation_p(a_SMM: Array, seed: int = 0, count: int = 100_000) -> Array:
     if M <= EXACT_PERMUTATIONS:
         p_S[usable] = kernels.permutation_exact(a_SMM[usable], kernels.heap_swaps(M, math.factorial(M)))
     else:
-        rng = np.random.default_rng(seed)
-        perm_NM = rng.permuted(np.tile(np.arange(M, dtype=np.int16), (count, 1)), axis=1)
-        p_S[usable] = kernels.permutation_sampled(a_SMM[usable], perm_NM)
+        p_S[usable] = kernels.permutation_sampled(a_SMM[usable], _orders(M, seed, count))
     return p_S
+
+
+@functools.lru_cache(maxsize=2)
+def _orders(M: int, seed: int, count: int) -> NDArray[np.int16]:
+    """(count, M) seeded orders of the mixtures, the same for every statistic."""
+    orders = np.tile(np.arange(M, dtype=np.int16), (count, 1))
+    np.random.default_rng(seed).permuted(orders, axis=1, out=orders)
+    return orders
 
 
 def benjamini_hochberg(p: Array) -> Array:

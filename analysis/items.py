@@ -10,10 +10,12 @@ Dims: K checkpoints, I items of one benchmark, F fields per item.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,9 +87,11 @@ def read_store(store: Path | str, metric: str | None = None) -> Store:
     checkpoints: dict[str, Checkpoint] = {}
     notes: list[str] = []
     read = []
-    for name, group in by_benchmark.items():
-        notes += _check_metadata(name, [(checkpoint, metadata) for checkpoint, _, metadata in group])
-        read.append(_read_benchmark(name, [(c, p) for c, p, _ in group], group[0][2], metric, checkpoints))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="read-tables") as pool:
+        for name, group in by_benchmark.items():
+            notes += _check_metadata(name, [(checkpoint, metadata) for checkpoint, _, metadata in group])
+            these = [(checkpoint, path) for checkpoint, path, _ in group]
+            read.append(_read_benchmark(name, these, group[0][2], metric, checkpoints, pool))
     for benchmark in read:
         bad = int(benchmark.unusable_K.sum())
         if bad:
@@ -134,27 +138,38 @@ def _check_metadata(name: str, group: Sequence[tuple[str, Mapping[str, str]]]) -
     return notes
 
 
+def _read_file(checkpoint: str, path: Path, metric: str, name: str) -> tuple[dict[str, Any], _Read]:
+    """Who a stored file is about, and its items reduced."""
+    from evalengine.store import read
+
+    table = read(path)
+    if table.num_rows == 0:
+        raise UserError(f"{path} holds no items: delete it and score again")
+    who = {key: table[key][0].as_py() for key in ("scale", "mixture", "stage", "category")}
+    return who, _Read(checkpoint, table["item"].combine_chunks(), *reduce_table(table, metric, name))
+
+
 def _read_benchmark(
     name: str,
     group: Sequence[tuple[str, Path]],
     metadata: Mapping[str, str],
     metric: str | None,
     checkpoints: dict[str, Checkpoint],
+    pool: Executor,
 ) -> BenchmarkItems:
-    from evalengine.store import read
+    from evalengine.analysis.item_kernels import CONFIDENCE, P_GOLD, PICK
 
     chosen = metric or metadata.get("default_score") or "acc"
     first: _Read | None = None
     category = ""
     correct, confidence, means, unusable = [], [], [], []
-    for checkpoint, path in group:
-        table = read(path)
-        if table.num_rows == 0:
-            raise UserError(f"{path} holds no items: delete it and score again")
-        who = {key: table[key][0].as_py() for key in ("scale", "mixture", "stage", "category")}
+    for checkpoint, (who, current) in zip(
+        (checkpoint for checkpoint, _ in group),
+        pool.map(lambda f: _read_file(*f, chosen, name), group),
+        strict=True,
+    ):
         category = who["category"] or "Other"
         checkpoints.setdefault(checkpoint, Checkpoint(checkpoint, who["scale"], who["mixture"], who["stage"]))
-        current = _Read(checkpoint, table["item"].combine_chunks(), *reduce_table(table, chosen, name))
         if first is None:
             first = current
         elif not current.ids.equals(first.ids):
@@ -164,8 +179,6 @@ def _read_benchmark(
                 f"{name}: {first.checkpoint} and {checkpoint} disagree about the right choices of the same "
                 "items; their data differ: score one of them again"
             )
-        from evalengine.analysis.item_kernels import CONFIDENCE, P_GOLD, PICK
-
         field_IF = current.field_IF
         correct.append((field_IF[:, PICK] == current.gold_I).astype(np.uint8))
         confidence.append(np.nan_to_num(field_IF[:, CONFIDENCE]))
