@@ -165,7 +165,7 @@ def _read_benchmark(
     correct, confidence, means, unusable = [], [], [], []
     for checkpoint, (who, current) in zip(
         (checkpoint for checkpoint, _ in group),
-        pool.map(lambda f: _read_file(*f, chosen, name), group),
+        pool.map(lambda f: _read_file(f[0], f[1], chosen, name), group),
         strict=True,
     ):
         category = who["category"] or "Other"

@@ -51,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
     from evalengine.cli.score import quiet_transformers
 
     target = args.target
-    if target in ("engine", "lm-eval"):
+    if target in ("engine", "lm-eval", "ray"):
         quiet_transformers()
-    elif args.backend != "torch":
+    if target not in ("engine", "lm-eval") and args.backend != "torch":
         raise UserError(f"--backend means nothing to `bench {target}`: leave it out")
     if target == "engine" and args.backend == "vllm":
         target = "vllm"

@@ -103,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
     console.set_json(args.json)
     from evalengine import checkpoints, remote, runner
     from evalengine.benchmarks import resolve
+    from evalengine.outcomes import summaries
 
     if args.batch_tokens is not None and args.batch_tokens < 1:
         raise UserError("--batch-tokens must be at least 1")
@@ -141,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
             getattr(backend, "close", lambda: None)()  # ends vLLM's engine and its processes
     if place.remote:
         place.stored(place.folder.resolve() / "runs.jsonl")
-    report = list(runner.summaries(outcomes, place.folder))
+    report = list(summaries(outcomes, place.folder))
     if args.json:
         console.emit_json({"store": str(args.out), "checkpoints": report})
     else:

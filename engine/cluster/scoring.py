@@ -25,6 +25,7 @@ from evalengine.cluster.schedule import STRIKES, Schedule, Unit
 from evalengine.cluster.scorer import BackendSpec, Failure, Scored, Scorer, Work
 from evalengine.cluster.shared import Token
 from evalengine.errors import UserError
+from evalengine.outcomes import Outcome, Report, run_record
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import Benchmark, ItemSet
@@ -54,7 +55,7 @@ class State:
 
     checkpoint: Checkpoint
     size: float
-    report: runner.Report = field(default_factory=runner.Report)
+    report: Report = field(default_factory=Report)
     fingerprint: str = ""
     left: set[str] | None = None
     tasks: dict[str, runner.Task] = field(default_factory=dict)
@@ -77,7 +78,7 @@ def score(
     more: Sequence[tuple[ItemSet, str]],
     cluster: Cluster,
     stored: Callable[[Path], None] | None = None,
-) -> list[runner.Outcome]:
+) -> list[Outcome]:
     """runner.score on a Ray cluster. `spec.dtype` "" takes float32 on cores and bfloat16 on GPUs.
 
     With `stored`, the driver writes every file and calls it with each.
@@ -103,7 +104,7 @@ def score(
             with Pool(Scorer, scorer, (shared.probe, shared.text), need, cluster.workers) as pool:
                 run.go(pool)
         outcomes = [s.report.outcome(s.checkpoint, s.seconds) for s in run.states.values()]
-        record = runner.run_record(outcomes, spec, options)
+        record = run_record(outcomes, spec, options)
         store.log_run(out, record | {"workers": run.workers})
     return outcomes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from evalengine import runner
+from evalengine.outcomes import accuracy
 
 
 def test_accuracy_takes_the_first_of_equal_choices() -> None:
@@ -16,7 +16,7 @@ def test_accuracy_takes_the_first_of_equal_choices() -> None:
         {"loglik": pa.array(logliks, pa.list_(pa.float32())), "gold": pa.array(gold, pa.int16())}
     )
     expected = np.mean([row.index(max(row)) == g for row, g in zip(logliks, gold, strict=True)])
-    assert runner.accuracy(table) == expected
-    assert runner.accuracy(table.slice(100, 50)) == np.mean(
+    assert accuracy(table) == expected
+    assert accuracy(table.slice(100, 50)) == np.mean(
         [row.index(max(row)) == g for row, g in zip(logliks[100:150], gold[100:150], strict=True)]
     )

@@ -20,6 +20,7 @@ import tiny_models
 from evalengine import checkpoints, console, plans, runner
 from evalengine.benchmarks import BENCHMARKS, load_items
 from evalengine.errors import UserError
+from evalengine.outcomes import Report
 from evalengine.torch_backend import TorchBackend
 
 
@@ -133,7 +134,7 @@ class Narrow:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
 
-def scored(path: Path, world: Path, tokens: int | None) -> tuple[np.ndarray, runner.Report, list[str], int]:
+def scored(path: Path, world: Path, tokens: int | None) -> tuple[np.ndarray, Report, list[str], int]:
     """Log-likelihoods of wic on a machine that holds so many tokens at a time."""
     backend = TorchBackend(device="cpu", batch_tokens=2048)
     checkpoint = checkpoints.discover([path])[0]
@@ -142,7 +143,7 @@ def scored(path: Path, world: Path, tokens: int | None) -> tuple[np.ndarray, run
     items = load_items(BENCHMARKS["wic"], world / "bench")
     encoded = plans.Planner().plan(checkpoint, items)
     scores = runner.scores_of(backend, encoded, "wic")
-    return scores.loglik, runner.Report(), backend.notes, narrow.failures if narrow else 0
+    return scores.loglik, Report(), backend.notes, narrow.failures if narrow else 0
 
 
 def test_out_of_memory_halves_the_batch_and_says_so_once(small_world: Path, tmp_path: Path) -> None:
