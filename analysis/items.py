@@ -10,10 +10,8 @@ Dims: K checkpoints, I items of one benchmark, F fields per item.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -87,11 +85,9 @@ def read_store(store: Path | str, metric: str | None = None) -> Store:
     checkpoints: dict[str, Checkpoint] = {}
     notes: list[str] = []
     read = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="read-tables") as pool:
-        for name, group in by_benchmark.items():
-            notes += _check_metadata(name, [(checkpoint, metadata) for checkpoint, _, metadata in group])
-            these = [(checkpoint, path) for checkpoint, path, _ in group]
-            read.append(_read_benchmark(name, these, group[0][2], metric, checkpoints, pool))
+    for name, group in by_benchmark.items():
+        notes += _check_metadata(name, [(checkpoint, metadata) for checkpoint, _, metadata in group])
+        read.append(_read_benchmark(name, [(c, p) for c, p, _ in group], group[0][2], metric, checkpoints))
     for benchmark in read:
         bad = int(benchmark.unusable_K.sum())
         if bad:
@@ -155,7 +151,6 @@ def _read_benchmark(
     metadata: Mapping[str, str],
     metric: str | None,
     checkpoints: dict[str, Checkpoint],
-    pool: Executor,
 ) -> BenchmarkItems:
     from evalengine.analysis.item_kernels import CONFIDENCE, P_GOLD, PICK
 
@@ -163,11 +158,8 @@ def _read_benchmark(
     first: _Read | None = None
     category = ""
     correct, confidence, means, unusable = [], [], [], []
-    for checkpoint, (who, current) in zip(
-        (checkpoint for checkpoint, _ in group),
-        pool.map(lambda f: _read_file(f[0], f[1], chosen, name), group),
-        strict=True,
-    ):
+    for checkpoint, path in group:
+        who, current = _read_file(checkpoint, path, chosen, name)
         category = who["category"] or "Other"
         checkpoints.setdefault(checkpoint, Checkpoint(checkpoint, who["scale"], who["mixture"], who["stage"]))
         if first is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ STORE_VERSION = "2"
 KEYS = ("checkpoint", "scale", "mixture", "stage", "benchmark", "category")
 
 
+@functools.cache
 def schema() -> pa.Schema:
     import pyarrow as pa
 
