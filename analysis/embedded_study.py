@@ -104,7 +104,9 @@ def _correct(panel: Panel, s: int, t: int) -> dict[str, Array]:
 
 
 def _chance(store: Path, benchmark: BenchmarkItems) -> float:
-    """What needs no model: guessing at random, or always the position that is right most often."""
+    """What needs no model: guessing at random or, where all items have the same labels to choose from, always the most
+    frequent one. (Elsewhere a position means nothing: SciQ's right answer stands last by its format, and no model sees that.)
+    """
     import pyarrow as pa
 
     file = store / benchmark.checkpoints[0] / f"{benchmark.name}.arrow"
@@ -112,7 +114,9 @@ def _chance(store: Path, benchmark: BenchmarkItems) -> float:
         table = pa.ipc.open_file(mapped).read_all()
         choices = np.array([len(scores) for scores in table["loglik"]])
         gold = np.bincount(table["gold"].to_numpy())
-    return max(float((1 / choices).mean()), float(gold.max() / gold.sum()))
+        labels = len({tuple(lengths) for lengths in table["chars"].to_pylist()}) == 1
+    guess = float((1 / choices).mean())
+    return max(guess, float(gold.max() / gold.sum())) if labels else guess
 
 
 def standard_errors(correct_I: Array, chance: float) -> float:
