@@ -22,7 +22,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.items import BenchmarkItems
 from evalengine.analysis.noise import from_items
 from evalengine.analysis.panel import Panel, load_panel
 
@@ -66,14 +65,12 @@ def findings(store: Path, scale: str) -> Findings:
     panel = load_panel(store, stages=("pt", "sft"))
     s = panel.scales.index(scale)
     correct = {stage: _correct(panel, s, t) for t, stage in enumerate(panel.stages)}
-    chance = {b.name: _chance(store, b) for b in panel.items}
+    guess = {b.name: chance(store / b.checkpoints[0] / f"{b.name}.arrow") for b in panel.items}
     best, above, reliable = {}, {}, {}
     for stage, of_benchmark in correct.items():
         over = {
             mixture: tuple(
-                name
-                for name, c_MI in of_benchmark.items()
-                if standard_errors(c_MI[m], chance[name]) >= ERRORS
+                name for name, c_MI in of_benchmark.items() if standard_errors(c_MI[m], guess[name]) >= ERRORS
             )
             for m, mixture in enumerate(panel.mixtures)
         }
@@ -103,13 +100,12 @@ def _correct(panel: Panel, s: int, t: int) -> dict[str, Array]:
     return {b.name: b.correct_KI[panel.row[s, t, :, k]].astype(np.float64) for k, b in enumerate(panel.items)}
 
 
-def _chance(store: Path, benchmark: BenchmarkItems) -> float:
+def chance(file: Path) -> float:
     """What needs no model: guessing at random or, where all items have the same labels to choose from, always the most
     frequent one. (Elsewhere a position means nothing: SciQ's right answer stands last by its format, and no model sees that.)
     """
     import pyarrow as pa
 
-    file = store / benchmark.checkpoints[0] / f"{benchmark.name}.arrow"
     with pa.memory_map(str(file)) as mapped:
         table = pa.ipc.open_file(mapped).read_all()
         choices = np.array([len(scores) for scores in table["loglik"]])

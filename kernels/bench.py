@@ -196,7 +196,7 @@ def _extra_mib(contender: Contender, device: str, truth: Tensor | None) -> tuple
         peak = torch.cuda.max_memory_allocated() - before
     else:
         with (
-            _silent_stderr(),
+            silent_stderr(),
             torch.profiler.profile(
                 activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
             ) as seen,
@@ -215,7 +215,7 @@ def _extra_mib(contender: Contender, device: str, truth: Tensor | None) -> tuple
 
 
 @contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
+def silent_stderr() -> Iterator[None]:
     """The profiler's C++ code announces itself and remarks on memory that is older than it."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

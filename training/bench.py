@@ -12,16 +12,14 @@ Dims: B rows, T positions, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing as mp
-import os
 import resource
 import shutil
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from evalengine.errors import UserError
+from evalengine.kernels.bench import silent_stderr
 
 ROUNDS = 2
 WARM_STEPS = 2  # not counted
@@ -254,11 +252,11 @@ class Watch:
     def __call__(self, step: Any) -> None:
         self.stamps.append(time.perf_counter())
         if step.step == self.last - PROFILED_STEPS:
-            with _silent():
+            with silent_stderr():
                 self.profiler.start()
             self.began = time.perf_counter()
         if step.step == self.last:
-            with _silent():
+            with silent_stderr():
                 self.profiler.stop()
 
     def tokens_per_second(self) -> float:
@@ -294,19 +292,6 @@ def _all_of_ours(case: Case, device: str) -> tuple[float, tuple[float, float | N
     _our_loop(case, device, watch, compiled=True)
     rate = watch.tokens_per_second()
     return rate, _reached(case, rate, device), watch.rows()
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without what native code writes to standard error: the profiler notes its start and its end there."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _part(event: Any) -> str:

@@ -17,6 +17,8 @@ from evalengine.analysis.correlation import (
     permutation_p,
     ranks,
     similarity_terms,
+    weighted_pairs,
+    wrong_and_loss,
 )
 
 ORACLES = {"pearson": st.pearsonr, "spearman": st.spearmanr, "kendall": st.kendalltau}
@@ -123,3 +125,18 @@ def test_benjamini_hochberg_equals_scipy() -> None:
     q = benjamini_hochberg(with_nan)
     assert np.isnan(q[3])
     np.testing.assert_allclose(np.delete(q, 3), st.false_discovery_control(p))
+
+
+@pytest.mark.parametrize("mixtures", [9, 40])
+def test_decisions_over_pairs_equal_a_plain_loop(mixtures: int) -> None:
+    """Few mixtures take the loop over pairs, many the matrix product."""
+    rng = np.random.default_rng(mixtures)
+    x_2M = rng.integers(0, 6, size=(2, mixtures)).astype(float)
+    w_MC = rng.dirichlet(np.ones(mixtures), size=5).T
+    expected = np.zeros((2, 5))
+    for m in range(mixtures):
+        for k in range(m):
+            dx, dy = x_2M[:, m] - x_2M[:, k]
+            wrong = abs(np.sign(dx) - np.sign(dy)) / 2
+            expected += np.outer([wrong, wrong * abs(dy)], w_MC[m] * w_MC[k])
+    np.testing.assert_allclose(weighted_pairs(wrong_and_loss(x_2M), w_MC), expected, rtol=1e-12)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from evalengine.analysis.embedded_study import reranked, standard_errors
+from evalengine.analysis.embedded_study import chance, reranked, standard_errors
 from evalengine.cli.demo import commands, reseeded
 from evalengine.training.study import load, runs
 
@@ -42,3 +43,15 @@ def test_a_seed_changes_the_world_and_the_training_and_nothing_else(tmp_path: Pa
     assert train[-2:] == ["--only", "0.6M-*"]
     names = {Path(part).name for part in score if part.startswith("d/ckpts/")}
     assert names == {run.name for run in runs(other) if run.scale == "0.6M"} and len(names) == 18
+
+
+@pytest.mark.parametrize(
+    ("chars", "expected"), [([[2, 3]] * 4, 0.75), ([[2, 3], [4, 1], [5, 5], [2, 2]], 0.5)]
+)
+def test_a_position_is_a_guess_only_where_it_is_a_label(chars: list, expected: float, tmp_path: Path) -> None:
+    """Three of four right answers stand first: worth 75% to who always says "yes", nothing where texts differ."""
+    table = pa.table({"loglik": [[-1.0, -2.0]] * 4, "gold": [0, 0, 0, 1], "chars": chars})
+    file = tmp_path / "m.arrow"
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    assert chance(file) == pytest.approx(expected)
