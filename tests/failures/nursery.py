@@ -3,32 +3,48 @@
 `python nursery.py` imports once and forks a child for every command it reads from standard input; it never computes anything
 itself, so no thread is lost in a fork. Training workers are forked rather than spawned for the same reason, and save their state
 every 50 ms instead of every two minutes: what is killed is otherwise the product as it is.
+
+A child dies after a number of seconds, or right before its n-th change to a file (opened for writing, renamed, removed; a folder
+made), which Python's audit hooks tell; its own children count, too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 SAVE_EVERY_S = 0.05
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 
 
 class Ended(NamedTuple):
     code: int  # of the exit; -9 where it was killed
     seconds: float
+    changes: int  # to files
     said: str
 
 
+class Kill(NamedTuple):
+    """When: after so many seconds; or `seconds` after the process began its n-th `change` to a file, 0 right before it."""
+
+    seconds: float
+    change: int | None = None
+    whole_group: bool = False  # else its children are left to notice
+
+
 class Nursery:
-    """The other end: `run` a command here, killed after so many seconds."""
+    """The other end: `run` a command here, and kill it on the way."""
 
     def __init__(self) -> None:
         environment = os.environ | {
@@ -45,26 +61,12 @@ class Nursery:
         )
         self._answer()
 
-    def run(
-        self,
-        *arguments: object,
-        cache: Path,
-        log: Path,
-        kill_after: float | None = None,
-        whole_group: bool = False,
-    ) -> Ended:
+    def run(self, *arguments: object, cache: Path, log: Path, kill: Kill | None = None) -> Ended:
         assert self._process.stdin is not None
-        order = {
-            "arguments": list(map(str, arguments)),
-            "cache": str(cache),
-            "log": str(log),
-            "kill_after": kill_after,
-            "whole_group": whole_group,
-        }
+        order = {"arguments": list(map(str, arguments)), "cache": str(cache), "log": str(log), "kill": kill}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        code, seconds = self._answer()
-        return Ended(code, seconds, log.read_text())
+        return Ended(*self._answer(), log.read_text())
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -82,15 +84,17 @@ def serve() -> None:
     import_everything()
     answers = os.fdopen(os.dup(1), "w")
     print(json.dumps("ready"), file=answers, flush=True)
+    changes = mmap.mmap(-1, 8)  # counted by the child and by its own children
     for line in sys.stdin:
         order = json.loads(line)
+        kill = None if order["kill"] is None else Kill(*order["kill"])
+        changes[:] = bytes(8)
         started = time.monotonic()
         child = os.fork()
         if child == 0:
-            live(order)
-        print(
-            json.dumps([watch(child, order, started), time.monotonic() - started]), file=answers, flush=True
-        )
+            live(order, changes, kill)
+        ended = [watch(child, kill, started), time.monotonic() - started, *struct.unpack("q", changes)]
+        print(json.dumps(ended), file=answers, flush=True)
 
 
 def import_everything() -> None:
@@ -116,9 +120,10 @@ def import_everything() -> None:
     )
 
 
-def live(order: dict[str, Any]) -> None:
+def live(order: dict[str, Any], changes: mmap.mmap, kill: Kill | None) -> None:
     """The child: the command, its words into a file, and its exit code."""
     os.setsid()
+    count_changes(changes, kill)
     os.environ["EVALENGINE_CACHE"] = order["cache"]
     said = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
@@ -135,16 +140,46 @@ def live(order: dict[str, Any]) -> None:
         os._exit(code)
 
 
-def watch(child: int, order: dict[str, Any], started: float) -> int:
+def count_changes(changes: mmap.mmap, kill: Kill | None) -> None:
+    """Counts this process's and its children's changes to files; ends them all, or this one alone, at the one asked for."""
+    own = os.getpid()
+
+    def end(delay: float) -> None:
+        time.sleep(delay)
+        (os.killpg if kill.whole_group else os.kill)(own, signal.SIGKILL)
+
+    def hook(event: str, given: tuple[Any, ...]) -> None:
+        if event not in CHANGES and not (
+            event == "open" and isinstance(given[0], str | bytes) and writes(given)
+        ):
+            return
+        (number,) = struct.unpack("q", changes)
+        changes[:] = struct.pack("q", number + 1)
+        if kill is None or number != kill.change:
+            return
+        if kill.seconds:
+            threading.Thread(target=end, args=(kill.seconds,), daemon=True).start()
+        else:
+            end(0.0)
+
+    sys.addaudithook(hook)
+
+
+def writes(opened: tuple[Any, ...]) -> bool:
+    path, _, flags = opened
+    return bool(flags & (os.O_WRONLY | os.O_RDWR)) and not str(path).startswith("/dev/")
+
+
+def watch(child: int, kill: Kill | None, started: float) -> int:
     """Waits for the child, or kills it (and its own children, or leaves them to notice); returns its exit code."""
-    deadline = None if order["kill_after"] is None else started + order["kill_after"]
+    deadline = None if kill is None or kill.change is not None else started + kill.seconds
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             break
         if deadline is not None and time.monotonic() >= deadline:
             os.kill(child, signal.SIGKILL)
-            if order["whole_group"]:
+            if kill.whole_group:
                 with contextlib.suppress(ProcessLookupError):  # killed before it had a group
                     os.killpg(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)

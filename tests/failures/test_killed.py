@@ -1,26 +1,30 @@
 """SIGKILL at random moments: the same command again ends with the same bytes, and leaves no litter.
 
-Moments are drawn uniformly over the whole of an undisturbed run, first instruction to last. Half of them kill the process
-alone and leave its training workers to notice, half the whole group. `EVALENGINE_KILLS=50` for the run that docs/reliability.md
-reports; CI draws fewer.
+Every other moment is drawn uniformly over the whole of an undisturbed run, first instruction to last; the others over its changes
+to files: right before one, or up to 3 ms after it began, so that many fall inside a write, or between a file's last byte and its
+name. Half of them kill the process alone and leave its training workers to notice, half the whole group; every fifth command is
+killed again when it resumes. `EVALENGINE_KILLS=50` for the run that docs/reliability.md reports; CI draws fewer.
 """
 
 from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from nursery import Nursery
+from nursery import Ended, Kill, Nursery
 from planted import write_study
 from tiny_study import STUDY
 
 import tiny_models
 
 KILLS = int(os.environ.get("EVALENGINE_KILLS", "3"))
+SEED = int(os.environ.get("EVALENGINE_SEED", "0"))
+LATER_S = 0.003
 CHANGES_ALWAYS = ("runs.jsonl", ".lock", "lock")  # times of runs; locks, which are empty
 
 
@@ -42,9 +46,9 @@ def files(folder: Path) -> dict[str, bytes]:
 def survives(nursery: Nursery, command: Callable[[Path], list[object]], folder: Path, seed: int) -> None:
     """Kills `command` KILLS times, each in an empty folder, runs it again, and compares every file that is left."""
 
-    def run(out: Path, **how: object):
+    def run(out: Path, kill: Kill | None = None) -> Ended:
         out.mkdir(exist_ok=True)
-        return nursery.run(*command(out), cache=out / "cache", log=folder / "said.txt", **how)
+        return nursery.run(*command(out), cache=out / "cache", log=folder / "said.txt", kill=kill)
 
     first = run(folder / "warm-up")
     assert first.code == 0, first.said
@@ -52,26 +56,44 @@ def survives(nursery: Nursery, command: Callable[[Path], list[object]], folder: 
     assert undisturbed.code == 0, undisturbed.said
     expected = files(folder / "undisturbed")
     assert expected == files(folder / "warm-up"), "two undisturbed runs differ"
-    assert len(expected) > 3
-    draw = random.Random(seed)
-    killed = partly = 0
+    assert len(expected) > 3 and undisturbed.changes > len(expected)
+    draw = random.Random(seed + 1000 * SEED)
+    fell: Counter[str] = Counter()
     for n in range(KILLS):
         out = folder / f"killed-{n}"
-        moment = draw.uniform(0.0, undisturbed.seconds)
-        ended = run(out, kill_after=moment, whole_group=n % 2 == 0)
-        assert ended.code in (-9, 0), ended.said
-        killed += ended.code == -9
-        partly += 0 < len(files(out)) < len(expected)
+        for _ in range(2 if n % 5 == 4 else 1):
+            kill = drawn(draw, undisturbed, by_change=n % 2 == 0, whole_group=n % 4 < 2)
+            ended = run(out, kill)
+            assert ended.code in (-9, 0), ended.said
+            fell[window(ended, set(files(out)), set(expected))] += 1
         again = run(out)
         assert again.code == 0, again.said
         assert "Traceback" not in again.said
         found = files(out)
-        assert set(found) == set(expected), f"killed at {moment:.3f} s: {set(found) ^ set(expected)}"
+        assert set(found) == set(expected), f"killed at {kill}: {set(found) ^ set(expected)}"
         assert found == expected, [name for name in found if found[name] != expected[name]]
     print(
-        f"\n{KILLS} kills, {killed} of a living process, {partly} with some of the files there; {undisturbed.seconds:.1f} s a run"
+        f"\n{KILLS} runs killed, {undisturbed.seconds:.1f} s and {undisturbed.changes} changes to files each: {dict(fell)}"
     )
-    assert killed >= KILLS // 2
+    assert fell.total() - fell["ended before"] >= KILLS // 2
+
+
+def drawn(draw: random.Random, undisturbed: Ended, by_change: bool, whole_group: bool) -> Kill:
+    if not by_change:
+        return Kill(draw.uniform(0.0, undisturbed.seconds), None, whole_group)
+    later = draw.choice([0.0, draw.uniform(0.0, LATER_S)])
+    return Kill(later, draw.randrange(undisturbed.changes), whole_group)
+
+
+def window(ended: Ended, found: set[str], expected: set[str]) -> str:
+    """What a kill interrupted, by the files that it left."""
+    if ended.code != -9:
+        return "ended before"
+    if found - expected:
+        return "during a file"
+    if not found:
+        return "before the first file"
+    return "between files" if found != expected else "after the last file"
 
 
 @pytest.mark.slow

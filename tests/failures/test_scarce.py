@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from nursery import Nursery
+from nursery import Kill, Nursery
 from planted import write_study
 from tiny_study import STUDY
 
@@ -233,6 +233,6 @@ def test_the_second_process_on_a_store_is_refused_until_the_first_is_killed(
     with store.lock(tmp_path / "scores"):
         refused = nursery.run(*command, cache=tmp_path / "cache", log=said)
         assert refused.code == 1 and f"in use by process {os.getpid()}" in refused.said
-    killed = nursery.run(*command, cache=tmp_path / "cache", log=said, kill_after=0.25)
+    killed = nursery.run(*command, cache=tmp_path / "cache", log=said, kill=Kill(0.25))
     assert killed.code in (-9, 0)
     assert nursery.run(*command, cache=tmp_path / "cache", log=said).code == 0
