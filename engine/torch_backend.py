@@ -158,7 +158,7 @@ class TorchBackend:
         try:
             self.model.set_attn_implementation(self.attention.name)
             if self._agrees(
-                truth, lambda: self._tree_rows(self._batches(sequences)), sequences, self.head, tolerance
+                truth, lambda: self._tree_rows(self.batches(sequences)), sequences, self.head, tolerance
             ):
                 self._tree = True
                 self._narrow(truth, sequences, self.head, tolerance)
@@ -166,6 +166,8 @@ class TorchBackend:
                 reason = "its scores differ when sequences share a prefix"
         except Exception as error:
             reason = first_line(error)
+            if out_of_memory(error):
+                raise UserError(f"{checkpoint.name} cannot run here: {reason}") from None
         if not self._tree:
             self.model.set_attn_implementation(previous)
             self.notes.append(f"runs one sequence per choice, because {reason}")
@@ -173,15 +175,17 @@ class TorchBackend:
     def _narrow(self, truth: SequenceScores, sequences: Sequences, head: Head, tolerance: float) -> None:
         """Runs the last layer on scored rows from now on, where that gives the same scores."""
         self._last = LastLayer(self.model)
+        agrees = False
         try:
-            if self._agrees(
-                truth, lambda: self._tree_rows(self._batches(sequences)), sequences, head, tolerance
-            ):
-                return
-        except Exception:  # whatever a model's own code makes of fewer rows: it then runs in full
-            pass
-        self._last.release()
-        self._last = None
+            rows = lambda: self._tree_rows(self.batches(sequences))  # noqa: E731
+            agrees = self._agrees(truth, rows, sequences, head, tolerance)
+        except Exception as error:  # whatever a model's own code makes of fewer rows: it then runs in full
+            if out_of_memory(error):
+                raise
+        finally:
+            if not agrees:
+                self._last.release()
+                self._last = None
 
     def _agrees(
         self,
@@ -204,9 +208,8 @@ class TorchBackend:
         while True:
             try:
                 if self._tree:
-                    rows = self._tree_rows(self._batches(sequences), progress)
-                else:
-                    rows = self._plain(sequences, own_head=self.head is None, progress=progress)
+                    return self.score_batches(sequences, self.batches(sequences), progress)
+                rows = self._plain(sequences, own_head=self.head is None, progress=progress)
                 return self._score(sequences, rows, self.head)
             except (MemoryError, RuntimeError) as failed:
                 if not out_of_memory(failed):
@@ -224,7 +227,24 @@ class TorchBackend:
             self.notes = [note for note in self.notes if not note.startswith(said)]
             self.notes.append(f"{said} {self.batch_tokens}")
 
-    def _batches(self, sequences: Sequences) -> list[packing.Batch]:
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether the loaded model runs packed batches; else each sequence runs by itself."""
+        return self._tree
+
+    def score_batches(
+        self,
+        sequences: Sequences,
+        batches: list[packing.Batch],
+        progress: Callable[[float], None] | None = None,
+    ) -> SequenceScores:
+        """Scores of the sequences in some of `batches(sequences)`; the others have loglik 0 and greedy True.
+
+        For a model that shares prefixes. Raises what PyTorch raises where memory runs out.
+        """
+        return self._score(sequences, self._tree_rows(batches, progress), self.head)
+
+    def batches(self, sequences: Sequences) -> list[packing.Batch]:
         """The packed batches of these sequences, kept for the next checkpoint."""
         kept = self._packed.get(id(sequences.token_S))
         if kept is None:

@@ -64,16 +64,13 @@ def score_part(
 
     A model that cannot share prefixes has its order of batches from one pass over all: its first part is the whole.
     """
-    from evalengine.torch_backend import HEAD_ROWS, SequenceScores, out_of_memory
+    from evalengine.torch_backend import HEAD_ROWS, out_of_memory
 
-    nothing = SequenceScores(np.zeros(len(sequences)), np.ones(len(sequences), dtype=bool))
-    if not backend._tree:
-        return backend.score(sequences, progress) if part == 0 else nothing
-    batches = part_of(backend._batches(sequences), part, parts, HEAD_ROWS)
-    if not batches:
-        return nothing
+    if not backend.shares_prefixes:
+        return backend.score(sequences, progress) if part == 0 else backend.score_batches(sequences, [])
+    batches = part_of(backend.batches(sequences), part, parts, HEAD_ROWS)
     try:
-        return backend._score(sequences, backend._tree_rows(batches, progress), backend.head)
+        return backend.score_batches(sequences, batches, progress)
     except (MemoryError, RuntimeError) as error:
         if out_of_memory(error):
             raise PartTooLarge from None
