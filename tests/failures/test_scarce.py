@@ -21,6 +21,7 @@ from evalengine import checkpoints, console, plans, runner
 from evalengine.benchmarks import BENCHMARKS, load_items
 from evalengine.errors import UserError
 from evalengine.outcomes import Report
+from evalengine.pretrained import Pretrained
 from evalengine.torch_backend import TorchBackend
 
 
@@ -169,6 +170,29 @@ def test_an_item_that_alone_is_too_large_is_named(small_world: Path, tmp_path: P
     named = str(refused.value).split()[1]
     chosen = next(item for item in items.items if item.id == named)
     assert len(chosen.contexts[0]) > 0.7 * len(longest.contexts[0])
+
+
+def test_memory_that_runs_out_while_a_model_is_tried_out_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not taken for a model that does not tolerate what is tried, which would run slower ever after."""
+    build, seen = Pretrained.build, []
+
+    def built(self: Pretrained, *given: object) -> torch.nn.Module:
+        model = build(self, *given)  # type: ignore[arg-type]
+        layer = model.base_model.layers[-1]
+        layer.self_attn.k_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-2]))
+        layer.mlp.gate_proj.register_forward_pre_hook(fail_on_few_rows)
+        return model
+
+    def fail_on_few_rows(_: object, args: tuple[torch.Tensor]) -> None:
+        if args[0].shape[-2] < seen[-1]:  # only scored rows: the last layer is being tried
+            raise torch.OutOfMemoryError("out of memory: tried to allocate 1 byte")
+
+    monkeypatch.setattr(Pretrained, "build", built)
+    path = tiny_models.save(tmp_path / "1M-a-pt")
+    with pytest.raises(UserError, match="1M-a-pt cannot run here: out of memory"):
+        TorchBackend(device="cpu").load(checkpoints.discover([path])[0])
 
 
 def test_a_configuration_larger_than_its_weights_is_refused_before_it_is_built(tmp_path: Path) -> None:
