@@ -95,6 +95,12 @@ def register(subparsers: Any) -> None:
     )
     p.add_argument("--fresh", action="store_true", help="score again what the store already holds")
     add_ray(p, "score")
+    p.add_argument(
+        "--hang-after",
+        type=float,
+        metavar="MINUTES",
+        help="ray: a worker is replaced when its unit takes so long beyond what is expected (default: 15)",
+    )
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.set_defaults(run=run)
 
@@ -239,18 +245,22 @@ def cluster(args: argparse.Namespace) -> Any:
     for name in ("workers", "cpus_per_worker"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    minutes = getattr(args, "hang_after", None)
+    if minutes is not None and not 0 < minutes < float("inf"):
+        raise UserError("--hang-after must be a number of minutes above 0")
     gpus = args.gpus_per_worker
     if gpus is not None and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
         raise UserError("--gpus-per-worker must be 0, a part of 1, or a whole number")
     if gpus is None and getattr(args, "backend", "") == "vllm":
         parallel = backend_settings(args).get("tensor_parallel_size")
         gpus = float(parallel) if isinstance(parallel, int) and parallel > 1 else None
-    return Cluster(args.ray, args.workers, args.cpus_per_worker, gpus)
+    where = Cluster(args.ray, args.workers, args.cpus_per_worker, gpus)
+    return where if minutes is None else where._replace(hang_s=60 * minutes)
 
 
 def refuse_ray_options(args: argparse.Namespace) -> None:
-    for name in ("workers", "gpus_per_worker", "cpus_per_worker"):
-        if getattr(args, name) is not None:
+    for name in ("workers", "gpus_per_worker", "cpus_per_worker", "hang_after"):
+        if getattr(args, name, None) is not None:
             raise UserError(f"--{name.replace('_', '-')} is for --ray: add --ray local, or leave it out")
 
 

@@ -1,7 +1,8 @@
 """Workers that come and go: one Ray actor per GPU or group of cores, one task at a time each.
 
 Workers are made as resources appear and made again where they ended, as long as there is work. Ray itself retries nothing
-here: whoever gave a task learns how it ended (`Ended`), and gives it again where that makes sense.
+here: whoever gave a task learns how it ended (`Ended`), and gives it again where that makes sense. A worker that is not done
+with a task after the seconds allowed for it hangs, and is ended.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ ANSWER_S = 2.0
 LOOK_S = 1.0  # between two looks at the cluster's resources
 TELL_S = 20.0  # before the user learns that nothing fits
 STARTS = 3  # workers that end before they are ready, one after another, until the run is given up
+START_S = 900.0  # that a worker may take to get ready, once there is room for it
 
 
 class Cluster(NamedTuple):
@@ -29,6 +31,7 @@ class Cluster(NamedTuple):
     workers: int | None = None
     cpus: int | None = None
     gpus: float | None = None
+    hang_s: float = 900.0  # a worker may always take so long for a unit, before it counts as hung
 
 
 class Need(NamedTuple):
@@ -61,6 +64,7 @@ class Worker:
     host: str = ""
     loaded: str | None = None  # for the scheduler: what the worker holds
     doing: str = field(default="starting")
+    hangs_at: float = float("inf")  # on the monotonic clock
 
 
 class Pool:
@@ -98,7 +102,8 @@ class Pool:
             actor = self._cls.options(
                 num_cpus=self.need.cpus, num_gpus=self.need.gpus, max_restarts=0, max_task_retries=0
             ).remote(*self._arguments)
-            self.workers.append(Worker(self.made, actor, actor.hello.remote(*self._greeting)))
+            worker = Worker(self.made, actor, actor.hello.remote(*self._greeting), hangs_at=now + START_S)
+            self.workers.append(worker)
             self.made += 1
         if any(w.ready for w in self.workers):
             self._waiting_since = now
@@ -112,9 +117,9 @@ class Pool:
     def idle(self) -> list[Worker]:
         return [w for w in self.workers if w.ready and w.ref is None]
 
-    def give(self, worker: Worker, task: Any, ref: Any) -> None:
-        """Notes that `worker` runs `task`, whose Ray call is `ref`."""
-        worker.task, worker.ref = task, ref
+    def give(self, worker: Worker, task: Any, ref: Any, limit_s: float = float("inf")) -> None:
+        """Notes that `worker` runs `task`, whose Ray call is `ref`, and hangs if that takes more than `limit_s`."""
+        worker.task, worker.ref, worker.hangs_at = task, ref, time.monotonic() + limit_s
 
     def wait(self, timeout: float) -> list[Ended]:
         """Tasks that ended, at most `timeout` seconds from now. Raises UserError where no worker ever becomes ready."""
@@ -126,7 +131,15 @@ class Pool:
         first, _ = self._ray.wait(refs, num_returns=1, timeout=timeout)
         ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0) if first else ([], None)
         ended = [self._collect(by_ref[ref]) for ref in ready]
+        now = time.monotonic()
+        ended += [self._hung(w) for w in list(self.workers) if w.ref is not None and now > w.hangs_at]
         return [e for e in ended if e is not None]
+
+    def _hung(self, worker: Worker) -> Ended | None:
+        self.remove(worker)
+        if not worker.ready:  # another one is made; where there is no room for it, that one waits as well
+            return None
+        return Ended(worker, worker.task, None, "it hangs: it was not done after all the time allowed for it")
 
     def _collect(self, worker: Worker) -> Ended | None:
         task, ref = worker.task, worker.ref
@@ -168,7 +181,7 @@ class Pool:
         return "its worker process was killed or ran out of memory", False
 
     def remove(self, worker: Worker) -> None:
-        """Ends a worker at once, whatever it is doing."""
+        """Ends a worker at once, whatever it is doing. Ray's node manager kills a process that does not answer."""
         with contextlib.suppress(ValueError):
             self.workers.remove(worker)
         with contextlib.suppress(Exception):

@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 STRIKES = 3  # failures after which a checkpoint is set aside
+HANGS = 20  # times what such a unit takes, until its worker counts as hung
+SLOWEST = 2.5e-11  # seconds for each token and byte of weights until some are measured: float32 at 20 GFLOP/s
 
 
 class Unit(NamedTuple):
@@ -97,9 +99,16 @@ class Schedule:
                 load_s if self.load_s is None else min(self.load_s, load_s)
             )  # the first one imports, too
 
+    def patience(self, cost: float) -> float:
+        """Seconds after which a unit takes suspiciously long."""
+        return cost * (SLOWEST if self.seconds_per_cost is None else HANGS * self.seconds_per_cost)
+
     def again(self, name: str) -> None:
         """A checkpoint must be identified once more."""
         self._unseen[name] = 0.0
+
+    def strikes(self, name: str) -> int:
+        return self._strikes[name]
 
     def strike(self, name: str) -> bool:
         """Counts a failure; True when the checkpoint is to be set aside."""

@@ -8,18 +8,18 @@ worker or node that goes costs the unit it had; the driver, when killed, costs t
 
 from __future__ import annotations
 
-import queue
-import threading
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from evalengine import __version__, console, plans, runner, store
 from evalengine.checkpoints import Checkpoint, weight_files
 from evalengine.cluster import connect, parts
+from evalengine.cluster.planning import Plan, Plans, sentence, text_size
 from evalengine.cluster.pool import Cluster, Ended, Need, Pool, Worker, need_of
 from evalengine.cluster.schedule import STRIKES, Schedule, Unit
 from evalengine.cluster.scorer import BackendSpec, Failure, Scored, Scorer, Work
@@ -29,24 +29,12 @@ from evalengine.outcomes import Outcome, Report, run_record
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import Benchmark, ItemSet
-    from evalengine.encoding import Encoded
 
 POLL_S = 0.1
-
-
-class Plan(NamedTuple):
-    key: str
-    encoded: Encoded
-    ref: Any  # Ray's reference to `encoded`
-
-
-class Planned(NamedTuple):
-    """From the planning thread: a checkpoint's benchmark has its plan, or `error` says why not."""
-
-    checkpoint: str
-    benchmark: str
-    plan: Plan | None
-    error: Exception | None = None
+READS = (
+    50e6  # bytes of weights a second, below which reading a checkpoint is not expected to be; a remote one:
+)
+COPIES = 5e6
 
 
 @dataclass
@@ -99,7 +87,7 @@ def score(
         )
         spec = placed(spec, need)
         with Token(out, stored is None) as shared, console.progress("scoring", total, "items") as progress:
-            run = Run(found, item_sets, spec, out, options, progress, stored)
+            run = Run(found, item_sets, spec, out, options, progress, stored, cluster.hang_s)
             scorer = (spec, need.cpus, options.allow_pickle, __version__)
             with Pool(Scorer, scorer, (shared.probe, shared.text), need, cluster.workers) as pool:
                 run.go(pool)
@@ -118,37 +106,6 @@ def placed(spec: BackendSpec, need: Need) -> BackendSpec:
     return spec._replace(dtype=dtype, settings=settings)
 
 
-class Plans:
-    """Makes plans in a thread, in the order they are asked for, each once, and puts them where workers find them."""
-
-    def __init__(self, planner: plans.Planner) -> None:
-        self._planner = planner
-        self._asked: queue.SimpleQueue[tuple[Checkpoint, ItemSet] | None] = queue.SimpleQueue()
-        self._made: dict[str, Plan] = {}
-        self.done: queue.SimpleQueue[Planned] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="planning", daemon=True)
-        self._thread.start()
-
-    def ask(self, checkpoint: Checkpoint, items: ItemSet) -> None:
-        self._asked.put((checkpoint, items))
-
-    def close(self) -> None:
-        self._asked.put(None)
-
-    def _work(self) -> None:
-        ray = connect.import_ray()
-        while (asked := self._asked.get()) is not None:
-            checkpoint, items = asked
-            try:
-                key = self._planner.key(checkpoint, items)
-                if key not in self._made:
-                    encoded = self._planner.plan(checkpoint, items)
-                    self._made[key] = Plan(key, encoded, ray.put(encoded))
-                self.done.put(Planned(checkpoint.name, items.benchmark, self._made[key]))
-            except Exception as error:
-                self.done.put(Planned(checkpoint.name, items.benchmark, None, error))
-
-
 class Run:
     """One run's state, and what happens when a worker is idle, a plan is made, a task ends."""
 
@@ -161,8 +118,9 @@ class Run:
         options: runner.Options,
         progress: console.Progress,
         stored: Callable[[Path], None] | None,
+        hang_s: float,
     ) -> None:
-        self.stored = stored
+        self.stored, self.hang_s = stored, hang_s
         self.item_sets = sorted(item_sets, key=lambda pair: -text_size(pair[0]))
         self.spec, self.out, self.options, self.progress = spec, out.resolve(), options, progress
         self.states = {c.name: State(c, weight_size(c, options.allow_pickle)) for c in found}
@@ -244,7 +202,7 @@ class Run:
             if name is not None:
                 worker.loaded, worker.doing = name, f"{name}: reading"
                 checkpoint = self.states[name].checkpoint
-                pool.give(worker, name, worker.actor.identify.remote(checkpoint))
+                pool.give(worker, name, worker.actor.identify.remote(checkpoint), self._allowed(name))
                 return
             unit = self.schedule.steal()
         if unit is None:
@@ -271,7 +229,13 @@ class Run:
         )
         of = f" {unit.part + 1}/{unit.parts}" if unit.parts > 1 else ""
         worker.loaded, worker.doing = unit.checkpoint, f"{unit.checkpoint}: {unit.benchmark}{of}"
-        pool.give(worker, unit, worker.actor.run.remote(work))
+        pool.give(worker, unit, worker.actor.run.remote(work), self._allowed(unit.checkpoint, unit.cost))
+
+    def _allowed(self, name: str, cost: float = 0.0) -> float:
+        """Seconds until a worker hangs that brings a checkpoint here and scores a unit: twice as many after each failure."""
+        state = self.states[name]
+        reading = state.size / (READS if state.checkpoint.source is None else COPIES)
+        return 2.0 ** self.schedule.strikes(name) * (self.hang_s + reading + self.schedule.patience(cost))
 
     # --- what comes back
 
@@ -296,7 +260,7 @@ class Run:
     def _failed(self, pool: Pool, worker: Worker, state: State, task: str | Unit, failure: Failure) -> None:
         if failure.kind == "full":
             number, _, path = failure.reason.partition("\t")
-            raise OSError(int(number), "the disk is full or read-only", path)
+            raise OSError(int(number), os.strerror(int(number)), path)
         if failure.kind == "final":
             self._fail(state, failure.reason)
         elif failure.kind == "whole" and isinstance(task, Unit):
@@ -407,18 +371,6 @@ class Run:
 class Merged(NamedTuple):
     loglik: np.ndarray
     greedy: np.ndarray
-
-
-def sentence(name: str, error: Exception | None) -> str:
-    if isinstance(error, UserError):
-        return str(error)
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return f"{name} cannot be planned: {reason} (EVALENGINE_DEBUG=1 shows where)"
-
-
-def text_size(items: ItemSet) -> int:
-    """What orders benchmarks before they are planned."""
-    return sum(len(text) for item in items.items for text in (*item.contexts, *item.continuations))
 
 
 def weight_size(checkpoint: Checkpoint, allow_pickle: bool) -> float:

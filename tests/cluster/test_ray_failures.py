@@ -1,0 +1,161 @@
+"""`evalengine score --ray` where a worker hangs, meets an error nobody knows, or runs out of memory or disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import evalengine
+from cluster.conftest import files, one_thread, processes, score
+from evalengine.cluster import parts
+
+RAY = ("--ray", "local", "--workers", 2, "--cpus-per-worker", 1)
+MODEL = """
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+
+class Odd(LlamaModel):
+    def forward(self, input_ids, **given):
+        if input_ids.numel() > {tokens}:
+            {then}
+        return super().forward(input_ids=input_ids, **given)
+
+class OddForCausalLM(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = Odd(config)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _cluster(ray_local: None) -> None:
+    pass
+
+
+def odd(checkpoint: Path, to: Path, tokens: int, then: str) -> Path:
+    """A copy of a checkpoint whose own code does something where a forward has more than so many tokens."""
+    shutil.copytree(checkpoint, to)
+    config = json.loads((to / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "odd.OddForCausalLM"}
+    (to / "config.json").write_text(json.dumps(config))
+    (to / "odd.py").write_text(MODEL.format(tokens=tokens, then=then))
+    return to
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "small"
+    path.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", path]).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=False)
+
+
+@pytest.mark.parametrize("cut", [False, True])  # benchmarks in parts are written by the driver
+def test_a_full_disk_ends_the_run_and_the_next_one_finishes_it(
+    cut: bool,
+    ckpts: list[Path],
+    bench: Path,
+    reference: Path,
+    small_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if cut:
+        monkeypatch.setattr(parts, "PART_TOKENS", 1_000)
+    out, expected = small_disk / "scores", files(reference)
+    assert score(ckpts, bench, out, *RAY) == 1
+    said = capsys.readouterr().err
+    assert "No space left on device" in said and "again" in said and "Traceback" not in said
+    done = files(out)
+    assert 0 < len(done) < len(expected) and all(expected[name] == content for name, content in done.items())
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    assert score(ckpts, bench, out, *RAY) == 0
+    assert files(out) == expected
+
+
+def test_a_part_that_does_not_fit_is_scored_whole_in_smaller_batches(
+    ckpts: list[Path],
+    bench: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    small = odd(ckpts[0], tmp_path / ckpts[0].name, 1100, 'raise RuntimeError("not enough memory: 1 byte")')
+    given = ("--benchmarks", "multirc,copa", "--trust-remote-code", "--json")
+    monkeypatch.setattr(parts, "PART_TOKENS", 3_000)
+    assert score([small], bench, tmp_path / "ray", *RAY, *given) == 0
+    (report,) = json.loads(capsys.readouterr().out)["checkpoints"]
+    assert report["scored"] == 2 and any("--batch-tokens 1024" in note for note in report["notes"])
+    with one_thread():
+        assert score(ckpts[:1], bench, tmp_path / "roomy", "--benchmarks", "multirc,copa") == 0
+    got, roomy = (
+        evalengine.load(tmp_path / name).column("loglik").combine_chunks() for name in ("ray", "roomy")
+    )
+    np.testing.assert_allclose(got.flatten().to_numpy(), roomy.flatten().to_numpy(), atol=1e-4)
+
+
+def test_an_unknown_error_is_tried_three_times_by_fresh_workers_and_the_others_finish(
+    ckpts: list[Path], bench: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = odd(
+        ckpts[0], tmp_path / "odd-a-pt", 100, 'raise ArithmeticError(f"the moon is full {id(self) and 1}")'
+    )
+    out = tmp_path / "scores"
+    assert score([bad, *ckpts[:2]], bench, out, *RAY, "--trust-remote-code", "--json") == 1
+    printed = capsys.readouterr()
+    report = {c["checkpoint"]: c for c in json.loads(printed.out)["checkpoints"]}
+    assert (
+        "set aside: it failed 3 times, last because ArithmeticError: the moon is full"
+        in report["odd-a-pt"]["failure"]
+    )
+    assert printed.err.count("is tried again: ArithmeticError") == 2
+    assert (
+        json.loads((out / "runs.jsonl").read_text().splitlines()[-1])["workers"] >= 5
+    )  # each time another process
+    assert files(out) == {k: v for k, v in files(reference).items() if k.startswith("240M-v1p0")}
+
+
+def test_a_worker_that_hangs_is_replaced(
+    ckpts: list[Path], bench: Path, reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped with SIGSTOP, it answers nothing and dies of nothing but SIGKILL."""
+    out = tmp_path / "scores"
+    stopped: list[int] = []
+    running = threading.Event()
+    running.set()
+
+    def stop() -> None:
+        while not stopped and running.is_set():
+            busy = list(processes("ray::Scorer.run")) if len(list(out.glob("*/*.arrow"))) >= 2 else []
+            if busy:
+                os.kill(busy[0], signal.SIGSTOP)
+                stopped.append(busy[0])
+            time.sleep(0.002)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    try:
+        assert score(ckpts, bench, out, *RAY, "--hang-after", 0.1) == 0
+    finally:
+        running.clear()
+        stopper.join()
+    assert stopped
+    said = " ".join(capsys.readouterr().err.split())
+    assert "ended during" in said and "it hangs" in said
+    assert files(out) == files(reference)
+    end = time.monotonic() + 20
+    while Path(f"/proc/{stopped[0]}").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{stopped[0]}").exists(), "the stopped process is gone"
