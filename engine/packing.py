@@ -26,6 +26,7 @@ from evalengine.encoding import Sequences
 
 BLOCK = 64  # query tokens of one attention block
 SHARED_PREFIX = 96  # tokens all sequences must share for the prefix to be kept apart
+KEYS = 8  # a bucket's keys are a multiple: a GPU's fused attention takes masks in rows of 16 bytes
 FOREVER = np.iinfo(np.int32).max
 
 
@@ -189,6 +190,7 @@ def buckets(ancestors: list[np.ndarray], end: np.ndarray, prefix: int, block: in
         floor = 0.8 * (longest + block) - block
         stop = start + int((count[order[start:]] >= floor).sum())
         members = np.sort(order[start:stop])
+        longest += -longest % KEYS
         yield bucket(members, [ancestors[b] for b in members], end, prefix, block, longest)
         start = stop
 

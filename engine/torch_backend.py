@@ -26,7 +26,7 @@ from evalengine.errors import UserError
 from evalengine.kernels import logits_logprobs, target_logprobs
 from evalengine.last_layer import LastLayer
 from evalengine.pretrained import Pretrained, architecture_of, first_line
-from evalengine.tree_attention import TreeAttention, on_device
+from evalengine.tree_attention import TreeAttention, moved, on_device
 
 HEAD_ROWS = (
     1024  # scored rows gathered before the head runs: the LM head's weights are read once for all of them
@@ -261,7 +261,7 @@ class TorchBackend:
         for batch in batches:
             on = on_device(batch, self.device, DTYPES[self.dtype])
             self.attention.start(on)
-            row_R = torch.from_numpy(batch.row_R).to(self.device, torch.long)
+            row_R = moved(batch.row_R, self.device)
             if self._last is not None:
                 self._last.rows = row_R if len(row_R) else row_R.new_zeros(1)  # a kept prefix scores nothing
             hidden = self.model.base_model(
@@ -317,6 +317,8 @@ class TorchBackend:
         loglik = np.zeros(len(sequences), dtype=np.float64)
         greedy = np.ones(len(sequences), dtype=bool)
         waiting: list[Rows] = []
+        owners: list[np.ndarray] = []
+        results: list[tuple[Tensor, Tensor]] = []  # read at the end: a GPU is not waited for between batches
 
         def flush() -> None:
             if not waiting:
@@ -325,10 +327,8 @@ class TorchBackend:
             state = torch.cat([r.state_RD for r in waiting]) if len(waiting) > 1 else waiting[0].state_RD
             row_T = np.concatenate([r.row_T + b for r, b in zip(waiting, base, strict=False)])
             token_T = np.concatenate([r.token_T for r in waiting])
-            owner_T = np.concatenate([r.sequence_T for r in waiting])
-            logprob_T, greedy_T = self._targets(state, row_T, token_T, head)
-            np.add.at(loglik, owner_T, logprob_T.astype(np.float64))
-            greedy[owner_T[~greedy_T]] = False
+            owners.extend(r.sequence_T for r in waiting)
+            results.append(self._targets(state, row_T, token_T, head))
             waiting.clear()
 
         for chunk in rows:
@@ -336,19 +336,24 @@ class TorchBackend:
             if sum(len(r.state_RD) for r in waiting) >= HEAD_ROWS or head is None:
                 flush()
         flush()
+        if results:
+            owner_T = np.concatenate(owners)
+            logprob_T, greedy_T = (torch.cat(parts).cpu().numpy() for parts in zip(*results, strict=True))
+            np.add.at(loglik, owner_T, logprob_T.astype(np.float64))
+            greedy[owner_T[~greedy_T]] = False
         return SequenceScores(loglik, greedy)
 
     def _targets(
         self, state: Tensor, row_T: np.ndarray, token_T: np.ndarray, head: Head | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        row, token = torch.from_numpy(row_T).to(self.device), torch.from_numpy(token_T).to(self.device)
+    ) -> tuple[Tensor, Tensor]:
+        row, token = torch.from_numpy(row_T), torch.from_numpy(token_T)  # checked here, moved by the kernel
         if head is None:
             out = logits_logprobs(state, row, token)
         else:
             out = target_logprobs(
                 state, head.weight_VD, row, token, bias_V=head.bias_V, softcap=head.softcap, scale=head.scale
             )
-        return out.logprob_T.cpu().numpy(), out.greedy_T.cpu().numpy()
+        return out.logprob_T, out.greedy_T
 
 
 def head_candidates(model: Any) -> Iterator[Head]:

@@ -42,28 +42,31 @@ class TreeAttention:
         )
         self.running: DeviceBatch | None = None
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values of the kept prefix
-        self._windowed: dict[int, list[Tensor]] = {}
+        self._masks: dict[tuple[int | None, int], list[Tensor]] = {}
 
     def start(self, batch: DeviceBatch) -> None:
         self.running = batch
-        self._windowed.clear()
+        self._masks.clear()
         if not batch.batch.prefix:
             self.kept.clear()
 
-    def masks(self, window: int | None) -> list[Tensor]:
+    def masks(self, window: int | None, group: int) -> list[Tensor]:
+        """Additive masks (B, 1, group * Q, K) of the running batch's buckets, for layers of that sliding window."""
         assert self.running is not None
-        if window is None or int(self.running.position_1N.max()) < window:
-            return [mask for _, _, mask, _ in self.running.buckets]
-        if window not in self._windowed:
-            position_N, block = self.running.position_1N[0], self.running.batch.block
-            narrowed = []
+        batch = self.running.batch
+        if window is not None and int(batch.position_N.max()) < window:
+            window = None
+        if (window, group) not in self._masks:
+            position_N, made = self.running.position_1N[0], []
             for blocks, _, mask_B1QK, key_position_BK in self.running.buckets:
-                query_BQ = position_N.view(-1, block)
-                query_BQ = query_BQ if blocks is None else query_BQ[blocks]
-                far = query_BQ[:, None, :, None] - key_position_BK[:, None, None, :] >= window
-                narrowed.append(mask_B1QK.masked_fill(far, float("-inf")))
-            self._windowed[window] = narrowed
-        return self._windowed[window]
+                if window is not None:
+                    query_BQ = position_N.view(-1, batch.block)
+                    query_BQ = query_BQ if blocks is None else query_BQ[blocks]
+                    far = query_BQ[:, None, :, None] - key_position_BK[:, None, None, :] >= window
+                    mask_B1QK = mask_B1QK.masked_fill(far, float("-inf"))
+                made.append(mask_B1QK.repeat(1, 1, group, 1) if group > 1 else mask_B1QK)
+            self._masks[window, group] = made
+        return self._masks[window, group]
 
     def __call__(
         self,
@@ -91,18 +94,22 @@ class TreeAttention:
             key_NHd, value_NHd = torch.cat([kept_key, key_NHd]), torch.cat([kept_value, value_NHd])
         query_BQHd = query[0].transpose(0, 1).unflatten(0, (-1, batch.block))
         out_BQHd = query.new_empty(*query_BQHd.shape[:3], value.shape[-1])
-        grouped = query.shape[1] != key.shape[1]
+        # The query heads that share a key head become further queries of it: no kernel has to know grouped heads, which
+        # with a mask only PyTorch's slow one does on a GPU.
+        group = query.shape[1] // key.shape[1]
         for (blocks, key_BK, _, _), mask in zip(
-            self.running.buckets, self.masks(sliding_window), strict=True
+            self.running.buckets, self.masks(sliding_window, group), strict=True
         ):
             q = (query_BQHd if blocks is None else query_BQHd[blocks]).transpose(1, 2)
+            q = q.unflatten(1, (-1, group)).flatten(2, 3) if group > 1 else q
             shape = (*key_BK.shape, key.shape[1], -1)
             k = key_NHd.index_select(0, key_BK.view(-1)).view(shape).transpose(1, 2)
             v = value_NHd.index_select(0, key_BK.view(-1)).view(shape).transpose(1, 2)
             if softcap is None:
-                o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=grouped)
+                o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
             else:
                 o = capped_attention(q, k, v, mask, scaling, softcap)
+            o = o.unflatten(2, (group, -1)).flatten(1, 2) if group > 1 else o
             if blocks is None:
                 out_BQHd = o.transpose(1, 2)
             else:
@@ -114,23 +121,27 @@ def capped_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None, softcap: float
 ) -> Tensor:
     """softmax(softcap * tanh(q k / softcap) + mask) v: Gemma 2's attention, which no fused CPU kernel has."""
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     scores = q @ k.transpose(2, 3) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
     scores = softcap * torch.tanh(scores / softcap) + mask
     return F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype) @ v
 
 
+def moved(array: np.ndarray, device: torch.device) -> Tensor:
+    """int64 indices on the device; a GPU copies them while it still computes the batch before."""
+    tensor = torch.from_numpy(array.astype(np.int64))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def on_device(batch: packing.Batch, device: torch.device, dtype: torch.dtype) -> DeviceBatch:
     """A batch's tensors, with the additive attention masks, which are made anew for each forward."""
-    position_K = torch.from_numpy(np.concatenate([np.arange(batch.prefix), batch.position_N])).to(device)
+    position_K = moved(np.concatenate([np.arange(batch.prefix), batch.position_N]), device)
     everything = len(batch.token_N) // batch.block
     offset_Q = torch.arange(batch.block, device=device)
     buckets = []
     for bucket in batch.buckets:
-        block_B = torch.from_numpy(bucket.block_B).to(device, torch.long)
-        key_BK = torch.from_numpy(bucket.key_BK).to(device, torch.long)
-        end_BK = torch.from_numpy(bucket.end_BK).to(device, torch.long)
+        block_B, key_BK, end_BK = (
+            moved(indices, device) for indices in (bucket.block_B, bucket.key_BK, bucket.end_BK)
+        )
         query_BQ1 = (batch.prefix + block_B[:, None] * batch.block + offset_Q)[:, :, None]
         hidden_BQK = (key_BK[:, None, :] > query_BQ1) | (query_BQ1 >= end_BK[:, None, :])
         mask = torch.zeros(hidden_BQK.shape, dtype=dtype, device=device).masked_fill_(
@@ -138,6 +149,5 @@ def on_device(batch: packing.Batch, device: torch.device, dtype: torch.dtype) ->
         )
         whole = len(bucket.block_B) == everything
         buckets.append((None if whole else block_B, key_BK, mask.unsqueeze(1), position_K[key_BK]))
-    token = torch.from_numpy(batch.token_N).to(device, torch.long).unsqueeze(0)
-    position = torch.from_numpy(batch.position_N).to(device, torch.long).unsqueeze(0)
-    return DeviceBatch(batch, token, position, buckets)
+    token, position = moved(batch.token_N, device), moved(batch.position_N, device)
+    return DeviceBatch(batch, token.unsqueeze(0), position.unsqueeze(0), buckets)
