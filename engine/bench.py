@@ -222,16 +222,14 @@ def compare(
     return {"cells": cells, "ratio": loop / seconds, "of_floor": of_floor, "head": plain / seconds}
 
 
-def plain_targets(
-    state: Any, row_T: np.ndarray, token_T: np.ndarray, head: Any
-) -> tuple[np.ndarray, np.ndarray]:
+def plain_targets(state: Any, row_T: np.ndarray, token_T: np.ndarray, head: Any) -> tuple[Any, Any]:
     """The head as one would write it: all logits of the scored rows, log_softmax, gather, argmax."""
     import torch
 
     row, token = (torch.from_numpy(a).to(state.device, torch.long) for a in (row_T, token_T))
     logprob_NV = torch.nn.functional.linear(state, head.weight_VD, head.bias_V).float().log_softmax(-1)
     greedy_T = logprob_NV.argmax(-1)[row] == token
-    return logprob_NV[row, token].cpu().numpy(), greedy_T.cpu().numpy()
+    return logprob_NV[row, token], greedy_T
 
 
 def timed(work: Callable[[], Any]) -> float:
