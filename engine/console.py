@@ -1,6 +1,6 @@
 """What the user sees: one display, rich on a terminal, plain lines elsewhere.
 
-A leaf: it imports nothing of evalengine but `errors`, so the scorer, the trainer and the analysis share it. On a terminal
+A leaf: it imports nothing of evalengine but `untrusted`, so the scorer, the trainer and the analysis share it. On a terminal
 `progress` is a live rich display; when output is piped or in CI it prints one plain line per finished task and at most one
 every `PLAIN_EVERY_S` seconds in between. `set_json(True)` silences everything but `emit_json`.
 """
@@ -14,6 +14,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+from evalengine.untrusted import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,13 +46,18 @@ def console(*, err: bool = False) -> Console:
     return Console(file=stream, width=width, soft_wrap=False, highlight=False)
 
 
+def shown(text: object) -> str:
+    """What may be sent to a terminal: names and texts from files may hold sequences that steer it."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
 def say(text: str) -> None:
     """One line for the user (markup is not interpreted)."""
-    console().print(text, markup=False, soft_wrap=True)
+    console().print(shown(text), markup=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
-    console(err=True).print(f"warning: {text}", markup=False, soft_wrap=True, style="yellow")
+    console(err=True).print(f"warning: {shown(text)}", markup=False, soft_wrap=True, style="yellow")
 
 
 def emit_json(value: Any) -> None:
@@ -73,17 +80,21 @@ def table(
     from rich.text import Text
 
     t = Table(
-        title=title,
+        title=Text(shown(title), style="table.title"),
         title_justify="left",
-        caption=caption,
+        caption=None if caption is None else Text(shown(caption), style="table.caption"),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
     for i, name in enumerate(columns):
-        t.add_column(name, justify="left" if i < left else "right", no_wrap=True, overflow="fold")
+        t.add_column(
+            Text(shown(name)), justify="left" if i < left else "right", no_wrap=True, overflow="fold"
+        )
     for row in rows:
-        t.add_row(*(Text("" if cell is None else str(cell)) for cell in row))  # Text: names may hold [markup]
+        t.add_row(
+            *(Text("" if cell is None else shown(cell)) for cell in row)
+        )  # Text: names may hold [markup]
     console().print(t, markup=False)
 
 
@@ -99,22 +110,22 @@ class Progress:
     def describe(self, label: str) -> None:
         self.label = label
         if self._rich is not None:
-            self._rich.update(self._task, description=label)
+            self._rich.update(self._task, description=shown(label))
 
     def rows(self, rows: Sequence[str]) -> None:
         """Lines under the bar, on a terminal: what each worker does."""
         if self._rich is not None:
-            self._rich.update(self._task, description="\n".join([self.label, *rows]))
+            self._rich.update(self._task, description=shown("\n".join([self.label, *rows])))
 
     def update(self, advance: float, note: str = "") -> None:
         """Moves on by `advance` units; `note` (loss, rate) is shown behind the bar."""
         self.done += advance
         if self._rich is not None:
-            self._rich.update(self._task, advance=advance, note=note or self._rate())
+            self._rich.update(self._task, advance=advance, note=shown(note or self._rate()))
         elif not _state["json"] and time.monotonic() - self._last >= PLAIN_EVERY_S:
             self._last = time.monotonic()
             print(
-                f"{self.label}: {self.done:,.0f} / {self.total:,.0f} {self.unit}  {note or self._rate()}",
+                f"{shown(self.label)}: {self.done:,.0f} / {self.total:,.0f} {self.unit}  {note or self._rate()}",
                 flush=True,
             )
 
@@ -133,10 +144,10 @@ def progress(label: str, total: float, unit: str = "items") -> Iterator[Progress
     from rich.progress import Progress as RichProgress
 
     with RichProgress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeRemainingColumn(),
         console=console(err=True),
     ) as display:

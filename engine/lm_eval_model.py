@@ -21,6 +21,7 @@ from evalengine import plans
 from evalengine.checkpoints import discover
 from evalengine.encoding import Encoder, merge, window_of
 from evalengine.errors import UserError
+from evalengine.untrusted import printable
 
 NAME = "evalengine"
 
@@ -171,7 +172,7 @@ def register() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         if isinstance(error, UserError):
-            print(f"evalengine: {error}", file=sys.stderr)
+            print(f"evalengine: {printable(str(error))}", file=sys.stderr)
         else:
             previous(kind, error, trace)
 

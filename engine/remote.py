@@ -264,7 +264,10 @@ def copy_of(uri: str, names: list[str] | None) -> Path:
         for path in there:
             parts = path[len(root) :].strip("/").split("/")
             mine = len(parts) == 2 and parts[1].endswith(".arrow") and (names is None or parts[0] in names)
-            if all(map(is_plain, parts)) and (mine or parts == ["runs.jsonl"]):
+            here = all(
+                is_plain(part) and not part.startswith(".") for part in parts
+            )  # object keys may hold ".."
+            if here and (mine or parts == ["runs.jsonl"]):
                 wanted["/".join(parts)] = path
         for old in folder.glob("*/*.arrow"):
             if (names is None or old.parent.name in names) and f"{old.parent.name}/{old.name}" not in wanted:

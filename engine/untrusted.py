@@ -124,6 +124,8 @@ def reason(error: BaseException, most: int = 200) -> str:
 
 def printable(text: str) -> str:
     """`text` with what cannot be encoded, or would steer a terminal, written as escapes."""
+    if text.isprintable():
+        return text
     return "".join(
         c if c == " " or unicodedata.category(c) not in (*BAD_CATEGORIES, "Zl", "Zp") else ascii(c)[1:-1]
         for c in text

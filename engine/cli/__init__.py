@@ -70,13 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
+        said = printable(f"{error.strerror or error}{where}")
         print(
-            f"evalengine: {error.strerror or error}{where}; what was finished is kept: mend that and run the same command again",
+            f"evalengine: {said}; what was finished is kept: mend that and run the same command again",
             file=sys.stderr,
         )
         return 1
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = printable(" ".join(str(error).split())[:300])
         print(
             f"evalengine: a defect of evalengine, please report it: {type(error).__name__}: {reason}"
             " (EVALENGINE_DEBUG=1 shows where)",

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evalengine.untrusted import printable
+
 if TYPE_CHECKING:
     from evalengine.benchmarks import Benchmark
 
@@ -95,7 +97,7 @@ def _source(benchmark: Benchmark) -> str:
 
 def _show(args: argparse.Namespace) -> int:
     from evalengine.benchmarks import load_items, resolve
-    from evalengine.console import console, emit_json, say
+    from evalengine.console import console, emit_json, say, shown
     from evalengine.errors import UserError
 
     found = resolve(args.name, args.benchmark_file or ())
@@ -120,10 +122,10 @@ def _show(args: argparse.Namespace) -> int:
     one_context = len(set(item.contexts)) == 1
     out = console()
     if one_context:
-        out.print(Text("\n" + item.contexts[0]), soft_wrap=True)
+        out.print(Text("\n" + shown(item.contexts[0])), soft_wrap=True)
     for index, continuation in enumerate(item.continuations):
-        line = Text(f"\n[{index}] " + ("" if one_context else item.contexts[index]))
-        line.append("»").append(continuation, style="bold reverse").append("«")
+        line = Text(f"\n[{index}] " + ("" if one_context else shown(item.contexts[index])))
+        line.append("»").append(shown(continuation), style="bold reverse").append("«")
         line.append("   <- gold" if index == item.gold else "", style="green")
         out.print(line, soft_wrap=True)
     return 0
@@ -154,7 +156,7 @@ def _check(args: argparse.Namespace) -> int:
         if absent:
             say(f"no file of {', '.join(absent)}")
     for check in bad:
-        print(f"evalengine: {check.problem}", file=sys.stderr)
+        print(f"evalengine: {printable(check.problem)}", file=sys.stderr)
     if not checks:
         raise UserError(f"{args.data} holds no file of a benchmark: name them <benchmark>.jsonl or .parquet")
     return 1 if bad else 0

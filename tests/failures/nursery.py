@@ -4,8 +4,8 @@
 itself, so no thread is lost in a fork. Training workers are forked rather than spawned for the same reason, and save their state
 every 50 ms instead of every two minutes: what is killed is otherwise the product as it is.
 
-A child dies after a number of seconds, or right before its n-th change to a file (opened for writing, renamed, removed; a folder
-made), which Python's audit hooks tell; its own children count, too.
+A child dies after a number of seconds, or right before its n-th change to a file of its output (opened for writing, renamed,
+removed; a folder made), which Python's audit hooks tell; its own children count, too.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 class Ended(NamedTuple):
     code: int  # of the exit; -9 where it was killed
     seconds: float
-    changes: int  # to files
+    changes: int  # to files of its output
     said: str
 
 
 class Kill(NamedTuple):
-    """When: after so many seconds; or `seconds` after the process began its n-th `change` to a file, 0 right before it."""
+    """When: after so many seconds; or `seconds` after the process began its n-th `change` to its output, 0 right before it."""
 
     seconds: float
     change: int | None = None
@@ -123,7 +123,7 @@ def import_everything() -> None:
 def live(order: dict[str, Any], changes: mmap.mmap, kill: Kill | None) -> None:
     """The child: the command, its words into a file, and its exit code."""
     os.setsid()
-    count_changes(changes, kill)
+    count_changes(changes, kill, str(Path(order["cache"]).parent))
     os.environ["EVALENGINE_CACHE"] = order["cache"]
     said = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
@@ -140,8 +140,8 @@ def live(order: dict[str, Any], changes: mmap.mmap, kill: Kill | None) -> None:
         os._exit(code)
 
 
-def count_changes(changes: mmap.mmap, kill: Kill | None) -> None:
-    """Counts this process's and its children's changes to files; ends them all, or this one alone, at the one asked for."""
+def count_changes(changes: mmap.mmap, kill: Kill | None, folder: str) -> None:
+    """Counts this process's and its children's changes in a folder; ends them all, or this one alone, at the one asked for."""
     own = os.getpid()
 
     def end(delay: float) -> None:
@@ -149,9 +149,9 @@ def count_changes(changes: mmap.mmap, kill: Kill | None) -> None:
         (os.killpg if kill.whole_group else os.kill)(own, signal.SIGKILL)
 
     def hook(event: str, given: tuple[Any, ...]) -> None:
-        if event not in CHANGES and not (
-            event == "open" and isinstance(given[0], str | bytes) and writes(given)
-        ):
+        if event not in CHANGES and not (event == "open" and writes(given[2])):
+            return
+        if not str(given[0]).startswith(folder):
             return
         (number,) = struct.unpack("q", changes)
         changes[:] = struct.pack("q", number + 1)
@@ -165,9 +165,8 @@ def count_changes(changes: mmap.mmap, kill: Kill | None) -> None:
     sys.addaudithook(hook)
 
 
-def writes(opened: tuple[Any, ...]) -> bool:
-    path, _, flags = opened
-    return bool(flags & (os.O_WRONLY | os.O_RDWR)) and not str(path).startswith("/dev/")
+def writes(flags: int) -> bool:
+    return bool(flags & (os.O_WRONLY | os.O_RDWR))
 
 
 def watch(child: int, kill: Kill | None, started: float) -> int:

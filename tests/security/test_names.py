@@ -150,3 +150,19 @@ def test_the_index_of_the_weights_names_files_beside_it_alone(tmp_path: Path) ->
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
         with pytest.raises(UserError, match="which is not there"):
             checkpoints.weight_files(folder)
+
+
+def test_a_key_of_a_remote_store_cannot_leave_the_working_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object store takes any text as a key, `..` as well."""
+    fsspec = pytest.importorskip("fsspec")
+    from evalengine import remote
+
+    monkeypatch.setenv("EVALENGINE_CACHE", str(tmp_path))
+    fs = fsspec.filesystem("memory")
+    root = "/names/scores"
+    for key in ("../evil.arrow", ".hid/x.arrow", "a\x1b/x.arrow", "good/copa.arrow"):
+        fs.store[f"{root}/{key}"] = fsspec.implementations.memory.MemoryFile(fs, f"{root}/{key}", b"x")
+    copy = remote.copy_of(f"memory:/{root}", None)
+    assert [p.relative_to(copy).as_posix() for p in tmp_path.rglob("*.arrow")] == ["good/copa.arrow"]
