@@ -27,6 +27,7 @@ from evalengine.kernels.head import (
 )
 from evalengine.kernels.logits_logprobs import logits_logprobs_reference
 from evalengine.kernels.target_logprobs_cpu import target_logprobs_cpu
+from evalengine.kernels.tiles import vectorised
 
 
 def target_logprobs(
@@ -87,6 +88,10 @@ def _target_logprobs(
 
         with torch.cuda.device_of(h_ND):  # Triton launches on the current device
             return target_logprobs_triton(h_ND, head, row_T, token_T)
+    if vectorised(h_ND.dtype):
+        from evalengine.kernels.target_logprobs_simd import target_logprobs_simd
+
+        return target_logprobs_simd(h_ND, head, row_T, token_T)
     return target_logprobs_cpu(h_ND, head, row_T, token_T)
 
 

@@ -38,6 +38,17 @@ def native_bf16() -> bool:
     return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+@functools.cache
+def vectorised(dtype: torch.dtype) -> bool:
+    """Whether the kernels of target_logprobs_simd.py run here: AVX-512, for bfloat16 its instructions too, and not AMX,
+    whose matrix units PyTorch puts to better use."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported())
+    return dtype == torch.float32
+
+
 def padded_rows(n_rows: int) -> int:
     """Rows given to one GEMM: a multiple of 8 a thread.
 
@@ -59,16 +70,18 @@ class Visits(NamedTuple):
     order_S: Tensor  # the targets, sorted by (block, tile)
     row_S: Tensor  # row within the block
     col_S: Tensor  # column within the tile
-    bounds: list[int]  # visit v = block * K + k holds S from bounds[v] to bounds[v + 1]
+    bounds: Tensor  # visit v = block * K + k holds S from bounds[v] to bounds[v + 1]
 
 
-def visits(row_T: Tensor, token_T: Tensor, n_rows: int, vocab: int, size: int = BLOCK_N) -> Visits:
+def visits(
+    row_T: Tensor, token_T: Tensor, n_rows: int, vocab: int, size: int = BLOCK_N, tile: int = TILE_V
+) -> Visits:
     """Sorts the targets by the block of `size` rows and the vocabulary tile they lie in."""
-    count = -(-vocab // TILE_V)
+    count = -(-vocab // tile)
     n_visits = -(-n_rows // size) * count
-    visit_S, order_S = torch.sort((row_T // size) * count + token_T // TILE_V, stable=True)
-    bounds = torch.searchsorted(visit_S, torch.arange(n_visits + 1)).tolist()
-    return Visits(order_S, row_T[order_S] % size, token_T[order_S] % TILE_V, bounds)
+    visit_S, order_S = torch.sort((row_T // size) * count + token_T // tile, stable=True)
+    bounds = torch.searchsorted(visit_S, torch.arange(n_visits + 1))
+    return Visits(order_S, row_T[order_S] % size, token_T[order_S] % tile, bounds)
 
 
 class HeadTiles:

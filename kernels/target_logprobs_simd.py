@@ -1,0 +1,313 @@
+"""`target_logprobs` on CPUs with AVX-512: logits that never leave the core's cache, in float32 throughout.
+
+A unit of work is 64 rows against a tile of the vocabulary. Rows are the lanes of vectors, and a number of the
+head (a pair for bfloat16, `vdpbf16ps`) is broadcast to all of them, so that the head is read as it lies in
+memory and never packed. 48 columns at a time, the logits go through a buffer in the first-level cache into a
+running maximum, sum of exponentials and argmax of each lane. Threads draw units by number.
+
+A row's bits do not depend on its neighbours: no lane meets another, sums have a fixed order, and every lane
+goes through the same instructions in whatever vector it lies.
+
+Cost: 2*N*V*D FLOPs, close to the bare GEMM's time with the statistics included; memory the rows once more, and 12 bytes
+a row and tile.
+Dims: N rows, P panels of LANES rows, V vocabulary, D hidden, T targets (S: by unit), K tiles.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evalengine.kernels.head import Head, empty_logprobs
+from evalengine.kernels.simd import F32, I16, I32, I64, LANES, PAIRS, VECTOR, VF, VI, Code, Program, Value, run
+from evalengine.kernels.tiles import blocks, visits
+
+ROWS = 64  # of a unit: four vectors
+TILE_V = 240  # columns of a unit; part of the result's bits
+COLUMNS = 48  # logits of so many columns are in the buffer at once
+STEP = 6  # columns of the innermost loop: 24 sums and 4 vectors of rows in 32 registers
+SPLIT = 256  # steps of a dot product that are summed on their own: keeps the rounding of long sums down
+CHUNK_N = 1024  # rows of a launch: bounds the scratch
+ARGUMENTS = (  # of both compiled functions, in this order
+    "h", "stride_h", "w", "stride_w", "dim", "vocab", "panels", "scratch", "ticket",
+    "bounds", "row", "token", "logit", "transformed", "bias", "stride_bias", "options",
+)  # fmt: skip
+
+
+@torch.no_grad()
+def target_logprobs_simd(h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:
+    """(logprob_T float32, greedy_T bool) of checked arguments; see `tiles.vectorised`."""
+    w_VD = head.w_VD if head.w_VD.stride(1) == 1 else head.w_VD.contiguous()
+    row_T, token_T, n_rows = row_T.long(), token_T.long(), h_ND.shape[0]
+    logit_T = torch.empty(row_T.shape[0])
+    logsumexp_N = torch.empty(n_rows, dtype=torch.float64)
+    argmax_N = torch.empty(n_rows, dtype=torch.int64)
+    for start, end in blocks(n_rows, CHUNK_N):
+        inside = slice(None)
+        if n_rows > CHUNK_N:
+            inside = ((row_T >= start) & (row_T < end)).nonzero().squeeze(1)
+        logit_T[inside] = _chunk(
+            h_ND[start:end],
+            head._replace(w_VD=w_VD),
+            row_T[inside] - start,
+            token_T[inside],
+            logsumexp_N[start:end],
+            argmax_N[start:end],
+        )
+    logprob_T, greedy_T = empty_logprobs(h_ND, row_T)
+    torch.sub(logit_T, logsumexp_N[row_T], out=logprob_T)
+    torch.logical_and(argmax_N[row_T] == token_T, logprob_T.isfinite(), out=greedy_T)
+    return logprob_T, greedy_T
+
+
+def _chunk(
+    h_RD: Tensor, head: Head, row_T: Tensor, token_T: Tensor, logsumexp_R: Tensor, argmax_R: Tensor
+) -> Tensor:
+    """The targets' logits; writes each row's logsumexp and argmax."""
+    w_VD, bias_V, scale, softcap = head
+    (n_rows, dim), vocab = h_RD.shape, w_VD.shape[0]
+    h_PDL = _panels(h_RD)
+    panels, tiles = h_PDL.shape[0], -(-vocab // TILE_V)
+    scratch = torch.empty(tiles + 1, 3, panels * LANES)  # the last tile: all of them
+    order_S, row_S, _, bounds = visits(row_T, token_T, n_rows, vocab, ROWS, TILE_V)
+    token_S, logit_S, logit_T = token_T[order_S], torch.empty(order_S.shape[0]), torch.empty(order_S.shape[0])
+    bias = torch.zeros(1) if bias_V is None else bias_V.float()
+    options = torch.tensor([scale or 1.0, softcap or 0.0], dtype=torch.float32)
+    given = {
+        "h": h_PDL.data_ptr(),
+        "stride_h": h_PDL.stride(0) * 4,
+        "w": w_VD.data_ptr(),
+        "stride_w": w_VD.stride(0) * w_VD.element_size(),
+        "dim": dim,
+        "vocab": vocab,
+        "panels": panels,
+        "scratch": scratch.data_ptr(),
+        "ticket": 0,
+        "bounds": bounds.data_ptr(),
+        "row": row_S.data_ptr(),
+        "token": token_S.data_ptr(),
+        "logit": logit_S.data_ptr(),
+        "transformed": int(not (bias_V is None and scale is None and softcap is None)),
+        "bias": bias.data_ptr(),
+        "stride_bias": 0 if bias_V is None else 4,
+        "options": options.data_ptr(),
+    }
+    program = _program(w_VD.dtype == torch.bfloat16)
+    arguments = [given[name] for name in ARGUMENTS]
+    run(program.address("tiles"), arguments, torch.get_num_threads())
+    run(program.address("rows"), arguments, 1)
+    top_R, total_R, first_R = scratch[-1, :, :n_rows]
+    torch.add(top_R.double(), total_R.double().log_(), out=logsumexp_R)
+    argmax_R.copy_(first_R.view(torch.int32))
+    logit_T[order_S] = logit_S
+    return logit_T
+
+
+def _panels(h_RD: Tensor) -> Tensor:
+    """(P, steps, LANES) words: a panel holds LANES rows, a word one number or a pair of bfloat16."""
+    n_rows, dim = h_RD.shape
+    pair = 4 // h_RD.element_size()
+    panels, steps = -(-n_rows // LANES), -(-dim // pair)
+    if not h_RD.is_contiguous() or n_rows != panels * LANES or dim != steps * pair:
+        padded = h_RD.new_zeros(panels * LANES, steps * pair)
+        padded[:n_rows, :dim] = h_RD
+        h_RD = padded
+    return h_RD.view(torch.int32).view(panels, LANES, steps).transpose(1, 2).contiguous()
+
+
+@functools.cache
+def _program(bf16: bool) -> Program:
+    program = Program()
+    wide = program.function("wide", 7, functools.partial(_products, 4, STEP, bf16))
+    narrow = program.function("narrow", 7, functools.partial(_products, 1, STEP, bf16))
+    single = program.function("single", 7, functools.partial(_products, 1, 1, bf16))
+    transform = program.function("transform", 6, _transform)
+    statistics = program.function("statistics", 6, _statistics)
+    parts = (wide, narrow, single, transform, statistics)
+    program.function("tiles", 1, functools.partial(_tiles, *parts))
+    program.function("rows", 1, _rows)
+    return program.compile()
+
+
+def _given(code: Code, block: Value) -> dict[str, Value]:
+    return {name: code.load(block + 8 * i, I64) for i, name in enumerate(ARGUMENTS)}
+
+
+def _tiles(
+    wide: Any, narrow: Any, single: Any, transform: Any, statistics: Any, code: Code, block: Value
+) -> None:
+    """What each thread runs: units of work until there are none."""
+    x = _given(code, block)
+    buffer = code.space(COLUMNS * ROWS * 4)
+    vectors = ROWS // LANES
+    blocks_of_rows = (x["panels"] + (vectors - 1)) // vectors
+    tiles = (x["vocab"] + (TILE_V - 1)) // TILE_V
+    width = x["panels"] * VECTOR  # bytes of a row of scratch
+    with code.repeat() as leave:
+        unit = code.ticket(block + 8 * ARGUMENTS.index("ticket"))
+        leave(blocks_of_rows * tiles - 1 < unit)
+        k, b = unit // blocks_of_rows, unit % blocks_of_rows
+        panels = code.least(x["panels"] - b * vectors, code.integer(vectors))
+        stride = panels * VECTOR
+        h = x["h"] + b * vectors * x["stride_h"]
+        result = x["scratch"] + k * width * 3 + b * (vectors * VECTOR)
+        with code.loop(0, panels) as v:
+            code.store(code.vector(-float("inf")), result + v * VECTOR)
+            code.store(code.vector(0.0), result + width + v * VECTOR)
+            code.store(code.vector(0.0).bits(VI), result + width * 2 + v * VECTOR)
+        end = code.least(x["vocab"], (k + 1) * TILE_V)
+        bounds = x["bounds"] + (b * tiles + k) * 8
+        first_target, last_target = code.load(bounds, I64), code.load(bounds + 8, I64)
+        with code.loop(k * TILE_V, end, COLUMNS) as column:
+            count = code.least(end - column, code.integer(COLUMNS))
+            whole = count - count % STEP
+            w = x["w"] + column * x["stride_w"]
+
+            def multiply(function: Any, v: Value, c: Value) -> None:
+                at_w, at_x = w + c * x["stride_w"], buffer + c * stride + v * VECTOR  # noqa: B023
+                panel = h + v * x["stride_h"]
+                code.call(function, panel, x["stride_h"], at_w, x["stride_w"], x["dim"], at_x, stride)
+
+            full = panels.same(vectors)
+            with code.when(full), code.loop(0, whole, STEP) as c:
+                multiply(wide, code.integer(0), c)
+            with code.loop(0, panels) as v:
+                with code.loop(full.where(whole, code.integer(0)), whole, STEP) as c:
+                    multiply(narrow, v, c)
+                with code.loop(whole, count) as c:
+                    multiply(single, v, c)
+            with code.when(x["transformed"].same(1)):
+                bias = x["bias"] + column * x["stride_bias"]
+                code.call(transform, buffer, panels, count, bias, x["stride_bias"], x["options"])
+            with code.loop(0, panels) as v:
+                at = result + v * VECTOR
+                code.call(statistics, buffer + v * VECTOR, stride, count, column, at, width)
+            with code.loop(first_target, last_target) as t:
+                c = code.load(x["token"] + t * 8, I64) - column
+                with code.when(c > -1), code.when(c < count):
+                    lane = code.load(x["row"] + t * 8, I64)
+                    code.store(code.load(buffer + c * stride + lane * 4, F32), x["logit"] + t * 4)
+
+
+def _products(
+    vectors: int,
+    columns: int,
+    bf16: bool,
+    code: Code,
+    h: Value,
+    stride_h: Value,  # bytes from one panel to the next
+    w: Value,
+    stride_w: Value,  # bytes from one row of the head to the next
+    dim: Value,
+    x: Value,
+    stride_x: Value,  # bytes from one column of the buffer to the next
+) -> None:
+    """The innermost loop: `vectors` panels of rows times `columns` rows of the head."""
+    sums = [[code.variable(code.vector(0.0)) for _ in range(vectors)] for _ in range(columns)]
+
+    def step(d: Value, last_alone: bool = False) -> None:
+        at_h, at_w = h + d * VECTOR, w + d * 4
+        h_v = [code.load(at_h + stride_h * v) for v in range(vectors)]
+        for c in range(columns):
+            address = at_w + stride_w * c
+            word = code.widen(code.load(address, I16, align=2)) if last_alone else code.load(address, I32, align=2)
+            w_c = code.splat(word).bits(VF)
+            for v in range(vectors):
+                if bf16:
+                    dot = code.external("llvm.x86.avx512bf16.dpbf16ps.512", VF, VF, PAIRS, PAIRS)
+                    sums[c][v].now = code.call(dot, sums[c][v].now, h_v[v].bits(PAIRS), w_c.bits(PAIRS))
+                else:
+                    sums[c][v].now = code.fma(h_v[v], w_c, sums[c][v].now)
+
+    steps = dim // 2 if bf16 else dim
+    with code.loop(0, dim, 2 * SPLIT if bf16 else SPLIT) as part:
+        first = part // 2 if bf16 else part
+        end = code.least(first + SPLIT, steps)
+        for row in sums:
+            for total in row:
+                total.now = code.vector(0.0)
+        with code.loop(first, end) as d:
+            step(d)
+        if bf16:
+            with code.when((dim % 2).same(1)), code.when(end.same(steps)):
+                step(steps, last_alone=True)
+        for c in range(columns):
+            for v in range(vectors):
+                at = x + stride_x * c + v * VECTOR
+                before = part.same(0).where(code.vector(0.0), code.load(at))
+                code.store(before + sums[c][v].now, at)
+
+
+def _transform(
+    code: Code, x: Value, panels: Value, count: Value, bias: Value, stride_bias: Value, options: Value
+) -> None:
+    """scale * (x + bias) and the soft-cap, in place."""
+    scale, softcap = code.load(options, F32), code.load(options + 4, F32)
+    scale_L, softcap_L = code.splat(scale), code.splat(softcap)
+    with code.loop(0, count) as c:
+        bias_L = code.splat(code.load(bias + c * stride_bias, F32))
+        with code.loop(0, panels) as v:
+            at = x + (c * panels + v) * VECTOR
+            raw = code.load(at)
+            logit = code.variable((raw + bias_L) * scale_L)
+            with code.when(softcap > 0.0):
+                below = logit.now < 0.0
+                size = below.where(logit.now * -1.0, logit.now)
+                t = code.exp(size * -2.0 / softcap_L)
+                capped = softcap_L * ((t * -1.0 + 1.0) / (t + 1.0))
+                # a soft-cap leaves no trace of an infinite product: raw - raw puts a NaN back
+                logit.now = below.where(capped * -1.0, capped) + (raw - raw)
+            code.store(logit.now, at)
+
+
+def _statistics(
+    code: Code, x: Value, stride: Value, count: Value, column: Value, result: Value, width: Value
+) -> None:
+    """Takes `count` vectors into the running maximum, sum of exponentials and first column of the maximum, which lie
+    `width` bytes apart; `column` is the first vector's."""
+    at_total, at_first = result + width, result + width * 2
+    before = code.load(result)
+    top, first = code.variable(before), code.variable(code.load(at_first, VI))
+    with code.loop(0, count) as c:
+        logit = code.load(x + c * stride)
+        greater = logit > top.now
+        top.now = greater.where(logit, top.now)
+        first.now = greater.where(code.splat(code.low(column + c)), first.now)
+    code.store(top.now, result)
+    code.store(first.now, at_first)
+    shift = _shift(top.now)
+    total = code.variable(code.load(at_total) * code.exp(before - shift))
+    with code.loop(0, count) as c:
+        total.now = total.now + code.exp(code.load(x + c * stride) - shift)
+    code.store(total.now, at_total)
+
+
+def _rows(code: Code, block: Value) -> None:
+    """The tiles' statistics of each row, in their order, into those of all of them, behind the last tile."""
+    x = _given(code, block)
+    width = x["panels"] * VECTOR
+    tiles = (x["vocab"] + (TILE_V - 1)) // TILE_V
+    with code.loop(0, x["panels"]) as v:
+        at = x["scratch"] + v * VECTOR
+        top, first = code.variable(code.load(at)), code.variable(code.load(at + width * 2, VI))
+        with code.loop(1, tiles) as k:
+            here = at + k * width * 3
+            greater = code.load(here) > top.now
+            top.now = greater.where(code.load(here), top.now)
+            first.now = greater.where(code.load(here + width * 2, VI), first.now)
+        shift, total = _shift(top.now), code.variable(code.vector(0.0))
+        with code.loop(0, tiles) as k:
+            here = at + k * width * 3
+            total.now = total.now + code.load(here + width) * code.exp(code.load(here) - shift)
+        result = at + tiles * width * 3
+        code.store(top.now, result)
+        code.store(total.now, result + width)
+        code.store(first.now, result + width * 2)
+
+
+def _shift(top: Value) -> Value:
+    """What is taken off before an exponential: the maximum, or nothing where a bias masks everything."""
+    return top.same(-float("inf")).where(0.0, top)
