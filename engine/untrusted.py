@@ -10,9 +10,14 @@ from __future__ import annotations
 import json
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evalengine.errors import UserError
+
+if TYPE_CHECKING:
+    import mmap
+
+    import pyarrow as pa
 
 DEPTH = 100  # levels of nesting
 YAML_BYTES = 4 << 20
@@ -20,6 +25,7 @@ YAML_NODES = 1_000_000  # after aliases are expanded
 NUMBER_DIGITS = 100
 NAME_BYTES = 200
 RESERVED = ("runs.jsonl",)  # what a score store keeps beside its checkpoints
+FRAMES = (b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # how zstd and LZ4 frames begin
 BAD_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn")  # control, format, surrogate, private, unassigned
 
 
@@ -114,6 +120,51 @@ def _count_nodes(node: Any, known: dict[int, int], depth: int) -> int:
             raise ValueError(f"more than {YAML_NODES:,} values once its aliases are expanded")
         known[id(node)] = size
     return size
+
+
+def read_arrow(content: bytes | mmap.mmap) -> pa.Table:
+    """The table of an Arrow file that nobody compressed, in no more memory than the file has. Raises ValueError, or Arrow's.
+
+    A kilobyte of zstd unpacks to any size, and a footer may name one batch of rows a million times.
+    """
+    import pyarrow as pa
+
+    whole = pa.py_buffer(content)
+    if all(content.find(frame) < 0 for frame in FRAMES):
+        file = pa.ipc.open_file(whole)
+        if file.num_record_batches > 1:
+            raise ValueError("more than one batch of rows")
+        return file.read_all()
+    stream = whole.slice(
+        8
+    )  # the same messages one after another, without a footer; those bytes may be numbers, too
+    for message in pa.ipc.MessageReader.open_stream(pa.BufferReader(stream)):
+        if message.type != "schema" and _is_compressed(message.metadata.to_pybytes(), message.type):
+            raise ValueError("compressed")
+    return pa.ipc.open_stream(pa.BufferReader(stream)).read_all()
+
+
+def _is_compressed(message: bytes, kind: str) -> bool:
+    """Whether the body of an Arrow message is: Message.header [-> DictionaryBatch.data] -> RecordBatch.compression.
+
+    The message is a flatbuffer, which Arrow has verified.
+    """
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(message[at : at + size], "little")
+
+    def field(table: int, n: int) -> int:
+        vtable = table - int.from_bytes(message[table : table + 4], "little", signed=True)
+        offset = number(vtable + 4 + 2 * n, 2) if 4 + 2 * n < number(vtable, 2) else 0
+        return table + offset if offset else 0
+
+    def table(at: int) -> int:
+        return at + number(at, 4)
+
+    batch = table(field(table(0), 2))
+    if kind == "dictionary":
+        batch = table(field(batch, 1))
+    return bool(field(batch, 3))
 
 
 def reason(error: BaseException, most: int = 200) -> str:
