@@ -71,7 +71,7 @@ def linear_cross_entropy_chunked(
     loss = torch.zeros((), dtype=torch.float64)
     for b, (start, end) in enumerate(blocks(n_rows, size)):
         tiles.start(h_ND[start:end])
-        bounds = targets.bounds[b * tiles.count : (b + 1) * tiles.count + 1].tolist()
+        bounds = targets.bounds[b * tiles.count : (b + 1) * tiles.count + 1]
         max_KR = torch.empty(tiles.count, end - start, dtype=tiles.dtype)
         peak_KR = torch.empty_like(max_KR)
         for k in range(tiles.count):

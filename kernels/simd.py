@@ -20,7 +20,8 @@ from llvmlite import binding, ir
 
 LANES = 16
 VECTOR = 4 * LANES  # bytes
-I16, I32, I64, F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
+F32, F64 = ir.FloatType(), ir.DoubleType()
 VF, VI = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
 LOG2E = 1.4426950408889634
 # 2^x on [-1/2, 1/2], a polynomial through Chebyshev's nodes: relative error 3e-9 before rounding
@@ -55,7 +56,7 @@ class Value:
     @property
     def floating(self) -> bool:
         kind = self.of.type
-        return (kind.element if isinstance(kind, ir.VectorType) else kind) == F32
+        return (kind.element if isinstance(kind, ir.VectorType) else kind) in (F32, F64)
 
     def lift(self, other: Any) -> Any:
         """The other operand in this one's type."""
@@ -64,11 +65,8 @@ class Value:
         kind = self.of.type
         return ir.Constant(kind, [other] * kind.count if isinstance(kind, ir.VectorType) else other)
 
-    def _arithmetic(self, name: str, other: Any) -> Value:
-        if self.floating:
-            name = "f" + name.removeprefix("s")
-        elif name == "rem":
-            name = "srem"
+    def _apply(self, name: str, other: Any) -> Value:
+        name = "f" + name if self.floating and name in ("add", "sub", "mul", "div") else name
         return Value(self.builder, getattr(self.builder, name)(self.of, self.lift(other)))
 
     def _compare(self, sign: str, other: Any) -> Value:
@@ -76,32 +74,28 @@ class Value:
         return Value(self.builder, compare(sign, self.of, self.lift(other)))
 
     def __add__(self, other: Any) -> Value:
-        return self._arithmetic("add", other)
+        return self._apply("add", other)
 
     def __sub__(self, other: Any) -> Value:
-        name = "fsub" if self.floating else "sub"
-        return Value(self.builder, getattr(self.builder, name)(self.of, self.lift(other)))
+        return self._apply("sub", other)
 
     def __mul__(self, other: Any) -> Value:
-        return self._arithmetic("mul", other)
+        return self._apply("mul", other)
 
     def __truediv__(self, other: Any) -> Value:
-        return Value(self.builder, self.builder.fdiv(self.of, self.lift(other)))
+        return self._apply("div", other)
 
     def __floordiv__(self, other: Any) -> Value:
-        return Value(self.builder, self.builder.sdiv(self.of, self.lift(other)))
+        return self._apply("sdiv", other)
 
     def __mod__(self, other: Any) -> Value:
-        return Value(self.builder, self.builder.srem(self.of, self.lift(other)))
+        return self._apply("srem", other)
 
     def __and__(self, other: Any) -> Value:
-        return Value(self.builder, self.builder.and_(self.of, self.lift(other)))
+        return self._apply("and_", other)
 
     def __lshift__(self, other: Any) -> Value:
-        return Value(self.builder, self.builder.shl(self.of, self.lift(other)))
-
-    def __rshift__(self, other: Any) -> Value:
-        return Value(self.builder, self.builder.lshr(self.of, self.lift(other)))
+        return self._apply("shl", other)
 
     def __lt__(self, other: Any) -> Value:
         return self._compare("<", other)
@@ -170,15 +164,13 @@ class Code:
 
     def store(self, value: Value, address: Value) -> None:
         pointer = self.builder.inttoptr(address.of, value.of.type.as_pointer())
-        self.builder.store(value.of, pointer, align=4)
+        self.builder.store(value.of, pointer, align=1 if value.of.type == I8 else 4)
 
     def splat(self, scalar: Value) -> Value:
         """A vector of one number."""
         nothing = ir.Constant(ir.VectorType(scalar.of.type, LANES), ir.Undefined)
         one = self.builder.insert_element(nothing, scalar.of, I32(0))
-        return Value(
-            self.builder, self.builder.shuffle_vector(one, nothing, ir.Constant(VI, [0] * LANES))
-        )
+        return Value(self.builder, self.builder.shuffle_vector(one, nothing, ir.Constant(VI, [0] * LANES)))
 
     def low(self, value: Value) -> Value:
         """The lower half of an int64."""
@@ -187,6 +179,20 @@ class Code:
     def widen(self, value: Value) -> Value:
         """An int16 as an int32, unsigned."""
         return Value(self.builder, self.builder.zext(value.of, I32))
+
+    def byte(self, value: Value) -> Value:
+        """A truth value as an int8."""
+        return Value(self.builder, self.builder.zext(value.of, I8))
+
+    def double(self, value: Value) -> Value:
+        return Value(self.builder, self.builder.fpext(value.of, F64))
+
+    def single(self, value: Value) -> Value:
+        return Value(self.builder, self.builder.fptrunc(value.of, F32))
+
+    def log(self, value: Value) -> Value:
+        """Natural logarithm of a double."""
+        return self.call(self.external("llvm.log.f64", F64, F64), value)
 
     def ticket(self, address: Value) -> Value:
         """Adds one to the int64 there, for all threads, and returns what it was."""
@@ -288,22 +294,19 @@ class Program:
         self._engine.finalize_object()
         return self
 
-    def address(self, name: str) -> int:
-        return int(self._engine.get_function_address(name))
+    def run(self, name: str, arguments: Sequence[int], threads: int) -> None:
+        """Calls a function of one argument, the address of these integers, on PyTorch's own threads.
 
-
-def run(address: int, arguments: Sequence[int], threads: int) -> None:
-    """Calls a compiled function of one argument, the address of these integers, on PyTorch's own threads.
-
-    PyTorch's OpenMP is asked directly: threads of another pool would contend with its threads, which spin for
-    a while after each of its calls. Where there is none (macOS, Windows) one thread does all.
-    """
-    block = (ctypes.c_int64 * len(arguments))(*arguments)
-    parallel = _parallel() if threads > 1 else None
-    if parallel is None:
-        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)(ctypes.addressof(block))
-    else:
-        parallel(address, ctypes.addressof(block), threads, 0)
+        PyTorch's OpenMP is asked directly: threads of another pool would contend with its threads, which spin for
+        a while after each of its calls. Where there is none (macOS, Windows) one thread does all.
+        """
+        address = self._engine.get_function_address(name)
+        block = (ctypes.c_int64 * len(arguments))(*arguments)
+        parallel = _parallel() if threads > 1 else None
+        if parallel is None:
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)(ctypes.addressof(block))
+        else:
+            parallel(address, ctypes.addressof(block), threads, 0)
 
 
 @functools.cache

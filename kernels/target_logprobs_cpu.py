@@ -31,8 +31,7 @@ def target_logprobs_cpu(h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tensor
     """(logprob_T float32, greedy_T bool) of checked arguments."""
     tiles = HeadTiles(head)
     row_T, token_T, n_rows = row_T.long(), token_T.long(), h_ND.shape[0]
-    order_S, row_S, col_S, bounds_tensor = visits(row_T, token_T, n_rows, tiles.vocab)
-    bounds = bounds_tensor.tolist()
+    order_S, row_S, col_S, bounds = visits(row_T, token_T, n_rows, tiles.vocab)
     logit_S = torch.empty(row_T.shape[0], dtype=tiles.dtype)
     first_S = torch.empty(row_T.shape[0], dtype=torch.bool)
     logsumexp_N = torch.empty(n_rows, dtype=torch.float64)

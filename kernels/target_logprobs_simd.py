@@ -10,7 +10,7 @@ goes through the same instructions in whatever vector it lies.
 
 Cost: 2*N*V*D FLOPs, close to the bare GEMM's time with the statistics included; memory the rows once more, and 12 bytes
 a row and tile.
-Dims: N rows, P panels of LANES rows, V vocabulary, D hidden, T targets (S: by unit), K tiles.
+Dims: N rows, P panels of LANES rows, V vocabulary, D hidden, S words of a row, T targets.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from evalengine.kernels.head import Head, empty_logprobs
-from evalengine.kernels.simd import F32, I16, I32, I64, LANES, PAIRS, VECTOR, VF, VI, Code, Program, Value, run
-from evalengine.kernels.tiles import blocks, visits
+from evalengine.kernels.simd import F32, I16, I32, I64, LANES, PAIRS, VECTOR, VF, VI, Code, Program, Value
+from evalengine.kernels.tiles import blocks
 
 ROWS = 64  # of a unit: four vectors
 TILE_V = 240  # columns of a unit; part of the result's bits
@@ -31,83 +31,56 @@ COLUMNS = 48  # logits of so many columns are in the buffer at once
 STEP = 6  # columns of the innermost loop: 24 sums and 4 vectors of rows in 32 registers
 SPLIT = 256  # steps of a dot product that are summed on their own: keeps the rounding of long sums down
 CHUNK_N = 1024  # rows of a launch: bounds the scratch
+TARGETS = 16  # a unit of targets
+CHUNK_N = 1024  # rows of a launch: bounds the scratch
 ARGUMENTS = (  # of both compiled functions, in this order
     "h", "stride_h", "w", "stride_w", "dim", "vocab", "panels", "scratch", "ticket",
-    "bounds", "row", "token", "logit", "transformed", "bias", "stride_bias", "options",
+    "start", "end", "targets", "row", "token", "logprob", "greedy", "transformed", "bias", "stride_bias", "options",
 )  # fmt: skip
 
 
 @torch.no_grad()
 def target_logprobs_simd(h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:
     """(logprob_T float32, greedy_T bool) of checked arguments; see `tiles.vectorised`."""
-    w_VD = head.w_VD if head.w_VD.stride(1) == 1 else head.w_VD.contiguous()
-    row_T, token_T, n_rows = row_T.long(), token_T.long(), h_ND.shape[0]
-    logit_T = torch.empty(row_T.shape[0])
-    logsumexp_N = torch.empty(n_rows, dtype=torch.float64)
-    argmax_N = torch.empty(n_rows, dtype=torch.int64)
-    for start, end in blocks(n_rows, CHUNK_N):
-        inside = slice(None)
-        if n_rows > CHUNK_N:
-            inside = ((row_T >= start) & (row_T < end)).nonzero().squeeze(1)
-        logit_T[inside] = _chunk(
-            h_ND[start:end],
-            head._replace(w_VD=w_VD),
-            row_T[inside] - start,
-            token_T[inside],
-            logsumexp_N[start:end],
-            argmax_N[start:end],
-        )
-    logprob_T, greedy_T = empty_logprobs(h_ND, row_T)
-    torch.sub(logit_T, logsumexp_N[row_T], out=logprob_T)
-    torch.logical_and(argmax_N[row_T] == token_T, logprob_T.isfinite(), out=greedy_T)
-    return logprob_T, greedy_T
-
-
-def _chunk(
-    h_RD: Tensor, head: Head, row_T: Tensor, token_T: Tensor, logsumexp_R: Tensor, argmax_R: Tensor
-) -> Tensor:
-    """The targets' logits; writes each row's logsumexp and argmax."""
     w_VD, bias_V, scale, softcap = head
-    (n_rows, dim), vocab = h_RD.shape, w_VD.shape[0]
-    h_PDL = _panels(h_RD)
-    panels, tiles = h_PDL.shape[0], -(-vocab // TILE_V)
+    w_VD = w_VD if w_VD.stride(1) == 1 else w_VD.contiguous()
+    row_T, token_T = row_T.long().contiguous(), token_T.long().contiguous()
+    n_rows, (vocab, dim) = h_ND.shape[0], w_VD.shape
+    logprob_T, greedy_T = empty_logprobs(h_ND, row_T)
+    bias = torch.zeros(1) if bias_V is None else bias_V.float().contiguous()
+    options = torch.tensor([1.0 if scale is None else scale, 0.0 if softcap is None else softcap])
+    panels, tiles = -(-min(n_rows, CHUNK_N) // LANES), -(-vocab // TILE_V)
     scratch = torch.empty(tiles + 1, 3, panels * LANES)  # the last tile: all of them
-    order_S, row_S, _, bounds = visits(row_T, token_T, n_rows, vocab, ROWS, TILE_V)
-    token_S, logit_S, logit_T = token_T[order_S], torch.empty(order_S.shape[0]), torch.empty(order_S.shape[0])
-    bias = torch.zeros(1) if bias_V is None else bias_V.float()
-    options = torch.tensor([scale or 1.0, softcap or 0.0], dtype=torch.float32)
     given = {
-        "h": h_PDL.data_ptr(),
-        "stride_h": h_PDL.stride(0) * 4,
         "w": w_VD.data_ptr(),
         "stride_w": w_VD.stride(0) * w_VD.element_size(),
         "dim": dim,
         "vocab": vocab,
-        "panels": panels,
         "scratch": scratch.data_ptr(),
         "ticket": 0,
-        "bounds": bounds.data_ptr(),
-        "row": row_S.data_ptr(),
-        "token": token_S.data_ptr(),
-        "logit": logit_S.data_ptr(),
+        "targets": row_T.shape[0],
+        "row": row_T.data_ptr(),
+        "token": token_T.data_ptr(),
+        "logprob": logprob_T.data_ptr(),
+        "greedy": greedy_T.data_ptr(),
         "transformed": int(not (bias_V is None and scale is None and softcap is None)),
         "bias": bias.data_ptr(),
         "stride_bias": 0 if bias_V is None else 4,
         "options": options.data_ptr(),
     }
     program = _program(w_VD.dtype == torch.bfloat16)
-    arguments = [given[name] for name in ARGUMENTS]
-    run(program.address("tiles"), arguments, torch.get_num_threads())
-    run(program.address("rows"), arguments, 1)
-    top_R, total_R, first_R = scratch[-1, :, :n_rows]
-    torch.add(top_R.double(), total_R.double().log_(), out=logsumexp_R)
-    argmax_R.copy_(first_R.view(torch.int32))
-    logit_T[order_S] = logit_S
-    return logit_T
+    for start, end in blocks(n_rows, CHUNK_N):
+        h_PSL = _panels(h_ND[start:end])
+        given |= {"h": h_PSL.data_ptr(), "stride_h": h_PSL.shape[1] * VECTOR, "panels": h_PSL.shape[0]}
+        given |= {"start": start, "end": end}
+        arguments = [given[name] for name in ARGUMENTS]
+        program.run("units", arguments, torch.get_num_threads())
+        program.run("finish", arguments, 1)
+    return logprob_T, greedy_T
 
 
 def _panels(h_RD: Tensor) -> Tensor:
-    """(P, steps, LANES) words: a panel holds LANES rows, a word one number or a pair of bfloat16."""
+    """(P, S, LANES) words: a panel holds LANES rows, a word one number or a pair of bfloat16."""
     n_rows, dim = h_RD.shape
     pair = 4 // h_RD.element_size()
     panels, steps = -(-n_rows // LANES), -(-dim // pair)
@@ -127,8 +100,10 @@ def _program(bf16: bool) -> Program:
     transform = program.function("transform", 6, _transform)
     statistics = program.function("statistics", 6, _statistics)
     parts = (wide, narrow, single, transform, statistics)
-    program.function("tiles", 1, functools.partial(_tiles, *parts))
-    program.function("rows", 1, _rows)
+    tile = program.function("tile", 3, functools.partial(_tile, *parts))
+    target = program.function("target", 2, functools.partial(_target, single, transform))
+    program.function("units", 1, functools.partial(_units, tile, target))
+    program.function("finish", 1, _finish)
     return program.compile()
 
 
@@ -136,60 +111,88 @@ def _given(code: Code, block: Value) -> dict[str, Value]:
     return {name: code.load(block + 8 * i, I64) for i, name in enumerate(ARGUMENTS)}
 
 
-def _tiles(
-    wide: Any, narrow: Any, single: Any, transform: Any, statistics: Any, code: Code, block: Value
+def _tiles(vocab: Value) -> Value:
+    return (vocab + (TILE_V - 1)) // TILE_V
+
+
+def _units(tile: Any, target: Any, code: Code, block: Value) -> None:
+    """What each thread runs: tiles and targets until there are none."""
+    x = _given(code, block)
+    row_blocks = (x["panels"] * LANES + (ROWS - 1)) // ROWS
+    units = row_blocks * _tiles(x["vocab"])
+    with code.repeat() as leave:
+        unit = code.ticket(block + 8 * ARGUMENTS.index("ticket"))
+        first = (unit - units) * TARGETS
+        leave(first > x["targets"] - 1)
+        with code.when(unit < units):
+            code.call(tile, block, unit // row_blocks, unit % row_blocks)
+        with code.when(first > -1), code.loop(first, code.least(first + TARGETS, x["targets"])) as t:
+            row = code.load(x["row"] + t * 8, I64)
+            with code.when(row > x["start"] - 1), code.when(row < x["end"]):
+                code.call(target, block, t)
+
+
+def _tile(
+    wide: Any,
+    narrow: Any,
+    single: Any,
+    transform: Any,
+    statistics: Any,
+    code: Code,
+    block: Value,
+    k: Value,
+    b: Value,
 ) -> None:
-    """What each thread runs: units of work until there are none."""
+    """Statistics of the tile k for the b-th block of rows."""
     x = _given(code, block)
     buffer = code.space(COLUMNS * ROWS * 4)
     vectors = ROWS // LANES
-    blocks_of_rows = (x["panels"] + (vectors - 1)) // vectors
-    tiles = (x["vocab"] + (TILE_V - 1)) // TILE_V
     width = x["panels"] * VECTOR  # bytes of a row of scratch
-    with code.repeat() as leave:
-        unit = code.ticket(block + 8 * ARGUMENTS.index("ticket"))
-        leave(blocks_of_rows * tiles - 1 < unit)
-        k, b = unit // blocks_of_rows, unit % blocks_of_rows
-        panels = code.least(x["panels"] - b * vectors, code.integer(vectors))
-        stride = panels * VECTOR
-        h = x["h"] + b * vectors * x["stride_h"]
-        result = x["scratch"] + k * width * 3 + b * (vectors * VECTOR)
+    panels = code.least(x["panels"] - b * vectors, code.integer(vectors))
+    stride = panels * VECTOR
+    h = x["h"] + b * vectors * x["stride_h"]
+    result = x["scratch"] + k * width * 3 + b * (vectors * VECTOR)
+    with code.loop(0, panels) as v:
+        code.store(code.vector(-float("inf")), result + v * VECTOR)
+        code.store(code.vector(0.0), result + width + v * VECTOR)
+        code.store(code.vector(0.0).bits(VI), result + width * 2 + v * VECTOR)
+    end = code.least(x["vocab"], (k + 1) * TILE_V)
+    with code.loop(k * TILE_V, end, COLUMNS) as column:
+        count = code.least(end - column, code.integer(COLUMNS))
+        whole = count - count % STEP
+        w = x["w"] + column * x["stride_w"]
+
+        def multiply(function: Any, v: Value, c: Value) -> None:
+            at_w, at_x = w + c * x["stride_w"], buffer + c * stride + v * VECTOR
+            panel = h + v * x["stride_h"]
+            code.call(function, panel, x["stride_h"], at_w, x["stride_w"], x["dim"], at_x, stride)
+
+        full = panels.same(vectors)
+        with code.when(full), code.loop(0, whole, STEP) as c:
+            multiply(wide, code.integer(0), c)
         with code.loop(0, panels) as v:
-            code.store(code.vector(-float("inf")), result + v * VECTOR)
-            code.store(code.vector(0.0), result + width + v * VECTOR)
-            code.store(code.vector(0.0).bits(VI), result + width * 2 + v * VECTOR)
-        end = code.least(x["vocab"], (k + 1) * TILE_V)
-        bounds = x["bounds"] + (b * tiles + k) * 8
-        first_target, last_target = code.load(bounds, I64), code.load(bounds + 8, I64)
-        with code.loop(k * TILE_V, end, COLUMNS) as column:
-            count = code.least(end - column, code.integer(COLUMNS))
-            whole = count - count % STEP
-            w = x["w"] + column * x["stride_w"]
+            with code.loop(full.where(whole, code.integer(0)), whole, STEP) as c:
+                multiply(narrow, v, c)
+            with code.loop(whole, count) as c:
+                multiply(single, v, c)
+        with code.when(x["transformed"].same(1)):
+            bias = x["bias"] + column * x["stride_bias"]
+            code.call(transform, buffer, panels, count, bias, x["stride_bias"], x["options"])
+        with code.loop(0, panels) as v:
+            code.call(statistics, buffer + v * VECTOR, stride, count, column, result + v * VECTOR, width)
 
-            def multiply(function: Any, v: Value, c: Value) -> None:
-                at_w, at_x = w + c * x["stride_w"], buffer + c * stride + v * VECTOR  # noqa: B023
-                panel = h + v * x["stride_h"]
-                code.call(function, panel, x["stride_h"], at_w, x["stride_w"], x["dim"], at_x, stride)
 
-            full = panels.same(vectors)
-            with code.when(full), code.loop(0, whole, STEP) as c:
-                multiply(wide, code.integer(0), c)
-            with code.loop(0, panels) as v:
-                with code.loop(full.where(whole, code.integer(0)), whole, STEP) as c:
-                    multiply(narrow, v, c)
-                with code.loop(whole, count) as c:
-                    multiply(single, v, c)
-            with code.when(x["transformed"].same(1)):
-                bias = x["bias"] + column * x["stride_bias"]
-                code.call(transform, buffer, panels, count, bias, x["stride_bias"], x["options"])
-            with code.loop(0, panels) as v:
-                at = result + v * VECTOR
-                code.call(statistics, buffer + v * VECTOR, stride, count, column, at, width)
-            with code.loop(first_target, last_target) as t:
-                c = code.load(x["token"] + t * 8, I64) - column
-                with code.when(c > -1), code.when(c < count):
-                    lane = code.load(x["row"] + t * 8, I64)
-                    code.store(code.load(buffer + c * stride + lane * 4, F32), x["logit"] + t * 4)
+def _target(single: Any, transform: Any, code: Code, block: Value, t: Value) -> None:
+    """The logit of a target, with the bits it has in its tile, to where its log-probability will be."""
+    x = _given(code, block)
+    buffer = code.space(VECTOR)
+    row, token = code.load(x["row"] + t * 8, I64) - x["start"], code.load(x["token"] + t * 8, I64)
+    h, w = x["h"] + row // LANES * x["stride_h"], x["w"] + token * x["stride_w"]
+    code.call(single, h, x["stride_h"], w, x["stride_w"], x["dim"], buffer, code.integer(VECTOR))
+    with code.when(x["transformed"].same(1)):
+        bias, one = x["bias"] + token * x["stride_bias"], code.integer(1)
+        code.call(transform, buffer, one, one, bias, x["stride_bias"], x["options"])
+    code.store(code.load(buffer + row % LANES * 4, F32), x["logprob"] + t * 4)
 
 
 def _products(
@@ -213,7 +216,11 @@ def _products(
         h_v = [code.load(at_h + stride_h * v) for v in range(vectors)]
         for c in range(columns):
             address = at_w + stride_w * c
-            word = code.widen(code.load(address, I16, align=2)) if last_alone else code.load(address, I32, align=2)
+            word = (
+                code.widen(code.load(address, I16, align=2))
+                if last_alone
+                else code.load(address, I32, align=2)
+            )
             w_c = code.splat(word).bits(VF)
             for v in range(vectors):
                 if bf16:
@@ -285,11 +292,11 @@ def _statistics(
     code.store(total.now, at_total)
 
 
-def _rows(code: Code, block: Value) -> None:
-    """The tiles' statistics of each row, in their order, into those of all of them, behind the last tile."""
+def _finish(code: Code, block: Value) -> None:
+    """The tiles' statistics of each row, in their order, into those of all of them, and the targets' answers."""
     x = _given(code, block)
-    width = x["panels"] * VECTOR
-    tiles = (x["vocab"] + (TILE_V - 1)) // TILE_V
+    width, tiles = x["panels"] * VECTOR, _tiles(x["vocab"])
+    result = x["scratch"] + tiles * width * 3
     with code.loop(0, x["panels"]) as v:
         at = x["scratch"] + v * VECTOR
         top, first = code.variable(code.load(at)), code.variable(code.load(at + width * 2, VI))
@@ -302,10 +309,19 @@ def _rows(code: Code, block: Value) -> None:
         with code.loop(0, tiles) as k:
             here = at + k * width * 3
             total.now = total.now + code.load(here + width) * code.exp(code.load(here) - shift)
-        result = at + tiles * width * 3
-        code.store(top.now, result)
-        code.store(total.now, result + width)
-        code.store(first.now, result + width * 2)
+        code.store(top.now, result + v * VECTOR)
+        code.store(total.now, result + v * VECTOR + width)
+        code.store(first.now, result + v * VECTOR + width * 2)
+    with code.loop(0, x["targets"]) as t:
+        row = code.load(x["row"] + t * 8, I64) - x["start"]
+        with code.when(row > -1), code.when(row < x["end"] - x["start"]):
+            at = result + row * 4
+            below = code.load(x["logprob"] + t * 4, F32) - code.load(at, F32)
+            logprob = code.single(code.double(below) - code.log(code.double(code.load(at + width, F32))))
+            code.store(logprob, x["logprob"] + t * 4)
+            finite, token = (logprob - logprob).same(0.0), code.low(code.load(x["token"] + t * 8, I64))
+            greedy = code.load(at + width * 2, I32).same(token) & finite
+            code.store(code.byte(greedy), x["greedy"] + t)
 
 
 def _shift(top: Value) -> Value:

@@ -70,18 +70,16 @@ class Visits(NamedTuple):
     order_S: Tensor  # the targets, sorted by (block, tile)
     row_S: Tensor  # row within the block
     col_S: Tensor  # column within the tile
-    bounds: Tensor  # visit v = block * K + k holds S from bounds[v] to bounds[v + 1]
+    bounds: list[int]  # visit v = block * K + k holds S from bounds[v] to bounds[v + 1]
 
 
-def visits(
-    row_T: Tensor, token_T: Tensor, n_rows: int, vocab: int, size: int = BLOCK_N, tile: int = TILE_V
-) -> Visits:
+def visits(row_T: Tensor, token_T: Tensor, n_rows: int, vocab: int, size: int = BLOCK_N) -> Visits:
     """Sorts the targets by the block of `size` rows and the vocabulary tile they lie in."""
-    count = -(-vocab // tile)
+    count = -(-vocab // TILE_V)
     n_visits = -(-n_rows // size) * count
-    visit_S, order_S = torch.sort((row_T // size) * count + token_T // tile, stable=True)
-    bounds = torch.searchsorted(visit_S, torch.arange(n_visits + 1))
-    return Visits(order_S, row_T[order_S] % size, token_T[order_S] % tile, bounds)
+    visit_S, order_S = torch.sort((row_T // size) * count + token_T // TILE_V, stable=True)
+    bounds = torch.searchsorted(visit_S, torch.arange(n_visits + 1)).tolist()
+    return Visits(order_S, row_T[order_S] % size, token_T[order_S] % TILE_V, bounds)
 
 
 class HeadTiles:
