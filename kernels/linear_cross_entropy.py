@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from evalengine.kernels.head import Head, check_head, check_indices
+from evalengine.kernels.tiles import vectorised
 
 CHUNK_LOGITS = {
     "cpu": 2**25,
@@ -129,6 +130,8 @@ def _linear_cross_entropy(
     chunk_logits = CHUNK_LOGITS["cuda" if h_ND.is_cuda else "cpu"]
     if h_ND.is_cuda:
         from evalengine.kernels.linear_cross_entropy_triton import linear_cross_entropy_chunked
+    elif vectorised(h_ND.dtype):
+        from evalengine.kernels.linear_cross_entropy_simd import linear_cross_entropy_chunked
     else:
         from evalengine.kernels.linear_cross_entropy_cpu import linear_cross_entropy_chunked
     with torch.cuda.device_of(h_ND):

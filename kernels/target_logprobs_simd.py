@@ -261,12 +261,8 @@ def _transform(
             raw = code.load(at)
             logit = code.variable((raw + bias_L) * scale_L)
             with code.when(softcap > 0.0):
-                below = logit.now < 0.0
-                size = below.where(logit.now * -1.0, logit.now)
-                t = code.exp(size * -2.0 / softcap_L)
-                capped = softcap_L * ((t * -1.0 + 1.0) / (t + 1.0))
                 # a soft-cap leaves no trace of an infinite product: raw - raw puts a NaN back
-                logit.now = below.where(capped * -1.0, capped) + (raw - raw)
+                logit.now = code.soft_cap(logit.now, softcap_L) + (raw - raw)
             code.store(logit.now, at)
 
 
@@ -321,7 +317,7 @@ def _finish(code: Code, block: Value) -> None:
             code.store(logprob, x["logprob"] + t * 4)
             finite, token = (logprob - logprob).same(0.0), code.low(code.load(x["token"] + t * 8, I64))
             greedy = code.load(at + width * 2, I32).same(token) & finite
-            code.store(code.byte(greedy), x["greedy"] + t)
+            code.store(code.byte(greedy), x["greedy"] + t, align=1)
 
 
 def _shift(top: Value) -> Value:
