@@ -140,6 +140,7 @@ def start(checkpoint: Checkpoint, *, pooling: bool, window: int | None, settings
         else:
             plugin.deactivate(registered)
             os.environ.pop(plugin.SWITCH, None)
+        hide_llvmlite()
         with quiet():
             return LLM(str(checkpoint.path), **kwargs)
     except UserError:
@@ -180,6 +181,16 @@ class EngineFailed(UserError):
             self.final = False
             text = f"{checkpoint.name} cannot be loaded by vLLM ({text}): use --backend torch"
         super().__init__(text)
+
+
+def hide_llvmlite() -> None:
+    """vLLM looks for kernels in the __dict__ of whatever modules hold; llvmlite's library makes a function of that name."""
+    ffi = sys.modules.get(
+        "llvmlite.binding.ffi"
+    )  # numba has loaded it, where scores were made on a CPU before
+    names = getattr(getattr(ffi, "lib", None), "_fntab", None)
+    if isinstance(names, dict):
+        names.setdefault("__dict__", {})
 
 
 def stop(llm: Any) -> None:
