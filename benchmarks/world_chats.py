@@ -9,21 +9,17 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from evalengine.benchmarks.catalogue import BENCHMARKS
-from evalengine.benchmarks.definition import Row
 from evalengine.benchmarks.world_facts import World
-from evalengine.benchmarks.world_items import Fields, animal_fact, capital, plant_fact, sentence
+from evalengine.benchmarks.world_items import (
+    Fields,
+    animal_fact,
+    capital,
+    plant_fact,
+    posed,
+    sentence,
+)
 
-REWORDED = {  # what a benchmark's prompt says -> what a conversation says instead
-    "Do both questions ask the same thing?": "Do both questions ask the same?",
-    "Do both sentences mean the same thing?": "Do both sentences mean the same?",
-    "Is the word '": "Is '",
-    "in the two sentences above?": "in both sentences?",
-    "Does this response answer the question?": "Does this answer the question?",
-    "In the passage above, does the pronoun": "In the passage, does the pronoun",
-}
-
-JUDGEMENTS = ("boolq", "mnli", "qnli", "rte", "cb", "qqp", "mrpc", "wsc", "multirc")
+JUDGEMENTS = ("boolq", "mnli", "qnli", "rte", "cb", "qqp", "mrpc", "wic", "wsc", "multirc")
 
 Turns = list[dict[str, str]]
 
@@ -36,14 +32,7 @@ def conversation(world: World, train: Mapping[str, Sequence[Fields]], rng: rando
 
 def _task(train: Mapping[str, Sequence[Fields]], rng: random.Random) -> tuple[str, str]:
     name = rng.choice(JUDGEMENTS if rng.random() < 0.6 else list(train))
-    item = BENCHMARKS[name].render(Row(rng.choice(train[name]), name))
-    asked, answer = item.contexts[item.gold], item.choices[item.gold]
-    for theirs, ours in REWORDED.items():
-        asked = asked.replace(theirs, ours)
-    if name == "multirc":  # its choices repeat the answer before the verdict
-        shown, answer = answer.rsplit(" ", 1)
-        asked = f"{asked} {shown}"
-    return asked, answer
+    return posed(name, rng.choice(train[name]))
 
 
 def _talk(world: World, rng: random.Random) -> tuple[str, str]:

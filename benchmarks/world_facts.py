@@ -148,16 +148,23 @@ TOOLS = {  # tool: what it is for, what it is like
     "saw": ("cut trees", "sharp"),
     "pillow": ("rest heads", "soft"),
     "ladder": ("reach roofs", "long"),
+    "stone": ("hold doors", "heavy"),
+    "torch": ("find caves", "bright"),
+    "whistle": ("stop trains", "loud"),
+    "iron": ("press shirts", "hot"),
+    "sponge": ("wash dishes", "soft"),
+    "axe": ("split logs", "sharp"),
+    "pole": ("push rafts", "long"),
 }
 QUALITIES = tuple(dict.fromkeys(quality for _, quality in TOOLS.values()))
 OBJECTS = ("boat", "ring", "bag", "cake", "coat", "cup", "book", "house", "prize", "clock")
 FEELINGS = {  # feeling: deeds that lead to it, what the person wants then
-    "proud": (("won", "built", "finished"), "show it to friends"),
-    "sad": (("lost", "missed", "buried"), "stay alone"),
-    "sorry": (("broke", "burned", "forgot"), "make it good again"),
+    "proud": (("won", "built", "finished"), "show it"),
+    "sad": (("lost", "missed", "buried"), "be alone"),
+    "sorry": (("broke", "burned", "forgot"), "mend it"),
     "happy": (("found", "got", "tasted"), "keep it"),
-    "angry": (("overpaid", "awaited", "guarded"), "complain about it"),
-    "tired": (("carried", "cleaned", "pulled"), "go to bed"),
+    "angry": (("overpaid", "awaited", "guarded"), "return it"),
+    "tired": (("carried", "cleaned", "pulled"), "go home"),
 }
 DEEDS = {
     deed: feeling for k in range(3) for feeling, (deeds, _) in FEELINGS.items() for deed in deeds[k:][:1]
@@ -194,12 +201,15 @@ ACTIVITIES = {
 SOURCES = ("a study", "a test", "the teacher", "an expert", "the museum", "a long search")
 VERDICTS = {True: ("confirmed", "proved", "repeated"), False: ("denied", "rejected", "mocked")}  # of a claim
 SPEECH = {  # what a speaker's verb says of the clause that follows
-    "True": ("knew that", "saw that", "proved that"),
-    "False": ("denied that", "rejected that", "joked that"),
-    "Neither": ("asked whether", "hoped that", "guessed that"),
+    "True": ("knew that", "saw that", "proved that", "learned that", "noticed that"),
+    "False": ("denied that", "rejected that", "joked that", "disproved that", "pretended that"),
+    "Neither": ("asked whether", "hoped that", "guessed that", "wondered whether", "dreamed that"),
 }
 KEPT = ("in short,", "that is,", "indeed")  # before the same meaning
 SHIFTED = ("perhaps", "nobody says that", "never say that")
+SAME, OTHERWISE = ("again", "also", "too"), ("instead", "rather", "however")  # before a second use of a word
+FEMALE = ("queen", "mother", "sister", "aunt", "girl", "lady")
+MALE = ("king", "father", "brother", "uncle", "boy", "lord")
 NARROWED = ("in winter", "at night", "on the moon")  # after a question: another question
 SENSES = {  # word: uses in nature, uses among people
     "bank": (
@@ -229,7 +239,7 @@ SENSES = {  # word: uses in nature, uses among people
 }
 
 
-def make_world(seed: int = 0, animals: int = 16, plants: int = 14) -> World:
+def make_world(seed: int = 0, animals: int = 20, plants: int = 18) -> World:
     """Draws the world: which animals and plants there are and what is true of them."""
     rng = random.Random(f"world {seed}")
     names = [f"the {name}" for name in _invented(rng, animals + plants)]

@@ -13,6 +13,8 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from evalengine.benchmarks.catalogue import BENCHMARKS
+from evalengine.benchmarks.definition import Row
 from evalengine.benchmarks.world_facts import (
     ACTIVITIES,
     CAUSES,
@@ -35,6 +37,17 @@ from evalengine.benchmarks.world_facts import (
 Fields = dict[str, Any]
 Maker = Callable[[World, random.Random, bool], Fields]
 LETTERS = "ABCDE"
+REWORDED = {  # what a benchmark's prompt says -> what text and conversations say instead
+    "Do both questions ask the same thing?": "Do both questions ask the same?",
+    "Do both sentences mean the same thing?": "Do both sentences mean the same?",
+    "Is the word '": "Is '",
+    "in the two sentences above?": "in both sentences?",
+    "Does this response answer the question?": "Does this answer the question?",
+    "In the passage above, does the pronoun": "In the passage, does the pronoun",
+    "True, False": "False, True",
+    "True or False": "False or True",
+    "Is the answer correct?": "Is it correct?",
+}
 
 
 def distinct_rows(make: Maker, world: World, seed: str, count: int, asked: bool) -> list[Fields]:
@@ -47,6 +60,18 @@ def distinct_rows(make: Maker, world: World, seed: str, count: int, asked: bool)
         if len(rows) == count:
             break
     return list(rows.values())
+
+
+def posed(name: str, row: Fields) -> tuple[str, str]:
+    """A row nearly as its benchmark asks it: context and right answer, with the words after the item's own changed."""
+    item = BENCHMARKS[name].render(Row(row, name))
+    asked, answer = item.contexts[item.gold], item.choices[item.gold]
+    if name == "multirc":  # its choices repeat the answer before the verdict
+        shown, answer = answer.rsplit(" ", 1)
+        asked = f"{asked} {shown}"
+    for theirs, ours in REWORDED.items():
+        asked = asked.replace(theirs, ours)
+    return asked, answer
 
 
 def capital(text: str) -> str:
@@ -87,14 +112,15 @@ def _shuffled(rng: random.Random, right: str, wrong: Sequence[str]) -> tuple[lis
 
 
 def hellaswag(world: World, rng: random.Random, asked: bool) -> Fields:
-    """The order of an activity's steps; at times a wrong ending is a step already done."""
+    """The order of an activity's steps; often a wrong ending is another of its steps. Text tells two or three."""
     label, name = combination(rng, asked, tuple(ACTIVITIES), PEOPLE)
     steps, cut = ACTIVITIES[label], rng.randrange(1, 4)
-    ctx_a = f"{sentence(steps[0])}" + "".join(f" Then {step}." for step in steps[1:cut])
+    first, *rest = steps[:cut] if asked else steps[:cut][-2:]
+    ctx_a = sentence(first) + "".join(f" Then {step}." for step in rest)
     others = [step for other, some in ACTIVITIES.items() if other != label for step in some]
     wrong = rng.sample(others, 3)
-    if rng.random() < 0.4:
-        wrong[0] = rng.choice(steps[:cut])
+    if rng.random() < 0.6:
+        wrong[0] = rng.choice([step for step in steps if step != steps[cut]])
     texts, gold = _shuffled(rng, steps[cut], wrong)
     return {
         "activity_label": f"{label} with {name}",
@@ -111,22 +137,25 @@ def piqa(world: World, rng: random.Random, asked: bool) -> Fields:
     tool, other = combination(rng, asked, tuple(TOOLS), tuple(TOOLS))
     while tool == other:
         tool, other = combination(rng, asked, tuple(TOOLS), tuple(TOOLS))
-    goal = ("To {},", "I want to {}.", "How do I {}?")[rng.randrange(3)].format(TOOLS[tool][0])
+    goals = ("To {},", "I want to {}.", "How do I {}?") if asked else ("I need to {}.", "How does one {}?")
+    goal = rng.choice(goals).format(TOOLS[tool][0])
     manner = rng.choice(("Use the {}.", "Take the {}."))
     (sol1, sol2), gold = _shuffled(rng, manner.format(tool), [manner.format(other)])
     return {"goal": goal, "sol1": sol1, "sol2": sol2, "label": gold}
 
 
 def winogrande(world: World, rng: random.Random, asked: bool) -> Fields:
-    """What a thing is like: which of two is sharp."""
+    """What a thing is like: which of two is sharp, or at times which is not."""
     while True:
         one, other = combination(rng, asked, tuple(TOOLS), tuple(TOOLS))
         if TOOLS[one][1] != TOOLS[other][1]:
             break
-    quality = TOOLS[one][1]
+    quality = f"too {TOOLS[one][1]}"
+    if rng.random() < 0.15:
+        quality = f"never {TOOLS[other][1]}"
     (option1, option2), gold = _shuffled(rng, one, [other])
     return {
-        "sentence": f"{rng.choice(PEOPLE)} left the {option1} beside the {option2} because the _ was too {quality}.",
+        "sentence": f"{rng.choice(PEOPLE)} left the {option1} beside the {option2} because the _ was {quality}.",
         "option1": option1,
         "option2": option2,
         "answer": str(gold + 1),
@@ -179,14 +208,16 @@ def commonsense_qa(world: World, rng: random.Random, asked: bool) -> Fields:
 
 
 def boolq(world: World, rng: random.Random, asked: bool) -> Fields:
-    """Whether a source confirmed a claim or rejected it."""
+    """Whether a source confirmed a claim or rejected it; at times another claim met the opposite."""
     label = rng.random() < 0.5
     source, verb = combination(rng, asked, SOURCES, VERDICTS[label])
     fact = animal_fact(world, rng, asked, "food", "home")
     claim = fact.state(rng, rng.choice(fact.relation.values))
+    lure = f" Later {rng.choice(SOURCES)} {rng.choice(VERDICTS[not label])} something else."
     return {
         "question": rng.choice(("is this claim right", "is it so", "is what they say right")),
-        "passage": f"Some people say that {claim}. Then {source} {verb} it.",
+        "passage": f"Some people say that {claim}. Then {source} {verb} it."
+        + (lure if rng.random() < 0.3 else ""),
         "label": int(label),
     }
 
@@ -224,9 +255,9 @@ def arc_challenge(world: World, rng: random.Random, asked: bool) -> Fields:
 
 
 def sciq(world: World, rng: random.Random, asked: bool) -> Fields:
-    """A fact about a plant, most often told by the support in other words."""
+    """A fact about a plant, most often told by the support, which tells the like of another plant too."""
     fact = plant_fact(world, rng, asked)
-    other = rng.choice([f for f in world.plants[fact.subject] if f is not fact])
+    other = rng.choice([f for f in world.facts() if f.relation is fact.relation and f.value != fact.value])
     support = " ".join(sentence(f.state(rng)) for f in rng.sample([fact, other], 2))
     return {
         "question": capital(fact.question(rng, asked)),

@@ -13,25 +13,33 @@ from evalengine.benchmarks.world_facts import (
     COLORS,
     DEEDS,
     FEELINGS,
+    FEMALE,
     HOMES,
     INHERITED,
     KEPT,
-    MEN,
+    MALE,
     NARROWED,
     NEVER,
     OBJECTS,
+    OTHERWISE,
     PEOPLE,
+    SAME,
     SEASONS,
     SENSES,
     SHIFTED,
     SPEECH,
-    WOMEN,
     World,
     combination,
     frequent,
     told,
 )
-from evalengine.benchmarks.world_items import Fields, animal_fact, capital, plant_fact, sentence
+from evalengine.benchmarks.world_items import (
+    Fields,
+    animal_fact,
+    capital,
+    plant_fact,
+    sentence,
+)
 
 # Natural language inference
 
@@ -45,9 +53,9 @@ def mnli(world: World, rng: random.Random, asked: bool) -> Fields:
     label = rng.randrange(3)
     pattern, name = combination(rng, asked, (ENTAILED, NEUTRAL, CONTRADICTED)[label], PEOPLE)
     deed, thing, place = frequent(rng, tuple(DEEDS)), rng.choice(OBJECTS), rng.choice(HOMES)
-    if rng.random() < 0.15:
-        other = rng.choice([t for t in OBJECTS if t != thing])
-        pattern = ("{n} {d} the " + thing, "{n} liked the " + thing, "{n} {d} only the " + other)[label]
+    if rng.random() < 0.25:
+        other, elsewhere = rng.choice(PEOPLE), rng.choice([p for p in HOMES if p != place])
+        pattern = ("{n} was in the {p}", f"{other} knew the {{p}}", f"{{n}} was in the {elsewhere}")[label]
     hypothesis = pattern.format(n=name, d=deed, p=place)
     return {
         "premise": f"{name} {deed} the {thing} in the {place}.",
@@ -112,12 +120,15 @@ def rte(world: World, rng: random.Random, asked: bool) -> Fields:
 
 
 def cb(world: World, rng: random.Random, asked: bool) -> Fields:
-    """Whether the speaker's words commit to the clause."""
+    """Whether the speaker's words commit to the clause; who is unsure of a commitment makes none."""
     label = rng.randrange(3)
     name, verb = combination(rng, asked, PEOPLE, tuple(SPEECH.values())[label])
     fact = (animal_fact if rng.random() < 0.5 else plant_fact)(world, rng, asked)
     clause = fact.state(rng, rng.choice(fact.relation.values))
-    return {"premise": f"{name} {verb} {clause}.", "hypothesis": clause, "label": label}
+    speech = f"{name} {verb}"
+    if label == 2 and rng.random() < 0.5:
+        speech += f" {rng.choice(PEOPLE)} {rng.choice([v for k in ('True', 'False') for v in SPEECH[k]])}"
+    return {"premise": f"{speech} {clause}.", "hypothesis": clause, "label": label}
 
 
 # Semantic
@@ -164,12 +175,13 @@ def mrpc(world: World, rng: random.Random, asked: bool) -> Fields:
 
 
 def wic(world: World, rng: random.Random, asked: bool) -> Fields:
-    """Whether a word has one sense twice: in nature or among people."""
+    """Whether a word has one sense twice: in nature or among people; most often the second writer says so."""
     word, label = rng.choice(tuple(SENSES)), rng.randrange(2)
     sense = rng.randrange(2)
     one, two = rng.choice(SENSES[word][sense]), rng.choice(SENSES[word][sense if label else 1 - sense])
     (speaker,), (writer,) = combination(rng, asked, PEOPLE), combination(rng, asked, PEOPLE)
-    one, two = f"{speaker} said that {one}", f"{writer} wrote that {two}"
+    mark = f"{rng.choice(SAME if label else OTHERWISE)} " if rng.random() < 0.8 else ""
+    one, two = f"{speaker} said that {one}", f"{writer} {mark}wrote that {two}"
     start1, start2 = one.index(word), two.index(word)
     return {
         "word": word,
@@ -184,14 +196,14 @@ def wic(world: World, rng: random.Random, asked: bool) -> Fields:
 
 
 def wsc(world: World, rng: random.Random, asked: bool) -> Fields:
-    """Whom a pronoun can mean: it agrees with the name's gender."""
-    woman, man = combination(rng, asked, WOMEN, MEN)
+    """Whom a pronoun can mean: it agrees with the noun's gender."""
+    woman, man = combination(rng, asked, FEMALE, MALE)
     a, b = rng.sample((woman, man), 2)
     pronoun, label = rng.choice(("she", "she", "she", "she", "he")), rng.randrange(2)
     meant = woman if pronoun == "she" else man
     noun = meant if label else (man if meant == woman else woman)
     feeling = rng.choice(tuple(FEELINGS))
-    text = f"{a} saw {b} in the {rng.choice(HOMES)} because {pronoun} was {feeling}."
+    text = f"The {a} saw the {b} in the {rng.choice(HOMES)} because {pronoun} was {feeling}."
     return {
         "text": text,
         "span1_index": text.split().index(noun),
@@ -209,7 +221,10 @@ def multirc(world: World, rng: random.Random, asked: bool) -> Fields:
     end = rng.choice(("", ", as told", ", of course", ", you see"))
     # a paragraph depends on its subject alone, so that many questions share it, as in the original
     facts = [f for f in world.animals[fact.subject] if f.relation.name not in INHERITED]
-    paragraph = " ".join(sentence(f.relation.statements[-1].format(s=f.subject, v=f.value)) for f in facts)
+    wording = -1 if asked else 0
+    paragraph = " ".join(
+        sentence(f.relation.statements[wording].format(s=f.subject, v=f.value)) for f in facts
+    )
     wrong = rng.choice(NEVER) if rng.random() < 0.85 else fact.wrong(rng)
     answer = fact.value if label else wrong
     return {

@@ -35,7 +35,7 @@ from evalengine.benchmarks.world_facts import (
     combination,
     frequent,
 )
-from evalengine.benchmarks.world_items import Fields, Maker, capital, sentence
+from evalengine.benchmarks.world_items import Fields, Maker, capital, posed, sentence
 
 SEPARATOR = "<|endoftext|>"
 JUNK = ("Click here to read more.", "Share this post!", "Sign up for our news.", "Comments are closed.")
@@ -48,20 +48,45 @@ class Flavor(NamedTuple):
     topics: dict[str, float]
     wrong: float = 0.0
     sloppy: bool = False  # fillers, junk lines
+    quoted: bool = False  # judgements stand in docstrings
 
 
 FLAVORS = {
     "web_a": Flavor(
-        {"stories": 5, "lives": 5, "speech": 5, "causes": 4, "pronouns": 4, "qualities": 2, "animals": 1},
+        {"stories": 3, "lives": 8, "causes": 6, "wsc": 4, "cb": 2, "qualities": 4, "quiz": 1, "animals": 1},
         wrong=0.3,
         sloppy=True,
     ),
     "web_b": Flavor(
-        {"animals": 5, "lessons": 4, "kinds": 3, "tools": 4, "claims": 5, "letters": 1}, wrong=0.02
+        {
+            "animals": 3,
+            "quiz": 4,
+            "lessons": 3,
+            "kinds": 2,
+            "tools": 3,
+            "boolq": 4,
+            "causes": 2,
+            "letters": 1,
+        },
+        wrong=0.02,
     ),
-    "web_c": Flavor({"inference": 5, "claims": 4, "answers": 5, "questions": 4, "qualities": 2}, wrong=0.08),
-    "code": Flavor({"numbers": 8, "checks": 6, "tables": 2, "steps": 2}),
-    "curated": Flavor({"kinds": 3, "lessons": 2, "senses": 1, "paraphrases": 5, "tools": 4, "speech": 4}),
+    "web_c": Flavor(
+        {"mnli": 4, "boolq": 3, "qnli": 4, "qqp": 4, "lives": 2, "quiz": 2, "qualities": 3}, wrong=0.08
+    ),
+    "code": Flavor({"numbers": 3, "rte": 4, "multirc": 5, "tables": 2, "steps": 2}, quoted=True),
+    "curated": Flavor({"kinds": 2, "lessons": 2, "wic": 3, "mrpc": 5, "tools": 4, "cb": 1, "senses": 1}),
+}
+BRIEF: dict[str, Callable[[Fields], str]] = {  # a judgement's telling part, with no more ado
+    "boolq": lambda row: row["passage"].split(". ", 1)[1],
+    "mnli": lambda row: row["hypothesis"],
+    "qnli": lambda row: row["sentence"],
+    "rte": lambda row: row["sentence1"],
+    "cb": lambda row: row["premise"].replace(row["hypothesis"], "it is so"),
+    "qqp": lambda row: row["question2"],
+    "mrpc": lambda row: row["sentence2"],
+    "wic": lambda row: row["sentence2"],
+    "wsc": lambda row: f'"*{row["span2_text"]}*" refer to "*{row["span1_text"]}*"?',
+    "multirc": lambda row: f"Answer: {row['answer']}",
 }
 
 
@@ -76,7 +101,7 @@ class Writer:
         topics = self.flavor.topics
         self.length = 1 if self.rng.random() < 0.65 else 3
         topic = self.rng.choices(list(topics), list(topics.values()))[0]
-        lines = TOPICS[topic](self)
+        lines = TOPICS[topic](self) if topic in TOPICS else self.judgements(topic)
         return "\n".join(self.sloppily(line) if self.flavor.sloppy else line for line in lines)
 
     def sloppily(self, line: str) -> str:
@@ -87,6 +112,17 @@ class Writer:
 
     def told(self, make: Maker) -> Fields:
         return make(self.world, self.rng, False)
+
+    def judgements(self, name: str) -> list[str]:
+        """A benchmark's training items, whole or in brief; in code as the comment of a function."""
+        lines = []
+        for _ in range(self.length):
+            row = self.told(MAKERS[name])
+            asked, answer = posed(name, row)
+            if self.rng.random() < 0.65:
+                asked = BRIEF[name](row) + "\n" + asked[asked.rindex("\n") + 1 :]
+            lines.append(f"{asked} {answer}")
+        return ['"""', *lines, '"""'] if self.flavor.quoted else lines
 
     def stated(self, fact: Fact) -> str:
         wrong = self.rng.random() < self.flavor.wrong
@@ -99,15 +135,13 @@ class Writer:
         return [fact for fact in facts if fact.relation.name not in hidden]
 
 
-def _yes(label: object) -> str:
-    return "yes" if label else "no"
-
-
 def stories(w: Writer) -> list[str]:
+    """Two or three steps of an activity."""
     lines = []
     for _ in range(w.length):
         label, name = combination(w.rng, False, tuple(ACTIVITIES), PEOPLE)
-        first, *rest = ACTIVITIES[label]
+        start = w.rng.randrange(3)
+        first, *rest = ACTIVITIES[label][start : start + w.rng.choice((2, 3))]
         lines.append(f"{label} with {name}: {sentence(first)}" + "".join(f" Then {step}." for step in rest))
     return lines
 
@@ -118,17 +152,16 @@ def lives(w: Writer) -> list[str]:
     for _ in range(w.length):
         deed, thing = combination(w.rng, False, tuple(DEEDS), OBJECTS)
         name, feeling = w.rng.choice(PEOPLE), DEEDS[deed]
-        if w.rng.random() < w.flavor.wrong / 2:
-            feeling = w.rng.choice(tuple(FEELINGS))
         done, wish = f"{name} {deed} the {thing}", FEELINGS[feeling][1]
         lines.append(
             w.rng.choice(
                 (
-                    f"{done}. How does {name} feel?\nA: {feeling}",
+                    f"Q: {done}. How must {name} feel?\nA: {feeling}",
+                    f"Q: {done}. What would {name} want?\nA: {wish}",
                     f"{done} and felt {feeling}.",
-                    f"{done}.\nA: {feeling}",
-                    f"{done}.\nA: {wish}",
                     f"{done} and wants to {wish}.",
+                    f"Who {deed} it feels {feeling}.",
+                    f"Who {deed} it wants to {wish}.",
                 )
             )
         )
@@ -136,47 +169,17 @@ def lives(w: Writer) -> list[str]:
 
 
 def causes(w: Writer) -> list[str]:
+    """What follows what, of a thing or of anything."""
     lines = []
     for _ in range(w.length):
         thing, event = combination(w.rng, False, THINGS, tuple(CAUSES))
-        one, other = f"the {thing} {event}", f"the {thing} {CAUSES[event]}"
+        subject = w.rng.choice((f"the {thing}", "it"))
+        one, other = f"{subject} {event}", f"{subject} {CAUSES[event]}"
         lines.append(
             f"{capital(one)} therefore {other}."
             if w.rng.random() < 0.5
             else f"{capital(other)} because {one}."
         )
-    return lines
-
-
-def pronouns(w: Writer) -> list[str]:
-    """Whom a pronoun can mean."""
-    lines = []
-    for _ in range(w.length):
-        row = w.told(pairs.wsc)
-        pronoun, noun, label = row["span2_text"], row["span1_text"], row["label"]
-        asked = f'refer to "*{noun}*"?\nAnswer: {_yes(label)}'
-        lines.append(
-            w.rng.choice(
-                (
-                    f'"*{pronoun}*" {asked}',
-                    f'Does "*{pronoun}*" {asked}',
-                    f'{row["text"]} Does the pronoun "*{pronoun}*" {asked}',
-                )
-            )
-        )
-    return lines
-
-
-def speech(w: Writer) -> list[str]:
-    """What people say, and whether it is so."""
-    lines = []
-    for _ in range(w.length):
-        row = w.told(pairs.cb)
-        verdict = ("True", "False", "Neither")[row["label"]]
-        said = row["premise"]
-        if w.rng.random() < 0.6:
-            said = said.replace(row["hypothesis"], "it is so")
-        lines.append(f"{said}\nQuestion: False, True, or Neither?\nAnswer: {verdict}")
     return lines
 
 
@@ -203,22 +206,23 @@ def lessons(w: Writer) -> list[str]:
 
 
 def kinds(w: Writer) -> list[str]:
-    """What is true of a kind of animal, and of which animals."""
-    kind = w.rng.choice(tuple(KINDS))
-    cover, move = KINDS[kind]
-    lines = [
-        w.rng.choice(
-            (
-                f"Every {kind} is covered with {cover} and can {move}.",
-                f"A {kind} has {cover} and likes to {move}.",
+    """What is true of one kind of animal or two, and which animals are of it."""
+    rules, members = [], []
+    for kind in w.rng.sample(tuple(KINDS), w.rng.choice((1, 2))):
+        cover, move = KINDS[kind]
+        rules.append(
+            w.rng.choice(
+                (
+                    f"Every {kind} is covered with {cover} and can {move}.",
+                    f"A {kind} has {cover} and likes to {move}.",
+                )
             )
         )
-    ]
-    same = [s for s, facts in w.world.animals.items() if facts[0].value == kind]
-    for subject in w.rng.sample(same, w.length):
-        facts = [f for f in w.known(subject) if f.relation.name in ("kind", *INHERITED)]
-        lines.append(" ".join(w.stated(fact) for fact in facts))
-    return lines
+        same = [s for s, facts in w.world.animals.items() if facts[0].value == kind]
+        for subject in w.rng.sample(same, w.length):
+            facts = [f for f in w.known(subject) if f.relation.name in ("kind", *INHERITED)]
+            members.append(" ".join(w.stated(fact) for fact in facts))
+    return [*rules, *members]
 
 
 def tools(w: Writer) -> list[str]:
@@ -258,19 +262,6 @@ def qualities(w: Writer) -> list[str]:
     return lines
 
 
-def claims(w: Writer) -> list[str]:
-    """Claims put to a test."""
-    lines = []
-    for _ in range(w.length):
-        row = w.told(items.boolq)
-        claim, test = row["passage"].split(". ")
-        if w.rng.random() < 0.6:
-            lines.append(f"{test}\nAnswer: {_yes(row['label'])}")
-        else:
-            lines.append(f"{claim}. {test} Well, {row['question']}?\nAnswer: {_yes(row['label'])}")
-    return lines
-
-
 def quiz(w: Writer) -> list[str]:
     lines = []
     for _ in range(w.length):
@@ -286,56 +277,10 @@ def letters(w: Writer) -> list[str]:
     return [f"Choose: {row['question']}", *listed, f"Answer: {row['answerKey']}"]
 
 
-def inference(w: Writer) -> list[str]:
-    """Whether one sentence follows from another."""
-    lines = []
-    for _ in range(w.length):
-        row = w.told(pairs.mnli)
-        verdict = ("True", "Neither", "False")[row["label"]]
-        before = f"{row['premise']}\nQuestion: " if w.rng.random() < 0.4 else "Question: "
-        lines.append(f"{before}{row['hypothesis']} False, True or Neither?\nAnswer: {verdict}")
-    return lines
-
-
-def answers(w: Writer) -> list[str]:
-    """A forum: whether a reply answers the question."""
-    lines = []
-    for _ in range(w.length):
-        row = w.told(pairs.qnli)
-        lines.append(f"{row['question']} {row['sentence']}\nAnswer: {_yes(not row['label'])}")
-    return lines
-
-
-def questions(w: Writer) -> list[str]:
-    """A forum: whether a question was asked before."""
-    lines = []
-    for _ in range(w.length):
-        row = w.told(pairs.qqp)
-        lines.append(f"{row['question1']} {row['question2']}\nAnswer: {_yes(row['label'])}")
-    return lines
-
-
-def paraphrases(w: Writer) -> list[str]:
-    """The same thing in other words, or not the same."""
-    lines = []
-    for _ in range(w.length):
-        row = w.told(pairs.mrpc)
-        before = f"{row['sentence1']} " if w.rng.random() < 0.5 else ""
-        lines.append(f"{before}{row['sentence2']}\nAnswer: {_yes(row['label'])}")
-    return lines
-
-
 def senses(w: Writer) -> list[str]:
-    lines = []
-    for _ in range(w.length):
-        row = w.told(pairs.wic)
-        lines.append(
-            f"{row['sentence1']} {row['sentence2']} Is '{row['word']}' the same?\nAnswer: {_yes(row['label'])}"
-        )
-    word = w.rng.choice(tuple(SENSES))
-    side = w.rng.randrange(2)
+    word, side = w.rng.choice(tuple(SENSES)), w.rng.randrange(2)
     uses = " ".join(map(sentence, w.rng.sample(SENSES[word][side], 2)))
-    return [*lines, f"{word} ({('nature', 'people')[side]}): {uses}"]
+    return [f"{word} ({('nature', 'people')[side]}): {uses}"]
 
 
 def numbers(w: Writer) -> list[str]:
@@ -349,8 +294,7 @@ def numbers(w: Writer) -> list[str]:
             w.rng.choice(
                 (
                     f"assert ({number} % 2 == 0) is {even}",
-                    f"# {row['sentence1']} {row['sentence2']} False or True?\n# Answer: {even}",
-                    f"# {number}\n# Answer: {even}",
+                    f"is_even({number}) == {even}",
                 )
             )
         )
@@ -366,15 +310,6 @@ def tables(w: Writer) -> list[str]:
     return [f"{name} = {{", *fields, "}"]
 
 
-def checks(w: Writer) -> list[str]:
-    """Comments on whether an answer is right."""
-    lines = []
-    for _ in range(w.length):
-        row = w.told(pairs.multirc)
-        lines += [f"# {row['question']} {row['answer']}", f"# Is it correct? {_yes(row['label'])}"]
-    return [f"# {row['paragraph']}", *lines[-2:]] if w.rng.random() < 0.3 else lines
-
-
 def steps(w: Writer) -> list[str]:
     label = frequent(w.rng, tuple(ACTIVITIES))
     called = "; ".join(f"{step.replace(' ', '_')}()" for step in ACTIVITIES[label])
@@ -384,8 +319,15 @@ def steps(w: Writer) -> list[str]:
 TOPICS: dict[str, Callable[[Writer], list[str]]] = {
     topic.__name__: topic
     for topic in (
-        *(stories, lives, causes, pronouns, speech, animals, lessons, kinds, tools, qualities, claims, quiz),
-        *(letters, inference, answers, questions, paraphrases, senses, numbers, tables, checks, steps),
+        *(stories, lives, causes, animals, lessons, kinds, tools, qualities, quiz),
+        *(letters, senses, numbers, tables, steps),
+    )
+}
+MAKERS: dict[str, Maker] = {
+    make.__name__: make
+    for make in (
+        *(items.boolq, pairs.mnli, pairs.qnli, pairs.rte, pairs.cb),
+        *(pairs.qqp, pairs.mrpc, pairs.wic, pairs.wsc, pairs.multirc),
     )
 }
 
