@@ -49,7 +49,7 @@ def write(
     items: int = 300,
     train_items: int = 300,
     words: int = 60_000,
-    chats: int = 2_000,
+    chats: int = 2_500,
 ) -> None:
     """Writes corpora of `words` words each, `chats` conversations, and the items of all twenty benchmarks.
 
