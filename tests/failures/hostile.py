@@ -7,10 +7,13 @@ import json
 import random
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+from evalengine.errors import UserError
 
 tried: Counter[str] = Counter()  # inputs, by reader
 
@@ -54,6 +57,27 @@ VALUES = st.one_of(
     st.sampled_from([deep(n, kind) for n in (5, 150, 800) for kind in ("list", "dict")]),
 )
 SEEDS = st.integers(0, 2**32 - 1)
+SOME = st.lists(VALUES, min_size=1, max_size=3)
+COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
+settings.register_profile("short", max_examples=40, derandomize=True, **COMMON)
+settings.register_profile("long", max_examples=250, **COMMON)
+
+
+def bounded(test: Callable[..., None]) -> Callable[..., None]:
+    """As many inputs as the profile asks for."""
+    long = settings.default.max_examples > 100
+    return (settings.default if long else settings.get_profile("short"))(test)
+
+
+def refuses_or_reads(reader: str, read: Callable[[], Any]) -> Any:
+    """What `read` gives, None where it refuses in one sentence; anything else is a defect."""
+    tried[reader] += 1
+    try:
+        return read()
+    except UserError as refused:
+        said = str(refused)
+        assert said.strip() and len(said) < 5000 and "Traceback" not in said
+        return None
 
 
 def changed(document: Any, values: list[Any], seed: int) -> Any:

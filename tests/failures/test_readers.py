@@ -1,63 +1,32 @@
-"""Every reader of a file that someone else wrote: any input is read, or refused with one sentence, in bounded memory.
+"""Every reader of a text that someone else wrote: any input is read, or refused with one sentence, in bounded memory.
 
 Good files are damaged (bits, lengths, stretches, cuts) or have parts of their content replaced by what parsers stumble over:
 huge and non-finite numbers, lone surrogates, zero bytes, deep nesting, names that are paths. Nothing but UserError may come
-out; what a reader lets through must be usable.
+out; what a reader lets through must be usable. Checkpoints, stores and tables: test_binary_readers.py.
 """
 
 from __future__ import annotations
 
 import json
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hostile import SEEDS, VALUES, changed, damaged, json_text, tried
-from hypothesis import given, settings
+from hostile import SEEDS, SOME, bounded, changed, damaged, json_text, refuses_or_reads
+from hypothesis import given
 from hypothesis import strategies as st
 
-import tiny_models
-from evalengine import checkpoints, plans, sealed, store, weights
-from evalengine.analysis import importing, items, mixtures, panel, samples
-from evalengine.analysis.report import write_report
+from evalengine import checkpoints, store
+from evalengine.analysis import importing, mixtures, samples
 from evalengine.benchmarks import BENCHMARKS, load_items
 from evalengine.benchmarks.custom import read_benchmark
 from evalengine.errors import UserError
 
-bounded = settings.default if settings.default.max_examples > 100 else settings.get_profile("short")
-SOME = st.lists(VALUES, min_size=1, max_size=3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def memory() -> Iterator[None]:
-    """No input may make a reader ask for more than 8 GB of address space beyond what is there."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 30), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("hostile")
-
-
-def refuses_or_reads(reader: str, read: Callable[[], Any]) -> Any:
-    """What `read` gives, None where it refuses in one sentence; anything else is a defect."""
-    tried[reader] += 1
-    try:
-        return read()
-    except UserError as refused:
-        said = str(refused)
-        assert said.strip() and len(said) < 5000 and "Traceback" not in said
-        return None
+pytestmark = pytest.mark.usefixtures("bounded_memory")
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +36,6 @@ def rows(small_world: Path) -> dict[str, dict[str, Any]]:
         name: json.loads((small_world / "bench" / f"{name}.jsonl").read_text().splitlines()[0])
         for name in BENCHMARKS
     }
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tiny_models.save(tmp_path_factory.mktemp("good") / "1M-v1p0-pt")
-    (path / "evalengine.json").write_text(json.dumps({"scale": "1M", "mixture": "v1p0", "stage": "pt"}))
-    return path
 
 
 def usable(found: Any) -> None:
@@ -148,6 +110,8 @@ CUSTOM = {
     "gold": "answer",
     "gold_is": "index", "file": "capitals.jsonl", "default_score": "acc", "id": "key",
 }  # fmt: skip
+
+
 ROW = {"country": "France", "options": ["Paris", "Rome"], "answer": 0, "key": "a"}
 
 
@@ -177,13 +141,19 @@ STUDY = {
                      "pretrain": {"tokens": 1000, "lr": 1e-3}, "sft": {"epochs": 1, "lr": 1e-3}}},
     "sft": {"data": [{"path": "chat.jsonl"}]}, "seed": 1,
 }  # fmt: skip
+
+
 MANIFEST = {"a": {"scale": "1M", "mixture": "m", "stage": "pt"}, "b": {"scale": 3, "stage": "sft"}}
+
+
 SNIPPETS = [
     "!!python/object/apply:os.system ['true']", "!!timestamp x", "!!bool x", "!!int ''", "2024-13-45", "*nobody", "&a [*a]",
     "? [1]\n: 2",
     "<<: 3", "!!set {a, b}", "!!binary '=='", "0x" + "f" * 5000, "1_000:99", "{{a: 1}: 2}", "!<tag:x> y", "%YAML 9.9",
     "\t- a", "a: b: c",
 ]  # fmt: skip
+
+
 YAML_READERS: dict[str, tuple[Any, Callable[[Path], Any]]] = {
     "manifest": (MANIFEST, checkpoints.read_manifest),
     "study": (STUDY, lambda path: __import__("evalengine.training.study", fromlist=["load"]).load(path)),
@@ -237,79 +207,10 @@ def test_metadata_of_a_checkpoint(place: Path, values: list[Any], seed: int) -> 
         pa.array([found[0].scale, found[0].mixture])
 
 
-def a_table(n: int = 6) -> pa.Table:
-    names = pa.array(["x"] * n).dictionary_encode()
-    lists = [[-1.0, -2.0, -3.0]] * n
-    columns = {
-        **dict.fromkeys(store.KEYS, names), "item": [f"i{k}" for k in range(n)], "gold": [0] * n, "loglik": lists,
-        "tokens": [[1, 1, 1]] * n, "chars": [[3, 4, 5]] * n, "bytes": [[3, 4, 5]] * n, "greedy": [[True, False, False]] * n,
-        "loglik_uncond": [None] * n,
-    }  # fmt: skip
-    return pa.table(columns).cast(store.schema())
-
-
-def reseal(content: bytes) -> bytes:
-    """What someone who knows the format, and means harm, would hand in."""
-    return sealed._SEAL.sub(lambda _: sealed._seal_of(pa.py_buffer(content)), content)
-
-
-@bounded
-@given(seed=SEEDS, forged=st.booleans())
-def test_score_tables(place: Path, seed: int, forged: bool) -> None:
-    path = place / "scores" / "1M-m-pt" / "piqa.arrow"
-    good = place / "good.arrow"
-    if not good.is_file():
-        store.write(good, a_table(), {"default_score": "acc"})
-    content = damaged(good.read_bytes(), seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(reseal(content) if forged else content)
-    table = refuses_or_reads("score tables", lambda: store.read(path))
-    if not forged and content != good.read_bytes():
-        assert table is None, "damage went unnoticed"
-    refuses_or_reads("score tables", lambda: items.read_store(place / "scores"))
-
-
-@bounded
-@given(seed=SEEDS, forged=st.booleans())
-def test_imported_results(place: Path, seed: int, forged: bool) -> None:
-    folder = place / "imported"
-    good = [
-        importing.Result(f"1M-{m}-{s}", "1M", m, s, "piqa", "Commonsense", "accuracy", 0.5, 10)
-        for m in "abcde"
-        for s in ("pt", "sft")
-    ]
-    importing.write_results(folder, [importing.Imported(good, {"web": {"a": 0.5}})])
-    content = (folder / "results.arrow").read_bytes()
-    bad = damaged(content, seed)
-    (folder / "results.arrow").write_bytes(reseal(bad) if forged else bad)
-    found = refuses_or_reads("imported results", lambda: panel.load_panel(folder))
-    refuses_or_reads("imported results", lambda: mixtures.imported_mixtures(folder))
-    assert forged or bad == content or found is None
-
-
-@bounded
-@given(seed=SEEDS)
-def test_cached_plans(place: Path, seed: int) -> None:
-    arrays = [np.arange(4, dtype=np.int32)] * 9
-    from evalengine.encoding import Encoded, Sequences
-
-    plan = Encoded(Sequences(*arrays[:3]), *([None] * (len(Encoded._fields) - 1)))._replace(
-        item=["i"], truncated=0
-    )
-    plan = plan._replace(
-        **{f: arrays[0] for f in Encoded._fields if f not in ("sequences", "item", "truncated", "uncond_C")}
-    )
-    plans.write_plan(place / "plan.arrow", plan)
-    good = (place / "plan.arrow").read_bytes()
-    content = damaged(good, seed)
-    (place / "plan.arrow").write_bytes(content)
-    items_of = type("Items", (), {"items": []})()
-    found = refuses_or_reads("cached plans", lambda: plans.read_plan(place / "plan.arrow", items_of))
-    assert found is None or content == good
-
-
 LM_EVAL = {"results": {"piqa": {"acc,none": 0.5, "acc_norm,none": 0.6}, "rte": {"acc,none": 0.4}}, "model_name": "1M-m-pt",
            "n-samples": {"piqa": {"effective": 100}}}  # fmt: skip
+
+
 KNOWN = {"piqa": importing.Known("Commonsense", "acc_norm")}
 
 
@@ -380,62 +281,6 @@ def test_csv(place: Path, values: list[str], seed: int) -> None:
     refuses_or_reads("CSV", read)
 
 
-HEADER = {"__metadata__": {"format": "pt"}, "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
-          "b": {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]}}  # fmt: skip
-
-
-@bounded
-@given(
-    values=SOME,
-    seed=SEEDS,
-    length=st.none() | st.sampled_from([0, 1, 2**31, 2**62, 2**64 - 1]),
-    bytewise=st.booleans(),
-)
-def test_safetensors(place: Path, values: list[Any], seed: int, length: int | None, bytewise: bool) -> None:
-    raw = json_text(changed(HEADER, values, seed)).encode()
-    content = (len(raw) if length is None else length).to_bytes(8, "little") + raw + bytes(32)
-    file = place / "model.safetensors"
-    file.write_bytes(damaged(content, seed) if bytewise else content)
-    for tensor in (refuses_or_reads("safetensors headers", lambda: weights.headers([file])) or {}).values():
-        assert 0 <= tensor.offset <= tensor.offset + tensor.size <= file.stat().st_size
-
-
-@bounded
-@given(values=SOME, seed=SEEDS)
-def test_weight_index(place: Path, values: list[Any], seed: int) -> None:
-    folder = place / "sharded"
-    folder.mkdir(exist_ok=True)
-    (folder / "a.safetensors").write_bytes(b"")
-    index = {"metadata": {}, "weight_map": {"x": "a.safetensors", "y": "a.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json_text(changed(index, values, seed)))
-    for file in refuses_or_reads("weight index", lambda: checkpoints.weight_files(folder)) or []:
-        assert file.parent == folder
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
-@bounded
-@given(values=SOME, seed=SEEDS, bytewise=st.booleans())
-def test_configuration_and_tokenizer(
-    place: Path, checkpoint: Path, name: str, values: list[Any], seed: int, bytewise: bool
-) -> None:
-    folder = place / "configured"
-    folder.mkdir(exist_ok=True)
-    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        (folder / file).write_bytes((checkpoint / file).read_bytes())
-    content = (checkpoint / name).read_bytes()
-    document = json.loads(content)
-    text = damaged(content, seed) if bytewise else json_text(changed(document, values, seed)).encode()
-    (folder / name).write_bytes(text)
-    one = checkpoints.Checkpoint(folder, "configured", None, None, None)
-
-    def read() -> None:
-        checkpoints.tokenizer_hash(folder)
-        plans.load_config(one, False)
-        plans.load_tokenizer(one, False)
-
-    refuses_or_reads(name, read)
-
-
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 
 
@@ -472,52 +317,3 @@ def test_training_text(place: Path, values: list[Any], seed: int, kind: str) -> 
     found = refuses_or_reads("training text", lambda: list(documents(SourceSpec(path=path.name), place, "s")))
     for text in found or []:
         text.encode()
-
-
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from evalengine.cli import main
-
-    folder = tmp_path_factory.mktemp("analysis")
-    numbers = np.random.default_rng(0).random((6, 2, 2)).round(3)
-    lines = [
-        f"{m},{s},{numbers[k, t, 0]},{numbers[k, t, 1]}"
-        for k, m in enumerate("abcdef")
-        for t, s in enumerate(("pt", "sft"))
-    ]
-    (folder / "t.csv").write_text("\n".join(["mixture,stage,piqa,rte", *lines]))
-    out = folder / "imported"
-    assert (
-        main(["import", str(folder / "t.csv"), "--mixture", "mixture", "--stage", "stage", "--out", str(out)])
-        == 0
-    )
-    assert main(["correlate", str(out), "--bootstrap", "exact", "--out", str(folder / "analysis")]) == 0
-    return folder / "analysis"
-
-
-@bounded
-@given(values=SOME, seed=SEEDS, forged=st.booleans())
-def test_analysis_tables(place: Path, tables: Path, values: list[Any], seed: int, forged: bool) -> None:
-    from evalengine.analysis.results import checksums
-
-    folder = place / "tables"
-    folder.mkdir(exist_ok=True)
-    files = sorted(tables.glob("*.json"))
-    for file in files:
-        (folder / file.name).write_bytes(file.read_bytes())
-    victim = files[seed % len(files)]
-    content = victim.read_bytes()
-    if forged:
-        (folder / victim.name).write_text(json_text(changed(json.loads(content), values, seed)))
-        try:
-            method = json.loads((folder / "analysis.json").read_text())
-            method.pop("checksums")
-            method["checksums"] = checksums(folder, method)
-            (folder / "analysis.json").write_text(json_text(method))
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
-            pass
-    else:
-        bad = damaged(content, seed)
-        (folder / victim.name).write_bytes(bad)
-    found = refuses_or_reads("analysis tables", lambda: write_report(folder, folder))
-    assert forged or bad == content or victim.name == "analysis.json" or found is None
