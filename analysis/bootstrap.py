@@ -180,10 +180,10 @@ def jackknife_t(value_SC: Array, plan: Resamples, level: float = 0.95) -> Array:
 
     NaN where the statistic is undefined without one of the units.
     """
-    from scipy.stats import t as student
+    from scipy.special import stdtrit
 
     left_out = value_SC[:, 1 : 1 + plan.jackknife]
     n = plan.jackknife
     error = np.sqrt((n - 1) / n * ((left_out - left_out.mean(axis=1, keepdims=True)) ** 2).sum(axis=1))
-    half = student.ppf(0.5 + level / 2.0, n - 1) * error
+    half = stdtrit(n - 1, 0.5 + level / 2.0) * error
     return value_SC[:, :1] + half[:, None] * np.array([-1.0, 1.0])

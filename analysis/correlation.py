@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -23,14 +24,29 @@ Array = NDArray[np.float64]
 STATISTICS = ("pearson", "spearman", "kendall")
 EXACT_PERMUTATIONS = 9  # mixtures up to which all orders are walked (362,880)
 RANK_BYTES = 128 << 20  # ranks held at once
+KEPT = 4 << 20  # numbers (variables x columns) up to which a sample keeps its moments
 MANY = 32  # mixtures from which a matrix product beats the loop over pairs
 
 
-class Sample(NamedTuple):
+class Moments(NamedTuple):
+    """Standardised variables, and their weighted mean and 1/sd in each column (NaN where they do not vary)."""
+
+    x_VM: Array
+    mean_VC: Array
+    inverse_VC: Array
+
+
+@dataclass(frozen=True)
+class Sample:
     """Variables over mixtures: `x_VMC` is (V, M, 1) or (V, M, C); `w_MC` columns of weights that sum to 1."""
 
     x_VMC: Array
     w_MC: Array
+
+    @functools.cached_property
+    def moments(self) -> Moments:
+        """Of data that are the same in every column; kept, since many statistics rest on the same variables."""
+        return moments(self.x_VMC, self.w_MC)
 
     def only(self, keep_M: NDArray[np.bool_]) -> Sample:
         """The same for some of the mixtures, weights rescaled (NaN columns where none of them is in the
@@ -63,31 +79,28 @@ def correlate(sample: Sample, pair_P2: NDArray[np.int64], statistic: str = "pear
 def _complete(sample: Sample, pair_P2: NDArray[np.int64], statistic: str) -> Array:
     from evalengine.analysis import resampling_kernels as kernels
 
+    V, M, last = sample.x_VMC.shape
+    C = sample.w_MC.shape[1]
+    if statistic == "pearson" and last == 1 and V * C <= KEPT:
+        return _pearson(sample.moments, pair_P2, sample.w_MC)
     used, flat = np.unique(pair_P2, return_inverse=True)
     pair_P2 = flat.reshape(-1, 2).astype(np.int64)
+    if statistic == "pearson" and last == 1:
+        return _pearson(moments(sample.x_VMC[used], sample.w_MC), pair_P2, sample.w_MC)
     x_VMC = standardise(sample.x_VMC[used])
     if statistic == "pearson":
-        if x_VMC.shape[2] == 1:
-            x_VM = np.ascontiguousarray(x_VMC[:, :, 0])
-            mean_VC, inverse_VC = np.empty((2, len(x_VM), sample.w_MC.shape[1]))
-            value_PC = np.empty((len(pair_P2), sample.w_MC.shape[1]))
-            kernels.moments(x_VM, sample.w_MC, mean_VC, inverse_VC)
-            kernels.pearson(x_VM, pair_P2, sample.w_MC, mean_VC, inverse_VC, value_PC)
-            value_PC[:, 0] = value_PC[:, 0].clip(-1.0, 1.0)
-            return value_PC
         return kernels.pearson_columns(x_VMC, pair_P2, sample.w_MC)
     if statistic == "kendall":
-        sums = pair_sums(np.round(x_VMC, 12), pair_P2, sample.w_MC)
-        untied = sums.untied_x * sums.untied_y
+        agree, untied_x, untied_y = pair_sums(np.round(x_VMC, 12), pair_P2, sample.w_MC, KENDALL)
+        untied = untied_x * untied_y
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(untied > 0.0, sums.agree / np.sqrt(untied), np.nan)
+            return np.where(untied > 0.0, agree / np.sqrt(untied), np.nan)
     if statistic != "spearman":
         raise ValueError(f"no statistic '{statistic}': {', '.join(STATISTICS)}")
     x_VMC = np.round(x_VMC, 12)  # equal accuracies stay tied
-    V, M, last = x_VMC.shape
-    step = max(1, RANK_BYTES // (8 * V * M))
-    out_PC = np.empty((len(pair_P2), sample.w_MC.shape[1]))
-    for start in range(0, out_PC.shape[1], step):
+    step = max(1, RANK_BYTES // (8 * len(x_VMC) * M))
+    out_PC = np.empty((len(pair_P2), C))
+    for start in range(0, C, step):
         part = slice(start, start + step)
         w_MC = np.ascontiguousarray(sample.w_MC[:, part])
         x_part = x_VMC if last == 1 else np.ascontiguousarray(x_VMC[:, :, part])
@@ -95,46 +108,56 @@ def _complete(sample: Sample, pair_P2: NDArray[np.int64], statistic: str) -> Arr
     return out_PC
 
 
-class PairSums(NamedTuple):
-    """Sums over pairs of different mixtures of the product of their weights times something, each (P, C)."""
+def moments(x_VMC: Array, w_MC: Array) -> Moments:
+    """Of variables (V, M, 1) that are the same in every column."""
+    from evalengine.analysis import resampling_kernels as kernels
 
-    agree: Array  # sign of the difference in x times that in y
-    untied_x: Array
-    untied_y: Array
-    wrong: Array  # half the difference of the two signs: 1 where x and y disagree, 1/2 where one is tied
-    loss: Array  # `wrong` times the difference in y
+    x_VM = np.ascontiguousarray(standardise(x_VMC)[:, :, 0])
+    mean_VC, inverse_VC = np.empty((2, len(x_VM), w_MC.shape[1]))
+    kernels.moments(x_VM, w_MC, mean_VC, inverse_VC)
+    return Moments(x_VM, mean_VC, inverse_VC)
 
 
-def pair_sums(x_VMC: Array, pair_P2: NDArray[np.int64], w_MC: Array) -> PairSums:
-    """What Kendall's tau and pairwise decisions are made of.
+def _pearson(of: Moments, pair_P2: NDArray[np.int64], w_MC: Array) -> Array:
+    from evalengine.analysis import resampling_kernels as kernels
+
+    value_PC = np.empty((len(pair_P2), w_MC.shape[1]))
+    kernels.pearson(of.x_VM, pair_P2, w_MC, of.mean_VC, of.inverse_VC, value_PC)
+    value_PC[:, 0] = value_PC[:, 0].clip(-1.0, 1.0)
+    return value_PC
+
+
+# Terms of a pair of different mixtures, in this order. agree: sign of the difference in x times that in y; untied: 1 where
+# x, or y, differs; wrong: half the difference of the two signs, so 1 where x and y disagree and 1/2 where one is tied; loss:
+# `wrong` times the difference in y.
+TERMS = ("agree", "untied_x", "untied_y", "wrong", "loss")
+KENDALL, DECISION = slice(0, 3), slice(3, 5)
+
+
+def pair_sums(x_VMC: Array, pair_P2: NDArray[np.int64], w_MC: Array, which: slice) -> Array:
+    """Sums over pairs of different mixtures of the product of their weights times each of the TERMS asked for, (T, P, C):
+    what Kendall's tau and pairwise decisions are made of.
 
     Copies of one mixture in a resample are ties in both variables and add nothing.
     """
     from evalengine.analysis import resampling_kernels as kernels
 
     if x_VMC.shape[2] > 1:
-        return PairSums(*kernels.quadratic_columns(np.ascontiguousarray(x_VMC), pair_P2, w_MC))
+        every: Array = kernels.quadratic_columns(np.ascontiguousarray(x_VMC), pair_P2, w_MC)
+        return every[which]
     P, M = len(pair_P2), len(w_MC)
     difference_VMM = x_VMC[:, :, 0][:, :, None] - x_VMC[:, :, 0][:, None, :]
     sign_VMM = np.sign(difference_VMM)
-    out_5PC = np.empty((5, P, w_MC.shape[1]))
-    step = max(1, RANK_BYTES // (8 * 5 * M * M))
+    out_TPC = np.empty((len(TERMS[which]), P, w_MC.shape[1]))
+    step = max(1, RANK_BYTES // (8 * len(TERMS) * M * M))
     for start in range(0, P, step):
         i, j = pair_P2[start : start + step].T
         wrong = 0.5 * np.abs(sign_VMM[i] - sign_VMM[j])
         ties = [np.abs(sign_VMM[i]), np.abs(sign_VMM[j])]
-        terms = np.stack([sign_VMM[i] * sign_VMM[j], *ties, wrong, wrong * np.abs(difference_VMM[j])])
+        terms = np.stack([sign_VMM[i] * sign_VMM[j], *ties, wrong, wrong * np.abs(difference_VMM[j])][which])
         sums = weighted_pairs(terms.reshape(-1, M, M), w_MC)
-        out_5PC[:, start : start + step] = sums.reshape(5, -1, w_MC.shape[1])
-    return PairSums(*out_5PC)
-
-
-def wrong_and_loss(x_2M: Array) -> Array:
-    """(2, M, M): the terms `wrong` and `loss` of PairSums for one pair of variables."""
-    difference_2MM = x_2M[:, :, None] - x_2M[:, None, :]
-    sign_2MM = np.sign(difference_2MM)
-    wrong_MM = 0.5 * np.abs(sign_2MM[0] - sign_2MM[1])
-    return np.stack([wrong_MM, wrong_MM * np.abs(difference_2MM[1])])
+        out_TPC[:, start : start + step] = sums.reshape(len(terms), -1, w_MC.shape[1])
+    return out_TPC
 
 
 def weighted_pairs(a_SMM: Array, w_MC: Array) -> Array:
@@ -197,16 +220,23 @@ def permutation_p(a_SMM: Array, seed: int = 0, count: int = 100_000) -> Array:
     if M <= EXACT_PERMUTATIONS:
         p_S[usable] = kernels.permutation_exact(a_SMM[usable], kernels.heap_swaps(M, math.factorial(M)))
     else:
-        p_S[usable] = kernels.permutation_sampled(a_SMM[usable], _orders(M, seed, count))
+        a_MMS = np.ascontiguousarray(a_SMM[usable].transpose(1, 2, 0))
+        observed_S = sum(a_MMS[m, m] for m in range(M))  # in the kernel's order: the same bits
+        hits_KS = np.zeros((-(-count // kernels.PERMUTATIONS), a_MMS.shape[2]), dtype=np.int64)
+        kernels.permutation_sampled(
+            a_MMS, _orders(M, seed, count), np.abs(observed_S) * (1.0 - 1e-12), hits_KS
+        )
+        # The observed order counts as one of them (Davison & Hinkley 1997, eq. 4.11).
+        p_S[usable] = (1.0 + hits_KS.sum(axis=0)) / (count + 1)
     return p_S
 
 
 @functools.lru_cache(maxsize=2)
 def _orders(M: int, seed: int, count: int) -> NDArray[np.int16]:
-    """(count, M) seeded orders of the mixtures, the same for every statistic."""
+    """(M, count) seeded orders of the mixtures, one a column, the same for every statistic."""
     orders = np.tile(np.arange(M, dtype=np.int16), (count, 1))
     np.random.default_rng(seed).permuted(orders, axis=1, out=orders)
-    return orders
+    return np.ascontiguousarray(orders.T)
 
 
 def benjamini_hochberg(p: Array) -> Array:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.correlation import Sample, pair_sums, weighted_pairs, wrong_and_loss
+from evalengine.analysis.correlation import DECISION, Sample, pair_sums
 from evalengine.analysis.panel import Array
 from evalengine.analysis.protocols import ALL, Data, Group, Label
 from evalengine.analysis.tables import Row
@@ -93,11 +93,7 @@ def _pairwise(x_2MC: Array, w_MC: Array) -> Array:
     """
     pairs_C = 0.5 * (1.0 - (w_MC**2).sum(axis=0))  # weight of all pairs
     pairs_C[pairs_C < 1e-12] = np.nan
-    if x_2MC.shape[2] > 1:
-        sums = pair_sums(x_2MC, np.array([[0, 1]]), w_MC)
-        wrong_C, loss_C = sums.wrong[0], sums.loss[0]
-    else:
-        wrong_C, loss_C = weighted_pairs(wrong_and_loss(x_2MC[:, :, 0]), w_MC)
+    wrong_C, loss_C = pair_sums(x_2MC, np.array([[0, 1]]), w_MC, DECISION)[:, 0]
     return np.stack([1.0 - wrong_C / pairs_C, loss_C / pairs_C])
 
 

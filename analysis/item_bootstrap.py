@@ -17,11 +17,13 @@ Dims: R resamples, I items, K checkpoints, C columns, V = 2B variables, M mixtur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import Array, Resamples, draw_resamples
 from evalengine.analysis.correlation import Sample
-from evalengine.analysis.items import BenchmarkItems
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocols import Data
 from evalengine.errors import UserError
@@ -32,7 +34,13 @@ UNIT = 2.0**30
 
 
 def item_data(
-    panel: Panel, count: int, seed: int, statistic: str, *, mixtures: bool
+    panel: Panel,
+    count: int,
+    seed: int,
+    statistic: str,
+    *,
+    mixtures: bool,
+    quantities: Sequence[str] = ("accuracy", "confidence"),
 ) -> tuple[Data, Resamples]:
     """Data whose every resample has its own items, and with `mixtures` its own mixtures too (hierarchical).
 
@@ -54,21 +62,16 @@ def item_data(
         plan = Resamples(weight_MC, np.ones(count), groups, False)
     columns = plan.weight_MC.shape[1]
     B = len(panel.benchmarks)
-    shape = (len(panel.scales), 2, M)
-    x = {q: np.full((shape[0], 2 * B, M, columns), np.nan) for q in ("accuracy", "confidence")}
+    x = {q: np.full((len(panel.scales), 2 * B, M, columns), np.nan) for q in quantities}
     seeds = np.random.SeedSequence([seed, 1]).spawn(B)
     for b, known in enumerate(panel.items):
-        value_KC = dict(zip(x, resampled_means(known, count, groups, seeds[b]), strict=True))
-        for s, t, m in np.ndindex(shape):
-            k = panel.row[s, t, m, b]
-            if k < 0:
-                continue
-            for q, values in value_KC.items():
-                row = x[q][s, t * B + b, m]
-                row[: columns - count] = values[k, 0]
-                if groups:
-                    row[1 : 1 + groups] = values[k, 1 : 1 + groups]
-                row[columns - count :] = values[k, 1 + groups :]
+        scores_QKI = [known.correct_KI if q == "accuracy" else known.confidence_KI for q in quantities]
+        for q, value_KC in zip(quantities, resampled_means(scores_QKI, count, groups, seeds[b]), strict=True):
+            if mixtures:  # the jackknife's columns leave out mixtures, and hold all items
+                value_KC = np.concatenate([value_KC[:, :1].repeat(1 + M, axis=1), value_KC[:, 1:]], axis=1)
+            for t in range(2):
+                row_SM = panel.row[:, t, :, b]
+                x[q][:, t * B + b][row_SM >= 0] = value_KC[row_SM[row_SM >= 0]]
     samples = {
         (q, scale): Sample(np.ascontiguousarray(x[q][s]), plan.weight_MC)
         for q in x
@@ -78,17 +81,17 @@ def item_data(
 
 
 def resampled_means(
-    known: BenchmarkItems, count: int, groups: int, seed: np.random.SeedSequence
-) -> tuple[Array, Array]:
-    """Accuracy and confidence of each checkpoint, (K, 1 + groups + count): all items, groups left out,
-    resamples."""
+    scores_QKI: Sequence[NDArray[np.generic]], count: int, groups: int, seed: np.random.SeedSequence
+) -> list[Array]:
+    """Each quantity's mean over items for each checkpoint, (K, 1 + groups + count): all items, groups left out,
+    resamples. The items drawn are the same for all quantities."""
     from evalengine.analysis.item_kernels import count_draws
 
-    K, items = known.correct_KI.shape
-    scores_IQ = np.concatenate([known.correct_KI.T, known.confidence_KI.T], axis=1).astype(np.float64)
+    K, items = scores_QKI[0].shape
+    scores_IQ = np.concatenate([score_KI.T for score_KI in scores_QKI], axis=1).astype(np.float64)
     scores_IQ = np.rint(scores_IQ * UNIT) / UNIT
     total_Q = scores_IQ.sum(axis=0)
-    out_QC = np.empty((2 * K, 1 + groups + count))
+    out_QC = np.empty((scores_IQ.shape[1], 1 + groups + count))
     out_QC[:, 0] = total_Q / items
     rng = np.random.default_rng(seed)
     if groups:
@@ -106,4 +109,4 @@ def resampled_means(
         index_RI = rng.integers(0, items, (rows, items), dtype=np.uint32)
         product = count_draws(index_RI, items) @ scores_IQ
         out_QC[:, 1 + groups + start : 1 + groups + start + rows] = product.T / items
-    return out_QC[:K], out_QC[K:]
+    return list(out_QC.reshape(-1, K, out_QC.shape[1]))

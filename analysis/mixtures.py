@@ -126,7 +126,7 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> Group | None
     ]
     values, n = {}, {}
     for scale in panel.scales:
-        x_VMC, w_MC = data.sample(quantity, scale)
+        x_VMC, w_MC = data.sample(quantity, scale).x_VMC, data.sample(quantity, scale).w_MC
         extra = np.stack(list(shares.values()))[:, :, None]
         extra = np.broadcast_to(extra, (len(shares), *x_VMC.shape[1:]))
         joined = np.concatenate([x_VMC, extra])
@@ -169,7 +169,7 @@ def _contrasts(
     design: Array, y: Array, levels: int, level: float
 ) -> Iterator[tuple[int, int, float, float, int]]:
     """Each pair i < j of the first `levels` coefficients: their difference j - i, its half interval, the freedom."""
-    from scipy.stats import t as student
+    from scipy.special import stdtrit
 
     freedom = len(y) - int(np.linalg.matrix_rank(design))
     if freedom < 1:
@@ -178,7 +178,7 @@ def _contrasts(
     coefficient = inverse @ y
     residual = y - design @ coefficient
     covariance = inverse @ inverse.T * (residual @ residual / freedom)
-    width = float(student.ppf(0.5 + level / 2.0, freedom))
+    width = float(stdtrit(freedom, 0.5 + level / 2.0))
     for i, j in itertools.combinations(range(levels), 2):
         contrast = np.zeros(design.shape[1])
         contrast[[i, j]] = -1.0, 1.0

@@ -67,7 +67,7 @@ def reliability(data: Data, quantity: str) -> Group:
     labels = [Label(panel.categories[b], panel.benchmarks[b], kind) for b in range(B) for kind in kinds]
     values, n, notes = {}, {}, {}
     for s, scale in enumerate(panel.scales):
-        x_VMC, w_MC = data.sample(quantity, scale)
+        x_VMC, w_MC = data.sample(quantity, scale).x_VMC, data.sample(quantity, scale).w_MC
         rows, counts, said = [], [], []
         for b in range(B):
             keep = np.asarray(np.isfinite(x_VMC[[b, B + b], :, 0]).all(axis=0))
@@ -77,8 +77,7 @@ def reliability(data: Data, quantity: str) -> Group:
                 rows += [np.full(w_MC.shape[1], np.nan)] * 4
                 said += ["the number of items is unknown" if noise is None else "fewer than 4 mixtures"] * 4
                 continue
-            left_out = _left_one_out(w_MC)
-            found = _corrected(x_VMC[b][keep], x_VMC[B + b][keep], w_MC[keep], left_out[keep], noise)
+            found = _corrected(x_VMC[b], x_VMC[B + b], w_MC, keep, noise)
             rows += list(found)
             low = any(found[k][0] <= 0 for k in range(2))
             said += ["", ""] + ["the mixtures differ no more than item noise makes them" if low else ""] * 2
@@ -101,29 +100,31 @@ def _noise(panel: Panel, quantity: str, s: int, b: int, keep_M: NDArray[np.bool_
     return None
 
 
-def _left_one_out(w_MC: Array) -> Array:
-    """(M, C): 1 where a column is the jackknife's that leaves out the mixture (column m + 1), so has a unit
-    fewer."""
+def _units(keep_M: NDArray[np.bool_], w_MC: Array) -> Array:
+    """(C,): mixtures behind each column, one fewer where it is the jackknife's that leaves one of them out."""
     M, C = w_MC.shape
-    out_MC = np.zeros((M, C))
+    units_C = np.full(C, float(keep_M.sum()))
     m = np.arange(min(M, C - 1))
-    out_MC[m, m + 1] = w_MC[m, m + 1] == 0.0
-    return out_MC
+    units_C[m + 1] -= keep_M[m] & (w_MC[m, m + 1] == 0.0)
+    return units_C
 
 
-def _corrected(x_MC: Array, y_MC: Array, w_MC: Array, left_out_MC: Array, noise: ItemNoise) -> Array:
+def _corrected(x_MC: Array, y_MC: Array, w_MC: Array, keep_M: NDArray[np.bool_], noise: ItemNoise) -> Array:
     """(4, C): both reliabilities, the ceiling, r without noise; NaN where a corrected variance is not
     positive."""
+    keep_M1 = keep_M[:, None]
+    x_MC, y_MC = (np.where(keep_M1, v - v[keep_M, :1].mean(), 0.0) for v in (x_MC, y_MC))
+    ones_MC = np.broadcast_to(keep_M1.astype(np.float64), x_MC.shape)
+    terms_6MC = np.stack([ones_MC, x_MC, y_MC, x_MC**2, y_MC**2, x_MC * y_MC])
+    total, x, y, xx, yy, xy = _weighted(terms_6MC, w_MC)
     with np.errstate(invalid="ignore", divide="ignore"):
-        w_MC = w_MC / w_MC.sum(axis=0)
-        x_MC, y_MC = x_MC - x_MC[:, :1].mean(), y_MC - y_MC[:, :1].mean()
-        mean_x, mean_y = (w_MC * x_MC).sum(axis=0), (w_MC * y_MC).sum(axis=0)
         # Unbiased for the number of mixtures: a leave-one-out column has one fewer.
-        units = len(w_MC) - left_out_MC.sum(axis=0)
+        units = _units(keep_M, w_MC)
         factor = units / (units - 1.0)
-        xx = factor * ((w_MC * x_MC**2).sum(axis=0) - mean_x**2)
-        yy = factor * ((w_MC * y_MC**2).sum(axis=0) - mean_y**2)
-        xy = factor * ((w_MC * x_MC * y_MC).sum(axis=0) - mean_x * mean_y)
+        mean_x, mean_y = x / total, y / total
+        xx = factor * (xx / total - mean_x**2)
+        yy = factor * (yy / total - mean_y**2)
+        xy = factor * (xy / total - mean_x * mean_y)
         rel_x = np.where(xx > 1e-18, 1.0 - noise.before / xx, np.nan)
         rel_y = np.where(yy > 1e-18, 1.0 - noise.after / yy, np.nan)
         ceiling = np.where(
@@ -131,3 +132,13 @@ def _corrected(x_MC: Array, y_MC: Array, w_MC: Array, left_out_MC: Array, noise:
         )
         clean = (xy - noise.between) / (np.sqrt(xx * yy) * ceiling)
     return np.stack([rel_x, rel_y, ceiling, clean])
+
+
+def _weighted(a_SMC: Array, w_MC: Array) -> Array:
+    """(S, C): sums over mixtures of values, the same in every column (S, M, 1) or not, times their weights."""
+    from evalengine.analysis.resampling_kernels import weighted_sums
+
+    if a_SMC.shape[2] == 1:
+        sums: Array = weighted_sums(np.ascontiguousarray(a_SMC[:, :, 0]), w_MC)
+        return sums
+    return np.stack([(a_MC * w_MC).sum(axis=0) for a_MC in a_SMC])

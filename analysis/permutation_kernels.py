@@ -13,6 +13,8 @@ from numba import prange
 
 from evalengine.analysis.jit import jit
 
+PERMUTATIONS = 256  # at a time
+
 
 @jit()
 def heap_swaps(n, count):  # type: ignore[no-untyped-def]
@@ -60,23 +62,27 @@ def permutation_exact(a_SMM, swap_N2):  # type: ignore[no-untyped-def]
     return out_S
 
 
+@jit()
+def _add_terms(a_MS, order_N, total_NS):  # type: ignore[no-untyped-def]
+    for n in range(len(order_N)):
+        row, total = a_MS[order_N[n]], total_NS[n]
+        for s in range(len(total)):
+            total[s] += row[s]
+
+
 @jit(parallel=True)
-def permutation_sampled(a_SMM, perm_NM):  # type: ignore[no-untyped-def]
-    """The same over given permutations; the observed order counts as one of them (Davison & Hinkley 1997, eq.
-    4.11)."""
-    S, M, _ = a_SMM.shape
-    out_S = np.empty(S)
-    for s in prange(S):
-        value = 0.0
-        for m in range(M):
-            value += a_SMM[s, m, m]
-        threshold = abs(value) * (1.0 - 1e-12)
-        hits = 1
-        for n in range(perm_NM.shape[0]):
-            value = 0.0
-            for m in range(M):
-                value += a_SMM[s, m, perm_NM[n, m]]
-            if abs(value) >= threshold:
-                hits += 1
-        out_S[s] = hits / (perm_NM.shape[0] + 1)
-    return out_S
+def permutation_sampled(a_MMS, perm_MN, threshold_S, hits_KS):  # type: ignore[no-untyped-def]
+    """Fills how many of each block of PERMUTATIONS given ones (column n is one) have |sum_m A[m, perm(m)]| >= threshold.
+
+    Statistics lie innermost and a block of permutations passes one mixture after the other, so that what one step reads
+    stays in the cache.
+    """
+    for k in prange(hits_KS.shape[0]):
+        start, stop = k * PERMUTATIONS, min(k * PERMUTATIONS + PERMUTATIONS, perm_MN.shape[1])
+        total_NS = np.zeros((stop - start, a_MMS.shape[2]))
+        for m in range(a_MMS.shape[0]):
+            _add_terms(a_MMS[m], perm_MN[m, start:stop], total_NS)
+        for n in range(stop - start):
+            for s in range(a_MMS.shape[2]):
+                if abs(total_NS[n, s]) >= threshold_S[s]:
+                    hits_KS[k, s] += 1

@@ -25,59 +25,83 @@ from evalengine.analysis.jit import jit
 
 TINY = 1e-12  # variance below which a standardised variable counts as constant within a resample
 TILE = 512  # columns at a time: 9 mixtures x 512 x 8 bytes stay in the first-level cache
+TILE_BYTES = 256 << 10  # of weights at a time where mixtures are many: they stay in the second-level cache
 NARROW = 64  # columns at a time where all mixtures meet all mixtures
 BINS = 2048  # histogram bins of the weighted selection
 
 
+@jit()
+def _tile(M):  # type: ignore[no-untyped-def]
+    """Columns at a time, so that the weights of a tile stay in a core's own cache while every variable or pair passes."""
+    return max(NARROW, min(TILE, TILE_BYTES // (8 * M) // NARROW * NARROW))
+
+
 @jit(fastmath={"contract"})
-def _moments_of(x_M, w_MC, mean_C, inverse_C):  # type: ignore[no-untyped-def]
-    for start in range(0, len(mean_C), TILE):
-        stop = min(start + TILE, len(mean_C))
-        mean, square = mean_C[start:stop], inverse_C[start:stop]
-        mean[:] = 0.0
-        square[:] = 0.0
-        for m in range(len(x_M)):
-            x = x_M[m]
-            w = w_MC[m, start:stop]
-            for c in range(len(w)):
-                mean[c] += x * w[c]
-                square[c] += x * x * w[c]
-        for c in range(len(mean)):
-            variance = square[c] - mean[c] * mean[c]
-            square[c] = 1.0 / np.sqrt(variance) if variance > TINY else np.nan
+def _moments_of(x_M, w_MC, start, mean, square):  # type: ignore[no-untyped-def]
+    mean[:] = 0.0
+    square[:] = 0.0
+    for m in range(len(x_M)):
+        x = x_M[m]
+        w = w_MC[m, start : start + len(mean)]
+        for c in range(len(w)):
+            mean[c] += x * w[c]
+            square[c] += x * x * w[c]
+    for c in range(len(mean)):
+        variance = square[c] - mean[c] * mean[c]
+        square[c] = 1.0 / np.sqrt(variance) if variance > TINY else np.nan
 
 
 @jit(parallel=True)
 def moments(x_VM, w_MC, mean_VC, inverse_VC):  # type: ignore[no-untyped-def]
     """Fills the weighted mean and 1/sd of each variable in each column (NaN where the variance is below TINY)."""
-    for v in prange(x_VM.shape[0]):
-        _moments_of(x_VM[v], w_MC, mean_VC[v], inverse_VC[v])
+    C, width = w_MC.shape[1], _tile(len(w_MC))
+    for tile in prange((C + width - 1) // width):
+        start, stop = tile * width, min(tile * width + width, C)
+        for v in range(x_VM.shape[0]):
+            _moments_of(x_VM[v], w_MC, start, mean_VC[v, start:stop], inverse_VC[v, start:stop])
 
 
 @jit(fastmath={"contract"})
-def _pearson_of(x_M, y_M, w_MC, mean_x_C, mean_y_C, inverse_x_C, inverse_y_C, out_C):  # type: ignore[no-untyped-def]
+def _weighted_of(a_M, w_MC, start, out):  # type: ignore[no-untyped-def]
+    out[:] = 0.0
+    for m in range(len(a_M)):
+        a = a_M[m]
+        w = w_MC[m, start : start + len(out)]
+        for c in range(len(w)):
+            out[c] += a * w[c]
+
+
+@jit(parallel=True)
+def weighted_sums(a_SM, w_MC):  # type: ignore[no-untyped-def]
+    """Sum over mixtures of a[s, m] w[m, c], (S, C): a matrix product whose bits do not depend on the number of threads."""
+    C, width = w_MC.shape[1], _tile(len(w_MC))
+    out_SC = np.empty((a_SM.shape[0], C))
+    for tile in prange((C + width - 1) // width):
+        start, stop = tile * width, min(tile * width + width, C)
+        for s in range(a_SM.shape[0]):
+            _weighted_of(a_SM[s], w_MC, start, out_SC[s, start:stop])
+    return out_SC
+
+
+@jit(fastmath={"contract"})
+def _pearson_of(x_M, y_M, w_MC, start, mean_x, mean_y, inverse_x, inverse_y, out):  # type: ignore[no-untyped-def]
     # A function of its own: inside `prange` LLVM cannot tell that these arrays do not overlap, and does not
     # vectorise.
-    M = len(x_M)
-    for start in range(0, len(out_C), TILE):
-        stop = min(start + TILE, len(out_C))
-        out = out_C[start:stop]
-        mean_x, mean_y = mean_x_C[start:stop], mean_y_C[start:stop]
-        inverse_x, inverse_y = inverse_x_C[start:stop], inverse_y_C[start:stop]
+    M, stop = len(x_M), start + len(out)
+    for c in range(len(out)):
+        out[c] = -mean_x[c] * mean_y[c]
+    for m in range(0, M - 2, 3):  # three at a time: fewer passes over the tile
+        a, b, d = x_M[m] * y_M[m], x_M[m + 1] * y_M[m + 1], x_M[m + 2] * y_M[m + 2]
+        u, v, w = w_MC[m, start:stop], w_MC[m + 1, start:stop], w_MC[m + 2, start:stop]
         for c in range(len(out)):
-            out[c] = -mean_x[c] * mean_y[c]
-        for m in range(0, M - 2, 3):  # three at a time: fewer passes over the tile
-            a, b, d = x_M[m] * y_M[m], x_M[m + 1] * y_M[m + 1], x_M[m + 2] * y_M[m + 2]
-            u, v, w = w_MC[m, start:stop], w_MC[m + 1, start:stop], w_MC[m + 2, start:stop]
-            for c in range(len(out)):
-                out[c] += a * u[c] + b * v[c] + d * w[c]
-        for m in range(M - M % 3, M):
-            a = x_M[m] * y_M[m]
-            u = w_MC[m, start:stop]
-            for c in range(len(out)):
-                out[c] += a * u[c]
+            out[c] += a * u[c] + b * v[c] + d * w[c]
+    for m in range(M - M % 3, M):
+        a = x_M[m] * y_M[m]
+        u = w_MC[m, start:stop]
         for c in range(len(out)):
-            out[c] *= inverse_x[c] * inverse_y[c]
+            out[c] += a * u[c]
+    for c in range(len(out)):
+        out[c] *= inverse_x[c] * inverse_y[c]
 
 
 @jit(parallel=True)
@@ -86,9 +110,15 @@ def pearson(x_VM, pair_P2, w_MC, mean_VC, inverse_VC, out_PC):  # type: ignore[n
 
     Rounding may leave |r| a few 1e-9 above 1 in a column close to degenerate.
     """
-    for p in prange(pair_P2.shape[0]):
-        i, j = pair_P2[p, 0], pair_P2[p, 1]
-        _pearson_of(x_VM[i], x_VM[j], w_MC, mean_VC[i], mean_VC[j], inverse_VC[i], inverse_VC[j], out_PC[p])
+    C, width = w_MC.shape[1], _tile(len(w_MC))
+    for tile in prange((C + width - 1) // width):
+        start, stop = tile * width, min(tile * width + width, C)
+        for p in range(pair_P2.shape[0]):
+            i, j = pair_P2[p, 0], pair_P2[p, 1]
+            mean_x, mean_y = mean_VC[i, start:stop], mean_VC[j, start:stop]
+            inverse_x, inverse_y = inverse_VC[i, start:stop], inverse_VC[j, start:stop]
+            out = out_PC[p, start:stop]
+            _pearson_of(x_VM[i], x_VM[j], w_MC, start, mean_x, mean_y, inverse_x, inverse_y, out)
 
 
 @jit(parallel=True)
@@ -186,7 +216,7 @@ def quadratic(a_SMM, w_MC):  # type: ignore[no-untyped-def]
 
 @jit(parallel=True)
 def quadratic_columns(x_VMC, pair_P2, w_MC):  # type: ignore[no-untyped-def]
-    """The pair sums of Kendall's tau and of decisions (`correlation.PairSums`) for data that differ by
+    """The pair sums of Kendall's tau and of decisions (`correlation.TERMS`) for data that differ by
     column."""
     P = pair_P2.shape[0]
     M, C = w_MC.shape

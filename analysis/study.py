@@ -103,7 +103,14 @@ def analyse(panel: Panel, options: Options, mixtures: Mixtures | None = None) ->
     if panel.items:
         by_item = (data, plan)
         if options.resample != "items":
-            by_item = item_data(panel, ITEM_RESAMPLES, options.seed, options.statistic, mixtures=False)
+            by_item = item_data(
+                panel,
+                ITEM_RESAMPLES,
+                options.seed,
+                options.statistic,
+                mixtures=False,
+                quantities=["accuracy"],
+            )
         group = decisions.best_choice(by_item[0], "accuracy")
         found = rows_of(group, by_item[1], settings._replace(interval="percentile"))
         tables["decisions"] += [row._replace(note="items resampled, percentile interval") for row in found]
@@ -274,7 +281,7 @@ CURVE_COLUMNS = (
 
 def curve_rows(panel: Panel, level: float) -> tuple[Sequence[str], list[list[Any]]]:
     """Reliability curves: each benchmark's bins, mean over mixtures with a t interval of the accuracy."""
-    from scipy.stats import t as student
+    from scipy.special import stdtrit
 
     rows: list[list[Any]] = []
     if panel.curves is None:
@@ -287,9 +294,7 @@ def curve_rows(panel: Panel, level: float) -> tuple[Sequence[str], list[list[Any
             share, confidence, accuracy = (curve_MK3[:, k, f] for f in range(3))
             if not n or not np.isfinite(accuracy).all():
                 continue
-            half = (
-                student.ppf(0.5 + level / 2, n - 1) * accuracy.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-            )
+            half = stdtrit(n - 1, 0.5 + level / 2) * accuracy.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
             mean = accuracy.mean()
             who = (panel.scales[s], panel.stages[t], panel.categories[b], panel.benchmarks[b], k)
             rows.append([*who, share.mean(), confidence.mean(), mean, mean - half, mean + half, n])

@@ -10,17 +10,22 @@ Cost: about 1.5 GB/s for reading, and one copy of the file in memory for writing
 from __future__ import annotations
 
 import hashlib
+import io
+import mmap
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evalengine.untrusted import read_arrow
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
 MARK = b"evalengine-sha256:"
 UNSEALED = MARK + b"0" * 64
+MAPPED_BYTES = 1 << 20  # of a file, from which it is mapped rather than read
 _SEAL = re.compile(re.escape(MARK) + rb"[0-9a-f]{64}")
 
 
@@ -33,20 +38,21 @@ def write(path: Path, table: pa.Table, metadata: Mapping[str, str]) -> None:
     import pyarrow as pa
 
     table = table.combine_chunks().replace_schema_metadata({**metadata, "checksum": UNSEALED.decode()})
-    sink = pa.BufferOutputStream()
+    sink = io.BytesIO()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     content = sink.getvalue()
-    seal = _seal_of(content)
+    marks = _marks(content)
+    seal = _seal_of(content, marks)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as handle:
             at = 0
-            for match in _SEAL.finditer(content):  # the schema stands at the file's head and in its footer
-                handle.write(memoryview(content)[at : match.start()])
+            for mark in marks:  # the schema stands at the file's head and in its footer
+                handle.write(memoryview(content)[at:mark])
                 handle.write(seal)
-                at = match.end()
+                at = mark + len(seal)
             handle.write(memoryview(content)[at:])
             handle.flush()
             os.fsync(handle.fileno())
@@ -57,14 +63,16 @@ def write(path: Path, table: pa.Table, metadata: Mapping[str, str]) -> None:
 
 
 def read(path: Path) -> pa.Table:
-    """The table of a sealed file, memory-mapped, every byte and every offset checked. Raises Damaged; OSError if unreadable."""
+    """The table of a sealed file, every byte and every offset checked. Raises Damaged; OSError if unreadable."""
     import pyarrow as pa
 
     content = _content(path)
-    if {match.group() for match in _SEAL.finditer(content)} != {_seal_of(content)}:
+    marks = _marks(content)
+    seal = _seal_of(content, marks)
+    if not marks or any(content[at : at + len(seal)] != seal for at in marks):
         raise Damaged(path)
     try:
-        table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
+        table = read_arrow(content)
         table.validate(full=True)
     except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError, ValueError):
         raise Damaged(path) from None  # sealed, but by no one who meant well
@@ -76,7 +84,7 @@ def metadata(path: Path) -> dict[str, str]:
     import pyarrow as pa
 
     try:
-        return metadata_of(pa.ipc.open_file(pa.BufferReader(_content(path))))
+        return metadata_of(pa.ipc.open_file(pa.py_buffer(_content(path))))
     except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError, ValueError):
         raise Damaged(path) from None
 
@@ -92,21 +100,30 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def _content(path: Path) -> pa.Buffer:
-    import pyarrow as pa
-
-    try:
-        with pa.memory_map(str(path)) as source:
-            return source.read_buffer()
-    except pa.ArrowException:
-        raise Damaged(path) from None
+def _content(path: Path) -> bytes | mmap.mmap:
+    """A small file's bytes, a large file's mapping: pages of the latter are given back when memory is short."""
+    with open(path, "rb", buffering=0) as handle:
+        if os.fstat(handle.fileno()).st_size < MAPPED_BYTES:
+            return handle.readall()
+        return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _seal_of(content: pa.Buffer) -> bytes:
+def _marks(content: bytes | mmap.mmap) -> list[int]:
+    """Where the seals stand: in the schema at the file's head, and again in its footer."""
+    found, at = [], content.find(MARK)
+    while at >= 0:
+        if _SEAL.match(content, at):
+            found.append(at)
+        at = content.find(MARK, at + len(MARK))
+    return found
+
+
+def _seal_of(content: bytes | mmap.mmap, marks: list[int]) -> bytes:
+    """The seal that belongs to a content, computed with the digits at `marks` set to zero."""
     view, digest, at = memoryview(content), hashlib.sha256(), 0
-    for match in _SEAL.finditer(content):
-        digest.update(view[at : match.start()])
+    for mark in marks:
+        digest.update(view[at:mark])
         digest.update(UNSEALED)
-        at = match.end()
+        at = mark + len(UNSEALED)
     digest.update(view[at:])
     return MARK + digest.hexdigest().encode()

@@ -69,29 +69,40 @@ def read_metadata(path: Path, *, verify: bool = False) -> dict[str, str] | None:
 
 
 def read(path: Path) -> pa.Table:
-    """One stored file, memory-mapped, every byte checked. Raises UserError where it is damaged."""
+    """One stored file, every byte checked. Raises UserError where it is damaged."""
     try:
         table = sealed.read(path)
     except (sealed.Damaged, OSError):
         raise UserError(f"{path} is damaged: run the same `evalengine score` again to replace it") from None
-    if not table.schema.remove_metadata().equals(schema()):
+    if not table.schema.equals(schema()):
         raise UserError(
             f"{path} is not a score table of this version of evalengine: score again with --fresh"
         )
     return table
 
 
-def files(store: Path | str) -> Iterator[StoreFile]:
-    """The files of a store (a folder or a URI), sorted. Raises UserError where there is none, or a file is damaged."""
+def paths(store: Path | str) -> list[Path]:
+    """The files of a store (a folder or a URI), sorted, not opened yet. Raises UserError where there is none."""
     from evalengine.remote import readable
 
     store = readable(store)
     if not store.is_dir():
         raise UserError(f"no score store at {store}: run `evalengine score CHECKPOINTS --out {store}` first")
-    found = sorted(path for path in store.glob("*/*.arrow") if not path.parent.name.startswith("."))
+    folders = [entry.path for entry in os.scandir(store) if entry.is_dir() and not entry.name.startswith(".")]
+    found = [
+        Path(entry.path)
+        for folder in sorted(folders)
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)
+        if entry.name.endswith(".arrow")
+    ]
     if not found:
         raise UserError(f"{store} holds no scores: run `evalengine score CHECKPOINTS --out {store}` first")
-    for path in found:
+    return found
+
+
+def files(store: Path | str) -> Iterator[StoreFile]:
+    """The files of a store with their metadata. Raises UserError where there is none, or a file is damaged."""
+    for path in paths(store):
         metadata = read_metadata(path)
         if metadata is None:
             raise UserError(f"{path} is damaged: run the same `evalengine score` again to replace it")
@@ -102,7 +113,7 @@ def load(store: Path | str = "scores") -> pa.Table:
     """All scores of a store as one table, one row per (checkpoint, benchmark, item)."""
     import pyarrow as pa
 
-    return pa.concat_tables([read(file.path) for file in files(store)]).unify_dictionaries()
+    return pa.concat_tables([read(path) for path in paths(store)]).unify_dictionaries()
 
 
 @contextlib.contextmanager

@@ -11,14 +11,14 @@ from hypothesis.extra.numpy import arrays
 
 from evalengine.analysis.bootstrap import draw_resamples
 from evalengine.analysis.correlation import (
+    DECISION,
     Sample,
     benjamini_hochberg,
     correlate,
+    pair_sums,
     permutation_p,
     ranks,
     similarity_terms,
-    weighted_pairs,
-    wrong_and_loss,
 )
 
 ORACLES = {"pearson": st.pearsonr, "spearman": st.spearmanr, "kendall": st.kendalltau}
@@ -139,4 +139,5 @@ def test_decisions_over_pairs_equal_a_plain_loop(mixtures: int) -> None:
             dx, dy = x_2M[:, m] - x_2M[:, k]
             wrong = abs(np.sign(dx) - np.sign(dy)) / 2
             expected += np.outer([wrong, wrong * abs(dy)], w_MC[m] * w_MC[k])
-    np.testing.assert_allclose(weighted_pairs(wrong_and_loss(x_2M), w_MC), expected, rtol=1e-12)
+    found = pair_sums(x_2M[:, :, None], PAIR, w_MC, DECISION)[:, 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)

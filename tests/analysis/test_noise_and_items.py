@@ -63,7 +63,7 @@ def test_correction_recovers_the_planted_correlation() -> None:
         1 / items, rel=0.05
     )
     w = np.full((M, 1), 1 / M)
-    clean = noise._corrected(x.mean(axis=1)[:, None], y.mean(axis=1)[:, None], w, np.zeros((M, 1)), found)
+    clean = noise._corrected(x.mean(axis=1)[:, None], y.mean(axis=1)[:, None], w, np.ones(M, bool), found)
     assert clean[3, 0] == pytest.approx(r, abs=0.05)
     naive = np.corrcoef(x.mean(axis=1), y.mean(axis=1))[0, 1] / np.sqrt(
         (1 - found.before / x.mean(axis=1).var()) ** 2
@@ -85,7 +85,9 @@ def test_no_spread_beyond_noise_is_said(tmp_path: Path) -> None:
 def test_item_resamples_equal_gathered_copies(panel) -> None:
     known = panel.items[2]
     K, items = known.correct_KI.shape
-    accuracy, confidence = resampled_means(known, 50, GROUPS, np.random.SeedSequence(4))
+    accuracy, confidence = resampled_means(
+        [known.correct_KI, known.confidence_KI], 50, GROUPS, np.random.SeedSequence(4)
+    )
     rng = np.random.default_rng(np.random.SeedSequence(4))
     shuffled = rng.permutation(items)
     index = rng.integers(0, items, (50, items), dtype=np.uint32)
@@ -106,14 +108,12 @@ def test_items_are_paired_across_checkpoints_and_blocks_do_not_matter(
     panel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = panel.items[0]
-    whole = resampled_means(known, 40, 0, np.random.SeedSequence(1))
+    whole = resampled_means([known.correct_KI, known.confidence_KI], 40, 0, np.random.SeedSequence(1))
     monkeypatch.setattr("evalengine.analysis.item_bootstrap.BLOCK_BYTES", 12 * 200 * 7)  # 7 resamples a block
-    blocks = resampled_means(known, 40, 0, np.random.SeedSequence(1))
+    blocks = resampled_means([known.correct_KI, known.confidence_KI], 40, 0, np.random.SeedSequence(1))
     assert (whole[0] == blocks[0]).all() and (whole[1] == blocks[1]).all()
-    twin = known._replace(
-        correct_KI=np.repeat(known.correct_KI[:1], 2, axis=0), confidence_KI=known.confidence_KI[:2]
-    )
-    same = resampled_means(twin, 40, 0, np.random.SeedSequence(1))[0]
+    twins = np.repeat(known.correct_KI[:1], 2, axis=0)
+    same = resampled_means([twins], 40, 0, np.random.SeedSequence(1))[0]
     assert (same[0] == same[1]).all()
 
 
