@@ -139,8 +139,11 @@ def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int) -> str:
 
 
 def category_transfer(single: Group, panel: Panel) -> Group:
-    """The mean of a category's benchmark transfers, and of all; benchmarks without an r are left out and said
-    so."""
+    """The mean of a category's benchmark transfers, and of all; benchmarks without an r are left out and said so.
+
+    In a resample the mean is over the benchmarks that have an r in it: each lacks one in few (`reportable`), but
+    one or other of twenty does in many.
+    """
     members = [*panel.category_members().items(), (ALL, list(range(len(panel.benchmarks))))]
     values, n, notes, defined_at = {}, {}, {}, {}
     for scale, value_BC in single.values.items():
@@ -148,9 +151,9 @@ def category_transfer(single: Group, panel: Panel) -> Group:
         defined_at[scale] = [[b for b in index if np.isfinite(value_BC[b, 0])] for _, index in members]
         for _, index in members:
             defined = [b for b in index if np.isfinite(value_BC[b, 0])]
+            known_BC = np.isfinite(value_BC[defined])
             with np.errstate(invalid="ignore"):
-                mean = value_BC[defined].mean(axis=0) if defined else np.full(value_BC.shape[1], np.nan)
-            rows.append(mean)
+                rows.append(np.where(known_BC, value_BC[defined], 0.0).sum(axis=0) / known_BC.sum(axis=0))
             counts.append(min((int(single.n[scale][b]) for b in defined), default=0))
             lost = [panel.benchmarks[b] for b in index if b not in defined]
             said.append(f"without {', '.join(lost)} (no r)" if lost else "")
@@ -301,10 +304,10 @@ def alignment(data: Data) -> Group:
                 for t in range(2):
                     index = np.array(members) + t * B
                     x, y = a.x_VMC[index], c.x_VMC[index]
-                    per_mixture_MC = _over_benchmarks(x, y, data.statistic)
                     if reading == "cells":
                         rows.append(_over_cells(x, y, a.w_MC, data.statistic))
                     elif reading == "mixtures":
+                        per_mixture_MC = _over_benchmarks(x, y, data.statistic)
                         by_stage.append(per_mixture_MC)
                         rows.append(_weighted_mean(per_mixture_MC, a.w_MC))
                     else:

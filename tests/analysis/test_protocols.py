@@ -11,7 +11,7 @@ from planted import MIXTURES
 from test_panel import cell
 
 from evalengine.analysis import decisions, protocols
-from evalengine.analysis.bootstrap import draw_resamples
+from evalengine.analysis.bootstrap import draw_resamples, enumerate_resamples
 from evalengine.analysis.mixtures import from_sources, share_effects, web_source_differences
 from evalengine.analysis.panel import Cell, Panel, assemble
 from evalengine.analysis.study import Options, analyse, fixed_data
@@ -60,6 +60,26 @@ def test_transfer_and_category_means(setup) -> None:
         grouped = [np.mean(expected[:3]), np.mean(expected[3:5]), expected[5], np.mean(expected)]
         np.testing.assert_allclose(means.values[scale][:, c], grouped, atol=1e-9)
     assert [label.category for label in means.labels] == ["Science", "NLI", "Semantic", "All"]
+
+
+def test_a_resample_without_spread_in_a_benchmark_averages_the_others() -> None:
+    """a1 takes one value in 6 of 9 mixtures: 2.6% of the resamples have only those."""
+    panel = make(seed=1)
+    panel.values["accuracy"][:, 0, :6, 0] = 0.25
+    data = fixed_data(panel, enumerate_resamples(9), "pearson")
+    single = protocols.transfer(data, "accuracy")
+    means = protocols.category_transfer(single, panel)
+    known = np.isfinite(single.values["1B"])
+    lost = ~known[0] & known[1:].all(axis=0)
+    assert data.plan is not None and lost.sum() > 1_000
+    assert data.plan.multiplicity_R[lost[10:]].sum() / data.plan.multiplicity_R.sum() == pytest.approx(
+        (6 / 9) ** 9, rel=1e-3
+    )
+    science, everything = means.values["1B"][0], means.values["1B"][-1]
+    np.testing.assert_allclose(science[lost], single.values["1B"][1:3, lost].mean(axis=0))
+    np.testing.assert_allclose(
+        everything[known.all(axis=0)], single.values["1B"][:, known.all(axis=0)].mean(axis=0)
+    )
 
 
 def test_matrices_and_their_similarity(setup) -> None:
