@@ -167,7 +167,9 @@ def _read_benchmark(
                 _same_gold(name, [checkpoint for checkpoint, _ in found], parts)
     except UserError:  # files that were scored differently explain better why they do not agree
         others = ((path.parent.name, read_metadata(path)) for path in group)
-        _check_metadata(name, [(checkpoint, metadata) for checkpoint, metadata in others if metadata])
+        readable = [(checkpoint, metadata) for checkpoint, metadata in others if metadata]
+        if readable:
+            _check_metadata(name, readable)
         raise
     columns = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:-1])
     names = tuple(checkpoint for checkpoint, _ in found)

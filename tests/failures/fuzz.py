@@ -134,8 +134,11 @@ def main(name: str, seconds: int, seed: int) -> None:
             reader = readers()[name]
     else:
         reader = readers()[name]
+    from evalengine import console
     from evalengine.errors import UserError
 
+    console.set_json(True)
+    console.warn = lambda text: None  # a damaged plan is said, and made again
     folder = Path(tempfile.mkdtemp(prefix="evalengine-fuzz-")) / "1M-m-pt"
     folder.mkdir()
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
