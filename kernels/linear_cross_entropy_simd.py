@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from evalengine.kernels.head import Head
 from evalengine.kernels.linear_cross_entropy import Wanted, Weights
 from evalengine.kernels.simd import F32, I64, LANES, VECTOR, Code, Program, Value
+from evalengine.kernels.target_logprobs_simd import target_logprobs_simd
 from evalengine.kernels.tiles import blocks
 
 SLICES, MIN_SLICE = 8, 2048
@@ -35,6 +36,9 @@ def linear_cross_entropy_chunked(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, gradients of h, w and bias) of checked arguments without ignored rows; empty where not wanted."""
     w_VD, bias_V = head.w_VD, head.bias_V
+    if not any(wanted) and not weights.z_loss and h_ND.shape[0]:
+        logprob_N, _ = target_logprobs_simd(h_ND, head, torch.arange(h_ND.shape[0]), target_N)
+        return (-logprob_N.double().sum() * weights.row).float(), *(h_ND.new_empty(0) for _ in wanted)
     (n_rows, dim), vocab, dtype = h_ND.shape, w_VD.shape[0], h_ND.dtype
     size = chunk_rows(n_rows, dim, vocab, dtype, wanted, chunk_logits)
     one_chunk = size >= n_rows > 0
@@ -45,18 +49,22 @@ def linear_cross_entropy_chunked(
         dw_VD = torch.empty(w_VD.shape, dtype=dtype) if one_chunk else torch.zeros(w_VD.shape)
     inside = one_chunk and wanted.w and n_rows <= dim
     memory = dw_VD.view(-1)[(dim - n_rows) * vocab :] if inside else torch.empty(size * vocab, dtype=dtype)
-    loss_N, weights_3 = torch.empty(n_rows), (weights.row, weights.z_loss, head.softcap or 0.0)
+    step = max(MIN_SLICE, -(-vocab // SLICES // 64) * 64) if inside else vocab
+    loss_N = torch.empty(n_rows)
     for start, end in blocks(n_rows, size):
-        h_RD, target_R = h_ND[start:end], target_N[start:end]
-        for x_RC, columns in _slices(memory, end - start, vocab):
+        h_RD = h_ND[start:end]
+        slices = list(_slices(memory, end - start, vocab, step))
+        for x_RC, columns in slices:
             torch.mm(h_RD, w_VD[columns].t(), out=x_RC)
-        _rows(memory, end - start, head, target_R, loss_N[start:end], weights_3, any(wanted))
-        if wanted.h:
+        _rows(memory, step, head, target_N[start:end], loss_N[start:end], weights, any(wanted))
+        if wanted.h and not inside:
+            torch.mm(slices[0][0], w_VD, out=dh_ND[start:end])
+        elif wanted.h:
             dh_RD = torch.zeros(end - start, dim)
-            for x_RC, columns in _slices(memory, end - start, vocab):
+            for x_RC, columns in slices:
                 _add_product(dh_RD, x_RC, w_VD[columns])
             dh_ND[start:end] = dh_RD
-        for x_RC, columns in _slices(memory, end - start, vocab):
+        for x_RC, columns in slices:
             if wanted.bias:
                 dbias_V[columns] += x_RC.sum(0, dtype=torch.float32)
             if wanted.w and one_chunk:
@@ -83,16 +91,11 @@ def chunk_rows(
     return max(1, min(n_rows, max(least, chunk_logits // vocab // 64 * 64)))
 
 
-def _slices(memory: Tensor, rows: int, vocab: int) -> Iterator[tuple[Tensor, slice]]:
-    """(logits of a slice of the vocabulary, its columns): slices lie one after another."""
-    step = _slice(vocab)
+def _slices(memory: Tensor, rows: int, vocab: int, step: int) -> Iterator[tuple[Tensor, slice]]:
+    """(logits of a slice of the vocabulary, its columns): slices of `step` columns lie one after another."""
     for first in range(0, vocab, step):
         last = min(vocab, first + step)
         yield memory[first * rows : last * rows].view(rows, last - first), slice(first, last)
-
-
-def _slice(vocab: int) -> int:
-    return max(MIN_SLICE, -(-vocab // SLICES // 64) * 64)
 
 
 def _add_product(sum_MN: Tensor, a_MK: Tensor, b_KN: Tensor) -> None:
@@ -106,23 +109,17 @@ def _add_product(sum_MN: Tensor, a_MK: Tensor, b_KN: Tensor) -> None:
 
 
 def _rows(
-    memory: Tensor,
-    rows: int,
-    head: Head,
-    target_R: Tensor,
-    loss_R: Tensor,
-    weights: tuple[float, float, float],
-    need: bool,
+    memory: Tensor, step: int, head: Head, target_R: Tensor, loss_R: Tensor, weights: Weights, need: bool
 ) -> None:
     """Each row's loss, and the gradient in place of its logits."""
     bias_V, target_R = head.bias_V, target_R.contiguous()
     bias = torch.zeros(LANES) if bias_V is None else F.pad(bias_V.float(), (0, LANES))
-    factors = torch.tensor(weights)
+    factors = torch.tensor([*weights, head.softcap or 0.0])
     given = {
         "logits": memory.data_ptr(),
-        "rows": rows,
+        "rows": target_R.shape[0],
         "vocab": head.w_VD.shape[0],
-        "slice": _slice(head.w_VD.shape[0]),
+        "slice": step,
         "ticket": 0,
         "target": target_R.data_ptr(),
         "loss": loss_R.data_ptr(),

@@ -55,21 +55,25 @@ def errors(ours: TargetLogprobs, x: Head, **options: Any) -> tuple[Tensor, Tenso
     return (ours.logprob_T.cpu().double() - expected).abs(), (theirs - expected).abs()
 
 
-def assert_no_worse(ours: TargetLogprobs, x: Head, *, elementwise: bool = True, **options: Any) -> None:
-    """No error beyond PyTorch's own in the same dtype, 1e-5 and the float32 resolution of the row's logits.
+def assert_no_worse(ours: TargetLogprobs, x: Head, *, rounded: bool = False, **options: Any) -> None:
+    """No error beyond PyTorch's own in the same dtype, 1e-5 and the float32 resolution of the row's logits, element by
+    element.
 
-    `elementwise=False` compares the largest and the root-mean-square error instead: for products rounded to
-    bfloat16, where PyTorch's second rounding may by chance undo its first.
+    `rounded` is for products that a library rounds to bfloat16. The target's own logit is exact there too, and what
+    rounding the others to 8 bits can do to a logsumexp is at most 2^-8 of their magnitude, weighted by their
+    probabilities: where PyTorch's second rounding by chance undoes its first, that is the error allowed.
     """
-    ours_T, theirs_T = errors(ours, x, **options)
+    ours_T, allowed_T = errors(ours, x, **options)
     assert not ours_T.isnan().any()
-    resolution = 4 * 2.0**-24 * float(raw_logits(x, **options).abs().max())
-    if elementwise:
-        excess = float((ours_T - theirs_T).max())
-        assert excess <= SLACK + resolution, f"worse than PyTorch by {excess:.2e}"
-    else:
-        assert float(ours_T.max()) <= float(theirs_T.max()) + SLACK
-        assert float(ours_T.square().mean()) <= float(theirs_T.square().mean()) + SLACK**2
+    logits_NV = raw_logits(x, **options)
+    if rounded:
+        product_NV = (x.h_ND.double() @ x.w_VD.double().t())[:, : options.get("vocab_size")]
+        magnitude_NV = (product_NV * (options.get("scale") or 1.0)).abs()
+        rounding_N = 2.0**-8 * (logits_NV.softmax(1) * magnitude_NV).sum(1)
+        allowed_T = torch.maximum(allowed_T, 1.05 * rounding_N[x.row_T])
+    resolution = 4 * 2.0**-24 * float(logits_NV.abs().max())
+    excess = float((ours_T - allowed_T).max())
+    assert excess <= SLACK + resolution, f"worse than PyTorch by {excess:.2e}"
 
 
 def assert_greedy(ours: TargetLogprobs, x: Head, *, gap: float = 1e-5, **options: Any) -> None:
