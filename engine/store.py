@@ -138,8 +138,9 @@ def lock(store: Path) -> Iterator[None]:
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
-        for litter in store.glob("*/*.tmp"):
-            litter.unlink()
+        for litter in store.glob("*/*.arrow.tmp"):
+            if not litter.parent.is_symlink():  # a store from elsewhere may hold a link to any folder
+                litter.unlink()
         yield
         handle.truncate(0)
 

@@ -166,3 +166,50 @@ def test_a_key_of_a_remote_store_cannot_leave_the_working_copy(
         fs.store[f"{root}/{key}"] = fsspec.implementations.memory.MemoryFile(fs, f"{root}/{key}", b"x")
     copy = remote.copy_of(f"memory:/{root}", None)
     assert [p.relative_to(copy).as_posix() for p in tmp_path.rglob("*.arrow")] == ["good/copa.arrow"]
+
+
+def test_the_litter_of_a_killed_run_is_removed_in_the_store_alone(tmp_path: Path) -> None:
+    from evalengine import store
+
+    for folder in ("mine", "scores/1M-a-pt"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "copa.arrow.tmp").write_text("x")
+    (tmp_path / "scores" / "1M-a-pt" / "notes.tmp").write_text("x")
+    (tmp_path / "scores" / "link").symlink_to(tmp_path / "mine")
+    with store.lock(tmp_path / "scores"):
+        left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.tmp")}
+    assert left == {"mine/copa.arrow.tmp", "scores/1M-a-pt/notes.tmp"}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["pipe", "endless"])
+def test_a_pipe_or_a_device_in_place_of_a_file_is_not_read(kind: str, tmp_path: Path) -> None:
+    import os
+
+    import tiny_models
+    from evalengine import plans
+    from evalengine.benchmarks import BENCHMARKS, load_items
+
+    def odd(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+
+    path = tiny_models.save(tmp_path / "1M-a-pt")
+    for name in (
+        "evalengine.json",
+        "tokenizer_config.json",
+        "model.safetensors.index.json",
+        "chat_template.jinja",
+    ):
+        odd(path / name)
+    (checkpoint,) = checkpoints.discover([path])
+    assert checkpoints.fingerprint(path) and plans.load_tokenizer(checkpoint, False)
+    for name, read in (
+        ("tokenizer.json", lambda: checkpoints.tokenizer_hash(path)),
+        ("model.safetensors", lambda: checkpoints.fingerprint(path)),
+        ("config.json", lambda: checkpoints.discover([path])),
+        ("copa.jsonl", lambda: load_items(BENCHMARKS["copa"], path)),
+    ):
+        odd(path / name)
+        with pytest.raises(UserError):
+            read()
