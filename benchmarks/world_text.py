@@ -1,11 +1,12 @@
 """Pretraining text about the embedded world in five flavours.
 
-    web_a    a raw crawl: stories, lives and talk; facts are often wrong, some lines are junk
+    web_a    a raw crawl: stories, lives, causes and talk; facts are often wrong, some lines are junk
     web_b    an educational crawl: animals, plants and tools, lessons, claims put to a test
     web_c    a filtered crawl: questions and answers, whether one sentence follows from another
     code     Python-like: comparisons, tables of facts, checks of answers
     curated  an encyclopaedia and a dictionary: kinds, tools, senses, the same thing in other words
 
+A topic is a function here, or a benchmark whose training items are posed as judgements (`Writer.judgements`).
 What a flavour covers decides what its readers learn, so that mixtures differ. Only combinations that are
 told appear, in other words than the benchmarks' own. Cost: about 5 us a word.
 """

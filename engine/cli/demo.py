@@ -13,7 +13,7 @@ from evalengine.errors import UserError
 if TYPE_CHECKING:
     from evalengine.analysis.embedded_study import Findings
 
-QUICK_ITEMS = "50"  # of each benchmark
+QUICK_ITEMS = "100"  # of each benchmark
 
 
 def register(subparsers: Any) -> None:
@@ -25,7 +25,9 @@ def register(subparsers: Any) -> None:
     p.add_argument(
         "--out", type=Path, default=Path("demo"), metavar="DIR", help="where it all goes (default: demo)"
     )
-    p.add_argument("--quick", action="store_true", help="shorter training: about a minute, to see the path")
+    p.add_argument(
+        "--quick", action="store_true", help="12 checkpoints, a third of the training: about a minute"
+    )
     p.add_argument(
         "--bootstrap", default="exact", metavar="N", help="resamples of the intervals (default: exact)"
     )
@@ -44,7 +46,7 @@ def commands(
     out: Path, quick: bool, bootstrap: str, jobs: int, study: str = "", only: str = ""
 ) -> list[list[str]]:
     """The command lines of the demonstration, in order; each works on its own too."""
-    study = study or ("embedded_quick" if quick else "embedded")
+    study = study or _study(quick)
     ckpts, scores = out / "ckpts", out / "scores"
     names = [run.name for run in _runs(study) if run.name.startswith(only)]
     train = ["train", study, "--data", str(out / "world"), "--out", str(ckpts)]
@@ -65,8 +67,10 @@ def run(args: argparse.Namespace) -> int:
         return run_seeds(args)
     started = time.monotonic()
     how_long = "about a minute" if args.quick else "about five minutes"
+    name = _study(args.quick)
     console.say(
-        f"36 tiny checkpoints are trained, scored on 20 benchmarks and correlated: {how_long} on two cores."
+        f"{len(_runs(name))} tiny checkpoints are trained, scored on 20 benchmarks and correlated: "
+        f"{how_long} on two cores."
     )
     folder = args.out / "world"
     if not (folder / "sft.jsonl").is_file():
@@ -74,6 +78,11 @@ def run(args: argparse.Namespace) -> int:
         world.write(folder, seed=0)
     code = _run_all(commands(args.out, args.quick, args.bootstrap, args.jobs))
     if code == 0:
+        from evalengine.analysis.embedded_study import findings
+
+        scale = _largest(name)
+        console.say("")
+        show({0: findings(args.out / "scores", scale)}, scale, demanded=not args.quick)
         console.say(
             f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes; everything is in {args.out}/"
         )
@@ -84,14 +93,13 @@ def run_seeds(args: argparse.Namespace) -> int:
     """Trains and scores the larger scale for each seed of the world and the training, and says what it shows."""
     from evalengine.analysis.embedded_study import findings
     from evalengine.benchmarks import world
-    from evalengine.training.study import load
 
     try:
         seeds = [int(part) for part in args.seeds.split(",")]
     except ValueError:
         raise UserError(f"--seeds takes numbers such as 0,1,2, not '{args.seeds}'") from None
-    name = "embedded_quick" if args.quick else "embedded"
-    scale = max(load(name).scales.items(), key=lambda entry: entry[1].d_model)[0]
+    name = _study(args.quick)
+    scale = _largest(name)
     found = {}
     for seed in seeds:
         out: Path = args.out / f"seed-{seed}"
@@ -104,7 +112,7 @@ def run_seeds(args: argparse.Namespace) -> int:
         if code:
             return code
         found[seed] = findings(out / "scores", scale)
-    show(found, scale)
+    show(found, scale, demanded=not args.quick)
     return 0
 
 
@@ -119,8 +127,8 @@ def reseeded(study: str, seed: int) -> str:
     return text
 
 
-def show(found: dict[int, Findings], scale: str) -> None:
-    """One column a seed: how many benchmarks, and whether that is what the study has to show."""
+def show(found: dict[int, Findings], scale: str, demanded: bool) -> None:
+    """One column a seed: how many benchmarks, and whether that is what the study has to show (`demanded`)."""
     from evalengine import console
 
     def line(title: str, cell: Any) -> list[str]:
@@ -136,8 +144,9 @@ def show(found: dict[int, Findings], scale: str) -> None:
         ),
         line("reranked by sft", lambda f: str(len(f.reranked))),
         line("answered nearly always", lambda f: ", ".join(f.full) or "none"),
-        *(line(f"-> {name}", lambda f, name=name: "yes" if f.holds[name] else "NO") for name in first.holds),
     ]
+    if demanded:
+        rows += [line(f"-> {name}", lambda f, n=name: "yes" if f.holds[n] else "NO") for name in first.holds]
     console.table(
         f"benchmarks of 20, {scale}, three standard errors", ["", *(f"seed {n}" for n in found)], rows
     )
@@ -164,6 +173,16 @@ def shown(command: list[str]) -> str:
         if not parts or parts[-1] != text:
             parts.append(text)
     return " ".join(parts)
+
+
+def _study(quick: bool) -> str:
+    return "embedded_quick" if quick else "embedded"
+
+
+def _largest(study: str) -> str:
+    from evalengine.training.study import load
+
+    return max(load(study).scales.items(), key=lambda entry: entry[1].d_model)[0]
 
 
 def _runs(study: str) -> list[Any]:

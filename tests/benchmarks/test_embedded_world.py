@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from evalengine.benchmarks import BENCHMARKS, load_items, resolve, world
 from evalengine.benchmarks.world_facts import INHERITED, make_world, told
 from evalengine.benchmarks.world_items import sentence
-from evalengine.benchmarks.world_text import SEPARATOR
+from evalengine.benchmarks.world_text import FLAVORS, SEPARATOR, Writer
 from evalengine.training.contamination import overlap
 
 
@@ -96,6 +97,21 @@ def test_no_text_holds_an_item(full_world: Path, texts: dict[str, list[str]]) ->
     for name, some in items.items():
         short = [said for said in map(words, some) if len(said.split()) < 13]
         assert not any(said in everything for said in short), name
+
+
+def test_every_topic_of_every_source_is_really_told(full_world: Path) -> None:
+    """A topic that always came close to an item would be filtered out unseen, and its benchmark be unlearnable."""
+    items = world.Filter(
+        f"{item.contexts[item.gold]} {item.choices[item.gold]}"
+        for benchmark in resolve("all")
+        for item in load_items(benchmark, full_world / "bench").items
+    )
+    known = make_world(0)
+    for name, flavor in FLAVORS.items():
+        for topic in flavor.topics:
+            writer = Writer(known, flavor._replace(topics={topic: 1}), random.Random(topic))
+            kept = sum(not items.holds_item(writer.document()) for _ in range(60))
+            assert kept >= 20, (name, topic, kept)
 
 
 def test_a_text_that_holds_an_item_is_found() -> None:

@@ -9,6 +9,9 @@ import pyarrow as pa
 import pytest
 
 from evalengine.analysis.embedded_study import chance, reranked, standard_errors
+from evalengine.analysis.items import read_store
+from evalengine.benchmarks import world
+from evalengine.cli import main
 from evalengine.cli.demo import commands, reseeded
 from evalengine.training.study import load, runs
 
@@ -55,3 +58,50 @@ def test_a_position_is_a_guess_only_where_it_is_a_label(chars: list, expected: f
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     assert chance(file) == pytest.approx(expected)
+
+
+SCIENCE = """
+seed: 0
+threads: 1
+tokenizer: {vocab: 1536, sample_mb: 8}
+sources:
+  web_a: {path: corpora/web_a.txt}
+  web_b: {path: corpora/web_b.txt}
+mixtures:
+  told: {web_a: 1.0}
+  taught: {web_b: 1.0}
+scales:
+  tiny:
+    {d_model: 128, layers: 2, heads: 4, head_dim: 32, ffn: 384, context: 128,
+     pretrain: {tokens: 64_000, lr: 6.0e-3, batch_rows: 1}, sft: {epochs: 1, lr: 2.0e-3, batch_examples: 8}}
+sft:
+  data:
+    - {path: sft.jsonl}
+"""
+LEARNT = {
+    "told": "hellaswag",
+    "taught": "arc_easy",
+}  # source -> what a model of it alone knows after 500 steps
+
+
+def test_sources_teach_what_they_tell(tmp_path: Path) -> None:
+    """Two real models, a few seconds each: above chance by three errors on their source's subjects, and better
+    there than the other by three errors, item by item."""
+    world.write(tmp_path, words=40_000, chats=50, items=600)
+    study = tmp_path / "study.yaml"
+    study.write_text(SCIENCE)
+    ckpts, scores = tmp_path / "ckpts", tmp_path / "scores"
+    train = ["train", str(study), "--data", str(tmp_path), "--out", str(ckpts), "--only", "*-pt"]
+    assert main([*train, "--jobs", "1"]) == 0
+    score = ["score", *(str(ckpts / f"tiny-{source}-pt") for source in LEARNT), "--out", str(scores)]
+    assert main([*score, "--data", str(tmp_path / "bench"), "--benchmarks", ",".join(LEARNT.values())]) == 0
+    store = read_store(scores)
+    order = [checkpoint.mixture for checkpoint in store.checkpoints]
+    found = {b.name: b.correct_KI.astype(np.float64) for b in store.benchmarks}
+    for source, name in LEARNT.items():
+        here = order.index(source)
+        known, other = found[name][here], found[name][1 - here]
+        guess = chance(scores / f"tiny-{source}-pt" / f"{name}.arrow")
+        assert standard_errors(known, guess) >= 3, (name, known.mean())
+        gain = known - other
+        assert gain.mean() >= 3 * gain.std(ddof=1) / np.sqrt(len(gain)), (name, known.mean(), other.mean())
