@@ -20,6 +20,7 @@ from evalengine.kernels.target_logprobs_triton import (
     LN2,
     answer,
     exp_sum,
+    load_targets,
     logit,
     logit_arguments,
     rescaled,
@@ -62,7 +63,7 @@ def _logits_row_kernel(
     tl.store(argmax_N + row, best)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _logits_target_kernel(
     logits_NV,
     row_T,
@@ -79,10 +80,7 @@ def _logits_target_kernel(
     HAS_SOFTCAP: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    targets = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    there = targets < T
-    row = tl.load(row_T + targets, mask=there, other=0).to(tl.int64)
-    token = tl.load(token_T + targets, mask=there, other=0).to(tl.int64)
+    targets, there, row, token = load_targets(row_T, token_T, T, BLOCK_T)
     x = tl.load(logits_NV + row * stride + token, mask=there, other=0.0).to(tl.float32)
     x = logit(x, HAS_SCALE, scale, HAS_SOFTCAP, softcap)
     answer(x, targets, there, row, token, logsumexp_N, argmax_N, logprob_T, greedy_T)

@@ -53,6 +53,7 @@ HOPPER_16BIT_BIAS = HOPPER_16BIT._replace(flatten=False)  # these would spill ot
 HOPPER_16BIT_SOFTCAP = TileConfig(128, 128, 64, warps=8, stages=4, tma=True)
 AMPERE_16BIT = TileConfig(128, 128, 32, warps=8, stages=3, tma=False)
 FLOAT32 = TileConfig(128, 128, 16, warps=8, stages=3, tma=False)
+HOPPER_SHARED = 232_448  # bytes of a block on compute capability 9.0
 CANDIDATES = (  # what a GPU may prove faster: `evalengine bench kernels --device cuda` times them
     HOPPER_16BIT,
     HOPPER_16BIT._replace(stages=3),
@@ -99,7 +100,7 @@ def rescaled(total, top, new_top):
     return total * tl.exp2((top - shift) * LOG2E)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])  # one binary for every number of rows
 def _tile_kernel(
     h_ND,
     w_VD,
@@ -161,7 +162,7 @@ def _tile_kernel(
         tl.store(argmax_KN + at, first, mask=rows < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def _row_kernel(
     max_KN,
     sum_KN,
@@ -196,7 +197,7 @@ def _row_kernel(
     tl.store(argmax_N + rows, best, mask=rows < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _target_kernel(
     h_ND,
     w_VD,
@@ -219,10 +220,7 @@ def _target_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    targets = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    there = targets < T
-    row = tl.load(row_T + targets, mask=there, other=0).to(tl.int64)
-    token = tl.load(token_T + targets, mask=there, other=0).to(tl.int64)
+    targets, there, row, token = load_targets(row_T, token_T, T, BLOCK_T)
     products = tl.zeros((BLOCK_T, BLOCK_D), dtype=tl.float32)
     for d in range(0, D, BLOCK_D):
         dims = d + tl.arange(0, BLOCK_D)
@@ -235,6 +233,16 @@ def _target_kernel(
         x += tl.load(bias_V + token, mask=there, other=0.0).to(tl.float32)
     x = logit(x, HAS_SCALE, scale, HAS_SOFTCAP, softcap)
     answer(x, targets, there, row, token, logsumexp_N, argmax_N, logprob_T, greedy_T)
+
+
+@triton.jit
+def load_targets(row_T, token_T, T, BLOCK_T: tl.constexpr):
+    """(index, whether it exists, row, token) of this program's targets."""
+    targets = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    there = targets < T
+    row = tl.load(row_T + targets, mask=there, other=0).to(tl.int64)
+    token = tl.load(token_T + targets, mask=there, other=0).to(tl.int64)
+    return targets, there, row, token
 
 
 @triton.jit
@@ -272,10 +280,7 @@ def targets_of_rows(
         logprob_T=logprob_T,
         greedy_T=greedy_T,
         T=row_T.shape[0],
-        D=h_ND.shape[1],
-        stride_h=h_ND.stride(0),
-        stride_w=w_VD.stride(0),
-        **logit_arguments(h_ND, bias_V=head.bias_V, scale=head.scale, softcap=head.softcap),
+        **_product_arguments(h_ND, w_VD, head),
         **TARGET_CONSTANTS,
     )
     return logprob_T, greedy_T
@@ -284,7 +289,7 @@ def targets_of_rows(
 def row_logsumexp(h_ND: Tensor, head: Head, config: TileConfig | None = None) -> tuple[Tensor, Tensor]:
     """(logsumexp_N float32, argmax_N int32) of every row of h."""
     h_ND, w_VD = _row_major(h_ND), _row_major(head.w_VD)
-    (n_rows, dim), vocab, device = h_ND.shape, w_VD.shape[0], h_ND.device
+    n_rows, vocab, device = h_ND.shape[0], w_VD.shape[0], h_ND.device
     config = config or config_for(h_ND, head._replace(w_VD=w_VD))
     tiles = triton.cdiv(vocab, config.block_v)
     scratch = torch.empty(3, tiles * min(n_rows, CHUNK_N), dtype=torch.float32, device=device)
@@ -292,8 +297,7 @@ def row_logsumexp(h_ND: Tensor, head: Head, config: TileConfig | None = None) ->
     logsumexp_N = torch.empty(n_rows, dtype=torch.float32, device=device)
     argmax_N = torch.empty(n_rows, dtype=torch.int32, device=device)
     w = _descriptor(w_VD, config.block_v, config.block_d) if config.tma else w_VD
-    options = logit_arguments(h_ND, bias_V=head.bias_V, scale=head.scale, softcap=head.softcap)
-    constants = tile_constants(config, h_ND.dtype, vocab)
+    arguments = _product_arguments(h_ND, w_VD, head) | tile_constants(config, h_ND.dtype, vocab)
     programs = _processors(device) * config.programs
     for start in range(0, n_rows, CHUNK_N):
         h_nD = h_ND[start : start + CHUNK_N]
@@ -306,13 +310,9 @@ def row_logsumexp(h_ND: Tensor, head: Head, config: TileConfig | None = None) ->
             argmax_KN=argmax_KN,
             N=rows,
             V=vocab,
-            D=dim,
-            stride_h=h_nD.stride(0),
-            stride_w=w_VD.stride(0),
             num_warps=config.warps,
             num_stages=config.stages,
-            **options,
-            **constants,
+            **arguments,
         )
         _row_kernel[(triton.cdiv(rows, ROW_CONSTANTS["BLOCK_N"]),)](
             max_KN,
@@ -331,13 +331,21 @@ ROW_CONSTANTS = {"BLOCK_N": 16, "BLOCK_K": 64}
 TARGET_CONSTANTS = {"BLOCK_T": 4, "BLOCK_D": 256}
 
 
+def _product_arguments(h_ND: Tensor, w_VD: Tensor, head: Head) -> dict[str, Any]:
+    """What every kernel that multiplies h with the head needs, but for the two matrices."""
+    options = logit_arguments(h_ND, bias_V=head.bias_V, scale=head.scale, softcap=head.softcap)
+    return {"D": h_ND.shape[1], "stride_h": h_ND.stride(0), "stride_w": w_VD.stride(0), **options}
+
+
 def logit_arguments(stand_in: Tensor, **options: Tensor | float | None) -> dict[str, Any]:
     """Arguments for the options of the logits: each value, or a stand-in, and whether it was given."""
     arguments: dict[str, Any] = {}
     for name, value in options.items():
         arguments["HAS_" + name.removesuffix("_V").upper()] = value is not None
         nothing = stand_in if name.endswith("_V") else 1.0
-        arguments[name] = nothing if value is None else value
+        value = nothing if value is None else value
+        # an integer would be another type to Triton; a bias may be a view with gaps
+        arguments[name] = value.contiguous() if isinstance(value, Tensor) else float(value)
     return arguments
 
 
@@ -359,13 +367,20 @@ def config_for(h_ND: Tensor, head: Head) -> TileConfig:
     """The configuration of a device and dtype; pointers instead of TMA where rows are not 16-byte aligned."""
     if h_ND.element_size() == 4:
         return FLOAT32
-    if not h_ND.is_cuda or torch.cuda.get_device_capability(h_ND.device) < (9, 0):
+    if not h_ND.is_cuda or not _has_room(h_ND.device):
         return AMPERE_16BIT
     config = hopper_16bit(head.bias_V is not None, head.softcap is not None)
     aligned = all(
         x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0 for x in (h_ND, head.w_VD)
     )
     return config if aligned else config._replace(tma=False, flatten=False)
+
+
+def _has_room(device: torch.device) -> bool:
+    """Whether a device has Hopper's tensor memory accelerator and shared memory; consumer GPUs after it lack the
+    latter."""
+    properties = torch.cuda.get_device_properties(device)
+    return properties.major >= 9 and properties.shared_memory_per_block_optin >= HOPPER_SHARED
 
 
 def hopper_16bit(has_bias: bool, has_softcap: bool) -> TileConfig:
