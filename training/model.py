@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -74,13 +75,22 @@ class Rotation(NamedTuple):
     sin_BT1E: Tensor  # the first half negated, so that rotating is one product with the swapped halves
 
 
-def rotation(position_BT: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotation:
-    """Angles in float32, rounded once at the end. Pairs are (i, i + E/2), as in Hugging Face's Llama."""
-    exponent = torch.arange(0, head_dim, 2, device=position_BT.device, dtype=torch.float32) / head_dim
-    angle = position_BT.float()[..., None] * (1.0 / theta**exponent)
-    cos, sin = angle.cos(), angle.sin()
-    cos_BT1E = torch.cat((cos, cos), -1).unsqueeze(2).to(dtype)
-    return Rotation(cos_BT1E, torch.cat((-sin, sin), -1).unsqueeze(2).to(dtype))
+def rotation(position_BT: Tensor, shape: Shape, dtype: torch.dtype) -> Rotation:
+    """The angles of positions below the context, or below T where rows are longer."""
+    length = max(shape.context, position_BT.shape[1])
+    cos_TE, sin_TE = _angles(length, shape.head_dim, shape.rope_theta, position_BT.device, dtype)
+    return Rotation(cos_TE[position_BT].unsqueeze(2), sin_TE[position_BT].unsqueeze(2))
+
+
+@lru_cache(maxsize=8)
+def _angles(
+    length: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """In float32, rounded once at the end. Pairs are (i, i + E/2), as in Hugging Face's Llama."""
+    exponent = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
+    angle_TE = torch.arange(length, device=device)[:, None] * (1.0 / theta**exponent)
+    cos, sin = angle_TE.cos(), angle_TE.sin()
+    return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)
 
 
 def rotate(x_BTHE: Tensor, turn: Rotation) -> Tensor:
@@ -158,7 +168,7 @@ class Decoder(nn.Module):
             if torch.is_autocast_enabled(x_BTD.device.type)
             else x_BTD.dtype
         )
-        turn = rotation(position_BT, self.shape.head_dim, self.shape.rope_theta, dtype)
+        turn = rotation(position_BT, self.shape, dtype)
         for block in self.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x_BTD = checkpoint(block, x_BTD, turn, mask, use_reentrant=False)
