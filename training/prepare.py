@@ -113,7 +113,8 @@ def _write_world(study: Study, folder: Path) -> None:
 
 def _key(spec: SourceSpec, data: Path | None, name: str) -> str:
     """Changes when a source's specification or its files change (size, first and last megabyte)."""
-    parts: list[Any] = [dataclasses.astuple(spec)]
+    values = dataclasses.astuple(spec)
+    parts: list[Any] = [values if spec.files else values[:-1]]  # without `files`: as if it were not there
     for file in [] if spec.hub else files(spec, data, name):
         size = file.stat().st_size
         with file.open("rb") as stream:

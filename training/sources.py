@@ -112,7 +112,8 @@ def hub_rows(source: SourceSpec) -> Iterator[dict[str, Any]]:
         raise UserError(f"{source.hub} is on the Hugging Face hub: pip install 'evalengine[hub]'") from None
     wanted = list((source.where or {}).items())
     try:
-        stream = load_dataset(source.hub, source.config, split=source.split, streaming=True)
+        chosen = {"data_files": {source.split: list(source.files)}} if source.files else {}
+        stream = load_dataset(source.hub, source.config, split=source.split, streaming=True, **chosen)
         if source.shuffle:
             stream = stream.shuffle(seed=SHUFFLE_SEED, buffer_size=source.shuffle)
         for row in stream:
@@ -120,9 +121,18 @@ def hub_rows(source: SourceSpec) -> Iterator[dict[str, Any]]:
                 yield row
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"cannot stream {source.hub} from the hub ({first}): check its name, access and the network"
-        ) from None
+        raise UserError(f"cannot stream {source.hub} from the hub ({first}): {_advice(first)}") from None
+
+
+def _advice(error: str) -> str:
+    """What to do about an error of `datasets`, by its first line."""
+    if "gated" in error:
+        return "accept its terms on its page on the hub, then `hf auth login` here"
+    if "scripts are no longer supported" in error:
+        return "its rows come from a program; name another copy of it that holds files (docs/training.md)"
+    if "zstd" in error.lower() or "zstandard" in error:
+        return "its files need a package: pip install zstandard"
+    return "check its name, access and the network"
 
 
 def _value(row: Any, path: str, where: str) -> str:
@@ -139,6 +149,11 @@ def _field(row: Any, field: str, where: str) -> str:
     value = row.get(field) if isinstance(row, dict) else None
     if not isinstance(value, str):
         keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        if isinstance(row, dict) and "blob_id" in row:
+            raise UserError(
+                f"{where} lists files by `blob_id` without their text, which Software Heritage holds: name a copy "
+                "of it with the text, such as common-pile/stackv2_edu_filtered"
+            )
         raise UserError(
             f"{where} has no text field {field!r} (it has {printable(keys[:200])}): set the source's `field`"
         )

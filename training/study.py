@@ -53,6 +53,7 @@ class SourceSpec:
     shuffle: int = (
         0  # of a hub data set: its files in random order, rows through a buffer of so many; 0: in order
     )
+    files: tuple[str, ...] = ()  # of a hub data set: only these of its files, such as [python/*.parquet]
 
 
 @dataclass(frozen=True)
@@ -253,8 +254,8 @@ def _check(study: Study, where: str) -> None:
     for name, source in study.sources.items():
         demand(bool(source.path) != bool(source.hub), f"source {name} needs either `path` or `hub`")
         demand(
-            bool(source.hub) or not (source.where or source.shuffle or source.config),
-            f"source {name}: config, where and shuffle are for `hub`",
+            bool(source.hub) or not (source.where or source.shuffle or source.config or source.files),
+            f"source {name}: config, files, where and shuffle are for `hub`",
         )
     for name, shares in study.mixtures.items():
         for part in shares:

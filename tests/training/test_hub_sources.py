@@ -52,8 +52,9 @@ def test_every_source_of_the_papers_study_says_what_it_streams(tmp_path: Path):
         *("wikipedia", "arxiv", "stackexchange", "books"),
     }
     for name, source in sources.items():
-        assert source.config and source.split == "train" and source.shuffle
-        local = hub_folder(tmp_path / name, source.config, source.field, TEXTS[:30])
+        assert bool(source.config) != bool(source.files)
+        assert source.split == "train" and source.shuffle
+        local = hub_folder(tmp_path / name, source.config or "default", source.field, TEXTS[:30])
         here = SourceSpec(hub=str(local), config=source.config, field=source.field, shuffle=source.shuffle)
         found = list(documents(here, None, name))
         assert sorted(found) == sorted(TEXTS[:30])
@@ -126,3 +127,39 @@ def test_the_papers_plan_is_printed(tmp_path: Path, capsys: pytest.CaptureFixtur
     blocks = 8 * (4 * 768 * 8 * 256 + 3 * 768 * 6144)
     assert runs["240M-v1p0-pt"]["parameters"] == 100_864 * 768 + blocks + 17 * 768
     assert 1e22 > plan["flops"] > 9 * (6 * 0.24e9 * 12e9 + 6 * 1.147e9 * 52e9)
+
+
+def test_files_choose_folders(tmp_path: Path):
+    """As in StarCoder's data: a folder a language, and others with other columns that must not be read."""
+    for folder, column in (("python", "content"), ("go", "content"), ("github-issues", "events")):
+        (tmp_path / folder).mkdir()
+        pq.write_table(
+            pa.table({column: [f"{folder} {i}" for i in range(5)]}), tmp_path / folder / "0.parquet"
+        )
+    source = SourceSpec(hub=str(tmp_path), field="content", files=("python/*.parquet", "go/*.parquet"))
+    assert sorted(documents(source, None, "code")) == sorted(
+        f"{x} {i}" for x in ("go", "python") for i in range(5)
+    )
+
+
+def test_a_data_set_of_ids_without_text(tmp_path: Path):
+    pq.write_table(pa.table({"blob_id": ["0a"], "path": ["/x.py"]}), tmp_path / "0.parquet")
+    with pytest.raises(UserError, match="lists files by `blob_id` without their text"):
+        list(documents(SourceSpec(hub=str(tmp_path), field="content"), None, "code"))
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (FileNotFoundError("Dataset 'a/b' is a gated dataset on the Hub."), "hf auth login"),
+        (RuntimeError("Dataset scripts are no longer supported, but found b.py"), "another copy"),
+        (ConnectionError("no route"), "check its name, access and the network"),
+    ],
+)
+def test_errors_of_the_hub_say_what_to_do(error: Exception, advice: str, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    with pytest.raises(UserError, match=advice):
+        list(documents(SourceSpec(hub="a/b"), None, "x"))
