@@ -14,8 +14,11 @@ for which no time is left are named and left out. Every line is shown as it is m
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import signal
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -79,39 +82,98 @@ def run(quick: bool = False, device: str | None = None, say: Say | None = None) 
     ratios: dict[str, float] = {}
     cases = shapes(device, quick)
     hopeless: set[tuple[str, str]] = set()
-    end = time.perf_counter() + SECONDS[device.split(":")[0]]
-    for i, (shape, dtype) in enumerate(cases):
-        left = end - time.perf_counter()
-        if left <= 0:
-            say(f"no time left for {shape.label(dtype)}")
-            continue
-        case = make_case(shape, dtype, device)
-        for kind, contenders in (("score", scoring(case)), ("train", training(case))):
-            if kind == "train" and shape.rows < 256:
-                continue
-            seconds = 0.5 if quick else left / (len(cases) - i) / 2
-            contenders = [c for c in contenders if (kind, c.name) not in hopeless]
-            measured, its_ratios = measure(kind, case, dtype, contenders, seconds)
-            rows += measured
-            ratios |= its_ratios
-            for c in contenders:
-                if its_ratios.get(f"{kind} {shape.label(dtype)}: {c.name} / ours", 0.0) > HOPELESS:
-                    hopeless.add((kind, c.name))
-                    say(f"{kind}: {c.name} takes over {HOPELESS}x as long: left out from here on")
-            for row in measured:
-                say("  ".join(cell for cell in row if cell))
-        del case, contenders
-    if device != "cpu" and not quick:
-        from evalengine.kernels.sweep import sweep
+    start = time.perf_counter()
+    end = start + SECONDS[device.split(":")[0]]
+    failures: list[str] = []
+    try:
+        with _terminated():
+            for i, (shape, dtype) in enumerate(cases):
+                left = end - time.perf_counter()
+                if left <= 0:
+                    say(f"no time left for {shape.label(dtype)}")
+                    continue
+                seconds = 0.5 if quick else left / (len(cases) - i) / 2
+                for kind in ("score", "train"):
+                    if kind == "train" and shape.rows < 256:
+                        continue
+                    try:
+                        measured, its_ratios = _one(kind, shape, dtype, device, seconds, hopeless)
+                    except (
+                        RuntimeError,
+                        AssertionError,
+                    ) as problem:  # one shape must not cost the others' figures
+                        if device == "cpu":
+                            raise
+                        failures.append(f"{kind} {shape.label(dtype)}: {_first_line(problem)}")
+                        say(f"failed: {failures[-1]}")
+                        continue
+                    rows += measured
+                    ratios |= its_ratios
+                    for row in measured:
+                        say("  ".join(cell for cell in row if cell))
+                    for name in sorted(_hopeless(kind, its_ratios) - hopeless):
+                        hopeless.add(name)
+                        say(f"{kind}: {name[1]} takes over {HOPELESS}x as long: left out from here on")
+            if device != "cpu" and not quick:
+                from evalengine.kernels.sweep import SECONDS as SWEEP_SECONDS
+                from evalengine.kernels.sweep import sweep
 
-        for row in sweep(say):
-            rows.append(row + [""] * (len(COLUMNS) - len(row)))
+                for row in sweep(say, min(SWEEP_SECONDS, end + SWEEP_SECONDS - time.perf_counter())):
+                    rows.append(row + [""] * (len(COLUMNS) - len(row)))
+    except _Terminated:
+        failures.append(f"stopped from outside after {time.perf_counter() - start:.0f} s")
+        say(failures[-1])
     title = (
         f"Kernels on {device}, rows x hidden x vocabulary. score: log-probabilities; train: loss and gradients. "
         "ratio: time / ours; of GEMM: share of the bare GEMM's rate; GB/s: reading of the head; "
         "MiB: peak beyond inputs; error: largest against float64"
     )
-    return {"title": title, "columns": COLUMNS, "rows": rows, "ratios": ratios}
+    return {"title": title, "columns": COLUMNS, "rows": rows, "ratios": ratios, "failures": failures}
+
+
+class _Terminated(BaseException):
+    """A time limit outside (`timeout` in `make gpu`) has run out: what is measured is still told."""
+
+
+@contextlib.contextmanager
+def _terminated() -> Iterator[None]:
+    """Turns a SIGTERM into _Terminated, where signals may be handled."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@functools.lru_cache(maxsize=1)
+def _case(shape: Shape, dtype: torch.dtype, device: str) -> Case:
+    return make_case(shape, dtype, device)
+
+
+def _one(
+    kind: str, shape: Shape, dtype: torch.dtype, device: str, seconds: float, hopeless: set[tuple[str, str]]
+) -> tuple[list[list[str]], dict[str, float]]:
+    """One shape measured for scoring or training: (its lines, ratios)."""
+    case = _case(shape, dtype, device)
+    contenders = scoring(case) if kind == "score" else training(case)
+    return measure(kind, case, dtype, [c for c in contenders if (kind, c.name) not in hopeless], seconds)
+
+
+def _hopeless(kind: str, ratios: dict[str, float]) -> set[tuple[str, str]]:
+    """Baselines of these ratios that are not worth measuring again."""
+    names = {key.split(": ")[1].removesuffix(" / ours"): ratio for key, ratio in ratios.items()}
+    return {(kind, name) for name, ratio in names.items() if ratio > HOPELESS}
+
+
+def _first_line(problem: BaseException) -> str:
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
 
 
 def measure(
@@ -125,8 +187,11 @@ def measure(
     times: list[list[float]] = [[] for _ in warmed]
     for turn in range(max(rounds)):
         for (contender, _), into, count in zip(warmed, times, rounds, strict=True):
-            if turn < count:
-                into.append(_milliseconds(contender.call, device))
+            if (
+                turn < count
+                and (again := _tried(contender, _milliseconds, contender.call, device)) is not None
+            ):
+                into.append(again)
     timings = [_timing(t or [ms]) for t, (_, ms) in zip(times, warmed, strict=True)]
     gemm = {c.name: t.p50 for (c, _), t in zip(warmed, timings, strict=True)}.get("bare GEMM")
     truth = _truth(case) if kind == "score" else None
@@ -134,7 +199,8 @@ def measure(
     rows, ratios = [], {}
     for (contender, _), timing, count in zip(warmed, timings, rounds, strict=True):
         slower = timing.p50 / timings[0].p50
-        extra, error = _extra_mib(contender, device, truth) if count else (None, None)
+        remembered = _tried(contender, _extra_mib, contender, device, truth) if count else None
+        extra, error = remembered or (None, None)
         gigabytes = case.w_VD.numel() * case.w_VD.element_size() / timing.p50 / 1e6
         rows.append(
             [
@@ -162,12 +228,21 @@ def _timing(times: list[float]) -> Timing:
 def _warmed(contender: Contender, device: str, share: float) -> float | None:
     """Milliseconds of a warm call (of the first, if that outlasts the share by far); None for a baseline that
     cannot run here. Ours always must."""
+    first = _tried(contender, _milliseconds, contender.call, device)
+    if first is None or first > 5 * share:
+        return first
+    return _tried(contender, _milliseconds, contender.call, device)
+
+
+def _tried(contender: Contender, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function returns; None where a baseline fails (no memory, no compiler, another version). Ours must not."""
     try:
-        first = _milliseconds(contender.call, device)
-        return first if first > 5 * share else _milliseconds(contender.call, device)
+        return function(*arguments)
     except Exception:
         if contender.name in OURS:
             raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         return None
 
 

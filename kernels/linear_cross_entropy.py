@@ -136,7 +136,7 @@ def _linear_cross_entropy(
         from evalengine.kernels.linear_cross_entropy_cpu import linear_cross_entropy_chunked
     with torch.cuda.device_of(h_ND):
         loss, dh_MD, dw_VD, dbias_V = linear_cross_entropy_chunked(
-            h_MD, head, target_M.long(), Weights(row_weight, z_loss), wanted, chunk_logits
+            h_MD, head, target_M.long().contiguous(), Weights(row_weight, z_loss), wanted, chunk_logits
         )
     if need_h and compact:
         dh_MD = torch.zeros_like(h_ND).index_copy_(0, kept, dh_MD)

@@ -112,7 +112,7 @@ def _rows(
     memory: Tensor, step: int, head: Head, target_R: Tensor, loss_R: Tensor, weights: Weights, need: bool
 ) -> None:
     """Each row's loss, and the gradient in place of its logits."""
-    bias_V, target_R = head.bias_V, target_R.contiguous()
+    bias_V = head.bias_V
     bias = torch.zeros(LANES) if bias_V is None else F.pad(bias_V.float(), (0, LANES))
     factors = torch.tensor([*weights, head.softcap or 0.0])
     given = {

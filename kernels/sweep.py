@@ -1,7 +1,7 @@
 """Other configurations of the main kernel on the target shape: which one should ship?
 
 Each candidate runs in a process of its own with a time limit, because a compiler's new feature may hang a GPU
-kernel; its answer is compared with the first candidate's. Cost: at most LIMIT seconds a candidate, SECONDS in all.
+kernel; its answer is compared with the first candidate's. Cost: at most LIMIT seconds a candidate.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ LIMIT, SECONDS = 25.0, 75.0
 ROWS, HIDDEN, VOCAB = 4_096, 2_048, 100_864
 
 
-def sweep(say: Callable[[str], None]) -> Iterator[list[str]]:
-    """A line a candidate: [shape, configuration, median, p20, p80 in milliseconds]."""
+def sweep(say: Callable[[str], None], seconds: float = SECONDS) -> Iterator[list[str]]:
+    """Within that many seconds, a line a candidate: [shape, configuration, median, p20, p80 in milliseconds]."""
     from evalengine.kernels.compiled import tile_name
     from evalengine.kernels.target_logprobs_triton import CANDIDATES
 
     first: list[float] | None = None
-    end = time.perf_counter() + SECONDS
+    end = time.perf_counter() + seconds
     for config in CANDIDATES:
         name = f"tile {tile_name(config)} {config.warps} warps {config.stages} stages x{config.programs}"
         answer = _alone(config, min(LIMIT, end - time.perf_counter()))

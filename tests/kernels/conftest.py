@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import pytest
 import torch
+
+from evalengine.kernels.tiles import vectorised
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -49,3 +52,15 @@ def device() -> str:
     if not INTERPRETED and not torch.cuda.is_available():
         pytest.skip("Triton kernels need a CUDA device or TRITON_INTERPRET=1")
     return "cpu" if INTERPRETED else "cuda"
+
+
+@pytest.fixture(params=["vectors", "tiles"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both CPU paths, where this CPU has the vector instructions of the first."""
+    if request.param == "vectors" and (torch.cuda.is_available() or not vectorised(torch.float32)):
+        pytest.skip("no AVX-512 here")
+    if request.param == "tiles":
+        monkeypatch.setattr(
+            sys.modules["evalengine.kernels.target_logprobs"], "vectorised", lambda dtype: False
+        )
+    return str(request.param)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import torch
 
@@ -46,6 +49,40 @@ def test_no_time_means_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     result = bench.run(device="cpu", say=said.append)
     assert result["rows"] == [] and len(said) == len(bench.shapes("cpu", quick=False))
     assert all(line.startswith("no time left") for line in said)
+
+
+def test_a_baseline_that_fails_late_loses_its_own_figures_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def runs_out_of_memory() -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 2:  # warm, then out of memory when it is timed and when its memory is measured
+            raise torch.OutOfMemoryError("no memory")
+        return torch.zeros(1)
+
+    shape = bench.Shape("small", 16, 8, 40)
+    case = bench.make_case(shape, torch.float32, "cpu")
+    contenders = [bench.scoring(case)[0], Contender("late", runs_out_of_memory, None)]
+    rows, ratios = bench.measure("score", case, torch.float32, contenders, 0.1)
+    assert [row[1] for row in rows] == ["score: target_logprobs", "score: late"]
+    assert rows[1][8] == "" and calls > 3 and len(ratios) == 1
+
+
+def test_what_was_measured_is_told_when_time_runs_out_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    def terminated(*_: object) -> tuple[list[list[str]], dict[str, float]]:
+        if not said:
+            return [["small", "score: ours"]], {"score small: x / ours": 2.0}
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal stops the benchmark")
+
+    said: list[str] = []
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(bench, "_one", terminated)
+    result = bench.run(quick=True, device="cpu", say=said.append)
+    assert result["rows"] == [["small", "score: ours"]] and result["ratios"] == {"score small: x / ours": 2.0}
+    assert "stopped from outside" in result["failures"][0]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_roofline_of_the_target_shape() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
@@ -23,18 +22,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def call(x: Head, **options: Any) -> Any:
     moved = {k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in options.items()}
     return target_logprobs(*x.to(DEVICE), **moved)
-
-
-@pytest.fixture(params=["vectors", "tiles"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both CPU paths, where this CPU has the vector instructions of the first."""
-    if request.param == "vectors" and not (DEVICE == "cpu" and vectorised(torch.float32)):
-        pytest.skip("no AVX-512 here")
-    if request.param == "tiles":
-        monkeypatch.setattr(
-            sys.modules["evalengine.kernels.target_logprobs"], "vectorised", lambda dtype: False
-        )
-    return str(request.param)
 
 
 def rounds(dtype: torch.dtype, path: str = "vectors") -> bool:
@@ -119,6 +106,35 @@ def test_a_bias_that_masks_everything_leaves_nothing_to_say(path: str) -> None:
     x = head(3, TILE_V + 9, 16, torch.float32)
     ours = call(x, bias_V=torch.full((TILE_V + 9,), -torch.inf))
     assert ours.logprob_T.isnan().all() and not ours.greedy_T.any()
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the CPU's threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_number_of_threads_changes_no_bit_of_the_vector_kernels(dtype: torch.dtype) -> None:
+    if not vectorised(dtype):
+        pytest.skip("no AVX-512 here")
+    x, threads = head(130, 1_000, 65, dtype), torch.get_num_threads()
+    try:
+        answers = []
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            answers.append(call(x, bias_V=torch.ones(1_000, dtype=dtype), softcap=30))
+    finally:
+        torch.set_num_threads(threads)
+    for other in answers[1:]:
+        assert torch.equal(other.logprob_T, answers[0].logprob_T)
+        assert torch.equal(other.greedy_T, answers[0].greedy_T)
+
+
+def test_strided_inputs() -> None:
+    wide = head(30, 900, 128, torch.float32)
+    h_ND, w_VD, bias_V = wide.h_ND[::2, ::2], wide.w_VD[::3, ::2], torch.randn(600)[::2]
+    tokens = torch.arange(30)[::2]
+    x = Head(h_ND, w_VD, torch.arange(15), tokens)
+    plain = Head(h_ND.contiguous(), w_VD.contiguous(), torch.arange(15), tokens.contiguous())
+    ours = call(x, bias_V=bias_V)
+    assert_no_worse(ours, plain, bias_V=bias_V)
+    assert torch.equal(ours.logprob_T, call(plain, bias_V=bias_V.contiguous()).logprob_T)
 
 
 def test_narrow_heads_have_the_same_bits_whatever_else_is_in_the_call(path: str) -> None:
@@ -242,6 +258,7 @@ def test_no_tensor_grows_with_rows_times_vocabulary() -> None:
 @pytest.mark.skipif(DEVICE == "cuda", reason="what a CPU-only process may not load")
 def test_triton_is_not_imported_without_cuda() -> None:
     import subprocess
+    import sys
 
     code = (
         "import sys, torch; from evalengine.kernels import target_logprobs as t;"
