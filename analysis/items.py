@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ MUST_AGREE = {  # metadata that must be one value per benchmark, and what a user
     "limit": "limits",
     "data_hash": "data files",
 }
+COMPARED = (*MUST_AGREE, "dtype", "backend", "default_score")
 
 
 class Checkpoint(NamedTuple):
@@ -134,7 +135,6 @@ def _read_benchmark(
     name: str, group: Sequence[Path], metric: str | None, checkpoints: dict[str, Checkpoint]
 ) -> tuple[BenchmarkItems, list[str]]:
     """One benchmark's files, each opened once, and what has to be said about them. Adds to `checkpoints`."""
-    from evalengine import sealed
     from evalengine.store import read, read_metadata
 
     found: list[tuple[str, dict[str, str]]] = []
@@ -148,12 +148,15 @@ def _read_benchmark(
             if table.num_rows == 0:
                 raise UserError(f"{path} holds no items: delete it and score again")
             checkpoint = path.parent.name
-            found.append((checkpoint, sealed.metadata_of(table)))
-            scale, mixture, stage, about = (
-                _first(table, key) for key in ("scale", "mixture", "stage", "category")
+            raw = table.schema.metadata or {}
+            found.append(
+                (checkpoint, {key: raw.get(key.encode(), b"").decode(errors="replace") for key in COMPARED})
             )
-            category = about or "Other"
-            checkpoints.setdefault(checkpoint, Checkpoint(checkpoint, scale, mixture, stage))
+            if checkpoint not in checkpoints:
+                who = (_first(table, key) for key in ("scale", "mixture", "stage"))
+                checkpoints[checkpoint] = Checkpoint(checkpoint, *who)
+            if first is None:
+                category = _first(table, "category") or "Other"
             chosen = metric or found[0][1].get("default_score") or "acc"
             table = table.select(["item", "gold", "loglik", *([BESIDE[chosen]] if chosen in BESIDE else [])])
             if first is None:
@@ -235,24 +238,29 @@ def reduce_table(
     from evalengine.analysis.item_kernels import FIELDS, read_items
 
     loglik = table["loglik"].combine_chunks()
-    offset = loglik.offsets.to_numpy().astype(np.int64)
-    score = loglik.values.to_numpy(zero_copy_only=False)
+    offset = numbers(loglik.offsets).astype(np.int64)
+    score = numbers(loglik.values)
     if metric in LENGTHS:
         lengths = table[LENGTHS[metric]].combine_chunks()
         if lengths.null_count or not lengths.offsets.equals(loglik.offsets):
             raise UserError(
                 f"{name}: the store has no {LENGTHS[metric]} lengths, so no {metric}: use --metric acc"
             )
-        score = score / np.maximum(lengths.values.to_numpy(zero_copy_only=False), 1).astype(np.float32)
+        score = score / np.maximum(numbers(lengths.values), 1).astype(np.float32)
     elif metric == "acc_pmi":
         uncond = table["loglik_uncond"].combine_chunks()
         if uncond.null_count or not uncond.offsets.equals(loglik.offsets):
             raise UserError(f"{name} was scored without --pmi, so it has no acc_pmi: score again with --pmi")
-        score = score - uncond.values.to_numpy(zero_copy_only=False)
-    gold_I = table["gold"].combine_chunks().to_numpy(zero_copy_only=False)
+        score = score - numbers(uncond.values)
+    gold_I = numbers(table["gold"].combine_chunks())
     out_IF = np.empty((table.num_rows, FIELDS), dtype=np.float32)
     read_items(np.ascontiguousarray(score, dtype=np.float32), offset, gold_I, out_IF)
     return out_IF, gold_I
+
+
+def numbers(array: pa.Array) -> NDArray[Any]:
+    """The values of an Arrow array. Arrow's own conversion would import pandas, a quarter of a second."""
+    return array.to_numpy(zero_copy_only=False) if array.null_count else np.from_dlpack(array)
 
 
 def _same_order(name: str, holder: str, first: pa.Table, checkpoint: str, other: pa.Table) -> pa.Table:

@@ -125,8 +125,11 @@ def _corrected(x_MC: Array, y_MC: Array, w_MC: Array, keep_M: NDArray[np.bool_],
         xx = factor * (xx / total - mean_x**2)
         yy = factor * (yy / total - mean_y**2)
         xy = factor * (xy / total - mean_x * mean_y)
-        rel_x = np.where(xx > 1e-18, 1.0 - noise.before / xx, np.nan)
-        rel_y = np.where(yy > 1e-18, 1.0 - noise.after / yy, np.nan)
+        # In a resample of equal values the variance is zero but for rounding.
+        rel_x, rel_y = (
+            np.where(v > max(1e-18, 1e-12 * v[0]), 1.0 - e / v, np.nan)
+            for v, e in ((xx, noise.before), (yy, noise.after))
+        )
         ceiling = np.where(
             (rel_x > 0) & (rel_y > 0), np.sqrt(np.maximum(rel_x, 0) * np.maximum(rel_y, 0)), np.nan
         )

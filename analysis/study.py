@@ -10,6 +10,8 @@ GB.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +37,8 @@ from evalengine.analysis.results import checksums
 from evalengine.analysis.tables import Row, Settings, replacing, rows_of, write_table
 from evalengine.errors import UserError
 
+ASIDE = ".writing"  # where the tables of a run wait for the last of them
+MANIFEST = "analysis.json"
 ITEM_RESAMPLES = 1000  # of items, for the choice of the best mixture
 RESAMPLED = {"mixtures": "mixtures", "items": "items", "both": "mixtures and items"}
 
@@ -63,21 +67,33 @@ class Analysis(NamedTuple):
     method: dict[str, Any]
 
     def write(self, folder: Path) -> None:
-        """Writes every table as csv, arrow and json, the panel's cells, and analysis.json (how it was
-        made)."""
+        """Writes every table as csv, arrow and json, the panel's cells, and analysis.json (how it was made).
+
+        All of it is written aside and moved into place at the end, within milliseconds: analysis.json goes first and comes
+        last, so that where it stands the tables beside it are all of its run.
+        """
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
             raise UserError(f"{folder} is a file: give --out a folder") from None
-        for name, rows in self.tables.items():
-            write_table(folder, name, Row._fields, rows)
-        write_table(folder, "verdicts", Verdict._fields, self.verdicts)
-        write_table(folder, "cells", *cell_rows(self.panel))
-        write_table(folder, "curves", *curve_rows(self.panel, self.method["level"]))
-        with replacing(folder / "analysis.json") as handle:
-            method = json.loads(json.dumps({**self.method, "tables": list(self.tables)}))
-            json.dump({**method, "checksums": checksums(folder, method)}, handle, indent=1)
-            handle.write("\n")
+        aside = folder / ASIDE
+        shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+        try:
+            for name, rows in self.tables.items():
+                write_table(aside, name, Row._fields, rows)
+            write_table(aside, "verdicts", Verdict._fields, self.verdicts)
+            write_table(aside, "cells", *cell_rows(self.panel))
+            write_table(aside, "curves", *curve_rows(self.panel, self.method["level"]))
+            written = sorted(aside.iterdir())
+            with replacing(aside / MANIFEST) as handle:
+                method = json.loads(json.dumps({**self.method, "tables": list(self.tables)}))
+                json.dump({**method, "checksums": checksums(aside, method)}, handle, indent=1)
+                handle.write("\n")
+            (folder / MANIFEST).unlink(missing_ok=True)
+            for path in [*written, aside / MANIFEST]:
+                os.replace(path, folder / path.name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def analyse(panel: Panel, options: Options, mixtures: Mixtures | None = None) -> Analysis:

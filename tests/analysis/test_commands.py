@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,30 @@ def test_every_finite_estimate_has_an_interval_and_n(scores: Path, tmp_path: Pat
             if row["estimate"] is not None:
                 assert row["low"] is not None and row["high"] is not None and row["n"] >= 4, row
                 assert row["low"] <= row["high"]
+
+
+@pytest.mark.parametrize("place", [0, 4, 30])
+def test_tables_of_two_runs_never_stand_beside_a_manifest(
+    scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    """A second run stops while its tables move into place: analysis.json is gone until a run has come to its end."""
+    run = ["correlate", str(scores), "--bootstrap", "200", "--json", "--out", str(tmp_path)]
+    assert main([*run, "--seed", "1"]) == 0
+    move, moved = os.replace, []
+
+    def full_disk(source: Path, target: Path) -> None:
+        if Path(target).parent == tmp_path:
+            moved.append(target)
+            if len(moved) > place:
+                raise OSError(28, "No space left on device")
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    assert main([*run, "--seed", "2"]) == 1 and len(moved) == place + 1
+    monkeypatch.undo()
+    assert not (tmp_path / "analysis.json").exists() and not (tmp_path / ".writing").exists()
+    assert main(["report", str(tmp_path), "--figures", "none"]) == 1
+    assert main([*run, "--seed", "2"]) == 0 == main(["report", str(tmp_path), "--figures", "none"])
 
 
 def test_the_same_call_gives_the_same_files(scores: Path, tmp_path: Path) -> None:

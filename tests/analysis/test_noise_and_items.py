@@ -10,7 +10,7 @@ import planted
 import pytest
 
 from evalengine.analysis import decisions, noise
-from evalengine.analysis.bootstrap import draw_resamples, intervals
+from evalengine.analysis.bootstrap import degenerate_share, draw_resamples, enumerate_resamples, intervals
 from evalengine.analysis.item_bootstrap import GROUPS, item_data, resampled_means
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.study import Options, analyse, fixed_data
@@ -80,6 +80,16 @@ def test_no_spread_beyond_noise_is_said(tmp_path: Path) -> None:
     ceiling = [k for k, label in enumerate(group.labels) if label.other == "ceiling"]
     undefined = [k for k in ceiling if np.isnan(group.values["1B"][k, 0])]
     assert undefined and all("no more than item noise" in group.notes["1B"][k] for k in undefined)
+
+
+def test_a_resample_of_equal_values_has_no_reliability() -> None:
+    """Three of five mixtures alike: 3^5 of the 5^5 resamples hold them alone, and one each of the other two."""
+    plan = enumerate_resamples(5)
+    x_MC = np.array([0.35, 0.35, 0.35, 0.4, 0.45])[:, None]
+    found = noise._corrected(
+        x_MC, x_MC**2, plan.weight_MC, np.ones(5, bool), noise.ItemNoise(1e-4, 1e-4, 0.0)
+    )
+    assert degenerate_share(found[:1], plan)[0] == pytest.approx((3**5 + 2) / 5**5, abs=1e-12)
 
 
 def test_item_resamples_equal_gathered_copies(panel) -> None:
