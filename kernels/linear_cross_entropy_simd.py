@@ -38,7 +38,8 @@ def linear_cross_entropy_chunked(
     w_VD, bias_V = head.w_VD, head.bias_V
     if not any(wanted) and not weights.z_loss and h_ND.shape[0]:
         logprob_N, _ = target_logprobs_simd(h_ND, head, torch.arange(h_ND.shape[0]), target_N)
-        return (-logprob_N.double().sum() * weights.row).float(), *(h_ND.new_empty(0) for _ in wanted)
+        loss, nothing = -logprob_N.double().sum() * weights.row, h_ND.new_empty(0)
+        return loss.float(), nothing, nothing.clone(), nothing.clone()
     (n_rows, dim), vocab, dtype = h_ND.shape, w_VD.shape[0], h_ND.dtype
     size = chunk_rows(n_rows, dim, vocab, dtype, wanted, chunk_logits)
     one_chunk = size >= n_rows > 0
@@ -154,7 +155,7 @@ class _Place(NamedTuple):
 
     address: Value
     column: Value
-    count: Value | None
+    there: Value | None
 
 
 def _row(bf16: bool, code: Code, block: Value, r: Value) -> None:
@@ -194,9 +195,9 @@ def _row(bf16: bool, code: Code, block: Value, r: Value) -> None:
 
     def values(place: _Place) -> Value:
         value = logits(place.address, place.column)
-        if place.count is None:
+        if place.there is None:
             return value
-        return (code.lanes() < code.splat(code.low(place.count))).where(value, -float("inf"))
+        return (code.lanes() < code.splat(code.low(place.there))).where(value, -float("inf"))
 
     target = code.load(x["target"] + r * 8, I64)
     at_target = address(target)

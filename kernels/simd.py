@@ -269,7 +269,7 @@ class Code:
         return value * (rounded.bits(VI) << 23).bits(VF)
 
     @contextlib.contextmanager
-    def loop(self, start: Any, end: Value, step: int = 1) -> Iterator[Value]:
+    def loop(self, start: Any, end: Value, step: Any = 1) -> Iterator[Value]:
         """Runs its body for start, start + step, ... below end."""
         index = self.variable(start if isinstance(start, Value) else self.integer(start))
         with self.repeat() as leave:

@@ -380,7 +380,8 @@ def _has_room(device: torch.device) -> bool:
     """Whether a device has Hopper's tensor memory accelerator and shared memory; consumer GPUs after it lack the
     latter."""
     properties = torch.cuda.get_device_properties(device)
-    return properties.major >= 9 and properties.shared_memory_per_block_optin >= HOPPER_SHARED
+    room = getattr(properties, "shared_memory_per_block_optin", HOPPER_SHARED)
+    return properties.major >= 9 and room >= HOPPER_SHARED
 
 
 def hopper_16bit(has_bias: bool, has_softcap: bool) -> TileConfig:

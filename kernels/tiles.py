@@ -40,9 +40,12 @@ def native_bf16() -> bool:
 
 @functools.cache
 def vectorised(dtype: torch.dtype) -> bool:
-    """Whether the kernels of target_logprobs_simd.py run here: AVX-512, for bfloat16 its instructions too, and not AMX,
-    whose matrix units PyTorch puts to better use."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+    """Whether the kernels on simd.py run here: AVX-512, for bfloat16 its instructions too, and not AMX, whose matrix units
+    PyTorch puts to better use; and an llvmlite (it comes with Numba) that knows both."""
+    import llvmlite
+
+    known = tuple(int(x) for x in llvmlite.__version__.split(".")[:2]) >= (0, 45)
+    if not known or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     if dtype == torch.bfloat16:
         return bool(torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported())
