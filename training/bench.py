@@ -23,7 +23,6 @@ from evalengine.kernels.bench import silent_stderr
 
 ROUNDS = 2
 WARM_STEPS = 2  # not counted
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # bfloat16, dense, by the maker's data sheets
 
 
 class Case(NamedTuple):
@@ -190,13 +189,13 @@ def _reached(case: Case, tokens_per_second: float, device: str) -> tuple[float, 
     """Model FLOP/s over the rate of large matrix products, measured now; and over the device's peak."""
     import torch
 
+    from evalengine.training.mfu import peak_of
     from evalengine.training.plan import product_rate
 
     flops = tokens_per_second * _shape(case).flops_per_token()
     if not device.startswith("cuda"):
         return flops / product_rate(device), None
-    name = torch.cuda.get_device_name()
-    peak = next((rate for key, rate in PEAK_FLOPS.items() if key in name), None)
+    peak = peak_of(device)
     rate = product_rate(device) / torch.cuda.device_count()  # of one
     return flops / rate, flops / peak if peak else None
 

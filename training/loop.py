@@ -46,6 +46,7 @@ class Step(NamedTuple):
     tokens: int  # positions fed, padding included
     lr: float
     grad_norm: float
+    flops: float  # that the model needs for it
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ def fit(
                     "lower lr, raise warmup, or look at that data"
                 )
             losses.append(loss)
-            entry = Step(step + 1, batches.steps, loss, batch.token_BT.size, lr, norm)
+            attended = float(batch.position_BT.mean()) + 1
+            flops = batch.token_BT.size * model.shape.flops_per_token(attended)
+            entry = Step(step + 1, batches.steps, loss, batch.token_BT.size, lr, norm, flops)
             write({**entry._asdict(), "spike": watch.is_spike(loss), "batch": batch.contents})
             report(entry)
             due = time.monotonic() - saved >= place.save_every_s

@@ -23,6 +23,7 @@ from evalengine import console
 from evalengine.errors import UserError
 from evalengine.training import export
 from evalengine.training.loop import Place, Step
+from evalengine.training.mfu import Utilisation, peak_of
 from evalengine.training.prepare import Prepared, clear_litter, prepare, work_folder
 from evalengine.training.shards import cores
 from evalengine.training.stages import Job, Result, fingerprint, steps_of, train
@@ -172,7 +173,8 @@ def _follow(
 ) -> tuple[list[Result], dict[str, str]]:
     """Shows the workers' progress until all are idle."""
     idle: set[int] = set()
-    with Board(todo, steps) as board:
+    peak = peak_of(todo[0].place.device, _devices(len(workers)))
+    with Board(todo, steps, peak) as board:
         while len(idle) < len(workers):
             try:
                 message: Message = messages.get(timeout=POLL_S)
@@ -186,14 +188,22 @@ def _follow(
     return board.finished, board.failed
 
 
+def _devices(workers: int) -> int:
+    """GPUs that so many workers keep busy."""
+    import torch
+
+    return min(workers, torch.cuda.device_count())
+
+
 class Board:
     """What the runs have come to, and the one line that shows it."""
 
-    def __init__(self, todo: list[Job], steps: dict[str, tuple[int, int]]) -> None:
+    def __init__(self, todo: list[Job], steps: dict[str, tuple[int, int]], peak: float | None = None) -> None:
         self.finished: list[Result] = []
         self.failed: dict[str, str] = {}
         self._runs, self._steps = len(todo), steps
         self._shown: dict[str, float] = {}
+        self._used, self._seen = Utilisation(peak), dict[str, int]()
         self._started = time.monotonic()
         total = sum(tokens for _, tokens in steps.values())
         self._progress = console.progress("training", total, "tokens")
@@ -221,7 +231,14 @@ class Board:
         loss = result.train_loss if result else message.value.loss
         rate = sum(self._shown.values()) / max(time.monotonic() - self._started, 1e-9)
         ready = f"{len(self.finished)}/{self._runs} runs"
-        self.line.update(advance, f"{ready}, {message.name} loss {loss:.3f}, {rate:,.0f} tokens/s")
+        mfu = "" if result else self._utilisation(message)
+        self.line.update(advance, f"{ready}, {message.name} loss {loss:.3f}, {rate:,.0f} tokens/s{mfu}")
+
+    def _utilisation(self, message: Message) -> str:
+        step: Step = message.value
+        new = step.step - self._seen.get(message.name, step.step)  # a resumed run's first report adds none
+        self._seen[message.name] = step.step
+        return self._used.add(new * step.flops)
 
 
 def _check_alive(workers: list[Any], idle: set[int]) -> None:
@@ -331,11 +348,14 @@ def _run_together(
     for run in left:
         steps, tokens = steps_of(study, prepared, run)
         shown = console.progress(run.name, tokens, "tokens") if group.rank == 0 else contextlib.nullcontext()
+        used = Utilisation(peak_of(place.device, group.size))
         with shown as line:
 
-            def report(step: Step, line: Any = line, tokens: int = tokens, steps: int = steps) -> None:
+            def report(
+                step: Step, line: Any = line, tokens: int = tokens, steps: int = steps, used: Any = used
+            ) -> None:
                 if line is not None:
-                    line.update(tokens / steps, f"loss {step.loss:.3f}")
+                    line.update(tokens / steps, f"loss {step.loss:.3f}{used.add(step.flops)}")
 
             finished.append(train(Job(study, prepared, out, run, place), report))
     return Outcome(finished, skipped, {})
