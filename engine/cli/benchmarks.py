@@ -156,7 +156,7 @@ def _check(args: argparse.Namespace) -> int:
         if absent:
             say(f"no file of {', '.join(absent)}")
     for check in bad:
-        print(f"evalengine: {printable(check.problem or "")}", file=sys.stderr)
+        print(f"evalengine: {printable(check.problem or '')}", file=sys.stderr)
     if not checks:
         raise UserError(f"{args.data} holds no file of a benchmark: name them <benchmark>.jsonl or .parquet")
     return 1 if bad else 0
