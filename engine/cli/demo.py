@@ -13,7 +13,7 @@ from evalengine.errors import UserError
 if TYPE_CHECKING:
     from evalengine.analysis.embedded_study import Findings
 
-QUICK_ITEMS = "100"  # of each benchmark
+QUICK_ITEMS = "150"  # of each benchmark
 
 
 def register(subparsers: Any) -> None:
@@ -26,7 +26,7 @@ def register(subparsers: Any) -> None:
         "--out", type=Path, default=Path("demo"), metavar="DIR", help="where it all goes (default: demo)"
     )
     p.add_argument(
-        "--quick", action="store_true", help="12 checkpoints, a third of the training: about a minute"
+        "--quick", action="store_true", help="8 checkpoints, half of the training: about a minute"
     )
     p.add_argument(
         "--bootstrap", default="exact", metavar="N", help="resamples of the intervals (default: exact)"

@@ -22,4 +22,4 @@ def test_the_demo_runs_commands_that_exist_on_the_checkpoints_it_trains():
 
 def test_many_checkpoints_are_shown_as_a_glob():
     _, score, _, _ = commands(Path("demo"), quick=True, bootstrap="exact", jobs=0)
-    assert shown(score) == "score demo/ckpts/* --data demo/world/bench --out demo/scores --limit 100"
+    assert shown(score) == "score demo/ckpts/* --data demo/world/bench --out demo/scores --limit 150"
