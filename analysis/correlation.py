@@ -164,9 +164,16 @@ def weighted_pairs(a_SMM: Array, w_MC: Array) -> Array:
     """Sum over pairs k < m of a[m, k] w[m, c] w[k, c], (S, C), of symmetric matrices with zeros on the diagonal."""
     from evalengine.analysis import resampling_kernels as kernels
 
-    if a_SMM.shape[1] < MANY:
+    M = a_SMM.shape[1]
+    if M < MANY:
         return kernels.quadratic(a_SMM, w_MC)
-    return np.stack([0.5 * np.einsum("mc,mc->c", a_MM @ w_MC, w_MC) for a_MM in a_SMM])
+    lower_SMM = np.tril(a_SMM, -1)
+    out_SC = np.zeros((len(a_SMM), w_MC.shape[1]))
+    for start in range(0, M, MANY):
+        stop = min(start + MANY, M)
+        for a_MM, out_C in zip(lower_SMM, out_SC, strict=True):
+            out_C += np.einsum("mc,mc->c", a_MM[start:stop, :stop] @ w_MC[:stop], w_MC[start:stop])
+    return out_SC
 
 
 def standardise(x_VMC: Array) -> Array:

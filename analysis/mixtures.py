@@ -124,7 +124,7 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> Group | None
         for name in shares
         for v in range(V)
     ]
-    values, n = {}, {}
+    values, n, notes = {}, {}, {}
     for scale in panel.scales:
         x_VMC, w_MC = data.sample(quantity, scale).x_VMC, data.sample(quantity, scale).w_MC
         extra = np.stack(list(shares.values()))[:, :, None]
@@ -134,7 +134,12 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> Group | None
         known = np.isfinite(joined[:, :, 0])
         n[scale] = (known[pairs[:, 0]] & known[pairs[:, 1]]).sum(axis=1)
         values[scale][n[scale] < 4] = np.nan
-    return Group("mixture_effect", quantity, labels, values, n, {}, data.statistic == "pearson")
+        few, flat = "fewer than 4 mixtures have a value", f"{quantity} hardly varies over the mixtures: no r"
+        notes[scale] = [
+            "" if np.isfinite(value) else few if count < 4 else flat
+            for value, count in zip(values[scale][:, 0], n[scale], strict=True)
+        ]
+    return Group("mixture_effect", quantity, labels, values, n, notes, data.statistic == "pearson")
 
 
 def web_source_differences(panel: Panel, quantity: str, mixtures: Mixtures, level: float) -> list[Row]:

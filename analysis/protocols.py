@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import DEGENERATE_MOST, Resamples, degenerate_share
-from evalengine.analysis.correlation import Sample, correlate
+from evalengine.analysis.correlation import Sample, correlate, standardise
 from evalengine.analysis.panel import Panel
 
 Array = NDArray[np.float64]
@@ -151,9 +151,7 @@ def category_transfer(single: Group, panel: Panel) -> Group:
         defined_at[scale] = [[b for b in index if np.isfinite(value_BC[b, 0])] for _, index in members]
         for _, index in members:
             defined = [b for b in index if np.isfinite(value_BC[b, 0])]
-            known_BC = np.isfinite(value_BC[defined])
-            with np.errstate(invalid="ignore"):
-                rows.append(np.where(known_BC, value_BC[defined], 0.0).sum(axis=0) / known_BC.sum(axis=0))
+            rows.append(_mean_of_known(value_BC[defined]))
             counts.append(min((int(single.n[scale][b]) for b in defined), default=0))
             lost = [panel.benchmarks[b] for b in index if b not in defined]
             said.append(f"without {', '.join(lost)} (no r)" if lost else "")
@@ -177,6 +175,14 @@ def category_transfer(single: Group, panel: Panel) -> Group:
         notes,
         members=defined_at,
     )
+
+
+def _mean_of_known(value_SC: Array) -> Array:
+    """(C,): each column's mean over the statistics that it defines; NaN where it defines none."""
+    known_SC = np.isfinite(value_SC)
+    with np.errstate(invalid="ignore"):
+        mean_C: Array = np.where(known_SC, value_SC, 0.0).sum(axis=0) / known_SC.sum(axis=0)
+    return mean_C
 
 
 def matrices(data: Data, quantity: str) -> Iterator[Group]:
@@ -265,8 +271,7 @@ def coherence(data: Data, quantity: str) -> Group:
         for label, pairs in zip(labels, chosen, strict=True):
             value_PC = data.correlate(quantity, scale, pairs)
             defined = np.isfinite(value_PC[:, 0]) if len(pairs) else np.zeros(0, dtype=bool)
-            mean = value_PC[defined].mean(axis=0) if defined.any() else np.full(value_PC.shape[1], np.nan)
-            rows.append(mean)
+            rows.append(_mean_of_known(value_PC[defined]))
             counts.append(data.n(quantity, scale, pairs).min(initial=len(panel.mixtures)))
             lost = len(pairs) - int(defined.sum())
             why = f"{label.category} has one benchmark, so no pairs" if not len(pairs) else ""
@@ -340,16 +345,31 @@ def _over_cells(x_BMC: Array, y_BMC: Array, w_MC: Array, statistic: str) -> Arra
     """Correlation over all (benchmark, mixture) cells, each with its mixture's weight."""
     B, M, last = x_BMC.shape
     cells = np.stack([x_BMC.reshape(B * M, last), y_BMC.reshape(B * M, last)])
+    if statistic == "pearson" and last == 1 and np.isfinite(cells).all():
+        x_BM, y_BM = standardise(cells)[:, :, 0].reshape(2, B, M)
+        return _pooled(x_BM, y_BM, w_MC)
     weights = np.tile(w_MC, (B, 1)) / B
     return correlate(Sample(cells, weights), np.array([[0, 1]]), statistic)[0]
+
+
+def _pooled(x_BM: Array, y_BM: Array, w_MC: Array) -> Array:
+    """Pearson's r over the cells of standardised variables: a mixture's cells share its weight, so their means suffice."""
+    from evalengine.analysis.resampling_kernels import TINY, weighted_sums
+
+    terms = np.stack([v.mean(axis=0) for v in (x_BM, y_BM, x_BM**2, y_BM**2, x_BM * y_BM)])
+    x, y, xx, yy, xy = weighted_sums(terms, w_MC)
+    xx, yy, xy = xx - x * x, yy - y * y, xy - x * y
+    varies = (xx > TINY) & (yy > TINY)
+    r_C = np.full(len(xy), np.nan)
+    r_C[varies] = (xy[varies] / np.sqrt(xx[varies] * yy[varies])).clip(-1.0, 1.0)
+    return r_C
 
 
 def _mean_over_benchmarks(x_BMC: Array, y_BMC: Array, w_MC: Array, data: Data) -> Array:
     B = len(x_BMC)
     pairs = np.stack([np.arange(B), B + np.arange(B)], axis=1)
     value_BC = data.reportable(correlate(Sample(np.concatenate([x_BMC, y_BMC]), w_MC), pairs, data.statistic))
-    defined = np.isfinite(value_BC[:, 0])
-    return value_BC[defined].mean(axis=0) if defined.any() else np.full(w_MC.shape[1], np.nan)
+    return _mean_of_known(value_BC[np.isfinite(value_BC[:, 0])])
 
 
 def _weighted_mean(value_MC: Array, w_MC: Array) -> Array:

@@ -179,7 +179,7 @@ def matrices(results: Results) -> str:
     out = [
         "<h2>Correlation matrices</h2>",
         '<p class="hint">Point at a cell, or tap it, for r, its interval, n and the mixtures. A ring marks an interval that '
-        'excludes 0. <span class="nowrap">−1<span class="ramp"></span>+1</span></p>',
+        'excludes 0; grey: no r, too little varies. <span class="nowrap">−1<span class="ramp"></span>+1</span></p>',
     ]
     kinds = (
         ("matrix_cross", f"{before} against {after}", before, after, False),

@@ -82,6 +82,24 @@ def test_a_resample_without_spread_in_a_benchmark_averages_the_others() -> None:
     )
 
 
+def test_coherence_averages_the_pairs_that_a_resample_defines() -> None:
+    panel = make(seed=1)
+    panel.values["accuracy"][:, 0, :6, 0] = 0.25
+    data = fixed_data(panel, enumerate_resamples(9), "pearson")
+    science = panel.category_members()["Science"]
+    pairs = np.array([(i, j) for i in science for j in science if i < j])
+    assert 0 in science and len(science) >= 3
+    each = data.correlate("accuracy", "1B", pairs)
+    found = protocols.coherence(data, "accuracy")
+    row = [label[:2] for label in found.labels].index(("Science", panel.stages[0]))
+    known = np.isfinite(each)
+    some = known.any(axis=0)  # not where a resample holds one mixture nine times
+    assert (some & ~known.all(axis=0)).sum() > 1_000
+    expected = [column[np.isfinite(column)].mean() for column in each[:, some].T]
+    np.testing.assert_allclose(found.values["1B"][row][some], expected, rtol=1e-12)
+    assert np.isnan(found.values["1B"][row][~some]).all()
+
+
 def test_matrices_and_their_similarity(setup) -> None:
     panel, data, columns = setup
     groups: dict[str, dict[tuple[str, str], np.ndarray]] = {}
