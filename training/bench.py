@@ -32,15 +32,20 @@ class Case(NamedTuple):
     shape: tuple[int, int, int, int, int, int, int]  # Shape's first fields, up to context
     rows: int
     steps: int
+    document: int = 0  # tokens of a document; 0: a row is one
 
 
-def _small(name: str, d_model: int, layers: int, vocab: int, rows: int, context: int, steps: int) -> Case:
-    return Case(name, (d_model, layers, d_model // 32, 32, 3 * d_model, vocab, context), rows, steps)
+def _small(
+    name: str, d_model: int, layers: int, vocab: int, rows: int, context: int, steps: int, document: int = 0
+) -> Case:
+    shape = (d_model, layers, d_model // 32, 32, 3 * d_model, vocab, context)
+    return Case(name, shape, rows, steps, document)
 
 
 CASES = {
     "cpu": (
         _small("0.2M, vocabulary 1k", 64, 3, 1024, 4, 256, 40),
+        _small("0.4M, vocabulary 4k, documents of 150", 64, 3, 4096, 2, 512, 30, document=150),
         _small("1M, vocabulary 4k", 128, 4, 4096, 8, 256, 12),
         _small("8M, vocabulary 16k", 256, 6, 16384, 4, 512, 4),
     ),
@@ -141,9 +146,10 @@ def _shape(case: Case) -> Any:
 
 
 class Rows:
-    """Rows of one document each, so that plain causal attention is right for both sides."""
+    """Random tokens, in rows of one document or of several, where attention must stay inside them."""
 
     def __init__(self, case: Case) -> None:
+        self.document = case.document
         self.shape, self.rows, self.steps = _shape(case), case.rows, case.steps + WARM_STEPS
 
     def batch(self, step: int) -> Any:
@@ -153,7 +159,7 @@ class Rows:
 
         context = self.shape.context
         token = np.random.default_rng(step).integers(0, self.shape.vocab, (self.rows, context + 1))
-        position = np.tile(np.arange(context), (self.rows, 1))
+        position = np.tile(np.arange(context) % (self.document or context), (self.rows, 1))
         return Batch(token[:, :-1], position, token[:, 1:], "random tokens")
 
 

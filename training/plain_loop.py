@@ -1,8 +1,9 @@
 """The baseline of `evalengine bench training`: what one would write first, in nanoGPT's manner.
 
 The same Llama-shaped decoder, a module per matrix, norms and rotation spelled out, logits in full and
-`F.cross_entropy`; zero_grad, forward, backward, clip, fused AdamW. On a GPU it has what such a loop has there:
-bfloat16 autocast, TF32 and `torch.compile` over the whole model.
+`F.cross_entropy`; rows of several documents get a boolean mask and positions that restart; zero_grad, forward,
+backward, clip, fused AdamW. On a GPU it has what such a loop has there: bfloat16 autocast, TF32 and
+`torch.compile` over the whole model.
 """
 
 from __future__ import annotations
@@ -40,13 +41,14 @@ class PlainBlock(nn.Module):
             nn.Linear(F_, D, bias=False),
         )
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         B, T, _ = x.shape
         h = self.norm1(x)
         q, k, v = (
             f(h).view(B, T, self.heads, self.head_dim).transpose(1, 2) for f in (self.q, self.k, self.v)
         )
-        y = F.scaled_dot_product_attention(turned(q, cos, sin), turned(k, cos, sin), v, is_causal=True)
+        q, k = turned(q, cos, sin), turned(k, cos, sin)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         x = x + self.o(y.transpose(1, 2).reshape(B, T, -1))
         h = self.norm2(x)
         return x + self.down(F.silu(self.gate(h)) * self.up(h))
@@ -58,7 +60,7 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Plain(nn.Module):
-    """`forward` gives (B, T, V) logits of rows of one document each."""
+    """`forward` gives (B, T, V) logits."""
 
     cos: Tensor
     sin: Tensor
@@ -78,10 +80,16 @@ class Plain(nn.Module):
             if weight.ndim == 2:
                 nn.init.normal_(weight, 0.0, 0.02)
 
-    def forward(self, token: Tensor) -> Tensor:
+    def forward(self, token: Tensor, position: Tensor | None = None) -> Tensor:
+        """`position` restarts with each document; None: one document a row."""
         x, T = self.embedding(token), token.shape[1]
+        cos, sin, mask = self.cos[:T], self.sin[:T], None
+        if position is not None:
+            cos, sin = self.cos[position].unsqueeze(1), self.sin[position].unsqueeze(1)
+            document = (position == 0).cumsum(1)
+            mask = (document[:, :, None] == document[:, None, :]).tril().unsqueeze(1)
         for block in self.blocks:
-            x = block(x, self.cos[:T], self.sin[:T])
+            x = block(x, cos, sin, mask)
         return self.head(self.norm(x))
 
 
@@ -96,8 +104,10 @@ def run(shape: Shape, batches: Any, device: str, stamps: list[float]) -> None:
     for step in range(batches.steps):
         batch = batches.batch(step)
         x, y = (torch.from_numpy(a).to(device) for a in (batch.token_BT, batch.target_BT))
+        whole = bool((batch.position_BT[:, 1:] > 0).all())
+        position = None if whole else torch.from_numpy(batch.position_BT).to(device)
         with torch.autocast(device.split(":")[0], dtype=torch.bfloat16, enabled=gpu):
-            loss = F.cross_entropy(forward(x).view(-1, shape.vocab), y.reshape(-1))
+            loss = F.cross_entropy(forward(x, position).view(-1, shape.vocab), y.reshape(-1))
         optim.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

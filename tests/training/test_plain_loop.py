@@ -46,9 +46,10 @@ def test_the_plain_model_is_the_trainers():
     torch.testing.assert_close(plain(token_BT), ours.logits(token_BT), atol=1e-5, rtol=1e-4)
 
 
-def test_both_loops_do_the_same_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("document", [0, 9])
+def test_both_loops_do_the_same_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: int):
     """From the same weights, at the same constant rate, the losses of six steps agree."""
-    case = bench.Case("tiny", (64, 2, 2, 32, 96, 300, 32), rows=4, steps=4)
+    case = bench.Case("tiny", (64, 2, 2, 32, 96, 300, 32), rows=4, steps=4, document=document)
     start = Decoder(SHAPE).initialise(torch.Generator().manual_seed(1))
     made, seen, cross_entropy = plain_loop.Plain, [], torch.nn.functional.cross_entropy
 
