@@ -81,7 +81,8 @@ def test_a_full_disk_ends_the_run_and_the_next_one_finishes_it(
     done = files(out)
     assert 0 < len(done) < len(expected) and all(expected[name] == content for name, content in done.items())
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
-    assert score(ckpts, bench, out, *RAY) == 0
+    with one_thread():  # without Ray: the same store
+        assert score(ckpts, bench, out, *(() if cut else RAY)) == 0
     assert files(out) == expected
 
 
@@ -122,7 +123,7 @@ def test_an_unknown_error_is_tried_three_times_by_fresh_workers_and_the_others_f
     )
     assert printed.err.count("is tried again: ArithmeticError") == 2
     assert (
-        json.loads((out / "runs.jsonl").read_text().splitlines()[-1])["workers"] >= 5
+        json.loads((out / "runs.jsonl").read_text().splitlines()[-1])["workers"] >= 4
     )  # each time another process
     assert files(out) == {k: v for k, v in files(reference).items() if k.startswith("240M-v1p0")}
 
@@ -147,7 +148,7 @@ def test_a_worker_that_hangs_is_replaced(
     stopper = threading.Thread(target=stop)
     stopper.start()
     try:
-        assert score(ckpts, bench, out, *RAY, "--hang-after", 0.1) == 0
+        assert score(ckpts, bench, out, *RAY, "--hang-after", 0.05) == 0
     finally:
         running.clear()
         stopper.join()
