@@ -65,9 +65,7 @@ def _row_losses(model: Decoder, rows: list[tuple[np.ndarray, np.ndarray]], place
     )
     position_BT = torch.arange(width, device=place.device).expand(len(rows), width)
     with autocast(place):  # one document a row: plain causal attention is exact
-        h_BTD = model.hidden(
-            torch.from_numpy(token_BT).to(place.device), position_BT, DocumentMask()
-        )
+        h_BTD = model.hidden(torch.from_numpy(token_BT).to(place.device), position_BT, DocumentMask())
     h_ND = h_BTD[row_N, at_N]
     index_N = torch.arange(len(row_N), device=place.device)
     scored = target_logprobs(h_ND, model.head.weight.to(h_ND.dtype), index_N, target_N)
