@@ -48,7 +48,7 @@ def loss_and_gradients(function: Any, leaves: list[Tensor], target_N: Tensor, **
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("n", "v", "d"), [(7, 255, 33), (200, 2_100, 96), (70, 4_500, 96)])
+@pytest.mark.parametrize(("n", "v", "d"), [(7, 255, 33), (200, 2_100, 96), (70, 2_100, 96)])
 def test_no_further_from_float64_than_pytorch(
     n: int, v: int, d: int, dtype: torch.dtype, options: dict[str, Any], path: str
 ) -> None:
