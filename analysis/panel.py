@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -79,11 +80,15 @@ class Cell(NamedTuple):
 
 
 def load_panel(
-    source: Path | str, *, stages: Sequence[str] | None = None, metric: str | None = None
+    source: Path | str,
+    *,
+    stages: Sequence[str] | None = None,
+    metric: str | None = None,
+    pool: Executor | None = None,
 ) -> Panel:
     """The panel of a score store, of a folder written by `evalengine import`, or of its results.arrow.
 
-    stages: the two to compare, else pt and sft, else the only two there are.
+    stages: the two to compare, else pt and sft, else the only two there are. pool: of a helper (beside.py).
     Raises UserError for everything that would make the comparison wrong.
     """
     source = Path(source)
@@ -94,14 +99,16 @@ def load_panel(
                 "--metric chooses a score of a score store; imported results already say which they are"
             )
         return _from_results(results, stages)
-    return _from_store(source, stages, metric)
+    return _from_store(source, stages, metric, pool)
 
 
-def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None) -> Panel:
+def _from_store(
+    source: Path, stages: Sequence[str] | None, metric: str | None, pool: Executor | None
+) -> Panel:
     from evalengine.analysis.item_kernels import reliability
     from evalengine.analysis.items import ECE_BINS, expected_calibration_error
 
-    store = read_store(source, metric)
+    store = read_store(source, metric, pool)
     by_name = {checkpoint.name: checkpoint for checkpoint in store.checkpoints}
     cells, curve_of = [], {}
     for benchmark in store.benchmarks:

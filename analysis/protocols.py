@@ -24,7 +24,7 @@ from evalengine.analysis.panel import Panel
 
 Array = NDArray[np.float64]
 Pairs = NDArray[np.int64]
-BLOCK_BYTES = 24 << 20  # replicates at once: the allocator reuses such blocks, larger ones fault pages in
+BLOCK_BYTES = 16 << 20  # replicates at once: the allocator reuses such blocks, larger ones fault pages in
 ALL = "All"
 
 

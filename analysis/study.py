@@ -9,16 +9,19 @@ GB.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from evalengine.analysis import decisions, noise, protocols
+from evalengine.analysis.beside import beside, cores, threads
 from evalengine.analysis.bootstrap import KINDS, Array, Resamples, resamples
 from evalengine.analysis.correlation import (
     STATISTICS,
@@ -39,8 +42,12 @@ from evalengine.errors import UserError
 
 ASIDE = ".writing"  # where the tables of a run wait for the last of them
 MANIFEST = "analysis.json"
+MANY_MIXTURES = 64  # whose analysis is worth a second process
 ITEM_RESAMPLES = 1000  # of items, for the choice of the best mixture
 RESAMPLED = {"mixtures": "mixtures", "items": "items", "both": "mixtures and items"}
+
+
+Part = dict[str, list[Row]]  # rows by table
 
 
 class Options(NamedTuple):
@@ -96,54 +103,104 @@ class Analysis(NamedTuple):
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def analyse(panel: Panel, options: Options, mixtures: Mixtures | None = None) -> Analysis:
-    """Runs every protocol on every quantity of the panel. `mixtures` says what they are made of, where
-    known."""
+def analyse(
+    panel: Panel, options: Options, mixtures: Mixtures | None = None, pool: Executor | None = None
+) -> Analysis:
+    """Runs every protocol on every quantity of the panel. `mixtures` says what they are made of, where known; of many
+    mixtures, a helper in `pool` does about half."""
     _check(options)
-    data, plan = weighted(panel, options)
+    names = ("transfer", "matrices", "coherence", "reliability", "decisions", "calibration")
+    tables: dict[str, list[Row]] = {name: [] for name in names}
+    with _beside(panel, options, pool) as fetch:
+        data, plan = weighted(panel, options)
+        parts = [of_quantity(data, plan, options, panel.quantities[0])]
+        best = _best_choices(panel, options, data, plan) if panel.items else []
+        more = _across_quantities(data, plan, options, mixtures)
+        rest = fetch() if fetch else _rest(data, plan, options)
+    for part in [*parts, *rest, {"decisions": best}, more]:
+        for name, rows in part.items():
+            tables.setdefault(name, []).extend(rows)
+    verdicts = decisions.verdicts(tables["transfer"])
+    return Analysis(panel, tables, verdicts, describe(panel, plan, options, mixtures))
+
+
+def _across_quantities(data: Data, plan: Resamples, options: Options, mixtures: Mixtures | None) -> Part:
+    """Alignment, effects of what the mixtures are made of, and the means of everything."""
+    panel = data.panel
     settings = Settings(options.interval, options.level, options.statistic)
-    tables: dict[str, list[Row]] = {
-        name: [] for name in ("transfer", "matrices", "coherence", "reliability", "decisions", "calibration")
-    }
-    for quantity in panel.quantities:
-        single = protocols.transfer(data, quantity)
-        for group in (single, protocols.category_transfer(single, panel)):
-            tables["transfer"] += rows_of(group, plan, settings, transfer_p(group, panel, options))
-        for group in protocols.matrices(data, quantity):
-            tables["matrices"] += rows_of(group, plan, settings)
-        tables["matrices"] += rows_of(protocols.similarity(data, quantity), plan, settings)
-        tables["coherence"] += rows_of(protocols.coherence(data, quantity), plan, settings)
-        tables["reliability"] += rows_of(noise.reliability(data, quantity), plan, settings)
-        if quantity != "confidence":
-            tables["decisions"] += rows_of(decisions.pairwise(data, quantity), plan, settings)
-    if panel.items:
-        by_item = (data, plan)
-        if options.resample != "items":
-            by_item = item_data(
-                panel,
-                ITEM_RESAMPLES,
-                options.seed,
-                options.statistic,
-                mixtures=False,
-                quantities=["accuracy"],
-            )
-        group = decisions.best_choice(by_item[0], "accuracy")
-        found = rows_of(group, by_item[1], settings._replace(interval="percentile"))
-        tables["decisions"] += [row._replace(note="items resampled, percentile interval") for row in found]
+    rows: Part = {"calibration": []}
     if {"accuracy", "confidence"} <= set(panel.quantities):
-        tables["alignment"] = rows_of(protocols.alignment(data), plan, settings)
+        rows["alignment"] = rows_of(protocols.alignment(data), plan, settings)
     if mixtures is not None:
-        tables["mixture_effects"] = []
+        rows["mixture_effects"] = []
         for quantity in panel.quantities:
             effects = share_effects(data, quantity, mixtures)
-            tables["mixture_effects"] += rows_of(effects, plan, settings) if effects else []
-            tables["mixture_effects"] += web_source_differences(panel, quantity, mixtures, options.level)
+            rows["mixture_effects"] += rows_of(effects, plan, settings) if effects else []
+            rows["mixture_effects"] += web_source_differences(panel, quantity, mixtures, options.level)
     fixed = resamples(len(panel.mixtures), options.bootstrap, options.seed)
     for quantity, value_STMB in {**panel.values, **panel.calibration}.items():
         group = protocols.means(panel, quantity, value_STMB, fixed.weight_MC)
-        tables["calibration"] += rows_of(group, fixed, settings)
-    verdicts = decisions.verdicts(tables["transfer"])
-    return Analysis(panel, tables, verdicts, describe(panel, plan, options, mixtures))
+        rows["calibration"] += rows_of(group, fixed, settings)
+    return rows
+
+
+@contextlib.contextmanager
+def _beside(
+    panel: Panel, options: Options, pool: Executor | None
+) -> Iterator[Callable[[], list[Part]] | None]:
+    """Of many mixtures, has a helper make `_rest`, with half the threads each; gives the function that fetches it."""
+    if pool is None or len(panel.mixtures) < MANY_MIXTURES:
+        yield None
+        return
+    each = max(1, cores() // 2)
+    fetch = beside(pool, _rest_there, panel, options, each)
+    with threads(each):
+        yield fetch
+
+
+def _rest_there(panel: Panel, options: Options, count: int) -> list[Part]:
+    with threads(count):
+        return _rest(*weighted(panel, options), options)
+
+
+def _rest(data: Data, plan: Resamples, options: Options) -> list[Part]:
+    """What rests on one quantity alone, for all but the first of them; and decisions between pairs of mixtures."""
+    quantities = data.panel.quantities
+    settings = Settings(options.interval, options.level, options.statistic)
+    parts = [of_quantity(data, plan, options, quantity) for quantity in quantities[1:]]
+    pairs = [decisions.pairwise(data, quantity) for quantity in quantities if quantity != "confidence"]
+    return [*parts, {"decisions": [row for group in pairs for row in rows_of(group, plan, settings)]}]
+
+
+def of_quantity(data: Data, plan: Resamples, options: Options, quantity: str) -> Part:
+    """The rows of one quantity's transfers, matrices, coherence and reliability."""
+    panel = data.panel
+    settings = Settings(options.interval, options.level, options.statistic)
+    single = protocols.transfer(data, quantity)
+    rows: Part = {"transfer": [], "matrices": []}
+    for group in (single, protocols.category_transfer(single, panel)):
+        rows["transfer"] += rows_of(group, plan, settings, transfer_p(group, panel, options))
+    for group in protocols.matrices(data, quantity):
+        rows["matrices"] += rows_of(group, plan, settings)
+    rows["matrices"] += rows_of(protocols.similarity(data, quantity), plan, settings)
+    rows["coherence"] = rows_of(protocols.coherence(data, quantity), plan, settings)
+    rows["reliability"] = rows_of(noise.reliability(data, quantity), plan, settings)
+    return rows
+
+
+def _best_choices(panel: Panel, options: Options, data: Data, plan: Resamples) -> list[Row]:
+    """Decisions for the best mixture; always with resampled items."""
+    by_item = (data, plan)
+    if options.resample != "items":
+        by_item = item_data(
+            panel, ITEM_RESAMPLES, options.seed, options.statistic, mixtures=False, quantities=["accuracy"]
+        )
+    group = decisions.best_choice(by_item[0], "accuracy")
+    settings = Settings("percentile", options.level, options.statistic)
+    return [
+        row._replace(note="items resampled, percentile interval")
+        for row in rows_of(group, by_item[1], settings)
+    ]
 
 
 def weighted(panel: Panel, options: Options) -> tuple[Data, Resamples]:

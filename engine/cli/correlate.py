@@ -47,6 +47,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
 
 def analysis_of(args: argparse.Namespace) -> Analysis:
     """Reads the store and runs the analysis with the options of `add_options`."""
+    from evalengine.analysis.beside import helper
     from evalengine.analysis.mixtures import imported_mixtures, read_study
     from evalengine.analysis.panel import load_panel
     from evalengine.analysis.study import Options, analyse
@@ -56,10 +57,11 @@ def analysis_of(args: argparse.Namespace) -> Analysis:
     from evalengine.remote import readable
 
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
-    panel = load_panel(readable(args.store), stages=stages, metric=args.metric)
     options = Options(args.bootstrap, args.interval, args.level, args.statistic, args.seed, args.resample)
-    mixtures = read_study(args.study) if args.study else imported_mixtures(args.store)
-    return analyse(panel, options, mixtures)
+    with helper() as pool:
+        panel = load_panel(readable(args.store), stages=stages, metric=args.metric, pool=pool)
+        mixtures = read_study(args.study) if args.study else imported_mixtures(args.store)
+        return analyse(panel, options, mixtures, pool)
 
 
 def run(args: argparse.Namespace) -> int:
