@@ -25,9 +25,7 @@ def register(subparsers: Any) -> None:
     p.add_argument(
         "--out", type=Path, default=Path("demo"), metavar="DIR", help="where it all goes (default: demo)"
     )
-    p.add_argument(
-        "--quick", action="store_true", help="8 checkpoints, half of the training: about a minute"
-    )
+    p.add_argument("--quick", action="store_true", help="8 checkpoints, half of the training: about a minute")
     p.add_argument(
         "--bootstrap", default="exact", metavar="N", help="resamples of the intervals (default: exact)"
     )
