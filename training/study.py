@@ -199,7 +199,9 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
             raise UserError(f"{where} must be a list, not {value!r:.60}")
         return tuple(_parse(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is not None:  # Mapping[str, X]
-        if not isinstance(value, dict) or not value:
+        if value == {}:
+            raise UserError(f"{where} is empty: name at least one, as `name: value`")
+        if not isinstance(value, dict):
             raise UserError(f"{where} must be a mapping of names, not {value!r:.60}")
         return {str(key): _parse(args[1], item, f"{where}.{str(key)[:60]}") for key, item in value.items()}
     return _parse_scalar(kind, value, where)

@@ -49,7 +49,7 @@ def test_the_papers_study_states_its_scales():
             {"mixtures.m1": {"web": 0.5, "code": 0.4}},
             "the shares of mixture m1 sum to 0.9: make them sum to 1",
         ),
-        ({"mixtures.m1": {}}, "mixtures.m1 must be a mapping"),
+        ({"mixtures.m1": {}}, "mixtures.m1 is empty: name at least one"),
         ({"mixtures.m1": {"web": 1.5, "code": -0.5}}, "mixture m1 has a negative share"),
         ({"mixtures.m1": {"wed": 1.0}}, "unknown source 'wed'; did you mean 'web'"),
         ({"scales.S.layers": "three"}, "scales.S: layers must be a whole number, not 'three'"),
@@ -62,7 +62,8 @@ def test_the_papers_study_states_its_scales():
         ({"tokenizer": {}}, "tokenizer needs either `vocab` or `path`"),
         ({"sft.instructions": "gone"}, "sft.instructions must be kept, emptied or shuffled"),
         ({"sft.data": [{"limit": 3}]}, "needs one of `path`, `hub` or `benchmarks_train`"),
-        ({"sources": {}}, "sources must be a mapping of names"),
+        ({"sources": {}}, "sources is empty: name at least one"),
+        ({"sources": ["web"]}, "sources must be a mapping of names"),
     ],
 )
 def test_a_mistake_is_named(changes: dict[str, object], reason: str, write_study):
