@@ -14,12 +14,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.beside import beside
+from evalengine.arrow import numbers
 from evalengine.errors import UserError
 from evalengine.untrusted import printable
 
@@ -288,11 +289,6 @@ def reduce_table(
     out_IF = np.empty((table.num_rows, FIELDS), dtype=np.float32)
     read_items(np.ascontiguousarray(score, dtype=np.float32), offset, gold_I, out_IF)
     return out_IF, gold_I
-
-
-def numbers(array: pa.Array) -> NDArray[Any]:
-    """The values of an Arrow array. Arrow's own conversion would import pandas, a quarter of a second."""
-    return array.to_numpy(zero_copy_only=False) if array.null_count else np.from_dlpack(array)
 
 
 def _same_order(name: str, holder: str, first: pa.Table, checkpoint: str, other: pa.Table) -> pa.Table:

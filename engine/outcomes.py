@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from evalengine import store
+from evalengine.arrow import numbers
 from evalengine.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
@@ -76,13 +77,13 @@ def accuracy(table: pa.Table) -> float:
     if not len(table):
         return float("nan")
     lists = table["loglik"].combine_chunks()
-    loglik_C, offset = lists.flatten().to_numpy(), lists.offsets.to_numpy() - lists.offsets[0].as_py()
+    loglik_C, offset = numbers(lists.flatten()), numbers(lists.offsets) - lists.offsets[0].as_py()
     best_I = np.maximum.reduceat(loglik_C, offset[:-1])
     at_C = np.flatnonzero(loglik_C == np.repeat(best_I, np.diff(offset)))
     first_I = at_C[
         np.searchsorted(at_C, offset[:-1])
     ]  # the first maximum at or behind each item's start is its own
-    return float(np.mean(first_I - offset[:-1] == table["gold"].to_numpy()))
+    return float(np.mean(first_I - offset[:-1] == numbers(table["gold"].combine_chunks())))
 
 
 def summaries(outcomes: list[Outcome], out: Path) -> Iterator[dict[str, Any]]:

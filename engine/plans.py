@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evalengine import console, sealed
+from evalengine.arrow import array_of, numbers
 from evalengine.checkpoints import Checkpoint, tokenizer_hash
 from evalengine.encoding import Encoded, Encoder, Sequences, encode, window_of
 from evalengine.errors import UserError
@@ -136,7 +137,7 @@ def write_plan(path: Path, plan: Encoded) -> None:
 def list_of(values: np.ndarray) -> pa.Array:
     import pyarrow as pa
 
-    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), pa.array(values))
+    return pa.LargeListArray.from_arrays(array_of(np.array([0, len(values)], np.int64)), array_of(values))
 
 
 def read_plan(path: Path, items: ItemSet) -> Encoded | None:
@@ -146,7 +147,7 @@ def read_plan(path: Path, items: ItemSet) -> Encoded | None:
         metadata = table.schema.metadata or {}
         column = {name: table[name].chunk(0) for name in table.column_names}
         array: dict[str, Any] = {
-            name: None if c.null_count else c.values.to_numpy() for name, c in column.items()
+            name: None if c.null_count else numbers(c.values) for name, c in column.items()
         }
         sequences = Sequences(array.pop("token_S"), array.pop("offset"), array.pop("start"))
         truncated = int(metadata[b"truncated"])

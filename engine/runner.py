@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from evalengine import __version__, checkpoints, console, plans, remote, sealed, store
+from evalengine.arrow import array_of, strings
 from evalengine.checkpoints import Checkpoint
 from evalengine.encoding import Encoded, Sequences, SequenceTooLarge
 from evalengine.errors import UserError
@@ -348,11 +349,11 @@ def table_of(
     n = len(encoded.item)
 
     def lists(values: np.ndarray) -> pa.Array:
-        return pa.ListArray.from_arrays(pa.array(encoded.choice_offset.astype(np.int32)), pa.array(values))
+        return pa.ListArray.from_arrays(array_of(encoded.choice_offset.astype(np.int32)), array_of(values))
 
     def name(value: str | None) -> pa.Array:
-        codes = pa.array(np.zeros(n, np.int32), mask=np.full(n, value is None))
-        return pa.DictionaryArray.from_arrays(codes, pa.array([] if value is None else [value], pa.string()))
+        codes = pa.nulls(n, pa.int32()) if value is None else array_of(np.zeros(n, np.int32))
+        return pa.DictionaryArray.from_arrays(codes, strings([] if value is None else [value]))
 
     uncond = None if encoded.uncond_C is None else scores.loglik[encoded.uncond_C].astype(np.float32)
     names = (
@@ -365,8 +366,8 @@ def table_of(
     )
     columns = [
         *(name(value) for value in names),
-        pa.array(encoded.item, pa.string()),
-        pa.array(encoded.gold),
+        strings(encoded.item),
+        array_of(encoded.gold),
         lists(loglik_C),
         lists(encoded.tokens_C),
         lists(encoded.chars_C),
