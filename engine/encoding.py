@@ -43,6 +43,13 @@ class Sequences(NamedTuple):
     def tokens(self, s: int) -> np.ndarray:
         return self.token_S[self.offset[s] : self.offset[s + 1]]
 
+    def take(self, index: np.ndarray) -> Sequences:
+        """Some of the sequences, as sequences of their own."""
+        lengths = np.diff(self.offset)[index]
+        offset = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        tokens = [self.tokens(s) for s in index]
+        return Sequences(np.concatenate(tokens) if tokens else self.token_S[:0], offset, self.start[index])
+
 
 class Encoded(NamedTuple):
     """A benchmark, encoded. Choices are flat; item i owns choices choice_offset[i]:choice_offset[i+1]."""

@@ -10,7 +10,6 @@ import torch
 
 from evalengine.checkpoints import Checkpoint
 from evalengine.errors import UserError
-from evalengine.tree_attention import TreeAttention
 
 
 class Pretrained(NamedTuple):
@@ -21,12 +20,11 @@ class Pretrained(NamedTuple):
     allow_pickle: bool
     trust_remote_code: bool
 
-    def build(self, checkpoint: Checkpoint, attention: TreeAttention) -> Any:
+    def build(self, checkpoint: Checkpoint) -> Any:
         """The architecture with uninitialised weights: nothing is read and nothing random is drawn. Raises UserError."""
-        from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.initialization import no_init_weights
 
-        AttentionInterface.register(attention.name, attention)
         remote = {"trust_remote_code": self.trust_remote_code}
         try:
             config = AutoConfig.from_pretrained(checkpoint.path, **remote)

@@ -2,8 +2,8 @@
 
 The model runs as it is, through the attention interface of transformers: its linear layers see one flat row of N tokens
 without padding, and `TreeAttention` gives each token its own ancestors (packing.py). Whether a model really computes the same
-that way is not taken on trust: on loading an architecture a small tree is compared with plain forwards. A model that fails
-(recurrent, ALiBi, no attention interface) runs one padded sequence per choice instead, and says so.
+that way is proven for its configuration (proof.py) and looked at once more for each checkpoint in its own precision; sequences
+beyond the proof run one way lower: packed, padded, each length by itself. Whatever raises does so too, and the notes say why.
 
 Cost: 2 x parameters FLOPs for each distinct token (fewer in the last layer: last_layer.py), 2 x D x V for each scored row;
 memory beyond weights: N x widest activation, and a few MB for the head.
@@ -12,27 +12,32 @@ memory beyond weights: N x widest activation, and a few MB for the head.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from evalengine import packing, weights
+from evalengine import packing, proof, weights
 from evalengine.checkpoints import Checkpoint, weight_files
-from evalengine.encoding import Sequences, SequenceTooLarge
+from evalengine.encoding import Sequences, SequenceTooLarge, window_of
 from evalengine.errors import UserError
-from evalengine.kernels import logits_logprobs, target_logprobs
+from evalengine.forward import (
+    Forward,
+    Progress,
+    Targets,
+    embedding_rows,
+    head_candidates,
+    out_of_memory,
+)
 from evalengine.last_layer import LastLayer
 from evalengine.pretrained import Pretrained, architecture_of, first_line
-from evalengine.tree_attention import TreeAttention, moved, on_device
+from evalengine.proof import Proof
 
-HEAD_ROWS = (
-    1024  # scored rows gathered before the head runs: the LM head's weights are read once for all of them
-)
-PLAIN_LOGITS = 64 << 20  # logits held at once where a model insists on its own head
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Nats that the packed and the plain score of a token may differ by on a checkpoint's own weights. The proof has shown that both
+# are one computation; this is for what it cannot see: kernels of a device and a precision that go wrong, weights out of all scale.
+ROUNDING = {"float32": 3e-4, "float16": 0.1, "bfloat16": 0.5}
 
 
 class SequenceScores(NamedTuple):
@@ -42,22 +47,12 @@ class SequenceScores(NamedTuple):
     greedy: np.ndarray
 
 
-class Head(NamedTuple):
-    """The output layer: logits = softcap * tanh(scale * (h @ weight.T + bias) / softcap)."""
+class Group(NamedTuple):
+    """Sequences that run one way: which they are, and they themselves."""
 
-    weight_VD: Tensor
-    bias_V: Tensor | None
-    scale: float | None
-    softcap: float | None
-
-
-class Rows(NamedTuple):
-    """Scored rows of one forward: hidden states (or logits), and the (row, token, sequence) of each target."""
-
-    state_RD: Tensor
-    row_T: np.ndarray
-    token_T: np.ndarray
-    sequence_T: np.ndarray
+    way: str  # "packed", "padded" or "alone"
+    index: np.ndarray
+    sequences: Sequences
 
 
 class TorchBackend:
@@ -78,15 +73,18 @@ class TorchBackend:
         self.dtype = dtype or ("float32" if self.device.type == "cpu" else "bfloat16")
         self.batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 32768)
         self.allow_pickle = allow_pickle
+        self.trust_remote_code = trust_remote_code
         self._pretrained = Pretrained(self.device, DTYPES[self.dtype], allow_pickle, trust_remote_code)
-        self.attention = TreeAttention()
         self.model: Any = None  # a transformers PreTrainedModel
-        self.head: Head | None = None
+        self.forward: Forward  # how it runs; set by `load`
+        self.ways: Proof  # what is proven of it, less what failed on this checkpoint
         self.notes: list[str] = []  # what the user should know about how the loaded model runs
+        self._name = ""  # of the checkpoint
+        self._failed: dict[str, Any] = {}  # what this checkpoint does not do of what is proven
         self._architecture = ""
-        self._tree = True
-        self._last: LastLayer | None = None
-        self._packed: dict[int, tuple[Sequences, list[packing.Batch]]] = {}
+        self._proofs: dict[str, Proof] = {}  # by architecture
+        self._groups: dict[int, tuple[Sequences, Proof, list[Group]]] = {}  # by identity of the tokens
+        self._batches: dict[int, tuple[Sequences, list[packing.Batch]]] = {}
 
     # --- loading
 
@@ -98,284 +96,216 @@ class TorchBackend:
         architecture = architecture_of(checkpoint.path)
         if stored is not None:
             weights.plausible(json.loads(architecture), len(stored), checkpoint.name)
-        if self.model is None or architecture != self._architecture:
-            self.model, self.head, self._architecture = None, None, ""
-            self._packed.clear()
-            self.model = self._pretrained.build(checkpoint, self.attention)
-            fresh = True
-        else:
-            fresh = False
+        fresh = self.model is None or architecture != self._architecture
+        if fresh:
+            self.model, self._architecture = None, ""
+            self._groups.clear()
+            self._batches.clear()
+            self.model = self._pretrained.build(checkpoint)
         misfit = weights.fits(self.model, stored) if stored is not None else "pickled weights"
         if misfit is None:
             assert stored is not None
             weights.fill(self.model, stored)
         else:
-            self.model, self._architecture = None, ""
+            fresh, self.model, self._architecture = True, None, ""
             self.model = self._pretrained.load(checkpoint, misfit)
-            fresh = True
         name = weights.non_finite(self.model)
         if name is not None:
             raise UserError(
                 f"{checkpoint.name} has NaN or infinite weights ({name}): it is not scored; check its training"
             )
         if fresh:
-            self._probe(checkpoint)
-            self._architecture = (
-                architecture  # only now: what failed on the way is built anew for the next checkpoint
-            )
+            self.forward = Forward(self.model, self.device, DTYPES[self.dtype])
+        self._name, self.notes, self._failed = checkpoint.name, [], {}
+        self._use(self._proofs.get(architecture) or self._prove(architecture, proof.FIRST))
+        self._check()
+        # Only now: what failed on the way is built anew for the next checkpoint.
+        self._architecture = architecture
 
     # --- is the fast way the same way?
 
-    def _probe(self, checkpoint: Checkpoint) -> None:
-        """Compares packed with plain scoring on a tiny tree, and the head with the model's own logits."""
-        assert self.model is not None
-        self.notes = []
-        self._packed.clear()
-        self._last = None
-        vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
-        ids = np.random.default_rng(0).integers(0, vocabulary, size=24).astype(np.int32)
-        lists = [ids[:12], np.concatenate([ids[:8], ids[12:18]]), ids[18:24]]
-        sequences = Sequences(
-            np.concatenate(lists),
-            np.concatenate([[0], np.cumsum([len(t) for t in lists])]),
-            np.array([7, 8, 3], np.int32),
-        )
-        self._tree, self.head = False, None
+    def _prove(self, architecture: str, length: int) -> Proof:
+        """What holds for this configuration up to `length` tokens fed. Raises UserError where it is not causal."""
+        config = self.model.config
+        window = window_of(config, None, default=length)
         try:
-            truth = self._score(sequences, self._plain(sequences, own_head=True), None)
-        except Exception as error:
-            raise UserError(f"{checkpoint.name} cannot run here: {first_line(error)}") from None
-        tolerance = 2e-3 if self.dtype == "float32" else 0.25
-        for head in head_candidates(self.model):
-            if self._agrees(truth, lambda: self._plain(sequences), sequences, head, tolerance):
-                self.head = head
-                break
-        else:
-            self.notes.append("its output layer is its own: logits are made for whole sequences (slower)")
-            return
-        reason = None
-        previous = self.model.config._attn_implementation
-        try:
-            self.model.set_attn_implementation(self.attention.name)
-            if self._agrees(
-                truth, lambda: self._tree_rows(self.batches(sequences)), sequences, self.head, tolerance
-            ):
-                self._tree = True
-                self._narrow(truth, sequences, self.head, tolerance)
-            else:
-                reason = "its scores differ when sequences share a prefix"
-        except Exception as error:
-            reason = first_line(error)
-            if out_of_memory(error):
-                raise UserError(f"{checkpoint.name} cannot run here: {reason}") from None
-        if not self._tree:
-            self.model.set_attn_implementation(previous)
-            self.notes.append(f"runs one sequence per choice, because {reason}")
+            found = proof.prove(config, min(length, window), self.batch_tokens, self.trust_remote_code)
+        except UserError as error:
+            raise UserError(f"{self._name} cannot be scored: {error}") from None
+        self._proofs[architecture] = found._replace(length=length)
+        return self._proofs[architecture]
 
-    def _narrow(self, truth: SequenceScores, sequences: Sequences, head: Head, tolerance: float) -> None:
-        """Runs the last layer on scored rows from now on, where that gives the same scores."""
-        self._last = LastLayer(self.model)
-        agrees = False
-        try:
-            rows = lambda: self._tree_rows(self.batches(sequences))  # noqa: E731
-            agrees = self._agrees(truth, rows, sequences, head, tolerance)
-        except Exception as error:  # whatever a model's own code makes of fewer rows: it then runs in full
-            if out_of_memory(error):
-                raise
-        finally:
-            if not agrees:
-                self._last.release()
-                self._last = None
+    def _use(self, ways: Proof) -> None:
+        """Runs the loaded model in these ways from now on."""
+        self.ways = ways._replace(**self._failed)
+        self.forward.head = None if self.ways.head is None else head_candidates(self.model)[self.ways.head]
+        if self.forward.last_layer is not None:
+            self.forward.last_layer.release()
+        self.forward.last_layer = LastLayer(self.model) if self.ways.last_layer else None
 
-    def _agrees(
-        self,
-        truth: SequenceScores,
-        rows: Callable[[], Iterator[Rows]],
-        sequences: Sequences,
-        head: Head,
-        tolerance: float,
-    ) -> bool:
-        scores = self._score(sequences, rows(), head)
-        return bool(np.allclose(scores.loglik, truth.loglik, atol=tolerance, rtol=tolerance))
+    def _check(self) -> None:
+        """Compares the ways with a plain forward on this checkpoint's own weights, token by token: two short forwards."""
+        output = getattr(self.model.get_output_embeddings(), "weight", None)
+        rows = min(embedding_rows(self.model), *(() if output is None else output.shape[:1]))
+        few = proof.branches(proof.SHORTEST, rows)
+        packed = list(packing.pack(few, self.batch_tokens, self._block))
+        head, self.forward.head = self.forward.head, None
+        try:
+            truth = self.forward.alone(few, self.batch_tokens)
+        except Exception as error:
+            raise UserError(f"{self._name} cannot run here: {first_line(error)}") from None
+        self.forward.head = head
+        why = self._differs(truth, lambda: self.forward.packed(packed)) if self.ways.packed else None
+        if why is not None:
+            self._fail(packed=0, why_not_packed=why)
+        if head is not None and not self.ways.packed:
+            why = self._differs(truth, lambda: self.forward.alone(few, self.batch_tokens))
+            if why is not None:
+                self._fail(head=None, why_own_head=why)
+        if self.ways.head is None:
+            self.notes.append(
+                f"its output layer is its own ({self.ways.why_own_head}): logits are made for whole sequences (slower)"
+            )
+        elif not self.ways.packed:
+            self.notes.append(f"runs one sequence per choice, because {self.ways.why_not_packed}")
+
+    def _differs(self, truth: Targets, run: Callable[[], Targets]) -> str | None:
+        try:
+            gap = proof.gap(run(), truth)
+        except Exception as error:
+            if out_of_memory(error):
+                raise UserError(f"{self._name} cannot run here: {first_line(error)}") from None
+            return first_line(error)
+        return None if gap <= ROUNDING[self.dtype] else f"on its weights scores then differ by {gap:.2g} nats"
+
+    def _fail(self, **ways: Any) -> None:
+        """This checkpoint does not do what is proven of its configuration."""
+        self._failed |= ways
+        self._use(self.ways)
 
     # --- scoring
 
-    def score(self, sequences: Sequences, progress: Callable[[float], None] | None = None) -> SequenceScores:
+    def score(self, sequences: Sequences, progress: Progress | None = None) -> SequenceScores:
         """Scores every sequence. `progress` is called with the number of sequences that each forward finished.
 
-        Where memory runs out, batches are halved and all is run again; UserError where one sequence alone is too much.
+        Where memory runs out, batches are halved and all is run again; where a way raises, the next one runs. UserError where
+        one sequence alone is too much, where no way is left, and where the tokens are not the model's.
         """
+        rows = embedding_rows(self.model)
+        if len(sequences) and int(sequences.token_S.max()) >= rows:
+            raise UserError(
+                f"{self._name}: the tokenizer gives id {int(sequences.token_S.max())}, and the model's embedding has {rows} rows: "
+                "give the checkpoint the tokenizer that it was trained with"
+            )
         while True:
             try:
-                if self._tree:
-                    return self.score_batches(sequences, self.batches(sequences), progress)
-                rows = self._plain(sequences, own_head=self.head is None, progress=progress)
-                return self._score(sequences, rows, self.head)
-            except (MemoryError, RuntimeError) as failed:
-                if not out_of_memory(failed):
-                    raise
-            longest = int(np.diff(sequences.offset).max()) - 1
-            if self.batch_tokens <= longest:
-                error = SequenceTooLarge(
-                    f"out of memory on a single item of {longest} tokens: use a machine with more memory, or --dtype bfloat16"
-                )
-                error.sequence = int(np.diff(sequences.offset).argmax())
-                raise error
-            self.batch_tokens = max(longest, self.batch_tokens // 2)
-            self._packed.clear()
-            said = "ran out of memory: scored with --batch-tokens"
-            self.notes = [note for note in self.notes if not note.startswith(said)]
-            self.notes.append(f"{said} {self.batch_tokens}")
+                return self._score(sequences, progress)
+            except UserError:
+                raise
+            except Exception as error:
+                if out_of_memory(error):
+                    self._halve(sequences)
+                else:
+                    self._step_down(error)
 
-    @property
-    def shares_prefixes(self) -> bool:
-        """Whether the loaded model runs packed batches; else each sequence runs by itself."""
-        return self._tree
+    def _score(self, sequences: Sequences, progress: Progress | None) -> SequenceScores:
+        loglik, greedy = np.zeros(len(sequences)), np.ones(len(sequences), dtype=bool)
+        for group in self.groups(sequences):
+            if self.ways.packed < self.ways.length:
+                self.forward.reset()
+            if group.way == "packed":
+                targets = self.forward.packed(self.batches(group.sequences), progress)
+            elif group.way == "padded":
+                targets = self.forward.padded(group.sequences, self.batch_tokens, progress)
+            else:
+                targets = self.forward.alone(group.sequences, self.batch_tokens, progress)
+            scores = summed(targets, len(group.sequences))
+            loglik[group.index], greedy[group.index] = scores
+        return SequenceScores(loglik, greedy)
+
+    def groups(self, sequences: Sequences) -> list[Group]:
+        """The sequences by the way they run; what is longer than has been proven is proven first."""
+        kept = self._groups.get(id(sequences.token_S))
+        if kept is not None and kept[1] == self.ways:
+            return kept[2]
+        length_S = np.diff(sequences.offset) - 1
+        longest = int(length_S.max(initial=0))
+        if longest > self.ways.length:
+            self._use(self._prove(self._architecture, 1 << (longest - 1).bit_length()))
+        way_S = np.where(length_S <= self.ways.packed, 0, np.where(length_S <= self.ways.padded, 1, 2))
+        found = []
+        for number, way in enumerate(("packed", "padded", "alone")):
+            index = np.flatnonzero(way_S == number)
+            if len(index):
+                mine = sequences if len(index) == len(sequences) else sequences.take(index)
+                found.append(Group(way, index, mine))
+        if self.ways.packed and len(found) > 1:
+            self.notes.append(
+                f"sequences of more than {self.ways.packed} tokens run one by one, because the model's arithmetic changes there"
+            )
+        self._groups[id(sequences.token_S)] = (sequences, self.ways, found)
+        return found
+
+    def packs(self, sequences: Sequences) -> bool:
+        """Whether all of these sequences run in packed batches."""
+        return all(group.way == "packed" for group in self.groups(sequences))
 
     def score_batches(
-        self,
-        sequences: Sequences,
-        batches: list[packing.Batch],
-        progress: Callable[[float], None] | None = None,
+        self, sequences: Sequences, batches: list[packing.Batch], progress: Progress | None = None
     ) -> SequenceScores:
         """Scores of the sequences in some of `batches(sequences)`; the others have loglik 0 and greedy True.
 
-        For a model that shares prefixes. Raises what PyTorch raises where memory runs out.
+        For sequences that all run packed. Raises what PyTorch raises where memory runs out.
         """
-        return self._score(sequences, self._tree_rows(batches, progress), self.head)
+        return summed(self.forward.packed(batches, progress), len(sequences))
 
     def batches(self, sequences: Sequences) -> list[packing.Batch]:
         """The packed batches of these sequences, kept for the next checkpoint."""
-        kept = self._packed.get(id(sequences.token_S))
+        kept = self._batches.get(id(sequences.token_S))
         if kept is None:
-            block = packing.BLOCK if self.device.type == "cpu" else 2 * packing.BLOCK
-            kept = (sequences, list(packing.pack(sequences, self.batch_tokens, block)))
-            self._packed[id(sequences.token_S)] = kept
+            kept = (sequences, list(packing.pack(sequences, self.batch_tokens, self._block)))
+            self._batches[id(sequences.token_S)] = kept
         return kept[1]
 
-    @torch.inference_mode()
-    def _tree_rows(
-        self, batches: list[packing.Batch], progress: Callable[[float], None] | None = None
-    ) -> Iterator[Rows]:
-        assert self.model is not None
-        for batch in batches:
-            on = on_device(batch, self.device, DTYPES[self.dtype])
-            self.attention.start(on)
-            row_R = moved(batch.row_R, self.device)
-            if self._last is not None:
-                self._last.rows = row_R if len(row_R) else row_R.new_zeros(1)  # a kept prefix scores nothing
-            hidden = self.model.base_model(
-                input_ids=on.token_1N, position_ids=on.position_1N, use_cache=False
-            )[0][0]
-            if not batch.is_prefix:
-                h_RD = hidden[row_R]
-                yield Rows(h_RD, batch.target_row_T, batch.target_token_T, batch.target_sequence_T)
-            if progress:
-                progress(len(np.unique(batch.target_sequence_T)))
+    @property
+    def _block(self) -> int:
+        return packing.BLOCK if self.device.type == "cpu" else 2 * packing.BLOCK
 
-    @torch.inference_mode()
-    def _plain(
-        self, sequences: Sequences, own_head: bool = False, progress: Callable[[float], None] | None = None
-    ) -> Iterator[Rows]:
-        """One padded row per sequence; rows are hidden states or, with `own_head`, the model's own logits."""
-        assert self.model is not None
-        lengths = np.diff(sequences.offset) - 1
-        order = np.argsort(-lengths, kind="stable")
-        vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
-        at = 0
-        while at < len(order):
-            longest = int(lengths[order[at]])
-            size = max(1, self.batch_tokens // longest)
-            if own_head:
-                size = max(1, min(size, PLAIN_LOGITS // (4 * longest * vocabulary)))
-            members = order[at : at + size]
-            token_BT = torch.zeros(len(members), longest, dtype=torch.long)
-            there_BT = torch.zeros(len(members), longest, dtype=torch.long)
-            for b, s in enumerate(members):
-                token_BT[b, : lengths[s]] = torch.from_numpy(sequences.tokens(s)[:-1].astype(np.int64))
-                there_BT[b, : lengths[s]] = 1
-            forward = self.model if own_head else self.model.base_model
-            mask = {} if bool(there_BT.all()) else {"attention_mask": there_BT.to(self.device)}
-            out = forward(input_ids=token_BT.to(self.device), use_cache=False, **mask)
-            states_BTD = out.logits if own_head else out[0]
-            rows, targets, owners = [], [], []
-            for b, s in enumerate(members):
-                ids, start = sequences.tokens(s), int(sequences.start[s])
-                rows.append(b * longest + np.arange(start - 1, len(ids) - 1))
-                targets.append(ids[start:])
-                owners.append(np.full(len(ids) - start, s, dtype=np.int32))
-            row_T = np.concatenate(rows)
-            states = states_BTD.flatten(0, 1)[torch.from_numpy(row_T).to(self.device)]
-            yield Rows(states, np.arange(len(row_T)), np.concatenate(targets), np.concatenate(owners))
-            if progress:
-                progress(len(members))
-            at += size
-
-    @torch.inference_mode()
-    def _score(self, sequences: Sequences, rows: Iterator[Rows], head: Head | None) -> SequenceScores:
-        """Runs the head over rows as they come, HEAD_ROWS at a time, and sums the targets of each sequence."""
-        loglik = np.zeros(len(sequences), dtype=np.float64)
-        greedy = np.ones(len(sequences), dtype=bool)
-        waiting: list[Rows] = []
-        owners: list[np.ndarray] = []
-        results: list[tuple[Tensor, Tensor]] = []  # read at the end: a GPU is not waited for between batches
-
-        def flush() -> None:
-            if not waiting:
-                return
-            base = np.cumsum([0] + [len(r.state_RD) for r in waiting])
-            state = torch.cat([r.state_RD for r in waiting]) if len(waiting) > 1 else waiting[0].state_RD
-            row_T = np.concatenate([r.row_T + b for r, b in zip(waiting, base, strict=False)])
-            token_T = np.concatenate([r.token_T for r in waiting])
-            owners.extend(r.sequence_T for r in waiting)
-            results.append(self._targets(state, row_T, token_T, head))
-            waiting.clear()
-
-        for chunk in rows:
-            waiting.append(chunk)
-            if sum(len(r.state_RD) for r in waiting) >= HEAD_ROWS or head is None:
-                flush()
-        flush()
-        if results:
-            owner_T = np.concatenate(owners)
-            logprob_T, greedy_T = (torch.cat(parts).cpu().numpy() for parts in zip(*results, strict=True))
-            np.add.at(loglik, owner_T, logprob_T.astype(np.float64))
-            greedy[owner_T[~greedy_T]] = False
-        return SequenceScores(loglik, greedy)
-
-    def _targets(
-        self, state: Tensor, row_T: np.ndarray, token_T: np.ndarray, head: Head | None
-    ) -> tuple[Tensor, Tensor]:
-        row, token = torch.from_numpy(row_T), torch.from_numpy(token_T)  # checked here, moved by the kernel
-        if head is None:
-            out = logits_logprobs(state, row, token)
-        else:
-            out = target_logprobs(
-                state, head.weight_VD, row, token, bias_V=head.bias_V, softcap=head.softcap, scale=head.scale
+    def _halve(self, sequences: Sequences) -> None:
+        """Smaller batches from now on. Raises SequenceTooLarge where the longest sequence alone is one."""
+        longest = int(np.diff(sequences.offset).max()) - 1
+        if self.batch_tokens <= longest:
+            error = SequenceTooLarge(
+                f"out of memory on a single item of {longest} tokens: use a machine with more memory, or --dtype bfloat16"
             )
-        return out.logprob_T, out.greedy_T
+            error.sequence = int(np.diff(sequences.offset).argmax())
+            raise error
+        self.batch_tokens = max(longest, self.batch_tokens // 2)
+        self._batches.clear()
+        said = "ran out of memory: scored with --batch-tokens"
+        self.notes = [note for note in self.notes if not note.startswith(said)]
+        self.notes.append(f"{said} {self.batch_tokens}")
+
+    def _step_down(self, error: Exception) -> None:
+        """The next slower way for this checkpoint. Raises UserError where there is none."""
+        why = first_line(error)
+        if self.ways.packed:
+            self._fail(packed=0, why_not_packed=why)
+            self.notes.append(f"runs one sequence per choice, because {why}")
+        elif self.ways.padded:
+            self._fail(padded=0)
+        elif self.ways.head is not None:
+            self._fail(head=None, why_own_head=why)
+            self.notes.append(
+                f"its own output layer makes logits for whole sequences (slower), because {why}"
+            )
+        else:
+            raise UserError(f"{self._name} cannot be scored: {why}") from None
 
 
-def head_candidates(model: Any) -> Iterator[Head]:
-    """Heads this model may have, by the names that configurations use for scales and soft-caps."""
-    layer = model.get_output_embeddings()
-    weight = getattr(layer, "weight", None)
-    if weight is None or weight.dim() != 2:
-        return
-    config = getattr(model.config, "text_config", None) or model.config
-    softcap = getattr(config, "final_logit_softcapping", None)
-    scales: list[float | None] = [None]
-    if getattr(config, "logit_scale", None):
-        scales.append(float(config.logit_scale))
-    if getattr(config, "logits_scaling", None):
-        scales.append(1.0 / float(config.logits_scaling))
-    for scale in reversed(scales):
-        yield Head(weight, getattr(layer, "bias", None), scale, softcap)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """CUDA has its own exception; the CPU allocator's is a RuntimeError that only its words tell apart."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        word in str(error) for word in words
-    )
+def summed(targets: Targets, sequences: int) -> SequenceScores:
+    """Targets to sequences: those without any have loglik 0 and greedy True."""
+    loglik, greedy = np.zeros(sequences), np.ones(sequences, dtype=bool)
+    np.add.at(loglik, targets.sequence_T, targets.logprob_T.astype(np.float64))
+    greedy[targets.sequence_T[~targets.greedy_T]] = False
+    return SequenceScores(loglik, greedy)

@@ -1,8 +1,10 @@
 """Attention over a packed token trie, through the attention interface of transformers.
 
 The model's linear layers see one flat row of N tokens; here each block of BLOCK query tokens gathers its keys (the ancestors
-of its first token, then itself) and runs as one entry of a batched scaled-dot-product attention. Sliding windows are measured
-in positions along a token's own path; soft-capped attention (Gemma 2) takes the plain formula, which no fused CPU kernel has.
+of its first token, then itself) and runs as one entry of a batched scaled-dot-product attention. Which of its ancestors a
+token attends to is the model's own rule (causal, sliding window, chunks): transformers gives it as a function of two
+positions, and it is asked about positions along the token's own path. Soft-caps (Gemma 2) and sinks (gpt-oss) take the plain
+formula, which no fused CPU kernel has.
 
 Dims: N tokens, B blocks of a bucket, Q tokens of a block, K keys of a block, H heads, d head width.
 """
@@ -10,6 +12,7 @@ Dims: N tokens, B blocks of a bucket, Q tokens of a block, K keys of a block, H 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evalengine import packing
+
+Rule = Callable[..., Tensor]  # (batch, head, query position, key position) -> whether the key is seen
 
 
 class DeviceBatch(NamedTuple):
@@ -37,36 +42,54 @@ class TreeAttention:
     _instances = itertools.count()
 
     def __init__(self) -> None:
-        self.name = (
-            f"evalengine_tree_{next(self._instances)}"  # the registry is global, a backend's batches are not
-        )
+        from transformers import AttentionInterface, AttentionMaskInterface
+
+        # The registry is global, a backend's batches are not.
+        self.name = f"evalengine_tree_{next(self._instances)}"
+        AttentionInterface.register(self.name, self)
+        AttentionMaskInterface.register(self.name, self.mask)
         self.running: DeviceBatch | None = None
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # layer -> keys and values of the kept prefix
-        self._masks: dict[tuple[int | None, int], list[Tensor]] = {}
+        self.kept: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # number of the call -> keys and values of the kept prefix
+        self._calls = 0  # of this forward: one for each attention layer
+        self._rules: dict[int, tuple[Tensor, Rule]] = {}
+        self._masks: dict[tuple[int, int], list[Tensor]] = {}
 
     def start(self, batch: DeviceBatch) -> None:
-        self.running = batch
+        self.running, self._calls = batch, 0
+        self._rules.clear()
         self._masks.clear()
         if not batch.batch.prefix:
             self.kept.clear()
 
-    def masks(self, window: int | None, group: int) -> list[Tensor]:
-        """Additive masks (B, 1, group * Q, K) of the running batch's buckets, for layers of that sliding window."""
+    def mask(self, *, mask_function: Rule, device: torch.device, **_: Any) -> Tensor:
+        """transformers asks for a mask: a tensor that only stands for the rule, until the attention layer gets it."""
+        handle = torch.zeros(1, 1, 1, 1, device=device)
+        self._rules[id(handle)] = (handle, mask_function)
+        return handle
+
+    def masks(self, handle: Tensor | None, group: int) -> list[Tensor]:
+        """Additive masks (B, 1, group * Q, K) of the running batch's buckets under one of the model's rules."""
+        from transformers.masking_utils import causal_mask_function
+
         assert self.running is not None
-        batch = self.running.batch
-        if window is not None and int(batch.position_N.max()) < window:
-            window = None
-        if (window, group) not in self._masks:
+        if handle is not None and id(handle) not in self._rules:
+            raise NotImplementedError("it makes attention masks of its own")
+        rule = causal_mask_function if handle is None else self._rules[id(handle)][1]
+        key = (0 if handle is None else id(handle), group)
+        if key not in self._masks:
             position_N, made = self.running.position_1N[0], []
+            zero = position_N.new_zeros(())
             for blocks, _, mask_B1QK, key_position_BK in self.running.buckets:
-                if window is not None:
-                    query_BQ = position_N.view(-1, batch.block)
+                if rule is not causal_mask_function:
+                    query_BQ = position_N.view(-1, self.running.batch.block)
                     query_BQ = query_BQ if blocks is None else query_BQ[blocks]
-                    far = query_BQ[:, None, :, None] - key_position_BK[:, None, None, :] >= window
-                    mask_B1QK = mask_B1QK.masked_fill(far, float("-inf"))
+                    seen_BQK = rule(zero, zero, query_BQ[:, :, None], key_position_BK[:, None, :])
+                    mask_B1QK = mask_B1QK.masked_fill(~seen_BQK.unsqueeze(1), float("-inf"))
                 made.append(mask_B1QK.repeat(1, 1, group, 1) if group > 1 else mask_B1QK)
-            self._masks[window, group] = made
-        return self._masks[window, group]
+            self._masks[key] = made
+        return self._masks[key]
 
     def __call__(
         self,
@@ -77,20 +100,19 @@ class TreeAttention:
         attention_mask: Tensor | None = None,
         scaling: float | None = None,
         dropout: float = 0.0,
-        sliding_window: int | None = None,
         softcap: float | None = None,
+        s_aux: Tensor | None = None,  # (H,): a sink's logit for each head
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        unknown = [k for k in ("position_bias", "s_aux", "alibi") if kwargs.get(k) is not None]
-        if unknown or self.running is None:
-            raise NotImplementedError(f"attention with {unknown}")
+        if self.running is None:
+            raise NotImplementedError("no batch is running")
         batch = self.running.batch
-        layer = int(getattr(module, "layer_idx", -1))
+        call, self._calls = self._calls, self._calls + 1
         key_NHd, value_NHd = key[0].transpose(0, 1), value[0].transpose(0, 1)
         if batch.is_prefix:
-            self.kept[layer] = (key_NHd[: batch.tokens].clone(), value_NHd[: batch.tokens].clone())
+            self.kept[call] = (key_NHd[: batch.tokens].clone(), value_NHd[: batch.tokens].clone())
         elif batch.prefix:
-            kept_key, kept_value = self.kept[layer]
+            kept_key, kept_value = self.kept[call]
             key_NHd, value_NHd = torch.cat([kept_key, key_NHd]), torch.cat([kept_value, value_NHd])
         query_BQHd = query[0].transpose(0, 1).unflatten(0, (-1, batch.block))
         out_BQHd = query.new_empty(*query_BQHd.shape[:3], value.shape[-1])
@@ -98,17 +120,20 @@ class TreeAttention:
         # with a mask only PyTorch's slow one does on a GPU.
         group = query.shape[1] // key.shape[1]
         for (blocks, key_BK, _, _), mask in zip(
-            self.running.buckets, self.masks(sliding_window, group), strict=True
+            self.running.buckets, self.masks(attention_mask, group), strict=True
         ):
             q = (query_BQHd if blocks is None else query_BQHd[blocks]).transpose(1, 2)
             q = q.unflatten(1, (-1, group)).flatten(2, 3) if group > 1 else q
             shape = (*key_BK.shape, key.shape[1], -1)
             k = key_NHd.index_select(0, key_BK.view(-1)).view(shape).transpose(1, 2)
             v = value_NHd.index_select(0, key_BK.view(-1)).view(shape).transpose(1, 2)
-            if softcap is None:
+            if softcap is None and s_aux is None:
                 o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
             else:
-                o = capped_attention(q, k, v, mask, scaling, softcap)
+                sink = (
+                    None if s_aux is None else s_aux.view(key.shape[1], group, 1).expand(-1, -1, batch.block)
+                )
+                o = plain_attention(q, k, v, mask, scaling, softcap, sink)
             o = o.unflatten(2, (group, -1)).flatten(1, 2) if group > 1 else o
             if blocks is None:
                 out_BQHd = o.transpose(1, 2)
@@ -117,13 +142,28 @@ class TreeAttention:
         return out_BQHd.flatten(0, 1).unsqueeze(0), None
 
 
-def capped_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None, softcap: float
+def plain_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    scaling: float | None,
+    softcap: float | None,
+    sink: Tensor | None,
 ) -> Tensor:
-    """softmax(softcap * tanh(q k / softcap) + mask) v: Gemma 2's attention, which no fused CPU kernel has."""
+    """softmax([softcap * tanh(q k / softcap) + mask, sink]) [v, 0]: what fused kernels lack.
+
+    `sink` (key heads, group, Q) is a logit that takes mass and gives no value.
+    """
     scores = q @ k.transpose(2, 3) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
-    scores = softcap * torch.tanh(scores / softcap) + mask
-    return F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype) @ v
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores + mask
+    if sink is None:
+        return F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype) @ v
+    column = sink.flatten(1, 2)[None, :, :, None].expand(len(q), -1, -1, 1).to(scores.dtype)
+    share = F.softmax(torch.cat([scores, column], -1), dim=-1, dtype=torch.float32)[..., :-1]
+    return share.to(q.dtype) @ v
 
 
 def moved(array: np.ndarray, device: torch.device) -> Tensor:

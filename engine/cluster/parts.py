@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 PART_TOKENS = 200_000  # tokens of a plan for each part: about a minute of a 7M model on two cores
 
 
-class PartTooLarge(Exception):
-    """Memory ran out in a part: the whole must be scored in smaller batches by one worker."""
+class PartFailed(Exception):
+    """Memory ran out in a part, or the model does not run packed: one worker must score the whole, its own way."""
 
 
 def count(tokens: int, backend: str) -> int:
@@ -60,21 +60,19 @@ def score_part(
     parts: int,
     progress: Callable[[float], None] | None = None,
 ) -> Any:
-    """Scores of the sequences in this part; the others have loglik 0 and greedy True. Raises PartTooLarge.
+    """Scores of the sequences in this part; the others have loglik 0 and greedy True. Raises PartFailed.
 
     A model that cannot share prefixes has its order of batches from one pass over all: its first part is the whole.
     """
-    from evalengine.torch_backend import HEAD_ROWS, out_of_memory
+    from evalengine.forward import HEAD_ROWS
 
-    if not backend.shares_prefixes:
+    if not backend.packs(sequences):
         return backend.score(sequences, progress) if part == 0 else backend.score_batches(sequences, [])
     batches = part_of(backend.batches(sequences), part, parts, HEAD_ROWS)
     try:
         return backend.score_batches(sequences, batches, progress)
-    except (MemoryError, RuntimeError) as error:
-        if out_of_memory(error):
-            raise PartTooLarge from None
-        raise
+    except Exception as error:
+        raise PartFailed from error
 
 
 def merge(loglik: list[np.ndarray], greedy: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

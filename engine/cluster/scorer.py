@@ -146,8 +146,8 @@ class Scorer:
         if work.parts > 1:
             try:
                 scores = parts.score_part(self._backend, encoded.sequences, work.part, work.parts)
-            except parts.PartTooLarge:
-                return Failure("whole", "memory ran out")
+            except parts.PartFailed:
+                return Failure("whole", "a part of it failed")
         else:
             scores = runner.scores_of(self._backend, encoded, work.benchmark)
         seconds = time.monotonic() - started

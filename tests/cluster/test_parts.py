@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tiny_models
-from evalengine import plans, torch_backend
+from evalengine import forward, plans
 from evalengine.benchmarks import load_items, resolve
 from evalengine.checkpoints import discover
 from evalengine.cluster import parts
@@ -25,7 +25,7 @@ def test_parts_have_the_bits_of_the_whole(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch_backend, "HEAD_ROWS", 64)
+    monkeypatch.setattr(forward, "HEAD_ROWS", 64)
     path = tiny_models.save(tmp_path / "m-a-pt", architecture, window=2048)
     (checkpoint,) = discover([path])
     backend = TorchBackend(device="cpu", batch_tokens=256)

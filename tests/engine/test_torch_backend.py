@@ -64,7 +64,7 @@ def test_scores_equal_transformers_in_float64(architecture: str, tmp_path: Path)
     path = tiny_models.save(tmp_path / "m", architecture)
     sequences = shared_sequences(300)
     backend = backend_for(path, batch_tokens=200)
-    assert backend._tree == (architecture in TREE)
+    assert backend.packs(sequences) == (architecture in TREE)
     assert bool(backend.notes) == (architecture in PLAIN), "a model that falls back says so"
     scores = backend.score(sequences)
     loglik, greedy = truth(path, sequences)
@@ -84,11 +84,12 @@ def test_scores_equal_transformers_in_float64(architecture: str, tmp_path: Path)
 def test_the_last_layer_runs_on_scored_rows(architecture: str, parts: int, tmp_path: Path) -> None:
     """The values are test_scores_equal_transformers_in_float64's; here, that fewer rows are computed."""
     backend = backend_for(tiny_models.save(tmp_path / "m", architecture))
-    assert backend._last is not None and len(backend._last.narrowed) == parts
+    last = backend.forward.last_layer
+    assert last is not None and len(last.narrowed) == parts
     sequences = shared_sequences(300)
     (batch,) = packing.pack(sequences, backend.batch_tokens)
     assert len(batch.row_R) < len(batch.token_N)
-    narrowed = backend._last.narrowed
+    narrowed = last.narrowed
     inner = [m for part in narrowed for m in part.modules() if m not in narrowed and hasattr(m, "weight")]
     assert bool(inner) == (architecture != "opt"), "OPT's feed-forward block is no module of its own"
     seen: set[int] = set()
@@ -96,7 +97,7 @@ def test_the_last_layer_runs_on_scored_rows(architecture: str, parts: int, tmp_p
         module.register_forward_pre_hook(lambda _, args: seen.add(args[0].shape[-2]))
     backend.score(sequences)
     assert seen == ({len(batch.row_R)} if inner else set())
-    backend._last.release()
+    last.release()
     assert not any("forward" in vars(m) for m in backend.model.modules())
 
 
@@ -113,7 +114,7 @@ def test_the_head_that_a_model_keeps_to_itself_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tiny_models.save(tmp_path / "m", "llama")
-    monkeypatch.setattr("evalengine.torch_backend.head_candidates", lambda model: iter(()))
+    monkeypatch.setattr("evalengine.proof.head_candidates", lambda model: [])
     sequences = shared_sequences(300)
     backend = backend_for(path)
     assert "output layer" in backend.notes[0]
@@ -192,7 +193,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path, monkeypatch:
         return forward(input_ids=input_ids, **kwargs)
 
     monkeypatch.setattr(backend.model.base_model, "forward", small_machine)
-    backend._packed.clear()
+    backend._batches.clear()
     np.testing.assert_allclose(backend.score(sequences).loglik, expected, atol=1e-4)
     assert backend.batch_tokens == 200
     assert "ran out of memory" in backend.notes[-1]

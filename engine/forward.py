@@ -1,0 +1,266 @@
+"""The ways to run a model over sequences: as packed token tries, as padded rows, or each length by itself.
+
+All end in the log-probability of every target. `alone` with the model's own output layer is by construction a plain forward of
+each sequence (rows of one length need no padding and no mask); whether the others equal it for a model is not decided here
+(proof.py does).
+
+Dims: N tokens, R scored rows, D hidden, V vocabulary, T targets, B sequences of a batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evalengine import packing
+from evalengine.encoding import Sequences
+from evalengine.kernels import logits_logprobs, target_logprobs
+from evalengine.last_layer import LastLayer
+from evalengine.tree_attention import TreeAttention, moved, on_device
+
+HEAD_ROWS = 1024  # scored rows gathered before the head runs: its weights are read once for all of them
+PLAIN_LOGITS = 64 << 20  # bytes of logits held at once where a model insists on its own output layer
+
+Progress = Callable[[float], None]
+
+
+class Head(NamedTuple):
+    """The output layer: logits = softcap * tanh(scale * (h @ weight.T + bias) / softcap)."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    scale: float | None
+    softcap: float | None
+
+
+class Rows(NamedTuple):
+    """Scored rows of one forward: hidden states (or logits), and the (row, token, sequence) of each target."""
+
+    state_RD: Tensor
+    row_T: np.ndarray
+    token_T: np.ndarray
+    sequence_T: np.ndarray
+
+
+class Targets(NamedTuple):
+    """Every target of some sequences: whose it is, its log-probability in nats, and whether it was the argmax.
+
+    The targets of one sequence stand in their order; the sequences stand in the order in which they ran.
+    """
+
+    sequence_T: np.ndarray  # int32
+    logprob_T: np.ndarray  # float32
+    greedy_T: np.ndarray  # bool
+
+
+class Forward:
+    """A module and how it runs. `head` None: the model's own output layer, on the logits of whole sequences."""
+
+    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype) -> None:
+        self.model, self.device, self.dtype = model, device, dtype
+        self.attention = TreeAttention()
+        self.head: Head | None = None
+        self.last_layer: LastLayer | None = (
+            None  # runs the last decoder layer of packed batches on scored rows alone
+        )
+        self._own_attention = model.config._attn_implementation
+        known = inspect.signature(model.forward).parameters
+        self._takes = set(known)
+        self._takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
+
+    # --- the ways
+
+    def alone(self, sequences: Sequences, batch_tokens: int, progress: Progress | None = None) -> Targets:
+        """Rows of one length together, the shortest first: nothing that depends on a batch's longest row can differ."""
+        return self._plain(sequences, batch_tokens, False, progress)
+
+    def padded(self, sequences: Sequences, batch_tokens: int, progress: Progress | None = None) -> Targets:
+        """Rows padded on the right to the longest of their batch; a causal model's earlier tokens cannot see that."""
+        return self._plain(sequences, batch_tokens, True, progress)
+
+    @torch.inference_mode()
+    def packed(self, batches: list[packing.Batch], progress: Progress | None = None) -> Targets:
+        """Token tries. Needs a head. Raises what the model's own code raises where it cannot run so."""
+        self._attend_with(self.attention.name)
+        return self._score(self._tree_rows(batches, progress))
+
+    def _plain(
+        self, sequences: Sequences, batch_tokens: int, pad: bool, progress: Progress | None
+    ) -> Targets:
+        with torch.inference_mode():
+            self._attend_with(self._own_attention)
+            return self._score(self._plain_rows(sequences, batch_tokens, pad, progress))
+
+    def reset(self) -> None:
+        """One token by itself: rotary embeddings that grew with a long sequence go back to their beginning."""
+        self.alone(Sequences(np.zeros(2, np.int32), np.array([0, 2]), np.ones(1, np.int32)), 1)
+
+    def _attend_with(self, name: str | None) -> None:
+        if name is not None and self.model.config._attn_implementation != name:
+            self.model.set_attn_implementation(name)
+
+    # --- rows
+
+    def _tree_rows(self, batches: list[packing.Batch], progress: Progress | None) -> Iterator[Rows]:
+        if not (self._takes_any or {"position_ids", "attention_mask"} <= self._takes):
+            raise NotImplementedError("it takes no positions")
+        for batch in batches:
+            on = on_device(batch, self.device, self.dtype)
+            self.attention.start(on)
+            row_R = moved(batch.row_R, self.device)
+            if self.last_layer is not None:
+                # A kept prefix scores nothing, but its forward must not be empty.
+                self.last_layer.rows = row_R if len(row_R) else row_R.new_zeros(1)
+            hidden_ND = self._hidden(
+                input_ids=on.token_1N,
+                position_ids=on.position_1N,
+                attention_mask=torch.ones_like(
+                    on.token_1N
+                ),  # else transformers looks for borders in the positions
+            )[0]
+            if not batch.is_prefix:
+                yield Rows(
+                    hidden_ND[row_R], batch.target_row_T, batch.target_token_T, batch.target_sequence_T
+                )
+            if progress:
+                progress(len(np.unique(batch.target_sequence_T)))
+
+    def _plain_rows(
+        self, sequences: Sequences, batch_tokens: int, pad: bool, progress: Progress | None
+    ) -> Iterator[Rows]:
+        if self.last_layer is not None:
+            self.last_layer.rows = None
+        lengths = np.diff(sequences.offset) - 1
+        order = np.argsort(-lengths if pad else lengths, kind="stable")
+        vocabulary = embedding_rows(self.model)
+        at = 0
+        while at < len(order):
+            longest = int(lengths[order[at]])
+            size = max(1, batch_tokens // longest)
+            if self.head is None:
+                size = max(1, min(size, PLAIN_LOGITS // (4 * longest * vocabulary)))
+            if not pad:
+                size = min(size, int((lengths[order[at:]] == longest).sum()))
+            members = order[at : at + size]
+            token_BN = torch.zeros(len(members), longest, dtype=torch.long)
+            for b, s in enumerate(members):
+                token_BN[b, : lengths[s]] = torch.from_numpy(sequences.tokens(s)[:-1].astype(np.int64))
+            token_BN = token_BN.to(self.device)
+            states = self._logits(token_BN) if self.head is None else self._hidden(input_ids=token_BN)
+            rows, targets, owners = [], [], []
+            for b, s in enumerate(members):
+                ids, start = sequences.tokens(s), int(sequences.start[s])
+                rows.append(b * longest + np.arange(start - 1, len(ids) - 1))
+                targets.append(ids[start:])
+                owners.append(np.full(len(ids) - start, s, dtype=np.int32))
+            row_T = np.concatenate(rows)
+            state_RD = states.flatten(0, 1)[torch.from_numpy(row_T).to(self.device)]
+            yield Rows(state_RD, np.arange(len(row_T)), np.concatenate(targets), np.concatenate(owners))
+            if progress:
+                progress(len(members))
+            at += size
+
+    def _logits(self, token_BN: Tensor) -> Tensor:
+        out = self.model(input_ids=token_BN, **self._without_cache())
+        return out.logits if hasattr(out, "logits") else out[0]
+
+    def _hidden(self, **inputs: Any) -> Tensor:
+        """What reaches the model's output layer, (B, N, D): the forward ends there."""
+        layer = self.model.get_output_embeddings()
+
+        def stop(_: Any, args: tuple[Tensor, ...]) -> NoReturn:
+            raise _Reached(args[0])
+
+        handle = layer.register_forward_pre_hook(stop)
+        try:
+            self.model(**inputs, **self._without_cache())
+        except _Reached as reached:
+            hidden: Tensor = reached.hidden
+            return hidden
+        finally:
+            handle.remove()
+        raise NotImplementedError("its output layer is not called")
+
+    def _without_cache(self) -> dict[str, bool]:
+        return {"use_cache": False} if "use_cache" in self._takes else {}
+
+    # --- the head
+
+    def _score(self, rows: Iterator[Rows]) -> Targets:
+        """Runs the head over rows as they come, HEAD_ROWS at a time."""
+        waiting: list[Rows] = []
+        owners: list[np.ndarray] = []
+        results: list[tuple[Tensor, Tensor]] = []  # read at the end: a GPU is not waited for between batches
+
+        def flush() -> None:
+            if not waiting:
+                return
+            base = np.cumsum([0] + [len(r.state_RD) for r in waiting])
+            state = torch.cat([r.state_RD for r in waiting]) if len(waiting) > 1 else waiting[0].state_RD
+            row_T = np.concatenate([r.row_T + b for r, b in zip(waiting, base, strict=False)])
+            token_T = np.concatenate([r.token_T for r in waiting])
+            owners.extend(r.sequence_T for r in waiting)
+            results.append(self._head(state, row_T, token_T))
+            waiting.clear()
+
+        for chunk in rows:
+            waiting.append(chunk)
+            if sum(len(r.state_RD) for r in waiting) >= HEAD_ROWS or self.head is None:
+                flush()
+        flush()
+        if not results:
+            return Targets(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, bool))
+        logprob_T, greedy_T = (torch.cat(parts).cpu().numpy() for parts in zip(*results, strict=True))
+        return Targets(np.concatenate(owners), logprob_T, greedy_T)
+
+    def _head(self, state: Tensor, row_T: np.ndarray, token_T: np.ndarray) -> tuple[Tensor, Tensor]:
+        row, token = torch.from_numpy(row_T), torch.from_numpy(token_T)  # checked here, moved by the kernel
+        if self.head is None:
+            out = logits_logprobs(state, row, token)
+        else:
+            weight_VD, bias_V, scale, softcap = self.head
+            state = state.to(weight_VD.dtype)  # some keep the residual stream in float32
+            out = target_logprobs(state, weight_VD, row, token, bias_V=bias_V, softcap=softcap, scale=scale)
+        return out.logprob_T, out.greedy_T
+
+
+class _Reached(Exception):
+    """The forward has reached the output layer."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+def head_candidates(model: Any) -> list[Head]:
+    """Heads this model may have, by the names that configurations use for scales and soft-caps; none if it has no layer."""
+    layer = model.get_output_embeddings()
+    weight = getattr(layer, "weight", None)
+    if weight is None or weight.dim() != 2:
+        return []
+    config = model.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    scales: list[float | None] = [None]
+    for name, inverse in (("logit_scale", False), ("lm_head_multiplier", False), ("logits_scaling", True)):
+        value = getattr(config, name, None)
+        if isinstance(value, int | float) and value:
+            scales.append(1.0 / value if inverse else float(value))
+    bias = getattr(layer, "bias", None)
+    return [Head(weight, bias, scale, softcap) for scale in reversed(scales)]
+
+
+def embedding_rows(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """CUDA has its own exception; the CPU allocator's is a RuntimeError that only its words tell apart."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        word in str(error) for word in words
+    )

@@ -1,0 +1,218 @@
+"""Which fast ways compute what a model computes: tried once for a configuration, on a twin with weights of our own.
+
+Packing, padding, the narrowed last layer and the fused output layer are exact for most architectures and wrong for some
+(recurrent states, ALiBi, rotary factors that depend on the longest row, windows made outside the attention interface). That is a
+property of the architecture and its configuration, never of a checkpoint's weights or dtype. So each way is run on the twin
+(twin.py) over sequences that reach the longest length to come, share beginnings at all depths and stand beside longer
+neighbours, and is compared with a plain forward of each sequence by itself, token by token. Where a way holds only up to
+some length, that length is found among the numbers in the configuration.
+
+Cost: about half a second for each configuration and power of two of the longest sequence.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from evalengine import packing, twin
+from evalengine.encoding import Sequences
+from evalengine.errors import UserError
+from evalengine.forward import Forward, Targets, embedding_rows, head_candidates
+from evalengine.last_layer import LastLayer
+from evalengine.pretrained import first_line
+
+CLOSE = 1e-4  # nats a token, in float32
+SHORTEST = 12  # tokens fed: what no way gets right at this length it never gets right
+FIRST = 512  # tokens fed that the first proof covers; later ones double
+
+
+class Proof(NamedTuple):
+    """What was found for sequences of up to `length` tokens fed, in packed batches of up to `tokens`."""
+
+    length: int
+    tokens: int
+    packed: int = 0  # tokens fed up to which packed tries are exact; 0: never
+    padded: int = 0  # the same of padded rows
+    head: int | None = None  # which of the model's head candidates is exact; None: only its own output layer
+    last_layer: bool = False  # the last layer may run on scored rows alone
+    why_not_packed: str = ""
+    why_own_head: str = ""
+
+
+def prove(config: Any, length: int, tokens: int, trust_remote_code: bool = False) -> Proof:
+    """Tries every way of running a configuration. Raises UserError where the model is not causal."""
+    found = Proof(length, tokens)
+    try:
+        trial = Trial(twin.make(config, trust_remote_code))
+        trial.truth(SHORTEST)
+    except Exception as error:
+        reason = f"its small copy does not run ({first_line(error)})"
+        return found._replace(why_not_packed=reason, why_own_head=reason)
+    if not trial.is_causal():
+        raise UserError(
+            "its tokens attend to the right (it is no causal language model), so it would see the answers it scores"
+        )
+    lengths = twin.lengths(config, length)
+    head, why_own_head = trial.head()
+    found = found._replace(head=head, why_own_head=why_own_head)
+    if head is None:
+        found = found._replace(why_not_packed="its output layer is its own")
+    else:
+        found = found._replace(packed=reach(lambda n: trial.packed(n, tokens), length, lengths))
+        if found.packed:
+            trial.forward.last_layer = LastLayer(trial.forward.model)
+            found = found._replace(last_layer=trial.packed(found.packed, tokens))
+        else:
+            found = found._replace(why_not_packed=trial.why)
+    if found.packed < length:
+        found = found._replace(padded=reach(trial.padded, length, lengths))
+    return found
+
+
+class Trial:
+    """A twin and its plain forwards: each sequence by itself, through the model's own output layer."""
+
+    def __init__(self, model: Any) -> None:
+        self.forward = Forward(model, torch.device("cpu"), torch.float32)
+        self.vocabulary = min(embedding_rows(model), twin.VOCABULARY)
+        self.why = "its scores differ when sequences share a prefix"
+        self._truths: dict[tuple[int, int], Targets] = {}
+
+    def truth(self, length: int, shared: int = 0) -> Targets:
+        """The targets of `tree(length, shared)`."""
+        if (length, shared) not in self._truths:
+            head, self.forward.head = self.forward.head, None
+            try:
+                self._truths[length, shared] = self._alone(self.tree(length, shared))
+            finally:
+                self.forward.head = head
+        return self._truths[length, shared]
+
+    def is_causal(self) -> bool:
+        """Whether the logits of a row stay what they are when a later token changes."""
+        ids = self.tree(SHORTEST).tokens(0)
+        other = ids.copy()
+        other[-2] = ids[-2] % (self.vocabulary - 1) + 1
+        first, second = (self._alone(sequences_of([t], [1])).logprob_T[:-2] for t in (ids, other))
+        return bool(np.all(np.abs(first - second) <= CLOSE))
+
+    def head(self) -> tuple[int | None, str]:
+        """The first candidate that gives the model's own log-probabilities, which is then used; else why there is none."""
+        why = "it is none of the known forms"
+        for i, head in enumerate(head_candidates(self.forward.model)):
+            self.forward.head = head
+            try:
+                if gap(self._alone(self.tree(SHORTEST)), self.truth(SHORTEST)) <= CLOSE:
+                    return i, ""
+            except Exception as error:
+                why = first_line(error)
+        self.forward.head = None
+        return None, why
+
+    def packed(self, length: int, tokens: int) -> bool:
+        """Whether packed tries are exact up to `length`: in one batch of `tokens`, and behind a prefix that is kept."""
+        cases = [(0, fill(self.tree(length), tokens, self.vocabulary))]
+        if length > 2 * packing.SHARED_PREFIX:
+            cases.append((length // 2, self.tree(length, length // 2)))
+        try:
+            for shared, sequences in cases:
+                self.forward.reset()
+                targets = self.forward.packed(list(packing.pack(sequences, len(sequences.token_S))))
+                if gap(targets, self.truth(length, shared)) > CLOSE:
+                    return False
+        except Exception as error:  # whatever a model's own code makes of such a batch
+            self.why = first_line(error)
+            return False
+        return True
+
+    def padded(self, length: int) -> bool:
+        """Whether rows padded to the longest of them are exact up to `length`."""
+        sequences = self.tree(length)
+        try:
+            self.forward.reset()
+            targets = self.forward.padded(sequences, len(sequences) * length)
+            return gap(targets, self.truth(length)) <= CLOSE
+        except Exception:
+            return False
+
+    def tree(self, length: int, shared: int = 0) -> Sequences:
+        return tree(length, self.vocabulary, shared)
+
+    def _alone(self, sequences: Sequences) -> Targets:
+        self.forward.reset()
+        return self.forward.alone(sequences, 1)
+
+
+def reach(holds: Callable[[int], bool], length: int, lengths: list[int]) -> int:
+    """The greatest of `lengths` and `length` up to which something holds; 0 for none. What holds at one holds below it."""
+    if not holds(min(SHORTEST, length)):
+        return 0
+    if holds(length):
+        return length
+    below = [n for n in lengths if SHORTEST < n < length]
+    at = bisect.bisect_left(below, True, key=lambda n: not holds(n))
+    return below[at - 1] if at else SHORTEST
+
+
+def gap(found: Targets, truth: Targets) -> float:
+    """The largest difference of a token's log-probability, in nats; infinite for NaN. What `truth` lacks are fillers."""
+    mine = found.sequence_T <= truth.sequence_T.max()
+    owner_T, logprob_T = found.sequence_T[mine], found.logprob_T[mine]
+    a = logprob_T[np.argsort(owner_T, kind="stable")]
+    b = truth.logprob_T[np.argsort(truth.sequence_T, kind="stable")]
+    return float(np.nan_to_num(np.abs(a - b), nan=np.inf).max())
+
+
+# --- sequences to try things on
+
+
+def tree(length: int, vocabulary: int, shared: int = 0) -> Sequences:
+    """Sequences of at most `length` tokens fed: one that long, branches of it at all depths, and short ones.
+
+    All begin with the same `shared` tokens; every token behind them is a target.
+    """
+    rng = np.random.default_rng(length)
+
+    def draw(n: int) -> np.ndarray:
+        return rng.integers(1, vocabulary, size=n).astype(np.int32)
+
+    longest = draw(length + 1)
+    lists = [longest]
+    for depth in sorted({1, 2, 5, length // 4, length // 2, 3 * length // 4, length - 3}):
+        if max(shared, 1) <= depth < length:
+            lists.append(np.concatenate([longest[:depth], draw(min(6, length + 1 - depth))]))
+    for size in (2, 3, 7, 13, 31):
+        if shared + size <= length + 1:
+            lists.append(np.concatenate([longest[:shared], draw(size)]))
+    return sequences_of(lists, [max(1, shared)] * len(lists))
+
+
+def branches(length: int, vocabulary: int) -> Sequences:
+    """Three sequences of `length` tokens fed that part after a third and two thirds; a plain forward takes them together."""
+    rng = np.random.default_rng(length)
+    first = rng.integers(1, vocabulary, size=length + 1).astype(np.int32)
+    lists = [first]
+    for depth in (length // 3, 2 * length // 3):
+        rest = rng.integers(1, vocabulary, size=length + 1 - depth).astype(np.int32)
+        lists.append(np.concatenate([first[:depth], rest]))
+    return sequences_of(lists, [1, 1, 1])
+
+
+def fill(sequences: Sequences, tokens: int, vocabulary: int) -> Sequences:
+    """The sequences, and behind them as many others of up to 60 tokens fed, with one target each, as make `tokens` in all."""
+    rng = np.random.default_rng(tokens)
+    lists = [sequences.tokens(s) for s in range(len(sequences))]
+    size = min(61, max(map(len, lists)))
+    more = max(0, tokens - len(sequences.token_S)) // size
+    fillers = rng.integers(1, vocabulary, size=(more, size)).astype(np.int32)
+    return sequences_of([*lists, *fillers], [*sequences.start, *[size - 1] * more])
+
+
+def sequences_of(lists: list[np.ndarray], starts: list[int]) -> Sequences:
+    offset = np.concatenate([[0], np.cumsum([len(t) for t in lists])]).astype(np.int64)
+    return Sequences(np.concatenate(lists), offset, np.asarray(starts, np.int32))

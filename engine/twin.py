@@ -1,0 +1,180 @@
+"""A model's small twin: the same architecture and configuration, narrow, with random weights, in float32 on the CPU.
+
+Whether a fast path computes what a model computes does not depend on its weights, so it can be tried on weights that make
+every difference large. The twin keeps whatever decides the arithmetic (layer types, windows, rotary factors, head width, the
+number of layers); only widths, the vocabulary and the number of experts shrink, and only where the module can still be built.
+
+Cost: about 10 ms a layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+VOCABULARY = 320
+WIDTH = 64
+GAIN = 1.5  # of a matrix: activations grow a little, logits differ by nats
+LARGEST = 200_000_000  # parameters: a twin that does not shrink below is not made
+
+
+def make(config: Any, trust_remote_code: bool = False) -> Any:
+    """The twin of a configuration. Raises what building it raises, ValueError where it stays too large."""
+    from transformers import AutoModelForCausalLM
+
+    failed: Exception | None = None
+    for shrink in (_narrow, _square, _thin, _few_tokens):
+        try:
+            small = shrink(copy.deepcopy(config))
+            with torch.device("meta"):
+                shape = _module(AutoModelForCausalLM, small, trust_remote_code)
+            size = sum(p.numel() for p in shape.parameters())
+            if size > LARGEST:
+                raise ValueError(f"its small copy has {size / 1e6:.0f}M parameters")
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model = _module(AutoModelForCausalLM, small, trust_remote_code)
+                _randomise(model)
+                model(input_ids=torch.zeros(1, 3, dtype=torch.long))
+        except Exception as error:  # whatever a model's own code makes of such widths
+            failed = failed or error
+            continue
+        return model
+    assert failed is not None
+    raise failed
+
+
+def lengths(config: Any, longest: int) -> list[int]:
+    """Every whole number in a configuration that may be a length at which its arithmetic changes: 8 to longest - 1, sorted."""
+    return sorted({n for n in _numbers(config.to_dict()) if 8 <= n < longest})
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from _numbers(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _numbers(inner)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield value
+
+
+def _module(auto: Any, config: Any, trust_remote_code: bool) -> Any:
+    # Some versions of transformers pick an attention that drops this soft-cap without a word.
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    attention = {"attn_implementation": "eager"} if capped else {}
+    model = auto.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code, **attention)
+    return model.requires_grad_(False).eval()
+
+
+def _few_tokens(config: Any) -> Any:
+    for part in _parts(config):
+        part.quantization_config = None
+        for name in ("vocab_size", "vocab_size_per_layer_input"):
+            if (_whole(part, name) or 0) > VOCABULARY:
+                setattr(part, name, VOCABULARY)
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            if (_whole(part, name) or 0) >= VOCABULARY:
+                setattr(part, name, 0)
+    return config
+
+
+def _thin(config: Any) -> Any:
+    """Narrow feed-forward blocks, few experts, short towers beside the text model."""
+    _few_tokens(config)
+    text = config.get_text_config()
+    for part in _parts(config):
+        for name in dir(part):
+            if _is_width(name) and (_whole(part, name) or 0) > WIDTH:
+                setattr(part, name, WIDTH)
+        for name in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"):
+            experts, groups = _whole(part, name), _whole(part, "n_group") or 1
+            chosen = _whole(part, "num_experts_per_tok") or _whole(part, "moe_topk") or 1
+            if experts:
+                setattr(part, name, min(experts, max(8, 4 * groups, 2 * chosen)))
+        if part is not text and part is not config:
+            for name in ("num_hidden_layers", "num_layers", "depth", "encoder_layers"):
+                if _whole(part, name):
+                    setattr(part, name, min(getattr(part, name), 2))
+    return config
+
+
+def _narrow(config: Any, square: bool = False) -> Any:
+    """Fewer heads of the same width, still grouped if they were, and a small hidden size; `square`: heads x head width."""
+    _thin(config)
+    text = config.get_text_config()
+    heads, width = text.num_attention_heads, text.hidden_size
+    keys = _whole(text, "num_key_value_heads")
+    if heads % (keys or heads):
+        raise ValueError("heads differ from layer to layer")
+    few = min(keys or heads, 2)
+    many = few * min(heads // (keys or heads), 4 if few == 1 else 2)
+    try:
+        own = text.head_dim
+    except AttributeError:
+        own = None
+    except Exception:  # one for each kind of layer
+        own = WIDTH
+    if own is None or square:
+        narrow = many * (own or width // heads)
+    else:
+        narrow = min(width, WIDTH)
+    for name in ("word_embed_proj_dim", "embedding_size"):
+        if _whole(text, name) == width:
+            setattr(text, name, narrow)
+    text.hidden_size = narrow
+    text.num_attention_heads = many
+    if keys:
+        text.num_key_value_heads = few
+    return config
+
+
+def _square(config: Any) -> Any:
+    return _narrow(config, square=True)
+
+
+def _is_width(name: str) -> bool:
+    return name in ("ffn_dim", "n_inner", "ffn_hidden_size") or name.endswith("intermediate_size")
+
+
+def _whole(config: Any, name: str) -> int | None:
+    """A whole number of a configuration; None where it has none of that name, or one for each layer."""
+    try:
+        value = getattr(config, name, None)
+    except Exception:
+        return None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _parts(config: Any) -> list[Any]:
+    """A configuration and those nested in it."""
+    found = [config]
+    for name in getattr(type(config), "sub_configs", {}):
+        inner = getattr(config, name, None)
+        if inner is not None and hasattr(inner, "to_dict"):
+            found += _parts(inner)
+    return found
+
+
+def _randomise(model: nn.Module) -> None:
+    """Weights under which every part of the model shows in its logits; what transformers draws specially keeps its range."""
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(tensor: Tensor, spread: float) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator) * spread
+
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for parameter in model.parameters():
+        if not parameter.is_floating_point():
+            continue
+        if id(parameter) in embeddings:
+            parameter.copy_(normal(parameter, 1.0))
+        elif parameter.dim() >= 2:
+            parameter.copy_(normal(parameter, GAIN / max(parameter.shape[-1], 1) ** 0.5))
+        else:
+            parameter.add_(normal(parameter, 0.1))
