@@ -21,10 +21,15 @@ from evalengine import packing
 from evalengine.encoding import Sequences
 from evalengine.kernels import logits_logprobs, target_logprobs
 from evalengine.last_layer import LastLayer
+from evalengine.pretrained import text_config
 from evalengine.tree_attention import TreeAttention, moved, on_device
 
 HEAD_ROWS = 1024  # scored rows gathered before the head runs: its weights are read once for all of them
 PLAIN_LOGITS = 64 << 20  # bytes of logits held at once where a model insists on its own output layer
+
+# What configurations call a factor of the logits (or its inverse), and a soft-cap.
+SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 
 Progress = Callable[[float], None]
 
@@ -68,7 +73,9 @@ class Forward:
         self.last_layer: LastLayer | None = (
             None  # runs the last decoder layer of packed batches on scored rows alone
         )
-        self._own_attention = model.config._attn_implementation
+        configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+        self._configs = [(c, getattr(c, "_attn_implementation", None)) for c in configs.values()]
+        self._in_tree = False  # whether attention layers now go through `attention`
         known = inspect.signature(model.forward).parameters
         self._takes = set(known)
         self._takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
@@ -86,23 +93,26 @@ class Forward:
     @torch.inference_mode()
     def packed(self, batches: list[packing.Batch], progress: Progress | None = None) -> Targets:
         """Token tries. Needs a head. Raises what the model's own code raises where it cannot run so."""
-        self._attend_with(self.attention.name)
+        self._attend(tree=True)
         return self._score(self._tree_rows(batches, progress))
 
     def _plain(
         self, sequences: Sequences, batch_tokens: int, pad: bool, progress: Progress | None
     ) -> Targets:
         with torch.inference_mode():
-            self._attend_with(self._own_attention)
+            self._attend(tree=False)
             return self._score(self._plain_rows(sequences, batch_tokens, pad, progress))
 
     def reset(self) -> None:
         """One token by itself: rotary embeddings that grew with a long sequence go back to their beginning."""
         self.alone(Sequences(np.zeros(2, np.int32), np.array([0, 2]), np.ones(1, np.int32)), 1)
 
-    def _attend_with(self, name: str | None) -> None:
-        if name is not None and self.model.config._attn_implementation != name:
-            self.model.set_attn_implementation(name)
+    def _attend(self, tree: bool) -> None:
+        """Sends attention through the tree, or as the model was loaded (a part beside the text model may differ)."""
+        if tree != self._in_tree:
+            for config, own in self._configs:
+                config._attn_implementation = self.attention.name if tree else own
+            self._in_tree = tree
 
     # --- rows
 
@@ -240,18 +250,23 @@ class _Reached(Exception):
 def head_candidates(model: Any) -> list[Head]:
     """Heads this model may have, by the names that configurations use for scales and soft-caps; none if it has no layer."""
     layer = model.get_output_embeddings()
-    weight = getattr(layer, "weight", None)
+    weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     if weight is None or weight.dim() != 2:
         return []
-    config = model.config.get_text_config()
-    softcap = getattr(config, "final_logit_softcapping", None)
-    scales: list[float | None] = [None]
-    for name, inverse in (("logit_scale", False), ("lm_head_multiplier", False), ("logits_scaling", True)):
-        value = getattr(config, name, None)
-        if isinstance(value, int | float) and value:
-            scales.append(1.0 / value if inverse else float(value))
-    bias = getattr(layer, "bias", None)
-    return [Head(weight, bias, scale, softcap) for scale in reversed(scales)]
+    scales: list[float] = [1.0]
+    softcaps: list[float | None] = [None]
+    for config in (model.config, text_config(model.config)):
+        for names, found in ((SCALES, scales), (SOFTCAPS, softcaps)):
+            for name in names:
+                value = getattr(config, name, None)
+                if isinstance(value, int | float) and value and value not in found:
+                    found.append(float(value))
+    scales += [1.0 / scale for scale in scales[1:]]
+    return [
+        Head(weight, bias, None if scale == 1.0 else scale, softcap)
+        for softcap in reversed(softcaps)
+        for scale in reversed(scales)
+    ]
 
 
 def embedding_rows(model: Any) -> int:

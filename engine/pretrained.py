@@ -75,6 +75,14 @@ def architecture_of(path: Path) -> str:
     return json.dumps(config, sort_keys=True)
 
 
+def text_config(config: Any) -> Any:
+    """The part of a configuration that describes the text model: all of it, but for models of several modalities."""
+    try:
+        return config.get_text_config()
+    except ValueError:  # it has several
+        return config
+
+
 def unreadable(checkpoint: Checkpoint, error: Exception) -> UserError:
     text = str(error)
     if "trust_remote_code" in text:

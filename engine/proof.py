@@ -26,16 +26,16 @@ from evalengine.forward import Forward, Targets, embedding_rows, head_candidates
 from evalengine.last_layer import LastLayer
 from evalengine.pretrained import first_line
 
-CLOSE = 1e-4  # nats a token, in float32
+CLOSE = 1e-4  # nats a token, in float32; of log-probabilities below -10, a hundred-thousandth
 SHORTEST = 12  # tokens fed: what no way gets right at this length it never gets right
 FIRST = 512  # tokens fed that the first proof covers; later ones double
 
 
 class Proof(NamedTuple):
-    """What was found for sequences of up to `length` tokens fed, in packed batches of up to `tokens`."""
+    """What was found for sequences of up to `length` tokens fed."""
 
     length: int
-    tokens: int
+    tokens: int  # of a packed batch at most
     packed: int = 0  # tokens fed up to which packed tries are exact; 0: never
     padded: int = 0  # the same of padded rows
     head: int | None = None  # which of the model's head candidates is exact; None: only its own output layer
@@ -63,10 +63,11 @@ def prove(config: Any, length: int, tokens: int, trust_remote_code: bool = False
     if head is None:
         found = found._replace(why_not_packed="its output layer is its own")
     else:
-        found = found._replace(packed=reach(lambda n: trial.packed(n, tokens), length, lengths))
-        if found.packed:
+        tokens = reach(lambda n: trial.packed(SHORTEST, n), tokens, twin.lengths(config, tokens))
+        if tokens >= min(found.tokens, FIRST):
+            longest = reach(lambda n: trial.packed(n, tokens), min(length, tokens), lengths)
             trial.forward.last_layer = LastLayer(trial.forward.model)
-            found = found._replace(last_layer=trial.packed(found.packed, tokens))
+            found = found._replace(tokens=tokens, packed=longest, last_layer=trial.packed(longest, tokens))
         else:
             found = found._replace(why_not_packed=trial.why)
     if found.packed < length:
@@ -99,7 +100,7 @@ class Trial:
         other = ids.copy()
         other[-2] = ids[-2] % (self.vocabulary - 1) + 1
         first, second = (self._alone(sequences_of([t], [1])).logprob_T[:-2] for t in (ids, other))
-        return bool(np.all(np.abs(first - second) <= CLOSE))
+        return bool(np.all(np.abs(first - second) <= CLOSE * np.maximum(1, np.abs(first) / 10)))
 
     def head(self) -> tuple[int | None, str]:
         """The first candidate that gives the model's own log-probabilities, which is then used; else why there is none."""
@@ -107,7 +108,7 @@ class Trial:
         for i, head in enumerate(head_candidates(self.forward.model)):
             self.forward.head = head
             try:
-                if gap(self._alone(self.tree(SHORTEST)), self.truth(SHORTEST)) <= CLOSE:
+                if same(self._alone(self.tree(SHORTEST)), self.truth(SHORTEST)):
                     return i, ""
             except Exception as error:
                 why = first_line(error)
@@ -123,7 +124,7 @@ class Trial:
             for shared, sequences in cases:
                 self.forward.reset()
                 targets = self.forward.packed(list(packing.pack(sequences, len(sequences.token_S))))
-                if gap(targets, self.truth(length, shared)) > CLOSE:
+                if not same(targets, self.truth(length, shared)):
                     return False
         except Exception as error:  # whatever a model's own code makes of such a batch
             self.why = first_line(error)
@@ -136,7 +137,7 @@ class Trial:
         try:
             self.forward.reset()
             targets = self.forward.padded(sequences, len(sequences) * length)
-            return gap(targets, self.truth(length)) <= CLOSE
+            return same(targets, self.truth(length))
         except Exception:
             return False
 
@@ -159,13 +160,24 @@ def reach(holds: Callable[[int], bool], length: int, lengths: list[int]) -> int:
     return below[at - 1] if at else SHORTEST
 
 
+def same(found: Targets, truth: Targets) -> bool:
+    """Whether every token has the same log-probability, by rounding; NaN never is. What `truth` lacks are fillers."""
+    a, b = by_sequence(found, truth)
+    return bool(np.all(np.abs(a - b) <= CLOSE * np.maximum(1, np.abs(b) / 10)))
+
+
 def gap(found: Targets, truth: Targets) -> float:
-    """The largest difference of a token's log-probability, in nats; infinite for NaN. What `truth` lacks are fillers."""
+    """The largest difference of a token's log-probability, in nats; infinite for NaN."""
+    a, b = by_sequence(found, truth)
+    return float(np.nan_to_num(np.abs(a - b), nan=np.inf).max())
+
+
+def by_sequence(found: Targets, truth: Targets) -> tuple[np.ndarray, np.ndarray]:
+    """The log-probabilities of both in one order, for the sequences that `truth` has."""
     mine = found.sequence_T <= truth.sequence_T.max()
     owner_T, logprob_T = found.sequence_T[mine], found.logprob_T[mine]
-    a = logprob_T[np.argsort(owner_T, kind="stable")]
-    b = truth.logprob_T[np.argsort(truth.sequence_T, kind="stable")]
-    return float(np.nan_to_num(np.abs(a - b), nan=np.inf).max())
+    ours = logprob_T[np.argsort(owner_T, kind="stable")]
+    return ours, truth.logprob_T[np.argsort(truth.sequence_T, kind="stable")]
 
 
 # --- sequences to try things on

@@ -263,7 +263,8 @@ class TorchBackend:
         """The packed batches of these sequences, kept for the next checkpoint."""
         kept = self._batches.get(id(sequences.token_S))
         if kept is None:
-            kept = (sequences, list(packing.pack(sequences, self.batch_tokens, self._block)))
+            tokens = min(self.batch_tokens, self.ways.tokens)
+            kept = (sequences, list(packing.pack(sequences, tokens, self._block)))
             self._batches[id(sequences.token_S)] = kept
         return kept[1]
 

@@ -66,7 +66,7 @@ class TreeAttention:
     def mask(self, *, mask_function: Rule, device: torch.device, **_: Any) -> Tensor:
         """transformers asks for a mask: a tensor that only stands for the rule, until the attention layer gets it."""
         handle = torch.zeros(1, 1, 1, 1, device=device)
-        self._rules[id(handle)] = (handle, mask_function)
+        self._rules[handle.data_ptr()] = (handle, mask_function)  # a view of it stands for the same rule
         return handle
 
     def masks(self, handle: Tensor | None, group: int) -> list[Tensor]:
@@ -74,10 +74,11 @@ class TreeAttention:
         from transformers.masking_utils import causal_mask_function
 
         assert self.running is not None
-        if handle is not None and id(handle) not in self._rules:
+        number = 0 if handle is None else handle.data_ptr()
+        if number and number not in self._rules:
             raise NotImplementedError("it makes attention masks of its own")
-        rule = causal_mask_function if handle is None else self._rules[id(handle)][1]
-        key = (0 if handle is None else id(handle), group)
+        rule = self._rules[number][1] if number else causal_mask_function
+        key = (number, group)
         if key not in self._masks:
             position_N, made = self.running.position_1N[0], []
             zero = position_N.new_zeros(())

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evalengine.pretrained import text_config
+
 VOCABULARY = 320
 WIDTH = 64
 GAIN = 1.5  # of a matrix: activations grow a little, logits differ by nats
@@ -66,7 +68,7 @@ def _numbers(value: Any) -> Iterator[int]:
 
 def _module(auto: Any, config: Any, trust_remote_code: bool) -> Any:
     # Some versions of transformers pick an attention that drops this soft-cap without a word.
-    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    capped = getattr(text_config(config), "attn_logit_softcapping", None)
     attention = {"attn_implementation": "eager"} if capped else {}
     model = auto.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code, **attention)
     return model.requires_grad_(False).eval()
@@ -87,7 +89,7 @@ def _few_tokens(config: Any) -> Any:
 def _thin(config: Any) -> Any:
     """Narrow feed-forward blocks, few experts, short towers beside the text model."""
     _few_tokens(config)
-    text = config.get_text_config()
+    text = text_config(config)
     for part in _parts(config):
         for name in dir(part):
             if _is_width(name) and (_whole(part, name) or 0) > WIDTH:
@@ -107,7 +109,7 @@ def _thin(config: Any) -> Any:
 def _narrow(config: Any, square: bool = False) -> Any:
     """Fewer heads of the same width, still grouped if they were, and a small hidden size; `square`: heads x head width."""
     _thin(config)
-    text = config.get_text_config()
+    text = text_config(config)
     heads, width = text.num_attention_heads, text.hidden_size
     keys = _whole(text, "num_key_value_heads")
     if heads % (keys or heads):
