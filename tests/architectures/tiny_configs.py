@@ -141,6 +141,8 @@ DOTS3 = {
     "swa_v_head_dim": 8,
     "swa_qk_rope_head_dim": 8,
 }
+BOTH_KINDS = {"layer_types": SHARED_KEYS}
+CLIPPED = {"clip_qkv": 1.5}
 DECODER = {"is_decoder": True}
 BERTS = [
     "bert",
@@ -159,12 +161,13 @@ VISION = {"num_hidden_layers": 1}
 OVERRIDES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(BERTS, DECODER),
     **dict.fromkeys(["granite", "granitemoe", "granitemoeshared"], MULTIPLIERS),
-    **dict.fromkeys(["granite_swa", "granitemoe_swa"], {**MULTIPLIERS, "layer_types": SHARED_KEYS}),
+    "granite_swa": {**MULTIPLIERS, "layer_types": SHARED_KEYS},
+    "granitemoe_swa": {**MULTIPLIERS, "layer_types": SHARED_KEYS},
     **dict.fromkeys(["gemma2", "vaultgemma"], GEMMA_CAPS),
-    **dict.fromkeys(["dots3_note_text"], DOTS3),
-    **dict.fromkeys(["laguna", "ministral", "cwm", "exaone4", "exaone_moe"], {"layer_types": SHARED_KEYS}),
-    **dict.fromkeys(["olmo", "olmoe"], {"clip_qkv": 1.5}),
-    **dict.fromkeys(["qwen4_exp_text"], QWEN4),
+    "dots3_note_text": DOTS3,
+    **dict.fromkeys(["laguna", "ministral", "cwm", "exaone4", "exaone_moe"], BOTH_KINDS),
+    **dict.fromkeys(["olmo", "olmoe"], CLIPPED),
+    "qwen4_exp_text": QWEN4,
     "bamba": {**MAMBA2, "attn_layer_indices": [1], "num_hidden_layers": 3},
     "big_bird": {**DECODER, "attention_type": "original_full"},
     "blt": {
@@ -405,8 +408,7 @@ def shrunk(kind: Any, vocab_size: int, window: int, overrides: dict[str, Any]) -
             given[field] = vocab_size
         if "drop" in field and isinstance(known[field], float):
             given[field] = 0.0
-    for field, value in special_ids(known, vocab_size).items():
-        given[field] = value
+    given.update(special_ids(known, vocab_size))
     layers = next((f for f in ("num_hidden_layers", "n_layer", "num_layers") if f in given), None)
     for field, kinds in layer_kinds(kind).items():
         if layers is not None and field in known:
@@ -480,11 +482,11 @@ KEPT = (
 )
 
 
-def build(name: str, seed: int = 0, gain: float = 1.5, window: int = WINDOW) -> Any:
+def build(name: str, seed: int = 0, gain: float = 1.0, window: int = WINDOW) -> Any:
     """A model in float32 with random weights. With `gain` 0.1 its logits are nearly flat, as those of an early checkpoint.
 
     With the default, next-token distributions differ by nats between contexts: matrices preserve or amplify the variance of
-    what they multiply, embeddings have standard deviation 1, biases and the weights of norms are perturbed.
+    what they multiply, logits have a standard deviation of 3, biases and the weights of norms are perturbed.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -501,7 +503,7 @@ def build(name: str, seed: int = 0, gain: float = 1.5, window: int = WINDOW) -> 
                 continue
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter is embedding or "embed_pos" in path or "wpe" in path:
-                parameter.copy_(noise * min(1.0, gain))
+                parameter.copy_(noise * 0.5 * min(1.0, gain))
             elif head is not None and parameter is head.weight:
                 parameter.copy_(noise * 3 * gain / math.sqrt(parameter.shape[-1]))
             elif parameter.dim() < 2:
@@ -515,7 +517,7 @@ def build(name: str, seed: int = 0, gain: float = 1.5, window: int = WINDOW) -> 
     return model
 
 
-def save(folder: Path, name: str, seed: int = 0, gain: float = 1.5, window: int = WINDOW) -> Path:
+def save(folder: Path, name: str, seed: int = 0, gain: float = 1.0, window: int = WINDOW) -> Path:
     """Writes `build`'s model as a checkpoint directory, with a tokenizer, and returns the directory."""
     build(name, seed, gain, window).save_pretrained(folder)
     tiny_models.tokenizer("byte_level").save_pretrained(folder)
