@@ -91,6 +91,12 @@ def shots() -> list[Pair]:
     return [(SHOTS[0] + question, choice) for question, choices in SHOTS[1] for choice in choices]
 
 
+def few() -> list[Pair]:
+    """One item of each kind of `mixed`: for tests that cannot take long."""
+    chosen = [SHORT[1], SHORT[3], SHORT[4], (MIDDLE[0][0], ENDINGS[0]), (MIDDLE[1][0], ENDINGS[0][:1]), LONG]
+    return [(context, choice) for context, choices in chosen for choice in choices[:2]]
+
+
 def benchmark_pairs(folder: Path, limit: int) -> list[Pair]:
     """The first items of COPA and Winogrande of a folder of benchmark files."""
     from evalengine.benchmarks import resolve
