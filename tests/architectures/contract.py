@@ -46,8 +46,8 @@ MIDDLE = [
 ]
 ENDINGS = [[" Ann, of course.", " Eve.", " nobody"], [" the cook froze it.", " the cook grilled it!"]]
 RAIN = "It rained all day and the road was wet, so the bus came late to the village. "
-LONG = (RAIN * 6 + "The hamburger meat browned, because", [" the cook froze it.", " he grilled it.", " x"])
-SHOTS = (RAIN * 3, [(f"{n}. The sky is", [" grey today", " green", " a"]) for n in range(4)])
+LONG = (RAIN * 5 + "The hamburger meat browned, because", [" the cook froze it.", " he grilled it."])
+SHOTS = (RAIN * 2, [("The sky is", [" grey today", " green", " a"]), ("The grass is", [" dry", " wet"])])
 
 
 class Items(NamedTuple):
@@ -64,6 +64,13 @@ class Scores(NamedTuple):
     loglik: np.ndarray | None
     path: str
     notes: list[str]
+
+
+class Exact(NamedTuple):
+    """Log-likelihoods by plain forwards, and whether each sequence needed a fresh model because forwards leave state behind."""
+
+    loglik: np.ndarray
+    alone: bool
 
 
 class Truth(NamedTuple):
@@ -155,31 +162,34 @@ def way(backend: TorchBackend) -> str:
 # --- the plain forward
 
 
-def truth(path: Path, dtype: str, *parts: Sequences, device: str = "cpu") -> Truth:
-    """Plain forwards of single sequences in float32 and in `dtype`. Raises what transformers raises in float32."""
-    exact, alone = plain(path, "float32", *parts, device=device)
+def truth(
+    path: Path, dtype: str, *parts: Sequences, device: str = "cpu", exact: Exact | None = None
+) -> Truth:
+    """Plain forwards of single sequences in float32 and in `dtype`; `exact` is the former where it is known.
+
+    Raises what transformers raises in float32.
+    """
+    exact = exact or plain(path, "float32", *parts, device=device)
     if dtype == "float32":
-        return Truth(exact, exact)
+        return Truth(exact.loglik, exact.loglik)
     try:
-        return Truth(exact, plain(path, dtype, *parts, device=device, alone=alone)[0])
+        return Truth(exact.loglik, plain(path, dtype, *parts, device=device, alone=exact.alone).loglik)
     except Exception as error:
-        return Truth(exact, None, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}")
+        return Truth(exact.loglik, None, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}")
 
 
-def plain(
-    path: Path, dtype: str, *parts: Sequences, device: str = "cpu", alone: bool | None = None
-) -> tuple[np.ndarray, bool]:
-    """Log-likelihood of each sequence by a forward of it alone, and whether each needs a fresh model: where forwards leave
-    state behind. `alone` None finds out by running them in both directions."""
+def plain(path: Path, dtype: str, *parts: Sequences, device: str = "cpu", alone: bool | None = None) -> Exact:
+    """A forward of each sequence by itself. `alone` None finds out whether a forward leaves state behind, by running them all in
+    both directions; where it does, each sequence gets a fresh model."""
     model = loaded(path, dtype, device)
     rows = [(part.tokens(s), int(part.start[s])) for part in parts for s in range(len(part))]
     if not alone:
         fresh = copy.deepcopy(model) if alone is None else None
         there = np.array([one(model, *row) for row in rows])
-        if fresh is None or np.allclose(there, [one(fresh, *row) for row in reversed(rows)][::-1], 0, 1e-5):
-            return there, False
+        if fresh is None or np.allclose(there, [one(fresh, *row) for row in reversed(rows)][::-1], 0, 1e-4):
+            return Exact(there, False)
         model = loaded(path, dtype, device)
-    return np.array([one(copy.deepcopy(model), *row) for row in rows]), True
+    return Exact(np.array([one(copy.deepcopy(model), *row) for row in rows]), True)
 
 
 def loaded(path: Path, dtype: str, device: str = "cpu") -> Any:

@@ -53,79 +53,99 @@ def examine(task: Task) -> dict[str, Any]:
         late, early = Path(folder) / "late", Path(folder) / "early"
         try:
             tiny_configs.save(late, task.name)
-            contract.one(contract.loaded(late, "float32"), *_probe())
+            habits = contract.habits(late)
         except Exception as error:
             return {"name": task.name, "unscored": brief(error), "cells": []}
         if task.orders:
             tiny_configs.save(early, task.name, seed=1, gain=EARLY)
-        habits = contract.habits(late)._asdict()
-        cells = [cell(task, dtype, late, early) for dtype in task.dtypes]
-        return {"name": task.name, "unscored": "", "habits": habits, "cells": cells}
+        bench = Bench(task, late, early)
+        cells = [bench.cell(dtype) for dtype in task.dtypes]
+        return {"name": task.name, "unscored": "", "habits": habits._asdict(), "cells": cells}
 
 
-def _probe() -> tuple[Any, int]:
-    import numpy as np
+class Bench:
+    """What is scored with two checkpoints of one architecture, and the truth about it."""
 
-    return np.arange(1, 65, dtype=np.int32), 60
+    def __init__(self, task: Task, late: Path, early: Path) -> None:
+        import contract
 
+        data = Path(os.environ.get("EVALENGINE_DATA", "")) / "bench"
+        real = contract.benchmark_pairs(data, task.items) if task.items and data.is_dir() else []
+        self.task, self.late, self.early = task, late, early
+        self.mixed = contract.encoded(late, contract.mixed() + real)
+        self.shots = contract.encoded(late, contract.shots())
+        self.without = contract.encoded(late, contract.mixed(long=False) + real)
+        self.parts = (self.mixed.sequences, self.shots.sequences)
+        self.exact = {
+            path: contract.plain(path, "float32", *self.parts, device=task.device)
+            for path in [late, *([early] if task.orders else [])]
+        }
 
-def cell(task: Task, dtype: str, late: Path, early: Path) -> dict[str, Any]:
-    """One architecture in one dtype: how it ran, how far it was from the truth, and the same with other orders and batches."""
-    import contract
-    import numpy as np
+    def cell(self, dtype: str) -> dict[str, Any]:
+        """One architecture in one dtype: how it ran, how far from the truth, the same in other orders and batches."""
+        import contract
+        import numpy as np
 
-    data = os.environ.get("EVALENGINE_DATA")
-    pairs = contract.mixed()
-    if data and task.items and (Path(data) / "bench").is_dir():
-        pairs += contract.benchmark_pairs(Path(data) / "bench", task.items)
-    mixed, shots = contract.encoded(late, pairs), contract.encoded(late, contract.shots())
-    parts = (mixed.sequences, shots.sequences)
-    right = contract.truth(late, dtype, *parts, device=task.device)
-    result: dict[str, Any] = {
-        "dtype": dtype,
-        "plain_error": right.error,
-        "plain_raises": right.why,
-        "checks": {},
-    }
-    options = {"device": task.device}
+        device = self.task.device
+        right = self.truth(self.late, dtype)
+        found: dict[str, Any] = {
+            "dtype": dtype,
+            "plain_error": right.error,
+            "plain_raises": right.why,
+            "checks": {},
+        }
+        try:
+            backend = contract.engine(dtype, device=device)
+            began = time.perf_counter()
+            scores = self.check(found, "alone", backend, self.late, right)
+            found |= {"path": scores.path, "notes": scores.notes, "seconds": time.perf_counter() - began}
+            if self.task.orders and scores.loglik is not None:
+                self.other_orders(found, dtype, right)
+        except Exception as error:
+            found |= {"path": "error", "notes": [brief(error)]}
+        try:
+            ours = [contract.harness(self.late, dtype, items, device) for items in (self.mixed, self.shots)]
+            base = right.loglik if right.plain is None else right.plain
+            found["harness"] = float(np.abs(np.concatenate(ours) - base).max())
+        except Exception as error:
+            found["harness_raises"] = brief(error)
+        return found
 
-    def judged(name: str, scores: Any, against: Any) -> Any:
+    def other_orders(self, found: dict[str, Any], dtype: str, right: Any) -> None:
+        """Two checkpoints in both orders, small batches, and without the longest item."""
+        import contract
+        import numpy as np
+
+        truths = {"late": right, "early": self.truth(self.early, dtype)}
+        for order in (("early", "late"), ("late", "early")):
+            backend = contract.engine(dtype, device=self.task.device)
+            for which in order:
+                path = self.late if which == "late" else self.early
+                self.check(found, f"{which} of {', '.join(order)}", backend, path, truths[which])
+        small = contract.engine(dtype, device=self.task.device, batch_tokens=256)
+        self.check(found, "batches of 256 tokens", small, self.late, right)
+        alone = contract.score(
+            contract.engine(dtype, device=self.task.device), self.late, self.without.sequences
+        )
+        if alone.loglik is not None:
+            place = dict(zip(self.mixed.pairs, self.mixed.sequence_P, strict=True))
+            same = np.array([place[pair] for pair in self.without.pairs])
+            some = contract.Truth(right.loglik[same], None if right.plain is None else right.plain[same])
+            verdict = contract.verdict(alone.loglik[self.without.sequence_P], some, dtype)
+            found["checks"]["without the long item"] = verdict._asdict()
+
+    def check(self, found: dict[str, Any], name: str, backend: Any, path: Path, right: Any) -> Any:
+        import contract
+
+        scores = contract.score(backend, path, *self.parts)
         if scores.loglik is not None:
-            result["checks"][name] = contract.verdict(scores.loglik, against, dtype)._asdict()
+            found["checks"][name] = contract.verdict(scores.loglik, right, found["dtype"])._asdict()
         return scores
 
-    try:
-        began = time.perf_counter()
-        scores = judged("alone", contract.score(contract.engine(dtype, **options), late, *parts), right)
-        result |= {"path": scores.path, "notes": scores.notes, "seconds": time.perf_counter() - began}
-        if task.orders and scores.loglik is not None:
-            flat = contract.truth(early, dtype, *parts, device=task.device)
-            for first, second in (("early", "late"), ("late", "early")):
-                backend = contract.engine(dtype, **options)
-                for which in (first, second):
-                    path, against = (early, flat) if which == "early" else (late, right)
-                    judged(f"{which} of {first}, {second}", contract.score(backend, path, *parts), against)
-            small = contract.engine(dtype, **options, batch_tokens=256)
-            judged("batches of 256 tokens", contract.score(small, late, *parts), right)
-            without = contract.encoded(late, [pair for pair in pairs if len(pair[0]) < 400])
-            keep = [i for i, pair in enumerate(pairs) if len(pair[0]) < 400]
-            some = contract.Truth(
-                right.loglik[mixed.sequence_P[keep]],
-                right.plain[mixed.sequence_P[keep]] if right.plain is not None else None,
-            )
-            alone = contract.score(contract.engine(dtype, **options), late, without.sequences)
-            if alone.loglik is not None:
-                alone = alone._replace(loglik=alone.loglik[without.sequence_P])
-            judged("without the long item", alone, some)
-    except Exception as error:
-        result |= {"path": "error", "notes": [brief(error)]}
-    try:
-        ours = np.concatenate([contract.harness(late, dtype, items, task.device) for items in (mixed, shots)])
-        base = right.loglik if right.plain is None else right.plain
-        result["harness"] = float(np.abs(ours - base).max())
-    except Exception as error:
-        result["harness_raises"] = brief(error)
-    return result
+    def truth(self, path: Path, dtype: str) -> Any:
+        import contract
+
+        return contract.truth(path, dtype, *self.parts, device=self.task.device, exact=self.exact[path])
 
 
 def brief(error: BaseException) -> str:
@@ -354,7 +374,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--items", type=int, default=4, help="items of each real benchmark, with EVALENGINE_DATA"
     )
     parser.add_argument("--orders", action="store_true", help="also other orders, batch sizes and companions")
-    parser.add_argument("--out", type=Path, help="Markdown file (default: stdout)")
+    parser.add_argument("--out", type=Path, help="Markdown file, beside stdout")
     parser.add_argument("--json", type=Path, help="all results")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -383,8 +403,7 @@ def main(arguments: list[str] | None = None) -> int:
         args.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
     if args.out:
         args.out.write_text(page, encoding="utf-8")
-    else:
-        print(page)
+    print(page)
     return int(any(not judge(result, one)[0] for result in results for one in result["cells"]))
 
 

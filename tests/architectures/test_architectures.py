@@ -56,7 +56,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         tiny_configs.save(folder / "step9000", request.param),
     ]
     return [
-        Case(path, contract.encoded(path, contract.few()), contract.encoded(path, contract.shots()[:4]))
+        Case(path, contract.encoded(path, contract.few()), contract.encoded(path, contract.shots()[:3]))
         for path in paths
     ]
 
