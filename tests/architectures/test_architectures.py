@@ -36,6 +36,7 @@ class Case(NamedTuple):
     path: Path
     few: contract.Items
     shots: contract.Items
+    exact: contract.Exact
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -51,14 +52,15 @@ def one_thread() -> Iterator[None]:
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
     """Two checkpoints of a family: flat logits, then large ones."""
     folder = tmp_path_factory.mktemp(request.param)
-    paths = [
-        tiny_configs.save(folder / "step1", request.param, seed=1, gain=0.1),
-        tiny_configs.save(folder / "step9000", request.param),
-    ]
     return [
-        Case(path, contract.encoded(path, contract.few()), contract.encoded(path, contract.shots()[:3]))
-        for path in paths
+        case(tiny_configs.save(folder / "step1", request.param, seed=1, gain=0.1)),
+        case(tiny_configs.save(folder / "step9000", request.param)),
     ]
+
+
+def case(path: Path) -> Case:
+    few, shots = contract.encoded(path, contract.few()), contract.encoded(path, contract.shots()[:3])
+    return Case(path, few, shots, contract.plain(path, "float32", few.sequences, shots.sequences))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -68,15 +70,20 @@ def test_scores_are_those_of_a_plain_forward(family: list[Case], dtype: str) -> 
         parts = (case.few.sequences, case.shots.sequences)
         scores = contract.score(backend, case.path, *parts)
         assert scores.loglik is not None, scores.notes
-        verdict = contract.verdict(scores.loglik, contract.truth(case.path, dtype, *parts), dtype)
+        verdict = contract.verdict(
+            scores.loglik, contract.truth(case.path, dtype, *parts, exact=case.exact), dtype
+        )
         assert verdict.kept, (case.path.name, scores.path, scores.notes, verdict)
 
 
 def test_the_truth_is_the_harness(family: list[Case]) -> None:
     """lm-evaluation-harness agrees with the plain forward that the engine is held to."""
     case = family[1]
-    right = contract.truth(case.path, "float32", case.few.sequences)
-    assert contract.verdict(contract.harness(case.path, "float32", case.few), right, "float32").kept
+    exact = case.exact.loglik[: len(case.few.sequences)]
+    found = contract.verdict(
+        contract.harness(case.path, "float32", case.few), contract.Truth(exact, exact), "float32"
+    )
+    assert found.kept, found
 
 
 @pytest.mark.parametrize("name", NOT_CAUSAL)

@@ -518,7 +518,15 @@ def build(name: str, seed: int = 0, gain: float = 1.0, window: int = WINDOW) -> 
 
 
 def save(folder: Path, name: str, seed: int = 0, gain: float = 1.0, window: int = WINDOW) -> Path:
-    """Writes `build`'s model as a checkpoint directory, with a tokenizer, and returns the directory."""
-    build(name, seed, gain, window).save_pretrained(folder)
-    tiny_models.tokenizer("byte_level").save_pretrained(folder)
+    """Writes `build`'s model as a checkpoint directory, with a tokenizer, and returns the directory.
+
+    The text part of a multimodal model lies under the configuration of the whole, as on the hub.
+    """
+    tokenizer = tiny_models.tokenizer("byte_level")
+    model = build(name, seed, gain, window)
+    model.save_pretrained(folder)
+    whole = tiny(name, len(tokenizer) + SPECIAL, window)
+    if whole.model_type != model.config.model_type:
+        whole.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
