@@ -194,17 +194,22 @@ def tree(length: int, vocabulary: int, shared: int = 0) -> Sequences:
         return rng.integers(1, vocabulary, size=n).astype(np.int32)
 
     longest = draw(length + 1)
-    lists = [longest]
-    for depth in sorted({1, 2, 5, length // 4, length // 2, 3 * length // 4, length - 3}):
-        if max(shared, 1) <= depth < length:
-            lists.append(np.concatenate([longest[:depth], draw(min(6, length + 1 - depth))]))
-    for size in (2, 3, 7, 13, 31):
-        if shared + size <= length + 1:
-            lists.append(np.concatenate([longest[:shared], draw(size)]))
+    depths = sorted({1, 2, 5, length // 4, length // 2, 3 * length // 4, length - 3})
+    branches = [
+        np.concatenate([longest[:depth], draw(min(6, length + 1 - depth))])
+        for depth in depths
+        if max(shared, 1) <= depth < length
+    ]
+    short = [
+        np.concatenate([longest[:shared], draw(size)])
+        for size in (2, 3, 7, 13, 31)
+        if shared + size <= length + 1
+    ]
+    lists = [longest, *branches, *short]
     return sequences_of(lists, [max(1, shared)] * len(lists))
 
 
-def branches(length: int, vocabulary: int) -> Sequences:
+def forks(length: int, vocabulary: int) -> Sequences:
     """Three sequences of `length` tokens fed that part after a third and two thirds; a plain forward takes them together."""
     rng = np.random.default_rng(length)
     first = rng.integers(1, vocabulary, size=length + 1).astype(np.int32)

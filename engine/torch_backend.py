@@ -35,8 +35,8 @@ from evalengine.pretrained import Pretrained, architecture_of, first_line
 from evalengine.proof import Proof
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Nats that the packed and the plain score of a token may differ by on a checkpoint's own weights. The proof has shown that both
-# are one computation; this is for what it cannot see: kernels of a device and a precision that go wrong, weights out of all scale.
+# Nats by which the packed and the plain score of a token may differ on a checkpoint's own weights. The proof has shown that
+# both are one computation; this is for what it cannot see: a device's kernels that go wrong, weights out of all scale.
 ROUNDING = {"float32": 3e-4, "float16": 0.1, "bfloat16": 0.5}
 
 
@@ -147,7 +147,7 @@ class TorchBackend:
         """Compares the ways with a plain forward on this checkpoint's own weights, token by token: two short forwards."""
         output = getattr(self.model.get_output_embeddings(), "weight", None)
         rows = min(embedding_rows(self.model), *(() if output is None else output.shape[:1]))
-        few = proof.branches(proof.SHORTEST, rows)
+        few = proof.forks(proof.SHORTEST, rows)
         packed = list(packing.pack(few, self.batch_tokens, self._block))
         head, self.forward.head = self.forward.head, None
         try:
@@ -194,7 +194,7 @@ class TorchBackend:
         rows = embedding_rows(self.model)
         if len(sequences) and int(sequences.token_S.max()) >= rows:
             raise UserError(
-                f"{self._name}: the tokenizer gives id {int(sequences.token_S.max())}, and the model's embedding has {rows} rows: "
+                f"{self._name}: the tokenizer gives id {int(sequences.token_S.max())}, the embedding has {rows} rows: "
                 "give the checkpoint the tokenizer that it was trained with"
             )
         while True:
@@ -267,6 +267,12 @@ class TorchBackend:
             kept = (sequences, list(packing.pack(sequences, tokens, self._block)))
             self._batches[id(sequences.token_S)] = kept
         return kept[1]
+
+    @property
+    def path(self) -> str:
+        """How sequences run that no number in the configuration bounds."""
+        way = "packed" if self.ways.packed else "one sequence per choice"
+        return way if self.ways.head is not None else f"{way}, own head"
 
     @property
     def _block(self) -> int:
