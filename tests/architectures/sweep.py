@@ -316,7 +316,7 @@ def beside_harness(results: list[dict[str, Any]]) -> str:
     total = near + sum(map(len, others.values()))
     return "\n".join(
         [
-            "lm-evaluation-harness's HFLM at batch size 1, with its softmax in float32, is within 0.001 nats of the plain forward",
+            "lm-evaluation-harness's HFLM at batch size 1, its softmax in float32, is within 0.001 nats of the plain forward",
             f"in the same precision in {near} of {total} cells.",
             *(f"{kind.capitalize()}: {', '.join(names)}." for kind, names in others.items() if names),
         ]
