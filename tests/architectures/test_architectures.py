@@ -16,13 +16,15 @@ import tiny_configs
 import torch
 
 FAMILIES = [
-    *("mamba", "mamba2", "rwkv", "recurrent_gemma"),  # recurrent
+    *("mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma"),  # recurrent
     *("jamba", "bamba", "zamba2", "falcon_h1", "nemotron_h", "qwen3_next", "lfm2", "minimax"),  # hybrid
     *("bloom", "mpt", "falcon-alibi"),  # ALiBi
     *("mixtral", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss"),  # experts; gpt_oss has sinks
     *("deepseek_v2", "deepseek_v3", "deepseek_v32"),  # latent and indexed attention
     *("llama4_text", "mistral", "gemma2", "gemma3_text", "cohere2", "gpt_neo"),  # chunks, windows, soft-caps
     *("phi3-longrope", "llama-dynamic", "llama-yarn", "ministral3"),  # rotary embeddings that look at lengths
+    *("diffllama", "hrm_text"),  # attention that runs twice in a layer, layers that run several times
+    *("phimoe", "rembert"),  # a window in the mask alone; embeddings narrower than hidden states
     *("doge", "smollm3", "gptj", "codegen", "falcon", "gpt_bigcode", "granite"),
     *("opt", "xglm", "biogpt"),  # learned and sinusoidal positions
     *("gemma3", "mllama", "llama4"),  # the text part of multimodal models
