@@ -5,6 +5,9 @@ ids, never text. The rule is lm-evaluation-harness's: trailing white space of th
 targets are encode(context + continuation)[len(encode(context)):], and the model is fed encode(context) and the targets; the
 tokenizer's own default decides about BOS; an empty context is BOS (else EOS); sequences are truncated from the left to the
 window. Where a merge across the border would leave no target, the last token of the whole is the target.
+
+One exception: what a tokenizer appends to every text, such as EOS, is left out. It would end each context before the
+choice, and the choice's last target would be EOS.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
 
 CHUNK = 20_000  # texts per call of the tokenizer: bounds the memory of its Encoding objects
+PROBES = ("The sun", "no", "B", "yes it is", "42")  # texts that show what a tokenizer does to every text
 
 
 class SequenceTooLarge(UserError):
@@ -43,6 +47,15 @@ class Sequences(NamedTuple):
     def tokens(self, s: int) -> np.ndarray:
         return self.token_S[self.offset[s] : self.offset[s + 1]]
 
+    def check_ids(self, rows: int) -> None:
+        """Raises UserError where a token has no row in an embedding of `rows` rows."""
+        largest = int(self.token_S.max(initial=-1))
+        if largest >= rows:
+            raise UserError(
+                f"the tokenizer gives id {largest}, the embedding has {rows} rows (0 to {rows - 1}): they do not belong"
+                " together; copy the tokenizer that the model was trained with, or resize the model's embedding"
+            )
+
 
 class Encoded(NamedTuple):
     """A benchmark, encoded. Choices are flat; item i owns choices choice_offset[i]:choice_offset[i+1]."""
@@ -57,6 +70,7 @@ class Encoded(NamedTuple):
     item: list[str]
     gold: np.ndarray  # int16
     truncated: int  # items with a choice longer than the window
+    notes: tuple[str, ...] = ()  # what the user should know of the tokenizer
 
 
 class Encoder:
@@ -67,16 +81,27 @@ class Encoder:
         prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         self.prefix: int | None = prefix
         self._prefix_text: str | None = tokenizer.decode([prefix]) if prefix is not None else None
+        self.suffix = appended(tokenizer)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the tokenizer, in sentences."""
+        if not self.suffix:
+            return ()
+        shown = "".join(self.tokenizer.convert_ids_to_tokens(self.suffix))
+        return (f"its tokenizer appends {shown} to every text: left out, since it would end each context",)
 
     def texts(self, texts: list[str], special: bool | None = None) -> list[list[int]]:
-        """Token ids of each text; `special` None leaves BOS to the tokenizer, but never doubles one that the text states."""
+        """Token ids of each text, without what the tokenizer appends.
+
+        `special` None leaves BOS to the tokenizer, but never doubles one that the text states.
+        """
         out: list[list[int]] = []
-        kwargs = {} if special is None else {"add_special_tokens": special}
         for at in range(0, len(texts), CHUNK):
-            chunk = texts[at : at + CHUNK]
-            out.extend(
-                self.tokenizer(chunk, return_attention_mask=False, verbose=False, **kwargs)["input_ids"]
-            )
+            out.extend(ids_of(self.tokenizer, texts[at : at + CHUNK], special))
+        if special is not False and self.suffix:
+            n = len(self.suffix)
+            out = [ids[:-n] if ids[-n:] == self.suffix else ids for ids in out]
         if special is None and self._prefix_text:
             for i, text in enumerate(texts):
                 if text.startswith(self._prefix_text):
@@ -110,13 +135,35 @@ class Encoder:
                     f"the tokenizer turns {continuation[:40]!r} into no tokens: it cannot score this benchmark"
                 )
             if start < 1:
-                if self.prefix is None:
-                    raise UserError(
-                        "an empty context needs a BOS or EOS token, and the tokenizer has neither: add one to its config"
-                    )
-                ids, start = [self.prefix, *ids], 1
+                ids, start = [self.required_prefix(), *ids], 1
             out.append((ids, start))
         return out
+
+    def required_prefix(self) -> int:
+        """BOS, else EOS: what stands before a text without context. Raises UserError where the tokenizer has neither."""
+        if self.prefix is None:
+            raise UserError(
+                "an empty context needs a BOS or EOS token, and the tokenizer has neither: add one to its config"
+            )
+        return self.prefix
+
+
+def ids_of(tokenizer: Any, texts: list[str], special: bool | None = None) -> list[list[int]]:
+    """Token ids of each text as the tokenizer gives them; `special` None leaves special tokens to its default."""
+    kwargs = {} if special is None else {"add_special_tokens": special}
+    ids: list[list[int]] = tokenizer(texts, return_attention_mask=False, verbose=False, **kwargs)["input_ids"]
+    return ids
+
+
+def appended(tokenizer: Any) -> list[int]:
+    """What a tokenizer appends to every text: the last ids that all probes share and none has without special tokens."""
+    own = {id for ids in ids_of(tokenizer, list(PROBES), special=False) for id in ids}
+    suffix: list[int] = []
+    for last in zip(*(reversed(ids) for ids in ids_of(tokenizer, list(PROBES))), strict=False):
+        if len(set(last)) > 1 or last[0] in own:
+            break
+        suffix.insert(0, last[0])
+    return suffix
 
 
 def move_space(context: str, continuation: str) -> tuple[str, str]:
@@ -152,6 +199,7 @@ def encode(items: ItemSet, encoder: Encoder, *, pmi: bool = False) -> Encoded:
         item=[item.id for item in items.items],
         gold=np.asarray([item.gold for item in items.items], dtype=np.int16),
         truncated=int(np.logical_or.reduceat(cut_C, offset[:-1]).sum()) if len(per_item) else 0,
+        notes=encoder.notes,
     )
 
 

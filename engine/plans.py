@@ -1,7 +1,7 @@
 """Plans: a benchmark encoded for a tokenizer, made once and shared by every checkpoint that uses it.
 
 Kept in memory for the run, and on disk for the next one, under the hash of everything that decides the tokens: the tokenizer's
-files, the model's window, the benchmark's version, variant and data, and the options. The cache folder is
+files and library, the model's window, the benchmark's version, variant and data, and the options. The cache folder is
 EVALENGINE_CACHE, else ~/.cache/evalengine; a damaged or unwritable cache only costs time.
 """
 
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +19,8 @@ import numpy as np
 
 from evalengine import console, sealed
 from evalengine.arrow import array_of, numbers
-from evalengine.checkpoints import Checkpoint, tokenizer_hash
-from evalengine.encoding import Encoded, Encoder, Sequences, encode, window_of
+from evalengine.checkpoints import Checkpoint, tokenizer_files, tokenizer_hash
+from evalengine.encoding import PROBES, Encoded, Encoder, Sequences, encode, ids_of, window_of
 from evalengine.errors import UserError
 from evalengine.untrusted import reason
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     from evalengine.benchmarks import ItemSet
 
-PLAN_VERSION = "2"
+PLAN_VERSION = "3"
 
 
 class Planner:
@@ -48,6 +50,9 @@ class Planner:
             self._ids[id(items)] = (items, ids)
         parts = (
             PLAN_VERSION,
+            version("transformers"),
+            version("tokenizers"),
+            self._trust,
             hashed,
             window,
             items.benchmark,
@@ -98,12 +103,44 @@ def load_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
 
 
 def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
+    """The tokenizer, without randomness. Raises UserError where it cannot be loaded or has no vocabulary."""
     from transformers import AutoTokenizer
 
+    there = ", ".join(file.name for file in tokenizer_files(checkpoint.path))
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
+        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+        if getattr(model, "dropout", None):  # BPE dropout is for training: every call would give other tokens
+            model.dropout = None
+        known = knows_text(tokenizer)
     except Exception as error:
-        raise UserError(f"{checkpoint.name}: its tokenizer cannot be loaded: {reason(error)}") from None
+        raise UserError(
+            f"{checkpoint.name} has no tokenizer that can be loaded ({reason(error)}); the folder has {there}: copy the"
+            " tokenizer's files again, tokenizer.json above all"
+        ) from None
+    if not known:
+        wanted = " or ".join(sorted(set(tokenizer.vocab_files_names.values())))
+        raise UserError(
+            f"{checkpoint.name}: its tokenizer has no vocabulary: transformers builds a {type(tokenizer).__name__} from"
+            f" {wanted}, and the folder has {there}; copy the tokenizer's tokenizer.json beside them, or make one with"
+            " AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers 4"
+        )
+    return tokenizer
+
+
+def knows_text(tokenizer: Any) -> bool:
+    """Whether texts become more than special tokens: where its files are missing, transformers makes an empty tokenizer."""
+    added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+
+    def tokens(texts: list[str]) -> set[int]:
+        return {id for ids in ids_of(tokenizer, texts, special=False) for id in ids} - added
+
+    if len(tokens(list(PROBES))) > 1:
+        return True
+    own = sorted(id for id in tokenizer.get_vocab().values() if id not in added)[
+        :100
+    ]  # it may know no English
+    return len(tokens([tokenizer.decode([id]) for id in own])) > 1
 
 
 def cache_folder() -> Path:
@@ -131,7 +168,7 @@ def write_plan(path: Path, plan: Encoded) -> None:
         {name: pa.nulls(1) if value is None else list_of(value) for name, value in columns.items()}
     )
     with contextlib.suppress(OSError):
-        sealed.write(path, table, {"truncated": str(plan.truncated)})
+        sealed.write(path, table, {"truncated": str(plan.truncated), "notes": json.dumps(plan.notes)})
 
 
 def list_of(values: np.ndarray) -> pa.Array:
@@ -150,9 +187,12 @@ def read_plan(path: Path, items: ItemSet) -> Encoded | None:
             name: None if c.null_count else numbers(c.values) for name, c in column.items()
         }
         sequences = Sequences(array.pop("token_S"), array.pop("offset"), array.pop("start"))
-        truncated = int(metadata[b"truncated"])
         return Encoded(
-            sequences=sequences, item=[item.id for item in items.items], truncated=truncated, **array
+            sequences=sequences,
+            item=[item.id for item in items.items],
+            truncated=int(metadata[b"truncated"]),
+            notes=tuple(json.loads(metadata[b"notes"])),
+            **array,
         )
     except sealed.Damaged:
         console.warn(f"the cached plan {path} was damaged: made again")
