@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from evalengine.errors import UserError
+from evalengine.tokenizer import appended, ids_of
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
 
 CHUNK = 20_000  # texts per call of the tokenizer: bounds the memory of its Encoding objects
-PROBES = ("The sun", "no", "B", "yes it is", "42")  # texts that show what a tokenizer does to every text
 
 
 class SequenceTooLarge(UserError):
@@ -146,24 +146,6 @@ class Encoder:
                 "an empty context needs a BOS or EOS token, and the tokenizer has neither: add one to its config"
             )
         return self.prefix
-
-
-def ids_of(tokenizer: Any, texts: list[str], special: bool | None = None) -> list[list[int]]:
-    """Token ids of each text as the tokenizer gives them; `special` None leaves special tokens to its default."""
-    kwargs = {} if special is None else {"add_special_tokens": special}
-    ids: list[list[int]] = tokenizer(texts, return_attention_mask=False, verbose=False, **kwargs)["input_ids"]
-    return ids
-
-
-def appended(tokenizer: Any) -> list[int]:
-    """What a tokenizer appends to every text: the last ids that all probes share and none has without special tokens."""
-    own = {id for ids in ids_of(tokenizer, list(PROBES), special=False) for id in ids}
-    suffix: list[int] = []
-    for last in zip(*(reversed(ids) for ids in ids_of(tokenizer, list(PROBES))), strict=False):
-        if len(set(last)) > 1 or last[0] in own:
-            break
-        suffix.insert(0, last[0])
-    return suffix
 
 
 def move_space(context: str, continuation: str) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from evalengine import console, plans
 from evalengine.checkpoints import discover
 from evalengine.encoding import Encoder, merge, window_of
 from evalengine.errors import UserError
+from evalengine.tokenizer import load_tokenizer
 from evalengine.untrusted import printable
 
 NAME = "evalengine"
@@ -51,7 +52,7 @@ class EvalengineLM(TemplateLM):
         self.engine = make_backend(
             backend, device, dtype, batch_tokens, allow_pickle, trust_remote_code, settings
         )
-        self.tokenizer: Any = plans.load_tokenizer(checkpoint, trust_remote_code)
+        self.tokenizer: Any = load_tokenizer(checkpoint, trust_remote_code)
         self.encoder = Encoder(
             self.tokenizer, window_of(plans.load_config(checkpoint, trust_remote_code), self.tokenizer)
         )

@@ -19,9 +19,10 @@ import numpy as np
 
 from evalengine import console, sealed
 from evalengine.arrow import array_of, numbers
-from evalengine.checkpoints import Checkpoint, tokenizer_files, tokenizer_hash
-from evalengine.encoding import PROBES, Encoded, Encoder, Sequences, encode, ids_of, window_of
+from evalengine.checkpoints import Checkpoint, tokenizer_hash
+from evalengine.encoding import Encoded, Encoder, Sequences, encode, window_of
 from evalengine.errors import UserError
+from evalengine.tokenizer import load_tokenizer
 from evalengine.untrusted import reason
 
 if TYPE_CHECKING:
@@ -100,47 +101,6 @@ def load_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
         return AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise UserError(f"{checkpoint.name}: its config.json cannot be used: {reason(error)}") from None
-
-
-def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
-    """The tokenizer, without randomness. Raises UserError where it cannot be loaded or has no vocabulary."""
-    from transformers import AutoTokenizer
-
-    there = ", ".join(file.name for file in tokenizer_files(checkpoint.path))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
-        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
-        if getattr(model, "dropout", None):  # BPE dropout is for training: every call would give other tokens
-            model.dropout = None
-        known = knows_text(tokenizer)
-    except Exception as error:
-        raise UserError(
-            f"{checkpoint.name} has no tokenizer that can be loaded ({reason(error)}); the folder has {there}: copy the"
-            " tokenizer's files again, tokenizer.json above all"
-        ) from None
-    if not known:
-        wanted = " or ".join(sorted(set(tokenizer.vocab_files_names.values())))
-        raise UserError(
-            f"{checkpoint.name}: its tokenizer has no vocabulary: transformers builds a {type(tokenizer).__name__} from"
-            f" {wanted}, and the folder has {there}; copy the tokenizer's tokenizer.json beside them, or make one with"
-            " AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers 4"
-        )
-    return tokenizer
-
-
-def knows_text(tokenizer: Any) -> bool:
-    """Whether texts become more than special tokens: where its files are missing, transformers makes an empty tokenizer."""
-    added = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
-
-    def tokens(texts: list[str]) -> set[int]:
-        return {id for ids in ids_of(tokenizer, texts, special=False) for id in ids} - added
-
-    if len(tokens(list(PROBES))) > 1:
-        return True
-    own = sorted(id for id in tokenizer.get_vocab().values() if id not in added)[
-        :100
-    ]  # it may know no English
-    return len(tokens([tokenizer.decode([id]) for id in own])) > 1
 
 
 def cache_folder() -> Path:
