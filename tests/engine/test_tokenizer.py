@@ -111,14 +111,16 @@ def test_llama_with_add_eos_token_and_the_slow_byt5_append_eos() -> None:
         assert ids == tokenizer("no", add_special_tokens=False).input_ids
 
 
-def test_a_closed_vocabulary_keeps_its_unknown_tokens() -> None:
-    """All probes are <unk> here, which is no suffix."""
+def test_a_closed_vocabulary_keeps_its_unknown_tokens(tmp_path: Path) -> None:
+    """All probes are <unk> here, which is neither a suffix nor the sign of an empty tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     raw = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "cat": 2, "dog": 3}, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     assert appended(fast(raw)) == []
-    assert Encoder(fast(raw), 8).texts(["cat dog bird"]) == [[2, 3, 0]]
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
+    place = checkpoint(tmp_path / "closed", tokenizer_json=raw.to_str(), tokenizer_config_json=config)
+    assert Encoder(load_tokenizer(place, False), 8).texts(["cat dog bird"]) == [[2, 3, 0]]
 
 
 def test_scores_are_those_without_eos_and_the_closing_table_says_so(
