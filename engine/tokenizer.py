@@ -28,7 +28,7 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
         tokenizer = as_the_file_says(tokenizer, checkpoint)
-        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+        model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
         if getattr(model, "dropout", None):  # BPE dropout is for training: every call would give other tokens
             model.dropout = None
         known = knows_text(tokenizer)
