@@ -7,6 +7,7 @@ and field. Cost: a few microseconds an item; nothing heavy is imported.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,20 +78,28 @@ class Row:
         return tuple(self._text(field, value) for value in values)
 
     def integer(self, field: str) -> int:
+        """An integer, also as a whole float: pandas makes floats of integers where some row has none."""
         value = self.get(field)
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             self.fail(field, f"expected an integer, got {_kind(value)}")
         return value
 
     def index(self, field: str, count: int, *, first: int = 0, names: Sequence[str] = ()) -> int:
-        """The gold choice among `count`: a number from `first` on, a boolean, digits, or one of `names`."""
+        """The gold choice among `count`: a number from `first` on, a boolean, digits, or one of `names`.
+
+        A number may be a whole float, as `integer` says.
+        """
         value = self.get(field)
         number: int | None = None
-        if isinstance(value, int):  # a boolean is 0 or 1
+        if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):  # a boolean is 0 or 1
             number = int(value)
+        elif isinstance(value, float) and math.isnan(value):
+            self.unlabelled(field, value)
         elif isinstance(value, str):
-            if re.fullmatch(r"-?[0-9]{1,9}", value.strip()):
-                number = int(value)
+            if re.fullmatch(r"-?[0-9]{1,9}(\.0*)?", value.strip()):
+                number = int(float(value))
             elif value.strip().lower() in names:
                 return names.index(value.strip().lower())
             elif not value.strip():

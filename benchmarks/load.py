@@ -36,6 +36,7 @@ class ItemSet(NamedTuple):
     items: list[Item]
     data_hash: str  # of all rows in order, and of the few-shot examples
     total: int  # items before the limit
+    fewshot: int = 0  # solved examples before each item
 
 
 def load_items(
@@ -50,7 +51,8 @@ def load_items(
     """Reads and renders a benchmark; with `data` None from its own file or the hub, else from that folder.
 
     `limit` keeps a seeded sample in the data's order. `fewshot` puts the same K seeded train items, solved,
-    before every context. Raises UserError for missing, empty or malformed data, naming file, line and field.
+    before every context; none of them is an item, whichever items `limit` keeps. Raises UserError for missing,
+    empty or malformed data, naming file, line and field.
     """
     if variant is not None and variant not in VARIANTS:
         raise UserError(f"no variant '{variant}': the one there is is called '{VARIANTS[0]}'")
@@ -59,14 +61,15 @@ def load_items(
     if fewshot < 0:
         raise UserError(f"cannot put {fewshot} examples before an item: give 0 or more")
     render = benchmark.renderer(variant)
-    prefix = (
-        "".join(_solved(row, render) for row in _examples(benchmark, data, fewshot, seed)) if fewshot else ""
-    )
     rows: list[Row] = []
     items: list[Item] = []
     for row in read_rows(benchmark, data):
         rows.append(row)
-        items.append(make_item(row, render, prefix))
+        items.append(make_item(row, render))
+    prefix = ""
+    if fewshot:
+        prefix = "".join(text + "\n\n" for text in _examples(benchmark, data, render, items, fewshot, seed))
+        items = [i._replace(contexts=tuple(prefix + context for context in i.contexts)) for i in items]
     canonical = [_canonical(row.fields) for row in rows]
     data_hash = hashlib.blake2b(b"\n".join([*canonical, prefix.encode()]), digest_size=16).hexdigest()
     ids = _unique_ids(benchmark, rows, canonical)
@@ -74,11 +77,11 @@ def load_items(
     if limit is not None and limit < len(items):
         items = [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), limit))]
     return ItemSet(
-        benchmark.name, benchmark.category, benchmark.version, variant, items, data_hash, len(rows)
+        benchmark.name, benchmark.category, benchmark.version, variant, items, data_hash, len(rows), fewshot
     )
 
 
-def make_item(row: Row, render: Render, prefix: str = "") -> Item:
+def make_item(row: Row, render: Render) -> Item:
     """One rendered item, still without an id; UserError if it is no choice between several with one gold."""
     contexts, choices, gold = render(row)
     if len(choices) < 2:
@@ -86,7 +89,7 @@ def make_item(row: Row, render: Render, prefix: str = "") -> Item:
     if not 0 <= gold < len(choices):
         raise UserError(f"{row.where}: gold {gold} is out of range for {len(choices)} choices; mend the row")
     continuations = tuple(DELIMITER + choice for choice in choices)
-    return Item("", tuple(prefix + context for context in contexts), continuations, choices, gold)
+    return Item("", contexts, continuations, choices, gold)
 
 
 def unconditional(item: Item) -> Item:
@@ -249,17 +252,39 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0].rstrip(".")
 
 
-def _examples(benchmark: Benchmark, data: Path | None, count: int, seed: int) -> list[Row]:
+def _examples(
+    benchmark: Benchmark, data: Path | None, render: Render, items: Sequence[Item], count: int, seed: int
+) -> list[str]:
+    """`count` seeded train rows, solved. None is an item: its solved text is none of those that `items` score."""
     rows = list(read_rows(benchmark, data, train=True))
     if count > len(rows):
         have = f"{benchmark.name} has {len(rows)} train items"
         raise UserError(f"{have} but --fewshot asks for {count}: ask for fewer")
-    return random.Random(seed).sample(rows, count)
+    asked = {
+        text_key(context + continuation)
+        for item in items
+        for context, continuation in zip(item.contexts, item.continuations, strict=True)
+    }
+    examples = [_solved(row, render) for row in random.Random(seed).sample(rows, count)]
+    if asked.isdisjoint(map(text_key, examples)):
+        return examples
+    others = [text for text in (_solved(row, render) for row in rows) if text_key(text) not in asked]
+    if count > len(others):
+        raise UserError(
+            f"{benchmark.name} has {len(others)} train items that are not evaluation items too, but --fewshot asks for"
+            f" {count}: ask for fewer, or give other train items"
+        )
+    return random.Random(seed).sample(others, count)
 
 
 def _solved(row: Row, render: Render) -> str:
     item = make_item(row, render)
-    return item.contexts[item.gold] + item.continuations[item.gold] + "\n\n"
+    return item.contexts[item.gold] + item.continuations[item.gold]
+
+
+def text_key(text: str) -> str:
+    """Equal for texts that differ in case and white space alone."""
+    return " ".join(text.casefold().split())
 
 
 def _unique_ids(benchmark: Benchmark, rows: Sequence[Row], canonical: Sequence[bytes]) -> list[str]:
@@ -281,15 +306,20 @@ def _unique_ids(benchmark: Benchmark, rows: Sequence[Row], canonical: Sequence[b
 
 def _id(row: Row, own: Any) -> str:
     if isinstance(own, Mapping):  # multirc: paragraph, question, answer
-        own = "-".join(str(part) for part in own.values())
+        own = "-".join(str(_whole(part)) for part in own.values())
     if isinstance(own, list | tuple | bytes):
         raise UserError(f"{row.where}: the row's id is a {type(own).__name__}: make it text or a number")
-    text = str(own)
+    text = str(_whole(own))
     if len(text) > ID_CHARS or any("\ud800" <= c <= "\udfff" for c in text):
         raise UserError(
             f"{row.where}: the row's id must be a text of at most {ID_CHARS} characters: shorten it"
         )
     return text
+
+
+def _whole(value: Any) -> Any:
+    """A whole float as an integer: pandas makes floats of integers where some row has none."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _canonical(fields: Mapping[str, Any]) -> bytes:

@@ -178,12 +178,13 @@ def compare(
     from evalengine import plans
     from evalengine.checkpoints import discover
     from evalengine.encoding import Encoder, encode, window_of
+    from evalengine.tokenizer import load_tokenizer
     from evalengine.torch_backend import TorchBackend
 
     (checkpoint,) = discover([path])
     backend = TorchBackend(device=device)
     backend.load(checkpoint)
-    tokenizer = plans.load_tokenizer(checkpoint, False)
+    tokenizer = load_tokenizer(checkpoint, False)
     encoder = Encoder(tokenizer, window_of(plans.load_config(checkpoint, False), tokenizer))
     started = time.perf_counter()
     encoded = [encode(items, encoder) for items in item_sets]

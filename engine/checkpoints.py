@@ -18,19 +18,29 @@ from evalengine.errors import UserError
 from evalengine.untrusted import check_label, check_name, is_plain, printable, read_json, read_yaml
 
 NAME = re.compile(r"^(?P<scale>[^-]+)-(?P<mixture>.+)-(?P<stage>pt|sft)$")
+# The files that some tokenizer of transformers, or of code that comes with a checkpoint, is built from.
 TOKENIZER_FILES = (
+    "*.model",  # sentencepiece's and tiktoken's, which every family names differently
+    "*.spm",
+    "*.tiktoken",
+    "*vocab*.json",
+    "*vocab*.txt",
     "added_tokens.json",
+    "bpe.codes",
+    "byte_maps.json",
+    "dict.txt",
+    "emoji.json",
     "merges.txt",
+    "normalizer.json",
+    "prophetnet.tokenizer",
     "special_tokens_map.json",
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
+    "tekken.json",
+    "token*.py",
+    "tokenizer*.json",
+    "tokenizer.model.*",
+    "vocab.bpe",
+    "word_*.json",
 )
-# What a tokenizer can be built from; the other files above only refine it.
-TOKENIZER_CORES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 COPY = "copy the checkpoint again"
 READ_AT_ONCE = 4 << 20  # bytes
 
@@ -168,21 +178,32 @@ def weight_files(path: Path, allow_pickle: bool = False) -> list[Path]:
     raise UserError(f"{path.name} has no weights: model.safetensors is missing from {path}")
 
 
+def tokenizer_files(path: Path) -> list[Path]:
+    """The tokenizer's files, sorted by name."""
+    return [
+        file
+        for file in sorted(path.iterdir())
+        if any(file.match(pattern) for pattern in TOKENIZER_FILES) and file.is_file()
+    ]
+
+
 def tokenizer_hash(path: Path) -> str:
     """Identifies the tokenizer: a hash of its files, and of what config.json says that decides its class.
 
     Equal files make different tokenizers under different model types. Raises UserError where there are no files.
     """
-    if not any((path / name).is_file() for name in TOKENIZER_CORES):
-        raise UserError(f"{path.name} has no tokenizer: tokenizer.json is missing from {path}")
+    files = tokenizer_files(path)
+    if not files:
+        raise UserError(
+            f"{path.name} has no tokenizer: {path} holds neither tokenizer.json nor any other file of one; copy the"
+            " tokenizer's files into it"
+        )
     config = read_json(path / "config.json", COPY, constants=True)
     if not isinstance(config, dict):
         raise UserError(f"{path / 'config.json'} is not a model configuration: copy the checkpoint again")
     digest = hashlib.sha256(json.dumps([config.get("model_type"), config.get("tokenizer_class")]).encode())
-    for name in TOKENIZER_FILES:
-        file = path / name
-        if file.is_file():
-            digest.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 
@@ -197,7 +218,7 @@ def fingerprint(path: Path, allow_pickle: bool = False) -> str:
     sums: dict[str, Any] = expected if isinstance(expected, dict) else {}
     digest = hashlib.sha256((path / "config.json").read_bytes())
     weights = weight_files(path, allow_pickle)
-    small = [path / name for name in ("config.json", *TOKENIZER_FILES) if name in sums]
+    small = [file for file in (path / "config.json", *tokenizer_files(path)) if file.name in sums]
     for file in (*weights, *small):
         hashed, crc = hashlib.sha256(), 0
         with file.open("rb", buffering=0) as stream:

@@ -5,6 +5,9 @@ ids, never text. The rule is lm-evaluation-harness's: trailing white space of th
 targets are encode(context + continuation)[len(encode(context)):], and the model is fed encode(context) and the targets; the
 tokenizer's own default decides about BOS; an empty context is BOS (else EOS); sequences are truncated from the left to the
 window. Where a merge across the border would leave no target, the last token of the whole is the target.
+
+One exception: what a tokenizer appends to every text, such as EOS, is left out. It would end each context before the
+choice, and the choice's last target would be EOS.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from evalengine.errors import UserError
+from evalengine.tokenizer import appended, ids_of
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
@@ -50,6 +54,15 @@ class Sequences(NamedTuple):
         tokens = [self.tokens(s) for s in index]
         return Sequences(np.concatenate(tokens) if tokens else self.token_S[:0], offset, self.start[index])
 
+    def check_ids(self, rows: int) -> None:
+        """Raises UserError where a token has no row in an embedding of `rows` rows."""
+        largest = int(self.token_S.max(initial=-1))
+        if largest >= rows:
+            raise UserError(
+                f"the tokenizer gives id {largest}, the embedding has {rows} rows (0 to {rows - 1}): they do not belong"
+                " together; copy the tokenizer that the model was trained with, or resize the model's embedding"
+            )
+
 
 class Encoded(NamedTuple):
     """A benchmark, encoded. Choices are flat; item i owns choices choice_offset[i]:choice_offset[i+1]."""
@@ -64,6 +77,7 @@ class Encoded(NamedTuple):
     item: list[str]
     gold: np.ndarray  # int16
     truncated: int  # items with a choice longer than the window
+    notes: tuple[str, ...] = ()  # what the user should know of the tokenizer
 
 
 class Encoder:
@@ -74,16 +88,27 @@ class Encoder:
         prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         self.prefix: int | None = prefix
         self._prefix_text: str | None = tokenizer.decode([prefix]) if prefix is not None else None
+        self.suffix = appended(tokenizer)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the tokenizer, in sentences."""
+        if not self.suffix:
+            return ()
+        shown = "".join(self.tokenizer.convert_ids_to_tokens(self.suffix))
+        return (f"its tokenizer appends {shown} to every text: left out, since it would end each context",)
 
     def texts(self, texts: list[str], special: bool | None = None) -> list[list[int]]:
-        """Token ids of each text; `special` None leaves BOS to the tokenizer, but never doubles one that the text states."""
+        """Token ids of each text, without what the tokenizer appends.
+
+        `special` None leaves BOS to the tokenizer, but never doubles one that the text states.
+        """
         out: list[list[int]] = []
-        kwargs = {} if special is None else {"add_special_tokens": special}
         for at in range(0, len(texts), CHUNK):
-            chunk = texts[at : at + CHUNK]
-            out.extend(
-                self.tokenizer(chunk, return_attention_mask=False, verbose=False, **kwargs)["input_ids"]
-            )
+            out.extend(ids_of(self.tokenizer, texts[at : at + CHUNK], special))
+        if special is not False and self.suffix:
+            n = len(self.suffix)
+            out = [ids[:-n] if ids[-n:] == self.suffix else ids for ids in out]
         if special is None and self._prefix_text:
             for i, text in enumerate(texts):
                 if text.startswith(self._prefix_text):
@@ -117,13 +142,17 @@ class Encoder:
                     f"the tokenizer turns {continuation[:40]!r} into no tokens: it cannot score this benchmark"
                 )
             if start < 1:
-                if self.prefix is None:
-                    raise UserError(
-                        "an empty context needs a BOS or EOS token, and the tokenizer has neither: add one to its config"
-                    )
-                ids, start = [self.prefix, *ids], 1
+                ids, start = [self.required_prefix(), *ids], 1
             out.append((ids, start))
         return out
+
+    def required_prefix(self) -> int:
+        """BOS, else EOS: what stands before a text without context. Raises UserError where the tokenizer has neither."""
+        if self.prefix is None:
+            raise UserError(
+                "an empty context needs a BOS or EOS token, and the tokenizer has neither: add one to its config"
+            )
+        return self.prefix
 
 
 def move_space(context: str, continuation: str) -> tuple[str, str]:
@@ -159,6 +188,7 @@ def encode(items: ItemSet, encoder: Encoder, *, pmi: bool = False) -> Encoded:
         item=[item.id for item in items.items],
         gold=np.asarray([item.gold for item in items.items], dtype=np.int16),
         truncated=int(np.logical_or.reduceat(cut_C, offset[:-1]).sum()) if len(per_item) else 0,
+        notes=encoder.notes,
     )
 
 

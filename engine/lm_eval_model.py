@@ -17,10 +17,11 @@ from typing import Any
 
 from lm_eval.api.model import TemplateLM
 
-from evalengine import plans
+from evalengine import console, plans
 from evalengine.checkpoints import discover
 from evalengine.encoding import Encoder, merge, window_of
 from evalengine.errors import UserError
+from evalengine.tokenizer import load_tokenizer
 from evalengine.untrusted import printable
 
 NAME = "evalengine"
@@ -51,10 +52,12 @@ class EvalengineLM(TemplateLM):
         self.engine = make_backend(
             backend, device, dtype, batch_tokens, allow_pickle, trust_remote_code, settings
         )
-        self.tokenizer: Any = plans.load_tokenizer(checkpoint, trust_remote_code)
+        self.tokenizer: Any = load_tokenizer(checkpoint, trust_remote_code)
         self.encoder = Encoder(
             self.tokenizer, window_of(plans.load_config(checkpoint, trust_remote_code), self.tokenizer)
         )
+        for note in self.encoder.notes:
+            console.warn(f"{checkpoint.name}: {note}")
         self.engine.load(checkpoint)
         self._name = str(checkpoint.path)
 
@@ -98,13 +101,18 @@ class EvalengineLM(TemplateLM):
         return results
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """The log-likelihood of each whole text, in windows that each predict all their tokens but the first's context."""
+        """The log-likelihood of each whole text after one BOS, in windows that together predict every token once.
+
+        lm-eval's own model predicts a BOS that the tokenizer adds after another BOS; here there is one.
+        """
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
         texts = [request.args[0] for request in requests]
+        prefix = self.encoder.required_prefix()
         windows, owner = [], []
-        for i, ids in enumerate(self.encoder.texts(texts)):
-            for pair in get_rolling_token_windows(ids, self.encoder.prefix, self.max_length, 1):
+        for i, ids in enumerate(self.encoder.texts(texts, special=False)):
+            text = ids[1:] if ids[:1] == [prefix] else ids  # a text may state its BOS
+            for pair in get_rolling_token_windows(text, prefix, self.max_length, 1):
                 context, predicted = make_disjoint_window(pair)
                 windows.append(([*context, *predicted], len(context)))
                 owner.append(i)

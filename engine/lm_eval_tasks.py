@@ -1,19 +1,20 @@
 """lm-evaluation-harness's multiple-choice tasks as benchmarks: `evalengine score --lm-eval-tasks mmlu,arc_easy`.
 
 The harness reads the data, renders contexts and choices, and says which is right; this engine scores them into the
-store, one benchmark a task. Groups (mmlu) become their tasks.
+store, one benchmark a task. Groups (mmlu) become their tasks. The harness draws few-shot examples for each item anew;
+where a draw holds the item itself (its issue 4145), that example is replaced.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from evalengine.benchmarks import Item, ItemSet
+from evalengine.benchmarks.load import text_key
 from evalengine.errors import UserError
-
-if TYPE_CHECKING:
-    from evalengine.benchmarks import ItemSet
+from evalengine.untrusted import reason
 
 FEWSHOT_SEED = 1234  # the harness's own
 
@@ -28,7 +29,10 @@ class TaskItems(NamedTuple):
 def load_tasks(
     names: str, *, limit: int | None = None, seed: int = 0, fewshot: int | None = None, manager: Any = None
 ) -> list[TaskItems]:
-    """The multiple-choice tasks called `names` (commas between). Raises UserError for one that is not there or is none."""
+    """The multiple-choice tasks called `names` (commas between); `fewshot` None keeps each task's own number.
+
+    Raises UserError for one that is not there or is none.
+    """
     try:
         from lm_eval.tasks import TaskManager
     except ImportError:
@@ -42,24 +46,33 @@ def load_tasks(
     try:
         tasks = manager.load(wanted)["tasks"]
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
-            f"lm-eval cannot load {names}: {reason}; its data comes from the Hugging Face hub"
+            f"lm-eval cannot load {names}: {reason(error)}; its data comes from the Hugging Face hub"
         ) from None
     return [task_items(str(name), task, limit, seed, fewshot) for name, task in tasks.items()]
 
 
 def task_items(name: str, task: Any, limit: int | None, seed: int, fewshot: int | None) -> TaskItems:
-    from evalengine.benchmarks import Item, ItemSet
-
     if task.OUTPUT_TYPE != "multiple_choice":
         raise UserError(
             f"lm-eval's {name} is no multiple-choice task ({task.OUTPUT_TYPE}): run it with lm_eval --model evalengine"
         )
-    if fewshot:
+    if fewshot is not None:
+        if fewshot < 0:
+            raise UserError(f"cannot put {fewshot} examples before an item: give 0 or more")
         task.set_config(key="num_fewshot", value=fewshot)
+    shots = task.config.num_fewshot or 0
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
-    task.build_all_requests()
+    if shots:
+        keep_item_out(name, task)
+    try:
+        task.build_all_requests()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"lm-eval cannot render {name}: {reason(error)}; try it with lm_eval itself"
+        ) from None
     grouped: dict[int, list[Any]] = {}
     for instance in task.instances:
         grouped.setdefault(instance.doc_id, []).append(instance)
@@ -80,7 +93,62 @@ def task_items(name: str, task: Any, limit: int | None, seed: int, fewshot: int 
         items = [items[i] for i in sorted(random.Random(seed).sample(range(total), limit))]
     default = "acc_norm" if "acc_norm" in task._metric_fn_list else "acc"
     version = f"lm_eval {task.VERSION}"
-    return TaskItems(ItemSet(name, "lm_eval", version, None, items, digest.hexdigest(), total), default)
+    return TaskItems(
+        ItemSet(name, "lm_eval", version, None, items, digest.hexdigest(), total, shots), default
+    )
+
+
+def keep_item_out(name: str, task: Any) -> None:
+    """Replaces an example that is the item asked: where the splits overlap, the harness's draw may hold it."""
+    if not hasattr(task, "sampler"):
+        raise UserError(f"lm-eval's {name} has no data to draw few-shot examples from: use --fewshot 0")
+    build, draw, rng = task.fewshot_context, task.sampler.sample, random.Random(FEWSHOT_SEED)
+    asked: set[str] = set()
+
+    def fewshot_context(doc: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.clear()
+        asked.update(scored_by(task, doc))
+        return build(doc, *args, **kwargs)
+
+    def sample(n: int, **kwargs: Any) -> Any:
+        try:
+            drawn = draw(n, **kwargs)
+        except (ValueError, AssertionError):  # the harness's words for a draw of more than there are
+            drawn = []
+        kept = [doc for doc in drawn if solved(task, doc) not in asked]
+        if len(kept) == n:
+            return kept
+        others = [doc for doc in task.sampler.fewshot_docs() if solved(task, doc) not in asked]
+        if n > len(others):
+            raise UserError(
+                f"lm-eval's {name} has {len(others)} few-shot examples beside the item itself, but is asked for {n}:"
+                " ask for fewer with --fewshot"
+            )
+        return kept + rng.sample([doc for doc in others if doc not in kept], n - len(kept))
+
+    task.fewshot_context, task.sampler.sample = fewshot_context, sample
+
+
+def scored_by(task: Any, doc: Any) -> set[str]:
+    """The keys of the texts that an item scores, without its examples."""
+    text, choices = task.doc_to_text(doc), [str(choice) for choice in task.doc_to_choice(doc)]
+    if task.multiple_input:
+        return {text_key(f"{choice} {task.doc_to_target(doc)}") for choice in choices}
+    return {text_key(f"{text} {choice}") for choice in choices}
+
+
+def solved(task: Any, doc: Any) -> str:
+    """The key of an example's text: its question and its right answer, as the harness takes them."""
+    shown = task.fewshot_cfg
+    text, target = task.doc_to_text(doc, shown.doc_to_text), task.doc_to_target(doc, shown.doc_to_target)
+    choices = task.doc_to_choice(doc, shown.doc_to_choice) if shown.doc_to_choice else None
+    if task.multiple_input and choices:
+        text = choices[text]
+    elif choices and isinstance(target, int):
+        target = choices[target]
+    elif isinstance(target, list):
+        target = target[0]
+    return text_key(f"{text} {target}")
 
 
 def gold(name: str, task: Any, doc: Any, choices: tuple[str, ...]) -> int:

@@ -1,7 +1,7 @@
 """Plans: a benchmark encoded for a tokenizer, made once and shared by every checkpoint that uses it.
 
 Kept in memory for the run, and on disk for the next one, under the hash of everything that decides the tokens: the tokenizer's
-files, the model's window, the benchmark's version, variant and data, and the options. The cache folder is
+files and library, the model's window, the benchmark's version, variant and data, and the options. The cache folder is
 EVALENGINE_CACHE, else ~/.cache/evalengine; a damaged or unwritable cache only costs time.
 """
 
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from evalengine.arrow import array_of, numbers
 from evalengine.checkpoints import Checkpoint, tokenizer_hash
 from evalengine.encoding import Encoded, Encoder, Sequences, encode, window_of
 from evalengine.errors import UserError
+from evalengine.tokenizer import load_tokenizer
 from evalengine.untrusted import reason
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
     from evalengine.benchmarks import ItemSet
 
-PLAN_VERSION = "2"
+PLAN_VERSION = "3"
 
 
 class Planner:
@@ -48,6 +51,9 @@ class Planner:
             self._ids[id(items)] = (items, ids)
         parts = (
             PLAN_VERSION,
+            version("transformers"),
+            version("tokenizers"),
+            self._trust,
             hashed,
             window,
             items.benchmark,
@@ -97,15 +103,6 @@ def load_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
         raise UserError(f"{checkpoint.name}: its config.json cannot be used: {reason(error)}") from None
 
 
-def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise UserError(f"{checkpoint.name}: its tokenizer cannot be loaded: {reason(error)}") from None
-
-
 def cache_folder() -> Path:
     root = os.environ.get("EVALENGINE_CACHE")
     return Path(root) if root else Path.home() / ".cache" / "evalengine" / "plans"
@@ -131,7 +128,7 @@ def write_plan(path: Path, plan: Encoded) -> None:
         {name: pa.nulls(1) if value is None else list_of(value) for name, value in columns.items()}
     )
     with contextlib.suppress(OSError):
-        sealed.write(path, table, {"truncated": str(plan.truncated)})
+        sealed.write(path, table, {"truncated": str(plan.truncated), "notes": json.dumps(plan.notes)})
 
 
 def list_of(values: np.ndarray) -> pa.Array:
@@ -150,9 +147,12 @@ def read_plan(path: Path, items: ItemSet) -> Encoded | None:
             name: None if c.null_count else numbers(c.values) for name, c in column.items()
         }
         sequences = Sequences(array.pop("token_S"), array.pop("offset"), array.pop("start"))
-        truncated = int(metadata[b"truncated"])
         return Encoded(
-            sequences=sequences, item=[item.id for item in items.items], truncated=truncated, **array
+            sequences=sequences,
+            item=[item.id for item in items.items],
+            truncated=int(metadata[b"truncated"]),
+            notes=tuple(json.loads(metadata[b"notes"])),
+            **array,
         )
     except sealed.Damaged:
         console.warn(f"the cached plan {path} was damaged: made again")

@@ -71,7 +71,7 @@ class Options:
     variant: str | None = None
     limit: int | None = None
     seed: int = 0
-    fewshot: int = 0
+    fewshot: int | None = None  # None: each benchmark's own number, which is 0 but for lm-eval's tasks
     pmi: bool = False
     allow_pickle: bool = False
     trust_remote_code: bool = False
@@ -86,7 +86,7 @@ class Options:
             "variant": self.variant or "",
             "limit": "" if self.limit is None else str(self.limit),
             "seed": str(self.seed),
-            "fewshot": str(self.fewshot),
+            "fewshot": str(self.fewshot or 0),
             "pmi": str(self.pmi).lower(),
         }
 
@@ -166,7 +166,7 @@ def load_item_sets(
 
     o = options
     loaded = [
-        load_items(b, o.data, variant=o.variant, limit=o.limit, seed=o.seed, fewshot=o.fewshot)
+        load_items(b, o.data, variant=o.variant, limit=o.limit, seed=o.seed, fewshot=o.fewshot or 0)
         for b in benchmarks
     ]
     return [*zip(loaded, (b.default_score for b in benchmarks), strict=True), *more]
@@ -222,6 +222,7 @@ def score_checkpoint(
         report.seen += len(t.items.items)
         report.items += len(t.items.items)
         report.scored += 1
+        report.notes += encoded.notes
         if encoded.truncated:
             report.cut[t.items.benchmark] = encoded.truncated
     if pending:
@@ -282,6 +283,7 @@ def benchmark_metadata(items: ItemSet, default_score: str) -> dict[str, str]:
         "benchmark_version": str(items.version),
         "data_hash": items.data_hash,
         "data_items": str(items.total),
+        "fewshot": str(items.fewshot),
         "default_score": default_score,
     }
 

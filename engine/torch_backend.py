@@ -191,12 +191,7 @@ class TorchBackend:
         Where memory runs out, batches are halved and all is run again; where a way raises, the next one runs. UserError where
         one sequence alone is too much, where no way is left, and where the tokens are not the model's.
         """
-        rows = embedding_rows(self.model)
-        if len(sequences) and int(sequences.token_S.max()) >= rows:
-            raise UserError(
-                f"{self._name}: the tokenizer gives id {int(sequences.token_S.max())}, the embedding has {rows} rows: "
-                "give the checkpoint the tokenizer that it was trained with"
-            )
+        sequences.check_ids(embedding_rows(self.model))
         while True:
             try:
                 return self._score(sequences, progress)

@@ -77,7 +77,7 @@ def _of_benchmarks(source: ChatSource, data: Path | None, seed: int) -> list[Con
         chosen = resolve(names if isinstance(names, str) else ",".join(names))
     found = []
     for benchmark in chosen:
-        items = [make_item(row, benchmark.render, "") for row in read_rows(benchmark, folder, train=True)]
+        items = [make_item(row, benchmark.render) for row in read_rows(benchmark, folder, train=True)]
         pairs = [(item.contexts[item.gold], item.continuations[item.gold]) for item in items]
         some = [
             Conversation((Message("user", context), Message("assistant", answer)))

@@ -62,9 +62,8 @@ def register(subparsers: Any) -> None:
     p.add_argument(
         "--fewshot",
         type=int,
-        default=0,
         metavar="K",
-        help="K solved train items before each item (default: 0)",
+        help="K solved train items before each item (default: 0; for --lm-eval-tasks, each task's own number)",
     )
     p.add_argument("--pmi", action="store_true", help="also score each choice without its context (acc_pmi)")
     p.add_argument("--backend", choices=["torch", "vllm"], default="torch")

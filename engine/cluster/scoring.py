@@ -183,6 +183,7 @@ class Run:
         n = 1 if benchmark in state.whole else parts.count(tokens, self.spec.name)
         cost = tokens * max(state.size, 1.0) / n
         self.schedule.add(Unit(state.checkpoint.name, benchmark, part, n, cost) for part in range(n))
+        state.report.notes += plan.encoded.notes
         if plan.encoded.truncated:
             state.report.cut[benchmark] = plan.encoded.truncated
 

@@ -36,7 +36,7 @@ def only(folder: Path, name: str, row: dict[str, Any], **options: Any) -> Item:
 # What is tolerated
 
 
-@pytest.mark.parametrize("label", [1, "1", True, "choice2", " 1 "])
+@pytest.mark.parametrize("label", [1, "1", True, "choice2", " 1 ", 1.0, "1.0", "1."])
 def test_a_label_may_be_a_number_digits_a_boolean_or_a_class_name(tmp_path: Path, label: Any) -> None:
     assert only(tmp_path, "copa", {**COPA, "label": label}).gold == 1
 
@@ -114,6 +114,9 @@ def _schema(pa: Any, rows: list[dict[str, Any]]) -> Any:
         ({**COPA, "label": 2}, "line 1, field 'label': expected 0 to 1, got 2"),
         ({**COPA, "label": "two"}, "line 1, field 'label': expected 0 to 1, got 'two'"),
         ({**COPA, "label": 0.5}, "line 1, field 'label': expected 0 to 1, got 0.5"),
+        ({**COPA, "label": 2.0}, "line 1, field 'label': expected 0 to 1, got 2.0"),
+        ({**COPA, "label": "0.5"}, "line 1, field 'label': expected 0 to 1, got '0.5'"),
+        ({**COPA, "label": -1.0}, "line 1, field 'label' is -1.0: the row has no gold label"),
         ({**COPA, "label": -1}, "line 1, field 'label' is -1: the row has no gold label"),
         ({**COPA, "label": ""}, "line 1, field 'label' is '': the row has no gold label"),
         (COPA, "line 1, field 'label': is missing (the row has premise, choice1, choice2, question)"),
@@ -257,6 +260,74 @@ def test_fewshot_puts_the_same_solved_train_items_before_every_context(small_wor
         assert [item.id for item in plain.items] == [item.id for item in shots.items]
         assert plain.data_hash != shots.data_hash
         assert load_items(BENCHMARKS[name], data, fewshot=2, seed=1) == shots
+
+
+def copas(*numbers: int, **more: Any) -> list[dict[str, Any]]:
+    return [{**COPA, "premise": f"It rained {i} days.", "label": i % 2, **more} for i in numbers]
+
+
+def shots(prefix: str) -> set[int]:
+    """The numbers of the examples in a prefix of `copas`."""
+    return {int(text.split()[2]) for text in prefix.split("\n\n")[:-1]}
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_an_example_is_never_an_item_whatever_file_it_comes_from(tmp_path: Path, limit: int | None) -> None:
+    """Train rows 0 to 5 are items too, one with another id, one in other letters and spaces, one with its choices swapped."""
+    swapped = {"choice1": COPA["choice2"], "choice2": COPA["choice1"]}
+    write(tmp_path, "copa", *copas(*range(8)))
+    train = copas(*range(4), 10, 11, 12) + copas(4, idx=99) + copas(5, **swapped)
+    train[7]["premise"], train[8]["label"] = (
+        "it  RAINED 4 days.",
+        0,
+    )  # item 5's right answer is its second choice
+    write(tmp_path, "copa_train", *train)
+    for seed in range(12):
+        for count in (1, 3):
+            loaded = load_items(BENCHMARKS["copa"], tmp_path, fewshot=count, seed=seed, limit=limit)
+            [prefix] = {
+                context.rpartition("\n\n")[0] + "\n\n" for i in loaded.items for context in i.contexts
+            }
+            assert len(shots(prefix)) == count and shots(prefix) <= {10, 11, 12}
+            whole = load_items(BENCHMARKS["copa"], tmp_path, fewshot=count, seed=seed)
+            assert whole.items[0].contexts[0].startswith(prefix), "the examples do not depend on the limit"
+            assert (loaded.fewshot, loaded.data_hash) == (count, whole.data_hash)
+
+
+def test_examples_that_are_all_items_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "copa", *copas(*range(5)))
+    write(tmp_path, "copa_train", *copas(*range(5), 10))
+    with pytest.raises(
+        UserError, match=r"copa has 1 train items that are not evaluation items too, .* asks for 2"
+    ):
+        load_items(BENCHMARKS["copa"], tmp_path, fewshot=2)
+
+
+def test_a_question_with_another_answer_is_another_item(tmp_path: Path) -> None:
+    """multirc asks one question once per answer: an example with another answer gives nothing away."""
+    row = {"paragraph": "P.", "question": "Q?", "label": 1}
+    write(tmp_path, "multirc", {**row, "answer": "a"})
+    write(tmp_path, "multirc_train", {**row, "answer": "b"})
+    [item] = load_items(BENCHMARKS["multirc"], tmp_path, fewshot=1).items
+    assert item.contexts[0].startswith("P.\nQuestion: Q?\nAnswer: b\nIs the answer correct? yes\n\nP.")
+
+
+def test_whole_floats_of_pandas_are_numbers_in_json_lines_and_parquet(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    words = {"word": "bank", "sentence1": "The bank is old.", "sentence2": "A bank of sand."}
+    row = {**words, "start1": 4, "end1": 8, "start2": 2, "end2": 6, "label": 1, "idx": 7}
+    floats = {key: float(value) if isinstance(value, int) else value for key, value in row.items()}
+    expected = only(tmp_path, "wic", row)
+    assert only(tmp_path, "wic", floats) == expected
+    (tmp_path / "wic.jsonl").unlink()
+    parquet.write_table(pa.Table.from_pylist([floats, {**floats, "idx": None}]), tmp_path / "wic.parquet")
+    items = load_items(BENCHMARKS["wic"], tmp_path).items
+    assert items[0] == expected and items[1][1:] == expected[1:]
+    parquet.write_table(pa.Table.from_pylist([{**floats, "label": float("nan")}]), tmp_path / "wic.parquet")
+    with pytest.raises(UserError, match="field 'label' is nan: the row has no gold label"):
+        load_items(BENCHMARKS["wic"], tmp_path)
 
 
 def test_more_examples_than_train_items_are_refused(small_world: Path) -> None:

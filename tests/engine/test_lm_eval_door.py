@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -45,26 +46,67 @@ def test_five_tasks_give_lm_evals_own_results(small_world: Path, models: tuple[A
     assert of_metrics < 1e-3 and of_loglik < 1e-3
 
 
-def test_log_likelihoods_and_rolling_ones_agree(models: tuple[Any, Any]) -> None:
+LONG = "The sun rises in the east and sets in the west. " * 30  # several windows
+
+
+def test_log_likelihoods_agree(models: tuple[Any, Any]) -> None:
     from lm_eval.api.instance import Instance
 
-    long = "The sun rises in the east and sets in the west. " * 30  # several windows
     pairs = [
         ("The glass broke because", " xyz qq"),
         ("", "yes"),
         ("Which one, x", " C. bird "),
-        (long.strip(), " xyz"),
+        (LONG.strip(), " xyz"),
         ("Which", " dog" * 3),
     ]
     requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
-    rolling = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in (long, "yes", long[:300])]
     ours, theirs = models
     with reference._quiet():
-        expected, expected_rolling = theirs.loglikelihood(requests), theirs.loglikelihood_rolling(rolling)
+        expected = theirs.loglikelihood(requests)
     got = ours.loglikelihood(requests)
     np.testing.assert_allclose([a for a, _ in got], [a for a, _ in expected], rtol=0, atol=1e-3)
     assert [b for _, b in got] == [b for _, b in expected]
-    np.testing.assert_allclose(ours.loglikelihood_rolling(rolling), expected_rolling, rtol=1e-5)
+
+
+def rolling(*texts: str) -> list[Any]:
+    from lm_eval.api.instance import Instance
+
+    return [Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts]
+
+
+def test_rolling_log_likelihoods_agree_where_the_tokenizer_adds_no_bos(tmp_path: Path) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    from evalengine.lm_eval_model import EvalengineLM
+
+    path = tiny_models.save(tmp_path / "gpt2", "gpt2", window=128)
+    requests = rolling(LONG, "yes", LONG[:300])
+    with reference._quiet():
+        expected = HFLM(pretrained=str(path), device="cpu", batch_size=4).loglikelihood_rolling(requests)
+    got = EvalengineLM(pretrained=str(path), device="cpu").loglikelihood_rolling(requests)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_a_rolling_log_likelihood_has_one_bos(checkpoint: Path, models: tuple[Any, Any]) -> None:
+    """By transformers: every token of the text is predicted once, the first after BOS. lm-eval has BOS predict BOS."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = tiny_models.tokenizer("sentencepiece_like")
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    for text in ("yes", LONG[:250]):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert len(ids) < 128
+        with torch.no_grad():
+            logprob = model(torch.tensor([[tokenizer.bos_token_id, *ids]])).logits[0].log_softmax(-1)
+        expected = sum(float(logprob[i, token]) for i, token in enumerate(ids))
+        got = models[0].loglikelihood_rolling(rolling(text, f"<s>{text}"))
+        np.testing.assert_allclose(got[0], expected, rtol=0, atol=1e-3)
+        stated = tokenizer(f"<s>{text}", add_special_tokens=False).input_ids[1:]
+        with torch.no_grad():
+            logprob = model(torch.tensor([[tokenizer.bos_token_id, *stated]])).logits[0].log_softmax(-1)
+        expected = sum(float(logprob[i, token]) for i, token in enumerate(stated))
+        np.testing.assert_allclose(got[1], expected, rtol=0, atol=1e-3)
 
 
 def test_generation_is_refused_in_one_sentence(models: tuple[Any, Any]) -> None:
@@ -115,6 +157,119 @@ def test_tasks_of_lm_eval_become_benchmarks(
         for row, score in zip(rows, expected, strict=True):
             np.testing.assert_allclose(row["loglik"], score.loglik, rtol=0, atol=1e-3)
             assert float(np.argmax(row["loglik"]) == row["gold"]) == score.acc
+
+
+def own_task(folder: Path, rows: dict[str, list[dict[str, Any]]], **config: Any) -> Any:
+    """A task manager that knows one task, `own`, over local rows by split; and nothing of lm-eval's."""
+    import yaml
+    from lm_eval.tasks import TaskManager
+
+    folder.mkdir(exist_ok=True)
+    files = {}
+    for split, content in rows.items():
+        files[split] = str(folder / f"{split}.jsonl")
+        Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in content))
+    task = {
+        "task": "own",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": files, "cache_dir": str(folder / "cache")},
+        "output_type": "multiple_choice",
+        "doc_to_text": "Q: {{question}}\nA:",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "gold",
+        "metric_list": [{"metric": "acc"}],
+        **{f"{split}_split": split for split in rows if split != "train"},
+        **config,
+    }
+    if "train" in rows:
+        task["training_split"] = "train"
+    (folder / "own.yaml").write_text(yaml.safe_dump(task))
+    return TaskManager(include_path=str(folder), include_defaults=False)
+
+
+def questions(*numbers: int, **more: Any) -> list[dict[str, Any]]:
+    return [
+        {"question": f"what is {i}?", "choices": [f"the {i}", f"a {i}", f"no {i}"], "gold": i % 3, **more}
+        for i in numbers
+    ]
+
+
+def examples(context: str) -> list[str]:
+    return context.split("\n\n")[:-1]
+
+
+def check_no_item_is_its_own_example(items: Any, count: int) -> None:
+    for item in items.items:
+        asked = item.contexts[0].split("\n\n")[-1]
+        assert len(set(examples(item.contexts[0]))) == count
+        assert not any(example.startswith(asked) for example in examples(item.contexts[0]))
+
+
+def test_examples_from_the_items_own_split_are_never_the_item(tmp_path: Path) -> None:
+    """lm-eval draws them from the test split where there is no other, the item itself among them."""
+    from evalengine.lm_eval_tasks import load_tasks
+
+    manager = own_task(tmp_path / "t", {"test": questions(*range(6))}, num_fewshot=2)
+    with reference._quiet():
+        task = manager.load(["own"])["tasks"]["own"]
+        task.set_fewshot_seed(seed=1234)
+        task.build_all_requests()
+        theirs = [r.contexts[0] for r in reference.requests(task)]
+        [(items, _)] = load_tasks("own", manager=manager)
+    asked = [context.split("\n\n")[-1] for context in theirs]
+    leaks = [any(e.startswith(a) for e in examples(c)) for a, c in zip(asked, theirs, strict=True)]
+    assert any(leaks) and not all(leaks), "the draw that this test is about"
+    check_no_item_is_its_own_example(items, 2)
+    for item, context, leak in zip(items.items, theirs, leaks, strict=True):
+        assert (item.contexts[0] == context) != leak, "other draws stay lm-eval's own"
+
+
+def test_examples_from_another_split_are_never_an_equal_item(tmp_path: Path) -> None:
+    """Rows of the train split that are items too, by content and not by id; first_n takes the first."""
+    from evalengine.lm_eval_tasks import load_tasks
+
+    rows = {"test": questions(*range(5), id="test"), "train": questions(*range(8), id="train")}
+    config: dict[str, Any] = {"fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
+    manager = own_task(tmp_path / "t", rows, num_fewshot=3, **config)
+    with reference._quiet():
+        [(items, _)] = load_tasks("own", manager=manager)
+    check_no_item_is_its_own_example(items, 3)
+
+
+def test_too_few_examples_are_one_sentence(tmp_path: Path) -> None:
+    from evalengine.lm_eval_tasks import load_tasks
+
+    manager = own_task(tmp_path / "t", {"test": questions(*range(3))})
+    for count in (3, 9):
+        with reference._quiet(), pytest.raises(UserError, match=f"2 few-shot examples .* asked for {count}"):
+            load_tasks("own", manager=manager, fewshot=count)
+
+
+@pytest.mark.parametrize(("given", "shots"), [([], 2), (["--fewshot", "0"], 0), (["--fewshot", "1"], 1)])
+def test_a_task_keeps_its_own_number_of_shots_unless_one_is_given(
+    tmp_path: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: list[str],
+    shots: int,
+) -> None:
+    from evalengine import lm_eval_tasks, store
+
+    manager = own_task(
+        tmp_path / "t", {"test": questions(*range(4)), "train": questions(*range(10, 15))}, num_fewshot=2
+    )
+    load_tasks, loaded = lm_eval_tasks.load_tasks, []
+
+    def load(names: str, **options: Any) -> Any:
+        loaded.extend(load_tasks(names, manager=manager, **options))
+        return loaded
+
+    monkeypatch.setattr(lm_eval_tasks, "load_tasks", load)
+    out = tmp_path / "s"
+    args = ["score", str(checkpoint), "--lm-eval-tasks", "own", "--out", str(out), "--device", "cpu", *given]
+    assert main(args) == 0
+    assert {len(examples(item.contexts[0])) for item in loaded[0].items.items} == {shots}
+    assert next(iter(store.files(out))).metadata["fewshot"] == str(shots)
 
 
 def test_tasks_that_are_no_multiple_choice_are_refused(small_world: Path) -> None:

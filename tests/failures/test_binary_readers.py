@@ -92,11 +92,10 @@ def test_cached_plans(place: Path, seed: int) -> None:
     from evalengine.encoding import Encoded, Sequences
 
     plan = Encoded(Sequences(*arrays[:3]), *([None] * (len(Encoded._fields) - 1)))._replace(
-        item=["i"], truncated=0
+        item=["i"], truncated=0, notes=("a note",)
     )
-    plan = plan._replace(
-        **{f: arrays[0] for f in Encoded._fields if f not in ("sequences", "item", "truncated", "uncond_C")}
-    )
+    others = ("sequences", "item", "truncated", "uncond_C", "notes")
+    plan = plan._replace(**{f: arrays[0] for f in Encoded._fields if f not in others})
     plans.write_plan(place / "plan.arrow", plan)
     good = (place / "plan.arrow").read_bytes()
     content = damaged(good, seed)

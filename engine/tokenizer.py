@@ -1,0 +1,144 @@
+"""Loading a checkpoint's tokenizer, and seeing what it does to a text before anything is scored with it.
+
+transformers 5 builds many tokenizers anew from their vocabulary, by the class that config.json names, and says nothing where
+that class encodes texts otherwise than the file, or finds no file at all. Each such case is noticed here on a few probes.
+Cost: some milliseconds, and one more reading of tokenizer.json (0.1 to 0.5 s), once per tokenizer whose plans are made.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from evalengine import console
+from evalengine.checkpoints import Checkpoint, tokenizer_files
+from evalengine.errors import UserError
+from evalengine.untrusted import reason
+
+WORDS = ("no", "B", "42", "yes")
+PROBES = (*WORDS, "The sun is up", "Question: Which one isn't it?\nAnswer: the moon, 384,400 km away.")
+
+
+def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
+    """The tokenizer, without randomness. Raises UserError where it cannot be loaded, or not as its files say."""
+    from transformers import AutoTokenizer
+
+    there = ", ".join(file.name for file in tokenizer_files(checkpoint.path))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
+        tokenizer = as_the_file_says(tokenizer, checkpoint)
+        model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+        if getattr(model, "dropout", None):  # BPE dropout is for training: every call would give other tokens
+            model.dropout = None
+        known = knows_text(tokenizer)
+        same = known and encodes_like_sentencepiece(tokenizer)
+    except Exception as error:
+        raise UserError(
+            f"{checkpoint.name} has no tokenizer that can be loaded ({reason(error)}); the folder has {there}: copy the"
+            " tokenizer's files again, tokenizer.json above all"
+        ) from None
+    kind = type(tokenizer).__name__
+    if not known:
+        wanted = " or ".join(sorted(set(tokenizer.vocab_files_names.values())))
+        raise UserError(
+            f"{checkpoint.name}: its tokenizer has no vocabulary: transformers builds a {kind} from {wanted}, and the"
+            f" folder has {there}; {MAKE_JSON}"
+        )
+    if not same:
+        raise UserError(
+            f"{checkpoint.name}: transformers makes a {kind} of {Path(tokenizer.vocab_file).name} that encodes texts"
+            f" otherwise than sentencepiece does with this file; {MAKE_JSON}"
+        )
+    return tokenizer
+
+
+MAKE_JSON = (
+    "put the tokenizer's tokenizer.json into the folder, or make one: AutoTokenizer.from_pretrained(FOLDER)"
+    ".save_pretrained(FOLDER) with transformers 4"
+)
+
+
+def ids_of(tokenizer: Any, texts: list[str], special: bool | None = None) -> list[list[int]]:
+    """Token ids of each text as the tokenizer gives them; `special` None leaves special tokens to its default."""
+    kwargs = {} if special is None else {"add_special_tokens": special}
+    ids: list[list[int]] = tokenizer(texts, return_attention_mask=False, verbose=False, **kwargs)["input_ids"]
+    return ids
+
+
+def appended(tokenizer: Any) -> list[int]:
+    """What a tokenizer appends to every text: the last ids that all probes share and none has without special tokens."""
+    own = {id for ids in ids_of(tokenizer, list(PROBES), special=False) for id in ids}
+    suffix: list[int] = []
+    for last in zip(*(reversed(ids) for ids in ids_of(tokenizer, list(PROBES))), strict=False):
+        if len(set(last)) > 1 or last[0] in own:
+            break
+        suffix.insert(0, last[0])
+    return suffix
+
+
+def as_the_file_says(tokenizer: Any, checkpoint: Checkpoint) -> Any:
+    """The tokenizer, or tokenizer.json's own where transformers' class makes other tokens of its vocabulary."""
+    from transformers import PreTrainedTokenizerFast
+
+    rebuilt = (
+        isinstance(tokenizer, PreTrainedTokenizerFast) and type(tokenizer) is not PreTrainedTokenizerFast
+    )
+    if not rebuilt or not type(tokenizer).__module__.startswith("transformers."):
+        return tokenizer
+    if not (checkpoint.path / "tokenizer.json").is_file():
+        return tokenizer
+    own = PreTrainedTokenizerFast.from_pretrained(checkpoint.path)
+    if encodes_alike(tokenizer, own):
+        return tokenizer
+    console.warn(
+        f"{checkpoint.name}: transformers' {type(tokenizer).__name__} encodes texts otherwise than its tokenizer.json:"
+        " tokenizer.json is used as it is"
+    )
+    return own
+
+
+def encodes_alike(tokenizer: Any, own: Any) -> bool:
+    expected = ids_of(own, list(PROBES), special=False)
+    try:
+        return ids_of(tokenizer, list(PROBES), special=False) == expected
+    except Exception:  # such as an <unk> that the vocabulary does not have
+        return False
+
+
+def knows_text(tokenizer: Any) -> bool:
+    """Whether it tells words apart: where its files are missing, transformers makes a tokenizer of special tokens alone."""
+
+    def encodings(texts: list[str]) -> set[tuple[int, ...]]:
+        return {tuple(ids) for ids in ids_of(tokenizer, texts, special=False)}
+
+    if len(encodings(list(WORDS))) > 1:
+        return True
+    own = (tokenizer.decode([id]).strip() for id in sorted(tokenizer.get_vocab().values()))
+    words = list(itertools.islice(filter(str.isalnum, own), 100))  # it may know no English
+    return len(words) > 1 and len(encodings(words)) > 1
+
+
+def encodes_like_sentencepiece(tokenizer: Any) -> bool:
+    """Whether a tokenizer that was made of a sentencepiece file cuts the probes into the pieces that sentencepiece does.
+
+    Pieces and not ids, which some families shift. True where there is no such file, or tokenizer.json is there too.
+    """
+    file = Path(getattr(tokenizer, "vocab_file", None) or "")
+    if file.suffix not in (".model", ".spm") or file.with_name("tokenizer.json").is_file():
+        return True
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor()
+    try:
+        processor.load(str(file))
+    except RuntimeError:
+        return True  # a tiktoken file by a name that sentencepiece uses, too
+    unknown = {processor.id_to_piece(processor.unk_id()), tokenizer.unk_token}
+    for probe, ids in zip(PROBES, ids_of(tokenizer, list(PROBES), special=False), strict=True):
+        theirs = [processor.id_to_piece(id) for id in processor.encode(probe)]
+        if [t for t in tokenizer.convert_ids_to_tokens(ids) if t not in unknown] != [
+            t for t in theirs if t not in unknown
+        ]:
+            return False
+    return True
