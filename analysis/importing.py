@@ -125,7 +125,7 @@ def combine(parts: Sequence[Part]) -> Imported:
     for part in parts:
         for column, by_mixture in part.shares.items():
             for mixture, share in by_mixture.items():
-                add_share(shares, column, mixture, share)
+                add_share(shares, column, mixture, share, part.found[0].file)
     notes = [*(note for part in parts for note in part.notes), *_nested({f.result.benchmark for f in found})]
     return Imported([one.result for one in found], shares, left_out, list(dict.fromkeys(notes)))
 
@@ -186,15 +186,15 @@ def _refuse_different_settings(found: Iterable[Found]) -> None:
                 )
 
 
-def add_share(shares: Shares, column: str, mixture: str, share: float) -> None:
-    """Adds a mixture's share. Raises UserError where it has another one already."""
+def add_share(shares: Shares, column: str, mixture: str, share: float, file: Path) -> None:
+    """Adds a mixture's share, found in `file`. Raises UserError where it has another one already."""
     if math.isnan(share):
         return
     before = shares.setdefault(column, {}).setdefault(mixture, share)
     if not math.isclose(before, share, rel_tol=1e-6, abs_tol=1e-9):
         raise UserError(
-            f"mixture {mixture} has two different shares of {column}, {before:g} and {share:g}: "
-            "give different mixtures different names"
+            f"{file}: mixture {mixture} has the share {share:g} of {column}, and {before:g} elsewhere: if these are "
+            f"different mixtures, give them different names, or {APART}"
         )
 
 

@@ -182,12 +182,12 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     if len(known) < len(cells):
         unknown = sorted({cell.checkpoint for cell in cells if cell.mixture is None or cell.stage is None})
         said.append(
-            f"left out, mixture or stage unknown: {names(unknown)} (a --manifest file at scoring names them)"
+            f"left out, mixture or stage unknown: {names(unknown)} (named by a --manifest at scoring, by --pattern at import)"
         )
     if not known:
         raise UserError(
             "no checkpoint has a mixture and a stage, so nothing can be correlated: name checkpoints "
-            "{scale}-{mixture}-{stage} or give `evalengine score` a --manifest FILE.yaml"
+            "{scale}-{mixture}-{stage}, or give `evalengine score` a --manifest FILE.yaml or `evalengine import` a --pattern"
         )
     found = {str(cell.stage) for cell in known}
     pair = choose_stages(found, stages)

@@ -51,7 +51,7 @@ SPLITS = {
     "eval",
     "test",
 }  # val_loss is no benchmark
-NOT_KNOWN = "no benchmarks that evalengine knows: --benchmarks adds them"
+NOT_KNOWN = "no benchmarks that evalengine knows: --benchmarks names the columns to take"
 
 
 class WideTable(NamedTuple):
@@ -120,7 +120,7 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known], alias: Mapp
     for name in header:
         if _fits(name, how.shares):
             for line, who in zip(lines, whose, strict=True):
-                add_share(shares, name, str(who.mixture), _number(path, line, name))
+                add_share(shares, name, str(who.mixture), _number(path, line, name), path)
     said = f"{path}: read as percent: {names(percent[True], 12)}"
     said += f"; as shares of one: {names(percent[False], 12)}" if percent[False] else ""
     return Part(found, shares, left_out=left_out, notes=[said] if percent[True] else [])
@@ -245,7 +245,7 @@ def choose_columns(
                 "name the one to take with --benchmarks"
             )
         chosen += best
-        left_out |= {c.name: f"{best[0].name} is taken" for c in columns if c is not best[0]}
+        left_out |= {c.name: "another score is taken: --metric chooses" for c in columns if c is not best[0]}
     if not chosen:
         numeric = [name for name, why in left_out.items() if why == NOT_KNOWN and _has_numbers(lines, name)]
         raise UserError(

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     console.say(
         f"Imported {_count(rows, 'result')} of {_count(len(checkpoints), 'checkpoint')} on "
         f"{_count(len(benchmarks), 'benchmark')} "
-        f"({', '.join(benchmarks)}) into {out}/."
+        f"({names(benchmarks, 20)}) into {out}/."
     )
     for note in imported.notes:
         console.warn(note)
