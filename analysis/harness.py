@@ -151,10 +151,14 @@ def read_lm_eval(
     """The accuracies and numbers of items in a results file of checkpoint `who`.
 
     metric: which accuracy, else the one that the benchmark is judged by, else plain acc. A NaN is a missing value.
-    Raises UserError for a file that is damaged or has no accuracy at all.
+    Raises UserError for a file that is damaged.
     """
     raw = read_results(path)
     tasks = mapping(raw, "results")
+    config = mapping(raw, "config")
+    limit = printable(str(config["limit"])[:20]) if "limit" in config else ""
+    commit = _first(config, ("model_sha",)) or _first(mapping(raw, "config_general"), ("model_sha",))
+    commit = printable(commit[:12])
     found: list[Found] = []
     left_out: dict[str, str] = {}
     for task, scores in tasks.items():
@@ -179,20 +183,15 @@ def read_lm_eval(
             )
         count = mapping(mapping(raw, "n-samples"), task).get("effective", 0)
         items = count if isinstance(count, int) and 0 <= count < 2**31 else 0
+        version = printable(str(mapping(raw, "versions").get(task, ""))[:20])
         category = known[benchmark].category if benchmark in known else "Other"
         row = Result(*who, benchmark, category, "accuracy", value, items)
-        found.append(Found(row, path, score, shots))
-    if not found:
-        said = "; ".join(f"{printable(task[:60])}: {why}" for task, why in list(left_out.items())[:3])
-        raise UserError(
-            f"{path} holds no accuracies: nothing to import ({said or 'its tasks have no numbers'})"
-            + ("; --metric acc_norm imports those" if "only acc_norm" in said else "")
-        )
+        found.append(Found(row, path, score, shots, "" if items else limit, version, commit))
     groups = {
         benchmark_name(group, known, alias): [benchmark_name(task, known, alias) for task in members]
         for group, members in _groups(raw).items()
     }
-    return Part(found, groups=groups, left_out=left_out)
+    return Part(path, found, groups=groups, left_out=left_out)
 
 
 def shots_of(raw: Mapping[str, Any], task: str) -> int | None:

@@ -20,6 +20,7 @@ from evalengine.analysis.items import names
 from evalengine.analysis.panel import RESULTS_FILE
 from evalengine.analysis.tables import replacing
 from evalengine.errors import UserError
+from evalengine.untrusted import printable
 
 RESULT_COLUMNS = (
     "checkpoint",
@@ -70,17 +71,25 @@ class Result(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A result and where it comes from: its file, the score behind it and the number of few-shot examples, if known."""
+    """A result, and how it came about as far as its file says it.
+
+    score: acc, acc_norm. shots: the number of few-shot examples. limit: of items, where their number is not known.
+    version: of the task. commit: of the model's repository.
+    """
 
     result: Result
     file: Path
     score: str = ""
     shots: int | None = None
+    limit: str = ""
+    version: str = ""
+    commit: str = ""
 
 
 class Part(NamedTuple):
     """What one file holds. groups: the tasks of each group of tasks. left_out: why a column or task is no result."""
 
+    file: Path
     found: list[Found]
     shares: Mapping[str, Mapping[str, float]] = {}
     groups: Mapping[str, Sequence[str]] = {}
@@ -111,6 +120,9 @@ def benchmark_name(name: str, known: Mapping[str, Known], alias: Mapping[str, st
 def combine(parts: Sequence[Part]) -> Imported:
     """The results of several files. Raises UserError, which names the files, where they do not belong together."""
     found = [one for part in parts for one in part.found]
+    without = _without_results(parts)
+    if not found:
+        raise UserError(f"nothing to import: {without}")
     left_out = {name: why for part in parts for name, why in part.left_out.items()}
     groups: dict[str, set[str]] = {}
     for part in parts:
@@ -125,9 +137,26 @@ def combine(parts: Sequence[Part]) -> Imported:
     for part in parts:
         for column, by_mixture in part.shares.items():
             for mixture, share in by_mixture.items():
-                add_share(shares, column, mixture, share, part.found[0].file)
-    notes = [*(note for part in parts for note in part.notes), *_nested({f.result.benchmark for f in found})]
+                add_share(shares, column, mixture, share, part.file)
+    notes = [
+        *([without] if without else []),
+        *(note for part in parts for note in part.notes),
+        *_changes(found),
+        *_nested({one.result.benchmark for one in found}),
+    ]
     return Imported([one.result for one in found], shares, left_out, list(dict.fromkeys(notes)))
+
+
+def _without_results(parts: Sequence[Part]) -> str:
+    """A note on files that hold no accuracy, and what the first one holds instead."""
+    empty = [part for part in parts if not part.found]
+    if not empty:
+        return ""
+    files = ", ".join(str(part.file) for part in empty[:3])
+    more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+    said = "; ".join(f"{printable(task[:60])}: {why}" for task, why in list(empty[0].left_out.items())[:3])
+    mend = "; --metric acc_norm takes those" if "only acc_norm" in said else ""
+    return f"no accuracies in {files}{more} ({said or 'no numbers at all'}{mend})"
 
 
 def _tasks(group: str, groups: Mapping[str, set[str]]) -> set[str]:
@@ -176,6 +205,7 @@ def _refuse_different_settings(found: Iterable[Found]) -> None:
             ("scores", one.score, "choose one with --metric"),
             ("numbers of few-shot examples", shots, APART),
             ("numbers of items", str(row.items or ""), APART),
+            ("limits of items", one.limit, APART),
         ):
             if not value:
                 continue
@@ -196,6 +226,21 @@ def add_share(shares: Shares, column: str, mixture: str, share: float, file: Pat
             f"{file}: mixture {mixture} has the share {share:g} of {column}, and {before:g} elsewhere: if these are "
             f"different mixtures, give them different names, or {APART}"
         )
+
+
+def _changes(found: Iterable[Found]) -> Iterator[str]:
+    """Notes on what may have changed between two files: the version of a task, or the weights behind a hub name."""
+    first: dict[tuple[str, str], tuple[str, Path]] = {}
+    said = set()
+    for one in found:
+        for name, what, value in (
+            (one.result.benchmark, "versions of the task", one.version),
+            (one.result.checkpoint, "commits of the model", one.commit),
+        ):
+            other, file = first.setdefault((name, what), (value, one.file)) if value else (value, one.file)
+            if other != value and (name, what) not in said:
+                said.add((name, what))
+                yield f"{name}: different {what}, {other} in {file} and {value} in {one.file}"
 
 
 def _nested(benchmarks: set[str]) -> Iterator[str]:

@@ -114,8 +114,6 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known], alias: Mapp
         for who, value in zip(whose, values, strict=True):
             row = Result(*who, column.benchmark, category, column.quantity, value, 0)
             found.append(Found(row, path, column.score, shots))
-    if not found:
-        raise UserError(f"{path}: {', '.join(left_out)} hold no value: nothing to import")
     shares: Shares = {}
     for name in header:
         if _fits(name, how.shares):
@@ -123,7 +121,7 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known], alias: Mapp
                 add_share(shares, name, str(who.mixture), _number(path, line, name), path)
     said = f"{path}: read as percent: {names(percent[True], 12)}"
     said += f"; as shares of one: {names(percent[False], 12)}" if percent[False] else ""
-    return Part(found, shares, left_out=left_out, notes=[said] if percent[True] else [])
+    return Part(path, found, shares, left_out=left_out, notes=[said] if percent[True] else [])
 
 
 def _read(path: Path) -> tuple[list[str], list[Line]]:

@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
             "tables of results and samples cannot share a folder: import them one after the other, two --out"
         )
     if kinds == {True}:
+        if any(constant for _, constant in sources):
+            raise UserError("@scale=, mixture= and stage= are for tables: samples are named by --pattern")
         return _samples([file for file, _ in sources], out, args)
     imported = _tables(list(sources), args)
     rows = write_results(out, imported)
@@ -137,7 +139,7 @@ def _tables(sources: list[tuple[Path, tuple[tuple[str, str], ...]]], args: argpa
     whose = identities(models.values(), args.pattern or NAME_PATTERN)
     return combine(
         [
-            read_lm_eval(file, whose[models[file]], known, alias, args.metric)
+            read_lm_eval(file, whose[models[file]]._replace(**dict(constant)), known, alias, args.metric)
             if file in models
             else read_csv(file, _wide_table(dict(constant), args), known, alias)
             for file, constant in sources

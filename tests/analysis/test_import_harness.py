@@ -259,15 +259,42 @@ def test_a_nan_costs_one_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_other_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = results(tmp_path / "a.json", {"gsm": {"exact_match,strict": 0.2, "f1,none": 0.3}}, "1B-a-pt")
     said = refused(capsys, tmp_path / "out", other)
-    assert "no accuracies" in said and "gsm: no acc, only exact_match, f1" in said
+    assert f"no accuracies in {other}" in said and "gsm: no acc, only exact_match, f1" in said
     norm = results(
         tmp_path / "b.json", {"odd": {"acc_norm,none": 0.2, "acc_norm_stderr,none": 0.1}}, "1B-a-pt"
     )
-    assert "odd: no acc, only acc_norm); --metric acc_norm imports those" in refused(
+    assert "odd: no acc, only acc_norm; --metric acc_norm takes those)" in refused(
         capsys, tmp_path / "out", norm
     )
     assert main(["import", str(norm), "--metric", "acc_norm", "--out", str(tmp_path / "norm")]) == 0
     assert rows(tmp_path / "norm") == {("1B-a-pt", "odd"): 0.2}
+    beside = results(tmp_path / "d.json", {"rte": 0.5}, "1B-b-pt")
+    assert main(["import", str(other), str(beside), "--out", str(tmp_path / "beside")]) == 0
+    assert f"no accuracies in {other} (gsm" in " ".join(capsys.readouterr().err.split())
     mixed = results(tmp_path / "c.json", {"gsm": {"exact_match,strict": 0.2}, "rte": 0.6}, "1B-a-pt")
     assert main(["import", str(mixed), "--out", str(tmp_path / "mixed")]) == 0
     assert "Left out: gsm (no acc, only exact_match)" in capsys.readouterr().out
+
+
+def test_what_may_have_changed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(task: str, model: str, commit: str, version: float, limit: int | None) -> Path:
+        more = {"versions": {task: version}, "config": {"model_sha": commit, "limit": limit}}
+        return results(tmp_path / f"{task}{model}.json", {task: 0.5}, model, **more)
+
+    a, b = run("rte", "1B-a-pt", "aaaa", 1.0, None), run("wic", "1B-a-pt", "bbbb", 1.0, None)
+    c = run("wic", "1B-b-pt", "cccc", 2.0, None)
+    assert main(["import", str(a), str(b), str(c), "--out", str(tmp_path / "out")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"1B-a-pt: different commits of the model, aaaa in {a} and bbbb in {b}" in said
+    assert f"wic: different versions of the task, 1.0 in {b} and 2.0 in {c}" in said
+    d = run("wic", "1B-d-pt", "dddd", 1.0, 10)
+    assert f"different limits of items: None in {b}, 10 in {d}" in refused(capsys, tmp_path / "no", b, d)
+
+
+def test_a_stage_given_with_the_file(tmp_path: Path) -> None:
+    file = results(tmp_path / "a.json", {"rte": 0.5}, "org/base")
+    given = f"{file}@scale=1B,mixture=a,stage=pt"
+    assert main(["import", given, "--out", str(tmp_path / "out")]) == 0
+    with (tmp_path / "out" / "results.csv").open() as handle:
+        row = next(csv.DictReader(handle))
+    assert [row[key] for key in ("checkpoint", "scale", "mixture", "stage")] == ["base", "1B", "a", "pt"]
