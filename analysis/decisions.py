@@ -58,7 +58,7 @@ def _decide(data: Data, quantity: str, measures: tuple[str, str]) -> Group:
         Label(category, f"mean of {len(index)}", name) for category, index in members for name in measures
     ]
     pair = np.array([[0, 1]])
-    values, n = {}, {}
+    values, n, notes, defined_at = {}, {}, {}, {}
     for scale in panel.scales:
         sample = data.sample(quantity, scale)
         found = np.full((B, 2, sample.w_MC.shape[1]), np.nan)
@@ -75,14 +75,18 @@ def _decide(data: Data, quantity: str, measures: tuple[str, str]) -> Group:
                 found[b] = _pairwise(x_VMC, np.nan_to_num(part.w_MC))
             else:
                 found[b] = decide_best(x_VMC, pair)[0]
-        means = []
+        means, kept, said = [], [[b] for b in range(B) for _ in measures], [""] * (B * len(measures))
         for _, index in members:
             defined = [b for b in index if counts[b] >= 4]
+            lost = [panel.benchmarks[b] for b in index if counts[b] < 4]
+            kept += [defined] * len(measures)
+            said += [f"without {', '.join(lost)} (fewer than 4 mixtures)" if lost else ""] * len(measures)
             means.append(found[defined].mean(axis=0) if defined else np.full(found.shape[1:], np.nan))
         values[scale] = np.concatenate([found, np.array(means)]).reshape(-1, found.shape[2])
         smallest = [min((int(counts[b]) for b in index if counts[b] >= 4), default=0) for _, index in members]
         n[scale] = np.repeat(np.concatenate([counts, smallest]), 2)
-    return Group("decision", quantity, labels, values, n)
+        notes[scale], defined_at[scale] = said, kept
+    return Group("decision", quantity, labels, values, n, notes, members=defined_at)
 
 
 def _pairwise(x_2MC: Array, w_MC: Array) -> Array:

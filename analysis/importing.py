@@ -1,33 +1,27 @@
-"""Results that a researcher already has, made readable for the analysis.
+"""Results that exist already, put together into one table: results.arrow.
 
-Three sources: a wide table (CSV: one row per checkpoint, one column per benchmark), lm-evaluation-harness's
-`results_*.json` (one number per task), and its `samples_*.jsonl` (every choice's log-likelihood). The first
-two become one table of results, `results.arrow`; samples become a score store, item by item, as if evalengine
-had scored them.
-
-Dims: nothing here is large but samples: one Python pass over their lines.
+Three sources: a wide table (wide_table.py), lm-evaluation-harness's `results_*.json` (harness.py), and its
+`samples_*.jsonl` (samples.py), which become a score store instead. The readers say what each file holds; here it is
+combined, and refused where numbers would mix: two values for one checkpoint and benchmark, or one benchmark with
+different scores, numbers of few-shot examples or numbers of items.
 """
 
 from __future__ import annotations
 
 import csv
-import fnmatch
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from evalengine.analysis.items import names
 from evalengine.analysis.panel import RESULTS_FILE
 from evalengine.analysis.tables import replacing
 from evalengine.errors import UserError
-from evalengine.untrusted import check_label, check_name, printable, read_json
+from evalengine.untrusted import printable
 
-NAME_PATTERN = r"(?P<scale>[^-]+)-(?P<mixture>.+)-(?P<stage>[^-]+)"
-SUFFIXES = {"acc": "accuracy", "acc_norm": "accuracy", "confidence": "confidence", "loss": "loss"}
-MISSING = ("", "nan", "na", "none", "null", "-")
 RESULT_COLUMNS = (
     "checkpoint",
     "scale",
@@ -39,6 +33,11 @@ RESULT_COLUMNS = (
     "value",
     "items",
 )
+DATE = r"\d{4}-\d{2}-\d{2}T[\d.\-:]+"  # as lm-evaluation-harness writes it into the names of its files
+A_GROUP = "groups, whose tasks are there"
+APART = "import them into folders of their own (--out)"
+
+Shares = dict[str, dict[str, float]]  # by column, then mixture
 
 
 class Known(NamedTuple):
@@ -48,8 +47,17 @@ class Known(NamedTuple):
     default_score: str
 
 
+class Identity(NamedTuple):
+    """A checkpoint's name, and its place in the study where its name says it."""
+
+    checkpoint: str
+    scale: str | None
+    mixture: str | None
+    stage: str | None
+
+
 class Result(NamedTuple):
-    """One number: a row of results.arrow."""
+    """One number: a row of results.arrow. `value` is NaN where it is missing."""
 
     checkpoint: str
     scale: str | None
@@ -62,245 +70,202 @@ class Result(NamedTuple):
     items: int
 
 
-class WideTable(NamedTuple):
-    """How to read a CSV: which column is what.
+class Found(NamedTuple):
+    """A result, and how it came about as far as its file says it.
 
-    where: rows to keep, by column. constant: fields that are the same for the whole file (scale, mixture,
-    stage).
+    score: acc, acc_norm. shots: the number of few-shot examples. limit: of items, where their number is not known.
+    version: of the task. commit: of the model's repository.
     """
 
-    scale: str | None = None
-    mixture: str | None = None
-    stage: str | None = None
-    model: str | None = None
-    benchmarks: tuple[str, ...] = ()
-    shares: tuple[str, ...] = ()
-    where: Mapping[str, str] = {}
-    constant: Mapping[str, str] = {}
-    loss: bool = False
-    metric: str | None = None
+    result: Result
+    file: Path
+    score: str = ""
+    shots: int | None = None
+    limit: str = ""
+    version: str = ""
+    commit: str = ""
+
+
+class Part(NamedTuple):
+    """What one file holds. groups: the tasks of each group of tasks. left_out: why a column or task is no result."""
+
+    file: Path
+    found: list[Found]
+    shares: Mapping[str, Mapping[str, float]] = {}
+    groups: Mapping[str, Sequence[str]] = {}
+    left_out: Mapping[str, str] = {}
+    notes: Sequence[str] = ()
 
 
 class Imported(NamedTuple):
-    """Results of one file, and shares of its mixtures by column."""
+    """The results of all files, and what has to be said about them."""
 
     results: list[Result]
-    shares: dict[str, dict[str, float]]
+    shares: Mapping[str, Mapping[str, float]] = {}
+    left_out: Mapping[str, str] = {}
+    notes: Sequence[str] = ()
+
+    def missing(self) -> list[str]:
+        """The missing values, such as "piqa of 1B-m0-pt"."""
+        return [f"{r.benchmark} of {r.checkpoint}" for r in self.results if math.isnan(r.value)]
 
 
-def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Imported:
-    """Reads a wide table. Raises UserError naming the file, the line and the column at fault."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle, restval="")
-            header = list(reader.fieldnames or [])
-            lines = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+def benchmark_name(name: str, known: Mapping[str, Known], alias: Mapping[str, str]) -> str:
+    """evalengine's name for a benchmark that others call, say, "ARC-Easy" or "social_iqa"; else the name itself."""
+    plain = re.sub(r"[-:. ]", "_", name.strip().lower())
+    plain = alias.get(plain, plain)
+    return plain if plain in known else name
+
+
+def combine(parts: Sequence[Part]) -> Imported:
+    """The results of several files. Raises UserError, which names the files, where they do not belong together."""
+    found = [one for part in parts for one in part.found]
+    without = _without_results(parts)
+    if not found:
+        raise UserError(f"nothing to import: {without}")
+    left_out = {name: why for part in parts for name, why in part.left_out.items()}
+    groups: dict[str, set[str]] = {}
+    for part in parts:
+        for name, tasks in part.groups.items():
+            groups.setdefault(name, set()).update(tasks)
+    present = {one.result.benchmark for one in found}
+    left_out |= dict.fromkeys((g for g in sorted(present) if present & _tasks(g, groups)), A_GROUP)
+    found = [one for one in found if left_out.get(one.result.benchmark) != A_GROUP]
+    _refuse_two_values(found)
+    _refuse_different_settings(found)
+    shares: Shares = {}
+    for part in parts:
+        for column, by_mixture in part.shares.items():
+            for mixture, share in by_mixture.items():
+                add_share(shares, column, mixture, share, part.file)
+    notes = [
+        *([without] if without else []),
+        *(note for part in parts for note in part.notes),
+        *_changes(found),
+        *_nested({one.result.benchmark for one in found}),
+    ]
+    return Imported([one.result for one in found], shares, left_out, list(dict.fromkeys(notes)))
+
+
+def _without_results(parts: Sequence[Part]) -> str:
+    """A note on files that hold no accuracy, and what the first one holds instead."""
+    empty = [part for part in parts if not part.found]
+    if not empty:
+        return ""
+    files = ", ".join(str(part.file) for part in empty[:3])
+    more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+    said = "; ".join(f"{printable(task[:60])}: {why}" for task, why in list(empty[0].left_out.items())[:3])
+    mend = "; --metric acc_norm takes those" if "only acc_norm" in said else ""
+    return f"no accuracies in {files}{more} ({said or 'no numbers at all'}{mend})"
+
+
+def _tasks(group: str, groups: Mapping[str, set[str]]) -> set[str]:
+    """All that a group holds, directly or in its groups."""
+    held: set[str] = set()
+    waiting = [group]
+    while waiting:
+        inner = set(groups.get(waiting.pop(), ())) - held - {group}
+        held |= inner
+        waiting += inner
+    return held
+
+
+def _refuse_two_values(found: Iterable[Found]) -> None:
+    first: dict[tuple[str, str, str], Found] = {}
+    for one in found:
+        row = one.result
+        other = first.setdefault((row.checkpoint, row.benchmark, row.quantity), one)
+        if other is one:
+            continue
+        what = f"{row.benchmark} of {row.checkpoint}"
+        if other.file == one.file:
+            raise UserError(f"{one.file} holds {what} twice: leave one in it")
+        refuse_two_files(other.file, one.file, what, other.shots, one.shots)
+
+
+def refuse_two_files(a: Path, b: Path, what: str, shots_a: int | None, shots_b: int | None) -> None:
+    """Raises UserError: two files hold one thing. Says how they differ, or which one is older."""
+    if shots_a != shots_b and None not in (shots_a, shots_b):
         raise UserError(
-            f"cannot read {path} as CSV ({error}): give a comma-separated table with a header"
-        ) from None
-    for column in (how.scale, how.mixture, how.stage, how.model, *how.where):
-        if column is not None and column not in header:
-            raise UserError(f"{path} has no column '{column}': its columns are {names(header, 12)}")
-    if how.mixture is None and "mixture" not in how.constant:
-        raise UserError(f"say which column of {path} names the mixture: --mixture COLUMN")
-    if how.stage is None and "stage" not in how.constant:
+            f"{a} and {b} both hold {what}, with {shots_a} and {shots_b} few-shot examples: {APART}"
+        )
+    dates = [found[0] if (found := re.search(DATE, file.stem)) else "" for file in (a, b)]
+    older = a if dates[0] < dates[1] else b
+    which = f"remove {older}, the older one" if all(dates) and dates[0] != dates[1] else "remove one of them"
+    raise UserError(f"{a} and {b} both hold {what}: {which}, or {APART}")
+
+
+def _refuse_different_settings(found: Iterable[Found]) -> None:
+    """Refuses one benchmark with different scores, few-shot examples or items, where the files say them."""
+    first: dict[tuple[str, str, str], tuple[str, Path]] = {}
+    for one in found:
+        row = one.result
+        shots = "" if one.shots is None else str(one.shots)
+        for setting, value, mend in (
+            ("scores", one.score, "choose one with --metric"),
+            ("numbers of few-shot examples", shots, APART),
+            ("numbers of items", str(row.items or ""), APART),
+            ("limits of items", one.limit, APART),
+        ):
+            if not value:
+                continue
+            other, file = first.setdefault((row.benchmark, row.quantity, setting), (value, one.file))
+            if other != value:
+                raise UserError(
+                    f"{row.benchmark} has different {setting}: {other} in {file}, {value} in {one.file}; {mend}"
+                )
+
+
+def add_share(shares: Shares, column: str, mixture: str, share: float, file: Path) -> None:
+    """Adds a mixture's share, found in `file`. Raises UserError where it has another one already."""
+    if math.isnan(share):
+        return
+    before = shares.setdefault(column, {}).setdefault(mixture, share)
+    if not math.isclose(before, share, rel_tol=1e-6, abs_tol=1e-9):
         raise UserError(
-            f"say which column of {path} names the stage (--stage COLUMN), or one for the file: {path.name}@stage=pt"
+            f"{file}: mixture {mixture} has the share {share:g} of {column}, and {before:g} elsewhere: if these are "
+            f"different mixtures, give them different names, or {APART}"
         )
-    for number, row in lines:
-        if None in row:
-            raise UserError(f"{path}, line {number} has more than the header's {len(header)} fields: mend it")
-    lines = [(n, row) for n, row in lines if all(row[c] == v for c, v in how.where.items())]
-    if not lines:
-        raise UserError(
-            f"{path}: no row fits {' and '.join(f'{c}={v}' for c, v in how.where.items()) or 'at all'}"
-        )
-    chosen = choose_columns(path, header, lines, how, known)
-    results: list[Result] = []
-    seen: dict[tuple[str | None, ...], int] = {}
-    shares: dict[str, dict[str, float]] = {}
-    share_columns = [c for c in header if any(fnmatch.fnmatchcase(c, pattern) for pattern in how.shares)]
-    for number, row in lines:
-        scale, mixture, stage = (
-            how.constant.get(key) or (row[column].strip() if column else None)
-            for key, column in (("scale", how.scale), ("mixture", how.mixture), ("stage", how.stage))
-        )
-        identity = (scale, mixture, stage)
-        for key, value in zip(("scale", "mixture", "stage"), identity, strict=True):
-            if value is not None:
-                check_label(value, f"{path}, line {number}, {key}")
-        if identity in seen:
-            named = zip(("scale", "mixture", "stage"), identity, strict=True)
-            said = ", ".join(f"{key} {value}" for key, value in named if value)
-            raise UserError(
-                f"{path}: lines {seen[identity]} and {number} are both {said}: choose rows with --where COLUMN=VALUE"
-            )
-        seen[identity] = number
-        checkpoint = "-".join(value for value in identity if value)
-        if how.model:
-            checkpoint = f"{row[how.model]}-{checkpoint}"
-        for column in share_columns:
-            shares.setdefault(column, {})[str(mixture)] = _number(path, number, column, row[column])
-        for benchmark, (column, quantity) in chosen.items():
-            category = known[benchmark].category if benchmark in known else "Other"
-            value = _number(path, number, column, row[column])
-            results.append(Result(checkpoint, scale, mixture, stage, benchmark, category, quantity, value, 0))
-    return Imported(_as_shares_of_one(results), shares)
 
 
-def choose_columns(
-    path: Path,
-    header: Sequence[str],
-    lines: Sequence[tuple[int, Mapping[str, str]]],
-    how: WideTable,
-    known: Mapping[str, Known],
-) -> dict[str, tuple[str, str]]:
-    """Benchmark -> (column, quantity). A column may be `piqa`, `piqa.acc`, `piqa.acc_norm`, `metric/piqa`.
-
-    Where a benchmark has several, the score it is judged by wins, or `how.metric`. Without `how.benchmarks`
-    every numeric column that is no other field and whose suffix is a known score is taken.
-    """
-    used = {how.scale, how.mixture, how.stage, how.model, *how.where}
-    taken: dict[str, tuple[str, str, str]] = {}
-    scored = any(split_column(column)[1] in SUFFIXES for column in header)  # then plain numbers are no scores
-    for column in header:
-        if column in used or any(fnmatch.fnmatchcase(column, p) for p in how.shares):
-            continue
-        named = any(fnmatch.fnmatchcase(column, pattern) for pattern in how.benchmarks)
-        if how.benchmarks and not named:
-            continue
-        base, suffix = split_column(column)
-        if not named and (suffix == "?" or (scored and not suffix) or not _all_numbers(lines, column)):
-            continue
-        if how.metric and suffix not in ("", how.metric):
-            continue
-        quantity = "loss" if how.loss else SUFFIXES.get(suffix, "accuracy")
-        wanted = how.metric or (known[base].default_score if base in known else "acc")
-        if base in taken and (suffix != wanted or taken[base][2] == wanted):
-            continue
-        taken[base] = (column, quantity, suffix)
-    if not taken:
-        raise UserError(
-            f"{path}: no column looks like a benchmark: name them with --benchmarks 'COLUMN,PATTERN*'"
-        )
-    return {benchmark: (column, quantity) for benchmark, (column, quantity, _) in taken.items()}
+def _changes(found: Iterable[Found]) -> Iterator[str]:
+    """Notes on what may have changed between two files: the version of a task, or the weights behind a hub name."""
+    first: dict[tuple[str, str], tuple[str, Path]] = {}
+    said = set()
+    for one in found:
+        for name, what, value in (
+            (one.result.benchmark, "versions of the task", one.version),
+            (one.result.checkpoint, "commits of the model", one.commit),
+        ):
+            other, file = first.setdefault((name, what), (value, one.file)) if value else (value, one.file)
+            if other != value and (name, what) not in said:
+                said.add((name, what))
+                yield f"{name}: different {what}, {other} in {file} and {value} in {one.file}"
 
 
-def split_column(column: str) -> tuple[str, str]:
-    """("piqa", "acc") from "piqa.acc", "metric/piqa,acc" or "piqa_acc"; suffix "" without a score, "?" for
-    others."""
-    base = column.rsplit("/", 1)[-1]
-    found = re.fullmatch(r"(.+?)[.,_](acc|acc_norm|confidence|loss)", base)
-    if found:
-        return found[1].removesuffix("_val"), found[2]
-    dotted = re.fullmatch(r"(.+)[.,](\w+)", base)
-    return (dotted[1], "?") if dotted else (base, "")
+def _nested(benchmarks: set[str]) -> Iterator[str]:
+    """Notes on benchmarks that may be the mean of others, as `mmlu` is beside `mmlu_anatomy` and `mmlu_virology`."""
+    for name in sorted(benchmarks):
+        inner = sorted(other for other in benchmarks if other.startswith(f"{name}_"))
+        if len(inner) > 1:
+            yield f"{name} stands beside {names(inner, 2)}: if it is their mean, leave it out, or they count twice"
 
 
-def _all_numbers(lines: Sequence[tuple[int, Mapping[str, str]]], column: str) -> bool:
-    try:
-        values = [
-            float(text) for _, row in lines if (text := row[column] or "").strip().lower() not in MISSING
-        ]
-    except (ValueError, TypeError):
-        return False
-    return bool(values)
-
-
-def _number(path: Path, line: int, column: str, text: str | None) -> float:
-    if text is None or text.strip().lower() in MISSING:
-        return math.nan
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.inf
-    if math.isinf(value):
-        raise UserError(f"{path}, line {line}, column {column}: '{printable(text[:60])}' is not a number")
-    return value
-
-
-def _as_shares_of_one(results: list[Result]) -> list[Result]:
-    """Accuracies in percent become shares of one (all of a file, or none)."""
-    values = [r.value for r in results if r.quantity == "accuracy" and not math.isnan(r.value)]
-    if not values or (max(values) <= 1.0 and min(values) >= 0.0):
-        return results
-    if max(values) > 100.0 or min(values) < 0.0:
-        raise UserError(
-            f"accuracies lie between {min(values):g} and {max(values):g}, so they are neither shares nor percent: "
-            "choose columns with --benchmarks, or say --loss if lower is better"
-        )
-    return [r._replace(value=r.value / 100.0) if r.quantity == "accuracy" else r for r in results]
-
-
-def read_lm_eval(path: Path, pattern: str, known: Mapping[str, Known], alias: Mapping[str, str]) -> Imported:
-    """Reads lm-evaluation-harness's results_*.json: accuracies and numbers of items of one model."""
-    raw = read_json(path, "give a results_*.json of lm-evaluation-harness", constants=True)
-    tasks = _mapping(raw, "results")
-    if not tasks:
-        raise UserError(f"{path} is no results file of lm-evaluation-harness (no `results` in it)")
-    model = raw.get("model_name") or path.parent.name
-    who = identify(str(model), pattern)
-    results = []
-    for task in tasks:
-        scores = _mapping(tasks, task)
-        benchmark = alias.get(task, task)
-        score = known[benchmark].default_score if benchmark in known else "acc"
-        found = {key.split(",")[0]: value for key, value in scores.items() if isinstance(value, int | float)}
-        value = found.get(score, found.get("acc"))
-        if value is None:
-            continue
-        if not 0 <= value <= 1:
-            raise UserError(
-                f"{path}: the accuracy of {printable(task[:60])} is no share between 0 and 1: mend it"
-            )
-        check_label(benchmark, f"{path}, task")
-        count = _mapping(_mapping(raw, "n-samples"), task).get("effective", 0)
-        items = count if isinstance(count, int) and 0 <= count < 2**31 else 0
-        category = known[benchmark].category if benchmark in known else "Other"
-        results.append(Result(*who, benchmark, category, "accuracy", float(value), items))
-    if not results:
-        raise UserError(f"{path} holds no accuracies: nothing to import")
-    return Imported(results, {})
-
-
-def _mapping(raw: Any, key: str) -> dict[str, Any]:
-    """`raw[key]` where both are JSON objects, else an empty one."""
-    value = raw.get(key) if isinstance(raw, dict) else None
-    return value if isinstance(value, dict) else {}
-
-
-def identify(model: str, pattern: str) -> tuple[str, str | None, str | None, str | None]:
-    """(checkpoint, scale, mixture, stage) from a model's path or name by a pattern with those groups."""
-    name = re.split(r"/|__", model.rstrip("/").split(",")[0])[-1] or model
-    try:
-        found = re.fullmatch(pattern, name)
-    except re.error as error:
-        raise UserError(f"--pattern is not a regular expression ({error})") from None
-    groups = found.groupdict() if found else {}
-    check_name(name, "checkpoint")
-    for key, value in groups.items():
-        if value is not None:
-            check_label(value, f"{printable(name)}, {key}")
-    return name, groups.get("scale"), groups.get("mixture"), groups.get("stage")
-
-
-def write_results(folder: Path, imported: Iterable[Imported]) -> int:
-    """Writes results.arrow (with shares in its metadata) and results.csv; returns the number of
-    rows."""
+def write_results(folder: Path, imported: Imported) -> int:
+    """Writes results.arrow (with shares in its metadata) and results.csv; returns the number of rows."""
     import pyarrow as pa
 
     from evalengine import sealed
 
-    parts = list(imported)
-    rows = [row for part in parts for row in part.results]
-    shares: dict[str, dict[str, float]] = {}
-    for part in parts:
-        for column, by_mixture in part.shares.items():
-            shares.setdefault(column, {}).update(by_mixture)
+    scores = next(folder.glob("[!.]*/*.arrow"), None)
+    if scores is not None:
+        raise UserError(
+            f"{folder} holds scores ({scores}), and correlate reads one or the other: give another --out"
+        )
+    rows = imported.results
     kinds = [pa.string()] * 7 + [pa.float64(), pa.int64()]
     columns = [pa.array([row[c] for row in rows], type=kind) for c, kind in enumerate(kinds)]
-    metadata = {"shares": json.dumps(shares)} if shares else {}
+    metadata = {"shares": json.dumps(imported.shares)} if imported.shares else {}
     table = pa.Table.from_arrays(columns, names=list(RESULT_COLUMNS))
     sealed.write(folder / RESULTS_FILE, table, metadata)
     with replacing(folder / "results.csv") as handle:

@@ -9,6 +9,7 @@ Dims: S scales, T = 2 stages, M mixtures, B benchmarks, K checkpoints, I items.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -181,14 +182,18 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     if len(known) < len(cells):
         unknown = sorted({cell.checkpoint for cell in cells if cell.mixture is None or cell.stage is None})
         said.append(
-            f"left out, mixture or stage unknown: {names(unknown)} (a --manifest file at scoring names them)"
+            f"left out, mixture or stage unknown: {names(unknown)} (named by a --manifest at scoring, by --pattern at import)"
         )
     if not known:
         raise UserError(
             "no checkpoint has a mixture and a stage, so nothing can be correlated: name checkpoints "
-            "{scale}-{mixture}-{stage} or give `evalengine score` a --manifest FILE.yaml"
+            "{scale}-{mixture}-{stage}, or give `evalengine score` a --manifest FILE.yaml or `evalengine import` a --pattern"
         )
-    pair = choose_stages({str(cell.stage) for cell in known}, stages)
+    found = {str(cell.stage) for cell in known}
+    pair = choose_stages(found, stages)
+    others = sorted(found - set(pair), key=natural_key)
+    if others and stages is None:
+        said.append(f"stages left out: {names(others)} (--stages chooses which two are compared)")
     known = [cell for cell in known if cell.stage in pair]
     _refuse_twins(known)
     known = _drop_unpaired(known, pair, said)
@@ -200,16 +205,21 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     shape = (len(scales), 2, len(mixtures), len(benchmarks))
     wanted = [q for q in (*QUANTITIES, "ece", *CALIBRATION) if any(q in cell.values for cell in known)]
     arrays = {q: np.full(shape, np.nan) for q in wanted}
+    present = np.zeros(shape[:3], dtype=bool)
     row = np.full(shape, -1, dtype=np.int64)
     n_items = np.zeros(len(benchmarks), dtype=np.int64)
     for cell in known:
         where = (cell.scale or "all", cell.stage, str(cell.mixture), cell.benchmark)
         at = tuple(axis[str(name)] for axis, name in zip(index, where, strict=True))
+        present[at[:3]] = True
         row[at] = cell.row
         n_items[at[3]] = max(n_items[at[3]], cell.items)
         for q, value in cell.values.items():
             arrays[q][at] = value
-    said += _missing_values(arrays[wanted[0]], scales, pair, mixtures, benchmarks)
+    checkpoints = [
+        (f"{scales[s]}-{mixtures[m]}-{pair[t]}", (s, t, m)) for s, t, m in np.argwhere(present).tolist()
+    ]
+    said += _missing_values({q: arrays[q] for q in wanted if q in QUANTITIES}, checkpoints, benchmarks)
     return Panel(
         scales,
         pair,
@@ -251,14 +261,16 @@ def choose_stages(found: set[str], asked: Sequence[str] | None) -> tuple[str, st
 
 
 def _refuse_twins(cells: Sequence[Cell]) -> None:
+    """Two checkpoints in one place would be mixed, even on different benchmarks."""
     holder: dict[tuple[str, ...], str] = {}
     for cell in cells:
-        key = (cell.scale or "all", str(cell.mixture), str(cell.stage), cell.benchmark)
+        key = (cell.scale or "all", str(cell.mixture), str(cell.stage))
         other = holder.setdefault(key, cell.checkpoint)
         if other != cell.checkpoint:
             raise UserError(
                 f"{other} and {cell.checkpoint} both claim scale {key[0]}, mixture {key[1]}, stage {key[2]}: "
-                "give one of them another name, or a store of its own"
+                "give one of them another name, or a folder of its own (of imported results, --pattern may read the "
+                "stage from the whole name)"
             )
 
 
@@ -301,20 +313,20 @@ def _drop_unpaired(cells: Sequence[Cell], pair: tuple[str, str], said: list[str]
 
 
 def _missing_values(
-    x_STMB: Array,
-    scales: Sequence[str],
-    pair: Sequence[str],
-    mixtures: Sequence[str],
+    arrays: dict[str, Array],  # by quantity, (S, 2, M, B)
+    checkpoints: Sequence[tuple[str, tuple[int, int, int]]],  # name, place in the first three axes
     benchmarks: Sequence[str],
 ) -> list[str]:
+    """Notes on checkpoints without a value that others have."""
     said = []
-    present_STM = np.isfinite(x_STMB).any(axis=3)
-    for b, benchmark in enumerate(benchmarks):
-        holes = np.argwhere(~np.isfinite(x_STMB[..., b]) & present_STM)
-        if len(holes):
-            listed = [f"{scales[s]}-{mixtures[m]}-{pair[t]}" for s, t, m in holes]
+    for (q, x_STMB), (b, benchmark) in itertools.product(arrays.items(), enumerate(benchmarks)):
+        holes = [name for name, at in checkpoints if not np.isfinite(x_STMB[(*at, b)])]
+        if len(holes) == len(checkpoints) and len(arrays) > 1:
+            continue  # of another quantity: a loss beside accuracies
+        if holes:
+            of = "value" if len(arrays) == 1 else q
             said.append(
-                f"{benchmark} has no value for {names(listed, 3)}: its correlations leave those mixtures out"
+                f"{benchmark} has no {of} for {names(holes, 3)}: its correlations leave those mixtures out"
             )
     return said
 

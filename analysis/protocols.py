@@ -48,9 +48,7 @@ class Group:
     n: dict[str, NDArray[np.int64]]
     notes: dict[str, list[str]] = field(default_factory=dict)
     is_correlation: bool = False  # of single pairs, so that Fisher's z applies
-    members: dict[str, list[list[int]]] | None = (
-        None  # where they are means of transfers: the benchmarks, by scale
-    )
+    members: dict[str, list[list[int]]] | None = None  # what means are the means of, by scale
 
 
 @dataclass(frozen=True)
@@ -265,19 +263,21 @@ def coherence(data: Data, quantity: str) -> Group:
         for name, these in ((panel.stages[0], pairs), (panel.stages[1], pairs + B), ("cross", across)):
             labels.append(Label(category, name, f"{len(these)} pairs"))
             chosen.append(these)
-    values, n, notes = {}, {}, {}
+    values, n, notes, defined_at = {}, {}, {}, {}
     for scale in panel.scales:
-        rows, counts, said = [], [], []
+        rows, counts, said, kept = [], [], [], []
         for label, pairs in zip(labels, chosen, strict=True):
             value_PC = data.correlate(quantity, scale, pairs)
             defined = np.isfinite(value_PC[:, 0]) if len(pairs) else np.zeros(0, dtype=bool)
+            kept.append(np.flatnonzero(defined).tolist())
             rows.append(_mean_of_known(value_PC[defined]))
             counts.append(data.n(quantity, scale, pairs).min(initial=len(panel.mixtures)))
             lost = len(pairs) - int(defined.sum())
             why = f"{label.category} has one benchmark, so no pairs" if not len(pairs) else ""
             said.append(why or (f"without {lost} of the pairs (no r)" if lost else ""))
         values[scale], n[scale], notes[scale] = np.array(rows), np.array(counts), said
-    return Group("coherence", quantity, labels, values, n, notes)
+        defined_at[scale] = kept
+    return Group("coherence", quantity, labels, values, n, notes, members=defined_at)
 
 
 def alignment(data: Data) -> Group:

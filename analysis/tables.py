@@ -87,9 +87,12 @@ def rows_of(
         small, large = scales[0], scales[-1]
         difference = group.values[large] - group.values[small]
         n = np.minimum(group.n[small], group.n[large])
-        rows += _rows(
-            group, f"{large}-{small}", difference, n, [""] * len(n), plan, settings, None, None, False
-        )
+        said = [""] * len(n)
+        if group.members:  # means of different benchmarks differ for that reason alone
+            unlike = [a != b for a, b in zip(group.members[small], group.members[large], strict=True)]
+            difference[unlike] = np.nan
+            said = ["the means are not of the same benchmarks at both scales" if u else "" for u in unlike]
+        rows += _rows(group, f"{large}-{small}", difference, n, said, plan, settings, None, None, False)
     return rows
 
 

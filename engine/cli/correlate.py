@@ -117,7 +117,11 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
         "An interval that holds 0 does not show any transfer.",
     )
     for reason in dict.fromkeys(
-        f"{r.name} ({r.scale}): {r.note}" for r in rows if r.note and r.estimate != r.estimate
+        f"{r.category}, {r.name} ({r.scale}): {r.note}"
+        if r.protocol == "category_transfer"
+        else f"{r.name} ({r.scale}): {r.note}"
+        for r in rows
+        if r.note and (r.estimate != r.estimate or r.note.startswith("without "))
     ):
         console.say(f"  {reason}")
 

@@ -11,13 +11,16 @@ from evalengine.errors import UserError
 
 if TYPE_CHECKING:
     from evalengine.analysis.importing import Imported, Known
+    from evalengine.analysis.wide_table import WideTable
 
 EPILOG = """
-A CSV has a row for each checkpoint and a column for each benchmark (piqa, piqa.acc, metric/piqa):
+A CSV has a row for each checkpoint and a column for each benchmark (piqa, piqa.acc, metric/piqa); columns that are not
+called after a benchmark that evalengine knows, and do not end in a score (.acc), become scores only by --benchmarks:
   evalengine import table.csv --scale size --mixture data --stage step --where shots=0
   evalengine import small.csv@scale=60M large.csv@scale=1B --mixture index --stage step
-lm-evaluation-harness: give results_*.json, samples_*.jsonl, or the folders that hold them. Checkpoints are read from the
-model's name by --pattern, {scale}-{mixture}-{stage} by default.
+lm-evaluation-harness: give results_*.json, samples_*.jsonl, or the folders that hold them. A checkpoint is called
+MODEL@REVISION; scale, mixture and stage are read from the model's name, {scale}-{mixture}-{stage} by default. A
+--pattern of your own may also fit the whole name: --pattern '(?P<scale>.+)-(?P<mixture>.+)@step(?P<stage>.+)'.
 """
 
 
@@ -35,12 +38,12 @@ def register(subparsers: Any) -> None:
     for field in ("scale", "mixture", "stage", "model"):
         p.add_argument(f"--{field}", metavar="COLUMN", help=f"CSV column of the {field}")
     p.add_argument(
-        "--benchmarks", default="", help="CSV columns, comma-separated, * allowed (default: those that fit)"
+        "--benchmarks", default="", help="CSV columns, comma-separated, * allowed (default: known benchmarks)"
     )
     p.add_argument("--shares", default="", help="CSV columns that say what a mixture is made of, * allowed")
     p.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="CSV rows to keep")
-    p.add_argument("--metric", choices=("acc", "acc_norm"), help="CSV: which of a benchmark's scores")
-    p.add_argument("--loss", action="store_true", help="CSV: the values are losses, lower is better")
+    p.add_argument("--metric", choices=("acc", "acc_norm"), help="which of a benchmark's accuracies")
+    p.add_argument("--loss", action="store_true", help="CSV: plain columns are losses, lower is better")
     p.add_argument("--pattern", help="regular expression with the groups scale, mixture, stage")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.set_defaults(run=run)
@@ -48,33 +51,50 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from evalengine.analysis.importing import write_results
+    from evalengine.analysis.items import names
 
     console.set_json(args.json)
     out = Path(args.out)
-    tables: list[Imported] = []
-    stores: list[Path] = []
-    for text in args.paths:
-        path, constant = _split(text)
-        for file in _files(path):
-            if file.suffix == ".jsonl":
-                stores.append(_samples(file, out, args))
-            else:
-                tables.append(_table(file, constant, args))
-    if tables and stores:
+    sources = dict.fromkeys(
+        (file, tuple(constant.items())) for path, constant in map(_split, args.paths) for file in _files(path)
+    )
+    kinds = {file.suffix == ".jsonl" for file, _ in sources}
+    if len(kinds) > 1:
         raise UserError(
             "tables of results and samples cannot share a folder: import them one after the other, two --out"
         )
-    rows = write_results(out, tables) if tables else 0
-    found = sorted({r.benchmark for table in tables for r in table.results})
-    done = (
-        f"{rows:,} results on {len(found)} benchmarks ({', '.join(found)})"
-        if tables
-        else f"{len(stores)} sample files as a score store"
-    )
+    if kinds == {True}:
+        if any(constant for _, constant in sources):
+            raise UserError("@scale=, mixture= and stage= are for tables: samples are named by --pattern")
+        return _samples([file for file, _ in sources], out, args)
+    imported = _tables(list(sources), args)
+    rows = write_results(out, imported)
+    benchmarks = sorted({row.benchmark for row in imported.results})
+    checkpoints = {row.checkpoint for row in imported.results}
+    missing = imported.missing()
     if args.json:
-        console.emit_json({"out": str(out), "results": rows, "samples": [str(path) for path in stores]})
-    else:
-        console.say(f"Imported {done} into {out}/. Next: evalengine correlate {out}")
+        said = {"left_out": imported.left_out, "missing": missing, "notes": imported.notes}
+        console.emit_json({"out": str(out), "results": rows, "samples": [], **said})
+        return 0
+    console.say(
+        f"Imported {_count(rows, 'result')} of {_count(len(checkpoints), 'checkpoint')} on "
+        f"{_count(len(benchmarks), 'benchmark')} "
+        f"({names(benchmarks, 20)}) into {out}/."
+    )
+    for note in imported.notes:
+        console.warn(note)
+    by_reason: dict[str, list[str]] = {}
+    for name, why in imported.left_out.items():
+        by_reason.setdefault(why, []).append(name)
+    if by_reason:
+        console.say(
+            f"Left out: {'; '.join(f'{names(some, 12)} ({why})' for why, some in by_reason.items())}."
+        )
+    if missing:
+        console.say(
+            f"Missing: {_count(len(missing), 'value')} ({names(missing, 3)}); correlate leaves those cells out."
+        )
+    console.say(f"Next: evalengine correlate {out}")
     return 0
 
 
@@ -100,25 +120,43 @@ def _files(path: Path) -> list[Path]:
         if path.suffix not in (".csv", ".json", ".jsonl"):
             raise UserError(f"{path}: cannot import '{path.suffix}' files: give .csv, .json or .jsonl")
         return [path]
-    found = sorted(path.rglob("samples_*.jsonl")) or sorted(path.rglob("results_*.json"))
+    samples, results = sorted(path.rglob("samples_*.jsonl")), sorted(path.rglob("results_*.json"))
+    if samples and results:
+        console.warn(f"{path}: of the results_*.json no numbers are read, as samples_*.jsonl hold every item")
+    found = samples or results or sorted(path.rglob("*.json"))  # the harness before 0.4 took any name
     if not found:
         raise UserError(f"{path} holds no samples_*.jsonl and no results_*.json of lm-evaluation-harness")
     return found
 
 
-def _table(file: Path, constant: dict[str, str], args: argparse.Namespace) -> Imported:
-    from evalengine.analysis.importing import NAME_PATTERN, WideTable, read_csv, read_lm_eval
+def _tables(sources: list[tuple[Path, tuple[tuple[str, str], ...]]], args: argparse.Namespace) -> Imported:
+    from evalengine.analysis.harness import NAME_PATTERN, identities, model_of, read_lm_eval, read_results
+    from evalengine.analysis.importing import combine
+    from evalengine.analysis.wide_table import read_csv
 
     known, alias = _benchmarks()
-    if file.suffix == ".json":
-        return read_lm_eval(file, args.pattern or NAME_PATTERN, known, alias)
+    models = {file: model_of(file, read_results(file)) for file, _ in sources if file.suffix == ".json"}
+    whose = identities(models.values(), args.pattern or NAME_PATTERN)
+    return combine(
+        [
+            read_lm_eval(file, whose[models[file]]._replace(**dict(constant)), known, alias, args.metric)
+            if file in models
+            else read_csv(file, _wide_table(dict(constant), args), known, alias)
+            for file, constant in sources
+        ]
+    )
+
+
+def _wide_table(constant: dict[str, str], args: argparse.Namespace) -> WideTable:
+    from evalengine.analysis.wide_table import WideTable
+
     where = {}
     for text in args.where:
         column, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--where {text}: write COLUMN=VALUE")
         where[column] = value
-    how = WideTable(
+    return WideTable(
         scale=args.scale,
         mixture=args.mixture,
         stage=args.stage,
@@ -130,14 +168,27 @@ def _table(file: Path, constant: dict[str, str], args: argparse.Namespace) -> Im
         loss=args.loss,
         metric=args.metric,
     )
-    return read_csv(file, how, known)
 
 
-def _samples(file: Path, out: Path, args: argparse.Namespace) -> Path:
-    from evalengine.analysis.importing import NAME_PATTERN
+def _samples(files: list[Path], out: Path, args: argparse.Namespace) -> int:
+    from evalengine.analysis.harness import NAME_PATTERN
     from evalengine.analysis.samples import import_samples
 
-    return import_samples(file, out, args.pattern or NAME_PATTERN, *_benchmarks())
+    written = import_samples(files, out, args.pattern or NAME_PATTERN, *_benchmarks())
+    if args.json:
+        console.emit_json({"out": str(out), "results": 0, "samples": [str(path) for path in written]})
+        return 0
+    checkpoints = {path.parent.name for path in written}
+    console.say(
+        f"Imported {_count(len(written), 'sample file')} of {_count(len(checkpoints), 'checkpoint')} into {out}/, "
+        "a score store."
+    )
+    console.say(f"Next: evalengine correlate {out}")
+    return 0
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def _benchmarks() -> tuple[dict[str, Known], dict[str, str]]:
@@ -146,4 +197,9 @@ def _benchmarks() -> tuple[dict[str, Known], dict[str, str]]:
     from evalengine.benchmarks.catalogue import BENCHMARKS
 
     known = {name: Known(b.category, b.default_score) for name, b in BENCHMARKS.items()}
-    return known, {"social_iqa": "siqa", "wsc.fixed": "wsc"}
+    return known, {
+        "social_iqa": "siqa",
+        "social_i_qa": "siqa",
+        "wsc_fixed": "wsc",
+        "commonsenseqa": "commonsense_qa",
+    }

@@ -13,11 +13,12 @@ import pytest
 import scipy.stats as st
 
 from evalengine import store
-from evalengine.analysis.importing import identify, split_column
+from evalengine.analysis.harness import NAME_PATTERN, identities, model_of_place
 from evalengine.analysis.mixtures import imported_mixtures
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.samples import read_samples
 from evalengine.analysis.study import Options, analyse
+from evalengine.analysis.wide_table import split_column
 from evalengine.cli import main
 from evalengine.errors import UserError
 
@@ -128,11 +129,15 @@ def test_names_of_columns_and_checkpoints() -> None:
     assert split_column("piqa.acc_norm") == ("piqa", "acc_norm")
     assert split_column("metric/the_pile_arxiv_val_loss") == ("the_pile_arxiv", "loss")
     assert split_column("piqa.ppl") == ("piqa", "?") and split_column("piqa") == ("piqa", "")
-    pattern = r"(?P<scale>[^-]+)-(?P<mixture>.+)-(?P<stage>[^-]+)"
-    assert identify("__data__ckpts__1B-V1-P0-sft", pattern) == ("1B-V1-P0-sft", "1B", "V1-P0", "sft")
-    assert identify("gpt2", pattern) == ("gpt2", None, None, None)
+    assert split_column("eval/piqa/acc_norm") == split_column("piqa.acc_norm,none") == ("piqa", "acc_norm")
+    for folder, identity in (
+        ("__data__ckpts__1B-V1-P0-sft", ("1B-V1-P0-sft", "1B", "V1-P0", "sft")),
+        ("org__gpt2", ("gpt2", None, None, None)),
+    ):
+        model = model_of_place(Path("/runs", folder, "results_x.json"))
+        assert identities([model], NAME_PATTERN)[model] == identity
     with pytest.raises(UserError, match="not a regular expression"):
-        identify("x", "(")
+        identities([model], "(")
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -44,7 +45,7 @@ def readers() -> dict[str, Reader]:
     import yaml
 
     from evalengine import checkpoints, plans, sealed, store, untrusted, weights
-    from evalengine.analysis import importing, items, mixtures, samples
+    from evalengine.analysis import harness, importing, items, mixtures, samples, wide_table
     from evalengine.benchmarks import BENCHMARKS, load_items
     from evalengine.benchmarks.custom import read_benchmark
     from evalengine.training import study
@@ -92,16 +93,18 @@ def readers() -> dict[str, Reader]:
         return checkpoints.discover([path.parent])
 
     def imported(path: Path) -> Any:
-        found = importing.read_lm_eval(path, importing.NAME_PATTERN, known, {})
-        importing.write_results(path.parent / "out", [found])
+        model = harness.model_of(path, harness.read_results(path))
+        who = harness.identities([model], harness.NAME_PATTERN)[model]
+        part = harness.read_lm_eval(path, who, known, {})
+        importing.write_results(path.parent / "out", importing.combine([part]))
 
     def logged(path: Path) -> Any:
-        pattern = importing.NAME_PATTERN
-        samples.import_samples(path, path.parent / "in", pattern, known, {})
+        shutil.rmtree(path.parent / "in", ignore_errors=True)  # other scores would not be replaced
+        samples.import_samples([path], path.parent / "in", harness.NAME_PATTERN, known, {})
 
     def csv(path: Path) -> Any:
-        how = importing.WideTable(mixture="m", stage="s")
-        importing.write_results(path.parent / "out", [importing.read_csv(path, how, known)])
+        part = wide_table.read_csv(path, wide_table.WideTable(mixture="m", stage="s"), known)
+        importing.write_results(path.parent / "out", importing.combine([part]))
 
     lines = f"{json.dumps(copa)}\n{json.dumps(copa)}\n".encode()
     return {

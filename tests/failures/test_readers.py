@@ -8,6 +8,7 @@ out; what a reader lets through must be usable. Checkpoints, stores and tables: 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalengine import checkpoints, store
-from evalengine.analysis import importing, mixtures, samples
+from evalengine.analysis import harness, importing, mixtures, samples, wide_table
 from evalengine.benchmarks import BENCHMARKS, load_items
 from evalengine.benchmarks.custom import read_benchmark
 from evalengine.errors import UserError
@@ -222,9 +223,10 @@ def test_lm_eval_results(place: Path, values: list[Any], seed: int, bytewise: bo
     path.write_bytes(damaged(text, seed) if bytewise else text)
 
     def read() -> None:
-        importing.write_results(
-            place / "out", [importing.read_lm_eval(path, importing.NAME_PATTERN, KNOWN, {})]
-        )
+        model = harness.model_of(path, harness.read_results(path))
+        who = harness.identities([model], harness.NAME_PATTERN)[model]
+        part = harness.read_lm_eval(path, who, KNOWN, {})
+        importing.write_results(place / "out", importing.combine([part]))
 
     refuses_or_reads("lm-eval results", read)
 
@@ -247,15 +249,19 @@ def test_lm_eval_samples(place: Path, values: list[Any], seed: int, bytewise: bo
     (home / folder).mkdir(parents=True, exist_ok=True)
     path = home / folder / "samples_piqa_2024-01-01T00-00-00.0.jsonl"
     text = json_text(changed(SAMPLE, values, seed)).encode()
-    path.write_bytes((damaged(text, seed) if bytewise else text) + b"\n" + json.dumps(SAMPLE).encode())
+    second = json.dumps({**SAMPLE, "doc_id": 1}).encode()
+    path.write_bytes((damaged(text, seed) if bytewise else text) + b"\n" + second)
+    shutil.rmtree(place / "in", ignore_errors=True)  # other scores would not be replaced
     written = refuses_or_reads(
         "lm-eval samples",
-        lambda: samples.import_samples(path, place / "in", importing.NAME_PATTERN, KNOWN, {}),
+        lambda: samples.import_samples([path], place / "in", harness.NAME_PATTERN, KNOWN, {}),
     )
     path.unlink()
     if written is not None:
-        assert (place / "in").resolve() in written.resolve().parents
-        store.read(written)
+        assert (place / "in").resolve() in written[0].resolve().parents
+        store.read(written[0])
+    else:
+        assert not (place / "in").exists(), "half of it was written"
 
 
 @bounded
@@ -273,10 +279,11 @@ def test_csv(place: Path, values: list[str], seed: int) -> None:
     )
     text = "\n".join(",".join(map(str, line)) if isinstance(line, list) else str(line) for line in cells)
     path.write_bytes(text.encode(errors="surrogatepass"))
-    how = importing.WideTable(mixture="m", stage="s")
+    how = wide_table.WideTable(mixture="m", stage="s")
 
     def read() -> None:
-        importing.write_results(place / "out", [importing.read_csv(path, how, KNOWN)])
+        part = wide_table.read_csv(path, how, KNOWN)
+        importing.write_results(place / "out", importing.combine([part]))
 
     refuses_or_reads("CSV", read)
 

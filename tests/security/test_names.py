@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from evalengine import checkpoints
-from evalengine.analysis import importing, samples
+from evalengine.analysis import harness, samples
 from evalengine.analysis.figures import plain_stage
 from evalengine.benchmarks.custom import read_benchmark
 from evalengine.errors import UserError
@@ -114,7 +114,7 @@ def test_imported_samples_stay_in_the_output_folder(folder: str, tmp_path: Path)
     }
     path.write_text(json.dumps(sample))
     with pytest.raises(UserError, match="cannot be a checkpoint name"):
-        samples.import_samples(path, tmp_path / "out", importing.NAME_PATTERN, {}, {})
+        samples.import_samples([path], tmp_path / "out", harness.NAME_PATTERN, {}, {})
     assert not (tmp_path / "out").exists()
 
 
@@ -124,7 +124,7 @@ def test_imported_tasks_stay_in_the_output_folder(task: str, tmp_path: Path) -> 
     path.parent.mkdir()
     path.write_text("{}")
     with pytest.raises(UserError, match="cannot be a benchmark name"):
-        samples.import_samples(path, tmp_path / "out", importing.NAME_PATTERN, {}, {})
+        samples.import_samples([path], tmp_path / "out", harness.NAME_PATTERN, {}, {})
 
 
 def test_a_stage_in_the_name_of_a_figure_cannot_be_a_path() -> None:

@@ -1,0 +1,251 @@
+"""lm-evaluation-harness's results_*.json (0.3 and 0.4), and lighteval's: one accuracy per task of one model.
+
+Which model that is, says `config.model_args`, with its revision, subfolder and adapter; older files leave it to
+their place, as EleutherAI/pythia does: pythia-160m/zero-shot/160m_step1000.json.
+"""
+
+from __future__ import annotations
+
+import math
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evalengine.analysis.importing import Found, Identity, Known, Part, Result, benchmark_name
+from evalengine.errors import UserError
+from evalengine.untrusted import check_label, check_name, printable, read_json
+
+NAME_PATTERN = r"(?P<scale>[^-]+)-(?P<mixture>.+)-(?P<stage>[^-]+)"
+MODEL_KEYS = ("pretrained", "model", "path", "engine", "model_name")
+ADAPTER_KEYS = ("peft", "delta", "lora_local_path")
+SHOTS_FOLDER = r"(?i)(zero|one|two|three|four|five|ten|few|\d+)[-_ ]?shots?"
+MISSING = ("", "nan", "n/a", "none", "null")
+
+
+class Model(NamedTuple):
+    """What a file says it evaluated: a path or hub name, and what was loaded of it and onto it."""
+
+    path: str
+    adapter: str = ""
+    revision: str = ""
+    subfolder: str = ""
+
+    def name(self, parts: int = 1) -> str:
+        """Such as "60M-m0-pt@step1000": the last `parts` of the path, +adapter, @revision, __subfolder."""
+        whole = "+".join("__".join(_parts(path)[-parts:]) for path in (self.path, self.adapter) if path)
+        revision = f"@{'_'.join(_parts(self.revision))}" if self.revision else ""
+        return "__".join([whole + revision, *_parts(self.subfolder)])
+
+    def plain_name(self) -> str:
+        """The name that says scale, mixture and stage: an adapter's, where there is one."""
+        return (_parts(self.adapter or self.path) or [""])[-1]
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The content of a results file. Raises UserError."""
+    raw = read_json(path, "give a results_*.json of lm-evaluation-harness", constants=True)
+    if not mapping(raw, "results"):
+        raise UserError(f"{path} is no results file of lm-evaluation-harness (no `results` in it)")
+    found: dict[str, Any] = raw
+    return found
+
+
+def mapping(raw: Any, key: str) -> dict[str, Any]:
+    """`raw[key]` where both are JSON objects, else an empty one."""
+    value = raw.get(key) if isinstance(raw, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def model_of(path: Path, raw: Mapping[str, Any]) -> Model:
+    """The model of a results file, by its arguments, else by its name, else by the file's place."""
+    config, general = mapping(raw, "config"), mapping(raw, "config_general")
+    arguments = _arguments(config.get("model_args")) | mapping(general, "model_config")
+    name = _first(arguments, MODEL_KEYS) or _first(raw, ("model_name",)) or _first(general, ("model_name",))
+    if not name:
+        return model_of_place(path)
+    revision = _first(arguments, ("revision",)) or _first(config, ("model_revision",))
+    return Model(
+        posixpath.normpath(name),
+        _first(arguments, ADAPTER_KEYS),
+        "" if revision == "main" else revision,
+        _first(arguments, ("subfolder",)),
+    )
+
+
+def model_of_place(path: Path) -> Model:
+    """The model of a file that does not say it: the name of its folder, and the step in the file's own name.
+
+    lm-evaluation-harness writes a path into one name, "__runs__a__60M-m0-pt".
+    """
+    folder = path.absolute().parent
+    if re.fullmatch(SHOTS_FOLDER, folder.name):
+        folder = folder.parent
+    step = re.search(r"step[-_]?\d+", path.stem)
+    revision = step[0] if step and step[0] not in folder.name else ""
+    written = folder.name.replace("__", "/")
+    return Model(written if "/" in written else str(folder), revision=revision)
+
+
+def _arguments(given: Any) -> dict[str, Any]:
+    """model_args as a dict: "pretrained=org/model,revision=step1000", or a dict already."""
+    if isinstance(given, dict):
+        return given
+    pairs = (part.partition("=") for part in given.split(",")) if isinstance(given, str) else ()
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _first(raw: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """The first of the keys that holds a text or a whole number."""
+    values = (raw.get(key) for key in keys)
+    return next((str(v) for v in values if type(v) in (str, int) and v not in ("", "None")), "")
+
+
+def identities(models: Iterable[Model], pattern: str) -> dict[Model, Identity]:
+    """A name for every model, no two alike, and scale, mixture and stage by `pattern`.
+
+    Models with the same last part of the path are named by as many of its parts as tell them apart. A pattern of the
+    user's own may ask for any part of that name, such as @(?P<stage>.+) for the revision.
+    """
+    alike: dict[str, list[Model]] = defaultdict(list)
+    for model in dict.fromkeys(models):
+        alike[model.name()].append(model)
+    named: dict[str, Model] = {}
+    for same in alike.values():
+        most = max(len(_parts(path)) for model in same for path in (model.path, model.adapter))
+        depth = next((n for n in range(1, most + 1) if len({m.name(n) for m in same}) == len(same)), most)
+        for model in same:
+            other = named.setdefault(model.name(depth), model)
+            if other is not model:
+                raise UserError(
+                    f"the models {printable(str(other.path))} and {printable(str(model.path))} have one name, "
+                    f"{printable(model.name(depth))}: import them into folders of their own (--out)"
+                )
+    return {model: _identify(model, name, pattern) for name, model in named.items()}
+
+
+def _identify(model: Model, name: str, pattern: str) -> Identity:
+    try:
+        found = re.fullmatch(pattern, model.plain_name())
+        if not found and pattern != NAME_PATTERN:
+            found = re.fullmatch(pattern, name)
+    except re.error as error:
+        raise UserError(f"--pattern is not a regular expression ({error})") from None
+    groups = found.groupdict() if found else {}
+    check_name(name, "checkpoint")
+    for key, value in groups.items():
+        if value is not None:
+            check_label(value, f"{printable(name)}, {key}")
+    return Identity(name, groups.get("scale"), groups.get("mixture"), groups.get("stage"))
+
+
+def read_lm_eval(
+    path: Path, who: Identity, known: Mapping[str, Known], alias: Mapping[str, str], metric: str | None = None
+) -> Part:
+    """The accuracies and numbers of items in a results file of checkpoint `who`.
+
+    metric: which accuracy, else the one that the benchmark is judged by, else plain acc. A NaN is a missing value.
+    Raises UserError for a file that is damaged.
+    """
+    raw = read_results(path)
+    tasks = mapping(raw, "results")
+    config = mapping(raw, "config")
+    limit = printable(str(config["limit"])[:20]) if "limit" in config else ""
+    commit = _first(config, ("model_sha",)) or _first(mapping(raw, "config_general"), ("model_sha",))
+    commit = printable(commit[:12])
+    found: list[Found] = []
+    left_out: dict[str, str] = {}
+    for task, scores in tasks.items():
+        name, shots = _task(raw, task)
+        benchmark = benchmark_name(name, known, alias)
+        check_label(benchmark, f"{path}, task")
+        if task == "all" or name.endswith("_average"):  # lighteval's means
+            left_out[task] = "means of others"
+            continue
+        metrics = _metrics(scores if isinstance(scores, dict) else {})
+        default = known[benchmark].default_score if benchmark in known else "acc"
+        wanted = (metric,) if metric else (default, "acc")
+        score = next((name for name in wanted if name in metrics), None)
+        if score is None:
+            if metrics:  # a heading of a group has none
+                left_out[task] = f"no {wanted[0]}, only {', '.join(metrics)}"
+            continue
+        value = metrics[score]
+        if not math.isnan(value) and not 0 <= value <= 1:
+            raise UserError(
+                f"{path}: the accuracy of {printable(task[:60])} is no share between 0 and 1: mend it"
+            )
+        count = mapping(mapping(raw, "n-samples"), task).get("effective", 0)
+        items = count if isinstance(count, int) and 0 <= count < 2**31 else 0
+        version = printable(str(mapping(raw, "versions").get(task, ""))[:20])
+        category = known[benchmark].category if benchmark in known else "Other"
+        row = Result(*who, benchmark, category, "accuracy", value, items)
+        found.append(Found(row, path, score, shots, "" if items else limit, version, commit))
+    groups = {
+        benchmark_name(group, known, alias): [benchmark_name(task, known, alias) for task in members]
+        for group, members in _groups(raw).items()
+    }
+    return Part(path, found, groups=groups, left_out=left_out)
+
+
+def shots_of(raw: Mapping[str, Any], task: str) -> int | None:
+    """The number of few-shot examples of a task, where the file says it."""
+    for value in (
+        mapping(raw, "n-shot").get(task),
+        mapping(mapping(raw, "configs"), task).get("num_fewshot"),
+        mapping(raw, "config").get("num_fewshot"),
+    ):
+        if isinstance(value, int):
+            return int(value)
+    return None
+
+
+def _task(raw: Mapping[str, Any], task: str) -> tuple[str, int | None]:
+    """A task's name and number of few-shot examples; lighteval writes both as "leaderboard|arc:challenge|25"."""
+    parts = task.split("|")
+    if len(parts) < 2:
+        return task, shots_of(raw, task)
+    numbers = [part for part in parts if part.isdecimal()]
+    name = [part for part in parts if not part.isdecimal()][-1:] or [task]
+    return re.sub(r":_?", "_", name[0]), int(numbers[0][:9]) if numbers else None
+
+
+def _metrics(scores: Mapping[str, Any]) -> dict[str, float]:
+    """A task's numbers by metric ("acc,none" is acc), NaN where one is missing; no standard errors."""
+    found: dict[str, float] = {}
+    for key, value in scores.items():
+        metric, _, chosen = key.partition(",")
+        if "stderr" in metric or metric in ("alias", "sample_len", "name", " "):
+            continue
+        if value is None or (isinstance(value, str) and value.strip().lower() in MISSING):
+            value = math.nan
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if metric not in found or chosen == "none":
+            found[metric] = math.inf if abs(value) > 1e300 else float(value)
+    return found
+
+
+def _groups(raw: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    """The groups of a results file and their members.
+
+    Files before `group_subtasks` name the groups alone, and indent the names of the tasks that belong to any.
+    """
+    found: dict[str, Sequence[str]] = {
+        group: [task for task in tasks if isinstance(task, str)]
+        for group, tasks in mapping(raw, "group_subtasks").items()
+        if isinstance(tasks, list)
+    }
+    results, groups = mapping(raw, "results"), mapping(raw, "groups")
+    indented = [
+        task
+        for task in results
+        if task not in groups and str(mapping(results, task).get("alias", "")).startswith(" ")
+    ]
+    return dict.fromkeys(groups, indented) | found

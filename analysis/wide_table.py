@@ -1,0 +1,348 @@
+"""A CSV with one row per checkpoint and one column per benchmark.
+
+A column becomes a score if --benchmarks names it, if it is named after a benchmark that evalengine knows, or if it
+ends in a score (`.acc`): a table also holds seeds, tokens, means and perplexities, and as one more benchmark each
+would enter the statistics. What is left out is said, with the reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from evalengine.analysis.importing import (
+    Found,
+    Identity,
+    Known,
+    Part,
+    Result,
+    Shares,
+    add_share,
+    benchmark_name,
+)
+from evalengine.analysis.items import names
+from evalengine.errors import UserError
+from evalengine.untrusted import check_label, printable
+
+QUANTITY = {"acc": "accuracy", "acc_norm": "accuracy", "confidence": "confidence", "loss": "loss"}  # by score
+MISSING = {  # as spreadsheets, pandas, R and people write it
+    *("", "nan", "-nan", "na", "<na>", "n/a", "#n/a", "#n/a n/a", "#na", "none", "null", "nil", "missing"),
+    *("-", "--", "\N{EN DASH}", "\N{EM DASH}", ".", "?", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
+    *("#value!", "#div/0!", "#ref!", "#num!", "#name?"),
+}
+NO_NAME = {"", "nan", "<na>", "n/a", "#n/a"}
+SHOTS = ("shot", "shots", "n_shot", "n_shots", "num_shots", "fewshot", "few_shot", "n_fewshot", "num_fewshot")
+MEANS = {"mean", "average", "avg", "macro", "micro", "overall", "total", "all", "score"}
+ERRORS = {"stderr", "stdev", "std", "ci"}
+LOWER_IS_BETTER = {"ppl", "perplexity", "bpb", "nll"}
+SPLITS = {
+    "train",
+    "training",
+    "val",
+    "valid",
+    "validation",
+    "dev",
+    "eval",
+    "test",
+}  # val_loss is no benchmark
+NOT_KNOWN = "no benchmarks that evalengine knows: --benchmarks names the columns to take"
+
+
+class WideTable(NamedTuple):
+    """How to read a CSV: which column is what.
+
+    where: rows to keep, by column. constant: fields that are the same for the whole file (scale, mixture,
+    stage). metric: which accuracy of a benchmark. loss: columns without a score in their name are losses.
+    """
+
+    scale: str | None = None
+    mixture: str | None = None
+    stage: str | None = None
+    model: str | None = None
+    benchmarks: tuple[str, ...] = ()
+    shares: tuple[str, ...] = ()
+    where: Mapping[str, str] = {}
+    constant: Mapping[str, str] = {}
+    loss: bool = False
+    metric: str | None = None
+
+
+class Line(NamedTuple):
+    number: int  # in the file
+    cells: dict[str, str]  # by column
+
+
+class Column(NamedTuple):
+    """A column of scores."""
+
+    name: str
+    benchmark: str
+    quantity: str
+    score: str  # "" where the name does not say it
+
+
+def read_csv(path: Path, how: WideTable, known: Mapping[str, Known], alias: Mapping[str, str] = {}) -> Part:
+    """Reads a wide table. Raises UserError naming the file, the line and the column at fault."""
+    header, lines = _read(path)
+    _check_options(path, header, how)
+    lines = [line for line in lines if all(line.cells[c] == v for c, v in how.where.items())]
+    if not lines:
+        raise UserError(
+            f"{path}: no row fits {' and '.join(f'{c}={v}' for c, v in how.where.items()) or 'at all'}"
+        )
+    shots = _shots(path, header, lines, how)
+    columns, left_out = choose_columns(path, header, lines, how, known, alias)
+    whose = list(_identities(path, lines, how))
+    found: list[Found] = []
+    percent: dict[bool, list[str]] = {True: [], False: []}
+    for column in columns:
+        values = [_number(path, line, column.name) for line in lines]
+        if all(math.isnan(value) for value in values):
+            left_out[column.name] = "without any value"
+            continue
+        if column.quantity != "loss":
+            is_percent = _is_percent(path, lines, column.name, values)
+            percent[is_percent].append(column.name)
+            values = [value / 100.0 for value in values] if is_percent else values
+        category = known[column.benchmark].category if column.benchmark in known else "Other"
+        for who, value in zip(whose, values, strict=True):
+            row = Result(*who, column.benchmark, category, column.quantity, value, 0)
+            found.append(Found(row, path, column.score, shots))
+    shares: Shares = {}
+    for name in header:
+        if _fits(name, how.shares):
+            for line, who in zip(lines, whose, strict=True):
+                add_share(shares, name, str(who.mixture), _number(path, line, name), path)
+    said = f"{path}: read as percent: {names(percent[True], 12)}"
+    said += f"; as shares of one: {names(percent[False], 12)}" if percent[False] else ""
+    return Part(path, found, shares, left_out=left_out, notes=[said] if percent[True] else [])
+
+
+def _read(path: Path) -> tuple[list[str], list[Line]]:
+    """The header and the lines below it."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            reader = csv.reader(handle)
+            header = [name.strip() for name in next(reader, [])]
+            rows = [(reader.line_num, row) for row in reader if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"cannot read {path} as CSV ({error}): give a comma-separated table with a header"
+        ) from None
+    at: dict[str, int] = {}
+    for number, name in enumerate(header, 1):
+        if name and at.setdefault(name, number) != number:
+            raise UserError(
+                f"{path}: columns {at[name]} and {number} are both called {printable(name[:60])}: "
+                "rename or delete one of them"
+            )
+    lines = []
+    for number, row in rows:
+        if len(row) > len(header):
+            raise UserError(f"{path}, line {number} has more than the header's {len(header)} fields: mend it")
+        lines.append(Line(number, dict(zip(header, row + [""] * (len(header) - len(row)), strict=True))))
+    return header, lines
+
+
+def _check_options(path: Path, header: Sequence[str], how: WideTable) -> None:
+    for column in (how.scale, how.mixture, how.stage, how.model, *how.where):
+        if column is not None and column not in header:
+            raise UserError(f"{path} has no column '{column}': its columns are {names(header, 12)}")
+    if how.mixture is None and "mixture" not in how.constant:
+        raise UserError(f"say which column of {path} names the mixture: --mixture COLUMN")
+    if how.stage is None and "stage" not in how.constant:
+        raise UserError(
+            f"say which column of {path} names the stage (--stage COLUMN), or one for the file: {path.name}@stage=pt"
+        )
+    for pattern in how.benchmarks:
+        if not any(_fits(name, (pattern,)) for name in header):
+            raise UserError(
+                f"{path}: no column looks like a benchmark '{pattern}' of --benchmarks: "
+                f"its columns are {names(header, 12)}"
+            )
+
+
+def _shots(path: Path, header: Sequence[str], lines: Sequence[Line], how: WideTable) -> int | None:
+    """The number of few-shot examples of all rows, if a column says it. Raises UserError if they differ."""
+    for name in header:
+        if re.sub(r"[- ]", "_", name.lower()) in SHOTS and name not in (how.scale, how.mixture, how.stage):
+            found = dict.fromkeys(line.cells[name].strip() for line in lines)
+            if len(found) > 1:
+                raise UserError(
+                    f"{path}: the rows differ in {name} ({names(found)}): choose one with --where {name}=VALUE"
+                )
+            said = next(iter(found))
+            return int(said) if said.isdecimal() and len(said) < 10 else None
+    return None
+
+
+def _identities(path: Path, lines: Sequence[Line], how: WideTable) -> Iterator[Identity]:
+    """The checkpoint of every line."""
+    seen: dict[tuple[str | None, ...], int] = {}
+    for line in lines:
+        place = {
+            key: how.constant.get(key) or (line.cells[column].strip() if column else None)
+            for key, column in (("scale", how.scale), ("mixture", how.mixture), ("stage", how.stage))
+        }
+        for key, value in place.items():
+            if value is not None and value.lower() in NO_NAME:
+                raise UserError(f"{path}, line {line.number} says no {key}: add it, or leave the line out")
+            if value is not None:
+                check_label(value, f"{path}, line {line.number}, {key}")
+        identity = tuple(place.values())
+        if identity in seen:
+            said = ", ".join(f"{key} {value}" for key, value in place.items() if value)
+            raise UserError(
+                f"{path}: lines {seen[identity]} and {line.number} are both {said}: "
+                "choose rows with --where COLUMN=VALUE"
+            )
+        seen[identity] = line.number
+        model = [line.cells[how.model].strip()] if how.model else []
+        checkpoint = "-".join([*model, *(value for value in identity if value)])
+        check_label(checkpoint, f"{path}, line {line.number}, checkpoint")
+        yield Identity(checkpoint, *identity)
+
+
+def choose_columns(
+    path: Path,
+    header: Sequence[str],
+    lines: Sequence[Line],
+    how: WideTable,
+    known: Mapping[str, Known],
+    alias: Mapping[str, str],
+) -> tuple[list[Column], dict[str, str]]:
+    """The columns of scores, and why each other one is none.
+
+    Where a benchmark has several accuracies, the one it is judged by is taken, or `how.metric`. Raises UserError
+    where that leaves two columns, or none at all.
+    """
+    used = {how.scale, how.mixture, how.stage, how.model, *how.where}
+    left_out: dict[str, str] = {}
+    candidates: dict[tuple[str, str], list[Column]] = defaultdict(list)
+    for name in header:
+        if not name or name in used or _fits(name, how.shares):
+            continue
+        column = _column(path, name, how, known, alias)
+        if isinstance(column, str):
+            left_out[name] = column
+        else:
+            candidates[column.benchmark, column.quantity].append(column)
+    chosen = []
+    for (benchmark, _), columns in candidates.items():
+        wanted = how.metric or (known[benchmark].default_score if benchmark in known else "acc")
+        best = [column for column in columns if column.score == wanted] or columns
+        if len(best) > 1:
+            raise UserError(
+                f"{path}: the columns {names([column.name for column in best])} are all scores of {benchmark}: "
+                "name the one to take with --benchmarks"
+            )
+        chosen += best
+        left_out |= {c.name: "another score is taken: --metric chooses" for c in columns if c is not best[0]}
+    if not chosen:
+        numeric = [name for name, why in left_out.items() if why == NOT_KNOWN and _has_numbers(lines, name)]
+        raise UserError(
+            f"{path}: no column looks like a benchmark that evalengine knows: name those that are with "
+            f"--benchmarks '{','.join(map(printable, numeric)) or 'COLUMN,PATTERN*'}'"
+        )
+    return chosen, left_out
+
+
+def _column(
+    path: Path, name: str, how: WideTable, known: Mapping[str, Known], alias: Mapping[str, str]
+) -> Column | str:
+    """The column of scores that `name` is, or why it is none."""
+    base, score = split_column(name)
+    if benchmark_name(name, known, alias) in known:  # a dot of its own: wsc.fixed
+        base, score = name, ""
+    benchmark = benchmark_name(base, known, alias)
+    words = set(re.split(r"[^a-z0-9]+", name.lower()))
+    is_mean = set(re.split(r"[^a-z0-9]+", base.lower())) <= MEANS or bool(words & {"average", "avg"})
+    lower = bool(words & LOWER_IS_BETTER) and not how.loss
+    if name not in how.benchmarks:
+        if how.benchmarks and not _fits(name, how.benchmarks):
+            return "not in --benchmarks"
+        if is_mean:
+            return "means of others"
+        if words & ERRORS:
+            return "errors, no scores"
+        if lower:
+            return "lower is better: --benchmarks with --loss takes them"
+        is_score = score in QUANTITY and base.lower() not in SPLITS
+        if not how.benchmarks and not is_score and (benchmark not in known or score == "?"):
+            return NOT_KNOWN
+    elif lower:
+        raise UserError(f"{path}: of {name}, lower is better: say --loss, or leave it out of --benchmarks")
+    if score == "?":
+        benchmark, score = name.rsplit("/", 1)[-1], ""
+    quantity = QUANTITY.get(score, "loss" if how.loss else "accuracy")
+    if how.metric and quantity == "accuracy" and score not in ("", how.metric):
+        return f"not --metric {how.metric}"
+    return Column(name, benchmark, quantity, score)
+
+
+def split_column(column: str) -> tuple[str, str]:
+    """("piqa", "acc") from "piqa.acc", "metric/piqa,acc,none", "piqa_acc" or "piqa/acc"; score "" where the name has
+    none, "?" for others."""
+    column = re.sub(r"[.,_/](acc|acc_norm),none$", r".\1", column)
+    column = re.sub(r"/(acc|acc_norm|confidence|loss)$", r".\1", column)
+    base = column.rsplit("/", 1)[-1]
+    found = re.fullmatch(r"(.+?)[.,_](acc|acc_norm|confidence|loss)", base)
+    if found:
+        return found[1].removesuffix("_val"), found[2]
+    dotted = re.fullmatch(r"(.+)[.,](\w+)", base)
+    return (dotted[1], "?") if dotted else (base, "")
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _has_numbers(lines: Sequence[Line], name: str) -> bool:
+    try:
+        values = [float(text) for line in lines if (text := line.cells[name].strip()).lower() not in MISSING]
+    except ValueError:
+        return False
+    return bool(values)
+
+
+def _number(path: Path, line: Line, column: str) -> float:
+    """A cell's number, NaN where it is missing; of "68.2%" the 68.2."""
+    text = line.cells[column].strip()
+    if text.lower() in MISSING:
+        return math.nan
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = math.inf
+    if math.isinf(value):
+        raise UserError(
+            f"{path}, line {line.number}, column {column}: '{printable(text[:60])}' is not a number"
+        )
+    return value
+
+
+def _is_percent(path: Path, lines: Sequence[Line], column: str, values: Sequence[float]) -> bool:
+    """Whether a column of accuracies is in percent rather than shares of one. Raises UserError where it is neither,
+    or both."""
+    here = [value for value in values if not math.isnan(value)]
+    signed = [line.cells[column].strip().endswith("%") for line in lines]
+    if min(here) < 0.0 or max(here) > 100.0:
+        raise UserError(
+            f"{path}: {column} lies between {min(here):g} and {max(here):g}, so its values are neither shares nor "
+            "percent: choose columns with --benchmarks, or say --loss if lower is better"
+        )
+    if max(here) <= 1.0 and not any(signed):
+        return False
+    for line, value, is_signed in zip(lines, values, signed, strict=True):
+        if 0.0 < value <= 1.0 and not is_signed:
+            raise UserError(
+                f"{path}, line {line.number}: {column} is {value:g} here and up to {max(here):g} elsewhere, a share "
+                "of one among percent: write the whole column one way (0.5% with its sign, if it is that)"
+            )
+    return True

@@ -1,0 +1,300 @@
+"""Results files of lm-evaluation-harness and lighteval: whose they are, and what must not be mixed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evalengine.analysis.harness import NAME_PATTERN, Model, identities, model_of
+from evalengine.analysis.panel import load_panel
+from evalengine.cli import main
+from evalengine.errors import UserError
+
+
+def results(path: Path, scores: dict[str, Any], model: str = "", **more: Any) -> Path:
+    """A file as lm-evaluation-harness 0.4 writes it; a number stands for {"acc,none": number}."""
+    tasks = {
+        task: value
+        if isinstance(value, dict)
+        else {"alias": task, "acc,none": value, "acc_stderr,none": 0.01}
+        for task, value in scores.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"results": tasks, **({"model_name": model} if model else {}), **more}))
+    return path
+
+
+def args(text: Any) -> dict[str, Any]:
+    return {"config": {"model": "hf", "model_args": text}}
+
+
+def rows(folder: Path) -> dict[tuple[str, str], float]:
+    with (folder / "results.csv").open() as handle:
+        return {(r["checkpoint"], r["benchmark"]): float(r["value"]) for r in csv.DictReader(handle)}
+
+
+def refused(capsys: pytest.CaptureFixture[str], out: Path, *given: str | Path) -> str:
+    """What is said by an import that must not write anything."""
+    assert main(["import", *map(str, given), "--out", str(out)]) == 1
+    assert not out.exists()
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "raw", "name"),
+    [
+        ("a.json", {"model_name": "org/60M-a-pt", **args("pretrained=org/60M-a-pt")}, "60M-a-pt"),
+        ("a.json", args("dtype=float16,pretrained=org/60M-a-pt,revision=step10"), "60M-a-pt@step10"),
+        ("a.json", args({"pretrained": "org/60M-a-pt", "revision": "main"}), "60M-a-pt"),
+        ("a.json", args("pretrained=/c/lr=1e-3/60M-a-pt/,revision=refs/pr/3"), "60M-a-pt@refs_pr_3"),
+        ("a.json", args("pretrained=org/60M-a-pt,peft=/c/60M-a-sft"), "60M-a-pt+60M-a-sft"),
+        ("a.json", args("pretrained=org/run,subfolder=ckpt/step5"), "run__ckpt__step5"),
+        ("a.json", {"model_name": "org/x", "config": {"model_args": "", "model_revision": "v2"}}, "x@v2"),
+        ("a.json", {"config_general": {"model_name": "org/light", "model_sha": "0f"}}, "light"),
+        ("m-160m/zero-shot/160m_step3000.json", {"config": {"model_args": None}}, "m-160m@step3000"),
+        ("m-160m/5shot/m-160m-5shot-global_step40_x.json", args({"train_iters": 9}), "m-160m@step40"),
+        ("__c__60M-a-pt/results_x.json", {}, "60M-a-pt"),
+    ],
+)  # fmt: skip
+def test_what_a_checkpoint_is_called(tmp_path: Path, file: str, raw: dict[str, Any], name: str) -> None:
+    assert model_of(tmp_path / file, raw).name() == name
+
+
+def test_an_adapter_says_the_stage() -> None:
+    model = Model("org/60M-a-pt", adapter="/c/60M-a-sft")
+    assert identities([model], NAME_PATTERN)[model] == ("60M-a-pt+60M-a-sft", "60M", "a", "sft")
+
+
+def test_two_revisions_are_two_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same files whose dates are swapped gave r of the other sign."""
+    runs = (("pt", "step10", 0.1, 0.0), ("pt", "step90", -0.1, 0.9), ("sft", "step90", 0.1, 0.2))
+    for day, (stage, step, slope, start) in enumerate(runs):
+        for m in range(5):
+            name = f"60M-m{m}-{stage}"
+            file = tmp_path / "in" / f"o__{name}" / f"results_2025-01-0{day}T00-00-00.0.json"
+            about = args(f"pretrained=o/{name},revision={step}")
+            results(file, {"boolq": start + slope * m}, f"o/{name}", **about)
+    assert main(["import", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    found = rows(tmp_path / "out")
+    assert found["60M-m3-pt@step10", "boolq"] == pytest.approx(0.3)
+    assert found["60M-m3-pt@step90", "boolq"] == pytest.approx(0.6)
+    assert main(["correlate", str(tmp_path / "out"), "--out", str(tmp_path / "a")]) == 1
+    assert "60M-m0-pt@step10 and 60M-m0-pt@step90 both claim" in capsys.readouterr().err
+    pattern = r"(?P<scale>[^-]+)-(?P<mixture>[^-]+)-pt@(?P<stage>.+)"
+    assert main(["import", str(tmp_path / "in"), "--pattern", pattern, "--out", str(tmp_path / "own")]) == 0
+    panel = load_panel(tmp_path / "own")
+    assert panel.stages == ("step10", "step90") and len(panel.mixtures) == 5
+    assert panel.values["accuracy"][0, :, 3, 0].tolist() == pytest.approx([0.3, 0.6])
+
+
+def test_checkpoints_in_one_place_are_refused_whatever_they_were_run_on(tmp_path: Path) -> None:
+    for m in range(5):
+        for stage in ("pt", "sft"):
+            for step, task in (("step10", "boolq"), ("step90", "rte")):
+                name = f"60M-m{m}-{stage}"
+                results(
+                    tmp_path / "in" / name / f"results_{step}.json",
+                    {task: 0.1 * m},
+                    name,
+                    **args(f"pretrained={name},revision={step}"),
+                )
+    assert main(["import", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    with pytest.raises(UserError, match="@step10 and 60M-m0-pt@step90 both claim"):
+        load_panel(tmp_path / "out")
+
+
+def test_models_with_one_base_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    files = [
+        results(tmp_path / f"{n}.json", {"boolq": 0.1 * n}, f"/exp/{run}/ckpts/step-7")
+        for n, run in enumerate(("one", "two", "three"))
+    ]
+    assert main(["import", *map(str, files), "--out", str(tmp_path / "out")]) == 0
+    names = {f"{run}__ckpts__step-7": 0.1 * n for n, run in enumerate(("one", "two", "three"))}
+    assert {name: value for (name, _), value in rows(tmp_path / "out").items()} == pytest.approx(names)
+
+
+def test_two_values_of_one_cell_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = results(tmp_path / "results_2025-01-01T00-00-00.0.json", {"boolq": 0.4}, "1B-a-pt")
+    new = results(tmp_path / "results_2025-01-02T00-00-00.0.json", {"boolq": 0.5}, "1B-a-pt")
+    for given in ((new, old), (tmp_path,)):
+        said = refused(capsys, tmp_path / "out", *given)
+        assert str(old) in said and str(new) in said and "boolq of 1B-a-pt" in said
+        assert f"remove {old}, the older one" in said
+    table = tmp_path / "t.csv"
+    table.write_text("s,m,t,boolq\n1B,a,pt,0.7\n")
+    columns = ("--scale", "s", "--mixture", "m", "--stage", "t")
+    said = refused(capsys, tmp_path / "out", table, new, *columns)
+    assert f"{table} and {new} both hold boolq of 1B-a-pt" in said
+    twice = results(tmp_path / "x.json", {"social_iqa": 0.4, "siqa": 0.5}, "1B-a-pt")
+    assert "holds siqa of 1B-a-pt twice" in refused(capsys, tmp_path / "out", twice)
+    assert main(["import", str(new), str(new), "--out", str(tmp_path / "out")]) == 0, "one file, given twice"
+    assert rows(tmp_path / "out") == {("1B-a-pt", "boolq"): 0.5}
+
+
+def test_numbers_of_shots_and_items_do_not_mix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(name: str, model: str, shots: int, items: int = 100) -> Path:
+        more = {"n-shot": {"boolq": shots}, "n-samples": {"boolq": {"effective": items}}}
+        return results(tmp_path / name, {"boolq": 0.1 * shots}, model, **more)
+
+    zero, five = run("zero.json", "1B-a-pt", 0), run("five.json", "1B-a-pt", 5)
+    said = refused(capsys, tmp_path / "out", zero, five)
+    assert (
+        f"{zero} and {five} both hold boolq of 1B-a-pt, with 0 and 5 few-shot examples: import them" in said
+    )
+    other = run("other.json", "1B-a-sft", 5)
+    said = refused(capsys, tmp_path / "out", zero, other)
+    assert f"boolq has different numbers of few-shot examples: 0 in {zero}, 5 in {other}" in said
+    few = run("few.json", "1B-b-pt", 0, items=10)
+    assert f"different numbers of items: 100 in {zero}, 10 in {few}" in refused(
+        capsys, tmp_path / "out", zero, few
+    )
+    old = results(
+        tmp_path / "old.json", {"boolq": 0.3}, "1B-c-pt", config={"num_fewshot": 3}
+    )  # as 0.3 wrote it
+    assert f"0 in {zero}, 3 in {old}" in refused(capsys, tmp_path / "out", zero, old)
+    light = results(tmp_path / "l.json", {"suite|boolq|2": {"acc": 0.3}}, "1B-d-pt")
+    assert f"0 in {zero}, 2 in {light}" in refused(capsys, tmp_path / "out", zero, light)
+
+
+def test_one_benchmark_has_one_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """piqa is judged by acc_norm; a file without it has another number."""
+    both = results(tmp_path / "a.json", {"piqa": {"acc,none": 0.7, "acc_norm,none": 0.8}}, "1B-a-pt")
+    one = results(tmp_path / "b.json", {"piqa": 0.6}, "1B-b-pt")
+    said = refused(capsys, tmp_path / "out", both, one)
+    assert f"piqa has different scores: acc_norm in {both}, acc in {one}; choose one with --metric" in said
+    assert main(["import", str(both), str(one), "--metric", "acc", "--out", str(tmp_path / "out")]) == 0
+    assert rows(tmp_path / "out") == {("1B-a-pt", "piqa"): 0.7, ("1B-b-pt", "piqa"): 0.6}
+
+
+def test_groups_of_the_harness_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import lm_eval
+    from lm_eval.api.group import Group
+    from lm_eval.api.model import LM
+    from lm_eval.config.group import AggMetricConfig
+
+    from evalengine.benchmarks import world
+    from lm_eval_reference import tasks
+
+    class Lengths(LM):
+        def loglikelihood(self, requests, disable_tqdm: bool = False):
+            return [(-float(len(r.args[1])), False) for r in requests]
+
+        loglikelihood_rolling = generate_until = None
+
+    world.write(tmp_path / "data", items=12, train_items=12, words=500, chats=5)
+    logging.disable(logging.WARNING)
+    found = {task.config.task: task for task in tasks(tmp_path / "data" / "bench").values()}
+
+    mean = [AggMetricConfig(metric="acc", weight_by_size=True)]
+    pairs, suite = Group("pairs", aggregate_metric_list=mean), Group("suite", aggregate_metric_list=mean)
+    for member in (found["rte"], found["wic"]):
+        pairs.add(member)
+    for part in (pairs, found["copa"]):
+        suite.add(part)
+    chosen = {
+        "tasks": {task: found[task] for task in ("rte", "wic", "copa", "boolq")},
+        "groups": {"suite": suite, "pairs": pairs},
+    }
+    out = lm_eval.evaluate(Lengths(), task_dict=chosen, bootstrap_iters=0)
+    logging.disable(logging.NOTSET)
+    assert "acc,none" in out["results"]["suite"] and "acc,none" in out["results"]["pairs"]
+    keys = ("results", "groups", "group_subtasks", "n-shot", "n-samples")
+    raw = {key: out[key] for key in keys if key in out} | {"model_name": "1B-a-pt"}
+    path = tmp_path / "results_x.json"
+    path.write_text(json.dumps(raw, default=str))
+    assert main(["import", str(path), "--out", str(tmp_path / "out")]) == 0
+    assert rows(tmp_path / "out") == pytest.approx(
+        {("1B-a-pt", t): out["results"][t]["acc,none"] for t in ("boolq", "copa", "rte", "wic")}
+    )
+    assert "Left out: pairs, suite (groups, whose tasks are there)" in capsys.readouterr().out
+
+
+def test_groups_of_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    early = {  # before group_subtasks
+        "ai": {"acc,none": 0.5, "alias": "ai"},
+        "x_easy": {"acc,none": 0.6, "alias": " - x_easy"},
+        "x_hard": {"acc,none": 0.4, "alias": " - x_hard"},
+    }
+    file = results(tmp_path / "a.json", early, "1B-a-pt", groups={"ai": early["ai"]})
+    assert main(["import", str(file), "--out", str(tmp_path / "early")]) == 0
+    assert {b for _, b in rows(tmp_path / "early")} == {"x_easy", "x_hard"}
+    light = {
+        "suite|arc:easy|0": {"acc": 0.5, "acc_norm": 0.6},
+        "suite|mmlu:law|5": {"acc": 0.3},
+        "suite|mmlu:_average|5": {"acc": 0.3},
+        "all": {"acc": 0.4, "acc_norm": 0.6},
+    }
+    file = results(tmp_path / "b.json", light, config_general={"model_name": "o/1B-a-pt"})
+    assert main(["import", str(file), "--out", str(tmp_path / "light")]) == 0
+    assert rows(tmp_path / "light") == {("1B-a-pt", "arc_easy"): 0.6, ("1B-a-pt", "mmlu_law"): 0.3}
+    assert "suite|mmlu:_average|5, all (means of others)" in capsys.readouterr().out
+    alone = results(tmp_path / "c.json", {"mmlu": 0.3}, "1B-a-pt", group_subtasks={"mmlu": ["mmlu_law"]})
+    assert main(["import", str(alone), "--out", str(tmp_path / "alone")]) == 0, "its tasks are not there"
+    assert rows(tmp_path / "alone") == {("1B-a-pt", "mmlu"): 0.3}
+
+
+def test_a_nan_costs_one_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for m in range(5):
+        for stage in ("pt", "sft"):
+            bad = (m, stage) == (2, "sft")
+            scores = {"rte": math.nan if bad else 0.1 * m, "wic": 0.2 * m}
+            results(tmp_path / "in" / f"results_{m}{stage}.json", scores, f"1B-m{m}-{stage}")
+    assert main(["import", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    assert "Missing: 1 value (rte of 1B-m2-sft)" in capsys.readouterr().out
+    assert main(["correlate", str(tmp_path / "out"), "--out", str(tmp_path / "a"), "--bootstrap", "200"]) == 0
+    said = capsys.readouterr()
+    assert "rte has no value for 1B-m2-sft" in said.out + said.err
+    panel = load_panel(tmp_path / "out")
+    values = dict(zip(panel.benchmarks, panel.values["accuracy"][0, 1].T, strict=True))
+    assert values["wic"].tolist() == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
+    assert [math.isnan(v) for v in values["rte"]] == [False, False, True, False, False]
+
+
+def test_other_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = results(tmp_path / "a.json", {"gsm": {"exact_match,strict": 0.2, "f1,none": 0.3}}, "1B-a-pt")
+    said = refused(capsys, tmp_path / "out", other)
+    assert f"no accuracies in {other}" in said and "gsm: no acc, only exact_match, f1" in said
+    norm = results(
+        tmp_path / "b.json", {"odd": {"acc_norm,none": 0.2, "acc_norm_stderr,none": 0.1}}, "1B-a-pt"
+    )
+    assert "odd: no acc, only acc_norm; --metric acc_norm takes those)" in refused(
+        capsys, tmp_path / "out", norm
+    )
+    assert main(["import", str(norm), "--metric", "acc_norm", "--out", str(tmp_path / "norm")]) == 0
+    assert rows(tmp_path / "norm") == {("1B-a-pt", "odd"): 0.2}
+    beside = results(tmp_path / "d.json", {"rte": 0.5}, "1B-b-pt")
+    assert main(["import", str(other), str(beside), "--out", str(tmp_path / "beside")]) == 0
+    assert f"no accuracies in {other} (gsm" in " ".join(capsys.readouterr().err.split())
+    mixed = results(tmp_path / "c.json", {"gsm": {"exact_match,strict": 0.2}, "rte": 0.6}, "1B-a-pt")
+    assert main(["import", str(mixed), "--out", str(tmp_path / "mixed")]) == 0
+    assert "Left out: gsm (no acc, only exact_match)" in capsys.readouterr().out
+
+
+def test_what_may_have_changed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(task: str, model: str, commit: str, version: float, limit: int | None) -> Path:
+        more = {"versions": {task: version}, "config": {"model_sha": commit, "limit": limit}}
+        return results(tmp_path / f"{task}{model}.json", {task: 0.5}, model, **more)
+
+    a, b = run("rte", "1B-a-pt", "aaaa", 1.0, None), run("wic", "1B-a-pt", "bbbb", 1.0, None)
+    c = run("wic", "1B-b-pt", "cccc", 2.0, None)
+    assert main(["import", str(a), str(b), str(c), "--out", str(tmp_path / "out")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"1B-a-pt: different commits of the model, aaaa in {a} and bbbb in {b}" in said
+    assert f"wic: different versions of the task, 1.0 in {b} and 2.0 in {c}" in said
+    d = run("wic", "1B-d-pt", "dddd", 1.0, 10)
+    assert f"different limits of items: None in {b}, 10 in {d}" in refused(capsys, tmp_path / "no", b, d)
+
+
+def test_a_stage_given_with_the_file(tmp_path: Path) -> None:
+    file = results(tmp_path / "a.json", {"rte": 0.5}, "org/base")
+    given = f"{file}@scale=1B,mixture=a,stage=pt"
+    assert main(["import", given, "--out", str(tmp_path / "out")]) == 0
+    with (tmp_path / "out" / "results.csv").open() as handle:
+        row = next(csv.DictReader(handle))
+    assert [row[key] for key in ("checkpoint", "scale", "mixture", "stage")] == ["base", "1B", "a", "pt"]

@@ -1,0 +1,166 @@
+"""samples_*.jsonl: which choice a target means, whose samples they are, and nothing written by halves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evalengine import store
+from evalengine.analysis.samples import read_samples
+from evalengine.cli import main
+from evalengine.errors import UserError
+
+FIRST, SECOND = "2025-03-01T00-00-00.0", "2025-03-02T00-00-00.0"
+
+
+def sample(
+    number: int,
+    target: object,
+    choices: Sequence[str],
+    loglik: Sequence[float],
+    gold: int | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """A line as the harness writes it, with its acc where `gold` is given."""
+    acc = {} if gold is None else {"acc": float(int(np.argmax(loglik)) == gold)}
+    return {
+        "doc_id": number,
+        "doc_hash": f"h{number}",
+        "target": str(target),
+        "arguments": {f"gen_args_{i}": {"arg_0": "Q", "arg_1": f" {text}"} for i, text in enumerate(choices)},
+        "filtered_resps": [[str(value), "False"] for value in loglik],
+        **acc,
+        **more,
+    }  # fmt: skip
+
+
+def write(path: Path, lines: Sequence[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def golds(path: Path, lines: Sequence[dict[str, Any]]) -> list[int]:
+    return [found.gold for found in read_samples(write(path, lines))]
+
+
+DIGITS = ("1", "2", "3", "4")
+
+
+def test_a_digit_is_an_index(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    truth = [int(g) for g in rng.integers(4, size=20)]
+    lines = [sample(n, g, DIGITS, rng.normal(size=4).tolist(), g) for n, g in enumerate(truth)]
+    assert golds(tmp_path / "s.jsonl", lines) == truth
+    without = [{key: value for key, value in line.items() if key != "acc"} for line in lines]
+    assert golds(tmp_path / "s.jsonl", without) == truth
+    wrong = [sample(n, 1, DIGITS, [-9.0, -9.0, -1.0, -4.0], 1) for n in range(3)]  # acc fits text and index
+    assert golds(tmp_path / "s.jsonl", wrong) == [1, 1, 1]
+
+
+def test_one_rule_for_all_lines(tmp_path: Path) -> None:
+    """Where one target is no index, or acc says otherwise, the digits are texts on every line."""
+    low = [-2.0, -1.0, -3.0, -4.0]
+    lines = [sample(0, "2", DIGITS, low), sample(1, "4", DIGITS, low)]
+    assert golds(tmp_path / "s.jsonl", lines) == [1, 3]
+    lines = [sample(0, "2", DIGITS, low, 1), sample(1, "1", DIGITS, low, 0)]
+    assert golds(tmp_path / "s.jsonl", lines) == [1, 0]
+    letters = [sample(0, "B", ("x", "y"), [-1.0, -2.0], 1), sample(1, "A", ("y", "z"), [-1.0, -2.0], 0)]
+    assert golds(tmp_path / "s.jsonl", letters) == [1, 0]
+    swapped = [sample(0, "B", ("B", "A"), [-1.0, -2.0], 0)]
+    assert golds(tmp_path / "s.jsonl", swapped) == [0], "a text before a letter"
+
+
+def test_no_rule(tmp_path: Path) -> None:
+    low = [-2.0, -1.0, -3.0, -4.0]
+    path = write(
+        tmp_path / "s.jsonl",
+        [sample(0, "3", ("a", "b", "c", "d"), low), sample(1, "b", ("a", "b", "c", "d"), low)],
+    )
+    with pytest.raises(UserError, match="targets are not all of one kind"):
+        read_samples(path)
+    # by acc a text on the first line and an index on the second
+    write(path, [sample(0, "2", DIGITS, low, 1), sample(1, "3", DIGITS, [-2.0, -3.0, -4.0, -1.0], 3)])
+    with pytest.raises(UserError, match=r"line \d: its acc says"):
+        read_samples(path)
+    write(path, [sample(0, "maybe", ("a", "b", "c"), [-1.0, -2.0, -3.0], 1)])
+    with pytest.raises(UserError, match="line 1: cannot tell which choice its target 'maybe' means"):
+        read_samples(path)
+    write(path, [sample(0, "0", ("a", "b"), [-1.0, -2.0], acc=0.4)])
+    with pytest.raises(UserError, match=r"line 1: its acc is 0\.4: a task with several right choices"):
+        read_samples(path)
+    write(path, [sample(0, "0", ("a", "b"), [-1.0, -2.0])] * 2)
+    with pytest.raises(UserError, match="line 2: the item of line 1 again"):
+        read_samples(path)
+
+
+PAIR = [sample(n, n % 2, ("yes", "no"), [-1.0, -2.0], n % 2) for n in range(4)]
+OTHER = [sample(n, n % 2, ("yes", "no"), [-2.0, -1.0], n % 2) for n in range(4)]
+
+
+def test_two_runs_of_one_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = tmp_path / "runs" / "o__1B-a-pt"
+    old = write(home / f"samples_rte_{FIRST}.jsonl", PAIR)
+    new = write(home / f"samples_rte_{SECOND}.jsonl", OTHER)
+    out = tmp_path / "out"
+    assert main(["import", str(tmp_path / "runs"), "--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    assert f"{old} and {new} both hold rte of 1B-a-pt: remove {old}, the older one" in said
+    assert not out.exists()
+    for date, step, shots in ((FIRST, "step1", 0), (SECOND, "step2", 5)):
+        beside = {
+            "results": {"rte": {"acc,none": 0.5}},
+            "n-shot": {"rte": shots},
+            "config": {"model_args": f"pretrained=o/1B-a-pt,revision={step}", "limit": 4},
+        }
+        (home / f"results_{date}.json").write_text(json.dumps(beside))
+    assert main(["import", str(tmp_path / "runs"), "--out", str(out)]) == 0
+    assert "hold every item" in capsys.readouterr().err
+    found = {file.checkpoint: file for file in store.files(out)}
+    assert set(found) == {"1B-a-pt@step1", "1B-a-pt@step2"}
+    assert [found[f"1B-a-pt@step{n}"].metadata["fewshot"] for n in (1, 2)] == ["0", "5"]
+    assert found["1B-a-pt@step1"].metadata["limit"] == "4"
+    rows = store.read(found["1B-a-pt@step2"].path).to_pylist()
+    assert [row["loglik"] for row in rows] == [[-2.0, -1.0]] * 4
+    assert (rows[0]["scale"], rows[0]["mixture"], rows[0]["stage"]) == ("1B", "a", "pt")
+
+
+def test_nothing_is_half_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "runs" / "1B-a-pt" / f"samples_rte_{FIRST}.jsonl", PAIR)
+    bad = write(tmp_path / "runs" / "1B-a-pt" / f"samples_wic_{FIRST}.jsonl", [{"doc_id": 0}])
+    assert main(["import", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 1
+    assert f"{bad}, line 1 is no multiple-choice sample" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_scores_that_are_there_are_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "1B-a-pt" / f"samples_rte_{FIRST}.jsonl", PAIR)
+    out, again = tmp_path / "out", ["import", str(file), "--out", str(tmp_path / "out")]
+    assert main(again) == 0 and main(again) == 0
+    pattern = r"(?P<scale>1B)-(?P<mixture>.+)-(?P<stage>pt)"
+    assert main([*again, "--pattern", pattern.replace("1B)-", "1)B-")]) == 0, (
+        "the same scores under a new identity"
+    )
+    assert store.read(out / "1B-a-pt" / "rte.arrow")["scale"][0].as_py() == "1"
+    write(file, OTHER)
+    assert main(again) == 1
+    assert "is there and holds other scores" in capsys.readouterr().err
+    assert store.read(out / "1B-a-pt" / "rte.arrow")["loglik"][0].as_py() == [-1.0, -2.0]
+    assert [entry.name for entry in out.iterdir()] == ["1B-a-pt"]
+
+
+def test_results_and_scores_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = write(tmp_path / "1B-a-pt" / f"samples_rte_{FIRST}.jsonl", PAIR)
+    table = tmp_path / "t.csv"
+    table.write_text("m,t,rte\na,pt,0.5\n")
+    columns = ["--mixture", "m", "--stage", "t"]
+    assert main(["import", str(samples), "--out", str(tmp_path / "a")]) == 0
+    assert main(["import", str(table), *columns, "--out", str(tmp_path / "a")]) == 1
+    assert main(["import", str(table), *columns, "--out", str(tmp_path / "b")]) == 0
+    assert main(["import", str(samples), "--out", str(tmp_path / "b")]) == 1
+    assert capsys.readouterr().err.count("correlate reads one or the other") == 2

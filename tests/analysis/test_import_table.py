@@ -1,0 +1,215 @@
+"""Wide tables: which columns are scores, in which unit, and what is said of the others."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from evalengine.analysis.panel import load_panel
+from evalengine.analysis.study import Options, analyse
+from evalengine.analysis.wide_table import MISSING
+from evalengine.cli import main
+
+PLACE = ["--scale", "s", "--mixture", "m", "--stage", "t"]
+
+
+def table(path: Path, columns: str, *lines: str) -> Path:
+    """A table with a row for each of `lines`, of checkpoints 1B-0-pt, 1B-0-sft, 1B-1-pt, ..."""
+    rows = [f"1B,m{i // 2},{'pt' if i % 2 == 0 else 'sft'},{line}" for i, line in enumerate(lines)]
+    path.write_text("\n".join([f"s,m,t,{columns}", *rows]) + "\n")
+    return path
+
+
+def values(folder: Path) -> dict[str, list[float]]:
+    """By benchmark (and quantity, if it is no accuracy), in the table's order."""
+    found: dict[str, list[float]] = {}
+    with (folder / "results.csv").open() as handle:
+        for row in csv.DictReader(handle):
+            key = row["benchmark"] + ("" if row["quantity"] == "accuracy" else f" {row['quantity']}")
+            found.setdefault(key, []).append(float(row["value"]))
+    return found
+
+
+def refused(capsys: pytest.CaptureFixture[str], out: Path, *given: str | Path) -> str:
+    assert main(["import", *map(str, given), *PLACE, "--out", str(out)]) == 1
+    assert not out.exists()
+    return capsys.readouterr().err
+
+
+def imported(out: Path, *given: str | Path) -> dict[str, list[float]]:
+    assert main(["import", *map(str, given), *PLACE, "--out", str(out)]) == 0
+    return values(out)
+
+
+def test_other_columns_are_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = table(
+        tmp_path / "t.csv",
+        "seed,tokens,rte,average,core_avg.acc,wikitext_ppl,rte_stderr,ARC-Easy,social_iqa,val_loss,mine.acc",
+        "0,100,0.25,0.3,0.3,17.5,0.01,0.5,0.125,2.5,0.75",
+        "7,200,0.50,0.4,0.4,12.5,0.02,0.6,0.250,2.0,0.25",
+    )
+    found = imported(tmp_path / "out", file)
+    assert found == {"rte": [0.25, 0.5], "arc_easy": [0.5, 0.6], "siqa": [0.125, 0.25], "mine": [0.75, 0.25]}
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Left out: seed, tokens, val_loss (no benchmarks that evalengine knows" in said
+    assert "average, core_avg.acc (means of others)" in said
+    assert "wikitext_ppl (lower is better" in said and "rte_stderr (errors" in said
+    assert main(["import", str(file), *PLACE, "--out", str(tmp_path / "json"), "--json"]) == 0
+    left_out = json.loads(capsys.readouterr().out)["left_out"]
+    assert sorted(left_out) == [
+        "average",
+        "core_avg.acc",
+        "rte_stderr",
+        "seed",
+        "tokens",
+        "val_loss",
+        "wikitext_ppl",
+    ]
+
+
+def test_only_what_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = table(tmp_path / "t.csv", "seed,mine,yours,average", "0,0.25,0.5,0.4", "1,0.5,0.75,0.6")
+    said = refused(capsys, tmp_path / "out", file)
+    assert "no column looks like a benchmark" in said and "--benchmarks 'seed,mine,yours'" in said
+    assert imported(tmp_path / "named", file, "--benchmarks", "mine,yours") == {
+        "mine": [0.25, 0.5],
+        "yours": [0.5, 0.75],
+    }
+    assert "Left out: seed, average (not in --benchmarks)" in capsys.readouterr().out
+    assert "average" in imported(tmp_path / "mean", file, "--benchmarks", "average")
+    assert "no column looks like a benchmark 'theirs*'" in refused(
+        capsys, tmp_path / "out", file, "--benchmarks", "mine,theirs*"
+    )
+
+
+def test_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = table(tmp_path / "t.csv", "wiki_ppl,rte.acc,code_loss", "0.9,0.5,1.5", "0.8,0.6,1.25")
+    assert imported(tmp_path / "plain", file) == {"rte": [0.5, 0.6], "code loss": [1.5, 1.25]}
+    said = refused(capsys, tmp_path / "out", file, "--benchmarks", "wiki_ppl")
+    assert "of wiki_ppl, lower is better: say --loss" in said
+    found = imported(tmp_path / "loss", file, "--benchmarks", "*_ppl,rte*", "--loss")
+    assert found == {"wiki_ppl loss": [0.9, 0.8], "rte": [0.5, 0.6]}, "an accuracy by its name is none"
+
+
+def test_percent_is_decided_by_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = table(tmp_path / "t.csv", "rte,wic,cb.acc,cb.confidence", "0.5,50,12.5%,75", "1,0,0.5%,80")
+    found = imported(tmp_path / "out", file)
+    assert found == {
+        "rte": [0.5, 1.0],
+        "wic": [0.5, 0.0],
+        "cb": [0.125, 0.005],
+        "cb confidence": [0.75, 0.8],
+    }
+    assert "read as percent: wic, cb.acc, cb.confidence; as shares of one: rte" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    both = table(tmp_path / "b.csv", "rte,wic", "0.5,0.5", "0.75,62.5")
+    said = refused(capsys, tmp_path / "bad", both)
+    assert "b.csv, line 2: wic is 0.5 here and up to 62.5 elsewhere, a share of one among percent" in said
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ("rte,wic,rte", "columns 4 and 6 are both called rte"),
+        ("rte, wic ,wic", "columns 5 and 6 are both called wic"),
+        ("rte,cb.acc,cb_acc", "the columns cb.acc, cb_acc are all scores of cb"),
+        ("rte,social_iqa,siqa", "the columns social_iqa, siqa are all scores of siqa"),
+    ],
+)
+def test_two_columns_of_one_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], columns: str, said: str
+) -> None:
+    assert said in refused(capsys, tmp_path / "out", table(tmp_path / "t.csv", columns, "0.5,0.6,0.7"))
+
+
+@pytest.mark.parametrize("text", sorted({*MISSING, "N/A", "#N/A", "NaN", " . ", "NULL"}))
+def test_a_missing_value_costs_one_cell(tmp_path: Path, text: str) -> None:
+    found = imported(tmp_path / "out", table(tmp_path / "t.csv", "rte,wic", f"{text},0.5", "0.25,0.75"))
+    assert found["wic"] == [0.5, 0.75]
+    assert math.isnan(found["rte"][0]) and found["rte"][1] == 0.25
+
+
+def test_a_column_without_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = table(tmp_path / "t.csv", "rte,wic", "#N/A,0.5", "N/A,0.75")
+    assert imported(tmp_path / "out", file) == {"wic": [0.5, 0.75]}
+    assert "Left out: rte (without any value)" in capsys.readouterr().out
+
+
+def test_text_in_a_benchmark_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = table(tmp_path / "t.csv", "rte,wic", '0.5,"0,5"', "0.25,0.75")
+    assert "line 2, column wic: '0,5' is not a number" in refused(capsys, tmp_path / "out", file)
+
+
+def test_rows_of_different_shots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = table(tmp_path / "t.csv", "n_shot,rte", "0,0.5", "5,0.25")
+    said = refused(capsys, tmp_path / "out", file)
+    assert "the rows differ in n_shot (0, 5): choose one with --where n_shot=VALUE" in said
+    other = tmp_path / "u.csv"
+    other.write_text("s,m,t,n_shot,rte\n2B,m,pt,0,0.5\n")
+    five = table(tmp_path / "five.csv", "n_shot,rte", "5,0.5", "5,0.25")
+    said = refused(capsys, tmp_path / "out", five, other)
+    assert f"rte has different numbers of few-shot examples: 5 in {five}, 0 in {other}" in said
+
+
+def test_rows_without_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("s,m,t,rte\n1B,a,pt,0.5\n1B,nan,sft,0.25\n")
+    assert "t.csv, line 3 says no mixture" in refused(capsys, tmp_path / "out", file)
+
+
+def test_one_mixture_has_one_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("--shares", "code")
+    bad = table(tmp_path / "t.csv", "code,rte", "0.5,0.5", "0.25,0.25")
+    assert "mixture m0 has the share 0.25 of code, and 0.5 elsewhere" in refused(
+        capsys, tmp_path / "out", bad, *given
+    )
+    a = table(tmp_path / "a.csv", "code,rte", "0.5,0.5", "0.5,0.25")
+    b = tmp_path / "b.csv"
+    b.write_text("s,m,t,code,rte\n2B,m0,pt,0.125,0.5\n")
+    assert f"{b}: mixture m0 has the share 0.125 of code, and 0.5 elsewhere" in refused(
+        capsys, tmp_path / "out", a, b, *given
+    )
+
+
+def test_a_mean_beside_its_parts_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = table(tmp_path / "t.csv", "mmlu.acc,mmlu_law.acc,mmlu_art.acc", "0.5,0.25,0.75", "0.5,0.5,0.5")
+    imported(tmp_path / "out", file)
+    assert "mmlu stands beside mmlu_art, mmlu_law: if it is their mean, leave it out" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_means_over_different_benchmarks_are_not_compared(tmp_path: Path) -> None:
+    """rte has values at one scale only: the difference of the means would be one of benchmarks, not of scales."""
+    lines = ["s,m,t,rte,wic"]
+    for s, shift in (("60M", 0), ("1B", 1)):
+        for m in range(5):
+            for t, k in (("pt", 3), ("sft", 7)):
+                wic = (m * k + shift * m * m) % 11 / 11
+                lines.append(f"{s},m{m},{t},{'N/A' if s == '60M' else (m * k) % 5 / 5},{wic}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    imported(tmp_path / "out", tmp_path / "t.csv")
+    panel = load_panel(tmp_path / "out")
+    assert any("rte has no value for 60M-m0-pt" in note for note in panel.notes)
+    found = analyse(panel, Options(bootstrap=200)).tables
+    means = {
+        row.scale: row
+        for row in found["transfer"]
+        if row.protocol == "category_transfer" and row.category == "All"
+    }
+    assert math.isfinite(means["60M"].estimate) and math.isfinite(means["1B"].estimate)
+    assert means["60M"].note.startswith("without rte")
+    assert math.isnan(means["1B-60M"].estimate) and "not of the same benchmarks" in means["1B-60M"].note
+    agreement = {
+        row.scale: row
+        for row in found["decisions"]
+        if row.category == "All" and row.other == "pairwise agreement"
+    }
+    assert agreement["60M"].note.startswith("without rte") and math.isnan(agreement["1B-60M"].estimate)
+    wic = next(r for r in found["transfer"] if r.name == "wic" and r.scale == "1B-60M")
+    assert math.isfinite(wic.estimate)
