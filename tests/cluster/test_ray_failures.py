@@ -148,10 +148,10 @@ def test_a_worker_that_hangs_is_replaced(
     stopper = threading.Thread(target=stop)
     stopper.start()
     try:
-        assert score(ckpts, bench, out, *RAY, "--hang-after", 0.05) == 0
+        assert score(ckpts, bench, out, *RAY, "--hang-after", 0.2) == 0
     finally:
         running.clear()
-        stopper.join()
+        stopper.join(60)
     assert stopped
     said = " ".join(capsys.readouterr().err.split())
     assert "ended during" in said and "it hangs" in said
