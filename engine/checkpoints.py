@@ -186,9 +186,7 @@ def tokenizer_hash(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def fingerprint(
-    path: Path, allow_pickle: bool = False, progress: Callable[[], None] = lambda: None
-) -> str:
+def fingerprint(path: Path, allow_pickle: bool = False, progress: Callable[[], None] = lambda: None) -> str:
     """Identifies what is scored: a hash of config.json and of every byte of the weights. `progress` is called on the way.
 
     Raises UserError where evalengine.json has the sum of a file and the file has another.

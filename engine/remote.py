@@ -220,7 +220,9 @@ def evict(folder: Path, wanted: int) -> None:
         raise UserError(f"EVALENGINE_CACHE_GB must be a number of gigabytes, not {text!r}") from None
     with locked(folder / "evict.lock"):
         folders = (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-        size = {p: sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in sorted(folders, key=age)}
+        size = {
+            p: sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in sorted(folders, key=age)
+        }
         total = sum(size.values())
         for path in size:
             if total + wanted <= limit:

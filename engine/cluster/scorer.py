@@ -201,9 +201,7 @@ class Scorer:
         return self._plans[work.plan_key]
 
 
-def read_checkpoint(
-    checkpoint: Checkpoint, allow_pickle: bool, progress: Progress
-) -> tuple[Checkpoint, str]:
+def read_checkpoint(checkpoint: Checkpoint, allow_pickle: bool, progress: Progress) -> tuple[Checkpoint, str]:
     from evalengine import runner
 
     if checkpoint.source is None and not checkpoint.path.is_dir():

@@ -69,7 +69,7 @@ def test_a_worker_that_cannot_start_says_why(ray_local: None) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with (
         Pool(Elsewhere, (), (), Need(1, 0.0), 1) as pool,
-        pytest.raises(UserError, match="before they are ready: ModuleNotFoundError: .*not_installed_here"),
+        pytest.raises(UserError, match=r"before they are ready: ModuleNotFoundError: .*not_installed_here"),
     ):
         end = time.monotonic() + 120
         while time.monotonic() < end:
