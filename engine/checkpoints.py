@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +74,7 @@ def discover(paths: Sequence[Path | str], manifest: Path | None = None) -> list[
         source, size = (str(place) if remote.is_uri(place) else None), None
         if source is not None:
             check_name(remote.name_of(source), "checkpoint")
-            path, size = remote.head(source)
+            path, size = remote.fetch_small_files(source)
         else:
             check_directory(Path(place))
             path = Path(place).resolve()
@@ -207,8 +207,8 @@ def tokenizer_hash(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def fingerprint(path: Path, allow_pickle: bool = False) -> str:
-    """Identifies what is scored: a hash of config.json and of every byte of the weights.
+def fingerprint(path: Path, allow_pickle: bool = False, progress: Callable[[], None] = lambda: None) -> str:
+    """Identifies what is scored: a hash of config.json and of every byte of the weights. `progress` is called on the way.
 
     Raises UserError where evalengine.json has the sum of a file and the file has another.
     """
@@ -225,6 +225,7 @@ def fingerprint(path: Path, allow_pickle: bool = False) -> str:
             while chunk := stream.read(READ_AT_ONCE):
                 hashed.update(chunk)
                 crc = zlib.crc32(chunk, crc) if file.name in sums else 0
+                progress()
         if file in weights:
             digest.update(b"\0" + file.name.encode() + b"\0" + hashed.digest())
         if file.name in sums and sums[file.name] != f"{crc:08x}":

@@ -273,6 +273,12 @@ def embedding_rows(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
+def vocabulary_of(model: Any) -> int:
+    """How many ids can be both fed and scored."""
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    return min(embedding_rows(model), *(() if weight is None else weight.shape[:1]), 1 << 31)
+
+
 def out_of_memory(error: BaseException) -> bool:
     """CUDA has its own exception; the CPU allocator's is a RuntimeError that only its words tell apart."""
     words = ("out of memory", "can't allocate memory", "not enough memory")

@@ -22,12 +22,13 @@ import torch
 from evalengine import packing, twin
 from evalengine.encoding import Sequences
 from evalengine.errors import UserError
-from evalengine.forward import Forward, Targets, embedding_rows, head_candidates
+from evalengine.forward import Forward, Targets, head_candidates, vocabulary_of
 from evalengine.last_layer import LastLayer
 from evalengine.pretrained import first_line
 
 CLOSE = 1e-4  # nats a token, in float32; of log-probabilities below -10, a hundred-thousandth
 SHORTEST = 12  # tokens fed: what no way gets right at this length it never gets right
+BESIDE = 2048  # tokens of a batch in which lengths are tried; the whole batch is tried with short sequences
 FIRST = 512  # tokens fed that the first proof covers; later ones double
 
 
@@ -40,6 +41,7 @@ class Proof(NamedTuple):
     padded: int = 0  # the same of padded rows
     head: int | None = None  # which of the model's head candidates is exact; None: only its own output layer
     last_layer: bool = False  # the last layer may run on scored rows alone
+    rewrites: bool = False  # a forward changes weights: the next checkpoint needs a module of its own
     why_not_packed: str = ""
     why_own_head: str = ""
 
@@ -49,14 +51,19 @@ def prove(config: Any, length: int, tokens: int, trust_remote_code: bool = False
     found = Proof(length, tokens)
     try:
         trial = Trial(twin.make(config, trust_remote_code))
-        trial.truth(SHORTEST)
+        weights = {name: tensor.clone() for name, tensor in trial.forward.model.state_dict().items()}
+        first = trial.longest(length)
     except Exception as error:
         reason = f"its small copy does not run ({first_line(error)})"
         return found._replace(why_not_packed=reason, why_own_head=reason)
-    if not trial.is_causal():
+    if not trial.is_causal(length):
         raise UserError(
             "its tokens attend to the right (it is no causal language model), so it would see the answers it scores"
         )
+    if not same(trial.longest(length), first):
+        raise UserError("the same forward gives other scores when it is run again: they would mean nothing")
+    kept = trial.forward.model.state_dict()
+    found = found._replace(rewrites=not all(torch.equal(kept[name], was) for name, was in weights.items()))
     lengths = twin.lengths(config, length)
     head, why_own_head = trial.head()
     found = found._replace(head=head, why_own_head=why_own_head)
@@ -65,9 +72,10 @@ def prove(config: Any, length: int, tokens: int, trust_remote_code: bool = False
     else:
         tokens = reach(lambda n: trial.packed(SHORTEST, n), tokens, twin.lengths(config, tokens))
         if tokens >= min(found.tokens, FIRST):
-            longest = reach(lambda n: trial.packed(n, tokens), min(length, tokens), lengths)
+            some = min(tokens, BESIDE)
+            longest = reach(lambda n: trial.packed(n, some), min(length, tokens), lengths)
             trial.forward.last_layer = LastLayer(trial.forward.model)
-            found = found._replace(tokens=tokens, packed=longest, last_layer=trial.packed(longest, tokens))
+            found = found._replace(tokens=tokens, packed=longest, last_layer=trial.packed(longest, some))
         else:
             found = found._replace(why_not_packed=trial.why)
     if found.packed < length:
@@ -80,7 +88,7 @@ class Trial:
 
     def __init__(self, model: Any) -> None:
         self.forward = Forward(model, torch.device("cpu"), torch.float32)
-        self.vocabulary = min(embedding_rows(model), twin.VOCABULARY)
+        self.vocabulary = min(vocabulary_of(model), twin.VOCABULARY)
         self.why = "its scores differ when sequences share a prefix"
         self._truths: dict[tuple[int, int], Targets] = {}
 
@@ -94,12 +102,16 @@ class Trial:
                 self.forward.head = head
         return self._truths[length, shared]
 
-    def is_causal(self) -> bool:
-        """Whether the logits of a row stay what they are when a later token changes."""
-        ids = self.tree(SHORTEST).tokens(0)
-        other = ids.copy()
-        other[-2] = ids[-2] % (self.vocabulary - 1) + 1
-        first, second = (self._alone(sequences_of([t], [1])).logprob_T[:-2] for t in (ids, other))
+    def longest(self, length: int) -> Targets:
+        """The longest sequence of `tree(length)`, whatever has run before."""
+        return self.forward.alone(self.tree(length).take(np.arange(1)), 1)
+
+    def is_causal(self, length: int) -> bool:
+        """Whether the logits of a row stay what they are when later tokens change."""
+        ids = self.tree(length).tokens(0)
+        kept = length - max(1, length // 4)
+        other = np.concatenate([ids[:kept], ids[kept:] % (self.vocabulary - 1) + 1]).astype(np.int32)
+        first, second = (self._alone(sequences_of([t], [1])).logprob_T[: kept - 1] for t in (ids, other))
         return bool(np.all(np.abs(first - second) <= CLOSE * np.maximum(1, np.abs(first) / 10)))
 
     def head(self) -> tuple[int | None, str]:

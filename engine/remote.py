@@ -4,6 +4,10 @@ Of a checkpoint the driver takes the small files (configuration, tokenizer) at o
 comes. The cache holds whole checkpoints only, each under a name made of the URI and of what the listing says of its files; it
 stays below EVALENGINE_CACHE_GB (default 100) by dropping those unused for longest, never one that a process is using.
 
+    KEY.lock     held alone by who downloads KEY: others wait for the download, and find the folder
+    KEY.used     shared by the processes that use KEY: eviction skips what it cannot have alone
+    evict.lock   held alone by who makes room
+
 A store at a URI has a working copy in the cache; every finished file is uploaded at once, whole or not at all. Only the working
 copy is locked: let one machine write to a remote store at a time.
 """
@@ -15,6 +19,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -28,7 +33,8 @@ WEIGHTS = (".safetensors",)
 PICKLES = (".bin", ".pt", ".pth")
 CACHE_GB = 100.0
 SIGNS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "created", "blob_id", "md5Hash")
-_held: dict[str, IO[str]] = {}  # locks of the checkpoints that this process uses
+POLL_S = 0.1  # between two tries for a lock
+_used: dict[str, IO[str]] = {}  # URI -> shared lock of the checkpoint that this process uses
 
 
 class Listing(NamedTuple):
@@ -69,7 +75,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def told(uri: str) -> Iterator[None]:
+def as_user_error(uri: str) -> Iterator[None]:
     """Errors of a remote file system as one sentence; errors of this machine's own disk stay what they are."""
     try:
         yield
@@ -89,7 +95,7 @@ def expand(place: Path | str) -> list[Path | str]:
     if not is_uri(place) or "*" not in str(place):
         return [place]
     fs, pattern = filesystem(str(place))
-    with told(str(place)):
+    with as_user_error(str(place)):
         found = sorted(path for path in fs.glob(pattern) if fs.isdir(path))
     if not found:
         raise UserError(f"there is no checkpoint at {place}: check the URI and your access to it")
@@ -99,7 +105,7 @@ def expand(place: Path | str) -> list[Path | str]:
 def listing(uri: str) -> Listing:
     """What of a remote folder belongs to the checkpoint. Pickled weights are left out where there are safetensors."""
     fs, root = filesystem(uri)
-    with told(uri):
+    with as_user_error(uri):
         fs.invalidate_cache(root)
         entries = {
             str(entry["name"]).rsplit("/", 1)[-1]: entry
@@ -123,74 +129,82 @@ def name_of(uri: str) -> str:
     return uri.rstrip("/").rsplit("/", 1)[-1]
 
 
-def head(uri: str) -> tuple[Path, int]:
+def fetch_small_files(uri: str) -> tuple[Path, int]:
     """The small files of a remote checkpoint in a folder here, and the size of its weights in bytes. Raises UserError."""
     listed = listing(uri)
     small = {name: size for name, size in listed.files.items() if name.endswith(SMALL)}
     if "config.json" not in small:
         raise UserError(f"{uri} is not a checkpoint: it has no config.json")
-    folder = cache_root() / "heads" / listed.key
-    with locked(folder.with_suffix(".lock"), fcntl.LOCK_EX):
+    folder = cache_root() / "small_files" / listed.key
+    with locked(folder.with_suffix(".lock")):
         if not folder.is_dir():
             download(uri, listed._replace(files=small), folder)
     return folder / name_of(uri), listed.weights
 
 
-def here(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with all its files on this machine; held against eviction until `release`. Raises UserError."""
+def fetch(checkpoint: Checkpoint, progress: Callable[[], None] = lambda: None) -> Checkpoint:
+    """The checkpoint with all its files on this machine; held against eviction until `release`. Raises UserError.
+
+    progress: called after each file, and while another thread or process downloads the same checkpoint.
+    """
     if checkpoint.source is None:
         return checkpoint
     uri = checkpoint.source
     listed = listing(uri)
     folder = cache_root() / "checkpoints" / listed.key
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    handle = folder.with_suffix(".lock").open("a")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH)
-        while not folder.is_dir():
-            fcntl.flock(handle, fcntl.LOCK_EX)  # lets go of the shared lock for a moment: look again
+    with locked(folder.with_suffix(".lock"), progress):
+        used = folder.with_suffix(".used").open("a")
+        try:
+            fcntl.flock(used, fcntl.LOCK_SH)  # waits for nothing but an eviction
             if not folder.is_dir():
                 evict(folder.parent, sum(listed.files.values()))
-                download(uri, listed, folder)
-            fcntl.flock(handle, fcntl.LOCK_SH)
-        os.utime(folder)
-    except BaseException:
-        handle.close()
-        raise
-    release(checkpoint)
-    _held[uri] = handle
+                download(uri, listed, folder, progress)
+            os.utime(folder)
+        except BaseException:
+            used.close()
+            raise
+    release(checkpoint)  # what the URI held before it changed; where nothing changed, `used` holds the same
+    _used[uri] = used
     return checkpoint._replace(path=folder / name_of(uri))
 
 
 def release(checkpoint: Checkpoint) -> None:
     """This process no longer needs the files of a remote checkpoint."""
-    handle = _held.pop(checkpoint.source or "", None)
-    if handle is not None:
-        handle.close()
+    used = _used.pop(checkpoint.source or "", None)
+    if used is not None:
+        used.close()
 
 
 @contextlib.contextmanager
-def locked(path: Path, kind: int) -> Iterator[None]:
+def locked(path: Path, progress: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Waits as long as its holder takes: the system frees the lock of a process that ends, however it ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
-        fcntl.flock(handle, kind)
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                progress()
+                time.sleep(POLL_S)
         yield
 
 
-def download(uri: str, listed: Listing, folder: Path) -> None:
+def download(uri: str, listed: Listing, folder: Path, progress: Callable[[], None] = lambda: None) -> None:
     """All files into `folder`/<name>, which appears whole or not at all."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     inside = temporary / name_of(uri)
     inside.mkdir(parents=True)
     try:
-        with told(uri):
+        with as_user_error(uri):
             for name, size in listed.files.items():
                 listed.fs.get_file(f"{listed.root}/{name}", str(inside / name))
                 if (inside / name).stat().st_size != size:
                     raise UserError(
                         f"{uri}/{name} changed or broke off while it was copied: run the same command again"
                     )
+                progress()
         os.rename(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -204,21 +218,24 @@ def evict(folder: Path, wanted: int) -> None:
         limit = float(text) * 1e9
     except ValueError:
         raise UserError(f"EVALENGINE_CACHE_GB must be a number of gigabytes, not {text!r}") from None
-    entries = sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=age)
-    held = {path: sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) for path in entries}
-    total = sum(held.values())
-    for path in entries:
-        if total + wanted <= limit:
-            return
-        with path.with_suffix(".lock").open("a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            gone = path.with_name(f".{path.name}.tmp")
-            os.rename(path, gone)
-            shutil.rmtree(gone, ignore_errors=True)
-            total -= held[path]
+    with locked(folder / "evict.lock"):
+        folders = (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        size = {
+            p: sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in sorted(folders, key=age)
+        }
+        total = sum(size.values())
+        for path in size:
+            if total + wanted <= limit:
+                return
+            with path.with_suffix(".used").open("a") as handle:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                gone = path.with_name(f".{path.name}.tmp")
+                os.rename(path, gone)
+                shutil.rmtree(gone, ignore_errors=True)
+                total -= size[path]
 
 
 def age(path: Path) -> float:
@@ -257,17 +274,16 @@ def copy_of(uri: str, names: list[str] | None) -> Path:
 
     fs, root = filesystem(uri)
     folder = cache_root() / "stores" / hashlib.sha256(uri.encode()).hexdigest()[:32]
-    with store.lock(folder), told(uri):
+    with store.lock(folder), as_user_error(uri):
         fs.invalidate_cache(root)
-        there = [str(path) for path in fs.find(root)] if fs.exists(root) else []
+        stored = [str(path) for path in fs.find(root)] if fs.exists(root) else []
         wanted: dict[str, str] = {}
-        for path in there:
+        for path in stored:
             parts = path[len(root) :].strip("/").split("/")
+            if not all(is_plain(part) and not part.startswith(".") for part in parts):
+                continue  # object keys may hold ".."
             mine = len(parts) == 2 and parts[1].endswith(".arrow") and (names is None or parts[0] in names)
-            here = all(
-                is_plain(part) and not part.startswith(".") for part in parts
-            )  # object keys may hold ".."
-            if here and (mine or parts == ["runs.jsonl"]):
+            if mine or parts == ["runs.jsonl"]:
                 wanted["/".join(parts)] = path
         for old in folder.glob("*/*.arrow"):
             if (names is None or old.parent.name in names) and f"{old.parent.name}/{old.name}" not in wanted:
@@ -283,7 +299,7 @@ def copy_of(uri: str, names: list[str] | None) -> Path:
 def put(fs: Any, path: Path, target: str, uri: str) -> None:
     """Uploads one file: an object store shows it whole or not at all; elsewhere it is renamed when it is whole."""
     protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-    with told(uri):
+    with as_user_error(uri):
         if protocols & {"file", "local", "sftp", "ssh", "smb"}:
             fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
             fs.put_file(str(path), f"{target}.tmp")

@@ -12,9 +12,10 @@ One bad checkpoint does not stop the others: its reason is kept, shown at the en
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -241,11 +242,13 @@ class ReadAhead:
         self._found, self._options = found, options
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._futures: dict[str, Future[tuple[Checkpoint, str]]] = {}
+        self._stopped = threading.Event()
 
     def __enter__(self) -> ReadAhead:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._stopped.set()  # Ctrl-C does not wait for a checkpoint that nobody will score
         self._pool.shutdown(wait=True, cancel_futures=True)
         for checkpoint in self._found:
             remote.release(checkpoint)
@@ -256,14 +259,25 @@ class ReadAhead:
             remote.release(before)
         for c in self._found[at : at + 2]:
             if c.name not in self._futures:
-                self._futures[c.name] = self._pool.submit(identify, c, self._options.allow_pickle)
+                self._futures[c.name] = self._pool.submit(
+                    identify, c, self._options.allow_pickle, self._stop_here
+                )
         return self._futures[checkpoint.name].result()
 
+    def _stop_here(self) -> None:
+        if self._stopped.is_set():
+            raise CancelledError
 
-def identify(checkpoint: Checkpoint, allow_pickle: bool) -> tuple[Checkpoint, str]:
-    """The checkpoint with all its files on this machine, and the hash of its weights. Raises UserError."""
-    here = remote.here(checkpoint)
-    return here, checkpoints.fingerprint(here.path, allow_pickle)
+
+def identify(
+    checkpoint: Checkpoint, allow_pickle: bool, progress: Callable[[], None] = lambda: None
+) -> tuple[Checkpoint, str]:
+    """The checkpoint with all its files on this machine, and the hash of its weights. Raises UserError.
+
+    `progress` is called on the way; what it raises stops the reading.
+    """
+    here = remote.fetch(checkpoint, progress)
+    return here, checkpoints.fingerprint(here.path, allow_pickle, progress)
 
 
 def checkpoint_metadata(

@@ -29,6 +29,7 @@ from evalengine.forward import (
     embedding_rows,
     head_candidates,
     out_of_memory,
+    vocabulary_of,
 )
 from evalengine.last_layer import LastLayer
 from evalengine.pretrained import Pretrained, architecture_of, first_line
@@ -96,7 +97,10 @@ class TorchBackend:
         architecture = architecture_of(checkpoint.path)
         if stored is not None:
             weights.plausible(json.loads(architecture), len(stored), checkpoint.name)
-        fresh = self.model is None or architecture != self._architecture
+        known = self._proofs.get(architecture)
+        fresh = (
+            self.model is None or architecture != self._architecture or (known is not None and known.rewrites)
+        )
         if fresh:
             self.model, self._architecture = None, ""
             self._groups.clear()
@@ -117,7 +121,7 @@ class TorchBackend:
         if fresh:
             self.forward = Forward(self.model, self.device, DTYPES[self.dtype])
         self._name, self.notes, self._failed = checkpoint.name, [], {}
-        self._use(self._proofs.get(architecture) or self._prove(architecture, proof.FIRST))
+        self._use(known or self._prove(architecture, proof.FIRST))
         self._check()
         # Only now: what failed on the way is built anew for the next checkpoint.
         self._architecture = architecture
@@ -145,9 +149,7 @@ class TorchBackend:
 
     def _check(self) -> None:
         """Compares the ways with a plain forward on this checkpoint's own weights, token by token: two short forwards."""
-        output = getattr(self.model.get_output_embeddings(), "weight", None)
-        rows = min(embedding_rows(self.model), *(() if output is None else output.shape[:1]))
-        few = proof.forks(proof.SHORTEST, rows)
+        few = proof.forks(proof.SHORTEST, vocabulary_of(self.model))
         packed = list(packing.pack(few, self.batch_tokens, self._block))
         head, self.forward.head = self.forward.head, None
         try:

@@ -152,19 +152,19 @@ def plain_attention(
     softcap: float | None,
     sink: Tensor | None,
 ) -> Tensor:
-    """softmax([softcap * tanh(q k / softcap) + mask, sink]) [v, 0]: what fused kernels lack.
+    """softmax([softcap * tanh(q k / softcap) + mask, sink]) [v, 0] in float32: what fused kernels lack.
 
     `sink` (key heads, group, Q) is a logit that takes mass and gives no value.
     """
-    scores = q @ k.transpose(2, 3) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
+    scores = q.float() @ k.float().transpose(2, 3) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     scores = scores + mask
-    if sink is None:
-        return F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype) @ v
-    column = sink.flatten(1, 2)[None, :, :, None].expand(len(q), -1, -1, 1).to(scores.dtype)
-    share = F.softmax(torch.cat([scores, column], -1), dim=-1, dtype=torch.float32)[..., :-1]
-    return share.to(q.dtype) @ v
+    if sink is not None:
+        column = sink.flatten(1, 2)[None, :, :, None].expand(len(q), -1, -1, 1)
+        scores = torch.cat([scores, column.float()], -1)
+    share = F.softmax(scores, dim=-1)[..., : k.shape[2]]
+    return (share @ v.float()).to(q.dtype)
 
 
 def moved(array: np.ndarray, device: torch.device) -> Tensor:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any
+import sys
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 SHARD_FROM = 500_000_000  # parameters: 8 GB of weights, gradients and moments
 MODES = ("auto", "ddp", "fsdp")
+LIMIT = timedelta(days=1)  # of one exchange: the first process alone prepares a corpus while the others wait
 
 
 class Group:
@@ -66,7 +69,7 @@ class DataParallel(Group):
         import torch.distributed as dist
 
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=LIMIT)
         self.rank, self.size, self.device = dist.get_rank(), dist.get_world_size(), device
         self.mode = mode
 
@@ -145,11 +148,6 @@ class DataParallel(Group):
 
         dist.barrier()
 
-    def close(self) -> None:
-        import torch.distributed as dist
-
-        dist.destroy_process_group()
-
 
 def _like(own: Any, full: Any) -> Any:
     """`full` cut as `own` is, if that is sharded and of the same shape; each process cuts its own part."""
@@ -172,6 +170,22 @@ SINGLE = Group()
 def launched() -> bool:
     """Whether torchrun started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def leave(code: int) -> NoReturn:
+    """Ends a process that torchrun started, after a success together with the others.
+
+    It ends as multiprocessing's own processes do, without the interpreter's shutdown: torch's caches of sharded tensors keep the
+    group's threads alive until then, and a thread that frees its last tensor during the shutdown aborts the process.
+    """
+    import torch.distributed as dist
+
+    if code == 0 and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def local_device() -> str:

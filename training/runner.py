@@ -164,7 +164,7 @@ def _run_workers(todo: list[Job], jobs: int) -> tuple[list[Result], dict[str, st
         return _follow(todo, steps, workers, messages)
     finally:
         for worker in workers:
-            worker.terminate()
+            worker.kill()  # one that is stopped or stuck would not end on SIGTERM
             worker.join()
 
 

@@ -45,7 +45,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    code = run(parser().parse_args(argv))
+    parallel = sys.modules.get("evalengine.training.parallel")
+    if parallel is not None and parallel.launched():
+        parallel.leave(code)
+    return code
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command's exit code; its errors as sentences on standard error."""
     if os.environ.get("EVALENGINE_DEBUG"):
         return int(args.run(args) or 0)
     try:

@@ -98,7 +98,7 @@ def register(subparsers: Any) -> None:
         "--hang-after",
         type=float,
         metavar="MINUTES",
-        help="ray: a worker is replaced when its unit takes so long beyond what is expected (default: 15)",
+        help="ray: a worker is replaced when it makes no progress for so long (default: 15)",
     )
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.set_defaults(run=run)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
     from evalengine.encoding import Encoded
 
+CLOSE_S = 10.0
+
 
 class Plan(NamedTuple):
     key: str
@@ -39,6 +41,7 @@ class Plans:
         self._asked: queue.SimpleQueue[tuple[Checkpoint, ItemSet] | None] = queue.SimpleQueue()
         self._made: dict[str, Plan] = {}
         self.done: queue.SimpleQueue[Planned] = queue.SimpleQueue()
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="planning", daemon=True)
         self._thread.start()
 
@@ -46,11 +49,14 @@ class Plans:
         self._asked.put((checkpoint, items))
 
     def close(self) -> None:
+        """Ends the thread, after the plan that it is making if that takes no longer than `CLOSE_S`."""
+        self._closed.set()
         self._asked.put(None)
+        self._thread.join(CLOSE_S)
 
     def _work(self) -> None:
         ray = connect.import_ray()
-        while (asked := self._asked.get()) is not None:
+        while (asked := self._asked.get()) is not None and not self._closed.is_set():
             checkpoint, items = asked
             try:
                 key = self._planner.key(checkpoint, items)

@@ -1,8 +1,8 @@
 """Workers that come and go: one Ray actor per GPU or group of cores, one task at a time each.
 
 Workers are made as resources appear and made again where they ended, as long as there is work. Ray itself retries nothing
-here: whoever gave a task learns how it ended (`Ended`), and gives it again where that makes sense. A worker that is not done
-with a task after the seconds allowed for it hangs, and is ended.
+here: whoever gave a task learns how it ended (`Ended`), and gives it again where that makes sense. A worker that reports
+no progress for the seconds allowed hangs, and is ended.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from evalengine import console
+from evalengine.cluster import progress
 from evalengine.cluster.connect import cores, import_ray
 from evalengine.errors import UserError
 
@@ -31,7 +32,7 @@ class Cluster(NamedTuple):
     workers: int | None = None
     cpus: int | None = None
     gpus: float | None = None
-    hang_s: float = 900.0  # a worker may always take so long for a unit, before it counts as hung
+    hang_s: float = 900.0  # without progress, until a worker counts as hung
 
 
 class Need(NamedTuple):
@@ -64,7 +65,9 @@ class Worker:
     host: str = ""
     loaded: str | None = None  # for the scheduler: what the worker holds
     doing: str = field(default="starting")
-    hangs_at: float = float("inf")  # on the monotonic clock
+    limit_s: float = float("inf")  # without progress, until it hangs
+    hangs_at: float = float("inf")  # on the monotonic clock, unless it has made progress by then
+    reported: bytes | None = None  # its progress when that was last looked at
 
 
 class Pool:
@@ -118,8 +121,12 @@ class Pool:
         return [w for w in self.workers if w.ready and w.ref is None]
 
     def give(self, worker: Worker, task: Any, ref: Any, limit_s: float = float("inf")) -> None:
-        """Notes that `worker` runs `task`, whose Ray call is `ref`, and hangs if that takes more than `limit_s`."""
-        worker.task, worker.ref, worker.hangs_at = task, ref, time.monotonic() + limit_s
+        """Notes that `worker` runs `task`, whose Ray call is `ref`, and hangs when it makes no progress for `limit_s`.
+
+        Progress is looked at every `limit_s`: a worker that stops is ended after once to twice that.
+        """
+        worker.task, worker.ref = task, ref
+        worker.limit_s, worker.hangs_at = limit_s, time.monotonic() + limit_s
 
     def wait(self, timeout: float) -> list[Ended]:
         """Tasks that ended, at most `timeout` seconds from now. Raises UserError where no worker ever becomes ready."""
@@ -132,14 +139,21 @@ class Pool:
         ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0) if first else ([], None)
         ended = [self._collect(by_ref[ref]) for ref in ready]
         now = time.monotonic()
-        ended += [self._hung(w) for w in list(self.workers) if w.ref is not None and now > w.hangs_at]
+        late = [w for w in self.workers if w.ref is not None and now > w.hangs_at]
+        ended += [self._hung(w) for w in late if not self._advanced(w)]
         return [e for e in ended if e is not None]
+
+    def _advanced(self, worker: Worker) -> bool:
+        """Whether a worker has made progress since the last look; it then has as long again."""
+        before, worker.reported = worker.reported, progress.reported(worker.actor)
+        worker.hangs_at = time.monotonic() + worker.limit_s
+        return worker.reported != before
 
     def _hung(self, worker: Worker) -> Ended | None:
         self.remove(worker)
         if not worker.ready:  # another one is made; where there is no room for it, that one waits as well
             return None
-        return Ended(worker, worker.task, None, "it hangs: it was not done after all the time allowed for it")
+        return Ended(worker, worker.task, None, f"it hangs: no progress for {worker.limit_s:,.0f} s")
 
     def _collect(self, worker: Worker) -> Ended | None:
         task, ref = worker.task, worker.ref
@@ -173,6 +187,8 @@ class Pool:
             cause = getattr(error, "cause", None) or error
             words = " ".join(str(cause).split()) or type(cause).__name__
             return f"{type(cause).__name__}: {words[-200:]}", False
+        if "error raised in its creation task" in text:
+            return str(error).strip().splitlines()[-1].strip(), False
         if isinstance(error, exceptions.OutOfMemoryError):
             return "the node ran out of memory", False
         node = next((n for n in self._ray.nodes() if n["NodeID"] == worker.node), None)
@@ -186,6 +202,7 @@ class Pool:
             self.workers.remove(worker)
         with contextlib.suppress(Exception):
             self._ray.kill(worker.actor, no_restart=True)
+            progress.forget(worker.actor)
 
 
 def answers(node: dict[str, Any] | None) -> bool:

@@ -11,8 +11,6 @@ from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 STRIKES = 3  # failures after which a checkpoint is set aside
-HANGS = 20  # times what such a unit takes, until its worker counts as hung
-SLOWEST = 2.5e-11  # seconds for each token and byte of weights until some are measured: float32 at 20 GFLOP/s
 
 
 class Unit(NamedTuple):
@@ -98,10 +96,6 @@ class Schedule:
             self.load_s = (
                 load_s if self.load_s is None else min(self.load_s, load_s)
             )  # the first one imports, too
-
-    def patience(self, cost: float) -> float:
-        """Seconds after which a unit takes suspiciously long."""
-        return cost * (SLOWEST if self.seconds_per_cost is None else HANGS * self.seconds_per_cost)
 
     def again(self, name: str) -> None:
         """A checkpoint must be identified once more."""

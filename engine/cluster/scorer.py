@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evalengine import __version__
 from evalengine.checkpoints import Checkpoint
+from evalengine.cluster.progress import Progress
 from evalengine.cluster.shared import visible
 from evalengine.errors import UserError
 
@@ -86,6 +87,7 @@ class Scorer:
     def __init__(self, spec: BackendSpec, threads: int, allow_pickle: bool, version: str) -> None:
         self._spec, self._threads, self._allow_pickle = spec, threads, allow_pickle
         self._version = version
+        self._progress = Progress()
         self._backend: Any = None
         self._visible = False
         self._loaded: tuple[str, str] | None = None  # name and fingerprint
@@ -130,7 +132,7 @@ class Scorer:
         """Brings a checkpoint here where it is remote, and hashes its weights, in the background."""
         if checkpoint.name not in self._fingerprints:
             self._fingerprints[checkpoint.name] = self._reader.submit(
-                read_checkpoint, checkpoint, self._allow_pickle
+                read_checkpoint, checkpoint, self._allow_pickle, self._progress
             )
         return self._fingerprints[checkpoint.name]
 
@@ -141,15 +143,19 @@ class Scorer:
         load_s = self._load(work)
         if work.ahead is not None:
             self._read(work.ahead)
+        self._progress()
         encoded = self._plan(work)
+        self._progress()
         started = time.monotonic()
         if work.parts > 1:
             try:
-                scores = parts.score_part(self._backend, encoded.sequences, work.part, work.parts)
+                scores = parts.score_part(
+                    self._backend, encoded.sequences, work.part, work.parts, self._progress
+                )
             except parts.PartFailed:
                 return Failure("whole", "a part of it failed")
         else:
-            scores = runner.scores_of(self._backend, encoded, work.benchmark)
+            scores = runner.scores_of(self._backend, encoded, work.benchmark, self._progress)
         seconds = time.monotonic() - started
         notes = list(self._backend.notes)
         if work.parts > 1 or not self._visible:
@@ -195,7 +201,7 @@ class Scorer:
         return self._plans[work.plan_key]
 
 
-def read_checkpoint(checkpoint: Checkpoint, allow_pickle: bool) -> tuple[Checkpoint, str]:
+def read_checkpoint(checkpoint: Checkpoint, allow_pickle: bool, progress: Progress) -> tuple[Checkpoint, str]:
     from evalengine import runner
 
     if checkpoint.source is None and not checkpoint.path.is_dir():
@@ -203,7 +209,7 @@ def read_checkpoint(checkpoint: Checkpoint, allow_pickle: bool) -> tuple[Checkpo
             f"{checkpoint.path} is not there on {socket.gethostname()}: checkpoints must lie in a folder that all nodes share, "
             "or be given as URIs (s3://, gs://, hf://)"
         )
-    return runner.identify(checkpoint, allow_pickle)
+    return runner.identify(checkpoint, allow_pickle, progress)
 
 
 def failure(name: str, error: Exception) -> Failure:

@@ -31,10 +31,8 @@ if TYPE_CHECKING:
     from evalengine.benchmarks import Benchmark, ItemSet
 
 POLL_S = 0.1
-READS = (
-    50e6  # bytes of weights a second, below which reading a checkpoint is not expected to be; a remote one:
-)
-COPIES = 5e6
+READS = 50e6  # bytes a second: a checkpoint is not expected to be read more slowly,
+COPIES = 5e6  # and a remote one not to be downloaded more slowly
 
 
 @dataclass
@@ -203,7 +201,7 @@ class Run:
             if name is not None:
                 worker.loaded, worker.doing = name, f"{name}: reading"
                 checkpoint = self.states[name].checkpoint
-                pool.give(worker, name, worker.actor.identify.remote(checkpoint), self._allowed(name))
+                pool.give(worker, name, worker.actor.identify.remote(checkpoint), self._limit(name))
                 return
             unit = self.schedule.steal()
         if unit is None:
@@ -230,13 +228,13 @@ class Run:
         )
         of = f" {unit.part + 1}/{unit.parts}" if unit.parts > 1 else ""
         worker.loaded, worker.doing = unit.checkpoint, f"{unit.checkpoint}: {unit.benchmark}{of}"
-        pool.give(worker, unit, worker.actor.run.remote(work), self._allowed(unit.checkpoint, unit.cost))
+        pool.give(worker, unit, worker.actor.run.remote(work), self._limit(unit.checkpoint))
 
-    def _allowed(self, name: str, cost: float = 0.0) -> float:
-        """Seconds until a worker hangs that brings a checkpoint here and scores a unit: twice as many after each failure."""
+    def _limit(self, name: str) -> float:
+        """Seconds without progress until a worker hangs, which loading takes as well: twice as many after each failure."""
         state = self.states[name]
         reading = state.size / (READS if state.checkpoint.source is None else COPIES)
-        return 2.0 ** self.schedule.strikes(name) * (self.hang_s + reading + self.schedule.patience(cost))
+        return 2.0 ** self.schedule.strikes(name) * (self.hang_s + reading)
 
     # --- what comes back
 

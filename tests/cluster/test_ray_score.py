@@ -69,7 +69,7 @@ def test_a_worker_killed_with_sigkill_costs_only_its_unit(
         assert score(ckpts, bench, out, *RAY) == 0
     finally:
         running.clear()
-        killer.join()
+        killer.join(60)
     assert killed and killed[0] < 24
     said = " ".join(capsys.readouterr().err.split())
     assert "ended during" in said and "was killed" in said

@@ -53,7 +53,7 @@ def test_a_study_on_ray_has_the_weights_of_one_machine_though_a_worker_is_killed
         assert main([*given, "--out", str(out), *RAY]) == 0
     finally:
         running.clear()
-        killer.join()
+        killer.join(60)
     printed = capsys.readouterr()
     assert killed and "the worker of S-m" in printed.err
     assert len(weights(out)) == 4 and weights(out) == weights(tmp_path / "plain")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 
 import evalengine
 from cluster.conftest import files, one_thread, score
-from evalengine import checkpoints, remote
+from evalengine import checkpoints, remote, runner
 from evalengine.errors import UserError
 
 fsspec = pytest.importorskip("fsspec")
@@ -56,11 +59,11 @@ def test_the_cache_is_bounded_and_drops_what_was_unused_for_longest(
     monkeypatch.setenv("EVALENGINE_CACHE_GB", str(2.5 * size / 1e9))
     paths = []
     for i, checkpoint in enumerate(found[:2]):
-        path = remote.here(checkpoint).path
+        path = remote.fetch(checkpoint).path
         os.utime(path.parent, (i, i))
         paths.append(path)
     remote.release(found[1])
-    third = remote.here(found[2]).path
+    third = remote.fetch(found[2]).path
     assert third.is_dir() and paths[0].is_dir()  # the oldest, but in use
     assert not paths[1].exists()
     for checkpoint in found:
@@ -78,18 +81,83 @@ def test_a_checkpoint_is_copied_once_and_again_when_it_changed(
     monkeypatch.setattr(remote, "download", lambda *given: (copies.append(given[0]), download(*given)))
     (checkpoint,) = checkpoints.discover([f"file://{source}"])
     copies.clear()
-    threads = [threading.Thread(target=remote.here, args=(checkpoint,)) for _ in range(4)]
+    threads = [threading.Thread(target=remote.fetch, args=(checkpoint,)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
-    assert len(copies) == 1
-    before = remote.here(checkpoint).path
+        thread.join(60)
+    assert len(copies) == 1 and not any(thread.is_alive() for thread in threads)
+    before = remote.fetch(checkpoint).path
     shutil.copy(ckpts[1] / "model.safetensors", source / "model.safetensors")
-    after = remote.here(checkpoint).path
+    after = remote.fetch(checkpoint).path
     assert before != after and len(copies) == 2
     assert (after / "model.safetensors").read_bytes() == (ckpts[1] / "model.safetensors").read_bytes()
     remote.release(checkpoint)
+
+
+def test_another_process_has_the_files_while_this_one_scores(ckpts: list[Path]) -> None:
+    (checkpoint,) = checkpoints.discover([f"file://{ckpts[0]}"])
+    mine = remote.fetch(checkpoint).path
+    code = (
+        "import sys\n"
+        "from evalengine import checkpoints, remote\n"
+        "(checkpoint,) = checkpoints.discover([sys.argv[1]])\n"
+        "print(remote.fetch(checkpoint).path)\n"
+        "sys.stdin.read()\n"  # and scores for as long as it likes
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, checkpoint.source],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        ended = threading.Timer(60, other.kill)
+        ended.start()
+        try:
+            assert other.stdout.readline().strip() == str(mine)
+            remote.release(checkpoint)
+            assert remote.fetch(checkpoint).path == mine  # nor does this one wait for the other
+            remote.release(checkpoint)
+            remote.evict(mine.parent.parent, wanted=1 << 60)
+            assert mine.is_dir()  # the other uses it
+        finally:
+            ended.cancel()
+            other.communicate("", timeout=60)
+    remote.evict(mine.parent.parent, wanted=1 << 60)
+    assert not mine.exists()
+
+
+def test_what_one_thread_drops_another_has_whole_or_fetches_again(
+    ckpts: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads that fetch and release more than the cache holds: each has the files whenever it uses them."""
+    found = checkpoints.discover([f"file://{path}" for path in ckpts])
+    size = sum(f.stat().st_size for f in ckpts[0].iterdir())
+    monkeypatch.setenv("EVALENGINE_CACHE_GB", str(1.5 * size / 1e9))
+    used: list[bool] = []
+
+    def use(own: checkpoints.Checkpoint) -> None:
+        for _ in range(10):
+            path = remote.fetch(own).path
+            used.append(len(list(path.iterdir())) == len(list(ckpts[0].iterdir())))
+            remote.release(own)
+
+    threads = [threading.Thread(target=use, args=(checkpoint,)) for checkpoint in found]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert used == [True] * 40
+
+
+def test_ctrl_c_does_not_wait_for_a_download_that_another_process_makes(ckpts: list[Path]) -> None:
+    (checkpoint,) = checkpoints.discover([f"file://{ckpts[0]}"])
+    path = remote.fetch(checkpoint).path.parent
+    with remote.locked(path.with_suffix(".lock")):  # as if it were still being downloaded
+        ahead = runner.ReadAhead([checkpoint], runner.Options())
+        with pytest.raises(KeyboardInterrupt), ahead:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+            ahead[checkpoint]
 
 
 def test_what_is_not_there_or_cannot_be_opened_is_told(tmp_path: Path) -> None:
@@ -112,5 +180,5 @@ def test_a_file_that_breaks_off_is_never_used(
     longer = listed._replace(files={name: size + 1 for name, size in listed.files.items()})
     monkeypatch.setattr(remote, "listing", lambda uri: longer)
     with pytest.raises(UserError, match="broke off"):
-        remote.here(checkpoint)
+        remote.fetch(checkpoint)
     assert not [p for p in (cache / "checkpoints").iterdir() if p.is_dir()]

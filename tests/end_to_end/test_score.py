@@ -93,7 +93,7 @@ def test_a_killed_run_ends_with_the_same_bytes(ckpts: list[Path], bench: Path, t
             process.wait(timeout=whole * draw.uniform(0.5, 1.0))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.wait(60)
     subprocess.run([*command, str(out)], check=True, capture_output=True)
     assert files(out) == files(reference)
     assert not [p for p in out.rglob("*") if p.name.endswith(".tmp")]
@@ -216,7 +216,7 @@ def test_ctrl_c_says_how_to_go_on(ckpts: list[Path], bench: Path, tmp_path: Path
     while process.poll() is None and len(list(tmp_path.glob("s/*/*.arrow"))) < 3:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=200)
     assert process.returncode == 130
     assert "run the same command again" in said and "Traceback" not in said
     assert not list(tmp_path.rglob("*.tmp"))

@@ -184,7 +184,7 @@ def watch(child: int, kill: Kill | None, started: float) -> int:
             _, status = os.waitpid(child, 0)
             break
         time.sleep(0.001)
-    orphans_until = time.monotonic() + 20
+    orphans_until = time.monotonic() + 60
     while time.monotonic() < orphans_until:
         try:
             os.killpg(child, 0)
@@ -192,7 +192,7 @@ def watch(child: int, kill: Kill | None, started: float) -> int:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.005)
     os.killpg(child, signal.SIGKILL)
-    return 99  # a worker outlived its parent by 20 seconds
+    return 99  # a worker outlived its parent by a minute
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import tiny_models
 KILLS = int(os.environ.get("EVALENGINE_KILLS", "3"))
 SEED = int(os.environ.get("EVALENGINE_SEED", "0"))
 LATER_S = 0.003
+pytestmark = pytest.mark.timeout(300 + 200 * KILLS)
 CHANGES_ALWAYS = ("runs.jsonl", ".lock", "lock")  # times of runs; locks, which are empty
 
 

@@ -38,6 +38,11 @@ def head(n: int, v: int, d: int, dtype: torch.dtype, *, magnitude: float = 1.0, 
     return Head(h_ND, w_VD, torch.arange(n).repeat(3), token_T)
 
 
+def exact(x: Head) -> Head:
+    """The same head in steps of 1/2 and 1/8: float32 holds its logits exactly, whichever order a library adds in."""
+    return x._replace(h_ND=(x.h_ND * 2).round() / 2, w_VD=(x.w_VD * 8).round() / 8)
+
+
 def truth(x: Head, **options: Any) -> TargetLogprobs:
     """The answer in float64."""
     return target_logprobs_reference(x.h_ND.double(), x.w_VD.double(), x.row_T, x.token_T, **_double(options))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import Head, assert_greedy, assert_no_worse, head
+from oracle import Head, assert_greedy, assert_no_worse, exact, head
 from test_choice_scores import ragged
 from test_linear_cross_entropy import OPTIONS, case
 from test_logits_logprobs import case as logits_case
@@ -92,6 +92,8 @@ def test_descriptors_and_pointers_give_the_same_bits(dtype: torch.dtype, device:
 
 def test_a_row_has_the_same_bits_whatever_else_is_in_the_launch(device: str) -> None:
     x, tile = head(70, 520, 40, torch.bfloat16), config(16, 128, 32)
+    if device == "cpu":  # the interpreter multiplies by NumPy, whose bits may depend on where a row stands
+        x = exact(x)
     whole = call(x, device, tile)
     for rows in ([69], [3, 3, 0], list(range(69, 20, -1))):
         part = call(Head(x.h_ND[rows], x.w_VD, torch.arange(len(rows)), x.token_T[rows]), device, tile)

@@ -77,4 +77,4 @@ def test_a_local_cluster_listens_on_the_loopback_interface_alone() -> None:
         assert addresses, "nothing was found to listen: the test looks in the wrong place"
         assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, addresses
     finally:
-        process.communicate("\n", timeout=60)
+        process.communicate("\n", timeout=120)

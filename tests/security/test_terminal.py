@@ -50,7 +50,8 @@ def test_progress_on_a_terminal_shows_neither_escapes_nor_markup(monkeypatch: py
             progress.update(1, note=HOSTILE)
             progress.rows([HOSTILE])
             progress.update(1)
-    reader.join()
+    reader.join(60)
+    assert not reader.is_alive()
     os.close(ours)
     text = shown.decode()
     assert "[red]x[/red][link=https://evil.example]" in text

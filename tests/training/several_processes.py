@@ -11,7 +11,7 @@ from test_training_loop import SETTINGS, SHAPE, Stop, Synthetic
 
 from evalengine.training.loop import Place, fit, mean_loss
 from evalengine.training.model import Decoder
-from evalengine.training.parallel import SINGLE, DataParallel, Group
+from evalengine.training.parallel import SINGLE, DataParallel, Group, leave
 
 STEPS, STOPPED = 6, 4
 LEAN = replace(SETTINGS, micro_rows=2, z_loss=1e-3)
@@ -60,7 +60,7 @@ def main(mode: str, folder: Path) -> None:
         torch.save(model.state_dict(), folder / "resumed/weights.pt")
     whole_run(folder / "from_single", group, state=folder / "from_single/state.pt")
     stopped_run(folder / "for_single", group)
-    group.close()
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -105,12 +105,12 @@ def test_a_study_killed_with_sigkill_ends_with_the_same_bytes(
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 200
     while not (out / "S-m1-pt").is_dir():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.wait(60)
     left = set(NAMES) - {p.name for p in out.iterdir()}
     assert left
     assert train(write_study(), data, out) == 0

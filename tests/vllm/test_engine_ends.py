@@ -57,7 +57,7 @@ def engine_processes() -> list[int]:
 
 
 def wait_until_gone() -> list[int]:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (left := engine_processes()) and time.monotonic() < deadline:
         time.sleep(0.1)
     return left

@@ -1,0 +1,51 @@
+"""A worker's progress, by which the driver tells a slow worker from one that hangs.
+
+An actor in the middle of a call answers no other one. So it keeps a count in the key-value store of Ray's head node, at most one
+message a second, and the driver reads it only where a call takes long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Any
+
+REPORT_S = 1.0
+SPACE = b"evalengine-progress"
+
+
+class Progress:
+    """In an actor: call it whenever a piece of work is done, from any thread."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self._key = ray.get_runtime_context().get_actor_id().encode()
+        self._count = 0
+        self._reported = float("-inf")
+
+    def __call__(self, _: float = 0.0) -> None:
+        self._count += 1
+        now = time.monotonic()
+        if now - self._reported < REPORT_S:
+            return
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        self._reported = now
+        with contextlib.suppress(Exception):  # a lost report is no reason to lose the work
+            _internal_kv_put(self._key, str(self._count).encode(), namespace=SPACE)
+
+
+def reported(actor: Any) -> bytes | None:
+    """In the driver: what an actor reported last; it changes with every report."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    value: bytes | None = _internal_kv_get(actor._actor_id.hex().encode(), namespace=SPACE)
+    return value
+
+
+def forget(actor: Any) -> None:
+    """In the driver: the actor has ended."""
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    _internal_kv_del(actor._actor_id.hex().encode(), namespace=SPACE)
