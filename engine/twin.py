@@ -41,7 +41,7 @@ def make(config: Any, trust_remote_code: bool = False) -> Any:
                 torch.manual_seed(0)
                 model = _module(AutoModelForCausalLM, small, trust_remote_code)
                 _randomise(model)
-                model(input_ids=torch.zeros(1, 3, dtype=torch.long))
+                copy.deepcopy(model)(input_ids=torch.zeros(1, 3, dtype=torch.long))  # a forward may change it
         except Exception as error:  # whatever a model's own code makes of such widths
             failed = failed or error
             continue

@@ -1,0 +1,208 @@
+"""Fast ways are believed for a configuration, not for a checkpoint: what is found, and what happens where one fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from test_torch_backend import backend_for, shared_sequences, truth
+
+import tiny_models
+from evalengine import proof, twin
+from evalengine.checkpoints import discover
+from evalengine.errors import UserError
+from evalengine.torch_backend import TorchBackend
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+
+
+def longrope(original: int = 40) -> Any:
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [3.0, 5.0, 7.0, 9.0],
+        "original_max_position_embeddings": original,
+    }
+    return transformers.Phi3Config(**SHAPE, rope_parameters=rope, original_max_position_embeddings=original)
+
+
+def save(folder: Path, config: Any, spread: float = 0.3, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() >= 2:
+                parameter.normal_(0.0, spread, generator=generator)
+    model.save_pretrained(folder)
+    tiny_models.tokenizer("byte_level").save_pretrained(folder)
+    return folder
+
+
+def test_a_length_at_which_arithmetic_changes_is_found_in_the_configuration() -> None:
+    assert proof.prove(longrope(), 256, 512).packed == 40
+    assert proof.prove(longrope(72), 256, 512).packed == 72
+    assert proof.prove(longrope(), 32, 512).packed == 32, "shorter than that, nothing changes"
+
+
+def test_what_packs_and_what_does_not() -> None:
+    common = SHAPE | {"tie_word_embeddings": False}
+    llama = proof.prove(transformers.LlamaConfig(**common), 256, 512)
+    assert (llama.packed, llama.head, llama.last_layer) == (256, 0, True)
+    chunked = transformers.Llama4TextConfig(
+        **common,
+        head_dim=8,
+        intermediate_size_mlp=48,
+        num_local_experts=4,
+        attention_chunk_size=24,
+    )
+    assert proof.prove(chunked, 256, 512).packed == 256
+    sinks = transformers.GptOssConfig(
+        **common, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=24
+    )
+    assert proof.prove(sinks, 256, 512).packed == 256
+    bloom = proof.prove(tiny_models.config("bloom", 400), 256, 512)
+    assert bloom.packed == 0 and bloom.padded == 256 and "prefix" in bloom.why_not_packed
+
+
+def test_a_model_that_sees_later_tokens_is_refused(tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
+    )
+    config.is_decoder = False
+    with pytest.raises(UserError, match="no causal language model"):
+        proof.prove(config, 64, 128)
+
+
+@pytest.mark.parametrize("original", [40])
+def test_short_sequences_do_not_feel_a_long_one_in_the_same_file(tmp_path: Path, original: int) -> None:
+    path = save(tmp_path / "m", longrope(original))
+    sequences = shared_sequences(400)
+    assert np.diff(sequences.offset).min() < original < np.diff(sequences.offset).max()
+    backend = backend_for(path, batch_tokens=300)
+    scores = backend.score(sequences)
+    np.testing.assert_allclose(scores.loglik, truth(path, sequences)[0], atol=5e-4, rtol=1e-5)
+    assert "more than 40 tokens" in " ".join(backend.notes)
+    short = sequences.take(np.flatnonzero(np.diff(sequences.offset) <= original))
+    np.testing.assert_allclose(backend.score(short).loglik, truth(path, short)[0], atol=5e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bloom", "mamba", "gpt_neox", "mistral", "gemma2"])
+@pytest.mark.parametrize("flat_first", [True, False])
+def test_scores_do_not_depend_on_the_order_of_checkpoints(
+    architecture: str, flat_first: bool, tmp_path: Path
+) -> None:
+    flat = tiny_models.save(tmp_path / "flat", architecture, seed=1, spread=0.01)
+    late = tiny_models.save(tmp_path / "late", architecture, seed=2, spread=0.4)
+    sequences = shared_sequences(300)
+    backend = TorchBackend(device="cpu", dtype="float32", batch_tokens=300)
+    for path in (flat, late) if flat_first else (late, flat):
+        backend.load(discover([path])[0])
+        loglik = backend.score(sequences).loglik
+        np.testing.assert_allclose(loglik, truth(path, sequences)[0], atol=5e-4, rtol=1e-5)
+
+
+def test_weights_that_a_forward_rewrites_are_not_swapped_into_its_module(tmp_path: Path) -> None:
+    """RWKV divides weights in place at its first forward; a second checkpoint in that module would stay undivided."""
+    config = transformers.RwkvConfig(
+        vocab_size=400, context_length=256, hidden_size=32, num_hidden_layers=4, rescale_every=2
+    )
+    sequences = shared_sequences(300, seed=3)
+    backend = TorchBackend(device="cpu", dtype="float32")
+    for seed in (1, 2):
+        path = save(tmp_path / f"m{seed}", config, seed=seed)
+        backend.load(discover([path])[0])
+        assert backend.ways.rewrites
+        np.testing.assert_allclose(
+            backend.score(sequences).loglik, truth(path, sequences)[0], atol=1e-3, rtol=1e-5
+        )
+
+
+def test_a_forward_that_raises_in_the_middle_falls_back_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_models.save(tmp_path / "m", "llama")
+    sequences = shared_sequences(300)
+    backend = backend_for(path, batch_tokens=200)
+    calls = 0
+    attention = backend.forward.attention.__call__
+
+    def fails_later(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            raise ValueError("a kernel that this device does not have")
+        return attention(*args, **kwargs)
+
+    monkeypatch.setattr(
+        type(backend.forward.attention), "__call__", lambda self, *a, **k: fails_later(*a, **k)
+    )
+    scores = backend.score(sequences)
+    assert calls == 4
+    np.testing.assert_allclose(scores.loglik, truth(path, sequences)[0], atol=5e-4, rtol=1e-5)
+    assert "a kernel that this device does not have" in backend.notes[-1]
+    monkeypatch.undo()
+    backend.load(discover([path])[0])
+    assert not backend.notes and backend.packs(sequences), "the next checkpoint is not the one that failed"
+
+
+def test_a_checkpoint_that_its_fast_way_gets_wrong_runs_plainly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_models.save(tmp_path / "m", "llama")
+    backend = backend_for(path)
+    attention = type(backend.forward.attention).__call__
+
+    def broken_kernel(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out, weights = attention(self, *args, **kwargs)
+        return out * 1.01, weights
+
+    monkeypatch.setattr(type(backend.forward.attention), "__call__", broken_kernel)
+    backend.load(discover([path])[0])
+    sequences = shared_sequences(300)
+    np.testing.assert_allclose(
+        backend.score(sequences).loglik, truth(path, sequences)[0], atol=5e-4, rtol=1e-5
+    )
+    assert "differ by" in backend.notes[0]
+
+
+def test_a_twin_is_small_and_leaves_random_numbers_alone() -> None:
+    wide = transformers.LlamaConfig(
+        vocab_size=100_000,
+        hidden_size=4096,
+        num_hidden_layers=3,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    model = twin.make(wide)
+    assert torch.equal(torch.rand(3), expected)
+    assert sum(p.numel() for p in model.parameters()) < 1_000_000
+    assert len(model.model.layers) == 3 and model.config.head_dim == 128
+    assert model.config.num_attention_heads > model.config.num_key_value_heads > 1
+
+
+def test_ids_beyond_the_embedding_are_refused(tmp_path: Path) -> None:
+    backend = backend_for(tiny_models.save(tmp_path / "m", "llama"))
+    sequences = shared_sequences(300)
+    sequences.token_S[5] = 5000
+    with pytest.raises(UserError, match=r"gives id 5000, the embedding has \d+ rows"):
+        backend.score(sequences)
