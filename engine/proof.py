@@ -28,6 +28,7 @@ from evalengine.pretrained import first_line
 
 CLOSE = 1e-4  # nats a token, in float32; of log-probabilities below -10, a hundred-thousandth
 SHORTEST = 12  # tokens fed: what no way gets right at this length it never gets right
+DRAWS = 4  # random trees where a way holds for some lengths alone, or might hold by luck
 BESIDE = 2048  # tokens of a batch in which lengths are tried; the whole batch is tried with short sequences
 FIRST = 512  # tokens fed that the first proof covers; later ones double
 
@@ -38,7 +39,7 @@ class Proof(NamedTuple):
     length: int
     tokens: int  # of a packed batch at most
     packed: int = 0  # tokens fed up to which packed tries are exact; 0: never
-    padded: int = 0  # the same of padded rows
+    padded: bool = False  # padded rows are exact; only where nothing packs
     head: int | None = None  # which of the model's head candidates is exact; None: only its own output layer
     last_layer: bool = False  # the last layer may run on scored rows alone
     rewrites: bool = False  # a forward changes weights: the next checkpoint needs a module of its own
@@ -74,12 +75,16 @@ def prove(config: Any, length: int, tokens: int, trust_remote_code: bool = False
         if tokens >= min(found.tokens, FIRST):
             some = min(tokens, BESIDE)
             longest = reach(lambda n: trial.packed(n, some), min(length, tokens), lengths)
+            while longest < length and not all(trial.packed(longest, some, draw) for draw in range(1, DRAWS)):
+                longest = max([n for n in lengths if n < longest], default=0)  # one draw may be lucky
             trial.forward.last_layer = LastLayer(trial.forward.model)
-            found = found._replace(tokens=tokens, packed=longest, last_layer=trial.packed(longest, some))
+            narrow = longest > 0 and trial.packed(longest, some)
+            found = found._replace(tokens=tokens, packed=longest, last_layer=narrow)
         else:
             found = found._replace(why_not_packed=trial.why)
-    if found.packed < length:
-        found = found._replace(padded=reach(trial.padded, length, lengths))
+    if not found.packed:
+        why = found.why_not_packed or trial.why
+        found = found._replace(padded=trial.padded(length), why_not_packed=why)
     return found
 
 
@@ -90,17 +95,18 @@ class Trial:
         self.forward = Forward(model, torch.device("cpu"), torch.float32)
         self.vocabulary = min(vocabulary_of(model), twin.VOCABULARY)
         self.why = "its scores differ when sequences share a prefix"
-        self._truths: dict[tuple[int, int], Targets] = {}
+        self._truths: dict[tuple[int, int, int], Targets] = {}
 
-    def truth(self, length: int, shared: int = 0) -> Targets:
-        """The targets of `tree(length, shared)`."""
-        if (length, shared) not in self._truths:
+    def truth(self, length: int, shared: int = 0, draw: int = 0) -> Targets:
+        """The targets of `tree(length, shared, draw)`."""
+        key = (length, shared, draw)
+        if key not in self._truths:
             head, self.forward.head = self.forward.head, None
             try:
-                self._truths[length, shared] = self._alone(self.tree(length, shared))
+                self._truths[key] = self._alone(self.tree(*key))
             finally:
                 self.forward.head = head
-        return self._truths[length, shared]
+        return self._truths[key]
 
     def longest(self, length: int) -> Targets:
         """The longest sequence of `tree(length)`, whatever has run before."""
@@ -127,16 +133,16 @@ class Trial:
         self.forward.head = None
         return None, why
 
-    def packed(self, length: int, tokens: int) -> bool:
+    def packed(self, length: int, tokens: int, draw: int = 0) -> bool:
         """Whether packed tries are exact up to `length`: in one batch of `tokens`, and behind a prefix that is kept."""
-        cases = [(0, fill(self.tree(length), tokens, self.vocabulary))]
+        cases = [(0, fill(self.tree(length, 0, draw), tokens, self.vocabulary))]
         if length > 2 * packing.SHARED_PREFIX:
-            cases.append((length // 2, self.tree(length, length // 2)))
+            cases.append((length // 2, self.tree(length, length // 2, draw)))
         try:
             for shared, sequences in cases:
                 self.forward.reset()
                 targets = self.forward.packed(list(packing.pack(sequences, len(sequences.token_S))))
-                if not same(targets, self.truth(length, shared)):
+                if not same(targets, self.truth(length, shared, draw)):
                     return False
         except Exception as error:  # whatever a model's own code makes of such a batch
             self.why = first_line(error)
@@ -145,16 +151,19 @@ class Trial:
 
     def padded(self, length: int) -> bool:
         """Whether rows padded to the longest of them are exact up to `length`."""
-        sequences = self.tree(length)
         try:
-            self.forward.reset()
-            targets = self.forward.padded(sequences, len(sequences) * length)
-            return same(targets, self.truth(length))
+            for draw in range(DRAWS):
+                sequences = self.tree(length, 0, draw)
+                self.forward.reset()
+                targets = self.forward.padded(sequences, len(sequences) * length)
+                if not same(targets, self.truth(length, 0, draw)):
+                    return False
         except Exception:
             return False
+        return True
 
-    def tree(self, length: int, shared: int = 0) -> Sequences:
-        return tree(length, self.vocabulary, shared)
+    def tree(self, length: int, shared: int = 0, draw: int = 0) -> Sequences:
+        return tree(length, self.vocabulary, shared, draw)
 
     def _alone(self, sequences: Sequences) -> Targets:
         self.forward.reset()
@@ -195,25 +204,25 @@ def by_sequence(found: Targets, truth: Targets) -> tuple[np.ndarray, np.ndarray]
 # --- sequences to try things on
 
 
-def tree(length: int, vocabulary: int, shared: int = 0) -> Sequences:
+def tree(length: int, vocabulary: int, shared: int = 0, draw: int = 0) -> Sequences:
     """Sequences of at most `length` tokens fed: one that long, branches of it at all depths, and short ones.
 
     All begin with the same `shared` tokens; every token behind them is a target.
     """
-    rng = np.random.default_rng(length)
+    rng = np.random.default_rng([length, draw])
 
-    def draw(n: int) -> np.ndarray:
+    def ids(n: int) -> np.ndarray:
         return rng.integers(1, vocabulary, size=n).astype(np.int32)
 
-    longest = draw(length + 1)
+    longest = ids(length + 1)
     depths = sorted({1, 2, 5, length // 4, length // 2, 3 * length // 4, length - 3})
     branches = [
-        np.concatenate([longest[:depth], draw(min(6, length + 1 - depth))])
+        np.concatenate([longest[:depth], ids(min(6, length + 1 - depth))])
         for depth in depths
         if max(shared, 1) <= depth < length
     ]
     short = [
-        np.concatenate([longest[:shared], draw(size)])
+        np.concatenate([longest[:shared], ids(size)])
         for size in (2, 3, 7, 13, 31)
         if shared + size <= length + 1
     ]

@@ -229,7 +229,7 @@ class TorchBackend:
         longest = int(length_S.max(initial=0))
         if longest > self.ways.length:
             self._use(self._prove(self._architecture, 1 << (longest - 1).bit_length()))
-        way_S = np.where(length_S <= self.ways.packed, 0, np.where(length_S <= self.ways.padded, 1, 2))
+        way_S = np.where(length_S <= self.ways.packed, 0, 1 if self.ways.padded else 2)
         found = []
         for number, way in enumerate(("packed", "padded", "alone")):
             index = np.flatnonzero(way_S == number)
@@ -297,7 +297,7 @@ class TorchBackend:
             self._fail(packed=0, why_not_packed=why)
             self.notes.append(f"runs one sequence per choice, because {why}")
         elif self.ways.padded:
-            self._fail(padded=0)
+            self._fail(padded=False)
         elif self.ways.head is not None:
             self._fail(head=None, why_own_head=why)
             self.notes.append(
