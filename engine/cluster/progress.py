@@ -20,7 +20,7 @@ class Progress:
     def __init__(self) -> None:
         import ray
 
-        self._key = ray.get_runtime_context().get_actor_id().encode()
+        self._key = str(ray.get_runtime_context().get_actor_id()).encode()
         self._count = 0
         self._reported = float("-inf")
 
