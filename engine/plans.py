@@ -90,7 +90,8 @@ class Planner:
         """(hash of the tokenizer, the model's window), read once for each checkpoint."""
         if checkpoint.path not in self._tokenizers:
             window = window_of(load_config(checkpoint, self._trust), None, default=0)
-            self._tokenizers[checkpoint.path] = (tokenizer_hash(checkpoint.path), window)
+            hashed = tokenizer_hash(checkpoint.tokenizer_folder, checkpoint.model_folder)
+            self._tokenizers[checkpoint.path] = (hashed, window)
         return self._tokenizers[checkpoint.path]
 
 
@@ -98,7 +99,7 @@ def load_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(checkpoint.model_folder, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise UserError(f"{checkpoint.name}: its config.json cannot be used: {reason(error)}") from None
 

@@ -1,15 +1,56 @@
-"""A checkpoint's folder -> its transformers module on a device: empty, to be filled in place, or read by transformers itself."""
+"""A checkpoint's folder -> its transformers module on a device, and the next checkpoint of its architecture into the same module.
+
+What the weights of a folder mean (tensors that are renamed, fused, tied or kept in float32) is for transformers to say: the
+first checkpoint of an architecture goes through its own loader. Where that changed no more than names, the next ones are read
+straight into the module's memory. To see that, the first one's files are read once more and compared.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from evalengine.checkpoints import Checkpoint
+from evalengine import weights
+from evalengine.checkpoints import Checkpoint, model_config, weight_files
 from evalengine.errors import UserError
+from evalengine.untrusted import printable
+
+
+class Loaded(NamedTuple):
+    """A module that holds a checkpoint, and what is known of how it came to hold it."""
+
+    model: Any  # a transformers PreTrainedModel
+    architecture: str
+    names: (
+        dict[str, str] | None
+    )  # the module's own for each tensor of the files; None: they are not the same tensors
+    buffers: dict[str, torch.Tensor]  # those that no file holds, as they were when the model was made
+    notes: tuple[str, ...]  # what the user should know about its weights
+
+    def refill(self, checkpoint: Checkpoint) -> bool:
+        """Reads another checkpoint into the module. False, and nothing is changed, where it must be loaded anew.
+
+        Raises UserError.
+        """
+        if self.names is None or checkpoint.base or architecture_of(checkpoint.path) != self.architecture:
+            return False
+        files = weight_files(checkpoint.path, allow_pickle=True)
+        if any(file.suffix != ".safetensors" for file in files):
+            return False
+        stored = weights.unwrapped(weights.headers(files), checkpoint.name)
+        if not stored.keys() <= self.names.keys():
+            return False
+        stored = {self.names[name]: tensor for name, tensor in stored.items()}
+        now = made_buffers(self.model)
+        untouched = all(torch.equal(now[name], buffer) for name, buffer in self.buffers.items())
+        if not untouched or not weights.fits(self.model, stored):
+            return False
+        weights.fill(self.model, stored)
+        return True
 
 
 class Pretrained(NamedTuple):
@@ -20,31 +61,68 @@ class Pretrained(NamedTuple):
     allow_pickle: bool
     trust_remote_code: bool
 
-    def build(self, checkpoint: Checkpoint) -> Any:
-        """The architecture with uninitialised weights: nothing is read and nothing random is drawn. Raises UserError."""
+    def load(self, checkpoint: Checkpoint) -> Loaded:
+        """The checkpoint in a new module, by transformers' own loader. Raises UserError."""
+        if checkpoint.base is not None:
+            from evalengine.adapters import merged
+
+            loaded = merged(self, checkpoint)
+        else:
+            loaded = self.read(checkpoint)
+        loaded.model.requires_grad_(False)
+        loaded.model.to(self.device).eval()
+        return loaded._replace(buffers={k: b.clone() for k, b in made_buffers(loaded.model).items()})
+
+    def read(self, checkpoint: Checkpoint) -> Loaded:
+        """The weights of `checkpoint.model_folder` in a module on the CPU."""
+        folder = checkpoint.model_folder
+        config = model_config(folder)
+        files = weight_files(folder, self.allow_pickle)
+        if config.get("quantization_config"):
+            return self._loaded(checkpoint, self._from_folder(checkpoint))
+        stored: dict[str, weights.Stored] = {}
+        tensors: Mapping[str, Any]
+        if all(file.suffix == ".safetensors" for file in files):
+            stored = weights.unwrapped(weights.headers(files), checkpoint.name)
+            weights.plausible(config, len(stored), checkpoint.name)
+            tensors = {name: weights.Unread(tensor) for name, tensor in stored.items()}
+        else:
+            tensors = weights.unwrapped(weights.unpickled(files), checkpoint.name)
+        loaded = self._loaded(checkpoint, self._from_tensors(checkpoint, tensors))
+        # What is said of this checkpoint's weights may not be so of the next one's.
+        same = bool(stored) and not loaded.notes
+        return loaded._replace(names=weights.names_in(loaded.model, stored) if same else None)
+
+    def _from_tensors(self, checkpoint: Checkpoint, tensors: Mapping[str, Any]) -> Any:
+        """transformers' loader on tensors that are read here: in memory of their own, under the model's own names."""
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.initialization import no_init_weights
 
         remote = {"trust_remote_code": self.trust_remote_code}
         try:
-            config = AutoConfig.from_pretrained(checkpoint.path, **remote)
-            # Some versions of transformers pick an attention that drops this soft-cap without a word.
-            capped = (
-                {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
+            config = AutoConfig.from_pretrained(checkpoint.model_folder, **remote)
+            with no_init_weights(), torch.device("meta"):
+                empty = AutoModelForCausalLM.from_config(config, dtype=self.dtype, **remote)
+            return type(empty).from_pretrained(
+                None,
+                config=empty.config,
+                state_dict=tensors,
+                dtype=self.dtype,
+                output_loading_info=True,
+                **attention_of(empty.config),
             )
-            with no_init_weights():
-                model = AutoModelForCausalLM.from_config(config, dtype=self.dtype, **remote, **capped)
+        except UserError:
+            raise
         except Exception as error:
             raise unreadable(checkpoint, error) from None
-        return self._ready(model)
 
-    def load(self, checkpoint: Checkpoint, misfit: str) -> Any:
-        """transformers' own loader, which knows renamed and fused tensors. `misfit`: why filling in place did not do."""
+    def _from_folder(self, checkpoint: Checkpoint) -> Any:
+        """transformers' loader on the folder, where its weights are not plain tensors."""
         from transformers import AutoModelForCausalLM
 
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                checkpoint.path,
+            return AutoModelForCausalLM.from_pretrained(
+                checkpoint.model_folder,
                 dtype=self.dtype,
                 trust_remote_code=self.trust_remote_code,
                 use_safetensors=None if self.allow_pickle else True,
@@ -52,24 +130,65 @@ class Pretrained(NamedTuple):
             )
         except Exception as error:
             raise unreadable(checkpoint, error) from None
-        model, info = loaded
-        lacking = sorted(info.get("missing_keys") or ()) or sorted(
-            map(str, info.get("mismatched_keys") or ())
-        )
-        if lacking:
-            raise UserError(
-                f"{checkpoint.name} does not hold the model its config.json describes ({misfit}): copy it again"
-            )
-        return self._ready(model)
 
-    def _ready(self, model: Any) -> Any:
-        model.requires_grad_(False)
-        return model.to(self.device).eval()
+    def _loaded(self, checkpoint: Checkpoint, result: tuple[Any, dict[str, Any]]) -> Loaded:
+        model, info = result
+        missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        if missing:
+            raise UserError(incomplete(checkpoint, model, missing, extra))
+        notes: list[str] = []
+        if extra:
+            notes.append(
+                f"{len(extra)} tensors of its files are not in the model that its config.json describes and are left out,"
+                f" as transformers does: {printable(extra[0][:80])}{', ...' if len(extra) > 1 else ''}"
+            )
+        if has_head_of_its_own(model):
+            notes.append(
+                "its config.json ties the output layer to the embeddings, but its files hold another one, which is used, as"
+                " transformers does (lm-evaluation-harness ties them again)"
+            )
+        return Loaded(model, architecture_of(checkpoint.model_folder), None, {}, tuple(notes))
+
+
+def attention_of(config: Any) -> dict[str, str]:
+    """Some versions of transformers pick an attention that drops this soft-cap without a word."""
+    capped = getattr(text_config(config), "attn_logit_softcapping", None)
+    return {"attn_implementation": "eager"} if capped else {}
+
+
+def has_head_of_its_own(model: Any) -> bool:
+    """Whether the configuration ties the output layer to the embeddings, and transformers found another one in the files."""
+    tied = getattr(text_config(model.config), "tie_word_embeddings", False)
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    ties = bool(getattr(model, "_tied_weights_keys", None)) and hasattr(head, "weight")
+    return bool(tied and ties and head.weight is not embeddings.weight)
+
+
+def made_buffers(model: Any) -> dict[str, torch.Tensor]:
+    """The buffers that no file holds: the model makes them, and some models change them as they run."""
+    kept = model.state_dict()
+    return {name: buffer for name, buffer in model.named_buffers() if name not in kept}
+
+
+def incomplete(checkpoint: Checkpoint, model: Any, missing: list[str], extra: list[str]) -> str:
+    head = model.get_output_embeddings()
+    of_head = {
+        name
+        for name, parameter in model.named_parameters()
+        if head is not None and any(parameter is own for own in head.parameters())
+    }
+    if set(missing) <= of_head:
+        return (
+            f"{checkpoint.name} has no output layer ({missing[0]}): its files are those of the base model, without the head"
+            " of a causal language model; save it with AutoModelForCausalLM"
+        )
+    what = f"{missing[0]} is missing" + (f", and {printable(extra[0][:80])} is unknown" if extra else "")
+    return f"{checkpoint.name} does not hold the model its config.json describes ({what}): copy it again"
 
 
 def architecture_of(path: Path) -> str:
     """What two checkpoints must share to share a module: the configuration without its names and versions."""
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config = dict(model_config(path))
     for key in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
         config.pop(key, None)
     return json.dumps(config, sort_keys=True)

@@ -277,7 +277,7 @@ def identify(
     `progress` is called on the way; what it raises stops the reading.
     """
     here = remote.fetch(checkpoint, progress)
-    return here, checkpoints.fingerprint(here.path, allow_pickle, progress)
+    return here, checkpoints.fingerprint(here.path, allow_pickle, progress, here.base)
 
 
 def checkpoint_metadata(
@@ -286,7 +286,7 @@ def checkpoint_metadata(
     return options.metadata(backend) | {
         "checkpoint": checkpoint.name,
         "checkpoint_fingerprint": fingerprint,
-        "tokenizer_hash": checkpoints.tokenizer_hash(checkpoint.path),
+        "tokenizer_hash": checkpoints.tokenizer_hash(checkpoint.tokenizer_folder, checkpoint.model_folder),
         "identity": "\t".join(v or "" for v in (checkpoint.scale, checkpoint.mixture, checkpoint.stage)),
     }
 

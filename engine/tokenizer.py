@@ -22,11 +22,19 @@ PROBES = (*WORDS, "The sun is up", "Question: Which one isn't it?\nAnswer: the m
 
 def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     """The tokenizer, without randomness. Raises UserError where it cannot be loaded, or not as its files say."""
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    there = ", ".join(file.name for file in tokenizer_files(checkpoint.path))
+    folder = checkpoint.tokenizer_folder
+    there = ", ".join(file.name for file in tokenizer_files(folder))
+    remote = {"trust_remote_code": trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
+        # An adapter's folder has no config.json, by which a tokenizer without tokenizer_class is known.
+        model = (
+            {}
+            if checkpoint.base is None
+            else {"config": AutoConfig.from_pretrained(checkpoint.base, **remote)}
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, **model, **remote)
         tokenizer = as_the_file_says(tokenizer, checkpoint)
         model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
         if getattr(model, "dropout", None):  # BPE dropout is for training: every call would give other tokens
@@ -86,9 +94,9 @@ def as_the_file_says(tokenizer: Any, checkpoint: Checkpoint) -> Any:
     )
     if not rebuilt or not type(tokenizer).__module__.startswith("transformers."):
         return tokenizer
-    if not (checkpoint.path / "tokenizer.json").is_file():
+    if not (checkpoint.tokenizer_folder / "tokenizer.json").is_file():
         return tokenizer
-    own = PreTrainedTokenizerFast.from_pretrained(checkpoint.path)
+    own = PreTrainedTokenizerFast.from_pretrained(checkpoint.tokenizer_folder)
     if encodes_alike(tokenizer, own):
         return tokenizer
     console.warn(

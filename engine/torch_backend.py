@@ -11,7 +11,6 @@ memory beyond weights: N x widest activation, and a few MB for the head.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 
 from evalengine import packing, proof, weights
-from evalengine.checkpoints import Checkpoint, weight_files
+from evalengine.checkpoints import Checkpoint
 from evalengine.encoding import Sequences, SequenceTooLarge, window_of
 from evalengine.errors import UserError
 from evalengine.forward import (
@@ -32,7 +31,7 @@ from evalengine.forward import (
     vocabulary_of,
 )
 from evalengine.last_layer import LastLayer
-from evalengine.pretrained import Pretrained, architecture_of, first_line
+from evalengine.pretrained import Loaded, Pretrained, first_line
 from evalengine.proof import Proof
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -77,12 +76,13 @@ class TorchBackend:
         self.trust_remote_code = trust_remote_code
         self._pretrained = Pretrained(self.device, DTYPES[self.dtype], allow_pickle, trust_remote_code)
         self.model: Any = None  # a transformers PreTrainedModel
-        self.forward: Forward  # how it runs; set by `load`
+        self.forward: Any = None  # how it runs, a Forward
         self.ways: Proof  # what is proven of it, less what failed on this checkpoint
         self.notes: list[str] = []  # what the user should know about how the loaded model runs
         self._name = ""  # of the checkpoint
         self._failed: dict[str, Any] = {}  # what this checkpoint does not do of what is proven
-        self._architecture = ""
+        self._loaded: Loaded | None = None
+        self._architecture = ""  # of the loaded model
         self._proofs: dict[str, Proof] = {}  # by architecture
         self._groups: dict[int, tuple[Sequences, Proof, list[Group]]] = {}  # by identity of the tokens
         self._batches: dict[int, tuple[Sequences, list[packing.Batch]]] = {}
@@ -91,44 +91,30 @@ class TorchBackend:
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Loads a checkpoint, in place if the module of the previous one fits. Raises UserError."""
-        files = weight_files(checkpoint.path, self.allow_pickle)
-        safe = all(file.suffix == ".safetensors" for file in files)
-        stored = weights.headers(files) if safe else None
-        architecture = architecture_of(checkpoint.path)
-        if stored is not None:
-            weights.plausible(json.loads(architecture), len(stored), checkpoint.name)
-        known = self._proofs.get(architecture)
-        fresh = (
-            self.model is None or architecture != self._architecture or (known is not None and known.rewrites)
-        )
-        if fresh:
-            self.model, self._architecture = None, ""
+        loaded = self._loaded
+        self._loaded = None  # what fails on the way is made anew for the next checkpoint
+        known = None if loaded is None else self._proofs[loaded.architecture]
+        if loaded is None or known is None or known.rewrites or not loaded.refill(checkpoint):
+            self.model = self.forward = loaded = None  # not two modules at a time
             self._groups.clear()
             self._batches.clear()
-            self.model = self._pretrained.build(checkpoint)
-        misfit = weights.fits(self.model, stored) if stored is not None else "pickled weights"
-        if misfit is None:
-            assert stored is not None
-            weights.fill(self.model, stored)
-        else:
-            fresh, self.model, self._architecture = True, None, ""
-            self.model = self._pretrained.load(checkpoint, misfit)
+            loaded = self._pretrained.load(checkpoint)
+            self.model = loaded.model
+            self.forward = Forward(self.model, self.device, DTYPES[self.dtype])
         name = weights.non_finite(self.model)
         if name is not None:
             raise UserError(
                 f"{checkpoint.name} has NaN or infinite weights ({name}): it is not scored; check its training"
             )
-        if fresh:
-            self.forward = Forward(self.model, self.device, DTYPES[self.dtype])
-        self._name, self.notes, self._failed = checkpoint.name, [], {}
-        self._use(known or self._prove(architecture, proof.FIRST))
+        self._name, self._architecture = checkpoint.name, loaded.architecture
+        self.notes, self._failed = list(loaded.notes), {}
+        self._use(self._proofs.get(loaded.architecture) or self._prove(proof.FIRST))
         self._check()
-        # Only now: what failed on the way is built anew for the next checkpoint.
-        self._architecture = architecture
+        self._loaded = loaded
 
     # --- is the fast way the same way?
 
-    def _prove(self, architecture: str, length: int) -> Proof:
+    def _prove(self, length: int) -> Proof:
         """What holds for this configuration up to `length` tokens fed. Raises UserError where it is not causal."""
         config = self.model.config
         window = window_of(config, None, default=length)
@@ -136,8 +122,8 @@ class TorchBackend:
             found = proof.prove(config, min(length, window), self.batch_tokens, self.trust_remote_code)
         except UserError as error:
             raise UserError(f"{self._name} cannot be scored: {error}") from None
-        self._proofs[architecture] = found._replace(length=length)
-        return self._proofs[architecture]
+        self._proofs[self._architecture] = found._replace(length=length)
+        return self._proofs[self._architecture]
 
     def _use(self, ways: Proof) -> None:
         """Runs the loaded model in these ways from now on."""
@@ -228,7 +214,7 @@ class TorchBackend:
         length_S = np.diff(sequences.offset) - 1
         longest = int(length_S.max(initial=0))
         if longest > self.ways.length:
-            self._use(self._prove(self._architecture, 1 << (longest - 1).bit_length()))
+            self._use(self._prove(1 << (longest - 1).bit_length()))
         way_S = np.where(length_S <= self.ways.packed, 0, 1 if self.ways.padded else 2)
         found = []
         for number, way in enumerate(("packed", "padded", "alone")):

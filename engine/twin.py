@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evalengine.pretrained import text_config
+from evalengine.pretrained import attention_of, text_config
 
 VOCABULARY = 320
 WIDTH = 64
@@ -67,10 +67,8 @@ def _numbers(value: Any) -> Iterator[int]:
 
 
 def _module(auto: Any, config: Any, trust_remote_code: bool) -> Any:
-    # Some versions of transformers pick an attention that drops this soft-cap without a word.
-    capped = getattr(text_config(config), "attn_logit_softcapping", None)
-    attention = {"attn_implementation": "eager"} if capped else {}
-    model = auto.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code, **attention)
+    remote = {"trust_remote_code": trust_remote_code}
+    model = auto.from_config(config, dtype=torch.float32, **remote, **attention_of(config))
     return model.requires_grad_(False).eval()
 
 

@@ -185,18 +185,31 @@ def printable(text: str) -> str:
 
 def check_name(name: str, kind: str) -> None:
     """Refuses names that could leave the output folder or that two people would read as one."""
-    if (
-        not is_plain(name)
-        or name.startswith(".")
-        or name in RESERVED
-        or "/" in name
-        or "\\" in name
-        or unicodedata.normalize("NFKC", name) != name
-    ):
-        raise UserError(
-            f"{printable(name[:60])!r} cannot be a {kind} name: use at most {NAME_BYTES} plain characters, no slash,"
-            " and no dot in front"
-        )
+    fault = name_fault(name)
+    if fault is not None:
+        raise UserError(f"{printable(name[:60])!r} cannot be a {kind} name: {fault}; rename it")
+
+
+def name_fault(name: str) -> str | None:
+    if not name:
+        return "it is empty"
+    if is_text(name) and len(name.encode()) > NAME_BYTES:
+        return f"it has more than {NAME_BYTES} bytes"
+    if not is_plain(name):
+        return "it holds characters that cannot be seen"
+    if name.startswith("."):
+        return "it begins with a dot"
+    if "/" in name or "\\" in name:
+        return "it holds a slash"
+    if name in RESERVED:
+        return "a score store keeps its own file under it"
+    other = unicodedata.normalize("NFKC", name)
+    if other != name:
+        letter = next((c for c in name if unicodedata.normalize("NFKC", c) != c), None)
+        if letter is not None:
+            return f"{letter!r} looks like {unicodedata.normalize('NFKC', letter)!r}"
+        return "its letters and their accents are separate characters (NFD)"
+    return None
 
 
 def is_plain(text: str) -> bool:

@@ -28,7 +28,13 @@ def register(subparsers: Any) -> None:
         nargs="+",
         type=location,
         metavar="CKPT",
-        help="Hugging Face causal-LM directories, or URIs of such (s3://, gs://, hf://)",
+        help="Hugging Face causal-LM directories, LoRA adapters, or URIs of models (s3://, gs://, hf://)",
+    )
+    p.add_argument(
+        "--base",
+        type=Path,
+        metavar="DIR",
+        help="the model that adapters are merged into (default: the folder that each one's adapter_config.json names)",
     )
     p.add_argument(
         "--data",
@@ -112,7 +118,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.batch_tokens is not None and args.batch_tokens < 1:
         raise UserError("--batch-tokens must be at least 1")
-    found = checkpoints.discover(args.checkpoints, args.manifest)
+    found = checkpoints.discover(args.checkpoints, args.manifest, args.base)
+    adapter = next((checkpoint.name for checkpoint in found if checkpoint.base), None)
+    if adapter is not None and args.backend == "vllm":
+        raise UserError(
+            f"{adapter} is an adapter, which --backend vllm does not score: use --backend torch, or merge it into its base"
+        )
     only_tasks = args.lm_eval_tasks and args.benchmarks == "all"
     benchmarks = [] if only_tasks else available(resolve(args.benchmarks, args.benchmark_file), args)
     options = runner.Options(

@@ -377,6 +377,6 @@ def weight_size(checkpoint: Checkpoint, allow_pickle: bool) -> float:
     if checkpoint.weights is not None:
         return float(checkpoint.weights)
     try:
-        return float(sum(file.stat().st_size for file in weight_files(checkpoint.path, allow_pickle)))
+        return float(sum(file.stat().st_size for file in weight_files(checkpoint.model_folder, allow_pickle)))
     except (UserError, OSError):
         return 0.0

@@ -75,6 +75,68 @@ def test_a_checkpoint_directory_with_a_hostile_name_is_refused(tmp_path: Path) -
             checkpoints.discover([tmp_path / name])
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("", "it is empty"),
+        ("é" * 150, "more than 200 bytes"),
+        ("a\u200bb", "cannot be seen"),
+        (".hidden", "begins with a dot"),
+        ("a/b", "holds a slash"),
+        ("runs.jsonl", "keeps its own file"),
+        ("ﬁne", "'ﬁ' looks like 'fi'"),
+        ("cafe\u0301", "separate characters (NFD)"),
+    ],
+    ids=ascii,
+)
+def test_what_is_wrong_with_a_name_is_said(name: str, says: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check_name(name, "checkpoint")
+    assert says in str(refused.value)
+
+
+def saved(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_a_name_as_macos_writes_it_is_composed(tmp_path: Path) -> None:
+    """Letters and accents apart (NFD) or together (NFC) are one name, for the store and for the manifest."""
+    apart, together = saved(tmp_path / "240M-cafe\u0301-pt"), tmp_path / "240M-caf\u00e9-pt"
+    (checkpoint,) = checkpoints.discover([apart])
+    assert (checkpoint.name, checkpoint.mixture) == (together.name, "caf\u00e9")
+    assert checkpoint.path == apart.resolve()
+    manifest = tmp_path / "m.yaml"
+    manifest.write_text(yaml.safe_dump({apart.name: {"scale": "1B"}}, allow_unicode=True))
+    assert checkpoints.discover([apart], manifest)[0].scale == "1B"
+    with pytest.raises(UserError, match="two checkpoints are named"):
+        checkpoints.discover([apart, saved(together)])
+
+
+def test_a_link_keeps_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [saved(tmp_path / run / "checkpoint-1000") for run in "ab"]
+    links = [tmp_path / "ckpts" / name for name in ("60M-c4-pt", "60M-wiki-pt")]
+    links[0].parent.mkdir()
+    for link, run in zip(links, runs, strict=True):
+        link.symlink_to(run)
+    manifest = tmp_path / "m.yaml"
+    manifest.write_text(yaml.safe_dump({links[1].name: {"scale": "1B", "stage": "sft"}}))
+    first, second = checkpoints.discover(links, manifest)
+    assert (first.name, first.scale, first.mixture, first.stage) == ("60M-c4-pt", "60M", "c4", "pt")
+    assert (second.name, second.scale, second.stage) == ("60M-wiki-pt", "1B", "sft")
+    assert [first.path, second.path] == [run.resolve() for run in runs], (
+        "the folder is settled when it is given"
+    )
+    for place in (f"{links[0]}/", f"{links[0].parent}/./x/../60M-c4-pt"):
+        (tmp_path / "ckpts" / "x").mkdir(exist_ok=True)
+        assert checkpoints.discover([place])[0].name == "60M-c4-pt"
+    monkeypatch.chdir(runs[0])
+    assert checkpoints.discover(["."])[0].name == "checkpoint-1000"
+    (runs[0] / "inner").mkdir()
+    assert checkpoints.discover(["inner/.."])[0].name == "checkpoint-1000"
+
+
 @pytest.mark.parametrize("name", [*HOSTILE, "a b", "é"], ids=ascii)
 def test_a_custom_benchmark_cannot_be_named_so(name: str, tmp_path: Path) -> None:
     path = tmp_path / "b.yaml"
