@@ -1,8 +1,8 @@
 """A model's small twin: the same architecture and configuration, narrow, with random weights, in float32 on the CPU.
 
 Whether a fast path computes what a model computes does not depend on its weights, so it can be tried on weights that make
-every difference large. The twin keeps whatever decides the arithmetic (layer types, windows, rotary factors, head width, the
-number of layers); only widths, the vocabulary and the number of experts shrink, and only where the module can still be built.
+every difference large. The twin keeps whatever decides the arithmetic (layer types, windows, rotary factors, the number of
+layers); only widths, the vocabulary and the number of experts shrink, and only where the module can still be built.
 
 Cost: about 10 ms a layer.
 """
@@ -20,6 +20,7 @@ from evalengine.pretrained import attention_of, text_config
 
 VOCABULARY = 320
 WIDTH = 64
+HEAD = 32  # channels of a head, where nothing in the configuration (rotary factors, say) asks for more
 GAIN = 1.5  # of a matrix: activations grow a little, logits differ by nats
 LARGEST = 200_000_000  # parameters: a twin that does not shrink below is not made
 
@@ -29,7 +30,7 @@ def make(config: Any, trust_remote_code: bool = False) -> Any:
     from transformers import AutoModelForCausalLM
 
     failed: Exception | None = None
-    for shrink in (_narrow, _square, _thin, _few_tokens):
+    for shrink in (_narrowest, _narrow, _square, _thin, _few_tokens):
         try:
             small = shrink(copy.deepcopy(config))
             with torch.device("meta"):
@@ -104,8 +105,8 @@ def _thin(config: Any) -> Any:
     return config
 
 
-def _narrow(config: Any, square: bool = False) -> Any:
-    """Fewer heads of the same width, still grouped if they were, and a small hidden size; `square`: heads x head width."""
+def _narrow(config: Any, head: int = 1 << 31, square: bool = False) -> Any:
+    """Fewer heads, still grouped if they were, of at most `head` channels; a small hidden size, or heads x head width."""
     _thin(config)
     text = text_config(config)
     heads, width = text.num_attention_heads, text.hidden_size
@@ -120,8 +121,10 @@ def _narrow(config: Any, square: bool = False) -> Any:
         own = None
     except Exception:  # one for each kind of layer
         own = WIDTH
+    if "head_dim" in text.to_dict() and (own or 0) > head:
+        text.head_dim = own = head
     if own is None or square:
-        narrow = many * (own or width // heads)
+        narrow = many * min(own or width // heads, head)
     else:
         narrow = min(width, WIDTH)
     for name in ("word_embed_proj_dim", "embedding_size"):
@@ -132,6 +135,10 @@ def _narrow(config: Any, square: bool = False) -> Any:
     if keys:
         text.num_key_value_heads = few
     return config
+
+
+def _narrowest(config: Any) -> Any:
+    return _narrow(config, head=HEAD)
 
 
 def _square(config: Any) -> Any:

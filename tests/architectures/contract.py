@@ -19,6 +19,7 @@ import torch
 from evalengine.checkpoints import discover
 from evalengine.encoding import Encoder, Sequences, merge, window_of
 from evalengine.errors import UserError
+from evalengine.pretrained import text_config
 from evalengine.torch_backend import DTYPES, TorchBackend
 
 FLOAT32 = 1e-3
@@ -193,9 +194,13 @@ def plain(path: Path, dtype: str, *parts: Sequences, device: str = "cpu", alone:
 
 
 def loaded(path: Path, dtype: str, device: str = "cpu") -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype])
+    config = AutoConfig.from_pretrained(path)
+    # Some versions of transformers choose an attention that drops this soft-cap without a word.
+    capped = getattr(text_config(config), "attn_logit_softcapping", None)
+    attention = {"attn_implementation": "eager"} if capped else {}
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], **attention)
     return model.to(device).eval()
 
 

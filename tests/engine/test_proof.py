@@ -196,7 +196,7 @@ def test_a_twin_is_small_and_leaves_random_numbers_alone() -> None:
     model = twin.make(wide)
     assert torch.equal(torch.rand(3), expected)
     assert sum(p.numel() for p in model.parameters()) < 1_000_000
-    assert len(model.model.layers) == 3 and model.config.head_dim == 128
+    assert len(model.model.layers) == 3 and model.config.head_dim == twin.HEAD
     assert model.config.num_attention_heads > model.config.num_key_value_heads > 1
 
 
