@@ -79,3 +79,17 @@ def processes(*words: str) -> dict[int, str]:
                 if line and all(word in line for word in words):
                     found[int(entry.name)] = line
     return found
+
+
+def own(*words: str) -> list[int]:
+    """Those of them that descend from this process: another suite may run on the same machine."""
+    return [pid for pid in processes(*words) if os.getpid() in ancestors(pid)]
+
+
+def ancestors(pid: int) -> list[int]:
+    found = []
+    with contextlib.suppress(OSError):  # it has just ended
+        while pid > 1:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            found.append(pid)
+    return found

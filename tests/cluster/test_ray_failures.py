@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import evalengine
-from cluster.conftest import files, one_thread, processes, score
+from cluster.conftest import files, one_thread, own, score
 from evalengine.cluster import parts
 
 RAY = ("--ray", "local", "--workers", 2, "--cpus-per-worker", 1)
@@ -139,7 +139,7 @@ def test_a_worker_that_hangs_is_replaced(
 
     def stop() -> None:
         while not stopped and running.is_set():
-            busy = list(processes("ray::Scorer.run")) if len(list(out.glob("*/*.arrow"))) >= 2 else []
+            busy = own("ray::Scorer.run") if len(list(out.glob("*/*.arrow"))) >= 2 else []
             if busy:
                 os.kill(busy[0], signal.SIGSTOP)
                 stopped.append(busy[0])

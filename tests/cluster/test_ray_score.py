@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.conftest import files, processes, score
+from cluster.conftest import files, own, score
 from evalengine import runner
 from evalengine.cluster import parts, scoring
 from evalengine.cluster import shared as shared_folder
@@ -55,7 +55,7 @@ def test_a_worker_killed_with_sigkill_costs_only_its_unit(
     def kill() -> None:
         while not killed and running.is_set():
             done = len(list(out.glob("*/*.arrow")))
-            busy = list(processes("ray::Scorer.run")) if done >= 2 else []
+            busy = own("ray::Scorer.run") if done >= 2 else []
             if busy:
                 os.kill(busy[0], signal.SIGKILL)
                 killed.append(done)
@@ -151,9 +151,8 @@ def test_a_local_cluster_listens_on_the_loopback_interface_alone() -> None:
             fields = line.split()
             if fields[3] == "0A":  # LISTEN
                 listening[fields[9]] = fields[1].split(":")[0]
-    own = processes("ray::") | processes("raylet") | processes("gcs_server")
     found = []
-    for pid in own:
+    for pid in {*own("ray::"), *own("raylet"), *own("gcs_server")}:
         with contextlib.suppress(OSError):
             for handle in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.conftest import processes
+from cluster.conftest import own
 from evalengine.cli import main
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
@@ -39,7 +39,7 @@ def test_a_study_on_ray_has_the_weights_of_one_machine_though_a_worker_is_killed
 
     def kill() -> None:
         while not killed and running.is_set():
-            busy = list(processes("ray::Trainer.run"))
+            busy = own("ray::Trainer.run")
             if busy:
                 time.sleep(0.3)
                 os.kill(busy[0], signal.SIGKILL)
