@@ -1,13 +1,12 @@
 """The vLLM backend: one engine kept warm for all checkpoints of an architecture.
 
 An engine is started only for a configuration that vLLM computes as transformers does (proof.py). A checkpoint with the
-configuration and the tensors of the one before it is swapped in: weights reloaded in place, then the
-prefix cache emptied, for its keys and values are the old checkpoint's. A swap is believed only if digests of tensors agree
-with the file, and a canary prompt scores the same with and without the cache, and otherwise than the old checkpoint did; an
-engine's first swap takes its own weights once more, which must change nothing. Where any of that fails a new engine is
-started, and the notes say so.
+configuration and the tensors of the one before it is swapped in: weights reloaded in place, then the prefix cache emptied, for
+its keys and values are the old checkpoint's. A swap is believed only if digests of tensors agree with the file, and a canary
+prompt scores the same with and without the cache, and otherwise than the old checkpoint did; an engine's first swap takes its
+own weights once more, which must change nothing. Where any of that fails a new engine is started, and the notes say so.
 
-Cost of a swap: reading the weights, and two short prompts; of a new engine: seconds.
+Cost of a swap: reading the weights, and two short prompts; of a new engine: seconds, twice for a new configuration.
 """
 
 from __future__ import annotations
@@ -38,9 +37,8 @@ CANARY = 96  # tokens of the canary prompt: whole cache blocks on any platform
 DIGESTS = 8  # tensors whose digests are compared after a swap, the largest first
 DIGEST_BYTES = 64 << 20  # of a tensor at most
 
-_proofs: dict[
-    tuple[str, ...], Proof
-] = {}  # by architecture, route and settings: facts, whichever backend found them
+# By architecture, route and settings: facts, whichever backend found them.
+_proofs: dict[tuple[str, ...], Proof] = {}
 
 
 class VllmBackend:
@@ -108,7 +106,6 @@ class VllmBackend:
             reason = self._swap(checkpoint, stored)
             if reason is None:
                 self.swaps += 1
-                self._check_canary(checkpoint)
                 self.notes.append(f"vLLM {self.version}, {self._running}, warm engine")
                 return
             self.notes.append(
@@ -116,11 +113,11 @@ class VllmBackend:
             )
         self.close()
         self._plans.clear()
+        self._checkpoint, self._identity = checkpoint, identity
         self._start(checkpoint, FIRST)
-        self._identity = identity
         try:
             check_tied(checkpoint, stored or {}, self._proof)
-            self._check_canary(checkpoint)
+            check_finite(checkpoint, self._canary)
         except UserError:
             self.close()
             raise
@@ -144,7 +141,8 @@ class VllmBackend:
                 hopeless = route == order[-1] or not (
                     pooling or started
                 )  # the next route needs this very engine
-                if hopeless or getattr(error, "final", False):
+                wrong_input = isinstance(error, UserError) and not isinstance(error, engine.EngineFailed)
+                if hopeless or wrong_input or getattr(error, "final", False):
                     raise (
                         error if isinstance(error, UserError) else engine.EngineFailed(checkpoint, error)
                     ) from None
@@ -166,24 +164,25 @@ class VllmBackend:
             checkpoint, pooling=pooling, window=None if pooling else window(checkpoint), settings=settings
         )
         self._running = routes.FUSED if pooling else routes.available(self._llm, route)
-        self._checkpoint, self._proven = checkpoint, False
-        self._canary = self._score_canary()  # a route that cannot run shows it here
+        self._proven, self._canary = False, self._score_canary()  # a route that cannot run shows it here
 
     def _prove(self, checkpoint: Checkpoint, route: str, length: int) -> Proof:
         """Compares vLLM with transformers on the checkpoint's twin, in an engine of its own. Raises UserError."""
-        key = (architecture_of(checkpoint.path), route, repr(sorted(self._settings.items())))
+        key = (
+            architecture_of(checkpoint.path),
+            route,
+            repr(sorted(self._settings.items())),
+            str(self.use_cache),
+        )
         if key in _proofs and _proofs[key].length >= length:
             return _proofs[key]
         with tempfile.TemporaryDirectory(prefix="evalengine-twin-") as folder:
             twin = make_twin(checkpoint, Path(folder), bool(self._settings["trust_remote_code"]))
             self._open(twin.checkpoint, route, self._settings | SETTINGS)
-            try:
-                reached = min(length, self._limit)
-                sequences = twin.sequences(reached)
-                requests = plan(sequences, self._running == routes.FUSED)
-                twin.check(self._ask(requests.requests, self.use_cache)[0][requests.index_T], reached)
-            finally:
-                self.close()
+            reached = min(length, self._limit)
+            requests = plan(twin.sequences(reached), self._running == routes.FUSED)
+            twin.check(self._ask(requests.requests, self.use_cache)[0][requests.index_T], reached)
+            self.close()
         _proofs[key] = Proof(length, twin.tied)
         return _proofs[key]
 
@@ -225,12 +224,6 @@ class VllmBackend:
     def _close_to(self, a: np.ndarray, b: np.ndarray) -> bool:
         return bool(np.allclose(a, b, atol=ROUNDING[self.dtype], rtol=0))
 
-    def _check_canary(self, checkpoint: Checkpoint) -> None:
-        if not np.isfinite(self._canary).all():
-            raise UserError(
-                f"{checkpoint.name} gives NaN for a test prompt: it is not scored; check its training"
-            )
-
     def reset_prefix_cache(self) -> bool:
         """Forgets the keys and values of every prompt so far. False if requests are still running."""
         return bool(self._llm.reset_prefix_cache())
@@ -261,6 +254,8 @@ class VllmBackend:
 
     def score(self, sequences: Sequences, progress: Callable[[float], None] | None = None) -> SequenceScores:
         """Scores every sequence. `progress` is called with the number of sequences that each part finished."""
+        if self._llm is None:  # it ended with the sequences before these
+            self._start(self._checkpoint, FIRST)
         sequences.check_ids(self._vocabulary)
         longest = int(np.diff(sequences.offset).max(initial=1)) - 1
         self._check_length(longest)
@@ -279,6 +274,7 @@ class VllmBackend:
         if not logprobs:
             return SequenceScores(np.zeros(0), np.zeros(0, bool))
         logprob_T = np.concatenate(logprobs)[requests.index_T]
+        check_finite(self._checkpoint, logprob_T)
         greedy_T = np.concatenate(greedys)[requests.index_T].astype(bool)
         return SequenceScores(
             np.add.reduceat(logprob_T, requests.start_S), np.logical_and.reduceat(greedy_T, requests.start_S)
@@ -316,10 +312,6 @@ class VllmBackend:
             self.redone += len(lost)
             for i, again in zip(lost, self._run([requests[i] for i in lost], False), strict=True):
                 found[i] = again
-        if any(np.isnan(targets.logprob_T).any() for targets in found):
-            raise UserError(
-                f"vLLM gives NaN with {self._checkpoint.name}: it is not scored; check its training"
-            )
         return np.stack(
             [
                 np.concatenate([t.logprob_T for t in found]).astype(np.float64),
@@ -367,6 +359,14 @@ def window(checkpoint: Checkpoint) -> int | None:
     from evalengine.encoding import window_of
 
     return window_of(AutoConfig.from_pretrained(checkpoint.path), None, default=0) or None
+
+
+def check_finite(checkpoint: Checkpoint, logprob_T: np.ndarray) -> None:
+    """Raises UserError where a log-probability is NaN, as weights with NaN make it."""
+    if np.isnan(logprob_T).any():
+        raise UserError(
+            f"{checkpoint.name} gives NaN instead of log-probabilities: it is not scored; check its training"
+        )
 
 
 def check_tied(checkpoint: Checkpoint, stored: dict[str, weights.Stored], proof: Proof) -> None:

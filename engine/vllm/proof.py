@@ -22,6 +22,7 @@ from evalengine.checkpoints import Checkpoint
 from evalengine.encoding import Sequences
 from evalengine.errors import UserError
 from evalengine.pretrained import first_line, text_config, unreadable
+from evalengine.vllm import engine
 
 CLOSE = 3e-4  # nats a token; of log-probabilities below -10, three hundred-thousandths
 # What the twin's engine does otherwise: exact enough to tell two computations apart, and small enough for one device.
@@ -73,8 +74,6 @@ class Twin(NamedTuple):
 class Differs(UserError):
     """vLLM computes something else than transformers."""
 
-    final = True  # on every route
-
     def __init__(self, found: Twin, gap: float, length: int) -> None:
         why = ""
         rotary = getattr(text_config(found.config), "rope_parameters", None) or {}
@@ -104,7 +103,7 @@ def make_twin(checkpoint: Checkpoint, folder: Path, trust_remote_code: bool) -> 
             f"{checkpoint.name} is quantised, and vLLM's arithmetic for it was not compared: use --backend torch"
         )
     try:
-        with buildable(config):
+        with engine.quiet(), buildable(config):
             model = twin.make(config, trust_remote_code)
         for module in model.modules():
             module.do_not_compile = True  # what vLLM asks of modules whose class it wraps afterwards
@@ -120,7 +119,8 @@ def make_twin(checkpoint: Checkpoint, folder: Path, trust_remote_code: bool) -> 
             f"{checkpoint.name} cannot be scored: its tokens attend to the right (it is no causal language model), so it would"
             " see the answers it scores"
         )
-    trial.forward.model.save_pretrained(folder)
+    with engine.quiet():
+        trial.forward.model.save_pretrained(folder)
     written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     meant = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
     if meant.get("architectures"):  # what decides on vLLM's class

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import tiny_models
+from conftest import config, plain_forward
 from evalengine.checkpoints import Checkpoint, discover
 from evalengine.encoding import Sequences
 from evalengine.errors import UserError
-from conftest import config, plain_forward, save
 
 VOCABULARY = len(tiny_models.tokenizer("byte_level"))
 
@@ -81,18 +81,17 @@ def phi3_longrope() -> Any:
 
 
 def test_rotary_factors_that_depend_on_the_length(engine: Any, tmp_path: Path) -> None:
-    """vLLM takes the long factors for every sequence, unless its window ends where they begin."""
+    """vLLM takes the long factors for every sequence, unless its window ends where they begin (its own choice)."""
     checkpoint = write(tmp_path / "phi3", phi3_longrope())
     with pytest.raises(
         UserError, match=r"phi3 otherwise than transformers: by .* nats .*longrope.*--backend torch"
     ):
-        engine().load(checkpoint)
-    short = engine(max_model_len=40)
+        engine(max_model_len=160).load(checkpoint)
+    short = engine()
     short.load(checkpoint)
     sequences = some_sequences(40)
-    np.testing.assert_allclose(
-        short.score(sequences).loglik, plain_forward(checkpoint.path, sequences)[0], rtol=0, atol=1e-3
-    )
+    expected = plain_forward(checkpoint.path, sequences)[0]
+    np.testing.assert_allclose(short.score(sequences).loglik, expected, rtol=0, atol=1e-3)
     with pytest.raises(UserError, match="vLLM runs this model with 40 at most"):
         short.score(some_sequences(60))
 
@@ -130,7 +129,7 @@ def test_another_configuration_is_not_swapped_in(engine: Any, tmp_path: Path) ->
 def test_items_longer_than_was_compared_are_compared_first(
     engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A first comparison over 16 tokens does not see a window of 24; the next one, for the items, does, and both agree."""
+    """The first comparison covers 16 tokens here, and items of 100 need another."""
     from evalengine.vllm import backend as module
 
     monkeypatch.setattr(module, "FIRST", 16)
