@@ -1,35 +1,44 @@
 """The vLLM backend: one engine kept warm for all checkpoints of an architecture.
 
-A checkpoint with the configuration and the tensors of the one before it is swapped in: weights reloaded in place, then the
-prefix cache emptied, for its keys and values are the old checkpoint's. A swap is believed only if digests of tensors agree
-with the file, and a canary prompt scores the same with and without the cache, and otherwise than the old checkpoint did; an
-engine's first swap takes its own weights once more, which must change nothing. Where any of that fails a new engine is
-started, and the notes say so.
+An engine is started only for a configuration that vLLM computes as transformers does (proof.py). A checkpoint with the
+configuration and the tensors of the one before it is swapped in: weights reloaded in place, then the prefix cache emptied, for
+its keys and values are the old checkpoint's. A swap is believed only if digests of tensors agree with the file, and a canary
+prompt scores the same with and without the cache, and otherwise than the old checkpoint did; an engine's first swap takes its
+own weights once more, which must change nothing. Where any of that fails a new engine is started, and the notes say so.
 
-Cost of a swap: reading the weights, and two short prompts; of a new engine: seconds.
+Cost of a swap: reading the weights, and two short prompts; of a new engine: seconds, twice for a new configuration.
 """
 
 from __future__ import annotations
 
 import atexit
+import json
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from evalengine import weights
 from evalengine.checkpoints import Checkpoint, fingerprint, weight_files
 from evalengine.encoding import Sequences
 from evalengine.errors import UserError
 from evalengine.pretrained import architecture_of
-from evalengine.torch_backend import DTYPES, SequenceScores
+from evalengine.proof import FIRST
+from evalengine.torch_backend import DTYPES, ROUNDING, SequenceScores
 from evalengine.vllm import engine, routes
+from evalengine.vllm.proof import SETTINGS, Proof, make_twin
 from evalengine.vllm.requests import Request, Requests, plan
 
 ASK = 4096  # requests handed to the engine at a time: bounds their memory, and how long Ctrl-C waits
 CANARY = 96  # tokens of the canary prompt: whole cache blocks on any platform
 DIGESTS = 8  # tensors whose digests are compared after a swap, the largest first
 DIGEST_BYTES = 64 << 20  # of a tensor at most
+
+# By architecture, route and settings: facts, whichever backend found them.
+_proofs: dict[tuple[str, ...], Proof] = {}
 
 
 class VllmBackend:
@@ -66,6 +75,7 @@ class VllmBackend:
         self._allow_pickle = allow_pickle
         self._llm: Any = None
         self._running = ""  # the route of the engine that runs
+        self._proof = Proof(0, ())  # of the configuration that runs, on that route
         self._identity: Any = None
         self._checkpoint: Any = None
         self._proven = False  # this engine took its own weights again, and nothing changed
@@ -77,15 +87,22 @@ class VllmBackend:
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Makes `checkpoint` the one that is scored, in the running engine if it fits. Raises UserError."""
+        if getattr(checkpoint, "base", None) is not None:
+            raise UserError(
+                f"{checkpoint.name} is an adapter, which the vLLM backend does not merge: use --backend torch"
+            )
         files = weight_files(checkpoint.path, self._allow_pickle)
         safe = all(file.suffix == ".safetensors" for file in files)
         stored = weights.headers(files) if safe else None
         shapes: Any = None
         if stored is not None:
+            engine.check_files(checkpoint, files)
+            weights.plausible(json.loads(architecture_of(checkpoint.path)), len(stored), checkpoint.name)
             shapes = [(name, held.dtype, held.shape) for name, held in sorted(stored.items())]
         identity = (architecture_of(checkpoint.path), shapes)
         self.notes = []
         if self._llm is not None and stored is not None and identity == self._identity:
+            check_tied(checkpoint, stored, self._proof)
             reason = self._swap(checkpoint, stored)
             if reason is None:
                 self.swaps += 1
@@ -96,25 +113,25 @@ class VllmBackend:
             )
         self.close()
         self._plans.clear()
-        self._start(checkpoint)
-        self._identity, self._proven = identity, False
-        self._checkpoint, self._canary = checkpoint, self._score_canary()
+        self._checkpoint, self._identity = checkpoint, identity
+        self._start(checkpoint, FIRST)
+        try:
+            check_tied(checkpoint, stored or {}, self._proof)
+            check_finite(checkpoint, self._canary)
+        except UserError:
+            self.close()
+            raise
         self.notes.append(f"vLLM {self.version}, {self._running}")
 
-    def _start(self, checkpoint: Checkpoint) -> None:
+    def _start(self, checkpoint: Checkpoint, length: int) -> None:
+        """An engine of the best route that works, whose scores are proven up to `length` tokens fed. Raises UserError."""
         order = [self.route] if self.route else [routes.FUSED, routes.TOKEN_IDS, routes.PROMPT_LOGPROBS]
         reason = ""
         for route in order:
             pooling = route == routes.FUSED
             try:
-                self._llm = engine.start(
-                    checkpoint,
-                    pooling=pooling,
-                    window=None if pooling else window(checkpoint),
-                    settings=self._settings,
-                )
-                self._running = routes.FUSED if pooling else routes.available(self._llm, route)
-                self._score_canary()  # a route that cannot run shows it here
+                self._proof = self._prove(checkpoint, route, length)
+                self._open(checkpoint, route, self._settings)
             except KeyboardInterrupt:
                 self.close()
                 raise
@@ -124,7 +141,8 @@ class VllmBackend:
                 hopeless = route == order[-1] or not (
                     pooling or started
                 )  # the next route needs this very engine
-                if hopeless or getattr(error, "final", False):
+                wrong_input = isinstance(error, UserError) and not isinstance(error, engine.EngineFailed)
+                if hopeless or wrong_input or getattr(error, "final", False):
                     raise (
                         error if isinstance(error, UserError) else engine.EngineFailed(checkpoint, error)
                     ) from None
@@ -139,6 +157,34 @@ class VllmBackend:
                     "this route gives no argmax: greedy is true only where every target has more than half of the mass"
                 )
             return
+
+    def _open(self, checkpoint: Checkpoint, route: str, settings: dict[str, Any]) -> None:
+        pooling = route == routes.FUSED
+        self._llm = engine.start(
+            checkpoint, pooling=pooling, window=None if pooling else window(checkpoint), settings=settings
+        )
+        self._running = routes.FUSED if pooling else routes.available(self._llm, route)
+        self._proven, self._canary = False, self._score_canary()  # a route that cannot run shows it here
+
+    def _prove(self, checkpoint: Checkpoint, route: str, length: int) -> Proof:
+        """Compares vLLM with transformers on the checkpoint's twin, in an engine of its own. Raises UserError."""
+        key = (
+            architecture_of(checkpoint.path),
+            route,
+            repr(sorted(self._settings.items())),
+            str(self.use_cache),
+        )
+        if key in _proofs and _proofs[key].length >= length:
+            return _proofs[key]
+        with tempfile.TemporaryDirectory(prefix="evalengine-twin-") as folder:
+            twin = make_twin(checkpoint, Path(folder), bool(self._settings["trust_remote_code"]))
+            self._open(twin.checkpoint, route, self._settings | SETTINGS)
+            reached = min(length, self._limit)
+            requests = plan(twin.sequences(reached), self._running == routes.FUSED)
+            twin.check(self._ask(requests.requests, self.use_cache)[0][requests.index_T], reached)
+            self.close()
+        _proofs[key] = Proof(length, twin.tied)
+        return _proofs[key]
 
     def close(self) -> None:
         """Ends the engine and whatever processes it has."""
@@ -176,7 +222,7 @@ class VllmBackend:
         return None
 
     def _close_to(self, a: np.ndarray, b: np.ndarray) -> bool:
-        return bool(np.allclose(a, b, atol=1e-3 if self.dtype == "float32" else 0.3, rtol=1e-3))
+        return bool(np.allclose(a, b, atol=ROUNDING[self.dtype], rtol=0))
 
     def reset_prefix_cache(self) -> bool:
         """Forgets the keys and values of every prompt so far. False if requests are still running."""
@@ -198,9 +244,8 @@ class VllmBackend:
 
     def _score_canary(self, use_cache: bool = True) -> np.ndarray:
         """Log-probabilities on one fixed prompt."""
-        limit = int(self._llm.llm_engine.vllm_config.model_config.max_model_len)
-        size = int(self._llm.llm_engine.vllm_config.model_config.get_vocab_size())
-        ids = np.random.default_rng(0).integers(0, size, size=min(CANARY, limit - 1) + 1).astype(np.int32)
+        size = min(CANARY, self._limit - 1) + 1
+        ids = np.random.default_rng(0).integers(0, self._vocabulary, size=size).astype(np.int32)
         start = max(1, len(ids) - 4)
         sequences = Sequences(ids, np.array([0, len(ids)]), np.array([start], np.int32))
         return self._ask(plan(sequences).requests, use_cache)[0]
@@ -209,8 +254,15 @@ class VllmBackend:
 
     def score(self, sequences: Sequences, progress: Callable[[float], None] | None = None) -> SequenceScores:
         """Scores every sequence. `progress` is called with the number of sequences that each part finished."""
+        if self._llm is None:  # it ended with the sequences before these
+            self._start(self._checkpoint, FIRST)
+        sequences.check_ids(self._vocabulary)
+        longest = int(np.diff(sequences.offset).max(initial=1)) - 1
+        self._check_length(longest)
+        if longest > self._proof.length:
+            self.close()
+            self._start(self._checkpoint, 1 << (longest - 1).bit_length())
         requests = self._planned(sequences)
-        self._check_lengths(requests)
         logprobs, greedys = [], []
         for at in range(0, len(requests.requests), ASK):
             part = requests.requests[at : at + ASK]
@@ -222,6 +274,7 @@ class VllmBackend:
         if not logprobs:
             return SequenceScores(np.zeros(0), np.zeros(0, bool))
         logprob_T = np.concatenate(logprobs)[requests.index_T]
+        check_finite(self._checkpoint, logprob_T)
         greedy_T = np.concatenate(greedys)[requests.index_T].astype(bool)
         return SequenceScores(
             np.add.reduceat(logprob_T, requests.start_S), np.logical_and.reduceat(greedy_T, requests.start_S)
@@ -234,14 +287,21 @@ class VllmBackend:
             self._plans[key] = (sequences, plan(sequences, ride))
         return self._plans[key][1]
 
-    def _check_lengths(self, requests: Requests) -> None:
+    @property
+    def _limit(self) -> int:
+        """Tokens that the running engine can be fed at once."""
         limit = int(self._llm.llm_engine.vllm_config.model_config.max_model_len)
-        limit -= self._running != routes.FUSED  # room for the generated token
-        longest = max((len(r.tokens) for r in requests.requests), default=0)
-        if longest > limit:
+        return limit - (self._running != routes.FUSED)  # room for the generated token
+
+    @property
+    def _vocabulary(self) -> int:
+        return int(self._llm.llm_engine.vllm_config.model_config.get_vocab_size())
+
+    def _check_length(self, longest: int) -> None:
+        if longest > self._limit:
             raise UserError(
-                f"an item has {longest} tokens, and vLLM runs this model with {limit} at most: raise --vllm-arg max_model_len=N,"
-                " or use --backend torch"
+                f"an item has {longest} tokens, and vLLM runs this model with {self._limit} at most: raise --vllm-arg"
+                " max_model_len=N, or use --backend torch"
             )
 
     def _ask(self, requests: list[Request], use_cache: bool) -> np.ndarray:
@@ -301,12 +361,36 @@ def window(checkpoint: Checkpoint) -> int | None:
     return window_of(AutoConfig.from_pretrained(checkpoint.path), None, default=0) or None
 
 
-def file_digest(stored: weights.Stored, name: str, dtype: str) -> tuple[float, float]:
-    """Sum and sum of squares of a tensor in its file, as the model would hold it."""
+def check_finite(checkpoint: Checkpoint, logprob_T: np.ndarray) -> None:
+    """Raises UserError where a log-probability is NaN, as weights with NaN make it."""
+    if np.isnan(logprob_T).any():
+        raise UserError(
+            f"{checkpoint.name} gives NaN instead of log-probabilities: it is not scored; check its training"
+        )
+
+
+def check_tied(checkpoint: Checkpoint, stored: dict[str, weights.Stored], proof: Proof) -> None:
+    """Raises UserError where a file has tensors of their own for what is one parameter: vLLM would drop all but one."""
+    for group in proof.tied:
+        names = [name for name in group if name in stored]
+        for other in names[1:]:
+            if not torch.equal(file_tensor(stored[names[0]], names[0]), file_tensor(stored[other], other)):
+                raise UserError(
+                    f"{checkpoint.name} has an own {other} where its config.json ties it to {names[0]}, and vLLM would drop it:"
+                    " use --backend torch"
+                )
+
+
+def file_tensor(stored: weights.Stored, name: str) -> Any:
     from safetensors import safe_open
 
     with safe_open(stored.file, "pt") as file:
-        tensor = file.get_tensor(name)
+        return file.get_tensor(name)
+
+
+def file_digest(stored: weights.Stored, name: str, dtype: str) -> tuple[float, float]:
+    """Sum and sum of squares of a tensor in its file, as the model would hold it."""
+    tensor = file_tensor(stored, name)
     if tensor.is_floating_point():
         tensor = tensor.to(DTYPES[dtype])
     flat = tensor.double()
@@ -314,6 +398,4 @@ def file_digest(stored: weights.Stored, name: str, dtype: str) -> tuple[float, f
 
 
 def default_dtype() -> str:
-    import torch
-
     return "bfloat16" if torch.cuda.is_available() else "float32"

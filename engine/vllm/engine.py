@@ -14,10 +14,12 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from evalengine.checkpoints import Checkpoint, weight_files
+from evalengine.checkpoints import COPY, Checkpoint, weight_files
 from evalengine.errors import UserError
+from evalengine.untrusted import read_json
 from evalengine.vllm import SUPPORTED, plugin
 
 CPU_BLOCK, GPU_BLOCK = (
@@ -93,6 +95,24 @@ def architecture(checkpoint: Checkpoint) -> str:
             f'{checkpoint.name}: its config.json names no architecture: add "architectures", or use --backend torch'
         )
     return str(name)
+
+
+def check_files(checkpoint: Checkpoint, files: list[Path]) -> None:
+    """Raises UserError unless vLLM would read just these weights.
+
+    vLLM reads every *.safetensors of a folder, or those that an index names, even where one model.safetensors stands beside it.
+    """
+    index = checkpoint.path / "model.safetensors.index.json"
+    read = {file.name for file in checkpoint.path.glob("*.safetensors")}
+    if index.is_file():
+        read &= set(read_json(index, COPY).get("weight_map", {}).values())
+    other = sorted(read ^ {file.name for file in files})
+    if other:
+        raise UserError(
+            f"{checkpoint.name} has its weights in {files[0].name}{' and others' if files[1:] else ''}, but vLLM would read"
+            f" {', '.join(sorted(read)[:3]) or 'nothing'}: move"
+            f" {index.name if index.is_file() else other[0]} away, or use --backend torch"
+        )
 
 
 def registered_name(name: str) -> str:
