@@ -199,7 +199,7 @@ def compare(
     first = time.perf_counter() - started
     seconds = statistics.median(timed(ours) for _ in range(repeats))
     forward = backend.forward
-    forward._head = lambda *rows: plain_targets(*rows, forward.head)  # type: ignore[method-assign]
+    forward._head = lambda state, row, token: plain_targets(state, row, token, forward.head)
     plain = statistics.median(timed(ours) for _ in range(repeats))
     del forward._head
     flops = unavoidable_flops(encoded, backend)

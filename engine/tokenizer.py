@@ -26,15 +26,12 @@ def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
 
     folder = checkpoint.tokenizer_folder
     there = ", ".join(file.name for file in tokenizer_files(folder))
-    remote = {"trust_remote_code": trust_remote_code}
+    remote: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
         # An adapter's folder has no config.json, by which a tokenizer without tokenizer_class is known.
-        model = (
-            {}
-            if checkpoint.base is None
-            else {"config": AutoConfig.from_pretrained(checkpoint.base, **remote)}
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, **model, **remote)
+        if checkpoint.base is not None:
+            remote["config"] = AutoConfig.from_pretrained(checkpoint.base, **remote)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **remote)
         tokenizer = as_the_file_says(tokenizer, checkpoint)
         model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
         if getattr(model, "dropout", None):  # BPE dropout is for training: every call would give other tokens

@@ -51,7 +51,7 @@ class Group(NamedTuple):
     """Sequences that run one way: which they are, and they themselves."""
 
     way: str  # "packed", "padded" or "alone"
-    index: np.ndarray
+    number_S: np.ndarray
     sequences: Sequences
 
 
@@ -203,7 +203,7 @@ class TorchBackend:
             else:
                 targets = self.forward.alone(group.sequences, self.batch_tokens, progress)
             scores = summed(targets, len(group.sequences))
-            loglik[group.index], greedy[group.index] = scores
+            loglik[group.number_S], greedy[group.number_S] = scores
         return SequenceScores(loglik, greedy)
 
     def groups(self, sequences: Sequences) -> list[Group]:

@@ -77,13 +77,14 @@ class TreeAttention:
         number = 0 if handle is None else handle.data_ptr()
         if number and number not in self._rules:
             raise NotImplementedError("it makes attention masks of its own")
-        rule = self._rules[number][1] if number else causal_mask_function
+        causal: Any = causal_mask_function
+        rule: Rule = self._rules[number][1] if number else causal
         key = (number, group)
         if key not in self._masks:
             position_N, made = self.running.position_1N[0], []
             zero = position_N.new_zeros(())
             for blocks, _, mask_B1QK, key_position_BK in self.running.buckets:
-                if rule is not causal_mask_function:
+                if rule is not causal:
                     query_BQ = position_N.view(-1, self.running.batch.block)
                     query_BQ = query_BQ if blocks is None else query_BQ[blocks]
                     seen_BQK = rule(zero, zero, query_BQ[:, :, None], key_position_BK[:, None, :])
