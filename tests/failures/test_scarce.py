@@ -21,7 +21,7 @@ from evalengine import checkpoints, console, plans, runner
 from evalengine.benchmarks import BENCHMARKS, load_items
 from evalengine.errors import UserError
 from evalengine.outcomes import Report
-from evalengine.pretrained import Pretrained
+from evalengine.pretrained import Loaded, Pretrained
 from evalengine.torch_backend import TorchBackend
 
 
@@ -176,20 +176,20 @@ def test_memory_that_runs_out_while_a_model_is_tried_out_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not taken for a model that does not tolerate what is tried, which would run slower ever after."""
-    build, seen = Pretrained.build, []
+    load, seen = Pretrained.load, []
 
-    def built(self: Pretrained, *given: object) -> torch.nn.Module:
-        model = build(self, *given)  # type: ignore[arg-type]
-        layer = model.base_model.layers[-1]
+    def hooked(self: Pretrained, *given: object) -> Loaded:
+        loaded = load(self, *given)  # type: ignore[arg-type]
+        layer = loaded.model.base_model.layers[-1]
         layer.self_attn.k_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-2]))
         layer.mlp.gate_proj.register_forward_pre_hook(fail_on_few_rows)
-        return model
+        return loaded
 
     def fail_on_few_rows(_: object, args: tuple[torch.Tensor]) -> None:
         if args[0].shape[-2] < seen[-1]:  # only scored rows: the last layer is being tried
             raise torch.OutOfMemoryError("out of memory: tried to allocate 1 byte")
 
-    monkeypatch.setattr(Pretrained, "build", built)
+    monkeypatch.setattr(Pretrained, "load", hooked)
     path = tiny_models.save(tmp_path / "1M-a-pt")
     with pytest.raises(UserError, match="1M-a-pt cannot run here: out of memory"):
         TorchBackend(device="cpu").load(checkpoints.discover([path])[0])
