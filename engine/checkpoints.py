@@ -44,6 +44,7 @@ TOKENIZER_FILES = (
     "vocab.bpe",
     "word_*.json",
 )
+REFINING = ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
 # Models that transformers can build as causal ones, but whose weights were trained for another task.
 OTHER_TASK = re.compile(
     r"For(MaskedLM|Pre[Tt]raining|QuestionAnswering|MultipleChoice|\w*Classification)$|RewardModel$"
@@ -350,7 +351,8 @@ def other_format(path: Path) -> str | None:
 
 
 def has_tokenizer(path: Path) -> bool:
-    return bool(tokenizer_files(path))
+    """Whether a folder holds what a tokenizer is built from, and not only what refines one."""
+    return any(file.name not in REFINING for file in tokenizer_files(path))
 
 
 def tokenizer_hash(path: Path, model: Path | None = None) -> str:
