@@ -181,7 +181,7 @@ class Forward:
 
     def _hidden(self, **inputs: Any) -> Tensor:
         """What reaches the model's output layer, (B, N, D): the forward ends there."""
-        layer = self.model.get_output_embeddings()
+        layer = output_layer(self.model)
 
         def stop(_: Any, args: tuple[Tensor, ...]) -> NoReturn:
             raise _Reached(args[0])
@@ -249,7 +249,7 @@ class _Reached(Exception):
 
 def head_candidates(model: Any) -> list[Head]:
     """Heads this model may have, by the names that configurations use for scales and soft-caps; none if it has no layer."""
-    layer = model.get_output_embeddings()
+    layer = output_layer(model)
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     if weight is None or weight.dim() != 2:
         return []
@@ -269,14 +269,26 @@ def head_candidates(model: Any) -> list[Head]:
     ]
 
 
+def output_layer(model: Any) -> Any:
+    """The module that makes logits of hidden states, None where a model does not say."""
+    try:
+        return model.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
 def embedding_rows(model: Any) -> int:
-    return int(model.get_input_embeddings().weight.shape[0])
+    """How many ids can be fed; 2**31 where a model does not say."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except (AttributeError, NotImplementedError):
+        return 1 << 31
 
 
 def vocabulary_of(model: Any) -> int:
     """How many ids can be both fed and scored."""
-    weight = getattr(model.get_output_embeddings(), "weight", None)
-    return min(embedding_rows(model), *(() if weight is None else weight.shape[:1]), 1 << 31)
+    weight = getattr(output_layer(model), "weight", None)
+    return min(embedding_rows(model), 1 << 31 if weight is None else int(weight.shape[0]))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -54,14 +54,15 @@ def prove(config: Any, length: int, tokens: int, trust_remote_code: bool = False
         trial = Trial(twin.make(config, trust_remote_code))
         weights = {name: tensor.clone() for name, tensor in trial.forward.model.state_dict().items()}
         first = trial.longest(length)
+        causal, again = trial.is_causal(length), same(trial.longest(length), first)
     except Exception as error:
         reason = f"its small copy does not run ({first_line(error)})"
         return found._replace(why_not_packed=reason, why_own_head=reason)
-    if not trial.is_causal(length):
+    if not causal:
         raise UserError(
             "its tokens attend to the right (it is no causal language model), so it would see the answers it scores"
         )
-    if not same(trial.longest(length), first):
+    if not again:
         raise UserError("the same forward gives other scores when it is run again: they would mean nothing")
     kept = trial.forward.model.state_dict()
     found = found._replace(rewrites=not all(torch.equal(kept[name], was) for name, was in weights.items()))
