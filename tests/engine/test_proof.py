@@ -118,6 +118,19 @@ def test_scores_do_not_depend_on_the_order_of_checkpoints(
         np.testing.assert_allclose(loglik, truth(path, sequences)[0], atol=5e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "bloom", "mamba", "opt", "mistral", "cohere"])
+def test_scores_do_not_depend_on_batches_or_on_other_items(architecture: str, tmp_path: Path) -> None:
+    path = tiny_models.save(tmp_path / "m", architecture, seed=2, spread=0.4)
+    sequences = shared_sequences(300, seed=1)
+    right = truth(path, sequences)[0]
+    short = np.flatnonzero(np.diff(sequences.offset) < np.diff(sequences.offset).max())
+    for batch_tokens in (64, 2048):
+        backend = backend_for(path, batch_tokens=batch_tokens)
+        np.testing.assert_allclose(backend.score(sequences).loglik, right, atol=5e-4, rtol=1e-5)
+        without = backend.score(sequences.take(short)).loglik
+        np.testing.assert_allclose(without, right[short], atol=5e-4, rtol=1e-5)
+
+
 def test_weights_that_a_forward_rewrites_are_not_swapped_into_its_module(tmp_path: Path) -> None:
     """RWKV divides weights in place at its first forward; a second checkpoint in that module would stay undivided."""
     config = transformers.RwkvConfig(
