@@ -150,12 +150,17 @@ class TorchBackend:
             why = self._differs(truth, lambda: self.forward.alone(few, self.batch_tokens))
             if why is not None:
                 self._fail(head=None, why_own_head=why)
+        self._say_why()
+
+    def _say_why(self) -> None:
+        """Notes why the loaded checkpoint does not run in the fastest way."""
+        note = None
         if self.ways.head is None:
-            self.notes.append(
-                f"its output layer is its own ({self.ways.why_own_head}): logits are made for whole sequences (slower)"
-            )
+            note = f"its output layer is its own ({self.ways.why_own_head}): logits are made for whole sequences (slower)"
         elif not self.ways.packed:
-            self.notes.append(f"runs one sequence per choice, because {self.ways.why_not_packed}")
+            note = f"runs one sequence per choice, because {self.ways.why_not_packed}"
+        if note is not None and note not in self.notes:
+            self.notes.append(note)
 
     def _differs(self, truth: Targets, run: Callable[[], Targets]) -> str | None:
         try:
@@ -215,6 +220,7 @@ class TorchBackend:
         longest = int(length_S.max(initial=0))
         if longest > self.ways.length:
             self._use(self._prove(1 << (longest - 1).bit_length()))
+            self._say_why()
         way_S = np.where(length_S <= self.ways.packed, 0, 1 if self.ways.padded else 2)
         found = []
         for number, way in enumerate(("packed", "padded", "alone")):
@@ -281,16 +287,13 @@ class TorchBackend:
         why = first_line(error)
         if self.ways.packed:
             self._fail(packed=0, why_not_packed=why)
-            self.notes.append(f"runs one sequence per choice, because {why}")
         elif self.ways.padded:
             self._fail(padded=False)
         elif self.ways.head is not None:
             self._fail(head=None, why_own_head=why)
-            self.notes.append(
-                f"its own output layer makes logits for whole sequences (slower), because {why}"
-            )
         else:
             raise UserError(f"{self._name} cannot be scored: {why}") from None
+        self._say_why()
 
 
 def summed(targets: Targets, sequences: int) -> SequenceScores:

@@ -76,6 +76,9 @@ def _module(auto: Any, config: Any, trust_remote_code: bool) -> Any:
 def _few_tokens(config: Any) -> Any:
     for part in _parts(config):
         part.quantization_config = None
+        part._attn_implementation = (
+            None  # transformers' choice, not that of the module which has this configuration
+        )
         for name in ("vocab_size", "vocab_size_per_layer_input"):
             if (_whole(part, name) or 0) > VOCABULARY:
                 setattr(part, name, VOCABULARY)

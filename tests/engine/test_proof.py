@@ -118,6 +118,20 @@ def test_scores_do_not_depend_on_the_order_of_checkpoints(
         np.testing.assert_allclose(loglik, truth(path, sequences)[0], atol=5e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom"])
+def test_longer_sequences_are_proven_when_they_come(architecture: str, tmp_path: Path) -> None:
+    path = tiny_models.save(tmp_path / "m", architecture, window=2048)
+    ids = np.random.default_rng(0).integers(1, 300, size=906).astype(np.int32)
+    sequences = proof.sequences_of([ids[:900], np.append(ids[:600], ids[900:906]), ids[:30]], [890, 600, 20])
+    backend = backend_for(path)
+    backend.score(sequences.take(np.array([2])))
+    assert backend.ways.length == proof.FIRST
+    scores = backend.score(sequences)
+    assert backend.ways.length == 1024
+    assert backend.packs(sequences) == (architecture != "bloom") == (not backend.notes)
+    np.testing.assert_allclose(scores.loglik, truth(path, sequences)[0], atol=5e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "bloom", "mamba", "opt", "mistral", "cohere"])
 def test_scores_do_not_depend_on_batches_or_on_other_items(architecture: str, tmp_path: Path) -> None:
     path = tiny_models.save(tmp_path / "m", architecture, seed=2, spread=0.4)
