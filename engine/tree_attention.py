@@ -141,7 +141,7 @@ class TreeAttention:
                 out_BQHd = o.transpose(1, 2)
             else:
                 out_BQHd.index_copy_(0, blocks, o.transpose(1, 2))
-        return out_BQHd.flatten(0, 1).unsqueeze(0), None
+        return out_BQHd.flatten(0, 1).unsqueeze(0).contiguous(), None  # some models take a view of it
 
 
 def plain_attention(
