@@ -13,3 +13,7 @@ class UserError(Exception):
         if len(message) > LONGEST:
             message = f"{message[: LONGEST - 500]} ... {message[-400:]}"
         super().__init__(message)
+
+
+class ModelError(UserError):
+    """A model's own code failed in every way it can be run; in another process or on another machine it may not."""

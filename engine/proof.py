@@ -47,11 +47,14 @@ class Proof(NamedTuple):
     why_own_head: str = ""
 
 
-def prove(config: Any, length: int, tokens: int, trust_remote_code: bool = False) -> Proof:
-    """Tries every way of running a configuration. Raises UserError where the model is not causal."""
+def prove(config: Any, length: int, tokens: int, model_class: Any = None) -> Proof:
+    """Tries every way of running a configuration, of a model of this class where it is known.
+
+    Raises UserError where the model is not causal, or random.
+    """
     found = Proof(length, tokens)
     try:
-        trial = Trial(twin.make(config, trust_remote_code))
+        trial = Trial(twin.make(config, model_class=model_class))
         weights = {name: tensor.clone() for name, tensor in trial.forward.model.state_dict().items()}
         first = trial.longest(length)
         causal, again = trial.is_causal(length), same(trial.longest(length), first)

@@ -20,7 +20,7 @@ import torch
 from evalengine import packing, proof, weights
 from evalengine.checkpoints import Checkpoint
 from evalengine.encoding import Sequences, SequenceTooLarge, window_of
-from evalengine.errors import UserError
+from evalengine.errors import ModelError, UserError
 from evalengine.forward import (
     Forward,
     Progress,
@@ -73,7 +73,6 @@ class TorchBackend:
         self.dtype = dtype or ("float32" if self.device.type == "cpu" else "bfloat16")
         self.batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 32768)
         self.allow_pickle = allow_pickle
-        self.trust_remote_code = trust_remote_code
         self._pretrained = Pretrained(self.device, DTYPES[self.dtype], allow_pickle, trust_remote_code)
         self.model: Any = None  # a transformers PreTrainedModel
         self.forward: Any = None  # how it runs, a Forward
@@ -119,7 +118,7 @@ class TorchBackend:
         config = self.model.config
         window = window_of(config, None, default=length)
         try:
-            found = proof.prove(config, min(length, window), self.batch_tokens, self.trust_remote_code)
+            found = proof.prove(config, min(length, window), self.batch_tokens, type(self.model))
         except UserError as error:
             raise UserError(f"{self._name} cannot be scored: {error}") from None
         self._proofs[self._architecture] = found._replace(length=length)
@@ -292,7 +291,7 @@ class TorchBackend:
         elif self.ways.head is not None:
             self._fail(head=None, why_own_head=why)
         else:
-            raise UserError(f"{self._name} cannot be scored: {why}") from None
+            raise ModelError(f"{self._name} cannot be scored: {type(error).__name__}: {why}") from None
         self._say_why()
 
 

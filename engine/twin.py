@@ -25,22 +25,33 @@ GAIN = 1.5  # of a matrix: activations grow a little, logits differ by nats
 LARGEST = 200_000_000  # parameters: a twin that does not shrink below is not made
 
 
-def make(config: Any, trust_remote_code: bool = False) -> Any:
-    """The twin of a configuration. Raises what building it raises, ValueError where it stays too large."""
+def make(config: Any, trust_remote_code: bool = False, model_class: Any = None) -> Any:
+    """The twin of a configuration. Raises what building it raises, ValueError where it stays too large.
+
+    `model_class` is that of a model which is there already: code of its own is then not looked for again.
+    """
     from transformers import AutoModelForCausalLM
+
+    def module(small: Any) -> Any:
+        given = {"dtype": torch.float32, **attention_of(small)}
+        if model_class is not None:
+            model = model_class._from_config(small, **given)
+        else:
+            model = AutoModelForCausalLM.from_config(small, trust_remote_code=trust_remote_code, **given)
+        return model.requires_grad_(False).eval()
 
     failed: Exception | None = None
     for shrink in (_narrowest, _narrow, _square, _thin, _few_tokens):
         try:
             small = shrink(copy.deepcopy(config))
             with torch.device("meta"):
-                shape = _module(AutoModelForCausalLM, small, trust_remote_code)
+                shape = module(small)
             size = sum(p.numel() for p in shape.parameters())
             if size > LARGEST:
                 raise ValueError(f"its small copy has {size / 1e6:.0f}M parameters")
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                model = _module(AutoModelForCausalLM, small, trust_remote_code)
+                model = module(small)
                 _randomise(model)
                 copy.deepcopy(model)(input_ids=torch.zeros(1, 3, dtype=torch.long))  # a forward may change it
         except Exception as error:  # whatever a model's own code makes of such widths
@@ -65,12 +76,6 @@ def _numbers(value: Any) -> Iterator[int]:
             yield from _numbers(inner)
     elif isinstance(value, int) and not isinstance(value, bool):
         yield value
-
-
-def _module(auto: Any, config: Any, trust_remote_code: bool) -> Any:
-    remote = {"trust_remote_code": trust_remote_code}
-    model = auto.from_config(config, dtype=torch.float32, **remote, **attention_of(config))
-    return model.requires_grad_(False).eval()
 
 
 def _few_tokens(config: Any) -> Any:

@@ -18,7 +18,7 @@ from evalengine import __version__
 from evalengine.checkpoints import Checkpoint
 from evalengine.cluster.progress import Progress
 from evalengine.cluster.shared import visible
-from evalengine.errors import UserError
+from evalengine.errors import ModelError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -214,6 +214,8 @@ def read_checkpoint(checkpoint: Checkpoint, allow_pickle: bool, progress: Progre
 
 def failure(name: str, error: Exception) -> Failure:
     """What an exception means for the checkpoint that raised it."""
+    if isinstance(error, ModelError):
+        return Failure("again", str(error))
     if isinstance(error, UserError):
         return Failure("final", str(error))
     reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -26,7 +26,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 class Odd(LlamaModel):
     def forward(self, input_ids, **given):
-        if input_ids.numel() > {tokens}:
+        twin = self.embed_tokens.weight.std() > 0.7  # on which fast ways are tried, not what is scored
+        if input_ids.numel() > {tokens} and not twin:
             {then}
         return super().forward(input_ids=input_ids, **given)
 
@@ -118,10 +119,10 @@ def test_an_unknown_error_is_tried_three_times_by_fresh_workers_and_the_others_f
     printed = capsys.readouterr()
     report = {c["checkpoint"]: c for c in json.loads(printed.out)["checkpoints"]}
     assert (
-        "set aside: it failed 3 times, last because ArithmeticError: the moon is full"
+        "set aside: it failed 3 times, last because odd-a-pt cannot be scored: ArithmeticError: the moon is full"
         in report["odd-a-pt"]["failure"]
     )
-    assert printed.err.count("is tried again: ArithmeticError") == 2
+    assert printed.err.count("is tried again: odd-a-pt cannot be scored: ArithmeticError") == 2
     assert (
         json.loads((out / "runs.jsonl").read_text().splitlines()[-1])["workers"] >= 4
     )  # each time another process
