@@ -162,7 +162,7 @@ def test_a_model_that_attends_to_the_right(engine: Any, tmp_path: Path) -> None:
         num_attention_heads=2,
         intermediate_size=96,
     )
-    checkpoint = write(tmp_path / "bert", bert, "AutoModelForMaskedLM")
+    checkpoint = write(tmp_path / "bert", bert, "AutoModelForCausalLM")
     with pytest.raises(UserError, match="bert cannot be scored: its tokens attend to the right"):
         engine().load(checkpoint)
 
