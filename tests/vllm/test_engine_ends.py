@@ -66,7 +66,7 @@ def wait_until_gone() -> list[int]:
 def when_asked(number: int, checkpoint: str, monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
     """Calls `act` while the checkpoint's engine, not its twin's, is asked for the `number`-th time.
 
-    The first two are the canary and a benchmark.
+    The first time is for the canary, the others are for benchmarks.
     """
     calls: list[int] = []
     plain = routes.run
@@ -93,7 +93,7 @@ def test_a_dead_engine_and_ctrl_c_keep_what_is_finished_and_the_next_run_complet
         time.sleep(0.5)
 
     with monkeypatch.context() as patch:
-        when_asked(4, arguments[1], patch, kill)
+        when_asked(3, arguments[1], patch, kill)
         assert main(arguments) == 1
     shown = capfd.readouterr()
     sentence = "failed: vLLM's engine died"
@@ -104,7 +104,7 @@ def test_a_dead_engine_and_ctrl_c_keep_what_is_finished_and_the_next_run_complet
     assert wait_until_gone() == []
 
     with monkeypatch.context() as patch:
-        when_asked(3, arguments[1], patch, lambda: signal.raise_signal(signal.SIGINT))
+        when_asked(2, arguments[1], patch, lambda: signal.raise_signal(signal.SIGINT))
         assert main(arguments) == 130
     assert wait_until_gone() == []
     assert len(list(out.glob("*/*.arrow"))) == 1
