@@ -56,8 +56,8 @@ def prove(config: Any, length: int, tokens: int, model_class: Any = None) -> Pro
     try:
         trial = Trial(twin.make(config, model_class=model_class))
         weights = {name: tensor.clone() for name, tensor in trial.forward.model.state_dict().items()}
-        first = trial.longest(length)
-        causal, again = trial.is_causal(length), same(trial.longest(length), first)
+        tried, first = trial.start(length)
+        causal, again = trial.is_causal(tried), same(trial.longest(tried), first)
     except Exception as error:
         reason = f"its small copy does not run ({first_line(error)})"
         return found._replace(why_not_packed=reason, why_own_head=reason)
@@ -69,7 +69,7 @@ def prove(config: Any, length: int, tokens: int, model_class: Any = None) -> Pro
         raise UserError("the same forward gives other scores when it is run again: they would mean nothing")
     kept = trial.forward.model.state_dict()
     found = found._replace(rewrites=not all(torch.equal(kept[name], was) for name, was in weights.items()))
-    lengths = twin.lengths(config, length)
+    lengths = twin.lengths(config, tried)
     head, why_own_head = trial.head()
     found = found._replace(head=head, why_own_head=why_own_head)
     if head is None:
@@ -78,8 +78,8 @@ def prove(config: Any, length: int, tokens: int, model_class: Any = None) -> Pro
         tokens = reach(lambda n: trial.packed(SHORTEST, n), tokens, twin.lengths(config, tokens))
         if tokens >= min(found.tokens, FIRST):
             some = min(tokens, BESIDE)
-            longest = reach(lambda n: trial.packed(n, some), min(length, tokens), lengths)
-            while longest < length and not all(trial.packed(longest, some, draw) for draw in range(1, DRAWS)):
+            longest = reach(lambda n: trial.packed(n, some), min(tried, tokens), lengths)
+            while longest < tried and not all(trial.packed(longest, some, draw) for draw in range(1, DRAWS)):
                 longest = max([n for n in lengths if n < longest], default=0)  # one draw may be lucky
             trial.forward.last_layer = LastLayer(trial.forward.model)
             narrow = longest > 0 and trial.packed(longest, some)
@@ -88,7 +88,7 @@ def prove(config: Any, length: int, tokens: int, model_class: Any = None) -> Pro
             found = found._replace(why_not_packed=trial.why)
     if not found.packed:
         why = found.why_not_packed or trial.why
-        found = found._replace(padded=trial.padded(length), why_not_packed=why)
+        found = found._replace(padded=tried == length and trial.padded(length), why_not_packed=why)
     return found
 
 
@@ -111,6 +111,15 @@ class Trial:
             finally:
                 self.forward.head = head
         return self._truths[key]
+
+    def start(self, length: int) -> tuple[int, Targets]:
+        """The longest sequence of `tree(length)`, or of a shorter one where position tables end before; and its length."""
+        for n in (length, 7 * length // 8):
+            try:
+                return n, self.longest(n)
+            except Exception:
+                continue
+        return SHORTEST, self.longest(SHORTEST)
 
     def longest(self, length: int) -> Targets:
         """The longest sequence of `tree(length)`, whatever has run before."""
