@@ -63,7 +63,7 @@ def prove(config: Any, length: int, tokens: int, model_class: Any = None) -> Pro
         return found._replace(why_not_packed=reason, why_own_head=reason)
     if not causal:
         raise UserError(
-            "its tokens attend to the right (it is no causal language model), so it would see the answers it scores"
+            "its tokens attend to the right (it is not a causal language model), so it would see the answers it scores"
         )
     if not again:
         raise UserError("the same forward gives other scores when it is run again: they would mean nothing")
@@ -79,7 +79,9 @@ def prove(config: Any, length: int, tokens: int, model_class: Any = None) -> Pro
         if tokens >= min(found.tokens, FIRST):
             some = min(tokens, BESIDE)
             longest = reach(lambda n: trial.packed(n, some), min(tried, tokens), lengths)
-            while longest < tried and not all(trial.packed(longest, some, draw) for draw in range(1, DRAWS)):
+            while 0 < longest < tried and not all(
+                trial.packed(longest, some, draw) for draw in range(1, DRAWS)
+            ):
                 longest = max([n for n in lengths if n < longest], default=0)  # one draw may be lucky
             trial.forward.last_layer = LastLayer(trial.forward.model)
             narrow = longest > 0 and trial.packed(longest, some)

@@ -116,7 +116,7 @@ def make_twin(checkpoint: Checkpoint, folder: Path, trust_remote_code: bool) -> 
         ) from None
     if not causal:
         raise UserError(
-            f"{checkpoint.name} cannot be scored: its tokens attend to the right (it is no causal language model), so it would"
+            f"{checkpoint.name} cannot be scored: its tokens attend to the right (it is not a causal language model), so it would"
             " see the answers it scores"
         )
     with engine.quiet():

@@ -61,6 +61,14 @@ def test_a_length_at_which_arithmetic_changes_is_found_in_the_configuration() ->
     assert proof.prove(longrope(), 32, 512).packed == 32, "shorter than that, nothing changes"
 
 
+def test_a_length_that_holds_for_one_draw_alone_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = proof.Trial.packed
+    lucky = lambda self, length, tokens, draw=0: draw == 0 and packed(self, length, tokens)  # noqa: E731
+    monkeypatch.setattr(proof.Trial, "packed", lucky)
+    found = proof.prove(longrope(), 128, 512)
+    assert found.packed == 0 and not found.last_layer
+
+
 def test_what_packs_and_what_does_not() -> None:
     common = SHAPE | {"tie_word_embeddings": False}
     llama = proof.prove(transformers.LlamaConfig(**common), 256, 512)
@@ -86,7 +94,7 @@ def test_a_model_that_sees_later_tokens_is_refused(tmp_path: Path) -> None:
         vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
     )
     config.is_decoder = False
-    with pytest.raises(UserError, match="no causal language model"):
+    with pytest.raises(UserError, match="not a causal language model"):
         proof.prove(config, 64, 128)
 
 
