@@ -13,11 +13,14 @@ Cost: about half a second for each configuration and power of two of the longest
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from evalengine import packing, twin
 from evalengine.encoding import Sequences
@@ -30,6 +33,7 @@ CLOSE = 1e-4  # nats a token, in float32; of log-probabilities below -10, a hund
 SHORTEST = 12  # tokens fed: what no way gets right at this length it never gets right
 DRAWS = 4  # random trees where a way holds for some lengths alone, or might hold by luck
 BESIDE = 2048  # tokens of a batch in which lengths are tried; the whole batch is tried with short sequences
+LARGEST = 1 << 30  # bytes of one tensor in the proof; attention that is square in the batch gets smaller batches
 FIRST = 512  # tokens fed that the first proof covers; later ones double
 
 
@@ -75,6 +79,7 @@ def prove(config: Any, length: int, tokens: int, model_class: Any = None) -> Pro
     if head is None:
         found = found._replace(why_not_packed="its output layer is its own")
     else:
+        tokens = min(tokens, trial.fits(tokens))
         tokens = reach(lambda n: trial.packed(SHORTEST, n), tokens, twin.lengths(config, tokens))
         if tokens >= min(found.tokens, FIRST):
             some = min(tokens, BESIDE)
@@ -164,6 +169,16 @@ class Trial:
             return False
         return True
 
+    def fits(self, tokens: int) -> int:
+        """Tokens of the largest packed batch that is tried: fewer where the model makes a tensor of their number squared."""
+        if tokens <= BESIDE:
+            return tokens
+        with Largest() as largest:
+            self.packed(SHORTEST, BESIDE)
+        if largest.elements < BESIDE**2:
+            return tokens
+        return min(tokens, BESIDE * max(1, math.isqrt(LARGEST // largest.bytes)))
+
     def padded(self, length: int) -> bool:
         """Whether rows padded to the longest of them are exact up to `length`."""
         try:
@@ -183,6 +198,20 @@ class Trial:
     def _alone(self, sequences: Sequences) -> Targets:
         self.forward.reset()
         return self.forward.alone(sequences, 1)
+
+
+class Largest(TorchDispatchMode):
+    """Elements and bytes of the largest tensor that operations return in its context."""
+
+    elements = bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+                self.bytes = max(self.bytes, tensor.numel() * tensor.element_size())
+        return out
 
 
 def reach(holds: Callable[[int], bool], length: int, lengths: list[int]) -> int:

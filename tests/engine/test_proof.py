@@ -89,6 +89,20 @@ def test_what_packs_and_what_does_not() -> None:
     assert bloom.packed == 0 and bloom.padded and "prefix" in bloom.why_not_packed
 
 
+def test_attention_that_is_square_in_the_batch_is_tried_in_batches_that_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSeek 3.2's indexer scores every token of a batch against every other, which no mask takes apart."""
+    monkeypatch.setattr(proof, "LARGEST", 1 << 26)
+    square = proof.Trial(twin.make(tiny_configs.build("deepseek_v32").config))
+    square.head()
+    with proof.Largest() as largest:
+        tokens = square.fits(32_768)
+        assert square.packed(proof.SHORTEST, tokens)
+    assert proof.BESIDE <= tokens < 32_768 and tokens**2 <= largest.elements and largest.bytes <= proof.LARGEST
+    linear = proof.Trial(twin.make(transformers.LlamaConfig(**SHAPE)))
+    linear.head()
+    assert linear.fits(32_768) == 32_768 and linear.fits(64) == 64
+
+
 def test_a_model_that_sees_later_tokens_is_refused(tmp_path: Path) -> None:
     config = transformers.BertConfig(
         vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
