@@ -1,0 +1,88 @@
+"""What the operating system provides, asked for in one way: atomic writes, locks, the cache's folder, the number of cores.
+
+A leaf: it imports nothing of evalengine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+POLL_S = 0.1  # between two tries for a lock
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A path for a file or folder that takes the name `path` when the block ends, and is removed where the block raises.
+
+    The folder that holds it is made where it is missing. A file's bytes are on the disk before it is renamed. An existing
+    file is replaced; an existing folder must be removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    remove(temporary)  # of a process that was killed
+    try:
+        yield temporary
+        if temporary.is_file():
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[IO[str]]:
+    """Holds the lock file `path` alone; the system frees it when its process ends, however it ends.
+
+    waiting: called between two tries while another process holds the lock. Without it, raises BlockingIOError at once.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as handle:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if waiting is None:
+                    raise
+                waiting()
+                time.sleep(POLL_S)
+        yield handle
+
+
+def hold(path: Path) -> IO[str]:
+    """An open handle that shares the lock file `path` with other holders until it is closed."""
+    handle = path.open("a")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+    except BaseException:
+        handle.close()
+        raise
+    return handle
+
+
+def cache_root() -> Path:
+    """The folder of everything that can be made again: EVALENGINE_CACHE, else ~/.cache/evalengine."""
+    given = os.environ.get("EVALENGINE_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "evalengine"
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
