@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from evalengine.checkpoints import ADAPTER_CONFIG, COPY, Checkpoint, adapter_file, model_config
 from evalengine.errors import UserError
+from evalengine.pretrained import Loaded, Pretrained
 from evalengine.untrusted import printable, read_json, reason
 from evalengine.weights import headers, unpickled
-
-if TYPE_CHECKING:
-    from evalengine.pretrained import Loaded, Pretrained
 
 TOLERANCE = 1e-3  # of logits, merged against unmerged
 PROBE = 16  # tokens

@@ -18,13 +18,14 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 
 from evalengine import console, plans
-from evalengine.checkpoints import discover
+from evalengine.backends import NAMES, BackendSpec
 from evalengine.encoding import Encoder, merge, window_of
 from evalengine.errors import UserError
+from evalengine.resolve import discover
 from evalengine.tokenizer import load_tokenizer
 from evalengine.untrusted import printable
 
-NAME = "evalengine"
+NAME = "evalengine"  # of the model, to lm-eval
 
 
 class EvalengineLM(TemplateLM):
@@ -49,9 +50,18 @@ class EvalengineLM(TemplateLM):
     ) -> None:
         super().__init__()
         checkpoint = discover([Path(pretrained)])[0]
-        self.engine = make_backend(
-            backend, device, dtype, batch_tokens, allow_pickle, trust_remote_code, settings
-        )
+        if backend not in NAMES or (backend == "torch" and settings):
+            wrong = f"backend={backend}" if backend not in NAMES else next(iter(settings))
+            raise UserError(
+                f"--model_args has no {wrong}: backend is torch or vllm, and vllm alone takes settings of its engine"
+            )
+        settings |= {} if backend == "vllm" else {"device": device}
+        settings |= {
+            "batch_tokens": batch_tokens,
+            "allow_pickle": allow_pickle,
+            "trust_remote_code": trust_remote_code,
+        }
+        self.engine = BackendSpec(backend, "" if dtype in (None, "auto") else dtype, settings).make()
         self.tokenizer: Any = load_tokenizer(checkpoint, trust_remote_code)
         self.encoder = Encoder(
             self.tokenizer, window_of(plans.load_config(checkpoint, trust_remote_code), self.tokenizer)
@@ -138,35 +148,6 @@ class EvalengineLM(TemplateLM):
         scores = self.engine.score(distinct.sequences)
         loglik, greedy = scores.loglik[distinct.sequence_P], scores.greedy[distinct.sequence_P]
         return [(float(a), bool(b)) for a, b in zip(loglik, greedy, strict=True)]
-
-
-def make_backend(
-    backend: str,
-    device: str | None,
-    dtype: str | None,
-    batch_tokens: int | None,
-    allow_pickle: bool,
-    trust_remote_code: bool,
-    settings: dict[str, Any],
-) -> Any:
-    common: dict[str, Any] = {
-        "dtype": None if dtype == "auto" else dtype,
-        "batch_tokens": batch_tokens,
-        "allow_pickle": allow_pickle,
-        "trust_remote_code": trust_remote_code,
-    }
-    if backend == "vllm":
-        from evalengine.vllm.backend import VllmBackend
-
-        return VllmBackend(**common, **settings)
-    if backend != "torch" or settings:
-        wrong = f"backend={backend}" if backend != "torch" else next(iter(settings))
-        raise UserError(
-            f"--model_args has no {wrong}: backend is torch or vllm, and vllm alone takes settings of its engine"
-        )
-    from evalengine.torch_backend import TorchBackend
-
-    return TorchBackend(device=device, **common)
 
 
 def register() -> None:

@@ -1,10 +1,9 @@
-"""What has become of each checkpoint: the running report, the closing lines, and the record kept beside the scores."""
+"""What has become of each checkpoint, from the events of a run: on the display, in the closing table, in the store's record."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,11 +12,13 @@ import numpy as np
 from evalengine import store
 from evalengine.arrow import numbers
 from evalengine.checkpoints import Checkpoint
+from evalengine.console import Progress
+from evalengine.events import Advanced, Doing, Event, Failed, Finished, Kept, Noted, Stored
+from evalengine.resume import Options
+from evalengine.types import Described
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from evalengine.runner import Described, Options
 
 
 class Outcome(NamedTuple):
@@ -32,25 +33,70 @@ class Outcome(NamedTuple):
     failure: str | None
 
 
-@dataclass
-class Report:
-    """What has happened to a checkpoint so far."""
+class Outcomes:
+    """Consumes the events of a run: what has become of each checkpoint so far."""
 
-    scored: int = 0
-    kept: int = 0
-    items: int = 0
-    seen: int = 0  # items scored or kept: what progress has counted
-    notes: list[str] = field(default_factory=list)
-    cut: dict[str, int] = field(default_factory=dict)  # items longer than the window, by benchmark
-    failure: str | None = None
+    def __init__(self, found: Sequence[Checkpoint]) -> None:
+        self._of = {c.name: Outcome(c, 0, 0, 0, 0.0, [], None) for c in found}
+        self._truncated: dict[str, dict[str, int]] = {}  # items longer than the window, by benchmark
 
-    def outcome(self, checkpoint: Checkpoint, seconds: float) -> Outcome:
-        notes = list(dict.fromkeys(self.notes))
-        if self.cut:
-            each = ", ".join(f"{name} {n}" for name, n in self.cut.items())
-            total = sum(self.cut.values())
-            notes.append(f"{total} items longer than the model's window were cut on the left ({each})")
-        return Outcome(checkpoint, self.scored, self.kept, self.items, seconds, notes, self.failure)
+    def __call__(self, event: Event) -> None:
+        o = self._of[event.checkpoint]
+        match event:
+            case Kept(benchmarks=benchmarks):
+                o = o._replace(kept=o.kept + benchmarks)
+            case Stored(benchmark=benchmark, items=items, truncated=truncated):
+                o = o._replace(scored=o.scored + 1, items=o.items + items)
+                if truncated:
+                    self._truncated.setdefault(o.checkpoint.name, {})[benchmark] = truncated
+            case Noted(notes=notes):
+                o = o._replace(notes=list(dict.fromkeys([*o.notes, *notes])))
+            case Failed(reason=reason):
+                o = o._replace(failure=reason)
+            case Finished(seconds=seconds):
+                o = o._replace(seconds=seconds)
+        self._of[event.checkpoint] = o
+
+    def all(self) -> list[Outcome]:
+        """In the order of the checkpoints."""
+        return [o._replace(notes=[*o.notes, *self._cut(o.checkpoint.name)]) for o in self._of.values()]
+
+    def _cut(self, name: str) -> list[str]:
+        cut = self._truncated.get(name, {})
+        each = ", ".join(f"{benchmark} {n}" for benchmark, n in cut.items())
+        total = sum(cut.values())
+        return [f"{total} items longer than the model's window were cut on the left ({each})"] if cut else []
+
+
+class Display:
+    """Consumes the events of a run: moves a line of progress, which counts every item of every checkpoint once.
+
+    `items`: of one checkpoint.
+    """
+
+    def __init__(self, line: Progress, items: int) -> None:
+        self._line, self._items = line, items
+        self._done: dict[str, float] = {}  # items counted, by checkpoint
+        self._under_way: dict[str, float] = {}  # of them, items of a benchmark that is not stored yet
+
+    def __call__(self, event: Event) -> None:
+        name = event.checkpoint
+        match event:
+            case Doing(what=what):
+                self._line.describe(f"{name}: {what}")
+            case Advanced(items=items):
+                self._under_way[name] = self._under_way.get(name, 0.0) + items
+                self._move(name, items)
+            case Stored(items=items):
+                self._move(name, items - self._under_way.pop(name, 0.0))
+            case Kept(items=items):
+                self._move(name, items)
+            case Finished():
+                self._move(name, self._items - self._done.get(name, 0.0))
+
+    def _move(self, name: str, items: float) -> None:
+        self._done[name] = self._done.get(name, 0.0) + items
+        self._line.update(items)
 
 
 def run_record(outcomes: list[Outcome], backend: Described, options: Options) -> dict[str, Any]:

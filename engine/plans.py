@@ -2,7 +2,7 @@
 
 Kept in memory for the run, and on disk for the next one, under the hash of everything that decides the tokens: the tokenizer's
 files and library, the model's window, the benchmark's version, variant and data, and the options. The cache folder is
-EVALENGINE_CACHE, else ~/.cache/evalengine; a damaged or unwritable cache only costs time.
+plans/ in EVALENGINE_CACHE, else in ~/.cache/evalengine; a damaged or unwritable cache only costs time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from evalengine.arrow import array_of, numbers
 from evalengine.checkpoints import Checkpoint, tokenizer_hash
 from evalengine.encoding import Encoded, Encoder, Sequences, encode, window_of
 from evalengine.errors import UserError
+from evalengine.files import cache_root
 from evalengine.tokenizer import load_tokenizer
 from evalengine.untrusted import reason
 
@@ -40,12 +40,12 @@ class Planner:
         self._trust, self._pmi = trust_remote_code, pmi
         self._encoders: dict[str, Encoder] = {}
         self._plans: dict[str, Encoded] = {}
-        self._tokenizers: dict[Path, tuple[str, int]] = {}  # hash and window, by checkpoint
+        self._of: dict[Path, tuple[str, Any]] = {}  # hash of the tokenizer and configuration, by checkpoint
         self._ids: dict[int, tuple[ItemSet, str]] = {}  # hash of the item ids, by identity of the set
 
     def key(self, checkpoint: Checkpoint, items: ItemSet) -> str:
         """What decides the tokens, as one hash. Raises UserError where config.json or the tokenizer cannot be used."""
-        hashed, window = self._tokenizer(checkpoint)
+        hashed, config = self._read(checkpoint)
         if id(items) not in self._ids:
             ids = hashlib.sha256("\0".join(item.id for item in items.items).encode()).hexdigest()
             self._ids[id(items)] = (items, ids)
@@ -55,7 +55,7 @@ class Planner:
             version("tokenizers"),
             self._trust,
             hashed,
-            window,
+            window_of(config, None, default=0),
             items.benchmark,
             items.version,
             items.variant,
@@ -71,28 +71,27 @@ class Planner:
         if key not in self._plans:
             cached = read_plan(cache_folder() / f"{key}.arrow", items)
             if cached is None:
-                hashed, window = self._tokenizer(checkpoint)
-                encoder = self._encoders.get(f"{hashed}:{window}")
-                if encoder is None:
-                    config, tokenizer = (
-                        load_config(checkpoint, self._trust),
-                        load_tokenizer(checkpoint, self._trust),
-                    )
-                    encoder = self._encoders[f"{hashed}:{window}"] = Encoder(
-                        tokenizer, window_of(config, tokenizer)
-                    )
-                cached = encode(items, encoder, pmi=self._pmi)
+                cached = encode(items, self._encoder(checkpoint), pmi=self._pmi)
                 write_plan(cache_folder() / f"{key}.arrow", cached)
             self._plans[key] = cached
         return self._plans[key]
 
-    def _tokenizer(self, checkpoint: Checkpoint) -> tuple[str, int]:
-        """(hash of the tokenizer, the model's window), read once for each checkpoint."""
-        if checkpoint.path not in self._tokenizers:
-            window = window_of(load_config(checkpoint, self._trust), None, default=0)
-            hashed = tokenizer_hash(checkpoint.tokenizer_folder, checkpoint.model_folder)
-            self._tokenizers[checkpoint.path] = (hashed, window)
-        return self._tokenizers[checkpoint.path]
+    def _encoder(self, checkpoint: Checkpoint) -> Encoder:
+        hashed, config = self._read(checkpoint)
+        key = f"{hashed}:{window_of(config, None, default=0)}"
+        if key not in self._encoders:
+            tokenizer = load_tokenizer(checkpoint, self._trust)
+            self._encoders[key] = Encoder(tokenizer, window_of(config, tokenizer))
+        return self._encoders[key]
+
+    def _read(self, checkpoint: Checkpoint) -> tuple[str, Any]:
+        """(hash of the tokenizer, the model's configuration), read once for each checkpoint."""
+        if checkpoint.path not in self._of:
+            hashed = checkpoint.tokenizer_hash or tokenizer_hash(
+                checkpoint.tokenizer_folder, checkpoint.model_folder
+            )
+            self._of[checkpoint.path] = (hashed, load_config(checkpoint, self._trust))
+        return self._of[checkpoint.path]
 
 
 def load_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
@@ -105,8 +104,7 @@ def load_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
 
 
 def cache_folder() -> Path:
-    root = os.environ.get("EVALENGINE_CACHE")
-    return Path(root) if root else Path.home() / ".cache" / "evalengine" / "plans"
+    return cache_root() / "plans"
 
 
 def write_plan(path: Path, plan: Encoded) -> None:

@@ -17,7 +17,7 @@ import torch
 from evalengine import weights
 from evalengine.checkpoints import Checkpoint, model_config, weight_files
 from evalengine.errors import UserError
-from evalengine.untrusted import printable
+from evalengine.untrusted import printable, reason
 
 
 class Loaded(NamedTuple):
@@ -30,6 +30,12 @@ class Loaded(NamedTuple):
     )  # the module's own for each tensor of the files; None: they are not the same tensors
     buffers: dict[str, torch.Tensor]  # those that no file holds, as they were when the model was made
     notes: tuple[str, ...]  # what the user should know about its weights
+
+    def to(self, device: torch.device) -> Loaded:
+        """On a device, ready to score."""
+        self.model.requires_grad_(False)
+        self.model.to(device).eval()
+        return self._replace(buffers={k: b.clone() for k, b in made_buffers(self.model).items()})
 
     def refill(self, checkpoint: Checkpoint) -> bool:
         """Reads another checkpoint into the module. False, and nothing is changed, where it must be loaded anew.
@@ -54,27 +60,14 @@ class Loaded(NamedTuple):
 
 
 class Pretrained(NamedTuple):
-    """Where modules go, in which precision, and what of a checkpoint may be run or unpickled."""
+    """In which precision modules are read, and what of a checkpoint may be run or unpickled."""
 
-    device: torch.device
     dtype: torch.dtype
     allow_pickle: bool
     trust_remote_code: bool
 
-    def load(self, checkpoint: Checkpoint) -> Loaded:
-        """The checkpoint in a new module, by transformers' own loader. Raises UserError."""
-        if checkpoint.base is not None:
-            from evalengine.adapters import merged
-
-            loaded = merged(self, checkpoint)
-        else:
-            loaded = self.read(checkpoint)
-        loaded.model.requires_grad_(False)
-        loaded.model.to(self.device).eval()
-        return loaded._replace(buffers={k: b.clone() for k, b in made_buffers(loaded.model).items()})
-
     def read(self, checkpoint: Checkpoint) -> Loaded:
-        """The weights of `checkpoint.model_folder` in a module on the CPU."""
+        """The weights of `checkpoint.model_folder` in a new module on the CPU, by transformers' own loader. Raises UserError."""
         folder = checkpoint.model_folder
         config = model_config(folder)
         files = weight_files(folder, self.allow_pickle)
@@ -208,9 +201,4 @@ def unreadable(checkpoint: Checkpoint, error: Exception) -> UserError:
         return UserError(
             f"{checkpoint.name} needs code that comes with it, which is not run: read it, then allow it with --trust-remote-code"
         )
-    return UserError(f"{checkpoint.name} cannot be loaded: {first_line(error)}")
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:300]
+    return UserError(f"{checkpoint.name} cannot be loaded: {reason(error)}")

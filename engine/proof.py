@@ -27,13 +27,15 @@ from evalengine.encoding import Sequences
 from evalengine.errors import UserError
 from evalengine.forward import Forward, Targets, head_candidates, vocabulary_of
 from evalengine.last_layer import LastLayer
-from evalengine.pretrained import first_line
+from evalengine.untrusted import reason
 
 CLOSE = 1e-4  # nats a token, in float32; of log-probabilities below -10, a hundred-thousandth
 SHORTEST = 12  # tokens fed: what no way gets right at this length it never gets right
 DRAWS = 4  # random trees where a way holds for some lengths alone, or might hold by luck
 BESIDE = 2048  # tokens of a batch in which lengths are tried; the whole batch is tried with short sequences
-LARGEST = 1 << 30  # bytes of one tensor in the proof; attention that is square in the batch gets smaller batches
+LARGEST = (
+    1 << 30
+)  # bytes of one tensor in the proof; attention that is square in the batch gets smaller batches
 FIRST = 512  # tokens fed that the first proof covers; later ones double
 
 
@@ -63,8 +65,8 @@ def prove(config: Any, length: int, tokens: int, model_class: Any = None) -> Pro
         tried, first = trial.start(length)
         causal, again = trial.is_causal(tried), same(trial.longest(tried), first)
     except Exception as error:
-        reason = f"its small copy does not run ({first_line(error)})"
-        return found._replace(why_not_packed=reason, why_own_head=reason)
+        why = f"its small copy does not run ({reason(error)})"
+        return found._replace(why_not_packed=why, why_own_head=why)
     if not causal:
         raise UserError(
             "its tokens attend to the right (it is not a causal language model), so it would see the answers it scores"
@@ -149,7 +151,7 @@ class Trial:
                 if same(self._alone(self.tree(SHORTEST)), self.truth(SHORTEST)):
                     return i, ""
             except Exception as error:
-                why = first_line(error)
+                why = reason(error)
         self.forward.head = None
         return None, why
 
@@ -165,7 +167,7 @@ class Trial:
                 if not same(targets, self.truth(length, shared, draw)):
                     return False
         except Exception as error:  # whatever a model's own code makes of such a batch
-            self.why = first_line(error)
+            self.why = reason(error)
             return False
         return True
 

@@ -1,4 +1,4 @@
-"""Checkpoints and stores at URIs (s3://, gs://, hf://, whatever fsspec opens): copied to this machine's cache once.
+"""Checkpoints at URIs (s3://, gs://, hf://, whatever fsspec opens): copied to this machine's cache once.
 
 Of a checkpoint the driver takes the small files (configuration, tokenizer) at once, and whoever scores it the rest when its turn
 comes. The cache holds whole checkpoints only, each under a name made of the URI and of what the listing says of its files; it
@@ -7,33 +7,26 @@ stays below EVALENGINE_CACHE_GB (default 100) by dropping those unused for longe
     KEY.lock     held alone by who downloads KEY: others wait for the download, and find the folder
     KEY.used     shared by the processes that use KEY: eviction skips what it cannot have alone
     evict.lock   held alone by who makes room
-
-A store at a URI has a working copy in the cache; every finished file is uploaded at once, whole or not at all. Only the working
-copy is locked: let one machine write to a remote store at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
-import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from evalengine.checkpoints import Checkpoint
 from evalengine.errors import UserError
-from evalengine.untrusted import is_plain
+from evalengine.files import atomic, cache_root, hold, locked, remove
+from evalengine.untrusted import is_plain, reason
 
 SMALL = (".json", ".txt", ".model", ".jinja", ".py")
 WEIGHTS = (".safetensors",)
 PICKLES = (".bin", ".pt", ".pth")
 CACHE_GB = 100.0
 SIGNS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "created", "blob_id", "md5Hash")
-POLL_S = 0.1  # between two tries for a lock
 _used: dict[str, IO[str]] = {}  # URI -> shared lock of the checkpoint that this process uses
 
 
@@ -68,9 +61,9 @@ def filesystem(uri: str) -> tuple[Any, str]:
     try:
         fs, path = fsspec.core.url_to_fs(uri)
     except ImportError as error:
-        raise UserError(f"{uri} cannot be opened: {' '.join(str(error).split())[:150]}") from None
+        raise UserError(f"{uri} cannot be opened: {reason(error)}") from None
     except Exception as error:
-        raise UserError(f"{uri} is no URI that can be opened: {' '.join(str(error).split())[:150]}") from None
+        raise UserError(f"{uri} is not a URI that can be opened: {reason(error)}") from None
     return fs, str(path).rstrip("/")
 
 
@@ -86,8 +79,7 @@ def as_user_error(uri: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None and error.filename:
             raise
-        reason = " ".join(str(error).split())[:150] or type(error).__name__
-        raise UserError(f"{uri} cannot be reached: {reason}") from None
+        raise UserError(f"{uri} cannot be reached: {reason(error)}") from None
 
 
 def expand(place: Path | str) -> list[Path | str]:
@@ -120,11 +112,6 @@ def listing(uri: str) -> Listing:
     return Listing(fs, root, {name: int(e.get("size") or 0) for name, e in chosen.items()}, key)
 
 
-def cache_root() -> Path:
-    given = os.environ.get("EVALENGINE_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "evalengine"
-
-
 def name_of(uri: str) -> str:
     return uri.rstrip("/").rsplit("/", 1)[-1]
 
@@ -136,26 +123,22 @@ def fetch_small_files(uri: str) -> tuple[Path, int]:
     if "config.json" not in small:
         raise UserError(f"{uri} is not a checkpoint: it has no config.json")
     folder = cache_root() / "small_files" / listed.key
-    with locked(folder.with_suffix(".lock")):
+    with locked(folder.with_suffix(".lock"), waiting=lambda: None):
         if not folder.is_dir():
             download(uri, listed._replace(files=small), folder)
     return folder / name_of(uri), listed.weights
 
 
-def fetch(checkpoint: Checkpoint, progress: Callable[[], None] = lambda: None) -> Checkpoint:
-    """The checkpoint with all its files on this machine; held against eviction until `release`. Raises UserError.
+def fetch(uri: str, progress: Callable[[], None] = lambda: None) -> Path:
+    """The folder with all files of a remote checkpoint; held against eviction until `release`. Raises UserError.
 
     progress: called after each file, and while another thread or process downloads the same checkpoint.
     """
-    if checkpoint.source is None:
-        return checkpoint
-    uri = checkpoint.source
     listed = listing(uri)
     folder = cache_root() / "checkpoints" / listed.key
     with locked(folder.with_suffix(".lock"), progress):
-        used = folder.with_suffix(".used").open("a")
+        used = hold(folder.with_suffix(".used"))  # waits for nothing but an eviction
         try:
-            fcntl.flock(used, fcntl.LOCK_SH)  # waits for nothing but an eviction
             if not folder.is_dir():
                 evict(folder.parent, sum(listed.files.values()))
                 download(uri, listed, folder, progress)
@@ -163,52 +146,30 @@ def fetch(checkpoint: Checkpoint, progress: Callable[[], None] = lambda: None) -
         except BaseException:
             used.close()
             raise
-    release(checkpoint)  # what the URI held before it changed; where nothing changed, `used` holds the same
+    release(uri)  # what the URI held before it changed; where nothing changed, `used` holds the same
     _used[uri] = used
-    return checkpoint._replace(path=folder / name_of(uri))
+    return folder / name_of(uri)
 
 
-def release(checkpoint: Checkpoint) -> None:
+def release(uri: str) -> None:
     """This process no longer needs the files of a remote checkpoint."""
-    used = _used.pop(checkpoint.source or "", None)
+    used = _used.pop(uri, None)
     if used is not None:
         used.close()
 
 
-@contextlib.contextmanager
-def locked(path: Path, progress: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Waits as long as its holder takes: the system frees the lock of a process that ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                progress()
-                time.sleep(POLL_S)
-        yield
-
-
 def download(uri: str, listed: Listing, folder: Path, progress: Callable[[], None] = lambda: None) -> None:
     """All files into `folder`/<name>, which appears whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    inside = temporary / name_of(uri)
-    inside.mkdir(parents=True)
-    try:
-        with as_user_error(uri):
-            for name, size in listed.files.items():
-                listed.fs.get_file(f"{listed.root}/{name}", str(inside / name))
-                if (inside / name).stat().st_size != size:
-                    raise UserError(
-                        f"{uri}/{name} changed or broke off while it was copied: run the same command again"
-                    )
-                progress()
-        os.rename(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with atomic(folder) as temporary, as_user_error(uri):
+        inside = temporary / name_of(uri)
+        inside.mkdir(parents=True)
+        for name, size in listed.files.items():
+            listed.fs.get_file(f"{listed.root}/{name}", str(inside / name))
+            if (inside / name).stat().st_size != size:
+                raise UserError(
+                    f"{uri}/{name} changed or broke off while it was copied: run the same command again"
+                )
+            progress()
 
 
 def evict(folder: Path, wanted: int) -> None:
@@ -218,8 +179,8 @@ def evict(folder: Path, wanted: int) -> None:
         limit = float(text) * 1e9
     except ValueError:
         raise UserError(f"EVALENGINE_CACHE_GB must be a number of gigabytes, not {text!r}") from None
-    with locked(folder / "evict.lock"):
-        folders = (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    with locked(folder / "evict.lock", waiting=lambda: None):
+        folders = (p for p in folder.iterdir() if p.is_dir() and p.suffix != ".tmp")
         size = {
             p: sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in sorted(folders, key=age)
         }
@@ -227,82 +188,12 @@ def evict(folder: Path, wanted: int) -> None:
         for path in size:
             if total + wanted <= limit:
                 return
-            with path.with_suffix(".used").open("a") as handle:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                gone = path.with_name(f".{path.name}.tmp")
-                os.rename(path, gone)
-                shutil.rmtree(gone, ignore_errors=True)
+            with contextlib.suppress(BlockingIOError), locked(path.with_suffix(".used")):
+                gone = path.with_name(f"{path.name}.tmp")
+                os.rename(path, gone)  # what is half removed must not look whole
+                remove(gone)
                 total -= size[path]
 
 
 def age(path: Path) -> float:
     return path.stat().st_mtime
-
-
-class StorePlace(NamedTuple):
-    """A store to write: the folder here, and what is to be done with each finished file."""
-
-    folder: Path
-    stored: Callable[[Path], None]
-    remote: bool
-
-
-def open_store(place: Path | str, names: list[str]) -> StorePlace:
-    """A store at a path or a URI; of a remote one, the files of the checkpoints `names` are brought here first."""
-    if not is_uri(place):
-        return StorePlace(Path(place), lambda path: None, False)
-    folder = copy_of(str(place), names)
-    fs, root = filesystem(str(place))
-
-    def upload(path: Path) -> None:
-        put(fs, path, f"{root}/{path.resolve().relative_to(folder.resolve()).as_posix()}", str(place))
-
-    return StorePlace(folder, upload, True)
-
-
-def readable(place: Path | str) -> Path:
-    """A store at a path or a URI, on this machine. Raises UserError."""
-    return copy_of(str(place), None) if is_uri(place) else Path(place)
-
-
-def copy_of(uri: str, names: list[str] | None) -> Path:
-    """The working copy of a remote store, made equal to it for the checkpoints `names` (None: for all)."""
-    from evalengine import store
-
-    fs, root = filesystem(uri)
-    folder = cache_root() / "stores" / hashlib.sha256(uri.encode()).hexdigest()[:32]
-    with store.lock(folder), as_user_error(uri):
-        fs.invalidate_cache(root)
-        stored = [str(path) for path in fs.find(root)] if fs.exists(root) else []
-        wanted: dict[str, str] = {}
-        for path in stored:
-            parts = path[len(root) :].strip("/").split("/")
-            if not all(is_plain(part) and not part.startswith(".") for part in parts):
-                continue  # object keys may hold ".."
-            mine = len(parts) == 2 and parts[1].endswith(".arrow") and (names is None or parts[0] in names)
-            if mine or parts == ["runs.jsonl"]:
-                wanted["/".join(parts)] = path
-        for old in folder.glob("*/*.arrow"):
-            if (names is None or old.parent.name in names) and f"{old.parent.name}/{old.name}" not in wanted:
-                old.unlink()
-        for name, path in wanted.items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            temporary = folder / f"{name}.tmp"
-            fs.get_file(path, str(temporary))
-            os.replace(temporary, folder / name)
-    return folder
-
-
-def put(fs: Any, path: Path, target: str, uri: str) -> None:
-    """Uploads one file: an object store shows it whole or not at all; elsewhere it is renamed when it is whole."""
-    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-    with as_user_error(uri):
-        if protocols & {"file", "local", "sftp", "ssh", "smb"}:
-            fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-            fs.put_file(str(path), f"{target}.tmp")
-            fs.mv(f"{target}.tmp", target)
-        else:
-            fs.put_file(str(path), target)

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evalengine.files import atomic
 from evalengine.untrusted import read_arrow
 
 if TYPE_CHECKING:
@@ -44,22 +45,13 @@ def write(path: Path, table: pa.Table, metadata: Mapping[str, str]) -> None:
     content = sink.getvalue()
     marks = _marks(content)
     seal = _seal_of(content, marks)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as handle:
-            at = 0
-            for mark in marks:  # the schema stands at the file's head and in its footer
-                handle.write(memoryview(content)[at:mark])
-                handle.write(seal)
-                at = mark + len(seal)
-            handle.write(memoryview(content)[at:])
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic(path) as temporary, temporary.open("wb") as handle:
+        at = 0
+        for mark in marks:  # the schema stands at the file's head and in its footer
+            handle.write(memoryview(content)[at:mark])
+            handle.write(seal)
+            at = mark + len(seal)
+        handle.write(memoryview(content)[at:])
 
 
 def read(path: Path) -> pa.Table:

@@ -8,7 +8,6 @@ under a checksum (sealed.py).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import json
 import os
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evalengine import sealed
 from evalengine.errors import UserError
+from evalengine.files import locked
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,10 +82,8 @@ def read(path: Path) -> pa.Table:
 
 
 def paths(store: Path | str) -> list[Path]:
-    """The files of a store (a folder or a URI), sorted, not opened yet. Raises UserError where there is none."""
-    from evalengine.remote import readable
-
-    store = readable(store)
+    """The files of a store, sorted, not opened yet. Raises UserError where there is none."""
+    store = Path(store)
     if not store.is_dir():
         raise UserError(f"no score store at {store}: run `evalengine score CHECKPOINTS --out {store}` first")
     folders = [entry.path for entry in os.scandir(store) if entry.is_dir() and not entry.name.startswith(".")]
@@ -118,23 +116,19 @@ def load(store: Path | str = "scores") -> pa.Table:
 
 @contextlib.contextmanager
 def lock(store: Path) -> Iterator[None]:
-    """Holds a store for one process. The lock dies with its process, however that ends."""
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-        handle = (store / ".lock").open("a+")
-    except FileExistsError:
-        raise UserError(f"{store} is a file: give --out a folder") from None
-    except PermissionError:
-        raise UserError(f"cannot write to {store}: give --out a folder that you may write to") from None
-    with handle:
+    """Holds a store for one process. The lock dies with its process, however that ends. Raises UserError."""
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            handle = held.enter_context(locked(store / ".lock"))
         except BlockingIOError:
-            handle.seek(0)
-            owner = handle.read().strip()
+            owner = (store / ".lock").read_text(encoding="utf-8").strip()
             raise UserError(
                 f"{store} is in use by process {owner or '?'}: wait for it, or give another --out"
             ) from None
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"{store} is a file: give --out a folder") from None
+        except PermissionError:
+            raise UserError(f"cannot write to {store}: give --out a folder that you may write to") from None
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()

@@ -12,6 +12,7 @@ memory beyond weights: N x widest activation, and a few MB for the head.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,20 +32,15 @@ from evalengine.forward import (
     vocabulary_of,
 )
 from evalengine.last_layer import LastLayer
-from evalengine.pretrained import Loaded, Pretrained, first_line
+from evalengine.pretrained import Loaded, Pretrained
 from evalengine.proof import Proof
+from evalengine.types import Scores
+from evalengine.untrusted import reason
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Nats by which the packed and the plain score of a token may differ on a checkpoint's own weights. The proof has shown that
 # both are one computation; this is for what it cannot see: a device's kernels that go wrong, weights out of all scale.
 ROUNDING = {"float32": 3e-4, "float16": 0.1, "bfloat16": 0.5}
-
-
-class SequenceScores(NamedTuple):
-    """Per sequence: summed log-likelihood of its targets in nats (float64), and whether each was the argmax."""
-
-    loglik: np.ndarray
-    greedy: np.ndarray
 
 
 class Group(NamedTuple):
@@ -73,7 +69,7 @@ class TorchBackend:
         self.dtype = dtype or ("float32" if self.device.type == "cpu" else "bfloat16")
         self.batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 32768)
         self.allow_pickle = allow_pickle
-        self._pretrained = Pretrained(self.device, DTYPES[self.dtype], allow_pickle, trust_remote_code)
+        self._pretrained = Pretrained(DTYPES[self.dtype], allow_pickle, trust_remote_code)
         self.model: Any = None  # a transformers PreTrainedModel
         self.forward: Any = None  # how it runs, a Forward
         self.ways: Proof  # what is proven of it, less what failed on this checkpoint
@@ -97,7 +93,12 @@ class TorchBackend:
             self.model = self.forward = loaded = None  # not two modules at a time
             self._groups.clear()
             self._batches.clear()
-            loaded = self._pretrained.load(checkpoint)
+            read = self._pretrained.read
+            if checkpoint.base is not None:
+                from evalengine.adapters import merged
+
+                read = partial(merged, self._pretrained)
+            loaded = read(checkpoint).to(self.device)
             self.model = loaded.model
             self.forward = Forward(self.model, self.device, DTYPES[self.dtype])
         name = weights.non_finite(self.model)
@@ -110,6 +111,9 @@ class TorchBackend:
         self._use(self._proofs.get(loaded.architecture) or self._prove(proof.FIRST))
         self._check()
         self._loaded = loaded
+
+    def close(self) -> None:
+        """Nothing outlives the process."""
 
     # --- is the fast way the same way?
 
@@ -140,7 +144,7 @@ class TorchBackend:
         try:
             truth = self.forward.alone(few, self.batch_tokens)
         except Exception as error:
-            raise UserError(f"{self._name} cannot run here: {first_line(error)}") from None
+            raise UserError(f"{self._name} cannot run here: {reason(error)}") from None
         self.forward.head = head
         why = self._differs(truth, lambda: self.forward.packed(packed)) if self.ways.packed else None
         if why is not None:
@@ -166,8 +170,8 @@ class TorchBackend:
             gap = proof.gap(run(), truth)
         except Exception as error:
             if out_of_memory(error):
-                raise UserError(f"{self._name} cannot run here: {first_line(error)}") from None
-            return first_line(error)
+                raise UserError(f"{self._name} cannot run here: {reason(error)}") from None
+            return reason(error)
         return None if gap <= ROUNDING[self.dtype] else f"on its weights scores then differ by {gap:.2g} nats"
 
     def _fail(self, **ways: Any) -> None:
@@ -177,7 +181,7 @@ class TorchBackend:
 
     # --- scoring
 
-    def score(self, sequences: Sequences, progress: Progress | None = None) -> SequenceScores:
+    def score(self, sequences: Sequences, progress: Progress | None = None) -> Scores:
         """Scores every sequence. `progress` is called with the number of sequences that each forward finished.
 
         Where memory runs out, batches are halved and all is run again; where a way raises, the next one runs. UserError where
@@ -195,7 +199,7 @@ class TorchBackend:
                 else:
                     self._step_down(error)
 
-    def _score(self, sequences: Sequences, progress: Progress | None) -> SequenceScores:
+    def _score(self, sequences: Sequences, progress: Progress | None) -> Scores:
         loglik, greedy = np.zeros(len(sequences)), np.ones(len(sequences), dtype=bool)
         for group in self.groups(sequences):
             if self.ways.packed < self.ways.length:
@@ -208,7 +212,7 @@ class TorchBackend:
                 targets = self.forward.alone(group.sequences, self.batch_tokens, progress)
             scores = summed(targets, len(group.sequences))
             loglik[group.number_S], greedy[group.number_S] = scores
-        return SequenceScores(loglik, greedy)
+        return Scores(loglik, greedy)
 
     def groups(self, sequences: Sequences) -> list[Group]:
         """The sequences by the way they run; what is longer than has been proven is proven first."""
@@ -240,7 +244,7 @@ class TorchBackend:
 
     def score_batches(
         self, sequences: Sequences, batches: list[packing.Batch], progress: Progress | None = None
-    ) -> SequenceScores:
+    ) -> Scores:
         """Scores of the sequences in some of `batches(sequences)`; the others have loglik 0 and greedy True.
 
         For sequences that all run packed. Raises what PyTorch raises where memory runs out.
@@ -283,7 +287,7 @@ class TorchBackend:
 
     def _step_down(self, error: Exception) -> None:
         """The next slower way for this checkpoint. Raises UserError where there is none."""
-        why = first_line(error)
+        why = reason(error)
         if self.ways.packed:
             self._fail(packed=0, why_not_packed=why)
         elif self.ways.padded:
@@ -295,9 +299,9 @@ class TorchBackend:
         self._say_why()
 
 
-def summed(targets: Targets, sequences: int) -> SequenceScores:
+def summed(targets: Targets, sequences: int) -> Scores:
     """Targets to sequences: those without any have loglik 0 and greedy True."""
     loglik, greedy = np.zeros(sequences), np.ones(sequences, dtype=bool)
     np.add.at(loglik, targets.sequence_T, targets.logprob_T.astype(np.float64))
     greedy[targets.sequence_T[~targets.greedy_T]] = False
-    return SequenceScores(loglik, greedy)
+    return Scores(loglik, greedy)

@@ -20,6 +20,7 @@ from evalengine.cluster.pool import Cluster, Ended, Pool, need_of
 from evalengine.cluster.schedule import STRIKES
 from evalengine.cluster.shared import Token, visible
 from evalengine.errors import UserError
+from evalengine.files import cores
 from evalengine.training import export
 from evalengine.training.runner import Board, Message, _chains, keep_freed_memory, steps_of, train_chain
 from evalengine.training.stages import Job, Result
@@ -67,7 +68,7 @@ def run_on(cluster: Cluster, todo: list[Job]) -> tuple[list[Result], dict[str, s
     from evalengine.training.prepare import work_folder
 
     study, chains = todo[0].study, _chains(todo)
-    cpus = max(connect.cores(), cluster.workers * (cluster.cpus or 1)) if cluster.workers else None
+    cpus = max(cores(), cluster.workers * (cluster.cpus or 1)) if cluster.workers else None
     with connect.connected(cluster.address, cpus=cpus), Token(work_folder(todo[0].out)) as shared:
         from ray.util.queue import Queue
 

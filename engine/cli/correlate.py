@@ -54,7 +54,7 @@ def analysis_of(args: argparse.Namespace) -> Analysis:
 
     if args.bootstrap not in (None, "exact") and not str(args.bootstrap).isdigit():
         raise UserError(f"--bootstrap takes a number or 'exact', not '{args.bootstrap}'")
-    from evalengine.remote import readable
+    from evalengine.remote_store import readable
 
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
     options = Options(args.bootstrap, args.interval, args.level, args.statistic, args.seed, args.resample)

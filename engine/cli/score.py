@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evalengine import console
 from evalengine.errors import UserError
+
+if TYPE_CHECKING:
+    from evalengine.backends import BackendSpec
+    from evalengine.events import Event
 
 
 def location(text: str) -> Path | str:
@@ -112,13 +116,17 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     console.set_json(args.json)
-    from evalengine import checkpoints, remote, runner
+    from evalengine import runner
     from evalengine.benchmarks import resolve
+    from evalengine.events import Stored
     from evalengine.outcomes import summaries
+    from evalengine.remote_store import open_store
+    from evalengine.resolve import discover
+    from evalengine.resume import Options
 
     if args.batch_tokens is not None and args.batch_tokens < 1:
         raise UserError("--batch-tokens must be at least 1")
-    found = checkpoints.discover(args.checkpoints, args.manifest, args.base)
+    found = discover(args.checkpoints, args.manifest, args.base)
     adapter = next((checkpoint.name for checkpoint in found if checkpoint.base), None)
     if adapter is not None and args.backend == "vllm":
         raise UserError(
@@ -126,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         )
     only_tasks = args.lm_eval_tasks and args.benchmarks == "all"
     benchmarks = [] if only_tasks else available(resolve(args.benchmarks, args.benchmark_file), args)
-    options = runner.Options(
+    options = Options(
         data=args.data,
         variant=args.variant,
         limit=args.limit,
@@ -142,20 +150,31 @@ def run(args: argparse.Namespace) -> int:
         from evalengine.lm_eval_tasks import load_tasks
 
         more = load_tasks(args.lm_eval_tasks, limit=args.limit, seed=args.seed, fewshot=args.fewshot)
-    place = remote.open_store(args.out, [checkpoint.name for checkpoint in found])
+    place = open_store(args.out, [checkpoint.name for checkpoint in found])
+    item_sets = runner.load_item_sets(benchmarks, options, more)
+    spec = backend_spec(args)
+
+    def upload(event: Event) -> None:
+        if isinstance(event, Stored):
+            place.stored(event.path)
+
     if args.ray:
         from evalengine.cluster import scoring
 
-        stored = place.stored if place.remote else None
-        spec, where = backend_spec(args), cluster(args)
-        outcomes = scoring.score(found, benchmarks, spec, place.folder, options, more, where, stored)
+        if args.device not in (None, "cpu", "cuda"):
+            raise UserError(
+                f"--device {args.device} names one device: with --ray give cpu or cuda, or leave it out"
+            )
+        outcomes = scoring.score(
+            found, item_sets, spec, place.folder, options, cluster(args), upload, place.remote
+        )
     else:
         refuse_ray_options(args)
-        backend = make_backend(args)
+        backend = spec.make()
         try:
-            outcomes = runner.score(found, benchmarks, backend, place.folder, options, more, place.stored)
+            outcomes = runner.score(found, item_sets, backend, place.folder, options, upload)
         finally:
-            getattr(backend, "close", lambda: None)()  # ends vLLM's engine and its processes
+            backend.close()
     if place.remote:
         place.stored(place.folder.resolve() / "runs.jsonl")
     report = list(summaries(outcomes, place.folder))
@@ -205,29 +224,10 @@ def backend_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {**common, "device": args.device}
 
 
-def make_backend(args: argparse.Namespace) -> Any:
-    quiet_transformers()
-    settings = backend_settings(args)
-    if args.backend == "vllm":
-        from evalengine.vllm.backend import VllmBackend
+def backend_spec(args: argparse.Namespace) -> BackendSpec:
+    from evalengine.backends import BackendSpec
 
-        return VllmBackend(dtype=args.dtype, **settings)
-    from evalengine.torch_backend import TorchBackend
-
-    return TorchBackend(dtype=args.dtype, **settings)
-
-
-def backend_spec(args: argparse.Namespace) -> Any:
-    """The same backend, to be made by workers elsewhere."""
-    from evalengine.cluster.scorer import BackendSpec
-
-    quiet_transformers()
-    settings = backend_settings(args)
-    if args.device not in (None, "cpu", "cuda"):
-        raise UserError(
-            f"--device {args.device} names one device: with --ray give cpu or cuda, or leave it out"
-        )
-    return BackendSpec(args.backend, args.dtype or "", settings)
+    return BackendSpec(args.backend, args.dtype or "", backend_settings(args))
 
 
 def add_ray(p: argparse.ArgumentParser, verb: str) -> None:
@@ -272,14 +272,6 @@ def refuse_ray_options(args: argparse.Namespace) -> None:
     for name in ("workers", "gpus_per_worker", "cpus_per_worker", "hang_after"):
         if getattr(args, name, None) is not None:
             raise UserError(f"--{name.replace('_', '-')} is for --ray: add --ray local, or leave it out")
-
-
-def quiet_transformers() -> None:
-    """Its warnings speak of loading paths that are not used here; errors still come as exceptions."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 def show(report: list[dict[str, Any]], out: Path | str) -> None:

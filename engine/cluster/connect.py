@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from evalengine.errors import UserError
+from evalengine.files import cores
+from evalengine.untrusted import reason
 
 LOCAL = "local"
 OBJECT_STORE = 512 << 20  # bytes of shared memory at most: it holds plans; what is more spills to the disk
@@ -41,9 +43,8 @@ def connected(address: str, *, cpus: int | None = None) -> Iterator[None]:
     try:
         ray.init(address=address, logging_level="ERROR", log_to_driver=False)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"cannot join the Ray cluster at {address}: {reason} (start one with `ray start --head`, or use --ray local)"
+            f"cannot join the Ray cluster at {address}: {reason(error)} (start one with `ray start --head`, or use --ray local)"
         ) from None
     try:
         yield
@@ -106,9 +107,8 @@ def local(ray: Any, cpus: int | None) -> Iterator[None]:
                     log_to_driver=False,
                 )
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"Ray does not start here: {reason}; leave --ray out to score in one process"
+                f"Ray does not start here: {reason(error)}; leave --ray out to score in one process"
             ) from None
         if [node["NodeManagerAddress"] for node in ray.nodes()] != ["127.0.0.1"]:
             raise UserError(
@@ -160,7 +160,3 @@ def remove_litter() -> None:
         owner = folder.name.split("-")[2]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evalengine.packing import Batch
+from evalengine.types import Scores
 
 if TYPE_CHECKING:
     from evalengine.encoding import Sequences
@@ -59,7 +60,7 @@ def score_part(
     part: int,
     parts: int,
     progress: Callable[[float], None] | None = None,
-) -> Any:
+) -> Scores:
     """Scores of the sequences in this part; the others have loglik 0 and greedy True. Raises PartFailed.
 
     A model that cannot share prefixes has its order of batches from one pass over all: its first part is the whole.
@@ -75,6 +76,9 @@ def score_part(
         raise PartFailed from error
 
 
-def merge(loglik: list[np.ndarray], greedy: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def merge(parts: list[Scores]) -> Scores:
     """The whole from its parts: each sequence lies in one of them, and x + 0 = x."""
-    return np.sum(loglik, axis=0), np.logical_and.reduce(greedy)
+    return Scores(
+        np.sum([part.loglik for part in parts], axis=0),
+        np.logical_and.reduce([part.greedy for part in parts]),
+    )

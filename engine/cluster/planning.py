@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from evalengine import plans
 from evalengine.checkpoints import Checkpoint
 from evalengine.cluster import connect
-from evalengine.errors import UserError
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
@@ -66,13 +65,6 @@ class Plans:
                 self.done.put(Planned(checkpoint.name, items.benchmark, self._made[key]))
             except Exception as error:
                 self.done.put(Planned(checkpoint.name, items.benchmark, None, error))
-
-
-def sentence(name: str, error: Exception | None) -> str:
-    if isinstance(error, UserError):
-        return str(error)
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return f"{name} cannot be planned: {reason} (EVALENGINE_DEBUG=1 shows where)"
 
 
 def text_size(items: ItemSet) -> int:

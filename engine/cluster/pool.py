@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from evalengine import console
 from evalengine.cluster import progress
-from evalengine.cluster.connect import cores, import_ray
+from evalengine.cluster.connect import import_ray
 from evalengine.errors import UserError
+from evalengine.files import cores
 
 ANSWER_S = 2.0
 LOOK_S = 1.0  # between two looks at the cluster's resources

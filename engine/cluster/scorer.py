@@ -12,47 +12,25 @@ import socket
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from evalengine import __version__
+from evalengine.backends import BackendSpec
 from evalengine.checkpoints import Checkpoint
 from evalengine.cluster.progress import Progress
 from evalengine.cluster.shared import visible
 from evalengine.errors import ModelError, UserError
-
-if TYPE_CHECKING:
-    import numpy as np
+from evalengine.resolve import identify, release
+from evalengine.types import Scores
+from evalengine.untrusted import reason
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-class BackendSpec(NamedTuple):
-    """A backend to be made on another machine. It has what a store's metadata says of a backend: name and dtype."""
-
-    name: str
-    dtype: str
-    settings: dict[str, Any]
-    notes: list[str] = []  # noqa: RUF012
-
-    def make(self) -> Any:
-        import transformers
-
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        if self.name == "vllm":
-            from evalengine.vllm.backend import VllmBackend
-
-            return VllmBackend(dtype=self.dtype, **self.settings)
-        from evalengine.torch_backend import TorchBackend
-
-        return TorchBackend(dtype=self.dtype, **self.settings)
 
 
 class Work(NamedTuple):
     """One unit, with all that a worker needs for it. `plan` is a list around Ray's reference: fetched once, then kept."""
 
-    checkpoint: Checkpoint
-    fingerprint: str
+    checkpoint: Checkpoint  # identified by the driver
     benchmark: str
     category: str
     plan_key: str
@@ -65,13 +43,12 @@ class Work(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """A finished unit. Scores are None where the worker has written the file itself."""
+    """A finished unit. `scores` is None where the worker has written the file itself."""
 
     load_s: float  # 0 where the weights were there already
     seconds: float
     notes: list[str]
-    loglik: np.ndarray | None
-    greedy: np.ndarray | None
+    scores: Scores | None
 
 
 class Failure(NamedTuple):
@@ -93,7 +70,7 @@ class Scorer:
         self._loaded: tuple[str, str] | None = None  # name and fingerprint
         self._plans: dict[str, Any] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-        self._fingerprints: dict[str, Future[tuple[Checkpoint, str]]] = {}
+        self._identified: dict[str, Future[Checkpoint]] = {}
 
     def hello(self, probe: Path, token: str) -> tuple[str, str]:
         """Gets ready; sees whether the driver's store is visible from here. Returns Ray's node id and the host's name."""
@@ -113,12 +90,12 @@ class Scorer:
         """The process id, for tests that kill it."""
         return os.getpid()
 
-    def identify(self, checkpoint: Checkpoint) -> str | Failure:
-        """The fingerprint of a checkpoint's weights as this node sees them."""
+    def identify(self, checkpoint: Checkpoint) -> Checkpoint | Failure:
+        """The checkpoint, identified as this node sees it."""
         try:
-            return self._read(checkpoint).result()[1]
+            return self._read(checkpoint).result()
         except Exception as error:
-            self._fingerprints.pop(checkpoint.name, None)
+            self._identified.pop(checkpoint.name, None)
             return failure(checkpoint.name, error)
 
     def run(self, work: Work) -> Scored | Failure:
@@ -128,17 +105,18 @@ class Scorer:
             self._loaded = None
             return failure(work.checkpoint.name, error)
 
-    def _read(self, checkpoint: Checkpoint) -> Future[tuple[Checkpoint, str]]:
+    def _read(self, checkpoint: Checkpoint) -> Future[Checkpoint]:
         """Brings a checkpoint here where it is remote, and hashes its weights, in the background."""
-        if checkpoint.name not in self._fingerprints:
-            self._fingerprints[checkpoint.name] = self._reader.submit(
+        if checkpoint.name not in self._identified:
+            self._identified[checkpoint.name] = self._reader.submit(
                 read_checkpoint, checkpoint, self._allow_pickle, self._progress
             )
-        return self._fingerprints[checkpoint.name]
+        return self._identified[checkpoint.name]
 
     def _run(self, work: Work) -> Scored | Failure:
         from evalengine import runner, store
         from evalengine.cluster import parts
+        from evalengine.score_table import score_table
 
         load_s = self._load(work)
         if work.ahead is not None:
@@ -159,35 +137,33 @@ class Scorer:
         seconds = time.monotonic() - started
         notes = list(self._backend.notes)
         if work.parts > 1 or not self._visible:
-            return Scored(load_s, seconds, notes, scores.loglik, scores.greedy)
-        table = runner.table_of(work.checkpoint, work.benchmark, work.category, encoded, scores)
+            return Scored(load_s, seconds, notes, scores)
+        table = score_table(work.checkpoint, work.benchmark, work.category, encoded, scores)
         try:
             store.write(work.path, table, work.metadata)
         except OSError as error:
             if error.errno in FULL:
                 return Failure("full", f"{error.errno}\t{error.filename or work.path}")
             raise
-        return Scored(load_s, seconds, notes, None, None)
+        return Scored(load_s, seconds, notes, None)
 
     def _load(self, work: Work) -> float:
         """Makes the unit's checkpoint the loaded one. Raises UserError where its weights are not those that were identified."""
-        wanted = (work.checkpoint.name, work.fingerprint)
+        wanted = (work.checkpoint.name, work.checkpoint.fingerprint)
         if self._loaded == wanted:
             return 0.0
         started = time.monotonic()
         self._loaded = None
-        checkpoint, fingerprint = self._read(work.checkpoint).result()
-        if fingerprint != work.fingerprint:
-            self._fingerprints.pop(work.checkpoint.name, None)
+        checkpoint = self._read(work.checkpoint).result()
+        if checkpoint.fingerprint != work.checkpoint.fingerprint:
+            self._identified.pop(work.checkpoint.name, None)
             raise UserError(
                 f"{work.checkpoint.name} has other weights on {socket.gethostname()} than elsewhere, or they changed during the "
                 "run: give every node the same files, then run the same command again"
             )
-        from evalengine import remote
-
-        for name in [n for n in self._fingerprints if n != work.checkpoint.name]:
-            if self._fingerprints[name].done() and (work.ahead is None or name != work.ahead.name):
-                remote.release(self._fingerprints.pop(name).result()[0])
+        for name in [n for n in self._identified if n != work.checkpoint.name]:
+            if self._identified[name].done() and (work.ahead is None or name != work.ahead.name):
+                release(self._identified.pop(name).result())
         self._backend.load(checkpoint)
         self._loaded = wanted
         return time.monotonic() - started
@@ -201,15 +177,13 @@ class Scorer:
         return self._plans[work.plan_key]
 
 
-def read_checkpoint(checkpoint: Checkpoint, allow_pickle: bool, progress: Progress) -> tuple[Checkpoint, str]:
-    from evalengine import runner
-
+def read_checkpoint(checkpoint: Checkpoint, allow_pickle: bool, progress: Progress) -> Checkpoint:
     if checkpoint.source is None and not checkpoint.path.is_dir():
         raise UserError(
             f"{checkpoint.path} is not there on {socket.gethostname()}: checkpoints must lie in a folder that all nodes share, "
             "or be given as URIs (s3://, gs://, hf://)"
         )
-    return runner.identify(checkpoint, allow_pickle, progress)
+    return identify(checkpoint, allow_pickle, progress)
 
 
 def failure(name: str, error: Exception) -> Failure:
@@ -218,5 +192,4 @@ def failure(name: str, error: Exception) -> Failure:
         return Failure("again", str(error))
     if isinstance(error, UserError):
         return Failure("final", str(error))
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return Failure("again", f"{type(error).__name__}: {reason}")
+    return Failure("again", f"{type(error).__name__}: {reason(error)}")

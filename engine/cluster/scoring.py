@@ -12,23 +12,27 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from evalengine import __version__, console, plans, runner, store
+from evalengine import __version__, console, runner, store
+from evalengine.backends import BackendSpec
 from evalengine.checkpoints import Checkpoint, weight_files
 from evalengine.cluster import connect, parts
-from evalengine.cluster.planning import Plan, Plans, sentence, text_size
+from evalengine.cluster.planning import Plan, Plans, text_size
 from evalengine.cluster.pool import Cluster, Ended, Need, Pool, Worker, need_of
 from evalengine.cluster.schedule import STRIKES, Schedule, Unit
-from evalengine.cluster.scorer import BackendSpec, Failure, Scored, Scorer, Work
+from evalengine.cluster.scorer import Failure, Scored, Scorer, Work
 from evalengine.cluster.shared import Token
 from evalengine.errors import UserError
-from evalengine.outcomes import Outcome, Report, run_record
+from evalengine.events import Emit, Failed, Finished, Noted, Stored, to_all
+from evalengine.files import cores
+from evalengine.outcomes import Display, Outcome, Outcomes, run_record
+from evalengine.plans import Planner
+from evalengine.resume import Options, Task, decide, tasks_of
+from evalengine.score_table import score_table
 
 if TYPE_CHECKING:
-    from evalengine.benchmarks import Benchmark, ItemSet
+    from evalengine.benchmarks import ItemSet
 
 POLL_S = 0.1
 READS = 50e6  # bytes a second: a checkpoint is not expected to be read more slowly,
@@ -41,10 +45,9 @@ class State:
 
     checkpoint: Checkpoint
     size: float
-    report: Report = field(default_factory=Report)
-    fingerprint: str = ""
+    failed: bool = False
     left: set[str] | None = None
-    tasks: dict[str, runner.Task] = field(default_factory=dict)
+    tasks: dict[str, Task] = field(default_factory=dict)
     unplanned: int = 0  # plans that are asked for
     parts: dict[str, dict[int, Scored]] = field(default_factory=dict)
     whole: set[str] = field(default_factory=set)  # benchmarks that must not be cut
@@ -52,28 +55,28 @@ class State:
 
     @property
     def finished(self) -> bool:
-        return self.report.failure is not None or self.left == set()
+        return self.failed or self.left == set()
 
 
 def score(
-    found: list[Checkpoint],
-    benchmarks: list[Benchmark],
+    found: Sequence[Checkpoint],
+    item_sets: Sequence[tuple[ItemSet, str]],
     spec: BackendSpec,
     out: Path,
-    options: runner.Options,
-    more: Sequence[tuple[ItemSet, str]],
+    options: Options,
     cluster: Cluster,
-    stored: Callable[[Path], None] | None = None,
+    also: Emit = lambda event: None,
+    driver_writes: bool = False,
 ) -> list[Outcome]:
     """runner.score on a Ray cluster. `spec.dtype` "" takes float32 on cores and bfloat16 on GPUs.
 
-    With `stored`, the driver writes every file and calls it with each.
+    Workers write files themselves where they see the store's folder, unless `driver_writes`.
     """
-    item_sets = runner.load_item_sets(benchmarks, options, more)
-    total = len(found) * sum(len(items.items) for items, _ in item_sets)
+    outcomes = Outcomes(found)
+    items = sum(len(one.items) for one, _ in item_sets)
     cpus = None
     if cluster.workers:
-        cpus = max(connect.cores(), cluster.workers * (cluster.cpus or 1))
+        cpus = max(cores(), cluster.workers * (cluster.cpus or 1))
     with store.lock(out), connect.connected(cluster.address, cpus=cpus):
         need = need_of(
             connect.import_ray(),
@@ -84,15 +87,17 @@ def score(
             local=cluster.address == connect.LOCAL,
         )
         spec = placed(spec, need)
-        with Token(out, stored is None) as shared, console.progress("scoring", total, "items") as progress:
-            run = Run(found, item_sets, spec, out, options, progress, stored, cluster.hang_s)
+        with (
+            Token(out, not driver_writes) as shared,
+            console.progress("scoring", len(found) * items, "items") as line,
+        ):
+            emit = to_all(outcomes, Display(line, items), also)
+            run = Run(found, item_sets, spec, out, options, emit, line.rows, cluster.hang_s)
             scorer = (spec, need.cpus, options.allow_pickle, __version__)
             with Pool(Scorer, scorer, (shared.probe, shared.text), need, cluster.workers) as pool:
                 run.go(pool)
-        outcomes = [s.report.outcome(s.checkpoint, s.seconds) for s in run.states.values()]
-        record = run_record(outcomes, spec, options)
-        store.log_run(out, record | {"workers": run.workers})
-    return outcomes
+        store.log_run(out, run_record(outcomes.all(), spec, options) | {"workers": run.workers})
+    return outcomes.all()
 
 
 def placed(spec: BackendSpec, need: Need) -> BackendSpec:
@@ -109,21 +114,21 @@ class Run:
 
     def __init__(
         self,
-        found: list[Checkpoint],
-        item_sets: list[tuple[ItemSet, str]],
+        found: Sequence[Checkpoint],
+        item_sets: Sequence[tuple[ItemSet, str]],
         spec: BackendSpec,
         out: Path,
-        options: runner.Options,
-        progress: console.Progress,
-        stored: Callable[[Path], None] | None,
+        options: Options,
+        emit: Emit,
+        show: Callable[[list[str]], None],
         hang_s: float,
     ) -> None:
-        self.stored, self.hang_s = stored, hang_s
+        self.emit, self.show, self.hang_s = emit, show, hang_s
         self.item_sets = sorted(item_sets, key=lambda pair: -text_size(pair[0]))
-        self.spec, self.out, self.options, self.progress = spec, out.resolve(), options, progress
+        self.spec, self.out, self.options = spec, out.resolve(), options
         self.states = {c.name: State(c, weight_size(c, options.allow_pickle)) for c in found}
         self.schedule = Schedule({name: state.size for name, state in self.states.items()})
-        self.plans = Plans(plans.Planner(options.trust_remote_code, options.pmi))
+        self.plans = Plans(Planner(options.trust_remote_code, options.pmi))
         self.plan_of: dict[tuple[str, str], Plan] = {}
         self.promised: dict[int, str] = {}  # worker -> the checkpoint it reads ahead
         self.workers = 0
@@ -168,7 +173,7 @@ class Run:
                 state.unplanned -= 1
             if planned.plan is None:
                 if wanted or isinstance(planned.error, UserError):
-                    self._fail(state, sentence(planned.checkpoint, planned.error))
+                    self._fail(state, runner.sentence(planned.checkpoint, planned.error or UserError("")))
                 continue
             known = (planned.checkpoint, planned.benchmark) in self.plan_of
             self.plan_of[planned.checkpoint, planned.benchmark] = planned.plan
@@ -181,9 +186,7 @@ class Run:
         n = 1 if benchmark in state.whole else parts.count(tokens, self.spec.name)
         cost = tokens * max(state.size, 1.0) / n
         self.schedule.add(Unit(state.checkpoint.name, benchmark, part, n, cost) for part in range(n))
-        state.report.notes += plan.encoded.notes
-        if plan.encoded.truncated:
-            state.report.cut[benchmark] = plan.encoded.truncated
+        self.emit(Noted(state.checkpoint.name, plan.encoded.notes))
 
     # --- handing out
 
@@ -215,7 +218,6 @@ class Run:
             self.promised[worker.number] = ahead
         work = Work(
             state.checkpoint,
-            state.fingerprint,
             unit.benchmark,
             task.items.category,
             plan.key,
@@ -286,37 +288,37 @@ class Run:
         elif task.parts == 1 or task.benchmark not in state.whole:
             self.schedule.add([task])
 
-    def _identified(self, state: State, fingerprint: str) -> None:
+    def _identified(self, state: State, checkpoint: Checkpoint) -> None:
         if state.finished:
             return
-        checkpoint, report = state.checkpoint, state.report
+        # The files stay where each worker has them: what the driver keeps of the answer are the hashes.
+        state.checkpoint = state.checkpoint._replace(
+            fingerprint=checkpoint.fingerprint, tokenizer_hash=checkpoint.tokenizer_hash
+        )
+        tasks = tasks_of(state.checkpoint, self.item_sets, self.spec, self.options, self.out)
+        decision = decide(tasks, self.options.fresh)
         try:
-            state.fingerprint = fingerprint
-            common = runner.checkpoint_metadata(checkpoint, fingerprint, self.options, self.spec)
-            tasks = runner.tasks_of(checkpoint, self.out, self.item_sets, common)
-            pending = [t for t in tasks if not runner.is_current(t, self.options, report.notes)]
+            runner.begin(state.checkpoint, decision, self.emit)
         except UserError as error:
             self._fail(state, str(error))
             return
-        state.tasks = {t.items.benchmark: t for t in tasks}
-        state.left = {t.items.benchmark for t in pending}
-        report.kept = len(tasks) - len(pending)
-        report.seen = sum(len(t.items.items) for t in tasks) - sum(len(t.items.items) for t in pending)
-        self.progress.update(report.seen)
-        for t in pending:
-            if (checkpoint.name, t.items.benchmark) in self.plan_of:
-                self._add_units(state, t.items.benchmark)
+        state.tasks = {task.items.benchmark: task for task in tasks}
+        state.left = {task.items.benchmark for task in decision.pending}
+        for task in decision.pending:
+            if (checkpoint.name, task.items.benchmark) in self.plan_of:
+                self._add_units(state, task.items.benchmark)
             else:
                 state.unplanned += 1
-                self.plans.ask(checkpoint, t.items)
+                self.plans.ask(state.checkpoint, task.items)
+        self._finish(state)
 
     def _scored(self, state: State, unit: Unit, scored: Scored) -> None:
         state.seconds += scored.seconds + scored.load_s
         self.schedule.measured(unit.cost, scored.seconds, scored.load_s)
-        state.report.notes += scored.notes
+        self.emit(Noted(state.checkpoint.name, tuple(scored.notes)))
         if state.finished or (unit.parts > 1 and unit.benchmark in state.whole):
             return
-        if scored.loglik is not None:
+        if scored.scores is not None:
             held = state.parts.setdefault(unit.benchmark, {})
             held[unit.part] = scored
             if len(held) < unit.parts:
@@ -329,23 +331,20 @@ class Run:
                 return
         assert state.left is not None
         state.left.discard(unit.benchmark)
-        n = len(state.tasks[unit.benchmark].items.items)
-        state.report.scored += 1
-        state.report.items += n
-        state.report.seen += n
-        self.progress.update(n)
+        task, plan = state.tasks[unit.benchmark], self.plan_of[unit.checkpoint, unit.benchmark]
+        items, truncated = len(task.items.items), plan.encoded.truncated
+        self.emit(Stored(unit.checkpoint, unit.benchmark, task.path, items, truncated))
+        self._finish(state)
+
+    def _finish(self, state: State) -> None:
+        if state.finished:
+            self.emit(Finished(state.checkpoint.name, state.seconds))
 
     def _write(self, state: State, benchmark: str, scored: list[Scored]) -> None:
         task, plan = state.tasks[benchmark], self.plan_of[state.checkpoint.name, benchmark]
-        loglik, greedy = parts.merge(
-            [s.loglik for s in scored if s.loglik is not None],
-            [s.greedy for s in scored if s.greedy is not None],
-        )
-        scores = Merged(loglik, greedy)
-        table = runner.table_of(state.checkpoint, benchmark, task.items.category, plan.encoded, scores)
+        scores = parts.merge([s.scores for s in scored if s.scores is not None])
+        table = score_table(state.checkpoint, benchmark, task.items.category, plan.encoded, scores)
         store.write(task.path, table, task.metadata)
-        if self.stored is not None:
-            self.stored(task.path)
 
     # --- failures
 
@@ -357,19 +356,14 @@ class Run:
     def _fail(self, state: State, reason: str) -> None:
         if state.finished:
             return
-        state.report.failure = reason
+        state.failed = True
         state.parts.clear()
         self.schedule.drop(state.checkpoint.name)
-        whole = sum(len(items.items) for items, _ in self.item_sets)
-        self.progress.update(whole - state.report.seen)
+        self.emit(Failed(state.checkpoint.name, reason))
+        self._finish(state)
 
     def _show(self, pool: Pool) -> None:
-        self.progress.rows([f"  {w.number} {w.host}  {w.doing}" for w in pool.workers])
-
-
-class Merged(NamedTuple):
-    loglik: np.ndarray
-    greedy: np.ndarray
+        self.show([f"  {w.number} {w.host}  {w.doing}" for w in pool.workers])
 
 
 def weight_size(checkpoint: Checkpoint, allow_pickle: bool) -> float:

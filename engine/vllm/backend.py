@@ -27,7 +27,8 @@ from evalengine.encoding import Sequences
 from evalengine.errors import UserError
 from evalengine.pretrained import architecture_of
 from evalengine.proof import FIRST
-from evalengine.torch_backend import DTYPES, ROUNDING, SequenceScores
+from evalengine.torch_backend import DTYPES, ROUNDING
+from evalengine.types import Scores
 from evalengine.vllm import engine, routes
 from evalengine.vllm.proof import SETTINGS, Proof, make_twin
 from evalengine.vllm.requests import Request, Requests, plan
@@ -252,7 +253,7 @@ class VllmBackend:
 
     # --- scoring
 
-    def score(self, sequences: Sequences, progress: Callable[[float], None] | None = None) -> SequenceScores:
+    def score(self, sequences: Sequences, progress: Callable[[float], None] | None = None) -> Scores:
         """Scores every sequence. `progress` is called with the number of sequences that each part finished."""
         if self._llm is None:  # it ended with the sequences before these
             self._start(self._checkpoint, FIRST)
@@ -272,11 +273,11 @@ class VllmBackend:
             if progress:
                 progress(len(sequences) * len(part) / len(requests.requests))
         if not logprobs:
-            return SequenceScores(np.zeros(0), np.zeros(0, bool))
+            return Scores(np.zeros(0), np.zeros(0, bool))
         logprob_T = np.concatenate(logprobs)[requests.index_T]
         check_finite(self._checkpoint, logprob_T)
         greedy_T = np.concatenate(greedys)[requests.index_T].astype(bool)
-        return SequenceScores(
+        return Scores(
             np.add.reduceat(logprob_T, requests.start_S), np.logical_and.reduceat(greedy_T, requests.start_S)
         )
 

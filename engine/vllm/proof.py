@@ -21,7 +21,8 @@ from evalengine import proof, twin
 from evalengine.checkpoints import Checkpoint
 from evalengine.encoding import Sequences
 from evalengine.errors import UserError
-from evalengine.pretrained import first_line, text_config, unreadable
+from evalengine.pretrained import text_config, unreadable
+from evalengine.untrusted import reason
 from evalengine.vllm import engine
 
 CLOSE = 3e-4  # nats a token; of log-probabilities below -10, three hundred-thousandths
@@ -112,7 +113,7 @@ def make_twin(checkpoint: Checkpoint, folder: Path, trust_remote_code: bool) -> 
     except Exception as error:
         raise UserError(
             f"{checkpoint.name} cannot be compared between vLLM and transformers, because its small copy does not run"
-            f" ({first_line(error)}): use --backend torch"
+            f" ({reason(error)}): use --backend torch"
         ) from None
     if not causal:
         raise UserError(

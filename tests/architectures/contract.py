@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from evalengine.checkpoints import discover
+from evalengine.resolve import discover
 from evalengine.encoding import Encoder, Sequences, merge, window_of
 from evalengine.errors import UserError
 from evalengine.pretrained import text_config

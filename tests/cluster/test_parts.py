@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 from evalengine import forward, plans
 from evalengine.benchmarks import load_items, resolve
-from evalengine.checkpoints import discover
+from evalengine.resolve import discover
 from evalengine.cluster import parts
 from evalengine.torch_backend import TorchBackend
 

@@ -105,7 +105,7 @@ def test_where_workers_do_not_see_the_store_the_driver_writes(
 ) -> None:
     monkeypatch.setattr(scoring, "Token", lambda out, shared: shared_folder.Token(tmp_path, shared=False))
     wrote: list[Path] = []
-    write = runner.store.write
+    write = store.write
 
     def watched(path: Path, *rest: object) -> None:
         wrote.append(path)

@@ -54,20 +54,20 @@ def test_a_store_in_memory(ckpts: list[Path], bench: Path, reference: Path) -> N
 def test_the_cache_is_bounded_and_drops_what_was_unused_for_longest(
     ckpts: list[Path], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = checkpoints.discover([f"file://{path}" for path in ckpts[:3]])
+    found = resolve.discover([f"file://{path}" for path in ckpts[:3]])
     size = sum(f.stat().st_size for f in ckpts[0].iterdir())
     monkeypatch.setenv("EVALENGINE_CACHE_GB", str(2.5 * size / 1e9))
     paths = []
     for i, checkpoint in enumerate(found[:2]):
-        path = remote.fetch(checkpoint).path
+        path = remote.fetch(checkpoint.source)
         os.utime(path.parent, (i, i))
         paths.append(path)
-    remote.release(found[1])
-    third = remote.fetch(found[2]).path
+    remote.release(found[1].source)
+    third = remote.fetch(found[2].source)
     assert third.is_dir() and paths[0].is_dir()  # the oldest, but in use
     assert not paths[1].exists()
     for checkpoint in found:
-        remote.release(checkpoint)
+        remote.release(checkpoint.source)
     assert not list(cache.rglob("*.tmp"))
 
 
@@ -79,30 +79,30 @@ def test_a_checkpoint_is_copied_once_and_again_when_it_changed(
     copies = []
     download = remote.download
     monkeypatch.setattr(remote, "download", lambda *given: (copies.append(given[0]), download(*given)))
-    (checkpoint,) = checkpoints.discover([f"file://{source}"])
+    (checkpoint,) = resolve.discover([f"file://{source}"])
     copies.clear()
-    threads = [threading.Thread(target=remote.fetch, args=(checkpoint,)) for _ in range(4)]
+    threads = [threading.Thread(target=remote.fetch, args=(checkpoint.source,)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
     assert len(copies) == 1 and not any(thread.is_alive() for thread in threads)
-    before = remote.fetch(checkpoint).path
+    before = remote.fetch(checkpoint.source)
     shutil.copy(ckpts[1] / "model.safetensors", source / "model.safetensors")
-    after = remote.fetch(checkpoint).path
+    after = remote.fetch(checkpoint.source)
     assert before != after and len(copies) == 2
     assert (after / "model.safetensors").read_bytes() == (ckpts[1] / "model.safetensors").read_bytes()
-    remote.release(checkpoint)
+    remote.release(checkpoint.source)
 
 
 def test_another_process_has_the_files_while_this_one_scores(ckpts: list[Path]) -> None:
-    (checkpoint,) = checkpoints.discover([f"file://{ckpts[0]}"])
-    mine = remote.fetch(checkpoint).path
+    (checkpoint,) = resolve.discover([f"file://{ckpts[0]}"])
+    mine = remote.fetch(checkpoint.source)
     code = (
         "import sys\n"
         "from evalengine import checkpoints, remote\n"
-        "(checkpoint,) = checkpoints.discover([sys.argv[1]])\n"
-        "print(remote.fetch(checkpoint).path)\n"
+        "(checkpoint,) = resolve.discover([sys.argv[1]])\n"
+        "print(remote.fetch(checkpoint.source))\n"
         "sys.stdin.read()\n"  # and scores for as long as it likes
     )
     with subprocess.Popen(
@@ -115,9 +115,9 @@ def test_another_process_has_the_files_while_this_one_scores(ckpts: list[Path]) 
         ended.start()
         try:
             assert other.stdout.readline().strip() == str(mine)
-            remote.release(checkpoint)
-            assert remote.fetch(checkpoint).path == mine  # nor does this one wait for the other
-            remote.release(checkpoint)
+            remote.release(checkpoint.source)
+            assert remote.fetch(checkpoint.source) == mine  # nor does this one wait for the other
+            remote.release(checkpoint.source)
             remote.evict(mine.parent.parent, wanted=1 << 60)
             assert mine.is_dir()  # the other uses it
         finally:
@@ -131,18 +131,18 @@ def test_what_one_thread_drops_another_has_whole_or_fetches_again(
     ckpts: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Threads that fetch and release more than the cache holds: each has the files whenever it uses them."""
-    found = checkpoints.discover([f"file://{path}" for path in ckpts])
+    found = resolve.discover([f"file://{path}" for path in ckpts])
     size = sum(f.stat().st_size for f in ckpts[0].iterdir())
     monkeypatch.setenv("EVALENGINE_CACHE_GB", str(1.5 * size / 1e9))
     used: list[bool] = []
 
     def use(own: checkpoints.Checkpoint) -> None:
         for _ in range(10):
-            path = remote.fetch(own).path
+            path = remote.fetch(own.source)
             used.append(len(list(path.iterdir())) == len(list(ckpts[0].iterdir())))
-            remote.release(own)
+            remote.release(own.source)
 
-    threads = [threading.Thread(target=use, args=(checkpoint,)) for checkpoint in found]
+    threads = [threading.Thread(target=use, args=(checkpoint.source,)) for checkpoint in found]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -151,10 +151,10 @@ def test_what_one_thread_drops_another_has_whole_or_fetches_again(
 
 
 def test_ctrl_c_does_not_wait_for_a_download_that_another_process_makes(ckpts: list[Path]) -> None:
-    (checkpoint,) = checkpoints.discover([f"file://{ckpts[0]}"])
-    path = remote.fetch(checkpoint).path.parent
+    (checkpoint,) = resolve.discover([f"file://{ckpts[0]}"])
+    path = remote.fetch(checkpoint.source).parent
     with remote.locked(path.with_suffix(".lock")):  # as if it were still being downloaded
-        ahead = runner.ReadAhead([checkpoint], runner.Options())
+        ahead = resolve.ReadAhead([checkpoint], False)
         with pytest.raises(KeyboardInterrupt), ahead:
             threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
             ahead[checkpoint]
@@ -169,16 +169,16 @@ def test_what_is_not_there_or_cannot_be_opened_is_told(tmp_path: Path) -> None:
         ("nothing://bucket/m", "no URI that can be opened"),
     ]:
         with pytest.raises(UserError, match=said):
-            checkpoints.discover([uri])
+            resolve.discover([uri])
 
 
 def test_a_file_that_breaks_off_is_never_used(
     ckpts: list[Path], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (checkpoint,) = checkpoints.discover([f"file://{ckpts[0]}"])
+    (checkpoint,) = resolve.discover([f"file://{ckpts[0]}"])
     listed = remote.listing(f"file://{ckpts[0]}")
     longer = listed._replace(files={name: size + 1 for name, size in listed.files.items()})
     monkeypatch.setattr(remote, "listing", lambda uri: longer)
     with pytest.raises(UserError, match="broke off"):
-        remote.fetch(checkpoint)
+        remote.fetch(checkpoint.source)
     assert not [p for p in (cache / "checkpoints").iterdir() if p.is_dir()]

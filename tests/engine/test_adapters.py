@@ -14,7 +14,8 @@ import torch
 
 import tiny_models
 from evalengine import plans
-from evalengine.checkpoints import discover, fingerprint
+from evalengine.checkpoints import fingerprint
+from evalengine.resolve import discover
 from evalengine.encoding import Sequences
 from evalengine.errors import UserError
 from evalengine.torch_backend import TorchBackend
@@ -199,11 +200,11 @@ def test_the_tokenizer_is_its_own_or_the_bases(llama: Path, tmp_path: Path) -> N
     folder = adapter(tmp_path / "a", llama, r=4, target_modules=["q_proj"])
     (checkpoint,) = discover([folder])
     assert checkpoint.tokenizer_folder == llama and checkpoint.model_folder == llama
-    assert len(plans.load_tokenizer(checkpoint, False)) == len(tiny_models.tokenizer("byte_level"))
+    assert len(load_tokenizer(checkpoint, False)) == len(tiny_models.tokenizer("byte_level"))
     tiny_models.tokenizer("sentencepiece_like").save_pretrained(folder)
     (checkpoint,) = discover([folder])
     assert checkpoint.tokenizer_folder == folder
-    assert plans.load_tokenizer(checkpoint, False).bos_token == "<s>"
+    assert load_tokenizer(checkpoint, False).bos_token == "<s>"
 
 
 def test_pickled_adapters_are_trusted_or_refused(llama: Path, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny_models
-from evalengine.checkpoints import discover, fingerprint, weight_files
+from evalengine.checkpoints import fingerprint, weight_files
+from evalengine.resolve import discover
 from evalengine.errors import UserError
 from evalengine.pretrained import Loaded, Pretrained
 

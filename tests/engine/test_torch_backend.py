@@ -10,7 +10,7 @@ import torch
 
 import tiny_models
 from evalengine import packing
-from evalengine.checkpoints import discover
+from evalengine.resolve import discover
 from evalengine.encoding import Sequences
 from evalengine.errors import UserError
 from evalengine.torch_backend import TorchBackend

@@ -90,7 +90,7 @@ def readers() -> dict[str, Reader]:
 
     def checkpoint(path: Path) -> Any:
         (path.parent / "config.json").write_text("{}")
-        return checkpoints.discover([path.parent])
+        return resolve.discover([path.parent])
 
     def imported(path: Path) -> Any:
         model = harness.model_of(path, harness.read_results(path))
@@ -118,7 +118,7 @@ def readers() -> dict[str, Reader]:
         "jsonl": Reader("copa.jsonl", [lines], lambda path: load_items(BENCHMARKS["copa"], path.parent)),
         "study": Reader("s.yaml", [yaml.safe_dump(one).encode(), json.dumps(one).encode()], study.load),
         "mixtures": Reader("s.yaml", [yaml.safe_dump(one).encode()], lambda p: mixtures.read_study(str(p))),
-        "manifest": Reader("m.yaml", [b"a: {scale: 1M, mixture: m, stage: pt}\n"], checkpoints.read_manifest),
+        "manifest": Reader("m.yaml", [b"a: {scale: 1M, mixture: m, stage: pt}\n"], resolve.read_manifest),
         "benchmark": Reader("b.yaml", [yaml.safe_dump(own).encode()], read_benchmark),
         "identity": Reader("evalengine.json", [b'{"scale": "1M", "mixture": "m", "stage": "pt"}'], checkpoint),
         "lm-eval": Reader("results_x.json", [json.dumps(lm_eval).encode()], imported),

@@ -156,7 +156,7 @@ def test_configuration_and_tokenizer(
     def read() -> None:
         checkpoints.tokenizer_hash(folder)
         plans.load_config(one, False)
-        plans.load_tokenizer(one, False)
+        load_tokenizer(one, False)
 
     refuses_or_reads(name, read)
 

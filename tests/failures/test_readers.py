@@ -156,7 +156,7 @@ SNIPPETS = [
 
 
 YAML_READERS: dict[str, tuple[Any, Callable[[Path], Any]]] = {
-    "manifest": (MANIFEST, checkpoints.read_manifest),
+    "manifest": (MANIFEST, resolve.read_manifest),
     "study": (STUDY, lambda path: __import__("evalengine.training.study", fromlist=["load"]).load(path)),
     "mixtures of a study": (STUDY, lambda path: mixtures.read_study(str(path))),
 }
@@ -189,7 +189,7 @@ def test_yaml_that_grows(place: Path) -> None:
     )
     for text in (laughs, merges, "&a [*a]", "[" * 20_000, "x: " + "{a: " * 5000):
         (place / "bomb.yaml").write_text(text)
-        for read in (checkpoints.read_manifest, read_benchmark, YAML_READERS["study"][1]):
+        for read in (resolve.read_manifest, read_benchmark, YAML_READERS["study"][1]):
             with pytest.raises(UserError):
                 read(place / "bomb.yaml")
 
@@ -203,7 +203,7 @@ def test_metadata_of_a_checkpoint(place: Path, values: list[Any], seed: int) -> 
     (folder / "evalengine.json").write_text(
         json_text(changed({"scale": "1M", "mixture": "m", "stage": "pt"}, values, seed))
     )
-    found = refuses_or_reads("evalengine.json", lambda: checkpoints.discover([folder]))
+    found = refuses_or_reads("evalengine.json", lambda: resolve.discover([folder]))
     if found:
         pa.array([found[0].scale, found[0].mixture])
 

@@ -138,7 +138,7 @@ class Narrow:
 def scored(path: Path, world: Path, tokens: int | None) -> tuple[np.ndarray, Report, list[str], int]:
     """Log-likelihoods of wic on a machine that holds so many tokens at a time."""
     backend = TorchBackend(device="cpu", batch_tokens=2048)
-    checkpoint = checkpoints.discover([path])[0]
+    checkpoint = resolve.discover([path])[0]
     backend.load(checkpoint)
     narrow = Narrow(backend.model.base_model, tokens) if tokens else None
     items = load_items(BENCHMARKS["wic"], world / "bench")
@@ -192,7 +192,7 @@ def test_memory_that_runs_out_while_a_model_is_tried_out_is_said(
     monkeypatch.setattr(Pretrained, "load", hooked)
     path = tiny_models.save(tmp_path / "1M-a-pt")
     with pytest.raises(UserError, match="1M-a-pt cannot run here: out of memory"):
-        TorchBackend(device="cpu").load(checkpoints.discover([path])[0])
+        TorchBackend(device="cpu").load(resolve.discover([path])[0])
 
 
 def test_a_configuration_larger_than_its_weights_is_refused_before_it_is_built(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_configuration_larger_than_its_weights_is_refused_before_it_is_built(t
     (path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9}))
     backend = TorchBackend(device="cpu")
     with pytest.raises(UserError, match="1000000000 layers, 21 tensors"):
-        backend.load(checkpoints.discover([path])[0])
+        backend.load(resolve.discover([path])[0])
 
 
 def test_the_closing_table_says_that_memory_ran_out(

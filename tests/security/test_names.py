@@ -72,7 +72,7 @@ def test_a_checkpoint_directory_with_a_hostile_name_is_refused(tmp_path: Path) -
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
         with pytest.raises(UserError, match="cannot be a checkpoint name"):
-            checkpoints.discover([tmp_path / name])
+            resolve.discover([tmp_path / name])
 
 
 @pytest.mark.parametrize(
@@ -104,14 +104,14 @@ def saved(folder: Path) -> Path:
 def test_a_name_as_macos_writes_it_is_composed(tmp_path: Path) -> None:
     """Letters and accents apart (NFD) or together (NFC) are one name, for the store and for the manifest."""
     apart, together = saved(tmp_path / "240M-cafe\u0301-pt"), tmp_path / "240M-caf\u00e9-pt"
-    (checkpoint,) = checkpoints.discover([apart])
+    (checkpoint,) = resolve.discover([apart])
     assert (checkpoint.name, checkpoint.mixture) == (together.name, "caf\u00e9")
     assert checkpoint.path == apart.resolve()
     manifest = tmp_path / "m.yaml"
     manifest.write_text(yaml.safe_dump({apart.name: {"scale": "1B"}}, allow_unicode=True))
-    assert checkpoints.discover([apart], manifest)[0].scale == "1B"
+    assert resolve.discover([apart], manifest)[0].scale == "1B"
     with pytest.raises(UserError, match="two checkpoints are named"):
-        checkpoints.discover([apart, saved(together)])
+        resolve.discover([apart, saved(together)])
 
 
 def test_a_link_keeps_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_a_link_keeps_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         link.symlink_to(run)
     manifest = tmp_path / "m.yaml"
     manifest.write_text(yaml.safe_dump({links[1].name: {"scale": "1B", "stage": "sft"}}))
-    first, second = checkpoints.discover(links, manifest)
+    first, second = resolve.discover(links, manifest)
     assert (first.name, first.scale, first.mixture, first.stage) == ("60M-c4-pt", "60M", "c4", "pt")
     assert (second.name, second.scale, second.stage) == ("60M-wiki-pt", "1B", "sft")
     assert [first.path, second.path] == [run.resolve() for run in runs], (
@@ -130,11 +130,11 @@ def test_a_link_keeps_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     for place in (f"{links[0]}/", f"{links[0].parent}/./x/../60M-c4-pt"):
         (tmp_path / "ckpts" / "x").mkdir(exist_ok=True)
-        assert checkpoints.discover([place])[0].name == "60M-c4-pt"
+        assert resolve.discover([place])[0].name == "60M-c4-pt"
     monkeypatch.chdir(runs[0])
-    assert checkpoints.discover(["."])[0].name == "checkpoint-1000"
+    assert resolve.discover(["."])[0].name == "checkpoint-1000"
     (runs[0] / "inner").mkdir()
-    assert checkpoints.discover(["inner/.."])[0].name == "checkpoint-1000"
+    assert resolve.discover(["inner/.."])[0].name == "checkpoint-1000"
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "a b", "é"], ids=ascii)
@@ -201,7 +201,7 @@ def test_identities_are_visible_text(tmp_path: Path) -> None:
             check_label(text, "mixture")
     for key in ("scale", "mixture"):
         with pytest.raises(UserError, match=key):
-            checkpoints.fields({key: "a\u202eb"}, "evalengine.json")
+            resolve.fields({key: "a\u202eb"}, "evalengine.json")
 
 
 def test_the_index_of_the_weights_names_files_beside_it_alone(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_key_of_a_remote_store_cannot_leave_the_working_copy(
     root = "/names/scores"
     for key in ("../evil.arrow", ".hid/x.arrow", "a\x1b/x.arrow", "good/copa.arrow"):
         fs.store[f"{root}/{key}"] = fsspec.implementations.memory.MemoryFile(fs, f"{root}/{key}", b"x")
-    copy = remote.copy_of(f"memory:/{root}", None)
+    copy = remote_store.copy_of(f"memory:/{root}", None)
     assert [p.relative_to(copy).as_posix() for p in tmp_path.rglob("*.arrow")] == ["good/copa.arrow"]
 
 
@@ -264,12 +264,12 @@ def test_a_pipe_or_a_device_in_place_of_a_file_is_not_read(kind: str, tmp_path: 
         "chat_template.jinja",
     ):
         odd(path / name)
-    (checkpoint,) = checkpoints.discover([path])
-    assert checkpoints.fingerprint(path) and plans.load_tokenizer(checkpoint, False)
+    (checkpoint,) = resolve.discover([path])
+    assert checkpoints.fingerprint(path) and load_tokenizer(checkpoint, False)
     for name, read in (
         ("tokenizer.json", lambda: checkpoints.tokenizer_hash(path)),
         ("model.safetensors", lambda: checkpoints.fingerprint(path)),
-        ("config.json", lambda: checkpoints.discover([path])),
+        ("config.json", lambda: resolve.discover([path])),
         ("copa.jsonl", lambda: load_items(BENCHMARKS["copa"], path)),
     ):
         odd(path / name)

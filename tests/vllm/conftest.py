@@ -192,7 +192,7 @@ def sequences() -> Any:
 
 @pytest.fixture(scope="session")
 def references(tmp_path_factory: pytest.TempPathFactory, sequences: Any) -> dict[tuple[str, int], Reference]:
-    from evalengine.checkpoints import discover
+    from evalengine.resolve import discover
     from evalengine.torch_backend import TorchBackend
 
     folder = tmp_path_factory.mktemp("checkpoints")

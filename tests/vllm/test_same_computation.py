@@ -12,7 +12,8 @@ import torch
 
 import tiny_models
 from conftest import config, plain_forward
-from evalengine.checkpoints import Checkpoint, discover
+from evalengine.checkpoints import Checkpoint
+from evalengine.resolve import discover
 from evalengine.encoding import Sequences
 from evalengine.errors import UserError
 

@@ -1,0 +1,219 @@
+"""From paths and URIs to checkpoints: found, named, described, and then identified, one ahead of the one that is scored.
+
+The one module that knows that a checkpoint may be remote (remote.py): what leaves it lies on this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import unicodedata
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from evalengine import remote
+from evalengine.checkpoints import (
+    ADAPTER_CONFIG,
+    COPY,
+    Checkpoint,
+    fingerprint,
+    is_adapter,
+    is_whole,
+    other_format,
+    tokenizer_hash,
+)
+from evalengine.errors import UserError
+from evalengine.untrusted import check_label, check_name, printable, read_json, read_yaml
+
+NAME = re.compile(r"^(?P<scale>[^-]+)-(?P<mixture>.+)-(?P<stage>pt|sft)$")
+
+
+def discover(
+    paths: Sequence[Path | str], manifest: Path | None = None, base: Path | None = None
+) -> list[Checkpoint]:
+    """Checkpoints in the order given, directories or URIs. Raises UserError for one missing, no checkpoint, or named twice.
+
+    The name is the last part of the path as it was given, even if that is a link. Metadata comes from `manifest` (YAML:
+    name -> {scale, mixture, stage}), else from evalengine.json inside the directory, else from a name of the form
+    {scale}-{mixture}-{stage}. `base` is the model of the adapters among them, where it is not the one that they name.
+    """
+    known = read_manifest(manifest) if manifest else {}
+    found: dict[str, Checkpoint] = {}
+    for place in (one for given in paths for one in remote.expand(given)):
+        source, size, model = (str(place) if remote.is_uri(place) else None), None, None
+        if source is not None:
+            check_name(remote.name_of(source), "checkpoint")
+            path, size = remote.fetch_small_files(source)
+            name = path.name
+        else:
+            model = base_of(Path(place), base) if is_adapter(Path(place)) else None
+            if model is None:
+                check_directory(Path(place))
+            path, name = Path(place).resolve(), name_of(Path(place))
+        check_name(name, "checkpoint")
+        if name in found:
+            raise UserError(
+                f"two checkpoints are named {name} ({found[name].source or found[name].path} and {source or path}): "
+                "rename one directory, give it by a link of another name, or score them into"
+                " different stores with --out"
+            )
+        about = metadata(path, name, known)
+        found[name] = Checkpoint(
+            path, name, about["scale"], about["mixture"], about["stage"], source, weights=size, base=model
+        )
+    if base is not None and not any(checkpoint.base for checkpoint in found.values()):
+        raise UserError("--base is the model of adapters, and none is among the checkpoints: leave it out")
+    unused = sorted(set(known) - set(found))
+    if unused:
+        raise UserError(
+            f"{manifest} describes {unused[0]!r}, which is not among the checkpoints given: remove it or add its path"
+        )
+    return list(found.values())
+
+
+def name_of(path: Path) -> str:
+    """The last part of a path as it was given, a link's own name included; composed characters (NFC), as macOS has them apart."""
+    given, folder = Path(os.path.abspath(path)), path.resolve()
+    name = given.name if given.resolve() == folder else folder.name  # `link/..` is not where it seems to be
+    return unicodedata.normalize("NFC", name)
+
+
+def base_of(path: Path, given: Path | None) -> Path:
+    """The folder of the model that an adapter belongs to: `given`, else the local one that its configuration names."""
+    config = read_json(path / ADAPTER_CONFIG, COPY, constants=True)
+    named = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    places = [given] if given is not None else []
+    if given is None and isinstance(named, str) and named and is_plain_path(named):
+        places = [path / named, Path(named)]
+    base = next((place for place in places if (place / "config.json").is_file()), None)
+    if base is None:
+        what = f"{given} has no config.json" if given else f"its base model {named!r} is not a folder here"
+        raise UserError(
+            f"{path} is an adapter, and {printable(what[:300])}: give the folder of the base model with --base"
+        )
+    if is_adapter(base):
+        raise UserError(f"the base {base} of {path} is an adapter itself: merge it into its own base first")
+    return base.resolve()
+
+
+def is_plain_path(text: str) -> bool:
+    return len(text) < 4096 and text.isprintable() and "://" not in text
+
+
+def check_directory(path: Path) -> None:
+    if not path.exists():
+        raise UserError(
+            f"no such checkpoint: {path} (give a Hugging Face model directory; download one with `hf download`)"
+        )
+    if not path.is_dir():
+        raise UserError(
+            f"{path} is a file, not a checkpoint directory: give the directory that holds config.json"
+        )
+    if not (path / "config.json").is_file():
+        inside = sorted(child.name for child in path.iterdir() if (child / "config.json").is_file())
+        hint = (
+            f"it holds {len(inside)} checkpoints: give {path}/*"
+            if inside
+            else other_format(path) or "give a Hugging Face model directory"
+        )
+        raise UserError(f"{path} is not a checkpoint: it has no config.json; {hint}")
+
+
+def read_manifest(path: Path) -> dict[str, dict[str, str | None]]:
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} must map checkpoint names to {{scale, mixture, stage}}")
+    return {
+        unicodedata.normalize("NFC", str(name)): fields(value, f"{path}: {printable(str(name)[:60])}")
+        for name, value in raw.items()
+    }
+
+
+def fields(value: Any, where: str) -> dict[str, str | None]:
+    """The three metadata fields of a mapping, as strings; other keys are the trainer's and are left alone."""
+    if not isinstance(value, dict):
+        raise UserError(f"{where} must be a mapping with scale, mixture and stage")
+    out: dict[str, str | None] = {}
+    for key in ("scale", "mixture", "stage"):
+        field = value.get(key)
+        if field is not None and not isinstance(field, (str, int, float)):
+            raise UserError(f"{where}: {key} must be a short text, not {type(field).__name__}")
+        out[key] = None if field is None else check_label(str(field), f"{where}: {key}")
+    if out["stage"] not in (None, "pt", "sft"):
+        raise UserError(f"{where}: stage must be pt or sft, not {out['stage']!r}")
+    return out
+
+
+def metadata(path: Path, name: str, manifest: dict[str, dict[str, str | None]]) -> dict[str, str | None]:
+    if name in manifest:
+        return manifest[name]
+    own = path / "evalengine.json"
+    if own.is_file():
+        about = read_json(own, COPY, constants=True)
+        if isinstance(about, dict) and not is_whole(about):
+            raise UserError(
+                f"{own} is damaged, or was changed by hand: copy the checkpoint again, or remove its crc32"
+            )
+        return fields(about, str(own))
+    match = NAME.match(name)
+    return {key: match[key] if match else None for key in ("scale", "mixture", "stage")}
+
+
+# --- identity
+
+
+def identify(
+    checkpoint: Checkpoint, allow_pickle: bool, progress: Callable[[], None] = lambda: None
+) -> Checkpoint:
+    """The checkpoint with all its files on this machine and its hashes; a remote one is kept until `release`.
+
+    Reads every byte of the weights. Raises UserError. progress: called on the way; what it raises stops the reading.
+    """
+    if checkpoint.source is not None:
+        checkpoint = checkpoint._replace(path=remote.fetch(checkpoint.source, progress))
+    return checkpoint._replace(
+        fingerprint=fingerprint(checkpoint.path, allow_pickle, progress, checkpoint.base),
+        tokenizer_hash=tokenizer_hash(checkpoint.tokenizer_folder, checkpoint.model_folder),
+    )
+
+
+def release(checkpoint: Checkpoint) -> None:
+    """The files of a remote checkpoint are no longer needed here, and may be dropped from the cache."""
+    if checkpoint.source is not None:
+        remote.release(checkpoint.source)
+
+
+class ReadAhead:
+    """Identified checkpoints, the next one read in the background while this one scores: its weights are then in memory."""
+
+    def __init__(self, found: Sequence[Checkpoint], allow_pickle: bool) -> None:
+        self._found, self._allow_pickle = list(found), allow_pickle
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._futures: dict[str, Future[Checkpoint]] = {}
+        self._stopped = threading.Event()
+
+    def __enter__(self) -> ReadAhead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()  # Ctrl-C does not wait for a checkpoint that nobody will score
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for checkpoint in self._found:
+            release(checkpoint)
+
+    def __getitem__(self, checkpoint: Checkpoint) -> Checkpoint:
+        """One of the checkpoints, identified; the one before it is released. Raises UserError."""
+        at = self._found.index(checkpoint)
+        for before in self._found[max(0, at - 1) : at]:
+            release(before)
+        for c in self._found[at : at + 2]:
+            if c.name not in self._futures:
+                self._futures[c.name] = self._pool.submit(identify, c, self._allow_pickle, self._stop)
+        return self._futures[checkpoint.name].result()
+
+    def _stop(self) -> None:
+        if self._stopped.is_set():
+            raise CancelledError

@@ -1,0 +1,136 @@
+"""What a run has to make, and what of it the store already holds: decided without changing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from evalengine import __version__, store
+from evalengine.checkpoints import Checkpoint
+from evalengine.types import Described
+
+if TYPE_CHECKING:
+    from evalengine.benchmarks import ItemSet
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run scores. Two runs with equal options may share a store."""
+
+    data: Path | None = None
+    variant: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    fewshot: int | None = None  # None: each benchmark's own number, which is 0 but for lm-eval's tasks
+    pmi: bool = False
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    fresh: bool = False
+
+    def metadata(self, backend: Described) -> dict[str, str]:
+        return {
+            "store_version": store.STORE_VERSION,
+            "evalengine_version": __version__,
+            "backend": backend.name,
+            "dtype": backend.dtype,
+            "variant": self.variant or "",
+            "limit": "" if self.limit is None else str(self.limit),
+            "seed": str(self.seed),
+            "fewshot": str(self.fewshot or 0),
+            "pmi": str(self.pmi).lower(),
+        }
+
+
+# Metadata that the user's options decide: a file that differs in one of them is not replaced. One that differs in the others
+# (versions, hashes) is out of date and scored again.
+ASKED = {
+    "backend": "--backend",
+    "dtype": "--dtype",
+    "variant": "--variant",
+    "limit": "--limit",
+    "seed": "--seed",
+    "fewshot": "--fewshot",
+    "pmi": "--pmi",
+}
+
+
+class Task(NamedTuple):
+    """One file to make: its items, its place, and the metadata it must carry."""
+
+    items: ItemSet
+    path: Path
+    metadata: dict[str, str]
+
+
+class Decision(NamedTuple):
+    """What is to be done about a checkpoint's tasks."""
+
+    pending: list[Task]
+    kept: list[Task]  # stored already
+    damaged: list[Path]  # files of pending tasks that are not what was written
+    conflict: str | None  # why nothing may be scored: a file holds scores with other options
+    notes: list[str]
+
+
+def tasks_of(
+    checkpoint: Checkpoint,
+    item_sets: Iterable[tuple[ItemSet, str]],
+    backend: Described,
+    options: Options,
+    out: Path,
+) -> list[Task]:
+    """The files that an identified checkpoint has when all is scored, one for each item set and its default score."""
+    common = options.metadata(backend) | {
+        "checkpoint": checkpoint.name,
+        "checkpoint_fingerprint": checkpoint.fingerprint,
+        "tokenizer_hash": checkpoint.tokenizer_hash,
+        "identity": "\t".join(v or "" for v in (checkpoint.scale, checkpoint.mixture, checkpoint.stage)),
+    }
+    return [
+        Task(
+            items,
+            out / checkpoint.name / f"{items.benchmark}.arrow",
+            common
+            | {
+                "benchmark": items.benchmark,
+                "benchmark_version": str(items.version),
+                "data_hash": items.data_hash,
+                "data_items": str(items.total),
+                "fewshot": str(items.fewshot),
+                "default_score": default_score,
+            },
+        )
+        for items, default_score in item_sets
+    ]
+
+
+def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
+    """Which tasks are pending, by the metadata of the files that exist; every byte of those is checked. `fresh`: all are."""
+    found = Decision([], [], [], None, [])
+    for task in tasks:
+        if fresh or not task.path.exists():
+            found.pending.append(task)
+            continue
+        stored = store.read_metadata(task.path, verify=True)
+        if stored is None:
+            found.pending.append(task)
+            found.damaged.append(task.path)
+            continue
+        for key, flag in ASKED.items():
+            if stored.get(key, "") != task.metadata[key]:
+                was, now = stored.get(key) or "none", task.metadata[key] or "none"
+                return found._replace(
+                    conflict=f"{task.path} was scored with {flag} {was}, not {now}: use the same options, another --out, or"
+                    " --fresh to replace it"
+                )
+        changed = [key for key, value in task.metadata.items() if stored.get(key) != value]
+        (found.pending if changed else found.kept).append(task)
+        if "checkpoint_fingerprint" in changed:
+            found.notes.append("its weights have changed since it was scored: scored again")
+        elif "data_hash" in changed:
+            found.notes.append(
+                f"{task.items.benchmark}: the data has changed since it was scored: scored again"
+            )
+    return found

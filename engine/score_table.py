@@ -1,0 +1,61 @@
+"""Scores of a benchmark's sequences as the rows of the store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evalengine import store
+from evalengine.arrow import array_of, strings
+from evalengine.checkpoints import Checkpoint
+from evalengine.encoding import Encoded
+from evalengine.errors import UserError
+from evalengine.types import Scores
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def score_table(
+    checkpoint: Checkpoint, benchmark: str, category: str, encoded: Encoded, scores: Scores
+) -> pa.Table:
+    """One row per item, in `store.schema()`. Raises UserError where a score is not finite."""
+    import pyarrow as pa
+
+    loglik_C = scores.loglik[encoded.sequence_C].astype(np.float32)
+    if not np.isfinite(loglik_C).all():
+        raise UserError(
+            f"{checkpoint.name} gives NaN or infinite scores on {benchmark}: it is not stored; check its weights"
+        )
+    n = len(encoded.item)
+    choice_offset = array_of(encoded.choice_offset.astype(np.int32))
+
+    def lists(values: np.ndarray) -> pa.Array:
+        return pa.ListArray.from_arrays(choice_offset, array_of(values))
+
+    def name(value: str | None) -> pa.Array:
+        codes = pa.nulls(n, pa.int32()) if value is None else array_of(np.zeros(n, np.int32))
+        return pa.DictionaryArray.from_arrays(codes, strings([] if value is None else [value]))
+
+    uncond = None if encoded.uncond_C is None else scores.loglik[encoded.uncond_C].astype(np.float32)
+    names = (
+        checkpoint.name,
+        checkpoint.scale,
+        checkpoint.mixture,
+        checkpoint.stage,
+        benchmark,
+        category,
+    )
+    columns = [
+        *(name(value) for value in names),
+        strings(encoded.item),
+        array_of(encoded.gold),
+        lists(loglik_C),
+        lists(encoded.tokens_C),
+        lists(encoded.chars_C),
+        lists(encoded.bytes_C),
+        lists(scores.greedy[encoded.sequence_C]),
+        pa.nulls(n, pa.list_(pa.float32())) if uncond is None else lists(uncond),
+    ]
+    return pa.table(columns, schema=store.schema())
