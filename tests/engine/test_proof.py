@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_configs
 import torch
 import transformers
 from test_torch_backend import backend_for, shared_sequences, truth
@@ -89,15 +90,19 @@ def test_what_packs_and_what_does_not() -> None:
     assert bloom.packed == 0 and bloom.padded and "prefix" in bloom.why_not_packed
 
 
-def test_attention_that_is_square_in_the_batch_is_tried_in_batches_that_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_that_is_square_in_the_batch_is_tried_in_batches_that_memory_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """DeepSeek 3.2's indexer scores every token of a batch against every other, which no mask takes apart."""
-    monkeypatch.setattr(proof, "LARGEST", 1 << 26)
+    monkeypatch.setattr(proof, "LARGEST", 1 << 29)
     square = proof.Trial(twin.make(tiny_configs.build("deepseek_v32").config))
     square.head()
     with proof.Largest() as largest:
         tokens = square.fits(32_768)
         assert square.packed(proof.SHORTEST, tokens)
-    assert proof.BESIDE <= tokens < 32_768 and tokens**2 <= largest.elements and largest.bytes <= proof.LARGEST
+    assert (
+        proof.BESIDE <= tokens < 32_768 and tokens**2 <= largest.elements and largest.bytes <= proof.LARGEST
+    )
     linear = proof.Trial(twin.make(transformers.LlamaConfig(**SHAPE)))
     linear.head()
     assert linear.fits(32_768) == 32_768 and linear.fits(64) == 64
