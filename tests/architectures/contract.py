@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from evalengine.resolve import discover
 from evalengine.encoding import Encoder, Sequences, merge, window_of
 from evalengine.errors import UserError
 from evalengine.pretrained import text_config
+from evalengine.resolve import discover
 from evalengine.torch_backend import DTYPES, TorchBackend
 
 FLOAT32 = 1e-3

@@ -10,8 +10,8 @@ import pytest
 import tiny_models
 from evalengine import forward, plans
 from evalengine.benchmarks import load_items, resolve
-from evalengine.resolve import discover
 from evalengine.cluster import parts
+from evalengine.resolve import discover
 from evalengine.torch_backend import TorchBackend
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cluster.conftest import files, own, score
-from evalengine import runner
+from evalengine import store
 from evalengine.cluster import parts, scoring
 from evalengine.cluster import shared as shared_folder
 

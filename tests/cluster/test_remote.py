@@ -15,7 +15,7 @@ import pytest
 
 import evalengine
 from cluster.conftest import files, one_thread, score
-from evalengine import checkpoints, remote, runner
+from evalengine import remote, resolve
 from evalengine.errors import UserError
 
 fsspec = pytest.importorskip("fsspec")
@@ -100,7 +100,7 @@ def test_another_process_has_the_files_while_this_one_scores(ckpts: list[Path]) 
     mine = remote.fetch(checkpoint.source)
     code = (
         "import sys\n"
-        "from evalengine import checkpoints, remote\n"
+        "from evalengine import remote, resolve\n"
         "(checkpoint,) = resolve.discover([sys.argv[1]])\n"
         "print(remote.fetch(checkpoint.source))\n"
         "sys.stdin.read()\n"  # and scores for as long as it likes
@@ -136,11 +136,11 @@ def test_what_one_thread_drops_another_has_whole_or_fetches_again(
     monkeypatch.setenv("EVALENGINE_CACHE_GB", str(1.5 * size / 1e9))
     used: list[bool] = []
 
-    def use(own: checkpoints.Checkpoint) -> None:
+    def use(uri: str) -> None:
         for _ in range(10):
-            path = remote.fetch(own.source)
+            path = remote.fetch(uri)
             used.append(len(list(path.iterdir())) == len(list(ckpts[0].iterdir())))
-            remote.release(own.source)
+            remote.release(uri)
 
     threads = [threading.Thread(target=use, args=(checkpoint.source,)) for checkpoint in found]
     for thread in threads:
@@ -166,7 +166,7 @@ def test_what_is_not_there_or_cannot_be_opened_is_told(tmp_path: Path) -> None:
         (f"file://{tmp_path}/none", "there is nothing at"),
         (f"file://{tmp_path}/empty", "no config.json"),
         (f"file://{tmp_path}/n*", "there is no checkpoint at"),
-        ("nothing://bucket/m", "no URI that can be opened"),
+        ("nothing://bucket/m", "not a URI that can be opened"),
     ]:
         with pytest.raises(UserError, match=said):
             resolve.discover([uri])

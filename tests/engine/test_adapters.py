@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import tiny_models
-from evalengine import plans
 from evalengine.checkpoints import fingerprint
-from evalengine.resolve import discover
 from evalengine.encoding import Sequences
 from evalengine.errors import UserError
+from evalengine.resolve import discover
+from evalengine.tokenizer import load_tokenizer
 from evalengine.torch_backend import TorchBackend
 
 peft = pytest.importorskip("peft")

@@ -14,16 +14,16 @@ from safetensors.torch import load_file, save_file
 
 import tiny_models
 from evalengine.checkpoints import fingerprint, weight_files
-from evalengine.resolve import discover
 from evalengine.errors import UserError
 from evalengine.pretrained import Loaded, Pretrained
+from evalengine.resolve import discover
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def load(path: Path, dtype: torch.dtype = torch.float32, **trust: bool) -> Loaded:
     given = {"allow_pickle": False, "trust_remote_code": False} | trust
-    return Pretrained(torch.device("cpu"), dtype, **given).load(discover([path])[0])
+    return Pretrained(dtype, **given).read(discover([path])[0]).to(torch.device("cpu"))
 
 
 def truth(path: Path, dtype: torch.dtype = torch.float32) -> Any:

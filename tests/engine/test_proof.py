@@ -14,8 +14,8 @@ from test_torch_backend import backend_for, shared_sequences, truth
 
 import tiny_models
 from evalengine import proof, twin
-from evalengine.resolve import discover
 from evalengine.errors import UserError
+from evalengine.resolve import discover
 from evalengine.torch_backend import TorchBackend
 
 SHAPE: dict[str, Any] = {

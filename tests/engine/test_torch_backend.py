@@ -10,9 +10,9 @@ import torch
 
 import tiny_models
 from evalengine import packing
-from evalengine.resolve import discover
 from evalengine.encoding import Sequences
 from evalengine.errors import UserError
+from evalengine.resolve import discover
 from evalengine.torch_backend import TorchBackend
 
 TREE = ("llama", "qwen2", "mistral", "gemma2", "gpt2", "gpt_neox", "opt", "granite", "cohere")

@@ -44,7 +44,7 @@ def readers() -> dict[str, Reader]:
     import pyarrow as pa
     import yaml
 
-    from evalengine import checkpoints, plans, sealed, store, untrusted, weights
+    from evalengine import plans, resolve, sealed, store, untrusted, weights
     from evalengine.analysis import harness, importing, items, mixtures, samples, wide_table
     from evalengine.benchmarks import BENCHMARKS, load_items
     from evalengine.benchmarks.custom import read_benchmark

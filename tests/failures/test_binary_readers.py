@@ -22,6 +22,7 @@ import tiny_models
 from evalengine import checkpoints, plans, sealed, store, weights
 from evalengine.analysis import importing, items, mixtures, panel
 from evalengine.analysis.report import write_report
+from evalengine.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("bounded_memory")
 

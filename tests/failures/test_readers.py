@@ -21,7 +21,7 @@ from hostile import SEEDS, SOME, bounded, changed, damaged, json_text, refuses_o
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalengine import checkpoints, store
+from evalengine import resolve, store
 from evalengine.analysis import harness, importing, mixtures, samples, wide_table
 from evalengine.benchmarks import BENCHMARKS, load_items
 from evalengine.benchmarks.custom import read_benchmark

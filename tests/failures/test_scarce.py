@@ -17,10 +17,10 @@ from planted import write_study
 from tiny_study import STUDY
 
 import tiny_models
-from evalengine import checkpoints, console, plans, runner
+from evalengine import console, plans, resolve, runner
 from evalengine.benchmarks import BENCHMARKS, load_items
+from evalengine.checkpoints import Checkpoint
 from evalengine.errors import UserError
-from evalengine.outcomes import Report
 from evalengine.pretrained import Loaded, Pretrained
 from evalengine.torch_backend import TorchBackend
 
@@ -135,7 +135,7 @@ class Narrow:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
 
-def scored(path: Path, world: Path, tokens: int | None) -> tuple[np.ndarray, Report, list[str], int]:
+def scored(path: Path, world: Path, tokens: int | None) -> tuple[np.ndarray, list[str], int]:
     """Log-likelihoods of wic on a machine that holds so many tokens at a time."""
     backend = TorchBackend(device="cpu", batch_tokens=2048)
     checkpoint = resolve.discover([path])[0]
@@ -144,14 +144,14 @@ def scored(path: Path, world: Path, tokens: int | None) -> tuple[np.ndarray, Rep
     items = load_items(BENCHMARKS["wic"], world / "bench")
     encoded = plans.Planner().plan(checkpoint, items)
     scores = runner.scores_of(backend, encoded, "wic")
-    return scores.loglik, Report(), backend.notes, narrow.failures if narrow else 0
+    return scores.loglik, backend.notes, narrow.failures if narrow else 0
 
 
 def test_out_of_memory_halves_the_batch_and_says_so_once(small_world: Path, tmp_path: Path) -> None:
     path = tiny_models.save(tmp_path / "1M-a-pt")
-    roomy, _, notes, _ = scored(path, small_world, None)
+    roomy, notes, _ = scored(path, small_world, None)
     assert notes == []
-    tight, _, notes, failures = scored(path, small_world, 300)
+    tight, notes, failures = scored(path, small_world, 300)
     assert failures >= 2, "memory ran out more than once"
     assert [note for note in notes if "memory" in note] == [
         "ran out of memory: scored with --batch-tokens 256"
@@ -212,7 +212,7 @@ def test_the_closing_table_says_that_memory_ran_out(
     path = tiny_models.save(tmp_path / "1M-a-pt")
     load = TorchBackend.load
 
-    def load_on_a_small_machine(self: TorchBackend, checkpoint: checkpoints.Checkpoint) -> None:
+    def load_on_a_small_machine(self: TorchBackend, checkpoint: Checkpoint) -> None:
         load(self, checkpoint)
         Narrow(self.model.base_model, 1100)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evalengine import checkpoints
+from evalengine import checkpoints, resolve
 from evalengine.analysis import harness, samples
 from evalengine.analysis.figures import plain_stage
 from evalengine.benchmarks.custom import read_benchmark
@@ -219,7 +219,7 @@ def test_a_key_of_a_remote_store_cannot_leave_the_working_copy(
 ) -> None:
     """An object store takes any text as a key, `..` as well."""
     fsspec = pytest.importorskip("fsspec")
-    from evalengine import remote
+    from evalengine import remote_store
 
     monkeypatch.setenv("EVALENGINE_CACHE", str(tmp_path))
     fs = fsspec.filesystem("memory")
@@ -249,8 +249,8 @@ def test_a_pipe_or_a_device_in_place_of_a_file_is_not_read(kind: str, tmp_path: 
     import os
 
     import tiny_models
-    from evalengine import plans
     from evalengine.benchmarks import BENCHMARKS, load_items
+    from evalengine.tokenizer import load_tokenizer
 
     def odd(path: Path) -> None:
         path.unlink(missing_ok=True)

@@ -13,9 +13,9 @@ import torch
 import tiny_models
 from conftest import config, plain_forward
 from evalengine.checkpoints import Checkpoint
-from evalengine.resolve import discover
 from evalengine.encoding import Sequences
 from evalengine.errors import UserError
+from evalengine.resolve import discover
 
 VOCABULARY = len(tiny_models.tokenizer("byte_level"))
 
