@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +24,16 @@ def run(args: argparse.Namespace) -> int:
     import pyarrow.parquet as pq
 
     from evalengine import load
+    from evalengine.files import atomic
 
     table = load(args.store)
     out = args.out or args.store.with_name(f"{args.store.resolve().name}.{args.format}")
-    temporary = out.with_name(out.name + ".tmp")
-    try:
+    with atomic(out) as temporary:
         if args.format == "parquet":
             pq.write_table(table, temporary, compression="zstd")
         else:
             with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
                 writer.write_table(table)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
     if args.json:
         console.emit_json({"file": str(out), "rows": len(table)})
     else:

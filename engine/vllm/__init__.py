@@ -5,7 +5,7 @@
     scheduler.py  a scheduler that never lets a prefix-cache hit swallow a row that must be scored
     worker.py     swaps weights inside the workers, packed copies included
     requests.py   sequences -> as few requests as possible, ordered so that shared prefixes meet warm blocks
-    routes.py     the ways to get scores out of an engine: fused, prompt_logprob_token_ids, prompt_logprobs
+    routes.py     the ways to get scores out of an engine: fused, prompt_logprobs
     engine.py     starts and ends engines, and turns their errors into sentences
     backend.py    `VllmBackend`: one warm engine for all checkpoints of an architecture
 

@@ -126,7 +126,7 @@ class VllmBackend:
 
     def _start(self, checkpoint: Checkpoint, length: int) -> None:
         """An engine of the best route that works, whose scores are proven up to `length` tokens fed. Raises UserError."""
-        order = [self.route] if self.route else [routes.FUSED, routes.TOKEN_IDS, routes.PROMPT_LOGPROBS]
+        order = [self.route] if self.route else [routes.FUSED, routes.PROMPT_LOGPROBS]
         reason = ""
         for route in order:
             pooling = route == routes.FUSED
@@ -153,10 +153,6 @@ class VllmBackend:
                 self.notes.append(
                     f"scored by vLLM's {self._running}, slower than the fused scorer, because {reason}"
                 )
-            if self._running == routes.TOKEN_IDS:
-                self.notes.append(
-                    "this route gives no argmax: greedy is true only where every target has more than half of the mass"
-                )
             return
 
     def _open(self, checkpoint: Checkpoint, route: str, settings: dict[str, Any]) -> None:
@@ -164,7 +160,7 @@ class VllmBackend:
         self._llm = engine.start(
             checkpoint, pooling=pooling, window=None if pooling else window(checkpoint), settings=settings
         )
-        self._running = routes.FUSED if pooling else routes.available(self._llm, route)
+        self._running = route
         self._proven, self._canary = False, self._score_canary()  # a route that cannot run shows it here
 
     def _prove(self, checkpoint: Checkpoint, route: str, length: int) -> Proof:

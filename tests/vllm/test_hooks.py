@@ -144,11 +144,6 @@ def test_parameters_of_requests() -> None:
     sampling = fields(class_of("SamplingParams", "sampling_params"))
     assert {"temperature", "max_tokens", "detokenize", "prompt_logprobs", "flat_logprobs"} <= sampling
     assert {"logprob_token_ids", "skip_reading_prefix_cache", "extra_args"} <= sampling
-    if version() >= (0, 32):  # 0.31 takes one list of ids for all rows, and is not asked
-        assert {"prompt_logprob_token_ids", "prompt_logprob_start"} <= sampling
-        output = class_of("RequestOutput", "outputs")
-        assert "prompt_token_id_logprobs" in fields(output)
-        assert "prompt_len - 1 - start" in ast.unparse(module("v1/engine/input_processor"))  # rows it wants
 
 
 def test_weights_are_reloaded_from_a_path() -> None:
