@@ -18,8 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from evalengine.kernels.head import Head
-from evalengine.kernels.linear_cross_entropy import Wanted, Weights
+from evalengine.kernels.head import Head, Wanted, Weights
 from evalengine.kernels.target_logprobs_triton import (
     LN2,
     LOG2E,
@@ -31,6 +30,7 @@ from evalengine.kernels.target_logprobs_triton import (
     targets_of_rows,
 )
 
+CHUNK_LOGITS = 2**28  # a chunk: 512 MiB in bfloat16
 LOSS_CONSTANTS = {"BLOCK_V": 2048}
 LOSS_WARPS = 8
 
@@ -82,8 +82,13 @@ def _loss_kernel(
         tl.store(logits_V + cols, dx.to(logits_RV.dtype.element_ty), mask=cols < V)
 
 
-def linear_cross_entropy_chunked(
-    h_ND: Tensor, head: Head, target_N: Tensor, weights: Weights, wanted: Wanted, chunk_logits: int
+def linear_cross_entropy_triton(
+    h_ND: Tensor,
+    head: Head,
+    target_N: Tensor,
+    weights: Weights,
+    wanted: Wanted,
+    chunk_logits: int = CHUNK_LOGITS,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, gradients of h, w and bias) of checked arguments without ignored rows; empty where not wanted.
 

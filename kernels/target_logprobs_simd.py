@@ -21,16 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evalengine.kernels.cpu import slices
 from evalengine.kernels.head import Head, empty_logprobs
 from evalengine.kernels.simd import F32, I16, I32, I64, LANES, PAIRS, VECTOR, VF, VI, Code, Program, Value
-from evalengine.kernels.tiles import blocks
 
 ROWS = 64  # of a unit: four vectors
 TILE_V = 240  # columns of a unit; part of the result's bits
 COLUMNS = 48  # logits of so many columns are in the buffer at once
 STEP = 6  # columns of the innermost loop: 24 sums and 4 vectors of rows in 32 registers
 SPLIT = 256  # steps of a dot product that are summed on their own: keeps the rounding of long sums down
-CHUNK_N = 1024  # rows of a launch: bounds the scratch
 TARGETS = 16  # a unit of targets
 CHUNK_N = 1024  # rows of a launch: bounds the scratch
 ARGUMENTS = (  # of both compiled functions, in this order
@@ -41,7 +40,7 @@ ARGUMENTS = (  # of both compiled functions, in this order
 
 @torch.no_grad()
 def target_logprobs_simd(h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:
-    """(logprob_T float32, greedy_T bool) of checked arguments; see `tiles.vectorised`."""
+    """(logprob_T float32, greedy_T bool) of checked arguments; see `target_logprobs.vectorised`."""
     w_VD, bias_V, scale, softcap = head
     w_VD = w_VD if w_VD.stride(1) == 1 else w_VD.contiguous()
     row_T, token_T = row_T.long().contiguous(), token_T.long().contiguous()
@@ -69,10 +68,10 @@ def target_logprobs_simd(h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tenso
         "options": options.data_ptr(),
     }
     program = _program(w_VD.dtype == torch.bfloat16)
-    for start, end in blocks(n_rows, CHUNK_N):
-        h_PSL = _panels(h_ND[start:end])
+    for rows in slices(n_rows, CHUNK_N):
+        h_PSL = _panels(h_ND[rows])
         given |= {"h": h_PSL.data_ptr(), "stride_h": h_PSL.shape[1] * VECTOR, "panels": h_PSL.shape[0]}
-        given |= {"start": start, "end": end}
+        given |= {"start": rows.start, "end": rows.stop}
         arguments = [given[name] for name in ARGUMENTS]
         program.run("units", arguments, torch.get_num_threads())
         program.run("finish", arguments, 1)
