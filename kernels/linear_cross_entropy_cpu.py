@@ -29,7 +29,7 @@ def linear_cross_entropy_cpu(
     Gradients are taken of the sum and multiplied by the row's weight at the end, so that float16 does not
     underflow.
     """
-    w_VD, bias_V, scale, softcap = head
+    w_VD, bias_V, _, softcap = head
     (n_rows, _), vocab, dtype = h_ND.shape, w_VD.shape[0], wide(h_ND.dtype)
     dh_ND = torch.empty(h_ND.shape if wanted.h else 0, dtype=h_ND.dtype)
     dw_VD = torch.zeros(w_VD.shape if wanted.w else 0, dtype=dtype)
@@ -37,7 +37,7 @@ def linear_cross_entropy_cpu(
     loss = torch.zeros((), dtype=torch.float64)
     for rows in slices(n_rows, max(MIN_ROWS, chunk_logits // vocab)):
         h_RD, target_R1 = h_ND[rows], target_N[rows, None]
-        x_RV = transform_((h_RD @ w_VD.t()).to(dtype), bias_V, scale, softcap)
+        x_RV = transform_((h_RD @ w_VD.t()).to(dtype), bias_V, None, softcap)
         slope_RV = None if softcap is None else 1.0 - (x_RV / softcap).square_()
         logit_R, max_R = x_RV.gather(1, target_R1)[:, 0], x_RV.amax(1)
         torch.softmax(x_RV, 1, out=x_RV)

@@ -83,7 +83,8 @@ def _logits_logprobs(
     def raw(rows: slice) -> Tensor:
         return logits_NV[rows].to(wide(logits_NV.dtype), copy=True)
 
-    return score_rows(raw, *logits_NV.shape, row_T, token_T, scale=scale, softcap=softcap)
+    n_rows, vocab = logits_NV.shape
+    return score_rows(raw, n_rows, vocab, row_T, token_T, scale=scale, softcap=softcap)
 
 
 logits_logprobs_op = torch.library.custom_op("evalengine::logits_logprobs", _logits_logprobs, mutates_args=())

@@ -1,9 +1,9 @@
-"""A small language over LLVM for the CPU kernels: what PyTorch does not offer between two of its calls.
+"""A small language over LLVM for kernels on the CPU.
 
 PyTorch on a CPU has no product of bfloat16 matrices with float32 results and no way to look at a product
-before it is written to memory. The kernels that need this are written as Python functions that emit machine
-code through llvmlite (which comes with Numba): `Value` has Python's operators, `Code` has loops, conditions
-and memory. A vector is LANES float32 numbers; all addresses are int64.
+before it is written to memory. A kernel that needs this is written as Python functions that emit machine code
+through llvmlite (which comes with Numba): `Value` has Python's operators, `Code` has loops, conditions and
+memory. A vector is LANES float32 numbers; all addresses are int64.
 
 Cost: compiled in each process on the first call, about 0.2 seconds; no C compiler, nothing on disk.
 """
@@ -268,7 +268,7 @@ class Code:
 
 
 class Program:
-    """Functions that call each other, compiled together; `address` finds one."""
+    """Functions that call each other, compiled together; `run` calls one."""
 
     def __init__(self) -> None:
         self.module = ir.Module()

@@ -41,8 +41,7 @@ def target_logprobs(
     scale: float | None = None,  # logits = logits * scale, bias included
     vocab_size: int | None = None,  # columns from here on do not exist (a padded head)
 ) -> TargetLogprobs:
-    """`log_softmax(logits)[row, token]` and `argmax(logits[row]) == token` (first index on ties) for T
-    targets.
+    """`log_softmax(logits)[row, token]` and `argmax(logits[row]) == token` (first index on ties) of T targets.
 
     Accumulates in float32 for bfloat16, float16 and float32 (float32 multiplies as float32, not TF32).
     Targets may share rows and come in any order. A row's result is bitwise the same whatever other rows and

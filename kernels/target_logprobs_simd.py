@@ -215,12 +215,8 @@ def _products(
         h_v = [code.load(at_h + stride_h * v) for v in range(vectors)]
         for c in range(columns):
             address = at_w + stride_w * c
-            word = (
-                code.widen(code.load(address, I16, align=2))
-                if last_alone
-                else code.load(address, I32, align=2)
-            )
-            w_c = code.splat(word).bits(VF)
+            word = code.load(address, I16 if last_alone else I32, align=2)
+            w_c = code.splat(code.widen(word) if last_alone else word).bits(VF)
             for v in range(vectors):
                 if bf16:
                     dot = code.external("llvm.x86.avx512bf16.dpbf16ps.512", VF, VF, PAIRS, PAIRS)
@@ -268,8 +264,10 @@ def _transform(
 def _statistics(
     code: Code, x: Value, stride: Value, count: Value, column: Value, result: Value, width: Value
 ) -> None:
-    """Takes `count` vectors into the running maximum, sum of exponentials and first column of the maximum, which lie
-    `width` bytes apart; `column` is the first vector's."""
+    """Takes `count` vectors into the running maximum, sum of exponentials and first column of the maximum.
+
+    These lie `width` bytes apart; `column` is the first vector's.
+    """
     at_total, at_first = result + width, result + width * 2
     before = code.load(result)
     top, first = code.variable(before), code.variable(code.load(at_first, VI))
@@ -296,14 +294,14 @@ def _finish(code: Code, block: Value) -> None:
         at = x["scratch"] + v * VECTOR
         top, first = code.variable(code.load(at)), code.variable(code.load(at + width * 2, VI))
         with code.loop(1, tiles) as k:
-            here = at + k * width * 3
-            greater = code.load(here) > top.now
-            top.now = greater.where(code.load(here), top.now)
-            first.now = greater.where(code.load(here + width * 2, VI), first.now)
+            tile = at + k * width * 3
+            greater = code.load(tile) > top.now
+            top.now = greater.where(code.load(tile), top.now)
+            first.now = greater.where(code.load(tile + width * 2, VI), first.now)
         shift, total = _shift(top.now), code.variable(code.vector(0.0))
         with code.loop(0, tiles) as k:
-            here = at + k * width * 3
-            total.now = total.now + code.load(here + width) * code.exp(code.load(here) - shift)
+            tile = at + k * width * 3
+            total.now = total.now + code.load(tile + width) * code.exp(code.load(tile) - shift)
         code.store(top.now, result + v * VECTOR)
         code.store(total.now, result + v * VECTOR + width)
         code.store(first.now, result + v * VECTOR + width * 2)
