@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from evalengine.kernels.head import Head, Wanted, Weights, check_head, check_indices
 from evalengine.kernels.linear_cross_entropy_cpu import linear_cross_entropy_cpu
@@ -57,28 +56,6 @@ def linear_cross_entropy(
         grad and w_VD.requires_grad,
         need_bias,
     )
-    return loss
-
-
-def linear_cross_entropy_reference(
-    h_ND: Tensor,
-    w_VD: Tensor,
-    target_N: Tensor,
-    *,
-    bias_V: Tensor | None = None,
-    ignore_index: int = -100,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    **reduction: Any,
-) -> Tensor:
-    """The same in plain PyTorch with all logits in memory; autograd differentiates it."""
-    x_NV = F.linear(h_ND, w_VD, bias_V)
-    if softcap is not None:
-        x_NV = softcap * torch.tanh(x_NV / softcap)
-    loss = F.cross_entropy(x_NV, target_N.long(), ignore_index=ignore_index, **reduction)
-    if z_loss:
-        squared = x_NV[target_N != ignore_index].logsumexp(-1).square()
-        loss = loss + z_loss * (squared.sum() if reduction.get("reduction") == "sum" else squared.mean())
     return loss
 
 

@@ -40,25 +40,6 @@ def logits_logprobs(
     return TargetLogprobs(*op(logits_NV, row_T, token_T, scale, softcap))
 
 
-def logits_logprobs_reference(
-    logits_NV: Tensor,
-    row_T: Tensor,
-    token_T: Tensor,
-    *,
-    softcap: float | None = None,
-    scale: float | None = None,
-    vocab_size: int | None = None,
-) -> TargetLogprobs:
-    """The same in plain PyTorch, in the dtype of the logits."""
-    x_NV = logits_NV[:, :vocab_size]
-    if scale is not None:
-        x_NV = x_NV * scale
-    if softcap is not None:
-        x_NV = softcap * torch.tanh(x_NV / softcap)
-    row_T, token_T = row_T.long(), token_T.long()
-    return TargetLogprobs(torch.log_softmax(x_NV, -1)[row_T, token_T], x_NV.argmax(-1)[row_T] == token_T)
-
-
 def _logits_logprobs(
     logits_NV: Tensor,
     row_T: Tensor,

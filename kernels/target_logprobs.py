@@ -12,11 +12,9 @@ Dims: N rows, V vocabulary, D hidden, T targets.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from evalengine.kernels.cpu import products, score_rows
 from evalengine.kernels.head import (
@@ -27,7 +25,6 @@ from evalengine.kernels.head import (
     crop_vocabulary,
     empty_logprobs,
 )
-from evalengine.kernels.logits_logprobs import logits_logprobs_reference
 
 
 def target_logprobs(
@@ -53,19 +50,6 @@ def target_logprobs(
     w_VD, bias_V = crop_vocabulary(w_VD, bias_V, vocab_size)
     op = target_logprobs_op if torch.compiler.is_compiling() else _target_logprobs
     return TargetLogprobs(*op(h_ND, w_VD, row_T, token_T, bias_V, scale, softcap))
-
-
-def target_logprobs_reference(
-    h_ND: Tensor,
-    w_VD: Tensor,
-    row_T: Tensor,
-    token_T: Tensor,
-    *,
-    bias_V: Tensor | None = None,
-    **options: Any,
-) -> TargetLogprobs:
-    """The same in plain PyTorch, in the dtype of its inputs, with all logits in memory."""
-    return logits_logprobs_reference(F.linear(h_ND, w_VD, bias_V), row_T, token_T, **options)
 
 
 def _target_logprobs(

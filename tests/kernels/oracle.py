@@ -6,11 +6,65 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from evalengine.kernels.head import TargetLogprobs
-from evalengine.kernels.target_logprobs import target_logprobs_reference
 
 SLACK = 1e-5  # beyond PyTorch's own error
+
+
+def target_logprobs_reference(
+    h_ND: Tensor,
+    w_VD: Tensor,
+    row_T: Tensor,
+    token_T: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    **options: Any,
+) -> TargetLogprobs:
+    """`target_logprobs` in plain PyTorch, in the dtype of its inputs, with all logits in memory."""
+    return logits_logprobs_reference(F.linear(h_ND, w_VD, bias_V), row_T, token_T, **options)
+
+
+def logits_logprobs_reference(
+    logits_NV: Tensor,
+    row_T: Tensor,
+    token_T: Tensor,
+    *,
+    softcap: float | None = None,
+    scale: float | None = None,
+    vocab_size: int | None = None,
+) -> TargetLogprobs:
+    """`logits_logprobs` in plain PyTorch, in the dtype of the logits."""
+    x_NV = logits_NV[:, :vocab_size]
+    if scale is not None:
+        x_NV = x_NV * scale
+    if softcap is not None:
+        x_NV = softcap * torch.tanh(x_NV / softcap)
+    row_T, token_T = row_T.long(), token_T.long()
+    return TargetLogprobs(torch.log_softmax(x_NV, -1)[row_T, token_T], x_NV.argmax(-1)[row_T] == token_T)
+
+
+def linear_cross_entropy_reference(
+    h_ND: Tensor,
+    w_VD: Tensor,
+    target_N: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    ignore_index: int = -100,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    **reduction: Any,
+) -> Tensor:
+    """`linear_cross_entropy` in plain PyTorch with all logits in memory; autograd differentiates it."""
+    x_NV = F.linear(h_ND, w_VD, bias_V)
+    if softcap is not None:
+        x_NV = softcap * torch.tanh(x_NV / softcap)
+    loss = F.cross_entropy(x_NV, target_N.long(), ignore_index=ignore_index, **reduction)
+    if z_loss:
+        squared = x_NV[target_N != ignore_index].logsumexp(-1).square()
+        loss = loss + z_loss * (squared.sum() if reduction.get("reduction") == "sum" else squared.mean())
+    return loss
 
 
 class Problem(NamedTuple):

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from oracle import logits_logprobs_reference
 
 from evalengine.kernels import logits_logprobs
-from evalengine.kernels.logits_logprobs import logits_logprobs_op, logits_logprobs_reference
+from evalengine.kernels.logits_logprobs import logits_logprobs_op
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

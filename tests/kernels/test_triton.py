@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import Problem, assert_greedy, assert_no_worse, exact, problem
+from oracle import (
+    Problem,
+    assert_greedy,
+    assert_no_worse,
+    exact,
+    linear_cross_entropy_reference,
+    logits_logprobs_reference,
+    problem,
+)
 from test_choice_scores import ragged
 from test_linear_cross_entropy import OPTIONS, case
 from test_logits_logprobs import case as logits_case
@@ -16,8 +24,6 @@ from torch import Tensor
 
 from evalengine.kernels.choice_scores import Choices, ChoiceScores, choice_scores_reference
 from evalengine.kernels.head import Head, TargetLogprobs, Wanted, Weights
-from evalengine.kernels.linear_cross_entropy import linear_cross_entropy_reference
-from evalengine.kernels.logits_logprobs import logits_logprobs_reference
 
 
 @pytest.fixture(autouse=True)
