@@ -1,6 +1,7 @@
 """Kernels: log-probabilities, choice scores and the training loss, straight from hidden states.
 
-Triton on CUDA, tiled PyTorch elsewhere, one call for both. Triton is imported on the first CUDA call.
+Triton on CUDA, machine code of our own or plain PyTorch on the CPU; the calls are the same. Triton is imported on the
+first CUDA call.
 """
 
 from evalengine.kernels.choice_scores import SCORES, ChoiceScores, choice_scores

@@ -9,12 +9,15 @@ Cost: each log-probability read once, one launch. Dims: T targets, C choices, I 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from evalengine.kernels.choice_scores import Choices
+from evalengine.kernels.triton_common import Spec
 
 CONSTANTS = {"BLOCK_C": 8}
 
@@ -138,3 +141,11 @@ def choice_scores_triton(choices: Choices) -> tuple[Tensor, ...]:
         num_warps=1,
     )
     return (loglik_C, score_SC, *per_item)
+
+
+def specs(capability: int) -> Iterator[Spec]:
+    """The kernel with all options, for `compiled.py`."""
+    names = ("target_offset_C1", "choice_offset_I1", "gold_I", "chars_C", "bytes_C")
+    flags = {f"HAS_{x}": True for x in ("GOLD", "CHARS", "BYTES", "UNCOND")}
+    types = {**dict.fromkeys(names, "*i64"), "pick_SI": "*i32"}
+    yield Spec("choice", _choice_kernel, types, {**flags, **CONSTANTS}, warps=1)

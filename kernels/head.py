@@ -23,11 +23,25 @@ class Head(NamedTuple):
 
 
 class TargetLogprobs(NamedTuple):
-    """What is known of each target: its log-probability (natural, float32) and whether it is its row's
-    argmax."""
+    """Each target's log-probability (natural, float32), and whether it is its row's argmax."""
 
     logprob_T: Tensor
     greedy_T: Tensor
+
+
+class Wanted(NamedTuple):
+    """The inputs of a loss whose gradient is wanted."""
+
+    h: bool
+    w: bool
+    bias: bool
+
+
+class Weights(NamedTuple):
+    """How the rows' losses add up: `row` * (cross-entropy + `z_loss` * logsumexp^2) each."""
+
+    row: float
+    z_loss: float
 
 
 def empty_logprobs(like: Tensor, row_T: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,41 +5,19 @@ softmax is, so the forward pass already computes the gradients of h, w and the b
 time, and backward only multiplies them by the incoming scalar. That is three GEMMs, as many as with stored
 logits, and one chunk of logits instead of all.
 
-Cost: 6*N*V*D FLOPs with gradients, 2*N*V*D without; memory one chunk of at most CHUNK_LOGITS logits and the
-gradients.
+Cost: 6*N*V*D FLOPs with gradients, 2*N*V*D without; memory one chunk of logits and the gradients.
 Dims: N rows, V vocabulary, D hidden.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from evalengine.kernels.head import Head, check_head, check_indices
-from evalengine.kernels.tiles import vectorised
-
-CHUNK_LOGITS = {
-    "cpu": 2**25,
-    "cuda": 2**28,
-}  # held at once when gradients are wanted: 128 MiB float32, 512 MiB bf16
-
-
-class Wanted(NamedTuple):
-    """Of which inputs the gradient is wanted."""
-
-    h: bool
-    w: bool
-    bias: bool
-
-
-class Weights(NamedTuple):
-    """How the rows' losses add up: `row` * (cross-entropy + `z_loss` * logsumexp^2) each."""
-
-    row: float
-    z_loss: float
+from evalengine.kernels.head import Head, Wanted, Weights, check_head, check_indices
+from evalengine.kernels.linear_cross_entropy_cpu import linear_cross_entropy_cpu
 
 
 def linear_cross_entropy(
@@ -55,9 +33,9 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Scalar loss in float32 (float64 for float64 inputs), differentiable once in h, w and bias.
 
-    The same as `cross_entropy(linear(h, w, bias), target)`; NaN for a mean over no rows, as there. Logits,
-    softmax and the gradients' sums are float32 for 16-bit inputs (on a CPU with bfloat16 instructions the
-    products are rounded to bfloat16). Ignored rows cost nothing. The z-loss is that of PaLM (Chowdhery et
+    The same as `cross_entropy(linear(h, w, bias), target)`; NaN for a mean over no rows, as there. Softmax
+    and the gradients' sums are float32 for 16-bit inputs, whose products are rounded as PyTorch rounds them
+    (without gradients CUDA does not round them). Ignored rows cost nothing. The z-loss is that of PaLM (Chowdhery et
     al., 2022, section 5). Raises ValueError for shapes, dtypes or options that do not fit, IndexError for a
     target out of range.
     """
@@ -78,28 +56,6 @@ def linear_cross_entropy(
         grad and w_VD.requires_grad,
         need_bias,
     )
-    return loss
-
-
-def linear_cross_entropy_reference(
-    h_ND: Tensor,
-    w_VD: Tensor,
-    target_N: Tensor,
-    *,
-    bias_V: Tensor | None = None,
-    ignore_index: int = -100,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    **reduction: Any,
-) -> Tensor:
-    """The same in plain PyTorch with all logits in memory; autograd differentiates it."""
-    x_NV = F.linear(h_ND, w_VD, bias_V)
-    if softcap is not None:
-        x_NV = softcap * torch.tanh(x_NV / softcap)
-    loss = F.cross_entropy(x_NV, target_N.long(), ignore_index=ignore_index, **reduction)
-    if z_loss:
-        squared = x_NV[target_N != ignore_index].logsumexp(-1).square()
-        loss = loss + z_loss * (squared.sum() if reduction.get("reduction") == "sum" else squared.mean())
     return loss
 
 
@@ -127,17 +83,14 @@ def _linear_cross_entropy(
     h_MD, target_M = (h_ND[kept], target_N[kept]) if compact else (h_ND, target_N)
     check_indices("target_N", target_M, w_VD.shape[0])
     row_weight = 1.0 if not mean else 1.0 / kept.numel() if kept.numel() else torch.nan
-    chunk_logits = CHUNK_LOGITS["cuda" if h_ND.is_cuda else "cpu"]
+    arguments = h_MD, head, target_M.long().contiguous(), Weights(row_weight, z_loss), wanted
     if h_ND.is_cuda:
-        from evalengine.kernels.linear_cross_entropy_triton import linear_cross_entropy_chunked
-    elif vectorised(h_ND.dtype):
-        from evalengine.kernels.linear_cross_entropy_simd import linear_cross_entropy_chunked
+        from evalengine.kernels.linear_cross_entropy_triton import linear_cross_entropy_triton
+
+        with torch.cuda.device_of(h_ND):  # Triton launches on the current device
+            loss, dh_MD, dw_VD, dbias_V = linear_cross_entropy_triton(*arguments)
     else:
-        from evalengine.kernels.linear_cross_entropy_cpu import linear_cross_entropy_chunked
-    with torch.cuda.device_of(h_ND):
-        loss, dh_MD, dw_VD, dbias_V = linear_cross_entropy_chunked(
-            h_MD, head, target_M.long().contiguous(), Weights(row_weight, z_loss), wanted, chunk_logits
-        )
+        loss, dh_MD, dw_VD, dbias_V = linear_cross_entropy_cpu(*arguments)
     if need_h and compact:
         dh_MD = torch.zeros_like(h_ND).index_copy_(0, kept, dh_MD)
     return loss, dh_MD, dw_VD, dbias_V

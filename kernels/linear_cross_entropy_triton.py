@@ -13,24 +13,18 @@ Dims: N rows, R rows of one chunk, V vocabulary, D hidden.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from evalengine.kernels.head import Head
-from evalengine.kernels.linear_cross_entropy import Wanted, Weights
-from evalengine.kernels.target_logprobs_triton import (
-    LN2,
-    LOG2E,
-    exp_sum,
-    logit,
-    logit_arguments,
-    rescaled,
-    row_logsumexp,
-    targets_of_rows,
-)
+from evalengine.kernels.head import Head, Wanted, Weights
+from evalengine.kernels.target_logprobs_triton import row_logsumexp, targets_of_rows
+from evalengine.kernels.triton_common import LN2, LOG2E, Spec, exp_sum, logit, logit_arguments, rescaled
 
+CHUNK_LOGITS = 2**28  # a chunk: 512 MiB in bfloat16
 LOSS_CONSTANTS = {"BLOCK_V": 2048}
 LOSS_WARPS = 8
 
@@ -82,8 +76,13 @@ def _loss_kernel(
         tl.store(logits_V + cols, dx.to(logits_RV.dtype.element_ty), mask=cols < V)
 
 
-def linear_cross_entropy_chunked(
-    h_ND: Tensor, head: Head, target_N: Tensor, weights: Weights, wanted: Wanted, chunk_logits: int
+def linear_cross_entropy_triton(
+    h_ND: Tensor,
+    head: Head,
+    target_N: Tensor,
+    weights: Weights,
+    wanted: Wanted,
+    chunk_logits: int = CHUNK_LOGITS,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, gradients of h, w and bias) of checked arguments without ignored rows; empty where not wanted.
 
@@ -143,3 +142,12 @@ def _loss_alone(h_ND: Tensor, head: Head, target_N: Tensor, z_loss: float) -> Te
     row_N = torch.arange(h_ND.shape[0], dtype=torch.int32, device=h_ND.device)
     logprob_N, _ = targets_of_rows(h_ND, head, row_N, target_N, logsumexp_N, argmax_N)
     return (z_loss * logsumexp_N.double().square() - logprob_N.double()).sum()
+
+
+def specs(capability: int) -> Iterator[Spec]:
+    """The kernel without and with its options, for `compiled.py`."""
+    for dtype, full in (("bf16", False), ("bf16", True), ("fp32", True)):
+        types = {"logits_RV": f"*{dtype}", "bias_V": f"*{dtype}", "target_R": "*i64"}
+        constants = {"HAS_BIAS": full, "HAS_SOFTCAP": full, **LOSS_CONSTANTS}
+        name = f"loss {dtype}" + (" bias, soft-cap" if full else "")
+        yield Spec(name, _loss_kernel, types, constants, LOSS_WARPS)

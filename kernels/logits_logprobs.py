@@ -1,7 +1,7 @@
 """`target_logprobs` for engines that already hold the logits: one read of each row.
 
-Cost: N*V elements read once (CUDA) or tile by tile (CPU); no copy of the logits in another dtype.
-Dims: N rows, R rows of one block, V vocabulary, C columns of one tile, T targets.
+Cost: N*V elements read once; on the CPU a float32 copy of one chunk of rows.
+Dims: N rows, V vocabulary, T targets.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from evalengine.kernels.cpu import score_rows, wide
 from evalengine.kernels.head import (
     DTYPES,
     TargetLogprobs,
@@ -17,7 +18,6 @@ from evalengine.kernels.head import (
     check_vocab_size,
     empty_logprobs,
 )
-from evalengine.kernels.tiles import BLOCK_N, TILE_V, blocks, logsumexp_tiles, soft_cap_, softmax_tile_
 
 
 def logits_logprobs(
@@ -40,25 +40,6 @@ def logits_logprobs(
     return TargetLogprobs(*op(logits_NV, row_T, token_T, scale, softcap))
 
 
-def logits_logprobs_reference(
-    logits_NV: Tensor,
-    row_T: Tensor,
-    token_T: Tensor,
-    *,
-    softcap: float | None = None,
-    scale: float | None = None,
-    vocab_size: int | None = None,
-) -> TargetLogprobs:
-    """The same in plain PyTorch, in the dtype of the logits."""
-    x_NV = logits_NV[:, :vocab_size]
-    if scale is not None:
-        x_NV = x_NV * scale
-    if softcap is not None:
-        x_NV = softcap * torch.tanh(x_NV / softcap)
-    row_T, token_T = row_T.long(), token_T.long()
-    return TargetLogprobs(torch.log_softmax(x_NV, -1)[row_T, token_T], x_NV.argmax(-1)[row_T] == token_T)
-
-
 def _logits_logprobs(
     logits_NV: Tensor,
     row_T: Tensor,
@@ -79,69 +60,12 @@ def _logits_logprobs(
 
         with torch.cuda.device_of(logits_NV):
             return logits_logprobs_triton(logits_NV, row_T, token_T, scale, softcap)
-    return _logits_logprobs_cpu(logits_NV, row_T.long(), token_T.long(), scale, softcap)
 
+    def raw(rows: slice) -> Tensor:
+        return logits_NV[rows].to(wide(logits_NV.dtype), copy=True)
 
-@torch.no_grad()
-def _logits_logprobs_cpu(
-    logits_NV: Tensor, row_T: Tensor, token_T: Tensor, scale: float | None, softcap: float | None
-) -> tuple[Tensor, Tensor]:
     n_rows, vocab = logits_NV.shape
-    dtype = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
-    tiles = -(-vocab // TILE_V)
-    buffer = torch.empty(min(n_rows, BLOCK_N) * min(vocab, TILE_V), dtype=dtype)
-    max_KR = torch.empty(tiles, min(n_rows, BLOCK_N), dtype=dtype)
-    peak_KR = torch.empty_like(max_KR)
-    max_N = torch.empty(n_rows, dtype=dtype)
-    logsumexp_N = torch.empty(n_rows, dtype=torch.float64)
-    for start, end in blocks(n_rows):
-        rows = end - start
-        for k in range(tiles):
-            x_RC = logits_NV[start:end, k * TILE_V : (k + 1) * TILE_V]
-            x_RC = buffer[: rows * x_RC.shape[1]].view(rows, x_RC.shape[1]).copy_(x_RC)
-            _transform_(x_RC, scale, softcap)
-            torch.amax(x_RC, 1, out=max_KR[k, :rows])
-            softmax_tile_(x_RC, max_KR[k, :rows], peak_KR[k, :rows])
-        torch.amax(max_KR[:, :rows], 0, out=max_N[start:end])
-        logsumexp_N[start:end] = logsumexp_tiles(max_KR[:, :rows], peak_KR[:, :rows])
-    logit_T = _transform_(logits_NV[row_T, token_T].to(dtype), scale, softcap)
-    logprob_T = logit_T - logsumexp_N[row_T]
-    if softcap is not None:  # tanh would make an infinite logit finite
-        logprob_T = torch.where(_finite_rows(logits_NV)[row_T], logprob_T, torch.nan)
-    greedy_T = (logit_T == max_N[row_T]) & logprob_T.isfinite()
-    _keep_first_(greedy_T, logits_NV, row_T, token_T, scale, softcap)
-    return logprob_T.float(), greedy_T
-
-
-def _transform_(x: Tensor, scale: float | None, softcap: float | None) -> Tensor:
-    if scale is not None:
-        x.mul_(scale)
-    return x if softcap is None else soft_cap_(x, softcap)
-
-
-def _finite_rows(logits_NV: Tensor) -> Tensor:
-    return torch.cat(
-        [logits_NV[start:end].abs().amax(1).isfinite() for start, end in blocks(logits_NV.shape[0])]
-    )
-
-
-def _keep_first_(
-    greedy_T: Tensor,
-    logits_NV: Tensor,
-    row_T: Tensor,
-    token_T: Tensor,
-    scale: float | None,
-    softcap: float | None,
-) -> None:
-    """Clears greedy where an earlier column reaches the same maximum; looks only at candidates, a few rows at
-    a time."""
-    candidates = greedy_T.nonzero().squeeze(1)
-    step = max(1, BLOCK_N * TILE_V // logits_NV.shape[1])
-    dtype = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
-    for start in range(0, candidates.shape[0], step):
-        part = candidates[start : start + step]
-        x_tV = _transform_(logits_NV[row_T[part]].to(dtype, copy=True), scale, softcap)
-        greedy_T[part] = x_tV.argmax(1) == token_T[part]
+    return score_rows(raw, n_rows, vocab, row_T, token_T, scale=scale, softcap=softcap)
 
 
 logits_logprobs_op = torch.library.custom_op("evalengine::logits_logprobs", _logits_logprobs, mutates_args=())

@@ -8,6 +8,7 @@ Cost: N*V elements from HBM; 8 bytes a row of scratch. Dims: N rows, V vocabular
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from evalengine.kernels.head import empty_logprobs
-from evalengine.kernels.target_logprobs_triton import (
+from evalengine.kernels.triton_common import (
     LN2,
+    TARGET_TYPES,
+    Spec,
     answer,
     exp_sum,
     load_targets,
@@ -110,3 +113,13 @@ def logits_logprobs_triton(
         **TARGET_CONSTANTS,
     )
     return logprob_T, greedy_T
+
+
+def specs(capability: int) -> Iterator[Spec]:
+    """The kernels with all options, for `compiled.py`."""
+    flags = {"HAS_SCALE": True, "HAS_SOFTCAP": True}
+    for dtype in ("bf16", "fp32"):
+        types = {"logits_NV": f"*{dtype}", "argmax_N": "*i32"}
+        yield Spec(f"logits row {dtype}", _logits_row_kernel, types, {**flags, **ROW_CONSTANTS}, ROW_WARPS)
+    types = {"logits_NV": "*bf16", **TARGET_TYPES}
+    yield Spec("logits target bf16", _logits_target_kernel, types, {**flags, **TARGET_CONSTANTS})

@@ -1,9 +1,9 @@
-"""A small language over LLVM for the CPU kernels: what PyTorch does not offer between two of its calls.
+"""A small language over LLVM for kernels on the CPU.
 
 PyTorch on a CPU has no product of bfloat16 matrices with float32 results and no way to look at a product
-before it is written to memory. The kernels that need this are written as Python functions that emit machine
-code through llvmlite (which comes with Numba): `Value` has Python's operators, `Code` has loops, conditions
-and memory. A vector is LANES float32 numbers; all addresses are int64.
+before it is written to memory. A kernel that needs this is written as Python functions that emit machine code
+through llvmlite (which comes with Numba): `Value` has Python's operators, `Code` has loops, conditions and
+memory. A vector is LANES float32 numbers; all addresses are int64.
 
 Cost: compiled in each process on the first call, about 0.2 seconds; no C compiler, nothing on disk.
 """
@@ -97,9 +97,6 @@ class Value:
     def __lshift__(self, other: Any) -> Value:
         return self._apply("shl", other)
 
-    def __rshift__(self, other: Any) -> Value:
-        return self._apply("lshr", other)
-
     def __lt__(self, other: Any) -> Value:
         return self._compare("<", other)
 
@@ -182,36 +179,6 @@ class Code:
     def widen(self, value: Value) -> Value:
         """An int16 as an int32, unsigned."""
         return Value(self.builder, self.builder.zext(value.of, I32))
-
-    def load_bf16(self, address: Value) -> Value:
-        """LANES bfloat16 numbers as float32."""
-        short = self.load(address, ir.VectorType(I16, LANES), align=2)
-        return (Value(self.builder, self.builder.zext(short.of, VI)) << 16).bits(VF)
-
-    def store_bf16(self, value: Value, address: Value) -> None:
-        """LANES float32 numbers as bfloat16, rounded to the nearest, ties to even."""
-        bits = value.bits(VI)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        short = self.builder.trunc(rounded.of, ir.VectorType(I16, LANES))
-        self.store(Value(self.builder, short), address, align=2)
-
-    def copy(self, source: Value, to: Value, count: Value, size: int) -> None:
-        """`count` numbers of `size` bytes, one by one."""
-        kind = I16 if size == 2 else I32
-        with self.loop(0, count) as i:
-            self.store(self.load(source + i * size, kind, align=size), to + i * size, align=size)
-
-    def first(self, vector: Value) -> Value:
-        return Value(self.builder, self.builder.extract_element(vector.of, I32(0)))
-
-    def lanes(self) -> Value:
-        """0, 1, 2, ..."""
-        return Value(self.builder, ir.Constant(VI, list(range(LANES))))
-
-    def reduce(self, vector: Value, join: Callable[[Value, Value], Value]) -> Value:
-        """All lanes joined, from the first to the last."""
-        lanes = [Value(self.builder, self.builder.extract_element(vector.of, I32(i))) for i in range(LANES)]
-        return functools.reduce(join, lanes)
 
     def soft_cap(self, x: Value, cap: Value) -> Value:
         """cap * tanh(x / cap)."""
@@ -301,7 +268,7 @@ class Code:
 
 
 class Program:
-    """Functions that call each other, compiled together; `address` finds one."""
+    """Functions that call each other, compiled together; `run` calls one."""
 
     def __init__(self) -> None:
         self.module = ir.Module()

@@ -18,8 +18,7 @@ ROWS, HIDDEN, VOCAB = 4_096, 2_048, 100_864
 
 def sweep(say: Callable[[str], None], seconds: float = SECONDS) -> Iterator[list[str]]:
     """Within that many seconds, a line a candidate: [shape, configuration, median, p20, p80 in milliseconds]."""
-    from evalengine.kernels.compiled import tile_name
-    from evalengine.kernels.target_logprobs_triton import CANDIDATES
+    from evalengine.kernels.target_logprobs_triton import CANDIDATES, tile_name
 
     first: list[float] | None = None
     end = time.perf_counter() + seconds

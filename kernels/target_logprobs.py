@@ -1,22 +1,22 @@
 """Log-probability of chosen tokens without the logits.
 
 A likelihood score needs, per scored position, the log-probability of one or a few tokens and whether the
-token was the argmax; never the (N, V) logits themselves. On CUDA a Triton kernel makes one pass over the head
-and keeps a running maximum and sum of exponentials per vocabulary tile; elsewhere PyTorch does the same in
-cache-sized tiles.
+token was the argmax; never the (N, V) logits themselves. On CUDA (Triton) and on CPUs with AVX-512 a kernel
+makes one pass over the head and keeps a maximum and a sum of exponentials per row and vocabulary tile; other
+CPUs take plain PyTorch, a chunk of rows at a time.
 
-Cost: 2*N*V*D FLOPs; memory N * tiles * 2 floats instead of N*V logits.
+Cost: 2*N*V*D FLOPs; memory 12 bytes a row and tile, or one chunk of logits, instead of N*V logits.
 Dims: N rows, V vocabulary, D hidden, T targets.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from evalengine.kernels.cpu import products, score_rows
 from evalengine.kernels.head import (
     Head,
     TargetLogprobs,
@@ -25,9 +25,6 @@ from evalengine.kernels.head import (
     crop_vocabulary,
     empty_logprobs,
 )
-from evalengine.kernels.logits_logprobs import logits_logprobs_reference
-from evalengine.kernels.target_logprobs_cpu import target_logprobs_cpu
-from evalengine.kernels.tiles import vectorised
 
 
 def target_logprobs(
@@ -41,32 +38,18 @@ def target_logprobs(
     scale: float | None = None,  # logits = logits * scale, bias included
     vocab_size: int | None = None,  # columns from here on do not exist (a padded head)
 ) -> TargetLogprobs:
-    """`log_softmax(logits)[row, token]` and `argmax(logits[row]) == token` (first index on ties) for T
-    targets.
+    """`log_softmax(logits)[row, token]` and `argmax(logits[row]) == token` (first index on ties) of T targets.
 
     Accumulates in float32 for bfloat16, float16 and float32 (float32 multiplies as float32, not TF32).
     Targets may share rows and come in any order. A row's result is bitwise the same whatever other rows and
-    targets are in the call. A row with a NaN or infinite hidden state gives NaN and not greedy. Not
-    differentiable: see `linear_cross_entropy`. Raises ValueError for shapes and dtypes that do not fit,
-    IndexError for a row or token out of range; the range is checked where the index tensors live, so CPU
-    indices spare CUDA a synchronisation.
+    targets are in the call; on CPUs without AVX-512, as far as the BLAS sums a row alike in products of any size
+    (MKL does). A row with a NaN or infinite hidden state gives NaN and not greedy. Not differentiable: see
+    `linear_cross_entropy`. Raises ValueError for shapes and dtypes that do not fit, IndexError for a row or token
+    out of range; the range is checked where the index tensors live, so CPU indices spare CUDA a synchronisation.
     """
     w_VD, bias_V = crop_vocabulary(w_VD, bias_V, vocab_size)
     op = target_logprobs_op if torch.compiler.is_compiling() else _target_logprobs
     return TargetLogprobs(*op(h_ND, w_VD, row_T, token_T, bias_V, scale, softcap))
-
-
-def target_logprobs_reference(
-    h_ND: Tensor,
-    w_VD: Tensor,
-    row_T: Tensor,
-    token_T: Tensor,
-    *,
-    bias_V: Tensor | None = None,
-    **options: Any,
-) -> TargetLogprobs:
-    """The same in plain PyTorch, in the dtype of its inputs, with all logits in memory."""
-    return logits_logprobs_reference(F.linear(h_ND, w_VD, bias_V), row_T, token_T, **options)
 
 
 def _target_logprobs(
@@ -92,7 +75,19 @@ def _target_logprobs(
         from evalengine.kernels.target_logprobs_simd import target_logprobs_simd
 
         return target_logprobs_simd(h_ND, head, row_T, token_T)
-    return target_logprobs_cpu(h_ND, head, row_T, token_T)
+    size = h_ND.shape[0], w_VD.shape[0]
+    return score_rows(lambda rows: products(h_ND[rows], w_VD), *size, row_T, token_T, bias_V, scale, softcap)
+
+
+@functools.cache
+def vectorised(dtype: torch.dtype) -> bool:
+    """Whether this CPU has AVX-512 (for bfloat16 its instructions too), and llvmlite knows both."""
+    import llvmlite
+
+    known = tuple(int(x) for x in llvmlite.__version__.split(".")[:2]) >= (0, 45)
+    if not known or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported())
 
 
 # What torch.compile and torch.export see; eager calls skip the operator's overhead.

@@ -21,16 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evalengine.kernels.cpu import slices
 from evalengine.kernels.head import Head, empty_logprobs
 from evalengine.kernels.simd import F32, I16, I32, I64, LANES, PAIRS, VECTOR, VF, VI, Code, Program, Value
-from evalengine.kernels.tiles import blocks
 
 ROWS = 64  # of a unit: four vectors
 TILE_V = 240  # columns of a unit; part of the result's bits
 COLUMNS = 48  # logits of so many columns are in the buffer at once
 STEP = 6  # columns of the innermost loop: 24 sums and 4 vectors of rows in 32 registers
 SPLIT = 256  # steps of a dot product that are summed on their own: keeps the rounding of long sums down
-CHUNK_N = 1024  # rows of a launch: bounds the scratch
 TARGETS = 16  # a unit of targets
 CHUNK_N = 1024  # rows of a launch: bounds the scratch
 ARGUMENTS = (  # of both compiled functions, in this order
@@ -41,7 +40,7 @@ ARGUMENTS = (  # of both compiled functions, in this order
 
 @torch.no_grad()
 def target_logprobs_simd(h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:
-    """(logprob_T float32, greedy_T bool) of checked arguments; see `tiles.vectorised`."""
+    """(logprob_T float32, greedy_T bool) of checked arguments; see `target_logprobs.vectorised`."""
     w_VD, bias_V, scale, softcap = head
     w_VD = w_VD if w_VD.stride(1) == 1 else w_VD.contiguous()
     row_T, token_T = row_T.long().contiguous(), token_T.long().contiguous()
@@ -69,10 +68,10 @@ def target_logprobs_simd(h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tenso
         "options": options.data_ptr(),
     }
     program = _program(w_VD.dtype == torch.bfloat16)
-    for start, end in blocks(n_rows, CHUNK_N):
-        h_PSL = _panels(h_ND[start:end])
+    for rows in slices(n_rows, CHUNK_N):
+        h_PSL = _panels(h_ND[rows])
         given |= {"h": h_PSL.data_ptr(), "stride_h": h_PSL.shape[1] * VECTOR, "panels": h_PSL.shape[0]}
-        given |= {"start": start, "end": end}
+        given |= {"start": rows.start, "end": rows.stop}
         arguments = [given[name] for name in ARGUMENTS]
         program.run("units", arguments, torch.get_num_threads())
         program.run("finish", arguments, 1)
@@ -216,12 +215,8 @@ def _products(
         h_v = [code.load(at_h + stride_h * v) for v in range(vectors)]
         for c in range(columns):
             address = at_w + stride_w * c
-            word = (
-                code.widen(code.load(address, I16, align=2))
-                if last_alone
-                else code.load(address, I32, align=2)
-            )
-            w_c = code.splat(word).bits(VF)
+            word = code.load(address, I16 if last_alone else I32, align=2)
+            w_c = code.splat(code.widen(word) if last_alone else word).bits(VF)
             for v in range(vectors):
                 if bf16:
                     dot = code.external("llvm.x86.avx512bf16.dpbf16ps.512", VF, VF, PAIRS, PAIRS)
@@ -269,8 +264,10 @@ def _transform(
 def _statistics(
     code: Code, x: Value, stride: Value, count: Value, column: Value, result: Value, width: Value
 ) -> None:
-    """Takes `count` vectors into the running maximum, sum of exponentials and first column of the maximum, which lie
-    `width` bytes apart; `column` is the first vector's."""
+    """Takes `count` vectors into the running maximum, sum of exponentials and first column of the maximum.
+
+    These lie `width` bytes apart; `column` is the first vector's.
+    """
     at_total, at_first = result + width, result + width * 2
     before = code.load(result)
     top, first = code.variable(before), code.variable(code.load(at_first, VI))
@@ -297,14 +294,14 @@ def _finish(code: Code, block: Value) -> None:
         at = x["scratch"] + v * VECTOR
         top, first = code.variable(code.load(at)), code.variable(code.load(at + width * 2, VI))
         with code.loop(1, tiles) as k:
-            here = at + k * width * 3
-            greater = code.load(here) > top.now
-            top.now = greater.where(code.load(here), top.now)
-            first.now = greater.where(code.load(here + width * 2, VI), first.now)
+            tile = at + k * width * 3
+            greater = code.load(tile) > top.now
+            top.now = greater.where(code.load(tile), top.now)
+            first.now = greater.where(code.load(tile + width * 2, VI), first.now)
         shift, total = _shift(top.now), code.variable(code.vector(0.0))
         with code.loop(0, tiles) as k:
-            here = at + k * width * 3
-            total.now = total.now + code.load(here + width) * code.exp(code.load(here) - shift)
+            tile = at + k * width * 3
+            total.now = total.now + code.load(tile + width) * code.exp(code.load(tile) - shift)
         code.store(top.now, result + v * VECTOR)
         code.store(total.now, result + v * VECTOR + width)
         code.store(first.now, result + v * VECTOR + width * 2)

@@ -20,6 +20,7 @@ Dims: N rows, V vocabulary, D hidden, T targets, K vocabulary tiles.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -28,10 +29,19 @@ import triton.language as tl
 from torch import Tensor
 
 from evalengine.kernels.head import Head, empty_logprobs
+from evalengine.kernels.triton_common import (
+    LN2,
+    TARGET_TYPES,
+    Spec,
+    answer,
+    exp_sum,
+    load_targets,
+    logit,
+    logit_arguments,
+    rescaled,
+)
 
 CHUNK_N = 1024  # rows of a launch: bounds the scratch
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 
 
 class TileConfig(NamedTuple):
@@ -63,41 +73,6 @@ CANDIDATES = (  # what a GPU may prove faster: `evalengine bench kernels --devic
     TileConfig(128, 128, 64, warps=4, stages=3, tma=True, programs=2),
     TileConfig(128, 128, 64, warps=8, stages=4, tma=True, flatten=True),
 )
-
-
-@triton.jit
-def logit(x, HAS_SCALE: tl.constexpr, scale, HAS_SOFTCAP: tl.constexpr, softcap):
-    """scale and soft-cap of raw logits. A soft-cap leaves no trace of an infinite logit: x - x puts a NaN
-    back."""
-    if HAS_SCALE:
-        x = x * scale
-    if HAS_SOFTCAP:
-        t = tl.exp2(tl.abs(x) * (-2.0 * LOG2E / softcap))
-        capped = softcap * (1.0 - t) / (1.0 + t)
-        x = tl.where(x < 0, -capped, capped) + (x - x)
-    return x
-
-
-@triton.jit
-def exp_sum(x, top, axis: tl.constexpr):
-    """Sum of exp(x - top) along axis, the last; a block that a bias masks as a whole (top = -inf) gives 0.
-
-    One multiply-add and one exp2 an element; what rounding of the shift adds to each exponent comes off the sum.
-    """
-    shift = tl.where(top == float("-inf"), 0.0, top)
-    power = shift * LOG2E
-    if axis == 1:
-        total = tl.sum(tl.exp2(x * LOG2E - power[:, None]), 1)
-    else:
-        total = tl.sum(tl.exp2(x * LOG2E - power), 0)
-    return total * tl.exp2(tl.fma(-shift, LOG2E, power))
-
-
-@triton.jit
-def rescaled(total, top, new_top):
-    """A sum of exp(x - top) as one of exp(x - new_top)."""
-    shift = tl.where(new_top == float("-inf"), 0.0, new_top)
-    return total * tl.exp2((top - shift) * LOG2E)
 
 
 @triton.jit(do_not_specialize=["N"])  # one binary for every number of rows
@@ -235,27 +210,6 @@ def _target_kernel(
     answer(x, targets, there, row, token, logsumexp_N, argmax_N, logprob_T, greedy_T)
 
 
-@triton.jit
-def load_targets(row_T, token_T, T, BLOCK_T: tl.constexpr):
-    """(index, whether it exists, row, token) of this program's targets."""
-    targets = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    there = targets < T
-    row = tl.load(row_T + targets, mask=there, other=0).to(tl.int64)
-    token = tl.load(token_T + targets, mask=there, other=0).to(tl.int64)
-    return targets, there, row, token
-
-
-@triton.jit
-def answer(x, targets, there, row, token, logsumexp_N, argmax_N, logprob_T, greedy_T):
-    """Stores the log-probability of targets with logits x and whether they are their row's argmax."""
-    logprob = x - tl.load(logsumexp_N + row, mask=there, other=0.0)
-    logprob = tl.where(logprob > 0.0, 0.0, logprob)  # the logit may round above its twin in the tile
-    finite = (logprob - logprob) == 0.0
-    greedy = (tl.load(argmax_N + row, mask=there, other=-1) == token) & finite
-    tl.store(logprob_T + targets, logprob, mask=there)
-    tl.store(greedy_T + targets, greedy, mask=there)
-
-
 def target_logprobs_triton(
     h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tensor, config: TileConfig | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -337,18 +291,6 @@ def _product_arguments(h_ND: Tensor, w_VD: Tensor, head: Head) -> dict[str, Any]
     return {"D": h_ND.shape[1], "stride_h": h_ND.stride(0), "stride_w": w_VD.stride(0), **options}
 
 
-def logit_arguments(stand_in: Tensor, **options: Tensor | float | None) -> dict[str, Any]:
-    """Arguments for the options of the logits: each value, or a stand-in, and whether it was given."""
-    arguments: dict[str, Any] = {}
-    for name, value in options.items():
-        arguments["HAS_" + name.removesuffix("_V").upper()] = value is not None
-        nothing = stand_in if name.endswith("_V") else 1.0
-        value = nothing if value is None else value
-        # an integer would be another type to Triton; a bias may be a view with gaps
-        arguments[name] = value.contiguous() if isinstance(value, Tensor) else float(value)
-    return arguments
-
-
 def tile_constants(config: TileConfig, dtype: torch.dtype, vocab: int) -> dict[str, Any]:
     """The compile-time arguments of `_tile_kernel`, but for those of the logits."""
     return {
@@ -408,3 +350,51 @@ def _descriptor(x: Tensor, rows: int, cols: int) -> Any:
 def _processors(device: torch.device) -> int:
     """Programs of a persistent launch."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+OPTIONS = (  # bias and scale, soft-cap, whether the last vocabulary tile is partial
+    (False, False, False),
+    (False, False, True),
+    (True, False, True),
+    (False, True, False),
+    (True, True, True),
+)
+
+
+def specs(capability: int) -> Iterator[Spec]:
+    """Every kernel in every shipped configuration for one compute capability, and the candidates."""
+    if capability >= 90:
+        tiles = [("bf16", hopper_16bit(*options[:2]), *options) for options in OPTIONS]
+        tiles += [("bf16", tile[1]._replace(tma=False, flatten=False), *tile[2:]) for tile in tiles]
+    else:
+        tiles = [("bf16", AMPERE_16BIT, *options) for options in OPTIONS]
+    tiles += [("fp32", FLOAT32, *options) for options in OPTIONS]
+    yield from (_tile_spec("tile", *tile) for tile in tiles)
+    for config in CANDIDATES if capability >= 90 else ():
+        if config not in [tile[1] for tile in tiles]:
+            yield _tile_spec("candidate", "bf16", config, False, False, False)
+    yield Spec("row", _row_kernel, {"argmax_KN": "*i32", "argmax_N": "*i32"}, ROW_CONSTANTS)
+    flags = {"HAS_BIAS": True, "HAS_SCALE": True, "HAS_SOFTCAP": True}
+    for dtype in ("bf16", "fp32"):
+        types = {**dict.fromkeys(("h_ND", "w_VD", "bias_V"), f"*{dtype}"), **TARGET_TYPES}
+        yield Spec(f"target {dtype}", _target_kernel, types, {**flags, **TARGET_CONSTANTS})
+
+
+def _tile_spec(kind: str, dtype: str, config: TileConfig, bias: bool, softcap: bool, partial: bool) -> Spec:
+    """The main kernel for one configuration and one set of options."""
+    blocks = (config.block_n, config.block_d), (config.block_v, config.block_d)
+    operands = [f"tensordesc<{dtype}[{n}, {d}]>" if config.tma else f"*{dtype}" for n, d in blocks]
+    types = {"h_ND": operands[0], "w_VD": operands[1], "bias_V": f"*{dtype}", "argmax_KN": "*i32"}
+    constants = tile_constants(config, torch.float32, config.block_v + partial)
+    constants |= {"HAS_BIAS": bias, "HAS_SCALE": bias, "HAS_SOFTCAP": softcap}
+    given = {"bias, scale": bias, "soft-cap": softcap, "partial": partial and not bias}
+    options = ", ".join(name for name, yes in given.items() if yes)
+    name = f"{kind} {dtype} {tile_name(config)}" + (f": {options}" if options else "")
+    return Spec(name, _tile_kernel, types, constants, config.warps, config.stages)
+
+
+def tile_name(config: TileConfig) -> str:
+    """The configuration in a few words."""
+    words = {"TMA": config.tma, "flat": config.flatten, "specialised": config.specialise}
+    shape = f"{config.block_n}x{config.block_v}x{config.block_d}"
+    return " ".join([shape, *(word for word, yes in words.items() if yes)])

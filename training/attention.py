@@ -1,9 +1,8 @@
 """Causal attention that stays inside documents, for rows that pack several documents.
 
 On the CPU the mask is a dense additive (B, 1, T, T) tensor built once per batch and shared by every layer; a
-row that holds one document needs none. Rows of middling length are computed by `attention_blocks`, which skips
-other documents' keys; the rest by PyTorch. On a GPU PyTorch's flex attention skips the masked blocks, so a long
-row costs what its documents cost.
+row that holds one document needs none. On a GPU PyTorch's flex attention skips the masked blocks, so a long row
+costs what its documents cost.
 
 Dims: B rows, T positions, H heads, E head size.
 """
@@ -17,14 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evalengine.training.attention_blocks import LONGEST, SHORTEST, attend_blocks
-
 
 class DocumentMask(NamedTuple):
     """Which positions may attend to which. Without any field plain causal attention is exact."""
 
     bias_B1TT: Tensor | None = None  # additive: 0 where allowed, -inf elsewhere (CPU)
-    start_BT: Tensor | None = None  # where each position's document begins, for attention by blocks (CPU)
     blocks: Any = None  # flex attention's BlockMask (CUDA)
 
     @staticmethod
@@ -32,15 +28,12 @@ class DocumentMask(NamedTuple):
         """The mask of rows whose positions restart at 0 with each document."""
         if position_BT.is_cuda:
             return DocumentMask(blocks=_block_mask(document_ids(position_BT)))
-        B, T = position_BT.shape
-        start_BT = torch.arange(T) - position_BT
-        by_blocks = SHORTEST <= T <= LONGEST
-        if not start_BT.any():
-            return DocumentMask(_causal(T).expand(B, 1, T, T), start_BT) if by_blocks else DocumentMask()
+        T = position_BT.shape[1]
+        if torch.equal(position_BT, torch.arange(T).expand_as(position_BT)):
+            return DocumentMask()
         document_BT = document_ids(position_BT)
         other_B1TT = (document_BT[:, :, None] != document_BT[:, None, :]).unsqueeze(1)
-        bias_B1TT = _causal(T).masked_fill(other_B1TT, float("-inf"))
-        return DocumentMask(bias_B1TT, start_BT if by_blocks else None)
+        return DocumentMask(_causal(T).masked_fill(other_B1TT, float("-inf")))
 
 
 @lru_cache(maxsize=8)
@@ -63,8 +56,6 @@ def attend(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, mask: DocumentMask) -
         return flex(q_BHTE, k_BHTE, v_BHTE, block_mask=mask.blocks)
     if mask.bias_B1TT is None:
         return F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, is_causal=True)
-    if mask.start_BT is not None and q_BHTE.dtype in (torch.float32, torch.float64):
-        return attend_blocks(q_BHTE, k_BHTE, v_BHTE, mask.bias_B1TT, mask.start_BT)
     return F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, attn_mask=mask.bias_B1TT.to(q_BHTE.dtype))
 
 

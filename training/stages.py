@@ -15,7 +15,6 @@ import torch
 from evalengine import __version__
 from evalengine.errors import UserError
 from evalengine.training import export
-from evalengine.training.attention_blocks import SHORTEST
 from evalengine.training.conversations import Examples, PackedExamples
 from evalengine.training.loop import Place, Step, fit, mean_loss
 from evalengine.training.model import Decoder, Shape
@@ -63,8 +62,6 @@ def fingerprint(study: Study, prepared: Prepared, run: Run) -> str:
         "sources": {name: source.digest for name, source in open_sources(prepared, sorted(shares)).items()},
         "save_dtype": study.save_dtype,
     }
-    if scale.context >= SHORTEST:
-        decides["attention"] = "by blocks"  # sums in another order than before; see attention_blocks.py
     if run.stage == "sft":
         decides["sft"] = _decisive(scale.sft)
         decides["reach"] = study.sft.reach

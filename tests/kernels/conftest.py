@@ -1,5 +1,4 @@
-"""Kernel tests run on the GPU where there is one, and in Triton's interpreter on the CPU elsewhere
-(tests/conftest.py)."""
+"""Kernel tests run on the GPU where there is one, else in Triton's interpreter on the CPU (tests/conftest.py)."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from evalengine.kernels.tiles import vectorised
+from evalengine.kernels.target_logprobs import vectorised
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -54,13 +53,12 @@ def device() -> str:
     return "cpu" if INTERPRETED else "cuda"
 
 
-@pytest.fixture(params=["vectors", "tiles"])
+@pytest.fixture(params=["vectors", "plain"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both CPU paths, where this CPU has the vector instructions of the first."""
     if request.param == "vectors" and (torch.cuda.is_available() or not vectorised(torch.float32)):
         pytest.skip("no AVX-512 here")
-    if request.param == "tiles":
-        monkeypatch.setattr(
-            sys.modules["evalengine.kernels.target_logprobs"], "vectorised", lambda dtype: False
-        )
+    if request.param == "plain":
+        module = sys.modules["evalengine.kernels.target_logprobs"]
+        monkeypatch.setattr(module, "vectorised", lambda dtype: False)
     return str(request.param)

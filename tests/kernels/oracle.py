@@ -1,5 +1,4 @@
-"""The measure of every kernel test: float64 PyTorch is the truth, and PyTorch in the same dtype the error
-allowed."""
+"""The measure of every kernel test: float64 PyTorch is the truth, PyTorch in the same dtype the error allowed."""
 
 from __future__ import annotations
 
@@ -7,27 +6,80 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from evalengine.kernels.head import TargetLogprobs
-from evalengine.kernels.target_logprobs import target_logprobs_reference
 
 SLACK = 1e-5  # beyond PyTorch's own error
 
 
-class Head(NamedTuple):
-    """A random head with hidden states and targets; among the targets each row's argmax and the last
-    token."""
+def target_logprobs_reference(
+    h_ND: Tensor,
+    w_VD: Tensor,
+    row_T: Tensor,
+    token_T: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    **options: Any,
+) -> TargetLogprobs:
+    """`target_logprobs` in plain PyTorch, in the dtype of its inputs, with all logits in memory."""
+    return logits_logprobs_reference(F.linear(h_ND, w_VD, bias_V), row_T, token_T, **options)
+
+
+def logits_logprobs_reference(
+    logits_NV: Tensor,
+    row_T: Tensor,
+    token_T: Tensor,
+    *,
+    softcap: float | None = None,
+    scale: float | None = None,
+    vocab_size: int | None = None,
+) -> TargetLogprobs:
+    """`logits_logprobs` in plain PyTorch, in the dtype of the logits."""
+    x_NV = logits_NV[:, :vocab_size]
+    if scale is not None:
+        x_NV = x_NV * scale
+    if softcap is not None:
+        x_NV = softcap * torch.tanh(x_NV / softcap)
+    row_T, token_T = row_T.long(), token_T.long()
+    return TargetLogprobs(torch.log_softmax(x_NV, -1)[row_T, token_T], x_NV.argmax(-1)[row_T] == token_T)
+
+
+def linear_cross_entropy_reference(
+    h_ND: Tensor,
+    w_VD: Tensor,
+    target_N: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    ignore_index: int = -100,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    **reduction: Any,
+) -> Tensor:
+    """`linear_cross_entropy` in plain PyTorch with all logits in memory; autograd differentiates it."""
+    x_NV = F.linear(h_ND, w_VD, bias_V)
+    if softcap is not None:
+        x_NV = softcap * torch.tanh(x_NV / softcap)
+    loss = F.cross_entropy(x_NV, target_N.long(), ignore_index=ignore_index, **reduction)
+    if z_loss:
+        squared = x_NV[target_N != ignore_index].logsumexp(-1).square()
+        loss = loss + z_loss * (squared.sum() if reduction.get("reduction") == "sum" else squared.mean())
+    return loss
+
+
+class Problem(NamedTuple):
+    """A random head with hidden states and targets; among the targets each row's argmax and the last token."""
 
     h_ND: Tensor
     w_VD: Tensor
     row_T: Tensor
     token_T: Tensor
 
-    def to(self, device: str) -> Head:
-        return Head(*(x.to(device) for x in self))
+    def to(self, device: str) -> Problem:
+        return Problem(*(x.to(device) for x in self))
 
 
-def head(n: int, v: int, d: int, dtype: torch.dtype, *, magnitude: float = 1.0, seed: int = 0) -> Head:
+def problem(n: int, v: int, d: int, dtype: torch.dtype, *, magnitude: float = 1.0, seed: int = 0) -> Problem:
     """Logits of standard deviation about 3 * magnitude; three targets a row."""
     generator = torch.Generator().manual_seed(seed)
     h_ND = torch.randn(n, d, generator=generator).to(dtype)
@@ -35,62 +87,50 @@ def head(n: int, v: int, d: int, dtype: torch.dtype, *, magnitude: float = 1.0, 
     argmax_N = torch.cat([(part.float() @ w_VD.float().t()).argmax(1) for part in h_ND.split(256)])
     random_N = torch.randint(v, (n,), generator=generator)
     token_T = torch.cat([argmax_N, random_N, torch.full((n,), v - 1)])
-    return Head(h_ND, w_VD, torch.arange(n).repeat(3), token_T)
+    return Problem(h_ND, w_VD, torch.arange(n).repeat(3), token_T)
 
 
-def exact(x: Head) -> Head:
+def exact(x: Problem) -> Problem:
     """The same head in steps of 1/2 and 1/8: float32 holds its logits exactly, whichever order a library adds in."""
     return x._replace(h_ND=(x.h_ND * 2).round() / 2, w_VD=(x.w_VD * 8).round() / 8)
 
 
-def truth(x: Head, **options: Any) -> TargetLogprobs:
+def truth(x: Problem, **options: Any) -> TargetLogprobs:
     """The answer in float64."""
     return target_logprobs_reference(x.h_ND.double(), x.w_VD.double(), x.row_T, x.token_T, **_double(options))
 
 
-def pytorch(x: Head, **options: Any) -> TargetLogprobs:
+def pytorch(x: Problem, **options: Any) -> TargetLogprobs:
     """PyTorch's answer in the dtype of the inputs."""
     return target_logprobs_reference(*x, **options)
 
 
-def errors(ours: TargetLogprobs, x: Head, **options: Any) -> tuple[Tensor, Tensor]:
+def errors(ours: TargetLogprobs, x: Problem, **options: Any) -> tuple[Tensor, Tensor]:
     """(our error, PyTorch's error) of each target's log-probability against float64."""
     expected = truth(x, **options).logprob_T
     theirs = pytorch(x, **options).logprob_T.double()
     return (ours.logprob_T.cpu().double() - expected).abs(), (theirs - expected).abs()
 
 
-def assert_no_worse(ours: TargetLogprobs, x: Head, *, rounded: bool = False, **options: Any) -> None:
+def assert_no_worse(ours: TargetLogprobs, x: Problem, **options: Any) -> None:
     """No error beyond PyTorch's own in the same dtype, 1e-5 and the float32 resolution of the row's logits, element by
-    element.
-
-    `rounded` is for products that a library rounds to bfloat16. The target's own logit is exact there too, and what
-    rounding the others to 8 bits can do to a logsumexp is at most 2^-8 of their magnitude, weighted by their
-    probabilities: where PyTorch's second rounding by chance undoes its first, that is the error allowed.
-    """
+    element."""
     ours_T, allowed_T = errors(ours, x, **options)
     assert not ours_T.isnan().any()
-    logits_NV = raw_logits(x, **options)
-    if rounded:
-        product_NV = (x.h_ND.double() @ x.w_VD.double().t())[:, : options.get("vocab_size")]
-        magnitude_NV = (product_NV * (options.get("scale") or 1.0)).abs()
-        rounding_N = 2.0**-8 * (logits_NV.softmax(1) * magnitude_NV).sum(1)
-        allowed_T = torch.maximum(allowed_T, 1.05 * rounding_N[x.row_T])
-    resolution = 4 * 2.0**-24 * float(logits_NV.abs().max())
+    resolution = 4 * 2.0**-24 * float(raw_logits(x, **options).abs().max())
     excess = float((ours_T - allowed_T).max())
     assert excess <= SLACK + resolution, f"worse than PyTorch by {excess:.2e}"
 
 
-def assert_greedy(ours: TargetLogprobs, x: Head, *, gap: float = 1e-5, **options: Any) -> None:
-    """Greedy is the truth's wherever the two largest logits of the row differ by a share of more than
-    `gap`."""
+def assert_greedy(ours: TargetLogprobs, x: Problem, *, gap: float = 1e-5, **options: Any) -> None:
+    """Greedy is the truth's wherever the two largest logits of the row differ by a share of more than `gap`."""
     top = raw_logits(x, **options).topk(2, 1).values
     clear_T = ((top[:, 0] - top[:, 1]) > gap * top.abs().amax(1))[x.row_T]
     assert clear_T.any()
     assert torch.equal(ours.greedy_T.cpu()[clear_T], truth(x, **options).greedy_T[clear_T])
 
 
-def raw_logits(x: Head, **options: Any) -> Tensor:
+def raw_logits(x: Problem, **options: Any) -> Tensor:
     """The float64 logits, soft-cap and scale included."""
     logits_NV = (x.h_ND.double() @ x.w_VD.double().t())[:, : options.get("vocab_size")]
     if options.get("bias_V") is not None:

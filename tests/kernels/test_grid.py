@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import SLACK, Head, head, pytorch, raw_logits, truth
+from oracle import SLACK, Problem, problem, pytorch, raw_logits, truth
 
 from evalengine.kernels import target_logprobs
-from evalengine.kernels.tiles import vectorised
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROWS = 255
 VOCABULARIES = (2, 255, 5_003, 50_257, 100_864)
 WIDTHS = (33, 96, 768, 1_680)
-# bfloat16 where its products are float32: what a library rounds is held in test_target_logprobs.py
-HALVES = (
-    (torch.float16, torch.bfloat16) if DEVICE == "cuda" or vectorised(torch.bfloat16) else (torch.float16,)
-)
+HALVES = (torch.float16, torch.bfloat16)
 LARGE = 50_257 * 96  # elements of a head; from here on float32 alone
 
 
@@ -26,7 +22,7 @@ LARGE = 50_257 * 96  # elements of a head; from here on float32 alone
 def test_no_error_beyond_pytorchs_and_fewer_rows_have_the_same_bits(v: int, d: int) -> None:
     """Elementwise, +1e-5."""
     for dtype in (torch.float32, *HALVES)[: 1 if v * d >= LARGE else 3]:
-        x = head(ROWS, v, d, dtype)
+        x = problem(ROWS, v, d, dtype)
         ours = [field.cpu() for field in target_logprobs(*x.to(DEVICE))]
         logits_NV = raw_logits(x)
         expected_T = logits_NV.log_softmax(1)[x.row_T, x.token_T]
@@ -39,7 +35,7 @@ def test_no_error_beyond_pytorchs_and_fewer_rows_have_the_same_bits(v: int, d: i
         assert clear_T.any() and torch.equal(ours[1][clear_T], greedy_T[clear_T])
         for n in (1, 7):
             first = x.row_T < n
-            few = Head(x.h_ND[:n], x.w_VD, x.row_T[first], x.token_T[first])
+            few = Problem(x.h_ND[:n], x.w_VD, x.row_T[first], x.token_T[first])
             for alone, whole in zip(target_logprobs(*few.to(DEVICE)), ours, strict=True):
                 assert torch.equal(alone.cpu(), whole[first]), (dtype, n)
 
@@ -51,7 +47,7 @@ def test_magnitudes(v: int, magnitude: float) -> None:
     for dtype in (torch.float32, *HALVES):
         if dtype == torch.float16 and magnitude == 1e4:
             continue  # the logits overflow float16 in PyTorch's answer
-        x = head(60, v, 96, dtype, magnitude=magnitude)
+        x = problem(60, v, 96, dtype, magnitude=magnitude)
         ours_T = (target_logprobs(*x.to(DEVICE)).logprob_T.cpu().double() - truth(x).logprob_T).abs()
         theirs_T = (pytorch(x).logprob_T.double() - truth(x).logprob_T).abs()
         unit = 2.0**-24 * float(raw_logits(x).abs().max())

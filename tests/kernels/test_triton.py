@@ -1,5 +1,4 @@
-"""The Triton kernels themselves: on the GPU where there is one, else in Triton's interpreter on small
-shapes."""
+"""The Triton kernels themselves: on the GPU where there is one, else in Triton's interpreter on small shapes."""
 
 from __future__ import annotations
 
@@ -9,16 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import Head, assert_greedy, assert_no_worse, exact, head
+from oracle import (
+    Problem,
+    assert_greedy,
+    assert_no_worse,
+    exact,
+    linear_cross_entropy_reference,
+    logits_logprobs_reference,
+    problem,
+)
 from test_choice_scores import ragged
 from test_linear_cross_entropy import OPTIONS, case
 from test_logits_logprobs import case as logits_case
 from torch import Tensor
 
-from evalengine.kernels import head as heads
 from evalengine.kernels.choice_scores import Choices, ChoiceScores, choice_scores_reference
-from evalengine.kernels.linear_cross_entropy import Wanted, Weights, linear_cross_entropy_reference
-from evalengine.kernels.logits_logprobs import logits_logprobs_reference
+from evalengine.kernels.head import Head, TargetLogprobs, Wanted, Weights
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +40,12 @@ def config(block_n: int, block_v: int, block_d: int, *, tma: bool = False) -> An
     return TileConfig(block_n, block_v, block_d, warps=4, stages=2, tma=tma)
 
 
-def call(x: Head, device: str, tile: Any = None, **options: Any) -> heads.TargetLogprobs:
+def call(x: Problem, device: str, tile: Any = None, **options: Any) -> TargetLogprobs:
     from evalengine.kernels.target_logprobs_triton import target_logprobs_triton
 
     h_ND, w_VD, row_T, token_T = x.to(device)
     moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
-    return heads.TargetLogprobs(
-        *target_logprobs_triton(h_ND, heads.Head(w_VD, **moved), row_T, token_T, config=tile)
-    )
+    return TargetLogprobs(*target_logprobs_triton(h_ND, Head(w_VD, **moved), row_T, token_T, config=tile))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -50,7 +53,7 @@ def call(x: Head, device: str, tile: Any = None, **options: Any) -> heads.Target
 def test_target_logprobs_in_its_shipped_configuration(
     n: int, v: int, d: int, dtype: torch.dtype, device: str
 ) -> None:
-    x = head(n, v, d, dtype)
+    x = problem(n, v, d, dtype)
     ours = call(x, device)
     assert_no_worse(ours, x)
     assert_greedy(ours, x)
@@ -62,7 +65,7 @@ def test_target_logprobs_options(options: dict[str, Any], dtype: torch.dtype, de
     options = dict(options)
     if options.pop("bias", False):
         options["bias_V"] = torch.randn(300, generator=torch.Generator().manual_seed(1)).to(dtype)
-    x = head(20, 300, 64, dtype)
+    x = problem(20, 300, 64, dtype)
     ours = call(x, device, **options)
     assert_no_worse(ours, x, **options)
     assert_greedy(ours, x, **options)
@@ -70,12 +73,12 @@ def test_target_logprobs_options(options: dict[str, Any], dtype: torch.dtype, de
 
 @pytest.mark.parametrize("magnitude", [1e-4, 1e4])
 def test_target_logprobs_magnitudes(magnitude: float, device: str) -> None:
-    x = head(20, 400, 64, torch.float32, magnitude=magnitude)
+    x = problem(20, 400, 64, torch.float32, magnitude=magnitude)
     assert_no_worse(call(x, device), x)
 
 
 def test_a_large_vocabulary_has_many_tiles(device: str) -> None:
-    x = head(5, 5_003, 48, torch.bfloat16)
+    x = problem(5, 5_003, 48, torch.bfloat16)
     ours = call(x, device, config(16, 128, 32))
     assert_no_worse(ours, x)
     assert_greedy(ours, x)
@@ -85,18 +88,18 @@ def test_a_large_vocabulary_has_many_tiles(device: str) -> None:
 def test_descriptors_and_pointers_give_the_same_bits(dtype: torch.dtype, device: str) -> None:
     if device == "cuda" and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("the tensor memory accelerator needs compute capability 9.0")
-    x = head(40, 300, 80, dtype)  # the last tile of every dimension is partial
+    x = problem(40, 300, 80, dtype)  # the last tile of every dimension is partial
     pointers, tma = (call(x, device, config(32, 64, 32, tma=tma)) for tma in (False, True))
     assert torch.equal(pointers.logprob_T, tma.logprob_T) and torch.equal(pointers.greedy_T, tma.greedy_T)
 
 
 def test_a_row_has_the_same_bits_whatever_else_is_in_the_launch(device: str) -> None:
-    x, tile = head(70, 520, 40, torch.bfloat16), config(16, 128, 32)
+    x, tile = problem(70, 520, 40, torch.bfloat16), config(16, 128, 32)
     if device == "cpu":  # the interpreter multiplies by NumPy, whose bits may depend on where a row stands
         x = exact(x)
     whole = call(x, device, tile)
     for rows in ([69], [3, 3, 0], list(range(69, 20, -1))):
-        part = call(Head(x.h_ND[rows], x.w_VD, torch.arange(len(rows)), x.token_T[rows]), device, tile)
+        part = call(Problem(x.h_ND[rows], x.w_VD, torch.arange(len(rows)), x.token_T[rows]), device, tile)
         assert torch.equal(part.logprob_T, whole.logprob_T[rows])
         assert torch.equal(part.greedy_T, whole.greedy_T[rows])
 
@@ -104,7 +107,7 @@ def test_a_row_has_the_same_bits_whatever_else_is_in_the_launch(device: str) -> 
 def test_rows_beyond_one_launch(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import evalengine.kernels.target_logprobs_triton as module
 
-    x, tile = head(50, 300, 32, torch.float32), config(16, 64, 32)
+    x, tile = problem(50, 300, 32, torch.float32), config(16, 64, 32)
     whole = call(x, device, tile)
     monkeypatch.setattr(module, "CHUNK_N", 16)
     chunked = call(x, device, tile)
@@ -114,7 +117,7 @@ def test_rows_beyond_one_launch(device: str, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_a_row_that_is_not_finite_spoils_itself_alone(bad: float, softcap: float | None, device: str) -> None:
-    x, tile = head(12, 200, 32, torch.float32), config(16, 64, 32)
+    x, tile = problem(12, 200, 32, torch.float32), config(16, 64, 32)
     clean = call(x, device, tile, softcap=softcap)
     h_ND = x.h_ND.clone()
     h_ND[4, 7] = bad
@@ -130,7 +133,7 @@ def test_the_first_of_equal_logits_is_the_argmax_and_a_bias_may_mask_a_tile(devi
     bias_V = torch.zeros(200)
     bias_V[:64] = -torch.inf
     tokens = torch.tensor([70, 75, 130, 5])
-    x = Head(torch.ones(1, 16), w_VD, torch.zeros(4, dtype=torch.long), tokens)
+    x = Problem(torch.ones(1, 16), w_VD, torch.zeros(4, dtype=torch.long), tokens)
     ours = call(x, device, config(16, 64, 32), bias_V=bias_V)
     assert ours.greedy_T.tolist() == [True, False, False, False]
     expected = (x.h_ND.double() @ w_VD.double().t() + bias_V).log_softmax(1)[0, tokens]
@@ -173,7 +176,7 @@ def test_choice_scores(given: tuple[str, ...], device: str) -> None:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_linear_cross_entropy_in_chunks(dtype: torch.dtype, options: dict[str, Any], device: str) -> None:
-    from evalengine.kernels.linear_cross_entropy_triton import linear_cross_entropy_chunked
+    from evalengine.kernels.linear_cross_entropy_triton import linear_cross_entropy_triton
 
     options = dict(options)
     bias, reduction = options.pop("bias", False), options.pop("reduction", "mean")
@@ -190,21 +193,21 @@ def test_linear_cross_entropy_in_chunks(dtype: torch.dtype, options: dict[str, A
 
     truth, theirs = reference([x.double() for x in leaves]), reference(leaves)
     moved = [x.to(device) for x in leaves]
-    its_head = heads.Head(moved[1], moved[2] if bias else None, softcap=options.get("softcap"))
+    its_head = Head(moved[1], moved[2] if bias else None, softcap=options.get("softcap"))
     weights = Weights(1.0 if reduction == "sum" else 1 / 150, options.get("z_loss", 0.0))
     args = (moved[0], its_head, target_N.to(device), weights)
-    ours = linear_cross_entropy_chunked(*args, Wanted(True, True, bias), 128 * 260)  # two chunks of rows
+    ours = linear_cross_entropy_triton(*args, Wanted(True, True, bias), 128 * 260)  # two chunks of rows
     unit = max(1e-5, torch.finfo(dtype).eps)
     for mine, yours, expected in zip(ours, theirs, truth, strict=False):
         slack = unit * max(1e-3, float(expected.abs().max()))
         worst = float((mine.cpu().double() - expected).abs().max())
         assert worst <= float((yours - expected).abs().max()) + slack
-    alone = linear_cross_entropy_chunked(*args, Wanted(False, False, False), 1)[0]
+    alone = linear_cross_entropy_triton(*args, Wanted(False, False, False), 1)[0]
     assert alone.item() == pytest.approx(truth[0].item(), rel=1e-5)
 
 
 def test_a_bias_may_mask_whole_blocks_of_the_loss(device: str) -> None:
-    from evalengine.kernels.linear_cross_entropy_triton import LOSS_CONSTANTS, linear_cross_entropy_chunked
+    from evalengine.kernels.linear_cross_entropy_triton import LOSS_CONSTANTS, linear_cross_entropy_triton
 
     vocab = 2 * LOSS_CONSTANTS["BLOCK_V"] + 30
     leaves, target_N = case(6, vocab, 16, torch.float32, bias=True)
@@ -215,8 +218,8 @@ def test_a_bias_may_mask_whole_blocks_of_the_loss(device: str) -> None:
     expected.backward()
     h_ND, w_VD, bias_V = (x.to(device) for x in leaves)
     weights, wanted = Weights(1 / 6, 1e-3), Wanted(True, True, True)
-    args = (h_ND, heads.Head(w_VD, bias_V), target_N.to(device), weights)
-    loss, *gradients = linear_cross_entropy_chunked(*args, wanted, 2**20)
+    args = (h_ND, Head(w_VD, bias_V), target_N.to(device), weights)
+    loss, *gradients = linear_cross_entropy_triton(*args, wanted, 2**20)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for ours, x in zip(gradients, inputs, strict=True):
         torch.testing.assert_close(ours.cpu().double(), x.grad, atol=1e-5, rtol=1e-4)

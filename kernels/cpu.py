@@ -1,0 +1,85 @@
+"""Scoring on the CPU in plain PyTorch: log_softmax and argmax of a chunk of rows at a time.
+
+16-bit inputs are widened, which is exact: products and sums are float32 on every CPU (float64 for float64).
+Dims: N rows, R rows of one chunk, V vocabulary, C columns of one slice, D hidden, T targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK_LOGITS = 2**20  # a chunk: 4 MiB
+MIN_ROWS = 128  # of a chunk: each reads the whole head
+SLICE_V = 4096  # columns of the head that are widened at a time
+MIN_COLUMNS = 16  # of a product
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of logits and sums for inputs of this dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def slices(length: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of `size`; the last may be shorter."""
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
+
+
+def products(h_RD: Tensor, w_VD: Tensor) -> Tensor:
+    """h w in the wide dtype, (R, V).
+
+    A BLAS sums small matrices in another order than large ones (measured with MKL: fewer than four rows a thread or
+    twelve columns). They are padded, so that a row has the same bits alone and among others.
+    """
+    dtype = wide(h_RD.dtype)
+    n_rows, vocab = h_RD.shape[0], w_VD.shape[0]
+    h_PD = F.pad(h_RD.to(dtype), (0, 0, 0, -n_rows % (8 * torch.get_num_threads())))
+    if vocab < MIN_COLUMNS:
+        w_VD = F.pad(w_VD, (0, 0, 0, MIN_COLUMNS - vocab))
+    if w_VD.dtype == dtype:
+        x_PV = h_PD @ w_VD.t()
+    else:
+        x_PV = h_PD.new_empty(h_PD.shape[0], w_VD.shape[0])
+        for columns in slices(w_VD.shape[0], SLICE_V):
+            x_PV[:, columns] = h_PD @ w_VD[columns].to(dtype).t()
+    return x_PV[:n_rows, :vocab]
+
+
+def transform_(x_RV: Tensor, bias_V: Tensor | None, scale: float | None, softcap: float | None) -> Tensor:
+    """softcap * tanh(scale * (x + bias) / softcap) in place, each option where given."""
+    if bias_V is not None:
+        x_RV.add_(bias_V)
+    if scale is not None:
+        x_RV.mul_(scale)
+    return x_RV if softcap is None else x_RV.div_(softcap).tanh_().mul_(softcap)
+
+
+@torch.no_grad()
+def score_rows(
+    raw: Callable[[slice], Tensor],  # logits of some rows before the options, wide; overwritten
+    n_rows: int,
+    vocab: int,
+    row_T: Tensor,
+    token_T: Tensor,
+    bias_V: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(logprob_T float32, greedy_T bool) of checked arguments."""
+    row_T, token_T = row_T.long(), token_T.long()
+    logprob_T = torch.empty(row_T.shape, dtype=torch.float32)
+    greedy_T = torch.empty(row_T.shape, dtype=torch.bool)
+    for rows in slices(n_rows, max(MIN_ROWS, CHUNK_LOGITS // vocab)):
+        target_t = ((row_T >= rows.start) & (row_T < rows.stop)).nonzero().squeeze(1)
+        row_t, token_t = row_T[target_t] - rows.start, token_T[target_t]
+        x_RV = raw(rows)
+        if softcap is not None:  # it would leave no trace of an infinite logit
+            x_RV[~x_RV.abs().amax(1).isfinite()] = torch.nan
+        transform_(x_RV, bias_V, scale, softcap)
+        greedy_T[target_t] = x_RV.argmax(1)[row_t] == token_t  # the first on ties
+        logprob_T[target_t] = torch.log_softmax(x_RV, 1, out=x_RV)[row_t, token_t].float()
+    return logprob_T, greedy_T & logprob_T.isfinite()
