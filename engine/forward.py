@@ -20,6 +20,7 @@ from torch import Tensor
 from evalengine import packing
 from evalengine.encoding import Sequences
 from evalengine.kernels import logits_logprobs, target_logprobs
+from evalengine.kernels.head import Head
 from evalengine.last_layer import LastLayer
 from evalengine.pretrained import text_config
 from evalengine.tree_attention import TreeAttention, moved, on_device
@@ -32,15 +33,6 @@ SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multipl
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 
 Progress = Callable[[float], None]
-
-
-class Head(NamedTuple):
-    """The output layer: logits = softcap * tanh(scale * (h @ weight.T + bias) / softcap)."""
-
-    weight_VD: Tensor
-    bias_V: Tensor | None
-    scale: float | None
-    softcap: float | None
 
 
 class Rows(NamedTuple):

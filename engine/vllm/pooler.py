@@ -26,7 +26,7 @@ from evalengine.vllm import TASK
 PLAIN_LOGITS = 64 << 20  # logits held at once where the fused kernel cannot serve a model's output layer
 
 
-class Head(NamedTuple):
+class OutputLayer(NamedTuple):
     """A model's output layer: logits = cap(scale * (h @ weight.T + bias)), columns from `vocab` on do not exist."""
 
     layer: Any  # a module; its weight is looked up at each call: a swap may replace it
@@ -42,7 +42,7 @@ class TargetPooler(Pooler):
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self._model = (model,)
-        self._head: Head | None = None
+        self._head: OutputLayer | None = None
         self._resolved = False
 
     def get_supported_tasks(self) -> Set[Any]:
@@ -126,7 +126,7 @@ def vocabulary(model: torch.nn.Module) -> int:
     return max((m.org_vocab_size for m in model.modules() if isinstance(m, LogitsProcessor)), default=1 << 17)
 
 
-def run_head(head: Head, h_RD: Tensor, row_T: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:
+def run_head(head: OutputLayer, h_RD: Tensor, row_T: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:
     if getattr(head.layer, "tp_size", 1) > 1:
         return sharded(head, h_RD, row_T, token_T)
     return target_logprobs(
@@ -141,7 +141,7 @@ def run_head(head: Head, h_RD: Tensor, row_T: Tensor, token_T: Tensor) -> tuple[
     )
 
 
-def find_head(model: Any, like: Tensor) -> Head | None:
+def find_head(model: Any, like: Tensor) -> OutputLayer | None:
     """The output layer that `compute_logits` uses, found by watching it; None if it does more than apply one.
 
     A forward hook on vLLM's LogitsProcessor sees what it is given. If that is exactly the hidden states that went into
@@ -185,7 +185,7 @@ def find_head(model: Any, like: Tensor) -> Head | None:
         softcap = float(softcap) * abs(
             scale
         )  # vLLM scales after the cap, the kernel before it: the same function
-    head = Head(layer, bias, scale, softcap, processor.org_vocab_size)
+    head = OutputLayer(layer, bias, scale, softcap, processor.org_vocab_size)
     if getattr(layer, "tp_size", 1) > 1 or logits is None:
         return head
     row_T = torch.arange(4)
@@ -194,7 +194,7 @@ def find_head(model: Any, like: Tensor) -> Head | None:
     return head if torch.allclose(ours.cpu(), theirs.cpu(), atol=1e-2, rtol=1e-2) else None
 
 
-def sharded(head: Head, h_RD: Tensor, row_T: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:
+def sharded(head: OutputLayer, h_RD: Tensor, row_T: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:
     """The head where each rank holds a slice of the vocabulary: maxima, sums, best tokens and targets meet in one gather.
 
     Runs on every rank. Each rank's logits exist for a few rows at a time, in float32.
