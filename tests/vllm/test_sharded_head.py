@@ -44,7 +44,7 @@ def test_shards_give_the_scores_of_the_whole(
         layer = SimpleNamespace(weight=own, tp_size=2, shard_indices=indices)
         own_bias = torch.zeros(64)
         own_bias[: high - low] = bias_V[low:high]
-        heads.append(pooler.Head(layer, own_bias if bias else None, scale, softcap, vocab))
+        heads.append(pooler.OutputLayer(layer, own_bias if bias else None, scale, softcap, vocab))
 
     said: list[list[Any]] = [
         [],
