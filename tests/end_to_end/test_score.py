@@ -179,7 +179,7 @@ def test_a_damaged_plan_cache_costs_only_time(
     monkeypatch.setenv("EVALENGINE_CACHE", str(tmp_path / "cache"))
     for out in ("a", "b", "c"):
         assert score(ckpts[0], "--data", bench, "--out", tmp_path / out, "--benchmarks", "copa") == 0
-        (cached,) = (tmp_path / "cache").glob("*.arrow")
+        (cached,) = (tmp_path / "cache" / "plans").glob("*.arrow")
         content = bytearray(cached.read_bytes())
         content[len(content) // 3] ^= 64
         cached.write_bytes(bytes(content) if out == "a" else bytes(content[:50]))

@@ -80,7 +80,7 @@ def cut(content: bytes, draw: random.Random) -> bytes:
 # What is read again when the same command runs again, and what that command is.
 KINDS = {
     "score table": ("scores/*/*.arrow", "score"),
-    "cached plan": ("cache/*.arrow", "score"),
+    "cached plan": ("cache/plans/*.arrow", "score"),
     "weights": ("ckpts/*/model.safetensors", "score"),
     "model configuration": ("ckpts/*/config.json", "score"),
     "checkpoint's tokenizer": ("ckpts/*/tokenizer.json", "score"),
