@@ -12,14 +12,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.beside import beside
 from evalengine.arrow import numbers
 from evalengine.errors import UserError
 from evalengine.untrusted import printable
@@ -31,7 +29,6 @@ METRICS = ("acc", "acc_norm", "acc_bytes", "acc_token", "acc_pmi")
 LENGTHS = {"acc_norm": "chars", "acc_bytes": "bytes", "acc_token": "tokens"}
 BESIDE = {"acc_pmi": "loglik_uncond", **LENGTHS}  # what a metric needs beside the log-likelihoods
 ECE_BINS = 15
-MANY_FILES = 4000  # that are worth a second process
 BLOCK_ITEMS = 1 << 18  # items reduced at once
 MUST_AGREE = {  # metadata that must be one value per benchmark, and what a user calls it
     "benchmark_version": "versions",
@@ -69,11 +66,11 @@ class Store(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read_store(store: Path | str, metric: str | None = None, pool: Executor | None = None) -> Store:
+def read_store(store: Path | str, metric: str | None = None) -> Store:
     """Reads and reduces a score store.
 
-    `metric` replaces every benchmark's default score; of many files, a helper in `pool` reads half. Raises UserError for
-    an empty store, a damaged file, mixed versions or variants, or checkpoints that saw different items.
+    `metric` replaces every benchmark's default score. Raises UserError for an empty store, a damaged file, mixed versions
+    or variants, or checkpoints that saw different items.
     """
     from evalengine.store import paths
 
@@ -82,47 +79,19 @@ def read_store(store: Path | str, metric: str | None = None, pool: Executor | No
     by_benchmark: dict[str, list[Path]] = defaultdict(list)
     for path in paths(store):
         by_benchmark[path.stem].append(path)
-    found, checkpoints = _read_benchmarks(by_benchmark, metric, pool)
-    read = [found[name][0] for name in by_benchmark]
-    notes = [note for name in by_benchmark for note in found[name][1]]
+    checkpoints: dict[str, Checkpoint] = {}
+    read: list[BenchmarkItems] = []
+    notes: list[str] = []
+    for name, group in by_benchmark.items():
+        benchmark, said = _read_benchmark(name, group, metric, checkpoints)
+        read.append(benchmark)
+        notes += said
     for benchmark in read:
         bad = int(benchmark.unusable_K.sum())
         if bad:
             notes.append(f"{benchmark.name}: {bad} item scores are not finite; those items count as wrong")
     seen = dict.fromkeys(name for benchmark in read for name in benchmark.checkpoints)
     return Store(tuple(checkpoints[name] for name in seen), tuple(read), tuple(grouped(notes)))
-
-
-Groups = Mapping[str, Sequence[Path]]  # benchmark -> its files
-Read = tuple[dict[str, tuple["BenchmarkItems", list[str]]], dict[str, Checkpoint]]
-
-
-def _read_benchmarks(groups: Groups, metric: str | None, pool: Executor | None) -> Read:
-    """Every benchmark's items and notes, and the checkpoints by name."""
-    if pool is None or sum(map(len, groups.values())) < MANY_FILES:
-        return _read_share(groups, metric)
-    here, there = halves(groups)
-    fetch = beside(pool, _read_share, there, metric)
-    found, checkpoints = _read_share(here, metric)
-    more, seen = fetch()
-    return found | more, seen | checkpoints
-
-
-def halves(groups: Groups) -> tuple[Groups, Groups]:
-    """The benchmarks in two shares of about equal cost: so many files, and so many bytes as the first one has in each."""
-    cost = {name: len(group) * (20_000 + group[0].stat().st_size) for name, group in groups.items()}
-    shares: tuple[dict[str, Sequence[Path]], dict[str, Sequence[Path]]] = ({}, {})
-    for name in sorted(cost, key=lambda name: -cost[name]):
-        least = min(shares, key=lambda share: sum(cost[other] for other in share))
-        least[name] = groups[name]
-    return shares
-
-
-def _read_share(groups: Groups, metric: str | None) -> Read:
-    checkpoints: dict[str, Checkpoint] = {}
-    return {
-        name: _read_benchmark(name, group, metric, checkpoints) for name, group in groups.items()
-    }, checkpoints
 
 
 def grouped(notes: Iterable[str]) -> Iterator[str]:

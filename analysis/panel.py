@@ -13,7 +13,6 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -81,16 +80,12 @@ class Cell(NamedTuple):
 
 
 def load_panel(
-    source: Path | str,
-    *,
-    stages: Sequence[str] | None = None,
-    metric: str | None = None,
-    pool: Executor | None = None,
+    source: Path | str, *, stages: Sequence[str] | None = None, metric: str | None = None
 ) -> Panel:
     """The panel of a score store, of a folder written by `evalengine import`, or of its results.arrow.
 
-    stages: the two to compare, else pt and sft, else the only two there are. pool: of a helper (beside.py).
-    Raises UserError for everything that would make the comparison wrong.
+    stages: the two to compare, else pt and sft, else the only two there are. Raises UserError for everything that would
+    make the comparison wrong.
     """
     source = Path(source)
     results = source if source.suffix == ".arrow" else source / RESULTS_FILE
@@ -100,16 +95,14 @@ def load_panel(
                 "--metric chooses a score of a score store; imported results already say which they are"
             )
         return _from_results(results, stages)
-    return _from_store(source, stages, metric, pool)
+    return _from_store(source, stages, metric)
 
 
-def _from_store(
-    source: Path, stages: Sequence[str] | None, metric: str | None, pool: Executor | None
-) -> Panel:
+def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None) -> Panel:
     from evalengine.analysis.item_kernels import reliability
     from evalengine.analysis.items import ECE_BINS, expected_calibration_error
 
-    store = read_store(source, metric, pool)
+    store = read_store(source, metric)
     by_name = {checkpoint.name: checkpoint for checkpoint in store.checkpoints}
     cells, curve_of = [], {}
     for benchmark in store.benchmarks:

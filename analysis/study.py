@@ -9,19 +9,16 @@ GB.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from evalengine.analysis import decisions, noise, protocols
-from evalengine.analysis.beside import beside, cores, threads
 from evalengine.analysis.bootstrap import KINDS, Array, Resamples, resamples
 from evalengine.analysis.correlation import (
     STATISTICS,
@@ -42,7 +39,6 @@ from evalengine.errors import UserError
 
 ASIDE = ".writing"  # where the tables of a run wait for the last of them
 MANIFEST = "analysis.json"
-MANY_MIXTURES = 64  # whose analysis is worth a second process
 ITEM_RESAMPLES = 1000  # of items, for the choice of the best mixture
 RESAMPLED = {"mixtures": "mixtures", "items": "items", "both": "mixtures and items"}
 
@@ -103,20 +99,16 @@ class Analysis(NamedTuple):
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def analyse(
-    panel: Panel, options: Options, mixtures: Mixtures | None = None, pool: Executor | None = None
-) -> Analysis:
-    """Runs every protocol on every quantity of the panel. `mixtures` says what they are made of, where known; of many
-    mixtures, a helper in `pool` does about half."""
+def analyse(panel: Panel, options: Options, mixtures: Mixtures | None = None) -> Analysis:
+    """Runs every protocol on every quantity of the panel. `mixtures` says what they are made of, where known."""
     _check(options)
     names = ("transfer", "matrices", "coherence", "reliability", "decisions", "calibration")
     tables: dict[str, list[Row]] = {name: [] for name in names}
-    with _beside(panel, options, pool) as fetch:
-        data, plan = weighted(panel, options)
-        parts = [of_quantity(data, plan, options, panel.quantities[0])]
-        best = _best_choices(panel, options, data, plan) if panel.items else []
-        more = _across_quantities(data, plan, options, mixtures)
-        rest = fetch() if fetch else _rest(data, plan, options)
+    data, plan = weighted(panel, options)
+    parts = [of_quantity(data, plan, options, panel.quantities[0])]
+    best = _best_choices(panel, options, data, plan) if panel.items else []
+    more = _across_quantities(data, plan, options, mixtures)
+    rest = _rest(data, plan, options)
     for part in [*parts, *rest, {"decisions": best}, more]:
         for name, rows in part.items():
             tables.setdefault(name, []).extend(rows)
@@ -142,25 +134,6 @@ def _across_quantities(data: Data, plan: Resamples, options: Options, mixtures: 
         group = protocols.means(panel, quantity, value_STMB, fixed.weight_MC)
         rows["calibration"] += rows_of(group, fixed, settings)
     return rows
-
-
-@contextlib.contextmanager
-def _beside(
-    panel: Panel, options: Options, pool: Executor | None
-) -> Iterator[Callable[[], list[Part]] | None]:
-    """Of many mixtures, has a helper make `_rest`, with half the threads each; gives the function that fetches it."""
-    if pool is None or len(panel.mixtures) < MANY_MIXTURES:
-        yield None
-        return
-    each = max(1, cores() // 2)
-    fetch = beside(pool, _rest_there, panel, options, each)
-    with threads(each):
-        yield fetch
-
-
-def _rest_there(panel: Panel, options: Options, count: int) -> list[Part]:
-    with threads(count):
-        return _rest(*weighted(panel, options), options)
 
 
 def _rest(data: Data, plan: Resamples, options: Options) -> list[Part]:

@@ -47,21 +47,18 @@ def add_options(p: argparse.ArgumentParser) -> None:
 
 def analysis_of(args: argparse.Namespace) -> Analysis:
     """Reads the store and runs the analysis with the options of `add_options`."""
-    from evalengine.analysis.beside import helper
     from evalengine.analysis.mixtures import imported_mixtures, read_study
     from evalengine.analysis.panel import load_panel
     from evalengine.analysis.study import Options, analyse
+    from evalengine.remote import readable
 
     if args.bootstrap not in (None, "exact") and not str(args.bootstrap).isdigit():
         raise UserError(f"--bootstrap takes a number or 'exact', not '{args.bootstrap}'")
-    from evalengine.remote import readable
-
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
     options = Options(args.bootstrap, args.interval, args.level, args.statistic, args.seed, args.resample)
-    with helper() as pool:
-        panel = load_panel(readable(args.store), stages=stages, metric=args.metric, pool=pool)
-        mixtures = read_study(args.study) if args.study else imported_mixtures(args.store)
-        return analyse(panel, options, mixtures, pool)
+    panel = load_panel(readable(args.store), stages=stages, metric=args.metric)
+    mixtures = read_study(args.study) if args.study else imported_mixtures(args.store)
+    return analyse(panel, options, mixtures)
 
 
 def run(args: argparse.Namespace) -> int:
