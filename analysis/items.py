@@ -18,16 +18,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.arrow import numbers
 from evalengine.errors import UserError
+from evalengine.metrics import known_metric, table_answers
 from evalengine.untrusted import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-METRICS = ("acc", "acc_norm", "acc_bytes", "acc_token", "acc_pmi")
-LENGTHS = {"acc_norm": "chars", "acc_bytes": "bytes", "acc_token": "tokens"}
-BESIDE = {"acc_pmi": "loglik_uncond", **LENGTHS}  # what a metric needs beside the log-likelihoods
 ECE_BINS = 15
 BLOCK_ITEMS = 1 << 18  # items reduced at once
 MUST_AGREE = {  # metadata that must be one value per benchmark, and what a user calls it
@@ -74,8 +71,8 @@ def read_store(store: Path | str, metric: str | None = None) -> Store:
     """
     from evalengine.store import paths
 
-    if metric is not None and metric not in METRICS:
-        raise UserError(f"no metric '{metric}': choose from {', '.join(METRICS)}")
+    if metric is not None:
+        known_metric(metric)
     by_benchmark: dict[str, list[Path]] = defaultdict(list)
     for path in paths(store):
         by_benchmark[path.stem].append(path)
@@ -160,7 +157,8 @@ def _read_benchmark(
             if first is None:
                 category = _first(table, "category") or "Other"
             chosen = metric or found[0][1].get("default_score") or "acc"
-            table = table.select(["item", "gold", "loglik", *([BESIDE[chosen]] if chosen in BESIDE else [])])
+            needed = [column] if (column := known_metric(chosen).column) else []
+            table = table.select(["item", "gold", "loglik", *needed])
             if first is None:
                 first = table
             elif not table["item"].equals(first["item"]):
@@ -202,22 +200,22 @@ def _reduce(name: str, tables: Sequence[pa.Table], metric: str) -> _Part:
     """Several checkpoints' items, in the same order, reduced in one pass."""
     import pyarrow as pa
 
-    from evalengine.analysis.item_kernels import CONFIDENCE, P_GOLD, PICK
-
-    flat_IF, flat_I = reduce_table(pa.concat_tables(tables), metric, name)
+    found, gold_I = table_answers(pa.concat_tables(tables), metric, name)
     K = len(tables)
-    field_KIF, gold_KI = flat_IF.reshape(K, -1, flat_IF.shape[1]), flat_I.reshape(K, -1)
-    finite_KI = np.isfinite(field_KIF[:, :, PICK])
+    usable_I = np.isfinite(found.p_gold)
+    usable_KI = usable_I.reshape(K, -1)
     means = [
-        field_IF[finite_I, P_GOLD:].mean(axis=0, dtype=np.float64) if finite_I.any() else np.full(5, np.nan)
-        for field_IF, finite_I in zip(field_KIF, finite_KI, strict=True)
+        [float(x_I[use_I].mean(dtype=np.float64)) if use_I.any() else np.nan for x_I in fields_FI]
+        for fields_FI, use_I in zip(
+            np.stack(found[2:]).reshape(-1, K, usable_KI.shape[1]).swapaxes(0, 1), usable_KI, strict=True
+        )
     ]
     return _Part(
-        (field_KIF[:, :, PICK] == gold_KI).astype(np.uint8),
-        np.nan_to_num(field_KIF[:, :, CONFIDENCE]),
-        np.stack(means),
-        (~finite_KI).sum(axis=1),
-        gold_KI,
+        (found.pick == gold_I).astype(np.uint8).reshape(K, -1),
+        np.where(usable_I, found.confidence, np.float32(0)).reshape(K, -1),
+        np.array(means),
+        (~usable_KI).sum(axis=1),
+        gold_I.reshape(K, -1),
     )
 
 
@@ -231,33 +229,6 @@ def _same_gold(name: str, checkpoints: Sequence[str], parts: Sequence[_Part]) ->
             f"{name}: {checkpoints[0]} and {other} disagree about the right choices of the same "
             "items; their data differ: score one of them again"
         )
-
-
-def reduce_table(
-    table: pa.Table, metric: str, name: str = ""
-) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
-    """(I, FIELDS) of `item_kernels.read_items` and the gold indices, from a table of the store's schema."""
-    from evalengine.analysis.item_kernels import FIELDS, read_items
-
-    loglik = table["loglik"].combine_chunks()
-    offset = numbers(loglik.offsets).astype(np.int64)
-    score = numbers(loglik.values)
-    if metric in LENGTHS:
-        lengths = table[LENGTHS[metric]].combine_chunks()
-        if lengths.null_count or not lengths.offsets.equals(loglik.offsets):
-            raise UserError(
-                f"{name}: the store has no {LENGTHS[metric]} lengths, so no {metric}: use --metric acc"
-            )
-        score = score / np.maximum(numbers(lengths.values), 1).astype(np.float32)
-    elif metric == "acc_pmi":
-        uncond = table["loglik_uncond"].combine_chunks()
-        if uncond.null_count or not uncond.offsets.equals(loglik.offsets):
-            raise UserError(f"{name} was scored without --pmi, so it has no acc_pmi: score again with --pmi")
-        score = score - numbers(uncond.values)
-    gold_I = numbers(table["gold"].combine_chunks())
-    out_IF = np.empty((table.num_rows, FIELDS), dtype=np.float32)
-    read_items(np.ascontiguousarray(score, dtype=np.float32), offset, gold_I, out_IF)
-    return out_IF, gold_I
 
 
 def _same_order(name: str, holder: str, first: pa.Table, checkpoint: str, other: pa.Table) -> pa.Table:

@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.items import BenchmarkItems, names, read_store
 from evalengine.errors import UserError
+from evalengine.metrics import Answers
 
 Array = NDArray[np.float64]
 DEFAULT_STAGES = ("pt", "sft")
 CATEGORY_ORDER = ("Commonsense", "Science", "NLI", "Semantic")
 RESULTS_FILE = "results.arrow"
 QUANTITIES = ("accuracy", "confidence", "loss")
-CALIBRATION = ("p_gold", "margin", "entropy", "brier", "nll")
+CALIBRATION = Answers._fields[2:]
 
 
 @dataclass(frozen=True)

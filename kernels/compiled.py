@@ -126,10 +126,9 @@ def specs(capability: int) -> Iterator[Spec]:
     constants = {**flags, **logits.TARGET_CONSTANTS}
     types = {"logits_NV": "*bf16", **indices}
     yield Spec("logits target bf16", logits._logits_target_kernel, types, constants, 4, 3)
-    types = dict.fromkeys(("target_offset_C1", "choice_offset_I1", "gold_I", "chars_C", "bytes_C"), "*i64")
-    constants = {f"HAS_{x}": True for x in ("GOLD", "CHARS", "BYTES", "UNCOND")}
-    types["pick_SI"] = "*i32"
-    yield Spec("choice", choice._choice_kernel, types, {**constants, **choice.CONSTANTS}, 1, 3)
+    types = {**dict.fromkeys(("target_offset_C1", "choice_offset_I1", "gold_I"), "*i64"), "pick_SI": "*i32"}
+    yield Spec("choice sums", choice._loglik_kernel, types, {"BLOCK_C": choice.BLOCK_C}, 1, 3)
+    yield Spec("choice", choice._item_kernel, types, choice.item_constants(5, True), 1, 3)
     for dtype, full in (("bf16", False), ("bf16", True), ("fp32", True)):
         types = {"logits_RV": f"*{dtype}", "bias_V": f"*{dtype}", "target_R": "*i64"}
         constants = {"HAS_BIAS": full, "HAS_SOFTCAP": full, **loss.LOSS_CONSTANTS}

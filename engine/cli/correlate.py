@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evalengine import console
 from evalengine.errors import UserError
+from evalengine.metrics import METRICS
 
 if TYPE_CHECKING:
     from evalengine.analysis.study import Analysis
@@ -36,9 +37,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--interval", default="bca", choices=("bca", "percentile", "basic", "fisher", "jackknife"))
     p.add_argument("--level", type=float, default=0.95, help="confidence level (default 0.95)")
     p.add_argument("--statistic", default="pearson", choices=("pearson", "spearman", "kendall"))
-    p.add_argument(
-        "--metric", help="acc, acc_norm, acc_bytes, acc_token or acc_pmi (default: each benchmark's own)"
-    )
+    p.add_argument("--metric", help=f"one of {', '.join(METRICS)} (default: each benchmark's own)")
     p.add_argument("--stages", metavar="BEFORE,AFTER", help="the two stages to compare (default: pt,sft)")
     p.add_argument("--resample", default="mixtures", choices=("mixtures", "items", "both"))
     p.add_argument("--study", metavar="FILE", help="study file that says what the mixtures are made of")

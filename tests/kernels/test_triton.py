@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from oracle import Head, assert_greedy, assert_no_worse, exact, head
-from test_choice_scores import ragged
+from test_choice_scores import choice_scores_reference, ragged
 from test_linear_cross_entropy import OPTIONS, case
 from test_logits_logprobs import case as logits_case
 from torch import Tensor
 
 from evalengine.kernels import head as heads
-from evalengine.kernels.choice_scores import Choices, ChoiceScores, choice_scores_reference
+from evalengine.kernels.choices import Choices, ChoiceScores
 from evalengine.kernels.linear_cross_entropy import Wanted, Weights, linear_cross_entropy_reference
 from evalengine.kernels.logits_logprobs import logits_logprobs_reference
 
