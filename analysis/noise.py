@@ -15,13 +15,23 @@ Dims: M mixtures, I items, C columns of weights.
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis import page
+from evalengine.analysis.groups import ITEM_NOISE, UNDEFINED, Data, Group, Label, Note
+from evalengine.analysis.items import names
 from evalengine.analysis.panel import Array, Panel
-from evalengine.analysis.protocols import Data, Group, Label
+from evalengine.analysis.protocol import Claims, Protocol, Study
+from evalengine.analysis.results import Results, with_interval
+from evalengine.analysis.tables import Row
+
+CEILING = "ceiling"
 
 
 class ItemNoise(NamedTuple):
@@ -63,7 +73,7 @@ def reliability(data: Data, quantity: str) -> Group:
     """
     panel = data.panel
     B = len(panel.benchmarks)
-    kinds = (f"reliability {panel.stages[0]}", f"reliability {panel.stages[1]}", "ceiling", "r without noise")
+    kinds = (f"reliability {panel.stages[0]}", f"reliability {panel.stages[1]}", CEILING, "r without noise")
     labels = [Label(panel.categories[b], panel.benchmarks[b], kind) for b in range(B) for kind in kinds]
     values, n, notes = {}, {}, {}
     for s, scale in enumerate(panel.scales):
@@ -75,12 +85,14 @@ def reliability(data: Data, quantity: str) -> Group:
             counts += [int(keep.sum())] * 4
             if noise is None or keep.sum() < 4:
                 rows += [np.full(w_MC.shape[1], np.nan)] * 4
-                said += ["the number of items is unknown" if noise is None else "fewer than 4 mixtures"] * 4
+                why = "the number of items is unknown" if noise is None else "fewer than 4 mixtures"
+                said += [Note(UNDEFINED, why)] * 4
                 continue
             found = _corrected(x_VMC[b], x_VMC[B + b], w_MC, keep, noise)
             rows += list(found)
             low = any(found[k][0] <= 0 for k in range(2))
-            said += ["", ""] + ["the mixtures differ no more than item noise makes them" if low else ""] * 2
+            noisy = Note(ITEM_NOISE, "the mixtures differ no more than item noise makes them")
+            said += [Note(), Note()] + [noisy if low else Note()] * 2
         values[scale], n[scale], notes[scale] = np.array(rows), np.array(counts), said
     return Group("reliability", quantity, labels, values, n, notes)
 
@@ -145,3 +157,55 @@ def _weighted(a_SMC: Array, w_MC: Array) -> Array:
         sums: Array = weighted_sums(np.ascontiguousarray(a_SMC[:, :, 0]), w_MC)
         return sums
     return np.stack([(a_MC * w_MC).sum(axis=0) for a_MC in a_SMC])
+
+
+def rows(study: Study) -> list[Row]:
+    return [
+        row for quantity in study.panel.quantities for row in study.rows(reliability(study.data, quantity))
+    ]
+
+
+def section(results: Results) -> str:
+    found = [r for r in results.rows("reliability") if math.isfinite(r.estimate)]
+    if not found:
+        return ""
+    kinds = list(dict.fromkeys(r.other for r in found))
+    by_kind = {(r.scale, r.quantity, r.name, r.other): r for r in found}
+    measured = {(r.scale, r.quantity, r.name): r for r in results.rows("transfer", protocol="transfer")}
+    table = []
+    for at in itertools.product(results.scales, results.method["quantities"], results.method["benchmarks"]):
+        mine = [by_kind.get((*at, kind)) for kind in kinds]
+        n = next((r.n for r in mine if r), None)
+        if n is not None:
+            scale, quantity, benchmark = at
+            cells = [with_interval(r) for r in (*mine, measured.get(at))]
+            table.append([benchmark, quantity, scale, *cells, str(n)])
+    columns = ["benchmark", "quantity", "scale", *kinds, "r as measured", "n"]
+    return (
+        "<h2>Noise</h2>"
+        '<p class="hint">Reliability: the share of the variance between mixtures that endless items would leave. The ceiling '
+        "is the highest r that this noise allows; r without noise corrects for it and may leave −1 to 1 where there is "
+        "little but noise.</p>"
+        f"<details><summary>Reliability of each benchmark</summary>{page.table(columns, table)}</details>"
+    )
+
+
+def claims(results: Results) -> Claims:
+    ceilings = results.rows("reliability", other=CEILING, contrast="")
+
+    def listed(found: Iterable[Row]) -> str:
+        return names([f"{r.name} ({r.scale}, {r.quantity})" for r in found], 12)
+
+    noisy = listed(r for r in ceilings if r.note_kind == ITEM_NOISE)
+    low = listed(r for r in ceilings if r.high < 0.7 and math.isfinite(r.high))
+    cautions = []
+    if noisy:
+        cautions.append(
+            f"On these the mixtures differ no more than item noise makes them differ, so no r means much: {noisy}."
+        )
+    if low:
+        cautions.append(f"Item noise alone keeps r below 0.7 (interval of the ceiling) on {low}.")
+    return Claims(cautions=cautions)
+
+
+PROTOCOL = Protocol("reliability", rows, section, claims=claims)

@@ -74,10 +74,9 @@ def answers(
     if not count_I.all():  # `reduceat` takes no empty item
         some_I = count_I > 0
         found = answers(score_C, np.append(start_I[some_I], offset_I1[-1:]), gold_I[some_I])
-        every = Answers(*(np.full(len(count_I), -1 if x is found.pick else np.nan, x.dtype) for x in found))
-        for all_I, of_some in zip(every, found, strict=True):
-            all_I[some_I] = of_some
-        return every
+        pick_I, fields_FI = np.full(len(count_I), -1, np.int32), np.full((6, len(count_I)), np.nan, np.float32)
+        pick_I[some_I], fields_FI[:, some_I] = found.pick, found[1:]
+        return Answers(pick_I, *fields_FI)
     if not len(count_I):
         return Answers(np.empty(0, np.int32), *(np.empty(0, np.float32) for _ in Answers._fields[1:]))
     item_C = np.repeat(np.arange(len(count_I)), count_I)

@@ -37,12 +37,8 @@ class Choices(NamedTuple):
         rows = []
         for metric in METRICS.values():
             needed_C = columns[metric.column] if metric.column else loglik_C
-            known = needed_C is not None
-            rows.append(
-                metric.score(loglik_C, needed_C.to(loglik_C))
-                if known
-                else torch.full_like(loglik_C, torch.nan)
-            )
+            nan_C = torch.full_like(loglik_C, torch.nan)
+            rows.append(nan_C if needed_C is None else metric.score(loglik_C, needed_C.to(loglik_C)))
         return torch.stack(rows)
 
 

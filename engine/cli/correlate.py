@@ -87,6 +87,8 @@ def as_json(row: Row) -> dict[str, Any]:
 
 def show_transfer(analysis: Analysis, quantity: str) -> None:
     """One table: categories first, then their benchmarks; a column of r with its interval for each scale."""
+    from evalengine.analysis.groups import PARTIAL
+
     rows = [row for row in analysis.tables["transfer"] if row.quantity == quantity]
     scales = list(dict.fromkeys(row.scale for row in rows))
     method = analysis.method
@@ -117,7 +119,7 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
         if r.protocol == "category_transfer"
         else f"{r.name} ({r.scale}): {r.note}"
         for r in rows
-        if r.note and (r.estimate != r.estimate or r.note.startswith("without "))
+        if r.note and (r.estimate != r.estimate or r.note_kind == PARTIAL)
     ):
         console.say(f"  {reason}")
 
