@@ -21,8 +21,7 @@ def rows(study: Study) -> list[Row]:
 
 
 def coherence(data: Data, quantity: str) -> Group:
-    """Intra-category coherence: mean r over pairs of a category's benchmarks; both before, both after, and
-    across."""
+    """Intra-category coherence: mean r over pairs of a category's benchmarks; both before, both after, and across."""
     panel = data.panel
     B = len(panel.benchmarks)
     labels: list[Label] = []

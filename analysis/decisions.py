@@ -87,8 +87,7 @@ def _decide(data: Data, quantity: str, measures: tuple[str, str]) -> Group:
 
 
 def _pairwise(x_2MC: Array, w_MC: Array) -> Array:
-    """(2, C): share of pairs of different mixtures ordered alike, and the mean loss of taking the one better
-    before.
+    """(2, C): share of pairs of different mixtures ordered alike, and the mean loss of taking the one better before.
 
     A tie on one side counts one half, on both sides as agreement.
     """

@@ -22,17 +22,6 @@ from evalengine.analysis.tables import replacing
 from evalengine.errors import UserError
 from evalengine.untrusted import printable
 
-RESULT_COLUMNS = (
-    "checkpoint",
-    "scale",
-    "mixture",
-    "stage",
-    "benchmark",
-    "category",
-    "quantity",
-    "value",
-    "items",
-)
 DATE = r"\d{4}-\d{2}-\d{2}T[\d.\-:]+"  # as lm-evaluation-harness writes it into the names of its files
 A_GROUP = "groups, whose tasks are there"
 APART = "import them into folders of their own (--out)"
@@ -266,10 +255,10 @@ def write_results(folder: Path, imported: Imported) -> int:
     kinds = [pa.string()] * 7 + [pa.float64(), pa.int64()]
     columns = [pa.array([row[c] for row in rows], type=kind) for c, kind in enumerate(kinds)]
     metadata = {"shares": json.dumps(imported.shares)} if imported.shares else {}
-    table = pa.Table.from_arrays(columns, names=list(RESULT_COLUMNS))
+    table = pa.Table.from_arrays(columns, names=list(Result._fields))
     sealed.write(folder / RESULTS_FILE, table, metadata)
     with replacing(folder / "results.csv") as handle:
         writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(RESULT_COLUMNS)
+        writer.writerow(Result._fields)
         writer.writerows(rows)
     return len(rows)

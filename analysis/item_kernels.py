@@ -13,11 +13,9 @@ from evalengine.analysis.jit import jit
 
 @jit(parallel=True)
 def reliability(confidence_KI, correct_KI, bins):  # type: ignore[no-untyped-def]
-    """Equal-mass bins of confidence, as even as integers allow: (K, bins, 3) of share, mean confidence,
-    accuracy.
+    """Equal-mass bins of confidence, as even as integers allow: (K, bins, 3) of share, mean confidence, accuracy.
 
-    Items of equal confidence keep their order. An empty bin (fewer items than bins) has share 0 and NaN
-    means.
+    Items of equal confidence keep their order. An empty bin (fewer items than bins) has share 0 and NaN means.
     """
     K, items = confidence_KI.shape
     out_KB3 = np.full((K, bins, 3), np.nan)

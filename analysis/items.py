@@ -256,8 +256,7 @@ def _same_order(name: str, holder: str, first: pa.Table, checkpoint: str, other:
 
 
 def expected_calibration_error(curve_KB3: NDArray[np.float64]) -> NDArray[np.float64]:
-    """ECE of each checkpoint from its reliability curve: sum of share x |accuracy - confidence| (Naeini et
-    al. 2015)."""
+    """ECE of each checkpoint from its reliability curve: sum of share x |accuracy - confidence| (Naeini et al. 2015)."""
     return np.nansum(curve_KB3[..., 0] * np.abs(curve_KB3[..., 2] - curve_KB3[..., 1]), axis=-1)
 
 

@@ -30,8 +30,7 @@ def rows(study: Study) -> list[Row]:
 
 
 def matrices(data: Data, quantity: str) -> Iterator[Group]:
-    """The full cross-stage matrix (row: benchmark before, column: benchmark after) and both within-stage
-    ones.
+    """The full cross-stage matrix (row: benchmark before, column: benchmark after) and both within-stage ones.
 
     In blocks of pairs, so that no more than a few blocks of replicates exist at a time.
     """
@@ -84,8 +83,7 @@ def _similarity(data: Data, quantity: str, scale: str, pairs: Pairs, benchmarks:
 
 
 def _pearson_over_rows(x_PC: Array, y_PC: Array) -> Array:
-    """Pearson r over the first axis, column by column; a row that is NaN in a column is left out of that
-    column."""
+    """Pearson r over the first axis, column by column; a row that is NaN in a column is left out of that column."""
     known = np.isfinite(x_PC) & np.isfinite(y_PC)
     count = known.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,9 +1,8 @@
 """How much of the spread between mixtures is noise from having only so many items.
 
-All checkpoints see the same items, so what blurs a comparison of mixtures is not the sampling error of each
-accuracy but the mixture-by-item interaction: a two-way analysis of variance separates it. Reliability is the
-share of the observed variance between mixtures that would remain with endless items; for scores over items
-this is Cronbach's alpha.
+All checkpoints see the same items, so what blurs a comparison of mixtures is not the sampling error of each accuracy
+but the mixture-by-item interaction: a two-way analysis of variance separates it. Reliability is the share of the
+observed variance between mixtures that would remain with endless items; for scores over items this is Cronbach's alpha.
 
 References: Hoyt (1941), "Test reliability estimated by analysis of variance", Psychometrika 6, 153-160;
 Spearman (1904), "The proof and measurement of association between two things", Am. J. Psychol. 15, 72-101
@@ -43,8 +42,7 @@ class ItemNoise(NamedTuple):
 
 
 def from_items(x_MI: Array, y_MI: Array) -> ItemNoise:
-    """Mean products of the mixture-by-item residuals over the number of items; shapes (M, I) at each
-    stage."""
+    """Mean products of the mixture-by-item residuals over the number of items; shapes (M, I) at each stage."""
     M, items = x_MI.shape
     freedom = (M - 1) * (items - 1) * items
 
@@ -57,19 +55,16 @@ def from_items(x_MI: Array, y_MI: Array) -> ItemNoise:
 
 
 def from_counts(x_M: Array, y_M: Array, items: int) -> ItemNoise:
-    """Binomial sampling error of accuracies where only the number of items is known (no pairing, so an upper
-    bound)."""
+    """Binomial sampling error of accuracies where only the number of items is known (no pairing, so an upper bound)."""
     before, after = (float(np.mean(v * (1 - v)) / (items - 1)) for v in (x_M, y_M))
     return ItemNoise(before, after, 0.0)
 
 
 def reliability(data: Data, quantity: str) -> Group:
-    """Per benchmark: reliability at both stages, the ceiling sqrt(rel * rel') that r could reach, and r
-    without noise.
+    """Per benchmark: reliability at both stages, the ceiling sqrt(rel * rel') that r could reach, and r without noise.
 
-    r without noise = (cov - noise cov) / sqrt((var - noise) (var' - noise')), Spearman's correction with the
-    errors' covariance where items are known. In a resample the noise stays what it is and the variances are
-    resampled.
+    r without noise = (cov - noise cov) / sqrt((var - noise) (var' - noise')), Spearman's correction with the errors'
+    covariance where items are known. In a resample the noise stays what it is and the variances are resampled.
     """
     panel = data.panel
     B = len(panel.benchmarks)
@@ -122,8 +117,7 @@ def _units(keep_M: NDArray[np.bool_], w_MC: Array) -> Array:
 
 
 def _corrected(x_MC: Array, y_MC: Array, w_MC: Array, keep_M: NDArray[np.bool_], noise: ItemNoise) -> Array:
-    """(4, C): both reliabilities, the ceiling, r without noise; NaN where a corrected variance is not
-    positive."""
+    """(4, C): both reliabilities, the ceiling, r without noise; NaN where a corrected variance is not positive."""
     keep_M1 = keep_M[:, None]
     x_MC, y_MC = (np.where(keep_M1, v - v[keep_M, :1].mean(), 0.0) for v in (x_MC, y_MC))
     ones_MC = np.broadcast_to(keep_M1.astype(np.float64), x_MC.shape)

@@ -1,8 +1,7 @@
 """The panel: every accuracy and confidence of a study in one array, (scale, stage, mixture, benchmark).
 
-All protocols start here. A panel comes from a score store (with its items) or from an imported table of
-results (without). It has exactly two stages, `before` and `after`; mixtures without both are left out and
-named.
+All protocols start here. A panel comes from a score store (with its items) or from an imported table of results
+(without). It has exactly two stages, `before` and `after`; mixtures without both are left out and named.
 
 Dims: S scales, T = 2 stages, M mixtures, B benchmarks, K checkpoints, I items.
 """
@@ -169,8 +168,7 @@ def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
 
 
 def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterable[str] = ()) -> Panel:
-    """Puts cells into arrays: chooses the stages, orders the axes, leaves out and names what has no
-    counterpart."""
+    """Puts cells into arrays: chooses the stages, orders the axes, leaves out and names what has no counterpart."""
     said = list(notes)
     known = [cell for cell in cells if cell.mixture is not None and cell.stage is not None]
     if len(known) < len(cells):

@@ -3,8 +3,7 @@
     analysis = analyse(load_panel("scores/"), Options())
     analysis.write(Path("analysis"))
 
-Cost at the study's size (36 checkpoints, 20 benchmarks, all 24,310 resamples of 9 mixtures): seconds, below 1
-GB.
+Cost at the study's size (36 checkpoints, 20 benchmarks, all 24,310 resamples of 9 mixtures): seconds, below 1 GB.
 """
 
 from __future__ import annotations

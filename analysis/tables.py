@@ -1,8 +1,7 @@
 """From groups of columns to tables with intervals, and to files.
 
-One schema for all protocols, so that a notebook reads every result alike: what it is about, the estimate, the
-interval of the chosen kind, the other kinds beside it, n, p and q, and a note where a number is missing or
-rests on less.
+One schema for all protocols, so that a notebook reads every result alike: what it is about, the estimate, the interval
+of the chosen kind, the other kinds beside it, n, p and q, and a note where a number is missing or rests on less.
 """
 
 from __future__ import annotations
@@ -109,7 +108,7 @@ def contrast(group: Group) -> Group:
 def _rows(
     group: Group, scale: str, plan: Resamples, settings: Settings, p_and_q: tuple[Array, Array] | None = None
 ) -> list[Row]:
-    n = group.n[scale]
+    n: Any = group.n[scale]
     notes = group.notes.get(scale, [Note()] * len(group.labels))
     found = intervals(group.values[scale], plan, settings.level)
     unsure = np.isfinite(found.estimate) & (found.degenerate > DEGENERATE_MOST)

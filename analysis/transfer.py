@@ -97,8 +97,7 @@ def category_transfer(single: Group, panel: Panel) -> Group:
 
 
 def transfer_p(group: Group, panel: Panel, options: Options) -> dict[str, tuple[Array, Array]] | None:
-    """Permutation p-values of transfers (of benchmarks, or of their means), adjusted within the group and
-    scale."""
+    """Permutation p-values of transfers (of benchmarks, or of their means), adjusted within the group and scale."""
     if options.statistic == "kendall":
         return None
     B = len(panel.benchmarks)

@@ -31,9 +31,8 @@ def verdicts(rows: list[Row], useful: float = USEFUL_R) -> list[Verdict]:
     """What the intervals of a benchmark's transfer allow to say.
 
     reliable: above 0 at every scale, and so says the permutation test (p below ALPHA: with few different values an
-    interval alone is too sure). scale-dependent: not that, and the interval of the difference between
-    the scales excludes 0. unreliable: below `useful` at every scale. undecided: the intervals are too wide
-    for any of these.
+    interval alone is too sure). scale-dependent: not that, and the interval of the difference between the scales
+    excludes 0. unreliable: below `useful` at every scale. undecided: the intervals are too wide for any of these.
     """
     out = []
     single = [row for row in rows if row.protocol == "transfer"]

@@ -74,7 +74,8 @@ def answers(
     if not count_I.all():  # `reduceat` takes no empty item
         some_I = count_I > 0
         found = answers(score_C, np.append(start_I[some_I], offset_I1[-1:]), gold_I[some_I])
-        pick_I, fields_FI = np.full(len(count_I), -1, np.int32), np.full((6, len(count_I)), np.nan, np.float32)
+        pick_I = np.full(len(count_I), -1, np.int32)
+        fields_FI = np.full((6, len(count_I)), np.nan, np.float32)
         pick_I[some_I], fields_FI[:, some_I] = found.pick, found[1:]
         return Answers(pick_I, *fields_FI)
     if not len(count_I):

@@ -10,10 +10,10 @@ import numpy as np
 import planted
 import pytest
 import scipy.stats as st
+from coverage_of_intervals import KINDS, mean_of, single
 
 from evalengine.analysis import power
 from evalengine.analysis.bootstrap import resamples
-from evalengine.analysis.coverage import KINDS, mean_of, single
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.study import Options, analyse, fixed_data
 from evalengine.analysis.tables import Settings, rows_of
