@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from html import escape
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from evalengine.analysis import page
 from evalengine.analysis.figure import Figure, Intervals
 from evalengine.analysis.groups import PARTIAL, UNDEFINED, Data, Group, Label, Note, Pairs, mean_of_known
-from evalengine.analysis.protocol import Claims, Protocol, Study
+from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row
 
@@ -72,24 +72,23 @@ def figures(results: Results) -> Mapping[str, Figure]:
     return {"coherence": Intervals(results.rows("coherence"), _label)}
 
 
-def claims(results: Results) -> Claims:
-    found = [
-        row
-        for row in results.rows("coherence", contrast="")
-        if math.isfinite(row.estimate) and math.isfinite(row.low)
-    ]
+def claims(results: Results) -> Iterator[Claim]:
+    found = results.rows("coherence", contrast="")
+    found = [row for row in found if math.isfinite(row.estimate) and math.isfinite(row.low)]
     clear = sorted((row for row in found if row.low > 0), key=lambda row: -row.low)
-    unclear = (
-        f"Coherence within a category in {len(found) - len(clear)} of {len(found)} cases (category, stage, scale, "
-        "quantity): their intervals do not lie above 0."
-    )
-    supported = [
-        f"{row.category} benchmarks move together ({row.quantity}, {row.name}"
-        + (f", {row.scale}" if len(results.scales) > 1 else "")
-        + f"): mean r = {with_interval(row)}, n = {row.n}."
-        for row in clear[:3]
-    ]
-    return Claims(supported, [unclear] if len(clear) < len(found) else [])
+    for row in clear[:3]:
+        at = f", {row.scale}" if len(results.scales) > 1 else ""
+        yield Claim(
+            SUPPORTED,
+            f"{row.category} benchmarks move together ({row.quantity}, {row.name}{at}): "
+            f"mean r = {with_interval(row)}, n = {row.n}.",
+        )
+    if len(clear) < len(found):
+        yield Claim(
+            UNSUPPORTED,
+            f"Coherence within a category in {len(found) - len(clear)} of {len(found)} cases (category, stage, scale, "
+            "quantity): their intervals do not lie above 0.",
+        )
 
 
 PROTOCOL = Protocol("coherence", rows, section, figures, claims)

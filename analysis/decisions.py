@@ -1,4 +1,4 @@
-"""What a researcher does with transfer: pick a mixture before fine-tuning, and live with it after.
+"""Decisions: a mixture is chosen before fine-tuning and judged after.
 
 Of two mixtures: agreement (how often the better one before is the better one after) and the loss of choosing
 so. Of all: top1 (whether the best before is the best after) and regret (the best after minus the one chosen).
@@ -43,8 +43,6 @@ def best_choice(data: Data, quantity: str) -> Group:
 
 
 def _decide(data: Data, quantity: str, measures: tuple[str, str]) -> Group:
-    from evalengine.analysis.resampling_kernels import decide_best
-
     panel = data.panel
     B = len(panel.benchmarks)
     sign = -1.0 if quantity == "loss" else 1.0
@@ -53,7 +51,6 @@ def _decide(data: Data, quantity: str, measures: tuple[str, str]) -> Group:
     labels += [
         Label(category, f"mean of {len(index)}", name) for category, index in members for name in measures
     ]
-    pair = np.array([[0, 1]])
     values, n, notes, defined_at = {}, {}, {}, {}
     for scale in panel.scales:
         sample = data.sample(quantity, scale)
@@ -70,7 +67,7 @@ def _decide(data: Data, quantity: str, measures: tuple[str, str]) -> Group:
             if measures == PAIR_MEASURES:
                 found[b] = _pairwise(x_VMC, np.nan_to_num(part.w_MC))
             else:
-                found[b] = decide_best(x_VMC, pair)[0]
+                found[b] = _best(x_VMC)
         means, kept, said = [], [[b] for b in range(B) for _ in measures], [Note()] * (B * len(measures))
         for _, index in members:
             defined = [b for b in index if counts[b] >= 4]
@@ -95,6 +92,18 @@ def _pairwise(x_2MC: Array, w_MC: Array) -> Array:
     pairs_C[pairs_C < 1e-12] = np.nan
     wrong_C, loss_C = pair_sums(x_2MC, np.array([[0, 1]]), w_MC, DECISION)[:, 0]
     return np.stack([1.0 - wrong_C / pairs_C, loss_C / pairs_C])
+
+
+def _best(x_2MC: Array) -> Array:
+    """(2, C): chance that the best mixture before is the best after, and the best after minus the one chosen.
+
+    Ties for the best before are broken at random, in expectation.
+    """
+    before_MC, after_MC = x_2MC
+    chosen_MC = before_MC == before_MC.max(axis=0)
+    best_C, count_C = after_MC.max(axis=0), chosen_MC.sum(axis=0)
+    hits_C = (chosen_MC & (after_MC == best_C)).sum(axis=0)
+    return np.stack([hits_C / count_C, best_C - np.where(chosen_MC, after_MC, 0.0).sum(axis=0) / count_C])
 
 
 def rows(study: Study) -> list[Row]:

@@ -159,11 +159,8 @@ def section(results: Results) -> str:
             if rest:
                 grid = page.grid(_by_other(rest), capitalise=False)
                 out.append(f"<details><summary>Other shares</summary>{grid}</details>")
-        out.append(
-            _web_sources(
-                quantity, results.method["stages"][1], [r for r in sources if r.quantity == quantity]
-            )
-        )
+        web = [r for r in sources if r.quantity == quantity]
+        out.append(_web_sources(quantity, results.method["stages"][1], web))
     return "".join(out)
 
 

@@ -87,7 +87,7 @@ class Part(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """The results of all files, and what has to be said about them."""
+    """The results of all files, and the notes on them."""
 
     results: list[Result]
     shares: Mapping[str, Mapping[str, float]] = {}
@@ -144,8 +144,8 @@ def _without_results(parts: Sequence[Part]) -> str:
     files = ", ".join(str(part.file) for part in empty[:3])
     more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
     said = "; ".join(f"{printable(task[:60])}: {why}" for task, why in list(empty[0].left_out.items())[:3])
-    mend = "; --metric acc_norm takes those" if "only acc_norm" in said else ""
-    return f"no accuracies in {files}{more} ({said or 'no numbers at all'}{mend})"
+    advice = "; --metric acc_norm takes those" if "only acc_norm" in said else ""
+    return f"no accuracies in {files}{more} ({said or 'no numbers at all'}{advice})"
 
 
 def _tasks(group: str, groups: Mapping[str, set[str]]) -> set[str]:
@@ -190,7 +190,7 @@ def _refuse_different_settings(found: Iterable[Found]) -> None:
     for one in found:
         row = one.result
         shots = "" if one.shots is None else str(one.shots)
-        for setting, value, mend in (
+        for setting, value, advice in (
             ("scores", one.score, "choose one with --metric"),
             ("numbers of few-shot examples", shots, APART),
             ("numbers of items", str(row.items or ""), APART),
@@ -201,7 +201,7 @@ def _refuse_different_settings(found: Iterable[Found]) -> None:
             other, file = first.setdefault((row.benchmark, row.quantity, setting), (value, one.file))
             if other != value:
                 raise UserError(
-                    f"{row.benchmark} has different {setting}: {other} in {file}, {value} in {one.file}; {mend}"
+                    f"{row.benchmark} has different {setting}: {other} in {file}, {value} in {one.file}; {advice}"
                 )
 
 

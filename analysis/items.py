@@ -133,7 +133,7 @@ def _check_metadata(name: str, group: Sequence[tuple[str, Mapping[str, str]]]) -
 def _read_benchmark(
     name: str, group: Sequence[Path], metric: str | None, checkpoints: dict[str, Checkpoint]
 ) -> tuple[BenchmarkItems, list[str]]:
-    """One benchmark's files, each opened once, and what has to be said about them. Adds to `checkpoints`."""
+    """One benchmark's files, each opened once, and the notes on them. Adds to `checkpoints`."""
     from evalengine.store import read, read_metadata
 
     found: list[tuple[str, dict[str, str]]] = []
@@ -204,16 +204,15 @@ def _reduce(name: str, tables: Sequence[pa.Table], metric: str) -> _Part:
     K = len(tables)
     usable_I = np.isfinite(found.p_gold)
     usable_KI = usable_I.reshape(K, -1)
-    means = [
-        [float(x_I[use_I].mean(dtype=np.float64)) if use_I.any() else np.nan for x_I in fields_FI]
-        for fields_FI, use_I in zip(
-            np.stack(found[2:]).reshape(-1, K, usable_KI.shape[1]).swapaxes(0, 1), usable_KI, strict=True
-        )
+    fields_FKI = np.stack(found[2:]).reshape(-1, *usable_KI.shape)
+    means_KF = [
+        [x_I[use_I].mean(dtype=np.float64) if use_I.any() else np.nan for x_I in fields_FKI[:, k]]
+        for k, use_I in enumerate(usable_KI)
     ]
     return _Part(
         (found.pick == gold_I).astype(np.uint8).reshape(K, -1),
         np.where(usable_I, found.confidence, np.float32(0)).reshape(K, -1),
-        np.array(means),
+        np.array(means_KF),
         (~usable_KI).sum(axis=1),
         gold_I.reshape(K, -1),
     )

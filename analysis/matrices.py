@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -111,25 +112,20 @@ def section(results: Results) -> str:
     ]
     for k, (words, figure) in enumerate(_heatmaps(results).items()):
         figures = []
-        for quantity in results.method["quantities"]:
-            for scale in results.scales:
-                rows = results.rows("matrices", protocol=figure.protocol, quantity=quantity, scale=scale)
-                if not rows:
-                    continue
-                at = f", {scale}" if len(results.scales) > 1 else ""
-                name = SEPARATOR.join((quantity, scale, figure.protocol))
-                drawing = page.heatmap(results, rows, name, figure)
-                figures.append(
-                    f"<div><h3>{escape(quantity.capitalize() + at)}: {escape(words)}</h3>"
-                    f'<div class="scroll">{drawing}</div></div>'
-                )
+        for quantity, scale in itertools.product(results.method["quantities"], results.scales):
+            rows = results.rows("matrices", protocol=figure.protocol, quantity=quantity, scale=scale)
+            if not rows:
+                continue
+            at = f", {scale}" if len(results.scales) > 1 else ""
+            drawing = page.heatmap(results, rows, SEPARATOR.join((quantity, scale, figure.protocol)), figure)
+            figures.append(
+                f"<div><h3>{escape(quantity.capitalize() + at)}: {escape(words)}</h3>"
+                f'<div class="scroll">{drawing}</div></div>'
+            )
         if figures:
             grid = f'<div class="grid">{"".join(figures)}</div>'
-            out.append(
-                grid
-                if k == 0
-                else f"<details><summary>{escape(words.capitalize())}</summary>{grid}</details>"
-            )
+            summary = f"<summary>{escape(words.capitalize())}</summary>"
+            out.append(grid if k == 0 else f"<details>{summary}{grid}</details>")
     rows = results.rows("matrices", protocol="similarity")
     if any(math.isfinite(r.estimate) for r in rows):
         out.append(

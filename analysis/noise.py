@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from evalengine.analysis import page
 from evalengine.analysis.groups import ITEM_NOISE, UNDEFINED, Data, Group, Label, Note
 from evalengine.analysis.items import names
 from evalengine.analysis.panel import Array, Panel
-from evalengine.analysis.protocol import Claims, Protocol, Study
+from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row
 
@@ -184,22 +184,20 @@ def section(results: Results) -> str:
     )
 
 
-def claims(results: Results) -> Claims:
+def claims(results: Results) -> Iterator[Claim]:
     ceilings = results.rows("reliability", other=CEILING, contrast="")
-
-    def listed(found: Iterable[Row]) -> str:
-        return names([f"{r.name} ({r.scale}, {r.quantity})" for r in found], 12)
-
-    noisy = listed(r for r in ceilings if r.note_kind == ITEM_NOISE)
-    low = listed(r for r in ceilings if r.high < 0.7 and math.isfinite(r.high))
-    cautions = []
-    if noisy:
-        cautions.append(
-            f"On these the mixtures differ no more than item noise makes them differ, so no r means much: {noisy}."
-        )
-    if low:
-        cautions.append(f"Item noise alone keeps r below 0.7 (interval of the ceiling) on {low}.")
-    return Claims(cautions=cautions)
+    noisy = [r for r in ceilings if r.note_kind == ITEM_NOISE]
+    low = [r for r in ceilings if r.high < 0.7 and math.isfinite(r.high)]
+    for found, text in (
+        (
+            noisy,
+            "On these the mixtures differ no more than item noise makes them differ, so no r means much: {}.",
+        ),
+        (low, "Item noise alone keeps r below 0.7 (interval of the ceiling) on {}."),
+    ):
+        if found:
+            listed = names([f"{r.name} ({r.scale}, {r.quantity})" for r in found], 12)
+            yield Claim(CAUTION, text.format(listed))
 
 
 PROTOCOL = Protocol("reliability", rows, section, claims=claims)

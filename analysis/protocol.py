@@ -6,7 +6,7 @@ figures and summary iterate the registry and know no protocol by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,20 +56,22 @@ class Study:
         return rows_of(group, self.plan, self.options.settings, p_by_scale)
 
 
-class Claims(NamedTuple):
-    """Sentences of the summary. Every one carries its estimate, its interval and n."""
+class Claim(NamedTuple):
+    """A sentence of the summary, with its estimate, its interval and n. kind: one of the constants below."""
 
-    supported: Sequence[str] = ()
-    unsupported: Sequence[str] = ()
-    cautions: Sequence[str] = ()
+    kind: str
+    text: str
+
+
+SUPPORTED, UNSUPPORTED, CAUTION = "supported", "unsupported", "caution"
 
 
 def _no_figures(results: Results) -> Mapping[str, Figure]:
     return {}
 
 
-def _no_claims(results: Results) -> Claims:
-    return Claims()
+def _no_claims(results: Results) -> Iterable[Claim]:
+    return ()
 
 
 class Protocol(NamedTuple):
@@ -80,4 +82,4 @@ class Protocol(NamedTuple):
     rows: Callable[[Study], list[Row]]
     section: Callable[[Results], str]
     figures: Callable[[Results], Mapping[str, Figure]] = _no_figures
-    claims: Callable[[Results], Claims] = _no_claims
+    claims: Callable[[Results], Iterable[Claim]] = _no_claims

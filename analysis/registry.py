@@ -1,4 +1,4 @@
-"""The protocols, in the order of the report's sections. A new one is a file of its own and a line here."""
+"""The protocols, in the order of the report's sections. A new one is a file of its own and its name here."""
 
 from __future__ import annotations
 
@@ -13,13 +13,7 @@ from evalengine.analysis import (
     transfer,
 )
 
-PROTOCOLS = (
-    transfer.PROTOCOL,
-    matrices.PROTOCOL,
-    coherence.PROTOCOL,
-    alignment.PROTOCOL,
-    calibration.PROTOCOL,
-    effects.PROTOCOL,
-    noise.PROTOCOL,
-    decisions.PROTOCOL,
+PROTOCOLS = tuple(
+    file.PROTOCOL
+    for file in (transfer, matrices, coherence, alignment, calibration, effects, noise, decisions)
 )

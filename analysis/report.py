@@ -47,7 +47,7 @@ def write_report(tables: Path, folder: Path) -> Path:
 
 def page(results: Results) -> str:
     """The whole document."""
-    here = files("evalengine.analysis")
+    folder = files("evalengine.analysis")
     method = results.method
     before, after = method["stages"]
     title = f"What carries over from {before} to {after}"
@@ -58,9 +58,9 @@ def page(results: Results) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{(here / 'report.css').read_text(encoding='utf-8')}</style></head><body>{body}"
+        f"<style>{(folder / 'report.css').read_text(encoding='utf-8')}</style></head><body>{body}"
         f'<div id="tip" role="status"></div><script type="application/json" id="data">{data}</script>'
-        f"<script>{(here / 'report.js').read_text(encoding='utf-8')}</script></body></html>\n"
+        f"<script>{(folder / 'report.js').read_text(encoding='utf-8')}</script></body></html>\n"
     )
 
 

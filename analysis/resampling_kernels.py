@@ -234,38 +234,6 @@ def quadratic_columns(x_VMC, pair_P2, w_MC):  # type: ignore[no-untyped-def]
     return out_5PC
 
 
-@jit(parallel=True)
-def decide_best(x_VMC, pair_P2):  # type: ignore[no-untyped-def]
-    """Choosing the best mixture by variable i when j is what counts: (P, 2, C) of hit and regret.
-
-    hit: chance that the best by i is the best by j; regret: the best j minus the j of the best by i. Ties for
-    the best are broken at random, in expectation.
-    """
-    P = pair_P2.shape[0]
-    _, M, C = x_VMC.shape
-    out_P2C = np.empty((P, 2, C))
-    for p in prange(P):
-        i, j = pair_P2[p, 0], pair_P2[p, 1]
-        for c in range(C):
-            best_x = -np.inf
-            best_y = -np.inf
-            for m in range(M):
-                best_x = max(best_x, x_VMC[i, m, c])
-                best_y = max(best_y, x_VMC[j, m, c])
-            chosen = 0.0
-            chosen_y = 0.0
-            hits = 0.0
-            for m in range(M):
-                if x_VMC[i, m, c] == best_x:
-                    chosen += 1.0
-                    chosen_y += x_VMC[j, m, c]
-                    if x_VMC[j, m, c] == best_y:
-                        hits += 1.0
-            out_P2C[p, 0, c] = hits / chosen
-            out_P2C[p, 1, c] = best_y - chosen_y / chosen
-    return out_P2C
-
-
 @jit()
 def _below_of(value_R, weight_R, low, high, out_2):  # type: ignore[no-untyped-def]
     less = 0.0

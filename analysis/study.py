@@ -162,14 +162,14 @@ def cell_rows(panel: Panel) -> tuple[list[str], list[list[Any]]]:
         found = [float(x[s, t, m, b]) for x in values.values()]
         if np.isfinite(found).any():
             items = int(panel.n_items[b]) if panel.n_items is not None else 0
-            who = (
+            cell = (
                 panel.scales[s],
                 panel.stages[t],
                 panel.mixtures[m],
                 panel.benchmarks[b],
                 panel.categories[b],
             )
-            rows.append([*who, items, *found])
+            rows.append([*cell, items, *found])
     return [*CELL_COLUMNS, *values], rows
 
 
@@ -196,6 +196,6 @@ def curve_rows(panel: Panel, level: float) -> tuple[Sequence[str], list[list[Any
                 continue
             half = stdtrit(n - 1, 0.5 + level / 2) * accuracy.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
             mean = accuracy.mean()
-            who = (panel.scales[s], panel.stages[t], panel.categories[b], panel.benchmarks[b], k)
-            rows.append([*who, share.mean(), confidence.mean(), mean, mean - half, mean + half, n])
+            point = (panel.scales[s], panel.stages[t], panel.categories[b], panel.benchmarks[b], k)
+            rows.append([*point, share.mean(), confidence.mean(), mean, mean - half, mean + half, n])
     return CURVE_COLUMNS, rows

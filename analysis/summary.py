@@ -5,21 +5,29 @@ Every sentence carries its estimate, its interval and n. A claim needs an interv
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from evalengine.analysis.power import detectable
-from evalengine.analysis.protocol import Claims
+from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED
 from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.results import Results
 
 FEW = 20  # mixtures below which the summary warns of small n
 
 
-def summarise(results: Results) -> Claims:
-    """The claims of every protocol, and what has to be kept in mind about the design."""
-    found = [protocol.claims(results) for protocol in PROTOCOLS]
+class Summary(NamedTuple):
+    supported: list[str]
+    unsupported: list[str]
+    cautions: list[str]
+
+
+def summarise(results: Results) -> Summary:
+    """The claims of every protocol, and what to keep in mind about the design."""
+    found = [claim for protocol in PROTOCOLS for claim in protocol.claims(results)]
     supported, unsupported, cautions = (
-        [line for lines in kind for line in lines] for kind in zip(*found, strict=True)
+        [claim.text for claim in found if claim.kind == kind] for kind in (SUPPORTED, UNSUPPORTED, CAUTION)
     )
-    return Claims(supported, unsupported, [*_small_n(results), *cautions, *_design(results)])
+    return Summary(supported, unsupported, [*_small_n(results), *cautions, *_design(results)])
 
 
 def _small_n(results: Results) -> list[str]:

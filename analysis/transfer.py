@@ -10,7 +10,7 @@ docs/analysis.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -21,7 +21,7 @@ from evalengine.analysis.correlation import benjamini_hochberg, permutation_p, r
 from evalengine.analysis.figure import Axis, Figure, Intervals
 from evalengine.analysis.groups import ALL, PARTIAL, UNDEFINED, Array, Data, Group, Label, Note, mean_of_known
 from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocol import Claims, Options, Protocol, Study
+from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Options, Protocol, Study
 from evalengine.analysis.results import Results, excludes_zero, with_interval
 from evalengine.analysis.tables import Row
 from evalengine.analysis.verdicts import verdict_claims, verdict_section
@@ -184,20 +184,21 @@ def figures(results: Results) -> Mapping[str, Figure]:
     }
 
 
-def claims(results: Results) -> Claims:
-    supported: list[str] = []
-    unsupported: list[str] = []
+def claims(results: Results) -> Iterator[Claim]:
     for quantity in results.method["quantities"]:
-        _overall(results, quantity, supported, unsupported)
-        verdict_claims(results, quantity, supported, unsupported)
-        _tests(results, quantity, supported, unsupported)
+        yield from _overall(results, quantity)
+        yield from verdict_claims(results, quantity)
+        yield from _tests(results, quantity)
     single = results.rows("transfer", protocol="transfer", contrast="")
-    widths = sorted(row.high - row.low for row in single if math.isfinite(row.low))
-    wide = f"The median {results.method['level']:.0%} interval of a benchmark's r is {{:.2f}} wide, of a possible 2."
-    return Claims(supported, unsupported, [wide.format(widths[len(widths) // 2])] if widths else [])
+    if widths := sorted(row.high - row.low for row in single if math.isfinite(row.low)):
+        yield Claim(
+            CAUTION,
+            f"The median {results.method['level']:.0%} interval of a benchmark's r is "
+            f"{widths[len(widths) // 2]:.2f} wide, of a possible 2.",
+        )
 
 
-def _overall(results: Results, quantity: str, supported: list[str], unsupported: list[str]) -> None:
+def _overall(results: Results, quantity: str) -> Iterator[Claim]:
     before, after = results.method["stages"]
     for scale in results.scales:
         means = results.rows("transfer", protocol="category_transfer", quantity=quantity, scale=scale)
@@ -207,17 +208,20 @@ def _overall(results: Results, quantity: str, supported: list[str], unsupported:
         at = f" at {scale}" if len(results.scales) > 1 else ""
         said = f"{with_interval(row)}, n = {row.n}"
         if row.low > 0:
-            supported.append(
+            yield Claim(
+                SUPPORTED,
                 f"Over all benchmarks{at}, mixtures with higher {quantity} at {before} tend to have higher {quantity} at "
-                f"{after}: mean r = {said}."
+                f"{after}: mean r = {said}.",
             )
         elif row.high < 0:
-            supported.append(
-                f"Over all benchmarks{at}, {quantity} reverses from {before} to {after}: mean r = {said}."
+            yield Claim(
+                SUPPORTED,
+                f"Over all benchmarks{at}, {quantity} reverses from {before} to {after}: mean r = {said}.",
             )
         else:
-            unsupported.append(
-                f"That {quantity} carries over at all on average{at}: mean r = {said}, which holds 0."
+            yield Claim(
+                UNSUPPORTED,
+                f"That {quantity} carries over at all on average{at}: mean r = {said}, which holds 0.",
             )
     for row in results.rows("transfer", protocol="category_transfer", quantity=quantity):
         if not row.contrast:
@@ -226,24 +230,27 @@ def _overall(results: Results, quantity: str, supported: list[str], unsupported:
         small, large = results.scales[0], results.scales[-1]
         if excludes_zero(row):
             word = "higher" if row.estimate > 0 else "lower"
-            supported.append(
+            yield Claim(
+                SUPPORTED,
                 f"Transfer of {quantity} on {name} is {word} at {large} than at {small}: difference of the mean r "
-                f"{with_interval(row)}, n = {row.n}."
+                f"{with_interval(row)}, n = {row.n}.",
             )
         elif row.category == ALL and math.isfinite(row.estimate):
-            unsupported.append(
+            yield Claim(
+                UNSUPPORTED,
                 f"That transfer of {quantity} changes with scale on average: difference {large} − {small} of the mean "
-                f"r {with_interval(row)}, n = {row.n}."
+                f"r {with_interval(row)}, n = {row.n}.",
             )
 
 
-def _tests(results: Results, quantity: str, supported: list[str], unsupported: list[str]) -> None:
+def _tests(results: Results, quantity: str) -> Iterator[Claim]:
     rows = [r for r in results.rows("transfer", protocol="transfer", quantity=quantity) if math.isfinite(r.q)]
     if rows:
         lost = sum(r.q >= 0.05 for r in rows)
-        (unsupported if lost else supported).append(
+        yield Claim(
+            UNSUPPORTED if lost else SUPPORTED,
             f"A non-zero transfer of {quantity} in {lost or len(rows)} of {len(rows)} tests (benchmark and scale) once the "
-            f"false-discovery rate is held at 5% within each scale (permutation tests, Benjamini-Hochberg)."
+            f"false-discovery rate is held at 5% within each scale (permutation tests, Benjamini-Hochberg).",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from html import escape
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.items import names
+from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
 from evalengine.analysis.results import Results
 from evalengine.analysis.tables import Row
 
@@ -86,7 +88,7 @@ def verdict_section(results: Results) -> str:
     return "".join(out)
 
 
-def verdict_claims(results: Results, quantity: str, supported: list[str], unsupported: list[str]) -> None:
+def verdict_claims(results: Results, quantity: str) -> Iterator[Claim]:
     verdicts = [v for v in results.verdicts if v["quantity"] == quantity]
     by_verdict: dict[str, list[str]] = {}
     for verdict in verdicts:
@@ -94,24 +96,29 @@ def verdict_claims(results: Results, quantity: str, supported: list[str], unsupp
     total = len(verdicts)
     scales = "every scale" if len(results.scales) > 1 else "this scale"
     if found := by_verdict.get("reliable"):
-        supported.append(
+        yield Claim(
+            SUPPORTED,
             f"{len(found)} of {total} benchmarks are reliable for {quantity} (interval above 0 and p below 0.05 at {scales}): "
-            f"{names(found, 12)}."
+            f"{names(found, 12)}.",
         )
     if found := by_verdict.get("unreliable"):
-        supported.append(
-            f"A useful transfer of {quantity} (r of 0.5 or more) is excluded at {scales} for {names(found, 12)}."
+        yield Claim(
+            SUPPORTED,
+            f"A useful transfer of {quantity} (r of 0.5 or more) is excluded at {scales} for {names(found, 12)}.",
         )
     if found := by_verdict.get("scale-dependent"):
-        supported.append(
-            f"Transfer of {quantity} differs between scales on {names(found, 12)} (interval of the difference)."
+        yield Claim(
+            SUPPORTED,
+            f"Transfer of {quantity} differs between scales on {names(found, 12)} (interval of the difference).",
         )
     if found := by_verdict.get("undecided"):
-        unsupported.append(
+        yield Claim(
+            UNSUPPORTED,
             f"Any verdict on {quantity} for {len(found)} of {total} benchmarks; their intervals allow both no transfer and "
-            f"a strong one: {names(found, 12)}."
+            f"a strong one: {names(found, 12)}.",
         )
     if found := by_verdict.get("undefined"):
-        unsupported.append(
-            f"Anything about {quantity} on {names(found, 12)}: no correlation is defined (see the notes)."
+        yield Claim(
+            UNSUPPORTED,
+            f"Anything about {quantity} on {names(found, 12)}: no correlation is defined (see the notes).",
         )

@@ -16,7 +16,7 @@ from evalengine.analysis.figure import Intervals
 from evalengine.analysis.groups import Data, Group, Label
 from evalengine.analysis.items import read_store
 from evalengine.analysis.panel import load_panel
-from evalengine.analysis.protocol import Claims, Protocol
+from evalengine.analysis.protocol import SUPPORTED, Claim, Protocol
 from evalengine.analysis.results import load_results
 from evalengine.analysis.study import Options, analyse
 from evalengine.analysis.tables import Row
@@ -47,7 +47,7 @@ GAIN = Protocol(
     rows=lambda study: study.rows(gain(study.data)),
     section=lambda results: f"<h2>Gain</h2>{len(results.rows('gain', contrast=''))} rows",
     figures=lambda results: {"gain": Intervals(results.rows("gain"), label)},
-    claims=lambda results: Claims(supported=[f"{len(results.rows('gain'))} gains."]),
+    claims=lambda results: [Claim(SUPPORTED, f"{len(results.rows('gain'))} gains.")],
 )
 
 
