@@ -1,10 +1,9 @@
 """Resampling: weights for the mixtures, and intervals from any statistic evaluated on them.
 
-Everything is a column. `Resamples.weight_MC` holds, side by side, the sample itself (column 0), the sample
-with one unit left out (the jackknife that BCa needs) and the resamples; a statistic is a function of a column
-of weights, evaluated once on all columns. Derived statistics (a mean over benchmarks, a difference between
-scales, a correlation of two matrices) are plain arithmetic on the columns of simpler ones, so each has its
-own interval from the same resamples.
+Everything is a column. `Resamples.weight_MC` holds, side by side, the sample itself (column 0), the sample with one
+unit left out (the jackknife that BCa needs) and the resamples; a statistic is a function of a column of weights,
+evaluated once on all columns. Derived statistics (a mean over benchmarks, a difference between scales, a correlation of
+two matrices) are plain arithmetic on the columns of simpler ones, so each has its own interval from the same resamples.
 
 With n mixtures there are only C(2n-1, n) distinct resamples (24,310 at n = 9; Hall 1992, appendix I).
 `enumerate_resamples` takes each once with its multinomial weight: the bootstrap distribution itself, without
@@ -151,8 +150,7 @@ def intervals(value_SC: Array, plan: Resamples, level: float = 0.95) -> Interval
 
 
 def acceleration(jackknife_SM: Array) -> Array:
-    """Efron's acceleration from leave-one-out values, (S,); 0 where the jackknife does not vary or is
-    undefined."""
+    """Efron's acceleration from leave-one-out values, (S,); 0 where the jackknife does not vary or is undefined."""
     if jackknife_SM.shape[1] == 0:
         return np.zeros(len(jackknife_SM))
     with np.errstate(all="ignore"):

@@ -49,8 +49,7 @@ class Sample:
         return moments(self.x_VMC, self.w_MC)
 
     def only(self, keep_M: NDArray[np.bool_]) -> Sample:
-        """The same for some of the mixtures, weights rescaled (NaN columns where none of them is in the
-        resample)."""
+        """The same for some of the mixtures, weights rescaled (NaN columns where none of them is in the resample)."""
         w_MC = self.w_MC[keep_M]
         with np.errstate(invalid="ignore", divide="ignore"):
             w_MC = w_MC / w_MC.sum(axis=0)
@@ -58,8 +57,7 @@ class Sample:
 
 
 def correlate(sample: Sample, pair_P2: NDArray[np.int64], statistic: str = "pearson") -> Array:
-    """The statistic of each pair of variables in each column, (P, C); NaN where a variable is constant or
-    missing."""
+    """The statistic of each pair of variables in each column, (P, C); NaN where a variable is constant or missing."""
     pair_P2 = np.ascontiguousarray(pair_P2, dtype=np.int64).reshape(-1, 2)
     if not len(pair_P2):
         return np.empty((0, sample.w_MC.shape[1]))
@@ -177,8 +175,7 @@ def weighted_pairs(a_SMM: Array, w_MC: Array) -> Array:
 
 
 def standardise(x_VMC: Array) -> Array:
-    """Variables with the first column's mean 0 and sd 1, so that kernels may judge spread by one
-    threshold."""
+    """Variables with the first column's mean 0 and sd 1, so that kernels may judge spread by one threshold."""
     mean = x_VMC[:, :, :1].mean(axis=1, keepdims=True)
     sd = x_VMC[:, :, :1].std(axis=1, keepdims=True)
     constant = sd <= 1e-12 * np.maximum(np.abs(mean), 1e-300)
@@ -197,8 +194,7 @@ def ranks(x_VM: Array) -> Array:
 
 
 def similarity_terms(x_SM: Array, y_SM: Array) -> Array:
-    """A[s, m, k] = z(x)_m z(y)_k / M, so that sum_m A[s, m, perm(m)] is r with y permuted; NaN for
-    constants."""
+    """A[s, m, k] = z(x)_m z(y)_k / M, so that sum_m A[s, m, perm(m)] is r with y permuted; NaN for constants."""
 
     def z(v_SM: Array) -> Array:
         sd = v_SM.std(axis=1, keepdims=True)

@@ -1,39 +1,35 @@
-"""What a researcher does with transfer: pick a mixture before fine-tuning, and live with it after.
+"""Decisions: a mixture is chosen before fine-tuning and judged after.
 
 Of two mixtures: agreement (how often the better one before is the better one after) and the loss of choosing
 so. Of all: top1 (whether the best before is the best after) and regret (the best after minus the one chosen).
 The first two are means over pairs and are resampled over mixtures. The best of a set is not: a resample that
 lacks the winner says nothing about it, so top1 and regret take the mixtures as they are and resample the
 items that could have made another one win.
-
-A verdict is stated from intervals alone: see `verdicts`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from html import escape
 
 import numpy as np
 
+from evalengine.analysis import page
 from evalengine.analysis.correlation import DECISION, Sample, pair_sums
-from evalengine.analysis.panel import Array
-from evalengine.analysis.protocols import ALL, Data, Group, Label
-from evalengine.analysis.tables import Row
+from evalengine.analysis.groups import ALL, PARTIAL, Array, Data, Group, Label, Note
+from evalengine.analysis.item_bootstrap import item_data
+from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.results import Results, share_with_interval
+from evalengine.analysis.tables import Row, rows_of
 
 PAIR_MEASURES = ("pairwise agreement", "pairwise loss")
 BEST_MEASURES = ("top1", "regret")
-ALPHA = 0.05
-USEFUL_R = 0.5  # a transfer whose interval stays below this at every scale is called unreliable
-
-
-class Verdict(NamedTuple):
-    """One benchmark's verdict on one quantity, and the intervals it rests on."""
-
-    quantity: str
-    category: str
-    benchmark: str
-    verdict: str
-    because: str
+ITEM_RESAMPLES = 1000  # of items, for the choice of the best mixture
+WORDS = {  # of the measures, and their unit
+    "pairwise agreement": "right of two (%)",
+    "pairwise loss": "lost by choosing of two",
+    "top1": "best stays best (%)",
+    "regret": "lost by choosing the best",
+}
 
 
 def pairwise(data: Data, quantity: str) -> Group:
@@ -47,8 +43,6 @@ def best_choice(data: Data, quantity: str) -> Group:
 
 
 def _decide(data: Data, quantity: str, measures: tuple[str, str]) -> Group:
-    from evalengine.analysis.resampling_kernels import decide_best
-
     panel = data.panel
     B = len(panel.benchmarks)
     sign = -1.0 if quantity == "loss" else 1.0
@@ -57,7 +51,6 @@ def _decide(data: Data, quantity: str, measures: tuple[str, str]) -> Group:
     labels += [
         Label(category, f"mean of {len(index)}", name) for category, index in members for name in measures
     ]
-    pair = np.array([[0, 1]])
     values, n, notes, defined_at = {}, {}, {}, {}
     for scale in panel.scales:
         sample = data.sample(quantity, scale)
@@ -74,13 +67,14 @@ def _decide(data: Data, quantity: str, measures: tuple[str, str]) -> Group:
             if measures == PAIR_MEASURES:
                 found[b] = _pairwise(x_VMC, np.nan_to_num(part.w_MC))
             else:
-                found[b] = decide_best(x_VMC, pair)[0]
-        means, kept, said = [], [[b] for b in range(B) for _ in measures], [""] * (B * len(measures))
+                found[b] = _best(x_VMC)
+        means, kept, said = [], [[b] for b in range(B) for _ in measures], [Note()] * (B * len(measures))
         for _, index in members:
             defined = [b for b in index if counts[b] >= 4]
             lost = [panel.benchmarks[b] for b in index if counts[b] < 4]
             kept += [defined] * len(measures)
-            said += [f"without {', '.join(lost)} (fewer than 4 mixtures)" if lost else ""] * len(measures)
+            why = Note(PARTIAL, f"without {', '.join(lost)} (fewer than 4 mixtures)")
+            said += [why if lost else Note()] * len(measures)
             means.append(found[defined].mean(axis=0) if defined else np.full(found.shape[1:], np.nan))
         values[scale] = np.concatenate([found, np.array(means)]).reshape(-1, found.shape[2])
         smallest = [min((int(counts[b]) for b in index if counts[b] >= 4), default=0) for _, index in members]
@@ -90,8 +84,7 @@ def _decide(data: Data, quantity: str, measures: tuple[str, str]) -> Group:
 
 
 def _pairwise(x_2MC: Array, w_MC: Array) -> Array:
-    """(2, C): share of pairs of different mixtures ordered alike, and the mean loss of taking the one better
-    before.
+    """(2, C): share of pairs of different mixtures ordered alike, and the mean loss of taking the one better before.
 
     A tie on one side counts one half, on both sides as agreement.
     """
@@ -101,44 +94,76 @@ def _pairwise(x_2MC: Array, w_MC: Array) -> Array:
     return np.stack([1.0 - wrong_C / pairs_C, loss_C / pairs_C])
 
 
-def verdicts(rows: list[Row], useful: float = USEFUL_R) -> list[Verdict]:
-    """What the intervals of a benchmark's transfer allow to say.
+def _best(x_2MC: Array) -> Array:
+    """(2, C): chance that the best mixture before is the best after, and the best after minus the one chosen.
 
-    reliable: above 0 at every scale, and so says the permutation test (p below ALPHA: with few different values an
-    interval alone is too sure). scale-dependent: not that, and the interval of the difference between
-    the scales excludes 0. unreliable: below `useful` at every scale. undecided: the intervals are too wide
-    for any of these.
+    Ties for the best before are broken at random, in expectation.
     """
-    out = []
-    single = [row for row in rows if row.protocol == "transfer"]
-    for quantity, category, benchmark in dict.fromkeys((r.quantity, r.category, r.name) for r in single):
-        mine = [r for r in single if (r.quantity, r.name) == (quantity, benchmark)]
-        scales = [r for r in mine if "-" not in r.scale or not _is_contrast(r, mine)]
-        contrast = [r for r in mine if r not in scales]
-        known = [r for r in scales if np.isfinite([r.low, r.high]).all()]
-        shown = "; ".join(
-            f"{r.scale}: {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}], n = {r.n}" for r in known
-        )
-        if not known:
-            verdict, why = (
-                "undefined",
-                "; ".join(dict.fromkeys(r.note for r in scales if r.note)) or "no interval",
+    before_MC, after_MC = x_2MC
+    chosen_MC = before_MC == before_MC.max(axis=0)
+    best_C, count_C = after_MC.max(axis=0), chosen_MC.sum(axis=0)
+    hits_C = (chosen_MC & (after_MC == best_C)).sum(axis=0)
+    return np.stack([hits_C / count_C, best_C - np.where(chosen_MC, after_MC, 0.0).sum(axis=0) / count_C])
+
+
+def rows(study: Study) -> list[Row]:
+    """Of pairs for every quantity but confidence; of the best mixture for accuracy, where items are known."""
+    panel, options = study.panel, study.options
+    out = [
+        row
+        for quantity in panel.quantities
+        if quantity != "confidence"
+        for row in study.rows(pairwise(study.data, quantity))
+    ]
+    if panel.items:
+        data, plan = study.data, study.plan
+        if options.resample != "items":
+            data, plan = item_data(
+                panel,
+                ITEM_RESAMPLES,
+                options.seed,
+                options.statistic,
+                mixtures=False,
+                quantities=["accuracy"],
             )
-        elif len(known) == len(scales) and all(r.low > 0 and not r.p >= ALPHA for r in known):
-            verdict, why = "reliable", f"the intervals lie above 0: {shown}"
-        elif any(r.low > 0 or r.high < 0 for r in contrast if np.isfinite([r.low, r.high]).all()):
-            r = contrast[0]
-            verdict = "scale-dependent"
-            why = f"{r.scale} is {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}], which excludes 0: {shown}"
-        elif len(known) == len(scales) and all(r.high < useful for r in known):
-            verdict, why = "unreliable", f"the intervals lie below {useful:g}: {shown}"
-        else:
-            verdict, why = "undecided", f"the intervals allow both none and a useful transfer: {shown}"
-        out.append(Verdict(quantity, category, benchmark, verdict, why))
+        settings = options.settings._replace(interval="percentile")
+        best = rows_of(best_choice(data, "accuracy"), plan, settings)
+        out += [row._replace(note="items resampled, percentile interval") for row in best]
     return out
 
 
-def _is_contrast(row: Row, mine: list[Row]) -> bool:
-    """Whether the row's scale is the difference of two others of the same statistic."""
-    names = {r.scale for r in mine}
-    return any(row.scale == f"{a}-{b}" for a in names for b in names)
+def section(results: Results) -> str:
+    found = results.rows("decisions")
+    if not found:
+        return ""
+    kinds = list(dict.fromkeys(r.other for r in found))
+    losses = any(r.quantity == "loss" for r in found)
+    in_units = ("pairwise loss", "regret") if losses else ()
+    unit = "" if losses else " (points)"
+    columns = [WORDS[kind] + ("" if "%" in WORDS[kind] else unit) for kind in kinds]
+    of_means: list[list[str]] = []
+    of_benchmarks: list[list[str]] = []
+    for scale in results.scales:
+        by_name: dict[tuple[str, str], dict[str, Row]] = {}
+        for r in results.rows("decisions", scale=scale):
+            by_name.setdefault((r.category, r.name), {})[r.other] = r
+        for (category, name), measure in by_name.items():
+            cells = [share_with_interval(measure.get(kind), percent=kind not in in_units) for kind in kinds]
+            n = str(next(iter(measure.values())).n)
+            if name in results.method["benchmarks"]:
+                of_benchmarks.append([name, scale, *cells, n])
+            else:
+                of_means.append([f"{category} ({name})", scale, *cells, n])
+    before, after = results.method["stages"]
+    head = ["benchmark", "scale", *columns, "n"]
+    return (
+        "<h2>Decisions</h2>"
+        f'<p class="hint">Choosing mixtures at {escape(before)} and living with them at {escape(after)}. A coin is right of two '
+        f"50% of the time, and finds the best of n one time in n. Intervals of the first two resample mixtures; those of the "
+        "last two resample items and take the mixtures as given (percentile).</p>"
+        f"<details open><summary>Means over categories</summary>{page.table(head, of_means)}</details>"
+        f"<details><summary>Benchmarks</summary>{page.table(head, of_benchmarks)}</details>"
+    )
+
+
+PROTOCOL = Protocol("decisions", rows, section)

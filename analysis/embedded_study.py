@@ -102,8 +102,7 @@ def _correct(panel: Panel, s: int, t: int) -> dict[str, Array]:
 
 def chance(file: Path) -> float:
     """What needs no model: guessing at random or, where all items have the same labels to choose from, always the most
-    frequent one. (Elsewhere a position means nothing: SciQ's right answer stands last by its format, and no model sees that.)
-    """
+    frequent one. (Elsewhere a position means nothing: SciQ's right answer stands last, and no model sees that.)"""
     import pyarrow as pa
 
     with pa.memory_map(str(file)) as mapped:

@@ -1,8 +1,5 @@
 """The figures of the study as PNG and PDF, for papers: the same numbers as the report, drawn by matplotlib.
 
-    figures/category_transfer, benchmark_transfer, matrix_cross, matrix_<stage>, coherence, alignment, reliability,
-    mixture_effect
-
 Cost: some seconds, most of it in saving.
 """
 
@@ -10,21 +7,22 @@ from __future__ import annotations
 
 import math
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evalengine.analysis.figure import Curves, Figure, Heatmaps, Intervals
+from evalengine.analysis.page import short
+from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.results import Results, excludes_zero, load_results
-from evalengine.analysis.svg import short
 from evalengine.analysis.tables import Row
 from evalengine.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
 COLOURS = ("#0072b2", "#d55e00", "#00795a", "#a34f85")  # Okabe & Ito, told apart by all common colour visions
 DIVERGING = ("#d9730d", "#ffffff", "#0b6bb0")
@@ -52,27 +50,12 @@ def write_figures(tables: Path, folder: Path, formats: Sequence[str] = ("png", "
         "pdf.fonttype": 42,
     }
     written = []
-    before, after = results.method["stages"]
-    drawings: dict[str, Callable[[Results], Figure | None]] = {
-        "category_transfer": lambda r: intervals_figure(
-            r, r.rows("transfer", protocol="category_transfer"), _category
-        ),
-        "benchmark_transfer": lambda r: intervals_figure(r, r.rows("transfer", protocol="transfer"), _name),
-        "matrix_cross": lambda r: matrix_figure(r, "matrix_cross", before, after),
-        f"matrix_{plain_stage(before)}": lambda r: matrix_figure(r, f"matrix_{before}", before, before),
-        f"matrix_{plain_stage(after)}": lambda r: matrix_figure(r, f"matrix_{after}", after, after),
-        "coherence": lambda r: intervals_figure(r, r.tables.get("coherence", []), _category_and_name),
-        "alignment": lambda r: intervals_figure(
-            r, r.tables.get("alignment", []), _category_and_other, by="name"
-        ),
-        "reliability": reliability_figure,
-        "mixture_effect": lambda r: intervals_figure(r, _code_share(r), _name, by="other"),
-    }
+    figures = {name: figure for protocol in PROTOCOLS for name, figure in protocol.figures(results).items()}
     import matplotlib.pyplot as plt
 
     with plt.rc_context(style):
-        for name, draw in drawings.items():
-            figure = draw(results)
+        for name, described in figures.items():
+            figure = draw(results, described)
             if figure is None:
                 continue
             for kind in formats:
@@ -88,44 +71,23 @@ def write_figures(tables: Path, folder: Path, formats: Sequence[str] = ("png", "
     return written
 
 
-def plain_stage(stage: str) -> str:
-    """A stage as part of a file's name: stages come from anyone's table, and may hold a slash."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", stage)[:60]
+def draw(results: Results, described: Figure) -> Drawing | None:
+    """One figure; None where it has no data."""
+    if isinstance(described, Intervals):
+        return _intervals(results, described)
+    return _heatmaps(results, described) if isinstance(described, Heatmaps) else _curves(results, described)
 
 
-def _name(row: Row) -> str:
-    return row.name
-
-
-def _category(row: Row) -> str:
-    return f"{row.category} ({row.name})"
-
-
-def _category_and_name(row: Row) -> str:
-    return f"{row.category}, {row.name}"
-
-
-def _category_and_other(row: Row) -> str:
-    return f"{row.category}, {row.other}"
-
-
-def _code_share(results: Results) -> list[Row]:
-    rows = results.rows("mixture_effects", protocol="mixture_effect")
-    code = [r for r in rows if r.other.endswith("code share") and r.quantity != "confidence"]
-    return code
-
-
-def intervals_figure(
-    results: Results, rows: Sequence[Row], label: Callable[[Row], str], by: str = "quantity"
-) -> Figure | None:
-    """Bars with intervals, a colour per scale, a panel per value of the field `by`."""
+def _intervals(results: Results, described: Intervals) -> Drawing | None:
+    """Bars with intervals, a colour per scale."""
     import matplotlib.pyplot as plt
 
-    rows = [r for r in rows if r.scale in results.scales and math.isfinite(r.estimate)]
+    label, panel_of = described.label, described.panel
+    rows = [r for r in described.shown if math.isfinite(r.estimate)]
     if not rows:
         return None
-    panels = list(dict.fromkeys(getattr(r, by) for r in rows))
-    labels = list(dict.fromkeys(label(r) for r in rows))
+    panels = list(dict.fromkeys(map(panel_of, rows)))
+    labels = list(dict.fromkeys(map(label, rows)))
     count = len(results.scales)
     height = 0.9 + 0.2 * len(labels) * max(1.0, 0.7 * count)
     figure, axes = plt.subplots(
@@ -133,13 +95,14 @@ def intervals_figure(
     )
     for panel, axis in zip(panels, axes[0], strict=True):
         for s, scale in enumerate(results.scales):
-            mine = {label(r): r for r in rows if r.scale == scale and getattr(r, by) == panel}
+            mine = {label(r): r for r in rows if r.scale == scale and panel_of(r) == panel}
             _bars(axis, mine, labels, s, count)
         axis.axvline(0, color="#555", lw=0.7, ls=":")
-        axis.set_xlim(-1.02, 1.02)
-        axis.set_xticks([-1, -0.5, 0, 0.5, 1])
+        low, high = described.axis
+        axis.set_xlim(1.02 * low, 1.02 * high)
+        axis.set_xticks(np.linspace(low, high, 5))
         axis.set_xlabel("r")
-        axis.set_title(str(panel))
+        axis.set_title(panel)
     axes[0][0].set_yticks(range(len(labels)), [short(text) for text in labels])
     axes[0][0].set_ylim(len(labels) - 0.4, -0.6)
     if count > 1:
@@ -152,14 +115,8 @@ def intervals_figure(
         )
     n = sorted({r.n for r in rows})
     counts = f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
-    figure.text(
-        0.99,
-        -0.01,
-        f"{results.method['level']:.0%} intervals, {counts} mixtures",
-        ha="right",
-        va="top",
-        size=7,
-    )
+    words = f"{results.method['level']:.0%} intervals, {counts} mixtures"
+    figure.text(0.99, -0.01, words, ha="right", va="top", size=7)
     figure.tight_layout()
     return figure
 
@@ -177,7 +134,7 @@ def _bars(axis: Axes, rows: dict[str, Row], labels: Sequence[str], s: int, count
             axis.plot([row.low, row.high], [y, y], color="#222", lw=0.9)
 
 
-def matrix_figure(results: Results, protocol: str, row_title: str, column_title: str) -> Figure | None:
+def _heatmaps(results: Results, described: Heatmaps) -> Drawing | None:
     """Heatmaps of r with category blocks, a panel per quantity and scale; dots mark intervals that exclude 0."""
     import matplotlib.pyplot as plt
     from matplotlib.colors import LinearSegmentedColormap
@@ -186,7 +143,7 @@ def matrix_figure(results: Results, protocol: str, row_title: str, column_title:
     index = {name: b for b, name in enumerate(benchmarks)}
     B = len(benchmarks)
     quantities, scales = results.method["quantities"], results.scales
-    if not results.rows("matrices", protocol=protocol):
+    if not results.rows("matrices", protocol=described.protocol):
         return None
     colours = LinearSegmentedColormap.from_list("r", DIVERGING).with_extremes(bad="#dddddd")
     side = 1.3 + 0.17 * B
@@ -196,9 +153,11 @@ def matrix_figure(results: Results, protocol: str, row_title: str, column_title:
     image: Any = None
     for (q, s), axis in np.ndenumerate(axes):
         grid = np.full((B, B), np.nan)
-        for row in results.rows("matrices", protocol=protocol, quantity=quantities[q], scale=scales[s]):
+        for row in results.rows(
+            "matrices", protocol=described.protocol, quantity=quantities[q], scale=scales[s]
+        ):
             places = [(index[row.name], index[row.other])]
-            if protocol != "matrix_cross":
+            if described.triangle:
                 places.append(places[0][::-1])
             for i, j in places:
                 grid[i, j] = row.estimate
@@ -209,8 +168,8 @@ def matrix_figure(results: Results, protocol: str, row_title: str, column_title:
         axis.set_xticks(range(B), [short(b) for b in benchmarks], rotation=90)
         axis.set_yticks(range(B), [short(b) for b in benchmarks])
         axis.tick_params(length=0, labelsize=6.5)
-        axis.set_xlabel(column_title)
-        axis.set_ylabel(row_title)
+        axis.set_xlabel(described.column_title)
+        axis.set_ylabel(described.row_title)
         for edge in _edges(results.method["categories"]):
             axis.axhline(edge - 0.5, color="#222", lw=0.7)
             axis.axvline(edge - 0.5, color="#222", lw=0.7)
@@ -222,13 +181,14 @@ def _edges(categories: Sequence[str]) -> list[int]:
     return [b for b in range(1, len(categories)) if categories[b] != categories[b - 1]]
 
 
-def reliability_figure(results: Results) -> Figure | None:
-    """Accuracy against confidence by benchmark at the largest scale, a line per stage."""
+def _curves(results: Results, described: Curves) -> Drawing | None:
+    """Accuracy against confidence, an axis per benchmark, a line per stage."""
     import matplotlib.pyplot as plt
 
-    scale = results.scales[-1]
-    curves = [c for c in results.curves if c["scale"] == scale and c["low"] is not None]
-    names = [b for b in results.method["benchmarks"] if any(c["benchmark"] == b for c in curves)]
+    scale, stages = described.scale, results.method["stages"]
+    names = [
+        b for b in results.method["benchmarks"] if any(results.curve(scale, stage, b) for stage in stages)
+    ]
     if not names:
         return None
     columns = min(5, len(names))
@@ -240,18 +200,12 @@ def reliability_figure(results: Results) -> Figure | None:
         axis.axis("off")
     for name, axis in zip(names, axes.flat, strict=False):
         axis.plot([0, 1], [0, 1], color="#888", lw=0.7, ls="--")
-        for t, stage in enumerate(results.method["stages"]):
-            mine = [c for c in curves if c["benchmark"] == name and c["stage"] == stage]
+        for t, stage in enumerate(stages):
+            mine = results.curve(scale, stage, name)
             x, y = ([c[key] for c in mine] for key in ("confidence", "accuracy"))
             axis.plot(x, y, color=COLOURS[2 + t], lw=1.2, label=stage)
-            axis.vlines(
-                x,
-                [c["low"] for c in mine],
-                [c["high"] for c in mine],
-                color=COLOURS[2 + t],
-                lw=0.6,
-                alpha=0.5,
-            )
+            low, high = ([c[key] for c in mine] for key in ("low", "high"))
+            axis.vlines(x, low, high, color=COLOURS[2 + t], lw=0.6, alpha=0.5)
         axis.set(xlim=(0, 1), ylim=(0, 1), title=short(name))
     axes[0][0].legend(frameon=False, fontsize=6.5)
     figure.supxlabel(f"confidence, {scale}")

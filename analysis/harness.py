@@ -179,7 +179,7 @@ def read_lm_eval(
         value = metrics[score]
         if not math.isnan(value) and not 0 <= value <= 1:
             raise UserError(
-                f"{path}: the accuracy of {printable(task[:60])} is no share between 0 and 1: mend it"
+                f"{path}: the accuracy of {printable(task[:60])} must be between 0 and 1: correct it"
             )
         count = mapping(mapping(raw, "n-samples"), task).get("effective", 0)
         items = count if isinstance(count, int) and 0 <= count < 2**31 else 0

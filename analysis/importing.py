@@ -22,17 +22,6 @@ from evalengine.analysis.tables import replacing
 from evalengine.errors import UserError
 from evalengine.untrusted import printable
 
-RESULT_COLUMNS = (
-    "checkpoint",
-    "scale",
-    "mixture",
-    "stage",
-    "benchmark",
-    "category",
-    "quantity",
-    "value",
-    "items",
-)
 DATE = r"\d{4}-\d{2}-\d{2}T[\d.\-:]+"  # as lm-evaluation-harness writes it into the names of its files
 A_GROUP = "groups, whose tasks are there"
 APART = "import them into folders of their own (--out)"
@@ -98,7 +87,7 @@ class Part(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """The results of all files, and what has to be said about them."""
+    """The results of all files, and the notes on them."""
 
     results: list[Result]
     shares: Mapping[str, Mapping[str, float]] = {}
@@ -155,8 +144,8 @@ def _without_results(parts: Sequence[Part]) -> str:
     files = ", ".join(str(part.file) for part in empty[:3])
     more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
     said = "; ".join(f"{printable(task[:60])}: {why}" for task, why in list(empty[0].left_out.items())[:3])
-    mend = "; --metric acc_norm takes those" if "only acc_norm" in said else ""
-    return f"no accuracies in {files}{more} ({said or 'no numbers at all'}{mend})"
+    advice = "; --metric acc_norm takes those" if "only acc_norm" in said else ""
+    return f"no accuracies in {files}{more} ({said or 'no numbers at all'}{advice})"
 
 
 def _tasks(group: str, groups: Mapping[str, set[str]]) -> set[str]:
@@ -201,7 +190,7 @@ def _refuse_different_settings(found: Iterable[Found]) -> None:
     for one in found:
         row = one.result
         shots = "" if one.shots is None else str(one.shots)
-        for setting, value, mend in (
+        for setting, value, advice in (
             ("scores", one.score, "choose one with --metric"),
             ("numbers of few-shot examples", shots, APART),
             ("numbers of items", str(row.items or ""), APART),
@@ -212,7 +201,7 @@ def _refuse_different_settings(found: Iterable[Found]) -> None:
             other, file = first.setdefault((row.benchmark, row.quantity, setting), (value, one.file))
             if other != value:
                 raise UserError(
-                    f"{row.benchmark} has different {setting}: {other} in {file}, {value} in {one.file}; {mend}"
+                    f"{row.benchmark} has different {setting}: {other} in {file}, {value} in {one.file}; {advice}"
                 )
 
 
@@ -266,10 +255,10 @@ def write_results(folder: Path, imported: Imported) -> int:
     kinds = [pa.string()] * 7 + [pa.float64(), pa.int64()]
     columns = [pa.array([row[c] for row in rows], type=kind) for c, kind in enumerate(kinds)]
     metadata = {"shares": json.dumps(imported.shares)} if imported.shares else {}
-    table = pa.Table.from_arrays(columns, names=list(RESULT_COLUMNS))
+    table = pa.Table.from_arrays(columns, names=list(Result._fields))
     sealed.write(folder / RESULTS_FILE, table, metadata)
     with replacing(folder / "results.csv") as handle:
         writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(RESULT_COLUMNS)
+        writer.writerow(Result._fields)
         writer.writerows(rows)
     return len(rows)

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import Array, Resamples, draw_resamples
 from evalengine.analysis.correlation import Sample
+from evalengine.analysis.groups import Data
 from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocols import Data
 from evalengine.errors import UserError
 
 GROUPS = 50  # groups of items left out in turn for BCa's acceleration

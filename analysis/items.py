@@ -12,26 +12,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.beside import beside
-from evalengine.arrow import numbers
 from evalengine.errors import UserError
+from evalengine.metrics import known_metric, table_answers
 from evalengine.untrusted import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-METRICS = ("acc", "acc_norm", "acc_bytes", "acc_token", "acc_pmi")
-LENGTHS = {"acc_norm": "chars", "acc_bytes": "bytes", "acc_token": "tokens"}
-BESIDE = {"acc_pmi": "loglik_uncond", **LENGTHS}  # what a metric needs beside the log-likelihoods
 ECE_BINS = 15
-MANY_FILES = 4000  # that are worth a second process
 BLOCK_ITEMS = 1 << 18  # items reduced at once
 MUST_AGREE = {  # metadata that must be one value per benchmark, and what a user calls it
     "benchmark_version": "versions",
@@ -69,60 +63,32 @@ class Store(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read_store(store: Path | str, metric: str | None = None, pool: Executor | None = None) -> Store:
+def read_store(store: Path | str, metric: str | None = None) -> Store:
     """Reads and reduces a score store.
 
-    `metric` replaces every benchmark's default score; of many files, a helper in `pool` reads half. Raises UserError for
-    an empty store, a damaged file, mixed versions or variants, or checkpoints that saw different items.
+    `metric` replaces every benchmark's default score. Raises UserError for an empty store, a damaged file, mixed versions
+    or variants, or checkpoints that saw different items.
     """
     from evalengine.store import paths
 
-    if metric is not None and metric not in METRICS:
-        raise UserError(f"no metric '{metric}': choose from {', '.join(METRICS)}")
+    if metric is not None:
+        known_metric(metric)
     by_benchmark: dict[str, list[Path]] = defaultdict(list)
     for path in paths(store):
         by_benchmark[path.stem].append(path)
-    found, checkpoints = _read_benchmarks(by_benchmark, metric, pool)
-    read = [found[name][0] for name in by_benchmark]
-    notes = [note for name in by_benchmark for note in found[name][1]]
+    checkpoints: dict[str, Checkpoint] = {}
+    read: list[BenchmarkItems] = []
+    notes: list[str] = []
+    for name, group in by_benchmark.items():
+        benchmark, said = _read_benchmark(name, group, metric, checkpoints)
+        read.append(benchmark)
+        notes += said
     for benchmark in read:
         bad = int(benchmark.unusable_K.sum())
         if bad:
             notes.append(f"{benchmark.name}: {bad} item scores are not finite; those items count as wrong")
     seen = dict.fromkeys(name for benchmark in read for name in benchmark.checkpoints)
     return Store(tuple(checkpoints[name] for name in seen), tuple(read), tuple(grouped(notes)))
-
-
-Groups = Mapping[str, Sequence[Path]]  # benchmark -> its files
-Read = tuple[dict[str, tuple["BenchmarkItems", list[str]]], dict[str, Checkpoint]]
-
-
-def _read_benchmarks(groups: Groups, metric: str | None, pool: Executor | None) -> Read:
-    """Every benchmark's items and notes, and the checkpoints by name."""
-    if pool is None or sum(map(len, groups.values())) < MANY_FILES:
-        return _read_share(groups, metric)
-    here, there = halves(groups)
-    fetch = beside(pool, _read_share, there, metric)
-    found, checkpoints = _read_share(here, metric)
-    more, seen = fetch()
-    return found | more, seen | checkpoints
-
-
-def halves(groups: Groups) -> tuple[Groups, Groups]:
-    """The benchmarks in two shares of about equal cost: so many files, and so many bytes as the first one has in each."""
-    cost = {name: len(group) * (20_000 + group[0].stat().st_size) for name, group in groups.items()}
-    shares: tuple[dict[str, Sequence[Path]], dict[str, Sequence[Path]]] = ({}, {})
-    for name in sorted(cost, key=lambda name: -cost[name]):
-        least = min(shares, key=lambda share: sum(cost[other] for other in share))
-        least[name] = groups[name]
-    return shares
-
-
-def _read_share(groups: Groups, metric: str | None) -> Read:
-    checkpoints: dict[str, Checkpoint] = {}
-    return {
-        name: _read_benchmark(name, group, metric, checkpoints) for name, group in groups.items()
-    }, checkpoints
 
 
 def grouped(notes: Iterable[str]) -> Iterator[str]:
@@ -167,7 +133,7 @@ def _check_metadata(name: str, group: Sequence[tuple[str, Mapping[str, str]]]) -
 def _read_benchmark(
     name: str, group: Sequence[Path], metric: str | None, checkpoints: dict[str, Checkpoint]
 ) -> tuple[BenchmarkItems, list[str]]:
-    """One benchmark's files, each opened once, and what has to be said about them. Adds to `checkpoints`."""
+    """One benchmark's files, each opened once, and the notes on them. Adds to `checkpoints`."""
     from evalengine.store import read, read_metadata
 
     found: list[tuple[str, dict[str, str]]] = []
@@ -191,7 +157,8 @@ def _read_benchmark(
             if first is None:
                 category = _first(table, "category") or "Other"
             chosen = metric or found[0][1].get("default_score") or "acc"
-            table = table.select(["item", "gold", "loglik", *([BESIDE[chosen]] if chosen in BESIDE else [])])
+            needed = [column] if (column := known_metric(chosen).column) else []
+            table = table.select(["item", "gold", "loglik", *needed])
             if first is None:
                 first = table
             elif not table["item"].equals(first["item"]):
@@ -233,22 +200,21 @@ def _reduce(name: str, tables: Sequence[pa.Table], metric: str) -> _Part:
     """Several checkpoints' items, in the same order, reduced in one pass."""
     import pyarrow as pa
 
-    from evalengine.analysis.item_kernels import CONFIDENCE, P_GOLD, PICK
-
-    flat_IF, flat_I = reduce_table(pa.concat_tables(tables), metric, name)
+    found, gold_I = table_answers(pa.concat_tables(tables), metric, name)
     K = len(tables)
-    field_KIF, gold_KI = flat_IF.reshape(K, -1, flat_IF.shape[1]), flat_I.reshape(K, -1)
-    finite_KI = np.isfinite(field_KIF[:, :, PICK])
-    means = [
-        field_IF[finite_I, P_GOLD:].mean(axis=0, dtype=np.float64) if finite_I.any() else np.full(5, np.nan)
-        for field_IF, finite_I in zip(field_KIF, finite_KI, strict=True)
+    usable_I = np.isfinite(found.p_gold)
+    usable_KI = usable_I.reshape(K, -1)
+    fields_FKI = np.stack(found[2:]).reshape(-1, *usable_KI.shape)
+    means_KF = [
+        [x_I[use_I].mean(dtype=np.float64) if use_I.any() else np.nan for x_I in fields_FKI[:, k]]
+        for k, use_I in enumerate(usable_KI)
     ]
     return _Part(
-        (field_KIF[:, :, PICK] == gold_KI).astype(np.uint8),
-        np.nan_to_num(field_KIF[:, :, CONFIDENCE]),
-        np.stack(means),
-        (~finite_KI).sum(axis=1),
-        gold_KI,
+        (found.pick == gold_I).astype(np.uint8).reshape(K, -1),
+        np.where(usable_I, found.confidence, np.float32(0)).reshape(K, -1),
+        np.array(means_KF),
+        (~usable_KI).sum(axis=1),
+        gold_I.reshape(K, -1),
     )
 
 
@@ -262,33 +228,6 @@ def _same_gold(name: str, checkpoints: Sequence[str], parts: Sequence[_Part]) ->
             f"{name}: {checkpoints[0]} and {other} disagree about the right choices of the same "
             "items; their data differ: score one of them again"
         )
-
-
-def reduce_table(
-    table: pa.Table, metric: str, name: str = ""
-) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
-    """(I, FIELDS) of `item_kernels.read_items` and the gold indices, from a table of the store's schema."""
-    from evalengine.analysis.item_kernels import FIELDS, read_items
-
-    loglik = table["loglik"].combine_chunks()
-    offset = numbers(loglik.offsets).astype(np.int64)
-    score = numbers(loglik.values)
-    if metric in LENGTHS:
-        lengths = table[LENGTHS[metric]].combine_chunks()
-        if lengths.null_count or not lengths.offsets.equals(loglik.offsets):
-            raise UserError(
-                f"{name}: the store has no {LENGTHS[metric]} lengths, so no {metric}: use --metric acc"
-            )
-        score = score / np.maximum(numbers(lengths.values), 1).astype(np.float32)
-    elif metric == "acc_pmi":
-        uncond = table["loglik_uncond"].combine_chunks()
-        if uncond.null_count or not uncond.offsets.equals(loglik.offsets):
-            raise UserError(f"{name} was scored without --pmi, so it has no acc_pmi: score again with --pmi")
-        score = score - numbers(uncond.values)
-    gold_I = numbers(table["gold"].combine_chunks())
-    out_IF = np.empty((table.num_rows, FIELDS), dtype=np.float32)
-    read_items(np.ascontiguousarray(score, dtype=np.float32), offset, gold_I, out_IF)
-    return out_IF, gold_I
 
 
 def _same_order(name: str, holder: str, first: pa.Table, checkpoint: str, other: pa.Table) -> pa.Table:
@@ -316,8 +255,7 @@ def _same_order(name: str, holder: str, first: pa.Table, checkpoint: str, other:
 
 
 def expected_calibration_error(curve_KB3: NDArray[np.float64]) -> NDArray[np.float64]:
-    """ECE of each checkpoint from its reliability curve: sum of share x |accuracy - confidence| (Naeini et
-    al. 2015)."""
+    """ECE of each checkpoint from its reliability curve: sum of share x |accuracy - confidence| (Naeini et al. 2015)."""
     return np.nansum(curve_KB3[..., 0] * np.abs(curve_KB3[..., 2] - curve_KB3[..., 1]), axis=-1)
 
 

@@ -1,9 +1,7 @@
-"""Numba as this package uses it: compiled once, cached where a folder can be written, and never a reason to
-fail.
+"""Numba as this package uses it: compiled once, cached where a folder can be written, and never a reason to fail.
 
-Numba raises at import time when it finds no folder to cache in (a package installed read-only, a home that
-cannot be written). The kernels then compile in memory, which costs some seconds a process instead of a
-failure.
+Numba raises at import time when it finds no folder to cache in (a package installed read-only, a home that cannot be
+written). The kernels then compile in memory, which costs some seconds a process instead of a failure.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """How much of the spread between mixtures is noise from having only so many items.
 
-All checkpoints see the same items, so what blurs a comparison of mixtures is not the sampling error of each
-accuracy but the mixture-by-item interaction: a two-way analysis of variance separates it. Reliability is the
-share of the observed variance between mixtures that would remain with endless items; for scores over items
-this is Cronbach's alpha.
+All checkpoints see the same items, so what blurs a comparison of mixtures is not the sampling error of each accuracy
+but the mixture-by-item interaction: a two-way analysis of variance separates it. Reliability is the share of the
+observed variance between mixtures that would remain with endless items; for scores over items this is Cronbach's alpha.
 
 References: Hoyt (1941), "Test reliability estimated by analysis of variance", Psychometrika 6, 153-160;
 Spearman (1904), "The proof and measurement of association between two things", Am. J. Psychol. 15, 72-101
@@ -15,13 +14,23 @@ Dims: M mixtures, I items, C columns of weights.
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis import page
+from evalengine.analysis.groups import ITEM_NOISE, UNDEFINED, Data, Group, Label, Note
+from evalengine.analysis.items import names
 from evalengine.analysis.panel import Array, Panel
-from evalengine.analysis.protocols import Data, Group, Label
+from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
+from evalengine.analysis.results import Results, with_interval
+from evalengine.analysis.tables import Row
+
+CEILING = "ceiling"
 
 
 class ItemNoise(NamedTuple):
@@ -33,8 +42,7 @@ class ItemNoise(NamedTuple):
 
 
 def from_items(x_MI: Array, y_MI: Array) -> ItemNoise:
-    """Mean products of the mixture-by-item residuals over the number of items; shapes (M, I) at each
-    stage."""
+    """Mean products of the mixture-by-item residuals over the number of items; shapes (M, I) at each stage."""
     M, items = x_MI.shape
     freedom = (M - 1) * (items - 1) * items
 
@@ -47,23 +55,20 @@ def from_items(x_MI: Array, y_MI: Array) -> ItemNoise:
 
 
 def from_counts(x_M: Array, y_M: Array, items: int) -> ItemNoise:
-    """Binomial sampling error of accuracies where only the number of items is known (no pairing, so an upper
-    bound)."""
+    """Binomial sampling error of accuracies where only the number of items is known (no pairing, so an upper bound)."""
     before, after = (float(np.mean(v * (1 - v)) / (items - 1)) for v in (x_M, y_M))
     return ItemNoise(before, after, 0.0)
 
 
 def reliability(data: Data, quantity: str) -> Group:
-    """Per benchmark: reliability at both stages, the ceiling sqrt(rel * rel') that r could reach, and r
-    without noise.
+    """Per benchmark: reliability at both stages, the ceiling sqrt(rel * rel') that r could reach, and r without noise.
 
-    r without noise = (cov - noise cov) / sqrt((var - noise) (var' - noise')), Spearman's correction with the
-    errors' covariance where items are known. In a resample the noise stays what it is and the variances are
-    resampled.
+    r without noise = (cov - noise cov) / sqrt((var - noise) (var' - noise')), Spearman's correction with the errors'
+    covariance where items are known. In a resample the noise stays what it is and the variances are resampled.
     """
     panel = data.panel
     B = len(panel.benchmarks)
-    kinds = (f"reliability {panel.stages[0]}", f"reliability {panel.stages[1]}", "ceiling", "r without noise")
+    kinds = (f"reliability {panel.stages[0]}", f"reliability {panel.stages[1]}", CEILING, "r without noise")
     labels = [Label(panel.categories[b], panel.benchmarks[b], kind) for b in range(B) for kind in kinds]
     values, n, notes = {}, {}, {}
     for s, scale in enumerate(panel.scales):
@@ -75,12 +80,14 @@ def reliability(data: Data, quantity: str) -> Group:
             counts += [int(keep.sum())] * 4
             if noise is None or keep.sum() < 4:
                 rows += [np.full(w_MC.shape[1], np.nan)] * 4
-                said += ["the number of items is unknown" if noise is None else "fewer than 4 mixtures"] * 4
+                why = "the number of items is unknown" if noise is None else "fewer than 4 mixtures"
+                said += [Note(UNDEFINED, why)] * 4
                 continue
             found = _corrected(x_VMC[b], x_VMC[B + b], w_MC, keep, noise)
             rows += list(found)
             low = any(found[k][0] <= 0 for k in range(2))
-            said += ["", ""] + ["the mixtures differ no more than item noise makes them" if low else ""] * 2
+            noisy = Note(ITEM_NOISE, "the mixtures differ no more than item noise makes them")
+            said += [Note(), Note()] + [noisy if low else Note()] * 2
         values[scale], n[scale], notes[scale] = np.array(rows), np.array(counts), said
     return Group("reliability", quantity, labels, values, n, notes)
 
@@ -110,8 +117,7 @@ def _units(keep_M: NDArray[np.bool_], w_MC: Array) -> Array:
 
 
 def _corrected(x_MC: Array, y_MC: Array, w_MC: Array, keep_M: NDArray[np.bool_], noise: ItemNoise) -> Array:
-    """(4, C): both reliabilities, the ceiling, r without noise; NaN where a corrected variance is not
-    positive."""
+    """(4, C): both reliabilities, the ceiling, r without noise; NaN where a corrected variance is not positive."""
     keep_M1 = keep_M[:, None]
     x_MC, y_MC = (np.where(keep_M1, v - v[keep_M, :1].mean(), 0.0) for v in (x_MC, y_MC))
     ones_MC = np.broadcast_to(keep_M1.astype(np.float64), x_MC.shape)
@@ -145,3 +151,53 @@ def _weighted(a_SMC: Array, w_MC: Array) -> Array:
         sums: Array = weighted_sums(np.ascontiguousarray(a_SMC[:, :, 0]), w_MC)
         return sums
     return np.stack([(a_MC * w_MC).sum(axis=0) for a_MC in a_SMC])
+
+
+def rows(study: Study) -> list[Row]:
+    return [
+        row for quantity in study.panel.quantities for row in study.rows(reliability(study.data, quantity))
+    ]
+
+
+def section(results: Results) -> str:
+    found = [r for r in results.rows("reliability") if math.isfinite(r.estimate)]
+    if not found:
+        return ""
+    kinds = list(dict.fromkeys(r.other for r in found))
+    by_kind = {(r.scale, r.quantity, r.name, r.other): r for r in found}
+    measured = {(r.scale, r.quantity, r.name): r for r in results.rows("transfer", protocol="transfer")}
+    table = []
+    for at in itertools.product(results.scales, results.method["quantities"], results.method["benchmarks"]):
+        mine = [by_kind.get((*at, kind)) for kind in kinds]
+        n = next((r.n for r in mine if r), None)
+        if n is not None:
+            scale, quantity, benchmark = at
+            cells = [with_interval(r) for r in (*mine, measured.get(at))]
+            table.append([benchmark, quantity, scale, *cells, str(n)])
+    columns = ["benchmark", "quantity", "scale", *kinds, "r as measured", "n"]
+    return (
+        "<h2>Noise</h2>"
+        '<p class="hint">Reliability: the share of the variance between mixtures that endless items would leave. The ceiling '
+        "is the highest r that this noise allows; r without noise corrects for it and may leave −1 to 1 where there is "
+        "little but noise.</p>"
+        f"<details><summary>Reliability of each benchmark</summary>{page.table(columns, table)}</details>"
+    )
+
+
+def claims(results: Results) -> Iterator[Claim]:
+    ceilings = results.rows("reliability", other=CEILING, contrast="")
+    noisy = [r for r in ceilings if r.note_kind == ITEM_NOISE]
+    low = [r for r in ceilings if r.high < 0.7 and math.isfinite(r.high)]
+    for found, text in (
+        (
+            noisy,
+            "On these the mixtures differ no more than item noise makes them differ, so no r means much: {}.",
+        ),
+        (low, "Item noise alone keeps r below 0.7 (interval of the ceiling) on {}."),
+    ):
+        if found:
+            listed = names([f"{r.name} ({r.scale}, {r.quantity})" for r in found], 12)
+            yield Claim(CAUTION, text.format(listed))
+
+
+PROTOCOL = Protocol("reliability", rows, section, claims=claims)

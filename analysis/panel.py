@@ -1,8 +1,7 @@
 """The panel: every accuracy and confidence of a study in one array, (scale, stage, mixture, benchmark).
 
-All protocols start here. A panel comes from a score store (with its items) or from an imported table of
-results (without). It has exactly two stages, `before` and `after`; mixtures without both are left out and
-named.
+All protocols start here. A panel comes from a score store (with its items) or from an imported table of results
+(without). It has exactly two stages, `before` and `after`; mixtures without both are left out and named.
 
 Dims: S scales, T = 2 stages, M mixtures, B benchmarks, K checkpoints, I items.
 """
@@ -13,7 +12,6 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,13 +21,14 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.items import BenchmarkItems, names, read_store
 from evalengine.errors import UserError
+from evalengine.metrics import Answers
 
 Array = NDArray[np.float64]
 DEFAULT_STAGES = ("pt", "sft")
 CATEGORY_ORDER = ("Commonsense", "Science", "NLI", "Semantic")
 RESULTS_FILE = "results.arrow"
 QUANTITIES = ("accuracy", "confidence", "loss")
-CALIBRATION = ("p_gold", "margin", "entropy", "brier", "nll")
+CALIBRATION = Answers._fields[2:]
 
 
 @dataclass(frozen=True)
@@ -81,16 +80,12 @@ class Cell(NamedTuple):
 
 
 def load_panel(
-    source: Path | str,
-    *,
-    stages: Sequence[str] | None = None,
-    metric: str | None = None,
-    pool: Executor | None = None,
+    source: Path | str, *, stages: Sequence[str] | None = None, metric: str | None = None
 ) -> Panel:
     """The panel of a score store, of a folder written by `evalengine import`, or of its results.arrow.
 
-    stages: the two to compare, else pt and sft, else the only two there are. pool: of a helper (beside.py).
-    Raises UserError for everything that would make the comparison wrong.
+    stages: the two to compare, else pt and sft, else the only two there are. Raises UserError for everything that would
+    make the comparison wrong.
     """
     source = Path(source)
     results = source if source.suffix == ".arrow" else source / RESULTS_FILE
@@ -100,16 +95,14 @@ def load_panel(
                 "--metric chooses a score of a score store; imported results already say which they are"
             )
         return _from_results(results, stages)
-    return _from_store(source, stages, metric, pool)
+    return _from_store(source, stages, metric)
 
 
-def _from_store(
-    source: Path, stages: Sequence[str] | None, metric: str | None, pool: Executor | None
-) -> Panel:
+def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None) -> Panel:
     from evalengine.analysis.item_kernels import reliability
     from evalengine.analysis.items import ECE_BINS, expected_calibration_error
 
-    store = read_store(source, metric, pool)
+    store = read_store(source, metric)
     by_name = {checkpoint.name: checkpoint for checkpoint in store.checkpoints}
     cells, curve_of = [], {}
     for benchmark in store.benchmarks:
@@ -175,8 +168,7 @@ def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
 
 
 def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterable[str] = ()) -> Panel:
-    """Puts cells into arrays: chooses the stages, orders the axes, leaves out and names what has no
-    counterpart."""
+    """Puts cells into arrays: chooses the stages, orders the axes, leaves out and names what has no counterpart."""
     said = list(notes)
     known = [cell for cell in cells if cell.mixture is not None and cell.stage is not None]
     if len(known) < len(cells):

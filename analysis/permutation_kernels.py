@@ -38,8 +38,7 @@ def heap_swaps(n, count):  # type: ignore[no-untyped-def]
 
 @jit(parallel=True)
 def permutation_exact(a_SMM, swap_N2):  # type: ignore[no-untyped-def]
-    """Share of all permutations with |sum_m A[m, perm(m)]| >= |trace A|: one swap, so four additions,
-    each."""
+    """Share of all permutations with |sum_m A[m, perm(m)]| >= |trace A|: one swap, so four additions, each."""
     S, M, _ = a_SMM.shape
     out_S = np.empty(S)
     for s in prange(S):

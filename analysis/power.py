@@ -58,9 +58,7 @@ def mixtures_needed(r: float, power: float = 0.8, alpha: float = 0.05) -> int:
     while power_of(r, high, alpha) < power:
         low, high = high, high * 2
         if high > LARGEST_N:
-            raise UserError(
-                f"r = {r:g} would take more than {LARGEST_N:,} mixtures: too small to be looked for"
-            )
+            raise UserError(f"r = {r:g} would take more than {LARGEST_N:,} mixtures: too small to detect")
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if power_of(r, middle, alpha) >= power else (middle, high)

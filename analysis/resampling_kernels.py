@@ -1,5 +1,4 @@
-"""Numba kernels of the bootstrap: correlations and order statistics over many weightings of the same few
-mixtures.
+"""Numba kernels of the bootstrap: correlations and order statistics over many weightings of the same few mixtures.
 
 A resample is a column of weights, not a copy of the data: `w_MC[m, c]` is how often mixture m is in resample
 c over the column's total. A weighted correlation of variables i and j in every column is then one product per
@@ -9,8 +8,7 @@ computed by one thread in a fixed order, so the results do not depend on the num
 Large results are allocated by the caller: NumPy asks the system for huge pages, an allocation inside a kernel does
 not, and page faults would cost more than the arithmetic.
 
-Cost: P pairs, M mixtures, C columns: 2*P*M*C FLOPs for Pearson; 3*P*C*M^2 for Kendall. Nothing is drawn in
-here.
+Cost: P pairs, M mixtures, C columns: 2*P*M*C FLOPs for Pearson; 3*P*C*M^2 for Kendall. Nothing is drawn in here.
 
 Dims: V variables, M mixtures, C columns (resamples), P pairs of variables, S statistics, Q quantiles.
 NaN marks a degenerate column: one in which a variable has no spread.
@@ -153,8 +151,7 @@ def pearson_columns(x_VMC, pair_P2, w_MC):  # type: ignore[no-untyped-def]
 
 @jit(parallel=True)
 def midranks(x_VMc, w_MC):  # type: ignore[no-untyped-def]
-    """Weighted mid-ranks scaled to unit variance if spread evenly, (V, M, C): mass below plus half the mass
-    of ties.
+    """Weighted mid-ranks scaled to unit variance if spread evenly, (V, M, C): mass below plus half the mass of ties.
 
     `x_VMc` is (V, M, 1), one data set for all columns, or (V, M, C).
     """
@@ -206,8 +203,7 @@ def _quadratic_of(a_MM, w_MC, out_C):  # type: ignore[no-untyped-def]
 
 @jit(parallel=True)
 def quadratic(a_SMM, w_MC):  # type: ignore[no-untyped-def]
-    """Sum over pairs k < m of a[m, k] w[m, c] w[k, c], (S, C): any statistic of pairs of different
-    mixtures."""
+    """Sum over pairs k < m of a[m, k] w[m, c] w[k, c], (S, C): any statistic of pairs of different mixtures."""
     out_SC = np.empty((a_SMM.shape[0], w_MC.shape[1]))
     for s in prange(a_SMM.shape[0]):
         _quadratic_of(a_SMM[s], w_MC, out_SC[s])
@@ -216,8 +212,7 @@ def quadratic(a_SMM, w_MC):  # type: ignore[no-untyped-def]
 
 @jit(parallel=True)
 def quadratic_columns(x_VMC, pair_P2, w_MC):  # type: ignore[no-untyped-def]
-    """The pair sums of Kendall's tau and of decisions (`correlation.TERMS`) for data that differ by
-    column."""
+    """The pair sums of Kendall's tau and of decisions (`correlation.TERMS`) for data that differ by column."""
     P = pair_P2.shape[0]
     M, C = w_MC.shape
     out_5PC = np.zeros((5, P, C))
@@ -237,38 +232,6 @@ def quadratic_columns(x_VMC, pair_P2, w_MC):  # type: ignore[no-untyped-def]
                     out_5PC[3, p, c] += wrong
                     out_5PC[4, p, c] += wrong * abs(difference)
     return out_5PC
-
-
-@jit(parallel=True)
-def decide_best(x_VMC, pair_P2):  # type: ignore[no-untyped-def]
-    """Choosing the best mixture by variable i when j is what counts: (P, 2, C) of hit and regret.
-
-    hit: chance that the best by i is the best by j; regret: the best j minus the j of the best by i. Ties for
-    the best are broken at random, in expectation.
-    """
-    P = pair_P2.shape[0]
-    _, M, C = x_VMC.shape
-    out_P2C = np.empty((P, 2, C))
-    for p in prange(P):
-        i, j = pair_P2[p, 0], pair_P2[p, 1]
-        for c in range(C):
-            best_x = -np.inf
-            best_y = -np.inf
-            for m in range(M):
-                best_x = max(best_x, x_VMC[i, m, c])
-                best_y = max(best_y, x_VMC[j, m, c])
-            chosen = 0.0
-            chosen_y = 0.0
-            hits = 0.0
-            for m in range(M):
-                if x_VMC[i, m, c] == best_x:
-                    chosen += 1.0
-                    chosen_y += x_VMC[j, m, c]
-                    if x_VMC[j, m, c] == best_y:
-                        hits += 1.0
-            out_P2C[p, 0, c] = hits / chosen
-            out_P2C[p, 1, c] = best_y - chosen_y / chosen
-    return out_P2C
 
 
 @jit()
@@ -291,8 +254,7 @@ def _below_of(value_R, weight_R, low, high, out_2):  # type: ignore[no-untyped-d
 
 @jit(parallel=True)
 def below(value_SR, weight_R, estimate_S):  # type: ignore[no-untyped-def]
-    """(S, 2): share of the weight below the estimate, ties counted half; share of the weight that is
-    degenerate."""
+    """(S, 2): share of the weight below the estimate, ties counted half; share of the weight that is degenerate."""
     S = value_SR.shape[0]
     out_S2 = np.empty((S, 2))
     for s in prange(S):
@@ -394,10 +356,9 @@ def _quantiles_of(value_R, weight_R, prob_Q, linear, out_Q):  # type: ignore[no-
 def quantiles(value_SR, weight_R, prob_SQ, linear):  # type: ignore[no-untyped-def]
     """Weighted quantiles of each row, NaN left out, (S, Q), without sorting the row.
 
-    `linear` interpolates between order statistics as NumPy's default does (for unit weights); otherwise the
-    quantile is the smallest value whose cumulative weight reaches prob * total: the exact distribution's
-    inverse. A histogram of the weights finds the bins that hold the wanted order statistics; only those are
-    sorted.
+    `linear` interpolates between order statistics as NumPy's default does (for unit weights); otherwise the quantile is
+    the smallest value whose cumulative weight reaches prob * total: the exact distribution's inverse. A histogram of
+    the weights finds the bins that hold the wanted order statistics; only those are sorted.
     """
     out_SQ = np.empty((value_SR.shape[0], prob_SQ.shape[1]))
     for s in prange(value_SR.shape[0]):
@@ -407,8 +368,7 @@ def quantiles(value_SR, weight_R, prob_SQ, linear):  # type: ignore[no-untyped-d
 
 @jit()
 def compositions(n, count):  # type: ignore[no-untyped-def]
-    """All `count` = C(2n-1, n) ways to write n as an ordered sum of n counts, one a row, in reverse lexical
-    order."""
+    """All `count` = C(2n-1, n) ways to write n as an ordered sum of n counts, one a row, in reverse lexical order."""
     out = np.zeros((count, n), dtype=np.int8)
     counts = np.zeros(n, dtype=np.int64)
     counts[0] = n

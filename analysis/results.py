@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +15,8 @@ from evalengine.analysis.tables import Row
 from evalengine.errors import UserError
 from evalengine.untrusted import check_name, parse_json
 
+TABLES_VERSION = "2"  # of the columns of Row and of analysis.json
 OTHERS = ("cells", "curves", "verdicts")  # beside the tables of rows
-QUANTITY_WORDS = {"accuracy": "accuracy", "confidence": "confidence", "loss": "loss"}
 
 
 class Results(NamedTuple):
@@ -39,19 +38,27 @@ class Results(NamedTuple):
         return list(self.method["scales"])
 
     @property
-    def contrast(self) -> str | None:
-        """The name of the scale contrast's rows, "1B-240M"; None with one scale."""
-        return f"{self.scales[-1]}-{self.scales[0]}" if len(self.scales) > 1 else None
-
-    @property
     def categories(self) -> list[str]:
         return list(dict.fromkeys(self.method["categories"]))
+
+    def curve(self, scale: str, stage: str, benchmark: str) -> list[dict[str, float]]:
+        """The points of a reliability curve that have an interval."""
+        where = (scale, stage, benchmark)
+        return [
+            c
+            for c in self.curves
+            if (c["scale"], c["stage"], c["benchmark"]) == where and c["low"] is not None
+        ]
 
 
 def load_results(folder: Path) -> Results:
     """Reads a folder that `evalengine correlate` wrote. Raises UserError where it is none or incomplete."""
     try:
         method = parse_json((folder / "analysis.json").read_bytes(), constants=True)
+        if method.get("tables_version") != TABLES_VERSION:
+            raise UserError(
+                f"{folder} is of another version of evalengine: run `evalengine correlate STORE --out {folder}` again"
+            )
         names = (*method["tables"], *OTHERS)
         for name in names:
             check_name(name, "table")
@@ -81,11 +88,6 @@ def checksums(folder: Path, method: dict[str, Any]) -> dict[str, str]:
 def _row(raw: dict[str, Any]) -> Row:
     known: dict[str, Any] = {key: math.nan if value is None else value for key, value in raw.items()}
     return Row(**known)
-
-
-def one(rows: Iterable[Row]) -> Row | None:
-    """The only row, or None."""
-    return next(iter(rows), None)
 
 
 def number(value: float, digits: int = 2) -> str:

@@ -106,14 +106,14 @@ def _about(path: Path, known: Mapping[str, Known], alias: Mapping[str, str]) -> 
     task = found[1] if found else path.stem.removeprefix("samples_")
     benchmark = benchmark_name(task, known, alias)
     check_name(benchmark, "benchmark")
-    beside = path.with_name(f"results_{found[2]}.json") if found else None
-    if beside is None or not beside.is_file():
+    results = path.with_name(f"results_{found[2]}.json") if found else None
+    if results is None or not results.is_file():
         return SampleFile(path, model_of_place(path)._replace(revision=""), benchmark, "", "")
-    raw = read_results(beside)
+    raw = read_results(results)
     shots, limit = shots_of(raw, task), mapping(raw, "config").get("limit")
     return SampleFile(
         path,
-        model_of(beside, raw),
+        model_of(results, raw),
         benchmark,
         "" if shots is None else str(shots),
         f"{limit:g}" if isinstance(limit, int | float) else "",

@@ -3,66 +3,36 @@
     analysis = analyse(load_panel("scores/"), Options())
     analysis.write(Path("analysis"))
 
-Cost at the study's size (36 checkpoints, 20 benchmarks, all 24,310 resamples of 9 mixtures): seconds, below 1
-GB.
+Cost at the study's size (36 checkpoints, 20 benchmarks, all 24,310 resamples of 9 mixtures): seconds, below 1 GB.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from evalengine.analysis import decisions, noise, protocols
-from evalengine.analysis.beside import beside, cores, threads
-from evalengine.analysis.bootstrap import KINDS, Array, Resamples, resamples
-from evalengine.analysis.correlation import (
-    STATISTICS,
-    Sample,
-    benjamini_hochberg,
-    permutation_p,
-    ranks,
-    similarity_terms,
-)
-from evalengine.analysis.decisions import Verdict
+from evalengine.analysis.bootstrap import KINDS, Resamples, resamples
+from evalengine.analysis.correlation import STATISTICS, Sample
+from evalengine.analysis.groups import Data
 from evalengine.analysis.item_bootstrap import item_data
-from evalengine.analysis.mixtures import Mixtures, share_effects, web_source_differences
+from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocols import Data, Group
-from evalengine.analysis.results import checksums
-from evalengine.analysis.tables import Row, Settings, replacing, rows_of, write_table
+from evalengine.analysis.protocol import Options, Study
+from evalengine.analysis.registry import PROTOCOLS
+from evalengine.analysis.results import TABLES_VERSION, checksums
+from evalengine.analysis.tables import Row, replacing, write_table
+from evalengine.analysis.verdicts import Verdict, verdicts
 from evalengine.errors import UserError
 
 ASIDE = ".writing"  # where the tables of a run wait for the last of them
 MANIFEST = "analysis.json"
-MANY_MIXTURES = 64  # whose analysis is worth a second process
-ITEM_RESAMPLES = 1000  # of items, for the choice of the best mixture
 RESAMPLED = {"mixtures": "mixtures", "items": "items", "both": "mixtures and items"}
-
-
-Part = dict[str, list[Row]]  # rows by table
-
-
-class Options(NamedTuple):
-    """What the user may choose.
-
-    bootstrap: "exact", a number of resamples, or None for exact up to 10 mixtures. resample: what is drawn:
-    mixtures, items, or both.
-    """
-
-    bootstrap: str | int | None = None
-    interval: str = "bca"
-    level: float = 0.95
-    statistic: str = "pearson"
-    seed: int = 0
-    resample: str = "mixtures"
 
 
 class Analysis(NamedTuple):
@@ -103,104 +73,13 @@ class Analysis(NamedTuple):
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def analyse(
-    panel: Panel, options: Options, mixtures: Mixtures | None = None, pool: Executor | None = None
-) -> Analysis:
-    """Runs every protocol on every quantity of the panel. `mixtures` says what they are made of, where known; of many
-    mixtures, a helper in `pool` does about half."""
+def analyse(panel: Panel, options: Options, mixtures: Mixtures | None = None) -> Analysis:
+    """Runs every protocol on every quantity of the panel. `mixtures` says what they are made of, where known."""
     _check(options)
-    names = ("transfer", "matrices", "coherence", "reliability", "decisions", "calibration")
-    tables: dict[str, list[Row]] = {name: [] for name in names}
-    with _beside(panel, options, pool) as fetch:
-        data, plan = weighted(panel, options)
-        parts = [of_quantity(data, plan, options, panel.quantities[0])]
-        best = _best_choices(panel, options, data, plan) if panel.items else []
-        more = _across_quantities(data, plan, options, mixtures)
-        rest = fetch() if fetch else _rest(data, plan, options)
-    for part in [*parts, *rest, {"decisions": best}, more]:
-        for name, rows in part.items():
-            tables.setdefault(name, []).extend(rows)
-    verdicts = decisions.verdicts(tables["transfer"])
-    return Analysis(panel, tables, verdicts, describe(panel, plan, options, mixtures))
-
-
-def _across_quantities(data: Data, plan: Resamples, options: Options, mixtures: Mixtures | None) -> Part:
-    """Alignment, effects of what the mixtures are made of, and the means of everything."""
-    panel = data.panel
-    settings = Settings(options.interval, options.level, options.statistic)
-    rows: Part = {"calibration": []}
-    if {"accuracy", "confidence"} <= set(panel.quantities):
-        rows["alignment"] = rows_of(protocols.alignment(data), plan, settings)
-    if mixtures is not None:
-        rows["mixture_effects"] = []
-        for quantity in panel.quantities:
-            effects = share_effects(data, quantity, mixtures)
-            rows["mixture_effects"] += rows_of(effects, plan, settings) if effects else []
-            rows["mixture_effects"] += web_source_differences(panel, quantity, mixtures, options.level)
-    fixed = resamples(len(panel.mixtures), options.bootstrap, options.seed)
-    for quantity, value_STMB in {**panel.values, **panel.calibration}.items():
-        group = protocols.means(panel, quantity, value_STMB, fixed.weight_MC)
-        rows["calibration"] += rows_of(group, fixed, settings)
-    return rows
-
-
-@contextlib.contextmanager
-def _beside(
-    panel: Panel, options: Options, pool: Executor | None
-) -> Iterator[Callable[[], list[Part]] | None]:
-    """Of many mixtures, has a helper make `_rest`, with half the threads each; gives the function that fetches it."""
-    if pool is None or len(panel.mixtures) < MANY_MIXTURES:
-        yield None
-        return
-    each = max(1, cores() // 2)
-    fetch = beside(pool, _rest_there, panel, options, each)
-    with threads(each):
-        yield fetch
-
-
-def _rest_there(panel: Panel, options: Options, count: int) -> list[Part]:
-    with threads(count):
-        return _rest(*weighted(panel, options), options)
-
-
-def _rest(data: Data, plan: Resamples, options: Options) -> list[Part]:
-    """What rests on one quantity alone, for all but the first of them; and decisions between pairs of mixtures."""
-    quantities = data.panel.quantities
-    settings = Settings(options.interval, options.level, options.statistic)
-    parts = [of_quantity(data, plan, options, quantity) for quantity in quantities[1:]]
-    pairs = [decisions.pairwise(data, quantity) for quantity in quantities if quantity != "confidence"]
-    return [*parts, {"decisions": [row for group in pairs for row in rows_of(group, plan, settings)]}]
-
-
-def of_quantity(data: Data, plan: Resamples, options: Options, quantity: str) -> Part:
-    """The rows of one quantity's transfers, matrices, coherence and reliability."""
-    panel = data.panel
-    settings = Settings(options.interval, options.level, options.statistic)
-    single = protocols.transfer(data, quantity)
-    rows: Part = {"transfer": [], "matrices": []}
-    for group in (single, protocols.category_transfer(single, panel)):
-        rows["transfer"] += rows_of(group, plan, settings, transfer_p(group, panel, options))
-    for group in protocols.matrices(data, quantity):
-        rows["matrices"] += rows_of(group, plan, settings)
-    rows["matrices"] += rows_of(protocols.similarity(data, quantity), plan, settings)
-    rows["coherence"] = rows_of(protocols.coherence(data, quantity), plan, settings)
-    rows["reliability"] = rows_of(noise.reliability(data, quantity), plan, settings)
-    return rows
-
-
-def _best_choices(panel: Panel, options: Options, data: Data, plan: Resamples) -> list[Row]:
-    """Decisions for the best mixture; always with resampled items."""
-    by_item = (data, plan)
-    if options.resample != "items":
-        by_item = item_data(
-            panel, ITEM_RESAMPLES, options.seed, options.statistic, mixtures=False, quantities=["accuracy"]
-        )
-    group = decisions.best_choice(by_item[0], "accuracy")
-    settings = Settings("percentile", options.level, options.statistic)
-    return [
-        row._replace(note="items resampled, percentile interval")
-        for row in rows_of(group, by_item[1], settings)
-    ]
+    data, plan = weighted(panel, options)
+    study = Study(data, plan, options, mixtures)
+    tables = {protocol.table: protocol.rows(study) for protocol in PROTOCOLS}
+    return Analysis(panel, tables, verdicts(tables["transfer"]), describe(study))
 
 
 def weighted(panel: Panel, options: Options) -> tuple[Data, Resamples]:
@@ -241,58 +120,15 @@ def fixed_data(panel: Panel, plan: Resamples, statistic: str) -> Data:
     return Data(panel, samples, statistic, plan)
 
 
-def transfer_p(group: Group, panel: Panel, options: Options) -> dict[str, tuple[Array, Array]] | None:
-    """Permutation p-values of transfers (of benchmarks, or of their means), adjusted within the group and
-    scale."""
-    if options.statistic == "kendall":
-        return None
-    B = len(panel.benchmarks)
-    out = {}
-    for s, scale in enumerate(panel.scales):
-        x_VM = panel.variables(group.quantity, s)
-        keep = np.asarray(np.isfinite(x_VM).any(axis=0))
-        x_VM = x_VM[:, keep]
-        p = np.full(len(group.labels), np.nan)
-        members = group.members[scale] if group.members else [[b] for b in range(B)]
-        for mask_key, index in _by_mask(x_VM, members, B).items():
-            mask = np.frombuffer(mask_key, dtype=bool)
-            if mask.sum() < 4:
-                continue
-            z_VM = x_VM[:, mask]
-            z_VM = ranks(z_VM) if options.statistic == "spearman" else z_VM
-            a_BMM = similarity_terms(z_VM[:B], z_VM[B:])
-            usable = np.asarray(np.isfinite(a_BMM).all(axis=(1, 2)))
-            terms = [
-                a_BMM[chosen].mean(axis=0)
-                if (chosen := [b for b in members[i] if usable[b]])
-                else a_BMM[0] * np.nan
-                for i in index
-            ]
-            p[index] = permutation_p(np.array(terms), options.seed)
-        p[~np.isfinite(group.values[scale][:, 0])] = np.nan
-        out[scale] = (p, benjamini_hochberg(p))
-    return out
-
-
-def _by_mask(x_VM: Array, members: Sequence[Sequence[int]], B: int) -> dict[bytes, list[int]]:
-    """Statistics grouped by the mixtures that all of their benchmarks have."""
-    known = np.isfinite(x_VM)
-    usable = np.asarray(known.any(axis=1))
-    grouped: dict[bytes, list[int]] = {}
-    for i, index in enumerate(members):
-        rows = [v for b in index for v in (b, B + b) if usable[b] and usable[B + b]]
-        mask = known[rows].all(axis=0) if rows else np.zeros(x_VM.shape[1], dtype=bool)
-        grouped.setdefault(mask.tobytes(), []).append(i)
-    return grouped
-
-
-def describe(panel: Panel, plan: Resamples, options: Options, mixtures: Mixtures | None) -> dict[str, Any]:
+def describe(study: Study) -> dict[str, Any]:
     """What analysis.json says: the design, the method in words and numbers, and what was left out."""
     from evalengine import __version__
 
+    panel, plan, options, mixtures = study.panel, study.plan, study.options, study.mixtures
     kind = "all distinct resamples, weighted" if plan.exact else "Monte Carlo"
     return {
         "evalengine": __version__,
+        "tables_version": TABLES_VERSION,
         "scales": panel.scales,
         "stages": panel.stages,
         "mixtures": panel.mixtures,
@@ -326,29 +162,20 @@ def cell_rows(panel: Panel) -> tuple[list[str], list[list[Any]]]:
         found = [float(x[s, t, m, b]) for x in values.values()]
         if np.isfinite(found).any():
             items = int(panel.n_items[b]) if panel.n_items is not None else 0
-            who = (
+            cell = (
                 panel.scales[s],
                 panel.stages[t],
                 panel.mixtures[m],
                 panel.benchmarks[b],
                 panel.categories[b],
             )
-            rows.append([*who, items, *found])
+            rows.append([*cell, items, *found])
     return [*CELL_COLUMNS, *values], rows
 
 
 CURVE_COLUMNS = (
-    "scale",
-    "stage",
-    "category",
-    "benchmark",
-    "bin",
-    "share",
-    "confidence",
-    "accuracy",
-    "low",
-    "high",
-    "n",
+    *("scale", "stage", "category", "benchmark", "bin", "share"),
+    *("confidence", "accuracy", "low", "high", "n"),
 )
 
 
@@ -369,6 +196,6 @@ def curve_rows(panel: Panel, level: float) -> tuple[Sequence[str], list[list[Any
                 continue
             half = stdtrit(n - 1, 0.5 + level / 2) * accuracy.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
             mean = accuracy.mean()
-            who = (panel.scales[s], panel.stages[t], panel.categories[b], panel.benchmarks[b], k)
-            rows.append([*who, share.mean(), confidence.mean(), mean, mean - half, mean + half, n])
+            point = (panel.scales[s], panel.stages[t], panel.categories[b], panel.benchmarks[b], k)
+            rows.append([*point, share.mean(), confidence.mean(), mean, mean - half, mean + half, n])
     return CURVE_COLUMNS, rows

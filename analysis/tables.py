@@ -1,8 +1,7 @@
 """From groups of columns to tables with intervals, and to files.
 
-One schema for all protocols, so that a notebook reads every result alike: what it is about, the estimate, the
-interval of the chosen kind, the other kinds beside it, n, p and q, and a note where a number is missing or
-rests on less.
+One schema for all protocols, so that a notebook reads every result alike: what it is about, the estimate, the interval
+of the chosen kind, the other kinds beside it, n, p and q, and a note where a number is missing or rests on less.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from evalengine.analysis.bootstrap import DEGENERATE_MOST, Array, Resamples, fisher, intervals
-from evalengine.analysis.protocols import Group, Label
+from evalengine.analysis.groups import UNDEFINED, Group, Label, Note
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,7 +26,11 @@ DEGENERATE_SAID = 1e-3  # share of undefined resamples above which a row says so
 
 
 class Row(NamedTuple):
-    """One statistic. Ends of intervals are NaN where undefined; `scale` is "1B-240M" in a contrast."""
+    """One statistic. Ends of intervals are NaN where undefined.
+
+    contrast: "" at one scale; in a difference of two scales the smaller, which is subtracted, and `scale` names both
+    ("1B-240M"). note_kind: of the protocol's own note (`groups.Note`), "" where it has none.
+    """
 
     protocol: str
     quantity: str
@@ -51,6 +54,8 @@ class Row(NamedTuple):
     fisher_low: float
     fisher_high: float
     note: str
+    note_kind: str
+    contrast: str
 
 
 ENDS = tuple(f"{kind}_{end}" for kind in ("bca", "percentile", "basic", "fisher") for end in ("low", "high"))
@@ -70,55 +75,54 @@ def rows_of(
     settings: Settings,
     p_by_scale: Mapping[str, tuple[Array, Array]] | None = None,
 ) -> list[Row]:
-    """Rows of a group at every scale and, where there are two scales or more, of the largest minus the
-    smallest.
+    """Rows of a group at every scale and, where there are two scales or more, of their `contrast`.
 
     p_by_scale: p-values and their adjusted values (q) of the group's statistics.
     """
-    rows: list[Row] = []
-    for scale, value_SC in group.values.items():
-        p, q = (p_by_scale or {}).get(scale, (None, None))
-        notes = group.notes.get(scale, [""] * len(group.labels))
-        rows += _rows(
-            group, scale, value_SC, group.n[scale], notes, plan, settings, p, q, group.is_correlation
-        )
-    scales = list(group.values)
-    if len(scales) > 1:
-        small, large = scales[0], scales[-1]
-        difference = group.values[large] - group.values[small]
-        n = np.minimum(group.n[small], group.n[large])
-        said = [""] * len(n)
-        if group.members:  # means of different benchmarks differ for that reason alone
-            unlike = [a != b for a, b in zip(group.members[small], group.members[large], strict=True)]
-            difference[unlike] = np.nan
-            said = ["the means are not of the same benchmarks at both scales" if u else "" for u in unlike]
-        rows += _rows(group, f"{large}-{small}", difference, n, said, plan, settings, None, None, False)
+    p_by_scale = p_by_scale or {}
+    rows = [
+        row for scale in group.values for row in _rows(group, scale, plan, settings, p_by_scale.get(scale))
+    ]
+    if len(group.values) > 1:
+        difference = contrast(group)
+        smallest, (scale,) = next(iter(group.values)), difference.values
+        rows += [row._replace(contrast=smallest) for row in _rows(difference, scale, plan, settings)]
     return rows
 
 
+def contrast(group: Group) -> Group:
+    """The largest scale minus the smallest, column by column: the same resamples on both sides."""
+    small, *_, large = group.values
+    difference = group.values[large] - group.values[small]
+    n = np.minimum(group.n[small], group.n[large])
+    notes = [Note()] * len(n)
+    if group.members:  # means of different benchmarks differ for that reason alone
+        unlike = [a != b for a, b in zip(group.members[small], group.members[large], strict=True)]
+        difference[unlike] = np.nan
+        why = Note(UNDEFINED, "the means are not of the same benchmarks at both scales")
+        notes = [why if u else Note() for u in unlike]
+    name = f"{large}-{small}"
+    return Group(group.protocol, group.quantity, group.labels, {name: difference}, {name: n}, {name: notes})
+
+
 def _rows(
-    group: Group,
-    scale: str,
-    value_SC: Array,
-    n: Any,
-    notes: Sequence[str],
-    plan: Resamples,
-    settings: Settings,
-    p: Array | None,
-    q: Array | None,
-    use_fisher: bool,
+    group: Group, scale: str, plan: Resamples, settings: Settings, p_and_q: tuple[Array, Array] | None = None
 ) -> list[Row]:
-    found = intervals(value_SC, plan, settings.level)
+    n: Any = group.n[scale]
+    notes = group.notes.get(scale, [Note()] * len(group.labels))
+    found = intervals(group.values[scale], plan, settings.level)
     unsure = np.isfinite(found.estimate) & (found.degenerate > DEGENERATE_MOST)
     for values in (found.estimate, found.percentile, found.basic, found.bca, found.jackknife):
         values[unsure] = np.nan
-    z = fisher(found.estimate, n, settings.level) if use_fisher else np.full(found.bca.shape, np.nan)
+    undefined_S2 = np.full(found.bca.shape, np.nan)
+    z = fisher(found.estimate, n, settings.level) if group.is_correlation else undefined_S2
     chosen = z if settings.interval == "fisher" else found.of(settings.interval)
     fallback = ~np.isfinite(chosen[:, 0]) & np.isfinite(found.percentile[:, 0])
     chosen = np.where(fallback[:, None], found.percentile, chosen)
+    p, q = p_and_q or (undefined_S2[:, 0], undefined_S2[:, 0])
     rows = []
     for s, label in enumerate(group.labels):
-        said = [notes[s]] if notes[s] else []
+        said = [notes[s].text] if notes[s].text else []
         if unsure[s]:
             said.append(f"not reported: undefined in {found.degenerate[s]:.0%} of the resamples")
         if fallback[s]:
@@ -137,22 +141,23 @@ def _rows(
                 low=float(chosen[s, 0]),
                 high=float(chosen[s, 1]),
                 n=int(n[s]),
-                p=float(p[s]) if p is not None else math.nan,
-                q=float(q[s]) if q is not None else math.nan,
+                p=float(p[s]),
+                q=float(q[s]),
                 degenerate=float(found.degenerate[s]),
                 **kinds,
                 note="; ".join(said),
+                note_kind=notes[s].kind,
+                contrast="",
             )
         )
     return rows
 
 
 def plain_row(protocol: str, quantity: str, scale: str, label: Label, estimate: float, **known: Any) -> Row:
-    """A row whose interval does not come from resamples (a t interval, none); unnamed fields are NaN or
-    empty."""
+    """A row whose interval does not come from resamples (a t interval, none); unnamed fields are NaN or empty."""
     empty = dict.fromkeys(Row._fields, math.nan)
     return Row(
-        **{**empty, "n": 0, "note": "", **label._asdict(), **known}
+        **{**empty, "n": 0, "note": "", "note_kind": "", "contrast": "", **label._asdict(), **known}
         | {"protocol": protocol, "quantity": quantity, "scale": scale, "estimate": estimate}
     )
 
@@ -174,10 +179,8 @@ def write_table(folder: Path, name: str, columns: Sequence[str], rows: Iterable[
     ):
         sink.write_table(table)
     with replacing(folder / f"{name}.json") as handle:
-        # Column by column, a line for each row: as dictionaries the rows would take json several times as long.
-        line = "{" + ", ".join(json.dumps(column).replace("%", "%%") + ": %s" for column in columns) + "}"
-        texts = zip(*(_json_texts(column) for column in values), strict=True)
-        handle.write("[\n " + ",\n ".join(line % text for text in texts) + "\n]\n")
+        lines = (json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*values, strict=True))
+        handle.write("[\n " + ",\n ".join(lines) + "\n]\n")
 
 
 def _plain(values: Sequence[Any]) -> list[Any]:
@@ -191,13 +194,6 @@ def _plain(values: Sequence[Any]) -> list[Any]:
 
 def _csv_field(value: Any) -> Any:
     return "" if value is None else f"{value:.10g}" if isinstance(value, float) else value
-
-
-def _json_texts(values: list[Any]) -> list[str]:
-    known: dict[Any, str] = {None: "null"}
-    for value in {v for v in values if isinstance(v, str)}:
-        known[value] = json.dumps(value)
-    return [known[v] if v is None or isinstance(v, str) else repr(v) for v in values]
 
 
 def _arrow(values: list[Any]) -> pa.Array:

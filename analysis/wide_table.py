@@ -145,7 +145,9 @@ def _read(path: Path) -> tuple[list[str], list[Line]]:
     lines = []
     for number, row in rows:
         if len(row) > len(header):
-            raise UserError(f"{path}, line {number} has more than the header's {len(header)} fields: mend it")
+            raise UserError(
+                f"{path}, line {number} has more than the header's {len(header)} fields: correct that line"
+            )
         lines.append(Line(number, dict(zip(header, row + [""] * (len(header) - len(row)), strict=True))))
     return header, lines
 
@@ -330,19 +332,19 @@ def _number(path: Path, line: Line, column: str) -> float:
 def _is_percent(path: Path, lines: Sequence[Line], column: str, values: Sequence[float]) -> bool:
     """Whether a column of accuracies is in percent rather than shares of one. Raises UserError where it is neither,
     or both."""
-    here = [value for value in values if not math.isnan(value)]
+    found = [value for value in values if not math.isnan(value)]
     signed = [line.cells[column].strip().endswith("%") for line in lines]
-    if min(here) < 0.0 or max(here) > 100.0:
+    if min(found) < 0.0 or max(found) > 100.0:
         raise UserError(
-            f"{path}: {column} lies between {min(here):g} and {max(here):g}, so its values are neither shares nor "
+            f"{path}: {column} lies between {min(found):g} and {max(found):g}, so its values are neither shares nor "
             "percent: choose columns with --benchmarks, or say --loss if lower is better"
         )
-    if max(here) <= 1.0 and not any(signed):
+    if max(found) <= 1.0 and not any(signed):
         return False
     for line, value, is_signed in zip(lines, values, signed, strict=True):
         if 0.0 < value <= 1.0 and not is_signed:
             raise UserError(
-                f"{path}, line {line.number}: {column} is {value:g} here and up to {max(here):g} elsewhere, a share "
+                f"{path}, line {line.number}: {column} is {value:g} here and up to {max(found):g} elsewhere, a share "
                 "of one among percent: write the whole column one way (0.5% with its sign, if it is that)"
             )
     return True

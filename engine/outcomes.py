@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from evalengine import store
-from evalengine.arrow import numbers
 from evalengine.checkpoints import Checkpoint
 from evalengine.console import Progress
 from evalengine.events import Advanced, Doing, Event, Failed, Finished, Kept, Noted, Stored
+from evalengine.metrics import table_answers
 from evalengine.resume import Options
 from evalengine.types import Described
 
@@ -119,17 +119,12 @@ def run_record(outcomes: list[Outcome], backend: Described, options: Options) ->
 
 
 def accuracy(table: pa.Table) -> float:
-    """Share of items whose highest log-likelihood is the gold choice's (first index on ties)."""
+    """Share of items answered right by the benchmark's own score, which the table's metadata names (else acc)."""
     if not len(table):
         return float("nan")
-    lists = table["loglik"].combine_chunks()
-    loglik_C, offset = numbers(lists.flatten()), numbers(lists.offsets) - lists.offsets[0].as_py()
-    best_I = np.maximum.reduceat(loglik_C, offset[:-1])
-    at_C = np.flatnonzero(loglik_C == np.repeat(best_I, np.diff(offset)))
-    first_I = at_C[
-        np.searchsorted(at_C, offset[:-1])
-    ]  # the first maximum at or behind each item's start is its own
-    return float(np.mean(first_I - offset[:-1] == numbers(table["gold"].combine_chunks())))
+    metric = (table.schema.metadata or {}).get(b"default_score", b"acc").decode()
+    found, gold_I = table_answers(table, metric)
+    return float(np.mean(found.pick == gold_I))
 
 
 def summaries(outcomes: list[Outcome], out: Path) -> Iterator[dict[str, Any]]:

@@ -1,60 +1,24 @@
 """From per-token log-probabilities to scored choices and answered items, without a Python loop over items.
 
-Per choice: the log-likelihood (sum over its targets) and its four normalisations: per character, per byte,
-per token and minus the unconditional log-likelihood (PMI). Per item and score: the pick (first index on
-ties), the softmax confidence in it, the gold choice's probability, the margin between the two largest
-probabilities, and the entropy in nats.
+Per choice: the log-likelihood (sum over its targets) and its score by every metric of `evalengine.metrics`, where the
+formulas are. Per item and metric: the pick (first index on ties), the softmax confidence in it, the gold choice's
+probability, the margin between the two largest probabilities, and the entropy in nats.
 
-Cost: each log-probability read once. Dims: T targets, C choices of all items, I items, S the five scores of
-`SCORES`.
+Cost: each log-probability read once. Dims: T targets, C choices of all items, I items, S metrics.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
-from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-SCORES = (
-    "acc",
-    "acc_norm",
-    "acc_bytes",
-    "acc_token",
-    "acc_pmi",
-)  # what names the score that picks the answer
+from evalengine.kernels.choices import Choices, ChoiceScores
+from evalengine.metrics import METRICS, answers
 
-
-class Choices(NamedTuple):
-    """The arguments of `choice_scores`."""
-
-    logprob_T: Tensor
-    target_offset_C1: Tensor
-    choice_offset_I1: Tensor
-    gold_I: Tensor | None = None
-    chars_C: Tensor | None = None
-    bytes_C: Tensor | None = None
-    loglik_uncond_C: Tensor | None = None
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """(choices, items)."""
-        return self.target_offset_C1.numel() - 1, self.choice_offset_I1.numel() - 1
-
-
-class ChoiceScores(NamedTuple):
-    """Scores of the choices, and per score what each item's softmax over them says. A score that was not
-    asked for (no lengths, no unconditional log-likelihoods) is NaN, its pick -1."""
-
-    loglik_C: Tensor  # float32
-    score_SC: Tensor  # float32, rows in the order of SCORES; row 0 is loglik_C
-    pick_SI: Tensor  # int32, index of the choice within its item
-    confidence_SI: Tensor  # float32, probability of the pick
-    p_gold_SI: Tensor  # float32, NaN where gold is unknown
-    margin_SI: Tensor  # float32, largest minus second largest probability; 1 with a single choice
-    entropy_SI: Tensor  # float32, nats
+SCORES = tuple(METRICS)
 
 
 def choice_scores(
@@ -79,42 +43,6 @@ def choice_scores(
     )
 
 
-def choice_scores_reference(*args: Tensor, **options: Tensor) -> ChoiceScores:
-    """The same as a loop over items in float64."""
-    logprob_T, target_offset_C1, choice_offset_I1, gold_I, chars_C, bytes_C, loglik_uncond_C = Choices(
-        *args, **options
-    )
-    offset = target_offset_C1.tolist()
-    loglik_C = torch.stack([logprob_T[a:b].double().sum() for a, b in itertools.pairwise(offset)])
-    lengths = torch.tensor([max(1, b - a) for a, b in itertools.pairwise(offset)])
-    nan_C = torch.full_like(loglik_C, torch.nan)
-    score_SC = torch.stack(
-        [
-            loglik_C,
-            nan_C if chars_C is None else loglik_C / chars_C,
-            nan_C if bytes_C is None else loglik_C / bytes_C,
-            loglik_C / lengths,
-            nan_C if loglik_uncond_C is None else loglik_C - loglik_uncond_C.double(),
-        ]
-    )
-    items = choice_offset_I1.tolist()
-    out = torch.full((5, len(SCORES), len(items) - 1), torch.nan, dtype=torch.float64)
-    for i, (first, last) in enumerate(itertools.pairwise(items)):
-        for s in range(len(SCORES)):
-            score = score_SC[s, first:last]
-            if score.isnan().any():
-                out[0, s, i] = -1
-                continue
-            p = score.softmax(0)
-            top = p.sort(descending=True).values.tolist()
-            gold = -1 if gold_I is None else int(gold_I[i])
-            out[0, s, i], out[1, s, i] = float(score.argmax()), top[0]
-            out[2, s, i] = p[gold] if gold >= 0 else torch.nan
-            out[3, s, i] = top[0] - (top[1] if len(top) > 1 else 0.0)
-            out[4, s, i] = torch.special.entr(p).sum()
-    return ChoiceScores(loglik_C, score_SC, out[0].int(), out[1], out[2], out[3], out[4])
-
-
 def _choice_scores(*args: Tensor | None) -> tuple[Tensor, ...]:
     choices = Choices(*args)  # type: ignore[arg-type]
     _check(choices)
@@ -130,46 +58,15 @@ def _choice_scores(*args: Tensor | None) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def _choice_scores_cpu(choices: Choices) -> tuple[Tensor, ...]:
-    logprob_T, target_offset_C1, choice_offset_I1, gold_I, chars_C, bytes_C, loglik_uncond_C = choices
-    n_choices, n_items = choices.counts
-    target_offset_C1, choice_offset_I1 = target_offset_C1.long(), choice_offset_I1.long()
-    loglik_C = _segments(logprob_T.double(), "sum", target_offset_C1)
-    nan_C = torch.full((n_choices,), torch.nan, dtype=torch.float64)
-    score_SC = torch.stack(
-        [
-            loglik_C,
-            nan_C if chars_C is None else loglik_C / chars_C,
-            nan_C if bytes_C is None else loglik_C / bytes_C,
-            loglik_C / target_offset_C1.diff().clamp(min=1),
-            nan_C if loglik_uncond_C is None else loglik_C - loglik_uncond_C,
-        ]
+    loglik_C = torch.segment_reduce(
+        choices.logprob_T.double(), "sum", offsets=choices.target_offset_C1.long(), axis=0
     )
-    item_C = torch.repeat_interleave(torch.arange(n_items), choice_offset_I1.diff(), output_size=n_choices)
-    score_CS = score_SC.t().contiguous()  # segments run along the first dimension
-    index_C1 = (torch.arange(n_choices) - choice_offset_I1[item_C])[:, None]
-    max_IS = _segments(score_CS, "max", choice_offset_I1)
-    pick_IS = _segments(
-        torch.where(score_CS == max_IS[item_C], index_C1, n_choices).double(), "min", choice_offset_I1
-    )
-    exp_CS = torch.exp(score_CS - max_IS[item_C])
-    sum_IS = _segments(exp_CS, "sum", choice_offset_I1)
-    p_CS = exp_CS / sum_IS[item_C]
-    second_IS = _segments(torch.where(index_C1 == pick_IS[item_C], 0.0, p_CS), "max", choice_offset_I1)
-    confidence_IS = 1.0 / sum_IS
-    entropy_IS = _segments(torch.special.entr(p_CS), "sum", choice_offset_I1)
-    p_gold_IS = torch.full_like(sum_IS, torch.nan)
-    if gold_I is not None:
-        known = (gold_I >= 0).nonzero().squeeze(1)
-        p_gold_IS[known] = p_CS[choice_offset_I1[known] + gold_I[known].long()]
-    pick_IS = torch.where(sum_IS.isnan(), -1.0, pick_IS)
-    per_item = (
-        t.t().float().contiguous() for t in (confidence_IS, p_gold_IS, confidence_IS - second_IS, entropy_IS)
-    )
-    return (loglik_C.float(), score_SC.float(), pick_IS.t().int().contiguous(), *per_item)
-
-
-def _segments(x: Tensor, how: str, offset: Tensor) -> Tensor:
-    return torch.segment_reduce(x, how, offsets=offset, axis=0)
+    score_SC = choices.scores(loglik_C)
+    offset_I1 = choices.choice_offset_I1.numpy()
+    gold_I = np.full(len(offset_I1) - 1, -1) if choices.gold_I is None else choices.gold_I.numpy()
+    found = [answers(score_C.numpy(), offset_I1, gold_I)[:5] for score_C in score_SC]
+    per_item = (torch.from_numpy(np.stack(field_SI)) for field_SI in zip(*found, strict=True))
+    return (loglik_C.float(), score_SC.float(), *per_item)
 
 
 def _check(choices: Choices) -> None:

@@ -1,7 +1,9 @@
-"""`choice_scores` on CUDA: one program per item sums its choices and keeps the five scores' softmax
-statistics running.
+"""`choice_scores` on CUDA: a launch that sums each choice's log-probabilities, and one that reduces items.
 
-Cost: each log-probability read once, one launch. Dims: T targets, C choices, I items, S scores (padded to 8).
+The scores between the two are `Choices.scores`, the formulas of all devices. In the second launch a program per item keeps the
+softmax statistics of all metrics running, so an item's bits depend on nothing else.
+
+Cost: each log-probability read once. Dims: T targets, C choices, I items, S metrics.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -16,72 +18,59 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from evalengine.kernels.choice_scores import Choices
+from evalengine.kernels.choices import Choices
 from evalengine.kernels.triton_common import Spec
 
-CONSTANTS = {"BLOCK_C": 8}
+BLOCK_C = 8
 
 
 @triton.jit
-def _choice_kernel(
-    logprob_T,
-    target_offset_C1,
+def _loglik_kernel(logprob_T, target_offset_C1, loglik_C, C, BLOCK_C: tl.constexpr):
+    choices = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    there = choices < C
+    start = tl.load(target_offset_C1 + choices, mask=there, other=0).to(tl.int32)
+    end = tl.load(target_offset_C1 + choices + 1, mask=there, other=0).to(tl.int32)
+    loglik = tl.zeros((BLOCK_C,), dtype=tl.float32)
+    for t in range(tl.max(end - start, 0)):
+        loglik += tl.load(logprob_T + start + t, mask=start + t < end, other=0.0)
+    tl.store(loglik_C + choices, loglik, mask=there)
+
+
+@triton.jit
+def _item_kernel(
+    score_SC,
     choice_offset_I1,
     gold_I,
-    chars_C,
-    bytes_C,
-    uncond_C,
-    loglik_C,
-    score_SC,
     pick_SI,
     confidence_SI,
     p_gold_SI,
     margin_SI,
     entropy_SI,
     C,
+    S: tl.constexpr,
     HAS_GOLD: tl.constexpr,
-    HAS_CHARS: tl.constexpr,
-    HAS_BYTES: tl.constexpr,
-    HAS_UNCOND: tl.constexpr,
+    BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     item = tl.program_id(0)
     first = tl.load(choice_offset_I1 + item).to(tl.int32)
     last = tl.load(choice_offset_I1 + item + 1).to(tl.int32)
-    s = tl.arange(0, 8)
-    top = tl.full((8,), float("-inf"), dtype=tl.float32)
-    second = tl.full((8,), float("-inf"), dtype=tl.float32)
-    total = tl.zeros((8,), dtype=tl.float32)
-    weighted = tl.zeros((8,), dtype=tl.float32)  # sum of exp(x - top) * (x - top)
-    at_gold = tl.zeros((8,), dtype=tl.float32)
-    pick = tl.full((8,), -1, dtype=tl.int32)
+    s = tl.arange(0, BLOCK_S)
+    top = tl.full((BLOCK_S,), float("-inf"), dtype=tl.float32)
+    second = tl.full((BLOCK_S,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((BLOCK_S,), dtype=tl.float32)
+    weighted = tl.zeros((BLOCK_S,), dtype=tl.float32)  # sum of exp(x - top) * (x - top)
+    at_gold = tl.zeros((BLOCK_S,), dtype=tl.float32)
+    pick = tl.full((BLOCK_S,), -1, dtype=tl.int32)
     gold = -1
     if HAS_GOLD:
         gold = tl.load(gold_I + item).to(tl.int32)
     for block in range(first, last, BLOCK_C):
         choices = block + tl.arange(0, BLOCK_C)
-        there = choices < last
-        start = tl.load(target_offset_C1 + choices, mask=there, other=0).to(tl.int32)
-        end = tl.load(target_offset_C1 + choices + 1, mask=there, other=0).to(tl.int32)
-        loglik = tl.zeros((BLOCK_C,), dtype=tl.float32)
-        for t in range(tl.max(end - start, 0)):
-            loglik += tl.load(logprob_T + start + t, mask=start + t < end, other=0.0)
-        nan = tl.full((BLOCK_C,), float("nan"), dtype=tl.float32)
-        per_char, per_byte, pmi = nan, nan, nan
-        if HAS_CHARS:
-            per_char = loglik / tl.load(chars_C + choices, mask=there, other=1).to(tl.float32)
-        if HAS_BYTES:
-            per_byte = loglik / tl.load(bytes_C + choices, mask=there, other=1).to(tl.float32)
-        if HAS_UNCOND:
-            pmi = loglik - tl.load(uncond_C + choices, mask=there, other=0.0)
-        per_token = loglik / tl.maximum(end - start, 1).to(tl.float32)
-        x = tl.where((s == 0)[:, None], loglik[None, :], pmi[None, :])
-        x = tl.where((s == 1)[:, None], per_char[None, :], x)
-        x = tl.where((s == 2)[:, None], per_byte[None, :], x)
-        x = tl.where((s == 3)[:, None], per_token[None, :], x)
-        tl.store(loglik_C + choices, loglik, mask=there)
-        tl.store(score_SC + s[:, None] * C + choices[None, :], x, mask=(s < 5)[:, None] & there[None, :])
-        x = tl.where(there[None, :], x, float("-inf"))
+        there = (choices < last)[None, :]
+        at = s[:, None] * C + choices[None, :]
+        x = tl.load(score_SC + at, mask=(s < S)[:, None] & there, other=float("nan"))
+        x = tl.where(there, x, float("-inf"))
         index = (choices - first)[None, :]
         block_top = tl.max(x, 1)
         block_pick = tl.min(tl.where(x == block_top[:, None], index, 2147483647), 1)
@@ -103,49 +92,45 @@ def _choice_kernel(
     confidence = 1.0 / total
     p_gold = tl.exp(at_gold - top) * confidence
     at = s * tl.num_programs(0) + item
-    tl.store(pick_SI + at, tl.where(total == total, pick, -1), mask=s < 5)
-    tl.store(confidence_SI + at, confidence, mask=s < 5)
-    tl.store(p_gold_SI + at, tl.where(gold >= 0, p_gold, float("nan")), mask=s < 5)
-    tl.store(margin_SI + at, (1.0 - tl.exp(second - top)) * confidence, mask=s < 5)
-    tl.store(entropy_SI + at, tl.log(total) - weighted * confidence, mask=s < 5)
+    tl.store(pick_SI + at, tl.where(total == total, pick, -1), mask=s < S)
+    tl.store(confidence_SI + at, confidence, mask=s < S)
+    tl.store(p_gold_SI + at, tl.where(gold >= 0, p_gold, float("nan")), mask=s < S)
+    tl.store(margin_SI + at, (1.0 - tl.exp(second - top)) * confidence, mask=s < S)
+    tl.store(entropy_SI + at, tl.log(total) - weighted * confidence, mask=s < S)
+
+
+def item_constants(metrics: int, has_gold: bool) -> dict[str, int | bool]:
+    """The compile-time arguments of the second launch."""
+    padded = triton.next_power_of_2(metrics)
+    return {"S": metrics, "HAS_GOLD": has_gold, "BLOCK_S": padded, "BLOCK_C": BLOCK_C}
 
 
 def choice_scores_triton(choices: Choices) -> tuple[Tensor, ...]:
     """The fields of ChoiceScores for checked arguments, at least one item."""
     n_choices, n_items = choices.counts
-    logprob_T, uncond_C = choices.logprob_T.float().contiguous(), choices.loglik_uncond_C
-    given = [None if x is None else x.contiguous() for x in choices[3:6]]
-    given.append(None if uncond_C is None else uncond_C.float().contiguous())
+    logprob_T, gold_I = choices.logprob_T.float().contiguous(), choices.gold_I
     loglik_C = logprob_T.new_empty(n_choices)
-    score_SC = logprob_T.new_empty(5, n_choices)
-    pick_SI = torch.empty(5, n_items, dtype=torch.int32, device=logprob_T.device)
-    confidence_SI, p_gold_SI, margin_SI, entropy_SI = (logprob_T.new_empty(5, n_items) for _ in range(4))
-    per_item = (pick_SI, confidence_SI, p_gold_SI, margin_SI, entropy_SI)
-    _choice_kernel[(n_items,)](
-        logprob_T,
-        choices.target_offset_C1.contiguous(),
+    blocks = (triton.cdiv(n_choices, BLOCK_C),)
+    offset_C1 = choices.target_offset_C1.contiguous()
+    _loglik_kernel[blocks](logprob_T, offset_C1, loglik_C, n_choices, BLOCK_C=BLOCK_C, num_warps=1)
+    score_SC = choices.scores(loglik_C)
+    metrics = len(score_SC)
+    pick_SI = torch.empty(metrics, n_items, dtype=torch.int32, device=logprob_T.device)
+    per_item = (pick_SI, *(logprob_T.new_empty(metrics, n_items) for _ in range(4)))
+    _item_kernel[(n_items,)](
+        torch.where(score_SC.isfinite(), score_SC, torch.nan),
         choices.choice_offset_I1.contiguous(),
-        *(logprob_T if x is None else x for x in given),
-        loglik_C,
-        score_SC,
+        pick_SI if gold_I is None else gold_I.contiguous(),
         *per_item,
         n_choices,
-        **dict(
-            zip(
-                ("HAS_GOLD", "HAS_CHARS", "HAS_BYTES", "HAS_UNCOND"),
-                (x is not None for x in given),
-                strict=True,
-            )
-        ),
-        **CONSTANTS,
+        **item_constants(metrics, gold_I is not None),
         num_warps=1,
     )
     return (loglik_C, score_SC, *per_item)
 
 
 def specs(capability: int) -> Iterator[Spec]:
-    """The kernel with all options, for `compiled.py`."""
-    names = ("target_offset_C1", "choice_offset_I1", "gold_I", "chars_C", "bytes_C")
-    flags = {f"HAS_{x}": True for x in ("GOLD", "CHARS", "BYTES", "UNCOND")}
-    types = {**dict.fromkeys(names, "*i64"), "pick_SI": "*i32"}
-    yield Spec("choice", _choice_kernel, types, {**flags, **CONSTANTS}, warps=1)
+    """Both kernels, for `compiled.py`."""
+    types = {**dict.fromkeys(("target_offset_C1", "choice_offset_I1", "gold_I"), "*i64"), "pick_SI": "*i32"}
+    yield Spec("choice sums", _loglik_kernel, types, {"BLOCK_C": BLOCK_C}, warps=1)
+    yield Spec("choice", _item_kernel, types, item_constants(5, True), warps=1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evalengine import console
 from evalengine.errors import UserError
+from evalengine.metrics import METRICS
 
 if TYPE_CHECKING:
     from evalengine.analysis.study import Analysis
@@ -36,9 +37,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--interval", default="bca", choices=("bca", "percentile", "basic", "fisher", "jackknife"))
     p.add_argument("--level", type=float, default=0.95, help="confidence level (default 0.95)")
     p.add_argument("--statistic", default="pearson", choices=("pearson", "spearman", "kendall"))
-    p.add_argument(
-        "--metric", help="acc, acc_norm, acc_bytes, acc_token or acc_pmi (default: each benchmark's own)"
-    )
+    p.add_argument("--metric", help=f"one of {', '.join(METRICS)} (default: each benchmark's own)")
     p.add_argument("--stages", metavar="BEFORE,AFTER", help="the two stages to compare (default: pt,sft)")
     p.add_argument("--resample", default="mixtures", choices=("mixtures", "items", "both"))
     p.add_argument("--study", metavar="FILE", help="study file that says what the mixtures are made of")
@@ -47,21 +46,18 @@ def add_options(p: argparse.ArgumentParser) -> None:
 
 def analysis_of(args: argparse.Namespace) -> Analysis:
     """Reads the store and runs the analysis with the options of `add_options`."""
-    from evalengine.analysis.beside import helper
     from evalengine.analysis.mixtures import imported_mixtures, read_study
     from evalengine.analysis.panel import load_panel
     from evalengine.analysis.study import Options, analyse
+    from evalengine.remote_store import readable
 
     if args.bootstrap not in (None, "exact") and not str(args.bootstrap).isdigit():
         raise UserError(f"--bootstrap takes a number or 'exact', not '{args.bootstrap}'")
-    from evalengine.remote_store import readable
-
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
     options = Options(args.bootstrap, args.interval, args.level, args.statistic, args.seed, args.resample)
-    with helper() as pool:
-        panel = load_panel(readable(args.store), stages=stages, metric=args.metric, pool=pool)
-        mixtures = read_study(args.study) if args.study else imported_mixtures(args.store)
-        return analyse(panel, options, mixtures, pool)
+    panel = load_panel(readable(args.store), stages=stages, metric=args.metric)
+    mixtures = read_study(args.study) if args.study else imported_mixtures(args.store)
+    return analyse(panel, options, mixtures)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -91,6 +87,8 @@ def as_json(row: Row) -> dict[str, Any]:
 
 def show_transfer(analysis: Analysis, quantity: str) -> None:
     """One table: categories first, then their benchmarks; a column of r with its interval for each scale."""
+    from evalengine.analysis.groups import PARTIAL
+
     rows = [row for row in analysis.tables["transfer"] if row.quantity == quantity]
     scales = list(dict.fromkeys(row.scale for row in rows))
     method = analysis.method
@@ -121,7 +119,7 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
         if r.protocol == "category_transfer"
         else f"{r.name} ({r.scale}): {r.note}"
         for r in rows
-        if r.note and (r.estimate != r.estimate or r.note.startswith("without "))
+        if r.note and (r.estimate != r.estimate or r.note_kind == PARTIAL)
     ):
         console.say(f"  {reason}")
 

@@ -12,18 +12,10 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from evalengine import store
-from evalengine.analysis.item_kernels import (
-    BRIER,
-    CONFIDENCE,
-    ENTROPY,
-    MARGIN,
-    NLL,
-    P_GOLD,
-    PICK,
-    reliability,
-)
-from evalengine.analysis.items import expected_calibration_error, read_store, reduce_table
+from evalengine.analysis.item_kernels import reliability
+from evalengine.analysis.items import expected_calibration_error, read_store
 from evalengine.errors import UserError
+from evalengine.metrics import answers, table_answers
 
 WHO = {"checkpoint": "c", "scale": "1B", "mixture": "m", "stage": "pt", "benchmark": "b", "category": "NLI"}
 
@@ -41,24 +33,24 @@ def scored() -> tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("metric", ["acc", "acc_norm"])
 def test_item_scores(scored, metric: str) -> None:
     table, loglik, gold, chars = scored
-    field, read_gold = reduce_table(table, metric)
+    found, read_gold = table_answers(table, metric)
     score = loglik.astype(np.float64) / (chars if metric == "acc_norm" else 1)
     p = softmax(score, axis=1)
     pick = score.astype(np.float32).argmax(axis=1)
     rows = np.arange(300)
-    assert (read_gold == gold).all() and (field[:, PICK] == pick).all()
-    assert field[7, PICK] == pick[7]
+    assert (read_gold == gold).all() and (found.pick == pick).all()
+    assert found.pick[7] == pick[7]
     onehot = np.eye(4)[gold]
     expected = {
-        CONFIDENCE: p[rows, pick],
-        P_GOLD: p[rows, gold],
-        MARGIN: np.sort(p, axis=1)[:, -1] - np.sort(p, axis=1)[:, -2],
-        ENTROPY: -(p * log_softmax(score, axis=1)).sum(axis=1),
-        BRIER: ((p - onehot) ** 2).sum(axis=1),
-        NLL: -log_softmax(score, axis=1)[rows, gold],
+        "confidence": p[rows, pick],
+        "p_gold": p[rows, gold],
+        "margin": np.sort(p, axis=1)[:, -1] - np.sort(p, axis=1)[:, -2],
+        "entropy": -(p * log_softmax(score, axis=1)).sum(axis=1),
+        "brier": ((p - onehot) ** 2).sum(axis=1),
+        "nll": -log_softmax(score, axis=1)[rows, gold],
     }
-    for column, values in expected.items():
-        np.testing.assert_allclose(field[:, column], values, rtol=2e-5, atol=2e-6)
+    for name, values in expected.items():
+        np.testing.assert_allclose(getattr(found, name), values, rtol=2e-5, atol=2e-6)
 
 
 def test_ragged_choices_and_unusable_items() -> None:
@@ -67,9 +59,19 @@ def test_ragged_choices_and_unusable_items() -> None:
     table = table.set_column(
         table.schema.get_field_index("loglik"), "loglik", pa.array(lists, pa.list_(pa.float32()))
     )
-    field, _ = reduce_table(table, "acc")
-    np.testing.assert_array_equal(field[:, PICK], [0, 1, np.nan, 0])
-    assert field[0, CONFIDENCE] == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-6)
+    found, _ = table_answers(table, "acc")
+    np.testing.assert_array_equal(found.pick, [0, 1, -1, 0])
+    assert all(np.isnan(field[2]) for field in found[1:]) and np.isfinite(found.confidence[[0, 1, 3]]).all()
+    assert found.confidence[0] == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-6)
+
+
+def test_items_without_choices_or_a_right_one() -> None:
+    score_C = np.array([-1.0, -2.0, -4.0, -3.0, -np.inf, -1.0])
+    found = answers(score_C, np.array([0, 2, 2, 4, 6, 6]), np.array([1, 0, -1, 0, 0]))
+    np.testing.assert_array_equal(found.pick, [0, -1, 1, -1, -1])
+    np.testing.assert_array_equal(np.isfinite(found.entropy), [True, False, True, False, False])
+    np.testing.assert_array_equal(np.isfinite(found.p_gold), [True, False, False, False, False])
+    assert len(answers(np.empty(0), np.zeros(1, int), np.empty(0, int)).pick) == 0
 
 
 def test_reliability_bins_are_numpy_array_split_of_the_sorted_items() -> None:

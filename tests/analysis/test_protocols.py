@@ -10,11 +10,16 @@ import scipy.stats as st
 from planted import MIXTURES
 from test_panel import cell
 
-from evalengine.analysis import decisions, protocols
+from evalengine.analysis import decisions
+from evalengine.analysis.alignment import alignment
 from evalengine.analysis.bootstrap import draw_resamples, enumerate_resamples
-from evalengine.analysis.mixtures import from_sources, share_effects, web_source_differences
+from evalengine.analysis.coherence import coherence
+from evalengine.analysis.effects import share_effects, web_source_differences
+from evalengine.analysis.matrices import matrices, similarity
+from evalengine.analysis.mixtures import from_sources
 from evalengine.analysis.panel import Cell, Panel, assemble
 from evalengine.analysis.study import Options, analyse, fixed_data
+from evalengine.analysis.transfer import category_transfer, transfer
 from evalengine.errors import UserError
 
 CATEGORY = {"a1": "Science", "a2": "Science", "a3": "Science", "b1": "NLI", "b2": "NLI", "c1": "Semantic"}
@@ -50,8 +55,8 @@ def r(x, y) -> float:
 
 def test_transfer_and_category_means(setup) -> None:
     panel, data, columns = setup
-    single = protocols.transfer(data, "confidence")
-    means = protocols.category_transfer(single, panel)
+    single = transfer(data, "confidence")
+    means = category_transfer(single, panel)
     assert [label.name for label in single.labels] == NAMES
     for (s, scale), (c, chosen) in itertools.product(enumerate(panel.scales), columns.items()):
         x = panel.values["confidence"][s][:, chosen]
@@ -67,8 +72,8 @@ def test_a_resample_without_spread_in_a_benchmark_averages_the_others() -> None:
     panel = make(seed=1)
     panel.values["accuracy"][:, 0, :6, 0] = 0.25
     data = fixed_data(panel, enumerate_resamples(9), "pearson")
-    single = protocols.transfer(data, "accuracy")
-    means = protocols.category_transfer(single, panel)
+    single = transfer(data, "accuracy")
+    means = category_transfer(single, panel)
     known = np.isfinite(single.values["1B"])
     lost = ~known[0] & known[1:].all(axis=0)
     assert data.plan is not None and lost.sum() > 1_000
@@ -90,7 +95,7 @@ def test_coherence_averages_the_pairs_that_a_resample_defines() -> None:
     pairs = np.array([(i, j) for i in science for j in science if i < j])
     assert 0 in science and len(science) >= 3
     each = data.correlate("accuracy", "1B", pairs)
-    found = protocols.coherence(data, "accuracy")
+    found = coherence(data, "accuracy")
     row = [label[:2] for label in found.labels].index(("Science", panel.stages[0]))
     known = np.isfinite(each)
     some = known.any(axis=0)  # not where a resample holds one mixture nine times
@@ -103,7 +108,7 @@ def test_coherence_averages_the_pairs_that_a_resample_defines() -> None:
 def test_matrices_and_their_similarity(setup) -> None:
     panel, data, columns = setup
     groups: dict[str, dict[tuple[str, str], np.ndarray]] = {}
-    for group in protocols.matrices(data, "accuracy"):
+    for group in matrices(data, "accuracy"):
         at = groups.setdefault(group.protocol, {})
         at |= {(label.name, label.other): group.values["1B"][k] for k, label in enumerate(group.labels)}
     assert {name: len(found) for name, found in groups.items()} == {
@@ -111,7 +116,7 @@ def test_matrices_and_their_similarity(setup) -> None:
         "matrix_pt": 15,
         "matrix_sft": 15,
     }
-    alike = protocols.similarity(data, "accuracy").values["1B"]
+    alike = similarity(data, "accuracy").values["1B"]
     for c, chosen in columns.items():
         x = panel.values["accuracy"][1][:, chosen]
         for (i, a), (j, b) in itertools.product(enumerate(NAMES), repeat=2):
@@ -126,7 +131,7 @@ def test_matrices_and_their_similarity(setup) -> None:
 
 def test_coherence(setup) -> None:
     panel, data, columns = setup
-    found = protocols.coherence(data, "accuracy")
+    found = coherence(data, "accuracy")
     at = {(label.category, label.name): k for k, label in enumerate(found.labels)}
     for c, chosen in columns.items():
         x = panel.values["accuracy"][0][:, chosen]
@@ -137,12 +142,12 @@ def test_coherence(setup) -> None:
         cross = np.mean([r(x[0, :, i], x[1, :, j]) for i, j in itertools.permutations(range(3), 2)])
         assert value[at["Science", "cross"]] == pytest.approx(cross, abs=1e-9)
         assert np.isnan(value[at["Semantic", "pt"]])
-    assert "one benchmark, so no pairs" in found.notes["240M"][at["Semantic", "pt"]]
+    assert "one benchmark, so no pairs" in found.notes["240M"][at["Semantic", "pt"]].text
 
 
 def test_alignment_in_three_readings_and_its_persistence(setup) -> None:
     panel, data, columns = setup
-    found = protocols.alignment(data)
+    found = alignment(data)
     at = {tuple(label): k for k, label in enumerate(found.labels)}
     for c, chosen in columns.items():
         a, conf = (panel.values[q][1][:, chosen][:, :, :3] for q in ("accuracy", "confidence"))

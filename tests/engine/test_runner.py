@@ -20,3 +20,10 @@ def test_accuracy_takes_the_first_of_equal_choices() -> None:
     assert accuracy(table.slice(100, 50)) == np.mean(
         [row.index(max(row)) == g for row, g in zip(logliks[100:150], gold[100:150], strict=True)]
     )
+
+
+def test_accuracy_is_by_the_benchmarks_own_score() -> None:
+    fields = {"loglik": pa.array([[-3.0, -4.0]], pa.list_(pa.float32())), "gold": pa.array([1], pa.int16())}
+    table = pa.table({**fields, "chars": pa.array([[1, 2]], pa.list_(pa.int32()))})
+    assert accuracy(table) == 0.0
+    assert accuracy(table.replace_schema_metadata({"default_score": "acc_norm"})) == 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -10,9 +11,46 @@ import torch
 from torch import Tensor
 
 from evalengine.kernels import SCORES, choice_scores
-from evalengine.kernels.choice_scores import choice_scores_op, choice_scores_reference
+from evalengine.kernels.choice_scores import choice_scores_op
+from evalengine.kernels.choices import Choices, ChoiceScores
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choice_scores_reference(*args: Tensor, **options: Tensor) -> ChoiceScores:
+    """`choice_scores` as a loop over items in float64, with every formula written out."""
+    logprob_T, target_offset_C1, choice_offset_I1, gold_I, chars_C, bytes_C, loglik_uncond_C = Choices(
+        *args, **options
+    )
+    offset = target_offset_C1.tolist()
+    loglik_C = torch.stack([logprob_T[a:b].double().sum() for a, b in itertools.pairwise(offset)])
+    lengths = torch.tensor([max(1, b - a) for a, b in itertools.pairwise(offset)])
+    nan_C = torch.full_like(loglik_C, torch.nan)
+    score_SC = torch.stack(
+        [
+            loglik_C,
+            nan_C if chars_C is None else loglik_C / chars_C,
+            nan_C if bytes_C is None else loglik_C / bytes_C,
+            loglik_C / lengths,
+            nan_C if loglik_uncond_C is None else loglik_C - loglik_uncond_C.double(),
+        ]
+    )
+    items = choice_offset_I1.tolist()
+    out = torch.full((5, len(SCORES), len(items) - 1), torch.nan, dtype=torch.float64)
+    for i, (first, last) in enumerate(itertools.pairwise(items)):
+        for s in range(len(SCORES)):
+            score = score_SC[s, first:last]
+            if score.isnan().any():
+                out[0, s, i] = -1
+                continue
+            p = score.softmax(0)
+            top = p.sort(descending=True).values.tolist()
+            gold = -1 if gold_I is None else int(gold_I[i])
+            out[0, s, i], out[1, s, i] = float(score.argmax()), top[0]
+            out[2, s, i] = p[gold] if gold >= 0 else torch.nan
+            out[3, s, i] = top[0] - (top[1] if len(top) > 1 else 0.0)
+            out[4, s, i] = torch.special.entr(p).sum()
+    return ChoiceScores(loglik_C, score_SC, out[0].int(), out[1], out[2], out[3], out[4])
 
 
 def offsets(lengths: Tensor) -> Tensor:

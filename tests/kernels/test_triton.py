@@ -17,12 +17,12 @@ from oracle import (
     logits_logprobs_reference,
     problem,
 )
-from test_choice_scores import ragged
+from test_choice_scores import choice_scores_reference, ragged
 from test_linear_cross_entropy import OPTIONS, case
 from test_logits_logprobs import case as logits_case
 from torch import Tensor
 
-from evalengine.kernels.choice_scores import Choices, ChoiceScores, choice_scores_reference
+from evalengine.kernels.choices import Choices, ChoiceScores
 from evalengine.kernels.head import Head, TargetLogprobs, Wanted, Weights
 
 

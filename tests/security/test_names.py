@@ -10,7 +10,7 @@ import yaml
 
 from evalengine import checkpoints, resolve
 from evalengine.analysis import harness, samples
-from evalengine.analysis.figures import plain_stage
+from evalengine.analysis.matrices import plain_stage
 from evalengine.benchmarks.custom import read_benchmark
 from evalengine.errors import UserError
 from evalengine.untrusted import check_label, check_name, printable

@@ -1,4 +1,4 @@
-"""Drawings of the report as inline SVG: interval rows, heatmaps, reliability curves.
+"""Parts of the report's page: legends, tables, and figures (figure.py) as inline SVG.
 
 Colours are CSS variables, so that light, dark and print need one drawing; a heatmap's strength is opacity over the
 page. Interval rows use percentages, so that they fill any width with text of one size. All text is escaped.
@@ -9,10 +9,10 @@ Cost: strings; about 100 bytes a heatmap cell.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from typing import NamedTuple
 
+from evalengine.analysis.figure import R_AXIS, Axis, Heatmaps, Intervals, by
 from evalengine.analysis.results import Results, excludes_zero, number, with_interval
 from evalengine.analysis.tables import Row
 
@@ -20,20 +20,6 @@ CELL = 22
 CHAR = 6.4  # width of a character of an 11 px label, generous
 LONGEST = 26  # characters of a label before it is shortened in the middle
 LINE = 15  # height of one interval in a row
-
-
-class Axis(NamedTuple):
-    """The range of a row of intervals."""
-
-    low: float
-    high: float
-    unit: str = ""
-
-    def percent(self, value: float) -> float:
-        return 100.0 * (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
-
-
-R_AXIS = Axis(-1.0, 1.0)
 
 
 def short(text: str) -> str:
@@ -49,7 +35,59 @@ def breakable(text: str) -> str:
     return escape(text).replace("_", "_<wbr>")
 
 
-def interval_row(label: str, rows: Sequence[Row | None], axis: Axis = R_AXIS, *, strong: bool = False) -> str:
+def legend(names: Sequence[str], css: str = "s") -> str:
+    """The colours of scales (css "s") or stages ("t"); nothing to tell apart, no legend."""
+    marks = "".join(f'<span><i class="{css}{k}"></i>{escape(name)}</span>' for k, name in enumerate(names))
+    return f'<div class="legend">{marks}</div>' if len(names) > 1 else ""
+
+
+def interval_words(results: Results) -> str:
+    """Which intervals are shown."""
+    method = results.method
+    kinds = {"bca": "BCa bootstrap", "fisher": "Fisher's z", "jackknife": "jackknife t"}
+    kind = kinds.get(method["interval"], f"{method['interval']} bootstrap")
+    return f"{method['level']:.0%} intervals: {kind}, {method['resamples']:,} resamples"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], wrap: int = -1) -> str:
+    """A table of escaped texts; a cell that starts with "<b " is markup of our own."""
+    head = "".join(f"<th{' class=wrap' if k == wrap else ''}>{escape(c)}</th>" for k, c in enumerate(columns))
+    lines = []
+    for row in rows:
+        cells = "".join(
+            f"<td{' class=wrap' if k == wrap else ''}>{c if c.startswith('<b ') else escape(c)}</td>"
+            for k, c in enumerate(row)
+        )
+        lines.append(f"<tr>{cells}</tr>")
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def grid(figure: Intervals, *, capitalise: bool = True) -> str:
+    """The panels of a figure side by side."""
+    scales = list(dict.fromkeys(row.scale for row in figure.shown))
+    out = []
+    for title, rows in by(figure.shown, figure.panel).items():
+        shown = title.capitalize() if capitalise else title
+        out.append(f"<div><h3>{escape(shown)}</h3>")
+        for heading, members in by(rows, figure.group).items():
+            out.append(f'<div class="hint">{escape(heading)}</div>' if heading else "")
+            out.append(block(members, figure.label, scales, figure.axis))
+        out.append("</div>")
+    return f'<div class="grid">{"".join(out)}</div>'
+
+
+def block(
+    rows: Iterable[Row], label: Callable[[Row], str], scales: Sequence[str], axis: Axis = R_AXIS
+) -> str:
+    """Interval rows, one per label, with an interval for each scale; the axis below."""
+    lines = []
+    for name, found in by(list(rows), label).items():
+        at = {row.scale: row for row in found}
+        lines.append(interval_row(name, [at.get(scale) for scale in scales], axis))
+    return "".join(lines) + axis_row(axis) if lines else ""
+
+
+def interval_row(label: str, rows: Sequence[Row | None], axis: Axis) -> str:
     """A line of a figure: label, one interval per scale (colour) with its bar from 0, and the numbers."""
     zero = axis.percent(0.0)
     marks = [f'<line class="zero" x1="{zero:.2f}%" x2="{zero:.2f}%" y1="0" y2="100%"/>']
@@ -78,16 +116,16 @@ def interval_row(label: str, rows: Sequence[Row | None], axis: Axis = R_AXIS, *,
     hint = f' title="{escape(notes)}"' if notes else ""
     star = '<sup class="mark">*</sup>' if notes else ""
     return (
-        f'<div class="irow{" strong" if strong else ""}"{hint}><span class="label" title="{escape(label)}">'
+        f'<div class="irow"{hint}><span class="label" title="{escape(label)}">'
         f'{breakable(label)}{star}</span>{drawing}<span class="nums">{"".join(numbers)}</span></div>'
     )
 
 
-def axis_row(axis: Axis = R_AXIS) -> str:
+def axis_row(axis: Axis) -> str:
     """The scale under a block of interval rows."""
     middle = 0.5 * (axis.low + axis.high)
     ends = "".join(
-        f'<text x="{axis.percent(v):.0f}%" y="11" text-anchor="{anchor}">{number(v, 1) if v else "0"}{escape(axis.unit)}</text>'
+        f'<text x="{axis.percent(v):.0f}%" y="11" text-anchor="{anchor}">{number(v, 1) if v else "0"}</text>'
         for v, anchor in ((axis.low, "start"), (middle, "middle"), (axis.high, "end"))
     )
     return (
@@ -96,13 +134,12 @@ def axis_row(axis: Axis = R_AXIS) -> str:
     )
 
 
-def heatmap(
-    results: Results, rows: Sequence[Row], name: str, row_title: str, column_title: str, *, triangle: bool
-) -> str:
+def heatmap(results: Results, rows: Sequence[Row], name: str, figure: Heatmaps) -> str:
     """A matrix of r with category blocks; a ring marks cells whose interval excludes 0.
 
     `name` finds the cell's data in the page's script: "quantity/scale/protocol".
     """
+    row_title, column_title = escape(figure.row_title), escape(figure.column_title)
     benchmarks: list[str] = list(results.method["benchmarks"])
     categories: list[str] = list(results.method["categories"])
     index = {benchmark: b for b, benchmark in enumerate(benchmarks)}
@@ -112,11 +149,11 @@ def heatmap(
     width, height = margin + B * CELL + 8, top + B * CELL + margin
     parts = [
         f'<svg class="heat" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        f'data-name="{escape(name)}" aria-label="{escape(row_title)} by {escape(column_title)}">'
+        f'data-name="{escape(name)}" aria-label="{row_title} by {column_title}">'
     ]
     for row in rows:
         cells = [(index[row.name], index[row.other])]
-        if triangle:
+        if figure.triangle:
             cells.append(cells[0][::-1])
         for i, j in cells:
             parts.append(_cell(row, i, j, margin, top))
@@ -134,11 +171,11 @@ def heatmap(
     parts += _blocks(categories, margin, top)
     middle = top + B * CELL / 2
     parts.append(
-        f'<text class="side" transform="translate(12,{middle}) rotate(-90)" text-anchor="middle">{escape(row_title)}</text>'
+        f'<text class="side" transform="translate(12,{middle}) rotate(-90)" text-anchor="middle">{row_title}</text>'
     )
     centre = margin + B * CELL / 2
     parts.append(
-        f'<text class="side" x="{centre}" y="{height - 5}" text-anchor="middle">{escape(column_title)}</text></svg>'
+        f'<text class="side" x="{centre}" y="{height - 5}" text-anchor="middle">{column_title}</text></svg>'
     )
     return "".join(parts)
 
@@ -178,8 +215,12 @@ def _blocks(categories: Sequence[str], margin: int, top: int) -> list[str]:
     return parts
 
 
-def reliability_curve(title: str, curves: Sequence[Sequence[dict[str, float]]]) -> str:
-    """Accuracy against confidence, one line per stage, whiskers the interval over mixtures, diagonal the ideal."""
+def reliability_curve(results: Results, scale: str, benchmark: str) -> str:
+    """Accuracy against confidence, one line per stage, whiskers the interval over mixtures, diagonal the ideal; "" where
+    the benchmark has no curve at the scale."""
+    curves = [results.curve(scale, stage, benchmark) for stage in results.method["stages"]]
+    if not any(curves):
+        return ""
     side, pad = 132, 24
     low = min([0.0] + [p["confidence"] for points in curves for p in points])
 
@@ -203,4 +244,4 @@ def reliability_curve(title: str, curves: Sequence[Sequence[dict[str, float]]]) 
         parts.append(f'<polyline class="curve t{t}" points="{path}"/>')
     ticks = ((pad, side + 18, "start", "0"), (pad + side, side + 18, "end", "1"), (pad - 4, 14, "end", "1"))
     parts += [f'<text class="tick" x="{x}" y="{y}" text-anchor="{a}">{v}</text>' for x, y, a, v in ticks]
-    return "".join(parts) + f"</svg><figcaption>{escape(short(title))}</figcaption></figure>"
+    return "".join(parts) + f"</svg><figcaption>{escape(short(benchmark))}</figcaption></figure>"

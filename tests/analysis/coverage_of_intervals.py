@@ -1,10 +1,9 @@
 """How often a nominal 95% interval holds the truth with nine mixtures: the simulation behind the default.
 
-    python -m evalengine.analysis.coverage [--draws 2000] [--mixtures 9]
+    python tests/analysis/coverage_of_intervals.py [--draws 2000] [--mixtures 9]
 
-Draws studies whose true correlation is known, takes every kind of interval from all distinct resamples, and
-counts. Beside single correlations it does so for the means that the protocols report (a category's transfer,
-its coherence).
+Draws studies whose true correlation is known, takes every kind of interval from all distinct resamples, and counts.
+Beside single correlations it does so for the means that the protocols report (a category's transfer, its coherence).
 
 Cost: about 0.1 s per 1,000 draws and kind of data on one core, for single correlations.
 """
@@ -24,8 +23,7 @@ KINDS = ("percentile", "basic", "bca", "jackknife", "fisher")
 
 
 class Coverage(NamedTuple):
-    """Share of draws whose interval holds the truth, and the intervals' mean width; by kind in the order of
-    KINDS."""
+    """Share of draws whose interval holds the truth, and the intervals' mean width; by kind in the order of KINDS."""
 
     statistic: str
     distribution: str
@@ -45,8 +43,7 @@ def correlated(rng: np.random.Generator, draws: int, n: int, r: float, distribut
 
 
 def single(r: float, distribution: str, draws: int, n: int = 9, seed: int = 0) -> Coverage:
-    """Coverage for one Pearson r. With heavy tails r is that of the scatter matrix, to which the sample's
-    converges."""
+    """Coverage for one Pearson r. With heavy tails r is that of the scatter matrix, to which the sample's converges."""
     plan = resamples(n, None)
     x = correlated(np.random.default_rng([seed, int(100 * r), len(distribution)]), draws, n, r, distribution)
     pairs = np.arange(2 * draws).reshape(-1, 2)

@@ -1,0 +1,87 @@
+"""Levels and calibration: the mean over mixtures of each benchmark's accuracy, confidence, ECE, Brier score, NLL, ..."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from html import escape
+
+import numpy as np
+
+from evalengine.analysis import page
+from evalengine.analysis.bootstrap import resamples
+from evalengine.analysis.figure import Curves, Figure
+from evalengine.analysis.groups import Array, Group, Label
+from evalengine.analysis.panel import Panel
+from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.results import Results
+from evalengine.analysis.tables import Row, rows_of
+
+WORDS = {"ece": "ECE", "brier": "Brier", "nll": "NLL", "accuracy": "accuracy", "confidence": "confidence"}
+
+
+def rows(study: Study) -> list[Row]:
+    """Mixtures are resampled, whatever the user resamples: the means are over them."""
+    panel, options = study.panel, study.options
+    plan = resamples(len(panel.mixtures), options.bootstrap, options.seed)
+    out = []
+    for quantity, value_STMB in {**panel.values, **panel.calibration}.items():
+        out += rows_of(means(panel, quantity, value_STMB, plan.weight_MC), plan, options.settings)
+    return out
+
+
+def means(panel: Panel, quantity: str, value_STMB: Array, weight_MC: Array) -> Group:
+    """Mean over mixtures of each benchmark's value at both stages."""
+    B = len(panel.benchmarks)
+    labels = [
+        Label(panel.categories[b], panel.benchmarks[b], stage) for b in range(B) for stage in panel.stages
+    ]
+    values, n = {}, {}
+    for s, scale in enumerate(panel.scales):
+        x_LM = np.stack([value_STMB[s, t, :, b] for b in range(B) for t in range(2)])
+        known = np.isfinite(x_LM)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            values[scale] = (np.where(known, x_LM, 0.0) @ weight_MC) / (known.astype(np.float64) @ weight_MC)
+        n[scale] = known.sum(axis=1)
+    return Group("mean", quantity, labels, values, n)
+
+
+def section(results: Results) -> str:
+    if not results.rows("calibration", quantity="ece"):
+        return ""
+    stages = results.method["stages"]
+    out = [
+        "<h2>Calibration of items</h2>",
+        '<p class="hint">Accuracy (up) against confidence (right) in 15 bins of equal size; the whiskers are t intervals over '
+        "mixtures, the dashed line is perfect calibration.</p>",
+        page.legend(stages, "t"),
+    ]
+    for scale in reversed(results.scales):
+        small = "".join(page.reliability_curve(results, scale, b) for b in results.method["benchmarks"])
+        first = " open" if scale == results.scales[-1] else ""
+        out.append(
+            f'<details{first}><summary>{escape(scale)}</summary><div class="smalls">{small}</div></details>'
+        )
+    at = {(row.quantity, row.scale, row.name, row.other): row for row in results.rows("calibration")}
+    table = []
+    for scale, benchmark, stage in itertools.product(results.scales, results.method["benchmarks"], stages):
+        found = [at.get((quantity, scale, benchmark, stage)) for quantity in WORDS]
+        n = str(found[-1].n) if found[-1] else "–"
+        table.append([benchmark, scale, stage, *map(_level, found), n])
+    out.append("<details><summary>Means over mixtures, with intervals</summary>")
+    out.append(page.table(["benchmark", "scale", "stage", *WORDS.values(), "n"], table) + "</details>")
+    return "".join(out)
+
+
+def _level(row: Row | None) -> str:
+    if row is None or not math.isfinite(row.estimate) or not math.isfinite(row.low):
+        return "–"
+    return f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}]"
+
+
+def figures(results: Results) -> Mapping[str, Figure]:
+    return {"reliability": Curves(results.scales[-1])}
+
+
+PROTOCOL = Protocol("calibration", rows, section, figures)

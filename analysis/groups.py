@@ -1,0 +1,120 @@
+"""Statistics as weighted columns: what every protocol computes from and what it returns.
+
+A protocol turns `Data` into a `Group`: labelled statistics whose values are known in every column (the sample, the
+jackknife, the resamples), scale by scale. What to do with the columns (intervals, contrasts between scales) is the same
+for all and lives in `tables`.
+
+Dims: V = 2B variables (benchmarks before, then after), M mixtures, C columns, S statistics, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalengine.analysis.bootstrap import DEGENERATE_MOST, Resamples, degenerate_share
+from evalengine.analysis.correlation import Sample, correlate
+from evalengine.analysis.panel import Panel
+
+Array = NDArray[np.float64]
+Pairs = NDArray[np.int64]
+BLOCK_BYTES = 16 << 20  # replicates at once: the allocator reuses such blocks, larger ones fault pages in
+ALL = "All"
+
+
+class Label(NamedTuple):
+    """What a statistic is about: `other` is the second benchmark, stage or measure, where there is one."""
+
+    category: str
+    name: str
+    other: str = ""
+
+
+class Note(NamedTuple):
+    """What has to be known of a statistic: `kind` is one of the constants below, for programs; `text` is for people."""
+
+    kind: str = ""
+    text: str = ""
+
+
+UNDEFINED = "undefined"  # there is no estimate
+PARTIAL = "partial"  # a mean that leaves out some of its members
+ITEM_NOISE = "item noise"  # the mixtures differ no more than item noise makes them differ
+
+
+@dataclass(frozen=True)
+class Group:
+    """Statistics of one protocol and quantity: per scale (S, C) values, and (S,) how many mixtures they rest on."""
+
+    protocol: str
+    quantity: str
+    labels: list[Label]
+    values: dict[str, Array]
+    n: dict[str, NDArray[np.int64]]
+    notes: dict[str, list[Note]] = field(default_factory=dict)
+    is_correlation: bool = False  # of single pairs, so that Fisher's z applies
+    members: dict[str, list[list[int]]] | None = None  # what means are the means of, by scale
+
+
+@dataclass(frozen=True)
+class Data:
+    """A panel with weights: one `Sample` per scale and quantity."""
+
+    panel: Panel
+    samples: dict[tuple[str, str], Sample]  # by (quantity, scale)
+    statistic: str = "pearson"
+    plan: Resamples | None = None  # None in a part of the columns
+
+    def sample(self, quantity: str, scale: str) -> Sample:
+        return self.samples[quantity, scale]
+
+    def n(self, quantity: str, scale: str, pairs: Pairs) -> NDArray[np.int64]:
+        known = np.isfinite(self.sample(quantity, scale).x_VMC[:, :, 0])
+        return (known[pairs[:, 0]] & known[pairs[:, 1]]).sum(axis=1)
+
+    def correlate(self, quantity: str, scale: str, pairs: Pairs) -> Array:
+        """(P, C); NaN for pairs with fewer than 4 mixtures, and for those that too many resamples leave undefined."""
+        value_PC = correlate(self.sample(quantity, scale), pairs, self.statistic)
+        value_PC[self.n(quantity, scale, pairs) < 4] = np.nan
+        return self.reportable(value_PC)
+
+    def reportable(self, value_SC: Array) -> Array:
+        """The same, NaN throughout where more than DEGENERATE_MOST of the resamples are undefined.
+
+        Where one mixture alone differs from the others, r is 1 or -1 in every resample that holds it and undefined in
+        the rest: an interval from the former would look exact.
+        """
+        if self.plan is not None:
+            value_SC[degenerate_share(value_SC, self.plan) > DEGENERATE_MOST] = np.nan
+        return value_SC
+
+
+def column_parts(sample: Sample, rows: int) -> Iterator[slice]:
+    """Slices of columns such that `rows` float64 rows of them stay below BLOCK_BYTES."""
+    columns = sample.w_MC.shape[1]
+    step = max(256, BLOCK_BYTES // (8 * max(1, rows)))
+    for start in range(0, columns, step):
+        yield slice(start, min(start + step, columns))
+
+
+def over_columns(data: Data, quantity: str, scale: str, rows: int, reduce: Callable[[Data], Array]) -> Array:
+    """Applies a column-wise reduction part by part, so that memory stays bounded for many pairs."""
+    sample = data.sample(quantity, scale)
+    found = []
+    for part in column_parts(sample, rows):
+        x = sample.x_VMC if sample.x_VMC.shape[2] == 1 else sample.x_VMC[:, :, part]
+        piece = Sample(x, np.ascontiguousarray(sample.w_MC[:, part]))
+        found.append(reduce(Data(data.panel, {(quantity, scale): piece}, data.statistic)))
+    return np.concatenate(found, axis=1)
+
+
+def mean_of_known(value_SC: Array) -> Array:
+    """(C,): each column's mean over the statistics that it defines; NaN where it defines none."""
+    known_SC = np.isfinite(value_SC)
+    with np.errstate(invalid="ignore"):
+        mean_C: Array = np.where(known_SC, value_SC, 0.0).sum(axis=0) / known_SC.sum(axis=0)
+    return mean_C

@@ -1,0 +1,152 @@
+"""Correlation matrices of the benchmarks, across the stages and within each, and how alike the two within are."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from html import escape
+
+import numpy as np
+
+from evalengine.analysis import page
+from evalengine.analysis.figure import Figure, Heatmaps
+from evalengine.analysis.groups import ALL, BLOCK_BYTES, Array, Data, Group, Label, Pairs, over_columns
+from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.results import Results
+from evalengine.analysis.tables import Row
+
+SEPARATOR = "\x1f"  # between the parts of a matrix's name; no benchmark or scale holds it
+
+
+def rows(study: Study) -> list[Row]:
+    out = []
+    for quantity in study.panel.quantities:
+        for group in matrices(study.data, quantity):
+            out += study.rows(group)
+        out += study.rows(similarity(study.data, quantity))
+    return out
+
+
+def matrices(data: Data, quantity: str) -> Iterator[Group]:
+    """The full cross-stage matrix (row: benchmark before, column: benchmark after) and both within-stage ones.
+
+    In blocks of pairs, so that no more than a few blocks of replicates exist at a time.
+    """
+    panel = data.panel
+    B = len(panel.benchmarks)
+    square = np.array([(i, B + j) for i in range(B) for j in range(B)])
+    upper = np.stack(np.triu_indices(B, 1), axis=-1)
+    columns = data.sample(quantity, panel.scales[0]).w_MC.shape[1]
+    step = max(1, BLOCK_BYTES // (8 * columns))
+    before, after = panel.stages
+    for name, every in (("cross", square), (before, upper), (after, upper + B)):
+        for start in range(0, len(every), step):
+            pairs = every[start : start + step]
+            values = {scale: data.correlate(quantity, scale, pairs) for scale in panel.scales}
+            n = {scale: data.n(quantity, scale, pairs) for scale in panel.scales}
+            labels = [
+                Label(panel.categories[i % B], panel.benchmarks[i % B], panel.benchmarks[j % B])
+                for i, j in pairs
+            ]
+            yield Group(f"matrix_{name}", quantity, labels, values, n, {}, data.statistic == "pearson")
+
+
+def similarity(data: Data, quantity: str) -> Group:
+    """Correlation of the two within-stage matrices over their off-diagonal pairs (190 for 20 benchmarks).
+
+    The pairs share benchmarks and mixtures, so they are far from independent: the interval comes from
+    resampling mixtures, and a p-value that takes the pairs for so many observations would be wrong.
+    """
+    panel = data.panel
+    B = len(panel.benchmarks)
+    upper = np.stack(np.triu_indices(B, 1), axis=-1)
+    values, n = {}, {}
+    for scale in panel.scales:
+        itself = np.stack([np.arange(2 * B)] * 2, axis=1)
+        varies = np.isfinite(data.correlate(quantity, scale, itself)[:, 0])
+        usable = upper[varies[upper].all(axis=1) & varies[upper + B].all(axis=1)]
+        values[scale] = np.full((1, data.sample(quantity, scale).w_MC.shape[1]), np.nan)
+        if len(usable) >= 3:
+            reduce = partial(_similarity, quantity=quantity, scale=scale, pairs=usable, benchmarks=B)
+            values[scale] = over_columns(data, quantity, scale, len(usable), reduce)
+        n[scale] = np.array([data.n(quantity, scale, usable).min(initial=len(panel.mixtures))])
+    before, after = panel.stages
+    count = B * (B - 1) // 2
+    return Group("similarity", quantity, [Label(ALL, f"{count} pairs", f"{before}, {after}")], values, n)
+
+
+def _similarity(data: Data, quantity: str, scale: str, pairs: Pairs, benchmarks: int) -> Array:
+    before = data.correlate(quantity, scale, pairs)
+    return _pearson_over_rows(before, data.correlate(quantity, scale, pairs + benchmarks))[None]
+
+
+def _pearson_over_rows(x_PC: Array, y_PC: Array) -> Array:
+    """Pearson r over the first axis, column by column; a row that is NaN in a column is left out of that column."""
+    known = np.isfinite(x_PC) & np.isfinite(y_PC)
+    count = known.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        dx = np.where(known, x_PC, 0.0) - np.where(known, x_PC, 0.0).sum(axis=0) / count
+        dy = np.where(known, y_PC, 0.0) - np.where(known, y_PC, 0.0).sum(axis=0) / count
+        dx, dy = np.where(known, dx, 0.0), np.where(known, dy, 0.0)
+        r = (dx * dy).sum(axis=0) / np.sqrt((dx**2).sum(axis=0) * (dy**2).sum(axis=0))
+    return np.where(count >= 3, r, np.nan)
+
+
+def _heatmaps(results: Results) -> dict[str, Heatmaps]:
+    before, after = results.method["stages"]
+    return {
+        f"{before} against {after}": Heatmaps("matrix_cross", before, after, False),
+        f"within {before}": Heatmaps(f"matrix_{before}", before, before, True),
+        f"within {after}": Heatmaps(f"matrix_{after}", after, after, True),
+    }
+
+
+def section(results: Results) -> str:
+    out = [
+        "<h2>Correlation matrices</h2>",
+        '<p class="hint">Point at a cell, or tap it, for r, its interval, n and the mixtures. A ring marks an interval that '
+        'excludes 0; grey: no r, too little varies. <span class="nowrap">−1<span class="ramp"></span>+1</span></p>',
+    ]
+    for k, (words, figure) in enumerate(_heatmaps(results).items()):
+        figures = []
+        for quantity, scale in itertools.product(results.method["quantities"], results.scales):
+            rows = results.rows("matrices", protocol=figure.protocol, quantity=quantity, scale=scale)
+            if not rows:
+                continue
+            at = f", {scale}" if len(results.scales) > 1 else ""
+            drawing = page.heatmap(results, rows, SEPARATOR.join((quantity, scale, figure.protocol)), figure)
+            figures.append(
+                f"<div><h3>{escape(quantity.capitalize() + at)}: {escape(words)}</h3>"
+                f'<div class="scroll">{drawing}</div></div>'
+            )
+        if figures:
+            grid = f'<div class="grid">{"".join(figures)}</div>'
+            summary = f"<summary>{escape(words.capitalize())}</summary>"
+            out.append(grid if k == 0 else f"<details>{summary}{grid}</details>")
+    rows = results.rows("matrices", protocol="similarity")
+    if any(math.isfinite(r.estimate) for r in rows):
+        out.append(
+            f"<h3>Similarity of the two within-stage matrices</h3>{page.legend(results.scales)}"
+            + page.block(rows, lambda row: row.quantity, results.scales)
+            + '<p class="hint">Correlation over all pairs of benchmarks. Pairs share benchmarks and mixtures, so they are not '
+            "so many independent observations; the interval resamples mixtures.</p>"
+        )
+    return "".join(out)
+
+
+def figures(results: Results) -> Mapping[str, Figure]:
+    names = ["cross", *map(plain_stage, results.method["stages"])]
+    return {
+        f"matrix_{name}": heatmaps for name, heatmaps in zip(names, _heatmaps(results).values(), strict=True)
+    }
+
+
+def plain_stage(stage: str) -> str:
+    """A stage as part of a file's name: stages come from anyone's table, and may hold a slash."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", stage)[:60]
+
+
+PROTOCOL = Protocol("matrices", rows, section, figures)

@@ -1,0 +1,19 @@
+"""The protocols, in the order of the report's sections. A new one is a file of its own and its name here."""
+
+from __future__ import annotations
+
+from evalengine.analysis import (
+    alignment,
+    calibration,
+    coherence,
+    decisions,
+    effects,
+    matrices,
+    noise,
+    transfer,
+)
+
+PROTOCOLS = tuple(
+    file.PROTOCOL
+    for file in (transfer, matrices, coherence, alignment, calibration, effects, noise, decisions)
+)

@@ -1,0 +1,257 @@
+"""Cross-stage transfer: does a mixture that is better before stay better after?
+
+Of each benchmark: corr over mixtures of its value before with its value after. Of a category and of all: the mean of its
+benchmarks' r. With permutation p-values, adjusted within a scale.
+
+Source of the definitions here and in the other protocols: "The Magic Correlations" (arXiv 2602.11217), restated in
+docs/analysis.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+
+import numpy as np
+
+from evalengine.analysis import page
+from evalengine.analysis.bootstrap import DEGENERATE_MOST
+from evalengine.analysis.correlation import benjamini_hochberg, permutation_p, ranks, similarity_terms
+from evalengine.analysis.figure import Axis, Figure, Intervals
+from evalengine.analysis.groups import ALL, PARTIAL, UNDEFINED, Array, Data, Group, Label, Note, mean_of_known
+from evalengine.analysis.panel import Panel
+from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Options, Protocol, Study
+from evalengine.analysis.results import Results, excludes_zero, with_interval
+from evalengine.analysis.tables import Row
+from evalengine.analysis.verdicts import verdict_claims, verdict_section
+
+
+def rows(study: Study) -> list[Row]:
+    out = []
+    for quantity in study.panel.quantities:
+        single = transfer(study.data, quantity)
+        for group in (single, category_transfer(single, study.panel)):
+            out += study.rows(group, transfer_p(group, study.panel, study.options))
+    return out
+
+
+def transfer(data: Data, quantity: str) -> Group:
+    """Cross-stage transfer of each benchmark: corr over mixtures of its value before with its value after."""
+    panel = data.panel
+    B = len(panel.benchmarks)
+    pairs = np.stack([np.arange(B), B + np.arange(B)], axis=1)
+    values, n, notes = {}, {}, {}
+    for s, scale in enumerate(panel.scales):
+        values[scale] = data.correlate(quantity, scale, pairs)
+        n[scale] = data.n(quantity, scale, pairs)
+        known_B = np.isfinite(values[scale][:, 0])
+        notes[scale] = [
+            Note() if known_B[b] else Note(UNDEFINED, _why_nan(panel, quantity, s, b, int(n[scale][b])))
+            for b in range(B)
+        ]
+    labels = [Label(panel.categories[b], panel.benchmarks[b]) for b in range(B)]
+    return Group("transfer", quantity, labels, values, n, notes, data.statistic == "pearson")
+
+
+def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int) -> str:
+    """The reason why a benchmark's transfer is not reported at a scale."""
+    if n < 4:
+        return f"{n} mixture{'s have' if n != 1 else ' has'} both values, 4 are needed"
+    x_TM = panel.values[quantity][s, :, :, b]
+    x_TM = x_TM[:, np.isfinite(x_TM).all(axis=0)]
+    for t, stage in enumerate(panel.stages):
+        if np.ptp(x_TM[t]) <= 1e-12 * np.abs(x_TM[t]).max(initial=0.0):
+            return f"{quantity} at {stage} is {x_TM[t, 0]:.4g} for every mixture: no spread to correlate"
+    different = min(len(np.unique(np.round(x, 12))) for x in x_TM)
+    return (
+        f"{quantity} takes only {different} different values over {n} mixtures, so unevenly that r is undefined in more than "
+        f"{DEGENERATE_MOST:.0%} of the resamples"
+    )
+
+
+def category_transfer(single: Group, panel: Panel) -> Group:
+    """The mean of a category's benchmark transfers, and of all; benchmarks without an r are left out and said so.
+
+    In a resample the mean is over the benchmarks that have an r in it: each lacks one in few (`reportable`), but
+    one or other of twenty does in many.
+    """
+    members = [*panel.category_members().items(), (ALL, list(range(len(panel.benchmarks))))]
+    values, n, notes, defined_at = {}, {}, {}, {}
+    for scale, value_BC in single.values.items():
+        rows, counts, said = [], [], []
+        defined_at[scale] = [[b for b in index if np.isfinite(value_BC[b, 0])] for _, index in members]
+        for _, index in members:
+            defined = [b for b in index if np.isfinite(value_BC[b, 0])]
+            rows.append(mean_of_known(value_BC[defined]))
+            counts.append(min((int(single.n[scale][b]) for b in defined), default=0))
+            lost = [panel.benchmarks[b] for b in index if b not in defined]
+            said.append(Note(PARTIAL, f"without {', '.join(lost)} (no r)") if lost else Note())
+        values[scale], n[scale], notes[scale] = np.array(rows), np.array(counts), said
+    labels = []
+    for k, (category, index) in enumerate(members):
+        sizes = {len(defined[k]) for defined in defined_at.values()}
+        of = f"{min(sizes)} of {len(index)}" if len(sizes) == 1 else f"up to {len(index)}"
+        labels.append(Label(category, f"mean of {len(index) if sizes == {len(index)} else of}"))
+    return Group("category_transfer", single.quantity, labels, values, n, notes, members=defined_at)
+
+
+def transfer_p(group: Group, panel: Panel, options: Options) -> dict[str, tuple[Array, Array]] | None:
+    """Permutation p-values of transfers (of benchmarks, or of their means), adjusted within the group and scale."""
+    if options.statistic == "kendall":
+        return None
+    B = len(panel.benchmarks)
+    out = {}
+    for s, scale in enumerate(panel.scales):
+        x_VM = panel.variables(group.quantity, s)
+        keep = np.asarray(np.isfinite(x_VM).any(axis=0))
+        x_VM = x_VM[:, keep]
+        p = np.full(len(group.labels), np.nan)
+        members = group.members[scale] if group.members else [[b] for b in range(B)]
+        for mask_key, index in _by_mask(x_VM, members, B).items():
+            mask = np.frombuffer(mask_key, dtype=bool)
+            if mask.sum() < 4:
+                continue
+            z_VM = x_VM[:, mask]
+            z_VM = ranks(z_VM) if options.statistic == "spearman" else z_VM
+            a_BMM = similarity_terms(z_VM[:B], z_VM[B:])
+            usable = np.asarray(np.isfinite(a_BMM).all(axis=(1, 2)))
+            terms = [
+                a_BMM[chosen].mean(axis=0)
+                if (chosen := [b for b in members[i] if usable[b]])
+                else a_BMM[0] * np.nan
+                for i in index
+            ]
+            p[index] = permutation_p(np.array(terms), options.seed)
+        p[~np.isfinite(group.values[scale][:, 0])] = np.nan
+        out[scale] = (p, benjamini_hochberg(p))
+    return out
+
+
+def _by_mask(x_VM: Array, members: Sequence[Sequence[int]], B: int) -> dict[bytes, list[int]]:
+    """Statistics grouped by the mixtures that all of their benchmarks have."""
+    known = np.isfinite(x_VM)
+    usable = np.asarray(known.any(axis=1))
+    grouped: dict[bytes, list[int]] = {}
+    for i, index in enumerate(members):
+        rows = [v for b in index for v in (b, B + b) if usable[b] and usable[B + b]]
+        mask = known[rows].all(axis=0) if rows else np.zeros(x_VM.shape[1], dtype=bool)
+        grouped.setdefault(mask.tobytes(), []).append(i)
+    return grouped
+
+
+def section(results: Results) -> str:
+    method = results.method
+    means = results.rows("transfer", protocol="category_transfer")
+    single = results.rows("transfer", protocol="transfer")
+    out = [
+        "<h2>Transfer</h2>",
+        f'<p class="hint">Correlation over mixtures of a benchmark\'s value at {escape(method["stages"][0])} with its '
+        f"value at {escape(method['stages'][1])}. {escape(page.interval_words(results))}; n = number of mixtures, "
+        f"{_n_words(single)}. A star marks a note (point at it).</p>",
+        page.legend(results.scales),
+        "<h3>Category means</h3>",
+        page.grid(Intervals(means, _label)),
+        "<h3>Benchmarks</h3>",
+        page.grid(Intervals(single, _label, group=lambda row: row.category)),
+    ]
+    if len(results.scales) > 1:
+        small, large = results.scales[0], results.scales[-1]
+        every = [row for q in method["quantities"] for row in results.rows("transfer", quantity=q)]
+        out.append(
+            f"<details><summary>Differences between scales ({escape(large)} minus {escape(small)})</summary>"
+            '<p class="hint">The same resamples on both sides.</p>'
+            f"{page.grid(Intervals(every, _label, axis=Axis(-2.0, 2.0), contrast=True))}</details>"
+        )
+    return "".join(out) + verdict_section(results)
+
+
+def _n_words(rows: Sequence[Row]) -> str:
+    counts = sorted({row.n for row in rows if math.isfinite(row.estimate)})
+    if not counts:
+        return "none"
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _label(row: Row) -> str:
+    return f"{row.category} ({row.name})" if row.protocol == "category_transfer" else row.name
+
+
+def figures(results: Results) -> Mapping[str, Figure]:
+    return {
+        "category_transfer": Intervals(results.rows("transfer", protocol="category_transfer"), _label),
+        "benchmark_transfer": Intervals(results.rows("transfer", protocol="transfer"), _label),
+    }
+
+
+def claims(results: Results) -> Iterator[Claim]:
+    for quantity in results.method["quantities"]:
+        yield from _overall(results, quantity)
+        yield from verdict_claims(results, quantity)
+        yield from _tests(results, quantity)
+    single = results.rows("transfer", protocol="transfer", contrast="")
+    if widths := sorted(row.high - row.low for row in single if math.isfinite(row.low)):
+        yield Claim(
+            CAUTION,
+            f"The median {results.method['level']:.0%} interval of a benchmark's r is "
+            f"{widths[len(widths) // 2]:.2f} wide, of a possible 2.",
+        )
+
+
+def _overall(results: Results, quantity: str) -> Iterator[Claim]:
+    before, after = results.method["stages"]
+    for scale in results.scales:
+        means = results.rows("transfer", protocol="category_transfer", quantity=quantity, scale=scale)
+        row = next((row for row in means if row.category == ALL), None)
+        if row is None or not math.isfinite(row.estimate):
+            continue
+        at = f" at {scale}" if len(results.scales) > 1 else ""
+        said = f"{with_interval(row)}, n = {row.n}"
+        if row.low > 0:
+            yield Claim(
+                SUPPORTED,
+                f"Over all benchmarks{at}, mixtures with higher {quantity} at {before} tend to have higher {quantity} at "
+                f"{after}: mean r = {said}.",
+            )
+        elif row.high < 0:
+            yield Claim(
+                SUPPORTED,
+                f"Over all benchmarks{at}, {quantity} reverses from {before} to {after}: mean r = {said}.",
+            )
+        else:
+            yield Claim(
+                UNSUPPORTED,
+                f"That {quantity} carries over at all on average{at}: mean r = {said}, which holds 0.",
+            )
+    for row in results.rows("transfer", protocol="category_transfer", quantity=quantity):
+        if not row.contrast:
+            continue
+        name = "all benchmarks" if row.category == ALL else row.category
+        small, large = results.scales[0], results.scales[-1]
+        if excludes_zero(row):
+            word = "higher" if row.estimate > 0 else "lower"
+            yield Claim(
+                SUPPORTED,
+                f"Transfer of {quantity} on {name} is {word} at {large} than at {small}: difference of the mean r "
+                f"{with_interval(row)}, n = {row.n}.",
+            )
+        elif row.category == ALL and math.isfinite(row.estimate):
+            yield Claim(
+                UNSUPPORTED,
+                f"That transfer of {quantity} changes with scale on average: difference {large} − {small} of the mean "
+                f"r {with_interval(row)}, n = {row.n}.",
+            )
+
+
+def _tests(results: Results, quantity: str) -> Iterator[Claim]:
+    rows = [r for r in results.rows("transfer", protocol="transfer", quantity=quantity) if math.isfinite(r.q)]
+    if rows:
+        lost = sum(r.q >= 0.05 for r in rows)
+        yield Claim(
+            UNSUPPORTED if lost else SUPPORTED,
+            f"A non-zero transfer of {quantity} in {lost or len(rows)} of {len(rows)} tests (benchmark and scale) once the "
+            f"false-discovery rate is held at 5% within each scale (permutation tests, Benjamini-Hochberg).",
+        )
+
+
+PROTOCOL = Protocol("transfer", rows, section, figures, claims)

@@ -1,0 +1,140 @@
+"""The metrics: how a choice is scored, and what the scores of an item's choices say.
+
+A metric turns a choice's log-likelihood into its score. The choice with the highest score is the pick, and the softmax
+over the item's scores gives the confidence in it, p(gold), the margin and the entropy. The closing table of
+`evalengine score`, the analysis and `kernels.choice_scores` all go through this file: a metric is one entry of METRICS.
+
+NumPy is imported where it is used, so that the command line knows the names without it.
+
+Cost: some ten vectorised passes over the choices.
+Dims: C choices of all items, I items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from evalengine.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+
+class Metric(NamedTuple):
+    """How choices are scored.
+
+    score: of the log-likelihoods (C,) and the values of `column` (C,), of one floating dtype, both NumPy arrays or both
+    torch tensors. column: of the score store, "" where the log-likelihoods suffice.
+    """
+
+    score: Callable[[Any, Any], Any]
+    column: str = ""
+
+
+def _per_unit(loglik_C: Any, length_C: Any) -> Any:
+    return loglik_C / length_C.clip(1)
+
+
+METRICS = {
+    "acc": Metric(lambda loglik_C, _: loglik_C),
+    "acc_norm": Metric(_per_unit, "chars"),
+    "acc_bytes": Metric(_per_unit, "bytes"),
+    "acc_token": Metric(_per_unit, "tokens"),
+    "acc_pmi": Metric(lambda loglik_C, uncond_C: loglik_C - uncond_C, "loglik_uncond"),
+}
+
+
+class Answers(NamedTuple):
+    """What one metric says of each item; float32, (I,). NaN (pick: -1) where a score is not finite or there is no choice;
+    p_gold, brier and nll also where the right choice is unknown."""
+
+    pick: NDArray[np.int32]  # index of the highest score within the item, the first on ties
+    confidence: NDArray[np.float32]  # probability of the pick
+    p_gold: NDArray[np.float32]  # probability of the right choice
+    margin: NDArray[np.float32]  # largest minus second largest probability; 1 with a single choice
+    entropy: NDArray[np.float32]  # nats
+    brier: NDArray[np.float32]  # sum over choices of (probability - 1 if right)^2
+    nll: NDArray[np.float32]  # -log(p_gold)
+
+
+def answers(
+    score_C: NDArray[np.floating],
+    offset_I1: NDArray[np.integer],  # item i owns the choices offset[i] to offset[i + 1] - 1
+    gold_I: NDArray[
+        np.integer
+    ],  # index of the right choice within its item; unknown where it is out of range
+) -> Answers:
+    """Reduces the scores of ragged choices to items, in float64. An item's bits do not depend on the other items."""
+    import numpy as np
+
+    start_I, count_I = offset_I1[:-1], np.diff(offset_I1)
+    if not count_I.all():  # `reduceat` takes no empty item
+        some_I = count_I > 0
+        found = answers(score_C, np.append(start_I[some_I], offset_I1[-1:]), gold_I[some_I])
+        pick_I = np.full(len(count_I), -1, np.int32)
+        fields_FI = np.full((6, len(count_I)), np.nan, np.float32)
+        pick_I[some_I], fields_FI[:, some_I] = found.pick, found[1:]
+        return Answers(pick_I, *fields_FI)
+    if not len(count_I):
+        return Answers(np.empty(0, np.int32), *(np.empty(0, np.float32) for _ in Answers._fields[1:]))
+    item_C = np.repeat(np.arange(len(count_I)), count_I)
+    usable_I = np.logical_and.reduceat(np.isfinite(score_C), start_I)
+    if not usable_I.all():
+        score_C = np.where(usable_I[item_C], score_C, 0.0)
+    logp_C = score_C.astype(np.float64) - np.maximum.reduceat(score_C, start_I)[item_C]
+    best_C = np.flatnonzero(logp_C == 0.0)
+    first_I = best_C[np.searchsorted(best_C, start_I)]  # the first at or behind the item's start is its own
+    total_I = np.add.reduceat(np.exp(logp_C), start_I)
+    logp_C -= np.log(total_I)[item_C]
+    p_C = np.exp(logp_C)
+    entropy_I = -np.add.reduceat(p_C * logp_C, start_I)
+    known_I = (gold_I >= 0) & (gold_I < count_I)
+    gold_C = start_I + np.where(known_I, gold_I, 0)
+    p_gold_I, nll_I = p_C[gold_C], -logp_C[gold_C]
+    miss_C = p_C.copy()
+    miss_C[gold_C] -= 1.0
+    brier_I = np.add.reduceat(miss_C * miss_C, start_I)
+    p_C[first_I] = 0.0
+    margin_I = 1.0 / total_I - np.maximum.reduceat(p_C, start_I)
+    p_gold_I, brier_I, nll_I = (np.where(known_I, x, np.nan) for x in (p_gold_I, brier_I, nll_I))
+    return Answers(
+        np.where(usable_I, first_I - start_I, -1).astype(np.int32),
+        *(
+            np.where(usable_I, x, np.nan).astype(np.float32)
+            for x in (1.0 / total_I, p_gold_I, margin_I, entropy_I, brier_I, nll_I)
+        ),
+    )
+
+
+def table_answers(table: pa.Table, metric: str, name: str = "") -> tuple[Answers, NDArray[np.int16]]:
+    """A score table's items by one metric, and their right choices. Raises UserError where the table lacks a column that
+    the metric needs; `name` is the benchmark's."""
+    import numpy as np
+
+    from evalengine.arrow import numbers
+
+    score, column = known_metric(metric)
+    lists = table["loglik"].combine_chunks()
+    loglik_C, offset_I1 = numbers(lists.flatten()), numbers(lists.offsets).astype(np.int64)
+    needed_C = None
+    if column:
+        needed = table[column].combine_chunks()
+        if needed.null_count or not needed.offsets.equals(lists.offsets):
+            raise UserError(
+                f"{name} was scored without --pmi, so it has no acc_pmi: score again with --pmi"
+                if column == "loglik_uncond"
+                else f"{name}: the store has no {column} lengths, so no {metric}: use --metric acc"
+            )
+        needed_C = numbers(needed.flatten()).astype(loglik_C.dtype)
+    gold_I = numbers(table["gold"].combine_chunks())
+    return answers(score(loglik_C, needed_C), offset_I1 - offset_I1[:1], gold_I), gold_I
+
+
+def known_metric(name: str) -> Metric:
+    """The metric of this name. Raises UserError where there is none."""
+    if name not in METRICS:
+        raise UserError(f"no metric '{name}': choose from {', '.join(METRICS)}")
+    return METRICS[name]

@@ -1,0 +1,100 @@
+"""A protocol is one file and one line: with that line it is computed, stored, reported, drawn and summarised. The same
+for a metric."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import planted
+import pytest
+
+from evalengine import metrics
+from evalengine.analysis import figures, registry, report, study, summary
+from evalengine.analysis.figure import Intervals
+from evalengine.analysis.groups import Data, Group, Label
+from evalengine.analysis.items import read_store
+from evalengine.analysis.panel import load_panel
+from evalengine.analysis.protocol import SUPPORTED, Claim, Protocol
+from evalengine.analysis.results import load_results
+from evalengine.analysis.study import Options, analyse
+from evalengine.analysis.tables import Row
+from evalengine.cli import main
+from evalengine.errors import UserError
+
+
+def gain(data: Data) -> Group:
+    """The mean over mixtures of after minus before, of each benchmark."""
+    panel = data.panel
+    B = len(panel.benchmarks)
+    labels = [Label(panel.categories[b], panel.benchmarks[b]) for b in range(B)]
+    values, n = {}, {}
+    for scale in panel.scales:
+        sample = data.sample("accuracy", scale)
+        x_VM = sample.x_VMC[:, :, 0]
+        values[scale] = (x_VM[B:] - x_VM[:B]) @ sample.w_MC
+        n[scale] = np.full(B, len(panel.mixtures))
+    return Group("gain", "accuracy", labels, values, n)
+
+
+def label(row: Row) -> str:
+    return row.name
+
+
+GAIN = Protocol(
+    "gain",
+    rows=lambda study: study.rows(gain(study.data)),
+    section=lambda results: f"<h2>Gain</h2>{len(results.rows('gain', contrast=''))} rows",
+    figures=lambda results: {"gain": Intervals(results.rows("gain"), label)},
+    claims=lambda results: [Claim(SUPPORTED, f"{len(results.rows('gain'))} gains.")],
+)
+
+
+def test_a_protocol_in_the_registry_is_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (study, report, figures, summary):
+        monkeypatch.setattr(module, "PROTOCOLS", (*registry.PROTOCOLS, GAIN))
+    planted.write_study(tmp_path / "scores", items=40)
+    panel = load_panel(tmp_path / "scores")
+    analyse(panel, Options()).write(tmp_path)
+    stored = json.loads((tmp_path / "gain.json").read_text())
+    x_TMB = panel.values["accuracy"][panel.scales.index("1B")]
+    expected = dict(zip(panel.benchmarks, (x_TMB[1] - x_TMB[0]).mean(axis=0), strict=True))
+    large = {row["name"]: row["estimate"] for row in stored if row["scale"] == "1B"}
+    assert large == pytest.approx(expected)
+    difference = [row for row in stored if row["contrast"]]
+    assert {(row["scale"], row["contrast"]) for row in difference} == {("1B-240M", "240M")}
+    assert len(stored) == 3 * len(difference) == 3 * len(panel.benchmarks)
+    html = report.write_report(tmp_path, tmp_path).read_text()
+    assert "<h2>Gain</h2>10 rows" in html and "15 gains." in html
+    assert tmp_path / "gain.svg" in figures.write_figures(tmp_path, tmp_path, ["svg"])
+
+
+def test_scales_that_look_like_contrasts_are_none(tmp_path: Path) -> None:
+    planted.write_study(tmp_path / "scores", {"rte": 0.5, "piqa": 0.9}, items=40, scales=["1B", "1B-240M"])
+    analysis = analyse(load_panel(tmp_path / "scores"), Options())
+    analysis.write(tmp_path)
+    results = load_results(tmp_path)
+    single = results.rows("transfer", protocol="transfer", contrast="")
+    assert {row.scale for row in single} == {"1B", "1B-240M"}
+    for verdict in analysis.verdicts:
+        mine = [r for r in single if (r.quantity, r.name) == (verdict.quantity, verdict.benchmark)]
+        assert (verdict.verdict == "reliable") == all(r.low > 0 and r.p < 0.05 for r in mine)
+
+
+def test_tables_of_the_version_before_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "analysis.json").write_text(json.dumps({"tables": ["transfer"], "checksums": {}}))
+    with pytest.raises(UserError, match="another version of evalengine: run `evalengine correlate STORE"):
+        load_results(tmp_path)
+
+
+def test_a_metric_in_the_table_is_a_choice_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(metrics.METRICS, "worst", metrics.Metric(lambda loglik_C, _: -loglik_C))
+    planted.write_study(tmp_path / "scores", {"rte": 0.5}, items=40, choices=2)
+    best, worst = (read_store(tmp_path / "scores", metric).benchmarks[0] for metric in ("acc", "worst"))
+    assert (best.correct_KI + worst.correct_KI == 1).all()
+    run = ["correlate", str(tmp_path / "scores"), "--out", str(tmp_path / "o"), "--metric"]
+    assert main([*run, "worst"]) == 0 and "Transfer" in capsys.readouterr().out
+    assert main([*run, "best"]) == 1 and "acc_pmi, worst" in capsys.readouterr().err
