@@ -24,9 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from evalengine.benchmarks.catalogue import nearest
 from evalengine.benchmarks.definition import Benchmark, Rendered, Row, Score, shared
-from evalengine.errors import UserError
+from evalengine.errors import UserError, nearest
 from evalengine.untrusted import check_label, is_plain, printable, read_yaml
 
 REQUIRED = ("name", "context", "choices", "gold")
@@ -78,9 +77,7 @@ def read_benchmark(path: Path) -> Benchmark:
     spec = _read_mapping(path)
     for key in spec:
         if key not in REQUIRED + OPTIONAL:
-            raise UserError(
-                f"{path}: no key {reprlib.repr(key)}{nearest(str(key)[:60], REQUIRED + OPTIONAL)}"
-            )
+            raise UserError(f"{path}: no key {reprlib.repr(key)}{nearest(str(key), REQUIRED + OPTIONAL)}")
     for key in REQUIRED:
         if key not in spec:
             raise UserError(f"{path}: the key '{key}' is missing; add it")

@@ -10,7 +10,6 @@ an unknown key is an error that names the nearest known one.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evalengine.errors import UserError
+from evalengine.errors import UserError, nearest
 from evalengine.untrusted import check_name, read_yaml
 
 STAGES = ("pt", "sft")
@@ -214,9 +213,7 @@ def _parse_fields(kind: Any, value: Any, where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(kind) if not f.metadata.get("internal")}
     for key in value:
         if key not in fields:
-            near = difflib.get_close_matches(str(key)[:60], fields, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
-            raise UserError(f"{where}: unknown key {key!r:.60}; {hint}")
+            raise UserError(f"{where}: unknown key {key!r:.60}{nearest(str(key), fields)}")
     for name, item in fields.items():
         if (
             name not in value
@@ -262,9 +259,9 @@ def _check(study: Study, where: str) -> None:
     for name, shares in study.mixtures.items():
         for part in shares:
             if part not in study.sources:
-                near = difflib.get_close_matches(part[:60], study.sources, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"sources: {', '.join(study.sources)}"
-                raise UserError(f"{where}: mixture {name} names the unknown source {part!r:.60}; {hint}")
+                raise UserError(
+                    f"{where}: mixture {name} names the unknown source {part!r:.60}{nearest(part, study.sources)}"
+                )
         demand(all(share >= 0 for share in shares.values()), f"mixture {name} has a negative share")
         total = sum(shares.values())
         demand(abs(total - 1.0) < 1e-6, f"the shares of mixture {name} sum to {total:g}: make them sum to 1")
