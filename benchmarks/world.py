@@ -14,12 +14,12 @@ one, is not written. It is a demonstration: its accuracies say nothing of any re
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from evalengine import files
 from evalengine.benchmarks import world_items as one
 from evalengine.benchmarks import world_pairs as two
 from evalengine.benchmarks.catalogue import BENCHMARKS
@@ -65,7 +65,7 @@ def write(
         train[name] = distinct_rows(make, world, f"train {name} {seed}", train_items, False)
         for ending, rows in (("", asked[name]), ("_train", train[name])):
             numbered = [{"idx": index, **row} for index, row in enumerate(rows)]
-            _replace(folder / "bench" / f"{name}{ending}.jsonl", _lines(numbered))
+            files.write(folder / "bench" / f"{name}{ending}.jsonl", _lines(numbered))
     filtered = Filter(rendered(asked))
     for flavor in CORPORA:
         draw, texts, written = documents(world, flavor, seed), [], 0
@@ -74,14 +74,14 @@ def write(
             if not filtered.holds_item(text):
                 texts.append(text)
                 written += len(text.split())
-        _replace(folder / "corpora" / f"{flavor}.txt", f"\n{SEPARATOR}\n".join(texts) + "\n")
+        files.write(folder / "corpora" / f"{flavor}.txt", f"\n{SEPARATOR}\n".join(texts) + "\n")
     rng = random.Random(f"chat {seed}")
     talks: list[dict[str, Turns]] = []
     while len(talks) < chats:
         talk = conversation(world, train, rng)
         if not filtered.holds_item(" ".join(turn["content"] for turn in talk)):
             talks.append({"messages": talk})
-    _replace(folder / "sft.jsonl", _lines(talks))
+    files.write(folder / "sft.jsonl", _lines(talks))
 
 
 def rendered(rows: dict[str, list[Fields]]) -> Iterable[str]:
@@ -114,9 +114,3 @@ class Filter:
 
 def _lines(rows: Sequence[object]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(part, path)

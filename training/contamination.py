@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evalengine import console
+from evalengine import console, files
 from evalengine.benchmarks import BENCHMARKS, benchmarks_in, load_items
 from evalengine.training.conversations import Examples, bench_folder
 from evalengine.training.shards import TokenSource
-from evalengine.training.tokenizer import Tokenizer, write_text
+from evalengine.training.tokenizer import Tokenizer
 from evalengine.untrusted import parse_json
 
 GRAM = 13
@@ -117,7 +117,7 @@ def report(
         "tokens_read": read,
         "benchmarks": {n: o._asdict() for n, o in found.items()},
     }
-    write_text(path, json.dumps({**saved, "check": _check(saved)}, indent=1) + "\n")
+    files.write(path, json.dumps({**saved, "check": _check(saved)}, indent=1) + "\n")
     show(found)
     return found
 

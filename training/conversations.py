@@ -5,7 +5,6 @@ Dims: B rows, T positions.
 
 from __future__ import annotations
 
-import os
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from evalengine.errors import UserError
+from evalengine.files import atomic
 from evalengine.training.chat import Conversation, Message, render
 from evalengine.training.loss import IGNORE
 from evalengine.training.rows import Batch
@@ -153,12 +153,8 @@ class Examples:
         return f"{zlib.crc32(self.learned_N.tobytes(), zlib.crc32(self.token_N.tobytes())):08x}"
 
     def save(self, path: Path) -> None:
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial.npz")
-        try:
-            np.savez(partial, token=self.token_N, learned=self.learned_N, start=self.start_M)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic(path) as temporary, temporary.open("wb") as handle:
+            np.savez(handle, token=self.token_N, learned=self.learned_N, start=self.start_M)
 
     @staticmethod
     def load(path: Path) -> Examples:

@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalengine import console, sealed
+from evalengine import files as storage
 from evalengine.errors import UserError
 from evalengine.training import contamination
 from evalengine.training import conversations as sft
 from evalengine.training import tokenizer as tokenizers
 from evalengine.training.model import Shape
-from evalengine.training.shards import TokenSource, build, cores, is_complete
+from evalengine.training.shards import TokenSource, build, is_complete
 from evalengine.training.sources import documents, files
 from evalengine.training.study import Scale, SourceSpec, Study
-from evalengine.training.tokenizer import Tokenizer, write_text
+from evalengine.training.tokenizer import Tokenizer
 from evalengine.untrusted import parse_json
 
 BYTES_PER_TOKEN = 4  # a rough estimate, for progress bars and the number of processes
@@ -49,12 +50,9 @@ def work_folder(out: Path) -> Path:
 
 
 def clear_litter(out: Path) -> None:
-    """Removes what killed processes were writing: files and folders whose names begin with a dot and end in .partial."""
-    for litter in [*out.glob(".*.partial"), *work_folder(out).rglob(".*.partial*")]:
-        if litter.is_dir():
-            shutil.rmtree(litter, ignore_errors=True)
-        else:
-            litter.unlink(missing_ok=True)
+    """Removes what killed processes were writing (`files.atomic`)."""
+    for litter in [*out.glob(".*.tmp"), *work_folder(out).rglob(".*.tmp")]:
+        storage.remove(litter)
 
 
 def data_folder(study: Study, data: Path | None, out: Path) -> Path | None:
@@ -108,7 +106,7 @@ def _write_world(study: Study, folder: Path) -> None:
         f"writing the embedded world to {folder}; score its checkpoints with --data {folder / 'bench'}"
     )
     world.write(folder, seed=study.world.seed)
-    write_text(stamp, json.dumps({"seed": study.world.seed}))
+    storage.write(stamp, json.dumps({"seed": study.world.seed}))
 
 
 def _key(spec: SourceSpec, data: Path | None, name: str) -> str:
@@ -147,7 +145,7 @@ def _tokenizer(study: Study, data: Path | None, folder: Path) -> Tokenizer:
         each = int(spec.sample_mb * 2**20 / len(study.sources))
         samples = (_first_bytes(documents(s, data, n), each) for n, s in study.sources.items())
         tokenizer = tokenizers.train(chain.from_iterable(samples), spec.vocab, folder)
-    write_text(stamp, json.dumps({**wanted, "files": _sums(folder)}))
+    storage.write(stamp, json.dumps({**wanted, "files": _sums(folder)}))
     return tokenizer
 
 
@@ -189,7 +187,7 @@ def _shards(study: Study, name: str, data: Path | None, tokenizer: Tokenizer, fo
         build(place, texts, tokenizer, limit=need)
         return place
     size = need or sum(file.stat().st_size for file in files(spec, data, name)) // BYTES_PER_TOKEN
-    workers = min(cores(), MAX_WORKERS) if size >= WORTH_WORKERS else 1
+    workers = min(storage.cores(), MAX_WORKERS) if size >= WORTH_WORKERS else 1
     with console.progress(f"tokenising {name}", size, "tokens") as line:
         build(place, texts, tokenizer, limit=need, workers=workers, on_tokens=line.update)
     return place

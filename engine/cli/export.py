@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
 from evalengine import console
+from evalengine.files import atomic
 
 
 def register(subparsers: Any) -> None:
@@ -28,16 +28,12 @@ def run(args: argparse.Namespace) -> int:
 
     table = load(args.store)
     out = args.out or args.store.with_name(f"{args.store.resolve().name}.{args.format}")
-    temporary = out.with_name(out.name + ".tmp")
-    try:
+    with atomic(out) as temporary:
         if args.format == "parquet":
             pq.write_table(table, temporary, compression="zstd")
         else:
             with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
                 writer.write_table(table)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
     if args.json:
         console.emit_json({"file": str(out), "rows": len(table)})
     else:
