@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from evalengine import records
 from evalengine.errors import UserError
 from evalengine.files import atomic
 from evalengine.training.chat import Conversation, Message, render
 from evalengine.training.loss import IGNORE
 from evalengine.training.rows import Batch
-from evalengine.training.sources import hub_rows, jsonl_rows, parquet_rows
+from evalengine.training.sources import hub_rows
 from evalengine.training.study import ChatSource, SftData, SourceSpec
 from evalengine.training.tokenizer import Tokenizer
 
@@ -42,7 +43,7 @@ def read(sft: SftData, data: Path | None, seed: int) -> list[Conversation]:
 def _records(source: ChatSource, data: Path | None) -> Iterator[tuple[str, object]]:
     if source.hub:
         spec = SourceSpec(hub=source.hub, config=source.config, split=source.split)
-        yield from ((f"{source.hub}:{number}", row) for number, row in enumerate(hub_rows(spec)))
+        yield from ((f"{source.hub}, row {number}", row) for number, row in enumerate(hub_rows(spec), 1))
         return
     if data is None:
         raise UserError(
@@ -51,10 +52,7 @@ def _records(source: ChatSource, data: Path | None) -> Iterator[tuple[str, objec
     file = data / source.path
     if not file.is_file():
         raise UserError(f"there is no fine-tuning data at {file}: check sft.data and --data")
-    if file.suffix == ".parquet":
-        yield from ((f"{file}:{number}", row) for number, row in enumerate(parquet_rows(file, "messages"), 1))
-    else:
-        yield from jsonl_rows(file)
+    yield from records.parquet(file, "messages") if file.suffix == ".parquet" else records.jsonl(file)
 
 
 def bench_folder(data: Path | None) -> Path | None:
