@@ -1,10 +1,10 @@
 """The embedded world: everything `evalengine demo` needs, from a seed and without a network.
 
-An invented little world is told by five sources that differ in what they cover and how cleanly, and asked
-about in the forms of all twenty benchmarks. Models trained on different mixtures of the sources therefore
-know different things. Items are answerable from the sources and in none of them: they ask about combinations
-that no source tells, in words that no source uses, and a document that would hold an item, or 13 words of
-one, is not written. It is a demonstration: its accuracies say nothing of any real model. Cost: a few seconds.
+Five sources describe a small invented world, each with its own topics and its own share of errors; the items of
+all twenty benchmarks ask about it. Models trained on different mixtures of the sources therefore know different
+things. Items can be answered from the sources but do not occur in them: they ask about combinations that no source
+states, in words that no source uses, and a document that would hold an item, or 13 words of one, is not written.
+It is a demonstration: its accuracies say nothing about any real model. Cost: a few seconds.
 
     write(Path("world"))  ->  world/corpora/{web_a,web_b,web_c,code,curated}.txt
                               world/sft.jsonl
@@ -20,24 +20,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from evalengine import files
-from evalengine.benchmarks import world_items as one
-from evalengine.benchmarks import world_pairs as two
 from evalengine.benchmarks.catalogue import BENCHMARKS
 from evalengine.benchmarks.definition import Row
-from evalengine.benchmarks.world_chats import Turns, conversation
 from evalengine.benchmarks.world_facts import make_world
-from evalengine.benchmarks.world_items import Fields, Maker, distinct_rows
-from evalengine.benchmarks.world_text import SEPARATOR, documents
+from evalengine.benchmarks.world_items import Fields, distinct_rows
+from evalengine.benchmarks.world_pairs import MAKERS
+from evalengine.benchmarks.world_text import FLAVORS, SEPARATOR, Turns, conversation, documents
 
-MAKERS: dict[str, Maker] = {
-    make.__name__: make
-    for make in (
-        *(one.hellaswag, one.piqa, one.winogrande, one.copa, one.siqa, one.commonsense_qa, one.boolq),
-        *(one.arc_easy, one.arc_challenge, one.sciq, one.openbookqa),
-        *(two.mnli, two.qnli, two.rte, two.cb, two.qqp, two.mrpc, two.wic, two.wsc, two.multirc),
-    )
-}
-CORPORA = ("web_a", "web_b", "web_c", "code", "curated")
+CORPORA = tuple(FLAVORS)
 GRAM = 13  # words in a row that no text shares with an item; a shorter item as a whole
 WORD = re.compile(r"[^\W_]+")
 
@@ -56,8 +46,6 @@ def write(
     The same arguments give the same bytes. Items of the evaluation and the train files are all different.
     """
     world = make_world(seed)
-    (folder / "corpora").mkdir(parents=True, exist_ok=True)
-    (folder / "bench").mkdir(exist_ok=True)
     asked: dict[str, list[Fields]] = {}
     train: dict[str, list[Fields]] = {}
     for name, make in MAKERS.items():
@@ -93,7 +81,7 @@ def rendered(rows: dict[str, list[Fields]]) -> Iterable[str]:
 
 
 class Filter:
-    """Knows the items, and finds one in a text: 13 of its words in a row, or all of them if it has fewer."""
+    """Finds items in texts: 13 of its words in a row, or all of them if it has fewer."""
 
     def __init__(self, items: Iterable[str]) -> None:
         self.starts: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
