@@ -373,6 +373,8 @@ def table(
         "a choice's log-likelihood from the plain float32 forward of that sequence alone, and what is allowed, in nats: 0.001",
         "in float32; in half precision twice the largest error of the plain forward in that precision, plus 0.05. Cells in",
         "bold break that." + (CHECKS if orders else ""),
+        "Models that pick experts or keys by rank are limited by noise in half precision: where two are nearly equal, rounding decides,",
+        "and the plain forward's own error differs from machine to machine as much as the engine's.",
         "",
         f"`{command}`, {seconds / 60:.0f} minutes on {os.cpu_count()} cores; {versions()}.",
         "",
