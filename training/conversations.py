@@ -25,9 +25,7 @@ from evalengine.training.tokenizer import Tokenizer
 
 
 def read(sft: SftData, data: Path | None, seed: int) -> list[Conversation]:
-    """Every conversation of the study's fine-tuning data, in the file's order, instructions as the study
-    wants them.
-    """
+    """The conversations of the study's fine-tuning data, in the file's order, their instructions changed as it says."""
     found: list[Conversation] = []
     for source in sft.data:
         if source.benchmarks_train:
@@ -77,10 +75,7 @@ def _of_benchmarks(source: ChatSource, data: Path | None, seed: int) -> list[Con
     for benchmark in chosen:
         items = [make_item(row, benchmark.render) for row in read_rows(benchmark, folder, train=True)]
         pairs = [(item.contexts[item.gold], item.continuations[item.gold]) for item in items]
-        some = [
-            Conversation((Message("user", context), Message("assistant", answer)))
-            for context, answer in pairs
-        ]
+        some = [Conversation((Message("user", asked), Message("assistant", gold))) for asked, gold in pairs]
         found += _sample(some, source.limit, seed)
     return found
 
@@ -93,9 +88,7 @@ def _sample(conversations: list[Conversation], limit: int, seed: int) -> list[Co
 
 
 def change_instructions(conversations: list[Conversation], how: str, seed: int) -> list[Conversation]:
-    """`kept`; `emptied`: every user and system message is empty; `shuffled`: each conversation gets
-    another's.
-    """
+    """`kept`; `emptied`: every user and system message is empty; `shuffled`: each conversation gets another's."""
     if how == "kept":
         return conversations
     if how == "emptied":
@@ -103,9 +96,8 @@ def change_instructions(conversations: list[Conversation], how: str, seed: int) 
     else:
         order = list(range(len(conversations)))
         random.Random(seed).shuffle(order)
-        taken = {
-            place: order[(i + 1) % len(order)] for i, place in enumerate(order)
-        }  # one cycle: never its own
+        # one cycle: never its own
+        taken = {place: order[(i + 1) % len(order)] for i, place in enumerate(order)}
         donors = [conversations[taken[i]] for i in range(len(conversations))]
     return [_with_instructions(own, donor) for own, donor in zip(conversations, donors, strict=True)]
 
@@ -136,10 +128,8 @@ class Examples:
 
     def within(self, context: int) -> Examples:
         """Every example cut at `context` + 1 tokens; one that then has nothing to learn is dropped."""
-        cut = [
-            (ids[: context + 1], learned[: context + 1])
-            for ids, learned in (self[i] for i in range(len(self)))
-        ]
+        pairs = (self[i] for i in range(len(self)))
+        cut = [(ids[: context + 1], learned[: context + 1]) for ids, learned in pairs]
         cut = [(ids, learned) for ids, learned in cut if learned.any()]
         if not cut:
             raise UserError(
@@ -206,9 +196,7 @@ class PackedExamples:
 
 
 def pack(examples: Sequence[tuple[np.ndarray, np.ndarray]], context: int, contents: str) -> Batch:
-    """Rows of `context` positions, longest example first into the first row with room; padding carries no
-    loss.
-    """
+    """Rows of `context` positions, longest example first into the first row with room; padding carries no loss."""
     rows: list[list[tuple[np.ndarray, np.ndarray]]] = []
     room: list[int] = []
     for ids, learned in sorted(examples, key=lambda e: -len(e[0])):

@@ -104,9 +104,7 @@ def save(
 
 
 def load(path: Path, shape: Shape) -> Decoder:
-    """The decoder of a checkpoint directory. Raises UserError when a file is missing, damaged or of another
-    shape.
-    """
+    """The decoder of a checkpoint directory. Raises UserError when a file is missing, damaged or of another shape."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

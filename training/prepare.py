@@ -1,5 +1,4 @@
-"""Everything the runs of a study share, made once before the first run: world, tokenizer, token shards,
-conversations.
+"""What the runs of a study share, made once before the first run: world, tokenizer, token shards, conversations.
 
 It all lies under OUT/.study (a leading dot keeps it out of `score OUT/*`); what is there and still fits is
 reused.
@@ -70,14 +69,8 @@ def prepare(study: Study, data: Path | None, out: Path) -> Prepared:
     if study.world and data == work / "world":
         _write_world(study, work / "world")
     tokenizer = _tokenizer(study, data, work / "tokenizer")
-    folders = {}
-    used = [
-        name for name in study.sources if any(shares.get(name, 0) > 0 for shares in study.mixtures.values())
-    ]
-    if not used:
-        raise UserError("every mixture is empty: give sources shares above 0")
-    for name in used:
-        folders[name] = _shards(study, name, data, tokenizer, work / "tokens")
+    used = [n for n in study.sources if any(shares.get(n, 0) > 0 for shares in study.mixtures.values())]
+    folders = {name: _shards(study, name, data, tokenizer, work / "tokens") for name in used}
     conversations = _conversations(study, data, tokenizer, work)
     sources = {name: TokenSource(folder, name) for name, folder in folders.items()}
     contamination.report(work / "contamination.json", data, tokenizer, sources, conversations)
@@ -173,14 +166,11 @@ def _first_bytes(texts: Iterator[str], limit: int) -> Iterator[str]:
 
 
 def _shards(study: Study, name: str, data: Path | None, tokenizer: Tokenizer, folder: Path) -> Path:
-    """A local source is tokenised whole; a hub source as far as its largest share needs it, without
-    repetition.
-    """
+    """A local source is tokenised whole; a hub source as far as its largest share needs it, without repetition."""
     spec = study.sources[name]
     share = max(shares.get(name, 0.0) for shares in study.mixtures.values())
-    need = (
-        int(share * max(scale.pretrain.tokens for scale in study.scales.values()) * 1.05) if spec.hub else 0
-    )
+    longest = max(scale.pretrain.tokens for scale in study.scales.values())
+    need = int(share * longest * 1.05) if spec.hub else 0
     place = folder / f"{name}-{_key(spec, data, name)}-{tokenizer.hash[:8]}"
     texts = partial(documents, spec, data, name)
     if is_complete(place, need):

@@ -120,7 +120,7 @@ def build(
         raise UserError(f"source {folder.name} holds no text: check its path and field")
     digest = f"{zlib.crc32(json.dumps([i['crc32'] for i in infos]).encode()):08x}"
     done = {"shards": len(infos), "digest": digest, "whole": whole, "limit": limit}
-    files.write(folder / "done.json", json.dumps({**done, "check": _check(done)}) + "\n")
+    files.write(folder / "done.json", json.dumps({**done, "check": check_sum(done)}) + "\n")
     return TokenSource(folder)
 
 
@@ -175,7 +175,7 @@ def verify(folder: Path) -> None:
     """Recomputes the checksums of what is there. Raises UserError naming a file that is damaged."""
     for path in sorted(folder.glob("*.json")):
         info = _read_json(path)
-        if info.pop("check", None) != _check(info):
+        if info.pop("check", None) != check_sum(info):
             raise UserError(f"{path} is damaged")
         for suffix in (".bin", ".len") if "crc32" in info else ():
             file = path.with_suffix(suffix)
@@ -183,8 +183,8 @@ def verify(folder: Path) -> None:
                 raise UserError(f"the token shard {file} is damaged")
 
 
-def _check(info: dict[str, Any]) -> int:
-    """The sum of a JSON file's own content."""
+def check_sum(info: dict[str, Any]) -> int:
+    """CRC-32 of a JSON file's own content, which it holds under `check`."""
     return zlib.crc32(json.dumps(info, sort_keys=True).encode())
 
 
@@ -221,7 +221,7 @@ class _ShardWriter:
             "crc32": crc(base.with_suffix(".bin")),
             "crc32_len": crc(base.with_suffix(".len")),
         }
-        files.write(base.with_suffix(".json"), json.dumps({**info, "check": _check(info)}) + "\n")
+        files.write(base.with_suffix(".json"), json.dumps({**info, "check": check_sum(info)}) + "\n")
         self.number += 1
         self._clear()
 

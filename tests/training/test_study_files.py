@@ -42,7 +42,7 @@ def test_the_papers_study_states_its_scales():
         ({"mixtrues": {}}, "unknown key 'mixtrues': did you mean 'mixtures'"),
         (
             {"scales.S.pretrain.learning": 1},
-            "scales.S: pretrain: unknown key 'learning': choose from tokens, lr",
+            "scales.S: pretrain: unknown key 'learning': choose from lr, micro_rows",
         ),
         ({"scales.S.headdim": 1}, "scales.S: unknown key 'headdim': did you mean 'head_dim'"),
         (
