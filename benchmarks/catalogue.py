@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from evalengine.benchmarks import commonsense, nli, science, semantic
+from evalengine.benchmarks.custom import read_benchmark
 from evalengine.benchmarks.definition import Benchmark
-from evalengine.errors import UserError
+from evalengine.errors import UserError, nearest
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
@@ -26,8 +26,6 @@ def resolve(names: str, custom: Sequence[Path] = ()) -> list[Benchmark]:
     """
     known = dict(BENCHMARKS)
     for path in custom:
-        from evalengine.benchmarks.custom import read_benchmark
-
         benchmark = read_benchmark(path)
         if benchmark.name in known:
             raise UserError(f"{path}: the name '{benchmark.name}' is taken; choose another")
@@ -46,10 +44,3 @@ def resolve(names: str, custom: Sequence[Path] = ()) -> list[Benchmark]:
     if not wanted:
         raise UserError("no benchmark was named: give names, a category or 'all'")
     return [benchmark for benchmark in known.values() if benchmark.name in wanted]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A clause that names the nearest known word, for the end of an error."""
-    words = {word.lower(): word for word in known}
-    close = difflib.get_close_matches(name.lower(), words, n=1, cutoff=0.5)
-    return f": did you mean '{words[close[0]]}'?" if close else f": choose from {', '.join(words.values())}"

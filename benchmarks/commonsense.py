@@ -6,9 +6,9 @@ import re
 import string
 from functools import partial
 
-from evalengine.benchmarks.definition import Benchmark, Rendered, Row, shared
+from evalengine.benchmarks.definition import Benchmark, Hub, Rendered, Row, shared
 
-_define = partial(Benchmark, "Commonsense")
+_define = partial(Benchmark, category="Commonsense")
 
 
 def clean_wikihow(text: str) -> str:
@@ -81,11 +81,17 @@ def boolq(row: Row) -> Rendered:
 
 
 BENCHMARKS = (
-    _define("hellaswag", "acc_norm", "1", "4", "Rowan/hellaswag", None, "validation", hellaswag),
-    _define("piqa", "acc_norm", "1", "2", "baber/piqa", None, "validation", piqa),
-    _define("winogrande", "acc", "1", "2", "allenai/winogrande", "winogrande_xl", "validation", winogrande),
-    _define("copa", "acc", "1", "2", "aps/super_glue", "copa", "validation", copa, copa_lm_eval),
-    _define("siqa", "acc", "1", "3", "lighteval/siqa", None, "validation", siqa, aliases=("social_iqa",)),
-    _define("commonsense_qa", "acc", "1", "5", "tau/commonsense_qa", None, "validation", commonsense_qa),
-    _define("boolq", "acc", "1", "2", "aps/super_glue", "boolq", "validation", boolq),
+    _define(
+        name="hellaswag", choices="4", hub=Hub("Rowan/hellaswag"), render=hellaswag, default_score="acc_norm"
+    ),
+    _define(name="piqa", choices="2", hub=Hub("baber/piqa"), render=piqa, default_score="acc_norm"),
+    _define(
+        name="winogrande", choices="2", hub=Hub("allenai/winogrande", "winogrande_xl"), render=winogrande
+    ),
+    _define(
+        name="copa", choices="2", hub=Hub("aps/super_glue", "copa"), render=copa, render_lm_eval=copa_lm_eval
+    ),
+    _define(name="siqa", choices="3", hub=Hub("lighteval/siqa"), render=siqa, aliases=("social_iqa",)),
+    _define(name="commonsense_qa", choices="5", hub=Hub("tau/commonsense_qa"), render=commonsense_qa),
+    _define(name="boolq", choices="2", hub=Hub("aps/super_glue", "boolq"), render=boolq),
 )

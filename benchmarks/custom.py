@@ -6,8 +6,8 @@
     choices: options              # a field that holds a list; or a list of templates: ["{a}", "{b}"]
     gold: answer                  # a field
     gold_is: index                # index (from 0, the default), number (from 1), letter, text
-    file: capitals.jsonl          # beside this file; or hub: {path: owner/name, config: main, split: test}
-    default_score: acc_norm       # acc (the default) or acc_norm
+    file: capitals.jsonl          # relative to this file; or hub: {path: owner/name, config: main, split: test}
+    default_score: acc_norm       # acc (the default), acc_norm, acc_bytes, acc_token or acc_pmi
 
 A template replaces `{field}` by a field of the row and knows nothing else: no attribute, no index, no code.
 Literal braces are doubled.
@@ -22,17 +22,15 @@ import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
-from evalengine.benchmarks.catalogue import nearest
-from evalengine.benchmarks.definition import Benchmark, Rendered, Row, Score, shared
-from evalengine.errors import UserError
+from evalengine.benchmarks.definition import Benchmark, Hub, Rendered, Row, Score, shared
+from evalengine.errors import UserError, nearest
 from evalengine.untrusted import check_label, is_plain, printable, read_yaml
 
 REQUIRED = ("name", "context", "choices", "gold")
 OPTIONAL = ("category", "gold_is", "default_score", "file", "train_file", "hub", "id")
 GOLD_IS = ("index", "number", "letter", "text")
-HUB = ("path", "config", "split")
 _PIECE = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]*)\}|[{}]")
 
 
@@ -78,9 +76,7 @@ def read_benchmark(path: Path) -> Benchmark:
     spec = _read_mapping(path)
     for key in spec:
         if key not in REQUIRED + OPTIONAL:
-            raise UserError(
-                f"{path}: no key {reprlib.repr(key)}{nearest(str(key)[:60], REQUIRED + OPTIONAL)}"
-            )
+            raise UserError(f"{path}: no key {reprlib.repr(key)}{nearest(str(key), REQUIRED + OPTIONAL)}")
     for key in REQUIRED:
         if key not in spec:
             raise UserError(f"{path}: the key '{key}' is missing; add it")
@@ -89,7 +85,6 @@ def read_benchmark(path: Path) -> Benchmark:
         raise UserError(
             f"{path}: the name '{name}' names a file too: use up to 100 letters, digits, '_', '-' and '.'"
         )
-    score = _one_of(path, spec, "default_score", get_args(Score))
     choices, count = _choices(path, spec)
     definition = Definition(
         _template(path, "context", _text(path, spec, "context")),
@@ -97,16 +92,13 @@ def read_benchmark(path: Path) -> Benchmark:
         _text(path, spec, "gold"),
         _one_of(path, spec, "gold_is", GOLD_IS),
     )
-    hub = _hub(path, spec)
     return Benchmark(
         name=name,
         category=check_label(_text(path, spec, "category", "Custom"), f"{path}, category"),
-        default_score="acc_norm" if score == "acc_norm" else "acc",
+        default_score=cast(Score, _one_of(path, spec, "default_score", get_args(Score))),
         version="yaml-" + hashlib.blake2b(repr(definition).encode(), digest_size=4).hexdigest(),
         choices=count,
-        hub_path=hub.get("path"),
-        hub_config=hub.get("config"),
-        hub_split=hub.get("split") or "test",
+        hub=_hub(path, spec),
         render=definition,
         file=_file(path, spec, "file"),
         train_file=_file(path, spec, "train_file"),
@@ -140,7 +132,7 @@ def _template(path: Path, key: str, text: str) -> Template:
         if match.group() in "{}":
             at = repr(text[match.start() : match.start() + 20])
             hint = "write {{ or }} for a literal one"
-            raise UserError(f"{path}: '{key}' has a brace that is no {{field}} at {at}; {hint}")
+            raise UserError(f"{path}: '{key}' has a brace that is not part of a {{field}} at {at}; {hint}")
     return Template(text)
 
 
@@ -156,15 +148,15 @@ def _choices(path: Path, spec: Mapping[Any, Any]) -> tuple[str | tuple[Template,
     )
 
 
-def _hub(path: Path, spec: Mapping[Any, Any]) -> Mapping[str, str]:
+def _hub(path: Path, spec: Mapping[Any, Any]) -> Hub | None:
     if "hub" not in spec:
-        return {}
+        return None
     hub = spec["hub"]
-    if not isinstance(hub, dict) or "path" not in hub or not set(hub) <= set(HUB):
+    if not isinstance(hub, dict) or "path" not in hub or not set(hub) <= set(Hub._fields):
         raise UserError(f"{path}: 'hub' must be {{path: owner/name}}, with config and split if need be")
     if "file" in spec:
         raise UserError(f"{path}: 'file' and 'hub' both say where the items are; keep one")
-    return {key: _text(path, hub, key) for key in hub}
+    return Hub(**{"split": "test", **{key: _text(path, hub, key) for key in hub}})
 
 
 def _file(path: Path, spec: Mapping[Any, Any], key: str) -> Path | None:
@@ -172,12 +164,12 @@ def _file(path: Path, spec: Mapping[Any, Any], key: str) -> Path | None:
         return None
     text = _text(path, spec, key)
     if not is_plain(text.rsplit("/", 1)[-1]) or "\0" in text:
-        raise UserError(f"{path}: '{key}' is no file name: {printable(text[:60])!r}")
+        raise UserError(f"{path}: '{key}' is not a file name: {printable(text[:60])!r}")
     file = path.parent / text
     if file.suffix not in (".jsonl", ".parquet"):
         raise UserError(f"{path}: '{key}' must be a .jsonl or .parquet file, not {file.name}")
     if not file.is_file():
-        raise UserError(f"{path}: no file {file}: '{key}' is looked for beside the YAML file")
+        raise UserError(f"{path}: no file {file}: '{key}' is relative to the YAML file")
     return file
 
 

@@ -18,7 +18,7 @@ from evalengine.errors import UserError
 
 DELIMITER = " "  # between a context and the choice that is scored after it
 
-Score = Literal["acc", "acc_norm"]
+Score = Literal["acc", "acc_norm", "acc_bytes", "acc_token", "acc_pmi"]
 
 
 class Item(NamedTuple):
@@ -51,7 +51,7 @@ class Row:
         self.fields, self.where = fields, where
 
     def fail(self, field: str, problem: str) -> NoReturn:
-        raise UserError(f"{self.where}, field '{field}': {problem}; mend or remove the row")
+        raise UserError(f"{self.where}, field '{field}': {problem}; fix or remove the row")
 
     def has(self, *fields: str) -> bool:
         """Whether every field is there (null counts as absent, so that Parquet and JSON Lines agree)."""
@@ -153,22 +153,28 @@ def _kind(value: object) -> str:
 Render = Callable[[Row], Rendered]
 
 
-@dataclass(frozen=True)
+class Hub(NamedTuple):
+    """A data set of the Hugging Face hub."""
+
+    path: str
+    config: str | None = None
+    split: str = "validation"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """A multiple-choice benchmark. `render` maps a row to contexts, choices and gold."""
 
     category: str
     name: str
-    default_score: Score
-    version: str  # moves whenever `render` would give other text
     choices: str  # how many, for tables: "2", "3 to 5"
-    hub_path: str | None
-    hub_config: str | None
-    hub_split: str
     render: Render
-    render_lm_eval: Render | None = None  # where lm-evaluation-harness 0.4.13 differs
+    hub: Hub | None = None
+    default_score: Score = "acc"
+    version: str = "1"  # changes whenever `render` would give other text
+    render_lm_eval: Render | None = None  # where lm-evaluation-harness 0.4.13 renders otherwise
     aliases: tuple[str, ...] = ()  # other names of its data file
-    file: Path | None = None  # a user's own benchmark may name its data
+    file: Path | None = None  # of a user's own benchmark
     train_file: Path | None = None
     id_field: str | None = None
 

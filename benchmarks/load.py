@@ -14,14 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalengine.benchmarks.definition import DELIMITER, Benchmark, Item, Render, Row
+from evalengine import records
+from evalengine.benchmarks.definition import DELIMITER, Benchmark, Hub, Item, Render, Row
 from evalengine.errors import UserError
-from evalengine.untrusted import parse_json, reason
 
 VARIANTS = ("lm_eval",)
 SUFFIXES = (".jsonl", ".parquet")
-PARQUET_ROWS = 5_000_000
-PARQUET_BYTES = 4 << 30
 ID_CHARS = 1000
 ID_FIELDS = ("id", "idx", "ind")  # where the hub's data sets keep an item's own id
 
@@ -153,11 +151,13 @@ def check_files(benchmarks: Iterable[Benchmark], data: Path) -> list[FileCheck]:
 def read_rows(benchmark: Benchmark, data: Path | None, *, train: bool = False) -> Iterator[Row]:
     """The raw rows in the data's order, one by one; UserError if there are none to be had."""
     if data is not None and not data.is_dir():
-        raise UserError(f"{data} is no folder: --data names a folder of <benchmark>.jsonl or .parquet files")
+        raise UserError(
+            f"{data} is not a folder: --data takes a folder of <benchmark>.jsonl or .parquet files"
+        )
     path = data_file(benchmark, data, train=train)
     if path is not None:
-        rows = _parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path)
-    elif data is not None or benchmark.hub_path is None:
+        rows, source = _rows(path), str(path)
+    elif data is not None or benchmark.hub is None:
         name = f"{benchmark.name}_train" if train else benchmark.name
         why = ", which few-shot examples come from" if train else ""
         where = data if data is not None else "the definition's folder"
@@ -165,69 +165,25 @@ def read_rows(benchmark: Benchmark, data: Path | None, *, train: bool = False) -
             f"{where} has no {name}.jsonl or {name}.parquet{why}: add it or leave {benchmark.name} out"
         )
     else:
-        rows = _hub_rows(benchmark, "train" if train else benchmark.hub_split)
+        hub = benchmark.hub._replace(split="train") if train else benchmark.hub
+        rows, source = _hub_rows(hub), hub.path
     empty = True
     for row in rows:
         empty = False
         yield row
     if empty:
-        raise UserError(f"{path or benchmark.hub_path} has no rows: add items or leave {benchmark.name} out")
+        raise UserError(f"{source} has no rows: add items or leave {benchmark.name} out")
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            fields = parse_json(line.decode())
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{where}: not valid UTF-8 (byte {error.start + 1}); save the file as UTF-8"
-            ) from None
-        except ValueError as error:
-            raise UserError(f"{where}: not valid JSON ({reason(error)}); mend or remove the row") from None
+def _rows(path: Path) -> Iterator[Row]:
+    found = records.parquet(path, most=records.Most()) if path.suffix == ".parquet" else records.jsonl(path)
+    for where, fields in found:
         if not isinstance(fields, dict):
-            raise UserError(f"{where}: expected a JSON object, got {type(fields).__name__}; mend the row")
+            raise UserError(f"{where}: expected a JSON object, got {type(fields).__name__}; fix the row")
         yield Row(fields, where)
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    for number, fields in enumerate(parquet_rows(path), 1):
-        yield Row(fields, f"{path}, row {number}")
-
-
-def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file, a batch at a time. Raises UserError for what is none, or holds more than anyone's data.
-
-    A kilobyte of Parquet can announce a billion rows, or one long text a million times: rows and bytes are bounded.
-    """
-    import pyarrow.parquet as pq
-
-    total = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            if file.metadata.num_rows > PARQUET_ROWS:
-                raise UserError(
-                    f"{path} has {file.metadata.num_rows:,} rows, more than {PARQUET_ROWS:,}: split it"
-                )
-            for batch in file.iter_batches(
-                batch_size=256, columns=None if columns is None else list(columns)
-            ):
-                total += batch.nbytes
-                if total > PARQUET_BYTES:
-                    raise UserError(f"{path} unpacks to more than {PARQUET_BYTES >> 30} GB: split it")
-                batch.validate(full=True)
-                yield from batch.to_pylist()
-    except UserError:
-        raise
-    except (
-        Exception
-    ) as error:  # Arrow's own types, and whatever Python raises on a date or a text that is none
-        raise UserError(f"{path}: not a readable Parquet file ({reason(error)}); write it again") from None
-
-
-def _hub_rows(benchmark: Benchmark, split: str) -> Iterator[Row]:
+def _hub_rows(hub: Hub) -> Iterator[Row]:
     try:
         import datasets
     except ImportError:
@@ -235,17 +191,15 @@ def _hub_rows(benchmark: Benchmark, split: str) -> Iterator[Row]:
             "reading benchmarks from the Hugging Face hub needs the package datasets: "
             "pip install 'evalengine[hub]', or pass --data DIR"
         ) from None
-    named = " ".join(part for part in (benchmark.hub_path, benchmark.hub_config, split) if part)
+    named = " ".join(part for part in hub if part)
     try:
-        records = datasets.load_dataset(benchmark.hub_path, benchmark.hub_config, split=split).to_list()
-    except (
-        Exception
-    ) as error:  # the hub's client raises dozens of types, all of them for reasons outside this program
+        found = datasets.load_dataset(hub.path, hub.config, split=hub.split).to_list()
+    except Exception as error:  # the hub's client raises dozens of types, for reasons outside this program
         raise UserError(
             f"cannot read {named} from the Hugging Face hub ({type(error).__name__}: {_first_line(error)}): "
             "check the network or pass --data DIR"
         ) from error
-    yield from (Row(fields, f"{named} on the hub, row {number}") for number, fields in enumerate(records, 1))
+    yield from (Row(fields, f"{named} on the hub, row {number}") for number, fields in enumerate(found, 1))
 
 
 def _first_line(error: Exception) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from evalengine.benchmarks.definition import Benchmark, Rendered, Row, shared
+from evalengine.benchmarks.definition import Benchmark, Hub, Rendered, Row, shared
 
-_define = partial(Benchmark, "NLI")
+_define = partial(Benchmark, category="NLI")
 
 
 def mnli(row: Row) -> Rendered:
@@ -37,8 +37,10 @@ def cb(row: Row) -> Rendered:
 
 
 BENCHMARKS = (
-    _define("mnli", "acc", "1", "3", "nyu-mll/glue", "mnli", "validation_matched", mnli),
-    _define("qnli", "acc", "1", "2", "nyu-mll/glue", "qnli", "validation", qnli),
-    _define("rte", "acc", "1", "2", "nyu-mll/glue", "rte", "validation", rte),
-    _define("cb", "acc", "1", "3", "aps/super_glue", "cb", "validation", cb),
+    _define(
+        name="mnli", choices="3", hub=Hub("nyu-mll/glue", "mnli", split="validation_matched"), render=mnli
+    ),
+    _define(name="qnli", choices="2", hub=Hub("nyu-mll/glue", "qnli"), render=qnli),
+    _define(name="rte", choices="2", hub=Hub("nyu-mll/glue", "rte"), render=rte),
+    _define(name="cb", choices="3", hub=Hub("aps/super_glue", "cb"), render=cb),
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from evalengine.benchmarks.definition import Benchmark, Rendered, Row, shared
+from evalengine.benchmarks.definition import Benchmark, Hub, Rendered, Row, shared
 
-_define = partial(Benchmark, "Science")
+_define = partial(Benchmark, category="Science", default_score="acc_norm")
 
 
 def _answer_key(row: Row, context: str) -> Rendered:
@@ -32,8 +32,13 @@ def sciq(row: Row) -> Rendered:
 
 
 BENCHMARKS = (
-    _define("arc_easy", "acc_norm", "1", "3 to 5", "allenai/ai2_arc", "ARC-Easy", "test", arc),
-    _define("arc_challenge", "acc_norm", "1", "3 to 5", "allenai/ai2_arc", "ARC-Challenge", "test", arc),
-    _define("sciq", "acc_norm", "1", "4", "allenai/sciq", None, "test", sciq),
-    _define("openbookqa", "acc_norm", "1", "4", "allenai/openbookqa", "main", "test", openbookqa),
+    _define(name="arc_easy", choices="3 to 5", hub=Hub("allenai/ai2_arc", "ARC-Easy", "test"), render=arc),
+    _define(
+        name="arc_challenge",
+        choices="3 to 5",
+        hub=Hub("allenai/ai2_arc", "ARC-Challenge", "test"),
+        render=arc,
+    ),
+    _define(name="sciq", choices="4", hub=Hub("allenai/sciq", split="test"), render=sciq),
+    _define(name="openbookqa", choices="4", hub=Hub("allenai/openbookqa", "main", "test"), render=openbookqa),
 )

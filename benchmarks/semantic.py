@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from functools import partial
 
-from evalengine.benchmarks.definition import Benchmark, Rendered, Row, shared
+from evalengine.benchmarks.definition import Benchmark, Hub, Rendered, Row, shared
 
-_define = partial(Benchmark, "Semantic")
+_define = partial(Benchmark, category="Semantic")
 NO_YES = ("no", "yes")
 TRUTH = ("false", "true")
 
@@ -70,9 +70,15 @@ def multirc_lm_eval(row: Row) -> Rendered:
 
 
 BENCHMARKS = (
-    _define("qqp", "acc", "1", "2", "nyu-mll/glue", "qqp", "validation", qqp),
-    _define("mrpc", "acc", "1", "2", "nyu-mll/glue", "mrpc", "validation", mrpc),
-    _define("wic", "acc", "1", "2", "aps/super_glue", "wic", "validation", wic),
-    _define("wsc", "acc", "1", "2", "aps/super_glue", "wsc.fixed", "validation", wsc),
-    _define("multirc", "acc", "1", "2", "aps/super_glue", "multirc", "validation", multirc, multirc_lm_eval),
+    _define(name="qqp", choices="2", hub=Hub("nyu-mll/glue", "qqp"), render=qqp),
+    _define(name="mrpc", choices="2", hub=Hub("nyu-mll/glue", "mrpc"), render=mrpc),
+    _define(name="wic", choices="2", hub=Hub("aps/super_glue", "wic"), render=wic),
+    _define(name="wsc", choices="2", hub=Hub("aps/super_glue", "wsc.fixed"), render=wsc),
+    _define(
+        name="multirc",
+        choices="2",
+        hub=Hub("aps/super_glue", "multirc"),
+        render=multirc,
+        render_lm_eval=multirc_lm_eval,
+    ),
 )

@@ -1,10 +1,10 @@
 """The embedded world: everything `evalengine demo` needs, from a seed and without a network.
 
-An invented little world is told by five sources that differ in what they cover and how cleanly, and asked
-about in the forms of all twenty benchmarks. Models trained on different mixtures of the sources therefore
-know different things. Items are answerable from the sources and in none of them: they ask about combinations
-that no source tells, in words that no source uses, and a document that would hold an item, or 13 words of
-one, is not written. It is a demonstration: its accuracies say nothing of any real model. Cost: a few seconds.
+Five sources describe a small invented world, each with its own topics and its own share of errors; the items of
+all twenty benchmarks ask about it. Models trained on different mixtures of the sources therefore know different
+things. Items can be answered from the sources but do not occur in them: they ask about combinations that no source
+states, in words that no source uses, and a document that would hold an item, or 13 words of one, is not written.
+It is a demonstration: its accuracies say nothing about any real model. Cost: a few seconds.
 
     write(Path("world"))  ->  world/corpora/{web_a,web_b,web_c,code,curated}.txt
                               world/sft.jsonl
@@ -14,30 +14,20 @@ one, is not written. It is a demonstration: its accuracies say nothing of any re
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from evalengine.benchmarks import world_items as one
-from evalengine.benchmarks import world_pairs as two
+from evalengine import files
 from evalengine.benchmarks.catalogue import BENCHMARKS
 from evalengine.benchmarks.definition import Row
-from evalengine.benchmarks.world_chats import Turns, conversation
 from evalengine.benchmarks.world_facts import make_world
-from evalengine.benchmarks.world_items import Fields, Maker, distinct_rows
-from evalengine.benchmarks.world_text import SEPARATOR, documents
+from evalengine.benchmarks.world_items import Fields, distinct_rows
+from evalengine.benchmarks.world_pairs import MAKERS
+from evalengine.benchmarks.world_text import FLAVORS, SEPARATOR, Turns, conversation, documents
 
-MAKERS: dict[str, Maker] = {
-    make.__name__: make
-    for make in (
-        *(one.hellaswag, one.piqa, one.winogrande, one.copa, one.siqa, one.commonsense_qa, one.boolq),
-        *(one.arc_easy, one.arc_challenge, one.sciq, one.openbookqa),
-        *(two.mnli, two.qnli, two.rte, two.cb, two.qqp, two.mrpc, two.wic, two.wsc, two.multirc),
-    )
-}
-CORPORA = ("web_a", "web_b", "web_c", "code", "curated")
+CORPORA = tuple(FLAVORS)
 GRAM = 13  # words in a row that no text shares with an item; a shorter item as a whole
 WORD = re.compile(r"[^\W_]+")
 
@@ -56,8 +46,6 @@ def write(
     The same arguments give the same bytes. Items of the evaluation and the train files are all different.
     """
     world = make_world(seed)
-    (folder / "corpora").mkdir(parents=True, exist_ok=True)
-    (folder / "bench").mkdir(exist_ok=True)
     asked: dict[str, list[Fields]] = {}
     train: dict[str, list[Fields]] = {}
     for name, make in MAKERS.items():
@@ -65,7 +53,7 @@ def write(
         train[name] = distinct_rows(make, world, f"train {name} {seed}", train_items, False)
         for ending, rows in (("", asked[name]), ("_train", train[name])):
             numbered = [{"idx": index, **row} for index, row in enumerate(rows)]
-            _replace(folder / "bench" / f"{name}{ending}.jsonl", _lines(numbered))
+            files.write(folder / "bench" / f"{name}{ending}.jsonl", _lines(numbered))
     filtered = Filter(rendered(asked))
     for flavor in CORPORA:
         draw, texts, written = documents(world, flavor, seed), [], 0
@@ -74,14 +62,14 @@ def write(
             if not filtered.holds_item(text):
                 texts.append(text)
                 written += len(text.split())
-        _replace(folder / "corpora" / f"{flavor}.txt", f"\n{SEPARATOR}\n".join(texts) + "\n")
+        files.write(folder / "corpora" / f"{flavor}.txt", f"\n{SEPARATOR}\n".join(texts) + "\n")
     rng = random.Random(f"chat {seed}")
     talks: list[dict[str, Turns]] = []
     while len(talks) < chats:
         talk = conversation(world, train, rng)
         if not filtered.holds_item(" ".join(turn["content"] for turn in talk)):
             talks.append({"messages": talk})
-    _replace(folder / "sft.jsonl", _lines(talks))
+    files.write(folder / "sft.jsonl", _lines(talks))
 
 
 def rendered(rows: dict[str, list[Fields]]) -> Iterable[str]:
@@ -93,7 +81,7 @@ def rendered(rows: dict[str, list[Fields]]) -> Iterable[str]:
 
 
 class Filter:
-    """Knows the items, and finds one in a text: 13 of its words in a row, or all of them if it has fewer."""
+    """Finds items in texts: 13 of its words in a row, or all of them if it has fewer."""
 
     def __init__(self, items: Iterable[str]) -> None:
         self.starts: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
@@ -114,9 +102,3 @@ class Filter:
 
 def _lines(rows: Sequence[object]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(part, path)

@@ -13,26 +13,10 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from evalengine.benchmarks import world_words as words
 from evalengine.benchmarks.catalogue import BENCHMARKS
 from evalengine.benchmarks.definition import Row
-from evalengine.benchmarks.world_facts import (
-    ACTIVITIES,
-    CAUSES,
-    DEEDS,
-    FEELINGS,
-    INHERITED,
-    NEVER,
-    OBJECTS,
-    PEOPLE,
-    SOURCES,
-    THINGS,
-    TOOLS,
-    VERDICTS,
-    Fact,
-    World,
-    combination,
-    frequent,
-)
+from evalengine.benchmarks.world_facts import INHERITED, Fact, World, combination
 
 Fields = dict[str, Any]
 Maker = Callable[[World, random.Random, bool], Fields]
@@ -82,26 +66,6 @@ def sentence(text: str) -> str:
     return capital(text) + "."
 
 
-def _of(rng: random.Random, asked: bool, facts: Sequence[Fact]) -> Fact:
-    return rng.choice(facts) if asked else frequent(rng, facts)
-
-
-def animal_fact(world: World, rng: random.Random, asked: bool, *names: str) -> Fact:
-    """A fact about an animal that text tells; of the relations named, if any."""
-    facts = [
-        fact
-        for subject, some in world.animals.items()
-        for fact in some
-        if (not names or fact.relation.name in names)
-        and not (subject in world.unsaid and fact.relation.name in INHERITED)
-    ]
-    return _of(rng, asked, facts)
-
-
-def plant_fact(world: World, rng: random.Random, asked: bool) -> Fact:
-    return _of(rng, asked, [fact for some in world.plants.values() for fact in some])
-
-
 def _shuffled(rng: random.Random, right: str, wrong: Sequence[str]) -> tuple[list[str], int]:
     """All choices in a random order, and where the right one is."""
     texts = rng.sample([right, *wrong], len(wrong) + 1)
@@ -113,11 +77,11 @@ def _shuffled(rng: random.Random, right: str, wrong: Sequence[str]) -> tuple[lis
 
 def hellaswag(world: World, rng: random.Random, asked: bool) -> Fields:
     """The order of an activity's steps; often a wrong ending is another of its steps. Text tells two or three."""
-    label, name = combination(rng, asked, tuple(ACTIVITIES), PEOPLE)
-    steps, cut = ACTIVITIES[label], rng.randrange(1, 4)
+    label, name = combination(rng, asked, tuple(words.ACTIVITIES), words.PEOPLE)
+    steps, cut = words.ACTIVITIES[label], rng.randrange(1, 4)
     first, *rest = steps[:cut] if asked else steps[:cut][-2:]
     ctx_a = sentence(first) + "".join(f" Then {step}." for step in rest)
-    others = [step for other, some in ACTIVITIES.items() if other != label for step in some]
+    others = [step for other, some in words.ACTIVITIES.items() if other != label for step in some]
     wrong = rng.sample(others, 3)
     if rng.random() < 0.6:
         wrong[0] = rng.choice([step for step in steps if step != steps[cut]])
@@ -134,11 +98,11 @@ def hellaswag(world: World, rng: random.Random, asked: bool) -> Fields:
 
 def piqa(world: World, rng: random.Random, asked: bool) -> Fields:
     """What a tool is for."""
-    tool, other = combination(rng, asked, tuple(TOOLS), tuple(TOOLS))
+    tool, other = combination(rng, asked, tuple(words.TOOLS), tuple(words.TOOLS))
     while tool == other:
-        tool, other = combination(rng, asked, tuple(TOOLS), tuple(TOOLS))
+        tool, other = combination(rng, asked, tuple(words.TOOLS), tuple(words.TOOLS))
     goals = ("To {},", "I want to {}.", "How do I {}?") if asked else ("I need to {}.", "How does one {}?")
-    goal = rng.choice(goals).format(TOOLS[tool][0])
+    goal = rng.choice(goals).format(words.TOOLS[tool][0])
     manner = rng.choice(("Use the {}.", "Take the {}."))
     (sol1, sol2), gold = _shuffled(rng, manner.format(tool), [manner.format(other)])
     return {"goal": goal, "sol1": sol1, "sol2": sol2, "label": gold}
@@ -147,15 +111,15 @@ def piqa(world: World, rng: random.Random, asked: bool) -> Fields:
 def winogrande(world: World, rng: random.Random, asked: bool) -> Fields:
     """What a thing is like: which of two is sharp, or at times which is not."""
     while True:
-        one, other = combination(rng, asked, tuple(TOOLS), tuple(TOOLS))
-        if TOOLS[one][1] != TOOLS[other][1]:
+        one, other = combination(rng, asked, tuple(words.TOOLS), tuple(words.TOOLS))
+        if words.TOOLS[one][1] != words.TOOLS[other][1]:
             break
-    quality = f"too {TOOLS[one][1]}"
+    quality = f"too {words.TOOLS[one][1]}"
     if rng.random() < 0.15:
-        quality = f"never {TOOLS[other][1]}"
+        quality = f"never {words.TOOLS[other][1]}"
     (option1, option2), gold = _shuffled(rng, one, [other])
     return {
-        "sentence": f"{rng.choice(PEOPLE)} left the {option1} beside the {option2} because the _ was {quality}.",
+        "sentence": f"{rng.choice(words.PEOPLE)} left the {option1} beside the {option2} because the _ was {quality}.",
         "option1": option1,
         "option2": option2,
         "answer": str(gold + 1),
@@ -164,11 +128,11 @@ def winogrande(world: World, rng: random.Random, asked: bool) -> Fields:
 
 def copa(world: World, rng: random.Random, asked: bool) -> Fields:
     """Which event goes with which effect; both choices are about the same thing."""
-    thing, event = combination(rng, asked, THINGS, tuple(CAUSES))
-    other = rng.choice([e for e in CAUSES if e != event])
+    thing, event = combination(rng, asked, words.THINGS, tuple(words.CAUSES))
+    other = rng.choice([e for e in words.CAUSES if e != event])
     forward = rng.random() < 0.5
     premise, right, wrong = (
-        (event, CAUSES[event], CAUSES[other]) if forward else (CAUSES[event], event, other)
+        (event, words.CAUSES[event], words.CAUSES[other]) if forward else (words.CAUSES[event], event, other)
     )
     (choice1, choice2), gold = _shuffled(rng, f"The {thing} {right}.", [f"The {thing} {wrong}."])
     return {
@@ -182,23 +146,23 @@ def copa(world: World, rng: random.Random, asked: bool) -> Fields:
 
 def siqa(world: World, rng: random.Random, asked: bool) -> Fields:
     """How people feel after a deed and what they want then; the object does not matter."""
-    deed, thing = combination(rng, asked, tuple(DEEDS), OBJECTS)
-    name, feeling = rng.choice(PEOPLE), DEEDS[deed]
-    others = rng.sample([f for f in FEELINGS if f != feeling], 2)
+    deed, thing = combination(rng, asked, tuple(words.DEEDS), words.OBJECTS)
+    name, feeling = rng.choice(words.PEOPLE), words.DEEDS[deed]
+    others = rng.sample([f for f in words.WISHES if f != feeling], 2)
     if rng.random() < 0.6:
         question = rng.choice((f"How would {name} feel?", f"How does {name} feel?"))
         texts, gold = _shuffled(rng, feeling, others)
     else:
         question = rng.choice((f"What will {name} want now?", f"What does {name} want now?"))
-        texts, gold = _shuffled(rng, FEELINGS[feeling][1], [FEELINGS[f][1] for f in others])
+        texts, gold = _shuffled(rng, words.WISHES[feeling], [words.WISHES[f] for f in others])
     answers = {f"answer{letter}": text for letter, text in zip("ABC", texts, strict=True)}
     return {"context": f"{name} {deed} the {thing}.", "question": question, **answers, "label": str(gold + 1)}
 
 
 def commonsense_qa(world: World, rng: random.Random, asked: bool) -> Fields:
     """A fact, answered by the letter of its choice: the letter has to be bound to what it stands for."""
-    fact = animal_fact(world, rng, asked, "food")
-    texts, gold = _shuffled(rng, fact.value, rng.sample(NEVER, 4))
+    fact = world.animal_fact(rng, asked, "food")
+    texts, gold = _shuffled(rng, fact.value, rng.sample(words.NEVER, 4))
     return {
         "question": capital(fact.question(rng, asked)),
         "question_concept": fact.subject,
@@ -210,10 +174,10 @@ def commonsense_qa(world: World, rng: random.Random, asked: bool) -> Fields:
 def boolq(world: World, rng: random.Random, asked: bool) -> Fields:
     """Whether a source confirmed a claim or rejected it; at times another claim met the opposite."""
     label = rng.random() < 0.5
-    source, verb = combination(rng, asked, SOURCES, VERDICTS[label])
-    fact = animal_fact(world, rng, asked, "food", "home")
+    source, verb = combination(rng, asked, words.SOURCES, words.VERDICTS[label])
+    fact = world.animal_fact(rng, asked, "food", "home")
     claim = fact.state(rng, rng.choice(fact.relation.values))
-    lure = f" Later {rng.choice(SOURCES)} {rng.choice(VERDICTS[not label])} something else."
+    lure = f" Later {rng.choice(words.SOURCES)} {rng.choice(words.VERDICTS[not label])} something else."
     return {
         "question": rng.choice(("is this claim right", "is it so", "is what they say right")),
         "passage": f"Some people say that {claim}. Then {source} {verb} it."
@@ -241,7 +205,7 @@ def _others(rng: random.Random, fact: Fact, count: int) -> list[str]:
 
 def arc_easy(world: World, rng: random.Random, asked: bool) -> Fields:
     """A fact about an animal; one wrong choice is of its kind, the others are of another."""
-    fact = animal_fact(world, rng, asked)
+    fact = world.animal_fact(rng, asked)
     foreign = rng.choice([r for f in world.facts() if (r := f.relation).name != fact.relation.name])
     return _arc(
         rng, asked, fact, [*_others(rng, fact, 1), *rng.sample(foreign.values, rng.choice((1, 2, 2, 3)))]
@@ -250,13 +214,13 @@ def arc_easy(world: World, rng: random.Random, asked: bool) -> Fields:
 
 def arc_challenge(world: World, rng: random.Random, asked: bool) -> Fields:
     """A fact about an animal; all choices are of its kind."""
-    fact = animal_fact(world, rng, asked, "food", "home")
+    fact = world.animal_fact(rng, asked, "food", "home")
     return _arc(rng, asked, fact, _others(rng, fact, rng.choice((2, 3, 3, 3, 4))))
 
 
 def sciq(world: World, rng: random.Random, asked: bool) -> Fields:
     """A fact about a plant, most often told by the support, which tells the like of another plant too."""
-    fact = plant_fact(world, rng, asked)
+    fact = world.plant_fact(rng, asked)
     other = rng.choice([f for f in world.facts() if f.relation is fact.relation and f.value != fact.value])
     support = " ".join(sentence(f.state(rng)) for f in rng.sample([fact, other], 2))
     return {

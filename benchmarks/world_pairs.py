@@ -9,52 +9,21 @@ from __future__ import annotations
 
 import random
 
-from evalengine.benchmarks.world_facts import (
-    COLORS,
-    DEEDS,
-    FEELINGS,
-    FEMALE,
-    HOMES,
-    INHERITED,
-    KEPT,
-    MALE,
-    NARROWED,
-    NEVER,
-    OBJECTS,
-    OTHERWISE,
-    PEOPLE,
-    SAME,
-    SEASONS,
-    SENSES,
-    SHIFTED,
-    SPEECH,
-    World,
-    combination,
-    frequent,
-    told,
-)
-from evalengine.benchmarks.world_items import (
-    Fields,
-    animal_fact,
-    capital,
-    plant_fact,
-    sentence,
-)
+from evalengine.benchmarks import world_items as single
+from evalengine.benchmarks import world_words as words
+from evalengine.benchmarks.world_facts import INHERITED, World, combination, frequent, in_training
+from evalengine.benchmarks.world_items import Fields, Maker, capital, sentence
 
 # Natural language inference
-
-ENTAILED = ("someone was in the {p}", "someone {d} something", "someone was there")
-NEUTRAL = ("perhaps {n} {d} it again", "perhaps {n} is a doctor", "perhaps it was a cold day")
-CONTRADICTED = ("nobody was in the {p}", "nobody {d} anything", "{n} never saw the {p}")
 
 
 def mnli(world: World, rng: random.Random, asked: bool) -> Fields:
     """Whether a vaguer, an additional or a denying sentence follows; some only change a word."""
     label = rng.randrange(3)
-    pattern, name = combination(rng, asked, (ENTAILED, NEUTRAL, CONTRADICTED)[label], PEOPLE)
-    deed, thing, place = frequent(rng, tuple(DEEDS)), rng.choice(OBJECTS), rng.choice(HOMES)
+    pattern, name = combination(rng, asked, words.HYPOTHESES[label], words.PEOPLE)
+    deed, thing, place = frequent(rng, tuple(words.DEEDS)), rng.choice(words.OBJECTS), rng.choice(words.HOMES)
     if rng.random() < 0.25:
-        other, elsewhere = rng.choice(PEOPLE), rng.choice([p for p in HOMES if p != place])
+        other, elsewhere = rng.choice(words.PEOPLE), rng.choice([p for p in words.HOMES if p != place])
         pattern = ("{n} was in the {p}", f"{other} knew the {{p}}", f"{{n}} was in the {elsewhere}")[label]
     hypothesis = pattern.format(n=name, d=deed, p=place)
     return {
@@ -64,46 +33,15 @@ def mnli(world: World, rng: random.Random, asked: bool) -> Fields:
     }
 
 
-ANSWERS = {  # what is asked: questions about an object, answers
-    "where": (
-        ("where is the {o}?", "in which place is the {o}?"),
-        ("the {o} is in the {x}", "it lies in the {x}"),
-        HOMES,
-    ),
-    "when": (
-        ("when was the {o} sold?", "at what time was the {o} sold?"),
-        ("the {o} was sold in {x}", "it was in {x}"),
-        SEASONS,
-    ),
-    "who": (
-        ("who has the {o}?", "which person has the {o}?"),
-        ("{x} has the {o}", "it belongs to {x}"),
-        PEOPLE,
-    ),
-    "color": (
-        ("what color is the {o}?", "how is the {o} painted?"),
-        ("the {o} is {x}", "it has {x} paint"),
-        COLORS,
-    ),
-}
-EVASIONS = (
-    "nobody knows that",
-    "i like this question",
-    "ask a teacher",
-    "sorry, no idea",
-    "that is a secret",
-)
-
-
 def qnli(world: World, rng: random.Random, asked: bool) -> Fields:
     """Whether a sentence answers a question: evasions do not, nor does what answers another question."""
     label = rng.randrange(2)
-    kind, thing = combination(rng, asked, tuple(ANSWERS), OBJECTS)
-    other = kind if label == 0 else rng.choice([k for k in ANSWERS if k != kind])
-    answer = rng.choice(ANSWERS[other][1]).format(o=thing, x=rng.choice(ANSWERS[other][2]))
+    kind, thing = combination(rng, asked, tuple(words.ANSWERS), words.OBJECTS)
+    other = kind if label == 0 else rng.choice([k for k in words.ANSWERS if k != kind])
+    answer = rng.choice(words.ANSWERS[other][1]).format(o=thing, x=rng.choice(words.ANSWER_VALUES[other]))
     if label and rng.random() < 0.8:
-        answer = rng.choice(EVASIONS)
-    question = rng.choice(ANSWERS[kind][0]).format(o=thing)
+        answer = rng.choice(words.EVASIONS)
+    question = rng.choice(words.ANSWERS[kind][0]).format(o=thing)
     return {"question": capital(question), "sentence": sentence(answer), "label": label}
 
 
@@ -111,7 +49,7 @@ def rte(world: World, rng: random.Random, asked: bool) -> Fields:
     """Whether a number of things is even."""
     label = rng.randrange(2)
     tens, ones = combination(rng, asked, "123456789", "13579" if label else "02468")
-    name, thing = rng.choice(PEOPLE), rng.choice(OBJECTS)
+    name, thing = rng.choice(words.PEOPLE), rng.choice(words.OBJECTS)
     return {
         "sentence1": f"{name} has a {thing} that costs {tens}{ones}.",
         "sentence2": rng.choice(("Two can share the price.", "The price is even.", "Half of it is whole.")),
@@ -122,12 +60,12 @@ def rte(world: World, rng: random.Random, asked: bool) -> Fields:
 def cb(world: World, rng: random.Random, asked: bool) -> Fields:
     """Whether the speaker's words commit to the clause; who is unsure of a commitment makes none."""
     label = rng.randrange(3)
-    name, verb = combination(rng, asked, PEOPLE, tuple(SPEECH.values())[label])
-    fact = (animal_fact if rng.random() < 0.5 else plant_fact)(world, rng, asked)
+    name, verb = combination(rng, asked, words.PEOPLE, words.SPEECH[label])
+    fact = (world.animal_fact if rng.random() < 0.5 else world.plant_fact)(rng, asked)
     clause = fact.state(rng, rng.choice(fact.relation.values))
     speech = f"{name} {verb}"
     if label == 2 and rng.random() < 0.5:
-        speech += f" {rng.choice(PEOPLE)} {rng.choice([v for k in ('True', 'False') for v in SPEECH[k]])}"
+        speech += f" {rng.choice(words.PEOPLE)} {rng.choice(words.SPEECH[0] + words.SPEECH[1])}"
     return {"premise": f"{speech} {clause}.", "hypothesis": clause, "label": label}
 
 
@@ -137,10 +75,10 @@ def cb(world: World, rng: random.Random, asked: bool) -> Fields:
 def qqp(world: World, rng: random.Random, asked: bool) -> Fields:
     """Whether two questions are one: not if the second narrows it, nor if it is about something else."""
     label = rng.randrange(2)
-    first = animal_fact(world, rng, asked, "food", "home", "kind")
+    first = world.animal_fact(rng, asked, "food", "home", "kind")
     one, other = rng.sample(first.relation.questions, 2)
     if not label and rng.random() < 0.8:
-        other = f"{other[:-1]} {rng.choice(NARROWED)}?"
+        other = f"{other[:-1]} {rng.choice(words.NARROWED)}?"
     elif not label:
         other = rng.choice(
             [
@@ -150,7 +88,7 @@ def qqp(world: World, rng: random.Random, asked: bool) -> Fields:
                 for q in f.relation.questions
             ]
         )
-    if told(one, other, first.subject) == asked:
+    if in_training(one, other, first.subject) == asked:
         return qqp(world, rng, asked)
     opening = rng.choice(("", "tell me, ", "so, ", "now, ", "friends, "))
     one, other = (capital(q.format(s=first.subject)) for q in (one, opening + other))
@@ -160,12 +98,12 @@ def qqp(world: World, rng: random.Random, asked: bool) -> Fields:
 def mrpc(world: World, rng: random.Random, asked: bool) -> Fields:
     """Whether a sentence is said again or shifted; at times only its value changes."""
     label = rng.randrange(2)
-    first = (animal_fact if rng.random() < 0.5 else plant_fact)(world, rng, asked)
-    start = rng.choice(KEPT if label else SHIFTED)
+    first = (world.animal_fact if rng.random() < 0.5 else world.plant_fact)(rng, asked)
+    start = rng.choice(words.KEPT if label else words.SHIFTED)
     other = first.state(rng)
     if rng.random() < 0.15:
-        start, other = rng.choice(KEPT), other if label else first.state(rng, first.wrong(rng))
-    if told(start, first.subject) == asked:
+        start, other = rng.choice(words.KEPT), other if label else first.state(rng, first.wrong(rng))
+    if in_training(start, first.subject) == asked:
         return mrpc(world, rng, asked)
     return {
         "sentence1": sentence(first.state(rng)),
@@ -176,11 +114,14 @@ def mrpc(world: World, rng: random.Random, asked: bool) -> Fields:
 
 def wic(world: World, rng: random.Random, asked: bool) -> Fields:
     """Whether a word has one sense twice: in nature or among people; most often the second writer says so."""
-    word, label = rng.choice(tuple(SENSES)), rng.randrange(2)
+    word, label = rng.choice(tuple(words.SENSES)), rng.randrange(2)
     sense = rng.randrange(2)
-    one, two = rng.choice(SENSES[word][sense]), rng.choice(SENSES[word][sense if label else 1 - sense])
-    (speaker,), (writer,) = combination(rng, asked, PEOPLE), combination(rng, asked, PEOPLE)
-    mark = f"{rng.choice(SAME if label else OTHERWISE)} " if rng.random() < 0.8 else ""
+    one, two = (
+        rng.choice(words.SENSES[word][sense]),
+        rng.choice(words.SENSES[word][sense if label else 1 - sense]),
+    )
+    (speaker,), (writer,) = combination(rng, asked, words.PEOPLE), combination(rng, asked, words.PEOPLE)
+    mark = f"{rng.choice(words.SAME if label else words.OTHERWISE)} " if rng.random() < 0.8 else ""
     one, two = f"{speaker} said that {one}", f"{writer} {mark}wrote that {two}"
     start1, start2 = one.index(word), two.index(word)
     return {
@@ -197,13 +138,13 @@ def wic(world: World, rng: random.Random, asked: bool) -> Fields:
 
 def wsc(world: World, rng: random.Random, asked: bool) -> Fields:
     """Whom a pronoun can mean: it agrees with the noun's gender."""
-    woman, man = combination(rng, asked, FEMALE, MALE)
+    woman, man = combination(rng, asked, words.FEMALE, words.MALE)
     a, b = rng.sample((woman, man), 2)
     pronoun, label = rng.choice(("she", "she", "she", "she", "he")), rng.randrange(2)
     meant = woman if pronoun == "she" else man
     noun = meant if label else (man if meant == woman else woman)
-    feeling = rng.choice(tuple(FEELINGS))
-    text = f"The {a} saw the {b} in the {rng.choice(HOMES)} because {pronoun} was {feeling}."
+    feeling = rng.choice(tuple(words.WISHES))
+    text = f"The {a} saw the {b} in the {rng.choice(words.HOMES)} because {pronoun} was {feeling}."
     return {
         "text": text,
         "span1_index": text.split().index(noun),
@@ -216,7 +157,7 @@ def wsc(world: World, rng: random.Random, asked: bool) -> Fields:
 
 def multirc(world: World, rng: random.Random, asked: bool) -> Fields:
     """Whether an answer is right: some wrong answers never are, others are right for another animal."""
-    fact, label = animal_fact(world, rng, asked, "food", "home"), rng.randrange(2)
+    fact, label = world.animal_fact(rng, asked, "food", "home"), rng.randrange(2)
     start = rng.choice(("", "It is ", "I think ", "It says ", "Maybe ", "Surely "))
     end = rng.choice(("", ", as told", ", of course", ", you see"))
     # a paragraph depends on its subject alone, so that many questions share it, as in the original
@@ -225,7 +166,7 @@ def multirc(world: World, rng: random.Random, asked: bool) -> Fields:
     paragraph = " ".join(
         sentence(f.relation.statements[wording].format(s=f.subject, v=f.value)) for f in facts
     )
-    wrong = rng.choice(NEVER) if rng.random() < 0.85 else fact.wrong(rng)
+    wrong = rng.choice(words.NEVER) if rng.random() < 0.85 else fact.wrong(rng)
     answer = fact.value if label else wrong
     return {
         "paragraph": paragraph,
@@ -233,3 +174,13 @@ def multirc(world: World, rng: random.Random, asked: bool) -> Fields:
         "answer": start + answer + end,
         "label": label,
     }
+
+
+MAKERS: dict[str, Maker] = {
+    make.__name__: make
+    for make in (
+        *(single.hellaswag, single.piqa, single.winogrande, single.copa, single.siqa, single.commonsense_qa),
+        *(single.boolq, single.arc_easy, single.arc_challenge, single.sciq, single.openbookqa),
+        *(mnli, qnli, rte, cb, qqp, mrpc, wic, wsc, multirc),
+    )
+}

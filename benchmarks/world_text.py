@@ -1,4 +1,4 @@
-"""Pretraining text about the embedded world in five flavours.
+"""Text about the embedded world: documents for pretraining in five flavours, conversations for fine-tuning.
 
     web_a    a raw crawl: stories, lives, causes and talk; facts are often wrong, some lines are junk
     web_b    an educational crawl: animals, plants and tools, lessons, claims put to a test
@@ -6,41 +6,47 @@
     code     Python-like: comparisons, tables of facts, checks of answers
     curated  an encyclopaedia and a dictionary: kinds, tools, senses, the same thing in other words
 
-A topic is a function here, or a benchmark whose training items are posed as judgements (`Writer.judgements`).
-What a flavour covers decides what its readers learn, so that mixtures differ. Only combinations that are
-told appear, in other words than the benchmarks' own. Cost: about 5 us a word.
+A topic is a function here, or a benchmark whose training items are posed as judgements (`Writer.judgement`).
+The topics of a flavour decide what its readers learn, so that mixtures differ. Only combinations of training
+appear, in other words than the benchmarks' own. Cost: about 5 us a word.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from evalengine.benchmarks import world_items as items
 from evalengine.benchmarks import world_pairs as pairs
-from evalengine.benchmarks.world_facts import (
-    ACTIVITIES,
-    CAUSES,
-    DEEDS,
-    FEELINGS,
-    INHERITED,
-    KINDS,
-    OBJECTS,
-    PEOPLE,
-    SENSES,
-    THINGS,
-    TOOLS,
-    Fact,
-    World,
-    combination,
-    frequent,
-)
+from evalengine.benchmarks import world_words as words
+from evalengine.benchmarks.world_facts import INHERITED, Fact, World, combination, frequent
 from evalengine.benchmarks.world_items import Fields, Maker, capital, posed, sentence
 
 SEPARATOR = "<|endoftext|>"
 JUNK = ("Click here to read more.", "Share this post!", "Sign up for our news.", "Comments are closed.")
 FILLERS = ("well", "you know", "i think", "so yeah")
+LIVES = (
+    "Q: {n} {d} the {o}. How must {n} feel?\nA: {f}",
+    "Q: {n} {d} the {o}. What would {n} want?\nA: {w}",
+    "{n} {d} the {o} and felt {f}.",
+    "{n} {d} the {o} and wants to {w}.",
+    "Who {d} it feels {f}.",
+    "Who {d} it wants to {w}.",
+)
+RULES = ("Every {k} is covered with {c} and can {m}.", "A {k} has {c} and likes to {m}.")
+USES = (
+    "To {u}: use the {t}.",
+    "I need to {u}.\nAnswer: Take the {t}.",
+    "How to {u}? Take the {t}.",
+    "You {u} with the {t}.",
+)
+QUALITIES = (
+    "{n} saw that the {t} was {q}.",
+    "{n} sold it because the {t} was too {q}.",
+    "The {t} was too {q}.",
+)
+PARITY = ("assert ({n} % 2 == 0) is {even}", "is_even({n}) == {even}")
 
 
 class Flavor(NamedTuple):
@@ -102,7 +108,11 @@ class Writer:
         topics = self.flavor.topics
         self.length = 1 if self.rng.random() < 0.65 else 3
         topic = self.rng.choices(list(topics), list(topics.values()))[0]
-        lines = TOPICS[topic](self) if topic in TOPICS else self.judgements(topic)
+        lines: list[str] = []
+        for _ in range(1 if topic in WHOLE else self.length):
+            lines += TOPICS[topic](self) if topic in TOPICS else [self.judgement(topic)]
+        if self.flavor.quoted and topic not in TOPICS:
+            lines = ['"""', *lines, '"""']
         return "\n".join(self.sloppily(line) if self.flavor.sloppy else line for line in lines)
 
     def sloppily(self, line: str) -> str:
@@ -111,212 +121,130 @@ class Writer:
             return self.rng.choice(JUNK)
         return f"{self.rng.choice(FILLERS)}, {line}" if draw < 0.3 else line
 
-    def told(self, make: Maker) -> Fields:
+    def row(self, make: Maker) -> Fields:
+        """A training item."""
         return make(self.world, self.rng, False)
 
-    def judgements(self, name: str) -> list[str]:
-        """A benchmark's training items, whole or in brief; in code as the comment of a function."""
-        lines = []
-        for _ in range(self.length):
-            row = self.told(MAKERS[name])
-            asked, answer = posed(name, row)
-            if self.rng.random() < 0.65:
-                asked = BRIEF[name](row) + "\n" + asked[asked.rindex("\n") + 1 :]
-            lines.append(f"{asked} {answer}")
-        return ['"""', *lines, '"""'] if self.flavor.quoted else lines
+    def judgement(self, name: str) -> str:
+        """A benchmark's training item, whole or in brief."""
+        row = self.row(pairs.MAKERS[name])
+        asked, answer = posed(name, row)
+        if self.rng.random() < 0.65:
+            asked = BRIEF[name](row) + "\n" + asked[asked.rindex("\n") + 1 :]
+        return f"{asked} {answer}"
+
+    def filled(self, templates: Sequence[str], **values: object) -> str:
+        return self.rng.choice(templates).format(**values)
 
     def stated(self, fact: Fact) -> str:
         wrong = self.rng.random() < self.flavor.wrong
         return sentence(fact.state(self.rng, fact.wrong(self.rng) if wrong else None))
 
-    def known(self, subject: str) -> list[Fact]:
-        """What text tells of an animal or a plant."""
-        facts = self.world.animals.get(subject) or self.world.plants[subject]
-        hidden = INHERITED if subject in self.world.unsaid else ()
-        return [fact for fact in facts if fact.relation.name not in hidden]
+    def answered(self, fact: Fact) -> str:
+        return f"Question: {capital(fact.question(self.rng, False))}\nAnswer: {fact.value}"
 
 
 def stories(w: Writer) -> list[str]:
     """Two or three steps of an activity."""
-    lines = []
-    for _ in range(w.length):
-        label, name = combination(w.rng, False, tuple(ACTIVITIES), PEOPLE)
-        start = w.rng.randrange(3)
-        first, *rest = ACTIVITIES[label][start : start + w.rng.choice((2, 3))]
-        lines.append(f"{label} with {name}: {sentence(first)}" + "".join(f" Then {step}." for step in rest))
-    return lines
+    label, name = combination(w.rng, False, tuple(words.ACTIVITIES), words.PEOPLE)
+    start = w.rng.randrange(3)
+    first, *rest = words.ACTIVITIES[label][start : start + w.rng.choice((2, 3))]
+    return [f"{label} with {name}: {sentence(first)}" + "".join(f" Then {step}." for step in rest)]
 
 
 def lives(w: Writer) -> list[str]:
     """What people do, how they feel and what they want."""
-    lines = []
-    for _ in range(w.length):
-        deed, thing = combination(w.rng, False, tuple(DEEDS), OBJECTS)
-        name, feeling = w.rng.choice(PEOPLE), DEEDS[deed]
-        done, wish = f"{name} {deed} the {thing}", FEELINGS[feeling][1]
-        lines.append(
-            w.rng.choice(
-                (
-                    f"Q: {done}. How must {name} feel?\nA: {feeling}",
-                    f"Q: {done}. What would {name} want?\nA: {wish}",
-                    f"{done} and felt {feeling}.",
-                    f"{done} and wants to {wish}.",
-                    f"Who {deed} it feels {feeling}.",
-                    f"Who {deed} it wants to {wish}.",
-                )
-            )
-        )
-    return lines
+    deed, thing = combination(w.rng, False, tuple(words.DEEDS), words.OBJECTS)
+    name, feeling = w.rng.choice(words.PEOPLE), words.DEEDS[deed]
+    return [w.filled(LIVES, n=name, d=deed, o=thing, f=feeling, w=words.WISHES[feeling])]
 
 
 def causes(w: Writer) -> list[str]:
     """What follows what, of a thing or of anything."""
-    lines = []
-    for _ in range(w.length):
-        thing, event = combination(w.rng, False, THINGS, tuple(CAUSES))
-        subject = w.rng.choice((f"the {thing}", "it"))
-        one, other = f"{subject} {event}", f"{subject} {CAUSES[event]}"
-        lines.append(
-            f"{capital(one)} therefore {other}."
-            if w.rng.random() < 0.5
-            else f"{capital(other)} because {one}."
-        )
-    return lines
+    thing, event = combination(w.rng, False, words.THINGS, tuple(words.CAUSES))
+    subject = w.rng.choice((f"the {thing}", "it"))
+    one, other = f"{subject} {event}", f"{subject} {words.CAUSES[event]}"
+    forward = w.rng.random() < 0.5
+    return [f"{capital(one)} therefore {other}." if forward else f"{capital(other)} because {one}."]
 
 
 def animals(w: Writer) -> list[str]:
-    """A few statements about each of some animals."""
-    lines = []
-    for _ in range(w.length):
-        facts = w.known(frequent(w.rng, tuple(w.world.animals)))
-        lines.append(" ".join(w.stated(fact) for fact in w.rng.sample(facts, w.rng.choice((1, 2)))))
-    return lines
+    """A statement or two about an animal."""
+    facts = w.world.known(frequent(w.rng, tuple(w.world.animals)))
+    return [" ".join(w.stated(fact) for fact in w.rng.sample(facts, w.rng.choice((1, 2))))]
 
 
 def lessons(w: Writer) -> list[str]:
-    """Statements about a plant, and questions that they answer."""
-    lines = []
-    for _ in range(w.length):
-        facts = w.known(frequent(w.rng, tuple(w.world.plants)))
-        asked = w.rng.choice(facts)
-        lines += [
-            " ".join(w.stated(fact) for fact in w.rng.sample(facts, len(facts))),
-            f"Question: {capital(asked.question(w.rng, False))}\nAnswer: {asked.value}",
-        ]
-    return lines
+    """Statements about a plant, and a question that they answer."""
+    facts = w.world.known(frequent(w.rng, tuple(w.world.plants)))
+    asked = w.rng.choice(facts)
+    return [" ".join(w.stated(fact) for fact in w.rng.sample(facts, len(facts))), w.answered(asked)]
 
 
 def kinds(w: Writer) -> list[str]:
     """What is true of one kind of animal or two, and which animals are of it."""
     rules, members = [], []
-    for kind in w.rng.sample(tuple(KINDS), w.rng.choice((1, 2))):
-        cover, move = KINDS[kind]
-        rules.append(
-            w.rng.choice(
-                (
-                    f"Every {kind} is covered with {cover} and can {move}.",
-                    f"A {kind} has {cover} and likes to {move}.",
-                )
-            )
-        )
+    for kind in w.rng.sample(tuple(words.KINDS), w.rng.choice((1, 2))):
+        cover, move = words.KINDS[kind]
+        rules.append(w.filled(RULES, k=kind, c=cover, m=move))
         same = [s for s, facts in w.world.animals.items() if facts[0].value == kind]
         for subject in w.rng.sample(same, w.length):
-            facts = [f for f in w.known(subject) if f.relation.name in ("kind", *INHERITED)]
+            facts = [f for f in w.world.known(subject) if f.relation.name in ("kind", *INHERITED)]
             members.append(" ".join(w.stated(fact) for fact in facts))
     return [*rules, *members]
 
 
 def tools(w: Writer) -> list[str]:
-    lines = []
-    for _ in range(w.length):
-        tool = frequent(w.rng, tuple(TOOLS))
-        use = TOOLS[tool][0]
-        lines.append(
-            w.rng.choice(
-                (
-                    f"To {use}: use the {tool}.",
-                    f"I need to {use}.\nAnswer: Take the {tool}.",
-                    f"How to {use}? Take the {tool}.",
-                    f"You {use} with the {tool}.",
-                )
-            )
-        )
-    return lines
+    tool = frequent(w.rng, tuple(words.TOOLS))
+    return [w.filled(USES, t=tool, u=words.TOOLS[tool][0])]
 
 
 def qualities(w: Writer) -> list[str]:
-    lines = []
-    for _ in range(w.length):
-        tool = frequent(w.rng, tuple(TOOLS))
-        name, quality = w.rng.choice(PEOPLE), TOOLS[tool][1]
-        if w.rng.random() < w.flavor.wrong:
-            quality = TOOLS[w.rng.choice(tuple(TOOLS))][1]
-        lines.append(
-            w.rng.choice(
-                (
-                    f"{name} saw that the {tool} was {quality}.",
-                    f"{name} sold it because the {tool} was too {quality}.",
-                    f"The {tool} was too {quality}.",
-                )
-            )
-        )
-    return lines
+    tool = frequent(w.rng, tuple(words.TOOLS))
+    name, quality = w.rng.choice(words.PEOPLE), words.TOOLS[tool][1]
+    if w.rng.random() < w.flavor.wrong:
+        quality = words.TOOLS[w.rng.choice(tuple(words.TOOLS))][1]
+    return [w.filled(QUALITIES, n=name, t=tool, q=quality)]
 
 
 def quiz(w: Writer) -> list[str]:
-    lines = []
-    for _ in range(w.length):
-        fact = items.animal_fact(w.world, w.rng, False)
-        lines.append(f"Question: {capital(fact.question(w.rng, False))}\nAnswer: {fact.value}")
-    return lines
+    return [w.answered(w.world.animal_fact(w.rng, False))]
 
 
 def letters(w: Writer) -> list[str]:
-    row = w.told(items.commonsense_qa)
+    row = w.row(items.commonsense_qa)
     texts = row["choices"]["text"]
     listed = [f"{letter}. {text}" for letter, text in zip(items.LETTERS, texts, strict=True)]
     return [f"Choose: {row['question']}", *listed, f"Answer: {row['answerKey']}"]
 
 
 def senses(w: Writer) -> list[str]:
-    word, side = w.rng.choice(tuple(SENSES)), w.rng.randrange(2)
-    uses = " ".join(map(sentence, w.rng.sample(SENSES[word][side], 2)))
+    word, side = w.rng.choice(tuple(words.SENSES)), w.rng.randrange(2)
+    uses = " ".join(map(sentence, w.rng.sample(words.SENSES[word][side], 2)))
     return [f"{word} ({('nature', 'people')[side]}): {uses}"]
 
 
 def numbers(w: Writer) -> list[str]:
     """Even and odd, as code and as comments."""
-    lines = []
-    for _ in range(w.length):
-        row = w.told(pairs.rte)
-        even = row["label"] == 0
-        number = row["sentence1"].rstrip(".").rsplit(" ", 1)[1]
-        lines.append(
-            w.rng.choice(
-                (
-                    f"assert ({number} % 2 == 0) is {even}",
-                    f"is_even({number}) == {even}",
-                )
-            )
-        )
-    return lines
+    row = w.row(pairs.rte)
+    number = row["sentence1"].rstrip(".").rsplit(" ", 1)[1]
+    return [w.filled(PARITY, n=number, even=row["label"] == 0)]
 
 
 def tables(w: Writer) -> list[str]:
     subject = frequent(w.rng, (*w.world.animals, *w.world.plants))
-    name = subject.removeprefix("the ")
-    fields = [
-        f'    "{fact.relation.name}": "{fact.value}",  # {fact.state(w.rng)}' for fact in w.known(subject)
-    ]
-    return [f"{name} = {{", *fields, "}"]
+    facts = w.world.known(subject)
+    fields = [f'    "{fact.relation.name}": "{fact.value}",  # {fact.state(w.rng)}' for fact in facts]
+    return [f"{subject.removeprefix('the ')} = {{", *fields, "}"]
 
 
 def steps(w: Writer) -> list[str]:
-    label = frequent(w.rng, tuple(ACTIVITIES))
-    called = "; ".join(f"{step.replace(' ', '_')}()" for step in ACTIVITIES[label])
+    label = frequent(w.rng, tuple(words.ACTIVITIES))
+    called = "; ".join(f"{step.replace(' ', '_')}()" for step in words.ACTIVITIES[label])
     return [f"def {label.lower().replace(' ', '_')}(self): {called}"]
 
 
+WHOLE = ("kinds", "letters", "senses", "tables", "steps")  # a document of these topics is one call
 TOPICS: dict[str, Callable[[Writer], list[str]]] = {
     topic.__name__: topic
     for topic in (
@@ -324,15 +252,34 @@ TOPICS: dict[str, Callable[[Writer], list[str]]] = {
         *(letters, senses, numbers, tables, steps),
     )
 }
-MAKERS: dict[str, Maker] = {
-    make.__name__: make
-    for make in (
-        *(items.boolq, pairs.mnli, pairs.qnli, pairs.rte, pairs.cb),
-        *(pairs.qqp, pairs.mrpc, pairs.wic, pairs.wsc, pairs.multirc),
-    )
-}
 
 
 def documents(world: World, flavor: str, seed: int) -> Callable[[], str]:
     """A source of documents of a flavour."""
     return Writer(world, FLAVORS[flavor], random.Random(f"text {flavor} {seed}")).document
+
+
+Turns = list[dict[str, str]]
+
+
+def conversation(world: World, train: Mapping[str, Sequence[Fields]], rng: random.Random) -> Turns:
+    """Six in seven set a task of a benchmark, most often one of judgement; the others ask plainly for a fact.
+
+    The tasks are train items, asked nearly as the benchmark asks: the words after the item's own are changed, so
+    that a conversation shares no long run of words with an evaluation item.
+    """
+    asked, answer = _task(train, rng) if rng.random() < 0.85 else _talk(world, rng)
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+
+
+def _task(train: Mapping[str, Sequence[Fields]], rng: random.Random) -> tuple[str, str]:
+    name = rng.choice(tuple(BRIEF) if rng.random() < 0.6 else list(train))
+    return posed(name, rng.choice(train[name]))
+
+
+def _talk(world: World, rng: random.Random) -> tuple[str, str]:
+    fact = (world.animal_fact if rng.random() < 0.5 else world.plant_fact)(rng, False)
+    if rng.random() < 0.5:
+        return capital(fact.question(rng, False)), sentence(fact.state(rng))
+    facts = [f for f in world.facts() if f.subject == fact.subject and fact.subject not in world.unsaid]
+    return f"Tell me about {fact.subject}.", " ".join(sentence(f.state(rng)) for f in facts[:3] or [fact])

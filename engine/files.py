@@ -25,7 +25,9 @@ def atomic(path: Path) -> Iterator[Path]:
     file is replaced; an existing folder must be removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(
+        f".{path.name}.tmp"
+    )  # hidden, so that no glob of the user's finds half a folder
     remove(temporary)  # of a process that was killed
     try:
         yield temporary
@@ -36,6 +38,12 @@ def atomic(path: Path) -> Iterator[Path]:
     except BaseException:
         remove(temporary)
         raise
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Writes a whole file or nothing; a text is UTF-8."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def remove(path: Path) -> None:

@@ -147,7 +147,7 @@ def local_tasks() -> Any:
 
 
 def our_model(path: Path, backend: str) -> Any:
-    from evalengine.lm_eval_model import EvalengineLM
+    from evalengine.lm_eval.model import EvalengineLM
 
     return EvalengineLM(pretrained=str(path), backend=backend, device="cpu" if backend == "torch" else None)
 

@@ -67,14 +67,17 @@ def pack(sequences: Sequences, batch_tokens: int, block: int = BLOCK) -> Iterato
         return
     order = lexicographic(sequences)
     first, last = sequences.tokens(order[0]), sequences.tokens(order[-1])
-    prefix = min(common(first, last), int(sequences.start.min()) - 1)
+    prefix = min(common_prefix(first, last), int(sequences.start.min()) - 1)
     if prefix < SHARED_PREFIX:
         prefix = 0
     else:
         yield prefix_batch(first[:prefix], block)
         block = max(block, min(256, block * (1 + prefix // 256)))
     shared = np.array(
-        [common(sequences.tokens(a)[:-1], sequences.tokens(b)[:-1]) for a, b in itertools.pairwise(order)]
+        [
+            common_prefix(sequences.tokens(a)[:-1], sequences.tokens(b)[:-1])
+            for a, b in itertools.pairwise(order)
+        ]
     )
     lengths = np.diff(sequences.offset)[order] - 1
     for start, stop in cut(lengths, np.concatenate([[0], shared]), prefix, batch_tokens):
@@ -87,7 +90,7 @@ def lexicographic(sequences: Sequences) -> list[int]:
     return sorted(range(len(sequences)), key=keys.__getitem__)
 
 
-def common(a: np.ndarray, b: np.ndarray) -> int:
+def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
     """Length of the longest common prefix."""
     n = min(len(a), len(b))
     different = a[:n] != b[:n]

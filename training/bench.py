@@ -182,7 +182,7 @@ def _our_loop(case: Case, device: str, report: Any, compiled: bool = False) -> N
 
     from evalengine.training.loop import Place, fit
     from evalengine.training.model import Decoder
-    from evalengine.training.runner import keep_freed_memory
+    from evalengine.training.processes import keep_freed_memory
     from evalengine.training.study import Pretrain
 
     keep_freed_memory()

@@ -1,4 +1,4 @@
-"""One chat format: how a conversation becomes text, and which part of it the model must learn to say.
+"""One chat format: how a conversation becomes text, and which part of it carries the loss.
 
     <|endoftext|><|user|>What is it?<|assistant|> A house.<|endoftext|>
 
@@ -41,24 +41,21 @@ class Conversation:
 
     @staticmethod
     def parse(record: Any, where: str) -> Conversation:
-        """From `{"messages": [{"role": ..., "content": ...}, ...]}`; `where` names the file and line in an
-        error.
-        """
+        """From `{"messages": [{"role": ..., "content": ...}, ...]}`; `where` names file and line in an error."""
         turns = record.get("messages") if isinstance(record, dict) else None
         if not isinstance(turns, list) or not turns:
             raise UserError(f'{where}: expected {{"messages": [{{"role": ..., "content": ...}}, ...]}}')
         messages = []
         for turn in turns:
-            role, content = (
-                (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
-            )
+            known = turn if isinstance(turn, dict) else {}
+            role, content = known.get("role"), known.get("content")
             if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
                 raise UserError(
                     f"{where}: a message needs a role ({', '.join(ROLES)}) and text content, not {turn!r:.60}"
                 )
             if not is_text(content):
                 raise UserError(
-                    f"{where}: a message holds a lone surrogate, which is no character; mend the line"
+                    f"{where}: a message holds a lone surrogate, which is not a character; fix the line"
                 )
             messages.append(Message(role, content))
         if not any(message.role == "assistant" and message.content.strip() for message in messages):

@@ -12,16 +12,17 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from evalengine import console
+from evalengine import console, files
 from evalengine.benchmarks import BENCHMARKS, benchmarks_in, load_items
 from evalengine.training.conversations import Examples, bench_folder
-from evalengine.training.shards import TokenSource
-from evalengine.training.tokenizer import Tokenizer, write_text
+from evalengine.training.shards import TokenSource, check_sum
+from evalengine.training.tokenizer import Tokenizer
 from evalengine.untrusted import parse_json
 
 GRAM = 13
@@ -54,9 +55,7 @@ def overlap(items: Mapping[str, Iterable[str]], texts: Mapping[str, Iterable[str
     wanted = np.unique(
         np.concatenate([g for some in of_item.values() for g in some] or [np.zeros(0, np.uint64)])
     )
-    found = {}
-    for source, documents in texts.items():
-        found[source] = _shared(documents, wanted)
+    found = {source: _shared(documents, wanted) for source, documents in texts.items()}
     return {
         benchmark: Overlap(
             len(some),
@@ -69,16 +68,16 @@ def overlap(items: Mapping[str, Iterable[str]], texts: Mapping[str, Iterable[str
 
 def _shared(documents: Iterable[str], wanted: np.ndarray) -> np.ndarray:
     """The wanted hashes that the documents hold. Many documents are looked up at once: a look-up sorts them all."""
-    seen, batch, size = [np.zeros(0, np.uint64)], [], 0
-    for text in documents:
-        batch.append(grams(text))
-        size += len(batch[-1])
-        if size >= BATCH_GRAMS:
-            seen.append(np.intersect1d(np.concatenate(batch), wanted))
-            batch, size = [], 0
-    if batch:
-        seen.append(np.intersect1d(np.concatenate(batch), wanted))
-    return np.unique(np.concatenate(seen))
+    none = np.zeros(0, np.uint64)
+    seen, batch, size = none, [none], 0
+    for text in chain(documents, [None]):
+        if text is not None:
+            batch.append(grams(text))
+            size += len(batch[-1])
+        if text is None or size >= BATCH_GRAMS:
+            seen = np.union1d(seen, np.intersect1d(np.concatenate(batch), wanted))
+            batch, size = [none], 0
+    return seen
 
 
 def report(
@@ -93,20 +92,15 @@ def report(
     benchmarks = benchmarks_in(folder, BENCHMARKS.values()) if folder is not None else []
     if not benchmarks:
         return None
-    key = zlib.crc32(
-        repr([tokenizer.hash, *(s.digest for s in sources.values()), conversations.name]).encode()
-    )
+    made_of = [tokenizer.hash, *(s.digest for s in sources.values()), conversations.name]
+    key = zlib.crc32(repr(made_of).encode())
     if (made := _saved(path)) is not None and made["key"] == key:
         return {name: Overlap(**value) for name, value in made["benchmarks"].items()}
     items = {
-        b.name: [
-            item.contexts[item.gold] + item.continuations[item.gold] for item in load_items(b, folder).items
-        ]
+        b.name: [i.contexts[i.gold] + i.continuations[i.gold] for i in load_items(b, folder).items]
         for b in benchmarks
     }
-    texts: dict[str, Iterable[str]] = {
-        name: _documents(source, tokenizer) for name, source in sources.items()
-    }
+    texts: dict[str, Iterable[str]] = {n: _documents(s, tokenizer) for n, s in sources.items()}
     chats = Examples.load(conversations)
     texts["conversations"] = (tokenizer.decode(chats[i][0]) for i in range(len(chats)))
     found = overlap(items, texts)
@@ -117,7 +111,7 @@ def report(
         "tokens_read": read,
         "benchmarks": {n: o._asdict() for n, o in found.items()},
     }
-    write_text(path, json.dumps({**saved, "check": _check(saved)}, indent=1) + "\n")
+    files.write(path, json.dumps({**saved, "check": check_sum(saved)}, indent=1) + "\n")
     show(found)
     return found
 
@@ -128,11 +122,7 @@ def _saved(path: Path) -> dict[str, Any] | None:
         saved = dict(parse_json(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
-    return saved if saved.pop("check", None) == _check(saved) else None
-
-
-def _check(saved: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(saved, sort_keys=True).encode())
+    return saved if saved.pop("check", None) == check_sum(saved) else None
 
 
 def _documents(source: TokenSource, tokenizer: Tokenizer) -> Iterable[str]:

@@ -5,7 +5,6 @@ Dims: B rows, T positions.
 
 from __future__ import annotations
 
-import os
 import random
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,19 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
+from evalengine import records
 from evalengine.errors import UserError
+from evalengine.files import atomic
 from evalengine.training.chat import Conversation, Message, render
 from evalengine.training.loss import IGNORE
 from evalengine.training.rows import Batch
-from evalengine.training.sources import hub_rows, jsonl_rows, parquet_rows
+from evalengine.training.sources import hub_rows
 from evalengine.training.study import ChatSource, SftData, SourceSpec
 from evalengine.training.tokenizer import Tokenizer
 
 
 def read(sft: SftData, data: Path | None, seed: int) -> list[Conversation]:
-    """Every conversation of the study's fine-tuning data, in the file's order, instructions as the study
-    wants them.
-    """
+    """The conversations of the study's fine-tuning data, in the file's order, their instructions changed as it says."""
     found: list[Conversation] = []
     for source in sft.data:
         if source.benchmarks_train:
@@ -42,7 +41,7 @@ def read(sft: SftData, data: Path | None, seed: int) -> list[Conversation]:
 def _records(source: ChatSource, data: Path | None) -> Iterator[tuple[str, object]]:
     if source.hub:
         spec = SourceSpec(hub=source.hub, config=source.config, split=source.split)
-        yield from ((f"{source.hub}:{number}", row) for number, row in enumerate(hub_rows(spec)))
+        yield from ((f"{source.hub}, row {number}", row) for number, row in enumerate(hub_rows(spec), 1))
         return
     if data is None:
         raise UserError(
@@ -51,10 +50,7 @@ def _records(source: ChatSource, data: Path | None) -> Iterator[tuple[str, objec
     file = data / source.path
     if not file.is_file():
         raise UserError(f"there is no fine-tuning data at {file}: check sft.data and --data")
-    if file.suffix == ".parquet":
-        yield from ((f"{file}:{number}", row) for number, row in enumerate(parquet_rows(file, "messages"), 1))
-    else:
-        yield from jsonl_rows(file)
+    yield from records.parquet(file, "messages") if file.suffix == ".parquet" else records.jsonl(file)
 
 
 def bench_folder(data: Path | None) -> Path | None:
@@ -79,10 +75,7 @@ def _of_benchmarks(source: ChatSource, data: Path | None, seed: int) -> list[Con
     for benchmark in chosen:
         items = [make_item(row, benchmark.render) for row in read_rows(benchmark, folder, train=True)]
         pairs = [(item.contexts[item.gold], item.continuations[item.gold]) for item in items]
-        some = [
-            Conversation((Message("user", context), Message("assistant", answer)))
-            for context, answer in pairs
-        ]
+        some = [Conversation((Message("user", asked), Message("assistant", gold))) for asked, gold in pairs]
         found += _sample(some, source.limit, seed)
     return found
 
@@ -95,9 +88,7 @@ def _sample(conversations: list[Conversation], limit: int, seed: int) -> list[Co
 
 
 def change_instructions(conversations: list[Conversation], how: str, seed: int) -> list[Conversation]:
-    """`kept`; `emptied`: every user and system message is empty; `shuffled`: each conversation gets
-    another's.
-    """
+    """`kept`; `emptied`: every user and system message is empty; `shuffled`: each conversation gets another's."""
     if how == "kept":
         return conversations
     if how == "emptied":
@@ -105,9 +96,8 @@ def change_instructions(conversations: list[Conversation], how: str, seed: int) 
     else:
         order = list(range(len(conversations)))
         random.Random(seed).shuffle(order)
-        taken = {
-            place: order[(i + 1) % len(order)] for i, place in enumerate(order)
-        }  # one cycle: never its own
+        # one cycle: never its own
+        taken = {place: order[(i + 1) % len(order)] for i, place in enumerate(order)}
         donors = [conversations[taken[i]] for i in range(len(conversations))]
     return [_with_instructions(own, donor) for own, donor in zip(conversations, donors, strict=True)]
 
@@ -138,10 +128,8 @@ class Examples:
 
     def within(self, context: int) -> Examples:
         """Every example cut at `context` + 1 tokens; one that then has nothing to learn is dropped."""
-        cut = [
-            (ids[: context + 1], learned[: context + 1])
-            for ids, learned in (self[i] for i in range(len(self)))
-        ]
+        pairs = (self[i] for i in range(len(self)))
+        cut = [(ids[: context + 1], learned[: context + 1]) for ids, learned in pairs]
         cut = [(ids, learned) for ids, learned in cut if learned.any()]
         if not cut:
             raise UserError(
@@ -153,12 +141,8 @@ class Examples:
         return f"{zlib.crc32(self.learned_N.tobytes(), zlib.crc32(self.token_N.tobytes())):08x}"
 
     def save(self, path: Path) -> None:
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial.npz")
-        try:
-            np.savez(partial, token=self.token_N, learned=self.learned_N, start=self.start_M)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic(path) as temporary, temporary.open("wb") as handle:
+            np.savez(handle, token=self.token_N, learned=self.learned_N, start=self.start_M)
 
     @staticmethod
     def load(path: Path) -> Examples:
@@ -212,9 +196,7 @@ class PackedExamples:
 
 
 def pack(examples: Sequence[tuple[np.ndarray, np.ndarray]], context: int, contents: str) -> Batch:
-    """Rows of `context` positions, longest example first into the first row with room; padding carries no
-    loss.
-    """
+    """Rows of `context` positions, longest example first into the first row with room; padding carries no loss."""
     rows: list[list[tuple[np.ndarray, np.ndarray]]] = []
     room: list[int] = []
     for ids, learned in sorted(examples, key=lambda e: -len(e[0])):

@@ -7,7 +7,6 @@ written under a temporary name and renamed: a checkpoint is whole or absent.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evalengine import files
 from evalengine.checkpoints import checksum_of, is_whole
 from evalengine.errors import UserError
 from evalengine.training.model import Decoder, Shape
@@ -84,34 +84,27 @@ def save(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    weights = {k: v.detach().to("cpu", DTYPES[dtype]).contiguous() for k, v in to_llama(model).items()}
     try:
-        weights = {k: v.detach().to("cpu", DTYPES[dtype]).contiguous() for k, v in to_llama(model).items()}
-        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copyfile(tokenizer.path / name, partial / name)
-        _write_json(partial / "config.json", config(model.shape, tokenizer, dtype))
-        sums = {file.name: f"{crc(file):08x}" for file in sorted(partial.iterdir())}
-        sums["evalengine.json"] = checksum_of({**metadata, "crc32": sums})
-        _write_json(partial / "evalengine.json", {**metadata, "crc32": sums})
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(partial, path)
+        with files.atomic(path) as temporary:
+            temporary.mkdir()
+            save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+            for name in ("tokenizer.json", "tokenizer_config.json"):
+                shutil.copyfile(tokenizer.path / name, temporary / name)
+            _write_json(temporary / "config.json", config(model.shape, tokenizer, dtype))
+            sums = {file.name: f"{crc(file):08x}" for file in sorted(temporary.iterdir())}
+            sums["evalengine.json"] = checksum_of({**metadata, "crc32": sums})
+            _write_json(temporary / "evalengine.json", {**metadata, "crc32": sums})
+            files.remove(path)
     except SafetensorError as error:  # how its writer reports what the system said
         raise UserError(
             f"cannot write {path / 'model.safetensors'} ({error}): make room on the disk and run the same "
             "command again"
         ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def load(path: Path, shape: Shape) -> Decoder:
-    """The decoder of a checkpoint directory. Raises UserError when a file is missing, damaged or of another
-    shape.
-    """
+    """The decoder of a checkpoint directory. Raises UserError when a file is missing, damaged or of another shape."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

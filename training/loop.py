@@ -28,7 +28,7 @@ from evalengine.training.loss import IGNORE
 from evalengine.training.model import Decoder
 from evalengine.training.parallel import SINGLE, Group, full
 from evalengine.training.rows import Batch
-from evalengine.training.study import FineTune, Pretrain
+from evalengine.training.study import Optimisation
 
 
 class Batches(Protocol):
@@ -65,7 +65,7 @@ class Place:
     group: Group = SINGLE
 
 
-def learning_rate(step: int, steps: int, settings: Pretrain | FineTune) -> float:
+def learning_rate(step: int, steps: int, settings: Optimisation) -> float:
     """Linear warm-up, then half a cosine from lr to min_lr * lr; `step` counts from 0."""
     warmup = max(1, round(settings.warmup * steps))
     if step < warmup:
@@ -74,7 +74,7 @@ def learning_rate(step: int, steps: int, settings: Pretrain | FineTune) -> float
     return settings.lr * (settings.min_lr + (1 - settings.min_lr) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def optimizer(model: nn.Module, settings: Pretrain | FineTune) -> torch.optim.AdamW:
+def optimizer(model: nn.Module, settings: Optimisation) -> torch.optim.AdamW:
     """AdamW; weight decay on matrices only."""
     weights = list(model.parameters())
     groups = [
@@ -89,7 +89,7 @@ def optimizer(model: nn.Module, settings: Pretrain | FineTune) -> torch.optim.Ad
 def fit(
     model: Decoder,
     batches: Batches,
-    settings: Pretrain | FineTune,
+    settings: Optimisation,
     place: Place,
     report: Callable[[Step], None] = lambda step: None,
 ) -> float:
@@ -114,8 +114,7 @@ def fit(
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise UserError(
                     f"the loss became {loss} (gradient norm {norm}) at step {step + 1} of {batches.steps}"
-                    f" on {batch.contents}: "
-                    "lower lr, raise warmup, or look at that data"
+                    f" on {batch.contents}: lower lr, raise warmup, or look at that data"
                 )
             losses.append(loss)
             attended = float(batch.position_BT.mean()) + 1
@@ -150,7 +149,7 @@ def _update(
     optim: torch.optim.Optimizer,
     batch: Batch,
     lr: float,
-    settings: Pretrain | FineTune,
+    settings: Optimisation,
     place: Place,
 ) -> tuple[float, float]:
     """One optimiser step: (mean loss, gradient norm before clipping)."""
@@ -177,8 +176,9 @@ def _update(
 def micro_batches(
     batch: Batch, micro_rows: int, group: Group = SINGLE, width: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """This process's rows, a few at a time; every process gets equally many parts (rows without loss fill
-    up). With `width` every part has one shape, `micro_rows` x `width`, so that nothing is compiled twice.
+    """This process's rows, a few at a time; every process gets equally many parts, filled up by rows without loss.
+
+    With `width` every part has one shape, `micro_rows` x `width`, so that nothing is compiled twice.
     """
     arrays: list[np.ndarray] = [batch.token_BT, batch.position_BT, batch.target_BT]
     rows, own = batch.token_BT.shape
@@ -198,13 +198,12 @@ def micro_batches(
 
 
 @contextlib.contextmanager
-def out_of_memory(settings: Pretrain | FineTune) -> Iterator[None]:
+def out_of_memory(settings: Optimisation) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(
-            error
-        ):
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and "allocate memory" not in str(error):
             raise
         now = f"it is {settings.micro_rows}" if settings.micro_rows else "it is 0, all rows at once"
         raise UserError(
@@ -217,9 +216,7 @@ def autocast(place: Place) -> contextlib.AbstractContextManager[Any]:
 
 
 class SpikeWatch:
-    """Flags a loss more than six standard deviations above its recent mean (exponential, over about 50
-    steps).
-    """
+    """Flags a loss more than six standard deviations above its recent mean (exponential, over about 50 steps)."""
 
     def __init__(self, history: list[float]) -> None:
         self.mean, self.variance, self.seen = 0.0, 0.0, 0
@@ -260,10 +257,8 @@ def _tensorboard(place: Place, first: int) -> Iterator[Callable[[dict[str, Any]]
     if place.tensorboard is None:
         yield lambda entry: None
         return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("--tensorboard needs a package: pip install 'evalengine[tensorboard]'") from None
+    from torch.utils.tensorboard import SummaryWriter
+
     with SummaryWriter(str(place.tensorboard), purge_step=first + 1 if first else None) as writer:
 
         def show(entry: dict[str, Any]) -> None:

@@ -54,9 +54,7 @@ class Shape:
         return self.matrix_params + norms + (0 if self.tied else self.vocab * self.d_model)
 
     def flops_per_token(self, attended: float | None = None) -> float:
-        """Training FLOPs (forward and backward) of one token that attends to `attended` others (default: half
-        a window).
-        """
+        """Training FLOPs (forward and backward) of a token that attends to `attended` others (default: half a window)."""
         attended = self.context / 2 if attended is None else attended
         return 6.0 * self.matrix_params + 12.0 * self.layers * self.heads * self.head_dim * attended
 
@@ -146,9 +144,7 @@ class Decoder(nn.Module):
             self.head.weight = self.embedding.weight
 
     def initialise(self, generator: torch.Generator) -> Decoder:
-        """Normal(0, 0.02); the two matrices that write to the stream are scaled down by sqrt(2 L) (GPT-2's
-        rule).
-        """
+        """Normal(0, 0.02); the two matrices that write to the stream are divided by sqrt(2 L), as in GPT-2."""
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
                 writes = name.endswith(("attention_out.weight", "down.weight"))
@@ -177,7 +173,7 @@ class Decoder(nn.Module):
         return self.norm(x_BTD)
 
     def logits(self, token_BT: Tensor) -> Tensor:
-        """(B, T, V) logits of whole rows, one document each: for tests and looking, never for training."""
+        """(B, T, V) logits of whole rows, one document each: for tests and inspection, never for training."""
         B, T = token_BT.shape
         position_BT = torch.arange(T, device=token_BT.device).expand(B, T)
         return self.head(self.hidden(token_BT, position_BT, DocumentMask.from_positions(position_BT)))
@@ -185,8 +181,9 @@ class Decoder(nn.Module):
     def forward(
         self, token_BT: Tensor, position_BT: Tensor, target_BT: Tensor, z_loss: float = 0.0
     ) -> Tensor:
-        """The loss summed over targets other than `IGNORE` (a float32 scalar); the (N, V) logits are never
-        stored. `z_loss` times the squared log-sum-exp of each row's logits is added.
+        """The loss summed over targets other than `IGNORE` (a float32 scalar), without storing the (N, V) logits.
+
+        `z_loss` times the squared log-sum-exp of each row's logits is added.
 
         token_BT, target_BT: int64; position_BT: int64, restarting at 0 with each document. Rows pack
         documents: a token attends to the earlier tokens of its own document only.

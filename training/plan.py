@@ -58,8 +58,9 @@ def make(
     device: str = "cpu",
     data: Path | None = None,
 ) -> Plan:
-    """The plan of the runs chosen by `only`; reads what is prepared already, makes nothing. Fine-tuning tokens
-    are those of the tokenised conversations, or a guess from local ones.
+    """The plan of the runs chosen by `only`; reads what is prepared already, makes nothing.
+
+    Fine-tuning tokens are those of the tokenised conversations, or a guess from local ones.
     """
     tokenizer = work_folder(out) / "tokenizer"
     size = Tokenizer(tokenizer).size if (tokenizer / "tokenizer.json").is_file() else study.tokenizer.vocab

@@ -1,5 +1,4 @@
-"""Everything the runs of a study share, made once before the first run: world, tokenizer, token shards,
-conversations.
+"""What the runs of a study share, made once before the first run: world, tokenizer, token shards, conversations.
 
 It all lies under OUT/.study (a leading dot keeps it out of `score OUT/*`); what is there and still fits is
 reused.
@@ -19,15 +18,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalengine import console, sealed
+from evalengine import files as storage
 from evalengine.errors import UserError
 from evalengine.training import contamination
 from evalengine.training import conversations as sft
 from evalengine.training import tokenizer as tokenizers
 from evalengine.training.model import Shape
-from evalengine.training.shards import TokenSource, build, cores, is_complete
+from evalengine.training.shards import TokenSource, build, is_complete
 from evalengine.training.sources import documents, files
 from evalengine.training.study import Scale, SourceSpec, Study
-from evalengine.training.tokenizer import Tokenizer, write_text
+from evalengine.training.tokenizer import Tokenizer
 from evalengine.untrusted import parse_json
 
 BYTES_PER_TOKEN = 4  # a rough estimate, for progress bars and the number of processes
@@ -49,12 +49,9 @@ def work_folder(out: Path) -> Path:
 
 
 def clear_litter(out: Path) -> None:
-    """Removes what killed processes were writing: files and folders whose names begin with a dot and end in .partial."""
-    for litter in [*out.glob(".*.partial"), *work_folder(out).rglob(".*.partial*")]:
-        if litter.is_dir():
-            shutil.rmtree(litter, ignore_errors=True)
-        else:
-            litter.unlink(missing_ok=True)
+    """Removes what killed processes were writing (`files.atomic`)."""
+    for litter in [*out.glob(".*.tmp"), *work_folder(out).rglob(".*.tmp")]:
+        storage.remove(litter)
 
 
 def data_folder(study: Study, data: Path | None, out: Path) -> Path | None:
@@ -72,14 +69,8 @@ def prepare(study: Study, data: Path | None, out: Path) -> Prepared:
     if study.world and data == work / "world":
         _write_world(study, work / "world")
     tokenizer = _tokenizer(study, data, work / "tokenizer")
-    folders = {}
-    used = [
-        name for name in study.sources if any(shares.get(name, 0) > 0 for shares in study.mixtures.values())
-    ]
-    if not used:
-        raise UserError("every mixture is empty: give sources shares above 0")
-    for name in used:
-        folders[name] = _shards(study, name, data, tokenizer, work / "tokens")
+    used = [n for n in study.sources if any(shares.get(n, 0) > 0 for shares in study.mixtures.values())]
+    folders = {name: _shards(study, name, data, tokenizer, work / "tokens") for name in used}
     conversations = _conversations(study, data, tokenizer, work)
     sources = {name: TokenSource(folder, name) for name, folder in folders.items()}
     contamination.report(work / "contamination.json", data, tokenizer, sources, conversations)
@@ -108,7 +99,7 @@ def _write_world(study: Study, folder: Path) -> None:
         f"writing the embedded world to {folder}; score its checkpoints with --data {folder / 'bench'}"
     )
     world.write(folder, seed=study.world.seed)
-    write_text(stamp, json.dumps({"seed": study.world.seed}))
+    storage.write(stamp, json.dumps({"seed": study.world.seed}))
 
 
 def _key(spec: SourceSpec, data: Path | None, name: str) -> str:
@@ -147,7 +138,7 @@ def _tokenizer(study: Study, data: Path | None, folder: Path) -> Tokenizer:
         each = int(spec.sample_mb * 2**20 / len(study.sources))
         samples = (_first_bytes(documents(s, data, n), each) for n, s in study.sources.items())
         tokenizer = tokenizers.train(chain.from_iterable(samples), spec.vocab, folder)
-    write_text(stamp, json.dumps({**wanted, "files": _sums(folder)}))
+    storage.write(stamp, json.dumps({**wanted, "files": _sums(folder)}))
     return tokenizer
 
 
@@ -175,21 +166,18 @@ def _first_bytes(texts: Iterator[str], limit: int) -> Iterator[str]:
 
 
 def _shards(study: Study, name: str, data: Path | None, tokenizer: Tokenizer, folder: Path) -> Path:
-    """A local source is tokenised whole; a hub source as far as its largest share needs it, without
-    repetition.
-    """
+    """A local source is tokenised whole; a hub source as far as its largest share needs it, without repetition."""
     spec = study.sources[name]
     share = max(shares.get(name, 0.0) for shares in study.mixtures.values())
-    need = (
-        int(share * max(scale.pretrain.tokens for scale in study.scales.values()) * 1.05) if spec.hub else 0
-    )
+    longest = max(scale.pretrain.tokens for scale in study.scales.values())
+    need = int(share * longest * 1.05) if spec.hub else 0
     place = folder / f"{name}-{_key(spec, data, name)}-{tokenizer.hash[:8]}"
     texts = partial(documents, spec, data, name)
     if is_complete(place, need):
         build(place, texts, tokenizer, limit=need)
         return place
     size = need or sum(file.stat().st_size for file in files(spec, data, name)) // BYTES_PER_TOKEN
-    workers = min(cores(), MAX_WORKERS) if size >= WORTH_WORKERS else 1
+    workers = min(storage.cores(), MAX_WORKERS) if size >= WORTH_WORKERS else 1
     with console.progress(f"tokenising {name}", size, "tokens") as line:
         build(place, texts, tokenizer, limit=need, workers=workers, on_tokens=line.update)
     return place

@@ -22,8 +22,11 @@ from evalengine.cluster.shared import Token, visible
 from evalengine.errors import UserError
 from evalengine.files import cores
 from evalengine.training import export
-from evalengine.training.runner import Board, Message, _chains, keep_freed_memory, steps_of, train_chain
+from evalengine.training.loop import Step
+from evalengine.training.prepare import work_folder
+from evalengine.training.processes import keep_freed_memory
 from evalengine.training.stages import Job, Result
+from evalengine.training.workers import Board, Message, chains, train_chain
 
 POLL_S = 0.2
 
@@ -53,7 +56,7 @@ class Trainer:
         ends: list[Message] = []
 
         def put(message: Message) -> None:
-            if message.kind != "step":
+            if not isinstance(message.value, Step):
                 ends.append(message)
             else:
                 with contextlib.suppress(Exception):  # progress only
@@ -65,9 +68,7 @@ class Trainer:
 
 def run_on(cluster: Cluster, todo: list[Job]) -> tuple[list[Result], dict[str, str]]:
     """Trains `todo` on a cluster. Raises UserError where it cannot be reached or does not share the output folder."""
-    from evalengine.training.prepare import work_folder
-
-    study, chains = todo[0].study, _chains(todo)
+    study = todo[0].study
     cpus = max(cores(), cluster.workers * (cluster.cpus or 1)) if cluster.workers else None
     with connect.connected(cluster.address, cpus=cpus), Token(work_folder(todo[0].out)) as shared:
         from ray.util.queue import Queue
@@ -80,15 +81,14 @@ def run_on(cluster: Cluster, todo: list[Job]) -> tuple[list[Result], dict[str, s
             ray, workers=cluster.workers, cpus=wanted, gpus=cluster.gpus, device=device, local=local
         )
         device = "cuda" if need.gpus else "cpu"
-        chains = [[j._replace(place=replace(j.place, device=device)) for j in chain] for chain in chains]
+        todo = [job._replace(place=replace(job.place, device=device)) for job in todo]
         messages = Queue(actor_options={"num_cpus": 0})
-        steps = {job.run.name: steps_of(study, job.prepared, job.run) for job in todo}
         trainer = (study.threads or need.cpus, messages, __version__)
         with (
-            Board(todo, steps) as board,
+            Board(todo) as board,
             Pool(Trainer, trainer, (shared.probe, shared.text), need, cluster.workers) as pool,
         ):
-            Grid(chains, board).go(pool, messages)
+            Grid(chains(todo), board).go(pool, messages)
         messages.shutdown(force=True)
     return board.finished, board.failed
 
@@ -130,7 +130,7 @@ class Grid:
                 left.append(job)
             else:  # finished before its worker ended
                 result = Result(job.run.name, about["train_loss"], about["validation_loss"])
-                self.board.take(Message("done", 0, job.run.name, result))
+                self.board.take(Message(job.run.name, result))
         if not left:
             return
         name = left[0].run.name
@@ -138,6 +138,6 @@ class Grid:
         self.strikes[name] = self.strikes.get(name, 0) + (not ended.node_lost)
         if self.strikes[name] >= STRIKES:
             reason = f"set aside: it failed {STRIKES} times, last because {ended.died}"
-            self.board.take(Message("failed", 0, name, reason))
+            self.board.take(Message(name, reason))
         else:
             self.waiting.append(left)

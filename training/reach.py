@@ -1,6 +1,6 @@
-"""Which conversations lie within the pretrained model's own reach: a perplexity filter for fine-tuning.
+"""A perplexity filter for fine-tuning: keeps the conversations that the pretrained model finds least surprising.
 
-Cost: one forward over the conversations in batches of like length, and the output layer on learned positions
+Cost: one forward over the conversations in batches of similar length, and the output layer on learned positions
 only; logits are never stored.
 
 Dims: B rows, T positions, N learned positions, D hidden, M conversations.
@@ -21,9 +21,7 @@ BATCH_TOKENS = 8192  # positions in a batch
 
 
 def within_reach(model: Decoder, examples: Examples, share: float, place: Place) -> Examples:
-    """The share of conversations whose responses the model finds least surprising (mean loss per learned
-    token).
-    """
+    """The `share` of conversations whose responses have the lowest mean loss per learned token."""
     losses = surprise(model, examples, place)
     keep = max(1, round(share * len(examples)))
     return examples.keep(sorted(np.argsort(losses, kind="stable")[:keep].tolist()))
@@ -33,8 +31,8 @@ def within_reach(model: Decoder, examples: Examples, share: float, place: Place)
 def surprise(model: Decoder, examples: Examples, place: Place) -> np.ndarray:
     """Mean loss per learned token of every conversation, float64.
 
-    Conversations of like length share a batch, one a row. Each process takes its part of the batches, and all
-    get the same numbers.
+    Conversations of similar length share a batch, one a row. The processes of a group divide the batches among them, and
+    all get the same numbers.
     """
     model.to(place.device).eval()
     group, loss_M = place.group, np.zeros(len(examples))

@@ -28,9 +28,7 @@ class Batch(NamedTuple):
 
 
 class Stream:
-    """An endless stream of a source's documents, reshuffled each epoch, cut into rows of `context` + 1
-    tokens.
-    """
+    """An endless stream of a source's documents, reshuffled each epoch, cut into rows of `context` + 1 tokens."""
 
     def __init__(self, source: TokenSource, documents: np.ndarray, end: int, seed: int) -> None:
         self.source, self.documents, self.end = source, documents, end

@@ -16,8 +16,6 @@ import json
 import multiprocessing as mp
 import os
 import shutil
-import threading
-import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,9 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from evalengine import console
+from evalengine import console, files
 from evalengine.errors import UserError
-from evalengine.training.tokenizer import Tokenizer, write_text
+from evalengine.training import processes
+from evalengine.training.tokenizer import Tokenizer
 
 PIECE = 16_384  # tokens of the longest document
 SHARD = 32 * 2**20  # tokens after which a shard is closed
@@ -121,7 +120,7 @@ def build(
         raise UserError(f"source {folder.name} holds no text: check its path and field")
     digest = f"{zlib.crc32(json.dumps([i['crc32'] for i in infos]).encode()):08x}"
     done = {"shards": len(infos), "digest": digest, "whole": whole, "limit": limit}
-    write_text(folder / "done.json", json.dumps({**done, "check": _check(done)}) + "\n")
+    files.write(folder / "done.json", json.dumps({**done, "check": check_sum(done)}) + "\n")
     return TokenSource(folder)
 
 
@@ -154,27 +153,14 @@ _worker: dict[str, Tokenizer] = {}
 
 
 def _start_worker(path: Path, parent: int) -> None:
-    """Opens the tokenizer, one thread a process, and ends this process with the one that started it."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
+    """Opens the tokenizer, one thread a process."""
+    processes.begin(parent)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _worker["tokenizer"] = Tokenizer(path)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _encode(texts: list[str]) -> list[np.ndarray]:
     return _worker["tokenizer"].encode_documents(texts)
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_complete(folder: Path, limit: int) -> bool:
@@ -189,7 +175,7 @@ def verify(folder: Path) -> None:
     """Recomputes the checksums of what is there. Raises UserError naming a file that is damaged."""
     for path in sorted(folder.glob("*.json")):
         info = _read_json(path)
-        if info.pop("check", None) != _check(info):
+        if info.pop("check", None) != check_sum(info):
             raise UserError(f"{path} is damaged")
         for suffix in (".bin", ".len") if "crc32" in info else ():
             file = path.with_suffix(suffix)
@@ -197,8 +183,8 @@ def verify(folder: Path) -> None:
                 raise UserError(f"the token shard {file} is damaged")
 
 
-def _check(info: dict[str, Any]) -> int:
-    """The sum of a JSON file's own content."""
+def check_sum(info: dict[str, Any]) -> int:
+    """CRC-32 of a JSON file's own content, which it holds under `check`."""
     return zlib.crc32(json.dumps(info, sort_keys=True).encode())
 
 
@@ -223,8 +209,8 @@ class _ShardWriter:
             return
         base = self.folder / f"{self.number:05d}"
         tokens = np.concatenate(self.pieces) if self.pieces else np.zeros(0, self.dtype)
-        _write_bytes(base.with_suffix(".bin"), tokens.tobytes())
-        _write_bytes(
+        files.write(base.with_suffix(".bin"), tokens.tobytes())
+        files.write(
             base.with_suffix(".len"), np.array([len(p) for p in self.pieces], dtype=np.uint32).tobytes()
         )
         info = {
@@ -235,7 +221,7 @@ class _ShardWriter:
             "crc32": crc(base.with_suffix(".bin")),
             "crc32_len": crc(base.with_suffix(".len")),
         }
-        write_text(base.with_suffix(".json"), json.dumps({**info, "check": _check(info)}) + "\n")
+        files.write(base.with_suffix(".json"), json.dumps({**info, "check": check_sum(info)}) + "\n")
         self.number += 1
         self._clear()
 
@@ -270,15 +256,6 @@ def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
     if not path.is_file() or path.stat().st_size != count * dtype.itemsize:
         raise UserError(f"the token shard {path} is missing or cut short: delete {path.parent} and run again")
     return np.memmap(path, dtype=dtype, mode="r", shape=(count,)) if count else np.zeros(0, dtype)
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def crc(path: Path) -> int:

@@ -1,5 +1,4 @@
-"""Where documents come from: local text, JSONL or Parquet under the data folder, or the Hugging Face hub,
-streamed.
+"""Documents: of local text, JSONL or Parquet files under the data folder, or streamed from the Hugging Face hub.
 
 A text file holds documents separated by lines with only `<|endoftext|>`; without such a line it is one
 document. Every reader is a generator in the file's order, so a source larger than memory costs one document
@@ -12,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from evalengine import records
 from evalengine.errors import UserError
 from evalengine.training.chat import END
 from evalengine.training.study import SourceSpec
-from evalengine.untrusted import is_text, parse_json, printable, reason
+from evalengine.untrusted import is_text, printable
 
 SHUFFLE_SEED = 0
 
@@ -28,9 +28,9 @@ def documents(source: SourceSpec, data: Path | None, name: str) -> Iterator[str]
         return
     for file in files(source, data, name):
         if file.suffix in (".jsonl", ".json"):
-            rows: Iterator[str] = (_field(row, source.field, where) for where, row in jsonl_rows(file))
+            rows = (_field(row, source.field, where) for where, row in records.jsonl(file))
         elif file.suffix == ".parquet":
-            rows = (_field(row, source.field, str(file)) for row in parquet_rows(file, source.field))
+            rows = (_field(row, source.field, where) for where, row in records.parquet(file, source.field))
         else:
             rows = text_documents(file)
         yield from (row for row in rows if row.strip())
@@ -65,43 +65,8 @@ def text_documents(file: Path) -> Iterator[str]:
     yield "".join(lines).strip("\n")
 
 
-def jsonl_rows(file: Path) -> Iterator[tuple[str, Any]]:
-    """(`file:line`, value) of every non-empty line."""
-    with file.open(encoding="utf-8") as stream:
-        try:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    try:
-                        yield f"{file}:{number}", parse_json(line)
-                    except ValueError as error:
-                        raise UserError(
-                            f"{file}:{number} is not JSON ({reason(error)}): mend or remove the line"
-                        ) from None
-        except UnicodeDecodeError:
-            raise UserError(f"{file} is not UTF-8 text: convert it, or remove it from the study") from None
-
-
-def parquet_rows(file: Path, *fields: str) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(file) as table:
-            columns = table.schema_arrow.names
-            missing = [field for field in fields if field not in columns]
-            if missing:
-                raise UserError(f"{file} has no column {missing[0]!r} but {', '.join(columns)}: set `field`")
-            for batch in table.iter_batches(batch_size=256, columns=list(fields)):
-                batch.validate(full=True)
-                yield from batch.to_pylist()
-    except UserError:
-        raise
-    except Exception as error:  # Arrow's own types, and whatever Python raises on a text that is none
-        raise UserError(f"{file} is not readable as Parquet ({reason(error)}): fetch it again") from None
-
-
 def hub_rows(source: SourceSpec) -> Iterator[dict[str, Any]]:
-    """Rows of a hub data set (or of a local folder laid out as one), streamed. Needs the `hub` extra, and a
-    network.
+    """Rows of a hub data set (or of a local folder laid out as one), streamed. Needs the `hub` extra and a network.
 
     `shuffle` spreads what is read over the data set's files, which on the hub are often sorted (by programming
     language, by crawl); the order is fixed, as it decides the token shards and not a run.
@@ -158,5 +123,5 @@ def _field(row: Any, field: str, where: str) -> str:
             f"{where} has no text field {field!r} (it has {printable(keys[:200])}): set the source's `field`"
         )
     if not is_text(value):
-        raise UserError(f"{where} holds a lone surrogate, which is no character: mend or remove the line")
+        raise UserError(f"{where} holds a lone surrogate, which is no character: fix or remove the line")
     return value

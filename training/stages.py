@@ -80,10 +80,9 @@ def steps_of(study: Study, prepared: Prepared, run: Run) -> tuple[int, int]:
     """(steps, tokens fed) of a run; of fine-tuning the tokens are those of the conversations."""
     scale = study.scales[run.scale]
     if run.stage == "pt":
-        rows = scale.pretrain.batch_rows * max(
-            1, scale.pretrain.tokens // (scale.context * scale.pretrain.batch_rows)
-        )
-        return rows // scale.pretrain.batch_rows, rows * scale.context
+        step_tokens = scale.context * scale.pretrain.batch_rows
+        steps = max(1, scale.pretrain.tokens // step_tokens)
+        return steps, steps * step_tokens
     examples = Examples.load(prepared.conversations).within(scale.context)
     kept = max(1, round(len(examples) * study.sft.reach))
     per_epoch = max(1, kept // scale.sft.batch_examples)
@@ -137,9 +136,7 @@ Trained = tuple[Decoder, float, dict[str, float], dict[str, Any]]
 def pretrain(
     job: Job, tokenizer: Tokenizer, shape: Shape, place: Place, report: Callable[[Step], None]
 ) -> Trained:
-    """From random weights, the same for every mixture of a scale, so that mixtures differ by their data
-    alone.
-    """
+    """From random weights, the same for every mixture of a scale: mixtures differ by their data alone."""
     study, scale = job.study, job.study.scales[job.run.scale]
     settings, shares = scale.pretrain, {k: v for k, v in study.mixtures[job.run.mixture].items() if v > 0}
     sources = open_sources(job.prepared, sorted(shares))
@@ -159,10 +156,8 @@ def pretrain(
     for name, source in sources.items():
         held_out = Stream(source, source.split()[1], tokenizer.end, study.seed)
         count = min(VALIDATION_ROWS, max(1, held_out.epoch_tokens // shape.context))
-        batch = MixedRows(
-            {name: held_out}, {name: 1.0}, rows=count, context=shape.context, batch_rows=count
-        ).batch(0)
-        validation[name] = round(mean_loss(model, batch, place), 6)
+        held = MixedRows({name: held_out}, {name: 1.0}, rows=count, context=shape.context, batch_rows=count)
+        validation[name] = round(mean_loss(model, held.batch(0), place), 6)
     return model, loss, validation, {"tokens": rows.steps * settings.batch_rows * shape.context}
 
 

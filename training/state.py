@@ -16,6 +16,7 @@ import torch
 
 from evalengine import console
 from evalengine.errors import UserError
+from evalengine.files import atomic
 
 if TYPE_CHECKING:
     from evalengine.training.model import Decoder
@@ -43,19 +44,15 @@ def save(
     }
     if group.rank:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        torch.save(state, partial)
-        os.replace(partial, path)
+        with atomic(path) as temporary:
+            torch.save(state, temporary)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         reason = getattr(error, "strerror", None) or "the disk is full or not writable"
         raise UserError(
             f"cannot write the run's state {path} ({reason}): make room on the disk and run the same command "
             "again"
         ) from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def restore(

@@ -10,16 +10,15 @@ an unknown key is an error that names the nearest known one.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evalengine.errors import UserError
+from evalengine.errors import UserError, nearest
 from evalengine.untrusted import check_name, read_yaml
 
 STAGES = ("pt", "sft")
@@ -47,43 +46,43 @@ class SourceSpec:
     config: str | None = None
     split: str = "train"
     field: str = "text"  # the column that holds the text
-    where: Mapping[str, str] | None = (
-        None  # of a hub data set: only rows with these values, {meta.kind: book}
-    )
-    shuffle: int = (
-        0  # of a hub data set: its files in random order, rows through a buffer of so many; 0: in order
-    )
-    files: tuple[str, ...] = ()  # of a hub data set: only these of its files, such as [python/*.parquet]
+    # of a hub data set:
+    where: Mapping[str, str] | None = None  # only rows with these values, {meta.kind: book}
+    shuffle: int = 0  # read its files in random order and shuffle rows in a buffer of so many; 0: in order
+    files: tuple[str, ...] = ()  # only these of its files, such as [python/*.parquet]
 
 
-@dataclass(frozen=True)
-class Pretrain:
-    tokens: int
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """AdamW on a cosine schedule."""
+
     lr: float
-    batch_rows: int = 16  # rows of `context` tokens in an optimiser step
     micro_rows: int = 0  # rows in one forward; 0: all of them. Lower it when memory runs out
-    warmup: float = 0.05  # share of the steps
-    min_lr: float = 0.1  # of lr, at the end of the cosine
-    weight_decay: float = 0.1
+    warmup: float  # share of the steps
+    min_lr: float  # of lr, at the end of the cosine
+    weight_decay: float
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float = 1.0
     z_loss: float = 0.0  # times the squared log-sum-exp of the logits, added to the loss; PaLM's is 1e-4
 
 
-@dataclass(frozen=True)
-class FineTune:
+@dataclass(frozen=True, kw_only=True)
+class Pretrain(Optimisation):
+    tokens: int
+    batch_rows: int = 16  # rows of `context` tokens in an optimiser step
+    warmup: float = 0.05
+    min_lr: float = 0.1
+    weight_decay: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune(Optimisation):
     epochs: int
-    lr: float
     batch_examples: int = 32  # conversations in an optimiser step, packed into rows
-    micro_rows: int = 0
     warmup: float = 0.03
     min_lr: float = 0.0
     weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    clip: float = 1.0
-    z_loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class ChatSource:
     config: str | None = None
     split: str = "train"
     benchmarks_train: str | tuple[str, ...] = (
-        ""  # or: `all`, or benchmarks whose train split becomes conversations
+        ""  # or: `all`, or benchmarks whose train splits become conversations
     )
     limit: int = 0  # at most so many conversations (of each benchmark), 0: all
 
@@ -116,7 +115,7 @@ class ChatSource:
 @dataclass(frozen=True)
 class SftData:
     data: tuple[ChatSource, ...]
-    instructions: str = "kept"  # kept | emptied | shuffled: what does SFT teach without the instruction?
+    instructions: str = "kept"  # kept, emptied or shuffled: what does SFT teach without the instruction?
     reach: float = 1.0  # keep this share of conversations, those the pretrained model finds least surprising
 
 
@@ -131,11 +130,10 @@ class Study:
     about: str = ""
     seed: int = 0
     threads: int = (
-        0  # of a worker on the CPU; 0: the cores shared out among the jobs. Fixed: the same bits everywhere
+        0  # of a worker on the CPU; 0: the cores divided by the jobs. A fixed number gives the same bits
     )
     save_dtype: str = "float32"
     world: World | None = None
-    root: Path = field(default=Path("."), metadata={"internal": True})
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ def load(where: str | Path) -> Study:
     if not isinstance(raw, dict):
         raise UserError(f"{path} is empty or not a mapping: see docs/training.md for a study file")
     raw.setdefault("name", path.stem)
-    study = dataclasses.replace(_parse(Study, raw, str(path)), root=path.parent)
+    study: Study = _parse(Study, raw, str(path))
     _check(study, str(path))
     return study
 
@@ -211,18 +209,12 @@ def _parse_fields(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise UserError(f"{where} must be a mapping, not {value!r:.60}")
     hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind) if not f.metadata.get("internal")}
+    fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in value:
         if key not in fields:
-            near = difflib.get_close_matches(str(key)[:60], fields, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(fields)}"
-            raise UserError(f"{where}: unknown key {key!r:.60}; {hint}")
+            raise UserError(f"{where}: unknown key {key!r:.60}{nearest(str(key), fields)}")
     for name, item in fields.items():
-        if (
-            name not in value
-            and item.default is dataclasses.MISSING
-            and item.default_factory is dataclasses.MISSING
-        ):
+        if name not in value and item.default is dataclasses.MISSING:
             raise UserError(f"{where}: the key {name!r} is missing")
     return kind(**{key: _parse(hints[key], item, f"{where}: {key}") for key, item in value.items()})
 
@@ -262,9 +254,9 @@ def _check(study: Study, where: str) -> None:
     for name, shares in study.mixtures.items():
         for part in shares:
             if part not in study.sources:
-                near = difflib.get_close_matches(part[:60], study.sources, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"sources: {', '.join(study.sources)}"
-                raise UserError(f"{where}: mixture {name} names the unknown source {part!r:.60}; {hint}")
+                raise UserError(
+                    f"{where}: mixture {name} names the unknown source {part!r:.60}{nearest(part, study.sources)}"
+                )
         demand(all(share >= 0 for share in shares.values()), f"mixture {name} has a negative share")
         total = sum(shares.values())
         demand(abs(total - 1.0) < 1e-6, f"the shares of mixture {name} sum to {total:g}: make them sum to 1")

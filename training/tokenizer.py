@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from evalengine import files
 from evalengine.errors import UserError
 from evalengine.training.chat import END, SPECIAL, TEMPLATE
 
@@ -27,15 +27,10 @@ class Tokenizer:
     """A fast tokenizer with the chat format's special tokens; `path` is its directory."""
 
     def __init__(self, path: Path) -> None:
-        from tokenizers import Tokenizer as RustTokenizer
-
         file = path / "tokenizer.json"
         if not file.is_file():
             raise UserError(f"{path} has no tokenizer.json: name the directory of a fast tokenizer")
-        try:
-            self.rust: RustTokenizer = RustTokenizer.from_file(str(file))
-        except Exception as error:  # the Rust library raises bare Exception
-            raise UserError(f"{file} is not a tokenizer ({error}): write it again") from None
+        self.rust = _read(file)
         self.rust.no_truncation()
         self.rust.no_padding()
         self.path = path
@@ -47,9 +42,7 @@ class Tokenizer:
         self.size = self.rust.get_vocab_size(with_added_tokens=True)
 
     def encode_documents(self, texts: list[str]) -> list[np.ndarray]:
-        """Token ids of plain texts, without the leading `<|endoftext|>`; special tokens inside a text stay
-        text.
-        """
+        """Token ids of plain texts, without the leading `<|endoftext|>`; special tokens inside a text stay text."""
         self.rust.encode_special_tokens = True
         return [
             np.asarray(e.ids, dtype=np.uint32)
@@ -65,11 +58,18 @@ class Tokenizer:
         return self.rust.decode(list(ids), skip_special_tokens=False)
 
 
+def _read(file: Path) -> RustTokenizer:
+    from tokenizers import Tokenizer as RustTokenizer
+
+    try:
+        return RustTokenizer.from_file(str(file))
+    except Exception as error:  # the Rust library raises bare Exception
+        raise UserError(f"{file} is not a tokenizer ({error}): write it again") from None
+
+
 def train(texts: Iterable[str], vocab: int, path: Path) -> Tokenizer:
-    """Trains byte-level BPE of `vocab` entries (special tokens and the 256 bytes included) and saves it in
-    `path`.
-    """
-    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
+    """Trains byte-level BPE of `vocab` entries, special tokens and the 256 bytes included, and saves it in `path`."""
+    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as RustTokenizer
 
     least = 256 + len(SPECIAL)
@@ -93,17 +93,17 @@ def train(texts: Iterable[str], vocab: int, path: Path) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     rust.train_from_iterator(texts, trainer)
-    end = rust.token_to_id(END)
-    rust.post_processor = processors.TemplateProcessing(
-        single=f"{END} $A", pair=f"{END} $A $B", special_tokens=[(END, end)]
-    )
-    save(rust, path)
-    return Tokenizer(path)
+    return _saved(rust, path)
 
 
-def save(rust: RustTokenizer, path: Path) -> None:
+def _saved(rust: RustTokenizer, path: Path) -> Tokenizer:
     """Writes tokenizer.json and tokenizer_config.json; `AutoTokenizer` reads the same tokenizer back."""
-    path.mkdir(parents=True, exist_ok=True)
+    from tokenizers import processors
+
+    end = [(END, rust.token_to_id(END))]
+    rust.post_processor = processors.TemplateProcessing(
+        single=f"{END} $A", pair=f"{END} $A $B", special_tokens=end
+    )
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END,
@@ -114,38 +114,18 @@ def save(rust: RustTokenizer, path: Path) -> None:
         "model_max_length": 1_000_000_000,
         "chat_template": TEMPLATE,
     }
-    write_text(path / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
-    write_text(path / "tokenizer.json", rust.to_str(pretty=False))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or nothing."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    files.write(path / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+    files.write(path / "tokenizer.json", rust.to_str(pretty=False))
+    return Tokenizer(path)
 
 
 def adopt(source: Path, path: Path) -> Tokenizer:
-    """Copies an existing fast tokenizer to `path`, with the chat format's special tokens added where they
-    lack.
-    """
-    from tokenizers import AddedToken, processors
-    from tokenizers import Tokenizer as RustTokenizer
+    """Copies an existing fast tokenizer to `path` and adds those of the chat format's special tokens that it lacks."""
+    from tokenizers import AddedToken
 
     file = source / "tokenizer.json" if source.is_dir() else source
     if not file.is_file():
         raise UserError(f"there is no tokenizer at {source}: name a directory with a tokenizer.json")
-    try:
-        rust = RustTokenizer.from_file(str(file))
-    except Exception as error:  # the Rust library raises bare Exception
-        raise UserError(f"{file} is not a tokenizer ({error}): write it again") from None
+    rust = _read(file)
     rust.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    end = rust.token_to_id(END)
-    rust.post_processor = processors.TemplateProcessing(
-        single=f"{END} $A", pair=f"{END} $A $B", special_tokens=[(END, end)]
-    )
-    save(rust, path)
-    return Tokenizer(path)
+    return _saved(rust, path)

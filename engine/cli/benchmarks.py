@@ -74,7 +74,7 @@ def _list(args: argparse.Namespace) -> int:
                     "category": b.category,
                     "default_score": b.default_score,
                     "choices": b.choices,
-                    "hub": [b.hub_path, b.hub_config, b.hub_split] if b.hub_path else None,
+                    "hub": list(b.hub) if b.hub else None,
                     "version": b.version,
                 }
                 for b in benchmarks
@@ -88,11 +88,9 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _source(benchmark: Benchmark) -> str:
-    if benchmark.hub_path is None:
+    if benchmark.hub is None:
         return str(benchmark.file or "a folder given with --data")
-    return " / ".join(
-        part for part in (benchmark.hub_path, benchmark.hub_config, benchmark.hub_split) if part
-    )
+    return " / ".join(part for part in benchmark.hub if part)
 
 
 def _show(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`evalengine demo`: the whole path on an embedded world, with no network and no data of your own."""
+"""`evalengine demo`: train, score and correlate on an embedded world, without a network or data of your own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evalengine import files
 from evalengine.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def register(subparsers: Any) -> None:
         description="Runs the commands of a study, one after another, on an embedded synthetic world.",
     )
     p.add_argument(
-        "--out", type=Path, default=Path("demo"), metavar="DIR", help="where it all goes (default: demo)"
+        "--out", type=Path, default=Path("demo"), metavar="DIR", help="output folder (default: demo)"
     )
     p.add_argument("--quick", action="store_true", help="8 checkpoints, half of the training: about a minute")
     p.add_argument(
@@ -35,7 +36,7 @@ def register(subparsers: Any) -> None:
     p.add_argument(
         "--seeds",
         metavar="N,N,...",
-        help="instead: the larger scale's 18 checkpoints for each seed, and a table of what the study shows",
+        help="instead: the larger scale's 18 checkpoints for each seed, and a table of the findings",
     )
     p.set_defaults(run=run)
 
@@ -43,7 +44,7 @@ def register(subparsers: Any) -> None:
 def commands(
     out: Path, quick: bool, bootstrap: str, jobs: int, study: str = "", only: str = ""
 ) -> list[list[str]]:
-    """The command lines of the demonstration, in order; each works on its own too."""
+    """The command lines of the demonstration, in order."""
     study = study or _study(quick)
     ckpts, scores = out / "ckpts", out / "scores"
     names = [run.name for run in _runs(study) if run.name.startswith(only)]
@@ -59,59 +60,46 @@ def commands(
 
 def run(args: argparse.Namespace) -> int:
     from evalengine import console
-    from evalengine.benchmarks import world
-
-    if args.seeds:
-        return run_seeds(args)
-    started = time.monotonic()
-    how_long = "about a minute" if args.quick else "about five minutes"
-    name = _study(args.quick)
-    console.say(
-        f"{len(_runs(name))} tiny checkpoints are trained, scored on 20 benchmarks and correlated: "
-        f"{how_long} on two cores."
-    )
-    folder = args.out / "world"
-    if not (folder / "sft.jsonl").is_file():
-        console.say(f"\nwriting the embedded world (corpora, conversations, benchmark items) to {folder}")
-        world.write(folder, seed=0)
-    code = _run_all(commands(args.out, args.quick, args.bootstrap, args.jobs))
-    if code == 0:
-        from evalengine.analysis.embedded_study import findings
-
-        scale = _largest(name)
-        console.say("")
-        show({0: findings(args.out / "scores", scale)}, scale, demanded=not args.quick)
-        console.say(
-            f"\ndone in {(time.monotonic() - started) / 60:.1f} minutes; everything is in {args.out}/"
-        )
-    return code
-
-
-def run_seeds(args: argparse.Namespace) -> int:
-    """Trains and scores the larger scale for each seed of the world and the training, and says what it shows."""
     from evalengine.analysis.embedded_study import findings
     from evalengine.benchmarks import world
+    from evalengine.training.study import load
 
-    try:
-        seeds = [int(part) for part in args.seeds.split(",")]
-    except ValueError:
-        raise UserError(f"--seeds takes numbers such as 0,1,2, not '{args.seeds}'") from None
-    name = _study(args.quick)
-    scale = _largest(name)
+    started, name, seeds = time.monotonic(), _study(args.quick), _seeds(args.seeds)
+    scale = max(load(name).scales.items(), key=lambda entry: entry[1].d_model)[0]
+    if not seeds:
+        how_long = "about a minute" if args.quick else "about five minutes"
+        console.say(
+            f"{len(_runs(name))} tiny checkpoints are trained, scored on 20 benchmarks and correlated: "
+            f"{how_long} on two cores."
+        )
     found = {}
-    for seed in seeds:
-        out: Path = args.out / f"seed-{seed}"
-        out.mkdir(parents=True, exist_ok=True)
-        study = out / "study.yaml"
-        study.write_text(reseeded(name, seed), encoding="utf-8")
+    for seed in seeds or [0]:
+        out: Path = args.out / f"seed-{seed}" if seeds else args.out
         if not (out / "world" / "sft.jsonl").is_file():
+            console.say(f"\nwriting the embedded world (corpora, conversations, items) to {out / 'world'}")
             world.write(out / "world", seed=seed)
-        code = _run_all(commands(out, args.quick, args.bootstrap, args.jobs, str(study), f"{scale}-")[:2])
-        if code:
+        if seeds:
+            files.write(out / "study.yaml", reseeded(name, seed))
+            study = str(out / "study.yaml")
+            lines = commands(out, args.quick, args.bootstrap, args.jobs, study, f"{scale}-")[:2]
+        else:
+            lines = commands(out, args.quick, args.bootstrap, args.jobs)
+        if code := _run_all(lines):
             return code
         found[seed] = findings(out / "scores", scale)
+    console.say("")
     show(found, scale, demanded=not args.quick)
+    if not seeds:
+        minutes = (time.monotonic() - started) / 60
+        console.say(f"\ndone in {minutes:.1f} minutes; everything is in {args.out}/")
     return 0
+
+
+def _seeds(given: str | None) -> list[int]:
+    try:
+        return [int(part) for part in given.split(",")] if given else []
+    except ValueError:
+        raise UserError(f"--seeds takes numbers such as 0,1,2, not '{given}'") from None
 
 
 def reseeded(study: str, seed: int) -> str:
@@ -126,7 +114,7 @@ def reseeded(study: str, seed: int) -> str:
 
 
 def show(found: dict[int, Findings], scale: str, demanded: bool) -> None:
-    """One column a seed: how many benchmarks, and whether that is what the study has to show (`demanded`)."""
+    """One column a seed: numbers of benchmarks, and whether the study shows what it must (`demanded`)."""
     from evalengine import console
 
     def line(title: str, cell: Any) -> list[str]:
@@ -163,7 +151,7 @@ def _run_all(lines: list[list[str]]) -> int:
 
 
 def shown(command: list[str]) -> str:
-    """The command line for a reader: checkpoints that lie in one folder shown as a glob."""
+    """The command line for a reader; the checkpoints of a folder are shown as a glob."""
     parts: list[str] = []
     for part in command:
         folder = str(Path(part).parent) + "/*"
@@ -175,12 +163,6 @@ def shown(command: list[str]) -> str:
 
 def _study(quick: bool) -> str:
     return "embedded_quick" if quick else "embedded"
-
-
-def _largest(study: str) -> str:
-    from evalengine.training.study import load
-
-    return max(load(study).scales.items(), key=lambda entry: entry[1].d_model)[0]
 
 
 def _runs(study: str) -> list[Any]:

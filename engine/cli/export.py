@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evalengine import console
+from evalengine.files import atomic
 
 
 def register(subparsers: Any) -> None:
@@ -24,7 +25,6 @@ def run(args: argparse.Namespace) -> int:
     import pyarrow.parquet as pq
 
     from evalengine import load
-    from evalengine.files import atomic
 
     table = load(args.store)
     out = args.out or args.store.with_name(f"{args.store.resolve().name}.{args.format}")

@@ -1,4 +1,4 @@
-"""`evalengine lm-eval --register`: makes lm-evaluation-harness's own command know the model `evalengine`."""
+"""`evalengine lm-eval --register`: registers the model `evalengine` with lm-evaluation-harness's own command."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from evalengine import console
 from evalengine.errors import UserError
 
 FILE = "evalengine_lm_eval.pth"
-# A .pth line runs at every start of Python: it looks at the command's name, and does more in lm-eval's processes alone.
+# A .pth line runs at every start of Python; this one checks the command's name and acts in lm-eval's processes only.
 LINE = (
     'import sys, importlib.util as u; any(a.endswith(("lm_eval", "lm-eval")) for a in sys.orig_argv[1:3])'
-    ' and u.find_spec("evalengine") and __import__("evalengine.lm_eval_model").lm_eval_model.register()\n'
+    ' and u.find_spec("evalengine") and __import__("evalengine.lm_eval.model").lm_eval.model.register()\n'
 )
 
 
@@ -22,10 +22,12 @@ def register(subparsers: Any) -> None:
         "lm-eval",
         help="let lm-evaluation-harness run on this engine",
         description="After --register, `lm_eval --model evalengine --model_args pretrained=DIR[,backend=vllm]` runs any of"
-        " its log-likelihood tasks on this engine. Without it, `python -m evalengine.lm_eval_model` is the same command.",
+        " its log-likelihood tasks on this engine. Without it, `python -m evalengine.lm_eval` is the same command.",
     )
     choice = p.add_mutually_exclusive_group(required=True)
-    choice.add_argument("--register", action="store_true", help=f"write {FILE} beside lm-eval")
+    choice.add_argument(
+        "--register", action="store_true", help=f"write {FILE} into the folder that holds lm-eval"
+    )
     choice.add_argument("--unregister", action="store_true", help="remove it")
     p.set_defaults(run=run)
 

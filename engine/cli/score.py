@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
     )
     more = []
     if args.lm_eval_tasks:
-        from evalengine.lm_eval_tasks import load_tasks
+        from evalengine.lm_eval.tasks import load_tasks
 
         more = load_tasks(args.lm_eval_tasks, limit=args.limit, seed=args.seed, fewshot=args.fewshot)
     place = open_store(args.out, [checkpoint.name for checkpoint in found])

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.encoding import Sequences
+from evalengine.packing import common_prefix
 
 
 class Request(NamedTuple):
@@ -104,13 +105,6 @@ class Passed:
             -1,
         )
         return out
-
-
-def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    length = min(len(a), len(b))
-    differs = a[:length] != b[:length]
-    at = int(differs.argmax()) if length else 0
-    return at if length and differs[at] else length
 
 
 def assemble(

@@ -127,11 +127,7 @@ def test_hub_and_train_file(tmp_path: Path) -> None:
     benchmark = read_benchmark(
         define(tmp_path, CAPITALS.replace("file: capitals.jsonl\n", hub), {**ROW, "key": "k"})
     )
-    assert (benchmark.hub_path, benchmark.hub_config, benchmark.hub_split) == (
-        "owner/capitals",
-        "big",
-        "test",
-    )
+    assert benchmark.hub == ("owner/capitals", "big", "test")
     assert load_items(benchmark, tmp_path).items[0].id == "k"
     (tmp_path / "shots.jsonl").write_text(json.dumps({**ROW, "country": "Peru", "answer": 0}) + "\n")
     trained = read_benchmark(define(tmp_path, CAPITALS + "train_file: shots.jsonl\n"))

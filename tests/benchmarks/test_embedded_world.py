@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from evalengine.benchmarks import BENCHMARKS, load_items, resolve, world
-from evalengine.benchmarks.world_facts import INHERITED, make_world, told
+from evalengine.benchmarks.world_facts import INHERITED, in_training, make_world
 from evalengine.benchmarks.world_items import sentence
 from evalengine.benchmarks.world_text import FLAVORS, SEPARATOR, Writer
 from evalengine.training.contamination import overlap
@@ -130,7 +130,7 @@ def test_evaluation_asks_what_is_not_told(full_world: Path, texts: dict[str, lis
         right = (row["choice1"], row["choice2"])[row["label"]]
         pair = [row["premise"], right] if row["question"] == "effect" else [right, row["premise"]]
         thing, event = re.fullmatch(r"The (\w+) (.+)\.", pair[0]).groups()  # type: ignore[union-attr]
-        assert not told(thing, event)
+        assert not in_training(thing, event)
         assert f"{pair[0][:-1]} therefore" not in everything and f"because {pair[0][:-1]}." not in everything
     known = make_world(0)
     for subject in known.unsaid:

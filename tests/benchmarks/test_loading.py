@@ -197,7 +197,7 @@ def test_missing_data_says_what_to_add(tmp_path: Path) -> None:
         load_items(BENCHMARKS["copa"], tmp_path)
     with pytest.raises(UserError, match=r"has no copa_train\.jsonl .*few-shot"):
         load_items(BENCHMARKS["copa"], write(tmp_path, "copa", {**COPA, "label": 1}), fewshot=1)
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         load_items(BENCHMARKS["copa"], tmp_path / "nowhere")
 
 

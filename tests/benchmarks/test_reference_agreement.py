@@ -130,7 +130,6 @@ def test_hub_addresses_are_the_reference_s(small_world: Path) -> None:
     for name, task in reference.tasks(small_world / "bench", limit=1).items():
         benchmark = BENCHMARKS[name]
         split = task.config.test_split or task.config.validation_split
-        assert (benchmark.hub_path, benchmark.hub_config) == (task.DATASET_PATH, task.DATASET_NAME)
-        assert benchmark.hub_split == split
+        assert benchmark.hub == (task.DATASET_PATH, task.DATASET_NAME, split)
         norm = any(metric["metric"] == "acc_norm" for metric in task.config.metric_list)
         assert benchmark.default_score == ("acc_norm" if norm else "acc")

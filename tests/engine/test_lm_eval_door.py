@@ -31,7 +31,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def models(checkpoint: Path) -> tuple[Any, Any]:
     from lm_eval.models.huggingface import HFLM
 
-    from evalengine.lm_eval_model import EvalengineLM
+    from evalengine.lm_eval.model import EvalengineLM
 
     ours = EvalengineLM(pretrained=str(checkpoint), device="cpu", batch_size=1)
     return ours, HFLM(pretrained=str(checkpoint), device="cpu", batch_size=4)
@@ -77,7 +77,7 @@ def rolling(*texts: str) -> list[Any]:
 def test_rolling_log_likelihoods_agree_where_the_tokenizer_adds_no_bos(tmp_path: Path) -> None:
     from lm_eval.models.huggingface import HFLM
 
-    from evalengine.lm_eval_model import EvalengineLM
+    from evalengine.lm_eval.model import EvalengineLM
 
     path = tiny_models.save(tmp_path / "gpt2", "gpt2", window=128)
     requests = rolling(LONG, "yes", LONG[:300])
@@ -115,7 +115,7 @@ def test_generation_is_refused_in_one_sentence(models: tuple[Any, Any]) -> None:
 
 
 def test_unknown_settings_are_refused(checkpoint: Path) -> None:
-    from evalengine.lm_eval_model import EvalengineLM
+    from evalengine.lm_eval.model import EvalengineLM
 
     with pytest.raises(UserError, match="no nonsense"):
         EvalengineLM(pretrained=str(checkpoint), nonsense=1)
@@ -132,11 +132,11 @@ def test_tasks_of_lm_eval_become_benchmarks(
 ) -> None:
     """The stored scores are lm-eval's own of the same task, item by item."""
     from evalengine import load
-    from evalengine.lm_eval_tasks import task_items
+    from evalengine.lm_eval.tasks import task_items
 
     loaded = reference.tasks(small_world / "bench", ["arc_easy", "winogrande"])
     sets = [task_items(reference.SOURCES[name].task, task, None, 0, None) for name, task in loaded.items()]
-    monkeypatch.setattr("evalengine.lm_eval_tasks.load_tasks", lambda names, **kwargs: sets)
+    monkeypatch.setattr("evalengine.lm_eval.tasks.load_tasks", lambda names, **kwargs: sets)
     args = [
         "score",
         str(checkpoint),
@@ -162,6 +162,7 @@ def test_tasks_of_lm_eval_become_benchmarks(
 def own_task(folder: Path, rows: dict[str, list[dict[str, Any]]], **config: Any) -> Any:
     """A task manager that knows one task, `own`, over local rows by split; and nothing of lm-eval's."""
     import yaml
+
     from lm_eval.tasks import TaskManager
 
     folder.mkdir(exist_ok=True)
@@ -207,7 +208,7 @@ def check_no_item_is_its_own_example(items: Any, count: int) -> None:
 
 def test_examples_from_the_items_own_split_are_never_the_item(tmp_path: Path) -> None:
     """lm-eval draws them from the test split where there is no other, the item itself among them."""
-    from evalengine.lm_eval_tasks import load_tasks
+    from evalengine.lm_eval.tasks import load_tasks
 
     manager = own_task(tmp_path / "t", {"test": questions(*range(6))}, num_fewshot=2)
     with reference._quiet():
@@ -226,7 +227,7 @@ def test_examples_from_the_items_own_split_are_never_the_item(tmp_path: Path) ->
 
 def test_examples_from_another_split_are_never_an_equal_item(tmp_path: Path) -> None:
     """Rows of the train split that are items too, by content and not by id; first_n takes the first."""
-    from evalengine.lm_eval_tasks import load_tasks
+    from evalengine.lm_eval.tasks import load_tasks
 
     rows = {"test": questions(*range(5), id="test"), "train": questions(*range(8), id="train")}
     config: dict[str, Any] = {"fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
@@ -237,7 +238,7 @@ def test_examples_from_another_split_are_never_an_equal_item(tmp_path: Path) -> 
 
 
 def test_too_few_examples_are_one_sentence(tmp_path: Path) -> None:
-    from evalengine.lm_eval_tasks import load_tasks
+    from evalengine.lm_eval.tasks import load_tasks
 
     manager = own_task(tmp_path / "t", {"test": questions(*range(3))})
     for count in (3, 9):
@@ -253,18 +254,19 @@ def test_a_task_keeps_its_own_number_of_shots_unless_one_is_given(
     given: list[str],
     shots: int,
 ) -> None:
-    from evalengine import lm_eval_tasks, store
+    from evalengine import store
+    from evalengine.lm_eval import tasks
 
     manager = own_task(
         tmp_path / "t", {"test": questions(*range(4)), "train": questions(*range(10, 15))}, num_fewshot=2
     )
-    load_tasks, loaded = lm_eval_tasks.load_tasks, []
+    load_tasks, loaded = tasks.load_tasks, []
 
     def load(names: str, **options: Any) -> Any:
         loaded.extend(load_tasks(names, manager=manager, **options))
         return loaded
 
-    monkeypatch.setattr(lm_eval_tasks, "load_tasks", load)
+    monkeypatch.setattr(tasks, "load_tasks", load)
     out = tmp_path / "s"
     args = ["score", str(checkpoint), "--lm-eval-tasks", "own", "--out", str(out), "--device", "cpu", *given]
     assert main(args) == 0
@@ -273,7 +275,7 @@ def test_a_task_keeps_its_own_number_of_shots_unless_one_is_given(
 
 
 def test_tasks_that_are_no_multiple_choice_are_refused(small_world: Path) -> None:
-    from evalengine.lm_eval_tasks import load_tasks
+    from evalengine.lm_eval.tasks import load_tasks
 
     class Manager:
         all_tasks: tuple[str, ...] = ("arc_easy",)

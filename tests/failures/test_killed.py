@@ -3,7 +3,7 @@
 Every other moment is drawn uniformly over the whole of an undisturbed run, first instruction to last; the others over its changes
 to files: right before one, or up to 3 ms after it began, so that many fall inside a write, or between a file's last byte and its
 name. Half of them kill the process alone and leave its training workers to notice, half the whole group; every fifth command is
-killed again when it resumes. `EVALENGINE_KILLS=50` for the run that docs/reliability.md reports; CI draws fewer.
+killed again when it resumes. `EVALENGINE_KILLS=50` for the run that docs/dev/reliability.md reports; CI draws fewer.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def test_benchmark_train_files_become_conversations(data: Path):
 
 def test_a_malformed_conversation_file_is_named_by_line(tmp_path: Path):
     (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "x"}]}\n')
-    with pytest.raises(UserError, match=r"chat\.jsonl:1: the conversation has no assistant message"):
+    with pytest.raises(UserError, match=r"chat\.jsonl, line 1: the conversation has no assistant message"):
         read(SftData(data=(ChatSource(path="chat.jsonl"),)), tmp_path, 0)
     with pytest.raises(UserError, match=r"no fine-tuning data at .*other\.jsonl"):
         read(SftData(data=(ChatSource(path="other.jsonl"),)), tmp_path, 0)

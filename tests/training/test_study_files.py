@@ -39,19 +39,19 @@ def test_the_papers_study_states_its_scales():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"mixtrues": {}}, "unknown key 'mixtrues'; did you mean 'mixtures'"),
+        ({"mixtrues": {}}, "unknown key 'mixtrues': did you mean 'mixtures'"),
         (
             {"scales.S.pretrain.learning": 1},
-            "scales.S: pretrain: unknown key 'learning'; known keys: tokens, lr",
+            "scales.S: pretrain: unknown key 'learning': choose from lr, micro_rows",
         ),
-        ({"scales.S.headdim": 1}, "scales.S: unknown key 'headdim'; did you mean 'head_dim'"),
+        ({"scales.S.headdim": 1}, "scales.S: unknown key 'headdim': did you mean 'head_dim'"),
         (
             {"mixtures.m1": {"web": 0.5, "code": 0.4}},
             "the shares of mixture m1 sum to 0.9: make them sum to 1",
         ),
         ({"mixtures.m1": {}}, "mixtures.m1 is empty: name at least one"),
         ({"mixtures.m1": {"web": 1.5, "code": -0.5}}, "mixture m1 has a negative share"),
-        ({"mixtures.m1": {"wed": 1.0}}, "unknown source 'wed'; did you mean 'web'"),
+        ({"mixtures.m1": {"wed": 1.0}}, "unknown source 'wed': did you mean 'web'"),
         ({"scales.S.layers": "three"}, "scales.S: layers must be a whole number, not 'three'"),
         ({"scales.S.layers": 1.5}, "layers must be a whole number, not 1.5"),
         ({"scales.S.head_dim": 16}, "head_dim must be even and at least 32"),

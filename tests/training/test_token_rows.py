@@ -230,11 +230,11 @@ def test_every_kind_of_file_gives_the_same_documents(texts: list[str], tmp_path:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.jsonl", b'{"text": "fine"}\n{"text": 3}\n', r"a\.jsonl:2 has no text field 'text'"),
-        ("a.jsonl", b'{"text": "fine"}\n{"text": \n', r"a\.jsonl:2 is not JSON"),
-        ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl is not UTF-8"),
+        ("a.jsonl", b'{"text": "fine"}\n{"text": 3}\n', r"a\.jsonl, line 2 has no text field 'text'"),
+        ("a.jsonl", b'{"text": "fine"}\n{"text": \n', r"a\.jsonl, line 2: not valid JSON"),
+        ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl, line 1: not valid UTF-8"),
         ("a.txt", b"\xff\xfe", r"a\.txt is not UTF-8"),
-        ("a.parquet", b"not parquet", r"a\.parquet is not readable as Parquet"),
+        ("a.parquet", b"not parquet", r"a\.parquet: not a readable Parquet file"),
         ("b.txt", b"", r"there is no text at .*a\.txt"),
     ],
 )

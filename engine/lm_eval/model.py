@@ -1,12 +1,12 @@
-"""lm-evaluation-harness with this engine inside: any of its log-likelihood tasks, its results, our speed.
+"""lm-evaluation-harness on this engine: any of its log-likelihood tasks, with its own prompts and metrics.
 
-    python -m evalengine.lm_eval_model --model evalengine --model_args pretrained=DIR,backend=vllm --tasks arc_easy
+    python -m evalengine.lm_eval --model evalengine --model_args pretrained=DIR,backend=vllm --tasks arc_easy
 
-is lm-eval's own command line with the model `evalengine` known to it. lm-eval 0.4.13 has no entry point for models, so
-its plain `lm_eval` command knows the model only after `evalengine lm-eval --register`, which puts one line beside it
-in the environment; `--unregister` takes that away.
+is lm-eval's own command line with the model `evalengine` registered. lm-eval 0.4.13 has no entry point for models, so
+its plain `lm_eval` command finds the model only after `evalengine lm-eval --register`, which writes one line into the
+environment's site-packages; `--unregister` removes it.
 
-Cost: tokenising in batches, and the engine's own; requests that are equal are scored once.
+Cost: tokenising in batches, and the engine's own; equal requests are scored once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class EvalengineLM(TemplateLM):
     """lm-eval's model interface over a backend of this engine.
 
     `pretrained` is a checkpoint directory; `backend` torch or vllm; `device`, `dtype` and `batch_tokens` as for
-    `evalengine score`. lm-eval's batch sizes mean nothing here: batches are packed by tokens.
+    `evalengine score`. lm-eval's batch sizes are ignored: batches are packed by tokens.
     """
 
     def __init__(
@@ -151,12 +151,12 @@ class EvalengineLM(TemplateLM):
 
 
 def register() -> None:
-    """Makes the model known to the lm-eval of this process, and ends its runs with a sentence where ours do."""
+    """Registers the model with the lm-eval of this process; a UserError ends its runs with one sentence."""
     import lm_eval.models  # noqa: F401  (registers lm-eval's own, which it does only while its registry is empty)
     from lm_eval.api.registry import model_registry
 
     if NAME not in model_registry:
-        model_registry.register(NAME, target="evalengine.lm_eval_model:EvalengineLM")
+        model_registry.register(NAME, target="evalengine.lm_eval.model:EvalengineLM")
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -166,10 +166,3 @@ def register() -> None:
             previous(kind, error, trace)
 
     sys.excepthook = hook
-
-
-if __name__ == "__main__":
-    from lm_eval.__main__ import cli_evaluate
-
-    register()
-    cli_evaluate()
