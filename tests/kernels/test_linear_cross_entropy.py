@@ -103,8 +103,8 @@ def test_chunks_of_rows_add_up_in_float32(dtype: torch.dtype) -> None:
 @pytest.mark.skipif(DEVICE == "cuda" or not vectorised(torch.bfloat16), reason="where the vector kernels run")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_few_rows_need_no_memory_beyond_the_gradients_and_a_slice(dtype: torch.dtype) -> None:
-    from evalengine.kernels.baselines import Contender
-    from evalengine.kernels.bench import _extra_mib
+    from evalengine.bench.kernel_contenders import Contender
+    from evalengine.bench.kernels import memory_and_error
 
     leaves, target_N = case(90, 20_000, 96, dtype, False)
     leaves = [x.requires_grad_() for x in leaves]
@@ -116,7 +116,7 @@ def test_few_rows_need_no_memory_beyond_the_gradients_and_a_slice(dtype: torch.d
     logits, gradient = (
         n * 20_000 * leaves[0].element_size() / 2**20 for n in (72, 96)
     )  # 18 rows are ignored
-    extra, _ = _extra_mib(Contender("linear_cross_entropy", step, None), "cpu", None)
+    extra, _ = memory_and_error(Contender("linear_cross_entropy", step, None), "cpu", None)
     assert gradient < extra < gradient + logits / 4
 
 

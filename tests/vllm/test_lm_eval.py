@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from evalengine import lm_eval_bench
+from evalengine.bench import lm_eval as lm_eval_bench
 
 
 def test_five_tasks_give_lm_evals_own_results_through_vllm(references: Any, small_world: Path) -> None:

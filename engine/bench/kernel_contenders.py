@@ -48,8 +48,7 @@ class Case(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """Something to time; `answer` picks the per-row log-probabilities (or the loss) out of what it
-    returns."""
+    """Something to time; `answer` picks the per-row log-probabilities (or the loss) out of what it returns."""
 
     name: str
     call: Callable[[], Any]

@@ -10,24 +10,26 @@ Ours, prefill and GEMM: median of interleaved rounds; the slower sides: one run,
 from __future__ import annotations
 
 import statistics
-import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from evalengine import console
+from evalengine.bench.harness import Result, Table, rounds, timed
+from evalengine.bench.inputs import Shape, make_model, workplace
+from evalengine.checkpoints import Checkpoint, discover
 from evalengine.encoding import Sequences
 
-MINE, STOCK, CAPPED = "fused scorer, prefix cache", "prompt_logprobs", "prompt_logprobs, capped prefix cache"
+WINDOW = 512
+OURS, STOCK, CAPPED = "fused scorer, prefix cache", "prompt_logprobs", "prompt_logprobs, capped prefix cache"
 FORMS: dict[str, dict[str, Any]] = {
     "prompt_logprobs=0": {"prompt_logprobs": 0},
     "prompt_logprobs=0, flat": {"prompt_logprobs": 0, "flat_logprobs": True},
     "prompt_logprobs=1": {"prompt_logprobs": 1},  # what lm-evaluation-harness asks for
 }
+Seconds = dict[tuple[str, str], list[float]]  # of each workload and side
 
 
 class Workload(NamedTuple):
@@ -39,98 +41,72 @@ class Workload(NamedTuple):
     context: int
 
 
-def run(quick: bool = False) -> dict[str, Any]:
-    """Rows for the table and the ratios."""
+def run(quick: bool = False) -> Result:
     vocab = 5_000 if quick else 50_304
     workloads = [
         Workload("zero-shot", 10 if quick else 120, 0, 60),
         Workload("shared few-shot prefix", 10 if quick else 40, 300, 40),
     ]
-    with tempfile.TemporaryDirectory(prefix="evalengine-bench-") as folder:
-        checkpoints = [save(Path(folder) / f"llama{seed}", vocab, seed) for seed in (0, 1)]
-        return compare(checkpoints, workloads, vocab, rounds=1 if quick else 5)
+    with workplace() as work:
+        shape = Shape(vocab, 256, 4, 4, 704)
+        paths = [make_model(work / f"llama{seed}", shape, seed=seed, window=WINDOW) for seed in (0, 1)]
+        return compare(discover(paths), workloads, vocab, count=1 if quick else 5)
 
 
-def compare(checkpoints: list[Any], workloads: list[Workload], vocab: int, rounds: int) -> dict[str, Any]:
+def compare(checkpoints: list[Checkpoint], workloads: list[Workload], vocab: int, count: int) -> Result:
     from evalengine.vllm import routes
     from evalengine.vllm.backend import VllmBackend
+    from evalengine.vllm.requests import plan
 
-    plans = {w.name: make(w, vocab) for w in workloads}
-    seconds: dict[tuple[str, str], list[float]] = {}
+    made = {w.name: make(w, vocab) for w in workloads}
+    seconds: Seconds = {}
     with console.progress("measuring", 2 * len(workloads) + 1, "sides") as progress:
-        backend = VllmBackend(max_model_len=512)
+        backend = VllmBackend(max_model_len=WINDOW)
         backend.load(checkpoints[0])
-        for name, sequences in plans.items():
-            measure(
-                seconds,
-                rounds,
-                {
-                    (name, MINE): partial(cold, backend, partial(backend.score, sequences)),
-                    (name, "prefill alone"): partial(cold, backend, partial(prefill, backend, sequences)),
-                    (name, "head GEMM"): head_gemm(backend, sequences),
-                },
-            )
+        for name, sequences in made.items():
+            requests = plan(sequences).requests
+            sides = {
+                (name, OURS): partial(cold, backend, partial(backend.score, sequences)),
+                (name, "prefill alone"): partial(cold, backend, partial(prefill, backend, requests)),
+                (name, "head GEMM"): partial(timed, head_gemm(backend, requests)),
+            }
+            rounds(sides, 1)  # warms them
+            seconds |= rounds(sides, count)
             progress.update(1)
-        new, warm = swap_seconds(backend, checkpoints, min(rounds, 3))
+        new, warm = swap_seconds(backend, checkpoints, min(count, 3))
         progress.update(1)
         backend.close()
-        stock = VllmBackend(route=routes.PROMPT_LOGPROBS, max_model_len=512)
+        stock = VllmBackend(route=routes.PROMPT_LOGPROBS, max_model_len=WINDOW)
         stock.load(checkpoints[0])
-        for name, sequences in plans.items():
-            measure(
-                seconds,
-                min(rounds, 3),
-                {(name, CAPPED): partial(cold, stock, partial(stock.score, sequences))},
-            )
-            for form, took in stock_seconds(stock, sequences, more=0 if rounds == 1 else 2).items():
-                seconds[name, form] = took
+        for name, sequences in made.items():
+            capped = {(name, CAPPED): partial(cold, stock, partial(stock.score, sequences))}
+            rounds(capped, 1)
+            seconds |= rounds(capped, min(count, 3))
+            took = stock_seconds(stock, sequences, more=0 if count == 1 else 2)
+            seconds |= {(name, form): values for form, values in took.items()}
             progress.update(1)
         stock.close()
     return report(workloads, seconds, vocab, new, warm)
 
 
-def report(
-    workloads: list[Workload],
-    seconds: dict[tuple[str, str], list[float]],
-    vocab: int,
-    new: float,
-    warm: float,
-) -> dict[str, Any]:
+def report(workloads: list[Workload], seconds: Seconds, vocab: int, new: float, warm: float) -> Result:
     took = {key: statistics.median(values) for key, values in seconds.items()}
-    rows = [(w, side, f"{s:.3f}", f"{s / took[w, MINE]:.2f}") for (w, side), s in took.items()]
+    rows = [(w, side, f"{s:.3f}", f"{s / took[w, OURS]:.2f}") for (w, side), s in took.items()]
     rows += [
         ("next checkpoint", "warm engine", f"{warm:.3f}", "1.00"),
         ("next checkpoint", "new engine", f"{new:.3f}", f"{new / warm:.1f}"),
     ]
     ratios = {}
     for w in workloads:
+        ours = took[w.name, OURS]
         floor = took[w.name, "prefill alone"] + took[w.name, "head GEMM"]
         stock = min(took[w.name, form] for form in FORMS)
-        ratios[f"{w.name}: {STOCK} / fused scorer"] = round(stock / took[w.name, MINE], 2)
-        ratios[f"{w.name}: {CAPPED} / fused scorer"] = round(took[w.name, CAPPED] / took[w.name, MINE], 2)
-        ratios[f"{w.name}: fused scorer / (prefill + head GEMM)"] = round(took[w.name, MINE] / floor, 3)
+        ratios[f"{w.name}: {STOCK} / fused scorer"] = round(stock / ours, 2)
+        ratios[f"{w.name}: {CAPPED} / fused scorer"] = round(took[w.name, CAPPED] / ours, 2)
+        ratios[f"{w.name}: fused scorer / (prefill + head GEMM)"] = round(ours / floor, 3)
     ratios["next checkpoint: new engine / warm engine"] = round(new / warm, 1)
-    return {
-        "title": f"Scoring inside vLLM: Llama of width 256, 4 layers, vocabulary {vocab:,}",
-        "columns": ("workload", "side", "seconds", "ratio to ours"),
-        "rows": rows,
-        "ratios": ratios,
-    }
-
-
-def measure(seconds: dict[Any, list[float]], rounds: int, sides: dict[Any, Callable[[], float]]) -> None:
-    """Each side once to warm it, then `rounds` times in turn. A side returns its seconds."""
-    for side in sides.values():
-        side()
-    for _ in range(rounds):
-        for key, side in sides.items():
-            seconds.setdefault(key, []).append(side())
-
-
-def timed(call: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+    title = f"Scoring inside vLLM: Llama of width 256, 4 layers, vocabulary {vocab:,}"
+    return Result(Table(title, ("workload", "side", "seconds", "ratio to ours"), rows), ratios)
 
 
 def cold(backend: Any, call: Callable[[], Any]) -> float:
@@ -139,12 +115,11 @@ def cold(backend: Any, call: Callable[[], Any]) -> float:
     return timed(call)
 
 
-def prefill(backend: Any, sequences: Sequences) -> None:
+def prefill(backend: Any, requests: list[Any]) -> None:
     """The same requests and cache hits, and no row to score."""
     from evalengine.vllm import FIRST, TASK, routes
     from vllm import PoolingParams
 
-    requests = backend._planned(sequences).requests
     nothing = np.zeros(0, np.int32).tobytes()
     params = [
         PoolingParams(task=TASK, extra_kwargs={"rows": nothing, "tokens": nothing, FIRST: r.first})
@@ -153,23 +128,26 @@ def prefill(backend: Any, sequences: Sequences) -> None:
     backend._llm.encode(routes.prompts(requests), pooling_params=params, pooling_task=TASK, use_tqdm=False)
 
 
-def head_gemm(backend: Any, sequences: Sequences) -> Callable[[], float]:
+def head_gemm(backend: Any, requests: list[Any]) -> Callable[[], None]:
+    """One matrix product of the scored rows' shape."""
     import torch
 
     config = backend._llm.llm_engine.vllm_config.model_config
-    rows = sum(len(np.unique(r.row_T)) for r in backend._planned(sequences).requests)
-    kind = getattr(torch, backend.dtype)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    h_RD = torch.randn(rows, config.get_hidden_size(), device=device, dtype=kind)
-    w_VD = torch.randn(config.get_vocab_size(), config.get_hidden_size(), device=device, dtype=kind)
-    out_RV = torch.empty(rows, config.get_vocab_size(), device=device, dtype=kind)
+    rows = sum(len(np.unique(r.row_T)) for r in requests)
+    hidden, vocab = config.get_hidden_size(), config.get_vocab_size()
+    place: Any = {
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "dtype": getattr(torch, backend.dtype),
+    }
+    h_RD, w_VD = torch.randn(rows, hidden, **place), torch.randn(vocab, hidden, **place)
+    out_RV = torch.empty(rows, vocab, **place)
 
     def gemm() -> None:
         torch.mm(h_RD, w_VD.T, out=out_RV)
-        if device == "cuda":
+        if out_RV.is_cuda:
             torch.cuda.synchronize()
 
-    return lambda: timed(gemm)
+    return gemm
 
 
 def stock_seconds(backend: Any, sequences: Sequences, more: int) -> dict[str, list[float]]:
@@ -191,14 +169,16 @@ def stock_seconds(backend: Any, sequences: Sequences, more: int) -> dict[str, li
     return out
 
 
-def swap_seconds(backend: Any, checkpoints: list[Any], rounds: int) -> tuple[float, float]:
+def swap_seconds(backend: Any, checkpoints: list[Checkpoint], count: int) -> tuple[float, float]:
     """(seconds until a new engine is ready, until a warm one is) for the next checkpoint."""
-    warm = [timed(partial(backend.load, checkpoints[i % 2])) for i in range(1, 2 * rounds + 2)]
-    new = []
-    for i in range(rounds):
-        backend._identity = None
-        new.append(timed(partial(backend.load, checkpoints[i % 2])))
-    return statistics.median(new), statistics.median(warm[1:])  # the first swap proves itself, once an engine
+    warm = [timed(partial(backend.load, checkpoints[i % 2])) for i in range(1, 2 * count + 2)]
+
+    def start(i: int) -> None:
+        backend.close()
+        backend.load(checkpoints[i % 2])
+
+    new = statistics.median(timed(partial(start, i)) for i in range(count))
+    return new, statistics.median(warm[1:])  # the first swap proves itself, once an engine
 
 
 def make(workload: Workload, vocab: int) -> Sequences:
@@ -212,23 +192,3 @@ def make(workload: Workload, vocab: int) -> Sequences:
             starts.append(len(context))
     offset = np.concatenate([[0], np.cumsum([len(x) for x in lists])]).astype(np.int64)
     return Sequences(np.concatenate(lists), offset, np.asarray(starts, np.int32))
-
-
-def save(path: Path, vocab: int, seed: int) -> Any:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from evalengine.checkpoints import discover
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab,
-        hidden_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=704,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(path)
-    return discover([path])[0]
