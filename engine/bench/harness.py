@@ -42,10 +42,11 @@ class Result(NamedTuple):
     failures: list[str] | None = None  # measurements that failed, in words
 
     def as_json(self) -> dict[str, Any]:
-        more = None if self.more is None else [table._asdict() for table in self.more]
-        optional = {"more": more, "figures": self.figures, "failures": self.failures}
-        given = {key: value for key, value in optional.items() if value is not None}
-        return {"ratios": self.ratios, **self.table._asdict(), **given}
+        given: dict[str, Any] = {"figures": self.figures, "failures": self.failures}
+        if self.more is not None:
+            given["more"] = [table._asdict() for table in self.more]
+        shown = {key: value for key, value in given.items() if value is not None}
+        return {"ratios": self.ratios, **self.table._asdict(), **shown}
 
     def show(self) -> None:
         for table in (self.table, *(self.more or ())):
@@ -88,6 +89,19 @@ def rounds(sides: Mapping[Key, Side], count: int | Mapping[Key, int]) -> dict[Ke
 def medians(sides: Mapping[Key, Side], count: int | Mapping[Key, int]) -> dict[Key, float]:
     """The median of each side's measurements, taken in turns."""
     return {key: statistics.median(values) for key, values in rounds(sides, count).items()}
+
+
+class Quantiles(NamedTuple):
+    p20: float
+    p50: float
+    p80: float
+
+
+def quantiles(values: Sequence[float]) -> Quantiles:
+    """Of at least one value."""
+    if len(values) == 1:
+        return Quantiles(values[0], values[0], values[0])
+    return Quantiles(*(statistics.quantiles(values, n=10)[i] for i in (1, 4, 7)))
 
 
 def alone(function: Callable[..., Any], *args: Any, limit: float | None = None) -> Any:

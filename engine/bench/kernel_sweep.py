@@ -6,14 +6,13 @@ kernel; its answer is compared with the first candidate's. Cost: at most LIMIT s
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from evalengine.bench.harness import alone, milliseconds
+from evalengine.bench.harness import alone, milliseconds, quantiles
 from evalengine.bench.kernel_contenders import Shape, make_case
 from evalengine.errors import UserError
 
@@ -30,17 +29,16 @@ def sweep(say: Callable[[str], None], seconds: float = SECONDS) -> Iterator[list
     end = time.perf_counter() + seconds
     for config in CANDIDATES:
         name = f"tile {tile_name(config)} {config.warps} warps {config.stages} stages x{config.programs}"
-        left = min(LIMIT, end - time.perf_counter())
         try:
-            if left <= 0:
-                raise UserError("no time left")
-            times, logprobs = alone(time_config, config, limit=left)
+            times, logprobs = alone(
+                time_config, config, limit=max(0.0, min(LIMIT, end - time.perf_counter()))
+            )
         except UserError as problem:
             say(f"{name}: no answer ({problem})")
             continue
         first = first or logprobs
         apart = max(abs(a - b) for a, b in zip(first, logprobs, strict=True))
-        p20, p50, p80 = (statistics.quantiles(times, n=10)[i] for i in (1, 4, 7))
+        p20, p50, p80 = quantiles(times)
         say(f"{name}: {p50:.2f} ms, {apart:.1e} from the first")
         label = TARGET.label(torch.bfloat16)
         yield [label, name, f"{p50:.2f}", f"{p20:.2f}", f"{p80:.2f}", "", "", "", "", f"{apart:.1e}"]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import signal
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from evalengine import console
 from evalengine.bench import kernel_sweep
-from evalengine.bench.harness import Result, Table, milliseconds, rounds, silent_stderr
+from evalengine.bench.harness import Result, Table, milliseconds, quantiles, rounds, silent_stderr
 from evalengine.bench.kernel_contenders import OURS, Case, Contender, Shape, make_case, scoring, training
 
 CHECKED_ROWS = 8
@@ -33,14 +32,7 @@ HOPELESS = 10  # a baseline this many times slower has said enough; the time is 
 COLUMNS = ["model, NxDxV", "what", "ms", "p20", "p80", "ratio", "of GEMM", "GB/s", "MiB", "error"]
 SECONDS = {"cpu": 120.0, "cuda": 90.0}  # of measuring, all shapes together
 MIN_ROUNDS, MAX_ROUNDS = 3, 20
-TRAINED_ROWS = 256  # the loss is measured from so many rows on
 Say = Callable[[str], None]
-
-
-class Timing(NamedTuple):
-    p20: float  # milliseconds
-    p50: float
-    p80: float
 
 
 class Measured(NamedTuple):
@@ -102,13 +94,14 @@ def run(quick: bool = False, device: str | None = None, say: Say | None = None) 
                     say(f"no time left for {shape.label(dtype)}")
                     continue
                 seconds = 0.5 if quick else left / (len(cases) - i) / 2
-                for kind in ("score", "train") if shape.rows >= TRAINED_ROWS else ("score",):
+                for kind in ("score", "train") if shape.rows >= 256 else ("score",):
                     try:
                         found = measure_shape(kind, shape, dtype, device, seconds, hopeless[kind])
                     except (RuntimeError, AssertionError) as problem:  # the other shapes keep their figures
                         if device == "cpu":
                             raise
-                        failures.append(f"{kind} {shape.label(dtype)}: {first_line(problem)}")
+                        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+                        failures.append(f"{kind} {shape.label(dtype)}: {reason}")
                         say(f"failed: {failures[-1]}")
                         continue
                     rows += found.rows
@@ -120,8 +113,7 @@ def run(quick: bool = False, device: str | None = None, say: Say | None = None) 
                         say(f"{kind}: {name} takes over {HOPELESS}x as long: left out from here on")
             if device != "cpu" and not quick:
                 left = end + kernel_sweep.SECONDS - time.perf_counter()
-                for row in kernel_sweep.sweep(say, min(kernel_sweep.SECONDS, left)):
-                    rows.append(row)
+                rows.extend(kernel_sweep.sweep(say, min(kernel_sweep.SECONDS, left)))
     except Stopped:
         failures.append(f"stopped from outside after {time.perf_counter() - start:.0f} s")
         say(failures[-1])
@@ -166,10 +158,6 @@ def measure_shape(
     return measure(kind, case, dtype, [c for c in contenders if c.name not in hopeless], seconds)
 
 
-def first_line(problem: BaseException) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-
-
 def measure(
     kind: str, case: Case, dtype: torch.dtype, contenders: list[Contender], seconds: float
 ) -> Measured:
@@ -183,7 +171,7 @@ def measure(
         for c, ms in warm.items()
     }
     times = rounds({c: once[c] for c in warm}, counts)
-    timings = {c: timing_of(times[c] or [ms]) for c, ms in warm.items()}
+    timings = {c: quantiles(times[c] or [ms]) for c, ms in warm.items()}
     p50 = {c.name: timing.p50 for c, timing in timings.items()}
     ours, gemm = next(iter(p50.values())), p50.get("bare GEMM")
     truth = float64_logprobs(case) if kind == "score" else None
@@ -209,12 +197,6 @@ def measure(
     slower = {name: round(ms / ours, 3) for name, ms in p50.items() if name not in OURS}
     ratios = {f"{kind} {label}: {name} / ours": ratio for name, ratio in slower.items()}
     return Measured(rows, ratios, sorted(name for name, ratio in slower.items() if ratio > HOPELESS))
-
-
-def timing_of(times: list[float]) -> Timing:
-    if len(times) == 1:
-        return Timing(times[0], times[0], times[0])
-    return Timing(*(statistics.quantiles(times, n=10)[i] for i in (1, 4, 7)))
 
 
 def warmed(once: Callable[[], float | None], share: float) -> float | None:
@@ -259,9 +241,9 @@ def memory_and_error(contender: Contender, device: str, truth: Tensor | None) ->
         for event in sorted(events, key=lambda e: e.start_ns()):
             now += event.nbytes()
             peak = max(peak, now)
-    if truth is None or contender.answer is None:
+    if truth is None or not contender.checked:
         return peak / 2**20, None
-    answer = contender.answer(result)[:CHECKED_ROWS].double().cpu()
+    answer = result[:CHECKED_ROWS].double().cpu()
     return peak / 2**20, float((answer - truth).abs().max())
 
 

@@ -2,7 +2,7 @@
 
 Five of the harness's own tasks over local items, one random checkpoint, float32 on a CPU, both sides in one process through the
 harness's `simple_evaluate`, models already loaded. Its HF model runs at batch sizes 1, 8 and 32, and the fastest counts. What
-the harness itself takes (rendering, metrics) is the time with a model that answers at once; it is part of both sides.
+the harness itself takes (rendering, metrics) is the time with its dummy model, which answers at once; it is part of both sides.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ def run(
         for batch in batch_sizes:  # before vLLM, which changes transformers for its process
             theirs[batch] = evaluate(local_tasks.hf_model(path, batch))
             progress.update(1)
-        ours = our_model(path, backend)
+        from lm_eval.models.dummy import DummyLM
+
+        ours, instant = our_model(path, backend), DummyLM()
         first = evaluate(ours)  # warms it
-        sides = {"ours": lambda: evaluate(ours).seconds, "harness": lambda: evaluate(instant_model()).seconds}
+        sides = {"ours": lambda: evaluate(ours).seconds, "harness": lambda: evaluate(instant).seconds}
         took = medians(sides, 1 if quick else 3)
         progress.update(1)
         close(ours)
     seconds, harness = took["ours"], took["harness"]
     peer = min(theirs.values(), key=lambda evaluation: evaluation.seconds)
     of_metrics, of_loglik = largest_differences(first, peer)
+    hf = {f"hf, batch {batch}": evaluation.seconds for batch, evaluation in theirs.items()}
     rows = [
-        *(
-            (f"hf, batch {batch}", f"{r.seconds:.2f}", f"{r.seconds / seconds:.1f}")
-            for batch, r in theirs.items()
-        ),
+        *((name, f"{peers:.2f}", f"{peers / seconds:.1f}") for name, peers in hf.items()),
         (f"evalengine, {backend}", f"{seconds:.2f}", "1.0"),
         ("the harness itself", f"{harness:.2f}", f"{harness / seconds:.2f}"),
     ]
@@ -131,20 +131,3 @@ def close(model: Any) -> None:
     end = getattr(model.engine, "close", None)
     if end is not None:
         end()
-
-
-def instant_model() -> Any:
-    """Answers every request at once, to time the harness without a model."""
-    from lm_eval.api.model import LM
-
-    class Instant(LM):
-        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-            return [(-float(i % 7), False) for i in range(len(requests))]
-
-        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-            raise NotImplementedError
-
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-            raise NotImplementedError
-
-    return Instant()

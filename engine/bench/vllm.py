@@ -40,30 +40,39 @@ class Workload(NamedTuple):
     shared: int
     context: int
 
+    def sequences(self, vocab: int) -> Sequences:
+        rng = np.random.default_rng(0)
+        shared = rng.integers(1, vocab, self.shared)
+        lists, starts = [], []
+        for _ in range(self.items):
+            context = np.concatenate([shared, rng.integers(1, vocab, self.context)])
+            for _ in range(4):
+                lists.append(np.concatenate([context, rng.integers(1, vocab, 3)]).astype(np.int32))
+                starts.append(len(context))
+        offset = np.concatenate([[0], np.cumsum([len(x) for x in lists])]).astype(np.int64)
+        return Sequences(np.concatenate(lists), offset, np.asarray(starts, np.int32))
+
 
 def run(quick: bool = False) -> Result:
-    vocab = 5_000 if quick else 50_304
-    workloads = [
-        Workload("zero-shot", 10 if quick else 120, 0, 60),
-        Workload("shared few-shot prefix", 10 if quick else 40, 300, 40),
-    ]
+    vocab, count = (5_000, 1) if quick else (50_304, 5)
+    few = Workload("shared few-shot prefix", 10 if quick else 40, 300, 40)
+    workloads = [Workload("zero-shot", 10 if quick else 120, 0, 60), few]
+    shape = Shape(vocab, 256, 4, 4, 704)
     with workplace() as work:
-        shape = Shape(vocab, 256, 4, 4, 704)
         paths = [make_model(work / f"llama{seed}", shape, seed=seed, window=WINDOW) for seed in (0, 1)]
-        return compare(discover(paths), workloads, vocab, count=1 if quick else 5)
+        return compare(discover(paths), {w.name: w.sequences(vocab) for w in workloads}, vocab, count)
 
 
-def compare(checkpoints: list[Checkpoint], workloads: list[Workload], vocab: int, count: int) -> Result:
+def compare(checkpoints: list[Checkpoint], workloads: dict[str, Sequences], vocab: int, count: int) -> Result:
     from evalengine.vllm import routes
     from evalengine.vllm.backend import VllmBackend
     from evalengine.vllm.requests import plan
 
-    made = {w.name: make(w, vocab) for w in workloads}
     seconds: Seconds = {}
     with console.progress("measuring", 2 * len(workloads) + 1, "sides") as progress:
         backend = VllmBackend(max_model_len=WINDOW)
         backend.load(checkpoints[0])
-        for name, sequences in made.items():
+        for name, sequences in workloads.items():
             requests = plan(sequences).requests
             sides = {
                 (name, OURS): partial(cold, backend, partial(backend.score, sequences)),
@@ -78,7 +87,7 @@ def compare(checkpoints: list[Checkpoint], workloads: list[Workload], vocab: int
         backend.close()
         stock = VllmBackend(route=routes.PROMPT_LOGPROBS, max_model_len=WINDOW)
         stock.load(checkpoints[0])
-        for name, sequences in made.items():
+        for name, sequences in workloads.items():
             capped = {(name, CAPPED): partial(cold, stock, partial(stock.score, sequences))}
             rounds(capped, 1)
             seconds |= rounds(capped, min(count, 3))
@@ -86,10 +95,10 @@ def compare(checkpoints: list[Checkpoint], workloads: list[Workload], vocab: int
             seconds |= {(name, form): values for form, values in took.items()}
             progress.update(1)
         stock.close()
-    return report(workloads, seconds, vocab, new, warm)
+    return report(list(workloads), seconds, vocab, new, warm)
 
 
-def report(workloads: list[Workload], seconds: Seconds, vocab: int, new: float, warm: float) -> Result:
+def report(workloads: list[str], seconds: Seconds, vocab: int, new: float, warm: float) -> Result:
     took = {key: statistics.median(values) for key, values in seconds.items()}
     rows = [(w, side, f"{s:.3f}", f"{s / took[w, OURS]:.2f}") for (w, side), s in took.items()]
     rows += [
@@ -98,12 +107,11 @@ def report(workloads: list[Workload], seconds: Seconds, vocab: int, new: float, 
     ]
     ratios = {}
     for w in workloads:
-        ours = took[w.name, OURS]
-        floor = took[w.name, "prefill alone"] + took[w.name, "head GEMM"]
-        stock = min(took[w.name, form] for form in FORMS)
-        ratios[f"{w.name}: {STOCK} / fused scorer"] = round(stock / ours, 2)
-        ratios[f"{w.name}: {CAPPED} / fused scorer"] = round(took[w.name, CAPPED] / ours, 2)
-        ratios[f"{w.name}: fused scorer / (prefill + head GEMM)"] = round(ours / floor, 3)
+        ours, stock = took[w, OURS], min(took[w, form] for form in FORMS)
+        floor = took[w, "prefill alone"] + took[w, "head GEMM"]
+        ratios[f"{w}: {STOCK} / fused scorer"] = round(stock / ours, 2)
+        ratios[f"{w}: {CAPPED} / fused scorer"] = round(took[w, CAPPED] / ours, 2)
+        ratios[f"{w}: fused scorer / (prefill + head GEMM)"] = round(ours / floor, 3)
     ratios["next checkpoint: new engine / warm engine"] = round(new / warm, 1)
     title = f"Scoring inside vLLM: Llama of width 256, 4 layers, vocabulary {vocab:,}"
     return Result(Table(title, ("workload", "side", "seconds", "ratio to ours"), rows), ratios)
@@ -179,16 +187,3 @@ def swap_seconds(backend: Any, checkpoints: list[Checkpoint], count: int) -> tup
 
     new = statistics.median(timed(partial(start, i)) for i in range(count))
     return new, statistics.median(warm[1:])  # the first swap proves itself, once an engine
-
-
-def make(workload: Workload, vocab: int) -> Sequences:
-    rng = np.random.default_rng(0)
-    shared = rng.integers(1, vocab, workload.shared)
-    lists, starts = [], []
-    for _ in range(workload.items):
-        context = np.concatenate([shared, rng.integers(1, vocab, workload.context)])
-        for _ in range(4):
-            lists.append(np.concatenate([context, rng.integers(1, vocab, 3)]).astype(np.int32))
-            starts.append(len(context))
-    offset = np.concatenate([[0], np.cumsum([len(x) for x in lists])]).astype(np.int64)
-    return Sequences(np.concatenate(lists), offset, np.asarray(starts, np.int32))

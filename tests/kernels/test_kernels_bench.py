@@ -37,7 +37,7 @@ def test_extra_memory_is_the_peak_of_live_tensors() -> None:
         del first
         return torch.zeros(2**18) + 1.0  # two at once
 
-    extra, error = bench.memory_and_error(Contender("two", one_then_two_mib, None), "cpu", None)
+    extra, error = bench.memory_and_error(Contender("two", one_then_two_mib), "cpu", None)
     assert 2.0 <= extra < 2.1 and error is None
 
 
@@ -61,7 +61,7 @@ def test_a_baseline_that_fails_late_loses_its_own_figures_alone(monkeypatch: pyt
 
     shape = bench.Shape("small", 16, 8, 40)
     case = bench.make_case(shape, torch.float32, "cpu")
-    contenders = [bench.scoring(case)[0], Contender("late", runs_out_of_memory, None)]
+    contenders = [bench.scoring(case)[0], Contender("late", runs_out_of_memory)]
     rows, ratios, _ = bench.measure("score", case, torch.float32, contenders, 0.1)
     assert [row[1] for row in rows] == ["score: target_logprobs", "score: late"]
     assert rows[1][8] == "" and calls > 3 and len(ratios) == 1

@@ -116,7 +116,7 @@ def test_few_rows_need_no_memory_beyond_the_gradients_and_a_slice(dtype: torch.d
     logits, gradient = (
         n * 20_000 * leaves[0].element_size() / 2**20 for n in (72, 96)
     )  # 18 rows are ignored
-    extra, _ = memory_and_error(Contender("linear_cross_entropy", step, None), "cpu", None)
+    extra, _ = memory_and_error(Contender("linear_cross_entropy", step), "cpu", None)
     assert gradient < extra < gradient + logits / 4
 
 
