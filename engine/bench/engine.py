@@ -100,6 +100,7 @@ def compare(
     backend = TorchBackend(device=device)
     backend.load(checkpoint)
     planner = plans.Planner()
+    planner.plan(checkpoint, item_sets[0]._replace(items=item_sets[0].items[:1]))  # loads the tokenizer
     encoded: list[Encoded] = []
     tokenising = timed(lambda: encoded.extend(planner.plan(checkpoint, items) for items in item_sets))
 

@@ -73,25 +73,21 @@ def make_checkpoints(folder: Path, names: Iterable[str]) -> list[Checkpoint]:
 
 def item_sets(sizes: Sizes) -> list[tuple[ItemSet, str]]:
     """Rendered items of these benchmarks, with the name of their default score."""
-    known = {b.name: b.category for b in resolve("all")}
-    return [
-        (
-            ItemSet(
-                name, known.get(name, "synthetic"), "1", None, make_items(name, n, choices), f"{n:016x}", n
-            ),
-            "acc",
+    categories = {b.name: b.category for b in resolve("all")}
+    sets = []
+    for name, (count, choices) in sizes.items():
+        items = [make_item(f"{name}-{i}", i, choices) for i in range(count)]
+        category = categories.get(name, "synthetic")
+        sets.append(
+            (ItemSet(name, category, "1", None, items, data_hash=f"{count:016x}", total=count), "acc")
         )
-        for name, (n, choices) in sizes.items()
-    ]
+    return sets
 
 
-def make_items(benchmark: str, count: int, choices: int) -> list[Item]:
-    made = []
-    for i in range(count):
-        words = tuple("right" if c == i % choices else str(c) for c in range(choices))
-        said = tuple(f" {word}" for word in words)
-        made.append(Item(f"{benchmark}-{i}", (str(i),) * choices, said, words, i % choices))
-    return made
+def make_item(name: str, number: int, choices: int) -> Item:
+    gold = number % choices
+    words = tuple("right" if c == gold else str(c) for c in range(choices))
+    return Item(name, (str(number),) * choices, tuple(f" {word}" for word in words), words, gold)
 
 
 def write_store(checkpoints: list[Checkpoint], sizes: Sizes, out: Path) -> None:
