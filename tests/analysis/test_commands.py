@@ -15,8 +15,8 @@ import planted
 import pyarrow as pa
 import pytest
 
-from evalengine.analysis import bench
 from evalengine.analysis.bootstrap import draw_resamples
+from evalengine.bench import bootstrap as bench
 from evalengine.cli import main
 
 
@@ -182,13 +182,14 @@ def test_benchmark_baselines_compute_the_same_intervals() -> None:
             bench.scipy_cell(x[0], x[3], 500, seed=2, by_hand=by_hand), ours[0], atol=1e-9
         )
     result = bench.run(quick=True)
-    assert set(result["ratios"]) >= {"bootstrap_vs_scipy_per_cell", "bootstrap_vs_numpy"}
-    assert all(len(row) == len(result["columns"]) for row in result["rows"])
+    assert set(result.ratios) >= {"bootstrap_vs_scipy_per_cell", "bootstrap_vs_numpy"}
+    assert all(len(row) == len(result.table.columns) for row in result.table.rows)
 
 
 @pytest.mark.slow
-def test_full_size_reading_stays_in_memory(tmp_path: Path) -> None:
+def test_full_size_reading_stays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """36 checkpoints x 86,779 items: below 1.5 GB in a process of its own, and below 10 s on a busy machine."""
+    monkeypatch.setenv("EVALENGINE_CACHE", str(tmp_path / "cache"))
     bench.write_store(tmp_path, bench.FULL_ITEMS)
     code = (
         "import sys, time, resource; from evalengine.analysis.panel import load_panel; load_panel(sys.argv[1]); "
@@ -196,7 +197,7 @@ def test_full_size_reading_stays_in_memory(tmp_path: Path) -> None:
         "print(time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, panel.n_items.sum())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(tmp_path / "scores")], capture_output=True, text=True, check=True
     )
     seconds, kilobytes, items = map(float, done.stdout.split())
     assert items == bench.FULL_ITEMS

@@ -14,7 +14,7 @@ import pytest
 
 import lm_eval_reference as reference
 import tiny_models
-from evalengine import lm_eval_bench
+from evalengine.bench import lm_eval as lm_eval_bench
 from evalengine.cli import main
 from evalengine.cli.lm_eval import FILE, LINE
 from evalengine.errors import UserError
@@ -61,7 +61,7 @@ def test_log_likelihoods_agree(models: tuple[Any, Any]) -> None:
     ]
     requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
     ours, theirs = models
-    with reference._quiet():
+    with reference.quiet():
         expected = theirs.loglikelihood(requests)
     got = ours.loglikelihood(requests)
     np.testing.assert_allclose([a for a, _ in got], [a for a, _ in expected], rtol=0, atol=1e-3)
@@ -81,7 +81,7 @@ def test_rolling_log_likelihoods_agree_where_the_tokenizer_adds_no_bos(tmp_path:
 
     path = tiny_models.save(tmp_path / "gpt2", "gpt2", window=128)
     requests = rolling(LONG, "yes", LONG[:300])
-    with reference._quiet():
+    with reference.quiet():
         expected = HFLM(pretrained=str(path), device="cpu", batch_size=4).loglikelihood_rolling(requests)
     got = EvalengineLM(pretrained=str(path), device="cpu").loglikelihood_rolling(requests)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
@@ -211,7 +211,7 @@ def test_examples_from_the_items_own_split_are_never_the_item(tmp_path: Path) ->
     from evalengine.lm_eval.tasks import load_tasks
 
     manager = own_task(tmp_path / "t", {"test": questions(*range(6))}, num_fewshot=2)
-    with reference._quiet():
+    with reference.quiet():
         task = manager.load(["own"])["tasks"]["own"]
         task.set_fewshot_seed(seed=1234)
         task.build_all_requests()
@@ -232,7 +232,7 @@ def test_examples_from_another_split_are_never_an_equal_item(tmp_path: Path) -> 
     rows = {"test": questions(*range(5), id="test"), "train": questions(*range(8), id="train")}
     config: dict[str, Any] = {"fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
     manager = own_task(tmp_path / "t", rows, num_fewshot=3, **config)
-    with reference._quiet():
+    with reference.quiet():
         [(items, _)] = load_tasks("own", manager=manager)
     check_no_item_is_its_own_example(items, 3)
 
@@ -242,7 +242,7 @@ def test_too_few_examples_are_one_sentence(tmp_path: Path) -> None:
 
     manager = own_task(tmp_path / "t", {"test": questions(*range(3))})
     for count in (3, 9):
-        with reference._quiet(), pytest.raises(UserError, match=f"2 few-shot examples .* asked for {count}"):
+        with reference.quiet(), pytest.raises(UserError, match=f"2 few-shot examples .* asked for {count}"):
             load_tasks("own", manager=manager, fewshot=count)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from evalengine import lm_eval_bench
+from evalengine.bench import lm_eval as lm_eval_bench
+from evalengine.bench import local_tasks
 
 
 def test_five_tasks_give_lm_evals_own_results_through_vllm(references: Any, small_world: Path) -> None:
     path = references["llama", 0].checkpoint.path
     data = small_world / "bench"
-    theirs = lm_eval_bench.evaluated(lm_eval_bench.hf_model(path, 4), data, limit=8)
+    theirs = lm_eval_bench.evaluated(local_tasks.hf_model(path, 4), data, limit=8)
     ours = lm_eval_bench.our_model(path, "vllm")
     try:
         found = lm_eval_bench.evaluated(ours, data, limit=8)

@@ -10,7 +10,7 @@ import functools
 import os
 import shutil
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,12 +48,14 @@ class Case(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """Something to time; `answer` picks the per-row log-probabilities (or the loss) out of what it
-    returns."""
+    """Something to time. `checked`: it returns the log-probability of each row, to be compared with float64."""
 
     name: str
-    call: Callable[[], Any]
-    answer: Callable[[Any], Tensor] | None
+    call: Callable[[], Tensor]
+    checked: bool = True
+
+
+Loss = Callable[[Case], Tensor]
 
 
 def make_case(shape: Shape, dtype: torch.dtype, device: str) -> Case:
@@ -71,8 +73,7 @@ def scoring(case: Case) -> list[Contender]:
     cap = shape.softcap
 
     def logits(h: Tensor) -> Tensor:
-        x = F.linear(h, w_VD)
-        return x if cap is None else cap * torch.tanh(x / cap)
+        return capped(F.linear(h, w_VD), cap)
 
     def materialised() -> Tensor:
         x_NV = logits(h_ND)
@@ -86,55 +87,54 @@ def scoring(case: Case) -> list[Contender]:
         parts = zip(h_ND.split(256), token_N.split(256), strict=True)
         return torch.cat([logits(h).log_softmax(-1).gather(1, t[:, None])[:, 0] for h, t in parts])
 
-    found = [
-        Contender(
-            "target_logprobs",
-            lambda: target_logprobs(h_ND, w_VD, row_N, token_N, softcap=cap),
-            lambda x: x.logprob_T,
-        ),
-        Contender("chunked log_softmax", chunked, _itself),
-    ]
-    if shape.rows * shape.vocab <= 2**31 / (1 if h_ND.is_cuda else 4):  # three copies of the logits
-        found.append(Contender("F.linear + log_softmax", materialised, _itself))
+    def ours() -> Tensor:
+        return target_logprobs(h_ND, w_VD, row_N, token_N, softcap=cap).logprob_T
+
+    found = [Contender("target_logprobs", ours), Contender("chunked log_softmax", chunked)]
+    if fits(case):
+        found.append(Contender("F.linear + log_softmax", materialised))
         if h_ND.dtype != torch.float32:
-            found.append(Contender("F.linear + float32 log_softmax", in_float32, _itself))
-        if shape.everything and _can_compile(h_ND.is_cuda):
-            found.append(
-                Contender("torch.compile of it", torch.compile(materialised, dynamic=False), _itself)
-            )
-    if cap is None and hasattr(F, "linear_cross_entropy"):
-        found.append(Contender("F.linear_cross_entropy", lambda: -_torch_fused(case, "none"), _itself))
-    found += optional_losses(case, gradients=False)
+            found.append(Contender("F.linear + float32 log_softmax", in_float32))
+        if shape.everything and can_compile(h_ND.is_cuda):
+            found.append(Contender("torch.compile of it", torch.compile(materialised, dynamic=False)))
+    if can_torch_fuse(case):
+        found.append(Contender("F.linear_cross_entropy", lambda: -torch_fused(case, "none")))
+    losses = optional_losses(case).items()
+    found += [Contender(name, functools.partial(loss, case), checked=False) for name, loss in losses]
     out_NV = torch.empty(shape.rows, shape.vocab, dtype=h_ND.dtype, device=h_ND.device)
-    found.append(Contender("bare GEMM", lambda: torch.mm(h_ND, w_VD.t(), out=out_NV), None))
-    return found
+    return [*found, Contender("bare GEMM", lambda: torch.mm(h_ND, w_VD.t(), out=out_NV), checked=False)]
 
 
 def training(case: Case) -> list[Contender]:
     """Ours first, then the alternatives for a loss with gradients."""
     cap = case.shape.softcap
-
-    def ours(case: Case) -> Tensor:
-        return linear_cross_entropy(case.h_ND, case.w_VD, case.token_N, softcap=cap)
-
-    def materialised(case: Case) -> Tensor:
-        x_NV = F.linear(case.h_ND, case.w_VD)
-        return F.cross_entropy(x_NV if cap is None else cap * torch.tanh(x_NV / cap), case.token_N)
-
-    found = [Contender("linear_cross_entropy", _with_gradients(ours, case), _itself)]
-    if case.shape.rows * case.shape.vocab <= 2**31 / (1 if case.h_ND.is_cuda else 4):
-        found.append(Contender("F.linear + cross_entropy", _with_gradients(materialised, case), _itself))
-    if cap is None and hasattr(F, "linear_cross_entropy"):
-        fused = _with_gradients(lambda c: _torch_fused(c, "mean"), case)
-        found.append(Contender("F.linear_cross_entropy", fused, _itself))
-    return found + optional_losses(case, gradients=True)
+    losses: dict[str, Loss] = {
+        "linear_cross_entropy": lambda c: linear_cross_entropy(c.h_ND, c.w_VD, c.token_N, softcap=cap)
+    }
+    if fits(case):
+        losses["F.linear + cross_entropy"] = lambda c: F.cross_entropy(
+            capped(F.linear(c.h_ND, c.w_VD), cap), c.token_N
+        )
+    if can_torch_fuse(case):
+        losses["F.linear_cross_entropy"] = lambda c: torch_fused(c, "mean")
+    losses |= optional_losses(case)
+    return [Contender(name, with_gradients(loss, case), checked=False) for name, loss in losses.items()]
 
 
-def optional_losses(case: Case, *, gradients: bool) -> list[Contender]:
+def capped(x: Tensor, cap: float | None) -> Tensor:
+    return x if cap is None else cap * torch.tanh(x / cap)
+
+
+def fits(case: Case) -> bool:
+    """Whether three copies of the logits are small enough."""
+    return case.shape.rows * case.shape.vocab <= 2**31 / (1 if case.h_ND.is_cuda else 4)
+
+
+def optional_losses(case: Case) -> dict[str, Loss]:
     """Liger's and Apple's fused losses where they are installed; both need CUDA."""
+    losses: dict[str, Loss] = {}
     if not case.h_ND.is_cuda or not case.shape.everything:
-        return []
-    losses: dict[str, Callable[[Case], Tensor]] = {}
+        return losses
     with contextlib.suppress(Exception):  # not installed, or not made for these versions
         from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
 
@@ -144,23 +144,25 @@ def optional_losses(case: Case, *, gradients: bool) -> list[Contender]:
         from cut_cross_entropy import linear_cross_entropy as cce
 
         losses["cut-cross-entropy"] = lambda c: cce(c.h_ND, c.w_VD, c.token_N, softcap=c.shape.softcap)
-    if gradients:
-        return [Contender(name, _with_gradients(loss, case), _itself) for name, loss in losses.items()]
-    return [Contender(name, functools.partial(loss, case), None) for name, loss in losses.items()]
+    return losses
 
 
-def _can_compile(cuda: bool) -> bool:
+def can_compile(cuda: bool) -> bool:
     """torch.compile makes Triton kernels on CUDA and needs a C++ compiler on a CPU."""
     return cuda or any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
-def _torch_fused(case: Case, reduction: str) -> Tensor:
+def can_torch_fuse(case: Case) -> bool:
+    return case.shape.softcap is None and hasattr(F, "linear_cross_entropy")
+
+
+def torch_fused(case: Case, reduction: str) -> Tensor:
     """PyTorch's own fused loss (torch >= 2.13), chunked."""
     options = torch.nn.LinearCrossEntropyOptions()
     return F.linear_cross_entropy(case.h_ND, case.w_VD, case.token_N, reduction=reduction, options=options)
 
 
-def _with_gradients(loss: Callable[[Case], Tensor], case: Case) -> Callable[[], Tensor]:
+def with_gradients(loss: Loss, case: Case) -> Callable[[], Tensor]:
     leaves = case._replace(h_ND=case.h_ND.detach().requires_grad_(), w_VD=case.w_VD.detach().requires_grad_())
 
     def step() -> Tensor:
@@ -170,7 +172,3 @@ def _with_gradients(loss: Callable[[Case], Tensor], case: Case) -> Callable[[], 
         return value.detach()
 
     return step
-
-
-def _itself(x: Any) -> Tensor:
-    return x

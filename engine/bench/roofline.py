@@ -1,6 +1,6 @@
 """How fast `target_logprobs` could be at most on an H200: an estimate from shapes, not a measurement.
 
-python -m evalengine.kernels.roofline
+python -m evalengine.bench.roofline
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def estimate(rows: int, hidden: int, vocab: int, element: int = 2) -> Roofline:
 
 
 def main() -> None:
-    from evalengine.kernels.bench import HEADS
+    from evalengine.bench.kernels import HEADS
 
     print("| head | N x D x V, bfloat16 | compute ms | memory ms | exponentials ms | floor ms | bound by |")
     print("|---|---|--:|--:|--:|--:|---|")

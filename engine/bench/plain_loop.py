@@ -8,7 +8,7 @@ backward, clip, fused AdamW. On a GPU it has what such a loop has there: bfloat1
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,11 +35,8 @@ class PlainBlock(nn.Module):
         self.norm1, self.norm2 = Norm(shape), Norm(shape)
         self.q, self.k, self.v = (nn.Linear(D, inner, bias=False) for _ in range(3))
         self.o = nn.Linear(inner, D, bias=False)
-        self.gate, self.up, self.down = (
-            nn.Linear(D, F_, bias=False),
-            nn.Linear(D, F_, bias=False),
-            nn.Linear(F_, D, bias=False),
-        )
+        self.gate, self.up = (nn.Linear(D, F_, bias=False) for _ in range(2))
+        self.down = nn.Linear(F_, D, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         B, T, _ = x.shape
@@ -47,14 +44,14 @@ class PlainBlock(nn.Module):
         q, k, v = (
             f(h).view(B, T, self.heads, self.head_dim).transpose(1, 2) for f in (self.q, self.k, self.v)
         )
-        q, k = turned(q, cos, sin), turned(k, cos, sin)
+        q, k = rotated(q, cos, sin), rotated(k, cos, sin)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         x = x + self.o(y.transpose(1, 2).reshape(B, T, -1))
         h = self.norm2(x)
         return x + self.down(F.silu(self.gate(h)) * self.up(h))
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     a, b = x.chunk(2, -1)
     return (x * cos + torch.cat((-b, a), -1) * sin).to(x.dtype)
 
@@ -93,8 +90,8 @@ class Plain(nn.Module):
         return self.head(self.norm(x))
 
 
-def run(shape: Shape, batches: Any, device: str, stamps: list[float]) -> None:
-    """Trains over `batches`; `stamps` hears the time after every step."""
+def run(shape: Shape, batches: Any, device: str, report: Callable[[float], None]) -> None:
+    """Trains over `batches`; `report` is called with the loss of every step."""
     gpu = device.startswith("cuda")
     if gpu:
         torch.set_float32_matmul_precision("high")
@@ -112,5 +109,4 @@ def run(shape: Shape, batches: Any, device: str, stamps: list[float]) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optim.step()
-        float(loss.detach())  # the loop shows its loss; on a GPU this waits for the step
-        stamps.append(time.perf_counter())
+        report(float(loss.detach()))  # on a GPU this waits for the step

@@ -1,0 +1,123 @@
+"""What the targets measure on: randomly initialised Llamas with a tokenizer, items, and the scoring command as a process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
+
+from evalengine.errors import UserError
+
+if TYPE_CHECKING:
+    from evalengine.benchmarks import ItemSet
+
+
+class Shape(NamedTuple):
+    """A Llama-shaped model. Embeddings are tied."""
+
+    vocab: int
+    hidden: int
+    layers: int
+    heads: int
+    ffn: int
+    head_dim: int | None = None  # default: hidden / heads
+
+
+SHAPES = {
+    "1M": Shape(5_000, 96, 4, 3, 256),
+    "7M": Shape(16_000, 256, 5, 4, 512),
+    "50M": Shape(100_000, 384, 8, 6, 1_024),
+    "240M": Shape(100_864, 768, 8, 8, 6_144, 256),
+}
+
+
+def shape_of(size: str) -> Shape:
+    if size not in SHAPES:
+        raise UserError(f"no model size {size!r}: choose from {', '.join(SHAPES)}")
+    return SHAPES[size]
+
+
+@contextlib.contextmanager
+def workplace() -> Iterator[Path]:
+    """A temporary folder, which also holds this process's plan cache: planning starts cold and leaves nothing behind."""
+    with tempfile.TemporaryDirectory(prefix="evalengine-bench-") as folder:
+        given = {"EVALENGINE_CACHE": str(Path(folder) / "cache"), "HF_HUB_OFFLINE": "1"}
+        with mock.patch.dict(os.environ, given):
+            yield Path(folder)
+
+
+def world_data(work: Path, **sizes: int) -> Path:
+    """A folder of benchmark files from the embedded world."""
+    from evalengine.benchmarks import world
+
+    world.write(work / "world", seed=0, **sizes)
+    return work / "world" / "bench"
+
+
+def read_items(data: Path, limit: int | None) -> list[ItemSet]:
+    """Every benchmark of a folder, at most `limit` items of each. Raises UserError where it holds none."""
+    from evalengine.benchmarks import benchmarks_in, load_items, resolve
+
+    found = benchmarks_in(data, resolve("all"))
+    if not found:
+        raise UserError(f"{data} holds no benchmark files: give --data a folder of <benchmark>.jsonl files")
+    return [load_items(benchmark, data, limit=limit) for benchmark in found]
+
+
+def make_model(path: Path, shape: Shape, *, seed: int = 0, window: int = 2048) -> Path:
+    """A random model, without a tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.ffn,
+        head_dim=shape.head_dim or shape.hidden // shape.heads,
+        max_position_embeddings=window,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+def make_checkpoint(path: Path, shape: Shape, data: Path, seed: int = 0) -> Path:
+    """A random model with a byte-level BPE tokenizer trained on the folder's own text, padded to the vocabulary."""
+    train_tokenizer(shape.vocab, data).save_pretrained(path)
+    return make_model(path, shape, seed=seed)
+
+
+def train_tokenizer(vocab: int, data: Path) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train([str(p) for p in sorted(data.glob("*.jsonl"))], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+
+
+def score_command(
+    checkpoints: Sequence[Path], data: Path, limit: int, out: Path, *more: str, threads: int | None = None
+) -> None:
+    """`evalengine score` as a process of its own, on as many threads (None: as it decides)."""
+    command = [sys.executable, "-m", "evalengine", "score", *map(str, checkpoints), "--data", str(data)]
+    command += ["--limit", str(limit), "--out", str(out), "--json", *more]
+    environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)

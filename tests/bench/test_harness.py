@@ -1,0 +1,116 @@
+"""The harness of `evalengine bench`: turns, medians, fresh processes, results; and the command's options."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import os
+import time
+from collections.abc import Callable
+
+import pytest
+
+from evalengine.bench import TARGETS, harness, synthetic
+from evalengine.bench.inputs import workplace
+from evalengine.cli import main
+from evalengine.errors import UserError
+
+
+def test_sides_run_in_turns_and_every_second_round_in_reverse() -> None:
+    ran: list[str] = []
+
+    def side(name: str, value: float | None) -> Callable[[], float | None]:
+        return lambda: ran.append(name) or value
+
+    found = harness.rounds({"a": side("a", 1.0), "b": side("b", None)}, 3)
+    assert ran == ["a", "b", "b", "a", "a", "b"]
+    assert found == {"a": [1.0] * 3, "b": []}  # None: it could not run
+
+
+def test_a_side_may_run_less_often_and_its_median_counts() -> None:
+    values = iter([5.0, 1.0, 2.0])
+    assert harness.medians({"a": lambda: next(values), "b": lambda: 7.0}, {"a": 3, "b": 1}) == {
+        "a": 2.0,
+        "b": 7.0,
+    }
+
+
+def test_quantiles_of_one_value_are_that_value() -> None:
+    assert harness.quantiles([3.0]) == (3.0, 3.0, 3.0)
+    p20, p50, p80 = harness.quantiles([float(i) for i in range(1, 10)])
+    assert (p20, p50, p80) == (2.0, 5.0, 8.0)
+
+
+def test_a_fresh_process_answers_fails_in_a_sentence_or_is_ended() -> None:
+    assert harness.alone(math.sqrt, 9.0) == 3.0
+    assert harness.alone(os.getpid) != os.getpid()
+    with pytest.raises(UserError, match="sqrt failed: math domain"):
+        harness.alone(math.sqrt, -1.0)
+    with pytest.raises(UserError, match="ended early"):
+        harness.alone(os._exit, 3)
+    started = time.monotonic()
+    with pytest.raises(UserError, match="no answer"):
+        harness.alone(time.sleep, 60.0, limit=5.0)
+    assert time.monotonic() - started < 55
+
+
+def test_json_has_the_tables_keys_and_only_what_was_measured() -> None:
+    table = harness.Table("t", ["a"], [["1"]])
+    assert harness.Result(table, {"x": 2.0}).as_json() == {
+        "ratios": {"x": 2.0},
+        "title": "t",
+        "columns": ["a"],
+        "rows": [["1"]],
+    }
+    whole = harness.Result(table, {}, [table], {"s": 1.0}, []).as_json()
+    assert whole["more"] == [{"title": "t", "columns": ["a"], "rows": [["1"]]}]
+    assert whole["figures"] == {"s": 1.0} and whole["failures"] == []
+
+
+def test_a_busy_machine_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 1.0, 1.0))
+    monkeypatch.setattr(harness.files, "cores", lambda: 2)
+    assert harness.load_average() == 9.0
+    assert "busy (load average 9.0 on 2 cores)" in " ".join(capsys.readouterr().err.split())
+    harness.load_average(quick=True)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.4, 1.0, 1.0))
+    harness.load_average()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", [*TARGETS, "vllm"])
+def test_every_target_is_a_module_with_run(name: str) -> None:
+    run = importlib.import_module(f"evalengine.bench.{name.replace('-', '_')}").run
+    assert next(iter(inspect.signature(run).parameters)) == "quick"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bootstrap", "--limit", "3"], "--limit means nothing to `bench bootstrap`"),
+        (["engine", "--backend", "vllm", "--sizes", "1M"], "--sizes means nothing to `bench engine`"),
+        (["training", "--backend", "vllm"], "--backend means nothing to `bench training`"),
+        (["engine", "--quick", "--sizes", "3B"], "no model size '3B': choose from 1M"),
+    ],
+)
+def test_what_a_target_cannot_use_is_refused(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *arguments]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_synthetic_store_is_whole_until_a_file_goes() -> None:
+    sizes = {"copa": (6, 2), "other": (4, 3)}
+    with workplace() as work:
+        checkpoints = synthetic.make_checkpoints(work / "checkpoints", ["1M-m0-pt", "1M-m0-sft"])
+        synthetic.write_store(checkpoints, sizes, work / "scores")
+        synthetic.check_whole(checkpoints, sizes, work / "scores")
+        files = sorted((work / "scores").glob("*/*.arrow"))
+        assert len(files) == 4
+        files[-1].unlink()
+        with pytest.raises(UserError, match="1M-m0-sft: its scores are not whole"):
+            synthetic.check_whole(checkpoints, sizes, work / "scores")
