@@ -6,7 +6,7 @@
                                /done.json   the source is complete
 
 Documents are read in order; batches of them are encoded by worker processes and written in that order, so
-the bytes do not depend on how many there are. A killed run goes on at the first missing shard. A document
+the bytes do not depend on how many there are. A killed run continues at the first missing shard. A document
 longer than `PIECE` tokens is cut, so that shuffling and validation work on a source of eight books too.
 """
 
@@ -143,7 +143,7 @@ def _encoded(batches: Iterator[list[str]], tokenizer: Tokenizer, workers: int) -
     except BrokenProcessPool:
         raise UserError(
             "a tokenising process was killed, most likely for memory: free some and run the same command "
-            "again, it goes on where it was"
+            "again, it continues where it stopped"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

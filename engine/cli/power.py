@@ -15,7 +15,7 @@ COMMON_N = (6, 9, 12, 18, 27, 54)
 def register(subparsers: Any) -> None:
     p = subparsers.add_parser("power", help="how many mixtures it takes to see a correlation")
     p.add_argument("--r", type=float, help="true correlation to look for (default: a table of several)")
-    p.add_argument("-n", type=int, help="mixtures at hand: what they can and cannot see")
+    p.add_argument("-n", type=int, help="number of mixtures: which correlations they can detect")
     p.add_argument("--power", type=float, default=0.8, help="chance to see it (default 0.8)")
     p.add_argument("--alpha", type=float, default=0.05, help="level of the two-sided test (default 0.05)")
     p.add_argument(
