@@ -133,9 +133,8 @@ def read_arrow(content: bytes | mmap.mmap) -> pa.Table:
         if file.num_record_batches > 1:
             raise ValueError("more than one batch of rows")
         return file.read_all()
-    stream = whole.slice(
-        8
-    )  # the same messages one after another, without a footer; those bytes may be numbers, too
+    # the same messages one after another, without a footer; those bytes may be numbers, too
+    stream = whole.slice(8)
     for message in pa.ipc.MessageReader.open_stream(pa.BufferReader(stream)):
         if message.type != "schema" and _is_compressed(message.metadata.to_pybytes(), message.type):
             raise ValueError("compressed")

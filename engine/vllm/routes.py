@@ -124,9 +124,8 @@ def read(r: Request, output: Any, token_ids: bool) -> Targets:
             if scores is not None:
                 at = int(np.flatnonzero(r.token_T[r.row_T == row] == token)[0])
                 logprob_T[t] = scores[row - r.first][at]
-                greedy_T[t] = logprob_T[t] > np.log(
-                    0.5
-                )  # then it is the argmax; below, this route cannot say
+                # above a half it is the argmax; below, this route cannot tell
+                greedy_T[t] = logprob_T[t] > np.log(0.5)
         else:
             entry = output.prompt_logprobs[row + 1].get(token) if output.prompt_logprobs else None
             if entry is not None:
