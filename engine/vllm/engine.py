@@ -98,7 +98,7 @@ def architecture(checkpoint: Checkpoint) -> str:
 def check_files(checkpoint: Checkpoint, files: list[Path]) -> None:
     """Raises UserError unless vLLM would read just these weights.
 
-    vLLM reads every *.safetensors of a folder, or those that an index names, even where one model.safetensors stands beside it.
+    vLLM reads every *.safetensors of a folder, or those that an index names, even where there is also one model.safetensors.
     """
     index = checkpoint.path / "model.safetensors.index.json"
     read = {file.name for file in checkpoint.path.glob("*.safetensors")}
@@ -250,6 +250,6 @@ def quiet() -> Iterator[None]:
 def first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     if len(lines) > 1 and "validation error" in lines[0]:  # pydantic's heading
-        told = [line for line in lines if line.startswith("Value error, ")] or lines[1:]
-        lines = [told[0].removeprefix("Value error, ").split(" Supported architectures")[0]]
+        reasons = [line for line in lines if line.startswith("Value error, ")] or lines[1:]
+        lines = [reasons[0].removeprefix("Value error, ").split(" Supported architectures")[0]]
     return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]
