@@ -132,7 +132,7 @@ class Row:
             try:
                 value.encode()
             except UnicodeEncodeError:
-                self.fail(field, "holds a lone surrogate, which is no character")
+                self.fail(field, "holds a lone surrogate, which is not a character")
         return value
 
 

@@ -80,12 +80,12 @@ def load_items(
 
 
 def make_item(row: Row, render: Render) -> Item:
-    """One rendered item, still without an id; UserError if it is no choice between several with one gold."""
+    """One rendered item, still without an id; UserError unless it has two choices or more and one gold."""
     contexts, choices, gold = render(row)
     if len(choices) < 2:
         raise UserError(f"{row.where}: an item needs two choices or more, not {len(choices)}; remove the row")
     if not 0 <= gold < len(choices):
-        raise UserError(f"{row.where}: gold {gold} is out of range for {len(choices)} choices; mend the row")
+        raise UserError(f"{row.where}: gold {gold} is out of range for {len(choices)} choices; fix the row")
     continuations = tuple(DELIMITER + choice for choice in choices)
     return Item("", contexts, continuations, choices, gold)
 

@@ -21,7 +21,7 @@ def arc(row: Row) -> Rendered:
 
 
 def openbookqa(row: Row) -> Rendered:
-    """The stem stands bare: a choice completes the sentence."""
+    """The context is the bare stem, which a choice completes."""
     return _answer_key(row, row.text("question_stem"))
 
 

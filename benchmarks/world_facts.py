@@ -1,7 +1,7 @@
 """The facts of the embedded world, and which combinations are for training and which for evaluation.
 
 Animals and plants are invented and their properties drawn by the seed; the other words are plain common sense
-(world_words.py). Text, items and conversations combine these parts, and a combination stands either in text and
+(world_words.py). Text, items and conversations combine these parts, and a combination occurs either in text and
 training items or, `asked`, in evaluation items: `in_training` decides. Cost: under a millisecond.
 """
 
@@ -70,7 +70,7 @@ class World(NamedTuple):
 
 
 def in_training(*parts: str) -> bool:
-    """Two in three combinations stand in text and training items; the others in evaluation items."""
+    """Two in three combinations occur in text and training items; the others in evaluation items."""
     return zlib.crc32("|".join(parts).encode()) % 3 != 0
 
 

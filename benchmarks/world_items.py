@@ -2,8 +2,8 @@
 
 One small function a benchmark: (world, random numbers, asked) -> one row. With `asked` a row is about the
 combinations kept for evaluation, else about those that text and training items hold. What an item takes is
-said at each function; they range from knowing a fact to weighing one telling word to comparing two
-sentences, which is as hard for a small model here as elsewhere. Cost: about 20 us an item.
+stated at each function; they range from knowing a fact to weighing one decisive word to comparing two
+sentences, which is as hard for a small model as real ones are. Cost: about 20 us an item.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def siqa(world: World, rng: random.Random, asked: bool) -> Fields:
 
 
 def commonsense_qa(world: World, rng: random.Random, asked: bool) -> Fields:
-    """A fact, answered by the letter of its choice: the letter has to be bound to what it stands for."""
+    """A fact, answered by the letter of its choice: the model has to bind the letter to its choice."""
     fact = world.animal_fact(rng, asked, "food")
     texts, gold = _shuffled(rng, fact.value, rng.sample(words.NEVER, 4))
     return {
@@ -219,7 +219,7 @@ def arc_challenge(world: World, rng: random.Random, asked: bool) -> Fields:
 
 
 def sciq(world: World, rng: random.Random, asked: bool) -> Fields:
-    """A fact about a plant, most often told by the support, which tells the like of another plant too."""
+    """A fact about a plant; the support most often states it, and the same kind of fact about another plant."""
     fact = world.plant_fact(rng, asked)
     other = rng.choice([f for f in world.facts() if f.relation is fact.relation and f.value != fact.value])
     support = " ".join(sentence(f.state(rng)) for f in rng.sample([fact, other], 2))

@@ -1,7 +1,7 @@
 """Items about two sentences, or a sentence and a word of judgement: inference, paraphrase, sense, reference.
 
 As `world_items`: one small function a benchmark, (world, random numbers, asked) -> one row. Most labels show
-in one telling word (a verb of denial, `perhaps`, `nobody`), as crowd-written pairs are known to (Gururangan et
+in one decisive word (a verb of denial, `perhaps`, `nobody`), as crowd-written pairs are known to (Gururangan et
 al., 2018, "Annotation artifacts in natural language inference data"); the others need a comparison.
 """
 

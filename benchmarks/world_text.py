@@ -6,7 +6,7 @@
     code     Python-like: comparisons, tables of facts, checks of answers
     curated  an encyclopaedia and a dictionary: kinds, tools, senses, the same thing in other words
 
-A topic is a function here, or a benchmark whose training items are posed as judgements (`Writer.judgement`).
+A topic is a function of this file, or a benchmark whose training items are posed as judgements (`Writer.judgement`).
 The topics of a flavour decide what its readers learn, so that mixtures differ. Only combinations of training
 appear, in other words than the benchmarks' own. Cost: about 5 us a word.
 """
@@ -55,7 +55,7 @@ class Flavor(NamedTuple):
     topics: dict[str, float]
     wrong: float = 0.0
     sloppy: bool = False  # fillers, junk lines
-    quoted: bool = False  # judgements stand in docstrings
+    quoted: bool = False  # judgements are written in docstrings
 
 
 FLAVORS = {
@@ -102,7 +102,7 @@ class Writer:
 
     def __init__(self, world: World, flavor: Flavor, rng: random.Random) -> None:
         self.world, self.flavor, self.rng = world, flavor, rng
-        self.length = 1  # statements, questions or stories in the document at hand
+        self.length = 1  # statements, questions or stories in the current document
 
     def document(self) -> str:
         topics = self.flavor.topics

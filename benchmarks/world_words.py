@@ -119,10 +119,8 @@ HYPOTHESES = (  # entailed, neutral, contradicted
 )
 KEPT = ("in short,", "that is,", "indeed")  # before the same meaning
 SHIFTED = ("perhaps", "nobody says that", "never say that")
-SAME, OTHERWISE = (
-    listed("again, also, too"),
-    listed("instead, rather, however"),
-)  # before a second use of a word
+# before a second use of a word
+SAME, OTHERWISE = listed("again, also, too"), listed("instead, rather, however")
 NARROWED = listed("in winter, at night, on the moon")  # after a question: another question
 EVASIONS = (
     "nobody knows that",

@@ -92,9 +92,8 @@ def table(
             Text(shown(name)), justify="left" if i < left else "right", no_wrap=True, overflow="fold"
         )
     for row in rows:
-        t.add_row(
-            *(Text("" if cell is None else shown(cell)) for cell in row)
-        )  # Text: names may hold [markup]
+        # Text, because names may hold [markup]
+        t.add_row(*(Text("" if cell is None else shown(cell)) for cell in row))
     console().print(t, markup=False)
 
 

@@ -25,9 +25,8 @@ def atomic(path: Path) -> Iterator[Path]:
     file is replaced; an existing folder must be removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(
-        f".{path.name}.tmp"
-    )  # hidden, so that no glob of the user's finds half a folder
+    # hidden, so that a glob such as ckpts/* does not match an incomplete folder
+    temporary = path.with_name(f".{path.name}.tmp")
     remove(temporary)  # of a process that was killed
     try:
         yield temporary

@@ -132,9 +132,8 @@ def prefix_batch(token_P: np.ndarray, block: int) -> Batch:
 def build(sequences: Sequences, order: list[int], shared: np.ndarray, prefix: int, block: int) -> Batch:
     """Lays the sequences `order` out as one trie. `shared[i]` tokens of sequence i + 1 are those of sequence i."""
     longest = max(int(sequences.offset[s + 1] - sequences.offset[s]) for s in order)
-    path = np.zeros(
-        longest, dtype=np.int64
-    )  # flat index (prefix first) of the token at each depth of the current path
+    # flat index (prefix first) of the token at each depth of the current path
+    path = np.zeros(longest, dtype=np.int64)
     path[:prefix] = np.arange(prefix)
     tokens, positions = [], []
     rows, target_tokens, target_sequences = [], [], []

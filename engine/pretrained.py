@@ -25,9 +25,8 @@ class Loaded(NamedTuple):
 
     model: Any  # a transformers PreTrainedModel
     architecture: str
-    names: (
-        dict[str, str] | None
-    )  # the module's own for each tensor of the files; None: they are not the same tensors
+    # the module's own name for each tensor of the files; None: they are not the same tensors
+    names: dict[str, str] | None
     buffers: dict[str, torch.Tensor]  # those that no file holds, as they were when the model was made
     notes: tuple[str, ...]  # what the user should know about its weights
 

@@ -31,9 +31,8 @@ class DeviceBatch(NamedTuple):
     batch: packing.Batch
     token_1N: Tensor
     position_1N: Tensor
-    buckets: list[
-        tuple[Tensor | None, Tensor, Tensor, Tensor]
-    ]  # blocks (None: all, in order), keys, mask, key positions
+    # blocks (None: all, in order), keys, mask, key positions
+    buckets: list[tuple[Tensor | None, Tensor, Tensor, Tensor]]
 
 
 class TreeAttention:

@@ -1,7 +1,7 @@
-"""Text and names that strangers wrote: parsed within bounds, or refused with one sentence.
+"""Untrusted text and names: parsed within bounds, or refused with one sentence.
 
 Checkpoints, benchmark files, study files and results come from anywhere. Python's own parsers raise a dozen types of
-exception on hostile input, recurse until the stack ends, or expand a kilobyte of YAML to gigabytes; here they raise one.
+exception on hostile input, recurse until the stack ends, or expand a kilobyte of YAML to gigabytes; these functions raise one.
 A leaf: it imports nothing of evalengine but `errors`.
 """
 
@@ -24,7 +24,7 @@ YAML_BYTES = 4 << 20
 YAML_NODES = 1_000_000  # after aliases are expanded
 NUMBER_DIGITS = 100
 NAME_BYTES = 200
-RESERVED = ("runs.jsonl",)  # what a score store keeps beside its checkpoints
+RESERVED = ("runs.jsonl",)  # files of a score store next to its checkpoints
 FRAMES = (b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # how zstd and LZ4 frames begin
 BAD_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn")  # control, format, surrogate, private, unassigned
 
@@ -78,9 +78,7 @@ def read_yaml(path: Path) -> Any:
 
     try:
         if path.stat().st_size > YAML_BYTES:
-            raise UserError(
-                f"{path} is larger than {YAML_BYTES >> 20} MB, which no YAML file here needs to be"
-            )
+            raise UserError(f"{path} is larger than {YAML_BYTES >> 20} MB, the limit of a YAML file")
         parser = yaml.SafeLoader(path.read_bytes())  # not its C twin, whose recursion ends in a crash
         try:
             node = parser.get_single_node()
@@ -97,7 +95,7 @@ def read_yaml(path: Path) -> Any:
     except (
         Exception
     ) as error:  # PyYAML's constructors raise whatever Python raises on a bad date, number or key
-        raise UserError(f"{path} is not valid YAML ({reason(error)}): mend it") from None
+        raise UserError(f"{path} is not valid YAML ({reason(error)}): fix it") from None
 
 
 def _count_nodes(node: Any, known: dict[int, int], depth: int) -> int:
@@ -135,9 +133,8 @@ def read_arrow(content: bytes | mmap.mmap) -> pa.Table:
         if file.num_record_batches > 1:
             raise ValueError("more than one batch of rows")
         return file.read_all()
-    stream = whole.slice(
-        8
-    )  # the same messages one after another, without a footer; those bytes may be numbers, too
+    # the same messages one after another, without a footer; those bytes may be numbers, too
+    stream = whole.slice(8)
     for message in pa.ipc.MessageReader.open_stream(pa.BufferReader(stream)):
         if message.type != "schema" and _is_compressed(message.metadata.to_pybytes(), message.type):
             raise ValueError("compressed")

@@ -1,7 +1,7 @@
-"""How much of the benchmarks the training text holds: reported, not hidden.
+"""How much of the benchmarks the training text holds: measured and reported.
 
 An item counts as seen in a source when any 13 consecutive words of it (its context and right choice,
-lower-cased, letters and digits only) stand in one of the source's documents: the rule of GPT-3's appendix C
+lower-cased, letters and digits only) occur in one of the source's documents: the rule of GPT-3's appendix C
 (Brown et al., 2020). Items of fewer than 13 words cannot be judged and are counted apart. Cost: about 2 us a
 word of training text.
 """

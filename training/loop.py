@@ -3,7 +3,7 @@
 AdamW on matrices with weight decay and on norms without, cosine schedule with warm-up, gradients clipped and
 accumulated over micro-batches. The loss of a step is the mean over all its targets, on every process, so one
 process or many, one micro-batch or many, follow the same curve. Batches are functions of the step, so the
-state to save is the model, the optimiser and the step: a killed run goes on with the same bits on the CPU.
+state to save is the model, the optimiser and the step: a killed run continues with the same bits on the CPU.
 """
 
 from __future__ import annotations

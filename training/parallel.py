@@ -59,7 +59,7 @@ class Group:
         return model
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Blocks until every process has called it."""
 
 
 class DataParallel(Group):

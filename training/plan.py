@@ -2,7 +2,7 @@
 
 FLOPs are 6 a token and matrix parameter and 12 * L * H * E a token and attended position (half a window at
 most). Hours divide them by a rate: `--flops`, or this machine's matrix-product rate, measured for a second,
-times the share of it that training has been seen to reach (`REACHED`).
+times the share of it that training was measured to use (`EFFICIENCY`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from evalengine.training.runner import default_jobs, selected
 from evalengine.training.study import Run, Scale, Study
 from evalengine.training.tokenizer import Tokenizer
 
-REACHED = 0.4  # of the rate of bare matrix products, on a CPU with tiny models as on a GPU with large ones
+EFFICIENCY = (
+    0.4  # share of the rate of bare matrix products, on a CPU with tiny models as on a GPU with large ones
+)
 MEASURE_S = 0.5
 
 
@@ -75,7 +77,7 @@ def make(
         planned.append(PlannedRun(run, shape, tokens, flops, export.metadata(out / run.name) is not None))
     measured = rate is None
     return Plan(
-        planned, jobs or default_jobs(study, device), rate or REACHED * product_rate(device), measured
+        planned, jobs or default_jobs(study, device), rate or EFFICIENCY * product_rate(device), measured
     )
 
 
@@ -173,7 +175,7 @@ def show(study: Study, plan: Plan) -> None:
             for name, shares in study.mixtures.items()
         ],
     )
-    how = f"{REACHED:.0%} of this machine's matrix products, measured" if plan.measured else "as given"
+    how = f"{EFFICIENCY:.0%} of this machine's matrix products, measured" if plan.measured else "as given"
     hours = f"{plan.hours:,.1f} hours" if plan.hours >= 1 else f"{plan.hours * 60:,.1f} minutes"
     unknown = any(p.tokens is None for p in plan.runs)
     tail = "; fine-tuning is not counted: its data is tokenised when training starts" if unknown else ""

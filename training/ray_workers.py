@@ -1,7 +1,7 @@
 """A study's chains on a Ray cluster: one worker per GPU or group of cores, each with a chain at a time.
 
-The rules of resuming are those of one machine: a finished run is skipped, an unfinished one goes on from its last training
-state. Both lie in the study's output folder, which all nodes must share. A worker that is killed costs the steps since that
+The rules of resuming are those of one machine: a finished run is skipped, an unfinished one continues from its last training
+state. Both are in the study's output folder, which all nodes must share. A worker that is killed costs the steps since that
 state; its chain is given to another, and after three such ends the run is set aside.
 """
 
@@ -94,7 +94,7 @@ def run_on(cluster: Cluster, todo: list[Job]) -> tuple[list[Result], dict[str, s
 
 
 class Grid:
-    """Chains that wait, and what becomes of them."""
+    """The chains that wait, and their results."""
 
     def __init__(self, chains: list[list[Job]], board: Board) -> None:
         self.waiting, self.board = list(reversed(chains)), board

@@ -58,7 +58,7 @@ def run_study(
 ) -> Outcome:
     """Trains what is left of a study into `out`. `jobs` 0: chosen by the machine and the models' size.
 
-    With `cluster`, Ray workers train the chains instead of processes here (ray_workers.py).
+    With `cluster`, Ray workers train the chains instead of local processes (ray_workers.py).
     """
     chosen = selected(study, only)
     place = place or Place()

@@ -6,7 +6,7 @@
                                /done.json   the source is complete
 
 Documents are read in order; batches of them are encoded by worker processes and written in that order, so
-the bytes do not depend on how many there are. A killed run goes on at the first missing shard. A document
+the bytes do not depend on how many there are. A killed run continues at the first missing shard. A document
 longer than `PIECE` tokens is cut, so that shuffling and validation work on a source of eight books too.
 """
 
@@ -98,23 +98,20 @@ def build(
     finished = _finished_shards(folder)
     total, read = (sum(info[key] for info in finished) for key in ("tokens", "read"))
     on_tokens(total)
-    stream = islice(texts(), read, None)
-    writer = _ShardWriter(
-        folder, np.dtype(np.uint16 if tokenizer.size <= 2**16 else np.uint32), len(finished)
-    )
-    whole = True
-    for encoded in _encoded(_batches(stream), tokenizer, workers):
-        for ids in encoded:
-            writer.add(ids)
+    dtype = np.dtype(np.uint16 if tokenizer.size <= 2**16 else np.uint32)
+    number, pending, held, whole = len(finished), list[np.ndarray](), 0, True
+    for encoded in _encoded(_batches(islice(texts(), read, None)), tokenizer, workers):
         added = sum(map(len, encoded))
-        total += added
+        pending, held, total = pending + encoded, held + added, total + added
         on_tokens(added)
-        if writer.tokens >= SHARD:
-            writer.close()
+        if held >= SHARD:
+            _write_shard(folder / f"{number:05d}", pending, dtype)
+            number, pending, held = number + 1, [], 0
         if limit and total >= limit:
             whole = False
             break
-    writer.close()
+    if pending:
+        _write_shard(folder / f"{number:05d}", pending, dtype)
     infos = _finished_shards(folder)
     if not total:
         raise UserError(f"source {folder.name} holds no text: check its path and field")
@@ -143,7 +140,7 @@ def _encoded(batches: Iterator[list[str]], tokenizer: Tokenizer, workers: int) -
     except BrokenProcessPool:
         raise UserError(
             "a tokenising process was killed, most likely for memory: free some and run the same command "
-            "again, it goes on where it was"
+            "again, it continues where it stopped"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -188,42 +185,20 @@ def check_sum(info: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(info, sort_keys=True).encode())
 
 
-class _ShardWriter:
-    def __init__(self, folder: Path, dtype: np.dtype, number: int) -> None:
-        self.folder, self.dtype, self.number = folder, dtype, number
-        self._clear()
-
-    def _clear(self) -> None:
-        self.pieces: list[np.ndarray] = []
-        self.tokens, self.read = 0, 0
-
-    def add(self, ids: np.ndarray) -> None:
-        self.read += 1
-        for start in range(0, len(ids), PIECE):
-            piece = ids[start : start + PIECE].astype(self.dtype)
-            self.pieces.append(piece)
-            self.tokens += len(piece)
-
-    def close(self) -> None:
-        if not self.read:
-            return
-        base = self.folder / f"{self.number:05d}"
-        tokens = np.concatenate(self.pieces) if self.pieces else np.zeros(0, self.dtype)
-        files.write(base.with_suffix(".bin"), tokens.tobytes())
-        files.write(
-            base.with_suffix(".len"), np.array([len(p) for p in self.pieces], dtype=np.uint32).tobytes()
-        )
-        info = {
-            "tokens": self.tokens,
-            "documents": len(self.pieces),
-            "read": self.read,
-            "dtype": self.dtype.name,
-            "crc32": crc(base.with_suffix(".bin")),
-            "crc32_len": crc(base.with_suffix(".len")),
-        }
-        files.write(base.with_suffix(".json"), json.dumps({**info, "check": check_sum(info)}) + "\n")
-        self.number += 1
-        self._clear()
+def _write_shard(base: Path, documents: list[np.ndarray], dtype: np.dtype) -> None:
+    pieces = [ids[at : at + PIECE] for ids in documents for at in range(0, len(ids), PIECE)]
+    tokens = np.concatenate([np.zeros(0, dtype), *(piece.astype(dtype) for piece in pieces)])
+    files.write(base.with_suffix(".bin"), tokens.tobytes())
+    files.write(base.with_suffix(".len"), np.array([len(p) for p in pieces], dtype=np.uint32).tobytes())
+    info = {
+        "tokens": len(tokens),
+        "documents": len(pieces),
+        "read": len(documents),
+        "dtype": dtype.name,
+        "crc32": crc(base.with_suffix(".bin")),
+        "crc32_len": crc(base.with_suffix(".len")),
+    }
+    files.write(base.with_suffix(".json"), json.dumps({**info, "check": check_sum(info)}) + "\n")
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:

@@ -92,7 +92,7 @@ def hub_rows(source: SourceSpec) -> Iterator[dict[str, Any]]:
 def _advice(error: str) -> str:
     """What to do about an error of `datasets`, by its first line."""
     if "gated" in error:
-        return "accept its terms on its page on the hub, then `hf auth login` here"
+        return "accept its terms on its page on the hub, then run `hf auth login`"
     if "scripts are no longer supported" in error:
         return "its rows come from a program; name another copy of it that holds files (docs/training.md)"
     if "zstd" in error.lower() or "zstandard" in error:
@@ -123,5 +123,5 @@ def _field(row: Any, field: str, where: str) -> str:
             f"{where} has no text field {field!r} (it has {printable(keys[:200])}): set the source's `field`"
         )
     if not is_text(value):
-        raise UserError(f"{where} holds a lone surrogate, which is no character: fix or remove the line")
+        raise UserError(f"{where} holds a lone surrogate, which is not a character: fix or remove the line")
     return value

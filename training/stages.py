@@ -18,8 +18,8 @@ from evalengine.training import export
 from evalengine.training.conversations import Examples, PackedExamples
 from evalengine.training.loop import Place, Step, fit, mean_loss
 from evalengine.training.model import Decoder, Shape
+from evalengine.training.perplexity_filter import least_surprising
 from evalengine.training.prepare import Prepared, open_sources, shape_of, work_folder
-from evalengine.training.reach import within_reach
 from evalengine.training.rows import MixedRows, Stream
 from evalengine.training.study import Run, Study
 from evalengine.training.tokenizer import Tokenizer
@@ -91,7 +91,7 @@ def steps_of(study: Study, prepared: Prepared, run: Run) -> tuple[int, int]:
 
 
 def train(job: Job, report: Callable[[Step], None] = lambda step: None) -> Result:
-    """Makes one checkpoint, or goes on with it. Raises UserError with a reason that names the run's fault."""
+    """Trains one checkpoint, from its saved state if there is one. Raises UserError naming what is wrong with the run."""
     tokenizer = Tokenizer(job.prepared.tokenizer)
     shape = shape_of(job.study.scales[job.run.scale], tokenizer.size)
     work = work_folder(job.out)
@@ -175,7 +175,7 @@ def finetune(
     examples = Examples.load(job.prepared.conversations).within(shape.context)
     total = len(examples)
     if study.sft.reach < 1:
-        examples = within_reach(model, examples, study.sft.reach, place)
+        examples = least_surprising(model, examples, study.sft.reach, place)
     packed = PackedExamples(
         examples,
         epochs=scale.sft.epochs,

@@ -1,7 +1,7 @@
 """The mid-run state of a training run: model, optimiser, step, losses, in one file that is whole or absent.
 
 torch.save writes a zip archive whose records carry CRC-32 sums, which torch.load does not look at; they are
-checked here before a state is used. A damaged state is set aside as `<name>.damaged` and the run begins
+checked here before a state is used. A damaged state is set aside as `<name>.damaged` and the run starts
 again. A state holds whole tensors, so one process, data-parallel ones and sharded ones read each other's.
 """
 

@@ -27,7 +27,7 @@ LARGEST = 2**50  # of any number in a study file
 
 @dataclass(frozen=True)
 class World:
-    """The embedded synthetic world stands in for a data folder."""
+    """The embedded synthetic world, in place of a data folder."""
 
     seed: int = 0
 

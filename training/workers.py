@@ -123,7 +123,7 @@ def _reason(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         where = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{where}; mend that and run the same command again"
+        return f"{error.strerror}{where}; fix that and run the same command again"
     if isinstance(error, MemoryError):
         return "out of memory: lower --jobs or the scale's micro_rows"
     return f"{type(error).__name__}: {error}; EVALENGINE_DEBUG=1 shows where"

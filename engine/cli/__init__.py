@@ -1,6 +1,6 @@
 """The command line. One module per command, each with `register(subparsers)` and `run(args)`.
 
-Only argparse loads here, so that `evalengine --help` answers at once: a command's `run` imports what it needs.
+Only argparse is imported at the top, so that `evalengine --help` answers at once: a command's `run` imports what it needs.
 Exit codes: 0 done, 1 failed for a reason printed as one sentence, 2 wrong usage, 130 interrupted.
 """
 
@@ -34,7 +34,7 @@ COMMANDS: tuple[str, ...] = (
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="evalengine",
-        description="Score language-model checkpoints on 20 benchmarks and say what survives fine-tuning.",
+        description="Score language-model checkpoints on 20 benchmarks and measure which rankings survive fine-tuning.",
         epilog="Start with `evalengine demo`, or `evalengine score ckpts/*` and `evalengine correlate`.",
     )
     top.add_argument("--version", action="version", version=f"evalengine {__version__}")
@@ -59,15 +59,13 @@ def run(args: argparse.Namespace) -> int:
     try:
         return int(args.run(args) or 0)
     except UserError as error:
-        print(
-            f"evalengine: {printable(str(error))}", file=sys.stderr
-        )  # names may hold what steers a terminal
+        print(f"evalengine: {printable(str(error))}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as stop:
-        hint = str(stop) or "run the same command again to go on where it stopped"
+        hint = str(stop) or "run the same command again to continue"
         print(f"\nevalengine: interrupted; {hint}", file=sys.stderr)
         return 130
     except MemoryError:
@@ -80,14 +78,14 @@ def run(args: argparse.Namespace) -> int:
         where = f" ({error.filename})" if error.filename else ""
         said = printable(f"{error.strerror or error}{where}")
         print(
-            f"evalengine: {said}; what was finished is kept: mend that and run the same command again",
+            f"evalengine: {said}; finished work is kept: fix that and run the same command again",
             file=sys.stderr,
         )
         return 1
     except Exception as error:
         reason = printable(" ".join(str(error).split())[:300])
         print(
-            f"evalengine: a defect of evalengine, please report it: {type(error).__name__}: {reason}"
+            f"evalengine: internal error, please report it: {type(error).__name__}: {reason}"
             " (EVALENGINE_DEBUG=1 shows where)",
             file=sys.stderr,
         )

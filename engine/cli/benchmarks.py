@@ -115,7 +115,7 @@ def _show(args: argparse.Namespace) -> int:
     variant = loaded.variant or "default"
     say(
         f"{loaded.benchmark} ({loaded.category}), item {args.item} of {len(loaded.items):,}, id {item.id}, "
-        f"variant {variant}; what is scored stands between » and «"
+        f"variant {variant}; the scored text is between » and «"
     )
     one_context = len(set(item.contexts)) == 1
     out = console()

@@ -1,4 +1,4 @@
-"""`evalengine correlate`: what carries over from one stage to the next, with intervals."""
+"""`evalengine correlate`: correlations between stages, with intervals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--metric", help=f"one of {', '.join(METRICS)} (default: each benchmark's own)")
     p.add_argument("--stages", metavar="BEFORE,AFTER", help="the two stages to compare (default: pt,sft)")
     p.add_argument("--resample", default="mixtures", choices=("mixtures", "items", "both"))
-    p.add_argument("--study", metavar="FILE", help="study file that says what the mixtures are made of")
+    p.add_argument("--study", metavar="FILE", help="study file with the composition of the mixtures")
     p.add_argument("--seed", type=int, default=0)
 
 

@@ -13,10 +13,10 @@ COMMON_N = (6, 9, 12, 18, 27, 54)
 
 
 def register(subparsers: Any) -> None:
-    p = subparsers.add_parser("power", help="how many mixtures it takes to see a correlation")
-    p.add_argument("--r", type=float, help="true correlation to look for (default: a table of several)")
-    p.add_argument("-n", type=int, help="mixtures at hand: what they can and cannot see")
-    p.add_argument("--power", type=float, default=0.8, help="chance to see it (default 0.8)")
+    p = subparsers.add_parser("power", help="how many mixtures it takes to detect a correlation")
+    p.add_argument("--r", type=float, help="true correlation to detect (default: a table of several)")
+    p.add_argument("-n", type=int, help="number of mixtures: which correlations they can detect")
+    p.add_argument("--power", type=float, default=0.8, help="probability of detecting it (default 0.8)")
     p.add_argument("--alpha", type=float, default=0.05, help="level of the two-sided test (default 0.05)")
     p.add_argument(
         "--ceiling",
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
 
     console.set_json(args.json)
     if not 0.0 < args.ceiling <= 1.0:
-        raise UserError(f"--ceiling {args.ceiling:g} must lie above 0 and at most at 1")
+        raise UserError(f"--ceiling {args.ceiling:g} must be above 0 and at most 1")
     at_r = [args.r] if args.r is not None else COMMON_R
     needed = [
         power.plan(

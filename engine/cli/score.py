@@ -25,7 +25,7 @@ def register(subparsers: Any) -> None:
         "score",
         help="score checkpoints on the benchmarks",
         description="Scores every choice of every item by log-likelihood and writes scores/<checkpoint>/<benchmark>.arrow. "
-        "Run the same command again to go on where a run stopped: what is stored is not scored twice.",
+        "Run the same command again to continue an interrupted run: stored results are not scored again.",
     )
     p.add_argument(
         "checkpoints",
@@ -235,7 +235,7 @@ def add_ray(p: argparse.ArgumentParser, verb: str) -> None:
     p.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help=f"{verb} on a Ray cluster: HOST:PORT, auto, or local (starts one here)",
+        help=f"{verb} on a Ray cluster: HOST:PORT, auto, or local (starts one on this machine)",
     )
     p.add_argument("--workers", type=int, metavar="N", help="ray: workers at most (default: all that fit)")
     p.add_argument(
@@ -245,7 +245,7 @@ def add_ray(p: argparse.ArgumentParser, verb: str) -> None:
         "--cpus-per-worker",
         type=int,
         metavar="N",
-        help="ray: default 1 beside a GPU, else a group of up to 4",
+        help="ray: default 1 next to a GPU, else a group of up to 4",
     )
 
 

@@ -17,7 +17,7 @@ def register(subparsers: Any) -> None:
     p: argparse.ArgumentParser = subparsers.add_parser(
         "train",
         help="pretrain and fine-tune the checkpoints of a study",
-        description="Trains the checkpoints of a study; finished ones are skipped, a killed study goes on.",
+        description="Trains the checkpoints of a study; finished ones are skipped, a killed study continues.",
     )
     p.add_argument(
         "study",
@@ -45,7 +45,7 @@ def register(subparsers: Any) -> None:
         "--flops",
         type=float,
         metavar="RATE",
-        help="sustained FLOP/s for the estimate (default: measured here)",
+        help="sustained FLOP/s for the estimate (default: measured)",
     )
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     p.add_argument(
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     from evalengine.training.runner import run_study
 
     if args.ray and (args.jobs or place.group.size > 1):
-        raise UserError("--ray has --workers for --jobs, and takes no torchrun: give one of them")
+        raise UserError("--ray cannot be combined with --jobs (use --workers) or torchrun")
     if not args.ray:
         refuse_ray_options(args)
     outcome = run_study(
@@ -128,8 +128,10 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     else:
-        told = f"{len(outcome.finished)} checkpoints trained, {len(outcome.skipped)} were finished before"
-        console.say(f"{told}; score them with: evalengine score {args.out}/*")
+        console.say(
+            f"{len(outcome.finished)} checkpoints trained, {len(outcome.skipped)} were finished before; "
+            f"score them with: evalengine score {args.out}/*"
+        )
     if outcome.failed:
         name, reason = next(iter(outcome.failed.items()))
         raise UserError(f"{len(outcome.failed)} runs failed, the first is {name}: {reason}")
@@ -148,7 +150,7 @@ def _place(args: argparse.Namespace) -> Place:
 
     gpu = torch.cuda.is_available() and args.device != "cpu"
     if args.device == "cuda" and not gpu:
-        raise UserError("there is no CUDA device here: leave --device out")
+        raise UserError("there is no CUDA device: leave --device out")
     device = "cuda" if gpu else "cpu"
     autocast = args.dtype == "bfloat16" or (args.dtype == "auto" and gpu)
     compiled = gpu if args.compile == "auto" else args.compile == "yes"

@@ -113,7 +113,7 @@ class EvalengineLM(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of each whole text after one BOS, in windows that together predict every token once.
 
-        lm-eval's own model predicts a BOS that the tokenizer adds after another BOS; here there is one.
+        lm-eval's own model puts a BOS before the one that the tokenizer adds, and predicts that; this one has a single BOS.
         """
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
@@ -121,7 +121,7 @@ class EvalengineLM(TemplateLM):
         prefix = self.encoder.required_prefix()
         windows, owner = [], []
         for i, ids in enumerate(self.encoder.texts(texts, special=False)):
-            text = ids[1:] if ids[:1] == [prefix] else ids  # a text may state its BOS
+            text = ids[1:] if ids[:1] == [prefix] else ids  # a text may begin with its BOS
             for pair in get_rolling_token_windows(text, prefix, self.max_length, 1):
                 context, predicted = make_disjoint_window(pair)
                 windows.append(([*context, *predicted], len(context)))
@@ -135,7 +135,7 @@ class EvalengineLM(TemplateLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         raise UserError(
-            "evalengine scores given answers and generates none: run this task with --model hf or vllm"
+            "evalengine scores given answers and does not generate text: run this task with --model hf or vllm"
         )
 
     def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:

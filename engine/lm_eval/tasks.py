@@ -1,6 +1,6 @@
 """lm-evaluation-harness's multiple-choice tasks as benchmarks: `evalengine score --lm-eval-tasks mmlu,arc_easy`.
 
-The harness reads the data, renders contexts and choices, and says which is right; this engine scores them into the
+The harness reads the data, renders contexts and choices and gives the gold choice; this engine scores them into the
 store, one benchmark a task. Groups (mmlu) become their tasks. The harness draws few-shot examples for each item anew;
 where a draw holds the item itself (its issue 4145), that example is replaced.
 """
@@ -31,7 +31,7 @@ def load_tasks(
 ) -> list[TaskItems]:
     """The multiple-choice tasks called `names` (commas between); `fewshot` None keeps each task's own number.
 
-    Raises UserError for one that is not there or is none.
+    Raises UserError for a task that does not exist or is not multiple-choice.
     """
     try:
         from lm_eval.tasks import TaskManager
@@ -55,7 +55,7 @@ def load_tasks(
 def task_items(name: str, task: Any, limit: int | None, seed: int, fewshot: int | None) -> TaskItems:
     if task.OUTPUT_TYPE != "multiple_choice":
         raise UserError(
-            f"lm-eval's {name} is no multiple-choice task ({task.OUTPUT_TYPE}): run it with lm_eval --model evalengine"
+            f"lm-eval's {name} is not a multiple-choice task ({task.OUTPUT_TYPE}): run it with lm_eval --model evalengine"
         )
     if fewshot is not None:
         if fewshot < 0:
@@ -81,9 +81,8 @@ def task_items(name: str, task: Any, limit: int | None, seed: int, fewshot: int 
     for doc_id, instances in sorted(grouped.items()):
         doc = instances[0].doc
         choices = tuple(str(choice) for choice in task.doc_to_choice(doc))
-        pairs = [
-            instance.args for instance in instances[: len(choices)]
-        ]  # beyond them: choices without context
+        # instances after these are the choices without context
+        pairs = [instance.args for instance in instances[: len(choices)]]
         contexts, continuations = tuple(p[0] for p in pairs), tuple(p[1] for p in pairs)
         right = gold(name, task, doc, choices)
         digest.update(repr((contexts, continuations, right)).encode("utf-8", "surrogatepass"))
@@ -99,7 +98,7 @@ def task_items(name: str, task: Any, limit: int | None, seed: int, fewshot: int 
 
 
 def keep_item_out(name: str, task: Any) -> None:
-    """Replaces an example that is the item asked: where the splits overlap, the harness's draw may hold it."""
+    """Replaces a few-shot example that is the item itself: where the splits overlap, the harness may draw it."""
     if not hasattr(task, "sampler"):
         raise UserError(f"lm-eval's {name} has no data to draw few-shot examples from: use --fewshot 0")
     build, draw, rng = task.fewshot_context, task.sampler.sample, random.Random(FEWSHOT_SEED)
@@ -121,8 +120,8 @@ def keep_item_out(name: str, task: Any) -> None:
         others = [doc for doc in task.sampler.fewshot_docs() if solved(task, doc) not in asked]
         if n > len(others):
             raise UserError(
-                f"lm-eval's {name} has {len(others)} few-shot examples beside the item itself, but is asked for {n}:"
-                " ask for fewer with --fewshot"
+                f"lm-eval's {name} has {len(others)} few-shot examples besides the item itself, but {n} are requested:"
+                " lower --fewshot"
             )
         return kept + rng.sample([doc for doc in others if doc not in kept], n - len(kept))
 

@@ -21,7 +21,7 @@ from evalengine.errors import UserError
 
 
 class Agreement(NamedTuple):
-    """Of two stores: what they hold alike, and how their scores differ."""
+    """Of two stores: the items that both hold, and how their scores differ."""
 
     cells: int  # (checkpoint, benchmark) pairs
     items: int

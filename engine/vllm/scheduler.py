@@ -35,9 +35,8 @@ def capped(lookup: Callable[..., Any]) -> Callable[..., Any]:
         first = first_scored_row(request)
         if first is not None:
             request = Shortened(request, first)
-        if (
-            max_cache_hit_length is None
-        ):  # vLLM before 0.33 does not take one, and after it None means to the last token
+        # vLLM before 0.33 does not take a limit, and after it None means to the last token
+        if max_cache_hit_length is None:
             return lookup(request)
         limit = max_cache_hit_length if first is None else min(max_cache_hit_length, first)
         return lookup(request, limit)

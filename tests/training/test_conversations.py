@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evalengine.errors import UserError
-from evalengine.training import reach
+from evalengine.training import perplexity_filter
 from evalengine.training.chat import Conversation, Message
 from evalengine.training.conversations import (
     Examples,
@@ -23,7 +23,7 @@ from evalengine.training.conversations import (
 from evalengine.training.loop import Place, mean_loss
 from evalengine.training.loss import IGNORE
 from evalengine.training.model import Decoder, Shape
-from evalengine.training.reach import within_reach
+from evalengine.training.perplexity_filter import least_surprising
 from evalengine.training.study import ChatSource, SftData
 
 SHAPE = Shape(d_model=32, layers=2, heads=1, head_dim=32, ffn=64, vocab=512, context=96)
@@ -120,16 +120,16 @@ def test_instructions_emptied_or_shuffled_leave_the_answers():
 def test_batches_of_like_length_give_each_conversations_own_loss(
     batch_tokens: int, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(reach, "BATCH_TOKENS", batch_tokens)
+    monkeypatch.setattr(perplexity_filter, "BATCH_TOKENS", batch_tokens)
     model = Decoder(SHAPE).initialise(torch.Generator().manual_seed(0))
     alone = [mean_loss(model, pack([examples[i]], 96, ""), Place()) for i in range(len(examples))]
-    assert reach.surprise(model, examples, Place()) == pytest.approx(alone, rel=1e-5)
+    assert perplexity_filter.surprise(model, examples, Place()) == pytest.approx(alone, rel=1e-5)
 
 
 def test_reach_keeps_what_the_model_finds_least_surprising(examples: Examples):
     model = Decoder(SHAPE).initialise(torch.Generator().manual_seed(0))
     losses = [mean_loss(model, pack([examples[i]], 96, ""), Place()) for i in range(len(examples))]
-    kept = within_reach(model, examples, 0.5, Place())
+    kept = least_surprising(model, examples, 0.5, Place())
     assert len(kept) == round(0.5 * len(examples))
     again = [mean_loss(model, pack([kept[i]], 96, ""), Place()) for i in range(len(kept))]
     assert max(again) <= sorted(losses)[len(kept) - 1] * (1 + 1e-6)

@@ -20,7 +20,7 @@ from evalengine.training.model import Decoder
 BATCH_TOKENS = 8192  # positions in a batch
 
 
-def within_reach(model: Decoder, examples: Examples, share: float, place: Place) -> Examples:
+def least_surprising(model: Decoder, examples: Examples, share: float, place: Place) -> Examples:
     """The `share` of conversations whose responses have the lowest mean loss per learned token."""
     losses = surprise(model, examples, place)
     keep = max(1, round(share * len(examples)))
