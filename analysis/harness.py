@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalengine.analysis.importing import Found, Identity, Known, Part, Result, benchmark_name
+from evalengine.analysis.importing import UNKNOWN, Found, Identity, Known, Part, Result, benchmark_name
 from evalengine.errors import UserError
 from evalengine.untrusted import check_label, check_name, printable, read_json
 
@@ -169,7 +169,7 @@ def read_lm_eval(
             left_out[task] = "means of others"
             continue
         metrics = _metrics(scores if isinstance(scores, dict) else {})
-        default = known[benchmark].default_score if benchmark in known else "acc"
+        category, default = known.get(benchmark, UNKNOWN)
         wanted = (metric,) if metric else (default, "acc")
         score = next((name for name in wanted if name in metrics), None)
         if score is None:
@@ -184,7 +184,6 @@ def read_lm_eval(
         count = mapping(mapping(raw, "n-samples"), task).get("effective", 0)
         items = count if isinstance(count, int) and 0 <= count < 2**31 else 0
         version = printable(str(mapping(raw, "versions").get(task, ""))[:20])
-        category = known[benchmark].category if benchmark in known else "Other"
         row = Result(*who, benchmark, category, "accuracy", value, items)
         found.append(Found(row, path, score, shots, "" if items else limit, version, commit))
     groups = {

@@ -36,6 +36,9 @@ class Known(NamedTuple):
     default_score: str
 
 
+UNKNOWN = Known("Other", "acc")
+
+
 class Identity(NamedTuple):
     """A checkpoint's name, and its place in the study where its name says it."""
 

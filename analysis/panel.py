@@ -107,35 +107,25 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None) 
     cells, curve_of = [], {}
     for benchmark in store.benchmarks:
         curve_KB3 = reliability(benchmark.confidence_KI, benchmark.correct_KI, ECE_BINS)
-        ece_K = expected_calibration_error(curve_KB3)
-        accuracy_K = benchmark.correct_KI.mean(axis=1, dtype=np.float64)
-        confidence_K = benchmark.confidence_KI.mean(axis=1, dtype=np.float64)
+        curve_of[benchmark.name] = curve_KB3
+        by_quantity = {
+            "accuracy": benchmark.correct_KI.mean(axis=1, dtype=np.float64),
+            "confidence": benchmark.confidence_KI.mean(axis=1, dtype=np.float64),
+            "ece": expected_calibration_error(curve_KB3),
+            **dict(zip(CALIBRATION, benchmark.means_KF.T, strict=True)),
+        }
+        items = benchmark.correct_KI.shape[1]
         for k, name in enumerate(benchmark.checkpoints):
-            values = {
-                "accuracy": float(accuracy_K[k]),
-                "confidence": float(confidence_K[k]),
-                "ece": float(ece_K[k]),
-            }
-            values |= {key: float(benchmark.means_KF[k, f]) for f, key in enumerate(CALIBRATION)}
-            curve_of[name, benchmark.name] = curve_KB3[k]
-            cells.append(
-                Cell(
-                    *by_name[name],
-                    benchmark.name,
-                    benchmark.category,
-                    values,
-                    benchmark.correct_KI.shape[1],
-                    k,
-                )
-            )
+            values = {quantity: float(value_K[k]) for quantity, value_K in by_quantity.items()}
+            cells.append(Cell(*by_name[name], benchmark.name, benchmark.category, values, items=items, row=k))
     panel = assemble(cells, stages, store.notes)
-    items = {benchmark.name: benchmark for benchmark in store.benchmarks}
-    ordered = tuple(items[name] for name in panel.benchmarks)
+    of_name = {benchmark.name: benchmark for benchmark in store.benchmarks}
+    ordered = tuple(of_name[name] for name in panel.benchmarks)
     curves = np.full((*panel.values["accuracy"].shape, ECE_BINS, 3), np.nan)
     assert panel.row is not None
-    for s, t, m, b in np.argwhere(panel.row >= 0):
-        name = ordered[b].checkpoints[panel.row[s, t, m, b]]
-        curves[s, t, m, b] = curve_of[name, panel.benchmarks[b]]
+    for b, name in enumerate(panel.benchmarks):
+        row_STM = panel.row[..., b]
+        curves[:, :, :, b][row_STM >= 0] = curve_of[name][row_STM[row_STM >= 0]]
     return replace(
         panel, items=ordered, curves=curves, metrics=tuple(benchmark.metric for benchmark in ordered)
     )

@@ -27,7 +27,7 @@ from evalengine.analysis.harness import (
     read_results,
     shots_of,
 )
-from evalengine.analysis.importing import DATE, Known, benchmark_name, refuse_two_files
+from evalengine.analysis.importing import DATE, UNKNOWN, Known, benchmark_name, refuse_two_files
 from evalengine.analysis.panel import RESULTS_FILE
 from evalengine.errors import UserError
 from evalengine.untrusted import check_name, parse_json, printable
@@ -90,7 +90,7 @@ def import_samples(
             refuse_two_files(other.path, file.path, f"{file.benchmark} of {target.parent}", *shots)
     with _staging(out) as staging:
         for target, file in source.items():
-            about = known.get(file.benchmark, Known("Other", "acc"))
+            about = known.get(file.benchmark, UNKNOWN)
             who = {**whose[file.model]._asdict(), "benchmark": file.benchmark, "category": about.category}
             table = to_table(who, read_samples(file.path))
             _refuse_other_scores(out / target, table)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evalengine.analysis.importing import (
+    UNKNOWN,
     Found,
     Identity,
     Known,
@@ -110,7 +111,7 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known], alias: Mapp
             is_percent = _is_percent(path, lines, column.name, values)
             percent[is_percent].append(column.name)
             values = [value / 100.0 for value in values] if is_percent else values
-        category = known[column.benchmark].category if column.benchmark in known else "Other"
+        category = known.get(column.benchmark, UNKNOWN).category
         for who, value in zip(whose, values, strict=True):
             row = Result(*who, column.benchmark, category, column.quantity, value, 0)
             found.append(Found(row, path, column.score, shots))
@@ -237,7 +238,7 @@ def choose_columns(
             candidates[column.benchmark, column.quantity].append(column)
     chosen = []
     for (benchmark, _), columns in candidates.items():
-        wanted = how.metric or (known[benchmark].default_score if benchmark in known else "acc")
+        wanted = how.metric or known.get(benchmark, UNKNOWN).default_score
         best = [column for column in columns if column.score == wanted] or columns
         if len(best) > 1:
             raise UserError(

@@ -122,7 +122,7 @@ def accuracy(table: pa.Table) -> float:
     """Share of items answered right by the benchmark's own score, which the table's metadata names (else acc)."""
     if not len(table):
         return float("nan")
-    metric = (table.schema.metadata or {}).get(b"default_score", b"acc").decode()
+    metric = (table.schema.metadata or {}).get(b"default_score", b"").decode() or "acc"
     found, gold_I = table_answers(table, metric)
     return float(np.mean(found.pick == gold_I))
 
