@@ -27,6 +27,7 @@ def documents(source: SourceSpec, data: Path | None, name: str) -> Iterator[str]
         yield from (text for text in found if text.strip())
         return
     for file in files(source, data, name):
+        rows: Iterator[str]
         if file.suffix in (".jsonl", ".json"):
             rows = (_field(row, source.field, where) for where, row in records.jsonl(file))
         elif file.suffix == ".parquet":
