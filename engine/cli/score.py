@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from evalengine import console
 from evalengine.errors import UserError
+from evalengine.metrics import METRICS
 
 if TYPE_CHECKING:
     from evalengine.backends import BackendSpec
@@ -152,6 +153,9 @@ def run(args: argparse.Namespace) -> int:
         more = load_tasks(args.lm_eval_tasks, limit=args.limit, seed=args.seed, fewshot=args.fewshot)
     place = open_store(args.out, [checkpoint.name for checkpoint in found])
     item_sets = runner.load_item_sets(benchmarks, options, more)
+    for items, default_score in item_sets:
+        if METRICS[default_score].column == "loglik_uncond" and not args.pmi:
+            raise UserError(f"{items.benchmark} is scored by {default_score}, which needs --pmi: add it")
     spec = backend_spec(args)
 
     def upload(event: Event) -> None:
