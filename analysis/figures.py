@@ -6,7 +6,6 @@ Cost: some seconds, most of it in saving.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.results import Results, excludes_zero, load_results
 from evalengine.analysis.tables import Row
 from evalengine.errors import UserError
+from evalengine.files import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,12 +60,11 @@ def write_figures(tables: Path, folder: Path, formats: Sequence[str] = ("png", "
                 continue
             for kind in formats:
                 path = folder / f"{name}.{kind}"
-                temporary = path.with_name(path.name + ".tmp")
                 metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[
                     kind
                 ]
-                figure.savefig(temporary, format=kind, dpi=160, bbox_inches="tight", metadata=metadata)
-                os.replace(temporary, path)
+                with atomic(path) as temporary:
+                    figure.savefig(temporary, format=kind, dpi=160, bbox_inches="tight", metadata=metadata)
                 written.append(path)
             plt.close(figure)
     return written

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from evalengine.analysis.items import names
 from evalengine.analysis.panel import RESULTS_FILE
-from evalengine.analysis.tables import replacing
 from evalengine.errors import UserError
+from evalengine.files import atomic
 from evalengine.untrusted import printable
 
 DATE = r"\d{4}-\d{2}-\d{2}T[\d.\-:]+"  # as lm-evaluation-harness writes it into the names of its files
@@ -260,7 +260,7 @@ def write_results(folder: Path, imported: Imported) -> int:
     metadata = {"shares": json.dumps(imported.shares)} if imported.shares else {}
     table = pa.Table.from_arrays(columns, names=list(Result._fields))
     sealed.write(folder / RESULTS_FILE, table, metadata)
-    with replacing(folder / "results.csv") as handle:
+    with atomic(folder / "results.csv") as path, path.open("w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(Result._fields)
         writer.writerows(rows)

@@ -23,8 +23,8 @@ from evalengine.analysis.page import interval_words
 from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.results import Results, load_results
 from evalengine.analysis.summary import summarise
-from evalengine.analysis.tables import replacing
 from evalengine.errors import UserError
+from evalengine.files import atomic
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -33,15 +33,16 @@ def write_report(tables: Path, folder: Path) -> Path:
     """Writes `folder`/report.html from the tables that `correlate` wrote; returns its path."""
     results = load_results(tables)
     path = folder / "report.html"
-    with replacing(path) as handle:
+    with atomic(path) as temporary:
         try:
-            handle.write(page(results))
+            text = page(results)
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
             if os.environ.get("EVALENGINE_DEBUG"):
                 raise
             raise UserError(
                 f"{tables} holds tables that do not fit each other: run `evalengine correlate STORE --out {tables}` again"
             ) from None
+        temporary.write_text(text, encoding="utf-8", newline="")
     return path
 
 

@@ -26,7 +26,7 @@ from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Options, Study
 from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.results import TABLES_VERSION, checksums
-from evalengine.analysis.tables import Row, replacing, write_table
+from evalengine.analysis.tables import Row, write_table
 from evalengine.analysis.verdicts import Verdict, verdicts
 from evalengine.errors import UserError
 
@@ -55,6 +55,7 @@ class Analysis(NamedTuple):
             raise UserError(f"{folder} is a file: give --out a folder") from None
         aside = folder / ASIDE
         shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+        aside.mkdir()
         try:
             for name, rows in self.tables.items():
                 write_table(aside, name, Row._fields, rows)
@@ -62,10 +63,9 @@ class Analysis(NamedTuple):
             write_table(aside, "cells", *cell_rows(self.panel))
             write_table(aside, "curves", *curve_rows(self.panel, self.method["level"]))
             written = sorted(aside.iterdir())
-            with replacing(aside / MANIFEST) as handle:
-                method = json.loads(json.dumps({**self.method, "tables": list(self.tables)}))
-                json.dump({**method, "checksums": checksums(aside, method)}, handle, indent=1)
-                handle.write("\n")
+            method = json.loads(json.dumps({**self.method, "tables": list(self.tables)}))
+            text = json.dumps({**method, "checksums": checksums(aside, method)}, indent=1)
+            (aside / MANIFEST).write_text(text + "\n", encoding="utf-8")
             (folder / MANIFEST).unlink(missing_ok=True)
             for path in [*written, aside / MANIFEST]:
                 os.replace(path, folder / path.name)

@@ -9,10 +9,9 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -163,24 +162,20 @@ def plain_row(protocol: str, quantity: str, scale: str, label: Label, estimate: 
 
 
 def write_table(folder: Path, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes NAME.csv, NAME.arrow and NAME.json. NaN is an empty field, a null and a null."""
+    """Writes NAME.csv, NAME.arrow and NAME.json into an existing folder. NaN is an empty field, a null and a null."""
     import pyarrow as pa
 
     listed = list(rows)
     values = [_plain(column) for column in zip(*listed, strict=True)] if listed else [[] for _ in columns]
-    with replacing(folder / f"{name}.csv") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*([_csv_field(v) for v in column] for column in values), strict=True))
+    with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as handle:
+        lines_of = csv.writer(handle, lineterminator="\n")
+        lines_of.writerow(columns)
+        lines_of.writerows(zip(*([_csv_field(v) for v in column] for column in values), strict=True))
     table = pa.Table.from_arrays([_arrow(column) for column in values], names=list(columns))
-    with (
-        replacing(folder / f"{name}.arrow", binary=True) as handle,
-        pa.ipc.new_file(handle, table.schema) as sink,
-    ):
-        sink.write_table(table)
-    with replacing(folder / f"{name}.json") as handle:
-        lines = (json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*values, strict=True))
-        handle.write("[\n " + ",\n ".join(lines) + "\n]\n")
+    with (folder / f"{name}.arrow").open("wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    lines = (json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*values, strict=True))
+    (folder / f"{name}.json").write_text("[\n " + ",\n ".join(lines) + "\n]\n", encoding="utf-8")
 
 
 def _plain(values: Sequence[Any]) -> list[Any]:
@@ -211,32 +206,6 @@ def _arrow(values: list[Any]) -> pa.Array:
     dtype, kind = (np.int64, pa.int64()) if kinds == {int} else (np.float64, pa.float64())
     data = np.array([0 if value is None else value for value in values], dtype=dtype)
     return pa.Array.from_buffers(kind, len(values), [mask, pa.py_buffer(data)])
-
-
-class replacing:
-    """A file that appears under its name when the block ends well, and not at all otherwise."""
-
-    def __init__(self, path: Path, binary: bool = False) -> None:
-        self.path, self.temporary = path, path.with_name(path.name + ".tmp")
-        self.binary = binary
-
-    def __enter__(self) -> IO[Any]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        opener: Callable[..., IO[Any]] = open
-        self.handle = (
-            opener(self.temporary, "wb")
-            if self.binary
-            else opener(self.temporary, "w", encoding="utf-8", newline="")
-        )
-        return self.handle
-
-    def __exit__(self, failed: Any, *_: Any) -> None:
-        try:
-            self.handle.close()  # what a full disk may refuse
-            if failed is None:
-                os.replace(self.temporary, self.path)
-        finally:
-            self.temporary.unlink(missing_ok=True)
 
 
 def _none(value: Any) -> Any:
