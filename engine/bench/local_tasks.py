@@ -1,6 +1,6 @@
 """lm-evaluation-harness 0.4.13's own task definitions over local files, and its own model: what this engine is compared with.
 
-Its tasks call `datasets.load_dataset`; here that call is answered from a folder of `<benchmark>.jsonl` and
+Its tasks call `datasets.load_dataset`; that call is answered from a folder of `<benchmark>.jsonl` and
 `<benchmark>_train.jsonl` files, looked up by the hub path and configuration the task itself asks for. Nothing of the harness is
 replaced but where its rows come from. Cost: about a millisecond an item. Importing this module puts the hub's libraries
 offline, unless the environment says otherwise.

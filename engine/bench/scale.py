@@ -1,8 +1,8 @@
 """How cost grows with the number of checkpoints: `evalengine bench scale`.
 
 Synthetic stores (20 benchmarks, a hundredth of their real sizes, checkpoints {scale}-{mixture}-{pt,sft}) of growing N; then, each
-in a process of its own: listing the store, a scoring run that finds everything done, and `correlate`. Beside it the plan of all
-items under one tokenizer, and of as many as the real benchmarks have. Seconds and peak memory; nothing here is a ratio.
+in a process of its own: listing the store, a scoring run that finds everything done, and `correlate`. And planning all
+items under one tokenizer, and as many as the real benchmarks have. Seconds and peak memory; none of these figures is a ratio.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def list_store(out: Path) -> None:
 def resume(folder: Path, out: Path) -> None:
     from evalengine.bench import synthetic
 
-    synthetic.check_whole(discover(sorted(folder.iterdir())), STORED, out)
+    synthetic.check_complete(discover(sorted(folder.iterdir())), STORED, out)
 
 
 def correlate(out: Path) -> None:

@@ -51,7 +51,7 @@ class Unneeded(Instant):
     """The backend of a run that has nothing left to score."""
 
     def load(self, checkpoint: Checkpoint) -> None:
-        raise UserError("its scores are not whole")
+        raise UserError("its scores are not complete")
 
 
 def make_checkpoints(folder: Path, names: Iterable[str]) -> list[Checkpoint]:
@@ -95,7 +95,7 @@ def write_store(checkpoints: list[Checkpoint], sizes: Sizes, out: Path) -> None:
     score(checkpoints, sizes, out, Instant())
 
 
-def check_whole(checkpoints: list[Checkpoint], sizes: Sizes, out: Path) -> None:
+def check_complete(checkpoints: list[Checkpoint], sizes: Sizes, out: Path) -> None:
     """A run over what is stored: fingerprints every checkpoint, compares every file. Raises UserError if any is missing."""
     score(checkpoints, sizes, out, Unneeded())
 

@@ -64,7 +64,7 @@ def run(quick: bool = False, device: str = "cpu") -> Result:
         import torch
 
         if not torch.cuda.is_available():
-            raise UserError("there is no CUDA device here: leave --device out")
+            raise UserError("this machine has no CUDA device: leave --device out")
     cases = CASES[kind][:1] if quick else CASES[kind]
     rows: list[list[str]] = []
     ratios: dict[str, float] = {}
@@ -94,7 +94,7 @@ def compare(case: Case, device: str, quick: bool) -> tuple[list[str], dict[str, 
 
     sides: dict[str, Side] = {"ours": ours, "plain": partial(alone, plain_side, case, device)}
     rate = medians(sides, 1 if quick or gpu else ROUNDS)
-    last, flops = measured[-1], rate["ours"] * shape_of(case).flops_per_token()
+    last, flops = measured[-1], rate["ours"] * decoder_shape(case).flops_per_token()
     shares = {"share of the matrix-product rate": flops / last.product_rate}
     if last.peak:
         shares["MFU"] = flops / last.peak
@@ -108,7 +108,7 @@ def compare(case: Case, device: str, quick: bool) -> tuple[list[str], dict[str, 
     return [case.name, fast, plain, f"{ratio:.2f}", share], ratios, profile
 
 
-def shape_of(case: Case) -> Any:
+def decoder_shape(case: Case) -> Any:
     from evalengine.training.model import Shape
 
     return Shape(*case.shape)
@@ -120,7 +120,7 @@ class Rows:
     def __init__(self, case: Case) -> None:
         self.document = case.document
         self.shape, self.rows, self.steps = (
-            shape_of(case),
+            decoder_shape(case),
             case.rows,
             WARM_STEPS + case.steps + PROFILED_STEPS,
         )
@@ -141,14 +141,14 @@ def plain_side(case: Case, device: str) -> float:
     from evalengine.bench import plain_loop
 
     stamps: list[float] = []
-    plain_loop.run(shape_of(case), Rows(case), device, lambda loss: stamps.append(time.perf_counter()))
+    plain_loop.run(decoder_shape(case), Rows(case), device, lambda loss: stamps.append(time.perf_counter()))
     return rate_of(case, stamps)
 
 
 def rate_of(case: Case, stamps: list[float]) -> float:
     """Tokens per second of the timed steps, by the times at which all of them ended."""
     seconds = stamps[WARM_STEPS + case.steps - 1] - stamps[WARM_STEPS - 1]
-    return case.steps * case.rows * shape_of(case).context / seconds
+    return case.steps * case.rows * decoder_shape(case).context / seconds
 
 
 def our_side(case: Case, device: str, compiled: bool) -> Ours:
@@ -165,18 +165,19 @@ def our_side(case: Case, device: str, compiled: bool) -> Ours:
 
     keep_freed_memory()
     gpu = device.startswith("cuda")
-    model = Decoder(shape_of(case)).initialise(torch.Generator().manual_seed(0))
+    model = Decoder(decoder_shape(case)).initialise(torch.Generator().manual_seed(0))
     profiler = profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU])
     stamps: list[float] = []
     began: list[float] = []  # when the profiler was ready
 
     def report(step: Any) -> None:
         stamps.append(time.perf_counter())
-        with silent_stderr():
-            if step.step == step.steps - PROFILED_STEPS:
+        if step.step == step.steps - PROFILED_STEPS:
+            with silent_stderr():
                 profiler.start()
-                began.append(time.perf_counter())
-            if step.step == step.steps:
+            began.append(time.perf_counter())
+        if step.step == step.steps:
+            with silent_stderr():
                 profiler.stop()
 
     place = Place(device, autocast=gpu, compile=compiled)
@@ -205,10 +206,9 @@ def loss_memory(side: str) -> float:
 
 
 # A profile's parts: the first whose mark occurs in the names of an event and of those it lies in.
-LOSS = "output layer and loss"
 PARTS = (
     ("optimiser and clipping", ("Optimizer.step", "adam", "foreach", "multi_tensor", "_norm_")),
-    (LOSS, ("linear_cross_entropy", "LinearCrossEntropy", "cross_entropy")),
+    ("output layer and loss", ("linear_cross_entropy", "LinearCrossEntropy", "cross_entropy")),
     ("attention", ("scaled_dot_product", "flex", "flash", "triton_tem")),
     ("matrix products", ("aten::mm", "addmm", "bmm", "matmul", "gemm", "nvjet", "cutlass", "xmma")),
 )

@@ -103,14 +103,14 @@ def test_what_a_target_cannot_use_is_refused(
     assert said in capsys.readouterr().err
 
 
-def test_a_synthetic_store_is_whole_until_a_file_goes() -> None:
+def test_a_synthetic_store_is_complete_until_a_file_goes() -> None:
     sizes = {"copa": (6, 2), "other": (4, 3)}
     with workplace() as work:
         checkpoints = synthetic.make_checkpoints(work / "checkpoints", ["1M-m0-pt", "1M-m0-sft"])
         synthetic.write_store(checkpoints, sizes, work / "scores")
-        synthetic.check_whole(checkpoints, sizes, work / "scores")
+        synthetic.check_complete(checkpoints, sizes, work / "scores")
         files = sorted((work / "scores").glob("*/*.arrow"))
         assert len(files) == 4
         files[-1].unlink()
-        with pytest.raises(UserError, match="1M-m0-sft: its scores are not whole"):
-            synthetic.check_whole(checkpoints, sizes, work / "scores")
+        with pytest.raises(UserError, match="1M-m0-sft: its scores are not complete"):
+            synthetic.check_complete(checkpoints, sizes, work / "scores")
