@@ -8,9 +8,10 @@ plans/ in EVALENGINE_CACHE, else in ~/.cache/evalengine; a damaged or unwritable
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import importlib.metadata
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
 
 PLAN_VERSION = "3"
+version = functools.cache(importlib.metadata.version)
 
 
 class Planner:
