@@ -1,4 +1,4 @@
-"""What the embedded study has to show to be an experiment, measured in a score store.
+"""The findings of the embedded study, counted in a score store.
 
 Everything is counted at three standard errors, and differences between checkpoints are taken item by item,
 since all of them answer the same items:
@@ -6,7 +6,7 @@ since all of them answer the same items:
     above     benchmarks above chance, for the mixture with the most of them
     reliable  benchmarks whose differences between mixtures are more than half real (docs/analysis.md)
     moved     benchmarks that a web source, or more code and curated text for less web, moves up or down
-    reranked  benchmarks on which fine-tuning turns round two mixtures that differ both before and after
+    reranked  benchmarks on which fine-tuning reverses the order of two mixtures that differ before and after
     full      benchmarks that some mixture answers nearly always (97%)
 
 Cost: a second for 36 checkpoints.
@@ -14,7 +14,7 @@ Cost: a second for 36 checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +48,7 @@ class Findings(NamedTuple):
 
     @property
     def holds(self) -> dict[str, bool]:
-        """What is demanded of the study, and whether it is so."""
+        """The requirements of the study, and whether each is met."""
         both = {kind: [m for c, m in self.moved.items() if c.startswith(kind)] for kind in ("web", "code")}
         return {
             "12 benchmarks above chance": max(map(len, self.above.values())) >= 12,
@@ -69,26 +69,19 @@ def findings(store: Path, scale: str) -> Findings:
     best, above, reliable = {}, {}, {}
     for stage, of_benchmark in correct.items():
         over = {
-            mixture: tuple(
-                name for name, c_MI in of_benchmark.items() if standard_errors(c_MI[m], guess[name]) >= ERRORS
-            )
+            mixture: tuple(n for n, c in of_benchmark.items() if standard_errors(c[m], guess[n]) >= ERRORS)
             for m, mixture in enumerate(panel.mixtures)
         }
         best[stage] = max(over, key=lambda mixture: len(over[mixture]))
         above[stage] = over[best[stage]]
         reliable[stage] = tuple(name for name, c_MI in of_benchmark.items() if _reliability(c_MI) > RELIABLE)
-    contrasts = {
-        f"web {b} against {a}": (
-            [m for m in panel.mixtures if m.startswith(b)],
-            [m for m in panel.mixtures if m.startswith(a)],
-        )
-        for a, b in combinations(sorted({m[:2] for m in panel.mixtures}), 2)
-    }
-    contrasts["code share"] = (
-        [m for m in panel.mixtures if m.endswith("p2")],
-        [m for m in panel.mixtures if m.endswith("p0")],
-    )
-    moved = {name: moved_between(panel, s, "pt", *sides) for name, sides in contrasts.items() if all(sides)}
+    webs = sorted({m[:2] for m in panel.mixtures})
+    contrasts = {f"web {b} against {a}": (f"{b}*", f"{a}*") for a, b in combinations(webs, 2)}
+    moved = {}
+    for name, patterns in {**contrasts, "code share": ("*p2", "*p0")}.items():
+        more, less = ([m for m, x in enumerate(panel.mixtures) if fnmatchcase(x, p)] for p in patterns)
+        if more and less:
+            moved[name] = moved_between(correct["pt"], more, less)
     turned = tuple(n for n in correct["pt"] if reranked(correct["pt"][n], correct["sft"][n]))
     full = tuple(n for n in correct["pt"] if max(correct[t][n].mean(1).max() for t in correct) >= FULL)
     return Findings(best, above, reliable, moved, turned, full)
@@ -101,8 +94,10 @@ def _correct(panel: Panel, s: int, t: int) -> dict[str, Array]:
 
 
 def chance(file: Path) -> float:
-    """What needs no model: guessing at random or, where all items have the same labels to choose from, always the most
-    frequent one. (Elsewhere a position means nothing: SciQ's right answer stands last, and no model sees that.)"""
+    """The accuracy without a model: of a random guess or, where all items have the same labels, of the most frequent one.
+
+    (Elsewhere a position means nothing: SciQ's right answer is the last by its format, and no model sees that.)
+    """
     import pyarrow as pa
 
     with pa.memory_map(str(file)) as mapped:
@@ -131,11 +126,9 @@ def _difference(one_I: Array, other_I: Array) -> float:
     return float(d_I.mean() / (spread / np.sqrt(len(d_I)))) if spread > 0 else 0.0
 
 
-def moved_between(panel: Panel, s: int, stage: str, more: Sequence[str], less: Sequence[str]) -> Moved:
+def moved_between(correct: dict[str, Array], more: list[int], less: list[int]) -> Moved:
     """Benchmarks that the mixtures `more` answer better, or worse, than the mixtures `less`."""
-    rows = [[panel.mixtures.index(m) for m in side] for side in (more, less)]
-    correct = _correct(panel, s, panel.stages.index(stage))
-    z = {name: _difference(c_MI[rows[0]].mean(0), c_MI[rows[1]].mean(0)) for name, c_MI in correct.items()}
+    z = {name: _difference(c_MI[more].mean(0), c_MI[less].mean(0)) for name, c_MI in correct.items()}
     return Moved(
         tuple(n for n, value in z.items() if value >= ERRORS),
         tuple(n for n, value in z.items() if value <= -ERRORS),

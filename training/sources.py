@@ -27,14 +27,14 @@ def documents(source: SourceSpec, data: Path | None, name: str) -> Iterator[str]
         yield from (text for text in found if text.strip())
         return
     for file in files(source, data, name):
-        rows: Iterator[str]
-        if file.suffix in (".jsonl", ".json"):
-            rows = (_field(row, source.field, where) for where, row in records.jsonl(file))
-        elif file.suffix == ".parquet":
-            rows = (_field(row, source.field, where) for where, row in records.parquet(file, source.field))
-        else:
-            rows = text_documents(file)
-        yield from (row for row in rows if row.strip())
+        yield from (text for text in _texts(file, source.field) if text.strip())
+
+
+def _texts(file: Path, field: str) -> Iterator[str]:
+    if file.suffix not in (".jsonl", ".json", ".parquet"):
+        return text_documents(file)
+    rows = records.parquet(file, field) if file.suffix == ".parquet" else records.jsonl(file)
+    return (_field(row, field, where) for where, row in rows)
 
 
 def files(source: SourceSpec, data: Path | None, name: str) -> list[Path]:
