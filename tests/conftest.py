@@ -15,9 +15,18 @@ if not Path("/proc/driver/nvidia/version").exists():
 # Two of pytest-xdist's workers that each use all cores wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.pop("COLUMNS", None)  # the width of the terminal that nothing is shown on
 
 # Started in the background of a script, pytest and its children would ignore Ctrl-C, which some tests are about.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What pytest-xdist runs in one process: a file, and all of Ray, whose `start` looks at every Ray process of the machine."""
+    for item in items:
+        ray = "cluster" in item.path.parts or item.path.name == "test_ray.py"
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else str(item.path)))
 
 
 @pytest.fixture(scope="session")

@@ -176,10 +176,10 @@ def test_memory_that_runs_out_while_a_model_is_tried_out_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not taken for a model that does not tolerate what is tried, which would run slower ever after."""
-    load, seen = Pretrained.load, []
+    read, seen = Pretrained.read, []
 
     def hooked(self: Pretrained, *given: object) -> Loaded:
-        loaded = load(self, *given)  # type: ignore[arg-type]
+        loaded = read(self, *given)  # type: ignore[arg-type]
         layer = loaded.model.base_model.layers[-1]
         layer.self_attn.k_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-2]))
         layer.mlp.gate_proj.register_forward_pre_hook(fail_on_few_rows)
@@ -189,7 +189,7 @@ def test_memory_that_runs_out_while_a_model_is_tried_out_is_said(
         if args[0].shape[-2] < seen[-1]:  # only scored rows: the last layer is being tried
             raise torch.OutOfMemoryError("out of memory: tried to allocate 1 byte")
 
-    monkeypatch.setattr(Pretrained, "load", hooked)
+    monkeypatch.setattr(Pretrained, "read", hooked)
     path = tiny_models.save(tmp_path / "1M-a-pt")
     with pytest.raises(UserError, match="1M-a-pt cannot run here: out of memory"):
         TorchBackend(device="cpu").load(resolve.discover([path])[0])
