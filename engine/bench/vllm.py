@@ -126,8 +126,9 @@ def cold(backend: Any, call: Callable[[], Any]) -> float:
 
 def prefill(backend: Any, requests: list[Any]) -> None:
     """The same requests and cache hits, and no row to score."""
-    from evalengine.vllm import FIRST, TASK, routes
     from vllm import PoolingParams
+
+    from evalengine.vllm import FIRST, TASK, routes
 
     nothing = np.zeros(0, np.int32).tobytes()
     params = [

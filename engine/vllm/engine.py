@@ -124,9 +124,8 @@ def start(checkpoint: Checkpoint, *, pooling: bool, window: int | None, settings
     """A vLLM engine for `checkpoint`: of its scoring variant (`pooling`), or of vLLM's own class. Raises UserError."""
     weight_files(checkpoint.path, settings.get("load_format") == "auto")
     try:
-        from vllm.platforms import current_platform
-
         from vllm import LLM
+        from vllm.platforms import current_platform
     except Exception as error:
         raise UserError(
             f"vLLM is installed but cannot be imported ({first_line(error)}): {INSTALL}"

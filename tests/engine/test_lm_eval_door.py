@@ -162,7 +162,6 @@ def test_tasks_of_lm_eval_become_benchmarks(
 def own_task(folder: Path, rows: dict[str, list[dict[str, Any]]], **config: Any) -> Any:
     """A task manager that knows one task, `own`, over local rows by split; and nothing of lm-eval's."""
     import yaml
-
     from lm_eval.tasks import TaskManager
 
     folder.mkdir(exist_ok=True)
