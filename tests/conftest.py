@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +23,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What pytest-xdist runs in one process: a file, and all of Ray, whose `start` looks at every Ray process of the machine."""
-    for item in items:
-        ray = "cluster" in item.path.parts or item.path.name == "test_ray.py"
-        item.add_marker(pytest.mark.xdist_group("ray" if ray else str(item.path)))
+@pytest.fixture
+def ray_machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """`ray start` looks at every Ray process of the machine: a test that starts nodes so has Ray to itself, though pytest-xdist
+    runs other tests in another process."""
+    alone = "two_namespaces" in request.fixturenames
+    with (tmp_path_factory.getbasetemp().parent / "ray.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
 
 
 @pytest.fixture(scope="session")

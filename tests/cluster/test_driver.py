@@ -128,7 +128,8 @@ def test_nodes_join_and_a_node_goes(
     def start(namespace: str, *given: str) -> None:
         line = ["ip", "netns", "exec", namespace, *ray, "start", *given]
         line += ["--object-store-memory=100000000", "--disable-usage-stats"]
-        subprocess.run(line, check=True, capture_output=True, env=environment, timeout=200)
+        done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=200)
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def join(namespace: str, address: str) -> None:
         start(namespace, f"--address={head}:6390", f"--node-ip-address={address}", "--num-cpus=1")
