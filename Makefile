@@ -36,13 +36,13 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	@touch $@
 
 test-vllm: vllm-cpu
-	$(VLLM_VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile tests/vllm
+	$(VLLM_VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder tests/vllm
 
 demo: install
 	$(BIN)/evalengine demo
 
 test: install
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Every causal architecture of transformers against plain transformers and lm-eval: see tests/architectures/sweep.py.
 architectures: install

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,16 +19,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # Started in the background of a script, pytest and its children would ignore Ctrl-C, which some tests are about.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.fixture
-def ray_machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """`ray start` looks at every Ray process of the machine: a test that starts nodes so has Ray to itself, though pytest-xdist
-    runs other tests in another process."""
-    alone = "two_namespaces" in request.fixturenames
-    with (tmp_path_factory.getbasetemp().parent / "ray.lock").open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        yield
 
 
 @pytest.fixture(scope="session")

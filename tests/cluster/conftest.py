@@ -16,11 +16,6 @@ NAMES = ("240M-v1p0-pt", "240M-v1p0-sft", "240M-v2p0-pt", "240M-v2p0-sft")
 BENCHMARKS = "copa,cb,piqa,boolq,hellaswag,multirc"
 
 
-@pytest.fixture(autouse=True)
-def _ray(ray_machine: None) -> None:
-    """Every test of this folder may start Ray."""
-
-
 @pytest.fixture(scope="session")
 def ckpts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("ckpts")

@@ -122,6 +122,7 @@ def test_nodes_join_and_a_node_goes(
     out = short_folder / "scores"
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    environment.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", None)  # "0" while this process has a local Ray
     token = secrets.token_hex(32)  # of this cluster alone
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
 

@@ -59,7 +59,6 @@ def listening(pids: set[int]) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_machine")
 def test_a_local_cluster_listens_on_the_loopback_interface_alone() -> None:
     pytest.importorskip("ray")
     process = subprocess.Popen(
