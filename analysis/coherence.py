@@ -10,7 +10,17 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.figure import Figure, Intervals
-from evalengine.analysis.groups import PARTIAL, UNDEFINED, Data, Group, Label, Note, Pairs, mean_of_known
+from evalengine.analysis.groups import (
+    PARTIAL,
+    UNDEFINED,
+    Data,
+    Group,
+    Label,
+    Note,
+    Pairs,
+    difference_of_means,
+    mean_of_known,
+)
 from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row
@@ -32,23 +42,26 @@ def coherence(data: Data, quantity: str) -> Group:
         for name, these in ((panel.stages[0], pairs), (panel.stages[1], pairs + B), ("cross", across)):
             labels.append(Label(category, name, f"{len(these)} pairs"))
             chosen.append(these)
-    values, n, notes, defined_at = {}, {}, {}, {}
+    every = np.concatenate(chosen)
+    members = np.split(np.arange(len(every)), np.cumsum([len(pairs) for pairs in chosen])[:-1])
+    single, single_n, values, n, notes = {}, {}, {}, {}, {}
     for scale in panel.scales:
-        rows, counts, said, kept = [], [], [], []
-        for label, pairs in zip(labels, chosen, strict=True):
-            value_PC = data.correlate(quantity, scale, pairs)
+        single[scale] = data.correlate(quantity, scale, every)
+        single_n[scale] = data.n(quantity, scale, every)
+        rows, counts, said = [], [], []
+        for label, pairs, index in zip(labels, chosen, members, strict=True):
+            value_PC = single[scale][index]
             defined = np.isfinite(value_PC[:, 0]) if len(pairs) else np.zeros(0, dtype=bool)
-            kept.append(np.flatnonzero(defined).tolist())
             rows.append(mean_of_known(value_PC[defined]))
-            counts.append(data.n(quantity, scale, pairs).min(initial=len(panel.mixtures)))
+            counts.append(single_n[scale][index].min(initial=len(panel.mixtures)))
             lost = len(pairs) - int(defined.sum())
             if not len(pairs):
                 said.append(Note(UNDEFINED, f"{label.category} has one benchmark, so no pairs"))
             else:
                 said.append(Note(PARTIAL, f"without {lost} of the pairs (no r)") if lost else Note())
         values[scale], n[scale], notes[scale] = np.array(rows), np.array(counts), said
-        defined_at[scale] = kept
-    return Group("coherence", quantity, labels, values, n, notes, members=defined_at)
+    difference = difference_of_means(single, [index.tolist() for index in members], single_n)
+    return Group("coherence", quantity, labels, values, n, notes, interval="bca-t", difference=difference)
 
 
 def section(results: Results) -> str:

@@ -13,7 +13,9 @@ Dims: V variables, M mixtures, C columns, P pairs, S statistics.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +27,9 @@ STATISTICS = ("pearson", "spearman", "kendall")
 EXACT_PERMUTATIONS = 9  # mixtures up to which all orders are walked (362,880)
 RANK_BYTES = 128 << 20  # ranks held at once
 KEPT = 4 << 20  # numbers (variables x columns) up to which a sample keeps its moments
+EXACT_TAU = 8  # the same for Kendall's tau (40,320)
+TAU_TERMS = 1 << 28  # orders times pairs of mixtures that a permutation test of Kendall's tau walks at most
+BLOCK_TERMS = 1 << 22  # the same at once
 MANY = 32  # mixtures from which a matrix product beats the loop over pairs
 
 
@@ -232,6 +237,48 @@ def permutation_p(a_SMM: Array, seed: int = 0, count: int = 100_000) -> Array:
         # The observed order counts as one of them (Davison & Hinkley 1997, eq. 4.11).
         p_S[usable] = (1.0 + hits_KS.sum(axis=0)) / (count + 1)
     return p_S
+
+
+def permuted_p(
+    x_BM: Array, y_BM: Array, members: Sequence[Sequence[int]], statistic: str = "pearson", seed: int = 0
+) -> Array:
+    """Two-sided permutation p of each mean correlation of benchmarks before (x) and after (y), (S,).
+
+    members: the benchmarks whose mean each statistic is, all permuted together. NaN where one of them is constant.
+    """
+    if statistic == "kendall":
+        return _permuted_tau_p(x_BM, y_BM, members, seed)
+    if statistic == "spearman":
+        x_BM, y_BM = ranks(x_BM), ranks(y_BM)
+    a_BMM = similarity_terms(x_BM, y_BM)
+    return permutation_p(np.array([a_BMM[list(index)].mean(axis=0) for index in members]), seed)
+
+
+def _permuted_tau_p(x_BM: Array, y_BM: Array, members: Sequence[Sequence[int]], seed: int) -> Array:
+    """The same for Kendall's tau-b: a sum over pairs of mixtures, so not one of `permutation_p`'s statistics."""
+    M = x_BM.shape[1]
+    i, j = np.triu_indices(M, 1)
+    sign_x_BMM, sign_y_BMM = (np.sign((v[:, :, None] - v[:, None, :]).round(12)) for v in (x_BM, y_BM))
+    if M <= EXACT_TAU:
+        orders_KM = np.array(list(itertools.permutations(range(M))))
+    else:
+        seeded = _orders(M, seed, min(100_000, max(999, TAU_TERMS // len(i)))).T
+        orders_KM = np.concatenate([np.arange(M)[None], seeded])  # the observed order counts as one of them
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scale_B = 2.0 / np.sqrt((sign_x_BMM**2).sum(axis=(1, 2)) * (sign_y_BMM**2).sum(axis=(1, 2)))
+    hits_S = np.zeros(len(members))
+    step = max(1, BLOCK_TERMS // len(i))
+    for start in range(0, len(orders_KM), step):
+        first, second = orders_KM[start : start + step][:, i], orders_KM[start : start + step][:, j]
+        tau_KB = np.stack(
+            [y[first, second] @ x[i, j] * c for x, y, c in zip(sign_x_BMM, sign_y_BMM, scale_B, strict=True)],
+            axis=1,
+        )
+        mean_KS = np.stack([np.abs(tau_KB[:, list(index)].mean(axis=1)) for index in members], axis=1)
+        if start == 0:
+            goal_S = mean_KS[0] * (1.0 - 1e-12)
+        hits_S += (mean_KS >= goal_S).sum(axis=0)
+    return np.where(np.isfinite(goal_S), hits_S / len(orders_KM), np.nan)
 
 
 @functools.lru_cache(maxsize=2)

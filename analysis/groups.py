@@ -9,7 +9,7 @@ Dims: V = 2B variables (benchmarks before, then after), M mixtures, C columns, S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -57,7 +57,18 @@ class Group:
     n: dict[str, NDArray[np.int64]]
     notes: dict[str, list[Note]] = field(default_factory=dict)
     is_correlation: bool = False  # of single pairs, so that Fisher's z applies
-    members: dict[str, list[list[int]]] | None = None  # what means are the means of, by scale
+    interval: str = "bca"  # the kind that holds its coverage for such statistics
+    difference: Difference | None = (
+        None  # the largest scale minus the smallest, where it is not that of the values
+    )
+
+
+class Difference(NamedTuple):
+    """(S, C) values of differences between two scales, (S,) mixtures behind them, and notes."""
+
+    value_SC: Array
+    n_S: NDArray[np.int64]
+    notes: list[Note]
 
 
 @dataclass(frozen=True)
@@ -110,6 +121,33 @@ def over_columns(data: Data, quantity: str, scale: str, rows: int, reduce: Calla
         piece = Sample(x, np.ascontiguousarray(sample.w_MC[:, part]))
         found.append(reduce(Data(data.panel, {(quantity, scale): piece}, data.statistic)))
     return np.concatenate(found, axis=1)
+
+
+def difference_of_means(
+    value_PC: Mapping[str, Array], members: Sequence[Sequence[int]], n: Mapping[str, NDArray[np.int64]]
+) -> Difference | None:
+    """The means at the largest scale minus those at the smallest, over the members that have a value at both.
+
+    value_PC, n: of every member, by scale. Means of different members would differ for that reason alone.
+    """
+    if len(value_PC) < 2:
+        return None
+    small, *_, large = value_PC
+    both_P = np.isfinite(value_PC[small][:, 0]) & np.isfinite(value_PC[large][:, 0])
+    values, counts, notes = [], [], []
+    for index in members:
+        common = [p for p in index if both_P[p]]
+        known = [p for p in index if any(np.isfinite(v[p, 0]) for v in value_PC.values())]
+        values.append(mean_of_known(value_PC[large][common]) - mean_of_known(value_PC[small][common]))
+        counts.append(min((int(n[scale][p]) for p in common for scale in (small, large)), default=0))
+        if not common:
+            notes.append(Note(UNDEFINED, "no r at both scales"))
+        else:
+            partial = len(common) < len(known)
+            notes.append(
+                Note(PARTIAL, f"over the {len(common)} with an r at both scales") if partial else Note()
+            )
+    return Difference(np.array(values), np.array(counts), notes)
 
 
 def mean_of_known(value_SC: Array) -> Array:

@@ -41,10 +41,22 @@ def legend(names: Sequence[str], css: str = "s") -> str:
     return f'<div class="legend">{marks}</div>' if len(names) > 1 else ""
 
 
+def p_value(p: float) -> str:
+    """A p or q as it is printed."""
+    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def interval_words(results: Results) -> str:
     """Which intervals are shown."""
     method = results.method
-    kinds = {"bca": "BCa bootstrap", "fisher": "Fisher's z", "jackknife": "jackknife t"}
+    kinds = {
+        "auto": "BCa bootstrap for one r, on Student's t for coherence and differences, jackknife on Fisher's z for means",
+        "bca": "BCa bootstrap",
+        "bca-t": "BCa bootstrap on Student's t",
+        "fisher": "Fisher's z",
+        "jackknife": "jackknife t",
+        "jackknife-z": "jackknife t on Fisher's z",
+    }
     kind = kinds.get(method["interval"], f"{method['interval']} bootstrap")
     return f"{method['level']:.0%} intervals: {kind}, {method['resamples']:,} resamples"
 

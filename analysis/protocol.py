@@ -27,7 +27,7 @@ class Options(NamedTuple):
     """
 
     bootstrap: str | int | None = None
-    interval: str = "bca"
+    interval: str = "auto"
     level: float = 0.95
     statistic: str = "pearson"
     seed: int = 0

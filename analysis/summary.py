@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
+from evalengine.analysis.bootstrap import fisher
 from evalengine.analysis.power import detectable
 from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED
 from evalengine.analysis.registry import PROTOCOLS
@@ -34,9 +37,11 @@ def _small_n(results: Results) -> list[str]:
     n = len(results.method["mixtures"])
     if not 4 <= n < FEW:
         return []
+    shown = 0.6
+    low, high = fisher(np.array(shown), n)
     return [
-        f"There are {n} mixtures. A true r below {detectable(n):.2f} is missed more than one time in five, and an "
-        "estimate near 0.6 is compatible with almost no transfer: read the intervals, not the points."
+        f"There are {n} mixtures. A true r below {detectable(n):.2f} is missed more than one time in five, and a measured "
+        f"{shown:.2f} has a 95% interval of about [{low:.2f}, {high:.2f}]: read the intervals, not the points."
     ]
 
 
@@ -46,8 +51,6 @@ def _design(results: Results) -> list[str]:
         "items": "items, with the same mixtures.",
     }.get(results.method["resampled"], "mixtures and other items.")
     return [
-        "Intervals of single correlations hold the truth about 93 to 95 times in 100 at n = 9 (BCa, normal data), those of "
-        "means over a category about 90 times: take the latter as somewhat too narrow.",
         f"Resampled: {results.method['resampled']}. The intervals say how far the result would move with other {others}",
         *(f"{note}." for note in results.method["notes"]),
     ]

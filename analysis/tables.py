@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from evalengine.analysis.bootstrap import DEGENERATE_MOST, Array, Resamples, fisher, intervals
-from evalengine.analysis.groups import UNDEFINED, Group, Label, Note
+from evalengine.analysis.groups import Difference, Group, Label, Note
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,6 +55,7 @@ class Row(NamedTuple):
     note: str
     note_kind: str
     contrast: str
+    interval: str  # the kind that low and high are of, "" where there are none
 
 
 ENDS = tuple(f"{kind}_{end}" for kind in ("bca", "percentile", "basic", "fisher") for end in ("low", "high"))
@@ -63,7 +64,7 @@ ENDS = tuple(f"{kind}_{end}" for kind in ("bca", "percentile", "basic", "fisher"
 class Settings(NamedTuple):
     """How intervals are made."""
 
-    interval: str = "bca"
+    interval: str = "auto"
     level: float = 0.95
     statistic: str = "pearson"
 
@@ -76,7 +77,7 @@ def rows_of(
 ) -> list[Row]:
     """Rows of a group at every scale and, where there are two scales or more, of their `contrast`.
 
-    p_by_scale: p-values and their adjusted values (q) of the group's statistics.
+    p_by_scale: p-values and their adjusted values (q) of the group's statistics; of the contrasts under `contrast_name`.
     """
     p_by_scale = p_by_scale or {}
     rows = [
@@ -85,23 +86,37 @@ def rows_of(
     if len(group.values) > 1:
         difference = contrast(group)
         smallest, (scale,) = next(iter(group.values)), difference.values
-        rows += [row._replace(contrast=smallest) for row in _rows(difference, scale, plan, settings)]
+        rows += [
+            row._replace(contrast=smallest)
+            for row in _rows(difference, scale, plan, settings, p_by_scale.get(scale))
+        ]
     return rows
 
 
 def contrast(group: Group) -> Group:
     """The largest scale minus the smallest, column by column: the same resamples on both sides."""
     small, *_, large = group.values
-    difference = group.values[large] - group.values[small]
-    n = np.minimum(group.n[small], group.n[large])
-    notes = [Note()] * len(n)
-    if group.members:  # means of different benchmarks differ for that reason alone
-        unlike = [a != b for a, b in zip(group.members[small], group.members[large], strict=True)]
-        difference[unlike] = np.nan
-        why = Note(UNDEFINED, "the means are not of the same benchmarks at both scales")
-        notes = [why if u else Note() for u in unlike]
-    name = f"{large}-{small}"
-    return Group(group.protocol, group.quantity, group.labels, {name: difference}, {name: n}, {name: notes})
+    found = group.difference or Difference(
+        group.values[large] - group.values[small],
+        np.minimum(group.n[small], group.n[large]),
+        [Note()] * len(group.labels),
+    )
+    name = contrast_name(group.values)
+    return Group(
+        group.protocol,
+        group.quantity,
+        group.labels,
+        {name: found.value_SC},
+        {name: found.n_S},
+        {name: found.notes},
+        interval="bca-t",
+    )
+
+
+def contrast_name(scales: Iterable[str]) -> str:
+    """How the difference of the largest and the smallest scale is called."""
+    smallest, *_, largest = scales
+    return f"{largest}-{smallest}"
 
 
 def _rows(
@@ -111,11 +126,12 @@ def _rows(
     notes = group.notes.get(scale, [Note()] * len(group.labels))
     found = intervals(group.values[scale], plan, settings.level)
     unsure = np.isfinite(found.estimate) & (found.degenerate > DEGENERATE_MOST)
-    for values in (found.estimate, found.percentile, found.basic, found.bca, found.jackknife):
+    for values in found[:-1]:
         values[unsure] = np.nan
     undefined_S2 = np.full(found.bca.shape, np.nan)
     z = fisher(found.estimate, n, settings.level) if group.is_correlation else undefined_S2
-    chosen = z if settings.interval == "fisher" else found.of(settings.interval)
+    kind = group.interval if settings.interval == "auto" else settings.interval
+    chosen = z if kind == "fisher" else found.of(kind)
     fallback = ~np.isfinite(chosen[:, 0]) & np.isfinite(found.percentile[:, 0])
     chosen = np.where(fallback[:, None], found.percentile, chosen)
     p, q = p_and_q or (undefined_S2[:, 0], undefined_S2[:, 0])
@@ -125,7 +141,7 @@ def _rows(
         if unsure[s]:
             said.append(f"not reported: undefined in {found.degenerate[s]:.0%} of the resamples")
         if fallback[s]:
-            said.append(f"percentile interval: {settings.interval} is undefined here")
+            said.append(f"percentile interval: {kind} is undefined here")
         if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID:
             said.append(f"undefined in {found.degenerate[s]:.1%} of the resamples, which are left out")
         ends = [*found.bca[s], *found.percentile[s], *found.basic[s], *z[s]]
@@ -147,6 +163,7 @@ def _rows(
                 note="; ".join(said),
                 note_kind=notes[s].kind,
                 contrast="",
+                interval="" if np.isnan(chosen[s, 0]) else "percentile" if fallback[s] else kind,
             )
         )
     return rows
@@ -156,7 +173,16 @@ def plain_row(protocol: str, quantity: str, scale: str, label: Label, estimate: 
     """A row whose interval does not come from resamples (a t interval, none); unnamed fields are NaN or empty."""
     empty = dict.fromkeys(Row._fields, math.nan)
     return Row(
-        **{**empty, "n": 0, "note": "", "note_kind": "", "contrast": "", **label._asdict(), **known}
+        **{
+            **empty,
+            "n": 0,
+            "note": "",
+            "note_kind": "",
+            "contrast": "",
+            "interval": "",
+            **label._asdict(),
+            **known,
+        }
         | {"protocol": protocol, "quantity": quantity, "scale": scale, "estimate": estimate}
     )
 

@@ -14,16 +14,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import DEGENERATE_MOST
-from evalengine.analysis.correlation import benjamini_hochberg, permutation_p, ranks, similarity_terms
+from evalengine.analysis.correlation import benjamini_hochberg, permuted_p
 from evalengine.analysis.figure import Axis, Figure, Intervals
-from evalengine.analysis.groups import ALL, PARTIAL, UNDEFINED, Array, Data, Group, Label, Note, mean_of_known
+from evalengine.analysis.groups import (
+    ALL,
+    PARTIAL,
+    UNDEFINED,
+    Array,
+    Data,
+    Group,
+    Label,
+    Note,
+    difference_of_means,
+    mean_of_known,
+)
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Options, Protocol, Study
 from evalengine.analysis.results import Results, excludes_zero, with_interval
-from evalengine.analysis.tables import Row
+from evalengine.analysis.swapping import swap_p
+from evalengine.analysis.tables import Row, contrast_name
 from evalengine.analysis.verdicts import verdict_claims, verdict_section
 
 
@@ -31,8 +44,14 @@ def rows(study: Study) -> list[Row]:
     out = []
     for quantity in study.panel.quantities:
         single = transfer(study.data, quantity)
-        for group in (single, category_transfer(single, study.panel)):
-            out += study.rows(group, transfer_p(group, study.panel, study.options))
+        means = category_transfer(single, study.panel)
+        B = len(study.panel.benchmarks)
+        categories = [*study.panel.category_members().values(), list(range(B))]
+        for group, members in ((single, [[b] for b in range(B)]), (means, categories)):
+            p = transfer_p(single, members, study.panel, study.options)
+            if len(single.values) > 1:
+                p[contrast_name(single.values)] = contrast_p(single, members, study.panel, study.options)
+            out += study.rows(group, p)
     return out
 
 
@@ -93,51 +112,62 @@ def category_transfer(single: Group, panel: Panel) -> Group:
         sizes = {len(defined[k]) for defined in defined_at.values()}
         of = f"{min(sizes)} of {len(index)}" if len(sizes) == 1 else f"up to {len(index)}"
         labels.append(Label(category, f"mean of {len(index) if sizes == {len(index)} else of}"))
-    return Group("category_transfer", single.quantity, labels, values, n, notes, members=defined_at)
+    difference = difference_of_means(single.values, [index for _, index in members], single.n)
+    return Group(
+        "category_transfer",
+        single.quantity,
+        labels,
+        values,
+        n,
+        notes,
+        interval="jackknife-z",
+        difference=difference,
+    )
 
 
-def transfer_p(group: Group, panel: Panel, options: Options) -> dict[str, tuple[Array, Array]] | None:
-    """Permutation p-values of transfers (of benchmarks, or of their means), adjusted within the group and scale."""
-    if options.statistic == "kendall":
-        return None
+def transfer_p(
+    single: Group, members: Sequence[Sequence[int]], panel: Panel, options: Options
+) -> dict[str, tuple[Array, Array]]:
+    """By scale: permutation p-values of the mean transfer of each of `members`, and their q within the scale."""
     B = len(panel.benchmarks)
     out = {}
     for s, scale in enumerate(panel.scales):
-        x_VM = panel.variables(group.quantity, s)
-        keep = np.asarray(np.isfinite(x_VM).any(axis=0))
-        x_VM = x_VM[:, keep]
-        p = np.full(len(group.labels), np.nan)
-        members = group.members[scale] if group.members else [[b] for b in range(B)]
-        for mask_key, index in _by_mask(x_VM, members, B).items():
-            mask = np.frombuffer(mask_key, dtype=bool)
-            if mask.sum() < 4:
-                continue
-            z_VM = x_VM[:, mask]
-            z_VM = ranks(z_VM) if options.statistic == "spearman" else z_VM
-            a_BMM = similarity_terms(z_VM[:B], z_VM[B:])
-            usable = np.asarray(np.isfinite(a_BMM).all(axis=(1, 2)))
-            terms = [
-                a_BMM[chosen].mean(axis=0)
-                if (chosen := [b for b in members[i] if usable[b]])
-                else a_BMM[0] * np.nan
-                for i in index
-            ]
-            p[index] = permutation_p(np.array(terms), options.seed)
-        p[~np.isfinite(group.values[scale][:, 0])] = np.nan
+        x_VM = panel.variables(single.quantity, s)
+        defined = np.isfinite(single.values[scale][:, 0])
+        p = np.full(len(members), np.nan)
+        for mask_M, index, used in _by_mixtures(np.stack([x_VM[:B], x_VM[B:]]), members, defined):
+            p[index] = permuted_p(x_VM[:B, mask_M], x_VM[B:, mask_M], used, options.statistic, options.seed)
         out[scale] = (p, benjamini_hochberg(p))
     return out
 
 
-def _by_mask(x_VM: Array, members: Sequence[Sequence[int]], B: int) -> dict[bytes, list[int]]:
-    """Statistics grouped by the mixtures that all of their benchmarks have."""
-    known = np.isfinite(x_VM)
-    usable = np.asarray(known.any(axis=1))
+def contrast_p(
+    single: Group, members: Sequence[Sequence[int]], panel: Panel, options: Options
+) -> tuple[Array, Array]:
+    """p-values of the differences between the largest and the smallest scale (`swap_p`), and their q."""
+    B, last = len(panel.benchmarks), len(panel.scales) - 1
+    small, large = (panel.variables(single.quantity, s).reshape(2, B, -1) for s in (0, last))
+    defined = np.isfinite([single.values[panel.scales[s]][:, 0] for s in (0, last)]).all(axis=0)
+    p = np.full(len(members), np.nan)
+    for mask_M, index, used in _by_mixtures(np.concatenate([small, large]), members, defined):
+        p[index] = swap_p(small[:, :, mask_M], large[:, :, mask_M], used, options.statistic, options.seed)
+    return p, benjamini_hochberg(p)
+
+
+def _by_mixtures(
+    x_TBM: Array, members: Sequence[Sequence[int]], defined_B: NDArray[np.bool_]
+) -> Iterator[tuple[NDArray[np.bool_], list[int], list[list[int]]]]:
+    """Means that rest on the same mixtures: those mixtures, which of the means, and the defined benchmarks of each."""
+    known_BM = np.isfinite(x_TBM).all(axis=0)
     grouped: dict[bytes, list[int]] = {}
-    for i, index in enumerate(members):
-        rows = [v for b in index for v in (b, B + b) if usable[b] and usable[B + b]]
-        mask = known[rows].all(axis=0) if rows else np.zeros(x_VM.shape[1], dtype=bool)
-        grouped.setdefault(mask.tobytes(), []).append(i)
-    return grouped
+    used = [[b for b in index if defined_B[b]] for index in members]
+    for i, index in enumerate(used):
+        if index:
+            grouped.setdefault(known_BM[index].all(axis=0).tobytes(), []).append(i)
+    for key, index in grouped.items():
+        mask_M = np.frombuffer(key, dtype=bool)
+        if mask_M.sum() >= 4:
+            yield mask_M, index, [used[i] for i in index]
 
 
 def section(results: Results) -> str:

@@ -34,7 +34,12 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--bootstrap", metavar="N|exact", help="resamples; default: exact up to 10 mixtures, else 10000"
     )
-    p.add_argument("--interval", default="bca", choices=("bca", "percentile", "basic", "fisher", "jackknife"))
+    p.add_argument(
+        "--interval",
+        default="auto",
+        choices=("auto", "bca", "bca-t", "percentile", "basic", "fisher", "jackknife", "jackknife-z"),
+        help="auto: for each statistic the kind that holds its coverage (docs/analysis.md)",
+    )
     p.add_argument("--level", type=float, default=0.95, help="confidence level (default 0.95)")
     p.add_argument("--statistic", default="pearson", choices=("pearson", "spearman", "kendall"))
     p.add_argument("--metric", help=f"one of {', '.join(METRICS)} (default: each benchmark's own)")

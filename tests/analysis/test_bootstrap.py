@@ -71,9 +71,13 @@ def test_exact_equals_brute_force_over_all_ordered_resamples(statistic: str) -> 
     d = jack.mean() - jack
     a_hat = (d**3).sum() / (6 * (d**2).sum() ** 1.5)
     z0 = st.norm.ppf(((valid < estimate).mean() + (valid <= estimate).mean()) / 2)
-    z = st.norm.ppf([0.025, 0.975])
-    prob = st.norm.cdf(z0 + (z0 + z) / (1 - a_hat * (z0 + z)))
-    np.testing.assert_allclose(ours.bca[0], np.quantile(valid, prob, method="inverted_cdf"), atol=1e-9)
+    for z, ends in ((st.norm.ppf([0.025, 0.975]), ours.bca), (st.t(n - 1).ppf([0.025, 0.975]), ours.bca_t)):
+        prob = st.norm.cdf(z0 + (z0 + z) / (1 - a_hat * (z0 + z)))
+        np.testing.assert_allclose(ends[0], np.quantile(valid, prob, method="inverted_cdf"), atol=1e-9)
+    with np.errstate(divide="ignore"):
+        left_out, whole = np.arctanh(jack), np.arctanh(oracle(x[0], x[1])[0])
+    half = st.t(n - 1).ppf(0.975) * np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
+    np.testing.assert_allclose(ours.jackknife_z[0], np.tanh([whole - half, whole + half]), atol=1e-9)
 
 
 def test_the_study_has_24310_resamples_and_monte_carlo_converges_to_them() -> None:

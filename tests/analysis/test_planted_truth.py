@@ -10,10 +10,10 @@ import numpy as np
 import planted
 import pytest
 import scipy.stats as st
-from coverage_of_intervals import KINDS, mean_of, single
 
 from evalengine.analysis import power
 from evalengine.analysis.bootstrap import resamples
+from evalengine.analysis.coverage import KINDS, coherence_of, mean_of, single, verdict_rates
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.study import Options, analyse, fixed_data
 from evalengine.analysis.tables import Settings, rows_of
@@ -30,7 +30,6 @@ def test_coverage_at_nine_mixtures(r: float) -> None:
     assert 0.87 < found["percentile"] < 0.94
     assert 0.91 < found["bca"] < 0.975
     assert 0.93 < found["fisher"] < 0.975
-    assert found["basic"] < found["percentile"]  # the reason why it is not the default
 
 
 def test_heavy_tails_break_fisher_more_than_bca() -> None:
@@ -38,9 +37,38 @@ def test_heavy_tails_break_fisher_more_than_bca() -> None:
     assert found["bca"] > found["fisher"] + 0.03
 
 
-def test_means_over_a_category_cover_a_little_less() -> None:
-    found = dict(zip(KINDS, mean_of("transfer", 4, 0.5, 150).covered, strict=True))
-    assert found["bca"] > 0.82
+@pytest.mark.parametrize(("members", "r"), [(4, 0.5), (7, 0.0), (20, 0.8)])
+def test_means_of_transfers_are_covered(members: int, r: float) -> None:
+    found = dict(zip(KINDS, mean_of(members, r, "normal", 400).covered, strict=True))
+    assert 0.92 < found["jackknife-z"] < 0.99  # three standard errors are 0.033
+    assert found["bca"] < found["jackknife-z"]
+
+
+@pytest.mark.parametrize("r", [0.0, 0.5])
+def test_coherence_is_covered(r: float) -> None:
+    found = dict(zip(KINDS, coherence_of(7, r, "normal", 400).covered, strict=True))
+    assert 0.90 < found["bca-t"] < 0.98
+    assert found["bca"] < found["bca-t"]
+
+
+@pytest.mark.parametrize("members", [1, 4])
+def test_differences_between_scales_are_covered(members: int) -> None:
+    found = dict(zip(KINDS, mean_of(members, 0.5, "normal", 400, scales=2).covered, strict=True))
+    assert 0.915 < found["bca-t"] < 0.985
+
+
+def test_equal_transfer_at_both_scales_is_rarely_called_scale_dependent() -> None:
+    """Without control of the false-discovery rate four studies of five hold one."""
+    r = np.tile(np.resize([0.0, 0.3, 0.6, 0.9], 20), (2, 1))
+    rates = verdict_rates("", r, "normal", 60)
+    assert rates.any_scale_dependent <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 60)
+    none = verdict_rates("", np.zeros((2, 20)), "normal", 60)
+    assert none.any_reliable == 0.0
+
+
+def test_a_clear_transfer_is_called_reliable() -> None:
+    r = np.tile(np.where(np.arange(20) < 10, 0.99, 0.0), (2, 1))
+    assert verdict_rates("", r, "normal", 10).reliable > 8.0
 
 
 @pytest.mark.slow

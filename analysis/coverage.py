@@ -1,0 +1,229 @@
+"""Do the intervals hold the truth as often as they say, and how often is a verdict false? A simulation with known truths.
+
+    python -m evalengine.analysis.coverage [--draws 1000] [--studies 200] [--mixtures 6,9,12,20]
+
+Draws studies whose true correlations are known, takes every kind of interval from the resamples that `correlate` takes, and
+counts. It is the reason for each default in docs/analysis.md: one r takes BCa, a category's mean of transfers the jackknife
+on Fisher's z, coherence and differences between scales BCa with Student's t.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from evalengine.analysis.bootstrap import Array, Resamples, fisher, intervals, resamples
+from evalengine.analysis.correlation import Sample, correlate
+from evalengine.analysis.panel import Panel
+from evalengine.analysis.protocol import Options, Study
+from evalengine.analysis.study import fixed_data
+from evalengine.analysis.transfer import rows
+from evalengine.analysis.verdicts import verdicts
+
+DISTRIBUTIONS = ("normal", "heavy-tailed")  # heavy-tailed: multivariate t with 3 degrees of freedom
+KINDS = ("percentile", "bca", "bca-t", "jackknife", "jackknife-z", "fisher")
+BENCHMARKS = 20
+RESAMPLES = 2000  # where not all can be taken: enough to count coverage
+
+
+class Coverage(NamedTuple):
+    """Share of draws whose interval holds the truth, and the intervals' mean width; by kind in the order of KINDS."""
+
+    statistic: str
+    distribution: str
+    truth: float
+    draws: int
+    covered: tuple[float, ...]
+    width: tuple[float, ...]
+
+
+def drawn(rng: np.random.Generator, shape: tuple[int, ...], n: int, r: float, distribution: str) -> Array:
+    """(*shape, 2, n): pairs of variables over n mixtures whose correlation is r. With heavy tails r is that of the scatter
+    matrix, to which the sample's converges."""
+    z = rng.normal(size=(*shape, 2, n))
+    z[..., 1, :] = r * z[..., 0, :] + np.sqrt(1.0 - r * r) * z[..., 1, :]
+    if distribution == "heavy-tailed":
+        z /= np.sqrt(rng.chisquare(3, size=(*shape, 1, n)) / 3.0)
+    return z
+
+
+def single(r: float, distribution: str, draws: int, n: int = 9, seed: int = 0) -> Coverage:
+    """Coverage for one Pearson r."""
+    plan = planned(n)
+    x = drawn(np.random.default_rng([seed, int(100 * r), len(distribution)]), (draws,), n, r, distribution)
+    value = correlations(x, plan)
+    return counted("one r", distribution, r, value, plan, fisher(value[:, 0], n))
+
+
+def mean_of(
+    members: int, r: float, distribution: str, draws: int, n: int = 9, *, scales: int = 1, seed: int = 0
+) -> Coverage:
+    """Coverage for the mean r of `members` independent benchmarks, or for its difference between two scales with equal r."""
+    plan = planned(n)
+    rng = np.random.default_rng([seed, members, int(100 * r), scales])
+    value = []
+    for _ in range(draws):
+        means = [
+            correlations(drawn(rng, (members,), n, r, distribution), plan).mean(axis=0) for _ in range(scales)
+        ]
+        value.append(means[0] if scales == 1 else means[1] - means[0])
+    name = "one r" if members == 1 else f"mean of {members} transfers"
+    name = name if scales == 1 else f"difference of {name}"
+    return counted(name, distribution, r if scales == 1 else 0.0, np.array(value), plan)
+
+
+def coherence_of(
+    members: int, r: float, distribution: str, draws: int, n: int = 9, seed: int = 0
+) -> Coverage:
+    """Coverage for the mean over pairs of `members` variables that all share the correlation r."""
+    plan = planned(n)
+    rng = np.random.default_rng([seed, members, int(100 * r), 9])
+    pairs = np.stack(np.triu_indices(members, 1), axis=-1)
+    value = []
+    for _ in range(draws):
+        x = np.sqrt(r) * rng.normal(size=n) + np.sqrt(1.0 - r) * rng.normal(size=(members, n))
+        if distribution == "heavy-tailed":
+            x /= np.sqrt(rng.chisquare(3, size=n) / 3.0)
+        value.append(correlate(Sample(x[:, :, None], plan.weight_MC), pairs).mean(axis=0))
+    return counted(f"coherence of {members}", distribution, r, np.array(value), plan)
+
+
+def planned(n: int) -> Resamples:
+    return resamples(n, None if n <= 10 else RESAMPLES)
+
+
+def correlations(x_S2M: Array, plan: Resamples) -> Array:
+    """(S, C): r of each pair of variables in every column."""
+    x_VM = x_S2M.reshape(-1, x_S2M.shape[-1])
+    pairs = np.arange(len(x_VM)).reshape(-1, 2)
+    return correlate(Sample(np.ascontiguousarray(x_VM[:, :, None]), plan.weight_MC), pairs)
+
+
+def counted(
+    statistic: str, distribution: str, truth: float, value: Array, plan: Resamples, z: Array | None = None
+) -> Coverage:
+    found = intervals(value, plan)
+    undefined = np.full((len(value), 2), np.nan)
+    ends = [(undefined if z is None else z) if kind == "fisher" else found.of(kind) for kind in KINDS]
+    covered, width = [], []
+    for end in ends:
+        known = np.isfinite(end).all(axis=1)
+        enough = known.mean() > 0.5
+        covered.append(
+            float(((end[:, 0] <= truth) & (truth <= end[:, 1]))[known].mean()) if enough else np.nan
+        )
+        width.append(float((end[:, 1] - end[:, 0])[known].mean()) if enough else np.nan)
+    return Coverage(statistic, distribution, truth, len(value), tuple(covered), tuple(width))
+
+
+class Errors(NamedTuple):
+    """Of simulated studies: the share that holds any false verdict of a kind, and false verdicts a study."""
+
+    study: str
+    mixtures: int
+    distribution: str
+    any_reliable: float
+    any_scale_dependent: float
+    reliable: float  # benchmarks a study, of BENCHMARKS
+    scale_dependent: float
+
+
+def verdict_rates(
+    name: str, r_SB: Array, distribution: str, studies: int, n: int = 9, seed: int = 0
+) -> Errors:
+    """How often benchmarks of true correlations `r_SB` (scales, benchmarks) are called reliable and scale-dependent."""
+    rng = np.random.default_rng([seed, n, len(distribution)])
+    S, B = r_SB.shape
+    said = []
+    for _ in range(studies):
+        x_SBTM = np.stack(
+            [np.stack([drawn(rng, (), n, float(r), distribution) for r in r_B]) for r_B in r_SB]
+        )
+        panel = Panel(
+            scales=tuple(f"{s + 1}B" for s in range(S)),
+            stages=("pt", "sft"),
+            mixtures=tuple(f"m{m}" for m in range(n)),
+            benchmarks=tuple(f"b{b}" for b in range(B)),
+            categories=("All of them",) * B,
+            values={"accuracy": np.ascontiguousarray(x_SBTM.transpose(0, 2, 3, 1))},
+        )
+        plan = planned(n)
+        study = Study(fixed_data(panel, plan, "pearson"), plan, Options())
+        found = [verdict.verdict for verdict in verdicts(rows(study))]
+        said.append([found.count("reliable"), found.count("scale-dependent")])
+    count = np.array(said)
+    return Errors(name, n, distribution, *(count > 0).mean(axis=0).tolist(), *count.mean(axis=0).tolist())
+
+
+def studies_of(studies: int, n: int, distribution: str) -> Iterator[Errors]:
+    """Verdicts on studies of BENCHMARKS benchmarks and two scales: nothing transfers; all do alike; planted truths."""
+
+    def rates(name: str, *r: Array) -> Errors:
+        return verdict_rates(name, np.stack(r), distribution, studies, n)
+
+    zero, one = np.zeros(BENCHMARKS), np.ones(BENCHMARKS)
+    mixed = np.resize([0.0, 0.3, 0.6, 0.9], BENCHMARKS)
+    quarter = np.where(np.arange(BENCHMARKS) % 4 == 0, 1.0, 0.0)
+    yield rates("r = 0 at both scales", zero, zero)
+    yield rates("r = 0.6 at both scales", 0.6 * one, 0.6 * one)
+    yield rates("r of 0, 0.3, 0.6, 0.9, equal at both scales", mixed, mixed)
+    yield rates("5 of 20 with r = 0.95 at both scales, else 0", 0.95 * quarter, 0.95 * quarter)
+    yield rates("5 of 20 with r = -0.9 and 0.9, else 0", -0.9 * quarter, 0.9 * quarter)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--draws", type=int, default=1000, help="draws a cell")
+    parser.add_argument("--studies", type=int, default=200, help="studies a row of the verdicts")
+    parser.add_argument("--mixtures", default="6,9,12,20", help="numbers of mixtures")
+    args = parser.parse_args()
+    sizes = [int(n) for n in args.mixtures.split(",")]
+    print("| statistic | data | n | truth | " + " | ".join(KINDS) + " |")
+    print("|---" * (4 + len(KINDS)) + "|")
+    for n in sizes:
+        for row in cells(args.draws, n):
+            found = (
+                f"{c:.3f} ({w:.2f})" if c == c else "-" for c, w in zip(row.covered, row.width, strict=True)
+            )
+            print(
+                f"| {row.statistic} | {row.distribution} | {n} | {row.truth:g} | {' | '.join(found)} |",
+                flush=True,
+            )
+    print(
+        f"\nEach cell: share of {args.draws} draws whose nominal 95% interval holds the truth (mean width).\n"
+    )
+    print(
+        "| studies of 20 benchmarks, two scales | data | n | any reliable | any scale-dependent | reliable | scale-dependent |"
+    )
+    print("|---" * 7 + "|")
+    for n in sizes:
+        for distribution in DISTRIBUTIONS:
+            for e in studies_of(args.studies, n, distribution):
+                print(
+                    f"| {e.study} | {distribution} | {n} | {e.any_reliable:.3f} | {e.any_scale_dependent:.3f} | "
+                    f"{e.reliable:.2f} | {e.scale_dependent:.2f} |",
+                    flush=True,
+                )
+    print(f"\nShares of {args.studies} studies that hold any such verdict; benchmarks so called, a study.")
+
+
+def cells(draws: int, n: int) -> Iterator[Coverage]:
+    for d in DISTRIBUTIONS:
+        for r in (0.0, 0.5, 0.8):
+            yield single(r, d, draws, n)
+        for members in (4, 7, 20):
+            for r in (0.0, 0.5, 0.8):
+                yield mean_of(members, r, d, draws, n)
+        for members in (4, 7):
+            for r in (0.0, 0.5):
+                yield coherence_of(members, r, d, draws, n)
+        for members in (1, 4):
+            for r in (0.0, 0.5, 0.8):
+                yield mean_of(members, r, d, draws, n, scales=2)
+
+
+if __name__ == "__main__":
+    main()

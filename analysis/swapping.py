@@ -1,0 +1,104 @@
+"""Is the correlation at one scale the one at another? A test that swaps the two scales within mixtures.
+
+If a benchmark's transfer is the same at two scales, a mixture's pair of values (before, after) at one may be exchanged with
+its pair at the other once each of the four variables is standardised, and the difference of the two correlations keeps its
+distribution. All 2^M ways to swap M mixtures, or seeded ones, are that distribution. Permuting the mixtures would test
+another hypothesis: that both correlations are zero.
+
+Reference: Romano (1990), JASA 85, 686-692, on randomisation tests without group invariance; Davison & Hinkley (1997), eq. 4.11.
+
+Dims: B benchmarks, M mixtures, K ways to swap, S statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalengine.analysis.correlation import ranks, standardise
+
+Array = NDArray[np.float64]
+EXACT_SWAPS = 17  # mixtures up to which all ways are walked (65,536, as swapping all of them changes nothing)
+BLOCK = 1 << 22  # ways at once, times the square of the mixtures
+KENDALL_MOST = 1 << 28  # seeded ways with Kendall's tau, times the square of the mixtures
+
+
+def swap_p(
+    small_2BM: Array,
+    large_2BM: Array,
+    members: Sequence[Sequence[int]],
+    statistic: str = "pearson",
+    seed: int = 0,
+    count: int = 100_000,
+) -> Array:
+    """Two-sided p of each difference of two mean correlations, large minus small, (S,).
+
+    small_2BM, large_2BM: the benchmarks before and after at either scale, over the same mixtures, without missing values.
+    members: the benchmarks whose mean each statistic is. NaN where one of them does not vary at a scale.
+    """
+    sides = [_prepared(side, statistic) for side in (small_2BM, large_2BM)]
+    M = sides[0].shape[2]
+    hits = np.zeros(len(members))
+    total = 0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        observed = _differences(sides, np.zeros((1, M), dtype=bool), statistic)[0]
+        goal = np.array([abs(observed[list(index)].mean()) for index in members])
+        if statistic == "kendall":
+            count = min(count, max(999, KENDALL_MOST // M**2))
+        for swapped_KM in _ways(M, seed, count):
+            found_KB = _differences(sides, swapped_KM, statistic)
+            for s, index in enumerate(members):
+                hits[s] += (np.abs(found_KB[:, list(index)].mean(axis=1)) >= goal[s] * (1.0 - 1e-12)).sum()
+            total += len(swapped_KM)
+    return np.where(np.isfinite(goal), hits / total, np.nan)
+
+
+def _prepared(side_2BM: Array, statistic: str) -> Array:
+    if statistic == "spearman":
+        side_2BM = np.stack([ranks(x_BM) for x_BM in side_2BM])
+    return standardise(side_2BM.reshape(-1, side_2BM.shape[2], 1)).reshape(side_2BM.shape)
+
+
+def _ways(M: int, seed: int, count: int) -> Sequence[NDArray[np.bool_]]:
+    """Which mixtures are swapped, in blocks (K, M): every way with the last mixture in place, or seeded ways of which the
+    first swaps none."""
+    if M <= EXACT_SWAPS:
+        ways_KM = (np.arange(1 << (M - 1))[:, None] >> np.arange(M)) & 1 == 1
+    else:
+        ways_KM = np.random.default_rng(seed).integers(0, 2, (count + 1, M), dtype=np.int8) == 1
+        ways_KM[0] = False
+    step = max(64, BLOCK // M**2)
+    return [ways_KM[start : start + step] for start in range(0, len(ways_KM), step)]
+
+
+def _differences(sides: Sequence[Array], swapped_KM: NDArray[np.bool_], statistic: str) -> Array:
+    """Correlation at the larger scale minus that at the smaller after swapping, (K, B)."""
+    if statistic == "kendall":
+        return _taus(sides, ~swapped_KM) - _taus(sides, swapped_KM)
+    small, large = (np.stack([x, y, x * x, y * y, x * y]) for x, y in sides)
+    moved_K5B = np.tensordot(swapped_KM.astype(np.float64), large - small, axes=(1, 2))
+    at_small = small.sum(axis=2) + moved_K5B
+    at_large = large.sum(axis=2) - moved_K5B
+    M = swapped_KM.shape[1]
+    return _pearson(at_large, M) - _pearson(at_small, M)
+
+
+def _pearson(sums_K5B: Array, M: int) -> Array:
+    x, y, xx, yy, xy = np.moveaxis(sums_K5B / M, 1, 0)
+    spread = (xx - x * x) * (yy - y * y)
+    return np.where(spread > 1e-12, (xy - x * y) / np.sqrt(np.maximum(spread, 1e-300)), np.nan)
+
+
+def _taus(sides: Sequence[Array], from_large_KM: NDArray[np.bool_]) -> Array:
+    """Kendall's tau-b, (K, B), of values that come from the larger scale where `from_large_KM` says so."""
+    out = []
+    for b in range(sides[0].shape[1]):
+        signs = []
+        for v in range(2):
+            x_KM = np.where(from_large_KM, sides[1][v, b], sides[0][v, b]).round(12)
+            signs.append(np.sign(x_KM[:, :, None] - x_KM[:, None, :]))
+        ties = [np.abs(sign).sum(axis=(1, 2)) for sign in signs]
+        out.append((signs[0] * signs[1]).sum(axis=(1, 2)) / np.sqrt(ties[0] * ties[1]))
+    return np.stack(out, axis=1)

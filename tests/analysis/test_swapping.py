@@ -1,0 +1,75 @@
+"""The test of a difference between two scales: by brute force, and its size where the correlations are equal."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.stats as st
+
+from evalengine.analysis.correlation import permuted_p
+from evalengine.analysis.swapping import swap_p
+
+OF = {
+    "pearson": lambda x, y: st.pearsonr(x, y).statistic,
+    "spearman": lambda x, y: st.pearsonr(x, y).statistic,  # of ranks, which are swapped as they are
+    "kendall": lambda x, y: st.kendalltau(x, y).statistic,
+}
+
+
+@pytest.mark.parametrize("statistic", OF)
+def test_p_is_the_share_of_all_ways_to_swap(statistic: str) -> None:
+    x_S2BM = np.random.default_rng(3).normal(size=(2, 2, 3, 6))
+    prepared = st.rankdata(x_S2BM, axis=-1) if statistic == "spearman" else x_S2BM
+    prepared = st.zscore(prepared, axis=-1)
+
+    def difference(swapped: tuple[bool, ...], index: list[int]) -> float:
+        x = np.where(swapped, prepared[::-1], prepared)
+        r = [[OF[statistic](x[s, 0, b], x[s, 1, b]) for b in index] for s in range(2)]
+        return abs(float(np.mean(r[1]) - np.mean(r[0])))
+
+    members = [[0], [1], [0, 1, 2]]
+    ways = list(itertools.product([False, True], repeat=6))
+    expected = [
+        np.mean([difference(way, index) >= difference(ways[0], index) - 1e-9 for way in ways])
+        for index in members
+    ]
+    assert swap_p(x_S2BM[0], x_S2BM[1], members, statistic) == pytest.approx(expected)
+
+
+def test_seeded_ways_agree_with_all_of_them() -> None:
+    rng = np.random.default_rng(5)
+    small, large = rng.normal(size=(2, 2, 1, 18))
+    large[1] += 0.7 * large[0]
+    few = swap_p(small[..., :17], large[..., :17], [[0]])  # 65,536 ways
+    rest = swap_p(small, large, [[0]], count=20_000)
+    again = swap_p(small, large, [[0]], count=20_000)
+    assert rest == again
+    assert 1 / 20_001 <= rest[0] <= 1.0
+    assert few[0] > 1e-4
+
+
+@pytest.mark.parametrize("r", [0.0, 0.6, 0.9])
+def test_equal_correlations_are_rejected_as_often_as_the_level_says(r: float) -> None:
+    z = np.random.default_rng(7).normal(size=(2, 2, 2000, 9))
+    z[:, 1] = r * z[:, 0] + math.sqrt(1 - r * r) * z[:, 1]
+    p = swap_p(z[0], z[1], [[b] for b in range(2000)])
+    assert (p < 0.05).mean() == pytest.approx(0.05, abs=3.5 * math.sqrt(0.05 * 0.95 / 2000))
+
+
+def test_a_constant_variable_has_no_p() -> None:
+    side = np.random.default_rng(1).normal(size=(2, 2, 9))
+    side[0, 1] = 0.25
+    p = swap_p(side, side + 1.0, [[0], [1]])
+    assert p[0] == 1.0  # the same values at both scales
+    assert np.isnan(p[1])
+
+
+def test_kendalls_permutation_p_is_the_share_of_all_orders() -> None:
+    rng = np.random.default_rng(2)
+    x, y = rng.integers(0, 5, (2, 1, 6)).astype(float)
+    found = permuted_p(x, y, [[0]], "kendall")[0]
+    every = [abs(st.kendalltau(x[0][list(o)], y[0]).statistic) for o in itertools.permutations(range(6))]
+    assert found == pytest.approx(np.mean(np.array(every) >= every[0] - 1e-12))
