@@ -23,14 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis import page
-from evalengine.analysis.groups import ITEM_NOISE, UNDEFINED, Data, Group, Label, Note
+from evalengine.analysis.groups import ALL, ITEM_NOISE, PARTIAL, UNDEFINED, Data, Group, Label, Note
 from evalengine.analysis.items import names
+from evalengine.analysis.latent import latent_r, pooled
 from evalengine.analysis.panel import Array, Panel
 from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
 from evalengine.analysis.results import Results, with_interval
-from evalengine.analysis.tables import Row
+from evalengine.analysis.tables import Row, plain_row
 
 CEILING = "ceiling"
+WITHOUT_NOISE = "r without noise"
+NOISY = Note(ITEM_NOISE, "the mixtures differ no more than item noise makes them")
 
 
 class ItemNoise(NamedTuple):
@@ -60,36 +63,131 @@ def from_counts(x_M: Array, y_M: Array, items: int) -> ItemNoise:
     return ItemNoise(before, after, 0.0)
 
 
-def reliability(data: Data, quantity: str) -> Group:
-    """Per benchmark: reliability at both stages, the ceiling sqrt(rel * rel') that r could reach, and r without noise.
+class Measured(NamedTuple):
+    """A benchmark at one scale: its noise, and in each column the unbiased variances and covariance of its values."""
 
-    r without noise = (cov - noise cov) / sqrt((var - noise) (var' - noise')), Spearman's correction with the errors'
-    covariance where items are known. In a resample the noise stays what it is and the variances are resampled.
+    noise: ItemNoise
+    covariance_3C: Array  # of the values before, after, and of both
+    n: int  # mixtures
+
+
+def measured(data: Data, quantity: str, scale: str) -> dict[int, Measured | Note]:
+    """Every benchmark's noise and covariance at a scale, or why they are not known."""
+    panel = data.panel
+    B, s = len(panel.benchmarks), panel.scales.index(scale)
+    sample = data.sample(quantity, scale)
+    out: dict[int, Measured | Note] = {}
+    for b in range(B):
+        keep = np.asarray(np.isfinite(sample.x_VMC[[b, B + b], :, 0]).all(axis=0))
+        noise = _noise(panel, quantity, s, b, keep)
+        if noise is None or keep.sum() < 4:
+            why = "the number of items is unknown" if noise is None else "fewer than 4 mixtures"
+            out[b] = Note(UNDEFINED, why)
+        else:
+            found = _covariance(sample.x_VMC[b], sample.x_VMC[B + b], sample.w_MC, keep)
+            out[b] = Measured(noise, found, int(keep.sum()))
+    return out
+
+
+def reliability(data: Data, quantity: str) -> Group:
+    """Per benchmark: reliability at both stages, and the ceiling that r could reach if nothing but noise blurred it.
+
+    In a resample the noise stays what it is and the variances are resampled. The ceiling is the r of rho = 1:
+    (sqrt((var - noise) (var' - noise')) + noise covariance) / sqrt(var var').
     """
     panel = data.panel
-    B = len(panel.benchmarks)
-    kinds = (f"reliability {panel.stages[0]}", f"reliability {panel.stages[1]}", CEILING, "r without noise")
-    labels = [Label(panel.categories[b], panel.benchmarks[b], kind) for b in range(B) for kind in kinds]
+    kinds = (f"reliability {panel.stages[0]}", f"reliability {panel.stages[1]}", CEILING)
+    labels = [
+        Label(category, benchmark, kind)
+        for category, benchmark in zip(panel.categories, panel.benchmarks, strict=True)
+        for kind in kinds
+    ]
     values, n, notes = {}, {}, {}
-    for s, scale in enumerate(panel.scales):
-        x_VMC, w_MC = data.sample(quantity, scale).x_VMC, data.sample(quantity, scale).w_MC
+    for scale in panel.scales:
         rows, counts, said = [], [], []
-        for b in range(B):
-            keep = np.asarray(np.isfinite(x_VMC[[b, B + b], :, 0]).all(axis=0))
-            noise = _noise(panel, quantity, s, b, keep)
-            counts += [int(keep.sum())] * 4
-            if noise is None or keep.sum() < 4:
-                rows += [np.full(w_MC.shape[1], np.nan)] * 4
-                why = "the number of items is unknown" if noise is None else "fewer than 4 mixtures"
-                said += [Note(UNDEFINED, why)] * 4
+        columns = data.sample(quantity, scale).w_MC.shape[1]
+        for known in measured(data, quantity, scale).values():
+            if isinstance(known, Note):
+                rows += [np.full(columns, np.nan)] * 3
+                counts += [0] * 3
+                said += [known] * 3
                 continue
-            found = _corrected(x_VMC[b], x_VMC[B + b], w_MC, keep, noise)
+            found = _reliabilities(known)
             rows += list(found)
-            low = any(found[k][0] <= 0 for k in range(2))
-            noisy = Note(ITEM_NOISE, "the mixtures differ no more than item noise makes them")
-            said += [Note(), Note()] + [noisy if low else Note()] * 2
+            counts += [known.n] * 3
+            said += [Note(), Note(), NOISY if (found[:2, 0] <= 0).any() else Note()]
         values[scale], n[scale], notes[scale] = np.array(rows), np.array(counts), said
     return Group("reliability", quantity, labels, values, n, notes)
+
+
+def without_noise(study: Study, quantity: str) -> list[Row]:
+    """r without noise of every benchmark (`latent_r`), and the mean of a category and of all (`pooled`)."""
+    panel, out = study.panel, []
+    members = [*panel.category_members().items(), (ALL, list(range(len(panel.benchmarks))))]
+    for scale in panel.scales:
+        known = measured(study.data, quantity, scale)
+        for b, found in known.items():
+            label = Label(panel.categories[b], panel.benchmarks[b], WITHOUT_NOISE)
+            if isinstance(found, Note):
+                row = plain_row(
+                    "reliability", quantity, scale, label, math.nan, note=found.text, note_kind=found.kind
+                )
+            else:
+                xx, yy, xy = found.covariance_3C[:, 0]
+                noise = found.noise
+                r = latent_r(
+                    np.array([[xx, xy], [xy, yy]]),
+                    np.array([[noise.before, noise.between], [noise.between, noise.after]]),
+                    found.n,
+                    study.options.level,
+                )
+                low = min(xx - noise.before, yy - noise.after) <= 0
+                note = NOISY if low else Note()
+                ends = {"low": r.low, "high": r.high, "interval": "profile likelihood", "n": found.n}
+                row = plain_row(
+                    "reliability",
+                    quantity,
+                    scale,
+                    label,
+                    r.estimate,
+                    **ends,
+                    note=note.text,
+                    note_kind=note.kind,
+                )
+            out.append(row)
+        usable = {
+            b: m
+            for b, m in known.items()
+            if isinstance(m, Measured) and min(m.noise.before, m.noise.after) > 0
+        }
+        if not usable:
+            continue
+        labels, values, counts, notes = [], [], [], []
+        for category, index in members:
+            chosen = [usable[b] for b in index if b in usable]
+            lost = [panel.benchmarks[b] for b in index if b not in usable]
+            labels.append(Label(category, f"mean of {len(chosen)}", WITHOUT_NOISE))
+            counts.append(min((m.n for m in chosen), default=0))
+            notes.append(Note(PARTIAL, f"without {', '.join(lost)}") if lost else Note())
+            values.append(
+                pooled(
+                    np.array([m.covariance_3C for m in chosen]).reshape(len(chosen), 3, -1),
+                    np.array([m.noise for m in chosen]).reshape(-1, 3),
+                )
+                if chosen
+                else np.full(study.plan.weight_MC.shape[1], np.nan)
+            )
+        group = Group(
+            "category_reliability",
+            quantity,
+            labels,
+            {scale: np.array(values)},
+            {scale: np.array(counts)},
+            {scale: notes},
+            interval="jackknife",
+        )
+        out += study.rows(group)
+    return out
 
 
 def _noise(panel: Panel, quantity: str, s: int, b: int, keep_M: NDArray[np.bool_]) -> ItemNoise | None:
@@ -116,31 +214,37 @@ def _units(keep_M: NDArray[np.bool_], w_MC: Array) -> Array:
     return units_C
 
 
-def _corrected(x_MC: Array, y_MC: Array, w_MC: Array, keep_M: NDArray[np.bool_], noise: ItemNoise) -> Array:
-    """(4, C): both reliabilities, the ceiling, r without noise; NaN where a corrected variance is not positive."""
+def _covariance(x_MC: Array, y_MC: Array, w_MC: Array, keep_M: NDArray[np.bool_]) -> Array:
+    """(3, C): variances before and after and their covariance, unbiased for the number of mixtures behind each column."""
     keep_M1 = keep_M[:, None]
     x_MC, y_MC = (np.where(keep_M1, v - v[keep_M, :1].mean(), 0.0) for v in (x_MC, y_MC))
     ones_MC = np.broadcast_to(keep_M1.astype(np.float64), x_MC.shape)
-    terms_6MC = np.stack([ones_MC, x_MC, y_MC, x_MC**2, y_MC**2, x_MC * y_MC])
-    total, x, y, xx, yy, xy = _weighted(terms_6MC, w_MC)
+    total, x, y, xx, yy, xy = _weighted(np.stack([ones_MC, x_MC, y_MC, x_MC**2, y_MC**2, x_MC * y_MC]), w_MC)
     with np.errstate(invalid="ignore", divide="ignore"):
-        # Unbiased for the number of mixtures: a leave-one-out column has one fewer.
         units = _units(keep_M, w_MC)
-        factor = units / (units - 1.0)
         mean_x, mean_y = x / total, y / total
-        xx = factor * (xx / total - mean_x**2)
-        yy = factor * (yy / total - mean_y**2)
-        xy = factor * (xy / total - mean_x * mean_y)
+        factor = units / (units - 1.0)
+        return np.stack(
+            [
+                factor * (xx / total - mean_x**2),
+                factor * (yy / total - mean_y**2),
+                factor * (xy / total - mean_x * mean_y),
+            ]
+        )
+
+
+def _reliabilities(known: Measured) -> Array:
+    """(3, C): both reliabilities and the ceiling; NaN where a variance, or for the ceiling a corrected one, is not positive."""
+    xx, yy, _ = known.covariance_3C
+    with np.errstate(invalid="ignore", divide="ignore"):
         # In a resample of equal values the variance is zero but for rounding.
         rel_x, rel_y = (
             np.where(v > max(1e-18, 1e-12 * v[0]), 1.0 - e / v, np.nan)
-            for v, e in ((xx, noise.before), (yy, noise.after))
+            for v, e in ((xx, known.noise.before), (yy, known.noise.after))
         )
-        ceiling = np.where(
-            (rel_x > 0) & (rel_y > 0), np.sqrt(np.maximum(rel_x, 0) * np.maximum(rel_y, 0)), np.nan
-        )
-        clean = (xy - noise.between) / (np.sqrt(xx * yy) * ceiling)
-    return np.stack([rel_x, rel_y, ceiling, clean])
+        product = np.maximum(rel_x, 0.0) * np.maximum(rel_y, 0.0)
+        ceiling = np.where(product > 0.0, np.sqrt(product) + known.noise.between / np.sqrt(xx * yy), np.nan)
+    return np.stack([rel_x, rel_y, ceiling])
 
 
 def _weighted(a_SMC: Array, w_MC: Array) -> Array:
@@ -154,13 +258,19 @@ def _weighted(a_SMC: Array, w_MC: Array) -> Array:
 
 
 def rows(study: Study) -> list[Row]:
-    return [
-        row for quantity in study.panel.quantities for row in study.rows(reliability(study.data, quantity))
-    ]
+    out = []
+    for quantity in study.panel.quantities:
+        out += study.rows(reliability(study.data, quantity))
+        out += without_noise(study, quantity)
+    return out
 
 
 def section(results: Results) -> str:
-    found = [r for r in results.rows("reliability") if math.isfinite(r.estimate)]
+    found = [
+        r
+        for r in results.rows("reliability", protocol="reliability", contrast="")
+        if math.isfinite(r.estimate)
+    ]
     if not found:
         return ""
     kinds = list(dict.fromkeys(r.other for r in found))
@@ -175,11 +285,26 @@ def section(results: Results) -> str:
             cells = [with_interval(r) for r in (*mine, measured.get(at))]
             table.append([benchmark, quantity, scale, *cells, str(n)])
     columns = ["benchmark", "quantity", "scale", *kinds, "r as measured", "n"]
+    observed = {
+        (r.scale, r.quantity, r.category): r for r in results.rows("transfer", protocol="category_transfer")
+    }
+    means = [
+        [
+            r.category,
+            r.quantity,
+            r.scale,
+            with_interval(observed.get((r.scale, r.quantity, r.category))),
+            with_interval(r),
+            r.note,
+        ]
+        for r in results.rows("reliability", protocol="category_reliability")
+    ]
     return (
         "<h2>Noise</h2>"
         '<p class="hint">Reliability: the share of the variance between mixtures that endless items would leave. The ceiling '
-        "is the highest r that this noise allows; r without noise corrects for it and may leave −1 to 1 where there is "
-        "little but noise.</p>"
+        "is the r that this noise would leave of a perfect one; r without noise is the correlation that endless items would "
+        "show.</p>"
+        f"{page.table(['mean over', 'quantity', 'scale', 'r as measured', WITHOUT_NOISE, 'note'], means)}"
         f"<details><summary>Reliability of each benchmark</summary>{page.table(columns, table)}</details>"
     )
 

@@ -237,6 +237,11 @@ def _overall(results: Results, quantity: str) -> Iterator[Claim]:
             continue
         at = f" at {scale}" if len(results.scales) > 1 else ""
         said = f"{with_interval(row)}, n = {row.n}"
+        clean = results.rows(
+            "reliability", protocol="category_reliability", quantity=quantity, scale=scale, category=ALL
+        )
+        if clean and math.isfinite(clean[0].low):
+            said += f"; without item noise {with_interval(clean[0])}"
         if row.low > 0:
             yield Claim(
                 SUPPORTED,
