@@ -12,7 +12,9 @@ import pytest
 from evalengine.analysis import decisions, noise
 from evalengine.analysis.bootstrap import degenerate_share, draw_resamples, enumerate_resamples, intervals
 from evalengine.analysis.item_bootstrap import GROUPS, item_data, resampled_means
+from evalengine.analysis.latent import latent_r, pooled
 from evalengine.analysis.panel import load_panel
+from evalengine.analysis.protocol import Study
 from evalengine.analysis.study import Options, analyse, fixed_data
 
 
@@ -36,7 +38,7 @@ def test_reliability_is_cronbachs_alpha(panel) -> None:
 
 
 def test_correction_with_independent_items_is_spearmans_formula(panel) -> None:
-    """From counts alone the errors are independent: r / sqrt(rel * rel')."""
+    """From counts alone the errors are independent: the ceiling is sqrt(rel * rel'), r without noise r over it."""
     bare = replace(panel, items=(), row=None)
     group = noise.reliability(fixed_data(bare, draw_resamples(9, 100, 0), "pearson"), "accuracy")
     at = {(label.name, label.other): k for k, label in enumerate(group.labels)}
@@ -45,9 +47,13 @@ def test_correction_with_independent_items_is_spearmans_formula(panel) -> None:
     rel = [1 - np.mean(v * (1 - v)) / 199 / v.var(ddof=1) for v in (x, y)]
     name = panel.benchmarks[0]
     assert value[at[name, "ceiling"]] == pytest.approx(np.sqrt(rel[0] * rel[1]))
-    assert value[at[name, "r without noise"]] == pytest.approx(
-        np.corrcoef(x, y)[0, 1] / np.sqrt(rel[0] * rel[1])
+    study = Study(
+        fixed_data(bare, draw_resamples(9, 100, 0), "pearson"), draw_resamples(9, 100, 0), Options()
     )
+    rows = {(r.name, r.scale): r for r in noise.without_noise(study, "accuracy")}
+    spearman = np.corrcoef(x, y)[0, 1] / np.sqrt(rel[0] * rel[1])
+    assert abs(spearman) < 0.95  # inside -1 to 1 the two estimates are the same
+    assert rows[name, "1B"].estimate == pytest.approx(spearman, abs=5e-3)
 
 
 def test_correction_recovers_the_planted_correlation() -> None:
@@ -62,15 +68,14 @@ def test_correction_recovers_the_planted_correlation() -> None:
     assert found.before == pytest.approx(1.25 / items, rel=0.03) and found.between == pytest.approx(
         1 / items, rel=0.05
     )
-    w = np.full((M, 1), 1 / M)
-    clean = noise._corrected(x.mean(axis=1)[:, None], y.mean(axis=1)[:, None], w, np.ones(M, bool), found)
-    assert clean[3, 0] == pytest.approx(r, abs=0.05)
-    naive = np.corrcoef(x.mean(axis=1), y.mean(axis=1))[0, 1] / np.sqrt(
-        (1 - found.before / x.mean(axis=1).var()) ** 2
-    )
-    assert (
-        abs(naive - r) > 0.2
-    )  # the formula for independent errors takes the twins' shared item effects for transfer
+    covariance = np.cov(x.mean(axis=1), y.mean(axis=1))
+    residual = np.array([[found.before, found.between], [found.between, found.after]])
+    assert latent_r(covariance, residual, M).estimate == pytest.approx(r, abs=0.05)
+    parts = np.array([[[covariance[0, 0]], [covariance[1, 1]], [covariance[0, 1]]]])
+    clean = pooled(parts, np.array([found]))
+    assert clean[0] == pytest.approx(r, abs=0.05)
+    independent = np.diag(np.diag(residual))  # would take the twins' shared item effects for transfer
+    assert abs(latent_r(covariance, independent, M).estimate - r) > 0.15
 
 
 def test_no_spread_beyond_noise_is_said(tmp_path: Path) -> None:
@@ -86,9 +91,8 @@ def test_a_resample_of_equal_values_has_no_reliability() -> None:
     """Three of five mixtures alike: 3^5 of the 5^5 resamples hold them alone, and one each of the other two."""
     plan = enumerate_resamples(5)
     x_MC = np.array([0.35, 0.35, 0.35, 0.4, 0.45])[:, None]
-    found = noise._corrected(
-        x_MC, x_MC**2, plan.weight_MC, np.ones(5, bool), noise.ItemNoise(1e-4, 1e-4, 0.0)
-    )
+    covariance = noise._covariance(x_MC, x_MC**2, plan.weight_MC, np.ones(5, bool))
+    found = noise._reliabilities(noise.Measured(noise.ItemNoise(1e-4, 1e-4, 0.0), covariance, 5))
     assert degenerate_share(found[:1], plan)[0] == pytest.approx((3**5 + 2) / 5**5, abs=1e-12)
 
 
