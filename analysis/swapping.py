@@ -3,7 +3,9 @@
 If a benchmark's transfer is the same at two scales, a mixture's pair of values (before, after) at one may be exchanged with
 its pair at the other once each of the four variables is standardised, and the difference of the two correlations keeps its
 distribution. All 2^M ways to swap M mixtures, or seeded ones, are that distribution. Permuting the mixtures would test
-another hypothesis: that both correlations are zero.
+another hypothesis: that both correlations are zero. Correlations are compared as Fisher's z = atanh(r), whose spread does not
+depend on r: with differences of r itself the test rejects equal correlations of 0.9 at 5% in 2% of studies of 9 mixtures, and
+misses 0 against 0.9 in 62%; with z it rejects 4% and misses 45%.
 
 Reference: Romano (1990), JASA 85, 686-692, on randomisation tests without group invariance; Davison & Hinkley (1997), eq. 4.11.
 
@@ -21,6 +23,7 @@ from evalengine.analysis.correlation import ranks, standardise
 
 Array = NDArray[np.float64]
 EXACT_SWAPS = 17  # mixtures up to which all ways are walked (65,536, as swapping all of them changes nothing)
+R_MOST = 1.0 - 1e-9  # an r of 1 has no finite z
 BLOCK = 1 << 22  # ways at once, times the square of the mixtures
 KENDALL_MOST = 1 << 28  # seeded ways with Kendall's tau, times the square of the mixtures
 
@@ -33,7 +36,7 @@ def swap_p(
     seed: int = 0,
     count: int = 100_000,
 ) -> Array:
-    """Two-sided p of each difference of two mean correlations, large minus small, (S,).
+    """Two-sided p of each difference of two mean correlations (on Fisher's scale), (S,).
 
     small_2BM, large_2BM: the benchmarks before and after at either scale, over the same mixtures, without missing values.
     members: the benchmarks whose mean each statistic is. NaN where one of them does not vary at a scale.
@@ -74,15 +77,19 @@ def _ways(M: int, seed: int, count: int) -> Sequence[NDArray[np.bool_]]:
 
 
 def _differences(sides: Sequence[Array], swapped_KM: NDArray[np.bool_], statistic: str) -> Array:
-    """Correlation at the larger scale minus that at the smaller after swapping, (K, B)."""
+    """Fisher's z at the larger scale minus that at the smaller after swapping, (K, B)."""
     if statistic == "kendall":
-        return _taus(sides, ~swapped_KM) - _taus(sides, swapped_KM)
+        return _z(_taus(sides, ~swapped_KM)) - _z(_taus(sides, swapped_KM))
     small, large = (np.stack([x, y, x * x, y * y, x * y]) for x, y in sides)
     moved_K5B = np.tensordot(swapped_KM.astype(np.float64), large - small, axes=(1, 2))
     at_small = small.sum(axis=2) + moved_K5B
     at_large = large.sum(axis=2) - moved_K5B
     M = swapped_KM.shape[1]
-    return _pearson(at_large, M) - _pearson(at_small, M)
+    return _z(_pearson(at_large, M)) - _z(_pearson(at_small, M))
+
+
+def _z(r_KB: Array) -> Array:
+    return np.arctanh(r_KB.clip(-R_MOST, R_MOST))
 
 
 def _pearson(sums_K5B: Array, M: int) -> Array:
