@@ -15,7 +15,7 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.correlation import DECISION, Sample, pair_sums
-from evalengine.analysis.groups import ALL, PARTIAL, Array, Data, Group, Label, Note
+from evalengine.analysis.groups import ALL, PARTIAL, Array, Data, Group, Label, Note, difference_of_means
 from evalengine.analysis.item_bootstrap import item_data
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, share_with_interval
@@ -51,7 +51,9 @@ def _decide(data: Data, quantity: str, measures: tuple[str, str]) -> Group:
     labels += [
         Label(category, f"mean of {len(index)}", name) for category, index in members for name in measures
     ]
-    values, n, notes, defined_at = {}, {}, {}, {}
+    every = [[i] for i in range(2 * B)]  # of each benchmark and measure
+    every += [[2 * b + m for b in index] for _, index in members for m in range(len(measures))]
+    single, single_n, values, n, notes = {}, {}, {}, {}, {}
     for scale in panel.scales:
         sample = data.sample(quantity, scale)
         found = np.full((B, 2, sample.w_MC.shape[1]), np.nan)
@@ -68,19 +70,20 @@ def _decide(data: Data, quantity: str, measures: tuple[str, str]) -> Group:
                 found[b] = _pairwise(x_VMC, np.nan_to_num(part.w_MC))
             else:
                 found[b] = _best(x_VMC)
-        means, kept, said = [], [[b] for b in range(B) for _ in measures], [Note()] * (B * len(measures))
+        means, said = [], [Note()] * (B * len(measures))
         for _, index in members:
             defined = [b for b in index if counts[b] >= 4]
             lost = [panel.benchmarks[b] for b in index if counts[b] < 4]
-            kept += [defined] * len(measures)
             why = Note(PARTIAL, f"without {', '.join(lost)} (fewer than 4 mixtures)")
             said += [why if lost else Note()] * len(measures)
             means.append(found[defined].mean(axis=0) if defined else np.full(found.shape[1:], np.nan))
         values[scale] = np.concatenate([found, np.array(means)]).reshape(-1, found.shape[2])
         smallest = [min((int(counts[b]) for b in index if counts[b] >= 4), default=0) for _, index in members]
         n[scale] = np.repeat(np.concatenate([counts, smallest]), 2)
-        notes[scale], defined_at[scale] = said, kept
-    return Group("decision", quantity, labels, values, n, notes, members=defined_at)
+        notes[scale] = said
+        single[scale], single_n[scale] = found.reshape(2 * B, -1), np.repeat(counts, 2)
+    difference = difference_of_means(single, every, single_n)
+    return Group("decision", quantity, labels, values, n, notes, difference=difference)
 
 
 def _pairwise(x_2MC: Array, w_MC: Array) -> Array:

@@ -141,11 +141,13 @@ def difference_of_means(
         values.append(mean_of_known(value_PC[large][common]) - mean_of_known(value_PC[small][common]))
         counts.append(min((int(n[scale][p]) for p in common for scale in (small, large)), default=0))
         if not common:
-            notes.append(Note(UNDEFINED, "no r at both scales"))
+            notes.append(Note(UNDEFINED, "none of them has a value at both scales"))
         else:
             partial = len(common) < len(known)
             notes.append(
-                Note(PARTIAL, f"over the {len(common)} with an r at both scales") if partial else Note()
+                Note(PARTIAL, f"over the {len(common)} that have a value at both scales")
+                if partial
+                else Note()
             )
     return Difference(np.array(values), np.array(counts), notes)
 

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-GRID = 161  # values of rho between -1 and 1
+ANGLE_G = np.linspace(-0.5 * math.pi, 0.5 * math.pi, 161)
+RHO_G = np.sin(ANGLE_G)  # denser towards -1 and 1, where the likelihood is steep
 POINTS, ZOOMS = 13, 6  # of s and of t, each time around the best of the last
 
 
@@ -51,39 +52,43 @@ def latent_r(covariance: Array, noise: Array, n: int, level: float = 0.95) -> La
     profile = _profile(covariance / outer, noise / outer, n)
     best = profile.max()
     tie = np.flatnonzero(profile >= best - 1e-9)
-    rho = np.linspace(-1.0, 1.0, GRID)
-    estimate = float(rho[tie[np.argmin(np.abs(rho[tie]))]])
-    if len(tie) == 1 and 0 < tie[0] < GRID - 1:  # the top of the parabola through the best three
-        left, middle, right = profile[tie[0] - 1 : tie[0] + 2]
-        estimate += float(0.5 * (left - right) / (left - 2.0 * middle + right)) * (rho[1] - rho[0])
+    top = tie[np.argmin(np.abs(RHO_G[tie]))]
+    angle = float(ANGLE_G[top])
+    around = profile[top - 1 : top + 2]
+    if (
+        len(tie) == 1 and len(around) == 3 and np.isfinite(around).all()
+    ):  # the top of the parabola through these
+        left, middle, right = around.tolist()
+        angle += 0.5 * (left - right) / (left - 2.0 * middle + right) * float(ANGLE_G[1] - ANGLE_G[0])
     cut = best - (n - 1) * math.log1p(float(stdtrit(n - 2, 0.5 + level / 2.0)) ** 2 / (n - 2))
     inside = np.flatnonzero(profile >= cut)
     return Latent(
-        estimate, _crossing(rho, profile, cut, inside[0], -1), _crossing(rho, profile, cut, inside[-1], 1)
+        math.sin(angle), _crossing(profile, cut, inside[0], -1), _crossing(profile, cut, inside[-1], 1)
     )
 
 
-def _crossing(rho: Array, profile: Array, cut: float, k: int, step: int) -> float:
+def _crossing(profile: Array, cut: float, k: int, step: int) -> float:
     """Where the profile falls below the cut beyond the k-th value, between grid points."""
-    if not 0 <= k + step < len(rho):
-        return float(rho[k])
+    if not 0 <= k + step < len(RHO_G):
+        return float(RHO_G[k])
     share = (profile[k] - cut) / (profile[k] - profile[k + step])
-    return float(rho[k] + share * (rho[k + step] - rho[k]))
+    return float(RHO_G[k] + share * (RHO_G[k + step] - RHO_G[k]))
 
 
 def _profile(covariance: Array, noise: Array, n: int) -> Array:
     """Twice the log-likelihood at each rho, at the best s and t for it."""
-    rho_G = np.linspace(-1.0, 1.0, GRID)[:, None, None]
-    centre_2G = np.ones((2, GRID))
+    rho_G = RHO_G[:, None, None]
+    G = len(RHO_G)
+    centre_2G = np.ones((2, G))
     half = 1.0
-    best_G = np.full(GRID, -np.inf)
+    best_G = np.full(G, -np.inf)
     for _ in range(ZOOMS):
         step = np.linspace(-half, half, POINTS)
         s_GP, t_GP = (np.maximum(c[:, None] + step, 0.0) for c in centre_2G)
         value_GPP = _loglik2(covariance, noise, n, s_GP[:, :, None], t_GP[:, None, :], rho_G)
-        flat = value_GPP.reshape(GRID, -1).argmax(axis=1)
-        g = np.arange(GRID)
-        best_G = value_GPP.reshape(GRID, -1)[g, flat]
+        flat = value_GPP.reshape(G, -1).argmax(axis=1)
+        g = np.arange(G)
+        best_G = value_GPP.reshape(G, -1)[g, flat]
         centre_2G = np.stack([s_GP[g, flat // POINTS], t_GP[g, flat % POINTS]])
         half *= 3.0 / (POINTS - 1)
     return best_G
@@ -92,9 +97,11 @@ def _profile(covariance: Array, noise: Array, n: int) -> Array:
 def _loglik2(covariance: Array, noise: Array, n: int, s: Array, t: Array, rho: Array) -> Array:
     xx, yy = s * s + noise[0, 0], t * t + noise[1, 1]
     xy = rho * s * t + noise[0, 1]
-    det = np.maximum(xx * yy - xy * xy, 1e-12)
+    det = xx * yy - xy * xy
+    possible = det > 1e-12  # else the model allows no spread in some direction
+    det = np.where(possible, det, 1.0)
     trace = (yy * covariance[0, 0] + xx * covariance[1, 1] - 2.0 * xy * covariance[0, 1]) / det
-    return -(n - 1) * (np.log(det) + trace)
+    return np.where(possible, -(n - 1) * (np.log(det) + trace), -np.inf)
 
 
 def pooled(covariance_B3C: Array, noise_B3: Array) -> Array:
