@@ -13,6 +13,7 @@ Dims: V variables, M mixtures, C columns, P pairs, S statistics.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -212,33 +213,33 @@ def permutation_p(a_SMM: Array, seed: int = 0, count: int = 100_000) -> Array:
     All orders for M <= 9 (no Monte-Carlo error), else `count` seeded ones with the observed order counted in.
     A category's mean r is such a statistic too: the mean of its benchmarks' A, all permuted together.
     """
-    from evalengine.analysis import permutation_kernels as kernels
+    from evalengine.analysis.permutation_kernels import permutation_hits
 
-    a_SMM = np.ascontiguousarray(a_SMM, dtype=np.float64)
-    S, M, _ = a_SMM.shape
+    M = a_SMM.shape[1]
     usable = np.isfinite(a_SMM).all(axis=(1, 2))
-    p_S = np.full(S, np.nan)
+    p_S = np.full(len(a_SMM), np.nan)
     if M < 2 or not usable.any():
         return p_S
-    if M <= EXACT_PERMUTATIONS:
-        p_S[usable] = kernels.permutation_exact(a_SMM[usable], kernels.heap_swaps(M, math.factorial(M)))
-    else:
-        a_MMS = np.ascontiguousarray(a_SMM[usable].transpose(1, 2, 0))
-        observed_S = sum(a_MMS[m, m] for m in range(M))  # in the kernel's order: the same bits
-        hits_KS = np.zeros((-(-count // kernels.PERMUTATIONS), a_MMS.shape[2]), dtype=np.int64)
-        kernels.permutation_sampled(
-            a_MMS, _orders(M, seed, count), np.abs(observed_S) * (1.0 - 1e-12), hits_KS
-        )
-        # The observed order counts as one of them (Davison & Hinkley 1997, eq. 4.11).
-        p_S[usable] = (1.0 + hits_KS.sum(axis=0)) / (count + 1)
+    a_MMS = np.ascontiguousarray(a_SMM[usable].transpose(1, 2, 0))
+    orders_MN = _orders(M, seed, count)
+    # Orders of equal |t| in exact arithmetic, as with tied values, count as equal.
+    slack_S = 1e-12 * M * np.abs(a_MMS).max(axis=(0, 1))
+    hits_S = permutation_hits(a_MMS, orders_MN, np.abs(np.trace(a_MMS)) - slack_S)
+    N = orders_MN.shape[1]
+    # Among drawn orders the observed one counts as one of them (Davison & Hinkley 1997, eq. 4.11).
+    p_S[usable] = hits_S / N if M <= EXACT_PERMUTATIONS else (1.0 + hits_S) / (N + 1)
     return p_S
 
 
 @functools.lru_cache(maxsize=2)
 def _orders(M: int, seed: int, count: int) -> NDArray[np.int16]:
-    """(M, count) seeded orders of the mixtures, one a column, the same for every statistic."""
-    orders = np.tile(np.arange(M, dtype=np.int16), (count, 1))
-    np.random.default_rng(seed).permuted(orders, axis=1, out=orders)
+    """(M, N) orders of the mixtures, one a column, the same for every statistic: all of them, or `count` seeded ones."""
+    if M <= EXACT_PERMUTATIONS:
+        every = itertools.chain.from_iterable(itertools.permutations(range(M)))
+        orders = np.fromiter(every, np.int16, M * math.factorial(M)).reshape(-1, M)
+    else:
+        orders = np.tile(np.arange(M, dtype=np.int16), (count, 1))
+        np.random.default_rng(seed).permuted(orders, axis=1, out=orders)
     return np.ascontiguousarray(orders.T)
 
 
