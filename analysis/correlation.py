@@ -218,8 +218,6 @@ def permutation_p(a_SMM: Array, seed: int = 0, count: int = 100_000) -> Array:
     M = a_SMM.shape[1]
     usable = np.isfinite(a_SMM).all(axis=(1, 2))
     p_S = np.full(len(a_SMM), np.nan)
-    if M < 2 or not usable.any():
-        return p_S
     a_MMS = np.ascontiguousarray(a_SMM[usable].transpose(1, 2, 0))
     orders_MN = _orders(M, seed, count)
     # Orders of equal |t| in exact arithmetic, as with tied values, count as equal.

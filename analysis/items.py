@@ -254,6 +254,25 @@ def _same_order(name: str, holder: str, first: pa.Table, checkpoint: str, other:
     return other.take(pa.array(np.argsort(position.to_numpy())))
 
 
+def reliability(
+    confidence_KI: NDArray[np.float32], correct_KI: NDArray[np.uint8], bins: int
+) -> NDArray[np.float64]:
+    """Equal-mass bins of confidence, as even as integers allow: (K, bins, 3) of share, mean confidence, accuracy.
+
+    Items of equal confidence keep their order. An empty bin (fewer items than bins) has share 0 and NaN means.
+    """
+    K, items = confidence_KI.shape
+    curve_KB3 = np.full((K, bins, 3), np.nan)
+    order_KI = np.argsort(confidence_KI, axis=1, kind="stable")
+    for b, chosen_Ki in enumerate(np.array_split(order_KI, bins, axis=1)):
+        curve_KB3[:, b, 0] = chosen_Ki.shape[1] / items
+        if chosen_Ki.size:
+            for f, x_KI in ((1, confidence_KI), (2, correct_KI)):
+                x_Ki = np.take_along_axis(x_KI, chosen_Ki, axis=1)
+                curve_KB3[:, b, f] = x_Ki.mean(axis=1, dtype=np.float64)
+    return curve_KB3
+
+
 def expected_calibration_error(curve_KB3: NDArray[np.float64]) -> NDArray[np.float64]:
     """ECE of each checkpoint from its reliability curve: sum of share x |accuracy - confidence| (Naeini et al. 2015)."""
     return np.nansum(curve_KB3[..., 0] * np.abs(curve_KB3[..., 2] - curve_KB3[..., 1]), axis=-1)

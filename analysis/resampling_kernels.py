@@ -364,25 +364,3 @@ def quantiles(value_SR, weight_R, prob_SQ, linear):  # type: ignore[no-untyped-d
     for s in prange(value_SR.shape[0]):
         _quantiles_of(value_SR[s], weight_R, prob_SQ[s], linear, out_SQ[s])
     return out_SQ
-
-
-@jit()
-def compositions(n, count):  # type: ignore[no-untyped-def]
-    """All `count` = C(2n-1, n) ways to write n as an ordered sum of n counts, one a row, in reverse lexical order."""
-    out = np.zeros((count, n), dtype=np.int8)
-    counts = np.zeros(n, dtype=np.int64)
-    counts[0] = n
-    for row in range(count):
-        for k in range(n):
-            out[row, k] = counts[k]
-        # Next: take one from the last non-zero before the end and give it, with the end's, to its neighbour.
-        k = n - 2
-        while k >= 0 and counts[k] == 0:
-            k -= 1
-        if k < 0:
-            break
-        rest = counts[n - 1]
-        counts[n - 1] = 0
-        counts[k] -= 1
-        counts[k + 1] = rest + 1
-    return out
