@@ -26,7 +26,7 @@ STATISTICS = ("pearson", "spearman", "kendall")
 EXACT_PERMUTATIONS = 9  # mixtures up to which all orders are walked (362,880)
 RANK_BYTES = 128 << 20  # ranks held at once
 KEPT = 4 << 20  # numbers (variables x columns) up to which a sample keeps its moments
-MANY = 32  # mixtures from which a matrix product beats the loop over pairs
+ROWS = 32  # of a triangle of pairs at a time
 
 
 class Moments(NamedTuple):
@@ -139,40 +139,28 @@ def pair_sums(x_VMC: Array, pair_P2: NDArray[np.int64], w_MC: Array, which: slic
 
     Copies of one mixture in a resample are ties in both variables and add nothing.
     """
-    from evalengine.analysis import resampling_kernels as kernels
-
-    if x_VMC.shape[2] > 1:
-        every: Array = kernels.quadratic_columns(np.ascontiguousarray(x_VMC), pair_P2, w_MC)
-        return every[which]
-    P, M = len(pair_P2), len(w_MC)
-    difference_VMM = x_VMC[:, :, 0][:, :, None] - x_VMC[:, :, 0][:, None, :]
-    sign_VMM = np.sign(difference_VMM)
-    out_TPC = np.empty((len(TERMS[which]), P, w_MC.shape[1]))
-    step = max(1, RANK_BYTES // (8 * len(TERMS) * M * M))
-    for start in range(0, P, step):
-        i, j = pair_P2[start : start + step].T
-        wrong = 0.5 * np.abs(sign_VMM[i] - sign_VMM[j])
-        ties = [np.abs(sign_VMM[i]), np.abs(sign_VMM[j])]
-        terms = np.stack([sign_VMM[i] * sign_VMM[j], *ties, wrong, wrong * np.abs(difference_VMM[j])][which])
-        sums = weighted_pairs(terms.reshape(-1, M, M), w_MC)
-        out_TPC[:, start : start + step] = sums.reshape(len(terms), -1, w_MC.shape[1])
+    M, C = w_MC.shape
+    out_TPC = np.zeros((len(TERMS[which]), len(pair_P2), C))
+    for p, (i, j) in enumerate(pair_P2):
+        x_MC, y_MC = x_VMC[i], x_VMC[j]
+        if x_VMC.shape[2] == 1:  # the same terms in every column: a matrix product, of the lower triangle
+            terms_TMM = np.tril(_terms(x_MC - x_MC.T, y_MC - y_MC.T, which))
+            for start in range(0, M, ROWS):
+                stop = min(start + ROWS, M)
+                inner_TmC = terms_TMM[:, start:stop, :stop] @ w_MC[:stop]
+                out_TPC[:, p] += np.einsum("tmc,mc->tc", inner_TmC, w_MC[start:stop])
+        else:
+            for m in range(1, M):
+                terms_TmC = _terms(x_MC[m] - x_MC[:m], y_MC[m] - y_MC[:m], which)
+                out_TPC[:, p] += w_MC[m] * (terms_TmC * w_MC[:m]).sum(axis=1)
     return out_TPC
 
 
-def weighted_pairs(a_SMM: Array, w_MC: Array) -> Array:
-    """Sum over pairs k < m of a[m, k] w[m, c] w[k, c], (S, C), of symmetric matrices with zeros on the diagonal."""
-    from evalengine.analysis import resampling_kernels as kernels
-
-    M = a_SMM.shape[1]
-    if M < MANY:
-        return kernels.quadratic(a_SMM, w_MC)
-    lower_SMM = np.tril(a_SMM, -1)
-    out_SC = np.zeros((len(a_SMM), w_MC.shape[1]))
-    for start in range(0, M, MANY):
-        stop = min(start + MANY, M)
-        for a_MM, out_C in zip(lower_SMM, out_SC, strict=True):
-            out_C += np.einsum("mc,mc->c", a_MM[start:stop, :stop] @ w_MC[:stop], w_MC[start:stop])
-    return out_SC
+def _terms(dx: Array, dy: Array, which: slice) -> Array:
+    """The TERMS asked for, of differences in x and in y, along a new first axis."""
+    x, y = np.sign(dx), np.sign(dy)
+    wrong = 0.5 * np.abs(x - y)
+    return np.stack([x * y, np.abs(x), np.abs(y), wrong, wrong * np.abs(dy)][which])
 
 
 def standardise(x_VMC: Array) -> Array:

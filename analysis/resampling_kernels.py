@@ -8,7 +8,7 @@ computed by one thread in a fixed order, so the results do not depend on the num
 Large results are allocated by the caller: NumPy asks the system for huge pages, an allocation inside a kernel does
 not, and page faults would cost more than the arithmetic.
 
-Cost: P pairs, M mixtures, C columns: 2*P*M*C FLOPs for Pearson; 3*P*C*M^2 for Kendall. Nothing is drawn in here.
+Cost: P pairs, M mixtures, C columns: 2*P*M*C FLOPs for Pearson. Nothing is drawn in here.
 
 Dims: V variables, M mixtures, C columns (resamples), P pairs of variables, S statistics, Q quantiles.
 NaN marks a degenerate column: one in which a variable has no spread.
@@ -24,7 +24,7 @@ from evalengine.analysis.jit import jit
 TINY = 1e-12  # variance below which a standardised variable counts as constant within a resample
 TILE = 512  # columns at a time: 9 mixtures x 512 x 8 bytes stay in the first-level cache
 TILE_BYTES = 256 << 10  # of weights at a time where mixtures are many: they stay in the second-level cache
-NARROW = 64  # columns at a time where all mixtures meet all mixtures
+NARROW = 64  # columns at a time at least
 BINS = 2048  # histogram bins of the weighted selection
 
 
@@ -178,60 +178,6 @@ def midranks(x_VMc, w_MC):  # type: ignore[no-untyped-def]
                 below += tied
                 first = stop
     return out_VMC
-
-
-@jit(fastmath={"contract"})
-def _quadratic_of(a_MM, w_MC, out_C):  # type: ignore[no-untyped-def]
-    M, C = w_MC.shape
-    for start in range(0, C, NARROW):
-        stop = min(start + NARROW, C)
-        out = out_C[start:stop]
-        out[:] = 0.0
-        inner = np.empty(stop - start)
-        for m in range(1, M):
-            inner[:] = 0.0
-            for k in range(m):
-                a = a_MM[m, k]
-                if a != 0.0:
-                    w = w_MC[k, start:stop]
-                    for c in range(len(w)):
-                        inner[c] += a * w[c]
-            w = w_MC[m, start:stop]
-            for c in range(len(w)):
-                out[c] += w[c] * inner[c]
-
-
-@jit(parallel=True)
-def quadratic(a_SMM, w_MC):  # type: ignore[no-untyped-def]
-    """Sum over pairs k < m of a[m, k] w[m, c] w[k, c], (S, C): any statistic of pairs of different mixtures."""
-    out_SC = np.empty((a_SMM.shape[0], w_MC.shape[1]))
-    for s in prange(a_SMM.shape[0]):
-        _quadratic_of(a_SMM[s], w_MC, out_SC[s])
-    return out_SC
-
-
-@jit(parallel=True)
-def quadratic_columns(x_VMC, pair_P2, w_MC):  # type: ignore[no-untyped-def]
-    """The pair sums of Kendall's tau and of decisions (`correlation.TERMS`) for data that differ by column."""
-    P = pair_P2.shape[0]
-    M, C = w_MC.shape
-    out_5PC = np.zeros((5, P, C))
-    for p in prange(P):
-        i, j = pair_P2[p, 0], pair_P2[p, 1]
-        for c in range(C):
-            for m in range(1, M):
-                for k in range(m):
-                    mass = w_MC[m, c] * w_MC[k, c]
-                    dx = np.sign(x_VMC[i, m, c] - x_VMC[i, k, c])
-                    difference = x_VMC[j, m, c] - x_VMC[j, k, c]
-                    dy = np.sign(difference)
-                    wrong = mass * 0.5 * abs(dx - dy)
-                    out_5PC[0, p, c] += mass * dx * dy
-                    out_5PC[1, p, c] += mass * abs(dx)
-                    out_5PC[2, p, c] += mass * abs(dy)
-                    out_5PC[3, p, c] += wrong
-                    out_5PC[4, p, c] += wrong * abs(difference)
-    return out_5PC
 
 
 @jit()
