@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 STATISTICS = ("pearson", "spearman", "kendall")
 EXACT_PERMUTATIONS = 9  # mixtures up to which all orders are walked (362,880)
-RANK_BYTES = 128 << 20  # ranks held at once
+TINY = 1e-12  # variance of standardised data below which a resample counts as constant
+COLUMN_BYTES = 32 << 20  # of data that differ by column, at once
 KEPT = 4 << 20  # numbers (variables x columns) up to which a sample keeps its moments
 ROWS = 32  # of a triangle of pairs at a time
 
@@ -59,6 +60,8 @@ class Sample:
 
 def correlate(sample: Sample, pair_P2: NDArray[np.int64], statistic: str = "pearson") -> Array:
     """The statistic of each pair of variables in each column, (P, C); NaN where a variable is constant or missing."""
+    if statistic not in STATISTICS:
+        raise ValueError(f"no statistic '{statistic}': {', '.join(STATISTICS)}")
     pair_P2 = np.ascontiguousarray(pair_P2, dtype=np.int64).reshape(-1, 2)
     if not len(pair_P2):
         return np.empty((0, sample.w_MC.shape[1]))
@@ -76,7 +79,7 @@ def correlate(sample: Sample, pair_P2: NDArray[np.int64], statistic: str = "pear
 
 
 def _complete(sample: Sample, pair_P2: NDArray[np.int64], statistic: str) -> Array:
-    from evalengine.analysis import resampling_kernels as kernels
+    from evalengine.analysis.resampling_kernels import midranks
 
     V, M, last = sample.x_VMC.shape
     C = sample.w_MC.shape[1]
@@ -87,43 +90,65 @@ def _complete(sample: Sample, pair_P2: NDArray[np.int64], statistic: str) -> Arr
     if statistic == "pearson" and last == 1:
         return _pearson(moments(sample.x_VMC[used], sample.w_MC), pair_P2, sample.w_MC)
     x_VMC = standardise(sample.x_VMC[used])
-    if statistic == "pearson":
-        return kernels.pearson_columns(x_VMC, pair_P2, sample.w_MC)
+    if statistic != "pearson":
+        x_VMC = np.round(x_VMC, 12)  # equal accuracies stay tied
     if statistic == "kendall":
-        agree, untied_x, untied_y = pair_sums(np.round(x_VMC, 12), pair_P2, sample.w_MC, KENDALL)
-        untied = untied_x * untied_y
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(untied > 0.0, agree / np.sqrt(untied), np.nan)
-    if statistic != "spearman":
-        raise ValueError(f"no statistic '{statistic}': {', '.join(STATISTICS)}")
-    x_VMC = np.round(x_VMC, 12)  # equal accuracies stay tied
-    step = max(1, RANK_BYTES // (8 * len(x_VMC) * M))
+        return bounded_ratio(*pair_sums(x_VMC, pair_P2, sample.w_MC, KENDALL))
+    step = max(1, COLUMN_BYTES // (8 * len(x_VMC) * M))
     out_PC = np.empty((len(pair_P2), C))
     for start in range(0, C, step):
         part = slice(start, start + step)
         w_MC = np.ascontiguousarray(sample.w_MC[:, part])
         x_part = x_VMC if last == 1 else np.ascontiguousarray(x_VMC[:, :, part])
-        out_PC[:, part] = kernels.pearson_columns(kernels.midranks(x_part, w_MC), pair_P2, w_MC)
+        if statistic == "spearman":
+            x_part = midranks(x_part, w_MC)
+        out_PC[:, part] = _pearson_by_column(x_part, pair_P2, w_MC)
     return out_PC
 
 
 def moments(x_VMC: Array, w_MC: Array) -> Moments:
     """Of variables (V, M, 1) that are the same in every column."""
-    from evalengine.analysis import resampling_kernels as kernels
-
-    x_VM = np.ascontiguousarray(standardise(x_VMC)[:, :, 0])
-    mean_VC, inverse_VC = np.empty((2, len(x_VM), w_MC.shape[1]))
-    kernels.moments(x_VM, w_MC, mean_VC, inverse_VC)
-    return Moments(x_VM, mean_VC, inverse_VC)
+    x_VMC = standardise(x_VMC)
+    mean_VC, square_VC = weighted_sums(x_VMC, w_MC), weighted_sums(x_VMC**2, w_MC)
+    variance_VC = square_VC - mean_VC**2
+    variance_VC[variance_VC <= TINY] = np.nan
+    return Moments(x_VMC[:, :, 0], mean_VC, 1.0 / np.sqrt(variance_VC))
 
 
 def _pearson(of: Moments, pair_P2: NDArray[np.int64], w_MC: Array) -> Array:
-    from evalengine.analysis import resampling_kernels as kernels
+    from evalengine.analysis.resampling_kernels import pearson
 
     value_PC = np.empty((len(pair_P2), w_MC.shape[1]))
-    kernels.pearson(of.x_VM, pair_P2, w_MC, of.mean_VC, of.inverse_VC, value_PC)
+    pearson(of.x_VM, pair_P2, w_MC, of.mean_VC, of.inverse_VC, value_PC)
     value_PC[:, 0] = value_PC[:, 0].clip(-1.0, 1.0)
     return value_PC
+
+
+def _pearson_by_column(x_VMC: Array, pair_P2: NDArray[np.int64], w_MC: Array) -> Array:
+    """As `_pearson`, for data that differ from column to column (resampled items, ranks)."""
+    deviation_VMC = x_VMC - weighted_sums(x_VMC, w_MC)[:, None]
+    weighted_VMC = w_MC * deviation_VMC
+    variance_VC = (weighted_VMC * deviation_VMC).sum(axis=1)
+    i_P, j_P = pair_P2.T
+    covariance_PC = np.stack([(weighted_VMC[i] * deviation_VMC[j]).sum(axis=0) for i, j in pair_P2])
+    return bounded_ratio(covariance_PC, variance_VC[i_P], variance_VC[j_P])
+
+
+def bounded_ratio(xy: Array, xx: Array, yy: Array) -> Array:
+    """Covariances over the roots of both variances, in [-1, 1]; NaN where a variance is not above TINY."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r: Array = np.where((xx > TINY) & (yy > TINY), xy / np.sqrt(xx * yy), np.nan)
+    return r.clip(-1.0, 1.0)
+
+
+def weighted_sums(x_SMC: Array, w_MC: Array) -> Array:
+    """Sum over mixtures of values, the same in every column (S, M, 1) or not (S, M, C), times their weights, (S, C)."""
+    from evalengine.analysis import resampling_kernels as kernels
+
+    if x_SMC.shape[2] > 1:
+        return np.stack([(x_MC * w_MC).sum(axis=0) for x_MC in x_SMC])
+    sums: Array = kernels.weighted_sums(np.ascontiguousarray(x_SMC[:, :, 0]), w_MC)
+    return sums
 
 
 # Terms of a pair of different mixtures, in this order. agree: sign of the difference in x times that in y; untied: 1 where
@@ -184,15 +209,10 @@ def ranks(x_VM: Array) -> Array:
 
 def similarity_terms(x_SM: Array, y_SM: Array) -> Array:
     """A[s, m, k] = z(x)_m z(y)_k / M, so that sum_m A[s, m, perm(m)] is r with y permuted; NaN for constants."""
-
-    def z(v_SM: Array) -> Array:
-        sd = v_SM.std(axis=1, keepdims=True)
-        constant = sd <= 1e-12 * np.maximum(np.abs(v_SM.mean(axis=1, keepdims=True)), 1e-300)
-        return np.where(
-            constant, np.nan, (v_SM - v_SM.mean(axis=1, keepdims=True)) / np.where(constant, 1.0, sd)
-        )
-
-    return z(x_SM)[:, :, None] * z(y_SM)[:, None, :] / x_SM.shape[1]
+    x_SM, y_SM = (standardise(v_SM[:, :, None])[:, :, 0] for v_SM in (x_SM, y_SM))
+    a_SMM = x_SM[:, :, None] * y_SM[:, None, :] / x_SM.shape[1]
+    a_SMM[~(x_SM.any(axis=1) & y_SM.any(axis=1))] = np.nan
+    return a_SMM
 
 
 def permutation_p(a_SMM: Array, seed: int = 0, count: int = 100_000) -> Array:

@@ -21,7 +21,6 @@ from numba import prange
 
 from evalengine.analysis.jit import jit
 
-TINY = 1e-12  # variance below which a standardised variable counts as constant within a resample
 TILE = 512  # columns at a time: 9 mixtures x 512 x 8 bytes stay in the first-level cache
 TILE_BYTES = 256 << 10  # of weights at a time where mixtures are many: they stay in the second-level cache
 NARROW = 64  # columns at a time at least
@@ -35,76 +34,47 @@ def _tile(M):  # type: ignore[no-untyped-def]
 
 
 @jit(fastmath={"contract"})
-def _moments_of(x_M, w_MC, start, mean, square):  # type: ignore[no-untyped-def]
-    mean[:] = 0.0
-    square[:] = 0.0
-    for m in range(len(x_M)):
-        x = x_M[m]
-        w = w_MC[m, start : start + len(mean)]
-        for c in range(len(w)):
-            mean[c] += x * w[c]
-            square[c] += x * x * w[c]
-    for c in range(len(mean)):
-        variance = square[c] - mean[c] * mean[c]
-        square[c] = 1.0 / np.sqrt(variance) if variance > TINY else np.nan
-
-
-@jit(parallel=True)
-def moments(x_VM, w_MC, mean_VC, inverse_VC):  # type: ignore[no-untyped-def]
-    """Fills the weighted mean and 1/sd of each variable in each column (NaN where the variance is below TINY)."""
-    C, width = w_MC.shape[1], _tile(len(w_MC))
-    for tile in prange((C + width - 1) // width):
-        start, stop = tile * width, min(tile * width + width, C)
-        for v in range(x_VM.shape[0]):
-            _moments_of(x_VM[v], w_MC, start, mean_VC[v, start:stop], inverse_VC[v, start:stop])
-
-
-@jit(fastmath={"contract"})
-def _weighted_of(a_M, w_MC, start, out):  # type: ignore[no-untyped-def]
-    out[:] = 0.0
-    for m in range(len(a_M)):
+def _add_weighted(a_M, w_MC, start, out):  # type: ignore[no-untyped-def]
+    """Adds sum_m a[m] w[m, c] to `out`, which begins at column `start`."""
+    # A function of its own: inside `prange` LLVM cannot tell that these arrays do not overlap, and does not
+    # vectorise.
+    M, stop = len(a_M), start + len(out)
+    for m in range(0, M - 2, 3):  # three at a time: fewer passes over the tile
+        a, b, d = a_M[m], a_M[m + 1], a_M[m + 2]
+        u, v, w = w_MC[m, start:stop], w_MC[m + 1, start:stop], w_MC[m + 2, start:stop]
+        for c in range(len(out)):
+            out[c] += a * u[c] + b * v[c] + d * w[c]
+    for m in range(M - M % 3, M):
         a = a_M[m]
-        w = w_MC[m, start : start + len(out)]
-        for c in range(len(w)):
-            out[c] += a * w[c]
+        u = w_MC[m, start:stop]
+        for c in range(len(out)):
+            out[c] += a * u[c]
 
 
 @jit(parallel=True)
 def weighted_sums(a_SM, w_MC):  # type: ignore[no-untyped-def]
     """Sum over mixtures of a[s, m] w[m, c], (S, C): a matrix product whose bits do not depend on the number of threads."""
     C, width = w_MC.shape[1], _tile(len(w_MC))
-    out_SC = np.empty((a_SM.shape[0], C))
+    out_SC = np.zeros((a_SM.shape[0], C))
     for tile in prange((C + width - 1) // width):
         start, stop = tile * width, min(tile * width + width, C)
         for s in range(a_SM.shape[0]):
-            _weighted_of(a_SM[s], w_MC, start, out_SC[s, start:stop])
+            _add_weighted(a_SM[s], w_MC, start, out_SC[s, start:stop])
     return out_SC
 
 
 @jit(fastmath={"contract"})
 def _pearson_of(x_M, y_M, w_MC, start, mean_x, mean_y, inverse_x, inverse_y, out):  # type: ignore[no-untyped-def]
-    # A function of its own: inside `prange` LLVM cannot tell that these arrays do not overlap, and does not
-    # vectorise.
-    M, stop = len(x_M), start + len(out)
     for c in range(len(out)):
         out[c] = -mean_x[c] * mean_y[c]
-    for m in range(0, M - 2, 3):  # three at a time: fewer passes over the tile
-        a, b, d = x_M[m] * y_M[m], x_M[m + 1] * y_M[m + 1], x_M[m + 2] * y_M[m + 2]
-        u, v, w = w_MC[m, start:stop], w_MC[m + 1, start:stop], w_MC[m + 2, start:stop]
-        for c in range(len(out)):
-            out[c] += a * u[c] + b * v[c] + d * w[c]
-    for m in range(M - M % 3, M):
-        a = x_M[m] * y_M[m]
-        u = w_MC[m, start:stop]
-        for c in range(len(out)):
-            out[c] += a * u[c]
+    _add_weighted(x_M * y_M, w_MC, start, out)
     for c in range(len(out)):
         out[c] *= inverse_x[c] * inverse_y[c]
 
 
 @jit(parallel=True)
 def pearson(x_VM, pair_P2, w_MC, mean_VC, inverse_VC, out_PC):  # type: ignore[no-untyped-def]
-    """Fills the weighted Pearson r of each pair in each column. `x_VM` is standardised, see `moments`.
+    """Fills the weighted Pearson r of each pair in each column, see `correlation.Moments`.
 
     Rounding may leave |r| a few 1e-9 above 1 in a column close to degenerate.
     """
@@ -117,36 +87,6 @@ def pearson(x_VM, pair_P2, w_MC, mean_VC, inverse_VC, out_PC):  # type: ignore[n
             inverse_x, inverse_y = inverse_VC[i, start:stop], inverse_VC[j, start:stop]
             out = out_PC[p, start:stop]
             _pearson_of(x_VM[i], x_VM[j], w_MC, start, mean_x, mean_y, inverse_x, inverse_y, out)
-
-
-@jit(parallel=True)
-def pearson_columns(x_VMC, pair_P2, w_MC):  # type: ignore[no-untyped-def]
-    """As `pearson`, for data that differ from column to column (resampled items, ranks)."""
-    P = pair_P2.shape[0]
-    M, C = w_MC.shape
-    out_PC = np.empty((P, C))
-    for p in prange(P):
-        i, j = pair_P2[p, 0], pair_P2[p, 1]
-        for c in range(C):
-            mean_x = 0.0
-            mean_y = 0.0
-            for m in range(M):
-                mean_x += w_MC[m, c] * x_VMC[i, m, c]
-                mean_y += w_MC[m, c] * x_VMC[j, m, c]
-            xx = 0.0
-            yy = 0.0
-            xy = 0.0
-            for m in range(M):
-                dx = x_VMC[i, m, c] - mean_x
-                dy = x_VMC[j, m, c] - mean_y
-                xx += w_MC[m, c] * dx * dx
-                yy += w_MC[m, c] * dy * dy
-                xy += w_MC[m, c] * dx * dy
-            if xx > TINY and yy > TINY:
-                out_PC[p, c] = max(-1.0, min(1.0, xy / np.sqrt(xx * yy)))
-            else:
-                out_PC[p, c] = np.nan
-    return out_PC
 
 
 @jit(parallel=True)
