@@ -133,7 +133,7 @@ def intervals(value_SC: Array, plan: Resamples, level: float = 0.95) -> Interval
     """
     from scipy.special import ndtr, ndtri
 
-    from evalengine.analysis.resampling_kernels import below, quantiles
+    from evalengine.analysis.numba_kernels import below, quantiles
 
     value_SC = np.ascontiguousarray(value_SC, dtype=np.float64)
     estimate = value_SC[:, 0].copy()

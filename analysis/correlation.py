@@ -79,7 +79,7 @@ def correlate(sample: Sample, pair_P2: NDArray[np.int64], statistic: str = "pear
 
 
 def _complete(sample: Sample, pair_P2: NDArray[np.int64], statistic: str) -> Array:
-    from evalengine.analysis.resampling_kernels import midranks
+    from evalengine.analysis.numba_kernels import midranks
 
     V, M, last = sample.x_VMC.shape
     C = sample.w_MC.shape[1]
@@ -116,7 +116,7 @@ def moments(x_VMC: Array, w_MC: Array) -> Moments:
 
 
 def _pearson(of: Moments, pair_P2: NDArray[np.int64], w_MC: Array) -> Array:
-    from evalengine.analysis.resampling_kernels import pearson
+    from evalengine.analysis.numba_kernels import pearson
 
     value_PC = np.empty((len(pair_P2), w_MC.shape[1]))
     pearson(of.x_VM, pair_P2, w_MC, of.mean_VC, of.inverse_VC, value_PC)
@@ -143,7 +143,7 @@ def bounded_ratio(xy: Array, xx: Array, yy: Array) -> Array:
 
 def weighted_sums(x_SMC: Array, w_MC: Array) -> Array:
     """Sum over mixtures of values, the same in every column (S, M, 1) or not (S, M, C), times their weights, (S, C)."""
-    from evalengine.analysis import resampling_kernels as kernels
+    from evalengine.analysis import numba_kernels as kernels
 
     if x_SMC.shape[2] > 1:
         return np.stack([(x_MC * w_MC).sum(axis=0) for x_MC in x_SMC])
@@ -221,7 +221,7 @@ def permutation_p(a_SMM: Array, seed: int = 0, count: int = 100_000) -> Array:
     All orders for M <= 9 (no Monte-Carlo error), else `count` seeded ones with the observed order counted in.
     A category's mean r is such a statistic too: the mean of its benchmarks' A, all permuted together.
     """
-    from evalengine.analysis.permutation_kernels import permutation_hits
+    from evalengine.analysis.numba_kernels import permutation_hits
 
     M = a_SMM.shape[1]
     usable = np.isfinite(a_SMM).all(axis=(1, 2))

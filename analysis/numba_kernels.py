@@ -1,4 +1,4 @@
-"""Numba kernels of the bootstrap: correlations and order statistics over many weightings of the same few mixtures.
+"""Numba kernels: correlations, ranks and order statistics over many weightings of the same few mixtures, permutations.
 
 A resample is a column of weights, not a copy of the data: `w_MC[m, c]` is how often mixture m is in resample
 c over the column's total. A weighted correlation of variables i and j in every column is then one product per
@@ -10,21 +10,41 @@ not, and page faults would cost more than the arithmetic.
 
 Cost: P pairs, M mixtures, C columns: 2*P*M*C FLOPs for Pearson. Nothing is drawn in here.
 
-Dims: V variables, M mixtures, C columns (resamples), P pairs of variables, S statistics, Q quantiles.
+Dims: V variables, M mixtures, C columns (resamples), P pairs of variables, S statistics, Q quantiles, N permutations.
 NaN marks a degenerate column: one in which a variable has no spread.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numba
 import numpy as np
 from numba import prange
-
-from evalengine.analysis.jit import jit
 
 TILE = 512  # columns at a time: 9 mixtures x 512 x 8 bytes stay in the first-level cache
 TILE_BYTES = 256 << 10  # of weights at a time where mixtures are many: they stay in the second-level cache
 NARROW = 64  # columns at a time at least
 BINS = 2048  # histogram bins of the weighted selection
+PERMUTATIONS = 256  # at a time
+
+
+def jit(parallel: bool = False, fastmath: bool | set[str] = False) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit` with its cache on disk, if there is a place for one.
+
+    Numba raises where it finds no folder to cache in (a package installed read-only, a home that cannot be written). The
+    kernels then compile in memory, which costs some seconds a process instead of a failure.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        options: dict[str, Any] = {"parallel": parallel, "fastmath": fastmath, "nogil": True}
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except (RuntimeError, OSError):
+            return numba.njit(cache=False, **options)(function)
+
+    return decorate
 
 
 @jit()
@@ -250,3 +270,34 @@ def quantiles(value_SR, weight_R, prob_SQ, linear):  # type: ignore[no-untyped-d
     for s in prange(value_SR.shape[0]):
         _quantiles_of(value_SR[s], weight_R, prob_SQ[s], linear, out_SQ[s])
     return out_SQ
+
+
+@jit()
+def _add_terms(a_MS, order_N, total_NS):  # type: ignore[no-untyped-def]
+    for n in range(len(order_N)):
+        row, total = a_MS[order_N[n]], total_NS[n]
+        for s in range(len(total)):
+            total[s] += row[s]
+
+
+@jit(parallel=True)
+def permutation_hits(a_MMS, perm_MN, threshold_S):  # type: ignore[no-untyped-def]
+    """How many of the given permutations (column n is one) have |sum_m A[m, perm(m)]| >= threshold, (S,).
+
+    Statistics lie innermost and a block of permutations passes one mixture after the other, so that what one step reads
+    stays in the cache.
+    """
+    M, N = perm_MN.shape
+    S = a_MMS.shape[2]
+    blocks = (N + PERMUTATIONS - 1) // PERMUTATIONS
+    hits_KS = np.zeros((blocks, S), dtype=np.int64)
+    for k in prange(blocks):
+        start, stop = k * PERMUTATIONS, min(k * PERMUTATIONS + PERMUTATIONS, N)
+        total_NS = np.zeros((stop - start, S))
+        for m in range(M):
+            _add_terms(a_MMS[m], perm_MN[m, start:stop], total_NS)
+        for n in range(stop - start):
+            for s in range(S):
+                if abs(total_NS[n, s]) >= threshold_S[s]:
+                    hits_KS[k, s] += 1
+    return hits_KS.sum(axis=0)
