@@ -45,7 +45,6 @@ def alignment(data: Data) -> Group:
     values, n, notes = {}, {}, {}
     for scale in panel.scales:
         a, c = data.sample("accuracy", scale), data.sample("confidence", scale)
-        total = len(panel.mixtures)
         rows: list[Array] = []
         persistence: list[Array] = []
         said: list[Note] = []
@@ -70,7 +69,7 @@ def alignment(data: Data) -> Group:
             persistence.append(correlate(pair, np.array([[0, 1]]), data.statistic)[0])
         values[scale] = data.reportable(np.array(rows + persistence))
         present = np.isfinite(panel.values["accuracy"][panel.scales.index(scale)]).any(axis=(0, 2))
-        n[scale] = np.full(len(labels), min(total, int(present.sum())))
+        n[scale] = np.full(len(labels), int(present.sum()))
         values[scale][n[scale] < 4] = np.nan
         notes[scale] = said + [Note()] * len(persistence)
     return Group("alignment", "accuracy,confidence", labels, values, n, notes)
