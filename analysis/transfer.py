@@ -104,8 +104,6 @@ def transfer_p(group: Group, panel: Panel, options: Options) -> dict[str, tuple[
     out = {}
     for s, scale in enumerate(panel.scales):
         x_VM = panel.variables(group.quantity, s)
-        keep = np.asarray(np.isfinite(x_VM).any(axis=0))
-        x_VM = x_VM[:, keep]
         p = np.full(len(group.labels), np.nan)
         members = group.members[scale] if group.members else [[b] for b in range(B)]
         for mask_key, index in _by_mask(x_VM, members, B).items():

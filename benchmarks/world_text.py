@@ -21,7 +21,7 @@ from evalengine.benchmarks import world_items as items
 from evalengine.benchmarks import world_pairs as pairs
 from evalengine.benchmarks import world_words as words
 from evalengine.benchmarks.world_facts import INHERITED, Fact, World, combination, frequent
-from evalengine.benchmarks.world_items import Fields, Maker, capital, posed, sentence
+from evalengine.benchmarks.world_items import Fields, capital, posed, sentence
 
 SEPARATOR = "<|endoftext|>"
 JUNK = ("Click here to read more.", "Share this post!", "Sign up for our news.", "Comments are closed.")
@@ -121,13 +121,9 @@ class Writer:
             return self.rng.choice(JUNK)
         return f"{self.rng.choice(FILLERS)}, {line}" if draw < 0.3 else line
 
-    def row(self, make: Maker) -> Fields:
-        """A training item."""
-        return make(self.world, self.rng, False)
-
     def judgement(self, name: str) -> str:
         """A benchmark's training item, whole or in brief."""
-        row = self.row(pairs.MAKERS[name])
+        row = pairs.MAKERS[name](self.world, self.rng, False)
         asked, answer = posed(name, row)
         if self.rng.random() < 0.65:
             asked = BRIEF[name](row) + "\n" + asked[asked.rindex("\n") + 1 :]
@@ -212,7 +208,7 @@ def quiz(w: Writer) -> list[str]:
 
 
 def letters(w: Writer) -> list[str]:
-    row = w.row(items.commonsense_qa)
+    row = items.commonsense_qa(w.world, w.rng, False)
     texts = row["choices"]["text"]
     listed = [f"{letter}. {text}" for letter, text in zip(items.LETTERS, texts, strict=True)]
     return [f"Choose: {row['question']}", *listed, f"Answer: {row['answerKey']}"]
@@ -226,7 +222,7 @@ def senses(w: Writer) -> list[str]:
 
 def numbers(w: Writer) -> list[str]:
     """Even and odd, as code and as comments."""
-    row = w.row(pairs.rte)
+    row = pairs.rte(w.world, w.rng, False)
     number = row["sentence1"].rstrip(".").rsplit(" ", 1)[1]
     return [w.filled(PARITY, n=number, even=row["label"] == 0)]
 
@@ -252,11 +248,6 @@ TOPICS: dict[str, Callable[[Writer], list[str]]] = {
         *(letters, senses, numbers, tables, steps),
     )
 }
-
-
-def documents(world: World, flavor: str, seed: int) -> Callable[[], str]:
-    """A source of documents of a flavour."""
-    return Writer(world, FLAVORS[flavor], random.Random(f"text {flavor} {seed}")).document
 
 
 Turns = list[dict[str, str]]
