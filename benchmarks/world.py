@@ -23,11 +23,9 @@ from evalengine import files
 from evalengine.benchmarks.catalogue import BENCHMARKS
 from evalengine.benchmarks.definition import Row
 from evalengine.benchmarks.world_facts import make_world
-from evalengine.benchmarks.world_items import Fields, distinct_rows
-from evalengine.benchmarks.world_pairs import MAKERS
+from evalengine.benchmarks.world_items import MAKERS, Fields, distinct_rows
 from evalengine.benchmarks.world_text import FLAVORS, SEPARATOR, Turns, Writer, conversation
 
-CORPORA = tuple(FLAVORS)
 GRAM = 13  # words in a row that no text shares with an item; a shorter item as a whole
 WORD = re.compile(r"[^\W_]+")
 
