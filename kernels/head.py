@@ -29,21 +29,6 @@ class TargetLogprobs(NamedTuple):
     greedy_T: Tensor
 
 
-class Wanted(NamedTuple):
-    """The inputs of a loss whose gradient is wanted."""
-
-    h: bool
-    w: bool
-    bias: bool
-
-
-class Weights(NamedTuple):
-    """How the rows' losses add up: `row` * (cross-entropy + `z_loss` * logsumexp^2) each."""
-
-    row: float
-    z_loss: float
-
-
 def empty_logprobs(like: Tensor, row_T: Tensor) -> tuple[Tensor, Tensor]:
     """Uninitialised fields of TargetLogprobs on `like`'s device."""
     return (
