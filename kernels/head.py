@@ -37,16 +37,6 @@ def empty_logprobs(like: Tensor, row_T: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def crop_vocabulary(
-    w_VD: Tensor, bias_V: Tensor | None, vocab_size: int | None
-) -> tuple[Tensor, Tensor | None]:
-    """The head without the padding beyond `vocab_size`."""
-    if vocab_size is None or vocab_size == w_VD.shape[0]:
-        return w_VD, bias_V
-    check_vocab_size(vocab_size, w_VD.shape[0])
-    return w_VD[:vocab_size], None if bias_V is None else bias_V[:vocab_size]
-
-
 def check_vocab_size(vocab_size: int, padded: int) -> None:
     """Raises unless vocab_size is within the padded vocabulary."""
     if not 0 < vocab_size <= padded:
