@@ -1,25 +1,24 @@
 """Who does what next: units of work, longest first, checkpoints kept together. Plain Python, no Ray.
 
-A unit is a checkpoint on a benchmark, or a part of it. A worker goes on with the checkpoint that it has loaded; then takes one
+A unit is a checkpoint on a benchmark. A worker goes on with the checkpoint that it has loaded; then takes one
 that nobody has, the costliest first; then helps where most is left, if that pays for loading the weights once more.
 """
 
 from __future__ import annotations
 
+import bisect
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import NamedTuple
 
 STRIKES = 3  # failures after which a checkpoint is set aside
 
 
 class Unit(NamedTuple):
-    """`part` of `parts` of a checkpoint's benchmark. Cost: the plan's tokens x the weights' bytes."""
+    """A checkpoint on a benchmark. Cost: the plan's tokens x the weights' bytes."""
 
     checkpoint: str
     benchmark: str
-    part: int
-    parts: int
     cost: float
 
 
@@ -34,13 +33,8 @@ class Schedule:
         self.seconds_per_cost: float | None = None  # measured, of units
         self.load_s: float | None = None  # measured, of loading a checkpoint
 
-    def add(self, units: Iterable[Unit]) -> None:
-        touched = set()
-        for unit in units:
-            self._units[unit.checkpoint].append(unit)
-            touched.add(unit.checkpoint)
-        for name in touched:
-            self._units[name].sort(key=lambda u: (u.cost, u.benchmark, -u.part))
+    def add(self, unit: Unit) -> None:
+        bisect.insort(self._units[unit.checkpoint], unit, key=lambda u: (u.cost, u.benchmark))
 
     def unseen(self) -> int:
         return len(self._unseen)
@@ -109,10 +103,7 @@ class Schedule:
         self._strikes[name] += 1
         return self._strikes[name] >= STRIKES
 
-    def drop(self, name: str, benchmark: str | None = None) -> None:
-        """Forgets what is pending of a checkpoint, or of one of its benchmarks."""
-        if benchmark is None:
-            self._unseen.pop(name, None)
-            self._units.pop(name, None)
-        else:
-            self._units[name] = [u for u in self._units[name] if u.benchmark != benchmark]
+    def drop(self, name: str) -> None:
+        """Forgets what is pending of a checkpoint."""
+        self._unseen.pop(name, None)
+        self._units.pop(name, None)

@@ -35,8 +35,6 @@ class Work(NamedTuple):
     category: str
     plan_key: str
     plan: list[Any]
-    part: int
-    parts: int
     path: Path
     metadata: dict[str, str]
     ahead: Checkpoint | None  # the checkpoint that this worker will probably have next
@@ -52,7 +50,7 @@ class Scored(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """`kind`: final (the checkpoint's own fault), again (worth another try), whole (score it uncut), full (disk)."""
+    """`kind`: final (the checkpoint's own fault), again (worth another try), full (disk)."""
 
     kind: str
     reason: str
@@ -115,7 +113,6 @@ class Scorer:
 
     def _run(self, work: Work) -> Scored | Failure:
         from evalengine import runner, store
-        from evalengine.cluster import parts
         from evalengine.score_table import score_table
 
         load_s = self._load(work)
@@ -125,18 +122,10 @@ class Scorer:
         encoded = self._plan(work)
         self._progress()
         started = time.monotonic()
-        if work.parts > 1:
-            try:
-                scores = parts.score_part(
-                    self._backend, encoded.sequences, work.part, work.parts, self._progress
-                )
-            except parts.PartFailed:
-                return Failure("whole", "a part of it failed")
-        else:
-            scores = runner.scores_of(self._backend, encoded, work.benchmark, self._progress)
+        scores = runner.scores_of(self._backend, encoded, work.benchmark, self._progress)
         seconds = time.monotonic() - started
         notes = list(self._backend.notes)
-        if work.parts > 1 or not self._visible:
+        if not self._visible:
             return Scored(load_s, seconds, notes, scores)
         table = score_table(work.checkpoint, work.benchmark, work.category, encoded, scores)
         try:

@@ -2,8 +2,8 @@
 
     identify -> plan -> units -> workers -> store          # the same files, byte for byte, as runner.score writes
 
-A worker writes a result itself where it sees the store's folder; else, and for benchmarks cut in parts, the driver does. A
-worker or node that goes costs the unit it had; the driver, when killed, costs the units under way: the same command goes on.
+A worker writes a result itself where it sees the store's folder; else the driver does. A worker or node that goes costs the unit
+it had; the driver, when killed, costs the units under way: the same command goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from evalengine import __version__, console, runner, store
 from evalengine.backends import BackendSpec
 from evalengine.checkpoints import Checkpoint, weight_files
-from evalengine.cluster import connect, parts
+from evalengine.cluster import connect
 from evalengine.cluster.planning import Plan, Plans, text_size
 from evalengine.cluster.pool import Cluster, Ended, Need, Pool, Worker, need_of
 from evalengine.cluster.schedule import STRIKES, Schedule, Unit
@@ -30,6 +30,7 @@ from evalengine.outcomes import Display, Outcome, Outcomes, run_record
 from evalengine.plans import Planner
 from evalengine.resume import Options, Task, decide, tasks_of
 from evalengine.score_table import score_table
+from evalengine.types import Scores
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
@@ -49,8 +50,6 @@ class State:
     left: set[str] | None = None
     tasks: dict[str, Task] = field(default_factory=dict)
     unplanned: int = 0  # plans that are asked for
-    parts: dict[str, dict[int, Scored]] = field(default_factory=dict)
-    whole: set[str] = field(default_factory=set)  # benchmarks that must not be cut
     seconds: float = 0.0
 
     @property
@@ -178,14 +177,12 @@ class Run:
             known = (planned.checkpoint, planned.benchmark) in self.plan_of
             self.plan_of[planned.checkpoint, planned.benchmark] = planned.plan
             if wanted and not known and not state.finished:
-                self._add_units(state, planned.benchmark)
+                self._add_unit(state, planned.benchmark)
 
-    def _add_units(self, state: State, benchmark: str) -> None:
+    def _add_unit(self, state: State, benchmark: str) -> None:
         plan = self.plan_of[state.checkpoint.name, benchmark]
-        tokens = len(plan.encoded.sequences.token_S)
-        n = 1 if benchmark in state.whole else parts.count(tokens, self.spec.name)
-        cost = tokens * max(state.size, 1.0) / n
-        self.schedule.add(Unit(state.checkpoint.name, benchmark, part, n, cost) for part in range(n))
+        cost = len(plan.encoded.sequences.token_S) * max(state.size, 1.0)
+        self.schedule.add(Unit(state.checkpoint.name, benchmark, cost))
         self.emit(Noted(state.checkpoint.name, plan.encoded.notes))
 
     # --- handing out
@@ -222,14 +219,11 @@ class Run:
             task.items.category,
             plan.key,
             [plan.ref],
-            unit.part,
-            unit.parts,
             task.path,
             task.metadata,
             None if ahead is None else self.states[ahead].checkpoint,
         )
-        of = f" {unit.part + 1}/{unit.parts}" if unit.parts > 1 else ""
-        worker.loaded, worker.doing = unit.checkpoint, f"{unit.checkpoint}: {unit.benchmark}{of}"
+        worker.loaded, worker.doing = unit.checkpoint, f"{unit.checkpoint}: {unit.benchmark}"
         pool.give(worker, unit, worker.actor.run.remote(work), self._limit(unit.checkpoint))
 
     def _limit(self, name: str) -> float:
@@ -264,12 +258,6 @@ class Run:
             raise OSError(int(number), os.strerror(int(number)), path)
         if failure.kind == "final":
             self._fail(state, failure.reason)
-        elif failure.kind == "whole" and isinstance(task, Unit):
-            state.whole.add(task.benchmark)
-            state.parts.pop(task.benchmark, None)
-            self.schedule.drop(task.checkpoint, task.benchmark)
-            if not state.finished:
-                self._add_units(state, task.benchmark)
         else:
             # What a process that met an error it does not know still computes is not relied upon.
             self.promised.pop(worker.number, None)
@@ -285,8 +273,8 @@ class Run:
             return
         if isinstance(task, str):
             self.schedule.again(task)
-        elif task.parts == 1 or task.benchmark not in state.whole:
-            self.schedule.add([task])
+        else:
+            self.schedule.add(task)
 
     def _identified(self, state: State, checkpoint: Checkpoint) -> None:
         if state.finished:
@@ -306,7 +294,7 @@ class Run:
         state.left = {task.items.benchmark for task in decision.pending}
         for task in decision.pending:
             if (checkpoint.name, task.items.benchmark) in self.plan_of:
-                self._add_units(state, task.items.benchmark)
+                self._add_unit(state, task.items.benchmark)
             else:
                 state.unplanned += 1
                 self.plans.ask(state.checkpoint, task.items)
@@ -316,16 +304,11 @@ class Run:
         state.seconds += scored.seconds + scored.load_s
         self.schedule.measured(unit.cost, scored.seconds, scored.load_s)
         self.emit(Noted(state.checkpoint.name, tuple(scored.notes)))
-        if state.finished or (unit.parts > 1 and unit.benchmark in state.whole):
+        if state.finished:
             return
         if scored.scores is not None:
-            held = state.parts.setdefault(unit.benchmark, {})
-            held[unit.part] = scored
-            if len(held) < unit.parts:
-                return
-            del state.parts[unit.benchmark]
             try:
-                self._write(state, unit.benchmark, [held[part] for part in range(unit.parts)])
+                self._write(state, unit.benchmark, scored.scores)
             except UserError as error:
                 self._fail(state, str(error))
                 return
@@ -340,9 +323,8 @@ class Run:
         if state.finished:
             self.emit(Finished(state.checkpoint.name, state.seconds))
 
-    def _write(self, state: State, benchmark: str, scored: list[Scored]) -> None:
+    def _write(self, state: State, benchmark: str, scores: Scores) -> None:
         task, plan = state.tasks[benchmark], self.plan_of[state.checkpoint.name, benchmark]
-        scores = parts.merge([s.scores for s in scored if s.scores is not None])
         table = score_table(state.checkpoint, benchmark, task.items.category, plan.encoded, scores)
         store.write(task.path, table, task.metadata)
 
@@ -357,7 +339,6 @@ class Run:
         if state.finished:
             return
         state.failed = True
-        state.parts.clear()
         self.schedule.drop(state.checkpoint.name)
         self.emit(Failed(state.checkpoint.name, reason))
         self._finish(state)

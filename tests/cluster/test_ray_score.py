@@ -15,7 +15,7 @@ import pytest
 
 from cluster.conftest import files, own, score
 from evalengine import store
-from evalengine.cluster import parts, scoring
+from evalengine.cluster import scoring
 from evalengine.cluster import shared as shared_folder
 
 RAY = ("--ray", "local", "--workers", 2, "--cpus-per-worker", 1)
@@ -31,10 +31,8 @@ def test_two_workers_write_the_bytes_of_one_process_and_nothing_twice(
     bench: Path,
     reference: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(parts, "PART_TOKENS", 6_000)  # so that some benchmarks are cut
     out = tmp_path / "scores"
     assert score(ckpts, bench, out, *RAY) == 0
     assert files(out) == files(reference)
