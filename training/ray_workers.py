@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import secrets
 import socket
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,6 @@ from evalengine import __version__, console
 from evalengine.cluster import connect
 from evalengine.cluster.pool import Cluster, Ended, Pool, need_of
 from evalengine.cluster.schedule import STRIKES
-from evalengine.cluster.shared import Token, visible
 from evalengine.errors import UserError
 from evalengine.files import cores
 from evalengine.training import export
@@ -37,14 +38,14 @@ class Trainer:
     def __init__(self, threads: int, messages: Any, version: str) -> None:
         self._threads, self._messages, self._version = threads, messages, version
 
-    def hello(self, probe: Path, token: str) -> tuple[str, str]:
+    def hello(self, probe: Path) -> tuple[str, str]:
         import ray
         import torch
 
         host = socket.gethostname()
         if self._version != __version__:
             raise UserError(f"evalengine {__version__} is installed on {host}, not {self._version}")
-        if not visible(probe, token):
+        if not probe.exists():
             raise UserError(
                 f"{probe.parent} is not there on {host}: give --out a folder that all nodes share"
             )
@@ -70,7 +71,7 @@ def run_on(cluster: Cluster, todo: list[Job]) -> tuple[list[Result], dict[str, s
     """Trains `todo` on a cluster. Raises UserError where it cannot be reached or does not share the output folder."""
     study = todo[0].study
     cpus = max(cores(), cluster.workers * (cluster.cpus or 1)) if cluster.workers else None
-    with connect.connected(cluster.address, cpus=cpus), Token(work_folder(todo[0].out)) as shared:
+    with connect.connected(cluster.address, cpus=cpus), probe_in(work_folder(todo[0].out)) as probe:
         from ray.util.queue import Queue
 
         ray = connect.import_ray()
@@ -86,11 +87,24 @@ def run_on(cluster: Cluster, todo: list[Job]) -> tuple[list[Result], dict[str, s
         trainer = (study.threads or need.cpus, messages, __version__)
         with (
             Board(todo) as board,
-            Pool(Trainer, trainer, (shared.probe, shared.text), need, cluster.workers) as pool,
+            Pool(Trainer, trainer, (probe,), need, cluster.workers) as pool,
         ):
             Grid(chains(todo), board).go(pool, messages)
         messages.shutdown(force=True)
     return board.finished, board.failed
+
+
+@contextlib.contextmanager
+def probe_in(folder: Path) -> Iterator[Path]:
+    """A file in `folder` that nobody else can have named so: a worker that finds it shares the folder."""
+    for old in folder.glob(".probe-*"):  # of a killed driver: the folder is locked, so it is no other's
+        old.unlink(missing_ok=True)
+    probe = folder.resolve() / f".probe-{secrets.token_hex(8)}"
+    probe.touch()
+    try:
+        yield probe
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 class Grid:

@@ -18,7 +18,6 @@ CLOSE_S = 10.0
 
 
 class Plan(NamedTuple):
-    key: str
     encoded: Encoded
     ref: Any  # Ray's reference to `encoded`
 
@@ -61,7 +60,7 @@ class Plans:
                 key = self._planner.key(checkpoint, items)
                 if key not in self._made:
                     encoded = self._planner.plan(checkpoint, items)
-                    self._made[key] = Plan(key, encoded, ray.put(encoded))
+                    self._made[key] = Plan(encoded, ray.put(encoded))
                 self.done.put(Planned(checkpoint.name, items.benchmark, self._made[key]))
             except Exception as error:
                 self.done.put(Planned(checkpoint.name, items.benchmark, None, error))

@@ -2,13 +2,12 @@
 
     identify -> plan -> units -> workers -> store          # the same files, byte for byte, as runner.score writes
 
-A worker writes a result itself where it sees the store's folder; else the driver does. A worker or node that goes costs the unit
-it had; the driver, when killed, costs the units under way: the same command goes on.
+The driver alone writes the store. A worker or node that goes costs the unit it had; the driver, when killed, costs the units
+under way: the same command goes on.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +20,7 @@ from evalengine.cluster import connect
 from evalengine.cluster.planning import Plan, Plans, text_size
 from evalengine.cluster.pool import Cluster, Ended, Need, Pool, Worker, need_of
 from evalengine.cluster.schedule import STRIKES, Schedule, Unit
-from evalengine.cluster.scorer import Failure, Scored, Scorer, Work
-from evalengine.cluster.shared import Token
+from evalengine.cluster.scorer import Failure, Scored, Scorer
 from evalengine.errors import UserError
 from evalengine.events import Emit, Failed, Finished, Noted, Stored, to_all
 from evalengine.files import cores
@@ -30,7 +28,6 @@ from evalengine.outcomes import Display, Outcome, Outcomes, run_record
 from evalengine.plans import Planner
 from evalengine.resume import Options, Task, decide, tasks_of
 from evalengine.score_table import score_table
-from evalengine.types import Scores
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
@@ -65,12 +62,8 @@ def score(
     options: Options,
     cluster: Cluster,
     also: Emit = lambda event: None,
-    driver_writes: bool = False,
 ) -> list[Outcome]:
-    """runner.score on a Ray cluster. `spec.dtype` "" takes float32 on cores and bfloat16 on GPUs.
-
-    Workers write files themselves where they see the store's folder, unless `driver_writes`.
-    """
+    """runner.score on a Ray cluster. `spec.dtype` "" takes float32 on cores and bfloat16 on GPUs."""
     outcomes = Outcomes(found)
     items = sum(len(one.items) for one, _ in item_sets)
     cpus = None
@@ -86,14 +79,11 @@ def score(
             local=cluster.address == connect.LOCAL,
         )
         spec = placed(spec, need)
-        with (
-            Token(out, not driver_writes) as shared,
-            console.progress("scoring", len(found) * items, "items") as line,
-        ):
+        with console.progress("scoring", len(found) * items, "items") as line:
             emit = to_all(outcomes, Display(line, items), also)
             run = Run(found, item_sets, spec, out, options, emit, line.rows, cluster.hang_s)
             scorer = (spec, need.cpus, options.allow_pickle, __version__)
-            with Pool(Scorer, scorer, (shared.probe, shared.text), need, cluster.workers) as pool:
+            with Pool(Scorer, scorer, (), need, cluster.workers) as pool:
                 run.go(pool)
         store.log_run(out, run_record(outcomes.all(), spec, options) | {"workers": run.workers})
     return outcomes.all()
@@ -208,23 +198,15 @@ class Run:
             worker.doing = "idle"
             return
         state = self.states[unit.checkpoint]
-        plan, task = self.plan_of[unit.checkpoint, unit.benchmark], state.tasks[unit.benchmark]
+        plan = self.plan_of[unit.checkpoint, unit.benchmark]
         promises = {name for number, name in self.promised.items() if number != worker.number}
         ahead = self.promised.get(worker.number) or self.schedule.peek_unseen(promises)
         if ahead is not None:
             self.promised[worker.number] = ahead
-        work = Work(
-            state.checkpoint,
-            unit.benchmark,
-            task.items.category,
-            plan.key,
-            [plan.ref],
-            task.path,
-            task.metadata,
-            None if ahead is None else self.states[ahead].checkpoint,
-        )
+        following = None if ahead is None else self.states[ahead].checkpoint
+        call = worker.actor.run.remote(state.checkpoint, unit.benchmark, [plan.ref], following)
         worker.loaded, worker.doing = unit.checkpoint, f"{unit.checkpoint}: {unit.benchmark}"
-        pool.give(worker, unit, worker.actor.run.remote(work), self._limit(unit.checkpoint))
+        pool.give(worker, unit, call, self._limit(unit.checkpoint))
 
     def _limit(self, name: str) -> float:
         """Seconds without progress until a worker hangs, which loading takes as well: twice as many after each failure."""
@@ -253,10 +235,7 @@ class Run:
             self._scored(state, task, ended.value)
 
     def _failed(self, pool: Pool, worker: Worker, state: State, task: str | Unit, failure: Failure) -> None:
-        if failure.kind == "full":
-            number, _, path = failure.reason.partition("\t")
-            raise OSError(int(number), os.strerror(int(number)), path)
-        if failure.kind == "final":
+        if not failure.again:
             self._fail(state, failure.reason)
         else:
             # What a process that met an error it does not know still computes is not relied upon.
@@ -303,30 +282,28 @@ class Run:
     def _scored(self, state: State, unit: Unit, scored: Scored) -> None:
         state.seconds += scored.seconds + scored.load_s
         self.schedule.measured(unit.cost, scored.seconds, scored.load_s)
-        self.emit(Noted(state.checkpoint.name, tuple(scored.notes)))
+        self.emit(Noted(unit.checkpoint, scored.notes))
         if state.finished:
             return
-        if scored.scores is not None:
-            try:
-                self._write(state, unit.benchmark, scored.scores)
-            except UserError as error:
-                self._fail(state, str(error))
-                return
         assert state.left is not None
+        task, encoded = (
+            state.tasks[unit.benchmark],
+            self.plan_of[unit.checkpoint, unit.benchmark].encoded,
+        )
+        try:
+            table = score_table(state.checkpoint, unit.benchmark, task.items.category, encoded, scored.scores)
+        except UserError as error:
+            self._fail(state, str(error))
+            return
+        store.write(task.path, table, task.metadata)
         state.left.discard(unit.benchmark)
-        task, plan = state.tasks[unit.benchmark], self.plan_of[unit.checkpoint, unit.benchmark]
-        items, truncated = len(task.items.items), plan.encoded.truncated
-        self.emit(Stored(unit.checkpoint, unit.benchmark, task.path, items, truncated))
+        items = len(task.items.items)
+        self.emit(Stored(unit.checkpoint, unit.benchmark, task.path, items, encoded.truncated))
         self._finish(state)
 
     def _finish(self, state: State) -> None:
         if state.finished:
             self.emit(Finished(state.checkpoint.name, state.seconds))
-
-    def _write(self, state: State, benchmark: str, scores: Scores) -> None:
-        task, plan = state.tasks[benchmark], self.plan_of[state.checkpoint.name, benchmark]
-        table = score_table(state.checkpoint, benchmark, task.items.category, plan.encoded, scores)
-        store.write(task.path, table, task.metadata)
 
     # --- failures
 
