@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from evalengine.analysis import page
-from evalengine.analysis.correlation import Sample, correlate, standardise
+from evalengine.analysis.correlation import Sample, bounded_ratio, correlate, standardise, weighted_sums
 from evalengine.analysis.figure import Figure, Intervals
 from evalengine.analysis.groups import UNDEFINED, Array, Data, Group, Label, Note, mean_of_known
 from evalengine.analysis.protocol import Protocol, Study
@@ -45,7 +45,6 @@ def alignment(data: Data) -> Group:
     values, n, notes = {}, {}, {}
     for scale in panel.scales:
         a, c = data.sample("accuracy", scale), data.sample("confidence", scale)
-        total = len(panel.mixtures)
         rows: list[Array] = []
         persistence: list[Array] = []
         said: list[Note] = []
@@ -70,7 +69,7 @@ def alignment(data: Data) -> Group:
             persistence.append(correlate(pair, np.array([[0, 1]]), data.statistic)[0])
         values[scale] = data.reportable(np.array(rows + persistence))
         present = np.isfinite(panel.values["accuracy"][panel.scales.index(scale)]).any(axis=(0, 2))
-        n[scale] = np.full(len(labels), min(total, int(present.sum())))
+        n[scale] = np.full(len(labels), int(present.sum()))
         values[scale][n[scale] < 4] = np.nan
         notes[scale] = said + [Note()] * len(persistence)
     return Group("alignment", "accuracy,confidence", labels, values, n, notes)
@@ -99,15 +98,9 @@ def _over_cells(x_BMC: Array, y_BMC: Array, w_MC: Array, statistic: str) -> Arra
 
 def _pooled(x_BM: Array, y_BM: Array, w_MC: Array) -> Array:
     """Pearson's r over the cells of standardised variables: a mixture's cells share its weight, so their means suffice."""
-    from evalengine.analysis.resampling_kernels import TINY, weighted_sums
-
     terms = np.stack([v.mean(axis=0) for v in (x_BM, y_BM, x_BM**2, y_BM**2, x_BM * y_BM)])
-    x, y, xx, yy, xy = weighted_sums(terms, w_MC)
-    xx, yy, xy = xx - x * x, yy - y * y, xy - x * y
-    varies = (xx > TINY) & (yy > TINY)
-    r_C = np.full(len(xy), np.nan)
-    r_C[varies] = (xy[varies] / np.sqrt(xx[varies] * yy[varies])).clip(-1.0, 1.0)
-    return r_C
+    x, y, xx, yy, xy = weighted_sums(terms[:, :, None], w_MC)
+    return bounded_ratio(xy - x * y, xx - x * x, yy - y * y)
 
 
 def _mean_over_benchmarks(x_BMC: Array, y_BMC: Array, w_MC: Array, data: Data) -> Array:

@@ -18,6 +18,7 @@ Dims: M mixtures, C columns, S statistics, R resamples.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -72,14 +73,16 @@ class Intervals(NamedTuple):
 
 def enumerate_resamples(n: int) -> Resamples:
     """All distinct resamples of n units with their multinomial multiplicities n! / prod(k_i!)."""
-    from evalengine.analysis.resampling_kernels import compositions
-
+    count = math.comb(2 * n - 1, n)
     if n > EXACT_MOST:
         raise UserError(
-            f"--bootstrap exact would enumerate {math.comb(2 * n - 1, n):,} resamples of {n} mixtures: "
+            f"--bootstrap exact would enumerate {count:,} resamples of {n} mixtures: "
             f"use --bootstrap 10000 above {EXACT_MOST}"
         )
-    counts_RM = compositions(n, math.comb(2 * n - 1, n))
+    # Stars and bars: of 2n - 1 places n - 1 hold bars, and the stars between two bars are how often a unit is drawn.
+    bars = itertools.chain.from_iterable(itertools.combinations(range(2 * n - 1), n - 1))
+    bar_RB = np.fromiter(bars, np.int8, count * (n - 1)).reshape(count, n - 1)
+    counts_RM = np.diff(bar_RB, axis=1, prepend=np.int8(-1), append=np.int8(2 * n - 1)) - 1
     factorial = np.array([math.factorial(k) for k in range(n + 1)], dtype=np.float64)
     multiplicity_R = factorial[n] / factorial[counts_RM].prod(axis=1)
     return Resamples(_columns(counts_RM), np.rint(multiplicity_R), n, True)
@@ -90,9 +93,14 @@ def draw_resamples(n: int, count: int, seed: int) -> Resamples:
     if count < 100:
         raise UserError(f"--bootstrap {count} is too few to estimate an interval: use 1000 or more, or exact")
     index_RM = np.random.default_rng(seed).integers(0, n, (count, n))
-    flat = (index_RM + n * np.arange(count)[:, None]).ravel()
-    counts_RM = np.bincount(flat, minlength=count * n).reshape(count, n)
-    return Resamples(_columns(counts_RM), np.ones(count), n, False)
+    return Resamples(_columns(count_draws(index_RM, n)), np.ones(count), n, False)
+
+
+def count_draws(index_RN: NDArray[np.integer], n: int) -> NDArray[np.int64]:
+    """How often each resample (row) drew each of n units, (R, n)."""
+    R = len(index_RN)
+    flat = index_RN + n * np.arange(R)[:, None]
+    return np.bincount(flat.ravel(), minlength=R * n).reshape(R, n)
 
 
 def resamples(n: int, how: str | int | None, seed: int = 0) -> Resamples:
@@ -128,7 +136,7 @@ def intervals(value_SC: Array, plan: Resamples, level: float = 0.95) -> Interval
     """
     from scipy.special import ndtr, ndtri, stdtrit
 
-    from evalengine.analysis.resampling_kernels import below, quantiles
+    from evalengine.analysis.numba_kernels import below, quantiles
 
     value_SC = np.ascontiguousarray(value_SC, dtype=np.float64)
     estimate = value_SC[:, 0].copy()

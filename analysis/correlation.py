@@ -25,12 +25,14 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 STATISTICS = ("pearson", "spearman", "kendall")
 EXACT_PERMUTATIONS = 9  # mixtures up to which all orders are walked (362,880)
-RANK_BYTES = 128 << 20  # ranks held at once
+TINY = 1e-12  # variance of standardised data below which a resample counts as constant
+COLUMN_BYTES = 32 << 20  # of data that differ by column, at once
 KEPT = 4 << 20  # numbers (variables x columns) up to which a sample keeps its moments
-EXACT_TAU = 8  # the same for Kendall's tau (40,320)
-TAU_TERMS = 1 << 28  # orders times pairs of mixtures that a permutation test of Kendall's tau walks at most
+ROWS = 32  # of a triangle of pairs at a time
+TAU_TERMS = (
+    1 << 28
+)  # seeded orders times pairs of mixtures that a permutation test of Kendall's tau walks at most
 BLOCK_TERMS = 1 << 22  # the same at once
-MANY = 32  # mixtures from which a matrix product beats the loop over pairs
 
 
 class Moments(NamedTuple):
@@ -63,6 +65,8 @@ class Sample:
 
 def correlate(sample: Sample, pair_P2: NDArray[np.int64], statistic: str = "pearson") -> Array:
     """The statistic of each pair of variables in each column, (P, C); NaN where a variable is constant or missing."""
+    if statistic not in STATISTICS:
+        raise ValueError(f"no statistic '{statistic}': {', '.join(STATISTICS)}")
     pair_P2 = np.ascontiguousarray(pair_P2, dtype=np.int64).reshape(-1, 2)
     if not len(pair_P2):
         return np.empty((0, sample.w_MC.shape[1]))
@@ -80,7 +84,7 @@ def correlate(sample: Sample, pair_P2: NDArray[np.int64], statistic: str = "pear
 
 
 def _complete(sample: Sample, pair_P2: NDArray[np.int64], statistic: str) -> Array:
-    from evalengine.analysis import resampling_kernels as kernels
+    from evalengine.analysis.numba_kernels import midranks
 
     V, M, last = sample.x_VMC.shape
     C = sample.w_MC.shape[1]
@@ -91,43 +95,65 @@ def _complete(sample: Sample, pair_P2: NDArray[np.int64], statistic: str) -> Arr
     if statistic == "pearson" and last == 1:
         return _pearson(moments(sample.x_VMC[used], sample.w_MC), pair_P2, sample.w_MC)
     x_VMC = standardise(sample.x_VMC[used])
-    if statistic == "pearson":
-        return kernels.pearson_columns(x_VMC, pair_P2, sample.w_MC)
+    if statistic != "pearson":
+        x_VMC = np.round(x_VMC, 12)  # equal accuracies stay tied
     if statistic == "kendall":
-        agree, untied_x, untied_y = pair_sums(np.round(x_VMC, 12), pair_P2, sample.w_MC, KENDALL)
-        untied = untied_x * untied_y
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(untied > 0.0, agree / np.sqrt(untied), np.nan)
-    if statistic != "spearman":
-        raise ValueError(f"no statistic '{statistic}': {', '.join(STATISTICS)}")
-    x_VMC = np.round(x_VMC, 12)  # equal accuracies stay tied
-    step = max(1, RANK_BYTES // (8 * len(x_VMC) * M))
+        return bounded_ratio(*pair_sums(x_VMC, pair_P2, sample.w_MC, KENDALL))
+    step = max(1, COLUMN_BYTES // (8 * len(x_VMC) * M))
     out_PC = np.empty((len(pair_P2), C))
     for start in range(0, C, step):
         part = slice(start, start + step)
         w_MC = np.ascontiguousarray(sample.w_MC[:, part])
         x_part = x_VMC if last == 1 else np.ascontiguousarray(x_VMC[:, :, part])
-        out_PC[:, part] = kernels.pearson_columns(kernels.midranks(x_part, w_MC), pair_P2, w_MC)
+        if statistic == "spearman":
+            x_part = midranks(x_part, w_MC)
+        out_PC[:, part] = _pearson_by_column(x_part, pair_P2, w_MC)
     return out_PC
 
 
 def moments(x_VMC: Array, w_MC: Array) -> Moments:
     """Of variables (V, M, 1) that are the same in every column."""
-    from evalengine.analysis import resampling_kernels as kernels
-
-    x_VM = np.ascontiguousarray(standardise(x_VMC)[:, :, 0])
-    mean_VC, inverse_VC = np.empty((2, len(x_VM), w_MC.shape[1]))
-    kernels.moments(x_VM, w_MC, mean_VC, inverse_VC)
-    return Moments(x_VM, mean_VC, inverse_VC)
+    x_VMC = standardise(x_VMC)
+    mean_VC, square_VC = weighted_sums(x_VMC, w_MC), weighted_sums(x_VMC**2, w_MC)
+    variance_VC = square_VC - mean_VC**2
+    variance_VC[variance_VC <= TINY] = np.nan
+    return Moments(x_VMC[:, :, 0], mean_VC, 1.0 / np.sqrt(variance_VC))
 
 
 def _pearson(of: Moments, pair_P2: NDArray[np.int64], w_MC: Array) -> Array:
-    from evalengine.analysis import resampling_kernels as kernels
+    from evalengine.analysis.numba_kernels import pearson
 
     value_PC = np.empty((len(pair_P2), w_MC.shape[1]))
-    kernels.pearson(of.x_VM, pair_P2, w_MC, of.mean_VC, of.inverse_VC, value_PC)
+    pearson(of.x_VM, pair_P2, w_MC, of.mean_VC, of.inverse_VC, value_PC)
     value_PC[:, 0] = value_PC[:, 0].clip(-1.0, 1.0)
     return value_PC
+
+
+def _pearson_by_column(x_VMC: Array, pair_P2: NDArray[np.int64], w_MC: Array) -> Array:
+    """As `_pearson`, for data that differ from column to column (resampled items, ranks)."""
+    deviation_VMC = x_VMC - weighted_sums(x_VMC, w_MC)[:, None]
+    weighted_VMC = w_MC * deviation_VMC
+    variance_VC = (weighted_VMC * deviation_VMC).sum(axis=1)
+    i_P, j_P = pair_P2.T
+    covariance_PC = np.stack([(weighted_VMC[i] * deviation_VMC[j]).sum(axis=0) for i, j in pair_P2])
+    return bounded_ratio(covariance_PC, variance_VC[i_P], variance_VC[j_P])
+
+
+def bounded_ratio(xy: Array, xx: Array, yy: Array) -> Array:
+    """Covariances over the roots of both variances, in [-1, 1]; NaN where a variance is not above TINY."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r: Array = np.where((xx > TINY) & (yy > TINY), xy / np.sqrt(xx * yy), np.nan)
+    return r.clip(-1.0, 1.0)
+
+
+def weighted_sums(x_SMC: Array, w_MC: Array) -> Array:
+    """Sum over mixtures of values, the same in every column (S, M, 1) or not (S, M, C), times their weights, (S, C)."""
+    from evalengine.analysis import numba_kernels as kernels
+
+    if x_SMC.shape[2] > 1:
+        return np.stack([(x_MC * w_MC).sum(axis=0) for x_MC in x_SMC])
+    sums: Array = kernels.weighted_sums(np.ascontiguousarray(x_SMC[:, :, 0]), w_MC)
+    return sums
 
 
 # Terms of a pair of different mixtures, in this order. agree: sign of the difference in x times that in y; untied: 1 where
@@ -143,40 +169,28 @@ def pair_sums(x_VMC: Array, pair_P2: NDArray[np.int64], w_MC: Array, which: slic
 
     Copies of one mixture in a resample are ties in both variables and add nothing.
     """
-    from evalengine.analysis import resampling_kernels as kernels
-
-    if x_VMC.shape[2] > 1:
-        every: Array = kernels.quadratic_columns(np.ascontiguousarray(x_VMC), pair_P2, w_MC)
-        return every[which]
-    P, M = len(pair_P2), len(w_MC)
-    difference_VMM = x_VMC[:, :, 0][:, :, None] - x_VMC[:, :, 0][:, None, :]
-    sign_VMM = np.sign(difference_VMM)
-    out_TPC = np.empty((len(TERMS[which]), P, w_MC.shape[1]))
-    step = max(1, RANK_BYTES // (8 * len(TERMS) * M * M))
-    for start in range(0, P, step):
-        i, j = pair_P2[start : start + step].T
-        wrong = 0.5 * np.abs(sign_VMM[i] - sign_VMM[j])
-        ties = [np.abs(sign_VMM[i]), np.abs(sign_VMM[j])]
-        terms = np.stack([sign_VMM[i] * sign_VMM[j], *ties, wrong, wrong * np.abs(difference_VMM[j])][which])
-        sums = weighted_pairs(terms.reshape(-1, M, M), w_MC)
-        out_TPC[:, start : start + step] = sums.reshape(len(terms), -1, w_MC.shape[1])
+    M, C = w_MC.shape
+    out_TPC = np.zeros((len(TERMS[which]), len(pair_P2), C))
+    for p, (i, j) in enumerate(pair_P2):
+        x_MC, y_MC = x_VMC[i], x_VMC[j]
+        if x_VMC.shape[2] == 1:  # the same terms in every column: a matrix product, of the lower triangle
+            terms_TMM = np.tril(_terms(x_MC - x_MC.T, y_MC - y_MC.T, which))
+            for start in range(0, M, ROWS):
+                stop = min(start + ROWS, M)
+                inner_TmC = terms_TMM[:, start:stop, :stop] @ w_MC[:stop]
+                out_TPC[:, p] += np.einsum("tmc,mc->tc", inner_TmC, w_MC[start:stop])
+        else:
+            for m in range(1, M):
+                terms_TmC = _terms(x_MC[m] - x_MC[:m], y_MC[m] - y_MC[:m], which)
+                out_TPC[:, p] += w_MC[m] * (terms_TmC * w_MC[:m]).sum(axis=1)
     return out_TPC
 
 
-def weighted_pairs(a_SMM: Array, w_MC: Array) -> Array:
-    """Sum over pairs k < m of a[m, k] w[m, c] w[k, c], (S, C), of symmetric matrices with zeros on the diagonal."""
-    from evalengine.analysis import resampling_kernels as kernels
-
-    M = a_SMM.shape[1]
-    if M < MANY:
-        return kernels.quadratic(a_SMM, w_MC)
-    lower_SMM = np.tril(a_SMM, -1)
-    out_SC = np.zeros((len(a_SMM), w_MC.shape[1]))
-    for start in range(0, M, MANY):
-        stop = min(start + MANY, M)
-        for a_MM, out_C in zip(lower_SMM, out_SC, strict=True):
-            out_C += np.einsum("mc,mc->c", a_MM[start:stop, :stop] @ w_MC[:stop], w_MC[start:stop])
-    return out_SC
+def _terms(dx: Array, dy: Array, which: slice) -> Array:
+    """The TERMS asked for, of differences in x and in y, along a new first axis."""
+    x, y = np.sign(dx), np.sign(dy)
+    wrong = 0.5 * np.abs(x - y)
+    return np.stack([x * y, np.abs(x), np.abs(y), wrong, wrong * np.abs(dy)][which])
 
 
 def standardise(x_VMC: Array) -> Array:
@@ -200,15 +214,10 @@ def ranks(x_VM: Array) -> Array:
 
 def similarity_terms(x_SM: Array, y_SM: Array) -> Array:
     """A[s, m, k] = z(x)_m z(y)_k / M, so that sum_m A[s, m, perm(m)] is r with y permuted; NaN for constants."""
-
-    def z(v_SM: Array) -> Array:
-        sd = v_SM.std(axis=1, keepdims=True)
-        constant = sd <= 1e-12 * np.maximum(np.abs(v_SM.mean(axis=1, keepdims=True)), 1e-300)
-        return np.where(
-            constant, np.nan, (v_SM - v_SM.mean(axis=1, keepdims=True)) / np.where(constant, 1.0, sd)
-        )
-
-    return z(x_SM)[:, :, None] * z(y_SM)[:, None, :] / x_SM.shape[1]
+    x_SM, y_SM = (standardise(v_SM[:, :, None])[:, :, 0] for v_SM in (x_SM, y_SM))
+    a_SMM = x_SM[:, :, None] * y_SM[:, None, :] / x_SM.shape[1]
+    a_SMM[~(x_SM.any(axis=1) & y_SM.any(axis=1))] = np.nan
+    return a_SMM
 
 
 def permutation_p(a_SMM: Array, seed: int = 0, count: int = 100_000) -> Array:
@@ -217,25 +226,19 @@ def permutation_p(a_SMM: Array, seed: int = 0, count: int = 100_000) -> Array:
     All orders for M <= 9 (no Monte-Carlo error), else `count` seeded ones with the observed order counted in.
     A category's mean r is such a statistic too: the mean of its benchmarks' A, all permuted together.
     """
-    from evalengine.analysis import permutation_kernels as kernels
+    from evalengine.analysis.numba_kernels import permutation_hits
 
-    a_SMM = np.ascontiguousarray(a_SMM, dtype=np.float64)
-    S, M, _ = a_SMM.shape
+    M = a_SMM.shape[1]
     usable = np.isfinite(a_SMM).all(axis=(1, 2))
-    p_S = np.full(S, np.nan)
-    if M < 2 or not usable.any():
-        return p_S
-    if M <= EXACT_PERMUTATIONS:
-        p_S[usable] = kernels.permutation_exact(a_SMM[usable], kernels.heap_swaps(M, math.factorial(M)))
-    else:
-        a_MMS = np.ascontiguousarray(a_SMM[usable].transpose(1, 2, 0))
-        observed_S = sum(a_MMS[m, m] for m in range(M))  # in the kernel's order: the same bits
-        hits_KS = np.zeros((-(-count // kernels.PERMUTATIONS), a_MMS.shape[2]), dtype=np.int64)
-        kernels.permutation_sampled(
-            a_MMS, _orders(M, seed, count), np.abs(observed_S) * (1.0 - 1e-12), hits_KS
-        )
-        # The observed order counts as one of them (Davison & Hinkley 1997, eq. 4.11).
-        p_S[usable] = (1.0 + hits_KS.sum(axis=0)) / (count + 1)
+    p_S = np.full(len(a_SMM), np.nan)
+    a_MMS = np.ascontiguousarray(a_SMM[usable].transpose(1, 2, 0))
+    orders_MN = _orders(M, seed, count)
+    # Orders of equal |t| in exact arithmetic, as with tied values, count as equal.
+    slack_S = 1e-12 * M * np.abs(a_MMS).max(axis=(0, 1))
+    hits_S = permutation_hits(a_MMS, orders_MN, np.abs(np.trace(a_MMS)) - slack_S)
+    N = orders_MN.shape[1]
+    # Among drawn orders the observed one counts as one of them (Davison & Hinkley 1997, eq. 4.11).
+    p_S[usable] = hits_S / N if M <= EXACT_PERMUTATIONS else (1.0 + hits_S) / (N + 1)
     return p_S
 
 
@@ -259,11 +262,9 @@ def _permuted_tau_p(x_BM: Array, y_BM: Array, members: Sequence[Sequence[int]], 
     M = x_BM.shape[1]
     i, j = np.triu_indices(M, 1)
     sign_x_BMM, sign_y_BMM = (np.sign((v[:, :, None] - v[:, None, :]).round(12)) for v in (x_BM, y_BM))
-    if M <= EXACT_TAU:
-        orders_KM = np.array(list(itertools.permutations(range(M))))
-    else:
-        seeded = _orders(M, seed, min(100_000, max(999, TAU_TERMS // len(i)))).T
-        orders_KM = np.concatenate([np.arange(M)[None], seeded])  # the observed order counts as one of them
+    orders_KM = _orders(M, seed, min(100_000, max(999, TAU_TERMS // len(i)))).T
+    if M > EXACT_PERMUTATIONS:  # the observed order counts as one of them
+        orders_KM = np.concatenate([np.arange(M)[None], orders_KM])
     with np.errstate(invalid="ignore", divide="ignore"):
         scale_B = 2.0 / np.sqrt((sign_x_BMM**2).sum(axis=(1, 2)) * (sign_y_BMM**2).sum(axis=(1, 2)))
     hits_S = np.zeros(len(members))
@@ -283,9 +284,13 @@ def _permuted_tau_p(x_BM: Array, y_BM: Array, members: Sequence[Sequence[int]], 
 
 @functools.lru_cache(maxsize=2)
 def _orders(M: int, seed: int, count: int) -> NDArray[np.int16]:
-    """(M, count) seeded orders of the mixtures, one a column, the same for every statistic."""
-    orders = np.tile(np.arange(M, dtype=np.int16), (count, 1))
-    np.random.default_rng(seed).permuted(orders, axis=1, out=orders)
+    """(M, N) orders of the mixtures, one a column, the same for every statistic: all of them, or `count` seeded ones."""
+    if M <= EXACT_PERMUTATIONS:
+        every = itertools.chain.from_iterable(itertools.permutations(range(M)))
+        orders = np.fromiter(every, np.int16, M * math.factorial(M)).reshape(-1, M)
+    else:
+        orders = np.tile(np.arange(M, dtype=np.int16), (count, 1))
+        np.random.default_rng(seed).permuted(orders, axis=1, out=orders)
     return np.ascontiguousarray(orders.T)
 
 

@@ -10,11 +10,12 @@ import math
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalengine.analysis.importing import UNKNOWN, Found, Identity, Known, Part, Result, benchmark_name
+from evalengine.analysis.importing import APART, UNKNOWN, Known, Part, Result, benchmark_name
+from evalengine.analysis.items import Checkpoint
 from evalengine.errors import UserError
 from evalengine.untrusted import check_label, check_name, printable, read_json
 
@@ -53,29 +54,29 @@ def read_results(path: Path) -> dict[str, Any]:
     raw = read_json(path, "give a results_*.json of lm-evaluation-harness", constants=True)
     if not mapping(raw, "results"):
         raise UserError(f"{path} is no results file of lm-evaluation-harness (no `results` in it)")
-    found: dict[str, Any] = raw
-    return found
+    return mapping(raw)
 
 
-def mapping(raw: Any, key: str) -> dict[str, Any]:
-    """`raw[key]` where both are JSON objects, else an empty one."""
-    value = raw.get(key) if isinstance(raw, dict) else None
-    return value if isinstance(value, dict) else {}
+def mapping(raw: Any, *keys: str) -> dict[str, Any]:
+    """The JSON object `raw[key][key]...`, an empty one where there is none."""
+    for key in keys:
+        raw = raw.get(key) if isinstance(raw, dict) else None
+    return raw if isinstance(raw, dict) else {}
 
 
 def model_of(path: Path, raw: Mapping[str, Any]) -> Model:
     """The model of a results file, by its arguments, else by its name, else by the file's place."""
     config, general = mapping(raw, "config"), mapping(raw, "config_general")
     arguments = _arguments(config.get("model_args")) | mapping(general, "model_config")
-    name = _first(arguments, MODEL_KEYS) or _first(raw, ("model_name",)) or _first(general, ("model_name",))
+    name = _first(arguments, *MODEL_KEYS) or _first(raw, "model_name") or _first(general, "model_name")
     if not name:
         return model_of_place(path)
-    revision = _first(arguments, ("revision",)) or _first(config, ("model_revision",))
+    revision = _first(arguments, "revision") or _first(config, "model_revision")
     return Model(
         posixpath.normpath(name),
-        _first(arguments, ADAPTER_KEYS),
+        _first(arguments, *ADAPTER_KEYS),
         "" if revision == "main" else revision,
-        _first(arguments, ("subfolder",)),
+        _first(arguments, "subfolder"),
     )
 
 
@@ -95,19 +96,19 @@ def model_of_place(path: Path) -> Model:
 
 def _arguments(given: Any) -> dict[str, Any]:
     """model_args as a dict: "pretrained=org/model,revision=step1000", or a dict already."""
-    if isinstance(given, dict):
-        return given
-    pairs = (part.partition("=") for part in given.split(",")) if isinstance(given, str) else ()
+    if not isinstance(given, str):
+        return mapping(given)
+    pairs = (part.partition("=") for part in given.split(","))
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _first(raw: Mapping[str, Any], keys: Iterable[str]) -> str:
+def _first(raw: Mapping[str, Any], *keys: str) -> str:
     """The first of the keys that holds a text or a whole number."""
     values = (raw.get(key) for key in keys)
     return next((str(v) for v in values if type(v) in (str, int) and v not in ("", "None")), "")
 
 
-def identities(models: Iterable[Model], pattern: str) -> dict[Model, Identity]:
+def identities(models: Iterable[Model], pattern: str) -> dict[Model, Checkpoint]:
     """A name for every model, no two alike, and scale, mixture and stage by `pattern`.
 
     Models with the same last part of the path are named by as many of its parts as tell them apart. A pattern of the
@@ -125,12 +126,13 @@ def identities(models: Iterable[Model], pattern: str) -> dict[Model, Identity]:
             if other is not model:
                 raise UserError(
                     f"the models {printable(str(other.path))} and {printable(str(model.path))} have one name, "
-                    f"{printable(model.name(depth))}: import them into folders of their own (--out)"
+                    f"{printable(model.name(depth))}: {APART}"
                 )
     return {model: _identify(model, name, pattern) for name, model in named.items()}
 
 
-def _identify(model: Model, name: str, pattern: str) -> Identity:
+def _identify(model: Model, name: str, pattern: str) -> Checkpoint:
+    check_name(name, "checkpoint")
     try:
         found = re.fullmatch(pattern, model.plain_name())
         if not found and pattern != NAME_PATTERN:
@@ -138,37 +140,33 @@ def _identify(model: Model, name: str, pattern: str) -> Identity:
     except re.error as error:
         raise UserError(f"--pattern is not a regular expression ({error})") from None
     groups = found.groupdict() if found else {}
-    check_name(name, "checkpoint")
     for key, value in groups.items():
         if value is not None:
             check_label(value, f"{printable(name)}, {key}")
-    return Identity(name, groups.get("scale"), groups.get("mixture"), groups.get("stage"))
+    return Checkpoint(name, groups.get("scale"), groups.get("mixture"), groups.get("stage"))
 
 
-def read_lm_eval(
-    path: Path, who: Identity, known: Mapping[str, Known], alias: Mapping[str, str], metric: str | None = None
-) -> Part:
+def read_lm_eval(path: Path, who: Checkpoint, known: Mapping[str, Known], metric: str | None = None) -> Part:
     """The accuracies and numbers of items in a results file of checkpoint `who`.
 
     metric: which accuracy, else the one that the benchmark is judged by, else plain acc. A NaN is a missing value.
     Raises UserError for a file that is damaged.
     """
     raw = read_results(path)
-    tasks = mapping(raw, "results")
     config = mapping(raw, "config")
     limit = printable(str(config["limit"])[:20]) if "limit" in config else ""
-    commit = _first(config, ("model_sha",)) or _first(mapping(raw, "config_general"), ("model_sha",))
+    commit = _first(config, "model_sha") or _first(mapping(raw, "config_general"), "model_sha")
     commit = printable(commit[:12])
-    found: list[Found] = []
+    results: list[Result] = []
     left_out: dict[str, str] = {}
-    for task, scores in tasks.items():
+    for task in mapping(raw, "results"):
         name, shots = _task(raw, task)
-        benchmark = benchmark_name(name, known, alias)
+        benchmark = benchmark_name(name, known)
         check_label(benchmark, f"{path}, task")
         if task == "all" or name.endswith("_average"):  # lighteval's means
             left_out[task] = "means of others"
             continue
-        metrics = _metrics(scores if isinstance(scores, dict) else {})
+        metrics = _metrics(mapping(raw, "results", task))
         category, default = known.get(benchmark, UNKNOWN)
         wanted = (metric,) if metric else (default, "acc")
         score = next((name for name in wanted if name in metrics), None)
@@ -177,27 +175,23 @@ def read_lm_eval(
                 left_out[task] = f"no {wanted[0]}, only {', '.join(metrics)}"
             continue
         value = metrics[score]
-        if not math.isnan(value) and not 0 <= value <= 1:
+        if value < 0 or value > 1:
             raise UserError(
                 f"{path}: the accuracy of {printable(task[:60])} must be between 0 and 1: correct it"
             )
-        count = mapping(mapping(raw, "n-samples"), task).get("effective", 0)
+        count = mapping(raw, "n-samples", task).get("effective", 0)
         items = count if isinstance(count, int) and 0 <= count < 2**31 else 0
         version = printable(str(mapping(raw, "versions").get(task, ""))[:20])
-        row = Result(*who, benchmark, category, "accuracy", value, items)
-        found.append(Found(row, path, score, shots, "" if items else limit, version, commit))
-    groups = {
-        benchmark_name(group, known, alias): [benchmark_name(task, known, alias) for task in members]
-        for group, members in _groups(raw).items()
-    }
-    return Part(path, found, groups=groups, left_out=left_out)
+        row = Result(*who, benchmark, category, "accuracy", float(value), items, path, score, shots)
+        results.append(row._replace(limit="" if items else limit, version=version, commit=commit))
+    return Part(path, results, groups=_groups(raw, known), left_out=left_out)
 
 
 def shots_of(raw: Mapping[str, Any], task: str) -> int | None:
     """The number of few-shot examples of a task, where the file says it."""
     for value in (
         mapping(raw, "n-shot").get(task),
-        mapping(mapping(raw, "configs"), task).get("num_fewshot"),
+        mapping(raw, "configs", task).get("num_fewshot"),
         mapping(raw, "config").get("num_fewshot"),
     ):
         if isinstance(value, int):
@@ -224,27 +218,25 @@ def _metrics(scores: Mapping[str, Any]) -> dict[str, float]:
             continue
         if value is None or (isinstance(value, str) and value.strip().lower() in MISSING):
             value = math.nan
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        if metric not in found or chosen == "none":
-            found[metric] = math.inf if abs(value) > 1e300 else float(value)
+        if type(value) in (int, float) and (metric not in found or chosen == "none"):
+            found[metric] = value
     return found
 
 
-def _groups(raw: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+def _groups(raw: Mapping[str, Any], known: Mapping[str, Known]) -> dict[str, set[str]]:
     """The groups of a results file and their members.
 
     Files before `group_subtasks` name the groups alone, and indent the names of the tasks that belong to any.
     """
-    found: dict[str, Sequence[str]] = {
-        group: [task for task in tasks if isinstance(task, str)]
-        for group, tasks in mapping(raw, "group_subtasks").items()
-        if isinstance(tasks, list)
-    }
-    results, groups = mapping(raw, "results"), mapping(raw, "groups")
+    groups = mapping(raw, "groups")
     indented = [
         task
-        for task in results
-        if task not in groups and str(mapping(results, task).get("alias", "")).startswith(" ")
+        for task in mapping(raw, "results")
+        if task not in groups and str(mapping(raw, "results", task).get("alias", "")).startswith(" ")
     ]
-    return dict.fromkeys(groups, indented) | found
+    members = dict.fromkeys(groups, indented) | mapping(raw, "group_subtasks")
+    return {
+        benchmark_name(group, known): {benchmark_name(task, known) for task in tasks if isinstance(task, str)}
+        for group, tasks in members.items()
+        if isinstance(tasks, list)
+    }

@@ -12,6 +12,7 @@ import csv
 import json
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,8 +26,12 @@ from evalengine.untrusted import printable
 DATE = r"\d{4}-\d{2}-\d{2}T[\d.\-:]+"  # as lm-evaluation-harness writes it into the names of its files
 A_GROUP = "groups, whose tasks are there"
 APART = "import them into folders of their own (--out)"
-
-Shares = dict[str, dict[str, float]]  # by column, then mixture
+ALIASES = {  # what others call evalengine's benchmarks
+    "social_iqa": "siqa",
+    "social_i_qa": "siqa",
+    "wsc_fixed": "wsc",
+    "commonsenseqa": "commonsense_qa",
+}
 
 
 class Known(NamedTuple):
@@ -39,17 +44,12 @@ class Known(NamedTuple):
 UNKNOWN = Known("Other", "acc")
 
 
-class Identity(NamedTuple):
-    """A checkpoint's name, and its place in the study where its name says it."""
-
-    checkpoint: str
-    scale: str | None
-    mixture: str | None
-    stage: str | None
-
-
 class Result(NamedTuple):
-    """One number: a row of results.arrow. `value` is NaN where it is missing."""
+    """One number, and how it came about as far as its file says it. `value` is NaN where it is missing.
+
+    score: acc, acc_norm. shots: the number of few-shot examples. limit: of items, where their number is not known (0).
+    version: of the task. commit: of the model's repository.
+    """
 
     checkpoint: str
     scale: str | None
@@ -60,17 +60,7 @@ class Result(NamedTuple):
     quantity: str
     value: float
     items: int
-
-
-class Found(NamedTuple):
-    """A result, and how it came about as far as its file says it.
-
-    score: acc, acc_norm. shots: the number of few-shot examples. limit: of items, where their number is not known.
-    version: of the task. commit: of the model's repository.
-    """
-
-    result: Result
-    file: Path
+    file: Path = Path()
     score: str = ""
     shots: int | None = None
     limit: str = ""
@@ -78,70 +68,63 @@ class Found(NamedTuple):
     commit: str = ""
 
 
+COLUMNS = Result._fields[:9]  # of results.arrow
+
+
 class Part(NamedTuple):
-    """What one file holds. groups: the tasks of each group of tasks. left_out: why a column or task is no result."""
+    """What one file holds.
+
+    shares: (column, mixture, share). groups: the tasks of each group of tasks. left_out: why a column or task is no
+    result.
+    """
 
     file: Path
-    found: list[Found]
-    shares: Mapping[str, Mapping[str, float]] = {}
-    groups: Mapping[str, Sequence[str]] = {}
+    results: list[Result]
+    shares: Sequence[tuple[str, str, float]] = ()
+    groups: Mapping[str, set[str]] = {}
     left_out: Mapping[str, str] = {}
     notes: Sequence[str] = ()
 
 
 class Imported(NamedTuple):
-    """The results of all files, and the notes on them."""
+    """The results of all files, the mixtures' shares by column and mixture, and the notes on them."""
 
     results: list[Result]
     shares: Mapping[str, Mapping[str, float]] = {}
     left_out: Mapping[str, str] = {}
     notes: Sequence[str] = ()
 
-    def missing(self) -> list[str]:
-        """The missing values, such as "piqa of 1B-m0-pt"."""
-        return [f"{r.benchmark} of {r.checkpoint}" for r in self.results if math.isnan(r.value)]
 
-
-def benchmark_name(name: str, known: Mapping[str, Known], alias: Mapping[str, str]) -> str:
+def benchmark_name(name: str, known: Mapping[str, Known]) -> str:
     """evalengine's name for a benchmark that others call, say, "ARC-Easy" or "social_iqa"; else the name itself."""
     plain = re.sub(r"[-:. ]", "_", name.strip().lower())
-    plain = alias.get(plain, plain)
+    plain = ALIASES.get(plain, plain)
     return plain if plain in known else name
 
 
 def combine(parts: Sequence[Part]) -> Imported:
     """The results of several files. Raises UserError, which names the files, where they do not belong together."""
-    found = [one for part in parts for one in part.found]
+    results = [result for part in parts for result in part.results]
     without = _without_results(parts)
-    if not found:
+    if not results:
         raise UserError(f"nothing to import: {without}")
+    groups = sorted(_groups_with_tasks(parts, {result.benchmark for result in results}))
     left_out = {name: why for part in parts for name, why in part.left_out.items()}
-    groups: dict[str, set[str]] = {}
-    for part in parts:
-        for name, tasks in part.groups.items():
-            groups.setdefault(name, set()).update(tasks)
-    present = {one.result.benchmark for one in found}
-    left_out |= dict.fromkeys((g for g in sorted(present) if present & _tasks(g, groups)), A_GROUP)
-    found = [one for one in found if left_out.get(one.result.benchmark) != A_GROUP]
-    _refuse_two_values(found)
-    _refuse_different_settings(found)
-    shares: Shares = {}
-    for part in parts:
-        for column, by_mixture in part.shares.items():
-            for mixture, share in by_mixture.items():
-                add_share(shares, column, mixture, share, part.file)
+    left_out |= dict.fromkeys(groups, A_GROUP)
+    results = [result for result in results if result.benchmark not in groups]
+    _refuse_two_values(results)
     notes = [
         *([without] if without else []),
         *(note for part in parts for note in part.notes),
-        *_changes(found),
-        *_nested({one.result.benchmark for one in found}),
+        *_compare_settings(results),
+        *_nested({result.benchmark for result in results}),
     ]
-    return Imported([one.result for one in found], shares, left_out, list(dict.fromkeys(notes)))
+    return Imported(results, _shares(parts), left_out, list(dict.fromkeys(notes)))
 
 
 def _without_results(parts: Sequence[Part]) -> str:
     """A note on files that hold no accuracy, and what the first one holds instead."""
-    empty = [part for part in parts if not part.found]
+    empty = [part for part in parts if not part.results]
     if not empty:
         return ""
     files = ", ".join(str(part.file) for part in empty[:3])
@@ -151,25 +134,25 @@ def _without_results(parts: Sequence[Part]) -> str:
     return f"no accuracies in {files}{more} ({said or 'no numbers at all'}{advice})"
 
 
-def _tasks(group: str, groups: Mapping[str, set[str]]) -> set[str]:
-    """All that a group holds, directly or in its groups."""
-    held: set[str] = set()
-    waiting = [group]
-    while waiting:
-        inner = set(groups.get(waiting.pop(), ())) - held - {group}
-        held |= inner
-        waiting += inner
-    return held
+def _groups_with_tasks(parts: Sequence[Part], present: set[str]) -> set[str]:
+    """Those of the benchmarks `present` that are groups of others, directly or through groups of groups."""
+    tasks_of: dict[str, set[str]] = defaultdict(set)
+    for part in parts:
+        for group, tasks in part.groups.items():
+            tasks_of[group] |= tasks - {group}
+    found: set[str] = set()
+    while more := {group for group, tasks in tasks_of.items() if tasks & (present | found)} - found:
+        found |= more
+    return found & present
 
 
-def _refuse_two_values(found: Iterable[Found]) -> None:
-    first: dict[tuple[str, str, str], Found] = {}
-    for one in found:
-        row = one.result
-        other = first.setdefault((row.checkpoint, row.benchmark, row.quantity), one)
+def _refuse_two_values(results: Iterable[Result]) -> None:
+    first: dict[tuple[str, str, str], Result] = {}
+    for one in results:
+        other = first.setdefault((one.checkpoint, one.benchmark, one.quantity), one)
         if other is one:
             continue
-        what = f"{row.benchmark} of {row.checkpoint}"
+        what = f"{one.benchmark} of {one.checkpoint}"
         if other.file == one.file:
             raise UserError(f"{one.file} holds {what} twice: leave one in it")
         refuse_two_files(other.file, one.file, what, other.shots, one.shots)
@@ -187,52 +170,35 @@ def refuse_two_files(a: Path, b: Path, what: str, shots_a: int | None, shots_b: 
     raise UserError(f"{a} and {b} both hold {what}: {which}, or {APART}")
 
 
-def _refuse_different_settings(found: Iterable[Found]) -> None:
-    """Refuses one benchmark with different scores, few-shot examples or items, where the files say them."""
+def _compare_settings(results: Iterable[Result]) -> list[str]:
+    """Refuses one benchmark with different scores, few-shot examples or items, where the files say them.
+
+    Returns notes on what may have changed between two files: the version of a task, or the weights behind a hub name.
+    """
     first: dict[tuple[str, str, str], tuple[str, Path]] = {}
-    for one in found:
-        row = one.result
+    notes: dict[tuple[str, str, str], str] = {}
+    for one in results:
         shots = "" if one.shots is None else str(one.shots)
-        for setting, value, advice in (
-            ("scores", one.score, "choose one with --metric"),
-            ("numbers of few-shot examples", shots, APART),
-            ("numbers of items", str(row.items or ""), APART),
-            ("limits of items", one.limit, APART),
+        for subject, setting, value, advice in (
+            (one.benchmark, "scores", one.score, "choose one with --metric"),
+            (one.benchmark, "numbers of few-shot examples", shots, APART),
+            (one.benchmark, "numbers of items", str(one.items or ""), APART),
+            (one.benchmark, "limits of items", one.limit, APART),
+            (one.benchmark, "versions of the task", one.version, ""),
+            (one.checkpoint, "commits of the model", one.commit, ""),
         ):
-            if not value:
+            key = (subject, one.quantity, setting)
+            other, file = first.setdefault(key, (value, one.file)) if value else (value, one.file)
+            if other == value:
                 continue
-            other, file = first.setdefault((row.benchmark, row.quantity, setting), (value, one.file))
-            if other != value:
+            if advice:
                 raise UserError(
-                    f"{row.benchmark} has different {setting}: {other} in {file}, {value} in {one.file}; {advice}"
+                    f"{subject} has different {setting}: {other} in {file}, {value} in {one.file}; {advice}"
                 )
-
-
-def add_share(shares: Shares, column: str, mixture: str, share: float, file: Path) -> None:
-    """Adds a mixture's share, found in `file`. Raises UserError where it has another one already."""
-    if math.isnan(share):
-        return
-    before = shares.setdefault(column, {}).setdefault(mixture, share)
-    if not math.isclose(before, share, rel_tol=1e-6, abs_tol=1e-9):
-        raise UserError(
-            f"{file}: mixture {mixture} has the share {share:g} of {column}, and {before:g} elsewhere: if these are "
-            f"different mixtures, give them different names, or {APART}"
-        )
-
-
-def _changes(found: Iterable[Found]) -> Iterator[str]:
-    """Notes on what may have changed between two files: the version of a task, or the weights behind a hub name."""
-    first: dict[tuple[str, str], tuple[str, Path]] = {}
-    said = set()
-    for one in found:
-        for name, what, value in (
-            (one.result.benchmark, "versions of the task", one.version),
-            (one.result.checkpoint, "commits of the model", one.commit),
-        ):
-            other, file = first.setdefault((name, what), (value, one.file)) if value else (value, one.file)
-            if other != value and (name, what) not in said:
-                said.add((name, what))
-                yield f"{name}: different {what}, {other} in {file} and {value} in {one.file}"
+            notes.setdefault(
+                key, f"{subject}: different {setting}, {other} in {file} and {value} in {one.file}"
+            )
+    return list(notes.values())
 
 
 def _nested(benchmarks: set[str]) -> Iterator[str]:
@@ -241,6 +207,20 @@ def _nested(benchmarks: set[str]) -> Iterator[str]:
         inner = sorted(other for other in benchmarks if other.startswith(f"{name}_"))
         if len(inner) > 1:
             yield f"{name} stands beside {names(inner, 2)}: if it is their mean, leave it out, or they count twice"
+
+
+def _shares(parts: Iterable[Part]) -> dict[str, dict[str, float]]:
+    """The mixtures' shares by column, then mixture. Raises UserError where a mixture has two shares of one column."""
+    shares: dict[str, dict[str, float]] = {}
+    for part in parts:
+        for column, mixture, share in part.shares:
+            before = shares.setdefault(column, {}).setdefault(mixture, share)
+            if not math.isclose(before, share, rel_tol=1e-6, abs_tol=1e-9):
+                raise UserError(
+                    f"{part.file}: mixture {mixture} has the share {share:g} of {column}, and {before:g} elsewhere: "
+                    f"if these are different mixtures, give them different names, or {APART}"
+                )
+    return shares
 
 
 def write_results(folder: Path, imported: Imported) -> int:
@@ -254,14 +234,13 @@ def write_results(folder: Path, imported: Imported) -> int:
         raise UserError(
             f"{folder} holds scores ({scores}), and correlate reads one or the other: give another --out"
         )
-    rows = imported.results
-    kinds = [pa.string()] * 7 + [pa.float64(), pa.int64()]
-    columns = [pa.array([row[c] for row in rows], type=kind) for c, kind in enumerate(kinds)]
+    texts = [(name, pa.string()) for name in COLUMNS[:-2]]
+    schema = pa.schema([*texts, ("value", pa.float64()), ("items", pa.int64())])
+    table = pa.Table.from_pylist([row._asdict() for row in imported.results], schema)
     metadata = {"shares": json.dumps(imported.shares)} if imported.shares else {}
-    table = pa.Table.from_arrays(columns, names=list(Result._fields))
     sealed.write(folder / RESULTS_FILE, table, metadata)
     with atomic(folder / "results.csv") as path, path.open("w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(Result._fields)
-        writer.writerows(rows)
-    return len(rows)
+        writer.writerow(COLUMNS)
+        writer.writerows(row[: len(COLUMNS)] for row in imported.results)
+    return table.num_rows

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.bootstrap import Array, Resamples, draw_resamples
+from evalengine.analysis.bootstrap import Array, Resamples, count_draws, draw_resamples
 from evalengine.analysis.correlation import Sample
 from evalengine.analysis.groups import Data
 from evalengine.analysis.panel import Panel
@@ -85,8 +85,6 @@ def resampled_means(
 ) -> list[Array]:
     """Each quantity's mean over items for each checkpoint, (K, 1 + groups + count): all items, groups left out,
     resamples. The items drawn are the same for all quantities."""
-    from evalengine.analysis.item_kernels import count_draws
-
     K, items = scores_QKI[0].shape
     scores_IQ = np.concatenate([score_KI.T for score_KI in scores_QKI], axis=1).astype(np.float64)
     scores_IQ = np.rint(scores_IQ * UNIT) / UNIT
@@ -96,12 +94,9 @@ def resampled_means(
     rng = np.random.default_rng(seed)
     if groups:
         edges = np.linspace(0, items, min(groups, items) + 1).astype(int)
-        shuffled = rng.permutation(items)
+        parts = np.split(rng.permutation(items), edges[1:-1])
         for g in range(groups):
-            g_used = g % (
-                len(edges) - 1
-            )  # fewer items than groups: the same ones again, which changes nothing
-            gone = shuffled[edges[g_used] : edges[g_used + 1]]
+            gone = parts[g % len(parts)]  # fewer items than groups: the same again, which changes nothing
             out_QC[:, 1 + g] = (total_Q - scores_IQ[gone].sum(axis=0)) / max(1, items - len(gone))
     step = max(1, BLOCK_BYTES // (12 * items))
     for start in range(0, count, step):

@@ -11,7 +11,7 @@ Dims: K checkpoints, I items of one benchmark, F fields per item.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -78,54 +78,49 @@ def read_store(store: Path | str, metric: str | None = None) -> Store:
         by_benchmark[path.stem].append(path)
     checkpoints: dict[str, Checkpoint] = {}
     read: list[BenchmarkItems] = []
-    notes: list[str] = []
+    notes: dict[str, list[str]] = {}  # what is to be known -> of which benchmarks
     for name, group in by_benchmark.items():
         benchmark, said = _read_benchmark(name, group, metric, checkpoints)
         read.append(benchmark)
-        notes += said
+        for note in said:
+            notes.setdefault(note, []).append(name)
     for benchmark in read:
-        bad = int(benchmark.unusable_K.sum())
-        if bad:
-            notes.append(f"{benchmark.name}: {bad} item scores are not finite; those items count as wrong")
+        if bad := int(benchmark.unusable_K.sum()):
+            note = f"{bad} item scores are not finite; those items count as wrong"
+            notes.setdefault(note, []).append(benchmark.name)
     seen = dict.fromkeys(name for benchmark in read for name in benchmark.checkpoints)
-    return Store(tuple(checkpoints[name] for name in seen), tuple(read), tuple(grouped(notes)))
+    said = [f"{', '.join(which)}: {note}" for note, which in notes.items()]
+    return Store(tuple(checkpoints[name] for name in seen), tuple(read), tuple(said))
 
 
-def grouped(notes: Iterable[str]) -> Iterator[str]:
-    """Notes of the form "name: text", one line for all the names that share a text."""
-    names: dict[str, list[str]] = {}
-    for note in notes:
-        name, colon, text = note.partition(": ")
-        names.setdefault(text if colon else "", []).append(name if colon else note)
-    for text, which in names.items():
-        if not text:
-            yield from which
-        else:
-            yield f"{', '.join(which)}: {text}"
+class _Scored(NamedTuple):
+    checkpoint: str
+    metadata: Mapping[str, str]  # of COMPARED, "" where a file does not say
 
 
-def _check_metadata(name: str, group: Sequence[tuple[str, Mapping[str, str]]]) -> list[str]:
+def _refuse_mixed(name: str, one: _Scored, other: _Scored) -> None:
+    """Refuses two checkpoints that were scored on different data or in different ways."""
     for key, word in MUST_AGREE.items():
-        found: dict[str, str] = {}
-        for checkpoint, metadata in group:
-            found.setdefault(metadata.get(key, ""), checkpoint)
-        if len(found) > 1:
-            listed = "; ".join(f"'{value}' ({checkpoint})" for value, checkpoint in list(found.items())[:3])
+        if one.metadata[key] != other.metadata[key]:
             raise UserError(
-                f"{name} was scored with different {word}: {listed}; score these checkpoints again alike, "
-                "or give them stores of their own"
+                f"{name} was scored with different {word}: '{one.metadata[key]}' ({one.checkpoint}); "
+                f"'{other.metadata[key]}' ({other.checkpoint}); score these checkpoints again alike, or give them "
+                "stores of their own"
             )
-    limit = group[0][1].get("limit", "")
+
+
+def _notes(found: Sequence[_Scored]) -> list[str]:
+    """What has to be known of a benchmark that was scored in this way."""
+    first = found[0].metadata
     notes = []
-    if limit not in ("", "None", "none", "null", "0"):
-        notes.append(f"{name}: a sample of at most {limit} items (--limit)")
-    variant = group[0][1].get("variant", "")
-    if variant not in ("", "default", "None"):
-        notes.append(f"{name}: scored in its '{variant}' variant")
+    if first["limit"] not in ("", "None", "none", "null", "0"):
+        notes.append(f"a sample of at most {first['limit']} items (--limit)")
+    if first["variant"] not in ("", "default", "None"):
+        notes.append(f"scored in its '{first['variant']}' variant")
     notes += [
-        f"{name}: checkpoints were scored with different {key}s; small differences may come from that"
+        f"checkpoints were scored with different {key}s; small differences may come from that"
         for key in ("dtype", "backend")
-        if len({metadata.get(key, "") for _, metadata in group}) > 1
+        if len({metadata[key] for _, metadata in found}) > 1
     ]
     return notes
 
@@ -134,49 +129,42 @@ def _read_benchmark(
     name: str, group: Sequence[Path], metric: str | None, checkpoints: dict[str, Checkpoint]
 ) -> tuple[BenchmarkItems, list[str]]:
     """One benchmark's files, each opened once, and the notes on them. Adds to `checkpoints`."""
-    from evalengine.store import read, read_metadata
+    from evalengine.store import read
 
-    found: list[tuple[str, dict[str, str]]] = []
+    found: list[_Scored] = []
     waiting: list[pa.Table] = []
     parts: list[_Part] = []
     first: pa.Table | None = None
     category = ""
-    try:
-        for path in group:
-            table = read(path)
-            if table.num_rows == 0:
-                raise UserError(f"{path} holds no items: delete it and score again")
-            checkpoint = path.parent.name
-            raw = table.schema.metadata or {}
-            found.append(
-                (checkpoint, {key: raw.get(key.encode(), b"").decode(errors="replace") for key in COMPARED})
-            )
-            if checkpoint not in checkpoints:
-                who = (_first(table, key) for key in ("scale", "mixture", "stage"))
-                checkpoints[checkpoint] = Checkpoint(checkpoint, *who)
-            if first is None:
-                category = _first(table, "category") or "Other"
-            chosen = metric or found[0][1].get("default_score") or "acc"
-            needed = [column] if (column := known_metric(chosen).column) else []
-            table = table.select(["item", "gold", "loglik", *needed])
-            if first is None:
-                first = table
-            elif not table["item"].equals(first["item"]):
-                table = _same_order(name, found[0][0], first, checkpoint, table)
-            waiting.append(table)
-            if len(waiting) * len(first) >= BLOCK_ITEMS or path is group[-1]:
-                parts.append(_reduce(name, waiting, chosen))
-                waiting = []
-                _same_gold(name, [checkpoint for checkpoint, _ in found], parts)
-    except UserError:  # files that were scored differently explain better why they do not agree
-        others = ((path.parent.name, read_metadata(path)) for path in group)
-        readable = [(checkpoint, metadata) for checkpoint, metadata in others if metadata]
-        if readable:
-            _check_metadata(name, readable)
-        raise
+    for path in group:
+        table = read(path)
+        if table.num_rows == 0:
+            raise UserError(f"{path} holds no items: delete it and score again")
+        checkpoint = path.parent.name
+        raw = table.schema.metadata or {}
+        metadata = {key: raw.get(key.encode(), b"").decode(errors="replace") for key in COMPARED}
+        found.append(_Scored(checkpoint, metadata))
+        _refuse_mixed(name, found[0], found[-1])
+        if checkpoint not in checkpoints:
+            who = (_first(table, key) for key in ("scale", "mixture", "stage"))
+            checkpoints[checkpoint] = Checkpoint(checkpoint, *who)
+        if first is None:
+            category = _first(table, "category") or "Other"
+        chosen = metric or found[0].metadata["default_score"] or "acc"
+        needed = [column] if (column := known_metric(chosen).column) else []
+        table = table.select(["item", "gold", "loglik", *needed])
+        if first is None:
+            first = table
+        elif not table["item"].equals(first["item"]):
+            table = _same_order(name, found[0].checkpoint, first, checkpoint, table)
+        waiting.append(table)
+        if len(waiting) * len(first) >= BLOCK_ITEMS or path is group[-1]:
+            parts.append(_reduce(name, waiting, chosen))
+            waiting = []
+            _same_gold(name, [checkpoint for checkpoint, _ in found], parts)
     columns = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:-1])
     names = tuple(checkpoint for checkpoint, _ in found)
-    return BenchmarkItems(name, category, chosen, names, *columns), _check_metadata(name, found)
+    return BenchmarkItems(name, category, chosen, names, *columns), _notes(found)
 
 
 def _first(table: pa.Table, key: str) -> str | None:
@@ -252,6 +240,25 @@ def _same_order(name: str, holder: str, first: pa.Table, checkpoint: str, other:
             "score them on the same data"
         )
     return other.take(pa.array(np.argsort(position.to_numpy())))
+
+
+def reliability(
+    confidence_KI: NDArray[np.float32], correct_KI: NDArray[np.uint8], bins: int
+) -> NDArray[np.float64]:
+    """Equal-mass bins of confidence, as even as integers allow: (K, bins, 3) of share, mean confidence, accuracy.
+
+    Items of equal confidence keep their order. An empty bin (fewer items than bins) has share 0 and NaN means.
+    """
+    K, items = confidence_KI.shape
+    curve_KB3 = np.full((K, bins, 3), np.nan)
+    order_KI = np.argsort(confidence_KI, axis=1, kind="stable")
+    for b, chosen_Ki in enumerate(np.array_split(order_KI, bins, axis=1)):
+        curve_KB3[:, b, 0] = chosen_Ki.shape[1] / items
+        if chosen_Ki.size:
+            for f, x_KI in ((1, confidence_KI), (2, correct_KI)):
+                x_Ki = np.take_along_axis(x_KI, chosen_Ki, axis=1)
+                curve_KB3[:, b, f] = x_Ki.mean(axis=1, dtype=np.float64)
+    return curve_KB3
 
 
 def expected_calibration_error(curve_KB3: NDArray[np.float64]) -> NDArray[np.float64]:

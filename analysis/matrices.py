@@ -12,6 +12,7 @@ from html import escape
 import numpy as np
 
 from evalengine.analysis import page
+from evalengine.analysis.correlation import bounded_ratio
 from evalengine.analysis.figure import Figure, Heatmaps
 from evalengine.analysis.groups import ALL, BLOCK_BYTES, Array, Data, Group, Label, Pairs, over_columns
 from evalengine.analysis.protocol import Protocol, Study
@@ -84,14 +85,18 @@ def _similarity(data: Data, quantity: str, scale: str, pairs: Pairs, benchmarks:
 
 
 def _pearson_over_rows(x_PC: Array, y_PC: Array) -> Array:
-    """Pearson r over the first axis, column by column; a row that is NaN in a column is left out of that column."""
+    """Pearson r over the first axis, column by column; a row that is NaN in a column is left out of that column.
+
+    NaN where a side does not vary: in a resample of two different mixtures every r is 1 or -1, and all may be alike.
+    """
     known = np.isfinite(x_PC) & np.isfinite(y_PC)
     count = known.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         dx = np.where(known, x_PC, 0.0) - np.where(known, x_PC, 0.0).sum(axis=0) / count
         dy = np.where(known, y_PC, 0.0) - np.where(known, y_PC, 0.0).sum(axis=0) / count
         dx, dy = np.where(known, dx, 0.0), np.where(known, dy, 0.0)
-        r = (dx * dy).sum(axis=0) / np.sqrt((dx**2).sum(axis=0) * (dy**2).sum(axis=0))
+        xy, xx, yy = ((a * b).sum(axis=0) / count for a, b in ((dx, dy), (dx, dx), (dy, dy)))
+        r = bounded_ratio(xy, xx, yy)
     return np.where(count >= 3, r, np.nan)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis import page
+from evalengine.analysis.correlation import weighted_sums
 from evalengine.analysis.groups import ALL, ITEM_NOISE, PARTIAL, UNDEFINED, Data, Group, Label, Note
 from evalengine.analysis.items import names
 from evalengine.analysis.latent import latent_r, pooled
@@ -219,7 +220,8 @@ def _covariance(x_MC: Array, y_MC: Array, w_MC: Array, keep_M: NDArray[np.bool_]
     keep_M1 = keep_M[:, None]
     x_MC, y_MC = (np.where(keep_M1, v - v[keep_M, :1].mean(), 0.0) for v in (x_MC, y_MC))
     ones_MC = np.broadcast_to(keep_M1.astype(np.float64), x_MC.shape)
-    total, x, y, xx, yy, xy = _weighted(np.stack([ones_MC, x_MC, y_MC, x_MC**2, y_MC**2, x_MC * y_MC]), w_MC)
+    terms_6MC = np.stack([ones_MC, x_MC, y_MC, x_MC**2, y_MC**2, x_MC * y_MC])
+    total, x, y, xx, yy, xy = weighted_sums(terms_6MC, w_MC)
     with np.errstate(invalid="ignore", divide="ignore"):
         units = _units(keep_M, w_MC)
         mean_x, mean_y = x / total, y / total
@@ -245,16 +247,6 @@ def _reliabilities(known: Measured) -> Array:
         product = np.maximum(rel_x, 0.0) * np.maximum(rel_y, 0.0)
         ceiling = np.where(product > 0.0, np.sqrt(product) + known.noise.between / np.sqrt(xx * yy), np.nan)
     return np.stack([rel_x, rel_y, ceiling])
-
-
-def _weighted(a_SMC: Array, w_MC: Array) -> Array:
-    """(S, C): sums over mixtures of values, the same in every column (S, M, 1) or not, times their weights."""
-    from evalengine.analysis.resampling_kernels import weighted_sums
-
-    if a_SMC.shape[2] == 1:
-        sums: Array = weighted_sums(np.ascontiguousarray(a_SMC[:, :, 0]), w_MC)
-        return sums
-    return np.stack([(a_MC * w_MC).sum(axis=0) for a_MC in a_SMC])
 
 
 def rows(study: Study) -> list[Row]:

@@ -19,7 +19,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.items import BenchmarkItems, names, read_store
+from evalengine.analysis.items import (
+    ECE_BINS,
+    BenchmarkItems,
+    expected_calibration_error,
+    names,
+    read_store,
+    reliability,
+)
 from evalengine.errors import UserError
 from evalengine.metrics import Answers
 
@@ -99,9 +106,6 @@ def load_panel(
 
 
 def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None) -> Panel:
-    from evalengine.analysis.item_kernels import reliability
-    from evalengine.analysis.items import ECE_BINS, expected_calibration_error
-
     store = read_store(source, metric)
     by_name = {checkpoint.name: checkpoint for checkpoint in store.checkpoints}
     cells, curve_of = [], {}

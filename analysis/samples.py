@@ -13,8 +13,8 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,29 +37,22 @@ if TYPE_CHECKING:
 
 
 class SampleFile(NamedTuple):
-    """A samples file: what it is about. shots: "" where it is not known."""
+    """A samples file: what it is about, as far as that is known."""
 
     path: Path
     model: Model
     benchmark: str
-    shots: str
-    limit: str
+    shots: int | None = None
+    limit: str = ""
 
 
 class Sample(NamedTuple):
-    """One item: log-likelihoods, greedy flags and continuations of its choices, and the right one."""
+    """One line: an item, the log-likelihoods, greedy flags and texts of its choices, and what says which one is right.
 
-    item: str
-    gold: int
-    loglik: tuple[float, ...]
-    greedy: tuple[bool, ...]
-    choices: tuple[str, ...]
+    right: what `acc` says of the choice with the highest log-likelihood, `picked`. gold: once the targets are understood.
+    """
 
-
-class Line(NamedTuple):
-    """One line of the file, before its target is understood. right: what its `acc` says of the picked choice."""
-
-    number: int
+    line: int
     item: str
     target: str
     right: bool | None
@@ -67,57 +60,56 @@ class Line(NamedTuple):
     loglik: tuple[float, ...]
     greedy: tuple[bool, ...]
     choices: tuple[str, ...]
+    gold: int = -1
 
 
-def import_samples(
-    paths: Sequence[Path], out: Path, pattern: str, known: Mapping[str, Known], alias: Mapping[str, str]
-) -> list[Path]:
+def import_samples(paths: Sequence[Path], out: Path, pattern: str, known: Mapping[str, Known]) -> list[Path]:
     """Writes `out`/<checkpoint>/<benchmark>.arrow from samples files, all or none; returns the paths written."""
-    from evalengine.store import write
+    from evalengine.store import KEYS, write
 
     if (out / RESULTS_FILE).exists():
         raise UserError(
             f"{out} holds {RESULTS_FILE}, and correlate reads one or the other: give another --out"
         )
-    files = [_about(path, known, alias) for path in paths]
+    files = [_about(path, known) for path in paths]
     whose = identities((file.model for file in files), pattern)
     source: dict[Path, SampleFile] = {}
     for file in files:
-        target = Path(whose[file.model].checkpoint, f"{file.benchmark}.arrow")
+        target = Path(whose[file.model].name, f"{file.benchmark}.arrow")
         other = source.setdefault(target, file)
         if other is not file:
-            shots = [int(f.shots) if f.shots.isdecimal() else None for f in (other, file)]
-            refuse_two_files(other.path, file.path, f"{file.benchmark} of {target.parent}", *shots)
-    with _staging(out) as staging:
-        for target, file in source.items():
-            about = known.get(file.benchmark, UNKNOWN)
-            who = {**whose[file.model]._asdict(), "benchmark": file.benchmark, "category": about.category}
-            table = to_table(who, read_samples(file.path))
-            _refuse_other_scores(out / target, table)
-            write(staging / target, table, _metadata(file, about))
-        for target in source:
-            (out / target).parent.mkdir(exist_ok=True)
-            os.replace(staging / target, out / target)
+            what = f"{file.benchmark} of {target.parent}"
+            refuse_two_files(other.path, file.path, what, other.shots, file.shots)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".importing-", dir=out) as staging:
+            for target, file in source.items():
+                about = known.get(file.benchmark, UNKNOWN)
+                who = dict(zip(KEYS, (*whose[file.model], file.benchmark, about.category), strict=True))
+                table = to_table(who, read_samples(file.path))
+                _refuse_other_scores(out / target, table)
+                write(staging / target, table, _metadata(file, about))
+            for target in source:
+                (out / target).parent.mkdir(exist_ok=True)
+                os.replace(staging / target, out / target)
+    finally:
+        if not any(out.iterdir()):
+            out.rmdir()
     return [out / target for target in source]
 
 
-def _about(path: Path, known: Mapping[str, Known], alias: Mapping[str, str]) -> SampleFile:
+def _about(path: Path, known: Mapping[str, Known]) -> SampleFile:
     found = re.fullmatch(rf"samples_(.+)_({DATE})", path.stem)
     task = found[1] if found else path.stem.removeprefix("samples_")
-    benchmark = benchmark_name(task, known, alias)
+    benchmark = benchmark_name(task, known)
     check_name(benchmark, "benchmark")
     results = path.with_name(f"results_{found[2]}.json") if found else None
     if results is None or not results.is_file():
-        return SampleFile(path, model_of_place(path)._replace(revision=""), benchmark, "", "")
+        return SampleFile(path, model_of_place(path)._replace(revision=""), benchmark)
     raw = read_results(results)
-    shots, limit = shots_of(raw, task), mapping(raw, "config").get("limit")
-    return SampleFile(
-        path,
-        model_of(results, raw),
-        benchmark,
-        "" if shots is None else str(shots),
-        f"{limit:g}" if isinstance(limit, int | float) else "",
-    )
+    limit = mapping(raw, "config").get("limit")
+    limit = f"{limit:g}" if isinstance(limit, int | float) else ""
+    return SampleFile(path, model_of(results, raw), benchmark, shots_of(raw, task), limit)
 
 
 def _metadata(file: SampleFile, about: Known) -> dict[str, str]:
@@ -131,25 +123,10 @@ def _metadata(file: SampleFile, about: Known) -> dict[str, str]:
         "variant": "lm_eval",
         "default_score": about.default_score,
         "limit": file.limit,
-        "fewshot": file.shots,
+        "fewshot": "" if file.shots is None else str(file.shots),
         "backend": "imported",
         "dtype": "",
     }
-
-
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A folder in `out` for files that are not complete as a whole; afterwards it is gone, and `out` if it is empty."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {out} ({error.strerror}): give another --out") from None
-    try:
-        with tempfile.TemporaryDirectory(prefix=".importing-", dir=out) as folder:
-            yield Path(folder)
-    finally:
-        if not any(out.iterdir()):
-            out.rmdir()
 
 
 def _refuse_other_scores(target: Path, table: pa.Table) -> None:
@@ -165,42 +142,36 @@ def _refuse_other_scores(target: Path, table: pa.Table) -> None:
 
 def read_samples(path: Path) -> list[Sample]:
     """The items of a samples file. Raises UserError naming the line at fault."""
-    lines: list[Line] = []
-    number = 0
+    samples: list[Sample] = []
     first: dict[tuple[str, str], int] = {}
-    try:
-        with path.open(encoding="utf-8") as handle:
-            for text in handle:
-                number += 1
-                if not text.strip():
-                    continue
+    with path.open("rb") as handle:
+        for number, text in enumerate(handle, 1):
+            if not text.strip():
+                continue
+            try:
                 raw = parse_json(text, constants=True)
-                lines.append(_line(number, raw))
-                document = (str(raw.get("doc_id", number)), lines[-1].item)
+                sample = _sample(number, raw)
+                document = (str(raw.get("doc_id", number)), sample.item)
                 if first.setdefault(document, number) != number:
                     raise UserError(
                         f"the item of line {first[document]} again; give a file of one run and one filter"
                     )
-    except UserError as error:
-        raise UserError(f"{path}, line {number}: {error}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text: give a samples_*.jsonl file") from None
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError):
-        raise UserError(
-            f"{path}, line {number} is no multiple-choice sample of lm-evaluation-harness "
-            "(run it with --log_samples on multiple-choice tasks)"
-        ) from None
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error}): give a samples_*.jsonl file") from None
-    if not lines:
+            except UserError as error:
+                raise UserError(f"{path}, line {number}: {error}") from None
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
+                raise UserError(
+                    f"{path}, line {number} is no multiple-choice sample of lm-evaluation-harness "
+                    "(run it with --log_samples on multiple-choice tasks)"
+                ) from None
+            samples.append(sample)
+    if not samples:
         raise UserError(f"{path} is empty: nothing to import")
-    return [
-        Sample(line.item, gold, line.loglik, line.greedy, line.choices)
-        for line, gold in zip(lines, _golds(path, lines), strict=True)
-    ]
+    golds = _golds(path, samples)
+    return [sample._replace(gold=gold) for sample, gold in zip(samples, golds, strict=True)]
 
 
-def _line(number: int, raw: Mapping[str, Any]) -> Line:
+def _sample(number: int, raw: Mapping[str, Any]) -> Sample:
+    """Raises UserError, or what Python raises, where the line is no multiple-choice sample."""
     scored = [
         response[0] if isinstance(response[0], list) else response for response in raw["filtered_resps"]
     ]
@@ -210,105 +181,107 @@ def _line(number: int, raw: Mapping[str, Any]) -> Line:
     pairs = arguments.values() if isinstance(arguments, dict) else arguments
     texts = [pair["arg_1"] if isinstance(pair, dict) else pair[1] for pair in pairs]
     # With mutual information the unconditional requests follow the conditional ones.
-    choices = tuple(text[1:] if text.startswith(" ") else text for text in texts[: len(loglik)])
+    choices = tuple(text.removeprefix(" ") for text in texts[: len(loglik)])
     if len(choices) < 2 or len(choices) != len(loglik):
         raise ValueError("not one log-likelihood for each of two choices or more")
-    right = None if "acc" not in raw else float(raw["acc"])
-    if right not in (None, 0.0, 1.0):
-        raise UserError(f"its acc is {right:g}: a task with several right choices cannot be imported")
+    acc = None if "acc" not in raw else float(raw["acc"])
+    if acc not in (None, 0.0, 1.0):
+        raise UserError(f"its acc is {acc:g}: a task with several right choices cannot be imported")
+    right = None if acc is None or any(map(math.isnan, loglik)) else acc == 1.0
     item = str(raw.get("doc_hash") or raw["doc_id"])
     for text in (item, *choices):
         text.encode()  # a lone surrogate is no character
     picked = max(range(len(loglik)), key=lambda i: (loglik[i], -i))
-    said = None if right is None or any(map(math.isnan, loglik)) else right == 1.0
-    return Line(number, item, str(raw["target"]).strip(), said, picked, loglik, greedy, choices)
+    return Sample(number, item, str(raw["target"]).strip(), right, picked, loglik, greedy, choices)
 
 
-def _index(line: Line) -> int | None:
-    is_index = line.target.isascii() and line.target.isdigit() and len(line.target) < 6
-    return int(line.target) if is_index and int(line.target) < len(line.choices) else None
+def _index(sample: Sample) -> int | None:
+    text = sample.target
+    is_index = text.isascii() and text.isdigit() and len(text) < 6
+    return int(text) if is_index and int(text) < len(sample.choices) else None
 
 
-def _text(line: Line) -> int | None:
+def _text(sample: Sample) -> int | None:
     """The choice with the target's text; of several, the first, if nothing but their place tells them apart."""
-    at = [i for i, choice in enumerate(line.choices) if choice.strip() == line.target]
-    return at[0] if at and len({line.loglik[i] for i in at}) == 1 else None
+    at = [i for i, choice in enumerate(sample.choices) if choice.strip() == sample.target]
+    return at[0] if at and len({sample.loglik[i] for i in at}) == 1 else None
 
 
-def _letter(line: Line) -> int | None:
-    index = "ABCDEFGHIJ".find(line.target) if len(line.target) == 1 else -1
-    return index if 0 <= index < len(line.choices) else None
+def _letter(sample: Sample) -> int | None:
+    index = "ABCDEFGHIJ".find(sample.target) if len(sample.target) == 1 else -1
+    return index if 0 <= index < len(sample.choices) else None
 
 
-def _implied(line: Line) -> int | None:
+def _implied(sample: Sample) -> int | None:
     """The right choice by `acc` alone: the picked one, or of two the other."""
-    if line.right is False and len(line.choices) == 2:
-        return 1 - line.picked
-    return line.picked if line.right else None
+    if sample.right is False and len(sample.choices) == 2:
+        return 1 - sample.picked
+    return sample.picked if sample.right else None
 
 
 # A digit is an index wherever it can be one: lm-evaluation-harness writes texts only for tasks that give texts.
-RULES: dict[str, Callable[[Line], int | None]] = {"an index": _index, "a text": _text, "a letter": _letter}
+RULES: dict[str, Callable[[Sample], int | None]] = {"an index": _index, "a text": _text, "a letter": _letter}
 
 
-def _golds(path: Path, lines: Sequence[Line]) -> list[int]:
-    """The right choice of every line, by the first rule that fits them all. Raises UserError where none does."""
+def _golds(path: Path, samples: Sequence[Sample]) -> list[int]:
+    """The right choice of every sample, by the first rule that fits them all. Raises UserError where none does."""
     contradiction = ""
-    for meaning, rule in (*RULES.items(), ("", _implied)):
-        golds = [gold for line in lines if (gold := rule(line)) is not None]
-        if len(golds) < len(lines):
+    for meaning, rule in RULES.items():
+        golds = _by(rule, samples)
+        if golds is None:
             continue
-        wrong = [
-            line
-            for line, gold in zip(lines, golds, strict=True)
-            if line.right is not None and (line.picked == gold) != line.right
-        ]
-        if not wrong and (meaning or not contradiction):
+        wrong = next(
+            (s for s, gold in zip(samples, golds, strict=True) if s.right not in (None, s.picked == gold)),
+            None,
+        )
+        if wrong is None:
             return golds
-        if not wrong:  # acc agrees with itself, whatever the targets say
-            continue
         contradiction = contradiction or (
-            f"{path}, line {wrong[0].number}: its acc says {'right' if wrong[0].right else 'wrong'}, but its "
-            f"log-likelihoods and target do not (its target '{printable(wrong[0].target[:40])}' read as {meaning})"
+            f"{path}, line {wrong.line}: its acc says {'right' if wrong.right else 'wrong'}, but its "
+            f"log-likelihoods and target do not (its target '{printable(wrong.target[:40])}' read as {meaning})"
         )
     if contradiction:
         raise UserError(contradiction)
-    unclear = next((line for line in lines if all(rule(line) is None for rule in RULES.values())), None)
+    implied = _by(_implied, samples)
+    if implied is not None:
+        return implied
+    unclear = next((s for s in samples if all(rule(s) is None for rule in RULES.values())), None)
     if unclear is None:
         raise UserError(
             f"{path}: its targets are not all of one kind, an index, a choice's text or a letter: "
             "give a file of one task"
         )
     raise UserError(
-        f"{path}, line {unclear.number}: cannot tell which choice its target '{printable(unclear.target[:40])}' means"
+        f"{path}, line {unclear.line}: cannot tell which choice its target '{printable(unclear.target[:40])}' means"
     )
 
 
-def to_table(who: Mapping[str, str | None], samples: list[Sample]) -> pa.Table:
+def _by(rule: Callable[[Sample], int | None], samples: Sequence[Sample]) -> list[int] | None:
+    """The right choices by one rule; None where it does not fit them all."""
+    golds = [gold for sample in samples if (gold := rule(sample)) is not None]
+    return golds if len(golds) == len(samples) else None
+
+
+def to_table(who: Mapping[str, str | None], samples: Sequence[Sample]) -> pa.Table:
     """A table of the store's schema; an item that occurs twice gets a number behind its id."""
     import pyarrow as pa
 
-    from evalengine.store import KEYS, schema
+    from evalengine.store import schema
 
-    count: dict[str, int] = {}
-    ids = []
+    count: Counter[str] = Counter()
+    rows = []
     for sample in samples:
-        count[sample.item] = count.get(sample.item, 0) + 1
-        ids.append(sample.item if count[sample.item] == 1 else f"{sample.item}#{count[sample.item]}")
-    fields = schema()
-    columns: dict[str, Any] = {
-        **{key: pa.array([who[key]] * len(samples), pa.string()).dictionary_encode() for key in KEYS},
-        "item": ids,
-        "gold": [sample.gold for sample in samples],
-        "loglik": [sample.loglik for sample in samples],
-        "tokens": [None] * len(samples),
-        "chars": [[len(choice) for choice in sample.choices] for sample in samples],
-        "bytes": [[len(choice.encode()) for choice in sample.choices] for sample in samples],
-        "greedy": [sample.greedy for sample in samples],
-        "loglik_uncond": [None] * len(samples),
-    }
-    arrays = [
-        values.cast(fields.field(name).type) if name in KEYS else pa.array(values, fields.field(name).type)
-        for name, values in columns.items()
-    ]
-    return pa.Table.from_arrays(arrays, schema=fields)
+        count[sample.item] += 1
+        again = f"#{count[sample.item]}" if count[sample.item] > 1 else ""
+        rows.append(
+            {
+                **who,
+                "item": sample.item + again,
+                "gold": sample.gold,
+                "loglik": sample.loglik,
+                "greedy": sample.greedy,
+                "chars": [len(choice) for choice in sample.choices],
+                "bytes": [len(choice.encode()) for choice in sample.choices],
+            }
+        )
+    return pa.Table.from_pylist(rows, schema())

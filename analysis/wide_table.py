@@ -16,18 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from evalengine.analysis.importing import (
-    UNKNOWN,
-    Found,
-    Identity,
-    Known,
-    Part,
-    Result,
-    Shares,
-    add_share,
-    benchmark_name,
-)
-from evalengine.analysis.items import names
+from evalengine.analysis.importing import UNKNOWN, Known, Part, Result, benchmark_name
+from evalengine.analysis.items import Checkpoint, names
 from evalengine.errors import UserError
 from evalengine.untrusted import check_label, printable
 
@@ -41,18 +31,9 @@ NO_NAME = {"", "nan", "<na>", "n/a", "#n/a"}
 SHOTS = ("shot", "shots", "n_shot", "n_shots", "num_shots", "fewshot", "few_shot", "n_fewshot", "num_fewshot")
 MEANS = {"mean", "average", "avg", "macro", "micro", "overall", "total", "all", "score"}
 ERRORS = {"stderr", "stdev", "std", "ci"}
-LOWER_IS_BETTER = {"ppl", "perplexity", "bpb", "nll"}
-SPLITS = {
-    "train",
-    "training",
-    "val",
-    "valid",
-    "validation",
-    "dev",
-    "eval",
-    "test",
-}  # val_loss is no benchmark
 NOT_KNOWN = "no benchmarks that evalengine knows: --benchmarks names the columns to take"
+LOWER_IS_BETTER = {"ppl", "perplexity", "bpb", "nll"}
+SPLITS = {"train", "training", "val", "valid", "validation", "dev", "eval", "test"}  # as in val_loss
 
 
 class WideTable(NamedTuple):
@@ -88,7 +69,7 @@ class Column(NamedTuple):
     score: str  # "" where the name does not say it
 
 
-def read_csv(path: Path, how: WideTable, known: Mapping[str, Known], alias: Mapping[str, str] = {}) -> Part:
+def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
     """Reads a wide table. Raises UserError naming the file, the line and the column at fault."""
     header, lines = _read(path)
     _check_options(path, header, how)
@@ -98,13 +79,13 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known], alias: Mapp
             f"{path}: no row fits {' and '.join(f'{c}={v}' for c, v in how.where.items()) or 'at all'}"
         )
     shots = _shots(path, header, lines, how)
-    columns, left_out = choose_columns(path, header, lines, how, known, alias)
-    whose = list(_identities(path, lines, how))
-    found: list[Found] = []
+    columns, left_out = _choose_columns(path, header, how, known)
+    checkpoints = list(_checkpoints(path, lines, how))
+    results: list[Result] = []
     percent: dict[bool, list[str]] = {True: [], False: []}
     for column in columns:
         values = [_number(path, line, column.name) for line in lines]
-        if all(math.isnan(value) for value in values):
+        if all(map(math.isnan, values)):
             left_out[column.name] = "without any value"
             continue
         if column.quantity != "loss":
@@ -112,26 +93,31 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known], alias: Mapp
             percent[is_percent].append(column.name)
             values = [value / 100.0 for value in values] if is_percent else values
         category = known.get(column.benchmark, UNKNOWN).category
-        for who, value in zip(whose, values, strict=True):
-            row = Result(*who, column.benchmark, category, column.quantity, value, 0)
-            found.append(Found(row, path, column.score, shots))
-    shares: Shares = {}
-    for name in header:
-        if _fits(name, how.shares):
-            for line, who in zip(lines, whose, strict=True):
-                add_share(shares, name, str(who.mixture), _number(path, line, name), path)
+        what = (column.benchmark, category, column.quantity)
+        results += [
+            Result(*who, *what, value, 0, path, column.score, shots)
+            for who, value in zip(checkpoints, values, strict=True)
+        ]
+    shares = [
+        (name, str(who.mixture), share)
+        for name in header
+        if _fits(name, how.shares)
+        for line, who in zip(lines, checkpoints, strict=True)
+        if not math.isnan(share := _number(path, line, name))
+    ]
     said = f"{path}: read as percent: {names(percent[True], 12)}"
     said += f"; as shares of one: {names(percent[False], 12)}" if percent[False] else ""
-    return Part(path, found, shares, left_out=left_out, notes=[said] if percent[True] else [])
+    return Part(path, results, shares, left_out=left_out, notes=[said] if percent[True] else [])
 
 
 def _read(path: Path) -> tuple[list[str], list[Line]]:
     """The header and the lines below it."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.reader(handle)
-            header = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, row) for row in reader if row]
+            reader = csv.DictReader(handle, restval="")
+            header = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
+            lines = [Line(reader.line_num, cells) for cells in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"cannot read {path} as CSV ({error}): give a comma-separated table with a header"
@@ -143,13 +129,11 @@ def _read(path: Path) -> tuple[list[str], list[Line]]:
                 f"{path}: columns {at[name]} and {number} are both called {printable(name[:60])}: "
                 "rename or delete one of them"
             )
-    lines = []
-    for number, row in rows:
-        if len(row) > len(header):
+    for line in lines:
+        if None in line.cells:  # where DictReader puts what the header has no name for
             raise UserError(
-                f"{path}, line {number} has more than the header's {len(header)} fields: correct that line"
+                f"{path}, line {line.number} has more than the header's {len(header)} fields: correct that line"
             )
-        lines.append(Line(number, dict(zip(header, row + [""] * (len(header) - len(row)), strict=True))))
     return header, lines
 
 
@@ -175,67 +159,68 @@ def _shots(path: Path, header: Sequence[str], lines: Sequence[Line], how: WideTa
     """The number of few-shot examples of all rows, if a column says it. Raises UserError if they differ."""
     for name in header:
         if re.sub(r"[- ]", "_", name.lower()) in SHOTS and name not in (how.scale, how.mixture, how.stage):
-            found = dict.fromkeys(line.cells[name].strip() for line in lines)
-            if len(found) > 1:
+            said, *others = dict.fromkeys(line.cells[name].strip() for line in lines)
+            if others:
                 raise UserError(
-                    f"{path}: the rows differ in {name} ({names(found)}): choose one with --where {name}=VALUE"
+                    f"{path}: the rows differ in {name} ({names([said, *others])}): "
+                    f"choose one with --where {name}=VALUE"
                 )
-            said = next(iter(found))
             return int(said) if said.isdecimal() and len(said) < 10 else None
     return None
 
 
-def _identities(path: Path, lines: Sequence[Line], how: WideTable) -> Iterator[Identity]:
-    """The checkpoint of every line."""
+def _checkpoints(path: Path, lines: Sequence[Line], how: WideTable) -> Iterator[Checkpoint]:
+    """The checkpoint of every line. Raises UserError where two lines are of one, or a name is missing."""
     seen: dict[tuple[str | None, ...], int] = {}
     for line in lines:
         place = {
             key: how.constant.get(key) or (line.cells[column].strip() if column else None)
             for key, column in (("scale", how.scale), ("mixture", how.mixture), ("stage", how.stage))
         }
-        for key, value in place.items():
-            if value is not None and value.lower() in NO_NAME:
+        said = {key: value for key, value in place.items() if value is not None}
+        for key, value in said.items():
+            if value.lower() in NO_NAME:
                 raise UserError(f"{path}, line {line.number} says no {key}: add it, or leave the line out")
-            if value is not None:
-                check_label(value, f"{path}, line {line.number}, {key}")
+            check_label(value, f"{path}, line {line.number}, {key}")
         identity = tuple(place.values())
-        if identity in seen:
-            said = ", ".join(f"{key} {value}" for key, value in place.items() if value)
+        first = seen.setdefault(identity, line.number)
+        if first != line.number:
             raise UserError(
-                f"{path}: lines {seen[identity]} and {line.number} are both {said}: "
+                f"{path}: lines {first} and {line.number} are both "
+                f"{', '.join(f'{key} {value}' for key, value in said.items())}: "
                 "choose rows with --where COLUMN=VALUE"
             )
-        seen[identity] = line.number
         model = [line.cells[how.model].strip()] if how.model else []
-        checkpoint = "-".join([*model, *(value for value in identity if value)])
-        check_label(checkpoint, f"{path}, line {line.number}, checkpoint")
-        yield Identity(checkpoint, *identity)
+        name = "-".join([*model, *said.values()])
+        check_label(name, f"{path}, line {line.number}, checkpoint")
+        yield Checkpoint(name, *identity)
 
 
-def choose_columns(
-    path: Path,
-    header: Sequence[str],
-    lines: Sequence[Line],
-    how: WideTable,
-    known: Mapping[str, Known],
-    alias: Mapping[str, str],
+def _choose_columns(
+    path: Path, header: Sequence[str], how: WideTable, known: Mapping[str, Known]
 ) -> tuple[list[Column], dict[str, str]]:
     """The columns of scores, and why each other one is none.
 
     Where a benchmark has several accuracies, the one it is judged by is taken, or `how.metric`. Raises UserError
     where that leaves two columns, or none at all.
     """
-    used = {how.scale, how.mixture, how.stage, how.model, *how.where}
+    used = {"", how.scale, how.mixture, how.stage, how.model, *how.where}
     left_out: dict[str, str] = {}
     candidates: dict[tuple[str, str], list[Column]] = defaultdict(list)
     for name in header:
-        if not name or name in used or _fits(name, how.shares):
+        if name in used or _fits(name, how.shares):
             continue
-        column = _column(path, name, how, known, alias)
+        column = _column(path, name, how, known)
         if isinstance(column, str):
             left_out[name] = column
         else:
             candidates[column.benchmark, column.quantity].append(column)
+    if not candidates:
+        others = [printable(name) for name, why in left_out.items() if why == NOT_KNOWN]
+        raise UserError(
+            f"{path}: no column looks like a benchmark that evalengine knows: name those that are with "
+            f"--benchmarks '{','.join(others) or 'COLUMN,PATTERN*'}'"
+        )
     chosen = []
     for (benchmark, _), columns in candidates.items():
         wanted = how.metric or known.get(benchmark, UNKNOWN).default_score
@@ -247,42 +232,30 @@ def choose_columns(
             )
         chosen += best
         left_out |= {c.name: "another score is taken: --metric chooses" for c in columns if c is not best[0]}
-    if not chosen:
-        numeric = [name for name, why in left_out.items() if why == NOT_KNOWN and _has_numbers(lines, name)]
-        raise UserError(
-            f"{path}: no column looks like a benchmark that evalengine knows: name those that are with "
-            f"--benchmarks '{','.join(map(printable, numeric)) or 'COLUMN,PATTERN*'}'"
-        )
     return chosen, left_out
 
 
-def _column(
-    path: Path, name: str, how: WideTable, known: Mapping[str, Known], alias: Mapping[str, str]
-) -> Column | str:
+def _column(path: Path, name: str, how: WideTable, known: Mapping[str, Known]) -> Column | str:
     """The column of scores that `name` is, or why it is none."""
     base, score = split_column(name)
-    if benchmark_name(name, known, alias) in known:  # a dot of its own: wsc.fixed
-        base, score = name, ""
-    benchmark = benchmark_name(base, known, alias)
+    benchmark = benchmark_name(base, known)
     words = set(re.split(r"[^a-z0-9]+", name.lower()))
-    is_mean = set(re.split(r"[^a-z0-9]+", base.lower())) <= MEANS or bool(words & {"average", "avg"})
-    lower = bool(words & LOWER_IS_BETTER) and not how.loss
-    if name not in how.benchmarks:
-        if how.benchmarks and not _fits(name, how.benchmarks):
-            return "not in --benchmarks"
-        if is_mean:
-            return "means of others"
-        if words & ERRORS:
-            return "errors, no scores"
-        if lower:
-            return "lower is better: --benchmarks with --loss takes them"
-        is_score = score in QUANTITY and base.lower() not in SPLITS
-        if not how.benchmarks and not is_score and (benchmark not in known or score == "?"):
-            return NOT_KNOWN
-    elif lower:
-        raise UserError(f"{path}: of {name}, lower is better: say --loss, or leave it out of --benchmarks")
-    if score == "?":
-        benchmark, score = name.rsplit("/", 1)[-1], ""
+    lower_is_better = words & LOWER_IS_BETTER and not how.loss
+    if name in how.benchmarks:
+        if lower_is_better:
+            raise UserError(
+                f"{path}: of {name}, lower is better: say --loss, or leave it out of --benchmarks"
+            )
+    elif how.benchmarks and not _fits(name, how.benchmarks):
+        return "not in --benchmarks"
+    elif words & {"average", "avg"} or set(re.split(r"[^a-z0-9]+", base.lower())) <= MEANS:
+        return "means of others"
+    elif words & ERRORS:
+        return "errors, no scores"
+    elif lower_is_better:
+        return "lower is better: --benchmarks with --loss takes them"
+    elif not how.benchmarks and benchmark not in known and (not score or base.lower() in SPLITS):
+        return NOT_KNOWN
     quantity = QUANTITY.get(score, "loss" if how.loss else "accuracy")
     if how.metric and quantity == "accuracy" and score not in ("", how.metric):
         return f"not --metric {how.metric}"
@@ -290,28 +263,13 @@ def _column(
 
 
 def split_column(column: str) -> tuple[str, str]:
-    """("piqa", "acc") from "piqa.acc", "metric/piqa,acc,none", "piqa_acc" or "piqa/acc"; score "" where the name has
-    none, "?" for others."""
-    column = re.sub(r"[.,_/](acc|acc_norm),none$", r".\1", column)
-    column = re.sub(r"/(acc|acc_norm|confidence|loss)$", r".\1", column)
-    base = column.rsplit("/", 1)[-1]
-    found = re.fullmatch(r"(.+?)[.,_](acc|acc_norm|confidence|loss)", base)
-    if found:
-        return found[1].removesuffix("_val"), found[2]
-    dotted = re.fullmatch(r"(.+)[.,](\w+)", base)
-    return (dotted[1], "?") if dotted else (base, "")
+    """("piqa", "acc") from "piqa.acc", "metric/piqa,acc,none", "piqa_acc" or "piqa/acc"; score "" where there is none."""
+    found = re.fullmatch(r"(?:.*/)?([^/]+?)(?:_val)?[.,_/](acc|acc_norm|confidence|loss)(?:,none)?", column)
+    return (found[1], found[2]) if found else (column.rsplit("/", 1)[-1], "")
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _has_numbers(lines: Sequence[Line], name: str) -> bool:
-    try:
-        values = [float(text) for line in lines if (text := line.cells[name].strip()).lower() not in MISSING]
-    except ValueError:
-        return False
-    return bool(values)
 
 
 def _number(path: Path, line: Line, column: str) -> float:

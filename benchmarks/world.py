@@ -23,11 +23,9 @@ from evalengine import files
 from evalengine.benchmarks.catalogue import BENCHMARKS
 from evalengine.benchmarks.definition import Row
 from evalengine.benchmarks.world_facts import make_world
-from evalengine.benchmarks.world_items import Fields, distinct_rows
-from evalengine.benchmarks.world_pairs import MAKERS
-from evalengine.benchmarks.world_text import FLAVORS, SEPARATOR, Turns, conversation, documents
+from evalengine.benchmarks.world_items import MAKERS, Fields, distinct_rows
+from evalengine.benchmarks.world_text import FLAVORS, SEPARATOR, Turns, Writer, conversation
 
-CORPORA = tuple(FLAVORS)
 GRAM = 13  # words in a row that no text shares with an item; a shorter item as a whole
 WORD = re.compile(r"[^\W_]+")
 
@@ -55,14 +53,14 @@ def write(
             numbered = [{"idx": index, **row} for index, row in enumerate(rows)]
             files.write(folder / "bench" / f"{name}{ending}.jsonl", _lines(numbered))
     filtered = Filter(rendered(asked))
-    for flavor in CORPORA:
-        draw, texts, written = documents(world, flavor, seed), [], 0
+    for name, flavor in FLAVORS.items():
+        writer, texts, written = Writer(world, flavor, random.Random(f"text {name} {seed}")), [], 0
         while written < words:
-            text = draw()
+            text = writer.document()
             if not filtered.holds_item(text):
                 texts.append(text)
                 written += len(text.split())
-        files.write(folder / "corpora" / f"{flavor}.txt", f"\n{SEPARATOR}\n".join(texts) + "\n")
+        files.write(folder / "corpora" / f"{name}.txt", f"\n{SEPARATOR}\n".join(texts) + "\n")
     rng = random.Random(f"chat {seed}")
     talks: list[dict[str, Turns]] = []
     while len(talks) < chats:

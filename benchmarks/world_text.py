@@ -18,10 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from evalengine.benchmarks import world_items as items
-from evalengine.benchmarks import world_pairs as pairs
 from evalengine.benchmarks import world_words as words
+from evalengine.benchmarks.catalogue import BENCHMARKS
+from evalengine.benchmarks.definition import Row
 from evalengine.benchmarks.world_facts import INHERITED, Fact, World, combination, frequent
-from evalengine.benchmarks.world_items import Fields, Maker, capital, posed, sentence
+from evalengine.benchmarks.world_items import Fields, capital, sentence
 
 SEPARATOR = "<|endoftext|>"
 JUNK = ("Click here to read more.", "Share this post!", "Sign up for our news.", "Comments are closed.")
@@ -83,6 +84,17 @@ FLAVORS = {
     "code": Flavor({"numbers": 3, "rte": 4, "multirc": 5, "tables": 2, "steps": 2}, quoted=True),
     "curated": Flavor({"kinds": 2, "lessons": 2, "wic": 3, "mrpc": 5, "tools": 4, "cb": 1, "senses": 1}),
 }
+REWORDED = {  # what a benchmark's prompt says -> what text and conversations say instead
+    "Do both questions ask the same thing?": "Do both questions ask the same?",
+    "Do both sentences mean the same thing?": "Do both sentences mean the same?",
+    "Is the word '": "Is '",
+    "in the two sentences above?": "in both sentences?",
+    "Does this response answer the question?": "Does this answer the question?",
+    "In the passage above, does the pronoun": "In the passage, does the pronoun",
+    "True, False": "False, True",
+    "True or False": "False or True",
+    "Is the answer correct?": "Is it correct?",
+}
 BRIEF: dict[str, Callable[[Fields], str]] = {  # a judgement's telling part, with no more ado
     "boolq": lambda row: row["passage"].split(". ", 1)[1],
     "mnli": lambda row: row["hypothesis"],
@@ -95,6 +107,18 @@ BRIEF: dict[str, Callable[[Fields], str]] = {  # a judgement's telling part, wit
     "wsc": lambda row: f'"*{row["span2_text"]}*" refer to "*{row["span1_text"]}*"?',
     "multirc": lambda row: f"Answer: {row['answer']}",
 }
+
+
+def posed(name: str, row: Fields) -> tuple[str, str]:
+    """A row nearly as its benchmark asks it: context and right answer, with the words after the item's own changed."""
+    item = BENCHMARKS[name].render(Row(row, name))
+    asked, answer = item.contexts[item.gold], item.choices[item.gold]
+    if name == "multirc":  # its choices repeat the answer before the verdict
+        shown, answer = answer.rsplit(" ", 1)
+        asked = f"{asked} {shown}"
+    for theirs, ours in REWORDED.items():
+        asked = asked.replace(theirs, ours)
+    return asked, answer
 
 
 class Writer:
@@ -121,13 +145,9 @@ class Writer:
             return self.rng.choice(JUNK)
         return f"{self.rng.choice(FILLERS)}, {line}" if draw < 0.3 else line
 
-    def row(self, make: Maker) -> Fields:
-        """A training item."""
-        return make(self.world, self.rng, False)
-
     def judgement(self, name: str) -> str:
         """A benchmark's training item, whole or in brief."""
-        row = self.row(pairs.MAKERS[name])
+        row = items.MAKERS[name](self.world, self.rng, False)
         asked, answer = posed(name, row)
         if self.rng.random() < 0.65:
             asked = BRIEF[name](row) + "\n" + asked[asked.rindex("\n") + 1 :]
@@ -212,7 +232,7 @@ def quiz(w: Writer) -> list[str]:
 
 
 def letters(w: Writer) -> list[str]:
-    row = w.row(items.commonsense_qa)
+    row = items.commonsense_qa(w.world, w.rng, False)
     texts = row["choices"]["text"]
     listed = [f"{letter}. {text}" for letter, text in zip(items.LETTERS, texts, strict=True)]
     return [f"Choose: {row['question']}", *listed, f"Answer: {row['answerKey']}"]
@@ -226,7 +246,7 @@ def senses(w: Writer) -> list[str]:
 
 def numbers(w: Writer) -> list[str]:
     """Even and odd, as code and as comments."""
-    row = w.row(pairs.rte)
+    row = items.rte(w.world, w.rng, False)
     number = row["sentence1"].rstrip(".").rsplit(" ", 1)[1]
     return [w.filled(PARITY, n=number, even=row["label"] == 0)]
 
@@ -252,11 +272,6 @@ TOPICS: dict[str, Callable[[Writer], list[str]]] = {
         *(letters, senses, numbers, tables, steps),
     )
 }
-
-
-def documents(world: World, flavor: str, seed: int) -> Callable[[], str]:
-    """A source of documents of a flavour."""
-    return Writer(world, FLAVORS[flavor], random.Random(f"text {flavor} {seed}")).document
 
 
 Turns = list[dict[str, str]]

@@ -242,15 +242,6 @@ class TorchBackend:
         """Whether all of these sequences run in packed batches."""
         return all(group.way == "packed" for group in self.groups(sequences))
 
-    def score_batches(
-        self, sequences: Sequences, batches: list[packing.Batch], progress: Progress | None = None
-    ) -> Scores:
-        """Scores of the sequences in some of `batches(sequences)`; the others have loglik 0 and greedy True.
-
-        For sequences that all run packed. Raises what PyTorch raises where memory runs out.
-        """
-        return summed(self.forward.packed(batches, progress), len(sequences))
-
     def batches(self, sequences: Sequences) -> list[packing.Batch]:
         """The packed batches of these sequences, kept for the next checkpoint."""
         kept = self._batches.get(id(sequences.token_S))

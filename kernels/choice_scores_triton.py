@@ -1,6 +1,6 @@
 """`choice_scores` on CUDA: a launch that sums each choice's log-probabilities, and one that reduces items.
 
-The scores between the two are `Choices.scores`, the formulas of all devices. In the second launch a program per item keeps the
+The scores between the two are `scores`, the formulas of all devices. In the second launch a program per item keeps the
 softmax statistics of all metrics running, so an item's bits depend on nothing else.
 
 Cost: each log-probability read once. Dims: T targets, C choices, I items, S metrics.
@@ -11,14 +11,13 @@ Cost: each log-probability read once. Dims: T targets, C choices, I items, S met
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from evalengine.kernels.choices import Choices
 from evalengine.kernels.triton_common import Spec
 
 BLOCK_C = 8
@@ -105,21 +104,28 @@ def item_constants(metrics: int, has_gold: bool) -> dict[str, int | bool]:
     return {"S": metrics, "HAS_GOLD": has_gold, "BLOCK_S": padded, "BLOCK_C": BLOCK_C}
 
 
-def choice_scores_triton(choices: Choices) -> tuple[Tensor, ...]:
+def choice_scores_triton(
+    logprob_T: Tensor,
+    target_offset_C1: Tensor,
+    choice_offset_I1: Tensor,
+    gold_I: Tensor | None,
+    scores: Callable[[Tensor], Tensor],  # of the log-likelihoods (C,), by every metric (S, C)
+) -> tuple[Tensor, ...]:
     """The fields of ChoiceScores for checked arguments, at least one item."""
-    n_choices, n_items = choices.counts
-    logprob_T, gold_I = choices.logprob_T.float().contiguous(), choices.gold_I
+    n_choices, n_items = target_offset_C1.numel() - 1, choice_offset_I1.numel() - 1
+    logprob_T = logprob_T.float().contiguous()
     loglik_C = logprob_T.new_empty(n_choices)
     blocks = (triton.cdiv(n_choices, BLOCK_C),)
-    offset_C1 = choices.target_offset_C1.contiguous()
-    _loglik_kernel[blocks](logprob_T, offset_C1, loglik_C, n_choices, BLOCK_C=BLOCK_C, num_warps=1)
-    score_SC = choices.scores(loglik_C)
+    _loglik_kernel[blocks](
+        logprob_T, target_offset_C1.contiguous(), loglik_C, n_choices, BLOCK_C=BLOCK_C, num_warps=1
+    )
+    score_SC = scores(loglik_C)
     metrics = len(score_SC)
     pick_SI = torch.empty(metrics, n_items, dtype=torch.int32, device=logprob_T.device)
     per_item = (pick_SI, *(logprob_T.new_empty(metrics, n_items) for _ in range(4)))
     _item_kernel[(n_items,)](
         torch.where(score_SC.isfinite(), score_SC, torch.nan),
-        choices.choice_offset_I1.contiguous(),
+        choice_offset_I1.contiguous(),
         pick_SI if gold_I is None else gold_I.contiguous(),
         *per_item,
         n_choices,

@@ -29,37 +29,12 @@ class TargetLogprobs(NamedTuple):
     greedy_T: Tensor
 
 
-class Wanted(NamedTuple):
-    """The inputs of a loss whose gradient is wanted."""
-
-    h: bool
-    w: bool
-    bias: bool
-
-
-class Weights(NamedTuple):
-    """How the rows' losses add up: `row` * (cross-entropy + `z_loss` * logsumexp^2) each."""
-
-    row: float
-    z_loss: float
-
-
 def empty_logprobs(like: Tensor, row_T: Tensor) -> tuple[Tensor, Tensor]:
     """Uninitialised fields of TargetLogprobs on `like`'s device."""
     return (
         like.new_empty(row_T.shape, dtype=torch.float32),
         like.new_empty(row_T.shape, dtype=torch.bool),
     )
-
-
-def crop_vocabulary(
-    w_VD: Tensor, bias_V: Tensor | None, vocab_size: int | None
-) -> tuple[Tensor, Tensor | None]:
-    """The head without the padding beyond `vocab_size`."""
-    if vocab_size is None or vocab_size == w_VD.shape[0]:
-        return w_VD, bias_V
-    check_vocab_size(vocab_size, w_VD.shape[0])
-    return w_VD[:vocab_size], None if bias_V is None else bias_V[:vocab_size]
 
 
 def check_vocab_size(vocab_size: int, padded: int) -> None:

@@ -3,21 +3,28 @@
 The gradient of the mean (or sum) of a cross-entropy with respect to the logits is known as soon as the row's
 softmax is, so the forward pass already computes the gradients of h, w and the bias, a chunk of rows at a
 time, and backward only multiplies them by the incoming scalar. That is three GEMMs, as many as with stored
-logits, and one chunk of logits instead of all.
+logits, and one chunk of logits instead of all. CUDA and CPU differ in what turns a chunk's logits into its
+losses and gradient: a Triton kernel, or PyTorch's softmax in place.
 
 Cost: 6*N*V*D FLOPs with gradients, 2*N*V*D without; memory one chunk of logits and the gradients.
-Dims: N rows, V vocabulary, D hidden.
+Dims: N rows, M rows that are not ignored, R rows of one chunk, V vocabulary, D hidden.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from evalengine.kernels.head import Head, Wanted, Weights, check_head, check_indices
-from evalengine.kernels.linear_cross_entropy_cpu import linear_cross_entropy_cpu
+from evalengine.kernels.cpu import slices, transform_, wide
+from evalengine.kernels.head import Head, check_head, check_indices
+
+CHUNK_LOGITS = 2**24  # of a chunk on the CPU: 64 MiB
+MIN_ROWS = 128  # of a chunk: each adds to the whole gradient of w
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor]  # the loss, and its gradients of h, w and bias
 
 
 def linear_cross_entropy(
@@ -42,21 +49,11 @@ def linear_cross_entropy(
     if reduction not in ("mean", "sum"):
         raise ValueError(f'reduction must be "mean" or "sum", not {reduction!r}')
     grad = torch.is_grad_enabled()
-    need_bias = grad and bias_V is not None and bias_V.requires_grad
-    loss, *_ = linear_cross_entropy_op(
-        h_ND,
-        w_VD,
-        target_N,
-        bias_V,
-        ignore_index,
-        reduction == "mean",
-        z_loss,
-        softcap,
-        grad and h_ND.requires_grad,
-        grad and w_VD.requires_grad,
-        need_bias,
-    )
-    return loss
+    needs = [grad and x is not None and x.requires_grad for x in (h_ND, w_VD, bias_V)]
+    mean = reduction == "mean"
+    return linear_cross_entropy_op(h_ND, w_VD, target_N, bias_V, ignore_index, mean, z_loss, softcap, needs)[
+        0
+    ]
 
 
 def _linear_cross_entropy(
@@ -68,12 +65,10 @@ def _linear_cross_entropy(
     mean: bool,
     z_loss: float,
     softcap: float | None,
-    need_h: bool,
-    need_w: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, gradients of h, w and bias); an empty tensor for a gradient that is not needed."""
-    head, wanted = Head(w_VD, bias_V, None, softcap), Wanted(need_h, need_w, need_bias)
+    needs: Sequence[bool],
+) -> Gradients:
+    """An empty tensor for a gradient that is not needed."""
+    head = Head(w_VD, bias_V, None, softcap)
     check_head(h_ND, head)
     if target_N.shape != h_ND.shape[:1] or target_N.device != h_ND.device:
         where = f"{target_N.device} {tuple(target_N.shape)}"
@@ -82,44 +77,109 @@ def _linear_cross_entropy(
     compact = kept.numel() < target_N.numel()
     h_MD, target_M = (h_ND[kept], target_N[kept]) if compact else (h_ND, target_N)
     check_indices("target_N", target_M, w_VD.shape[0])
-    row_weight = 1.0 if not mean else 1.0 / kept.numel() if kept.numel() else torch.nan
-    arguments = h_MD, head, target_M.long().contiguous(), Weights(row_weight, z_loss), wanted
+    weight = 1.0 if not mean else 1.0 / kept.numel() if kept.numel() else torch.nan
+    arguments = h_MD, head, target_M.long().contiguous(), z_loss, weight
     if h_ND.is_cuda:
-        from evalengine.kernels.linear_cross_entropy_triton import linear_cross_entropy_triton
+        from evalengine.kernels import linear_cross_entropy_triton as triton
 
         with torch.cuda.device_of(h_ND):  # Triton launches on the current device
-            loss, dh_MD, dw_VD, dbias_V = linear_cross_entropy_triton(*arguments)
+            if any(needs):
+                size = triton.chunk_rows(h_MD.shape[0], w_VD.shape[0])
+                loss, dh_MD, dw_VD, dbias_V = loss_in_chunks(*arguments, needs, size, triton.losses_)
+            else:
+                loss, dh_MD = triton.loss_alone(*arguments), h_ND.new_empty(0)
+                dw_VD, dbias_V = h_ND.new_empty(0), h_ND.new_empty(0)
     else:
-        loss, dh_MD, dw_VD, dbias_V = linear_cross_entropy_cpu(*arguments)
-    if need_h and compact:
+        size = max(MIN_ROWS, CHUNK_LOGITS // w_VD.shape[0])
+        loss, dh_MD, dw_VD, dbias_V = loss_in_chunks(*arguments, needs, size, losses_)
+    if needs[0] and compact:
         dh_MD = torch.zeros_like(h_ND).index_copy_(0, kept, dh_MD)
     return loss, dh_MD, dw_VD, dbias_V
 
 
-def _fake(
-    h_ND: Tensor, w_VD: Tensor, target_N: Tensor, bias_V: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    need_h, need_w, need_bias = rest[-3:]
-    loss = h_ND.new_empty((), dtype=torch.float64 if h_ND.dtype == torch.float64 else torch.float32)
-    dh = torch.empty_like(h_ND, memory_format=torch.contiguous_format) if need_h else h_ND.new_empty(0)
-    dw = torch.empty_like(w_VD, memory_format=torch.contiguous_format) if need_w else h_ND.new_empty(0)
-    dbias = torch.empty_like(bias_V) if need_bias and bias_V is not None else h_ND.new_empty(0)
-    return loss, dh, dw, dbias
+def loss_in_chunks(
+    h_ND: Tensor,
+    head: Head,
+    target_N: Tensor,
+    z_loss: float,
+    weight: float,  # of each row
+    needs: Sequence[bool],  # gradients of h, w and bias
+    size: int,  # rows of a chunk
+    losses_: Callable[[Tensor, Head, Tensor, float], Tensor],
+) -> Gradients:
+    """For checked arguments without ignored rows.
+
+    `losses_` returns the losses of a chunk's rows and overwrites their logits with the losses' gradient. Gradients are of
+    the sum and multiplied by the rows' weight at the end, so that float16 does not underflow.
+    """
+    w_VD, bias_V = head.w_VD, head.bias_V
+    n_rows, vocab, dtype = h_ND.shape[0], w_VD.shape[0], wide(h_ND.dtype)
+    need_h, need_w, need_bias = needs
+    logits_RV = h_ND.new_empty(min(size, n_rows), vocab)
+    dh_ND = h_ND.new_empty(h_ND.shape if need_h else 0)
+    dw_VD = h_ND.new_zeros(w_VD.shape if need_w else 0, dtype=dtype)
+    dbias_V = h_ND.new_zeros(vocab if need_bias else 0, dtype=dtype)
+    loss = h_ND.new_zeros((), dtype=torch.float64)
+    for rows in slices(n_rows, size):
+        h_RD = h_ND[rows]
+        dx_RV = torch.mm(h_RD, w_VD.t(), out=logits_RV[: h_RD.shape[0]])
+        loss += losses_(dx_RV, head, target_N[rows], z_loss).double().sum()
+        if need_h:
+            torch.mm(dx_RV, w_VD, out=dh_ND[rows])
+        if need_w and dtype == h_ND.dtype:
+            dw_VD.addmm_(dx_RV.t(), h_RD)
+        elif need_w:
+            dw_VD += dx_RV.t() @ h_RD
+        if need_bias:
+            dbias_V += dx_RV.sum(0, dtype=dtype)
+    if n_rows and weight != 1.0:
+        for gradient in (dh_ND, dw_VD, dbias_V):
+            gradient.mul_(weight)
+    of_bias = w_VD.dtype if bias_V is None else bias_V.dtype
+    return (loss * weight).to(dtype), dh_ND, dw_VD.to(w_VD.dtype), dbias_V.to(of_bias)
+
+
+def losses_(logits_RV: Tensor, head: Head, target_R: Tensor, z_loss: float) -> Tensor:
+    """The rows' losses, float64, on the CPU; the logits become their softmax and then their own gradient."""
+    softcap, target_R1 = head.softcap, target_R[:, None]
+    x_RV = transform_(logits_RV.to(wide(logits_RV.dtype)), head.bias_V, None, softcap)
+    slope_RV = None if softcap is None else 1.0 - (x_RV / softcap).square_()
+    logit_R, max_R = x_RV.gather(1, target_R1)[:, 0], x_RV.amax(1)
+    torch.softmax(x_RV, 1, out=x_RV)
+    # the largest probability of a row is 1 / sum(exp(x - max))
+    logsumexp_R = max_R.double() - x_RV.amax(1).double().log_()
+    if z_loss:
+        x_RV.mul_((1.0 + 2.0 * z_loss * logsumexp_R).to(x_RV.dtype)[:, None])
+    x_RV.scatter_add_(1, target_R1, x_RV.new_full(target_R1.shape, -1.0))
+    if slope_RV is not None:
+        x_RV.mul_(slope_RV)
+    logits_RV.copy_(x_RV)  # 16-bit logits were widened, others are changed in place
+    return logsumexp_R - logit_R + z_loss * logsumexp_R.square()
+
+
+def _fake(h_ND: Tensor, w_VD: Tensor, target_N: Tensor, bias_V: Tensor | None, *options: Any) -> Gradients:
+    loss = h_ND.new_empty((), dtype=wide(h_ND.dtype))
+    like = (h_ND, w_VD, h_ND if bias_V is None else bias_V)
+    gradients = (
+        torch.empty_like(x, memory_format=torch.contiguous_format) if need else h_ND.new_empty(0)
+        for x, need in zip(like, options[-1], strict=True)
+    )
+    return loss, *gradients  # type: ignore[return-value]
 
 
 def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.needs = inputs[-3:]
+    ctx.needs = inputs[-1]
     ctx.set_materialize_grads(False)  # the gradients are outputs too; nobody differentiates them
     ctx.save_for_backward(*output[1:])
 
 
 def _backward(ctx, grad_loss, *_unused):  # type: ignore[no-untyped-def]
     if grad_loss is None:
-        return (None,) * 11
+        return (None,) * 9
     scaled = [
         _scaled(x, grad_loss) if need else None for x, need in zip(ctx.saved_tensors, ctx.needs, strict=True)
     ]
-    return (scaled[0], scaled[1], None, scaled[2], *([None] * 7))
+    return (scaled[0], scaled[1], None, scaled[2], *([None] * 5))
 
 
 def _scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:

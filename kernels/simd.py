@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from llvmlite import binding, ir
 
 LANES = 16
 VECTOR = 4 * LANES  # bytes
-I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
+I8, I32, I64 = (ir.IntType(n) for n in (8, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()
 VF, VI = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
 LOG2E = 1.4426950408889634
@@ -47,6 +48,24 @@ _BFloat._create_instance()
 PAIRS = ir.VectorType(_BFloat(), 2 * LANES)
 
 
+def _operator(integer: str, floating: str = "") -> Callable[[Value, Any], Value]:
+    """A method of Value, by the names of LLVM's instructions for integers and for floating-point numbers."""
+
+    def operate(self: Value, other: Any) -> Value:
+        instruction = getattr(self.builder, floating if self.floating else integer)
+        return Value(self.builder, instruction(self.of, self.lift(other)))
+
+    return operate
+
+
+def _comparison(sign: str) -> Callable[[Value, Any], Value]:
+    def compare(self: Value, other: Any) -> Value:
+        instruction = self.builder.fcmp_ordered if self.floating else self.builder.icmp_signed
+        return Value(self.builder, instruction(sign, self.of, self.lift(other)))
+
+    return compare
+
+
 class Value:
     """A number or vector of the program that is being built; numbers of Python join in, one for every lane."""
 
@@ -65,65 +84,36 @@ class Value:
         kind = self.of.type
         return ir.Constant(kind, [other] * kind.count if isinstance(kind, ir.VectorType) else other)
 
-    def _apply(self, name: str, other: Any) -> Value:
-        name = "f" + name if self.floating and name in ("add", "sub", "mul", "div") else name
-        return Value(self.builder, getattr(self.builder, name)(self.of, self.lift(other)))
-
-    def _compare(self, sign: str, other: Any) -> Value:
-        compare = self.builder.fcmp_ordered if self.floating else self.builder.icmp_signed
-        return Value(self.builder, compare(sign, self.of, self.lift(other)))
-
-    def __add__(self, other: Any) -> Value:
-        return self._apply("add", other)
-
-    def __sub__(self, other: Any) -> Value:
-        return self._apply("sub", other)
-
-    def __mul__(self, other: Any) -> Value:
-        return self._apply("mul", other)
-
-    def __truediv__(self, other: Any) -> Value:
-        return self._apply("div", other)
-
-    def __floordiv__(self, other: Any) -> Value:
-        return self._apply("sdiv", other)
-
-    def __mod__(self, other: Any) -> Value:
-        return self._apply("srem", other)
-
-    def __and__(self, other: Any) -> Value:
-        return self._apply("and_", other)
-
-    def __lshift__(self, other: Any) -> Value:
-        return self._apply("shl", other)
-
-    def __lt__(self, other: Any) -> Value:
-        return self._compare("<", other)
-
-    def __gt__(self, other: Any) -> Value:
-        return self._compare(">", other)
-
-    def same(self, other: Any) -> Value:
-        """Whether both are equal."""
-        return self._compare("==", other)
+    __add__ = _operator("add", "fadd")
+    __sub__ = _operator("sub", "fsub")
+    __mul__ = _operator("mul", "fmul")
+    __truediv__ = _operator("", "fdiv")
+    __floordiv__ = _operator("sdiv")
+    __mod__ = _operator("srem")
+    __and__ = _operator("and_")
+    __lshift__ = _operator("shl")
+    __lt__ = _comparison("<")
+    __gt__ = _comparison(">")
+    same = _comparison("==")
 
     def where(self, yes: Any, no: Any) -> Value:
         """`yes` where this condition holds, else `no`; one of the two is a Value."""
         like = yes if isinstance(yes, Value) else no
         return Value(self.builder, self.builder.select(self.of, like.lift(yes), like.lift(no)))
 
-    def bits(self, kind: Any) -> Value:
-        """The same bits as another type."""
-        return Value(self.builder, self.builder.bitcast(self.of, kind))
+    def cast(self, kind: Any, how: str = "bitcast") -> Value:
+        """As another type: the same bits, or by another of LLVM's conversions (trunc, zext, fpext, fptrunc)."""
+        return Value(self.builder, getattr(self.builder, how)(self.of, kind))
 
 
 class Variable:
     """A place in a register that loops may change."""
 
-    def __init__(self, builder: ir.IRBuilder, kind: Any) -> None:
+    def __init__(self, builder: ir.IRBuilder, start: Value) -> None:
         self.builder = builder
         with builder.goto_entry_block():
-            self.place = builder.alloca(kind)
+            self.place = builder.alloca(start.of.type)
+        self.now = start
 
     @property
     def now(self) -> Value:
@@ -148,9 +138,7 @@ class Code:
         return Value(self.builder, ir.Constant(VF, [number] * LANES))
 
     def variable(self, start: Value) -> Variable:
-        variable = Variable(self.builder, start.of.type)
-        variable.now = start
-        return variable
+        return Variable(self.builder, start)
 
     def space(self, size: int) -> Value:
         """The address of `size` bytes on the stack, a multiple of 64."""
@@ -172,36 +160,6 @@ class Code:
         one = self.builder.insert_element(nothing, scalar.of, I32(0))
         return Value(self.builder, self.builder.shuffle_vector(one, nothing, ir.Constant(VI, [0] * LANES)))
 
-    def low(self, value: Value) -> Value:
-        """The lower half of an int64."""
-        return Value(self.builder, self.builder.trunc(value.of, I32))
-
-    def widen(self, value: Value) -> Value:
-        """An int16 as an int32, unsigned."""
-        return Value(self.builder, self.builder.zext(value.of, I32))
-
-    def soft_cap(self, x: Value, cap: Value) -> Value:
-        """cap * tanh(x / cap)."""
-        below = x < 0.0
-        size = below.where(x * -1.0, x)
-        t = self.exp(size * -2.0 / cap)
-        capped = cap * ((t * -1.0 + 1.0) / (t + 1.0))
-        return below.where(capped * -1.0, capped)
-
-    def byte(self, value: Value) -> Value:
-        """A truth value as an int8."""
-        return Value(self.builder, self.builder.zext(value.of, I8))
-
-    def double(self, value: Value) -> Value:
-        return Value(self.builder, self.builder.fpext(value.of, F64))
-
-    def single(self, value: Value) -> Value:
-        return Value(self.builder, self.builder.fptrunc(value.of, F32))
-
-    def log(self, value: Value) -> Value:
-        """Natural logarithm of a double."""
-        return self.call(self.external("llvm.log.f64", F64, F64), value)
-
     def ticket(self, address: Value) -> Value:
         """Adds one to the int64 there, for all threads, and returns what it was."""
         pointer = self.builder.inttoptr(address.of, I64.as_pointer())
@@ -210,18 +168,20 @@ class Code:
     def least(self, a: Value, b: Any) -> Value:
         return (a < b).where(a, b)
 
-    def call(self, function: Any, *arguments: Value) -> Value:
-        return Value(self.builder, self.builder.call(function, [x.of for x in arguments]))
+    def call(self, name: str, *arguments: Value | int) -> None:
+        """Calls another function of the program."""
+        lifted = [x.of if isinstance(x, Value) else I64(x) for x in arguments]
+        self.builder.call(self.module.get_global(name), lifted)
 
-    def external(self, name: str, result: Any, *arguments: Any) -> Any:
-        """One of LLVM's intrinsics."""
-        known = self.module.globals.get(name)
-        return known or ir.Function(self.module, ir.FunctionType(result, arguments), name)
+    def intrinsic(self, name: str, *arguments: Value) -> Value:
+        """One of LLVM's own functions whose result has the type of its first argument."""
+        operands = [x.of for x in arguments]
+        kind = ir.FunctionType(operands[0].type, [x.type for x in operands])
+        return Value(self.builder, self.builder.call(self.module.declare_intrinsic(name, (), kind), operands))
 
-    def fma(self, a: Value, b: Value, c: Any) -> Value:
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
         """a * b + c, rounded once."""
-        function = self.external("llvm.fma.v16f32", VF, VF, VF, VF)
-        return Value(self.builder, self.builder.call(function, (a.of, b.of, a.lift(c))))
+        return self.intrinsic("llvm.fma.v16f32", a, b, c)
 
     def exp(self, x: Value) -> Value:
         """e^x for x below 88; 1e-38 from -87 on down, NaN for NaN."""
@@ -232,11 +192,11 @@ class Code:
         rest = power - (rounded - magic)
         value = self.vector(EXP2[-1])
         for coefficient in EXP2[-2::-1]:
-            value = self.fma(value, rest, coefficient)
-        return value * (rounded.bits(VI) << 23).bits(VF)
+            value = self.fma(value, rest, self.vector(coefficient))
+        return value * (rounded.cast(VI) << 23).cast(VF)
 
     @contextlib.contextmanager
-    def loop(self, start: Any, end: Value, step: Any = 1) -> Iterator[Value]:
+    def loop(self, start: Any, end: Value, step: int = 1) -> Iterator[Value]:
         """Runs its body for start, start + step, ... below end."""
         index = self.variable(start if isinstance(start, Value) else self.integer(start))
         with self.repeat() as leave:
@@ -261,29 +221,25 @@ class Code:
         builder.branch(body)
         builder.position_at_end(after)
 
-    @contextlib.contextmanager
-    def when(self, condition: Value) -> Iterator[None]:
-        with self.builder.if_then(condition.of):
-            yield
+    def when(self, condition: Value) -> Any:
+        """Runs its body, that of a `with`, where the condition holds."""
+        return self.builder.if_then(condition.of)
 
 
 class Program:
-    """Functions that call each other, compiled together; `run` calls one."""
+    """Functions that call each other, as machine code for this CPU.
 
-    def __init__(self) -> None:
-        self.module = ir.Module()
-        self._engine: Any = None
+    `body(code, *arguments)` emits the function of its name, whose arguments are int64; a function may call those before it.
+    """
 
-    def function(self, name: str, arguments: int, body: Callable[..., None]) -> ir.Function:
-        """Adds one of that many int64 arguments; `body(code, *arguments)` emits it."""
-        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [I64] * arguments), name)
-        code = Code(function)
-        body(code, *(Value(code.builder, x) for x in function.args))
-        code.builder.ret_void()
-        return function
-
-    def compile(self) -> Program:
-        """Machine code for this CPU."""
+    def __init__(self, **bodies: Callable[..., None]) -> None:
+        module = ir.Module()
+        for name, body in bodies.items():
+            count = len(inspect.signature(body).parameters) - 1
+            function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * count), name)
+            code = Code(function)
+            body(code, *(Value(code.builder, x) for x in function.args))
+            code.builder.ret_void()
         binding.initialize_native_target()
         binding.initialize_native_asmprinter()
         target = binding.Target.from_default_triple().create_target_machine(
@@ -292,15 +248,14 @@ class Program:
             opt=2,
             jit=True,
         )
-        module = binding.parse_assembly(str(self.module))
-        module.verify()
+        parsed = binding.parse_assembly(str(module))
+        parsed.verify()
         options = binding.create_pipeline_tuning_options(speed_level=2)
         options.loop_vectorization = options.slp_vectorization = False  # done by hand
         passes = binding.create_pass_builder(target, options)
-        passes.getModulePassManager().run(module, passes)
-        self._engine = binding.create_mcjit_compiler(module, target)
+        passes.getModulePassManager().run(parsed, passes)
+        self._engine = binding.create_mcjit_compiler(parsed, target)
         self._engine.finalize_object()
-        return self
 
     def run(self, name: str, arguments: Sequence[int], threads: int) -> None:
         """Calls a function of one argument, the address of these integers, on PyTorch's own threads.

@@ -22,7 +22,7 @@ from evalengine.kernels.head import (
     TargetLogprobs,
     check_head,
     check_targets,
-    crop_vocabulary,
+    check_vocab_size,
     empty_logprobs,
 )
 
@@ -47,7 +47,9 @@ def target_logprobs(
     `linear_cross_entropy`. Raises ValueError for shapes and dtypes that do not fit, IndexError for a row or token
     out of range; the range is checked where the index tensors live, so CPU indices spare CUDA a synchronisation.
     """
-    w_VD, bias_V = crop_vocabulary(w_VD, bias_V, vocab_size)
+    if vocab_size is not None:
+        check_vocab_size(vocab_size, w_VD.shape[0])
+        w_VD, bias_V = w_VD[:vocab_size], None if bias_V is None else bias_V[:vocab_size]
     op = target_logprobs_op if torch.compiler.is_compiling() else _target_logprobs
     return TargetLogprobs(*op(h_ND, w_VD, row_T, token_T, bias_V, scale, softcap))
 

@@ -16,14 +16,14 @@ Dims: N rows, P panels of LANES rows, V vocabulary, D hidden, S words of a row, 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from evalengine.kernels.cpu import slices
 from evalengine.kernels.head import Head, empty_logprobs
-from evalengine.kernels.simd import F32, I16, I32, I64, LANES, PAIRS, VECTOR, VF, VI, Code, Program, Value
+from evalengine.kernels.simd import F32, F64, I8, I32, I64, LANES, PAIRS, VECTOR, VF, VI, Code, Program, Value
 
 ROWS = 64  # of a unit: four vectors
 TILE_V = 240  # columns of a unit; part of the result's bits
@@ -33,7 +33,7 @@ SPLIT = 256  # steps of a dot product that are summed on their own: keeps the ro
 TARGETS = 16  # a unit of targets
 CHUNK_N = 1024  # rows of a launch: bounds the scratch
 ARGUMENTS = (  # of both compiled functions, in this order
-    "h", "stride_h", "w", "stride_w", "dim", "vocab", "panels", "scratch", "ticket",
+    "h", "stride_h", "w", "stride_w", "steps", "vocab", "panels", "scratch", "ticket",
     "start", "end", "targets", "row", "token", "logprob", "greedy", "transformed", "bias", "stride_bias", "options",
 )  # fmt: skip
 
@@ -42,6 +42,9 @@ ARGUMENTS = (  # of both compiled functions, in this order
 def target_logprobs_simd(h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:
     """(logprob_T float32, greedy_T bool) of checked arguments; see `target_logprobs.vectorised`."""
     w_VD, bias_V, scale, softcap = head
+    pair = 4 // w_VD.element_size()  # numbers of a word
+    if w_VD.shape[1] % pair:
+        h_ND, w_VD = F.pad(h_ND, (0, 1)), F.pad(w_VD, (0, 1))
     w_VD = w_VD if w_VD.stride(1) == 1 else w_VD.contiguous()
     row_T, token_T = row_T.long().contiguous(), token_T.long().contiguous()
     n_rows, (vocab, dim) = h_ND.shape[0], w_VD.shape
@@ -53,7 +56,7 @@ def target_logprobs_simd(h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tenso
     given = {
         "w": w_VD.data_ptr(),
         "stride_w": w_VD.stride(0) * w_VD.element_size(),
-        "dim": dim,
+        "steps": dim // pair,
         "vocab": vocab,
         "scratch": scratch.data_ptr(),
         "ticket": 0,
@@ -80,30 +83,24 @@ def target_logprobs_simd(h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tenso
 
 def _panels(h_RD: Tensor) -> Tensor:
     """(P, S, LANES) words: a panel holds LANES rows, a word one number or a pair of bfloat16."""
-    n_rows, dim = h_RD.shape
-    pair = 4 // h_RD.element_size()
-    panels, steps = -(-n_rows // LANES), -(-dim // pair)
-    if not h_RD.is_contiguous() or n_rows != panels * LANES or dim != steps * pair:
-        padded = h_RD.new_zeros(panels * LANES, steps * pair)
-        padded[:n_rows, :dim] = h_RD
-        h_RD = padded
-    return h_RD.view(torch.int32).view(panels, LANES, steps).transpose(1, 2).contiguous()
+    missing = -h_RD.shape[0] % LANES
+    h_RD = F.pad(h_RD, (0, 0, 0, missing)) if missing else h_RD.contiguous()
+    return h_RD.view(torch.int32).unflatten(0, (-1, LANES)).transpose(1, 2).contiguous()
 
 
 @functools.cache
 def _program(bf16: bool) -> Program:
-    program = Program()
-    wide = program.function("wide", 7, functools.partial(_products, 4, STEP, bf16))
-    narrow = program.function("narrow", 7, functools.partial(_products, 1, STEP, bf16))
-    single = program.function("single", 7, functools.partial(_products, 1, 1, bf16))
-    transform = program.function("transform", 6, _transform)
-    statistics = program.function("statistics", 6, _statistics)
-    parts = (wide, narrow, single, transform, statistics)
-    tile = program.function("tile", 3, functools.partial(_tile, *parts))
-    target = program.function("target", 2, functools.partial(_target, single, transform))
-    program.function("units", 1, functools.partial(_units, tile, target))
-    program.function("finish", 1, _finish)
-    return program.compile()
+    return Program(
+        wide=functools.partial(_products, bf16, 4, STEP),
+        narrow=functools.partial(_products, bf16, 1, STEP),
+        single=functools.partial(_products, bf16, 1, 1),
+        transform=_transform,
+        statistics=_statistics,
+        tile=_tile,
+        target=_target,
+        units=_units,
+        finish=_finish,
+    )
 
 
 def _given(code: Code, block: Value) -> dict[str, Value]:
@@ -114,7 +111,7 @@ def _tiles(vocab: Value) -> Value:
     return (vocab + (TILE_V - 1)) // TILE_V
 
 
-def _units(tile: Any, target: Any, code: Code, block: Value) -> None:
+def _units(code: Code, block: Value) -> None:
     """What each thread runs: tiles and targets until there are none."""
     x = _given(code, block)
     row_blocks = (x["panels"] * LANES + (ROWS - 1)) // ROWS
@@ -124,123 +121,102 @@ def _units(tile: Any, target: Any, code: Code, block: Value) -> None:
         first = (unit - units) * TARGETS
         leave(first > x["targets"] - 1)
         with code.when(unit < units):
-            code.call(tile, block, unit // row_blocks, unit % row_blocks)
+            code.call("tile", block, unit // row_blocks, unit % row_blocks)
         with code.when(first > -1), code.loop(first, code.least(first + TARGETS, x["targets"])) as t:
             row = code.load(x["row"] + t * 8, I64)
             with code.when(row > x["start"] - 1), code.when(row < x["end"]):
-                code.call(target, block, t)
+                code.call("target", block, t)
 
 
-def _tile(
-    wide: Any,
-    narrow: Any,
-    single: Any,
-    transform: Any,
-    statistics: Any,
-    code: Code,
-    block: Value,
-    k: Value,
-    b: Value,
-) -> None:
+def _tile(code: Code, block: Value, k: Value, b: Value) -> None:
     """Statistics of the tile k for the b-th block of rows."""
     x = _given(code, block)
     buffer = code.space(COLUMNS * ROWS * 4)
     vectors = ROWS // LANES
     width = x["panels"] * VECTOR  # bytes of a row of scratch
-    panels = code.least(x["panels"] - b * vectors, code.integer(vectors))
+    panels = code.least(x["panels"] - b * vectors, vectors)
     stride = panels * VECTOR
     h = x["h"] + b * vectors * x["stride_h"]
     result = x["scratch"] + k * width * 3 + b * (vectors * VECTOR)
     with code.loop(0, panels) as v:
         code.store(code.vector(-float("inf")), result + v * VECTOR)
         code.store(code.vector(0.0), result + width + v * VECTOR)
-        code.store(code.vector(0.0).bits(VI), result + width * 2 + v * VECTOR)
+        code.store(code.vector(0.0).cast(VI), result + width * 2 + v * VECTOR)
     end = code.least(x["vocab"], (k + 1) * TILE_V)
     with code.loop(k * TILE_V, end, COLUMNS) as column:
-        count = code.least(end - column, code.integer(COLUMNS))
+        count = code.least(end - column, COLUMNS)
         whole = count - count % STEP
         w = x["w"] + column * x["stride_w"]
 
-        def multiply(function: Any, v: Value, c: Value) -> None:
+        def multiply(products: str, v: Value, c: Value) -> None:
             at_w, at_x = w + c * x["stride_w"], buffer + c * stride + v * VECTOR
             panel = h + v * x["stride_h"]
-            code.call(function, panel, x["stride_h"], at_w, x["stride_w"], x["dim"], at_x, stride)
+            code.call(products, panel, x["stride_h"], at_w, x["stride_w"], x["steps"], at_x, stride)
 
         full = panels.same(vectors)
         with code.when(full), code.loop(0, whole, STEP) as c:
-            multiply(wide, code.integer(0), c)
+            multiply("wide", code.integer(0), c)
         with code.loop(0, panels) as v:
-            with code.loop(full.where(whole, code.integer(0)), whole, STEP) as c:
-                multiply(narrow, v, c)
+            with code.loop(full.where(whole, 0), whole, STEP) as c:
+                multiply("narrow", v, c)
             with code.loop(whole, count) as c:
-                multiply(single, v, c)
+                multiply("single", v, c)
         with code.when(x["transformed"].same(1)):
             bias = x["bias"] + column * x["stride_bias"]
-            code.call(transform, buffer, panels, count, bias, x["stride_bias"], x["options"])
+            code.call("transform", buffer, panels, count, bias, x["stride_bias"], x["options"])
         with code.loop(0, panels) as v:
-            code.call(statistics, buffer + v * VECTOR, stride, count, column, result + v * VECTOR, width)
+            code.call("statistics", buffer + v * VECTOR, stride, count, column, result + v * VECTOR, width)
 
 
-def _target(single: Any, transform: Any, code: Code, block: Value, t: Value) -> None:
+def _target(code: Code, block: Value, t: Value) -> None:
     """The logit of a target, with the bits it has in its tile, to where its log-probability will be."""
     x = _given(code, block)
     buffer = code.space(VECTOR)
     row, token = code.load(x["row"] + t * 8, I64) - x["start"], code.load(x["token"] + t * 8, I64)
     h, w = x["h"] + row // LANES * x["stride_h"], x["w"] + token * x["stride_w"]
-    code.call(single, h, x["stride_h"], w, x["stride_w"], x["dim"], buffer, code.integer(VECTOR))
+    code.call("single", h, x["stride_h"], w, x["stride_w"], x["steps"], buffer, VECTOR)
     with code.when(x["transformed"].same(1)):
-        bias, one = x["bias"] + token * x["stride_bias"], code.integer(1)
-        code.call(transform, buffer, one, one, bias, x["stride_bias"], x["options"])
+        bias = x["bias"] + token * x["stride_bias"]
+        code.call("transform", buffer, 1, 1, bias, x["stride_bias"], x["options"])
     code.store(code.load(buffer + row % LANES * 4, F32), x["logprob"] + t * 4)
 
 
 def _products(
+    bf16: bool,
     vectors: int,
     columns: int,
-    bf16: bool,
     code: Code,
     h: Value,
     stride_h: Value,  # bytes from one panel to the next
     w: Value,
     stride_w: Value,  # bytes from one row of the head to the next
-    dim: Value,
+    steps: Value,  # words of a row
     x: Value,
     stride_x: Value,  # bytes from one column of the buffer to the next
 ) -> None:
     """The innermost loop: `vectors` panels of rows times `columns` rows of the head."""
     sums = [[code.variable(code.vector(0.0)) for _ in range(vectors)] for _ in range(columns)]
-
-    def step(d: Value, last_alone: bool = False) -> None:
-        at_h, at_w = h + d * VECTOR, w + d * 4
-        h_v = [code.load(at_h + stride_h * v) for v in range(vectors)]
-        for c in range(columns):
-            address = at_w + stride_w * c
-            word = code.load(address, I16 if last_alone else I32, align=2)
-            w_c = code.splat(code.widen(word) if last_alone else word).bits(VF)
-            for v in range(vectors):
-                if bf16:
-                    dot = code.external("llvm.x86.avx512bf16.dpbf16ps.512", VF, VF, PAIRS, PAIRS)
-                    sums[c][v].now = code.call(dot, sums[c][v].now, h_v[v].bits(PAIRS), w_c.bits(PAIRS))
-                else:
-                    sums[c][v].now = code.fma(h_v[v], w_c, sums[c][v].now)
-
-    steps = dim // 2 if bf16 else dim
-    with code.loop(0, dim, 2 * SPLIT if bf16 else SPLIT) as part:
-        first = part // 2 if bf16 else part
-        end = code.least(first + SPLIT, steps)
+    with code.loop(0, steps, SPLIT) as first:
         for row in sums:
             for total in row:
                 total.now = code.vector(0.0)
-        with code.loop(first, end) as d:
-            step(d)
-        if bf16:
-            with code.when((dim % 2).same(1)), code.when(end.same(steps)):
-                step(steps, last_alone=True)
-        for c in range(columns):
-            for v in range(vectors):
+        with code.loop(first, code.least(first + SPLIT, steps)) as step:
+            at_h, at_w = h + step * VECTOR, w + step * 4
+            h_v = [code.load(at_h + stride_h * v) for v in range(vectors)]
+            for c, row in enumerate(sums):
+                w_c = code.splat(code.load(at_w + stride_w * c, I32, align=2)).cast(VF)
+                for total, h_L in zip(row, h_v, strict=True):
+                    if bf16:
+                        total.now = code.intrinsic(
+                            "llvm.x86.avx512bf16.dpbf16ps.512", total.now, h_L.cast(PAIRS), w_c.cast(PAIRS)
+                        )
+                    else:
+                        total.now = code.fma(h_L, w_c, total.now)
+        for c, row in enumerate(sums):
+            for v, total in enumerate(row):
                 at = x + stride_x * c + v * VECTOR
-                before = part.same(0).where(code.vector(0.0), code.load(at))
-                code.store(before + sums[c][v].now, at)
+                before = first.same(0).where(code.vector(0.0), code.load(at))
+                code.store(before + total.now, at)
 
 
 def _transform(
@@ -256,8 +232,11 @@ def _transform(
             raw = code.load(at)
             logit = code.variable((raw + bias_L) * scale_L)
             with code.when(softcap > 0.0):
+                below = logit.now < 0.0
+                t = code.exp(below.where(logit.now, logit.now * -1.0) * 2.0 / softcap_L)
+                capped = softcap_L * ((t * -1.0 + 1.0) / (t + 1.0))
                 # a soft-cap leaves no trace of an infinite product: raw - raw puts a NaN back
-                logit.now = code.soft_cap(logit.now, softcap_L) + (raw - raw)
+                logit.now = below.where(capped * -1.0, capped) + (raw - raw)
             code.store(logit.now, at)
 
 
@@ -275,7 +254,7 @@ def _statistics(
         logit = code.load(x + c * stride)
         greater = logit > top.now
         top.now = greater.where(logit, top.now)
-        first.now = greater.where(code.splat(code.low(column + c)), first.now)
+        first.now = greater.where(code.splat((column + c).cast(I32, "trunc")), first.now)
     code.store(top.now, result)
     code.store(first.now, at_first)
     shift = _shift(top.now)
@@ -310,11 +289,12 @@ def _finish(code: Code, block: Value) -> None:
         with code.when(row > -1), code.when(row < x["end"] - x["start"]):
             at = result + row * 4
             below = code.load(x["logprob"] + t * 4, F32) - code.load(at, F32)
-            logprob = code.single(code.double(below) - code.log(code.double(code.load(at + width, F32))))
+            total = code.load(at + width, F32).cast(F64, "fpext")
+            logprob = (below.cast(F64, "fpext") - code.intrinsic("llvm.log.f64", total)).cast(F32, "fptrunc")
             code.store(logprob, x["logprob"] + t * 4)
-            finite, token = (logprob - logprob).same(0.0), code.low(code.load(x["token"] + t * 8, I64))
-            greedy = code.load(at + width * 2, I32).same(token) & finite
-            code.store(code.byte(greedy), x["greedy"] + t, align=1)
+            token = code.load(x["token"] + t * 8, I64).cast(I32, "trunc")
+            greedy = code.load(at + width * 2, I32).same(token) & (logprob - logprob).same(0.0)
+            code.store(greedy.cast(I8, "zext"), x["greedy"] + t, align=1)
 
 
 def _shift(top: Value) -> Value:

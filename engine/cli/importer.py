@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,6 @@ from evalengine.errors import UserError
 
 if TYPE_CHECKING:
     from evalengine.analysis.importing import Imported, Known
-    from evalengine.analysis.wide_table import WideTable
 
 EPILOG = """
 A CSV has a row for each checkpoint and a column for each benchmark (piqa, piqa.acc, metric/piqa); columns that are not
@@ -71,15 +71,14 @@ def run(args: argparse.Namespace) -> int:
     rows = write_results(out, imported)
     benchmarks = sorted({row.benchmark for row in imported.results})
     checkpoints = {row.checkpoint for row in imported.results}
-    missing = imported.missing()
+    missing = [f"{row.benchmark} of {row.checkpoint}" for row in imported.results if math.isnan(row.value)]
     if args.json:
         said = {"left_out": imported.left_out, "missing": missing, "notes": imported.notes}
         console.emit_json({"out": str(out), "results": rows, "samples": [], **said})
         return 0
     console.say(
         f"Imported {_count(rows, 'result')} of {_count(len(checkpoints), 'checkpoint')} on "
-        f"{_count(len(benchmarks), 'benchmark')} "
-        f"({names(benchmarks, 20)}) into {out}/."
+        f"{_count(len(benchmarks), 'benchmark')} ({names(benchmarks, 20)}) into {out}/."
     )
     for note in imported.notes:
         console.warn(note)
@@ -132,23 +131,7 @@ def _files(path: Path) -> list[Path]:
 def _tables(sources: list[tuple[Path, tuple[tuple[str, str], ...]]], args: argparse.Namespace) -> Imported:
     from evalengine.analysis.harness import NAME_PATTERN, identities, model_of, read_lm_eval, read_results
     from evalengine.analysis.importing import combine
-    from evalengine.analysis.wide_table import read_csv
-
-    known, alias = _benchmarks()
-    models = {file: model_of(file, read_results(file)) for file, _ in sources if file.suffix == ".json"}
-    whose = identities(models.values(), args.pattern or NAME_PATTERN)
-    return combine(
-        [
-            read_lm_eval(file, whose[models[file]]._replace(**dict(constant)), known, alias, args.metric)
-            if file in models
-            else read_csv(file, _wide_table(dict(constant), args), known, alias)
-            for file, constant in sources
-        ]
-    )
-
-
-def _wide_table(constant: dict[str, str], args: argparse.Namespace) -> WideTable:
-    from evalengine.analysis.wide_table import WideTable
+    from evalengine.analysis.wide_table import WideTable, read_csv
 
     where = {}
     for text in args.where:
@@ -156,25 +139,39 @@ def _wide_table(constant: dict[str, str], args: argparse.Namespace) -> WideTable
         if not equals:
             raise UserError(f"--where {text}: write COLUMN=VALUE")
         where[column] = value
-    return WideTable(
+    how = WideTable(
         scale=args.scale,
         mixture=args.mixture,
         stage=args.stage,
         model=args.model,
-        benchmarks=tuple(part.strip() for part in args.benchmarks.split(",") if part.strip()),
-        shares=tuple(part.strip() for part in args.shares.split(",") if part.strip()),
+        benchmarks=_listed(args.benchmarks),
+        shares=_listed(args.shares),
         where=where,
-        constant=constant,
         loss=args.loss,
         metric=args.metric,
     )
+    known = _known()
+    models = {file: model_of(file, read_results(file)) for file, _ in sources if file.suffix == ".json"}
+    whose = identities(models.values(), args.pattern or NAME_PATTERN)
+    return combine(
+        [
+            read_lm_eval(file, whose[models[file]]._replace(**dict(constant)), known, args.metric)
+            if file in models
+            else read_csv(file, how._replace(constant=dict(constant)), known)
+            for file, constant in sources
+        ]
+    )
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _samples(files: list[Path], out: Path, args: argparse.Namespace) -> int:
     from evalengine.analysis.harness import NAME_PATTERN
     from evalengine.analysis.samples import import_samples
 
-    written = import_samples(files, out, args.pattern or NAME_PATTERN, *_benchmarks())
+    written = import_samples(files, out, args.pattern or NAME_PATTERN, _known())
     if args.json:
         console.emit_json({"out": str(out), "results": 0, "samples": [str(path) for path in written]})
         return 0
@@ -191,15 +188,8 @@ def _count(number: int, word: str) -> str:
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
-def _benchmarks() -> tuple[dict[str, Known], dict[str, str]]:
-    """What evalengine knows of its benchmarks, and the names lm-evaluation-harness has for them."""
+def _known() -> dict[str, Known]:
     from evalengine.analysis.importing import Known
-    from evalengine.benchmarks.catalogue import BENCHMARKS
+    from evalengine.benchmarks import BENCHMARKS
 
-    known = {name: Known(b.category, b.default_score) for name, b in BENCHMARKS.items()}
-    return known, {
-        "social_iqa": "siqa",
-        "social_i_qa": "siqa",
-        "wsc_fixed": "wsc",
-        "commonsenseqa": "commonsense_qa",
-    }
+    return {name: Known(b.category, b.default_score) for name, b in BENCHMARKS.items()}

@@ -169,9 +169,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(
                 f"--device {args.device} names one device: with --ray give cpu or cuda, or leave it out"
             )
-        outcomes = scoring.score(
-            found, item_sets, spec, place.folder, options, cluster(args), upload, place.remote
-        )
+        outcomes = scoring.score(found, item_sets, spec, place.folder, options, cluster(args), upload)
     else:
         refuse_ray_options(args)
         backend = spec.make()

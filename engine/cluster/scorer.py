@@ -1,79 +1,57 @@
 """The actor of `evalengine score --ray`: a backend that stays warm, and swaps weights and plans as units come.
 
-It never raises for a checkpoint's fault: it answers with a `Failure` that says what should happen. What it cannot answer (it
-was killed) the pool notices.
+It never raises for a checkpoint's fault: it answers with a `Failure` that says whether another try is worth it. What it cannot
+answer (it was killed) the pool notices.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalengine import __version__
 from evalengine.backends import BackendSpec
 from evalengine.checkpoints import Checkpoint
 from evalengine.cluster.progress import Progress
-from evalengine.cluster.shared import visible
 from evalengine.errors import ModelError, UserError
 from evalengine.resolve import identify, release
 from evalengine.types import Scores
 from evalengine.untrusted import reason
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-class Work(NamedTuple):
-    """One unit, with all that a worker needs for it. `plan` is a list around Ray's reference: fetched once, then kept."""
-
-    checkpoint: Checkpoint  # identified by the driver
-    benchmark: str
-    category: str
-    plan_key: str
-    plan: list[Any]
-    part: int
-    parts: int
-    path: Path
-    metadata: dict[str, str]
-    ahead: Checkpoint | None  # the checkpoint that this worker will probably have next
-
 
 class Scored(NamedTuple):
-    """A finished unit. `scores` is None where the worker has written the file itself."""
+    """A finished unit."""
 
-    load_s: float  # 0 where the weights were there already
+    scores: Scores
     seconds: float
-    notes: list[str]
-    scores: Scores | None
+    load_s: float  # seconds to load the weights before, 0 where they were there already
+    notes: tuple[str, ...]
 
 
 class Failure(NamedTuple):
-    """`kind`: final (the checkpoint's own fault), again (worth another try), whole (score it uncut), full (disk)."""
+    """Why there is no result. `again`: another try may give one; else it is the checkpoint's own fault."""
 
-    kind: str
     reason: str
+    again: bool
 
 
 class Scorer:
-    """Lives in a Ray actor. `threads` is how many cores it may use."""
+    """Lives in a Ray actor. `threads` is how many cores it may use, `version` the driver's."""
 
     def __init__(self, spec: BackendSpec, threads: int, allow_pickle: bool, version: str) -> None:
         self._spec, self._threads, self._allow_pickle = spec, threads, allow_pickle
         self._version = version
         self._progress = Progress()
         self._backend: Any = None
-        self._visible = False
         self._loaded: tuple[str, str] | None = None  # name and fingerprint
-        self._plans: dict[str, Any] = {}
+        self._plans: dict[Any, Any] = {}  # by Ray's reference
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._identified: dict[str, Future[Checkpoint]] = {}
 
-    def hello(self, probe: Path, token: str) -> tuple[str, str]:
-        """Gets ready; sees whether the driver's store is visible from here. Returns Ray's node id and the host's name."""
+    def hello(self) -> tuple[str, str]:
+        """Gets ready. Returns Ray's node id and the host's name."""
         import ray
         import torch
 
@@ -83,12 +61,7 @@ class Scorer:
             )
         torch.set_num_threads(self._threads)
         self._backend = self._spec.make()
-        self._visible = visible(probe, token)
         return ray.get_runtime_context().get_node_id(), socket.gethostname()
-
-    def process(self) -> int:
-        """The process id, for tests that kill it."""
-        return os.getpid()
 
     def identify(self, checkpoint: Checkpoint) -> Checkpoint | Failure:
         """The checkpoint, identified as this node sees it."""
@@ -96,14 +69,35 @@ class Scorer:
             return self._read(checkpoint).result()
         except Exception as error:
             self._identified.pop(checkpoint.name, None)
-            return failure(checkpoint.name, error)
+            return failure(error)
 
-    def run(self, work: Work) -> Scored | Failure:
+    def run(
+        self, checkpoint: Checkpoint, benchmark: str, plan: list[Any], ahead: Checkpoint | None
+    ) -> Scored | Failure:
+        """Scores an identified checkpoint on a benchmark.
+
+        plan: a list around Ray's reference, so that the plan is fetched once and then kept. ahead: the checkpoint that this
+        worker will probably have next, which is read in the background.
+        """
+        import ray
+
+        from evalengine import runner
+
         try:
-            return self._run(work)
+            load_s = self._load(checkpoint, ahead)
+            if ahead is not None:
+                self._read(ahead)
+            self._progress()
+            (ref,) = plan
+            if ref not in self._plans:
+                self._plans[ref] = ray.get(ref)
+            self._progress()
+            started = time.monotonic()
+            scores = runner.scores_of(self._backend, self._plans[ref], benchmark, self._progress)
+            return Scored(scores, time.monotonic() - started, load_s, tuple(self._backend.notes))
         except Exception as error:
             self._loaded = None
-            return failure(work.checkpoint.name, error)
+            return failure(error)
 
     def _read(self, checkpoint: Checkpoint) -> Future[Checkpoint]:
         """Brings a checkpoint here where it is remote, and hashes its weights, in the background."""
@@ -113,68 +107,28 @@ class Scorer:
             )
         return self._identified[checkpoint.name]
 
-    def _run(self, work: Work) -> Scored | Failure:
-        from evalengine import runner, store
-        from evalengine.cluster import parts
-        from evalengine.score_table import score_table
-
-        load_s = self._load(work)
-        if work.ahead is not None:
-            self._read(work.ahead)
-        self._progress()
-        encoded = self._plan(work)
-        self._progress()
-        started = time.monotonic()
-        if work.parts > 1:
-            try:
-                scores = parts.score_part(
-                    self._backend, encoded.sequences, work.part, work.parts, self._progress
-                )
-            except parts.PartFailed:
-                return Failure("whole", "a part of it failed")
-        else:
-            scores = runner.scores_of(self._backend, encoded, work.benchmark, self._progress)
-        seconds = time.monotonic() - started
-        notes = list(self._backend.notes)
-        if work.parts > 1 or not self._visible:
-            return Scored(load_s, seconds, notes, scores)
-        table = score_table(work.checkpoint, work.benchmark, work.category, encoded, scores)
-        try:
-            store.write(work.path, table, work.metadata)
-        except OSError as error:
-            if error.errno in FULL:
-                return Failure("full", f"{error.errno}\t{error.filename or work.path}")
-            raise
-        return Scored(load_s, seconds, notes, None)
-
-    def _load(self, work: Work) -> float:
-        """Makes the unit's checkpoint the loaded one. Raises UserError where its weights are not those that were identified."""
-        wanted = (work.checkpoint.name, work.checkpoint.fingerprint)
-        if self._loaded == wanted:
+    def _load(self, wanted: Checkpoint, ahead: Checkpoint | None) -> float:
+        """Loads a checkpoint unless it is loaded. Raises UserError where its weights are not those that were identified."""
+        if self._loaded == (wanted.name, wanted.fingerprint):
             return 0.0
         started = time.monotonic()
         self._loaded = None
-        checkpoint = self._read(work.checkpoint).result()
-        if checkpoint.fingerprint != work.checkpoint.fingerprint:
-            self._identified.pop(work.checkpoint.name, None)
+        checkpoint = self._read(wanted).result()
+        if checkpoint.fingerprint != wanted.fingerprint:
+            self._identified.pop(wanted.name, None)
             raise UserError(
-                f"{work.checkpoint.name} has other weights on {socket.gethostname()} than elsewhere, or they changed during the "
+                f"{wanted.name} has other weights on {socket.gethostname()} than elsewhere, or they changed during the "
                 "run: give every node the same files, then run the same command again"
             )
-        for name in [n for n in self._identified if n != work.checkpoint.name]:
-            if self._identified[name].done() and (work.ahead is None or name != work.ahead.name):
-                release(self._identified.pop(name).result())
+        kept = (wanted.name, ahead and ahead.name)
+        for name, future in list(self._identified.items()):
+            if name not in kept and future.done():
+                del self._identified[name]
+                if future.exception() is None:
+                    release(future.result())
         self._backend.load(checkpoint)
-        self._loaded = wanted
+        self._loaded = (wanted.name, wanted.fingerprint)
         return time.monotonic() - started
-
-    def _plan(self, work: Work) -> Any:
-        if work.plan_key not in self._plans:
-            import ray
-
-            (ref,) = work.plan
-            self._plans[work.plan_key] = ray.get(ref)
-        return self._plans[work.plan_key]
 
 
 def read_checkpoint(checkpoint: Checkpoint, allow_pickle: bool, progress: Progress) -> Checkpoint:
@@ -186,10 +140,8 @@ def read_checkpoint(checkpoint: Checkpoint, allow_pickle: bool, progress: Progre
     return identify(checkpoint, allow_pickle, progress)
 
 
-def failure(name: str, error: Exception) -> Failure:
+def failure(error: Exception) -> Failure:
     """What an exception means for the checkpoint that raised it."""
-    if isinstance(error, ModelError):
-        return Failure("again", str(error))
     if isinstance(error, UserError):
-        return Failure("final", str(error))
-    return Failure("again", f"{type(error).__name__}: {reason(error)}")
+        return Failure(str(error), again=isinstance(error, ModelError))
+    return Failure(f"{type(error).__name__}: {reason(error)}", again=True)

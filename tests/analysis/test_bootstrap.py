@@ -20,7 +20,7 @@ from evalengine.analysis.bootstrap import (
     resamples,
 )
 from evalengine.analysis.correlation import Sample, correlate
-from evalengine.analysis.resampling_kernels import quantiles
+from evalengine.analysis.numba_kernels import quantiles
 from evalengine.errors import UserError
 
 PAIR = np.array([[0, 1]])
@@ -181,8 +181,8 @@ def test_kernels_work_where_no_cache_can_be_written() -> None:
 from numba.core import caching
 for locator in caching.CacheImpl._locator_classes:
     locator.from_function = classmethod(lambda cls, *a: None)
-from evalengine.analysis.item_kernels import count_draws
+from evalengine.analysis.numba_kernels import quantiles
 import numpy as np
-print(count_draws(np.zeros((2, 3), dtype=np.uint32), 2).tolist())
+print(quantiles(np.array([[3.0, 1.0, 2.0]]), np.ones(3), np.array([[0.0, 0.5, 1.0]]), True).tolist())
 """
-    assert run_python(code) == b"[[3.0, 0.0], [3.0, 0.0]]\n"
+    assert run_python(code) == b"[[1.0, 2.0, 3.0]]\n"

@@ -129,7 +129,7 @@ def test_benjamini_hochberg_equals_scipy() -> None:
 
 @pytest.mark.parametrize("mixtures", [9, 40])
 def test_decisions_over_pairs_equal_a_plain_loop(mixtures: int) -> None:
-    """Few mixtures take the loop over pairs, many the matrix product."""
+    """Few mixtures are one block of rows, many are several."""
     rng = np.random.default_rng(mixtures)
     x_2M = rng.integers(0, 6, size=(2, mixtures)).astype(float)
     w_MC = rng.dirichlet(np.ones(mixtures), size=5).T

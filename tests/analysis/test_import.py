@@ -128,7 +128,7 @@ def test_missing_values_stay_missing(tmp_path: Path) -> None:
 def test_names_of_columns_and_checkpoints() -> None:
     assert split_column("piqa.acc_norm") == ("piqa", "acc_norm")
     assert split_column("metric/the_pile_arxiv_val_loss") == ("the_pile_arxiv", "loss")
-    assert split_column("piqa.ppl") == ("piqa", "?") and split_column("piqa") == ("piqa", "")
+    assert split_column("piqa.ppl") == ("piqa.ppl", "") and split_column("piqa") == ("piqa", "")
     assert split_column("eval/piqa/acc_norm") == split_column("piqa.acc_norm,none") == ("piqa", "acc_norm")
     for folder, identity in (
         ("__data__ckpts__1B-V1-P0-sft", ("1B-V1-P0-sft", "1B", "V1-P0", "sft")),

@@ -12,8 +12,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from evalengine import store
-from evalengine.analysis.item_kernels import reliability
-from evalengine.analysis.items import expected_calibration_error, read_store
+from evalengine.analysis.items import expected_calibration_error, read_store, reliability
 from evalengine.errors import UserError
 from evalengine.metrics import answers, table_answers
 

@@ -129,6 +129,14 @@ def test_matrices_and_their_similarity(setup) -> None:
         assert alike[0, c] == pytest.approx(r(before, after), abs=1e-9)
 
 
+def test_a_stage_whose_correlations_are_all_alike_has_no_similarity() -> None:
+    """They differ by rounding alone, and a correlation of that would be a number all the same."""
+    panel = make()
+    panel.values["accuracy"][1, 0] = np.outer(np.linspace(0.2, 0.7, 9), np.linspace(0.5, 1.0, 6))
+    data = fixed_data(panel, draw_resamples(9, 100, 0), "pearson")
+    assert np.isnan(similarity(data, "accuracy").values["1B"]).all()
+
+
 def test_coherence(setup) -> None:
     panel, data, columns = setup
     found = coherence(data, "accuracy")

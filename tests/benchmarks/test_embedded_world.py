@@ -29,7 +29,7 @@ def texts(full_world: Path) -> dict[str, list[str]]:
     """Documents of every source, and the conversations."""
     sources = {
         name: (full_world / "corpora" / f"{name}.txt").read_text().split(f"\n{SEPARATOR}\n")
-        for name in world.CORPORA
+        for name in FLAVORS
     }
     chats = [json.loads(line)["messages"] for line in (full_world / "sft.jsonl").read_text().splitlines()]
     return sources | {"conversations": [" ".join(turn["content"] for turn in chat) for chat in chats]}

@@ -17,7 +17,6 @@ import pytest
 
 import evalengine
 from cluster.conftest import files, one_thread, own, score
-from evalengine.cluster import parts
 
 RAY = ("--ray", "local", "--workers", 2, "--cpus-per-worker", 1)
 MODEL = """
@@ -63,18 +62,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(path)], check=False)
 
 
-@pytest.mark.parametrize("cut", [False, True])  # benchmarks in parts are written by the driver
 def test_a_full_disk_ends_the_run_and_the_next_one_finishes_it(
-    cut: bool,
     ckpts: list[Path],
     bench: Path,
     reference: Path,
     small_disk: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if cut:
-        monkeypatch.setattr(parts, "PART_TOKENS", 1_000)
     out, expected = small_disk / "scores", files(reference)
     assert score(ckpts, bench, out, *RAY) == 1
     said = capsys.readouterr().err
@@ -82,21 +76,15 @@ def test_a_full_disk_ends_the_run_and_the_next_one_finishes_it(
     done = files(out)
     assert 0 < len(done) < len(expected) and all(expected[name] == content for name, content in done.items())
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
-    with one_thread():  # without Ray: the same store
-        assert score(ckpts, bench, out, *(() if cut else RAY)) == 0
+    assert score(ckpts, bench, out, *RAY) == 0
     assert files(out) == expected
 
 
-def test_a_part_that_does_not_fit_is_scored_whole_in_smaller_batches(
-    ckpts: list[Path],
-    bench: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_a_worker_whose_memory_runs_out_scores_in_smaller_batches(
+    ckpts: list[Path], bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = odd(ckpts[0], tmp_path / ckpts[0].name, 1100, 'raise RuntimeError("not enough memory: 1 byte")')
     given = ("--benchmarks", "multirc,copa", "--trust-remote-code", "--json")
-    monkeypatch.setattr(parts, "PART_TOKENS", 3_000)
     assert score([small], bench, tmp_path / "ray", *RAY, *given) == 0
     (report,) = json.loads(capsys.readouterr().out)["checkpoints"]
     assert report["scored"] == 2 and any("--batch-tokens 1024" in note for note in report["notes"])

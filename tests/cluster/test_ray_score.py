@@ -14,9 +14,6 @@ from pathlib import Path
 import pytest
 
 from cluster.conftest import files, own, score
-from evalengine import store
-from evalengine.cluster import parts, scoring
-from evalengine.cluster import shared as shared_folder
 
 RAY = ("--ray", "local", "--workers", 2, "--cpus-per-worker", 1)
 
@@ -31,10 +28,8 @@ def test_two_workers_write_the_bytes_of_one_process_and_nothing_twice(
     bench: Path,
     reference: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(parts, "PART_TOKENS", 6_000)  # so that some benchmarks are cut
     out = tmp_path / "scores"
     assert score(ckpts, bench, out, *RAY) == 0
     assert files(out) == files(reference)
@@ -98,24 +93,6 @@ def test_a_checkpoint_that_kills_its_workers_is_set_aside_and_the_others_finish(
     assert "corrupt-a-pt" not in printed.err
     expected = {k: v for k, v in files(reference).items() if k.startswith("240M-v1p0")}
     assert files(out) == expected
-
-
-def test_where_workers_do_not_see_the_store_the_driver_writes(
-    ckpts: list[Path], bench: Path, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scoring, "Token", lambda out, shared: shared_folder.Token(tmp_path, shared=False))
-    wrote: list[Path] = []
-    write = store.write
-
-    def watched(path: Path, *rest: object) -> None:
-        wrote.append(path)
-        write(path, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(scoring.store, "write", watched)
-    assert score(ckpts[:2], bench, tmp_path / "scores", *RAY) == 0
-    assert len(wrote) == 12  # all in this process
-    expected = {k: v for k, v in files(reference).items() if k.startswith("240M-v1p0")}
-    assert files(tmp_path / "scores") == expected
 
 
 def test_a_store_of_other_options_is_refused_for_each_checkpoint(

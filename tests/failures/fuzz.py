@@ -95,12 +95,12 @@ def readers() -> dict[str, Reader]:
     def imported(path: Path) -> Any:
         model = harness.model_of(path, harness.read_results(path))
         who = harness.identities([model], harness.NAME_PATTERN)[model]
-        part = harness.read_lm_eval(path, who, known, {})
+        part = harness.read_lm_eval(path, who, known)
         importing.write_results(path.parent / "out", importing.combine([part]))
 
     def logged(path: Path) -> Any:
         shutil.rmtree(path.parent / "in", ignore_errors=True)  # other scores would not be replaced
-        samples.import_samples([path], path.parent / "in", harness.NAME_PATTERN, known, {})
+        samples.import_samples([path], path.parent / "in", harness.NAME_PATTERN, known)
 
     def csv(path: Path) -> Any:
         part = wide_table.read_csv(path, wide_table.WideTable(mixture="m", stage="s"), known)

@@ -225,7 +225,7 @@ def test_lm_eval_results(place: Path, values: list[Any], seed: int, bytewise: bo
     def read() -> None:
         model = harness.model_of(path, harness.read_results(path))
         who = harness.identities([model], harness.NAME_PATTERN)[model]
-        part = harness.read_lm_eval(path, who, KNOWN, {})
+        part = harness.read_lm_eval(path, who, KNOWN)
         importing.write_results(place / "out", importing.combine([part]))
 
     refuses_or_reads("lm-eval results", read)
@@ -254,7 +254,7 @@ def test_lm_eval_samples(place: Path, values: list[Any], seed: int, bytewise: bo
     shutil.rmtree(place / "in", ignore_errors=True)  # other scores would not be replaced
     written = refuses_or_reads(
         "lm-eval samples",
-        lambda: samples.import_samples([path], place / "in", harness.NAME_PATTERN, KNOWN, {}),
+        lambda: samples.import_samples([path], place / "in", harness.NAME_PATTERN, KNOWN),
     )
     path.unlink()
     if written is not None:

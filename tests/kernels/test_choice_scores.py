@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from evalengine.kernels import SCORES, choice_scores
-from evalengine.kernels.choice_scores import choice_scores_op
-from evalengine.kernels.choices import Choices, ChoiceScores
+from evalengine.kernels.choice_scores import Choices, ChoiceScores, choice_scores_op
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -10,9 +10,13 @@ from oracle import linear_cross_entropy_reference
 from torch import Tensor
 
 from evalengine.kernels import linear_cross_entropy
-from evalengine.kernels.head import Head, Wanted, Weights
-from evalengine.kernels.linear_cross_entropy import linear_cross_entropy_op
-from evalengine.kernels.linear_cross_entropy_cpu import MIN_ROWS, linear_cross_entropy_cpu
+from evalengine.kernels.head import Head
+from evalengine.kernels.linear_cross_entropy import (
+    MIN_ROWS,
+    linear_cross_entropy_op,
+    loss_in_chunks,
+    losses_,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TILE_V = 2048  # columns that a bias masks together
@@ -80,10 +84,9 @@ def test_gradcheck(options: dict[str, Any]) -> None:
 def test_chunks_of_rows_add_up(softcap: float | None) -> None:
     (h_ND, w_VD), target_N = case(300, 1_100, 24, torch.float64, False)
     target_N = target_N.clamp(min=0)
-    head = Head(w_VD, softcap=softcap)
-    args = (h_ND, head, target_N, Weights(1 / 300, 1e-3), Wanted(True, True, False))
-    whole = linear_cross_entropy_cpu(*args, chunk_logits=2**25)
-    parts = linear_cross_entropy_cpu(*args, chunk_logits=1)  # the smallest chunk
+    args = (h_ND, Head(w_VD, softcap=softcap), target_N, 1e-3, 1 / 300, (True, True, False))
+    whole = loss_in_chunks(*args, 300, losses_)
+    parts = loss_in_chunks(*args, MIN_ROWS, losses_)
     for x, y in zip(whole, parts, strict=True):
         torch.testing.assert_close(x, y, atol=1e-12, rtol=1e-9)
 
@@ -96,9 +99,9 @@ def test_gradients_of_chunks_add_up_in_float32(dtype: torch.dtype) -> None:
     target_N = target_N.clamp(min=0)
     inputs = [x.double().requires_grad_() for x in (h_ND, w_VD)]
     linear_cross_entropy_reference(*inputs, target_N).backward()
-    args = (h_ND, Head(w_VD), target_N, Weights(1 / (5 * MIN_ROWS), 0.0), Wanted(True, True, False))
-    parts = linear_cross_entropy_cpu(*args, chunk_logits=1)
-    whole = linear_cross_entropy_cpu(*args, chunk_logits=2**25)
+    args = (h_ND, Head(w_VD), target_N, 0.0, 1 / (5 * MIN_ROWS), (True, True, False))
+    parts = loss_in_chunks(*args, MIN_ROWS, losses_)
+    whole = loss_in_chunks(*args, 5 * MIN_ROWS, losses_)
     for x, y, leaf in zip(parts[1:3], whole[1:3], inputs, strict=True):
         unit = max(1e-6, torch.finfo(dtype).eps) * float(leaf.grad.abs().max())
         theirs = float((y.double() - leaf.grad).abs().max())
@@ -175,7 +178,7 @@ def test_operator() -> None:
         target_N.to(DEVICE),
     )
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    args = (h_ND, w_VD, target_N, None, -100, True, 0.0, None, True, True, False)
+    args = (h_ND, w_VD, target_N, None, -100, True, 0.0, None, [True, True, False])
     torch.library.opcheck(linear_cross_entropy_op, args, test_utils=checks)
     eager = torch.autograd.grad(linear_cross_entropy(h_ND, w_VD, target_N) * 2, (h_ND, w_VD))
     compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")

@@ -22,8 +22,9 @@ from test_linear_cross_entropy import OPTIONS, case
 from test_logits_logprobs import case as logits_case
 from torch import Tensor
 
-from evalengine.kernels.choices import Choices, ChoiceScores
-from evalengine.kernels.head import Head, TargetLogprobs, Wanted, Weights
+from evalengine.kernels.choice_scores import Choices, ChoiceScores
+from evalengine.kernels.head import Head, TargetLogprobs
+from evalengine.kernels.linear_cross_entropy import loss_in_chunks
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +161,8 @@ def test_choice_scores(given: tuple[str, ...], device: str) -> None:
 
     args, extra = ragged(24, 19)  # more choices than one block holds
     moved = {name: extra[name].to(device) for name in given}
-    ours = ChoiceScores(*choice_scores_triton(Choices(*(x.to(device) for x in args), **moved)))
+    choices = Choices(*(x.to(device) for x in args), **moved)
+    ours = ChoiceScores(*choice_scores_triton(*choices[:4], scores=choices.scores))
     expected = choice_scores_reference(*args, **{k: extra[k] for k in given})
     for name, x, y in zip(ours._fields, ours, expected, strict=True):
         torch.testing.assert_close(
@@ -176,7 +178,7 @@ def test_choice_scores(given: tuple[str, ...], device: str) -> None:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_linear_cross_entropy_in_chunks(dtype: torch.dtype, options: dict[str, Any], device: str) -> None:
-    from evalengine.kernels.linear_cross_entropy_triton import linear_cross_entropy_triton
+    from evalengine.kernels.linear_cross_entropy_triton import chunk_rows, loss_alone, losses_
 
     options = dict(options)
     bias, reduction = options.pop("bias", False), options.pop("reduction", "mean")
@@ -194,20 +196,21 @@ def test_linear_cross_entropy_in_chunks(dtype: torch.dtype, options: dict[str, A
     truth, theirs = reference([x.double() for x in leaves]), reference(leaves)
     moved = [x.to(device) for x in leaves]
     its_head = Head(moved[1], moved[2] if bias else None, softcap=options.get("softcap"))
-    weights = Weights(1.0 if reduction == "sum" else 1 / 150, options.get("z_loss", 0.0))
-    args = (moved[0], its_head, target_N.to(device), weights)
-    ours = linear_cross_entropy_triton(*args, Wanted(True, True, bias), 128 * 260)  # two chunks of rows
+    weight = 1.0 if reduction == "sum" else 1 / 150
+    args = (moved[0], its_head, target_N.to(device), options.get("z_loss", 0.0), weight)
+    size = chunk_rows(150, 260, chunk_logits=128 * 260)
+    assert size < 150, "two chunks of rows"
+    ours = loss_in_chunks(*args, (True, True, bias), size, losses_)
     unit = max(1e-5, torch.finfo(dtype).eps)
     for mine, yours, expected in zip(ours, theirs, truth, strict=False):
         slack = unit * max(1e-3, float(expected.abs().max()))
         worst = float((mine.cpu().double() - expected).abs().max())
         assert worst <= float((yours - expected).abs().max()) + slack
-    alone = linear_cross_entropy_triton(*args, Wanted(False, False, False), 1)[0]
-    assert alone.item() == pytest.approx(truth[0].item(), rel=1e-5)
+    assert loss_alone(*args).item() == pytest.approx(truth[0].item(), rel=1e-5)
 
 
 def test_a_bias_may_mask_whole_blocks_of_the_loss(device: str) -> None:
-    from evalengine.kernels.linear_cross_entropy_triton import LOSS_CONSTANTS, linear_cross_entropy_triton
+    from evalengine.kernels.linear_cross_entropy_triton import LOSS_CONSTANTS, losses_
 
     vocab = 2 * LOSS_CONSTANTS["BLOCK_V"] + 30
     leaves, target_N = case(6, vocab, 16, torch.float32, bias=True)
@@ -217,9 +220,8 @@ def test_a_bias_may_mask_whole_blocks_of_the_loss(device: str) -> None:
     expected = linear_cross_entropy_reference(*inputs[:2], target_N, bias_V=inputs[2], z_loss=1e-3)
     expected.backward()
     h_ND, w_VD, bias_V = (x.to(device) for x in leaves)
-    weights, wanted = Weights(1 / 6, 1e-3), Wanted(True, True, True)
-    args = (h_ND, Head(w_VD, bias_V), target_N.to(device), weights)
-    loss, *gradients = linear_cross_entropy_triton(*args, wanted, 2**20)
+    args = (h_ND, Head(w_VD, bias_V), target_N.to(device), 1e-3, 1 / 6)
+    loss, *gradients = loss_in_chunks(*args, (True, True, True), 6, losses_)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for ours, x in zip(gradients, inputs, strict=True):
         torch.testing.assert_close(ours.cpu().double(), x.grad, atol=1e-5, rtol=1e-4)

@@ -176,7 +176,7 @@ def test_imported_samples_stay_in_the_output_folder(folder: str, tmp_path: Path)
     }
     path.write_text(json.dumps(sample))
     with pytest.raises(UserError, match="cannot be a checkpoint name"):
-        samples.import_samples([path], tmp_path / "out", harness.NAME_PATTERN, {}, {})
+        samples.import_samples([path], tmp_path / "out", harness.NAME_PATTERN, {})
     assert not (tmp_path / "out").exists()
 
 
@@ -186,7 +186,7 @@ def test_imported_tasks_stay_in_the_output_folder(task: str, tmp_path: Path) -> 
     path.parent.mkdir()
     path.write_text("{}")
     with pytest.raises(UserError, match="cannot be a benchmark name"):
-        samples.import_samples([path], tmp_path / "out", harness.NAME_PATTERN, {}, {})
+        samples.import_samples([path], tmp_path / "out", harness.NAME_PATTERN, {})
 
 
 def test_a_stage_in_the_name_of_a_figure_cannot_be_a_path() -> None:

@@ -1,4 +1,4 @@
-"""Numba kernels of the bootstrap: correlations and order statistics over many weightings of the same few mixtures.
+"""Numba kernels: correlations, ranks and order statistics over many weightings of the same few mixtures, permutations.
 
 A resample is a column of weights, not a copy of the data: `w_MC[m, c]` is how often mixture m is in resample
 c over the column's total. A weighted correlation of variables i and j in every column is then one product per
@@ -8,24 +8,43 @@ computed by one thread in a fixed order, so the results do not depend on the num
 Large results are allocated by the caller: NumPy asks the system for huge pages, an allocation inside a kernel does
 not, and page faults would cost more than the arithmetic.
 
-Cost: P pairs, M mixtures, C columns: 2*P*M*C FLOPs for Pearson; 3*P*C*M^2 for Kendall. Nothing is drawn in here.
+Cost: P pairs, M mixtures, C columns: 2*P*M*C FLOPs for Pearson. Nothing is drawn in here.
 
-Dims: V variables, M mixtures, C columns (resamples), P pairs of variables, S statistics, Q quantiles.
+Dims: V variables, M mixtures, C columns (resamples), P pairs of variables, S statistics, Q quantiles, N permutations.
 NaN marks a degenerate column: one in which a variable has no spread.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numba
 import numpy as np
 from numba import prange
 
-from evalengine.analysis.jit import jit
-
-TINY = 1e-12  # variance below which a standardised variable counts as constant within a resample
 TILE = 512  # columns at a time: 9 mixtures x 512 x 8 bytes stay in the first-level cache
 TILE_BYTES = 256 << 10  # of weights at a time where mixtures are many: they stay in the second-level cache
-NARROW = 64  # columns at a time where all mixtures meet all mixtures
+NARROW = 64  # columns at a time at least
 BINS = 2048  # histogram bins of the weighted selection
+PERMUTATIONS = 256  # at a time
+
+
+def jit(parallel: bool = False, fastmath: bool | set[str] = False) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit` with its cache on disk, if there is a place for one.
+
+    Numba raises where it finds no folder to cache in (a package installed read-only, a home that cannot be written). The
+    kernels then compile in memory, which costs some seconds a process instead of a failure.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        options: dict[str, Any] = {"parallel": parallel, "fastmath": fastmath, "nogil": True}
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except (RuntimeError, OSError):
+            return numba.njit(cache=False, **options)(function)
+
+    return decorate
 
 
 @jit()
@@ -35,76 +54,47 @@ def _tile(M):  # type: ignore[no-untyped-def]
 
 
 @jit(fastmath={"contract"})
-def _moments_of(x_M, w_MC, start, mean, square):  # type: ignore[no-untyped-def]
-    mean[:] = 0.0
-    square[:] = 0.0
-    for m in range(len(x_M)):
-        x = x_M[m]
-        w = w_MC[m, start : start + len(mean)]
-        for c in range(len(w)):
-            mean[c] += x * w[c]
-            square[c] += x * x * w[c]
-    for c in range(len(mean)):
-        variance = square[c] - mean[c] * mean[c]
-        square[c] = 1.0 / np.sqrt(variance) if variance > TINY else np.nan
-
-
-@jit(parallel=True)
-def moments(x_VM, w_MC, mean_VC, inverse_VC):  # type: ignore[no-untyped-def]
-    """Fills the weighted mean and 1/sd of each variable in each column (NaN where the variance is below TINY)."""
-    C, width = w_MC.shape[1], _tile(len(w_MC))
-    for tile in prange((C + width - 1) // width):
-        start, stop = tile * width, min(tile * width + width, C)
-        for v in range(x_VM.shape[0]):
-            _moments_of(x_VM[v], w_MC, start, mean_VC[v, start:stop], inverse_VC[v, start:stop])
-
-
-@jit(fastmath={"contract"})
-def _weighted_of(a_M, w_MC, start, out):  # type: ignore[no-untyped-def]
-    out[:] = 0.0
-    for m in range(len(a_M)):
+def _add_weighted(a_M, w_MC, start, out):  # type: ignore[no-untyped-def]
+    """Adds sum_m a[m] w[m, c] to `out`, which begins at column `start`."""
+    # A function of its own: inside `prange` LLVM cannot tell that these arrays do not overlap, and does not
+    # vectorise.
+    M, stop = len(a_M), start + len(out)
+    for m in range(0, M - 2, 3):  # three at a time: fewer passes over the tile
+        a, b, d = a_M[m], a_M[m + 1], a_M[m + 2]
+        u, v, w = w_MC[m, start:stop], w_MC[m + 1, start:stop], w_MC[m + 2, start:stop]
+        for c in range(len(out)):
+            out[c] += a * u[c] + b * v[c] + d * w[c]
+    for m in range(M - M % 3, M):
         a = a_M[m]
-        w = w_MC[m, start : start + len(out)]
-        for c in range(len(w)):
-            out[c] += a * w[c]
+        u = w_MC[m, start:stop]
+        for c in range(len(out)):
+            out[c] += a * u[c]
 
 
 @jit(parallel=True)
 def weighted_sums(a_SM, w_MC):  # type: ignore[no-untyped-def]
     """Sum over mixtures of a[s, m] w[m, c], (S, C): a matrix product whose bits do not depend on the number of threads."""
     C, width = w_MC.shape[1], _tile(len(w_MC))
-    out_SC = np.empty((a_SM.shape[0], C))
+    out_SC = np.zeros((a_SM.shape[0], C))
     for tile in prange((C + width - 1) // width):
         start, stop = tile * width, min(tile * width + width, C)
         for s in range(a_SM.shape[0]):
-            _weighted_of(a_SM[s], w_MC, start, out_SC[s, start:stop])
+            _add_weighted(a_SM[s], w_MC, start, out_SC[s, start:stop])
     return out_SC
 
 
 @jit(fastmath={"contract"})
 def _pearson_of(x_M, y_M, w_MC, start, mean_x, mean_y, inverse_x, inverse_y, out):  # type: ignore[no-untyped-def]
-    # A function of its own: inside `prange` LLVM cannot tell that these arrays do not overlap, and does not
-    # vectorise.
-    M, stop = len(x_M), start + len(out)
     for c in range(len(out)):
         out[c] = -mean_x[c] * mean_y[c]
-    for m in range(0, M - 2, 3):  # three at a time: fewer passes over the tile
-        a, b, d = x_M[m] * y_M[m], x_M[m + 1] * y_M[m + 1], x_M[m + 2] * y_M[m + 2]
-        u, v, w = w_MC[m, start:stop], w_MC[m + 1, start:stop], w_MC[m + 2, start:stop]
-        for c in range(len(out)):
-            out[c] += a * u[c] + b * v[c] + d * w[c]
-    for m in range(M - M % 3, M):
-        a = x_M[m] * y_M[m]
-        u = w_MC[m, start:stop]
-        for c in range(len(out)):
-            out[c] += a * u[c]
+    _add_weighted(x_M * y_M, w_MC, start, out)
     for c in range(len(out)):
         out[c] *= inverse_x[c] * inverse_y[c]
 
 
 @jit(parallel=True)
 def pearson(x_VM, pair_P2, w_MC, mean_VC, inverse_VC, out_PC):  # type: ignore[no-untyped-def]
-    """Fills the weighted Pearson r of each pair in each column. `x_VM` is standardised, see `moments`.
+    """Fills the weighted Pearson r of each pair in each column, see `correlation.Moments`.
 
     Rounding may leave |r| a few 1e-9 above 1 in a column close to degenerate.
     """
@@ -117,36 +107,6 @@ def pearson(x_VM, pair_P2, w_MC, mean_VC, inverse_VC, out_PC):  # type: ignore[n
             inverse_x, inverse_y = inverse_VC[i, start:stop], inverse_VC[j, start:stop]
             out = out_PC[p, start:stop]
             _pearson_of(x_VM[i], x_VM[j], w_MC, start, mean_x, mean_y, inverse_x, inverse_y, out)
-
-
-@jit(parallel=True)
-def pearson_columns(x_VMC, pair_P2, w_MC):  # type: ignore[no-untyped-def]
-    """As `pearson`, for data that differ from column to column (resampled items, ranks)."""
-    P = pair_P2.shape[0]
-    M, C = w_MC.shape
-    out_PC = np.empty((P, C))
-    for p in prange(P):
-        i, j = pair_P2[p, 0], pair_P2[p, 1]
-        for c in range(C):
-            mean_x = 0.0
-            mean_y = 0.0
-            for m in range(M):
-                mean_x += w_MC[m, c] * x_VMC[i, m, c]
-                mean_y += w_MC[m, c] * x_VMC[j, m, c]
-            xx = 0.0
-            yy = 0.0
-            xy = 0.0
-            for m in range(M):
-                dx = x_VMC[i, m, c] - mean_x
-                dy = x_VMC[j, m, c] - mean_y
-                xx += w_MC[m, c] * dx * dx
-                yy += w_MC[m, c] * dy * dy
-                xy += w_MC[m, c] * dx * dy
-            if xx > TINY and yy > TINY:
-                out_PC[p, c] = max(-1.0, min(1.0, xy / np.sqrt(xx * yy)))
-            else:
-                out_PC[p, c] = np.nan
-    return out_PC
 
 
 @jit(parallel=True)
@@ -178,60 +138,6 @@ def midranks(x_VMc, w_MC):  # type: ignore[no-untyped-def]
                 below += tied
                 first = stop
     return out_VMC
-
-
-@jit(fastmath={"contract"})
-def _quadratic_of(a_MM, w_MC, out_C):  # type: ignore[no-untyped-def]
-    M, C = w_MC.shape
-    for start in range(0, C, NARROW):
-        stop = min(start + NARROW, C)
-        out = out_C[start:stop]
-        out[:] = 0.0
-        inner = np.empty(stop - start)
-        for m in range(1, M):
-            inner[:] = 0.0
-            for k in range(m):
-                a = a_MM[m, k]
-                if a != 0.0:
-                    w = w_MC[k, start:stop]
-                    for c in range(len(w)):
-                        inner[c] += a * w[c]
-            w = w_MC[m, start:stop]
-            for c in range(len(w)):
-                out[c] += w[c] * inner[c]
-
-
-@jit(parallel=True)
-def quadratic(a_SMM, w_MC):  # type: ignore[no-untyped-def]
-    """Sum over pairs k < m of a[m, k] w[m, c] w[k, c], (S, C): any statistic of pairs of different mixtures."""
-    out_SC = np.empty((a_SMM.shape[0], w_MC.shape[1]))
-    for s in prange(a_SMM.shape[0]):
-        _quadratic_of(a_SMM[s], w_MC, out_SC[s])
-    return out_SC
-
-
-@jit(parallel=True)
-def quadratic_columns(x_VMC, pair_P2, w_MC):  # type: ignore[no-untyped-def]
-    """The pair sums of Kendall's tau and of decisions (`correlation.TERMS`) for data that differ by column."""
-    P = pair_P2.shape[0]
-    M, C = w_MC.shape
-    out_5PC = np.zeros((5, P, C))
-    for p in prange(P):
-        i, j = pair_P2[p, 0], pair_P2[p, 1]
-        for c in range(C):
-            for m in range(1, M):
-                for k in range(m):
-                    mass = w_MC[m, c] * w_MC[k, c]
-                    dx = np.sign(x_VMC[i, m, c] - x_VMC[i, k, c])
-                    difference = x_VMC[j, m, c] - x_VMC[j, k, c]
-                    dy = np.sign(difference)
-                    wrong = mass * 0.5 * abs(dx - dy)
-                    out_5PC[0, p, c] += mass * dx * dy
-                    out_5PC[1, p, c] += mass * abs(dx)
-                    out_5PC[2, p, c] += mass * abs(dy)
-                    out_5PC[3, p, c] += wrong
-                    out_5PC[4, p, c] += wrong * abs(difference)
-    return out_5PC
 
 
 @jit()
@@ -367,22 +273,31 @@ def quantiles(value_SR, weight_R, prob_SQ, linear):  # type: ignore[no-untyped-d
 
 
 @jit()
-def compositions(n, count):  # type: ignore[no-untyped-def]
-    """All `count` = C(2n-1, n) ways to write n as an ordered sum of n counts, one a row, in reverse lexical order."""
-    out = np.zeros((count, n), dtype=np.int8)
-    counts = np.zeros(n, dtype=np.int64)
-    counts[0] = n
-    for row in range(count):
-        for k in range(n):
-            out[row, k] = counts[k]
-        # Next: take one from the last non-zero before the end and give it, with the end's, to its neighbour.
-        k = n - 2
-        while k >= 0 and counts[k] == 0:
-            k -= 1
-        if k < 0:
-            break
-        rest = counts[n - 1]
-        counts[n - 1] = 0
-        counts[k] -= 1
-        counts[k + 1] = rest + 1
-    return out
+def _add_terms(a_MS, order_N, total_NS):  # type: ignore[no-untyped-def]
+    for n in range(len(order_N)):
+        row, total = a_MS[order_N[n]], total_NS[n]
+        for s in range(len(total)):
+            total[s] += row[s]
+
+
+@jit(parallel=True)
+def permutation_hits(a_MMS, perm_MN, threshold_S):  # type: ignore[no-untyped-def]
+    """How many of the given permutations (column n is one) have |sum_m A[m, perm(m)]| >= threshold, (S,).
+
+    Statistics lie innermost and a block of permutations passes one mixture after the other, so that what one step reads
+    stays in the cache.
+    """
+    M, N = perm_MN.shape
+    S = a_MMS.shape[2]
+    blocks = (N + PERMUTATIONS - 1) // PERMUTATIONS
+    hits_KS = np.zeros((blocks, S), dtype=np.int64)
+    for k in prange(blocks):
+        start, stop = k * PERMUTATIONS, min(k * PERMUTATIONS + PERMUTATIONS, N)
+        total_NS = np.zeros((stop - start, S))
+        for m in range(M):
+            _add_terms(a_MMS[m], perm_MN[m, start:stop], total_NS)
+        for n in range(stop - start):
+            for s in range(S):
+                if abs(total_NS[n, s]) >= threshold_S[s]:
+                    hits_KS[k, s] += 1
+    return hits_KS.sum(axis=0)
