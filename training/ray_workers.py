@@ -21,7 +21,6 @@ from evalengine.cluster import connect
 from evalengine.cluster.pool import Cluster, Ended, Pool, need_of
 from evalengine.cluster.schedule import STRIKES
 from evalengine.errors import UserError
-from evalengine.files import cores
 from evalengine.training import export
 from evalengine.training.loop import Step
 from evalengine.training.prepare import work_folder
@@ -35,19 +34,20 @@ POLL_S = 0.2
 class Trainer:
     """Lives in a Ray actor. Steps go to the driver through `messages`, ends are what `run` returns."""
 
-    def __init__(self, threads: int, messages: Any, version: str) -> None:
+    def __init__(self, threads: int, messages: Any, version: str, probe: Path) -> None:
         self._threads, self._messages, self._version = threads, messages, version
+        self._probe = probe
 
-    def hello(self, probe: Path) -> tuple[str, str]:
+    def hello(self) -> tuple[str, str]:
         import ray
         import torch
 
         host = socket.gethostname()
         if self._version != __version__:
             raise UserError(f"evalengine {__version__} is installed on {host}, not {self._version}")
-        if not probe.exists():
+        if not self._probe.exists():
             raise UserError(
-                f"{probe.parent} is not there on {host}: give --out a folder that all nodes share"
+                f"{self._probe.parent} is not there on {host}: give --out a folder that all nodes share"
             )
         keep_freed_memory()
         torch.set_num_threads(self._threads)
@@ -70,24 +70,21 @@ class Trainer:
 def run_on(cluster: Cluster, todo: list[Job]) -> tuple[list[Result], dict[str, str]]:
     """Trains `todo` on a cluster. Raises UserError where it cannot be reached or does not share the output folder."""
     study = todo[0].study
-    cpus = max(cores(), cluster.workers * (cluster.cpus or 1)) if cluster.workers else None
-    with connect.connected(cluster.address, cpus=cpus), probe_in(work_folder(todo[0].out)) as probe:
+    with (
+        connect.connected(cluster.address, cpus=cluster.local_cores),
+        probe_in(work_folder(todo[0].out)) as probe,
+    ):
         from ray.util.queue import Queue
 
-        ray = connect.import_ray()
-        device = "cpu" if todo[0].place.device == "cpu" else None
-        local = cluster.address == connect.LOCAL
-        wanted = cluster.cpus or study.threads or None
-        need = need_of(
-            ray, workers=cluster.workers, cpus=wanted, gpus=cluster.gpus, device=device, local=local
-        )
+        wanted = cluster._replace(cpus=cluster.cpus or study.threads or None)
+        need = need_of(wanted, todo[0].place.device)
         device = "cuda" if need.gpus else "cpu"
         todo = [job._replace(place=replace(job.place, device=device)) for job in todo]
         messages = Queue(actor_options={"num_cpus": 0})
-        trainer = (study.threads or need.cpus, messages, __version__)
+        trainer = (study.threads or need.cpus, messages, __version__, probe)
         with (
             Board(todo) as board,
-            Pool(Trainer, trainer, (probe,), need, cluster.workers) as pool,
+            Pool(Trainer, trainer, need, cluster.workers) as pool,
         ):
             Grid(chains(todo), board).go(pool, messages)
         messages.shutdown(force=True)

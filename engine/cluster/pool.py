@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from evalengine import console
+from evalengine import console, untrusted
 from evalengine.cluster import progress
-from evalengine.cluster.connect import import_ray
+from evalengine.cluster.connect import LOCAL, import_ray
 from evalengine.errors import UserError
 from evalengine.files import cores
 
@@ -34,6 +34,11 @@ class Cluster(NamedTuple):
     cpus: int | None = None
     gpus: float | None = None
     hang_s: float = 900.0  # without progress, until a worker counts as hung
+
+    @property
+    def local_cores(self) -> int:
+        """Of a cluster that is started here: enough for the workers asked for."""
+        return max(cores(), (self.workers or 0) * (self.cpus or 1))
 
 
 class Need(NamedTuple):
@@ -64,29 +69,28 @@ class Worker:
     ready: bool = False
     node: str = ""
     host: str = ""
-    loaded: str | None = None  # for the scheduler: what the worker holds
-    doing: str = field(default="starting")
+    doing: str = "starting"
+    loaded: str | None = None  # for the schedule: the checkpoint that it has,
+    ahead: str | None = None  # and the one that it reads meanwhile
     limit_s: float = float("inf")  # without progress, until it hangs
     hangs_at: float = float("inf")  # on the monotonic clock, unless it has made progress by then
     reported: bytes | None = None  # its progress when that was last looked at
 
 
 class Pool:
-    """Workers of class `cls`, which must have `hello(*greeting) -> (node id, host name)`."""
+    """Workers of class `cls`, made with `arguments`, which must have `hello() -> (node id, host name)`."""
 
-    def __init__(
-        self, cls: type, arguments: tuple[Any, ...], greeting: tuple[Any, ...], need: Need, limit: int | None
-    ) -> None:
+    def __init__(self, cls: type, arguments: tuple[Any, ...], need: Need, limit: int | None) -> None:
         """limit: how many workers at most; None takes as many as the cluster has room for, and more when it grows."""
         self._ray = import_ray()
-        self._cls = self._ray.remote(cls)
-        self._arguments, self._greeting = arguments, greeting
+        self._cls = self._ray.remote(num_cpus=need.cpus, num_gpus=need.gpus)(cls)
+        self._arguments = arguments
         self.need, self.limit = need, limit
         self.workers: list[Worker] = []
         self.made = 0
         self._failed_starts = 0
-        self._looked = self._told = 0.0
-        self._waiting_since = time.monotonic()
+        self._looked = 0.0
+        self._without_since = time.monotonic()  # without a worker, or without telling the user so
 
     def __enter__(self) -> Pool:
         return self
@@ -103,16 +107,14 @@ class Pool:
         self._looked = now
         room = self.limit or max(fitting(self._ray, self.need), 1)
         for _ in range(len(self.workers), min(room, useful)):
-            actor = self._cls.options(
-                num_cpus=self.need.cpus, num_gpus=self.need.gpus, max_restarts=0, max_task_retries=0
-            ).remote(*self._arguments)
-            worker = Worker(self.made, actor, actor.hello.remote(*self._greeting), hangs_at=now + START_S)
+            actor = self._cls.remote(*self._arguments)
+            worker = Worker(self.made, actor, actor.hello.remote(), hangs_at=now + START_S)
             self.workers.append(worker)
             self.made += 1
         if any(w.ready for w in self.workers):
-            self._waiting_since = now
-        elif now - max(self._waiting_since, self._told) > TELL_S and not fitting(self._ray, self.need):
-            self._told = now
+            self._without_since = now
+        elif now - self._without_since > TELL_S and not fitting(self._ray, self.need):
+            self._without_since = now
             console.warn(
                 f"no node has room for a worker of {self.need.cpus} cores and {self.need.gpus:g} GPUs: waiting "
                 "for one to join (Ctrl-C to stop; --cpus-per-worker and --gpus-per-worker ask for less)"
@@ -140,17 +142,15 @@ class Pool:
         ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0) if first else ([], None)
         ended = [self._collect(by_ref[ref]) for ref in ready]
         now = time.monotonic()
-        late = [w for w in self.workers if w.ref is not None and now > w.hangs_at]
-        ended += [self._hung(w) for w in late if not self._advanced(w)]
+        ended += [self._look(w) for w in self.workers[:] if w.ref is not None and now > w.hangs_at]
         return [e for e in ended if e is not None]
 
-    def _advanced(self, worker: Worker) -> bool:
-        """Whether a worker has made progress since the last look; it then has as long again."""
+    def _look(self, worker: Worker) -> Ended | None:
+        """Ends a worker that has made no progress since the last look; one that has gets as long again."""
         before, worker.reported = worker.reported, progress.reported(worker.actor)
         worker.hangs_at = time.monotonic() + worker.limit_s
-        return worker.reported != before
-
-    def _hung(self, worker: Worker) -> Ended | None:
+        if worker.reported != before:
+            return None
         self.remove(worker)
         if not worker.ready:  # another one is made; where there is no room for it, that one waits as well
             return None
@@ -164,21 +164,17 @@ class Pool:
         except self._ray.exceptions.RayError as error:
             self.remove(worker)
             reason, lost = self._reason(error, worker)
-            if not worker.ready:
-                self._start_failed(reason, lost)
-                return None
-            return Ended(worker, task, None, reason, lost)
+            if worker.ready:
+                return Ended(worker, task, None, reason, lost)
+            self._failed_starts += not lost
+            if self._failed_starts >= STARTS and not any(w.ready for w in self.workers):
+                raise UserError(f"workers end before they are ready: {reason}") from None
+            return None
         if not worker.ready:
             worker.node, worker.host = value
-            worker.ready, self._failed_starts = True, 0
-            worker.doing = "idle"
+            worker.ready, worker.doing, self._failed_starts = True, "idle", 0
             return None
         return Ended(worker, task, value)
-
-    def _start_failed(self, reason: str, lost: bool) -> None:
-        self._failed_starts += not lost
-        if self._failed_starts >= STARTS and not any(w.ready for w in self.workers):
-            raise UserError(f"workers end before they are ready: {reason}")
 
     def _reason(self, error: Exception, worker: Worker) -> tuple[str, bool]:
         """Why a worker is gone, in a few words, and whether its node went with it."""
@@ -186,8 +182,7 @@ class Pool:
         text = " ".join(str(error).split())
         if isinstance(error, exceptions.RayTaskError):
             cause = getattr(error, "cause", None) or error
-            words = " ".join(str(cause).split()) or type(cause).__name__
-            return f"{type(cause).__name__}: {words[-200:]}", False
+            return f"{type(cause).__name__}: {untrusted.reason(cause)}", False
         if "error raised in its creation task" in text:
             return str(error).strip().splitlines()[-1].strip(), False
         if isinstance(error, exceptions.OutOfMemoryError):
@@ -202,8 +197,7 @@ class Pool:
         with contextlib.suppress(ValueError):
             self.workers.remove(worker)
         with contextlib.suppress(Exception):
-            self._ray.kill(worker.actor, no_restart=True)
-            progress.forget(worker.actor)
+            self._ray.kill(worker.actor)
 
 
 def answers(node: dict[str, Any] | None) -> bool:
@@ -224,28 +218,25 @@ def fitting(ray: Any, need: Need) -> int:
         if not node["Alive"]:
             continue
         has = node["Resources"]
-        by_cpu = int(has.get("CPU", 0) // need.cpus) if need.cpus else 10**6
-        by_gpu = int(has.get("GPU", 0) // need.gpus) if need.gpus else 10**6
-        total += min(by_cpu, by_gpu)
+        fit = has.get("CPU", 0) // need.cpus
+        total += int(min(fit, has.get("GPU", 0) // need.gpus) if need.gpus else fit)
     return total
 
 
-def need_of(
-    ray: Any, *, workers: int | None, cpus: int | None, gpus: float | None, device: str | None, local: bool
-) -> Need:
+def need_of(cluster: Cluster, device: str | None) -> Need:
     """The resources of one worker: as asked, else one GPU where the cluster has any, else a group of cores.
 
-    A group is four cores, fewer where the largest node has fewer or `workers` share this machine.
+    A group is four cores, fewer where the largest node has fewer or workers share this machine.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in import_ray().nodes() if node["Alive"]]
+    gpus, cpus = cluster.gpus, cluster.cpus
     if gpus is None:
         gpus = 1.0 if device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
-    if cpus is None:
+    if cpus is None and gpus:
+        cpus = 1
+    elif cpus is None and cluster.address == LOCAL and cluster.workers:
+        cpus = max(1, cores() // cluster.workers)
+    elif cpus is None:
         largest = max((int(node.get("CPU", 0)) for node in nodes), default=1)
-        if gpus:
-            cpus = 1
-        elif local and workers:
-            cpus = max(1, cores() // workers)
-        else:
-            cpus = max(1, min(4, largest))
+        cpus = max(1, min(4, largest))
     return Need(cpus, gpus)

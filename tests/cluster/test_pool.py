@@ -39,7 +39,7 @@ def test_a_worker_hangs_when_it_makes_no_progress_and_not_when_it_is_slow(ray_lo
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests
     ended: dict[bool, Ended] = {}
     given = [False, True]
-    with Pool(Sleeper, (), (), Need(1, 0.0), 2) as pool:
+    with Pool(Sleeper, (), Need(1, 0.0), 2) as pool:
         end = time.monotonic() + 120
         while len(ended) < 2 and time.monotonic() < end:
             pool.grow(2)
@@ -68,7 +68,7 @@ def test_a_worker_that_cannot_start_says_why(ray_local: None) -> None:
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with (
-        Pool(Elsewhere, (), (), Need(1, 0.0), 1) as pool,
+        Pool(Elsewhere, (), Need(1, 0.0), 1) as pool,
         pytest.raises(UserError, match=r"before they are ready: ModuleNotFoundError: .*not_installed_here"),
     ):
         end = time.monotonic() + 120
