@@ -1,6 +1,6 @@
 """Reaching a Ray cluster, or starting one here (`local`) that listens on the loopback interface alone.
 
-A local cluster takes 6 to 9 s to start. It belongs to this process: it ends with it, also when that is killed.
+A local cluster takes some ten seconds to start. It belongs to this process: it ends with it, also when that is killed.
 """
 
 from __future__ import annotations
@@ -35,21 +35,27 @@ def connected(address: str, *, cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():  # the caller's own: left as it is
         yield
         return
-    if address == LOCAL:
-        with local(ray, cpus):
-            yield
-        return
-    reach(address)
-    try:
-        ray.init(address=address, logging_level="ERROR", log_to_driver=False)
-    except Exception as error:
-        raise UserError(
-            f"cannot join the Ray cluster at {address}: {reason(error)} (start one with `ray start --head`, or use --ray local)"
-        ) from None
-    try:
+    with contextlib.ExitStack() as ends:
+        if address == LOCAL:
+            options = ends.enter_context(on_loopback()) | {"num_cpus": cpus or cores()}
+            what, instead = "start Ray here", "leave --ray out to score in one process"
+        else:
+            reach(address)
+            options = {"address": address}
+            what, instead = (
+                f"join the Ray cluster at {address}",
+                "start one with `ray start --head`, or use --ray local",
+            )
+        ends.callback(ray.shutdown)
+        try:
+            ray.init(**options, logging_level="ERROR", log_to_driver=False)
+        except Exception as error:
+            raise UserError(f"cannot {what}: {reason(error)} ({instead})") from None
+        if address == LOCAL and [node["NodeManagerAddress"] for node in ray.nodes()] != ["127.0.0.1"]:
+            raise UserError(
+                "Ray would listen beyond this machine: use a version of Ray that evalengine knows"
+            )
         yield
-    finally:
-        ray.shutdown()
 
 
 def import_ray() -> Any:
@@ -60,9 +66,6 @@ def import_ray() -> Any:
         import ray
     except ImportError:
         raise UserError("--ray needs Ray, which is not installed: pip install 'evalengine[ray]'") from None
-    from ray._private import worker
-
-    worker._worker_logs_enabled = False  # it would print into --json's standard output
     return ray
 
 
@@ -82,70 +85,33 @@ def reach(address: str) -> None:
 
 
 @contextlib.contextmanager
-def local(ray: Any, cpus: int | None) -> Iterator[None]:
-    remove_litter()
-    folder = tempfile.mkdtemp(prefix=f"evalengine-ray-{os.getpid()}-", dir=short_folder())
-    from ray._private import ray_constants
+def on_loopback() -> Iterator[dict[str, Any]]:
+    """What starts a cluster on 127.0.0.1 alone, its files in a folder of its own.
 
-    clusters, ray_constants.ENABLE_RAY_CLUSTER = (
-        ray_constants.ENABLE_RAY_CLUSTER,
-        False,
-    )  # listen on 127.0.0.1
-    names = (ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "RAY_AUTH_MODE")  # Ray sets the second one itself
-    before = {name: os.environ.get(name) for name in names}
-    os.environ[names[0]] = "0"  # the same for the processes that Ray starts
+    Ray, and the processes that it starts, take that address for this machine's on systems where they know of no clusters.
+    """
+    from ray._private import ray_constants as constants
+
+    remove_litter()
+    switch = constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    clusters = constants.ENABLE_RAY_CLUSTER
+    before = {name: os.environ.get(name) for name in (switch, "RAY_AUTH_MODE")}  # Ray sets the second itself
+    folder = tempfile.mkdtemp(prefix=f"evalengine-ray-{os.getpid()}-", dir=short_folder())
+    constants.ENABLE_RAY_CLUSTER, os.environ[switch] = False, "0"
     try:
-        try:
-            with core_alone():
-                ray.init(
-                    num_cpus=cpus or cores(),
-                    include_dashboard=False,
-                    _node_ip_address="127.0.0.1",
-                    _temp_dir=folder,
-                    object_store_memory=OBJECT_STORE,
-                    logging_level="ERROR",
-                    log_to_driver=False,
-                )
-        except Exception as error:
-            raise UserError(
-                f"Ray does not start here: {reason(error)}; leave --ray out to score in one process"
-            ) from None
-        if [node["NodeManagerAddress"] for node in ray.nodes()] != ["127.0.0.1"]:
-            raise UserError(
-                "Ray would listen beyond this machine: use a version of Ray that evalengine knows"
-            )
-        yield
+        yield {
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE,
+            "_node_ip_address": "127.0.0.1",
+            "_temp_dir": folder,
+        }
     finally:
-        ray.shutdown()
-        ray_constants.ENABLE_RAY_CLUSTER = clusters
+        constants.ENABLE_RAY_CLUSTER = clusters
         for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
+            os.environ.pop(name, None)
+            if value is not None:
                 os.environ[name] = value
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def core_alone() -> Iterator[None]:
-    """Ray starts without its web server, autoscaler and log forwarder, which nobody here uses: three processes fewer.
-
-    Where a version of Ray has no such parts under these names, it starts as it does.
-    """
-    from ray._private.node import Node
-
-    def left_out(*_: Any, **__: Any) -> None:
-        return None
-
-    parts = ("start_api_server", "start_monitor", "start_log_monitor")
-    kept = {name: getattr(Node, name) for name in parts if hasattr(Node, name)}
-    for name in kept:
-        setattr(Node, name, left_out)
-    try:
-        yield
-    finally:
-        for name, part in kept.items():
-            setattr(Node, name, part)
 
 
 def short_folder() -> str:
