@@ -10,7 +10,6 @@ Cost: reading both stores.
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from evalengine import store
 from evalengine.errors import UserError
+from evalengine.metrics import table_answers
 
 
 class Agreement(NamedTuple):
@@ -35,25 +35,31 @@ class Agreement(NamedTuple):
 
 def agreement(a: Path, b: Path) -> Agreement:
     """Compares two stores item by item. Raises UserError if they do not hold the same items."""
-    tables = [store.load(path).to_pylist() for path in (a, b)]
-    key = ("checkpoint", "benchmark", "item")
-    if [[row[k] for k in key] for row in tables[0]] != [[row[k] for k in key] for row in tables[1]]:
+    tables = [store.load(path) for path in (a, b)]
+    names, others = (table.select(["checkpoint", "benchmark", "item"]).to_pylist() for table in tables)
+    if names != others:
         raise UserError(f"{a} and {b} hold different items: score the same checkpoints on the same data")
-    right: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros((2, 2), np.int64))
-    choices = picks = picks_norm = greedy = 0
-    largest = 0.0
-    for rows in zip(*tables, strict=True):
-        loglik = np.array([row["loglik"] for row in rows], np.float32)
-        chars = np.maximum(np.array(rows[0]["chars"]), 1)
-        best, best_norm = loglik.argmax(1), (loglik / chars).argmax(1)
-        largest = max(largest, float(np.abs(loglik[0] - loglik[1]).max()))
-        choices += len(chars)
-        picks += int(best[0] != best[1])
-        picks_norm += int(best_norm[0] != best_norm[1])
-        greedy += int((np.array(rows[0]["greedy"]) != np.array(rows[1]["greedy"])).sum())
-        right[rows[0]["checkpoint"], rows[0]["benchmark"]] += np.stack([best, best_norm]) == rows[0]["gold"]
-    accuracies = sum(bool((counts[:, 0] != counts[:, 1]).any()) for counts in right.values())
-    return Agreement(len(right), len(tables[0]), choices, largest, picks, picks_norm, greedy, accuracies)
+    cells, cell_I = np.unique([f"{n['checkpoint']}/{n['benchmark']}" for n in names], return_inverse=True)
+    differs, picks = np.zeros(len(cells), bool), {}
+    for metric in ("acc", "acc_norm"):
+        (one, gold_I), (other, _) = (table_answers(table, metric) for table in tables)
+        right = [np.bincount(cell_I, found.pick == gold_I) for found in (one, other)]
+        differs |= right[0] != right[1]
+        picks[metric] = int((one.pick != other.pick).sum())
+    one_C, other_C = (table["loglik"].combine_chunks().flatten().to_numpy() for table in tables)
+    flags = [table["greedy"].combine_chunks().flatten().to_numpy(zero_copy_only=False) for table in tables]
+    largest = float(np.abs(one_C - other_C).max(initial=0.0))
+    greedy = int((flags[0] != flags[1]).sum())
+    return Agreement(
+        cells=len(cells),
+        items=len(names),
+        choices=len(one_C),
+        largest=largest,
+        picks=picks["acc"],
+        picks_norm=picks["acc_norm"],
+        greedy=greedy,
+        accuracies=int(differs.sum()),
+    )
 
 
 if __name__ == "__main__":
