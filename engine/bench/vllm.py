@@ -2,8 +2,8 @@
 
 One random Llama, in-process engines, float32 on a CPU machine; every side runs the same sequences, warmed. `prompt_logprobs` is
 the way harnesses score on vLLM: one request a choice, no prefix cache. It runs in each of the forms that vLLM has for it, and
-the fastest counts. `prompt_logprobs` over our requests, reading the cache under our scheduler, is the fallback route. Prefill
-alone is the same engine and requests with nothing to score; the head's GEMM is one matrix product of the scored rows' shape.
+the fastest counts. Prefill alone is the same engine and requests with nothing to score; the head's GEMM is one matrix product of
+the scored rows' shape.
 Ours, prefill and GEMM: median of interleaved rounds; the slower sides: one run, the fastest form two more.
 """
 
@@ -22,9 +22,10 @@ from evalengine.bench.inputs import Shape, make_model, workplace
 from evalengine.checkpoints import Checkpoint
 from evalengine.encoding import Sequences
 from evalengine.resolve import discover
+from evalengine.vllm import engine
 
 WINDOW = 512
-OURS, STOCK, CAPPED = "fused scorer, prefix cache", "prompt_logprobs", "prompt_logprobs, capped prefix cache"
+OURS, STOCK = "fused scorer, prefix cache", "prompt_logprobs"
 FORMS: dict[str, dict[str, Any]] = {
     "prompt_logprobs=0": {"prompt_logprobs": 0},
     "prompt_logprobs=0, flat": {"prompt_logprobs": 0, "flat_logprobs": True},
@@ -65,7 +66,6 @@ def run(quick: bool = False) -> Result:
 
 
 def compare(checkpoints: list[Checkpoint], workloads: dict[str, Sequences], vocab: int, count: int) -> Result:
-    from evalengine.vllm import routes
     from evalengine.vllm.backend import VllmBackend
     from evalengine.vllm.requests import plan
 
@@ -86,16 +86,12 @@ def compare(checkpoints: list[Checkpoint], workloads: dict[str, Sequences], voca
         new, warm = swap_seconds(backend, checkpoints, min(count, 3))
         progress.update(1)
         backend.close()
-        stock = VllmBackend(route=routes.PROMPT_LOGPROBS, max_model_len=WINDOW)
-        stock.load(checkpoints[0])
+        llm = stock_engine(checkpoints[0], backend.dtype)
         for name, sequences in workloads.items():
-            capped = {(name, CAPPED): partial(cold, stock, partial(stock.score, sequences))}
-            rounds(capped, 1)
-            seconds |= rounds(capped, min(count, 3))
-            took = stock_seconds(stock, sequences, more=0 if count == 1 else 2)
+            took = stock_seconds(llm, sequences, more=0 if count == 1 else 2)
             seconds |= {(name, form): values for form, values in took.items()}
             progress.update(1)
-        stock.close()
+        engine.stop(llm)
     return report(list(workloads), seconds, vocab, new, warm)
 
 
@@ -111,7 +107,6 @@ def report(workloads: list[str], seconds: Seconds, vocab: int, new: float, warm:
         ours, stock = took[w, OURS], min(took[w, form] for form in FORMS)
         floor = took[w, "prefill alone"] + took[w, "head GEMM"]
         ratios[f"{w}: {STOCK} / fused scorer"] = round(stock / ours, 2)
-        ratios[f"{w}: {CAPPED} / fused scorer"] = round(took[w, CAPPED] / ours, 2)
         ratios[f"{w}: fused scorer / (prefill + head GEMM)"] = round(ours / floor, 3)
     ratios["next checkpoint: new engine / warm engine"] = round(new / warm, 1)
     title = f"Scoring inside vLLM: Llama of width 256, 4 layers, vocabulary {vocab:,}"
@@ -128,14 +123,15 @@ def prefill(backend: Any, requests: list[Any]) -> None:
     """The same requests and cache hits, and no row to score."""
     from vllm import PoolingParams
 
-    from evalengine.vllm import FIRST, TASK, routes
+    from evalengine.vllm import FIRST, TASK
 
     nothing = np.zeros(0, np.int32).tobytes()
     params = [
         PoolingParams(task=TASK, extra_kwargs={"rows": nothing, "tokens": nothing, FIRST: r.first})
         for r in requests
     ]
-    backend._llm.encode(routes.prompts(requests), pooling_params=params, pooling_task=TASK, use_tqdm=False)
+    prompts: Any = [{"prompt_token_ids": r.tokens.tolist()} for r in requests]
+    backend._llm.encode(prompts, pooling_params=params, pooling_task=TASK, use_tqdm=False)
 
 
 def head_gemm(backend: Any, requests: list[Any]) -> Callable[[], None]:
@@ -160,7 +156,23 @@ def head_gemm(backend: Any, requests: list[Any]) -> Callable[[], None]:
     return gemm
 
 
-def stock_seconds(backend: Any, sequences: Sequences, more: int) -> dict[str, list[float]]:
+def stock_engine(checkpoint: Checkpoint, dtype: str) -> Any:
+    """vLLM as it is."""
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    with engine.quiet():
+        return LLM(
+            str(checkpoint.path),
+            dtype=dtype,
+            max_model_len=WINDOW,
+            skip_tokenizer_init=True,
+            enforce_eager=current_platform.is_cpu(),
+            seed=0,
+        )
+
+
+def stock_seconds(llm: Any, sequences: Sequences, more: int) -> dict[str, list[float]]:
     """As harnesses do: a request a choice, log-probabilities of all of it. Each form once, the fastest `more` times more."""
     from vllm import SamplingParams
 
@@ -168,7 +180,7 @@ def stock_seconds(backend: Any, sequences: Sequences, more: int) -> dict[str, li
 
     def once(form: str, some: list[Any]) -> float:
         params = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False, **FORMS[form])
-        return timed(lambda: backend._llm.generate(some, params, use_tqdm=False))
+        return timed(lambda: llm.generate(some, params, use_tqdm=False))
 
     out: dict[str, list[float]] = {}
     for form in FORMS:

@@ -29,7 +29,8 @@ from evalengine.pretrained import architecture_of
 from evalengine.proof import FIRST
 from evalengine.torch_backend import DTYPES, ROUNDING
 from evalengine.types import Scores
-from evalengine.vllm import engine, routes
+from evalengine.untrusted import reason
+from evalengine.vllm import SCORER, engine
 from evalengine.vllm.proof import SETTINGS, Proof, make_twin
 from evalengine.vllm.requests import Request, Requests, plan
 
@@ -38,12 +39,12 @@ CANARY = 96  # tokens of the canary prompt: whole cache blocks on any platform
 DIGESTS = 8  # tensors whose digests are compared after a swap, the largest first
 DIGEST_BYTES = 64 << 20  # of a tensor at most
 
-# By architecture, route and settings: facts, whichever backend found them.
+# By architecture and settings: facts, whichever backend found them.
 _proofs: dict[tuple[str, ...], Proof] = {}
 
 
 class VllmBackend:
-    """Scores sequences inside vLLM. `route` fixes the way scores are got; by default the best that works is taken."""
+    """Scores sequences inside vLLM."""
 
     name = "vllm"
 
@@ -52,8 +53,6 @@ class VllmBackend:
         *,
         dtype: str | None = None,
         batch_tokens: int | None = None,
-        route: str | None = None,
-        prefix_cache: bool = True,
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
         verbose: bool = False,
@@ -62,9 +61,7 @@ class VllmBackend:
         """`settings` go to vLLM's engine as they are (tensor_parallel_size, gpu_memory_utilization, max_model_len, ...)."""
         self.version = engine.require()
         engine.prepare(verbose)
-        self.dtype = dtype or default_dtype()
-        self.route = route
-        self.use_cache = prefix_cache
+        self.dtype = dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
         self.notes: list[str] = []
         self.redone = 0  # requests that lost a row to the prefix cache and were computed again
         self.swaps = 0  # checkpoints that an engine already running took over
@@ -75,109 +72,77 @@ class VllmBackend:
         self._settings |= settings
         self._allow_pickle = allow_pickle
         self._llm: Any = None
-        self._running = ""  # the route of the engine that runs
-        self._proof = Proof(0, ())  # of the configuration that runs, on that route
+        self._proof = Proof(0, ())  # of the configuration that runs
         self._identity: Any = None
         self._checkpoint: Any = None
         self._proven = False  # this engine took its own weights again, and nothing changed
         self._canary: Any = None  # how the loaded checkpoint scores the canary prompt
-        self._plans: dict[tuple[int, bool], tuple[Sequences, Requests]] = {}
+        self._plans: dict[int, tuple[Sequences, Requests]] = {}  # by identity of the tokens
         atexit.register(self.close)
 
     # --- loading
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Makes `checkpoint` the one that is scored, in the running engine if it fits. Raises UserError."""
-        if getattr(checkpoint, "base", None) is not None:
+        if checkpoint.base is not None:
             raise UserError(
                 f"{checkpoint.name} is an adapter, which the vLLM backend does not merge: use --backend torch"
             )
         files = weight_files(checkpoint.path, self._allow_pickle)
-        safe = all(file.suffix == ".safetensors" for file in files)
-        stored = weights.headers(files) if safe else None
-        shapes: Any = None
-        if stored is not None:
+        stored: dict[str, weights.Stored] = {}  # none of pickled weights, which are not swapped in
+        if all(file.suffix == ".safetensors" for file in files):
+            stored = weights.headers(files)
             engine.check_files(checkpoint, files)
             weights.plausible(json.loads(architecture_of(checkpoint.path)), len(stored), checkpoint.name)
-            shapes = [(name, held.dtype, held.shape) for name, held in sorted(stored.items())]
+        shapes = [(name, held.dtype, held.shape) for name, held in sorted(stored.items())]
         identity = (architecture_of(checkpoint.path), shapes)
         self.notes = []
-        if self._llm is not None and stored is not None and identity == self._identity:
+        if self._llm is not None and stored and identity == self._identity:
             check_tied(checkpoint, stored, self._proof)
-            reason = self._swap(checkpoint, stored)
-            if reason is None:
+            refused = self._swap(checkpoint, stored)
+            if refused is None:
                 self.swaps += 1
-                self.notes.append(f"vLLM {self.version}, {self._running}, warm engine")
+                self.notes.append(f"vLLM {self.version}, {SCORER}, warm engine")
                 return
             self.notes.append(
-                f"the running engine did not take its weights over ({reason}): a new engine was started"
+                f"the running engine did not take its weights over ({refused}): a new engine was started"
             )
         self.close()
         self._plans.clear()
         self._checkpoint, self._identity = checkpoint, identity
         self._start(checkpoint, FIRST)
         try:
-            check_tied(checkpoint, stored or {}, self._proof)
+            check_tied(checkpoint, stored, self._proof)
             check_finite(checkpoint, self._canary)
         except UserError:
             self.close()
             raise
-        self.notes.append(f"vLLM {self.version}, {self._running}")
+        self.notes.append(f"vLLM {self.version}, {SCORER}")
 
     def _start(self, checkpoint: Checkpoint, length: int) -> None:
-        """An engine of the best route that works, whose scores are proven up to `length` tokens fed. Raises UserError."""
-        order = [self.route] if self.route else [routes.FUSED, routes.PROMPT_LOGPROBS]
-        reason = ""
-        for route in order:
-            pooling = route == routes.FUSED
-            try:
-                self._proof = self._prove(checkpoint, route, length)
-                self._open(checkpoint, route, self._settings)
-            except KeyboardInterrupt:
-                self.close()
-                raise
-            except Exception as error:
-                started = self._llm is not None
-                self.close()
-                # the next route would need the same engine
-                hopeless = route == order[-1] or not (pooling or started)
-                wrong_input = isinstance(error, UserError) and not isinstance(error, engine.EngineFailed)
-                if hopeless or wrong_input or getattr(error, "final", False):
-                    raise (
-                        error if isinstance(error, UserError) else engine.EngineFailed(checkpoint, error)
-                    ) from None
-                reason = getattr(error, "reason", None) or engine.first_line(error)
-                continue
-            if reason:
-                self.notes.append(
-                    f"scored by vLLM's {self._running}, slower than the fused scorer, because {reason}"
-                )
-            return
+        """An engine whose scores are proven up to `length` tokens fed. Raises UserError."""
+        try:
+            self._proof = self._prove(checkpoint, length)
+            self._open(checkpoint, self._settings)
+        except Exception as error:
+            self.close()
+            raise engine.failed(checkpoint, error) from None
 
-    def _open(self, checkpoint: Checkpoint, route: str, settings: dict[str, Any]) -> None:
-        pooling = route == routes.FUSED
-        self._llm = engine.start(
-            checkpoint, pooling=pooling, window=None if pooling else window(checkpoint), settings=settings
-        )
-        self._running = route
-        self._proven, self._canary = False, self._score_canary()  # a route that cannot run shows it here
+    def _open(self, checkpoint: Checkpoint, settings: dict[str, Any]) -> None:
+        self._llm = engine.start(checkpoint, settings)
+        self._proven, self._canary = False, self._score_canary()
 
-    def _prove(self, checkpoint: Checkpoint, route: str, length: int) -> Proof:
+    def _prove(self, checkpoint: Checkpoint, length: int) -> Proof:
         """Compares vLLM with transformers on the checkpoint's twin, in an engine of its own. Raises UserError."""
-        key = (
-            architecture_of(checkpoint.path),
-            route,
-            repr(sorted(self._settings.items())),
-            str(self.use_cache),
-        )
+        key = (architecture_of(checkpoint.path), repr(sorted(self._settings.items())))
         if key in _proofs and _proofs[key].length >= length:
             return _proofs[key]
         with tempfile.TemporaryDirectory(prefix="evalengine-twin-") as folder:
             twin = make_twin(checkpoint, Path(folder), bool(self._settings["trust_remote_code"]))
-            self._open(twin.checkpoint, route, self._settings | SETTINGS)
+            self._open(twin.checkpoint, self._settings | SETTINGS)
             reached = min(length, self._limit)
-            requests = plan(twin.sequences(reached), self._running == routes.FUSED)
-            twin.check(self._ask(requests.requests, self.use_cache)[0][requests.index_T], reached)
+            requests = plan(twin.sequences(reached))
+            twin.check(self._ask(requests.requests)[0][requests.index_T], reached)
             self.close()
         _proofs[key] = Proof(length, twin.tied)
         return _proofs[key]
@@ -207,7 +172,7 @@ class VllmBackend:
                 return f"{wrong} is not what the file holds"
             cached, fresh = self._score_canary(), self._score_canary(use_cache=False)
         except Exception as error:
-            return engine.first_line(error)
+            return reason(error)
         if not self._close_to(cached, fresh):
             return "its prefix cache still held the previous checkpoint's states"
         if np.array_equal(cached, before) and fingerprint(checkpoint.path) != fingerprint(
@@ -259,35 +224,29 @@ class VllmBackend:
             self.close()
             self._start(self._checkpoint, 1 << (longest - 1).bit_length())
         requests = self._planned(sequences)
-        logprobs, greedys = [], []
+        found = [np.zeros((2, 0))]
         for at in range(0, len(requests.requests), ASK):
             part = requests.requests[at : at + ASK]
-            logprob_T, greedy_T = self._ask(part, self.use_cache)
-            logprobs.append(logprob_T)
-            greedys.append(greedy_T)
+            found.append(self._ask(part))
             if progress:
                 progress(len(sequences) * len(part) / len(requests.requests))
-        if not logprobs:
-            return Scores(np.zeros(0), np.zeros(0, bool))
-        logprob_T = np.concatenate(logprobs)[requests.index_T]
+        logprob_T, greedy_T = np.concatenate(found, axis=1)[:, requests.index_T]
         check_finite(self._checkpoint, logprob_T)
-        greedy_T = np.concatenate(greedys)[requests.index_T].astype(bool)
         return Scores(
-            np.add.reduceat(logprob_T, requests.start_S), np.logical_and.reduceat(greedy_T, requests.start_S)
+            np.add.reduceat(logprob_T, requests.start_S),
+            np.logical_and.reduceat(greedy_T.astype(bool), requests.start_S),
         )
 
     def _planned(self, sequences: Sequences) -> Requests:
-        ride = self._running == routes.FUSED
-        key = (id(sequences.token_S), ride)
+        key = id(sequences.token_S)
         if key not in self._plans:
-            self._plans[key] = (sequences, plan(sequences, ride))
+            self._plans[key] = (sequences, plan(sequences))
         return self._plans[key][1]
 
     @property
     def _limit(self) -> int:
         """Tokens that the running engine can be fed at once."""
-        limit = int(self._llm.llm_engine.vllm_config.model_config.max_model_len)
-        return limit - (self._running != routes.FUSED)  # room for the generated token
+        return int(self._llm.llm_engine.vllm_config.model_config.max_model_len)
 
     @property
     def _vocabulary(self) -> int:
@@ -300,24 +259,19 @@ class VllmBackend:
                 " max_model_len=N, or use --backend torch"
             )
 
-    def _ask(self, requests: list[Request], use_cache: bool) -> np.ndarray:
+    def _ask(self, requests: list[Request], use_cache: bool = True) -> np.ndarray:
         """(2, targets): log-probability and argmax of every target; a row that was lost is computed again."""
         found = self._run(requests, use_cache)
-        lost = [i for i, targets in enumerate(found) if np.isnan(targets.logprob_T).any()]
+        lost = [i for i, (logprob_T, _) in enumerate(found) if np.isnan(logprob_T).any()]
         if lost:
             self.redone += len(lost)
             for i, again in zip(lost, self._run([requests[i] for i in lost], False), strict=True):
                 found[i] = again
-        return np.stack(
-            [
-                np.concatenate([t.logprob_T for t in found]).astype(np.float64),
-                np.concatenate([t.greedy_T for t in found]).astype(np.float64),
-            ]
-        )
+        return np.concatenate(found, axis=1, dtype=np.float64)
 
-    def _run(self, requests: list[Request], use_cache: bool) -> list[routes.Targets]:
+    def _run(self, requests: list[Request], use_cache: bool) -> list[np.ndarray]:
         try:
-            return routes.run(self._running, self._llm, requests, use_cache)
+            return engine.ask(self._llm, requests, use_cache)
         except KeyboardInterrupt:
             self.close()
             raise
@@ -326,7 +280,7 @@ class VllmBackend:
                 raise
             self.close()
             raise UserError(
-                f"vLLM's engine died ({engine.first_line(error)}): what was finished is kept; run the same command again"
+                f"vLLM's engine died ({reason(error)}): what was finished is kept; run the same command again"
             ) from None
 
 
@@ -346,15 +300,6 @@ def engine_settings(given: list[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             settings[name] = value
     return settings
-
-
-def window(checkpoint: Checkpoint) -> int | None:
-    """The model's own limit, in tokens fed at once."""
-    from transformers import AutoConfig
-
-    from evalengine.encoding import window_of
-
-    return window_of(AutoConfig.from_pretrained(checkpoint.path), None, default=0) or None
 
 
 def check_finite(checkpoint: Checkpoint, logprob_T: np.ndarray) -> None:
@@ -391,7 +336,3 @@ def file_digest(stored: weights.Stored, name: str, dtype: str) -> tuple[float, f
         tensor = tensor.to(DTYPES[dtype])
     flat = tensor.double()
     return float(flat.sum()), float((flat * flat).sum())
-
-
-def default_dtype() -> str:
-    return "bfloat16" if torch.cuda.is_available() else "float32"

@@ -1,4 +1,4 @@
-"""Starting and ending vLLM engines, and saying what went wrong in one sentence.
+"""Starting, asking and ending vLLM engines, and saying what went wrong in one sentence.
 
 An engine runs inside this process (a second process costs ten seconds of imports), without a tokenizer, with prefix caching
 and chunked prefill on. Only environment variables that are not set are set.
@@ -17,10 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from evalengine.checkpoints import COPY, Checkpoint, weight_files
+import numpy as np
+
+from evalengine.checkpoints import COPY, Checkpoint
 from evalengine.errors import UserError
-from evalengine.untrusted import read_json
-from evalengine.vllm import SUPPORTED, plugin
+from evalengine.untrusted import read_json, reason
+from evalengine.vllm import FIRST, SUPPORTED, TASK, plugin
+from evalengine.vllm.requests import Request
 
 # tokens a cache block: the smallest that each platform takes, for the most sharing
 CPU_BLOCK, GPU_BLOCK = 32, 16
@@ -58,7 +61,6 @@ def prepare(verbose: bool) -> None:
         "VLLM_LOGGING_LEVEL": "INFO" if verbose else "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # a generated token needs one place beyond the window, which is never fed
         "VLLM_CPU_KVCACHE_SPACE": str(cpu_cache_gib()),
     }
     if tuple(int(n) for n in require().split(".")[:2]) < (0, 28):
@@ -70,10 +72,7 @@ def prepare(verbose: bool) -> None:
 
 
 def cpu_cache_gib() -> int:
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    except (ValueError, OSError):
-        return CPU_CACHE_GIB
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     return max(1, min(CPU_CACHE_GIB, int(free / 4)))
 
 
@@ -113,28 +112,17 @@ def check_files(checkpoint: Checkpoint, files: list[Path]) -> None:
         )
 
 
-def registered_name(name: str) -> str:
-    """Where vLLM's registry keeps the class that runs this architecture: its own, or the Transformers backend."""
-    from vllm import ModelRegistry
-
-    return name if name in ModelRegistry.models else "TransformersForCausalLM"
-
-
-def start(checkpoint: Checkpoint, *, pooling: bool, window: int | None, settings: dict[str, Any]) -> Any:
-    """A vLLM engine for `checkpoint`: of its scoring variant (`pooling`), or of vLLM's own class. Raises UserError."""
-    weight_files(checkpoint.path, settings.get("load_format") == "auto")
+def start(checkpoint: Checkpoint, settings: dict[str, Any]) -> Any:
+    """A vLLM engine for the scoring variant of `checkpoint`. Raises UserError."""
     try:
-        from vllm import LLM
+        from vllm import LLM, ModelRegistry
         from vllm.platforms import current_platform
     except Exception as error:
-        raise UserError(
-            f"vLLM is installed but cannot be imported ({first_line(error)}): {INSTALL}"
-        ) from None
+        raise UserError(f"vLLM is installed but cannot be imported ({reason(error)}): {INSTALL}") from None
     name = architecture(checkpoint)
-    registered = registered_name(name)
     on_cpu = current_platform.is_cpu()
     kwargs: dict[str, Any] = {
-        "runner": "pooling" if pooling else "generate",
+        "runner": "pooling",
         "skip_tokenizer_init": True,
         "block_size": CPU_BLOCK if on_cpu else GPU_BLOCK,
         "enable_prefix_caching": True,
@@ -146,58 +134,62 @@ def start(checkpoint: Checkpoint, *, pooling: bool, window: int | None, settings
         "use_tqdm_on_load": False,
         "seed": 0,
     }
-    if not pooling and window:
-        kwargs["max_model_len"] = window + 1
-    kwargs |= settings
-    previous = os.environ.get(plugin.SWITCH)
+    # for this process, and for those that the engine starts; an architecture that vLLM does not know runs in transformers' code
+    os.environ[plugin.SWITCH] = name if name in ModelRegistry.models else "TransformersForCausalLM"
     try:
-        if pooling:
-            os.environ[plugin.SWITCH] = registered
-            plugin.activate(registered)
-        else:
-            plugin.deactivate(registered)
-            os.environ.pop(plugin.SWITCH, None)
+        plugin.register()
         hide_llvmlite()
         with quiet():
-            return LLM(str(checkpoint.path), **kwargs)
-    except UserError:
-        raise
+            return LLM(str(checkpoint.path), **(kwargs | settings))
     except Exception as error:
         stop(None)
-        raise EngineFailed(checkpoint, error) from None
+        raise failed(checkpoint, error) from None
     finally:
-        os.environ.pop(plugin.SWITCH, None)
-        if previous is not None:
-            os.environ[plugin.SWITCH] = previous
+        del os.environ[plugin.SWITCH]
 
 
-class EngineFailed(UserError):
-    """An engine that did not start; `final` where another route would fail as well."""
+def ask(llm: Any, requests: list[Request], use_cache: bool) -> list[np.ndarray]:
+    """(2, targets) of each request: log-probability (natural), NaN where its row was lost, and 1.0 where it is the argmax."""
+    from vllm import PoolingParams
 
-    def __init__(self, checkpoint: Checkpoint, error: Exception) -> None:
-        text = first_line(error)
-        everything, self.reason = str(error), text
-        self.final = True
-        if "not supported" in everything and "rchitecture" in everything:
-            text = (
-                f"{checkpoint.name} has an architecture that vLLM cannot load ({text}): use --backend torch"
-            )
-        elif re.search(r"(?i)kv cache|cache blocks|out of memory|free memory", everything):
-            text = (
-                f"no memory for vLLM's key-value cache ({text}): set VLLM_CPU_KVCACHE_SPACE (GiB) on a CPU machine,"
-                " --vllm-arg gpu_memory_utilization=0.95 on a GPU, or --vllm-arg max_model_len=N for a shorter window"
-            )
-        elif "unexpected keyword argument" in everything:
-            text = f"vLLM's engine has no such setting ({text}): check --vllm-arg"
-        elif "trust_remote_code" in everything or "trust-remote-code" in everything:
-            text = (
-                f"{checkpoint.name} needs code that comes with it, which is not run: read that code, then allow it with"
-                " --trust-remote-code"
-            )
-        else:
-            self.final = False
-            text = f"{checkpoint.name} cannot be loaded by vLLM ({text}): use --backend torch"
-        super().__init__(text)
+    params = [
+        PoolingParams(
+            task=TASK,
+            skip_reading_prefix_cache=not use_cache,
+            extra_kwargs={"rows": r.row_T.tobytes(), "tokens": r.token_T.tobytes(), FIRST: r.first},
+        )
+        for r in requests
+    ]
+    prompts: Any = [{"prompt_token_ids": r.tokens.tolist()} for r in requests]
+    outputs = llm.encode(prompts, pooling_params=params, pooling_task=TASK, use_tqdm=False)
+    return [output.outputs.data.numpy() for output in outputs]
+
+
+def failed(checkpoint: Checkpoint, error: Exception) -> UserError:
+    """Why an engine does not start, and what to do about it."""
+    if isinstance(error, UserError):
+        return error
+    everything, text = (
+        str(error),
+        re.sub(r"^.*?Value error, ", "", reason(error)),
+    )  # without pydantic's heading
+    if "not supported" in everything and "rchitecture" in everything:
+        text = f"{checkpoint.name} has an architecture that vLLM cannot load ({text}): use --backend torch"
+    elif re.search(r"(?i)kv cache|cache blocks|out of memory|free memory", everything):
+        text = (
+            f"no memory for vLLM's key-value cache ({text}): set VLLM_CPU_KVCACHE_SPACE (GiB) on a CPU machine,"
+            " --vllm-arg gpu_memory_utilization=0.95 on a GPU, or --vllm-arg max_model_len=N for a shorter window"
+        )
+    elif "unexpected keyword argument" in everything:
+        text = f"vLLM's engine has no such setting ({text}): check --vllm-arg"
+    elif "trust_remote_code" in everything or "trust-remote-code" in everything:
+        text = (
+            f"{checkpoint.name} needs code that comes with it, which is not run: read that code, then allow it with"
+            " --trust-remote-code"
+        )
+    else:
+        text = f"{checkpoint.name} cannot be loaded by vLLM ({text}): use --backend torch"
+    return UserError(text)
 
 
 def hide_llvmlite() -> None:
@@ -212,7 +204,7 @@ def hide_llvmlite() -> None:
 def stop(llm: Any) -> None:
     """Ends an engine and its processes, frees its memory, and gives vLLM's registry back. Never raises."""
     with contextlib.suppress(Exception):
-        plugin.deactivate_all()
+        plugin.restore()
     if llm is not None:
         with contextlib.suppress(Exception):
             llm.llm_engine.engine_core.shutdown()
@@ -244,11 +236,3 @@ def quiet() -> Iterator[None]:
         for number, copy in enumerate(kept, start=1):
             os.dup2(copy, number)
             os.close(copy)
-
-
-def first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    if len(lines) > 1 and "validation error" in lines[0]:  # pydantic's heading
-        reasons = [line for line in lines if line.startswith("Value error, ")] or lines[1:]
-        lines = [reasons[0].removeprefix("Value error, ").split(" Supported architectures")[0]]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]

@@ -1,7 +1,7 @@
 """The plug-in that every vLLM process loads (entry point group `vllm.general_plugins`).
 
-It does nothing unless EVALENGINE_VLLM names architectures: then those are registered anew, as scoring variants made from the
-class that vLLM has registered for them. The variant keeps its name, so that vLLM's own special cases for an architecture
+It does nothing unless EVALENGINE_VLLM names an architecture: then that is registered anew, as a scoring variant made from the
+class that vLLM has registered for it. The variant keeps its name, so that vLLM's own special cases for an architecture
 still apply, and keeps its LM head, which vLLM's own pooling adapters drop.
 """
 
@@ -13,39 +13,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-SWITCH = "EVALENGINE_VLLM"  # architectures to register, separated by commas
+SWITCH = "EVALENGINE_VLLM"  # the architecture to register
 _originals: dict[str, Any] = {}
 
 
 def register() -> None:
-    """Registers the scoring variants that EVALENGINE_VLLM asks for. May be called any number of times."""
-    for architecture in filter(None, os.environ.get(SWITCH, "").split(",")):
-        activate(architecture)
-
-
-def activate(architecture: str) -> None:
-    from vllm import ModelRegistry
-
-    if architecture in _originals:
+    """Registers the scoring variant that EVALENGINE_VLLM asks for. May be called any number of times."""
+    architecture = os.environ.get(SWITCH)
+    if not architecture or architecture in _originals:
         return
-    registered = ModelRegistry.models[architecture]
-    variant = scoring_variant(registered.load_model_cls())
-    _originals[architecture] = registered
-    ModelRegistry.register_model(architecture, variant)
-
-
-def deactivate(architecture: str) -> None:
-    """Gives the architecture back to vLLM's own class, for an engine that generates."""
     from vllm import ModelRegistry
 
-    if architecture in _originals:
-        ModelRegistry.models[architecture] = _originals.pop(architecture)
+    registered = ModelRegistry.models[architecture]
+    ModelRegistry.register_model(architecture, scoring_variant(registered.load_model_cls()))
+    _originals[architecture] = registered
 
 
-def deactivate_all() -> None:
+def restore() -> None:
     """Leaves vLLM's registry as it was found, for engines that others start in this process."""
-    for architecture in list(_originals):
-        deactivate(architecture)
+    if _originals:
+        from vllm import ModelRegistry
+
+        ModelRegistry.models.update(_originals)
+        _originals.clear()
 
 
 def scoring_variant(causal: type[nn.Module]) -> type[nn.Module]:

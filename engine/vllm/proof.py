@@ -64,30 +64,24 @@ class Twin(NamedTuple):
         return self.trial.tree(length)
 
     def check(self, logprob_T: np.ndarray, length: int) -> None:
-        """Raises `Differs` unless these are the log-probabilities of all targets of `sequences(length)`, in their order."""
+        """Raises UserError unless these are the log-probabilities of all targets of `sequences(length)`, in their order."""
         truth = self.trial.truth(length)
         true_T = truth.logprob_T[np.argsort(truth.sequence_T, kind="stable")]
         gap_T = np.nan_to_num(np.abs(logprob_T - true_T), nan=np.inf)
         if np.any(gap_T > CLOSE * np.maximum(1, np.abs(true_T) / 10)):
-            raise Differs(self, float(gap_T.max()), length)
+            raise UserError(
+                f"vLLM computes {self.checkpoint.name} otherwise than transformers: by {gap_T.max():.2g} nats a token on"
+                f" sequences of up to {length} tokens{rotary_note(self.config)}; use --backend torch"
+            )
 
 
-class Differs(UserError):
-    """vLLM computes something else than transformers."""
-
-    def __init__(self, found: Twin, gap: float, length: int) -> None:
-        why = ""
-        rotary = getattr(text_config(found.config), "rope_parameters", None) or {}
-        kinds = {
-            rotary.get("rope_type"),
-            *(r.get("rope_type") for r in rotary.values() if isinstance(r, dict)),
-        }
-        for kind in kinds & set(LENGTH_DEPENDENT):
-            why = f" (its rotary factors are {kind}: vLLM takes those of its whole window, transformers those of each sequence)"
-        super().__init__(
-            f"vLLM computes {found.checkpoint.name} otherwise than transformers: by {gap:.2g} nats a token on sequences of up to"
-            f" {length} tokens{why}; use --backend torch"
-        )
+def rotary_note(config: Any) -> str:
+    """Why vLLM computes something else, where rotary factors that depend on the length are the likely reason."""
+    rotary = getattr(text_config(config), "rope_parameters", None) or {}
+    kinds = {given.get("rope_type") for given in (rotary, *rotary.values()) if isinstance(given, dict)}
+    for kind in kinds & set(LENGTH_DEPENDENT):
+        return f" (its rotary factors are {kind}: vLLM takes those of its whole window, transformers those of each sequence)"
+    return ""
 
 
 def make_twin(checkpoint: Checkpoint, folder: Path, trust_remote_code: bool) -> Twin:

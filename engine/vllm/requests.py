@@ -40,71 +40,33 @@ class Requests(NamedTuple):
     start_S: np.ndarray  # int64, (sequences): where a sequence's targets begin in index_T
 
 
-def plan(sequences: Sequences, ride: bool = True) -> Requests:
-    """The requests that score `sequences`. Without `ride`, only sequences with equal fed tokens share one."""
+def plan(sequences: Sequences) -> Requests:
+    """The requests that score `sequences`."""
     n = len(sequences)
     if not n:
         return Requests([], np.zeros(1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
     fed = [sequences.tokens(s)[:-1] for s in range(n)]
     keys = [tokens.astype(">i4").tobytes() for tokens in fed]  # big-endian: bytes sort as tokens do
     order = sorted(range(n), key=keys.__getitem__, reverse=True)  # a prefix comes right after what extends it
-    owners: list[np.ndarray] = [
-        np.zeros(0, np.int64)
-    ] * n  # of each sequence's targets: the request that scores it
+    owners: dict[int, np.ndarray] = {}  # of each sequence's targets: the request that scores it
+    # Of each row on the way from the first token to where the plan stands: the request that computes it first, and the first
+    # row that this request scores. It is given no row before that one: that would shorten its cache hits.
+    longest = max(map(len, fed))
+    owner_R, first_R = np.zeros(longest, np.int64), np.zeros(longest, np.int64)
+    known = 0  # rows of that way
     fed_by: list[int] = []  # of each request: the sequence whose tokens it feeds
-    passed = Passed()
     before = order[0]
     for s in order:
-        shared = common_prefix(fed[before], fed[s]) if fed_by else 0
-        passed.keep(shared)
-        rows = np.arange(int(sequences.start[s]) - 1, len(fed[s]))
-        if ride:
-            owner = passed.scored_by(rows)
-        else:
-            owner = np.full(len(rows), len(fed_by) - 1 if fed_by and keys[before] == keys[s] else -1)
-        if (owner < 0).any():
-            owner[owner < 0] = len(fed_by)
-            passed.extend(len(fed[s]), len(fed_by), int(rows[owner == len(fed_by)][0]))
+        known = min(known, common_prefix(fed[before], fed[s]))
+        row_T = np.arange(int(sequences.start[s]) - 1, len(fed[s]))
+        scored = (row_T < known) & (first_R[row_T] <= row_T)
+        if not scored.all():
+            owner_R[known : len(fed[s])] = len(fed_by)
+            first_R[known : len(fed[s])] = row_T[~scored][0]
+            known = max(known, len(fed[s]))
             fed_by.append(s)
-        owners[s], before = owner, s
-    return assemble(sequences, fed, fed_by, owners)
-
-
-class Passed:
-    """The path from the root of the tree of tokens to where the plan stands: which request computes each row of it first."""
-
-    def __init__(self) -> None:
-        self._ends: list[int] = []  # rows from the end before up to this one ...
-        self._owners: list[int] = []  # ... are first computed by this request,
-        self._firsts: list[int] = []  # whose first scored row is this
-
-    def keep(self, depth: int) -> None:
-        """Forgets the path below its first `depth` rows."""
-        while self._ends and (self._ends[-2] if len(self._ends) > 1 else 0) >= depth:
-            self._ends.pop(), self._owners.pop(), self._firsts.pop()
-        if self._ends:
-            self._ends[-1] = min(self._ends[-1], depth)
-
-    def extend(self, depth: int, owner: int, first: int) -> None:
-        if not self._ends or depth > self._ends[-1]:
-            self._ends.append(depth)
-            self._owners.append(owner)
-            self._firsts.append(first)
-
-    def scored_by(self, rows: np.ndarray) -> np.ndarray:
-        """The request that scores each row on its way, -1 where none does.
-
-        A request is given no row before its first scored one: that would shorten its cache hits.
-        """
-        at = np.searchsorted(self._ends, rows, side="right")
-        known = np.flatnonzero(at < len(self._ends))
-        out = np.full(len(rows), -1, np.int64)
-        out[known] = np.where(
-            np.asarray(self._firsts, np.int64)[at[known]] <= rows[known],
-            np.asarray(self._owners, np.int64)[at[known]],
-            -1,
-        )
-        return out
+        owners[s], before = np.where(scored, owner_R[row_T], len(fed_by) - 1), s
+    return assemble(sequences, fed, fed_by, [owners[s] for s in range(n)])
 
 
 def assemble(

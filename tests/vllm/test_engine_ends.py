@@ -14,7 +14,7 @@ import pytest
 
 import evalengine
 from evalengine.cli import main
-from evalengine.vllm import routes
+from evalengine.vllm import engine
 
 
 @pytest.fixture
@@ -69,16 +69,16 @@ def when_asked(number: int, checkpoint: str, monkeypatch: pytest.MonkeyPatch, ac
     The first time is for the canary, the others are for benchmarks.
     """
     calls: list[int] = []
-    plain = routes.run
+    plain = engine.ask
 
-    def run(route: str, llm: Any, *args: Any) -> Any:
+    def ask(llm: Any, *args: Any) -> Any:
         if llm.llm_engine.vllm_config.model_config.model == checkpoint:
             calls.append(len(calls))
             if len(calls) == number:
                 act()
-        return plain(route, llm, *args)
+        return plain(llm, *args)
 
-    monkeypatch.setattr(routes, "run", run)
+    monkeypatch.setattr(engine, "ask", ask)
 
 
 def test_a_dead_engine_and_ctrl_c_keep_what_is_finished_and_the_next_run_completes_it(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import ARCHITECTURES
-from evalengine.vllm import routes
+from evalengine.vllm import SCORER
 
 TOLERANCE = 1e-4
 
@@ -27,7 +27,7 @@ def test_agrees_with_transformers_and_the_torch_backend(
         reference = references[architecture, seed]
         backend.load(reference.checkpoint)
         scores = backend.score(sequences)
-        assert routes.FUSED in backend.notes[-1]
+        assert SCORER in backend.notes[-1]
         assert_agrees(scores, reference)
         assert backend.score(reference.likely).greedy.tolist() == [True, False] * 4
     np.testing.assert_allclose(scores.loglik, reference.torch_loglik, rtol=0, atol=TOLERANCE)
@@ -36,11 +36,10 @@ def test_agrees_with_transformers_and_the_torch_backend(
 def test_small_chunks_and_no_cache_change_nothing(engine: Any, references: Any, sequences: Any) -> None:
     """Prompts cut into chunks of 48 tokens, four at once, with a cache too small for all, then without a cache."""
     reference = references["qwen2", 0]
-    backend = engine(batch_tokens=48, max_num_seqs=4, num_gpu_blocks_override=24)
-    backend.load(reference.checkpoint)
-    assert_agrees(backend.score(sequences), reference)
-    backend.use_cache = False
-    assert_agrees(backend.score(sequences), reference)
+    for cache in ({"num_gpu_blocks_override": 24}, {"enable_prefix_caching": False}):
+        backend = engine(batch_tokens=48, max_num_seqs=4, **cache)
+        backend.load(reference.checkpoint)
+        assert_agrees(backend.score(sequences), reference)
 
 
 def test_rows_that_the_cache_swallows_are_found_and_computed_again(

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evalengine.vllm import routes
-
 
 @pytest.mark.parametrize(
     "architecture", ["llama", "qwen2"]
@@ -36,17 +34,6 @@ def test_experts_are_swapped_too(engine: Any, references: Any, sequences: Any) -
         backend.load(reference.checkpoint)
         np.testing.assert_allclose(backend.score(sequences).loglik, reference.loglik, rtol=0, atol=1e-4)
     assert backend.swaps == 2
-
-
-def test_tied_heads_are_swapped_for_generation_too(engine: Any, references: Any, sequences: Any) -> None:
-    backend = engine(route=routes.PROMPT_LOGPROBS)
-    for seed in (0, 1):
-        reference = references["qwen2", seed]
-        backend.load(reference.checkpoint)
-        scores = backend.score(sequences)
-        np.testing.assert_allclose(scores.loglik, reference.loglik, rtol=0, atol=1e-4)
-        np.testing.assert_array_equal(scores.greedy, reference.greedy)
-    assert backend.swaps == 1
 
 
 def test_a_cache_that_is_not_emptied_is_noticed(

@@ -1,4 +1,4 @@
-"""Fallbacks, bad input, and the command."""
+"""What cannot be scored in the usual way, bad input, and the command."""
 
 from __future__ import annotations
 
@@ -13,25 +13,19 @@ import pytest
 import evalengine
 from evalengine.cli import main
 from evalengine.errors import UserError
-from evalengine.vllm import plugin, routes
+from evalengine.vllm import plugin
 from evalengine.vllm.agreement import agreement
 
 
-def test_falls_back_to_prompt_logprobs_and_says_why(
-    engine: Any, references: Any, sequences: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_model_without_a_scoring_variant_is_refused_in_one_sentence(
+    engine: Any, references: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(causal: type) -> type:
         raise RuntimeError("this model has no place for a pooler")
 
     monkeypatch.setattr(plugin, "scoring_variant", broken)
-    reference = references["llama", 0]
-    plugin.deactivate("LlamaForCausalLM")
-    backend = engine()
-    backend.load(reference.checkpoint)
-    assert any(routes.PROMPT_LOGPROBS in note and "no place for a pooler" in note for note in backend.notes)
-    scores = backend.score(sequences)
-    np.testing.assert_allclose(scores.loglik, reference.loglik, rtol=0, atol=1e-4)
-    assert backend.score(reference.likely).greedy.tolist() == [True, False] * 4
+    with pytest.raises(UserError, match=r"llama0 cannot .* no place for a pooler\): use --backend torch"):
+        engine().load(references["llama", 0].checkpoint)
 
 
 def test_models_own_output_layer_is_used_where_the_kernel_cannot_serve_it(
