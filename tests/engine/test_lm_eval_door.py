@@ -272,7 +272,7 @@ def test_a_task_keeps_its_own_number_of_shots_unless_one_is_given(
     out = tmp_path / "s"
     args = ["score", str(checkpoint), "--lm-eval-tasks", "own", "--out", str(out), "--device", "cpu", *given]
     assert main(args) == 0
-    assert {len(examples(item.contexts[0])) for item in loaded[0].items.items} == {shots}
+    assert {len(examples(item.contexts[0])) for item in loaded[0][0].items} == {shots}
     assert store.read_metadata(store.paths(out)[0])["fewshot"] == str(shots)
 
 
