@@ -96,7 +96,7 @@ def draw_resamples(n: int, count: int, seed: int) -> Resamples:
     return Resamples(_columns(count_draws(index_RM, n)), np.ones(count), n, False)
 
 
-def count_draws(index_RN: NDArray[np.integer], n: int) -> NDArray[np.int64]:
+def count_draws(index_RN: NDArray[np.integer], n: int) -> NDArray[np.intp]:
     """How often each resample (row) drew each of n units, (R, n)."""
     R = len(index_RN)
     flat = index_RN + n * np.arange(R)[:, None]

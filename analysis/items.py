@@ -255,9 +255,9 @@ def reliability(
     for b, chosen_Ki in enumerate(np.array_split(order_KI, bins, axis=1)):
         curve_KB3[:, b, 0] = chosen_Ki.shape[1] / items
         if chosen_Ki.size:
-            for f, x_KI in ((1, confidence_KI), (2, correct_KI)):
-                x_Ki = np.take_along_axis(x_KI, chosen_Ki, axis=1)
-                curve_KB3[:, b, f] = x_Ki.mean(axis=1, dtype=np.float64)
+            confidence_Ki = np.take_along_axis(confidence_KI, chosen_Ki, axis=1)
+            curve_KB3[:, b, 1] = confidence_Ki.mean(axis=1, dtype=np.float64)
+            curve_KB3[:, b, 2] = np.take_along_axis(correct_KI, chosen_Ki, axis=1).mean(axis=1)
     return curve_KB3
 
 

@@ -74,8 +74,6 @@ def check(checkpoint: Checkpoint) -> None:
     """Refuses what peft should not be given."""
     assert checkpoint.base is not None
     config = read_json(checkpoint.path / ADAPTER_CONFIG, COPY, constants=True)
-    if not isinstance(config, dict):
-        raise UserError(f"{checkpoint.path / ADAPTER_CONFIG} is not an adapter's configuration: {COPY}")
     if config.get("megatron_config") or config.get("auto_mapping"):
         # peft imports the modules that these name
         raise UserError(

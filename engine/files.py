@@ -54,16 +54,19 @@ def remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[IO[str]]:
-    """Holds the lock file `path` alone; the system frees it when its process ends, however it ends.
+def locked(
+    path: Path, waiting: Callable[[], None] | None = None, *, shared: bool = False
+) -> Iterator[IO[str]]:
+    """Holds the lock file `path`, alone or `shared` with others that share it; the system frees it when its process ends.
 
     waiting: called between two tries while another process holds the lock. Without it, raises BlockingIOError at once.
     """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as handle:
         while True:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, kind | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if waiting is None:
@@ -71,17 +74,6 @@ def locked(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[IO
                 waiting()
                 time.sleep(POLL_S)
         yield handle
-
-
-def hold(path: Path) -> IO[str]:
-    """An open handle that shares the lock file `path` with other holders until it is closed."""
-    handle = path.open("a")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH)
-    except BaseException:
-        handle.close()
-        raise
-    return handle
 
 
 def cache_root() -> Path:

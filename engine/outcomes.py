@@ -32,6 +32,10 @@ class Outcome(NamedTuple):
     notes: list[str]
     failure: str | None
 
+    def record(self) -> dict[str, Any]:
+        """As JSON: in the store's record of runs, and in --json."""
+        return self._asdict() | {"checkpoint": self.checkpoint.name, "seconds": round(self.seconds, 3)}
+
 
 class Outcomes:
     """Consumes the events of a run: what has become of each checkpoint so far."""
@@ -103,18 +107,7 @@ def run_record(outcomes: list[Outcome], backend: Described, options: Options) ->
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "options": options.metadata(backend),
-        "checkpoints": [
-            {
-                "checkpoint": o.checkpoint.name,
-                "scored": o.scored,
-                "kept": o.kept,
-                "items": o.items,
-                "seconds": round(o.seconds, 3),
-                "notes": o.notes,
-                "failure": o.failure,
-            }
-            for o in outcomes
-        ],
+        "checkpoints": [outcome.record() for outcome in outcomes],
     }
 
 
@@ -130,18 +123,9 @@ def accuracy(table: pa.Table) -> float:
 def summaries(outcomes: list[Outcome], out: Path) -> Iterator[dict[str, Any]]:
     """What the closing table and --json say of each checkpoint."""
     for o in outcomes:
-        folder = out / o.checkpoint.name
-        scored = (
-            {p.stem: accuracy(store.read(p)) for p in sorted(folder.glob("*.arrow"))} if not o.failure else {}
-        )
-        yield {
-            "checkpoint": o.checkpoint.name,
-            "scored": o.scored,
-            "kept": o.kept,
-            "items": o.items,
-            "seconds": round(o.seconds, 3),
+        files = [] if o.failure else sorted((out / o.checkpoint.name).glob("*.arrow"))
+        accuracies = [accuracy(store.read(file)) for file in files]
+        yield o.record() | {
             "items_per_second": round(o.items / o.seconds, 1) if o.items else None,
-            "mean_acc": float(np.mean(list(scored.values()))) if scored else None,
-            "notes": o.notes,
-            "failure": o.failure,
+            "mean_acc": float(np.mean(accuracies)) if accuracies else None,
         }

@@ -22,16 +22,15 @@ from evalengine.arrow import array_of, numbers
 from evalengine.checkpoints import Checkpoint, tokenizer_hash
 from evalengine.encoding import Encoded, Encoder, Sequences, encode, window_of
 from evalengine.errors import UserError
-from evalengine.files import cache_root
+from evalengine.files import cache_root, locked
 from evalengine.tokenizer import load_tokenizer
 from evalengine.untrusted import reason
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from evalengine.benchmarks import ItemSet
 
 PLAN_VERSION = "3"
+NOT_ARRAYS = ("sequences", "item", "truncated", "notes")  # fields of Encoded that are kept otherwise
 version = functools.cache(importlib.metadata.version)
 
 
@@ -43,14 +42,11 @@ class Planner:
         self._encoders: dict[str, Encoder] = {}
         self._plans: dict[str, Encoded] = {}
         self._of: dict[Path, tuple[str, Any]] = {}  # hash of the tokenizer and configuration, by checkpoint
-        self._ids: dict[int, tuple[ItemSet, str]] = {}  # hash of the item ids, by identity of the set
 
     def key(self, checkpoint: Checkpoint, items: ItemSet) -> str:
         """What decides the tokens, as one hash. Raises UserError where config.json or the tokenizer cannot be used."""
         hashed, config = self._read(checkpoint)
-        if id(items) not in self._ids:
-            ids = hashlib.sha256("\0".join(item.id for item in items.items).encode()).hexdigest()
-            self._ids[id(items)] = (items, ids)
+        ids = hashlib.sha256("\0".join(item.id for item in items.items).encode()).hexdigest()
         parts = (
             PLAN_VERSION,
             version("transformers"),
@@ -63,7 +59,7 @@ class Planner:
             items.variant,
             items.data_hash,
             self._pmi,
-            self._ids[id(items)][1],
+            ids,
         )
         return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
 
@@ -71,10 +67,13 @@ class Planner:
         """The encoded benchmark. Raises UserError where the tokenizer cannot be loaded."""
         key = self.key(checkpoint, items)
         if key not in self._plans:
-            cached = read_plan(cache_folder() / f"{key}.arrow", items)
+            path = cache_root() / "plans" / f"{key}.arrow"
+            cached = read_plan(path, items)
             if cached is None:
                 cached = encode(items, self._encoder(checkpoint), pmi=self._pmi)
-                write_plan(cache_folder() / f"{key}.arrow", cached)
+                # Another run may have made the same plan, and write it at the same time.
+                with contextlib.suppress(OSError), locked(path.with_name("lock"), waiting=lambda: None):
+                    write_plan(path, cached)
             self._plans[key] = cached
         return self._plans[key]
 
@@ -105,37 +104,19 @@ def load_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
         raise UserError(f"{checkpoint.name}: its config.json cannot be used: {reason(error)}") from None
 
 
-def cache_folder() -> Path:
-    return cache_root() / "plans"
-
-
 def write_plan(path: Path, plan: Encoded) -> None:
-    """Two ragged columns of different lengths become one row of lists."""
+    """Ragged columns of different lengths become one row of lists."""
     import pyarrow as pa
 
-    columns: dict[str, Any] = {
-        "token_S": plan.sequences.token_S,
-        "offset": plan.sequences.offset,
-        "start": plan.sequences.start,
-        "sequence_C": plan.sequence_C,
-        "uncond_C": plan.uncond_C,
-        "choice_offset": plan.choice_offset,
-        "tokens_C": plan.tokens_C,
-        "chars_C": plan.chars_C,
-        "bytes_C": plan.bytes_C,
-        "gold": plan.gold,
-    }
-    table = pa.table(
-        {name: pa.nulls(1) if value is None else list_of(value) for name, value in columns.items()}
-    )
-    with contextlib.suppress(OSError):
-        sealed.write(path, table, {"truncated": str(plan.truncated), "notes": json.dumps(plan.notes)})
+    def list_of(values: np.ndarray | None) -> pa.Array:
+        if values is None:
+            return pa.nulls(1)
+        ends = array_of(np.array([0, len(values)], np.int64))
+        return pa.LargeListArray.from_arrays(ends, array_of(values))
 
-
-def list_of(values: np.ndarray) -> pa.Array:
-    import pyarrow as pa
-
-    return pa.LargeListArray.from_arrays(array_of(np.array([0, len(values)], np.int64)), array_of(values))
+    arrays = plan.sequences._asdict() | plan._asdict()
+    table = pa.table({name: list_of(values) for name, values in arrays.items() if name not in NOT_ARRAYS})
+    sealed.write(path, table, {"truncated": str(plan.truncated), "notes": json.dumps(plan.notes)})
 
 
 def read_plan(path: Path, items: ItemSet) -> Encoded | None:

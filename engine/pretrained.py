@@ -2,7 +2,7 @@
 
 What the weights of a folder mean (tensors that are renamed, fused, tied or kept in float32) is for transformers to say: the
 first checkpoint of an architecture goes through its own loader. Where that changed no more than names, the next ones are read
-straight into the module's memory. To see that, the first one's files are read once more and compared.
+into the module's memory. To see that, the first one's files are read once more and compared.
 """
 
 from __future__ import annotations
@@ -75,9 +75,8 @@ class Pretrained(NamedTuple):
         stored: dict[str, weights.Stored] = {}
         tensors: Mapping[str, Any]
         if all(file.suffix == ".safetensors" for file in files):
-            stored = weights.unwrapped(weights.headers(files), checkpoint.name)
+            tensors = stored = weights.unwrapped(weights.headers(files), checkpoint.name)
             weights.plausible(config, len(stored), checkpoint.name)
-            tensors = {name: weights.Unread(tensor) for name, tensor in stored.items()}
         else:
             tensors = weights.unwrapped(weights.unpickled(files), checkpoint.name)
         loaded = self._loaded(checkpoint, self._from_tensors(checkpoint, tensors))

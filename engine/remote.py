@@ -16,10 +16,10 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from evalengine.errors import UserError
-from evalengine.files import atomic, cache_root, hold, locked, remove
+from evalengine.files import atomic, cache_root, locked, remove
 from evalengine.untrusted import is_plain, reason
 
 SMALL = (".json", ".txt", ".model", ".jinja", ".py")
@@ -27,7 +27,7 @@ WEIGHTS = (".safetensors",)
 PICKLES = (".bin", ".pt", ".pth")
 CACHE_GB = 100.0
 SIGNS = ("size", "ETag", "etag", "LastModified", "last_modified", "mtime", "created", "blob_id", "md5Hash")
-_used: dict[str, IO[str]] = {}  # URI -> shared lock of the checkpoint that this process uses
+_used: dict[str, contextlib.ExitStack] = {}  # URI -> shared lock of the checkpoint that this process uses
 
 
 class Listing(NamedTuple):
@@ -136,18 +136,15 @@ def fetch(uri: str, progress: Callable[[], None] = lambda: None) -> Path:
     """
     listed = listing(uri)
     folder = cache_root() / "checkpoints" / listed.key
-    with locked(folder.with_suffix(".lock"), progress):
-        used = hold(folder.with_suffix(".used"))  # waits for nothing but an eviction
-        try:
-            if not folder.is_dir():
-                evict(folder.parent, sum(listed.files.values()))
-                download(uri, listed, folder, progress)
-            os.utime(folder)
-        except BaseException:
-            used.close()
-            raise
-    release(uri)  # what the URI held before it changed; where nothing changed, `used` holds the same
-    _used[uri] = used
+    with locked(folder.with_suffix(".lock"), progress), contextlib.ExitStack() as used:
+        # waits for nothing but an eviction
+        used.enter_context(locked(folder.with_suffix(".used"), progress, shared=True))
+        if not folder.is_dir():
+            evict(folder.parent, sum(listed.files.values()))
+            download(uri, listed, folder, progress)
+        os.utime(folder)
+        release(uri)  # what the URI held before it changed; where nothing changed, `used` holds the same
+        _used[uri] = used.pop_all()
     return folder / name_of(uri)
 
 
@@ -182,7 +179,8 @@ def evict(folder: Path, wanted: int) -> None:
     with locked(folder / "evict.lock", waiting=lambda: None):
         folders = (p for p in folder.iterdir() if p.is_dir() and p.suffix != ".tmp")
         size = {
-            p: sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in sorted(folders, key=age)
+            path: sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            for path in sorted(folders, key=lambda path: path.stat().st_mtime)
         }
         total = sum(size.values())
         for path in size:
@@ -193,7 +191,3 @@ def evict(folder: Path, wanted: int) -> None:
                 os.rename(path, gone)  # what is half removed must not look whole
                 remove(gone)
                 total -= size[path]
-
-
-def age(path: Path) -> float:
-    return path.stat().st_mtime

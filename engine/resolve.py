@@ -83,10 +83,9 @@ def name_of(path: Path) -> str:
 
 def base_of(path: Path, given: Path | None) -> Path:
     """The folder of the model that an adapter belongs to: `given`, else the local one that its configuration names."""
-    config = read_json(path / ADAPTER_CONFIG, COPY, constants=True)
-    named = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    named = read_json(path / ADAPTER_CONFIG, COPY, constants=True).get("base_model_name_or_path")
     places = [given] if given is not None else []
-    if given is None and isinstance(named, str) and named and is_plain_path(named):
+    if given is None and isinstance(named, str) and 0 < len(named) < 4096 and named.isprintable():
         places = [path / named, Path(named)]
     base = next((place for place in places if (place / "config.json").is_file()), None)
     if base is None:
@@ -97,10 +96,6 @@ def base_of(path: Path, given: Path | None) -> Path:
     if is_adapter(base):
         raise UserError(f"the base {base} of {path} is an adapter itself: merge it into its own base first")
     return base.resolve()
-
-
-def is_plain_path(text: str) -> bool:
-    return len(text) < 4096 and text.isprintable() and "://" not in text
 
 
 def check_directory(path: Path) -> None:
@@ -153,7 +148,7 @@ def metadata(path: Path, name: str, manifest: dict[str, dict[str, str | None]]) 
     own = path / "evalengine.json"
     if own.is_file():
         about = read_json(own, COPY, constants=True)
-        if isinstance(about, dict) and not is_whole(about):
+        if not is_whole(about):
             raise UserError(
                 f"{own} is damaged, or was changed by hand: copy the checkpoint again, or remove its crc32"
             )

@@ -113,7 +113,7 @@ def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
         if fresh or not task.path.exists():
             found.pending.append(task)
             continue
-        stored = store.read_metadata(task.path, verify=True)
+        stored = store.read_metadata(task.path)
         if stored is None:
             found.pending.append(task)
             found.damaged.append(task.path)

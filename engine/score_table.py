@@ -39,16 +39,9 @@ def score_table(
         return pa.DictionaryArray.from_arrays(codes, strings([] if value is None else [value]))
 
     uncond = None if encoded.uncond_C is None else scores.loglik[encoded.uncond_C].astype(np.float32)
-    names = (
-        checkpoint.name,
-        checkpoint.scale,
-        checkpoint.mixture,
-        checkpoint.stage,
-        benchmark,
-        category,
-    )
     columns = [
-        *(name(value) for value in names),
+        *map(name, (checkpoint.name, checkpoint.scale, checkpoint.mixture, checkpoint.stage)),
+        *map(name, (benchmark, category)),
         strings(encoded.item),
         array_of(encoded.gold),
         lists(loglik_C),

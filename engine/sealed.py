@@ -71,20 +71,6 @@ def read(path: Path) -> pa.Table:
     return table
 
 
-def metadata(path: Path) -> dict[str, str]:
-    """The metadata alone, at the cost of a few microseconds; its bytes are not checked before `read`. Raises Damaged."""
-    import pyarrow as pa
-
-    try:
-        return metadata_of(pa.ipc.open_file(pa.py_buffer(_content(path))))
-    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError, ValueError):
-        raise Damaged(path) from None
-
-
-def metadata_of(table: pa.Table | pa.ipc.RecordBatchFileReader) -> dict[str, str]:
-    return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-
-
 def set_aside(path: Path) -> Path:
     """Renames a damaged file, so that its place is free and it can still be looked at; returns where it is."""
     aside = path.with_name(path.name + ".damaged")

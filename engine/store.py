@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from evalengine import sealed
 from evalengine.errors import UserError
@@ -46,25 +46,17 @@ def schema() -> pa.Schema:
     )
 
 
-class StoreFile(NamedTuple):
-    """One (checkpoint, benchmark) of a store."""
-
-    path: Path
-    checkpoint: str
-    benchmark: str
-    metadata: dict[str, str]
-
-
 def write(path: Path, table: pa.Table, metadata: dict[str, str]) -> None:
     """Writes atomically: the file appears complete, under its name, or not at all."""
     sealed.write(path, table, metadata)
 
 
-def read_metadata(path: Path, *, verify: bool = False) -> dict[str, str] | None:
-    """A stored file's metadata; None where the file is damaged. With `verify`, every byte of the file is checked."""
+def read_metadata(path: Path) -> dict[str, str] | None:
+    """A stored file's metadata, every byte of the file checked; None where it is damaged."""
     try:
-        return sealed.metadata_of(sealed.read(path)) if verify else sealed.metadata(path)
-    except (sealed.Damaged, OSError):
+        metadata = sealed.read(path).schema.metadata
+        return {key.decode(): value.decode() for key, value in metadata.items()}
+    except (sealed.Damaged, OSError, UnicodeDecodeError):
         return None
 
 
@@ -96,15 +88,6 @@ def paths(store: Path | str) -> list[Path]:
     if not found:
         raise UserError(f"{store} holds no scores: run `evalengine score CHECKPOINTS --out {store}` first")
     return found
-
-
-def files(store: Path | str) -> Iterator[StoreFile]:
-    """The files of a store with their metadata. Raises UserError where there is none, or a file is damaged."""
-    for path in paths(store):
-        metadata = read_metadata(path)
-        if metadata is None:
-            raise UserError(f"{path} is damaged: run the same `evalengine score` again to replace it")
-        yield StoreFile(path, path.parent.name, path.stem, metadata)
 
 
 def load(store: Path | str = "scores") -> pa.Table:

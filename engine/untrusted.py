@@ -29,7 +29,7 @@ FRAMES = (b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # how zstd and LZ4 frames b
 BAD_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn")  # control, format, surrogate, private, unassigned
 
 
-def parse_json(text: str | bytes, *, constants: bool = False, depth: int = DEPTH) -> Any:
+def parse_json(text: str | bytes, *, constants: bool = False) -> Any:
     """The value of a JSON text. Raises ValueError, and nothing else, whatever the text is.
 
     `constants`: allow NaN and Infinity, which Python writes and JSON does not have.
@@ -38,10 +38,7 @@ def parse_json(text: str | bytes, *, constants: bool = False, depth: int = DEPTH
         value = json.loads(text, parse_constant=float if constants else _refuse_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if (
-        text.count("{") + text.count("[") if isinstance(text, str) else text.count(b"{") + text.count(b"[")
-    ) > depth:
-        _check_depth(value, depth)
+    _check_depth(value)
     return value
 
 
@@ -49,9 +46,9 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _check_depth(value: Any, depth: int) -> None:
+def _check_depth(value: Any) -> None:
     level = [value]
-    for _ in range(depth):
+    for _ in range(DEPTH):
         level = [
             inner
             for outer in level
@@ -64,12 +61,15 @@ def _check_depth(value: Any, depth: int) -> None:
     raise ValueError("nested too deeply")
 
 
-def read_json(path: Path, mend: str, *, constants: bool = False) -> Any:
-    """The value of a JSON file. Raises UserError; `mend` says what to do about a bad one."""
+def read_json(path: Path, mend: str, *, constants: bool = False) -> dict[str, Any]:
+    """The object of a JSON file. Raises UserError; `mend` says what to do about a bad one."""
     try:
-        return parse_json(path.read_bytes(), constants=constants)
+        value = parse_json(path.read_bytes(), constants=constants)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {reason(error)}; {mend}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"cannot read {path}: it must hold a JSON object; {mend}")
+    return value
 
 
 def read_yaml(path: Path) -> Any:

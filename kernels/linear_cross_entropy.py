@@ -160,11 +160,11 @@ def losses_(logits_RV: Tensor, head: Head, target_R: Tensor, z_loss: float) -> T
 def _fake(h_ND: Tensor, w_VD: Tensor, target_N: Tensor, bias_V: Tensor | None, *options: Any) -> Gradients:
     loss = h_ND.new_empty((), dtype=wide(h_ND.dtype))
     like = (h_ND, w_VD, h_ND if bias_V is None else bias_V)
-    gradients = (
+    dh, dw, dbias = (
         torch.empty_like(x, memory_format=torch.contiguous_format) if need else h_ND.new_empty(0)
         for x, need in zip(like, options[-1], strict=True)
     )
-    return loss, *gradients  # type: ignore[return-value]
+    return loss, dh, dw, dbias
 
 
 def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

@@ -8,26 +8,23 @@ word of training text.
 
 from __future__ import annotations
 
-import json
 import re
 import zlib
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from evalengine import console, files
+from evalengine import console
 from evalengine.benchmarks import BENCHMARKS, benchmarks_in, load_items
+from evalengine.training import checked
 from evalengine.training.conversations import Examples, bench_folder
-from evalengine.training.shards import TokenSource, check_sum
+from evalengine.training.shards import TokenSource
 from evalengine.training.tokenizer import Tokenizer
-from evalengine.untrusted import parse_json
 
 GRAM = 13
 READ_TOKENS = 20_000_000  # of each source; a larger one is read so far, and the report says so
-BATCH_GRAMS = 1_000_000
 WORD = re.compile(r"[^\W_]+")
 
 
@@ -67,17 +64,13 @@ def overlap(items: Mapping[str, Iterable[str]], texts: Mapping[str, Iterable[str
 
 
 def _shared(documents: Iterable[str], wanted: np.ndarray) -> np.ndarray:
-    """The wanted hashes that the documents hold. Many documents are looked up at once: a look-up sorts them all."""
-    none = np.zeros(0, np.uint64)
-    seen, batch, size = none, [none], 0
-    for text in chain(documents, [None]):
-        if text is not None:
-            batch.append(grams(text))
-            size += len(batch[-1])
-        if text is None or size >= BATCH_GRAMS:
-            seen = np.union1d(seen, np.intersect1d(np.concatenate(batch), wanted))
-            batch, size = [none], 0
-    return seen
+    """Those of the hashes `wanted`, sorted, that the documents hold."""
+    held = np.zeros(len(wanted), bool)
+    for text in documents if len(wanted) else ():
+        found = grams(text)
+        place = np.searchsorted(wanted[:-1], found)  # the last one where all before it are smaller
+        held[place[wanted[place] == found]] = True
+    return wanted[held]
 
 
 def report(
@@ -94,7 +87,7 @@ def report(
         return None
     made_of = [tokenizer.hash, *(s.digest for s in sources.values()), conversations.name]
     key = zlib.crc32(repr(made_of).encode())
-    if (made := _saved(path)) is not None and made["key"] == key:
+    if (made := checked.read(path)) is not None and made["key"] == key:
         return {name: Overlap(**value) for name, value in made["benchmarks"].items()}
     items = {
         b.name: [i.contexts[i.gold] + i.continuations[i.gold] for i in load_items(b, folder).items]
@@ -111,18 +104,9 @@ def report(
         "tokens_read": read,
         "benchmarks": {n: o._asdict() for n, o in found.items()},
     }
-    files.write(path, json.dumps({**saved, "check": check_sum(saved)}, indent=1) + "\n")
+    checked.write(path, saved, indent=1)
     show(found)
     return found
-
-
-def _saved(path: Path) -> dict[str, Any] | None:
-    """An earlier report; None where there is none or it is damaged."""
-    try:
-        saved = dict(parse_json(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return None
-    return saved if saved.pop("check", None) == check_sum(saved) else None
 
 
 def _documents(source: TokenSource, tokenizer: Tokenizer) -> Iterable[str]:

@@ -27,12 +27,8 @@ PEAKS = {
 
 def peak_flops(device_name: str) -> float | None:
     """The peak of one device by its name, as CUDA reports it; None where it is not known."""
-    words = device_name.replace("-", " ").split()
-    for known, rate in PEAKS.items():
-        wanted = known.split()
-        if any(words[i : i + len(wanted)] == wanted for i in range(len(words))):
-            return rate
-    return None
+    name = f" {device_name.replace('-', ' ')} "
+    return next((rate for known, rate in PEAKS.items() if f" {known} " in name), None)
 
 
 def peak_of(device: str, count: int = 1) -> float | None:

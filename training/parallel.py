@@ -16,13 +16,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from evalengine.training.model import Decoder
 
 SHARD_FROM = 500_000_000  # parameters: 8 GB of weights, gradients and moments
-MODES = ("auto", "ddp", "fsdp")
 LIMIT = timedelta(days=1)  # of one exchange: the first process alone prepares a corpus while the others wait
 
 
@@ -66,15 +66,14 @@ class DataParallel(Group):
     """The processes that torchrun started. `mode`: copies (ddp), shards (fsdp), or by size (auto)."""
 
     def __init__(self, device: str, mode: str = "auto") -> None:
-        import torch.distributed as dist
-
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=LIMIT)
         self.rank, self.size, self.device = dist.get_rank(), dist.get_world_size(), device
         self.mode = mode
 
     def wrap(self, model: Decoder) -> nn.Module:
-        if self.mode == "fsdp" or (self.mode == "auto" and model.shape.params >= SHARD_FROM):
+        self.sharded = self.mode == "fsdp" or (self.mode == "auto" and model.shape.params >= SHARD_FROM)
+        if self.sharded:
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
 
@@ -90,21 +89,15 @@ class DataParallel(Group):
         )
 
     def synchronise(self, wrapped: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
-        from torch.nn.parallel import DistributedDataParallel
-
-        if last or not isinstance(wrapped, DistributedDataParallel):
-            return contextlib.nullcontext()  # shards reduce every time: whole gradients are what they avoid
-        return wrapped.no_sync()
+        if last or self.sharded:  # shards reduce every time: whole gradients are what they avoid
+            return contextlib.nullcontext()
+        return wrapped.no_sync()  # type: ignore[operator, no-any-return]
 
     def sum(self, value: Tensor) -> Tensor:
-        import torch.distributed as dist
-
         dist.all_reduce(value)
         return value
 
     def agree(self, choice: bool) -> bool:
-        import torch.distributed as dist
-
         flag = torch.tensor(int(choice), device=self.device)
         dist.broadcast(flag, 0)
         return bool(flag)
@@ -132,9 +125,7 @@ class DataParallel(Group):
         optim.load_state_dict({**state["optim"], "state": moments})
 
     def unsharded(self, model: Decoder) -> Decoder:
-        from torch.distributed.fsdp import FSDPModule
-
-        if not isinstance(model, FSDPModule):
+        if not self.sharded:
             return model
         weights = self.whole(model.state_dict())  # also puts the root's weights back into shards
         if self.rank:
@@ -144,8 +135,6 @@ class DataParallel(Group):
         return whole
 
     def wait(self) -> None:
-        import torch.distributed as dist
-
         dist.barrier()
 
 
@@ -178,8 +167,6 @@ def leave(code: int) -> NoReturn:
     It ends as multiprocessing's own processes do, without the interpreter's shutdown: torch's caches of sharded tensors keep the
     group's threads alive until then, and a thread that frees its last tensor during the shutdown aborts the process.
     """
-    import torch.distributed as dist
-
     if code == 0 and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

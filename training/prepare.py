@@ -30,9 +30,7 @@ from evalengine.training.study import Scale, SourceSpec, Study
 from evalengine.training.tokenizer import Tokenizer
 from evalengine.untrusted import parse_json
 
-BYTES_PER_TOKEN = 4  # a rough estimate, for progress bars and the number of processes
-WORTH_WORKERS = 16 * 2**20  # tokens from which starting processes pays
-MAX_WORKERS = 32  # more than one reader keeps busy
+BYTES_PER_TOKEN = 4  # a rough estimate, for progress bars and plans
 
 
 class Prepared(NamedTuple):
@@ -177,9 +175,8 @@ def _shards(study: Study, name: str, data: Path | None, tokenizer: Tokenizer, fo
         build(place, texts, tokenizer, limit=need)
         return place
     size = need or sum(file.stat().st_size for file in files(spec, data, name)) // BYTES_PER_TOKEN
-    workers = min(storage.cores(), MAX_WORKERS) if size >= WORTH_WORKERS else 1
     with console.progress(f"tokenising {name}", size, "tokens") as line:
-        build(place, texts, tokenizer, limit=need, workers=workers, on_tokens=line.update)
+        build(place, texts, tokenizer, limit=need, on_tokens=line.update)
     return place
 
 

@@ -5,22 +5,17 @@
                                /00000.json  counts and checksum; written last, so a shard is whole or absent
                                /done.json   the source is complete
 
-Documents are read in order; batches of them are encoded by worker processes and written in that order, so
-the bytes do not depend on how many there are. A killed run continues at the first missing shard. A document
-longer than `PIECE` tokens is cut, so that shuffling and validation work on a source of eight books too.
+Documents are encoded in batches, on all cores by the tokenizer's own threads, and written in their order. A
+killed run continues at the first missing shard. A document longer than `PIECE` tokens is cut, so that shuffling
+and validation work on a source of eight books too.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing as mp
-import os
 import shutil
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +24,7 @@ import numpy as np
 
 from evalengine import console, files
 from evalengine.errors import UserError
-from evalengine.training import processes
+from evalengine.training import checked
 from evalengine.training.tokenizer import Tokenizer
 
 PIECE = 16_384  # tokens of the longest document
@@ -42,12 +37,12 @@ class TokenSource:
     """A tokenised source. `length_M` holds its documents' lengths; `document(i)` their token ids."""
 
     def __init__(self, folder: Path, name: str = "") -> None:
-        done = _read_json(folder / "done.json")
+        done = _read(folder / "done.json")
         self.name, self.digest = name or folder.name, str(done["digest"])
         self._tokens: list[np.ndarray] = []
         lengths, shard_of, start_of = [], [], []
         for number in range(int(done["shards"])):
-            info = _read_json(folder / f"{number:05d}.json")
+            info = _read(folder / f"{number:05d}.json")
             tokens = _mapped(folder / f"{number:05d}.bin", np.dtype(info["dtype"]), int(info["tokens"]))
             length = _mapped(folder / f"{number:05d}.len", np.dtype(np.uint32), int(info["documents"]))
             self._tokens.append(tokens)
@@ -78,13 +73,11 @@ def build(
     tokenizer: Tokenizer,
     *,
     limit: int = 0,
-    workers: int = 1,
     on_tokens: Callable[[int], None] = lambda count: None,
 ) -> TokenSource:
     """Tokenises a source into `folder`, or opens and checks it when that is done.
 
-    `limit`: stop after so many tokens (0: all). `workers`: processes that encode; 1: this one. `on_tokens`
-    hears how many were added.
+    `limit`: stop after so many tokens (0: all). `on_tokens` hears how many were added.
     """
     try:
         verify(folder)
@@ -100,7 +93,7 @@ def build(
     on_tokens(total)
     dtype = np.dtype(np.uint16 if tokenizer.size <= 2**16 else np.uint32)
     number, pending, held, whole = len(finished), list[np.ndarray](), 0, True
-    for encoded in _encoded(_batches(islice(texts(), read, None)), tokenizer, workers):
+    for encoded in map(tokenizer.encode_documents, _batches(islice(texts(), read, None))):
         added = sum(map(len, encoded))
         pending, held, total = pending + encoded, held + added, total + added
         on_tokens(added)
@@ -117,72 +110,28 @@ def build(
         raise UserError(f"source {folder.name} holds no text: check its path and field")
     digest = f"{zlib.crc32(json.dumps([i['crc32'] for i in infos]).encode()):08x}"
     done = {"shards": len(infos), "digest": digest, "whole": whole, "limit": limit}
-    files.write(folder / "done.json", json.dumps({**done, "check": check_sum(done)}) + "\n")
+    checked.write(folder / "done.json", done)
     return TokenSource(folder)
-
-
-def _encoded(batches: Iterator[list[str]], tokenizer: Tokenizer, workers: int) -> Iterator[list[np.ndarray]]:
-    """Each batch's token ids, in order; two batches a worker wait at most."""
-    if workers <= 1:
-        yield from map(tokenizer.encode_documents, batches)
-        return
-    waiting: deque[Future[list[np.ndarray]]] = deque()
-    pool = ProcessPoolExecutor(
-        workers, mp.get_context("spawn"), initializer=_start_worker, initargs=(tokenizer.path, os.getpid())
-    )
-    try:
-        for batch in batches:
-            waiting.append(pool.submit(_encode, batch))
-            if len(waiting) >= 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a tokenising process was killed, most likely for memory: free some and run the same command "
-            "again, it continues where it stopped"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_worker: dict[str, Tokenizer] = {}
-
-
-def _start_worker(path: Path, parent: int) -> None:
-    """Opens the tokenizer, one thread a process."""
-    processes.begin(parent)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker["tokenizer"] = Tokenizer(path)
-
-
-def _encode(texts: list[str]) -> list[np.ndarray]:
-    return _worker["tokenizer"].encode_documents(texts)
 
 
 def is_complete(folder: Path, limit: int) -> bool:
     """Whether the source is tokenised, whole or as far as `limit`."""
     if not (folder / "done.json").is_file():
         return False
-    done = _read_json(folder / "done.json")
+    done = _read(folder / "done.json")
     return bool(done["whole"]) or 0 < limit <= done["limit"]
 
 
 def verify(folder: Path) -> None:
     """Recomputes the checksums of what is there. Raises UserError naming a file that is damaged."""
     for path in sorted(folder.glob("*.json")):
-        info = _read_json(path)
-        if info.pop("check", None) != check_sum(info):
+        info = checked.read(path)
+        if info is None:
             raise UserError(f"{path} is damaged")
         for suffix in (".bin", ".len") if "crc32" in info else ():
             file = path.with_suffix(suffix)
             if not file.is_file() or crc(file) != info["crc32" if suffix == ".bin" else "crc32_len"]:
                 raise UserError(f"the token shard {file} is damaged")
-
-
-def check_sum(info: dict[str, Any]) -> int:
-    """CRC-32 of a JSON file's own content, which it holds under `check`."""
-    return zlib.crc32(json.dumps(info, sort_keys=True).encode())
 
 
 def _write_shard(base: Path, documents: list[np.ndarray], dtype: np.dtype) -> None:
@@ -198,7 +147,7 @@ def _write_shard(base: Path, documents: list[np.ndarray], dtype: np.dtype) -> No
         "crc32": crc(base.with_suffix(".bin")),
         "crc32_len": crc(base.with_suffix(".len")),
     }
-    files.write(base.with_suffix(".json"), json.dumps({**info, "check": check_sum(info)}) + "\n")
+    checked.write(base.with_suffix(".json"), info)
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
@@ -215,16 +164,14 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _finished_shards(folder: Path) -> list[dict[str, Any]]:
-    return [_read_json(path) for path in sorted(folder.glob("[0-9]*.json"))]
+    return [_read(path) for path in sorted(folder.glob("[0-9]*.json"))]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        raise UserError(
-            f"{path} is missing or damaged: delete {path.parent} and run again to rebuild it"
-        ) from None
+def _read(path: Path) -> dict[str, Any]:
+    info = checked.read(path)
+    if info is None:
+        raise UserError(f"{path} is missing or damaged: delete {path.parent} and run again to rebuild it")
+    return info
 
 
 def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,9 +106,8 @@ class ChatSource:
     hub: str = ""  # or: a hub data set with a `messages` column
     config: str | None = None
     split: str = "train"
-    benchmarks_train: str | tuple[str, ...] = (
-        ""  # or: `all`, or benchmarks whose train splits become conversations
-    )
+    # or: `all`, or benchmarks whose train splits become conversations
+    benchmarks_train: str | tuple[str, ...] = ""
     limit: int = 0  # at most so many conversations (of each benchmark), 0: all
 
 
@@ -129,9 +128,7 @@ class Study:
     sft: SftData
     about: str = ""
     seed: int = 0
-    threads: int = (
-        0  # of a worker on the CPU; 0: the cores divided by the jobs. A fixed number gives the same bits
-    )
+    threads: int = 0  # of a worker on the CPU; 0: cores divided by jobs. A fixed number gives the same bits
     save_dtype: str = "float32"
     world: World | None = None
 
@@ -176,20 +173,21 @@ def load(where: str | Path) -> Study:
         raise UserError(f"{path} is empty or not a mapping: see docs/training.md for a study file")
     raw.setdefault("name", path.stem)
     study: Study = _parse(Study, raw, str(path))
-    _check(study, str(path))
+    for name in (*study.mixtures, *study.scales, *study.sources):
+        check_name(name, "mixture, scale or source")
+    for fault in _faults(study):
+        raise UserError(f"{path}: {fault}")
     return study
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:
     """`value` as the dataclass or type `kind`; `where` is the path to it inside the file, for the error."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        options = [a for a in args if a is not type(None)]
-        if isinstance(value, list):
-            options.sort(key=lambda a: not str(a).startswith("tuple"))
-        return _parse(options[0], value, where)
+    if origin is types.UnionType:
+        one, other = args
+        if other is type(None):
+            return None if value is None else _parse(one, value, where)
+        return _parse(other if isinstance(value, list) else one, value, where)  # str | tuple[str, ...]
     if dataclasses.is_dataclass(kind):
         return _parse_fields(kind, value, where)
     if origin is tuple:
@@ -238,64 +236,56 @@ def _parse_scalar(kind: Any, value: Any, where: str) -> Any:
     raise UserError(f"{where} must be {expected}, not {value!r:.60}")
 
 
-def _check(study: Study, where: str) -> None:
-    """What types cannot say."""
-
-    def demand(holds: bool, sentence: str) -> None:
-        if not holds:
-            raise UserError(f"{where}: {sentence}")
-
+def _faults(study: Study) -> Iterator[str]:
+    """What is wrong with a study that types cannot say."""
     for name, source in study.sources.items():
-        demand(bool(source.path) != bool(source.hub), f"source {name} needs either `path` or `hub`")
-        demand(
-            bool(source.hub) or not (source.where or source.shuffle or source.config or source.files),
-            f"source {name}: config, files, where and shuffle are for `hub`",
-        )
+        if bool(source.path) == bool(source.hub):
+            yield f"source {name} needs either `path` or `hub`"
+        if source.path and (source.where or source.shuffle or source.config or source.files):
+            yield f"source {name}: config, files, where and shuffle are for `hub`"
     for name, shares in study.mixtures.items():
         for part in shares:
             if part not in study.sources:
-                raise UserError(
-                    f"{where}: mixture {name} names the unknown source {part!r:.60}{nearest(part, study.sources)}"
-                )
-        demand(all(share >= 0 for share in shares.values()), f"mixture {name} has a negative share")
+                yield f"mixture {name} names the unknown source {part!r:.60}{nearest(part, study.sources)}"
+        if min(shares.values()) < 0:
+            yield f"mixture {name} has a negative share"
         total = sum(shares.values())
-        demand(abs(total - 1.0) < 1e-6, f"the shares of mixture {name} sum to {total:g}: make them sum to 1")
+        if abs(total - 1.0) >= 1e-6:
+            yield f"the shares of mixture {name} sum to {total:g}: make them sum to 1"
     for name, scale in study.scales.items():
-        sizes = (scale.d_model, scale.layers, scale.heads, scale.ffn, scale.context, scale.pretrain.tokens)
-        demand(min(sizes) > 0, f"scale {name}: sizes and tokens must be positive")
-        demand(
-            scale.head_dim >= 32 and scale.head_dim % 2 == 0,
-            f"scale {name}: head_dim must be even and at least 32",
-        )
-        demand(
-            scale.d_model % scale.heads == 0,
-            f"scale {name}: d_model must be a multiple of heads, or transformers refuses the checkpoint "
-            "(heads * head_dim may still be anything)",
-        )
-        demand(
-            scale.pretrain.batch_rows > 0 and scale.sft.batch_examples > 0,
-            f"scale {name}: batches must be positive",
-        )
-        for stage in (scale.pretrain, scale.sft):
-            demand(stage.lr > 0, f"scale {name}: lr must be positive")
-            demand(stage.z_loss >= 0, f"scale {name}: z_loss must not be negative")
-    demand(0 <= study.seed < 2**31, "seed must be between 0 and 2**31")
-    for name in (*study.mixtures, *study.scales, *study.sources):
-        check_name(name, "mixture, scale or source")
+        yield from (f"scale {name}: {fault}" for fault in _faults_of_scale(scale))
     for name in (*study.mixtures, *study.scales):
-        demand(
-            "-" not in name and "/" not in name,
-            f"the name {name!r} must not hold '-' or '/': checkpoints are {{scale}}-{{mixture}}-{{stage}}",
-        )
-    demand(
-        bool(study.tokenizer.path) != bool(study.tokenizer.vocab), "tokenizer needs either `vocab` or `path`"
-    )
-    demand(study.save_dtype in ("float32", "bfloat16"), "save_dtype must be float32 or bfloat16")
-    demand(
-        study.sft.instructions in ("kept", "emptied", "shuffled"),
-        "sft.instructions must be kept, emptied or shuffled",
-    )
-    demand(0 < study.sft.reach <= 1, "sft.reach must be in (0, 1]")
+        if "-" in name:
+            yield f"the name {name!r} must not hold '-': checkpoints are {{scale}}-{{mixture}}-{{stage}}"
+    if not 0 <= study.seed < 2**31:
+        yield "seed must be between 0 and 2**31"
+    if bool(study.tokenizer.path) == bool(study.tokenizer.vocab):
+        yield "tokenizer needs either `vocab` or `path`"
+    if study.save_dtype not in ("float32", "bfloat16"):
+        yield "save_dtype must be float32 or bfloat16"
+    if study.sft.instructions not in ("kept", "emptied", "shuffled"):
+        yield "sft.instructions must be kept, emptied or shuffled"
+    if not 0 < study.sft.reach <= 1:
+        yield "sft.reach must be in (0, 1]"
     for chat in study.sft.data:
-        given = [bool(chat.path), bool(chat.hub), bool(chat.benchmarks_train)]
-        demand(sum(given) == 1, "each entry of sft.data needs one of `path`, `hub` or `benchmarks_train`")
+        if sum(map(bool, (chat.path, chat.hub, chat.benchmarks_train))) != 1:
+            yield "each entry of sft.data needs one of `path`, `hub` or `benchmarks_train`"
+
+
+def _faults_of_scale(scale: Scale) -> Iterator[str]:
+    sizes = (scale.d_model, scale.layers, scale.heads, scale.ffn, scale.context, scale.pretrain.tokens)
+    if min(sizes) <= 0:
+        yield "sizes and tokens must be positive"
+    elif scale.d_model % scale.heads:
+        yield (
+            "d_model must be a multiple of heads, or transformers refuses the checkpoint (heads * head_dim may "
+            "still be anything)"
+        )
+    if scale.head_dim < 32 or scale.head_dim % 2:
+        yield "head_dim must be even and at least 32"
+    if min(scale.pretrain.batch_rows, scale.sft.batch_examples) <= 0:
+        yield "batches must be positive"
+    if min(scale.pretrain.lr, scale.sft.lr) <= 0:
+        yield "lr must be positive"
+    if min(scale.pretrain.z_loss, scale.sft.z_loss) < 0:
+        yield "z_loss must not be negative"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from evalengine import __version__
 from evalengine.errors import UserError
-from evalengine.untrusted import printable
+from evalengine.untrusted import printable, reason
 
 COMMANDS: tuple[str, ...] = (
     "score",
@@ -54,39 +54,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """The command's exit code; its errors as sentences on standard error."""
-    if os.environ.get("EVALENGINE_DEBUG"):
-        return int(args.run(args) or 0)
     try:
         return int(args.run(args) or 0)
-    except UserError as error:
-        print(f"evalengine: {printable(str(error))}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt as stop:
-        hint = str(stop) or "run the same command again to continue"
-        print(f"\nevalengine: interrupted; {hint}", file=sys.stderr)
-        return 130
-    except MemoryError:
-        print(
-            "evalengine: out of memory: lower --batch-tokens, or use a machine with more memory",
-            file=sys.stderr,
-        )
-        return 1
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        said = printable(f"{error.strerror or error}{where}")
-        print(
-            f"evalengine: {said}; finished work is kept: fix that and run the same command again",
-            file=sys.stderr,
-        )
-        return 1
-    except Exception as error:
-        reason = printable(" ".join(str(error).split())[:300])
-        print(
-            f"evalengine: internal error, please report it: {type(error).__name__}: {reason}"
-            " (EVALENGINE_DEBUG=1 shows where)",
-            file=sys.stderr,
-        )
-        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get("EVALENGINE_DEBUG"):
+            raise
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        interrupted = isinstance(error, KeyboardInterrupt)
+        if interrupted:
+            print(file=sys.stderr)  # behind the terminal's ^C
+        print(f"evalengine: {printable(sentence(error))}", file=sys.stderr)
+        return 130 if interrupted else 1
+
+
+def sentence(error: BaseException) -> str:
+    """What a user can do about an error."""
+    match error:
+        case UserError():
+            return str(error)
+        case KeyboardInterrupt():
+            return f"interrupted; {str(error) or 'run the same command again to continue'}"
+        case MemoryError():
+            return "out of memory: lower --batch-tokens, or use a machine with more memory"
+        case OSError():
+            where = f" ({error.filename})" if error.filename else ""
+            return f"{error.strerror or error}{where}; finished work is kept: fix that and run the same command again"
+    kind = type(error).__name__
+    return f"internal error, please report it: {kind}: {reason(error, 300)} (EVALENGINE_DEBUG=1 shows where)"

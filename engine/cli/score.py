@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalengine import console
 from evalengine.errors import UserError
 from evalengine.metrics import METRICS
+from evalengine.remote import location
 
 if TYPE_CHECKING:
     from evalengine.backends import BackendSpec
+    from evalengine.cluster.pool import Cluster
     from evalengine.events import Event
-
-
-def location(text: str) -> Path | str:
-    from evalengine.remote import location
-
-    return location(text)
 
 
 def register(subparsers: Any) -> None:
@@ -28,91 +25,77 @@ def register(subparsers: Any) -> None:
         description="Scores every choice of every item by log-likelihood and writes scores/<checkpoint>/<benchmark>.arrow. "
         "Run the same command again to continue an interrupted run: stored results are not scored again.",
     )
-    p.add_argument(
-        "checkpoints",
-        nargs="+",
-        type=location,
-        metavar="CKPT",
-        help="Hugging Face causal-LM directories, LoRA adapters, or URIs of models (s3://, gs://, hf://)",
-    )
-    p.add_argument(
-        "--base",
-        type=Path,
-        metavar="DIR",
-        help="the model that adapters are merged into (default: the folder that each one's adapter_config.json names)",
-    )
-    p.add_argument(
-        "--data",
-        type=Path,
-        help="folder of <benchmark>.jsonl or .parquet files (default: the Hugging Face hub)",
-    )
-    p.add_argument(
-        "--benchmarks", default="all", help="names, a category, or all (default), separated by commas"
-    )
-    p.add_argument(
-        "--benchmark-file",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="YAML",
-        help="a benchmark of your own",
-    )
-    p.add_argument(
-        "--variant", choices=["lm_eval"], help="reproduce lm-evaluation-harness's quirks (COPA, MultiRC)"
-    )
-    p.add_argument(
-        "--lm-eval-tasks",
-        metavar="NAMES",
-        help="lm-evaluation-harness's multiple-choice tasks, as benchmarks; alone unless --benchmarks names others",
-    )
-    p.add_argument(
-        "--out", type=location, default=Path("scores"), help="the score store, also a URI (default: scores/)"
-    )
-    p.add_argument("--limit", type=int, metavar="N", help="a seeded sample of N items of each benchmark")
-    p.add_argument("--seed", type=int, default=0, help="seed of --limit and --fewshot (default: 0)")
-    p.add_argument(
-        "--fewshot",
-        type=int,
-        metavar="K",
-        help="K solved train items before each item (default: 0; for --lm-eval-tasks, each task's own number)",
-    )
-    p.add_argument("--pmi", action="store_true", help="also score each choice without its context (acc_pmi)")
-    p.add_argument("--backend", choices=["torch", "vllm"], default="torch")
-    p.add_argument(
-        "--vllm-arg",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="vllm: a setting of its engine, such as tensor_parallel_size=2, gpu_memory_utilization=0.8 or max_model_len=4096",
-    )
-    p.add_argument("--verbose", action="store_true", help="vllm: show its own messages")
-    p.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    p.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="default: float32 on CPU, bfloat16 on GPU"
-    )
-    p.add_argument(
-        "--batch-tokens",
-        type=int,
-        metavar="N",
-        help="tokens per forward (default: 2048 on CPU, 32768 on GPU)",
-    )
-    p.add_argument("--manifest", type=Path, metavar="YAML", help="checkpoint name -> {scale, mixture, stage}")
-    p.add_argument(
-        "--allow-pickle", action="store_true", help="also read pickled weights, which can run code"
-    )
-    p.add_argument(
-        "--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint"
-    )
-    p.add_argument("--fresh", action="store_true", help="score again what the store already holds")
-    add_ray(p, "score")
-    p.add_argument(
+    add_checkpoints(p)
+    add_items(p)
+    add_backend(p)
+    add_ray(p, "score").add_argument(
         "--hang-after",
         type=float,
         metavar="MINUTES",
-        help="ray: a worker is replaced when it makes no progress for so long (default: 15)",
+        help="a worker is replaced when it makes no progress for so long (default: 15)",
     )
-    p.add_argument("--json", action="store_true", help="print one JSON object")
     p.set_defaults(run=run)
+
+
+def add_checkpoints(p: argparse.ArgumentParser) -> None:
+    models = "Hugging Face causal-LM directories, LoRA adapters, or URIs of models (s3://, gs://, hf://)"
+    p.add_argument("checkpoints", nargs="+", type=location, metavar="CKPT", help=models)
+    p.add_argument(
+        "--out", type=location, default=Path("scores"), help="the score store, also a URI (default: scores/)"
+    )
+    p.add_argument("--fresh", action="store_true", help="score again what the store already holds")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    add = p.add_argument_group("checkpoints").add_argument
+    add("--manifest", type=Path, metavar="YAML", help="checkpoint name -> {scale, mixture, stage}")
+    merged = "the model that adapters are merged into (default: the folder that each one's adapter_config.json names)"
+    add("--base", type=Path, metavar="DIR", help=merged)
+    add("--allow-pickle", action="store_true", help="also read pickled weights, which can run code")
+    add("--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint")
+
+
+def add_items(p: argparse.ArgumentParser) -> None:
+    add = p.add_argument_group("benchmarks").add_argument
+    files = "folder of <benchmark>.jsonl or .parquet files (default: the Hugging Face hub)"
+    add("--data", type=Path, help=files)
+    add("--benchmarks", default="all", help="names, a category, or all (default), separated by commas")
+    own = "a benchmark of your own"
+    add("--benchmark-file", type=Path, action="append", default=[], metavar="YAML", help=own)
+    add("--variant", choices=["lm_eval"], help="reproduce lm-evaluation-harness's quirks (COPA, MultiRC)")
+    tasks = (
+        "lm-evaluation-harness's multiple-choice tasks, as benchmarks; alone unless --benchmarks names others"
+    )
+    add("--lm-eval-tasks", metavar="NAMES", help=tasks)
+    add("--limit", type=int, metavar="N", help="a seeded sample of N items of each benchmark")
+    add("--seed", type=int, default=0, help="seed of --limit and --fewshot (default: 0)")
+    shots = "K solved train items before each item (default: 0; for --lm-eval-tasks, each task's own number)"
+    add("--fewshot", type=int, metavar="K", help=shots)
+    add("--pmi", action="store_true", help="also score each choice without its context (acc_pmi)")
+
+
+def add_backend(p: argparse.ArgumentParser) -> None:
+    add = p.add_argument_group("how the models run").add_argument
+    add("--backend", choices=["torch", "vllm"], default="torch")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    dtypes = ["float32", "bfloat16", "float16"]
+    add("--dtype", choices=dtypes, help="default: float32 on CPU, bfloat16 on GPU")
+    tokens = "tokens per forward (default: 2048 on CPU, 32768 on GPU)"
+    add("--batch-tokens", type=int, metavar="N", help=tokens)
+    setting = "vllm: a setting of its engine, such as tensor_parallel_size=2, gpu_memory_utilization=0.8 or max_model_len=4096"
+    add("--vllm-arg", action="append", default=[], metavar="NAME=VALUE", help=setting)
+    add("--verbose", action="store_true", help="vllm: show its own messages")
+
+
+def add_ray(p: argparse.ArgumentParser, verb: str) -> argparse._ArgumentGroup:
+    """The options of scale-out, which `score` and `train` share."""
+    group = p.add_argument_group("on a Ray cluster")
+    where = f"{verb} on a Ray cluster: HOST:PORT, auto, or local (starts one on this machine)"
+    group.add_argument("--ray", metavar="ADDRESS", help=where)
+    group.add_argument("--workers", type=int, metavar="N", help="workers at most (default: all that fit)")
+    gpus = "default: 1 where there are GPUs, else 0"
+    group.add_argument("--gpus-per-worker", type=float, metavar="N", help=gpus)
+    cpus = "default: 1 next to a GPU, else a group of up to 4"
+    group.add_argument("--cpus-per-worker", type=int, metavar="N", help=cpus)
+    return group
 
 
 def run(args: argparse.Namespace) -> int:
@@ -135,17 +118,7 @@ def run(args: argparse.Namespace) -> int:
         )
     only_tasks = args.lm_eval_tasks and args.benchmarks == "all"
     benchmarks = [] if only_tasks else available(resolve(args.benchmarks, args.benchmark_file), args)
-    options = Options(
-        data=args.data,
-        variant=args.variant,
-        limit=args.limit,
-        seed=args.seed,
-        fewshot=args.fewshot,
-        pmi=args.pmi,
-        allow_pickle=args.allow_pickle,
-        trust_remote_code=args.trust_remote_code,
-        fresh=args.fresh,
-    )
+    options = Options(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Options)})
     more = []
     if args.lm_eval_tasks:
         from evalengine.lm_eval.tasks import load_tasks
@@ -169,7 +142,8 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(
                 f"--device {args.device} names one device: with --ray give cpu or cuda, or leave it out"
             )
-        outcomes = scoring.score(found, item_sets, spec, place.folder, options, cluster(args), upload)
+        where = cluster(args, spec.settings.get("tensor_parallel_size"))
+        outcomes = scoring.score(found, item_sets, spec, place.folder, options, where, upload)
     else:
         refuse_ray_options(args)
         backend = spec.make()
@@ -206,9 +180,11 @@ def available(wanted: list[Any], args: argparse.Namespace) -> list[Any]:
     return wanted
 
 
-def backend_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What the chosen backend is made with, but for its dtype."""
-    common = {
+def backend_spec(args: argparse.Namespace) -> BackendSpec:
+    """The backend that the options ask for. Raises UserError for those of another one."""
+    from evalengine.backends import BackendSpec
+
+    settings = {
         "batch_tokens": args.batch_tokens,
         "allow_pickle": args.allow_pickle,
         "trust_remote_code": args.trust_remote_code,
@@ -220,38 +196,16 @@ def backend_settings(args: argparse.Namespace) -> dict[str, Any]:
             )
         from evalengine.vllm.backend import engine_settings
 
-        return {**common, "verbose": args.verbose, **engine_settings(args.vllm_arg)}
-    if args.vllm_arg:
+        settings |= {"verbose": args.verbose, **engine_settings(args.vllm_arg)}
+    elif args.vllm_arg:
         raise UserError("--vllm-arg is for --backend vllm: add that, or leave it out")
-    return {**common, "device": args.device}
+    else:
+        settings["device"] = args.device
+    return BackendSpec(args.backend, args.dtype or "", settings)
 
 
-def backend_spec(args: argparse.Namespace) -> BackendSpec:
-    from evalengine.backends import BackendSpec
-
-    return BackendSpec(args.backend, args.dtype or "", backend_settings(args))
-
-
-def add_ray(p: argparse.ArgumentParser, verb: str) -> None:
-    """The options of scale-out, which `score` and `train` share."""
-    p.add_argument(
-        "--ray",
-        metavar="ADDRESS",
-        help=f"{verb} on a Ray cluster: HOST:PORT, auto, or local (starts one on this machine)",
-    )
-    p.add_argument("--workers", type=int, metavar="N", help="ray: workers at most (default: all that fit)")
-    p.add_argument(
-        "--gpus-per-worker", type=float, metavar="N", help="ray: default 1 where there are GPUs, else 0"
-    )
-    p.add_argument(
-        "--cpus-per-worker",
-        type=int,
-        metavar="N",
-        help="ray: default 1 next to a GPU, else a group of up to 4",
-    )
-
-
-def cluster(args: argparse.Namespace) -> Any:
+def cluster(args: argparse.Namespace, parallel: Any = None) -> Cluster:
+    """The cluster that the options describe; `parallel` is the number of GPUs that one model takes, where that is known."""
     from evalengine.cluster.pool import Cluster
 
     for name in ("workers", "cpus_per_worker"):
@@ -263,9 +217,8 @@ def cluster(args: argparse.Namespace) -> Any:
     gpus = args.gpus_per_worker
     if gpus is not None and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
         raise UserError("--gpus-per-worker must be 0, a part of 1, or a whole number")
-    if gpus is None and getattr(args, "backend", "") == "vllm":
-        parallel = backend_settings(args).get("tensor_parallel_size")
-        gpus = float(parallel) if isinstance(parallel, int) and parallel > 1 else None
+    if gpus is None and isinstance(parallel, int) and parallel > 1:
+        gpus = float(parallel)
     where = Cluster(args.ray, args.workers, args.cpus_per_worker, gpus)
     return where if minutes is None else where._replace(hang_s=60 * minutes)
 
@@ -277,27 +230,23 @@ def refuse_ray_options(args: argparse.Namespace) -> None:
 
 
 def show(report: list[dict[str, Any]], out: Path | str) -> None:
-    rows = []
-    for r in report:
-        rate = f"{r['items_per_second']:,.0f}" if r["items_per_second"] else ""
-        mean = f"{r['mean_acc']:.3f}" if r["mean_acc"] is not None else ""
-        status = "failed" if r["failure"] else "scored" if r["scored"] else "already there"
-        rows.append(
-            (
-                r["checkpoint"],
-                status,
-                r["scored"],
-                r["kept"],
-                f"{r['items']:,}",
-                f"{r['seconds']:.1f}",
-                rate,
-                mean,
-            )
+    rows = [
+        (
+            r["checkpoint"],
+            "failed" if r["failure"] else "scored" if r["scored"] else "already there",
+            r["scored"],
+            r["kept"],
+            f"{r['items']:,}",
+            f"{r['seconds']:.1f}",
+            f"{r['items_per_second']:,.0f}" if r["items_per_second"] else "",
+            "" if r["mean_acc"] is None else f"{r['mean_acc']:.3f}",
         )
+        for r in report
+    ]
     columns = ("checkpoint", "status", "scored", "kept", "items", "seconds", "items/s", "mean acc")
     console.table("Scores", columns, rows, left=2)
     for r in report:
-        for note in dict.fromkeys(r["notes"]):
+        for note in r["notes"]:
             console.say(f"{r['checkpoint']}: {note}")
     for r in report:
         if r["failure"]:

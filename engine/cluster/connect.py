@@ -66,6 +66,10 @@ def import_ray() -> Any:
         import ray
     except ImportError:
         raise UserError("--ray needs Ray, which is not installed: pip install 'evalengine[ray]'") from None
+    from ray._private import worker
+
+    # What Ray says of a worker that died goes to standard output, and --json's object with it, whatever log_to_driver is.
+    worker._worker_logs_enabled = False
     return ray
 
 

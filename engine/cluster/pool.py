@@ -218,9 +218,8 @@ def fitting(ray: Any, need: Need) -> int:
         if not node["Alive"]:
             continue
         has = node["Resources"]
-        by_cpu = int(has.get("CPU", 0) // need.cpus) if need.cpus else 10**6
-        by_gpu = int(has.get("GPU", 0) // need.gpus) if need.gpus else 10**6
-        total += min(by_cpu, by_gpu)
+        fit = has.get("CPU", 0) // need.cpus
+        total += int(min(fit, has.get("GPU", 0) // need.gpus) if need.gpus else fit)
     return total
 
 

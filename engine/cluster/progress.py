@@ -20,7 +20,7 @@ class Progress:
     def __init__(self) -> None:
         import ray
 
-        self._key = ray.get_runtime_context().get_actor_id()
+        self._key = str(ray.get_runtime_context().get_actor_id())
         self._reported = float("-inf")
 
     def __call__(self, _: float = 0.0) -> None:

@@ -1,10 +1,7 @@
 """lm-evaluation-harness on this engine: any of its log-likelihood tasks, with its own prompts and metrics.
 
-    python -m evalengine.lm_eval --model evalengine --model_args pretrained=DIR,backend=vllm --tasks arc_easy
-
-is lm-eval's own command line with the model `evalengine` registered. lm-eval 0.4.13 has no entry point for models, so
-its plain `lm_eval` command finds the model only after `evalengine lm-eval --register`, which writes one line into the
-environment's site-packages; `--unregister` removes it.
+lm-eval 0.4.13 has no entry point for models: `python -m evalengine.lm_eval` is its command line with this one registered, and
+`evalengine lm-eval --register` has its plain `lm_eval` command do the same.
 
 Cost: tokenising in batches, and the engine's own; equal requests are scored once.
 """
@@ -55,7 +52,8 @@ class EvalengineLM(TemplateLM):
             raise UserError(
                 f"--model_args has no {wrong}: backend is torch or vllm, and vllm alone takes settings of its engine"
             )
-        settings |= {} if backend == "vllm" else {"device": device}
+        if backend == "torch":
+            settings["device"] = device
         settings |= {
             "batch_tokens": batch_tokens,
             "allow_pickle": allow_pickle,
@@ -74,14 +72,6 @@ class EvalengineLM(TemplateLM):
     @property
     def eot_token_id(self) -> int:
         return int(self.tokenizer.eos_token_id)
-
-    @property
-    def prefix_token_id(self) -> int | None:
-        return self.encoder.prefix
-
-    @property
-    def max_length(self) -> int:
-        return self.encoder.window
 
     @property
     def tokenizer_name(self) -> str:
@@ -122,7 +112,7 @@ class EvalengineLM(TemplateLM):
         windows, owner = [], []
         for i, ids in enumerate(self.encoder.texts(texts, special=False)):
             text = ids[1:] if ids[:1] == [prefix] else ids  # a text may begin with its BOS
-            for pair in get_rolling_token_windows(text, prefix, self.max_length, 1):
+            for pair in get_rolling_token_windows(text, prefix, self.encoder.window, 1):
                 context, predicted = make_disjoint_window(pair)
                 windows.append(([*context, *predicted], len(context)))
                 owner.append(i)

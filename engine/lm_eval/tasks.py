@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from typing import Any, NamedTuple
+from typing import Any
 
 from evalengine.benchmarks import Item, ItemSet
 from evalengine.benchmarks.load import text_key
@@ -19,19 +19,12 @@ from evalengine.untrusted import reason
 FEWSHOT_SEED = 1234  # the harness's own
 
 
-class TaskItems(NamedTuple):
-    """A task's items, and the score it is usually reported by."""
-
-    items: ItemSet
-    default_score: str
-
-
 def load_tasks(
     names: str, *, limit: int | None = None, seed: int = 0, fewshot: int | None = None, manager: Any = None
-) -> list[TaskItems]:
-    """The multiple-choice tasks called `names` (commas between); `fewshot` None keeps each task's own number.
+) -> list[tuple[ItemSet, str]]:
+    """The multiple-choice tasks called `names` (commas between), each with the score that it is usually reported by.
 
-    Raises UserError for a task that does not exist or is not multiple-choice.
+    `fewshot` None keeps each task's own number. Raises UserError for a task that does not exist or is not multiple-choice.
     """
     try:
         from lm_eval.tasks import TaskManager
@@ -39,9 +32,8 @@ def load_tasks(
         raise UserError("--lm-eval-tasks needs lm-eval: pip install lm-eval==0.4.13") from None
     manager = manager or TaskManager()
     wanted = [name.strip() for name in names.split(",") if name.strip()]
-    known = set(manager.all_tasks)
     for name in wanted:
-        if name not in known:
+        if name not in manager.all_tasks:
             raise UserError(f"lm-eval has no task {name!r}: `lm_eval ls tasks` lists those it has")
     try:
         tasks = manager.load(wanted)["tasks"]
@@ -52,7 +44,9 @@ def load_tasks(
     return [task_items(str(name), task, limit, seed, fewshot) for name, task in tasks.items()]
 
 
-def task_items(name: str, task: Any, limit: int | None, seed: int, fewshot: int | None) -> TaskItems:
+def task_items(
+    name: str, task: Any, limit: int | None, seed: int, fewshot: int | None
+) -> tuple[ItemSet, str]:
     if task.OUTPUT_TYPE != "multiple_choice":
         raise UserError(
             f"lm-eval's {name} is not a multiple-choice task ({task.OUTPUT_TYPE}): run it with lm_eval --model evalengine"
@@ -92,9 +86,7 @@ def task_items(name: str, task: Any, limit: int | None, seed: int, fewshot: int 
         items = [items[i] for i in sorted(random.Random(seed).sample(range(total), limit))]
     default = "acc_norm" if "acc_norm" in task._metric_fn_list else "acc"
     version = f"lm_eval {task.VERSION}"
-    return TaskItems(
-        ItemSet(name, "lm_eval", version, None, items, digest.hexdigest(), total, shots), default
-    )
+    return ItemSet(name, "lm_eval", version, None, items, digest.hexdigest(), total, shots), default
 
 
 def keep_item_out(name: str, task: Any) -> None:

@@ -40,17 +40,26 @@ def agreement(a: Path, b: Path) -> Agreement:
     if names != others:
         raise UserError(f"{a} and {b} hold different items: score the same checkpoints on the same data")
     cells, cell_I = np.unique([f"{n['checkpoint']}/{n['benchmark']}" for n in names], return_inverse=True)
-    differs, picks = np.zeros(len(cells), bool), []
+    differs, picks = np.zeros(len(cells), bool), {}
     for metric in ("acc", "acc_norm"):
         (one, gold_I), (other, _) = (table_answers(table, metric) for table in tables)
         right = [np.bincount(cell_I, found.pick == gold_I) for found in (one, other)]
         differs |= right[0] != right[1]
-        picks.append(int((one.pick != other.pick).sum()))
+        picks[metric] = int((one.pick != other.pick).sum())
     one_C, other_C = (table["loglik"].combine_chunks().flatten().to_numpy() for table in tables)
     flags = [table["greedy"].combine_chunks().flatten().to_numpy(zero_copy_only=False) for table in tables]
     largest = float(np.abs(one_C - other_C).max(initial=0.0))
     greedy = int((flags[0] != flags[1]).sum())
-    return Agreement(len(cells), len(names), len(one_C), largest, *picks, greedy, int(differs.sum()))
+    return Agreement(
+        cells=len(cells),
+        items=len(names),
+        choices=len(one_C),
+        largest=largest,
+        picks=picks["acc"],
+        picks_norm=picks["acc_norm"],
+        greedy=greedy,
+        accuracies=int(differs.sum()),
+    )
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from evalengine.untrusted import reason
 from evalengine.vllm import SCORER, engine
 from evalengine.vllm.proof import SETTINGS, Proof, make_twin
 from evalengine.vllm.requests import Request, Requests, plan
+from evalengine.vllm.worker import digest
 
 ASK = 4096  # requests handed to the engine at a time: bounds their memory, and how long Ctrl-C waits
 CANARY = 96  # tokens of the canary prompt: whole cache blocks on any platform
@@ -197,9 +198,8 @@ class VllmBackend:
         for held in self._llm.collective_rpc("evalengine_tensors", args=(names,)):
             common = [name for name in names if name in held and tuple(held[name][0]) == stored[name].shape]
             for name in common[:DIGESTS]:
-                if not np.allclose(
-                    file_digest(stored[name], name, self.dtype), held[name][1:], rtol=1e-6, atol=1e-6
-                ):
+                meant = file_digest(stored[name], name, self.dtype)
+                if not np.allclose(meant[1:], held[name][1:], rtol=1e-6, atol=1e-6):
                     return name
         return None
 
@@ -219,7 +219,11 @@ class VllmBackend:
             self._start(self._checkpoint, FIRST)
         sequences.check_ids(self._vocabulary)
         longest = int(np.diff(sequences.offset).max(initial=1)) - 1
-        self._check_length(longest)
+        if longest > self._limit:
+            raise UserError(
+                f"an item has {longest} tokens, and vLLM runs this model with {self._limit} at most: raise --vllm-arg"
+                " max_model_len=N, or use --backend torch"
+            )
         if longest > self._proof.length:
             self.close()
             self._start(self._checkpoint, 1 << (longest - 1).bit_length())
@@ -251,13 +255,6 @@ class VllmBackend:
     @property
     def _vocabulary(self) -> int:
         return int(self._llm.llm_engine.vllm_config.model_config.get_vocab_size())
-
-    def _check_length(self, longest: int) -> None:
-        if longest > self._limit:
-            raise UserError(
-                f"an item has {longest} tokens, and vLLM runs this model with {self._limit} at most: raise --vllm-arg"
-                " max_model_len=N, or use --backend torch"
-            )
 
     def _ask(self, requests: list[Request], use_cache: bool = True) -> np.ndarray:
         """(2, targets): log-probability and argmax of every target; a row that was lost is computed again."""
@@ -329,10 +326,7 @@ def file_tensor(stored: weights.Stored, name: str) -> Any:
         return file.get_tensor(name)
 
 
-def file_digest(stored: weights.Stored, name: str, dtype: str) -> tuple[float, float]:
-    """Sum and sum of squares of a tensor in its file, as the model would hold it."""
+def file_digest(stored: weights.Stored, name: str, dtype: str) -> tuple[list[int], float, float]:
+    """The digest of a tensor in its file, as the model would hold it."""
     tensor = file_tensor(stored, name)
-    if tensor.is_floating_point():
-        tensor = tensor.to(DTYPES[dtype])
-    flat = tensor.double()
-    return float(flat.sum()), float((flat * flat).sum())
+    return digest(tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor)

@@ -187,7 +187,7 @@ def lm_eval_run(tmp_path_factory: pytest.TempPathFactory):
 def test_samples_become_a_store_with_the_harnesss_accuracies(lm_eval_run, tmp_path: Path) -> None:
     root, results, names = lm_eval_run
     assert main(["import", str(root / "runs"), "--out", str(tmp_path)]) == 0
-    found = {(f.checkpoint, f.benchmark) for f in store.files(tmp_path)}
+    found = {(path.parent.name, path.stem) for path in store.paths(tmp_path)}
     assert found == {(c, b) for c in results for b in names}
     from evalengine.analysis.items import read_store
 

@@ -121,11 +121,12 @@ def test_two_runs_of_one_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (home / f"results_{date}.json").write_text(json.dumps(beside))
     assert main(["import", str(tmp_path / "runs"), "--out", str(out)]) == 0
     assert "hold every item" in capsys.readouterr().err
-    found = {file.checkpoint: file for file in store.files(out)}
+    found = {path.parent.name: path for path in store.paths(out)}
+    metadata = {name: store.read_metadata(path) for name, path in found.items()}
     assert set(found) == {"1B-a-pt@step1", "1B-a-pt@step2"}
-    assert [found[f"1B-a-pt@step{n}"].metadata["fewshot"] for n in (1, 2)] == ["0", "5"]
-    assert found["1B-a-pt@step1"].metadata["limit"] == "4"
-    rows = store.read(found["1B-a-pt@step2"].path).to_pylist()
+    assert [metadata[f"1B-a-pt@step{n}"]["fewshot"] for n in (1, 2)] == ["0", "5"]
+    assert metadata["1B-a-pt@step1"]["limit"] == "4"
+    rows = store.read(found["1B-a-pt@step2"]).to_pylist()
     assert [row["loglik"] for row in rows] == [[-2.0, -1.0]] * 4
     assert (rows[0]["scale"], rows[0]["mixture"], rows[0]["stage"]) == ("1B", "a", "pt")
 

@@ -46,12 +46,12 @@ def test_the_store_is_what_the_contract_says(ckpts: list[Path], bench: Path, tmp
     assert score(*ckpts, "--data", bench, "--out", out) == 0
     table = evalengine.load(out)
     assert table.schema.remove_metadata() == store.schema()
-    assert len(list(store.files(out))) == 3 * 20
+    assert len(store.paths(out)) == 3 * 20
     assert table["category"].unique().to_pylist().__len__() == 4
     rows = table.filter(pa.compute.equal(table["checkpoint"], "240M-v1p0-sft")).slice(0, 1).to_pylist()
     assert (rows[0]["scale"], rows[0]["mixture"], rows[0]["stage"]) == ("240M", "v1p0", "sft")
     assert rows[0]["loglik_uncond"] is None
-    metadata = next(iter(store.files(out))).metadata
+    metadata = store.read_metadata(store.paths(out)[0])
     wanted = (
         "store_version evalengine_version checkpoint_fingerprint tokenizer_hash benchmark_version data_hash"
     )
@@ -125,7 +125,7 @@ def test_few_shot_and_pmi_are_stored(ckpts: list[Path], bench: Path, tmp_path: P
     assert score(*arguments) == 0
     table = evalengine.load(out)
     assert table["loglik_uncond"].null_count == 0
-    assert next(iter(store.files(out))).metadata["fewshot"] == "3"
+    assert store.read_metadata(store.paths(out)[0])["fewshot"] == "3"
     plain = tmp_path / "plain"
     assert score(ckpts[0], "--data", bench, "--out", plain, "--benchmarks", "copa,boolq") == 0
     assert evalengine.load(plain)["loglik"].to_pylist() != table["loglik"].to_pylist()

@@ -272,8 +272,8 @@ def test_a_task_keeps_its_own_number_of_shots_unless_one_is_given(
     out = tmp_path / "s"
     args = ["score", str(checkpoint), "--lm-eval-tasks", "own", "--out", str(out), "--device", "cpu", *given]
     assert main(args) == 0
-    assert {len(examples(item.contexts[0])) for item in loaded[0].items.items} == {shots}
-    assert next(iter(store.files(out))).metadata["fewshot"] == str(shots)
+    assert {len(examples(item.contexts[0])) for item in loaded[0][0].items} == {shots}
+    assert store.read_metadata(store.paths(out)[0])["fewshot"] == str(shots)
 
 
 def test_tasks_that_are_no_multiple_choice_are_refused(small_world: Path) -> None:

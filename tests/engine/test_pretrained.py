@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny_models
+from evalengine import weights
 from evalengine.checkpoints import fingerprint, weight_files
 from evalengine.errors import UserError
 from evalengine.pretrained import Loaded, Pretrained
@@ -177,6 +179,22 @@ def test_a_buffer_that_the_model_changed_as_it_ran_is_not_kept(tmp_path: Path) -
     fresh = load(paths[0])
     assert fresh.refill(discover([paths[1]])[0])
     assert_same(fresh.model, truth(paths[1]))
+
+
+def test_a_file_that_is_written_over_changes_no_model_and_one_that_is_cut_is_refused(tmp_path: Path) -> None:
+    paths = [tiny_models.save(tmp_path / str(seed), "llama", seed=seed) for seed in range(3)]
+    expected = truth(Path(shutil.copytree(paths[1], tmp_path / "kept")))  # transformers maps its files
+    loaded = load(paths[0])
+    assert loaded.refill(discover([paths[1]])[0])
+    for path in paths[:2]:
+        with (path / "model.safetensors").open("r+b") as file:
+            file.write(bytes((path / "model.safetensors").stat().st_size))
+    assert_same(loaded.model, expected)
+    file = paths[2] / "model.safetensors"
+    stored = weights.headers([file])
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(UserError, match=r"model\.safetensors changed while it was read"):
+        weights.fill(loaded.model, stored)
 
 
 # --- which files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from planted import write_study
 from tiny_study import STUDY
 
 import tiny_models
-from evalengine import console, plans, resolve, runner
+from evalengine import console, files, plans, resolve, runner
 from evalengine.benchmarks import BENCHMARKS, load_items
 from evalengine.checkpoints import Checkpoint
 from evalengine.errors import UserError
@@ -120,6 +121,26 @@ def test_a_plan_cache_without_room_costs_only_time(
         assert ended.code == 0, ended.said
     assert whole(tmp_path / "a") == whole(tmp_path / "b")
     assert not list(small_disk.rglob("*.tmp"))
+
+
+def test_two_runs_that_make_one_plan_write_it_one_after_the_other(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVALENGINE_CACHE", str(tmp_path / "cache"))
+    checkpoint = resolve.discover([tiny_models.save(tmp_path / "1M-a-pt")])[0]
+    items = load_items(BENCHMARKS["copa"], small_world / "bench")
+    planner, folder = plans.Planner(), tmp_path / "cache" / "plans"
+    key = planner.key(checkpoint, items)
+    half = folder / f".{key}.arrow.tmp"
+    second = threading.Thread(target=planner.plan, args=(checkpoint, items))
+    with files.locked(folder / "lock"):  # the first run writes
+        half.write_bytes(b"half a plan")
+        second.start()
+        second.join(2)
+        assert half.read_bytes() == b"half a plan" and second.is_alive()
+    second.join(60)
+    assert not half.exists(), "a run that was killed leaves nothing behind"
+    assert plans.read_plan(folder / f"{key}.arrow", items) is not None
 
 
 class Narrow:
