@@ -90,15 +90,6 @@ def make_item(row: Row, render: Render) -> Item:
     return Item("", contexts, continuations, choices, gold)
 
 
-def unconditional(item: Item) -> Item:
-    """The item without its contexts: what `--pmi` subtracts (Holtzman et al. 2021, arXiv 2104.08315).
-
-    The context is empty, as in the reference's acc_mutual_info, so the model sees its BOS token and the
-    continuation. Where the contexts and not the continuations differ (winogrande) the difference cancels.
-    """
-    return item._replace(contexts=("",) * len(item.contexts))
-
-
 def data_file(benchmark: Benchmark, data: Path | None, *, train: bool = False) -> Path | None:
     """The file in folder `data` (else the one a user's definition names) that holds the benchmark, if any.
 
