@@ -161,7 +161,12 @@ def move_space(context: str, continuation: str) -> tuple[str, str]:
 
 
 def encode(items: ItemSet, encoder: Encoder, *, pmi: bool = False) -> Encoded:
-    """Encodes every choice of every item; equal (tokens, targets) become one sequence."""
+    """Encodes every choice of every item; equal (tokens, targets) become one sequence.
+
+    pmi: also every continuation behind an empty context, whose log-likelihood acc_pmi subtracts (Holtzman et al. 2021,
+    arXiv 2104.08315), as the reference's acc_mutual_info does. Where the contexts and not the continuations differ
+    (winogrande) the difference cancels.
+    """
     pairs: dict[tuple[str, str], int] = {}
     pair_C, uncond_C = [], []
     for item in items.items:
