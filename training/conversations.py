@@ -18,8 +18,7 @@ from evalengine import records
 from evalengine.errors import UserError
 from evalengine.files import atomic
 from evalengine.training.chat import Conversation, Message, parse, render
-from evalengine.training.loss import IGNORE
-from evalengine.training.rows import Batch
+from evalengine.training.rows import IGNORE, Batch
 from evalengine.training.sources import hub_rows
 from evalengine.training.study import ChatSource, SftData, SourceSpec
 from evalengine.training.tokenizer import Tokenizer
