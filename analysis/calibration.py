@@ -27,7 +27,7 @@ def rows(study: Study) -> list[Row]:
     plan = resamples(len(panel.mixtures), options.bootstrap, options.seed)
     out = []
     for quantity, value_STMB in {**panel.values, **panel.calibration}.items():
-        out += rows_of(means(panel, quantity, value_STMB, plan.weight_MC), plan, options.settings)
+        out += rows_of(means(panel, quantity, value_STMB, plan.weight_MC), plan, options)
     return out
 
 

@@ -23,10 +23,10 @@ from evalengine.analysis.groups import Data
 from evalengine.analysis.item_bootstrap import item_data
 from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocol import Options, Study
+from evalengine.analysis.protocol import Study
 from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.results import TABLES_VERSION, checksums
-from evalengine.analysis.tables import Row, write_table
+from evalengine.analysis.tables import Options, Row, write_table
 from evalengine.analysis.verdicts import Verdict, verdicts
 from evalengine.errors import UserError
 

@@ -21,9 +21,9 @@ from evalengine.analysis.correlation import benjamini_hochberg, permutation_p, r
 from evalengine.analysis.figure import Axis, Figure, Intervals
 from evalengine.analysis.groups import ALL, PARTIAL, UNDEFINED, Array, Data, Group, Label, Note, mean_of_known
 from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Options, Protocol, Study
+from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
 from evalengine.analysis.results import Results, excludes_zero, with_interval
-from evalengine.analysis.tables import Row
+from evalengine.analysis.tables import Options, Row
 from evalengine.analysis.verdicts import verdict_claims, verdict_section
 
 
