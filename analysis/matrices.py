@@ -6,19 +6,20 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
-from functools import partial
 from html import escape
 
 import numpy as np
 
 from evalengine.analysis import page
+from evalengine.analysis.correlation import Sample
 from evalengine.analysis.figure import Figure, Heatmaps
-from evalengine.analysis.groups import ALL, BLOCK_BYTES, Array, Data, Group, Label, Pairs, over_columns
+from evalengine.analysis.groups import ALL, Array, Data, Group, Label, Pairs
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results
 from evalengine.analysis.tables import Row
 
 SEPARATOR = "\x1f"  # between the parts of a matrix's name; no benchmark or scale holds it
+BLOCK_BYTES = 16 << 20  # replicates at once: the allocator reuses such blocks, larger ones fault pages in
 
 
 def rows(study: Study) -> list[Row]:
@@ -68,10 +69,7 @@ def similarity(data: Data, quantity: str) -> Group:
         itself = np.stack([np.arange(2 * B)] * 2, axis=1)
         varies = np.isfinite(data.correlate(quantity, scale, itself)[:, 0])
         usable = upper[varies[upper].all(axis=1) & varies[upper + B].all(axis=1)]
-        values[scale] = np.full((1, data.sample(quantity, scale).w_MC.shape[1]), np.nan)
-        if len(usable) >= 3:
-            reduce = partial(_similarity, quantity=quantity, scale=scale, pairs=usable, benchmarks=B)
-            values[scale] = over_columns(data, quantity, scale, len(usable), reduce)
+        values[scale] = _similarity(data, quantity, scale, usable, B)
         n[scale] = np.array([data.n(quantity, scale, usable).min(initial=len(panel.mixtures))])
     before, after = panel.stages
     count = B * (B - 1) // 2
@@ -79,8 +77,19 @@ def similarity(data: Data, quantity: str) -> Group:
 
 
 def _similarity(data: Data, quantity: str, scale: str, pairs: Pairs, benchmarks: int) -> Array:
-    before = data.correlate(quantity, scale, pairs)
-    return _pearson_over_rows(before, data.correlate(quantity, scale, pairs + benchmarks))[None]
+    """(1, C); in blocks of columns, so that memory stays bounded for many pairs."""
+    sample = data.sample(quantity, scale)
+    columns = sample.w_MC.shape[1]
+    r_C = np.full((1, columns), np.nan)
+    step = max(256, BLOCK_BYTES // (8 * max(1, len(pairs))))
+    for start in range(0, columns if len(pairs) >= 3 else 0, step):
+        part = slice(start, start + step)
+        x_VMC = sample.x_VMC if sample.x_VMC.shape[2] == 1 else sample.x_VMC[:, :, part]
+        piece = Sample(x_VMC, np.ascontiguousarray(sample.w_MC[:, part]))
+        block = Data(data.panel, {(quantity, scale): piece}, data.statistic)
+        before, after = (block.correlate(quantity, scale, p) for p in (pairs, pairs + benchmarks))
+        r_C[0, part] = _pearson_over_rows(before, after)
+    return r_C
 
 
 def _pearson_over_rows(x_PC: Array, y_PC: Array) -> Array:
