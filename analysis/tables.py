@@ -60,18 +60,25 @@ class Row(NamedTuple):
 ENDS = tuple(f"{kind}_{end}" for kind in ("bca", "percentile", "basic", "fisher") for end in ("low", "high"))
 
 
-class Settings(NamedTuple):
-    """How intervals are made."""
+class Options(NamedTuple):
+    """What the user may choose.
 
+    bootstrap: "exact", a number of resamples, or None for exact up to 10 mixtures. resample: what is drawn:
+    mixtures, items, or both.
+    """
+
+    bootstrap: str | int | None = None
     interval: str = "bca"
     level: float = 0.95
     statistic: str = "pearson"
+    seed: int = 0
+    resample: str = "mixtures"
 
 
 def rows_of(
     group: Group,
     plan: Resamples,
-    settings: Settings,
+    options: Options,
     p_by_scale: Mapping[str, tuple[Array, Array]] | None = None,
 ) -> list[Row]:
     """Rows of a group at every scale and, where there are two scales or more, of their `contrast`.
@@ -80,12 +87,12 @@ def rows_of(
     """
     p_by_scale = p_by_scale or {}
     rows = [
-        row for scale in group.values for row in _rows(group, scale, plan, settings, p_by_scale.get(scale))
+        row for scale in group.values for row in _rows(group, scale, plan, options, p_by_scale.get(scale))
     ]
     if len(group.values) > 1:
         difference = contrast(group)
         smallest, (scale,) = next(iter(group.values)), difference.values
-        rows += [row._replace(contrast=smallest) for row in _rows(difference, scale, plan, settings)]
+        rows += [row._replace(contrast=smallest) for row in _rows(difference, scale, plan, options)]
     return rows
 
 
@@ -105,17 +112,17 @@ def contrast(group: Group) -> Group:
 
 
 def _rows(
-    group: Group, scale: str, plan: Resamples, settings: Settings, p_and_q: tuple[Array, Array] | None = None
+    group: Group, scale: str, plan: Resamples, options: Options, p_and_q: tuple[Array, Array] | None = None
 ) -> list[Row]:
     n: Any = group.n[scale]
     notes = group.notes.get(scale, [Note()] * len(group.labels))
-    found = intervals(group.values[scale], plan, settings.level)
+    found = intervals(group.values[scale], plan, options.level)
     unsure = np.isfinite(found.estimate) & (found.degenerate > DEGENERATE_MOST)
     for values in (found.estimate, found.percentile, found.basic, found.bca, found.jackknife):
         values[unsure] = np.nan
     undefined_S2 = np.full(found.bca.shape, np.nan)
-    z = fisher(found.estimate, n, settings.level) if group.is_correlation else undefined_S2
-    chosen = z if settings.interval == "fisher" else found.of(settings.interval)
+    z = fisher(found.estimate, n, options.level) if group.is_correlation else undefined_S2
+    chosen = z if options.interval == "fisher" else found.of(options.interval)
     fallback = ~np.isfinite(chosen[:, 0]) & np.isfinite(found.percentile[:, 0])
     chosen = np.where(fallback[:, None], found.percentile, chosen)
     p, q = p_and_q or (undefined_S2[:, 0], undefined_S2[:, 0])
@@ -125,7 +132,7 @@ def _rows(
         if unsure[s]:
             said.append(f"not reported: undefined in {found.degenerate[s]:.0%} of the resamples")
         if fallback[s]:
-            said.append(f"percentile interval: {settings.interval} is undefined here")
+            said.append(f"percentile interval: {options.interval} is undefined here")
         if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID:
             said.append(f"undefined in {found.degenerate[s]:.1%} of the resamples, which are left out")
         ends = [*found.bca[s], *found.percentile[s], *found.basic[s], *z[s]]
@@ -165,33 +172,24 @@ def write_table(folder: Path, name: str, columns: Sequence[str], rows: Iterable[
     """Writes NAME.csv, NAME.arrow and NAME.json into an existing folder. NaN is an empty field, a null and a null."""
     import pyarrow as pa
 
-    listed = list(rows)
-    values = [_plain(column) for column in zip(*listed, strict=True)] if listed else [[] for _ in columns]
+    listed = [[_none_if_undefined(value) for value in row] for row in rows]
     with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as handle:
-        lines_of = csv.writer(handle, lineterminator="\n")
-        lines_of.writerow(columns)
-        lines_of.writerows(zip(*([_csv_field(v) for v in column] for column in values), strict=True))
-    table = pa.Table.from_arrays([_arrow(column) for column in values], names=list(columns))
+        lines = csv.writer(handle, lineterminator="\n")
+        lines.writerow(columns)
+        lines.writerows([f"{v:.10g}" if isinstance(v, float) else v for v in row] for row in listed)
+    by_column = list(zip(*listed, strict=True)) or [()] * len(columns)
+    table = pa.Table.from_arrays(list(map(_arrow, by_column)), names=list(columns))
     with (folder / f"{name}.arrow").open("wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    lines = (json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*values, strict=True))
-    (folder / f"{name}.json").write_text("[\n " + ",\n ".join(lines) + "\n]\n", encoding="utf-8")
+    objects = (json.dumps(dict(zip(columns, row, strict=True))) for row in listed)
+    (folder / f"{name}.json").write_text("[\n " + ",\n ".join(objects) + "\n]\n", encoding="utf-8")
 
 
-def _plain(values: Sequence[Any]) -> list[Any]:
-    """Python's own values; None for what is not finite."""
-    kinds = set(map(type, values))
-    if kinds == {float}:
-        finite = np.isfinite(np.array(values)).tolist()
-        return [value if known else None for value, known in zip(values, finite, strict=True)]
-    return list(values) if kinds <= {str, int} else [_none(value) for value in values]
+def _none_if_undefined(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _csv_field(value: Any) -> Any:
-    return "" if value is None else f"{value:.10g}" if isinstance(value, float) else value
-
-
-def _arrow(values: list[Any]) -> pa.Array:
+def _arrow(values: Sequence[Any]) -> pa.Array:
     """An Arrow array of strings, integers or numbers, from buffers: Arrow's own conversion would import pandas."""
     import pyarrow as pa
 
@@ -206,9 +204,3 @@ def _arrow(values: list[Any]) -> pa.Array:
     dtype, kind = (np.int64, pa.int64()) if kinds == {int} else (np.float64, pa.float64())
     data = np.array([0 if value is None else value for value in values], dtype=dtype)
     return pa.Array.from_buffers(kind, len(values), [mask, pa.py_buffer(data)])
-
-
-def _none(value: Any) -> Any:
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return int(value) if isinstance(value, np.integer) else value

@@ -18,12 +18,12 @@ import numpy as np
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import DEGENERATE_MOST
 from evalengine.analysis.correlation import benjamini_hochberg, permutation_p, ranks, similarity_terms
-from evalengine.analysis.figure import Axis, Figure, Intervals
+from evalengine.analysis.figure import Figure, Intervals
 from evalengine.analysis.groups import ALL, PARTIAL, UNDEFINED, Array, Data, Group, Label, Note, mean_of_known
 from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Options, Protocol, Study
+from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
 from evalengine.analysis.results import Results, excludes_zero, with_interval
-from evalengine.analysis.tables import Row
+from evalengine.analysis.tables import Options, Row
 from evalengine.analysis.verdicts import verdict_claims, verdict_section
 
 
@@ -146,12 +146,11 @@ def section(results: Results) -> str:
         "<h2>Transfer</h2>",
         f'<p class="hint">Correlation over mixtures of a benchmark\'s value at {escape(method["stages"][0])} with its '
         f"value at {escape(method['stages'][1])}. {escape(page.interval_words(results))}; n = number of mixtures, "
-        f"{_n_words(single)}. A star marks a note (point at it).</p>",
-        page.legend(results.scales),
+        f"{_n_words(single)}. A star marks a note below.</p>",
         "<h3>Category means</h3>",
-        page.grid(Intervals(means, _label)),
+        page.grid(results, Intervals(means, _label)),
         "<h3>Benchmarks</h3>",
-        page.grid(Intervals(single, _label, group=lambda row: row.category)),
+        page.grid(results, Intervals(single, _label, group=lambda row: row.category)),
     ]
     if len(results.scales) > 1:
         small, large = results.scales[0], results.scales[-1]
@@ -159,7 +158,7 @@ def section(results: Results) -> str:
         out.append(
             f"<details><summary>Differences between scales ({escape(large)} minus {escape(small)})</summary>"
             '<p class="hint">The same resamples on both sides.</p>'
-            f"{page.grid(Intervals(every, _label, axis=Axis(-2.0, 2.0), contrast=True))}</details>"
+            f"{page.grid(results, Intervals(every, _label, limit=2.0, contrast=True))}</details>"
         )
     return "".join(out) + verdict_section(results)
 
