@@ -125,8 +125,7 @@ def section(results: Results) -> str:
         "<h2>Alignment of confidence with accuracy</h2>"
         '<p class="hint">Correlation of accuracy with confidence, in three readings of its definition, and its persistence: '
         "the correlation over mixtures of the per-mixture value before and after.</p>"
-        f"{page.legend(results.scales)}"
-        f"{page.grid(Intervals(found, _label, panel=lambda row: READINGS.get(row.name, row.name)))}"
+        f"{page.grid(results, Intervals(found, _label, panel=lambda row: READINGS.get(row.name, row.name)))}"
     )
 
 

@@ -27,7 +27,7 @@ def rows(study: Study) -> list[Row]:
     plan = resamples(len(panel.mixtures), options.bootstrap, options.seed)
     out = []
     for quantity, value_STMB in {**panel.values, **panel.calibration}.items():
-        out += rows_of(means(panel, quantity, value_STMB, plan.weight_MC), plan, options.settings)
+        out += rows_of(means(panel, quantity, value_STMB, plan.weight_MC), plan, options)
     return out
 
 
@@ -55,14 +55,11 @@ def section(results: Results) -> str:
         "<h2>Calibration of items</h2>",
         '<p class="hint">Accuracy (up) against confidence (right) in 15 bins of equal size; the whiskers are t intervals over '
         "mixtures, the dashed line is perfect calibration.</p>",
-        page.legend(stages, "t"),
     ]
     for scale in reversed(results.scales):
-        small = "".join(page.reliability_curve(results, scale, b) for b in results.method["benchmarks"])
         first = " open" if scale == results.scales[-1] else ""
-        out.append(
-            f'<details{first}><summary>{escape(scale)}</summary><div class="smalls">{small}</div></details>'
-        )
+        curves = page.grid(results, _curves(results, scale))
+        out.append(f"<details{first}><summary>{escape(scale)}</summary>{curves}</details>")
     at = {(row.quantity, row.scale, row.name, row.other): row for row in results.rows("calibration")}
     table = []
     for scale, benchmark, stage in itertools.product(results.scales, results.method["benchmarks"], stages):
@@ -81,7 +78,12 @@ def _level(row: Row | None) -> str:
 
 
 def figures(results: Results) -> Mapping[str, Figure]:
-    return {"reliability": Curves(results.scales[-1])}
+    return {"reliability": _curves(results, results.scales[-1])}
+
+
+def _curves(results: Results, scale: str) -> Curves:
+    """Of the points that have an interval."""
+    return Curves([c for c in results.curves if c["scale"] == scale and c["low"] is not None])
 
 
 PROTOCOL = Protocol("calibration", rows, section, figures)

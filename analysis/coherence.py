@@ -73,7 +73,7 @@ def section(results: Results) -> str:
         "<h2>Coherence within categories</h2>"
         f'<p class="hint">Mean correlation over pairs of a category\'s benchmarks: both at {escape(before)}, both at '
         f"{escape(after)}, or one at each (cross).</p>"
-        f"{page.legend(results.scales)}{page.grid(Intervals(found, _label))}"
+        f"{page.grid(results, Intervals(found, _label))}"
     )
 
 

@@ -9,6 +9,7 @@ items that could have made another one win.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 
 import numpy as np
@@ -34,15 +35,17 @@ WORDS = {  # of the measures, and their unit
 
 def pairwise(data: Data, quantity: str) -> Group:
     """Agreement and loss over pairs of mixtures, of each benchmark and as means over categories."""
-    return _decide(data, quantity, PAIR_MEASURES)
+    return _decide(data, quantity, PAIR_MEASURES, _pairwise)
 
 
 def best_choice(data: Data, quantity: str) -> Group:
     """Top-1 agreement and regret; `data` resamples items, the mixtures are as they are."""
-    return _decide(data, quantity, BEST_MEASURES)
+    return _decide(data, quantity, BEST_MEASURES, _best)
 
 
-def _decide(data: Data, quantity: str, measures: tuple[str, str]) -> Group:
+def _decide(
+    data: Data, quantity: str, measures: tuple[str, str], measure: Callable[[Array, Array], Array]
+) -> Group:
     panel = data.panel
     B = len(panel.benchmarks)
     sign = -1.0 if quantity == "loss" else 1.0
@@ -66,10 +69,7 @@ def _decide(data: Data, quantity: str, measures: tuple[str, str]) -> Group:
                 continue
             part = Sample(chosen, sample.w_MC).only(keep)
             x_VMC = np.round(sign * part.x_VMC, 12)  # equal accuracies stay tied
-            if measures == PAIR_MEASURES:
-                found[b] = _pairwise(x_VMC, np.nan_to_num(part.w_MC))
-            else:
-                found[b] = _best(x_VMC)
+            found[b] = measure(x_VMC, np.nan_to_num(part.w_MC))
         means, said = [], [Note()] * (B * len(measures))
         for _, index in members:
             defined = [b for b in index if counts[b] >= 4]
@@ -97,10 +97,10 @@ def _pairwise(x_2MC: Array, w_MC: Array) -> Array:
     return np.stack([1.0 - wrong_C / pairs_C, loss_C / pairs_C])
 
 
-def _best(x_2MC: Array) -> Array:
+def _best(x_2MC: Array, w_MC: Array) -> Array:
     """(2, C): chance that the best mixture before is the best after, and the best after minus the one chosen.
 
-    Ties for the best before are broken at random, in expectation.
+    Ties for the best before are broken at random, in expectation. Weights play no part: see the top.
     """
     before_MC, after_MC = x_2MC
     chosen_MC = before_MC == before_MC.max(axis=0)
@@ -129,8 +129,7 @@ def rows(study: Study) -> list[Row]:
                 mixtures=False,
                 quantities=["accuracy"],
             )
-        settings = options.settings._replace(interval="percentile")
-        best = rows_of(best_choice(data, "accuracy"), plan, settings)
+        best = rows_of(best_choice(data, "accuracy"), plan, options._replace(interval="percentile"))
         out += [row._replace(note="items resampled, percentile interval") for row in best]
     return out
 

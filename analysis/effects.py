@@ -18,7 +18,7 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.correlation import Sample, correlate
-from evalengine.analysis.figure import R_AXIS, Axis, Figure, Intervals
+from evalengine.analysis.figure import Figure, Intervals
 from evalengine.analysis.groups import UNDEFINED, Data, Group, Label, Note
 from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.panel import Array, Panel
@@ -154,25 +154,27 @@ def section(results: Results) -> str:
             first, rest = [r for r in mine if r.other in shown], [r for r in mine if r.other not in shown]
             out.append(
                 f"<h3>{escape(quantity.capitalize())}: correlation over mixtures with the share in the data</h3>"
-                f"{page.legend(results.scales)}{page.grid(_by_other(first), capitalise=False)}"
+                f"{page.grid(results, _by_other(first))}"
             )
             if rest:
-                grid = page.grid(_by_other(rest), capitalise=False)
+                grid = page.grid(results, _by_other(rest))
                 out.append(f"<details><summary>Other shares</summary>{grid}</details>")
         web = [r for r in sources if r.quantity == quantity]
-        out.append(_web_sources(quantity, results.method["stages"][1], web))
+        out.append(_web_sources(results, quantity, web))
     return "".join(out)
 
 
-def _web_sources(quantity: str, stage: str, rows: Sequence[Row]) -> str:
+def _web_sources(results: Results, quantity: str, rows: Sequence[Row]) -> str:
+    stage = results.method["stages"][1]
     web = [r for r in rows if r.other.startswith(at_stage(stage, ""))]
     if not web:
         return ""
     largest = math.ceil(100 * max(max(abs(r.low), abs(r.high)) for r in web)) / 100
+    differences = _by_other(web)._replace(limit=largest, measure="difference")
     return (
         f"<details><summary>{escape(quantity.capitalize())} at {escape(stage)}: differences between web sources"
         f'</summary><p class="hint">{escape(web[0].note)}, additive model with the code share.</p>'
-        f"{page.grid(_by_other(web, Axis(-largest, largest)), capitalise=False)}</details>"
+        f"{page.grid(results, differences)}</details>"
     )
 
 
@@ -180,8 +182,8 @@ def _code_shares(results: Results) -> set[str]:
     return {at_stage(stage, CODE) for stage in results.method["stages"]}
 
 
-def _by_other(rows: Sequence[Row], axis: Axis = R_AXIS) -> Intervals:
-    return Intervals(rows, lambda row: row.name, panel=lambda row: row.other, axis=axis)
+def _by_other(rows: Sequence[Row]) -> Intervals:
+    return Intervals(rows, lambda row: row.name, panel=lambda row: row.other)
 
 
 def figures(results: Results) -> Mapping[str, Figure]:

@@ -89,7 +89,6 @@ def findings(store: Path, scale: str) -> Findings:
 
 def _correct(panel: Panel, s: int, t: int) -> dict[str, Array]:
     """Benchmark -> (M, I): 1 where a mixture's checkpoint is right."""
-    assert panel.row is not None
     return {b.name: b.correct_KI[panel.row[s, t, :, k]].astype(np.float64) for k, b in enumerate(panel.items)}
 
 

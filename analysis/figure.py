@@ -1,38 +1,28 @@
-"""Figures as values: what is drawn, once for the report (page.py, inline SVG) and for papers (figures.py, matplotlib)."""
+"""Figures as values: what a protocol shows. `drawing` draws them, for the page and as files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from evalengine.analysis.tables import Row
 
-
-class Axis(NamedTuple):
-    """The range of estimates."""
-
-    low: float
-    high: float
-
-    def percent(self, value: float) -> float:
-        """A value's place between the ends, 0 to 100."""
-        return 100.0 * (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
-
-
-R_AXIS = Axis(-1.0, 1.0)
+T = TypeVar("T")
 
 
 class Intervals(NamedTuple):
     """Estimates with their intervals: a panel for each `panel(row)`, a line for each `label(row)`, a colour for each scale.
 
-    group: a heading within a panel, in the report. contrast: shows the differences between scales instead of the scales.
+    group: a heading above the lines that share it. limit: the axis runs from -limit to limit. measure: what is on it.
+    contrast: shows the differences between scales instead of the scales.
     """
 
     rows: Sequence[Row]
     label: Callable[[Row], str]
     panel: Callable[[Row], str] = lambda row: row.quantity
     group: Callable[[Row], str] = lambda row: ""
-    axis: Axis = R_AXIS
+    limit: float = 1.0
+    measure: str = "r"
     contrast: bool = False
 
     @property
@@ -41,29 +31,41 @@ class Intervals(NamedTuple):
 
 
 class Heatmaps(NamedTuple):
-    """The r of every pair of benchmarks, a panel for each quantity and scale; marks where the interval excludes 0.
+    """The r of pairs of benchmarks, a panel for each quantity and scale; bold where the interval excludes 0."""
 
-    protocol: of the rows. triangle: r of (a, b) is that of (b, a), and stored once.
-    """
-
-    protocol: str
+    rows: Sequence[Row]
     row_title: str
     column_title: str
-    triangle: bool
 
 
 class Curves(NamedTuple):
-    """Reliability curves of every benchmark at one scale, a line for each stage."""
+    """Reliability curves of benchmarks at one scale, a line for each stage, a panel for each category.
 
-    scale: str
+    rows: of the table `curves`.
+    """
+
+    rows: Sequence[dict[str, Any]]
 
 
 Figure = Intervals | Heatmaps | Curves
 
 
-def by(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
+def panels(figure: Figure) -> dict[str, Figure]:
+    """A figure for each of the panels, by title: the page shows them one by one, so that they fit a phone."""
+    if isinstance(figure, Intervals):
+        return {title: figure._replace(rows=rows) for title, rows in by(figure.shown, figure.panel).items()}
+    if isinstance(figure, Heatmaps):
+        return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, heatmap_title).items()}
+    return {title: Curves(rows) for title, rows in by(figure.rows, lambda row: str(row["category"])).items()}
+
+
+def heatmap_title(row: Row) -> str:
+    return f"{row.quantity}, {row.scale}"
+
+
+def by(rows: Sequence[T], key: Callable[[T], str]) -> dict[str, list[T]]:
     """Groups rows, in order."""
-    out: dict[str, list[Row]] = {}
+    out: dict[str, list[T]] = {}
     for row in rows:
         out.setdefault(key(row), []).append(row)
     return out

@@ -9,7 +9,7 @@ Dims: V = 2B variables (benchmarks before, then after), M mixtures, C columns, S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,7 +22,6 @@ from evalengine.analysis.panel import Panel
 
 Array = NDArray[np.float64]
 Pairs = NDArray[np.int64]
-BLOCK_BYTES = 16 << 20  # replicates at once: the allocator reuses such blocks, larger ones fault pages in
 ALL = "All"
 
 
@@ -102,25 +101,6 @@ class Data:
         if self.plan is not None:
             value_SC[degenerate_share(value_SC, self.plan) > DEGENERATE_MOST] = np.nan
         return value_SC
-
-
-def column_parts(sample: Sample, rows: int) -> Iterator[slice]:
-    """Slices of columns such that `rows` float64 rows of them stay below BLOCK_BYTES."""
-    columns = sample.w_MC.shape[1]
-    step = max(256, BLOCK_BYTES // (8 * max(1, rows)))
-    for start in range(0, columns, step):
-        yield slice(start, min(start + step, columns))
-
-
-def over_columns(data: Data, quantity: str, scale: str, rows: int, reduce: Callable[[Data], Array]) -> Array:
-    """Applies a column-wise reduction part by part, so that memory stays bounded for many pairs."""
-    sample = data.sample(quantity, scale)
-    found = []
-    for part in column_parts(sample, rows):
-        x = sample.x_VMC if sample.x_VMC.shape[2] == 1 else sample.x_VMC[:, :, part]
-        piece = Sample(x, np.ascontiguousarray(sample.w_MC[:, part]))
-        found.append(reduce(Data(data.panel, {(quantity, scale): piece}, data.statistic)))
-    return np.concatenate(found, axis=1)
 
 
 def difference_of_means(

@@ -24,7 +24,6 @@ from evalengine.files import atomic
 from evalengine.untrusted import printable
 
 DATE = r"\d{4}-\d{2}-\d{2}T[\d.\-:]+"  # as lm-evaluation-harness writes it into the names of its files
-A_GROUP = "groups, whose tasks are there"
 APART = "import them into folders of their own (--out)"
 ALIASES = {  # what others call evalengine's benchmarks
     "social_iqa": "siqa",
@@ -110,7 +109,7 @@ def combine(parts: Sequence[Part]) -> Imported:
         raise UserError(f"nothing to import: {without}")
     groups = sorted(_groups_with_tasks(parts, {result.benchmark for result in results}))
     left_out = {name: why for part in parts for name, why in part.left_out.items()}
-    left_out |= dict.fromkeys(groups, A_GROUP)
+    left_out |= dict.fromkeys(groups, "groups, whose tasks are there")
     results = [result for result in results if result.benchmark not in groups]
     _refuse_two_values(results)
     notes = [

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator
 from html import escape
 
 import numpy as np
 
 from evalengine.analysis import page
-from evalengine.analysis.correlation import bounded_ratio
-from evalengine.analysis.figure import Figure, Heatmaps
-from evalengine.analysis.groups import ALL, BLOCK_BYTES, Array, Data, Group, Label, Pairs, over_columns
+from evalengine.analysis.correlation import Sample, bounded_ratio
+from evalengine.analysis.figure import Heatmaps, Intervals
+from evalengine.analysis.groups import ALL, Array, Data, Group, Label, Pairs
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results
 from evalengine.analysis.tables import Row
 
-SEPARATOR = "\x1f"  # between the parts of a matrix's name; no benchmark or scale holds it
+BLOCK_BYTES = 16 << 20  # replicates at once: the allocator reuses such blocks, larger ones fault pages in
 
 
 def rows(study: Study) -> list[Row]:
@@ -69,10 +67,7 @@ def similarity(data: Data, quantity: str) -> Group:
         itself = np.stack([np.arange(2 * B)] * 2, axis=1)
         varies = np.isfinite(data.correlate(quantity, scale, itself)[:, 0])
         usable = upper[varies[upper].all(axis=1) & varies[upper + B].all(axis=1)]
-        values[scale] = np.full((1, data.sample(quantity, scale).w_MC.shape[1]), np.nan)
-        if len(usable) >= 3:
-            reduce = partial(_similarity, quantity=quantity, scale=scale, pairs=usable, benchmarks=B)
-            values[scale] = over_columns(data, quantity, scale, len(usable), reduce)
+        values[scale] = _similarity(data, quantity, scale, usable, B)
         n[scale] = np.array([data.n(quantity, scale, usable).min(initial=len(panel.mixtures))])
     before, after = panel.stages
     count = B * (B - 1) // 2
@@ -80,8 +75,19 @@ def similarity(data: Data, quantity: str) -> Group:
 
 
 def _similarity(data: Data, quantity: str, scale: str, pairs: Pairs, benchmarks: int) -> Array:
-    before = data.correlate(quantity, scale, pairs)
-    return _pearson_over_rows(before, data.correlate(quantity, scale, pairs + benchmarks))[None]
+    """(1, C); in blocks of columns, so that memory stays bounded for many pairs."""
+    sample = data.sample(quantity, scale)
+    columns = sample.w_MC.shape[1]
+    r_C = np.full((1, columns), np.nan)
+    step = max(256, BLOCK_BYTES // (8 * max(1, len(pairs))))
+    for start in range(0, columns if len(pairs) >= 3 else 0, step):
+        part = slice(start, start + step)
+        x_VMC = sample.x_VMC if sample.x_VMC.shape[2] == 1 else sample.x_VMC[:, :, part]
+        piece = Sample(x_VMC, np.ascontiguousarray(sample.w_MC[:, part]))
+        block = Data(data.panel, {(quantity, scale): piece}, data.statistic)
+        before, after = (block.correlate(quantity, scale, p) for p in (pairs, pairs + benchmarks))
+        r_C[0, part] = _pearson_over_rows(before, after)
+    return r_C
 
 
 def _pearson_over_rows(x_PC: Array, y_PC: Array) -> Array:
@@ -100,52 +106,41 @@ def _pearson_over_rows(x_PC: Array, y_PC: Array) -> Array:
     return np.where(count >= 3, r, np.nan)
 
 
-def _heatmaps(results: Results) -> dict[str, Heatmaps]:
-    before, after = results.method["stages"]
-    return {
-        f"{before} against {after}": Heatmaps("matrix_cross", before, after, False),
-        f"within {before}": Heatmaps(f"matrix_{before}", before, before, True),
-        f"within {after}": Heatmaps(f"matrix_{after}", after, after, True),
-    }
-
-
 def section(results: Results) -> str:
     out = [
         "<h2>Correlation matrices</h2>",
-        '<p class="hint">Point at a cell, or tap it, for r, its interval, n and the mixtures. A ring marks an interval that '
-        'excludes 0; grey: no r, too little varies. <span class="nowrap">−1<span class="ramp"></span>+1</span></p>',
+        '<p class="hint">r, bold where its interval excludes 0; grey: no r, too little varies. Intervals and n are in the '
+        "table matrices.</p>",
     ]
-    for k, (words, figure) in enumerate(_heatmaps(results).items()):
-        figures = []
-        for quantity, scale in itertools.product(results.method["quantities"], results.scales):
-            rows = results.rows("matrices", protocol=figure.protocol, quantity=quantity, scale=scale)
-            if not rows:
-                continue
-            at = f", {scale}" if len(results.scales) > 1 else ""
-            drawing = page.heatmap(results, rows, SEPARATOR.join((quantity, scale, figure.protocol)), figure)
-            figures.append(
-                f"<div><h3>{escape(quantity.capitalize() + at)}: {escape(words)}</h3>"
-                f'<div class="scroll">{drawing}</div></div>'
-            )
-        if figures:
-            grid = f'<div class="grid">{"".join(figures)}</div>'
-            summary = f"<summary>{escape(words.capitalize())}</summary>"
-            out.append(grid if k == 0 else f"<details>{summary}{grid}</details>")
-    rows = results.rows("matrices", protocol="similarity")
-    if any(math.isfinite(r.estimate) for r in rows):
+    for k, heatmaps in enumerate(figures(results).values()):
+        before, after = heatmaps.row_title, heatmaps.column_title
+        words = f"Within {before}" if k else f"{before} (rows) against {after} (columns)"
+        opened = "" if k else " open"
         out.append(
-            f"<h3>Similarity of the two within-stage matrices</h3>{page.legend(results.scales)}"
-            + page.block(rows, lambda row: row.quantity, results.scales)
+            f"<details{opened}><summary>{escape(words)}</summary>{page.grid(results, heatmaps)}</details>"
+        )
+    rows = results.rows("matrices", protocol="similarity")
+    if any(math.isfinite(row.estimate) for row in rows):
+        title = "similarity of the two within-stage matrices"
+        out.append(
+            page.grid(results, Intervals(rows, lambda row: row.quantity, panel=lambda row: title))
             + '<p class="hint">Correlation over all pairs of benchmarks. Pairs share benchmarks and mixtures, so they are not '
             "so many independent observations; the interval resamples mixtures.</p>"
         )
     return "".join(out)
 
 
-def figures(results: Results) -> Mapping[str, Figure]:
-    names = ["cross", *map(plain_stage, results.method["stages"])]
+def figures(results: Results) -> dict[str, Heatmaps]:
+    before, after = results.method["stages"]
     return {
-        f"matrix_{name}": heatmaps for name, heatmaps in zip(names, _heatmaps(results).values(), strict=True)
+        f"matrix_{plain_stage(name)}": Heatmaps(
+            results.rows("matrices", protocol=f"matrix_{name}", contrast=""), rows, columns
+        )
+        for name, rows, columns in (
+            ("cross", before, after),
+            (before, before, before),
+            (after, after, after),
+        )
     }
 
 

@@ -12,7 +12,7 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,13 +48,13 @@ class Panel:
     benchmarks: tuple[str, ...]
     categories: tuple[str, ...]  # of each benchmark
     values: dict[str, Array]  # by quantity: accuracy, confidence, loss
-    calibration: dict[str, Array] = field(default_factory=dict)  # ece, brier, nll, p_gold, margin, entropy
+    calibration: dict[str, Array]  # ece, brier, nll, p_gold, margin, entropy
+    row: NDArray[np.int64]  # (S, 2, M, B): row of the checkpoint in items[b], -1 if missing
+    n_items: NDArray[np.int64]  # (B,), 0 where unknown
+    notes: tuple[str, ...]
     curves: Array | None = None  # reliability curves, (S, 2, M, B, bins, 3)
     items: tuple[BenchmarkItems, ...] = ()  # by benchmark, where the store was read
-    row: NDArray[np.int64] | None = None  # (S, 2, M, B): row of the checkpoint in items[b], -1 if missing
-    n_items: NDArray[np.int64] | None = None  # (B,), 0 where unknown
     metrics: tuple[str, ...] = ()  # the score behind each benchmark's accuracy
-    notes: tuple[str, ...] = ()
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -84,6 +84,11 @@ class Cell(NamedTuple):
     values: dict[str, float]
     items: int
     row: int = -1
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Scale, stage and mixture."""
+        return self.scale or "all", str(self.stage), str(self.mixture)
 
 
 def load_panel(
@@ -126,7 +131,6 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None) 
     of_name = {benchmark.name: benchmark for benchmark in store.benchmarks}
     ordered = tuple(of_name[name] for name in panel.benchmarks)
     curves = np.full((*panel.values["accuracy"].shape, ECE_BINS, 3), np.nan)
-    assert panel.row is not None
     for b, name in enumerate(panel.benchmarks):
         row_STM = panel.row[..., b]
         curves[:, :, :, b][row_STM >= 0] = curve_of[name][row_STM[row_STM >= 0]]
@@ -143,17 +147,15 @@ def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
         kinds = [str(field.type) for field in table.schema]
         if kinds != ["string"] * 7 + ["double", "int64"]:
             raise KeyError("columns")
-        columns = table.to_pydict()
         grouped: dict[tuple[str, str], Cell] = {}
-        for n in range(table.num_rows):
-            key = (columns["checkpoint"][n], columns["benchmark"][n])
-            if key not in grouped:
-                who = {name: columns[name][n] for name in Cell._fields[:6]}
-                grouped[key] = Cell(**who, values={}, items=columns["items"][n] or 0)
-            if columns["quantity"][n] not in QUANTITIES or None in key:
+        for record in table.to_pylist():
+            key = (record["checkpoint"], record["benchmark"])
+            if record["quantity"] not in QUANTITIES or None in key:
                 raise KeyError("quantity")
-            value = columns["value"][n]
-            grouped[key].values[columns["quantity"][n]] = float("nan") if value is None else value
+            who = {name: record[name] for name in Cell._fields[:6]}
+            cell = grouped.setdefault(key, Cell(**who, values={}, items=record["items"] or 0))
+            value = record["value"]
+            cell.values[record["quantity"]] = float("nan") if value is None else value
     except (sealed.Damaged, KeyError, OSError):
         raise UserError(
             f"{path} is damaged or no table of results: write one with `evalengine import`"
@@ -183,20 +185,22 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     known = [cell for cell in known if cell.stage in pair]
     _refuse_twins(known)
     known = _drop_unpaired(known, pair, said)
-    scales = tuple(sorted({cell.scale or "all" for cell in known}, key=scale_key))
-    mixtures = tuple(sorted({str(cell.mixture) for cell in known}, key=natural_key))
+    scales = tuple(sorted({cell.place[0] for cell in known}, key=scale_key))
+    mixtures = tuple(sorted({cell.place[2] for cell in known}, key=natural_key))
     category_of = {cell.benchmark: cell.category or "Other" for cell in known}
     benchmarks = tuple(sorted(category_of, key=lambda name: (category_key(category_of[name]), name)))
     index = tuple({name: i for i, name in enumerate(axis)} for axis in (scales, pair, mixtures, benchmarks))
     shape = (len(scales), 2, len(mixtures), len(benchmarks))
-    wanted = [q for q in (*QUANTITIES, "ece", *CALIBRATION) if any(q in cell.values for cell in known)]
-    arrays = {q: np.full(shape, np.nan) for q in wanted}
+    values, calibration = (
+        {q: np.full(shape, np.nan) for q in quantities if any(q in cell.values for cell in known)}
+        for quantities in (QUANTITIES, ("ece", *CALIBRATION))
+    )
+    arrays = {**values, **calibration}
     present = np.zeros(shape[:3], dtype=bool)
     row = np.full(shape, -1, dtype=np.int64)
     n_items = np.zeros(len(benchmarks), dtype=np.int64)
     for cell in known:
-        where = (cell.scale or "all", cell.stage, str(cell.mixture), cell.benchmark)
-        at = tuple(axis[str(name)] for axis, name in zip(index, where, strict=True))
+        at = tuple(axis[name] for axis, name in zip(index, (*cell.place, cell.benchmark), strict=True))
         present[at[:3]] = True
         row[at] = cell.row
         n_items[at[3]] = max(n_items[at[3]], cell.items)
@@ -205,18 +209,18 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     checkpoints = [
         (f"{scales[s]}-{mixtures[m]}-{pair[t]}", (s, t, m)) for s, t, m in np.argwhere(present).tolist()
     ]
-    said += _missing_values({q: arrays[q] for q in wanted if q in QUANTITIES}, checkpoints, benchmarks)
+    said += _missing_values(values, checkpoints, benchmarks)
     return Panel(
         scales,
         pair,
         mixtures,
         benchmarks,
         tuple(category_of[name] for name in benchmarks),
-        {q: arrays[q] for q in wanted if q in QUANTITIES},
-        {q: arrays[q] for q in wanted if q not in QUANTITIES},
-        row=row,
-        n_items=n_items,
-        notes=tuple(dict.fromkeys(said)),
+        values,
+        calibration,
+        row,
+        n_items,
+        tuple(dict.fromkeys(said)),
     )
 
 
@@ -248,13 +252,13 @@ def choose_stages(found: set[str], asked: Sequence[str] | None) -> tuple[str, st
 
 def _refuse_twins(cells: Sequence[Cell]) -> None:
     """Two checkpoints in one place would be mixed, even on different benchmarks."""
-    holder: dict[tuple[str, ...], str] = {}
+    holder: dict[tuple[str, str, str], str] = {}
     for cell in cells:
-        key = (cell.scale or "all", str(cell.mixture), str(cell.stage))
-        other = holder.setdefault(key, cell.checkpoint)
+        other = holder.setdefault(cell.place, cell.checkpoint)
         if other != cell.checkpoint:
+            scale, stage, mixture = cell.place
             raise UserError(
-                f"{other} and {cell.checkpoint} both claim scale {key[0]}, mixture {key[1]}, stage {key[2]}: "
+                f"{other} and {cell.checkpoint} both claim scale {scale}, mixture {mixture}, stage {stage}: "
                 "give one of them another name, or a folder of its own (of imported results, --pattern may read the "
                 "stage from the whole name)"
             )
@@ -262,40 +266,34 @@ def _refuse_twins(cells: Sequence[Cell]) -> None:
 
 def _drop_unpaired(cells: Sequence[Cell], pair: tuple[str, str], said: list[str]) -> list[Cell]:
     """Leaves out mixtures that lack a stage at a scale; names them."""
-    stages_of: dict[tuple[str, str], set[str]] = defaultdict(set)
+    stages_of: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))  # scale, mixture
     for cell in cells:
-        stages_of[cell.scale or "all", str(cell.mixture)].add(str(cell.stage))
-    lonely: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for (scale, mixture), found in stages_of.items():
-        if len(found) < 2:
-            missing = pair[1] if pair[0] in found else pair[0]
-            lonely[scale, missing].append(mixture)
-    for (scale, missing), mixtures in sorted(lonely.items()):
-        left = sum(1 for (s, _), found in stages_of.items() if s == scale and len(found) == 2)
-        said.append(
-            f"scale {scale}: no {missing} checkpoint for {names(sorted(mixtures, key=natural_key))}; "
-            f"left out, {left} mixtures remain"
-        )
-    counts = {
-        scale: sum(1 for (s, _), found in stages_of.items() if s == scale and len(found) == 2)
-        for scale in sorted({s for s, _ in stages_of}, key=scale_key)
+        scale, stage, mixture = cell.place
+        stages_of[scale][mixture].add(stage)
+    paired = {
+        scale: {mixture for mixture, found in of_mixture.items() if len(found) == 2}
+        for scale, of_mixture in stages_of.items()
     }
-    most = max(counts.values(), default=0)
+    for scale, missing in itertools.product(sorted(stages_of), sorted(pair)):
+        lonely = [mixture for mixture, found in stages_of[scale].items() if missing not in found]
+        if lonely:
+            said.append(
+                f"scale {scale}: no {missing} checkpoint for {names(sorted(lonely, key=natural_key))}; "
+                f"left out, {len(paired[scale])} mixtures remain"
+            )
+    most = max(map(len, paired.values()))
     if most < 4:
         raise UserError(
             f"at most {most} mixture{'s' if most != 1 else ''} of one scale {'have' if most != 1 else 'has'} both a "
             f"{pair[0]} and a {pair[1]} checkpoint: a correlation with an interval needs at least 4"
         )
-    for scale, count in counts.items():
-        if count < 4:
-            said.append(
-                f"scale {scale} is left out: both stages are there for {count} mixtures, a correlation needs 4"
-            )
-    return [
-        cell
-        for cell in cells
-        if counts[cell.scale or "all"] >= 4 and len(stages_of[cell.scale or "all", str(cell.mixture)]) == 2
+    said += [
+        f"scale {scale} is left out: both stages are there for {len(paired[scale])} mixtures, a correlation needs 4"
+        for scale in sorted(paired, key=scale_key)
+        if len(paired[scale]) < 4
     ]
+    enough = {(scale, mixture) for scale, found in paired.items() if len(found) >= 4 for mixture in found}
+    return [cell for cell in cells if (cell.place[0], cell.place[2]) in enough]
 
 
 def _missing_values(

@@ -16,26 +16,7 @@ from evalengine.analysis.groups import Data, Group
 from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.results import Results
-from evalengine.analysis.tables import Row, Settings, rows_of
-
-
-class Options(NamedTuple):
-    """What the user may choose.
-
-    bootstrap: "exact", a number of resamples, or None for exact up to 10 mixtures. resample: what is drawn:
-    mixtures, items, or both.
-    """
-
-    bootstrap: str | int | None = None
-    interval: str = "auto"
-    level: float = 0.95
-    statistic: str = "pearson"
-    seed: int = 0
-    resample: str = "mixtures"
-
-    @property
-    def settings(self) -> Settings:
-        return Settings(self.interval, self.level, self.statistic)
+from evalengine.analysis.tables import Options, Row, rows_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +34,7 @@ class Study:
 
     def rows(self, group: Group, p_by_scale: Mapping[str, tuple[Array, Array]] | None = None) -> list[Row]:
         """Rows of a group with the user's intervals; see `tables.rows_of`."""
-        return rows_of(group, self.plan, self.options.settings, p_by_scale)
+        return rows_of(group, self.plan, self.options, p_by_scale)
 
 
 class Claim(NamedTuple):
@@ -66,14 +47,6 @@ class Claim(NamedTuple):
 SUPPORTED, UNSUPPORTED, CAUTION = "supported", "unsupported", "caution"
 
 
-def _no_figures(results: Results) -> Mapping[str, Figure]:
-    return {}
-
-
-def _no_claims(results: Results) -> Iterable[Claim]:
-    return ()
-
-
 class Protocol(NamedTuple):
     """table: the name of the stored table. rows: computes it; no rows where the study does not allow it. section: its
     HTML, "" without data. figures: by file name. claims: what the table supports and what not."""
@@ -81,5 +54,5 @@ class Protocol(NamedTuple):
     table: str
     rows: Callable[[Study], list[Row]]
     section: Callable[[Results], str]
-    figures: Callable[[Results], Mapping[str, Figure]] = _no_figures
-    claims: Callable[[Results], Iterable[Claim]] = _no_claims
+    figures: Callable[[Results], Mapping[str, Figure]] = lambda results: {}
+    claims: Callable[[Results], Iterable[Claim]] = lambda results: ()

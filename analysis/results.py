@@ -41,15 +41,6 @@ class Results(NamedTuple):
     def categories(self) -> list[str]:
         return list(dict.fromkeys(self.method["categories"]))
 
-    def curve(self, scale: str, stage: str, benchmark: str) -> list[dict[str, float]]:
-        """The points of a reliability curve that have an interval."""
-        where = (scale, stage, benchmark)
-        return [
-            c
-            for c in self.curves
-            if (c["scale"], c["stage"], c["benchmark"]) == where and c["low"] is not None
-        ]
-
 
 def load_results(folder: Path) -> Results:
     """Reads a folder that `evalengine correlate` wrote. Raises UserError where it is none or incomplete."""
@@ -90,19 +81,16 @@ def _row(raw: dict[str, Any]) -> Row:
     return Row(**known)
 
 
-def number(value: float, digits: int = 2) -> str:
+def _number(value: float) -> str:
     """+0.57, with a true minus sign; a dash where undefined."""
-    if not math.isfinite(value):
-        return "–"
-    text = f"{value:+.{digits}f}"
-    return text.replace("-", "−")
+    return f"{value:+.2f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
-def with_interval(row: Row | None, digits: int = 2) -> str:
+def with_interval(row: Row | None) -> str:
     """ "+0.57 [−0.15, +0.94]"."""
     if row is None or not math.isfinite(row.estimate):
         return "–"
-    return f"{number(row.estimate, digits)} [{number(row.low, digits)}, {number(row.high, digits)}]"
+    return f"{_number(row.estimate)} [{_number(row.low)}, {_number(row.high)}]"
 
 
 def share_with_interval(row: Row | None, percent: bool = True) -> str:
@@ -114,5 +102,5 @@ def share_with_interval(row: Row | None, percent: bool = True) -> str:
     return f"{scale * row.estimate:.1f} [{ends}]"
 
 
-def excludes_zero(row: Row | None) -> bool:
-    return row is not None and (row.low > 0 or row.high < 0)
+def excludes_zero(row: Row) -> bool:
+    return row.low > 0 or row.high < 0

@@ -23,10 +23,10 @@ from evalengine.analysis.groups import Data
 from evalengine.analysis.item_bootstrap import item_data
 from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocol import Options, Study
+from evalengine.analysis.protocol import Study
 from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.results import TABLES_VERSION, checksums
-from evalengine.analysis.tables import Row, write_table
+from evalengine.analysis.tables import Options, Row, write_table
 from evalengine.analysis.verdicts import Verdict, verdicts
 from evalengine.errors import UserError
 
@@ -136,7 +136,7 @@ def describe(study: Study) -> dict[str, Any]:
         "categories": panel.categories,
         "quantities": panel.quantities,
         "metrics": panel.metrics,
-        "items": [int(n) for n in panel.n_items] if panel.n_items is not None else [],
+        "items": panel.n_items.tolist(),
         "statistic": options.statistic,
         "interval": options.interval,
         "level": options.level,
@@ -161,15 +161,14 @@ def cell_rows(panel: Panel) -> tuple[list[str], list[list[Any]]]:
     for s, t, m, b in np.ndindex(next(iter(panel.values.values())).shape):
         found = [float(x[s, t, m, b]) for x in values.values()]
         if np.isfinite(found).any():
-            items = int(panel.n_items[b]) if panel.n_items is not None else 0
-            cell = (
+            who = (
                 panel.scales[s],
                 panel.stages[t],
                 panel.mixtures[m],
                 panel.benchmarks[b],
                 panel.categories[b],
             )
-            rows.append([*cell, items, *found])
+            rows.append([*who, int(panel.n_items[b]), *found])
     return [*CELL_COLUMNS, *values], rows
 
 

@@ -61,18 +61,25 @@ class Row(NamedTuple):
 ENDS = tuple(f"{kind}_{end}" for kind in ("bca", "percentile", "basic", "fisher") for end in ("low", "high"))
 
 
-class Settings(NamedTuple):
-    """How intervals are made."""
+class Options(NamedTuple):
+    """What the user may choose.
 
+    bootstrap: "exact", a number of resamples, or None for exact up to 10 mixtures. interval: "auto" is the kind of each
+    statistic's group. resample: what is drawn: mixtures, items, or both.
+    """
+
+    bootstrap: str | int | None = None
     interval: str = "auto"
     level: float = 0.95
     statistic: str = "pearson"
+    seed: int = 0
+    resample: str = "mixtures"
 
 
 def rows_of(
     group: Group,
     plan: Resamples,
-    settings: Settings,
+    options: Options,
     p_by_scale: Mapping[str, tuple[Array, Array]] | None = None,
 ) -> list[Row]:
     """Rows of a group at every scale and, where there are two scales or more, of their `contrast`.
@@ -81,15 +88,13 @@ def rows_of(
     """
     p_by_scale = p_by_scale or {}
     rows = [
-        row for scale in group.values for row in _rows(group, scale, plan, settings, p_by_scale.get(scale))
+        row for scale in group.values for row in _rows(group, scale, plan, options, p_by_scale.get(scale))
     ]
     if len(group.values) > 1:
         difference = contrast(group)
         smallest, (scale,) = next(iter(group.values)), difference.values
-        rows += [
-            row._replace(contrast=smallest)
-            for row in _rows(difference, scale, plan, settings, p_by_scale.get(scale))
-        ]
+        p_and_q = p_by_scale.get(scale)
+        rows += [row._replace(contrast=smallest) for row in _rows(difference, scale, plan, options, p_and_q)]
     return rows
 
 
@@ -120,17 +125,17 @@ def contrast_name(scales: Iterable[str]) -> str:
 
 
 def _rows(
-    group: Group, scale: str, plan: Resamples, settings: Settings, p_and_q: tuple[Array, Array] | None = None
+    group: Group, scale: str, plan: Resamples, options: Options, p_and_q: tuple[Array, Array] | None = None
 ) -> list[Row]:
     n: Any = group.n[scale]
     notes = group.notes.get(scale, [Note()] * len(group.labels))
-    found = intervals(group.values[scale], plan, settings.level)
+    found = intervals(group.values[scale], plan, options.level)
     unsure = np.isfinite(found.estimate) & (found.degenerate > DEGENERATE_MOST)
     for values in found[:-1]:
         values[unsure] = np.nan
     undefined_S2 = np.full(found.bca.shape, np.nan)
-    z = fisher(found.estimate, n, settings.level) if group.is_correlation else undefined_S2
-    kind = group.interval if settings.interval == "auto" else settings.interval
+    z = fisher(found.estimate, n, options.level) if group.is_correlation else undefined_S2
+    kind = group.interval if options.interval == "auto" else options.interval
     chosen = z if kind == "fisher" else found.of(kind)
     fallback = ~np.isfinite(chosen[:, 0]) & np.isfinite(found.percentile[:, 0])
     chosen = np.where(fallback[:, None], found.percentile, chosen)
@@ -191,33 +196,24 @@ def write_table(folder: Path, name: str, columns: Sequence[str], rows: Iterable[
     """Writes NAME.csv, NAME.arrow and NAME.json into an existing folder. NaN is an empty field, a null and a null."""
     import pyarrow as pa
 
-    listed = list(rows)
-    values = [_plain(column) for column in zip(*listed, strict=True)] if listed else [[] for _ in columns]
+    listed = [[_none_if_undefined(value) for value in row] for row in rows]
     with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as handle:
-        lines_of = csv.writer(handle, lineterminator="\n")
-        lines_of.writerow(columns)
-        lines_of.writerows(zip(*([_csv_field(v) for v in column] for column in values), strict=True))
-    table = pa.Table.from_arrays([_arrow(column) for column in values], names=list(columns))
+        lines = csv.writer(handle, lineterminator="\n")
+        lines.writerow(columns)
+        lines.writerows([f"{v:.10g}" if isinstance(v, float) else v for v in row] for row in listed)
+    by_column = list(zip(*listed, strict=True)) or [()] * len(columns)
+    table = pa.Table.from_arrays(list(map(_arrow, by_column)), names=list(columns))
     with (folder / f"{name}.arrow").open("wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    lines = (json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*values, strict=True))
-    (folder / f"{name}.json").write_text("[\n " + ",\n ".join(lines) + "\n]\n", encoding="utf-8")
+    objects = (json.dumps(dict(zip(columns, row, strict=True))) for row in listed)
+    (folder / f"{name}.json").write_text("[\n " + ",\n ".join(objects) + "\n]\n", encoding="utf-8")
 
 
-def _plain(values: Sequence[Any]) -> list[Any]:
-    """Python's own values; None for what is not finite."""
-    kinds = set(map(type, values))
-    if kinds == {float}:
-        finite = np.isfinite(np.array(values)).tolist()
-        return [value if known else None for value, known in zip(values, finite, strict=True)]
-    return list(values) if kinds <= {str, int} else [_none(value) for value in values]
+def _none_if_undefined(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _csv_field(value: Any) -> Any:
-    return "" if value is None else f"{value:.10g}" if isinstance(value, float) else value
-
-
-def _arrow(values: list[Any]) -> pa.Array:
+def _arrow(values: Sequence[Any]) -> pa.Array:
     """An Arrow array of strings, integers or numbers, from buffers: Arrow's own conversion would import pandas."""
     import pyarrow as pa
 
@@ -232,9 +228,3 @@ def _arrow(values: list[Any]) -> pa.Array:
     dtype, kind = (np.int64, pa.int64()) if kinds == {int} else (np.float64, pa.float64())
     data = np.array([0 if value is None else value for value in values], dtype=dtype)
     return pa.Array.from_buffers(kind, len(values), [mask, pa.py_buffer(data)])
-
-
-def _none(value: Any) -> Any:
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return int(value) if isinstance(value, np.integer) else value

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import DEGENERATE_MOST
 from evalengine.analysis.correlation import benjamini_hochberg, permuted_p
-from evalengine.analysis.figure import Axis, Figure, Intervals
+from evalengine.analysis.figure import Figure, Intervals
 from evalengine.analysis.groups import (
     ALL,
     PARTIAL,
@@ -33,10 +33,10 @@ from evalengine.analysis.groups import (
     mean_of_known,
 )
 from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Options, Protocol, Study
+from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
 from evalengine.analysis.results import Results, excludes_zero, with_interval
 from evalengine.analysis.swapping import swap_p
-from evalengine.analysis.tables import Row, contrast_name
+from evalengine.analysis.tables import Options, Row, contrast_name
 from evalengine.analysis.verdicts import verdict_claims, verdict_section
 
 
@@ -178,12 +178,11 @@ def section(results: Results) -> str:
         "<h2>Transfer</h2>",
         f'<p class="hint">Correlation over mixtures of a benchmark\'s value at {escape(method["stages"][0])} with its '
         f"value at {escape(method['stages'][1])}. {escape(page.interval_words(results))}; n = number of mixtures, "
-        f"{_n_words(single)}. A star marks a note (point at it).</p>",
-        page.legend(results.scales),
+        f"{_n_words(single)}. A star marks a note below.</p>",
         "<h3>Category means</h3>",
-        page.grid(Intervals(means, _label)),
+        page.grid(results, Intervals(means, _label)),
         "<h3>Benchmarks</h3>",
-        page.grid(Intervals(single, _label, group=lambda row: row.category)),
+        page.grid(results, Intervals(single, _label, group=lambda row: row.category)),
     ]
     if len(results.scales) > 1:
         small, large = results.scales[0], results.scales[-1]
@@ -191,7 +190,7 @@ def section(results: Results) -> str:
         out.append(
             f"<details><summary>Differences between scales ({escape(large)} minus {escape(small)})</summary>"
             '<p class="hint">The same resamples on both sides.</p>'
-            f"{page.grid(Intervals(every, _label, axis=Axis(-2.0, 2.0), contrast=True))}</details>"
+            f"{page.grid(results, Intervals(every, _label, limit=2.0, contrast=True))}</details>"
         )
     return "".join(out) + verdict_section(results)
 

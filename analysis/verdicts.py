@@ -107,37 +107,36 @@ def verdict_section(results: Results) -> str:
     return "".join(out)
 
 
+CLAIMS = {  # what a verdict allows to say
+    "reliable": (
+        SUPPORTED,
+        "{count} benchmarks are reliable for {quantity} (interval above 0 and q below 0.05 at {scales}): {names}.",
+    ),
+    "unreliable": (
+        SUPPORTED,
+        "A useful transfer of {quantity} (r of 0.5 or more) is excluded at {scales} for {names}.",
+    ),
+    "scale-dependent": (
+        SUPPORTED,
+        "Transfer of {quantity} differs between scales on {names} (q of the difference below 0.05).",
+    ),
+    "undecided": (
+        UNSUPPORTED,
+        "Any verdict on {quantity} for {count} benchmarks; their intervals allow both no transfer and a strong one: {names}.",
+    ),
+    "undefined": (
+        UNSUPPORTED,
+        "Anything about {quantity} on {names}: no correlation is defined (see the notes).",
+    ),
+}
+
+
 def verdict_claims(results: Results, quantity: str) -> Iterator[Claim]:
-    verdicts = [v for v in results.verdicts if v["quantity"] == quantity]
-    by_verdict: dict[str, list[str]] = {}
-    for verdict in verdicts:
-        by_verdict.setdefault(verdict["verdict"], []).append(verdict["benchmark"])
-    total = len(verdicts)
     scales = "every scale" if len(results.scales) > 1 else "this scale"
-    if found := by_verdict.get("reliable"):
-        yield Claim(
-            SUPPORTED,
-            f"{len(found)} of {total} benchmarks are reliable for {quantity} (interval above 0 and q below 0.05 at {scales}): "
-            f"{names(found, 12)}.",
-        )
-    if found := by_verdict.get("unreliable"):
-        yield Claim(
-            SUPPORTED,
-            f"A useful transfer of {quantity} (r of 0.5 or more) is excluded at {scales} for {names(found, 12)}.",
-        )
-    if found := by_verdict.get("scale-dependent"):
-        yield Claim(
-            SUPPORTED,
-            f"Transfer of {quantity} differs between scales on {names(found, 12)} (q of the difference below 0.05).",
-        )
-    if found := by_verdict.get("undecided"):
-        yield Claim(
-            UNSUPPORTED,
-            f"Any verdict on {quantity} for {len(found)} of {total} benchmarks; their intervals allow both no transfer and "
-            f"a strong one: {names(found, 12)}.",
-        )
-    if found := by_verdict.get("undefined"):
-        yield Claim(
-            UNSUPPORTED,
-            f"Anything about {quantity} on {names(found, 12)}: no correlation is defined (see the notes).",
-        )
+    found = [v for v in results.verdicts if v["quantity"] == quantity]
+    for verdict, (kind, text) in CLAIMS.items():
+        if mine := [v["benchmark"] for v in found if v["verdict"] == verdict]:
+            count = f"{len(mine)} of {len(found)}"
+            yield Claim(
+                kind, text.format(count=count, quantity=quantity, scales=scales, names=names(mine, 12))
+            )

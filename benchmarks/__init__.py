@@ -10,7 +10,7 @@ reads rows; `custom` reads users' YAML files; `world` writes the synthetic world
 
 from evalengine.benchmarks.catalogue import BENCHMARKS, CATEGORIES, resolve
 from evalengine.benchmarks.definition import Benchmark, Item
-from evalengine.benchmarks.load import ItemSet, benchmarks_in, load_items, unconditional
+from evalengine.benchmarks.load import ItemSet, benchmarks_in, load_items
 
 __all__ = [
     "BENCHMARKS",
@@ -21,5 +21,4 @@ __all__ = [
     "benchmarks_in",
     "load_items",
     "resolve",
-    "unconditional",
 ]

@@ -75,7 +75,7 @@ def commonsense_qa(row: Row) -> Rendered:
 
 
 def boolq(row: Row) -> Rendered:
-    label = "label" if row.has("label") else "answer" if row.has("answer") else "label"
+    label = "answer" if row.has("answer") and not row.has("label") else "label"
     context = f"{row.text('passage')}\nQuestion: {row.text('question')}?\nAnswer:"
     return shared(context, ("no", "yes"), row.index(label, 2, names=("false", "true")))
 

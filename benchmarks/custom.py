@@ -41,8 +41,12 @@ class Template(NamedTuple):
 
     def fill(self, row: Row) -> str:
         def replace(match: re.Match[str]) -> str:
-            field = match.group(1)
-            return match.group()[0] if field is None else _printed(row, field)
+            field = match[1]
+            if field is None:
+                return match[0][0]  # of a doubled brace
+            value = row.fields.get(field)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            return str(value) if is_number else row.text(field)
 
         return _PIECE.sub(replace, self.text)
 
@@ -73,7 +77,9 @@ class Definition:
 
 def read_benchmark(path: Path) -> Benchmark:
     """The benchmark that a YAML file defines; UserError naming the key that is wrong."""
-    spec = _read_mapping(path)
+    spec = read_yaml(path)
+    if not isinstance(spec, dict):
+        raise UserError(f"{path}: expected keys and values such as 'name: capitals'")
     for key in spec:
         if key not in REQUIRED + OPTIONAL:
             raise UserError(f"{path}: no key {reprlib.repr(key)}{nearest(str(key), REQUIRED + OPTIONAL)}")
@@ -104,13 +110,6 @@ def read_benchmark(path: Path) -> Benchmark:
         train_file=_file(path, spec, "train_file"),
         id_field=_text(path, spec, "id") if "id" in spec else None,
     )
-
-
-def _read_mapping(path: Path) -> Mapping[Any, Any]:
-    spec = read_yaml(path)
-    if not isinstance(spec, dict):
-        raise UserError(f"{path}: expected keys and values such as 'name: capitals'")
-    return spec
 
 
 def _text(path: Path, spec: Mapping[Any, Any], key: str, default: str | None = None) -> str:
@@ -171,10 +170,3 @@ def _file(path: Path, spec: Mapping[Any, Any], key: str) -> Path | None:
     if not file.is_file():
         raise UserError(f"{path}: no file {file}: '{key}' is relative to the YAML file")
     return file
-
-
-def _printed(row: Row, field: str) -> str:
-    value = row.fields.get(field)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    return row.text(field)

@@ -53,9 +53,9 @@ class Row:
     def fail(self, field: str, problem: str) -> NoReturn:
         raise UserError(f"{self.where}, field '{field}': {problem}; fix or remove the row")
 
-    def has(self, *fields: str) -> bool:
-        """Whether every field is there (null counts as absent, so that Parquet and JSON Lines agree)."""
-        return all(self.fields.get(field) is not None for field in fields)
+    def has(self, field: str) -> bool:
+        """Whether the field is there (null counts as absent, so that Parquet and JSON Lines agree)."""
+        return self.fields.get(field) is not None
 
     def get(self, field: str) -> Any:
         """The value of `field`, or of `outer.inner` inside a nested record."""
@@ -78,37 +78,26 @@ class Row:
         return tuple(self._text(field, value) for value in values)
 
     def integer(self, field: str) -> int:
-        """An integer, also as a whole float: pandas makes floats of integers where some row has none."""
+        """An integer, also as a whole float."""
         value = self.get(field)
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
-        if isinstance(value, bool) or not isinstance(value, int):
+        number = whole(value)
+        if isinstance(number, bool) or not isinstance(number, int):
             self.fail(field, f"expected an integer, got {_kind(value)}")
-        return value
+        return number
 
     def index(self, field: str, count: int, *, first: int = 0, names: Sequence[str] = ()) -> int:
-        """The gold choice among `count`: a number from `first` on, a boolean, digits, or one of `names`.
-
-        A number may be a whole float, as `integer` says.
-        """
+        """The gold choice among `count`: a number from `first` on, a boolean, digits, or one of `names`."""
         value = self.get(field)
-        number: int | None = None
-        if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):  # a boolean is 0 or 1
-            number = int(value)
-        elif isinstance(value, float) and math.isnan(value):
+        gold = value.strip().lower() if isinstance(value, str) else whole(value)
+        if isinstance(gold, str) and re.fullmatch(r"-?[0-9]{1,9}(\.0*)?", gold):
+            gold = int(float(gold))
+        if gold in names:
+            return names.index(gold)
+        if gold in ("", -1) or (isinstance(gold, float) and math.isnan(gold)):
             self.unlabelled(field, value)
-        elif isinstance(value, str):
-            if re.fullmatch(r"-?[0-9]{1,9}(\.0*)?", value.strip()):
-                number = int(float(value))
-            elif value.strip().lower() in names:
-                return names.index(value.strip().lower())
-            elif not value.strip():
-                self.unlabelled(field, value)
-        if number == -1:
-            self.unlabelled(field, value)
-        if number is None or not first <= number < first + count:
+        if not isinstance(gold, int) or not first <= gold < first + count:  # a boolean is 0 or 1
             self.fail(field, f"expected {first} to {first + count - 1}, got {value!r}")
-        return number - first
+        return gold - first
 
     def position(self, field: str, labels: Sequence[str]) -> int:
         """The gold choice named by its label, such as answerKey among A, B, C, D."""
@@ -134,6 +123,11 @@ class Row:
             except UnicodeEncodeError:
                 self.fail(field, "holds a lone surrogate, which is not a character")
         return value
+
+
+def whole(value: Any) -> Any:
+    """A whole float as an integer: pandas makes floats of integers where some row has none."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _kind(value: object) -> str:

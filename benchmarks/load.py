@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalengine import records
-from evalengine.benchmarks.definition import DELIMITER, Benchmark, Hub, Item, Render, Row
+from evalengine.benchmarks.definition import DELIMITER, Benchmark, Hub, Item, Render, Row, whole
 from evalengine.errors import UserError
+from evalengine.untrusted import is_text, reason
 
-VARIANTS = ("lm_eval",)
 SUFFIXES = (".jsonl", ".parquet")
 ID_CHARS = 1000
 ID_FIELDS = ("id", "idx", "ind")  # where the hub's data sets keep an item's own id
@@ -52,8 +52,8 @@ def load_items(
     before every context; none of them is an item, whichever items `limit` keeps. Raises UserError for missing,
     empty or malformed data, naming file, line and field.
     """
-    if variant is not None and variant not in VARIANTS:
-        raise UserError(f"no variant '{variant}': the one there is is called '{VARIANTS[0]}'")
+    if variant not in (None, "lm_eval"):
+        raise UserError(f"no variant '{variant}': the one there is is called 'lm_eval'")
     if limit is not None and limit < 1:
         raise UserError(f"a limit of {limit} leaves nothing to score: give at least 1")
     if fewshot < 0:
@@ -88,15 +88,6 @@ def make_item(row: Row, render: Render) -> Item:
         raise UserError(f"{row.where}: gold {gold} is out of range for {len(choices)} choices; fix the row")
     continuations = tuple(DELIMITER + choice for choice in choices)
     return Item("", contexts, continuations, choices, gold)
-
-
-def unconditional(item: Item) -> Item:
-    """The item without its contexts: what `--pmi` subtracts (Holtzman et al. 2021, arXiv 2104.08315).
-
-    The context is empty, as in the reference's acc_mutual_info, so the model sees its BOS token and the
-    continuation. Where the contexts and not the continuations differ (winogrande) the difference cancels.
-    """
-    return item._replace(contexts=("",) * len(item.contexts))
 
 
 def data_file(benchmark: Benchmark, data: Path | None, *, train: bool = False) -> Path | None:
@@ -196,14 +187,10 @@ def _hub_rows(hub: Hub) -> Iterator[Row]:
         found = datasets.load_dataset(hub.path, hub.config, split=hub.split).to_list()
     except Exception as error:  # the hub's client raises dozens of types, for reasons outside this program
         raise UserError(
-            f"cannot read {named} from the Hugging Face hub ({type(error).__name__}: {_first_line(error)}): "
+            f"cannot read {named} from the Hugging Face hub ({type(error).__name__}: {reason(error)}): "
             "check the network or pass --data DIR"
         ) from error
     yield from (Row(fields, f"{named} on the hub, row {number}") for number, fields in enumerate(found, 1))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0].rstrip(".")
 
 
 def _examples(
@@ -260,20 +247,15 @@ def _unique_ids(benchmark: Benchmark, rows: Sequence[Row], canonical: Sequence[b
 
 def _id(row: Row, own: Any) -> str:
     if isinstance(own, Mapping):  # multirc: paragraph, question, answer
-        own = "-".join(str(_whole(part)) for part in own.values())
+        own = "-".join(str(whole(part)) for part in own.values())
     if isinstance(own, list | tuple | bytes):
         raise UserError(f"{row.where}: the row's id is a {type(own).__name__}: make it text or a number")
-    text = str(_whole(own))
-    if len(text) > ID_CHARS or any("\ud800" <= c <= "\udfff" for c in text):
+    text = str(whole(own))
+    if len(text) > ID_CHARS or not is_text(text):
         raise UserError(
             f"{row.where}: the row's id must be a text of at most {ID_CHARS} characters: shorten it"
         )
     return text
-
-
-def _whole(value: Any) -> Any:
-    """A whole float as an integer: pandas makes floats of integers where some row has none."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _canonical(fields: Mapping[str, Any]) -> bytes:

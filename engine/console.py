@@ -19,6 +19,7 @@ from evalengine.untrusted import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress as RichProgress
 
 PLAIN_EVERY_S = 10.0
 _state = {"json": False}
@@ -100,45 +101,37 @@ def table(
 class Progress:
     """One line of progress: `update` moves it, `describe` renames it. Use through `progress(...)`."""
 
-    def __init__(self, label: str, total: float, unit: str) -> None:
+    def __init__(self, display: RichProgress, label: str, total: float, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done, self.started, self._last = 0.0, time.monotonic(), time.monotonic()
-        self._rich: Any = None
-        self._task: Any = None
+        self._display = display
+        self._task = display.add_task(shown(label), total=total, note="")
 
     def describe(self, label: str) -> None:
         self.label = label
-        if self._rich is not None:
-            self._rich.update(self._task, description=shown(label))
+        self.rows([])
 
     def rows(self, rows: Sequence[str]) -> None:
         """Lines under the bar, on a terminal: what each worker does."""
-        if self._rich is not None:
-            self._rich.update(self._task, description=shown("\n".join([self.label, *rows])))
+        self._display.update(self._task, description=shown("\n".join([self.label, *rows])))
 
     def update(self, advance: float, note: str = "") -> None:
         """Moves on by `advance` units; `note` (loss, rate) is shown behind the bar."""
         self.done += advance
-        if self._rich is not None:
-            self._rich.update(self._task, advance=advance, note=shown(note or self._rate()))
-        elif not _state["json"] and time.monotonic() - self._last >= PLAIN_EVERY_S:
+        rate = self.done / max(time.monotonic() - self.started, 1e-9)
+        note = shown(note or f"{rate:,.0f} {self.unit}/s")
+        self._display.update(self._task, advance=advance, note=note)
+        plain = self._display.disable and not _state["json"]
+        if plain and time.monotonic() - self._last >= PLAIN_EVERY_S:
             self._last = time.monotonic()
             print(
-                f"{shown(self.label)}: {self.done:,.0f} / {self.total:,.0f} {self.unit}  {note or self._rate()}",
-                flush=True,
+                f"{shown(self.label)}: {self.done:,.0f} / {self.total:,.0f} {self.unit}  {note}", flush=True
             )
-
-    def _rate(self) -> str:
-        return f"{self.done / max(time.monotonic() - self.started, 1e-9):,.0f} {self.unit}/s"
 
 
 @contextlib.contextmanager
 def progress(label: str, total: float, unit: str = "items") -> Iterator[Progress]:
     """A progress line for the length of a `with` block."""
-    line = Progress(label, total, unit)
-    if not is_terminal():
-        yield line
-        return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
@@ -149,6 +142,6 @@ def progress(label: str, total: float, unit: str = "items") -> Iterator[Progress
         TextColumn("{task.fields[note]}", markup=False),
         TimeRemainingColumn(),
         console=console(err=True),
+        disable=not is_terminal(),
     ) as display:
-        line._rich, line._task = display, display.add_task(label, total=total, note="")
-        yield line
+        yield Progress(display, label, total, unit)

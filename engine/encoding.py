@@ -12,6 +12,7 @@ choice, and the choice's last target would be EOS.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -41,6 +42,13 @@ class Sequences(NamedTuple):
     offset: np.ndarray  # int64, (n + 1)
     start: np.ndarray  # int32, (n), >= 1
 
+    @classmethod
+    def of(cls, tokens: Sequence[np.ndarray], starts: Sequence[int] | np.ndarray) -> Sequences:
+        """A sequence for each array of token ids, whose targets begin at its start."""
+        offset = np.concatenate([[0], np.cumsum([len(ids) for ids in tokens])]).astype(np.int64)
+        flat = np.concatenate([np.zeros(0, np.int32), *tokens])
+        return cls(flat, offset, np.asarray(starts, dtype=np.int32))
+
     def __len__(self) -> int:  # type: ignore[override]
         return len(self.start)
 
@@ -49,10 +57,7 @@ class Sequences(NamedTuple):
 
     def take(self, index: np.ndarray) -> Sequences:
         """Some of the sequences, as sequences of their own."""
-        lengths = np.diff(self.offset)[index]
-        offset = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        tokens = [self.tokens(s) for s in index]
-        return Sequences(np.concatenate(tokens) if tokens else self.token_S[:0], offset, self.start[index])
+        return Sequences.of([self.tokens(s) for s in index], self.start[index])
 
     def check_ids(self, rows: int) -> None:
         """Raises UserError where a token has no row in an embedding of `rows` rows."""
@@ -118,16 +123,14 @@ class Encoder:
     def pairs(self, pairs: list[tuple[str, str]]) -> list[tuple[list[int], int]]:
         """(context, continuation) -> (tokens, index of the first target), before truncation."""
         moved = [move_space(context, continuation) for context, continuation in pairs]
-        contexts = sorted({context for context, _ in moved if context})
-        wholes = sorted({context + continuation for context, continuation in moved if context})
+        texts = sorted({text for context, rest in moved if context for text in (context, context + rest)})
         bare = sorted({continuation for context, continuation in moved if not context})
-        context_ids = dict(zip(contexts, self.texts(contexts), strict=True))
-        whole_ids = dict(zip(wholes, self.texts(wholes), strict=True))
+        ids_of_text = dict(zip(texts, self.texts(texts), strict=True))
         bare_ids = dict(zip(bare, self.texts(bare, special=False), strict=True))
         out = []
         for context, continuation in moved:
             if context:
-                ids, above = whole_ids[context + continuation], context_ids[context]
+                ids, above = ids_of_text[context + continuation], ids_of_text[context]
                 start = len(above)
                 if start < len(ids):
                     ids = above + ids[start:]  # not the whole: its border may have merged differently
@@ -161,7 +164,12 @@ def move_space(context: str, continuation: str) -> tuple[str, str]:
 
 
 def encode(items: ItemSet, encoder: Encoder, *, pmi: bool = False) -> Encoded:
-    """Encodes every choice of every item; equal (tokens, targets) become one sequence."""
+    """Encodes every choice of every item; equal (tokens, targets) become one sequence.
+
+    pmi: also every continuation behind an empty context, whose log-likelihood acc_pmi subtracts (Holtzman et al. 2021,
+    arXiv 2104.08315), as the reference's acc_mutual_info does. Where the contexts and not the continuations differ
+    (winogrande) the difference cancels.
+    """
     pairs: dict[tuple[str, str], int] = {}
     pair_C, uncond_C = [], []
     for item in items.items:
@@ -217,12 +225,11 @@ def merge(encoded: list[tuple[list[int], int]], window: int) -> Distinct:
             starts.append(first)
         sequence_P.append(known[key])
         truncated_P.append(cut > 0)
-    sequences = Sequences(
-        token_S=np.concatenate(tokens) if tokens else np.zeros(0, np.int32),
-        offset=np.concatenate([[0], np.cumsum([len(t) for t in tokens])]).astype(np.int64),
-        start=np.asarray(starts, dtype=np.int32),
+    return Distinct(
+        Sequences.of(tokens, starts),
+        np.asarray(sequence_P, dtype=np.int32),
+        np.asarray(truncated_P, dtype=bool),
     )
-    return Distinct(sequences, np.asarray(sequence_P, dtype=np.int32), np.asarray(truncated_P, dtype=bool))
 
 
 def window_of(config: Any, tokenizer: Any, default: int = 2048) -> int:

@@ -1,8 +1,8 @@
 """The ways to run a model over sequences: as packed token tries, as padded rows, or each length by itself.
 
-All end in the log-probability of every target. `alone` with the model's own output layer is by construction a plain forward of
-each sequence (rows of one length need no padding and no mask); whether the others equal it for a model is not decided here
-(proof.py does).
+All end in the log-probability of every target. `reference` is by construction a plain forward of each sequence (rows of one
+length need no padding and no mask) through the model's own output layer; whether the others equal it for a model is not decided
+here (proof.py does).
 
 Dims: N tokens, R scored rows, D hidden, V vocabulary, T targets, B sequences of a batch.
 """
@@ -62,25 +62,13 @@ class Forward:
         self.model, self.device, self.dtype = model, device, dtype
         self.attention = TreeAttention()
         self.head: Head | None = None
-        self.last_layer: LastLayer | None = (
-            None  # runs the last decoder layer of packed batches on scored rows alone
-        )
+        self.last_layer: LastLayer | None = None  # runs that layer of packed batches on scored rows alone
         configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
         self._configs = [(c, getattr(c, "_attn_implementation", None)) for c in configs.values()]
         self._in_tree = False  # whether attention layers now go through `attention`
-        known = inspect.signature(model.forward).parameters
-        self._takes = set(known)
-        self._takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        self._takes = inspect.signature(model.forward).parameters
 
     # --- the ways
-
-    def alone(self, sequences: Sequences, batch_tokens: int, progress: Progress | None = None) -> Targets:
-        """Rows of one length together, the shortest first: nothing that depends on a batch's longest row can differ."""
-        return self._plain(sequences, batch_tokens, False, progress)
-
-    def padded(self, sequences: Sequences, batch_tokens: int, progress: Progress | None = None) -> Targets:
-        """Rows padded on the right to the longest of their batch; a causal model's earlier tokens cannot see that."""
-        return self._plain(sequences, batch_tokens, True, progress)
 
     @torch.inference_mode()
     def packed(self, batches: list[packing.Batch], progress: Progress | None = None) -> Targets:
@@ -88,16 +76,28 @@ class Forward:
         self._attend(tree=True)
         return self._score(self._tree_rows(batches, progress))
 
-    def _plain(
-        self, sequences: Sequences, batch_tokens: int, pad: bool, progress: Progress | None
+    @torch.inference_mode()
+    def plain(
+        self, sequences: Sequences, batch_tokens: int, pad: bool = False, progress: Progress | None = None
     ) -> Targets:
-        with torch.inference_mode():
-            self._attend(tree=False)
-            return self._score(self._plain_rows(sequences, batch_tokens, pad, progress))
+        """Rows of one length together, the shortest first: nothing that depends on a batch's longest row can differ.
+
+        `pad`: on the right, to the longest row of a batch of any lengths; a causal model's earlier tokens cannot see that.
+        """
+        self._attend(tree=False)
+        return self._score(self._plain_rows(sequences, batch_tokens, pad, progress))
+
+    def reference(self, sequences: Sequences, batch_tokens: int = 1) -> Targets:
+        """`plain` through the model's own output layer, whatever `head` is."""
+        head, self.head = self.head, None
+        try:
+            return self.plain(sequences, batch_tokens)
+        finally:
+            self.head = head
 
     def reset(self) -> None:
         """One token by itself: rotary embeddings that grew with a long sequence go back to their beginning."""
-        self.alone(Sequences(np.zeros(2, np.int32), np.array([0, 2]), np.ones(1, np.int32)), 1)
+        self.plain(Sequences.of([np.zeros(2, np.int32)], [1]), 1)
 
     def _attend(self, tree: bool) -> None:
         """Sends attention through the tree, or as the model was loaded (a part beside the text model may differ)."""
@@ -109,7 +109,8 @@ class Forward:
     # --- rows
 
     def _tree_rows(self, batches: list[packing.Batch], progress: Progress | None) -> Iterator[Rows]:
-        if not (self._takes_any or {"position_ids", "attention_mask"} <= self._takes):
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in self._takes.values())
+        if not takes_any and not {"position_ids", "attention_mask"} <= self._takes.keys():
             raise NotImplementedError("it takes no positions")
         for batch in batches:
             on = on_device(batch, self.device, self.dtype)
@@ -121,9 +122,7 @@ class Forward:
             hidden_ND = self._hidden(
                 input_ids=on.token_1N,
                 position_ids=on.position_1N,
-                attention_mask=torch.ones_like(
-                    on.token_1N
-                ),  # else transformers looks for borders in the positions
+                attention_mask=torch.ones_like(on.token_1N),  # else it looks for borders in the positions
             )[0]
             if not batch.is_prefix:
                 yield Rows(
@@ -182,7 +181,7 @@ class Forward:
         try:
             self.model(**inputs, **self._without_cache())
         except _Reached as reached:
-            hidden: Tensor = reached.hidden
+            hidden: Tensor = reached.args[0]
             return hidden
         finally:
             handle.remove()
@@ -232,11 +231,7 @@ class Forward:
 
 
 class _Reached(Exception):
-    """The forward has reached the output layer."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
+    """The forward has reached the output layer, with these hidden states."""
 
 
 def head_candidates(model: Any) -> list[Head]:
@@ -286,6 +281,5 @@ def vocabulary_of(model: Any) -> int:
 def out_of_memory(error: BaseException) -> bool:
     """CUDA has its own exception; the CPU allocator's is a RuntimeError that only its words tell apart."""
     words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        word in str(error) for word in words
-    )
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(word in str(error) for word in words)

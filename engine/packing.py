@@ -41,11 +41,6 @@ class Bucket(NamedTuple):
     key_BK: np.ndarray  # int32: indices of keys, padded with 0
     end_BK: np.ndarray  # int32: where the key's subtree ends, 0 for padding
 
-    def visible(self, block: int, prefix: int) -> np.ndarray:
-        """bool (B, Q, K): which keys each query of each block sees."""
-        query_BQ1 = (prefix + self.block_B[:, None] * block + np.arange(block))[:, :, None]
-        return (self.key_BK[:, None, :] <= query_BQ1) & (query_BQ1 < self.end_BK[:, None, :])
-
 
 class Batch(NamedTuple):
     token_N: np.ndarray  # int32; N is a multiple of the block size
@@ -73,12 +68,8 @@ def pack(sequences: Sequences, batch_tokens: int, block: int = BLOCK) -> Iterato
     else:
         yield prefix_batch(first[:prefix], block)
         block = max(block, min(256, block * (1 + prefix // 256)))
-    shared = np.array(
-        [
-            common_prefix(sequences.tokens(a)[:-1], sequences.tokens(b)[:-1])
-            for a, b in itertools.pairwise(order)
-        ]
-    )
+    fed = [sequences.tokens(s)[:-1] for s in order]
+    shared = np.array([common_prefix(a, b) for a, b in itertools.pairwise(fed)])
     lengths = np.diff(sequences.offset)[order] - 1
     for start, stop in cut(lengths, np.concatenate([[0], shared]), prefix, batch_tokens):
         yield build(sequences, order[start:stop], shared[start : stop - 1], prefix, block)
@@ -107,8 +98,7 @@ def cut(
         new = length_S[start:] - shared_S[start:]
         new[0] = length_S[start] - prefix
         filled = np.cumsum(new)
-        stop = int(np.searchsorted(filled, batch_tokens, side="right"))
-        stop = max(stop, 1)
+        stop = max(1, int(np.searchsorted(filled, batch_tokens, side="right")))
         if start + stop < n:
             soft = max(1, int(np.searchsorted(filled, 0.75 * batch_tokens)))
             if soft < stop:
@@ -119,9 +109,7 @@ def cut(
 
 
 def prefix_batch(token_P: np.ndarray, block: int) -> Batch:
-    one = Sequences(
-        np.append(token_P, 0).astype(np.int32), np.array([0, len(token_P) + 1]), np.array([len(token_P)])
-    )
+    one = Sequences.of([np.append(token_P, 0).astype(np.int32)], [len(token_P)])
     batch = build(one, [0], np.zeros(0, np.int64), 0, block)
     none = np.zeros(0, dtype=np.int32)
     return batch._replace(
@@ -131,18 +119,14 @@ def prefix_batch(token_P: np.ndarray, block: int) -> Batch:
 
 def build(sequences: Sequences, order: list[int], shared: np.ndarray, prefix: int, block: int) -> Batch:
     """Lays the sequences `order` out as one trie. `shared[i]` tokens of sequence i + 1 are those of sequence i."""
-    longest = max(int(sequences.offset[s + 1] - sequences.offset[s]) for s in order)
+    length_S = np.diff(sequences.offset)[order]
     # flat index (prefix first) of the token at each depth of the current path
-    path = np.zeros(longest, dtype=np.int64)
+    path = np.zeros(length_S.max(), dtype=np.int64)
     path[:prefix] = np.arange(prefix)
     tokens, positions = [], []
     rows, target_tokens, target_sequences = [], [], []
     ancestors: list[np.ndarray] = []
-    end = np.full(
-        prefix + sum(int(sequences.offset[s + 1] - sequences.offset[s]) for s in order) + block,
-        FOREVER,
-        dtype=np.int64,
-    )
+    end = np.full(prefix + length_S.sum() + block, FOREVER, dtype=np.int64)
     at, depth = prefix, prefix
     for i, s in enumerate(order):
         ids = sequences.tokens(s)
@@ -191,23 +175,13 @@ def buckets(ancestors: list[np.ndarray], end: np.ndarray, prefix: int, block: in
         longest = int(count[order[start]])
         floor = 0.8 * (longest + block) - block
         stop = start + int((count[order[start:]] >= floor).sum())
-        members = np.sort(order[start:stop])
+        block_B = np.sort(order[start:stop])
         longest += -longest % KEYS
-        yield bucket(members, [ancestors[b] for b in members], end, prefix, block, longest)
+        key_BK = np.zeros((len(block_B), longest + block), dtype=np.int64)
+        key_BK[:, longest:] = prefix + block_B[:, None] * block + np.arange(block)
+        end_BK = np.where(np.arange(longest + block) < longest, 0, end[key_BK])
+        for b, number in enumerate(block_B):
+            above = ancestors[number]
+            key_BK[b, : len(above)], end_BK[b, : len(above)] = above, end[above]
+        yield Bucket(*(x.astype(np.int32) for x in (block_B, key_BK, end_BK)))
         start = stop
-
-
-def bucket(
-    members: np.ndarray, ancestors: list[np.ndarray], end: np.ndarray, prefix: int, block: int, longest: int
-) -> Bucket:
-    first_B = prefix + members * block
-    query_BQ = first_B[:, None] + np.arange(block)
-    key_BK = np.zeros((len(members), longest + block), dtype=np.int64)
-    real_BK = np.zeros_like(key_BK, dtype=bool)
-    for b, above in enumerate(ancestors):
-        key_BK[b, : len(above)] = above
-        real_BK[b, : len(above)] = True
-    key_BK[:, longest:] = query_BQ
-    real_BK[:, longest:] = True
-    end_BK = np.where(real_BK, end[key_BK], 0)
-    return Bucket(members.astype(np.int32), key_BK.astype(np.int32), end_BK.astype(np.int32))

@@ -33,10 +33,11 @@ CLOSE = 1e-4  # nats a token, in float32; of log-probabilities below -10, a hund
 SHORTEST = 12  # tokens fed: what no way gets right at this length it never gets right
 DRAWS = 4  # random trees where a way holds for some lengths alone, or might hold by luck
 BESIDE = 2048  # tokens of a batch in which lengths are tried; the whole batch is tried with short sequences
-LARGEST = (
-    1 << 30
-)  # bytes of one tensor in the proof; attention that is square in the batch gets smaller batches
+LARGEST = 1 << 30  # bytes of a tensor in the proof; attention that is square in the batch gets smaller ones
 FIRST = 512  # tokens fed that the first proof covers; later ones double
+
+
+Key = tuple[int, int, int]  # the arguments of `Trial.tree`: length, shared, draw
 
 
 class Proof(NamedTuple):
@@ -79,9 +80,9 @@ def prove(config: Any, length: int, tokens: int, model_class: Any = None) -> Pro
     head, why_own_head = trial.head()
     found = found._replace(head=head, why_own_head=why_own_head)
     if head is None:
-        found = found._replace(why_not_packed="its output layer is its own")
+        trial.why = "its output layer is its own"
     else:
-        tokens = min(tokens, trial.fits(tokens))
+        tokens = trial.fits(tokens)
         tokens = reach(lambda n: trial.packed(SHORTEST, n), tokens, twin.lengths(config, tokens))
         if tokens >= min(found.tokens, FIRST):
             some = min(tokens, BESIDE)
@@ -93,11 +94,8 @@ def prove(config: Any, length: int, tokens: int, model_class: Any = None) -> Pro
             trial.forward.last_layer = LastLayer(trial.forward.model)
             narrow = longest > 0 and trial.packed(longest, some)
             found = found._replace(tokens=tokens, packed=longest, last_layer=narrow)
-        else:
-            found = found._replace(why_not_packed=trial.why)
     if not found.packed:
-        why = found.why_not_packed or trial.why
-        found = found._replace(padded=tried == length and trial.padded(length), why_not_packed=why)
+        found = found._replace(why_not_packed=trial.why, padded=tried == length and trial.padded(length))
     return found
 
 
@@ -108,17 +106,14 @@ class Trial:
         self.forward = Forward(model, torch.device("cpu"), torch.float32)
         self.vocabulary = min(vocabulary_of(model), twin.VOCABULARY)
         self.why = "its scores differ when sequences share a prefix"
-        self._truths: dict[tuple[int, int, int], Targets] = {}
+        self._truths: dict[Key, Targets] = {}
 
     def truth(self, length: int, shared: int = 0, draw: int = 0) -> Targets:
         """The targets of `tree(length, shared, draw)`."""
         key = (length, shared, draw)
         if key not in self._truths:
-            head, self.forward.head = self.forward.head, None
-            try:
-                self._truths[key] = self._alone(self.tree(*key))
-            finally:
-                self.forward.head = head
+            self.forward.reset()
+            self._truths[key] = self.forward.reference(self.tree(*key))
         return self._truths[key]
 
     def start(self, length: int) -> tuple[int, Targets]:
@@ -132,14 +127,14 @@ class Trial:
 
     def longest(self, length: int) -> Targets:
         """The longest sequence of `tree(length)`, whatever has run before."""
-        return self.forward.alone(self.tree(length).take(np.arange(1)), 1)
+        return self.forward.reference(self.tree(length).take(np.arange(1)))
 
     def is_causal(self, length: int) -> bool:
         """Whether the logits of a row stay what they are when later tokens change."""
         ids = self.tree(length).tokens(0)
         kept = length - max(1, length // 4)
         other = np.concatenate([ids[:kept], ids[kept:] % (self.vocabulary - 1) + 1]).astype(np.int32)
-        first, second = (self._alone(sequences_of([t], [1])).logprob_T[: kept - 1] for t in (ids, other))
+        first, second = (self._plain(Sequences.of([t], [1])).logprob_T[: kept - 1] for t in (ids, other))
         return bool(np.all(np.abs(first - second) <= CLOSE * np.maximum(1, np.abs(first) / 10)))
 
     def head(self) -> tuple[int | None, str]:
@@ -148,7 +143,7 @@ class Trial:
         for i, head in enumerate(head_candidates(self.forward.model)):
             self.forward.head = head
             try:
-                if same(self._alone(self.tree(SHORTEST)), self.truth(SHORTEST)):
+                if same(self._plain(self.tree(SHORTEST)), self.truth(SHORTEST)):
                     return i, ""
             except Exception as error:
                 why = reason(error)
@@ -157,14 +152,24 @@ class Trial:
 
     def packed(self, length: int, tokens: int, draw: int = 0) -> bool:
         """Whether packed tries are exact up to `length`: in one batch of `tokens`, and behind a prefix that is kept."""
-        cases = [(0, fill(self.tree(length, 0, draw), tokens, self.vocabulary))]
+        tree = self.tree(length, 0, draw)
+        cases = [((length, 0, draw), fill(tree, tokens, self.vocabulary))]
         if length > 2 * packing.SHARED_PREFIX:
-            cases.append((length // 2, self.tree(length, length // 2, draw)))
+            key = (length, length // 2, draw)
+            cases.append((key, self.tree(*key)))
+        return self._exact(lambda s: self.forward.packed(list(packing.pack(s, len(s.token_S)))), cases)
+
+    def padded(self, length: int) -> bool:
+        """Whether rows padded to the longest of them are exact up to `length`."""
+        cases = [((length, 0, draw), self.tree(length, 0, draw)) for draw in range(DRAWS)]
+        return self._exact(lambda s: self.forward.plain(s, len(s) * length, pad=True), cases)
+
+    def _exact(self, run: Callable[[Sequences], Targets], cases: list[tuple[Key, Sequences]]) -> bool:
+        """Whether sequences get the log-probabilities of their `truth`; those that it lacks are fillers."""
         try:
-            for shared, sequences in cases:
+            for key, sequences in cases:
                 self.forward.reset()
-                targets = self.forward.packed(list(packing.pack(sequences, len(sequences.token_S))))
-                if not same(targets, self.truth(length, shared, draw)):
+                if not same(run(sequences), self.truth(*key)):
                     return False
         except Exception as error:  # whatever a model's own code makes of such a batch
             self.why = reason(error)
@@ -181,25 +186,34 @@ class Trial:
             return tokens
         return min(tokens, BESIDE * max(1, math.isqrt(LARGEST // largest.bytes)))
 
-    def padded(self, length: int) -> bool:
-        """Whether rows padded to the longest of them are exact up to `length`."""
-        try:
-            for draw in range(DRAWS):
-                sequences = self.tree(length, 0, draw)
-                self.forward.reset()
-                targets = self.forward.padded(sequences, len(sequences) * length)
-                if not same(targets, self.truth(length, 0, draw)):
-                    return False
-        except Exception:
-            return False
-        return True
-
     def tree(self, length: int, shared: int = 0, draw: int = 0) -> Sequences:
-        return tree(length, self.vocabulary, shared, draw)
+        """Sequences of at most `length` tokens fed: one that long, branches of it at all depths, and short ones.
 
-    def _alone(self, sequences: Sequences) -> Targets:
+        All begin with the same `shared` tokens; every token behind them is a target.
+        """
+        rng = np.random.default_rng([length, draw])
+
+        def ids(n: int) -> np.ndarray:
+            return rng.integers(1, self.vocabulary, size=n).astype(np.int32)
+
+        longest = ids(length + 1)
+        depths = sorted({1, 2, 5, length // 4, length // 2, 3 * length // 4, length - 3})
+        branches = [
+            np.concatenate([longest[:depth], ids(min(6, length + 1 - depth))])
+            for depth in depths
+            if max(shared, 1) <= depth < length
+        ]
+        short = [
+            np.concatenate([longest[:shared], ids(size)])
+            for size in (2, 3, 7, 13, 31)
+            if shared + size <= length + 1
+        ]
+        lists = [longest, *branches, *short]
+        return Sequences.of(lists, [max(1, shared)] * len(lists))
+
+    def _plain(self, sequences: Sequences) -> Targets:
         self.forward.reset()
-        return self.forward.alone(sequences, 1)
+        return self.forward.plain(sequences, 1)
 
 
 class Largest(TorchDispatchMode):
@@ -250,32 +264,6 @@ def by_sequence(found: Targets, truth: Targets) -> tuple[np.ndarray, np.ndarray]
 # --- sequences to try things on
 
 
-def tree(length: int, vocabulary: int, shared: int = 0, draw: int = 0) -> Sequences:
-    """Sequences of at most `length` tokens fed: one that long, branches of it at all depths, and short ones.
-
-    All begin with the same `shared` tokens; every token behind them is a target.
-    """
-    rng = np.random.default_rng([length, draw])
-
-    def ids(n: int) -> np.ndarray:
-        return rng.integers(1, vocabulary, size=n).astype(np.int32)
-
-    longest = ids(length + 1)
-    depths = sorted({1, 2, 5, length // 4, length // 2, 3 * length // 4, length - 3})
-    branches = [
-        np.concatenate([longest[:depth], ids(min(6, length + 1 - depth))])
-        for depth in depths
-        if max(shared, 1) <= depth < length
-    ]
-    short = [
-        np.concatenate([longest[:shared], ids(size)])
-        for size in (2, 3, 7, 13, 31)
-        if shared + size <= length + 1
-    ]
-    lists = [longest, *branches, *short]
-    return sequences_of(lists, [max(1, shared)] * len(lists))
-
-
 def forks(length: int, vocabulary: int) -> Sequences:
     """Three sequences of `length` tokens fed that part after a third and two thirds; a plain forward takes them together."""
     rng = np.random.default_rng(length)
@@ -284,7 +272,7 @@ def forks(length: int, vocabulary: int) -> Sequences:
     for depth in (length // 3, 2 * length // 3):
         rest = rng.integers(1, vocabulary, size=length + 1 - depth).astype(np.int32)
         lists.append(np.concatenate([first[:depth], rest]))
-    return sequences_of(lists, [1, 1, 1])
+    return Sequences.of(lists, [1, 1, 1])
 
 
 def fill(sequences: Sequences, tokens: int, vocabulary: int) -> Sequences:
@@ -294,9 +282,4 @@ def fill(sequences: Sequences, tokens: int, vocabulary: int) -> Sequences:
     size = min(61, max(map(len, lists)))
     more = max(0, tokens - len(sequences.token_S)) // size
     fillers = rng.integers(1, vocabulary, size=(more, size)).astype(np.int32)
-    return sequences_of([*lists, *fillers], [*sequences.start, *[size - 1] * more])
-
-
-def sequences_of(lists: list[np.ndarray], starts: list[int]) -> Sequences:
-    offset = np.concatenate([[0], np.cumsum([len(t) for t in lists])]).astype(np.int64)
-    return Sequences(np.concatenate(lists), offset, np.asarray(starts, np.int32))
+    return Sequences.of([*lists, *fillers], [*sequences.start, *[size - 1] * more])

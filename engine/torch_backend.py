@@ -49,6 +49,7 @@ class Group(NamedTuple):
     way: str  # "packed", "padded" or "alone"
     number_S: np.ndarray
     sequences: Sequences
+    batches: list[packing.Batch]  # of "packed"
 
 
 class TorchBackend:
@@ -80,7 +81,6 @@ class TorchBackend:
         self._architecture = ""  # of the loaded model
         self._proofs: dict[str, Proof] = {}  # by architecture
         self._groups: dict[int, tuple[Sequences, Proof, list[Group]]] = {}  # by identity of the tokens
-        self._batches: dict[int, tuple[Sequences, list[packing.Batch]]] = {}
 
     # --- loading
 
@@ -92,7 +92,6 @@ class TorchBackend:
         if loaded is None or known is None or known.rewrites or not loaded.refill(checkpoint):
             self.model = self.forward = loaded = None  # not two modules at a time
             self._groups.clear()
-            self._batches.clear()
             read = self._pretrained.read
             if checkpoint.base is not None:
                 from evalengine.adapters import merged
@@ -129,41 +128,39 @@ class TorchBackend:
         return self._proofs[self._architecture]
 
     def _use(self, ways: Proof) -> None:
-        """Runs the loaded model in these ways from now on."""
+        """Runs the loaded model in these ways from now on, and notes why not in the fastest one."""
         self.ways = ways._replace(**self._failed)
         self.forward.head = None if self.ways.head is None else head_candidates(self.model)[self.ways.head]
         if self.forward.last_layer is not None:
             self.forward.last_layer.release()
         self.forward.last_layer = LastLayer(self.model) if self.ways.last_layer else None
+        if self.ways.head is None:
+            self._note(
+                f"its output layer is its own ({self.ways.why_own_head}): logits are made for whole sequences (slower)"
+            )
+        elif not self.ways.packed:
+            self._note(f"runs one sequence per choice, because {self.ways.why_not_packed}")
+
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
 
     def _check(self) -> None:
         """Compares the ways with a plain forward on this checkpoint's own weights, token by token: two short forwards."""
         few = proof.forks(proof.SHORTEST, vocabulary_of(self.model))
         packed = list(packing.pack(few, self.batch_tokens, self._block))
-        head, self.forward.head = self.forward.head, None
         try:
-            truth = self.forward.alone(few, self.batch_tokens)
+            truth = self.forward.reference(few, self.batch_tokens)
         except Exception as error:
             raise UserError(f"{self._name} cannot run here: {reason(error)}") from None
-        self.forward.head = head
-        why = self._differs(truth, lambda: self.forward.packed(packed)) if self.ways.packed else None
-        if why is not None:
-            self._fail(packed=0, why_not_packed=why)
-        if head is not None and not self.ways.packed:
-            why = self._differs(truth, lambda: self.forward.alone(few, self.batch_tokens))
+        if self.ways.packed:
+            why = self._differs(truth, lambda: self.forward.packed(packed))
+            if why is not None:
+                self._fail(packed=0, why_not_packed=why)
+        if self.ways.head is not None and not self.ways.packed:
+            why = self._differs(truth, lambda: self.forward.plain(few, self.batch_tokens))
             if why is not None:
                 self._fail(head=None, why_own_head=why)
-        self._say_why()
-
-    def _say_why(self) -> None:
-        """Notes why the loaded checkpoint does not run in the fastest way."""
-        note = None
-        if self.ways.head is None:
-            note = f"its output layer is its own ({self.ways.why_own_head}): logits are made for whole sequences (slower)"
-        elif not self.ways.packed:
-            note = f"runs one sequence per choice, because {self.ways.why_not_packed}"
-        if note is not None and note not in self.notes:
-            self.notes.append(note)
 
     def _differs(self, truth: Targets, run: Callable[[], Targets]) -> str | None:
         try:
@@ -205,13 +202,11 @@ class TorchBackend:
             if self.ways.packed < self.ways.length:
                 self.forward.reset()
             if group.way == "packed":
-                targets = self.forward.packed(self.batches(group.sequences), progress)
-            elif group.way == "padded":
-                targets = self.forward.padded(group.sequences, self.batch_tokens, progress)
+                targets = self.forward.packed(group.batches, progress)
             else:
-                targets = self.forward.alone(group.sequences, self.batch_tokens, progress)
-            scores = summed(targets, len(group.sequences))
-            loglik[group.number_S], greedy[group.number_S] = scores
+                pad = group.way == "padded"
+                targets = self.forward.plain(group.sequences, self.batch_tokens, pad, progress)
+            loglik[group.number_S], greedy[group.number_S] = summed(targets, len(group.sequences))
         return Scores(loglik, greedy)
 
     def groups(self, sequences: Sequences) -> list[Group]:
@@ -223,16 +218,17 @@ class TorchBackend:
         longest = int(length_S.max(initial=0))
         if longest > self.ways.length:
             self._use(self._prove(1 << (longest - 1).bit_length()))
-            self._say_why()
-        way_S = np.where(length_S <= self.ways.packed, 0, 1 if self.ways.padded else 2)
         found = []
-        for number, way in enumerate(("packed", "padded", "alone")):
-            index = np.flatnonzero(way_S == number)
+        packs_S = length_S <= self.ways.packed
+        for way, mine_S in (("packed", packs_S), ("padded" if self.ways.padded else "alone", ~packs_S)):
+            index = np.flatnonzero(mine_S)
             if len(index):
                 mine = sequences if len(index) == len(sequences) else sequences.take(index)
-                found.append(Group(way, index, mine))
+                tokens = min(self.batch_tokens, self.ways.tokens)
+                batches = list(packing.pack(mine, tokens, self._block)) if way == "packed" else []
+                found.append(Group(way, index, mine, batches))
         if self.ways.packed and len(found) > 1:
-            self.notes.append(
+            self._note(
                 f"sequences of more than {self.ways.packed} tokens run one by one, because the model's arithmetic changes there"
             )
         self._groups[id(sequences.token_S)] = (sequences, self.ways, found)
@@ -244,18 +240,7 @@ class TorchBackend:
 
     def batches(self, sequences: Sequences) -> list[packing.Batch]:
         """The packed batches of these sequences, kept for the next checkpoint."""
-        kept = self._batches.get(id(sequences.token_S))
-        if kept is None:
-            tokens = min(self.batch_tokens, self.ways.tokens)
-            kept = (sequences, list(packing.pack(sequences, tokens, self._block)))
-            self._batches[id(sequences.token_S)] = kept
-        return kept[1]
-
-    @property
-    def path(self) -> str:
-        """How sequences run that no number in the configuration bounds."""
-        way = "packed" if self.ways.packed else "one sequence per choice"
-        return way if self.ways.head is not None else f"{way}, own head"
+        return [batch for group in self.groups(sequences) for batch in group.batches]
 
     @property
     def _block(self) -> int:
@@ -271,7 +256,7 @@ class TorchBackend:
             error.sequence = int(np.diff(sequences.offset).argmax())
             raise error
         self.batch_tokens = max(longest, self.batch_tokens // 2)
-        self._batches.clear()
+        self._groups.clear()
         said = "ran out of memory: scored with --batch-tokens"
         self.notes = [note for note in self.notes if not note.startswith(said)]
         self.notes.append(f"{said} {self.batch_tokens}")
@@ -287,7 +272,6 @@ class TorchBackend:
             self._fail(head=None, why_own_head=why)
         else:
             raise ModelError(f"{self._name} cannot be scored: {type(error).__name__}: {why}") from None
-        self._say_why()
 
 
 def summed(targets: Targets, sequences: int) -> Scores:

@@ -48,9 +48,7 @@ class TreeAttention:
         AttentionInterface.register(self.name, self)
         AttentionMaskInterface.register(self.name, self.mask)
         self.running: DeviceBatch | None = None
-        self.kept: dict[
-            int, tuple[Tensor, Tensor]
-        ] = {}  # number of the call -> keys and values of the kept prefix
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # by number of the call: the prefix's keys, values
         self._calls = 0  # of this forward: one for each attention layer
         self._rules: dict[int, tuple[Tensor, Rule]] = {}
         self._masks: dict[tuple[int, int], list[Tensor]] = {}
@@ -131,10 +129,7 @@ class TreeAttention:
             if softcap is None and s_aux is None:
                 o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
             else:
-                sink = (
-                    None if s_aux is None else s_aux.view(key.shape[1], group, 1).expand(-1, -1, batch.block)
-                )
-                o = plain_attention(q, k, v, mask, scaling, softcap, sink)
+                o = plain_attention(q, k, v, mask, scaling, softcap, s_aux)
             o = o.unflatten(2, (group, -1)).flatten(1, 2) if group > 1 else o
             if blocks is None:
                 out_BQHd = o.transpose(1, 2)
@@ -150,19 +145,20 @@ def plain_attention(
     mask: Tensor,
     scaling: float | None,
     softcap: float | None,
-    sink: Tensor | None,
+    sink_H: Tensor | None,
 ) -> Tensor:
     """softmax([softcap * tanh(q k / softcap) + mask, sink]) [v, 0] in float32: what fused kernels lack.
 
-    `sink` (key heads, group, Q) is a logit that takes mass and gives no value.
+    The sink of a query head is a logit that takes mass and gives no value.
     """
     scores = q.float() @ k.float().transpose(2, 3) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     scores = scores + mask
-    if sink is not None:
-        column = sink.flatten(1, 2)[None, :, :, None].expand(len(q), -1, -1, 1)
-        scores = torch.cat([scores, column.float()], -1)
+    if sink_H is not None:
+        queries = q.shape[1] * q.shape[2] // sink_H.numel()  # of a query head: q has one head after the other
+        column = sink_H.flatten().repeat_interleave(queries).view(1, *q.shape[1:3], 1)
+        scores = torch.cat([scores, column.expand(len(q), -1, -1, 1).float()], -1)
     share = F.softmax(scores, dim=-1)[..., : k.shape[2]]
     return (share @ v.float()).to(q.dtype)
 
@@ -180,14 +176,11 @@ def on_device(batch: packing.Batch, device: torch.device, dtype: torch.dtype) ->
     offset_Q = torch.arange(batch.block, device=device)
     buckets = []
     for bucket in batch.buckets:
-        block_B, key_BK, end_BK = (
-            moved(indices, device) for indices in (bucket.block_B, bucket.key_BK, bucket.end_BK)
-        )
+        block_B, key_BK, end_BK = (moved(indices, device) for indices in bucket)
         query_BQ1 = (batch.prefix + block_B[:, None] * batch.block + offset_Q)[:, :, None]
         hidden_BQK = (key_BK[:, None, :] > query_BQ1) | (query_BQ1 >= end_BK[:, None, :])
-        mask = torch.zeros(hidden_BQK.shape, dtype=dtype, device=device).masked_fill_(
-            hidden_BQK, float("-inf")
-        )
+        mask = torch.zeros(hidden_BQK.shape, dtype=dtype, device=device)
+        mask.masked_fill_(hidden_BQK, float("-inf"))
         whole = len(bucket.block_B) == everything
         buckets.append((None if whole else block_B, key_BK, mask.unsqueeze(1), position_K[key_BK]))
     token, position = moved(batch.token_N, device), moved(batch.position_N, device)

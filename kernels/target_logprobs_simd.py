@@ -289,8 +289,8 @@ def _finish(code: Code, block: Value) -> None:
         with code.when(row > -1), code.when(row < x["end"] - x["start"]):
             at = result + row * 4
             below = code.load(x["logprob"] + t * 4, F32) - code.load(at, F32)
-            total = code.load(at + width, F32).cast(F64, "fpext")
-            logprob = (below.cast(F64, "fpext") - code.intrinsic("llvm.log.f64", total)).cast(F32, "fptrunc")
+            log_total = code.intrinsic("llvm.log.f64", code.load(at + width, F32).cast(F64, "fpext"))
+            logprob = (below.cast(F64, "fpext") - log_total).cast(F32, "fptrunc")
             code.store(logprob, x["logprob"] + t * 4)
             token = code.load(x["token"] + t * 8, I64).cast(I32, "trunc")
             greedy = code.load(at + width * 2, I32).same(token) & (logprob - logprob).same(0.0)

@@ -9,8 +9,6 @@ tokenizer and `render` are two writings of the same rule; a test holds them toge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from evalengine.errors import UserError
@@ -35,34 +33,30 @@ class Message(NamedTuple):
     content: str
 
 
-@dataclass(frozen=True)
-class Conversation:
-    messages: tuple[Message, ...]
+Conversation = tuple[Message, ...]
 
-    @staticmethod
-    def parse(record: Any, where: str) -> Conversation:
-        """From `{"messages": [{"role": ..., "content": ...}, ...]}`; `where` names file and line in an error."""
-        turns = record.get("messages") if isinstance(record, dict) else None
-        if not isinstance(turns, list) or not turns:
-            raise UserError(f'{where}: expected {{"messages": [{{"role": ..., "content": ...}}, ...]}}')
-        messages = []
-        for turn in turns:
-            known = turn if isinstance(turn, dict) else {}
-            role, content = known.get("role"), known.get("content")
-            if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
-                raise UserError(
-                    f"{where}: a message needs a role ({', '.join(ROLES)}) and text content, not {turn!r:.60}"
-                )
-            if not is_text(content):
-                raise UserError(
-                    f"{where}: a message holds a lone surrogate, which is not a character; fix the line"
-                )
-            messages.append(Message(role, content))
-        if not any(message.role == "assistant" and message.content.strip() for message in messages):
+
+def parse(record: Any, where: str) -> Conversation:
+    """From `{"messages": [{"role": ..., "content": ...}, ...]}`; `where` names file and line in an error."""
+    turns = record.get("messages") if isinstance(record, dict) else None
+    if not isinstance(turns, list) or not turns:
+        raise UserError(f'{where}: expected {{"messages": [{{"role": ..., "content": ...}}, ...]}}')
+    messages = []
+    for turn in turns:
+        known = turn if isinstance(turn, dict) else {}
+        role, content = known.get("role"), known.get("content")
+        if role not in ROLES or not isinstance(content, str):
             raise UserError(
-                f"{where}: the conversation has no assistant message to learn from; remove the line"
+                f"{where}: a message needs a role ({', '.join(ROLES)}) and text content, not {turn!r:.60}"
             )
-        return Conversation(tuple(messages))
+        if not is_text(content):
+            raise UserError(
+                f"{where}: a message holds a lone surrogate, which is not a character; fix the line"
+            )
+        messages.append(Message(role, content))
+    if not any(message.role == "assistant" and message.content.strip() for message in messages):
+        raise UserError(f"{where}: the conversation has no assistant message to learn from; remove the line")
+    return tuple(messages)
 
 
 class Rendered(NamedTuple):
@@ -70,7 +64,7 @@ class Rendered(NamedTuple):
     learned: tuple[tuple[int, int], ...]  # [start, end) character spans that carry the loss
 
 
-def render(messages: Sequence[Message]) -> Rendered:
+def render(messages: Conversation) -> Rendered:
     """The text of a conversation and the spans of it that the assistant says (with its closing token)."""
     text, learned = END, []
     for message in messages:

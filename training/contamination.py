@@ -19,7 +19,7 @@ import numpy as np
 from evalengine import console
 from evalengine.benchmarks import BENCHMARKS, benchmarks_in, load_items
 from evalengine.training import checked
-from evalengine.training.conversations import Examples, bench_folder
+from evalengine.training.conversations import bench_folder, load
 from evalengine.training.shards import TokenSource
 from evalengine.training.tokenizer import Tokenizer
 
@@ -94,8 +94,7 @@ def report(
         for b in benchmarks
     }
     texts: dict[str, Iterable[str]] = {n: _documents(s, tokenizer) for n, s in sources.items()}
-    chats = Examples.load(conversations)
-    texts["conversations"] = (tokenizer.decode(chats[i][0]) for i in range(len(chats)))
+    texts["conversations"] = (tokenizer.decode(ids) for ids, _ in load(conversations))
     found = overlap(items, texts)
     read = {name: min(int(s.length_M.sum()), READ_TOKENS) for name, s in sources.items()}
     saved = {

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from evalengine import records
 from evalengine.errors import UserError
 from evalengine.files import atomic
-from evalengine.training.chat import Conversation, Message, render
-from evalengine.training.loss import IGNORE
-from evalengine.training.rows import Batch
+from evalengine.training.chat import Conversation, Message, parse, render
+from evalengine.training.rows import IGNORE, Batch
 from evalengine.training.sources import hub_rows
 from evalengine.training.study import ChatSource, SftData, SourceSpec
 from evalengine.training.tokenizer import Tokenizer
@@ -31,14 +31,14 @@ def read(sft: SftData, data: Path | None, seed: int) -> list[Conversation]:
         if source.benchmarks_train:
             found += _of_benchmarks(source, data, seed)
             continue
-        some = [Conversation.parse(record, where) for where, record in _records(source, data)]
+        some = [parse(record, where) for where, record in _records(source, data)]
         found += _sample(some, source.limit, seed)
     if not found:
         raise UserError("the fine-tuning data holds no conversation: check sft.data")
     return change_instructions(found, sft.instructions, seed)
 
 
-def _records(source: ChatSource, data: Path | None) -> Iterator[tuple[str, object]]:
+def _records(source: ChatSource, data: Path | None) -> Iterator[tuple[str, Any]]:
     if source.hub:
         spec = SourceSpec(hub=source.hub, config=source.config, split=source.split)
         yield from ((f"{source.hub}, row {number}", row) for number, row in enumerate(hub_rows(spec), 1))
@@ -74,8 +74,10 @@ def _of_benchmarks(source: ChatSource, data: Path | None, seed: int) -> list[Con
     found = []
     for benchmark in chosen:
         items = [make_item(row, benchmark.render) for row in read_rows(benchmark, folder, train=True)]
-        pairs = [(item.contexts[item.gold], item.continuations[item.gold]) for item in items]
-        some = [Conversation((Message("user", asked), Message("assistant", gold))) for asked, gold in pairs]
+        some: list[Conversation] = [
+            (Message("user", item.contexts[item.gold]), Message("assistant", item.continuations[item.gold]))
+            for item in items
+        ]
         found += _sample(some, source.limit, seed)
     return found
 
@@ -91,93 +93,83 @@ def change_instructions(conversations: list[Conversation], how: str, seed: int) 
     """`kept`; `emptied`: every user and system message is empty; `shuffled`: each conversation gets another's."""
     if how == "kept":
         return conversations
-    if how == "emptied":
-        donors: Sequence[Conversation | None] = [None] * len(conversations)
-    else:
+    donors: list[Conversation] = [()] * len(conversations)
+    if how == "shuffled":
         order = list(range(len(conversations)))
         random.Random(seed).shuffle(order)
-        # one cycle: never its own
-        taken = {place: order[(i + 1) % len(order)] for i, place in enumerate(order)}
-        donors = [conversations[taken[i]] for i in range(len(conversations))]
+        for place, other in zip(order, order[1:] + order[:1], strict=True):  # one cycle: never its own
+            donors[place] = conversations[other]
     return [_with_instructions(own, donor) for own, donor in zip(conversations, donors, strict=True)]
 
 
-def _with_instructions(own: Conversation, donor: Conversation | None) -> Conversation:
-    said = iter([m.content for m in donor.messages if m.role != "assistant"] if donor else [])
-    messages = (m if m.role == "assistant" else Message(m.role, next(said, "")) for m in own.messages)
-    return Conversation(tuple(messages))
+def _with_instructions(own: Conversation, donor: Conversation) -> Conversation:
+    said = iter([m.content for m in donor if m.role != "assistant"])
+    return tuple(m if m.role == "assistant" else Message(m.role, next(said, "")) for m in own)
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Tokenised conversations end to end: example i is tokens[start_M[i] : start_M[i + 1]]."""
+class Example(NamedTuple):
+    """A tokenised conversation."""
 
-    token_N: np.ndarray  # uint32
-    learned_N: np.ndarray  # bool: the token carries loss when it is predicted
-    start_M: np.ndarray  # int64, one more than examples
-
-    def __len__(self) -> int:
-        return len(self.start_M) - 1
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        cut = slice(self.start_M[index], self.start_M[index + 1])
-        return self.token_N[cut], self.learned_N[cut]
-
-    def keep(self, indices: Iterable[int]) -> Examples:
-        return _joined([self[i] for i in indices])
-
-    def within(self, context: int) -> Examples:
-        """Every example cut at `context` + 1 tokens; one that then has nothing to learn is dropped."""
-        pairs = (self[i] for i in range(len(self)))
-        cut = [(ids[: context + 1], learned[: context + 1]) for ids, learned in pairs]
-        cut = [(ids, learned) for ids, learned in cut if learned.any()]
-        if not cut:
-            raise UserError(
-                f"no conversation has a response within the context of {context} tokens: raise `context`"
-            )
-        return _joined(cut)
-
-    def digest(self) -> str:
-        return f"{zlib.crc32(self.learned_N.tobytes(), zlib.crc32(self.token_N.tobytes())):08x}"
-
-    def save(self, path: Path) -> None:
-        with atomic(path) as temporary, temporary.open("wb") as handle:
-            np.savez(handle, token=self.token_N, learned=self.learned_N, start=self.start_M)
-
-    @staticmethod
-    def load(path: Path) -> Examples:
-        try:
-            with np.load(path) as saved:
-                return Examples(saved["token"], saved["learned"], saved["start"])
-        except Exception:  # zip, NumPy's headers and zlib each raise their own
-            raise UserError(f"{path} is damaged: delete it and run again to rebuild it") from None
+    token_T: np.ndarray  # uint32
+    learned_T: np.ndarray  # bool: the token carries loss when it is predicted
 
 
-def tokenise(conversations: Sequence[Conversation], tokenizer: Tokenizer) -> Examples:
+def within(examples: Sequence[Example], context: int) -> list[Example]:
+    """Every example cut at `context` + 1 tokens; one that then has nothing to learn is dropped."""
+    cut = [Example(ids[: context + 1], learned[: context + 1]) for ids, learned in examples]
+    kept = [example for example in cut if example.learned_T.any()]
+    if not kept:
+        raise UserError(
+            f"no conversation has a response within the context of {context} tokens: raise `context`"
+        )
+    return kept
+
+
+def save(path: Path, examples: Sequence[Example]) -> None:
+    """The examples end to end: example i is token[start[i] : start[i + 1]]."""
+    token, learned = (np.concatenate(part) for part in zip(*examples, strict=True))
+    start = np.cumsum([0, *(len(ids) for ids, _ in examples)])
+    with atomic(path) as temporary, temporary.open("wb") as handle:
+        np.savez(handle, token=token, learned=learned, start=start)
+
+
+def load(path: Path) -> list[Example]:
+    """Raises UserError where the file is damaged."""
+    try:
+        with np.load(path) as saved:
+            token, learned, start = saved["token"], saved["learned"], saved["start"].tolist()
+        return [Example(token[a:b], learned[a:b]) for a, b in pairwise(start)]
+    except Exception:  # zip, NumPy's headers and zlib each raise their own
+        raise UserError(f"{path} is damaged: delete it and run again to rebuild it") from None
+
+
+def digest(examples: Sequence[Example]) -> str:
+    """CRC-32 of all tokens, then of what is learned."""
+    total = 0
+    for part in zip(*examples, strict=True):
+        for array in part:
+            total = zlib.crc32(array.tobytes(), total)
+    return f"{total:08x}"
+
+
+def tokenise(conversations: Sequence[Conversation], tokenizer: Tokenizer) -> list[Example]:
     """Encodes conversations and marks the tokens that begin inside what the assistant says."""
-    rendered = [render(conversation.messages) for conversation in conversations]
-    kept = []
+    rendered = [render(conversation) for conversation in conversations]
+    examples = []
     for text, encoding in zip(rendered, tokenizer.encode_rendered([r.text for r in rendered]), strict=True):
         begins = np.array([start for start, _ in encoding.offsets], dtype=np.int64)
         learned = np.zeros(len(begins), dtype=bool)
         for start, end in text.learned:
             learned |= (begins >= start) & (begins < end)
-        kept.append((np.asarray(encoding.ids, dtype=np.uint32), learned))
-    return _joined(kept)
-
-
-def _joined(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Examples:
-    start = np.concatenate(([0], np.cumsum([len(ids) for ids, _ in pairs]))).astype(np.int64)
-    return Examples(
-        np.concatenate([ids for ids, _ in pairs]), np.concatenate([mask for _, mask in pairs]), start
-    )
+        examples.append(Example(np.asarray(encoding.ids, dtype=np.uint32), learned))
+    return examples
 
 
 class PackedExamples:
     """The batches of a fine-tuning run: each step's conversations, packed into few rows by first fit."""
 
     def __init__(
-        self, examples: Examples, *, epochs: int, batch_examples: int, context: int, seed: int
+        self, examples: list[Example], *, epochs: int, batch_examples: int, context: int, seed: int
     ) -> None:
         self.examples, self.batch_examples, self.context, self.seed = examples, batch_examples, context, seed
         self.steps_per_epoch = max(1, len(examples) // batch_examples)
@@ -195,18 +187,18 @@ class PackedExamples:
         )
 
 
-def pack(examples: Sequence[tuple[np.ndarray, np.ndarray]], context: int, contents: str) -> Batch:
+def pack(examples: Sequence[Example], context: int, contents: str) -> Batch:
     """Rows of `context` positions, longest example first into the first row with room; padding carries no loss."""
-    rows: list[list[tuple[np.ndarray, np.ndarray]]] = []
+    rows: list[list[Example]] = []
     room: list[int] = []
-    for ids, learned in sorted(examples, key=lambda e: -len(e[0])):
-        need = len(ids) - 1
+    for example in sorted(examples, key=lambda e: -len(e.token_T)):
+        need = len(example.token_T) - 1
         place = next((i for i, free in enumerate(room) if free >= need), None)
         if place is None:
             rows.append([])
             room.append(context)
             place = len(rows) - 1
-        rows[place].append((ids, learned))
+        rows[place].append(example)
         room[place] -= need
     width = context - min(room)
     token = np.zeros((len(rows), width), np.int64)

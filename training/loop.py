@@ -24,10 +24,9 @@ from torch import Tensor, nn
 
 from evalengine.errors import UserError
 from evalengine.training import state
-from evalengine.training.loss import IGNORE
 from evalengine.training.model import Decoder
 from evalengine.training.parallel import SINGLE, Group, full
-from evalengine.training.rows import Batch
+from evalengine.training.rows import IGNORE, Batch
 from evalengine.training.study import Optimisation
 
 

@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from evalengine.kernels import linear_cross_entropy
 from evalengine.training.attention import DocumentMask, attend
-from evalengine.training.loss import summed_cross_entropy
+from evalengine.training.rows import IGNORE
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,6 @@ class Shape:
         """Training FLOPs (forward and backward) of a token that attends to `attended` others (default: half a window)."""
         attended = self.context / 2 if attended is None else attended
         return 6.0 * self.matrix_params + 12.0 * self.layers * self.heads * self.head_dim * attended
-
-
-# The paper's two scales (reported): 8 heads of 256, feed-forward 8 x d_model, vocabulary 100,864.
-PRESETS = {
-    "240M": Shape(d_model=768, layers=8, heads=8, head_dim=256, ffn=8 * 768, vocab=100_864, context=4096),
-    "1B": Shape(d_model=1680, layers=12, heads=8, head_dim=256, ffn=8 * 1680, vocab=100_864, context=4096),
-}
 
 
 class Rotation(NamedTuple):
@@ -181,13 +175,17 @@ class Decoder(nn.Module):
     def forward(
         self, token_BT: Tensor, position_BT: Tensor, target_BT: Tensor, z_loss: float = 0.0
     ) -> Tensor:
-        """The loss summed over targets other than `IGNORE` (a float32 scalar), without storing the (N, V) logits.
+        """The loss summed over targets other than `IGNORE`, a float32 scalar.
 
-        `z_loss` times the squared log-sum-exp of each row's logits is added.
+        `z_loss` times the squared log-sum-exp of each row's logits is added. The (N, V) logits are never stored: at a
+        vocabulary of 100,864 they would be larger than the model.
 
         token_BT, target_BT: int64; position_BT: int64, restarting at 0 with each document. Rows pack
         documents: a token attends to the earlier tokens of its own document only.
         """
         h_BTD = self.hidden(token_BT, position_BT, DocumentMask.from_positions(position_BT))
         h_ND = h_BTD.reshape(-1, h_BTD.shape[-1])
-        return summed_cross_entropy(h_ND, self.head.weight, target_BT.reshape(-1), z_loss)
+        w_VD = self.head.weight.to(h_ND.dtype)
+        return linear_cross_entropy(
+            h_ND, w_VD, target_BT.reshape(-1), ignore_index=IGNORE, reduction="sum", z_loss=z_loss
+        )

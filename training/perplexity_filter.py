@@ -13,22 +13,22 @@ import torch
 
 from evalengine.kernels import target_logprobs
 from evalengine.training.attention import DocumentMask
-from evalengine.training.conversations import Examples
+from evalengine.training.conversations import Example
 from evalengine.training.loop import Place, autocast
 from evalengine.training.model import Decoder
 
 BATCH_TOKENS = 8192  # positions in a batch
 
 
-def least_surprising(model: Decoder, examples: Examples, share: float, place: Place) -> Examples:
+def least_surprising(model: Decoder, examples: list[Example], share: float, place: Place) -> list[Example]:
     """The `share` of conversations whose responses have the lowest mean loss per learned token."""
     losses = surprise(model, examples, place)
     keep = max(1, round(share * len(examples)))
-    return examples.keep(sorted(np.argsort(losses, kind="stable")[:keep].tolist()))
+    return [examples[i] for i in sorted(np.argsort(losses, kind="stable")[:keep])]
 
 
 @torch.no_grad()
-def surprise(model: Decoder, examples: Examples, place: Place) -> np.ndarray:
+def surprise(model: Decoder, examples: list[Example], place: Place) -> np.ndarray:
     """Mean loss per learned token of every conversation, float64.
 
     Conversations of similar length share a batch, one a row. The processes of a group divide the batches among them, and
@@ -36,10 +36,10 @@ def surprise(model: Decoder, examples: Examples, place: Place) -> np.ndarray:
     """
     model.to(place.device).eval()
     group, loss_M = place.group, np.zeros(len(examples))
-    longest_first = np.argsort(-np.diff(examples.start_M), kind="stable")
+    longest_first = np.argsort([-len(ids) for ids, _ in examples], kind="stable")
     at, number = 0, 0
     while at < len(longest_first):
-        width = len(examples[longest_first[at]][0]) - 1
+        width = len(examples[longest_first[at]].token_T) - 1
         chosen = longest_first[at : at + max(1, BATCH_TOKENS // max(1, width))]
         at, number = at + len(chosen), number + 1
         if number % group.size == group.rank:
@@ -47,23 +47,19 @@ def surprise(model: Decoder, examples: Examples, place: Place) -> np.ndarray:
     return group.sum(torch.from_numpy(loss_M).to(place.device)).cpu().numpy()
 
 
-def _row_losses(model: Decoder, rows: list[tuple[np.ndarray, np.ndarray]], place: Place) -> np.ndarray:
+def _row_losses(model: Decoder, rows: list[Example], place: Place) -> np.ndarray:
     """Mean loss per learned token of each row; padding follows what is learned, where nothing attends to it."""
     width = max(len(ids) for ids, _ in rows) - 1
-    token_BT = np.zeros((len(rows), width), np.int64)
-    row_T, at_T, target_T = [], [], []
+    ids_BT, learned_BT = np.zeros((len(rows), width + 1), np.int64), np.zeros((len(rows), width + 1), bool)
     for number, (ids, learned) in enumerate(rows):
-        token_BT[number, : len(ids) - 1] = ids[:-1]
-        predicted_from = np.flatnonzero(learned[1:])
-        row_T.append(np.full(len(predicted_from), number))
-        at_T.append(predicted_from)
-        target_T.append(ids[predicted_from + 1].astype(np.int64))
-    row_N, at_N, target_N = (
-        torch.from_numpy(np.concatenate(part)).to(place.device) for part in (row_T, at_T, target_T)
+        ids_BT[number, : len(ids)], learned_BT[number, : len(ids)] = ids, learned
+    row, at = learned_BT[:, 1:].nonzero()  # predicted from the position before
+    token_BT, row_N, at_N, target_N = (
+        torch.from_numpy(array).to(place.device) for array in (ids_BT[:, :-1], row, at, ids_BT[row, at + 1])
     )
     position_BT = torch.arange(width, device=place.device).expand(len(rows), width)
     with autocast(place):  # one document a row: plain causal attention is exact
-        h_BTD = model.hidden(torch.from_numpy(token_BT).to(place.device), position_BT, DocumentMask())
+        h_BTD = model.hidden(token_BT, position_BT, DocumentMask())
     h_ND = h_BTD[row_N, at_N]
     index_N = torch.arange(len(row_N), device=place.device)
     scored = target_logprobs(h_ND, model.head.weight.to(h_ND.dtype), index_N, target_N)

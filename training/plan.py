@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from evalengine import console
 from evalengine.training import export
 from evalengine.training.chat import render
-from evalengine.training.conversations import Examples, read
+from evalengine.training.conversations import load, read
 from evalengine.training.model import Shape
 from evalengine.training.prepare import BYTES_PER_TOKEN, shape_of, work_folder
 from evalengine.training.runner import default_jobs, selected
@@ -68,7 +68,7 @@ def make(
     size = Tokenizer(tokenizer).size if (tokenizer / "tokenizer.json").is_file() else study.tokenizer.vocab
     shapes = {name: shape_of(_with_vocab(scale, size), size) for name, scale in study.scales.items()}
     known = sorted(work_folder(out).glob("conversations-*.npz"))
-    lengths = _lengths(Examples.load(known[-1])) if known else _guessed_lengths(study, data)
+    lengths = [len(ids) for ids, _ in load(known[-1])] if known else _guessed_lengths(study, data)
     planned = []
     for run in selected(study, only):
         scale, shape = study.scales[run.scale], shapes[run.scale]
@@ -85,16 +85,12 @@ def _with_vocab(scale: Scale, size: int) -> Scale:
     return scale if scale.vocab or size else scale.__class__(**{**vars(scale), "vocab": 32_000})
 
 
-def _lengths(examples: Examples) -> list[int]:
-    return [int(n) for n in examples.start_M[1:] - examples.start_M[:-1]]
-
-
 def _guessed_lengths(study: Study, data: Path | None) -> list[int] | None:
     """From the characters of conversations under `data`; None where some are on the hub."""
     if data is None or any(chat.hub for chat in study.sft.data):
         return None
     found = read(study.sft, data, study.seed)
-    return [len(render(conversation.messages).text) // BYTES_PER_TOKEN for conversation in found]
+    return [len(render(conversation).text) // BYTES_PER_TOKEN for conversation in found]
 
 
 def _sft_tokens(scale: Scale, lengths: list[int] | None, reach: float) -> int | None:

@@ -196,11 +196,11 @@ def _conversations(study: Study, data: Path | None, tokenizer: Tokenizer, work: 
     path = work / f"conversations-{key}.npz"
     try:
         if path.is_file():
-            sft.Examples.load(path)
+            sft.load(path)
     except UserError:
         console.warn(f"{path} was damaged: set aside as {sealed.set_aside(path).name} and made again")
     if not path.is_file():
-        sft.tokenise(sft.read(study.sft, data, study.seed), tokenizer).save(path)
+        sft.save(path, sft.tokenise(sft.read(study.sft, data, study.seed), tokenizer))
     return path
 
 

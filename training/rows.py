@@ -17,6 +17,8 @@ import numpy as np
 
 from evalengine.training.shards import TokenSource
 
+IGNORE = -100  # a target that carries no loss
+
 
 class Batch(NamedTuple):
     """What one optimiser step learns from. `contents` names it in an error: its rows or conversations."""

@@ -14,8 +14,8 @@ import torch
 
 from evalengine import __version__
 from evalengine.errors import UserError
-from evalengine.training import export
-from evalengine.training.conversations import Examples, PackedExamples
+from evalengine.training import conversations, export
+from evalengine.training.conversations import PackedExamples
 from evalengine.training.loop import Place, Step, fit, mean_loss
 from evalengine.training.model import Decoder, Shape
 from evalengine.training.perplexity_filter import least_surprising
@@ -65,7 +65,7 @@ def fingerprint(study: Study, prepared: Prepared, run: Run) -> str:
     if run.stage == "sft":
         decides["sft"] = _decisive(scale.sft)
         decides["reach"] = study.sft.reach
-        decides["conversations"] = Examples.load(prepared.conversations).digest()
+        decides["conversations"] = conversations.digest(conversations.load(prepared.conversations))
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -83,10 +83,10 @@ def steps_of(study: Study, prepared: Prepared, run: Run) -> tuple[int, int]:
         step_tokens = scale.context * scale.pretrain.batch_rows
         steps = max(1, scale.pretrain.tokens // step_tokens)
         return steps, steps * step_tokens
-    examples = Examples.load(prepared.conversations).within(scale.context)
+    examples = conversations.within(conversations.load(prepared.conversations), scale.context)
     kept = max(1, round(len(examples) * study.sft.reach))
     per_epoch = max(1, kept // scale.sft.batch_examples)
-    tokens = len(examples.token_N) * study.sft.reach * scale.sft.epochs
+    tokens = sum(len(ids) for ids, _ in examples) * study.sft.reach * scale.sft.epochs
     return per_epoch * scale.sft.epochs, int(tokens)
 
 
@@ -172,7 +172,7 @@ def finetune(
         raise UserError(f"{job.run.name} needs {base.name}, which is not finished: train it first")
     model = export.load(base, shape)
     model.checkpoint_activations = scale.checkpoint_activations
-    examples = Examples.load(job.prepared.conversations).within(shape.context)
+    examples = conversations.within(conversations.load(job.prepared.conversations), shape.context)
     total = len(examples)
     if study.sft.reach < 1:
         examples = least_surprising(model, examples, study.sft.reach, place)

@@ -20,7 +20,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Without an action, lists the benchmarks.",
     )
     _common(parser, names=False)
-    parser.set_defaults(run=run, action="list", names="all")
+    parser.set_defaults(run=run)
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     show = actions.add_parser("show", help="print one item as it is scored, continuations marked")
     show.add_argument("name", metavar="NAME", help="a benchmark")
@@ -34,7 +34,6 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     check = actions.add_parser("check", help="validate data files and name the first bad line of each")
     check.add_argument("--benchmarks", dest="names", default="all", help="names or categories (default all)")
     _common(check)
-    check.set_defaults(action="check")
 
 
 def _common(parser: argparse.ArgumentParser, *, names: bool = True) -> None:
@@ -59,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     set_json(args.json)
     actions = {"show": _show, "check": _check}
-    return actions.get(args.action or "list", _list)(args)
+    return actions.get(args.action, _list)(args)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -135,12 +134,10 @@ def _check(args: argparse.Namespace) -> int:
     from evalengine.console import emit_json, say, table
     from evalengine.errors import UserError
 
-    if args.data is None or not args.data.is_dir():
-        raise UserError(
-            "say which folder to check: --data DIR"
-            if args.data is None
-            else f"there is no folder {args.data}: give --data DIR"
-        )
+    if args.data is None:
+        raise UserError("say which folder to check: --data DIR")
+    if not args.data.is_dir():
+        raise UserError(f"there is no folder {args.data}: give --data DIR")
     benchmarks = resolve(args.names, args.benchmark_file or ())
     checks = check_files(benchmarks, args.data)
     bad = [check for check in checks if check.problem]

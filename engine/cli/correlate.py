@@ -95,17 +95,16 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
     from evalengine.analysis.groups import PARTIAL
 
     rows = [row for row in analysis.tables["transfer"] if row.quantity == quantity]
-    scales = list(dict.fromkeys(row.scale for row in rows))
     method = analysis.method
-    at: dict[tuple[str, str, str, str], Row] = {(r.protocol, r.category, r.name, r.scale): r for r in rows}
+    categories = list(dict.fromkeys(row.category for row in rows))
+    lines: dict[tuple[int, str, str], list[Row]] = {}  # "category_transfer" comes before "transfer"
+    for row in rows:
+        lines.setdefault((categories.index(row.category), row.protocol, row.name), []).append(row)
     body: list[list[str]] = []
-    for category in dict.fromkeys(row.category for row in rows):
-        for protocol in ("category_transfer", "transfer"):
-            named = dict.fromkeys(r.name for r in rows if r.protocol == protocol and r.category == category)
-            for name in named:
-                cells = [at[protocol, category, name, scale] for scale in scales]
-                title = f"  {name}" if protocol == "transfer" else f"{category} ({name})"
-                body.append([title, *(cell_text(r) for r in cells), n_text([r.n for r in cells])])
+    for (_, protocol, name), cells in sorted(lines.items(), key=lambda line: line[0][:2]):
+        title = f"  {name}" if protocol == "transfer" else f"{cells[0].category} ({name})"
+        n = "/".join(dict.fromkeys(str(row.n) for row in cells))
+        body.append([title, *map(cell_text, cells), n])
     before, after = method["stages"]
     kind = "Pearson's r" if method["statistic"] == "pearson" else method["statistic"]
     console.say(
@@ -114,7 +113,7 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
     )
     console.table(
         "",
-        ["", *scales, "n"],
+        ["", *dict.fromkeys(row.scale for row in rows), "n"],
         body,
         caption=f"{method['resamples']:,} resamples of the mixtures ({method['resampling']}). "
         "An interval that holds 0 does not show any transfer.",
@@ -147,7 +146,3 @@ def cell_text(row: Row) -> str:
     if row.low != row.low:
         return f"{row.estimate:+.2f} [no interval]"
     return f"{row.estimate:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
-
-
-def n_text(counts: list[int]) -> str:
-    return "/".join(str(n) for n in dict.fromkeys(counts))

@@ -34,14 +34,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         folder = tables = Path(args.out or "analysis")
         analysis_of(args).write(folder)
-    from evalengine.analysis.report import write_report
+    from evalengine.analysis.report import write_figures, write_report
 
     page = write_report(tables, folder)
     figures: list[Path] = []
     formats = [part.strip() for part in args.figures.split(",") if part.strip() and part.strip() != "none"]
     if formats:
-        from evalengine.analysis.figures import write_figures
-
         figures = write_figures(tables, folder / "figures", formats)
     if args.json:
         console.emit_json({"report": str(page), "figures": [str(path) for path in figures]})

@@ -16,7 +16,7 @@ from evalengine.analysis.bootstrap import resamples
 from evalengine.analysis.coverage import KINDS, coherence_of, mean_of, single, verdict_rates
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.study import Options, analyse, fixed_data
-from evalengine.analysis.tables import Settings, rows_of
+from evalengine.analysis.tables import rows_of
 from evalengine.analysis.transfer import transfer
 from evalengine.cli import main
 from evalengine.errors import UserError
@@ -85,7 +85,7 @@ def test_a_planted_study_is_recovered_at_the_stated_rate(tmp_path: Path) -> None
         folder = tmp_path / str(seed)
         planted.write_study(folder, truth, seed=seed, items=400, spread=1.0)
         data = fixed_data(load_panel(folder), plan, "pearson")
-        for row in rows_of(transfer(data, "accuracy"), plan, Settings()):
+        for row in rows_of(transfer(data, "accuracy"), plan, Options()):
             if row.scale in ("240M", "1B"):
                 total += 1
                 hits += row.low <= truth[row.name] <= row.high

@@ -11,7 +11,7 @@ import planted
 import pytest
 
 from evalengine import metrics
-from evalengine.analysis import figures, registry, report, study, summary
+from evalengine.analysis import registry, report, study, summary
 from evalengine.analysis.figure import Intervals
 from evalengine.analysis.groups import Data, Group, Label
 from evalengine.analysis.items import read_store
@@ -52,7 +52,7 @@ GAIN = Protocol(
 
 
 def test_a_protocol_in_the_registry_is_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (study, report, figures, summary):
+    for module in (study, report, summary):
         monkeypatch.setattr(module, "PROTOCOLS", (*registry.PROTOCOLS, GAIN))
     planted.write_study(tmp_path / "scores", items=40)
     panel = load_panel(tmp_path / "scores")
@@ -67,7 +67,11 @@ def test_a_protocol_in_the_registry_is_everywhere(tmp_path: Path, monkeypatch: p
     assert len(stored) == 3 * len(difference) == 3 * len(panel.benchmarks)
     html = report.write_report(tmp_path, tmp_path).read_text()
     assert "<h2>Gain</h2>10 rows" in html and "15 gains." in html
-    assert tmp_path / "gain.svg" in figures.write_figures(tmp_path, tmp_path, ["svg"])
+    first, second = (
+        report.write_figures(tmp_path, tmp_path / name, list(report.FORMATS)) for name in ("a", "b")
+    )
+    assert tmp_path / "a" / "gain.svg" in first
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
 def test_scales_that_look_like_contrasts_are_none(tmp_path: Path) -> None:
@@ -79,7 +83,7 @@ def test_scales_that_look_like_contrasts_are_none(tmp_path: Path) -> None:
     assert {row.scale for row in single} == {"1B", "1B-240M"}
     for verdict in analysis.verdicts:
         mine = [r for r in single if (r.quantity, r.name) == (verdict.quantity, verdict.benchmark)]
-        assert (verdict.verdict == "reliable") == all(r.low > 0 and r.p < 0.05 for r in mine)
+        assert (verdict.verdict == "reliable") == all(r.low > 0 and r.q < 0.05 for r in mine)
 
 
 def test_tables_of_the_version_before_are_refused(tmp_path: Path) -> None:

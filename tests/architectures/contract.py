@@ -149,12 +149,9 @@ def score(backend: TorchBackend, path: Path, *parts: Sequences) -> Scores:
 
 def way(backend: TorchBackend) -> str:
     """How the loaded model runs, in the words of the table."""
-    said = getattr(backend, "path", None)
-    if isinstance(said, str):
-        return said
     notes = " ".join(backend.notes)
     if "output layer is its own" in notes:
-        return "own head"
+        return "one sequence per choice, own head"
     if "one sequence per choice" in notes:
         return "one sequence per choice"
     return "packed"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from evalengine.benchmarks import BENCHMARKS, Item, load_items, resolve, unconditional
+from evalengine.benchmarks import BENCHMARKS, Item, load_items, resolve
 from evalengine.benchmarks.load import read_rows
 from evalengine.errors import UserError
 
@@ -342,12 +342,6 @@ def test_the_data_hash_knows_content_and_order(tmp_path: Path) -> None:
         for rows in ([one, two], [two, one], [one, one], [dict(reversed(one.items())), two])
     ]
     assert len(set(hashes)) == 3 and hashes[0] == hashes[3]
-
-
-def test_unconditional_items_have_no_context(small_world: Path) -> None:
-    for item in load_items(BENCHMARKS["arc_easy"], small_world / "bench").items:
-        bare = unconditional(item)
-        assert set(bare.contexts) == {""} and bare._replace(contexts=item.contexts) == item
 
 
 # The hub

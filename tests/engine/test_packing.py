@@ -21,11 +21,12 @@ def sequences_of(lists: list[list[int]], starts: list[int]) -> Sequences:
 
 def seen(batch: packing.Batch, token: int) -> set[int]:
     """Key indices (prefix first) that a token of the batch attends to."""
-    block, query = divmod(token, batch.block)
+    block = token // batch.block
     for bucket in batch.buckets:
         for b, member in enumerate(bucket.block_B):
             if member == block:
-                keys = bucket.key_BK[b][bucket.visible(batch.block, batch.prefix)[b, query]]
+                at = batch.prefix + token
+                keys = bucket.key_BK[b][(bucket.key_BK[b] <= at) & (at < bucket.end_BK[b])]
                 assert len(set(keys)) == len(keys), "a key counted twice"
                 return set(keys.tolist())
     raise AssertionError(f"block {block} is in no bucket")

@@ -14,6 +14,7 @@ from test_torch_backend import backend_for, shared_sequences, truth
 
 import tiny_models
 from evalengine import proof, twin
+from evalengine.encoding import Sequences
 from evalengine.errors import UserError
 from evalengine.resolve import discover
 from evalengine.torch_backend import TorchBackend
@@ -149,7 +150,7 @@ def test_scores_do_not_depend_on_the_order_of_checkpoints(
 def test_longer_sequences_are_proven_when_they_come(architecture: str, tmp_path: Path) -> None:
     path = tiny_models.save(tmp_path / "m", architecture, window=2048)
     ids = np.random.default_rng(0).integers(1, 300, size=906).astype(np.int32)
-    sequences = proof.sequences_of([ids[:900], np.append(ids[:600], ids[900:906]), ids[:30]], [890, 600, 20])
+    sequences = Sequences.of([ids[:900], np.append(ids[:600], ids[900:906]), ids[:30]], [890, 600, 20])
     backend = backend_for(path)
     backend.score(sequences.take(np.array([2])))
     assert backend.ways.length == proof.FIRST

@@ -193,7 +193,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path, monkeypatch:
         return forward(input_ids=input_ids, **kwargs)
 
     monkeypatch.setattr(backend.model.base_model, "forward", small_machine)
-    backend._batches.clear()
+    backend._groups.clear()
     np.testing.assert_allclose(backend.score(sequences).loglik, expected, atol=1e-4)
     assert backend.batch_tokens == 200
     assert "ran out of memory" in backend.notes[-1]

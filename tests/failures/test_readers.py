@@ -304,7 +304,7 @@ def test_conversations(place: Path, values: list[Any], seed: int, bytewise: bool
     )
     data = SftData(data=(ChatSource(path="chat.jsonl"),))
     for chat in refuses_or_reads("chat JSONL", lambda: read(data, place, 0)) or []:
-        render(chat.messages).text.encode()
+        render(chat).text.encode()
 
 
 @bounded

@@ -160,12 +160,12 @@ def test_a_saved_training_state_cannot_carry_code(tmp_path: Path) -> None:
 
 
 def test_conversations_on_disk_cannot_carry_code(tmp_path: Path) -> None:
-    from evalengine.training.conversations import Examples
+    from evalengine.training.conversations import load
 
     bomb = np.array([Bomb(tmp_path / "ran")], dtype=object)
     np.savez(tmp_path / "c.npz", token=bomb, learned=bomb, start=bomb)
     with pytest.raises(UserError, match="damaged"):
-        Examples.load(tmp_path / "c.npz")
+        load(tmp_path / "c.npz")
     assert not (tmp_path / "ran").exists()
 
 

@@ -98,9 +98,6 @@ def test_every_text_of_a_hostile_study_is_escaped(tables: Path, tmp_path: Path) 
     (tmp_path / "analysis.json").write_text(json.dumps(changed))
     html = write_report(tmp_path, tmp_path).read_text()
     loads_nothing(html)
-    scripts = [tag for tag, _ in structure(html) if tag == "script"]
-    assert len(scripts) == len([tag for tag, _ in structure(plain) if tag == "script"]) == 2
+    assert "script" not in {tag for tag, _ in structure(html)}
     assert {tag for tag, _ in structure(html)} == {tag for tag, _ in structure(plain)}
     assert EVIL not in html and "&lt;script&gt;" in html
-    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
-    assert data is not None and EVIL in "".join(json.loads(data[1])["mixtures"])

@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 
 from evalengine.training import contamination
-from evalengine.training.chat import Conversation, Message
+from evalengine.training.chat import Message
 from evalengine.training.contamination import GRAM, WORD, overlap
-from evalengine.training.conversations import tokenise
+from evalengine.training.conversations import save, tokenise
 from evalengine.training.shards import build
 from evalengine.training.sources import text_documents
 
@@ -46,7 +46,7 @@ def test_the_report_reads_shards_and_conversations(data: Path, tokenizer, tmp_pa
     texts = [*text_documents(data / "corpora/web_a.txt"), f"before {passage} after"]
     source = build(tmp_path / "web", lambda: iter(texts), tokenizer)
     chats = tmp_path / "conversations-x.npz"
-    tokenise([Conversation((Message("user", passage), Message("assistant", "yes")))], tokenizer).save(chats)
+    save(chats, tokenise([(Message("user", passage), Message("assistant", "yes"))], tokenizer))
     found = contamination.report(tmp_path / "report.json", data, tokenizer, {"web": source}, chats)
     assert found is not None
     assert len(found) == 20

@@ -13,17 +13,18 @@ from evalengine.errors import UserError
 from evalengine.training import perplexity_filter
 from evalengine.training.chat import Conversation, Message
 from evalengine.training.conversations import (
-    Examples,
+    Example,
     PackedExamples,
     change_instructions,
     pack,
     read,
     tokenise,
+    within,
 )
 from evalengine.training.loop import Place, mean_loss
-from evalengine.training.loss import IGNORE
 from evalengine.training.model import Decoder, Shape
 from evalengine.training.perplexity_filter import least_surprising
+from evalengine.training.rows import IGNORE
 from evalengine.training.study import ChatSource, SftData
 
 SHAPE = Shape(d_model=32, layers=2, heads=1, head_dim=32, ffn=64, vocab=512, context=96)
@@ -31,7 +32,7 @@ SHAPE = Shape(d_model=32, layers=2, heads=1, head_dim=32, ffn=64, vocab=512, con
 
 def chat(*turns: str) -> Conversation:
     roles = ("user", "assistant") * len(turns)
-    return Conversation(tuple(Message(role, text) for role, text in zip(roles, turns, strict=False)))
+    return tuple(Message(role, text) for role, text in zip(roles, turns, strict=False))
 
 
 CHATS = [
@@ -41,19 +42,16 @@ CHATS = [
 
 
 @pytest.fixture(scope="module")
-def examples(tokenizer) -> Examples:
+def examples(tokenizer) -> list[Example]:
     return tokenise(CHATS, tokenizer)
 
 
-def test_packing_keeps_every_target_and_nothing_else(examples: Examples):
-    batch = pack([examples[i] for i in range(len(examples))], 96, "all")
+def test_packing_keeps_every_target_and_nothing_else(examples: list[Example]):
+    batch = pack(examples, 96, "all")
     assert batch.token_BT.shape[1] <= 96
     assert len(batch.token_BT) < len(CHATS) / 2  # it does pack
     learned = [
-        (int(ids[k]), int(ids[k + 1]))
-        for ids, mask in map(examples.__getitem__, range(len(examples)))
-        for k in range(len(ids) - 1)
-        if mask[k + 1]
+        (int(ids[k]), int(ids[k + 1])) for ids, mask in examples for k in range(len(ids) - 1) if mask[k + 1]
     ]
     kept = batch.target_BT != IGNORE
     packed = list(zip(batch.token_BT[kept].tolist(), batch.target_BT[kept].tolist(), strict=True))
@@ -61,7 +59,7 @@ def test_packing_keeps_every_target_and_nothing_else(examples: Examples):
 
 
 def test_packed_loss_is_transformers_loss_of_each_conversation_alone(
-    examples: Examples, tokenizer, tmp_path: Path
+    examples: list[Example], tokenizer, tmp_path: Path
 ):
     """Labels are -100 except on what the assistant says; each conversation is a batch of its own there."""
     from transformers import AutoModelForCausalLM
@@ -75,17 +73,16 @@ def test_packed_loss_is_transformers_loss_of_each_conversation_alone(
     export.save(model, tokenizer, tmp_path / "m", {})
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
     total, count = 0.0, 0
-    for i in range(len(examples)):
-        ids, learned = examples[i]
+    for ids, learned in examples:
         token = torch.from_numpy(ids.astype(np.int64))[None]
         labels = torch.where(torch.from_numpy(learned)[None], token, -100)
         total += float(theirs(token, labels=labels).loss.detach()) * int(learned.sum())
         count += int(learned.sum())
-    batch = pack([examples[i] for i in range(len(examples))], 96, "all")
+    batch = pack(examples, 96, "all")
     assert mean_loss(model, batch, Place()) == pytest.approx(total / count, rel=1e-5)
 
 
-def test_every_epoch_shows_every_conversation_once(examples: Examples):
+def test_every_epoch_shows_every_conversation_once(examples: list[Example]):
     packed = PackedExamples(examples, epochs=3, batch_examples=4, context=96, seed=1)
     assert packed.steps == 3 * 5
     seen = [set(), set(), set()]
@@ -99,39 +96,39 @@ def test_every_epoch_shows_every_conversation_once(examples: Examples):
 def test_a_conversation_whose_answer_is_cut_off_is_dropped(tokenizer):
     long = chat("word " * 300, "yes")
     examples = tokenise([long, chat("a", "b")], tokenizer)
-    assert len(examples.within(64)) == 1
+    assert len(within(examples, 64)) == 1
     with pytest.raises(UserError, match="raise `context`"):
-        tokenise([long], tokenizer).within(64)
+        within(tokenise([long], tokenizer), 64)
 
 
 def test_instructions_emptied_or_shuffled_leave_the_answers():
     emptied = change_instructions(CHATS, "emptied", 0)
     shuffled = change_instructions(CHATS, "shuffled", 0)
     for own, without, swapped in zip(CHATS, emptied, shuffled, strict=True):
-        said = [m.content for m in own.messages if m.role == "assistant"]
-        assert [m.content for m in without.messages] == ["", said[0], "", said[1]]
-        assert [m.content for m in swapped.messages if m.role == "assistant"] == said
-        assert swapped.messages[0] != own.messages[0]
-    firsts = [c.messages[0].content for c in shuffled]
-    assert sorted(firsts) == sorted(c.messages[0].content for c in CHATS)
+        said = [m.content for m in own if m.role == "assistant"]
+        assert [m.content for m in without] == ["", said[0], "", said[1]]
+        assert [m.content for m in swapped if m.role == "assistant"] == said
+        assert swapped[0] != own[0]
+    firsts = [c[0].content for c in shuffled]
+    assert sorted(firsts) == sorted(c[0].content for c in CHATS)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 200, 10_000])
 def test_batches_of_like_length_give_each_conversations_own_loss(
-    batch_tokens: int, examples: Examples, monkeypatch: pytest.MonkeyPatch
+    batch_tokens: int, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(perplexity_filter, "BATCH_TOKENS", batch_tokens)
     model = Decoder(SHAPE).initialise(torch.Generator().manual_seed(0))
-    alone = [mean_loss(model, pack([examples[i]], 96, ""), Place()) for i in range(len(examples))]
+    alone = [mean_loss(model, pack([example], 96, ""), Place()) for example in examples]
     assert perplexity_filter.surprise(model, examples, Place()) == pytest.approx(alone, rel=1e-5)
 
 
-def test_reach_keeps_what_the_model_finds_least_surprising(examples: Examples):
+def test_reach_keeps_what_the_model_finds_least_surprising(examples: list[Example]):
     model = Decoder(SHAPE).initialise(torch.Generator().manual_seed(0))
-    losses = [mean_loss(model, pack([examples[i]], 96, ""), Place()) for i in range(len(examples))]
+    losses = [mean_loss(model, pack([example], 96, ""), Place()) for example in examples]
     kept = least_surprising(model, examples, 0.5, Place())
     assert len(kept) == round(0.5 * len(examples))
-    again = [mean_loss(model, pack([kept[i]], 96, ""), Place()) for i in range(len(kept))]
+    again = [mean_loss(model, pack([example], 96, ""), Place()) for example in kept]
     assert max(again) <= sorted(losses)[len(kept) - 1] * (1 + 1e-6)
 
 
@@ -143,9 +140,7 @@ def test_benchmark_train_files_become_conversations(data: Path):
         (f"{r['passage']}\nQuestion: {r['question']}?\nAnswer:", " yes" if r["label"] else " no")
         for r in rows
     }
-    of_boolq = {
-        (c.messages[0].content, c.messages[1].content) for c in found if "Question:" in c.messages[0].content
-    }
+    of_boolq = {(c[0].content, c[1].content) for c in found if "Question:" in c[0].content}
     assert len(of_boolq) == 5
     assert of_boolq <= expected
     every = read(SftData(data=(ChatSource(benchmarks_train="all"),)), data, seed=0)

@@ -11,8 +11,10 @@ import torch
 from evalengine.errors import UserError
 from evalengine.training import export
 from evalengine.training.attention import DocumentMask
-from evalengine.training.loss import IGNORE
-from evalengine.training.model import PRESETS, Decoder, Shape
+from evalengine.training.model import Decoder, Shape
+from evalengine.training.prepare import shape_of
+from evalengine.training.rows import IGNORE
+from evalengine.training.study import load
 
 SHAPE = Shape(d_model=48, layers=2, heads=3, head_dim=32, ffn=80, vocab=520, context=64)
 
@@ -28,8 +30,8 @@ def decoder(shape: Shape = SHAPE, **options: bool) -> Decoder:
 
 
 @pytest.mark.parametrize(("scale", "billions"), [("240M", "0.241"), ("1B", "1.147")])
-def test_presets_have_the_papers_parameter_counts(scale: str, billions: str):
-    assert f"{PRESETS[scale].params / 1e9:.3f}" == billions
+def test_the_papers_scales_have_its_parameter_counts(scale: str, billions: str):
+    assert f"{shape_of(load('paper').scales[scale], 100_864).params / 1e9:.3f}" == billions
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -13,6 +13,8 @@ from several_processes import STEPS, STOPPED, stopped_run, whole_run
 from test_training_loop import losses
 
 from evalengine.training.parallel import SHARD_FROM
+from evalengine.training.prepare import shape_of
+from evalengine.training.study import load
 
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])
@@ -69,6 +71,5 @@ def test_one_process_goes_on_with_the_state_of_two_and_two_with_that_of_one(ran:
 
 
 def test_the_papers_larger_scale_is_sharded_and_the_smaller_is_not():
-    from evalengine.training.model import PRESETS
-
-    assert PRESETS["240M"].params < SHARD_FROM <= PRESETS["1B"].params
+    params = {name: shape_of(scale, 100_864).params for name, scale in load("paper").scales.items()}
+    assert params["240M"] < SHARD_FROM <= params["1B"]

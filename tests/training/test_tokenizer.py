@@ -9,7 +9,7 @@ import pytest
 
 from evalengine.errors import UserError
 from evalengine.training import tokenizer as tokenizers
-from evalengine.training.chat import END, Conversation, Message, render
+from evalengine.training.chat import END, Message, parse, render
 from evalengine.training.conversations import tokenise
 
 CHATS = [
@@ -56,7 +56,8 @@ def test_special_tokens_of_the_exported_tokenizer(tokenizer, theirs):
 def test_the_template_renders_what_training_renders(chat: list[tuple[str, str]], theirs):
     messages = [{"role": role, "content": content} for role, content in chat]
     assert (
-        theirs.apply_chat_template(messages, tokenize=False) == render([Message(*turn) for turn in chat]).text
+        theirs.apply_chat_template(messages, tokenize=False)
+        == render(tuple(Message(*turn) for turn in chat)).text
     )
 
 
@@ -66,13 +67,13 @@ def test_assistant_mask_is_transformers_own(chat: list[tuple[str, str]], tokeniz
     reference = theirs.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
-    ids, learned = tokenise([Conversation(tuple(Message(*turn) for turn in chat))], tokenizer)[0]
+    ids, learned = tokenise([tuple(Message(*turn) for turn in chat)], tokenizer)[0]
     assert ids.tolist() == reference["input_ids"]
     assert learned.astype(int).tolist() == reference["assistant_masks"]
 
 
 def test_loss_falls_on_the_assistants_tokens_alone_token_by_token(tokenizer):
-    chat = Conversation((Message("user", "the cat?"), Message("assistant", "the house")))
+    chat = (Message("user", "the cat?"), Message("assistant", "the house"))
     ids, learned = tokenise([chat], tokenizer)[0]
     said = [tokenizer.rust.id_to_token(int(i)) for i in ids]
     split = said.index("<|assistant|>") + 1
@@ -83,7 +84,7 @@ def test_loss_falls_on_the_assistants_tokens_alone_token_by_token(tokenizer):
 
 
 def test_a_scored_choice_is_made_of_the_tokens_the_answer_was_learned_with(tokenizer):
-    chat = Conversation((Message("user", "Is it so?\nAnswer:"), Message("assistant", "yes")))
+    chat = (Message("user", "Is it so?\nAnswer:"), Message("assistant", "yes"))
     ids, learned = tokenise([chat], tokenizer)[0]
     context, whole = tokenizer.encode_documents(["Is it so?\nAnswer:", "Is it so?\nAnswer: yes"])
     assert ids[learned].tolist() == [*whole[len(context) :].tolist(), tokenizer.end]
@@ -112,15 +113,15 @@ def test_an_adopted_tokenizer_keeps_its_ids_and_gains_the_chat_tokens(tmp_path: 
     adopted = tokenizers.adopt(tmp_path / "own", tmp_path / "adopted")
     assert adopted.encode_documents(["Hello you"])[0].tolist() == own.encode("Hello you").ids
     assert adopted.size == len(alphabet) + 4
-    ids, learned = tokenise([Conversation((Message("user", "a"), Message("assistant", "b")))], adopted)[0]
+    ids, learned = tokenise([(Message("user", "a"), Message("assistant", "b"))], adopted)[0]
     assert adopted.decode(ids[learned]) == f" b{END}"
 
 
 def test_a_conversation_without_an_answer_is_refused_by_line():
     with pytest.raises(UserError, match=r"f\.jsonl:3: the conversation has no assistant message"):
-        Conversation.parse({"messages": [{"role": "user", "content": "x"}]}, "f.jsonl:3")
+        parse({"messages": [{"role": "user", "content": "x"}]}, "f.jsonl:3")
     with pytest.raises(UserError, match=r"f\.jsonl:4: a message needs a role"):
-        Conversation.parse({"messages": [{"role": "robot", "content": "x"}]}, "f.jsonl:4")
+        parse({"messages": [{"role": "robot", "content": "x"}]}, "f.jsonl:4")
 
 
 def test_documents_are_encoded_in_the_narrow_range_of_the_vocabulary(tokenizer):

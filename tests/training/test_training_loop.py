@@ -20,9 +20,8 @@ import torch
 from evalengine.errors import UserError
 from evalengine.training import loop, state
 from evalengine.training.loop import Place, SpikeWatch, fit, learning_rate
-from evalengine.training.loss import IGNORE
 from evalengine.training.model import Decoder, Shape
-from evalengine.training.rows import Batch
+from evalengine.training.rows import IGNORE, Batch
 from evalengine.training.study import Pretrain
 
 SHAPE = Shape(d_model=32, layers=2, heads=1, head_dim=32, ffn=64, vocab=300, context=32)

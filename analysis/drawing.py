@@ -1,0 +1,254 @@
+"""Figures drawn by matplotlib, once: inline SVG on the report's page, PNG, PDF and SVG files for papers.
+
+Axes have a fixed size in inches and saving crops to what was drawn, so labels of any length fit. Colours are those of
+report.css; on the page they become its variables and follow the light and the dark scheme.
+
+Cost: about 0.1 s a figure and format.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from evalengine.analysis.figure import Curves, Figure, Heatmaps, Intervals, by, heatmap_title
+from evalengine.analysis.results import Results, excludes_zero, with_interval
+from evalengine.analysis.tables import Row
+from evalengine.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+PAPER, INK, SOFT, RULE = "#ffffff", "#1d2329", "#5d6770", "#d9dee3"
+POSITIVE, NEGATIVE = "#0b6bb0", "#c2610c"
+SERIES = ("#0072b2", "#d55e00", "#00795a", "#a34f85")  # Okabe & Ito, told apart by all common colour visions
+VARIABLES = {"paper": PAPER, "ink": INK, "soft": SOFT, "rule": RULE, "pos": POSITIVE, "neg": NEGATIVE}
+VARIABLES |= {f"s{k}": colour for k, colour in enumerate(SERIES)}
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "font.sans-serif": ["DejaVu Sans"],
+    "text.color": INK,
+    "text.parse_math": False,  # names come from anyone's table, and may hold dollar signs
+    "axes.edgecolor": SOFT,
+    "axes.facecolor": "none",
+    "axes.labelcolor": SOFT,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 8,
+    "xtick.color": SOFT,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+    "savefig.bbox": "tight",
+    "savefig.dpi": 160,
+    "savefig.facecolor": PAPER,
+    "savefig.pad_inches": 0.04,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "evalengine",
+}
+FORMATS: dict[str, dict[str, Any]] = {  # and the metadata that keep dates and versions out
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None},
+    "svg": dict.fromkeys(("Creator", "Date", "Format", "Type")),
+}
+
+# Inches.
+WIDTH = 1.7  # of an axis of intervals
+NUMBERS = 1.5  # beside it
+STEP = 0.155  # between the intervals of a line
+CELL = 0.25  # of a heatmap
+NAMES = 1.3  # of benchmarks, beside a heatmap
+CURVE = 0.95  # side of a reliability curve
+
+LONGEST = 26  # characters of a label before it is shortened in the middle
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """Drawing and saving look the same, whatever the user's matplotlib is set to. Raises UserError without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("the report draws with matplotlib: pip install 'evalengine[report]'") from None
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def draw(results: Results, figure: Figure) -> Drawing:
+    """All panels of a figure, which has at least one."""
+    if isinstance(figure, Intervals):
+        return _intervals(results, figure)
+    return _heatmaps(results, figure) if isinstance(figure, Heatmaps) else _curves(results, figure)
+
+
+def svg(results: Results, figure: Figure, title: str) -> str:
+    """The figure as inline SVG; text stays text, and the page's fonts and colours apply."""
+    sink = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of characters that matplotlib's font lacks: the browser's have them
+        draw(results, figure).savefig(sink, format="svg", facecolor="none", metadata=FORMATS["svg"])
+    text = sink.getvalue()
+    # What HTML does not need: names of groups (they repeat; those of shapes are hashes), fonts, turns by 0, indentation.
+    needless = r' xmlns(:xlink)?="[^"]*"| id="[A-Za-z0-9.]+_\d+"| font-family:[^;"]*;| transform="rotate\(-0 [^"]*"|\n *'
+    text = re.sub(needless, "", text[text.index("<svg") :])
+    for name, colour in VARIABLES.items():
+        text = text.replace(colour, f"var(--{name})")
+    # At least three quarters of its size (a point is 4/3 of a pixel); on a narrower screen it scrolls.
+    least = text.partition('width="')[2].partition("pt")[0]
+    attributes = f'role="img" aria-label="{escape(title)}" style="min-width: {least}px"'
+    return text.replace("<svg", f"<svg {attributes}", 1)
+
+
+def short(text: str, most: int = LONGEST) -> str:
+    """A label that fits."""
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
+
+
+def _axes(
+    count: int, columns: int, size: tuple[float, float], gap: tuple[float, float]
+) -> tuple[Drawing, list[Axes]]:
+    """Axes of one size, row by row. The canvas is one inch square, so that its coordinates are inches."""
+    from matplotlib.figure import Figure as Drawing
+
+    (width, height), (beside, below) = size, gap
+    drawing = Drawing(figsize=(1, 1))
+    places = [(k % columns * (width + beside), -(k // columns) * (height + below)) for k in range(count)]
+    return drawing, [drawing.add_axes((x, y, width, height)) for x, y in places]
+
+
+def _legend(drawing: Drawing, axis: Axes, y: float) -> None:
+    """The names of an axis' lines at height y; nothing to tell apart, no legend."""
+    handles, names = axis.get_legend_handles_labels()
+    if len(names) > 1:
+        drawing.legend(handles, names, loc="lower left", bbox_to_anchor=(0, y), ncols=len(names), borderpad=0)
+
+
+def _intervals(results: Results, figure: Intervals) -> Drawing:
+    """A forest plot: a line for each label, with a bar, an interval and its numbers for each scale."""
+    shown = figure.shown
+    scales = list(dict.fromkeys(row.scale for row in shown)) if figure.contrast else results.scales
+    starred = {figure.label(row) for row in shown if row.note}
+    place: dict[tuple[str, str], float] = {}  # of a line's first interval, in inches from the top
+    texts: list[tuple[float, str, str]] = []  # beside the axis: place, text, weight
+    height = 0.0
+    for heading, rows in by(shown, figure.group).items():
+        if heading:
+            texts.append((height + 0.12, heading, "bold"))
+            height += 0.2
+        for name in dict.fromkeys(map(figure.label, rows)):
+            place[heading, name] = height + 0.5 * STEP
+            middle = height + 0.5 * STEP * len(scales)
+            texts.append((middle, short(name) + "*" * (name in starred), "normal"))
+            height += STEP * len(scales) + 0.05
+    by_panel = by(shown, figure.panel)
+    drawing, axes = _axes(len(by_panel), len(by_panel), (WIDTH, height), (NUMBERS, 0))
+    for axis, (title, rows) in zip(axes, by_panel.items(), strict=True):
+        for s, scale in enumerate(scales):
+            mine = [row for row in rows if row.scale == scale]
+            at = [place[figure.group(row), figure.label(row)] + STEP * s for row in mine]
+            _series(axis, mine, at, SERIES[s % len(SERIES)], scale)
+        axis.axvline(0, color=SOFT, lw=0.7, ls=":")
+        axis.set(xlim=(-1.02 * figure.limit, 1.02 * figure.limit), ylim=(height, 0), yticks=[])
+        axis.set_xticks([-figure.limit, 0, figure.limit])
+        axis.set_xlabel(f"{figure.measure}, {results.method['level']:.0%} intervals, {_n_words(shown)}")
+        axis.spines["left"].set_visible(False)
+        if len(by_panel) > 1:
+            axis.set_title(title)
+    beside = axes[0].get_yaxis_transform()
+    for y, text, weight in texts:
+        axes[0].text(-0.03, y, text, transform=beside, ha="right", va="center", weight=weight)
+    _legend(drawing, axes[0], height + (0.25 if len(by_panel) > 1 else 0.05))
+    return drawing
+
+
+def _series(axis: Axes, rows: Sequence[Row], at: Sequence[float], colour: str, scale: str) -> None:
+    estimates = [row.estimate for row in rows]
+    axis.hlines(at, 0, estimates, color=colour, alpha=0.3, lw=6)
+    axis.hlines(at, [row.low for row in rows], [row.high for row in rows], color=INK, lw=0.9)
+    axis.plot(estimates, at, "o", ms=3, color=colour, label=scale)
+    beside = axis.get_yaxis_transform()
+    for row, y in zip(rows, at, strict=True):
+        axis.text(1.04, y, with_interval(row), transform=beside, va="center", size=6.5, color=colour)
+
+
+def _n_words(rows: Sequence[Row]) -> str:
+    n = sorted({row.n for row in rows})
+    return f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
+
+
+def _heatmaps(results: Results, figure: Heatmaps) -> Drawing:
+    """A cell for each pair of benchmarks, with its r; lines between the categories."""
+    from matplotlib.collections import PolyCollection
+
+    names, categories = results.method["benchmarks"], results.method["categories"]
+    edges = [b for b in range(1, len(names)) if categories[b] != categories[b - 1]]
+    middles = {name: b + 0.5 for b, name in enumerate(names)}
+    side = CELL * len(names)
+    by_panel = by(figure.rows, heatmap_title)
+    drawing, axes = _axes(len(by_panel), len(results.scales), (side, side), (NAMES, NAMES + 0.3))
+    for axis, (title, rows) in zip(axes, by_panel.items(), strict=True):
+        squares = []
+        for row in rows:
+            x, y = middles[row.other], middles[row.name]
+            squares.append(
+                [(x + dx, y + dy) for dx, dy in ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))]
+            )
+            _number(axis, row, x, y)
+        shades = [_shade(row.estimate) for row in rows]
+        axis.add_collection(PolyCollection(squares, facecolors=shades, edgecolors=PAPER, lw=0.5))
+        axis.vlines(edges, 0, len(names), color=SOFT, lw=0.7)
+        axis.hlines(edges, 0, len(names), color=SOFT, lw=0.7)
+        axis.set(xlim=(0, len(names)), ylim=(len(names), 0))
+        axis.set(xlabel=figure.column_title, ylabel=figure.row_title)
+        labels = [short(name) for name in names]
+        axis.set_xticks(
+            list(middles.values()), labels, rotation=90, ha="right", va="center", rotation_mode="anchor"
+        )
+        axis.set_yticks(list(middles.values()), labels)
+        axis.tick_params(length=0, labelsize=7, labelcolor=INK)
+        if len(by_panel) > 1:
+            axis.set_title(title)
+    return drawing
+
+
+def _shade(r: float) -> tuple[str, float]:
+    """The colour of a cell: its sign's, as strong as r; grey without an r."""
+    if not math.isfinite(r):
+        return RULE, 0.5
+    return (POSITIVE if r >= 0 else NEGATIVE), min(1.0, abs(r))
+
+
+def _number(axis: Axes, row: Row, x: float, y: float) -> None:
+    if math.isfinite(row.estimate):
+        text = f"{row.estimate:.2f}".replace("0.", ".").replace("-", "−")
+        colour = PAPER if abs(row.estimate) > 0.75 else INK
+        weight = "bold" if excludes_zero(row) else "normal"
+        axis.text(x, y, text, ha="center", va="center_baseline", size=6, weight=weight, color=colour)
+
+
+def _curves(results: Results, figure: Curves) -> Drawing:
+    """Accuracy against confidence, an axis for each benchmark; whiskers are intervals over mixtures."""
+    by_benchmark = by(figure.rows, lambda point: str(point["benchmark"]))
+    columns = min(5, math.ceil(math.sqrt(len(by_benchmark))))
+    drawing, axes = _axes(len(by_benchmark), columns, (CURVE, CURVE), (0.22, 0.35))
+    for axis, (name, points) in zip(axes, by_benchmark.items(), strict=True):
+        axis.plot([0, 1], [0, 1], color=SOFT, lw=0.7, ls="--")
+        for stage, colour in zip(results.method["stages"], SERIES[2:], strict=True):
+            mine = [point for point in points if point["stage"] == stage]
+            x, y, low, high = ([p[key] for p in mine] for key in ("confidence", "accuracy", "low", "high"))
+            axis.plot(x, y, color=colour, lw=1.3, label=stage)
+            axis.vlines(x, low, high, color=colour, lw=0.7, alpha=0.5)
+        axis.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 1), yticks=(0, 1))
+        axis.set_title(short(name, 16), size=7, pad=3)
+    axes[0].set_ylabel("accuracy", labelpad=-4)
+    axes[(len(axes) - 1) // columns * columns].set_xlabel("confidence", labelpad=-4)
+    _legend(drawing, axes[0], CURVE + 0.2)
+    return drawing
