@@ -14,8 +14,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -27,6 +25,7 @@ from evalengine.training import state
 from evalengine.training.model import Decoder
 from evalengine.training.parallel import SINGLE, Group, full
 from evalengine.training.rows import IGNORE, Batch
+from evalengine.training.state import Place
 from evalengine.training.study import Optimisation
 
 
@@ -46,22 +45,6 @@ class Step(NamedTuple):
     lr: float
     grad_norm: float
     flops: float  # that the model needs for it
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run computes and keeps its state."""
-
-    device: str = "cpu"
-    autocast: bool = False  # bfloat16 products, float32 weights
-    compile: bool = False
-    width: int = 0  # rows are filled up to this many positions; 0: as they come
-    state: Path | None = None  # mid-run checkpoint
-    log: Path | None = None  # one JSON line a step
-    tensorboard: Path | None = None  # folder of a TensorBoard log
-    fingerprint: str = ""  # of everything that decides the result; another one's state is refused
-    save_every_s: float = 120.0
-    group: Group = SINGLE
 
 
 def learning_rate(step: int, steps: int, settings: Optimisation) -> float:
@@ -102,9 +85,7 @@ def fit(
         for block in model.blocks:
             block.compile()
     wrapped, optim = place.group.wrap(model), optimizer(model, settings)
-    first, losses = 0, list[float]()
-    if place.state:
-        first, losses = state.restore(place.state, model, optim, place.fingerprint, place.group)
+    first, losses = state.restore(place, model, optim)
     saved = time.monotonic()
     with _log(place, first) as write:
         made: Iterator[Batch] = map(batches.batch, range(first, batches.steps))
@@ -126,7 +107,7 @@ def fit(
             report(entry)
             due = time.monotonic() - saved >= place.save_every_s
             if place.state and step + 1 < batches.steps and place.group.agree(due):
-                state.save(place.state, model, optim, step + 1, losses, place.fingerprint, place.group)
+                state.save(place, model, optim, step + 1, losses)
                 saved = time.monotonic()
     tail = losses[-max(1, batches.steps // 10) :]
     return sum(tail) / len(tail)

@@ -19,9 +19,10 @@ import torch
 
 from evalengine.errors import UserError
 from evalengine.training import loop, state
-from evalengine.training.loop import Place, fit, learning_rate
+from evalengine.training.loop import fit, learning_rate
 from evalengine.training.model import Decoder, Shape
 from evalengine.training.rows import IGNORE, Batch
+from evalengine.training.state import Place
 from evalengine.training.study import Pretrain
 
 SHAPE = Shape(d_model=32, layers=2, heads=1, head_dim=32, ffn=64, vocab=300, context=32)
@@ -230,7 +231,8 @@ def test_a_run_killed_with_sigkill_goes_on_with_the_same_bits(tmp_path: Path):
         "import sys, time; from pathlib import Path; import torch\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_training_loop import SETTINGS, Synthetic, model\n"
-        "from evalengine.training.loop import Place, fit\n"
+        "from evalengine.training.loop import fit\n"
+        "from evalengine.training.state import Place\n"
         "torch.set_num_threads(1)\n"
         f"here = Path({str(tmp_path)!r})\n"
         "place = Place(state=here / 'state.pt', log=here / 'log', save_every_s=0)\n"
