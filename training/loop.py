@@ -14,8 +14,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -27,6 +25,7 @@ from evalengine.training import state
 from evalengine.training.model import Decoder
 from evalengine.training.parallel import SINGLE, Group, full
 from evalengine.training.rows import IGNORE, Batch
+from evalengine.training.state import Place
 from evalengine.training.study import Optimisation
 
 
@@ -46,22 +45,6 @@ class Step(NamedTuple):
     lr: float
     grad_norm: float
     flops: float  # that the model needs for it
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run computes and keeps its state."""
-
-    device: str = "cpu"
-    autocast: bool = False  # bfloat16 products, float32 weights
-    compile: bool = False
-    width: int = 0  # rows are filled up to this many positions; 0: as they come
-    state: Path | None = None  # mid-run checkpoint
-    log: Path | None = None  # one JSON line a step
-    tensorboard: Path | None = None  # folder of a TensorBoard log
-    fingerprint: str = ""  # of everything that decides the result; another one's state is refused
-    save_every_s: float = 120.0
-    group: Group = SINGLE
 
 
 def learning_rate(step: int, steps: int, settings: Optimisation) -> float:
@@ -102,12 +85,13 @@ def fit(
         for block in model.blocks:
             block.compile()
     wrapped, optim = place.group.wrap(model), optimizer(model, settings)
-    first, losses = 0, list[float]()
-    if place.state:
-        first, losses = state.restore(place.state, model, optim, place.fingerprint, place.group)
-    watch, saved = SpikeWatch(losses), time.monotonic()
+    first, losses = state.restore(place, model, optim)
+    saved = time.monotonic()
     with _log(place, first) as write:
-        for step, batch in _numbered(batches, first, ahead=place.device.startswith("cuda")):
+        made: Iterator[Batch] = map(batches.batch, range(first, batches.steps))
+        if place.device.startswith("cuda"):
+            made = one_ahead(made)
+        for step, batch in enumerate(made, first):
             lr = learning_rate(step, batches.steps, settings)
             loss, norm = _update(wrapped, optim, batch, lr, settings, place)
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -119,28 +103,23 @@ def fit(
             attended = float(batch.position_BT.mean()) + 1
             flops = batch.token_BT.size * model.shape.flops_per_token(attended)
             entry = Step(step + 1, batches.steps, loss, batch.token_BT.size, lr, norm, flops)
-            write({**entry._asdict(), "spike": watch.is_spike(loss), "batch": batch.contents})
+            write({**entry._asdict(), "batch": batch.contents})
             report(entry)
             due = time.monotonic() - saved >= place.save_every_s
             if place.state and step + 1 < batches.steps and place.group.agree(due):
-                state.save(place.state, model, optim, step + 1, losses, place.fingerprint, place.group)
+                state.save(place, model, optim, step + 1, losses)
                 saved = time.monotonic()
     tail = losses[-max(1, batches.steps // 10) :]
     return sum(tail) / len(tail)
 
 
-def _numbered(batches: Batches, first: int, *, ahead: bool) -> Iterator[tuple[int, Batch]]:
-    """(step, batch) from `first` on; `ahead`: the next one is made while the device works on this one."""
-    if not ahead:
-        yield from ((step, batches.batch(step)) for step in range(first, batches.steps))
-        return
+def one_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches in the same order; the next one is made while the device works on this one."""
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(batches.batch, first) if first < batches.steps else None
-        for step in range(first, batches.steps):
-            assert waiting is not None
-            batch = waiting.result()
-            waiting = pool.submit(batches.batch, step + 1) if step + 1 < batches.steps else None
-            yield step, batch
+        waiting = pool.submit(next, batches, None)
+        while (batch := waiting.result()) is not None:
+            waiting = pool.submit(next, batches, None)
+            yield batch
 
 
 def _update(
@@ -214,57 +193,34 @@ def autocast(place: Place) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(place.device.split(":")[0], dtype=torch.bfloat16, enabled=place.autocast)
 
 
-class SpikeWatch:
-    """Flags a loss more than six standard deviations above its recent mean (exponential, over about 50 steps)."""
-
-    def __init__(self, history: list[float]) -> None:
-        self.mean, self.variance, self.seen = 0.0, 0.0, 0
-        for loss in history:
-            self.is_spike(loss)
-
-    def is_spike(self, loss: float) -> bool:
-        gap = loss - self.mean
-        spike = self.seen >= 20 and gap > 6 * math.sqrt(self.variance) + 0.05 * abs(self.mean)
-        rate = max(1 / (self.seen + 1), 0.02)
-        self.mean += rate * gap
-        self.variance = (1 - rate) * (self.variance + rate * gap * gap)
-        self.seen += 1
-        return spike
-
-
 @contextlib.contextmanager
 def _log(place: Place, first: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Appends JSON lines; what a killed run logged beyond its saved state is cut off first."""
+    """Appends JSON lines, and TensorBoard scalars where the user asked for them.
+
+    What a killed run logged beyond its saved state is cut off first.
+    """
     if place.log is None or place.group.rank:
         yield lambda entry: None
         return
     place.log.parent.mkdir(parents=True, exist_ok=True)
     kept = place.log.read_text().splitlines(keepends=True)[:first] if first and place.log.is_file() else []
     place.log.write_text("".join(kept))
-    with place.log.open("a") as stream, _tensorboard(place, first) as show:
+    with contextlib.ExitStack() as open_files:
+        stream = open_files.enter_context(place.log.open("a"))
+        scalars = None
+        if place.tensorboard is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge = first + 1 if first else None
+            scalars = open_files.enter_context(SummaryWriter(str(place.tensorboard), purge_step=purge))
 
         def write(entry: dict[str, Any]) -> None:
             print(json.dumps(entry), file=stream, flush=True)
-            show(entry)
+            if scalars is not None:
+                for name in ("loss", "lr", "grad_norm"):
+                    scalars.add_scalar(name, entry[name], entry["step"])
 
         yield write
-
-
-@contextlib.contextmanager
-def _tensorboard(place: Place, first: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Loss, learning rate and gradient norm as TensorBoard scalars, where the user asked for them."""
-    if place.tensorboard is None:
-        yield lambda entry: None
-        return
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(place.tensorboard), purge_step=first + 1 if first else None) as writer:
-
-        def show(entry: dict[str, Any]) -> None:
-            for name in ("loss", "lr", "grad_norm"):
-                writer.add_scalar(name, entry[name], entry["step"])
-
-        yield show
 
 
 @torch.no_grad()

@@ -14,8 +14,9 @@ import torch
 from evalengine.kernels import target_logprobs
 from evalengine.training.attention import DocumentMask
 from evalengine.training.conversations import Example
-from evalengine.training.loop import Place, autocast
+from evalengine.training.loop import autocast
 from evalengine.training.model import Decoder
+from evalengine.training.state import Place
 
 BATCH_TOKENS = 8192  # positions in a batch
 

@@ -8,6 +8,7 @@ times the share of it that training was measured to use (`EFFICIENCY`).
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,35 +16,34 @@ from evalengine import console
 from evalengine.training import export
 from evalengine.training.chat import render
 from evalengine.training.conversations import load, read
-from evalengine.training.model import Shape
 from evalengine.training.prepare import BYTES_PER_TOKEN, shape_of, work_folder
 from evalengine.training.runner import default_jobs, selected
-from evalengine.training.study import Run, Scale, Study
+from evalengine.training.study import Run, Study
 from evalengine.training.tokenizer import Tokenizer
 
-EFFICIENCY = (
-    0.4  # share of the rate of bare matrix products, on a CPU with tiny models as on a GPU with large ones
-)
+# Share of the rate of bare matrix products, on a CPU with tiny models as on a GPU with large ones.
+EFFICIENCY = 0.4
+GUESSED_VOCAB = 32_000  # of a tokenizer that is not read yet
 MEASURE_S = 0.5
 
 
 class PlannedRun(NamedTuple):
-    run: Run
-    shape: Shape
+    name: str
+    parameters: int
     tokens: int | None  # None: fine-tuning data on the hub, or not yet tokenised
     flops: float | None
     finished: bool
 
 
 class Plan(NamedTuple):
-    runs: list[PlannedRun]
+    runs: dict[Run, PlannedRun]
     jobs: int
     rate: float  # FLOP/s, sustained, of the whole machine
     measured: bool
 
     @property
     def flops(self) -> float:
-        return sum(p.flops or 0.0 for p in self.runs if not p.finished)
+        return sum(p.flops or 0.0 for p in self.runs.values() if not p.finished)
 
     @property
     def hours(self) -> float:
@@ -66,37 +66,38 @@ def make(
     """
     tokenizer = work_folder(out) / "tokenizer"
     size = Tokenizer(tokenizer).size if (tokenizer / "tokenizer.json").is_file() else study.tokenizer.vocab
-    shapes = {name: shape_of(_with_vocab(scale, size), size) for name, scale in study.scales.items()}
-    known = sorted(work_folder(out).glob("conversations-*.npz"))
-    lengths = [len(ids) for ids, _ in load(known[-1])] if known else _guessed_lengths(study, data)
-    planned = []
+    lengths = _conversation_lengths(study, data, out)
+    planned = {}
     for run in selected(study, only):
-        scale, shape = study.scales[run.scale], shapes[run.scale]
-        tokens = scale.pretrain.tokens if run.stage == "pt" else _sft_tokens(scale, lengths, study.sft.reach)
+        scale = study.scales[run.scale]
+        shape = shape_of(replace(scale, vocab=scale.vocab or size or GUESSED_VOCAB), size)
+        if run.stage == "pt":
+            tokens: int | None = scale.pretrain.tokens
+        elif lengths is None:
+            tokens = None
+        else:
+            an_epoch = sum(min(length, scale.context + 1) for length in lengths)
+            tokens = int(an_epoch * study.sft.reach * scale.sft.epochs)
         flops = None if tokens is None else tokens * shape.flops_per_token()
-        planned.append(PlannedRun(run, shape, tokens, flops, export.metadata(out / run.name) is not None))
-    measured = rate is None
+        finished = export.metadata(out / run.name) is not None
+        planned[run] = PlannedRun(run.name, shape.params, tokens, flops, finished)
     return Plan(
-        planned, jobs or default_jobs(study, device), rate or EFFICIENCY * product_rate(device), measured
+        planned,
+        jobs or default_jobs(study, device),
+        rate or EFFICIENCY * product_rate(device),
+        measured=rate is None,
     )
 
 
-def _with_vocab(scale: Scale, size: int) -> Scale:
-    return scale if scale.vocab or size else scale.__class__(**{**vars(scale), "vocab": 32_000})
-
-
-def _guessed_lengths(study: Study, data: Path | None) -> list[int] | None:
-    """From the characters of conversations under `data`; None where some are on the hub."""
+def _conversation_lengths(study: Study, data: Path | None, out: Path) -> list[int] | None:
+    """In tokens: of the tokenised ones, else guessed from those under `data`; None where some are on the hub."""
+    known = sorted(work_folder(out).glob("conversations-*.npz"))
+    if known:
+        return [len(ids) for ids, _ in load(known[-1])]
     if data is None or any(chat.hub for chat in study.sft.data):
         return None
     found = read(study.sft, data, study.seed)
     return [len(render(conversation).text) // BYTES_PER_TOKEN for conversation in found]
-
-
-def _sft_tokens(scale: Scale, lengths: list[int] | None, reach: float) -> int | None:
-    if lengths is None:
-        return None
-    return int(sum(min(n, scale.context + 1) for n in lengths) * reach * scale.sft.epochs)
 
 
 def product_rate(device: str) -> float:
@@ -120,16 +121,7 @@ def product_rate(device: str) -> float:
 
 def as_json(plan: Plan) -> dict[str, Any]:
     return {
-        "runs": [
-            {
-                "name": p.run.name,
-                "parameters": p.shape.params,
-                "tokens": p.tokens,
-                "flops": p.flops,
-                "finished": p.finished,
-            }
-            for p in plan.runs
-        ],
+        "runs": [planned._asdict() for planned in plan.runs.values()],
         "jobs": plan.jobs,
         "flops": plan.flops,
         "rate": plan.rate,
@@ -141,8 +133,8 @@ def show(study: Study, plan: Plan) -> None:
     """The plan as a table, one row per scale and stage."""
     console.say(f"{study.name}: {study.about}" if study.about else study.name)
     groups: dict[tuple[str, str], list[PlannedRun]] = {}
-    for planned in plan.runs:
-        groups.setdefault((planned.run.scale, planned.run.stage), []).append(planned)
+    for run, planned in plan.runs.items():
+        groups.setdefault((run.scale, run.stage), []).append(planned)
     rows = []
     for (scale, stage), members in groups.items():
         one, settings = members[0], study.scales[scale]
@@ -151,7 +143,7 @@ def show(study: Study, plan: Plan) -> None:
             [
                 f"{scale} {stage}",
                 f"{sum(not p.finished for p in members)} of {len(members)}",
-                f"{one.shape.params:,}",
+                f"{one.parameters:,}",
                 f"{lr:g}",
                 "?" if one.tokens is None else f"{one.tokens:,}",
                 "?" if one.flops is None else f"{one.flops:.2e}",
@@ -173,6 +165,6 @@ def show(study: Study, plan: Plan) -> None:
     )
     how = f"{EFFICIENCY:.0%} of this machine's matrix products, measured" if plan.measured else "as given"
     hours = f"{plan.hours:,.1f} hours" if plan.hours >= 1 else f"{plan.hours * 60:,.1f} minutes"
-    unknown = any(p.tokens is None for p in plan.runs)
+    unknown = any(p.tokens is None for p in plan.runs.values())
     tail = "; fine-tuning is not counted: its data is tokenised when training starts" if unknown else ""
     console.say(f"about {hours} for {plan.flops:.2e} FLOPs at {plan.rate:.2e} FLOP/s ({how}){tail}")

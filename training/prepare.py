@@ -39,7 +39,6 @@ class Prepared(NamedTuple):
     tokenizer: Path
     sources: Mapping[str, Path]  # folders of token shards
     conversations: Path
-    data: Path | None
 
 
 def work_folder(out: Path) -> Path:
@@ -52,27 +51,20 @@ def clear_litter(out: Path) -> None:
         storage.remove(litter)
 
 
-def data_folder(study: Study, data: Path | None, out: Path) -> Path | None:
-    """The folder given, else the embedded world's place, else None (the hub)."""
-    if data is not None and not data.is_dir():
-        raise UserError(f"there is no data folder {data}: give the folder that holds the study's sources")
-    return work_folder(out) / "world" if data is None and study.world else data
-
-
 def prepare(study: Study, data: Path | None, out: Path) -> Prepared:
     """Makes or reopens what all runs share. Raises UserError for a source that cannot be read."""
     work = work_folder(out)
-    work.mkdir(parents=True, exist_ok=True)
-    data = data_folder(study, data, out)
-    if study.world and data == work / "world":
-        _write_world(study, work / "world")
+    if data is not None and not data.is_dir():
+        raise UserError(f"there is no data folder {data}: give the folder that holds the study's sources")
+    if data is None and study.world:
+        data = _world(work / "world", study.world.seed)
     tokenizer = _tokenizer(study, data, work / "tokenizer")
     used = [n for n in study.sources if any(shares.get(n, 0) > 0 for shares in study.mixtures.values())]
     folders = {name: _shards(study, name, data, tokenizer, work / "tokens") for name in used}
     conversations = _conversations(study, data, tokenizer, work)
     sources = {name: TokenSource(folder, name) for name, folder in folders.items()}
     contamination.report(work / "contamination.json", data, tokenizer, sources, conversations)
-    return Prepared(tokenizer.path, folders, conversations, data)
+    return Prepared(tokenizer.path, folders, conversations)
 
 
 def shape_of(scale: Scale, tokenizer_size: int) -> Shape:
@@ -85,19 +77,19 @@ def shape_of(scale: Scale, tokenizer_size: int) -> Shape:
     return Shape(vocab=vocab, **{name: getattr(scale, name) for name in names})
 
 
-def _write_world(study: Study, folder: Path) -> None:
+def _world(folder: Path, seed: int) -> Path:
+    """The embedded world, as a data folder."""
     from evalengine.benchmarks import world
 
-    assert study.world is not None
     stamp = folder / "seed.json"
-    if _read_stamp(stamp) == {"seed": study.world.seed}:
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    console.say(
-        f"writing the embedded world to {folder}; score its checkpoints with --data {folder / 'bench'}"
-    )
-    world.write(folder, seed=study.world.seed)
-    storage.write(stamp, json.dumps({"seed": study.world.seed}))
+    if _read_stamp(stamp) != {"seed": seed}:
+        storage.remove(folder)
+        console.say(
+            f"writing the embedded world to {folder}; score its checkpoints with --data {folder / 'bench'}"
+        )
+        world.write(folder, seed=seed)
+        storage.write(stamp, json.dumps({"seed": seed}))
+    return folder
 
 
 def _key(spec: SourceSpec, data: Path | None, name: str) -> str:
@@ -202,7 +194,3 @@ def _conversations(study: Study, data: Path | None, tokenizer: Tokenizer, work: 
     if not path.is_file():
         sft.save(path, sft.tokenise(sft.read(study.sft, data, study.seed), tokenizer))
     return path
-
-
-def open_sources(prepared: Prepared, names: list[str]) -> dict[str, TokenSource]:
-    return {name: TokenSource(prepared.sources[name], name) for name in names}

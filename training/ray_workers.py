@@ -11,6 +11,7 @@ import contextlib
 import queue
 import secrets
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,21 +19,20 @@ from typing import Any
 
 from evalengine import __version__, console
 from evalengine.cluster import connect
-from evalengine.cluster.pool import Cluster, Ended, Pool, need_of
+from evalengine.cluster.pool import Cluster, Pool, need_of
 from evalengine.cluster.schedule import STRIKES
 from evalengine.errors import UserError
 from evalengine.training import export
 from evalengine.training.loop import Step
 from evalengine.training.prepare import work_folder
-from evalengine.training.processes import keep_freed_memory
 from evalengine.training.stages import Job, Result
-from evalengine.training.workers import Board, Message, chains, train_chain
+from evalengine.training.workers import Board, Message, chains, keep_freed_memory, train_chain
 
 POLL_S = 0.2
 
 
 class Trainer:
-    """Lives in a Ray actor. Steps go to the driver through `messages`, ends are what `run` returns."""
+    """Lives in a Ray actor. Steps go to the driver through `messages`; `run` returns results and failures."""
 
     def __init__(self, threads: int, messages: Any, version: str, probe: Path) -> None:
         self._threads, self._messages, self._version = threads, messages, version
@@ -53,7 +53,7 @@ class Trainer:
         torch.set_num_threads(self._threads)
         return ray.get_runtime_context().get_node_id(), host
 
-    def run(self, number: int, chain: list[Job]) -> list[Message]:
+    def run(self, chain: list[Job]) -> list[Message]:
         ends: list[Message] = []
 
         def put(message: Message) -> None:
@@ -63,7 +63,7 @@ class Trainer:
                 with contextlib.suppress(Exception):  # progress only
                     self._messages.put_nowait(message)
 
-        train_chain(number, chain, put)
+        train_chain(0, chain, put)  # a worker sees its own GPUs alone
         return ends
 
 
@@ -86,7 +86,7 @@ def run_on(cluster: Cluster, todo: list[Job]) -> tuple[list[Result], dict[str, s
             Board(todo) as board,
             Pool(Trainer, trainer, need, cluster.workers) as pool,
         ):
-            Grid(chains(todo), board).go(pool, messages)
+            _train_on(pool, chains(todo), board, messages)
         messages.shutdown(force=True)
     return board.finished, board.failed
 
@@ -104,51 +104,46 @@ def probe_in(folder: Path) -> Iterator[Path]:
         probe.unlink(missing_ok=True)
 
 
-class Grid:
-    """The chains that wait, and their results."""
+def _train_on(pool: Pool, waiting: list[list[Job]], board: Board, messages: Any) -> None:
+    """Gives each chain to a worker, and what is left of one to another where its worker ended."""
+    waiting.reverse()
+    strikes: Counter[str] = Counter()
+    busy = 0
+    while waiting or busy:
+        pool.grow(len(waiting) + busy)
+        for worker in pool.idle():
+            if waiting:
+                chain = waiting.pop()
+                worker.doing = chain[0].run.name
+                pool.give(worker, chain, worker.actor.run.remote(chain))
+        for ended in pool.wait(POLL_S):
+            for message in ended.value or []:
+                board.take(message)
+            left = _left(ended.task, board) if ended.died else []
+            if not left:
+                continue
+            name = left[0].run.name
+            console.warn(f"the worker of {name} on {ended.worker.host} ended: {ended.died}")
+            strikes[name] += not ended.node_lost
+            if strikes[name] < STRIKES:
+                waiting.append(left)
+            else:
+                reason = f"set aside: it failed {STRIKES} times, last because {ended.died}"
+                board.take(Message(name, reason))
+        with contextlib.suppress(queue.Empty):
+            while True:
+                board.take(messages.get_nowait())
+        busy = sum(w.ref is not None and w.ready for w in pool.workers)
 
-    def __init__(self, chains: list[list[Job]], board: Board) -> None:
-        self.waiting, self.board = list(reversed(chains)), board
-        self.strikes: dict[str, int] = {}
 
-    def go(self, pool: Pool, messages: Any) -> None:
-        busy = 0
-        while self.waiting or busy:
-            pool.grow(len(self.waiting) + busy)
-            for worker in pool.idle():
-                if self.waiting:
-                    chain = self.waiting.pop()
-                    worker.doing = chain[0].run.name
-                    # A worker sees its own GPUs alone, so that each has the first.
-                    pool.give(worker, chain, worker.actor.run.remote(0, chain))
-            for ended in pool.wait(POLL_S):
-                self._ended(pool, ended)
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    self.board.take(messages.get_nowait())
-            busy = sum(w.ref is not None and w.ready for w in pool.workers)
-
-    def _ended(self, pool: Pool, ended: Ended) -> None:
-        chain: list[Job] = ended.task
-        if ended.died is None:
-            for message in ended.value:
-                self.board.take(message)
-            return
-        left = []
-        for job in chain:
-            about = export.metadata(job.path)
-            if about is None:
-                left.append(job)
-            else:  # finished before its worker ended
-                result = Result(job.run.name, about["train_loss"], about["validation_loss"])
-                self.board.take(Message(job.run.name, result))
-        if not left:
-            return
-        name = left[0].run.name
-        console.warn(f"the worker of {name} on {ended.worker.host} ended: {ended.died}")
-        self.strikes[name] = self.strikes.get(name, 0) + (not ended.node_lost)
-        if self.strikes[name] >= STRIKES:
-            reason = f"set aside: it failed {STRIKES} times, last because {ended.died}"
-            self.board.take(Message(name, reason))
+def _left(chain: list[Job], board: Board) -> list[Job]:
+    """Those of a chain that its worker had not finished when it ended; the board takes the results of the others."""
+    left = []
+    for job in chain:
+        about = export.metadata(job.path)
+        if about is None:
+            left.append(job)
         else:
-            self.waiting.append(left)
+            result = Result(job.run.name, about["train_loss"], about["validation_loss"])
+            board.take(Message(job.run.name, result))
+    return left

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from evalengine import console, files
+from evalengine import files
 from evalengine.errors import UserError
 from evalengine.training import export
-from evalengine.training.loop import Place, Step
-from evalengine.training.mfu import Utilisation, peak_of
-from evalengine.training.prepare import Prepared, clear_litter, prepare, work_folder
-from evalengine.training.stages import Job, Result, fingerprint, steps_of, train
+from evalengine.training.prepare import clear_litter, prepare, work_folder
+from evalengine.training.stages import Job, Result, fingerprint
+from evalengine.training.state import Place
 from evalengine.training.study import Run, Study, runs
-from evalengine.training.workers import run_workers
+from evalengine.training.workers import run_together, run_workers
 
 if TYPE_CHECKING:
     from evalengine.cluster.pool import Cluster
@@ -56,50 +53,57 @@ def run_study(
     place: Place | None = None,
     cluster: Cluster | None = None,
 ) -> Outcome:
-    """Trains what is left of a study into `out`. `jobs` 0: chosen by the machine and the models' size.
-
-    With `cluster`, Ray workers train the chains instead of local processes (ray_workers.py).
+    """Trains what is left of a study into `out`: under torchrun where `place` has a group, on Ray with a `cluster`,
+    else in `jobs` processes (0: chosen by the machine and the models' size).
     """
-    chosen = selected(study, only)
-    place = place or Place()
-    if place.group.size > 1:
-        return _run_together(study, data, out, chosen, fresh, place)
-    with lock(out):
-        prepared = _begin(study, data, out, chosen, fresh)
-        left, skipped = _left(study, prepared, out, chosen)
+    chosen, place = selected(study, only), place or Place()
+    group = place.group
+    if cluster is not None:
+        out = out.resolve()  # workers may start in another folder
+    with lock(out) if group.rank == 0 else contextlib.nullcontext():
+        if group.rank == 0:  # the others find everything made
+            clear_litter(out)
+            if fresh:
+                _discard(out, chosen)
+            prepared = prepare(study, data, out)
+        group.wait()
+        if group.rank:
+            prepared = prepare(study, data, out)
+        left, skipped = _left([Job(study, prepared, out, run, place) for run in chosen])
+        group.wait()
         if not left:
             return Outcome([], skipped, {})
-        todo = [Job(study, prepared, out.resolve() if cluster else out, run, place) for run in left]
         if cluster is not None:
             from evalengine.training.ray_workers import run_on
 
-            finished, failed = run_on(cluster, todo)
+            finished, failed = run_on(cluster, left)
+        elif group.size > 1:
+            finished, failed = run_together(left)
         else:
-            finished, failed = run_workers(todo, jobs or default_jobs(study, place.device))
+            finished, failed = run_workers(left, jobs or default_jobs(study, place.device))
     return Outcome(finished, skipped, failed)
 
 
-def _begin(study: Study, data: Path | None, out: Path, chosen: list[Run], fresh: bool) -> Prepared:
-    clear_litter(out)
-    if fresh:
-        work = work_folder(out)
-        for folder in (work / "tokenizer", work / "state", *(out / run.name for run in chosen)):
-            shutil.rmtree(folder, ignore_errors=True)
-    return prepare(study, data, out)
+def _discard(out: Path, chosen: list[Run]) -> None:
+    """What `--fresh` makes again. Token shards and conversations stay: their names say what they were made of."""
+    work = work_folder(out)
+    for folder in (work / "tokenizer", work / "state", *(out / run.name for run in chosen)):
+        files.remove(folder)
 
 
-def _left(study: Study, prepared: Prepared, out: Path, chosen: list[Run]) -> tuple[list[Run], list[str]]:
+def _left(jobs: list[Job]) -> tuple[list[Job], list[str]]:
+    """(those to train, names of the finished ones). Raises UserError where a checkpoint was made from something else."""
     left, skipped = [], []
-    for run in chosen:
-        about = export.metadata(out / run.name)
+    for job in jobs:
+        about = export.metadata(job.path)
         if about is None:
-            left.append(run)
-        elif about.get("fingerprint") == fingerprint(study, prepared, run):
-            (work_folder(out) / "state" / f"{run.name}.pt").unlink(missing_ok=True)
-            skipped.append(run.name)
+            left.append(job)
+        elif about.get("fingerprint") == fingerprint(job):
+            job.state.unlink(missing_ok=True)
+            skipped.append(job.run.name)
         else:
             raise UserError(
-                f"{out / run.name} was trained with other settings, data or another tokenizer: "
+                f"{job.path} was trained with other settings, data or another tokenizer: "
                 "use --fresh to train it again, or another --out"
             )
     return left, skipped
@@ -113,44 +117,10 @@ def default_jobs(study: Study, device: str) -> int:
     return max(1, files.cores() // max(1, study.threads)) if largest <= 512 else 1
 
 
-def _run_together(
-    study: Study, data: Path | None, out: Path, chosen: list[Run], fresh: bool, place: Place
-) -> Outcome:
-    """Under torchrun: every process takes its rows of each run, one run after another."""
-    group = place.group
-    if group.rank == 0:
-        with lock(out):
-            _begin(study, data, out, chosen, fresh)
-    group.wait()
-    prepared = prepare(study, data, out)
-    left, skipped = _left(study, prepared, out, chosen)
-    group.wait()
-    return Outcome([_train_shown(Job(study, prepared, out, run, place)) for run in left], skipped, {})
-
-
-def _train_shown(job: Job) -> Result:
-    """Trains one run; the first process of the group shows its progress."""
-    group = job.place.group
-    steps, tokens = steps_of(job.study, job.prepared, job.run)
-    used = Utilisation(peak_of(job.place.device, group.size))
-    if group.rank:
-        return train(job)
-    with console.progress(job.run.name, tokens, "tokens") as line:
-
-        def report(step: Step) -> None:
-            line.update(tokens / steps, f"loss {step.loss:.3f}{used.add(step.flops)}")
-
-        return train(job, report)
-
-
-@contextlib.contextmanager
-def lock(out: Path) -> Iterator[None]:
+def lock(out: Path) -> contextlib.AbstractContextManager[Any]:
     """Refuses a second process on the same output folder."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(files.locked(work_folder(out) / "lock"))
-        except BlockingIOError:
-            raise UserError(
-                f"another process is training into {out}: wait for it, or name another --out"
-            ) from None
-        yield
+
+    def refuse() -> None:
+        raise UserError(f"another process is training into {out}: wait for it, or name another --out")
+
+    return files.locked(work_folder(out) / "lock", refuse)

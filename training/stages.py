@@ -16,12 +16,14 @@ from evalengine import __version__
 from evalengine.errors import UserError
 from evalengine.training import conversations, export
 from evalengine.training.conversations import PackedExamples
-from evalengine.training.loop import Place, Step, fit, mean_loss
+from evalengine.training.loop import Step, fit, mean_loss
 from evalengine.training.model import Decoder, Shape
 from evalengine.training.perplexity_filter import least_surprising
-from evalengine.training.prepare import Prepared, open_sources, shape_of, work_folder
+from evalengine.training.prepare import Prepared, shape_of, work_folder
 from evalengine.training.rows import MixedRows, Stream
-from evalengine.training.study import Run, Study
+from evalengine.training.shards import TokenSource
+from evalengine.training.state import Place
+from evalengine.training.study import Optimisation, Run, Scale, Study
 from evalengine.training.tokenizer import Tokenizer
 
 VALIDATION_ROWS = 8  # of each source
@@ -41,6 +43,22 @@ class Job(NamedTuple):
     def path(self) -> Path:
         return self.out / self.run.name
 
+    @property
+    def state(self) -> Path:
+        """Of the unfinished run."""
+        return work_folder(self.out) / "state" / f"{self.run.name}.pt"
+
+    @property
+    def scale(self) -> Scale:
+        return self.study.scales[self.run.scale]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        return {name: share for name, share in self.study.mixtures[self.run.mixture].items() if share > 0}
+
+    def sources(self) -> dict[str, TokenSource]:
+        return {name: TokenSource(self.prepared.sources[name], name) for name in sorted(self.shares)}
+
 
 class Result(NamedTuple):
     name: str
@@ -48,67 +66,62 @@ class Result(NamedTuple):
     validation_loss: dict[str, float]
 
 
-def fingerprint(study: Study, prepared: Prepared, run: Run) -> str:
+def fingerprint(job: Job) -> str:
     """A hash of everything that decides a run's weights."""
-    scale, tokenizer = study.scales[run.scale], Tokenizer(prepared.tokenizer)
-    shares = {k: v for k, v in study.mixtures[run.mixture].items() if v > 0}
+    study, scale, tokenizer = job.study, job.scale, Tokenizer(job.prepared.tokenizer)
     decides: dict[str, Any] = {
         "format": FORMAT,
         "shape": dataclasses.asdict(shape_of(scale, tokenizer.size)),
         "tokenizer": tokenizer.hash,
         "seed": study.seed,
         "pretrain": _decisive(scale.pretrain),
-        "shares": shares,
-        "sources": {name: source.digest for name, source in open_sources(prepared, sorted(shares)).items()},
+        "shares": job.shares,
+        "sources": {name: source.digest for name, source in job.sources().items()},
         "save_dtype": study.save_dtype,
     }
-    if run.stage == "sft":
+    if job.run.stage == "sft":
         decides["sft"] = _decisive(scale.sft)
         decides["reach"] = study.sft.reach
-        decides["conversations"] = conversations.digest(conversations.load(prepared.conversations))
+        decides["conversations"] = conversations.digest(conversations.load(job.prepared.conversations))
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _decisive(settings: Any) -> dict[str, Any]:
+def _decisive(settings: Optimisation) -> dict[str, Any]:
     values = {k: v for k, v in dataclasses.asdict(settings).items() if k != "micro_rows"}
     if not values["z_loss"]:
         del values["z_loss"]  # as if the setting were not there
     return values
 
 
-def steps_of(study: Study, prepared: Prepared, run: Run) -> tuple[int, int]:
-    """(steps, tokens fed) of a run; of fine-tuning the tokens are those of the conversations."""
-    scale = study.scales[run.scale]
-    if run.stage == "pt":
-        step_tokens = scale.context * scale.pretrain.batch_rows
-        steps = max(1, scale.pretrain.tokens // step_tokens)
-        return steps, steps * step_tokens
-    examples = conversations.within(conversations.load(prepared.conversations), scale.context)
-    kept = max(1, round(len(examples) * study.sft.reach))
-    per_epoch = max(1, kept // scale.sft.batch_examples)
-    tokens = sum(len(ids) for ids, _ in examples) * study.sft.reach * scale.sft.epochs
-    return per_epoch * scale.sft.epochs, int(tokens)
+def tokens_of(job: Job) -> int:
+    """Tokens that a run is fed; of fine-tuning those of the conversations, without padding."""
+    if job.run.stage == "pt":
+        return pretraining_steps(job.scale) * job.scale.pretrain.batch_rows * job.scale.context
+    examples = conversations.within(conversations.load(job.prepared.conversations), job.scale.context)
+    tokens = sum(len(ids) for ids, _ in examples)
+    return int(tokens * job.study.sft.reach * job.scale.sft.epochs)
+
+
+def pretraining_steps(scale: Scale) -> int:
+    return max(1, scale.pretrain.tokens // (scale.pretrain.batch_rows * scale.context))
 
 
 def train(job: Job, report: Callable[[Step], None] = lambda step: None) -> Result:
     """Trains one checkpoint, from its saved state if there is one. Raises UserError naming what is wrong with the run."""
     tokenizer = Tokenizer(job.prepared.tokenizer)
-    shape = shape_of(job.study.scales[job.run.scale], tokenizer.size)
-    work = work_folder(job.out)
+    shape = shape_of(job.scale, tokenizer.size)
     place = dataclasses.replace(
         job.place,
-        state=work / "state" / f"{job.run.name}.pt",
-        log=work / "logs" / f"{job.run.name}.jsonl",
+        state=job.state,
+        log=work_folder(job.out) / "logs" / f"{job.run.name}.jsonl",
         tensorboard=job.place.tensorboard and job.place.tensorboard / job.run.name,
         width=shape.context if job.place.compile else 0,
-        fingerprint=fingerprint(job.study, job.prepared, job.run),
+        fingerprint=fingerprint(job),
     )
-    stage = pretrain if job.run.stage == "pt" else finetune
-    model, loss, validation, extra = stage(job, tokenizer, shape, place, report)
+    stage, settings = (pretrain, job.scale.pretrain) if job.run.stage == "pt" else (finetune, job.scale.sft)
+    model, loss, found = stage(job, tokenizer, shape, place, report)
     model = place.group.unsharded(model)
     if place.group.rank == 0:
-        scale = job.study.scales[job.run.scale]
-        settings = scale.pretrain if job.run.stage == "pt" else scale.sft
         about = {
             **dataclasses.asdict(job.run),
             "study": job.study.name,
@@ -120,74 +133,71 @@ def train(job: Job, report: Callable[[Step], None] = lambda step: None) -> Resul
             "parameters": shape.params,
             "settings": dataclasses.asdict(settings),
             "train_loss": round(loss, 6),
-            "validation_loss": validation,
-            **extra,
+            **found,
         }
         export.save(model, tokenizer, job.path, about, dtype=job.study.save_dtype)
-        assert place.state is not None
-        place.state.unlink(missing_ok=True)
+        job.state.unlink(missing_ok=True)
     place.group.wait()
-    return Result(job.run.name, loss, validation)
+    return Result(job.run.name, loss, found["validation_loss"])
 
 
-Trained = tuple[Decoder, float, dict[str, float], dict[str, Any]]
+Trained = tuple[Decoder, float, dict[str, Any]]  # model, loss, what else evalengine.json says of it
 
 
 def pretrain(
     job: Job, tokenizer: Tokenizer, shape: Shape, place: Place, report: Callable[[Step], None]
 ) -> Trained:
     """From random weights, the same for every mixture of a scale: mixtures differ by their data alone."""
-    study, scale = job.study, job.study.scales[job.run.scale]
-    settings, shares = scale.pretrain, {k: v for k, v in study.mixtures[job.run.mixture].items() if v > 0}
-    sources = open_sources(job.prepared, sorted(shares))
-    streams = {n: Stream(s, s.split()[0], tokenizer.end, study.seed) for n, s in sources.items()}
-    steps, _ = steps_of(study, job.prepared, job.run)
+    settings, sources, seed = job.scale.pretrain, job.sources(), job.study.seed
+    streams = {n: Stream(s, s.split()[0], tokenizer.end, seed) for n, s in sources.items()}
+    steps = pretraining_steps(job.scale)
     rows = MixedRows(
         streams,
-        shares,
+        job.shares,
         rows=steps * settings.batch_rows,
         context=shape.context,
         batch_rows=settings.batch_rows,
     )
-    generator = torch.Generator().manual_seed(study.seed * 1_000_003 + zlib.crc32(job.run.scale.encode()))
-    model = Decoder(shape, checkpoint_activations=scale.checkpoint_activations).initialise(generator)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(job.run.scale.encode()))
+    model = Decoder(shape, checkpoint_activations=job.scale.checkpoint_activations).initialise(generator)
     loss = fit(model, rows, settings, place, report)
     validation = {}
     for name, source in sources.items():
-        held_out = Stream(source, source.split()[1], tokenizer.end, study.seed)
+        held_out = Stream(source, source.split()[1], tokenizer.end, seed)
         count = min(VALIDATION_ROWS, max(1, held_out.epoch_tokens // shape.context))
         held = MixedRows({name: held_out}, {name: 1.0}, rows=count, context=shape.context, batch_rows=count)
         validation[name] = round(mean_loss(model, held.batch(0), place), 6)
-    return model, loss, validation, {"tokens": rows.steps * settings.batch_rows * shape.context}
+    return model, loss, {"validation_loss": validation, "tokens": tokens_of(job)}
 
 
 def finetune(
     job: Job, tokenizer: Tokenizer, shape: Shape, place: Place, report: Callable[[Step], None]
 ) -> Trained:
     """From the run's pretrained checkpoint, with loss on what the assistant says."""
-    study, scale = job.study, job.study.scales[job.run.scale]
+    reach, settings = job.study.sft.reach, job.scale.sft
     base = job.out / dataclasses.replace(job.run, stage="pt").name
     made_of = export.metadata(base)
     if made_of is None:
         raise UserError(f"{job.run.name} needs {base.name}, which is not finished: train it first")
     model = export.load(base, shape)
-    model.checkpoint_activations = scale.checkpoint_activations
+    model.checkpoint_activations = job.scale.checkpoint_activations
     examples = conversations.within(conversations.load(job.prepared.conversations), shape.context)
     total = len(examples)
-    if study.sft.reach < 1:
-        examples = least_surprising(model, examples, study.sft.reach, place)
+    if reach < 1:
+        examples = least_surprising(model, examples, reach, place)
     packed = PackedExamples(
         examples,
-        epochs=scale.sft.epochs,
-        batch_examples=min(scale.sft.batch_examples, len(examples)),
+        epochs=settings.epochs,
+        batch_examples=min(settings.batch_examples, len(examples)),
         context=shape.context,
-        seed=study.seed,
+        seed=job.study.seed,
     )
-    loss = fit(model, packed, scale.sft, place, report)
-    extra = {
+    loss = fit(model, packed, settings, place, report)
+    found = {
+        "validation_loss": {},
         "base": base.name,
         "base_fingerprint": made_of["fingerprint"],
         "conversations": len(examples),
         "of": total,
     }
-    return model, loss, {}, extra
+    return model, loss, found

@@ -1,4 +1,4 @@
-"""The mid-run state of a training run: model, optimiser, step, losses, in one file that is whole or absent.
+"""Where a run computes, and its mid-run state: model, optimiser, step, losses, in one file that is whole or absent.
 
 torch.save writes a zip archive whose records carry CRC-32 sums, which torch.load does not look at; they are
 checked here before a state is used. A damaged state is set aside as `<name>.damaged` and the run starts
@@ -7,42 +7,51 @@ again. A state holds whole tensors, so one process, data-parallel ones and shard
 
 from __future__ import annotations
 
-import os
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from evalengine import console
+from evalengine import console, sealed
 from evalengine.errors import UserError
 from evalengine.files import atomic
+from evalengine.training.parallel import SINGLE, Group
 
 if TYPE_CHECKING:
     from evalengine.training.model import Decoder
-    from evalengine.training.parallel import Group
 
 KEYS = {"model", "optim", "step", "losses", "fingerprint"}
 
 
-def save(
-    path: Path,
-    model: Decoder,
-    optim: torch.optim.Optimizer,
-    step: int,
-    losses: list[float],
-    fingerprint: str,
-    group: Group,
-) -> None:
-    """Writes the state; every process of `group` calls it, the first one writes."""
+@dataclass(frozen=True)
+class Place:
+    """Where a run computes and keeps its state."""
+
+    device: str = "cpu"
+    autocast: bool = False  # bfloat16 products, float32 weights
+    compile: bool = False
+    width: int = 0  # rows are filled up to this many positions; 0: as they come
+    state: Path | None = None  # mid-run checkpoint
+    log: Path | None = None  # one JSON line a step
+    tensorboard: Path | None = None  # folder of a TensorBoard log
+    fingerprint: str = ""  # of everything that decides the result; another one's state is refused
+    save_every_s: float = 120.0
+    group: Group = SINGLE
+
+
+def save(place: Place, model: Decoder, optim: torch.optim.Optimizer, step: int, losses: list[float]) -> None:
+    """Writes the state; every process of the group calls it, the first one writes."""
+    group, path = place.group, place.state
     state = {
         "model": group.whole(model.state_dict()),
         "optim": group.whole(optim.state_dict()),
         "step": step,
         "losses": losses,
-        "fingerprint": fingerprint,
+        "fingerprint": place.fingerprint,
     }
-    if group.rank:
+    if group.rank or path is None:
         return
     try:
         with atomic(path) as temporary:
@@ -55,21 +64,21 @@ def save(
         ) from None
 
 
-def restore(
-    path: Path, model: Decoder, optim: torch.optim.Optimizer, fingerprint: str, group: Group
-) -> tuple[int, list[float]]:
+def restore(place: Place, model: Decoder, optim: torch.optim.Optimizer) -> tuple[int, list[float]]:
     """Loads the state if there is one: (the step to go on with, the losses so far)."""
+    group, path = place.group, place.state
+    if path is None:
+        return 0, []
     if group.rank == 0 and path.is_file() and (reason := damage(path)):
-        os.replace(path, path.with_name(f"{path.name}.damaged"))
+        aside = sealed.set_aside(path)
         console.warn(
-            f"the saved state {path} is damaged ({reason}): set aside as {path.name}.damaged, "
-            "the run begins again"
+            f"the saved state {path} is damaged ({reason}): set aside as {aside.name}, the run begins again"
         )
     group.wait()
     if not path.is_file():
         return 0, []
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=group.size > 1)
-    if state["fingerprint"] != fingerprint:
+    if state["fingerprint"] != place.fingerprint:
         raise UserError(
             f"the saved state {path} belongs to other settings, data or another tokenizer: "
             "delete it, use --fresh, or name another --out"

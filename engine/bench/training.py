@@ -156,12 +156,13 @@ def our_side(case: Case, device: str, compiled: bool) -> Ours:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from evalengine.training.loop import Place, fit
+    from evalengine.training.loop import fit
     from evalengine.training.mfu import peak_of
     from evalengine.training.model import Decoder
     from evalengine.training.plan import product_rate
-    from evalengine.training.processes import keep_freed_memory
+    from evalengine.training.state import Place
     from evalengine.training.study import Pretrain
+    from evalengine.training.workers import keep_freed_memory
 
     keep_freed_memory()
     gpu = device.startswith("cuda")

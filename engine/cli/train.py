@@ -10,7 +10,18 @@ from evalengine.cli.score import add_ray, cluster, refuse_ray_options
 from evalengine.errors import UserError
 
 if TYPE_CHECKING:
-    from evalengine.training.loop import Place
+    from evalengine.training.state import Place
+
+CHOICES = (
+    ("--device", ("cpu", "cuda"), None),
+    ("--dtype", ("float32", "bfloat16"), "of products (default: bfloat16 on a GPU)"),
+    (
+        "--parallel",
+        ("ddp", "fsdp"),
+        "under torchrun: copies or shards of the model (default: shards from 500M parameters)",
+    ),
+    ("--compile", ("yes", "no"), "torch.compile the blocks (default: on a GPU)"),
+)
 
 
 def register(subparsers: Any) -> None:
@@ -47,25 +58,8 @@ def register(subparsers: Any) -> None:
         metavar="RATE",
         help="sustained FLOP/s for the estimate (default: measured)",
     )
-    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    p.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
-        help="of products (default: bfloat16 on a GPU)",
-    )
-    p.add_argument(
-        "--parallel",
-        choices=("auto", "ddp", "fsdp"),
-        default="auto",
-        help="under torchrun: copies or shards of the model (default: shards from 500M parameters)",
-    )
-    p.add_argument(
-        "--compile",
-        choices=("auto", "yes", "no"),
-        default="auto",
-        help="torch.compile the blocks (default: on a GPU)",
-    )
+    for name, choices, text in CHOICES:
+        p.add_argument(name, choices=("auto", *choices), default="auto", help=text)
     p.add_argument("--tensorboard", action="store_true", help="also log scalars to OUT/.study/tensorboard")
     add_ray(p, "train the runs")
     p.add_argument("--fresh", action="store_true", help="train the chosen runs again, whatever is there")
@@ -85,12 +79,12 @@ def run(args: argparse.Namespace) -> int:
 
         planned = plan.make(
             study,
+            data=args.data,
             out=args.out,
             only=args.only,
             jobs=args.jobs,
             rate=args.flops,
             device=place.device,
-            data=args.data,
         )
         if args.json:
             console.emit_json(plan.as_json(planned))
@@ -116,17 +110,11 @@ def run(args: argparse.Namespace) -> int:
     if place.group.rank:
         return 0
     if args.json:
-        console.emit_json(
-            {
-                "out": str(args.out),
-                "finished": {
-                    r.name: {"train_loss": r.train_loss, "validation_loss": r.validation_loss}
-                    for r in outcome.finished
-                },
-                "skipped": outcome.skipped,
-                "failed": outcome.failed,
-            }
-        )
+        losses = {
+            r.name: {"train_loss": r.train_loss, "validation_loss": r.validation_loss}
+            for r in outcome.finished
+        }
+        console.emit_json({**outcome._asdict(), "out": str(args.out), "finished": losses})
     else:
         console.say(
             f"{len(outcome.finished)} checkpoints trained, {len(outcome.skipped)} were finished before; "
@@ -141,25 +129,26 @@ def run(args: argparse.Namespace) -> int:
 def _place(args: argparse.Namespace) -> Place:
     """Device and precision; under torchrun one device a process."""
     import importlib.util
-    from dataclasses import replace
 
     import torch
 
     from evalengine.training import parallel
-    from evalengine.training.loop import Place
+    from evalengine.training.prepare import work_folder
+    from evalengine.training.state import Place
 
     gpu = torch.cuda.is_available() and args.device != "cpu"
     if args.device == "cuda" and not gpu:
         raise UserError("there is no CUDA device: leave --device out")
-    device = "cuda" if gpu else "cpu"
-    autocast = args.dtype == "bfloat16" or (args.dtype == "auto" and gpu)
-    compiled = gpu if args.compile == "auto" else args.compile == "yes"
-    place = Place(device=device, autocast=autocast, compile=compiled)
-    if args.tensorboard:
-        if importlib.util.find_spec("tensorboard") is None:
-            raise UserError("--tensorboard needs a package: pip install 'evalengine[tensorboard]'")
-        place = replace(place, tensorboard=args.out / ".study" / "tensorboard")
+    if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard needs a package: pip install 'evalengine[tensorboard]'")
+    device, group = "cuda" if gpu else "cpu", parallel.SINGLE
     if parallel.launched():
         device = parallel.local_device() if gpu else "cpu"
-        place = replace(place, device=device, group=parallel.DataParallel(device, args.parallel))
-    return place
+        group = parallel.DataParallel(device, args.parallel)
+    return Place(
+        device=device,
+        autocast=args.dtype == "bfloat16" or (args.dtype == "auto" and gpu),
+        compile=gpu if args.compile == "auto" else args.compile == "yes",
+        tensorboard=work_folder(args.out) / "tensorboard" if args.tensorboard else None,
+        group=group,
+    )

@@ -111,7 +111,7 @@ def import_everything() -> None:
     import evalengine.runner
     import evalengine.torch_backend
     import evalengine.training.runner  # noqa: F401
-    from evalengine.training.loop import Place
+    from evalengine.training.state import Place
 
     forked = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method=None: forked  # type: ignore[assignment]

@@ -21,10 +21,11 @@ from evalengine.training.conversations import (
     tokenise,
     within,
 )
-from evalengine.training.loop import Place, mean_loss
+from evalengine.training.loop import mean_loss
 from evalengine.training.model import Decoder, Shape
 from evalengine.training.perplexity_filter import least_surprising
 from evalengine.training.rows import IGNORE
+from evalengine.training.state import Place
 from evalengine.training.study import ChatSource, SftData
 
 SHAPE = Shape(d_model=32, layers=2, heads=1, head_dim=32, ffn=64, vocab=512, context=96)

@@ -9,7 +9,8 @@ import pytest
 from evalengine.errors import UserError
 from evalengine.training import plan
 from evalengine.training.prepare import prepare, shape_of
-from evalengine.training.stages import steps_of
+from evalengine.training.stages import Job, tokens_of
+from evalengine.training.state import Place
 from evalengine.training.study import load, runs, shipped
 
 
@@ -91,9 +92,9 @@ def test_a_missing_key_a_missing_file_and_no_yaml(write_study, tmp_path: Path):
 def test_the_plan_estimates_fine_tuning_from_local_conversations(write_study, data: Path, tmp_path: Path):
     study = load(write_study())
     planned = plan.make(study, data=data, out=tmp_path, only="S-m1-sft", jobs=1, rate=1e9)
-    guessed = planned.runs[1].tokens
+    run, guessed = next((run, p.tokens) for run, p in planned.runs.items() if run.stage == "sft")
     prepared = prepare(study, data, tmp_path)
-    counted = steps_of(study, prepared, planned.runs[1].run)[1]
+    counted = tokens_of(Job(study, prepared, tmp_path, run, Place()))
     assert guessed is not None and counted / 2 < guessed < counted * 2
 
 
@@ -111,4 +112,4 @@ def test_the_plan_counts_flops_and_hours(write_study, tmp_path: Path):
     one = 5120 * (6 * matrices + 12 * 2 * 32 * 32)
     assert planned.flops == 2 * one  # two mixtures; fine-tuning is unknown until its data is tokenised
     assert planned.hours == pytest.approx(2 * one / 1e9 / 3600)
-    assert [p.tokens for p in planned.runs] == [5120, None, 5120, None]
+    assert [p.tokens for p in planned.runs.values()] == [5120, None, 5120, None]

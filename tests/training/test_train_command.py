@@ -17,8 +17,9 @@ from tiny_study import STUDY
 
 from evalengine.cli import main
 from evalengine.errors import UserError
-from evalengine.training.loop import Place, fit
+from evalengine.training.loop import fit
 from evalengine.training.runner import lock, selected
+from evalengine.training.state import Place
 from evalengine.training.study import load
 
 NAMES = ["S-m1-pt", "S-m1-sft", "S-m2-pt", "S-m2-sft"]

@@ -19,9 +19,10 @@ import torch
 
 from evalengine.errors import UserError
 from evalengine.training import loop, state
-from evalengine.training.loop import Place, SpikeWatch, fit, learning_rate
+from evalengine.training.loop import fit, learning_rate
 from evalengine.training.model import Decoder, Shape
 from evalengine.training.rows import IGNORE, Batch
+from evalengine.training.state import Place
 from evalengine.training.study import Pretrain
 
 SHAPE = Shape(d_model=32, layers=2, heads=1, head_dim=32, ffn=64, vocab=300, context=32)
@@ -221,14 +222,6 @@ def test_running_out_of_memory_names_the_setting(tmp_path: Path):
     assert "out of memory: set a smaller micro_rows in the study (it is 0" in done.stdout, done.stderr
 
 
-def test_spikes_are_flagged_and_noise_is_not():
-    rng = np.random.default_rng(0)
-    watch = SpikeWatch([])
-    calm = [watch.is_spike(4 - k / 200 + 0.05 * rng.standard_normal()) for k in range(200)]
-    assert not any(calm)
-    assert watch.is_spike(6.0)
-
-
 @pytest.mark.slow
 def test_a_run_killed_with_sigkill_goes_on_with_the_same_bits(tmp_path: Path):
     """Killed from outside at whatever step it is, twice."""
@@ -238,7 +231,8 @@ def test_a_run_killed_with_sigkill_goes_on_with_the_same_bits(tmp_path: Path):
         "import sys, time; from pathlib import Path; import torch\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_training_loop import SETTINGS, Synthetic, model\n"
-        "from evalengine.training.loop import Place, fit\n"
+        "from evalengine.training.loop import fit\n"
+        "from evalengine.training.state import Place\n"
         "torch.set_num_threads(1)\n"
         f"here = Path({str(tmp_path)!r})\n"
         "place = Place(state=here / 'state.pt', log=here / 'log', save_every_s=0)\n"
@@ -305,11 +299,24 @@ def test_filled_up_rows_follow_the_same_curve(tmp_path: Path):
 
 def test_batches_made_ahead_are_the_same_in_the_same_order():
     batches = Synthetic(7)
-    for (step, batch), (again, same) in zip(
-        loop._numbered(batches, 2, ahead=True), loop._numbered(batches, 2, ahead=False), strict=True
-    ):
-        assert step == again
+    plain = [batches.batch(step) for step in range(2, 7)]
+    made = list(loop.one_ahead(map(batches.batch, range(2, 7))))
+    assert [batch.contents for batch in made] == [batch.contents for batch in plain]
+    for batch, same in zip(made, plain, strict=True):
         assert np.array_equal(batch.token_BT, same.token_BT)
+
+
+def test_an_error_in_a_batch_made_ahead_reaches_the_caller():
+    class Broken(Synthetic):
+        def batch(self, step: int) -> Batch:
+            if step == 2:
+                raise UserError("a broken shard")
+            return super().batch(step)
+
+    made = loop.one_ahead(map(Broken(4).batch, range(4)))
+    assert [next(made).contents for _ in range(2)] == ["rows of step 0", "rows of step 1"]
+    with pytest.raises(UserError, match="a broken shard"):
+        next(made)
 
 
 def test_the_tensorboard_log_is_read_back_by_tensorboard(tmp_path: Path):
