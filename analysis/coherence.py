@@ -43,13 +43,13 @@ def coherence(data: Data, quantity: str) -> Group:
             labels.append(Label(category, name, f"{len(these)} pairs"))
             chosen.append(these)
     every = np.concatenate(chosen)
-    members = np.split(np.arange(len(every)), np.cumsum([len(pairs) for pairs in chosen])[:-1])
+    split = np.split(np.arange(len(every)), np.cumsum([len(pairs) for pairs in chosen])[:-1])
     single, single_n, values, n, notes = {}, {}, {}, {}, {}
     for scale in panel.scales:
         single[scale] = data.correlate(quantity, scale, every)
         single_n[scale] = data.n(quantity, scale, every)
         rows, counts, said = [], [], []
-        for label, pairs, index in zip(labels, chosen, members, strict=True):
+        for label, pairs, index in zip(labels, chosen, split, strict=True):
             value_PC = single[scale][index]
             defined = np.isfinite(value_PC[:, 0]) if len(pairs) else np.zeros(0, dtype=bool)
             rows.append(mean_of_known(value_PC[defined]))
@@ -60,7 +60,7 @@ def coherence(data: Data, quantity: str) -> Group:
             else:
                 said.append(Note(PARTIAL, f"without {lost} of the pairs (no r)") if lost else Note())
         values[scale], n[scale], notes[scale] = np.array(rows), np.array(counts), said
-    difference = difference_of_means(single, [index.tolist() for index in members], single_n)
+    difference = difference_of_means(single, [index.tolist() for index in split], single_n)
     return Group("coherence", quantity, labels, values, n, notes, interval="bca-t", difference=difference)
 
 

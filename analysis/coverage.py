@@ -142,13 +142,18 @@ def verdict_rates(
         x_SBTM = np.stack(
             [np.stack([drawn(rng, (), n, float(r), distribution) for r in r_B]) for r_B in r_SB]
         )
+        values = np.ascontiguousarray(x_SBTM.transpose(0, 2, 3, 1))
         panel = Panel(
             scales=tuple(f"{s + 1}B" for s in range(S)),
             stages=("pt", "sft"),
             mixtures=tuple(f"m{m}" for m in range(n)),
             benchmarks=tuple(f"b{b}" for b in range(B)),
             categories=("All of them",) * B,
-            values={"accuracy": np.ascontiguousarray(x_SBTM.transpose(0, 2, 3, 1))},
+            values={"accuracy": values},
+            calibration={},
+            row=np.full(values.shape, -1),
+            n_items=np.zeros(B, dtype=np.int64),
+            notes=(),
         )
         plan = planned(n)
         study = Study(fixed_data(panel, plan, "pearson"), plan, Options())

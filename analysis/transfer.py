@@ -147,9 +147,9 @@ def contrast_p(
     """p-values of the differences between the largest and the smallest scale (`swap_p`), and their q."""
     B, last = len(panel.benchmarks), len(panel.scales) - 1
     small, large = (panel.variables(single.quantity, s).reshape(2, B, -1) for s in (0, last))
-    defined = np.isfinite([single.values[panel.scales[s]][:, 0] for s in (0, last)]).all(axis=0)
+    first, second = (np.isfinite(single.values[panel.scales[s]][:, 0]) for s in (0, last))
     p = np.full(len(members), np.nan)
-    for mask_M, index, used in _by_mixtures(np.concatenate([small, large]), members, defined):
+    for mask_M, index, used in _by_mixtures(np.concatenate([small, large]), members, first & second):
         p[index] = swap_p(small[:, :, mask_M], large[:, :, mask_M], used, options.statistic, options.seed)
     return p, benjamini_hochberg(p)
 
