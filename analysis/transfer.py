@@ -158,7 +158,7 @@ def _by_mixtures(
     x_TBM: Array, members: Sequence[Sequence[int]], defined_B: NDArray[np.bool_]
 ) -> Iterator[tuple[NDArray[np.bool_], list[int], list[list[int]]]]:
     """Means that rest on the same mixtures: those mixtures, which of the means, and the defined benchmarks of each."""
-    known_BM = np.isfinite(x_TBM).all(axis=0)
+    known_BM = np.asarray(np.isfinite(x_TBM).all(axis=0))
     grouped: dict[bytes, list[int]] = {}
     used = [[b for b in index if defined_B[b]] for index in members]
     for i, index in enumerate(used):
