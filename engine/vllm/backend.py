@@ -198,7 +198,7 @@ class VllmBackend:
         for held in self._llm.collective_rpc("evalengine_tensors", args=(names,)):
             common = [name for name in names if name in held and tuple(held[name][0]) == stored[name].shape]
             for name in common[:DIGESTS]:
-                meant = file_digest(stored[name], name, self.dtype)
+                meant = file_digest(stored[name], self.dtype)
                 if not np.allclose(meant[1:], held[name][1:], rtol=1e-6, atol=1e-6):
                     return name
         return None
@@ -312,21 +312,14 @@ def check_tied(checkpoint: Checkpoint, stored: dict[str, weights.Stored], proof:
     for group in proof.tied:
         names = [name for name in group if name in stored]
         for other in names[1:]:
-            if not torch.equal(file_tensor(stored[names[0]], names[0]), file_tensor(stored[other], other)):
+            if not torch.equal(stored[names[0]][...], stored[other][...]):
                 raise UserError(
                     f"{checkpoint.name} has an own {other} where its config.json ties it to {names[0]}, and vLLM would drop it:"
                     " use --backend torch"
                 )
 
 
-def file_tensor(stored: weights.Stored, name: str) -> Any:
-    from safetensors import safe_open
-
-    with safe_open(stored.file, "pt") as file:
-        return file.get_tensor(name)
-
-
-def file_digest(stored: weights.Stored, name: str, dtype: str) -> tuple[list[int], float, float]:
+def file_digest(stored: weights.Stored, dtype: str) -> tuple[list[int], float, float]:
     """The digest of a tensor in its file, as the model would hold it."""
-    tensor = file_tensor(stored, name)
+    tensor = stored[...]
     return digest(tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor)
