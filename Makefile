@@ -78,7 +78,7 @@ gpu: install
 	$(BIN)/python -m pip install --quiet --no-deps liger-kernel cut-cross-entropy || echo "going on without Liger and cut-cross-entropy"
 	@mkdir -p $(GPU_RESULTS)
 	timeout -k 5 110 $(BIN)/python -m pytest -q tests/kernels --ignore tests/kernels/test_compiled.py --junitxml $(GPU_RESULTS)/tests.xml || echo "kernel tests: failed or out of time"
-	$(call GPU_PART,190,kernels)
+	$(call GPU_PART,130,kernels)
 	$(call GPU_PART,90,engine,--limit 200 $(if $(EVALENGINE_DATA),--data $(EVALENGINE_DATA)/bench))
 	$(call GPU_PART,85,training)
 	@for part in kernels engine training; do test -s $(GPU_RESULTS)/$$part.json || { echo "no $$part.json"; exit 1; }; done

@@ -64,7 +64,7 @@ HOPPER_16BIT_SOFTCAP = TileConfig(128, 128, 64, warps=8, stages=4, tma=True)
 AMPERE_16BIT = TileConfig(128, 128, 32, warps=8, stages=3, tma=False)
 FLOAT32 = TileConfig(128, 128, 16, warps=8, stages=3, tma=False)
 HOPPER_SHARED = 232_448  # bytes of a block on compute capability 9.0
-CANDIDATES = (  # what a GPU may prove faster: `evalengine bench kernels --device cuda` times them
+CANDIDATES = (  # what a GPU may prove faster: compiled, and not timed yet
     HOPPER_16BIT,
     HOPPER_16BIT._replace(stages=3),
     HOPPER_16BIT_BIAS,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from evalengine.bench.local_tasks import SEED, SOURCES, quiet, tasks
+from evalengine.bench.local_tasks import SEED, TASK_OF, quiet, tasks
 
-__all__ = ["SEED", "SOURCES", "Request", "Score", "quiet", "requests", "scores", "tasks"]
+__all__ = ["SEED", "TASK_OF", "Request", "Score", "quiet", "requests", "scores", "tasks"]
 
 
 class Request(NamedTuple):

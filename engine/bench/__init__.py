@@ -1,19 +1,19 @@
 """`evalengine bench TARGET`: how fast, against what a user would take instead, as ratios measured in one run.
 
-    harness.py      measurements in turns, medians, fresh processes, the result as a table or JSON
+    harness.py      measurements in turns, medians, fresh processes, rows of a table, the result as a table or JSON
     inputs.py       random models, tokenizers and items to measure on
     synthetic.py    score stores of any size, written by the scoring loop with a backend that answers at once
-    kernels.py      the kernels against PyTorch, Liger and cut-cross-entropy (kernel_contenders.py, kernel_sweep.py)
-    roofline.py     what a kernel could reach at most on an H200, from shapes
+    kernels.py      the kernels against PyTorch, Liger and cut-cross-entropy (kernel_contenders.py)
     engine.py       the scoring loop against lm-evaluation-harness; with --backend vllm vllm.py, against vLLM's own scoring
-    lm_eval.py      lm-evaluation-harness with this engine inside against its own model (lm_eval_reference.py runs its tasks)
-    bootstrap.py    the statistics against scipy and NumPy, and reading a store
+    lm_eval.py      lm-evaluation-harness with this engine inside against its own model (local_tasks.py runs its tasks)
+    bootstrap.py    the bootstrap against scipy and NumPy
     training.py     the trainer against plain_loop.py
     ray.py          two workers against one process
     scale.py        cost against the number of checkpoints
 
-A target is a module whose `run(quick=False, ...)` returns a `harness.Result`; the parameters of `run` are the options that the
-target takes. To add one: write the module and name it in TARGETS. Nothing heavy is imported here.
+A target is a module that makes inputs, lists its contenders as functions and hands them to the harness. Its `run(quick=False,
+...)` returns a `harness.Result`; the parameters of `run` are the options that the target takes. To add one: write the module
+and name it in TARGETS. Nothing heavy is imported here.
 """
 
 TARGETS = ("kernels", "engine", "bootstrap", "training", "lm-eval", "ray", "scale")

@@ -8,37 +8,26 @@ of a large square GEMM measured in the same run.
 
 from __future__ import annotations
 
-import os
-import shutil
+import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from evalengine import console, packing
+from evalengine import packing, plans
 from evalengine.bench import local_tasks
-from evalengine.bench.harness import Result, Table, alone, medians, timed
-from evalengine.bench.inputs import (
-    SHAPES,
-    make_checkpoint,
-    read_items,
-    score_command,
-    shape_of,
-    workplace,
-    world_data,
-)
+from evalengine.bench.harness import Result, Row, medians, timed
+from evalengine.bench.inputs import make_checkpoint, read_items, shapes_of, workplace, world_data
+from evalengine.benchmarks.load import ItemSet
 from evalengine.encoding import Encoded
+from evalengine.kernels import TargetLogprobs
+from evalengine.resolve import discover
+from evalengine.torch_backend import TorchBackend
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from evalengine.benchmarks import ItemSet
-    from evalengine.kernels import TargetLogprobs
-
-BATCH_SIZES = (1, 8, 32)
-DEFAULT_SIZES = {"cpu": ("1M", "7M", "50M"), "cuda": ("240M",)}
 COLUMNS = "model, params, items, lm-eval s (batch), evalengine s, ratio, with tokenising, plain head, GFLOP/s, GEMM, of floor"
 
 
@@ -53,49 +42,34 @@ class Peer(NamedTuple):
 def run(
     quick: bool = False,
     data: Path | None = None,
-    sizes: tuple[str, ...] = (),
+    sizes: str = "",
     limit: int | None = None,
-    processes: bool = False,
     device: str = "cpu",
 ) -> Result:
-    """`quick` takes few items and one batch size; `processes` adds whole runs.
-
-    On a CPU both sides run in float32, on a GPU in bfloat16.
-    """
-    import torch
-
-    kind = device.split(":")[0]
-    sizes = sizes or DEFAULT_SIZES.get(kind, ("7M",))
-    shapes = {size: shape_of(size) for size in sizes}
-    limit = limit or (4 if quick else 20 if kind == "cpu" else 1000)
-    batch_sizes: tuple[int, ...] = BATCH_SIZES if kind == "cpu" else (32, 128)  # fewer starve a GPU
-    if quick:
-        shapes, batch_sizes = {sizes[0]: shapes[sizes[0]]}, (8,)
-    rows: list[list[str]] = []
+    """`quick` takes one model, few items and one batch size. On a CPU both sides run in float32, on a GPU in bfloat16."""
+    cpu = device == "cpu"
+    shapes = shapes_of(sizes or ("1M,7M,50M" if cpu else "240M"))
+    limit = limit or (4 if quick else 20 if cpu else 1000)
+    batch_sizes = (8,) if quick else (1, 8, 32) if cpu else (32, 128)  # fewer starve a GPU
+    rows: list[Row] = []
     ratios: dict[str, float] = {}
     with workplace() as work:
         data = data or world_data(work)
         item_sets = read_items(data, limit)
-        for size, shape in shapes.items():
-            path = make_checkpoint(work / f"{size}-bench-pt", shape, data)
+        for size in list(shapes)[: 1 if quick else None]:
+            path = make_checkpoint(work / f"{size}-bench-pt", shapes[size], data)
             cells, found = compare(path, item_sets, batch_sizes, 1 if quick else 3, device)
             rows.append([size, *cells])
             ratios |= {f"{size}: {what} / evalengine": ratio for what, ratio in found.items()}
-        if processes:
-            ratios["six checkpoints, whole processes"] = whole_processes(work, data, limit)
-    where = f"float32, {torch.get_num_threads()} threads" if device == "cpu" else f"bfloat16, {device}"
+    where = f"float32, {torch.get_num_threads()} threads" if cpu else f"bfloat16, {device}"
     title = f"Scoring loop, {len(item_sets)} benchmarks x {limit} items, {where}"
-    return Result(Table(title, COLUMNS.split(", "), rows), ratios)
+    return Result(title, COLUMNS.split(", "), rows, ratios)
 
 
 def compare(
     path: Path, item_sets: list[ItemSet], batch_sizes: tuple[int, ...], repeats: int, device: str
 ) -> tuple[list[str], dict[str, float]]:
     """One model, our loop, lm-eval's loop, the floor: (cells of the table, ratios)."""
-    from evalengine import plans
-    from evalengine.resolve import discover
-    from evalengine.torch_backend import TorchBackend
-
     (checkpoint,) = discover([path])
     backend = TorchBackend(device=device)
     backend.load(checkpoint)
@@ -137,10 +111,6 @@ def plain_head(
     h_ND: Tensor, w_VD: Tensor, row_T: Tensor, token_T: Tensor, *, bias_V: Tensor | None = None, **_: Any
 ) -> TargetLogprobs:
     """The head as one would write it: all logits of the scored rows, log_softmax, gather, argmax."""
-    import torch
-
-    from evalengine.kernels import TargetLogprobs
-
     row, token = (x.to(h_ND.device, torch.long) for x in (row_T, token_T))
     logprob_NV = torch.nn.functional.linear(h_ND, w_VD, bias_V).float().log_softmax(-1)
     return TargetLogprobs(logprob_NV[row, token], logprob_NV.argmax(-1)[row] == token)
@@ -148,8 +118,6 @@ def plain_head(
 
 def gemm_rate(device: str) -> float:
     """FLOP/s of a square GEMM, the best of ten: 2048-cube float32 on all CPU threads, 8192-cube bfloat16 on a GPU."""
-    import torch
-
     n, dtype = (2048, torch.float32) if device == "cpu" else (8192, torch.bfloat16)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
 
@@ -162,7 +130,7 @@ def gemm_rate(device: str) -> float:
     return 2 * n**3 / min(timed(multiply) for _ in range(10))
 
 
-def unavoidable_flops(encoded: list[Encoded], backend: Any) -> float:
+def unavoidable_flops(encoded: list[Encoded], backend: TorchBackend) -> float:
     """2 per weight of the layers and distinct token, 4 per head dimension and attended pair, 2 D V per scored row."""
     model, config = backend.model, backend.model.config
     layers = sum(
@@ -189,42 +157,16 @@ def lm_eval_seconds(path: Path, item_sets: list[ItemSet], batch_size: int, devic
         for item in items.items
         for pair in zip(item.contexts, item.continuations, strict=True)
     ]
-    loop, inner = model._loglikelihood_tokens, []
+    loop, inner = model._loglikelihood_tokens, list[float]()
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        out: list[Any] = []
-        inner.append(timed(lambda: out.append(loop(*args, **kwargs))))
-        return out[0]
+        started = time.perf_counter()
+        answer = loop(*args, **kwargs)
+        inner.append(time.perf_counter() - started)
+        return answer
 
     model._loglikelihood_tokens = watched
     with local_tasks.quiet():
         model.loglikelihood(requests[:8], disable_tqdm=True)
         whole = timed(lambda: model.loglikelihood(requests, disable_tqdm=True))
     return Peer(inner[-1], whole, batch_size)
-
-
-def whole_processes(work: Path, data: Path, limit: int, count: int = 6, size: str = "7M") -> float:
-    """`evalengine score` of six checkpoints against six lm-eval processes, start-up and tokenising included: the ratio."""
-    paths = [make_checkpoint(work / f"{size}-m{i}-pt", SHAPES[size], data, seed=i) for i in range(count)]
-
-    def theirs(batch_size: int, some: list[Path]) -> None:
-        for path in some:
-            alone(lm_eval_process, path, data, limit, batch_size)
-
-    best = min(BATCH_SIZES, key=lambda b: timed(lambda: theirs(b, paths[:1])))
-    shutil.rmtree(os.environ["EVALENGINE_CACHE"], ignore_errors=True)  # our start is cold as well
-    ours = timed(lambda: score_command(paths, data, limit, work / "scores"))
-    peer = timed(lambda: theirs(best, paths))
-    console.say(
-        f"{count} checkpoints ({size}), whole processes, {limit} items a benchmark: lm-eval {peer:.1f} s (batch {best}),"
-        f" evalengine {ours:.1f} s, ratio {peer / ours:.1f}x"
-    )
-    return peer / ours
-
-
-def lm_eval_process(path: Path, data: Path, limit: int, batch_size: int) -> None:
-    tasks = local_tasks.tasks(data, limit=limit)
-    model = local_tasks.hf_model(path, batch_size)
-    with local_tasks.quiet():
-        for task in tasks.values():
-            model.loglikelihood(task.instances, disable_tqdm=True)

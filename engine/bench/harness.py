@@ -6,13 +6,14 @@ them alike; the median counts. A ratio is only as good as the machine is idle: a
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,36 +22,25 @@ from evalengine.errors import UserError
 
 BUSY = 0.25  # load average per core from which other work distorts the figures
 Key = TypeVar("Key")
-Side = Callable[
-    [], "float | None"
-]  # measures once: seconds, or whatever is compared; None where it cannot run
-
-
-class Table(NamedTuple):
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+Answer = TypeVar("Answer")
+Row = Sequence[str]
 
 
 class Result(NamedTuple):
-    """What a target measured. Fields that are None are not in the JSON."""
+    """What a target measured: a table, and its numbers. Fields that are None are not in the JSON."""
 
-    table: Table
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
     ratios: dict[str, float]  # above 1: in favour of this project, unless the name says otherwise
-    more: list[Table] | None = None
     figures: dict[str, float] | None = None  # numbers that are no ratios
     failures: list[str] | None = None  # measurements that failed, in words
 
     def as_json(self) -> dict[str, Any]:
-        given: dict[str, Any] = {"figures": self.figures, "failures": self.failures}
-        if self.more is not None:
-            given["more"] = [table._asdict() for table in self.more]
-        shown = {key: value for key, value in given.items() if value is not None}
-        return {"ratios": self.ratios, **self.table._asdict(), **shown}
+        return {key: value for key, value in self._asdict().items() if value is not None}
 
     def show(self) -> None:
-        for table in (self.table, *(self.more or ())):
-            console.table(*table, left=1)
+        console.table(self.title, self.columns, self.rows)
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -60,100 +50,50 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def milliseconds(call: Callable[[], object], device: str) -> float:
-    """Milliseconds of a call; on a GPU between two events on its stream."""
-    if not device.startswith("cuda"):
-        return 1e3 * timed(call)
-    import torch
+def rounds(sides: Mapping[Key, Callable[[], float | None]], count: int) -> dict[Key, list[float]]:
+    """All measurements of each side that can run, `count` of it, taken in turns.
 
-    torch.cuda.synchronize()
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    call()
-    end.record()
-    torch.cuda.synchronize()
-    return float(start.elapsed_time(end))
-
-
-def rounds(sides: Mapping[Key, Side], count: int | Mapping[Key, int]) -> dict[Key, list[float]]:
-    """All measurements of each side, `count` of it, taken in turns."""
-    counts = dict.fromkeys(sides, count) if isinstance(count, int) else count
+    A side measures once: seconds, or whatever is compared; None where it cannot run.
+    """
     found: dict[Key, list[float]] = {key: [] for key in sides}
-    for turn in range(max(counts.values(), default=0)):
+    for turn in range(count):
         for key in list(sides)[:: -1 if turn % 2 else 1]:
-            if turn < counts[key] and (value := sides[key]()) is not None:
+            if (value := sides[key]()) is not None:
                 found[key].append(value)
-    return found
+    return {key: values for key, values in found.items() if values}
 
 
-def medians(sides: Mapping[Key, Side], count: int | Mapping[Key, int]) -> dict[Key, float]:
-    """The median of each side's measurements, taken in turns."""
+def medians(sides: Mapping[Key, Callable[[], float | None]], count: int) -> dict[Key, float]:
+    """The median of the measurements of each side that can run, taken in turns."""
     return {key: statistics.median(values) for key, values in rounds(sides, count).items()}
 
 
-class Quantiles(NamedTuple):
-    p20: float
-    p50: float
-    p80: float
+def against(ours: str, seconds: Mapping[str, float]) -> list[Row]:
+    """A row of a table for each side: its name, its seconds, and how many times as long as ours it takes."""
+    return [(name, f"{s:.4g}", f"{s / seconds[ours]:.2f}x") for name, s in seconds.items()]
 
 
-def quantiles(values: Sequence[float]) -> Quantiles:
-    """Of at least one value."""
-    if len(values) == 1:
-        return Quantiles(values[0], values[0], values[0])
-    return Quantiles(*(statistics.quantiles(values, n=10)[i] for i in (1, 4, 7)))
-
-
-def alone(function: Callable[..., Any], *args: Any, limit: float | None = None) -> Any:
+def alone(function: Callable[..., Answer], *args: Any) -> Answer:
     """`function(*args)` in a fresh process, so that memory, settings and peaks do not leak from one measurement to the next.
 
-    Raises UserError where the function raises, the process ends early, or `limit` seconds pass.
+    Raises UserError where the function raises or the process ends early.
     """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(theirs, function, args))
-    process.start()
-    theirs.close()
-    try:
-        if not ours.poll(limit):
-            raise UserError(f"{function.__name__} gave no answer in {limit:.0f} s")
-        value, failure = ours.recv()
-    except EOFError:
-        raise UserError("a measuring process ended early: see above, or free memory and run again") from None
-    finally:
-        if limit is not None:
-            process.kill()  # it may hang, before its answer or behind it
-        process.join()
-    if failure:
-        raise UserError(failure)
-    return value
-
-
-def _answer(pipe: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    try:
-        answer = (function(*args), "")
-    except Exception as error:
-        answer = (None, f"{function.__name__} failed: {' '.join(str(error).split()) or type(error).__name__}")
-    pipe.send(answer)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        try:
+            return process.submit(function, *args).result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a measuring process ended early: see above, or free memory and run again"
+            ) from None
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{function.__name__} failed: {reason}") from None
 
 
 def peak_memory() -> float:
     """MiB: the largest resident memory that this process has had."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
-@contextlib.contextmanager
-def silent_stderr() -> Iterator[None]:
-    """Hides what C++ code writes, such as the profiler's remarks on memory that is older than it."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def load_average(quick: bool = False) -> float:

@@ -1,13 +1,11 @@
-"""What the targets measure on: randomly initialised Llamas with a tokenizer, items, and the scoring command as a process."""
+"""What the targets measure on: randomly initialised Llamas with a tokenizer, and items."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
@@ -37,10 +35,12 @@ SHAPES = {
 }
 
 
-def shape_of(size: str) -> Shape:
-    if size not in SHAPES:
-        raise UserError(f"no model size {size!r}: choose from {', '.join(SHAPES)}")
-    return SHAPES[size]
+def shapes_of(sizes: str) -> dict[str, Shape]:
+    """The shapes of comma-separated sizes. Raises UserError for one that does not exist."""
+    for size in sizes.split(","):
+        if size not in SHAPES:
+            raise UserError(f"no model size {size!r}: choose from {', '.join(SHAPES)}")
+    return {size: SHAPES[size] for size in sizes.split(",")}
 
 
 @contextlib.contextmanager
@@ -99,25 +99,10 @@ def make_checkpoint(path: Path, shape: Shape, data: Path, seed: int = 0) -> Path
 
 
 def train_tokenizer(vocab: int, data: Path) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train([str(p) for p in sorted(data.glob("*.jsonl"))], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
-
-
-def score_command(
-    checkpoints: Sequence[Path], data: Path, limit: int, out: Path, *more: str, threads: int | None = None
-) -> None:
-    """`evalengine score` as a process of its own, on as many threads (None: as it decides)."""
-    command = [sys.executable, "-m", "evalengine", "score", *map(str, checkpoints), "--data", str(data)]
-    command += ["--limit", str(limit), "--out", str(out), "--json", *more]
-    environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    end, texts = "<|endoftext|>", [str(path) for path in sorted(data.glob("*.jsonl"))]
+    trained = ByteLevelBPETokenizer()
+    trained.train(texts, vocab, min_frequency=0, show_progress=False, special_tokens=[end])
+    return PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token=end)

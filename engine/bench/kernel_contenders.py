@@ -1,14 +1,13 @@
 """What `evalengine bench kernels` times: our calls and what a user would take in their place, on one head.
 
-A baseline that is not installed, has no compiler, or would not fit is left out. Dims: N rows, V vocabulary.
+Each is a function by name, ours first. A baseline that is not installed, has no compiler, or would not fit is left out.
+Dims: N rows, V vocabulary, D hidden.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import os
-import shutil
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,7 +18,9 @@ from torch.nn import functional as F
 from evalengine.kernels.linear_cross_entropy import linear_cross_entropy
 from evalengine.kernels.target_logprobs import target_logprobs
 
-OURS = ("target_logprobs", "linear_cross_entropy")
+GEMM, TORCH_FUSED = "bare GEMM", "F.linear_cross_entropy"
+Call = Callable[[], Tensor]
+Loss = Callable[..., Tensor]  # of hidden states, head and right tokens
 
 
 class Shape(NamedTuple):
@@ -30,10 +31,11 @@ class Shape(NamedTuple):
     hidden: int
     vocab: int
     softcap: float | None = None
+    dtype: torch.dtype = torch.bfloat16
     everything: bool = False  # with the baselines that compile or tune themselves for half a minute
 
-    def label(self, dtype: torch.dtype) -> str:
-        short = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+    def __str__(self) -> str:
+        short = {torch.float32: "fp32", torch.bfloat16: "bf16"}[self.dtype]
         return f"{self.model} {self.rows}x{self.hidden}x{self.vocab} {short}"
 
 
@@ -47,82 +49,69 @@ class Case(NamedTuple):
     token_N: Tensor
 
 
-class Contender(NamedTuple):
-    """Something to time. `checked`: it returns the log-probability of each row, to be compared with float64."""
-
-    name: str
-    call: Callable[[], Tensor]
-    checked: bool = True
-
-
-Loss = Callable[[Case], Tensor]
-
-
-def make_case(shape: Shape, dtype: torch.dtype, device: str) -> Case:
+def make_case(shape: Shape, device: str) -> Case:
     generator = torch.Generator(device).manual_seed(0)
-    h_ND = torch.randn(shape.rows, shape.hidden, device=device, generator=generator).to(dtype)
-    w_VD = torch.randn(shape.vocab, shape.hidden, device=device, generator=generator).to(dtype)
+    h_ND = torch.randn(shape.rows, shape.hidden, device=device, generator=generator).to(shape.dtype)
+    w_VD = torch.randn(shape.vocab, shape.hidden, device=device, generator=generator).to(shape.dtype)
     w_VD *= 3 / shape.hidden**0.5
     token_N = torch.randint(shape.vocab, (shape.rows,), device=device, generator=generator)
     return Case(shape, h_ND, w_VD, torch.arange(shape.rows, device=device), token_N)
 
 
-def scoring(case: Case) -> list[Contender]:
-    """Ours first, then the alternatives for scoring, then the bare GEMM."""
+def scoring(case: Case) -> dict[str, Call]:
+    """The log-probability of each row's target; Liger's and Apple's losses give the mean, the bare GEMM the logits alone."""
     shape, h_ND, w_VD, row_N, token_N = case
     cap = shape.softcap
 
-    def logits(h: Tensor) -> Tensor:
-        return capped(F.linear(h, w_VD), cap)
-
     def materialised() -> Tensor:
-        x_NV = logits(h_ND)
+        x_NV = logits(h_ND, w_VD, cap)
         greedy = x_NV.argmax(1) == token_N  # the engine needs it too
         return x_NV.log_softmax(-1)[row_N, token_N] + 0 * greedy
 
-    def in_float32() -> Tensor:
-        return logits(h_ND).float().log_softmax(-1)[row_N, token_N]
-
     def chunked() -> Tensor:
         parts = zip(h_ND.split(256), token_N.split(256), strict=True)
-        return torch.cat([logits(h).log_softmax(-1).gather(1, t[:, None])[:, 0] for h, t in parts])
+        return torch.cat([logits(h, w_VD, cap).log_softmax(-1).gather(1, t[:, None])[:, 0] for h, t in parts])
 
-    def ours() -> Tensor:
-        return target_logprobs(h_ND, w_VD, row_N, token_N, softcap=cap).logprob_T
-
-    found = [Contender("target_logprobs", ours), Contender("chunked log_softmax", chunked)]
-    if fits(case):
-        found.append(Contender("F.linear + log_softmax", materialised))
-        if h_ND.dtype != torch.float32:
-            found.append(Contender("F.linear + float32 log_softmax", in_float32))
-        if shape.everything and can_compile(h_ND.is_cuda):
-            found.append(Contender("torch.compile of it", torch.compile(materialised, dynamic=False)))
-    if can_torch_fuse(case):
-        found.append(Contender("F.linear_cross_entropy", lambda: -torch_fused(case, "none")))
-    losses = optional_losses(case).items()
-    found += [Contender(name, functools.partial(loss, case), checked=False) for name, loss in losses]
-    out_NV = torch.empty(shape.rows, shape.vocab, dtype=h_ND.dtype, device=h_ND.device)
-    return [*found, Contender("bare GEMM", lambda: torch.mm(h_ND, w_VD.t(), out=out_NV), checked=False)]
-
-
-def training(case: Case) -> list[Contender]:
-    """Ours first, then the alternatives for a loss with gradients."""
-    cap = case.shape.softcap
-    losses: dict[str, Loss] = {
-        "linear_cross_entropy": lambda c: linear_cross_entropy(c.h_ND, c.w_VD, c.token_N, softcap=cap)
+    calls: dict[str, Call] = {
+        "target_logprobs": lambda: target_logprobs(h_ND, w_VD, row_N, token_N, softcap=cap).logprob_T,
+        "chunked log_softmax": chunked,
     }
     if fits(case):
-        losses["F.linear + cross_entropy"] = lambda c: F.cross_entropy(
-            capped(F.linear(c.h_ND, c.w_VD), cap), c.token_N
-        )
-    if can_torch_fuse(case):
-        losses["F.linear_cross_entropy"] = lambda c: torch_fused(c, "mean")
-    losses |= optional_losses(case)
-    return [Contender(name, with_gradients(loss, case), checked=False) for name, loss in losses.items()]
+        calls["F.linear + log_softmax"] = materialised
+        if shape.dtype != torch.float32:
+            calls["F.linear + float32 log_softmax"] = lambda: (
+                logits(h_ND, w_VD, cap).float().log_softmax(-1)[row_N, token_N]
+            )
+        if shape.everything:  # needs a C++ compiler on a CPU
+            calls["torch.compile of it"] = torch.compile(materialised, dynamic=False)
+    losses = fused_losses(case)
+    calls |= {name: functools.partial(loss, h_ND, w_VD, token_N) for name, loss in losses.items()}
+    if TORCH_FUSED in losses:
+        calls[TORCH_FUSED] = lambda: -losses[TORCH_FUSED](h_ND, w_VD, token_N, reduction="none")
+    out_NV = torch.empty(shape.rows, shape.vocab, dtype=shape.dtype, device=h_ND.device)
+    return calls | {GEMM: lambda: torch.mm(h_ND, w_VD.t(), out=out_NV)}
 
 
-def capped(x: Tensor, cap: float | None) -> Tensor:
-    return x if cap is None else cap * torch.tanh(x / cap)
+def training(case: Case) -> dict[str, Call]:
+    """The mean loss, with gradients."""
+    cap = case.shape.softcap
+    losses: dict[str, Loss] = {"linear_cross_entropy": functools.partial(linear_cross_entropy, softcap=cap)}
+    if fits(case):
+        losses["F.linear + cross_entropy"] = lambda h, w, token: F.cross_entropy(logits(h, w, cap), token)
+    losses |= fused_losses(case)
+    return {name: functools.partial(with_gradients, loss, case) for name, loss in losses.items()}
+
+
+def with_gradients(loss: Loss, case: Case) -> Tensor:
+    h_ND, w_VD = case.h_ND.detach().requires_grad_(), case.w_VD.detach().requires_grad_()
+    value = loss(h_ND, w_VD, case.token_N)
+    value.backward()
+    return value.detach()
+
+
+def logits(h_ND: Tensor, w_VD: Tensor, cap: float | None) -> Tensor:
+    x_NV = F.linear(h_ND, w_VD)
+    return x_NV if cap is None else cap * torch.tanh(x_NV / cap)
 
 
 def fits(case: Case) -> bool:
@@ -130,45 +119,22 @@ def fits(case: Case) -> bool:
     return case.shape.rows * case.shape.vocab <= 2**31 / (1 if case.h_ND.is_cuda else 4)
 
 
-def optional_losses(case: Case) -> dict[str, Loss]:
-    """Liger's and Apple's fused losses where they are installed; both need CUDA."""
+def fused_losses(case: Case) -> dict[str, Loss]:
+    """PyTorch's own fused loss (torch >= 2.13), and Liger's and Apple's where they are installed; these two need CUDA."""
+    cap = case.shape.softcap
     losses: dict[str, Loss] = {}
+    if cap is None and hasattr(F, "linear_cross_entropy"):
+        options = torch.nn.LinearCrossEntropyOptions()
+        losses[TORCH_FUSED] = functools.partial(F.linear_cross_entropy, options=options)
     if not case.h_ND.is_cuda or not case.shape.everything:
         return losses
     with contextlib.suppress(Exception):  # not installed, or not made for these versions
         from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
 
-        liger = LigerFusedLinearCrossEntropyLoss(softcap=case.shape.softcap)
-        losses["Liger fused loss"] = lambda c: liger(c.w_VD, c.h_ND, c.token_N)
+        liger = LigerFusedLinearCrossEntropyLoss(softcap=cap)
+        losses["Liger fused loss"] = lambda h, w, token: liger(w, h, token)
     with contextlib.suppress(Exception):
         from cut_cross_entropy import linear_cross_entropy as cce
 
-        losses["cut-cross-entropy"] = lambda c: cce(c.h_ND, c.w_VD, c.token_N, softcap=c.shape.softcap)
+        losses["cut-cross-entropy"] = functools.partial(cce, softcap=cap)
     return losses
-
-
-def can_compile(cuda: bool) -> bool:
-    """torch.compile makes Triton kernels on CUDA and needs a C++ compiler on a CPU."""
-    return cuda or any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
-
-
-def can_torch_fuse(case: Case) -> bool:
-    return case.shape.softcap is None and hasattr(F, "linear_cross_entropy")
-
-
-def torch_fused(case: Case, reduction: str) -> Tensor:
-    """PyTorch's own fused loss (torch >= 2.13), chunked."""
-    options = torch.nn.LinearCrossEntropyOptions()
-    return F.linear_cross_entropy(case.h_ND, case.w_VD, case.token_N, reduction=reduction, options=options)
-
-
-def with_gradients(loss: Loss, case: Case) -> Callable[[], Tensor]:
-    leaves = case._replace(h_ND=case.h_ND.detach().requires_grad_(), w_VD=case.w_VD.detach().requires_grad_())
-
-    def step() -> Tensor:
-        leaves.h_ND.grad = leaves.w_VD.grad = None
-        value = loss(leaves)
-        value.backward()
-        return value.detach()
-
-    return step

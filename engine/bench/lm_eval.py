@@ -7,18 +7,17 @@ the harness itself takes (rendering, metrics) is the time with its dummy model, 
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalengine import console
 from evalengine.bench import local_tasks
-from evalengine.bench.harness import Result, Table, medians, timed
-from evalengine.bench.inputs import make_checkpoint, shape_of, workplace, world_data
+from evalengine.bench.harness import Result, against, medians
+from evalengine.bench.inputs import make_checkpoint, shapes_of, workplace, world_data
 from evalengine.errors import UserError
 
 TASKS = ("arc_easy", "boolq", "copa", "sciq", "winogrande")
-BATCH_SIZES = (1, 8, 32)
 
 
 class Evaluation(NamedTuple):
@@ -32,51 +31,38 @@ class Evaluation(NamedTuple):
 def run(
     quick: bool = False,
     data: Path | None = None,
-    sizes: tuple[str, ...] = (),
+    sizes: str = "",
     limit: int | None = None,
     backend: str = "torch",
 ) -> Result:
-    size = (sizes or ("1M" if quick else "7M",))[0]
-    shape = shape_of(size)
+    size, shape = next(iter(shapes_of(sizes or ("1M" if quick else "7M")).items()))
     limit = limit or (4 if quick else 100)
-    batch_sizes = (8,) if quick else BATCH_SIZES
-    with workplace() as work, console.progress("measuring", len(batch_sizes) + 1, "sides") as progress:
+    with workplace() as work:
         data = data or world_data(work)
         path = make_checkpoint(work / f"{size}-bench-pt", shape, data)
         evaluate = partial(evaluated, data=data, limit=limit)
-        theirs: dict[int, Evaluation] = {}
-        for batch in batch_sizes:  # before vLLM, which changes transformers for its process
-            theirs[batch] = evaluate(local_tasks.hf_model(path, batch))
-            progress.update(1)
-        from lm_eval.models.dummy import DummyLM
-
-        ours, instant = our_model(path, backend), DummyLM()
-        first = evaluate(ours)  # warms it
-        sides = {"ours": lambda: evaluate(ours).seconds, "harness": lambda: evaluate(instant).seconds}
-        took = medians(sides, 1 if quick else 3)
-        progress.update(1)
-        close(ours)
-    seconds, harness = took["ours"], took["harness"]
+        theirs = {  # before vLLM, which changes transformers for its process
+            f"hf, batch {batch}": evaluate(local_tasks.hf_model(path, batch))
+            for batch in ((8,) if quick else (1, 8, 32))
+        }
+        model = our_model(path, backend)
+        first = evaluate(model)  # warms it
+        ours = f"evalengine, {backend}"
+        took = medians({ours: lambda: evaluate(model).seconds}, 1 if quick else 3)
+        model.engine.close()
     peer = min(theirs.values(), key=lambda evaluation: evaluation.seconds)
     of_metrics, of_loglik = largest_differences(first, peer)
-    hf = {f"hf, batch {batch}": evaluation.seconds for batch, evaluation in theirs.items()}
-    rows = [
-        *((name, f"{peers:.2f}", f"{peers / seconds:.1f}") for name, peers in hf.items()),
-        (f"evalengine, {backend}", f"{seconds:.2f}", "1.0"),
-        ("the harness itself", f"{harness:.2f}", f"{harness / seconds:.2f}"),
-    ]
     title = (
         f"lm-eval, {len(TASKS)} tasks x {limit} items, {size}: results differ by {of_metrics:.1e},"
         f" log-likelihoods by {of_loglik:.1e} at most"
     )
-    without = (peer.seconds - harness) / max(seconds - harness, 1e-9)
     ratios = {
-        f"lm-eval with hf / with evalengine ({backend})": round(peer.seconds / seconds, 2),
-        "the same, without the harness's own time": round(without, 2),
+        f"lm-eval with hf / with evalengine ({backend})": round(peer.seconds / took[ours], 2),
         "largest difference of a result": of_metrics,
         "largest difference of a log-likelihood": of_loglik,
     }
-    return Result(Table(title, ("model", "seconds", "ratio to ours"), rows), ratios)
+    seconds = {name: evaluation.seconds for name, evaluation in theirs.items()} | took
+    return Result(title, ("model", "seconds", "ratio to ours"), against(ours, seconds), ratios)
 
 
 def evaluated(model: Any, data: Path, limit: int, names: tuple[str, ...] = TASKS) -> Evaluation:
@@ -86,17 +72,12 @@ def evaluated(model: Any, data: Path, limit: int, names: tuple[str, ...] = TASKS
 
     loaded = list(local_tasks.tasks(data, names, limit=limit).values())
     manager = TaskManager(include_defaults=False)  # else it reads thousands of task files each time
-    found: dict[str, Any] = {}
-
-    def evaluate() -> None:
-        with local_tasks.local_datasets(data), local_tasks.quiet():
-            found.update(
-                lm_eval.simple_evaluate(
-                    model=model, tasks=loaded, limit=limit, bootstrap_iters=0, task_manager=manager
-                )
-            )
-
-    seconds = timed(evaluate)
+    started = time.perf_counter()
+    with local_tasks.local_datasets(data), local_tasks.quiet():
+        found = lm_eval.simple_evaluate(
+            model=model, tasks=loaded, limit=limit, bootstrap_iters=0, task_manager=manager
+        )
+    seconds = time.perf_counter() - started
     metrics = {
         (task, name): float(value)
         for task, values in found["results"].items()
@@ -125,9 +106,3 @@ def our_model(path: Path, backend: str) -> Any:
     from evalengine.lm_eval.model import EvalengineLM
 
     return EvalengineLM(pretrained=str(path), backend=backend, device="cpu" if backend == "torch" else None)
-
-
-def close(model: Any) -> None:
-    end = getattr(model.engine, "close", None)
-    if end is not None:
-        end()

@@ -7,19 +7,29 @@ gets through in a minute, its start not counted.
 
 from __future__ import annotations
 
+import os
 import shutil
-import statistics
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from evalengine import console
-from evalengine.bench.harness import Result, Table, timed
-from evalengine.bench.inputs import SHAPES, Shape, make_checkpoint, score_command, workplace, world_data
+from evalengine.backends import BackendSpec
+from evalengine.bench.harness import Result, against, medians, timed
+from evalengine.bench.inputs import SHAPES, Shape, make_checkpoint, read_items, workplace, world_data
+from evalengine.cluster import scoring
+from evalengine.cluster.pool import Cluster
+from evalengine.resolve import discover
+from evalengine.resume import Options
 
 TINY = Shape(2_000, 32, 1, 2, 64)
-UNITS = 1_000
+ONE, ALONE, TWO = (
+    "one process, 2 threads",
+    "one process, 1 thread",
+    "Ray, 2 workers of 1 thread, its start included",
+)
 
 
 class Units(NamedTuple):
@@ -28,7 +38,6 @@ class Units(NamedTuple):
     finished: int  # after the first
     start: float  # seconds to the first result
     seconds: float  # of the others
-    computed: float  # seconds that the workers computed, added up, by the median checkpoint
 
 
 def run(quick: bool = False, data: Path | None = None, limit: int | None = None) -> Result:
@@ -37,35 +46,40 @@ def run(quick: bool = False, data: Path | None = None, limit: int | None = None)
     with workplace() as work:
         data = (data or world_data(work)).resolve()
         paths = [make_checkpoint(work / f"{size}-m{i}-pt", SHAPES[size], data, seed=i) for i in range(count)]
-        score = partial(score_command, paths, data, limit)
-        score(work / "plans", threads=2)  # plans and page cache warm for both
-        one = timed(lambda: score(work / "one", threads=2))
-        workers = ("--ray", "local", "--workers", "2", "--cpus-per-worker", "1")
-        two = timed(lambda: score(work / "two", *workers, threads=2))
-        alone = timed(lambda: score(work / "alone", threads=1))
+        command = [*map(str, paths), "--data", str(data), "--limit", str(limit)]
+        workers = ["--ray", "local", "--workers", "2", "--cpus-per-worker", "1"]
+        sides = {
+            ONE: partial(score, [*command, "--out", str(work / "one")], 2),
+            ALONE: partial(score, [*command, "--out", str(work / "alone")], 1),
+            TWO: partial(score, [*command, "--out", str(work / "two"), *workers], 2),
+        }
+        score([*command, "--out", str(work / "plans")], 2)  # plans and page cache warm for all
+        took = medians({name: partial(timed, side) for name, side in sides.items()}, 1)
         same = stored(work / "alone") == stored(work / "two")  # one thread a process in both: the same bits
-        units = tiny_units(work, data, 100 if quick else UNITS)
+        units = tiny_units(work, data, 100 if quick else 1_000)
     per_minute = 60 * units.finished / units.seconds
-    console.say(
-        f"{count} checkpoints ({size}), {limit} items a benchmark: with one thread a process the stores are"
-        f" {'equal' if same else 'DIFFERENT'}"
-    )
     rows = [
-        ["one process, 2 threads", f"{one:.1f}", ""],
-        ["one process, 1 thread", f"{alone:.1f}", f"{one / alone:.2f}x"],
-        ["Ray, 2 workers of 1 thread, its start included", f"{two:.1f}", f"{one / two:.2f}x"],
-        [f"{units.finished:,} tiny units, 2 workers", f"{units.seconds:.1f}", f"{per_minute:,.0f} a minute"],
-        ["of which workers computed (both together)", f"{units.computed:.1f}", ""],
-        ["start of the cluster and of two workers", f"{units.start:.1f}", ""],
+        *against(ONE, took),
+        (f"{units.finished:,} tiny units, 2 workers", f"{units.seconds:.1f}", f"{per_minute:,.0f} a minute"),
+        ("start of the cluster and of two workers", f"{units.start:.1f}", ""),
     ]
-    return Result(
-        Table("Scale-out on this machine", ["what", "seconds", "ratio"], rows),
-        {
-            "one process / two workers": one / two,
-            "tiny units a minute": per_minute,
-            "same bytes": float(same),
-        },
+    title = (
+        f"Scale-out on this machine: {count} checkpoints ({size}), {limit} items a benchmark; with one thread a process the"
+        f" stores are {'equal' if same else 'DIFFERENT'}"
     )
+    ratios = {
+        "one process / two workers": took[ONE] / took[TWO],
+        "tiny units a minute": per_minute,
+        "same bytes": float(same),
+    }
+    return Result(title, ("side", "seconds", "ratio to one process"), rows, ratios)
+
+
+def score(arguments: list[str], threads: int) -> None:
+    """`evalengine score` as a process of its own."""
+    command = [sys.executable, "-m", "evalengine", "score", *arguments, "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
 
 
 def stored(folder: Path) -> dict[str, bytes]:
@@ -74,24 +88,14 @@ def stored(folder: Path) -> dict[str, bytes]:
 
 def tiny_units(work: Path, data: Path, units: int) -> Units:
     """Checkpoints x 20 benchmarks x 1 item. The files' own times say when each unit was done."""
-    from evalengine import runner
-    from evalengine.backends import BackendSpec
-    from evalengine.benchmarks import benchmarks_in, resolve
-    from evalengine.cluster import scoring
-    from evalengine.cluster.pool import Cluster
-    from evalengine.resolve import discover
-    from evalengine.resume import Options
-
     first = make_checkpoint(work / "tiny-m0-pt", TINY, data)
-    benchmarks = benchmarks_in(data, resolve("all"))
-    copies = range(1, units // len(benchmarks))
+    item_sets = [(items, "acc") for items in read_items(data, 1)]
+    copies = range(1, units // len(item_sets))
     paths = [first, *(Path(shutil.copytree(first, work / f"tiny-m{i}-pt")) for i in copies)]
     options = Options(data=data, limit=1)
-    item_sets = runner.load_item_sets(benchmarks, options)
     spec = BackendSpec("torch", "float32", {"device": "cpu"})
     out = work / "tiny"
     began = time.time()
-    outcomes = scoring.score(discover(paths), item_sets, spec, out, options, Cluster("local", 2, 1))
+    scoring.score(discover(paths), item_sets, spec, out, options, Cluster("local", 2, 1))
     ends = sorted(path.stat().st_mtime for path in out.glob("*/*.arrow"))
-    usual = statistics.median(o.seconds for o in outcomes)  # a worker's first checkpoint also loads PyTorch
-    return Units(len(ends) - 1, ends[0] - began, ends[-1] - ends[0], usual * len(outcomes))
+    return Units(len(ends) - 1, ends[0] - began, ends[-1] - ends[0])

@@ -1,22 +1,22 @@
 """How cost grows with the number of checkpoints: `evalengine bench scale`.
 
 Synthetic stores (20 benchmarks, a hundredth of their real sizes, checkpoints {scale}-{mixture}-{pt,sft}) of growing N; then, each
-in a process of its own: listing the store, a scoring run that finds everything done, and `correlate`. And planning all
-items under one tokenizer, and as many as the real benchmarks have. Seconds and peak memory; none of these figures is a ratio.
+in a process of its own: listing the store, a scoring run that finds everything done, and `correlate`. And planning as many
+items as the real benchmarks have under one tokenizer. Seconds and peak memory; none of these figures is a ratio. A step imports
+what it needs itself, because its process's imports are part of its cost.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalengine import console
-from evalengine.bench.harness import Result, Table, alone, peak_memory, timed
+from evalengine.bench.harness import Result, Row, alone, peak_memory
 from evalengine.bench.inputs import SHAPES, make_checkpoint, read_items, workplace, world_data
 from evalengine.errors import UserError
 from evalengine.resolve import discover
@@ -42,43 +42,45 @@ class Spent(NamedTuple):
     seconds: float  # of a whole process
     peak_mb: float
 
+    def __str__(self) -> str:
+        return f"{self.seconds:.2f} s, {self.peak_mb:,.0f} MB"
+
 
 def run(quick: bool = False, data: Path | None = None) -> Result:
     """`data`: a folder of benchmark files for the plan (default: the embedded world)."""
     from evalengine.bench import synthetic
 
-    rows: list[list[str]] = []
-    figures: dict[str, float] = {}
+    rows: list[Row] = []
+    spent: dict[str, Spent] = {}
     with workplace() as work:
-        for n in (40,) if quick else COUNTS:
+        for n in COUNTS[: 1 if quick else None]:
             folder, out = work / f"ckpts{n}", work / f"scores{n}"
-            synthetic.write_store(synthetic.make_checkpoints(folder, names(n)), STORED, out)
+            synthetic.score(synthetic.make_checkpoints(folder, names(n)), STORED, out)
             size = sum(p.stat().st_size for p in out.glob("*/*.arrow"))
-            spent = {
-                "list": measure(list_store, out),
-                "resume": measure(resume, folder, out),
-                "correlate": measure(correlate, out),
+            steps = {
+                f"list {n}": measure(list_store, out),
+                f"resume {n}": measure(resume, folder, out),
+                f"correlate {n}": measure(correlate, out),
             }
-            cells = [f"{s.seconds:.2f} s, {s.peak_mb:,.0f} MB" for s in spent.values()]
-            rows.append([f"{n:,}", f"{n * len(SIZES):,}", f"{size / 1e6:.0f} MB", *cells])
-            for what, s in spent.items():
-                figures |= {f"{what} {n}: seconds": s.seconds, f"{what} {n}: peak MB": s.peak_mb}
+            rows.append([f"{n:,}", f"{n * len(SIZES):,}", f"{size / 1e6:.0f} MB", *map(str, steps.values())])
+            spent |= steps
             shutil.rmtree(out)
             shutil.rmtree(folder)
-        plan = plan_cost(work, data, quick)
-    console.say(
-        f"Plan of {plan['items']:,.0f} items, one tokenizer: {plan['cold seconds']:.1f} s, peak {plan['cold peak MB']:,.0f} MB; "
-        f"from the cache {plan['warm seconds']:.1f} s, {plan['warm peak MB']:,.0f} MB"
-    )
-    console.say(
-        f"At the benchmarks' full size, {plan['full items']:,.0f} items made of these, no two with a common beginning: "
-        f"{plan['full seconds']:.1f} s, peak {plan['full peak MB']:,.0f} MB"
+        data = (
+            data or world_data(work, items=40 if quick else 4_000, train_items=4, words=20_000, chats=20)
+        ).resolve()
+        checkpoint = make_checkpoint(work / "plan-a-pt", SHAPES["7M"], data)
+        shrink = 1000 if quick else 1
+        spent["plan"] = measure(plan, data, checkpoint, shrink)
+        spent["plan, from the cache"] = measure(plan, data, checkpoint, shrink)
+    figures = {f"{step}: seconds": s.seconds for step, s in spent.items()}
+    figures |= {f"{step}: peak MB": s.peak_mb for step, s in spent.items()}
+    title = (
+        "Cost against the number of checkpoints (whole processes, imports included). Planning the benchmarks' full size"
+        f" / {shrink:,} under one tokenizer: {spent['plan']}; from the cache {spent['plan, from the cache']}"
     )
     columns = ["checkpoints", "files", "store", "listing", "resume decision", "correlate"]
-    title = "Cost against the number of checkpoints (whole processes, imports included)"
-    return Result(
-        Table(title, columns, rows), {}, figures=figures | {f"plan {k}": value for k, value in plan.items()}
-    )
+    return Result(title, columns, rows, {}, figures)
 
 
 def names(n: int) -> list[str]:
@@ -89,9 +91,9 @@ def names(n: int) -> list[str]:
 
 def measure(step: Callable[..., object], *given: Any) -> Spent:
     """A step in a process of its own."""
-    peak: list[float] = []
-    seconds = timed(lambda: peak.append(alone(peak_of, step, *given)))
-    return Spent(seconds, peak[0])
+    started = time.perf_counter()
+    peak = alone(peak_of, step, *given)
+    return Spent(time.perf_counter() - started, peak)
 
 
 def peak_of(step: Callable[..., object], *given: Any) -> float:
@@ -107,9 +109,11 @@ def list_store(out: Path) -> None:
 
 
 def resume(folder: Path, out: Path) -> None:
+    """A run over what is stored: fingerprints every checkpoint, compares every file."""
     from evalengine.bench import synthetic
 
-    synthetic.check_complete(discover(sorted(folder.iterdir())), STORED, out)
+    if synthetic.score(discover(sorted(folder.iterdir())), STORED, out):
+        raise UserError(f"{out} was not complete")
 
 
 def correlate(out: Path) -> None:
@@ -119,20 +123,17 @@ def correlate(out: Path) -> None:
         raise UserError("correlate failed")
 
 
-def plan(data: Path, checkpoint: Path, limit: int | None, shrink: int | None = None) -> None:
-    """Plans the items of a folder; with `shrink`, as many as the 20 benchmarks have over `shrink`.
+def plan(data: Path, checkpoint: Path, shrink: int) -> None:
+    """Plans as many items as the benchmarks in a folder really have, over `shrink`.
 
-    Those are the folder's own again and again, each behind a number of its own, so that no two share a beginning: nothing is
+    They are the folder's own again and again, each behind a number of its own, so that no two share a beginning: nothing is
     tokenised once for many, which makes this dearer than the real sets, where paragraphs recur.
     """
     from evalengine import plans
 
     (found,) = discover([checkpoint])
     planner = plans.Planner()
-    for given in read_items(data, limit):
-        if shrink is None:
-            planner.plan(found, given)
-            continue
+    for given in read_items(data, None):
         made = []
         for i in range(SIZES[given.benchmark][0] // shrink):
             item = given.items[i % len(given.items)]
@@ -140,22 +141,3 @@ def plan(data: Path, checkpoint: Path, limit: int | None, shrink: int | None = N
             made.append(item._replace(id=f"{item.id}-{i}", contexts=contexts))
         data_hash = f"{given.data_hash[:8]}{len(made):08d}"
         planner.plan(found, given._replace(items=made, total=len(made), data_hash=data_hash))
-
-
-def plan_cost(work: Path, data: Path | None, quick: bool) -> dict[str, float]:
-    """Planning every item of a data folder, with an empty cache and with a full one; and at full size."""
-    if data is None:
-        items = 40 if quick else sum(n for n, _ in SIZES.values()) // len(SIZES)
-        data = world_data(work, items=items, train_items=4, words=20_000, chats=20)
-    data = data.resolve()
-    checkpoint = make_checkpoint(work / "plan-a-pt", SHAPES["7M"], data)
-    limit, shrink = (20, 1000) if quick else (None, 1)
-    shutil.rmtree(os.environ["EVALENGINE_CACHE"], ignore_errors=True)
-    sets = read_items(data, limit)
-    found: dict[str, float] = {"items": sum(len(s.items) for s in sets)}
-    for key in ("cold", "warm"):
-        spent = measure(plan, data, checkpoint, limit)
-        found |= {f"{key} seconds": spent.seconds, f"{key} peak MB": spent.peak_mb}
-    full = measure(plan, data, checkpoint, None, shrink)
-    found["full items"] = sum(SIZES[s.benchmark][0] // shrink for s in sets)
-    return found | {"full seconds": full.seconds, "full peak MB": full.peak_mb}

@@ -1,7 +1,4 @@
-"""Score stores of any size: the scoring loop itself over checkpoints without a model, with a backend that answers at once.
-
-Every checkpoint has an ability of its own, by which its gold choices are more likely: there is something to correlate.
-"""
+"""Score stores of any size: the scoring loop itself over checkpoints without a model, with a backend that answers at once."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from evalengine import runner
-from evalengine.benchmarks import Item, ItemSet, resolve
+from evalengine.benchmarks import BENCHMARKS, Item, ItemSet
 from evalengine.checkpoints import Checkpoint
 from evalengine.encoding import Sequences
 from evalengine.errors import UserError
@@ -22,7 +19,6 @@ from evalengine.resume import Options
 from evalengine.types import Scores
 
 WORDS = 100_000  # of the vocabulary: numbers; the tokenizer's file has 2 MB, as real ones do
-GOLD = 0  # token id of the word that every right choice is
 Sizes = Mapping[str, tuple[int, int]]  # benchmark: number of items, choices of each
 
 
@@ -33,25 +29,17 @@ class Instant:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-        self.draw, self.ability = np.random.default_rng(0), 0.0
+        self.draw = np.random.default_rng(0)
 
     def load(self, checkpoint: Checkpoint) -> None:
-        self.ability = self.draw.normal()
+        """There is no model."""
 
     def close(self) -> None:
         """Nothing was started."""
 
     def score(self, sequences: Sequences, progress: Any = None) -> Scores:
-        last = sequences.token_S[sequences.offset[1:] - 1]
-        loglik = self.draw.normal(-20, 3, len(sequences)) + self.ability * (last == GOLD)
+        loglik = self.draw.normal(-20, 3, len(sequences))
         return Scores(loglik, loglik > -18)
-
-
-class Unneeded(Instant):
-    """The backend of a run that has nothing left to score."""
-
-    def load(self, checkpoint: Checkpoint) -> None:
-        raise UserError("its scores are not complete")
 
 
 def make_checkpoints(folder: Path, names: Iterable[str]) -> list[Checkpoint]:
@@ -59,8 +47,8 @@ def make_checkpoints(folder: Path, names: Iterable[str]) -> list[Checkpoint]:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = ["right", "</s>", *map(str, range(WORDS))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="</s>"))
+    words = {str(i): i for i in range(WORDS)} | {"</s>": WORDS}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="</s>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     first, *others = (folder / name for name in names)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(first)
@@ -72,36 +60,21 @@ def make_checkpoints(folder: Path, names: Iterable[str]) -> list[Checkpoint]:
     return discover(sorted(folder.iterdir()))
 
 
-def item_sets(sizes: Sizes) -> list[tuple[ItemSet, str]]:
-    """Rendered items of these benchmarks, with the name of their default score."""
-    categories = {b.name: b.category for b in resolve("all")}
-    sets = []
-    for name, (count, choices) in sizes.items():
-        items = [make_item(f"{name}-{i}", i, choices) for i in range(count)]
-        category = categories.get(name, "synthetic")
-        sets.append(
-            (ItemSet(name, category, "1", None, items, data_hash=f"{count:016x}", total=count), "acc")
-        )
-    return sets
+def item_set(name: str, items: int, choices: int) -> ItemSet:
+    """Items that begin with their number, under the name of a benchmark."""
+    words = tuple(map(str, range(choices)))
+    made = [
+        Item(f"{name}-{i}", (str(i),) * choices, tuple(f" {word}" for word in words), words, i % choices)
+        for i in range(items)
+    ]
+    return ItemSet(name, BENCHMARKS[name].category, "1", None, made, f"{items:016x}", items)
 
 
-def make_item(name: str, number: int, choices: int) -> Item:
-    gold = number % choices
-    words = tuple("right" if c == gold else str(c) for c in range(choices))
-    return Item(name, (str(number),) * choices, tuple(f" {word}" for word in words), words, gold)
-
-
-def write_store(checkpoints: list[Checkpoint], sizes: Sizes, out: Path) -> None:
-    score(checkpoints, sizes, out, Instant())
-
-
-def check_complete(checkpoints: list[Checkpoint], sizes: Sizes, out: Path) -> None:
-    """A run over what is stored: fingerprints every checkpoint, compares every file. Raises UserError if any is missing."""
-    score(checkpoints, sizes, out, Unneeded())
-
-
-def score(checkpoints: list[Checkpoint], sizes: Sizes, out: Path, backend: Instant) -> None:
-    outcomes = runner.score(checkpoints, item_sets(sizes), backend, out, Options())
-    failed = [o for o in outcomes if o.failure]
-    if failed:
-        raise UserError(f"{failed[0].checkpoint.name}: {failed[0].failure}")
+def score(checkpoints: list[Checkpoint], sizes: Sizes, out: Path) -> int:
+    """Scores what the store does not hold; the number of files written. Raises UserError where a checkpoint fails."""
+    sets = [(item_set(name, *size), "acc") for name, size in sizes.items()]
+    outcomes = runner.score(checkpoints, sets, Instant(), out, Options())
+    for outcome in outcomes:
+        if outcome.failure:
+            raise UserError(f"{outcome.checkpoint.name}: {outcome.failure}")
+    return sum(outcome.scored for outcome in outcomes)

@@ -12,16 +12,13 @@ from evalengine import console
 from evalengine.bench import TARGETS
 from evalengine.errors import UserError
 
+OPTIONS = ("backend", "data", "sizes", "limit", "device")
+
 
 def register(subparsers: Any) -> None:
     p = subparsers.add_parser("bench", help="measure speed against the alternatives, as ratios in one run")
     p.add_argument("target", choices=TARGETS)
-    p.add_argument(
-        "--backend",
-        choices=["torch", "vllm"],
-        default="torch",
-        help="engine, lm-eval: which (default: torch)",
-    )
+    p.add_argument("--backend", choices=["torch", "vllm"], help="engine, lm-eval: which (default: torch)")
     p.add_argument("--quick", action="store_true", help="small shapes and few repeats: does it run?")
     p.add_argument(
         "--data",
@@ -32,7 +29,6 @@ def register(subparsers: Any) -> None:
     p.add_argument(
         "--limit", type=int, help="engine, lm-eval, ray: items of each benchmark (default: 20, 100, 60)"
     )
-    p.add_argument("--processes", action="store_true", help="engine: also six checkpoints as whole processes")
     p.add_argument("--device", help="kernels, engine, training: cpu (default) or cuda")
     p.add_argument(
         "--json", action="store_true", help='print one JSON object: {"ratios": {name: number}, ...}'
@@ -55,25 +51,28 @@ def run(args: argparse.Namespace) -> int:
     else:
         result.show()
         console.say(", ".join(f"{key}: {value}" for key, value in record.items()))
-    return 0
+    return 1 if result.failures else 0
 
 
 def target(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The target's module, and the options for its `run`. Raises UserError for an option that it does not take."""
-    name, backend = args.target, args.backend
-    if name == "engine" and backend == "vllm":
-        name, backend = "vllm", "torch"
+    name = args.target
+    options = {key: value for key in OPTIONS if (value := getattr(args, key)) is not None}
+    if name == "engine" and options.pop("backend", "torch") == "vllm":
+        name = "vllm"
     module = importlib.import_module(f"evalengine.bench.{name.replace('-', '_')}")
-    given = {
-        "backend": None if backend == "torch" else backend,
-        "data": args.data,
-        "sizes": tuple(args.sizes.split(",")) if args.sizes else None,
-        "limit": args.limit,
-        "processes": args.processes or None,
-        "device": args.device,
-    }
-    options = {key: value for key, value in given.items() if value is not None}
     for key in options:
         if key not in inspect.signature(module.run).parameters:
             raise UserError(f"--{key} means nothing to `bench {args.target}`: leave it out")
+    check_device(args.device or "cpu")
     return module, options
+
+
+def check_device(device: str) -> None:
+    """Raises UserError for a device that is not measured on, or that this machine lacks."""
+    import torch
+
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"--device must be cpu or cuda, not {device}")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise UserError("this machine has no CUDA device: leave --device out")

@@ -17,6 +17,8 @@ import pytest
 
 from evalengine.analysis.bootstrap import draw_resamples
 from evalengine.bench import bootstrap as bench
+from evalengine.bench import synthetic
+from evalengine.bench.scale import SIZES
 from evalengine.cli import main
 
 
@@ -183,14 +185,16 @@ def test_benchmark_baselines_compute_the_same_intervals() -> None:
         )
     result = bench.run(quick=True)
     assert set(result.ratios) >= {"bootstrap_vs_scipy_per_cell", "bootstrap_vs_numpy"}
-    assert all(len(row) == len(result.table.columns) for row in result.table.rows)
+    assert all(len(row) == len(result.columns) for row in result.rows)
 
 
 @pytest.mark.slow
 def test_full_size_reading_stays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """36 checkpoints x 86,779 items: below 1.5 GB in a process of its own, and below 10 s on a busy machine."""
     monkeypatch.setenv("EVALENGINE_CACHE", str(tmp_path / "cache"))
-    bench.write_store(tmp_path, bench.FULL_ITEMS)
+    names = [f"{x}-m{m}-{stage}" for x in ("240M", "1B") for m in range(9) for stage in ("pt", "sft")]
+    checkpoints = synthetic.make_checkpoints(tmp_path / "checkpoints", names)
+    synthetic.score(checkpoints, SIZES, tmp_path / "scores")
     code = (
         "import sys, time; from evalengine.analysis.panel import load_panel; load_panel(sys.argv[1]); "
         "start = time.process_time(); panel = load_panel(sys.argv[1]); seconds = time.process_time() - start; "
@@ -201,6 +205,6 @@ def test_full_size_reading_stays_in_memory(tmp_path: Path, monkeypatch: pytest.M
         [sys.executable, "-c", code, str(tmp_path / "scores")], capture_output=True, text=True, check=True
     )
     seconds, kilobytes, items = map(float, done.stdout.split())
-    assert items == bench.FULL_ITEMS
+    assert items == sum(n for n, _ in SIZES.values()) == 86_779
     assert kilobytes < 1.5e6
     assert seconds < 10

@@ -6,7 +6,6 @@ import importlib
 import inspect
 import math
 import os
-import time
 from collections.abc import Callable
 
 import pytest
@@ -25,21 +24,17 @@ def test_sides_run_in_turns_and_every_second_round_in_reverse() -> None:
 
     found = harness.rounds({"a": side("a", 1.0), "b": side("b", None)}, 3)
     assert ran == ["a", "b", "b", "a", "a", "b"]
-    assert found == {"a": [1.0] * 3, "b": []}  # None: it could not run
+    assert found == {"a": [1.0] * 3}  # None: the other could not run
 
 
-def test_a_side_may_run_less_often_and_its_median_counts() -> None:
+def test_the_median_of_a_side_counts() -> None:
     values = iter([5.0, 1.0, 2.0])
-    assert harness.medians({"a": lambda: next(values), "b": lambda: 7.0}, {"a": 3, "b": 1}) == {
-        "a": 2.0,
-        "b": 7.0,
-    }
+    assert harness.medians({"a": lambda: next(values), "b": lambda: 7.0}, 3) == {"a": 2.0, "b": 7.0}
 
 
-def test_quantiles_of_one_value_are_that_value() -> None:
-    assert harness.quantiles([3.0]) == (3.0, 3.0, 3.0)
-    p20, p50, p80 = harness.quantiles([float(i) for i in range(1, 10)])
-    assert (p20, p50, p80) == (2.0, 5.0, 8.0)
+def test_rows_compare_each_side_with_ours() -> None:
+    rows = harness.against("ours", {"theirs": 3.0, "ours": 0.0125})
+    assert rows == [("theirs", "3", "240.00x"), ("ours", "0.0125", "1.00x")]
 
 
 def test_a_fresh_process_answers_fails_in_a_sentence_or_is_ended() -> None:
@@ -49,22 +44,12 @@ def test_a_fresh_process_answers_fails_in_a_sentence_or_is_ended() -> None:
         harness.alone(math.sqrt, -1.0)
     with pytest.raises(UserError, match="ended early"):
         harness.alone(os._exit, 3)
-    started = time.monotonic()
-    with pytest.raises(UserError, match="no answer"):
-        harness.alone(time.sleep, 60.0, limit=5.0)
-    assert time.monotonic() - started < 55
 
 
 def test_json_has_the_tables_keys_and_only_what_was_measured() -> None:
-    table = harness.Table("t", ["a"], [["1"]])
-    assert harness.Result(table, {"x": 2.0}).as_json() == {
-        "ratios": {"x": 2.0},
-        "title": "t",
-        "columns": ["a"],
-        "rows": [["1"]],
-    }
-    whole = harness.Result(table, {}, [table], {"s": 1.0}, []).as_json()
-    assert whole["more"] == [{"title": "t", "columns": ["a"], "rows": [["1"]]}]
+    table = {"title": "t", "columns": ["a"], "rows": [["1"]]}
+    assert harness.Result(**table, ratios={"x": 2.0}).as_json() == table | {"ratios": {"x": 2.0}}
+    whole = harness.Result(**table, ratios={}, figures={"s": 1.0}, failures=[]).as_json()
     assert whole["figures"] == {"s": 1.0} and whole["failures"] == []
 
 
@@ -94,6 +79,7 @@ def test_every_target_is_a_module_with_run(name: str) -> None:
         (["engine", "--backend", "vllm", "--sizes", "1M"], "--sizes means nothing to `bench engine`"),
         (["training", "--backend", "vllm"], "--backend means nothing to `bench training`"),
         (["engine", "--quick", "--sizes", "3B"], "no model size '3B': choose from 1M"),
+        (["kernels", "--quick", "--device", "tpu"], "--device must be cpu or cuda, not tpu"),
     ],
 )
 def test_what_a_target_cannot_use_is_refused(
@@ -104,13 +90,12 @@ def test_what_a_target_cannot_use_is_refused(
 
 
 def test_a_synthetic_store_is_complete_until_a_file_goes() -> None:
-    sizes = {"copa": (6, 2), "other": (4, 3)}
+    sizes = {"copa": (6, 2), "siqa": (4, 3)}
     with workplace() as work:
         checkpoints = synthetic.make_checkpoints(work / "checkpoints", ["1M-m0-pt", "1M-m0-sft"])
-        synthetic.write_store(checkpoints, sizes, work / "scores")
-        synthetic.check_complete(checkpoints, sizes, work / "scores")
+        assert synthetic.score(checkpoints, sizes, work / "scores") == 4
+        assert synthetic.score(checkpoints, sizes, work / "scores") == 0
         files = sorted((work / "scores").glob("*/*.arrow"))
         assert len(files) == 4
         files[-1].unlink()
-        with pytest.raises(UserError, match="1M-m0-sft: its scores are not complete"):
-            synthetic.check_complete(checkpoints, sizes, work / "scores")
+        assert synthetic.score(checkpoints, sizes, work / "scores") == 1

@@ -40,7 +40,7 @@ def models(checkpoint: Path) -> tuple[Any, Any]:
 @pytest.mark.slow
 def test_five_tasks_give_lm_evals_own_results(small_world: Path, models: tuple[Any, Any]) -> None:
     ours, theirs = (lm_eval_bench.evaluated(model, small_world / "bench", limit=8) for model in models)
-    assert set(ours.loglik) == {reference.SOURCES[name].task for name in lm_eval_bench.TASKS}
+    assert set(ours.loglik) == {reference.TASK_OF[name] for name in lm_eval_bench.TASKS}
     assert len(ours.metrics) >= 5
     of_metrics, of_loglik = lm_eval_bench.largest_differences(ours, theirs)
     assert of_metrics < 1e-3 and of_loglik < 1e-3
@@ -135,7 +135,7 @@ def test_tasks_of_lm_eval_become_benchmarks(
     from evalengine.lm_eval.tasks import task_items
 
     loaded = reference.tasks(small_world / "bench", ["arc_easy", "winogrande"])
-    sets = [task_items(reference.SOURCES[name].task, task, None, 0, None) for name, task in loaded.items()]
+    sets = [task_items(reference.TASK_OF[name], task, None, 0, None) for name, task in loaded.items()]
     monkeypatch.setattr("evalengine.lm_eval.tasks.load_tasks", lambda names, **kwargs: sets)
     args = [
         "score",

@@ -17,7 +17,7 @@ def test_five_tasks_give_lm_evals_own_results_through_vllm(references: Any, smal
     try:
         found = lm_eval_bench.evaluated(ours, data, limit=8)
     finally:
-        lm_eval_bench.close(ours)
+        ours.engine.close()
     assert len(found.loglik) == 5 and sum(map(len, found.loglik.values())) > 100
     of_metrics, of_loglik = lm_eval_bench.largest_differences(found, theirs)
     assert of_metrics == 0.0
