@@ -185,7 +185,7 @@ def test_summary_claims_only_what_intervals_carry(folder: Path) -> None:
     verdicts = {(v["quantity"], v["benchmark"]): v["verdict"] for v in results.verdicts}
     for (quantity, benchmark), verdict in verdicts.items():
         rows = results.rows("transfer", protocol="transfer", quantity=quantity, name=benchmark)
-        sure = [r.low > 0 and r.p < 0.05 for r in rows if r.scale in results.scales]
+        sure = [r.low > 0 and r.q < 0.05 for r in rows if r.scale in results.scales]
         assert (verdict == "reliable") == all(sure)
 
 
