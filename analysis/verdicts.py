@@ -58,6 +58,8 @@ def verdicts(rows: list[Row], useful: float = USEFUL_R) -> list[Verdict]:
             why = f"{r.scale} is {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}], q {_q([r])}: {shown}"
         elif len(known) == len(scales) and all(r.high < useful for r in known):
             verdict, why = "unreliable", f"the intervals lie below {useful:g}: {shown}"
+        elif len(known) == len(scales) and all(r.low > 0 for r in known):
+            verdict, why = "undecided", f"the intervals lie above 0, but q is {_q(known)}: {shown}"
         else:
             verdict, why = "undecided", f"the intervals allow both none and a useful transfer: {shown}"
         out.append(Verdict(quantity, category, benchmark, verdict, why))
@@ -65,7 +67,8 @@ def verdicts(rows: list[Row], useful: float = USEFUL_R) -> list[Verdict]:
 
 
 def _q(rows: Iterable[Row]) -> str:
-    return page.p_value(max(row.q for row in rows))
+    q = [row.q for row in rows]
+    return page.p_value(math.nan if any(map(math.isnan, q)) else max(q))
 
 
 def verdict_section(results: Results) -> str:
@@ -122,7 +125,7 @@ CLAIMS = {  # what a verdict allows to say
     ),
     "undecided": (
         UNSUPPORTED,
-        "Any verdict on {quantity} for {count} benchmarks; their intervals allow both no transfer and a strong one: {names}.",
+        "Any verdict on {quantity} for {count} benchmarks, whose intervals or tests allow no transfer as well as a strong one: {names}.",
     ),
     "undefined": (
         UNSUPPORTED,
