@@ -125,7 +125,7 @@ CLAIMS = {  # what a verdict allows to say
     ),
     "undecided": (
         UNSUPPORTED,
-        "Any verdict on {quantity} for {count} benchmarks, whose intervals or tests allow no transfer as well as a strong one: {names}.",
+        "Any verdict on {quantity} for {count} benchmarks: neither no transfer nor a strong one is excluded for {names}.",
     ),
     "undefined": (
         UNSUPPORTED,
