@@ -53,7 +53,7 @@ def coherence(data: Data, quantity: str) -> Group:
             value_PC = single[scale][index]
             defined = np.isfinite(value_PC[:, 0]) if len(pairs) else np.zeros(0, dtype=bool)
             rows.append(mean_of_known(value_PC[defined]))
-            counts.append(single_n[scale][index].min(initial=len(panel.mixtures)))
+            counts.append(int(single_n[scale][index][defined].min()) if defined.any() else 0)
             lost = len(pairs) - int(defined.sum())
             if not len(pairs):
                 said.append(Note(UNDEFINED, f"{label.category} has one benchmark, so no pairs"))

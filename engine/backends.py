@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evalengine.types import Backend
+if TYPE_CHECKING:
+    from evalengine.types import Backend
 
 NAMES = ("torch", "vllm")
 

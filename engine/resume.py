@@ -133,4 +133,8 @@ def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
             found.notes.append(
                 f"{task.items.benchmark}: the data has changed since it was scored: scored again"
             )
+        elif changed:
+            found.notes.append(
+                f"its {changed[0].replace('_', ' ')} has changed since it was scored: scored again"
+            )
     return found

@@ -1,10 +1,10 @@
 """The product: checkpoints in, score store out.
 
     for checkpoint in checkpoints:
-        pending = decide(tasks_of(checkpoint))              # what the store does not hold yet
-        backend.load(checkpoint)                            # weights swap in place
+        pending = decide(tasks_of(checkpoint)).pending      # what the store does not hold yet; none: the next checkpoint
+        backend.load(checkpoint)                            # weights swap in place within an architecture
         for task in pending:
-            encoded = planner.plan(checkpoint, task.items)  # made once per tokenizer
+            encoded = planner.plan(checkpoint, task.items)  # made once per tokenizer and context length
             scores = backend.score(encoded.sequences)
             store.write(score_table(encoded, scores))       # whole or not at all
 
@@ -39,34 +39,34 @@ if TYPE_CHECKING:
 
 
 def score(
-    found: Sequence[Checkpoint],
+    checkpoints: Sequence[Checkpoint],
     item_sets: Sequence[tuple[ItemSet, str]],
     backend: Backend,
     out: Path,
     options: Options,
-    also: Emit = lambda event: None,
+    on_event: Emit = lambda event: None,
 ) -> list[Outcome]:
     """Scores item sets (each with the name of its default score) of every checkpoint into the store `out`.
 
-    What the store already holds is skipped. `also` is called with every event of the run.
+    What the store already holds is skipped. `on_event` is called with every event of the run.
     """
     planner = Planner(options.trust_remote_code, options.pmi)
-    outcomes = Outcomes(found)
+    outcomes = Outcomes(checkpoints)
     items = sum(len(one.items) for one, _ in item_sets)
     with (
         store.lock(out),
-        console.progress("scoring", len(found) * items, "items") as line,
-        ReadAhead(found, options.allow_pickle) as identified,
+        console.progress("scoring", len(checkpoints) * items, "items") as line,
+        ReadAhead(checkpoints, options.allow_pickle) as identified,
     ):
-        emit = to_all(outcomes, Display(line, items), also)
-        for checkpoint in found:
+        emit = to_all(outcomes, Display(line, items), on_event)
+        for checkpoint in checkpoints:
             started = time.monotonic()
             try:
-                here = identified[checkpoint]
-                decision = decide(tasks_of(here, item_sets, backend, options, out), options.fresh)
-                begin(here, decision, emit)
+                checkpoint = identified[checkpoint]
+                decision = decide(tasks_of(checkpoint, item_sets, backend, options, out), options.fresh)
+                begin(checkpoint, decision, emit)
                 if decision.pending:
-                    score_checkpoint(here, decision.pending, planner, backend, emit)
+                    score_checkpoint(checkpoint, decision.pending, planner, backend, emit)
             except OSError:  # a full disk or a folder taken away concerns them all
                 raise
             except Exception as error:

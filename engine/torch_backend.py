@@ -229,7 +229,7 @@ class TorchBackend:
                 found.append(Group(way, index, mine, batches))
         if self.ways.packed and len(found) > 1:
             self._note(
-                f"sequences of more than {self.ways.packed} tokens run one by one, because the model's arithmetic changes there"
+                f"sequences of more than {self.ways.packed} tokens do not share prefixes: the model's arithmetic changes there"
             )
         self._groups[id(sequences.token_S)] = (sequences, self.ways, found)
         return found

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalengine import console
+from evalengine.backends import NAMES
 from evalengine.errors import UserError
 from evalengine.metrics import METRICS
 from evalengine.remote import location
@@ -74,7 +75,7 @@ def add_items(p: argparse.ArgumentParser) -> None:
 
 def add_backend(p: argparse.ArgumentParser) -> None:
     add = p.add_argument_group("how the models run").add_argument
-    add("--backend", choices=["torch", "vllm"], default="torch")
+    add("--backend", choices=NAMES, default="torch")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     dtypes = ["float32", "bfloat16", "float16"]
     add("--dtype", choices=dtypes, help="default: float32 on CPU, bfloat16 on GPU")
@@ -88,7 +89,9 @@ def add_backend(p: argparse.ArgumentParser) -> None:
 def add_ray(p: argparse.ArgumentParser, verb: str) -> argparse._ArgumentGroup:
     """The options of scale-out, which `score` and `train` share."""
     group = p.add_argument_group("on a Ray cluster")
-    where = f"{verb} on a Ray cluster: HOST:PORT, auto, or local (starts one on this machine)"
+    where = (
+        f"{verb} on a Ray cluster: HOST:PORT, auto, ray://HOST:PORT, or local (starts one on this machine)"
+    )
     group.add_argument("--ray", metavar="ADDRESS", help=where)
     group.add_argument("--workers", type=int, metavar="N", help="workers at most (default: all that fit)")
     gpus = "default: 1 where there are GPUs, else 0"
