@@ -82,8 +82,7 @@ def compile_spec(spec: Spec, capability: int) -> Compiled:
     cores = "wgmma" if "HGMMA" in sass else "mma" if "HMMA" in sass else ""
     registers, stack = int(found[1]), int(found[2])
     shared, tma = int(binary.metadata.shared), "UTMALDG" in sass
-    warps = int(binary.metadata.num_warps)  # more than asked for where warps are specialised
-    return Compiled(capability, spec.name, warps, spec.stages, registers, stack, shared, cores, tma)
+    return Compiled(capability, spec.name, spec.warps, spec.stages, registers, stack, shared, cores, tma)
 
 
 def snapshot() -> list[Compiled]:
