@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 MODULES = (  # each has a function `specs`
     "target_logprobs_triton",
     "logits_logprobs_triton",
-    "choice_scores_triton",
     "linear_cross_entropy_triton",
 )
 CAPABILITIES = (80, 90)
