@@ -11,10 +11,9 @@ T = TypeVar("T")
 
 
 class Intervals(NamedTuple):
-    """Estimates with their intervals: a panel for each `panel(row)`, a line for each `label(row)`, a colour for each scale.
+    """Estimates with their intervals: a panel for each `panel(row)`, a line for each `label(row)`, a colour for each `row.at`.
 
     group: a heading above the lines that share it. limit: the axis runs from -limit to limit. measure: what is on it.
-    contrast: shows the differences between scales instead of the scales.
     """
 
     rows: Sequence[Row]
@@ -23,11 +22,6 @@ class Intervals(NamedTuple):
     group: Callable[[Row], str] = lambda row: ""
     limit: float = 1.0
     measure: str = "r"
-    contrast: bool = False
-
-    @property
-    def shown(self) -> list[Row]:
-        return [row for row in self.rows if bool(row.contrast) == self.contrast]
 
 
 class Heatmaps(NamedTuple):
@@ -53,7 +47,7 @@ Figure = Intervals | Heatmaps | Curves
 def panels(figure: Figure) -> dict[str, Figure]:
     """A figure for each of the panels, by title: the page shows them one by one, so that they fit a phone."""
     if isinstance(figure, Intervals):
-        return {title: figure._replace(rows=rows) for title, rows in by(figure.shown, figure.panel).items()}
+        return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, figure.panel).items()}
     if isinstance(figure, Heatmaps):
         return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, heatmap_title).items()}
     return {title: Curves(rows) for title, rows in by(figure.rows, lambda row: str(row["category"])).items()}
