@@ -42,6 +42,7 @@ class Checkpoint(NamedTuple):
     scale: str | None
     mixture: str | None
     stage: str | None
+    seed: str = ""  # "" where it is not stated
 
 
 class BenchmarkItems(NamedTuple):
@@ -55,6 +56,7 @@ class BenchmarkItems(NamedTuple):
     confidence_KI: NDArray[np.float32]
     means_KF: NDArray[np.float64]  # p_gold, margin, entropy, brier, nll: means over items
     unusable_K: NDArray[np.int64]  # items without a finite score, left out of nothing but counted
+    chance: float = np.nan  # mean over items of 1 / choices
 
 
 class Store(NamedTuple):
@@ -164,7 +166,7 @@ def _read_benchmark(
             _same_gold(name, [checkpoint for checkpoint, _ in found], parts)
     columns = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:-1])
     names = tuple(checkpoint for checkpoint, _ in found)
-    return BenchmarkItems(name, category, chosen, names, *columns), _notes(found)
+    return BenchmarkItems(name, category, chosen, names, *columns, chance=_chance(first)), _notes(found)
 
 
 def _first(table: pa.Table, key: str) -> str | None:
@@ -172,6 +174,17 @@ def _first(table: pa.Table, key: str) -> str | None:
     column = table[key].chunk(0)
     index = column.indices[0].as_py()
     return None if index is None else column.dictionary[index].as_py()
+
+
+def _chance(table: pa.Table | None) -> float:
+    """The mean accuracy of guessing."""
+    import pyarrow.compute as pc
+
+    return (
+        np.nan
+        if table is None
+        else float(pc.mean(pc.divide(1.0, pc.list_value_length(table["loglik"]))).as_py())
+    )
 
 
 class _Part(NamedTuple):

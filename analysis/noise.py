@@ -58,9 +58,17 @@ def from_items(x_MI: Array, y_MI: Array) -> ItemNoise:
     return ItemNoise(before, after, between)
 
 
-def from_counts(x_M: Array, y_M: Array, items: int) -> ItemNoise:
-    """Binomial sampling error of accuracies where only the number of items is known (no pairing, so an upper bound)."""
-    before, after = (float(np.mean(v * (1 - v)) / (items - 1)) for v in (x_M, y_M))
+def from_errors(x_TM: Array, stderr_TM: Array | None, items: int) -> ItemNoise | None:
+    """Sampling error of accuracies without their items: by standard errors, else binomial; None where neither is known.
+
+    Nothing is paired, so the difficulty that mixtures share is in it: an upper bound of the noise.
+    """
+    variance_TM = x_TM * (1 - x_TM) / (items - 1) if items > 1 else np.full_like(x_TM, np.nan)
+    if stderr_TM is not None:
+        variance_TM = np.where(np.isfinite(stderr_TM), stderr_TM**2, variance_TM)
+    if not variance_TM.size or not np.isfinite(variance_TM).all():
+        return None
+    before, after = variance_TM.mean(axis=1).tolist()
     return ItemNoise(before, after, 0.0)
 
 
@@ -82,7 +90,12 @@ def measured(data: Data, quantity: str, scale: str) -> dict[int, Measured | Note
         keep = np.asarray(np.isfinite(sample.x_VMC[[b, B + b], :, 0]).all(axis=0))
         noise = _noise(panel, quantity, s, b, keep)
         if noise is None or keep.sum() < 4:
-            why = "the number of items is unknown" if noise is None else "fewer than 4 mixtures"
+            few = keep.sum() < 4
+            why = (
+                "fewer than 4 mixtures"
+                if few
+                else "neither the number of items nor standard errors are known"
+            )
             out[b] = Note(UNDEFINED, why)
         else:
             found = _covariance(sample.x_VMC[b], sample.x_VMC[B + b], sample.w_MC, keep)
@@ -199,11 +212,10 @@ def _noise(panel: Panel, quantity: str, s: int, b: int, keep_M: NDArray[np.bool_
         if values.shape[1] < 2 or rows.shape[1] < 2:
             return None
         return from_items(*(values[rows[t]].astype(np.float64) for t in range(2)))
-    items = int(panel.n_items[b]) if panel.n_items is not None else 0
-    if quantity == "accuracy" and items > 1:
-        x_TM = panel.values["accuracy"][s, :, :, b][:, keep_M]
-        return from_counts(x_TM[0], x_TM[1], items)
-    return None
+    if quantity != "accuracy":
+        return None
+    stderr_TM = None if panel.stderr is None else panel.stderr[s, :, :, b][:, keep_M]
+    return from_errors(panel.values["accuracy"][s, :, :, b][:, keep_M], stderr_TM, int(panel.n_items[b]))
 
 
 def _units(keep_M: NDArray[np.bool_], w_MC: Array) -> Array:

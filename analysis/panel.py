@@ -36,6 +36,7 @@ CATEGORY_ORDER = ("Commonsense", "Science", "NLI", "Semantic")
 RESULTS_FILE = "results.arrow"
 QUANTITIES = ("accuracy", "confidence", "loss")
 CALIBRATION = Answers._fields[2:]
+RESULT_KINDS = ("string",) * 7 + ("double", "int64", "double", "double", "string")  # columns of results.arrow
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Panel:
     curves: Array | None = None  # reliability curves, (S, 2, M, B, bins, 3)
     items: tuple[BenchmarkItems, ...] = ()  # by benchmark, where the store was read
     metrics: tuple[str, ...] = ()  # the score behind each benchmark's accuracy
+    stderr: Array | None = None  # (S, 2, M, B): standard errors of the accuracies, where an import gave them
+    chance: Array | None = None  # (B,): accuracy of guessing, NaN where unknown
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -73,7 +76,7 @@ class Panel:
 
 
 class Cell(NamedTuple):
-    """One checkpoint on one benchmark."""
+    """One checkpoint on one benchmark. stderr: of its accuracy. replicate: which run of its mixture."""
 
     checkpoint: str
     scale: str | None
@@ -84,6 +87,9 @@ class Cell(NamedTuple):
     values: dict[str, float]
     items: int
     row: int = -1
+    stderr: float = float("nan")
+    chance: float = float("nan")
+    replicate: str = ""
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -126,7 +132,9 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None) 
         items = benchmark.correct_KI.shape[1]
         for k, name in enumerate(benchmark.checkpoints):
             values = {quantity: float(value_K[k]) for quantity, value_K in by_quantity.items()}
-            cells.append(Cell(*by_name[name], benchmark.name, benchmark.category, values, items=items, row=k))
+            cells.append(
+                Cell(*by_name[name][:4], benchmark.name, benchmark.category, values, items=items, row=k)
+            )
     panel = assemble(cells, stages, store.notes)
     of_name = {benchmark.name: benchmark for benchmark in store.benchmarks}
     ordered = tuple(of_name[name] for name in panel.benchmarks)
@@ -135,7 +143,11 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None) 
         row_STM = panel.row[..., b]
         curves[:, :, :, b][row_STM >= 0] = curve_of[name][row_STM[row_STM >= 0]]
     return replace(
-        panel, items=ordered, curves=curves, metrics=tuple(benchmark.metric for benchmark in ordered)
+        panel,
+        items=ordered,
+        curves=curves,
+        metrics=tuple(benchmark.metric for benchmark in ordered),
+        chance=np.array([benchmark.chance for benchmark in ordered]),
     )
 
 
@@ -144,8 +156,8 @@ def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
 
     try:
         table = sealed.read(path)
-        kinds = [str(field.type) for field in table.schema]
-        if kinds != ["string"] * 7 + ["double", "int64"]:
+        kinds = tuple(str(field.type) for field in table.schema)
+        if kinds not in (RESULT_KINDS, RESULT_KINDS[:9]):  # of before standard errors, chance and replicates
             raise KeyError("columns")
         grouped: dict[tuple[str, str], Cell] = {}
         for record in table.to_pylist():
@@ -153,14 +165,30 @@ def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
             if record["quantity"] not in QUANTITIES or None in key:
                 raise KeyError("quantity")
             who = {name: record[name] for name in Cell._fields[:6]}
-            cell = grouped.setdefault(key, Cell(**who, values={}, items=record["items"] or 0))
-            value = record["value"]
-            cell.values[record["quantity"]] = float("nan") if value is None else value
+            cell = grouped.get(key) or Cell(
+                **who, values={}, items=record["items"] or 0, replicate=record.get("replicate") or ""
+            )
+            cell.values[record["quantity"]] = _number(record["value"])
+            if record["quantity"] == "accuracy":
+                cell = cell._replace(
+                    stderr=_number(record.get("stderr")), chance=_number(record.get("chance"))
+                )
+            grouped[key] = cell
     except (sealed.Damaged, KeyError, OSError):
         raise UserError(
             f"{path} is damaged or no table of results: write one with `evalengine import`"
         ) from None
-    return assemble(list(grouped.values()), stages)
+    cells = list(grouped.values())
+    noisy = dict.fromkeys(c.benchmark for c in cells if c.items > 1 or c.stderr == c.stderr)
+    bound = (
+        f"item noise of {names(noisy)} is the sampling error of each accuracy, an upper bound, as all mixtures answer the "
+        "same items: reliability is at least what is shown, r without noise at most"
+    )
+    return assemble(cells, stages, [bound] if noisy else [])
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterable[str] = ()) -> Panel:
@@ -199,11 +227,14 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     present = np.zeros(shape[:3], dtype=bool)
     row = np.full(shape, -1, dtype=np.int64)
     n_items = np.zeros(len(benchmarks), dtype=np.int64)
+    stderr, chance = np.full(shape, np.nan), np.full(len(benchmarks), np.nan)
     for cell in known:
         at = tuple(axis[name] for axis, name in zip(index, (*cell.place, cell.benchmark), strict=True))
         present[at[:3]] = True
         row[at] = cell.row
         n_items[at[3]] = max(n_items[at[3]], cell.items)
+        stderr[at] = np.fmax(stderr[at], cell.stderr)
+        chance[at[3]] = np.fmax(chance[at[3]], cell.chance)
         for q, value in cell.values.items():
             arrays[q][at] = value
     checkpoints = [
@@ -221,6 +252,8 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
         row,
         n_items,
         tuple(dict.fromkeys(said)),
+        stderr=stderr,
+        chance=chance,
     )
 
 

@@ -137,6 +137,7 @@ def describe(study: Study) -> dict[str, Any]:
         "quantities": panel.quantities,
         "metrics": panel.metrics,
         "items": panel.n_items.tolist(),
+        "chance": [] if panel.chance is None else [None if x != x else x for x in panel.chance.tolist()],
         "statistic": options.statistic,
         "interval": options.interval,
         "level": options.level,
