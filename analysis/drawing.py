@@ -138,8 +138,9 @@ def _legend(drawing: Drawing, axis: Axes, y: float) -> None:
 
 def _intervals(results: Results, figure: Intervals) -> Drawing:
     """A forest plot: a line for each label, with a bar, an interval and its numbers for each scale."""
-    shown = figure.shown
-    scales = list(dict.fromkeys(row.scale for row in shown)) if figure.contrast else results.scales
+    shown = figure.rows
+    found = dict.fromkeys(row.at for row in shown)
+    scales = results.scales if found.keys() <= set(results.scales) else list(found)
     starred = {figure.label(row) for row in shown if row.note}
     place: dict[tuple[str, str], float] = {}  # of a line's first interval, in inches from the top
     texts: list[tuple[float, str, str]] = []  # beside the axis: place, text, weight
@@ -157,7 +158,7 @@ def _intervals(results: Results, figure: Intervals) -> Drawing:
     drawing, axes = _axes(len(by_panel), len(by_panel), (WIDTH, height), (NUMBERS, 0))
     for axis, (title, rows) in zip(axes, by_panel.items(), strict=True):
         for s, scale in enumerate(scales):
-            mine = [row for row in rows if row.scale == scale]
+            mine = [row for row in rows if row.at == scale]
             at = [place[figure.group(row), figure.label(row)] + STEP * s for row in mine]
             _series(axis, mine, at, SERIES[s % len(SERIES)], scale)
         axis.axvline(0, color=SOFT, lw=0.7, ls=":")

@@ -12,10 +12,9 @@ K = TypeVar("K")
 
 
 class Intervals(NamedTuple):
-    """Estimates with their intervals: a panel for each `panel(row)`, a line for each `label(row)`, a colour for each scale.
+    """Estimates with their intervals: a panel for each `panel(row)`, a line for each `label(row)`, a colour for each `row.at`.
 
     group: a heading above the lines that share it. limit: the axis runs from -limit to limit. measure: what is on it.
-    contrast: shows the differences between scales instead of the scales.
     """
 
     rows: Sequence[Row]
@@ -24,11 +23,6 @@ class Intervals(NamedTuple):
     group: Callable[[Row], str] = lambda row: ""
     limit: float = 1.0
     measure: str = "r"
-    contrast: bool = False
-
-    @property
-    def shown(self) -> list[Row]:
-        return [row for row in self.rows if bool(row.contrast) == self.contrast]
 
 
 class Heatmaps(NamedTuple):
@@ -67,7 +61,7 @@ Figure = Intervals | Heatmaps | Curves | Lines
 def panels(figure: Figure) -> dict[str, Figure]:
     """A figure for each of the panels, by title: the page shows them one by one, so that they fit a phone."""
     if isinstance(figure, Intervals):
-        return {title: figure._replace(rows=rows) for title, rows in by(figure.shown, figure.panel).items()}
+        return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, figure.panel).items()}
     if isinstance(figure, Heatmaps):
         return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, heatmap_title).items()}
     if isinstance(figure, Lines):

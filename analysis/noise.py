@@ -258,11 +258,7 @@ def rows(study: Study) -> list[Row]:
 
 
 def section(results: Results) -> str:
-    found = [
-        r
-        for r in results.rows("reliability", protocol="reliability", contrast="")
-        if math.isfinite(r.estimate)
-    ]
+    found = [r for r in results.rows("reliability", protocol="reliability") if math.isfinite(r.estimate)]
     if not found:
         return ""
     kinds = list(dict.fromkeys(r.other for r in found))
@@ -302,7 +298,7 @@ def section(results: Results) -> str:
 
 
 def claims(results: Results) -> Iterator[Claim]:
-    ceilings = results.rows("reliability", other=CEILING, contrast="")
+    ceilings = results.rows("reliability", other=CEILING)
     noisy = [r for r in ceilings if r.note_kind == ITEM_NOISE]
     low = [r for r in ceilings if r.high < 0.7 and math.isfinite(r.high)]
     for found, text in (

@@ -449,12 +449,13 @@ def natural_key(text: str) -> list[tuple[int, float, str]]:
 
 
 def scale_key(text: str) -> tuple[float, list[tuple[int, float, str]]]:
-    """Orders scales by size: 1m, 60M, 240M, 1B; others after, by name."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmbt])?", text.strip(), re.IGNORECASE)
+    """Orders scales by size: 1m, 60M, 240M-base, 1B; of one size and without a size, by name."""
+    number = r"\d+(?:\.\d+)?"
+    found = re.search(rf"(?<![a-z0-9.])({number})\s*([kmbt])(?![a-z0-9])|^({number})$", text.strip().lower())
     if not found:
         return float("inf"), natural_key(text)
-    unit = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}.get((found[2] or "").lower(), 1.0)
-    return float(found[1]) * unit, []
+    unit = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}.get(found[2], 1.0)
+    return float(found[1] or found[3]) * unit, natural_key(text)
 
 
 def category_key(category: str) -> tuple[int, str]:

@@ -97,9 +97,9 @@ def as_json(row: Row) -> dict[str, Any]:
 
 def show_transfer(analysis: Analysis, quantity: str) -> None:
     """One table: categories first, then their benchmarks; a column of r with its interval for each scale."""
-    from evalengine.analysis.groups import PARTIAL
+    from evalengine.analysis.groups import PARTIAL, SCALE
 
-    rows = [row for row in analysis.tables["transfer"] if row.quantity == quantity]
+    rows = [r for r in analysis.tables["transfer"] if r.quantity == quantity and r.contrast in ("", SCALE)]
     method = analysis.method
     categories = list(dict.fromkeys(row.category for row in rows))
     lines: dict[tuple[int, str, str], list[Row]] = {}  # "category_transfer" comes before "transfer"
@@ -118,15 +118,15 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
     )
     console.table(
         "",
-        ["", *dict.fromkeys(row.scale for row in rows), "n"],
+        ["", *dict.fromkeys(row.at for row in rows), "n"],
         body,
         caption=f"{method['resamples']:,} resamples of the mixtures ({method['resampling']}). "
         "An interval that holds 0 does not show any transfer.",
     )
     for reason in dict.fromkeys(
-        f"{r.category}, {r.name} ({r.scale}): {r.note}"
+        f"{r.category}, {r.name} ({r.at}): {r.note}"
         if r.protocol == "category_transfer"
-        else f"{r.name} ({r.scale}): {r.note}"
+        else f"{r.name} ({r.at}): {r.note}"
         for r in rows
         if r.note and (r.estimate != r.estimate or r.note_kind == PARTIAL)
     ):

@@ -148,9 +148,9 @@ def test_missing_twin_is_said_and_left_out(tmp_path: Path, capsys: pytest.Captur
     assert "scale 1B: no sft checkpoint for V2P1; left out, 8 mixtures remain" in said.err
     assert "9/8" in said.out
     rows = json.loads((tmp_path / "o" / "transfer.json").read_text())
-    at = {(r["scale"], r["name"], r["quantity"]): r for r in rows}
-    assert at["240M", "rte", "accuracy"]["n"] == 9 and at["1B", "rte", "accuracy"]["n"] == 8
-    assert at["1B-240M", "rte", "accuracy"]["n"] == 8
+    at = {(r["contrast"], r["scale"], r["name"], r["quantity"]): r["n"] for r in rows}
+    assert at["", "240M", "rte", "accuracy"] == 9 and at["", "1B", "rte", "accuracy"] == 8
+    assert at["scale", "1B", "rte", "accuracy"] == 8
 
 
 def test_three_mixtures_are_too_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
