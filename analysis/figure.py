@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 from evalengine.analysis.tables import Row
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 class Intervals(NamedTuple):
@@ -41,7 +42,20 @@ class Curves(NamedTuple):
     rows: Sequence[dict[str, Any]]
 
 
-Figure = Intervals | Heatmaps | Curves
+class Lines(NamedTuple):
+    """Estimates with their intervals over places in order: a panel for each `panel(row)`, a line for each category.
+
+    places: all of them, left to right; x: the place of a row. limits: of the axis up, by the values if None.
+    """
+
+    rows: Sequence[Row]
+    places: Sequence[str]
+    x: Callable[[Row], str]
+    panel: Callable[[Row], str]
+    limits: tuple[float, float] | None = None
+
+
+Figure = Intervals | Heatmaps | Curves | Lines
 
 
 def panels(figure: Figure) -> dict[str, Figure]:
@@ -50,6 +64,8 @@ def panels(figure: Figure) -> dict[str, Figure]:
         return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, figure.panel).items()}
     if isinstance(figure, Heatmaps):
         return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, heatmap_title).items()}
+    if isinstance(figure, Lines):
+        return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, figure.panel).items()}
     return {title: Curves(rows) for title, rows in by(figure.rows, lambda row: str(row["category"])).items()}
 
 
@@ -57,9 +73,9 @@ def heatmap_title(row: Row) -> str:
     return f"{row.quantity}, {row.scale}"
 
 
-def by(rows: Sequence[T], key: Callable[[T], str]) -> dict[str, list[T]]:
+def by(rows: Sequence[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     """Groups rows, in order."""
-    out: dict[str, list[T]] = {}
+    out: dict[K, list[T]] = {}
     for row in rows:
         out.setdefault(key(row), []).append(row)
     return out

@@ -98,7 +98,7 @@ def measured(data: Data, quantity: str, scale: str) -> dict[int, Measured | Note
             )
             out[b] = Note(UNDEFINED, why)
         else:
-            found = _covariance(sample.x_VMC[b], sample.x_VMC[B + b], sample.w_MC, keep)
+            found = covariances(sample.x_VMC[b], sample.x_VMC[B + b], sample.w_MC, keep)
             out[b] = Measured(noise, found, int(keep.sum()))
     return out
 
@@ -227,7 +227,7 @@ def _units(keep_M: NDArray[np.bool_], w_MC: Array) -> Array:
     return units_C
 
 
-def _covariance(x_MC: Array, y_MC: Array, w_MC: Array, keep_M: NDArray[np.bool_]) -> Array:
+def covariances(x_MC: Array, y_MC: Array, w_MC: Array, keep_M: NDArray[np.bool_]) -> Array:
     """(3, C): variances before and after and their covariance, unbiased for the number of mixtures behind each column."""
     keep_M1 = keep_M[:, None]
     x_MC, y_MC = (np.where(keep_M1, v - v[keep_M, :1].mean(), 0.0) for v in (x_MC, y_MC))

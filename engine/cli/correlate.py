@@ -43,7 +43,12 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--level", type=float, default=0.95, help="confidence level (default 0.95)")
     p.add_argument("--statistic", default="pearson", choices=("pearson", "spearman", "kendall"))
     p.add_argument("--metric", help=f"one of {', '.join(METRICS)} (default: each benchmark's own)")
-    p.add_argument("--stages", metavar="BEFORE,AFTER", help="the two stages to compare (default: pt,sft)")
+    p.add_argument(
+        "--stages",
+        metavar="FIRST,...,LAST",
+        help="stages in order (default: pt,sft); the first is compared with the last, of more than two the table `stages` "
+        "has every other pair",
+    )
     p.add_argument("--resample", default="mixtures", choices=("mixtures", "items", "both"))
     p.add_argument("--study", metavar="FILE", help="study file with the composition of the mixtures")
     p.add_argument("--seed", type=int, default=0)
