@@ -16,7 +16,7 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.correlation import DECISION, Sample, pair_sums
-from evalengine.analysis.groups import ALL, PARTIAL, Array, Data, Group, Label, Note, difference_of_means
+from evalengine.analysis.groups import ALL, PARTIAL, Array, Data, Group, Label, Means, Note
 from evalengine.analysis.item_bootstrap import item_data
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, share_with_interval
@@ -56,7 +56,7 @@ def _decide(
     ]
     every = [[i] for i in range(2 * B)]  # of each benchmark and measure
     every += [[2 * b + m for b in index] for _, index in members for m in range(len(measures))]
-    single, single_n, values, n, notes = {}, {}, {}, {}, {}
+    of_means, values, n, notes = {}, {}, {}, {}
     for scale in panel.scales:
         sample = data.sample(quantity, scale)
         found = np.full((B, 2, sample.w_MC.shape[1]), np.nan)
@@ -81,9 +81,8 @@ def _decide(
         smallest = [min((int(counts[b]) for b in index if counts[b] >= 4), default=0) for _, index in members]
         n[scale] = np.repeat(np.concatenate([counts, smallest]), 2)
         notes[scale] = said
-        single[scale], single_n[scale] = found.reshape(2 * B, -1), np.repeat(counts, 2)
-    difference = difference_of_means(single, every, single_n)
-    return Group("decision", quantity, labels, values, n, notes, difference=difference)
+        of_means[scale] = Means(found.reshape(2 * B, -1), np.repeat(counts, 2), every)
+    return Group("decision", quantity, labels, values, n, notes, means=of_means)
 
 
 def _pairwise(x_2MC: Array, w_MC: Array) -> Array:

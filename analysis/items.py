@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ MUST_AGREE = {  # metadata that must be one value per benchmark, and what a user
     "limit": "limits",
     "data_hash": "data files",
 }
-COMPARED = (*MUST_AGREE, "dtype", "backend", "default_score")
+READ = (*MUST_AGREE, "dtype", "backend", "default_score", "checkpoint_seed")
 
 
 class Checkpoint(NamedTuple):
@@ -46,13 +46,13 @@ class Checkpoint(NamedTuple):
 
 
 class BenchmarkItems(NamedTuple):
-    """One benchmark's items on all the checkpoints that have it."""
+    """One benchmark's items on all the checkpoints that have it; `averaged`: on the mixtures, means over their runs."""
 
     name: str
     category: str
     metric: str  # the score that picks the answer
     checkpoints: tuple[str, ...]  # K names
-    correct_KI: NDArray[np.uint8]
+    correct_KI: NDArray[np.uint8] | NDArray[np.float32]
     confidence_KI: NDArray[np.float32]
     means_KF: NDArray[np.float64]  # p_gold, margin, entropy, brier, nll: means over items
     unusable_K: NDArray[np.int64]  # items without a finite score, left out of nothing but counted
@@ -60,9 +60,12 @@ class BenchmarkItems(NamedTuple):
 
 
 class Store(NamedTuple):
+    """seeds: by checkpoint, of those that state one."""
+
     checkpoints: tuple[Checkpoint, ...]
     benchmarks: tuple[BenchmarkItems, ...]
     notes: tuple[str, ...]
+    seeds: Mapping[str, str]
 
 
 def read_store(store: Path | str, metric: str | None = None) -> Store:
@@ -79,10 +82,11 @@ def read_store(store: Path | str, metric: str | None = None) -> Store:
     for path in paths(store):
         by_benchmark[path.stem].append(path)
     checkpoints: dict[str, Checkpoint] = {}
+    seeds: dict[str, str] = {}
     read: list[BenchmarkItems] = []
     notes: dict[str, list[str]] = {}  # what is to be known -> of which benchmarks
     for name, group in by_benchmark.items():
-        benchmark, said = _read_benchmark(name, group, metric, checkpoints)
+        benchmark, said = _read_benchmark(name, group, metric, checkpoints, seeds)
         read.append(benchmark)
         for note in said:
             notes.setdefault(note, []).append(name)
@@ -92,12 +96,12 @@ def read_store(store: Path | str, metric: str | None = None) -> Store:
             notes.setdefault(note, []).append(benchmark.name)
     seen = dict.fromkeys(name for benchmark in read for name in benchmark.checkpoints)
     said = [f"{', '.join(which)}: {note}" for note, which in notes.items()]
-    return Store(tuple(checkpoints[name] for name in seen), tuple(read), tuple(said))
+    return Store(tuple(checkpoints[name] for name in seen), tuple(read), tuple(said), seeds)
 
 
 class _Scored(NamedTuple):
     checkpoint: str
-    metadata: Mapping[str, str]  # of COMPARED, "" where a file does not say
+    metadata: Mapping[str, str]  # of READ, "" where a file does not say
 
 
 def _refuse_mixed(name: str, one: _Scored, other: _Scored) -> None:
@@ -128,9 +132,13 @@ def _notes(found: Sequence[_Scored]) -> list[str]:
 
 
 def _read_benchmark(
-    name: str, group: Sequence[Path], metric: str | None, checkpoints: dict[str, Checkpoint]
+    name: str,
+    group: Sequence[Path],
+    metric: str | None,
+    checkpoints: dict[str, Checkpoint],
+    seeds: dict[str, str],
 ) -> tuple[BenchmarkItems, list[str]]:
-    """One benchmark's files, each opened once, and the notes on them. Adds to `checkpoints`."""
+    """One benchmark's files, each opened once, and the notes on them. Adds to `checkpoints` and `seeds`."""
     from evalengine.store import read
 
     found: list[_Scored] = []
@@ -144,12 +152,14 @@ def _read_benchmark(
             raise UserError(f"{path} holds no items: delete it and score again")
         checkpoint = path.parent.name
         raw = table.schema.metadata or {}
-        metadata = {key: raw.get(key.encode(), b"").decode(errors="replace") for key in COMPARED}
+        metadata = {key: raw.get(key.encode(), b"").decode(errors="replace") for key in READ}
         found.append(_Scored(checkpoint, metadata))
         _refuse_mixed(name, found[0], found[-1])
         if checkpoint not in checkpoints:
             who = (_first(table, key) for key in ("scale", "mixture", "stage"))
             checkpoints[checkpoint] = Checkpoint(checkpoint, *who)
+        if metadata["checkpoint_seed"]:
+            seeds[checkpoint] = metadata["checkpoint_seed"]
         if first is None:
             category = _first(table, "category") or "Other"
         chosen = metric or found[0].metadata["default_score"] or "acc"
@@ -255,8 +265,42 @@ def _same_order(name: str, holder: str, first: pa.Table, checkpoint: str, other:
     return other.take(pa.array(np.argsort(position.to_numpy())))
 
 
+def rows_of_runs(checkpoints: Sequence[Checkpoint]) -> NDArray[np.int64]:
+    """(K,) one row for the runs of a mixture at one scale and stage, in the order of the first; one for each other."""
+    places = [one[:1] if one.mixture is None or one.stage is None else one[1:4] for one in checkpoints]
+    number = {place: row for row, place in enumerate(dict.fromkeys(places))}
+    return np.array([number[place] for place in places], dtype=np.int64)
+
+
+def averaged(items: BenchmarkItems, row_K: NDArray[np.int64]) -> BenchmarkItems:
+    """The means over the checkpoints that share a row, each under the name of the first; all as it is where none do."""
+    _, first = np.unique(row_K, return_index=True)
+    if len(first) == len(row_K):
+        return items
+    correct, confidence, means = (
+        mean_by_row(x, row_K) for x in (items.correct_KI, items.confidence_KI, items.means_KF)
+    )
+    return items._replace(
+        checkpoints=tuple(items.checkpoints[k] for k in first),
+        correct_KI=correct.astype(np.float32),
+        confidence_KI=confidence.astype(np.float32),
+        means_KF=means,
+        unusable_K=np.bincount(row_K, items.unusable_K).astype(np.int64),
+    )
+
+
+def mean_by_row(x_K: NDArray[Any], row_K: NDArray[np.int64]) -> NDArray[Any]:
+    """Means over the entries (K, ...) that share a row, and `x_K` itself where none do."""
+    count = np.bincount(row_K)
+    if len(count) == len(row_K):
+        return x_K
+    total = np.zeros((len(count), *x_K.shape[1:]))
+    np.add.at(total, row_K, x_K)
+    return total / count.reshape(-1, *[1] * (x_K.ndim - 1))
+
+
 def reliability(
-    confidence_KI: NDArray[np.float32], correct_KI: NDArray[np.uint8], bins: int
+    confidence_KI: NDArray[np.float32], correct_KI: NDArray[np.uint8] | NDArray[np.float32], bins: int
 ) -> NDArray[np.float64]:
     """Equal-mass bins of confidence, as even as integers allow: (K, bins, 3) of share, mean confidence, accuracy.
 

@@ -98,7 +98,7 @@ def measured(data: Data, quantity: str, scale: str) -> dict[int, Measured | Note
             )
             out[b] = Note(UNDEFINED, why)
         else:
-            found = _covariance(sample.x_VMC[b], sample.x_VMC[B + b], sample.w_MC, keep)
+            found = covariances(sample.x_VMC[b], sample.x_VMC[B + b], sample.w_MC, keep)
             out[b] = Measured(noise, found, int(keep.sum()))
     return out
 
@@ -227,7 +227,7 @@ def _units(keep_M: NDArray[np.bool_], w_MC: Array) -> Array:
     return units_C
 
 
-def _covariance(x_MC: Array, y_MC: Array, w_MC: Array, keep_M: NDArray[np.bool_]) -> Array:
+def covariances(x_MC: Array, y_MC: Array, w_MC: Array, keep_M: NDArray[np.bool_]) -> Array:
     """(3, C): variances before and after and their covariance, unbiased for the number of mixtures behind each column."""
     keep_M1 = keep_M[:, None]
     x_MC, y_MC = (np.where(keep_M1, v - v[keep_M, :1].mean(), 0.0) for v in (x_MC, y_MC))
@@ -270,11 +270,7 @@ def rows(study: Study) -> list[Row]:
 
 
 def section(results: Results) -> str:
-    found = [
-        r
-        for r in results.rows("reliability", protocol="reliability", contrast="")
-        if math.isfinite(r.estimate)
-    ]
+    found = [r for r in results.rows("reliability", protocol="reliability") if math.isfinite(r.estimate)]
     if not found:
         return ""
     kinds = list(dict.fromkeys(r.other for r in found))
@@ -314,7 +310,7 @@ def section(results: Results) -> str:
 
 
 def claims(results: Results) -> Iterator[Claim]:
-    ceilings = results.rows("reliability", other=CEILING, contrast="")
+    ceilings = results.rows("reliability", other=CEILING)
     noisy = [r for r in ceilings if r.note_kind == ITEM_NOISE]
     low = [r for r in ceilings if r.high < 0.7 and math.isfinite(r.high)]
     for found, text in (

@@ -131,6 +131,7 @@ def describe(study: Study) -> dict[str, Any]:
         "tables_version": TABLES_VERSION,
         "scales": panel.scales,
         "stages": panel.stages,
+        "all_stages": panel.steps.stages if panel.steps else panel.stages,
         "mixtures": panel.mixtures,
         "benchmarks": panel.benchmarks,
         "categories": panel.categories,

@@ -133,6 +133,15 @@ def table_answers(table: pa.Table, metric: str, name: str = "") -> tuple[Answers
     return answers(score(loglik_C, needed_C), offset_I1 - offset_I1[:1], gold_I), gold_I
 
 
+def accuracy(table: pa.Table) -> float:
+    """Share of items answered right by the benchmark's own score, which the table's metadata names (else acc)."""
+    if not len(table):
+        return float("nan")
+    metric = (table.schema.metadata or {}).get(b"default_score", b"").decode() or "acc"
+    found, gold_I = table_answers(table, metric)
+    return float((found.pick == gold_I).mean())
+
+
 def known_metric(name: str) -> Metric:
     """The metric of this name. Raises UserError where there is none."""
     if name not in METRICS:

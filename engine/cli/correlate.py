@@ -43,7 +43,12 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--level", type=float, default=0.95, help="confidence level (default 0.95)")
     p.add_argument("--statistic", default="pearson", choices=("pearson", "spearman", "kendall"))
     p.add_argument("--metric", help=f"one of {', '.join(METRICS)} (default: each benchmark's own)")
-    p.add_argument("--stages", metavar="BEFORE,AFTER", help="the two stages to compare (default: pt,sft)")
+    p.add_argument(
+        "--stages",
+        metavar="FIRST,...,LAST",
+        help="stages in order (default: pt,sft); the first is compared with the last, of more than two the table `stages` "
+        "has every other pair",
+    )
     p.add_argument("--resample", default="mixtures", choices=("mixtures", "items", "both"))
     p.add_argument("--study", metavar="FILE", help="study file with the composition of the mixtures")
     p.add_argument("--seed", type=int, default=0)
@@ -92,9 +97,9 @@ def as_json(row: Row) -> dict[str, Any]:
 
 def show_transfer(analysis: Analysis, quantity: str) -> None:
     """One table: categories first, then their benchmarks; a column of r with its interval for each scale."""
-    from evalengine.analysis.groups import PARTIAL
+    from evalengine.analysis.groups import PARTIAL, SCALE
 
-    rows = [row for row in analysis.tables["transfer"] if row.quantity == quantity]
+    rows = [r for r in analysis.tables["transfer"] if r.quantity == quantity and r.contrast in ("", SCALE)]
     method = analysis.method
     categories = list(dict.fromkeys(row.category for row in rows))
     lines: dict[tuple[int, str, str], list[Row]] = {}  # "category_transfer" comes before "transfer"
@@ -113,15 +118,15 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
     )
     console.table(
         "",
-        ["", *dict.fromkeys(row.scale for row in rows), "n"],
+        ["", *dict.fromkeys(row.at for row in rows), "n"],
         body,
         caption=f"{method['resamples']:,} resamples of the mixtures ({method['resampling']}). "
         "An interval that holds 0 does not show any transfer.",
     )
     for reason in dict.fromkeys(
-        f"{r.category}, {r.name} ({r.scale}): {r.note}"
+        f"{r.category}, {r.name} ({r.at}): {r.note}"
         if r.protocol == "category_transfer"
-        else f"{r.name} ({r.scale}): {r.note}"
+        else f"{r.name} ({r.at}): {r.note}"
         for r in rows
         if r.note and (r.estimate != r.estimate or r.note_kind == PARTIAL)
     ):

@@ -198,17 +198,17 @@ def test_means_are_compared_over_the_benchmarks_of_both_scales(tmp_path: Path) -
     assert any("rte has no value for 60M-m0-pt" in note for note in panel.notes)
     found = analyse(panel, Options(bootstrap=200)).tables
     means = {
-        row.scale: row
+        row.at: row
         for row in found["transfer"]
         if row.protocol == "category_transfer" and row.category == "All"
     }
     assert math.isfinite(means["60M"].estimate) and math.isfinite(means["1B"].estimate)
     assert means["60M"].note.startswith("without rte")
     single = {row.name: row for row in found["transfer"] if row.protocol == "transfer" and row.contrast}
-    assert means["1B-60M"].estimate == pytest.approx(single["wic"].estimate)  # rte has no r at 60M
-    assert "over the 1 that have a value at both scales" in means["1B-60M"].note
+    assert means["1B − 60M"].estimate == pytest.approx(single["wic"].estimate)  # rte has no r at 60M
+    assert "over the 1 that have a value at both scales" in means["1B − 60M"].note
     agreement = {
-        row.scale: row
+        row.at: row
         for row in found["decisions"]
         if row.category == "All" and row.other == "pairwise agreement"
     }
@@ -216,7 +216,7 @@ def test_means_are_compared_over_the_benchmarks_of_both_scales(tmp_path: Path) -
     wic = [
         r for r in found["decisions"] if r.name == "wic" and r.other == "pairwise agreement" and r.contrast
     ]
-    assert agreement["1B-60M"].estimate == pytest.approx(wic[0].estimate)
+    assert agreement["1B − 60M"].estimate == pytest.approx(wic[0].estimate)
 
 
 BESIDE = [  # a score, its standard errors, its numbers of items
