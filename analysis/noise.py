@@ -194,11 +194,11 @@ def without_noise(study: Study, quantity: str) -> list[Row]:
 def _noise(panel: Panel, quantity: str, s: int, b: int, keep_M: NDArray[np.bool_]) -> ItemNoise | None:
     if panel.items and panel.row is not None and quantity in ("accuracy", "confidence"):
         known = panel.items[b]
-        values = known.correct_KI if quantity == "accuracy" else known.confidence_KI
-        rows = panel.row[s, :, :, b][:, keep_M]
-        if values.shape[1] < 2 or rows.shape[1] < 2:
-            return None
-        return from_items(*(values[rows[t]].astype(np.float64) for t in range(2)))
+        x_TMI = known.scores(quantity)[panel.row[s, :, :, b][:, keep_M]].astype(np.float64)
+        x_TMI = x_TMI[
+            :, :, np.isfinite(x_TMI).all(axis=(0, 1))
+        ]  # items that all of them have a finite score on
+        return from_items(*x_TMI) if min(x_TMI.shape[1:]) >= 2 else None
     items = int(panel.n_items[b]) if panel.n_items is not None else 0
     if quantity == "accuracy" and items > 1:
         x_TM = panel.values["accuracy"][s, :, :, b][:, keep_M]

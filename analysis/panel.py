@@ -12,7 +12,7 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from evalengine.analysis.items import (
     ECE_BINS,
     BenchmarkItems,
+    debiased_calibration_error,
     expected_calibration_error,
+    mean_of_scores,
     names,
     read_store,
     reliability,
@@ -35,7 +37,8 @@ DEFAULT_STAGES = ("pt", "sft")
 CATEGORY_ORDER = ("Commonsense", "Science", "NLI", "Semantic")
 RESULTS_FILE = "results.arrow"
 QUANTITIES = ("accuracy", "confidence", "loss")
-CALIBRATION = Answers._fields[2:]
+CALIBRATION = ("ece", "ece_plugin", *Answers._fields[2:])
+OTHER_CONFIDENCE = {"raw": "confidence (own)", "own": "confidence (raw)"}  # beside the one that was asked for
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,24 @@ class Panel:
     benchmarks: tuple[str, ...]
     categories: tuple[str, ...]  # of each benchmark
     values: dict[str, Array]  # by quantity: accuracy, confidence, loss
-    calibration: dict[str, Array]  # ece, brier, nll, p_gold, margin, entropy
+    calibration: dict[str, Array]  # CALIBRATION, over raw log-likelihoods
     row: NDArray[np.int64]  # (S, 2, M, B): row of the checkpoint in items[b], -1 if missing
     n_items: NDArray[np.int64]  # (B,), 0 where unknown
     notes: tuple[str, ...]
     curves: Array | None = None  # reliability curves, (S, 2, M, B, bins, 3)
     items: tuple[BenchmarkItems, ...] = ()  # by benchmark, where the store was read
     metrics: tuple[str, ...] = ()  # the score behind each benchmark's accuracy
+    confidence: str = ""  # of `metrics.CONFIDENCES`; "" where results were imported
+    beside: dict[str, Array] = field(default_factory=dict)  # the other confidence, where a benchmark's differ
 
     @property
     def quantities(self) -> tuple[str, ...]:
         return tuple(self.values)
+
+    @property
+    def transferred(self) -> dict[str, Array]:
+        """The values, and beside them the other confidence, of which transfer and means are shown."""
+        return {**self.values, **self.beside}
 
     def category_members(self) -> dict[str, list[int]]:
         members: dict[str, list[int]] = defaultdict(list)
@@ -68,7 +78,7 @@ class Panel:
 
     def variables(self, quantity: str, scale: int) -> Array:
         """(2B, M): the benchmarks before, then the benchmarks after."""
-        x_TMB = self.values[quantity][scale]
+        x_TMB = self.transferred[quantity][scale]
         return np.concatenate([x_TMB[0].T, x_TMB[1].T])
 
 
@@ -92,11 +102,16 @@ class Cell(NamedTuple):
 
 
 def load_panel(
-    source: Path | str, *, stages: Sequence[str] | None = None, metric: str | None = None
+    source: Path | str,
+    *,
+    stages: Sequence[str] | None = None,
+    metric: str | None = None,
+    confidence: str | None = None,
 ) -> Panel:
     """The panel of a score store, of a folder written by `evalengine import`, or of its results.arrow.
 
-    stages: the two to compare, else pt and sft, else the only two there are. Raises UserError for everything that would
+    stages: the two to compare, else pt and sft, else the only two there are. confidence: one of `metrics.CONFIDENCES`, of a
+    score store; raw where it is not given. Raises UserError for everything that would
     make the comparison wrong.
     """
     source = Path(source)
@@ -106,22 +121,29 @@ def load_panel(
             raise UserError(
                 "--metric chooses a score of a score store; imported results already say which they are"
             )
+        if confidence is not None:
+            raise UserError(
+                "--confidence chooses the confidence of a score store; imported results hold the one they were made with"
+            )
         return _from_results(results, stages)
-    return _from_store(source, stages, metric)
+    return _from_store(source, stages, metric, confidence or "raw")
 
 
-def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None) -> Panel:
-    store = read_store(source, metric)
+def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None, confidence: str) -> Panel:
+    store = read_store(source, metric, confidence)
     by_name = {checkpoint.name: checkpoint for checkpoint in store.checkpoints}
+    differ = any(benchmark.other_KI is not benchmark.confidence_KI for benchmark in store.benchmarks)
+    shown = ("accuracy", "confidence", *([OTHER_CONFIDENCE[confidence]] if differ else []))
     cells, curve_of = [], {}
     for benchmark in store.benchmarks:
-        curve_KB3 = reliability(benchmark.confidence_KI, benchmark.correct_KI, ECE_BINS)
+        raw_KI = benchmark.confidence_KI if confidence == "raw" else benchmark.other_KI
+        curve_KB3 = reliability(raw_KI, benchmark.correct_KI, ECE_BINS)
         curve_of[benchmark.name] = curve_KB3
+        debiased_K = debiased_calibration_error(curve_KB3, np.isfinite(raw_KI).sum(axis=1))
+        calibration = (debiased_K, expected_calibration_error(curve_KB3), *benchmark.means_KF.T)
         by_quantity = {
-            "accuracy": benchmark.correct_KI.mean(axis=1, dtype=np.float64),
-            "confidence": benchmark.confidence_KI.mean(axis=1, dtype=np.float64),
-            "ece": expected_calibration_error(curve_KB3),
-            **dict(zip(CALIBRATION, benchmark.means_KF.T, strict=True)),
+            **{quantity: mean_of_scores(benchmark.scores(quantity)) for quantity in shown},
+            **dict(zip(CALIBRATION, calibration, strict=True)),
         }
         items = benchmark.correct_KI.shape[1]
         for k, name in enumerate(benchmark.checkpoints):
@@ -134,9 +156,8 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None) 
     for b, name in enumerate(panel.benchmarks):
         row_STM = panel.row[..., b]
         curves[:, :, :, b][row_STM >= 0] = curve_of[name][row_STM[row_STM >= 0]]
-    return replace(
-        panel, items=ordered, curves=curves, metrics=tuple(benchmark.metric for benchmark in ordered)
-    )
+    metrics = tuple(benchmark.metric for benchmark in ordered)
+    return replace(panel, items=ordered, curves=curves, metrics=metrics, confidence=confidence)
 
 
 def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
@@ -191,11 +212,11 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     benchmarks = tuple(sorted(category_of, key=lambda name: (category_key(category_of[name]), name)))
     index = tuple({name: i for i, name in enumerate(axis)} for axis in (scales, pair, mixtures, benchmarks))
     shape = (len(scales), 2, len(mixtures), len(benchmarks))
-    values, calibration = (
+    values, beside, calibration = (
         {q: np.full(shape, np.nan) for q in quantities if any(q in cell.values for cell in known)}
-        for quantities in (QUANTITIES, ("ece", *CALIBRATION))
+        for quantities in (QUANTITIES, OTHER_CONFIDENCE.values(), CALIBRATION)
     )
-    arrays = {**values, **calibration}
+    arrays = {**values, **beside, **calibration}
     present = np.zeros(shape[:3], dtype=bool)
     row = np.full(shape, -1, dtype=np.int64)
     n_items = np.zeros(len(benchmarks), dtype=np.int64)
@@ -221,6 +242,7 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
         row,
         n_items,
         tuple(dict.fromkeys(said)),
+        beside=beside,
     )
 
 

@@ -15,7 +15,7 @@ from evalengine.analysis.tables import Row
 from evalengine.errors import UserError
 from evalengine.untrusted import check_name, parse_json
 
-TABLES_VERSION = "3"  # of the columns of Row and of analysis.json
+TABLES_VERSION = "4"  # of the columns of Row and of analysis.json
 OTHERS = ("cells", "curves", "verdicts")  # beside the tables of rows
 
 
