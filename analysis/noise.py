@@ -207,11 +207,10 @@ def without_noise(study: Study, quantity: str) -> list[Row]:
 def _noise(panel: Panel, quantity: str, s: int, b: int, keep_M: NDArray[np.bool_]) -> ItemNoise | None:
     if panel.items and panel.row is not None and quantity in ("accuracy", "confidence"):
         known = panel.items[b]
-        values = known.correct_KI if quantity == "accuracy" else known.confidence_KI
-        rows = panel.row[s, :, :, b][:, keep_M]
-        if values.shape[1] < 2 or rows.shape[1] < 2:
-            return None
-        return from_items(*(values[rows[t]].astype(np.float64) for t in range(2)))
+        x_TMI = known.scores(quantity)[panel.row[s, :, :, b][:, keep_M]].astype(np.float64)
+        # Items that all of them have a finite score on.
+        x_TMI = x_TMI[:, :, np.isfinite(x_TMI).all(axis=(0, 1))]
+        return from_items(*x_TMI) if min(x_TMI.shape[1:]) >= 2 else None
     if quantity != "accuracy":
         return None
     stderr_TM = None if panel.stderr is None else panel.stderr[s, :, :, b][:, keep_M]

@@ -25,8 +25,10 @@ from evalengine.analysis.items import (
     ECE_BINS,
     BenchmarkItems,
     averaged,
+    debiased_calibration_error,
     expected_calibration_error,
     mean_by_row,
+    mean_of_scores,
     names,
     read_store,
     reliability,
@@ -40,7 +42,8 @@ DEFAULT_STAGES = ("pt", "sft")
 CATEGORY_ORDER = ("Commonsense", "Science", "NLI", "Semantic")
 RESULTS_FILE = "results.arrow"
 QUANTITIES = ("accuracy", "confidence", "loss")
-CALIBRATION = Answers._fields[2:]
+CALIBRATION = ("ece", "ece_plugin", *Answers._fields[2:])
+OTHER_CONFIDENCE = {"raw": "confidence (own)", "own": "confidence (raw)"}  # beside the one that was asked for
 RESULT_KINDS = ("string",) * 7 + ("double", "int64", "double", "double", "string")  # columns of results.arrow
 
 
@@ -62,7 +65,7 @@ class Panel:
     benchmarks: tuple[str, ...]
     categories: tuple[str, ...]  # of each benchmark
     values: dict[str, Array]  # by quantity: accuracy, confidence, loss
-    calibration: dict[str, Array]  # ece, brier, nll, p_gold, margin, entropy
+    calibration: dict[str, Array]  # CALIBRATION, over raw log-likelihoods
     row: NDArray[np.int64]  # (S, 2, M, B): row of the mixture in items[b], -1 if missing
     n_items: NDArray[np.int64]  # (B,), 0 where unknown
     notes: tuple[str, ...]
@@ -73,10 +76,17 @@ class Panel:
     chance: Array | None = None  # (B,): accuracy of guessing, NaN where unknown
     runs: dict[str, Array] = field(default_factory=dict)  # (S, 2, M, B, R) of `values`; empty if R is 1
     steps: Steps | None = None
+    confidence: str = ""  # of `metrics.CONFIDENCES`; "" where results were imported
+    beside: dict[str, Array] = field(default_factory=dict)  # the other confidence, where a benchmark's differ
 
     @property
     def quantities(self) -> tuple[str, ...]:
         return tuple(self.values)
+
+    @property
+    def transferred(self) -> dict[str, Array]:
+        """The values, and beside them the other confidence, of which transfer and means are shown."""
+        return {**self.values, **self.beside}
 
     def category_members(self) -> dict[str, list[int]]:
         members: dict[str, list[int]] = defaultdict(list)
@@ -86,7 +96,7 @@ class Panel:
 
     def variables(self, quantity: str, scale: int) -> Array:
         """(2B, M): the benchmarks before, then the benchmarks after."""
-        x_TMB = self.values[quantity][scale]
+        x_TMB = self.transferred[quantity][scale]
         return np.concatenate([x_TMB[0].T, x_TMB[1].T])
 
 
@@ -113,12 +123,17 @@ class Cell(NamedTuple):
 
 
 def load_panel(
-    source: Path | str, *, stages: Sequence[str] | None = None, metric: str | None = None
+    source: Path | str,
+    *,
+    stages: Sequence[str] | None = None,
+    metric: str | None = None,
+    confidence: str | None = None,
 ) -> Panel:
     """The panel of a score store, of a folder written by `evalengine import`, or of its results.arrow.
 
-    stages: those to compare, in order, else pt and sft, else the only two there are. Raises UserError for everything that
-    would make the comparison wrong.
+    stages: those to compare, in order, else pt and sft, else the only two there are. confidence: one of
+    `metrics.CONFIDENCES`, of a score store; raw where it is not given. Raises UserError for everything that would make the
+    comparison wrong.
     """
     source = Path(source)
     results = source if source.suffix == ".arrow" else source / RESULTS_FILE
@@ -127,21 +142,28 @@ def load_panel(
             raise UserError(
                 "--metric chooses a score of a score store; imported results already say which they are"
             )
+        if confidence is not None:
+            raise UserError(
+                "--confidence chooses the confidence of a score store; imported results hold the one they were made with"
+            )
         return _from_results(results, stages)
-    return _from_store(source, stages, metric)
+    return _from_store(source, stages, metric, confidence or "raw")
 
 
-def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None) -> Panel:
-    store = read_store(source, metric)
+def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None, confidence: str) -> Panel:
+    store = read_store(source, metric, confidence)
     by_name = {checkpoint.name: checkpoint for checkpoint in store.checkpoints}
+    differ = any(benchmark.other_KI is not benchmark.confidence_KI for benchmark in store.benchmarks)
+    shown = ("accuracy", "confidence", *([OTHER_CONFIDENCE[confidence]] if differ else []))
     cells, curve_of, items_of = [], {}, {}
     for benchmark in store.benchmarks:
-        curve_KB3 = reliability(benchmark.confidence_KI, benchmark.correct_KI, ECE_BINS)
+        raw_KI = benchmark.confidence_KI if confidence == "raw" else benchmark.other_KI
+        curve_KB3 = reliability(raw_KI, benchmark.correct_KI, ECE_BINS)
+        debiased_K = debiased_calibration_error(curve_KB3, np.isfinite(raw_KI).sum(axis=1))
+        calibration = (debiased_K, expected_calibration_error(curve_KB3), *benchmark.means_KF.T)
         by_quantity = {
-            "accuracy": benchmark.correct_KI.mean(axis=1, dtype=np.float64),
-            "confidence": benchmark.confidence_KI.mean(axis=1, dtype=np.float64),
-            "ece": expected_calibration_error(curve_KB3),
-            **dict(zip(CALIBRATION, benchmark.means_KF.T, strict=True)),
+            **{quantity: mean_of_scores(benchmark.scores(quantity)) for quantity in shown},
+            **dict(zip(CALIBRATION, calibration, strict=True)),
         }
         who = [by_name[name] for name in benchmark.checkpoints]
         row_K = rows_of_runs(who)
@@ -172,6 +194,7 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None) 
         curves=curves,
         metrics=tuple(benchmark.metric for benchmark in ordered),
         chance=np.array([benchmark.chance for benchmark in ordered]),
+        confidence=confidence,
     )
 
 
@@ -245,7 +268,10 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     axes = (scales, pair, mixtures, benchmarks)
     by_run = _fill(known, axes)
     means = {quantity: _mean_over_runs(x_STMBR) for quantity, x_STMBR in by_run.items()}
-    values = {quantity: means[quantity] for quantity in QUANTITIES if quantity in means}
+    values, beside, calibration = (
+        {quantity: means[quantity] for quantity in quantities if quantity in means}
+        for quantities in (QUANTITIES, OTHER_CONFIDENCE.values(), CALIBRATION)
+    )
     shape = tuple(map(len, axes))
     present = np.zeros(shape[:3], dtype=bool)
     row = np.full(shape, -1, dtype=np.int64)
@@ -272,7 +298,7 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
         benchmarks,
         tuple(category_of[name] for name in benchmarks),
         values,
-        {quantity: x for quantity, x in means.items() if quantity not in values},
+        calibration,
         row,
         n_items,
         tuple(dict.fromkeys(said)),
@@ -280,6 +306,7 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
         chance=chance,
         runs=runs,
         steps=steps,
+        beside=beside,
     )
 
 

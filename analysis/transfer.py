@@ -43,7 +43,7 @@ from evalengine.analysis.verdicts import verdict_claims, verdict_section
 
 def rows(study: Study) -> list[Row]:
     out = []
-    for quantity in study.panel.quantities:
+    for quantity in study.panel.transferred:
         single = transfer(study.data, quantity)
         means = category_transfer(single, study.panel)
         B = len(study.panel.benchmarks)
@@ -75,7 +75,7 @@ def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int) -> str:
     """The reason why a benchmark's transfer is not reported at a scale."""
     if n < 4:
         return f"{n} mixture{'s have' if n != 1 else ' has'} both values, 4 are needed"
-    x_TM = panel.values[quantity][s, :, :, b]
+    x_TM = panel.transferred[quantity][s, :, :, b]
     x_TM = x_TM[:, np.isfinite(x_TM).all(axis=0)]
     for t, stage in enumerate(panel.stages):
         if np.ptp(x_TM[t]) <= 1e-12 * np.abs(x_TM[t]).max(initial=0.0):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evalengine import console
 from evalengine.errors import UserError
-from evalengine.metrics import METRICS
+from evalengine.metrics import CONFIDENCES, METRICS
 
 if TYPE_CHECKING:
     from evalengine.analysis.study import Analysis
@@ -44,6 +44,11 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--statistic", default="pearson", choices=("pearson", "spearman", "kendall"))
     p.add_argument("--metric", help=f"one of {', '.join(METRICS)} (default: each benchmark's own)")
     p.add_argument(
+        "--confidence",
+        choices=CONFIDENCES,
+        help="softmax over raw log-likelihoods (default), or over the score that picks",
+    )
+    p.add_argument(
         "--stages",
         metavar="FIRST,...,LAST",
         help="stages in order (default: pt,sft); the first is compared with the last, of more than two the table `stages` "
@@ -65,7 +70,7 @@ def analysis_of(args: argparse.Namespace) -> Analysis:
         raise UserError(f"--bootstrap takes a number or 'exact', not '{args.bootstrap}'")
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
     options = Options(args.bootstrap, args.interval, args.level, args.statistic, args.seed, args.resample)
-    panel = load_panel(readable(args.store), stages=stages, metric=args.metric)
+    panel = load_panel(readable(args.store), stages=stages, metric=args.metric, confidence=args.confidence)
     mixtures = read_study(args.study) if args.study else imported_mixtures(args.store)
     return analyse(panel, options, mixtures)
 
