@@ -81,7 +81,7 @@ READ_AT_ONCE = 4 << 20  # bytes
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A directory to score. `scale`, `mixture` and `stage` ("pt" or "sft") are None where they are not stated.
+    """A directory to score. `scale`, `mixture`, `stage` and `seed` (of several runs of a mixture) are None if not stated.
 
     `source` is the URI of a remote checkpoint; `path` then holds its small files, and all files once it is identified.
     `base` is the folder of the model that an adapter belongs to; `path` is then the adapter's. `fingerprint` is "" until it is
@@ -97,6 +97,7 @@ class Checkpoint:
     remote_bytes: int | None = None  # of the weights, known of a remote one
     base: Path | None = None
     fingerprint: str = ""
+    seed: str | None = None
 
     @property
     def model_folder(self) -> Path:

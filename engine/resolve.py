@@ -37,7 +37,7 @@ def discover(
     """Checkpoints in the order given, directories or URIs. Raises UserError for one missing, no checkpoint, or named twice.
 
     The name is the last part of the path as it was given, even if that is a link. Metadata comes from `manifest` (YAML:
-    name -> {scale, mixture, stage}), else from evalengine.json inside the directory, else from a name of the form
+    name -> {scale, mixture, stage, seed}), else from evalengine.json inside the directory, else from a name of the form
     {scale}-{mixture}-{stage}. `base` is the model of the adapters among them, where it is not the one that they name.
     """
     known = read_manifest(manifest) if manifest else {}
@@ -135,17 +135,15 @@ def read_manifest(path: Path) -> dict[str, dict[str, str | None]]:
 
 
 def fields(value: Any, where: str) -> dict[str, str | None]:
-    """The three metadata fields of a mapping, as strings; other keys are the trainer's and are left alone."""
+    """The metadata fields of a mapping, as strings; other keys are the trainer's and are left alone."""
     if not isinstance(value, dict):
         raise UserError(f"{where} must be a mapping with scale, mixture and stage")
     out: dict[str, str | None] = {}
-    for key in ("scale", "mixture", "stage"):
+    for key in ("scale", "mixture", "stage", "seed"):
         field = value.get(key)
         if field is not None and not isinstance(field, (str, int, float)):
             raise UserError(f"{where}: {key} must be a short text, not {type(field).__name__}")
         out[key] = None if field is None else check_label(str(field), f"{where}: {key}")
-    if out["stage"] not in (None, "pt", "sft"):
-        raise UserError(f"{where}: stage must be pt or sft, not {out['stage']!r}")
     return out
 
 
@@ -161,7 +159,8 @@ def metadata(path: Path, name: str, manifest: dict[str, dict[str, str | None]]) 
             )
         return fields(about, str(own))
     match = NAME.match(name)
-    return {key: match[key] if match else None for key in ("scale", "mixture", "stage")}
+    named: dict[str, str | None] = dict(match.groupdict()) if match else {}
+    return {key: named.get(key) for key in ("scale", "mixture", "stage", "seed")}
 
 
 # --- identity

@@ -91,12 +91,17 @@ def score(
 
 
 def begin(checkpoint: Checkpoint, decision: Decision, emit: Emit) -> None:
-    """Says what is kept and why the rest is scored again; sets damaged files aside. Raises UserError for a conflict."""
+    """Says what is kept and why the rest is scored again; sets damaged files aside, and writes new labels.
+
+    Raises UserError for a conflict.
+    """
     if decision.conflict is not None:
         raise UserError(decision.conflict)
     aside = [(path, sealed.set_aside(path)) for path in decision.damaged]
     notes = [f"{path.name} was damaged: set aside as {to.name} and scored again" for path, to in aside]
     emit(Noted(checkpoint.name, (*notes, *decision.notes)))
+    for task in decision.relabelled:
+        store.write(task.path, store.read(task.path), task.metadata)
     emit(Kept(checkpoint.name, len(decision.kept), sum(len(task.items.items) for task in decision.kept)))
 
 

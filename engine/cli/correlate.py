@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evalengine import console
 from evalengine.errors import UserError
-from evalengine.metrics import METRICS
+from evalengine.metrics import CONFIDENCES, METRICS
 
 if TYPE_CHECKING:
     from evalengine.analysis.study import Analysis
@@ -43,7 +43,17 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--level", type=float, default=0.95, help="confidence level (default 0.95)")
     p.add_argument("--statistic", default="pearson", choices=("pearson", "spearman", "kendall"))
     p.add_argument("--metric", help=f"one of {', '.join(METRICS)} (default: each benchmark's own)")
-    p.add_argument("--stages", metavar="BEFORE,AFTER", help="the two stages to compare (default: pt,sft)")
+    p.add_argument(
+        "--confidence",
+        choices=CONFIDENCES,
+        help="softmax over raw log-likelihoods (default), or over the score that picks",
+    )
+    p.add_argument(
+        "--stages",
+        metavar="FIRST,...,LAST",
+        help="stages in order (default: pt,sft); the first is compared with the last, of more than two the table `stages` "
+        "has every other pair",
+    )
     p.add_argument("--resample", default="mixtures", choices=("mixtures", "items", "both"))
     p.add_argument("--study", metavar="FILE", help="study file with the composition of the mixtures")
     p.add_argument("--seed", type=int, default=0)
@@ -60,7 +70,7 @@ def analysis_of(args: argparse.Namespace) -> Analysis:
         raise UserError(f"--bootstrap takes a number or 'exact', not '{args.bootstrap}'")
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
     options = Options(args.bootstrap, args.interval, args.level, args.statistic, args.seed, args.resample)
-    panel = load_panel(readable(args.store), stages=stages, metric=args.metric)
+    panel = load_panel(readable(args.store), stages=stages, metric=args.metric, confidence=args.confidence)
     mixtures = read_study(args.study) if args.study else imported_mixtures(args.store)
     return analyse(panel, options, mixtures)
 
@@ -92,9 +102,9 @@ def as_json(row: Row) -> dict[str, Any]:
 
 def show_transfer(analysis: Analysis, quantity: str) -> None:
     """One table: categories first, then their benchmarks; a column of r with its interval for each scale."""
-    from evalengine.analysis.groups import PARTIAL
+    from evalengine.analysis.groups import PARTIAL, SCALE
 
-    rows = [row for row in analysis.tables["transfer"] if row.quantity == quantity]
+    rows = [r for r in analysis.tables["transfer"] if r.quantity == quantity and r.contrast in ("", SCALE)]
     method = analysis.method
     categories = list(dict.fromkeys(row.category for row in rows))
     lines: dict[tuple[int, str, str], list[Row]] = {}  # "category_transfer" comes before "transfer"
@@ -113,15 +123,15 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
     )
     console.table(
         "",
-        ["", *dict.fromkeys(row.scale for row in rows), "n"],
+        ["", *dict.fromkeys(row.at for row in rows), "n"],
         body,
         caption=f"{method['resamples']:,} resamples of the mixtures ({method['resampling']}). "
         "An interval that holds 0 does not show any transfer.",
     )
     for reason in dict.fromkeys(
-        f"{r.category}, {r.name} ({r.scale}): {r.note}"
+        f"{r.category}, {r.name} ({r.at}): {r.note}"
         if r.protocol == "category_transfer"
-        else f"{r.name} ({r.scale}): {r.note}"
+        else f"{r.name} ({r.at}): {r.note}"
         for r in rows
         if r.note and (r.estimate != r.estimate or r.note_kind == PARTIAL)
     ):
