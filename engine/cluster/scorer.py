@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from evalengine import __version__
 from evalengine.backends import BackendSpec
 from evalengine.checkpoints import Checkpoint
-from evalengine.cluster.progress import Progress
+from evalengine.cluster.pool import Progress
 from evalengine.encoding import Scores
 from evalengine.errors import ModelError, UserError
 from evalengine.resolve import identify, release

@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from evalengine.cluster.pool import Ended, Need, Pool
-from evalengine.cluster.progress import Progress
+from evalengine.cluster.pool import Ended, Need, Pool, Progress
 from evalengine.errors import UserError
 
 LIMIT_S = 5.0
