@@ -128,7 +128,7 @@ class Pool:
     def give(self, worker: Worker, task: Any, ref: Any, limit_s: float = float("inf")) -> None:
         """Notes that `worker` runs `task`, whose Ray call is `ref`, and hangs when it makes no progress for `limit_s`.
 
-        Progress is looked at every `limit_s`: a worker that stops is ended after once to twice that.
+        Heartbeat is looked at every `limit_s`: a worker that stops is ended after once to twice that.
         """
         worker.task, worker.ref = task, ref
         worker.limit_s, worker.hangs_at = limit_s, time.monotonic() + limit_s
@@ -149,7 +149,7 @@ class Pool:
 
     def _look(self, worker: Worker) -> Ended | None:
         """Ends a worker that has made no progress since the last look; one that has gets as long again."""
-        before, worker.reported = worker.reported, reported(worker.actor)
+        before, worker.reported = worker.reported, last_heartbeat(worker.actor)
         worker.hangs_at = time.monotonic() + worker.limit_s
         if worker.reported != before:
             return None
@@ -244,8 +244,8 @@ def need_of(cluster: Cluster, device: str | None) -> Need:
     return Need(cpus, gpus)
 
 
-class Progress:
-    """In an actor: call it whenever a piece of work is done, from any thread."""
+class Heartbeat:
+    """Of an actor, which calls it whenever a piece of work is done, from any thread."""
 
     def __init__(self) -> None:
         import ray
@@ -264,7 +264,7 @@ class Progress:
             _internal_kv_put(self._key, str(now), namespace=SPACE)
 
 
-def reported(actor: Any) -> bytes | None:
+def last_heartbeat(actor: Any) -> bytes | None:
     """In the driver: what an actor reported last; it changes with every report."""
     from ray.experimental.internal_kv import _internal_kv_get
 
