@@ -11,7 +11,7 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import resamples
-from evalengine.analysis.figure import Curves, Figure
+from evalengine.analysis.figure import Curves, Figure, Table
 from evalengine.analysis.groups import Array, Group, Label
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
@@ -61,13 +61,14 @@ def section(results: Results) -> str:
         curves = page.grid(results, _curves(results, scale))
         out.append(f"<details{first}><summary>{escape(scale)}</summary>{curves}</details>")
     at = {(row.quantity, row.scale, row.name, row.other): row for row in results.rows("calibration")}
-    table = []
+    rows = []
     for scale, benchmark, stage in itertools.product(results.scales, results.method["benchmarks"], stages):
         found = [at.get((quantity, scale, benchmark, stage)) for quantity in WORDS]
         n = str(found[-1].n) if found[-1] else "–"
-        table.append([benchmark, scale, stage, *map(_level, found), n])
+        rows.append([benchmark, scale, stage, *map(_level, found), n])
+    table = Table("calibration", ["benchmark", "scale", "stage", *WORDS.values(), "n"], [rows], texts=3)
     out.append("<details><summary>Means over mixtures, with intervals</summary>")
-    out.append(page.table(["benchmark", "scale", "stage", *WORDS.values(), "n"], table) + "</details>")
+    out.append(page.show(table) + "</details>")
     return "".join(out)
 
 
