@@ -58,7 +58,7 @@ class Row(NamedTuple):
     interval: str  # the kind that low and high are of, "" where there are none
 
 
-ENDS = tuple(f"{kind}_{end}" for kind in ("bca", "percentile", "basic", "fisher") for end in ("low", "high"))
+SHOWN = ("bca", "percentile", "basic", "fisher")  # kinds with columns of their own
 
 
 class Options(NamedTuple):
@@ -129,16 +129,18 @@ def _rows(
 ) -> list[Row]:
     n: Any = group.n[scale]
     notes = group.notes.get(scale, [Note()] * len(group.labels))
-    found = intervals(group.values[scale], plan, options.level)
-    unsure = np.isfinite(found.estimate) & (found.degenerate > DEGENERATE_MOST)
-    for values in found[:-1]:
-        values[unsure] = np.nan
-    undefined_S2 = np.full(found.bca.shape, np.nan)
-    z = fisher(found.estimate, n, options.level) if group.is_correlation else undefined_S2
     kind = group.interval if options.interval == "auto" else options.interval
-    chosen = z if kind == "fisher" else found.of(kind)
-    fallback = ~np.isfinite(chosen[:, 0]) & np.isfinite(found.percentile[:, 0])
-    chosen = np.where(fallback[:, None], found.percentile, chosen)
+    kinds = dict.fromkeys(["bca", "percentile", "basic", *([] if kind == "fisher" else [kind])])
+    found = intervals(group.values[scale], plan, options.level, list(kinds))
+    unsure = np.isfinite(found.estimate) & (found.degenerate > DEGENERATE_MOST)
+    for values in (found.estimate, *found.ends.values()):
+        values[unsure] = np.nan
+    undefined_S2 = np.full((len(unsure), 2), np.nan)
+    z = fisher(found.estimate, n, options.level) if group.is_correlation else undefined_S2
+    ends = {**found.ends, "fisher": z}
+    chosen, percentile = ends[kind], ends["percentile"]
+    fallback = ~np.isfinite(chosen[:, 0]) & np.isfinite(percentile[:, 0])
+    chosen = np.where(fallback[:, None], percentile, chosen)
     p, q = p_and_q or (undefined_S2[:, 0], undefined_S2[:, 0])
     rows = []
     for s, label in enumerate(group.labels):
@@ -149,8 +151,11 @@ def _rows(
             said.append(f"percentile interval: {kind} is undefined here")
         if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID:
             said.append(f"undefined in {found.degenerate[s]:.1%} of the resamples, which are left out")
-        ends = [*found.bca[s], *found.percentile[s], *found.basic[s], *z[s]]
-        kinds: dict[str, Any] = dict(zip(ENDS, map(float, ends), strict=True))
+        by_kind: dict[str, Any] = {
+            f"{name}_{end}": float(ends[name][s, e])
+            for name in SHOWN
+            for e, end in enumerate(("low", "high"))
+        }
         rows.append(
             Row(
                 protocol=group.protocol,
@@ -164,7 +169,7 @@ def _rows(
                 p=float(p[s]),
                 q=float(q[s]),
                 degenerate=float(found.degenerate[s]),
-                **kinds,
+                **by_kind,
                 note="; ".join(said),
                 note_kind=notes[s].kind,
                 contrast="",

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 MODULES = (  # each has a function `specs`
     "target_logprobs_triton",
     "logits_logprobs_triton",
-    "choice_scores_triton",
     "linear_cross_entropy_triton",
 )
 CAPABILITIES = (80, 90)
@@ -82,8 +81,7 @@ def compile_spec(spec: Spec, capability: int) -> Compiled:
     cores = "wgmma" if "HGMMA" in sass else "mma" if "HMMA" in sass else ""
     registers, stack = int(found[1]), int(found[2])
     shared, tma = int(binary.metadata.shared), "UTMALDG" in sass
-    warps = int(binary.metadata.num_warps)  # more than asked for where warps are specialised
-    return Compiled(capability, spec.name, warps, spec.stages, registers, stack, shared, cores, tma)
+    return Compiled(capability, spec.name, spec.warps, spec.stages, registers, stack, shared, cores, tma)
 
 
 def snapshot() -> list[Compiled]:

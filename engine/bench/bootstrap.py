@@ -52,7 +52,8 @@ def matrix(x_VM: Array, plan: Resamples) -> Array:
     """BCa intervals of the cross-stage matrix, (SIDE * SIDE, 2): the first half of the variables by the second."""
     half = len(x_VM) // 2
     pairs = np.array([(i, half + j) for i in range(half) for j in range(half)])
-    return intervals(correlate(Sample(x_VM[:, :, None], plan.weight_MC), pairs), plan).bca
+    value_SC = correlate(Sample(x_VM[:, :, None], plan.weight_MC), pairs)
+    return intervals(value_SC, plan, kinds=["bca"]).ends["bca"]
 
 
 def numpy_matrix(x_VM: Array, count: int, seed: int) -> Array:

@@ -173,4 +173,4 @@ def test_best_choice(panel) -> None:
                 group.values["1B"][2 * b : 2 * b + 2, c], [hit, y.max() - y[best].mean()], atol=1e-10
             )
     found = intervals(group.values["1B"], plan)
-    assert (found.percentile[:, 0] <= found.percentile[:, 1]).all()
+    assert (found.ends["percentile"][:, 0] <= found.ends["percentile"][:, 1]).all()

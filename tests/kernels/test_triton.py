@@ -17,12 +17,10 @@ from oracle import (
     logits_logprobs_reference,
     problem,
 )
-from test_choice_scores import choice_scores_reference, ragged
 from test_linear_cross_entropy import OPTIONS, case
 from test_logits_logprobs import case as logits_case
 from torch import Tensor
 
-from evalengine.kernels.choice_scores import Choices, ChoiceScores
 from evalengine.kernels.head import Head, TargetLogprobs
 from evalengine.kernels.linear_cross_entropy import loss_in_chunks
 
@@ -151,28 +149,6 @@ def test_logits_logprobs(dtype: torch.dtype, options: dict[str, Any], device: st
     expected = logits_logprobs_reference(x[0].double(), *x[1:], **options)
     torch.testing.assert_close(logprob_T.double(), expected.logprob_T, atol=1e-5, rtol=0)
     assert torch.equal(greedy_T, expected.greedy_T)
-
-
-@pytest.mark.parametrize(
-    "given", [(), ("gold_I", "chars_C"), ("gold_I", "chars_C", "bytes_C", "loglik_uncond_C")]
-)
-def test_choice_scores(given: tuple[str, ...], device: str) -> None:
-    from evalengine.kernels.choice_scores_triton import choice_scores_triton
-
-    args, extra = ragged(24, 19)  # more choices than one block holds
-    moved = {name: extra[name].to(device) for name in given}
-    choices = Choices(*(x.to(device) for x in args), **moved)
-    ours = ChoiceScores(*choice_scores_triton(*choices[:4], scores=choices.scores))
-    expected = choice_scores_reference(*args, **{k: extra[k] for k in given})
-    for name, x, y in zip(ours._fields, ours, expected, strict=True):
-        torch.testing.assert_close(
-            x.cpu().double(),
-            y.double(),
-            atol=2e-5,
-            rtol=1e-6,
-            equal_nan=True,
-            msg=lambda m, n=name: f"{n}: {m}",
-        )
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
