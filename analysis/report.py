@@ -25,6 +25,7 @@ from evalengine.analysis.summary import summarise
 from evalengine.errors import UserError
 from evalengine.files import atomic, write
 
+EQUALS = "\u00a0=\u00a0"  # a line does not break within "n = 9"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -121,7 +122,10 @@ def _in_plain_words(results: Results) -> str:
     found = summarise(results)
 
     def block(title: str, lines: Sequence[str], empty: str) -> str:
-        points = "".join(f"<li>{escape(line)}</li>" for line in lines) or f"<li>{escape(empty)}</li>"
+        points = (
+            "".join(f"<li>{escape(line).replace(' = ', EQUALS)}</li>" for line in lines)
+            or f"<li>{escape(empty)}</li>"
+        )
         return f"<div><h3>{escape(title)}</h3><ul>{points}</ul></div>"
 
     return (

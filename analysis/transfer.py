@@ -181,7 +181,7 @@ def section(results: Results) -> str:
         f"value at {escape(method['stages'][1])}. {escape(page.interval_words(results))}; n = number of mixtures, "
         f"{_n_words(single)}. A star marks a note below.</p>",
         "<h3>Category means</h3>",
-        page.grid(results, Intervals(means, _label)),
+        page.grid(results, _of_means(means)),
         "<h3>Benchmarks</h3>",
         page.grid(results, _of_benchmarks(single)),
     ]
@@ -209,12 +209,16 @@ def _n_words(rows: Sequence[Row]) -> str:
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
-def _label(row: Row) -> str:
-    return f"{row.category} ({row.name})" if row.protocol == "category_transfer" else row.name
+def _of_means(rows: Sequence[Row]) -> Intervals:
+    # Not their names: how many benchmarks a mean is over may differ between quantities, and it is one line all the same.
+    return Intervals(rows, lambda row: row.category)
 
 
 def _of_benchmarks(rows: Sequence[Row]) -> Intervals:
-    return Intervals(rows, _label, group=lambda row: row.category)
+    def label(row: Row) -> str:
+        return "mean" if row.protocol == "category_transfer" else row.name
+
+    return Intervals(rows, label, group=lambda row: row.category)
 
 
 def _scatters(results: Results) -> str:
@@ -233,7 +237,7 @@ def _scatters(results: Results) -> str:
 
 def figures(results: Results) -> Mapping[str, Figure]:
     return {
-        "category_transfer": Intervals(results.rows("transfer", protocol="category_transfer"), _label),
+        "category_transfer": _of_means(results.rows("transfer", protocol="category_transfer")),
         "benchmark_transfer": _of_benchmarks(results.rows("transfer", protocol="transfer")),
         **scatter.figures(results),
     }
@@ -315,7 +319,8 @@ def _overall(results: Results, quantity: str) -> Iterator[Claim]:
 
 
 def _tests(results: Results, quantity: str) -> Iterator[Claim]:
-    rows = [r for r in results.rows("transfer", protocol="transfer", quantity=quantity) if math.isfinite(r.q)]
+    single = results.rows("transfer", protocol="transfer", quantity=quantity, contrast="")
+    rows = [r for r in single if math.isfinite(r.q)]
     if rows:
         lost = sum(r.q >= 0.05 for r in rows)
         yield Claim(

@@ -12,8 +12,9 @@ from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row
 
 WORDS = (
-    "In brackets after a category: how many benchmarks its mean is over. p: permutation test; q: Benjamini and Hochberg's, over "
-    "the benchmarks or the means of a scale. Ceiling: the r that item noise would leave of a perfect correlation."
+    "In brackets after a category: how many benchmarks its mean is over. Change: the largest scale minus the smallest. p: "
+    "permutation test; q: Benjamini and Hochberg's, over the benchmarks or the means of a scale. Ceiling: the r that item noise "
+    "would leave of a perfect correlation."
 )
 
 
@@ -44,7 +45,7 @@ def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Ta
         most = ceiling.get((row.scale, row.name), math.nan) if single else math.nan
         without = clean.get((row.scale, row.name if single else row.category))
         return [
-            *([row.scale] if several else []),
+            *(["change" if row.contrast else row.scale] if several else []),
             with_interval(row),
             str(row.n),
             f"{count:,}" if count else "",

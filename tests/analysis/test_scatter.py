@@ -71,7 +71,8 @@ def test_long_names_become_numbers_with_a_key_and_many_points_have_none() -> Non
 
 def test_labels_keep_apart_where_there_is_room() -> None:
     x, y = (v.ravel() for v in np.meshgrid([0.2, 0.6, 1.0], [0.2, 0.6, 1.0]))
-    found = list(place_labels(x, y, [f"V{k}" for k in range(9)], (0.0, 0.0, 1.25, 1.25)))
+    points = list(zip(x, y, strict=True))
+    found = list(place_labels(points, [f"V{k}" for k in range(9)], (0.0, 0.0, 1.25, 1.25)))
     assert [mark.text for mark in found] == [f"V{k}" for k in range(9)]
     for k, one in enumerate(found):
         assert 0.0 < one.x < 1.25 and 0.0 < one.y < 1.25
