@@ -171,13 +171,13 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None, 
             values = {quantity: float(value_K[k]) for quantity, value_K in by_quantity.items()}
             cells.append(
                 Cell(
-                    *one,
+                    *one[:4],
                     benchmark.name,
                     benchmark.category,
                     values,
                     items=benchmark.correct_KI.shape[1],
                     row=int(row_K[k]),
-                    replicate=store.seeds.get(one.name, ""),
+                    replicate=one.seed,
                 )
             )
         items_of[benchmark.name] = averaged(benchmark, row_K)
