@@ -22,7 +22,7 @@ import numpy as np
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import Resamples, resamples
 from evalengine.analysis.correlation import Sample
-from evalengine.analysis.figure import Figure, Lines, by
+from evalengine.analysis.figure import Figure, Lines, Table, by
 from evalengine.analysis.groups import ALL, Array, Data, Group, Label, difference_of_means, mean_of_known
 from evalengine.analysis.panel import Panel, Steps
 from evalengine.analysis.protocol import Protocol, Study
@@ -168,7 +168,9 @@ def section(results: Results) -> str:
         cells = [with_interval(of.get(category)) for category in categories]
         body.append([*pair.split(","), quantity, scale, *cells, page.p_value(of[ALL].q), str(of[ALL].n)])
     head = ["from", "to", "quantity", "scale", *categories, f"q ({ALL})", "n"]
-    out.append(f"<details><summary>Transfer between stages</summary>{page.table(head, body)}</details>")
+    out.append(
+        f"<details><summary>Transfer between stages</summary>{page.show(Table('', head, [body], texts=4))}</details>"
+    )
     differences = [
         r for r in results.rows("stages", protocol="stage_difference") if r.name.startswith("mean")
     ]
@@ -177,7 +179,7 @@ def section(results: Results) -> str:
         of = {row.category: row for row in mine}
         body.append([pair, quantity, scale, *(with_interval(of.get(c)) for c in categories)])
     if body:
-        later = page.table(["difference of r", "quantity", "scale", *categories], body)
+        later = page.show(Table("", ["difference of r", "quantity", "scale", *categories], [body], texts=3))
         out.append(f"<details><summary>Later stages compared</summary>{later}</details>")
     elif len(stages) - 1 > COMPARED:
         out.append(
