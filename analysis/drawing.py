@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from evalengine.analysis.figure import Curves, Figure, Heatmaps, Intervals, Scatters, by, heatmap_title
+from evalengine.analysis.figure import Curves, Figure, Heatmaps, Intervals, Lines, Scatters, by, heatmap_title
+from evalengine.analysis.groups import ALL
 from evalengine.analysis.results import Results, excludes_zero, with_interval
 from evalengine.analysis.scatter_drawing import scatter_drawing
 from evalengine.analysis.style import (
@@ -45,6 +46,8 @@ LETTER = 0.072  # of the names beside it; an upper bound for most
 CELL = 0.25  # of a heatmap
 NAMES = 1.3  # of benchmarks, beside a heatmap
 CURVE = 0.95  # side of a reliability curve
+PLACE = 0.32  # of a line, on an axis at least WIDTH wide
+LINES = 1.4  # height of an axis of lines
 
 
 def draw(results: Results, figure: Figure) -> Drawing:
@@ -53,6 +56,8 @@ def draw(results: Results, figure: Figure) -> Drawing:
         return _intervals(results, figure)
     if isinstance(figure, Scatters):
         return scatter_drawing(figure)
+    if isinstance(figure, Lines):
+        return _lines(figure)
     return _heatmaps(results, figure) if isinstance(figure, Heatmaps) else _curves(results, figure)
 
 
@@ -86,8 +91,9 @@ def _legend(drawing: Drawing, axis: Axes, y: float) -> None:
 
 def _intervals(results: Results, figure: Intervals) -> Drawing:
     """A forest plot: a line for each label, with a bar, an interval and its numbers for each scale."""
-    shown = figure.shown
-    scales = list(dict.fromkeys(row.scale for row in shown)) if figure.contrast else results.scales
+    shown = figure.rows
+    found = dict.fromkeys(row.at for row in shown)
+    scales = results.scales if found.keys() <= set(results.scales) else list(found)
     starred = {figure.label(row) for row in shown if row.note}
     place: dict[tuple[str, str], float] = {}  # of a line's first interval, in inches from the top
     texts: list[tuple[float, str, str]] = []  # beside the axis: place, text, weight
@@ -109,7 +115,7 @@ def _intervals(results: Results, figure: Intervals) -> Drawing:
     drawing, axes = canvas(len(by_panel), len(by_panel), (WIDTH, height), (NUMBERS, 0))
     for axis, (title, rows) in zip(axes, by_panel.items(), strict=True):
         for s, scale in enumerate(scales):
-            mine = [row for row in rows if row.scale == scale]
+            mine = [row for row in rows if row.at == scale]
             at = [place[figure.group(row), figure.label(row)] + STEP * s for row in mine]
             _series(axis, mine, at, SERIES[s % len(SERIES)], scale)
         axis.axvline(0, color=SOFT, lw=0.7, ls=":")
@@ -219,4 +225,41 @@ def _curves(results: Results, figure: Curves) -> Drawing:
     axes[0].set_ylabel("accuracy", labelpad=-4)
     axes[(len(axes) - 1) // columns * columns].set_xlabel("confidence", labelpad=-4)
     _legend(drawing, axes[0], CURVE + 0.2)
+    return drawing
+
+
+def _lines(figure: Lines) -> Drawing:
+    """An axis for each panel; the categories' lines stand a little beside each other, the mean of all is the black one."""
+    by_panel = by(figure.rows, figure.panel)
+    width = max(WIDTH, PLACE * len(figure.places))
+    labels = [short(place, 14) for place in figure.places]
+    turned = max(map(len, labels)) * 0.07 > width / len(labels)
+    below = 0.55 + (0.07 * max(map(len, labels)) if turned else 0.0)
+    drawing, axes = canvas(len(by_panel), min(2, len(by_panel)), (width, LINES), (0.5, below))
+    middles = {place: k for k, place in enumerate(figure.places)}
+    for axis, (title, rows) in zip(axes, by_panel.items(), strict=True):
+        lines = by(rows, lambda row: row.category)
+        for k, (category, mine) in enumerate(lines.items()):
+            every = category == ALL
+            colour = INK if every else SERIES[k % len(SERIES)]
+            beside = 0.5 * (k - 0.5 * (len(lines) - 1)) / len(lines)
+            mine = sorted(mine, key=lambda row: middles[figure.x(row)])
+            at = [middles[figure.x(row)] + beside for row in mine]
+            style = "-" if every or k < len(SERIES) else "--"
+            estimates = [row.estimate for row in mine]
+            axis.plot(
+                at, estimates, style, marker="o", ms=2, lw=1.6 if every else 1.0, color=colour, label=category
+            )
+            axis.vlines(
+                at, [row.low for row in mine], [row.high for row in mine], color=colour, lw=0.7, alpha=0.6
+            )
+        axis.set_xticks(range(len(labels)), labels, rotation=90 if turned else 0)
+        axis.tick_params(axis="x", labelcolor=INK)
+        axis.set_xlim(-0.5, len(labels) - 0.5)
+        if figure.limits is not None:
+            axis.axhline(0, color=SOFT, lw=0.7, ls=":")
+            axis.set_ylim(*figure.limits)
+        if len(by_panel) > 1:
+            axis.set_title(title)
+    _legend(drawing, axes[0], LINES + (0.25 if len(by_panel) > 1 else 0.1))
     return drawing

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple, TypeVar
 from evalengine.analysis.tables import Row
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 class Intervals(NamedTuple):
-    """Estimates with their intervals: a panel for each `panel(row)`, a line for each `label(row)`, a colour for each scale.
+    """Estimates with their intervals: a panel for each `panel(row)`, a line for each `label(row)`, a colour for each `row.at`.
 
     group: a heading above the lines that share it. limit: the axis runs from -limit to limit. measure: what is on it.
-    contrast: shows the differences between scales instead of the scales.
     """
 
     rows: Sequence[Row]
@@ -27,11 +27,6 @@ class Intervals(NamedTuple):
     group: Callable[[Row], str] = lambda row: ""
     limit: float = 1.0
     measure: str = "r"
-    contrast: bool = False
-
-    @property
-    def shown(self) -> list[Row]:
-        return [row for row in self.rows if bool(row.contrast) == self.contrast]
 
 
 class Heatmaps(NamedTuple):
@@ -49,6 +44,19 @@ class Curves(NamedTuple):
     """
 
     rows: Sequence[dict[str, Any]]
+
+
+class Lines(NamedTuple):
+    """Estimates with their intervals over places in order: a panel for each `panel(row)`, a line for each category.
+
+    places: all of them, left to right; x: the place of a row. limits: of the axis up, by the values if None.
+    """
+
+    rows: Sequence[Row]
+    places: Sequence[str]
+    x: Callable[[Row], str]
+    panel: Callable[[Row], str]
+    limits: tuple[float, float] | None = None
 
 
 class Points(NamedTuple):
@@ -79,7 +87,7 @@ class Scatters(NamedTuple):
     unit: float = 1.0
 
 
-Figure = Intervals | Heatmaps | Curves | Scatters
+Figure = Intervals | Heatmaps | Curves | Lines | Scatters
 
 
 class Mark(NamedTuple):
@@ -107,7 +115,7 @@ class Table(NamedTuple):
 def panels(figure: Figure) -> dict[str, Figure]:
     """A figure for each of the panels, by title: the page shows them one by one, so that they fit a phone."""
     if isinstance(figure, Intervals):
-        return {title: figure._replace(rows=rows) for title, rows in by(figure.shown, figure.panel).items()}
+        return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, figure.panel).items()}
     if isinstance(figure, Heatmaps):
         return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, heatmap_title).items()}
     if isinstance(figure, Scatters):
@@ -115,6 +123,8 @@ def panels(figure: Figure) -> dict[str, Figure]:
             title: figure._replace(points=points)
             for title, points in by(figure.points, lambda p: p.category).items()
         }
+    if isinstance(figure, Lines):
+        return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, figure.panel).items()}
     return {title: Curves(rows) for title, rows in by(figure.rows, lambda row: str(row["category"])).items()}
 
 
@@ -127,9 +137,9 @@ def file_part(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", text)[:60]
 
 
-def by(rows: Sequence[T], key: Callable[[T], str]) -> dict[str, list[T]]:
+def by(rows: Sequence[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     """Groups rows, in order."""
-    out: dict[str, list[T]] = {}
+    out: dict[K, list[T]] = {}
     for row in rows:
         out.setdefault(key(row), []).append(row)
     return out

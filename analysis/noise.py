@@ -59,9 +59,17 @@ def from_items(x_MI: Array, y_MI: Array) -> ItemNoise:
     return ItemNoise(before, after, between)
 
 
-def from_counts(x_M: Array, y_M: Array, items: int) -> ItemNoise:
-    """Binomial sampling error of accuracies where only the number of items is known (no pairing, so an upper bound)."""
-    before, after = (float(np.mean(v * (1 - v)) / (items - 1)) for v in (x_M, y_M))
+def from_errors(x_TM: Array, stderr_TM: Array | None, items: int) -> ItemNoise | None:
+    """Sampling error of accuracies without their items: by standard errors, else binomial; None where neither is known.
+
+    Nothing is paired, so the difficulty that mixtures share is in it: an upper bound of the noise.
+    """
+    variance_TM = x_TM * (1 - x_TM) / (items - 1) if items > 1 else np.full_like(x_TM, np.nan)
+    if stderr_TM is not None:
+        variance_TM = np.where(np.isfinite(stderr_TM), stderr_TM**2, variance_TM)
+    if not variance_TM.size or not np.isfinite(variance_TM).all():
+        return None
+    before, after = variance_TM.mean(axis=1).tolist()
     return ItemNoise(before, after, 0.0)
 
 
@@ -83,10 +91,15 @@ def measured(data: Data, quantity: str, scale: str) -> dict[int, Measured | Note
         keep = np.asarray(np.isfinite(sample.x_VMC[[b, B + b], :, 0]).all(axis=0))
         noise = _noise(panel, quantity, s, b, keep)
         if noise is None or keep.sum() < 4:
-            why = "the number of items is unknown" if noise is None else "fewer than 4 mixtures"
+            few = keep.sum() < 4
+            why = (
+                "fewer than 4 mixtures"
+                if few
+                else "neither the number of items nor standard errors are known"
+            )
             out[b] = Note(UNDEFINED, why)
         else:
-            found = _covariance(sample.x_VMC[b], sample.x_VMC[B + b], sample.w_MC, keep)
+            found = covariances(sample.x_VMC[b], sample.x_VMC[B + b], sample.w_MC, keep)
             out[b] = Measured(noise, found, int(keep.sum()))
     return out
 
@@ -195,16 +208,14 @@ def without_noise(study: Study, quantity: str) -> list[Row]:
 def _noise(panel: Panel, quantity: str, s: int, b: int, keep_M: NDArray[np.bool_]) -> ItemNoise | None:
     if panel.items and panel.row is not None and quantity in ("accuracy", "confidence"):
         known = panel.items[b]
-        values = known.correct_KI if quantity == "accuracy" else known.confidence_KI
-        rows = panel.row[s, :, :, b][:, keep_M]
-        if values.shape[1] < 2 or rows.shape[1] < 2:
-            return None
-        return from_items(*(values[rows[t]].astype(np.float64) for t in range(2)))
-    items = int(panel.n_items[b]) if panel.n_items is not None else 0
-    if quantity == "accuracy" and items > 1:
-        x_TM = panel.values["accuracy"][s, :, :, b][:, keep_M]
-        return from_counts(x_TM[0], x_TM[1], items)
-    return None
+        x_TMI = known.scores(quantity)[panel.row[s, :, :, b][:, keep_M]].astype(np.float64)
+        # Items that all of them have a finite score on.
+        x_TMI = x_TMI[:, :, np.isfinite(x_TMI).all(axis=(0, 1))]
+        return from_items(*x_TMI) if min(x_TMI.shape[1:]) >= 2 else None
+    if quantity != "accuracy":
+        return None
+    stderr_TM = None if panel.stderr is None else panel.stderr[s, :, :, b][:, keep_M]
+    return from_errors(panel.values["accuracy"][s, :, :, b][:, keep_M], stderr_TM, int(panel.n_items[b]))
 
 
 def _units(keep_M: NDArray[np.bool_], w_MC: Array) -> Array:
@@ -216,7 +227,7 @@ def _units(keep_M: NDArray[np.bool_], w_MC: Array) -> Array:
     return units_C
 
 
-def _covariance(x_MC: Array, y_MC: Array, w_MC: Array, keep_M: NDArray[np.bool_]) -> Array:
+def covariances(x_MC: Array, y_MC: Array, w_MC: Array, keep_M: NDArray[np.bool_]) -> Array:
     """(3, C): variances before and after and their covariance, unbiased for the number of mixtures behind each column."""
     keep_M1 = keep_M[:, None]
     x_MC, y_MC = (np.where(keep_M1, v - v[keep_M, :1].mean(), 0.0) for v in (x_MC, y_MC))
@@ -259,11 +270,7 @@ def rows(study: Study) -> list[Row]:
 
 
 def section(results: Results) -> str:
-    found = [
-        r
-        for r in results.rows("reliability", protocol="reliability", contrast="")
-        if math.isfinite(r.estimate)
-    ]
+    found = [r for r in results.rows("reliability", protocol="reliability") if math.isfinite(r.estimate)]
     if not found:
         return ""
     return (
@@ -281,7 +288,7 @@ def means_table(results: Results) -> Table:
         (r.scale, r.quantity, r.category): r for r in results.rows("transfer", protocol="category_transfer")
     }
     blocks: dict[tuple[str, str], list[list[str]]] = {}
-    for r in results.rows("reliability", protocol="category_reliability", contrast=""):
+    for r in results.rows("reliability", protocol="category_reliability"):
         measured = observed.get((r.scale, r.quantity, r.category))
         cells = [with_interval(measured), with_interval(r), r.note]
         blocks.setdefault((r.quantity, r.scale), []).append([r.category, r.quantity, r.scale, *cells])
@@ -293,12 +300,10 @@ def means_table(results: Results) -> Table:
 
 def benchmarks_table(results: Results) -> Table:
     """Reliability at both stages, ceiling and r, of each benchmark with items."""
-    found = [r for r in results.rows("reliability", protocol="reliability", contrast="") if r.n]
+    found = [r for r in results.rows("reliability", protocol="reliability") if r.n]
     kinds = list(dict.fromkeys(r.other for r in found))
     by_kind = {(r.quantity, r.scale, r.name, r.other): r for r in found}
-    measured = {
-        (r.quantity, r.scale, r.name): r for r in results.rows("transfer", protocol="transfer", contrast="")
-    }
+    measured = {(r.quantity, r.scale, r.name): r for r in results.rows("transfer", protocol="transfer")}
     blocks: dict[tuple[str, str], list[list[str]]] = {}
     for at in dict.fromkeys((r.quantity, r.scale, r.name) for r in found):
         quantity, scale, benchmark = at
@@ -315,7 +320,7 @@ def latex(results: Results) -> dict[str, Table]:
 
 
 def claims(results: Results) -> Iterator[Claim]:
-    ceilings = results.rows("reliability", other=CEILING, contrast="")
+    ceilings = results.rows("reliability", other=CEILING)
     noisy = [r for r in ceilings if r.note_kind == ITEM_NOISE]
     low = [r for r in ceilings if r.high < 0.7 and math.isfinite(r.high)]
     for found, text in (

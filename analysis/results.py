@@ -15,7 +15,7 @@ from evalengine.analysis.tables import Row
 from evalengine.errors import UserError
 from evalengine.untrusted import check_name, parse_json
 
-TABLES_VERSION = "3"  # of the columns of Row and of analysis.json
+TABLES_VERSION = "4"  # of the columns of Row and of analysis.json
 OTHERS = ("cells", "curves", "verdicts")  # beside the tables of rows
 
 
@@ -29,7 +29,8 @@ class Results(NamedTuple):
     verdicts: list[dict[str, str]]
 
     def rows(self, table: str, **fixed: str) -> list[Row]:
-        """Rows of a table whose named fields have the given values."""
+        """Rows of a table whose named fields have the given values; no differences unless `contrast` names a kind."""
+        fixed = {"contrast": "", **fixed}
         found = self.tables.get(table, [])
         return [row for row in found if all(getattr(row, key) == value for key, value in fixed.items())]
 

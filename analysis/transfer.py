@@ -23,36 +23,34 @@ from evalengine.analysis.figure import Figure, Intervals, Table, file_part
 from evalengine.analysis.groups import (
     ALL,
     PARTIAL,
+    SCALE,
     UNDEFINED,
     Array,
     Data,
     Group,
     Label,
+    Means,
     Note,
-    difference_of_means,
     mean_of_known,
 )
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
 from evalengine.analysis.results import Results, excludes_zero, with_interval
 from evalengine.analysis.swapping import swap_p
-from evalengine.analysis.tables import Options, Row, contrast_name
+from evalengine.analysis.tables import Options, Row, Tests
 from evalengine.analysis.transfer_table import WORDS, transfer_table
 from evalengine.analysis.verdicts import verdict_claims, verdict_section, verdict_tables
 
 
 def rows(study: Study) -> list[Row]:
     out = []
-    for quantity in study.panel.quantities:
+    for quantity in study.panel.transferred:
         single = transfer(study.data, quantity)
         means = category_transfer(single, study.panel)
         B = len(study.panel.benchmarks)
         categories = [*study.panel.category_members().values(), list(range(B))]
         for group, members in ((single, [[b] for b in range(B)]), (means, categories)):
-            p = transfer_p(single, members, study.panel, study.options)
-            if len(single.values) > 1:
-                p[contrast_name(single.values)] = contrast_p(single, members, study.panel, study.options)
-            out += study.rows(group, p)
+            out += study.rows(group, tests(single, members, study.panel, study.options))
     return out
 
 
@@ -78,7 +76,7 @@ def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int) -> str:
     """The reason why a benchmark's transfer is not reported at a scale."""
     if n < 4:
         return f"{n} mixture{'s have' if n != 1 else ' has'} both values, 4 are needed"
-    x_TM = panel.values[quantity][s, :, :, b]
+    x_TM = panel.transferred[quantity][s, :, :, b]
     x_TM = x_TM[:, np.isfinite(x_TM).all(axis=0)]
     for t, stage in enumerate(panel.stages):
         if np.ptp(x_TM[t]) <= 1e-12 * np.abs(x_TM[t]).max(initial=0.0):
@@ -113,7 +111,8 @@ def category_transfer(single: Group, panel: Panel) -> Group:
         sizes = {len(defined[k]) for defined in defined_at.values()}
         of = f"{min(sizes)} of {len(index)}" if len(sizes) == 1 else f"up to {len(index)}"
         labels.append(Label(category, f"mean of {len(index) if sizes == {len(index)} else of}"))
-    difference = difference_of_means(single.values, [index for _, index in members], single.n)
+    indices = [index for _, index in members]
+    means = {scale: Means(value_BC, single.n[scale], indices) for scale, value_BC in single.values.items()}
     return Group(
         "category_transfer",
         single.quantity,
@@ -122,23 +121,24 @@ def category_transfer(single: Group, panel: Panel) -> Group:
         n,
         notes,
         interval="jackknife-z",
-        difference=difference,
+        means=means,
     )
 
 
-def transfer_p(
-    single: Group, members: Sequence[Sequence[int]], panel: Panel, options: Options
-) -> dict[str, tuple[Array, Array]]:
-    """By scale: permutation p-values of the mean transfer of each of `members`, and their q within the scale."""
+def tests(single: Group, members: Sequence[Sequence[int]], panel: Panel, options: Options) -> Tests:
+    """p of the mean transfer of each of `members` at every scale (permutation), and of its differences between scales
+    (swapping); q within the scale, or among the differences."""
     B = len(panel.benchmarks)
-    out = {}
+    out: dict[tuple[str, str], tuple[Array, Array]] = {}
     for s, scale in enumerate(panel.scales):
         x_VM = panel.variables(single.quantity, s)
         defined = np.isfinite(single.values[scale][:, 0])
         p = np.full(len(members), np.nan)
         for mask_M, index, used in _by_mixtures(np.stack([x_VM[:B], x_VM[B:]]), members, defined):
             p[index] = permuted_p(x_VM[:B, mask_M], x_VM[B:, mask_M], used, options.statistic, options.seed)
-        out[scale] = (p, benjamini_hochberg(p))
+        out["", scale] = (p, benjamini_hochberg(p))
+    if len(panel.scales) > 1:
+        out[SCALE, panel.scales[-1]] = contrast_p(single, members, panel, options)
     return out
 
 
@@ -193,11 +193,11 @@ def section(results: Results) -> str:
     out.append(_scatters(results))
     if len(results.scales) > 1:
         small, large = results.scales[0], results.scales[-1]
-        every = [row for q in method["quantities"] for row in results.rows("transfer", quantity=q)]
+        every = results.rows("transfer", contrast=SCALE)
         out.append(
             f"<details><summary>Differences between scales ({escape(large)} minus {escape(small)})</summary>"
             '<p class="hint">The same resamples on both sides.</p>'
-            f"{page.grid(results, _of_benchmarks(every)._replace(limit=2.0, contrast=True))}</details>"
+            f"{page.grid(results, _of_benchmarks(every)._replace(limit=2.0))}</details>"
         )
     return "".join(out) + verdict_section(results)
 
@@ -259,7 +259,7 @@ def claims(results: Results) -> Iterator[Claim]:
         yield from _overall(results, quantity)
         yield from verdict_claims(results, quantity)
         yield from _tests(results, quantity)
-    single = results.rows("transfer", protocol="transfer", contrast="")
+    single = results.rows("transfer", protocol="transfer")
     if widths := sorted(row.high - row.low for row in single if math.isfinite(row.low)):
         yield Claim(
             CAUTION,
@@ -298,28 +298,25 @@ def _overall(results: Results, quantity: str) -> Iterator[Claim]:
                 UNSUPPORTED,
                 f"That {quantity} carries over at all on average{at}: mean r = {said}, which holds 0.",
             )
-    for row in results.rows("transfer", protocol="category_transfer", quantity=quantity):
-        if not row.contrast:
-            continue
+    for row in results.rows("transfer", protocol="category_transfer", quantity=quantity, contrast=SCALE):
         name = "all benchmarks" if row.category == ALL else row.category
-        small, large = results.scales[0], results.scales[-1]
         if excludes_zero(row):
             word = "higher" if row.estimate > 0 else "lower"
             yield Claim(
                 SUPPORTED,
-                f"Transfer of {quantity} on {name} is {word} at {large} than at {small}: difference of the mean r "
+                f"Transfer of {quantity} on {name} is {word} at {row.scale} than at {row.minus}: difference of the mean r "
                 f"{with_interval(row)}, n = {row.n}.",
             )
         elif row.category == ALL and math.isfinite(row.estimate):
             yield Claim(
                 UNSUPPORTED,
-                f"That transfer of {quantity} changes with scale on average: difference {large} − {small} of the mean "
+                f"That transfer of {quantity} changes with scale on average: difference {row.at} of the mean "
                 f"r {with_interval(row)}, n = {row.n}.",
             )
 
 
 def _tests(results: Results, quantity: str) -> Iterator[Claim]:
-    single = results.rows("transfer", protocol="transfer", quantity=quantity, contrast="")
+    single = results.rows("transfer", protocol="transfer", quantity=quantity)
     rows = [r for r in single if math.isfinite(r.q)]
     if rows:
         lost = sum(r.q >= 0.05 for r in rows)

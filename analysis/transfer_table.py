@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from evalengine.analysis.figure import Mark, Table
+from evalengine.analysis.groups import SCALE
 from evalengine.analysis.noise import CEILING, WITHOUT_NOISE
 from evalengine.analysis.page import p_value
 from evalengine.analysis.results import Results, with_interval
@@ -24,7 +25,7 @@ def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Ta
     A mean is marked; its benchmarks follow it.
     """
     several = len(scales) > 1
-    at = {"quantity": quantity, "contrast": ""}
+    at = {"quantity": quantity}
     ceiling = {(r.scale, r.name): r.estimate for r in results.rows("reliability", other=CEILING, **at)}
     clean = {
         (r.scale, r.category if r.protocol == "category_reliability" else r.name): r
@@ -34,16 +35,20 @@ def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Ta
     lines: dict[
         str, dict[tuple[bool, str], list[Row]]
     ] = {}  # by category, and whether of one benchmark and its name
-    for row in results.rows("transfer", quantity=quantity):
-        single = row.protocol == "transfer"
-        if row.scale in scales or (several and row.contrast and not single):
-            lines.setdefault(row.category, {}).setdefault((single, row.name), []).append(row)
+    for row in results.rows("transfer", **at):
+        if row.scale in scales:
+            lines.setdefault(row.category, {}).setdefault((row.protocol == "transfer", row.name), []).append(
+                row
+            )
+    if several:
+        for row in results.rows("transfer", protocol="category_transfer", contrast=SCALE, **at):
+            lines.setdefault(row.category, {}).setdefault((False, row.name), []).append(row)
 
     def cells(row: Row) -> list[str | Mark]:
         single = row.protocol == "transfer"
         count = items[row.name] if single else 0
         most = ceiling.get((row.scale, row.name), math.nan) if single else math.nan
-        without = clean.get((row.scale, row.name if single else row.category))
+        without = None if row.contrast else clean.get((row.scale, row.name if single else row.category))
         return [
             *(["change" if row.contrast else row.scale] if several else []),
             with_interval(row),

@@ -11,6 +11,7 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.figure import Mark, Table
+from evalengine.analysis.groups import SCALE
 from evalengine.analysis.items import names
 from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
 from evalengine.analysis.results import Results
@@ -39,11 +40,11 @@ def verdicts(rows: list[Row], useful: float = USEFUL_R) -> list[Verdict]:
     benchmarks with equal transfer at both scales would hold a false "scale-dependent" in four studies of five.
     """
     out = []
-    single = [row for row in rows if row.protocol == "transfer"]
+    single = [row for row in rows if row.protocol == "transfer" and not row.contrast]
+    between = {(r.quantity, r.name): r for r in rows if r.protocol == "transfer" and r.contrast == SCALE}
     for quantity, category, benchmark in dict.fromkeys((r.quantity, r.category, r.name) for r in single):
-        mine = [r for r in single if (r.quantity, r.name) == (quantity, benchmark)]
-        scales = [r for r in mine if not r.contrast]
-        contrast = [r for r in mine if r.contrast]
+        scales = [r for r in single if (r.quantity, r.name) == (quantity, benchmark)]
+        contrast = between.get((quantity, benchmark))
         known = [r for r in scales if np.isfinite([r.low, r.high]).all()]
         shown = "; ".join(
             f"{r.scale}: {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}], n = {r.n}" for r in known
@@ -53,10 +54,9 @@ def verdicts(rows: list[Row], useful: float = USEFUL_R) -> list[Verdict]:
             why = "; ".join(dict.fromkeys(r.note for r in scales if r.note)) or "no interval"
         elif len(known) == len(scales) and all(r.low > 0 and r.q < ALPHA for r in known):
             verdict, why = "reliable", f"the intervals lie above 0 and q is {_q(known)}: {shown}"
-        elif any(r.q < ALPHA for r in contrast):
-            r = contrast[0]
-            verdict = "scale-dependent"
-            why = f"{r.scale} is {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}], q {_q([r])}: {shown}"
+        elif contrast and contrast.q < ALPHA:
+            r, verdict = contrast, "scale-dependent"
+            why = f"{r.at} is {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}], q {_q([r])}: {shown}"
         elif len(known) == len(scales) and all(r.high < useful for r in known):
             verdict, why = "unreliable", f"the intervals lie below {useful:g}: {shown}"
         elif len(known) == len(scales) and all(r.low > 0 for r in known):
@@ -95,11 +95,11 @@ def verdict_tables(results: Results) -> dict[str, Table]:
     for quantity in results.method["quantities"]:
         blocks: dict[str, list[list[str | Mark]]] = {}
         for v in (v for v in results.verdicts if v["quantity"] == quantity):
-            mine = results.rows("transfer", protocol="transfer", quantity=quantity, name=v["benchmark"])
-            single = [r for r in mine if not r.contrast]
+            at = {"protocol": "transfer", "quantity": quantity, "name": v["benchmark"]}
+            single, between = (results.rows("transfer", contrast=kind, **at) for kind in ("", SCALE))
             found = [_largest(r.p for r in single), _largest(r.q for r in single)]
             if differences:
-                found.append(_largest(r.q for r in mine if r.contrast))
+                found.append(_largest(r.q for r in between))
             row = [v["benchmark"], Mark(v["verdict"], v["verdict"]), *map(page.p_value, found), v["because"]]
             blocks.setdefault(v["category"], []).append(row)
         out[quantity] = Table(

@@ -24,11 +24,6 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from evalengine.kernels.triton_common import Spec
 
-MODULES = (  # each has a function `specs`
-    "target_logprobs_triton",
-    "logits_logprobs_triton",
-    "linear_cross_entropy_triton",
-)
 CAPABILITIES = (80, 90)
 # bytes a block may use (CUDA C++ Programming Guide, compute capabilities)
 SHARED_LIMIT = {80: 166_912, 90: 232_448}
@@ -51,9 +46,9 @@ class Compiled(NamedTuple):
 
 
 def specs(capability: int) -> Iterator[Spec]:
-    """Every kernel of every file for one compute capability."""
-    for name in MODULES:
-        yield from importlib.import_module(f"evalengine.kernels.{name}").specs(capability)
+    """Every kernel of every file for one compute capability; each `*_triton.py` has a function `specs`."""
+    for path in sorted(Path(__file__).parent.glob("*_triton.py")):
+        yield from importlib.import_module(f"evalengine.kernels.{path.stem}").specs(capability)
 
 
 def compile_spec(spec: Spec, capability: int) -> Compiled:

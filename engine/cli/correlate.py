@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evalengine import console
 from evalengine.errors import UserError
-from evalengine.metrics import METRICS
+from evalengine.metrics import CONFIDENCES, METRICS
 
 if TYPE_CHECKING:
     from evalengine.analysis.study import Analysis
@@ -43,7 +43,17 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--level", type=float, default=0.95, help="confidence level (default 0.95)")
     p.add_argument("--statistic", default="pearson", choices=("pearson", "spearman", "kendall"))
     p.add_argument("--metric", help=f"one of {', '.join(METRICS)} (default: each benchmark's own)")
-    p.add_argument("--stages", metavar="BEFORE,AFTER", help="the two stages to compare (default: pt,sft)")
+    p.add_argument(
+        "--confidence",
+        choices=CONFIDENCES,
+        help="softmax over raw log-likelihoods (default), or over the score that picks",
+    )
+    p.add_argument(
+        "--stages",
+        metavar="FIRST,...,LAST",
+        help="stages in order (default: pt,sft); the first is compared with the last, of more than two the table `stages` "
+        "has every other pair",
+    )
     p.add_argument("--resample", default="mixtures", choices=("mixtures", "items", "both"))
     p.add_argument("--study", metavar="FILE", help="study file with the composition of the mixtures")
     p.add_argument("--seed", type=int, default=0)
@@ -60,7 +70,7 @@ def analysis_of(args: argparse.Namespace) -> Analysis:
         raise UserError(f"--bootstrap takes a number or 'exact', not '{args.bootstrap}'")
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
     options = Options(args.bootstrap, args.interval, args.level, args.statistic, args.seed, args.resample)
-    panel = load_panel(readable(args.store), stages=stages, metric=args.metric)
+    panel = load_panel(readable(args.store), stages=stages, metric=args.metric, confidence=args.confidence)
     mixtures = read_study(args.study) if args.study else imported_mixtures(args.store)
     return analyse(panel, options, mixtures)
 
@@ -93,7 +103,7 @@ def as_json(row: Row) -> dict[str, Any]:
 def show_transfer(analysis: Analysis, quantity: str) -> None:
     """One table: each category with its benchmarks below it, a line for each scale; then the reasons of missing numbers."""
     from evalengine.analysis.figure import Mark
-    from evalengine.analysis.groups import PARTIAL
+    from evalengine.analysis.groups import PARTIAL, SCALE
     from evalengine.analysis.results import Results
     from evalengine.analysis.transfer_table import WORDS, transfer_table
 
@@ -114,7 +124,8 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
         for block in shown.blocks
         for row in block
     ]
-    found = [row for row in analysis.tables["transfer"] if row.quantity == quantity]
+    every = analysis.tables["transfer"]
+    found = [row for row in every if row.quantity == quantity and row.contrast in ("", SCALE)]
     counts = [row.n for row in found if row.estimate == row.estimate] or [0]
     n = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(counts[0])
     console.table(
@@ -127,9 +138,9 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
         optional=("r without noise", "n", "items", "ceiling", "p"),
     )
     for reason in dict.fromkeys(
-        f"{r.category}, {r.name} ({r.scale}): {r.note}"
+        f"{r.category}, {r.name} ({r.at}): {r.note}"
         if r.protocol == "category_transfer"
-        else f"{r.name} ({r.scale}): {r.note}"
+        else f"{r.name} ({r.at}): {r.note}"
         for r in found
         if r.note and (r.estimate != r.estimate or r.note_kind == PARTIAL)
     ):

@@ -1,0 +1,222 @@
+"""More than two stages: what carries over from each to the next, from the first, and to the last.
+
+The transfer of each benchmark, and the mean of a category and of all, as in transfer.py, between consecutive stages, from
+the first to each later one and from each earlier one to the last; and what separates two later stages that both come from
+the first, as several fine-tuning recipes of one base do: the difference of their transfers, on the same resamples. A
+mixture that lacks a stage is left out of the pairs with it. Mixtures are resampled, whatever the user resamples.
+
+Cost: 3 T - 6 pairs of T stages, each as much as the table `transfer`.
+
+Dims: S scales, T stages, M mixtures, B benchmarks, C columns of weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from html import escape
+
+import numpy as np
+
+from evalengine.analysis import page
+from evalengine.analysis.bootstrap import Resamples, resamples
+from evalengine.analysis.correlation import Sample
+from evalengine.analysis.figure import Figure, Lines, by
+from evalengine.analysis.groups import ALL, Array, Data, Group, Label, difference_of_means, mean_of_known
+from evalengine.analysis.panel import Panel, Steps
+from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.results import Results, with_interval
+from evalengine.analysis.tables import Options, Row, rows_of
+from evalengine.analysis.transfer import category_transfer, transfer, transfer_p
+
+COMPARED = 6  # later stages up to which all are compared with each other
+
+
+def pairs(count: int) -> list[tuple[int, int]]:
+    """Consecutive stages, the first with each later one, each earlier one with the last; each pair once."""
+    last = count - 1
+    found = {pair for t in range(last) for pair in ((t, t + 1), (0, t + 1), (t, last))}
+    return sorted(found)
+
+
+def rows(study: Study) -> list[Row]:
+    panel, options, steps = study.panel, study.options, study.panel.steps
+    if steps is None:
+        return []
+    plan = study.plan
+    if options.resample == "items" or steps.mixtures != panel.mixtures:
+        plan = resamples(len(steps.mixtures), options.bootstrap, options.seed)
+    out = []
+    for quantity, (s, scale) in itertools.product(steps.values, enumerate(panel.scales)):
+        members = panel.category_members()
+        single: dict[tuple[int, int], Group] = {}
+        for t, u in pairs(len(steps.stages)):
+            two = _two_stages(panel, steps, quantity, s, (t, u))
+            sample = Sample(np.ascontiguousarray(two.variables(quantity, 0)[:, :, None]), plan.weight_MC)
+            found = transfer(Data(two, {(quantity, scale): sample}, options.statistic, plan), quantity)
+            out += _of_pair(found, two, plan, options)
+            if t == 0 and len(steps.stages) - 1 <= COMPARED:
+                single[t, u] = found
+        for one, other in itertools.combinations(single, 2):
+            names = (f"{steps.stages[0]},{steps.stages[u]}" for _, u in (one, other))
+            out += _difference(single[one], single[other], tuple(names), members, plan, options)
+        out += rows_of(_levels(steps, quantity, s, scale, members, plan.weight_MC), plan, options)
+    return out
+
+
+def _two_stages(panel: Panel, steps: Steps, quantity: str, s: int, pair: tuple[int, int]) -> Panel:
+    """One scale and quantity at two of the stages."""
+    return replace(
+        panel,
+        scales=panel.scales[s : s + 1],
+        stages=(steps.stages[pair[0]], steps.stages[pair[1]]),
+        mixtures=steps.mixtures,
+        values={quantity: steps.values[quantity][s : s + 1, pair]},
+        calibration={},
+        curves=None,
+        items=(),
+        runs={},
+        steps=None,
+    )
+
+
+def _of_pair(single: Group, two: Panel, plan: Resamples, options: Options) -> list[Row]:
+    other = ",".join(two.stages)
+    B = len(two.benchmarks)
+    categories = [*two.category_members().values(), list(range(B))]
+    out = []
+    for group, members in (
+        (single, [[b] for b in range(B)]),
+        (category_transfer(single, two), categories),
+    ):
+        labelled = replace(group, labels=[label._replace(other=other) for label in group.labels])
+        out += rows_of(labelled, plan, options, transfer_p(single, members, two, options))
+    return out
+
+
+def _difference(
+    one: Group,
+    other: Group,
+    names: tuple[str, ...],
+    members: Mapping[str, Sequence[int]],
+    plan: Resamples,
+    options: Options,
+) -> list[Row]:
+    """Transfer to the later of two stages minus that to the earlier, of each benchmark and of means over common ones."""
+    (scale,) = one.values
+    every = {**members, ALL: list(range(len(one.labels)))}
+    index = [[b] for b in range(len(one.labels))] + list(every.values())
+    found = difference_of_means(
+        {names[0]: one.values[scale], names[1]: other.values[scale]},
+        index,
+        {names[0]: one.n[scale], names[1]: other.n[scale]},
+    )
+    assert found is not None
+    said = f"{names[1]} minus {names[0]}"
+    labels = [label._replace(other=said) for label in one.labels]
+    labels += [Label(category, f"mean of {len(listed)}", said) for category, listed in every.items()]
+    group = Group(
+        "stage_difference",
+        one.quantity,
+        labels,
+        {scale: found.value_SC},
+        {scale: found.n_S},
+        {scale: found.notes},
+        interval="bca-t",
+    )
+    return rows_of(group, plan, options)
+
+
+def _levels(
+    steps: Steps, quantity: str, s: int, scale: str, members: Mapping[str, Sequence[int]], w_MC: Array
+) -> Group:
+    """The mean over mixtures and over a category's benchmarks at each stage."""
+    x_TMB = steps.values[quantity][s]
+    known = np.isfinite(x_TMB)
+    filled, weighted = np.where(known, x_TMB, 0.0), known.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_TBC = (filled.swapaxes(1, 2) @ w_MC) / (weighted.swapaxes(1, 2) @ w_MC)
+    labels, values, n = [], [], []
+    for category, index in [*members.items(), (ALL, range(x_TMB.shape[2]))]:
+        for t, stage in enumerate(steps.stages):
+            labels.append(Label(category, f"mean of {len(index)}", stage))
+            values.append(mean_of_known(mean_TBC[t, list(index)]))
+            n.append(int(known[t][:, list(index)].any(axis=1).sum()))
+    return Group(
+        "stage_mean", quantity, labels, {scale: np.array(values)}, {scale: np.array(n)}, interval="jackknife"
+    )
+
+
+def section(results: Results) -> str:
+    if not results.rows("stages"):
+        return ""
+    method = results.method
+    stages = method["all_stages"]
+    out = [
+        "<h2>Stages</h2>",
+        f'<p class="hint">{escape(" → ".join(stages))}. Mean r over mixtures of a category\'s benchmarks between two stages, '
+        "with its interval, and the mean of their values at each stage; mixtures that lack a stage are left out of the pairs "
+        "with it. All other sections compare the first stage with the last.</p>",
+    ]
+    out += [page.grid(results, figure) for figure in figures(results).values()]
+    categories = [*results.categories, ALL]
+    body = []
+    found = results.rows("stages", protocol="category_transfer", contrast="")
+    for (quantity, scale, pair), mine in by(found, lambda r: (r.quantity, r.scale, r.other)).items():
+        of = {row.category: row for row in mine}
+        cells = [with_interval(of.get(category)) for category in categories]
+        body.append([*pair.split(","), quantity, scale, *cells, page.p_value(of[ALL].q), str(of[ALL].n)])
+    head = ["from", "to", "quantity", "scale", *categories, f"q ({ALL})", "n"]
+    out.append(f"<details><summary>Transfer between stages</summary>{page.table(head, body)}</details>")
+    differences = [
+        r for r in results.rows("stages", protocol="stage_difference") if r.name.startswith("mean")
+    ]
+    body = []
+    for (quantity, scale, pair), mine in by(differences, lambda r: (r.quantity, r.scale, r.other)).items():
+        of = {row.category: row for row in mine}
+        body.append([pair, quantity, scale, *(with_interval(of.get(c)) for c in categories)])
+    if body:
+        later = page.table(["difference of r", "quantity", "scale", *categories], body)
+        out.append(f"<details><summary>Later stages compared</summary>{later}</details>")
+    elif len(stages) - 1 > COMPARED:
+        out.append(
+            f'<p class="hint">With more than {COMPARED} later stages they are not compared pairwise.</p>'
+        )
+    return "".join(out)
+
+
+def figures(results: Results) -> Mapping[str, Figure]:
+    stages = results.method.get("all_stages", [])
+    if len(stages) < 3:
+        return {}
+    means = results.rows("stages", protocol="category_transfer", contrast="")
+    first = [row for row in means if row.other.split(",")[0] == stages[0]]
+    last = [row for row in means if row.other.split(",")[1] == stages[-1]]
+    levels = results.rows("stages", protocol="stage_mean", contrast="")
+
+    return {
+        "stages_from_first": Lines(
+            first,
+            stages[1:],
+            x=lambda row: row.other.split(",")[1],
+            panel=lambda row: f"r from {stages[0]}: {row.quantity}, {row.scale}",
+            limits=(-1.0, 1.0),
+        ),
+        "stages_to_last": Lines(
+            last,
+            stages[:-1],
+            x=lambda row: row.other.split(",")[0],
+            panel=lambda row: f"r to {stages[-1]}: {row.quantity}, {row.scale}",
+            limits=(-1.0, 1.0),
+        ),
+        "stages_mean": Lines(
+            levels,
+            stages,
+            x=lambda row: row.other,
+            panel=lambda row: f"mean {row.quantity}, {row.scale}",
+        ),
+    }
+
+
+PROTOCOL = Protocol("stages", rows, section, figures)
