@@ -1,7 +1,8 @@
 """What a user says of the benchmarks of imported results: numbers of items, chance levels and categories.
 
 From a table with a row per benchmark (--benchmark-info), and from the command line, where "0.25,piqa=0.5" means 0.25 for
-every benchmark but piqa. What is said of one benchmark goes before what is said of all, the command line before the table.
+every benchmark but piqa, and "mmlu_*=Knowledge" is about all that begin so. What is said of one benchmark goes before what
+is said of several, the command line before the table.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,20 +29,24 @@ class About(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What is said of benchmarks by name, and of those without it. `named`: those that must be there."""
+    """What is said of benchmarks by name or pattern, and of all. `named`: those that must be there."""
 
     by_name: Mapping[str, Mapping[str, Any]] = {}  # fields of About
     of_all: Mapping[str, Any] = {}
     named: Mapping[str, str] = {}  # benchmark -> the option that names it
 
     def of(self, benchmark: str) -> About:
-        return About(**{**self.of_all, **self.by_name.get(benchmark, {})})
+        said = dict(self.of_all)
+        for name, fields in self.by_name.items():
+            if "*" in name and fnmatchcase(benchmark, name):
+                said |= fields
+        return About(**said | dict(self.by_name.get(benchmark, {})))
 
     def check(self, benchmarks: Iterable[str]) -> None:
         """Raises UserError where an option names a benchmark that is not among those imported."""
         there = list(benchmarks)
         for name, option in self.named.items():
-            if name not in there:
+            if not any(fnmatchcase(one, name) for one in there):
                 raise UserError(
                     f"{option}: no benchmark '{printable(name[:60])}' is imported{nearest(name, there)}"
                 )

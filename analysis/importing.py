@@ -173,7 +173,7 @@ def _unknown(benchmarks: Iterable[str], known: Mapping[str, Known], info: Info) 
         yield f"{name} is not known, category {OTHER} (if it is {close}, call it that)"
     rest = [name for name in lost if name not in likely]
     if rest:
-        yield f"not known, category {OTHER} (--category gives another): {names(rest, 12)}"
+        yield f"not known, category {OTHER} (--category gives another): {names(rest, 8)}"
 
 
 def _without_noise(results: Iterable[Result]) -> Iterator[str]:
@@ -182,7 +182,7 @@ def _without_noise(results: Iterable[Result]) -> Iterator[str]:
     if bare:
         yield (
             "neither numbers of items nor standard errors, so no item noise (--items, --stderr): "
-            f"{names(dict.fromkeys(bare), 12)}"
+            f"{names(dict.fromkeys(bare), 8)}"
         )
 
 

@@ -22,13 +22,13 @@ import numpy as np
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import Resamples, resamples
 from evalengine.analysis.correlation import Sample
-from evalengine.analysis.figure import Figure, Lines, by
+from evalengine.analysis.figure import Figure, Lines, Table, by
 from evalengine.analysis.groups import ALL, Array, Data, Group, Label, difference_of_means, mean_of_known
 from evalengine.analysis.panel import Panel, Steps
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Options, Row, rows_of
-from evalengine.analysis.transfer import category_transfer, transfer, transfer_p
+from evalengine.analysis.transfer import category_transfer, tests, transfer
 
 COMPARED = 6  # later stages up to which all are compared with each other
 
@@ -91,7 +91,7 @@ def _of_pair(single: Group, two: Panel, plan: Resamples, options: Options) -> li
         (category_transfer(single, two), categories),
     ):
         labelled = replace(group, labels=[label._replace(other=other) for label in group.labels])
-        out += rows_of(labelled, plan, options, transfer_p(single, members, two, options))
+        out += rows_of(labelled, plan, options, tests(single, members, two, options))
     return out
 
 
@@ -168,7 +168,9 @@ def section(results: Results) -> str:
         cells = [with_interval(of.get(category)) for category in categories]
         body.append([*pair.split(","), quantity, scale, *cells, page.p_value(of[ALL].q), str(of[ALL].n)])
     head = ["from", "to", "quantity", "scale", *categories, f"q ({ALL})", "n"]
-    out.append(f"<details><summary>Transfer between stages</summary>{page.table(head, body)}</details>")
+    out.append(
+        f"<details><summary>Transfer between stages</summary>{page.show(Table('', head, [body], texts=4))}</details>"
+    )
     differences = [
         r for r in results.rows("stages", protocol="stage_difference") if r.name.startswith("mean")
     ]
@@ -177,7 +179,7 @@ def section(results: Results) -> str:
         of = {row.category: row for row in mine}
         body.append([pair, quantity, scale, *(with_interval(of.get(c)) for c in categories)])
     if body:
-        later = page.table(["difference of r", "quantity", "scale", *categories], body)
+        later = page.show(Table("", ["difference of r", "quantity", "scale", *categories], [body], texts=3))
         out.append(f"<details><summary>Later stages compared</summary>{later}</details>")
     elif len(stages) - 1 > COMPARED:
         out.append(

@@ -9,6 +9,7 @@ import csv
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from evalengine.analysis.importing import UNKNOWN, Known, Part, Result
 from evalengine.analysis.items import Checkpoint, names
 from evalengine.analysis.score_columns import ITEMS, Column, WideTable, choose_columns, fits
 from evalengine.errors import UserError
-from evalengine.untrusted import check_label, printable
+from evalengine.untrusted import NAME_BYTES, check_label, printable
 
 MISSING = {  # as spreadsheets, pandas, R and people write it
     *("", "nan", "-nan", "na", "<na>", "n/a", "#n/a", "#n/a n/a", "#na", "none", "null", "nil", "missing"),
@@ -173,18 +174,15 @@ def _checkpoints(path: Path, lines: Sequence[Line], how: WideTable) -> Iterator[
         if first != line.number:
             raise UserError(
                 f"{path}: lines {first} and {line.number} are both "
-                f"{', '.join(f'{key} {value}' for key, value in said.items())}: "
-                "choose rows with --where COLUMN=VALUE"
-                + (
-                    ""
-                    if how.replicate
-                    else ", or name the column that tells runs of one mixture apart: --replicate"
-                )
+                f"{', '.join(f'{key} {value}' for key, value in said.items())}: choose rows with --where COLUMN=VALUE, "
+                f"or name {'another' if how.replicate else 'the'} column that tells runs of one mixture apart: --replicate"
             )
         seed = said.pop("replicate", "")
         model = [line.cells[how.model].strip()] if how.model else []
         run = [f"{how.replicate or 'replicate'}{seed}"] if seed else []
         name = "-".join([*model, *said.values(), *run])
+        if len(name.encode()) > NAME_BYTES:  # each part may be that long
+            name = f"{name.encode()[: NAME_BYTES - 20].decode(errors='ignore')}-{sha256(name.encode()).hexdigest()[:16]}"
         check_label(name, f"{path}, line {line.number}, checkpoint")
         yield Checkpoint(name, place["scale"], place["mixture"], place["stage"], seed)
 

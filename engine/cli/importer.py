@@ -91,7 +91,8 @@ def register(subparsers: Any) -> None:
     )
 
     about = p.add_argument_group(
-        "what is known of the benchmarks", "One VALUE for all, or benchmark=VALUE for some, comma-separated."
+        "what is known of the benchmarks",
+        "One VALUE for all, or benchmark=VALUE for some, comma-separated, * allowed.",
     )
     about.add_argument("--items", metavar="VALUE", help="numbers of items, or their columns as {}_n")
     about.add_argument("--chance", metavar="VALUE", help="accuracy of guessing, such as 0.25")

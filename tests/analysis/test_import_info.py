@@ -145,6 +145,12 @@ def test_items_chance_and_category_of_benchmarks(tmp_path: Path) -> None:
         and info.of("piqa").items == 500
     )
     assert info.of("mine") == (500, 0.1, "Own")
+    several = read_info(None, {"category": "mmlu_law=Law,mmlu_*=Knowledge"}, BENCHMARKS)
+    assert [several.of(name).category for name in ("mmlu_law", "mmlu_art", "mmlu")] == [
+        "Law",
+        "Knowledge",
+        "",
+    ]
     assert math.isnan(info.of("rte").chance) and About().category == info.of("rte").category == ""
 
 

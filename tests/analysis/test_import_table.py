@@ -356,3 +356,13 @@ def test_a_factor_of_the_mixtures(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "mixture m2 has the web c, and b elsewhere: a --block column has one label per mixture" in said
     file.write_text(SEEDS.replace("m2,sft,1,b", "m2,sft,1,"))
     assert "t.csv, line 13 says no web: add it" in refused(capsys, tmp_path / "no", file, *given)
+
+
+def test_names_longer_than_a_checkpoints(tmp_path: Path) -> None:
+    """Each of a mixture and a run may have 200 bytes; the name that is made of both stays one of its own."""
+    lines = [f"1B,{'é' * 90}{m},pt,{'y' * 150}{seed},0.{m}{seed}" for m in (1, 2) for seed in (3, 4)]
+    file = tmp_path / "t.csv"
+    file.write_text("\n".join(["s,m,t,run,rte", *lines]))
+    imported(tmp_path / "out", file, "--replicate", "run")
+    found = column(tmp_path / "out", "checkpoint")
+    assert len(set(found)) == 4 and all(len(name.encode()) <= 200 for name in found)
