@@ -28,7 +28,7 @@ from evalengine.analysis.panel import Panel, Steps
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Options, Row, rows_of
-from evalengine.analysis.transfer import category_transfer, transfer, transfer_p
+from evalengine.analysis.transfer import category_transfer, tests, transfer
 
 COMPARED = 6  # later stages up to which all are compared with each other
 
@@ -91,7 +91,7 @@ def _of_pair(single: Group, two: Panel, plan: Resamples, options: Options) -> li
         (category_transfer(single, two), categories),
     ):
         labelled = replace(group, labels=[label._replace(other=other) for label in group.labels])
-        out += rows_of(labelled, plan, options, transfer_p(single, members, two, options))
+        out += rows_of(labelled, plan, options, tests(single, members, two, options))
     return out
 
 

@@ -124,7 +124,8 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
         for block in shown.blocks
         for row in block
     ]
-    found = [r for r in analysis.tables["transfer"] if r.quantity == quantity and r.contrast in ("", SCALE)]
+    every = analysis.tables["transfer"]
+    found = [row for row in every if row.quantity == quantity and row.contrast in ("", SCALE)]
     counts = [row.n for row in found if row.estimate == row.estimate] or [0]
     n = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(counts[0])
     console.table(
