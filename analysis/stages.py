@@ -23,7 +23,7 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import Resamples, resamples
-from evalengine.analysis.correlation import Sample
+from evalengine.analysis.correlation import Sample, benjamini_hochberg
 from evalengine.analysis.figure import Figure, Lines, by
 from evalengine.analysis.groups import (
     ALL,
@@ -62,17 +62,21 @@ def rows(study: Study) -> list[Row]:
     if options.resample == "items" or steps.mixtures != panel.mixtures:
         plan = resamples(len(steps.mixtures), options.bootstrap, options.seed)
     members = panel.category_members()
-    every = [*members.values(), list(range(len(panel.benchmarks)))]
+    B = len(panel.benchmarks)
+    every = [*members.values(), list(range(B))]
     out = []
     for quantity, (s, scale) in itertools.product(steps.values, enumerate(panel.scales)):
         recipes: list[Transfers] = []
+        x_VM = steps.values[quantity][s].swapaxes(1, 2).reshape(-1, len(steps.mixtures))
+        sample = Sample(x_VM[:, :, None], plan.weight_MC)
         for t, u in pairs(len(steps.stages)):
             two = _two_stages(panel, steps, quantity, s, (t, u))
-            sample = Sample(np.ascontiguousarray(two.variables(quantity, 0)[:, :, None]), plan.weight_MC)
-            single = transfer(Data(two, {(quantity, scale): sample}, options.statistic, plan), quantity)
+            of_two = sample.of(np.concatenate([t * B + np.arange(B), u * B + np.arange(B)]))
+            single = transfer(Data(two, {(quantity, scale): of_two}, options.statistic, plan), quantity)
             found = Transfers(two, _between(single, two), _between(category_transfer(single, two), two))
-            for group, of in zip(found[1:], ([[b] for b in every[-1]], every), strict=True):
-                out += rows_of(group, plan, options, tests(single, of, two, options))
+            p = tests(single, [*([b] for b in every[-1]), *every], two, options)["", scale][0]
+            for group, p_S in ((found.single, p[:B]), (found.means, p[B:])):
+                out += rows_of(group, plan, options, {("", scale): (p_S, benjamini_hochberg(p_S))})
             if t == 0 and len(steps.stages) - 1 <= COMPARED:
                 recipes.append(found)
         for earlier, later in itertools.combinations(recipes, 2):
