@@ -16,6 +16,7 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.correlation import DECISION, Sample, pair_sums
+from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import (
     ALL,
     PARTIAL,
@@ -170,34 +171,49 @@ def section(results: Results) -> str:
     found = results.rows("decisions")
     if not found:
         return ""
-    kinds = list(dict.fromkeys(r.other for r in found))
-    losses = any(r.quantity == "loss" for r in found)
-    in_units = ("pairwise loss", "regret") if losses else ()
-    unit = "" if losses else " (points)"
-    columns = [WORDS[kind] + ("" if "%" in WORDS[kind] else unit) for kind in kinds]
-    of_means: list[list[str]] = []
-    of_benchmarks: list[list[str]] = []
-    for scale in results.scales:
-        by_name: dict[tuple[str, str], dict[str, Row]] = {}
-        for r in results.rows("decisions", scale=scale):
-            by_name.setdefault((r.category, r.name), {})[r.other] = r
-        for (category, name), measure in by_name.items():
-            cells = [share_with_interval(measure.get(kind), percent=kind not in in_units) for kind in kinds]
-            n = str(next(iter(measure.values())).n)
-            if name in results.method["benchmarks"]:
-                of_benchmarks.append([name, scale, *cells, n])
-            else:
-                of_means.append([f"{category} ({name})", scale, *cells, n])
+    means, benchmarks = decision_tables(results)
     before, after = results.method["stages"]
-    head = ["benchmark", "scale", *columns, "n"]
     return (
         "<h2>Decisions</h2>"
         f'<p class="hint">Choosing mixtures at {escape(before)} and living with them at {escape(after)}. A coin is right of two '
         f"50% of the time, and finds the best of n one time in n. Intervals of the first two resample mixtures; those of the "
         "last two resample items and take the mixtures as given (percentile).</p>"
-        f"<details open><summary>Means over categories</summary>{page.table(head, of_means)}</details>"
-        f"<details><summary>Benchmarks</summary>{page.table(head, of_benchmarks)}</details>"
+        f"<details open><summary>Means over categories</summary>{page.show(means)}</details>"
+        f"<details><summary>Benchmarks</summary>{page.show(benchmarks)}</details>"
     )
 
 
-PROTOCOL = Protocol("decisions", rows, section)
+def decision_tables(results: Results) -> tuple[Table, Table]:
+    """Of the means over categories, and of the benchmarks."""
+    found = results.rows("decisions")
+    kinds = list(dict.fromkeys(r.other for r in found))
+    losses = any(r.quantity == "loss" for r in found)
+    in_units = ("pairwise loss", "regret") if losses else ()
+    unit = "" if losses else " (points)"
+    columns = [WORDS[kind] + ("" if "%" in WORDS[kind] else unit) for kind in kinds]
+    of_means: list[list[list[str]]] = []
+    of_benchmarks: list[list[list[str]]] = []
+    for scale in results.scales:
+        by_name: dict[tuple[str, str], dict[str, Row]] = {}
+        for r in results.rows("decisions", scale=scale):
+            by_name.setdefault((r.category, r.name), {})[r.other] = r
+        of_means.append([])
+        of_benchmarks.append([])
+        for (category, name), measure in by_name.items():
+            single = name in results.method["benchmarks"]
+            cells = [share_with_interval(measure.get(kind), percent=kind not in in_units) for kind in kinds]
+            title = name if single else f"{category} ({name})"
+            rows = of_benchmarks if single else of_means
+            rows[-1].append([title, scale, *cells, str(next(iter(measure.values())).n)])
+    head = ["benchmark", "scale", *columns, "n"]
+    return Table("decisions, means", head, of_means, texts=2), Table(
+        "decisions", head, of_benchmarks, texts=2
+    )
+
+
+def latex(results: Results) -> dict[str, Table]:
+    means, benchmarks = decision_tables(results)
+    return {"decisions": means, "decisions_benchmarks": benchmarks}
+
+
+PROTOCOL = Protocol("decisions", rows, section, latex=latex)

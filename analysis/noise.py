@@ -14,7 +14,6 @@ Dims: M mixtures, I items, C columns of weights.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from evalengine.analysis import page
 from evalengine.analysis.correlation import weighted_sums
+from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL, ITEM_NOISE, PARTIAL, UNDEFINED, Data, Group, Label, Note
 from evalengine.analysis.items import names
 from evalengine.analysis.latent import latent_r, pooled
@@ -32,6 +32,7 @@ from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row, plain_row
 
+RELIABILITY = "reliability"  # and the stage
 CEILING = "ceiling"
 WITHOUT_NOISE = "r without noise"
 NOISY = Note(ITEM_NOISE, "the mixtures differ no more than item noise makes them")
@@ -89,14 +90,13 @@ def measured(data: Data, quantity: str, scale: str) -> dict[int, Measured | Note
     for b in range(B):
         keep = np.asarray(np.isfinite(sample.x_VMC[[b, B + b], :, 0]).all(axis=0))
         noise = _noise(panel, quantity, s, b, keep)
-        if noise is None or keep.sum() < 4:
-            few = keep.sum() < 4
-            why = (
-                "fewer than 4 mixtures"
-                if few
-                else "neither the number of items nor standard errors are known"
+        if keep.sum() < 4:
+            out[b] = Note(UNDEFINED, "fewer than 4 mixtures")
+        elif noise is None:
+            known = "neither the number of items nor all standard errors are known"
+            out[b] = Note(
+                UNDEFINED, known if quantity == "accuracy" else f"noise of {quantity} takes the items"
             )
-            out[b] = Note(UNDEFINED, why)
         else:
             found = covariances(sample.x_VMC[b], sample.x_VMC[B + b], sample.w_MC, keep)
             out[b] = Measured(noise, found, int(keep.sum()))
@@ -110,7 +110,7 @@ def reliability(data: Data, quantity: str) -> Group:
     (sqrt((var - noise) (var' - noise')) + noise covariance) / sqrt(var var').
     """
     panel = data.panel
-    kinds = (f"reliability {panel.stages[0]}", f"reliability {panel.stages[1]}", CEILING)
+    kinds = (*(f"{RELIABILITY} {stage}" for stage in panel.stages), CEILING)
     labels = [
         Label(category, benchmark, kind)
         for category, benchmark in zip(panel.categories, panel.benchmarks, strict=True)
@@ -272,40 +272,50 @@ def section(results: Results) -> str:
     found = [r for r in results.rows("reliability", protocol="reliability") if math.isfinite(r.estimate)]
     if not found:
         return ""
-    kinds = list(dict.fromkeys(r.other for r in found))
-    by_kind = {(r.scale, r.quantity, r.name, r.other): r for r in found}
-    measured = {(r.scale, r.quantity, r.name): r for r in results.rows("transfer", protocol="transfer")}
-    table = []
-    for at in itertools.product(results.scales, results.method["quantities"], results.method["benchmarks"]):
-        mine = [by_kind.get((*at, kind)) for kind in kinds]
-        n = next((r.n for r in mine if r), None)
-        if n is not None:
-            scale, quantity, benchmark = at
-            cells = [with_interval(r) for r in (*mine, measured.get(at))]
-            table.append([benchmark, quantity, scale, *cells, str(n)])
-    columns = ["benchmark", "quantity", "scale", *kinds, "r as measured", "n"]
-    observed = {
-        (r.scale, r.quantity, r.category): r for r in results.rows("transfer", protocol="category_transfer")
-    }
-    means = [
-        [
-            r.category,
-            r.quantity,
-            r.scale,
-            with_interval(observed.get((r.scale, r.quantity, r.category))),
-            with_interval(r),
-            r.note,
-        ]
-        for r in results.rows("reliability", protocol="category_reliability")
-    ]
     return (
         "<h2>Noise</h2>"
         '<p class="hint">Reliability: the share of the variance between mixtures that endless items would leave. The ceiling '
         "is the r that this noise would leave of a perfect one; r without noise is the correlation that endless items would "
-        "show.</p>"
-        f"{page.table(['mean over', 'quantity', 'scale', 'r as measured', WITHOUT_NOISE, 'note'], means)}"
-        f"<details><summary>Reliability of each benchmark</summary>{page.table(columns, table)}</details>"
+        f"show.</p>{page.show(means_table(results))}"
+        f"<details><summary>Reliability of each benchmark</summary>{page.show(benchmarks_table(results))}</details>"
     )
+
+
+def means_table(results: Results) -> Table:
+    """Mean r of the categories and of all, as measured and without noise."""
+    observed = {
+        (r.scale, r.quantity, r.category): r for r in results.rows("transfer", protocol="category_transfer")
+    }
+    blocks: dict[tuple[str, str], list[list[str]]] = {}
+    for r in results.rows("reliability", protocol="category_reliability"):
+        measured = observed.get((r.scale, r.quantity, r.category))
+        cells = [with_interval(measured), with_interval(r), r.note]
+        blocks.setdefault((r.quantity, r.scale), []).append([r.category, r.quantity, r.scale, *cells])
+    columns = ["mean over", "quantity", "scale", "r as measured", WITHOUT_NOISE, "note"]
+    return Table(
+        "mean r without item noise", columns, list(blocks.values()), texts=3, prose=True, stacked=True
+    )
+
+
+def benchmarks_table(results: Results) -> Table:
+    """Reliability at both stages, ceiling and r, of each benchmark with items."""
+    found = [r for r in results.rows("reliability", protocol="reliability") if r.n]
+    kinds = list(dict.fromkeys(r.other for r in found))
+    by_kind = {(r.quantity, r.scale, r.name, r.other): r for r in found}
+    measured = {(r.quantity, r.scale, r.name): r for r in results.rows("transfer", protocol="transfer")}
+    blocks: dict[tuple[str, str], list[list[str]]] = {}
+    for at in dict.fromkeys((r.quantity, r.scale, r.name) for r in found):
+        quantity, scale, benchmark = at
+        mine = [by_kind.get((*at, kind)) for kind in kinds]
+        n = next(r.n for r in mine if r)
+        cells = [with_interval(r) for r in (*mine, measured.get(at))]
+        blocks.setdefault((quantity, scale), []).append([benchmark, quantity, scale, *cells, str(n)])
+    columns = ["benchmark", "quantity", "scale", *kinds, "r as measured", "n"]
+    return Table("reliability", columns, list(blocks.values()), texts=3)
+
+
+def latex(results: Results) -> dict[str, Table]:
+    return {"noise": means_table(results), "reliability": benchmarks_table(results)}
 
 
 def claims(results: Results) -> Iterator[Claim]:
@@ -324,4 +334,4 @@ def claims(results: Results) -> Iterator[Claim]:
             yield Claim(CAUTION, text.format(listed))
 
 
-PROTOCOL = Protocol("reliability", rows, section, claims=claims)
+PROTOCOL = Protocol("reliability", rows, section, claims=claims, latex=latex)

@@ -10,7 +10,7 @@ import yaml
 
 from evalengine import checkpoints, resolve
 from evalengine.analysis import harness, samples
-from evalengine.analysis.matrices import plain_stage
+from evalengine.analysis.figure import file_part
 from evalengine.benchmarks.custom import read_benchmark
 from evalengine.errors import UserError
 from evalengine.untrusted import check_label, check_name, printable
@@ -191,7 +191,7 @@ def test_imported_tasks_stay_in_the_output_folder(task: str, tmp_path: Path) -> 
 
 def test_a_stage_in_the_name_of_a_figure_cannot_be_a_path() -> None:
     for stage in ("../../x", "/etc/x", "a\0b", "x" * 300, "step 3/4"):
-        name = plain_stage(stage)
+        name = file_part(stage)
         assert "/" not in name and "\0" not in name and len(name) <= 60
 
 
