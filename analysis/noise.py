@@ -287,7 +287,7 @@ def means_table(results: Results) -> Table:
         (r.scale, r.quantity, r.category): r for r in results.rows("transfer", protocol="category_transfer")
     }
     blocks: dict[tuple[str, str], list[list[str]]] = {}
-    for r in results.rows("reliability", protocol="category_reliability", contrast=""):
+    for r in results.rows("reliability", protocol="category_reliability"):
         measured = observed.get((r.scale, r.quantity, r.category))
         cells = [with_interval(measured), with_interval(r), r.note]
         blocks.setdefault((r.quantity, r.scale), []).append([r.category, r.quantity, r.scale, *cells])
@@ -299,12 +299,10 @@ def means_table(results: Results) -> Table:
 
 def benchmarks_table(results: Results) -> Table:
     """Reliability at both stages, ceiling and r, of each benchmark with items."""
-    found = [r for r in results.rows("reliability", protocol="reliability", contrast="") if r.n]
+    found = [r for r in results.rows("reliability", protocol="reliability") if r.n]
     kinds = list(dict.fromkeys(r.other for r in found))
     by_kind = {(r.quantity, r.scale, r.name, r.other): r for r in found}
-    measured = {
-        (r.quantity, r.scale, r.name): r for r in results.rows("transfer", protocol="transfer", contrast="")
-    }
+    measured = {(r.quantity, r.scale, r.name): r for r in results.rows("transfer", protocol="transfer")}
     blocks: dict[tuple[str, str], list[list[str]]] = {}
     for at in dict.fromkeys((r.quantity, r.scale, r.name) for r in found):
         quantity, scale, benchmark = at
