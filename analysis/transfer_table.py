@@ -12,11 +12,15 @@ from evalengine.analysis.page import p_value
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row
 
-WORDS = (
-    "In brackets after a category: how many benchmarks its mean is over. Change: the largest scale minus the smallest. p: "
-    "permutation test; q: Benjamini and Hochberg's, over the benchmarks or the means of a scale. Ceiling: the r that item noise "
-    "would leave of a perfect correlation."
-)
+
+def words(results: Results) -> str:
+    """What the table's columns are."""
+    change = f" Change: {results.scales[-1]} − {results.scales[0]}." if len(results.scales) > 1 else ""
+    return (
+        f"In brackets after a category: how many benchmarks its mean is over.{change} p: permutation test; q: Benjamini and "
+        f"Hochberg's, over the benchmarks or the means of a scale. {CEILING.capitalize()}: the r that item noise would leave of "
+        "a perfect correlation."
+    )
 
 
 def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Table:
