@@ -90,14 +90,13 @@ def measured(data: Data, quantity: str, scale: str) -> dict[int, Measured | Note
     for b in range(B):
         keep = np.asarray(np.isfinite(sample.x_VMC[[b, B + b], :, 0]).all(axis=0))
         noise = _noise(panel, quantity, s, b, keep)
-        if noise is None or keep.sum() < 4:
-            few = keep.sum() < 4
-            why = (
-                "fewer than 4 mixtures"
-                if few
-                else "neither the number of items nor standard errors are known"
+        if keep.sum() < 4:
+            out[b] = Note(UNDEFINED, "fewer than 4 mixtures")
+        elif noise is None:
+            known = "neither the number of items nor all standard errors are known"
+            out[b] = Note(
+                UNDEFINED, known if quantity == "accuracy" else f"noise of {quantity} takes the items"
             )
-            out[b] = Note(UNDEFINED, why)
         else:
             found = covariances(sample.x_VMC[b], sample.x_VMC[B + b], sample.w_MC, keep)
             out[b] = Measured(noise, found, int(keep.sum()))

@@ -64,7 +64,7 @@ def analysis_of(args: argparse.Namespace) -> Analysis:
     from evalengine.analysis.mixtures import imported_mixtures, read_study
     from evalengine.analysis.panel import load_panel
     from evalengine.analysis.study import Options, analyse
-    from evalengine.remote_store import readable
+    from evalengine.remote import readable
 
     if args.bootstrap not in (None, "exact") and not str(args.bootstrap).isdigit():
         raise UserError(f"--bootstrap takes a number or 'exact', not '{args.bootstrap}'")
