@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 
 from evalengine.analysis import page
-from evalengine.analysis.figure import Figure, Intervals
+from evalengine.analysis.figure import Figure, Intervals, Table
 from evalengine.analysis.groups import (
     PARTIAL,
     UNDEFINED,
@@ -84,6 +84,14 @@ def figures(results: Results) -> Mapping[str, Figure]:
     return {"coherence": Intervals(results.rows("coherence"), _label)}
 
 
+def latex(results: Results) -> dict[str, Table]:
+    return {
+        "coherence": page.numbers(
+            "coherence", results.rows("coherence", contrast=""), results.scales, ("category", "name")
+        )
+    }
+
+
 def claims(results: Results) -> Iterator[Claim]:
     found = results.rows("coherence")
     found = [row for row in found if math.isfinite(row.estimate) and math.isfinite(row.low)]
@@ -103,4 +111,4 @@ def claims(results: Results) -> Iterator[Claim]:
         )
 
 
-PROTOCOL = Protocol("coherence", rows, section, figures, claims)
+PROTOCOL = Protocol("coherence", rows, section, figures, claims, latex)

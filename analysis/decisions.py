@@ -16,7 +16,19 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.correlation import DECISION, Sample, pair_sums
-from evalengine.analysis.groups import ALL, PARTIAL, Array, Data, Group, Label, Means, Note
+from evalengine.analysis.figure import Table
+from evalengine.analysis.groups import (
+    ALL,
+    PARTIAL,
+    UNDEFINED,
+    Array,
+    Data,
+    Group,
+    Label,
+    Means,
+    Note,
+    mean_of_known,
+)
 from evalengine.analysis.item_bootstrap import item_data
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, share_with_interval
@@ -70,15 +82,18 @@ def _decide(
             part = Sample(chosen, sample.w_MC).only(keep)
             x_VMC = np.round(sign * part.x_VMC, 12)  # equal accuracies stay tied
             found[b] = measure(x_VMC, np.nan_to_num(part.w_MC))
-        means, said = [], [Note()] * (B * len(measures))
+        known_B = np.isfinite(found[:, 0, 0])
+        few, tied = (Note(UNDEFINED, why) for why in ("fewer than 4 mixtures", "all mixtures are tied"))
+        why_B = [Note() if known_B[b] else few if counts[b] < 4 else tied for b in range(B)]
+        means, said = [], [why for why in why_B for _ in measures]
         for _, index in members:
-            defined = [b for b in index if counts[b] >= 4]
-            lost = [panel.benchmarks[b] for b in index if counts[b] < 4]
-            why = Note(PARTIAL, f"without {', '.join(lost)} (fewer than 4 mixtures)")
+            lost = [f"{panel.benchmarks[b]} ({why_B[b].text})" for b in index if not known_B[b]]
+            why = Note(PARTIAL, f"without {', '.join(lost)}")
             said += [why if lost else Note()] * len(measures)
-            means.append(found[defined].mean(axis=0) if defined else np.full(found.shape[1:], np.nan))
+            defined = [b for b in index if known_B[b]]
+            means.append([mean_of_known(found[defined, m]) for m in range(len(measures))])
         values[scale] = np.concatenate([found, np.array(means)]).reshape(-1, found.shape[2])
-        smallest = [min((int(counts[b]) for b in index if counts[b] >= 4), default=0) for _, index in members]
+        smallest = [min((int(counts[b]) for b in index if known_B[b]), default=0) for _, index in members]
         n[scale] = np.repeat(np.concatenate([counts, smallest]), 2)
         notes[scale] = said
         of_means[scale] = Means(found.reshape(2 * B, -1), np.repeat(counts, 2), every)
@@ -88,12 +103,31 @@ def _decide(
 def _pairwise(x_2MC: Array, w_MC: Array) -> Array:
     """(2, C): share of pairs of different mixtures ordered alike, and the mean loss of taking the one better before.
 
-    A tie on one side counts one half, on both sides as agreement.
+    A tie on one side counts one half. Pairs tied on both sides are left out, as they are of Kendall's tau-b: there is
+    nothing to choose and nothing to be right about. With no other ties the share is (1 + tau-b) / 2.
     """
-    pairs_C = 0.5 * (1.0 - (w_MC**2).sum(axis=0))  # weight of all pairs
+    pairs_C = _untied(x_2MC, w_MC)
     pairs_C[pairs_C < 1e-12] = np.nan
     wrong_C, loss_C = pair_sums(x_2MC, np.array([[0, 1]]), w_MC, DECISION)[:, 0]
     return np.stack([1.0 - wrong_C / pairs_C, loss_C / pairs_C])
+
+
+def _untied(x_2MC: Array, w_MC: Array) -> Array:
+    """(C,): weight of the pairs of mixtures that differ on one side at least.
+
+    Being equal on both sides is an equivalence, so of fixed values it is all pairs less those within its classes.
+    """
+    if x_2MC.shape[2] == 1:
+        order_M = np.lexsort(x_2MC[:, :, 0])
+        changes_M = (np.diff(x_2MC[:, order_M, 0], axis=1) != 0.0).any(axis=0)
+        weight_GC = np.add.reduceat(w_MC[order_M], np.append(0, 1 + np.flatnonzero(changes_M)))
+        pairs_C: Array = 0.5 * (weight_GC.sum(axis=0) ** 2 - (weight_GC**2).sum(axis=0))
+        return pairs_C
+    pairs_C = np.zeros(w_MC.shape[1])
+    for m in range(1, len(w_MC)):
+        differ_mC = (x_2MC[:, m, None] != x_2MC[:, :m]).any(axis=0)
+        pairs_C += w_MC[m] * (differ_mC * w_MC[:m]).sum(axis=0)
+    return pairs_C
 
 
 def _best(x_2MC: Array, w_MC: Array) -> Array:
@@ -137,34 +171,49 @@ def section(results: Results) -> str:
     found = results.rows("decisions")
     if not found:
         return ""
-    kinds = list(dict.fromkeys(r.other for r in found))
-    losses = any(r.quantity == "loss" for r in found)
-    in_units = ("pairwise loss", "regret") if losses else ()
-    unit = "" if losses else " (points)"
-    columns = [WORDS[kind] + ("" if "%" in WORDS[kind] else unit) for kind in kinds]
-    of_means: list[list[str]] = []
-    of_benchmarks: list[list[str]] = []
-    for scale in results.scales:
-        by_name: dict[tuple[str, str], dict[str, Row]] = {}
-        for r in results.rows("decisions", scale=scale):
-            by_name.setdefault((r.category, r.name), {})[r.other] = r
-        for (category, name), measure in by_name.items():
-            cells = [share_with_interval(measure.get(kind), percent=kind not in in_units) for kind in kinds]
-            n = str(next(iter(measure.values())).n)
-            if name in results.method["benchmarks"]:
-                of_benchmarks.append([name, scale, *cells, n])
-            else:
-                of_means.append([f"{category} ({name})", scale, *cells, n])
+    means, benchmarks = decision_tables(results)
     before, after = results.method["stages"]
-    head = ["benchmark", "scale", *columns, "n"]
     return (
         "<h2>Decisions</h2>"
         f'<p class="hint">Choosing mixtures at {escape(before)} and living with them at {escape(after)}. A coin is right of two '
         f"50% of the time, and finds the best of n one time in n. Intervals of the first two resample mixtures; those of the "
         "last two resample items and take the mixtures as given (percentile).</p>"
-        f"<details open><summary>Means over categories</summary>{page.table(head, of_means)}</details>"
-        f"<details><summary>Benchmarks</summary>{page.table(head, of_benchmarks)}</details>"
+        f"<details open><summary>Means over categories</summary>{page.show(means)}</details>"
+        f"<details><summary>Benchmarks</summary>{page.show(benchmarks)}</details>"
     )
 
 
-PROTOCOL = Protocol("decisions", rows, section)
+def decision_tables(results: Results) -> tuple[Table, Table]:
+    """Of the means over categories, and of the benchmarks."""
+    found = results.rows("decisions")
+    kinds = list(dict.fromkeys(r.other for r in found))
+    losses = any(r.quantity == "loss" for r in found)
+    in_units = ("pairwise loss", "regret") if losses else ()
+    unit = "" if losses else " (points)"
+    columns = [WORDS[kind] + ("" if "%" in WORDS[kind] else unit) for kind in kinds]
+    of_means: list[list[list[str]]] = []
+    of_benchmarks: list[list[list[str]]] = []
+    for scale in results.scales:
+        by_name: dict[tuple[str, str], dict[str, Row]] = {}
+        for r in results.rows("decisions", scale=scale):
+            by_name.setdefault((r.category, r.name), {})[r.other] = r
+        of_means.append([])
+        of_benchmarks.append([])
+        for (category, name), measure in by_name.items():
+            single = name in results.method["benchmarks"]
+            cells = [share_with_interval(measure.get(kind), percent=kind not in in_units) for kind in kinds]
+            title = name if single else f"{category} ({name})"
+            rows = of_benchmarks if single else of_means
+            rows[-1].append([title, scale, *cells, str(next(iter(measure.values())).n)])
+    head = ["benchmark", "scale", *columns, "n"]
+    return Table("decisions, means", head, of_means, texts=2), Table(
+        "decisions", head, of_benchmarks, texts=2
+    )
+
+
+def latex(results: Results) -> dict[str, Table]:
+    means, benchmarks = decision_tables(results)
+    return {"decisions": means, "decisions_benchmarks": benchmarks}
+
+
+PROTOCOL = Protocol("decisions", rows, section, latex=latex)

@@ -40,9 +40,11 @@ def item_data(
     statistic: str,
     *,
     mixtures: bool,
-    quantities: Sequence[str] = ("accuracy", "confidence"),
+    quantities: Sequence[str] | None = None,
 ) -> tuple[Data, Resamples]:
     """Data whose every resample has its own items, and with `mixtures` its own mixtures too (hierarchical).
+
+    quantities: those of the panel and of its other confidence, unless some are named.
 
     The jackknife behind BCa leaves out groups of items, or mixtures where those are resampled: they are the
     units that carry most of the variance.
@@ -51,6 +53,7 @@ def item_data(
         raise UserError(
             "resampling items needs a score store: imported results hold no items; use --resample mixtures"
         )
+    quantities = quantities or tuple(panel.transferred)
     M = len(panel.mixtures)
     drawn = draw_resamples(M, count, seed)
     if mixtures:
@@ -65,7 +68,7 @@ def item_data(
     x = {q: np.full((len(panel.scales), 2 * B, M, columns), np.nan) for q in quantities}
     seeds = np.random.SeedSequence([seed, 1]).spawn(B)
     for b, known in enumerate(panel.items):
-        scores_QKI = [known.correct_KI if q == "accuracy" else known.confidence_KI for q in quantities]
+        scores_QKI = [known.scores(q) for q in quantities]
         for q, value_KC in zip(quantities, resampled_means(scores_QKI, count, groups, seeds[b]), strict=True):
             if mixtures:  # the jackknife's columns leave out mixtures, and hold all items
                 value_KC = np.concatenate([value_KC[:, :1].repeat(1 + M, axis=1), value_KC[:, 1:]], axis=1)
@@ -84,24 +87,33 @@ def resampled_means(
     scores_QKI: Sequence[NDArray[np.generic]], count: int, groups: int, seed: np.random.SeedSequence
 ) -> list[Array]:
     """Each quantity's mean over items for each checkpoint, (K, 1 + groups + count): all items, groups left out,
-    resamples. The items drawn are the same for all quantities."""
+    resamples. The items drawn are the same for all quantities; a mean is over those that are not NaN."""
     K, items = scores_QKI[0].shape
     scores_IQ = np.concatenate([score_KI.T for score_KI in scores_QKI], axis=1).astype(np.float64)
-    scores_IQ = np.rint(scores_IQ * UNIT) / UNIT
-    total_Q = scores_IQ.sum(axis=0)
+    known_IQ = np.isfinite(scores_IQ)
+    complete = bool(known_IQ.all())
+    scores_IQ = np.rint(np.where(known_IQ, scores_IQ, 0.0) * UNIT) / UNIT
+    total_Q, count_Q = scores_IQ.sum(axis=0), known_IQ.sum(axis=0)
     out_QC = np.empty((scores_IQ.shape[1], 1 + groups + count))
-    out_QC[:, 0] = total_Q / items
+    out_QC[:, 0] = total_Q / _some(count_Q)
     rng = np.random.default_rng(seed)
     if groups:
         edges = np.linspace(0, items, min(groups, items) + 1).astype(int)
         parts = np.split(rng.permutation(items), edges[1:-1])
         for g in range(groups):
             gone = parts[g % len(parts)]  # fewer items than groups: the same again, which changes nothing
-            out_QC[:, 1 + g] = (total_Q - scores_IQ[gone].sum(axis=0)) / max(1, items - len(gone))
+            left_Q = count_Q - known_IQ[gone].sum(axis=0)
+            out_QC[:, 1 + g] = (total_Q - scores_IQ[gone].sum(axis=0)) / _some(left_Q)
     step = max(1, BLOCK_BYTES // (12 * items))
     for start in range(0, count, step):
         rows = min(step, count - start)
         index_RI = rng.integers(0, items, (rows, items), dtype=np.uint32)
-        product = count_draws(index_RI, items) @ scores_IQ
-        out_QC[:, 1 + groups + start : 1 + groups + start + rows] = product.T / items
+        drawn_RI = count_draws(index_RI, items)
+        weight_RQ = items if complete else _some(drawn_RI @ known_IQ.astype(np.float64))
+        out_QC[:, 1 + groups + start : 1 + groups + start + rows] = (drawn_RI @ scores_IQ / weight_RQ).T
     return list(out_QC.reshape(-1, K, out_QC.shape[1]))
+
+
+def _some(count: NDArray[np.integer]) -> Array:
+    """What to divide a sum of so many values by: NaN for none."""
+    return np.where(count > 0, count, np.nan)

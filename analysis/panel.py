@@ -25,8 +25,10 @@ from evalengine.analysis.items import (
     ECE_BINS,
     BenchmarkItems,
     averaged,
+    debiased_calibration_error,
     expected_calibration_error,
     mean_by_row,
+    mean_of_scores,
     names,
     read_store,
     reliability,
@@ -40,7 +42,9 @@ DEFAULT_STAGES = ("pt", "sft")
 CATEGORY_ORDER = ("Commonsense", "Science", "NLI", "Semantic")
 RESULTS_FILE = "results.arrow"
 QUANTITIES = ("accuracy", "confidence", "loss")
-CALIBRATION = Answers._fields[2:]
+CALIBRATION = ("ece", "ece_plugin", *Answers._fields[2:])
+OTHER_CONFIDENCE = {"raw": "confidence (own)", "own": "confidence (raw)"}  # beside the one that was asked for
+RESULT_KINDS = ("string",) * 7 + ("double", "int64", "double", "double", "string")  # columns of results.arrow
 
 
 class Steps(NamedTuple):
@@ -61,19 +65,28 @@ class Panel:
     benchmarks: tuple[str, ...]
     categories: tuple[str, ...]  # of each benchmark
     values: dict[str, Array]  # by quantity: accuracy, confidence, loss
-    calibration: dict[str, Array]  # ece, brier, nll, p_gold, margin, entropy
+    calibration: dict[str, Array]  # CALIBRATION, over raw log-likelihoods
     row: NDArray[np.int64]  # (S, 2, M, B): row of the mixture in items[b], -1 if missing
     n_items: NDArray[np.int64]  # (B,), 0 where unknown
     notes: tuple[str, ...]
     curves: Array | None = None  # reliability curves, (S, 2, M, B, bins, 3)
     items: tuple[BenchmarkItems, ...] = ()  # by benchmark, where the store was read
     metrics: tuple[str, ...] = ()  # the score behind each benchmark's accuracy
+    stderr: Array | None = None  # (S, 2, M, B): standard errors of the accuracies, where an import gave them
+    chance: Array | None = None  # (B,): accuracy of guessing, NaN where unknown
     runs: dict[str, Array] = field(default_factory=dict)  # (S, 2, M, B, R) of `values`; empty if R is 1
     steps: Steps | None = None
+    confidence: str = ""  # of `metrics.CONFIDENCES`; "" where results were imported
+    beside: dict[str, Array] = field(default_factory=dict)  # the other confidence, where a benchmark's differ
 
     @property
     def quantities(self) -> tuple[str, ...]:
         return tuple(self.values)
+
+    @property
+    def transferred(self) -> dict[str, Array]:
+        """The values, and beside them the other confidence, of which transfer and means are shown."""
+        return {**self.values, **self.beside}
 
     def category_members(self) -> dict[str, list[int]]:
         members: dict[str, list[int]] = defaultdict(list)
@@ -83,12 +96,12 @@ class Panel:
 
     def variables(self, quantity: str, scale: int) -> Array:
         """(2B, M): the benchmarks before, then the benchmarks after."""
-        x_TMB = self.values[quantity][scale]
+        x_TMB = self.transferred[quantity][scale]
         return np.concatenate([x_TMB[0].T, x_TMB[1].T])
 
 
 class Cell(NamedTuple):
-    """One checkpoint on one benchmark. replicate: which of a mixture's runs it is, such as its seed."""
+    """One checkpoint on one benchmark. stderr: of its accuracy. replicate: which of a mixture's runs it is, such as its seed."""
 
     checkpoint: str
     scale: str | None
@@ -99,6 +112,8 @@ class Cell(NamedTuple):
     values: dict[str, float]
     items: int
     row: int = -1
+    stderr: float = float("nan")
+    chance: float = float("nan")
     replicate: str = ""
 
     @property
@@ -108,12 +123,17 @@ class Cell(NamedTuple):
 
 
 def load_panel(
-    source: Path | str, *, stages: Sequence[str] | None = None, metric: str | None = None
+    source: Path | str,
+    *,
+    stages: Sequence[str] | None = None,
+    metric: str | None = None,
+    confidence: str | None = None,
 ) -> Panel:
     """The panel of a score store, of a folder written by `evalengine import`, or of its results.arrow.
 
-    stages: those to compare, in order, else pt and sft, else the only two there are. Raises UserError for everything that
-    would make the comparison wrong.
+    stages: those to compare, in order, else pt and sft, else the only two there are. confidence: one of
+    `metrics.CONFIDENCES`, of a score store; raw where it is not given. Raises UserError for everything that would make the
+    comparison wrong.
     """
     source = Path(source)
     results = source if source.suffix == ".arrow" else source / RESULTS_FILE
@@ -122,21 +142,28 @@ def load_panel(
             raise UserError(
                 "--metric chooses a score of a score store; imported results already say which they are"
             )
+        if confidence is not None:
+            raise UserError(
+                "--confidence chooses the confidence of a score store; imported results hold the one they were made with"
+            )
         return _from_results(results, stages)
-    return _from_store(source, stages, metric)
+    return _from_store(source, stages, metric, confidence or "raw")
 
 
-def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None) -> Panel:
-    store = read_store(source, metric)
+def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None, confidence: str) -> Panel:
+    store = read_store(source, metric, confidence)
     by_name = {checkpoint.name: checkpoint for checkpoint in store.checkpoints}
+    differ = any(benchmark.other_KI is not benchmark.confidence_KI for benchmark in store.benchmarks)
+    shown = ("accuracy", "confidence", *([OTHER_CONFIDENCE[confidence]] if differ else []))
     cells, curve_of, items_of = [], {}, {}
     for benchmark in store.benchmarks:
-        curve_KB3 = reliability(benchmark.confidence_KI, benchmark.correct_KI, ECE_BINS)
+        raw_KI = benchmark.confidence_KI if confidence == "raw" else benchmark.other_KI
+        curve_KB3 = reliability(raw_KI, benchmark.correct_KI, ECE_BINS)
+        debiased_K = debiased_calibration_error(curve_KB3, np.isfinite(raw_KI).sum(axis=1))
+        calibration = (debiased_K, expected_calibration_error(curve_KB3), *benchmark.means_KF.T)
         by_quantity = {
-            "accuracy": benchmark.correct_KI.mean(axis=1, dtype=np.float64),
-            "confidence": benchmark.confidence_KI.mean(axis=1, dtype=np.float64),
-            "ece": expected_calibration_error(curve_KB3),
-            **dict(zip(CALIBRATION, benchmark.means_KF.T, strict=True)),
+            **{quantity: mean_of_scores(benchmark.scores(quantity)) for quantity in shown},
+            **dict(zip(CALIBRATION, calibration, strict=True)),
         }
         who = [by_name[name] for name in benchmark.checkpoints]
         row_K = rows_of_runs(who)
@@ -144,13 +171,13 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None) 
             values = {quantity: float(value_K[k]) for quantity, value_K in by_quantity.items()}
             cells.append(
                 Cell(
-                    *one,
+                    *one[:4],
                     benchmark.name,
                     benchmark.category,
                     values,
                     items=benchmark.correct_KI.shape[1],
                     row=int(row_K[k]),
-                    replicate=store.seeds.get(one.name, ""),
+                    replicate=one.seed,
                 )
             )
         items_of[benchmark.name] = averaged(benchmark, row_K)
@@ -162,7 +189,12 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None) 
         row_STM = panel.row[..., b]
         curves[:, :, :, b][row_STM >= 0] = curve_of[name][row_STM[row_STM >= 0]]
     return replace(
-        panel, items=ordered, curves=curves, metrics=tuple(benchmark.metric for benchmark in ordered)
+        panel,
+        items=ordered,
+        curves=curves,
+        metrics=tuple(benchmark.metric for benchmark in ordered),
+        chance=np.array([benchmark.chance for benchmark in ordered]),
+        confidence=confidence,
     )
 
 
@@ -171,8 +203,8 @@ def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
 
     try:
         table = sealed.read(path)
-        kinds = [str(field.type) for field in table.schema]
-        if kinds != ["string"] * 7 + ["double", "int64"]:
+        kinds = tuple(str(field.type) for field in table.schema)
+        if kinds not in (RESULT_KINDS, RESULT_KINDS[:9]):  # of before standard errors, chance and replicates
             raise KeyError("columns")
         grouped: dict[tuple[str, str], Cell] = {}
         for record in table.to_pylist():
@@ -180,14 +212,30 @@ def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
             if record["quantity"] not in QUANTITIES or None in key:
                 raise KeyError("quantity")
             who = {name: record[name] for name in Cell._fields[:6]}
-            cell = grouped.setdefault(key, Cell(**who, values={}, items=record["items"] or 0))
-            value = record["value"]
-            cell.values[record["quantity"]] = float("nan") if value is None else value
+            cell = grouped.get(key) or Cell(
+                **who, values={}, items=record["items"] or 0, replicate=record.get("replicate") or ""
+            )
+            cell.values[record["quantity"]] = _number(record["value"])
+            if record["quantity"] == "accuracy":
+                cell = cell._replace(
+                    stderr=_number(record.get("stderr")), chance=_number(record.get("chance"))
+                )
+            grouped[key] = cell
     except (sealed.Damaged, KeyError, OSError):
         raise UserError(
             f"{path} is damaged or no table of results: write one with `evalengine import`"
         ) from None
-    return assemble(list(grouped.values()), stages)
+    cells = list(grouped.values())
+    noisy = dict.fromkeys(c.benchmark for c in cells if c.items > 1 or c.stderr == c.stderr)
+    bound = (
+        f"item noise of {names(noisy)} is the sampling error of each accuracy, an upper bound, as all mixtures answer the "
+        "same items: reliability is at least what is shown, r without noise at most"
+    )
+    return assemble(cells, stages, [bound] if noisy else [])
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterable[str] = ()) -> Panel:
@@ -220,15 +268,21 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     axes = (scales, pair, mixtures, benchmarks)
     by_run = _fill(known, axes)
     means = {quantity: _mean_over_runs(x_STMBR) for quantity, x_STMBR in by_run.items()}
-    values = {quantity: means[quantity] for quantity in QUANTITIES if quantity in means}
+    values, beside, calibration = (
+        {quantity: means[quantity] for quantity in quantities if quantity in means}
+        for quantities in (QUANTITIES, OTHER_CONFIDENCE.values(), CALIBRATION)
+    )
     shape = tuple(map(len, axes))
     present = np.zeros(shape[:3], dtype=bool)
     row = np.full(shape, -1, dtype=np.int64)
     n_items = np.zeros(len(benchmarks), dtype=np.int64)
+    stderr, chance = np.full(shape, np.nan), np.full(len(benchmarks), np.nan)
     for cell, at in zip(known, _places(known, axes), strict=True):
         present[at[:3]] = True
         row[at] = cell.row
         n_items[at[3]] = max(n_items[at[3]], cell.items)
+        stderr[at] = np.fmax(stderr[at], cell.stderr)  # of several runs the largest: they share their items
+        chance[at[3]] = np.fmax(chance[at[3]], cell.chance)
     checkpoints = [
         (f"{scales[s]}-{mixtures[m]}-{pair[t]}", (s, t, m)) for s, t, m in np.argwhere(present).tolist()
     ]
@@ -244,12 +298,15 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
         benchmarks,
         tuple(category_of[name] for name in benchmarks),
         values,
-        {quantity: x for quantity, x in means.items() if quantity not in values},
+        calibration,
         row,
         n_items,
         tuple(dict.fromkeys(said)),
+        stderr=stderr,
+        chance=chance,
         runs=runs,
         steps=steps,
+        beside=beside,
     )
 
 
@@ -277,7 +334,8 @@ def _fill(cells: Sequence[Cell], axes: Axes) -> dict[str, Array]:
     }
     shape = (*map(len, axes), 1 + max(number.values()))
     known = {quantity for cell in cells for quantity in cell.values}
-    arrays = {q: np.full(shape, np.nan) for q in (*QUANTITIES, "ece", *CALIBRATION) if q in known}
+    every = (*QUANTITIES, *OTHER_CONFIDENCE.values(), *CALIBRATION)
+    arrays = {q: np.full(shape, np.nan) for q in every if q in known}
     for cell, at in zip(cells, _places(cells, axes), strict=True):
         r = number[cell.place[0], cell.place[2], cell.replicate]
         for q, value in cell.values.items():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from evalengine.analysis.bootstrap import Resamples
-from evalengine.analysis.figure import Figure
+from evalengine.analysis.figure import Figure, Table
 from evalengine.analysis.groups import Data, Group
 from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.panel import Panel
@@ -49,10 +49,12 @@ SUPPORTED, UNSUPPORTED, CAUTION = "supported", "unsupported", "caution"
 
 class Protocol(NamedTuple):
     """table: the name of the stored table. rows: computes it; no rows where the study does not allow it. section: its
-    HTML, "" without data. figures: by file name. claims: what the table supports and what not."""
+    HTML, "" without data. figures, latex: by file name, what is drawn and what is set for a paper. claims: what the table
+    supports and what not."""
 
     table: str
     rows: Callable[[Study], list[Row]]
     section: Callable[[Results], str]
     figures: Callable[[Results], Mapping[str, Figure]] = lambda results: {}
     claims: Callable[[Results], Iterable[Claim]] = lambda results: ()
+    latex: Callable[[Results], Mapping[str, Table]] = lambda results: {}

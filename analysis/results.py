@@ -42,6 +42,12 @@ class Results(NamedTuple):
     def categories(self) -> list[str]:
         return list(dict.fromkeys(self.method["categories"]))
 
+    @property
+    def chance(self) -> dict[str, float]:
+        """The accuracy of guessing, of the benchmarks where it is known."""
+        known = zip(self.method["benchmarks"], self.method.get("chance", ()), strict=False)
+        return {benchmark: chance for benchmark, chance in known if chance is not None}
+
 
 def load_results(folder: Path) -> Results:
     """Reads a folder that `evalengine correlate` wrote. Raises UserError where it is none or incomplete."""

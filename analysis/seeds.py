@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import Resamples, resamples
 from evalengine.analysis.correlation import weighted_sums
+from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL, PARTIAL, Array, Group, Label, Note, mean_of_known
 from evalengine.analysis.latent import latent_r, pooled
 from evalengine.analysis.noise import covariances
@@ -243,9 +244,15 @@ def section(results: Results) -> str:
         '<p class="hint">Several runs of a mixture are averaged. Seeds: their share of the variance of single runs. r between '
         "mixtures: the correlation without what seeds do at either stage and carry from one to the other; the ceiling is the "
         "r of the means over runs if that were 1.</p>"
-        + page.table(["mean over", *head, "r as measured", BETWEEN, "note"], means)
+        + page.show(
+            Table(
+                "seeds", ["mean over", *head, "r as measured", BETWEEN, "note"], [means], texts=3, prose=True
+            )
+        )
         + "<details><summary>Benchmarks</summary>"
-        + page.table(["benchmark", *head, CEILING, "r as measured", BETWEEN, "n"], single)
+        + page.show(
+            Table("seeds", ["benchmark", *head, CEILING, "r as measured", BETWEEN, "n"], [single], texts=3)
+        )
         + "</details>"
     )
 

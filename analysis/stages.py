@@ -24,7 +24,7 @@ import numpy as np
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import Resamples, resamples
 from evalengine.analysis.correlation import Sample, benjamini_hochberg
-from evalengine.analysis.figure import Figure, Lines, by
+from evalengine.analysis.figure import Figure, Lines, Table, by
 from evalengine.analysis.groups import (
     ALL,
     STAGE,
@@ -180,7 +180,9 @@ def section(results: Results) -> str:
         cells = [with_interval(of.get(category)) for category in categories]
         body.append([*pair.split(","), quantity, scale, *cells, page.p_value(of[ALL].q), str(of[ALL].n)])
     head = ["from", "to", "quantity", "scale", *categories, f"q ({ALL})", "n"]
-    out.append(f"<details><summary>Transfer between stages</summary>{page.table(head, body)}</details>")
+    out.append(
+        f"<details><summary>Transfer between stages</summary>{page.show(Table('', head, [body], texts=4))}</details>"
+    )
     differences = results.rows("stages", protocol="category_transfer", contrast=STAGE)
     body = []
     for (quantity, scale, pair, minus), mine in by(
@@ -191,7 +193,7 @@ def section(results: Results) -> str:
         names = [f"{stages[0]} to {text.split(',')[1]}" for text in (pair, minus)]
         body.append([*names, quantity, scale, *cells, page.p_value(of[ALL].q), str(of[ALL].n)])
     if body:
-        later = page.table(["r of", "minus r of", *head[2:]], body)
+        later = page.show(Table("", ["r of", "minus r of", *head[2:]], [body], texts=4))
         out.append(f"<details><summary>Later stages compared</summary>{later}</details>")
     elif len(stages) - 1 > COMPARED:
         out.append(

@@ -114,7 +114,7 @@ def fixed_data(panel: Panel, plan: Resamples, statistic: str) -> Data:
         (quantity, scale): Sample(
             np.ascontiguousarray(panel.variables(quantity, s)[:, :, None]), plan.weight_MC
         )
-        for quantity in panel.quantities
+        for quantity in panel.transferred
         for s, scale in enumerate(panel.scales)
     }
     return Data(panel, samples, statistic, plan)
@@ -137,7 +137,10 @@ def describe(study: Study) -> dict[str, Any]:
         "categories": panel.categories,
         "quantities": panel.quantities,
         "metrics": panel.metrics,
+        "confidence": panel.confidence,
+        "other_confidence": next(iter(panel.beside), ""),
         "items": panel.n_items.tolist(),
+        "chance": [] if panel.chance is None else [None if x != x else x for x in panel.chance.tolist()],
         "statistic": options.statistic,
         "interval": options.interval,
         "level": options.level,
@@ -157,7 +160,7 @@ CELL_COLUMNS = ("scale", "stage", "mixture", "benchmark", "category", "items")
 
 def cell_rows(panel: Panel) -> tuple[list[str], list[list[Any]]]:
     """The panel as a table: one row per checkpoint and benchmark, every value the analysis used."""
-    values = {**panel.values, **panel.calibration}
+    values = {**panel.transferred, **panel.calibration}
     rows = []
     for s, t, m, b in np.ndindex(next(iter(panel.values.values())).shape):
         found = [float(x[s, t, m, b]) for x in values.values()]
@@ -188,7 +191,7 @@ def curve_rows(panel: Panel, level: float) -> tuple[Sequence[str], list[list[Any
         return CURVE_COLUMNS, rows
     for s, t, b in np.ndindex(len(panel.scales), 2, len(panel.benchmarks)):
         curve_MK3 = panel.curves[s, t, :, b]
-        curve_MK3 = curve_MK3[np.isfinite(curve_MK3[:, 0, 0])]
+        curve_MK3 = curve_MK3[np.isfinite(curve_MK3[:, 0, 2])]
         n = len(curve_MK3)
         for k in range(panel.curves.shape[4]):
             share, confidence, accuracy = (curve_MK3[:, k, f] for f in range(3))

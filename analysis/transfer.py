@@ -16,10 +16,10 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis import page
+from evalengine.analysis import page, scatter
 from evalengine.analysis.bootstrap import DEGENERATE_MOST
 from evalengine.analysis.correlation import benjamini_hochberg, permuted_p
-from evalengine.analysis.figure import Figure, Intervals
+from evalengine.analysis.figure import Figure, Intervals, Table, file_part
 from evalengine.analysis.groups import (
     ALL,
     PARTIAL,
@@ -38,12 +38,13 @@ from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim,
 from evalengine.analysis.results import Results, excludes_zero, with_interval
 from evalengine.analysis.swapping import swap_p
 from evalengine.analysis.tables import Options, Row, Tests
-from evalengine.analysis.verdicts import verdict_claims, verdict_section
+from evalengine.analysis.transfer_table import WORDS, transfer_table
+from evalengine.analysis.verdicts import verdict_claims, verdict_section, verdict_tables
 
 
 def rows(study: Study) -> list[Row]:
     out = []
-    for quantity in study.panel.quantities:
+    for quantity in study.panel.transferred:
         single = transfer(study.data, quantity)
         means = category_transfer(single, study.panel)
         B = len(study.panel.benchmarks)
@@ -75,7 +76,7 @@ def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int) -> str:
     """The reason why a benchmark's transfer is not reported at a scale."""
     if n < 4:
         return f"{n} mixture{'s have' if n != 1 else ' has'} both values, 4 are needed"
-    x_TM = panel.values[quantity][s, :, :, b]
+    x_TM = panel.transferred[quantity][s, :, :, b]
     x_TM = x_TM[:, np.isfinite(x_TM).all(axis=0)]
     for t, stage in enumerate(panel.stages):
         if np.ptp(x_TM[t]) <= 1e-12 * np.abs(x_TM[t]).max(initial=0.0):
@@ -192,17 +193,23 @@ def section(results: Results) -> str:
         f"value at {escape(method['stages'][1])}. {escape(page.interval_words(results))}; n = number of mixtures, "
         f"{_n_words(single)}. A star marks a note below.</p>",
         "<h3>Category means</h3>",
-        page.grid(results, Intervals(means, _label)),
+        page.grid(results, _of_means(means)),
         "<h3>Benchmarks</h3>",
-        page.grid(results, Intervals(single, _label, group=lambda row: row.category)),
+        page.grid(results, _of_benchmarks(single)),
     ]
+    for quantity, table in ((q, transfer_table(results, q, results.scales)) for q in method["quantities"]):
+        out.append(
+            f"<details><summary>{escape(quantity.capitalize())}: the numbers</summary>{page.show(table)}"
+            f'<p class="hint">{escape(WORDS)}</p></details>'
+        )
+    out.append(_scatters(results))
     if len(results.scales) > 1:
         small, large = results.scales[0], results.scales[-1]
         every = results.rows("transfer", contrast=SCALE)
         out.append(
             f"<details><summary>Differences between scales ({escape(large)} minus {escape(small)})</summary>"
             '<p class="hint">The same resamples on both sides.</p>'
-            f"{page.grid(results, Intervals(every, _label, limit=2.0))}</details>"
+            f"{page.grid(results, _of_benchmarks(every)._replace(limit=2.0))}</details>"
         )
     return "".join(out) + verdict_section(results)
 
@@ -214,14 +221,48 @@ def _n_words(rows: Sequence[Row]) -> str:
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
-def _label(row: Row) -> str:
-    return f"{row.category} ({row.name})" if row.protocol == "category_transfer" else row.name
+def _of_means(rows: Sequence[Row]) -> Intervals:
+    # Not their names: how many benchmarks a mean is over may differ between quantities, and it is one line all the same.
+    return Intervals(rows, lambda row: row.category)
+
+
+def _of_benchmarks(rows: Sequence[Row]) -> Intervals:
+    def label(row: Row) -> str:
+        return "mean" if row.protocol == "category_transfer" else row.name
+
+    return Intervals(rows, label, group=lambda row: row.category)
+
+
+def _scatters(results: Results) -> str:
+    out = [
+        "<h3>Before against after</h3>",
+        '<p class="hint">Each mixture\'s value at both stages, and r with its interval.</p>',
+    ]
+    for scale in reversed(results.scales):
+        for quantity in results.method["quantities"]:
+            grid = page.grid(results, scatter.scatters(results, quantity, scale))
+            out.append(
+                f"<details><summary>{escape(quantity.capitalize())}, {escape(scale)}</summary>{grid}</details>"
+            )
+    return "".join(out)
 
 
 def figures(results: Results) -> Mapping[str, Figure]:
     return {
-        "category_transfer": Intervals(results.rows("transfer", protocol="category_transfer"), _label),
-        "benchmark_transfer": Intervals(results.rows("transfer", protocol="transfer"), _label),
+        "category_transfer": _of_means(results.rows("transfer", protocol="category_transfer")),
+        "benchmark_transfer": _of_benchmarks(results.rows("transfer", protocol="transfer")),
+        **scatter.figures(results),
+    }
+
+
+def latex(results: Results) -> dict[str, Table]:
+    return {
+        **{
+            f"transfer_{quantity}_{file_part(scale)}": transfer_table(results, quantity, [scale])
+            for quantity in results.method["quantities"]
+            for scale in results.scales
+        },
+        **{f"verdicts_{quantity}": table for quantity, table in verdict_tables(results).items()},
     }
 
 
@@ -287,7 +328,8 @@ def _overall(results: Results, quantity: str) -> Iterator[Claim]:
 
 
 def _tests(results: Results, quantity: str) -> Iterator[Claim]:
-    rows = [r for r in results.rows("transfer", protocol="transfer", quantity=quantity) if math.isfinite(r.q)]
+    single = results.rows("transfer", protocol="transfer", quantity=quantity, contrast="")
+    rows = [r for r in single if math.isfinite(r.q)]
     if rows:
         lost = sum(r.q >= 0.05 for r in rows)
         yield Claim(
@@ -297,4 +339,4 @@ def _tests(results: Results, quantity: str) -> Iterator[Claim]:
         )
 
 
-PROTOCOL = Protocol("transfer", rows, section, figures, claims)
+PROTOCOL = Protocol("transfer", rows, section, figures, claims, latex)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.analysis import page
+from evalengine.analysis.figure import Mark, Table
 from evalengine.analysis.groups import SCALE
 from evalengine.analysis.items import names
 from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
@@ -81,9 +82,18 @@ def verdict_section(results: Results) -> str:
         "these. p: permutation test, the largest over scales; q: Benjamini-Hochberg over the benchmarks of a scale, the "
         "largest over scales; q of the difference: over the benchmarks.</p>",
     ]
-    differences = len(results.scales) > 1
+    for quantity, table in verdict_tables(results).items():
+        out.append(f"<h3>{escape(quantity.capitalize())}</h3>{page.show(table)}")
+    return "".join(out)
+
+
+def verdict_tables(results: Results) -> dict[str, Table]:
+    """By quantity: each benchmark's verdict, and the largest p and q over scales."""
+    differences = ["q of the difference"] if len(results.scales) > 1 else []
+    columns = ["benchmark", "verdict", "p", "q", *differences, "because"]
+    out = {}
     for quantity in results.method["quantities"]:
-        rows = []
+        blocks: dict[str, list[list[str | Mark]]] = {}
         for v in (v for v in results.verdicts if v["quantity"] == quantity):
             single, contrast = (
                 results.rows(
@@ -91,26 +101,19 @@ def verdict_section(results: Results) -> str:
                 )
                 for kind in ("", SCALE)
             )
-            p = [
-                page.p_value(max((r.p for r in single if math.isfinite(r.p)), default=math.nan)),
-                page.p_value(max((r.q for r in single if math.isfinite(r.q)), default=math.nan)),
-                *([page.p_value(contrast[0].q if contrast else math.nan)] if differences else []),
-            ]
-            name = v["verdict"]
-            rows.append(
-                [v["benchmark"], f'<b class="badge {escape(name)}">{escape(name)}</b>', *p, v["because"]]
-            )
-        out.append(f"<h3>{escape(quantity.capitalize())}</h3>")
-        columns = [
-            "benchmark",
-            "verdict",
-            "p",
-            "q",
-            *(["q of the difference"] if differences else []),
-            "because",
-        ]
-        out.append(page.table(columns, rows, wrap=len(columns) - 1))
-    return "".join(out)
+            found = [_largest(r.p for r in single), _largest(r.q for r in single)]
+            if differences:
+                found.append(_largest(r.q for r in contrast))
+            row = [v["benchmark"], Mark(v["verdict"], v["verdict"]), *map(page.p_value, found), v["because"]]
+            blocks.setdefault(v["category"], []).append(row)
+        out[quantity] = Table(
+            f"verdicts on {quantity}", columns, list(blocks.values()), texts=2, prose=True, stacked=True
+        )
+    return out
+
+
+def _largest(values: Iterable[float]) -> float:
+    return max((value for value in values if not math.isnan(value)), default=math.nan)
 
 
 CLAIMS = {  # what a verdict allows to say

@@ -1,8 +1,12 @@
 """The metrics: how a choice is scored, and what the scores of an item's choices say.
 
-A metric turns a choice's log-likelihood into its score. The choice with the highest score is the pick, and the softmax
-over the item's scores gives the confidence in it, p(gold), the margin and the entropy. The closing table of
-`evalengine score`, the analysis and `kernels.choice_scores` all go through this file: a metric is one entry of METRICS.
+A metric turns a choice's log-likelihood into its score. The choice with the highest score is the pick. The softmax over an
+item's scores gives the confidence in it, p(gold), the margin and the entropy. Over which scores is a question of its own: a
+softmax over the raw log-likelihoods is the model's distribution over the choices ("raw"), one over the score that picks, such
+as the log-likelihood per character, is flatter the longer the choices are ("own"). The pick is the same in both.
+
+The closing table of `evalengine score`, the analysis and `kernels.choice_scores` (own) all go through this file: a metric is
+one entry of METRICS.
 
 NumPy is imported where it is used, so that the command line knows the names without it.
 
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from numpy.typing import NDArray
+
+
+CONFIDENCES = ("raw", "own")  # softmax over the log-likelihoods, or over the score that picks
 
 
 class Metric(NamedTuple):
@@ -48,10 +55,10 @@ METRICS = {
 
 
 class Answers(NamedTuple):
-    """What one metric says of each item; float32, (I,). NaN (pick: -1) where a score is not finite or there is no choice;
+    """What the scores say of each item; float32, (I,). NaN (pick: -1) where a score is not finite or there is no choice;
     p_gold, brier and nll also where the right choice is unknown."""
 
-    pick: NDArray[np.int32]  # index of the highest score within the item, the first on ties
+    pick: NDArray[np.int32]  # index within the item: of the highest score, the first on ties, or as given
     confidence: NDArray[np.float32]  # probability of the pick
     p_gold: NDArray[np.float32]  # probability of the right choice
     margin: NDArray[np.float32]  # largest minus second largest probability; 1 with a single choice
@@ -66,6 +73,7 @@ def answers(
     gold_I: NDArray[
         np.integer
     ],  # index of the right choice within its item; unknown where it is out of range
+    pick_I: NDArray[np.integer] | None = None,  # where other scores pick; -1 where they could not
 ) -> Answers:
     """Reduces the scores of ragged choices to items, in float64. An item's bits do not depend on the other items."""
     import numpy as np
@@ -73,11 +81,12 @@ def answers(
     start_I, count_I = offset_I1[:-1], np.diff(offset_I1)
     if not count_I.all():  # `reduceat` takes no empty item
         some_I = count_I > 0
-        found = answers(score_C, np.append(start_I[some_I], offset_I1[-1:]), gold_I[some_I])
-        pick_I = np.full(len(count_I), -1, np.int32)
+        some_pick_I = None if pick_I is None else pick_I[some_I]
+        found = answers(score_C, np.append(start_I[some_I], offset_I1[-1:]), gold_I[some_I], some_pick_I)
+        all_pick_I = np.full(len(count_I), -1, np.int32)
         fields_FI = np.full((6, len(count_I)), np.nan, np.float32)
-        pick_I[some_I], fields_FI[:, some_I] = found.pick, found[1:]
-        return Answers(pick_I, *fields_FI)
+        all_pick_I[some_I], fields_FI[:, some_I] = found.pick, found[1:]
+        return Answers(all_pick_I, *fields_FI)
     if not len(count_I):
         return Answers(np.empty(0, np.int32), *(np.empty(0, np.float32) for _ in Answers._fields[1:]))
     item_C = np.repeat(np.arange(len(count_I)), count_I)
@@ -86,7 +95,11 @@ def answers(
         score_C = np.where(usable_I[item_C], score_C, 0.0)
     logp_C = score_C.astype(np.float64) - np.maximum.reduceat(score_C, start_I)[item_C]
     best_C = np.flatnonzero(logp_C == 0.0)
-    first_I = best_C[np.searchsorted(best_C, start_I)]  # the first at or behind the item's start is its own
+    top_I = best_C[np.searchsorted(best_C, start_I)]  # the first at or behind the item's start is its own
+    if pick_I is None:
+        pick_I = top_I - start_I
+    else:
+        usable_I &= pick_I >= 0
     total_I = np.add.reduceat(np.exp(logp_C), start_I)
     logp_C -= np.log(total_I)[item_C]
     p_C = np.exp(logp_C)
@@ -97,28 +110,27 @@ def answers(
     miss_C = p_C.copy()
     miss_C[gold_C] -= 1.0
     brier_I = np.add.reduceat(miss_C * miss_C, start_I)
-    p_C[first_I] = 0.0
+    confidence_I = p_C[start_I + np.maximum(pick_I, 0)]
+    p_C[top_I] = 0.0
     margin_I = 1.0 / total_I - np.maximum.reduceat(p_C, start_I)
     p_gold_I, brier_I, nll_I = (np.where(known_I, x, np.nan) for x in (p_gold_I, brier_I, nll_I))
     return Answers(
-        np.where(usable_I, first_I - start_I, -1).astype(np.int32),
+        np.where(usable_I, pick_I, -1).astype(np.int32),
         *(
             np.where(usable_I, x, np.nan).astype(np.float32)
-            for x in (1.0 / total_I, p_gold_I, margin_I, entropy_I, brier_I, nll_I)
+            for x in (confidence_I, p_gold_I, margin_I, entropy_I, brier_I, nll_I)
         ),
     )
 
 
 def table_answers(table: pa.Table, metric: str, name: str = "") -> tuple[Answers, NDArray[np.int16]]:
-    """A score table's items by one metric, and their right choices. Raises UserError where the table lacks a column that
-    the metric needs; `name` is the benchmark's."""
-    import numpy as np
-
+    """A score table's items by one metric (own confidence), and their right choices. Raises UserError where the table lacks
+    a column that the metric needs; `name` is the benchmark's."""
     from evalengine.arrow import numbers
 
     score, column = known_metric(metric)
     lists = table["loglik"].combine_chunks()
-    loglik_C, offset_I1 = numbers(lists.flatten()), numbers(lists.offsets).astype(np.int64)
+    loglik_C, offset_I1 = _ragged(lists)
     needed_C = None
     if column:
         needed = table[column].combine_chunks()
@@ -130,7 +142,33 @@ def table_answers(table: pa.Table, metric: str, name: str = "") -> tuple[Answers
             )
         needed_C = numbers(needed.flatten()).astype(loglik_C.dtype)
     gold_I = numbers(table["gold"].combine_chunks())
-    return answers(score(loglik_C, needed_C), offset_I1 - offset_I1[:1], gold_I), gold_I
+    return answers(score(loglik_C, needed_C), offset_I1, gold_I), gold_I
+
+
+def raw_answers(table: pa.Table, metric: str, own: Answers, gold_I: NDArray[np.integer]) -> Answers:
+    """The picks that `table_answers` found by `metric`, judged by the softmax over the raw log-likelihoods."""
+    if metric == "acc":
+        return own
+    return answers(*_ragged(table["loglik"].combine_chunks()), gold_I, own.pick)
+
+
+def _ragged(lists: pa.ListArray) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The values of all lists, and where each begins among them."""
+    import numpy as np
+
+    from evalengine.arrow import numbers
+
+    offset_I1 = numbers(lists.offsets).astype(np.int64)
+    return numbers(lists.flatten()), offset_I1 - offset_I1[:1]
+
+
+def accuracy(table: pa.Table) -> float:
+    """Share of items answered right by the benchmark's own score, which the table's metadata names (else acc)."""
+    if not len(table):
+        return float("nan")
+    metric = (table.schema.metadata or {}).get(b"default_score", b"").decode() or "acc"
+    found, gold_I = table_answers(table, metric)
+    return float((found.pick == gold_I).mean())
 
 
 def known_metric(name: str) -> Metric:

@@ -11,6 +11,7 @@ import threading
 import unicodedata
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from evalengine.checkpoints import (
     is_adapter,
     is_whole,
     other_format,
-    tokenizer_hash,
 )
 from evalengine.errors import UserError
 from evalengine.untrusted import check_label, check_name, printable, read_json, read_yaml
@@ -61,17 +61,7 @@ def discover(
                 " different stores with --out"
             )
         about = metadata(path, name, known)
-        found[name] = Checkpoint(
-            path,
-            name,
-            about["scale"],
-            about["mixture"],
-            about["stage"],
-            source,
-            weights=size,
-            base=model,
-            seed=about["seed"],
-        )
+        found[name] = Checkpoint(path, name, **about, source=source, remote_bytes=size, base=model)
     if base is not None and not any(checkpoint.base for checkpoint in found.values()):
         raise UserError("--base is the model of adapters, and none is among the checkpoints: leave it out")
     unused = sorted(set(known) - set(found))
@@ -170,16 +160,13 @@ def metadata(path: Path, name: str, manifest: dict[str, dict[str, str | None]]) 
 def identify(
     checkpoint: Checkpoint, allow_pickle: bool, progress: Callable[[], None] = lambda: None
 ) -> Checkpoint:
-    """The checkpoint with all its files on this machine and its hashes; a remote one is kept until `release`.
+    """The checkpoint with all its files on this machine and its fingerprint; a remote one is kept until `release`.
 
     Reads every byte of the weights. Raises UserError. progress: called on the way; what it raises stops the reading.
     """
     if checkpoint.source is not None:
-        checkpoint = checkpoint._replace(path=remote.fetch(checkpoint.source, progress))
-    return checkpoint._replace(
-        fingerprint=fingerprint(checkpoint.path, allow_pickle, progress, checkpoint.base),
-        tokenizer_hash=tokenizer_hash(checkpoint.tokenizer_folder, checkpoint.model_folder),
-    )
+        checkpoint = replace(checkpoint, path=remote.fetch(checkpoint.source, progress))
+    return replace(checkpoint, fingerprint=fingerprint(checkpoint, allow_pickle, progress))
 
 
 def release(checkpoint: Checkpoint) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from evalengine import __version__, store
+from evalengine.backends import Backend, BackendSpec
 from evalengine.checkpoints import Checkpoint
-from evalengine.types import Described
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
@@ -29,7 +29,7 @@ class Options:
     trust_remote_code: bool = False
     fresh: bool = False
 
-    def metadata(self, backend: Described) -> dict[str, str]:
+    def metadata(self, backend: Backend | BackendSpec) -> dict[str, str]:
         return {
             "store_version": store.STORE_VERSION,
             "evalengine_version": __version__,
@@ -81,7 +81,7 @@ class Decision(NamedTuple):
 def tasks_of(
     checkpoint: Checkpoint,
     item_sets: Iterable[tuple[ItemSet, str]],
-    backend: Described,
+    backend: Backend | BackendSpec,
     options: Options,
     out: Path,
 ) -> list[Task]:

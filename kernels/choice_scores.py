@@ -1,8 +1,9 @@
 """From per-token log-probabilities to scored choices and answered items, without a Python loop over items.
 
-Per choice: the log-likelihood (sum over its targets) and its score by every metric of `evalengine.metrics`. Per item and metric:
-the pick (first index on ties), the softmax confidence in it, the gold choice's probability, the margin between the two
-largest probabilities, and the entropy in nats, by `metrics.answers`.
+Per choice: the log-likelihood (sum over its targets) and its score by every metric of `evalengine.metrics`, where the
+formulas are. Per item and metric, by `metrics.answers`: the pick (first index on ties), and of the softmax over the metric's
+own scores the confidence in the pick, the gold choice's probability, the margin between the two largest probabilities, and
+the entropy in nats.
 
 Cost: each log-probability read once, on the CPU, where CUDA tensors are brought and from where the results are.
 Dims: T targets, C choices of all items, I items, S metrics.

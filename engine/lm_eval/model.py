@@ -16,7 +16,7 @@ from lm_eval.api.model import TemplateLM
 
 from evalengine import console, plans
 from evalengine.backends import NAMES, BackendSpec
-from evalengine.encoding import Encoder, merge, window_of
+from evalengine.encoding import Encoder, merge
 from evalengine.errors import UserError
 from evalengine.resolve import discover
 from evalengine.tokenizer import load_tokenizer
@@ -61,9 +61,7 @@ class EvalengineLM(TemplateLM):
         }
         self.engine = BackendSpec(backend, "" if dtype in (None, "auto") else dtype, settings).make()
         self.tokenizer: Any = load_tokenizer(checkpoint, trust_remote_code)
-        self.encoder = Encoder(
-            self.tokenizer, window_of(plans.load_config(checkpoint, trust_remote_code), self.tokenizer)
-        )
+        self.encoder = Encoder(self.tokenizer, plans.window(checkpoint, trust_remote_code))
         for note in self.encoder.notes:
             console.warn(f"{checkpoint.name}: {note}")
         self.engine.load(checkpoint)
