@@ -87,7 +87,7 @@ def figures(results: Results) -> Mapping[str, Figure]:
 def latex(results: Results) -> dict[str, Table]:
     return {
         "coherence": page.numbers(
-            "coherence", results.rows("coherence", contrast=""), results.scales, ("category", "name")
+            "coherence", results.rows("coherence"), results.scales, ("category", "name")
         )
     }
 

@@ -167,8 +167,8 @@ def _read_benchmark(
         if checkpoint not in checkpoints:
             who = (_first(table, key) for key in ("scale", "mixture", "stage"))
             checkpoints[checkpoint] = Checkpoint(checkpoint, *who)
-        if metadata["checkpoint_seed"]:
-            checkpoints[checkpoint] = checkpoints[checkpoint]._replace(seed=metadata["checkpoint_seed"])
+        if seed := metadata["checkpoint_seed"]:
+            checkpoints[checkpoint] = checkpoints[checkpoint]._replace(seed=seed)
         if first is None:
             category = _first(table, "category") or "Other"
         chosen = metric or found[0].metadata["default_score"] or "acc"
@@ -318,7 +318,8 @@ def mean_by_row(x_K: NDArray[Any], row_K: NDArray[np.int64]) -> NDArray[Any]:
     np.add.at(total, row_K, np.where(known, x_K, 0))
     np.add.at(count, row_K, known)
     with np.errstate(invalid="ignore"):
-        return total / count
+        mean: NDArray[Any] = total / count
+    return mean
 
 
 def mean_of_scores(score_KI: NDArray[np.number]) -> NDArray[np.float64]:

@@ -229,7 +229,7 @@ def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
     noisy = dict.fromkeys(c.benchmark for c in cells if c.items > 1 or c.stderr == c.stderr)
     bound = (
         f"item noise of {names(noisy)} is the sampling error of each accuracy, an upper bound, as all mixtures answer the "
-        "same items: reliability is at least what is shown, r without noise at most"
+        "same items: reliability is at least what is shown, and r without noise no larger"
     )
     return assemble(cells, stages, [bound] if noisy else [])
 

@@ -180,9 +180,8 @@ def section(results: Results) -> str:
         cells = [with_interval(of.get(category)) for category in categories]
         body.append([*pair.split(","), quantity, scale, *cells, page.p_value(of[ALL].q), str(of[ALL].n)])
     head = ["from", "to", "quantity", "scale", *categories, f"q ({ALL})", "n"]
-    out.append(
-        f"<details><summary>Transfer between stages</summary>{page.show(Table('', head, [body], texts=4))}</details>"
-    )
+    between = page.show(Table("", head, [body], texts=4))
+    out.append(f"<details><summary>Transfer between stages</summary>{between}</details>")
     differences = results.rows("stages", protocol="category_transfer", contrast=STAGE)
     body = []
     for (quantity, scale, pair, minus), mine in by(
