@@ -2,9 +2,9 @@
 
 Of two mixtures: agreement (how often the better one before is the better one after) and the loss of choosing
 so. Of all: top1 (whether the best before is the best after) and regret (the best after minus the one chosen).
-The first two are means over pairs and are resampled over mixtures. The best of a set is not: a resample that
-lacks the winner says nothing about it, so top1 and regret take the mixtures as they are and resample the
-items that could have made another one win.
+The first two are means over pairs and are resampled over mixtures; `true_decisions` takes the item noise off
+them. The best of a set is no such mean: a resample that lacks the winner says nothing about it, so top1 and
+regret take the mixtures as they are and resample the items that could have made another one win.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from html import escape
 
 import numpy as np
 
-from evalengine.analysis import page
+from evalengine.analysis import page, true_decisions
 from evalengine.analysis.correlation import DECISION, Sample, pair_sums
 from evalengine.analysis.groups import (
     ALL,
@@ -145,12 +145,12 @@ def _best(x_2MC: Array, w_MC: Array) -> Array:
 def rows(study: Study) -> list[Row]:
     """Of pairs for every quantity but confidence; of the best mixture for accuracy, where items are known."""
     panel, options = study.panel, study.options
-    out = [
-        row
-        for quantity in panel.quantities
-        if quantity != "confidence"
-        for row in study.rows(pairwise(study.data, quantity))
-    ]
+    out: list[Row] = []
+    for quantity in panel.quantities:
+        if quantity == "confidence":
+            continue
+        out += study.rows(pairwise(study.data, quantity))
+        out += true_decisions.rows(study, quantity)
     if panel.items:
         data, plan = study.data, study.plan
         if options.resample != "items":
@@ -168,7 +168,7 @@ def rows(study: Study) -> list[Row]:
 
 
 def section(results: Results) -> str:
-    found = results.rows("decisions")
+    found = results.rows("decisions", protocol="decision")
     if not found:
         return ""
     kinds = list(dict.fromkeys(r.other for r in found))
@@ -180,7 +180,7 @@ def section(results: Results) -> str:
     of_benchmarks: list[list[str]] = []
     for scale in results.scales:
         by_name: dict[tuple[str, str], dict[str, Row]] = {}
-        for r in results.rows("decisions", scale=scale):
+        for r in results.rows("decisions", protocol="decision", scale=scale):
             by_name.setdefault((r.category, r.name), {})[r.other] = r
         for (category, name), measure in by_name.items():
             cells = [share_with_interval(measure.get(kind), percent=kind not in in_units) for kind in kinds]
@@ -198,6 +198,44 @@ def section(results: Results) -> str:
         "last two resample items and take the mixtures as given (percentile).</p>"
         f"<details open><summary>Means over categories</summary>{page.table(head, of_means)}</details>"
         f"<details><summary>Benchmarks</summary>{page.table(head, of_benchmarks)}</details>"
+        f"{_without_noise(results)}"
+    )
+
+
+def _without_noise(results: Results) -> str:
+    """Decisions on pairs as measured, beside those without item noise."""
+    found = results.rows("decisions", protocol=true_decisions.TABLE)
+    if not found:
+        return ""
+    measures = (
+        ("right of two (%), as measured", "pairwise agreement"),
+        ("judged without noise", true_decisions.AGREEMENT_JUDGED),
+        ("without noise", true_decisions.AGREEMENT),
+        ("lost of two (points), as measured", "pairwise loss"),
+        ("judged without noise", true_decisions.LOSS_JUDGED),
+    )
+    quantity = found[0].quantity
+    every = [*results.rows("decisions", protocol="decision", quantity=quantity), *found]
+    single = set(results.method["benchmarks"])
+    at = {(r.scale, r.category, r.name in single and r.name, r.other): r for r in every if not r.contrast}
+    tables: dict[bool, list[list[str]]] = {False: [], True: []}
+    for scale, category, name in dict.fromkeys(key[:3] for key in at):
+        rows = [at.get((scale, category, name, kind)) for _, kind in measures]
+        clean = [row for row in rows if row and row.protocol == true_decisions.TABLE]
+        if clean:
+            notes = dict.fromkeys(row.note for row in clean if row.note)
+            cells = [share_with_interval(row) for row in rows]
+            tables[bool(name)].append([str(name or category), scale, *cells, "; ".join(notes)])
+    columns = [title for title, _ in measures]
+    of_mean, of_one = ["mean over", "scale", *columns, "note"], ["benchmark", "scale", *columns[:3:2], "note"]
+    of_benchmarks = [[*row[:3], row[4], row[-1]] for row in tables[True]]
+    return (
+        "<h3>Without item noise</h3>"
+        '<p class="hint">With so many items, the better mixture may look the worse one after fine-tuning. Judged without '
+        "noise: the choice as it was made, judged by what endless items would show. Without noise: chosen by endless items too. "
+        "Under a normal model of the mixtures; jackknife intervals, of benchmarks profile likelihood.</p>"
+        f"{page.table(of_mean, tables[False])}"
+        f"<details><summary>Benchmarks</summary>{page.table(of_one, of_benchmarks)}</details>"
     )
 
 
