@@ -13,7 +13,7 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.correlation import Sample, bounded_ratio, correlate, standardise, weighted_sums
-from evalengine.analysis.figure import Figure, Intervals
+from evalengine.analysis.figure import Figure, Intervals, Table
 from evalengine.analysis.groups import UNDEFINED, Array, Data, Group, Label, Note, mean_of_known
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results
@@ -134,7 +134,19 @@ def _label(row: Row) -> str:
 
 
 def figures(results: Results) -> Mapping[str, Figure]:
-    return {"alignment": Intervals(results.rows("alignment"), _label, panel=lambda row: row.name)}
+    found = results.rows("alignment")  # in two files: persistence has no stages, so other lines
+    readings, persistence = (
+        [r for r in found if (r.name == "persistence") == single] for single in (False, True)
+    )
+    return {
+        "alignment": Intervals(readings, _label, panel=lambda row: row.name),
+        "alignment_persistence": Intervals(persistence, _label, panel=lambda row: row.name),
+    }
 
 
-PROTOCOL = Protocol("alignment", rows, section, figures)
+def latex(results: Results) -> dict[str, Table]:
+    found = results.rows("alignment")
+    return {"alignment": page.numbers("alignment", found, results.scales, ("category", "name", "other"))}
+
+
+PROTOCOL = Protocol("alignment", rows, section, figures, latex=latex)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -54,21 +55,11 @@ class Resamples:
 
 
 class Intervals(NamedTuple):
-    """Estimates with every kind of interval. Arrays are (S,) or (S, 2); NaN where the data cannot say."""
+    """Estimates and their intervals: (S,), by kind (S, 2), (S,). NaN where the data cannot say."""
 
     estimate: Array
-    percentile: Array
-    basic: Array
-    bca: Array
-    bca_t: Array
-    jackknife: Array
-    jackknife_z: Array
+    ends: dict[str, Array]
     degenerate: Array  # share of the resamples (by multiplicity) in which the statistic is undefined
-
-    def of(self, kind: str) -> Array:
-        """The interval of a kind other than Fisher's."""
-        ends: Array = getattr(self, kind.replace("-", "_"))
-        return ends
 
 
 def enumerate_resamples(n: int) -> Resamples:
@@ -125,12 +116,17 @@ def degenerate_share(value_SC: Array, plan: Resamples) -> Array:
     return share
 
 
-def intervals(value_SC: Array, plan: Resamples, level: float = 0.95) -> Intervals:
+def intervals(
+    value_SC: Array,
+    plan: Resamples,
+    level: float = 0.95,
+    kinds: Sequence[str] = ("percentile", "basic", "bca"),
+) -> Intervals:
     """Estimates and intervals of statistics evaluated on every column of `plan`.
 
-    BCa: with z0 = Phi^-1(share of resamples below the estimate, ties half) and the acceleration a = sum d^3 /
-    (6 (sum d^2)^1.5), d the jackknife deviations, the ends are the quantiles at Phi(z0 + (z0 + z) / (1 - a
-    (z0 + z))). Where z0 is infinite (the estimate lies outside all resamples) BCa is undefined and NaN. All
+    kinds: of KINDS but "auto" and "fisher". BCa: with z0 = Phi^-1(share of resamples below the estimate, ties half) and the
+    acceleration a = sum d^3 / (6 (sum d^2)^1.5), d the jackknife deviations, the ends are the quantiles at Phi(z0 + (z0 + z)
+    / (1 - a (z0 + z))). Where z0 is infinite (the estimate lies outside all resamples) BCa is undefined and NaN. All
     resamples equal gives an interval of width zero. BCa-t takes z from Student's t with n - 1 degrees of freedom, n the
     units of the jackknife: for means and differences BCa itself is too narrow at a dozen units.
     """
@@ -142,31 +138,32 @@ def intervals(value_SC: Array, plan: Resamples, level: float = 0.95) -> Interval
     estimate = value_SC[:, 0].copy()
     first = 1 + plan.jackknife
     replicate = value_SC[:, first:]
-    tail = (1.0 - level) / 2.0
+    tails = np.array([0.5 - level / 2.0, 0.5 + level / 2.0])
     share, degenerate = below(replicate, plan.multiplicity_R, estimate).T
-
+    z_of = {"bca": ndtri(tails), "bca-t": stdtrit(max(plan.jackknife - 1, 1), tails)}
+    prob = {}  # of the quantiles that are the ends of each kind
+    if {"percentile", "basic"} & set(kinds):
+        prob["percentile"] = np.tile(tails, (len(estimate), 1))
     with np.errstate(all="ignore"):
         z0 = ndtri(share)[:, None]
-        tails = np.array([tail, 1.0 - tail])
-        z = z0 + np.concatenate([ndtri(tails), stdtrit(max(plan.jackknife - 1, 1), tails)])
-        bca_prob = ndtr(z0 + z / (1.0 - acceleration(value_SC[:, 1:first])[:, None] * z))
-        bca_prob[~np.isfinite(z0[:, 0])] = np.nan
-    prob = np.concatenate([np.tile(tails, (len(estimate), 1)), bca_prob], axis=1)
-    end = quantiles(replicate, plan.multiplicity_R, prob, not plan.exact)
-    end[np.isnan(estimate)] = np.nan
-    percentile, bca = end[:, :2], end[:, 2:]
-    bca[np.isnan(bca_prob)] = np.nan
-    basic = 2.0 * estimate[:, None] - percentile[:, ::-1]
-    return Intervals(
-        estimate,
-        percentile,
-        basic,
-        bca[:, :2],
-        bca[:, 2:],
-        jackknife_t(value_SC, plan, level),
-        jackknife_z(value_SC, plan, level),
-        degenerate,
-    )
+        a = acceleration(value_SC[:, 1:first])[:, None]
+        for kind in (kind for kind in z_of if kind in kinds):
+            z = z0 + z_of[kind]
+            prob[kind] = np.where(np.isfinite(z0), ndtr(z0 + z / (1.0 - a * z)), np.nan)
+    ends = {}
+    if prob:
+        end = quantiles(
+            replicate, plan.multiplicity_R, np.concatenate(list(prob.values()), axis=1), not plan.exact
+        )
+        for kind, found, at in zip(prob, np.split(end, len(prob), axis=1), prob.values(), strict=True):
+            ends[kind] = np.where(np.isnan(at) | np.isnan(estimate)[:, None], np.nan, found)
+    if "basic" in kinds:
+        ends["basic"] = 2.0 * estimate[:, None] - ends["percentile"][:, ::-1]
+    if "jackknife" in kinds:
+        ends["jackknife"] = jackknife_t(value_SC, plan, level)
+    if "jackknife-z" in kinds:
+        ends["jackknife-z"] = jackknife_z(value_SC, plan, level)
+    return Intervals(estimate, ends, degenerate)
 
 
 def acceleration(jackknife_SM: Array) -> Array:

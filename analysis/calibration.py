@@ -12,7 +12,7 @@ import numpy as np
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import resamples
 from evalengine.analysis.confidence import claims
-from evalengine.analysis.figure import Curves, Figure
+from evalengine.analysis.figure import Curves, Figure, Table
 from evalengine.analysis.groups import Array, Group, Label
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
@@ -76,13 +76,14 @@ def section(results: Results) -> str:
         out.append(f"<details{first}><summary>{escape(scale)}</summary>{curves}</details>")
     at = {(row.quantity, row.scale, row.name, row.other): row for row in results.rows("calibration")}
     words = WORDS | ({other: other} if (other := results.method["other_confidence"]) else {})
-    table = []
+    rows = []
     for scale, benchmark, stage in itertools.product(results.scales, results.method["benchmarks"], stages):
         found = [at.get((quantity, scale, benchmark, stage)) for quantity in words]
         n = str(found[-1].n) if found[-1] else "–"
-        table.append([benchmark, scale, stage, *map(_level, found), n])
+        rows.append([benchmark, scale, stage, *map(_level, found), n])
+    table = Table("calibration", ["benchmark", "scale", "stage", *words.values(), "n"], [rows], texts=3)
     out.append("<details><summary>Means over mixtures, with intervals</summary>")
-    out.append(page.table(["benchmark", "scale", "stage", *words.values(), "n"], table) + "</details>")
+    out.append(page.show(table) + "</details>")
     return "".join(out)
 
 

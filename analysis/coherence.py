@@ -9,16 +9,16 @@ from html import escape
 import numpy as np
 
 from evalengine.analysis import page
-from evalengine.analysis.figure import Figure, Intervals
+from evalengine.analysis.figure import Figure, Intervals, Table
 from evalengine.analysis.groups import (
     PARTIAL,
     UNDEFINED,
     Data,
     Group,
     Label,
+    Means,
     Note,
     Pairs,
-    difference_of_means,
     mean_of_known,
 )
 from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
@@ -44,24 +44,23 @@ def coherence(data: Data, quantity: str) -> Group:
             chosen.append(these)
     every = np.concatenate(chosen)
     split = np.split(np.arange(len(every)), np.cumsum([len(pairs) for pairs in chosen])[:-1])
-    single, single_n, values, n, notes = {}, {}, {}, {}, {}
+    means, values, n, notes = {}, {}, {}, {}
     for scale in panel.scales:
-        single[scale] = data.correlate(quantity, scale, every)
-        single_n[scale] = data.n(quantity, scale, every)
+        single_PC, single_n_P = data.correlate(quantity, scale, every), data.n(quantity, scale, every)
+        means[scale] = Means(single_PC, single_n_P, [index.tolist() for index in split])
         rows, counts, said = [], [], []
         for label, pairs, index in zip(labels, chosen, split, strict=True):
-            value_PC = single[scale][index]
+            value_PC = single_PC[index]
             defined = np.isfinite(value_PC[:, 0]) if len(pairs) else np.zeros(0, dtype=bool)
             rows.append(mean_of_known(value_PC[defined]))
-            counts.append(int(single_n[scale][index][defined].min()) if defined.any() else 0)
+            counts.append(int(single_n_P[index][defined].min()) if defined.any() else 0)
             lost = len(pairs) - int(defined.sum())
             if not len(pairs):
                 said.append(Note(UNDEFINED, f"{label.category} has one benchmark, so no pairs"))
             else:
                 said.append(Note(PARTIAL, f"without {lost} of the pairs (no r)") if lost else Note())
         values[scale], n[scale], notes[scale] = np.array(rows), np.array(counts), said
-    difference = difference_of_means(single, [index.tolist() for index in split], single_n)
-    return Group("coherence", quantity, labels, values, n, notes, interval="bca-t", difference=difference)
+    return Group("coherence", quantity, labels, values, n, notes, interval="bca-t", means=means)
 
 
 def section(results: Results) -> str:
@@ -85,8 +84,16 @@ def figures(results: Results) -> Mapping[str, Figure]:
     return {"coherence": Intervals(results.rows("coherence"), _label)}
 
 
+def latex(results: Results) -> dict[str, Table]:
+    return {
+        "coherence": page.numbers(
+            "coherence", results.rows("coherence"), results.scales, ("category", "name")
+        )
+    }
+
+
 def claims(results: Results) -> Iterator[Claim]:
-    found = results.rows("coherence", contrast="")
+    found = results.rows("coherence")
     found = [row for row in found if math.isfinite(row.estimate) and math.isfinite(row.low)]
     clear = sorted((row for row in found if row.low > 0), key=lambda row: -row.low)
     for row in clear[:3]:
@@ -104,4 +111,4 @@ def claims(results: Results) -> Iterator[Claim]:
         )
 
 
-PROTOCOL = Protocol("coherence", rows, section, figures, claims)
+PROTOCOL = Protocol("coherence", rows, section, figures, claims, latex)

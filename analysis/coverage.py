@@ -105,9 +105,9 @@ def correlations(x_S2M: Array, plan: Resamples) -> Array:
 def counted(
     statistic: str, distribution: str, truth: float, value: Array, plan: Resamples, z: Array | None = None
 ) -> Coverage:
-    found = intervals(value, plan)
-    undefined = np.full((len(value), 2), np.nan)
-    ends = [(undefined if z is None else z) if kind == "fisher" else found.of(kind) for kind in KINDS]
+    found = intervals(value, plan, kinds=[kind for kind in KINDS if kind != "fisher"]).ends
+    found["fisher"] = np.full((len(value), 2), np.nan) if z is None else z
+    ends = [found[kind] for kind in KINDS]
     covered, width = [], []
     for end in ends:
         known = np.isfinite(end).all(axis=1)

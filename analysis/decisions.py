@@ -16,6 +16,7 @@ import numpy as np
 
 from evalengine.analysis import page, true_decisions
 from evalengine.analysis.correlation import DECISION, Sample, pair_sums
+from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import (
     ALL,
     PARTIAL,
@@ -24,8 +25,8 @@ from evalengine.analysis.groups import (
     Data,
     Group,
     Label,
+    Means,
     Note,
-    difference_of_means,
     mean_of_known,
 )
 from evalengine.analysis.item_bootstrap import item_data
@@ -67,7 +68,7 @@ def _decide(
     ]
     every = [[i] for i in range(2 * B)]  # of each benchmark and measure
     every += [[2 * b + m for b in index] for _, index in members for m in range(len(measures))]
-    single, single_n, values, n, notes = {}, {}, {}, {}, {}
+    of_means, values, n, notes = {}, {}, {}, {}
     for scale in panel.scales:
         sample = data.sample(quantity, scale)
         found = np.full((B, 2, sample.w_MC.shape[1]), np.nan)
@@ -95,9 +96,8 @@ def _decide(
         smallest = [min((int(counts[b]) for b in index if known_B[b]), default=0) for _, index in members]
         n[scale] = np.repeat(np.concatenate([counts, smallest]), 2)
         notes[scale] = said
-        single[scale], single_n[scale] = found.reshape(2 * B, -1), np.repeat(counts, 2)
-    difference = difference_of_means(single, every, single_n)
-    return Group("decision", quantity, labels, values, n, notes, difference=difference)
+        of_means[scale] = Means(found.reshape(2 * B, -1), np.repeat(counts, 2), every)
+    return Group("decision", quantity, labels, values, n, notes, means=of_means)
 
 
 def _pairwise(x_2MC: Array, w_MC: Array) -> Array:
@@ -171,72 +171,105 @@ def section(results: Results) -> str:
     found = results.rows("decisions", protocol="decision")
     if not found:
         return ""
-    kinds = list(dict.fromkeys(r.other for r in found))
-    losses = any(r.quantity == "loss" for r in found)
-    in_units = ("pairwise loss", "regret") if losses else ()
-    unit = "" if losses else " (points)"
-    columns = [WORDS[kind] + ("" if "%" in WORDS[kind] else unit) for kind in kinds]
-    of_means: list[list[str]] = []
-    of_benchmarks: list[list[str]] = []
-    for scale in results.scales:
-        by_name: dict[tuple[str, str], dict[str, Row]] = {}
-        for r in results.rows("decisions", protocol="decision", scale=scale):
-            by_name.setdefault((r.category, r.name), {})[r.other] = r
-        for (category, name), measure in by_name.items():
-            cells = [share_with_interval(measure.get(kind), percent=kind not in in_units) for kind in kinds]
-            n = str(next(iter(measure.values())).n)
-            if name in results.method["benchmarks"]:
-                of_benchmarks.append([name, scale, *cells, n])
-            else:
-                of_means.append([f"{category} ({name})", scale, *cells, n])
+    means, benchmarks = decision_tables(results)
     before, after = results.method["stages"]
-    head = ["benchmark", "scale", *columns, "n"]
     return (
         "<h2>Decisions</h2>"
         f'<p class="hint">Choosing mixtures at {escape(before)} and living with them at {escape(after)}. A coin is right of two '
         f"50% of the time, and finds the best of n one time in n. Intervals of the first two resample mixtures; those of the "
         "last two resample items and take the mixtures as given (percentile).</p>"
-        f"<details open><summary>Means over categories</summary>{page.table(head, of_means)}</details>"
-        f"<details><summary>Benchmarks</summary>{page.table(head, of_benchmarks)}</details>"
+        f"<details open><summary>Means over categories</summary>{page.show(means)}</details>"
+        f"<details><summary>Benchmarks</summary>{page.show(benchmarks)}</details>"
         f"{_without_noise(results)}"
     )
 
 
-def _without_noise(results: Results) -> str:
-    """Decisions on pairs as measured, beside those without item noise."""
-    found = results.rows("decisions", protocol=true_decisions.TABLE)
-    if not found:
-        return ""
-    measures = (
-        ("right of two (%), as measured", "pairwise agreement"),
-        ("judged without noise", true_decisions.AGREEMENT_JUDGED),
-        ("without noise", true_decisions.AGREEMENT),
-        ("lost of two (points), as measured", "pairwise loss"),
-        ("judged without noise", true_decisions.LOSS_JUDGED),
+def decision_tables(results: Results) -> tuple[Table, Table]:
+    """Of the means over categories, and of the benchmarks."""
+    found = results.rows("decisions", protocol="decision")
+    kinds = list(dict.fromkeys(r.other for r in found))
+    losses = any(r.quantity == "loss" for r in found)
+    in_units = ("pairwise loss", "regret") if losses else ()
+    unit = "" if losses else " (points)"
+    columns = [WORDS[kind] + ("" if "%" in WORDS[kind] else unit) for kind in kinds]
+    of_means: list[list[list[str]]] = []
+    of_benchmarks: list[list[list[str]]] = []
+    for scale in results.scales:
+        by_name: dict[tuple[str, str], dict[str, Row]] = {}
+        for r in results.rows("decisions", protocol="decision", scale=scale):
+            by_name.setdefault((r.category, r.name), {})[r.other] = r
+        of_means.append([])
+        of_benchmarks.append([])
+        for (category, name), measure in by_name.items():
+            single = name in results.method["benchmarks"]
+            cells = [share_with_interval(measure.get(kind), percent=kind not in in_units) for kind in kinds]
+            title = name if single else f"{category} ({name})"
+            rows = of_benchmarks if single else of_means
+            rows[-1].append([title, scale, *cells, str(next(iter(measure.values())).n)])
+    head = ["benchmark", "scale", *columns, "n"]
+    return Table("decisions, means", head, of_means, texts=2), Table(
+        "decisions", head, of_benchmarks, texts=2
     )
-    quantity = found[0].quantity
-    every = [*results.rows("decisions", protocol="decision", quantity=quantity), *found]
-    single = set(results.method["benchmarks"])
-    at = {(r.scale, r.category, r.name in single and r.name, r.other): r for r in every if not r.contrast}
-    tables: dict[bool, list[list[str]]] = {False: [], True: []}
-    for scale, category, name in dict.fromkeys(key[:3] for key in at):
-        rows = [at.get((scale, category, name, kind)) for _, kind in measures]
-        clean = [row for row in rows if row and row.protocol == true_decisions.TABLE]
-        if clean:
-            notes = dict.fromkeys(row.note for row in clean if row.note)
-            cells = [share_with_interval(row) for row in rows]
-            tables[bool(name)].append([str(name or category), scale, *cells, "; ".join(notes)])
-    columns = [title for title, _ in measures]
-    of_mean, of_one = ["mean over", "scale", *columns, "note"], ["benchmark", "scale", *columns[:3:2], "note"]
-    of_benchmarks = [[*row[:3], row[4], row[-1]] for row in tables[True]]
+
+
+def _without_noise(results: Results) -> str:
+    if not results.rows("decisions", protocol=true_decisions.TABLE):
+        return ""
+    means, benchmarks = true_tables(results)
     return (
         "<h3>Without item noise</h3>"
         '<p class="hint">With so many items, the better mixture may look the worse one after fine-tuning. Judged without '
         "noise: the choice as it was made, judged by what endless items would show. Without noise: chosen by endless items too. "
         "Under a normal model of the mixtures; jackknife intervals, of benchmarks profile likelihood.</p>"
-        f"{page.table(of_mean, tables[False])}"
-        f"<details><summary>Benchmarks</summary>{page.table(of_one, of_benchmarks)}</details>"
+        f"{page.show(means)}<details><summary>Benchmarks</summary>{page.show(benchmarks)}</details>"
     )
 
 
-PROTOCOL = Protocol("decisions", rows, section)
+def true_tables(results: Results) -> tuple[Table, Table]:
+    """Decisions on pairs as measured beside those without item noise: means over categories, and benchmarks."""
+    clean = results.rows("decisions", protocol=true_decisions.TABLE)
+    measured = results.rows("decisions", protocol="decision", quantity="accuracy")
+    single = set(results.method["benchmarks"])
+    at = {(r.scale, r.category, r.name if r.name in single else "", r.other): r for r in (*measured, *clean)}
+    kinds = {
+        "right of two (%), as measured": "pairwise agreement",
+        "right, judged without noise": true_decisions.AGREEMENT_JUDGED,
+        "right without noise": true_decisions.AGREEMENT,
+        "lost by two (points), as measured": "pairwise loss",
+        "lost, judged without noise": true_decisions.LOSS_JUDGED,
+    }
+    of_one = [
+        title for title, kind in kinds.items() if kind in ("pairwise agreement", true_decisions.AGREEMENT)
+    ]
+    blocks: dict[bool, dict[str, list[list[str]]]] = {True: {}, False: {}}
+    for scale, category, name in dict.fromkeys(
+        (r.scale, r.category, r.name if r.name in single else "") for r in clean
+    ):
+        found = {title: at.get((scale, category, name, kind)) for title, kind in kinds.items()}
+        notes = dict.fromkeys(
+            r.note for r in found.values() if r and r.protocol == true_decisions.TABLE and r.note
+        )
+        cells = [share_with_interval(found[title]) for title in (of_one if name else kinds)]
+        line = [name or category, scale, *cells, "; ".join(notes)]
+        blocks[bool(name)].setdefault(scale, []).append(line)
+    title = "decisions without item noise"
+    head = ["mean over", "scale", *kinds, "note"]
+    means = Table(title, head, list(blocks[False].values()), texts=2, prose=True, stacked=True)
+    head = ["benchmark", "scale", *of_one, "note"]
+    return means, Table(
+        f"{title}, benchmarks", head, list(blocks[True].values()), texts=2, prose=True, stacked=True
+    )
+
+
+def latex(results: Results) -> dict[str, Table]:
+    means, benchmarks = decision_tables(results)
+    clean, clean_benchmarks = true_tables(results)
+    return {
+        "decisions": means,
+        "decisions_benchmarks": benchmarks,
+        "decisions_without_noise": clean,
+        "decisions_without_noise_benchmarks": clean_benchmarks,
+    }
+
+
+PROTOCOL = Protocol("decisions", rows, section, latex=latex)

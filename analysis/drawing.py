@@ -1,90 +1,63 @@
 """Figures drawn by matplotlib, once: inline SVG on the report's page, PNG, PDF and SVG files for papers.
 
-Axes have a fixed size in inches and saving crops to what was drawn, so labels of any length fit. Colours are those of
-report.css; on the page they become its variables and follow the light and the dark scheme.
-
 Cost: about 0.1 s a figure and format.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
+import itertools
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from evalengine.analysis.figure import Curves, Figure, Heatmaps, Intervals, by, heatmap_title
+from evalengine.analysis.figure import Curves, Figure, Heatmaps, Intervals, Lines, Scatters, by, heatmap_title
+from evalengine.analysis.groups import ALL
 from evalengine.analysis.results import Results, excludes_zero, with_interval
+from evalengine.analysis.scatter_drawing import scatter_drawing
+from evalengine.analysis.style import (
+    BAND,
+    FORMATS,
+    INK,
+    NEGATIVE,
+    PAPER,
+    POSITIVE,
+    RULE,
+    SERIES,
+    SOFT,
+    VARIABLES,
+    canvas,
+    short,
+)
 from evalengine.analysis.tables import Row
-from evalengine.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-PAPER, INK, SOFT, RULE = "#ffffff", "#1d2329", "#5d6770", "#d9dee3"
-POSITIVE, NEGATIVE = "#0b6bb0", "#c2610c"
-SERIES = ("#0072b2", "#d55e00", "#00795a", "#a34f85")  # Okabe & Ito, told apart by all common colour visions
-VARIABLES = {"paper": PAPER, "ink": INK, "soft": SOFT, "rule": RULE, "pos": POSITIVE, "neg": NEGATIVE}
-VARIABLES |= {f"s{k}": colour for k, colour in enumerate(SERIES)}
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "font.sans-serif": ["DejaVu Sans"],
-    "text.color": INK,
-    "text.parse_math": False,  # names come from anyone's table, and may hold dollar signs
-    "axes.edgecolor": SOFT,
-    "axes.facecolor": "none",
-    "axes.labelcolor": SOFT,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 8,
-    "xtick.color": SOFT,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,
-    "savefig.bbox": "tight",
-    "savefig.dpi": 160,
-    "savefig.facecolor": PAPER,
-    "savefig.pad_inches": 0.04,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "evalengine",
-}
-FORMATS: dict[str, dict[str, Any]] = {  # and the metadata that keep dates and versions out
-    "png": {"Software": None},
-    "pdf": {"CreationDate": None},
-    "svg": dict.fromkeys(("Creator", "Date", "Format", "Type")),
-}
-
 # Inches.
 WIDTH = 1.7  # of an axis of intervals
 NUMBERS = 1.5  # beside it
 STEP = 0.155  # between the intervals of a line
+LETTER = 0.072  # of the names beside it; an upper bound for most
 CELL = 0.25  # of a heatmap
 NAMES = 1.3  # of benchmarks, beside a heatmap
 CURVE = 0.95  # side of a reliability curve
-
-LONGEST = 26  # characters of a label before it is shortened in the middle
-
-
-@contextlib.contextmanager
-def styled() -> Iterator[None]:
-    """Drawing and saving look the same, whatever the user's matplotlib is set to. Raises UserError without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("the report draws with matplotlib: pip install 'evalengine[report]'") from None
-    with matplotlib.rc_context(STYLE):
-        yield
+PLACE = 0.32  # of a line, on an axis at least WIDTH wide
+LINES = 1.4  # height of an axis of lines
 
 
 def draw(results: Results, figure: Figure) -> Drawing:
     """All panels of a figure, which has at least one."""
     if isinstance(figure, Intervals):
         return _intervals(results, figure)
+    if isinstance(figure, Scatters):
+        return scatter_drawing(figure)
+    if isinstance(figure, Lines):
+        return _lines(figure)
     return _heatmaps(results, figure) if isinstance(figure, Heatmaps) else _curves(results, figure)
 
 
@@ -98,30 +71,15 @@ def svg(results: Results, figure: Figure, title: str) -> str:
     # What HTML does not need: names of groups (they repeat; those of shapes are hashes), fonts, turns by 0, indentation.
     needless = r' xmlns(:xlink)?="[^"]*"| id="[A-Za-z0-9.]+_\d+"| font-family:[^;"]*;| transform="rotate\(-0 [^"]*"|\n *'
     text = re.sub(needless, "", text[text.index("<svg") :])
+    text = re.sub(
+        r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text
+    )  # hundredths of a point
     for name, colour in VARIABLES.items():
         text = text.replace(colour, f"var(--{name})")
     # At least three quarters of its size (a point is 4/3 of a pixel); on a narrower screen it scrolls.
     least = text.partition('width="')[2].partition("pt")[0]
     attributes = f'role="img" aria-label="{escape(title)}" style="min-width: {least}px"'
     return text.replace("<svg", f"<svg {attributes}", 1)
-
-
-def short(text: str, most: int = LONGEST) -> str:
-    """A label that fits."""
-    half = (most - 1) // 2
-    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
-
-
-def _axes(
-    count: int, columns: int, size: tuple[float, float], gap: tuple[float, float]
-) -> tuple[Drawing, list[Axes]]:
-    """Axes of one size, row by row. The canvas is one inch square, so that its coordinates are inches."""
-    from matplotlib.figure import Figure as Drawing
-
-    (width, height), (beside, below) = size, gap
-    drawing = Drawing(figsize=(1, 1))
-    places = [(k % columns * (width + beside), -(k // columns) * (height + below)) for k in range(count)]
-    return drawing, [drawing.add_axes((x, y, width, height)) for x, y in places]
 
 
 def _legend(drawing: Drawing, axis: Axes, y: float) -> None:
@@ -133,13 +91,16 @@ def _legend(drawing: Drawing, axis: Axes, y: float) -> None:
 
 def _intervals(results: Results, figure: Intervals) -> Drawing:
     """A forest plot: a line for each label, with a bar, an interval and its numbers for each scale."""
-    shown = figure.shown
-    scales = list(dict.fromkeys(row.scale for row in shown)) if figure.contrast else results.scales
+    shown = figure.rows
+    found = dict.fromkeys(row.at for row in shown)
+    scales = results.scales if found.keys() <= set(results.scales) else list(found)
     starred = {figure.label(row) for row in shown if row.note}
     place: dict[tuple[str, str], float] = {}  # of a line's first interval, in inches from the top
     texts: list[tuple[float, str, str]] = []  # beside the axis: place, text, weight
+    bands: list[tuple[float, float]] = []  # behind every second group
     height = 0.0
-    for heading, rows in by(shown, figure.group).items():
+    for g, (heading, rows) in enumerate(by(shown, figure.group).items()):
+        top = height
         if heading:
             texts.append((height + 0.12, heading, "bold"))
             height += 0.2
@@ -148,11 +109,13 @@ def _intervals(results: Results, figure: Intervals) -> Drawing:
             middle = height + 0.5 * STEP * len(scales)
             texts.append((middle, short(name) + "*" * (name in starred), "normal"))
             height += STEP * len(scales) + 0.05
+        if heading and g % 2 == 0:
+            bands.append((top, height))
     by_panel = by(shown, figure.panel)
-    drawing, axes = _axes(len(by_panel), len(by_panel), (WIDTH, height), (NUMBERS, 0))
+    drawing, axes = canvas(len(by_panel), len(by_panel), (WIDTH, height), (NUMBERS, 0))
     for axis, (title, rows) in zip(axes, by_panel.items(), strict=True):
         for s, scale in enumerate(scales):
-            mine = [row for row in rows if row.scale == scale]
+            mine = [row for row in rows if row.at == scale]
             at = [place[figure.group(row), figure.label(row)] + STEP * s for row in mine]
             _series(axis, mine, at, SERIES[s % len(SERIES)], scale)
         axis.axvline(0, color=SOFT, lw=0.7, ls=":")
@@ -163,6 +126,13 @@ def _intervals(results: Results, figure: Intervals) -> Drawing:
         if len(by_panel) > 1:
             axis.set_title(title)
     beside = axes[0].get_yaxis_transform()
+    left = -LETTER * max(len(text) for _, text, _ in texts) / WIDTH - 0.05
+    right = len(axes) * (1 + NUMBERS / WIDTH)
+    for top, bottom in bands:
+        corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+        axes[0].fill(
+            *zip(*corners, strict=True), color=BAND, lw=0, transform=beside, clip_on=False, zorder=-1
+        )
     for y, text, weight in texts:
         axes[0].text(-0.03, y, text, transform=beside, ha="right", va="center", weight=weight)
     _legend(drawing, axes[0], height + (0.25 if len(by_panel) > 1 else 0.05))
@@ -193,7 +163,7 @@ def _heatmaps(results: Results, figure: Heatmaps) -> Drawing:
     middles = {name: b + 0.5 for b, name in enumerate(names)}
     side = CELL * len(names)
     by_panel = by(figure.rows, heatmap_title)
-    drawing, axes = _axes(len(by_panel), len(results.scales), (side, side), (NAMES, NAMES + 0.3))
+    drawing, axes = canvas(len(by_panel), len(results.scales), (side, side), (NAMES, NAMES + 0.3))
     for axis, (title, rows) in zip(axes, by_panel.items(), strict=True):
         squares = []
         for row in rows:
@@ -206,6 +176,10 @@ def _heatmaps(results: Results, figure: Heatmaps) -> Drawing:
         axis.add_collection(PolyCollection(squares, facecolors=shades, edgecolors=PAPER, lw=0.5))
         axis.vlines(edges, 0, len(names), color=SOFT, lw=0.7)
         axis.hlines(edges, 0, len(names), color=SOFT, lw=0.7)
+        for left, right in itertools.pairwise([0, *edges, len(names)]):
+            if LETTER * len(categories[left]) < CELL * (right - left):
+                middle = 0.5 * (left + right)
+                axis.text(middle, -0.4, categories[left], ha="center", size=7, weight="bold")
         axis.set(xlim=(0, len(names)), ylim=(len(names), 0))
         axis.set(xlabel=figure.column_title, ylabel=figure.row_title)
         labels = [short(name) for name in names]
@@ -215,7 +189,7 @@ def _heatmaps(results: Results, figure: Heatmaps) -> Drawing:
         axis.set_yticks(list(middles.values()), labels)
         axis.tick_params(length=0, labelsize=7, labelcolor=INK)
         if len(by_panel) > 1:
-            axis.set_title(title)
+            axis.set_title(title, pad=18)
     return drawing
 
 
@@ -238,7 +212,7 @@ def _curves(results: Results, figure: Curves) -> Drawing:
     """Accuracy against confidence, an axis for each benchmark; whiskers are intervals over mixtures."""
     by_benchmark = by(figure.rows, lambda point: str(point["benchmark"]))
     columns = min(5, math.ceil(math.sqrt(len(by_benchmark))))
-    drawing, axes = _axes(len(by_benchmark), columns, (CURVE, CURVE), (0.22, 0.35))
+    drawing, axes = canvas(len(by_benchmark), columns, (CURVE, CURVE), (0.22, 0.35))
     for axis, (name, points) in zip(axes, by_benchmark.items(), strict=True):
         axis.plot([0, 1], [0, 1], color=SOFT, lw=0.7, ls="--")
         for stage, colour in zip(results.method["stages"], SERIES[2:], strict=True):
@@ -251,4 +225,41 @@ def _curves(results: Results, figure: Curves) -> Drawing:
     axes[0].set_ylabel("accuracy", labelpad=-4)
     axes[(len(axes) - 1) // columns * columns].set_xlabel("confidence", labelpad=-4)
     _legend(drawing, axes[0], CURVE + 0.2)
+    return drawing
+
+
+def _lines(figure: Lines) -> Drawing:
+    """An axis for each panel; the categories' lines stand a little beside each other, the mean of all is the black one."""
+    by_panel = by(figure.rows, figure.panel)
+    width = max(WIDTH, PLACE * len(figure.places))
+    labels = [short(place, 14) for place in figure.places]
+    turned = max(map(len, labels)) * 0.07 > width / len(labels)
+    below = 0.55 + (0.07 * max(map(len, labels)) if turned else 0.0)
+    drawing, axes = canvas(len(by_panel), min(2, len(by_panel)), (width, LINES), (0.5, below))
+    middles = {place: k for k, place in enumerate(figure.places)}
+    for axis, (title, rows) in zip(axes, by_panel.items(), strict=True):
+        lines = by(rows, lambda row: row.category)
+        for k, (category, mine) in enumerate(lines.items()):
+            every = category == ALL
+            colour = INK if every else SERIES[k % len(SERIES)]
+            beside = 0.5 * (k - 0.5 * (len(lines) - 1)) / len(lines)
+            mine = sorted(mine, key=lambda row: middles[figure.x(row)])
+            at = [middles[figure.x(row)] + beside for row in mine]
+            style = "-" if every or k < len(SERIES) else "--"
+            estimates = [row.estimate for row in mine]
+            axis.plot(
+                at, estimates, style, marker="o", ms=2, lw=1.6 if every else 1.0, color=colour, label=category
+            )
+            axis.vlines(
+                at, [row.low for row in mine], [row.high for row in mine], color=colour, lw=0.7, alpha=0.6
+            )
+        axis.set_xticks(range(len(labels)), labels, rotation=90 if turned else 0)
+        axis.tick_params(axis="x", labelcolor=INK)
+        axis.set_xlim(-0.5, len(labels) - 0.5)
+        if figure.limits is not None:
+            axis.axhline(0, color=SOFT, lw=0.7, ls=":")
+            axis.set_ylim(*figure.limits)
+        if len(by_panel) > 1:
+            axis.set_title(title)
+    _legend(drawing, axes[0], LINES + (0.25 if len(by_panel) > 1 else 0.1))
     return drawing

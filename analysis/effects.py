@@ -183,7 +183,7 @@ def _code_shares(results: Results) -> set[str]:
 
 
 def _by_other(rows: Sequence[Row]) -> Intervals:
-    return Intervals(rows, lambda row: row.name, panel=lambda row: row.other)
+    return Intervals(rows, lambda row: row.name, panel=lambda row: row.other, group=lambda row: row.category)
 
 
 def figures(results: Results) -> Mapping[str, Figure]:

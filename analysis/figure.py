@@ -1,20 +1,24 @@
-"""Figures as values: what a protocol shows. `drawing` draws them, for the page and as files."""
+"""Figures and tables as values: what a protocol shows.
+
+`drawing` draws figures and `page` sets tables for the report; `drawing` and `latex` write both as files for papers.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from evalengine.analysis.tables import Row
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 class Intervals(NamedTuple):
-    """Estimates with their intervals: a panel for each `panel(row)`, a line for each `label(row)`, a colour for each scale.
+    """Estimates with their intervals: a panel for each `panel(row)`, a line for each `label(row)`, a colour for each `row.at`.
 
     group: a heading above the lines that share it. limit: the axis runs from -limit to limit. measure: what is on it.
-    contrast: shows the differences between scales instead of the scales.
     """
 
     rows: Sequence[Row]
@@ -23,11 +27,6 @@ class Intervals(NamedTuple):
     group: Callable[[Row], str] = lambda row: ""
     limit: float = 1.0
     measure: str = "r"
-    contrast: bool = False
-
-    @property
-    def shown(self) -> list[Row]:
-        return [row for row in self.rows if bool(row.contrast) == self.contrast]
 
 
 class Heatmaps(NamedTuple):
@@ -47,15 +46,85 @@ class Curves(NamedTuple):
     rows: Sequence[dict[str, Any]]
 
 
-Figure = Intervals | Heatmaps | Curves
+class Lines(NamedTuple):
+    """Estimates with their intervals over places in order: a panel for each `panel(row)`, a line for each category.
+
+    places: all of them, left to right; x: the place of a row. limits: of the axis up, by the values if None.
+    """
+
+    rows: Sequence[Row]
+    places: Sequence[str]
+    x: Callable[[Row], str]
+    panel: Callable[[Row], str]
+    limits: tuple[float, float] | None = None
+
+
+class Points(NamedTuple):
+    """One benchmark at one scale: a point for each mixture that has a value at both stages.
+
+    error: standard errors of the values before and after, NaN where unknown. chance: accuracy of guessing, NaN where there
+    is none. row: of the correlation.
+    """
+
+    benchmark: str
+    category: str
+    mixtures: Sequence[str]
+    before: Sequence[float]
+    after: Sequence[float]
+    error: tuple[float, float]
+    chance: float
+    row: Row
+
+
+class Scatters(NamedTuple):
+    """After against before, a box for each benchmark, a panel for each category.
+
+    stages: the names of the axes. unit: the values are multiplied by it (100 for percent).
+    """
+
+    points: Sequence[Points]
+    stages: tuple[str, str]
+    unit: float = 1.0
+
+
+Figure = Intervals | Heatmaps | Curves | Lines | Scatters
+
+
+class Mark(NamedTuple):
+    """A cell that stands out; kind: a class of report.css."""
+
+    text: str
+    kind: str
+
+
+class Table(NamedTuple):
+    """Texts in columns.
+
+    blocks: rows that belong together. texts: how many of the first columns hold text; the others hold numbers. prose: the
+    last column holds a sentence. stacked: on a narrow screen every row becomes a list of its cells.
+    """
+
+    title: str
+    columns: Sequence[str]
+    blocks: Sequence[Sequence[Sequence[str | Mark]]]
+    texts: int = 1
+    prose: bool = False
+    stacked: bool = False
 
 
 def panels(figure: Figure) -> dict[str, Figure]:
     """A figure for each of the panels, by title: the page shows them one by one, so that they fit a phone."""
     if isinstance(figure, Intervals):
-        return {title: figure._replace(rows=rows) for title, rows in by(figure.shown, figure.panel).items()}
+        return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, figure.panel).items()}
     if isinstance(figure, Heatmaps):
         return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, heatmap_title).items()}
+    if isinstance(figure, Scatters):
+        return {
+            title: figure._replace(points=points)
+            for title, points in by(figure.points, lambda p: p.category).items()
+        }
+    if isinstance(figure, Lines):
+        return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, figure.panel).items()}
     return {title: Curves(rows) for title, rows in by(figure.rows, lambda row: str(row["category"])).items()}
 
 
@@ -63,9 +132,14 @@ def heatmap_title(row: Row) -> str:
     return f"{row.quantity}, {row.scale}"
 
 
-def by(rows: Sequence[T], key: Callable[[T], str]) -> dict[str, list[T]]:
+def file_part(text: str) -> str:
+    """A stage or a scale as part of a file's name: they come from anyone's table, and may hold a slash."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text)[:60]
+
+
+def by(rows: Sequence[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     """Groups rows, in order."""
-    out: dict[str, list[T]] = {}
+    out: dict[K, list[T]] = {}
     for row in rows:
         out.setdefault(key(row), []).append(row)
     return out

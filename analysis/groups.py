@@ -1,8 +1,8 @@
 """Statistics as weighted columns: what every protocol computes from and what it returns.
 
 A protocol turns `Data` into a `Group`: labelled statistics whose values are known in every column (the sample, the
-jackknife, the resamples), scale by scale. What to do with the columns (intervals, contrasts between scales) is the same
-for all and lives in `tables`.
+jackknife, the resamples), scale by scale. A contrast is a group too: statistics minus others, column by column, so on the
+same resamples. What to do with the columns (intervals, rows) is the same for all and lives in `tables`.
 
 Dims: V = 2B variables (benchmarks before, then after), M mixtures, C columns, S statistics, P pairs.
 """
@@ -25,12 +25,20 @@ Pairs = NDArray[np.int64]
 ALL = "All"
 
 
+SCALE, STAGE, QUANTITY, CATEGORY = "scale", "stage", "quantity", "category"  # kinds of contrasts
+
+
 class Label(NamedTuple):
-    """What a statistic is about: `other` is the second benchmark, stage or measure, where there is one."""
+    """What a statistic is about: `other` is the second benchmark, stage or measure, where there is one.
+
+    minus: in a contrast, what is subtracted (the smaller scale, the earlier stage, the other quantity or category); the
+    rest says what it is subtracted from.
+    """
 
     category: str
     name: str
     other: str = ""
+    minus: str = ""
 
 
 class Note(NamedTuple):
@@ -45,9 +53,22 @@ PARTIAL = "partial"  # a mean that leaves out some of its members
 ITEM_NOISE = "item noise"  # the mixtures differ no more than item noise makes them differ
 
 
+class Means(NamedTuple):
+    """What statistics at one scale are the means of: (P, C) values, the (P,) mixtures behind them, and whose mean each is."""
+
+    value_PC: Array
+    n_P: NDArray[np.int64]
+    members: Sequence[Sequence[int]]
+
+
 @dataclass(frozen=True)
 class Group:
-    """Statistics of one protocol and quantity: per scale (S, C) values, and (S,) how many mixtures they rest on."""
+    """Statistics of one protocol and quantity: per scale (S, C) values, and (S,) how many mixtures they rest on.
+
+    means: by scale, where the statistics are means, so that a contrast can be over the members that both sides have.
+    contrast: "", or the kind of difference that all of them are. contrasts: of kinds other than SCALE, which every group
+    has where there are two scales or more.
+    """
 
     protocol: str
     quantity: str
@@ -57,13 +78,13 @@ class Group:
     notes: dict[str, list[Note]] = field(default_factory=dict)
     is_correlation: bool = False  # of single pairs, so that Fisher's z applies
     interval: str = "bca"  # the kind that holds its coverage for such statistics
-    difference: Difference | None = (
-        None  # the largest scale minus the smallest, where it is not that of the values
-    )
+    means: dict[str, Means] = field(default_factory=dict)
+    contrast: str = ""
+    contrasts: tuple[Group, ...] = ()
 
 
 class Difference(NamedTuple):
-    """(S, C) values of differences between two scales, (S,) mixtures behind them, and notes."""
+    """(S, C) values of differences, (S,) mixtures behind them, and notes."""
 
     value_SC: Array
     n_S: NDArray[np.int64]
@@ -103,32 +124,59 @@ class Data:
         return value_SC
 
 
-def difference_of_means(
-    value_PC: Mapping[str, Array], members: Sequence[Sequence[int]], n: Mapping[str, NDArray[np.int64]]
-) -> Difference | None:
-    """The means at the largest scale minus those at the smallest, over the members that have a value at both.
+def contrast_group(
+    of: Group, kind: str, labels: Sequence[Label], differences: Mapping[str, Difference]
+) -> Group:
+    """The contrast of a group's statistics, from the differences at each scale; `labels` name both sides."""
+    return Group(
+        of.protocol,
+        of.quantity,
+        list(labels),
+        {scale: found.value_SC for scale, found in differences.items()},
+        {scale: found.n_S for scale, found in differences.items()},
+        {scale: found.notes for scale, found in differences.items()},
+        interval="bca-t",
+        contrast=kind,
+    )
 
-    value_PC, n: of every member, by scale. Means of different members would differ for that reason alone.
+
+def scale_contrast(group: Group) -> Group:
+    """The largest scale minus the smallest."""
+    small, *_, large = group.values
+    if group.means:
+        found = difference_of_means(group.means[large], group.means[small], "at both scales")
+    else:
+        found = Difference(
+            group.values[large] - group.values[small],
+            np.minimum(group.n[small], group.n[large]),
+            [Note()] * len(group.labels),
+        )
+    return contrast_group(
+        group, SCALE, [label._replace(minus=small) for label in group.labels], {large: found}
+    )
+
+
+def difference_of_means(minuend: Means, subtrahend: Means, where: str) -> Difference:
+    """Differences of means over the members that have a value on both sides: the k-th of one with the k-th of the other.
+
+    Means of different members would differ for that reason alone. where: "at both scales", for the notes.
     """
-    if len(value_PC) < 2:
-        return None
-    small, *_, large = value_PC
-    both_P = np.isfinite(value_PC[small][:, 0]) & np.isfinite(value_PC[large][:, 0])
+    first, second = minuend.value_PC, subtrahend.value_PC
     values, counts, notes = [], [], []
-    for index in members:
-        common = [p for p in index if both_P[p]]
-        known = [p for p in index if any(np.isfinite(v[p, 0]) for v in value_PC.values())]
-        values.append(mean_of_known(value_PC[large][common]) - mean_of_known(value_PC[small][common]))
-        counts.append(min((int(n[scale][p]) for p in common for scale in (small, large)), default=0))
+    for ours, theirs in zip(minuend.members, subtrahend.members, strict=True):
+        known = [
+            (np.isfinite(first[p, 0]), np.isfinite(second[q, 0])) for p, q in zip(ours, theirs, strict=True)
+        ]
+        common = [(p, q) for p, q, both in zip(ours, theirs, map(all, known), strict=True) if both]
+        i, j = ([pair[side] for pair in common] for side in (0, 1))
+        values.append(mean_of_known(first[i]) - mean_of_known(second[j]))
+        counts.append(int(min([*minuend.n_P[i], *subtrahend.n_P[j]], default=0)))
         if not common:
-            notes.append(Note(UNDEFINED, "none of them has a value at both scales"))
+            notes.append(Note(UNDEFINED, f"none of them has a value {where}"))
+        elif len(common) < sum(map(any, known)):
+            notes.append(Note(PARTIAL, f"over the {len(common)} that have a value {where}"))
         else:
-            partial = len(common) < len(known)
-            notes.append(
-                Note(PARTIAL, f"over the {len(common)} that have a value at both scales")
-                if partial
-                else Note()
-            )
+            notes.append(Note())
     return Difference(np.array(values), np.array(counts), notes)
 
 

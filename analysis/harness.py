@@ -1,4 +1,5 @@
-"""lm-evaluation-harness's results_*.json (0.3 and 0.4), and lighteval's: one accuracy per task of one model.
+"""lm-evaluation-harness's results_*.json (0.3 and 0.4), and lighteval's: one accuracy per task of one model, with its
+standard error and number of items where they say them.
 
 Which model that is, says `config.model_args`, with its revision, subfolder and adapter; older files leave it to
 their place, as EleutherAI/pythia does: pythia-160m/zero-shot/160m_step1000.json.
@@ -14,8 +15,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalengine.analysis.importing import APART, UNKNOWN, Known, Part, Result, benchmark_name
+from evalengine.analysis.importing import APART, UNKNOWN, Known, Part, Result
 from evalengine.analysis.items import Checkpoint
+from evalengine.analysis.spellings import benchmark_name
 from evalengine.errors import UserError
 from evalengine.untrusted import check_label, check_name, printable, read_json
 
@@ -109,7 +111,7 @@ def _first(raw: Mapping[str, Any], *keys: str) -> str:
 
 
 def identities(models: Iterable[Model], pattern: str) -> dict[Model, Checkpoint]:
-    """A name for every model, no two alike, and scale, mixture and stage by `pattern`.
+    """A name for every model, no two alike, and scale, mixture, stage and replicate by `pattern`.
 
     Models with the same last part of the path are named by as many of its parts as tell them apart. A pattern of the
     user's own may ask for any part of that name, such as @(?P<stage>.+) for the revision.
@@ -143,11 +145,12 @@ def _identify(model: Model, name: str, pattern: str) -> Checkpoint:
     for key, value in groups.items():
         if value is not None:
             check_label(value, f"{printable(name)}, {key}")
-    return Checkpoint(name, groups.get("scale"), groups.get("mixture"), groups.get("stage"))
+    place = (groups.get(key) for key in ("scale", "mixture", "stage"))
+    return Checkpoint(name, *place, seed=groups.get("replicate") or "")
 
 
 def read_lm_eval(path: Path, who: Checkpoint, known: Mapping[str, Known], metric: str | None = None) -> Part:
-    """The accuracies and numbers of items in a results file of checkpoint `who`.
+    """The accuracies, standard errors and numbers of items in a results file of checkpoint `who`.
 
     metric: which accuracy, else the one that the benchmark is judged by, else plain acc. A NaN is a missing value.
     Raises UserError for a file that is damaged.
@@ -167,23 +170,42 @@ def read_lm_eval(path: Path, who: Checkpoint, known: Mapping[str, Known], metric
             left_out[task] = "means of others"
             continue
         metrics = _metrics(mapping(raw, "results", task))
-        category, default = known.get(benchmark, UNKNOWN)
-        wanted = (metric,) if metric else (default, "acc")
+        about = known.get(benchmark, UNKNOWN)
+        wanted = (metric,) if metric else (about.default_score, "acc")
         score = next((name for name in wanted if name in metrics), None)
         if score is None:
             if metrics:  # a heading of a group has none
                 left_out[task] = f"no {wanted[0]}, only {', '.join(metrics)}"
             continue
-        value = metrics[score]
+        value, stderr = metrics[score]
         if value < 0 or value > 1:
             raise UserError(
                 f"{path}: the accuracy of {printable(task[:60])} must be between 0 and 1: correct it"
             )
-        count = mapping(raw, "n-samples", task).get("effective", 0)
-        items = count if isinstance(count, int) and 0 <= count < 2**31 else 0
-        version = printable(str(mapping(raw, "versions").get(task, ""))[:20])
-        row = Result(*who, benchmark, category, "accuracy", float(value), items, path, score, shots)
-        results.append(row._replace(limit="" if items else limit, version=version, commit=commit))
+        if stderr < 0 or stderr > 1:
+            raise UserError(
+                f"{path}: the standard error of {printable(task[:60])} must be between 0 and 1: correct it"
+            )
+        items = _items(raw, task)
+        results.append(
+            Result(
+                *who[:4],
+                benchmark,
+                about.category,
+                "accuracy",
+                value,
+                items,
+                stderr,
+                about.chance,
+                who.seed,
+                file=path,
+                score=score,
+                shots=shots,
+                limit="" if items else limit,
+                version=printable(str(mapping(raw, "versions").get(task, ""))[:20]),
+                commit=commit,
+            )
+        )
     return Part(path, results, groups=_groups(raw, known), left_out=left_out)
 
 
@@ -209,18 +231,40 @@ def _task(raw: Mapping[str, Any], task: str) -> tuple[str, int | None]:
     return re.sub(r":_?", "_", name[0]), int(numbers[0][:9]) if numbers else None
 
 
-def _metrics(scores: Mapping[str, Any]) -> dict[str, float]:
-    """A task's numbers by metric ("acc,none" is acc), NaN where one is missing; no standard errors."""
-    found: dict[str, float] = {}
+def _items(raw: Mapping[str, Any], task: str) -> int:
+    """The number of items a task was evaluated on, 0 where neither harness says it."""
+    for count in (
+        mapping(raw, "n-samples", task).get("effective"),
+        mapping(raw, "config_tasks", task).get(
+            "effective_num_docs"
+        ),  # lighteval's, -1 where it does not know
+    ):
+        if type(count) is int and 0 < count < 2**31:
+            return count
+    return 0
+
+
+def _metrics(scores: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """A task's numbers and their standard errors by metric ("acc,none" is acc), NaN where one is missing."""
+    found: dict[str, tuple[float, float]] = {}
     for key, value in scores.items():
-        metric, _, chosen = key.partition(",")
+        metric, comma, chosen = key.partition(",")
         if "stderr" in metric or metric in ("alias", "sample_len", "name", " "):
             continue
-        if value is None or (isinstance(value, str) and value.strip().lower() in MISSING):
-            value = math.nan
-        if type(value) in (int, float) and (metric not in found or chosen == "none"):
-            found[metric] = value
+        number = _number(value)
+        if number is not None and (metric not in found or chosen == "none"):
+            error = _number(scores.get(f"{metric}_stderr{comma}{chosen}"))
+            found[metric] = (number, math.nan if error is None else error)
     return found
+
+
+def _number(value: Any) -> float | None:
+    """A number of a results file, NaN where it is missing; None for what is no number."""
+    if value is None or (isinstance(value, str) and value.strip().lower() in MISSING):
+        return math.nan
+    if type(value) not in (int, float):
+        return None
+    return math.inf if abs(value) > 2**53 else float(value)
 
 
 def _groups(raw: Mapping[str, Any], known: Mapping[str, Known]) -> dict[str, set[str]]:

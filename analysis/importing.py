@@ -2,8 +2,8 @@
 
 Three sources: a wide table (wide_table.py), lm-evaluation-harness's `results_*.json` (harness.py), and its
 `samples_*.jsonl` (samples.py), which become a score store instead. The readers say what each file holds; here it is
-combined, and refused where numbers would mix: two values for one checkpoint and benchmark, or one benchmark with
-different scores, numbers of few-shot examples or numbers of items.
+combined with what the user says of the benchmarks (benchmark_info.py), and refused where numbers would mix: two values
+for one checkpoint and benchmark, or one benchmark with different scores, numbers of few-shot examples or of items.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from evalengine.analysis.benchmark_info import NOTHING, About, Info
 from evalengine.analysis.items import names
 from evalengine.analysis.panel import RESULTS_FILE
+from evalengine.analysis.spellings import similar
 from evalengine.errors import UserError
 from evalengine.files import atomic
 from evalengine.untrusted import printable
 
 DATE = r"\d{4}-\d{2}-\d{2}T[\d.\-:]+"  # as lm-evaluation-harness writes it into the names of its files
 APART = "import them into folders of their own (--out)"
-ALIASES = {  # what others call evalengine's benchmarks
-    "social_iqa": "siqa",
-    "social_i_qa": "siqa",
-    "wsc_fixed": "wsc",
-    "commonsenseqa": "commonsense_qa",
-}
+OTHER = "Other"
 
 
 class Known(NamedTuple):
-    """What evalengine knows of a benchmark: its category and the score it is judged by."""
+    """What evalengine knows of a benchmark: its category, the score it is judged by, and what guessing scores."""
 
     category: str
     default_score: str
+    chance: float = math.nan
 
 
-UNKNOWN = Known("Other", "acc")
+UNKNOWN = Known(OTHER, "acc")
 
 
 class Result(NamedTuple):
     """One number, and how it came about as far as its file says it. `value` is NaN where it is missing.
 
-    score: acc, acc_norm. shots: the number of few-shot examples. limit: of items, where their number is not known (0).
-    version: of the task. commit: of the model's repository.
+    stderr: the standard error of `value`. chance: what guessing scores. Both are shares of one and NaN where unknown.
+    replicate: which of several runs of one mixture, scale and stage. score: acc, acc_norm. shots: the number of few-shot
+    examples. limit: of items, where their number is not known (0). version: of the task. commit: of the model's
+    repository.
     """
 
     checkpoint: str
@@ -59,6 +59,9 @@ class Result(NamedTuple):
     quantity: str
     value: float
     items: int
+    stderr: float = math.nan
+    chance: float = math.nan
+    replicate: str = ""
     file: Path = Path()
     score: str = ""
     shots: int | None = None
@@ -67,42 +70,40 @@ class Result(NamedTuple):
     commit: str = ""
 
 
-COLUMNS = Result._fields[:9]  # of results.arrow
+COLUMNS = Result._fields[:12]  # of results.arrow
 
 
 class Part(NamedTuple):
     """What one file holds.
 
-    shares: (column, mixture, share). groups: the tasks of each group of tasks. left_out: why a column or task is no
-    result.
+    shares: (column, mixture, share). blocks: (column, mixture, label). groups: the tasks of each group of tasks.
+    left_out: why a column or task is no result.
     """
 
     file: Path
     results: list[Result]
     shares: Sequence[tuple[str, str, float]] = ()
+    blocks: Sequence[tuple[str, str, str]] = ()
     groups: Mapping[str, set[str]] = {}
     left_out: Mapping[str, str] = {}
     notes: Sequence[str] = ()
 
 
 class Imported(NamedTuple):
-    """The results of all files, the mixtures' shares by column and mixture, and the notes on them."""
+    """The results of all files, the mixtures' shares and labels by column and mixture, and the notes on them."""
 
     results: list[Result]
     shares: Mapping[str, Mapping[str, float]] = {}
+    blocks: Mapping[str, Mapping[str, str]] = {}
     left_out: Mapping[str, str] = {}
     notes: Sequence[str] = ()
 
 
-def benchmark_name(name: str, known: Mapping[str, Known]) -> str:
-    """evalengine's name for a benchmark that others call, say, "ARC-Easy" or "social_iqa"; else the name itself."""
-    plain = re.sub(r"[-:. ]", "_", name.strip().lower())
-    plain = ALIASES.get(plain, plain)
-    return plain if plain in known else name
+def combine(parts: Sequence[Part], known: Mapping[str, Known] = {}, info: Info = NOTHING) -> Imported:
+    """The results of several files, with what `info` says of their benchmarks.
 
-
-def combine(parts: Sequence[Part]) -> Imported:
-    """The results of several files. Raises UserError, which names the files, where they do not belong together."""
+    Raises UserError, which names the files, where they do not belong together.
+    """
     results = [result for part in parts for result in part.results]
     without = _without_results(parts)
     if not results:
@@ -112,13 +113,18 @@ def combine(parts: Sequence[Part]) -> Imported:
     left_out |= dict.fromkeys(groups, "groups, whose tasks are there")
     results = [result for result in results if result.benchmark not in groups]
     _refuse_two_values(results)
+    benchmarks = list(dict.fromkeys(result.benchmark for result in results))
+    info.check(benchmarks)
+    results = [_described(result, info.of(result.benchmark)) for result in results]
     notes = [
         *([without] if without else []),
         *(note for part in parts for note in part.notes),
         *_compare_settings(results),
-        *_nested({result.benchmark for result in results}),
+        *_nested(set(benchmarks)),
+        *_unknown(benchmarks, known, info),
+        *_without_noise(results),
     ]
-    return Imported(results, _shares(parts), left_out, list(dict.fromkeys(notes)))
+    return Imported(results, _shares(parts), _blocks(parts), left_out, list(dict.fromkeys(notes)))
 
 
 def _without_results(parts: Sequence[Part]) -> str:
@@ -143,6 +149,41 @@ def _groups_with_tasks(parts: Sequence[Part], present: set[str]) -> set[str]:
     while more := {group for group, tasks in tasks_of.items() if tasks & (present | found)} - found:
         found |= more
     return found & present
+
+
+def _described(result: Result, about: About) -> Result:
+    """A result with what the user says of its benchmark. Raises UserError where its file says another number of items."""
+    if about.items and result.items not in (0, about.items):
+        raise UserError(
+            f"{result.file} holds {result.items} items of {result.benchmark}, and you say {about.items}: leave one out"
+        )
+    chance = result.chance if math.isnan(about.chance) else about.chance
+    return result._replace(
+        items=result.items or about.items,
+        category=about.category or result.category,
+        chance=chance if result.quantity == "accuracy" else math.nan,
+    )
+
+
+def _unknown(benchmarks: Iterable[str], known: Mapping[str, Known], info: Info) -> Iterator[str]:
+    """Notes on benchmarks that have no category, and on the known one that each may be."""
+    lost = [name for name in benchmarks if name not in known and not info.of(name).category]
+    likely = {name: close for name in lost if (close := similar(name, known))}
+    for name, close in likely.items():
+        yield f"{name} is not known, category {OTHER} (if it is {close}, call it that)"
+    rest = [name for name in lost if name not in likely]
+    if rest:
+        yield f"not known, category {OTHER} (--category gives another): {names(rest, 8)}"
+
+
+def _without_noise(results: Iterable[Result]) -> Iterator[str]:
+    """A note on benchmarks whose item noise cannot be computed."""
+    bare = [r.benchmark for r in results if r.quantity == "accuracy" and not r.items and math.isnan(r.stderr)]
+    if bare:
+        yield (
+            "neither numbers of items nor standard errors, so no item noise (--items, --stderr): "
+            f"{names(dict.fromkeys(bare), 8)}"
+        )
 
 
 def _refuse_two_values(results: Iterable[Result]) -> None:
@@ -222,8 +263,22 @@ def _shares(parts: Iterable[Part]) -> dict[str, dict[str, float]]:
     return shares
 
 
+def _blocks(parts: Iterable[Part]) -> dict[str, dict[str, str]]:
+    """The mixtures' labels by column, then mixture. Raises UserError where a mixture has two labels of one column."""
+    blocks: dict[str, dict[str, str]] = {}
+    for part in parts:
+        for column, mixture, label in part.blocks:
+            before = blocks.setdefault(column, {}).setdefault(mixture, label)
+            if before != label:
+                raise UserError(
+                    f"{part.file}: mixture {mixture} has the {column} {printable(label)}, and {printable(before)} "
+                    "elsewhere: a --block column has one label per mixture"
+                )
+    return blocks
+
+
 def write_results(folder: Path, imported: Imported) -> int:
-    """Writes results.arrow (with shares in its metadata) and results.csv; returns the number of rows."""
+    """Writes results.arrow (with shares and blocks in its metadata) and results.csv; returns the number of rows."""
     import pyarrow as pa
 
     from evalengine import sealed
@@ -233,13 +288,26 @@ def write_results(folder: Path, imported: Imported) -> int:
         raise UserError(
             f"{folder} holds scores ({scores}), and correlate reads one or the other: give another --out"
         )
-    texts = [(name, pa.string()) for name in COLUMNS[:-2]]
-    schema = pa.schema([*texts, ("value", pa.float64()), ("items", pa.int64())])
-    table = pa.Table.from_pylist([row._asdict() for row in imported.results], schema)
-    metadata = {"shares": json.dumps(imported.shares)} if imported.shares else {}
+    numbers = {"value": pa.float64(), "items": pa.int64(), "stderr": pa.float64(), "chance": pa.float64()}
+    schema = pa.schema([(name, numbers.get(name, pa.string())) for name in COLUMNS])
+    table = pa.Table.from_pylist([_stored(row) for row in imported.results], schema)
+    metadata = {
+        key: json.dumps(by_column)
+        for key, by_column in (("shares", imported.shares), ("blocks", imported.blocks))
+        if by_column
+    }
     sealed.write(folder / RESULTS_FILE, table, metadata)
     with atomic(folder / "results.csv") as path, path.open("w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(COLUMNS)
-        writer.writerows(row[: len(COLUMNS)] for row in imported.results)
+        writer.writerows(_stored(row).values() for row in imported.results)
     return table.num_rows
+
+
+def _stored(row: Result) -> dict[str, object]:
+    """A row of results.arrow: what is not known of an error, of chance and of a replicate is null."""
+    found = dict(zip(COLUMNS, row[: len(COLUMNS)], strict=True)) | {"replicate": row.replicate or None}
+    return {
+        name: None if name in ("stderr", "chance") and found[name] != found[name] else found[name]
+        for name in found
+    }

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ MUST_AGREE = {  # metadata that must be one value per benchmark, and what a user
     "limit": "limits",
     "data_hash": "data files",
 }
-COMPARED = (*MUST_AGREE, "dtype", "backend", "default_score")
+READ = (*MUST_AGREE, "dtype", "backend", "default_score", "checkpoint_seed")
 
 
 class Checkpoint(NamedTuple):
@@ -42,10 +42,11 @@ class Checkpoint(NamedTuple):
     scale: str | None
     mixture: str | None
     stage: str | None
+    seed: str = ""  # "" where it is not stated
 
 
 class BenchmarkItems(NamedTuple):
-    """One benchmark's items on all the checkpoints that have it.
+    """One benchmark's items on all the checkpoints that have it; `averaged`: on the mixtures, means over their runs.
 
     An item whose score is not finite has no probabilities: it counts as answered wrong, its confidence is NaN, and means of
     confidence and of calibration leave it out.
@@ -55,13 +56,14 @@ class BenchmarkItems(NamedTuple):
     category: str
     metric: str  # the score that picks the answer
     checkpoints: tuple[str, ...]  # K names
-    correct_KI: NDArray[np.uint8]
+    correct_KI: NDArray[np.uint8] | NDArray[np.float32]
     confidence_KI: NDArray[np.float32]  # of the kind that was asked for
     other_KI: NDArray[np.float32]  # of the other kind; the same array where log-likelihoods pick
     means_KF: NDArray[
         np.float64
-    ]  # p_gold, margin, entropy, brier, nll: means over items, over log-likelihoods
+    ]  # p_gold, margin, entropy, brier, nll: means over items, of raw log-likelihoods
     unusable_K: NDArray[np.int64]  # items without a finite score
+    chance: float = np.nan  # mean over items of 1 / choices
 
     def scores(self, quantity: str) -> NDArray[np.uint8] | NDArray[np.float32]:
         """(K, I): whose mean over items the accuracy is, the confidence, or the other confidence."""
@@ -108,7 +110,7 @@ def read_store(store: Path | str, metric: str | None = None, confidence: str = "
 
 class _Scored(NamedTuple):
     checkpoint: str
-    metadata: Mapping[str, str]  # of COMPARED, "" where a file does not say
+    metadata: Mapping[str, str]  # of READ, "" where a file does not say
 
 
 def _refuse_mixed(name: str, one: _Scored, other: _Scored) -> None:
@@ -159,12 +161,14 @@ def _read_benchmark(
             raise UserError(f"{path} holds no items: delete it and score again")
         checkpoint = path.parent.name
         raw = table.schema.metadata or {}
-        metadata = {key: raw.get(key.encode(), b"").decode(errors="replace") for key in COMPARED}
+        metadata = {key: raw.get(key.encode(), b"").decode(errors="replace") for key in READ}
         found.append(_Scored(checkpoint, metadata))
         _refuse_mixed(name, found[0], found[-1])
         if checkpoint not in checkpoints:
             who = (_first(table, key) for key in ("scale", "mixture", "stage"))
             checkpoints[checkpoint] = Checkpoint(checkpoint, *who)
+        if seed := metadata["checkpoint_seed"]:
+            checkpoints[checkpoint] = checkpoints[checkpoint]._replace(seed=seed)
         if first is None:
             category = _first(table, "category") or "Other"
         chosen = metric or found[0].metadata["default_score"] or "acc"
@@ -181,7 +185,7 @@ def _read_benchmark(
             _same_gold(name, [checkpoint for checkpoint, _ in found], parts)
     columns = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:-1])
     names = tuple(checkpoint for checkpoint, _ in found)
-    read_items = BenchmarkItems(name, category, chosen, names, *columns)
+    read_items = BenchmarkItems(name, category, chosen, names, *columns, chance=_chance(first))
     if chosen == "acc":
         read_items = read_items._replace(other_KI=read_items.confidence_KI)
     return read_items, _notes(found)
@@ -192,6 +196,17 @@ def _first(table: pa.Table, key: str) -> str | None:
     column = table[key].chunk(0)
     index = column.indices[0].as_py()
     return None if index is None else column.dictionary[index].as_py()
+
+
+def _chance(table: pa.Table | None) -> float:
+    """The mean accuracy of guessing."""
+    import pyarrow.compute as pc
+
+    return (
+        np.nan
+        if table is None
+        else float(pc.mean(pc.divide(1.0, pc.list_value_length(table["loglik"]))).as_py())
+    )
 
 
 class _Part(NamedTuple):
@@ -266,6 +281,41 @@ def _same_order(name: str, holder: str, first: pa.Table, checkpoint: str, other:
     return other.take(pa.array(np.argsort(position.to_numpy())))
 
 
+def rows_of_runs(checkpoints: Sequence[Checkpoint]) -> NDArray[np.int64]:
+    """(K,) one row for the runs of a mixture at one scale and stage, in the order of the first; one for each other."""
+    places = [one[:1] if one.mixture is None or one.stage is None else one[1:4] for one in checkpoints]
+    number = {place: row for row, place in enumerate(dict.fromkeys(places))}
+    return np.array([number[place] for place in places], dtype=np.int64)
+
+
+def averaged(items: BenchmarkItems, row_K: NDArray[np.int64]) -> BenchmarkItems:
+    """The means over the checkpoints that share a row, each under the name of the first; all as it is where none do."""
+    _, first = np.unique(row_K, return_index=True)
+    if len(first) == len(row_K):
+        return items
+    correct, confidence, other, means = (
+        mean_by_row(x, row_K) for x in (items.correct_KI, items.confidence_KI, items.other_KI, items.means_KF)
+    )
+    return items._replace(
+        checkpoints=tuple(items.checkpoints[k] for k in first),
+        correct_KI=correct.astype(np.float32),
+        confidence_KI=confidence.astype(np.float32),
+        other_KI=other.astype(np.float32),
+        means_KF=means,
+        unusable_K=np.bincount(row_K, items.unusable_K).astype(np.int64),
+    )
+
+
+def mean_by_row(x_K: NDArray[Any], row_K: NDArray[np.int64]) -> NDArray[Any]:
+    """Means over the entries (K, ...) that share a row, and `x_K` itself where none do."""
+    count = np.bincount(row_K)
+    if len(count) == len(row_K):
+        return x_K
+    total = np.zeros((len(count), *x_K.shape[1:]))
+    np.add.at(total, row_K, x_K)
+    return total / count.reshape(-1, *[1] * (x_K.ndim - 1))
+
+
 def mean_of_scores(score_KI: NDArray[np.number]) -> NDArray[np.float64]:
     """Each checkpoint's mean over the items that have a score, (K,); NaN where none has."""
     known_KI = np.isfinite(score_KI)
@@ -275,7 +325,7 @@ def mean_of_scores(score_KI: NDArray[np.number]) -> NDArray[np.float64]:
 
 
 def reliability(
-    confidence_KI: NDArray[np.float32], correct_KI: NDArray[np.uint8], bins: int
+    confidence_KI: NDArray[np.float32], correct_KI: NDArray[np.uint8] | NDArray[np.float32], bins: int
 ) -> NDArray[np.float64]:
     """Equal-mass bins of confidence, as even as integers allow: (K, bins, 3) of share, mean confidence, accuracy.
 

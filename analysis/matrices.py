@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from html import escape
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.correlation import Sample, bounded_ratio
-from evalengine.analysis.figure import Heatmaps, Intervals
+from evalengine.analysis.figure import Heatmaps, Intervals, file_part
 from evalengine.analysis.groups import ALL, Array, Data, Group, Label, Pairs
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results
@@ -133,8 +132,8 @@ def section(results: Results) -> str:
 def figures(results: Results) -> dict[str, Heatmaps]:
     before, after = results.method["stages"]
     return {
-        f"matrix_{plain_stage(name)}": Heatmaps(
-            results.rows("matrices", protocol=f"matrix_{name}", contrast=""), rows, columns
+        f"matrix_{file_part(name)}": Heatmaps(
+            results.rows("matrices", protocol=f"matrix_{name}"), rows, columns
         )
         for name, rows, columns in (
             ("cross", before, after),
@@ -142,11 +141,6 @@ def figures(results: Results) -> dict[str, Heatmaps]:
             (after, after, after),
         )
     }
-
-
-def plain_stage(stage: str) -> str:
-    """A stage as part of a file's name: stages come from anyone's table, and may hold a slash."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", stage)[:60]
 
 
 PROTOCOL = Protocol("matrices", rows, section, figures)

@@ -15,7 +15,6 @@ Dims: M mixtures, I items, C columns of weights.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 from evalengine.analysis import page
 from evalengine.analysis.correlation import weighted_sums
+from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL, ITEM_NOISE, PARTIAL, UNDEFINED, Data, Group, Label, Note
 from evalengine.analysis.items import names
 from evalengine.analysis.latent import Latent, latent_r, pooled
@@ -33,6 +33,7 @@ from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row, plain_row
 
+RELIABILITY = "reliability"  # and the stage
 CEILING = "ceiling"
 WITHOUT_NOISE = "r without noise"
 NOISY = Note(ITEM_NOISE, "the mixtures differ no more than item noise makes them")
@@ -59,9 +60,17 @@ def from_items(x_MI: Array, y_MI: Array) -> ItemNoise:
     return ItemNoise(before, after, between)
 
 
-def from_counts(x_M: Array, y_M: Array, items: int) -> ItemNoise:
-    """Binomial sampling error of accuracies where only the number of items is known (no pairing, so an upper bound)."""
-    before, after = (float(np.mean(v * (1 - v)) / (items - 1)) for v in (x_M, y_M))
+def from_errors(x_TM: Array, stderr_TM: Array | None, items: int) -> ItemNoise | None:
+    """Sampling error of accuracies without their items: by standard errors, else binomial; None where neither is known.
+
+    Nothing is paired, so the difficulty that mixtures share is in it: an upper bound of the noise.
+    """
+    variance_TM = x_TM * (1 - x_TM) / (items - 1) if items > 1 else np.full_like(x_TM, np.nan)
+    if stderr_TM is not None:
+        variance_TM = np.where(np.isfinite(stderr_TM), stderr_TM**2, variance_TM)
+    if not variance_TM.size or not np.isfinite(variance_TM).all():
+        return None
+    before, after = variance_TM.mean(axis=1).tolist()
     return ItemNoise(before, after, 0.0)
 
 
@@ -88,11 +97,15 @@ def measured(data: Data, quantity: str, scale: str) -> dict[int, Measured | Note
     for b in range(B):
         keep = np.asarray(np.isfinite(sample.x_VMC[[b, B + b], :, 0]).all(axis=0))
         noise = _noise(panel, quantity, s, b, keep)
-        if noise is None or keep.sum() < 4:
-            why = "the number of items is unknown" if noise is None else "fewer than 4 mixtures"
-            out[b] = Note(UNDEFINED, why)
+        if keep.sum() < 4:
+            out[b] = Note(UNDEFINED, "fewer than 4 mixtures")
+        elif noise is None:
+            known = "neither the number of items nor all standard errors are known"
+            out[b] = Note(
+                UNDEFINED, known if quantity == "accuracy" else f"noise of {quantity} takes the items"
+            )
         else:
-            found = _covariance(sample.x_VMC[b], sample.x_VMC[B + b], sample.w_MC, keep)
+            found = covariances(sample.x_VMC[b], sample.x_VMC[B + b], sample.w_MC, keep)
             out[b] = Measured(noise, found, int(keep.sum()))
     return out
 
@@ -104,7 +117,7 @@ def reliability(data: Data, quantity: str) -> Group:
     (sqrt((var - noise) (var' - noise')) + noise covariance) / sqrt(var var').
     """
     panel = data.panel
-    kinds = (f"reliability {panel.stages[0]}", f"reliability {panel.stages[1]}", CEILING)
+    kinds = (*(f"{RELIABILITY} {stage}" for stage in panel.stages), CEILING)
     labels = [
         Label(category, benchmark, kind)
         for category, benchmark in zip(panel.categories, panel.benchmarks, strict=True)
@@ -207,15 +220,13 @@ def _noise(panel: Panel, quantity: str, s: int, b: int, keep_M: NDArray[np.bool_
     if panel.items and panel.row is not None and quantity in ("accuracy", "confidence"):
         known = panel.items[b]
         x_TMI = known.scores(quantity)[panel.row[s, :, :, b][:, keep_M]].astype(np.float64)
-        x_TMI = x_TMI[
-            :, :, np.isfinite(x_TMI).all(axis=(0, 1))
-        ]  # items that all of them have a finite score on
+        # Items that all of them have a finite score on.
+        x_TMI = x_TMI[:, :, np.isfinite(x_TMI).all(axis=(0, 1))]
         return from_items(*x_TMI) if min(x_TMI.shape[1:]) >= 2 else None
-    items = int(panel.n_items[b]) if panel.n_items is not None else 0
-    if quantity == "accuracy" and items > 1:
-        x_TM = panel.values["accuracy"][s, :, :, b][:, keep_M]
-        return from_counts(x_TM[0], x_TM[1], items)
-    return None
+    if quantity != "accuracy":
+        return None
+    stderr_TM = None if panel.stderr is None else panel.stderr[s, :, :, b][:, keep_M]
+    return from_errors(panel.values["accuracy"][s, :, :, b][:, keep_M], stderr_TM, int(panel.n_items[b]))
 
 
 def _units(keep_M: NDArray[np.bool_], w_MC: Array) -> Array:
@@ -227,7 +238,7 @@ def _units(keep_M: NDArray[np.bool_], w_MC: Array) -> Array:
     return units_C
 
 
-def _covariance(x_MC: Array, y_MC: Array, w_MC: Array, keep_M: NDArray[np.bool_]) -> Array:
+def covariances(x_MC: Array, y_MC: Array, w_MC: Array, keep_M: NDArray[np.bool_]) -> Array:
     """(3, C): variances before and after and their covariance, unbiased for the number of mixtures behind each column."""
     keep_M1 = keep_M[:, None]
     x_MC, y_MC = (np.where(keep_M1, v - v[keep_M, :1].mean(), 0.0) for v in (x_MC, y_MC))
@@ -270,51 +281,57 @@ def rows(study: Study) -> list[Row]:
 
 
 def section(results: Results) -> str:
-    found = [
-        r
-        for r in results.rows("reliability", protocol="reliability", contrast="")
-        if math.isfinite(r.estimate)
-    ]
+    found = [r for r in results.rows("reliability", protocol="reliability") if math.isfinite(r.estimate)]
     if not found:
         return ""
-    kinds = list(dict.fromkeys(r.other for r in found))
-    by_kind = {(r.scale, r.quantity, r.name, r.other): r for r in found}
-    measured = {(r.scale, r.quantity, r.name): r for r in results.rows("transfer", protocol="transfer")}
-    table = []
-    for at in itertools.product(results.scales, results.method["quantities"], results.method["benchmarks"]):
-        mine = [by_kind.get((*at, kind)) for kind in kinds]
-        n = next((r.n for r in mine if r), None)
-        if n is not None:
-            scale, quantity, benchmark = at
-            cells = [with_interval(r) for r in (*mine, measured.get(at))]
-            table.append([benchmark, quantity, scale, *cells, str(n)])
-    columns = ["benchmark", "quantity", "scale", *kinds, "r as measured", "n"]
-    observed = {
-        (r.scale, r.quantity, r.category): r for r in results.rows("transfer", protocol="category_transfer")
-    }
-    means = [
-        [
-            r.category,
-            r.quantity,
-            r.scale,
-            with_interval(observed.get((r.scale, r.quantity, r.category))),
-            with_interval(r),
-            r.note,
-        ]
-        for r in results.rows("reliability", protocol="category_reliability")
-    ]
     return (
         "<h2>Noise</h2>"
         '<p class="hint">Reliability: the share of the variance between mixtures that endless items would leave. The ceiling '
         "is the r that this noise would leave of a perfect one; r without noise is the correlation that endless items would "
-        "show.</p>"
-        f"{page.table(['mean over', 'quantity', 'scale', 'r as measured', WITHOUT_NOISE, 'note'], means)}"
-        f"<details><summary>Reliability of each benchmark</summary>{page.table(columns, table)}</details>"
+        f"show.</p>{page.show(means_table(results))}"
+        f"<details><summary>Reliability of each benchmark</summary>{page.show(benchmarks_table(results))}</details>"
     )
 
 
+def means_table(results: Results) -> Table:
+    """Mean r of the categories and of all, as measured and without noise."""
+    observed = {
+        (r.scale, r.quantity, r.category): r for r in results.rows("transfer", protocol="category_transfer")
+    }
+    blocks: dict[tuple[str, str], list[list[str]]] = {}
+    for r in results.rows("reliability", protocol="category_reliability"):
+        measured = observed.get((r.scale, r.quantity, r.category))
+        cells = [with_interval(measured), with_interval(r), r.note]
+        blocks.setdefault((r.quantity, r.scale), []).append([r.category, r.quantity, r.scale, *cells])
+    columns = ["mean over", "quantity", "scale", "r as measured", WITHOUT_NOISE, "note"]
+    return Table(
+        "mean r without item noise", columns, list(blocks.values()), texts=3, prose=True, stacked=True
+    )
+
+
+def benchmarks_table(results: Results) -> Table:
+    """Reliability at both stages, ceiling and r, of each benchmark with items."""
+    found = [r for r in results.rows("reliability", protocol="reliability") if r.n]
+    kinds = list(dict.fromkeys(r.other for r in found))
+    by_kind = {(r.quantity, r.scale, r.name, r.other): r for r in found}
+    measured = {(r.quantity, r.scale, r.name): r for r in results.rows("transfer", protocol="transfer")}
+    blocks: dict[tuple[str, str], list[list[str]]] = {}
+    for at in dict.fromkeys((r.quantity, r.scale, r.name) for r in found):
+        quantity, scale, benchmark = at
+        mine = [by_kind.get((*at, kind)) for kind in kinds]
+        n = next(r.n for r in mine if r)
+        cells = [with_interval(r) for r in (*mine, measured.get(at))]
+        blocks.setdefault((quantity, scale), []).append([benchmark, quantity, scale, *cells, str(n)])
+    columns = ["benchmark", "quantity", "scale", *kinds, "r as measured", "n"]
+    return Table("reliability", columns, list(blocks.values()), texts=3)
+
+
+def latex(results: Results) -> dict[str, Table]:
+    return {"noise": means_table(results), "reliability": benchmarks_table(results)}
+
+
 def claims(results: Results) -> Iterator[Claim]:
-    ceilings = results.rows("reliability", other=CEILING, contrast="")
+    ceilings = results.rows("reliability", other=CEILING)
     noisy = [r for r in ceilings if r.note_kind == ITEM_NOISE]
     low = [r for r in ceilings if r.high < 0.7 and math.isfinite(r.high)]
     for found, text in (
@@ -329,4 +346,4 @@ def claims(results: Results) -> Iterator[Claim]:
             yield Claim(CAUTION, text.format(listed))
 
 
-PROTOCOL = Protocol("reliability", rows, section, claims=claims)
+PROTOCOL = Protocol("reliability", rows, section, claims=claims, latex=latex)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from evalengine.analysis.drawing import svg
-from evalengine.analysis.figure import Figure, Intervals, by, panels
-from evalengine.analysis.results import Results
+from evalengine.analysis.figure import Figure, Intervals, Mark, Table, by, panels
+from evalengine.analysis.results import Results, with_interval
+from evalengine.analysis.tables import Row
 
 
 def p_value(p: float) -> str:
@@ -31,17 +32,46 @@ def interval_words(results: Results) -> str:
     return f"{method['level']:.0%} intervals: {kind}, {method['resamples']:,} resamples"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], wrap: int = -1) -> str:
-    """A table of escaped texts; a cell that starts with "<b " is markup of our own."""
-    head = "".join(f"<th{' class=wrap' if k == wrap else ''}>{escape(c)}</th>" for k, c in enumerate(columns))
-    lines = []
+def table(columns: Sequence[str], rows: Sequence[Sequence[str | Mark]]) -> str:
+    """A plain table."""
+    return show(Table("", columns, [rows]))
+
+
+def show(shown: Table) -> str:
+    """A table of escaped texts. Where the screen is too narrow it scrolls sideways, or its rows become lists (`stacked`)."""
+
+    def cell(text: str | Mark, column: str) -> str:
+        kind = f' class="{escape(text.kind)}"' if isinstance(text, Mark) else ""
+        label = f' data-label="{escape(column)}"' if shown.stacked else ""
+        return f"<td{kind}{label}>{escape(text.text if isinstance(text, Mark) else text)}</td>"
+
+    def line(row: Sequence[str | Mark]) -> str:
+        return f"<tr>{''.join(map(cell, row, shown.columns))}</tr>"
+
+    title = f' aria-label="{escape(shown.title)}"' if shown.title else ""
+    head = "".join(f"<th>{escape(column)}</th>" for column in shown.columns)
+    bodies = "".join(f"<tbody>{''.join(map(line, block))}</tbody>" for block in shown.blocks if block)
+    kinds = f"texts{shown.texts}" + " prose" * shown.prose
+    return (
+        f'<div class="{"stacked" if shown.stacked else "scroll"}"><table class="{kinds}"{title}>'
+        f"<thead><tr>{head}</tr></thead>{bodies}</table></div>"
+    )
+
+
+def numbers(title: str, rows: Sequence[Row], scales: Sequence[str], about: Sequence[str]) -> Table:
+    """Estimates with their intervals: a line for each quantity and each value of the fields `about`, a column for each scale."""
+    found: dict[str, dict[tuple[str, ...], dict[str, Row]]] = {}
     for row in rows:
-        cells = "".join(
-            f"<td{' class=wrap' if k == wrap else ''}>{c if c.startswith('<b ') else escape(c)}</td>"
-            for k, c in enumerate(row)
-        )
-        lines.append(f"<tr>{cells}</tr>")
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        what = tuple(str(getattr(row, field)) for field in about)
+        found.setdefault(row.quantity, {}).setdefault(what, {})[row.scale] = row
+    blocks = [
+        [
+            [quantity, *what, *(with_interval(of_scale.get(scale)) for scale in scales)]
+            for what, of_scale in lines.items()
+        ]
+        for quantity, lines in found.items()
+    ]
+    return Table(title, ["quantity", *about, *scales], blocks, texts=1 + len(about))
 
 
 def grid(results: Results, figure: Figure) -> str:

@@ -1,9 +1,11 @@
 """The panel: every accuracy and confidence of a study in one array, (scale, stage, mixture, benchmark).
 
 All protocols start here. A panel comes from a score store (with its items) or from an imported table of results
-(without). It has exactly two stages, `before` and `after`; mixtures without both are left out and named.
+(without). It has exactly two stages, `before` and `after`; mixtures without both are left out and named. Of more
+stages it is the first and the last, and `steps` has all of them. Several runs of one mixture (seeds) are averaged:
+the mixtures are what is compared and resampled; `runs` has each run.
 
-Dims: S scales, T = 2 stages, M mixtures, B benchmarks, K checkpoints, I items.
+Dims: S scales, T stages, M mixtures, B benchmarks, R runs of a mixture, K checkpoints, I items.
 """
 
 from __future__ import annotations
@@ -22,12 +24,15 @@ from numpy.typing import NDArray
 from evalengine.analysis.items import (
     ECE_BINS,
     BenchmarkItems,
+    averaged,
     debiased_calibration_error,
     expected_calibration_error,
+    mean_by_row,
     mean_of_scores,
     names,
     read_store,
     reliability,
+    rows_of_runs,
 )
 from evalengine.errors import UserError
 from evalengine.metrics import Answers
@@ -39,6 +44,15 @@ RESULTS_FILE = "results.arrow"
 QUANTITIES = ("accuracy", "confidence", "loss")
 CALIBRATION = ("ece", "ece_plugin", *Answers._fields[2:])
 OTHER_CONFIDENCE = {"raw": "confidence (own)", "own": "confidence (raw)"}  # beside the one that was asked for
+RESULT_KINDS = ("string",) * 7 + ("double", "int64", "double", "double", "string")  # columns of results.arrow
+
+
+class Steps(NamedTuple):
+    """All of three stages or more, in order: values (S, T, M, B) of the mixtures that have at least two of them."""
+
+    stages: tuple[str, ...]
+    mixtures: tuple[str, ...]
+    values: dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -52,12 +66,16 @@ class Panel:
     categories: tuple[str, ...]  # of each benchmark
     values: dict[str, Array]  # by quantity: accuracy, confidence, loss
     calibration: dict[str, Array]  # CALIBRATION, over raw log-likelihoods
-    row: NDArray[np.int64]  # (S, 2, M, B): row of the checkpoint in items[b], -1 if missing
+    row: NDArray[np.int64]  # (S, 2, M, B): row of the mixture in items[b], -1 if missing
     n_items: NDArray[np.int64]  # (B,), 0 where unknown
     notes: tuple[str, ...]
     curves: Array | None = None  # reliability curves, (S, 2, M, B, bins, 3)
     items: tuple[BenchmarkItems, ...] = ()  # by benchmark, where the store was read
     metrics: tuple[str, ...] = ()  # the score behind each benchmark's accuracy
+    stderr: Array | None = None  # (S, 2, M, B): standard errors of the accuracies, where an import gave them
+    chance: Array | None = None  # (B,): accuracy of guessing, NaN where unknown
+    runs: dict[str, Array] = field(default_factory=dict)  # (S, 2, M, B, R) of `values`; empty if R is 1
+    steps: Steps | None = None
     confidence: str = ""  # of `metrics.CONFIDENCES`; "" where results were imported
     beside: dict[str, Array] = field(default_factory=dict)  # the other confidence, where a benchmark's differ
 
@@ -83,7 +101,7 @@ class Panel:
 
 
 class Cell(NamedTuple):
-    """One checkpoint on one benchmark."""
+    """One checkpoint on one benchmark. stderr: of its accuracy. replicate: which of a mixture's runs it is, such as its seed."""
 
     checkpoint: str
     scale: str | None
@@ -94,6 +112,9 @@ class Cell(NamedTuple):
     values: dict[str, float]
     items: int
     row: int = -1
+    stderr: float = float("nan")
+    chance: float = float("nan")
+    replicate: str = ""
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -110,9 +131,9 @@ def load_panel(
 ) -> Panel:
     """The panel of a score store, of a folder written by `evalengine import`, or of its results.arrow.
 
-    stages: the two to compare, else pt and sft, else the only two there are. confidence: one of `metrics.CONFIDENCES`, of a
-    score store; raw where it is not given. Raises UserError for everything that would
-    make the comparison wrong.
+    stages: those to compare, in order, else pt and sft, else the only two there are. confidence: one of
+    `metrics.CONFIDENCES`, of a score store; raw where it is not given. Raises UserError for everything that would make the
+    comparison wrong.
     """
     source = Path(source)
     results = source if source.suffix == ".arrow" else source / RESULTS_FILE
@@ -134,30 +155,47 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None, 
     by_name = {checkpoint.name: checkpoint for checkpoint in store.checkpoints}
     differ = any(benchmark.other_KI is not benchmark.confidence_KI for benchmark in store.benchmarks)
     shown = ("accuracy", "confidence", *([OTHER_CONFIDENCE[confidence]] if differ else []))
-    cells, curve_of = [], {}
+    cells, curve_of, items_of = [], {}, {}
     for benchmark in store.benchmarks:
         raw_KI = benchmark.confidence_KI if confidence == "raw" else benchmark.other_KI
         curve_KB3 = reliability(raw_KI, benchmark.correct_KI, ECE_BINS)
-        curve_of[benchmark.name] = curve_KB3
         debiased_K = debiased_calibration_error(curve_KB3, np.isfinite(raw_KI).sum(axis=1))
         calibration = (debiased_K, expected_calibration_error(curve_KB3), *benchmark.means_KF.T)
         by_quantity = {
             **{quantity: mean_of_scores(benchmark.scores(quantity)) for quantity in shown},
             **dict(zip(CALIBRATION, calibration, strict=True)),
         }
-        items = benchmark.correct_KI.shape[1]
-        for k, name in enumerate(benchmark.checkpoints):
+        who = [by_name[name] for name in benchmark.checkpoints]
+        row_K = rows_of_runs(who)
+        for k, one in enumerate(who):
             values = {quantity: float(value_K[k]) for quantity, value_K in by_quantity.items()}
-            cells.append(Cell(*by_name[name], benchmark.name, benchmark.category, values, items=items, row=k))
+            cells.append(
+                Cell(
+                    *one[:4],
+                    benchmark.name,
+                    benchmark.category,
+                    values,
+                    items=benchmark.correct_KI.shape[1],
+                    row=int(row_K[k]),
+                    replicate=one.seed,
+                )
+            )
+        items_of[benchmark.name] = averaged(benchmark, row_K)
+        curve_of[benchmark.name] = mean_by_row(curve_KB3, row_K)
     panel = assemble(cells, stages, store.notes)
-    of_name = {benchmark.name: benchmark for benchmark in store.benchmarks}
-    ordered = tuple(of_name[name] for name in panel.benchmarks)
+    ordered = tuple(items_of[name] for name in panel.benchmarks)
     curves = np.full((*panel.values["accuracy"].shape, ECE_BINS, 3), np.nan)
     for b, name in enumerate(panel.benchmarks):
         row_STM = panel.row[..., b]
         curves[:, :, :, b][row_STM >= 0] = curve_of[name][row_STM[row_STM >= 0]]
-    metrics = tuple(benchmark.metric for benchmark in ordered)
-    return replace(panel, items=ordered, curves=curves, metrics=metrics, confidence=confidence)
+    return replace(
+        panel,
+        items=ordered,
+        curves=curves,
+        metrics=tuple(benchmark.metric for benchmark in ordered),
+        chance=np.array([benchmark.chance for benchmark in ordered]),
+        confidence=confidence,
+    )
 
 
 def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
@@ -165,8 +203,8 @@ def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
 
     try:
         table = sealed.read(path)
-        kinds = [str(field.type) for field in table.schema]
-        if kinds != ["string"] * 7 + ["double", "int64"]:
+        kinds = tuple(str(field.type) for field in table.schema)
+        if kinds not in (RESULT_KINDS, RESULT_KINDS[:9]):  # of before standard errors, chance and replicates
             raise KeyError("columns")
         grouped: dict[tuple[str, str], Cell] = {}
         for record in table.to_pylist():
@@ -174,14 +212,30 @@ def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
             if record["quantity"] not in QUANTITIES or None in key:
                 raise KeyError("quantity")
             who = {name: record[name] for name in Cell._fields[:6]}
-            cell = grouped.setdefault(key, Cell(**who, values={}, items=record["items"] or 0))
-            value = record["value"]
-            cell.values[record["quantity"]] = float("nan") if value is None else value
+            cell = grouped.get(key) or Cell(
+                **who, values={}, items=record["items"] or 0, replicate=record.get("replicate") or ""
+            )
+            cell.values[record["quantity"]] = _number(record["value"])
+            if record["quantity"] == "accuracy":
+                cell = cell._replace(
+                    stderr=_number(record.get("stderr")), chance=_number(record.get("chance"))
+                )
+            grouped[key] = cell
     except (sealed.Damaged, KeyError, OSError):
         raise UserError(
             f"{path} is damaged or no table of results: write one with `evalengine import`"
         ) from None
-    return assemble(list(grouped.values()), stages)
+    cells = list(grouped.values())
+    noisy = dict.fromkeys(c.benchmark for c in cells if c.items > 1 or c.stderr == c.stderr)
+    bound = (
+        f"item noise of {names(noisy)} is the sampling error of each accuracy, an upper bound, as all mixtures answer the "
+        "same items: reliability is at least what is shown, and r without noise no larger"
+    )
+    return assemble(cells, stages, [bound] if noisy else [])
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterable[str] = ()) -> Panel:
@@ -199,38 +253,44 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
             "{scale}-{mixture}-{stage}, or give `evalengine score` a --manifest FILE.yaml or `evalengine import` a --pattern"
         )
     found = {str(cell.stage) for cell in known}
-    pair = choose_stages(found, stages)
-    others = sorted(found - set(pair), key=natural_key)
+    order = choose_stages(found, stages)
+    pair = order[0], order[-1]
+    others = sorted(found - set(order), key=natural_key)
     if others and stages is None:
         said.append(f"stages left out: {names(others)} (--stages chooses which two are compared)")
-    known = [cell for cell in known if cell.stage in pair]
-    _refuse_twins(known)
-    known = _drop_unpaired(known, pair, said)
+    every = [cell for cell in known if cell.stage in order]
+    _refuse_twins(every)
+    known = _drop_unpaired([cell for cell in every if cell.stage in pair], pair, said)
     scales = tuple(sorted({cell.place[0] for cell in known}, key=scale_key))
     mixtures = tuple(sorted({cell.place[2] for cell in known}, key=natural_key))
     category_of = {cell.benchmark: cell.category or "Other" for cell in known}
     benchmarks = tuple(sorted(category_of, key=lambda name: (category_key(category_of[name]), name)))
-    index = tuple({name: i for i, name in enumerate(axis)} for axis in (scales, pair, mixtures, benchmarks))
-    shape = (len(scales), 2, len(mixtures), len(benchmarks))
+    axes = (scales, pair, mixtures, benchmarks)
+    by_run = _fill(known, axes)
+    means = {quantity: _mean_over_runs(x_STMBR) for quantity, x_STMBR in by_run.items()}
     values, beside, calibration = (
-        {q: np.full(shape, np.nan) for q in quantities if any(q in cell.values for cell in known)}
+        {quantity: means[quantity] for quantity in quantities if quantity in means}
         for quantities in (QUANTITIES, OTHER_CONFIDENCE.values(), CALIBRATION)
     )
-    arrays = {**values, **beside, **calibration}
+    shape = tuple(map(len, axes))
     present = np.zeros(shape[:3], dtype=bool)
     row = np.full(shape, -1, dtype=np.int64)
     n_items = np.zeros(len(benchmarks), dtype=np.int64)
-    for cell in known:
-        at = tuple(axis[name] for axis, name in zip(index, (*cell.place, cell.benchmark), strict=True))
+    stderr, chance = np.full(shape, np.nan), np.full(len(benchmarks), np.nan)
+    for cell, at in zip(known, _places(known, axes), strict=True):
         present[at[:3]] = True
         row[at] = cell.row
         n_items[at[3]] = max(n_items[at[3]], cell.items)
-        for q, value in cell.values.items():
-            arrays[q][at] = value
+        stderr[at] = np.fmax(stderr[at], cell.stderr)  # of several runs the largest: they share their items
+        chance[at[3]] = np.fmax(chance[at[3]], cell.chance)
     checkpoints = [
         (f"{scales[s]}-{mixtures[m]}-{pair[t]}", (s, t, m)) for s, t, m in np.argwhere(present).tolist()
     ]
     said += _missing_values(values, checkpoints, benchmarks)
+    several = any(x_STMBR.shape[-1] > 1 for x_STMBR in by_run.values())
+    runs = {quantity: by_run[quantity] for quantity in values} if several else {}
+    said += _unequal_runs(runs, checkpoints, benchmarks)
+    steps = _steps(every, order, scales, benchmarks, said) if len(order) > 2 else None
     return Panel(
         scales,
         pair,
@@ -242,22 +302,95 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
         row,
         n_items,
         tuple(dict.fromkeys(said)),
+        stderr=stderr,
+        chance=chance,
+        runs=runs,
+        steps=steps,
         beside=beside,
     )
 
 
-def choose_stages(found: set[str], asked: Sequence[str] | None) -> tuple[str, str]:
-    """The stage before and the stage after."""
+Axes = tuple[Sequence[str], Sequence[str], Sequence[str], Sequence[str]]
+
+
+def _places(cells: Iterable[Cell], axes: Axes) -> list[tuple[int, ...]]:
+    """Where each cell belongs: scale, stage, mixture, benchmark."""
+    index = [{name: i for i, name in enumerate(axis)} for axis in axes]
+    return [
+        tuple(axis[name] for axis, name in zip(index, (*cell.place, cell.benchmark), strict=True))
+        for cell in cells
+    ]
+
+
+def _fill(cells: Sequence[Cell], axes: Axes) -> dict[str, Array]:
+    """By quantity, (S, T, M, B, R); a mixture's run has one place in R at all stages of a scale."""
+    replicates: dict[tuple[str, str], set[str]] = defaultdict(set)  # of scale and mixture
+    for cell in cells:
+        replicates[cell.place[0], cell.place[2]].add(cell.replicate)
+    number = {
+        (*place, replicate): r
+        for place, found in replicates.items()
+        for r, replicate in enumerate(sorted(found, key=natural_key))
+    }
+    shape = (*map(len, axes), 1 + max(number.values()))
+    known = {quantity for cell in cells for quantity in cell.values}
+    quantities = (*QUANTITIES, *OTHER_CONFIDENCE.values(), *CALIBRATION)
+    arrays = {q: np.full(shape, np.nan) for q in quantities if q in known}
+    for cell, at in zip(cells, _places(cells, axes), strict=True):
+        r = number[cell.place[0], cell.place[2], cell.replicate]
+        for q, value in cell.values.items():
+            arrays[q][(*at, r)] = value
+    return arrays
+
+
+def _mean_over_runs(x_STMBR: Array) -> Array:
+    if x_STMBR.shape[-1] == 1:
+        return x_STMBR[..., 0]
+    missing = np.isnan(x_STMBR)
+    with np.errstate(invalid="ignore"):
+        mean: Array = np.where(missing, 0.0, x_STMBR).sum(axis=-1) / (~missing).sum(axis=-1)
+    return mean
+
+
+def _steps(
+    cells: Sequence[Cell],
+    order: tuple[str, ...],
+    scales: tuple[str, ...],
+    benchmarks: tuple[str, ...],
+    said: list[str],
+) -> Steps:
+    """All stages of the scales and benchmarks of the panel; mixtures that lack one in between are named."""
+    stages_of: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for cell in cells:
+        stages_of[cell.place[0], cell.place[2]].add(cell.place[1])
+    used = {place: found for place, found in stages_of.items() if place[0] in scales and len(found) > 1}
+    for scale, stage in itertools.product(scales, order[1:-1]):
+        lacking = sorted(
+            (m for (s, m), found in used.items() if s == scale and stage not in found), key=natural_key
+        )
+        if lacking:
+            said.append(
+                f"scale {scale}: no {stage} checkpoint for {names(lacking)}; left out of the pairs with {stage}"
+            )
+    mixtures = tuple(sorted({mixture for _, mixture in used}, key=natural_key))
+    chosen = [c for c in cells if (c.place[0], c.place[2]) in used and c.benchmark in benchmarks]
+    arrays = _fill(chosen, (scales, order, mixtures, benchmarks))
+    values = {q: _mean_over_runs(arrays[q]) for q in QUANTITIES if q in arrays}
+    return Steps(order, mixtures, values)
+
+
+def choose_stages(found: set[str], asked: Sequence[str] | None) -> tuple[str, ...]:
+    """The stages to compare, in order: two, or as many as were asked for."""
     listed = sorted(found, key=natural_key)
     if asked is not None:
-        if len(asked) != 2 or asked[0] == asked[1]:
-            raise UserError("--stages takes two different stages, before and after: --stages pt,sft")
+        if len(set(asked)) < max(2, len(asked)):
+            raise UserError("--stages takes two different stages or more, in order: --stages pt,sft")
         for stage in asked:
             if stage not in found:
                 raise UserError(
                     f"no checkpoint has the stage '{stage}': the stages here are {names(listed, 12)}"
                 )
-        return asked[0], asked[1]
+        return tuple(asked)
     if found >= set(DEFAULT_STAGES):
         return DEFAULT_STAGES
     if len(found) == 1:
@@ -267,23 +400,26 @@ def choose_stages(found: set[str], asked: Sequence[str] | None) -> tuple[str, st
         )
     if len(found) > 2:
         raise UserError(
-            f"there are {len(found)} stages ({names(listed, 12)}): choose two with --stages BEFORE,AFTER"
+            f"there are {len(found)} stages ({names(listed, 12)}): choose two or more with --stages FIRST,...,LAST"
         )
     return listed[0], listed[1]
 
 
 def _refuse_twins(cells: Sequence[Cell]) -> None:
-    """Two checkpoints in one place would be mixed, even on different benchmarks."""
-    holder: dict[tuple[str, str, str], str] = {}
+    """Two checkpoints in one place would be mixed, even on different benchmarks, unless they are two runs by name."""
+    holders: dict[tuple[str, str, str], set[tuple[str, str]]] = defaultdict(set)
     for cell in cells:
-        other = holder.setdefault(cell.place, cell.checkpoint)
-        if other != cell.checkpoint:
-            scale, stage, mixture = cell.place
-            raise UserError(
-                f"{other} and {cell.checkpoint} both claim scale {scale}, mixture {mixture}, stage {stage}: "
-                "give one of them another name, or a folder of its own (of imported results, --pattern may read the "
-                "stage from the whole name)"
-            )
+        run = cell.replicate, cell.checkpoint
+        for replicate, other in holders[cell.place] - {run}:
+            if replicate in ("", cell.replicate) or not cell.replicate:
+                scale, stage, mixture = cell.place
+                raise UserError(
+                    f"{other} and {cell.checkpoint} both claim scale {scale}, mixture {mixture}, stage {stage}: "
+                    "give one of them another name, or a folder of its own (of imported results, --pattern may read the "
+                    "stage from the whole name); if they are runs of one mixture, give each a seed of its own (`seed` in "
+                    "the manifest, or import --replicate COLUMN)"
+                )
+        holders[cell.place].add(run)
 
 
 def _drop_unpaired(cells: Sequence[Cell], pair: tuple[str, str], said: list[str]) -> list[Cell]:
@@ -337,6 +473,30 @@ def _missing_values(
     return said
 
 
+def _unequal_runs(
+    runs: dict[str, Array],  # by quantity, (S, 2, M, B, R)
+    checkpoints: Sequence[tuple[str, tuple[int, int, int]]],
+    benchmarks: Sequence[str],
+) -> list[str]:
+    """Notes on what the means over runs rest on."""
+    if not runs:
+        return []
+    known_STMBR = np.any([np.isfinite(x) for x in runs.values()], axis=0)
+    count_STM = known_STMBR.any(axis=3).sum(axis=3)
+    most = int(count_STM.max())
+    fewer = [f"{name} ({count_STM[at]})" for name, at in checkpoints if count_STM[at] < most]
+    if fewer:
+        said = [f"up to {most} runs of a mixture are averaged; fewer for {names(fewer)}"]
+    else:
+        said = [f"{most} runs of each mixture are averaged"]
+    count_STMB = known_STMBR.sum(axis=4)
+    partial_B = ((count_STMB > 0) & (count_STMB < count_STM[..., None])).any(axis=(0, 1, 2))
+    if partial_B.any():
+        listed = names(name for name, partial in zip(benchmarks, partial_B, strict=True) if partial)
+        said.append(f"not on every run: {listed}; averaged over the runs that have a value")
+    return said
+
+
 def natural_key(text: str) -> list[tuple[int, float, str]]:
     """Orders "step9" before "step10"."""
     return [
@@ -347,12 +507,13 @@ def natural_key(text: str) -> list[tuple[int, float, str]]:
 
 
 def scale_key(text: str) -> tuple[float, list[tuple[int, float, str]]]:
-    """Orders scales by size: 1m, 60M, 240M, 1B; others after, by name."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmbt])?", text.strip(), re.IGNORECASE)
+    """Orders scales by size: 1m, 60M, 240M-base, 1B; of one size and without a size, by name."""
+    number = r"\d+(?:\.\d+)?"
+    found = re.search(rf"(?<![a-z0-9.])({number})\s*([kmbt])(?![a-z0-9])|^({number})$", text.strip().lower())
     if not found:
         return float("inf"), natural_key(text)
-    unit = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}.get((found[2] or "").lower(), 1.0)
-    return float(found[1]) * unit, []
+    unit = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}.get(found[2], 1.0)
+    return float(found[1] or found[3]) * unit, natural_key(text)
 
 
 def category_key(category: str) -> tuple[int, str]:

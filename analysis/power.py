@@ -5,6 +5,11 @@ t statistic is noncentral t with noncentrality rho / sqrt(1 - rho^2) * sqrt(sum 
 chi-squared with n - 1 degrees of freedom; the power is the mean over it. Item noise lowers rho before the
 test sees it: what is tested is rho times the ceiling (the square root of the two reliabilities' product).
 
+Seeds lower it too, and where a fine-tuned run inherits its seed they also raise it: with a share s of the variance of a single
+run from seeds, a part h of it inherited, and k runs averaged, rho is seen as (rho (1 - s) + h s / k) / (1 - s + s / k), and 0
+not as 0. What there is to detect is the distance of the two on Fisher's z, whose spread does not depend on r; the power is
+that of an r as far from 0.
+
 Cost: milliseconds.
 """
 
@@ -19,10 +24,44 @@ LARGEST_N = 100_000
 NODES = 96
 
 
+class Blur(NamedTuple):
+    """What stands between a true correlation and the one that is seen.
+
+    ceiling: the highest r that item noise allows. share: of the variance of a single run, what seeds have. seeds: runs of a
+    mixture, averaged. inherited: the correlation of the seeds' part before with that after.
+    """
+
+    ceiling: float = 1.0
+    share: float = 0.0
+    seeds: int = 1
+    inherited: float = 0.0
+
+    def seen(self, r: float) -> float:
+        """A true r as it is observed."""
+        noise = self.share / self.seeds
+        return self.ceiling * (r * (1.0 - self.share) + self.inherited * noise) / (1.0 - self.share + noise)
+
+    def distance(self, r: float) -> float:
+        """The r whose Fisher's z is that of the observed r minus that of a true 0."""
+        zero = self.seen(0.0)
+        return (self.seen(r) - zero) / (1.0 - self.seen(r) * zero)
+
+    def true(self, distance: float) -> float:
+        """The true r that lies at a distance: 1 or more where the noise hides it."""
+        zero, noise = self.seen(0.0), self.share / self.seeds
+        seen = (distance + zero) / (1.0 + distance * zero)
+        return (seen / self.ceiling * (1.0 - self.share + noise) - self.inherited * noise) / (
+            1.0 - self.share
+        )
+
+
+CLEAR = Blur()
+
+
 class Plan(NamedTuple):
     """One answer: with `n` mixtures a true correlation `r` is seen with probability `power`.
 
-    low, high: the interval (Fisher's z) that an estimate equal to `observed` = r * ceiling would have.
+    low, high: the interval (Fisher's z) that an estimate equal to `observed`, as which r is seen, would have.
     """
 
     r: float
@@ -51,9 +90,10 @@ def power_of(r: float, n: int, alpha: float = 0.05) -> float:
     return float(weight @ reject @ weight)
 
 
-def mixtures_needed(r: float, power: float = 0.8, alpha: float = 0.05) -> int:
-    """The smallest n with `power_of(r, n) >= power`."""
+def mixtures_needed(r: float, power: float = 0.8, alpha: float = 0.05, blur: Blur = CLEAR) -> int:
+    """The smallest n that sees a true r with at least the given power."""
     _check(r, power, alpha)
+    r = blur.distance(r)
     low, high = 3, 4
     while power_of(r, high, alpha) < power:
         low, high = high, high * 2
@@ -65,8 +105,8 @@ def mixtures_needed(r: float, power: float = 0.8, alpha: float = 0.05) -> int:
     return high
 
 
-def detectable(n: int, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest r that n mixtures see with the given power."""
+def detectable(n: int, power: float = 0.8, alpha: float = 0.05, blur: Blur = CLEAR) -> float:
+    """The smallest true r that n mixtures see with the given power; 1 or more where the noise hides even that."""
     if n < 4:
         raise UserError(f"-n {n} is too few mixtures for a correlation: at least 4")
     _check(0.5, power, alpha)
@@ -74,18 +114,37 @@ def detectable(n: int, power: float = 0.8, alpha: float = 0.05) -> float:
     while high - low > 1e-7:
         middle = 0.5 * (low + high)
         low, high = (low, middle) if power_of(middle, n, alpha) >= power else (middle, high)
-    return high
+    return blur.true(high)
 
 
-def plan(r: float, n: int, ceiling: float = 1.0, alpha: float = 0.05) -> Plan:
-    """What n mixtures see of a true r when item noise limits r to `ceiling`."""
+class Spent(NamedTuple):
+    """A number of runs spent on `n` mixtures of `seeds` runs each, and the smallest true r that this sees."""
+
+    runs: int
+    seeds: int
+    n: int
+    r: float
+
+
+def spend(
+    runs: int, power: float = 0.8, alpha: float = 0.05, blur: Blur = CLEAR, most: int = 5
+) -> list[Spent]:
+    """More seeds or more mixtures: every way to spend `runs` runs a stage, up to `most` a mixture, on 4 mixtures or more."""
+    ways = [(seeds, runs // seeds) for seeds in range(1, most + 1) if runs // seeds >= 4]
+    return [
+        Spent(runs, seeds, n, detectable(n, power, alpha, blur._replace(seeds=seeds))) for seeds, n in ways
+    ]
+
+
+def plan(r: float, n: int, blur: Blur = CLEAR, alpha: float = 0.05) -> Plan:
+    """What n mixtures see of a true r."""
     import numpy as np
 
     from evalengine.analysis.bootstrap import fisher
 
-    observed = r * ceiling
+    observed = blur.seen(r)
     low, high = fisher(np.array([observed]), n, 1.0 - alpha)[0]
-    return Plan(r, observed, power_of(observed, n, alpha), n, float(low), float(high))
+    return Plan(r, observed, power_of(blur.distance(r), n, alpha), n, float(low), float(high))
 
 
 def _check(r: float, power: float, alpha: float) -> None:

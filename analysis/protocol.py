@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from evalengine.analysis.bootstrap import Array, Resamples
-from evalengine.analysis.figure import Figure
+from evalengine.analysis.bootstrap import Resamples
+from evalengine.analysis.figure import Figure, Table
 from evalengine.analysis.groups import Data, Group
 from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.results import Results
-from evalengine.analysis.tables import Options, Row, rows_of
+from evalengine.analysis.tables import Options, Row, Tests, rows_of
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Study:
     def panel(self) -> Panel:
         return self.data.panel
 
-    def rows(self, group: Group, p_by_scale: Mapping[str, tuple[Array, Array]] | None = None) -> list[Row]:
+    def rows(self, group: Group, tests: Tests | None = None) -> list[Row]:
         """Rows of a group with the user's intervals; see `tables.rows_of`."""
-        return rows_of(group, self.plan, self.options, p_by_scale)
+        return rows_of(group, self.plan, self.options, tests)
 
 
 class Claim(NamedTuple):
@@ -49,10 +49,12 @@ SUPPORTED, UNSUPPORTED, CAUTION = "supported", "unsupported", "caution"
 
 class Protocol(NamedTuple):
     """table: the name of the stored table. rows: computes it; no rows where the study does not allow it. section: its
-    HTML, "" without data. figures: by file name. claims: what the table supports and what not."""
+    HTML, "" without data. figures, latex: by file name, what is drawn and what is set for a paper. claims: what the table
+    supports and what not."""
 
     table: str
     rows: Callable[[Study], list[Row]]
     section: Callable[[Results], str]
     figures: Callable[[Results], Mapping[str, Figure]] = lambda results: {}
     claims: Callable[[Results], Iterable[Claim]] = lambda results: ()
+    latex: Callable[[Results], Mapping[str, Table]] = lambda results: {}

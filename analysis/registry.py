@@ -10,10 +10,23 @@ from evalengine.analysis import (
     effects,
     matrices,
     noise,
+    seeds,
+    stages,
     transfer,
 )
 
 PROTOCOLS = tuple(
     file.PROTOCOL
-    for file in (transfer, matrices, coherence, alignment, calibration, effects, noise, decisions)
+    for file in (
+        transfer,
+        stages,
+        seeds,
+        matrices,
+        coherence,
+        alignment,
+        calibration,
+        effects,
+        noise,
+        decisions,
+    )
 )

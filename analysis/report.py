@@ -14,15 +14,18 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from evalengine.analysis.drawing import FORMATS, draw, styled
+from evalengine.analysis import latex, lead, levels
+from evalengine.analysis.drawing import draw
 from evalengine.analysis.figure import panels
 from evalengine.analysis.page import interval_words
 from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.results import Results, load_results
+from evalengine.analysis.style import FORMATS, styled
 from evalengine.analysis.summary import summarise
 from evalengine.errors import UserError
-from evalengine.files import atomic
+from evalengine.files import atomic, write
 
+EQUALS = "\u00a0=\u00a0"  # a line does not break within "n = 9"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -64,6 +67,20 @@ def write_figures(tables: Path, folder: Path, formats: Sequence[str] = ("png", "
     return written
 
 
+def write_latex(tables: Path, folder: Path) -> list[Path]:
+    """Writes every table of the report as `folder`/NAME.tex; returns the paths."""
+    results = load_results(tables)
+    found = levels.latex(results)
+    for protocol in PROTOCOLS:
+        found |= protocol.latex(results)
+    paths = []
+    for name, table in found.items():
+        if any(table.blocks):
+            paths.append(folder / f"{name}.tex")
+            write(paths[-1], latex.tabular(table))
+    return paths
+
+
 def page(results: Results) -> str:
     """The whole document."""
     before, after = results.method["stages"]
@@ -71,7 +88,16 @@ def page(results: Results) -> str:
     with styled():
         sections = [protocol.section(results) for protocol in PROTOCOLS]
     css = (files("evalengine.analysis") / "report.css").read_text(encoding="utf-8")
-    body = "".join([_head(results, title), _in_plain_words(results), *sections, _method(results)])
+    body = "".join(
+        [
+            _head(results, title),
+            lead.section(results),
+            _in_plain_words(results),
+            levels.section(results),
+            *sections,
+            _method(results),
+        ]
+    )
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -96,7 +122,10 @@ def _in_plain_words(results: Results) -> str:
     found = summarise(results)
 
     def block(title: str, lines: Sequence[str], empty: str) -> str:
-        points = "".join(f"<li>{escape(line)}</li>" for line in lines) or f"<li>{escape(empty)}</li>"
+        points = (
+            "".join(f"<li>{escape(line).replace(' = ', EQUALS)}</li>" for line in lines)
+            or f"<li>{escape(empty)}</li>"
+        )
         return f"<div><h3>{escape(title)}</h3><ul>{points}</ul></div>"
 
     return (

@@ -29,7 +29,8 @@ class Results(NamedTuple):
     verdicts: list[dict[str, str]]
 
     def rows(self, table: str, **fixed: str) -> list[Row]:
-        """Rows of a table whose named fields have the given values."""
+        """Rows of a table whose named fields have the given values; no differences unless `contrast` names a kind."""
+        fixed = {"contrast": "", **fixed}
         found = self.tables.get(table, [])
         return [row for row in found if all(getattr(row, key) == value for key, value in fixed.items())]
 
@@ -40,6 +41,12 @@ class Results(NamedTuple):
     @property
     def categories(self) -> list[str]:
         return list(dict.fromkeys(self.method["categories"]))
+
+    @property
+    def chance(self) -> dict[str, float]:
+        """The accuracy of guessing, of the benchmarks where it is known."""
+        known = zip(self.method["benchmarks"], self.method.get("chance", ()), strict=False)
+        return {benchmark: chance for benchmark, chance in known if chance is not None}
 
 
 def load_results(folder: Path) -> Results:

@@ -27,8 +27,9 @@ from evalengine.analysis.harness import (
     read_results,
     shots_of,
 )
-from evalengine.analysis.importing import DATE, UNKNOWN, Known, benchmark_name, refuse_two_files
+from evalengine.analysis.importing import DATE, UNKNOWN, Known, refuse_two_files
 from evalengine.analysis.panel import RESULTS_FILE
+from evalengine.analysis.spellings import benchmark_name
 from evalengine.errors import UserError
 from evalengine.untrusted import check_name, parse_json, printable
 
@@ -85,10 +86,11 @@ def import_samples(paths: Sequence[Path], out: Path, pattern: str, known: Mappin
         with tempfile.TemporaryDirectory(prefix=".importing-", dir=out) as staging:
             for target, file in source.items():
                 about = known.get(file.benchmark, UNKNOWN)
-                who = dict(zip(KEYS, (*whose[file.model], file.benchmark, about.category), strict=True))
+                checkpoint = whose[file.model]
+                who = dict(zip(KEYS, (*checkpoint[:4], file.benchmark, about.category), strict=True))
                 table = to_table(who, read_samples(file.path))
                 _refuse_other_scores(out / target, table)
-                write(staging / target, table, _metadata(file, about))
+                write(staging / target, table, _metadata(file, about, checkpoint.seed))
             for target in source:
                 (out / target).parent.mkdir(exist_ok=True)
                 os.replace(staging / target, out / target)
@@ -112,7 +114,7 @@ def _about(path: Path, known: Mapping[str, Known]) -> SampleFile:
     return SampleFile(path, model_of(results, raw), benchmark, shots_of(raw, task), limit)
 
 
-def _metadata(file: SampleFile, about: Known) -> dict[str, str]:
+def _metadata(file: SampleFile, about: Known, seed: str) -> dict[str, str]:
     from evalengine import __version__
     from evalengine.store import STORE_VERSION
 
@@ -126,6 +128,7 @@ def _metadata(file: SampleFile, about: Known) -> dict[str, str]:
         "fewshot": "" if file.shots is None else str(file.shots),
         "backend": "imported",
         "dtype": "",
+        "checkpoint_seed": seed,
     }
 
 

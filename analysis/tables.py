@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from evalengine.analysis.bootstrap import DEGENERATE_MOST, Array, Resamples, fisher, intervals
-from evalengine.analysis.groups import Difference, Group, Label, Note
+from evalengine.analysis.groups import SCALE, Group, Label, Note, scale_contrast
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,8 +27,9 @@ DEGENERATE_SAID = 1e-3  # share of undefined resamples above which a row says so
 class Row(NamedTuple):
     """One statistic. Ends of intervals are NaN where undefined.
 
-    contrast: "" at one scale; in a difference of two scales the smaller, which is subtracted, and `scale` names both
-    ("1B-240M"). note_kind: of the protocol's own note (`groups.Note`), "" where it has none.
+    contrast: "", or the kind of a difference: "scale", "stage", "quantity", "category". minus: what is subtracted (the
+    smaller scale, the earlier stage, the other quantity or category); the row's own fields say from what. note_kind: of the
+    protocol's own note (`groups.Note`), "" where it has none.
     """
 
     protocol: str
@@ -55,10 +56,20 @@ class Row(NamedTuple):
     note: str
     note_kind: str
     contrast: str
+    minus: str
     interval: str  # the kind that low and high are of, "" where there are none
 
+    @property
+    def at(self) -> str:
+        """The scale as it is shown: both of a difference between two."""
+        return f"{self.scale} − {self.minus}" if self.contrast == SCALE else self.scale
 
-ENDS = tuple(f"{kind}_{end}" for kind in ("bca", "percentile", "basic", "fisher") for end in ("low", "high"))
+
+SHOWN = ("bca", "percentile", "basic", "fisher")  # kinds with columns of their own
+
+
+# p-values and their adjusted values (q), by contrast ("" of plain statistics) and scale.
+Tests = Mapping[tuple[str, str], tuple[Array, Array]]
 
 
 class Options(NamedTuple):
@@ -80,48 +91,17 @@ def rows_of(
     group: Group,
     plan: Resamples,
     options: Options,
-    p_by_scale: Mapping[str, tuple[Array, Array]] | None = None,
+    tests: Tests | None = None,
 ) -> list[Row]:
-    """Rows of a group at every scale and, where there are two scales or more, of their `contrast`.
-
-    p_by_scale: p-values and their adjusted values (q) of the group's statistics; of the contrasts under `contrast_name`.
-    """
-    p_by_scale = p_by_scale or {}
-    rows = [
-        row for scale in group.values for row in _rows(group, scale, plan, options, p_by_scale.get(scale))
+    """Rows of a group at every scale, of the difference between the largest and the smallest, and of its other contrasts."""
+    tests = tests or {}
+    between = [scale_contrast(group)] if len(group.values) > 1 and not group.contrast else []
+    return [
+        row
+        for part in (group, *between, *group.contrasts)
+        for scale in part.values
+        for row in _rows(part, scale, plan, options, tests.get((part.contrast, scale)))
     ]
-    if len(group.values) > 1:
-        difference = contrast(group)
-        smallest, (scale,) = next(iter(group.values)), difference.values
-        p_and_q = p_by_scale.get(scale)
-        rows += [row._replace(contrast=smallest) for row in _rows(difference, scale, plan, options, p_and_q)]
-    return rows
-
-
-def contrast(group: Group) -> Group:
-    """The largest scale minus the smallest, column by column: the same resamples on both sides."""
-    small, *_, large = group.values
-    found = group.difference or Difference(
-        group.values[large] - group.values[small],
-        np.minimum(group.n[small], group.n[large]),
-        [Note()] * len(group.labels),
-    )
-    name = contrast_name(group.values)
-    return Group(
-        group.protocol,
-        group.quantity,
-        group.labels,
-        {name: found.value_SC},
-        {name: found.n_S},
-        {name: found.notes},
-        interval="bca-t",
-    )
-
-
-def contrast_name(scales: Iterable[str]) -> str:
-    """How the difference of the largest and the smallest scale is called."""
-    smallest, *_, largest = scales
-    return f"{largest}-{smallest}"
 
 
 def _rows(
@@ -129,16 +109,18 @@ def _rows(
 ) -> list[Row]:
     n: Any = group.n[scale]
     notes = group.notes.get(scale, [Note()] * len(group.labels))
-    found = intervals(group.values[scale], plan, options.level)
-    unsure = np.isfinite(found.estimate) & (found.degenerate > DEGENERATE_MOST)
-    for values in found[:-1]:
-        values[unsure] = np.nan
-    undefined_S2 = np.full(found.bca.shape, np.nan)
-    z = fisher(found.estimate, n, options.level) if group.is_correlation else undefined_S2
     kind = group.interval if options.interval == "auto" else options.interval
-    chosen = z if kind == "fisher" else found.of(kind)
-    fallback = ~np.isfinite(chosen[:, 0]) & np.isfinite(found.percentile[:, 0])
-    chosen = np.where(fallback[:, None], found.percentile, chosen)
+    kinds = dict.fromkeys(["bca", "percentile", "basic", *([] if kind == "fisher" else [kind])])
+    found = intervals(group.values[scale], plan, options.level, list(kinds))
+    unsure = np.isfinite(found.estimate) & (found.degenerate > DEGENERATE_MOST)
+    for values in (found.estimate, *found.ends.values()):
+        values[unsure] = np.nan
+    undefined_S2 = np.full((len(unsure), 2), np.nan)
+    z = fisher(found.estimate, n, options.level) if group.is_correlation else undefined_S2
+    ends = {**found.ends, "fisher": z}
+    chosen, percentile = ends[kind], ends["percentile"]
+    fallback = ~np.isfinite(chosen[:, 0]) & np.isfinite(percentile[:, 0])
+    chosen = np.where(fallback[:, None], percentile, chosen)
     p, q = p_and_q or (undefined_S2[:, 0], undefined_S2[:, 0])
     rows = []
     for s, label in enumerate(group.labels):
@@ -149,8 +131,11 @@ def _rows(
             said.append(f"percentile interval: {kind} is undefined here")
         if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID:
             said.append(f"undefined in {found.degenerate[s]:.1%} of the resamples, which are left out")
-        ends = [*found.bca[s], *found.percentile[s], *found.basic[s], *z[s]]
-        kinds: dict[str, Any] = dict(zip(ENDS, map(float, ends), strict=True))
+        by_kind: dict[str, Any] = {
+            f"{name}_{end}": float(ends[name][s, e])
+            for name in SHOWN
+            for e, end in enumerate(("low", "high"))
+        }
         rows.append(
             Row(
                 protocol=group.protocol,
@@ -164,10 +149,10 @@ def _rows(
                 p=float(p[s]),
                 q=float(q[s]),
                 degenerate=float(found.degenerate[s]),
-                **kinds,
+                **by_kind,
                 note="; ".join(said),
                 note_kind=notes[s].kind,
-                contrast="",
+                contrast=group.contrast,
                 interval="" if np.isnan(chosen[s, 0]) else "percentile" if fallback[s] else kind,
             )
         )
@@ -184,6 +169,7 @@ def plain_row(protocol: str, quantity: str, scale: str, label: Label, estimate: 
             "note": "",
             "note_kind": "",
             "contrast": "",
+            "minus": "",
             "interval": "",
             **label._asdict(),
             **known,

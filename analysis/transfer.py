@@ -16,28 +16,30 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis import page
+from evalengine.analysis import page, scatter
 from evalengine.analysis.bootstrap import DEGENERATE_MOST
 from evalengine.analysis.correlation import benjamini_hochberg, permuted_p
-from evalengine.analysis.figure import Figure, Intervals
+from evalengine.analysis.figure import Figure, Intervals, Table, file_part
 from evalengine.analysis.groups import (
     ALL,
     PARTIAL,
+    SCALE,
     UNDEFINED,
     Array,
     Data,
     Group,
     Label,
+    Means,
     Note,
-    difference_of_means,
     mean_of_known,
 )
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
 from evalengine.analysis.results import Results, excludes_zero, with_interval
 from evalengine.analysis.swapping import swap_p
-from evalengine.analysis.tables import Options, Row, contrast_name
-from evalengine.analysis.verdicts import verdict_claims, verdict_section
+from evalengine.analysis.tables import Options, Row, Tests
+from evalengine.analysis.transfer_table import WORDS, transfer_table
+from evalengine.analysis.verdicts import verdict_claims, verdict_section, verdict_tables
 
 
 def rows(study: Study) -> list[Row]:
@@ -48,10 +50,7 @@ def rows(study: Study) -> list[Row]:
         B = len(study.panel.benchmarks)
         categories = [*study.panel.category_members().values(), list(range(B))]
         for group, members in ((single, [[b] for b in range(B)]), (means, categories)):
-            p = transfer_p(single, members, study.panel, study.options)
-            if len(single.values) > 1:
-                p[contrast_name(single.values)] = contrast_p(single, members, study.panel, study.options)
-            out += study.rows(group, p)
+            out += study.rows(group, tests(single, members, study.panel, study.options))
     return out
 
 
@@ -112,7 +111,8 @@ def category_transfer(single: Group, panel: Panel) -> Group:
         sizes = {len(defined[k]) for defined in defined_at.values()}
         of = f"{min(sizes)} of {len(index)}" if len(sizes) == 1 else f"up to {len(index)}"
         labels.append(Label(category, f"mean of {len(index) if sizes == {len(index)} else of}"))
-    difference = difference_of_means(single.values, [index for _, index in members], single.n)
+    indices = [index for _, index in members]
+    means = {scale: Means(value_BC, single.n[scale], indices) for scale, value_BC in single.values.items()}
     return Group(
         "category_transfer",
         single.quantity,
@@ -121,23 +121,24 @@ def category_transfer(single: Group, panel: Panel) -> Group:
         n,
         notes,
         interval="jackknife-z",
-        difference=difference,
+        means=means,
     )
 
 
-def transfer_p(
-    single: Group, members: Sequence[Sequence[int]], panel: Panel, options: Options
-) -> dict[str, tuple[Array, Array]]:
-    """By scale: permutation p-values of the mean transfer of each of `members`, and their q within the scale."""
+def tests(single: Group, members: Sequence[Sequence[int]], panel: Panel, options: Options) -> Tests:
+    """p of the mean transfer of each of `members` at every scale (permutation), and of its differences between scales
+    (swapping); q within the scale, or among the differences."""
     B = len(panel.benchmarks)
-    out = {}
+    out: dict[tuple[str, str], tuple[Array, Array]] = {}
     for s, scale in enumerate(panel.scales):
         x_VM = panel.variables(single.quantity, s)
         defined = np.isfinite(single.values[scale][:, 0])
         p = np.full(len(members), np.nan)
         for mask_M, index, used in _by_mixtures(np.stack([x_VM[:B], x_VM[B:]]), members, defined):
             p[index] = permuted_p(x_VM[:B, mask_M], x_VM[B:, mask_M], used, options.statistic, options.seed)
-        out[scale] = (p, benjamini_hochberg(p))
+        out["", scale] = (p, benjamini_hochberg(p))
+    if len(panel.scales) > 1:
+        out[SCALE, panel.scales[-1]] = contrast_p(single, members, panel, options)
     return out
 
 
@@ -148,9 +149,21 @@ def contrast_p(
     B, last = len(panel.benchmarks), len(panel.scales) - 1
     small, large = (panel.variables(single.quantity, s).reshape(2, B, -1) for s in (0, last))
     first, second = (np.isfinite(single.values[panel.scales[s]][:, 0]) for s in (0, last))
+    return swapped(small, large, first & second, members, options)
+
+
+def swapped(
+    small_2BM: Array,
+    large_2BM: Array,
+    defined_B: NDArray[np.bool_],
+    members: Sequence[Sequence[int]],
+    options: Options,
+) -> tuple[Array, Array]:
+    """p of the difference of each of the members' mean transfers from one side to the other (`swap_p`), and their q."""
     p = np.full(len(members), np.nan)
-    for mask_M, index, used in _by_mixtures(np.concatenate([small, large]), members, first & second):
-        p[index] = swap_p(small[:, :, mask_M], large[:, :, mask_M], used, options.statistic, options.seed)
+    for mask_M, index, used in _by_mixtures(np.concatenate([small_2BM, large_2BM]), members, defined_B):
+        sides = small_2BM[:, :, mask_M], large_2BM[:, :, mask_M]
+        p[index] = swap_p(*sides, used, options.statistic, options.seed)
     return p, benjamini_hochberg(p)
 
 
@@ -180,17 +193,23 @@ def section(results: Results) -> str:
         f"value at {escape(method['stages'][1])}. {escape(page.interval_words(results))}; n = number of mixtures, "
         f"{_n_words(single)}. A star marks a note below.</p>",
         "<h3>Category means</h3>",
-        page.grid(results, Intervals(means, _label)),
+        page.grid(results, _of_means(means)),
         "<h3>Benchmarks</h3>",
-        page.grid(results, Intervals(single, _label, group=lambda row: row.category)),
+        page.grid(results, _of_benchmarks(single)),
     ]
+    for quantity, table in ((q, transfer_table(results, q, results.scales)) for q in method["quantities"]):
+        out.append(
+            f"<details><summary>{escape(quantity.capitalize())}: the numbers</summary>{page.show(table)}"
+            f'<p class="hint">{escape(WORDS)}</p></details>'
+        )
+    out.append(_scatters(results))
     if len(results.scales) > 1:
         small, large = results.scales[0], results.scales[-1]
-        every = [row for q in method["quantities"] for row in results.rows("transfer", quantity=q)]
+        every = results.rows("transfer", contrast=SCALE)
         out.append(
             f"<details><summary>Differences between scales ({escape(large)} minus {escape(small)})</summary>"
             '<p class="hint">The same resamples on both sides.</p>'
-            f"{page.grid(results, Intervals(every, _label, limit=2.0, contrast=True))}</details>"
+            f"{page.grid(results, _of_benchmarks(every)._replace(limit=2.0))}</details>"
         )
     return "".join(out) + verdict_section(results)
 
@@ -202,14 +221,48 @@ def _n_words(rows: Sequence[Row]) -> str:
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
-def _label(row: Row) -> str:
-    return f"{row.category} ({row.name})" if row.protocol == "category_transfer" else row.name
+def _of_means(rows: Sequence[Row]) -> Intervals:
+    # Not their names: how many benchmarks a mean is over may differ between quantities, and it is one line all the same.
+    return Intervals(rows, lambda row: row.category)
+
+
+def _of_benchmarks(rows: Sequence[Row]) -> Intervals:
+    def label(row: Row) -> str:
+        return "mean" if row.protocol == "category_transfer" else row.name
+
+    return Intervals(rows, label, group=lambda row: row.category)
+
+
+def _scatters(results: Results) -> str:
+    out = [
+        "<h3>Before against after</h3>",
+        '<p class="hint">Each mixture\'s value at both stages, and r with its interval.</p>',
+    ]
+    for scale in reversed(results.scales):
+        for quantity in results.method["quantities"]:
+            grid = page.grid(results, scatter.scatters(results, quantity, scale))
+            out.append(
+                f"<details><summary>{escape(quantity.capitalize())}, {escape(scale)}</summary>{grid}</details>"
+            )
+    return "".join(out)
 
 
 def figures(results: Results) -> Mapping[str, Figure]:
     return {
-        "category_transfer": Intervals(results.rows("transfer", protocol="category_transfer"), _label),
-        "benchmark_transfer": Intervals(results.rows("transfer", protocol="transfer"), _label),
+        "category_transfer": _of_means(results.rows("transfer", protocol="category_transfer")),
+        "benchmark_transfer": _of_benchmarks(results.rows("transfer", protocol="transfer")),
+        **scatter.figures(results),
+    }
+
+
+def latex(results: Results) -> dict[str, Table]:
+    return {
+        **{
+            f"transfer_{quantity}_{file_part(scale)}": transfer_table(results, quantity, [scale])
+            for quantity in results.method["quantities"]
+            for scale in results.scales
+        },
+        **{f"verdicts_{quantity}": table for quantity, table in verdict_tables(results).items()},
     }
 
 
@@ -218,7 +271,7 @@ def claims(results: Results) -> Iterator[Claim]:
         yield from _overall(results, quantity)
         yield from verdict_claims(results, quantity)
         yield from _tests(results, quantity)
-    single = results.rows("transfer", protocol="transfer", contrast="")
+    single = results.rows("transfer", protocol="transfer")
     if widths := sorted(row.high - row.low for row in single if math.isfinite(row.low)):
         yield Claim(
             CAUTION,
@@ -257,28 +310,26 @@ def _overall(results: Results, quantity: str) -> Iterator[Claim]:
                 UNSUPPORTED,
                 f"That {quantity} carries over at all on average{at}: mean r = {said}, which holds 0.",
             )
-    for row in results.rows("transfer", protocol="category_transfer", quantity=quantity):
-        if not row.contrast:
-            continue
+    for row in results.rows("transfer", protocol="category_transfer", quantity=quantity, contrast=SCALE):
         name = "all benchmarks" if row.category == ALL else row.category
-        small, large = results.scales[0], results.scales[-1]
         if excludes_zero(row):
             word = "higher" if row.estimate > 0 else "lower"
             yield Claim(
                 SUPPORTED,
-                f"Transfer of {quantity} on {name} is {word} at {large} than at {small}: difference of the mean r "
+                f"Transfer of {quantity} on {name} is {word} at {row.scale} than at {row.minus}: difference of the mean r "
                 f"{with_interval(row)}, n = {row.n}.",
             )
         elif row.category == ALL and math.isfinite(row.estimate):
             yield Claim(
                 UNSUPPORTED,
-                f"That transfer of {quantity} changes with scale on average: difference {large} − {small} of the mean "
+                f"That transfer of {quantity} changes with scale on average: difference {row.at} of the mean "
                 f"r {with_interval(row)}, n = {row.n}.",
             )
 
 
 def _tests(results: Results, quantity: str) -> Iterator[Claim]:
-    rows = [r for r in results.rows("transfer", protocol="transfer", quantity=quantity) if math.isfinite(r.q)]
+    single = results.rows("transfer", protocol="transfer", quantity=quantity)
+    rows = [r for r in single if math.isfinite(r.q)]
     if rows:
         lost = sum(r.q >= 0.05 for r in rows)
         yield Claim(
@@ -288,4 +339,4 @@ def _tests(results: Results, quantity: str) -> Iterator[Claim]:
         )
 
 
-PROTOCOL = Protocol("transfer", rows, section, figures, claims)
+PROTOCOL = Protocol("transfer", rows, section, figures, claims, latex)

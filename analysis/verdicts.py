@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.analysis import page
+from evalengine.analysis.figure import Mark, Table
+from evalengine.analysis.groups import SCALE
 from evalengine.analysis.items import names
 from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
 from evalengine.analysis.results import Results
@@ -38,11 +40,11 @@ def verdicts(rows: list[Row], useful: float = USEFUL_R) -> list[Verdict]:
     benchmarks with equal transfer at both scales would hold a false "scale-dependent" in four studies of five.
     """
     out = []
-    single = [row for row in rows if row.protocol == "transfer"]
+    single = [row for row in rows if row.protocol == "transfer" and not row.contrast]
+    between = {(r.quantity, r.name): r for r in rows if r.protocol == "transfer" and r.contrast == SCALE}
     for quantity, category, benchmark in dict.fromkeys((r.quantity, r.category, r.name) for r in single):
-        mine = [r for r in single if (r.quantity, r.name) == (quantity, benchmark)]
-        scales = [r for r in mine if not r.contrast]
-        contrast = [r for r in mine if r.contrast]
+        scales = [r for r in single if (r.quantity, r.name) == (quantity, benchmark)]
+        contrast = between.get((quantity, benchmark))
         known = [r for r in scales if np.isfinite([r.low, r.high]).all()]
         shown = "; ".join(
             f"{r.scale}: {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}], n = {r.n}" for r in known
@@ -52,10 +54,9 @@ def verdicts(rows: list[Row], useful: float = USEFUL_R) -> list[Verdict]:
             why = "; ".join(dict.fromkeys(r.note for r in scales if r.note)) or "no interval"
         elif len(known) == len(scales) and all(r.low > 0 and r.q < ALPHA for r in known):
             verdict, why = "reliable", f"the intervals lie above 0 and q is {_q(known)}: {shown}"
-        elif any(r.q < ALPHA for r in contrast):
-            r = contrast[0]
-            verdict = "scale-dependent"
-            why = f"{r.scale} is {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}], q {_q([r])}: {shown}"
+        elif contrast and contrast.q < ALPHA:
+            r, verdict = contrast, "scale-dependent"
+            why = f"{r.at} is {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}], q {_q([r])}: {shown}"
         elif len(known) == len(scales) and all(r.high < useful for r in known):
             verdict, why = "unreliable", f"the intervals lie below {useful:g}: {shown}"
         elif len(known) == len(scales) and all(r.low > 0 for r in known):
@@ -81,33 +82,34 @@ def verdict_section(results: Results) -> str:
         "these. p: permutation test, the largest over scales; q: Benjamini-Hochberg over the benchmarks of a scale, the "
         "largest over scales; q of the difference: over the benchmarks.</p>",
     ]
-    differences = len(results.scales) > 1
-    for quantity in results.method["quantities"]:
-        rows = []
-        for v in (v for v in results.verdicts if v["quantity"] == quantity):
-            mine = results.rows("transfer", protocol="transfer", quantity=quantity, name=v["benchmark"])
-            single = [r for r in mine if not r.contrast and math.isfinite(r.p)]
-            contrast = [r for r in mine if r.contrast and math.isfinite(r.q)]
-            p = [
-                page.p_value(max((r.p for r in single), default=math.nan)),
-                page.p_value(max((r.q for r in single), default=math.nan)),
-                *([page.p_value(max((r.q for r in contrast), default=math.nan))] if differences else []),
-            ]
-            name = v["verdict"]
-            rows.append(
-                [v["benchmark"], f'<b class="badge {escape(name)}">{escape(name)}</b>', *p, v["because"]]
-            )
-        out.append(f"<h3>{escape(quantity.capitalize())}</h3>")
-        columns = [
-            "benchmark",
-            "verdict",
-            "p",
-            "q",
-            *(["q of the difference"] if differences else []),
-            "because",
-        ]
-        out.append(page.table(columns, rows, wrap=len(columns) - 1))
+    for quantity, table in verdict_tables(results).items():
+        out.append(f"<h3>{escape(quantity.capitalize())}</h3>{page.show(table)}")
     return "".join(out)
+
+
+def verdict_tables(results: Results) -> dict[str, Table]:
+    """By quantity: each benchmark's verdict, and the largest p and q over scales."""
+    differences = ["q of the difference"] if len(results.scales) > 1 else []
+    columns = ["benchmark", "verdict", "p", "q", *differences, "because"]
+    out = {}
+    for quantity in results.method["quantities"]:
+        blocks: dict[str, list[list[str | Mark]]] = {}
+        for v in (v for v in results.verdicts if v["quantity"] == quantity):
+            at = {"protocol": "transfer", "quantity": quantity, "name": v["benchmark"]}
+            single, between = (results.rows("transfer", contrast=kind, **at) for kind in ("", SCALE))
+            found = [_largest(r.p for r in single), _largest(r.q for r in single)]
+            if differences:
+                found.append(_largest(r.q for r in between))
+            row = [v["benchmark"], Mark(v["verdict"], v["verdict"]), *map(page.p_value, found), v["because"]]
+            blocks.setdefault(v["category"], []).append(row)
+        out[quantity] = Table(
+            f"verdicts on {quantity}", columns, list(blocks.values()), texts=2, prose=True, stacked=True
+        )
+    return out
+
+
+def _largest(values: Iterable[float]) -> float:
+    return max((value for value in values if not math.isnan(value)), default=math.nan)
 
 
 CLAIMS = {  # what a verdict allows to say

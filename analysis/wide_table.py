@@ -1,27 +1,24 @@
-"""A CSV with one row per checkpoint and one column per benchmark.
+"""A CSV with one row per checkpoint and one column per benchmark: what its rows and cells say.
 
-A column becomes a score if --benchmarks names it, if it is named after a benchmark that evalengine knows, or if it
-ends in a score (`.acc`): a table also holds seeds, tokens, means and perplexities, and as one more benchmark each
-would enter the statistics. What is left out is said, with the reason.
+score_columns.py says which columns are scores. Each of them is in shares of one or in percent as a whole.
 """
 
 from __future__ import annotations
 
 import csv
-import fnmatch
 import math
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from evalengine.analysis.importing import UNKNOWN, Known, Part, Result, benchmark_name
+from evalengine.analysis.importing import UNKNOWN, Known, Part, Result
 from evalengine.analysis.items import Checkpoint, names
+from evalengine.analysis.score_columns import ITEMS, Column, WideTable, choose_columns, fits
 from evalengine.errors import UserError
-from evalengine.untrusted import check_label, printable
+from evalengine.untrusted import NAME_BYTES, check_label, printable
 
-QUANTITY = {"acc": "accuracy", "acc_norm": "accuracy", "confidence": "confidence", "loss": "loss"}  # by score
 MISSING = {  # as spreadsheets, pandas, R and people write it
     *("", "nan", "-nan", "na", "<na>", "n/a", "#n/a", "#n/a n/a", "#na", "none", "null", "nil", "missing"),
     *("-", "--", "\N{EN DASH}", "\N{EM DASH}", ".", "?", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
@@ -29,44 +26,12 @@ MISSING = {  # as spreadsheets, pandas, R and people write it
 }
 NO_NAME = {"", "nan", "<na>", "n/a", "#n/a"}
 SHOTS = ("shot", "shots", "n_shot", "n_shots", "num_shots", "fewshot", "few_shot", "n_fewshot", "num_fewshot")
-MEANS = {"mean", "average", "avg", "macro", "micro", "overall", "total", "all", "score"}
-ERRORS = {"stderr", "stdev", "std", "ci"}
-NOT_KNOWN = "no benchmarks that evalengine knows: --benchmarks names the columns to take"
-LOWER_IS_BETTER = {"ppl", "perplexity", "bpb", "nll"}
-SPLITS = {"train", "training", "val", "valid", "validation", "dev", "eval", "test"}  # as in val_loss
-
-
-class WideTable(NamedTuple):
-    """How to read a CSV: which column is what.
-
-    where: rows to keep, by column. constant: fields that are the same for the whole file (scale, mixture,
-    stage). metric: which accuracy of a benchmark. loss: columns without a score in their name are losses.
-    """
-
-    scale: str | None = None
-    mixture: str | None = None
-    stage: str | None = None
-    model: str | None = None
-    benchmarks: tuple[str, ...] = ()
-    shares: tuple[str, ...] = ()
-    where: Mapping[str, str] = {}
-    constant: Mapping[str, str] = {}
-    loss: bool = False
-    metric: str | None = None
+ITEMS_MOST = 100_000  # of a benchmark, where its file does not say
 
 
 class Line(NamedTuple):
     number: int  # in the file
     cells: dict[str, str]  # by column
-
-
-class Column(NamedTuple):
-    """A column of scores."""
-
-    name: str
-    benchmark: str
-    quantity: str
-    score: str  # "" where the name does not say it
 
 
 def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
@@ -79,7 +44,7 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
             f"{path}: no row fits {' and '.join(f'{c}={v}' for c, v in how.where.items()) or 'at all'}"
         )
     shots = _shots(path, header, lines, how)
-    columns, left_out = _choose_columns(path, header, how, known)
+    columns, left_out = choose_columns(path, header, how, known)
     checkpoints = list(_checkpoints(path, lines, how))
     results: list[Result] = []
     percent: dict[bool, list[str]] = {True: [], False: []}
@@ -88,26 +53,52 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
         if all(map(math.isnan, values)):
             left_out[column.name] = "without any value"
             continue
+        items = _counts(path, lines, column, how, left_out)
+        errors = (
+            [_number(path, line, column.beside.stderr) for line in lines]
+            if column.beside.stderr
+            else [math.nan] * len(lines)
+        )
         if column.quantity != "loss":
             is_percent = _is_percent(path, lines, column.name, values)
             percent[is_percent].append(column.name)
-            values = [value / 100.0 for value in values] if is_percent else values
-        category = known.get(column.benchmark, UNKNOWN).category
-        what = (column.benchmark, category, column.quantity)
+            if is_percent:
+                values, errors = ([value / 100.0 for value in numbers] for numbers in (values, errors))
+        if column.quantity == "accuracy":
+            _check_errors(path, lines, column, values, errors, items)
+        about = known.get(column.benchmark, UNKNOWN)
         results += [
-            Result(*who, *what, value, 0, path, column.score, shots)
-            for who, value in zip(checkpoints, values, strict=True)
+            Result(
+                *who[:4],
+                column.benchmark,
+                about.category,
+                column.quantity,
+                value,
+                count,
+                error,
+                about.chance,
+                who.seed,
+                file=path,
+                score=column.score,
+                shots=shots,
+            )
+            for who, value, count, error in zip(checkpoints, values, items, errors, strict=True)
         ]
+    blocks = [
+        (column, str(who.mixture), _label(path, line, column, line.cells[column].strip()))
+        for column in how.blocks
+        for line, who in zip(lines, checkpoints, strict=True)
+    ]
     shares = [
         (name, str(who.mixture), share)
         for name in header
-        if _fits(name, how.shares)
+        if fits(name, how.shares)
         for line, who in zip(lines, checkpoints, strict=True)
         if not math.isnan(share := _number(path, line, name))
     ]
     said = f"{path}: read as percent: {names(percent[True], 12)}"
     said += f"; as shares of one: {names(percent[False], 12)}" if percent[False] else ""
-    return Part(path, results, shares, left_out=left_out, notes=[said] if percent[True] else [])
+    return Part(path, results, shares, blocks, left_out=left_out, notes=[said] if percent[True] else [])
 
 
 def _read(path: Path) -> tuple[list[str], list[Line]]:
@@ -138,7 +129,7 @@ def _read(path: Path) -> tuple[list[str], list[Line]]:
 
 
 def _check_options(path: Path, header: Sequence[str], how: WideTable) -> None:
-    for column in (how.scale, how.mixture, how.stage, how.model, *how.where):
+    for column in (how.scale, how.mixture, how.stage, how.model, how.replicate, *how.blocks, *how.where):
         if column is not None and column not in header:
             raise UserError(f"{path} has no column '{column}': its columns are {names(header, 12)}")
     if how.mixture is None and "mixture" not in how.constant:
@@ -148,7 +139,7 @@ def _check_options(path: Path, header: Sequence[str], how: WideTable) -> None:
             f"say which column of {path} names the stage (--stage COLUMN), or one for the file: {path.name}@stage=pt"
         )
     for pattern in how.benchmarks:
-        if not any(_fits(name, (pattern,)) for name in header):
+        if not any(fits(name, (pattern,)) for name in header):
             raise UserError(
                 f"{path}: no column looks like a benchmark '{pattern}' of --benchmarks: "
                 f"its columns are {names(header, 12)}"
@@ -158,7 +149,7 @@ def _check_options(path: Path, header: Sequence[str], how: WideTable) -> None:
 def _shots(path: Path, header: Sequence[str], lines: Sequence[Line], how: WideTable) -> int | None:
     """The number of few-shot examples of all rows, if a column says it. Raises UserError if they differ."""
     for name in header:
-        if re.sub(r"[- ]", "_", name.lower()) in SHOTS and name not in (how.scale, how.mixture, how.stage):
+        if re.sub(r"[- ]", "_", name.lower()) in SHOTS and name not in how.about_rows - {*how.where}:
             said, *others = dict.fromkeys(line.cells[name].strip() for line in lines)
             if others:
                 raise UserError(
@@ -171,105 +162,36 @@ def _shots(path: Path, header: Sequence[str], lines: Sequence[Line], how: WideTa
 
 def _checkpoints(path: Path, lines: Sequence[Line], how: WideTable) -> Iterator[Checkpoint]:
     """The checkpoint of every line. Raises UserError where two lines are of one, or a name is missing."""
+    columns = {"scale": how.scale, "mixture": how.mixture, "stage": how.stage, "replicate": how.replicate}
     seen: dict[tuple[str | None, ...], int] = {}
     for line in lines:
         place = {
             key: how.constant.get(key) or (line.cells[column].strip() if column else None)
-            for key, column in (("scale", how.scale), ("mixture", how.mixture), ("stage", how.stage))
+            for key, column in columns.items()
         }
-        said = {key: value for key, value in place.items() if value is not None}
-        for key, value in said.items():
-            if value.lower() in NO_NAME:
-                raise UserError(f"{path}, line {line.number} says no {key}: add it, or leave the line out")
-            check_label(value, f"{path}, line {line.number}, {key}")
-        identity = tuple(place.values())
-        first = seen.setdefault(identity, line.number)
+        said = {key: _label(path, line, key, value) for key, value in place.items() if value is not None}
+        first = seen.setdefault(tuple(place.values()), line.number)
         if first != line.number:
             raise UserError(
                 f"{path}: lines {first} and {line.number} are both "
-                f"{', '.join(f'{key} {value}' for key, value in said.items())}: "
-                "choose rows with --where COLUMN=VALUE"
+                f"{', '.join(f'{key} {value}' for key, value in said.items())}: choose rows with --where COLUMN=VALUE, "
+                f"or name {'another' if how.replicate else 'the'} column that tells runs of one mixture apart: --replicate"
             )
+        seed = said.pop("replicate", "")
         model = [line.cells[how.model].strip()] if how.model else []
-        name = "-".join([*model, *said.values()])
+        run = [f"{how.replicate or 'replicate'}{seed}"] if seed else []
+        name = "-".join([*model, *said.values(), *run])
+        if len(name.encode()) > NAME_BYTES:  # each part may be that long
+            name = f"{name.encode()[: NAME_BYTES - 20].decode(errors='ignore')}-{sha256(name.encode()).hexdigest()[:16]}"
         check_label(name, f"{path}, line {line.number}, checkpoint")
-        yield Checkpoint(name, *identity)
+        yield Checkpoint(name, place["scale"], place["mixture"], place["stage"], seed)
 
 
-def _choose_columns(
-    path: Path, header: Sequence[str], how: WideTable, known: Mapping[str, Known]
-) -> tuple[list[Column], dict[str, str]]:
-    """The columns of scores, and why each other one is none.
-
-    Where a benchmark has several accuracies, the one it is judged by is taken, or `how.metric`. Raises UserError
-    where that leaves two columns, or none at all.
-    """
-    used = {"", how.scale, how.mixture, how.stage, how.model, *how.where}
-    left_out: dict[str, str] = {}
-    candidates: dict[tuple[str, str], list[Column]] = defaultdict(list)
-    for name in header:
-        if name in used or _fits(name, how.shares):
-            continue
-        column = _column(path, name, how, known)
-        if isinstance(column, str):
-            left_out[name] = column
-        else:
-            candidates[column.benchmark, column.quantity].append(column)
-    if not candidates:
-        others = [printable(name) for name, why in left_out.items() if why == NOT_KNOWN]
-        raise UserError(
-            f"{path}: no column looks like a benchmark that evalengine knows: name those that are with "
-            f"--benchmarks '{','.join(others) or 'COLUMN,PATTERN*'}'"
-        )
-    chosen = []
-    for (benchmark, _), columns in candidates.items():
-        wanted = how.metric or known.get(benchmark, UNKNOWN).default_score
-        best = [column for column in columns if column.score == wanted] or columns
-        if len(best) > 1:
-            raise UserError(
-                f"{path}: the columns {names([column.name for column in best])} are all scores of {benchmark}: "
-                "name the one to take with --benchmarks"
-            )
-        chosen += best
-        left_out |= {c.name: "another score is taken: --metric chooses" for c in columns if c is not best[0]}
-    return chosen, left_out
-
-
-def _column(path: Path, name: str, how: WideTable, known: Mapping[str, Known]) -> Column | str:
-    """The column of scores that `name` is, or why it is none."""
-    base, score = split_column(name)
-    benchmark = benchmark_name(base, known)
-    words = set(re.split(r"[^a-z0-9]+", name.lower()))
-    lower_is_better = words & LOWER_IS_BETTER and not how.loss
-    if name in how.benchmarks:
-        if lower_is_better:
-            raise UserError(
-                f"{path}: of {name}, lower is better: say --loss, or leave it out of --benchmarks"
-            )
-    elif how.benchmarks and not _fits(name, how.benchmarks):
-        return "not in --benchmarks"
-    elif words & {"average", "avg"} or set(re.split(r"[^a-z0-9]+", base.lower())) <= MEANS:
-        return "means of others"
-    elif words & ERRORS:
-        return "errors, no scores"
-    elif lower_is_better:
-        return "lower is better: --benchmarks with --loss takes them"
-    elif not how.benchmarks and benchmark not in known and (not score or base.lower() in SPLITS):
-        return NOT_KNOWN
-    quantity = QUANTITY.get(score, "loss" if how.loss else "accuracy")
-    if how.metric and quantity == "accuracy" and score not in ("", how.metric):
-        return f"not --metric {how.metric}"
-    return Column(name, benchmark, quantity, score)
-
-
-def split_column(column: str) -> tuple[str, str]:
-    """("piqa", "acc") from "piqa.acc", "metric/piqa,acc,none", "piqa_acc" or "piqa/acc"; score "" where there is none."""
-    found = re.fullmatch(r"(?:.*/)?([^/]+?)(?:_val)?[.,_/](acc|acc_norm|confidence|loss)(?:,none)?", column)
-    return (found[1], found[2]) if found else (column.rsplit("/", 1)[-1], "")
-
-
-def _fits(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+def _label(path: Path, line: Line, what: str, text: str) -> str:
+    """A name or label of a line. Raises UserError where it says nothing."""
+    if text.lower() in NO_NAME:
+        raise UserError(f"{path}, line {line.number} says no {what}: add it, or leave the line out")
+    return check_label(text, f"{path}, line {line.number}, {what}")
 
 
 def _number(path: Path, line: Line, column: str) -> float:
@@ -286,6 +208,57 @@ def _number(path: Path, line: Line, column: str) -> float:
             f"{path}, line {line.number}, column {column}: '{printable(text[:60])}' is not a number"
         )
     return value
+
+
+def _counts(
+    path: Path, lines: Sequence[Line], column: Column, how: WideTable, left_out: dict[str, str]
+) -> list[int]:
+    """The numbers of items behind a column of scores, 0 where they are not known.
+
+    Raises UserError where the columns of --items hold something else; one that only looks like it is left out.
+    """
+    name = column.beside.items
+    if name is None:
+        return [0] * len(lines)
+    values = [0.0 if math.isnan(value := _number(path, line, name)) else value for line in lines]
+    if all(value.is_integer() and 0 <= value < 2**31 for value in values):
+        return [int(value) for value in values]
+    if how.items is not ITEMS:
+        raise UserError(
+            f"{path}: {name} holds something else than numbers of items: name other columns with --items"
+        )
+    left_out[name] = "not whole, so no numbers of items"
+    return [0] * len(lines)
+
+
+def _check_errors(
+    path: Path,
+    lines: Sequence[Line],
+    column: Column,
+    values: Sequence[float],
+    errors: Sequence[float],
+    items: Sequence[int],
+) -> None:
+    """Raises UserError where standard errors cannot be those of the accuracies beside them, as in another unit."""
+    implied = []
+    for line, value, error in zip(lines, values, errors, strict=True):
+        if error < 0 or (error == 0 and 0 < value < 1):
+            raise UserError(
+                f"{path}, line {line.number}: {column.beside.stderr} is {error:g} beside {value:g}, which no standard error "
+                "is: leave the cell empty where it is not known"
+            )
+        if error > 0 and 0 < value < 1:
+            implied.append(value * (1 - value) / error**2)
+    if not implied:
+        return
+    middle = sorted(implied)[len(implied) // 2]
+    counted = [count for count in items if count]
+    least, most = (min(counted) / 30, max(counted) * 30) if counted else (2, ITEMS_MOST)
+    if not least <= middle <= most:
+        raise UserError(
+            f"{path}: standard errors as in {column.beside.stderr} would take about {middle:.2g} items of {column.benchmark}: "
+            f"write them in the unit of {column.name}, share of one or percent, or delete that column"
+        )
 
 
 def _is_percent(path: Path, lines: Sequence[Line], column: str, values: Sequence[float]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from evalengine.checkpoints import ADAPTER_CONFIG, COPY, Checkpoint, adapter_file, model_config
+from evalengine.checkpoints import ADAPTER_CONFIG, COPY, Checkpoint, adapter_file
 from evalengine.errors import UserError
 from evalengine.pretrained import Loaded, Pretrained
 from evalengine.untrusted import printable, read_json, reason
@@ -72,14 +72,13 @@ def merge(model: Any, shapes: dict[str, tuple[int, ...]], checkpoint: Checkpoint
 
 def check(checkpoint: Checkpoint) -> None:
     """Refuses what peft should not be given."""
-    assert checkpoint.base is not None
     config = read_json(checkpoint.path / ADAPTER_CONFIG, COPY, constants=True)
     if config.get("megatron_config") or config.get("auto_mapping"):
         # peft imports the modules that these name
         raise UserError(
             f"{checkpoint.name} names code of its own (megatron_config, auto_mapping): it is not loaded"
         )
-    if model_config(checkpoint.base).get("quantization_config"):
+    if checkpoint.config.get("quantization_config"):
         raise UserError(
             f"{checkpoint.name} has a quantised base ({checkpoint.base}), into which nothing can be merged exactly: give the"
             " base in full precision with --base"

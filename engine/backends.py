@@ -1,17 +1,36 @@
-"""The one place where a backend is made: for the command line, for Ray's workers and for lm-evaluation-harness."""
+"""What a backend is, and the one place where one is made: for the command line, Ray's workers and lm-eval."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from evalengine.types import Backend
+    from evalengine.checkpoints import Checkpoint
+    from evalengine.encoding import Scores, Sequences
 
 NAMES = ("torch", "vllm")
 
 
+class Backend(Protocol):
+    """What runs a model. It sees token ids, never text."""
+
+    name: str  # one of NAMES
+    dtype: str
+    notes: list[str]  # what the user should know about how the loaded model runs
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Makes a checkpoint the one that is scored. Raises UserError."""
+
+    def score(self, sequences: Sequences, progress: Callable[[float], None] | None = None) -> Scores:
+        """Scores of the loaded checkpoint. `progress` is called with numbers of sequences finished. Raises UserError."""
+
+    def close(self) -> None:
+        """Ends what the backend has started."""
+
+
 class BackendSpec(NamedTuple):
-    """A backend that may be made elsewhere. It has what a store's metadata says of a backend: name and dtype."""
+    """A backend that may be made elsewhere."""
 
     name: str  # one of NAMES
     dtype: str  # "" for the backend's own default

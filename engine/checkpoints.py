@@ -12,8 +12,10 @@ import json
 import re
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from evalengine.errors import UserError
 from evalengine.untrusted import is_plain, printable, read_json
@@ -77,34 +79,104 @@ OTHER_FORMATS = {
 READ_AT_ONCE = 4 << 20  # bytes
 
 
-class Checkpoint(NamedTuple):
-    """A directory to score. `scale`, `mixture` and `stage` ("pt" or "sft") are None where they are not stated.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A directory to score. `scale`, `mixture`, `stage` and `seed` (of several runs of a mixture) are None if not stated.
 
     `source` is the URI of a remote checkpoint; `path` then holds its small files, and all files once it is identified.
-    `base` is the folder of the model that an adapter belongs to; `path` is then the adapter's. `fingerprint` and
-    `tokenizer_hash` are "" until it is identified (resolve.py).
+    `base` is the folder of the model that an adapter belongs to; `path` is then the adapter's. `fingerprint` is "" until it is
+    identified (resolve.py). What its files say is read when it is first asked for, and kept.
     """
 
     path: Path
     name: str
-    scale: str | None
-    mixture: str | None
-    stage: str | None
+    scale: str | None = None
+    mixture: str | None = None
+    stage: str | None = None
     source: str | None = None
-    weights: int | None = None  # bytes, known of a remote one
+    remote_bytes: int | None = None  # of the weights, known of a remote one
     base: Path | None = None
     fingerprint: str = ""
-    tokenizer_hash: str = ""
+    seed: str | None = None
 
     @property
     def model_folder(self) -> Path:
         """Where config.json and the whole weights are."""
         return self.base or self.path
 
-    @property
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What config.json says. Raises UserError for what is no configuration, or that of a model that is not causal."""
+        folder = self.model_folder
+        config = read_json(folder / "config.json", COPY, constants=True)
+        named = config.get("architectures")
+        for architecture in named if isinstance(named, list) else []:
+            if isinstance(architecture, str) and OTHER_TASK.search(architecture):
+                raise UserError(
+                    f"{folder} is a {printable(architecture[:80])}, not a causal language model: it does not predict the next"
+                    " token, and is not scored"
+                )
+        if config.get("is_encoder_decoder") is True:
+            raise UserError(
+                f"{folder} is an encoder-decoder ({printable(str(config.get('model_type'))[:80])}), not a causal language"
+                " model: it is not scored"
+            )
+        return config
+
+    @cached_property
+    def architecture(self) -> str:
+        """What two checkpoints must share to share a module: the configuration without its names and versions."""
+        changing = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
+        return json.dumps({k: v for k, v in self.config.items() if k not in changing}, sort_keys=True)
+
+    @cached_property
     def tokenizer_folder(self) -> Path:
-        """Where the tokenizer is: an adapter may bring its own."""
-        return self.path if self.base is None or has_tokenizer(self.path) else self.base
+        """Where the tokenizer is: an adapter may bring its own, and not only what refines one."""
+        own = self.base is None or any(file.name not in REFINING for file in tokenizer_files(self.path))
+        return self.path if own else self.model_folder
+
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """Identifies the tokenizer: a hash of its files, and of what config.json says that decides its class.
+
+        Equal files make different tokenizers under different model types. Raises UserError where there are no files.
+        """
+        folder = self.tokenizer_folder
+        files = tokenizer_files(folder)
+        if not files:
+            raise UserError(
+                f"{folder.name} has no tokenizer: {folder} holds neither tokenizer.json nor any other file of one; copy the"
+                " tokenizer's files into it"
+            )
+        kind = [self.config.get("model_type"), self.config.get("tokenizer_class")]
+        digest = hashlib.sha256(json.dumps(kind).encode())
+        for file in files:
+            digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()[:16]
+
+    def weight_files(self, allow_pickle: bool = False) -> list[Path]:
+        """The files that hold the model's weights, those that transformers would take. Raises UserError if none may be read."""
+        folder = self.model_folder
+        if is_adapter(folder):
+            raise UserError(
+                f"{folder} is an adapter, without the weights of its base: merge it into them first"
+            )
+        named = self.config.get("transformers_weights")  # by name, before those that are looked for
+        if named is not None:
+            if not str(named).endswith((".safetensors", ".safetensors.index.json")):
+                raise UserError(
+                    f"{folder}: transformers_weights of config.json must name a safetensors file: mend it"
+                )
+            return files_of(folder, str(named))
+        for name in WHOLE_WEIGHTS:
+            if (folder / name).is_file():
+                if name not in SAFE:
+                    check_pickle(folder, name, allow_pickle)
+                return files_of(folder, name)
+        raise UserError(
+            f"{folder} has no weights that transformers reads: "
+            + (other_format(folder) or f"model.safetensors is missing; {COPY}")
+        )
 
 
 def is_adapter(path: Path) -> bool:
@@ -127,47 +199,6 @@ def tokenizer_files(path: Path) -> list[Path]:
         for file in sorted(path.iterdir())
         if any(file.match(pattern) for pattern in TOKENIZER_FILES) and file.is_file()
     ]
-
-
-def model_config(path: Path) -> dict[str, Any]:
-    """What config.json says. Raises UserError for what is no configuration, or that of a model that is not causal."""
-    config = read_json(path / "config.json", COPY, constants=True)
-    named = config.get("architectures")
-    for architecture in named if isinstance(named, list) else []:
-        if isinstance(architecture, str) and OTHER_TASK.search(architecture):
-            raise UserError(
-                f"{path} is a {printable(architecture[:80])}, not a causal language model: it does not predict the next"
-                " token, and is not scored"
-            )
-    if config.get("is_encoder_decoder") is True:
-        raise UserError(
-            f"{path} is an encoder-decoder ({printable(str(config.get('model_type'))[:80])}), not a causal language model:"
-            " it is not scored"
-        )
-    return config
-
-
-def weight_files(path: Path, allow_pickle: bool = False) -> list[Path]:
-    """The files that hold the weights, those that transformers would take. Raises UserError if none of them may be read."""
-    if is_adapter(path):
-        raise UserError(f"{path} is an adapter, without the weights of its base: merge it into them first")
-    config = model_config(path) if (path / "config.json").is_file() else {}
-    named = config.get("transformers_weights")  # by name, before those that are looked for
-    if named is not None:
-        if not str(named).endswith((".safetensors", ".safetensors.index.json")):
-            raise UserError(
-                f"{path}: transformers_weights of config.json must name a safetensors file: mend it"
-            )
-        return files_of(path, str(named))
-    for name in WHOLE_WEIGHTS:
-        if (path / name).is_file():
-            if name not in SAFE:
-                check_pickle(path, name, allow_pickle)
-            return files_of(path, name)
-    raise UserError(
-        f"{path} has no weights that transformers reads: "
-        + (other_format(path) or f"model.safetensors is missing; {COPY}")
-    )
 
 
 def adapter_file(path: Path, allow_pickle: bool = False) -> Path:
@@ -216,50 +247,23 @@ def other_format(path: Path) -> str | None:
     return None
 
 
-def has_tokenizer(path: Path) -> bool:
-    """Whether a folder holds what a tokenizer is built from, and not only what refines one."""
-    return any(file.name not in REFINING for file in tokenizer_files(path))
-
-
-def tokenizer_hash(path: Path, model: Path | None = None) -> str:
-    """Identifies the tokenizer: a hash of its files, and of what config.json says that decides its class.
-
-    Equal files make different tokenizers under different model types. `model` is the folder of config.json where that is
-    another. Raises UserError where there are no files.
-    """
-    files = tokenizer_files(path)
-    if not files:
-        raise UserError(
-            f"{path.name} has no tokenizer: {path} holds neither tokenizer.json nor any other file of one; copy the"
-            " tokenizer's files into it"
-        )
-    config = model_config(model or path)
-    digest = hashlib.sha256(json.dumps([config.get("model_type"), config.get("tokenizer_class")]).encode())
-    for file in files:
-        digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()[:16]
-
-
 def fingerprint(
-    path: Path,
-    allow_pickle: bool = False,
-    progress: Callable[[], None] = lambda: None,
-    base: Path | None = None,
+    checkpoint: Checkpoint, allow_pickle: bool = False, progress: Callable[[], None] = lambda: None
 ) -> str:
     """Identifies what is scored: a hash of config.json and of every byte of the weights, of an adapter with those of its base.
 
-    `progress` is called on the way.
-
-    Raises UserError where evalengine.json has the sum of a file and the file has another.
+    `progress` is called on the way. Raises UserError where evalengine.json has the sum of a file and the file has another.
     """
+    path = checkpoint.path
     own = path / "evalengine.json"
     expected = read_json(own, COPY, constants=True).get("crc32") if own.is_file() else None
     sums: dict[str, Any] = expected if isinstance(expected, dict) else {}
-    if base is None:
+    if checkpoint.base is None:
         digest = hashlib.sha256((path / "config.json").read_bytes())
-        weights = weight_files(path, allow_pickle)
+        weights = checkpoint.weight_files(allow_pickle)
     else:
         digest = hashlib.sha256((path / ADAPTER_CONFIG).read_bytes())
+        base = Checkpoint(checkpoint.base, checkpoint.name)
         digest.update(fingerprint(base, allow_pickle, progress).encode())
         weights = [adapter_file(path, allow_pickle)]
     small = [file for file in (path / "config.json", *tokenizer_files(path)) if file.name in sums]

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from evalengine.untrusted import printable
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 PLAIN_EVERY_S = 10.0
+GAP = 2  # spaces between two columns of a table
 _state = {"json": False}
 
 
@@ -74,27 +75,38 @@ def table(
     *,
     left: int = 1,
     caption: str | None = None,
+    optional: Sequence[str] = (),
 ) -> None:
-    """Prints a table; the first `left` columns are left-aligned text, the others right-aligned."""
+    """Prints a table; the first `left` columns are left-aligned text, the others right-aligned.
+
+    optional: columns, by name, that are left out where the terminal is too narrow for all, the first of them first.
+    """
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
+    lines = [[shown("" if cell is None else cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    kept = list(range(len(columns)))
+    for name in optional:
+        if sum(widths[k] + GAP for k in kept) - GAP > console().width:
+            kept.remove(list(columns).index(name))
     t = Table(
         title=Text(shown(title), style="table.title"),
         title_justify="left",
         caption=None if caption is None else Text(shown(caption), style="table.caption"),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
-        pad_edge=False,
+        padding=(0, GAP - 1, 0, 0),  # and the box puts a space between two columns
+        show_edge=False,
     )
-    for i, name in enumerate(columns):
-        t.add_column(
-            Text(shown(name)), justify="left" if i < left else "right", no_wrap=True, overflow="fold"
-        )
-    for row in rows:
-        # Text, because names may hold [markup]
-        t.add_row(*(Text("" if cell is None else shown(cell)) for cell in row))
+    # Text, because names may hold [markup]
+    for k in kept:
+        justify: Literal["left", "right"] = "left" if k < left else "right"
+        t.add_column(Text(lines[0][k]), justify=justify, no_wrap=True, overflow="fold")
+    for line in lines[1:]:
+        t.add_row(*(Text(line[k]) for k in kept))
     console().print(t, markup=False)
 
 

@@ -23,6 +23,7 @@ from evalengine.tokenizer import appended, ids_of
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
 
+DEFAULT_WINDOW = 2048  # tokens, where neither the model nor its tokenizer states one
 CHUNK = 20_000  # texts per call of the tokenizer: bounds the memory of its Encoding objects
 
 
@@ -69,6 +70,13 @@ class Sequences(NamedTuple):
             )
 
 
+class Scores(NamedTuple):
+    """Per sequence: summed log-likelihood of its targets in nats (float64), and whether each was the argmax."""
+
+    loglik: np.ndarray
+    greedy: np.ndarray
+
+
 class Encoded(NamedTuple):
     """A benchmark, encoded. Choices are flat; item i owns choices choice_offset[i]:choice_offset[i+1]."""
 
@@ -86,10 +94,12 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """A tokenizer with the encoding rule. `window` is the model's, in tokens fed at once."""
+    """A tokenizer with the encoding rule. `window` is the model's, in tokens fed at once; 0: the tokenizer's, else 2048."""
 
     def __init__(self, tokenizer: Any, window: int) -> None:
-        self.tokenizer, self.window = tokenizer, window
+        limit = getattr(tokenizer, "model_max_length", None)
+        own = int(limit) if isinstance(limit, int) and 0 < limit < 10**9 else DEFAULT_WINDOW
+        self.tokenizer, self.window = tokenizer, window or own
         prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         self.prefix: int | None = prefix
         self._prefix_text: str | None = tokenizer.decode([prefix]) if prefix is not None else None
@@ -232,12 +242,11 @@ def merge(encoded: list[tuple[list[int], int]], window: int) -> Distinct:
     )
 
 
-def window_of(config: Any, tokenizer: Any, default: int = 2048) -> int:
-    """Tokens the model takes at once: its config's limit, else the tokenizer's, else `default`."""
+def window_of(config: Any) -> int:
+    """Tokens that a model takes at once by its configuration; 0 where that states no limit."""
     inner = getattr(config, "text_config", None) or config
     for name in ("n_positions", "max_position_embeddings", "n_ctx"):
         value = getattr(inner, name, None)
         if isinstance(value, int) and value > 0:
             return value
-    limit = getattr(tokenizer, "model_max_length", None)
-    return int(limit) if isinstance(limit, int) and 0 < limit < 10**9 else default
+    return 0

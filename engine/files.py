@@ -7,27 +7,38 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
+import itertools
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 POLL_S = 0.1  # between two tries for a lock
+HOST = f"{zlib.crc32(os.uname().nodename.encode()):08x}"  # machines that share a folder have processes of equal numbers
+_numbers = itertools.count()
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A path for a file or folder that takes the name `path` when the block ends, and is removed where the block raises.
 
-    The folder that holds it is made where it is missing. A file's bytes are on the disk before it is renamed. An existing
-    file is replaced; an existing folder must be removed first.
+    Two processes may write the same `path` at once: each has a path of its own, and the last one to end is what stays. The
+    folder that holds it is made where it is missing. A file's bytes are on the disk before it is renamed. An existing file is
+    replaced; an existing folder must be removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # hidden, so that a glob such as ckpts/* does not match an incomplete folder
-    temporary = path.with_name(f".{path.name}.tmp")
-    remove(temporary)  # of a process that was killed
+    ours = f".{path.name}.{HOST}-"
+    for old in path.parent.glob(f"{glob.escape(ours)}*.tmp"):
+        if not Path(
+            "/proc", old.name.removeprefix(ours).partition("-")[0]
+        ).exists():  # its process was killed
+            remove(old)
+    temporary = path.with_name(f"{ours}{os.getpid()}-{next(_numbers)}.tmp")
     try:
         yield temporary
         if temporary.is_file():

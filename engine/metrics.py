@@ -162,6 +162,15 @@ def _ragged(lists: pa.ListArray) -> tuple[NDArray[Any], NDArray[np.int64]]:
     return numbers(lists.flatten()), offset_I1 - offset_I1[:1]
 
 
+def accuracy(table: pa.Table) -> float:
+    """Share of items answered right by the benchmark's own score, which the table's metadata names (else acc)."""
+    if not len(table):
+        return float("nan")
+    metric = (table.schema.metadata or {}).get(b"default_score", b"").decode() or "acc"
+    found, gold_I = table_answers(table, metric)
+    return float((found.pick == gold_I).mean())
+
+
 def known_metric(name: str) -> Metric:
     """The metric of this name. Raises UserError where there is none."""
     if name not in METRICS:

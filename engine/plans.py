@@ -19,10 +19,10 @@ import numpy as np
 
 from evalengine import console, sealed
 from evalengine.arrow import array_of, numbers
-from evalengine.checkpoints import Checkpoint, tokenizer_hash
+from evalengine.checkpoints import Checkpoint
 from evalengine.encoding import Encoded, Encoder, Sequences, encode, window_of
 from evalengine.errors import UserError
-from evalengine.files import cache_root, locked
+from evalengine.files import cache_root
 from evalengine.tokenizer import load_tokenizer
 from evalengine.untrusted import reason
 
@@ -39,21 +39,20 @@ class Planner:
 
     def __init__(self, trust_remote_code: bool = False, pmi: bool = False) -> None:
         self._trust, self._pmi = trust_remote_code, pmi
-        self._encoders: dict[str, Encoder] = {}
+        self._windows: dict[Path, int] = {}  # by checkpoint
+        self._encoders: dict[tuple[str, int], Encoder] = {}  # by tokenizer and window
         self._plans: dict[str, Encoded] = {}
-        self._of: dict[Path, tuple[str, Any]] = {}  # hash of the tokenizer and configuration, by checkpoint
 
     def key(self, checkpoint: Checkpoint, items: ItemSet) -> str:
         """What decides the tokens, as one hash. Raises UserError where config.json or the tokenizer cannot be used."""
-        hashed, config = self._read(checkpoint)
         ids = hashlib.sha256("\0".join(item.id for item in items.items).encode()).hexdigest()
         parts = (
             PLAN_VERSION,
             version("transformers"),
             version("tokenizers"),
             self._trust,
-            hashed,
-            window_of(config, None, default=0),
+            checkpoint.tokenizer_hash,
+            self._window(checkpoint),
             items.benchmark,
             items.version,
             items.variant,
@@ -71,37 +70,32 @@ class Planner:
             cached = read_plan(path, items)
             if cached is None:
                 cached = encode(items, self._encoder(checkpoint), pmi=self._pmi)
-                # Another run may have made the same plan, and write it at the same time.
-                with contextlib.suppress(OSError), locked(path.with_name("lock"), waiting=lambda: None):
+                with contextlib.suppress(OSError):
                     write_plan(path, cached)
             self._plans[key] = cached
         return self._plans[key]
 
     def _encoder(self, checkpoint: Checkpoint) -> Encoder:
-        hashed, config = self._read(checkpoint)
-        key = f"{hashed}:{window_of(config, None, default=0)}"
+        key = (checkpoint.tokenizer_hash, self._window(checkpoint))
         if key not in self._encoders:
-            tokenizer = load_tokenizer(checkpoint, self._trust)
-            self._encoders[key] = Encoder(tokenizer, window_of(config, tokenizer))
+            self._encoders[key] = Encoder(load_tokenizer(checkpoint, self._trust), key[1])
         return self._encoders[key]
 
-    def _read(self, checkpoint: Checkpoint) -> tuple[str, Any]:
-        """(hash of the tokenizer, the model's configuration), read once for each checkpoint."""
-        if checkpoint.path not in self._of:
-            hashed = checkpoint.tokenizer_hash or tokenizer_hash(
-                checkpoint.tokenizer_folder, checkpoint.model_folder
-            )
-            self._of[checkpoint.path] = (hashed, load_config(checkpoint, self._trust))
-        return self._of[checkpoint.path]
+    def _window(self, checkpoint: Checkpoint) -> int:
+        if checkpoint.path not in self._windows:
+            self._windows[checkpoint.path] = window(checkpoint, self._trust)
+        return self._windows[checkpoint.path]
 
 
-def load_config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
+def window(checkpoint: Checkpoint, trust_remote_code: bool) -> int:
+    """Tokens that a checkpoint's model takes at once, 0 where its configuration states no limit. Raises UserError."""
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(checkpoint.model_folder, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(checkpoint.model_folder, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise UserError(f"{checkpoint.name}: its config.json cannot be used: {reason(error)}") from None
+    return window_of(config)
 
 
 def write_plan(path: Path, plan: Encoded) -> None:

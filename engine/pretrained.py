@@ -7,15 +7,13 @@ into the module's memory. To see that, the first one's files are read once more 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from evalengine import weights
-from evalengine.checkpoints import Checkpoint, model_config, weight_files
+from evalengine.checkpoints import Checkpoint
 from evalengine.errors import UserError
 from evalengine.untrusted import printable, reason
 
@@ -41,9 +39,9 @@ class Loaded(NamedTuple):
 
         Raises UserError.
         """
-        if self.names is None or checkpoint.base or architecture_of(checkpoint.path) != self.architecture:
+        if self.names is None or checkpoint.base or checkpoint.architecture != self.architecture:
             return False
-        files = weight_files(checkpoint.path, allow_pickle=True)
+        files = checkpoint.weight_files(allow_pickle=True)
         if any(file.suffix != ".safetensors" for file in files):
             return False
         stored = weights.unwrapped(weights.headers(files), checkpoint.name)
@@ -67,16 +65,14 @@ class Pretrained(NamedTuple):
 
     def read(self, checkpoint: Checkpoint) -> Loaded:
         """The weights of `checkpoint.model_folder` in a new module on the CPU, by transformers' own loader. Raises UserError."""
-        folder = checkpoint.model_folder
-        config = model_config(folder)
-        files = weight_files(folder, self.allow_pickle)
-        if config.get("quantization_config"):
+        files = checkpoint.weight_files(self.allow_pickle)
+        if checkpoint.config.get("quantization_config"):
             return self._loaded(checkpoint, self._from_folder(checkpoint))
         stored: dict[str, weights.Stored] = {}
         tensors: Mapping[str, Any]
         if all(file.suffix == ".safetensors" for file in files):
             tensors = stored = weights.unwrapped(weights.headers(files), checkpoint.name)
-            weights.plausible(config, len(stored), checkpoint.name)
+            weights.plausible(checkpoint.config, len(stored), checkpoint.name)
         else:
             tensors = weights.unwrapped(weights.unpickled(files), checkpoint.name)
         loaded = self._loaded(checkpoint, self._from_tensors(checkpoint, tensors))
@@ -138,7 +134,7 @@ class Pretrained(NamedTuple):
                 "its config.json ties the output layer to the embeddings, but its files hold another one, which is used, as"
                 " transformers does (lm-evaluation-harness ties them again)"
             )
-        return Loaded(model, architecture_of(checkpoint.model_folder), None, {}, tuple(notes))
+        return Loaded(model, checkpoint.architecture, None, {}, tuple(notes))
 
 
 def attention_of(config: Any) -> dict[str, str]:
@@ -175,14 +171,6 @@ def incomplete(checkpoint: Checkpoint, model: Any, missing: list[str], extra: li
         )
     what = f"{missing[0]} is missing" + (f", and {printable(extra[0][:80])} is unknown" if extra else "")
     return f"{checkpoint.name} does not hold the model its config.json describes ({what}): copy it again"
-
-
-def architecture_of(path: Path) -> str:
-    """What two checkpoints must share to share a module: the configuration without its names and versions."""
-    config = dict(model_config(path))
-    for key in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
-        config.pop(key, None)
-    return json.dumps(config, sort_keys=True)
 
 
 def text_config(config: Any) -> Any:

@@ -35,9 +35,18 @@ DRAWS = 4  # random trees where a way holds for some lengths alone, or might hol
 BESIDE = 2048  # tokens of a batch in which lengths are tried; the whole batch is tried with short sequences
 LARGEST = 1 << 30  # bytes of a tensor in the proof; attention that is square in the batch gets smaller ones
 FIRST = 512  # tokens fed that the first proof covers; later ones double
-
+ANY = 1 << 62  # tokens: as many as there are
 
 Key = tuple[int, int, int]  # the arguments of `Trial.tree`: length, shared, draw
+
+
+class Mode(NamedTuple):
+    """One way to run a model, and up to how many tokens fed it is exact."""
+
+    way: str  # "packed" (token tries), "padded" (rows of any lengths) or "alone" (rows of one length)
+    head: int | None = None  # which of the model's head candidates it uses; None: its own output layer
+    longest: int = ANY
+    last_layer: bool = False  # that one runs on scored rows alone
 
 
 class Proof(NamedTuple):
@@ -45,13 +54,11 @@ class Proof(NamedTuple):
 
     length: int
     tokens: int  # of a packed batch at most
-    packed: int = 0  # tokens fed up to which packed tries are exact; 0: never
-    padded: bool = False  # padded rows are exact; only where nothing packs
-    head: int | None = None  # which of the model's head candidates is exact; None: only its own output layer
-    last_layer: bool = False  # the last layer may run on scored rows alone
+    modes: tuple[Mode, ...] = (
+        Mode("alone"),
+    )  # the fastest first; the last one is a plain forward, exact by construction
     rewrites: bool = False  # a forward changes weights: the next checkpoint needs a module of its own
-    why_not_packed: str = ""
-    why_own_head: str = ""
+    why: str = ""  # why no faster mode is the first
 
 
 def prove(config: Any, length: int, tokens: int, model_class: Any = None) -> Proof:
@@ -59,15 +66,13 @@ def prove(config: Any, length: int, tokens: int, model_class: Any = None) -> Pro
 
     Raises UserError where the model is not causal, or random.
     """
-    found = Proof(length, tokens)
     try:
         trial = Trial(twin.make(config, model_class=model_class))
         weights = {name: tensor.clone() for name, tensor in trial.forward.model.state_dict().items()}
         tried, first = trial.start(length)
         causal, again = trial.is_causal(tried), same(trial.longest(tried), first)
     except Exception as error:
-        why = f"its small copy does not run ({reason(error)})"
-        return found._replace(why_not_packed=why, why_own_head=why)
+        return Proof(length, tokens, why=f"its small copy does not run ({reason(error)})")
     if not causal:
         raise UserError(
             "its tokens attend to the right (it is not a causal language model), so it would see the answers it scores"
@@ -75,28 +80,17 @@ def prove(config: Any, length: int, tokens: int, model_class: Any = None) -> Pro
     if not again:
         raise UserError("the same forward gives other scores when it is run again: they would mean nothing")
     kept = trial.forward.model.state_dict()
-    found = found._replace(rewrites=not all(torch.equal(kept[name], was) for name, was in weights.items()))
-    lengths = twin.lengths(config, tried)
-    head, why_own_head = trial.head()
-    found = found._replace(head=head, why_own_head=why_own_head)
-    if head is None:
-        trial.why = "its output layer is its own"
-    else:
-        tokens = trial.fits(tokens)
-        tokens = reach(lambda n: trial.packed(SHORTEST, n), tokens, twin.lengths(config, tokens))
-        if tokens >= min(found.tokens, FIRST):
-            some = min(tokens, BESIDE)
-            longest = reach(lambda n: trial.packed(n, some), min(tried, tokens), lengths)
-            while 0 < longest < tried and not all(
-                trial.packed(longest, some, draw) for draw in range(1, DRAWS)
-            ):
-                longest = max([n for n in lengths if n < longest], default=0)  # one draw may be lucky
-            trial.forward.last_layer = LastLayer(trial.forward.model)
-            narrow = longest > 0 and trial.packed(longest, some)
-            found = found._replace(tokens=tokens, packed=longest, last_layer=narrow)
-    if not found.packed:
-        found = found._replace(why_not_packed=trial.why, padded=tried == length and trial.padded(length))
-    return found
+    rewrites = not all(torch.equal(kept[name], was) for name, was in weights.items())
+    head, why = trial.head()
+    modes = [Mode("alone")] if head is None else [Mode("alone", head), Mode("alone")]
+    most = tokens
+    if head is not None:
+        packed, most = trial.packs(tried, tokens, head, config)
+        why = trial.why if packed is None else ""
+        modes = [packed, *modes] if packed else modes
+    if modes[0].way != "packed" and tried == length and trial.padded(length):
+        modes = [Mode("padded", head), *modes]
+    return Proof(length, most, tuple(modes), rewrites, why)
 
 
 class Trial:
@@ -149,6 +143,21 @@ class Trial:
                 why = reason(error)
         self.forward.head = None
         return None, why
+
+    def packs(self, length: int, tokens: int, head: int, config: Any) -> tuple[Mode | None, int]:
+        """The packed mode for sequences of up to `length`, None where nothing packs; and the tokens of its largest batch."""
+        most = self.fits(tokens)
+        most = reach(lambda n: self.packed(SHORTEST, n), most, twin.lengths(config, most))
+        if most < min(tokens, FIRST):
+            return None, tokens
+        some, lengths = min(most, BESIDE), twin.lengths(config, length)
+        longest = reach(lambda n: self.packed(n, some), min(length, most), lengths)
+        while 0 < longest < length and not all(self.packed(longest, some, draw) for draw in range(1, DRAWS)):
+            longest = max([n for n in lengths if n < longest], default=0)  # one draw may be lucky
+        if not longest:
+            return None, most
+        self.forward.last_layer = LastLayer(self.forward.model)
+        return Mode("packed", head, longest, self.packed(longest, some)), most
 
     def packed(self, length: int, tokens: int, draw: int = 0) -> bool:
         """Whether packed tries are exact up to `length`: in one batch of `tokens`, and behind a prefix that is kept."""

@@ -11,6 +11,7 @@ import threading
 import unicodedata
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from evalengine.checkpoints import (
     is_adapter,
     is_whole,
     other_format,
-    tokenizer_hash,
 )
 from evalengine.errors import UserError
 from evalengine.untrusted import check_label, check_name, printable, read_json, read_yaml
@@ -37,7 +37,7 @@ def discover(
     """Checkpoints in the order given, directories or URIs. Raises UserError for one missing, no checkpoint, or named twice.
 
     The name is the last part of the path as it was given, even if that is a link. Metadata comes from `manifest` (YAML:
-    name -> {scale, mixture, stage}), else from evalengine.json inside the directory, else from a name of the form
+    name -> {scale, mixture, stage, seed}), else from evalengine.json inside the directory, else from a name of the form
     {scale}-{mixture}-{stage}. `base` is the model of the adapters among them, where it is not the one that they name.
     """
     known = read_manifest(manifest) if manifest else {}
@@ -62,7 +62,14 @@ def discover(
             )
         about = metadata(path, name, known)
         found[name] = Checkpoint(
-            path, name, about["scale"], about["mixture"], about["stage"], source, weights=size, base=model
+            path,
+            name,
+            about["scale"],
+            about["mixture"],
+            about["stage"],
+            source,
+            remote_bytes=size,
+            base=model,
         )
     if base is not None and not any(checkpoint.base for checkpoint in found.values()):
         raise UserError("--base is the model of adapters, and none is among the checkpoints: leave it out")
@@ -128,17 +135,15 @@ def read_manifest(path: Path) -> dict[str, dict[str, str | None]]:
 
 
 def fields(value: Any, where: str) -> dict[str, str | None]:
-    """The three metadata fields of a mapping, as strings; other keys are the trainer's and are left alone."""
+    """The metadata fields of a mapping, as strings; other keys are the trainer's and are left alone."""
     if not isinstance(value, dict):
         raise UserError(f"{where} must be a mapping with scale, mixture and stage")
     out: dict[str, str | None] = {}
-    for key in ("scale", "mixture", "stage"):
+    for key in ("scale", "mixture", "stage", "seed"):
         field = value.get(key)
         if field is not None and not isinstance(field, (str, int, float)):
             raise UserError(f"{where}: {key} must be a short text, not {type(field).__name__}")
         out[key] = None if field is None else check_label(str(field), f"{where}: {key}")
-    if out["stage"] not in (None, "pt", "sft"):
-        raise UserError(f"{where}: stage must be pt or sft, not {out['stage']!r}")
     return out
 
 
@@ -154,7 +159,8 @@ def metadata(path: Path, name: str, manifest: dict[str, dict[str, str | None]]) 
             )
         return fields(about, str(own))
     match = NAME.match(name)
-    return {key: match[key] if match else None for key in ("scale", "mixture", "stage")}
+    named: dict[str, str | None] = dict(match.groupdict()) if match else {}
+    return {key: named.get(key) for key in ("scale", "mixture", "stage", "seed")}
 
 
 # --- identity
@@ -163,16 +169,13 @@ def metadata(path: Path, name: str, manifest: dict[str, dict[str, str | None]]) 
 def identify(
     checkpoint: Checkpoint, allow_pickle: bool, progress: Callable[[], None] = lambda: None
 ) -> Checkpoint:
-    """The checkpoint with all its files on this machine and its hashes; a remote one is kept until `release`.
+    """The checkpoint with all its files on this machine and its fingerprint; a remote one is kept until `release`.
 
     Reads every byte of the weights. Raises UserError. progress: called on the way; what it raises stops the reading.
     """
     if checkpoint.source is not None:
-        checkpoint = checkpoint._replace(path=remote.fetch(checkpoint.source, progress))
-    return checkpoint._replace(
-        fingerprint=fingerprint(checkpoint.path, allow_pickle, progress, checkpoint.base),
-        tokenizer_hash=tokenizer_hash(checkpoint.tokenizer_folder, checkpoint.model_folder),
-    )
+        checkpoint = replace(checkpoint, path=remote.fetch(checkpoint.source, progress))
+    return replace(checkpoint, fingerprint=fingerprint(checkpoint, allow_pickle, progress))
 
 
 def release(checkpoint: Checkpoint) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from evalengine import __version__, store
+from evalengine.backends import Backend, BackendSpec
 from evalengine.checkpoints import Checkpoint
-from evalengine.types import Described
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
@@ -29,7 +29,7 @@ class Options:
     trust_remote_code: bool = False
     fresh: bool = False
 
-    def metadata(self, backend: Described) -> dict[str, str]:
+    def metadata(self, backend: Backend | BackendSpec) -> dict[str, str]:
         return {
             "store_version": store.STORE_VERSION,
             "evalengine_version": __version__,
@@ -56,6 +56,9 @@ ASKED = {
 }
 
 
+LABELS = ("checkpoint_seed",)  # metadata that says which run it is: written anew, nothing is scored for it
+
+
 class Task(NamedTuple):
     """One file to make: its items, its place, and the metadata it must carry."""
 
@@ -69,6 +72,7 @@ class Decision(NamedTuple):
 
     pending: list[Task]
     kept: list[Task]  # stored already
+    relabelled: list[Task]  # those of them whose labels have changed
     damaged: list[Path]  # files of pending tasks that are not what was written
     conflict: str | None  # why nothing may be scored: a file holds scores with other options
     notes: list[str]
@@ -77,7 +81,7 @@ class Decision(NamedTuple):
 def tasks_of(
     checkpoint: Checkpoint,
     item_sets: Iterable[tuple[ItemSet, str]],
-    backend: Described,
+    backend: Backend | BackendSpec,
     options: Options,
     out: Path,
 ) -> list[Task]:
@@ -88,6 +92,8 @@ def tasks_of(
         "tokenizer_hash": checkpoint.tokenizer_hash,
         "identity": "\t".join(v or "" for v in (checkpoint.scale, checkpoint.mixture, checkpoint.stage)),
     }
+    if checkpoint.seed is not None:
+        common["checkpoint_seed"] = checkpoint.seed
     return [
         Task(
             items,
@@ -108,7 +114,7 @@ def tasks_of(
 
 def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
     """Which tasks are pending, by the metadata of the files that exist; every byte of those is checked. `fresh`: all are."""
-    found = Decision([], [], [], None, [])
+    found = Decision([], [], [], [], None, [])
     for task in tasks:
         if fresh or not task.path.exists():
             found.pending.append(task)
@@ -125,8 +131,11 @@ def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
                     conflict=f"{task.path} was scored with {flag} {was}, not {now}: use the same options, another --out, or"
                     " --fresh to replace it"
                 )
-        changed = [key for key, value in task.metadata.items() if stored.get(key) != value]
+        differ = [key for key, value in task.metadata.items() if stored.get(key) != value]
+        changed = [key for key in differ if key not in LABELS]
         (found.pending if changed else found.kept).append(task)
+        if differ and not changed:
+            found.relabelled.append(task)
         if "checkpoint_fingerprint" in changed:
             found.notes.append("its weights have changed since it was scored: scored again")
         elif "data_hash" in changed:

@@ -22,16 +22,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evalengine import console, sealed, store
+from evalengine.backends import Backend
 from evalengine.checkpoints import Checkpoint
-from evalengine.encoding import Encoded, SequenceTooLarge
+from evalengine.encoding import Encoded, Scores, SequenceTooLarge
 from evalengine.errors import UserError
-from evalengine.events import Advanced, Doing, Emit, Failed, Finished, Kept, Noted, Stored, to_all
-from evalengine.outcomes import Display, Outcome, Outcomes, run_record
+from evalengine.events import (
+    Advanced,
+    Display,
+    Doing,
+    Emit,
+    Failed,
+    Finished,
+    Kept,
+    Noted,
+    Outcome,
+    Outcomes,
+    Stored,
+    to_all,
+)
 from evalengine.plans import Planner
 from evalengine.resolve import ReadAhead
 from evalengine.resume import Decision, Options, Task, decide, tasks_of
 from evalengine.score_table import score_table
-from evalengine.types import Backend, Scores
 from evalengine.untrusted import reason
 
 if TYPE_CHECKING:
@@ -74,17 +86,22 @@ def score(
                     raise
                 emit(Failed(checkpoint.name, sentence(checkpoint.name, error)))
             emit(Finished(checkpoint.name, time.monotonic() - started))
-        store.log_run(out, run_record(outcomes.all(), backend, options))
+        store.log_run(out, outcomes.record(backend, options))
     return outcomes.all()
 
 
 def begin(checkpoint: Checkpoint, decision: Decision, emit: Emit) -> None:
-    """Says what is kept and why the rest is scored again; sets damaged files aside. Raises UserError for a conflict."""
+    """Says what is kept and why the rest is scored again; sets damaged files aside, and writes new labels.
+
+    Raises UserError for a conflict.
+    """
     if decision.conflict is not None:
         raise UserError(decision.conflict)
     aside = [(path, sealed.set_aside(path)) for path in decision.damaged]
     notes = [f"{path.name} was damaged: set aside as {to.name} and scored again" for path, to in aside]
     emit(Noted(checkpoint.name, (*notes, *decision.notes)))
+    for task in decision.relabelled:
+        store.write(task.path, store.read(task.path), task.metadata)
     emit(Kept(checkpoint.name, len(decision.kept), sum(len(task.items.items) for task in decision.kept)))
 
 

@@ -115,7 +115,7 @@ def lock(store: Path) -> Iterator[None]:
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
-        for litter in store.glob("*/*.arrow.tmp"):
+        for litter in store.glob("*/*.arrow*.tmp"):
             if not litter.parent.is_symlink():  # a store from elsewhere may hold a link to any folder
                 litter.unlink()
         yield

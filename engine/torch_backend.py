@@ -11,7 +11,6 @@ memory beyond weights: N x widest activation, and a few MB for the head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ import torch
 
 from evalengine import packing, proof, weights
 from evalengine.checkpoints import Checkpoint
-from evalengine.encoding import Sequences, SequenceTooLarge, window_of
+from evalengine.encoding import Scores, Sequences, SequenceTooLarge, window_of
 from evalengine.errors import ModelError, UserError
 from evalengine.forward import (
     Forward,
@@ -33,8 +32,7 @@ from evalengine.forward import (
 )
 from evalengine.last_layer import LastLayer
 from evalengine.pretrained import Loaded, Pretrained
-from evalengine.proof import Proof
-from evalengine.types import Scores
+from evalengine.proof import Mode, Proof
 from evalengine.untrusted import reason
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,10 +41,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 ROUNDING = {"float32": 3e-4, "float16": 0.1, "bfloat16": 0.5}
 
 
-class Group(NamedTuple):
-    """Sequences that run one way: which they are, and they themselves."""
+class Part(NamedTuple):
+    """Sequences that run in one way: which they are, and they themselves."""
 
-    way: str  # "packed", "padded" or "alone"
+    way: str  # a Mode's
     number_S: np.ndarray
     sequences: Sequences
     batches: list[packing.Batch]  # of "packed"
@@ -69,18 +67,21 @@ class TorchBackend:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or ("float32" if self.device.type == "cpu" else "bfloat16")
         self.batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 32768)
-        self.allow_pickle = allow_pickle
         self._pretrained = Pretrained(DTYPES[self.dtype], allow_pickle, trust_remote_code)
         self.model: Any = None  # a transformers PreTrainedModel
         self.forward: Any = None  # how it runs, a Forward
-        self.ways: Proof  # what is proven of it, less what failed on this checkpoint
+        self.proof: Proof  # of its architecture
+        self.modes: list[Mode] = []  # of those proven, the ones that have not failed on this checkpoint
         self.notes: list[str] = []  # what the user should know about how the loaded model runs
         self._name = ""  # of the checkpoint
-        self._failed: dict[str, Any] = {}  # what this checkpoint does not do of what is proven
+        self._failed: dict[
+            tuple[str, int | None], str
+        ] = {}  # way and head of modes that failed on it, and why
         self._loaded: Loaded | None = None
         self._architecture = ""  # of the loaded model
         self._proofs: dict[str, Proof] = {}  # by architecture
-        self._groups: dict[int, tuple[Sequences, Proof, list[Group]]] = {}  # by identity of the tokens
+        # by identity of the tokens
+        self._parts: dict[int, tuple[Sequences, Proof, list[Mode], list[Part]]] = {}
 
     # --- loading
 
@@ -91,7 +92,7 @@ class TorchBackend:
         known = None if loaded is None else self._proofs[loaded.architecture]
         if loaded is None or known is None or known.rewrites or not loaded.refill(checkpoint):
             self.model = self.forward = loaded = None  # not two modules at a time
-            self._groups.clear()
+            self._parts.clear()
             read = self._pretrained.read
             if checkpoint.base is not None:
                 from evalengine.adapters import merged
@@ -119,7 +120,7 @@ class TorchBackend:
     def _prove(self, length: int) -> Proof:
         """What holds for this configuration up to `length` tokens fed. Raises UserError where it is not causal."""
         config = self.model.config
-        window = window_of(config, None, default=length)
+        window = window_of(config) or length
         try:
             found = proof.prove(config, min(length, window), self.batch_tokens, type(self.model))
         except UserError as error:
@@ -127,54 +128,51 @@ class TorchBackend:
         self._proofs[self._architecture] = found._replace(length=length)
         return self._proofs[self._architecture]
 
-    def _use(self, ways: Proof) -> None:
-        """Runs the loaded model in these ways from now on, and notes why not in the fastest one."""
-        self.ways = ways._replace(**self._failed)
-        self.forward.head = None if self.ways.head is None else head_candidates(self.model)[self.ways.head]
+    def _use(self, found: Proof) -> None:
+        """Runs the loaded model as it is proven from now on, but for what failed; notes why not in the fastest mode."""
+        self.proof = found
+        self.modes = [mode for mode in found.modes if (mode.way, mode.head) not in self._failed]
+        first, why = self.modes[0], next(reversed(self._failed.values()), found.why)
+        self.forward.head = None if first.head is None else head_candidates(self.model)[first.head]
         if self.forward.last_layer is not None:
             self.forward.last_layer.release()
-        self.forward.last_layer = LastLayer(self.model) if self.ways.last_layer else None
-        if self.ways.head is None:
-            self._note(
-                f"its output layer is its own ({self.ways.why_own_head}): logits are made for whole sequences (slower)"
-            )
-        elif not self.ways.packed:
-            self._note(f"runs one sequence per choice, because {self.ways.why_not_packed}")
+        self.forward.last_layer = LastLayer(self.model) if first.last_layer else None
+        if first.head is None:
+            self._note(f"its output layer is its own ({why}): logits are made for whole sequences (slower)")
+        elif first.way != "packed":
+            self._note(f"runs one sequence per choice, because {why}")
 
     def _note(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
 
     def _check(self) -> None:
-        """Compares the ways with a plain forward on this checkpoint's own weights, token by token: two short forwards."""
+        """Compares the fastest mode with a plain forward on this checkpoint's own weights, token by token: two short forwards."""
         few = proof.forks(proof.SHORTEST, vocabulary_of(self.model))
-        packed = list(packing.pack(few, self.batch_tokens, self._block))
         try:
             truth = self.forward.reference(few, self.batch_tokens)
         except Exception as error:
             raise UserError(f"{self._name} cannot run here: {reason(error)}") from None
-        if self.ways.packed:
-            why = self._differs(truth, lambda: self.forward.packed(packed))
-            if why is not None:
-                self._fail(packed=0, why_not_packed=why)
-        if self.ways.head is not None and not self.ways.packed:
-            why = self._differs(truth, lambda: self.forward.plain(few, self.batch_tokens))
-            if why is not None:
-                self._fail(head=None, why_own_head=why)
+        while len(self.modes) > 1:
+            try:
+                gap = proof.gap(self._run(self._part(self.modes[0].way, few)), truth)
+                why = (
+                    f"on its weights scores then differ by {gap:.2g} nats"
+                    if gap > ROUNDING[self.dtype]
+                    else ""
+                )
+            except Exception as error:
+                if out_of_memory(error):
+                    raise UserError(f"{self._name} cannot run here: {reason(error)}") from None
+                why = reason(error)
+            if not why:
+                return
+            self._fail(why)
 
-    def _differs(self, truth: Targets, run: Callable[[], Targets]) -> str | None:
-        try:
-            gap = proof.gap(run(), truth)
-        except Exception as error:
-            if out_of_memory(error):
-                raise UserError(f"{self._name} cannot run here: {reason(error)}") from None
-            return reason(error)
-        return None if gap <= ROUNDING[self.dtype] else f"on its weights scores then differ by {gap:.2g} nats"
-
-    def _fail(self, **ways: Any) -> None:
-        """This checkpoint does not do what is proven of its configuration."""
-        self._failed |= ways
-        self._use(self.ways)
+    def _fail(self, why: str) -> None:
+        """This checkpoint does not run in its fastest mode: the next one is used."""
+        self._failed[self.modes[0].way, self.modes[0].head] = why
+        self._use(self.proof)
 
     # --- scoring
 
@@ -193,54 +191,55 @@ class TorchBackend:
             except Exception as error:
                 if out_of_memory(error):
                     self._halve(sequences)
+                elif len(self.modes) > 1:
+                    self._fail(reason(error))
                 else:
-                    self._step_down(error)
+                    raise ModelError(
+                        f"{self._name} cannot be scored: {type(error).__name__}: {reason(error)}"
+                    ) from None
 
     def _score(self, sequences: Sequences, progress: Progress | None) -> Scores:
         loglik, greedy = np.zeros(len(sequences)), np.ones(len(sequences), dtype=bool)
-        for group in self.groups(sequences):
-            if self.ways.packed < self.ways.length:
+        for part in self.parts(sequences):
+            if self.modes[0].way != "packed" or self.modes[0].longest < self.proof.length:
                 self.forward.reset()
-            if group.way == "packed":
-                targets = self.forward.packed(group.batches, progress)
-            else:
-                pad = group.way == "padded"
-                targets = self.forward.plain(group.sequences, self.batch_tokens, pad, progress)
-            loglik[group.number_S], greedy[group.number_S] = summed(targets, len(group.sequences))
+            scores = summed(self._run(part, progress), len(part.sequences))
+            loglik[part.number_S], greedy[part.number_S] = scores
         return Scores(loglik, greedy)
 
-    def groups(self, sequences: Sequences) -> list[Group]:
+    def _run(self, part: Part, progress: Progress | None = None) -> Targets:
+        if part.way == "packed":
+            return self.forward.packed(part.batches, progress)
+        return self.forward.plain(part.sequences, self.batch_tokens, part.way == "padded", progress)
+
+    def parts(self, sequences: Sequences) -> list[Part]:
         """The sequences by the way they run; what is longer than has been proven is proven first."""
-        kept = self._groups.get(id(sequences.token_S))
-        if kept is not None and kept[1] == self.ways:
-            return kept[2]
         length_S = np.diff(sequences.offset) - 1
         longest = int(length_S.max(initial=0))
-        if longest > self.ways.length:
+        if longest > self.proof.length:
             self._use(self._prove(1 << (longest - 1).bit_length()))
-        found = []
-        packs_S = length_S <= self.ways.packed
-        for way, mine_S in (("packed", packs_S), ("padded" if self.ways.padded else "alone", ~packs_S)):
-            index = np.flatnonzero(mine_S)
+        kept = self._parts.get(id(sequences.token_S))
+        if kept is not None and kept[1:3] == (self.proof, self.modes):
+            return kept[3]
+        found, left_S = [], np.ones(len(sequences), dtype=bool)
+        for mode in self.modes:
+            index = np.flatnonzero(left_S & (length_S <= mode.longest))
             if len(index):
                 mine = sequences if len(index) == len(sequences) else sequences.take(index)
-                tokens = min(self.batch_tokens, self.ways.tokens)
-                batches = list(packing.pack(mine, tokens, self._block)) if way == "packed" else []
-                found.append(Group(way, index, mine, batches))
-        if self.ways.packed and len(found) > 1:
+                found.append(self._part(mode.way, mine, index))
+                left_S[index] = False
+        if self.modes[0].way == "packed" and len(found) > 1:
             self._note(
-                f"sequences of more than {self.ways.packed} tokens do not share prefixes: the model's arithmetic changes there"
+                f"sequences of more than {self.modes[0].longest} tokens do not share prefixes: the model's arithmetic changes"
+                " there"
             )
-        self._groups[id(sequences.token_S)] = (sequences, self.ways, found)
+        self._parts[id(sequences.token_S)] = (sequences, self.proof, self.modes, found)
         return found
 
-    def packs(self, sequences: Sequences) -> bool:
-        """Whether all of these sequences run in packed batches."""
-        return all(group.way == "packed" for group in self.groups(sequences))
-
-    def batches(self, sequences: Sequences) -> list[packing.Batch]:
-        """The packed batches of these sequences, kept for the next checkpoint."""
-        return [batch for group in self.groups(sequences) for batch in group.batches]
+    def _part(self, way: str, sequences: Sequences, number_S: np.ndarray | None = None) -> Part:
+        tokens = min(self.batch_tokens, self.proof.tokens)
+        batches = list(packing.pack(sequences, tokens, self._block)) if way == "packed" else []
+        return Part(way, np.arange(len(sequences)) if number_S is None else number_S, sequences, batches)
 
     @property
     def _block(self) -> int:
@@ -256,22 +255,10 @@ class TorchBackend:
             error.sequence = int(np.diff(sequences.offset).argmax())
             raise error
         self.batch_tokens = max(longest, self.batch_tokens // 2)
-        self._groups.clear()
+        self._parts.clear()
         said = "ran out of memory: scored with --batch-tokens"
         self.notes = [note for note in self.notes if not note.startswith(said)]
         self.notes.append(f"{said} {self.batch_tokens}")
-
-    def _step_down(self, error: Exception) -> None:
-        """The next slower way for this checkpoint. Raises UserError where there is none."""
-        why = reason(error)
-        if self.ways.packed:
-            self._fail(packed=0, why_not_packed=why)
-        elif self.ways.padded:
-            self._fail(padded=False)
-        elif self.ways.head is not None:
-            self._fail(head=None, why_own_head=why)
-        else:
-            raise ModelError(f"{self._name} cannot be scored: {type(error).__name__}: {why}") from None
 
 
 def summed(targets: Targets, sequences: int) -> Scores:

@@ -24,12 +24,6 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from evalengine.kernels.triton_common import Spec
 
-MODULES = (  # each has a function `specs`
-    "target_logprobs_triton",
-    "logits_logprobs_triton",
-    "choice_scores_triton",
-    "linear_cross_entropy_triton",
-)
 CAPABILITIES = (80, 90)
 # bytes a block may use (CUDA C++ Programming Guide, compute capabilities)
 SHARED_LIMIT = {80: 166_912, 90: 232_448}
@@ -52,9 +46,9 @@ class Compiled(NamedTuple):
 
 
 def specs(capability: int) -> Iterator[Spec]:
-    """Every kernel of every file for one compute capability."""
-    for name in MODULES:
-        yield from importlib.import_module(f"evalengine.kernels.{name}").specs(capability)
+    """Every kernel of every file for one compute capability; each `*_triton.py` has a function `specs`."""
+    for path in sorted(Path(__file__).parent.glob("*_triton.py")):
+        yield from importlib.import_module(f"evalengine.kernels.{path.stem}").specs(capability)
 
 
 def compile_spec(spec: Spec, capability: int) -> Compiled:
@@ -82,8 +76,7 @@ def compile_spec(spec: Spec, capability: int) -> Compiled:
     cores = "wgmma" if "HGMMA" in sass else "mma" if "HMMA" in sass else ""
     registers, stack = int(found[1]), int(found[2])
     shared, tma = int(binary.metadata.shared), "UTMALDG" in sass
-    warps = int(binary.metadata.num_warps)  # more than asked for where warps are specialised
-    return Compiled(capability, spec.name, warps, spec.stages, registers, stack, shared, cores, tma)
+    return Compiled(capability, spec.name, spec.warps, spec.stages, registers, stack, shared, cores, tma)
 
 
 def snapshot() -> list[Compiled]:

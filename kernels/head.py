@@ -37,12 +37,6 @@ def empty_logprobs(like: Tensor, row_T: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def check_vocab_size(vocab_size: int, padded: int) -> None:
-    """Raises unless vocab_size is within the padded vocabulary."""
-    if not 0 < vocab_size <= padded:
-        raise ValueError(f"vocab_size must be between 1 and the {padded} of the head, not {vocab_size}")
-
-
 def check_head(h_ND: Tensor, head: Head) -> None:
     """Raises unless hidden states and head fit together and the head's options mean something."""
     w_VD, bias_V, scale, softcap = head
@@ -58,11 +52,6 @@ def check_head(h_ND: Tensor, head: Head) -> None:
         raise ValueError(f"the head w_VD is empty: {_shape(w_VD)}")
     if w_VD.device != h_ND.device or (bias_V is not None and bias_V.device != h_ND.device):
         raise ValueError(f"h_ND is on {h_ND.device}: the head and its bias must be there too")
-    check_logit_options(softcap, scale)
-
-
-def check_logit_options(softcap: float | None, scale: float | None) -> None:
-    """Raises unless softcap is positive and scale is a number other than zero."""
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap must be positive, not {softcap}")
     if scale is not None and (scale == 0 or scale != scale):

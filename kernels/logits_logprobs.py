@@ -10,63 +10,42 @@ import torch
 from torch import Tensor
 
 from evalengine.kernels.cpu import score_rows, wide
-from evalengine.kernels.head import (
-    DTYPES,
-    TargetLogprobs,
-    check_logit_options,
-    check_targets,
-    check_vocab_size,
-    empty_logprobs,
-)
+from evalengine.kernels.head import DTYPES, TargetLogprobs, check_targets, empty_logprobs
 
 
 def logits_logprobs(
     logits_NV: Tensor,  # any strides along N; bfloat16, float16, float32 or float64
     row_T: Tensor,  # row of each target, int32 or int64, on the logits' device or the CPU
     token_T: Tensor,  # token of each target, likewise
-    *,
-    softcap: float | None = None,  # logits = softcap * tanh(logits / softcap), after the scale
-    scale: float | None = None,  # logits = logits * scale
-    vocab_size: int | None = None,  # columns from here on do not exist
 ) -> TargetLogprobs:
     """`log_softmax(logits)[row, token]` in float32 and `argmax(logits[row]) == token`, for T targets.
 
     Raises ValueError for shapes and dtypes that do not fit, IndexError for a row or token out of range.
     """
-    if vocab_size is not None:
-        check_vocab_size(vocab_size, logits_NV.shape[-1])
-        logits_NV = logits_NV[:, :vocab_size]
     op = logits_logprobs_op if torch.compiler.is_compiling() else _logits_logprobs
-    return TargetLogprobs(*op(logits_NV, row_T, token_T, scale, softcap))
+    return TargetLogprobs(*op(logits_NV, row_T, token_T))
 
 
-def _logits_logprobs(
-    logits_NV: Tensor,
-    row_T: Tensor,
-    token_T: Tensor,
-    scale: float | None = None,
-    softcap: float | None = None,
-) -> tuple[Tensor, Tensor]:
+def _logits_logprobs(logits_NV: Tensor, row_T: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:
     if logits_NV.ndim != 2 or logits_NV.shape[1] == 0 or logits_NV.dtype not in DTYPES:
         raise ValueError(
             f"logits_NV must be a floating (N, V) tensor, not {logits_NV.dtype} {tuple(logits_NV.shape)}"
         )
-    check_logit_options(softcap, scale)
-    check_targets(row_T, token_T, logits_NV.shape[0], logits_NV.shape[1])
+    n_rows, vocab = logits_NV.shape
+    check_targets(row_T, token_T, n_rows, vocab)
     if row_T.numel() == 0:
         return empty_logprobs(logits_NV, row_T)
     if logits_NV.device.type == "cuda":
         from evalengine.kernels.logits_logprobs_triton import logits_logprobs_triton
 
         with torch.cuda.device_of(logits_NV):
-            return logits_logprobs_triton(logits_NV, row_T, token_T, scale, softcap)
+            return logits_logprobs_triton(logits_NV, row_T, token_T)
 
     def raw(rows: slice) -> Tensor:
         return logits_NV[rows].to(wide(logits_NV.dtype), copy=True)
 
-    n_rows, vocab = logits_NV.shape
-    return score_rows(raw, n_rows, vocab, row_T, token_T, scale=scale, softcap=softcap)
+    return score_rows(raw, n_rows, vocab, row_T, token_T)
 
 
 logits_logprobs_op = torch.library.custom_op("evalengine::logits_logprobs", _logits_logprobs, mutates_args=())
-logits_logprobs_op.register_fake(lambda logits_NV, row_T, *_: empty_logprobs(logits_NV, row_T))
+logits_logprobs_op.register_fake(lambda logits_NV, row_T, _token_T: empty_logprobs(logits_NV, row_T))

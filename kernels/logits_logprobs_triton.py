@@ -9,7 +9,6 @@ Cost: N*V elements from HBM; 8 bytes a row of scratch. Dims: N rows, V vocabular
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import triton
@@ -24,8 +23,6 @@ from evalengine.kernels.triton_common import (
     answer,
     exp_sum,
     load_targets,
-    logit,
-    logit_arguments,
     rescaled,
 )
 
@@ -41,10 +38,6 @@ def _logits_row_kernel(
     argmax_N,
     V,
     stride,
-    scale,
-    softcap,
-    HAS_SCALE: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
     row = tl.program_id(0)
@@ -54,8 +47,7 @@ def _logits_row_kernel(
     best = 2147483647
     for start in range(0, V, BLOCK_V):
         cols = start + tl.arange(0, BLOCK_V)
-        x = tl.load(logits_V + cols, mask=cols < V, other=0.0).to(tl.float32)
-        x = tl.where(cols < V, logit(x, HAS_SCALE, scale, HAS_SOFTCAP, softcap), float("-inf"))
+        x = tl.load(logits_V + cols, mask=cols < V, other=float("-inf")).to(tl.float32)
         block_top = tl.max(x, 0)
         first = tl.min(tl.where(x == block_top, cols, 2147483647), 0)
         best = tl.where(block_top > top, first, best)  # the first on ties
@@ -77,49 +69,44 @@ def _logits_target_kernel(
     greedy_T,
     T,
     stride,
-    scale,
-    softcap,
-    HAS_SCALE: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
     targets, there, row, token = load_targets(row_T, token_T, T, BLOCK_T)
     x = tl.load(logits_NV + row * stride + token, mask=there, other=0.0).to(tl.float32)
-    x = logit(x, HAS_SCALE, scale, HAS_SOFTCAP, softcap)
     answer(x, targets, there, row, token, logsumexp_N, argmax_N, logprob_T, greedy_T)
 
 
-def logits_logprobs_triton(
-    logits_NV: Tensor, row_T: Tensor, token_T: Tensor, scale: float | None, softcap: float | None
-) -> tuple[Tensor, Tensor]:
+def logits_logprobs_triton(logits_NV: Tensor, row_T: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:
     """(logprob_T float32, greedy_T bool) of checked arguments, at least one target."""
     if logits_NV.stride(1) != 1:
         logits_NV = logits_NV.contiguous()
-    (n_rows, vocab), device = logits_NV.shape, logits_NV.device
+    (n_rows, vocab), device, stride = logits_NV.shape, logits_NV.device, logits_NV.stride(0)
     row_T, token_T = (x.to(device, non_blocking=True).contiguous() for x in (row_T, token_T))
     logsumexp_N = torch.empty(n_rows, dtype=torch.float32, device=device)
     argmax_N = torch.empty(n_rows, dtype=torch.int32, device=device)
     logprob_T, greedy_T = empty_logprobs(logits_NV, row_T)
-    given: dict[str, Any] = {"logits_NV": logits_NV, "logsumexp_N": logsumexp_N, "argmax_N": argmax_N}
-    given |= {"stride": logits_NV.stride(0), **logit_arguments(logits_NV, scale=scale, softcap=softcap)}
-    _logits_row_kernel[(n_rows,)](V=vocab, **given, **ROW_CONSTANTS, num_warps=ROW_WARPS)
+    _logits_row_kernel[(n_rows,)](
+        logits_NV, logsumexp_N, argmax_N, vocab, stride, **ROW_CONSTANTS, num_warps=ROW_WARPS
+    )
     _logits_target_kernel[(triton.cdiv(row_T.shape[0], TARGET_CONSTANTS["BLOCK_T"]),)](
-        row_T=row_T,
-        token_T=token_T,
-        logprob_T=logprob_T,
-        greedy_T=greedy_T,
-        T=row_T.shape[0],
-        **given,
+        logits_NV,
+        row_T,
+        token_T,
+        logsumexp_N,
+        argmax_N,
+        logprob_T,
+        greedy_T,
+        row_T.shape[0],
+        stride,
         **TARGET_CONSTANTS,
     )
     return logprob_T, greedy_T
 
 
 def specs(capability: int) -> Iterator[Spec]:
-    """The kernels with all options, for `compiled.py`."""
-    flags = {"HAS_SCALE": True, "HAS_SOFTCAP": True}
+    """Both kernels, for `compiled.py`."""
     for dtype in ("bf16", "fp32"):
         types = {"logits_NV": f"*{dtype}", "argmax_N": "*i32"}
-        yield Spec(f"logits row {dtype}", _logits_row_kernel, types, {**flags, **ROW_CONSTANTS}, ROW_WARPS)
+        yield Spec(f"logits row {dtype}", _logits_row_kernel, types, ROW_CONSTANTS, ROW_WARPS)
     types = {"logits_NV": "*bf16", **TARGET_TYPES}
-    yield Spec("logits target bf16", _logits_target_kernel, types, {**flags, **TARGET_CONSTANTS})
+    yield Spec("logits target bf16", _logits_target_kernel, types, TARGET_CONSTANTS)

@@ -17,14 +17,7 @@ import torch
 from torch import Tensor
 
 from evalengine.kernels.cpu import products, score_rows
-from evalengine.kernels.head import (
-    Head,
-    TargetLogprobs,
-    check_head,
-    check_targets,
-    check_vocab_size,
-    empty_logprobs,
-)
+from evalengine.kernels.head import Head, TargetLogprobs, check_head, check_targets, empty_logprobs
 
 
 def target_logprobs(
@@ -48,7 +41,8 @@ def target_logprobs(
     out of range; the range is checked where the index tensors live, so CPU indices spare CUDA a synchronisation.
     """
     if vocab_size is not None:
-        check_vocab_size(vocab_size, w_VD.shape[0])
+        if not 0 < vocab_size <= w_VD.shape[0]:
+            raise ValueError(f"vocab_size must be between 1 and the head's {w_VD.shape[0]}, not {vocab_size}")
         w_VD, bias_V = w_VD[:vocab_size], None if bias_V is None else bias_V[:vocab_size]
     op = target_logprobs_op if torch.compiler.is_compiling() else _target_logprobs
     return TargetLogprobs(*op(h_ND, w_VD, row_T, token_T, bias_V, scale, softcap))

@@ -54,8 +54,6 @@ class TileConfig(NamedTuple):
     stages: int
     tma: bool  # operands come through Hopper's tensor memory accelerator
     flatten: bool = False  # one loop over tiles and D
-    specialise: bool = False  # a warp of its own loads the operands
-    programs: int = 1  # of a multiprocessor
 
 
 HOPPER_16BIT = TileConfig(128, 256, 64, warps=8, stages=4, tma=True, flatten=True)
@@ -64,15 +62,6 @@ HOPPER_16BIT_SOFTCAP = TileConfig(128, 128, 64, warps=8, stages=4, tma=True)
 AMPERE_16BIT = TileConfig(128, 128, 32, warps=8, stages=3, tma=False)
 FLOAT32 = TileConfig(128, 128, 16, warps=8, stages=3, tma=False)
 HOPPER_SHARED = 232_448  # bytes of a block on compute capability 9.0
-CANDIDATES = (  # what a GPU may prove faster: compiled, and not timed yet
-    HOPPER_16BIT,
-    HOPPER_16BIT._replace(stages=3),
-    HOPPER_16BIT_BIAS,
-    HOPPER_16BIT_BIAS._replace(tma=False),
-    TileConfig(128, 256, 64, warps=4, stages=4, tma=True, specialise=True),
-    TileConfig(128, 128, 64, warps=4, stages=3, tma=True, programs=2),
-    TileConfig(128, 128, 64, warps=8, stages=4, tma=True, flatten=True),
-)
 
 
 @triton.jit(do_not_specialize=["N"])  # one binary for every number of rows
@@ -96,7 +85,6 @@ def _tile_kernel(
     EVEN_V: tl.constexpr,
     TMA: tl.constexpr,
     FLATTEN: tl.constexpr,
-    SPECIALISE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -104,9 +92,7 @@ def _tile_kernel(
 ):
     row_blocks = (N + BLOCK_N - 1) // BLOCK_N
     tiles = row_blocks * ((V + BLOCK_V - 1) // BLOCK_V)
-    for tile in tl.range(
-        tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN, warp_specialize=SPECIALISE
-    ):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
         k = tile // row_blocks
         row = (tile % row_blocks) * BLOCK_N
         rows = row + tl.arange(0, BLOCK_N)
@@ -252,7 +238,7 @@ def row_logsumexp(h_ND: Tensor, head: Head, config: TileConfig | None = None) ->
     argmax_N = torch.empty(n_rows, dtype=torch.int32, device=device)
     w = _descriptor(w_VD, config.block_v, config.block_d) if config.tma else w_VD
     arguments = _product_arguments(h_ND, w_VD, head) | tile_constants(config, h_ND.dtype, vocab)
-    programs = _processors(device) * config.programs
+    programs = _processors(device)
     for start in range(0, n_rows, CHUNK_N):
         h_nD = h_ND[start : start + CHUNK_N]
         rows = h_nD.shape[0]
@@ -297,7 +283,6 @@ def tile_constants(config: TileConfig, dtype: torch.dtype, vocab: int) -> dict[s
         "EVEN_V": vocab % config.block_v == 0,
         "TMA": config.tma,
         "FLATTEN": config.flatten,
-        "SPECIALISE": config.specialise,
         "PRECISION": _precision(dtype),
         "BLOCK_N": config.block_n,
         "BLOCK_V": config.block_v,
@@ -362,17 +347,14 @@ OPTIONS = (  # bias and scale, soft-cap, whether the last vocabulary tile is par
 
 
 def specs(capability: int) -> Iterator[Spec]:
-    """Every kernel in every shipped configuration for one compute capability, and the candidates."""
+    """Every kernel in every configuration for one compute capability."""
     if capability >= 90:
         tiles = [("bf16", hopper_16bit(*options[:2]), *options) for options in OPTIONS]
         tiles += [("bf16", tile[1]._replace(tma=False, flatten=False), *tile[2:]) for tile in tiles]
     else:
         tiles = [("bf16", AMPERE_16BIT, *options) for options in OPTIONS]
     tiles += [("fp32", FLOAT32, *options) for options in OPTIONS]
-    yield from (_tile_spec("tile", *tile) for tile in tiles)
-    for config in CANDIDATES if capability >= 90 else ():
-        if config not in [tile[1] for tile in tiles]:
-            yield _tile_spec("candidate", "bf16", config, False, False, False)
+    yield from (_tile_spec(*tile) for tile in tiles)
     yield Spec("row", _row_kernel, {"argmax_KN": "*i32", "argmax_N": "*i32"}, ROW_CONSTANTS)
     flags = {"HAS_BIAS": True, "HAS_SCALE": True, "HAS_SOFTCAP": True}
     for dtype in ("bf16", "fp32"):
@@ -380,7 +362,7 @@ def specs(capability: int) -> Iterator[Spec]:
         yield Spec(f"target {dtype}", _target_kernel, types, {**flags, **TARGET_CONSTANTS})
 
 
-def _tile_spec(kind: str, dtype: str, config: TileConfig, bias: bool, softcap: bool, partial: bool) -> Spec:
+def _tile_spec(dtype: str, config: TileConfig, bias: bool, softcap: bool, partial: bool) -> Spec:
     """The main kernel for one configuration and one set of options."""
     blocks = (config.block_n, config.block_d), (config.block_v, config.block_d)
     operands = [f"tensordesc<{dtype}[{n}, {d}]>" if config.tma else f"*{dtype}" for n, d in blocks]
@@ -389,12 +371,7 @@ def _tile_spec(kind: str, dtype: str, config: TileConfig, bias: bool, softcap: b
     constants |= {"HAS_BIAS": bias, "HAS_SCALE": bias, "HAS_SOFTCAP": softcap}
     given = {"bias, scale": bias, "soft-cap": softcap, "partial": partial and not bias}
     options = ", ".join(name for name, yes in given.items() if yes)
-    name = f"{kind} {dtype} {tile_name(config)}" + (f": {options}" if options else "")
+    words = [f"tile {dtype} {config.block_n}x{config.block_v}x{config.block_d}"]
+    words += [word for word, yes in {"TMA": config.tma, "flat": config.flatten}.items() if yes]
+    name = " ".join(words) + (f": {options}" if options else "")
     return Spec(name, _tile_kernel, types, constants, config.warps, config.stages)
-
-
-def tile_name(config: TileConfig) -> str:
-    """The configuration in a few words."""
-    words = {"TMA": config.tma, "flat": config.flatten, "specialised": config.specialise}
-    shape = f"{config.block_n}x{config.block_v}x{config.block_d}"
-    return " ".join([shape, *(word for word, yes in words.items() if yes)])

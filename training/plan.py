@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from evalengine import console
 from evalengine.training import export
 from evalengine.training.chat import render
@@ -81,10 +83,11 @@ def make(
         flops = None if tokens is None else tokens * shape.flops_per_token()
         finished = export.metadata(out / run.name) is not None
         planned[run] = PlannedRun(run.name, shape.params, tokens, flops, finished)
+    devices = torch.cuda.device_count() if device.startswith("cuda") else 1
     return Plan(
         planned,
         jobs or default_jobs(study, device),
-        rate or EFFICIENCY * product_rate(device),
+        rate or EFFICIENCY * product_rate(device) * devices,
         measured=rate is None,
     )
 
@@ -101,9 +104,7 @@ def _conversation_lengths(study: Study, data: Path | None, out: Path) -> list[in
 
 
 def product_rate(device: str) -> float:
-    """FLOP/s of large matrix products: float32 on a CPU, bfloat16 on a GPU."""
-    import torch
-
+    """FLOP/s of large matrix products on one device: float32 on all threads of a CPU, bfloat16 on a GPU."""
     gpu = device.startswith("cuda")
     n = 8192 if gpu else 1024
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if gpu else torch.float32)
@@ -113,10 +114,9 @@ def product_rate(device: str) -> float:
         for _ in range(4):
             a @ a
         if gpu:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         done += 4
-    rate = done * 2 * n**3 / (time.perf_counter() - started)
-    return rate * (torch.cuda.device_count() if gpu else 1)
+    return done * 2 * n**3 / (time.perf_counter() - started)
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -154,14 +154,6 @@ def show(study: Study, plan: Plan) -> None:
         f"{len(plan.runs)} runs, {plan.jobs} at a time",
         ["scale, stage", "to train", "parameters", "lr", "tokens a run", "FLOPs a run", "FLOPs"],
         rows,
-    )
-    console.table(
-        "mixtures",
-        ["mixture", *study.sources],
-        [
-            [name, *(f"{100 * shares[s]:.3g}%" if shares.get(s) else "" for s in study.sources)]
-            for name, shares in study.mixtures.items()
-        ],
     )
     how = f"{EFFICIENCY:.0%} of this machine's matrix products, measured" if plan.measured else "as given"
     hours = f"{plan.hours:,.1f} hours" if plan.hours >= 1 else f"{plan.hours * 60:,.1f} minutes"

@@ -57,7 +57,7 @@ def prepare(study: Study, data: Path | None, out: Path) -> Prepared:
     if data is not None and not data.is_dir():
         raise UserError(f"there is no data folder {data}: give the folder that holds the study's sources")
     if data is None and study.world:
-        data = _world(work / "world", study.world.seed)
+        data = _world(work / f"world-{study.world.seed}", study.world.seed)
     tokenizer = _tokenizer(study, data, work / "tokenizer")
     used = [n for n in study.sources if any(shares.get(n, 0) > 0 for shares in study.mixtures.values())]
     folders = {name: _shards(study, name, data, tokenizer, work / "tokens") for name in used}
@@ -81,14 +81,11 @@ def _world(folder: Path, seed: int) -> Path:
     """The embedded world, as a data folder."""
     from evalengine.benchmarks import world
 
-    stamp = folder / "seed.json"
-    if _read_stamp(stamp) != {"seed": seed}:
-        storage.remove(folder)
+    if not (folder / "sft.jsonl").is_file():  # what is written last
         console.say(
             f"writing the embedded world to {folder}; score its checkpoints with --data {folder / 'bench'}"
         )
         world.write(folder, seed=seed)
-        storage.write(stamp, json.dumps({"seed": seed}))
     return folder
 
 

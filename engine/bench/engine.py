@@ -3,7 +3,7 @@
 Three randomly initialised Llama-shaped models, the same items, float32, both sides in one process on an otherwise idle
 machine. The peer is lm-eval's HF backend at its best batch size of 1, 8 and 32. The floor is the arithmetic that cannot be
 avoided (each distinct token once through the layers, each scored row once through the head, each attended pair) at the rate
-of a large square GEMM measured in the same run.
+of large matrix products measured in the same run.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from evalengine.encoding import Encoded
 from evalengine.kernels import TargetLogprobs
 from evalengine.resolve import discover
 from evalengine.torch_backend import TorchBackend
+from evalengine.training.plan import product_rate
 
 COLUMNS = "model, params, items, lm-eval s (batch), evalengine s, ratio, with tokenising, plain head, GFLOP/s, GEMM, of floor"
 
@@ -90,7 +91,7 @@ def compare(
     took = medians({"ours": partial(timed, ours), "plain": partial(timed, with_a_plain_head)}, repeats)
     seconds, plain = took["ours"], took["plain"]
     peer = min(lm_eval_seconds(path, item_sets, size, device) for size in batch_sizes)
-    flops, rate = unavoidable_flops(encoded, backend), gemm_rate(device)
+    flops, rate = unavoidable_flops(encoded, backend), product_rate(device)
     of_floor = flops / rate / seconds
     cells = [
         f"{sum(p.numel() for p in backend.model.parameters()) / 1e6:.1f}M",
@@ -114,20 +115,6 @@ def plain_head(
     row, token = (x.to(h_ND.device, torch.long) for x in (row_T, token_T))
     logprob_NV = torch.nn.functional.linear(h_ND, w_VD, bias_V).float().log_softmax(-1)
     return TargetLogprobs(logprob_NV[row, token], logprob_NV.argmax(-1)[row] == token)
-
-
-def gemm_rate(device: str) -> float:
-    """FLOP/s of a square GEMM, the best of ten: 2048-cube float32 on all CPU threads, 8192-cube bfloat16 on a GPU."""
-    n, dtype = (2048, torch.float32) if device == "cpu" else (8192, torch.bfloat16)
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-
-    def multiply() -> None:
-        torch.mm(a, b)
-        if device != "cpu":
-            torch.cuda.synchronize(device)
-
-    multiply()
-    return 2 * n**3 / min(timed(multiply) for _ in range(10))
 
 
 def unavoidable_flops(encoded: list[Encoded], backend: TorchBackend) -> float:

@@ -12,11 +12,10 @@ import numpy as np
 from evalengine import runner
 from evalengine.benchmarks import BENCHMARKS, Item, ItemSet
 from evalengine.checkpoints import Checkpoint
-from evalengine.encoding import Sequences
+from evalengine.encoding import Scores, Sequences
 from evalengine.errors import UserError
 from evalengine.resolve import discover
 from evalengine.resume import Options
-from evalengine.types import Scores
 
 WORDS = 100_000  # of the vocabulary: numbers; the tokenizer's file has 2 MB, as real ones do
 Sizes = Mapping[str, tuple[int, int]]  # benchmark: number of items, choices of each

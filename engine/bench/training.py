@@ -99,8 +99,7 @@ def compare(case: Case, device: str, quick: bool) -> tuple[Row, dict[str, float]
     }
     rate = medians(sides, 1 if quick or gpu else ROUNDS)
     flops = rate["ours"] * case.shape.flops_per_token()
-    products = alone(product_rate, device) / (torch.cuda.device_count() if gpu else 1)
-    shares = {"share of the matrix-product rate": flops / products}
+    shares = {"share of the matrix-product rate": flops / alone(product_rate, device)}
     if peak := peak_of(device):
         shares["MFU"] = flops / peak
     ratio = rate["ours"] / rate["plain"]

@@ -1,4 +1,4 @@
-"""The vLLM backend against vLLM's own scoring, against prefill alone, and a warm engine against a new one.
+"""The vLLM backend against vLLM's own scoring and against prefill alone.
 
 One random Llama, in-process engines, float32 on a CPU machine; every side runs the same sequences. `prompt_logprobs` is the way
 harnesses score on vLLM: one request a choice, no prefix cache. It runs in each of the forms that vLLM has for it, and the
@@ -8,7 +8,6 @@ the scored rows' shape. Ours, prefill and GEMM: median of five rounds, warmed; v
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -62,18 +61,16 @@ def run(quick: bool = False) -> Result:
     workloads = {w: w.sequences(vocab) for w in (Workload("zero-shot", 10 if quick else 120, 0, 60), few)}
     shape = Shape(vocab, 256, 4, 4, 704)
     with workplace() as work:
-        paths = [make_model(work / f"llama{seed}", shape, seed=seed, window=WINDOW) for seed in (0, 1)]
-        checkpoints = discover(paths)
+        (checkpoint,) = discover([make_model(work / "llama", shape, window=WINDOW)])
         fused = VllmBackend(max_model_len=WINDOW)
-        fused.load(checkpoints[0])
+        fused.load(checkpoint)
         seconds: dict[Workload, dict[str, float]] = {}
         for workload, sequences in workloads.items():
             sides = our_sides(fused, sequences)
             rounds(sides, 1)  # warms them
             seconds[workload] = medians(sides, count)
-        new, warm = swap_seconds(fused, checkpoints, min(count, 3))
         fused.close()
-        stock = stock_engine(checkpoints[0], fused.dtype)
+        stock = stock_engine(checkpoint, fused.dtype)
         for workload, sequences in workloads.items():
             seconds[workload] |= medians(stock_sides(stock, sequences), min(count, 3))
         engine.stop(stock)
@@ -85,9 +82,6 @@ def run(quick: bool = False) -> Result:
         ratios[f"{name}: prompt_logprobs / fused scorer"] = round(best / took[OURS], 2)
         floor = took[PREFILL] + took[GEMM]
         ratios[f"{name}: fused scorer / (prefill + head GEMM)"] = round(took[OURS] / floor, 3)
-    swaps = against("warm engine", {"warm engine": warm, "new engine": new})
-    rows += [("next checkpoint", *row) for row in swaps]
-    ratios["next checkpoint: new engine / warm engine"] = round(new / warm, 1)
     title = f"Scoring inside vLLM: Llama of width 256, 4 layers, vocabulary {vocab:,}"
     return Result(title, ("workload", "side", "seconds", "ratio to ours"), rows, ratios)
 
@@ -166,15 +160,3 @@ def head_gemm(backend: VllmBackend, requests: list[Request]) -> Callable[[], Non
             torch.cuda.synchronize()
 
     return gemm
-
-
-def swap_seconds(backend: VllmBackend, checkpoints: list[Checkpoint], count: int) -> tuple[float, float]:
-    """(seconds until a new engine is ready, until a warm one is) for the next checkpoint."""
-    warm = [timed(partial(backend.load, checkpoints[i % 2])) for i in range(1, 2 * count + 2)]
-
-    def start(i: int) -> None:
-        backend.close()
-        backend.load(checkpoints[i % 2])
-
-    new = statistics.median(timed(partial(start, i)) for i in range(count))
-    return new, statistics.median(warm[1:])  # the first swap proves itself, once an engine

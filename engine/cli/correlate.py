@@ -48,7 +48,12 @@ def add_options(p: argparse.ArgumentParser) -> None:
         choices=CONFIDENCES,
         help="softmax over raw log-likelihoods (default), or over the score that picks",
     )
-    p.add_argument("--stages", metavar="BEFORE,AFTER", help="the two stages to compare (default: pt,sft)")
+    p.add_argument(
+        "--stages",
+        metavar="FIRST,...,LAST",
+        help="stages in order (default: pt,sft); the first is compared with the last, of more than two the table `stages` "
+        "has every other pair",
+    )
     p.add_argument("--resample", default="mixtures", choices=("mixtures", "items", "both"))
     p.add_argument("--study", metavar="FILE", help="study file with the composition of the mixtures")
     p.add_argument("--seed", type=int, default=0)
@@ -59,7 +64,7 @@ def analysis_of(args: argparse.Namespace) -> Analysis:
     from evalengine.analysis.mixtures import imported_mixtures, read_study
     from evalengine.analysis.panel import load_panel
     from evalengine.analysis.study import Options, analyse
-    from evalengine.remote_store import readable
+    from evalengine.remote import readable
 
     if args.bootstrap not in (None, "exact") and not str(args.bootstrap).isdigit():
         raise UserError(f"--bootstrap takes a number or 'exact', not '{args.bootstrap}'")
@@ -96,41 +101,55 @@ def as_json(row: Row) -> dict[str, Any]:
 
 
 def show_transfer(analysis: Analysis, quantity: str) -> None:
-    """One table: categories first, then their benchmarks; a column of r with its interval for each scale."""
-    from evalengine.analysis.groups import PARTIAL
+    """One table: each category with its benchmarks below it, a line for each scale; then the reasons of missing numbers."""
+    from evalengine.analysis.figure import Mark
+    from evalengine.analysis.groups import PARTIAL, SCALE
+    from evalengine.analysis.results import Results
+    from evalengine.analysis.transfer_table import WORDS, transfer_table
 
-    rows = [row for row in analysis.tables["transfer"] if row.quantity == quantity]
     method = analysis.method
-    categories = list(dict.fromkeys(row.category for row in rows))
-    lines: dict[tuple[int, str, str], list[Row]] = {}  # "category_transfer" comes before "transfer"
-    for row in rows:
-        lines.setdefault((categories.index(row.category), row.protocol, row.name), []).append(row)
-    body: list[list[str]] = []
-    for (_, protocol, name), cells in sorted(lines.items(), key=lambda line: line[0][:2]):
-        title = f"  {name}" if protocol == "transfer" else f"{cells[0].category} ({name})"
-        n = "/".join(dict.fromkeys(str(row.n) for row in cells))
-        body.append([title, *map(cell_text, cells), n])
+    results = Results(method, analysis.tables, [], [], [v._asdict() for v in analysis.verdicts])
+    shown = transfer_table(results, quantity, results.scales)
     before, after = method["stages"]
     kind = "Pearson's r" if method["statistic"] == "pearson" else method["statistic"]
     console.say(
         f"Transfer of {quantity}, {before} to {after}: {kind} over mixtures "
         f"[{method['level']:.0%} {method['interval']} interval]"
     )
+    rows = [
+        [
+            cell.text if isinstance(cell, Mark) else f" {cell}" if k == 0 else cell
+            for k, cell in enumerate(row)
+        ]
+        for block in shown.blocks
+        for row in block
+    ]
+    every = analysis.tables["transfer"]
+    found = [row for row in every if row.quantity == quantity and row.contrast in ("", SCALE)]
+    counts = [row.n for row in found if row.estimate == row.estimate] or [0]
+    n = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(counts[0])
     console.table(
         "",
-        ["", *dict.fromkeys(row.scale for row in rows), "n"],
-        body,
-        caption=f"{method['resamples']:,} resamples of the mixtures ({method['resampling']}). "
-        "An interval that holds 0 does not show any transfer.",
+        shown.columns,
+        [[plain(cell) for cell in row] for row in rows],
+        left=shown.texts,
+        caption=f"{method['resamples']:,} resamples of the mixtures ({method['resampling']}), n = {n} mixtures. An interval "
+        f"that holds 0 does not show any transfer. {WORDS}",
+        optional=("r without noise", "n", "items", "ceiling", "p"),
     )
     for reason in dict.fromkeys(
-        f"{r.category}, {r.name} ({r.scale}): {r.note}"
+        f"{r.category}, {r.name} ({r.at}): {r.note}"
         if r.protocol == "category_transfer"
-        else f"{r.name} ({r.scale}): {r.note}"
-        for r in rows
+        else f"{r.name} ({r.at}): {r.note}"
+        for r in found
         if r.note and (r.estimate != r.estimate or r.note_kind == PARTIAL)
     ):
         console.say(f"  {reason}")
+
+
+def plain(text: str) -> str:
+    """Signs that every terminal has, and that a search finds."""
+    return text.replace("−", "-").replace("–", "-")
 
 
 def show_verdicts(analysis: Analysis, quantity: str) -> None:
@@ -143,11 +162,3 @@ def show_verdicts(analysis: Analysis, quantity: str) -> None:
         f"Verdicts on {quantity}: {', '.join(f'{n} {name}' for name, n in counts.most_common())}{listed}"
     )
     console.say("")
-
-
-def cell_text(row: Row) -> str:
-    if row.estimate != row.estimate:
-        return "-"
-    if row.low != row.low:
-        return f"{row.estimate:+.2f} [no interval]"
-    return f"{row.estimate:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"

@@ -12,16 +12,33 @@ from evalengine.errors import UserError
 
 if TYPE_CHECKING:
     from evalengine.analysis.importing import Imported, Known
+    from evalengine.analysis.items import Checkpoint
 
 EPILOG = """
-A CSV has a row for each checkpoint and a column for each benchmark (piqa, piqa.acc, metric/piqa); columns that are not
-called after a benchmark that evalengine knows, and do not end in a score (.acc), become scores only by --benchmarks:
+CSV: a row for each checkpoint and a column for each benchmark (piqa, piqa.acc, metric/piqa). Columns that are not called
+after a benchmark that evalengine knows, and do not end in a score (.acc), become scores only by --benchmarks. Standard
+errors and numbers of items are read from columns named after a score: piqa.acc_stderr, piqa_stderr, piqa_n, piqa_items.
   evalengine import table.csv --scale size --mixture data --stage step --where shots=0
   evalengine import small.csv@scale=60M large.csv@scale=1B --mixture index --stage step
+  evalengine import seeds.csv --mixture data --stage step --replicate seed --items 500,piqa=1838 --category mine=Science
 lm-evaluation-harness: give results_*.json, samples_*.jsonl, or the folders that hold them. A checkpoint is called
 MODEL@REVISION; scale, mixture and stage are read from the model's name, {scale}-{mixture}-{stage} by default. A
 --pattern of your own may also fit the whole name: --pattern '(?P<scale>.+)-(?P<mixture>.+)@step(?P<stage>.+)'.
 """
+CONSTANT = ("scale", "mixture", "stage", "replicate")  # what may stand behind a file's name
+CSV_ALONE = (
+    "scale",
+    "mixture",
+    "stage",
+    "model",
+    "replicate",
+    "block",
+    "benchmarks",
+    "shares",
+    "where",
+    "stderr",
+    "loss",
+)
 
 
 def register(subparsers: Any) -> None:
@@ -35,17 +52,61 @@ def register(subparsers: Any) -> None:
         "paths", nargs="+", metavar="FILE[@field=value]", help="CSV, results_*.json, samples_*.jsonl"
     )
     p.add_argument("--out", default="imported", help="folder to write (default: imported/)")
-    for field in ("scale", "mixture", "stage", "model"):
-        p.add_argument(f"--{field}", metavar="COLUMN", help=f"CSV column of the {field}")
-    p.add_argument(
-        "--benchmarks", default="", help="CSV columns, comma-separated, * allowed (default: known benchmarks)"
-    )
-    p.add_argument("--shares", default="", help="CSV columns that say what a mixture is made of, * allowed")
-    p.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="CSV rows to keep")
     p.add_argument("--metric", choices=("acc", "acc_norm"), help="which of a benchmark's accuracies")
-    p.add_argument("--loss", action="store_true", help="CSV: plain columns are losses, lower is better")
-    p.add_argument("--pattern", help="regular expression with the groups scale, mixture, stage")
     p.add_argument("--json", action="store_true", help="print one JSON object")
+
+    rows = p.add_argument_group("what a row of a CSV is")
+    for field in ("scale", "mixture", "stage", "model"):
+        rows.add_argument(f"--{field}", metavar="COLUMN", help=f"column of the {field}")
+    rows.add_argument(
+        "--replicate", metavar="COLUMN", help="column that tells runs of one mixture apart, such as seed"
+    )
+    rows.add_argument(
+        "--block",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="column of a factor of the mixtures, such as the web source",
+    )
+    rows.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="rows to keep")
+
+    columns = p.add_argument_group("what a column of a CSV is")
+    columns.add_argument(
+        "--benchmarks",
+        default="",
+        metavar="COLUMNS",
+        help="scores, comma-separated, * allowed (default: known benchmarks)",
+    )
+    columns.add_argument("--loss", action="store_true", help="plain columns are losses, lower is better")
+    columns.add_argument(
+        "--shares",
+        default="",
+        metavar="COLUMNS",
+        help="what a mixture is made of, comma-separated, * allowed",
+    )
+    columns.add_argument(
+        "--stderr",
+        metavar="NAME",
+        help="columns of standard errors, {} for a score's name (default: {}_stderr)",
+    )
+
+    about = p.add_argument_group(
+        "what is known of the benchmarks",
+        "One VALUE for all, or benchmark=VALUE for some, comma-separated, * allowed.",
+    )
+    about.add_argument("--items", metavar="VALUE", help="numbers of items, or their columns as {}_n")
+    about.add_argument("--chance", metavar="VALUE", help="accuracy of guessing, such as 0.25")
+    about.add_argument("--category", metavar="VALUE", help="category")
+    about.add_argument(
+        "--benchmark-info",
+        metavar="FILE",
+        help="the same as a CSV with columns benchmark, items, chance, category",
+    )
+
+    names = p.add_argument_group("lm-evaluation-harness")
+    names.add_argument(
+        "--pattern", metavar="REGEX", help="groups scale, mixture, stage, replicate in a model's name"
+    )
     p.set_defaults(run=run)
 
 
@@ -58,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
     sources = dict.fromkeys(
         (file, tuple(constant.items())) for path, constant in map(_split, args.paths) for file in _files(path)
     )
+    _refuse_unused(args, {file.suffix for file, _ in sources})
     kinds = {file.suffix == ".jsonl" for file, _ in sources}
     if len(kinds) > 1:
         raise UserError(
@@ -65,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if kinds == {True}:
         if any(constant for _, constant in sources):
-            raise UserError("@scale=, mixture= and stage= are for tables: samples are named by --pattern")
+            raise UserError(f"{_listed_fields()} are for tables: samples are named by --pattern")
         return _samples([file for file, _ in sources], out, args)
     imported = _tables(list(sources), args)
     rows = write_results(out, imported)
@@ -97,6 +159,26 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_unused(args: argparse.Namespace, suffixes: set[str]) -> None:
+    """Refuses options that none of the files would use."""
+    about = ("items", "chance", "category", "benchmark_info")
+    for options, used_by in (
+        (CSV_ALONE, {".csv"}),
+        (about, {".csv", ".json"}),
+        (("pattern",), {".json", ".jsonl"}),
+    ):
+        given = [f"--{option.replace('_', '-')}" for option in options if getattr(args, option)]
+        if given and not suffixes & used_by:
+            raise UserError(
+                f"{' and '.join(given)} would do nothing: only {' and '.join(sorted(used_by))} files use "
+                f"{'it' if len(given) == 1 else 'them'}"
+            )
+
+
+def _listed_fields() -> str:
+    return f"@{'=, '.join(CONSTANT[:-1])}= and {CONSTANT[-1]}="
+
+
 def _split(text: str) -> tuple[Path, dict[str, str]]:
     if Path(text).exists():
         return Path(text), {}
@@ -104,8 +186,8 @@ def _split(text: str) -> tuple[Path, dict[str, str]]:
     constant = {}
     for part in ",".join(parts).split(",") if parts else []:
         key, _, value = part.partition("=")
-        if key not in ("scale", "mixture", "stage") or not value:
-            raise UserError(f"{text}: after @ comes scale=, mixture= or stage=, such as {name}@scale=1B")
+        if key not in CONSTANT or not value:
+            raise UserError(f"{text}: after @ come {_listed_fields()}, such as {name}@scale=1B")
         constant[key] = value
     if not Path(name).exists():
         raise UserError(
@@ -129,9 +211,11 @@ def _files(path: Path) -> list[Path]:
 
 
 def _tables(sources: list[tuple[Path, tuple[tuple[str, str], ...]]], args: argparse.Namespace) -> Imported:
+    from evalengine.analysis.benchmark_info import read_info
     from evalengine.analysis.harness import NAME_PATTERN, identities, model_of, read_lm_eval, read_results
     from evalengine.analysis.importing import combine
-    from evalengine.analysis.wide_table import WideTable, read_csv
+    from evalengine.analysis.score_columns import ITEMS, STDERR, WideTable
+    from evalengine.analysis.wide_table import read_csv
 
     where = {}
     for text in args.where:
@@ -144,6 +228,10 @@ def _tables(sources: list[tuple[Path, tuple[tuple[str, str], ...]]], args: argpa
         mixture=args.mixture,
         stage=args.stage,
         model=args.model,
+        replicate=args.replicate,
+        blocks=tuple(args.block),
+        stderr=_pattern("stderr", args.stderr) if args.stderr else STDERR,
+        items=_pattern("items", args.items) if _is_pattern(args.items) else ITEMS,
         benchmarks=_listed(args.benchmarks),
         shares=_listed(args.shares),
         where=where,
@@ -151,16 +239,40 @@ def _tables(sources: list[tuple[Path, tuple[tuple[str, str], ...]]], args: argpa
         metric=args.metric,
     )
     known = _known()
+    said = {
+        "items": "" if _is_pattern(args.items) else args.items,
+        "chance": args.chance,
+        "category": args.category,
+    }
+    info = read_info(Path(args.benchmark_info) if args.benchmark_info else None, said, known)
     models = {file: model_of(file, read_results(file)) for file, _ in sources if file.suffix == ".json"}
     whose = identities(models.values(), args.pattern or NAME_PATTERN)
-    return combine(
-        [
-            read_lm_eval(file, whose[models[file]]._replace(**dict(constant)), known, args.metric)
-            if file in models
-            else read_csv(file, how._replace(constant=dict(constant)), known)
-            for file, constant in sources
-        ]
-    )
+    parts = [
+        read_lm_eval(file, _with(whose[models[file]], dict(constant)), known, args.metric)
+        if file in models
+        else read_csv(file, how._replace(constant=dict(constant)), known)
+        for file, constant in sources
+    ]
+    return combine(parts, known, info)
+
+
+def _with(who: Checkpoint, constant: dict[str, str]) -> Checkpoint:
+    """A checkpoint with what stands behind its file's name."""
+    if seed := constant.pop("replicate", ""):
+        who = who._replace(name=f"{who.name}-replicate{seed}", seed=seed)
+    return who._replace(**constant)
+
+
+def _is_pattern(text: str | None) -> bool:
+    return "{" in (text or "")
+
+
+def _pattern(option: str, text: str) -> tuple[str]:
+    if text.count("{}") != 1:
+        raise UserError(
+            f"--{option} '{text}': write {{}} where the name of a score's column stands, as in '{{}}_{option}'"
+        )
+    return (text,)
 
 
 def _listed(text: str) -> tuple[str, ...]:
@@ -192,4 +304,7 @@ def _known() -> dict[str, Known]:
     from evalengine.analysis.importing import Known
     from evalengine.benchmarks import BENCHMARKS
 
-    return {name: Known(b.category, b.default_score) for name, b in BENCHMARKS.items()}
+    return {
+        name: Known(b.category, b.default_score, 1 / int(b.choices) if b.choices.isdecimal() else math.nan)
+        for name, b in BENCHMARKS.items()
+    }

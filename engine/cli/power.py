@@ -1,4 +1,4 @@
-"""`evalengine power`: how many mixtures a study needs."""
+"""`evalengine power`: how many mixtures a study needs, and whether seeds are worth their runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from evalengine.errors import UserError
 
 COMMON_R = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 COMMON_N = (6, 9, 12, 18, 27, 54)
+COMMON_RUNS = (9, 18, 27, 54, 108)
 
 
 def register(subparsers: Any) -> None:
@@ -24,6 +25,21 @@ def register(subparsers: Any) -> None:
         default=1.0,
         help="highest r that item noise allows (see the reliability table)",
     )
+    p.add_argument(
+        "--seed-share",
+        type=float,
+        default=0.0,
+        help="share of the variance between single runs that seeds have (see the seeds table)",
+    )
+    p.add_argument(
+        "--seeds", type=int, default=1, help="runs of each mixture, which are averaged (default 1)"
+    )
+    p.add_argument(
+        "--inherited",
+        type=float,
+        default=0.0,
+        help="correlation of what seeds do before with what they do after: near 1 where fine-tuning keeps it (default 0)",
+    )
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.set_defaults(run=run)
 
@@ -34,18 +50,29 @@ def run(args: argparse.Namespace) -> int:
     console.set_json(args.json)
     if not 0.0 < args.ceiling <= 1.0:
         raise UserError(f"--ceiling {args.ceiling:g} must be above 0 and at most 1")
+    if not 0.0 <= args.seed_share < 1.0:
+        raise UserError(f"--seed-share {args.seed_share:g} must be at least 0 and below 1")
+    if args.seeds < 1:
+        raise UserError(f"--seeds {args.seeds} must be at least 1")
+    if not -1.0 <= args.inherited <= 1.0:
+        raise UserError(f"--inherited {args.inherited:g} must lie between -1 and 1")
+    blur = power.Blur(args.ceiling, args.seed_share, args.seeds, args.inherited)
     at_r = [args.r] if args.r is not None else COMMON_R
     needed = [
-        power.plan(
-            r, power.mixtures_needed(r * args.ceiling, args.power, args.alpha), args.ceiling, args.alpha
-        )
-        for r in at_r
+        power.plan(r, power.mixtures_needed(r, args.power, args.alpha, blur), blur, args.alpha) for r in at_r
     ]
     at_n = [args.n] if args.n is not None else COMMON_N
-    smallest = [(n, power.detectable(n, args.power, args.alpha) / args.ceiling) for n in at_n]
+    smallest = [(n, power.detectable(n, args.power, args.alpha, blur)) for n in at_n]
+    budgets = [args.n * args.seeds] if args.n is not None else COMMON_RUNS
+    spent = (
+        {runs: power.spend(runs, args.power, args.alpha, blur) for runs in budgets} if args.seed_share else {}
+    )
     if args.json:
         seen = [{"n": n, "r": r if r < 1 else None} for n, r in smallest]
-        console.emit_json({"needed": [row._asdict() for row in needed], "detectable": seen})
+        ways = [
+            {**way._asdict(), "r": way.r if way.r < 1 else None} for found in spent.values() for way in found
+        ]
+        console.emit_json({"needed": [row._asdict() for row in needed], "detectable": seen, "budgets": ways})
         return 0
     if args.n is None or args.r is not None:
         console.table(
@@ -58,15 +85,31 @@ def run(args: argparse.Namespace) -> int:
             caption=f"Power {args.power:g}, two-sided test at {args.alpha:g}.",
         )
     if args.r is not None and args.n is not None:
-        found = power.plan(args.r, args.n, args.ceiling, args.alpha)
+        found = power.plan(args.r, args.n, blur, args.alpha)
         console.say(
             f"With {args.n} mixtures a true r of {args.r:g} is seen with probability {found.power:.2f}; an estimate of "
             f"{found.observed:.2f} would have the interval [{found.low:+.2f}, {found.high:+.2f}]."
         )
     if args.r is None:
+        console.table("Smallest r seen", ["mixtures", "r"], [[n, smallest_r(r)] for n, r in smallest])
+    if spent:
         console.table(
-            "Smallest r seen",
-            ["mixtures", "r"],
-            [[n, f"{r:.2f}" if r < 1 else "none: noise hides it"] for n, r in smallest],
+            "More seeds or more mixtures?",
+            ["runs a stage", "seeds", "mixtures", "smallest r seen", "a true 0 seen as"],
+            [
+                [
+                    runs,
+                    way.seeds,
+                    way.n,
+                    smallest_r(way.r),
+                    f"{blur._replace(seeds=way.seeds).seen(0.0):+.2f}",
+                ]
+                for runs, ways in spent.items()
+                for way in ways
+            ],
         )
     return 0
+
+
+def smallest_r(r: float) -> str:
+    return f"{r:.2f}" if r < 1 else "none: noise hides it"

@@ -20,6 +20,9 @@ def register(subparsers: Any) -> None:
     )
     p.add_argument("--out", help="folder to write (default: analysis/, or the folder that correlate wrote)")
     p.add_argument("--figures", default="png,pdf", help="formats of the figures, comma-separated, or none")
+    p.add_argument(
+        "--latex", action="store_true", help="write the tables as LaTeX too (tables/*.tex, needs booktabs)"
+    )
     add_options(p)
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.set_defaults(run=run)
@@ -34,15 +37,20 @@ def run(args: argparse.Namespace) -> int:
     else:
         folder = tables = Path(args.out or "analysis")
         analysis_of(args).write(folder)
-    from evalengine.analysis.report import write_figures, write_report
+    from evalengine.analysis.report import write_figures, write_latex, write_report
 
     page = write_report(tables, folder)
     figures: list[Path] = []
     formats = [part.strip() for part in args.figures.split(",") if part.strip() and part.strip() != "none"]
     if formats:
         figures = write_figures(tables, folder / "figures", formats)
+    latex = write_latex(tables, folder / "tables") if args.latex else []
     if args.json:
-        console.emit_json({"report": str(page), "figures": [str(path) for path in figures]})
-    else:
-        console.say(f"Report: {page}" + (f"; {len(figures)} figures in {folder}/figures/" if figures else ""))
+        written = {"figures": list(map(str, figures)), "latex": list(map(str, latex))}
+        console.emit_json({"report": str(page), **written})
+        return 0
+    said = [f"Report: {page}"]
+    said += [f"{len(figures)} figures in {folder}/figures/"] if figures else []
+    said += [f"{len(latex)} LaTeX tables in {folder}/tables/"] if latex else []
+    console.say("; ".join(said))
     return 0

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from evalengine import console
 from evalengine.backends import NAMES
 from evalengine.errors import UserError
-from evalengine.metrics import METRICS
+from evalengine.metrics import METRICS, accuracy
 from evalengine.remote import location
 
 if TYPE_CHECKING:
     from evalengine.backends import BackendSpec
     from evalengine.cluster.pool import Cluster
-    from evalengine.events import Event
+    from evalengine.events import Event, Outcome
 
 
 def register(subparsers: Any) -> None:
@@ -47,7 +47,7 @@ def add_checkpoints(p: argparse.ArgumentParser) -> None:
     p.add_argument("--fresh", action="store_true", help="score again what the store already holds")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     add = p.add_argument_group("checkpoints").add_argument
-    add("--manifest", type=Path, metavar="YAML", help="checkpoint name -> {scale, mixture, stage}")
+    add("--manifest", type=Path, metavar="YAML", help="checkpoint name -> {scale, mixture, stage, seed}")
     merged = "the model that adapters are merged into (default: the folder that each one's adapter_config.json names)"
     add("--base", type=Path, metavar="DIR", help=merged)
     add("--allow-pickle", action="store_true", help="also read pickled weights, which can run code")
@@ -106,8 +106,7 @@ def run(args: argparse.Namespace) -> int:
     from evalengine import runner
     from evalengine.benchmarks import resolve
     from evalengine.events import Stored
-    from evalengine.outcomes import summaries
-    from evalengine.remote_store import open_store
+    from evalengine.remote import open_store
     from evalengine.resolve import discover
     from evalengine.resume import Options
 
@@ -156,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
             backend.close()
     if place.remote:
         place.stored(place.folder.resolve() / "runs.jsonl")
-    report = list(summaries(outcomes, place.folder))
+    report = [summary(outcome, place.folder / outcome.checkpoint.name) for outcome in outcomes]
     if args.json:
         console.emit_json({"store": str(args.out), "checkpoints": report})
     else:
@@ -230,6 +229,20 @@ def refuse_ray_options(args: argparse.Namespace) -> None:
     for name in ("workers", "gpus_per_worker", "cpus_per_worker", "hang_after"):
         if getattr(args, name, None) is not None:
             raise UserError(f"--{name.replace('_', '-')} is for --ray: add --ray local, or leave it out")
+
+
+def summary(outcome: Outcome, folder: Path) -> dict[str, Any]:
+    """What the closing table and --json say of a checkpoint, whose scores are in `folder`."""
+    import numpy as np
+
+    from evalengine import store
+
+    files = [] if outcome.failure else sorted(folder.glob("*.arrow"))
+    accuracies = [accuracy(store.read(file)) for file in files]
+    return outcome.record() | {
+        "items_per_second": round(outcome.items / outcome.seconds, 1) if outcome.items else None,
+        "mean_acc": float(np.mean(accuracies)) if accuracies else None,
+    }
 
 
 def show(report: list[dict[str, Any]], out: Path | str) -> None:

@@ -15,9 +15,9 @@ from evalengine import __version__
 from evalengine.backends import BackendSpec
 from evalengine.checkpoints import Checkpoint
 from evalengine.cluster.progress import Progress
+from evalengine.encoding import Scores
 from evalengine.errors import ModelError, UserError
 from evalengine.resolve import identify, release
-from evalengine.types import Scores
 from evalengine.untrusted import reason
 
 

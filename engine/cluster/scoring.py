@@ -10,20 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evalengine import __version__, console, runner, store
 from evalengine.backends import BackendSpec
-from evalengine.checkpoints import Checkpoint, weight_files
+from evalengine.checkpoints import Checkpoint
 from evalengine.cluster import connect
 from evalengine.cluster.pool import Cluster, Ended, Need, Pool, Worker, need_of
 from evalengine.cluster.schedule import STRIKES, Schedule, Unit
 from evalengine.cluster.scorer import Failure, Scored, Scorer
 from evalengine.errors import UserError
-from evalengine.events import Emit, Failed, Finished, Noted, Stored, to_all
-from evalengine.outcomes import Display, Outcome, Outcomes, run_record
+from evalengine.events import Display, Emit, Failed, Finished, Noted, Outcome, Outcomes, Stored, to_all
 from evalengine.plans import Planner
 from evalengine.resume import Options, Task, decide, tasks_of
 from evalengine.score_table import score_table
@@ -84,7 +83,7 @@ def score(
         ):
             emit = to_all(outcomes, Display(line, items), on_event)
             Run(found, item_sets, spec, out, options, emit, cluster.hang_s).go(pool, line.rows)
-        store.log_run(out, run_record(outcomes.all(), spec, options) | {"workers": pool.made})
+        store.log_run(out, outcomes.record(spec, options) | {"workers": pool.made})
     return outcomes.all()
 
 
@@ -242,13 +241,11 @@ class Run:
     def _identified(self, state: State, checkpoint: Checkpoint) -> None:
         if state.finished:
             return
-        # The files stay where each worker has them: what the driver keeps of the answer are the hashes.
-        state.checkpoint = state.checkpoint._replace(
-            fingerprint=checkpoint.fingerprint, tokenizer_hash=checkpoint.tokenizer_hash
-        )
-        tasks = tasks_of(state.checkpoint, self.item_sets, self.spec, self.options, self.out)
-        decision = decide(tasks, self.options.fresh)
+        # The files stay where each worker has them: what the driver keeps of the answer is the fingerprint.
+        state.checkpoint = replace(state.checkpoint, fingerprint=checkpoint.fingerprint)
         try:
+            tasks = tasks_of(state.checkpoint, self.item_sets, self.spec, self.options, self.out)
+            decision = decide(tasks, self.options.fresh)
             runner.begin(state.checkpoint, decision, self.emit)
         except UserError as error:
             self._fail(state, str(error))
@@ -292,9 +289,9 @@ class Run:
 
 def weight_size(checkpoint: Checkpoint, allow_pickle: bool) -> float:
     """Bytes of the weights, remote ones as listed; 0 where they cannot be read: whoever identifies them will say so."""
-    if checkpoint.weights is not None:
-        return float(checkpoint.weights)
+    if checkpoint.remote_bytes is not None:
+        return float(checkpoint.remote_bytes)
     try:
-        return float(sum(file.stat().st_size for file in weight_files(checkpoint.model_folder, allow_pickle)))
+        return float(sum(file.stat().st_size for file in checkpoint.weight_files(allow_pickle)))
     except (UserError, OSError):
         return 0.0

@@ -1,14 +1,12 @@
 """lm-evaluation-harness on this engine: any of its log-likelihood tasks, with its own prompts and metrics.
 
-lm-eval 0.4.13 has no entry point for models: `python -m evalengine.lm_eval` is its command line with this one registered, and
-`evalengine lm-eval --register` has its plain `lm_eval` command do the same.
+lm-eval 0.4.13 has no entry point for models: `evalengine lm-eval` is its command line with this one registered.
 
 Cost: tokenising in batches, and the engine's own; equal requests are scored once.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,10 @@ from lm_eval.api.model import TemplateLM
 
 from evalengine import console, plans
 from evalengine.backends import NAMES, BackendSpec
-from evalengine.encoding import Encoder, merge, window_of
+from evalengine.encoding import Encoder, merge
 from evalengine.errors import UserError
 from evalengine.resolve import discover
 from evalengine.tokenizer import load_tokenizer
-from evalengine.untrusted import printable
 
 NAME = "evalengine"  # of the model, to lm-eval
 
@@ -61,9 +58,7 @@ class EvalengineLM(TemplateLM):
         }
         self.engine = BackendSpec(backend, "" if dtype in (None, "auto") else dtype, settings).make()
         self.tokenizer: Any = load_tokenizer(checkpoint, trust_remote_code)
-        self.encoder = Encoder(
-            self.tokenizer, window_of(plans.load_config(checkpoint, trust_remote_code), self.tokenizer)
-        )
+        self.encoder = Encoder(self.tokenizer, plans.window(checkpoint, trust_remote_code))
         for note in self.encoder.notes:
             console.warn(f"{checkpoint.name}: {note}")
         self.engine.load(checkpoint)
@@ -141,18 +136,9 @@ class EvalengineLM(TemplateLM):
 
 
 def register() -> None:
-    """Registers the model with the lm-eval of this process; a UserError ends its runs with one sentence."""
+    """Registers the model with the lm-eval of this process."""
     import lm_eval.models  # noqa: F401  (registers lm-eval's own, which it does only while its registry is empty)
     from lm_eval.api.registry import model_registry
 
     if NAME not in model_registry:
         model_registry.register(NAME, target="evalengine.lm_eval.model:EvalengineLM")
-    previous = sys.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if isinstance(error, UserError):
-            print(f"evalengine: {printable(str(error))}", file=sys.stderr)
-        else:
-            previous(kind, error, trace)
-
-    sys.excepthook = hook

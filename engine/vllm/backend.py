@@ -12,7 +12,6 @@ Cost of a swap: reading the weights, and two short prompts; of a new engine: sec
 from __future__ import annotations
 
 import atexit
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,13 +21,11 @@ import numpy as np
 import torch
 
 from evalengine import weights
-from evalengine.checkpoints import Checkpoint, fingerprint, weight_files
-from evalengine.encoding import Sequences
+from evalengine.checkpoints import Checkpoint, fingerprint
+from evalengine.encoding import Scores, Sequences
 from evalengine.errors import UserError
-from evalengine.pretrained import architecture_of
 from evalengine.proof import FIRST
 from evalengine.torch_backend import DTYPES, ROUNDING
-from evalengine.types import Scores
 from evalengine.untrusted import reason
 from evalengine.vllm import SCORER, engine
 from evalengine.vllm.proof import SETTINGS, Proof, make_twin
@@ -89,14 +86,14 @@ class VllmBackend:
             raise UserError(
                 f"{checkpoint.name} is an adapter, which the vLLM backend does not merge: use --backend torch"
             )
-        files = weight_files(checkpoint.path, self._allow_pickle)
+        files = checkpoint.weight_files(self._allow_pickle)
         stored: dict[str, weights.Stored] = {}  # none of pickled weights, which are not swapped in
         if all(file.suffix == ".safetensors" for file in files):
             stored = weights.headers(files)
             engine.check_files(checkpoint, files)
-            weights.plausible(json.loads(architecture_of(checkpoint.path)), len(stored), checkpoint.name)
+            weights.plausible(checkpoint.config, len(stored), checkpoint.name)
         shapes = [(name, held.dtype, held.shape) for name, held in sorted(stored.items())]
-        identity = (architecture_of(checkpoint.path), shapes)
+        identity = (checkpoint.architecture, shapes)
         self.notes = []
         if self._llm is not None and stored and identity == self._identity:
             check_tied(checkpoint, stored, self._proof)
@@ -135,7 +132,7 @@ class VllmBackend:
 
     def _prove(self, checkpoint: Checkpoint, length: int) -> Proof:
         """Compares vLLM with transformers on the checkpoint's twin, in an engine of its own. Raises UserError."""
-        key = (architecture_of(checkpoint.path), repr(sorted(self._settings.items())))
+        key = (checkpoint.architecture, repr(sorted(self._settings.items())))
         if key in _proofs and _proofs[key].length >= length:
             return _proofs[key]
         with tempfile.TemporaryDirectory(prefix="evalengine-twin-") as folder:
@@ -176,9 +173,7 @@ class VllmBackend:
             return reason(error)
         if not self._close_to(cached, fresh):
             return "its prefix cache still held the previous checkpoint's states"
-        if np.array_equal(cached, before) and fingerprint(checkpoint.path) != fingerprint(
-            self._checkpoint.path
-        ):
+        if np.array_equal(cached, before) and fingerprint(checkpoint) != fingerprint(self._checkpoint):
             return "a test prompt scores as with the previous checkpoint"
         self._canary, self._checkpoint = cached, checkpoint
         return None

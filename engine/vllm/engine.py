@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import logging
 import os
 import re
@@ -78,8 +77,7 @@ def cpu_cache_gib() -> int:
 
 def architecture(checkpoint: Checkpoint) -> str:
     """The class of model that config.json names."""
-    config = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
-    names = config.get("architectures") or []
+    names = checkpoint.config.get("architectures") or []
     if names:
         return str(names[0])
     from transformers import AutoConfig

@@ -11,6 +11,7 @@ Cost: starting and ending one more engine, for each configuration and power of t
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -117,11 +118,10 @@ def make_twin(checkpoint: Checkpoint, folder: Path, trust_remote_code: bool) -> 
     with engine.quiet():
         trial.forward.model.save_pretrained(folder)
     written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    meant = json.loads((checkpoint.path / "config.json").read_text(encoding="utf-8"))
-    if meant.get("architectures"):  # what decides on vLLM's class
-        written["architectures"] = meant["architectures"]
+    if checkpoint.config.get("architectures"):  # what decides on vLLM's class
+        written["architectures"] = checkpoint.config["architectures"]
         (folder / "config.json").write_text(json.dumps(written), encoding="utf-8")
-    return Twin(checkpoint._replace(path=folder), config, trial)
+    return Twin(replace(checkpoint, path=folder), config, trial)
 
 
 def buildable(config: Any) -> Any:

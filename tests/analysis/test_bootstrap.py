@@ -24,6 +24,7 @@ from evalengine.analysis.numba_kernels import quantiles
 from evalengine.errors import UserError
 
 PAIR = np.array([[0, 1]])
+KINDS = ("percentile", "basic", "bca", "bca-t", "jackknife", "jackknife-z")
 
 
 def scipy_r(x, y, axis=-1):
@@ -37,7 +38,7 @@ def test_monte_carlo_equals_scipy_on_the_same_resamples(n: int, kind: str) -> No
     x = np.random.default_rng(n).normal(size=(2, n))
     x[1] += x[0]
     plan = draw_resamples(n, 4999, seed=5)
-    ours = intervals(correlate(Sample(x[:, :, None], plan.weight_MC), PAIR), plan).of(kind)[0]
+    ours = intervals(correlate(Sample(x[:, :, None], plan.weight_MC), PAIR), plan).ends[kind][0]
     theirs = st.bootstrap(
         (x[0], x[1]), scipy_r, paired=True, n_resamples=4999, rng=np.random.default_rng(5),
         method={"bca": "BCa"}.get(kind, kind),
@@ -52,7 +53,7 @@ def test_exact_equals_brute_force_over_all_ordered_resamples(statistic: str) -> 
     plan = enumerate_resamples(n)
     assert plan.count == math.comb(2 * n - 1, n)
     assert plan.multiplicity_R.sum() == n**n
-    ours = intervals(correlate(Sample(x[:, :, None], plan.weight_MC), PAIR, statistic), plan)
+    ours = intervals(correlate(Sample(x[:, :, None], plan.weight_MC), PAIR, statistic), plan, kinds=KINDS)
     oracle = {"pearson": st.pearsonr, "spearman": st.spearmanr, "kendall": st.kendalltau}[statistic]
     values = []
     for index in itertools.product(range(n), repeat=n):
@@ -64,20 +65,23 @@ def test_exact_equals_brute_force_over_all_ordered_resamples(statistic: str) -> 
     assert ours.estimate[0] == pytest.approx(estimate, abs=1e-12)
     assert ours.degenerate[0] == pytest.approx(1 - len(valid) / len(values), abs=1e-12)
     np.testing.assert_allclose(
-        ours.percentile[0], np.quantile(valid, [0.025, 0.975], method="inverted_cdf"), atol=1e-9
+        ours.ends["percentile"][0], np.quantile(valid, [0.025, 0.975], method="inverted_cdf"), atol=1e-9
     )
 
     jack = np.array([oracle(np.delete(x[0], i), np.delete(x[1], i))[0] for i in range(n)])
     d = jack.mean() - jack
     a_hat = (d**3).sum() / (6 * (d**2).sum() ** 1.5)
     z0 = st.norm.ppf(((valid < estimate).mean() + (valid <= estimate).mean()) / 2)
-    for z, ends in ((st.norm.ppf([0.025, 0.975]), ours.bca), (st.t(n - 1).ppf([0.025, 0.975]), ours.bca_t)):
+    for z, ends in (
+        (st.norm.ppf([0.025, 0.975]), ours.ends["bca"]),
+        (st.t(n - 1).ppf([0.025, 0.975]), ours.ends["bca-t"]),
+    ):
         prob = st.norm.cdf(z0 + (z0 + z) / (1 - a_hat * (z0 + z)))
         np.testing.assert_allclose(ends[0], np.quantile(valid, prob, method="inverted_cdf"), atol=1e-9)
     with np.errstate(divide="ignore", invalid="ignore"):  # Spearman's leave-one-out r can be 1: no interval
         left_out, whole = np.arctanh(jack), np.arctanh(oracle(x[0], x[1])[0])
         half = st.t(n - 1).ppf(0.975) * np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())
-    np.testing.assert_allclose(ours.jackknife_z[0], np.tanh([whole - half, whole + half]), atol=1e-9)
+    np.testing.assert_allclose(ours.ends["jackknife-z"][0], np.tanh([whole - half, whole + half]), atol=1e-9)
 
 
 def test_the_study_has_24310_resamples_and_monte_carlo_converges_to_them() -> None:
@@ -85,8 +89,8 @@ def test_the_study_has_24310_resamples_and_monte_carlo_converges_to_them() -> No
     exact, many = enumerate_resamples(9), draw_resamples(9, 200_000, 1)
     assert exact.count == 24_310
     a, b = (intervals(correlate(Sample(x[:, :, None], plan.weight_MC), PAIR), plan) for plan in (exact, many))
-    np.testing.assert_allclose(a.bca, b.bca, atol=0.02)
-    np.testing.assert_allclose(a.percentile, b.percentile, atol=0.01)
+    np.testing.assert_allclose(a.ends["bca"], b.ends["bca"], atol=0.02)
+    np.testing.assert_allclose(a.ends["percentile"], b.ends["percentile"], atol=0.01)
 
 
 def test_default_is_exact_up_to_ten_mixtures() -> None:
@@ -123,14 +127,14 @@ def test_nan_resamples_are_left_out_and_counted() -> None:
     value[0, 7:107] = np.nan
     found = intervals(value, plan)
     assert found.degenerate[0] == pytest.approx(0.1)
-    np.testing.assert_allclose(found.percentile[0], np.quantile(value[0, 107:], [0.025, 0.975]))
+    np.testing.assert_allclose(found.ends["percentile"][0], np.quantile(value[0, 107:], [0.025, 0.975]))
 
 
 def test_constant_statistic_has_width_zero_and_undefined_estimate_has_none() -> None:
     plan = draw_resamples(6, 1000, 0)
     found = intervals(np.array([np.full(1007, 2.0), np.full(1007, np.nan)]), plan)
-    assert found.percentile[0].tolist() == [2.0, 2.0] and found.bca[0].tolist() == [2.0, 2.0]
-    assert np.isnan(found.percentile[1]).all() and np.isnan(found.bca[1]).all()
+    assert found.ends["percentile"][0].tolist() == [2.0, 2.0] and found.ends["bca"][0].tolist() == [2.0, 2.0]
+    assert np.isnan(found.ends["percentile"][1]).all() and np.isnan(found.ends["bca"][1]).all()
 
 
 def test_bca_is_undefined_when_the_estimate_lies_outside_all_resamples() -> None:
@@ -138,7 +142,7 @@ def test_bca_is_undefined_when_the_estimate_lies_outside_all_resamples() -> None
     value = np.random.default_rng(0).uniform(size=(1, 1007))
     value[0, 0] = 5.0
     found = intervals(value, plan)
-    assert np.isnan(found.bca).all() and np.isfinite(found.percentile).all()
+    assert np.isnan(found.ends["bca"]).all() and np.isfinite(found.ends["percentile"]).all()
 
 
 def test_fisher_equals_scipy() -> None:
@@ -159,7 +163,7 @@ plan = draw_resamples(9, 2000, 3)
 pairs = np.array([(i, j) for i in range(6) for j in range(6, 12)])
 for s in ("pearson", "spearman", "kendall"):
     found = intervals(correlate(Sample(x, plan.weight_MC), pairs, s), plan)
-    sys.stdout.buffer.write(np.concatenate([found.bca, found.percentile], 1).tobytes())
+    sys.stdout.buffer.write(np.concatenate([found.ends["bca"], found.ends["percentile"]], 1).tobytes())
 """
 
 

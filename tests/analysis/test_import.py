@@ -17,8 +17,8 @@ from evalengine.analysis.harness import NAME_PATTERN, identities, model_of_place
 from evalengine.analysis.mixtures import imported_mixtures
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.samples import read_samples
+from evalengine.analysis.score_columns import split_column
 from evalengine.analysis.study import Options, analyse
-from evalengine.analysis.wide_table import split_column
 from evalengine.cli import main
 from evalengine.errors import UserError
 
@@ -135,7 +135,7 @@ def test_names_of_columns_and_checkpoints() -> None:
         ("org__gpt2", ("gpt2", None, None, None)),
     ):
         model = model_of_place(Path("/runs", folder, "results_x.json"))
-        assert identities([model], NAME_PATTERN)[model] == identity
+        assert identities([model], NAME_PATTERN)[model] == (*identity, "")
     with pytest.raises(UserError, match="not a regular expression"):
         identities([model], "(")
 

@@ -68,7 +68,7 @@ def test_what_a_checkpoint_is_called(tmp_path: Path, file: str, raw: dict[str, A
 
 def test_an_adapter_says_the_stage() -> None:
     model = Model("org/60M-a-pt", adapter="/c/60M-a-sft")
-    assert identities([model], NAME_PATTERN)[model] == ("60M-a-pt+60M-a-sft", "60M", "a", "sft")
+    assert identities([model], NAME_PATTERN)[model] == ("60M-a-pt+60M-a-sft", "60M", "a", "sft", "")
 
 
 def test_two_revisions_are_two_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,3 +298,80 @@ def test_a_stage_given_with_the_file(tmp_path: Path) -> None:
     with (tmp_path / "out" / "results.csv").open() as handle:
         row = next(csv.DictReader(handle))
     assert [row[key] for key in ("checkpoint", "scale", "mixture", "stage")] == ["base", "1B", "a", "pt"]
+
+
+def test_standard_errors_and_numbers_of_items(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As lm-evaluation-harness computes and writes them itself, and lighteval's."""
+    import lm_eval
+    from lm_eval.api.model import LM
+
+    from evalengine.benchmarks import world
+    from lm_eval_reference import tasks
+
+    class Lengths(LM):
+        def loglikelihood(self, requests, disable_tqdm: bool = False):
+            return [(-float(len(r.args[1])), False) for r in requests]
+
+        loglikelihood_rolling = generate_until = None
+
+    world.write(tmp_path / "data", items=30, train_items=12, words=500, chats=5)
+    logging.disable(logging.WARNING)
+    found = {task.config.task: task for task in tasks(tmp_path / "data" / "bench").values()}
+    chosen = {task: found[task] for task in ("piqa", "social_iqa", "hellaswag")}
+    out = lm_eval.evaluate(Lengths(), task_dict=chosen, bootstrap_iters=1)
+    logging.disable(logging.NOTSET)
+    path = tmp_path / "results_x.json"
+    path.write_text(
+        json.dumps({"results": out["results"], "n-samples": out["n-samples"], "model_name": "1B-a-pt"})
+    )
+    assert main(["import", str(path), "--out", str(tmp_path / "out")]) == 0
+    assert "no item noise" not in capsys.readouterr().err
+    for row in stored(tmp_path / "out"):
+        task, score = {"piqa": ("piqa", "acc_norm"), "siqa": ("social_iqa", "acc")}.get(
+            row["benchmark"], ("hellaswag", "acc_norm")
+        )
+        p = out["results"][task][f"{score},none"]
+        assert float(row["value"]) == p and int(row["items"]) == 30
+        assert float(row["stderr"]) == pytest.approx(math.sqrt(p * (1 - p) / 29)), (
+            "of the score that is taken"
+        )
+        assert float(row["stderr"]) == out["results"][task][f"{score}_stderr,none"]
+    light = {"lighteval|arc:easy|0": {"acc": 0.5, "acc_stderr": 0.02, "acc_norm": 0.6, "acc_norm_stderr": 0.01},
+             "lighteval|glue:rte|0": {"acc": 0.4, "acc_stderr": None}}  # fmt: skip
+    about = {
+        "lighteval|arc:easy|0": {"effective_num_docs": 2376},
+        "lighteval|glue:rte|0": {"effective_num_docs": -1},
+    }
+    file = results(tmp_path / "l.json", light, config_general={"model_name": "o/1B-a-pt"}, config_tasks=about)
+    assert main(["import", str(file), "--out", str(tmp_path / "light")]) == 0
+    assert "no item noise (--items, --stderr): rte" in " ".join(capsys.readouterr().err.split())
+    of = {
+        row["benchmark"]: (row["items"], row["stderr"], row["chance"]) for row in stored(tmp_path / "light")
+    }
+    assert of == {"arc_easy": ("2376", "0.01", ""), "rte": ("0", "", "0.5")}
+    bad = results(tmp_path / "b.json", {"rte": {"acc,none": 0.5, "acc_stderr,none": 2.0}}, "1B-a-pt")
+    assert "the standard error of rte must be between 0 and 1" in refused(capsys, tmp_path / "no", bad)
+
+
+def stored(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open() as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_runs_of_one_mixture(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        results(tmp_path / "in" / f"results_{seed}.json", {"rte": 0.5}, f"org/1B-a-pt-seed{seed}")
+    pattern = r"(?P<scale>[^-]+)-(?P<mixture>[^-]+)-(?P<stage>[^-]+)-seed(?P<replicate>.+)"
+    assert main(["import", str(tmp_path / "in"), "--pattern", pattern, "--out", str(tmp_path / "out")]) == 0
+    found = [
+        [row[key] for key in ("checkpoint", "mixture", "stage", "replicate")]
+        for row in stored(tmp_path / "out")
+    ]
+    assert found == [[f"1B-a-pt-seed{seed}", "a", "pt", str(seed)] for seed in (1, 2)]
+    files = [results(tmp_path / f"run{n}" / "r.json", {"rte": 0.1 * n}, "org/1B-a-pt") for n in (1, 2)]
+    given = [f"{file}@replicate={n}" for n, file in enumerate(files)]
+    assert main(["import", *given, "--out", str(tmp_path / "both")]) == 0
+    assert [row["checkpoint"] for row in stored(tmp_path / "both")] == [
+        "1B-a-pt-replicate0",
+        "1B-a-pt-replicate1",
+    ]

@@ -48,7 +48,7 @@ def imported(out: Path, *given: str | Path) -> dict[str, list[float]]:
 def test_other_columns_are_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = table(
         tmp_path / "t.csv",
-        "seed,tokens,rte,average,core_avg.acc,wikitext_ppl,rte_stderr,ARC-Easy,social_iqa,val_loss,mine.acc",
+        "seed,tokens,rte,average,core_avg.acc,wikitext_ppl,rte_std,ARC-Easy,social_iqa,val_loss,mine.acc",
         "0,100,0.25,0.3,0.3,17.5,0.01,0.5,0.125,2.5,0.75",
         "7,200,0.50,0.4,0.4,12.5,0.02,0.6,0.250,2.0,0.25",
     )
@@ -57,13 +57,13 @@ def test_other_columns_are_left_out_and_said(tmp_path: Path, capsys: pytest.Capt
     said = " ".join(capsys.readouterr().out.split())
     assert "Left out: seed, tokens, val_loss (no benchmarks that evalengine knows" in said
     assert "average, core_avg.acc (means of others)" in said
-    assert "wikitext_ppl (lower is better" in said and "rte_stderr (errors" in said
+    assert "wikitext_ppl (lower is better" in said and "rte_std (errors" in said
     assert main(["import", str(file), *PLACE, "--out", str(tmp_path / "json"), "--json"]) == 0
     left_out = json.loads(capsys.readouterr().out)["left_out"]
     assert sorted(left_out) == [
         "average",
         "core_avg.acc",
-        "rte_stderr",
+        "rte_std",
         "seed",
         "tokens",
         "val_loss",
@@ -198,17 +198,17 @@ def test_means_are_compared_over_the_benchmarks_of_both_scales(tmp_path: Path) -
     assert any("rte has no value for 60M-m0-pt" in note for note in panel.notes)
     found = analyse(panel, Options(bootstrap=200)).tables
     means = {
-        row.scale: row
+        row.at: row
         for row in found["transfer"]
         if row.protocol == "category_transfer" and row.category == "All"
     }
     assert math.isfinite(means["60M"].estimate) and math.isfinite(means["1B"].estimate)
     assert means["60M"].note.startswith("without rte")
     single = {row.name: row for row in found["transfer"] if row.protocol == "transfer" and row.contrast}
-    assert means["1B-60M"].estimate == pytest.approx(single["wic"].estimate)  # rte has no r at 60M
-    assert "over the 1 that have a value at both scales" in means["1B-60M"].note
+    assert means["1B − 60M"].estimate == pytest.approx(single["wic"].estimate)  # rte has no r at 60M
+    assert "over the 1 that have a value at both scales" in means["1B − 60M"].note
     agreement = {
-        row.scale: row
+        row.at: row
         for row in found["decisions"]
         if row.category == "All" and row.other == "pairwise agreement"
     }
@@ -216,4 +216,153 @@ def test_means_are_compared_over_the_benchmarks_of_both_scales(tmp_path: Path) -
     wic = [
         r for r in found["decisions"] if r.name == "wic" and r.other == "pairwise agreement" and r.contrast
     ]
-    assert agreement["1B-60M"].estimate == pytest.approx(wic[0].estimate)
+    assert agreement["1B − 60M"].estimate == pytest.approx(wic[0].estimate)
+
+
+BESIDE = [  # a score, its standard errors, its numbers of items
+    ("rte,rte_stderr,rte_n", ()),
+    ("rte.acc,rte.acc_stderr,rte_items", ()),
+    ("rte_acc,rte_stderr,rte_acc_n", ()),
+    ("eval/rte/acc,eval/rte/acc_stderr,eval/rte/n", ()),
+    ('"rte,acc,none","rte,acc_stderr,none",rte_n_samples', ()),
+    ("rte,se of rte,count rte", ("--stderr", "se of {}", "--items", "count {}")),
+    ("rte,rte_se,rte_count", ("--stderr", "{}_se", "--items", "{}_count", "--benchmarks", "rte*")),
+]
+
+
+@pytest.mark.parametrize(("columns", "options"), BESIDE)
+def test_standard_errors_and_numbers_of_items_stand_beside_a_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], columns: str, options: tuple[str, ...]
+) -> None:
+    file = table(tmp_path / "t.csv", columns, "0.25,0.03,200", "0.5,,200")
+    assert imported(tmp_path / "out", file, *options) == {"rte": [0.25, 0.5]}
+    assert (
+        column(tmp_path / "out", "stderr") == ["0.03", ""]
+        and column(tmp_path / "out", "items") == ["200"] * 2
+    )
+    assert "Left out" not in capsys.readouterr().out
+    percent = table(tmp_path / "p.csv", columns, "25,3,200", "50%,3.5%,200")
+    assert imported(tmp_path / "percent", percent, *options) == {"rte": [0.25, 0.5]}
+    assert [float(v) for v in column(tmp_path / "percent", "stderr")] == pytest.approx([0.03, 0.035])
+
+
+def column(folder: Path, name: str) -> list[str]:
+    with (folder / "results.csv").open() as handle:
+        return [row[name] for row in csv.DictReader(handle)]
+
+
+def test_the_errors_of_another_score_are_not_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """piqa is judged by acc_norm; whose errors `piqa_stderr` are is not said."""
+    file = table(
+        tmp_path / "t.csv",
+        "piqa.acc,piqa.acc_norm,piqa.acc_stderr,piqa_stderr,piqa_n",
+        "0.5,0.6,0.01,0.01,1838",
+        "0.6,0.7,0.01,0.01,1838",
+    )
+    assert imported(tmp_path / "out", file) == {"piqa": [0.6, 0.7]}
+    assert (
+        column(tmp_path / "out", "stderr") == ["", ""] and column(tmp_path / "out", "items") == ["1838"] * 2
+    )
+    assert "piqa_stderr (errors, no scores)" in " ".join(capsys.readouterr().out.split())
+    assert imported(tmp_path / "acc", file, "--metric", "acc") == {"piqa": [0.5, 0.6]}
+    assert column(tmp_path / "acc", "stderr") == ["0.01", "0.01"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "line", "options", "said"),
+    [
+        ("rte,rte_stderr", "45,0.03", (), "about 2.8e+06 items of rte: write them in the unit of rte"),
+        ("rte,rte_stderr", "0.45,3", (), "about 0.028 items of rte: write them in the unit of rte"),
+        ("rte,rte_stderr,rte_n", "0.45,0.0003,277", (), "about 2.8e+06 items of rte"),
+        ("rte,rte_stderr", "0.45,0", (), "line 2: rte_stderr is 0 beside 0.45, which no standard error is"),
+        ("rte,rte_stderr", "0.45,-0.01", (), "line 2: rte_stderr is -0.01 beside 0.45"),
+        (
+            "rte,rte_stderr,rte.stderr",
+            "0.45,0.1,0.1",
+            (),
+            "columns rte_stderr, rte.stderr may all be meant for rte",
+        ),
+        ("rte,rte_se", "0.45,0.1", ("--stderr", "rte_se"), "--stderr 'rte_se': write {} where"),
+        ("rte,rte_se", "0.45,0.1", ("--stderr", "{}_err"), "no column is called --stderr '{}_err'"),
+        (
+            "rte,rte_count",
+            "0.45,0.1",
+            ("--items", "{}_count"),
+            "rte_count holds something else than numbers of items",
+        ),
+    ],
+)
+def test_errors_and_counts_that_cannot_be(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    columns: str,
+    line: str,
+    options: tuple[str, ...],
+    said: str,
+) -> None:
+    file = table(tmp_path / "t.csv", columns, line, line)
+    assert said in refused(capsys, tmp_path / "out", file, *options)
+
+
+def test_a_column_that_only_looks_like_counts_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = table(tmp_path / "t.csv", "rte,rte_n", "0.5,0.55", "0.6,0.65")
+    assert imported(tmp_path / "out", file) == {"rte": [0.5, 0.6]}
+    assert column(tmp_path / "out", "items") == ["0", "0"]
+    assert "rte_n (not whole, so no numbers of items)" in capsys.readouterr().out
+
+
+SEEDS = "s,m,t,seed,web,rte\n" + "".join(
+    f"1B,m{m},{t},{seed},{'a' if m % 2 else 'b'},0.{1 + m}{seed}\n"
+    for m in range(4)
+    for t in ("pt", "sft")
+    for seed in (0, 1)
+)
+
+
+def test_runs_of_one_mixture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text(SEEDS)
+    said = refused(capsys, tmp_path / "out", file)
+    assert "lines 2 and 3 are both scale 1B, mixture m0, stage pt: choose rows with --where" in said
+    assert "name the column that tells runs of one mixture apart: --replicate" in said
+    imported(tmp_path / "out", file, "--replicate", "seed")
+    assert column(tmp_path / "out", "replicate") == ["0", "1"] * 8
+    assert column(tmp_path / "out", "checkpoint")[:2] == ["1B-m0-pt-seed0", "1B-m0-pt-seed1"]
+    assert column(tmp_path / "out", "mixture") == [f"m{m}" for m in range(4) for _ in range(4)]
+    said = refused(capsys, tmp_path / "no", file, "--replicate", "web")
+    assert "lines 2 and 3 are both scale 1B, mixture m0, stage pt, replicate b" in said
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    for path in (one, two):
+        path.write_text("s,m,t,rte\n1B,a,pt,0.5\n")
+    imported(tmp_path / "two", f"{one}@replicate=1", f"{two}@replicate=2")
+    assert column(tmp_path / "two", "replicate") == ["1", "2"]
+
+
+def test_a_factor_of_the_mixtures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from evalengine import sealed
+
+    file = tmp_path / "t.csv"
+    file.write_text(SEEDS)
+    given = ("--replicate", "seed", "--block", "web")
+    imported(tmp_path / "out", file, *given)
+    metadata = sealed.read(tmp_path / "out" / "results.arrow").schema.metadata
+    assert json.loads(metadata[b"blocks"]) == {"web": {"m0": "b", "m1": "a", "m2": "b", "m3": "a"}}
+    file.write_text(SEEDS.replace("m2,sft,1,b", "m2,sft,1,c"))
+    said = refused(capsys, tmp_path / "no", file, *given)
+    assert "mixture m2 has the web c, and b elsewhere: a --block column has one label per mixture" in said
+    file.write_text(SEEDS.replace("m2,sft,1,b", "m2,sft,1,"))
+    assert "t.csv, line 13 says no web: add it" in refused(capsys, tmp_path / "no", file, *given)
+
+
+def test_names_longer_than_a_checkpoints(tmp_path: Path) -> None:
+    """Each of a mixture and a run may have 200 bytes; the name that is made of both stays one of its own."""
+    lines = [f"1B,{'é' * 90}{m},pt,{'y' * 150}{seed},0.{m}{seed}" for m in (1, 2) for seed in (3, 4)]
+    file = tmp_path / "t.csv"
+    file.write_text("\n".join(["s,m,t,run,rte", *lines]))
+    imported(tmp_path / "out", file, "--replicate", "run")
+    found = column(tmp_path / "out", "checkpoint")
+    assert len(set(found)) == 4 and all(len(name.encode()) <= 200 for name in found)

@@ -95,7 +95,7 @@ def test_a_resample_of_equal_values_has_no_reliability() -> None:
     """Three of five mixtures alike: 3^5 of the 5^5 resamples hold them alone, and one each of the other two."""
     plan = enumerate_resamples(5)
     x_MC = np.array([0.35, 0.35, 0.35, 0.4, 0.45])[:, None]
-    covariance = noise._covariance(x_MC, x_MC**2, plan.weight_MC, np.ones(5, bool))
+    covariance = noise.covariances(x_MC, x_MC**2, plan.weight_MC, np.ones(5, bool))
     found = noise._reliabilities(noise.Measured(noise.ItemNoise(1e-4, 1e-4, 0.0), covariance, 5))
     assert degenerate_share(found[:1], plan)[0] == pytest.approx((3**5 + 2) / 5**5, abs=1e-12)
 
@@ -173,4 +173,4 @@ def test_best_choice(panel) -> None:
                 group.values["1B"][2 * b : 2 * b + 2, c], [hit, y.max() - y[best].mean()], atol=1e-10
             )
     found = intervals(group.values["1B"], plan)
-    assert (found.percentile[:, 0] <= found.percentile[:, 1]).all()
+    assert (found.ends["percentile"][:, 0] <= found.ends["percentile"][:, 1]).all()

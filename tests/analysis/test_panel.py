@@ -93,4 +93,7 @@ def test_orders() -> None:
     assert sorted(["1B", "60M", "240M", "1.4B", "1m", "huge"], key=scale_key) == [
         "1m", "60M", "240M", "1B", "1.4B", "huge",
     ]  # fmt: skip
+    assert sorted(["1B-base", "x", "240M-base", "240M", "pythia-70m", "12"], key=scale_key) == [
+        "12", "pythia-70m", "240M", "240M-base", "1B-base", "x",
+    ]  # fmt: skip
     assert sorted(["step10", "step9", "a"], key=natural_key) == ["a", "step9", "step10"]

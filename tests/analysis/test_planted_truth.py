@@ -86,7 +86,7 @@ def test_a_planted_study_is_recovered_at_the_stated_rate(tmp_path: Path) -> None
         planted.write_study(folder, truth, seed=seed, items=400, spread=1.0)
         data = fixed_data(load_panel(folder), plan, "pearson")
         for row in rows_of(transfer(data, "accuracy"), plan, Options()):
-            if row.scale in ("240M", "1B"):
+            if not row.contrast:
                 total += 1
                 hits += row.low <= truth[row.name] <= row.high
                 claims_of_zero += row.name == "rte" and (row.low > 0 or row.high < 0)
@@ -124,6 +124,37 @@ def test_mixtures_needed_and_detectable_are_inverses() -> None:
         power.mixtures_needed(0.001)
 
 
+def test_power_with_seeds_equals_simulation() -> None:
+    """Against the r that inherited seeds alone would show, at the 5% that it has where the true r is 0."""
+    rng = np.random.default_rng(8)
+    n, blur = 20, power.Blur(share=0.3, seeds=2, inherited=0.9)
+
+    def z(true: float) -> np.ndarray:
+        covariance = 0.7 * np.array([[1, true], [true, 1]]) + 0.15 * np.array([[1, 0.9], [0.9, 1]])
+        x, y = np.moveaxis(rng.multivariate_normal([0, 0], covariance, (20_000, n)), 2, 0)
+        r = st.pearsonr(x, y, axis=1).statistic
+        assert np.tanh(np.arctanh(r).mean()) == pytest.approx(blur.seen(true), abs=0.03)
+        return np.abs(np.arctanh(r) - np.arctanh(blur.seen(0.0)))
+
+    seen = (z(0.7) > np.quantile(z(0.0), 0.95)).mean()
+    assert power.plan(0.7, n, blur).power == pytest.approx(seen, abs=0.03)
+    assert power.power_of(blur.distance(0.0), n) == pytest.approx(0.05, abs=1e-4)
+    assert blur.true(blur.distance(0.7)) == pytest.approx(0.7)
+
+
+def test_more_seeds_or_more_mixtures() -> None:
+    assert power.Blur(0.8).seen(0.5) == pytest.approx(0.4)
+    assert power.Blur(share=0.3, inherited=0.9).seen(0.0) == pytest.approx(0.27)
+    ways = power.spend(27, blur=power.Blur(share=0.3))
+    assert [(way.seeds, way.n) for way in ways] == [(1, 27), (2, 13), (3, 9), (4, 6), (5, 5)]
+    for way in ways:
+        seen = power.Blur(share=0.3, seeds=way.seeds).seen(way.r)
+        assert seen == pytest.approx(power.detectable(way.n)) and way.r > seen
+    assert (
+        min(ways, key=lambda way: way.r).seeds == 1
+    )  # half of the variance is no reason to have fewer mixtures
+
+
 def test_power_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["power", "--r", "0.59", "-n", "9"]) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -131,3 +162,8 @@ def test_power_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["power", "--r", "1.5"]) == 1
     assert "must lie between -1 and 1" in capsys.readouterr().err
     assert main(["power", "--ceiling", "0"]) == 1
+    assert main(["power", "--seed-share", "0.3", "--inherited", "0.9", "-n", "9", "--seeds", "3"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "More seeds or more mixtures?" in said and "+0.27" in said and "+0.11" in said
+    assert main(["power", "--seed-share", "1"]) == 1
+    assert "--seed-share 1 must be at least 0 and below 1" in capsys.readouterr().err

@@ -45,9 +45,9 @@ def label(row: Row) -> str:
 GAIN = Protocol(
     "gain",
     rows=lambda study: study.rows(gain(study.data)),
-    section=lambda results: f"<h2>Gain</h2>{len(results.rows('gain', contrast=''))} rows",
+    section=lambda results: f"<h2>Gain</h2>{len(results.rows('gain'))} rows",
     figures=lambda results: {"gain": Intervals(results.rows("gain"), label)},
-    claims=lambda results: [Claim(SUPPORTED, f"{len(results.rows('gain'))} gains.")],
+    claims=lambda results: [Claim(SUPPORTED, f"{len(results.tables['gain'])} gains.")],
 )
 
 
@@ -60,10 +60,10 @@ def test_a_protocol_in_the_registry_is_everywhere(tmp_path: Path, monkeypatch: p
     stored = json.loads((tmp_path / "gain.json").read_text())
     x_TMB = panel.values["accuracy"][panel.scales.index("1B")]
     expected = dict(zip(panel.benchmarks, (x_TMB[1] - x_TMB[0]).mean(axis=0), strict=True))
-    large = {row["name"]: row["estimate"] for row in stored if row["scale"] == "1B"}
+    large = {row["name"]: row["estimate"] for row in stored if row["scale"] == "1B" and not row["contrast"]}
     assert large == pytest.approx(expected)
     difference = [row for row in stored if row["contrast"]]
-    assert {(row["scale"], row["contrast"]) for row in difference} == {("1B-240M", "240M")}
+    assert {(row["contrast"], row["scale"], row["minus"]) for row in difference} == {("scale", "1B", "240M")}
     assert len(stored) == 3 * len(difference) == 3 * len(panel.benchmarks)
     html = report.write_report(tmp_path, tmp_path).read_text()
     assert "<h2>Gain</h2>10 rows" in html and "15 gains." in html
@@ -74,16 +74,30 @@ def test_a_protocol_in_the_registry_is_everywhere(tmp_path: Path, monkeypatch: p
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-def test_scales_that_look_like_contrasts_are_none(tmp_path: Path) -> None:
-    planted.write_study(tmp_path / "scores", {"rte": 0.5, "piqa": 0.9}, items=40, scales=["1B", "1B-240M"])
-    analysis = analyse(load_panel(tmp_path / "scores"), Options())
-    analysis.write(tmp_path)
+@pytest.mark.parametrize("scales", [("1B", "1B-240M"), ("240M-chat", "1B-base")])
+def test_scales_with_a_minus_in_their_name(
+    tmp_path: Path, scales: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are scales like others on the terminal, in the tables, the verdicts and the report."""
+    planted.write_study(tmp_path / "scores", {"rte": 0.5, "piqa": 0.9}, items=40, scales=scales)
+    assert main(["correlate", str(tmp_path / "scores"), "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
     results = load_results(tmp_path)
-    single = results.rows("transfer", protocol="transfer", contrast="")
-    assert {row.scale for row in single} == {"1B", "1B-240M"}
-    for verdict in analysis.verdicts:
-        mine = [r for r in single if (r.quantity, r.name) == (verdict.quantity, verdict.benchmark)]
-        assert (verdict.verdict == "reliable") == all(r.low > 0 and r.q < 0.05 for r in mine)
+    small, large = results.scales
+    assert (small, large) == scales and f"{large} − {small}" in " ".join(said.split())
+    single = results.rows("transfer", protocol="transfer")
+    assert {row.scale for row in single} == set(scales)
+    between = results.rows("transfer", protocol="transfer", contrast="scale")
+    assert {(row.scale, row.minus) for row in between} == {(large, small)}
+    at = {(row.scale, row.quantity, row.name): row.estimate for row in single}
+    for row in between:
+        values = [at[scale, row.quantity, row.name] for scale in (large, small)]
+        assert row.estimate == pytest.approx(values[0] - values[1])
+    for verdict in results.verdicts:
+        mine = [r for r in single if (r.quantity, r.name) == (verdict["quantity"], verdict["benchmark"])]
+        assert (verdict["verdict"] == "reliable") == all(r.low > 0 and r.q < 0.05 for r in mine)
+    html = report.write_report(tmp_path, tmp_path).read_text()
+    assert f"{large} minus {small}" in html and f">{large}<" in html
 
 
 def test_tables_of_the_version_before_are_refused(tmp_path: Path) -> None:

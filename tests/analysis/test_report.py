@@ -14,7 +14,7 @@ import numpy as np
 import planted
 import pytest
 
-from evalengine.analysis.drawing import styled, svg
+from evalengine.analysis.drawing import svg
 from evalengine.analysis.figure import Intervals
 from evalengine.analysis.mixtures import from_sources
 from evalengine.analysis.panel import load_panel
@@ -22,6 +22,7 @@ from evalengine.analysis.report import page as render
 from evalengine.analysis.report import write_figures, write_report
 from evalengine.analysis.results import checksums, load_results
 from evalengine.analysis.study import Options, analyse
+from evalengine.analysis.style import styled
 from evalengine.analysis.summary import summarise
 from evalengine.benchmarks.catalogue import BENCHMARKS
 from evalengine.cli import main

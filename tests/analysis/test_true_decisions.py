@@ -65,7 +65,7 @@ def drawn(
     residual = root @ rng.normal(size=(benchmarks, 2, (M - 1) * 299))
     found = np.einsum("bsi,bti->bst", residual, residual) / ((M - 1) * 299)
     keep = np.ones(M, dtype=bool)
-    covariance = [noise._covariance(a[:, None], b[:, None], plan.weight_MC, keep) for a, b in x]
+    covariance = [noise.covariances(a[:, None], b[:, None], plan.weight_MC, keep) for a, b in x]
     return np.array(covariance), np.stack([found[:, 0, 0], found[:, 1, 1], found[:, 0, 1]], axis=1)
 
 

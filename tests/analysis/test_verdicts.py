@@ -11,8 +11,9 @@ from evalengine.analysis.tables import Row, plain_row
 from evalengine.analysis.verdicts import verdicts
 
 
-def row(scale: str, estimate: float, low: float, high: float, q: float, contrast: str = "") -> Row:
-    ends = {"low": low, "high": high, "n": 9, "p": q / 2, "q": q, "contrast": contrast}
+def row(scale: str, estimate: float, low: float, high: float, q: float, minus: str = "") -> Row:
+    ends = {"low": low, "high": high, "n": 9, "p": q / 2, "q": q, "minus": minus}
+    ends["contrast"] = "scale" if minus else ""
     return plain_row("transfer", "accuracy", scale, Label("NLI", "rte"), estimate, **ends)
 
 
@@ -28,12 +29,12 @@ SURE = [row("1B", 0.9, 0.6, 0.99, 0.01), row("240M", 0.8, 0.5, 0.95, 0.04)]
         ([SURE[0], SURE[1]._replace(low=-0.1)], "undecided", "allow both"),
         ([row("1B", 0.0, -0.4, 0.4, 0.9), row("240M", 0.1, -0.3, 0.45, 0.8)], "unreliable", "below 0.5"),
         (
-            [SURE[0], row("240M", -0.7, -0.9, 0.2, 0.3), row("1B-240M", 1.6, 0.9, 1.9, 0.03, "240M")],
+            [SURE[0], row("240M", -0.7, -0.9, 0.2, 0.3), row("1B", 1.6, 0.9, 1.9, 0.03, "240M")],
             "scale-dependent",
             "q 0.030",
         ),
         (  # an interval that excludes 0 is no verdict: of twenty, one does by chance
-            [SURE[0], row("240M", -0.7, -0.9, 0.2, 0.3), row("1B-240M", 1.6, 0.9, 1.9, 0.08, "240M")],
+            [SURE[0], row("240M", -0.7, -0.9, 0.2, 0.3), row("1B", 1.6, 0.9, 1.9, 0.08, "240M")],
             "undecided",
             "allow both",
         ),

@@ -121,7 +121,7 @@ def encoded(path: Path, pairs: Sequence[Pair]) -> Items:
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path)
-    encoder = Encoder(tokenizer, window_of(AutoConfig.from_pretrained(path), tokenizer))
+    encoder = Encoder(tokenizer, window_of(AutoConfig.from_pretrained(path)))
     distinct = merge(encoder.pairs(list(pairs)), encoder.window)
     return Items(list(pairs), distinct.sequences, distinct.sequence_P)
 

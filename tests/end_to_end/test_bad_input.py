@@ -249,7 +249,7 @@ def test_a_full_disk(good: Path, bench: Path, tmp_path: Path) -> None:
     ("manifest", "says"),
     [
         ("[1, 2]", "must map checkpoint names"),
-        ("240M-v1p0-pt: {stage: later}", "stage must be pt or sft"),
+        ("240M-v1p0-pt: {stage: [pt]}", "stage must be a short text"),
         ("other: {stage: pt}", "not among the checkpoints given"),
         ("a: [", "is not valid YAML"),
     ],

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import tiny_models
-from evalengine.checkpoints import fingerprint
+from evalengine.checkpoints import Checkpoint, fingerprint
 from evalengine.encoding import Sequences
 from evalengine.errors import UserError
 from evalengine.resolve import discover
@@ -184,15 +184,19 @@ def test_the_base_is_found_beside_the_adapter_or_given(llama: Path, tmp_path: Pa
         discover([folder], base=Path(shutil.copytree(folder, tmp_path / "b")))
 
 
+def printed(folder: Path, base: Path | None = None) -> str:
+    return fingerprint(Checkpoint(folder, "m", base=base))
+
+
 def test_identity_is_base_and_adapter(llama: Path, tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a", llama, r=4, target_modules=["q_proj"])
     other = adapter(tmp_path / "b", llama, seed=1, r=4, target_modules=["q_proj"])
-    prints = {fingerprint(folder, base=llama), fingerprint(other, base=llama), fingerprint(llama)}
+    prints = {printed(folder, llama), printed(other, llama), printed(llama)}
     another = tiny_models.save(tmp_path / "another", "llama", seed=1)
-    prints.add(fingerprint(folder, base=another))
+    prints.add(printed(folder, another))
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 2}))
-    prints.add(fingerprint(folder, base=llama))
+    prints.add(printed(folder, llama))
     assert len(prints) == 5
 
 

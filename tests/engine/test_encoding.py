@@ -116,5 +116,9 @@ def test_pmi_scores_each_choice_after_an_empty_context() -> None:
 
 def test_the_window_comes_from_the_configuration_first() -> None:
     config = tiny_models.config("gpt2", 100, window=77)
-    assert window_of(config, None) == 77
-    assert window_of(tiny_models.config("mamba", 100), tiny_models.tokenizer("byte_level")) == 2048
+    tokenizer = tiny_models.tokenizer("byte_level")
+    assert Encoder(tokenizer, window_of(config)).window == 77
+    assert window_of(tiny_models.config("mamba", 100)) == 0
+    assert Encoder(tokenizer, 0).window == 2048
+    tokenizer.model_max_length = 99
+    assert Encoder(tokenizer, 0).window == 99

@@ -15,12 +15,16 @@ from safetensors.torch import load_file, save_file
 
 import tiny_models
 from evalengine import weights
-from evalengine.checkpoints import fingerprint, weight_files
+from evalengine.checkpoints import Checkpoint, fingerprint
 from evalengine.errors import UserError
 from evalengine.pretrained import Loaded, Pretrained
 from evalengine.resolve import discover
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def at(path: Path) -> Checkpoint:
+    return Checkpoint(path, path.name)
 
 
 def load(path: Path, dtype: torch.dtype = torch.float32, **trust: bool) -> Loaded:
@@ -207,13 +211,13 @@ def test_one_file_goes_before_an_index(tmp_path: Path, old_shards: bool) -> None
     new, old = (tiny_models.save(tmp_path / str(seed), "llama", seed=seed) for seed in (1, 2))
     both = tmp_path / "both"
     AutoModelForCausalLM.from_pretrained(old).save_pretrained(both, max_shard_size="40KB")
-    assert fingerprint(both) and load(both)
+    assert fingerprint(at(both)) and load(both)
     for shard in both.glob("model-*.safetensors") if not old_shards else []:
         shard.unlink()
     shutil.copy(new / "model.safetensors", both)
-    assert weight_files(both) == [both / "model.safetensors"]
+    assert at(both).weight_files() == [both / "model.safetensors"]
     (new / "config.json").write_bytes((both / "config.json").read_bytes())
-    assert fingerprint(both) == fingerprint(new)
+    assert fingerprint(at(both)) == fingerprint(at(new))
     assert_same(load(both).model, truth(new))
 
 
@@ -240,7 +244,7 @@ def test_the_file_that_the_configuration_names_goes_first(tmp_path: Path) -> Non
     assert_same(load(path).model, truth(other))
     for name in ("../2/model.safetensors", "none.safetensors", "pytorch_model.bin", 3, ""):
         with pytest.raises(UserError, match=r"transformers_weights|is not there"):
-            weight_files(configured(path, transformers_weights=name))
+            at(configured(path, transformers_weights=name)).weight_files()
 
 
 @pytest.mark.parametrize(
@@ -267,7 +271,7 @@ def test_other_formats_are_named(file: str, says: str, tmp_path: Path) -> None:
     (path / file).parent.mkdir(exist_ok=True)
     (path / file).write_bytes(b"x" * 32)
     with pytest.raises(UserError, match="has no weights that transformers reads") as refused:
-        weight_files(path, allow_pickle=True)
+        at(path).weight_files(allow_pickle=True)
     assert says in str(refused.value)
     if file.endswith(".gguf"):
         (path / "config.json").unlink()
@@ -353,7 +357,7 @@ def test_other_tasks_are_refused(fields: dict[str, Any], says: str, tmp_path: Pa
     with pytest.raises(UserError, match=says):
         load(path)
     with pytest.raises(UserError, match=says):
-        fingerprint(path)
+        fingerprint(at(path))
 
 
 def test_a_tensor_of_eight_bits_without_its_scales_is_refused(tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ import pytest
 import tiny_configs
 import torch
 import transformers
-from test_torch_backend import backend_for, shared_sequences, truth
+from test_torch_backend import backend_for, packs, shared_sequences, truth
 
 import tiny_models
 from evalengine import proof, twin
 from evalengine.encoding import Sequences
 from evalengine.errors import UserError
+from evalengine.proof import Mode
 from evalengine.resolve import discover
 from evalengine.torch_backend import TorchBackend
 
@@ -57,24 +58,28 @@ def save(folder: Path, config: Any, spread: float = 0.3, seed: int = 0) -> Path:
     return folder
 
 
+def packed(longest: int) -> Mode:
+    return Mode("packed", 0, longest, last_layer=True)
+
+
 def test_a_length_at_which_arithmetic_changes_is_found_in_the_configuration() -> None:
-    assert proof.prove(longrope(), 256, 512).packed == 40
-    assert proof.prove(longrope(72), 256, 512).packed == 72
-    assert proof.prove(longrope(), 32, 512).packed == 32, "shorter than that, nothing changes"
+    assert proof.prove(longrope(), 256, 512).modes[0] == packed(40)
+    assert proof.prove(longrope(72), 256, 512).modes[0] == packed(72)
+    assert proof.prove(longrope(), 32, 512).modes[0] == packed(32), "shorter than that, nothing changes"
 
 
 def test_a_length_that_holds_for_one_draw_alone_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    packed = proof.Trial.packed
-    lucky = lambda self, length, tokens, draw=0: draw == 0 and packed(self, length, tokens)  # noqa: E731
+    real = proof.Trial.packed
+    lucky = lambda self, length, tokens, draw=0: draw == 0 and real(self, length, tokens)  # noqa: E731
     monkeypatch.setattr(proof.Trial, "packed", lucky)
     found = proof.prove(longrope(), 128, 512)
-    assert found.packed == 0 and not found.last_layer
+    assert found.modes == (Mode("alone", 0), Mode("alone"))
 
 
 def test_what_packs_and_what_does_not() -> None:
     common = SHAPE | {"tie_word_embeddings": False}
     llama = proof.prove(transformers.LlamaConfig(**common), 256, 512)
-    assert (llama.packed, llama.head, llama.last_layer) == (256, 0, True)
+    assert llama.modes == (packed(256), Mode("alone", 0), Mode("alone")) and not llama.why
     chunked = transformers.Llama4TextConfig(
         **common,
         head_dim=8,
@@ -82,13 +87,13 @@ def test_what_packs_and_what_does_not() -> None:
         num_local_experts=4,
         attention_chunk_size=24,
     )
-    assert proof.prove(chunked, 256, 512).packed == 256
+    assert proof.prove(chunked, 256, 512).modes[0].longest == 256
     sinks = transformers.GptOssConfig(
         **common, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=24
     )
-    assert proof.prove(sinks, 256, 512).packed == 256
+    assert proof.prove(sinks, 256, 512).modes[0].longest == 256
     bloom = proof.prove(tiny_models.config("bloom", 400), 256, 512)
-    assert bloom.packed == 0 and bloom.padded and "prefix" in bloom.why_not_packed
+    assert bloom.modes == (Mode("padded", 0), Mode("alone", 0), Mode("alone")) and "prefix" in bloom.why
 
 
 def test_attention_that_is_square_in_the_batch_is_tried_in_batches_that_memory_holds(
@@ -153,10 +158,10 @@ def test_longer_sequences_are_proven_when_they_come(architecture: str, tmp_path:
     sequences = Sequences.of([ids[:900], np.append(ids[:600], ids[900:906]), ids[:30]], [890, 600, 20])
     backend = backend_for(path)
     backend.score(sequences.take(np.array([2])))
-    assert backend.ways.length == proof.FIRST
+    assert backend.proof.length == proof.FIRST
     scores = backend.score(sequences)
-    assert backend.ways.length == 1024
-    assert backend.packs(sequences) == (architecture != "bloom") == (not backend.notes)
+    assert backend.proof.length == 1024
+    assert packs(backend, sequences) == (architecture != "bloom") == (not backend.notes)
     np.testing.assert_allclose(scores.loglik, truth(path, sequences)[0], atol=5e-4, rtol=1e-5)
 
 
@@ -183,7 +188,7 @@ def test_weights_that_a_forward_rewrites_are_not_swapped_into_its_module(tmp_pat
     for seed in (1, 2):
         path = save(tmp_path / f"m{seed}", config, seed=seed)
         backend.load(discover([path])[0])
-        assert backend.ways.rewrites
+        assert backend.proof.rewrites
         np.testing.assert_allclose(
             backend.score(sequences).loglik, truth(path, sequences)[0], atol=1e-3, rtol=1e-5
         )
@@ -214,7 +219,7 @@ def test_a_forward_that_raises_in_the_middle_falls_back_and_says_so(
     assert "a kernel that this device does not have" in backend.notes[-1]
     monkeypatch.undo()
     backend.load(discover([path])[0])
-    assert not backend.notes and backend.packs(sequences), "the next checkpoint is not the one that failed"
+    assert not backend.notes and packs(backend, sequences), "the next checkpoint is not the one that failed"
 
 
 def test_a_checkpoint_that_its_fast_way_gets_wrong_runs_plainly(

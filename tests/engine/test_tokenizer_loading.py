@@ -16,7 +16,7 @@ import pytest
 import tiny_models
 from evalengine import load
 from evalengine.benchmarks import Item, ItemSet
-from evalengine.checkpoints import Checkpoint, tokenizer_files, tokenizer_hash
+from evalengine.checkpoints import Checkpoint, tokenizer_files
 from evalengine.cli import main
 from evalengine.encoding import Encoder, encode
 from evalengine.errors import UserError
@@ -238,14 +238,14 @@ def test_an_empty_tokenizer_is_refused(tmp_path: Path, name: str) -> None:
     """transformers makes one of special tokens alone where it finds no vocabulary, and encodes every text with it."""
     config = {"tokenizer_class": name, "extra_special_tokens": ["<a>", "<b>"]}
     place = checkpoint(tmp_path / "empty", tokenizer_config_json=config)
-    tokenizer_hash(place.path)
+    assert place.tokenizer_hash
     with pytest.raises(UserError, match=rf"has no vocabulary: .* {name} .*tokenizer_config\.json"):
         load_tokenizer(place, False)
 
 
 def test_a_folder_without_any_file_of_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no tokenizer"):
-        tokenizer_hash(checkpoint(tmp_path / "none").path)
+        assert checkpoint(tmp_path / "none").tokenizer_hash
 
 
 def sentencepiece_model(**options: Any) -> bytes:
@@ -300,7 +300,7 @@ def test_a_sentencepiece_file_that_is_read_wrongly_is_refused(
     config = {"tokenizer_class": tokenizer_class}
     model = {name: sentencepiece_model(**IDENTITY)}
     place = checkpoint(tmp_path / "spm", model_type, **model, tokenizer_config_json=config)
-    tokenizer_hash(place.path)
+    assert place.tokenizer_hash
     with pytest.raises(UserError, match=complaint):
         load_tokenizer(place, False)
 
@@ -326,11 +326,11 @@ def test_the_hash_covers_every_file_that_some_tokenizer_of_transformers_is_built
     for name in sorted(names):
         (tmp_path / name).write_text("x")
         assert tmp_path / name in tokenizer_files(tmp_path), name
-        hashes.add(tokenizer_hash(tmp_path))
+        hashes.add(Checkpoint(tmp_path, "m").tokenizer_hash)
     assert len(hashes) == len(names)
     (tmp_path / "model.safetensors").write_text("x")
     (tmp_path / "generation_config.json").write_text("{}")
-    assert tokenizer_hash(tmp_path) in hashes
+    assert Checkpoint(tmp_path, "m").tokenizer_hash in hashes
 
 
 def test_texts_that_differ_in_the_last_token_alone_differ_in_score() -> None:

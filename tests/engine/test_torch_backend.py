@@ -59,12 +59,17 @@ def backend_for(path: Path, **options: object) -> TorchBackend:
     return backend
 
 
+def packs(backend: TorchBackend, sequences: Sequences) -> bool:
+    """Whether all of these sequences run in packed batches."""
+    return all(part.way == "packed" for part in backend.parts(sequences))
+
+
 @pytest.mark.parametrize("architecture", [*TREE, *PLAIN])
 def test_scores_equal_transformers_in_float64(architecture: str, tmp_path: Path) -> None:
     path = tiny_models.save(tmp_path / "m", architecture)
     sequences = shared_sequences(300)
     backend = backend_for(path, batch_tokens=200)
-    assert backend.packs(sequences) == (architecture in TREE)
+    assert packs(backend, sequences) == (architecture in TREE)
     assert bool(backend.notes) == (architecture in PLAIN), "a model that falls back says so"
     scores = backend.score(sequences)
     loglik, greedy = truth(path, sequences)
@@ -193,7 +198,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path, monkeypatch:
         return forward(input_ids=input_ids, **kwargs)
 
     monkeypatch.setattr(backend.model.base_model, "forward", small_machine)
-    backend._groups.clear()
+    backend._parts.clear()
     np.testing.assert_allclose(backend.score(sequences).loglik, expected, atol=1e-4)
     assert backend.batch_tokens == 200
     assert "ran out of memory" in backend.notes[-1]

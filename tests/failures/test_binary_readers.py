@@ -134,7 +134,9 @@ def test_weight_index(place: Path, values: list[Any], seed: int) -> None:
     (folder / "a.safetensors").write_bytes(b"")
     index = {"metadata": {}, "weight_map": {"x": "a.safetensors", "y": "a.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json_text(changed(index, values, seed)))
-    for file in refuses_or_reads("weight index", lambda: checkpoints.weight_files(folder)) or []:
+    (folder / "config.json").write_text("{}")
+    one = checkpoints.Checkpoint(folder, "sharded")
+    for file in refuses_or_reads("weight index", one.weight_files) or []:
         assert file.parent == folder
 
 
@@ -152,11 +154,11 @@ def test_configuration_and_tokenizer(
     document = json.loads(content)
     text = damaged(content, seed) if bytewise else json_text(changed(document, values, seed)).encode()
     (folder / name).write_bytes(text)
-    one = checkpoints.Checkpoint(folder, "configured", None, None, None)
+    one = checkpoints.Checkpoint(folder, "configured")
 
     def read() -> None:
-        checkpoints.tokenizer_hash(folder)
-        plans.load_config(one, False)
+        assert one.tokenizer_hash
+        plans.window(one, False)
         load_tokenizer(one, False)
 
     refuses_or_reads(name, read)

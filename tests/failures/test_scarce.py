@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import threading
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,7 +123,7 @@ def test_a_plan_cache_without_room_costs_only_time(
     assert not list(small_disk.rglob("*.tmp"))
 
 
-def test_two_runs_that_make_one_plan_write_it_one_after_the_other(
+def test_two_runs_that_make_one_plan_do_not_meet_in_its_file(
     small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EVALENGINE_CACHE", str(tmp_path / "cache"))
@@ -131,16 +131,37 @@ def test_two_runs_that_make_one_plan_write_it_one_after_the_other(
     items = load_items(BENCHMARKS["copa"], small_world / "bench")
     planner, folder = plans.Planner(), tmp_path / "cache" / "plans"
     key = planner.key(checkpoint, items)
-    half = folder / f".{key}.arrow.tmp"
-    second = threading.Thread(target=planner.plan, args=(checkpoint, items))
-    with files.locked(folder / "lock"):  # the first run writes
+    with files.atomic(folder / f"{key}.arrow") as half:  # the first run writes
         half.write_bytes(b"half a plan")
-        second.start()
-        second.join(2)
-        assert half.read_bytes() == b"half a plan" and second.is_alive()
-    second.join(60)
-    assert not half.exists(), "a run that was killed leaves nothing behind"
+        planner.plan(checkpoint, items)  # the second one
+        assert half.read_bytes() == b"half a plan"
+        assert plans.read_plan(folder / f"{key}.arrow", items) is not None
+        half.write_bytes((folder / f"{key}.arrow").read_bytes())
+    assert [path.name for path in folder.iterdir()] == [f"{key}.arrow"]
     assert plans.read_plan(folder / f"{key}.arrow", items) is not None
+
+
+def test_what_a_killed_process_was_writing_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    file = tmp_path / "a[1].json"
+    writes = "import sys, pathlib, evalengine.files as f\nwith f.atomic(pathlib.Path(sys.argv[1])) as path:\n"
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"{writes} path.write_text('half'); print(path, flush=True); sys.stdin.read()",
+            file,
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        half = Path(other.stdout.readline().strip())
+        files.write(file, "whole")
+        assert half.read_text() == "half" and file.read_text() == "whole"
+        other.kill()
+        other.wait(60)
+        files.write(file, "again")
+        assert not half.exists() and file.read_text() == "again"
 
 
 class Narrow:

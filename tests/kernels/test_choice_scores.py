@@ -11,16 +11,21 @@ import torch
 from torch import Tensor
 
 from evalengine.kernels import SCORES, choice_scores
-from evalengine.kernels.choice_scores import Choices, ChoiceScores, choice_scores_op
+from evalengine.kernels.choice_scores import ChoiceScores, choice_scores_op
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def choice_scores_reference(*args: Tensor, **options: Tensor) -> ChoiceScores:
+def choice_scores_reference(
+    logprob_T: Tensor,
+    target_offset_C1: Tensor,
+    choice_offset_I1: Tensor,
+    gold_I: Tensor | None = None,
+    chars_C: Tensor | None = None,
+    bytes_C: Tensor | None = None,
+    loglik_uncond_C: Tensor | None = None,
+) -> ChoiceScores:
     """`choice_scores` as a loop over items in float64, with every formula written out."""
-    logprob_T, target_offset_C1, choice_offset_I1, gold_I, chars_C, bytes_C, loglik_uncond_C = Choices(
-        *args, **options
-    )
     offset = target_offset_C1.tolist()
     loglik_C = torch.stack([logprob_T[a:b].double().sum() for a, b in itertools.pairwise(offset)])
     lengths = torch.tensor([max(1, b - a) for a, b in itertools.pairwise(offset)])

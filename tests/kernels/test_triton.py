@@ -17,12 +17,10 @@ from oracle import (
     logits_logprobs_reference,
     problem,
 )
-from test_choice_scores import choice_scores_reference, ragged
 from test_linear_cross_entropy import OPTIONS, case
 from test_logits_logprobs import case as logits_case
 from torch import Tensor
 
-from evalengine.kernels.choice_scores import Choices, ChoiceScores
 from evalengine.kernels.head import Head, TargetLogprobs
 from evalengine.kernels.linear_cross_entropy import loss_in_chunks
 
@@ -142,37 +140,14 @@ def test_the_first_of_equal_logits_is_the_argmax_and_a_bias_may_mask_a_tile(devi
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("options", [{}, {"scale": 0.5, "softcap": 4.0}], ids=str)
-def test_logits_logprobs(dtype: torch.dtype, options: dict[str, Any], device: str) -> None:
+def test_logits_logprobs(dtype: torch.dtype, device: str) -> None:
     from evalengine.kernels.logits_logprobs_triton import logits_logprobs_triton
 
     x = [t.to(device) for t in logits_case(20, 9_001, dtype)]
-    logprob_T, greedy_T = logits_logprobs_triton(*x, options.get("scale"), options.get("softcap"))
-    expected = logits_logprobs_reference(x[0].double(), *x[1:], **options)
+    logprob_T, greedy_T = logits_logprobs_triton(*x)
+    expected = logits_logprobs_reference(x[0].double(), *x[1:])
     torch.testing.assert_close(logprob_T.double(), expected.logprob_T, atol=1e-5, rtol=0)
     assert torch.equal(greedy_T, expected.greedy_T)
-
-
-@pytest.mark.parametrize(
-    "given", [(), ("gold_I", "chars_C"), ("gold_I", "chars_C", "bytes_C", "loglik_uncond_C")]
-)
-def test_choice_scores(given: tuple[str, ...], device: str) -> None:
-    from evalengine.kernels.choice_scores_triton import choice_scores_triton
-
-    args, extra = ragged(24, 19)  # more choices than one block holds
-    moved = {name: extra[name].to(device) for name in given}
-    choices = Choices(*(x.to(device) for x in args), **moved)
-    ours = ChoiceScores(*choice_scores_triton(*choices[:4], scores=choices.scores))
-    expected = choice_scores_reference(*args, **{k: extra[k] for k in given})
-    for name, x, y in zip(ours._fields, ours, expected, strict=True):
-        torch.testing.assert_close(
-            x.cpu().double(),
-            y.double(),
-            atol=2e-5,
-            rtol=1e-6,
-            equal_nan=True,
-            msg=lambda m, n=name: f"{n}: {m}",
-        )
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

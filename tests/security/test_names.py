@@ -10,7 +10,7 @@ import yaml
 
 from evalengine import checkpoints, resolve
 from evalengine.analysis import harness, samples
-from evalengine.analysis.matrices import plain_stage
+from evalengine.analysis.figure import file_part
 from evalengine.benchmarks.custom import read_benchmark
 from evalengine.errors import UserError
 from evalengine.untrusted import check_label, check_name, printable
@@ -191,7 +191,7 @@ def test_imported_tasks_stay_in_the_output_folder(task: str, tmp_path: Path) -> 
 
 def test_a_stage_in_the_name_of_a_figure_cannot_be_a_path() -> None:
     for stage in ("../../x", "/etc/x", "a\0b", "x" * 300, "step 3/4"):
-        name = plain_stage(stage)
+        name = file_part(stage)
         assert "/" not in name and "\0" not in name and len(name) <= 60
 
 
@@ -208,10 +208,11 @@ def test_the_index_of_the_weights_names_files_beside_it_alone(tmp_path: Path) ->
     (tmp_path / "secret.safetensors").write_bytes(b"")
     folder = tmp_path / "ckpt"
     folder.mkdir()
+    (folder / "config.json").write_text("{}")
     for name in ("../secret.safetensors", str(tmp_path / "secret.safetensors"), "a\0b", "x" * 5000, ".."):
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
         with pytest.raises(UserError, match="which is not there"):
-            checkpoints.weight_files(folder)
+            checkpoints.Checkpoint(folder, "ckpt").weight_files()
 
 
 def test_a_key_of_a_remote_store_cannot_leave_the_working_copy(
@@ -219,14 +220,14 @@ def test_a_key_of_a_remote_store_cannot_leave_the_working_copy(
 ) -> None:
     """An object store takes any text as a key, `..` as well."""
     fsspec = pytest.importorskip("fsspec")
-    from evalengine import remote_store
+    from evalengine import remote
 
     monkeypatch.setenv("EVALENGINE_CACHE", str(tmp_path))
     fs = fsspec.filesystem("memory")
     root = "/names/scores"
     for key in ("../evil.arrow", ".hid/x.arrow", "a\x1b/x.arrow", "good/copa.arrow"):
         fs.store[f"{root}/{key}"] = fsspec.implementations.memory.MemoryFile(fs, f"{root}/{key}", b"x")
-    copy = remote_store.copy_of(f"memory:/{root}", None)
+    copy = remote.copy_of(f"memory:/{root}", None)
     assert [p.relative_to(copy).as_posix() for p in tmp_path.rglob("*.arrow")] == ["good/copa.arrow"]
 
 
@@ -265,10 +266,10 @@ def test_a_pipe_or_a_device_in_place_of_a_file_is_not_read(kind: str, tmp_path: 
     ):
         odd(path / name)
     (checkpoint,) = resolve.discover([path])
-    assert checkpoints.fingerprint(path) and load_tokenizer(checkpoint, False)
+    assert checkpoints.fingerprint(checkpoint) and load_tokenizer(checkpoint, False)
     for name, read in (
-        ("tokenizer.json", lambda: checkpoints.tokenizer_hash(path)),
-        ("model.safetensors", lambda: checkpoints.fingerprint(path)),
+        ("tokenizer.json", lambda: checkpoints.Checkpoint(path, "m").tokenizer_hash),
+        ("model.safetensors", lambda: checkpoints.fingerprint(checkpoint)),
         ("config.json", lambda: resolve.discover([path])),
         ("copa.jsonl", lambda: load_items(BENCHMARKS["copa"], path)),
     ):

@@ -1,0 +1,81 @@
+"""What the report begins with: what the item noise of this study allows one to say."""
+
+from __future__ import annotations
+
+import math
+
+from evalengine.analysis import page
+from evalengine.analysis.figure import Table
+from evalengine.analysis.groups import ALL
+from evalengine.analysis.noise import CEILING, RELIABILITY
+from evalengine.analysis.results import Results, with_interval
+from evalengine.analysis.tables import Row
+
+HIGH = 0.7  # an r that is called a strong transfer, and a ceiling that lets it be seen
+
+
+def section(results: Results) -> str:
+    known = any(math.isfinite(row.estimate) for row in results.rows("reliability", protocol="reliability"))
+    if not known:
+        words = (
+            "The numbers of items are not known, so it cannot be said how much of the difference between mixtures is noise: a "
+            "low r may come from too few items as well as from a transfer that is missing."
+        )
+        return f"<h2>What the noise allows one to say</h2><p>{words}</p>"
+    words = (
+        "Every accuracy rests on a finite number of items, and that noise lowers r. A low r speaks against transfer only "
+        "where the mixtures differ by more than the noise and where the ceiling, the r that the noise would leave of a perfect "
+        "correlation, is high. Elsewhere it says little; there r without item noise is the one to read."
+    )
+    hint = (
+        "Mixtures differ: the interval of the reliability lies above 0 at both stages. Means are over all benchmarks, with "
+        f"intervals over mixtures, n = {len(results.method['mixtures'])}."
+    )
+    return (
+        f"<h2>What the noise allows one to say</h2><p>{words}</p>{page.show(noise_table(results))}"
+        f'<p class="hint">{hint}</p>'
+    )
+
+
+def noise_table(results: Results) -> Table:
+    """A row for each quantity and scale: on how many benchmarks r can be seen at all, and the mean r with and without noise."""
+    rows = []
+    for quantity in results.method["quantities"]:
+        for scale in results.scales:
+            at = {"quantity": quantity, "scale": scale}
+            found = results.rows("reliability", protocol="reliability", **at)
+            ceilings = [row.estimate for row in found if row.other == CEILING]
+            known = any(math.isfinite(row.estimate) for row in found)
+            measured = _one(results.rows("transfer", protocol="category_transfer", category=ALL, **at))
+            clean = _one(results.rows("reliability", protocol="category_reliability", category=ALL, **at))
+            benchmarks = len(ceilings)
+            rows.append(
+                [
+                    f"{quantity}, {scale}",
+                    f"{_differ(found)} of {benchmarks}" if known else "–",
+                    f"{sum(ceiling >= HIGH for ceiling in ceilings)} of {benchmarks}" if known else "–",
+                    with_interval(measured),
+                    with_interval(clean),
+                ]
+            )
+    columns = [
+        "",
+        "mixtures differ",
+        f"ceiling of {HIGH} or more",
+        "mean r as measured",
+        "mean r without item noise",
+    ]
+    return Table("what the noise allows one to say", columns, [rows], stacked=True)
+
+
+def _differ(rows: list[Row]) -> int:
+    """On how many benchmarks the mixtures differ by more than item noise, at both stages."""
+    lows: dict[str, list[float]] = {}
+    for row in rows:
+        if row.other.startswith(RELIABILITY):
+            lows.setdefault(row.name, []).append(row.low)
+    return sum(all(low > 0 for low in found) for found in lows.values())
+
+
+def _one(rows: list[Row]) -> Row | None:
+    return rows[0] if rows else None

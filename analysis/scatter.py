@@ -1,0 +1,55 @@
+"""Scatters: each mixture's value after fine-tuning against its value before, on one benchmark.
+
+The error bars are the item noise that the reliability table rests on: 1 - reliability is its share of the variance
+between mixtures.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from evalengine.analysis.figure import Figure, Points, Scatters, file_part
+from evalengine.analysis.results import Results
+
+UNITS = {"accuracy": 100.0, "confidence": 100.0}
+
+
+def scatters(results: Results, quantity: str, scale: str) -> Scatters:
+    """Every benchmark that has an r at a scale."""
+    stages = results.method["stages"]
+    value = {
+        (cell["benchmark"], cell["mixture"], cell["stage"]): cell.get(quantity)
+        for cell in results.cells
+        if cell["scale"] == scale
+    }
+    reliability = {
+        (row.name, row.other): row.estimate
+        for row in results.rows("reliability", protocol="reliability", quantity=quantity, scale=scale)
+    }
+    points = []
+    for row in results.rows("transfer", protocol="transfer", quantity=quantity, scale=scale):
+        pairs = {
+            mixture: [value.get((row.name, mixture, stage)) for stage in stages]
+            for mixture in results.method["mixtures"]
+        }
+        known = {mixture: pair for mixture, pair in pairs.items() if None not in pair}
+        if len(known) < 4 or not math.isfinite(row.estimate):
+            continue
+        xy_2M = np.array(list(known.values()), dtype=np.float64).T
+        share = np.array([reliability.get((row.name, f"reliability {stage}"), math.nan) for stage in stages])
+        before, after = np.sqrt((1.0 - share) * xy_2M.var(axis=1, ddof=1)).tolist()
+        chance = results.chance.get(row.name, math.nan) if quantity == "accuracy" else math.nan
+        points.append(
+            Points(row.name, row.category, list(known), *xy_2M.tolist(), (before, after), chance, row)
+        )
+    return Scatters(points, tuple(stages), UNITS.get(quantity, 1.0))
+
+
+def figures(results: Results) -> dict[str, Figure]:
+    return {
+        f"scatter_{quantity}_{file_part(scale)}": scatters(results, quantity, scale)
+        for quantity in results.method["quantities"]
+        for scale in results.scales
+    }

@@ -1,0 +1,283 @@
+"""Seeds: what the runs of one mixture differ by, and the correlation between mixtures without it.
+
+A mixture's mean over R runs is what the mixture does plus the seeds' noise. A fine-tuned run that inherits its seed carries
+that noise into the second stage, where it looks like transfer: with one run a mixture, 30% of the variance from seeds and 0.9
+of it inherited, mixtures that do not transfer at all show r = 0.27. Runs that share a mixture tell the two apart. With
+(x, y) the deviations of paired runs from their mixture's mean,
+
+    seeds   = the variances and covariance of (x, y) within mixtures, divided by the runs behind each mean
+    between = the variances and covariance of the mixtures' means, minus those of the seeds
+
+Where every mixture has all runs at both stages, what the r-th runs of all mixtures have in common is taken out first: runs
+of equal seeds may share it, and then it moves no mixture against another. The correlation between mixtures of one benchmark
+is `latent_r` with the seeds as the noise, the mean of many `pooled`. What seeds do includes what they do to the answers
+of single items; the noise of having only so many items is in the mixtures' part (noise.py).
+
+Reference: Searle, Casella & McCulloch (1992), "Variance Components", ch. 3 (analysis of variance, unbalanced data).
+
+Dims: M mixtures, R runs, C columns of weights, B benchmarks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalengine.analysis import page
+from evalengine.analysis.bootstrap import Resamples, resamples
+from evalengine.analysis.correlation import weighted_sums
+from evalengine.analysis.figure import Table
+from evalengine.analysis.groups import ALL, PARTIAL, Array, Group, Label, Note, mean_of_known
+from evalengine.analysis.latent import latent_r, pooled
+from evalengine.analysis.noise import covariances
+from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
+from evalengine.analysis.results import Results, share_with_interval, with_interval
+from evalengine.analysis.tables import Row, plain_row, rows_of
+
+CEILING = "ceiling"
+BETWEEN = "r between mixtures"
+UNPAIRED = Note(PARTIAL, "no seed has runs at both stages, so nothing is taken as inherited")
+
+
+class Components(NamedTuple):
+    """One benchmark's variances before and after and their covariance, (3, C).
+
+    of_means: of the mixtures' means over runs. seeds: the part of it that seeds have. single: what seeds have in single
+    runs. n: mixtures.
+    """
+
+    of_means_3C: Array
+    seeds_3C: Array
+    single_3C: Array
+    n: int
+    paired: bool  # whether the seeds' covariance is known
+
+    @property
+    def share_2C(self) -> Array:
+        """The seeds' share of the variance of single runs before and after, at most 1."""
+        single_2C = self.single_3C[:2]
+        run_2C = self.of_means_3C[:2] - self.seeds_3C[:2] + single_2C
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.minimum(np.where(run_2C > 0.0, single_2C / run_2C, np.nan), 1.0)
+
+    @property
+    def ceiling_C(self) -> Array:
+        """The r of the means over runs if that between mixtures were 1; NaN where seeds explain a whole variance."""
+        between_2C = np.maximum(self.of_means_3C[:2] - self.seeds_3C[:2], 0.0)
+        both_C = between_2C.prod(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            r_C = (np.sqrt(both_C) + self.seeds_3C[2]) / np.sqrt(self.of_means_3C[:2].prod(axis=0))
+        return np.where(both_C > 0.0, r_C, np.nan)
+
+
+def components(x_2MR: Array, w_MC: Array) -> Components | None:
+    """From single runs before and after, NaN where there is none; None without two runs of a mixture at both stages.
+
+    Runs are paired between the stages by their place in R.
+    """
+    known_2MR = np.isfinite(x_2MR)
+    runs_2M = known_2MR.sum(axis=2)
+    keep_M = (runs_2M > 0).all(axis=0)
+    n = int(keep_M.sum())
+    known_2MR &= keep_M[:, None]
+    if n < 4 or not (known_2MR.sum(axis=2) > 1).any(axis=1).all():
+        return None
+    paired_MR = known_2MR[0] & known_2MR[1]
+    pairs_M = paired_MR.sum(axis=1)
+    lost = 1.0
+    if known_2MR[:, keep_M].all():
+        common_21R = x_2MR[:, keep_M].mean(axis=1, keepdims=True)
+        x_2MR = x_2MR - common_21R + common_21R.mean(axis=2, keepdims=True)
+        lost = n / (n - 1.0)
+    means = [_deviations(x_MR, known_MR) for x_MR, known_MR in zip(x_2MR, known_2MR, strict=True)]
+    dx_MR, dy_MR = (_deviations(x_MR, paired_MR)[1] for x_MR in x_2MR)
+    runs_2M = np.maximum(runs_2M, 1)
+    squares_3M = [*((d_MR**2).sum(axis=1) for _, d_MR in means), (dx_MR * dy_MR).sum(axis=1)]
+    freedom_3M = [*(runs_2M - 1), np.maximum(pairs_M - 1, 0)]
+    behind_3M = [*(1.0 / runs_2M), pairs_M / runs_2M.prod(axis=0)]
+    terms = np.array([*squares_3M, *freedom_3M, *behind_3M, np.ones(len(keep_M))]) * keep_M
+    sums = weighted_sums(terms[:, :, None], w_MC)
+    paired = bool((pairs_M > 1).any())
+    with np.errstate(invalid="ignore", divide="ignore"):
+        single_3C = lost * sums[:3] / sums[3:6]
+        if not paired:
+            single_3C[2] = 0.0
+        seeds_3C = single_3C * sums[6:9] / sums[9]
+    x_MC, y_MC = (mean_M1 for mean_M1, _ in means)
+    return Components(covariances(x_MC, y_MC, w_MC, keep_M), seeds_3C, single_3C, n, paired)
+
+
+def _deviations(x_MR: Array, known_MR: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Each mixture's mean over the known runs, (M, 1), NaN without any, and their deviations from it, 0 elsewhere."""
+    with np.errstate(invalid="ignore"):
+        mean_M1 = np.where(known_MR, x_MR, 0.0).sum(axis=1, keepdims=True) / known_MR.sum(
+            axis=1, keepdims=True
+        )
+    return mean_M1, np.where(known_MR, x_MR - mean_M1, 0.0)
+
+
+def rows(study: Study) -> list[Row]:
+    """Mixtures are resampled, whatever the user resamples."""
+    panel, options = study.panel, study.options
+    if not panel.runs:
+        return []
+    plan = study.plan
+    if options.resample == "items":
+        plan = resamples(len(panel.mixtures), options.bootstrap, options.seed)
+    out = []
+    for quantity, x_STMBR in panel.runs.items():
+        for s, scale in enumerate(panel.scales):
+            found = [components(x_STMBR[s, :, :, b], plan.weight_MC) for b in range(len(panel.benchmarks))]
+            known = {b: one for b, one in enumerate(found) if one is not None}
+            if known:
+                out += _of_benchmarks(study, plan, quantity, scale, known)
+                out += _of_means(study, plan, quantity, scale, known)
+    return out
+
+
+def _shares(study: Study) -> tuple[str, str]:
+    before, after = study.panel.stages
+    return f"seeds' share {before}", f"seeds' share {after}"
+
+
+def _of_benchmarks(
+    study: Study, plan: Resamples, quantity: str, scale: str, known: dict[int, Components]
+) -> list[Row]:
+    panel, options = study.panel, study.options
+    labels, values, n, notes, latent = [], [], [], [], []
+    for b, one in known.items():
+        note = Note() if one.paired else UNPAIRED
+        for kind, value_C in zip((*_shares(study), CEILING), [*one.share_2C, one.ceiling_C], strict=True):
+            labels.append(Label(panel.categories[b], panel.benchmarks[b], kind))
+            values.append(value_C)
+            n.append(one.n)
+            notes.append(note if kind == CEILING else Note())
+        xx, yy, xy = one.of_means_3C[:, 0]
+        before, after, both = one.seeds_3C[:, 0]
+        r = latent_r(
+            np.array([[xx, xy], [xy, yy]]), np.array([[before, both], [both, after]]), one.n, options.level
+        )
+        label = Label(panel.categories[b], panel.benchmarks[b], BETWEEN)
+        ends = {"low": r.low, "high": r.high, "interval": "profile likelihood", "n": one.n}
+        said = {"note": note.text, "note_kind": note.kind}
+        latent.append(plain_row("seeds", quantity, scale, label, r.estimate, **ends, **said))
+    group = Group(
+        "seeds",
+        quantity,
+        labels,
+        {scale: np.array(values)},
+        {scale: np.array(n)},
+        {scale: notes},
+        interval="jackknife",
+    )
+    return rows_of(group, plan, options) + latent
+
+
+def _of_means(
+    study: Study, plan: Resamples, quantity: str, scale: str, known: dict[int, Components]
+) -> list[Row]:
+    panel = study.panel
+    labels, values, n, notes = [], [], [], []
+    for category, index in [*panel.category_members().items(), (ALL, list(range(len(panel.benchmarks))))]:
+        chosen = [known[b] for b in index if b in known and (known[b].seeds_3C[:2, 0] > 0.0).all()]
+        if not chosen:
+            continue
+        shares_2C = [mean_of_known(np.array([one.share_2C[t] for one in chosen])) for t in range(2)]
+        of_means_B3C = np.array([one.of_means_3C for one in chosen])
+        seeds_B3C = np.array([one.seeds_3C for one in chosen])
+        unit_B3 = seeds_B3C[:, :, 0]
+        # `pooled` subtracts the same noise in every column: what the seeds' differs from it by goes before.
+        between_C = pooled(of_means_B3C - (seeds_B3C - unit_B3[:, :, None]), unit_B3)
+        name = f"mean of {len(chosen)}"
+        lost = [panel.benchmarks[b] for b in index if b not in known]
+        note = Note(PARTIAL, f"without {', '.join(lost)}") if lost else Note()
+        if not all(one.paired for one in chosen):
+            note = UNPAIRED
+        for kind, value_C in zip((*_shares(study), BETWEEN), [*shares_2C, between_C], strict=True):
+            labels.append(Label(category, name, kind))
+            values.append(value_C)
+            n.append(min(one.n for one in chosen))
+            notes.append(note)
+    if not labels:
+        return []
+    group = Group(
+        "category_seeds",
+        quantity,
+        labels,
+        {scale: np.array(values)},
+        {scale: np.array(n)},
+        {scale: notes},
+        interval="jackknife",
+    )
+    return rows_of(group, plan, study.options)
+
+
+def section(results: Results) -> str:
+    found = results.rows("seeds")
+    if not found:
+        return ""
+    measured = {  # means under no name: theirs says over how many benchmarks
+        (r.quantity, r.scale, r.category, r.name if r.protocol == "transfer" else ""): r
+        for r in results.rows("transfer", contrast="")
+    }
+    means, single = [], []
+    for key, by_kind in _by_name(found).items():
+        protocol, quantity, scale, category, name = key
+        *shares, r = (by_kind[kind] for kind in by_kind if kind != CEILING)
+        told = [share_with_interval(row) for row in shares]
+        if protocol == "category_seeds":
+            observed = with_interval(measured.get((quantity, scale, category, "")))
+            means.append([category, quantity, scale, *told, observed, with_interval(r), r.note])
+        else:
+            observed = with_interval(measured.get((quantity, scale, category, name)))
+            told.append(with_interval(by_kind[CEILING]))
+            single.append([name, quantity, scale, *told, observed, with_interval(r), str(r.n)])
+    before, after = results.method["stages"]
+    shares_of = [f"seeds at {before} (%)", f"seeds at {after} (%)"]
+    head = ["quantity", "scale", *shares_of]
+    return (
+        "<h2>Seeds</h2>"
+        '<p class="hint">Several runs of a mixture are averaged. Seeds: their share of the variance of single runs. r between '
+        "mixtures: the correlation without what seeds do at either stage and carry from one to the other; the ceiling is the "
+        "r of the means over runs if that were 1.</p>"
+        + page.show(
+            Table(
+                "seeds", ["mean over", *head, "r as measured", BETWEEN, "note"], [means], texts=3, prose=True
+            )
+        )
+        + "<details><summary>Benchmarks</summary>"
+        + page.show(
+            Table("seeds", ["benchmark", *head, CEILING, "r as measured", BETWEEN, "n"], [single], texts=3)
+        )
+        + "</details>"
+    )
+
+
+def _by_name(rows: list[Row]) -> dict[tuple[str, str, str, str, str], dict[str, Row]]:
+    """Rows by what they are about, then by kind, in order."""
+    out: dict[tuple[str, str, str, str, str], dict[str, Row]] = {}
+    for row in rows:
+        out.setdefault((row.protocol, row.quantity, row.scale, row.category, row.name), {})[row.other] = row
+    return out
+
+
+def claims(results: Results) -> Iterator[Claim]:
+    before, after = results.method["stages"]
+    for key, by_kind in _by_name(results.rows("seeds", protocol="category_seeds", category=ALL)).items():
+        _, quantity, scale, _, _ = key
+        first, second, r = by_kind.values()
+        at = f" at {scale}" if len(results.scales) > 1 else ""
+        if math.isfinite(first.estimate) and math.isfinite(second.estimate):
+            yield Claim(
+                CAUTION,
+                f"Seeds make {share_with_interval(first)} percent of the variance of {quantity} between single runs at "
+                f"{before} and {share_with_interval(second)} at {after}{at}; between mixtures, without them, the mean r is "
+                f"{with_interval(r)}, n = {r.n}.",
+            )
+
+
+PROTOCOL = Protocol("seeds", rows, section, claims=claims)

@@ -1,0 +1,237 @@
+"""More than two stages: what carries over from each to the next, from the first, and to the last.
+
+The transfer of each benchmark, and the mean of a category and of all, as in transfer.py, between consecutive stages, from
+the first to each later one and from each earlier one to the last. What separates two later stages that both come from the
+first, as several fine-tuning recipes of one base do, is the difference of their transfers: on the same resamples, with p and
+q by swapping the two within mixtures (swapping.py). A mixture that lacks a stage is left out of the pairs with it. Mixtures
+are resampled, whatever the user resamples.
+
+Cost: 3 T - 6 pairs of T stages, each as much as the table `transfer`.
+
+Dims: S scales, T stages, M mixtures, B benchmarks, C columns of weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from html import escape
+from typing import NamedTuple
+
+import numpy as np
+
+from evalengine.analysis import page
+from evalengine.analysis.bootstrap import Resamples, resamples
+from evalengine.analysis.correlation import Sample, benjamini_hochberg
+from evalengine.analysis.figure import Figure, Lines, Table, by
+from evalengine.analysis.groups import (
+    ALL,
+    STAGE,
+    Array,
+    Data,
+    Difference,
+    Group,
+    Label,
+    Note,
+    contrast_group,
+    difference_of_means,
+    mean_of_known,
+)
+from evalengine.analysis.panel import Panel, Steps
+from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.results import Results, with_interval
+from evalengine.analysis.tables import Options, Row, rows_of
+from evalengine.analysis.transfer import category_transfer, swapped, tests, transfer
+
+COMPARED = 6  # later stages up to which all are compared with each other
+
+
+def pairs(count: int) -> list[tuple[int, int]]:
+    """Consecutive stages, the first with each later one, each earlier one with the last; each pair once."""
+    last = count - 1
+    found = {pair for t in range(last) for pair in ((t, t + 1), (0, t + 1), (t, last))}
+    return sorted(found)
+
+
+def rows(study: Study) -> list[Row]:
+    panel, options, steps = study.panel, study.options, study.panel.steps
+    if steps is None:
+        return []
+    plan = study.plan
+    if options.resample == "items" or steps.mixtures != panel.mixtures:
+        plan = resamples(len(steps.mixtures), options.bootstrap, options.seed)
+    members = panel.category_members()
+    B = len(panel.benchmarks)
+    every = [*members.values(), list(range(B))]
+    out = []
+    for quantity, (s, scale) in itertools.product(steps.values, enumerate(panel.scales)):
+        recipes: list[Transfers] = []
+        x_VM = steps.values[quantity][s].swapaxes(1, 2).reshape(-1, len(steps.mixtures))
+        sample = Sample(x_VM[:, :, None], plan.weight_MC)
+        for t, u in pairs(len(steps.stages)):
+            two = _two_stages(panel, steps, quantity, s, (t, u))
+            of_two = sample.of(np.concatenate([t * B + np.arange(B), u * B + np.arange(B)]))
+            single = transfer(Data(two, {(quantity, scale): of_two}, options.statistic, plan), quantity)
+            found = Transfers(two, _between(single, two), _between(category_transfer(single, two), two))
+            p = tests(single, [*([b] for b in every[-1]), *every], two, options)["", scale][0]
+            for group, p_S in ((found.single, p[:B]), (found.means, p[B:])):
+                out += rows_of(group, plan, options, {("", scale): (p_S, benjamini_hochberg(p_S))})
+            if t == 0 and len(steps.stages) - 1 <= COMPARED:
+                recipes.append(found)
+        for earlier, later in itertools.combinations(recipes, 2):
+            out += _compared(earlier, later, every, plan, options)
+        out += rows_of(_levels(steps, quantity, s, scale, members, plan.weight_MC), plan, options)
+    return out
+
+
+class Transfers(NamedTuple):
+    """Between two stages: of each benchmark, and the means of categories and of all."""
+
+    two: Panel
+    single: Group
+    means: Group
+
+
+def _between(group: Group, two: Panel) -> Group:
+    """The same, with the stages in the labels: a comma is in no name that --stages can give."""
+    return replace(group, labels=[label._replace(other=",".join(two.stages)) for label in group.labels])
+
+
+def _two_stages(panel: Panel, steps: Steps, quantity: str, s: int, pair: tuple[int, int]) -> Panel:
+    """One scale and quantity at two of the stages."""
+    return replace(
+        panel,
+        scales=panel.scales[s : s + 1],
+        stages=(steps.stages[pair[0]], steps.stages[pair[1]]),
+        mixtures=steps.mixtures,
+        values={quantity: steps.values[quantity][s : s + 1, pair]},
+        calibration={},
+        curves=None,
+        items=(),
+        runs={},
+        steps=None,
+    )
+
+
+def _compared(
+    earlier: Transfers, later: Transfers, every: Sequence[Sequence[int]], plan: Resamples, options: Options
+) -> list[Row]:
+    """Transfer to the later of two stages minus that to the earlier, both from the first: of benchmarks and of means."""
+    quantity, (scale,), where = later.single.quantity, later.two.scales, "at both stages"
+    one, other = earlier.single, later.single
+    single = Difference(
+        other.values[scale] - one.values[scale],
+        np.minimum(one.n[scale], other.n[scale]),
+        [Note()] * len(one.labels),
+    )
+    means = difference_of_means(later.means.means[scale], earlier.means.means[scale], where)
+    sides = [of.two.variables(quantity, 0).reshape(2, len(one.labels), -1) for of in (earlier, later)]
+    defined_B = np.isfinite(single.value_SC[:, 0])
+    out = []
+    for group, found, members in (
+        (later.single, single, [[b] for b in every[-1]]),
+        (later.means, means, every),
+    ):
+        labels = [label._replace(minus=",".join(earlier.two.stages)) for label in group.labels]
+        p_and_q = swapped(sides[0], sides[1], defined_B, members, options)
+        contrast = contrast_group(group, STAGE, labels, {scale: found})
+        out += rows_of(contrast, plan, options, {(STAGE, scale): p_and_q})
+    return out
+
+
+def _levels(
+    steps: Steps, quantity: str, s: int, scale: str, members: Mapping[str, Sequence[int]], w_MC: Array
+) -> Group:
+    """The mean over mixtures and over a category's benchmarks at each stage."""
+    x_TMB = steps.values[quantity][s]
+    known = np.isfinite(x_TMB)
+    filled, weighted = np.where(known, x_TMB, 0.0), known.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_TBC = (filled.swapaxes(1, 2) @ w_MC) / (weighted.swapaxes(1, 2) @ w_MC)
+    labels, values, n = [], [], []
+    for category, index in [*members.items(), (ALL, range(x_TMB.shape[2]))]:
+        for t, stage in enumerate(steps.stages):
+            labels.append(Label(category, f"mean of {len(index)}", stage))
+            values.append(mean_of_known(mean_TBC[t, list(index)]))
+            n.append(int(known[t][:, list(index)].any(axis=1).sum()))
+    return Group(
+        "stage_mean", quantity, labels, {scale: np.array(values)}, {scale: np.array(n)}, interval="jackknife"
+    )
+
+
+def section(results: Results) -> str:
+    if not results.rows("stages"):
+        return ""
+    method = results.method
+    stages = method["all_stages"]
+    out = [
+        "<h2>Stages</h2>",
+        f'<p class="hint">{escape(" → ".join(stages))}. Mean r over mixtures of a category\'s benchmarks between two stages, '
+        "with its interval, and the mean of their values at each stage; mixtures that lack a stage are left out of the pairs "
+        "with it. All other sections compare the first stage with the last.</p>",
+    ]
+    out += [page.grid(results, figure) for figure in figures(results).values()]
+    categories = [*results.categories, ALL]
+    body = []
+    found = results.rows("stages", protocol="category_transfer", contrast="")
+    for (quantity, scale, pair), mine in by(found, lambda r: (r.quantity, r.scale, r.other)).items():
+        of = {row.category: row for row in mine}
+        cells = [with_interval(of.get(category)) for category in categories]
+        body.append([*pair.split(","), quantity, scale, *cells, page.p_value(of[ALL].q), str(of[ALL].n)])
+    head = ["from", "to", "quantity", "scale", *categories, f"q ({ALL})", "n"]
+    between = page.show(Table("", head, [body], texts=4))
+    out.append(f"<details><summary>Transfer between stages</summary>{between}</details>")
+    differences = results.rows("stages", protocol="category_transfer", contrast=STAGE)
+    body = []
+    for (quantity, scale, pair, minus), mine in by(
+        differences, lambda r: (r.quantity, r.scale, r.other, r.minus)
+    ).items():
+        of = {row.category: row for row in mine}
+        cells = [with_interval(of.get(category)) for category in categories]
+        names = [f"{stages[0]} to {text.split(',')[1]}" for text in (pair, minus)]
+        body.append([*names, quantity, scale, *cells, page.p_value(of[ALL].q), str(of[ALL].n)])
+    if body:
+        later = page.show(Table("", ["r of", "minus r of", *head[2:]], [body], texts=4))
+        out.append(f"<details><summary>Later stages compared</summary>{later}</details>")
+    elif len(stages) - 1 > COMPARED:
+        out.append(
+            f'<p class="hint">With more than {COMPARED} later stages they are not compared pairwise.</p>'
+        )
+    return "".join(out)
+
+
+def figures(results: Results) -> Mapping[str, Figure]:
+    stages = results.method.get("all_stages", [])
+    if len(stages) < 3:
+        return {}
+    means = results.rows("stages", protocol="category_transfer", contrast="")
+    first = [row for row in means if row.other.split(",")[0] == stages[0]]
+    last = [row for row in means if row.other.split(",")[1] == stages[-1]]
+    levels = results.rows("stages", protocol="stage_mean", contrast="")
+
+    return {
+        "stages_from_first": Lines(
+            first,
+            stages[1:],
+            x=lambda row: row.other.split(",")[1],
+            panel=lambda row: f"r from {stages[0]}: {row.quantity}, {row.scale}",
+            limits=(-1.0, 1.0),
+        ),
+        "stages_to_last": Lines(
+            last,
+            stages[:-1],
+            x=lambda row: row.other.split(",")[0],
+            panel=lambda row: f"r to {stages[-1]}: {row.quantity}, {row.scale}",
+            limits=(-1.0, 1.0),
+        ),
+        "stages_mean": Lines(
+            levels,
+            stages,
+            x=lambda row: row.other,
+            panel=lambda row: f"mean {row.quantity}, {row.scale}",
+        ),
+    }
+
+
+PROTOCOL = Protocol("stages", rows, section, figures)

@@ -1,0 +1,70 @@
+"""The transfer of every category and benchmark in numbers: printed by `correlate`, on the page, and as LaTeX."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from evalengine.analysis.figure import Mark, Table
+from evalengine.analysis.groups import SCALE
+from evalengine.analysis.noise import CEILING, WITHOUT_NOISE
+from evalengine.analysis.page import p_value
+from evalengine.analysis.results import Results, with_interval
+from evalengine.analysis.tables import Row
+
+WORDS = (
+    "In brackets after a category: how many benchmarks its mean is over. Change: the largest scale minus the smallest. p: "
+    "permutation test; q: Benjamini and Hochberg's, over the benchmarks or the means of a scale. Ceiling: the r that item noise "
+    "would leave of a perfect correlation."
+)
+
+
+def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Table:
+    """Every mean and benchmark at the given scales, and with two or more the means' differences between the scales.
+
+    A mean is marked; its benchmarks follow it.
+    """
+    several = len(scales) > 1
+    at = {"quantity": quantity}
+    ceiling = {(r.scale, r.name): r.estimate for r in results.rows("reliability", other=CEILING, **at)}
+    clean = {
+        (r.scale, r.category if r.protocol == "category_reliability" else r.name): r
+        for r in results.rows("reliability", other=WITHOUT_NOISE, **at)
+    }
+    items = dict(zip(results.method["benchmarks"], results.method["items"], strict=True))
+    lines: dict[
+        str, dict[tuple[bool, str], list[Row]]
+    ] = {}  # by category, and whether of one benchmark and its name
+    for row in results.rows("transfer", **at):
+        if row.scale in scales:
+            lines.setdefault(row.category, {}).setdefault((row.protocol == "transfer", row.name), []).append(
+                row
+            )
+    if several:
+        for row in results.rows("transfer", protocol="category_transfer", contrast=SCALE, **at):
+            lines.setdefault(row.category, {}).setdefault((False, row.name), []).append(row)
+
+    def cells(row: Row) -> list[str | Mark]:
+        single = row.protocol == "transfer"
+        count = items[row.name] if single else 0
+        most = ceiling.get((row.scale, row.name), math.nan) if single else math.nan
+        without = None if row.contrast else clean.get((row.scale, row.name if single else row.category))
+        return [
+            *(["change" if row.contrast else row.scale] if several else []),
+            with_interval(row),
+            str(row.n),
+            f"{count:,}" if count else "",
+            p_value(row.p),
+            p_value(row.q),
+            f"{most:.2f}" if math.isfinite(most) else "",
+            with_interval(without) if without else "",
+        ]
+
+    blocks: list[list[list[str | Mark]]] = []
+    for category, of_name in lines.items():
+        blocks.append([])
+        for (single, name), rows in sorted(of_name.items(), key=lambda line: line[0][0]):
+            title = name if single else Mark(f"{category} ({name.removeprefix('mean of ')})", "mean")
+            blocks[-1] += [[title if k == 0 else "", *cells(row)] for k, row in enumerate(rows)]
+    columns = ["", *(["scale"] if several else []), "r", "n", "items", "p", "q", CEILING, WITHOUT_NOISE]
+    return Table(f"transfer of {quantity}", columns, blocks, texts=2 if several else 1)

@@ -1,0 +1,81 @@
+"""Scatters: the points are the panel's, the bars the noise of the items, and labels keep apart."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import planted
+import pytest
+
+from evalengine.analysis.figure import panels
+from evalengine.analysis.noise import from_items
+from evalengine.analysis.panel import load_panel
+from evalengine.analysis.results import load_results
+from evalengine.analysis.scatter import figures, scatters
+from evalengine.analysis.scatter_drawing import labels, place_labels
+from evalengine.analysis.study import Options, analyse
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory):
+    root = tmp_path_factory.mktemp("scatter")
+    planted.write_study(root / "scores", items=80, skip=["1B-V2P1-sft"])
+    panel = load_panel(root / "scores")
+    analyse(panel, Options("200")).write(root / "analysis")
+    return panel, load_results(root / "analysis")
+
+
+@pytest.mark.parametrize("quantity", ["accuracy", "confidence"])
+def test_points_and_bars(study, quantity: str) -> None:
+    panel, results = study
+    found = scatters(results, quantity, "1B")
+    assert [one.benchmark for one in found.points] == list(panel.benchmarks)
+    for b, one in enumerate(found.points):
+        x_TM = panel.values[quantity][1, :, :, b]
+        keep = np.isfinite(x_TM).all(axis=0)
+        assert keep.sum() == 8 and list(one.mixtures) == [m for m in panel.mixtures if m != "V2P1"]
+        np.testing.assert_allclose([one.before, one.after], x_TM[:, keep], rtol=1e-9)
+        items = panel.items[b]
+        scores = items.correct_KI if quantity == "accuracy" else items.confidence_KI
+        noise = from_items(*(scores[panel.row[1, t, keep, b]].astype(float) for t in range(2)))
+        np.testing.assert_allclose(one.error, np.sqrt([noise.before, noise.after]), rtol=1e-6)
+        assert one.row.estimate == pytest.approx(np.corrcoef(one.before, one.after)[0, 1])
+        assert math.isnan(one.chance)
+
+
+def test_chance_is_shown_where_it_is_known(study) -> None:
+    _, results = study
+    chance = [0.25, None, 0.5, None, None]
+    known = results._replace(method={**results.method, "chance": chance})
+    found = scatters(known, "accuracy", "1B")
+    assert [None if math.isnan(one.chance) else one.chance for one in found.points] == chance
+    assert all(math.isnan(one.chance) for one in scatters(known, "confidence", "1B").points)
+
+
+def test_a_figure_for_each_quantity_and_scale(study) -> None:
+    _, results = study
+    found = figures(results)
+    assert list(found) == [f"scatter_{q}_{s}" for q in ("accuracy", "confidence") for s in ("240M", "1B")]
+    assert list(panels(found["scatter_accuracy_1B"])) == ["Commonsense", "Science", "NLI"]
+
+
+def test_long_names_become_numbers_with_a_key_and_many_points_have_none() -> None:
+    assert labels(["V1P0", "V1P1"]) == ({"V1P0": "V1P0", "V1P1": "V1P1"}, "")
+    assert labels(["pythia-70m", "pythia-1b"]) == (
+        {"pythia-70m": "1", "pythia-1b": "2"},
+        "1 pythia-70m, 2 pythia-1b",
+    )
+    assert labels([str(k) for k in range(31)]) == ({}, "")
+
+
+def test_labels_keep_apart_where_there_is_room() -> None:
+    x, y = (v.ravel() for v in np.meshgrid([0.2, 0.6, 1.0], [0.2, 0.6, 1.0]))
+    points = list(zip(x, y, strict=True))
+    found = list(place_labels(points, [f"V{k}" for k in range(9)], (0.0, 0.0, 1.25, 1.25)))
+    assert [mark.text for mark in found] == [f"V{k}" for k in range(9)]
+    for k, one in enumerate(found):
+        assert 0.0 < one.x < 1.25 and 0.0 < one.y < 1.25
+        assert math.hypot(one.x - x[k], one.y - y[k]) < 0.2
+        for other in found[:k]:
+            assert abs(one.x - other.x) > 0.08 or abs(one.y - other.y) > 0.06
