@@ -81,7 +81,7 @@ def section(results: Results) -> str:
         found = [at.get((quantity, scale, benchmark, stage)) for quantity in words]
         n = str(found[-1].n) if found[-1] else "–"
         rows.append([benchmark, scale, stage, *map(_level, found), n])
-    table = Table("calibration", ["benchmark", "scale", "stage", *WORDS.values(), "n"], [rows], texts=3)
+    table = Table("calibration", ["benchmark", "scale", "stage", *words.values(), "n"], [rows], texts=3)
     out.append("<details><summary>Means over mixtures, with intervals</summary>")
     out.append(page.show(table) + "</details>")
     return "".join(out)
