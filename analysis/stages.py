@@ -1,9 +1,10 @@
 """More than two stages: what carries over from each to the next, from the first, and to the last.
 
 The transfer of each benchmark, and the mean of a category and of all, as in transfer.py, between consecutive stages, from
-the first to each later one and from each earlier one to the last; and what separates two later stages that both come from
-the first, as several fine-tuning recipes of one base do: the difference of their transfers, on the same resamples. A
-mixture that lacks a stage is left out of the pairs with it. Mixtures are resampled, whatever the user resamples.
+the first to each later one and from each earlier one to the last. What separates two later stages that both come from the
+first, as several fine-tuning recipes of one base do, is the difference of their transfers: on the same resamples, with p and
+q by swapping the two within mixtures (swapping.py). A mixture that lacks a stage is left out of the pairs with it. Mixtures
+are resampled, whatever the user resamples.
 
 Cost: 3 T - 6 pairs of T stages, each as much as the table `transfer`.
 
@@ -16,6 +17,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,12 +25,24 @@ from evalengine.analysis import page
 from evalengine.analysis.bootstrap import Resamples, resamples
 from evalengine.analysis.correlation import Sample
 from evalengine.analysis.figure import Figure, Lines, Table, by
-from evalengine.analysis.groups import ALL, Array, Data, Group, Label, difference_of_means, mean_of_known
+from evalengine.analysis.groups import (
+    ALL,
+    STAGE,
+    Array,
+    Data,
+    Difference,
+    Group,
+    Label,
+    Note,
+    contrast_group,
+    difference_of_means,
+    mean_of_known,
+)
 from evalengine.analysis.panel import Panel, Steps
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Options, Row, rows_of
-from evalengine.analysis.transfer import category_transfer, transfer, transfer_p
+from evalengine.analysis.transfer import category_transfer, swapped, tests, transfer
 
 COMPARED = 6  # later stages up to which all are compared with each other
 
@@ -47,22 +61,37 @@ def rows(study: Study) -> list[Row]:
     plan = study.plan
     if options.resample == "items" or steps.mixtures != panel.mixtures:
         plan = resamples(len(steps.mixtures), options.bootstrap, options.seed)
+    members = panel.category_members()
+    every = [*members.values(), list(range(len(panel.benchmarks)))]
     out = []
     for quantity, (s, scale) in itertools.product(steps.values, enumerate(panel.scales)):
-        members = panel.category_members()
-        single: dict[tuple[int, int], Group] = {}
+        recipes: list[Transfers] = []
         for t, u in pairs(len(steps.stages)):
             two = _two_stages(panel, steps, quantity, s, (t, u))
             sample = Sample(np.ascontiguousarray(two.variables(quantity, 0)[:, :, None]), plan.weight_MC)
-            found = transfer(Data(two, {(quantity, scale): sample}, options.statistic, plan), quantity)
-            out += _of_pair(found, two, plan, options)
+            single = transfer(Data(two, {(quantity, scale): sample}, options.statistic, plan), quantity)
+            found = Transfers(two, _between(single, two), _between(category_transfer(single, two), two))
+            for group, of in zip(found[1:], ([[b] for b in every[-1]], every), strict=True):
+                out += rows_of(group, plan, options, tests(single, of, two, options))
             if t == 0 and len(steps.stages) - 1 <= COMPARED:
-                single[t, u] = found
-        for one, other in itertools.combinations(single, 2):
-            names = (f"{steps.stages[0]},{steps.stages[u]}" for _, u in (one, other))
-            out += _difference(single[one], single[other], tuple(names), members, plan, options)
+                recipes.append(found)
+        for earlier, later in itertools.combinations(recipes, 2):
+            out += _compared(earlier, later, every, plan, options)
         out += rows_of(_levels(steps, quantity, s, scale, members, plan.weight_MC), plan, options)
     return out
+
+
+class Transfers(NamedTuple):
+    """Between two stages: of each benchmark, and the means of categories and of all."""
+
+    two: Panel
+    single: Group
+    means: Group
+
+
+def _between(group: Group, two: Panel) -> Group:
+    """The same, with the stages in the labels: a comma is in no name that --stages can give."""
+    return replace(group, labels=[label._replace(other=",".join(two.stages)) for label in group.labels])
 
 
 def _two_stages(panel: Panel, steps: Steps, quantity: str, s: int, pair: tuple[int, int]) -> Panel:
@@ -81,51 +110,30 @@ def _two_stages(panel: Panel, steps: Steps, quantity: str, s: int, pair: tuple[i
     )
 
 
-def _of_pair(single: Group, two: Panel, plan: Resamples, options: Options) -> list[Row]:
-    other = ",".join(two.stages)
-    B = len(two.benchmarks)
-    categories = [*two.category_members().values(), list(range(B))]
-    out = []
-    for group, members in (
-        (single, [[b] for b in range(B)]),
-        (category_transfer(single, two), categories),
-    ):
-        labelled = replace(group, labels=[label._replace(other=other) for label in group.labels])
-        out += rows_of(labelled, plan, options, transfer_p(single, members, two, options))
-    return out
-
-
-def _difference(
-    one: Group,
-    other: Group,
-    names: tuple[str, ...],
-    members: Mapping[str, Sequence[int]],
-    plan: Resamples,
-    options: Options,
+def _compared(
+    earlier: Transfers, later: Transfers, every: Sequence[Sequence[int]], plan: Resamples, options: Options
 ) -> list[Row]:
-    """Transfer to the later of two stages minus that to the earlier, of each benchmark and of means over common ones."""
-    (scale,) = one.values
-    every = {**members, ALL: list(range(len(one.labels)))}
-    index = [[b] for b in range(len(one.labels))] + list(every.values())
-    found = difference_of_means(
-        {names[0]: one.values[scale], names[1]: other.values[scale]},
-        index,
-        {names[0]: one.n[scale], names[1]: other.n[scale]},
+    """Transfer to the later of two stages minus that to the earlier, both from the first: of benchmarks and of means."""
+    quantity, (scale,), where = later.single.quantity, later.two.scales, "at both stages"
+    one, other = earlier.single, later.single
+    single = Difference(
+        other.values[scale] - one.values[scale],
+        np.minimum(one.n[scale], other.n[scale]),
+        [Note()] * len(one.labels),
     )
-    assert found is not None
-    said = f"{names[1]} minus {names[0]}"
-    labels = [label._replace(other=said) for label in one.labels]
-    labels += [Label(category, f"mean of {len(listed)}", said) for category, listed in every.items()]
-    group = Group(
-        "stage_difference",
-        one.quantity,
-        labels,
-        {scale: found.value_SC},
-        {scale: found.n_S},
-        {scale: found.notes},
-        interval="bca-t",
-    )
-    return rows_of(group, plan, options)
+    means = difference_of_means(later.means.means[scale], earlier.means.means[scale], where)
+    sides = [of.two.variables(quantity, 0).reshape(2, len(one.labels), -1) for of in (earlier, later)]
+    defined_B = np.isfinite(single.value_SC[:, 0])
+    out = []
+    for group, found, members in (
+        (later.single, single, [[b] for b in every[-1]]),
+        (later.means, means, every),
+    ):
+        labels = [label._replace(minus=",".join(earlier.two.stages)) for label in group.labels]
+        p_and_q = swapped(sides[0], sides[1], defined_B, members, options)
+        contrast = contrast_group(group, STAGE, labels, {scale: found})
+        out += rows_of(contrast, plan, options, {(STAGE, scale): p_and_q})
+    return out
 
 
 def _levels(
@@ -171,15 +179,17 @@ def section(results: Results) -> str:
     out.append(
         f"<details><summary>Transfer between stages</summary>{page.show(Table('', head, [body], texts=4))}</details>"
     )
-    differences = [
-        r for r in results.rows("stages", protocol="stage_difference") if r.name.startswith("mean")
-    ]
+    differences = results.rows("stages", protocol="category_transfer", contrast=STAGE)
     body = []
-    for (quantity, scale, pair), mine in by(differences, lambda r: (r.quantity, r.scale, r.other)).items():
+    for (quantity, scale, pair, minus), mine in by(
+        differences, lambda r: (r.quantity, r.scale, r.other, r.minus)
+    ).items():
         of = {row.category: row for row in mine}
-        body.append([pair, quantity, scale, *(with_interval(of.get(c)) for c in categories)])
+        cells = [with_interval(of.get(category)) for category in categories]
+        names = [f"{stages[0]} to {text.split(',')[1]}" for text in (pair, minus)]
+        body.append([*names, quantity, scale, *cells, page.p_value(of[ALL].q), str(of[ALL].n)])
     if body:
-        later = page.show(Table("", ["difference of r", "quantity", "scale", *categories], [body], texts=3))
+        later = page.show(Table("", ["r of", "minus r of", *head[2:]], [body], texts=4))
         out.append(f"<details><summary>Later stages compared</summary>{later}</details>")
     elif len(stages) - 1 > COMPARED:
         out.append(

@@ -149,9 +149,21 @@ def contrast_p(
     B, last = len(panel.benchmarks), len(panel.scales) - 1
     small, large = (panel.variables(single.quantity, s).reshape(2, B, -1) for s in (0, last))
     first, second = (np.isfinite(single.values[panel.scales[s]][:, 0]) for s in (0, last))
+    return swapped(small, large, first & second, members, options)
+
+
+def swapped(
+    small_2BM: Array,
+    large_2BM: Array,
+    defined_B: NDArray[np.bool_],
+    members: Sequence[Sequence[int]],
+    options: Options,
+) -> tuple[Array, Array]:
+    """p of the difference of each of the members' mean transfers from one side to the other (`swap_p`), and their q."""
     p = np.full(len(members), np.nan)
-    for mask_M, index, used in _by_mixtures(np.concatenate([small, large]), members, first & second):
-        p[index] = swap_p(small[:, :, mask_M], large[:, :, mask_M], used, options.statistic, options.seed)
+    for mask_M, index, used in _by_mixtures(np.concatenate([small_2BM, large_2BM]), members, defined_B):
+        sides = small_2BM[:, :, mask_M], large_2BM[:, :, mask_M]
+        p[index] = swap_p(*sides, used, options.statistic, options.seed)
     return p, benjamini_hochberg(p)
 
 

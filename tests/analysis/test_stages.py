@@ -12,6 +12,7 @@ from evalengine.analysis import report
 from evalengine.analysis.panel import Cell, assemble, load_panel
 from evalengine.analysis.stages import pairs
 from evalengine.analysis.study import Options, analyse
+from evalengine.analysis.swapping import swap_p
 from evalengine.cli import main
 from evalengine.errors import UserError
 
@@ -46,7 +47,8 @@ def test_pairs() -> None:
 def test_every_pair_is_the_analysis_of_these_two_alone() -> None:
     cells = cells_of(values(4), STAGES)
     tables = analyse(assemble(cells, STAGES), Options()).tables
-    found = {(r.protocol, r.scale, r.category, r.name, r.other): r for r in tables["stages"]}
+    stages = [r for r in tables["stages"] if not r.contrast]
+    found = {(r.protocol, r.scale, r.category, r.name, r.other): r for r in stages}
     seen = 0
     for t, u in pairs(4):
         pair = (STAGES[t], STAGES[u])
@@ -65,24 +67,47 @@ def test_later_stages_are_compared_over_common_benchmarks() -> None:
     x = values(4, scales=1)
     x[0, 2, :, 1] = 0.25  # siqa has no r with dpo
     panel = assemble(cells_of(x, STAGES), STAGES)
-    rows = [r for r in analyse(panel, Options()).tables["stages"] if r.protocol == "stage_difference"]
-    assert {r.other for r in rows} == {
-        "pt,dpo minus pt,sft", "pt,rl minus pt,sft", "pt,rl minus pt,dpo",
+    rows = [r for r in analyse(panel, Options()).tables["stages"] if r.contrast == "stage"]
+    assert {(r.other, r.minus) for r in rows} == {
+        ("pt,dpo", "pt,sft"), ("pt,rl", "pt,sft"), ("pt,rl", "pt,dpo"),
     }  # fmt: skip
     r = np.array([[np.corrcoef(x[0, 0, :, b], x[0, t, :, b])[0, 1] for t in (1, 3)] for b in range(3)])
-    at = {(row.name, row.category, row.other): row for row in rows}
-    mean = at["mean of 3", "All", "pt,rl minus pt,sft"]
+    at = {
+        (row.category, row.name if row.protocol == "transfer" else "", row.other, row.minus): row
+        for row in rows
+    }
+    mean = at["All", "", "pt,rl", "pt,sft"]
     assert mean.estimate == pytest.approx((r[:, 1] - r[:, 0]).mean()) and mean.interval == "bca-t"
     dpo = np.corrcoef(x[0, 0, :, 0], x[0, 2, :, 0])[0, 1]
-    partial = at["mean of 2", "Commonsense", "pt,dpo minus pt,sft"]
+    partial = at["Commonsense", "", "pt,dpo", "pt,sft"]
     assert partial.estimate == pytest.approx(dpo - r[0, 0]) and "over the 1 that have" in partial.note
-    assert np.isnan(at["siqa", "Commonsense", "pt,rl minus pt,dpo"].estimate)
+    assert np.isnan(at["Commonsense", "siqa", "pt,rl", "pt,dpo"].estimate)
+    sides = [np.stack([x[0, 0, :, 2:].T, x[0, t, :, 2:].T]) for t in (1, 3)]
+    assert at["NLI", "rte", "pt,rl", "pt,sft"].p == pytest.approx(swap_p(*sides, [[0]])[0])
+
+
+@pytest.mark.parametrize("r", [0.0, 0.8])
+def test_equal_transfer_to_two_stages_is_rejected_as_often_as_it_says(r: float) -> None:
+    """The two share the first stage, and what else moves them is correlated, too."""
+    rng = np.random.default_rng(0)
+    rest = 1 - r * r
+    both = [[1, r, r], [r, 1, r * r + 0.5 * rest], [r, r * r + 0.5 * rest, 1]]
+    x = rng.multivariate_normal(np.zeros(3), both, (9, 600)).transpose(2, 1, 0)  # stage, draw, mixture
+    p = swap_p(x[[0, 1]], x[[0, 2]], [[b] for b in range(600)])
+    assert (p <= 0.05).mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 600)
+
+
+def test_a_difference_between_two_stages_is_found() -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(2, 200, 20))
+    close = x + 0.3 * rng.normal(size=x.shape)
+    assert (swap_p(np.stack([x, close]), np.stack([x, y]), [[b] for b in range(200)]) < 0.05).mean() > 0.9
 
 
 def test_with_more_than_six_later_stages_none_are_compared() -> None:
     stages = tuple(str(1000 * t) for t in range(8))
     panel = assemble(cells_of(values(8, scales=1), stages), stages)
-    assert not [r for r in analyse(panel, Options()).tables["stages"] if r.protocol == "stage_difference"]
+    assert not [r for r in analyse(panel, Options()).tables["stages"] if r.contrast]
 
 
 def test_a_mixture_that_lacks_a_stage_is_left_out_of_its_pairs() -> None:
@@ -93,9 +118,8 @@ def test_a_mixture_that_lacks_a_stage_is_left_out_of_its_pairs() -> None:
     assert panel.stages == ("pt", "dpo") and "m5" not in panel.mixtures
     assert any("no dpo checkpoint for m5; left out" in note for note in panel.notes)
     assert "scale 240M: no sft checkpoint for m2; left out of the pairs with sft" in panel.notes
-    rows = [
-        r for r in analyse(panel, Options()).tables["stages"] if (r.protocol, r.name) == ("transfer", "rte")
-    ]
+    rows = analyse(panel, Options()).tables["stages"]
+    rows = [r for r in rows if (r.protocol, r.name, r.contrast) == ("transfer", "rte", "")]
     n = {r.other: r.n for r in rows}
     assert n == {"pt,sft": 7, "pt,dpo": 7, "sft,dpo": 6}
     keep = np.isfinite(x[0, :2, :, 2]).all(axis=0)
@@ -146,7 +170,7 @@ def test_pythia_over_its_steps(real_data: Path, tmp_path: Path) -> None:
     steps = ("512", "1000", "3000", "13000", "143000")
     panel = load_panel(tmp_path / "i", stages=steps)
     rows = analyse(panel, Options()).tables["stages"]
-    single = [r for r in rows if r.protocol == "transfer"]
+    single = [r for r in rows if r.protocol == "transfer" and not r.contrast]
     assert len(single) == len(pairs(5)) * len(panel.benchmarks) * len(panel.scales)
     late = next(r for r in single if (r.scale, r.name, r.other) == ("1", "sciq", "13000,143000"))
     alone = analyse(load_panel(tmp_path / "i", stages=steps[-2:]), Options()).tables["transfer"]
