@@ -35,10 +35,14 @@ def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Ta
     lines: dict[
         str, dict[tuple[bool, str], list[Row]]
     ] = {}  # by category, and whether of one benchmark and its name
-    for row in results.rows("transfer", quantity=quantity):
-        single = row.protocol == "transfer"
-        change = several and row.contrast == SCALE and not single
-        if change or (not row.contrast and row.scale in scales):
+    every = [
+        *results.rows("transfer", protocol="category_transfer", quantity=quantity),
+        *results.rows("transfer", protocol="category_transfer", quantity=quantity, contrast=SCALE),
+        *results.rows("transfer", protocol="transfer", quantity=quantity),
+    ]
+    for row in every:
+        if row.scale in scales and (several or not row.contrast):
+            single = row.protocol == "transfer"
             lines.setdefault(row.category, {}).setdefault((single, row.name), []).append(row)
 
     def cells(row: Row) -> list[str | Mark]:
