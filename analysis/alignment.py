@@ -197,11 +197,18 @@ def _label(row: Row) -> str:
 
 
 def figures(results: Results) -> Mapping[str, Figure]:
-    return {"alignment": Intervals(results.rows("alignment"), _label, panel=lambda row: row.name)}
+    found = results.rows("alignment")  # in two files: persistence has no stages, so other lines
+    readings, persistence = (
+        [r for r in found if (r.name == "persistence") == single] for single in (False, True)
+    )
+    return {
+        "alignment": Intervals(readings, _label, panel=lambda row: row.name),
+        "alignment_persistence": Intervals(persistence, _label, panel=lambda row: row.name),
+    }
 
 
 def latex(results: Results) -> dict[str, Table]:
-    found = results.rows("alignment", contrast="")
+    found = results.rows("alignment")
     return {"alignment": page.numbers("alignment", found, results.scales, ("category", "name", "other"))}
 
 

@@ -55,6 +55,12 @@ class Sample:
         """Of data that are the same in every column; kept, since many statistics rest on the same variables."""
         return moments(self.x_VMC, self.w_MC)
 
+    def of(self, variables: NDArray[np.int64]) -> Sample:
+        """Some of the variables, whose moments are not computed again."""
+        part = Sample(np.ascontiguousarray(self.x_VMC[variables]), self.w_MC)
+        part.__dict__["moments"] = Moments(*(values[variables] for values in self.moments))
+        return part
+
     def only(self, keep_M: NDArray[np.bool_]) -> Sample:
         """The same for some of the mixtures, weights rescaled (NaN columns where none of them is in the resample)."""
         w_MC = self.w_MC[keep_M]

@@ -14,16 +14,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from evalengine.analysis.figure import (
-    Curves,
-    Figure,
-    Heatmaps,
-    Intervals,
-    Lines,
-    Scatters,
-    by,
-    heatmap_title,
-)
+from evalengine.analysis.figure import Curves, Figure, Heatmaps, Intervals, Lines, Scatters, by, heatmap_title
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.results import Results, excludes_zero, with_interval
 from evalengine.analysis.scatter_drawing import scatter_drawing
@@ -63,10 +54,10 @@ def draw(results: Results, figure: Figure) -> Drawing:
     """All panels of a figure, which has at least one."""
     if isinstance(figure, Intervals):
         return _intervals(results, figure)
-    if isinstance(figure, Lines):
-        return _lines(figure)
     if isinstance(figure, Scatters):
         return scatter_drawing(figure)
+    if isinstance(figure, Lines):
+        return _lines(figure)
     return _heatmaps(results, figure) if isinstance(figure, Heatmaps) else _curves(results, figure)
 
 

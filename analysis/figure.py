@@ -118,13 +118,13 @@ def panels(figure: Figure) -> dict[str, Figure]:
         return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, figure.panel).items()}
     if isinstance(figure, Heatmaps):
         return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, heatmap_title).items()}
-    if isinstance(figure, Lines):
-        return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, figure.panel).items()}
     if isinstance(figure, Scatters):
         return {
             title: figure._replace(points=points)
             for title, points in by(figure.points, lambda p: p.category).items()
         }
+    if isinstance(figure, Lines):
+        return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, figure.panel).items()}
     return {title: Curves(rows) for title, rows in by(figure.rows, lambda row: str(row["category"])).items()}
 
 

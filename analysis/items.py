@@ -73,12 +73,9 @@ class BenchmarkItems(NamedTuple):
 
 
 class Store(NamedTuple):
-    """seeds: by checkpoint, of those that state one."""
-
     checkpoints: tuple[Checkpoint, ...]
     benchmarks: tuple[BenchmarkItems, ...]
     notes: tuple[str, ...]
-    seeds: Mapping[str, str]
 
 
 def read_store(store: Path | str, metric: str | None = None, confidence: str = "raw") -> Store:
@@ -95,11 +92,10 @@ def read_store(store: Path | str, metric: str | None = None, confidence: str = "
     for path in paths(store):
         by_benchmark[path.stem].append(path)
     checkpoints: dict[str, Checkpoint] = {}
-    seeds: dict[str, str] = {}
     read: list[BenchmarkItems] = []
     notes: dict[str, list[str]] = {}  # what is to be known -> of which benchmarks
     for name, group in by_benchmark.items():
-        benchmark, said = _read_benchmark(name, group, metric, confidence, checkpoints, seeds)
+        benchmark, said = _read_benchmark(name, group, metric, confidence, checkpoints)
         read.append(benchmark)
         for note in said:
             notes.setdefault(note, []).append(name)
@@ -109,7 +105,7 @@ def read_store(store: Path | str, metric: str | None = None, confidence: str = "
             notes.setdefault(note, []).append(benchmark.name)
     seen = dict.fromkeys(name for benchmark in read for name in benchmark.checkpoints)
     said = [f"{', '.join(which)}: {note}" for note, which in notes.items()]
-    return Store(tuple(checkpoints[name] for name in seen), tuple(read), tuple(said), seeds)
+    return Store(tuple(checkpoints[name] for name in seen), tuple(read), tuple(said))
 
 
 class _Scored(NamedTuple):
@@ -150,9 +146,8 @@ def _read_benchmark(
     metric: str | None,
     confidence: str,
     checkpoints: dict[str, Checkpoint],
-    seeds: dict[str, str],
 ) -> tuple[BenchmarkItems, list[str]]:
-    """One benchmark's files, each opened once, and the notes on them. Adds to `checkpoints` and `seeds`."""
+    """One benchmark's files, each opened once, and the notes on them. Adds to `checkpoints`."""
     from evalengine.store import read
 
     found: list[_Scored] = []
@@ -172,8 +167,8 @@ def _read_benchmark(
         if checkpoint not in checkpoints:
             who = (_first(table, key) for key in ("scale", "mixture", "stage"))
             checkpoints[checkpoint] = Checkpoint(checkpoint, *who)
-        if metadata["checkpoint_seed"]:
-            seeds[checkpoint] = metadata["checkpoint_seed"]
+        if seed := metadata["checkpoint_seed"]:
+            checkpoints[checkpoint] = checkpoints[checkpoint]._replace(seed=seed)
         if first is None:
             category = _first(table, "category") or "Other"
         chosen = metric or found[0].metadata["default_score"] or "acc"

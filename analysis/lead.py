@@ -42,7 +42,7 @@ def noise_table(results: Results) -> Table:
     rows = []
     for quantity in results.method["quantities"]:
         for scale in results.scales:
-            at = {"quantity": quantity, "scale": scale, "contrast": ""}
+            at = {"quantity": quantity, "scale": scale}
             found = results.rows("reliability", protocol="reliability", **at)
             ceilings = [row.estimate for row in found if row.other == CEILING]
             known = any(math.isfinite(row.estimate) for row in found)

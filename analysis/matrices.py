@@ -133,7 +133,7 @@ def figures(results: Results) -> dict[str, Heatmaps]:
     before, after = results.method["stages"]
     return {
         f"matrix_{file_part(name)}": Heatmaps(
-            results.rows("matrices", protocol=f"matrix_{name}", contrast=""), rows, columns
+            results.rows("matrices", protocol=f"matrix_{name}"), rows, columns
         )
         for name, rows, columns in (
             ("cross", before, after),

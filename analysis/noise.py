@@ -90,14 +90,13 @@ def measured(data: Data, quantity: str, scale: str) -> dict[int, Measured | Note
     for b in range(B):
         keep = np.asarray(np.isfinite(sample.x_VMC[[b, B + b], :, 0]).all(axis=0))
         noise = _noise(panel, quantity, s, b, keep)
-        if noise is None or keep.sum() < 4:
-            few = keep.sum() < 4
-            why = (
-                "fewer than 4 mixtures"
-                if few
-                else "neither the number of items nor standard errors are known"
+        if keep.sum() < 4:
+            out[b] = Note(UNDEFINED, "fewer than 4 mixtures")
+        elif noise is None:
+            known = "neither the number of items nor all standard errors are known"
+            out[b] = Note(
+                UNDEFINED, known if quantity == "accuracy" else f"noise of {quantity} takes the items"
             )
-            out[b] = Note(UNDEFINED, why)
         else:
             found = covariances(sample.x_VMC[b], sample.x_VMC[B + b], sample.w_MC, keep)
             out[b] = Measured(noise, found, int(keep.sum()))
@@ -288,7 +287,7 @@ def means_table(results: Results) -> Table:
         (r.scale, r.quantity, r.category): r for r in results.rows("transfer", protocol="category_transfer")
     }
     blocks: dict[tuple[str, str], list[list[str]]] = {}
-    for r in results.rows("reliability", protocol="category_reliability", contrast=""):
+    for r in results.rows("reliability", protocol="category_reliability"):
         measured = observed.get((r.scale, r.quantity, r.category))
         cells = [with_interval(measured), with_interval(r), r.note]
         blocks.setdefault((r.quantity, r.scale), []).append([r.category, r.quantity, r.scale, *cells])
@@ -300,12 +299,10 @@ def means_table(results: Results) -> Table:
 
 def benchmarks_table(results: Results) -> Table:
     """Reliability at both stages, ceiling and r, of each benchmark with items."""
-    found = [r for r in results.rows("reliability", protocol="reliability", contrast="") if r.n]
+    found = [r for r in results.rows("reliability", protocol="reliability") if r.n]
     kinds = list(dict.fromkeys(r.other for r in found))
     by_kind = {(r.quantity, r.scale, r.name, r.other): r for r in found}
-    measured = {
-        (r.quantity, r.scale, r.name): r for r in results.rows("transfer", protocol="transfer", contrast="")
-    }
+    measured = {(r.quantity, r.scale, r.name): r for r in results.rows("transfer", protocol="transfer")}
     blocks: dict[tuple[str, str], list[list[str]]] = {}
     for at in dict.fromkeys((r.quantity, r.scale, r.name) for r in found):
         quantity, scale, benchmark = at

@@ -171,13 +171,13 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None, 
             values = {quantity: float(value_K[k]) for quantity, value_K in by_quantity.items()}
             cells.append(
                 Cell(
-                    *one,
+                    *one[:4],
                     benchmark.name,
                     benchmark.category,
                     values,
                     items=benchmark.correct_KI.shape[1],
                     row=int(row_K[k]),
-                    replicate=store.seeds.get(one.name, ""),
+                    replicate=one.seed,
                 )
             )
         items_of[benchmark.name] = averaged(benchmark, row_K)
@@ -229,7 +229,7 @@ def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
     noisy = dict.fromkeys(c.benchmark for c in cells if c.items > 1 or c.stderr == c.stderr)
     bound = (
         f"item noise of {names(noisy)} is the sampling error of each accuracy, an upper bound, as all mixtures answer the "
-        "same items: reliability is at least what is shown, r without noise at most"
+        "same items: reliability is at least what is shown, and r without noise no larger"
     )
     return assemble(cells, stages, [bound] if noisy else [])
 

@@ -23,8 +23,12 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import Resamples, resamples
+<<<<<<< HEAD
 from evalengine.analysis.contrasts import Difference, contrast_group, difference_of_means
 from evalengine.analysis.correlation import Sample
+=======
+from evalengine.analysis.correlation import Sample, benjamini_hochberg
+>>>>>>> main
 from evalengine.analysis.figure import Figure, Lines, Table, by
 from evalengine.analysis.groups import (
     ALL,
@@ -60,17 +64,21 @@ def rows(study: Study) -> list[Row]:
     if options.resample == "items" or steps.mixtures != panel.mixtures:
         plan = resamples(len(steps.mixtures), options.bootstrap, options.seed)
     members = panel.category_members()
-    every = [*members.values(), list(range(len(panel.benchmarks)))]
+    B = len(panel.benchmarks)
+    every = [*members.values(), list(range(B))]
     out = []
     for quantity, (s, scale) in itertools.product(steps.values, enumerate(panel.scales)):
         recipes: list[Transfers] = []
+        x_VM = steps.values[quantity][s].swapaxes(1, 2).reshape(-1, len(steps.mixtures))
+        sample = Sample(x_VM[:, :, None], plan.weight_MC)
         for t, u in pairs(len(steps.stages)):
             two = _two_stages(panel, steps, quantity, s, (t, u))
-            sample = Sample(np.ascontiguousarray(two.variables(quantity, 0)[:, :, None]), plan.weight_MC)
-            single = transfer(Data(two, {(quantity, scale): sample}, options.statistic, plan), quantity)
+            of_two = sample.of(np.concatenate([t * B + np.arange(B), u * B + np.arange(B)]))
+            single = transfer(Data(two, {(quantity, scale): of_two}, options.statistic, plan), quantity)
             found = Transfers(two, _between(single, two), _between(category_transfer(single, two), two))
-            for group, of in zip(found[1:], ([[b] for b in every[-1]], every), strict=True):
-                out += rows_of(group, plan, options, tests(single, of, two, options))
+            p = tests(single, [*([b] for b in every[-1]), *every], two, options)["", scale][0]
+            for group, p_S in ((found.single, p[:B]), (found.means, p[B:])):
+                out += rows_of(group, plan, options, {("", scale): (p_S, benjamini_hochberg(p_S))})
             if t == 0 and len(steps.stages) - 1 <= COMPARED:
                 recipes.append(found)
         for earlier, later in itertools.combinations(recipes, 2):
@@ -174,9 +182,14 @@ def section(results: Results) -> str:
         cells = [with_interval(of.get(category)) for category in categories]
         body.append([*pair.split(","), quantity, scale, *cells, page.p_value(of[ALL].q), str(of[ALL].n)])
     head = ["from", "to", "quantity", "scale", *categories, f"q ({ALL})", "n"]
+<<<<<<< HEAD
     out.append(
         f"<details><summary>Transfer between stages</summary>{page.show(Table('', head, [body], texts=4))}</details>"
     )
+=======
+    between = page.show(Table("", head, [body], texts=4))
+    out.append(f"<details><summary>Transfer between stages</summary>{between}</details>")
+>>>>>>> main
     differences = results.rows("stages", protocol="category_transfer", contrast=STAGE)
     body = []
     for (quantity, scale, pair, minus), mine in by(

@@ -408,7 +408,7 @@ def _inverse_dynamics(results: Results) -> Iterator[Claim]:
 
 
 def _tests(results: Results, quantity: str) -> Iterator[Claim]:
-    single = results.rows("transfer", protocol="transfer", quantity=quantity, contrast="")
+    single = results.rows("transfer", protocol="transfer", quantity=quantity)
     rows = [r for r in single if math.isfinite(r.q)]
     if rows:
         lost = sum(r.q >= 0.05 for r in rows)

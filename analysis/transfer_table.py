@@ -25,7 +25,7 @@ def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Ta
     A mean is marked; its benchmarks follow it.
     """
     several = len(scales) > 1
-    at = {"quantity": quantity, "contrast": ""}
+    at = {"quantity": quantity}
     ceiling = {(r.scale, r.name): r.estimate for r in results.rows("reliability", other=CEILING, **at)}
     clean = {
         (r.scale, r.category if r.protocol == "category_reliability" else r.name): r
@@ -35,15 +35,14 @@ def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Ta
     lines: dict[
         str, dict[tuple[bool, str], list[Row]]
     ] = {}  # by category, and whether of one benchmark and its name
-    every = [
-        *results.rows("transfer", protocol="category_transfer", quantity=quantity),
-        *results.rows("transfer", protocol="category_transfer", quantity=quantity, contrast=SCALE),
-        *results.rows("transfer", protocol="transfer", quantity=quantity),
-    ]
-    for row in every:
-        if row.scale in scales and (several or not row.contrast):
-            single = row.protocol == "transfer"
-            lines.setdefault(row.category, {}).setdefault((single, row.name), []).append(row)
+    for row in results.rows("transfer", **at):
+        if row.scale in scales:
+            lines.setdefault(row.category, {}).setdefault((row.protocol == "transfer", row.name), []).append(
+                row
+            )
+    if several:
+        for row in results.rows("transfer", protocol="category_transfer", contrast=SCALE, **at):
+            lines.setdefault(row.category, {}).setdefault((False, row.name), []).append(row)
 
     def cells(row: Row) -> list[str | Mark]:
         single = row.protocol == "transfer"

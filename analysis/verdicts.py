@@ -95,15 +95,11 @@ def verdict_tables(results: Results) -> dict[str, Table]:
     for quantity in results.method["quantities"]:
         blocks: dict[str, list[list[str | Mark]]] = {}
         for v in (v for v in results.verdicts if v["quantity"] == quantity):
-            single, contrast = (
-                results.rows(
-                    "transfer", protocol="transfer", quantity=quantity, name=v["benchmark"], contrast=kind
-                )
-                for kind in ("", SCALE)
-            )
+            at = {"protocol": "transfer", "quantity": quantity, "name": v["benchmark"]}
+            single, between = (results.rows("transfer", contrast=kind, **at) for kind in ("", SCALE))
             found = [_largest(r.p for r in single), _largest(r.q for r in single)]
             if differences:
-                found.append(_largest(r.q for r in contrast))
+                found.append(_largest(r.q for r in between))
             row = [v["benchmark"], Mark(v["verdict"], v["verdict"]), *map(page.p_value, found), v["because"]]
             blocks.setdefault(v["category"], []).append(row)
         out[quantity] = Table(

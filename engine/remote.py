@@ -1,12 +1,14 @@
-"""Checkpoints at URIs (s3://, gs://, hf://, whatever fsspec opens): copied to this machine's cache once.
+"""Checkpoints and stores at URIs (s3://, gs://, hf://, whatever fsspec opens), copied to this machine's cache.
 
 Of a checkpoint the driver takes the small files (configuration, tokenizer) at once, and whoever scores it the rest when its turn
 comes. The cache holds whole checkpoints only, each under a name made of the URI and of what the listing says of its files; it
 stays below EVALENGINE_CACHE_GB (default 100) by dropping those unused for longest, never one that a process is using.
 
-    KEY.lock     held alone by who downloads KEY: others wait for the download, and find the folder
-    KEY.used     shared by the processes that use KEY: eviction skips what it cannot have alone
-    evict.lock   held alone by who makes room
+    KEY.lock     held alone by who downloads or drops KEY, shared by those that use it
+    evict.lock   held alone by who makes room, which skips what is in use
+
+A store has a working copy in the cache; every finished file is uploaded at once, whole or not at all. Only the working copy is
+locked: let one machine write to a remote store at a time.
 """
 
 from __future__ import annotations
@@ -16,11 +18,15 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from evalengine import store
 from evalengine.errors import UserError
 from evalengine.files import atomic, cache_root, locked, remove
 from evalengine.untrusted import is_plain, reason
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SMALL = (".json", ".txt", ".model", ".jinja", ".py")
 WEIGHTS = (".safetensors",)
@@ -136,16 +142,21 @@ def fetch(uri: str, progress: Callable[[], None] = lambda: None) -> Path:
     """
     listed = listing(uri)
     folder = cache_root() / "checkpoints" / listed.key
-    with locked(folder.with_suffix(".lock"), progress), contextlib.ExitStack() as used:
-        # waits for nothing but an eviction
-        used.enter_context(locked(folder.with_suffix(".used"), progress, shared=True))
-        if not folder.is_dir():
-            evict(folder.parent, sum(listed.files.values()))
-            download(uri, listed, folder, progress)
-        os.utime(folder)
-        release(uri)  # what the URI held before it changed; where nothing changed, `used` holds the same
-        _used[uri] = used.pop_all()
-    return folder / name_of(uri)
+    lock = folder.with_suffix(".lock")
+    while True:
+        with contextlib.ExitStack() as used:
+            used.enter_context(locked(lock, progress, shared=True))
+            if folder.is_dir():
+                os.utime(folder)
+                release(
+                    uri
+                )  # what the URI held before it changed; where nothing changed, `used` holds the same
+                _used[uri] = used.pop_all()
+                return folder / name_of(uri)
+        with locked(lock, progress):
+            if not folder.is_dir():
+                evict(folder.parent, sum(listed.files.values()))
+                download(uri, listed, folder, progress)
 
 
 def release(uri: str) -> None:
@@ -186,8 +197,78 @@ def evict(folder: Path, wanted: int) -> None:
         for path in size:
             if total + wanted <= limit:
                 return
-            with contextlib.suppress(BlockingIOError), locked(path.with_suffix(".used")):
+            with contextlib.suppress(BlockingIOError), locked(path.with_suffix(".lock")):
                 gone = path.with_name(f"{path.name}.tmp")
                 os.rename(path, gone)  # what is half removed must not look whole
                 remove(gone)
                 total -= size[path]
+
+
+# --- stores
+
+
+class StorePlace(NamedTuple):
+    """A store to write: the folder here, and what is to be done with each finished file."""
+
+    folder: Path
+    stored: Callable[[Path], None]
+    remote: bool
+
+
+def open_store(place: Path | str, names: list[str]) -> StorePlace:
+    """A store at a path or a URI; of a remote one, the files of the checkpoints `names` are brought here first."""
+    if not is_uri(place):
+        return StorePlace(Path(place), lambda path: None, False)
+    folder = copy_of(str(place), names)
+    fs, root = filesystem(str(place))
+
+    def upload(path: Path) -> None:
+        put(fs, path, f"{root}/{path.resolve().relative_to(folder.resolve()).as_posix()}", str(place))
+
+    return StorePlace(folder, upload, True)
+
+
+def readable(place: Path | str) -> Path:
+    """A store at a path or a URI, on this machine. Raises UserError."""
+    return copy_of(str(place), None) if is_uri(place) else Path(place)
+
+
+def load(place: Path | str = "scores") -> pa.Table:
+    """All scores of a store (a folder or a URI) as one table, one row per (checkpoint, benchmark, item). Raises UserError."""
+    return store.load(readable(place))
+
+
+def copy_of(uri: str, names: list[str] | None) -> Path:
+    """The working copy of a remote store, made equal to it for the checkpoints `names` (None: for all)."""
+    fs, root = filesystem(uri)
+    folder = cache_root() / "stores" / hashlib.sha256(uri.encode()).hexdigest()[:32]
+    with store.lock(folder), as_user_error(uri):
+        fs.invalidate_cache(root)
+        stored = [str(path) for path in fs.find(root)] if fs.exists(root) else []
+        wanted: dict[str, str] = {}
+        for path in stored:
+            parts = path[len(root) :].strip("/").split("/")
+            if not all(is_plain(part) and not part.startswith(".") for part in parts):
+                continue  # object keys may hold ".."
+            mine = len(parts) == 2 and parts[1].endswith(".arrow") and (names is None or parts[0] in names)
+            if mine or parts == ["runs.jsonl"]:
+                wanted["/".join(parts)] = path
+        for old in folder.glob("*/*.arrow"):
+            if (names is None or old.parent.name in names) and f"{old.parent.name}/{old.name}" not in wanted:
+                old.unlink()
+        for name, path in wanted.items():
+            with atomic(folder / name) as temporary:
+                fs.get_file(path, str(temporary))
+    return folder
+
+
+def put(fs: Any, path: Path, target: str, uri: str) -> None:
+    """Uploads one file: an object store shows it whole or not at all; elsewhere it is renamed when it is whole."""
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    with as_user_error(uri):
+        if protocols & {"file", "local", "sftp", "ssh", "smb"}:
+            fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+            fs.put_file(str(path), f"{target}.tmp")
+            fs.mv(f"{target}.tmp", target)
+        else:
+            fs.put_file(str(path), target)

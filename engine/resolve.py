@@ -61,7 +61,16 @@ def discover(
                 " different stores with --out"
             )
         about = metadata(path, name, known)
-        found[name] = Checkpoint(path, name, **about, source=source, remote_bytes=size, base=model)
+        found[name] = Checkpoint(
+            path,
+            name,
+            about["scale"],
+            about["mixture"],
+            about["stage"],
+            source,
+            remote_bytes=size,
+            base=model,
+        )
     if base is not None and not any(checkpoint.base for checkpoint in found.values()):
         raise UserError("--base is the model of adapters, and none is among the checkpoints: leave it out")
     unused = sorted(set(known) - set(found))

@@ -90,12 +90,7 @@ def run_together(todo: list[Job]) -> tuple[list[Result], dict[str, str]]:
     if place.group.rank:
         return [train(job) for job in todo], {}
     with Board(todo, peak_of(place.device, place.group.size)) as board:
-        for job in todo:
-
-            def report(step: Step, name: str = job.run.name) -> None:
-                board.take(Message(name, step))
-
-            board.take(Message(job.run.name, train(job, report)))
+        train_chain(0, todo, board.take)
     return board.finished, board.failed
 
 

@@ -64,7 +64,7 @@ def analysis_of(args: argparse.Namespace) -> Analysis:
     from evalengine.analysis.mixtures import imported_mixtures, read_study
     from evalengine.analysis.panel import load_panel
     from evalengine.analysis.study import Options, analyse
-    from evalengine.remote_store import readable
+    from evalengine.remote import readable
 
     if args.bootstrap not in (None, "exact") and not str(args.bootstrap).isdigit():
         raise UserError(f"--bootstrap takes a number or 'exact', not '{args.bootstrap}'")
@@ -124,7 +124,8 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
         for block in shown.blocks
         for row in block
     ]
-    found = [r for r in analysis.tables["transfer"] if r.quantity == quantity and r.contrast in ("", SCALE)]
+    every = analysis.tables["transfer"]
+    found = [row for row in every if row.quantity == quantity and row.contrast in ("", SCALE)]
     counts = [row.n for row in found if row.estimate == row.estimate] or [0]
     n = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(counts[0])
     console.table(

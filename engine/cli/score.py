@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     from evalengine import runner
     from evalengine.benchmarks import resolve
     from evalengine.events import Stored
-    from evalengine.remote_store import open_store
+    from evalengine.remote import open_store
     from evalengine.resolve import discover
     from evalengine.resume import Options
 

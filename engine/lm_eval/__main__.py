@@ -1,8 +1,5 @@
-"""lm-evaluation-harness's own command line, with the model `evalengine` registered."""
+import sys
 
-from lm_eval.__main__ import cli_evaluate
+from evalengine.cli import main
 
-from evalengine.lm_eval.model import register
-
-register()
-cli_evaluate()
+raise SystemExit(main(["lm-eval", *sys.argv[1:]]))

@@ -1,14 +1,12 @@
 """lm-evaluation-harness on this engine: any of its log-likelihood tasks, with its own prompts and metrics.
 
-lm-eval 0.4.13 has no entry point for models: `python -m evalengine.lm_eval` is its command line with this one registered, and
-`evalengine lm-eval --register` has its plain `lm_eval` command do the same.
+lm-eval 0.4.13 has no entry point for models: `evalengine lm-eval` is its command line with this one registered.
 
 Cost: tokenising in batches, and the engine's own; equal requests are scored once.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from evalengine.encoding import Encoder, merge
 from evalengine.errors import UserError
 from evalengine.resolve import discover
 from evalengine.tokenizer import load_tokenizer
-from evalengine.untrusted import printable
 
 NAME = "evalengine"  # of the model, to lm-eval
 
@@ -139,18 +136,9 @@ class EvalengineLM(TemplateLM):
 
 
 def register() -> None:
-    """Registers the model with the lm-eval of this process; a UserError ends its runs with one sentence."""
+    """Registers the model with the lm-eval of this process."""
     import lm_eval.models  # noqa: F401  (registers lm-eval's own, which it does only while its registry is empty)
     from lm_eval.api.registry import model_registry
 
     if NAME not in model_registry:
         model_registry.register(NAME, target="evalengine.lm_eval.model:EvalengineLM")
-    previous = sys.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if isinstance(error, UserError):
-            print(f"evalengine: {printable(str(error))}", file=sys.stderr)
-        else:
-            previous(kind, error, trace)
-
-    sys.excepthook = hook

@@ -49,7 +49,7 @@ def task_items(
 ) -> tuple[ItemSet, str]:
     if task.OUTPUT_TYPE != "multiple_choice":
         raise UserError(
-            f"lm-eval's {name} is not a multiple-choice task ({task.OUTPUT_TYPE}): run it with lm_eval --model evalengine"
+            f"lm-eval's {name} is not a multiple-choice task ({task.OUTPUT_TYPE}): run it with evalengine lm-eval"
         )
     if fewshot is not None:
         if fewshot < 0:
@@ -149,6 +149,6 @@ def gold(name: str, task: Any, doc: Any, choices: tuple[str, ...]) -> int:
         right = choices.index(right)
     if not isinstance(right, int) or not 0 <= right < len(choices):
         raise UserError(
-            f"lm-eval's {name} has items without exactly one right choice: run it with lm_eval --model evalengine"
+            f"lm-eval's {name} has items without exactly one right choice: run it with evalengine lm-eval"
         )
     return right

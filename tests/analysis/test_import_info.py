@@ -268,7 +268,7 @@ def test_noise_from_standard_errors_and_counts(accuracies, tmp_path: Path) -> No
         for r in analyse(bare, Options(bootstrap=100)).tables["reliability"]
         if r.other == "ceiling"
     }
-    assert named["mine"] == "neither the number of items nor standard errors are known"
+    assert named["mine"] == "neither the number of items nor all standard errors are known"
     assert "known" not in named["rte"]
 
 

@@ -153,6 +153,7 @@ def test_what_one_thread_drops_another_has_whole_or_fetches_again(
 def test_ctrl_c_does_not_wait_for_a_download_that_another_process_makes(ckpts: list[Path]) -> None:
     (checkpoint,) = resolve.discover([f"file://{ckpts[0]}"])
     path = remote.fetch(checkpoint.source).parent
+    remote.release(checkpoint.source)
     with remote.locked(path.with_suffix(".lock")):  # as if it were still being downloaded
         ahead = resolve.ReadAhead([checkpoint], False)
         with pytest.raises(KeyboardInterrupt), ahead:

@@ -16,7 +16,6 @@ import lm_eval_reference as reference
 import tiny_models
 from evalengine.bench import lm_eval as lm_eval_bench
 from evalengine.cli import main
-from evalengine.cli.lm_eval import FILE, LINE
 from evalengine.errors import UserError
 
 
@@ -286,16 +285,43 @@ def test_tasks_that_are_no_multiple_choice_are_refused(small_world: Path) -> Non
         load_tasks("nonsense", manager=Manager())
 
 
-def test_the_lm_eval_command_knows_the_model_once_registered(tmp_path: Path, checkpoint: Path) -> None:
-    """The line that --register writes, in a folder that Python reads such lines from."""
-    (tmp_path / FILE).write_text(LINE)
-    start = (
-        f"import sys, site; sys.orig_argv = ['python', '/bin/lm_eval']; site.addsitedir({str(tmp_path)!r}); "
+def own_command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    run = [sys.executable, "-m", "evalengine", "lm-eval", *map(str, arguments)]
+    return subprocess.run(run, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+
+
+def test_lm_evals_own_command_runs_on_this_engine(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "own.jsonl").write_text(
+        "".join(
+            json.dumps({"q": f"The sun is {i}", "c": [" up", " down"], "gold": i % 2}) + "\n"
+            for i in range(4)
+        )
     )
-    ask = "from lm_eval.api.registry import get_model; print(get_model('evalengine').__name__, get_model('hf').__name__)"
-    run = [sys.executable, "-c", start + ask]
-    done = subprocess.run(run, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    assert done.stdout.split() == ["EvalengineLM", "HFLM"], done.stderr
-    other = start.replace("/bin/lm_eval", "/bin/other") + "print('lm_eval' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True)
-    assert done.stdout.split() == ["False"], done.stderr
+    (tmp_path / "own.yaml").write_text(
+        json.dumps(
+            {
+                "task": "own",
+                "dataset_path": "json",
+                "dataset_kwargs": {"data_files": {"test": str(tmp_path / "own.jsonl")}},
+                "test_split": "test",
+                "output_type": "multiple_choice",
+                "doc_to_text": "{{q}}",
+                "doc_to_choice": "{{c}}",
+                "doc_to_target": "gold",
+                "metric_list": [{"metric": "acc"}],
+            }
+        )
+    )
+    given = ("--model", "evalengine", "--tasks", "own", "--include_path", tmp_path, "--device", "cpu")
+    done = own_command(*given, "--model_args", f"pretrained={checkpoint}", "--output_path", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    (results,) = (tmp_path / "out").rglob("results*.json")
+    assert 0 <= json.loads(results.read_text())["results"]["own"]["acc,none"] <= 1
+
+
+def test_a_refusal_inside_lm_evals_own_command_is_one_sentence(tmp_path: Path, checkpoint: Path) -> None:
+    given = ("--model", "evalengine", "--tasks", "arc_easy", "--model_args")
+    done = own_command(*given, f"pretrained={tmp_path / 'none'}")
+    assert done.returncode == 1 and "evalengine: no such checkpoint" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "--model" in own_command("run", "--help").stdout, "lm-eval's own help"

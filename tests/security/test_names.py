@@ -220,14 +220,14 @@ def test_a_key_of_a_remote_store_cannot_leave_the_working_copy(
 ) -> None:
     """An object store takes any text as a key, `..` as well."""
     fsspec = pytest.importorskip("fsspec")
-    from evalengine import remote_store
+    from evalengine import remote
 
     monkeypatch.setenv("EVALENGINE_CACHE", str(tmp_path))
     fs = fsspec.filesystem("memory")
     root = "/names/scores"
     for key in ("../evil.arrow", ".hid/x.arrow", "a\x1b/x.arrow", "good/copa.arrow"):
         fs.store[f"{root}/{key}"] = fsspec.implementations.memory.MemoryFile(fs, f"{root}/{key}", b"x")
-    copy = remote_store.copy_of(f"memory:/{root}", None)
+    copy = remote.copy_of(f"memory:/{root}", None)
     assert [p.relative_to(copy).as_posix() for p in tmp_path.rglob("*.arrow")] == ["good/copa.arrow"]
 
 
