@@ -188,11 +188,7 @@ def figures(results: Results) -> Mapping[str, Figure]:
 def latex(results: Results) -> dict[str, Table]:
     return {
         "coherence": page.numbers(
-<<<<<<< HEAD
             "coherence", results.rows("coherence", protocol="coherence"), results.scales, ("category", "name")
-=======
-            "coherence", results.rows("coherence"), results.scales, ("category", "name")
->>>>>>> main
         )
     }
 

@@ -23,12 +23,8 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import Resamples, resamples
-<<<<<<< HEAD
 from evalengine.analysis.contrasts import Difference, contrast_group, difference_of_means
-from evalengine.analysis.correlation import Sample
-=======
 from evalengine.analysis.correlation import Sample, benjamini_hochberg
->>>>>>> main
 from evalengine.analysis.figure import Figure, Lines, Table, by
 from evalengine.analysis.groups import (
     ALL,
@@ -182,14 +178,8 @@ def section(results: Results) -> str:
         cells = [with_interval(of.get(category)) for category in categories]
         body.append([*pair.split(","), quantity, scale, *cells, page.p_value(of[ALL].q), str(of[ALL].n)])
     head = ["from", "to", "quantity", "scale", *categories, f"q ({ALL})", "n"]
-<<<<<<< HEAD
-    out.append(
-        f"<details><summary>Transfer between stages</summary>{page.show(Table('', head, [body], texts=4))}</details>"
-    )
-=======
     between = page.show(Table("", head, [body], texts=4))
     out.append(f"<details><summary>Transfer between stages</summary>{between}</details>")
->>>>>>> main
     differences = results.rows("stages", protocol="category_transfer", contrast=STAGE)
     body = []
     for (quantity, scale, pair, minus), mine in by(
