@@ -13,7 +13,7 @@ from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row
 
 WORDS = (
-    "In brackets after a category: how many benchmarks its mean is over. Change: the largest scale minus the smallest. p: "
+    "In brackets after a category: how many benchmarks its mean is over. p: "
     "permutation test; q: Benjamini and Hochberg's, over the benchmarks or the means of a scale. Ceiling: the r that item noise "
     "would leave of a perfect correlation."
 )
@@ -50,7 +50,7 @@ def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Ta
         most = ceiling.get((row.scale, row.name), math.nan) if single else math.nan
         without = None if row.contrast else clean.get((row.scale, row.name if single else row.category))
         return [
-            *(["change" if row.contrast else row.scale] if several else []),
+            *([row.at] if several else []),
             with_interval(row),
             str(row.n),
             f"{count:,}" if count else "",
