@@ -8,11 +8,19 @@ before and after.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from evalengine.analysis import page
-from evalengine.analysis.correlation import Sample, bounded_ratio, correlate, standardise, weighted_sums
+from evalengine.analysis.correlation import (
+    Sample,
+    bounded_ratio,
+    correlate,
+    degrees_of_freedom,
+    standardise,
+    weighted_sums,
+)
 from evalengine.analysis.figure import Figure, Intervals
 from evalengine.analysis.groups import UNDEFINED, Array, Data, Group, Label, Note, mean_of_known
 from evalengine.analysis.protocol import Protocol, Study
@@ -55,27 +63,28 @@ def alignment(data: Data) -> Group:
                     index = np.array(members) + t * B
                     x, y = a.x_VMC[index], c.x_VMC[index]
                     if reading == "cells":
-                        rows.append(_over_cells(x, y, a.w_MC, data.statistic))
+                        rows.append(_over_cells(x, y, a, data.statistic))
                     elif reading == "mixtures":
-                        per_mixture_MC = _over_benchmarks(x, y, data.statistic)
+                        per_mixture_MC = over_benchmarks(x, y, data.statistic)
                         by_stage.append(per_mixture_MC)
                         rows.append(_weighted_mean(per_mixture_MC, a.w_MC))
                     else:
-                        rows.append(_mean_over_benchmarks(x, y, a.w_MC, data))
+                        rows.append(_mean_over_benchmarks(x, y, a, data))
                     few = len(members) < 3 and reading == "mixtures"
                     why = f"{len(members)} benchmarks are too few for an r in each mixture"
                     said.append(Note(UNDEFINED, why) if few else Note())
-            pair = Sample(np.stack(by_stage), a.w_MC)
+            pair = replace(a, x_VMC=np.stack(by_stage))
             persistence.append(correlate(pair, np.array([[0, 1]]), data.statistic)[0])
         values[scale] = data.reportable(np.array(rows + persistence))
         present = np.isfinite(panel.values["accuracy"][panel.scales.index(scale)]).any(axis=(0, 2))
         n[scale] = np.full(len(labels), int(present.sum()))
-        values[scale][n[scale] < 4] = np.nan
+        if degrees_of_freedom(present[None], a.block_M)[0] < 3:
+            values[scale][:] = np.nan
         notes[scale] = said + [Note()] * len(persistence)
     return Group("alignment", "accuracy,confidence", labels, values, n, notes)
 
 
-def _over_benchmarks(x_BMC: Array, y_BMC: Array, statistic: str) -> Array:
+def over_benchmarks(x_BMC: Array, y_BMC: Array, statistic: str) -> Array:
     """(M, C): each mixture's correlation over the benchmarks; NaN for fewer than 3 benchmarks."""
     B, M, last = x_BMC.shape
     if B < 3:
@@ -85,15 +94,16 @@ def _over_benchmarks(x_BMC: Array, y_BMC: Array, statistic: str) -> Array:
     return correlate(Sample(np.ascontiguousarray(both), np.full((B, last), 1.0 / B)), pairs, statistic)
 
 
-def _over_cells(x_BMC: Array, y_BMC: Array, w_MC: Array, statistic: str) -> Array:
-    """Correlation over all (benchmark, mixture) cells, each with its mixture's weight."""
+def _over_cells(x_BMC: Array, y_BMC: Array, sample: Sample, statistic: str) -> Array:
+    """Correlation over all (benchmark, mixture) cells, each with its mixture's weight and block."""
     B, M, last = x_BMC.shape
     cells = np.stack([x_BMC.reshape(B * M, last), y_BMC.reshape(B * M, last)])
-    if statistic == "pearson" and last == 1 and np.isfinite(cells).all():
+    if statistic == "pearson" and last == 1 and sample.block_M is None and np.isfinite(cells).all():
         x_BM, y_BM = standardise(cells)[:, :, 0].reshape(2, B, M)
-        return _pooled(x_BM, y_BM, w_MC)
-    weights = np.tile(w_MC, (B, 1)) / B
-    return correlate(Sample(cells, weights), np.array([[0, 1]]), statistic)[0]
+        return _pooled(x_BM, y_BM, sample.w_MC)
+    weights = np.tile(sample.w_MC, (B, 1)) / B
+    block_M = None if sample.block_M is None else np.tile(sample.block_M, B)
+    return correlate(Sample(cells, weights, block_M), np.array([[0, 1]]), statistic)[0]
 
 
 def _pooled(x_BM: Array, y_BM: Array, w_MC: Array) -> Array:
@@ -103,10 +113,11 @@ def _pooled(x_BM: Array, y_BM: Array, w_MC: Array) -> Array:
     return bounded_ratio(xy - x * y, xx - x * x, yy - y * y)
 
 
-def _mean_over_benchmarks(x_BMC: Array, y_BMC: Array, w_MC: Array, data: Data) -> Array:
+def _mean_over_benchmarks(x_BMC: Array, y_BMC: Array, sample: Sample, data: Data) -> Array:
     B = len(x_BMC)
     pairs = np.stack([np.arange(B), B + np.arange(B)], axis=1)
-    value_BC = data.reportable(correlate(Sample(np.concatenate([x_BMC, y_BMC]), w_MC), pairs, data.statistic))
+    both = replace(sample, x_VMC=np.concatenate([x_BMC, y_BMC]))
+    value_BC = data.reportable(correlate(both, pairs, data.statistic))
     return mean_of_known(value_BC[np.isfinite(value_BC[:, 0])])
 
 

@@ -10,12 +10,13 @@ items that could have made another one win.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from html import escape
 
 import numpy as np
 
 from evalengine.analysis import page
-from evalengine.analysis.correlation import DECISION, Sample, pair_sums
+from evalengine.analysis.correlation import DECISION, Sample, members_of, pair_sums
 from evalengine.analysis.groups import ALL, PARTIAL, Array, Data, Group, Label, Note, difference_of_means
 from evalengine.analysis.item_bootstrap import item_data
 from evalengine.analysis.protocol import Protocol, Study
@@ -44,7 +45,7 @@ def best_choice(data: Data, quantity: str) -> Group:
 
 
 def _decide(
-    data: Data, quantity: str, measures: tuple[str, str], measure: Callable[[Array, Array], Array]
+    data: Data, quantity: str, measures: tuple[str, str], measure: Callable[[Sample], Array]
 ) -> Group:
     panel = data.panel
     B = len(panel.benchmarks)
@@ -67,9 +68,9 @@ def _decide(
             counts[b] = keep.sum()
             if counts[b] < 4:
                 continue
-            part = Sample(chosen, sample.w_MC).only(keep)
+            part = replace(sample, x_VMC=chosen).only(keep)
             x_VMC = np.round(sign * part.x_VMC, 12)  # equal accuracies stay tied
-            found[b] = measure(x_VMC, np.nan_to_num(part.w_MC))
+            found[b] = measure(replace(part, x_VMC=x_VMC, w_MC=np.nan_to_num(part.w_MC)))
         means, said = [], [Note()] * (B * len(measures))
         for _, index in members:
             defined = [b for b in index if counts[b] >= 4]
@@ -86,23 +87,26 @@ def _decide(
     return Group("decision", quantity, labels, values, n, notes, difference=difference)
 
 
-def _pairwise(x_2MC: Array, w_MC: Array) -> Array:
-    """(2, C): share of pairs of different mixtures ordered alike, and the mean loss of taking the one better before.
+def _pairwise(sample: Sample) -> Array:
+    """(2, C): share of pairs of different mixtures (of one block) ordered alike, and the mean loss of taking the one better
+    before.
 
     A tie on one side counts one half, on both sides as agreement.
     """
-    pairs_C = 0.5 * (1.0 - (w_MC**2).sum(axis=0))  # weight of all pairs
+    w_MC, block_M = sample.w_MC, sample.block_M
+    every_C = 1.0 if block_M is None else sum(w_MC[m].sum(axis=0) ** 2 for m in members_of(block_M))
+    pairs_C = 0.5 * (every_C - (w_MC**2).sum(axis=0))  # weight of all pairs
     pairs_C[pairs_C < 1e-12] = np.nan
-    wrong_C, loss_C = pair_sums(x_2MC, np.array([[0, 1]]), w_MC, DECISION)[:, 0]
+    wrong_C, loss_C = pair_sums(sample.x_VMC, np.array([[0, 1]]), w_MC, DECISION, block_M)[:, 0]
     return np.stack([1.0 - wrong_C / pairs_C, loss_C / pairs_C])
 
 
-def _best(x_2MC: Array, w_MC: Array) -> Array:
+def _best(sample: Sample) -> Array:
     """(2, C): chance that the best mixture before is the best after, and the best after minus the one chosen.
 
     Ties for the best before are broken at random, in expectation. Weights play no part: see the top.
     """
-    before_MC, after_MC = x_2MC
+    before_MC, after_MC = sample.x_VMC
     chosen_MC = before_MC == before_MC.max(axis=0)
     best_C, count_C = after_MC.max(axis=0), chosen_MC.sum(axis=0)
     hits_C = (chosen_MC & (after_MC == best_C)).sum(axis=0)

@@ -17,13 +17,21 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis import page
-from evalengine.analysis.correlation import weighted_sums
+from evalengine.analysis.correlation import (
+    BlockNumbers,
+    Sample,
+    degrees_of_freedom,
+    members_of,
+    weighted_sums,
+    within,
+)
 from evalengine.analysis.groups import ALL, ITEM_NOISE, PARTIAL, UNDEFINED, Data, Group, Label, Note
 from evalengine.analysis.items import names
 from evalengine.analysis.latent import latent_r, pooled
@@ -45,15 +53,16 @@ class ItemNoise(NamedTuple):
     between: float
 
 
-def from_items(x_MI: Array, y_MI: Array) -> ItemNoise:
-    """Mean products of the mixture-by-item residuals over the number of items; shapes (M, I) at each stage."""
+def from_items(x_MI: Array, y_MI: Array, block_M: BlockNumbers | None = None) -> ItemNoise:
+    """Mean products of the mixture-by-item residuals (within blocks) over the number of items; shapes (M, I) at each stage."""
     M, items = x_MI.shape
-    freedom = (M - 1) * (items - 1) * items
+    parts = [np.arange(M)] if block_M is None else members_of(block_M)
+    freedom = (M - len(parts)) * (items - 1) * items
 
     def residual(v_MI: Array) -> Array:
         return v_MI - v_MI.mean(axis=0) - v_MI.mean(axis=1, keepdims=True) + v_MI.mean()
 
-    ex, ey = residual(x_MI), residual(y_MI)
+    ex, ey = (np.concatenate([residual(v_MI[part]) for part in parts]) for v_MI in (x_MI, y_MI))
     before, after, between = (float((p * q).sum() / freedom) for p, q in ((ex, ex), (ey, ey), (ex, ey)))
     return ItemNoise(before, after, between)
 
@@ -70,6 +79,7 @@ class Measured(NamedTuple):
     noise: ItemNoise
     covariance_3C: Array  # of the values before, after, and of both
     n: int  # mixtures
+    freedom: int  # less the means that are taken out: one, or one a block
 
 
 def measured(data: Data, quantity: str, scale: str) -> dict[int, Measured | Note]:
@@ -81,12 +91,13 @@ def measured(data: Data, quantity: str, scale: str) -> dict[int, Measured | Note
     for b in range(B):
         keep = np.asarray(np.isfinite(sample.x_VMC[[b, B + b], :, 0]).all(axis=0))
         noise = _noise(panel, quantity, s, b, keep)
-        if noise is None or keep.sum() < 4:
+        freedom = int(degrees_of_freedom(keep[None], sample.block_M)[0])
+        if noise is None or freedom < 3:
             why = "the number of items is unknown" if noise is None else "fewer than 4 mixtures"
-            out[b] = Note(UNDEFINED, why)
+            out[b] = Note(UNDEFINED, why if sample.block_M is None or noise is None else "too few mixtures")
         else:
-            found = _covariance(sample.x_VMC[b], sample.x_VMC[B + b], sample.w_MC, keep)
-            out[b] = Measured(noise, found, int(keep.sum()))
+            found = _covariance(replace(sample, x_VMC=sample.x_VMC[[b, B + b]]), keep)
+            out[b] = Measured(noise, found, int(keep.sum()), freedom)
     return out
 
 
@@ -139,7 +150,7 @@ def without_noise(study: Study, quantity: str) -> list[Row]:
                 r = latent_r(
                     np.array([[xx, xy], [xy, yy]]),
                     np.array([[noise.before, noise.between], [noise.between, noise.after]]),
-                    found.n,
+                    found.freedom + 1,
                     study.options.level,
                 )
                 low = min(xx - noise.before, yy - noise.after) <= 0
@@ -196,9 +207,10 @@ def _noise(panel: Panel, quantity: str, s: int, b: int, keep_M: NDArray[np.bool_
         known = panel.items[b]
         values = known.correct_KI if quantity == "accuracy" else known.confidence_KI
         rows = panel.row[s, :, :, b][:, keep_M]
-        if values.shape[1] < 2 or rows.shape[1] < 2:
+        block_M = None if panel.block_M is None else panel.block_M[keep_M]
+        if values.shape[1] < 2 or degrees_of_freedom(keep_M[None, keep_M], block_M)[0] < 1:
             return None
-        return from_items(*(values[rows[t]].astype(np.float64) for t in range(2)))
+        return from_items(*(values[rows[t]].astype(np.float64) for t in range(2)), block_M)
     items = int(panel.n_items[b]) if panel.n_items is not None else 0
     if quantity == "accuracy" and items > 1:
         x_TM = panel.values["accuracy"][s, :, :, b][:, keep_M]
@@ -206,26 +218,32 @@ def _noise(panel: Panel, quantity: str, s: int, b: int, keep_M: NDArray[np.bool_
     return None
 
 
-def _units(keep_M: NDArray[np.bool_], w_MC: Array) -> Array:
-    """(C,): mixtures behind each column, one fewer where it is the jackknife's that leaves one of them out."""
-    M, C = w_MC.shape
-    units_C = np.full(C, float(keep_M.sum()))
+def _units(keep_M: NDArray[np.bool_], sample: Sample) -> tuple[Array, Array]:
+    """(C,): mixtures behind each column, one fewer where it is the jackknife's that leaves one of them out; and those less the
+    means that are taken out."""
+    M, C = sample.w_MC.shape
     m = np.arange(min(M, C - 1))
-    units_C[m + 1] -= keep_M[m] & (w_MC[m, m + 1] == 0.0)
-    return units_C
+    kept_CM = np.tile(keep_M, (C if C <= M + 1 else M + 2, 1))
+    kept_CM[m + 1, m] &= sample.w_MC[m, m + 1] != 0.0
+    column_C = np.minimum(np.arange(C), len(kept_CM) - 1)
+    freedom = degrees_of_freedom(kept_CM, sample.block_M)
+    return kept_CM.sum(axis=1)[column_C].astype(np.float64), freedom[column_C].astype(np.float64)
 
 
-def _covariance(x_MC: Array, y_MC: Array, w_MC: Array, keep_M: NDArray[np.bool_]) -> Array:
-    """(3, C): variances before and after and their covariance, unbiased for the number of mixtures behind each column."""
+def _covariance(sample: Sample, keep_M: NDArray[np.bool_]) -> Array:
+    """(3, C): variances before and after and their covariance, unbiased for the mixtures behind each column."""
     keep_M1 = keep_M[:, None]
-    x_MC, y_MC = (np.where(keep_M1, v - v[keep_M, :1].mean(), 0.0) for v in (x_MC, y_MC))
+    pair_2MC = np.stack([np.where(keep_M1, v - v[keep_M, :1].mean(), 0.0) for v in sample.x_VMC])
+    if sample.block_M is not None:
+        pair_2MC = within(pair_2MC, sample.w_MC * keep_M1, sample.block_M) * keep_M1
+    x_MC, y_MC = pair_2MC
     ones_MC = np.broadcast_to(keep_M1.astype(np.float64), x_MC.shape)
     terms_6MC = np.stack([ones_MC, x_MC, y_MC, x_MC**2, y_MC**2, x_MC * y_MC])
-    total, x, y, xx, yy, xy = weighted_sums(terms_6MC, w_MC)
+    total, x, y, xx, yy, xy = weighted_sums(terms_6MC, sample.w_MC)
     with np.errstate(invalid="ignore", divide="ignore"):
-        units = _units(keep_M, w_MC)
+        units, freedom = _units(keep_M, sample)
         mean_x, mean_y = x / total, y / total
-        factor = units / (units - 1.0)
+        factor = units / freedom
         return np.stack(
             [
                 factor * (xx / total - mean_x**2),

@@ -38,6 +38,13 @@ QUANTITIES = ("accuracy", "confidence", "loss")
 CALIBRATION = Answers._fields[2:]
 
 
+class Blocks(NamedTuple):
+    """A factor of the design that mixtures share, as it is printed, and its label for each mixture of the panel."""
+
+    factor: str
+    labels: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Panel:
     """Values of a study. Arrays are (S, 2, M, B), NaN where a checkpoint or a benchmark is missing."""
@@ -55,10 +62,18 @@ class Panel:
     curves: Array | None = None  # reliability curves, (S, 2, M, B, bins, 3)
     items: tuple[BenchmarkItems, ...] = ()  # by benchmark, where the store was read
     metrics: tuple[str, ...] = ()  # the score behind each benchmark's accuracy
+    blocks: Blocks | None = None  # None where all mixtures are exchangeable
 
     @property
     def quantities(self) -> tuple[str, ...]:
         return tuple(self.values)
+
+    @property
+    def block_M(self) -> NDArray[np.int64] | None:
+        """The number of each mixture's block."""
+        if self.blocks is None:
+            return None
+        return np.unique(self.blocks.labels, return_inverse=True)[1].astype(np.int64)
 
     def category_members(self) -> dict[str, list[int]]:
         members: dict[str, list[int]] = defaultdict(list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evalengine.analysis import (
+    across_blocks,
     alignment,
     calibration,
     coherence,
@@ -15,5 +16,15 @@ from evalengine.analysis import (
 
 PROTOCOLS = tuple(
     file.PROTOCOL
-    for file in (transfer, matrices, coherence, alignment, calibration, effects, noise, decisions)
+    for file in (
+        transfer,
+        matrices,
+        coherence,
+        alignment,
+        calibration,
+        effects,
+        noise,
+        decisions,
+        across_blocks,
+    )
 )

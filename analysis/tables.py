@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DEGENERATE_SAID = 1e-3  # share of undefined resamples above which a row says so
+WITHIN_BLOCKS = {  # the kind of interval that holds its coverage when mixtures are in blocks, for that without them
+    "bca": "bca",
+    "bca-t": "bca-t",
+    "jackknife-z": "jackknife-z",
+    "jackknife": "jackknife",
+}
 
 
 class Row(NamedTuple):
@@ -65,7 +71,8 @@ class Options(NamedTuple):
     """What the user may choose.
 
     bootstrap: "exact", a number of resamples, or None for exact up to 10 mixtures. interval: "auto" is the kind of each
-    statistic's group. resample: what is drawn: mixtures, items, or both.
+    statistic's group. resample: what is drawn: mixtures, items, or both. block: the factor within which mixtures are
+    compared: a name, "none", or "auto" for the study file's web source.
     """
 
     bootstrap: str | int | None = None
@@ -74,6 +81,7 @@ class Options(NamedTuple):
     statistic: str = "pearson"
     seed: int = 0
     resample: str = "mixtures"
+    block: str = "auto"
 
 
 def rows_of(
@@ -134,8 +142,11 @@ def _rows(
     for values in found[:-1]:
         values[unsure] = np.nan
     undefined_S2 = np.full(found.bca.shape, np.nan)
-    z = fisher(found.estimate, n, options.level) if group.is_correlation else undefined_S2
-    kind = group.interval if options.interval == "auto" else options.interval
+    # A mean taken out for each block takes one mixture's worth of information, as a covariate of a partial r does.
+    z = fisher(found.estimate, n - (plan.blocks - 1), options.level) if group.is_correlation else undefined_S2
+    kind = options.interval
+    if kind == "auto":
+        kind = group.interval if plan.blocks == 1 else WITHIN_BLOCKS[group.interval]
     chosen = z if kind == "fisher" else found.of(kind)
     fallback = ~np.isfinite(chosen[:, 0]) & np.isfinite(found.percentile[:, 0])
     chosen = np.where(fallback[:, None], found.percentile, chosen)
@@ -147,7 +158,7 @@ def _rows(
             said.append(f"not reported: undefined in {found.degenerate[s]:.0%} of the resamples")
         if fallback[s]:
             said.append(f"percentile interval: {kind} is undefined here")
-        if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID:
+        if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID + plan.constant:
             said.append(f"undefined in {found.degenerate[s]:.1%} of the resamples, which are left out")
         ends = [*found.bca[s], *found.percentile[s], *found.basic[s], *z[s]]
         kinds: dict[str, Any] = dict(zip(ENDS, map(float, ends), strict=True))
