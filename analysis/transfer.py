@@ -185,8 +185,7 @@ def _by_mixtures(
 
 def section(results: Results) -> str:
     method = results.method
-    means = results.rows("transfer", protocol="category_transfer")
-    single = results.rows("transfer", protocol="transfer")
+    means, single = (_shown(results, protocol) for protocol in ("category_transfer", "transfer"))
     out = [
         "<h2>Transfer</h2>",
         f'<p class="hint">Correlation over mixtures of a benchmark\'s value at {escape(method["stages"][0])} with its '
@@ -197,6 +196,12 @@ def section(results: Results) -> str:
         "<h3>Benchmarks</h3>",
         page.grid(results, _of_benchmarks(single)),
     ]
+    if other := method["other_confidence"]:
+        grids = (
+            page.grid(results, draw(results.rows("transfer", protocol=protocol, quantity=other)))
+            for protocol, draw in (("category_transfer", _of_means), ("transfer", _of_benchmarks))
+        )
+        out.append(f"<details><summary>{escape(other.capitalize())}</summary>{''.join(grids)}</details>")
     for quantity, table in ((q, transfer_table(results, q, results.scales)) for q in method["quantities"]):
         out.append(
             f"<details><summary>{escape(quantity.capitalize())}: the numbers</summary>{page.show(table)}"
@@ -205,13 +210,20 @@ def section(results: Results) -> str:
     out.append(_scatters(results))
     if len(results.scales) > 1:
         small, large = results.scales[0], results.scales[-1]
-        every = results.rows("transfer", contrast=SCALE)
+        every = [r for r in results.rows("transfer", contrast=SCALE) if r.quantity in method["quantities"]]
         out.append(
             f"<details><summary>Differences between scales ({escape(large)} minus {escape(small)})</summary>"
             '<p class="hint">The same resamples on both sides.</p>'
             f"{page.grid(results, _of_benchmarks(every)._replace(limit=2.0))}</details>"
         )
     return "".join(out) + verdict_section(results)
+
+
+def _shown(results: Results, protocol: str) -> list[Row]:
+    """Rows of the quantities, without the confidence that was not asked for."""
+    return [
+        r for r in results.rows("transfer", protocol=protocol) if r.quantity in results.method["quantities"]
+    ]
 
 
 def _n_words(rows: Sequence[Row]) -> str:
@@ -249,8 +261,8 @@ def _scatters(results: Results) -> str:
 
 def figures(results: Results) -> Mapping[str, Figure]:
     return {
-        "category_transfer": _of_means(results.rows("transfer", protocol="category_transfer")),
-        "benchmark_transfer": _of_benchmarks(results.rows("transfer", protocol="transfer")),
+        "category_transfer": _of_means(_shown(results, "category_transfer")),
+        "benchmark_transfer": _of_benchmarks(_shown(results, "transfer")),
         **scatter.figures(results),
     }
 
@@ -271,7 +283,7 @@ def claims(results: Results) -> Iterator[Claim]:
         yield from _overall(results, quantity)
         yield from verdict_claims(results, quantity)
         yield from _tests(results, quantity)
-    single = results.rows("transfer", protocol="transfer")
+    single = _shown(results, "transfer")
     if widths := sorted(row.high - row.low for row in single if math.isfinite(row.low)):
         yield Claim(
             CAUTION,
