@@ -231,8 +231,7 @@ def _by_mixtures(
 
 def section(results: Results) -> str:
     method = results.method
-    means = results.rows("transfer", protocol="category_transfer")
-    single = results.rows("transfer", protocol="transfer")
+    means, single = (_shown(results, protocol) for protocol in ("category_transfer", "transfer"))
     out = [
         "<h2>Transfer</h2>",
         f'<p class="hint">Correlation over mixtures of a benchmark\'s value at {escape(method["stages"][0])} with its '
@@ -243,6 +242,12 @@ def section(results: Results) -> str:
         "<h3>Benchmarks</h3>",
         page.grid(results, _of_benchmarks(single)),
     ]
+    if other := method["other_confidence"]:
+        grids = (
+            page.grid(results, draw(results.rows("transfer", protocol=protocol, quantity=other)))
+            for protocol, draw in (("category_transfer", _of_means), ("transfer", _of_benchmarks))
+        )
+        out.append(f"<details><summary>{escape(other.capitalize())}</summary>{''.join(grids)}</details>")
     for quantity, table in ((q, transfer_table(results, q, results.scales)) for q in method["quantities"]):
         out.append(
             f"<details><summary>{escape(quantity.capitalize())}: the numbers</summary>{page.show(table)}"
@@ -254,7 +259,8 @@ def section(results: Results) -> str:
     both = _of_benchmarks(results.rows("transfer", contrast=QUANTITY))
     changes = _of_benchmarks(results.rows("transfer", quantity=BOTH, contrast=SCALE))
     pairs = Intervals(
-        results.rows("transfer", contrast=CATEGORY), lambda row: f"{row.category} − {row.minus}"
+        [r for q in method["quantities"] for r in results.rows("transfer", quantity=q, contrast=CATEGORY)],
+        lambda row: f"{row.category} − {row.minus}",
     )
     for title, shown in (
         (f"Differences between scales ({large} minus {small})", [_of_benchmarks(of_all)]),
@@ -273,6 +279,13 @@ def section(results: Results) -> str:
             hint = '<p class="hint">The same resamples on both sides.</p>'
             out.append(f"<details><summary>{title}</summary>{hint}{grids}</details>")
     return "".join(out) + verdict_section(results)
+
+
+def _shown(results: Results, protocol: str) -> list[Row]:
+    """Rows of the quantities, without the confidence that was not asked for."""
+    return [
+        r for r in results.rows("transfer", protocol=protocol) if r.quantity in results.method["quantities"]
+    ]
 
 
 def _n_words(rows: Sequence[Row]) -> str:
@@ -310,8 +323,8 @@ def _scatters(results: Results) -> str:
 
 def figures(results: Results) -> Mapping[str, Figure]:
     return {
-        "category_transfer": _of_means(results.rows("transfer", protocol="category_transfer")),
-        "benchmark_transfer": _of_benchmarks(results.rows("transfer", protocol="transfer")),
+        "category_transfer": _of_means(_shown(results, "category_transfer")),
+        "benchmark_transfer": _of_benchmarks(_shown(results, "transfer")),
         **scatter.figures(results),
     }
 
@@ -333,7 +346,7 @@ def claims(results: Results) -> Iterator[Claim]:
         yield from verdict_claims(results, quantity)
         yield from _tests(results, quantity)
     yield from _inverse_dynamics(results)
-    single = results.rows("transfer", protocol="transfer")
+    single = _shown(results, "transfer")
     if widths := sorted(row.high - row.low for row in single if math.isfinite(row.low)):
         yield Claim(
             CAUTION,
