@@ -295,24 +295,30 @@ def averaged(items: BenchmarkItems, row_K: NDArray[np.int64]) -> BenchmarkItems:
     correct, confidence, other, means = (
         mean_by_row(x, row_K) for x in (items.correct_KI, items.confidence_KI, items.other_KI, items.means_KF)
     )
+    confidence_KI = confidence.astype(np.float32)
+    same = items.other_KI is items.confidence_KI
     return items._replace(
         checkpoints=tuple(items.checkpoints[k] for k in first),
         correct_KI=correct.astype(np.float32),
-        confidence_KI=confidence.astype(np.float32),
-        other_KI=other.astype(np.float32),
+        confidence_KI=confidence_KI,
+        other_KI=confidence_KI if same else other.astype(np.float32),
         means_KF=means,
         unusable_K=np.bincount(row_K, items.unusable_K).astype(np.int64),
     )
 
 
 def mean_by_row(x_K: NDArray[Any], row_K: NDArray[np.int64]) -> NDArray[Any]:
-    """Means over the entries (K, ...) that share a row, and `x_K` itself where none do."""
-    count = np.bincount(row_K)
-    if len(count) == len(row_K):
+    """Means over the known entries (K, ...) that share a row, and `x_K` itself where none do."""
+    rows = int(row_K.max(initial=-1)) + 1
+    if rows == len(row_K):
         return x_K
-    total = np.zeros((len(count), *x_K.shape[1:]))
-    np.add.at(total, row_K, x_K)
-    return total / count.reshape(-1, *[1] * (x_K.ndim - 1))
+    total, count = np.zeros((rows, *x_K.shape[1:])), np.zeros((rows, *x_K.shape[1:]))
+    known = ~np.isnan(x_K)
+    np.add.at(total, row_K, np.where(known, x_K, 0))
+    np.add.at(count, row_K, known)
+    with np.errstate(invalid="ignore"):
+        mean: NDArray[Any] = total / count
+    return mean
 
 
 def mean_of_scores(score_KI: NDArray[np.number]) -> NDArray[np.float64]:
