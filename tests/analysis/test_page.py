@@ -200,7 +200,7 @@ def test_a_line_of_a_figure_has_an_interval_for_every_scale(results: Results) ->
         in_panels = []
         for panel in panels(figure).values():
             lines: dict[tuple[str, str], list[str]] = {}
-            for row in panel.shown:
+            for row in panel.rows:
                 lines.setdefault((figure.group(row), figure.label(row)), []).append(row.scale)
             assert all(scales == results.scales for scales in lines.values())
             in_panels.append(lines)
