@@ -43,7 +43,7 @@ from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim,
 from evalengine.analysis.results import Results, excludes_zero, with_interval
 from evalengine.analysis.swapping import swap_p
 from evalengine.analysis.tables import Options, Row, Tests
-from evalengine.analysis.transfer_table import WORDS, transfer_table
+from evalengine.analysis.transfer_table import transfer_table, words
 from evalengine.analysis.verdicts import verdict_claims, verdict_section, verdict_tables
 
 BOTH = "accuracy − confidence"  # the quantity of the difference of both
@@ -234,7 +234,7 @@ def section(results: Results) -> str:
     for quantity, table in ((q, transfer_table(results, q, results.scales)) for q in method["quantities"]):
         out.append(
             f"<details><summary>{escape(quantity.capitalize())}: the numbers</summary>{page.show(table)}"
-            f'<p class="hint">{escape(WORDS)}</p></details>'
+            f'<p class="hint">{escape(words(results))}</p></details>'
         )
     out.append(_scatters(results))
     large, small = map(escape, (results.scales[-1], results.scales[0]))

@@ -12,11 +12,15 @@ from evalengine.analysis.page import p_value
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row
 
-WORDS = (
-    "In brackets after a category: how many benchmarks its mean is over. p: "
-    "permutation test; q: Benjamini and Hochberg's, over the benchmarks or the means of a scale. Ceiling: the r that item noise "
-    "would leave of a perfect correlation."
-)
+
+def words(results: Results) -> str:
+    """What the table's columns are."""
+    change = f" Change: {results.scales[-1]} − {results.scales[0]}." if len(results.scales) > 1 else ""
+    return (
+        f"In brackets after a category: how many benchmarks its mean is over.{change} p: permutation test; q: Benjamini and "
+        f"Hochberg's, over the benchmarks or the means of a scale. {CEILING.capitalize()}: the r that item noise would leave of "
+        "a perfect correlation."
+    )
 
 
 def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Table:
@@ -50,7 +54,7 @@ def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Ta
         most = ceiling.get((row.scale, row.name), math.nan) if single else math.nan
         without = None if row.contrast else clean.get((row.scale, row.name if single else row.category))
         return [
-            *([row.at] if several else []),
+            *(["change" if row.contrast else row.scale] if several else []),
             with_interval(row),
             str(row.n),
             f"{count:,}" if count else "",

@@ -105,7 +105,7 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
     from evalengine.analysis.figure import Mark
     from evalengine.analysis.groups import PARTIAL, SCALE
     from evalengine.analysis.results import Results
-    from evalengine.analysis.transfer_table import WORDS, transfer_table
+    from evalengine.analysis.transfer_table import transfer_table, words
 
     method = analysis.method
     results = Results(method, analysis.tables, [], [], [v._asdict() for v in analysis.verdicts])
@@ -134,8 +134,8 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
         [[plain(cell) for cell in row] for row in rows],
         left=shown.texts,
         caption=f"{method['resamples']:,} resamples of the mixtures ({method['resampling']}), n = {n} mixtures. An interval "
-        f"that holds 0 does not show any transfer. {WORDS}",
-        optional=("r without noise", "n", "items", "ceiling", "p"),
+        f"that holds 0 does not show any transfer. {words(results)}",
+        optional=("r without noise", "n", "items", "ceiling", "p", "q"),
     )
     for reason in dict.fromkeys(
         f"{r.category}, {r.name} ({r.at}): {r.note}"

@@ -201,7 +201,7 @@ def test_a_line_of_a_figure_has_an_interval_for_every_scale(results: Results) ->
         for panel in panels(figure).values():
             lines: dict[tuple[str, str], list[str]] = {}
             for row in panel.rows:
-                lines.setdefault((figure.group(row), figure.label(row)), []).append(row.scale)
+                lines.setdefault((figure.group(row), figure.label(row)), []).append(row.at)
             assert all(scales == results.scales for scales in lines.values())
             in_panels.append(lines)
         assert all(lines == in_panels[0] for lines in in_panels), "drawn side by side, so on the same lines"
