@@ -39,7 +39,6 @@ READINGS = {
     CELLS: "over (benchmark, mixture) cells",
     ACROSS: "over mixtures, mean of the benchmarks",
 }
-INTERVALS = {WITHIN: "bca-t", PERSISTENCE: "bca", CELLS: "bca", ACROSS: "bca"}
 
 
 def rows(study: Study) -> list[Row]:
@@ -108,8 +107,9 @@ def _group(
             for _ in others
         ]
         differences[scale] = Difference(value_SC[~plain], counts[scale][1::2], notes[scale][1::2])
-    interval = INTERVALS[name]
-    group = Group("alignment", "accuracy,confidence", labels, values, counts, notes, interval=interval)
+    # A mean over the mixtures, of values that atanh makes less skew.
+    kinds = {"interval": "jackknife-z", "contrast_interval": "jackknife"} if name == WITHIN else {}
+    group = Group("alignment", "accuracy,confidence", labels, values, counts, notes, **kinds)
     if len(others) == 1:
         return group
     later = [label._replace(minus=before) for label in labels if label.other == after]

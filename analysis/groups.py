@@ -80,6 +80,7 @@ class Group:
     is_correlation: bool = False  # of single pairs, so that Fisher's z applies
     interval: str = "bca"  # the kind that holds its coverage for such statistics
     means: dict[str, Means] = field(default_factory=dict)
+    contrast_interval: str = "bca-t"  # the same for their contrasts
     contrast: str = ""
     contrasts: tuple[Group, ...] = ()
 
