@@ -2,9 +2,9 @@
 
 Of two mixtures: agreement (how often the better one before is the better one after) and the loss of choosing
 so. Of all: top1 (whether the best before is the best after) and regret (the best after minus the one chosen).
-The first two are means over pairs and are resampled over mixtures. The best of a set is not: a resample that
-lacks the winner says nothing about it, so top1 and regret take the mixtures as they are and resample the
-items that could have made another one win.
+The first two are means over pairs and are resampled over mixtures; `true_decisions` takes the item noise off
+them. The best of a set is no such mean: a resample that lacks the winner says nothing about it, so top1 and
+regret take the mixtures as they are and resample the items that could have made another one win.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from html import escape
 
 import numpy as np
 
-from evalengine.analysis import page
+from evalengine.analysis import page, true_decisions
 from evalengine.analysis.correlation import DECISION, Sample, pair_sums
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import (
@@ -145,12 +145,12 @@ def _best(x_2MC: Array, w_MC: Array) -> Array:
 def rows(study: Study) -> list[Row]:
     """Of pairs for every quantity but confidence; of the best mixture for accuracy, where items are known."""
     panel, options = study.panel, study.options
-    out = [
-        row
-        for quantity in panel.quantities
-        if quantity != "confidence"
-        for row in study.rows(pairwise(study.data, quantity))
-    ]
+    out: list[Row] = []
+    for quantity in panel.quantities:
+        if quantity == "confidence":
+            continue
+        out += study.rows(pairwise(study.data, quantity))
+        out += true_decisions.rows(study, quantity)
     if panel.items:
         data, plan = study.data, study.plan
         if options.resample != "items":
@@ -168,7 +168,7 @@ def rows(study: Study) -> list[Row]:
 
 
 def section(results: Results) -> str:
-    found = results.rows("decisions")
+    found = results.rows("decisions", protocol="decision")
     if not found:
         return ""
     means, benchmarks = decision_tables(results)
@@ -180,12 +180,13 @@ def section(results: Results) -> str:
         "last two resample items and take the mixtures as given (percentile).</p>"
         f"<details open><summary>Means over categories</summary>{page.show(means)}</details>"
         f"<details><summary>Benchmarks</summary>{page.show(benchmarks)}</details>"
+        f"{_without_noise(results)}"
     )
 
 
 def decision_tables(results: Results) -> tuple[Table, Table]:
     """Of the means over categories, and of the benchmarks."""
-    found = results.rows("decisions")
+    found = results.rows("decisions", protocol="decision")
     kinds = list(dict.fromkeys(r.other for r in found))
     losses = any(r.quantity == "loss" for r in found)
     in_units = ("pairwise loss", "regret") if losses else ()
@@ -195,7 +196,7 @@ def decision_tables(results: Results) -> tuple[Table, Table]:
     of_benchmarks: list[list[list[str]]] = []
     for scale in results.scales:
         by_name: dict[tuple[str, str], dict[str, Row]] = {}
-        for r in results.rows("decisions", scale=scale):
+        for r in results.rows("decisions", protocol="decision", scale=scale):
             by_name.setdefault((r.category, r.name), {})[r.other] = r
         of_means.append([])
         of_benchmarks.append([])
@@ -211,9 +212,64 @@ def decision_tables(results: Results) -> tuple[Table, Table]:
     )
 
 
+def _without_noise(results: Results) -> str:
+    if not results.rows("decisions", protocol=true_decisions.TABLE):
+        return ""
+    means, benchmarks = true_tables(results)
+    return (
+        "<h3>Without item noise</h3>"
+        '<p class="hint">With so many items, the better mixture may look the worse one after fine-tuning. Judged without '
+        "noise: the choice as it was made, judged by what endless items would show. Without noise: chosen by endless items too. "
+        "Under a normal model of the mixtures; jackknife intervals, of benchmarks profile likelihood.</p>"
+        f"{page.show(means)}<details><summary>Benchmarks</summary>{page.show(benchmarks)}</details>"
+    )
+
+
+def true_tables(results: Results) -> tuple[Table, Table]:
+    """Decisions on pairs as measured beside those without item noise: means over categories, and benchmarks."""
+    clean = results.rows("decisions", protocol=true_decisions.TABLE)
+    measured = results.rows("decisions", protocol="decision", quantity="accuracy")
+    single = set(results.method["benchmarks"])
+    at = {(r.scale, r.category, r.name if r.name in single else "", r.other): r for r in (*measured, *clean)}
+    kinds = {
+        "right of two (%), as measured": "pairwise agreement",
+        "right, judged without noise": true_decisions.AGREEMENT_JUDGED,
+        "right without noise": true_decisions.AGREEMENT,
+        "lost by two (points), as measured": "pairwise loss",
+        "lost, judged without noise": true_decisions.LOSS_JUDGED,
+    }
+    of_one = [
+        title for title, kind in kinds.items() if kind in ("pairwise agreement", true_decisions.AGREEMENT)
+    ]
+    blocks: dict[bool, dict[str, list[list[str]]]] = {True: {}, False: {}}
+    for scale, category, name in dict.fromkeys(
+        (r.scale, r.category, r.name if r.name in single else "") for r in clean
+    ):
+        found = {title: at.get((scale, category, name, kind)) for title, kind in kinds.items()}
+        notes = dict.fromkeys(
+            r.note for r in found.values() if r and r.protocol == true_decisions.TABLE and r.note
+        )
+        cells = [share_with_interval(found[title]) for title in (of_one if name else kinds)]
+        line = [name or category, scale, *cells, "; ".join(notes)]
+        blocks[bool(name)].setdefault(scale, []).append(line)
+    title = "decisions without item noise"
+    head = ["mean over", "scale", *kinds, "note"]
+    means = Table(title, head, list(blocks[False].values()), texts=2, prose=True, stacked=True)
+    head = ["benchmark", "scale", *of_one, "note"]
+    return means, Table(
+        f"{title}, benchmarks", head, list(blocks[True].values()), texts=2, prose=True, stacked=True
+    )
+
+
 def latex(results: Results) -> dict[str, Table]:
     means, benchmarks = decision_tables(results)
-    return {"decisions": means, "decisions_benchmarks": benchmarks}
+    clean, clean_benchmarks = true_tables(results)
+    return {
+        "decisions": means,
+        "decisions_benchmarks": benchmarks,
+        "decisions_without_noise": clean,
+        "decisions_without_noise_benchmarks": clean_benchmarks,
+    }
 
 
 PROTOCOL = Protocol("decisions", rows, section, latex=latex)

@@ -10,6 +10,7 @@ Dims: K checkpoints, I items of one benchmark, F fields per item.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ class BenchmarkItems(NamedTuple):
     name: str
     category: str
     metric: str  # the score that picks the answer
+    chance: float  # mean over items of 1 / choices
     checkpoints: tuple[str, ...]  # K names
     correct_KI: NDArray[np.uint8] | NDArray[np.float32]
     confidence_KI: NDArray[np.float32]  # of the kind that was asked for
@@ -63,7 +65,6 @@ class BenchmarkItems(NamedTuple):
         np.float64
     ]  # p_gold, margin, entropy, brier, nll: means over items, of raw log-likelihoods
     unusable_K: NDArray[np.int64]  # items without a finite score
-    chance: float = np.nan  # mean over items of 1 / choices
 
     def scores(self, quantity: str) -> NDArray[np.uint8] | NDArray[np.float32]:
         """(K, I): whose mean over items the accuracy is, the confidence, or the other confidence."""
@@ -165,8 +166,8 @@ def _read_benchmark(
         found.append(_Scored(checkpoint, metadata))
         _refuse_mixed(name, found[0], found[-1])
         if checkpoint not in checkpoints:
-            who = (_first(table, key) for key in ("scale", "mixture", "stage"))
-            checkpoints[checkpoint] = Checkpoint(checkpoint, *who)
+            scale, mixture, stage = (_first(table, key) for key in ("scale", "mixture", "stage"))
+            checkpoints[checkpoint] = Checkpoint(checkpoint, scale, mixture, stage)
         if seed := metadata["checkpoint_seed"]:
             checkpoints[checkpoint] = checkpoints[checkpoint]._replace(seed=seed)
         if first is None:
@@ -185,7 +186,7 @@ def _read_benchmark(
             _same_gold(name, [checkpoint for checkpoint, _ in found], parts)
     columns = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:-1])
     names = tuple(checkpoint for checkpoint, _ in found)
-    read_items = BenchmarkItems(name, category, chosen, names, *columns, chance=_chance(first))
+    read_items = BenchmarkItems(name, category, chosen, _chance(first), names, *columns)
     if chosen == "acc":
         read_items = read_items._replace(other_KI=read_items.confidence_KI)
     return read_items, _notes(found)
@@ -202,11 +203,9 @@ def _chance(table: pa.Table | None) -> float:
     """The mean accuracy of guessing."""
     import pyarrow.compute as pc
 
-    return (
-        np.nan
-        if table is None
-        else float(pc.mean(pc.divide(1.0, pc.list_value_length(table["loglik"]))).as_py())
-    )
+    if table is None:
+        return math.nan
+    return float(pc.mean(pc.divide(1.0, pc.list_value_length(table["loglik"]))).as_py())
 
 
 class _Part(NamedTuple):
@@ -296,24 +295,30 @@ def averaged(items: BenchmarkItems, row_K: NDArray[np.int64]) -> BenchmarkItems:
     correct, confidence, other, means = (
         mean_by_row(x, row_K) for x in (items.correct_KI, items.confidence_KI, items.other_KI, items.means_KF)
     )
+    confidence_KI = confidence.astype(np.float32)
+    same = items.other_KI is items.confidence_KI
     return items._replace(
         checkpoints=tuple(items.checkpoints[k] for k in first),
         correct_KI=correct.astype(np.float32),
-        confidence_KI=confidence.astype(np.float32),
-        other_KI=other.astype(np.float32),
+        confidence_KI=confidence_KI,
+        other_KI=confidence_KI if same else other.astype(np.float32),
         means_KF=means,
         unusable_K=np.bincount(row_K, items.unusable_K).astype(np.int64),
     )
 
 
 def mean_by_row(x_K: NDArray[Any], row_K: NDArray[np.int64]) -> NDArray[Any]:
-    """Means over the entries (K, ...) that share a row, and `x_K` itself where none do."""
-    count = np.bincount(row_K)
-    if len(count) == len(row_K):
+    """Means over the known entries (K, ...) that share a row, and `x_K` itself where none do."""
+    rows = int(row_K.max(initial=-1)) + 1
+    if rows == len(row_K):
         return x_K
-    total = np.zeros((len(count), *x_K.shape[1:]))
-    np.add.at(total, row_K, x_K)
-    return total / count.reshape(-1, *[1] * (x_K.ndim - 1))
+    total, count = np.zeros((rows, *x_K.shape[1:])), np.zeros((rows, *x_K.shape[1:]))
+    known = ~np.isnan(x_K)
+    np.add.at(total, row_K, np.where(known, x_K, 0))
+    np.add.at(count, row_K, known)
+    with np.errstate(invalid="ignore"):
+        mean: NDArray[Any] = total / count
+    return mean
 
 
 def mean_of_scores(score_KI: NDArray[np.number]) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ Dims: M mixtures, I items, C columns of weights.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from evalengine.analysis.correlation import weighted_sums
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL, ITEM_NOISE, PARTIAL, UNDEFINED, Data, Group, Label, Note
 from evalengine.analysis.items import names
-from evalengine.analysis.latent import latent_r, pooled
+from evalengine.analysis.latent import Latent, latent_r, pooled
 from evalengine.analysis.panel import Array, Panel
 from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
 from evalengine.analysis.results import Results, with_interval
@@ -79,6 +80,12 @@ class Measured(NamedTuple):
     noise: ItemNoise
     covariance_3C: Array  # of the values before, after, and of both
     n: int  # mixtures
+
+    @property
+    def lost_in_noise(self) -> bool:
+        """Whether the mixtures differ no more than the noise makes them differ, at one stage at least."""
+        before, after, _ = self.covariance_3C[:, 0]
+        return bool(min(before - self.noise.before, after - self.noise.after) <= 0.0)
 
 
 def measured(data: Data, quantity: str, scale: str) -> dict[int, Measured | Note]:
@@ -147,16 +154,8 @@ def without_noise(study: Study, quantity: str) -> list[Row]:
                     "reliability", quantity, scale, label, math.nan, note=found.text, note_kind=found.kind
                 )
             else:
-                xx, yy, xy = found.covariance_3C[:, 0]
-                noise = found.noise
-                r = latent_r(
-                    np.array([[xx, xy], [xy, yy]]),
-                    np.array([[noise.before, noise.between], [noise.between, noise.after]]),
-                    found.n,
-                    study.options.level,
-                )
-                low = min(xx - noise.before, yy - noise.after) <= 0
-                note = NOISY if low else Note()
+                r = latent_of(found, study.options.level)
+                note = NOISY if found.lost_in_noise else Note()
                 ends = {"low": r.low, "high": r.high, "interval": "profile likelihood", "n": found.n}
                 row = plain_row(
                     "reliability",
@@ -202,6 +201,19 @@ def without_noise(study: Study, quantity: str) -> list[Row]:
         )
         out += study.rows(group)
     return out
+
+
+def latent_of(found: Measured, level: float) -> Latent:
+    """`latent_r` of the sample."""
+    before, after, both = found.covariance_3C[:, 0].tolist()
+    return _latent_of((before, both, both, after), found.noise, found.n, level)
+
+
+@functools.lru_cache(maxsize=4096)  # the decisions ask for it too
+def _latent_of(covariance: tuple[float, ...], noise: ItemNoise, n: int, level: float) -> Latent:
+    covariance_22 = np.array(covariance).reshape(2, 2)
+    noise_22 = np.array([[noise.before, noise.between], [noise.between, noise.after]])
+    return latent_r(covariance_22, noise_22, n, level)
 
 
 def _noise(panel: Panel, quantity: str, s: int, b: int, keep_M: NDArray[np.bool_]) -> ItemNoise | None:

@@ -334,7 +334,8 @@ def _fill(cells: Sequence[Cell], axes: Axes) -> dict[str, Array]:
     }
     shape = (*map(len, axes), 1 + max(number.values()))
     known = {quantity for cell in cells for quantity in cell.values}
-    arrays = {q: np.full(shape, np.nan) for q in (*QUANTITIES, "ece", *CALIBRATION) if q in known}
+    quantities = (*QUANTITIES, *OTHER_CONFIDENCE.values(), *CALIBRATION)
+    arrays = {q: np.full(shape, np.nan) for q in quantities if q in known}
     for cell, at in zip(cells, _places(cells, axes), strict=True):
         r = number[cell.place[0], cell.place[2], cell.replicate]
         for q, value in cell.values.items():

@@ -11,6 +11,7 @@ from evalengine.analysis import (
     matrices,
     noise,
     seeds,
+    shares,
     stages,
     transfer,
 )
@@ -19,6 +20,7 @@ PROTOCOLS = tuple(
     file.PROTOCOL
     for file in (
         transfer,
+        shares,
         stages,
         seeds,
         matrices,

@@ -23,6 +23,7 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import Resamples, resamples
+from evalengine.analysis.contrasts import Difference, contrast_group, difference_of_means
 from evalengine.analysis.correlation import Sample, benjamini_hochberg
 from evalengine.analysis.figure import Figure, Lines, Table, by
 from evalengine.analysis.groups import (
@@ -30,12 +31,9 @@ from evalengine.analysis.groups import (
     STAGE,
     Array,
     Data,
-    Difference,
     Group,
     Label,
     Note,
-    contrast_group,
-    difference_of_means,
     mean_of_known,
 )
 from evalengine.analysis.panel import Panel, Steps

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from evalengine.analysis.bootstrap import DEGENERATE_MOST, Array, Resamples, fisher, intervals
-from evalengine.analysis.groups import SCALE, Group, Label, Note, scale_contrast
+from evalengine.analysis.contrasts import scale_contrast
+from evalengine.analysis.groups import SCALE, Group, Label, Note
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,9 +28,9 @@ DEGENERATE_SAID = 1e-3  # share of undefined resamples above which a row says so
 class Row(NamedTuple):
     """One statistic. Ends of intervals are NaN where undefined.
 
-    contrast: "", or the kind of a difference: "scale", "stage", "quantity", "category". minus: what is subtracted (the
-    smaller scale, the earlier stage, the other quantity or category); the row's own fields say from what. note_kind: of the
-    protocol's own note (`groups.Note`), "" where it has none.
+    contrast: "", or the kind of a difference: "scale", "stage", "quantity", "category", "benchmark". minus: what is
+    subtracted (the smaller scale, the earlier stage, the other quantity, category or benchmarks); the row's own fields say
+    from what. note_kind: of the protocol's own note (`groups.Note`), "" where it has none.
     """
 
     protocol: str
@@ -95,7 +96,8 @@ def rows_of(
 ) -> list[Row]:
     """Rows of a group at every scale, of the difference between the largest and the smallest, and of its other contrasts."""
     tests = tests or {}
-    between = [scale_contrast(group)] if len(group.values) > 1 and not group.contrast else []
+    made = bool(group.contrast) or any(part.contrast == SCALE for part in group.contrasts)
+    between = [scale_contrast(group)] if len(group.values) > 1 and not made else []
     return [
         row
         for part in (group, *between, *group.contrasts)
@@ -169,7 +171,6 @@ def plain_row(protocol: str, quantity: str, scale: str, label: Label, estimate: 
             "note": "",
             "note_kind": "",
             "contrast": "",
-            "minus": "",
             "interval": "",
             **label._asdict(),
             **known,

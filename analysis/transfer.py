@@ -1,7 +1,8 @@
 """Cross-stage transfer: does a mixture that is better before stay better after?
 
 Of each benchmark: corr over mixtures of its value before with its value after. Of a category and of all: the mean of its
-benchmarks' r. With permutation p-values, adjusted within a scale.
+benchmarks' r. With permutation p-values, adjusted within a scale. And their contrasts: between scales, between categories, and
+of accuracy with confidence, whose transfer may change with scale in opposite directions.
 
 Source of the definitions here and in the other protocols: "The Magic Correlations" (arXiv 2602.11217), restated in
 docs/analysis.md.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 
 import numpy as np
@@ -18,11 +20,14 @@ from numpy.typing import NDArray
 
 from evalengine.analysis import page, scatter
 from evalengine.analysis.bootstrap import DEGENERATE_MOST
+from evalengine.analysis.contrasts import Difference, category_contrasts, contrast_group, scale_contrast
 from evalengine.analysis.correlation import benjamini_hochberg, permuted_p
 from evalengine.analysis.figure import Figure, Intervals, Table, file_part
 from evalengine.analysis.groups import (
     ALL,
+    CATEGORY,
     PARTIAL,
+    QUANTITY,
     SCALE,
     UNDEFINED,
     Array,
@@ -41,16 +46,23 @@ from evalengine.analysis.tables import Options, Row, Tests
 from evalengine.analysis.transfer_table import transfer_table, words
 from evalengine.analysis.verdicts import verdict_claims, verdict_section, verdict_tables
 
+BOTH = "accuracy − confidence"  # the quantity of the difference of both
+
 
 def rows(study: Study) -> list[Row]:
+    panel = study.panel
+    singles = {quantity: transfer(study.data, quantity) for quantity in panel.transferred}
     out = []
-    for quantity in study.panel.transferred:
-        single = transfer(study.data, quantity)
-        means = category_transfer(single, study.panel)
-        B = len(study.panel.benchmarks)
-        categories = [*study.panel.category_members().values(), list(range(B))]
+    for single in singles.values():
+        means = category_transfer(single, panel)
+        means = replace(means, contrasts=category_contrasts(means))
+        B = len(panel.benchmarks)
+        categories = [*panel.category_members().values(), list(range(B))]
         for group, members in ((single, [[b] for b in range(B)]), (means, categories)):
-            out += study.rows(group, tests(single, members, study.panel, study.options))
+            out += study.rows(group, tests(single, members, panel, study.options))
+    if {"accuracy", "confidence"} <= set(singles):
+        for group in quantity_contrasts(singles["accuracy"], singles["confidence"], panel):
+            out += study.rows(group)
     return out
 
 
@@ -123,6 +135,28 @@ def category_transfer(single: Group, panel: Panel) -> Group:
         interval="jackknife-z",
         means=means,
     )
+
+
+def quantity_contrasts(accuracy: Group, confidence: Group, panel: Panel) -> Iterator[Group]:
+    """The transfer of accuracy minus that of confidence, of benchmarks and as means over those that have both; and the
+    difference of these differences between the largest scale and the smallest, of the quantity BOTH.
+    """
+    values = {scale: accuracy.values[scale] - confidence.values[scale] for scale in accuracy.values}
+    notes = {
+        scale: [Note() if np.isfinite(r) else Note(UNDEFINED, "no r of one of them") for r in value_BC[:, 0]]
+        for scale, value_BC in values.items()
+    }
+    n = {scale: np.minimum(accuracy.n[scale], confidence.n[scale]) for scale in values}
+    single = Group("transfer", BOTH, accuracy.labels, values, n, notes)
+    for group in (single, category_transfer(single, panel)):
+        at_scales = {
+            scale: Difference(value_SC, group.n[scale], group.notes[scale])
+            for scale, value_SC in group.values.items()
+        }
+        labels = [label._replace(minus=confidence.quantity) for label in group.labels]
+        yield replace(contrast_group(group, QUANTITY, labels, at_scales), quantity=accuracy.quantity)
+        if len(values) > 1:
+            yield scale_contrast(group)
 
 
 def tests(single: Group, members: Sequence[Sequence[int]], panel: Panel, options: Options) -> Tests:
@@ -203,14 +237,29 @@ def section(results: Results) -> str:
             f'<p class="hint">{escape(words(results))}</p></details>'
         )
     out.append(_scatters(results))
-    if len(results.scales) > 1:
-        small, large = results.scales[0], results.scales[-1]
-        every = results.rows("transfer", contrast=SCALE)
-        out.append(
-            f"<details><summary>Differences between scales ({escape(large)} minus {escape(small)})</summary>"
-            '<p class="hint">The same resamples on both sides.</p>'
-            f"{page.grid(results, _of_benchmarks(every)._replace(limit=2.0))}</details>"
-        )
+    large, small = map(escape, (results.scales[-1], results.scales[0]))
+    of_all = [r for q in method["quantities"] for r in results.rows("transfer", quantity=q, contrast=SCALE)]
+    both = _of_benchmarks(results.rows("transfer", contrast=QUANTITY))
+    changes = _of_benchmarks(results.rows("transfer", quantity=BOTH, contrast=SCALE))
+    pairs = Intervals(
+        results.rows("transfer", contrast=CATEGORY), lambda row: f"{row.category} − {row.minus}"
+    )
+    for title, shown in (
+        (f"Differences between scales ({large} minus {small})", [_of_benchmarks(of_all)]),
+        (
+            "Transfer of accuracy minus transfer of confidence",
+            [
+                both._replace(panel=lambda row: BOTH),
+                changes._replace(panel=lambda row: f"{BOTH}, {row.at}", limit=4.0),
+            ],
+        ),
+        ("Differences between the means of categories", [pairs]),
+    ):
+        if any(figure.rows for figure in shown):
+            limits = [figure._replace(limit=max(2.0, figure.limit)) for figure in shown]
+            grids = "".join(page.grid(results, figure) for figure in limits)
+            hint = '<p class="hint">The same resamples on both sides.</p>'
+            out.append(f"<details><summary>{title}</summary>{hint}{grids}</details>")
     return "".join(out) + verdict_section(results)
 
 
@@ -271,6 +320,7 @@ def claims(results: Results) -> Iterator[Claim]:
         yield from _overall(results, quantity)
         yield from verdict_claims(results, quantity)
         yield from _tests(results, quantity)
+    yield from _inverse_dynamics(results)
     single = results.rows("transfer", protocol="transfer")
     if widths := sorted(row.high - row.low for row in single if math.isfinite(row.low)):
         yield Claim(
@@ -325,6 +375,36 @@ def _overall(results: Results, quantity: str) -> Iterator[Claim]:
                 f"That transfer of {quantity} changes with scale on average: difference {row.at} of the mean "
                 f"r {with_interval(row)}, n = {row.n}.",
             )
+
+
+def _inverse_dynamics(results: Results) -> Iterator[Claim]:
+    """Whether accuracy's transfer and confidence's change with scale in opposite directions."""
+    fixed = {"protocol": "category_transfer", "category": ALL, "contrast": SCALE}
+    known = {q: results.rows("transfer", quantity=q, **fixed) for q in ("accuracy", "confidence", BOTH)}
+    if not all(rows and math.isfinite(rows[0].low) for rows in known.values()):
+        return
+    accuracy, confidence, both = (rows[0] for rows in known.values())
+    opposite = (
+        accuracy.estimate * confidence.estimate < 0 and excludes_zero(accuracy) and excludes_zero(confidence)
+    )
+    said = (
+        f"mean r over all benchmarks, {both.at}, of accuracy {with_interval(accuracy)}, of confidence "
+        f"{with_interval(confidence)}, difference {with_interval(both)}, n = {both.n}"
+    )
+    if opposite:
+        yield Claim(
+            SUPPORTED,
+            f"The transfers of accuracy and of confidence change with scale in opposite directions: {said}.",
+        )
+    elif excludes_zero(both):
+        yield Claim(
+            SUPPORTED, f"The transfers of accuracy and of confidence change with scale differently: {said}."
+        )
+    if not opposite:
+        yield Claim(
+            UNSUPPORTED,
+            f"That the transfers of accuracy and of confidence change with scale in opposite directions: {said}.",
+        )
 
 
 def _tests(results: Results, quantity: str) -> Iterator[Claim]:

@@ -107,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
                 for runs, ways in spent.items()
                 for way in ways
             ],
+            caption="A true r is told from what inherited seeds show at a true 0, taken as known: only several runs of a "
+            "mixture measure it.",
         )
     return 0
 
