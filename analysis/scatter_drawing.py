@@ -71,7 +71,7 @@ def scatter_drawing(figure: Scatters) -> Drawing:
             above = top + cell[1] * (place // COLUMNS) + ABOVE
             _box(axis, one, figure.unit, (left, above, left + SIDE, above + SIDE), label)
         top += cell[1] * rows[category]
-    lines = textwrap.wrap(key, int(width / (LETTER * 6.5))) + _legend(figure, width)
+    lines = textwrap.wrap(key, int(width / (LETTER * 6.5)), break_on_hyphens=False) + _legend(figure, width)
     for k, line in enumerate(lines):
         axis.text(0.06, height + 0.13 + 0.13 * k, line, size=6.5, color=SOFT, va="center")
     return drawing
@@ -84,7 +84,7 @@ def labels(names: Sequence[str]) -> tuple[dict[str, str], str]:
     if len(names) <= NAMED and max(map(len, names)) <= NAME:
         return {name: name for name in names}, ""
     numbers = {name: str(k) for k, name in enumerate(names, 1)}
-    return numbers, ", ".join(f"{number} {short(name)}" for name, number in numbers.items())
+    return numbers, ", ".join(f"{number}\u00a0{short(name)}" for name, number in numbers.items())
 
 
 def _legend(figure: Scatters, width: float) -> list[str]:
