@@ -22,12 +22,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DEGENERATE_SAID = 1e-3  # share of undefined resamples above which a row says so
-WITHIN_BLOCKS = {  # the kind of interval that holds its coverage when mixtures are in blocks, for that without them
-    "bca": "bca",
-    "bca-t": "bca-t",
-    "jackknife-z": "jackknife-z",
-    "jackknife": "jackknife",
-}
 
 
 class Row(NamedTuple):
@@ -144,12 +138,14 @@ def _rows(
     undefined_S2 = np.full(found.bca.shape, np.nan)
     # A mean taken out for each block takes one mixture's worth of information, as a covariate of a partial r does.
     z = fisher(found.estimate, n - (plan.blocks - 1), options.level) if group.is_correlation else undefined_S2
-    kind = options.interval
-    if kind == "auto":
-        kind = group.interval if plan.blocks == 1 else WITHIN_BLOCKS[group.interval]
+    kind = group.interval if options.interval == "auto" else options.interval
+    second = "percentile"
+    if plan.blocks > 1:  # BCa is too narrow, or undefined, where each block has three or four mixtures
+        kind = "jackknife-z" if (options.interval, kind) == ("auto", "bca") else kind
+        second = "jackknife"
     chosen = z if kind == "fisher" else found.of(kind)
-    fallback = ~np.isfinite(chosen[:, 0]) & np.isfinite(found.percentile[:, 0])
-    chosen = np.where(fallback[:, None], found.percentile, chosen)
+    fallback = ~np.isfinite(chosen[:, 0]) & np.isfinite(found.of(second)[:, 0])
+    chosen = np.where(fallback[:, None], found.of(second), chosen)
     p, q = p_and_q or (undefined_S2[:, 0], undefined_S2[:, 0])
     rows = []
     for s, label in enumerate(group.labels):
@@ -157,7 +153,7 @@ def _rows(
         if unsure[s]:
             said.append(f"not reported: undefined in {found.degenerate[s]:.0%} of the resamples")
         if fallback[s]:
-            said.append(f"percentile interval: {kind} is undefined here")
+            said.append(f"{second} interval: {kind} is undefined here")
         if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID + plan.constant:
             said.append(f"undefined in {found.degenerate[s]:.1%} of the resamples, which are left out")
         ends = [*found.bca[s], *found.percentile[s], *found.basic[s], *z[s]]
@@ -179,7 +175,7 @@ def _rows(
                 note="; ".join(said),
                 note_kind=notes[s].kind,
                 contrast="",
-                interval="" if np.isnan(chosen[s, 0]) else "percentile" if fallback[s] else kind,
+                interval="" if np.isnan(chosen[s, 0]) else second if fallback[s] else kind,
             )
         )
     return rows
