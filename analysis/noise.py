@@ -210,7 +210,8 @@ def _noise(panel: Panel, quantity: str, s: int, b: int, keep_M: NDArray[np.bool_
         block_M = None if panel.block_M is None else panel.block_M[keep_M]
         if values.shape[1] < 2 or degrees_of_freedom(keep_M[None, keep_M], block_M)[0] < 1:
             return None
-        return from_items(*(values[rows[t]].astype(np.float64) for t in range(2)), block_M)
+        before, after = (values[rows[t]].astype(np.float64) for t in range(2))
+        return from_items(before, after, block_M)
     items = int(panel.n_items[b]) if panel.n_items is not None else 0
     if quantity == "accuracy" and items > 1:
         x_TM = panel.values["accuracy"][s, :, :, b][:, keep_M]

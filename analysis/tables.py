@@ -140,7 +140,7 @@ def _rows(
     z = fisher(found.estimate, n - (plan.blocks - 1), options.level) if group.is_correlation else undefined_S2
     kind = group.interval if options.interval == "auto" else options.interval
     second = "percentile"
-    if plan.blocks > 1:  # BCa is too narrow, or undefined, where each block has three or four mixtures
+    if plan.parts:  # BCa is too narrow, or undefined, where three or four mixtures are drawn from each block
         kind = "jackknife-z" if (options.interval, kind) == ("auto", "bca") else kind
         second = "jackknife"
     chosen = z if kind == "fisher" else found.of(kind)
