@@ -38,10 +38,11 @@ def section(results: Results) -> str:
     columns = ["", "quantity", "scale", f"r within {factor}", "plain r", "p of the plain r", "n"]
     return (
         f"<h2>Across {escape(factor)}</h2>"
-        f'<p class="hint">The plain r takes all mixtures as exchangeable: it holds what differences between mixtures of unlike '
-        f"{escape(factor)} add, and its interval and p ignore that mixtures of one are alike. It is here to be compared with "
-        "figures that are published so.</p>"
-        f"<details><summary>Transfer with and without blocks</summary>{page.show(Table('', columns, [table], texts=3))}</details>"
+        '<p class="hint">The plain r takes all mixtures as exchangeable. It includes the differences across '
+        f"{escape(factor)}, and its interval and p ignore that mixtures of the same {escape(factor)} are alike. It is here to be "
+        "compared with published figures.</p>"
+        f"<details><summary>Transfer with and without blocks</summary>"
+        f"{page.show(Table('', columns, [table], texts=3))}</details>"
     )
 
 

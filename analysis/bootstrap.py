@@ -44,22 +44,30 @@ class Resamples:
 
     weight_MC: float64, every column sums to 1 (a column of a unit left out has a zero there).
     multiplicity_R: how many of the n^n ordered resamples each stands for; ones for Monte Carlo.
-    freedom: degrees of freedom of the units that the jackknife leaves out. blocks: within which mixtures are compared.
-    constant: share of the resamples that draw one mixture alone from each of several blocks, so that nothing varies
-    within them.
+    parts: the units of the jackknife by block, () for one block. blocks: how many there are within which mixtures are
+    compared.
     """
 
     weight_MC: Array
     multiplicity_R: Array
     jackknife: int
     exact: bool
-    freedom: int
+    parts: tuple[NDArray[np.intp], ...] = ()
     blocks: int = 1
-    constant: float = 0.0
 
     @property
     def count(self) -> int:
         return len(self.multiplicity_R)
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of the units of the jackknife."""
+        return max(self.jackknife - max(len(self.parts), 1), 1)
+
+    @property
+    def constant(self) -> float:
+        """Share of the resamples that draw one mixture alone from each of several blocks: nothing varies within them."""
+        return constant_share(list(map(len, self.parts))) if self.parts else 0.0
 
 
 class Intervals(NamedTuple):
@@ -72,7 +80,8 @@ class Intervals(NamedTuple):
 
 def enumerate_resamples(n: int, block_M: BlockNumbers | None = None) -> Resamples:
     """All distinct resamples of n units (within blocks) with their multinomial multiplicities n! / prod(k_i!)."""
-    sizes = block_sizes(n, block_M)
+    parts = _parts(n, block_M)
+    sizes = list(map(len, parts))
     count = distinct(sizes)
     if count > distinct([EXACT_MOST]):
         raise UserError(
@@ -81,12 +90,12 @@ def enumerate_resamples(n: int, block_M: BlockNumbers | None = None) -> Resample
         )
     counts_RM = np.empty((count, n), dtype=np.int8)
     multiplicity_R = np.ones(count)
-    for at_M, k_R in zip(_members(n, block_M), every_choice([distinct([m]) for m in sizes]), strict=True):
+    for at_M, k_R in zip(parts, every_choice([distinct([m]) for m in sizes]), strict=True):
         counts_Km = _distinct_counts(len(at_M))
         factorial = np.array([math.factorial(k) for k in range(len(at_M) + 1)], dtype=np.float64)
         counts_RM[:, at_M] = counts_Km[k_R]
         multiplicity_R *= (factorial[-1] / factorial[counts_Km].prod(axis=1))[k_R]
-    return _planned(counts_RM, np.rint(multiplicity_R), sizes, exact=True)
+    return _planned(counts_RM, np.rint(multiplicity_R), parts, exact=True)
 
 
 def distinct(sizes: Sequence[int]) -> int:
@@ -110,21 +119,21 @@ def draw_resamples(n: int, count: int, seed: int, block_M: BlockNumbers | None =
         raise UserError(f"--bootstrap {count} is too few to estimate an interval: use 1000 or more, or exact")
     rng = np.random.default_rng(seed)
     counts_RM = np.empty((count, n), dtype=np.intp)
-    for at_M in _members(n, block_M):
+    parts = _parts(n, block_M)
+    for at_M in parts:
         counts_RM[:, at_M] = count_draws(rng.integers(0, len(at_M), (count, len(at_M))), len(at_M))
-    return _planned(counts_RM, np.ones(count), block_sizes(n, block_M), exact=False)
+    return _planned(counts_RM, np.ones(count), parts, exact=False)
 
 
-def _members(n: int, block_M: BlockNumbers | None) -> list[NDArray[np.intp]]:
-    return [np.arange(n)] if block_M is None else members_of(block_M)
+def _parts(n: int, block_M: BlockNumbers | None) -> tuple[NDArray[np.intp], ...]:
+    return (np.arange(n),) if block_M is None else tuple(members_of(block_M))
 
 
 def _planned(
-    counts_RM: NDArray[np.integer], multiplicity_R: Array, sizes: Sequence[int], *, exact: bool
+    counts_RM: NDArray[np.integer], multiplicity_R: Array, parts: tuple[NDArray[np.intp], ...], *, exact: bool
 ) -> Resamples:
-    n, blocks = sum(sizes), len(sizes)
-    constant = constant_share(sizes) if blocks > 1 else 0.0
-    return Resamples(_columns(counts_RM), multiplicity_R, n, exact, max(n - blocks, 1), blocks, constant)
+    several = parts if len(parts) > 1 else ()
+    return Resamples(_columns(counts_RM), multiplicity_R, counts_RM.shape[1], exact, several, len(parts))
 
 
 def constant_share(sizes: Sequence[int]) -> float:
@@ -242,14 +251,17 @@ def fisher(r: Array, n: Array | int, level: float = 0.95) -> Array:
 def jackknife_t(value_SC: Array, plan: Resamples, level: float = 0.95) -> Array:
     """Jackknife interval (S, 2): estimate +- t_{n-1} sqrt((n-1)/n sum (theta_(i) - mean)^2) (Tukey 1958).
 
-    NaN where the statistic is undefined without one of the units.
+    With blocks the factor is that of the unit's block and t has one degree of freedom fewer for each (Wolter 2007,
+    "Introduction to Variance Estimation", sec. 4.5: deviations from the mean of all). NaN where the statistic is undefined
+    without one of the units.
     """
     from scipy.special import stdtrit
 
     left_out = value_SC[:, 1 : 1 + plan.jackknife]
-    n = plan.jackknife
-    error = np.sqrt((n - 1) / n * ((left_out - left_out.mean(axis=1, keepdims=True)) ** 2).sum(axis=1))
-    half = stdtrit(plan.freedom, 0.5 + level / 2.0) * error
+    squared = (left_out - left_out.mean(axis=1, keepdims=True)) ** 2
+    of_block = [squared[:, unit] for unit in plan.parts] or [squared]
+    variance = sum((part.shape[1] - 1) / part.shape[1] * part.sum(axis=1) for part in of_block)
+    half = stdtrit(plan.freedom, 0.5 + level / 2.0) * np.sqrt(variance)
     return value_SC[:, :1] + half[:, None] * np.array([-1.0, 1.0])
 
 

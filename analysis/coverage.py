@@ -10,13 +10,13 @@ on Fisher's z, coherence and differences between scales BCa with Student's t.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from evalengine.analysis.bootstrap import Array, Resamples, fisher, intervals, resamples
-from evalengine.analysis.correlation import Sample, correlate
+from evalengine.analysis.correlation import BlockNumbers, Sample, correlate
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Options, Study
 from evalengine.analysis.study import fixed_data
@@ -105,11 +105,11 @@ def planned(n: int) -> Resamples:
     return resamples(n, None if n <= 10 else RESAMPLES)
 
 
-def correlations(x_S2M: Array, plan: Resamples) -> Array:
-    """(S, C): r of each pair of variables in every column."""
+def correlations(x_S2M: Array, plan: Resamples, block_M: BlockNumbers | None = None) -> Array:
+    """(S, C): r of each pair of variables in every column (within blocks)."""
     x_VM = x_S2M.reshape(-1, x_S2M.shape[-1])
     pairs = np.arange(len(x_VM)).reshape(-1, 2)
-    return correlate(Sample(np.ascontiguousarray(x_VM[:, :, None]), plan.weight_MC), pairs)
+    return correlate(Sample(np.ascontiguousarray(x_VM[:, :, None]), plan.weight_MC, block_M), pairs)
 
 
 def counted(
@@ -127,6 +127,39 @@ def counted(
         )
         width.append(float((end[:, 1] - end[:, 0])[known].mean()) if enough else np.nan)
     return Coverage(statistic, distribution, truth, len(value), tuple(covered), tuple(width))
+
+
+BLOCKS = ((3, 3, 3), (4, 4, 4), (3, 3, 3, 3, 3))  # sizes of the blocks of a study
+
+
+def within_blocks(
+    sizes: Sequence[int],
+    members: int,
+    r: float,
+    distribution: str,
+    draws: int,
+    *,
+    scales: int = 1,
+    seed: int = 0,
+) -> Coverage:
+    """As `mean_of`, within blocks of these sizes. The share of the variance that blocks have does not matter: their means are
+    taken out of every variable."""
+    block_M = np.repeat(np.arange(len(sizes)), sizes)
+    n = len(block_M)
+    plan = resamples(n, None if n <= 10 else RESAMPLES, block_M=block_M)
+    rng = np.random.default_rng([seed, n, members, int(100 * r), scales])
+    value = []
+    for _ in range(draws):
+        means = [
+            correlations(drawn(rng, (members,), n, r, distribution), plan, block_M).mean(axis=0)
+            for _ in range(scales)
+        ]
+        value.append(means[0] if scales == 1 else means[1] - means[0])
+    found = np.array(value)
+    z = fisher(found[:, 0], n - len(sizes) + 1) if (members, scales) == (1, 1) else None
+    name = "one r" if members == 1 else f"mean of {members} transfers"
+    name = f"{name if scales == 1 else f'difference of {name}'} within {' + '.join(map(str, sizes))}"
+    return counted(name, distribution, r if scales == 1 else 0.0, found, plan, z)
 
 
 class Errors(NamedTuple):
@@ -239,6 +272,10 @@ def cells(draws: int, n: int) -> Iterator[Coverage]:
         for members in (1, 4):
             for r in (0.0, 0.5, 0.8):
                 yield mean_of(members, r, d, draws, n, scales=2)
+        for sizes in (sizes for sizes in BLOCKS if sum(sizes) == n):
+            for members, scales in ((1, 1), (4, 1), (7, 1), (1, 2), (4, 2)):
+                for r in (0.0, 0.5, 0.8):
+                    yield within_blocks(sizes, members, r, d, draws, scales=scales)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What the mixtures are made of, and what that does to the benchmarks.
+"""What the mixtures are made of, and what that does to the benchmarks, to categories, and to the alignment of confidence.
 
-Shares: corr over mixtures of a benchmark's value with each share, at both stages. The web source is a factor: with one web
-source per mixture, differences between sources come from a linear model with the proportions as a second factor, which
-is all that 3 x 3 points can carry.
+Shares: corr over mixtures of a value with each share, at both stages. The web source is a factor: with one web source per
+mixture, differences between sources come from a linear model with the proportions as a second factor, which is all that
+3 x 3 points can carry. Whether a value rises or falls steadily with the code share is tested by permuting mixtures.
 
 Reference: Student (1908); any text on two-way analysis of variance without replication.
 """
@@ -14,53 +14,111 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
+from typing import NamedTuple
 
 import numpy as np
 
 from evalengine.analysis import page
-from evalengine.analysis.correlation import correlate, degrees_of_freedom
-from evalengine.analysis.figure import Figure, Intervals
-from evalengine.analysis.groups import UNDEFINED, Data, Group, Label, Note
+from evalengine.analysis.alignment import over_benchmarks
+from evalengine.analysis.correlation import (
+    BlockNumbers,
+    benjamini_hochberg,
+    correlate,
+    degrees_of_freedom,
+    orders_within,
+    residuals,
+)
+from evalengine.analysis.figure import Figure, Intervals, Table
+from evalengine.analysis.groups import (
+    ALL,
+    PARTIAL,
+    UNDEFINED,
+    Data,
+    Group,
+    Label,
+    Note,
+    difference_of_means,
+    mean_of_known,
+)
 from evalengine.analysis.mixtures import Mixtures
-from evalengine.analysis.panel import Array, Panel
+from evalengine.analysis.panel import Array
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results
 from evalengine.analysis.tables import Row, plain_row
 
 CODE = "code share"
+R_ALIGN = "r_align"
+
+
+class Variables(NamedTuple):
+    """What is related to the mixtures' make-up: (V, M, C) values before, then after, and what each half of them is about."""
+
+    x_VMC: Array
+    names: list[tuple[str, str]]  # category and benchmark
 
 
 def rows(study: Study) -> list[Row]:
     out: list[Row] = []
     if study.mixtures is not None:
-        for quantity in study.panel.quantities:
-            effects = share_effects(study.data, quantity, study.mixtures)
-            out += study.rows(effects) if effects else []
-            out += web_source_differences(study.panel, quantity, study.mixtures, study.options.level)
+        quantities = [*study.panel.quantities]
+        if {"accuracy", "confidence"} <= set(quantities):
+            quantities.append(R_ALIGN)
+        for quantity in quantities:
+            for group in share_effects(study.data, quantity, study.mixtures):
+                out += study.rows(group)
+            out += web_source_differences(study.data, quantity, study.mixtures, study.options.level)
+            out += departures(study.data, quantity, study.mixtures, study.options.seed)
     return out
 
 
-def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> Group | None:
-    """corr over mixtures of a benchmark's value with each share, at both stages."""
+def variables(data: Data, quantity: str, scale: str) -> Variables:
+    """The benchmarks' values; of r_align, each mixture's correlation of accuracy with confidence over a category's
+    benchmarks, for the categories of 3 or more."""
+    panel = data.panel
+    if quantity != R_ALIGN:
+        names = list(zip(panel.categories, panel.benchmarks, strict=True))
+        return Variables(data.sample(quantity, scale).x_VMC, names)
+    accuracy, confidence = (data.sample(q, scale).x_VMC for q in ("accuracy", "confidence"))
+    B = len(panel.benchmarks)
+    members = {c: index for c, index in panel.category_members().items() if len(index) >= 3}
+    found = [
+        over_benchmarks(accuracy[at], confidence[at], data.statistic)
+        for t in range(2)
+        for at in (np.array(index) + t * B for index in members.values())
+    ]
+    names = [(category, f"over {len(index)} benchmarks") for category, index in members.items()]
+    return Variables(np.array(found).reshape(len(found), *accuracy.shape[1:]), names)
+
+
+def with_means(found: Variables) -> Variables:
+    """The same with the mean of every category's benchmarks, and of all: of mixtures that have all of them."""
+    categories = [category for category, _ in found.names]
+    members = {c: [v for v, other in enumerate(categories) if other == c] for c in dict.fromkeys(categories)}
+    members[ALL] = list(range(len(categories)))
+    halves = np.split(found.x_VMC, 2)
+    joined = [np.concatenate([x, np.stack([x[i].mean(axis=0) for i in members.values()])]) for x in halves]
+    names = [(category, f"mean of {len(index)}") for category, index in members.items()]
+    return Variables(np.concatenate(joined), [*found.names, *names])
+
+
+def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> list[Group]:
+    """corr over mixtures of each value with each share, at both stages; and the mean r of a category's benchmarks and of all."""
     panel = data.panel
     shares = {
         name: np.array([by_mixture.get(m, np.nan) for m in panel.mixtures])
         for name, by_mixture in mixtures.shares.items()
     }
     shares = {name: x for name, x in shares.items() if np.isfinite(x).sum() >= 4 and np.nanstd(x) > 1e-12}
-    if not shares:
-        return None
-    B, V = len(panel.benchmarks), 2 * len(panel.benchmarks)
+    names = variables(data, quantity, panel.scales[0]).names
+    if not shares or not names:
+        return []
+    B, V = len(names), 2 * len(names)
     pairs = np.array([(v, V + k) for k in range(len(shares)) for v in range(V)])
-    labels = [
-        Label(panel.categories[v % B], panel.benchmarks[v % B], at_stage(panel.stages[v // B], name))
-        for name in shares
-        for v in range(V)
-    ]
+    labels = [Label(*names[v % B], at_stage(panel.stages[v // B], name)) for name in shares for v in range(V)]
     values, n, notes = {}, {}, {}
     for scale in panel.scales:
-        sample = data.sample(quantity, scale)
-        x_VMC = sample.x_VMC
+        sample = data.sample(panel.quantities[0] if quantity == R_ALIGN else quantity, scale)
+        x_VMC = variables(data, quantity, scale).x_VMC
         extra = np.stack(list(shares.values()))[:, :, None]
         extra = np.broadcast_to(extra, (len(shares), *x_VMC.shape[1:]))
         joined = np.concatenate([x_VMC, extra])
@@ -75,15 +133,57 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> Group | None
             Note() if np.isfinite(value) else few if count < 4 else flat
             for value, count in zip(values[scale][:, 0], n[scale], strict=True)
         ]
-    return Group("mixture_effect", quantity, labels, values, n, notes, data.statistic == "pearson")
+    single = Group("mixture_effect", quantity, labels, values, n, notes, data.statistic == "pearson")
+    return [single] if quantity == R_ALIGN else [single, _means(single)]
 
 
-def web_source_differences(panel: Panel, quantity: str, mixtures: Mixtures, level: float) -> list[Row]:
-    """Differences between web sources in a benchmark's value, in its own unit, with t intervals.
+def _means(single: Group) -> Group:
+    """The mean r of a category's benchmarks, and of all, with each share and stage."""
+    others = dict.fromkeys(label.other for label in single.labels)
+    categories = [*dict.fromkeys(label.category for label in single.labels), ALL]
+    members = {
+        (category, other): [
+            k
+            for k, label in enumerate(single.labels)
+            if label.other == other and category in (label.category, ALL)
+        ]
+        for other in others
+        for category in categories
+    }
+    labels = [Label(category, f"mean of {len(index)}", other) for (category, other), index in members.items()]
+    values, n, notes = {}, {}, {}
+    for scale, value_SC in single.values.items():
+        known = [[k for k in index if np.isfinite(value_SC[k, 0])] for index in members.values()]
+        lost = [
+            [single.labels[k].name for k in index if k not in defined]
+            for index, defined in zip(members.values(), known, strict=True)
+        ]
+        values[scale] = np.array([mean_of_known(value_SC[defined]) for defined in known])
+        n[scale] = np.array(
+            [single.n[scale][defined].min(initial=single.n[scale].max()) for defined in known]
+        )
+        notes[scale] = [Note(PARTIAL, f"without {', '.join(x)} (no r)") if x else Note() for x in lost]
+    difference = difference_of_means(single.values, list(members.values()), single.n)
+    return Group(
+        "category_effect",
+        single.quantity,
+        labels,
+        values,
+        n,
+        notes,
+        interval="jackknife-z",
+        difference=difference,
+    )
+
+
+def web_source_differences(data: Data, quantity: str, mixtures: Mixtures, level: float) -> list[Row]:
+    """Differences between web sources in a benchmark's value, a category's mean and the mean of all, in their own unit, with
+    t intervals.
 
     Model: value = web source + code share (as a factor) + error, least squares over mixtures. In a balanced factorial
     the difference is the plain difference of means; the error has n - sources - proportions + 1 degrees of freedom.
     """
+    panel = data.panel
     if not mixtures.web_source or any(m not in mixtures.web_source for m in panel.mixtures):
         return []
     source = [mixtures.web_source[m] for m in panel.mixtures]
@@ -91,19 +191,92 @@ def web_source_differences(panel: Panel, quantity: str, mixtures: Mixtures, leve
     code = mixtures.shares.get(CODE, {})
     design = _design(source, levels, [f"{code.get(m, 0.0):.6f}" for m in panel.mixtures])
     rows = []
-    for (s, scale), (t, stage), (b, benchmark) in itertools.product(
-        enumerate(panel.scales), enumerate(panel.stages), enumerate(panel.benchmarks)
-    ):
-        y = panel.values[quantity][s, t, :, b]
+    for scale, stage, (category, name), y in _values(data, quantity):
         keep = np.isfinite(y)
         if {source[m] for m in np.flatnonzero(keep)} != set(levels):
             continue
         for i, j, estimate, half, freedom in _contrasts(design[keep], y[keep], len(levels), level):
-            label = Label(panel.categories[b], benchmark, at_stage(stage, f"{levels[j]} - {levels[i]}"))
+            label = Label(category, name, at_stage(stage, f"{levels[j]} - {levels[i]}"))
             known = {"low": estimate - half, "high": estimate + half, "n": int(keep.sum())}
             note = f"t interval, {freedom} degrees of freedom"
             rows.append(plain_row("web_source", quantity, scale, label, estimate, **known, note=note))
     return rows
+
+
+def _values(data: Data, quantity: str) -> Iterator[tuple[str, str, tuple[str, str], Array]]:
+    """Scale, stage, category and name of every variable and mean, with its values over mixtures."""
+    for scale, (t, stage) in itertools.product(data.panel.scales, enumerate(data.panel.stages)):
+        found = variables(data, quantity, scale)
+        if found.names and quantity != R_ALIGN:
+            found = with_means(found)
+        for v, name in enumerate(found.names):
+            yield scale, stage, name, found.x_VMC[t * len(found.names) + v, :, 0]
+
+
+def departures(data: Data, quantity: str, mixtures: Mixtures, seed: int) -> list[Row]:
+    """How far a value is from rising or falling steadily with the code share, with a permutation test.
+
+    The estimate is the largest amount by which the mean at one level of the share lies above (positive) or below (negative)
+    means at lower and at higher levels alike; 0 where the means are monotonic. Means are of what is left once each web
+    source's mean is taken out. p: the share of orders of the mixtures (within web sources, where they are known) that give
+    one as large. Every level needs two mixtures. q: Benjamini-Hochberg over the variables of a scale and stage.
+
+    Reference: Laska & Meisner (1989), Biometrics 45, 1139-1151, the min test of one treatment against several; equal means
+    are the least favourable monotonic case, so under others it rejects less often than it says.
+    """
+    panel = data.panel
+    code = mixtures.shares.get(CODE, {})
+    share_M = np.array([round(code.get(m, math.nan), 6) for m in panel.mixtures])
+    web = mixtures.web_source
+    block_M = np.zeros(len(panel.mixtures), dtype=np.int64)
+    if all(m in web for m in panel.mixtures):
+        block_M = np.unique([web[m] for m in panel.mixtures], return_inverse=True)[1].astype(np.int64)
+    rows: list[Row] = []
+    for (scale, stage), of in itertools.groupby(_values(data, quantity), key=lambda value: value[:2]):
+        found = []
+        for _, _, name, y_M in of:
+            keep = np.isfinite(y_M) & np.isfinite(share_M)
+            estimate, p = departure(y_M[keep], share_M[keep], block_M[keep], seed)
+            found.append((Label(*name, at_stage(stage, CODE)), estimate, p, int(keep.sum())))
+        q = benjamini_hochberg(np.array([p for _, _, p, _ in found]))
+        rows += [
+            plain_row("departure", quantity, scale, label, estimate, p=p, q=float(q_one), n=n)
+            for (label, estimate, p, n), q_one in zip(found, q, strict=True)
+            if math.isfinite(estimate)
+        ]
+    return rows
+
+
+def departure(y_M: Array, share_M: Array, block_M: BlockNumbers, seed: int = 0) -> tuple[float, float]:
+    """The largest departure of the means of `y_M` from a monotonic order of the shares, and its p; see `departures`.
+
+    NaN with fewer than 3 levels of the share, or a level with fewer than 2 mixtures.
+    """
+    levels, level_M = np.unique(share_M, return_inverse=True)
+    counts_K = np.bincount(level_M, minlength=len(levels))
+    if len(levels) < 3 or counts_K.min() < 2:
+        return math.nan, math.nan
+    left_M = residuals(y_M[None], block_M)[0]
+    unit = float(y_M.std())
+    order_NM, exact = orders_within(block_M, seed)
+    shuffled_NM = np.concatenate([left_M[None], left_M[order_NM]])
+    mean_NK = np.stack([shuffled_NM[:, level_M == k].mean(axis=1) for k in range(len(levels))], axis=1)
+    departure_N = _departure(mean_NK)
+    hits = int((np.abs(departure_N[1:]) >= abs(departure_N[0]) - 1e-12).sum())
+    N = len(order_NM)
+    return unit * float(departure_N[0]), hits / N if exact else (1 + hits) / (1 + N)
+
+
+def _departure(mean_NK: Array) -> Array:
+    """(N,): how far the level that stands out most lies above or below means on both of its sides."""
+    best_N = np.zeros(len(mean_NK))
+    for k in range(1, mean_NK.shape[1] - 1):
+        here, left, right = mean_NK[:, k], mean_NK[:, :k], mean_NK[:, k + 1 :]
+        above = here - np.maximum(left.min(axis=1), right.min(axis=1))
+        below = here - np.minimum(left.max(axis=1), right.max(axis=1))
+        for found in (np.maximum(above, 0.0), np.minimum(below, 0.0)):
+            best_N = np.where(np.abs(found) > np.abs(best_N), found, best_N)
+    return best_N
 
 
 def _contrasts(
@@ -144,19 +317,22 @@ def at_stage(stage: str, what: str) -> str:
 
 
 def section(results: Results) -> str:
-    shares = results.rows("mixture_effects", protocol="mixture_effect")
+    shares = [
+        *results.rows("mixture_effects", protocol="category_effect"),
+        *results.rows("mixture_effects", protocol="mixture_effect"),
+    ]
     sources = results.rows("mixture_effects", protocol="web_source")
     if not shares and not sources:
         return ""
     out = ["<h2>Effects of the mixture</h2>"]
-    for quantity in results.method["quantities"]:
+    for quantity in dict.fromkeys(row.quantity for row in [*shares, *sources]):
         mine = [r for r in shares if r.quantity == quantity]
         if mine:
             shown = {r.other for r in mine} & _code_shares(results)
-            shown = shown or {r.other for r in mine[: 2 * len(results.method["benchmarks"])]}
+            shown = shown or set(list(dict.fromkeys(r.other for r in mine))[:2])
             first, rest = [r for r in mine if r.other in shown], [r for r in mine if r.other not in shown]
             out.append(
-                f"<h3>{escape(quantity.capitalize())}: correlation over mixtures with the share in the data</h3>"
+                f"<h3>{escape(_words(quantity))}: correlation over mixtures with the share in the data</h3>"
                 f"{page.grid(results, _by_other(first))}"
             )
             if rest:
@@ -164,7 +340,33 @@ def section(results: Results) -> str:
                 out.append(f"<details><summary>Other shares</summary>{grid}</details>")
         web = [r for r in sources if r.quantity == quantity]
         out.append(_web_sources(results, quantity, web))
-    return "".join(out)
+    return "".join(out) + _departures(results)
+
+
+def _words(quantity: str) -> str:
+    return quantity if quantity == R_ALIGN else quantity.capitalize()
+
+
+def _departures(results: Results) -> str:
+    """Means over categories, and every variable whose departure is found."""
+    rows = [
+        [
+            *(row.category, row.name, row.quantity, row.scale, row.other.partition(":")[0]),
+            *(f"{row.estimate:+.3f}", page.p_value(row.p), page.p_value(row.q)),
+        ]
+        for row in results.rows("mixture_effects", protocol="departure")
+        if row.name not in results.method["benchmarks"] or row.p < 0.05
+    ]
+    if not rows:
+        return ""
+    columns = ["category", "of", "quantity", "scale", "stage", "departure", "p", "q"]
+    return (
+        "<details><summary>Not monotonic in the code share?</summary>"
+        '<p class="hint">Departure: how far the mean at one level of the share lies above (+) or below (-) the means at lower '
+        "and at higher levels alike, web sources' means taken out; p from permuting mixtures within web sources. Means over "
+        "categories, and benchmarks with p below 0.05.</p>"
+        f"{page.show(Table('', columns, [rows], texts=5))}</details>"
+    )
 
 
 def _web_sources(results: Results, quantity: str, rows: Sequence[Row]) -> str:
@@ -175,7 +377,7 @@ def _web_sources(results: Results, quantity: str, rows: Sequence[Row]) -> str:
     largest = math.ceil(100 * max(max(abs(r.low), abs(r.high)) for r in web)) / 100
     differences = _by_other(web)._replace(limit=largest, measure="difference")
     return (
-        f"<details><summary>{escape(quantity.capitalize())} at {escape(stage)}: differences between web sources"
+        f"<details><summary>{escape(_words(quantity))} at {escape(stage)}: differences between web sources"
         f'</summary><p class="hint">{escape(web[0].note)}, additive model with the code share.</p>'
         f"{page.grid(results, differences)}</details>"
     )
@@ -186,7 +388,12 @@ def _code_shares(results: Results) -> set[str]:
 
 
 def _by_other(rows: Sequence[Row]) -> Intervals:
-    return Intervals(rows, lambda row: row.name, panel=lambda row: row.other, group=lambda row: row.category)
+    return Intervals(rows, _label, panel=lambda row: row.other, group=lambda row: row.category)
+
+
+def _label(row: Row) -> str:
+    """A benchmark, or a category with what is taken over it."""
+    return row.name if not row.name.startswith(("mean of", "over ")) else f"{row.category} ({row.name})"
 
 
 def figures(results: Results) -> Mapping[str, Figure]:

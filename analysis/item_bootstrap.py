@@ -62,7 +62,7 @@ def item_data(
     else:
         groups = GROUPS
         weight_MC = np.full((M, 1 + groups + count), 1.0 / M)
-        plan = Resamples(weight_MC, np.ones(count), groups, False, groups - 1, drawn.blocks)
+        plan = Resamples(weight_MC, np.ones(count), groups, False, blocks=drawn.blocks)
     columns = plan.weight_MC.shape[1]
     B = len(panel.benchmarks)
     x = {q: np.full((len(panel.scales), 2 * B, M, columns), np.nan) for q in quantities}

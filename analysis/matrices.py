@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 
 import numpy as np
@@ -13,7 +13,7 @@ from evalengine.analysis.correlation import Sample, bounded_ratio
 from evalengine.analysis.figure import Heatmaps, Intervals, file_part
 from evalengine.analysis.groups import ALL, Array, Data, Group, Label, Pairs
 from evalengine.analysis.protocol import Protocol, Study
-from evalengine.analysis.results import Results
+from evalengine.analysis.results import Results, excludes_zero
 from evalengine.analysis.tables import Row
 
 BLOCK_BYTES = 16 << 20  # replicates at once: the allocator reuses such blocks, larger ones fault pages in
@@ -115,8 +115,10 @@ def section(results: Results) -> str:
         before, after = heatmaps.row_title, heatmaps.column_title
         words = f"Within {before}" if k else f"{before} (rows) against {after} (columns)"
         opened = "" if k else " open"
+        counted = escape("; ".join(by_chance(heatmaps.rows, results.method["level"])))
         out.append(
-            f"<details{opened}><summary>{escape(words)}</summary>{page.grid(results, heatmaps)}</details>"
+            f'<details{opened}><summary>{escape(words)}</summary><p class="hint">{counted}.</p>'
+            f"{page.grid(results, heatmaps)}</details>"
         )
     rows = results.rows("matrices", protocol="similarity")
     if any(math.isfinite(row.estimate) for row in rows):
@@ -127,6 +129,22 @@ def section(results: Results) -> str:
             "so many independent observations; the interval resamples mixtures.</p>"
         )
     return "".join(out)
+
+
+def by_chance(rows: Sequence[Row], level: float) -> list[str]:
+    """Of each quantity and scale: how many intervals of two different benchmarks exclude 0, and how many would if no r were
+    other than 0, whatever the dependence between them."""
+    counts: dict[tuple[str, str], list[int]] = {}
+    for row in rows:
+        if row.name != row.other and math.isfinite(row.low):
+            count = counts.setdefault((row.quantity, row.scale), [0, 0])
+            count[0] += excludes_zero(row)
+            count[1] += 1
+    return [
+        f"{quantity} at {scale}: {found} of {total} intervals of two different benchmarks exclude 0, where about "
+        f"{(1.0 - level) * total:.0f} would by chance alone"
+        for (quantity, scale), (found, total) in counts.items()
+    ] or ["no intervals"]
 
 
 def figures(results: Results) -> dict[str, Heatmaps]:

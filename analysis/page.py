@@ -28,6 +28,10 @@ def interval_words(results: Results) -> str:
         "jackknife": "jackknife t",
         "jackknife-z": "jackknife t on Fisher's z",
     }
+    if method["block"]:
+        kinds["auto"] = (
+            "jackknife on Fisher's z within blocks for r and means, BCa on Student's t for coherence and differences"
+        )
     kind = kinds.get(method["interval"], f"{method['interval']} bootstrap")
     return f"{method['level']:.0%} intervals: {kind}, {method['resamples']:,} resamples"
 

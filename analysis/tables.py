@@ -23,12 +23,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DEGENERATE_SAID = 1e-3  # share of undefined resamples above which a row says so
-WITHIN_BLOCKS = {  # the kind of interval that holds its coverage when mixtures are in blocks, for that without them
-    "bca": "bca",
-    "bca-t": "bca-t",
-    "jackknife-z": "jackknife-z",
-    "jackknife": "jackknife",
-}
 
 
 class Row(NamedTuple):
@@ -119,11 +113,13 @@ def _rows(
 ) -> list[Row]:
     n: Any = group.n[scale]
     notes = group.notes.get(scale, [Note()] * len(group.labels))
-    kind = options.interval
-    if kind == "auto":
-        kind = group.interval if plan.blocks == 1 else WITHIN_BLOCKS[group.interval]
-    kinds = dict.fromkeys(["bca", "percentile", "basic", *([] if kind == "fisher" else [kind])])
-    found = intervals(group.values[scale], plan, options.level, list(kinds))
+    kind = group.interval if options.interval == "auto" else options.interval
+    second = "percentile"
+    if plan.parts:  # BCa is too narrow, or undefined, where three or four mixtures are drawn from each block
+        kind = "jackknife-z" if (options.interval, kind) == ("auto", "bca") else kind
+        second = "jackknife"
+    kinds = dict.fromkeys([*SHOWN, second, kind])
+    found = intervals(group.values[scale], plan, options.level, [k for k in kinds if k != "fisher"])
     unsure = np.isfinite(found.estimate) & (found.degenerate > DEGENERATE_MOST)
     for values in (found.estimate, *found.ends.values()):
         values[unsure] = np.nan
@@ -131,9 +127,8 @@ def _rows(
     # A mean taken out for each block takes one mixture's worth of information, as a covariate of a partial r does.
     z = fisher(found.estimate, n - (plan.blocks - 1), options.level) if group.is_correlation else undefined_S2
     ends = {**found.ends, "fisher": z}
-    chosen, percentile = ends[kind], ends["percentile"]
-    fallback = ~np.isfinite(chosen[:, 0]) & np.isfinite(percentile[:, 0])
-    chosen = np.where(fallback[:, None], percentile, chosen)
+    fallback = ~np.isfinite(ends[kind][:, 0]) & np.isfinite(ends[second][:, 0])
+    chosen = np.where(fallback[:, None], ends[second], ends[kind])
     p, q = p_and_q or (undefined_S2[:, 0], undefined_S2[:, 0])
     rows = []
     for s, label in enumerate(group.labels):
@@ -141,7 +136,7 @@ def _rows(
         if unsure[s]:
             said.append(f"not reported: undefined in {found.degenerate[s]:.0%} of the resamples")
         if fallback[s]:
-            said.append(f"percentile interval: {kind} is undefined here")
+            said.append(f"{second} interval: {kind} is undefined here")
         if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID + plan.constant:
             said.append(f"undefined in {found.degenerate[s]:.1%} of the resamples, which are left out")
         by_kind: dict[str, Any] = {
@@ -166,7 +161,7 @@ def _rows(
                 note="; ".join(said),
                 note_kind=notes[s].kind,
                 contrast=group.contrast,
-                interval="" if np.isnan(chosen[s, 0]) else "percentile" if fallback[s] else kind,
+                interval="" if np.isnan(chosen[s, 0]) else second if fallback[s] else kind,
             )
         )
     return rows

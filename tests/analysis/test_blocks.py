@@ -214,9 +214,7 @@ def test_alignment_and_decisions_within_blocks() -> None:
     }
     a, c = (panel.values[q][0, 0][:, :3] for q in ("accuracy", "confidence"))  # the three of Science
     cells = np.tile(BLOCK[:, None], 3).ravel()
-    assert at["Science", CELLS, "pt"] == pytest.approx(
-        OF["pearson"](a.ravel(), c.ravel(), cells)
-    )
+    assert at["Science", CELLS, "pt"] == pytest.approx(OF["pearson"](a.ravel(), c.ravel(), cells))
     assert at["Science", WITHIN, "pt"] == pytest.approx(
         np.mean([st.pearsonr(x, y)[0] for x, y in zip(a, c, strict=True)])
     )

@@ -14,8 +14,8 @@ from evalengine.analysis import decisions
 from evalengine.analysis.alignment import alignment
 from evalengine.analysis.bootstrap import draw_resamples, enumerate_resamples
 from evalengine.analysis.coherence import coherence
-from evalengine.analysis.effects import share_effects, web_source_differences
-from evalengine.analysis.matrices import matrices, similarity
+from evalengine.analysis.effects import departure, share_effects, web_source_differences
+from evalengine.analysis.matrices import by_chance, matrices, similarity
 from evalengine.analysis.mixtures import from_sources
 from evalengine.analysis.panel import Cell, Panel, assemble
 from evalengine.analysis.study import Options, analyse, fixed_data
@@ -129,6 +129,20 @@ def test_matrices_and_their_similarity(setup) -> None:
         assert alike[0, c] == pytest.approx(r(before, after), abs=1e-9)
 
 
+def test_the_matrix_says_how_many_intervals_exclude_zero_by_chance() -> None:
+    """With nothing planted, as many of the 30 pairs of different benchmarks as the sentence says, give or take."""
+    shares = []
+    for seed in range(6):
+        rows = analyse(make(seed, scales=("1B",)), Options(bootstrap=400)).tables["matrices"]
+        cross = [row for row in rows if row.protocol == "matrix_cross" and row.quantity == "accuracy"]
+        off = [row for row in cross if row.name != row.other]
+        found = sum(row.low > 0 or row.high < 0 for row in off)
+        (said,) = by_chance(cross, 0.95)
+        assert said.startswith(f"accuracy at 1B: {found} of 30 intervals") and "about 2 would" in said
+        shares.append(found / 30)
+    assert 0.0 < np.mean(shares) < 0.15
+
+
 def test_a_stage_whose_correlations_are_all_alike_has_no_similarity() -> None:
     """They differ by rounding alone, and a correlation of that would be a number all the same."""
     panel = make()
@@ -204,13 +218,19 @@ def test_share_effects_and_web_sources() -> None:
     assert mixtures.web_source["V2P1"] == "web_2"
     assert mixtures.shares["code share"]["V1P2"] == pytest.approx(0.45)
     code = [sources[m]["code"] for m in panel.mixtures]
-    found = share_effects(fixed_data(panel, plan, "pearson"), "accuracy", mixtures)
-    assert found is not None
+    data = fixed_data(panel, plan, "pearson")
+    found, means = share_effects(data, "accuracy", mixtures)
     at = {(label.name, label.other): k for k, label in enumerate(found.labels)}
     expected = r(panel.values["accuracy"][1, 1, :, 2], code)
     assert found.values["1B"][at["a3", "sft: code share"], 0] == pytest.approx(expected, abs=1e-9)
 
-    rows = web_source_differences(panel, "accuracy", mixtures, 0.95)
+    of_means = {(label.category, label.other): k for k, label in enumerate(means.labels)}
+    r_of = [r(panel.values["accuracy"][1, 1, :, b], code) for b in range(6)]
+    for category, members in (("Science", r_of[:3]), ("All", r_of)):
+        value = means.values["1B"][of_means[category, "sft: code share"], 0]
+        assert value == pytest.approx(np.mean(members), abs=1e-9)
+
+    rows = web_source_differences(data, "accuracy", mixtures, 0.95)
     row = next(x for x in rows if (x.scale, x.name, x.other) == ("1B", "a3", "sft: web_3 - web_1"))
     y = panel.values["accuracy"][1, 1, :, 2].reshape(3, 3)  # web source by proportion
     residual = y - y.mean(axis=0) - y.mean(axis=1, keepdims=True) + y.mean()
@@ -218,6 +238,49 @@ def test_share_effects_and_web_sources() -> None:
     np.testing.assert_allclose(
         [row.estimate, row.low, row.high], y[2].mean() - y[0].mean() + np.array([0, -half, half])
     )
+    mean = next(x for x in rows if (x.scale, x.name, x.other) == ("1B", "mean of 3", "sft: web_3 - web_1"))
+    y = panel.values["accuracy"][1, 1, :, :3].mean(axis=1).reshape(3, 3)
+    assert mean.category == "Science" and mean.estimate == pytest.approx(y[2].mean() - y[0].mean())
+
+    align = np.array(
+        [r(*(panel.values[q][1, 1, m, :3] for q in ("accuracy", "confidence"))) for m in range(9)]
+    )
+    (of_align,) = share_effects(data, "r_align", mixtures)
+    assert [label.category for label in of_align.labels][:1] == ["Science"]  # the one of 3 benchmarks
+    k = next(k for k, label in enumerate(of_align.labels) if label.other == "sft: code share")
+    assert of_align.values["1B"][k, 0] == pytest.approx(r(align, code), abs=1e-9)
+    rows = web_source_differences(data, "r_align", mixtures, 0.95)
+    row = next(x for x in rows if (x.scale, x.category, x.other) == ("1B", "Science", "sft: web_3 - web_1"))
+    assert row.estimate == pytest.approx(align[6:].mean() - align[:3].mean())
+
+
+def test_a_departure_from_a_monotonic_order_of_shares() -> None:
+    """All orders within web sources, one by one; three levels of the share in three web sources."""
+    rng = np.random.default_rng(12)
+    web, share = np.repeat(np.arange(3), 3), np.tile([0.25, 0.35, 0.45], 3)
+    y = rng.normal(size=9) + 10.0 * web - 1.5 * (share == 0.35)
+
+    def of(y: np.ndarray) -> float:
+        low, middle, high = y.reshape(3, 3).mean(axis=0)
+        return max(middle - max(low, high), 0.0) or -max(min(low, high) - middle, 0.0)
+
+    every = itertools.product(itertools.permutations(range(3)), repeat=3)
+    moved = [
+        of(np.concatenate([y[3 * g :][list(order)] for g, order in enumerate(orders)])) for orders in every
+    ]
+    found, p = departure(y, share, web)
+    assert found == pytest.approx(of(y)) and found < 0
+    assert p == pytest.approx(np.mean(np.abs(moved) >= abs(found) - 1e-9))
+    assert departure(10.0 * web + share, share, web) == (0.0, 1.0)
+    assert np.isnan(departure(y, np.arange(9.0), web)[1])  # one mixture at each level
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0])
+def test_monotonic_means_are_seldom_called_otherwise(slope: float) -> None:
+    rng = np.random.default_rng(13)
+    web, share = np.repeat(np.arange(3), 3), np.tile([0.0, 1.0, 2.0], 3)
+    p = [departure(rng.normal(size=9) + slope * share, share, web)[1] for _ in range(600)]
+    assert np.mean(np.array(p) < 0.05) < 0.05 + 3.5 * np.sqrt(0.05 * 0.95 / 600)
 
 
 def test_scale_contrast_uses_the_same_resamples() -> None:

@@ -75,7 +75,7 @@ def drawn(
 def test_intervals_of_categories_hold_what_was_planted(benchmarks: int, reliability: float) -> None:
     rng = np.random.default_rng(benchmarks)
     every = enumerate_resamples(M)
-    plan = Resamples(every.weight_MC[:, : 1 + M].copy(), np.ones(1), M, True, M - 1)
+    plan = Resamples(every.weight_MC[:, : 1 + M].copy(), np.ones(1), M, True)
     held = []
     rho, judged = 0.9, 0.9 * math.sqrt(reliability)
     goals = [0.5 + math.asin(r) / math.pi for r in (judged, rho)] + [(1 - judged) / math.sqrt(math.pi)]
@@ -101,7 +101,7 @@ def test_intervals_of_categories_hold_what_was_planted(benchmarks: int, reliabil
 @pytest.mark.parametrize("reliability", [0.9, 0.7, 0.35])
 def test_intervals_of_benchmarks_hold_what_was_planted(reliability: float) -> None:
     rng = np.random.default_rng(4)
-    plan = Resamples(np.full((M, 1), 1.0 / M), np.ones(1), 0, True, 1)
+    plan = Resamples(np.full((M, 1), 1.0 / M), np.ones(1), 0, True)
     goal, held = 0.5 + math.asin(0.9) / math.pi, []
     covariance, of_noise = drawn(rng, 150, 0.9, reliability, plan)
     for (xx, yy, xy), (a, b, both) in zip(covariance[:, :, 0], of_noise, strict=True):
@@ -176,8 +176,8 @@ def test_pairs_tied_at_both_stages_are_no_decisions() -> None:
     x_2MC = rng.integers(0, 3, (2, 7, 1)).astype(float)
     w_MC = draw_resamples(7, 100, 0).weight_MC
     np.testing.assert_allclose(
-        decisions._untied(x_2MC, w_MC),
-        decisions._untied(np.repeat(x_2MC, w_MC.shape[1], axis=2), w_MC),
+        decisions._untied(Sample(x_2MC, w_MC)),
+        decisions._untied(Sample(np.repeat(x_2MC, w_MC.shape[1], axis=2), w_MC)),
         atol=1e-12,
     )
 
