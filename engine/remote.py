@@ -148,12 +148,12 @@ def fetch(uri: str, progress: Callable[[], None] = lambda: None) -> Path:
             used.enter_context(locked(lock, progress, shared=True))
             if folder.is_dir():
                 os.utime(folder)
-                release(
-                    uri
-                )  # what the URI held before it changed; where nothing changed, `used` holds the same
+                # of what the URI held before it changed; where nothing changed, `used` holds the same
+                release(uri)
                 _used[uri] = used.pop_all()
                 return folder / name_of(uri)
-        with locked(lock, progress):
+        # Where another one has the lock, that one downloads it: the loop waits for it above.
+        with contextlib.suppress(BlockingIOError), locked(lock):
             if not folder.is_dir():
                 evict(folder.parent, sum(listed.files.values()))
                 download(uri, listed, folder, progress)

@@ -185,12 +185,12 @@ def release(checkpoint: Checkpoint) -> None:
 
 
 class ReadAhead:
-    """Identified checkpoints, the next one read in the background while this one scores: its weights are then in memory."""
+    """Identifies checkpoints in the background: the next one's weights are in memory when its turn comes."""
 
-    def __init__(self, found: Sequence[Checkpoint], allow_pickle: bool) -> None:
-        self._found, self._allow_pickle = list(found), allow_pickle
+    def __init__(self, allow_pickle: bool, progress: Callable[[], None] = lambda: None) -> None:
+        self._allow_pickle, self._progress = allow_pickle, progress
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-        self._futures: dict[str, Future[Checkpoint]] = {}
+        self._reading: dict[str, tuple[Checkpoint, Future[Checkpoint]]] = {}  # by name
         self._stopped = threading.Event()
 
     def __enter__(self) -> ReadAhead:
@@ -199,19 +199,33 @@ class ReadAhead:
     def __exit__(self, *_: object) -> None:
         self._stopped.set()  # Ctrl-C does not wait for a checkpoint that nobody will score
         self._pool.shutdown(wait=True, cancel_futures=True)
-        for checkpoint in self._found:
-            release(checkpoint)
+        for name in list(self._reading):
+            self.forget(name)
 
-    def __getitem__(self, checkpoint: Checkpoint) -> Checkpoint:
-        """One of the checkpoints, identified; the one before it is released. Raises UserError."""
-        at = self._found.index(checkpoint)
-        for before in self._found[max(0, at - 1) : at]:
-            release(before)
-        for c in self._found[at : at + 2]:
-            if c.name not in self._futures:
-                self._futures[c.name] = self._pool.submit(identify, c, self._allow_pickle, self._stop)
-        return self._futures[checkpoint.name].result()
+    def start(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.name not in self._reading:
+            future = self._pool.submit(identify, checkpoint, self._allow_pickle, self._tick)
+            self._reading[checkpoint.name] = (checkpoint, future)
 
-    def _stop(self) -> None:
+    def identified(self, checkpoint: Checkpoint, ahead: Checkpoint | None = None) -> Checkpoint:
+        """A checkpoint, identified, while `ahead` is read next; all others are released. Raises UserError."""
+        wanted = [checkpoint] if ahead is None else [checkpoint, ahead]
+        for one in wanted:
+            self.start(one)
+        for name in self._reading.keys() - {one.name for one in wanted}:
+            if self._reading[name][1].done():
+                self.forget(name)
+        try:
+            return self._reading[checkpoint.name][1].result()
+        except Exception:
+            self.forget(checkpoint.name)
+            raise
+
+    def forget(self, name: str) -> None:
+        """Releases a checkpoint, which is read anew when it is asked for again."""
+        release(self._reading.pop(name)[0])
+
+    def _tick(self) -> None:
         if self._stopped.is_set():
             raise CancelledError
+        self._progress()

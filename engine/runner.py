@@ -13,6 +13,7 @@ One bad checkpoint does not stop the others: its reason is kept, shown at the en
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -55,13 +56,13 @@ def score(
     with (
         store.lock(out),
         console.progress("scoring", len(checkpoints) * items, "items") as line,
-        ReadAhead(checkpoints, options.allow_pickle) as identified,
+        ReadAhead(options.allow_pickle) as reading,
     ):
         emit = to_all(outcomes, Display(line, items), on_event)
-        for checkpoint in checkpoints:
+        for checkpoint, ahead in itertools.zip_longest(checkpoints, checkpoints[1:]):
             started = time.monotonic()
             try:
-                checkpoint = identified[checkpoint]
+                checkpoint = reading.identified(checkpoint, ahead)
                 decision = decide(tasks_of(checkpoint, item_sets, backend, options, out), options.fresh)
                 begin(checkpoint, decision, emit)
                 if decision.pending:
@@ -111,10 +112,15 @@ def score_checkpoint(
             emit(events.Advanced(name, sequences * share))
 
         scores = scores_of(backend, encoded, benchmark, advance)
-        table = score_table(checkpoint, benchmark, task.items.category, encoded, scores)
-        store.write(task.path, table, task.metadata)
-        emit(events.Stored(name, benchmark, task.path, items, encoded.truncated))
+        keep(checkpoint, task, encoded, scores, emit)
         emit(events.Noted(name, (*encoded.notes, *backend.notes)))  # such as that memory ran out
+
+
+def keep(checkpoint: Checkpoint, task: Task, encoded: Encoded, scores: Scores, emit: Emit) -> None:
+    """Writes the file of a task. Raises UserError where a score is not finite."""
+    store.write(task.path, score_table(checkpoint, task.items, encoded, scores), task.metadata)
+    items = len(task.items.items)
+    emit(events.Stored(checkpoint.name, task.items.benchmark, task.path, items, encoded.truncated))
 
 
 def scores_of(

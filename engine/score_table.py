@@ -15,17 +15,17 @@ from evalengine.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from evalengine.benchmarks import ItemSet
 
-def score_table(
-    checkpoint: Checkpoint, benchmark: str, category: str, encoded: Encoded, scores: Scores
-) -> pa.Table:
+
+def score_table(checkpoint: Checkpoint, items: ItemSet, encoded: Encoded, scores: Scores) -> pa.Table:
     """One row per item, in `store.schema()`. Raises UserError where a score is not finite."""
     import pyarrow as pa
 
     loglik_C = scores.loglik[encoded.sequence_C].astype(np.float32)
     if not np.isfinite(loglik_C).all():
         raise UserError(
-            f"{checkpoint.name} gives NaN or infinite scores on {benchmark}: it is not stored; check its weights"
+            f"{checkpoint.name} gives NaN or infinite scores on {items.benchmark}: it is not stored; check its weights"
         )
     n = len(encoded.item)
     choice_offset = array_of(encoded.choice_offset.astype(np.int32))
@@ -40,7 +40,7 @@ def score_table(
     uncond = None if encoded.uncond_C is None else scores.loglik[encoded.uncond_C].astype(np.float32)
     columns = [
         *map(name, (checkpoint.name, checkpoint.scale, checkpoint.mixture, checkpoint.stage)),
-        *map(name, (benchmark, category)),
+        *map(name, (items.benchmark, items.category)),
         strings(encoded.item),
         array_of(encoded.gold),
         lists(loglik_C),

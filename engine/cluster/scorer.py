@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import socket
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from evalengine import __version__
@@ -17,7 +16,7 @@ from evalengine.checkpoints import Checkpoint
 from evalengine.cluster.pool import Heartbeat
 from evalengine.encoding import Scores
 from evalengine.errors import ModelError, UserError
-from evalengine.resolve import identify, release
+from evalengine.resolve import ReadAhead
 from evalengine.untrusted import reason
 
 
@@ -41,14 +40,12 @@ class Scorer:
     """Lives in a Ray actor. `threads` is how many cores it may use, `version` the driver's."""
 
     def __init__(self, spec: BackendSpec, threads: int, allow_pickle: bool, version: str) -> None:
-        self._spec, self._threads, self._allow_pickle = spec, threads, allow_pickle
-        self._version = version
+        self._spec, self._threads, self._version = spec, threads, version
         self._progress = Heartbeat()
         self._backend: Any = None
         self._loaded: tuple[str, str] | None = None  # name and fingerprint
         self._plans: dict[Any, Any] = {}  # by Ray's reference
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-        self._identified: dict[str, Future[Checkpoint]] = {}
+        self._reading = ReadAhead(allow_pickle, self._progress)
 
     def hello(self) -> tuple[str, str]:
         """Gets ready. Returns Ray's node id and the host's name."""
@@ -66,9 +63,8 @@ class Scorer:
     def identify(self, checkpoint: Checkpoint) -> Checkpoint | Failure:
         """The checkpoint, identified as this node sees it."""
         try:
-            return self._read(checkpoint).result()
+            return self._identified(checkpoint)
         except Exception as error:
-            self._identified.pop(checkpoint.name, None)
             return failure(error)
 
     def run(
@@ -86,7 +82,7 @@ class Scorer:
         try:
             load_s = self._load(checkpoint, ahead)
             if ahead is not None:
-                self._read(ahead)
+                self._reading.start(ahead)
             self._progress()
             (ref,) = plan
             if ref not in self._plans:
@@ -99,13 +95,13 @@ class Scorer:
             self._loaded = None
             return failure(error)
 
-    def _read(self, checkpoint: Checkpoint) -> Future[Checkpoint]:
-        """Brings a checkpoint here where it is remote, and hashes its weights, in the background."""
-        if checkpoint.name not in self._identified:
-            self._identified[checkpoint.name] = self._reader.submit(
-                read_checkpoint, checkpoint, self._allow_pickle, self._progress
+    def _identified(self, checkpoint: Checkpoint, ahead: Checkpoint | None = None) -> Checkpoint:
+        if checkpoint.source is None and not checkpoint.path.is_dir():
+            raise UserError(
+                f"{checkpoint.path} is not there on {socket.gethostname()}: checkpoints must lie in a folder that all nodes"
+                " share, or be given as URIs (s3://, gs://, hf://)"
             )
-        return self._identified[checkpoint.name]
+        return self._reading.identified(checkpoint, ahead)
 
     def _load(self, wanted: Checkpoint, ahead: Checkpoint | None) -> float:
         """Loads a checkpoint unless it is loaded. Raises UserError where its weights are not those that were identified."""
@@ -113,31 +109,16 @@ class Scorer:
             return 0.0
         started = time.monotonic()
         self._loaded = None
-        checkpoint = self._read(wanted).result()
+        checkpoint = self._identified(wanted, ahead)
         if checkpoint.fingerprint != wanted.fingerprint:
-            self._identified.pop(wanted.name, None)
+            self._reading.forget(wanted.name)
             raise UserError(
                 f"{wanted.name} has other weights on {socket.gethostname()} than elsewhere, or they changed during the "
                 "run: give every node the same files, then run the same command again"
             )
-        kept = (wanted.name, ahead and ahead.name)
-        for name, future in list(self._identified.items()):
-            if name not in kept and future.done():
-                del self._identified[name]
-                if future.exception() is None:
-                    release(future.result())
         self._backend.load(checkpoint)
         self._loaded = (wanted.name, wanted.fingerprint)
         return time.monotonic() - started
-
-
-def read_checkpoint(checkpoint: Checkpoint, allow_pickle: bool, progress: Heartbeat) -> Checkpoint:
-    if checkpoint.source is None and not checkpoint.path.is_dir():
-        raise UserError(
-            f"{checkpoint.path} is not there on {socket.gethostname()}: checkpoints must lie in a folder that all nodes share, "
-            "or be given as URIs (s3://, gs://, hf://)"
-        )
-    return identify(checkpoint, allow_pickle, progress)
 
 
 def failure(error: Exception) -> Failure:

@@ -23,10 +23,9 @@ from evalengine.cluster.pool import Cluster, Ended, Need, Pool, Worker, need_of
 from evalengine.cluster.schedule import STRIKES, Schedule, Unit
 from evalengine.cluster.scorer import Failure, Scored, Scorer
 from evalengine.errors import UserError
-from evalengine.events import Display, Emit, Failed, Finished, Noted, Outcome, Outcomes, Stored, to_all
+from evalengine.events import Display, Emit, Failed, Finished, Noted, Outcome, Outcomes, to_all
 from evalengine.plans import Planner
 from evalengine.resume import Options, Task, decide, tasks_of
-from evalengine.score_table import score_table
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
@@ -255,16 +254,13 @@ class Run:
         left = state.left or {}
         if unit.benchmark not in left:  # its checkpoint has failed meanwhile
             return
-        task, encoded = left[unit.benchmark], self.plans[state.name, unit.benchmark].encoded
+        encoded = self.plans[state.name, unit.benchmark].encoded
         try:
-            table = score_table(state.checkpoint, unit.benchmark, task.items.category, encoded, scored.scores)
+            runner.keep(state.checkpoint, left[unit.benchmark], encoded, scored.scores, self.emit)
         except UserError as error:
             self._fail(state, str(error))
             return
-        store.write(task.path, table, task.metadata)
         del left[unit.benchmark]
-        items = len(task.items.items)
-        self.emit(Stored(state.name, unit.benchmark, task.path, items, encoded.truncated))
         self._finish(state)
 
     def _fail(self, state: State, reason: str) -> None:

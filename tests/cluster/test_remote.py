@@ -155,10 +155,10 @@ def test_ctrl_c_does_not_wait_for_a_download_that_another_process_makes(ckpts: l
     path = remote.fetch(checkpoint.source).parent
     remote.release(checkpoint.source)
     with remote.locked(path.with_suffix(".lock")):  # as if it were still being downloaded
-        ahead = resolve.ReadAhead([checkpoint], False)
+        ahead = resolve.ReadAhead(allow_pickle=False)
         with pytest.raises(KeyboardInterrupt), ahead:
             threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-            ahead[checkpoint]
+            ahead.identified(checkpoint)
 
 
 def test_what_is_not_there_or_cannot_be_opened_is_told(tmp_path: Path) -> None:
