@@ -165,8 +165,8 @@ def _read_benchmark(
         found.append(_Scored(checkpoint, metadata))
         _refuse_mixed(name, found[0], found[-1])
         if checkpoint not in checkpoints:
-            who = (_first(table, key) for key in ("scale", "mixture", "stage"))
-            checkpoints[checkpoint] = Checkpoint(checkpoint, *who)
+            scale, mixture, stage = (_first(table, key) for key in ("scale", "mixture", "stage"))
+            checkpoints[checkpoint] = Checkpoint(checkpoint, scale, mixture, stage)
         if seed := metadata["checkpoint_seed"]:
             checkpoints[checkpoint] = checkpoints[checkpoint]._replace(seed=seed)
         if first is None:
