@@ -1,81 +1,133 @@
 """Alignment of confidence with accuracy: r_align in the three readings of its definition, and its persistence.
 
-cells: over the (benchmark, mixture) cells; mixtures: over the category's benchmarks, one r per mixture, then their mean;
-benchmarks: over mixtures, one r per benchmark, then their mean. Persistence: corr over mixtures of the per-mixture r
-before and after.
+within models: over the benchmarks of a category within one model (mixture, stage, scale), one r per mixture, then their mean.
+This is the paper's reading and comes first; its persistence is the correlation over mixtures of that r before and after.
+cells: over the (benchmark, mixture) cells. across mixtures: one r per benchmark, then their mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from html import escape
+from typing import NamedTuple
 
 import numpy as np
 
 from evalengine.analysis import page
-from evalengine.analysis.correlation import Sample, bounded_ratio, correlate, standardise, weighted_sums
+from evalengine.analysis.contrasts import Difference, contrast_group
+from evalengine.analysis.correlation import (
+    Sample,
+    bounded_ratio,
+    correlate,
+    degrees_of_freedom,
+    standardise,
+    weighted_sums,
+)
 from evalengine.analysis.figure import Figure, Intervals, Table
-from evalengine.analysis.groups import UNDEFINED, Array, Data, Group, Label, Note, mean_of_known
-from evalengine.analysis.protocol import Protocol, Study
-from evalengine.analysis.results import Results
+from evalengine.analysis.groups import STAGE, UNDEFINED, Array, Data, Group, Label, Note, mean_of_known
+from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
+from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row
+from evalengine.analysis.verdicts import ALPHA
 
+WITHIN, PERSISTENCE, CELLS, ACROSS = "within models", "persistence", "cells", "across mixtures"
 READINGS = {
-    "cells": "over (benchmark, mixture) cells",
-    "mixtures": "over benchmarks, mean of the mixtures",
-    "benchmarks": "over mixtures, mean of the benchmarks",
-    "persistence": "persistence",
+    WITHIN: "over a category's benchmarks within each model, mean of the mixtures",
+    PERSISTENCE: "persistence over mixtures of the r within models",
+    CELLS: "over (benchmark, mixture) cells",
+    ACROSS: "over mixtures, mean of the benchmarks",
 }
 
 
 def rows(study: Study) -> list[Row]:
     known = {"accuracy", "confidence"} <= set(study.panel.quantities)
-    return study.rows(alignment(study.data)) if known else []
+    return [row for group in alignment(study.data) for row in study.rows(group)] if known else []
 
 
-def alignment(data: Data) -> Group:
-    """r_align of each category and stage in each reading, and the persistence of each category."""
+class Reading(NamedTuple):
+    """r_align of a category in one reading, (C,): before, after, and after minus before over what both have."""
+
+    before: Array
+    after: Array
+    difference: Array
+
+
+def alignment(data: Data) -> list[Group]:
+    """r_align of each category and stage, after minus before, and its persistence; a group for each reading, in the order of
+    READINGS."""
     panel = data.panel
-    B = len(panel.benchmarks)
-    labels = [
-        Label(category, reading, stage)
-        for category in panel.category_members()
-        for reading in ("cells", "mixtures", "benchmarks")
-        for stage in panel.stages
-    ] + [Label(category, "persistence", "over mixtures") for category in panel.category_members()]
-    values, n, notes = {}, {}, {}
+    found: dict[str, dict[str, list[Array]]] = {name: {} for name in READINGS}
+    n, few = {}, {}
     for scale in panel.scales:
         a, c = data.sample("accuracy", scale), data.sample("confidence", scale)
-        rows: list[Array] = []
-        persistence: list[Array] = []
-        said: list[Note] = []
-        for members in panel.category_members().values():
-            by_stage = []
-            for reading in ("cells", "mixtures", "benchmarks"):
-                for t in range(2):
-                    index = np.array(members) + t * B
-                    x, y = a.x_VMC[index], c.x_VMC[index]
-                    if reading == "cells":
-                        rows.append(_over_cells(x, y, a.w_MC, data.statistic))
-                    elif reading == "mixtures":
-                        per_mixture_MC = _over_benchmarks(x, y, data.statistic)
-                        by_stage.append(per_mixture_MC)
-                        rows.append(_weighted_mean(per_mixture_MC, a.w_MC))
-                    else:
-                        rows.append(_mean_over_benchmarks(x, y, a.w_MC, data))
-                    few = len(members) < 3 and reading == "mixtures"
-                    why = f"{len(members)} benchmarks are too few for an r in each mixture"
-                    said.append(Note(UNDEFINED, why) if few else Note())
-            pair = Sample(np.stack(by_stage), a.w_MC)
-            persistence.append(correlate(pair, np.array([[0, 1]]), data.statistic)[0])
-        values[scale] = data.reportable(np.array(rows + persistence))
         present = np.isfinite(panel.values["accuracy"][panel.scales.index(scale)]).any(axis=(0, 2))
-        n[scale] = np.full(len(labels), int(present.sum()))
-        values[scale][n[scale] < 4] = np.nan
-        notes[scale] = said + [Note()] * len(persistence)
-    return Group("alignment", "accuracy,confidence", labels, values, n, notes)
+        n[scale] = int(present.sum())
+        few[scale] = bool(degrees_of_freedom(present[None], a.block_M)[0] < 3)
+        for members in panel.category_members().values():
+            stages = [np.array(members) + t * len(panel.benchmarks) for t in range(2)]
+            sides = [(a.x_VMC[index], c.x_VMC[index]) for index in stages]
+            within, persistence = _within_models(sides, a, data.statistic)
+            for name, values in (
+                (WITHIN, within),
+                (PERSISTENCE, [persistence]),
+                (CELLS, _over_cells(sides, a, data.statistic)),
+                (ACROSS, _across_mixtures(sides, a, data)),
+            ):
+                found[name].setdefault(scale, []).extend(values)
+    return [_group(data, name, by_scale, n, few) for name, by_scale in found.items()]
 
 
-def _over_benchmarks(x_BMC: Array, y_BMC: Array, statistic: str) -> Array:
+def _group(
+    data: Data,
+    name: str,
+    by_scale: Mapping[str, Sequence[Array]],
+    n: Mapping[str, int],
+    few: Mapping[str, bool],
+) -> Group:
+    """From the values of all categories: of each category one (persistence), or a `Reading`; none of `few` mixtures."""
+    panel = data.panel
+    before, after = panel.stages
+    others = ("over mixtures",) if name == PERSISTENCE else (before, after)
+    labels = [Label(category, name, other) for category in panel.category_members() for other in others]
+    values, counts, notes, differences = {}, {}, {}, {}
+    for scale, listed in by_scale.items():
+        value_SC = data.reportable(np.array(listed))
+        if few[scale]:
+            value_SC[:] = np.nan
+        plain = np.arange(len(listed)) % 3 < 2 if len(others) == 2 else np.ones(len(listed), dtype=bool)
+        values[scale] = value_SC[plain]
+        counts[scale] = np.full(len(labels), n[scale])
+        notes[scale] = [
+            Note(UNDEFINED, f"{len(members)} benchmarks are too few for an r in each mixture")
+            if len(members) < 3 and name in (WITHIN, PERSISTENCE)
+            else Note()
+            for members in panel.category_members().values()
+            for _ in others
+        ]
+        differences[scale] = Difference(value_SC[~plain], counts[scale][1::2], notes[scale][1::2])
+    # A mean over the mixtures, of values that atanh makes less skew.
+    kinds = {"interval": "jackknife-z", "contrast_interval": "jackknife"} if name == WITHIN else {}
+    group = Group("alignment", "accuracy,confidence", labels, values, counts, notes, **kinds)
+    if len(others) == 1:
+        return group
+    later = [label._replace(minus=before) for label in labels if label.other == after]
+    return replace(group, contrasts=(contrast_group(group, STAGE, later, differences),))
+
+
+def _within_models(
+    sides: Sequence[tuple[Array, Array]], sample: Sample, statistic: str
+) -> tuple[Reading, Array]:
+    """The mean over mixtures of each one's r over the benchmarks, and the correlation of these r before and after."""
+    before_MC, after_MC = (over_benchmarks(x, y, statistic) for x, y in sides)
+    every = (before_MC, after_MC, after_MC - before_MC)
+    both = replace(sample, x_VMC=np.stack([before_MC, after_MC]))
+    persistence = correlate(both, np.array([[0, 1]]), statistic)[0]
+    return Reading(*(_weighted_mean(r_MC, sample.w_MC) for r_MC in every)), persistence
+
+
+def over_benchmarks(x_BMC: Array, y_BMC: Array, statistic: str) -> Array:
     """(M, C): each mixture's correlation over the benchmarks; NaN for fewer than 3 benchmarks."""
     B, M, last = x_BMC.shape
     if B < 3:
@@ -85,15 +137,26 @@ def _over_benchmarks(x_BMC: Array, y_BMC: Array, statistic: str) -> Array:
     return correlate(Sample(np.ascontiguousarray(both), np.full((B, last), 1.0 / B)), pairs, statistic)
 
 
-def _over_cells(x_BMC: Array, y_BMC: Array, w_MC: Array, statistic: str) -> Array:
-    """Correlation over all (benchmark, mixture) cells, each with its mixture's weight."""
+def _over_cells(sides: Sequence[tuple[Array, Array]], sample: Sample, statistic: str) -> Reading:
+    before, after = (_cells(x, y, sample, statistic) for x, y in sides)
+    known = [np.isfinite(x + y) for x, y in sides]
+    if (known[0] == known[1]).all():
+        return Reading(before, after, after - before)
+    common = known[0] & known[1]
+    first, second = (_cells(np.where(common, x, np.nan), y, sample, statistic) for x, y in sides)
+    return Reading(before, after, second - first)
+
+
+def _cells(x_BMC: Array, y_BMC: Array, sample: Sample, statistic: str) -> Array:
+    """Correlation over all (benchmark, mixture) cells, each with its mixture's weight and block."""
     B, M, last = x_BMC.shape
     cells = np.stack([x_BMC.reshape(B * M, last), y_BMC.reshape(B * M, last)])
-    if statistic == "pearson" and last == 1 and np.isfinite(cells).all():
+    if statistic == "pearson" and last == 1 and sample.block_M is None and np.isfinite(cells).all():
         x_BM, y_BM = standardise(cells)[:, :, 0].reshape(2, B, M)
-        return _pooled(x_BM, y_BM, w_MC)
-    weights = np.tile(w_MC, (B, 1)) / B
-    return correlate(Sample(cells, weights), np.array([[0, 1]]), statistic)[0]
+        return _pooled(x_BM, y_BM, sample.w_MC)
+    weights = np.tile(sample.w_MC, (B, 1)) / B
+    block_M = None if sample.block_M is None else np.tile(sample.block_M, B)
+    return correlate(Sample(cells, weights, block_M), np.array([[0, 1]]), statistic)[0]
 
 
 def _pooled(x_BM: Array, y_BM: Array, w_MC: Array) -> Array:
@@ -103,11 +166,16 @@ def _pooled(x_BM: Array, y_BM: Array, w_MC: Array) -> Array:
     return bounded_ratio(xy - x * y, xx - x * x, yy - y * y)
 
 
-def _mean_over_benchmarks(x_BMC: Array, y_BMC: Array, w_MC: Array, data: Data) -> Array:
-    B = len(x_BMC)
+def _across_mixtures(sides: Sequence[tuple[Array, Array]], sample: Sample, data: Data) -> Reading:
+    B = len(sides[0][0])
     pairs = np.stack([np.arange(B), B + np.arange(B)], axis=1)
-    value_BC = data.reportable(correlate(Sample(np.concatenate([x_BMC, y_BMC]), w_MC), pairs, data.statistic))
-    return mean_of_known(value_BC[np.isfinite(value_BC[:, 0])])
+    before_BC, after_BC = (
+        data.reportable(correlate(replace(sample, x_VMC=np.concatenate([x, y])), pairs, data.statistic))
+        for x, y in sides
+    )
+    return Reading(
+        *(mean_of_known(r[np.isfinite(r[:, 0])]) for r in (before_BC, after_BC, after_BC - before_BC))
+    )
 
 
 def _weighted_mean(value_MC: Array, w_MC: Array) -> Array:
@@ -121,16 +189,28 @@ def section(results: Results) -> str:
     found = results.rows("alignment")
     if not found:
         return ""
+    before, after = map(escape, results.method["stages"])
+    change = results.rows("alignment", contrast=STAGE)
+    first, rest, changes = (
+        Intervals(rows, _label, panel=lambda row: READINGS.get(row.name, row.name), limit=limit)
+        for rows, limit in (
+            ([row for row in found if row.name in (WITHIN, PERSISTENCE)], 1.0),
+            ([row for row in found if row.name in (CELLS, ACROSS)], 1.0),
+            (change, 2.0),
+        )
+    )
     return (
         "<h2>Alignment of confidence with accuracy</h2>"
-        '<p class="hint">Correlation of accuracy with confidence, in three readings of its definition, and its persistence: '
-        "the correlation over mixtures of the per-mixture value before and after.</p>"
-        f"{page.grid(results, Intervals(found, _label, panel=lambda row: READINGS.get(row.name, row.name)))}"
+        '<p class="hint">r_align: the correlation of accuracy with confidence over the benchmarks of a category within one '
+        f"model, then its mean over mixtures; its persistence is the correlation over mixtures of that r at {before} and at "
+        f"{after}.</p>{page.grid(results, first)}"
+        f"<details><summary>{after} minus {before}</summary>{page.grid(results, changes)}</details>"
+        f"<details><summary>Two other readings of r_align</summary>{page.grid(results, rest)}</details>"
     )
 
 
 def _label(row: Row) -> str:
-    return row.category if row.name == "persistence" else f"{row.category}, {row.other}"
+    return row.category if row.name == PERSISTENCE or row.contrast else f"{row.category}, {row.other}"
 
 
 def figures(results: Results) -> Mapping[str, Figure]:
@@ -149,4 +229,25 @@ def latex(results: Results) -> dict[str, Table]:
     return {"alignment": page.numbers("alignment", found, results.scales, ("category", "name", "other"))}
 
 
-PROTOCOL = Protocol("alignment", rows, section, figures, latex=latex)
+def claims(results: Results) -> Iterator[Claim]:
+    """Of the first reading, after minus before."""
+    before, after = results.method["stages"]
+    every = [row for row in results.rows("alignment", name=WITHIN, contrast=STAGE) if math.isfinite(row.q)]
+    clear = sorted((row for row in every if row.q < ALPHA), key=lambda row: row.q)
+    for row in clear[:3]:
+        word = "better" if row.estimate > 0 else "worse"
+        at = f" ({row.scale})" if len(results.scales) > 1 else ""
+        yield Claim(
+            SUPPORTED,
+            f"On {row.category} confidence follows accuracy {word} at {after} than at {before}{at}: r_align within models, "
+            f"{after} minus {before}, {with_interval(row)}, n = {row.n}.",
+        )
+    if len(clear) < len(every):
+        yield Claim(
+            UNSUPPORTED,
+            f"That r_align within models changes from {before} to {after} in {len(every) - len(clear)} of {len(every)} cases "
+            "(category, scale; q over the categories).",
+        )
+
+
+PROTOCOL = Protocol("alignment", rows, section, figures, claims, latex)

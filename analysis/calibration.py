@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import resamples
 from evalengine.analysis.confidence import claims
+from evalengine.analysis.contrasts import Difference, contrast_group
 from evalengine.analysis.figure import Curves, Figure, Table
-from evalengine.analysis.groups import Array, Group, Label
+from evalengine.analysis.groups import PARTIAL, SCALE, STAGE, Array, Group, Label, Note
+from evalengine.analysis.inverting import inverted
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results
@@ -35,28 +39,60 @@ def rows(study: Study) -> list[Row]:
     plan = resamples(len(panel.mixtures), options.bootstrap, options.seed)
     out = []
     for quantity, value_STMB in {**panel.transferred, **panel.calibration}.items():
-        out += rows_of(means(panel, quantity, value_STMB, plan.weight_MC), plan, options)
+        group = means(panel, quantity, value_STMB, plan.weight_MC)
+        out += rows_of(group, plan, options, inverted(group, plan))
     return out
 
 
 def means(panel: Panel, quantity: str, value_STMB: Array, weight_MC: Array) -> Group:
     """Mean over mixtures of each benchmark's value at both stages; of the debiased ECE the root mean square, since it is the
-    square that has no bias (`items.debiased_calibration_error`)."""
+    square that has no bias (`items.debiased_calibration_error`). Contrasts are over the mixtures that both sides have."""
     B = len(panel.benchmarks)
+    before = panel.stages[0]
     labels = [
         Label(panel.categories[b], panel.benchmarks[b], stage) for b in range(B) for stage in panel.stages
     ]
-    values, n = {}, {}
-    for s, scale in enumerate(panel.scales):
-        x_LM = np.stack([value_STMB[s, t, :, b] for b in range(B) for t in range(2)])
-        if quantity == "ece":
-            x_LM = np.sign(x_LM) * x_LM**2
-        known = np.isfinite(x_LM)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean_LC = (np.where(known, x_LM, 0.0) @ weight_MC) / (known.astype(np.float64) @ weight_MC)
-        values[scale] = np.sign(mean_LC) * np.sqrt(np.abs(mean_LC)) if quantity == "ece" else mean_LC
-        n[scale] = known.sum(axis=1)
-    return Group("mean", quantity, labels, values, n)
+    square = quantity == "ece"
+    x_SLM = np.moveaxis(value_STMB, 3, 1).reshape(len(panel.scales), 2 * B, -1)
+    found = {s: _mean(x_LM, weight_MC, square) for s, x_LM in zip(panel.scales, x_SLM, strict=True)}
+    values = {scale: mean_LC for scale, (mean_LC, _) in found.items()}
+    n = {scale: n_L for scale, (_, n_L) in found.items()}
+    group = Group("mean", quantity, labels, values, n, interval="jackknife", contrast_interval="jackknife")
+    of_stages = {
+        scale: _difference(x_LM[1::2], x_LM[::2], weight_MC, square, "stages")
+        for scale, x_LM in zip(panel.scales, x_SLM, strict=True)
+    }
+    later = [label._replace(minus=before) for label in labels[1::2]]
+    contrasts = [contrast_group(group, STAGE, later, of_stages)]
+    if len(panel.scales) > 1:
+        of_scales = {panel.scales[-1]: _difference(x_SLM[-1], x_SLM[0], weight_MC, square, "scales")}
+        minus = [label._replace(minus=panel.scales[0]) for label in labels]
+        contrasts.append(contrast_group(group, SCALE, minus, of_scales))
+    return replace(group, contrasts=tuple(contrasts))
+
+
+def _mean(x_LM: Array, weight_MC: Array, square: bool) -> tuple[Array, NDArray[np.int64]]:
+    """(L, C) means over the mixtures with a value, or roots of the mean signed squares, and (L,) how many those are."""
+    x_LM = np.sign(x_LM) * x_LM**2 if square else x_LM
+    known = np.isfinite(x_LM)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean_LC = (np.where(known, x_LM, 0.0) @ weight_MC) / (known.astype(np.float64) @ weight_MC)
+    return np.sign(mean_LC) * np.sqrt(np.abs(mean_LC)) if square else mean_LC, known.sum(axis=1)
+
+
+def _difference(
+    minuend_LM: Array, subtrahend_LM: Array, weight_MC: Array, square: bool, sides: str
+) -> Difference:
+    known = [np.isfinite(side) for side in (minuend_LM, subtrahend_LM)]
+    common = known[0] & known[1]
+    (minuend_LC, n_L), (subtrahend_LC, _) = (
+        _mean(np.where(common, side, np.nan), weight_MC, square) for side in (minuend_LM, subtrahend_LM)
+    )
+    notes = [
+        Note(PARTIAL, f"over the {n} mixtures that have a value at both {sides}") if n < most else Note()
+        for n, most in zip(n_L, (known[0] | known[1]).sum(axis=1), strict=True)
+    ]
+    return Difference(minuend_LC - subtrahend_LC, n_L, notes)
 
 
 def section(results: Results) -> str:
@@ -74,23 +110,34 @@ def section(results: Results) -> str:
         first = " open" if scale == results.scales[-1] else ""
         curves = page.grid(results, _curves(results, scale))
         out.append(f"<details{first}><summary>{escape(scale)}</summary>{curves}</details>")
-    at = {(row.quantity, row.scale, row.name, row.other): row for row in results.rows("calibration")}
+    before, after = stages
+    out += [
+        f"<details><summary>Means over mixtures, with intervals</summary>{_levels(results, '', stages)}</details>",
+        f"<details><summary>{escape(after)} minus {escape(before)}, with intervals</summary>"
+        f"{_levels(results, STAGE, [after])}</details>",
+    ]
+    return "".join(out)
+
+
+def _levels(results: Results, contrast: str, stages: Sequence[str]) -> str:
+    """A table of the means, or of their contrast."""
+    rows = results.rows("calibration", contrast=contrast)
+    at = {(row.quantity, row.scale, row.name, row.other): row for row in rows}
     words = WORDS | ({other: other} if (other := results.method["other_confidence"]) else {})
-    rows = []
+    lines = []
     for scale, benchmark, stage in itertools.product(results.scales, results.method["benchmarks"], stages):
         found = [at.get((quantity, scale, benchmark, stage)) for quantity in words]
         n = str(found[-1].n) if found[-1] else "–"
-        rows.append([benchmark, scale, stage, *map(_level, found), n])
-    table = Table("calibration", ["benchmark", "scale", "stage", *WORDS.values(), "n"], [rows], texts=3)
-    out.append("<details><summary>Means over mixtures, with intervals</summary>")
-    out.append(page.show(table) + "</details>")
-    return "".join(out)
+        lines.append([benchmark, scale, stage, *map(_level, found), n])
+    columns = ["benchmark", "scale", "stage", *words.values(), "n"]
+    title = "calibration, after minus before" if contrast else "calibration"
+    return page.show(Table(title, columns, [lines], texts=3))
 
 
 def _level(row: Row | None) -> str:
     if row is None or not math.isfinite(row.estimate) or not math.isfinite(row.low):
         return "–"
-    return f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}]"
+    return f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}]".replace("-", "−")
 
 
 def figures(results: Results) -> Mapping[str, Figure]:

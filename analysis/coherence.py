@@ -1,18 +1,29 @@
-"""Intra-category coherence: do the benchmarks of a category rank the mixtures alike?"""
+"""Intra-category coherence: do the benchmarks of a category rank the mixtures alike, and which one does not?
+
+Of a category: the mean r over pairs of its benchmarks, both before, both after, or one at each (cross). Of a benchmark: the mean
+over the pairs that hold it. A benchmark that goes its own way (a "black sheep") is one whose mean r with the others lies below
+theirs with each other: the contrast `benchmark`.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 
 import numpy as np
 
 from evalengine.analysis import page
+from evalengine.analysis.contrasts import Difference, contrast_group, stage_contrast
 from evalengine.analysis.figure import Figure, Intervals, Table
 from evalengine.analysis.groups import (
+    BENCHMARK,
     PARTIAL,
+    STAGE,
     UNDEFINED,
+    Array,
     Data,
     Group,
     Label,
@@ -21,58 +32,145 @@ from evalengine.analysis.groups import (
     Pairs,
     mean_of_known,
 )
-from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
+from evalengine.analysis.items import names
+from evalengine.analysis.panel import Panel
+from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row
+from evalengine.analysis.verdicts import ALPHA
+
+CROSS = "cross"
+OTHERS = "the others"  # of the category, which a benchmark is compared with
 
 
 def rows(study: Study) -> list[Row]:
-    return [row for quantity in study.panel.quantities for row in study.rows(coherence(study.data, quantity))]
+    out = []
+    for quantity in study.panel.quantities:
+        group = coherence(study.data, quantity)
+        out += study.rows(group) + study.rows(benchmark_coherence(group, study.panel))
+    return out
 
 
 def coherence(data: Data, quantity: str) -> Group:
-    """Intra-category coherence: mean r over pairs of a category's benchmarks; both before, both after, and across."""
+    """Mean r over pairs of a category's benchmarks: both before, both after, and across; and after minus before."""
     panel = data.panel
+    labels, chosen = category_pairs(panel)
+    every = np.concatenate(chosen)
+    ends = np.cumsum([0, *map(len, chosen)])
+    members = [list(range(start, end)) for start, end in itertools.pairwise(ends.tolist())]
+    means = {
+        scale: Means(data.correlate(quantity, scale, every), data.n(quantity, scale, every), members)
+        for scale in panel.scales
+    }
+    group = _means("coherence", quantity, labels, means)
+    before, after = ([k for k, label in enumerate(labels) if label.name == stage] for stage in panel.stages)
+    return replace(group, contrasts=(stage_contrast(group, before, after, panel.stages[0]),))
+
+
+def category_pairs(panel: Panel) -> tuple[list[Label], list[Pairs]]:
+    """Each category's pairs of variables: both before, both after, and one at each."""
     B = len(panel.benchmarks)
-    labels: list[Label] = []
-    chosen: list[Pairs] = []
+    labels, chosen = [], []
     for category, members in panel.category_members().items():
         pairs = np.array([(i, j) for i in members for j in members if i < j], dtype=np.int64).reshape(-1, 2)
         across = np.concatenate([pairs, pairs[:, ::-1]]) + np.array([0, B])
-        for name, these in ((panel.stages[0], pairs), (panel.stages[1], pairs + B), ("cross", across)):
+        for name, these in ((panel.stages[0], pairs), (panel.stages[1], pairs + B), (CROSS, across)):
             labels.append(Label(category, name, f"{len(these)} pairs"))
             chosen.append(these)
-    every = np.concatenate(chosen)
-    split = np.split(np.arange(len(every)), np.cumsum([len(pairs) for pairs in chosen])[:-1])
-    means, values, n, notes = {}, {}, {}, {}
-    for scale in panel.scales:
-        single_PC, single_n_P = data.correlate(quantity, scale, every), data.n(quantity, scale, every)
-        means[scale] = Means(single_PC, single_n_P, [index.tolist() for index in split])
+    return labels, chosen
+
+
+def benchmark_coherence(of: Group, panel: Panel) -> Group:
+    """From a coherence: each benchmark's mean r with the others of its category, at the same stages; after minus before; and
+    minus the mean r of the others with each other, where there are two others or more."""
+    B = len(panel.benchmarks)
+    labels: list[Label] = []
+    whole: list[int] = []  # of which statistic of `of` each is a part
+    members: list[list[int]] = []
+    every = next(iter(of.means.values())).members
+    for k, (label, pairs) in enumerate(zip(*category_pairs(panel), strict=True)):
+        for b in dict.fromkeys((pairs % B).ravel().tolist()):
+            holds = (pairs % B == b).any(axis=1)
+            labels.append(Label(label.category, panel.benchmarks[b], label.name))
+            whole.append(k)
+            members.append([p for p, held in zip(every[k], holds, strict=True) if held])
+    means = {scale: found._replace(members=members) for scale, found in of.means.items()}
+    group = _means("benchmark_coherence", of.quantity, labels, means)
+    if not labels:
+        return group
+    before, after = ([s for s, label in enumerate(labels) if label.other == stage] for stage in panel.stages)
+    contrasts = [stage_contrast(group, before, after, panel.stages[0])]
+    several = [s for s, k in enumerate(whole) if len(every[k]) > len(members[s])]
+    if several:
+        differences = {}
+        for scale, found in of.means.items():
+            rest = [_rest(found, every[whole[s]], members[s]) for s in several]
+            n_S = np.minimum(group.n[scale][several], of.n[scale][[whole[s] for s in several]])
+            notes = [group.notes[scale][s] for s in several]
+            differences[scale] = Difference(group.values[scale][several] - np.array(rest), n_S, notes)
+        minus = [labels[s]._replace(minus=OTHERS) for s in several]
+        contrasts.append(contrast_group(group, BENCHMARK, minus, differences))
+    return replace(group, contrasts=tuple(contrasts))
+
+
+def _rest(means: Means, every: Sequence[int], without: Sequence[int]) -> Array:
+    """(C,): the mean over the pairs that do not hold the benchmark."""
+    left = set(without)
+    value_PC = means.value_PC[[p for p in every if p not in left]]
+    return mean_of_known(value_PC[np.isfinite(value_PC[:, 0])])
+
+
+def _means(protocol: str, quantity: str, labels: list[Label], means: dict[str, Means]) -> Group:
+    """A group of means over pairs; what has no r in the sample is left out and said so."""
+    values, n, notes = {}, {}, {}
+    for scale, (value_PC, n_P, members) in means.items():
         rows, counts, said = [], [], []
-        for label, pairs, index in zip(labels, chosen, split, strict=True):
-            value_PC = single_PC[index]
-            defined = np.isfinite(value_PC[:, 0]) if len(pairs) else np.zeros(0, dtype=bool)
+        for label, every in zip(labels, members, strict=True):
+            defined = [p for p in every if np.isfinite(value_PC[p, 0])]
             rows.append(mean_of_known(value_PC[defined]))
-            counts.append(int(single_n_P[index][defined].min()) if defined.any() else 0)
-            lost = len(pairs) - int(defined.sum())
-            if not len(pairs):
+            counts.append(int(n_P[defined].min()) if defined else 0)
+            lost = len(every) - len(defined)
+            if not every:
                 said.append(Note(UNDEFINED, f"{label.category} has one benchmark, so no pairs"))
             else:
                 said.append(Note(PARTIAL, f"without {lost} of the pairs (no r)") if lost else Note())
-        values[scale], n[scale], notes[scale] = np.array(rows), np.array(counts), said
-    return Group("coherence", quantity, labels, values, n, notes, interval="bca-t", means=means)
+        values[scale] = np.array(rows).reshape(len(labels), value_PC.shape[1])
+        n[scale], notes[scale] = np.array(counts, dtype=np.int64), said
+    return Group(protocol, quantity, labels, values, n, notes, interval="bca-t", means=means)
 
 
 def section(results: Results) -> str:
-    found = results.rows("coherence")
+    found = results.rows("coherence", protocol="coherence")
     if not any(math.isfinite(row.estimate) for row in found):
         return ""
-    before, after = results.method["stages"]
+    before, after = map(escape, results.method["stages"])
+    change = results.rows("coherence", protocol="coherence", contrast=STAGE)
+    single = results.rows("coherence", protocol="benchmark_coherence")
+    apart = results.rows("coherence", protocol="benchmark_coherence", contrast=BENCHMARK)
     return (
         "<h2>Coherence within categories</h2>"
-        f'<p class="hint">Mean correlation over pairs of a category\'s benchmarks: both at {escape(before)}, both at '
-        f"{escape(after)}, or one at each (cross).</p>"
+        f'<p class="hint">Mean correlation over pairs of a category\'s benchmarks: both at {before}, both at '
+        f"{after}, or one at each (cross).</p>"
         f"{page.grid(results, Intervals(found, _label))}"
+        f"{_details(results, f'{after} minus {before}', Intervals(change, lambda row: row.category, limit=2.0))}"
+        f"{_details(results, 'Each benchmark with the others of its category', _by_benchmark(single))}"
+        f"{_details(results, 'The same, minus the others with each other', _by_benchmark(apart)._replace(limit=2.0))}"
+    )
+
+
+def _details(results: Results, title: str, figure: Intervals) -> str:
+    if not figure.rows:
+        return ""
+    return f"<details><summary>{title}</summary>{page.grid(results, figure)}</details>"
+
+
+def _by_benchmark(rows: Sequence[Row]) -> Intervals:
+    """A panel for each quantity and stage."""
+    return Intervals(
+        rows,
+        lambda row: row.name,
+        panel=lambda row: f"{row.quantity}, {row.other}",
+        group=lambda row: row.category,
     )
 
 
@@ -81,26 +179,28 @@ def _label(row: Row) -> str:
 
 
 def figures(results: Results) -> Mapping[str, Figure]:
-    return {"coherence": Intervals(results.rows("coherence"), _label)}
+    return {
+        "coherence": Intervals(results.rows("coherence", protocol="coherence"), _label),
+        "benchmark_coherence": _by_benchmark(results.rows("coherence", protocol="benchmark_coherence")),
+    }
 
 
 def latex(results: Results) -> dict[str, Table]:
     return {
         "coherence": page.numbers(
-            "coherence", results.rows("coherence"), results.scales, ("category", "name")
+            "coherence", results.rows("coherence", protocol="coherence"), results.scales, ("category", "name")
         )
     }
 
 
 def claims(results: Results) -> Iterator[Claim]:
-    found = results.rows("coherence")
+    found = results.rows("coherence", protocol="coherence")
     found = [row for row in found if math.isfinite(row.estimate) and math.isfinite(row.low)]
     clear = sorted((row for row in found if row.low > 0), key=lambda row: -row.low)
     for row in clear[:3]:
-        at = f", {row.scale}" if len(results.scales) > 1 else ""
         yield Claim(
             SUPPORTED,
-            f"{row.category} benchmarks move together ({row.quantity}, {row.name}{at}): "
+            f"{row.category} benchmarks move together ({row.quantity}, {row.name}{_at(results, row)}): "
             f"mean r = {with_interval(row)}, n = {row.n}.",
         )
     if len(clear) < len(found):
@@ -109,6 +209,47 @@ def claims(results: Results) -> Iterator[Claim]:
             f"Coherence within a category in {len(found) - len(clear)} of {len(found)} cases (category, stage, scale, "
             "quantity): their intervals do not lie above 0.",
         )
+    yield from _changes(results)
+    yield from _apart(results)
+
+
+def _changes(results: Results) -> Iterator[Claim]:
+    before, after = results.method["stages"]
+    every = results.rows("coherence", protocol="coherence", contrast=STAGE)
+    every = [row for row in every if math.isfinite(row.q)]
+    clear = sorted((row for row in every if row.q < ALPHA), key=lambda row: row.q)
+    for row in clear[:3]:
+        word = "more" if row.estimate > 0 else "less"
+        yield Claim(
+            SUPPORTED,
+            f"{row.category} benchmarks move together {word} at {after} than at {before} ({row.quantity}"
+            f"{_at(results, row)}): difference of the mean r {with_interval(row)}, n = {row.n}.",
+        )
+    if len(clear) < len(every):
+        yield Claim(
+            UNSUPPORTED,
+            f"That coherence within a category changes from {before} to {after} in {len(every) - len(clear)} of "
+            f"{len(every)} cases (category, scale, quantity; q over the categories).",
+        )
+
+
+def _apart(results: Results) -> Iterator[Claim]:
+    every = results.rows("coherence", protocol="benchmark_coherence", contrast=BENCHMARK)
+    clear = sorted((row for row in every if row.q < ALPHA and row.estimate < 0), key=lambda row: row.q)
+    for row in clear[:3]:
+        yield Claim(
+            CAUTION,
+            f"{row.name} goes its own way in {row.category} ({row.quantity}, {row.other}{_at(results, row)}): its mean r with "
+            f"the others is below theirs with each other by {with_interval(row)}, n = {row.n}. A mean over the category hides "
+            "it.",
+        )
+    if more := clear[3:]:
+        listed = names([f"{row.name} ({row.quantity}, {row.other}{_at(results, row)})" for row in more], 12)
+        yield Claim(CAUTION, f"The same holds for {listed}.")
+
+
+def _at(results: Results, row: Row) -> str:
+    return f", {row.scale}" if len(results.scales) > 1 else ""
 
 
 PROTOCOL = Protocol("coherence", rows, section, figures, claims, latex)

@@ -2,20 +2,21 @@
 
 Of two mixtures: agreement (how often the better one before is the better one after) and the loss of choosing
 so. Of all: top1 (whether the best before is the best after) and regret (the best after minus the one chosen).
-The first two are means over pairs and are resampled over mixtures. The best of a set is not: a resample that
-lacks the winner says nothing about it, so top1 and regret take the mixtures as they are and resample the
-items that could have made another one win.
+The first two are means over pairs and are resampled over mixtures; `true_decisions` takes the item noise off
+them. The best of a set is no such mean: a resample that lacks the winner says nothing about it, so top1 and
+regret take the mixtures as they are and resample the items that could have made another one win.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from html import escape
 
 import numpy as np
 
-from evalengine.analysis import page
-from evalengine.analysis.correlation import DECISION, Sample, pair_sums
+from evalengine.analysis import page, true_decisions
+from evalengine.analysis.correlation import DECISION, Sample, members_of, pair_sums
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import (
     ALL,
@@ -56,7 +57,7 @@ def best_choice(data: Data, quantity: str) -> Group:
 
 
 def _decide(
-    data: Data, quantity: str, measures: tuple[str, str], measure: Callable[[Array, Array], Array]
+    data: Data, quantity: str, measures: tuple[str, str], measure: Callable[[Sample], Array]
 ) -> Group:
     panel = data.panel
     B = len(panel.benchmarks)
@@ -79,9 +80,9 @@ def _decide(
             counts[b] = keep.sum()
             if counts[b] < 4:
                 continue
-            part = Sample(chosen, sample.w_MC).only(keep)
+            part = replace(sample, x_VMC=chosen).only(keep)
             x_VMC = np.round(sign * part.x_VMC, 12)  # equal accuracies stay tied
-            found[b] = measure(x_VMC, np.nan_to_num(part.w_MC))
+            found[b] = measure(replace(part, x_VMC=x_VMC, w_MC=np.nan_to_num(part.w_MC)))
         known_B = np.isfinite(found[:, 0, 0])
         few, tied = (Note(UNDEFINED, why) for why in ("fewer than 4 mixtures", "all mixtures are tied"))
         why_B = [Note() if known_B[b] else few if counts[b] < 4 else tied for b in range(B)]
@@ -100,42 +101,48 @@ def _decide(
     return Group("decision", quantity, labels, values, n, notes, means=of_means)
 
 
-def _pairwise(x_2MC: Array, w_MC: Array) -> Array:
-    """(2, C): share of pairs of different mixtures ordered alike, and the mean loss of taking the one better before.
+def _pairwise(sample: Sample) -> Array:
+    """(2, C): share of pairs of different mixtures (of one block) ordered alike, and the mean loss of taking the one better
+    before.
 
     A tie on one side counts one half. Pairs tied on both sides are left out, as they are of Kendall's tau-b: there is
     nothing to choose and nothing to be right about. With no other ties the share is (1 + tau-b) / 2.
     """
-    pairs_C = _untied(x_2MC, w_MC)
+    w_MC, block_M = sample.w_MC, sample.block_M
+    pairs_C = _untied(sample)
     pairs_C[pairs_C < 1e-12] = np.nan
-    wrong_C, loss_C = pair_sums(x_2MC, np.array([[0, 1]]), w_MC, DECISION)[:, 0]
+    wrong_C, loss_C = pair_sums(sample.x_VMC, np.array([[0, 1]]), w_MC, DECISION, block_M)[:, 0]
     return np.stack([1.0 - wrong_C / pairs_C, loss_C / pairs_C])
 
 
-def _untied(x_2MC: Array, w_MC: Array) -> Array:
-    """(C,): weight of the pairs of mixtures that differ on one side at least.
+def _untied(sample: Sample) -> Array:
+    """(C,): weight of the pairs of mixtures (of one block) that differ on one side at least.
 
     Being equal on both sides is an equivalence, so of fixed values it is all pairs less those within its classes.
     """
+    x_2MC, w_MC = sample.x_VMC, sample.w_MC
+    block_M = np.zeros(len(w_MC), dtype=np.int64) if sample.block_M is None else sample.block_M
     if x_2MC.shape[2] == 1:
-        order_M = np.lexsort(x_2MC[:, :, 0])
-        changes_M = (np.diff(x_2MC[:, order_M, 0], axis=1) != 0.0).any(axis=0)
-        weight_GC = np.add.reduceat(w_MC[order_M], np.append(0, 1 + np.flatnonzero(changes_M)))
-        pairs_C: Array = 0.5 * (weight_GC.sum(axis=0) ** 2 - (weight_GC**2).sum(axis=0))
+        key_3M = np.stack([*x_2MC[:, :, 0], block_M])
+        order_M = np.lexsort(key_3M)
+        changes_M = (np.diff(key_3M[:, order_M], axis=1) != 0.0).any(axis=0)
+        tied_GC = np.add.reduceat(w_MC[order_M], np.append(0, 1 + np.flatnonzero(changes_M)))
+        block_GC = np.stack([w_MC[members].sum(axis=0) for members in members_of(block_M)])
+        pairs_C: Array = 0.5 * ((block_GC**2).sum(axis=0) - (tied_GC**2).sum(axis=0))
         return pairs_C
     pairs_C = np.zeros(w_MC.shape[1])
     for m in range(1, len(w_MC)):
-        differ_mC = (x_2MC[:, m, None] != x_2MC[:, :m]).any(axis=0)
+        differ_mC = (x_2MC[:, m, None] != x_2MC[:, :m]).any(axis=0) & (block_M[:m] == block_M[m])[:, None]
         pairs_C += w_MC[m] * (differ_mC * w_MC[:m]).sum(axis=0)
     return pairs_C
 
 
-def _best(x_2MC: Array, w_MC: Array) -> Array:
+def _best(sample: Sample) -> Array:
     """(2, C): chance that the best mixture before is the best after, and the best after minus the one chosen.
 
     Ties for the best before are broken at random, in expectation. Weights play no part: see the top.
     """
-    before_MC, after_MC = x_2MC
+    before_MC, after_MC = sample.x_VMC
     chosen_MC = before_MC == before_MC.max(axis=0)
     best_C, count_C = after_MC.max(axis=0), chosen_MC.sum(axis=0)
     hits_C = (chosen_MC & (after_MC == best_C)).sum(axis=0)
@@ -145,12 +152,12 @@ def _best(x_2MC: Array, w_MC: Array) -> Array:
 def rows(study: Study) -> list[Row]:
     """Of pairs for every quantity but confidence; of the best mixture for accuracy, where items are known."""
     panel, options = study.panel, study.options
-    out = [
-        row
-        for quantity in panel.quantities
-        if quantity != "confidence"
-        for row in study.rows(pairwise(study.data, quantity))
-    ]
+    out: list[Row] = []
+    for quantity in panel.quantities:
+        if quantity == "confidence":
+            continue
+        out += study.rows(pairwise(study.data, quantity))
+        out += true_decisions.rows(study, quantity)
     if panel.items:
         data, plan = study.data, study.plan
         if options.resample != "items":
@@ -168,7 +175,7 @@ def rows(study: Study) -> list[Row]:
 
 
 def section(results: Results) -> str:
-    found = results.rows("decisions")
+    found = results.rows("decisions", protocol="decision")
     if not found:
         return ""
     means, benchmarks = decision_tables(results)
@@ -180,12 +187,13 @@ def section(results: Results) -> str:
         "last two resample items and take the mixtures as given (percentile).</p>"
         f"<details open><summary>Means over categories</summary>{page.show(means)}</details>"
         f"<details><summary>Benchmarks</summary>{page.show(benchmarks)}</details>"
+        f"{_without_noise(results)}"
     )
 
 
 def decision_tables(results: Results) -> tuple[Table, Table]:
     """Of the means over categories, and of the benchmarks."""
-    found = results.rows("decisions")
+    found = results.rows("decisions", protocol="decision")
     kinds = list(dict.fromkeys(r.other for r in found))
     losses = any(r.quantity == "loss" for r in found)
     in_units = ("pairwise loss", "regret") if losses else ()
@@ -195,7 +203,7 @@ def decision_tables(results: Results) -> tuple[Table, Table]:
     of_benchmarks: list[list[list[str]]] = []
     for scale in results.scales:
         by_name: dict[tuple[str, str], dict[str, Row]] = {}
-        for r in results.rows("decisions", scale=scale):
+        for r in results.rows("decisions", protocol="decision", scale=scale):
             by_name.setdefault((r.category, r.name), {})[r.other] = r
         of_means.append([])
         of_benchmarks.append([])
@@ -211,9 +219,64 @@ def decision_tables(results: Results) -> tuple[Table, Table]:
     )
 
 
+def _without_noise(results: Results) -> str:
+    if not results.rows("decisions", protocol=true_decisions.TABLE):
+        return ""
+    means, benchmarks = true_tables(results)
+    return (
+        "<h3>Without item noise</h3>"
+        '<p class="hint">With so many items, the better mixture may look the worse one after fine-tuning. Judged without '
+        "noise: the choice as it was made, judged by what endless items would show. Without noise: chosen by endless items too. "
+        "Under a normal model of the mixtures; jackknife intervals, of benchmarks profile likelihood.</p>"
+        f"{page.show(means)}<details><summary>Benchmarks</summary>{page.show(benchmarks)}</details>"
+    )
+
+
+def true_tables(results: Results) -> tuple[Table, Table]:
+    """Decisions on pairs as measured beside those without item noise: means over categories, and benchmarks."""
+    clean = results.rows("decisions", protocol=true_decisions.TABLE)
+    measured = results.rows("decisions", protocol="decision", quantity="accuracy")
+    single = set(results.method["benchmarks"])
+    at = {(r.scale, r.category, r.name if r.name in single else "", r.other): r for r in (*measured, *clean)}
+    kinds = {
+        "right of two (%), as measured": "pairwise agreement",
+        "right, judged without noise": true_decisions.AGREEMENT_JUDGED,
+        "right without noise": true_decisions.AGREEMENT,
+        "lost by two (points), as measured": "pairwise loss",
+        "lost, judged without noise": true_decisions.LOSS_JUDGED,
+    }
+    of_one = [
+        title for title, kind in kinds.items() if kind in ("pairwise agreement", true_decisions.AGREEMENT)
+    ]
+    blocks: dict[bool, dict[str, list[list[str]]]] = {True: {}, False: {}}
+    for scale, category, name in dict.fromkeys(
+        (r.scale, r.category, r.name if r.name in single else "") for r in clean
+    ):
+        found = {title: at.get((scale, category, name, kind)) for title, kind in kinds.items()}
+        notes = dict.fromkeys(
+            r.note for r in found.values() if r and r.protocol == true_decisions.TABLE and r.note
+        )
+        cells = [share_with_interval(found[title]) for title in (of_one if name else kinds)]
+        line = [name or category, scale, *cells, "; ".join(notes)]
+        blocks[bool(name)].setdefault(scale, []).append(line)
+    title = "decisions without item noise"
+    head = ["mean over", "scale", *kinds, "note"]
+    means = Table(title, head, list(blocks[False].values()), texts=2, prose=True, stacked=True)
+    head = ["benchmark", "scale", *of_one, "note"]
+    return means, Table(
+        f"{title}, benchmarks", head, list(blocks[True].values()), texts=2, prose=True, stacked=True
+    )
+
+
 def latex(results: Results) -> dict[str, Table]:
     means, benchmarks = decision_tables(results)
-    return {"decisions": means, "decisions_benchmarks": benchmarks}
+    clean, clean_benchmarks = true_tables(results)
+    return {
+        "decisions": means,
+        "decisions_benchmarks": benchmarks,
+        "decisions_without_noise": clean,
+        "decisions_without_noise_benchmarks": clean_benchmarks,
+    }
 
 
 PROTOCOL = Protocol("decisions", rows, section, latex=latex)

@@ -9,7 +9,7 @@ Dims: V = 2B variables (benchmarks before, then after), M mixtures, C columns, S
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import DEGENERATE_MOST, Resamples, degenerate_share
-from evalengine.analysis.correlation import Sample, correlate
+from evalengine.analysis.correlation import Sample, correlate, degrees_of_freedom
 from evalengine.analysis.panel import Panel
 
 Array = NDArray[np.float64]
@@ -25,7 +25,8 @@ Pairs = NDArray[np.int64]
 ALL = "All"
 
 
-SCALE, STAGE, QUANTITY, CATEGORY = "scale", "stage", "quantity", "category"  # kinds of contrasts
+# Kinds of contrasts.
+SCALE, STAGE, QUANTITY, CATEGORY, BENCHMARK = "scale", "stage", "quantity", "category", "benchmark"
 
 
 class Label(NamedTuple):
@@ -66,8 +67,8 @@ class Group:
     """Statistics of one protocol and quantity: per scale (S, C) values, and (S,) how many mixtures they rest on.
 
     means: by scale, where the statistics are means, so that a contrast can be over the members that both sides have.
-    contrast: "", or the kind of difference that all of them are. contrasts: of kinds other than SCALE, which every group
-    has where there are two scales or more.
+    contrast: "", or the kind of difference that all of them are. contrasts: of these statistics; that of kind SCALE is made
+    for every group of two scales or more, unless it is among them.
     """
 
     protocol: str
@@ -79,16 +80,9 @@ class Group:
     is_correlation: bool = False  # of single pairs, so that Fisher's z applies
     interval: str = "bca"  # the kind that holds its coverage for such statistics
     means: dict[str, Means] = field(default_factory=dict)
+    contrast_interval: str = "bca-t"  # the same for their contrasts
     contrast: str = ""
     contrasts: tuple[Group, ...] = ()
-
-
-class Difference(NamedTuple):
-    """(S, C) values of differences, (S,) mixtures behind them, and notes."""
-
-    value_SC: Array
-    n_S: NDArray[np.int64]
-    notes: list[Note]
 
 
 @dataclass(frozen=True)
@@ -107,10 +101,16 @@ class Data:
         known = np.isfinite(self.sample(quantity, scale).x_VMC[:, :, 0])
         return (known[pairs[:, 0]] & known[pairs[:, 1]]).sum(axis=1)
 
+    def few(self, quantity: str, scale: str, pairs: Pairs) -> NDArray[np.bool_]:
+        """Whether a pair has fewer than 4 mixtures, or 3 more than there are blocks with any of them, (P,)."""
+        sample = self.sample(quantity, scale)
+        known_VM = np.isfinite(sample.x_VMC[:, :, 0])
+        return degrees_of_freedom(known_VM[pairs[:, 0]] & known_VM[pairs[:, 1]], sample.block_M) < 3
+
     def correlate(self, quantity: str, scale: str, pairs: Pairs) -> Array:
-        """(P, C); NaN for pairs with fewer than 4 mixtures, and for those that too many resamples leave undefined."""
+        """(P, C); NaN for pairs with too few mixtures, and for those that too many resamples leave undefined."""
         value_PC = correlate(self.sample(quantity, scale), pairs, self.statistic)
-        value_PC[self.n(quantity, scale, pairs) < 4] = np.nan
+        value_PC[self.few(quantity, scale, pairs)] = np.nan
         return self.reportable(value_PC)
 
     def reportable(self, value_SC: Array) -> Array:
@@ -122,62 +122,6 @@ class Data:
         if self.plan is not None:
             value_SC[degenerate_share(value_SC, self.plan) > DEGENERATE_MOST] = np.nan
         return value_SC
-
-
-def contrast_group(
-    of: Group, kind: str, labels: Sequence[Label], differences: Mapping[str, Difference]
-) -> Group:
-    """The contrast of a group's statistics, from the differences at each scale; `labels` name both sides."""
-    return Group(
-        of.protocol,
-        of.quantity,
-        list(labels),
-        {scale: found.value_SC for scale, found in differences.items()},
-        {scale: found.n_S for scale, found in differences.items()},
-        {scale: found.notes for scale, found in differences.items()},
-        interval="bca-t",
-        contrast=kind,
-    )
-
-
-def scale_contrast(group: Group) -> Group:
-    """The largest scale minus the smallest."""
-    small, *_, large = group.values
-    if group.means:
-        found = difference_of_means(group.means[large], group.means[small], "at both scales")
-    else:
-        found = Difference(
-            group.values[large] - group.values[small],
-            np.minimum(group.n[small], group.n[large]),
-            [Note()] * len(group.labels),
-        )
-    return contrast_group(
-        group, SCALE, [label._replace(minus=small) for label in group.labels], {large: found}
-    )
-
-
-def difference_of_means(minuend: Means, subtrahend: Means, where: str) -> Difference:
-    """Differences of means over the members that have a value on both sides: the k-th of one with the k-th of the other.
-
-    Means of different members would differ for that reason alone. where: "at both scales", for the notes.
-    """
-    first, second = minuend.value_PC, subtrahend.value_PC
-    values, counts, notes = [], [], []
-    for ours, theirs in zip(minuend.members, subtrahend.members, strict=True):
-        known = [
-            (np.isfinite(first[p, 0]), np.isfinite(second[q, 0])) for p, q in zip(ours, theirs, strict=True)
-        ]
-        common = [(p, q) for p, q, both in zip(ours, theirs, map(all, known), strict=True) if both]
-        i, j = ([pair[side] for pair in common] for side in (0, 1))
-        values.append(mean_of_known(first[i]) - mean_of_known(second[j]))
-        counts.append(int(min([*minuend.n_P[i], *subtrahend.n_P[j]], default=0)))
-        if not common:
-            notes.append(Note(UNDEFINED, f"none of them has a value {where}"))
-        elif len(common) < sum(map(any, known)):
-            notes.append(Note(PARTIAL, f"over the {len(common)} that have a value {where}"))
-        else:
-            notes.append(Note())
-    return Difference(np.array(values), np.array(counts), notes)
 
 
 def mean_of_known(value_SC: Array) -> Array:

@@ -145,8 +145,8 @@ def _identify(model: Model, name: str, pattern: str) -> Checkpoint:
     for key, value in groups.items():
         if value is not None:
             check_label(value, f"{printable(name)}, {key}")
-    place = (groups.get(key) for key in ("scale", "mixture", "stage"))
-    return Checkpoint(name, *place, seed=groups.get("replicate") or "")
+    scale, mixture, stage, replicate = map(groups.get, ("scale", "mixture", "stage", "replicate"))
+    return Checkpoint(name, scale, mixture, stage, replicate or "")
 
 
 def read_lm_eval(path: Path, who: Checkpoint, known: Mapping[str, Known], metric: str | None = None) -> Part:

@@ -10,6 +10,7 @@ Dims: K checkpoints, I items of one benchmark, F fields per item.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ class BenchmarkItems(NamedTuple):
     name: str
     category: str
     metric: str  # the score that picks the answer
+    chance: float  # mean over items of 1 / choices
     checkpoints: tuple[str, ...]  # K names
     correct_KI: NDArray[np.uint8] | NDArray[np.float32]
     confidence_KI: NDArray[np.float32]  # of the kind that was asked for
@@ -63,7 +65,6 @@ class BenchmarkItems(NamedTuple):
         np.float64
     ]  # p_gold, margin, entropy, brier, nll: means over items, of raw log-likelihoods
     unusable_K: NDArray[np.int64]  # items without a finite score
-    chance: float = np.nan  # mean over items of 1 / choices
 
     def scores(self, quantity: str) -> NDArray[np.uint8] | NDArray[np.float32]:
         """(K, I): whose mean over items the accuracy is, the confidence, or the other confidence."""
@@ -185,7 +186,7 @@ def _read_benchmark(
             _same_gold(name, [checkpoint for checkpoint, _ in found], parts)
     columns = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:-1])
     names = tuple(checkpoint for checkpoint, _ in found)
-    read_items = BenchmarkItems(name, category, chosen, names, *columns, chance=_chance(first))
+    read_items = BenchmarkItems(name, category, chosen, _chance(first), names, *columns)
     if chosen == "acc":
         read_items = read_items._replace(other_KI=read_items.confidence_KI)
     return read_items, _notes(found)
@@ -202,11 +203,9 @@ def _chance(table: pa.Table | None) -> float:
     """The mean accuracy of guessing."""
     import pyarrow.compute as pc
 
-    return (
-        np.nan
-        if table is None
-        else float(pc.mean(pc.divide(1.0, pc.list_value_length(table["loglik"]))).as_py())
-    )
+    if table is None:
+        return math.nan
+    return float(pc.mean(pc.divide(1.0, pc.list_value_length(table["loglik"]))).as_py())
 
 
 class _Part(NamedTuple):

@@ -55,6 +55,13 @@ class Steps(NamedTuple):
     values: dict[str, Array]
 
 
+class Blocks(NamedTuple):
+    """A factor of the design that mixtures share, as it is printed, and its label for each mixture of the panel."""
+
+    factor: str
+    labels: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Panel:
     """Values of a study. Arrays are (S, 2, M, B), NaN where a checkpoint or a benchmark is missing."""
@@ -78,6 +85,7 @@ class Panel:
     steps: Steps | None = None
     confidence: str = ""  # of `metrics.CONFIDENCES`; "" where results were imported
     beside: dict[str, Array] = field(default_factory=dict)  # the other confidence, where a benchmark's differ
+    blocks: Blocks | None = None  # None where all mixtures are exchangeable
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -87,6 +95,13 @@ class Panel:
     def transferred(self) -> dict[str, Array]:
         """The values, and beside them the other confidence, of which transfer and means are shown."""
         return {**self.values, **self.beside}
+
+    @property
+    def block_M(self) -> NDArray[np.int64] | None:
+        """The number of each mixture's block."""
+        if self.blocks is None:
+            return None
+        return np.unique(self.blocks.labels, return_inverse=True)[1].astype(np.int64)
 
     def category_members(self) -> dict[str, list[int]]:
         members: dict[str, list[int]] = defaultdict(list)
@@ -334,8 +349,8 @@ def _fill(cells: Sequence[Cell], axes: Axes) -> dict[str, Array]:
     }
     shape = (*map(len, axes), 1 + max(number.values()))
     known = {quantity for cell in cells for quantity in cell.values}
-    every = (*QUANTITIES, *OTHER_CONFIDENCE.values(), *CALIBRATION)
-    arrays = {q: np.full(shape, np.nan) for q in every if q in known}
+    quantities = (*QUANTITIES, *OTHER_CONFIDENCE.values(), *CALIBRATION)
+    arrays = {q: np.full(shape, np.nan) for q in quantities if q in known}
     for cell, at in zip(cells, _places(cells, axes), strict=True):
         r = number[cell.place[0], cell.place[2], cell.replicate]
         for q, value in cell.values.items():

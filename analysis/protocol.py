@@ -13,6 +13,7 @@ from typing import NamedTuple
 from evalengine.analysis.bootstrap import Resamples
 from evalengine.analysis.figure import Figure, Table
 from evalengine.analysis.groups import Data, Group
+from evalengine.analysis.inverting import inverted
 from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.results import Results
@@ -21,20 +22,22 @@ from evalengine.analysis.tables import Options, Row, Tests, rows_of
 
 @dataclass(frozen=True)
 class Study:
-    """What protocols compute from. mixtures: what the mixtures are made of, None where that is not known."""
+    """What protocols compute from. mixtures: what the mixtures are made of, None where that is not known. across: the same
+    without blocks, where there are blocks."""
 
     data: Data
     plan: Resamples
     options: Options
     mixtures: Mixtures | None = None
+    across: Study | None = None
 
     @property
     def panel(self) -> Panel:
         return self.data.panel
 
     def rows(self, group: Group, tests: Tests | None = None) -> list[Row]:
-        """Rows of a group with the user's intervals; see `tables.rows_of`."""
-        return rows_of(group, self.plan, self.options, tests)
+        """Rows of a group with the user's intervals (`tables.rows_of`); contrasts without a test get p from their interval."""
+        return rows_of(group, self.plan, self.options, {**inverted(group, self.plan), **(tests or {})})
 
 
 class Claim(NamedTuple):

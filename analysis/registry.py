@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evalengine.analysis import (
+    across_blocks,
     alignment,
     calibration,
     coherence,
@@ -11,6 +12,7 @@ from evalengine.analysis import (
     matrices,
     noise,
     seeds,
+    shares,
     stages,
     transfer,
 )
@@ -19,6 +21,7 @@ PROTOCOLS = tuple(
     file.PROTOCOL
     for file in (
         transfer,
+        shares,
         stages,
         seeds,
         matrices,
@@ -28,5 +31,6 @@ PROTOCOLS = tuple(
         effects,
         noise,
         decisions,
+        across_blocks,
     )
 )

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from evalengine.analysis.benchmark_info import NOTHING, Info
 from evalengine.analysis.harness import (
     Model,
     identities,
@@ -64,8 +65,13 @@ class Sample(NamedTuple):
     gold: int = -1
 
 
-def import_samples(paths: Sequence[Path], out: Path, pattern: str, known: Mapping[str, Known]) -> list[Path]:
-    """Writes `out`/<checkpoint>/<benchmark>.arrow from samples files, all or none; returns the paths written."""
+def import_samples(
+    paths: Sequence[Path], out: Path, pattern: str, known: Mapping[str, Known], info: Info = NOTHING
+) -> list[Path]:
+    """Writes `out`/<checkpoint>/<benchmark>.arrow from samples files, all or none; returns the paths written.
+
+    Of `info`, what the user says of the benchmarks, the categories count: the rest is in the files.
+    """
     from evalengine.store import KEYS, write
 
     if (out / RESULTS_FILE).exists():
@@ -73,6 +79,7 @@ def import_samples(paths: Sequence[Path], out: Path, pattern: str, known: Mappin
             f"{out} holds {RESULTS_FILE}, and correlate reads one or the other: give another --out"
         )
     files = [_about(path, known) for path in paths]
+    info.check({file.benchmark for file in files})
     whose = identities((file.model for file in files), pattern)
     source: dict[Path, SampleFile] = {}
     for file in files:
@@ -87,7 +94,8 @@ def import_samples(paths: Sequence[Path], out: Path, pattern: str, known: Mappin
             for target, file in source.items():
                 about = known.get(file.benchmark, UNKNOWN)
                 checkpoint = whose[file.model]
-                who = dict(zip(KEYS, (*checkpoint[:4], file.benchmark, about.category), strict=True))
+                category = info.of(file.benchmark).category or about.category
+                who = dict(zip(KEYS, (*checkpoint[:4], file.benchmark, category), strict=True))
                 table = to_table(who, read_samples(file.path))
                 _refuse_other_scores(out / target, table)
                 write(staging / target, table, _metadata(file, about, checkpoint.seed))

@@ -23,6 +23,7 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import Resamples, resamples
+from evalengine.analysis.contrasts import Difference, contrast_group, difference_of_means
 from evalengine.analysis.correlation import Sample, benjamini_hochberg
 from evalengine.analysis.figure import Figure, Lines, Table, by
 from evalengine.analysis.groups import (
@@ -30,12 +31,9 @@ from evalengine.analysis.groups import (
     STAGE,
     Array,
     Data,
-    Difference,
     Group,
     Label,
     Note,
-    contrast_group,
-    difference_of_means,
     mean_of_known,
 )
 from evalengine.analysis.panel import Panel, Steps
@@ -58,9 +56,13 @@ def rows(study: Study) -> list[Row]:
     panel, options, steps = study.panel, study.options, study.panel.steps
     if steps is None:
         return []
+    if panel.blocks is not None and steps.mixtures != panel.mixtures:  # whose blocks alone are known
+        index = [steps.mixtures.index(mixture) for mixture in panel.mixtures]
+        values = {quantity: x_STMB[:, :, index] for quantity, x_STMB in steps.values.items()}
+        steps = steps._replace(mixtures=panel.mixtures, values=values)
     plan = study.plan
     if options.resample == "items" or steps.mixtures != panel.mixtures:
-        plan = resamples(len(steps.mixtures), options.bootstrap, options.seed)
+        plan = resamples(len(steps.mixtures), options.bootstrap, options.seed, panel.block_M)
     members = panel.category_members()
     B = len(panel.benchmarks)
     every = [*members.values(), list(range(B))]
@@ -68,7 +70,7 @@ def rows(study: Study) -> list[Row]:
     for quantity, (s, scale) in itertools.product(steps.values, enumerate(panel.scales)):
         recipes: list[Transfers] = []
         x_VM = steps.values[quantity][s].swapaxes(1, 2).reshape(-1, len(steps.mixtures))
-        sample = Sample(x_VM[:, :, None], plan.weight_MC)
+        sample = Sample(x_VM[:, :, None], plan.weight_MC, panel.block_M)
         for t, u in pairs(len(steps.stages)):
             two = _two_stages(panel, steps, quantity, s, (t, u))
             of_two = sample.of(np.concatenate([t * B + np.arange(B), u * B + np.arange(B)]))
@@ -134,7 +136,7 @@ def _compared(
         (later.means, means, every),
     ):
         labels = [label._replace(minus=",".join(earlier.two.stages)) for label in group.labels]
-        p_and_q = swapped(sides[0], sides[1], defined_B, members, options)
+        p_and_q = swapped(sides[0], sides[1], defined_B, members, options, later.two.block_M)
         contrast = contrast_group(group, STAGE, labels, {scale: found})
         out += rows_of(contrast, plan, options, {(STAGE, scale): p_and_q})
     return out

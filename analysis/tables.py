@@ -16,20 +16,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from evalengine.analysis.bootstrap import DEGENERATE_MOST, Array, Resamples, fisher, intervals
-from evalengine.analysis.groups import SCALE, Group, Label, Note, scale_contrast
+from evalengine.analysis.contrasts import scale_contrast
+from evalengine.analysis.groups import SCALE, Group, Label, Note
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 DEGENERATE_SAID = 1e-3  # share of undefined resamples above which a row says so
+WITHIN_BLOCKS = {  # the kind of interval that holds its coverage when mixtures are in blocks, for that without them
+    "bca": "bca",
+    "bca-t": "bca-t",
+    "jackknife-z": "jackknife-z",
+    "jackknife": "jackknife",
+}
 
 
 class Row(NamedTuple):
     """One statistic. Ends of intervals are NaN where undefined.
 
-    contrast: "", or the kind of a difference: "scale", "stage", "quantity", "category". minus: what is subtracted (the
-    smaller scale, the earlier stage, the other quantity or category); the row's own fields say from what. note_kind: of the
-    protocol's own note (`groups.Note`), "" where it has none.
+    contrast: "", or the kind of a difference: "scale", "stage", "quantity", "category", "benchmark". minus: what is
+    subtracted (the smaller scale, the earlier stage, the other quantity, category or benchmarks); the row's own fields say
+    from what. note_kind: of the protocol's own note (`groups.Note`), "" where it has none.
     """
 
     protocol: str
@@ -76,7 +83,8 @@ class Options(NamedTuple):
     """What the user may choose.
 
     bootstrap: "exact", a number of resamples, or None for exact up to 10 mixtures. interval: "auto" is the kind of each
-    statistic's group. resample: what is drawn: mixtures, items, or both.
+    statistic's group. resample: what is drawn: mixtures, items, or both. block: the factor within which mixtures are
+    compared: a name, "none", or "auto" for the study file's web source.
     """
 
     bootstrap: str | int | None = None
@@ -85,6 +93,7 @@ class Options(NamedTuple):
     statistic: str = "pearson"
     seed: int = 0
     resample: str = "mixtures"
+    block: str = "auto"
 
 
 def rows_of(
@@ -95,7 +104,8 @@ def rows_of(
 ) -> list[Row]:
     """Rows of a group at every scale, of the difference between the largest and the smallest, and of its other contrasts."""
     tests = tests or {}
-    between = [scale_contrast(group)] if len(group.values) > 1 and not group.contrast else []
+    made = bool(group.contrast) or any(part.contrast == SCALE for part in group.contrasts)
+    between = [scale_contrast(group)] if len(group.values) > 1 and not made else []
     return [
         row
         for part in (group, *between, *group.contrasts)
@@ -109,14 +119,17 @@ def _rows(
 ) -> list[Row]:
     n: Any = group.n[scale]
     notes = group.notes.get(scale, [Note()] * len(group.labels))
-    kind = group.interval if options.interval == "auto" else options.interval
+    kind = options.interval
+    if kind == "auto":
+        kind = group.interval if plan.blocks == 1 else WITHIN_BLOCKS[group.interval]
     kinds = dict.fromkeys(["bca", "percentile", "basic", *([] if kind == "fisher" else [kind])])
     found = intervals(group.values[scale], plan, options.level, list(kinds))
     unsure = np.isfinite(found.estimate) & (found.degenerate > DEGENERATE_MOST)
     for values in (found.estimate, *found.ends.values()):
         values[unsure] = np.nan
     undefined_S2 = np.full((len(unsure), 2), np.nan)
-    z = fisher(found.estimate, n, options.level) if group.is_correlation else undefined_S2
+    # A mean taken out for each block takes one mixture's worth of information, as a covariate of a partial r does.
+    z = fisher(found.estimate, n - (plan.blocks - 1), options.level) if group.is_correlation else undefined_S2
     ends = {**found.ends, "fisher": z}
     chosen, percentile = ends[kind], ends["percentile"]
     fallback = ~np.isfinite(chosen[:, 0]) & np.isfinite(percentile[:, 0])
@@ -129,7 +142,7 @@ def _rows(
             said.append(f"not reported: undefined in {found.degenerate[s]:.0%} of the resamples")
         if fallback[s]:
             said.append(f"percentile interval: {kind} is undefined here")
-        if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID:
+        if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID + plan.constant:
             said.append(f"undefined in {found.degenerate[s]:.1%} of the resamples, which are left out")
         by_kind: dict[str, Any] = {
             f"{name}_{end}": float(ends[name][s, e])
@@ -169,7 +182,6 @@ def plain_row(protocol: str, quantity: str, scale: str, label: Label, estimate: 
             "note": "",
             "note_kind": "",
             "contrast": "",
-            "minus": "",
             "interval": "",
             **label._asdict(),
             **known,

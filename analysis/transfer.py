@@ -1,7 +1,8 @@
 """Cross-stage transfer: does a mixture that is better before stay better after?
 
 Of each benchmark: corr over mixtures of its value before with its value after. Of a category and of all: the mean of its
-benchmarks' r. With permutation p-values, adjusted within a scale.
+benchmarks' r. With permutation p-values, adjusted within a scale. And their contrasts: between scales, between categories, and
+of accuracy with confidence, whose transfer may change with scale in opposite directions.
 
 Source of the definitions here and in the other protocols: "The Magic Correlations" (arXiv 2602.11217), restated in
 docs/analysis.md.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 
 import numpy as np
@@ -18,11 +20,14 @@ from numpy.typing import NDArray
 
 from evalengine.analysis import page, scatter
 from evalengine.analysis.bootstrap import DEGENERATE_MOST
-from evalengine.analysis.correlation import benjamini_hochberg, permuted_p
+from evalengine.analysis.contrasts import Difference, category_contrasts, contrast_group, scale_contrast
+from evalengine.analysis.correlation import BlockNumbers, benjamini_hochberg, permuted_p, residuals
 from evalengine.analysis.figure import Figure, Intervals, Table, file_part
 from evalengine.analysis.groups import (
     ALL,
+    CATEGORY,
     PARTIAL,
+    QUANTITY,
     SCALE,
     UNDEFINED,
     Array,
@@ -38,19 +43,26 @@ from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim,
 from evalengine.analysis.results import Results, excludes_zero, with_interval
 from evalengine.analysis.swapping import swap_p
 from evalengine.analysis.tables import Options, Row, Tests
-from evalengine.analysis.transfer_table import WORDS, transfer_table
+from evalengine.analysis.transfer_table import transfer_table, words
 from evalengine.analysis.verdicts import verdict_claims, verdict_section, verdict_tables
+
+BOTH = "accuracy − confidence"  # the quantity of the difference of both
 
 
 def rows(study: Study) -> list[Row]:
+    panel = study.panel
+    singles = {quantity: transfer(study.data, quantity) for quantity in panel.transferred}
     out = []
-    for quantity in study.panel.transferred:
-        single = transfer(study.data, quantity)
-        means = category_transfer(single, study.panel)
-        B = len(study.panel.benchmarks)
-        categories = [*study.panel.category_members().values(), list(range(B))]
+    for single in singles.values():
+        means = category_transfer(single, panel)
+        means = replace(means, contrasts=category_contrasts(means))
+        B = len(panel.benchmarks)
+        categories = [*panel.category_members().values(), list(range(B))]
         for group, members in ((single, [[b] for b in range(B)]), (means, categories)):
-            out += study.rows(group, tests(single, members, study.panel, study.options))
+            out += study.rows(group, tests(single, members, panel, study.options))
+    if {"accuracy", "confidence"} <= set(singles):
+        for group in quantity_contrasts(singles["accuracy"], singles["confidence"], panel):
+            out += study.rows(group)
     return out
 
 
@@ -63,24 +75,32 @@ def transfer(data: Data, quantity: str) -> Group:
     for s, scale in enumerate(panel.scales):
         values[scale] = data.correlate(quantity, scale, pairs)
         n[scale] = data.n(quantity, scale, pairs)
-        known_B = np.isfinite(values[scale][:, 0])
+        known_B, few_B = np.isfinite(values[scale][:, 0]), data.few(quantity, scale, pairs)
         notes[scale] = [
-            Note() if known_B[b] else Note(UNDEFINED, _why_nan(panel, quantity, s, b, int(n[scale][b])))
+            Note()
+            if known_B[b]
+            else Note(UNDEFINED, _why_nan(panel, quantity, s, b, int(n[scale][b]), few_B[b]))
             for b in range(B)
         ]
     labels = [Label(panel.categories[b], panel.benchmarks[b]) for b in range(B)]
     return Group("transfer", quantity, labels, values, n, notes, data.statistic == "pearson")
 
 
-def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int) -> str:
+def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int, few: bool) -> str:
     """The reason why a benchmark's transfer is not reported at a scale."""
     if n < 4:
         return f"{n} mixture{'s have' if n != 1 else ' has'} both values, 4 are needed"
+    within = f" within {panel.blocks.factor}" if panel.blocks else ""
+    if few:
+        return f"{n} mixtures have both values, too few to compare{within}"
     x_TM = panel.transferred[quantity][s, :, :, b]
-    x_TM = x_TM[:, np.isfinite(x_TM).all(axis=0)]
+    known_M = np.isfinite(x_TM).all(axis=0)
+    x_TM = x_TM[:, known_M]
     for t, stage in enumerate(panel.stages):
         if np.ptp(x_TM[t]) <= 1e-12 * np.abs(x_TM[t]).max(initial=0.0):
             return f"{quantity} at {stage} is {x_TM[t, 0]:.4g} for every mixture: no spread to correlate"
+        if panel.block_M is not None and not residuals(x_TM[t : t + 1], panel.block_M[known_M]).any():
+            return f"{quantity} at {stage} does not vary{within}: no spread to correlate"
     different = min(len(np.unique(np.round(x, 12))) for x in x_TM)
     return (
         f"{quantity} takes only {different} different values over {n} mixtures, so unevenly that r is undefined in more than "
@@ -125,6 +145,28 @@ def category_transfer(single: Group, panel: Panel) -> Group:
     )
 
 
+def quantity_contrasts(accuracy: Group, confidence: Group, panel: Panel) -> Iterator[Group]:
+    """The transfer of accuracy minus that of confidence, of benchmarks and as means over those that have both; and the
+    difference of these differences between the largest scale and the smallest, of the quantity BOTH.
+    """
+    values = {scale: accuracy.values[scale] - confidence.values[scale] for scale in accuracy.values}
+    notes = {
+        scale: [Note() if np.isfinite(r) else Note(UNDEFINED, "no r of one of them") for r in value_BC[:, 0]]
+        for scale, value_BC in values.items()
+    }
+    n = {scale: np.minimum(accuracy.n[scale], confidence.n[scale]) for scale in values}
+    single = Group("transfer", BOTH, accuracy.labels, values, n, notes)
+    for group in (single, category_transfer(single, panel)):
+        at_scales = {
+            scale: Difference(value_SC, group.n[scale], group.notes[scale])
+            for scale, value_SC in group.values.items()
+        }
+        labels = [label._replace(minus=confidence.quantity) for label in group.labels]
+        yield replace(contrast_group(group, QUANTITY, labels, at_scales), quantity=accuracy.quantity)
+        if len(values) > 1:
+            yield scale_contrast(group)
+
+
 def tests(single: Group, members: Sequence[Sequence[int]], panel: Panel, options: Options) -> Tests:
     """p of the mean transfer of each of `members` at every scale (permutation), and of its differences between scales
     (swapping); q within the scale, or among the differences."""
@@ -135,7 +177,9 @@ def tests(single: Group, members: Sequence[Sequence[int]], panel: Panel, options
         defined = np.isfinite(single.values[scale][:, 0])
         p = np.full(len(members), np.nan)
         for mask_M, index, used in _by_mixtures(np.stack([x_VM[:B], x_VM[B:]]), members, defined):
-            p[index] = permuted_p(x_VM[:B, mask_M], x_VM[B:, mask_M], used, options.statistic, options.seed)
+            block_M = None if panel.block_M is None else panel.block_M[mask_M]
+            sides = x_VM[:B, mask_M], x_VM[B:, mask_M]
+            p[index] = permuted_p(*sides, used, options.statistic, options.seed, block_M)
         out["", scale] = (p, benjamini_hochberg(p))
     if len(panel.scales) > 1:
         out[SCALE, panel.scales[-1]] = contrast_p(single, members, panel, options)
@@ -149,7 +193,7 @@ def contrast_p(
     B, last = len(panel.benchmarks), len(panel.scales) - 1
     small, large = (panel.variables(single.quantity, s).reshape(2, B, -1) for s in (0, last))
     first, second = (np.isfinite(single.values[panel.scales[s]][:, 0]) for s in (0, last))
-    return swapped(small, large, first & second, members, options)
+    return swapped(small, large, first & second, members, options, panel.block_M)
 
 
 def swapped(
@@ -158,12 +202,14 @@ def swapped(
     defined_B: NDArray[np.bool_],
     members: Sequence[Sequence[int]],
     options: Options,
+    block_M: BlockNumbers | None,
 ) -> tuple[Array, Array]:
     """p of the difference of each of the members' mean transfers from one side to the other (`swap_p`), and their q."""
     p = np.full(len(members), np.nan)
     for mask_M, index, used in _by_mixtures(np.concatenate([small_2BM, large_2BM]), members, defined_B):
         sides = small_2BM[:, :, mask_M], large_2BM[:, :, mask_M]
-        p[index] = swap_p(*sides, used, options.statistic, options.seed)
+        within = None if block_M is None else block_M[mask_M]
+        p[index] = swap_p(*sides, used, options.statistic, options.seed, block_M=within)
     return p, benjamini_hochberg(p)
 
 
@@ -185,8 +231,7 @@ def _by_mixtures(
 
 def section(results: Results) -> str:
     method = results.method
-    means = results.rows("transfer", protocol="category_transfer")
-    single = results.rows("transfer", protocol="transfer")
+    means, single = (_shown(results, protocol) for protocol in ("category_transfer", "transfer"))
     out = [
         "<h2>Transfer</h2>",
         f'<p class="hint">Correlation over mixtures of a benchmark\'s value at {escape(method["stages"][0])} with its '
@@ -197,21 +242,50 @@ def section(results: Results) -> str:
         "<h3>Benchmarks</h3>",
         page.grid(results, _of_benchmarks(single)),
     ]
+    if other := method["other_confidence"]:
+        grids = (
+            page.grid(results, draw(results.rows("transfer", protocol=protocol, quantity=other)))
+            for protocol, draw in (("category_transfer", _of_means), ("transfer", _of_benchmarks))
+        )
+        out.append(f"<details><summary>{escape(other.capitalize())}</summary>{''.join(grids)}</details>")
     for quantity, table in ((q, transfer_table(results, q, results.scales)) for q in method["quantities"]):
         out.append(
             f"<details><summary>{escape(quantity.capitalize())}: the numbers</summary>{page.show(table)}"
-            f'<p class="hint">{escape(WORDS)}</p></details>'
+            f'<p class="hint">{escape(words(results))}</p></details>'
         )
     out.append(_scatters(results))
-    if len(results.scales) > 1:
-        small, large = results.scales[0], results.scales[-1]
-        every = results.rows("transfer", contrast=SCALE)
-        out.append(
-            f"<details><summary>Differences between scales ({escape(large)} minus {escape(small)})</summary>"
-            '<p class="hint">The same resamples on both sides.</p>'
-            f"{page.grid(results, _of_benchmarks(every)._replace(limit=2.0))}</details>"
-        )
+    large, small = map(escape, (results.scales[-1], results.scales[0]))
+    of_all = [r for q in method["quantities"] for r in results.rows("transfer", quantity=q, contrast=SCALE)]
+    both = _of_benchmarks(results.rows("transfer", contrast=QUANTITY))
+    changes = _of_benchmarks(results.rows("transfer", quantity=BOTH, contrast=SCALE))
+    pairs = Intervals(
+        [r for q in method["quantities"] for r in results.rows("transfer", quantity=q, contrast=CATEGORY)],
+        lambda row: f"{row.category} − {row.minus}",
+    )
+    for title, shown in (
+        (f"Differences between scales ({large} minus {small})", [_of_benchmarks(of_all)]),
+        (
+            "Transfer of accuracy minus transfer of confidence",
+            [
+                both._replace(panel=lambda row: BOTH),
+                changes._replace(panel=lambda row: f"{BOTH}, {row.at}", limit=4.0),
+            ],
+        ),
+        ("Differences between the means of categories", [pairs]),
+    ):
+        if any(figure.rows for figure in shown):
+            limits = [figure._replace(limit=max(2.0, figure.limit)) for figure in shown]
+            grids = "".join(page.grid(results, figure) for figure in limits)
+            hint = '<p class="hint">The same resamples on both sides.</p>'
+            out.append(f"<details><summary>{title}</summary>{hint}{grids}</details>")
     return "".join(out) + verdict_section(results)
+
+
+def _shown(results: Results, protocol: str) -> list[Row]:
+    """Rows of the quantities, without the confidence that was not asked for."""
+    return [
+        r for r in results.rows("transfer", protocol=protocol) if r.quantity in results.method["quantities"]
+    ]
 
 
 def _n_words(rows: Sequence[Row]) -> str:
@@ -249,8 +323,8 @@ def _scatters(results: Results) -> str:
 
 def figures(results: Results) -> Mapping[str, Figure]:
     return {
-        "category_transfer": _of_means(results.rows("transfer", protocol="category_transfer")),
-        "benchmark_transfer": _of_benchmarks(results.rows("transfer", protocol="transfer")),
+        "category_transfer": _of_means(_shown(results, "category_transfer")),
+        "benchmark_transfer": _of_benchmarks(_shown(results, "transfer")),
         **scatter.figures(results),
     }
 
@@ -271,7 +345,8 @@ def claims(results: Results) -> Iterator[Claim]:
         yield from _overall(results, quantity)
         yield from verdict_claims(results, quantity)
         yield from _tests(results, quantity)
-    single = results.rows("transfer", protocol="transfer")
+    yield from _inverse_dynamics(results)
+    single = _shown(results, "transfer")
     if widths := sorted(row.high - row.low for row in single if math.isfinite(row.low)):
         yield Claim(
             CAUTION,
@@ -325,6 +400,36 @@ def _overall(results: Results, quantity: str) -> Iterator[Claim]:
                 f"That transfer of {quantity} changes with scale on average: difference {row.at} of the mean "
                 f"r {with_interval(row)}, n = {row.n}.",
             )
+
+
+def _inverse_dynamics(results: Results) -> Iterator[Claim]:
+    """Whether accuracy's transfer and confidence's change with scale in opposite directions."""
+    fixed = {"protocol": "category_transfer", "category": ALL, "contrast": SCALE}
+    known = {q: results.rows("transfer", quantity=q, **fixed) for q in ("accuracy", "confidence", BOTH)}
+    if not all(rows and math.isfinite(rows[0].low) for rows in known.values()):
+        return
+    accuracy, confidence, both = (rows[0] for rows in known.values())
+    opposite = (
+        accuracy.estimate * confidence.estimate < 0 and excludes_zero(accuracy) and excludes_zero(confidence)
+    )
+    said = (
+        f"mean r over all benchmarks, {both.at}, of accuracy {with_interval(accuracy)}, of confidence "
+        f"{with_interval(confidence)}, difference {with_interval(both)}, n = {both.n}"
+    )
+    if opposite:
+        yield Claim(
+            SUPPORTED,
+            f"The transfers of accuracy and of confidence change with scale in opposite directions: {said}.",
+        )
+    elif excludes_zero(both):
+        yield Claim(
+            SUPPORTED, f"The transfers of accuracy and of confidence change with scale differently: {said}."
+        )
+    if not opposite:
+        yield Claim(
+            UNSUPPORTED,
+            f"That the transfers of accuracy and of confidence change with scale in opposite directions: {said}.",
+        )
 
 
 def _tests(results: Results, quantity: str) -> Iterator[Claim]:

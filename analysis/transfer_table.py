@@ -12,11 +12,15 @@ from evalengine.analysis.page import p_value
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row
 
-WORDS = (
-    "In brackets after a category: how many benchmarks its mean is over. p: "
-    "permutation test; q: Benjamini and Hochberg's, over the benchmarks or the means of a scale. Ceiling: the r that item noise "
-    "would leave of a perfect correlation."
-)
+
+def words(results: Results) -> str:
+    """What the table's columns are."""
+    change = f" Change: {results.scales[-1]} − {results.scales[0]}." if len(results.scales) > 1 else ""
+    return (
+        f"In brackets after a category: how many benchmarks its mean is over.{change} p: permutation test; q: Benjamini and "
+        f"Hochberg's, over the benchmarks or the means of a scale. {CEILING.capitalize()}: the r that item noise would leave of "
+        "a perfect correlation."
+    )
 
 
 def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Table:
@@ -50,14 +54,14 @@ def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Ta
         most = ceiling.get((row.scale, row.name), math.nan) if single else math.nan
         without = None if row.contrast else clean.get((row.scale, row.name if single else row.category))
         return [
-            *([row.at] if several else []),
+            *(["change" if row.contrast else row.scale] if several else []),
             with_interval(row),
             str(row.n),
             f"{count:,}" if count else "",
             p_value(row.p),
             p_value(row.q),
             f"{most:.2f}" if math.isfinite(most) else "",
-            with_interval(without) if without else "",
+            with_interval(without) if without and math.isfinite(without.estimate) else "",
         ]
 
     blocks: list[list[list[str | Mark]]] = []
@@ -67,4 +71,6 @@ def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Ta
             title = name if single else Mark(f"{category} ({name.removeprefix('mean of ')})", "mean")
             blocks[-1] += [[title if k == 0 else "", *cells(row)] for k, row in enumerate(rows)]
     columns = ["", *(["scale"] if several else []), "r", "n", "items", "p", "q", CEILING, WITHOUT_NOISE]
-    return Table(f"transfer of {quantity}", columns, blocks, texts=2 if several else 1)
+    known = [k for k in range(len(columns)) if k == 0 or any(row[k] for block in blocks for row in block)]
+    blocks = [[[row[k] for k in known] for row in block] for block in blocks]
+    return Table(f"transfer of {quantity}", [columns[k] for k in known], blocks, texts=2 if several else 1)

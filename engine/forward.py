@@ -32,7 +32,7 @@ PLAIN_LOGITS = 64 << 20  # bytes of logits held at once where a model insists on
 SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 
-Progress = Callable[[float], None]
+OnProgress = Callable[[float], None]
 
 
 class Rows(NamedTuple):
@@ -71,14 +71,14 @@ class Forward:
     # --- the ways
 
     @torch.inference_mode()
-    def packed(self, batches: list[packing.Batch], progress: Progress | None = None) -> Targets:
+    def packed(self, batches: list[packing.Batch], progress: OnProgress | None = None) -> Targets:
         """Token tries. Needs a head. Raises what the model's own code raises where it cannot run so."""
         self._attend(tree=True)
         return self._score(self._tree_rows(batches, progress))
 
     @torch.inference_mode()
     def plain(
-        self, sequences: Sequences, batch_tokens: int, pad: bool = False, progress: Progress | None = None
+        self, sequences: Sequences, batch_tokens: int, pad: bool = False, progress: OnProgress | None = None
     ) -> Targets:
         """Rows of one length together, the shortest first: nothing that depends on a batch's longest row can differ.
 
@@ -108,7 +108,7 @@ class Forward:
 
     # --- rows
 
-    def _tree_rows(self, batches: list[packing.Batch], progress: Progress | None) -> Iterator[Rows]:
+    def _tree_rows(self, batches: list[packing.Batch], progress: OnProgress | None) -> Iterator[Rows]:
         takes_any = any(p.kind is p.VAR_KEYWORD for p in self._takes.values())
         if not takes_any and not {"position_ids", "attention_mask"} <= self._takes.keys():
             raise NotImplementedError("it takes no positions")
@@ -132,7 +132,7 @@ class Forward:
                 progress(len(np.unique(batch.target_sequence_T)))
 
     def _plain_rows(
-        self, sequences: Sequences, batch_tokens: int, pad: bool, progress: Progress | None
+        self, sequences: Sequences, batch_tokens: int, pad: bool, progress: OnProgress | None
     ) -> Iterator[Rows]:
         if self.last_layer is not None:
             self.last_layer.rows = None

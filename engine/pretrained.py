@@ -68,7 +68,7 @@ class Pretrained(NamedTuple):
         files = checkpoint.weight_files(self.allow_pickle)
         if checkpoint.config.get("quantization_config"):
             return self._loaded(checkpoint, self._from_folder(checkpoint))
-        stored: dict[str, weights.Stored] = {}
+        stored: dict[str, weights.FileTensor] = {}
         tensors: Mapping[str, Any]
         if all(file.suffix == ".safetensors" for file in files):
             tensors = stored = weights.unwrapped(weights.headers(files), checkpoint.name)

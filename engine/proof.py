@@ -50,13 +50,14 @@ class Mode(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """What was found for sequences of up to `length` tokens fed."""
+    """What was found for sequences of up to `length` tokens fed.
+
+    The modes are those that are exact, the fastest first; the last one is a plain forward, exact by construction.
+    """
 
     length: int
     tokens: int  # of a packed batch at most
-    modes: tuple[Mode, ...] = (
-        Mode("alone"),
-    )  # the fastest first; the last one is a plain forward, exact by construction
+    modes: tuple[Mode, ...] = (Mode("alone"),)
     rewrites: bool = False  # a forward changes weights: the next checkpoint needs a module of its own
     why: str = ""  # why no faster mode is the first
 

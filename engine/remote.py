@@ -207,25 +207,20 @@ def evict(folder: Path, wanted: int) -> None:
 # --- stores
 
 
-class StorePlace(NamedTuple):
-    """A store to write: the folder here, and what is to be done with each finished file."""
+def open_store(place: Path | str, names: list[str]) -> tuple[Path, Callable[[Path], None]]:
+    """The folder of a store at a path or a URI, and what is to be called with each of its files that is finished.
 
-    folder: Path
-    stored: Callable[[Path], None]
-    remote: bool
-
-
-def open_store(place: Path | str, names: list[str]) -> StorePlace:
-    """A store at a path or a URI; of a remote one, the files of the checkpoints `names` are brought here first."""
+    Of a remote store, the files of the checkpoints `names` are brought here first.
+    """
     if not is_uri(place):
-        return StorePlace(Path(place), lambda path: None, False)
+        return Path(place), lambda path: None
     folder = copy_of(str(place), names)
     fs, root = filesystem(str(place))
 
     def upload(path: Path) -> None:
         put(fs, path, f"{root}/{path.resolve().relative_to(folder.resolve()).as_posix()}", str(place))
 
-    return StorePlace(folder, upload, True)
+    return folder, upload
 
 
 def readable(place: Path | str) -> Path:

@@ -21,25 +21,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evalengine import console, sealed, store
+from evalengine import console, events, sealed, store
 from evalengine.backends import Backend
 from evalengine.checkpoints import Checkpoint
 from evalengine.encoding import Encoded, Scores, SequenceTooLarge
 from evalengine.errors import UserError
-from evalengine.events import (
-    Advanced,
-    Display,
-    Doing,
-    Emit,
-    Failed,
-    Finished,
-    Kept,
-    Noted,
-    Outcome,
-    Outcomes,
-    Stored,
-    to_all,
-)
+from evalengine.events import Display, Emit, Outcome, Outcomes, to_all
 from evalengine.plans import Planner
 from evalengine.resolve import ReadAhead
 from evalengine.resume import Decision, Options, Task, decide, tasks_of
@@ -84,8 +71,8 @@ def score(
             except Exception as error:
                 if os.environ.get("EVALENGINE_DEBUG") and not isinstance(error, UserError):
                     raise
-                emit(Failed(checkpoint.name, sentence(checkpoint.name, error)))
-            emit(Finished(checkpoint.name, time.monotonic() - started))
+                emit(events.Failed(checkpoint.name, sentence(checkpoint.name, error)))
+            emit(events.Finished(checkpoint.name, time.monotonic() - started))
         store.log_run(out, outcomes.record(backend, options))
     return outcomes.all()
 
@@ -99,10 +86,11 @@ def begin(checkpoint: Checkpoint, decision: Decision, emit: Emit) -> None:
         raise UserError(decision.conflict)
     aside = [(path, sealed.set_aside(path)) for path in decision.damaged]
     notes = [f"{path.name} was damaged: set aside as {to.name} and scored again" for path, to in aside]
-    emit(Noted(checkpoint.name, (*notes, *decision.notes)))
+    emit(events.Noted(checkpoint.name, (*notes, *decision.notes)))
     for task in decision.relabelled:
         store.write(task.path, store.read(task.path), task.metadata)
-    emit(Kept(checkpoint.name, len(decision.kept), sum(len(task.items.items) for task in decision.kept)))
+    items = sum(len(task.items.items) for task in decision.kept)
+    emit(events.Kept(checkpoint.name, len(decision.kept), items))
 
 
 def score_checkpoint(
@@ -110,23 +98,23 @@ def score_checkpoint(
 ) -> None:
     """Scores and stores tasks of an identified checkpoint. Raises UserError; what is done by then is stored."""
     name = checkpoint.name
-    emit(Doing(name, "loading"))
+    emit(events.Doing(name, "loading"))
     backend.load(checkpoint)
-    emit(Noted(name, tuple(backend.notes)))
+    emit(events.Noted(name, tuple(backend.notes)))
     for task in pending:
         benchmark, items = task.items.benchmark, len(task.items.items)
-        emit(Doing(name, benchmark))
+        emit(events.Doing(name, benchmark))
         encoded = planner.plan(checkpoint, task.items)
         share = items / max(len(encoded.sequences), 1)
 
         def advance(sequences: float, share: float = share) -> None:
-            emit(Advanced(name, sequences * share))
+            emit(events.Advanced(name, sequences * share))
 
         scores = scores_of(backend, encoded, benchmark, advance)
         table = score_table(checkpoint, benchmark, task.items.category, encoded, scores)
         store.write(task.path, table, task.metadata)
-        emit(Stored(name, benchmark, task.path, items, encoded.truncated))
-        emit(Noted(name, (*encoded.notes, *backend.notes)))  # such as that memory ran out
+        emit(events.Stored(name, benchmark, task.path, items, encoded.truncated))
+        emit(events.Noted(name, (*encoded.notes, *backend.notes)))  # such as that memory ran out
 
 
 def scores_of(

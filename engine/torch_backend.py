@@ -23,7 +23,7 @@ from evalengine.encoding import Scores, Sequences, SequenceTooLarge, window_of
 from evalengine.errors import ModelError, UserError
 from evalengine.forward import (
     Forward,
-    Progress,
+    OnProgress,
     Targets,
     embedding_rows,
     head_candidates,
@@ -120,9 +120,9 @@ class TorchBackend:
     def _prove(self, length: int) -> Proof:
         """What holds for this configuration up to `length` tokens fed. Raises UserError where it is not causal."""
         config = self.model.config
-        window = window_of(config) or length
+        reached = min(length, window_of(config) or length)
         try:
-            found = proof.prove(config, min(length, window), self.batch_tokens, type(self.model))
+            found = proof.prove(config, reached, self.batch_tokens, type(self.model))
         except UserError as error:
             raise UserError(f"{self._name} cannot be scored: {error}") from None
         self._proofs[self._architecture] = found._replace(length=length)
@@ -156,17 +156,13 @@ class TorchBackend:
         while len(self.modes) > 1:
             try:
                 gap = proof.gap(self._run(self._part(self.modes[0].way, few)), truth)
-                why = (
-                    f"on its weights scores then differ by {gap:.2g} nats"
-                    if gap > ROUNDING[self.dtype]
-                    else ""
-                )
+                if gap <= ROUNDING[self.dtype]:
+                    return
+                why = f"on its weights scores then differ by {gap:.2g} nats"
             except Exception as error:
                 if out_of_memory(error):
                     raise UserError(f"{self._name} cannot run here: {reason(error)}") from None
                 why = reason(error)
-            if not why:
-                return
             self._fail(why)
 
     def _fail(self, why: str) -> None:
@@ -176,7 +172,7 @@ class TorchBackend:
 
     # --- scoring
 
-    def score(self, sequences: Sequences, progress: Progress | None = None) -> Scores:
+    def score(self, sequences: Sequences, progress: OnProgress | None = None) -> Scores:
         """Scores every sequence. `progress` is called with the number of sequences that each forward finished.
 
         Where memory runs out, batches are halved and all is run again; where a way raises, the next one runs. UserError where
@@ -198,7 +194,7 @@ class TorchBackend:
                         f"{self._name} cannot be scored: {type(error).__name__}: {reason(error)}"
                     ) from None
 
-    def _score(self, sequences: Sequences, progress: Progress | None) -> Scores:
+    def _score(self, sequences: Sequences, progress: OnProgress | None) -> Scores:
         loglik, greedy = np.zeros(len(sequences)), np.ones(len(sequences), dtype=bool)
         for part in self.parts(sequences):
             if self.modes[0].way != "packed" or self.modes[0].longest < self.proof.length:
@@ -207,7 +203,7 @@ class TorchBackend:
             loglik[part.number_S], greedy[part.number_S] = scores
         return Scores(loglik, greedy)
 
-    def _run(self, part: Part, progress: Progress | None = None) -> Targets:
+    def _run(self, part: Part, progress: OnProgress | None = None) -> Targets:
         if part.way == "packed":
             return self.forward.packed(part.batches, progress)
         return self.forward.plain(part.sequences, self.batch_tokens, part.way == "padded", progress)

@@ -81,9 +81,8 @@ def _numbers(value: Any) -> Iterator[int]:
 def _few_tokens(config: Any) -> Any:
     for part in _parts(config):
         part.quantization_config = None
-        part._attn_implementation = (
-            None  # transformers' choice, not that of the module which has this configuration
-        )
+        # transformers' choice, not that of the module which has this configuration
+        part._attn_implementation = None
         for name in ("vocab_size", "vocab_size_per_layer_input"):
             if (_whole(part, name) or 0) > VOCABULARY:
                 setattr(part, name, VOCABULARY)

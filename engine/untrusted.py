@@ -92,9 +92,7 @@ def read_yaml(path: Path) -> Any:
         raise
     except FileNotFoundError:
         raise UserError(f"there is no file {path}: give the path of a YAML file") from None
-    except (
-        Exception
-    ) as error:  # PyYAML's constructors raise whatever Python raises on a bad date, number or key
+    except Exception as error:  # PyYAML raises whatever Python raises on a bad date, number or key
         raise UserError(f"{path} is not valid YAML ({reason(error)}): fix it") from None
 
 

@@ -26,7 +26,7 @@ WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  
 
 
 @dataclass(frozen=True)
-class Stored:
+class FileTensor:
     """A tensor of a safetensors file, not read yet: `stored[...]` reads it, as transformers' loader asks for one."""
 
     file: Path
@@ -51,11 +51,11 @@ class Stored:
         return math.prod(self.shape) * WIDTHS[self.dtype]
 
 
-def headers(files: list[Path]) -> dict[str, Stored]:
+def headers(files: list[Path]) -> dict[str, FileTensor]:
     """The tensors of safetensors files. Raises UserError where a file is truncated or is no such file."""
     from safetensors import SafetensorError, safe_open
 
-    found: dict[str, Stored] = {}
+    found: dict[str, FileTensor] = {}
     for file in files:
         try:
             opened = safe_open(file, "pt", backend="pread")
@@ -68,7 +68,7 @@ def headers(files: list[Path]) -> dict[str, Stored]:
                 raise UserError(
                     f"{file}: {printable(name[:60])} is stored as {dtype}, which evalengine does not read: convert it to bf16"
                 )
-            found[name] = Stored(file, name, dtype, tuple(header.get_shape()), opened)
+            found[name] = FileTensor(file, name, dtype, tuple(header.get_shape()), opened)
     return found
 
 
@@ -114,12 +114,12 @@ def unwrapped(tensors: Mapping[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
-def fits(module: torch.nn.Module, stored: dict[str, Stored]) -> bool:
+def fits(module: torch.nn.Module, stored: dict[str, FileTensor]) -> bool:
     """Whether these tensors fill the module exactly: none missing, extra, misshapen, or unlike one that shares its memory."""
     import torch
 
     state = module.state_dict()
-    filled: dict[int, Stored] = {}
+    filled: dict[int, FileTensor] = {}
     for name, tensor in stored.items():
         if name not in state or tuple(state[name].shape) != tensor.shape:
             return False
@@ -131,7 +131,7 @@ def fits(module: torch.nn.Module, stored: dict[str, Stored]) -> bool:
     return all(not tensor.numel() or tensor.data_ptr() in filled for tensor in state.values())
 
 
-def names_in(module: torch.nn.Module, stored: dict[str, Stored]) -> dict[str, str] | None:
+def names_in(module: torch.nn.Module, stored: dict[str, FileTensor]) -> dict[str, str] | None:
     """The module's name for every stored tensor, as its values show; None where some loader changed more than names."""
     state = module.state_dict()
     names = {name: name for name in stored if name in state}
@@ -145,14 +145,14 @@ def names_in(module: torch.nn.Module, stored: dict[str, Stored]) -> dict[str, st
     return names if same and all(holds(state[own], stored[name]) for name, own in names.items()) else None
 
 
-def holds(into: torch.Tensor, tensor: Stored) -> bool:
+def holds(into: torch.Tensor, tensor: FileTensor) -> bool:
     """Whether a tensor has the stored values, but for its dtype."""
     import torch
 
     return tuple(into.shape) == tensor.shape and torch.equal(into, tensor[...].to(into))
 
 
-def fill(module: torch.nn.Module, stored: dict[str, Stored]) -> None:
+def fill(module: torch.nn.Module, stored: dict[str, FileTensor]) -> None:
     """Reads every tensor into the module's own memory. The caller has checked `fits`."""
     state = module.state_dict()
     for name, tensor in stored.items():

@@ -86,6 +86,7 @@ def _choice_scores(
         raise ValueError(f"gold_I must have one index per item ({n_items}), not {tuple(gold_I.shape)}")
     if bool((gold_I.cpu() >= choice_offset_I1.cpu().diff()).any()):
         raise ValueError("gold_I names a choice that its item does not have")
+
     target_offset_C1 = target_offset_C1.long().cpu()
     loglik_C = torch.segment_reduce(logprob_T.cpu().double(), "sum", offsets=target_offset_C1, axis=0)
     columns["tokens"] = target_offset_C1.diff()

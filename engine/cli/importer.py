@@ -11,6 +11,7 @@ from evalengine import console
 from evalengine.errors import UserError
 
 if TYPE_CHECKING:
+    from evalengine.analysis.benchmark_info import Info
     from evalengine.analysis.importing import Imported, Known
     from evalengine.analysis.items import Checkpoint
 
@@ -161,10 +162,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _refuse_unused(args: argparse.Namespace, suffixes: set[str]) -> None:
     """Refuses options that none of the files would use."""
-    about = ("items", "chance", "category", "benchmark_info")
+    items = ("items",)
     for options, used_by in (
-        (CSV_ALONE, {".csv"}),
-        (about, {".csv", ".json"}),
+        (CSV_ALONE + items * _is_pattern(args.items), {".csv"}),
+        (("chance", *items), {".csv", ".json"}),
         (("pattern",), {".json", ".jsonl"}),
     ):
         given = [f"--{option.replace('_', '-')}" for option in options if getattr(args, option)]
@@ -211,7 +212,6 @@ def _files(path: Path) -> list[Path]:
 
 
 def _tables(sources: list[tuple[Path, tuple[tuple[str, str], ...]]], args: argparse.Namespace) -> Imported:
-    from evalengine.analysis.benchmark_info import read_info
     from evalengine.analysis.harness import NAME_PATTERN, identities, model_of, read_lm_eval, read_results
     from evalengine.analysis.importing import combine
     from evalengine.analysis.score_columns import ITEMS, STDERR, WideTable
@@ -239,12 +239,6 @@ def _tables(sources: list[tuple[Path, tuple[tuple[str, str], ...]]], args: argpa
         metric=args.metric,
     )
     known = _known()
-    said = {
-        "items": "" if _is_pattern(args.items) else args.items,
-        "chance": args.chance,
-        "category": args.category,
-    }
-    info = read_info(Path(args.benchmark_info) if args.benchmark_info else None, said, known)
     models = {file: model_of(file, read_results(file)) for file, _ in sources if file.suffix == ".json"}
     whose = identities(models.values(), args.pattern or NAME_PATTERN)
     parts = [
@@ -253,7 +247,15 @@ def _tables(sources: list[tuple[Path, tuple[tuple[str, str], ...]]], args: argpa
         else read_csv(file, how._replace(constant=dict(constant)), known)
         for file, constant in sources
     ]
-    return combine(parts, known, info)
+    return combine(parts, known, _info(args, known))
+
+
+def _info(args: argparse.Namespace, known: dict[str, Known]) -> Info:
+    from evalengine.analysis.benchmark_info import read_info
+
+    items = "" if _is_pattern(args.items) else args.items
+    said = {"items": items, "chance": args.chance, "category": args.category}
+    return read_info(Path(args.benchmark_info) if args.benchmark_info else None, said, known)
 
 
 def _with(who: Checkpoint, constant: dict[str, str]) -> Checkpoint:
@@ -283,7 +285,8 @@ def _samples(files: list[Path], out: Path, args: argparse.Namespace) -> int:
     from evalengine.analysis.harness import NAME_PATTERN
     from evalengine.analysis.samples import import_samples
 
-    written = import_samples(files, out, args.pattern or NAME_PATTERN, _known())
+    known = _known()
+    written = import_samples(files, out, args.pattern or NAME_PATTERN, known, _info(args, known))
     if args.json:
         console.emit_json({"out": str(out), "results": 0, "samples": [str(path) for path in written]})
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,16 +127,16 @@ def run(args: argparse.Namespace) -> int:
         from evalengine.lm_eval.tasks import load_tasks
 
         more = load_tasks(args.lm_eval_tasks, limit=args.limit, seed=args.seed, fewshot=args.fewshot)
-    place = open_store(args.out, [checkpoint.name for checkpoint in found])
+    folder, upload = open_store(args.out, [checkpoint.name for checkpoint in found])
     item_sets = runner.load_item_sets(benchmarks, options, more)
     for items, default_score in item_sets:
         if METRICS[default_score].column == "loglik_uncond" and not args.pmi:
             raise UserError(f"{items.benchmark} is scored by {default_score}, which needs --pmi: add it")
     spec = backend_spec(args)
 
-    def upload(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if isinstance(event, Stored):
-            place.stored(event.path)
+            upload(event.path)
 
     if args.ray:
         from evalengine.cluster import scoring
@@ -145,17 +146,13 @@ def run(args: argparse.Namespace) -> int:
                 f"--device {args.device} names one device: with --ray give cpu or cuda, or leave it out"
             )
         where = cluster(args, spec.settings.get("tensor_parallel_size"))
-        outcomes = scoring.score(found, item_sets, spec, place.folder, options, where, upload)
+        outcomes = scoring.score(found, item_sets, spec, folder, options, where, on_event)
     else:
         refuse_ray_options(args)
-        backend = spec.make()
-        try:
-            outcomes = runner.score(found, item_sets, backend, place.folder, options, upload)
-        finally:
-            backend.close()
-    if place.remote:
-        place.stored(place.folder.resolve() / "runs.jsonl")
-    report = [summary(outcome, place.folder / outcome.checkpoint.name) for outcome in outcomes]
+        with contextlib.closing(spec.make()) as backend:
+            outcomes = runner.score(found, item_sets, backend, folder, options, on_event)
+    upload(folder / "runs.jsonl")
+    report = [summary(outcome, folder / outcome.checkpoint.name) for outcome in outcomes]
     if args.json:
         console.emit_json({"store": str(args.out), "checkpoints": report})
     else:

@@ -2,7 +2,8 @@
 
 Workers are made as resources appear and made again where they ended, as long as there is work. Ray itself retries nothing
 here: whoever gave a task learns how it ended (`Ended`), and gives it again where that makes sense. A worker that reports
-no progress for the seconds allowed hangs, and is ended.
+no progress for the seconds allowed hangs, and is ended. An actor in the middle of a call answers no other one, so it notes the
+time in the key-value store of Ray's head node, at most once a second, and the driver reads that only where a call takes long.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from evalengine import console, untrusted
-from evalengine.cluster import progress
 from evalengine.cluster.connect import LOCAL, import_ray
 from evalengine.errors import UserError
 from evalengine.files import cores
@@ -24,6 +24,8 @@ LOOK_S = 1.0  # between two looks at the cluster's resources
 TELL_S = 20.0  # before the user learns that nothing fits
 STARTS = 3  # workers that end before they are ready, one after another, until the run is given up
 START_S = 900.0  # that a worker may take to get ready, once there is room for it
+REPORT_S = 1.0  # between two reports of progress
+SPACE = "evalengine-progress"  # where they are
 
 
 class Cluster(NamedTuple):
@@ -126,7 +128,7 @@ class Pool:
     def give(self, worker: Worker, task: Any, ref: Any, limit_s: float = float("inf")) -> None:
         """Notes that `worker` runs `task`, whose Ray call is `ref`, and hangs when it makes no progress for `limit_s`.
 
-        Progress is looked at every `limit_s`: a worker that stops is ended after once to twice that.
+        Heartbeat is looked at every `limit_s`: a worker that stops is ended after once to twice that.
         """
         worker.task, worker.ref = task, ref
         worker.limit_s, worker.hangs_at = limit_s, time.monotonic() + limit_s
@@ -147,7 +149,7 @@ class Pool:
 
     def _look(self, worker: Worker) -> Ended | None:
         """Ends a worker that has made no progress since the last look; one that has gets as long again."""
-        before, worker.reported = worker.reported, progress.reported(worker.actor)
+        before, worker.reported = worker.reported, last_heartbeat(worker.actor)
         worker.hangs_at = time.monotonic() + worker.limit_s
         if worker.reported != before:
             return None
@@ -240,3 +242,31 @@ def need_of(cluster: Cluster, device: str | None) -> Need:
         largest = max((int(node.get("CPU", 0)) for node in nodes), default=1)
         cpus = max(1, min(4, largest))
     return Need(cpus, gpus)
+
+
+class Heartbeat:
+    """Of an actor, which calls it whenever a piece of work is done, from any thread."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self._key = str(ray.get_runtime_context().get_actor_id())
+        self._reported = float("-inf")
+
+    def __call__(self, _: float = 0.0) -> None:
+        now = time.monotonic()
+        if now - self._reported < REPORT_S:
+            return
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        self._reported = now
+        with contextlib.suppress(Exception):  # a lost report is no reason to lose the work
+            _internal_kv_put(self._key, str(now), namespace=SPACE)
+
+
+def last_heartbeat(actor: Any) -> bytes | None:
+    """In the driver: what an actor reported last; it changes with every report."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    value: bytes | None = _internal_kv_get(actor._actor_id.hex(), namespace=SPACE)
+    return value

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from evalengine import __version__
 from evalengine.backends import BackendSpec
 from evalengine.checkpoints import Checkpoint
-from evalengine.cluster.progress import Progress
+from evalengine.cluster.pool import Heartbeat
 from evalengine.encoding import Scores
 from evalengine.errors import ModelError, UserError
 from evalengine.resolve import identify, release
@@ -43,7 +43,7 @@ class Scorer:
     def __init__(self, spec: BackendSpec, threads: int, allow_pickle: bool, version: str) -> None:
         self._spec, self._threads, self._allow_pickle = spec, threads, allow_pickle
         self._version = version
-        self._progress = Progress()
+        self._progress = Heartbeat()
         self._backend: Any = None
         self._loaded: tuple[str, str] | None = None  # name and fingerprint
         self._plans: dict[Any, Any] = {}  # by Ray's reference
@@ -131,7 +131,7 @@ class Scorer:
         return time.monotonic() - started
 
 
-def read_checkpoint(checkpoint: Checkpoint, allow_pickle: bool, progress: Progress) -> Checkpoint:
+def read_checkpoint(checkpoint: Checkpoint, allow_pickle: bool, progress: Heartbeat) -> Checkpoint:
     if checkpoint.source is None and not checkpoint.path.is_dir():
         raise UserError(
             f"{checkpoint.path} is not there on {socket.gethostname()}: checkpoints must lie in a folder that all nodes share, "

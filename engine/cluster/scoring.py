@@ -8,8 +8,9 @@ under way: the same command goes on.
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -117,65 +118,58 @@ class Run:
         self.states = {c.name: State(c, weight_size(c, options.allow_pickle)) for c in found}
         self.schedule = Schedule({name: state.size for name, state in self.states.items()})
         self.planner = Planner(options.trust_remote_code, options.pmi)
-        self.planning = ThreadPoolExecutor(1, thread_name_prefix="planning")
-        self.refs: dict[str, Any] = {}  # of plans, by their key
-        self.plans: dict[tuple[str, str], Future[Plan]] = {}  # of checkpoint and benchmark
-        self.unplanned: list[tuple[State, Task]] = []  # identified, and their plans not looked at yet
+        self.made: dict[str, Plan] = {}  # by their key
+        self.plans: dict[tuple[str, str], Plan] = {}  # of checkpoint and benchmark
+        self.unplanned: list[tuple[State, Task]] = []  # of identified checkpoints
+        # The first checkpoint's plans are made while workers start and read it.
+        first = self.schedule.unseen[0]
+        stored = {path.stem for path in (self.out / first).glob("*.arrow")}
+        self.early = [(self.states[first], items) for items, _ in item_sets if items.benchmark not in stored]
 
     def go(self, pool: Pool, show: Callable[[list[str]], None]) -> None:
         """Until every checkpoint is scored or set aside. `show` is called with a line for each worker."""
-        self._plan_first()
-        try:
-            while not all(state.finished for state in self.states.values()):
-                self._add_planned()
-                busy = sum(w.ref is not None and w.ready for w in pool.workers)
-                pool.grow(len(self.schedule.unseen) + self.schedule.pending() + busy)
-                for worker in pool.idle():
-                    self._assign(pool, worker)
-                show([f"  {w.number} {w.host}  {w.doing}" for w in pool.workers])
-                for ended in pool.wait(POLL_S):
-                    self._ended(pool, ended)
-        finally:
-            self.planning.shutdown(cancel_futures=True)
+        while not all(state.finished for state in self.states.values()):
+            busy = sum(w.ref is not None and w.ready for w in pool.workers)
+            pool.grow(len(self.schedule.unseen) + self.schedule.pending() + busy)
+            self._plan()
+            for worker in pool.idle():
+                self._assign(pool, worker)
+            show([f"  {w.number} {w.host}  {w.doing}" for w in pool.workers])
+            for ended in pool.wait(POLL_S):
+                self._ended(pool, ended)
 
-    # --- plans, made in a thread, in the order they are asked for
+    # --- plans
 
-    def _plan_first(self) -> None:
-        """The first checkpoint's plans are made while workers start and read it."""
-        name = self.schedule.unseen[0]
-        for items, _ in self.item_sets:
-            if not (self.out / name / f"{items.benchmark}.arrow").exists():
-                self._ask(self.states[name], items)
-
-    def _ask(self, state: State, items: ItemSet) -> None:
-        if (state.name, items.benchmark) not in self.plans:
-            plan = self.planning.submit(self._plan, state.checkpoint, items)
-            self.plans[state.name, items.benchmark] = plan
-
-    def _plan(self, checkpoint: Checkpoint, items: ItemSet) -> Plan:
-        import ray
-
-        key, encoded = self.planner.key(checkpoint, items), self.planner.plan(checkpoint, items)
-        if key not in self.refs:
-            self.refs[key] = ray.put(encoded)
-        return Plan(encoded, self.refs[key])
-
-    def _add_planned(self) -> None:
-        """Units of tasks whose plans are made."""
-        waiting, self.unplanned = self.unplanned, []
-        for state, task in waiting:
-            plan = self.plans[state.name, task.items.benchmark]
+    def _plan(self) -> None:
+        """Plans what waits for it for POLL_S, and one benchmark at least: workers are not left without work for long."""
+        until = time.monotonic() + POLL_S
+        while self.unplanned:
+            state, task = self.unplanned.pop(0)
             if state.finished:
                 continue
-            if not plan.done():
-                self.unplanned.append((state, task))
-            elif isinstance(error := plan.exception(), Exception):
+            try:
+                plan = self._planned(state, task.items)
+            except Exception as error:
                 self._fail(state, runner.sentence(state.name, error))
-            else:
-                encoded = plan.result().encoded
-                cost = len(encoded.sequences.token_S) * max(state.size, 1.0)
-                self.schedule.add(Unit(state.name, task.items.benchmark, cost))
-                self.emit(Noted(state.name, encoded.notes))
+                continue
+            self.plans[state.name, task.items.benchmark] = plan
+            cost = len(plan.encoded.sequences.token_S) * max(state.size, 1.0)
+            self.schedule.add(Unit(state.name, task.items.benchmark, cost))
+            self.emit(Noted(state.name, plan.encoded.notes))
+            if time.monotonic() > until:
+                return
+        if self.early:
+            with contextlib.suppress(Exception):  # said when it is identified
+                self._planned(*self.early.pop(0))
+
+    def _planned(self, state: State, items: ItemSet) -> Plan:
+        import ray
+
+        key = self.planner.key(state.checkpoint, items)
+        if key not in self.made:
+            encoded = self.planner.plan(state.checkpoint, items)
+            self.made[key] = Plan(encoded, ray.put(encoded))
+        return self.made[key]
 
     # --- handing out
 
@@ -194,7 +188,7 @@ class Run:
             call = worker.actor.run.remote(
                 self.states[task.checkpoint].checkpoint,
                 task.benchmark,
-                [self.plans[task.checkpoint, task.benchmark].result().ref],
+                [self.plans[task.checkpoint, task.benchmark].ref],
                 None if ahead is None else self.states[ahead].checkpoint,
             )
             worker.loaded, worker.doing = task.checkpoint, f"{task.checkpoint}: {task.benchmark}"
@@ -251,9 +245,7 @@ class Run:
             self._fail(state, str(error))
             return
         state.left = {task.items.benchmark: task for task in decision.pending}
-        for task in decision.pending:
-            self._ask(state, task.items)
-            self.unplanned.append((state, task))
+        self.unplanned += [(state, task) for task in decision.pending]
         self._finish(state)
 
     def _scored(self, state: State, unit: Unit, scored: Scored) -> None:
@@ -263,7 +255,7 @@ class Run:
         left = state.left or {}
         if unit.benchmark not in left:  # its checkpoint has failed meanwhile
             return
-        task, encoded = left[unit.benchmark], self.plans[state.name, unit.benchmark].result().encoded
+        task, encoded = left[unit.benchmark], self.plans[state.name, unit.benchmark].encoded
         try:
             table = score_table(state.checkpoint, unit.benchmark, task.items.category, encoded, scored.scores)
         except UserError as error:

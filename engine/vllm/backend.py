@@ -87,7 +87,7 @@ class VllmBackend:
                 f"{checkpoint.name} is an adapter, which the vLLM backend does not merge: use --backend torch"
             )
         files = checkpoint.weight_files(self._allow_pickle)
-        stored: dict[str, weights.Stored] = {}  # none of pickled weights, which are not swapped in
+        stored: dict[str, weights.FileTensor] = {}  # none of pickled weights, which are not swapped in
         if all(file.suffix == ".safetensors" for file in files):
             stored = weights.headers(files)
             engine.check_files(checkpoint, files)
@@ -153,7 +153,7 @@ class VllmBackend:
 
     # --- weights
 
-    def _swap(self, checkpoint: Checkpoint, stored: dict[str, weights.Stored]) -> str | None:
+    def _swap(self, checkpoint: Checkpoint, stored: dict[str, weights.FileTensor]) -> str | None:
         """Takes new weights into the running engine; None if that is proven, else why not."""
         before = self._canary
         try:
@@ -185,7 +185,7 @@ class VllmBackend:
         """Forgets the keys and values of every prompt so far. False if requests are still running."""
         return bool(self._llm.reset_prefix_cache())
 
-    def _differing_tensor(self, stored: dict[str, weights.Stored]) -> str | None:
+    def _differing_tensor(self, stored: dict[str, weights.FileTensor]) -> str | None:
         """The first of a few tensors that the model and the file call by one name, and whose values differ."""
         names = sorted(
             (n for n in stored if stored[n].size <= DIGEST_BYTES), key=lambda n: (-stored[n].size, n)
@@ -302,7 +302,7 @@ def check_finite(checkpoint: Checkpoint, logprob_T: np.ndarray) -> None:
         )
 
 
-def check_tied(checkpoint: Checkpoint, stored: dict[str, weights.Stored], proof: Proof) -> None:
+def check_tied(checkpoint: Checkpoint, stored: dict[str, weights.FileTensor], proof: Proof) -> None:
     """Raises UserError where a file has tensors of their own for what is one parameter: vLLM would drop all but one."""
     for group in proof.tied:
         names = [name for name in group if name in stored]
@@ -314,7 +314,7 @@ def check_tied(checkpoint: Checkpoint, stored: dict[str, weights.Stored], proof:
                 )
 
 
-def file_digest(stored: weights.Stored, dtype: str) -> tuple[list[int], float, float]:
+def file_digest(stored: weights.FileTensor, dtype: str) -> tuple[list[int], float, float]:
     """The digest of a tensor in its file, as the model would hold it."""
     tensor = stored[...]
     return digest(tensor.to(DTYPES[dtype]) if tensor.is_floating_point() else tensor)

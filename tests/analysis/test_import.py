@@ -256,6 +256,37 @@ def test_pythia(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "lambada_openai (0): accuracy at 0 is 0 for every mixture: no spread" in capsys.readouterr().out
 
 
+def test_real_runs_of_one_model(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pythia v0 has results files of several runs for some steps: refused without --replicate, averaged with it."""
+    table = real_data / "results" / "pythia_evals_wide.csv"
+    if not table.is_file():
+        pytest.skip("needs results/pythia_evals_wide.csv in EVALENGINE_DATA")
+    given = ["import", str(table), "--scale", "deduped", "--mixture", "params_nominal", "--stage", "step"]
+    given += [
+        "--where=suite=pythia-v0",
+        "--where=num_fewshot=0",
+        "--items=piqa=1838",
+        "--out",
+        str(tmp_path / "i"),
+    ]
+    assert main(given) == 1
+    assert "are both scale 0, mixture 1.4b, stage 1500: choose rows with --where" in capsys.readouterr().err
+    assert main([*given, "--replicate", "variant"]) == 0
+    with table.open() as handle:
+        raw = [r for r in csv.DictReader(handle) if (r["suite"], r["num_fewshot"]) == ("pythia-v0", "0")]
+    with (tmp_path / "i" / "results.csv").open() as handle:
+        assert len({r["checkpoint"] for r in csv.DictReader(handle)}) == len(raw) == 331
+    panel = load_panel(tmp_path / "i", stages=("13000", "123000"))
+    b = panel.benchmarks.index("piqa")
+    for (s, t, m), value in np.ndenumerate(panel.values["accuracy"][..., b]):
+        place = (panel.scales[s], panel.stages[t], panel.mixtures[m])
+        runs = [
+            float(r["piqa.acc_norm"]) for r in raw if (r["deduped"], r["step"], r["params_nominal"]) == place
+        ]
+        assert value == pytest.approx(np.mean(runs))
+    assert panel.n_items[b] == 1838 and panel.chance[b] == 0.5
+
+
 def test_regmix(real_data: Path, tmp_path: Path) -> None:
     """256 real mixtures at two scales: losses carry over nearly perfectly, and lower is better."""
     folder = real_data / "results"

@@ -165,3 +165,19 @@ def test_results_and_scores_do_not_share_a_folder(tmp_path: Path, capsys: pytest
     assert main(["import", str(table), *columns, "--out", str(tmp_path / "b")]) == 0
     assert main(["import", str(samples), "--out", str(tmp_path / "b")]) == 1
     assert capsys.readouterr().err.count("correlate reads one or the other") == 2
+
+
+def test_what_the_user_says_of_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its category; and a seed by the pattern. Numbers of items are in the samples themselves."""
+    home = tmp_path / "1B-a-pt-seed3"
+    files = [write(home / f"samples_{task}_{FIRST}.jsonl", PAIR) for task in ("own_task", "super_glue:rte")]
+    pattern = r"(?P<scale>[^-]+)-(?P<mixture>[^-]+)-(?P<stage>[^-]+)-seed(?P<replicate>.+)"
+    given = ["import", *map(str, files), "--pattern", pattern, "--category", "own_*=Mine"]
+    assert main([*given, "--out", str(tmp_path / "out")]) == 0
+    found = {path.stem: store.read(path)["category"][0].as_py() for path in store.paths(tmp_path / "out")}
+    assert found == {"own_task": "Mine", "rte": "NLI"}
+    assert store.read_metadata(next(iter(store.paths(tmp_path / "out"))))["checkpoint_seed"] == "3"
+    assert main([*given, "--items", "5", "--out", str(tmp_path / "no")]) == 1
+    assert "--items would do nothing: only .csv and .json files use it" in capsys.readouterr().err
+    assert main([*given, "--category", "x=Mine", "--out", str(tmp_path / "no")]) == 1
+    assert "no benchmark 'x' is imported" in capsys.readouterr().err and not (tmp_path / "no").exists()

@@ -102,7 +102,8 @@ def test_numbers_are_those_of_the_tables(folder: Path, tmp_path: Path) -> None:
     for line in lines:
         name = line[0] or name
         for mixture, text in zip(planted.MIXTURES, line[-9:], strict=True):
-            assert text == f"{100 * value[name, line[1], mixture]:.1f}"
+            accuracy = value[name, line[1], mixture]
+            assert text == f"{100 * accuracy:.1f}" + "*" * (accuracy < results.chance[name])
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-from evalengine.cluster.pool import Ended, Need, Pool
-from evalengine.cluster.progress import Progress
+from evalengine.cluster.pool import Ended, Heartbeat, Need, Pool
 from evalengine.errors import UserError
 
 LIMIT_S = 5.0
@@ -18,7 +17,7 @@ class Sleeper:
     """An actor that makes progress every half second, or none at all."""
 
     def __init__(self) -> None:
-        self._progress = Progress()
+        self._progress = Heartbeat()
 
     def hello(self) -> tuple[str, str]:
         return "node", "host"

@@ -1,0 +1,270 @@
+"""Every contrast against explicit loops over the panel's raw values, on the sample and on gathered resamples."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats as st
+from test_protocols import NAMES, make
+
+from evalengine.analysis import calibration
+from evalengine.analysis.alignment import alignment
+from evalengine.analysis.bootstrap import draw_resamples, enumerate_resamples, intervals
+from evalengine.analysis.coherence import benchmark_coherence, coherence
+from evalengine.analysis.contrasts import scale_contrast
+from evalengine.analysis.inverting import inverted, p_at_most
+from evalengine.analysis.shares import benchmark_shares, share_of, true_discoveries
+from evalengine.analysis.study import Options, analyse, fixed_data
+from evalengine.analysis.transfer import BOTH, category_transfer, quantity_contrasts, transfer
+
+SCIENCE = [0, 1, 2]
+CATEGORIES = {"Science": SCIENCE, "NLI": [3, 4], "Semantic": [5], "All": list(range(6))}
+
+
+def r(x, y) -> float:
+    return st.pearsonr(x, y)[0]
+
+
+@pytest.fixture(scope="module")
+def setup():
+    """A panel in which a2 does not vary before at 240M (accuracy) and b1 not after at 1B (confidence); its resamples."""
+    panel = make(seed=5)
+    panel.values["accuracy"][0, 0, :, 1] = 0.25
+    panel.values["confidence"][1, 1, :, 3] = 0.5
+    panel.values["accuracy"][1, 1, 4, 2] = np.nan  # a mixture without a3 after at 1B
+    index = np.random.default_rng(3).integers(0, 9, (100, 9))
+    columns = {0: np.arange(9), 1: np.arange(1, 9), **{1 + 9 + k: index[k] for k in (0, 5, 99)}}
+    return panel, fixed_data(panel, draw_resamples(9, 100, seed=3), "pearson"), columns
+
+
+def r_of(panel, quantity: str, s: int, chosen, first, second) -> float:
+    """corr over the chosen mixtures of variables (stage, benchmark); NaN where one does not vary."""
+    x, y = (panel.values[quantity][s, t, :, b][chosen] for t, b in (first, second))
+    known = np.isfinite(x) & np.isfinite(y)
+    x, y = x[known], y[known]
+    return r(x, y) if len(set(x)) > 1 and len(set(y)) > 1 else np.nan
+
+
+def of(group, contrast: str):
+    (found,) = (part for part in group.contrasts if part.contrast == contrast)
+    return found
+
+
+def rows_at(group, scale: str, c: int) -> dict[tuple[str, ...], float]:
+    return {tuple(label): x for label, x in zip(group.labels, group.values[scale][:, c], strict=True)}
+
+
+def test_accuracy_minus_confidence_over_the_benchmarks_that_have_both(setup) -> None:
+    panel, data, columns = setup
+    groups = list(quantity_contrasts(transfer(data, "accuracy"), transfer(data, "confidence"), panel))
+    assert [(g.protocol, g.quantity, g.contrast, tuple(g.values)) for g in groups] == [
+        ("transfer", "accuracy", "quantity", ("240M", "1B")),
+        ("transfer", BOTH, "scale", ("1B",)),
+        ("category_transfer", "accuracy", "quantity", ("240M", "1B")),
+        ("category_transfer", BOTH, "scale", ("1B",)),
+    ]
+    for c, chosen in columns.items():
+        difference = np.full((2, 6), np.nan)
+        for s, b in itertools.product(range(2), range(6)):
+            two = [r_of(panel, q, s, chosen, (0, b), (1, b)) for q in ("accuracy", "confidence")]
+            difference[s, b] = two[0] - two[1]
+        for s, scale in enumerate(panel.scales):
+            single, means = rows_at(groups[0], scale, c), rows_at(groups[2], scale, c)
+            assert {label[3] for label in (*single, *means)} == {"confidence"}
+            np.testing.assert_allclose(list(single.values()), difference[s], atol=1e-9)
+            expected = [np.nanmean(difference[s, members]) for members in CATEGORIES.values()]
+            np.testing.assert_allclose(list(means.values()), expected, atol=1e-9)
+        single, means = rows_at(groups[1], "1B", c), rows_at(groups[3], "1B", c)
+        assert {label[3] for label in (*single, *means)} == {"240M"}
+        np.testing.assert_allclose(list(single.values()), difference[1] - difference[0], atol=1e-9)
+        change = difference[1] - difference[0]  # NaN for a2 and b1
+        expected = [np.nanmean(change[members]) for members in CATEGORIES.values()]
+        np.testing.assert_allclose(list(means.values()), expected, atol=1e-9)
+    assert groups[3].notes["1B"][-1].text == "over the 4 that have a value at both scales"
+
+
+def test_one_category_minus_another(setup) -> None:
+    panel = setup[0]
+    rows = analyse(panel, Options(bootstrap=100, seed=3)).tables["transfer"]
+    found = [x for x in rows if x.contrast == "category" and x.quantity == "accuracy" and x.scale == "240M"]
+    assert [(x.category, x.minus) for x in found] == [
+        ("Science", "NLI"), ("Science", "Semantic"), ("NLI", "Semantic"),
+    ]  # fmt: skip
+    each = [r_of(panel, "accuracy", 0, np.arange(9), (0, b), (1, b)) for b in range(6)]
+    mean = {name: np.nanmean([each[b] for b in members]) for name, members in CATEGORIES.items()}
+    for x in found:
+        assert x.estimate == pytest.approx(mean[x.category] - mean[x.minus])
+        assert ("Science without a2 (no r)" in x.note) == (x.category == "Science")
+        assert x.interval == "bca-t" and (x.p < 0.05) == (x.low > 0 or x.high < 0)
+
+
+def test_coherence_after_minus_before_over_common_pairs(setup) -> None:
+    panel, data, columns = setup
+    found = of(coherence(data, "accuracy"), "stage")
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    for (s, scale), (c, chosen) in itertools.product(enumerate(panel.scales), columns.items()):
+        change = [
+            r_of(panel, "accuracy", s, chosen, (1, i), (1, j))
+            - r_of(panel, "accuracy", s, chosen, (0, i), (0, j))
+            for i, j in pairs
+        ]
+        value = rows_at(found, scale, c)["Science", "sft", "3 pairs", "pt"]
+        assert value == pytest.approx(np.nanmean(change), abs=1e-9)
+    assert found.notes["240M"][0].text == "over the 1 that have a value at both stages"
+
+
+def test_coherence_of_each_benchmark_and_against_the_others(setup) -> None:
+    panel, data, columns = setup
+    whole = coherence(data, "accuracy")
+    found = benchmark_coherence(whole, panel)
+    assert {label.category for label in found.labels} == {"Science", "NLI"}
+    apart, change = of(found, "benchmark"), of(found, "stage")
+    assert {label.category for label in apart.labels} == {"Science"}  # NLI has two members, so no others
+    for (s, scale), (c, chosen) in itertools.product(enumerate(panel.scales), columns.items()):
+        stages = {"pt": [(0, 0)], "sft": [(1, 1)], "cross": [(0, 1), (1, 0)]}
+        value = rows_at(found, scale, c)
+        for (stage, sides), b in itertools.product(stages.items(), SCIENCE):
+            others = [i for i in SCIENCE if i != b]
+            each = [
+                [r_of(panel, "accuracy", s, chosen, (t, i), (u, j)) for i, j in pairs for t, u in sides]
+                for pairs in ([(b, i) for i in others], itertools.combinations(others, 2))
+            ]
+            mine, rest = (np.mean([x for x in found_r if np.isfinite(x)] or [np.nan]) for found_r in each)
+            expected = pytest.approx(mine, abs=1e-9, nan_ok=True)
+            assert value["Science", NAMES[b], stage, ""] == expected
+            expected = pytest.approx(mine - rest, abs=1e-9, nan_ok=True)
+            assert rows_at(apart, scale, c)["Science", NAMES[b], stage, "the others"] == expected
+        if scale == "1B":  # where every pair has an r at both stages
+            later, before = (value["Science", "a1", stage, ""] for stage in ("sft", "pt"))
+            assert rows_at(change, scale, c)["Science", "a1", "sft", "pt"] == pytest.approx(later - before)
+    # The mean over a category's benchmarks is the category's coherence.
+    at = {label[:2]: k for k, label in enumerate(whole.labels)}
+    mean = np.mean([rows_at(found, "1B", 0)["Science", NAMES[b], "cross", ""] for b in SCIENCE])
+    assert whole.values["1B"][at["Science", "cross"], 0] == pytest.approx(mean)
+
+
+def test_alignment_after_minus_before_in_each_reading(setup) -> None:
+    panel, data, columns = setup
+    found = {group.labels[0].name: group for group in alignment(data)}
+    assert not found["persistence"].contrasts
+    for c, chosen in columns.items():
+        a, conf = (panel.values[q][1][:, chosen][:, :, :3] for q in ("accuracy", "confidence"))
+        known = np.isfinite(a + conf).all(axis=0)  # cells that both stages have
+        within = [
+            r(a[1, m][k], conf[1, m][k]) - r(a[0, m], conf[0, m])
+            for m in range(len(chosen))
+            for k in [np.isfinite(a[1, m])]
+            if k.sum() > 2
+        ]
+        cells = r(a[1][known], conf[1][known]) - r(a[0][known], conf[0][known])
+        across = [
+            r(a[1, k, b], conf[1, k, b]) - r(a[0, :, b], conf[0, :, b])
+            for b in range(3)
+            for k in [np.isfinite(a[1, :, b])]
+        ]
+        for name, expected in (
+            ("within models", np.mean(within)),
+            ("cells", cells),
+            ("across mixtures", np.mean(across)),
+        ):
+            value = rows_at(of(found[name], "stage"), "1B", c)["Science", name, "sft", "pt"]
+            assert value == pytest.approx(expected, abs=1e-9), name
+
+
+def test_levels_after_minus_before_and_between_scales_over_common_mixtures(setup) -> None:
+    panel, data, columns = setup
+    group = calibration.means(panel, "accuracy", panel.values["accuracy"], data.plan.weight_MC)
+    stage, scale = of(group, "stage"), of(group, "scale")
+    x = panel.values["accuracy"]
+    for c, chosen in columns.items():
+        assert rows_at(stage, "1B", c)["Science", "a3", "sft", "pt"] == pytest.approx(
+            np.nanmean(x[1, 1, chosen, 2] - x[1, 0, chosen, 2])
+        )
+        assert rows_at(scale, "1B", c)["Science", "a3", "sft", "240M"] == pytest.approx(
+            np.nanmean(x[1, 1, chosen, 2] - x[0, 1, chosen, 2])
+        )
+    assert stage.notes["1B"][2].text == "over the 8 mixtures that have a value at both stages"
+    assert stage.n["1B"].tolist() == [9, 9, 8, 9, 9, 9]
+
+
+def test_p_is_the_level_at_which_the_interval_reaches_the_value() -> None:
+    rng = np.random.default_rng(0)
+    plan = enumerate_resamples(9)
+    value = rng.lognormal(size=(20, 9)) @ plan.weight_MC
+    for null in (0.8, 1.0, 2.0):
+        p = p_at_most(value, plan, null)
+        assert np.isfinite(p).all() and (p > 0).all() and (p < 1).all()
+        for s in range(len(p)):
+            # One end of the interval with so much in that end's tail.
+            tail, end = min((p[s], 0), (1.0 - p[s], 1))
+            if 0.005 < tail < 0.4:
+                found = intervals(value[[s]], plan, 1.0 - 2.0 * tail, ["bca-t"]).ends["bca-t"][0, end]
+                low, high = sorted((found, null))
+                between = (low < value[s, 10:]) & (value[s, 10:] < high)
+                assert plan.multiplicity_R[between].sum() < 1e-3 * plan.multiplicity_R.sum()
+    assert p_at_most(np.full((1, plan.weight_MC.shape[1]), np.nan), plan) == pytest.approx(
+        np.nan, nan_ok=True
+    )
+
+
+def test_p_of_a_mean_is_near_that_of_students_test() -> None:
+    rng = np.random.default_rng(1)
+    plan = draw_resamples(40, 4000, 0)
+    x = rng.normal(0.3, 1.0, size=(30, 40))
+    p = p_at_most(x @ plan.weight_MC, plan)
+    exact = st.ttest_1samp(x, 0.0, axis=1, alternative="greater").pvalue
+    np.testing.assert_allclose(p, exact, atol=0.02)
+
+
+def test_p_of_a_difference_of_means_over_mixtures_is_that_of_the_paired_t_test(setup) -> None:
+    panel, data, _ = setup
+    group = calibration.means(panel, "accuracy", panel.values["accuracy"], data.plan.weight_MC)
+    p = inverted(group, data.plan)["stage", "240M"][0]
+    x_TMB = panel.values["accuracy"][0]
+    np.testing.assert_allclose(p, st.ttest_rel(x_TMB[1], x_TMB[0]).pvalue)
+
+
+def test_true_discoveries_by_closed_testing() -> None:
+    """Against all subsets: a set is rejected where Simes' test rejects every set that holds it."""
+    rng = np.random.default_rng(2)
+    for _ in range(30):
+        p = rng.uniform(size=6) ** rng.choice([1.0, 4.0])
+        subsets = [s for k in range(1, 7) for s in itertools.combinations(range(6), k)]
+
+        def simes(s, p=p) -> bool:
+            return bool((np.sort(p[list(s)]) <= 0.1 * np.arange(1, len(s) + 1) / len(s)).any())
+
+        # The most true hypotheses that nothing speaks against.
+        most = max((len(s) for s in subsets if not simes(s)), default=0)
+        assert true_discoveries(p, 0.1) == 6 - most
+
+
+def test_shares_hold_their_bounds_around_the_count() -> None:
+    panel = make(seed=7)
+    data = fixed_data(panel, enumerate_resamples(9), "pearson")
+    single = transfer(data, "accuracy")
+    rows = benchmark_shares(single, data.plan, 0.95)
+    assert [(x.scale, x.name) for x in rows] == [
+        (s, n) for s in ("240M", "1B") for n in ("above 0.5", "below 0.3")
+    ]
+    for x in rows:
+        values = single.values[x.scale][:, 0]
+        assert x.estimate == np.mean(values > 0.5 if x.name == "above 0.5" else values < 0.3)
+        assert 0.0 <= x.low <= x.estimate <= x.high <= 1.0 and x.n == 9
+    sure = np.tile(np.linspace(0.9, 0.95, 9), (4, 1)) @ data.plan.weight_MC
+    assert share_of(sure, data.plan, "above", 0.5) == (1.0, 1.0, 1.0)
+    assert share_of(sure, data.plan, "below", 0.3) == (0.0, 0.0, 0.0)
+    assert share_of(np.concatenate([sure, -sure]), data.plan, "above", 0.5) == (0.5, 0.5, 0.5)
+
+
+def test_q_is_over_the_statistics_of_one_contrast_and_scale(setup) -> None:
+    panel, data, _ = setup
+    group = coherence(data, "confidence")
+    tests = inverted(group, data.plan)
+    assert set(tests) == {("stage", "240M"), ("stage", "1B")}
+    p, q = tests["stage", "240M"]
+    known = np.isfinite(p)
+    np.testing.assert_allclose(q[known], st.false_discovery_control(p[known]))
+    assert scale_contrast(category_transfer(transfer(data, "accuracy"), panel)).contrast == "scale"
