@@ -185,6 +185,8 @@ def test_the_table_and_the_report_of_three_seeds(tmp_path: Path) -> None:
     assert rows["b1", "seeds' share pt"].estimate == pytest.approx(direct.share_2C[0, 0])
     assert rows["b1", "ceiling"].estimate == pytest.approx(direct.ceiling_C[0], nan_ok=True)
     assert rows["b1", "r between mixtures"].interval == "profile likelihood"
+    ends = [(r.low, r.high) for (_, kind), r in rows.items() if "share" in kind and np.isfinite(r.low)]
+    assert len(ends) == 10 and all(0.0 <= low <= high <= 1.0 for low, high in ends)
     mean = rows["mean of 4", "r between mixtures"]
     assert mean.protocol == "category_seeds" and mean.interval == "jackknife" and mean.n == 9
     means = [components(x_2MR, np.full((9, 1), 1 / 9)) for x_2MR in x]
