@@ -176,7 +176,7 @@ def _of_benchmarks(
         {scale: notes},
         interval="jackknife",
     )
-    return rows_of(group, plan, options) + latent
+    return _possible(rows_of(group, plan, options)) + latent
 
 
 def _of_means(
@@ -215,7 +215,21 @@ def _of_means(
         {scale: notes},
         interval="jackknife",
     )
-    return rows_of(group, plan, study.options)
+    return _possible(rows_of(group, plan, study.options))
+
+
+def _possible(rows: list[Row]) -> list[Row]:
+    """Jackknife intervals know no bounds: those of shares are cut to 0 and 1, those of ceilings to -1 and 1.
+
+    Resampling mixtures would keep to them, but of two copies of a mixture the seeds look like all of the difference: BCa-t
+    held 0.3 in 67% of simulated means of seven shares, the jackknife in 95%.
+    """
+    cut = []
+    for row in rows:
+        least = {BETWEEN: -np.inf, CEILING: -1.0}.get(row.other, 0.0)
+        ends = np.clip([row.low, row.high], least, 1.0 if least > -np.inf else np.inf)
+        cut.append(row._replace(low=float(ends[0]), high=float(ends[1])))
+    return cut
 
 
 def section(results: Results) -> str:

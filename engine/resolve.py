@@ -70,6 +70,7 @@ def discover(
             source,
             remote_bytes=size,
             base=model,
+            seed=about["seed"],
         )
     if base is not None and not any(checkpoint.base for checkpoint in found.values()):
         raise UserError("--base is the model of adapters, and none is among the checkpoints: leave it out")

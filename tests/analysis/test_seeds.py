@@ -19,6 +19,7 @@ from evalengine.analysis.latent import pooled
 from evalengine.analysis.panel import Cell, assemble, load_panel
 from evalengine.analysis.seeds import components
 from evalengine.analysis.study import Options, analyse
+from evalengine.cli import main
 from evalengine.errors import UserError
 
 SHARE, INHERITED = 0.3, 0.9  # of the variance of a single run; correlation of the seeds' parts
@@ -184,6 +185,8 @@ def test_the_table_and_the_report_of_three_seeds(tmp_path: Path) -> None:
     assert rows["b1", "seeds' share pt"].estimate == pytest.approx(direct.share_2C[0, 0])
     assert rows["b1", "ceiling"].estimate == pytest.approx(direct.ceiling_C[0], nan_ok=True)
     assert rows["b1", "r between mixtures"].interval == "profile likelihood"
+    ends = [(r.low, r.high) for (_, kind), r in rows.items() if "share" in kind and np.isfinite(r.low)]
+    assert len(ends) == 10 and all(0.0 <= low <= high <= 1.0 for low, high in ends)
     mean = rows["mean of 4", "r between mixtures"]
     assert mean.protocol == "category_seeds" and mean.interval == "jackknife" and mean.n == 9
     means = [components(x_2MR, np.full((9, 1), 1 / 9)) for x_2MR in x]
@@ -193,3 +196,21 @@ def test_the_table_and_the_report_of_three_seeds(tmp_path: Path) -> None:
     analysis.write(tmp_path)
     html = report.write_report(tmp_path, tmp_path).read_text()
     assert "<h2>Seeds</h2>" in html and "Seeds make" in html
+
+
+def test_a_table_with_a_column_of_seeds_is_imported_and_averaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = 0.5 + 0.05 * drawn(np.random.default_rng(6), 0.6, (2, 6, 3))
+    lines = ["data,step,seed,piqa,rte"] + [
+        f"m{m},{stage},{r},{x[0, t, m, r]},{x[1, t, m, r]}"
+        for (t, stage), m, r in itertools.product(enumerate(("pt", "sft")), range(6), range(3))
+    ]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    given = ["--mixture", "data", "--stage", "step", "--replicate", "seed"]
+    assert main(["import", str(tmp_path / "table.csv"), *given, "--out", str(tmp_path / "i")]) == 0
+    panel = load_panel(tmp_path / "i")
+    assert panel.values["accuracy"][0] == pytest.approx(x.mean(axis=3).transpose(1, 2, 0))
+    assert main(["correlate", str(tmp_path / "i"), "--out", str(tmp_path / "a")]) == 0
+    assert "3 runs of each mixture are averaged" in capsys.readouterr().err
+    assert (tmp_path / "a" / "seeds.csv").read_text().count("seeds' share") > 4
