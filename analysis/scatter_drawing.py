@@ -151,7 +151,7 @@ def _ticks(span: tuple[float, float]) -> list[float]:
     from matplotlib.ticker import MaxNLocator
 
     found = MaxNLocator(nbins=3, steps=[1, 2, 5, 10]).tick_values(*span)
-    return [value for value in found.tolist() if span[0] <= value <= span[1]]
+    return [value for value in map(float, found) if span[0] <= value <= span[1]]
 
 
 def place_labels(
