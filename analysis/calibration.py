@@ -57,7 +57,7 @@ def means(panel: Panel, quantity: str, value_STMB: Array, weight_MC: Array) -> G
     found = {s: _mean(x_LM, weight_MC, square) for s, x_LM in zip(panel.scales, x_SLM, strict=True)}
     values = {scale: mean_LC for scale, (mean_LC, _) in found.items()}
     n = {scale: n_L for scale, (_, n_L) in found.items()}
-    group = Group("mean", quantity, labels, values, n)
+    group = Group("mean", quantity, labels, values, n, interval="jackknife", contrast_interval="jackknife")
     of_stages = {
         scale: _difference(x_LM[1::2], x_LM[::2], weight_MC, square, "stages")
         for scale, x_LM in zip(panel.scales, x_SLM, strict=True)

@@ -1,8 +1,8 @@
 """Contrasts: statistics minus others, column by column, so on the same resamples.
 
 Between the largest scale and the smallest, a later stage and an earlier one, two categories, two quantities. Means are compared
-over the members that both sides have: means of different ones would differ for that reason alone. The interval of every
-contrast is BCa with Student's t.
+over the members that both sides have: means of different ones would differ for that reason alone. The interval of a contrast is
+BCa with Student's t; where both sides are means over the mixtures, the jackknife's, which is that of the paired t test.
 
 Dims: S statistics, C columns, P pairs of variables.
 """
@@ -50,7 +50,7 @@ def contrast_group(
         {scale: found.value_SC for scale, found in differences.items()},
         {scale: found.n_S for scale, found in differences.items()},
         {scale: found.notes for scale, found in differences.items()},
-        interval="bca-t",
+        interval=of.contrast_interval,
         contrast=kind,
     )
 

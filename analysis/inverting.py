@@ -1,8 +1,8 @@
 """p-values by inverting intervals: a value's p is the level at which the interval's end reaches it.
 
-For statistics that no permutation tests, such as a difference of two means of correlations. The interval is BCa with Student's
-t (`bootstrap.intervals`), so p < 0.05 where the 95% interval excludes the value, and the test holds its level where the
-interval holds its coverage.
+For statistics that no permutation tests, such as a difference of two means of correlations. The interval is that of the group:
+BCa with Student's t (`bootstrap.intervals`) or the jackknife's. So p < 0.05 where the 95% interval excludes the value, and the
+test holds its level where the interval holds its coverage.
 
 Reference: Davison & Hinkley (1997), sec. 4.4 and 5.2.
 
@@ -24,7 +24,8 @@ def inverted(group: Group, plan: Resamples) -> Tests:
     out = {}
     for part in (part for part in (group, *group.contrasts) if part.contrast):
         for scale, value_SC in part.values.items():
-            upper = p_at_most(value_SC, plan)
+            test = jackknife_p_at_most if part.interval == "jackknife" else p_at_most
+            upper = test(value_SC, plan)
             p = 2.0 * np.minimum(upper, 1.0 - upper)
             out[part.contrast, scale] = (p, benjamini_hochberg(p))
     return out
@@ -56,3 +57,15 @@ def p_at_most(value_SC: Array, plan: Resamples, value: float = 0.0) -> Array:
         z = np.where(slope > 0.0, (w - z0) / slope, np.sign(w - z0) * np.inf) - z0
         p = stdtr(max(plan.jackknife - 1, 1), z.clip(-farthest, farthest))
     return np.where(np.isfinite(estimate) & np.isfinite(z0), p, np.nan)
+
+
+def jackknife_p_at_most(value_SC: Array, plan: Resamples, value: float = 0.0) -> Array:
+    """The same by the jackknife's interval (`bootstrap.jackknife_t`): Student's test of (estimate - value) / standard error."""
+    from scipy.special import stdtr
+
+    n = plan.jackknife
+    left_out = value_SC[:, 1 : 1 + n]
+    error = np.sqrt((n - 1) / n * ((left_out - left_out.mean(axis=1, keepdims=True)) ** 2).sum(axis=1))
+    with np.errstate(all="ignore"):
+        t = (value_SC[:, 0] - value) / error
+    return np.asarray(stdtr(n - 1, -np.where(value_SC[:, 0] == value, 0.0, t)))

@@ -218,6 +218,14 @@ def test_p_of_a_mean_is_near_that_of_students_test() -> None:
     np.testing.assert_allclose(p, exact, atol=0.02)
 
 
+def test_p_of_a_difference_of_means_over_mixtures_is_that_of_the_paired_t_test(setup) -> None:
+    panel, data, _ = setup
+    group = calibration.means(panel, "accuracy", panel.values["accuracy"], data.plan.weight_MC)
+    p = inverted(group, data.plan)["stage", "240M"][0]
+    x_TMB = panel.values["accuracy"][0]
+    np.testing.assert_allclose(p, st.ttest_rel(x_TMB[1], x_TMB[0]).pvalue)
+
+
 def test_true_discoveries_by_closed_testing() -> None:
     """Against all subsets: a set is rejected where Simes' test rejects every set that holds it."""
     rng = np.random.default_rng(2)
