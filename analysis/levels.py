@@ -22,7 +22,7 @@ def section(results: Results) -> str:
     more = len(results.method["mixtures"]) - MIXTURES
     left_out = f"{more} more mixtures are in the table cells." if more > 0 else ""
     cells = [
-        f"<details><summary>{escape(quantity.capitalize())} of every checkpoint at {escape(scale)}</summary>"
+        f"<details><summary>{escape(quantity.capitalize())} of every checkpoint{_at(results, scale)}</summary>"
         f'{page.show(cells_table(results, scale))}<p class="hint">{left_out}</p></details>'
         for scale in results.scales
     ]
@@ -55,7 +55,9 @@ def benchmarks_table(results: Results) -> Table:
                 *(_value(results, benchmark, x) for x in means),
             ]
         )
-    columns = ["benchmark", "category", *known, *(" ".join(at) for at in stages)]
+    several = len(results.scales) > 1
+    heads = [f"{scale} {stage}" if several else stage for scale, stage in stages]
+    columns = ["benchmark", "category", *known, *heads]
     return Table(f"{quantity}, means over mixtures", columns, list(blocks.values()), texts=3 if scores else 2)
 
 
@@ -91,6 +93,10 @@ def latex(results: Results) -> dict[str, Table]:
     quantity = _quantity(results)
     cells = {f"{quantity}_{file_part(scale)}": cells_table(results, scale) for scale in results.scales}
     return {"benchmarks": benchmarks_table(results), **cells}
+
+
+def _at(results: Results, scale: str) -> str:
+    return f" at {escape(scale)}" if len(results.scales) > 1 else ""
 
 
 def _quantity(results: Results) -> str:

@@ -39,10 +39,11 @@ def scatters(results: Results, quantity: str, scale: str) -> Scatters:
             continue
         xy_2M = np.array(list(known.values()), dtype=np.float64).T
         share = np.array([reliability.get((row.name, f"reliability {stage}"), math.nan) for stage in stages])
-        before, after = np.sqrt((1.0 - share) * xy_2M.var(axis=1, ddof=1)).tolist()
+        before, after = xy_2M.tolist()
+        x_error, y_error = np.sqrt((1.0 - share) * xy_2M.var(axis=1, ddof=1)).tolist()
         chance = results.chance.get(row.name, math.nan) if quantity == "accuracy" else math.nan
         points.append(
-            Points(row.name, row.category, list(known), *xy_2M.tolist(), (before, after), chance, row)
+            Points(row.name, row.category, list(known), before, after, (x_error, y_error), chance, row)
         )
     return Scatters(points, tuple(stages), UNITS.get(quantity, 1.0))
 

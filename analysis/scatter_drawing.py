@@ -151,7 +151,7 @@ def _ticks(span: tuple[float, float]) -> list[float]:
     from matplotlib.ticker import MaxNLocator
 
     found = MaxNLocator(nbins=3, steps=[1, 2, 5, 10]).tick_values(*span)
-    return [value for value in found.tolist() if span[0] <= value <= span[1]]
+    return [value for value in map(float, found) if span[0] <= value <= span[1]]
 
 
 def place_labels(
@@ -165,12 +165,13 @@ def place_labels(
             continue
         half, tall = 0.5 * LETTER * SMALL * len(name), 0.5 * SMALL / 72
         near = [
-            (a + dx * (half + 0.02), b + dy * (tall + 0.02))
+            (a + dx * (half + 0.02 + 0.07 * ring), b + dy * (tall + 0.02 + 0.07 * ring))
+            for ring in range(4)
             for dx, dy in ((1, -1), (-1, -1), (1, 1), (-1, 1), (0, -2), (0, 2), (1.3, 0), (-1.3, 0))
         ]
         boxes = [(p - half, q - tall, p + half, q + tall) for p, q in near]
         cost = [sum(_overlap(mine, other) for other in taken) + 4.0 * _outside(mine, box) for mine in boxes]
-        best = int(np.argmin(cost))
+        best = int(np.argmin(cost))  # the first of equals, so the nearest
         taken.append(boxes[best])
         yield Label(*near[best], name)
 

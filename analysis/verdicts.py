@@ -100,7 +100,12 @@ def verdict_tables(results: Results) -> dict[str, Table]:
             found = [_largest(r.p for r in single), _largest(r.q for r in single)]
             if differences:
                 found.append(_largest(r.q for r in between))
-            row = [v["benchmark"], Mark(v["verdict"], v["verdict"]), *map(page.p_value, found), v["because"]]
+            row: list[str | Mark] = [
+                v["benchmark"],
+                Mark(v["verdict"], v["verdict"]),
+                *map(page.p_value, found),
+                v["because"],
+            ]
             blocks.setdefault(v["category"], []).append(row)
         out[quantity] = Table(
             f"verdicts on {quantity}", columns, list(blocks.values()), texts=2, prose=True, stacked=True
