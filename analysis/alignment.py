@@ -107,9 +107,9 @@ def _group(
             for _ in others
         ]
         differences[scale] = Difference(value_SC[~plain], counts[scale][1::2], notes[scale][1::2])
-    # A mean over the mixtures, of values that atanh makes less skew.
-    kinds = {"interval": "jackknife-z", "contrast_interval": "jackknife"} if name == WITHIN else {}
-    group = Group("alignment", "accuracy,confidence", labels, values, counts, notes, **kinds)
+    group = Group("alignment", "accuracy,confidence", labels, values, counts, notes)
+    if name == WITHIN:  # a mean over the mixtures, of values that atanh makes less skew
+        group = replace(group, interval="jackknife-z", contrast_interval="jackknife")
     if len(others) == 1:
         return group
     later = [label._replace(minus=before) for label in labels if label.other == after]

@@ -116,7 +116,7 @@ def statistics(panel: Panel, plan_seed: int, truth: dict[str, Array]) -> Iterato
     def means(x_B: Array) -> Array:
         return np.array([x_B[index].mean() for index in halves])
 
-    for group in quantity_contrasts(*single.values(), panel):
+    for group in quantity_contrasts(single["accuracy"], single["confidence"], panel):
         of, over = ("means", means) if group.protocol == "category_transfer" else ("one r", np.asarray)
         for scale, value_SC in group.values.items():
             s = panel.scales.index(scale)
@@ -135,8 +135,7 @@ def statistics(panel: Panel, plan_seed: int, truth: dict[str, Array]) -> Iterato
         upper = [np.triu(np.ones((B, B)), 1)[4 * c : 4 * c + 4, 4 * c : 4 * c + 4] > 0 for c in range(2)]
         block = [[p[4 * c : 4 * c + 4, 4 * c : 4 * c + 4] for c in range(2)] for p in pairs]
         change = np.array([(block[1][c] - block[0][c])[upper[c]].mean() for c in range(2)])
-        (stage,) = (part for part in whole.contrasts if part.contrast == STAGE)
-        apart = next(p for p in benchmark_coherence(whole, panel).contrasts if p.contrast == BENCHMARK)
+        stage, apart = _of(whole, STAGE), _of(benchmark_coherence(whole, panel), BENCHMARK)
         for scale in panel.scales:
             yield "coherence, after minus before", stage.values[scale], change
             keep = [k for k, label in enumerate(apart.labels) if label.other in panel.stages]

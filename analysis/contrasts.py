@@ -93,8 +93,8 @@ def stage_contrast(group: Group, earlier: Sequence[int], later: Sequence[int], s
     for scale, value_SC in group.values.items():
         if group.means:
             value_PC, n_P, members = group.means[scale]
-            sides = [Means(value_PC, n_P, [members[s] for s in side]) for side in (later, earlier)]
-            differences[scale] = difference_of_means(*sides, "at both stages")
+            after, before = (Means(value_PC, n_P, [members[s] for s in side]) for side in (later, earlier))
+            differences[scale] = difference_of_means(after, before, "at both stages")
         else:
             n_S = np.minimum(group.n[scale][later], group.n[scale][earlier])
             differences[scale] = Difference(value_SC[later] - value_SC[earlier], n_S, [Note()] * len(n_S))

@@ -44,7 +44,7 @@ from evalengine.analysis.results import Results, excludes_zero, with_interval
 from evalengine.analysis.swapping import swap_p
 from evalengine.analysis.tables import Options, Row, Tests
 from evalengine.analysis.transfer_table import transfer_table, words
-from evalengine.analysis.verdicts import verdict_claims, verdict_section, verdict_tables
+from evalengine.analysis.verdicts import ALPHA, verdict_claims, verdict_section, verdict_tables
 
 BOTH = "accuracy − confidence"  # the quantity of the difference of both
 
@@ -387,7 +387,7 @@ def _overall(results: Results, quantity: str) -> Iterator[Claim]:
             )
     for row in results.rows("transfer", protocol="category_transfer", quantity=quantity, contrast=SCALE):
         name = "all benchmarks" if row.category == ALL else row.category
-        if excludes_zero(row):
+        if excludes_zero(row) and row.q < ALPHA:
             word = "higher" if row.estimate > 0 else "lower"
             yield Claim(
                 SUPPORTED,

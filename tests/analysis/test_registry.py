@@ -90,6 +90,7 @@ def test_scales_with_a_minus_in_their_name(
     between = results.rows("transfer", protocol="transfer", contrast="scale")
     assert {(row.scale, row.minus) for row in between} == {(large, small)}
     at = {(row.scale, row.quantity, row.name): row.estimate for row in single}
+    assert {row.quantity for row in between} == {"accuracy", "confidence", "accuracy − confidence"}
     for row in (row for row in between if row.quantity in results.method["quantities"]):
         values = [at[scale, row.quantity, row.name] for scale in (large, small)]
         assert row.estimate == pytest.approx(values[0] - values[1])
