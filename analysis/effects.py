@@ -36,8 +36,8 @@ from evalengine.analysis.groups import (
     Data,
     Group,
     Label,
+    Means,
     Note,
-    difference_of_means,
     mean_of_known,
 )
 from evalengine.analysis.mixtures import Mixtures
@@ -163,7 +163,8 @@ def _means(single: Group) -> Group:
             [single.n[scale][defined].min(initial=single.n[scale].max()) for defined in known]
         )
         notes[scale] = [Note(PARTIAL, f"without {', '.join(x)} (no r)") if x else Note() for x in lost]
-    difference = difference_of_means(single.values, list(members.values()), single.n)
+    index = list(members.values())
+    means = {scale: Means(value_SC, single.n[scale], index) for scale, value_SC in single.values.items()}
     return Group(
         "category_effect",
         single.quantity,
@@ -172,7 +173,7 @@ def _means(single: Group) -> Group:
         n,
         notes,
         interval="jackknife-z",
-        difference=difference,
+        means=means,
     )
 
 

@@ -237,7 +237,10 @@ def _noise(panel: Panel, quantity: str, s: int, b: int, keep_M: NDArray[np.bool_
         # Items that all of them have a finite score on.
         x_TMI = x_TMI[:, :, np.isfinite(x_TMI).all(axis=(0, 1))]
         freedom = degrees_of_freedom(keep_M[None, keep_M], block_M)[0]
-        return from_items(*x_TMI, block_M) if freedom >= 1 and x_TMI.shape[2] >= 2 else None
+        if freedom < 1 or x_TMI.shape[2] < 2:
+            return None
+        before_MI, after_MI = x_TMI
+        return from_items(before_MI, after_MI, block_M)
     if quantity != "accuracy":
         return None
     stderr_TM = None if panel.stderr is None else panel.stderr[s, :, :, b][:, keep_M]

@@ -243,11 +243,11 @@ def section(results: Results) -> str:
         page.grid(results, _of_benchmarks(single)),
     ]
     if other := method["other_confidence"]:
-        grids = (
+        grids = "".join(
             page.grid(results, draw(results.rows("transfer", protocol=protocol, quantity=other)))
             for protocol, draw in (("category_transfer", _of_means), ("transfer", _of_benchmarks))
         )
-        out.append(f"<details><summary>{escape(other.capitalize())}</summary>{''.join(grids)}</details>")
+        out.append(f"<details><summary>{escape(other.capitalize())}</summary>{grids}</details>")
     for quantity, table in ((q, transfer_table(results, q, results.scales)) for q in method["quantities"]):
         out.append(
             f"<details><summary>{escape(quantity.capitalize())}: the numbers</summary>{page.show(table)}"
