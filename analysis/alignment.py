@@ -17,7 +17,14 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.contrasts import Difference, contrast_group
-from evalengine.analysis.correlation import Sample, bounded_ratio, correlate, standardise, weighted_sums
+from evalengine.analysis.correlation import (
+    Sample,
+    bounded_ratio,
+    correlate,
+    degrees_of_freedom,
+    standardise,
+    weighted_sums,
+)
 from evalengine.analysis.figure import Figure, Intervals, Table
 from evalengine.analysis.groups import STAGE, UNDEFINED, Array, Data, Group, Label, Note, mean_of_known
 from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
@@ -52,27 +59,34 @@ def alignment(data: Data) -> list[Group]:
     READINGS."""
     panel = data.panel
     found: dict[str, dict[str, list[Array]]] = {name: {} for name in READINGS}
-    n = {}
+    n, few = {}, {}
     for scale in panel.scales:
         a, c = data.sample("accuracy", scale), data.sample("confidence", scale)
         present = np.isfinite(panel.values["accuracy"][panel.scales.index(scale)]).any(axis=(0, 2))
         n[scale] = int(present.sum())
+        few[scale] = bool(degrees_of_freedom(present[None], a.block_M)[0] < 3)
         for members in panel.category_members().values():
             stages = [np.array(members) + t * len(panel.benchmarks) for t in range(2)]
             sides = [(a.x_VMC[index], c.x_VMC[index]) for index in stages]
-            within, persistence = _within_models(sides, a.w_MC, data.statistic)
+            within, persistence = _within_models(sides, a, data.statistic)
             for name, values in (
                 (WITHIN, within),
                 (PERSISTENCE, [persistence]),
-                (CELLS, _over_cells(sides, a.w_MC, data.statistic)),
-                (ACROSS, _across_mixtures(sides, a.w_MC, data)),
+                (CELLS, _over_cells(sides, a, data.statistic)),
+                (ACROSS, _across_mixtures(sides, a, data)),
             ):
                 found[name].setdefault(scale, []).extend(values)
-    return [_group(data, name, by_scale, n) for name, by_scale in found.items()]
+    return [_group(data, name, by_scale, n, few) for name, by_scale in found.items()]
 
 
-def _group(data: Data, name: str, by_scale: Mapping[str, Sequence[Array]], n: Mapping[str, int]) -> Group:
-    """From the values of all categories: of each category one (persistence), or a `Reading`."""
+def _group(
+    data: Data,
+    name: str,
+    by_scale: Mapping[str, Sequence[Array]],
+    n: Mapping[str, int],
+    few: Mapping[str, bool],
+) -> Group:
+    """From the values of all categories: of each category one (persistence), or a `Reading`; none of `few` mixtures."""
     panel = data.panel
     before, after = panel.stages
     others = ("over mixtures",) if name == PERSISTENCE else (before, after)
@@ -80,7 +94,7 @@ def _group(data: Data, name: str, by_scale: Mapping[str, Sequence[Array]], n: Ma
     values, counts, notes, differences = {}, {}, {}, {}
     for scale, listed in by_scale.items():
         value_SC = data.reportable(np.array(listed))
-        if n[scale] < 4:
+        if few[scale]:
             value_SC[:] = np.nan
         plain = np.arange(len(listed)) % 3 < 2 if len(others) == 2 else np.ones(len(listed), dtype=bool)
         values[scale] = value_SC[plain]
@@ -103,15 +117,17 @@ def _group(data: Data, name: str, by_scale: Mapping[str, Sequence[Array]], n: Ma
 
 
 def _within_models(
-    sides: Sequence[tuple[Array, Array]], w_MC: Array, statistic: str
+    sides: Sequence[tuple[Array, Array]], sample: Sample, statistic: str
 ) -> tuple[Reading, Array]:
     """The mean over mixtures of each one's r over the benchmarks, and the correlation of these r before and after."""
-    before_MC, after_MC = (_over_benchmarks(x, y, statistic) for x, y in sides)
-    reading = Reading(*(_weighted_mean(r, w_MC) for r in (before_MC, after_MC, after_MC - before_MC)))
-    return reading, correlate(Sample(np.stack([before_MC, after_MC]), w_MC), np.array([[0, 1]]), statistic)[0]
+    before_MC, after_MC = (over_benchmarks(x, y, statistic) for x, y in sides)
+    every = (before_MC, after_MC, after_MC - before_MC)
+    both = replace(sample, x_VMC=np.stack([before_MC, after_MC]))
+    persistence = correlate(both, np.array([[0, 1]]), statistic)[0]
+    return Reading(*(_weighted_mean(r_MC, sample.w_MC) for r_MC in every)), persistence
 
 
-def _over_benchmarks(x_BMC: Array, y_BMC: Array, statistic: str) -> Array:
+def over_benchmarks(x_BMC: Array, y_BMC: Array, statistic: str) -> Array:
     """(M, C): each mixture's correlation over the benchmarks; NaN for fewer than 3 benchmarks."""
     B, M, last = x_BMC.shape
     if B < 3:
@@ -121,25 +137,26 @@ def _over_benchmarks(x_BMC: Array, y_BMC: Array, statistic: str) -> Array:
     return correlate(Sample(np.ascontiguousarray(both), np.full((B, last), 1.0 / B)), pairs, statistic)
 
 
-def _over_cells(sides: Sequence[tuple[Array, Array]], w_MC: Array, statistic: str) -> Reading:
-    before, after = (_cells(x, y, w_MC, statistic) for x, y in sides)
+def _over_cells(sides: Sequence[tuple[Array, Array]], sample: Sample, statistic: str) -> Reading:
+    before, after = (_cells(x, y, sample, statistic) for x, y in sides)
     known = [np.isfinite(x + y) for x, y in sides]
     if (known[0] == known[1]).all():
         return Reading(before, after, after - before)
     common = known[0] & known[1]
-    first, second = (_cells(np.where(common, x, np.nan), y, w_MC, statistic) for x, y in sides)
+    first, second = (_cells(np.where(common, x, np.nan), y, sample, statistic) for x, y in sides)
     return Reading(before, after, second - first)
 
 
-def _cells(x_BMC: Array, y_BMC: Array, w_MC: Array, statistic: str) -> Array:
-    """Correlation over all (benchmark, mixture) cells, each with its mixture's weight."""
+def _cells(x_BMC: Array, y_BMC: Array, sample: Sample, statistic: str) -> Array:
+    """Correlation over all (benchmark, mixture) cells, each with its mixture's weight and block."""
     B, M, last = x_BMC.shape
     cells = np.stack([x_BMC.reshape(B * M, last), y_BMC.reshape(B * M, last)])
-    if statistic == "pearson" and last == 1 and np.isfinite(cells).all():
+    if statistic == "pearson" and last == 1 and sample.block_M is None and np.isfinite(cells).all():
         x_BM, y_BM = standardise(cells)[:, :, 0].reshape(2, B, M)
-        return _pooled(x_BM, y_BM, w_MC)
-    weights = np.tile(w_MC, (B, 1)) / B
-    return correlate(Sample(cells, weights), np.array([[0, 1]]), statistic)[0]
+        return _pooled(x_BM, y_BM, sample.w_MC)
+    weights = np.tile(sample.w_MC, (B, 1)) / B
+    block_M = None if sample.block_M is None else np.tile(sample.block_M, B)
+    return correlate(Sample(cells, weights, block_M), np.array([[0, 1]]), statistic)[0]
 
 
 def _pooled(x_BM: Array, y_BM: Array, w_MC: Array) -> Array:
@@ -149,11 +166,11 @@ def _pooled(x_BM: Array, y_BM: Array, w_MC: Array) -> Array:
     return bounded_ratio(xy - x * y, xx - x * x, yy - y * y)
 
 
-def _across_mixtures(sides: Sequence[tuple[Array, Array]], w_MC: Array, data: Data) -> Reading:
+def _across_mixtures(sides: Sequence[tuple[Array, Array]], sample: Sample, data: Data) -> Reading:
     B = len(sides[0][0])
     pairs = np.stack([np.arange(B), B + np.arange(B)], axis=1)
     before_BC, after_BC = (
-        data.reportable(correlate(Sample(np.concatenate([x, y]), w_MC), pairs, data.statistic))
+        data.reportable(correlate(replace(sample, x_VMC=np.concatenate([x, y])), pairs, data.statistic))
         for x, y in sides
     )
     return Reading(

@@ -7,7 +7,8 @@ two matrices) are plain arithmetic on the columns of simpler ones, so each has i
 
 With n mixtures there are only C(2n-1, n) distinct resamples (24,310 at n = 9; Hall 1992, appendix I).
 `enumerate_resamples` takes each once with its multinomial weight: the bootstrap distribution itself, without
-Monte-Carlo error.
+Monte-Carlo error. Where mixtures are in blocks, each resample draws as many from every block as are in it: 3 blocks of 3
+have 10^3 distinct resamples.
 
 References: Efron (1987), "Better bootstrap confidence intervals", JASA 82, 171-185 (BCa); Efron & Tibshirani
 (1993), "An Introduction to the Bootstrap", ch. 13 (percentile) and 14 (BCa); Davison & Hinkley (1997), ch. 5
@@ -27,11 +28,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis.correlation import BlockNumbers, block_sizes, every_choice, members_of
 from evalengine.errors import UserError
 
 Array = NDArray[np.float64]
-EXACT_LIMIT = 10  # mixtures up to which all resamples are enumerated by default (92,378 at 10)
-EXACT_MOST = 12  # the most that `exact` accepts (1,352,078 at 12)
+EXACT_LIMIT = 10  # mixtures up to whose number of resamples (92,378) all are enumerated by default
+EXACT_MOST = 12  # and the most that `exact` accepts (1,352,078)
 DEGENERATE_MOST = 0.05  # share of undefined resamples above which a statistic is not reported
 KINDS = ("auto", "bca", "bca-t", "percentile", "basic", "fisher", "jackknife", "jackknife-z")
 
@@ -42,12 +44,18 @@ class Resamples:
 
     weight_MC: float64, every column sums to 1 (a column of a unit left out has a zero there).
     multiplicity_R: how many of the n^n ordered resamples each stands for; ones for Monte Carlo.
+    freedom: degrees of freedom of the units that the jackknife leaves out. blocks: within which mixtures are compared.
+    constant: share of the resamples that draw one mixture alone from each of several blocks, so that nothing varies
+    within them.
     """
 
     weight_MC: Array
     multiplicity_R: Array
     jackknife: int
     exact: bool
+    freedom: int
+    blocks: int = 1
+    constant: float = 0.0
 
     @property
     def count(self) -> int:
@@ -62,29 +70,66 @@ class Intervals(NamedTuple):
     degenerate: Array  # share of the resamples (by multiplicity) in which the statistic is undefined
 
 
-def enumerate_resamples(n: int) -> Resamples:
-    """All distinct resamples of n units with their multinomial multiplicities n! / prod(k_i!)."""
-    count = math.comb(2 * n - 1, n)
-    if n > EXACT_MOST:
+def enumerate_resamples(n: int, block_M: BlockNumbers | None = None) -> Resamples:
+    """All distinct resamples of n units (within blocks) with their multinomial multiplicities n! / prod(k_i!)."""
+    sizes = block_sizes(n, block_M)
+    count = distinct(sizes)
+    if count > distinct([EXACT_MOST]):
         raise UserError(
             f"--bootstrap exact would enumerate {count:,} resamples of {n} mixtures: "
             f"use --bootstrap 10000 above {EXACT_MOST}"
         )
+    counts_RM = np.empty((count, n), dtype=np.int8)
+    multiplicity_R = np.ones(count)
+    for at_M, k_R in zip(_members(n, block_M), every_choice([distinct([m]) for m in sizes]), strict=True):
+        counts_Km = _distinct_counts(len(at_M))
+        factorial = np.array([math.factorial(k) for k in range(len(at_M) + 1)], dtype=np.float64)
+        counts_RM[:, at_M] = counts_Km[k_R]
+        multiplicity_R *= (factorial[-1] / factorial[counts_Km].prod(axis=1))[k_R]
+    return _planned(counts_RM, np.rint(multiplicity_R), sizes, exact=True)
+
+
+def distinct(sizes: Sequence[int]) -> int:
+    """The number of distinct resamples within blocks of these sizes."""
+    return math.prod(math.comb(2 * m - 1, m) for m in sizes)
+
+
+def _distinct_counts(n: int) -> NDArray[np.int8]:
+    """How often each distinct resample of n units draws each of them, (C(2n-1, n), n)."""
     # Stars and bars: of 2n - 1 places n - 1 hold bars, and the stars between two bars are how often a unit is drawn.
     bars = itertools.chain.from_iterable(itertools.combinations(range(2 * n - 1), n - 1))
+    count = distinct([n])
     bar_RB = np.fromiter(bars, np.int8, count * (n - 1)).reshape(count, n - 1)
-    counts_RM = np.diff(bar_RB, axis=1, prepend=np.int8(-1), append=np.int8(2 * n - 1)) - 1
-    factorial = np.array([math.factorial(k) for k in range(n + 1)], dtype=np.float64)
-    multiplicity_R = factorial[n] / factorial[counts_RM].prod(axis=1)
-    return Resamples(_columns(counts_RM), np.rint(multiplicity_R), n, True)
+    counts: NDArray[np.int8] = np.diff(bar_RB, axis=1, prepend=np.int8(-1), append=np.int8(2 * n - 1)) - 1
+    return counts
 
 
-def draw_resamples(n: int, count: int, seed: int) -> Resamples:
-    """`count` Monte-Carlo resamples of n units, from a PCG64 generator seeded with `seed`."""
+def draw_resamples(n: int, count: int, seed: int, block_M: BlockNumbers | None = None) -> Resamples:
+    """`count` Monte-Carlo resamples of n units (within blocks), from a PCG64 generator seeded with `seed`."""
     if count < 100:
         raise UserError(f"--bootstrap {count} is too few to estimate an interval: use 1000 or more, or exact")
-    index_RM = np.random.default_rng(seed).integers(0, n, (count, n))
-    return Resamples(_columns(count_draws(index_RM, n)), np.ones(count), n, False)
+    rng = np.random.default_rng(seed)
+    counts_RM = np.empty((count, n), dtype=np.intp)
+    for at_M in _members(n, block_M):
+        counts_RM[:, at_M] = count_draws(rng.integers(0, len(at_M), (count, len(at_M))), len(at_M))
+    return _planned(counts_RM, np.ones(count), block_sizes(n, block_M), exact=False)
+
+
+def _members(n: int, block_M: BlockNumbers | None) -> list[NDArray[np.intp]]:
+    return [np.arange(n)] if block_M is None else members_of(block_M)
+
+
+def _planned(
+    counts_RM: NDArray[np.integer], multiplicity_R: Array, sizes: Sequence[int], *, exact: bool
+) -> Resamples:
+    n, blocks = sum(sizes), len(sizes)
+    constant = constant_share(sizes) if blocks > 1 else 0.0
+    return Resamples(_columns(counts_RM), multiplicity_R, n, exact, max(n - blocks, 1), blocks, constant)
+
+
+def constant_share(sizes: Sequence[int]) -> float:
+    """Share of the resamples that draw one unit alone from every block."""
+    return math.prod(float(m) ** (1 - m) for m in sizes)
 
 
 def count_draws(index_RN: NDArray[np.integer], n: int) -> NDArray[np.intp]:
@@ -94,11 +139,15 @@ def count_draws(index_RN: NDArray[np.integer], n: int) -> NDArray[np.intp]:
     return np.bincount(flat.ravel(), minlength=R * n).reshape(R, n)
 
 
-def resamples(n: int, how: str | int | None, seed: int = 0) -> Resamples:
-    """As the user asked: "exact", a number, or None: exact up to EXACT_LIMIT units, else 10,000."""
+def resamples(n: int, how: str | int | None, seed: int = 0, block_M: BlockNumbers | None = None) -> Resamples:
+    """As the user asked: "exact", a number, or None: exact up to EXACT_LIMIT units, or as many resamples, else 10,000.
+
+    block_M: the block of each unit, within which units are drawn.
+    """
     if how is None:
-        how = "exact" if n <= EXACT_LIMIT else 10_000
-    return enumerate_resamples(n) if how == "exact" else draw_resamples(n, int(how), seed)
+        few = distinct(block_sizes(n, block_M)) <= distinct([EXACT_LIMIT])
+        how = "exact" if few else 10_000
+    return enumerate_resamples(n, block_M) if how == "exact" else draw_resamples(n, int(how), seed, block_M)
 
 
 def _columns(counts_RM: NDArray[np.integer]) -> Array:
@@ -140,7 +189,7 @@ def intervals(
     replicate = value_SC[:, first:]
     tails = np.array([0.5 - level / 2.0, 0.5 + level / 2.0])
     share, degenerate = below(replicate, plan.multiplicity_R, estimate).T
-    z_of = {"bca": ndtri(tails), "bca-t": stdtrit(max(plan.jackknife - 1, 1), tails)}
+    z_of = {"bca": ndtri(tails), "bca-t": stdtrit(plan.freedom, tails)}
     prob = {}  # of the quantiles that are the ends of each kind
     if {"percentile", "basic"} & set(kinds):
         prob["percentile"] = np.tile(tails, (len(estimate), 1))
@@ -200,7 +249,7 @@ def jackknife_t(value_SC: Array, plan: Resamples, level: float = 0.95) -> Array:
     left_out = value_SC[:, 1 : 1 + plan.jackknife]
     n = plan.jackknife
     error = np.sqrt((n - 1) / n * ((left_out - left_out.mean(axis=1, keepdims=True)) ** 2).sum(axis=1))
-    half = stdtrit(n - 1, 0.5 + level / 2.0) * error
+    half = stdtrit(plan.freedom, 0.5 + level / 2.0) * error
     return value_SC[:, :1] + half[:, None] * np.array([-1.0, 1.0])
 
 

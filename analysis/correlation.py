@@ -4,10 +4,14 @@ A `Sample` is the data of one scale and quantity: variables (benchmarks at a sta
 data set for all columns of weights or, when items are resampled, one per column. Missing values (NaN) are
 left out pair by pair: the correlation is over the mixtures that have both.
 
+A sample whose mixtures are in blocks (`block_M`) has correlations within them: of what is left of each variable, or of its
+ranks, once the mean of the mixture's block is subtracted, which is the partial r given the block. Kendall's tau is then over
+the pairs of mixtures of one block, and mixtures are permuted within their blocks.
+
 References: Pearson (1895); Spearman (1904); Kendall (1945), tau-b; Phipson & Smyth (2010) on permutation
 p-values; Benjamini & Hochberg (1995), JRSS B 57, 289-300.
 
-Dims: V variables, M mixtures, C columns, P pairs, S statistics.
+Dims: V variables, M mixtures, C columns, P pairs, S statistics, G blocks.
 """
 
 from __future__ import annotations
@@ -23,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+BlockNumbers = NDArray[np.int64]  # (M,), the number of each mixture's block
 STATISTICS = ("pearson", "spearman", "kendall")
-EXACT_PERMUTATIONS = 9  # mixtures up to which all orders are walked (362,880)
+EXACT_PERMUTATIONS = math.factorial(9)  # orders up to which all are walked
 TINY = 1e-12  # variance of standardised data below which a resample counts as constant
 COLUMN_BYTES = 32 << 20  # of data that differ by column, at once
 KEPT = 4 << 20  # numbers (variables x columns) up to which a sample keeps its moments
@@ -45,10 +50,12 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """Variables over mixtures: `x_VMC` is (V, M, 1) or (V, M, C); `w_MC` columns of weights that sum to 1."""
+    """Variables over mixtures: `x_VMC` is (V, M, 1) or (V, M, C); `w_MC` columns of weights that sum to 1; `block_M` the
+    block of each mixture, None where all are exchangeable."""
 
     x_VMC: Array
     w_MC: Array
+    block_M: BlockNumbers | None = None
 
     @functools.cached_property
     def moments(self) -> Moments:
@@ -57,8 +64,9 @@ class Sample:
 
     def of(self, variables: NDArray[np.int64]) -> Sample:
         """Some of the variables, whose moments are not computed again."""
-        part = Sample(np.ascontiguousarray(self.x_VMC[variables]), self.w_MC)
-        part.__dict__["moments"] = Moments(*(values[variables] for values in self.moments))
+        part = Sample(np.ascontiguousarray(self.x_VMC[variables]), self.w_MC, self.block_M)
+        if self.block_M is None:  # within blocks they differ by column
+            part.__dict__["moments"] = Moments(*(values[variables] for values in self.moments))
         return part
 
     def only(self, keep_M: NDArray[np.bool_]) -> Sample:
@@ -66,7 +74,8 @@ class Sample:
         w_MC = self.w_MC[keep_M]
         with np.errstate(invalid="ignore", divide="ignore"):
             w_MC = w_MC / w_MC.sum(axis=0)
-        return Sample(np.ascontiguousarray(self.x_VMC[:, keep_M]), np.ascontiguousarray(w_MC))
+        block_M = None if self.block_M is None else self.block_M[keep_M]
+        return Sample(np.ascontiguousarray(self.x_VMC[:, keep_M]), np.ascontiguousarray(w_MC), block_M)
 
 
 def correlate(sample: Sample, pair_P2: NDArray[np.int64], statistic: str = "pearson") -> Array:
@@ -94,17 +103,18 @@ def _complete(sample: Sample, pair_P2: NDArray[np.int64], statistic: str) -> Arr
 
     V, M, last = sample.x_VMC.shape
     C = sample.w_MC.shape[1]
-    if statistic == "pearson" and last == 1 and V * C <= KEPT:
+    same_in_every_column = statistic == "pearson" and last == 1 and sample.block_M is None
+    if same_in_every_column and V * C <= KEPT:
         return _pearson(sample.moments, pair_P2, sample.w_MC)
     used, flat = np.unique(pair_P2, return_inverse=True)
     pair_P2 = flat.reshape(-1, 2).astype(np.int64)
-    if statistic == "pearson" and last == 1:
+    if same_in_every_column:
         return _pearson(moments(sample.x_VMC[used], sample.w_MC), pair_P2, sample.w_MC)
     x_VMC = standardise(sample.x_VMC[used])
     if statistic != "pearson":
         x_VMC = np.round(x_VMC, 12)  # equal accuracies stay tied
     if statistic == "kendall":
-        return bounded_ratio(*pair_sums(x_VMC, pair_P2, sample.w_MC, KENDALL))
+        return bounded_ratio(*pair_sums(x_VMC, pair_P2, sample.w_MC, KENDALL, sample.block_M))
     step = max(1, COLUMN_BYTES // (8 * len(x_VMC) * M))
     out_PC = np.empty((len(pair_P2), C))
     for start in range(0, C, step):
@@ -113,6 +123,8 @@ def _complete(sample: Sample, pair_P2: NDArray[np.int64], statistic: str) -> Arr
         x_part = x_VMC if last == 1 else np.ascontiguousarray(x_VMC[:, :, part])
         if statistic == "spearman":
             x_part = midranks(x_part, w_MC)
+        if sample.block_M is not None:
+            x_part = within(x_part, w_MC, sample.block_M)
         out_PC[:, part] = _pearson_by_column(x_part, pair_P2, w_MC)
     return out_PC
 
@@ -145,6 +157,31 @@ def _pearson_by_column(x_VMC: Array, pair_P2: NDArray[np.int64], w_MC: Array) ->
     return bounded_ratio(covariance_PC, variance_VC[i_P], variance_VC[j_P])
 
 
+def within(x_VMC: Array, w_MC: Array, block_M: BlockNumbers) -> Array:
+    """Each variable minus its weighted mean over the mixture's block, (V, M, C)."""
+    out_VMC = np.empty((*x_VMC.shape[:2], max(x_VMC.shape[2], w_MC.shape[1])))
+    for at_M in members_of(block_M):
+        w_mC = w_MC[at_M]
+        total_C = w_mC.sum(axis=0)
+        mean_VC = weighted_sums(x_VMC[:, at_M], w_mC) / np.where(total_C == 0.0, 1.0, total_C)
+        out_VMC[:, at_M] = x_VMC[:, at_M] - mean_VC[:, None]
+    return out_VMC
+
+
+def members_of(block_M: BlockNumbers) -> list[NDArray[np.intp]]:
+    """The mixtures of each block."""
+    return [np.flatnonzero(block_M == g) for g in np.unique(block_M)]
+
+
+def degrees_of_freedom(known_PM: NDArray[np.bool_], block_M: BlockNumbers | None) -> NDArray[np.int64]:
+    """Mixtures less blocks that hold any of them (all in one where there are no blocks), (P,)."""
+    if block_M is None:
+        return known_PM.sum(axis=1) - 1
+    blocks_P = sum(known_PM[:, at_M].any(axis=1).astype(np.int64) for at_M in members_of(block_M))
+    freedom_P: NDArray[np.int64] = known_PM.sum(axis=1) - blocks_P
+    return freedom_P
+
+
 def bounded_ratio(xy: Array, xx: Array, yy: Array) -> Array:
     """Covariances over the roots of both variances, in [-1, 1]; NaN where a variance is not above TINY."""
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -169,18 +206,21 @@ TERMS = ("agree", "untied_x", "untied_y", "wrong", "loss")
 KENDALL, DECISION = slice(0, 3), slice(3, 5)
 
 
-def pair_sums(x_VMC: Array, pair_P2: NDArray[np.int64], w_MC: Array, which: slice) -> Array:
-    """Sums over pairs of different mixtures of the product of their weights times each of the TERMS asked for, (T, P, C):
-    what Kendall's tau and pairwise decisions are made of.
+def pair_sums(
+    x_VMC: Array, pair_P2: NDArray[np.int64], w_MC: Array, which: slice, block_M: BlockNumbers | None = None
+) -> Array:
+    """Sums over pairs of different mixtures (of one block) of the product of their weights times each of the TERMS asked
+    for, (T, P, C): what Kendall's tau and pairwise decisions are made of.
 
     Copies of one mixture in a resample are ties in both variables and add nothing.
     """
     M, C = w_MC.shape
+    alike_MM = np.ones((M, M)) if block_M is None else 1.0 * np.equal.outer(block_M, block_M)
     out_TPC = np.zeros((len(TERMS[which]), len(pair_P2), C))
     for p, (i, j) in enumerate(pair_P2):
         x_MC, y_MC = x_VMC[i], x_VMC[j]
         if x_VMC.shape[2] == 1:  # the same terms in every column: a matrix product, of the lower triangle
-            terms_TMM = np.tril(_terms(x_MC - x_MC.T, y_MC - y_MC.T, which))
+            terms_TMM = np.tril(_terms(x_MC - x_MC.T, y_MC - y_MC.T, which) * alike_MM)
             for start in range(0, M, ROWS):
                 stop = min(start + ROWS, M)
                 inner_TmC = terms_TMM[:, start:stop, :stop] @ w_MC[:stop]
@@ -188,7 +228,7 @@ def pair_sums(x_VMC: Array, pair_P2: NDArray[np.int64], w_MC: Array, which: slic
         else:
             for m in range(1, M):
                 terms_TmC = _terms(x_MC[m] - x_MC[:m], y_MC[m] - y_MC[:m], which)
-                out_TPC[:, p] += w_MC[m] * (terms_TmC * w_MC[:m]).sum(axis=1)
+                out_TPC[:, p] += w_MC[m] * (terms_TmC * w_MC[:m] * alike_MM[m, :m, None]).sum(axis=1)
     return out_TPC
 
 
@@ -226,11 +266,14 @@ def similarity_terms(x_SM: Array, y_SM: Array) -> Array:
     return a_SMM
 
 
-def permutation_p(a_SMM: Array, seed: int = 0, count: int = 100_000) -> Array:
-    """Two-sided p of each statistic sum_m A[m, perm(m)] against permuting the mixtures: P(|t*| >= |t|).
+def permutation_p(
+    a_SMM: Array, seed: int = 0, count: int = 100_000, block_M: BlockNumbers | None = None
+) -> Array:
+    """Two-sided p of each statistic sum_m A[m, perm(m)] against permuting the mixtures (within blocks): P(|t*| >= |t|).
 
-    All orders for M <= 9 (no Monte-Carlo error), else `count` seeded ones with the observed order counted in.
-    A category's mean r is such a statistic too: the mean of its benchmarks' A, all permuted together.
+    All orders where they are at most EXACT_PERMUTATIONS (9! of 9 mixtures; no Monte-Carlo error), else `count` seeded ones
+    with the observed order counted in. A category's mean r is such a statistic too: the mean of its benchmarks' A, all
+    permuted together.
     """
     from evalengine.analysis.numba_kernels import permutation_hits
 
@@ -238,47 +281,71 @@ def permutation_p(a_SMM: Array, seed: int = 0, count: int = 100_000) -> Array:
     usable = np.isfinite(a_SMM).all(axis=(1, 2))
     p_S = np.full(len(a_SMM), np.nan)
     a_MMS = np.ascontiguousarray(a_SMM[usable].transpose(1, 2, 0))
-    orders_MN = _orders(M, seed, count)
+    sizes = block_sizes(M, block_M)
+    orders_MN = _orders(_blocks(M, block_M), seed, count)
     # Orders of equal |t| in exact arithmetic, as with tied values, count as equal.
     slack_S = 1e-12 * M * np.abs(a_MMS).max(axis=(0, 1))
     hits_S = permutation_hits(a_MMS, orders_MN, np.abs(np.trace(a_MMS)) - slack_S)
     N = orders_MN.shape[1]
     # Among drawn orders the observed one counts as one of them (Davison & Hinkley 1997, eq. 4.11).
-    p_S[usable] = hits_S / N if M <= EXACT_PERMUTATIONS else (1.0 + hits_S) / (N + 1)
+    p_S[usable] = hits_S / N if all_orders(sizes) else (1.0 + hits_S) / (N + 1)
     return p_S
 
 
 def permuted_p(
-    x_BM: Array, y_BM: Array, members: Sequence[Sequence[int]], statistic: str = "pearson", seed: int = 0
+    x_BM: Array,
+    y_BM: Array,
+    members: Sequence[Sequence[int]],
+    statistic: str = "pearson",
+    seed: int = 0,
+    block_M: BlockNumbers | None = None,
 ) -> Array:
     """Two-sided permutation p of each mean correlation of benchmarks before (x) and after (y), (S,).
 
-    members: the benchmarks whose mean each statistic is, all permuted together. NaN where one of them is constant.
+    members: the benchmarks whose mean each statistic is, all permuted together. block_M: mixtures are permuted within
+    these, and the correlations are within them. NaN where a benchmark is constant (within the blocks).
     """
     if statistic == "kendall":
-        return _permuted_tau_p(x_BM, y_BM, members, seed)
+        return _permuted_tau_p(x_BM, y_BM, members, seed, block_M)
     if statistic == "spearman":
         x_BM, y_BM = ranks(x_BM), ranks(y_BM)
+    if block_M is not None:
+        x_BM, y_BM = residuals(x_BM, block_M), residuals(y_BM, block_M)
     a_BMM = similarity_terms(x_BM, y_BM)
-    return permutation_p(np.array([a_BMM[list(index)].mean(axis=0) for index in members]), seed)
+    means_SMM = np.array([a_BMM[list(index)].mean(axis=0) for index in members])
+    return permutation_p(means_SMM, seed, block_M=block_M)
 
 
-def _permuted_tau_p(x_BM: Array, y_BM: Array, members: Sequence[Sequence[int]], seed: int) -> Array:
+def residuals(x_VM: Array, block_M: BlockNumbers) -> Array:
+    """Standardised variables minus the mean of the mixture's block; zeros where one does not vary within blocks."""
+    M = x_VM.shape[1]
+    left_VM = within(standardise(x_VM[:, :, None]), np.full((M, 1), 1.0 / M), block_M)[:, :, 0]
+    left_VM[(left_VM**2).mean(axis=1) <= TINY] = 0.0
+    return left_VM
+
+
+def _permuted_tau_p(
+    x_BM: Array, y_BM: Array, members: Sequence[Sequence[int]], seed: int, block_M: BlockNumbers | None
+) -> Array:
     """The same for Kendall's tau-b: a sum over pairs of mixtures, so not one of `permutation_p`'s statistics."""
     M = x_BM.shape[1]
+    blocks = _blocks(M, block_M)
     i, j = np.triu_indices(M, 1)
-    sign_x_BMM, sign_y_BMM = (np.sign((v[:, :, None] - v[:, None, :]).round(12)) for v in (x_BM, y_BM))
-    orders_KM = _orders(M, seed, min(100_000, max(999, TAU_TERMS // len(i)))).T
-    if M > EXACT_PERMUTATIONS:  # the observed order counts as one of them
+    alike = np.equal.outer(blocks, blocks)[i, j]
+    i, j = i[alike], j[alike]
+    sign_x_BP, sign_y_BMM = (np.sign((v[:, :, None] - v[:, None, :]).round(12)) for v in (x_BM, y_BM))
+    sign_x_BP = sign_x_BP[:, i, j]
+    orders_KM = _orders(blocks, seed, min(100_000, max(999, TAU_TERMS // len(i)))).T
+    if not all_orders(block_sizes(M, block_M)):  # the observed order counts as one of them
         orders_KM = np.concatenate([np.arange(M)[None], orders_KM])
     with np.errstate(invalid="ignore", divide="ignore"):
-        scale_B = 2.0 / np.sqrt((sign_x_BMM**2).sum(axis=(1, 2)) * (sign_y_BMM**2).sum(axis=(1, 2)))
+        scale_B = 1.0 / np.sqrt((sign_x_BP**2).sum(axis=1) * (sign_y_BMM[:, i, j] ** 2).sum(axis=1))
     hits_S = np.zeros(len(members))
     step = max(1, BLOCK_TERMS // len(i))
     for start in range(0, len(orders_KM), step):
         first, second = orders_KM[start : start + step][:, i], orders_KM[start : start + step][:, j]
         tau_KB = np.stack(
-            [y[first, second] @ x[i, j] * c for x, y, c in zip(sign_x_BMM, sign_y_BMM, scale_B, strict=True)],
+            [y[first, second] @ x * c for x, y, c in zip(sign_x_BP, sign_y_BMM, scale_B, strict=True)],
             axis=1,
         )
         mean_KS = np.stack([np.abs(tau_KB[:, list(index)].mean(axis=1)) for index in members], axis=1)
@@ -288,16 +355,56 @@ def _permuted_tau_p(x_BM: Array, y_BM: Array, members: Sequence[Sequence[int]], 
     return np.where(np.isfinite(goal_S), hits_S / len(orders_KM), np.nan)
 
 
+def _blocks(M: int, block_M: BlockNumbers | None) -> tuple[int, ...]:
+    return (0,) * M if block_M is None else tuple(block_M.tolist())
+
+
+def block_sizes(M: int, block_M: BlockNumbers | None) -> list[int]:
+    """How many of M mixtures are in each block; all of them where there are no blocks."""
+    return [M] if block_M is None else [len(at_M) for at_M in members_of(block_M)]
+
+
+def orders(sizes: Sequence[int]) -> int:
+    """The number of orders of mixtures within blocks of these sizes."""
+    return math.prod(map(math.factorial, sizes))
+
+
+def all_orders(sizes: Sequence[int]) -> bool:
+    """Whether a permutation test walks all orders of blocks of these sizes."""
+    return orders(sizes) <= EXACT_PERMUTATIONS
+
+
+def orders_within(
+    block_M: BlockNumbers, seed: int = 0, count: int = 100_000
+) -> tuple[NDArray[np.int16], bool]:
+    """(N, M) orders of the mixtures within blocks, and whether they are all of them, else `count` seeded ones."""
+    sizes = block_sizes(len(block_M), block_M)
+    return _orders(_blocks(len(block_M), block_M), seed, count).T, all_orders(sizes)
+
+
 @functools.lru_cache(maxsize=2)
-def _orders(M: int, seed: int, count: int) -> NDArray[np.int16]:
-    """(M, N) orders of the mixtures, one a column, the same for every statistic: all of them, or `count` seeded ones."""
-    if M <= EXACT_PERMUTATIONS:
-        every = itertools.chain.from_iterable(itertools.permutations(range(M)))
-        orders = np.fromiter(every, np.int16, M * math.factorial(M)).reshape(-1, M)
+def _orders(blocks: tuple[int, ...], seed: int, count: int) -> NDArray[np.int16]:
+    """(M, N) orders of the mixtures within blocks, one a column, the same for every statistic: all, or `count` seeded ones."""
+    parts = members_of(np.array(blocks))
+    sizes = list(map(len, parts))
+    if all_orders(sizes):
+        orders_NM = np.empty((orders(sizes), len(blocks)), dtype=np.int16)
+        for at_M, k_N in zip(parts, every_choice([math.factorial(m) for m in sizes]), strict=True):
+            m = len(at_M)
+            each = itertools.chain.from_iterable(itertools.permutations(range(m)))
+            order_Km = np.fromiter(each, np.int16, m * math.factorial(m)).reshape(-1, m)
+            orders_NM[:, at_M] = at_M[order_Km[k_N]]
     else:
-        orders = np.tile(np.arange(M, dtype=np.int16), (count, 1))
-        np.random.default_rng(seed).permuted(orders, axis=1, out=orders)
-    return np.ascontiguousarray(orders.T)
+        orders_NM = np.tile(np.arange(len(blocks), dtype=np.int16), (count, 1))
+        rng = np.random.default_rng(seed)
+        for at_M in parts:
+            orders_NM[:, at_M] = rng.permuted(orders_NM[:, at_M], axis=1)
+    return np.ascontiguousarray(orders_NM.T)
+
+
+def every_choice(counts: Sequence[int]) -> NDArray[np.intp]:
+    """Every way to choose one of `counts[g]` for each g, (G, product of the counts)."""
+    return np.indices(tuple(counts)).reshape(len(counts), -1)
 
 
 def benjamini_hochberg(p: Array) -> Array:

@@ -23,7 +23,11 @@ from evalengine.analysis.study import fixed_data
 from evalengine.analysis.transfer import rows
 from evalengine.analysis.verdicts import verdicts
 
-DISTRIBUTIONS = ("normal", "heavy-tailed")  # heavy-tailed: multivariate t with 3 degrees of freedom
+DISTRIBUTIONS = (
+    "normal",
+    "t5",
+    "lognormal",
+)  # t5: multivariate t, 5 degrees of freedom; lognormal: exp of a normal
 KINDS = ("percentile", "bca", "bca-t", "jackknife", "jackknife-z", "fisher")
 BENCHMARKS = 20
 RESAMPLES = 2000  # where not all can be taken: enough to count coverage
@@ -41,19 +45,26 @@ class Coverage(NamedTuple):
 
 
 def drawn(rng: np.random.Generator, shape: tuple[int, ...], n: int, r: float, distribution: str) -> Array:
-    """(*shape, 2, n): pairs of variables over n mixtures whose correlation is r. With heavy tails r is that of the scatter
-    matrix, to which the sample's converges."""
-    z = rng.normal(size=(*shape, 2, n))
-    z[..., 1, :] = r * z[..., 0, :] + np.sqrt(1.0 - r * r) * z[..., 1, :]
-    if distribution == "heavy-tailed":
-        z /= np.sqrt(rng.chisquare(3, size=(*shape, 1, n)) / 3.0)
-    return z
+    """(*shape, n): variables over n mixtures, along the last axis but one, of which any two have the correlation r.
+
+    A lognormal's variables are exp of standard normal ones, whose correlation is log(1 + (e - 1) r); r above -0.37.
+    """
+    rho = np.log1p((np.e - 1.0) * r) if distribution == "lognormal" else r
+    z = rng.normal(size=(*shape, n))
+    common = rng.normal(size=(*shape[:-1], 1, n))
+    if shape[-1] == 2:  # may have a negative correlation
+        z[..., 1, :] = rho * z[..., 0, :] + np.sqrt(1.0 - rho * rho) * z[..., 1, :]
+    else:
+        z = np.sqrt(rho) * common + np.sqrt(1.0 - rho) * z
+    if distribution == "t5":
+        z /= np.sqrt(rng.chisquare(5, size=(*shape[:-1], 1, n)) / 5.0)
+    return np.exp(z) if distribution == "lognormal" else z
 
 
 def single(r: float, distribution: str, draws: int, n: int = 9, seed: int = 0) -> Coverage:
     """Coverage for one Pearson r."""
     plan = planned(n)
-    x = drawn(np.random.default_rng([seed, int(100 * r), len(distribution)]), (draws,), n, r, distribution)
+    x = drawn(np.random.default_rng([seed, int(100 * r), len(distribution)]), (draws, 2), n, r, distribution)
     value = correlations(x, plan)
     return counted("one r", distribution, r, value, plan, fisher(value[:, 0], n))
 
@@ -67,7 +78,8 @@ def mean_of(
     value = []
     for _ in range(draws):
         means = [
-            correlations(drawn(rng, (members,), n, r, distribution), plan).mean(axis=0) for _ in range(scales)
+            correlations(drawn(rng, (members, 2), n, r, distribution), plan).mean(axis=0)
+            for _ in range(scales)
         ]
         value.append(means[0] if scales == 1 else means[1] - means[0])
     name = "one r" if members == 1 else f"mean of {members} transfers"
@@ -84,9 +96,7 @@ def coherence_of(
     pairs = np.stack(np.triu_indices(members, 1), axis=-1)
     value = []
     for _ in range(draws):
-        x = np.sqrt(r) * rng.normal(size=n) + np.sqrt(1.0 - r) * rng.normal(size=(members, n))
-        if distribution == "heavy-tailed":
-            x /= np.sqrt(rng.chisquare(3, size=n) / 3.0)
+        x = drawn(rng, (members,), n, r, distribution)
         value.append(correlate(Sample(x[:, :, None], plan.weight_MC), pairs).mean(axis=0))
     return counted(f"coherence of {members}", distribution, r, np.array(value), plan)
 
@@ -140,7 +150,7 @@ def verdict_rates(
     said = []
     for _ in range(studies):
         x_SBTM = np.stack(
-            [np.stack([drawn(rng, (), n, float(r), distribution) for r in r_B]) for r_B in r_SB]
+            [np.stack([drawn(rng, (2,), n, float(r), distribution) for r in r_B]) for r_B in r_SB]
         )
         values = np.ascontiguousarray(x_SBTM.transpose(0, 2, 3, 1))
         panel = Panel(
@@ -176,7 +186,8 @@ def studies_of(studies: int, n: int, distribution: str) -> Iterator[Errors]:
     yield rates("r = 0.6 at both scales", 0.6 * one, 0.6 * one)
     yield rates("r of 0, 0.3, 0.6, 0.9, equal at both scales", mixed, mixed)
     yield rates("5 of 20 with r = 0.95 at both scales, else 0", 0.95 * quarter, 0.95 * quarter)
-    yield rates("5 of 20 with r = -0.9 and 0.9, else 0", -0.9 * quarter, 0.9 * quarter)
+    if distribution != "lognormal":
+        yield rates("5 of 20 with r = -0.9 and 0.9, else 0", -0.9 * quarter, 0.9 * quarter)
 
 
 def main() -> None:

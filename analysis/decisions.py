@@ -10,12 +10,13 @@ regret take the mixtures as they are and resample the items that could have made
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from html import escape
 
 import numpy as np
 
 from evalengine.analysis import page, true_decisions
-from evalengine.analysis.correlation import DECISION, Sample, pair_sums
+from evalengine.analysis.correlation import DECISION, Sample, members_of, pair_sums
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import (
     ALL,
@@ -56,7 +57,7 @@ def best_choice(data: Data, quantity: str) -> Group:
 
 
 def _decide(
-    data: Data, quantity: str, measures: tuple[str, str], measure: Callable[[Array, Array], Array]
+    data: Data, quantity: str, measures: tuple[str, str], measure: Callable[[Sample], Array]
 ) -> Group:
     panel = data.panel
     B = len(panel.benchmarks)
@@ -79,9 +80,9 @@ def _decide(
             counts[b] = keep.sum()
             if counts[b] < 4:
                 continue
-            part = Sample(chosen, sample.w_MC).only(keep)
+            part = replace(sample, x_VMC=chosen).only(keep)
             x_VMC = np.round(sign * part.x_VMC, 12)  # equal accuracies stay tied
-            found[b] = measure(x_VMC, np.nan_to_num(part.w_MC))
+            found[b] = measure(replace(part, x_VMC=x_VMC, w_MC=np.nan_to_num(part.w_MC)))
         known_B = np.isfinite(found[:, 0, 0])
         few, tied = (Note(UNDEFINED, why) for why in ("fewer than 4 mixtures", "all mixtures are tied"))
         why_B = [Note() if known_B[b] else few if counts[b] < 4 else tied for b in range(B)]
@@ -100,42 +101,48 @@ def _decide(
     return Group("decision", quantity, labels, values, n, notes, means=of_means)
 
 
-def _pairwise(x_2MC: Array, w_MC: Array) -> Array:
-    """(2, C): share of pairs of different mixtures ordered alike, and the mean loss of taking the one better before.
+def _pairwise(sample: Sample) -> Array:
+    """(2, C): share of pairs of different mixtures (of one block) ordered alike, and the mean loss of taking the one better
+    before.
 
     A tie on one side counts one half. Pairs tied on both sides are left out, as they are of Kendall's tau-b: there is
     nothing to choose and nothing to be right about. With no other ties the share is (1 + tau-b) / 2.
     """
-    pairs_C = _untied(x_2MC, w_MC)
+    w_MC, block_M = sample.w_MC, sample.block_M
+    pairs_C = _untied(sample)
     pairs_C[pairs_C < 1e-12] = np.nan
-    wrong_C, loss_C = pair_sums(x_2MC, np.array([[0, 1]]), w_MC, DECISION)[:, 0]
+    wrong_C, loss_C = pair_sums(sample.x_VMC, np.array([[0, 1]]), w_MC, DECISION, block_M)[:, 0]
     return np.stack([1.0 - wrong_C / pairs_C, loss_C / pairs_C])
 
 
-def _untied(x_2MC: Array, w_MC: Array) -> Array:
-    """(C,): weight of the pairs of mixtures that differ on one side at least.
+def _untied(sample: Sample) -> Array:
+    """(C,): weight of the pairs of mixtures (of one block) that differ on one side at least.
 
     Being equal on both sides is an equivalence, so of fixed values it is all pairs less those within its classes.
     """
+    x_2MC, w_MC = sample.x_VMC, sample.w_MC
+    block_M = np.zeros(len(w_MC), dtype=np.int64) if sample.block_M is None else sample.block_M
     if x_2MC.shape[2] == 1:
-        order_M = np.lexsort(x_2MC[:, :, 0])
-        changes_M = (np.diff(x_2MC[:, order_M, 0], axis=1) != 0.0).any(axis=0)
-        weight_GC = np.add.reduceat(w_MC[order_M], np.append(0, 1 + np.flatnonzero(changes_M)))
-        pairs_C: Array = 0.5 * (weight_GC.sum(axis=0) ** 2 - (weight_GC**2).sum(axis=0))
+        key_3M = np.stack([*x_2MC[:, :, 0], block_M])
+        order_M = np.lexsort(key_3M)
+        changes_M = (np.diff(key_3M[:, order_M], axis=1) != 0.0).any(axis=0)
+        tied_GC = np.add.reduceat(w_MC[order_M], np.append(0, 1 + np.flatnonzero(changes_M)))
+        block_GC = np.stack([w_MC[members].sum(axis=0) for members in members_of(block_M)])
+        pairs_C: Array = 0.5 * ((block_GC**2).sum(axis=0) - (tied_GC**2).sum(axis=0))
         return pairs_C
     pairs_C = np.zeros(w_MC.shape[1])
     for m in range(1, len(w_MC)):
-        differ_mC = (x_2MC[:, m, None] != x_2MC[:, :m]).any(axis=0)
+        differ_mC = (x_2MC[:, m, None] != x_2MC[:, :m]).any(axis=0) & (block_M[:m] == block_M[m])[:, None]
         pairs_C += w_MC[m] * (differ_mC * w_MC[:m]).sum(axis=0)
     return pairs_C
 
 
-def _best(x_2MC: Array, w_MC: Array) -> Array:
+def _best(sample: Sample) -> Array:
     """(2, C): chance that the best mixture before is the best after, and the best after minus the one chosen.
 
     Ties for the best before are broken at random, in expectation. Weights play no part: see the top.
     """
-    before_MC, after_MC = x_2MC
+    before_MC, after_MC = sample.x_VMC
     chosen_MC = before_MC == before_MC.max(axis=0)
     best_C, count_C = after_MC.max(axis=0), chosen_MC.sum(axis=0)
     hits_C = (chosen_MC & (after_MC == best_C)).sum(axis=0)

@@ -173,7 +173,8 @@ def _heatmaps(results: Results, figure: Heatmaps) -> Drawing:
             )
             _number(axis, row, x, y)
         shades = [_shade(row.estimate) for row in rows]
-        axis.add_collection(PolyCollection(squares, facecolors=shades, edgecolors=PAPER, lw=0.5))
+        cells = PolyCollection(squares, facecolors=shades, edgecolors=PAPER, lw=0.5, clip_on=False)
+        axis.add_collection(cells)
         axis.vlines(edges, 0, len(names), color=SOFT, lw=0.7)
         axis.hlines(edges, 0, len(names), color=SOFT, lw=0.7)
         for left, right in itertools.pairwise([0, *edges, len(names)]):

@@ -12,12 +12,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 
 import numpy as np
 
 from evalengine.analysis import page
-from evalengine.analysis.correlation import Sample, correlate
+from evalengine.analysis.correlation import correlate, degrees_of_freedom
 from evalengine.analysis.figure import Figure, Intervals
 from evalengine.analysis.groups import UNDEFINED, Data, Group, Label, Note
 from evalengine.analysis.mixtures import Mixtures
@@ -58,14 +59,16 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> Group | None
     ]
     values, n, notes = {}, {}, {}
     for scale in panel.scales:
-        x_VMC, w_MC = data.sample(quantity, scale).x_VMC, data.sample(quantity, scale).w_MC
+        sample = data.sample(quantity, scale)
+        x_VMC = sample.x_VMC
         extra = np.stack(list(shares.values()))[:, :, None]
         extra = np.broadcast_to(extra, (len(shares), *x_VMC.shape[1:]))
         joined = np.concatenate([x_VMC, extra])
-        values[scale] = data.reportable(correlate(Sample(joined, w_MC), pairs, data.statistic))
+        values[scale] = data.reportable(correlate(replace(sample, x_VMC=joined), pairs, data.statistic))
         known = np.isfinite(joined[:, :, 0])
-        n[scale] = (known[pairs[:, 0]] & known[pairs[:, 1]]).sum(axis=1)
-        values[scale][n[scale] < 4] = np.nan
+        known_PM = known[pairs[:, 0]] & known[pairs[:, 1]]
+        n[scale] = known_PM.sum(axis=1)
+        values[scale][degrees_of_freedom(known_PM, sample.block_M) < 3] = np.nan
         few = Note(UNDEFINED, "fewer than 4 mixtures have a value")
         flat = Note(UNDEFINED, f"{quantity} hardly varies over the mixtures: no r")
         notes[scale] = [

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import DEGENERATE_MOST, Resamples, degenerate_share
-from evalengine.analysis.correlation import Sample, correlate
+from evalengine.analysis.correlation import Sample, correlate, degrees_of_freedom
 from evalengine.analysis.panel import Panel
 
 Array = NDArray[np.float64]
@@ -101,10 +101,16 @@ class Data:
         known = np.isfinite(self.sample(quantity, scale).x_VMC[:, :, 0])
         return (known[pairs[:, 0]] & known[pairs[:, 1]]).sum(axis=1)
 
+    def few(self, quantity: str, scale: str, pairs: Pairs) -> NDArray[np.bool_]:
+        """Whether a pair has fewer than 4 mixtures, or 3 more than there are blocks with any of them, (P,)."""
+        sample = self.sample(quantity, scale)
+        known_VM = np.isfinite(sample.x_VMC[:, :, 0])
+        return degrees_of_freedom(known_VM[pairs[:, 0]] & known_VM[pairs[:, 1]], sample.block_M) < 3
+
     def correlate(self, quantity: str, scale: str, pairs: Pairs) -> Array:
-        """(P, C); NaN for pairs with fewer than 4 mixtures, and for those that too many resamples leave undefined."""
+        """(P, C); NaN for pairs with too few mixtures, and for those that too many resamples leave undefined."""
         value_PC = correlate(self.sample(quantity, scale), pairs, self.statistic)
-        value_PC[self.n(quantity, scale, pairs) < 4] = np.nan
+        value_PC[self.few(quantity, scale, pairs)] = np.nan
         return self.reportable(value_PC)
 
     def reportable(self, value_SC: Array) -> Array:

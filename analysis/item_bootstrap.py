@@ -55,14 +55,14 @@ def item_data(
         )
     quantities = quantities or tuple(panel.transferred)
     M = len(panel.mixtures)
-    drawn = draw_resamples(M, count, seed)
+    drawn = draw_resamples(M, count, seed, panel.block_M)
     if mixtures:
         plan = drawn
         groups = 0
     else:
         groups = GROUPS
         weight_MC = np.full((M, 1 + groups + count), 1.0 / M)
-        plan = Resamples(weight_MC, np.ones(count), groups, False)
+        plan = Resamples(weight_MC, np.ones(count), groups, False, groups - 1, drawn.blocks)
     columns = plan.weight_MC.shape[1]
     B = len(panel.benchmarks)
     x = {q: np.full((len(panel.scales), 2 * B, M, columns), np.nan) for q in quantities}
@@ -76,7 +76,7 @@ def item_data(
                 row_SM = panel.row[:, t, :, b]
                 x[q][:, t * B + b][row_SM >= 0] = value_KC[row_SM[row_SM >= 0]]
     samples = {
-        (q, scale): Sample(np.ascontiguousarray(x[q][s]), plan.weight_MC)
+        (q, scale): Sample(np.ascontiguousarray(x[q][s]), plan.weight_MC, panel.block_M)
         for q in x
         for s, scale in enumerate(panel.scales)
     }

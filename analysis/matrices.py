@@ -82,7 +82,7 @@ def _similarity(data: Data, quantity: str, scale: str, pairs: Pairs, benchmarks:
     for start in range(0, columns if len(pairs) >= 3 else 0, step):
         part = slice(start, start + step)
         x_VMC = sample.x_VMC if sample.x_VMC.shape[2] == 1 else sample.x_VMC[:, :, part]
-        piece = Sample(x_VMC, np.ascontiguousarray(sample.w_MC[:, part]))
+        piece = Sample(x_VMC, np.ascontiguousarray(sample.w_MC[:, part]), sample.block_M)
         block = Data(data.panel, {(quantity, scale): piece}, data.statistic)
         before, after = (block.correlate(quantity, scale, p) for p in (pairs, pairs + benchmarks))
         r_C[0, part] = _pearson_over_rows(before, after)

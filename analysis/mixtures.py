@@ -15,13 +15,19 @@ KINDS = {  # what a source's name says about it
     "code": ("code", "stack_v", "thestack", "the_stack", "github", "starcoder"),
 }
 OTHER_KIND = "curated"
+WEB_SOURCE = "web_source"
 
 
 class Mixtures(NamedTuple):
-    """Shares of each mixture by kind (web, code, curated) or source, and its web source where it has exactly one."""
+    """Shares of each mixture by kind (web, code, curated) or source, and the factors of the design: its web source where
+    it has exactly one, columns of an imported table."""
 
     shares: dict[str, dict[str, float]]  # by name of the share, then mixture
-    web_source: dict[str, str]
+    factors: dict[str, dict[str, str]]  # by name of the factor, then mixture
+
+    @property
+    def web_source(self) -> dict[str, str]:
+        return self.factors.get(WEB_SOURCE, {})
 
 
 def kind_of(source: str) -> str:
@@ -44,7 +50,8 @@ def from_sources(mixtures: Mapping[str, Mapping[str, float]]) -> Mixtures:
         sources = [source for source, share in parts.items() if kind_of(source) == "web" and share > 0]
         if len(sources) == 1:
             web[mixture] = sources[0]
-    return Mixtures(shares, web if len(set(web.values())) > 1 and len(web) == len(mixtures) else {})
+    is_factor = len(set(web.values())) > 1 and len(web) == len(mixtures)
+    return Mixtures(shares, {WEB_SOURCE: web} if is_factor else {})
 
 
 def read_study(where: str) -> Mixtures:
@@ -71,7 +78,7 @@ def read_study(where: str) -> Mixtures:
 
 
 def imported_mixtures(source: Path | str) -> Mixtures | None:
-    """The shares that an imported table of results carries; None for a score store or a table without them."""
+    """The shares and factors that an imported table of results carries; None for a score store or a table without them."""
     from evalengine import sealed
 
     source = Path(source)
@@ -79,12 +86,19 @@ def imported_mixtures(source: Path | str) -> Mixtures | None:
     if not path.is_file():
         return None
     try:
-        raw = (sealed.read(path).schema.metadata or {}).get(b"shares")
-        shares = parse_json(raw) if raw else {}
-        checked = {
-            str(name): {mixture: float(share) for mixture, share in by_mixture.items()}
-            for name, by_mixture in shares.items()
-        }
+        raw = sealed.read(path).schema.metadata or {}
+        shares, factors = (parse_json(raw.get(key, b"{}")) for key in (b"shares", b"blocks"))
+        checked = Mixtures(
+            {str(name): {m: float(share) for m, share in of.items()} for name, of in shares.items()},
+            {str(name): {m: str(label) for m, label in of.items()} for name, of in factors.items()},
+        )
     except (sealed.Damaged, OSError, ValueError, TypeError, AttributeError, OverflowError):
         raise UserError(f"{path} is damaged: import the results again") from None
-    return Mixtures(checked, {}) if checked else None
+    return checked if any(checked) else None
+
+
+def joined(study: Mixtures | None, table: Mixtures | None) -> Mixtures | None:
+    """The study file's shares and factors, and the table's factors beside them."""
+    if study is None or table is None:
+        return study or table
+    return Mixtures(study.shares, {**table.factors, **study.factors})

@@ -17,13 +17,21 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis import page
-from evalengine.analysis.correlation import weighted_sums
+from evalengine.analysis.correlation import (
+    BlockNumbers,
+    Sample,
+    degrees_of_freedom,
+    members_of,
+    weighted_sums,
+    within,
+)
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL, ITEM_NOISE, PARTIAL, UNDEFINED, Data, Group, Label, Note
 from evalengine.analysis.items import names
@@ -47,15 +55,16 @@ class ItemNoise(NamedTuple):
     between: float
 
 
-def from_items(x_MI: Array, y_MI: Array) -> ItemNoise:
-    """Mean products of the mixture-by-item residuals over the number of items; shapes (M, I) at each stage."""
+def from_items(x_MI: Array, y_MI: Array, block_M: BlockNumbers | None = None) -> ItemNoise:
+    """Mean products of the mixture-by-item residuals (within blocks) over the number of items; shapes (M, I) at each stage."""
     M, items = x_MI.shape
-    freedom = (M - 1) * (items - 1) * items
+    parts = [np.arange(M)] if block_M is None else members_of(block_M)
+    freedom = (M - len(parts)) * (items - 1) * items
 
     def residual(v_MI: Array) -> Array:
         return v_MI - v_MI.mean(axis=0) - v_MI.mean(axis=1, keepdims=True) + v_MI.mean()
 
-    ex, ey = residual(x_MI), residual(y_MI)
+    ex, ey = (np.concatenate([residual(v_MI[part]) for part in parts]) for v_MI in (x_MI, y_MI))
     before, after, between = (float((p * q).sum() / freedom) for p, q in ((ex, ex), (ey, ey), (ex, ey)))
     return ItemNoise(before, after, between)
 
@@ -80,6 +89,7 @@ class Measured(NamedTuple):
     noise: ItemNoise
     covariance_3C: Array  # of the values before, after, and of both
     n: int  # mixtures
+    freedom: int  # less the means that are taken out: one, or one a block
 
     @property
     def lost_in_noise(self) -> bool:
@@ -97,16 +107,19 @@ def measured(data: Data, quantity: str, scale: str) -> dict[int, Measured | Note
     for b in range(B):
         keep = np.asarray(np.isfinite(sample.x_VMC[[b, B + b], :, 0]).all(axis=0))
         noise = _noise(panel, quantity, s, b, keep)
-        if keep.sum() < 4:
-            out[b] = Note(UNDEFINED, "fewer than 4 mixtures")
+        freedom = int(degrees_of_freedom(keep[None], sample.block_M)[0])
+        if freedom < 3:
+            out[b] = Note(
+                UNDEFINED, "fewer than 4 mixtures" if sample.block_M is None else "too few mixtures"
+            )
         elif noise is None:
             known = "neither the number of items nor all standard errors are known"
             out[b] = Note(
                 UNDEFINED, known if quantity == "accuracy" else f"noise of {quantity} takes the items"
             )
         else:
-            found = covariances(sample.x_VMC[b], sample.x_VMC[B + b], sample.w_MC, keep)
-            out[b] = Measured(noise, found, int(keep.sum()))
+            found = covariances(replace(sample, x_VMC=sample.x_VMC[[b, B + b]]), keep)
+            out[b] = Measured(noise, found, int(keep.sum()), freedom)
     return out
 
 
@@ -206,7 +219,7 @@ def without_noise(study: Study, quantity: str) -> list[Row]:
 def latent_of(found: Measured, level: float) -> Latent:
     """`latent_r` of the sample."""
     before, after, both = found.covariance_3C[:, 0].tolist()
-    return _latent_of((before, both, both, after), found.noise, found.n, level)
+    return _latent_of((before, both, both, after), found.noise, found.freedom + 1, level)
 
 
 @functools.lru_cache(maxsize=4096)  # the decisions ask for it too
@@ -219,36 +232,45 @@ def _latent_of(covariance: tuple[float, ...], noise: ItemNoise, n: int, level: f
 def _noise(panel: Panel, quantity: str, s: int, b: int, keep_M: NDArray[np.bool_]) -> ItemNoise | None:
     if panel.items and panel.row is not None and quantity in ("accuracy", "confidence"):
         known = panel.items[b]
+        block_M = None if panel.block_M is None else panel.block_M[keep_M]
         x_TMI = known.scores(quantity)[panel.row[s, :, :, b][:, keep_M]].astype(np.float64)
         # Items that all of them have a finite score on.
         x_TMI = x_TMI[:, :, np.isfinite(x_TMI).all(axis=(0, 1))]
-        return from_items(*x_TMI) if min(x_TMI.shape[1:]) >= 2 else None
+        freedom = degrees_of_freedom(keep_M[None, keep_M], block_M)[0]
+        return from_items(*x_TMI, block_M) if freedom >= 1 and x_TMI.shape[2] >= 2 else None
     if quantity != "accuracy":
         return None
     stderr_TM = None if panel.stderr is None else panel.stderr[s, :, :, b][:, keep_M]
     return from_errors(panel.values["accuracy"][s, :, :, b][:, keep_M], stderr_TM, int(panel.n_items[b]))
 
 
-def _units(keep_M: NDArray[np.bool_], w_MC: Array) -> Array:
-    """(C,): mixtures behind each column, one fewer where it is the jackknife's that leaves one of them out."""
-    M, C = w_MC.shape
-    units_C = np.full(C, float(keep_M.sum()))
+def _units(keep_M: NDArray[np.bool_], sample: Sample) -> tuple[Array, Array]:
+    """(C,): mixtures behind each column, one fewer where it is the jackknife's that leaves one of them out; and those less the
+    means that are taken out."""
+    M, C = sample.w_MC.shape
     m = np.arange(min(M, C - 1))
-    units_C[m + 1] -= keep_M[m] & (w_MC[m, m + 1] == 0.0)
-    return units_C
+    kept_CM = np.tile(keep_M, (C if C <= M + 1 else M + 2, 1))
+    kept_CM[m + 1, m] &= sample.w_MC[m, m + 1] != 0.0
+    column_C = np.minimum(np.arange(C), len(kept_CM) - 1)
+    freedom = degrees_of_freedom(kept_CM, sample.block_M)
+    return kept_CM.sum(axis=1)[column_C].astype(np.float64), freedom[column_C].astype(np.float64)
 
 
-def covariances(x_MC: Array, y_MC: Array, w_MC: Array, keep_M: NDArray[np.bool_]) -> Array:
-    """(3, C): variances before and after and their covariance, unbiased for the number of mixtures behind each column."""
+def covariances(sample: Sample, keep_M: NDArray[np.bool_]) -> Array:
+    """(3, C): variances of the two variables, before and after, and their covariance, unbiased for the mixtures behind each
+    column."""
     keep_M1 = keep_M[:, None]
-    x_MC, y_MC = (np.where(keep_M1, v - v[keep_M, :1].mean(), 0.0) for v in (x_MC, y_MC))
+    pair_2MC = np.stack([np.where(keep_M1, v - v[keep_M, :1].mean(), 0.0) for v in sample.x_VMC])
+    if sample.block_M is not None:
+        pair_2MC = within(pair_2MC, sample.w_MC * keep_M1, sample.block_M) * keep_M1
+    x_MC, y_MC = pair_2MC
     ones_MC = np.broadcast_to(keep_M1.astype(np.float64), x_MC.shape)
     terms_6MC = np.stack([ones_MC, x_MC, y_MC, x_MC**2, y_MC**2, x_MC * y_MC])
-    total, x, y, xx, yy, xy = weighted_sums(terms_6MC, w_MC)
+    total, x, y, xx, yy, xy = weighted_sums(terms_6MC, sample.w_MC)
     with np.errstate(invalid="ignore", divide="ignore"):
-        units = _units(keep_M, w_MC)
+        units, freedom = _units(keep_M, sample)
         mean_x, mean_y = x / total, y / total
-        factor = units / (units - 1.0)
+        factor = units / freedom
         return np.stack(
             [
                 factor * (xx / total - mean_x**2),

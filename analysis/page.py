@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from evalengine.analysis.drawing import svg
-from evalengine.analysis.figure import Figure, Intervals, Mark, Table, by, panels
+from evalengine.analysis.figure import Figure, Intervals, Mark, Scatters, Table, by, panels
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row
 
@@ -75,12 +75,13 @@ def numbers(title: str, rows: Sequence[Row], scales: Sequence[str], about: Seque
 
 
 def grid(results: Results, figure: Figure) -> str:
-    """The panels of a figure side by side, or one below the other on a phone."""
+    """The panels of a figure side by side, or one below the other on a phone and where they are wide."""
     out = []
     for title, panel in panels(figure).items():
         drawing = f'<div class="scroll">{svg(results, panel, title)}</div>'
         out.append(f"<div><h3>{escape(title)}</h3>{drawing}{_notes(panel)}</div>")
-    return f'<div class="grid">{"".join(out)}</div>'
+    kind = "grid wide" if isinstance(figure, Scatters) else "grid"
+    return f'<div class="{kind}">{"".join(out)}</div>'
 
 
 def _notes(figure: Figure) -> str:

@@ -55,6 +55,13 @@ class Steps(NamedTuple):
     values: dict[str, Array]
 
 
+class Blocks(NamedTuple):
+    """A factor of the design that mixtures share, as it is printed, and its label for each mixture of the panel."""
+
+    factor: str
+    labels: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Panel:
     """Values of a study. Arrays are (S, 2, M, B), NaN where a checkpoint or a benchmark is missing."""
@@ -78,6 +85,7 @@ class Panel:
     steps: Steps | None = None
     confidence: str = ""  # of `metrics.CONFIDENCES`; "" where results were imported
     beside: dict[str, Array] = field(default_factory=dict)  # the other confidence, where a benchmark's differ
+    blocks: Blocks | None = None  # None where all mixtures are exchangeable
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -87,6 +95,13 @@ class Panel:
     def transferred(self) -> dict[str, Array]:
         """The values, and beside them the other confidence, of which transfer and means are shown."""
         return {**self.values, **self.beside}
+
+    @property
+    def block_M(self) -> NDArray[np.int64] | None:
+        """The number of each mixture's block."""
+        if self.blocks is None:
+            return None
+        return np.unique(self.blocks.labels, return_inverse=True)[1].astype(np.int64)
 
     def category_members(self) -> dict[str, list[int]]:
         members: dict[str, list[int]] = defaultdict(list)

@@ -22,12 +22,14 @@ from evalengine.analysis.tables import Options, Row, Tests, rows_of
 
 @dataclass(frozen=True)
 class Study:
-    """What protocols compute from. mixtures: what the mixtures are made of, None where that is not known."""
+    """What protocols compute from. mixtures: what the mixtures are made of, None where that is not known. across: the same
+    without blocks, where there are blocks."""
 
     data: Data
     plan: Resamples
     options: Options
     mixtures: Mixtures | None = None
+    across: Study | None = None
 
     @property
     def panel(self) -> Panel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evalengine.analysis import (
+    across_blocks,
     alignment,
     calibration,
     coherence,
@@ -30,5 +31,6 @@ PROTOCOLS = tuple(
         effects,
         noise,
         decisions,
+        across_blocks,
     )
 )

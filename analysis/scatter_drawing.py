@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
+COLUMNS = 5
 # Inches.
-SIDE = 1.25  # of a box
+SIDE = 1.4  # of a box
 BESIDE, ABOVE, BELOW = 0.45, 0.36, 0.3  # a box: the numbers of its axes, and the two lines of its title
 HEADING = 0.26  # of a category
 MARGIN = 0.1  # of the values within a box
 NAMED, NUMBERED = 12, 30  # mixtures that are named, and numbered; the points of more have no label
 NAME = 6  # characters of a name that fits beside a point
-SMALL = 5.0  # points, of the labels
+SMALL = 5.5  # points, of the labels
 LETTER = 0.62 / 72  # width of a letter of one point, an upper bound for most
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -47,11 +48,10 @@ class Label(NamedTuple):
 def scatter_drawing(figure: Scatters) -> Drawing:
     """A box for each benchmark, in bands for the categories where there are several; a key and a legend below."""
     by_category = by(figure.points, lambda one: one.category)
-    columns = 4 if len(by_category) == 1 else 5
     cell = SIDE + BESIDE, SIDE + ABOVE + BELOW
     heading = HEADING if len(by_category) > 1 else 0.0
-    width = cell[0] * min(columns, max(map(len, by_category.values())))
-    rows = {category: math.ceil(len(points) / columns) for category, points in by_category.items()}
+    width = cell[0] * min(COLUMNS, max(map(len, by_category.values())))
+    rows = {category: math.ceil(len(points) / COLUMNS) for category, points in by_category.items()}
     height = sum(heading + cell[1] * count for count in rows.values())
     names = list(dict.fromkeys(name for one in figure.points for name in one.mixtures))
     label, key = labels(names)
@@ -67,11 +67,11 @@ def scatter_drawing(figure: Scatters) -> Drawing:
             axis.text(0.06, top + 0.16, category, weight="bold", va="center")
             top += heading
         for place, one in enumerate(points):
-            left = cell[0] * (place % columns) + BESIDE - 0.06
-            above = top + cell[1] * (place // columns) + ABOVE
+            left = cell[0] * (place % COLUMNS) + BESIDE - 0.06
+            above = top + cell[1] * (place // COLUMNS) + ABOVE
             _box(axis, one, figure.unit, (left, above, left + SIDE, above + SIDE), label)
         top += cell[1] * rows[category]
-    lines = textwrap.wrap(key, int(width / (LETTER * 6.5))) + _legend(figure, width)
+    lines = textwrap.wrap(key, int(width / (LETTER * 6.5)), break_on_hyphens=False) + _legend(figure, width)
     for k, line in enumerate(lines):
         axis.text(0.06, height + 0.13 + 0.13 * k, line, size=6.5, color=SOFT, va="center")
     return drawing
@@ -84,7 +84,7 @@ def labels(names: Sequence[str]) -> tuple[dict[str, str], str]:
     if len(names) <= NAMED and max(map(len, names)) <= NAME:
         return {name: name for name in names}, ""
     numbers = {name: str(k) for k, name in enumerate(names, 1)}
-    return numbers, ", ".join(f"{number} {short(name)}" for name, number in numbers.items())
+    return numbers, ", ".join(f"{number}\u00a0{short(name)}" for name, number in numbers.items())
 
 
 def _legend(figure: Scatters, width: float) -> list[str]:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import Resamples, resamples
-from evalengine.analysis.correlation import weighted_sums
+from evalengine.analysis.correlation import Sample, weighted_sums
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL, PARTIAL, Array, Group, Label, Note, mean_of_known
 from evalengine.analysis.latent import latent_r, pooled
@@ -108,7 +108,8 @@ def components(x_2MR: Array, w_MC: Array) -> Components | None:
             single_3C[2] = 0.0
         seeds_3C = single_3C * sums[6:9] / sums[9]
     x_MC, y_MC = (mean_M1 for mean_M1, _ in means)
-    return Components(covariances(x_MC, y_MC, w_MC, keep_M), seeds_3C, single_3C, n, paired)
+    pair = Sample(np.stack([x_MC, y_MC]), w_MC)
+    return Components(covariances(pair, keep_M), seeds_3C, single_3C, n, paired)
 
 
 def _deviations(x_MR: Array, known_MR: NDArray[np.bool_]) -> tuple[Array, Array]:
@@ -121,7 +122,8 @@ def _deviations(x_MR: Array, known_MR: NDArray[np.bool_]) -> tuple[Array, Array]
 
 
 def rows(study: Study) -> list[Row]:
-    """Mixtures are resampled, whatever the user resamples."""
+    """Mixtures are resampled, whatever the user resamples; the parts of the variance are of all of them, without blocks."""
+    study = study.across or study
     panel, options = study.panel, study.options
     if not panel.runs:
         return []

@@ -17,6 +17,7 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import Array, Resamples
+from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL, PARTIAL, Group, Label, Note
 from evalengine.analysis.inverting import p_at_most
 from evalengine.analysis.protocol import Protocol, Study
@@ -111,7 +112,7 @@ def section(results: Results) -> str:
         "<h2>Shares of benchmarks</h2>"
         '<p class="hint">The share of measured r beyond a threshold is no estimate of the share of true ones: noise carries '
         f"benchmarks across it both ways. The bounds of a line hold in {results.method['level']:.0%} of studies (closed "
-        f"testing).</p>{page.table(columns, lines)}"
+        f"testing).</p>{page.show(Table('shares', columns, [lines], texts=3, prose=True))}"
     )
 
 

@@ -56,9 +56,13 @@ def rows(study: Study) -> list[Row]:
     panel, options, steps = study.panel, study.options, study.panel.steps
     if steps is None:
         return []
+    if panel.blocks is not None and steps.mixtures != panel.mixtures:  # whose blocks alone are known
+        index = [steps.mixtures.index(mixture) for mixture in panel.mixtures]
+        values = {quantity: x_STMB[:, :, index] for quantity, x_STMB in steps.values.items()}
+        steps = steps._replace(mixtures=panel.mixtures, values=values)
     plan = study.plan
     if options.resample == "items" or steps.mixtures != panel.mixtures:
-        plan = resamples(len(steps.mixtures), options.bootstrap, options.seed)
+        plan = resamples(len(steps.mixtures), options.bootstrap, options.seed, panel.block_M)
     members = panel.category_members()
     B = len(panel.benchmarks)
     every = [*members.values(), list(range(B))]
@@ -66,7 +70,7 @@ def rows(study: Study) -> list[Row]:
     for quantity, (s, scale) in itertools.product(steps.values, enumerate(panel.scales)):
         recipes: list[Transfers] = []
         x_VM = steps.values[quantity][s].swapaxes(1, 2).reshape(-1, len(steps.mixtures))
-        sample = Sample(x_VM[:, :, None], plan.weight_MC)
+        sample = Sample(x_VM[:, :, None], plan.weight_MC, panel.block_M)
         for t, u in pairs(len(steps.stages)):
             two = _two_stages(panel, steps, quantity, s, (t, u))
             of_two = sample.of(np.concatenate([t * B + np.arange(B), u * B + np.arange(B)]))
@@ -132,7 +136,7 @@ def _compared(
         (later.means, means, every),
     ):
         labels = [label._replace(minus=",".join(earlier.two.stages)) for label in group.labels]
-        p_and_q = swapped(sides[0], sides[1], defined_B, members, options)
+        p_and_q = swapped(sides[0], sides[1], defined_B, members, options, later.two.block_M)
         contrast = contrast_group(group, STAGE, labels, {scale: found})
         out += rows_of(contrast, plan, options, {(STAGE, scale): p_and_q})
     return out

@@ -12,11 +12,13 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from evalengine.analysis.blocks import permutation_words, with_blocks
 from evalengine.analysis.bootstrap import KINDS, Resamples, resamples
 from evalengine.analysis.correlation import STATISTICS, Sample
 from evalengine.analysis.groups import Data
@@ -76,8 +78,12 @@ class Analysis(NamedTuple):
 def analyse(panel: Panel, options: Options, mixtures: Mixtures | None = None) -> Analysis:
     """Runs every protocol on every quantity of the panel. `mixtures` says what they are made of, where known."""
     _check(options)
+    panel = with_blocks(panel, options.block, mixtures)
     data, plan = weighted(panel, options)
     study = Study(data, plan, options, mixtures)
+    if panel.blocks is not None:
+        across = replace(panel, blocks=None)
+        study = replace(study, across=Study(*weighted(across, options), options, mixtures))
     tables = {protocol.table: protocol.rows(study) for protocol in PROTOCOLS}
     return Analysis(panel, tables, verdicts(tables["transfer"]), describe(study))
 
@@ -85,7 +91,7 @@ def analyse(panel: Panel, options: Options, mixtures: Mixtures | None = None) ->
 def weighted(panel: Panel, options: Options) -> tuple[Data, Resamples]:
     """The panel with columns of weights, as `--resample` and `--bootstrap` ask."""
     if options.resample == "mixtures":
-        plan = resamples(len(panel.mixtures), options.bootstrap, options.seed)
+        plan = resamples(len(panel.mixtures), options.bootstrap, options.seed, panel.block_M)
         return fixed_data(panel, plan, options.statistic), plan
     if options.bootstrap == "exact":
         raise UserError(
@@ -112,7 +118,7 @@ def fixed_data(panel: Panel, plan: Resamples, statistic: str) -> Data:
     """Mixtures resampled, every checkpoint's values as they are."""
     samples = {
         (quantity, scale): Sample(
-            np.ascontiguousarray(panel.variables(quantity, s)[:, :, None]), plan.weight_MC
+            np.ascontiguousarray(panel.variables(quantity, s)[:, :, None]), plan.weight_MC, panel.block_M
         )
         for quantity in panel.transferred
         for s, scale in enumerate(panel.scales)
@@ -149,9 +155,21 @@ def describe(study: Study) -> dict[str, Any]:
         "resampling": kind,
         "seed": None if plan.exact else options.seed,
         "permutations": "all" if len(panel.mixtures) <= 9 else "100000 sampled",
+        "block": block_of(panel),
         "shares": mixtures.shares if mixtures else {},
         "web_source": mixtures.web_source if mixtures else {},
         "notes": panel.notes,
+    }
+
+
+def block_of(panel: Panel) -> dict[str, Any]:
+    """The factor within which mixtures are compared, each mixture's label, and the orders of a permutation test."""
+    if panel.blocks is None:
+        return {}
+    return {
+        "factor": panel.blocks.factor,
+        "labels": dict(zip(panel.mixtures, panel.blocks.labels, strict=True)),
+        "permutations": permutation_words(panel.blocks.labels),
     }
 
 

@@ -34,15 +34,21 @@ def summarise(results: Results) -> Summary:
 
 
 def _small_n(results: Results) -> list[str]:
-    n = len(results.method["mixtures"])
+    mixtures, labels = len(results.method["mixtures"]), results.method["block"].get("labels", {})
+    n = mixtures - max(len(set(labels.values())) - 1, 0)  # of a plain r with as many degrees of freedom
     if not 4 <= n < FEW:
         return []
     shown = 0.6
     low, high = fisher(np.array(shown), n)
     return [
-        f"There are {n} mixtures. A true r below {detectable(n):.2f} is missed more than one time in five, and a measured "
-        f"{shown:.2f} has a 95% interval of about [{low:.2f}, {high:.2f}]: read the intervals, not the points."
+        f"There are {mixtures} mixtures{_as_many_as(n, mixtures)}. A true r below {detectable(n):.2f} is missed more than "
+        f"one time in five, and a measured {shown:.2f} has a 95% interval of about [{low:.2f}, {high:.2f}]: read the "
+        "intervals, not the points."
     ]
+
+
+def _as_many_as(n: int, mixtures: int) -> str:
+    return f", which compared within blocks say as much as {n}" if n < mixtures else ""
 
 
 def _design(results: Results) -> list[str]:

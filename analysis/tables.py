@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DEGENERATE_SAID = 1e-3  # share of undefined resamples above which a row says so
+WITHIN_BLOCKS = {  # the kind of interval that holds its coverage when mixtures are in blocks, for that without them
+    "bca": "bca",
+    "bca-t": "bca-t",
+    "jackknife-z": "jackknife-z",
+    "jackknife": "jackknife",
+}
 
 
 class Row(NamedTuple):
@@ -77,7 +83,8 @@ class Options(NamedTuple):
     """What the user may choose.
 
     bootstrap: "exact", a number of resamples, or None for exact up to 10 mixtures. interval: "auto" is the kind of each
-    statistic's group. resample: what is drawn: mixtures, items, or both.
+    statistic's group. resample: what is drawn: mixtures, items, or both. block: the factor within which mixtures are
+    compared: a name, "none", or "auto" for the study file's web source.
     """
 
     bootstrap: str | int | None = None
@@ -86,6 +93,7 @@ class Options(NamedTuple):
     statistic: str = "pearson"
     seed: int = 0
     resample: str = "mixtures"
+    block: str = "auto"
 
 
 def rows_of(
@@ -111,14 +119,17 @@ def _rows(
 ) -> list[Row]:
     n: Any = group.n[scale]
     notes = group.notes.get(scale, [Note()] * len(group.labels))
-    kind = group.interval if options.interval == "auto" else options.interval
+    kind = options.interval
+    if kind == "auto":
+        kind = group.interval if plan.blocks == 1 else WITHIN_BLOCKS[group.interval]
     kinds = dict.fromkeys(["bca", "percentile", "basic", *([] if kind == "fisher" else [kind])])
     found = intervals(group.values[scale], plan, options.level, list(kinds))
     unsure = np.isfinite(found.estimate) & (found.degenerate > DEGENERATE_MOST)
     for values in (found.estimate, *found.ends.values()):
         values[unsure] = np.nan
     undefined_S2 = np.full((len(unsure), 2), np.nan)
-    z = fisher(found.estimate, n, options.level) if group.is_correlation else undefined_S2
+    # A mean taken out for each block takes one mixture's worth of information, as a covariate of a partial r does.
+    z = fisher(found.estimate, n - (plan.blocks - 1), options.level) if group.is_correlation else undefined_S2
     ends = {**found.ends, "fisher": z}
     chosen, percentile = ends[kind], ends["percentile"]
     fallback = ~np.isfinite(chosen[:, 0]) & np.isfinite(percentile[:, 0])
@@ -131,7 +142,7 @@ def _rows(
             said.append(f"not reported: undefined in {found.degenerate[s]:.0%} of the resamples")
         if fallback[s]:
             said.append(f"percentile interval: {kind} is undefined here")
-        if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID:
+        if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID + plan.constant:
             said.append(f"undefined in {found.degenerate[s]:.1%} of the resamples, which are left out")
         by_kind: dict[str, Any] = {
             f"{name}_{end}": float(ends[name][s, e])

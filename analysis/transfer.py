@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from evalengine.analysis import page, scatter
 from evalengine.analysis.bootstrap import DEGENERATE_MOST
 from evalengine.analysis.contrasts import Difference, category_contrasts, contrast_group, scale_contrast
-from evalengine.analysis.correlation import benjamini_hochberg, permuted_p
+from evalengine.analysis.correlation import BlockNumbers, benjamini_hochberg, permuted_p, residuals
 from evalengine.analysis.figure import Figure, Intervals, Table, file_part
 from evalengine.analysis.groups import (
     ALL,
@@ -75,24 +75,32 @@ def transfer(data: Data, quantity: str) -> Group:
     for s, scale in enumerate(panel.scales):
         values[scale] = data.correlate(quantity, scale, pairs)
         n[scale] = data.n(quantity, scale, pairs)
-        known_B = np.isfinite(values[scale][:, 0])
+        known_B, few_B = np.isfinite(values[scale][:, 0]), data.few(quantity, scale, pairs)
         notes[scale] = [
-            Note() if known_B[b] else Note(UNDEFINED, _why_nan(panel, quantity, s, b, int(n[scale][b])))
+            Note()
+            if known_B[b]
+            else Note(UNDEFINED, _why_nan(panel, quantity, s, b, int(n[scale][b]), few_B[b]))
             for b in range(B)
         ]
     labels = [Label(panel.categories[b], panel.benchmarks[b]) for b in range(B)]
     return Group("transfer", quantity, labels, values, n, notes, data.statistic == "pearson")
 
 
-def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int) -> str:
+def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int, few: bool) -> str:
     """The reason why a benchmark's transfer is not reported at a scale."""
     if n < 4:
         return f"{n} mixture{'s have' if n != 1 else ' has'} both values, 4 are needed"
+    within = f" within {panel.blocks.factor}" if panel.blocks else ""
+    if few:
+        return f"{n} mixtures have both values, too few to compare{within}"
     x_TM = panel.transferred[quantity][s, :, :, b]
-    x_TM = x_TM[:, np.isfinite(x_TM).all(axis=0)]
+    known_M = np.isfinite(x_TM).all(axis=0)
+    x_TM = x_TM[:, known_M]
     for t, stage in enumerate(panel.stages):
         if np.ptp(x_TM[t]) <= 1e-12 * np.abs(x_TM[t]).max(initial=0.0):
             return f"{quantity} at {stage} is {x_TM[t, 0]:.4g} for every mixture: no spread to correlate"
+        if panel.block_M is not None and not residuals(x_TM[t : t + 1], panel.block_M[known_M]).any():
+            return f"{quantity} at {stage} does not vary{within}: no spread to correlate"
     different = min(len(np.unique(np.round(x, 12))) for x in x_TM)
     return (
         f"{quantity} takes only {different} different values over {n} mixtures, so unevenly that r is undefined in more than "
@@ -169,7 +177,9 @@ def tests(single: Group, members: Sequence[Sequence[int]], panel: Panel, options
         defined = np.isfinite(single.values[scale][:, 0])
         p = np.full(len(members), np.nan)
         for mask_M, index, used in _by_mixtures(np.stack([x_VM[:B], x_VM[B:]]), members, defined):
-            p[index] = permuted_p(x_VM[:B, mask_M], x_VM[B:, mask_M], used, options.statistic, options.seed)
+            block_M = None if panel.block_M is None else panel.block_M[mask_M]
+            sides = x_VM[:B, mask_M], x_VM[B:, mask_M]
+            p[index] = permuted_p(*sides, used, options.statistic, options.seed, block_M)
         out["", scale] = (p, benjamini_hochberg(p))
     if len(panel.scales) > 1:
         out[SCALE, panel.scales[-1]] = contrast_p(single, members, panel, options)
@@ -183,7 +193,7 @@ def contrast_p(
     B, last = len(panel.benchmarks), len(panel.scales) - 1
     small, large = (panel.variables(single.quantity, s).reshape(2, B, -1) for s in (0, last))
     first, second = (np.isfinite(single.values[panel.scales[s]][:, 0]) for s in (0, last))
-    return swapped(small, large, first & second, members, options)
+    return swapped(small, large, first & second, members, options, panel.block_M)
 
 
 def swapped(
@@ -192,12 +202,14 @@ def swapped(
     defined_B: NDArray[np.bool_],
     members: Sequence[Sequence[int]],
     options: Options,
+    block_M: BlockNumbers | None,
 ) -> tuple[Array, Array]:
     """p of the difference of each of the members' mean transfers from one side to the other (`swap_p`), and their q."""
     p = np.full(len(members), np.nan)
     for mask_M, index, used in _by_mixtures(np.concatenate([small_2BM, large_2BM]), members, defined_B):
         sides = small_2BM[:, :, mask_M], large_2BM[:, :, mask_M]
-        p[index] = swap_p(*sides, used, options.statistic, options.seed)
+        within = None if block_M is None else block_M[mask_M]
+        p[index] = swap_p(*sides, used, options.statistic, options.seed, block_M=within)
     return p, benjamini_hochberg(p)
 
 
@@ -219,8 +231,7 @@ def _by_mixtures(
 
 def section(results: Results) -> str:
     method = results.method
-    means = results.rows("transfer", protocol="category_transfer")
-    single = results.rows("transfer", protocol="transfer")
+    means, single = (_shown(results, protocol) for protocol in ("category_transfer", "transfer"))
     out = [
         "<h2>Transfer</h2>",
         f'<p class="hint">Correlation over mixtures of a benchmark\'s value at {escape(method["stages"][0])} with its '
@@ -231,6 +242,12 @@ def section(results: Results) -> str:
         "<h3>Benchmarks</h3>",
         page.grid(results, _of_benchmarks(single)),
     ]
+    if other := method["other_confidence"]:
+        grids = (
+            page.grid(results, draw(results.rows("transfer", protocol=protocol, quantity=other)))
+            for protocol, draw in (("category_transfer", _of_means), ("transfer", _of_benchmarks))
+        )
+        out.append(f"<details><summary>{escape(other.capitalize())}</summary>{''.join(grids)}</details>")
     for quantity, table in ((q, transfer_table(results, q, results.scales)) for q in method["quantities"]):
         out.append(
             f"<details><summary>{escape(quantity.capitalize())}: the numbers</summary>{page.show(table)}"
@@ -242,7 +259,8 @@ def section(results: Results) -> str:
     both = _of_benchmarks(results.rows("transfer", contrast=QUANTITY))
     changes = _of_benchmarks(results.rows("transfer", quantity=BOTH, contrast=SCALE))
     pairs = Intervals(
-        results.rows("transfer", contrast=CATEGORY), lambda row: f"{row.category} − {row.minus}"
+        [r for q in method["quantities"] for r in results.rows("transfer", quantity=q, contrast=CATEGORY)],
+        lambda row: f"{row.category} − {row.minus}",
     )
     for title, shown in (
         (f"Differences between scales ({large} minus {small})", [_of_benchmarks(of_all)]),
@@ -261,6 +279,13 @@ def section(results: Results) -> str:
             hint = '<p class="hint">The same resamples on both sides.</p>'
             out.append(f"<details><summary>{title}</summary>{hint}{grids}</details>")
     return "".join(out) + verdict_section(results)
+
+
+def _shown(results: Results, protocol: str) -> list[Row]:
+    """Rows of the quantities, without the confidence that was not asked for."""
+    return [
+        r for r in results.rows("transfer", protocol=protocol) if r.quantity in results.method["quantities"]
+    ]
 
 
 def _n_words(rows: Sequence[Row]) -> str:
@@ -298,8 +323,8 @@ def _scatters(results: Results) -> str:
 
 def figures(results: Results) -> Mapping[str, Figure]:
     return {
-        "category_transfer": _of_means(results.rows("transfer", protocol="category_transfer")),
-        "benchmark_transfer": _of_benchmarks(results.rows("transfer", protocol="transfer")),
+        "category_transfer": _of_means(_shown(results, "category_transfer")),
+        "benchmark_transfer": _of_benchmarks(_shown(results, "transfer")),
         **scatter.figures(results),
     }
 
@@ -321,7 +346,7 @@ def claims(results: Results) -> Iterator[Claim]:
         yield from verdict_claims(results, quantity)
         yield from _tests(results, quantity)
     yield from _inverse_dynamics(results)
-    single = results.rows("transfer", protocol="transfer")
+    single = _shown(results, "transfer")
     if widths := sorted(row.high - row.low for row in single if math.isfinite(row.low)):
         yield Claim(
             CAUTION,

@@ -61,7 +61,7 @@ def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Ta
             p_value(row.p),
             p_value(row.q),
             f"{most:.2f}" if math.isfinite(most) else "",
-            with_interval(without) if without else "",
+            with_interval(without) if without and math.isfinite(without.estimate) else "",
         ]
 
     blocks: list[list[list[str | Mark]]] = []
@@ -71,4 +71,6 @@ def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Ta
             title = name if single else Mark(f"{category} ({name.removeprefix('mean of ')})", "mean")
             blocks[-1] += [[title if k == 0 else "", *cells(row)] for k, row in enumerate(rows)]
     columns = ["", *(["scale"] if several else []), "r", "n", "items", "p", "q", CEILING, WITHOUT_NOISE]
-    return Table(f"transfer of {quantity}", columns, blocks, texts=2 if several else 1)
+    known = [k for k in range(len(columns)) if k == 0 or any(row[k] for block in blocks for row in block)]
+    blocks = [[[row[k] for k in known] for row in block] for block in blocks]
+    return Table(f"transfer of {quantity}", [columns[k] for k in known], blocks, texts=2 if several else 1)

@@ -29,7 +29,6 @@ from dataclasses import replace
 import numpy as np
 
 from evalengine.analysis.bootstrap import Array, jackknife_t
-from evalengine.analysis.correlation import Sample
 from evalengine.analysis.groups import ALL, ITEM_NOISE, PARTIAL, Data, Label, Note
 from evalengine.analysis.latent import pooled
 from evalengine.analysis.noise import NOISY, Measured, latent_of, measured
@@ -98,7 +97,7 @@ def _without_resamples(study: Study, quantity: str, scale: str) -> Data:
     """The sample and the jackknife's columns."""
     sample, columns = study.data.sample(quantity, scale), 1 + study.plan.jackknife
     x_VMC, w_MC = (np.ascontiguousarray(x[..., :columns]) for x in (sample.x_VMC, sample.w_MC))
-    few = Sample(x_VMC, w_MC)
+    few = replace(sample, x_VMC=x_VMC, w_MC=w_MC)
     return replace(study.data, samples={(quantity, scale): few})
 
 
@@ -107,7 +106,7 @@ def _of_category(
 ) -> Iterator[Row]:
     covariance_B3C = np.array([m.covariance_3C for m in found])
     noise_B3 = np.array([m.noise for m in found])
-    n_B = np.array([m.n for m in found])
+    n_B = np.array([m.freedom + 1 for m in found])
     judged_C, true_C = correlations(covariance_B3C, noise_B3)
     loss_C = loss_judged(covariance_B3C, noise_B3, n_B)
     values = np.array([judged_C, true_C, loss_C])
@@ -118,7 +117,9 @@ def _of_category(
         (AGREEMENT, right_of_two(true)),
         (LOSS_JUDGED, np.maximum(loss, 0.0)),
     ):
-        yield _row(quantity, scale, label._replace(other=name), three, int(n_B.min()), said, "jackknife")
+        yield _row(
+            quantity, scale, label._replace(other=name), three, min(m.n for m in found), said, "jackknife"
+        )
 
 
 def _row(quantity: str, scale: str, label: Label, three: Array, n: int, said: Note, kind: str) -> Row:

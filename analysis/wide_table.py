@@ -248,7 +248,7 @@ def _check_errors(
                 "is: leave the cell empty where it is not known"
             )
         if error > 0 and 0 < value < 1:
-            implied.append(value * (1 - value) / error**2)
+            implied.append(value * (1 - value) / error / error)  # a tiny square would be 0
     if not implied:
         return
     middle = sorted(implied)[len(implied) // 2]

@@ -89,7 +89,7 @@ def table(
     lines = [[shown("" if cell is None else cell) for cell in row] for row in (columns, *rows)]
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
     kept = list(range(len(columns)))
-    for name in optional:
+    for name in (name for name in optional if name in columns):
         if sum(widths[k] + GAP for k in kept) - GAP > console().width:
             kept.remove(list(columns).index(name))
     t = Table(

@@ -56,12 +56,18 @@ def add_options(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--resample", default="mixtures", choices=("mixtures", "items", "both"))
     p.add_argument("--study", metavar="FILE", help="study file with the composition of the mixtures")
+    p.add_argument(
+        "--block",
+        default="auto",
+        metavar="auto|none|web_source|COLUMN",
+        help="compare mixtures within this factor alone (auto: the study file's web source, if it has one)",
+    )
     p.add_argument("--seed", type=int, default=0)
 
 
 def analysis_of(args: argparse.Namespace) -> Analysis:
     """Reads the store and runs the analysis with the options of `add_options`."""
-    from evalengine.analysis.mixtures import imported_mixtures, read_study
+    from evalengine.analysis.mixtures import imported_mixtures, joined, read_study
     from evalengine.analysis.panel import load_panel
     from evalengine.analysis.study import Options, analyse
     from evalengine.remote import readable
@@ -69,10 +75,12 @@ def analysis_of(args: argparse.Namespace) -> Analysis:
     if args.bootstrap not in (None, "exact") and not str(args.bootstrap).isdigit():
         raise UserError(f"--bootstrap takes a number or 'exact', not '{args.bootstrap}'")
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
-    options = Options(args.bootstrap, args.interval, args.level, args.statistic, args.seed, args.resample)
+    options = Options(
+        args.bootstrap, args.interval, args.level, args.statistic, args.seed, args.resample, args.block
+    )
     panel = load_panel(readable(args.store), stages=stages, metric=args.metric, confidence=args.confidence)
-    mixtures = read_study(args.study) if args.study else imported_mixtures(args.store)
-    return analyse(panel, options, mixtures)
+    study = read_study(args.study) if args.study else None
+    return analyse(panel, options, joined(study, imported_mixtures(args.store)))
 
 
 def run(args: argparse.Namespace) -> int:

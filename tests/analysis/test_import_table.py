@@ -277,6 +277,7 @@ def test_the_errors_of_another_score_are_not_taken(
         ("rte,rte_stderr", "0.45,3", (), "about 0.028 items of rte: write them in the unit of rte"),
         ("rte,rte_stderr,rte_n", "0.45,0.0003,277", (), "about 2.8e+06 items of rte"),
         ("rte,rte_stderr", "0.45,0", (), "line 2: rte_stderr is 0 beside 0.45, which no standard error is"),
+        ("rte,rte_stderr", "0.45,1e-200", (), "about inf items of rte: write them in the unit of rte"),
         ("rte,rte_stderr", "0.45,-0.01", (), "line 2: rte_stderr is -0.01 beside 0.45"),
         (
             "rte,rte_stderr,rte.stderr",

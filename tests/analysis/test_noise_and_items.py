@@ -11,6 +11,7 @@ import pytest
 
 from evalengine.analysis import decisions, noise
 from evalengine.analysis.bootstrap import degenerate_share, draw_resamples, enumerate_resamples, intervals
+from evalengine.analysis.correlation import Sample
 from evalengine.analysis.item_bootstrap import GROUPS, item_data, resampled_means
 from evalengine.analysis.latent import latent_r, pooled
 from evalengine.analysis.panel import load_panel
@@ -95,8 +96,8 @@ def test_a_resample_of_equal_values_has_no_reliability() -> None:
     """Three of five mixtures alike: 3^5 of the 5^5 resamples hold them alone, and one each of the other two."""
     plan = enumerate_resamples(5)
     x_MC = np.array([0.35, 0.35, 0.35, 0.4, 0.45])[:, None]
-    covariance = noise.covariances(x_MC, x_MC**2, plan.weight_MC, np.ones(5, bool))
-    found = noise._reliabilities(noise.Measured(noise.ItemNoise(1e-4, 1e-4, 0.0), covariance, 5))
+    covariance = noise.covariances(Sample(np.stack([x_MC, x_MC**2]), plan.weight_MC), np.ones(5, bool))
+    found = noise._reliabilities(noise.Measured(noise.ItemNoise(1e-4, 1e-4, 0.0), covariance, 5, 4))
     assert degenerate_share(found[:1], plan)[0] == pytest.approx((3**5 + 2) / 5**5, abs=1e-12)
 
 

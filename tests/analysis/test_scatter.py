@@ -64,7 +64,7 @@ def test_long_names_become_numbers_with_a_key_and_many_points_have_none() -> Non
     assert labels(["V1P0", "V1P1"]) == ({"V1P0": "V1P0", "V1P1": "V1P1"}, "")
     assert labels(["pythia-70m", "pythia-1b"]) == (
         {"pythia-70m": "1", "pythia-1b": "2"},
-        "1 pythia-70m, 2 pythia-1b",
+        "1\u00a0pythia-70m, 2\u00a0pythia-1b",
     )
     assert labels([str(k) for k in range(31)]) == ({}, "")
 

@@ -13,6 +13,7 @@ import scipy.stats as st
 
 from evalengine.analysis import decisions, noise, true_decisions
 from evalengine.analysis.bootstrap import Resamples, draw_resamples, enumerate_resamples, jackknife_t
+from evalengine.analysis.correlation import Sample
 from evalengine.analysis.latent import latent_r, pooled
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.protocol import Study
@@ -65,7 +66,7 @@ def drawn(
     residual = root @ rng.normal(size=(benchmarks, 2, (M - 1) * 299))
     found = np.einsum("bsi,bti->bst", residual, residual) / ((M - 1) * 299)
     keep = np.ones(M, dtype=bool)
-    covariance = [noise.covariances(a[:, None], b[:, None], plan.weight_MC, keep) for a, b in x]
+    covariance = [noise.covariances(Sample(pair[:, :, None], plan.weight_MC), keep) for pair in x]
     return np.array(covariance), np.stack([found[:, 0, 0], found[:, 1, 1], found[:, 0, 1]], axis=1)
 
 
@@ -74,7 +75,7 @@ def drawn(
 def test_intervals_of_categories_hold_what_was_planted(benchmarks: int, reliability: float) -> None:
     rng = np.random.default_rng(benchmarks)
     every = enumerate_resamples(M)
-    plan = Resamples(every.weight_MC[:, : 1 + M].copy(), np.ones(1), M, True)
+    plan = Resamples(every.weight_MC[:, : 1 + M].copy(), np.ones(1), M, True, M - 1)
     held = []
     rho, judged = 0.9, 0.9 * math.sqrt(reliability)
     goals = [0.5 + math.asin(r) / math.pi for r in (judged, rho)] + [(1 - judged) / math.sqrt(math.pi)]
@@ -100,7 +101,7 @@ def test_intervals_of_categories_hold_what_was_planted(benchmarks: int, reliabil
 @pytest.mark.parametrize("reliability", [0.9, 0.7, 0.35])
 def test_intervals_of_benchmarks_hold_what_was_planted(reliability: float) -> None:
     rng = np.random.default_rng(4)
-    plan = Resamples(np.full((M, 1), 1.0 / M), np.ones(1), 0, True)
+    plan = Resamples(np.full((M, 1), 1.0 / M), np.ones(1), 0, True, 1)
     goal, held = 0.5 + math.asin(0.9) / math.pi, []
     covariance, of_noise = drawn(rng, 150, 0.9, reliability, plan)
     for (xx, yy, xy), (a, b, both) in zip(covariance[:, :, 0], of_noise, strict=True):
@@ -163,13 +164,13 @@ def test_pairs_tied_at_both_stages_are_no_decisions() -> None:
     x = np.array([1.0, 1.0, 1.0, 2.0, 3.0, 3.0])
     y = np.array([2.0, 2.0, 2.0, 1.0, 3.0, 3.0])
     w = np.full((6, 1), 1 / 6)
-    share, loss = decisions._pairwise(np.stack([x, y])[:, :, None], w)
+    share, loss = decisions._pairwise(Sample(np.stack([x, y])[:, :, None], w))
     assert share[0] == pytest.approx((1 + st.kendalltau(x, y)[0]) / 2)
     pairs = [(i, j) for i in range(6) for j in range(i) if (x[i], y[i]) != (x[j], y[j])]
     assert len(pairs) == 15 - 3 - 1
     lost = [max(y[i], y[j]) - (y[i] if x[i] > x[j] else y[j]) for i, j in pairs]
     assert loss[0] == pytest.approx(np.mean(lost))
-    alike = decisions._pairwise(np.ones((2, 4, 1)), np.full((4, 1), 0.25))
+    alike = decisions._pairwise(Sample(np.ones((2, 4, 1)), np.full((4, 1), 0.25)))
     assert np.isnan(alike).all()
     rng = np.random.default_rng(0)
     x_2MC = rng.integers(0, 3, (2, 7, 1)).astype(float)

@@ -208,8 +208,8 @@ def test_metadata_of_a_checkpoint(place: Path, values: list[Any], seed: int) -> 
         pa.array([found[0].scale, found[0].mixture])
 
 
-LM_EVAL = {"results": {"piqa": {"acc,none": 0.5, "acc_norm,none": 0.6}, "rte": {"acc,none": 0.4}}, "model_name": "1M-m-pt",
-           "n-samples": {"piqa": {"effective": 100}}}  # fmt: skip
+LM_EVAL = {"results": {"piqa": {"acc,none": 0.5, "acc_norm,none": 0.6, "acc_norm_stderr,none": 0.05}, "rte": {"acc,none": 0.4}},
+           "model_name": "1M-m-pt", "n-samples": {"piqa": {"effective": 100}}}  # fmt: skip
 
 
 KNOWN = {"piqa": importing.Known("Commonsense", "acc_norm")}
@@ -275,11 +275,17 @@ def test_lm_eval_samples(place: Path, values: list[Any], seed: int, bytewise: bo
 def test_csv(place: Path, values: list[str], seed: int) -> None:
     path = place / "table.csv"
     cells = changed(
-        [["m", "s", "piqa", "rte"], ["a", "pt", "0.5", "0.1"], ["a", "sft", "0.7", "0.2"]], values, seed
+        [
+            ["m", "s", "piqa", "rte", "rte_stderr", "rte_n", "run", "web"],
+            ["a", "pt", "0.5", "0.1", "0.018", "277", "1", "x"],
+            ["a", "sft", "0.7", "0.2", "0.024", "277", "1", "x"],
+        ],
+        values,
+        seed,
     )
     text = "\n".join(",".join(map(str, line)) if isinstance(line, list) else str(line) for line in cells)
     path.write_bytes(text.encode(errors="surrogatepass"))
-    how = wide_table.WideTable(mixture="m", stage="s")
+    how = wide_table.WideTable(mixture="m", stage="s", replicate="run", blocks=("web",))
 
     def read() -> None:
         part = wide_table.read_csv(path, how, KNOWN)

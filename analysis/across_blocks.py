@@ -1,0 +1,48 @@
+"""Transfer without blocks, beside that within them: what a study that ignores its design would report."""
+
+from __future__ import annotations
+
+from html import escape
+
+from evalengine.analysis import page, transfer
+from evalengine.analysis.figure import Table
+from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.results import Results, with_interval
+from evalengine.analysis.tables import Row
+
+
+def rows(study: Study) -> list[Row]:
+    """The rows of `transfer` with all mixtures exchangeable; none where there are no blocks."""
+    return transfer.rows(study.across) if study.across else []
+
+
+def section(results: Results) -> str:
+    across = [row for row in results.rows("across_blocks") if not row.contrast]
+    if not across:
+        return ""
+    key = ("protocol", "quantity", "scale", "category", "name")
+    within = {tuple(getattr(row, k) for k in key): row for row in results.rows("transfer", contrast="")}
+    factor = results.method["block"]["factor"]
+    table = [
+        [
+            f"{row.category} ({row.name})" if row.protocol == "category_transfer" else row.name,
+            row.quantity,
+            row.scale,
+            with_interval(within.get(tuple(getattr(row, k) for k in key))),
+            with_interval(row),
+            page.p_value(row.p),
+            str(row.n),
+        ]
+        for row in sorted(across, key=lambda row: row.protocol != "category_transfer")
+    ]
+    columns = ["", "quantity", "scale", f"r within {factor}", "plain r", "p of the plain r", "n"]
+    return (
+        f"<h2>Across {escape(factor)}</h2>"
+        f'<p class="hint">The plain r takes all mixtures as exchangeable: it holds what differences between mixtures of unlike '
+        f"{escape(factor)} add, and its interval and p ignore that mixtures of one are alike. It is here to be compared with "
+        "figures that are published so.</p>"
+        f"<details><summary>Transfer with and without blocks</summary>{page.show(Table('', columns, [table], texts=3))}</details>"
+    )
+
+
+PROTOCOL = Protocol("across_blocks", rows, section)
