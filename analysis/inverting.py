@@ -55,7 +55,7 @@ def p_at_most(value_SC: Array, plan: Resamples, value: float = 0.0) -> Array:
         w = ndtri(share.clip(least, 1.0 - least))
         slope = 1.0 + acceleration(value_SC[:, 1:first]) * (w - z0)
         z = np.where(slope > 0.0, (w - z0) / slope, np.sign(w - z0) * np.inf) - z0
-        p = stdtr(max(plan.jackknife - 1, 1), z.clip(-farthest, farthest))
+        p = stdtr(plan.freedom, z.clip(-farthest, farthest))
     return np.where(np.isfinite(estimate) & np.isfinite(z0), p, np.nan)
 
 
@@ -68,4 +68,4 @@ def jackknife_p_at_most(value_SC: Array, plan: Resamples, value: float = 0.0) ->
     error = np.sqrt((n - 1) / n * ((left_out - left_out.mean(axis=1, keepdims=True)) ** 2).sum(axis=1))
     with np.errstate(all="ignore"):
         t = (value_SC[:, 0] - value) / error
-    return np.asarray(stdtr(n - 1, -np.where(value_SC[:, 0] == value, 0.0, t)))
+    return np.asarray(stdtr(plan.freedom, -np.where(value_SC[:, 0] == value, 0.0, t)))
