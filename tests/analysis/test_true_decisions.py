@@ -164,20 +164,20 @@ def test_pairs_tied_at_both_stages_are_no_decisions() -> None:
     x = np.array([1.0, 1.0, 1.0, 2.0, 3.0, 3.0])
     y = np.array([2.0, 2.0, 2.0, 1.0, 3.0, 3.0])
     w = np.full((6, 1), 1 / 6)
-    share, loss = decisions._pairwise(np.stack([x, y])[:, :, None], w)
+    share, loss = decisions._pairwise(Sample(np.stack([x, y])[:, :, None], w))
     assert share[0] == pytest.approx((1 + st.kendalltau(x, y)[0]) / 2)
     pairs = [(i, j) for i in range(6) for j in range(i) if (x[i], y[i]) != (x[j], y[j])]
     assert len(pairs) == 15 - 3 - 1
     lost = [max(y[i], y[j]) - (y[i] if x[i] > x[j] else y[j]) for i, j in pairs]
     assert loss[0] == pytest.approx(np.mean(lost))
-    alike = decisions._pairwise(np.ones((2, 4, 1)), np.full((4, 1), 0.25))
+    alike = decisions._pairwise(Sample(np.ones((2, 4, 1)), np.full((4, 1), 0.25)))
     assert np.isnan(alike).all()
     rng = np.random.default_rng(0)
     x_2MC = rng.integers(0, 3, (2, 7, 1)).astype(float)
     w_MC = draw_resamples(7, 100, 0).weight_MC
     np.testing.assert_allclose(
-        decisions._untied(x_2MC, w_MC),
-        decisions._untied(np.repeat(x_2MC, w_MC.shape[1], axis=2), w_MC),
+        decisions._untied(Sample(x_2MC, w_MC)),
+        decisions._untied(Sample(np.repeat(x_2MC, w_MC.shape[1], axis=2), w_MC)),
         atol=1e-12,
     )
 
