@@ -58,7 +58,8 @@ def correlations(covariance_B3C: Array, noise_B3: Array) -> tuple[Array, Array]:
 def loss_judged(covariance_B3C: Array, noise_B3: Array, n_B: Array) -> Array:
     """Mean loss of choosing by the measured values before, judged by true ones, in their unit, (C,).
 
-    n_B: mixtures, or with blocks one more than their degrees of freedom. Both terms are standard deviations of n mixtures, below the true ones on average by the same factor.
+    n_B: mixtures, or with blocks one more than their degrees of freedom. Both terms are standard deviations of n mixtures,
+    below the true ones on average by the same factor.
     """
     from scipy.special import gammaln
 
@@ -108,7 +109,7 @@ def _of_category(
     noise_B3 = np.array([m.noise for m in found])
     n_B = np.array([m.freedom + 1 for m in found])
     judged_C, true_C = correlations(covariance_B3C, noise_B3)
-    loss_C = loss_judged(covariance_B3C, noise_B3, np.array([m.freedom + 1 for m in found]))
+    loss_C = loss_judged(covariance_B3C, noise_B3, n_B)
     values = np.array([judged_C, true_C, loss_C])
     ends = jackknife_t(values, study.plan, study.options.level)
     judged, true, loss = np.concatenate([values[:, :1], ends], axis=1)
