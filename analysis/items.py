@@ -237,11 +237,16 @@ def _reduce(name: str, tables: Sequence[pa.Table], metric: str, confidence: str)
     ]
     return _Part(
         (raw.pick == gold_I).astype(np.uint8).reshape(K, -1),
-        *(np.where(usable_I, x.confidence, np.float32("nan")).reshape(K, -1) for x in (chosen, other)),
+        _where(usable_KI, chosen.confidence),
+        _where(usable_KI, other.confidence),
         np.array(means_KF),
         (~usable_KI).sum(axis=1),
         gold_I.reshape(K, -1),
     )
+
+
+def _where(usable_KI: NDArray[np.bool_], confidence_I: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.where(usable_KI, confidence_I.reshape(usable_KI.shape), np.float32("nan"))
 
 
 def _same_gold(name: str, checkpoints: Sequence[str], parts: Sequence[_Part]) -> None:

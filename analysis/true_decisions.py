@@ -58,7 +58,8 @@ def correlations(covariance_B3C: Array, noise_B3: Array) -> tuple[Array, Array]:
 def loss_judged(covariance_B3C: Array, noise_B3: Array, n_B: Array) -> Array:
     """Mean loss of choosing by the measured values before, judged by true ones, in their unit, (C,).
 
-    Both of its terms are standard deviations of n mixtures, below the true ones on average by the same factor.
+    n_B: mixtures, or with blocks one more than their degrees of freedom. Both terms are standard deviations of n mixtures,
+    below the true ones on average by the same factor.
     """
     from scipy.special import gammaln
 
