@@ -275,9 +275,9 @@ def section(results: Results) -> str:
     ):
         if any(figure.rows for figure in shown):
             limits = [figure._replace(limit=max(2.0, figure.limit)) for figure in shown]
-            grids = "".join(page.grid(results, figure) for figure in limits)
+            shown_grids = "".join(page.grid(results, figure) for figure in limits)
             hint = '<p class="hint">The same resamples on both sides.</p>'
-            out.append(f"<details><summary>{title}</summary>{hint}{grids}</details>")
+            out.append(f"<details><summary>{title}</summary>{hint}{shown_grids}</details>")
     return "".join(out) + verdict_section(results)
 
 
