@@ -257,12 +257,16 @@ def jackknife_t(value_SC: Array, plan: Resamples, level: float = 0.95) -> Array:
     """
     from scipy.special import stdtrit
 
+    half = stdtrit(plan.freedom, 0.5 + level / 2.0) * jackknife_error(value_SC, plan)
+    return value_SC[:, :1] + half[:, None] * np.array([-1.0, 1.0])
+
+
+def jackknife_error(value_SC: Array, plan: Resamples) -> Array:
+    """The jackknife's standard errors (S,): see `jackknife_t`."""
     left_out = value_SC[:, 1 : 1 + plan.jackknife]
     squared = (left_out - left_out.mean(axis=1, keepdims=True)) ** 2
     of_block = [squared[:, unit] for unit in plan.parts] or [squared]
-    variance = sum((part.shape[1] - 1) / part.shape[1] * part.sum(axis=1) for part in of_block)
-    half = stdtrit(plan.freedom, 0.5 + level / 2.0) * np.sqrt(variance)
-    return value_SC[:, :1] + half[:, None] * np.array([-1.0, 1.0])
+    return np.sqrt(sum((part.shape[1] - 1) / part.shape[1] * part.sum(axis=1) for part in of_block))
 
 
 def jackknife_z(value_SC: Array, plan: Resamples, level: float = 0.95) -> Array:

@@ -2,7 +2,8 @@
 
 Between the largest scale and the smallest, a later stage and an earlier one, two categories, two quantities. Means are compared
 over the members that both sides have: means of different ones would differ for that reason alone. The interval of a contrast is
-BCa with Student's t; where both sides are means over the mixtures, the jackknife's, which is that of the paired t test.
+its group's `contrast_interval`: the jackknife's of transfers and of means over the mixtures (there that of the paired t test),
+BCa with Student's t of coherence.
 
 Dims: S statistics, C columns, P pairs of variables.
 """

@@ -49,6 +49,8 @@ def drawn(rng: np.random.Generator, shape: tuple[int, ...], n: int, r: float, di
 
     A lognormal's variables are exp of standard normal ones, whose correlation is log(1 + (e - 1) r); r above -0.37.
     """
+    if distribution not in DISTRIBUTIONS:
+        raise ValueError(f"no distribution '{distribution}': {', '.join(DISTRIBUTIONS)}")
     rho = np.log1p((np.e - 1.0) * r) if distribution == "lognormal" else r
     z = rng.normal(size=(*shape, n))
     common = rng.normal(size=(*shape[:-1], 1, n))
@@ -151,7 +153,7 @@ def within_blocks(
     value = []
     for _ in range(draws):
         means = [
-            correlations(drawn(rng, (members,), n, r, distribution), plan, block_M).mean(axis=0)
+            correlations(drawn(rng, (members, 2), n, r, distribution), plan, block_M).mean(axis=0)
             for _ in range(scales)
         ]
         value.append(means[0] if scales == 1 else means[1] - means[0])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from evalengine.analysis.bootstrap import Array, Resamples, acceleration
+from evalengine.analysis.bootstrap import Array, Resamples, acceleration, jackknife_error
 from evalengine.analysis.correlation import benjamini_hochberg
 from evalengine.analysis.groups import Group
 from evalengine.analysis.tables import Tests
@@ -63,9 +63,6 @@ def jackknife_p_at_most(value_SC: Array, plan: Resamples, value: float = 0.0) ->
     """The same by the jackknife's interval (`bootstrap.jackknife_t`): Student's test of (estimate - value) / standard error."""
     from scipy.special import stdtr
 
-    n = plan.jackknife
-    left_out = value_SC[:, 1 : 1 + n]
-    error = np.sqrt((n - 1) / n * ((left_out - left_out.mean(axis=1, keepdims=True)) ** 2).sum(axis=1))
     with np.errstate(all="ignore"):
-        t = (value_SC[:, 0] - value) / error
+        t = (value_SC[:, 0] - value) / jackknife_error(value_SC, plan)
     return np.asarray(stdtr(plan.freedom, -np.where(value_SC[:, 0] == value, 0.0, t)))

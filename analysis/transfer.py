@@ -83,7 +83,16 @@ def transfer(data: Data, quantity: str) -> Group:
             for b in range(B)
         ]
     labels = [Label(panel.categories[b], panel.benchmarks[b]) for b in range(B)]
-    return Group("transfer", quantity, labels, values, n, notes, data.statistic == "pearson")
+    return Group(
+        "transfer",
+        quantity,
+        labels,
+        values,
+        n,
+        notes,
+        data.statistic == "pearson",
+        contrast_interval="jackknife",
+    )
 
 
 def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int, few: bool) -> str:
@@ -142,6 +151,7 @@ def category_transfer(single: Group, panel: Panel) -> Group:
         notes,
         interval="jackknife-z",
         means=means,
+        contrast_interval="jackknife",
     )
 
 

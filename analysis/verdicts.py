@@ -14,7 +14,7 @@ from evalengine.analysis.figure import Mark, Table
 from evalengine.analysis.groups import SCALE
 from evalengine.analysis.items import names
 from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
-from evalengine.analysis.results import Results
+from evalengine.analysis.results import Results, excludes_zero
 from evalengine.analysis.tables import Row
 
 ALPHA = 0.05  # false-discovery rate over the benchmarks of a quantity
@@ -35,8 +35,8 @@ def verdicts(rows: list[Row], useful: float = USEFUL_R) -> list[Verdict]:
     """What the intervals and tests of a benchmark's transfer allow to say.
 
     reliable: the interval lies above 0 and the permutation test's q is below ALPHA, both at every scale. scale-dependent:
-    not that, and the q of the difference between the scales is below ALPHA. unreliable: below `useful` at every scale.
-    undecided: none of these. q is Benjamini and Hochberg's over all benchmarks of a quantity: without it, twenty
+    not that, the interval of the difference between the scales excludes 0 and its q is below ALPHA. unreliable: below `useful`
+    at every scale. undecided: none of these. q is Benjamini and Hochberg's over all benchmarks of a quantity: without it, twenty
     benchmarks with equal transfer at both scales would hold a false "scale-dependent" in four studies of five.
     """
     out = []
@@ -54,7 +54,7 @@ def verdicts(rows: list[Row], useful: float = USEFUL_R) -> list[Verdict]:
             why = "; ".join(dict.fromkeys(r.note for r in scales if r.note)) or "no interval"
         elif len(known) == len(scales) and all(r.low > 0 and r.q < ALPHA for r in known):
             verdict, why = "reliable", f"the intervals lie above 0 and q is {_q(known)}: {shown}"
-        elif contrast and contrast.q < ALPHA:
+        elif contrast and excludes_zero(contrast) and contrast.q < ALPHA:
             r, verdict = contrast, "scale-dependent"
             why = f"{r.at} is {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}], q {_q([r])}: {shown}"
         elif len(known) == len(scales) and all(r.high < useful for r in known):
@@ -77,8 +77,8 @@ def verdict_section(results: Results) -> str:
         return ""
     out = [
         "<h2>Verdicts</h2>",
-        '<p class="hint">Reliable: the interval lies above 0 and q is below 0.05, at every scale. Scale-dependent: the q of the '
-        "difference between scales is below 0.05. Unreliable: the interval lies below 0.5 at every scale. Undecided: none of "
+        '<p class="hint">Reliable: the interval lies above 0 and q is below 0.05, at every scale. Scale-dependent: the interval '
+        "of the difference between scales excludes 0 and its q is below 0.05. Unreliable: the interval lies below 0.5 at every scale. Undecided: none of "
         "these. p: permutation test, the largest over scales; q: Benjamini-Hochberg over the benchmarks of a scale, the "
         "largest over scales; q of the difference: over the benchmarks.</p>",
     ]

@@ -97,7 +97,7 @@ def test_one_category_minus_another(setup) -> None:
     for x in found:
         assert x.estimate == pytest.approx(mean[x.category] - mean[x.minus])
         assert ("Science without a2 (no r)" in x.note) == (x.category == "Science")
-        assert x.interval == "bca-t" and (x.p < 0.05) == (x.low > 0 or x.high < 0)
+        assert x.interval == "jackknife" and (x.p < 0.05) == (x.low > 0 or x.high < 0)
 
 
 def test_coherence_after_minus_before_over_common_pairs(setup) -> None:
