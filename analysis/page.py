@@ -21,7 +21,7 @@ def interval_words(results: Results) -> str:
     """Which intervals are shown."""
     method = results.method
     kinds = {
-        "auto": "BCa bootstrap for one r, on Student's t for coherence and differences, jackknife on Fisher's z for means",
+        "auto": "BCa bootstrap for one r, on Student's t for coherence, jackknife for differences and on Fisher's z for means",
         "bca": "BCa bootstrap",
         "bca-t": "BCa bootstrap on Student's t",
         "fisher": "Fisher's z",
@@ -30,7 +30,7 @@ def interval_words(results: Results) -> str:
     }
     if method["block"]:
         kinds["auto"] = (
-            "jackknife on Fisher's z within blocks for r and means, BCa on Student's t for coherence and differences"
+            "jackknife within blocks, on Fisher's z for r and means; BCa on Student's t for coherence"
         )
     kind = kinds.get(method["interval"], f"{method['interval']} bootstrap")
     return f"{method['level']:.0%} intervals: {kind}, {method['resamples']:,} resamples"

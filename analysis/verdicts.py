@@ -78,9 +78,9 @@ def verdict_section(results: Results) -> str:
     out = [
         "<h2>Verdicts</h2>",
         '<p class="hint">Reliable: the interval lies above 0 and q is below 0.05, at every scale. Scale-dependent: the interval '
-        "of the difference between scales excludes 0 and its q is below 0.05. Unreliable: the interval lies below 0.5 at every scale. Undecided: none of "
-        "these. p: permutation test, the largest over scales; q: Benjamini-Hochberg over the benchmarks of a scale, the "
-        "largest over scales; q of the difference: over the benchmarks.</p>",
+        "of the difference between scales excludes 0 and its q is below 0.05. Unreliable: the interval lies below 0.5 at every "
+        "scale. Undecided: none of these. p: permutation test, the largest over scales; q: Benjamini-Hochberg over the "
+        "benchmarks of a scale, the largest over scales; q of the difference: over the benchmarks.</p>",
     ]
     for quantity, table in verdict_tables(results).items():
         out.append(f"<h3>{escape(quantity.capitalize())}</h3>{page.show(table)}")
