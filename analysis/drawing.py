@@ -30,6 +30,7 @@ from evalengine.analysis.style import (
     SOFT,
     VARIABLES,
     canvas,
+    extent,
     short,
 )
 from evalengine.analysis.tables import Row
@@ -66,7 +67,9 @@ def svg(results: Results, figure: Figure, title: str) -> str:
     sink = io.StringIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of characters that matplotlib's font lacks: the browser's have them
-        draw(results, figure).savefig(sink, format="svg", facecolor="none", metadata=FORMATS["svg"])
+        drawing = draw(results, figure)
+        how = {"bbox_inches": extent(drawing), "facecolor": "none", "metadata": FORMATS["svg"]}
+        drawing.savefig(sink, format="svg", **how)
     text = sink.getvalue()
     # What HTML does not need: names of groups (they repeat; those of shapes are hashes), fonts, turns by 0, indentation.
     needless = r' xmlns(:xlink)?="[^"]*"| id="[A-Za-z0-9.]+_\d+"| font-family:[^;"]*;| transform="rotate\(-0 [^"]*"|\n *'
@@ -206,7 +209,8 @@ def _number(axis: Axes, row: Row, x: float, y: float) -> None:
         text = f"{row.estimate:.2f}".replace("0.", ".").replace("-", "−")
         colour = PAPER if abs(row.estimate) > 0.75 else INK
         weight = "bold" if excludes_zero(row) else "normal"
-        axis.text(x, y, text, ha="center", va="center_baseline", size=6, weight=weight, color=colour)
+        number = axis.text(x, y, text, ha="center", va="center_baseline", size=6, weight=weight, color=colour)
+        number.set_in_layout(False)  # within the axis: its extent need not be measured
 
 
 def _curves(results: Results, figure: Curves) -> Drawing:

@@ -21,7 +21,7 @@ from evalengine.analysis.figure import panels
 from evalengine.analysis.page import interval_words
 from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.results import Results, load_results
-from evalengine.analysis.style import FORMATS, styled
+from evalengine.analysis.style import FORMATS, extent, styled
 from evalengine.analysis.summary import summarise
 from evalengine.errors import UserError
 from evalengine.files import atomic, write
@@ -60,10 +60,11 @@ def write_figures(tables: Path, folder: Path, formats: Sequence[str] = ("png", "
             if not panels(figure):
                 continue
             drawing = draw(results, figure)
+            box = extent(drawing)
             for kind in formats:
                 path = folder / f"{name}.{kind}"
                 with atomic(path) as temporary:
-                    drawing.savefig(temporary, format=kind, metadata=FORMATS[kind])
+                    drawing.savefig(temporary, format=kind, bbox_inches=box, metadata=FORMATS[kind])
                 written.append(path)
     return written
 

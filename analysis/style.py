@@ -15,6 +15,7 @@ from evalengine.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
+    from matplotlib.transforms import Bbox
 
 PAPER, INK, SOFT, RULE, BAND = "#ffffff", "#1d2329", "#5d6770", "#d9dee3", "#eef1f4"
 POSITIVE, NEGATIVE = "#0b6bb0", "#c2610c"
@@ -45,10 +46,8 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "path.simplify": False,  # it would drop the dots of a scatter
     "pdf.fonttype": 42,
-    "savefig.bbox": "tight",
     "savefig.dpi": 160,
     "savefig.facecolor": PAPER,
-    "savefig.pad_inches": 0.04,
     "svg.fonttype": "none",
     "svg.hashsalt": "evalengine",
 }
@@ -58,6 +57,7 @@ FORMATS: dict[str, dict[str, Any]] = {  # and the metadata that keep dates and v
     "svg": dict.fromkeys(("Creator", "Date", "Format", "Type")),
 }
 
+MARGIN = 0.04  # inches around a drawing
 LONGEST = 26  # characters of a label before it is shortened in the middle
 
 
@@ -88,3 +88,10 @@ def canvas(
     drawing = Drawing(figsize=(1, 1))
     places = [(k % columns * (width + beside), -(k // columns) * (height + below)) for k in range(count)]
     return drawing, [drawing.add_axes((x, y, width, height)) for x, y in places]
+
+
+def extent(drawing: Drawing) -> Bbox:
+    """What is drawn, in inches, with a margin: what to save of it. Saved "tight", every format would be laid out three times."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    return drawing.get_tightbbox(FigureCanvasAgg(drawing).get_renderer()).padded(MARGIN)

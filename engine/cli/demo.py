@@ -54,8 +54,9 @@ def commands(
     score = ["score", *(str(ckpts / name) for name in names)]
     score += ["--data", str(out / "world" / "bench"), "--out", str(scores)]
     score += ["--limit", QUICK_ITEMS] if quick else []
-    statistics = [str(scores), "--bootstrap", bootstrap, "--study", study, "--out", str(out / "analysis")]
-    return [train, score, ["correlate", *statistics], ["report", *statistics]]
+    tables = str(out / "analysis")
+    correlate = ["correlate", str(scores), "--bootstrap", bootstrap, "--study", study, "--out", tables]
+    return [train, score, correlate, ["report", tables, "--figures", "png"]]
 
 
 def run(args: argparse.Namespace) -> int:
