@@ -212,8 +212,14 @@ def without_noise(study: Study, quantity: str) -> list[Row]:
             {scale: notes},
             interval="jackknife",
         )
-        out += study.rows(group)
+        out += map(_bounded, study.rows(group))
     return out
+
+
+def _bounded(row: Row) -> Row:
+    """Cut to -1 and 1: a ratio of corrected variances may lie beyond what a correlation can be, and so may its interval."""
+    cut = {end: float(np.clip(getattr(row, end), -1.0, 1.0)) for end in ("estimate", "low", "high")}
+    return row._replace(**cut)
 
 
 def latent_of(found: Measured, level: float) -> Latent:
