@@ -94,7 +94,7 @@ def words(factor: str) -> str:
 
 def _said(blocks: Blocks) -> str:
     return (
-        f"every correlation over mixtures is within {blocks.factor} ({', '.join(dict.fromkeys(blocks.labels))}), whose means are "
+        f"Every correlation over mixtures is within {blocks.factor} ({', '.join(dict.fromkeys(blocks.labels))}), whose means are "
         f"taken out: mixtures are permuted ({permutation_words(blocks.labels)}) and resampled within it; the table "
         "across_blocks has the plain r"
     )
