@@ -55,26 +55,34 @@ def from_sources(mixtures: Mapping[str, Mapping[str, float]]) -> Mixtures:
 
 
 def read_study(where: str) -> Mixtures:
-    """The mixtures of a study file, or of a shipped study by its name."""
+    """The mixtures of a study file, or of a shipped study by its name; `blocks:` adds factors, {factor: {mixture: label}}, and
+    may stand alone."""
     from importlib.resources import files
 
     path = Path(where)
     if not path.is_file():
         shipped = Path(str(files("evalengine.studies"))) / f"{where}.yaml"
         if not shipped.is_file():
-            raise UserError(f"there is no study file {where}: --study takes a YAML file with `mixtures:`")
+            raise UserError(
+                f"there is no study file {where}: --study takes a YAML file with `mixtures:` or `blocks:`"
+            )
         path = shipped
     raw: Any = read_yaml(path)
     try:
         mixtures = {
             str(name): {str(source): float(share) for source, share in parts.items()}
-            for name, parts in raw["mixtures"].items()
+            for name, parts in (raw.get("mixtures", {}) if "blocks" in raw else raw["mixtures"]).items()
+        }
+        factors = {
+            str(factor): {str(mixture): str(label) for mixture, label in of.items()}
+            for factor, of in raw.get("blocks", {}).items()
         }
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         raise UserError(
-            f"{path} has no readable `mixtures:` of sources and shares: give a study file"
+            f"{path} has neither `mixtures:` of sources and shares nor `blocks:` of factors and labels: give a study file"
         ) from None
-    return from_sources(mixtures)
+    found = from_sources(mixtures)
+    return found._replace(factors={**found.factors, **factors})
 
 
 def imported_mixtures(source: Path | str) -> Mixtures | None:

@@ -19,7 +19,7 @@ from evalengine.analysis.alignment import CELLS, WITHIN, alignment
 from evalengine.analysis.blocks import explained_share, with_blocks
 from evalengine.analysis.bootstrap import draw_resamples, enumerate_resamples, resamples
 from evalengine.analysis.correlation import Sample, correlate, permuted_p
-from evalengine.analysis.mixtures import Mixtures
+from evalengine.analysis.mixtures import Mixtures, read_study
 from evalengine.analysis.panel import Blocks, Panel
 from evalengine.analysis.study import Options, analyse, fixed_data
 from evalengine.analysis.swapping import swap_p
@@ -312,3 +312,21 @@ def test_the_study_file_names_the_blocks(tmp_path: Path, capsys: pytest.CaptureF
     assert "permuted within web source: 216 orders" in page and "Across web source" in page
     assert main(["correlate", str(scores), "--out", str(out), "--block", "crawl"]) == 1
     assert "--block crawl" in capsys.readouterr().err
+
+
+def test_a_file_names_blocks_of_mixtures_that_no_study_describes(tmp_path: Path) -> None:
+    file = tmp_path / "blocks.yaml"
+    file.write_text("blocks:\n  web_source: {a: x, b: x, c: 7}\n  year: {a: 2024, b: 2025, c: 2025}\n")
+    assert read_study(str(file)) == Mixtures(
+        {},
+        {"web_source": {"a": "x", "b": "x", "c": "7"}, "year": {"a": "2024", "b": "2025", "c": "2025"}},
+    )
+    file.write_text("mixtures:\n  a: {web_1: 1}\n  b: {web_2: 1}\nblocks:\n  web_source: {a: x, b: y}\n")
+    assert read_study(str(file)).web_source == {
+        "a": "x",
+        "b": "y",
+    }  # what is said goes before what names tell
+    for text in ("blocks: [a]\n", "blocks: {year: 3}\n", "sources: {}\n"):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"neither `mixtures:` .* nor `blocks:`"):
+            read_study(str(file))
