@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evalengine.analysis.figure import Curves, Figure, Heatmaps, Intervals, Lines, Scatters, by, heatmap_title
 from evalengine.analysis.groups import ALL
@@ -68,7 +68,11 @@ def svg(results: Results, figure: Figure, title: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of characters that matplotlib's font lacks: the browser's have them
         drawing = draw(results, figure)
-        how = {"bbox_inches": extent(drawing), "facecolor": "none", "metadata": FORMATS["svg"]}
+        how: dict[str, Any] = {
+            "bbox_inches": extent(drawing),
+            "facecolor": "none",
+            "metadata": FORMATS["svg"],
+        }
         drawing.savefig(sink, format="svg", **how)
     text = sink.getvalue()
     # What HTML does not need: names of groups (they repeat; those of shapes are hashes), fonts, turns by 0, indentation.

@@ -18,7 +18,7 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -218,7 +218,9 @@ def without_noise(study: Study, quantity: str) -> list[Row]:
 
 def _bounded(row: Row) -> Row:
     """Cut to -1 and 1: a ratio of corrected variances may lie beyond what a correlation can be, and so may its interval."""
-    cut = {end: float(np.clip(getattr(row, end), -1.0, 1.0)) for end in ("estimate", "low", "high")}
+    cut: dict[str, Any] = {
+        end: float(np.clip(getattr(row, end), -1.0, 1.0)) for end in ("estimate", "low", "high")
+    }
     return row._replace(**cut)
 
 
