@@ -241,7 +241,8 @@ def test_ctrl_c_says_how_to_go_on(ckpts: list[Path], bench: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_peak_memory_of_a_large_vocabulary(bench: Path, tmp_path: Path) -> None:
-    """Under 1.5 x the weights + 600 MB, in a process of its own."""
+    """Under 1.5 x the weights + 300 MB beside the pages of libraries' files, whose number depends on how the system maps them; in
+    a process of its own."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -253,7 +254,8 @@ def test_peak_memory_of_a_large_vocabulary(bench: Path, tmp_path: Path) -> None:
     weights = (tmp_path / "large-v-pt" / "model.safetensors").stat().st_size
     code = (  # VmHWM, because ru_maxrss counts the test process that was forked
         "import sys; from evalengine.cli import main; code = main(sys.argv[1:]);"
-        "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0]); sys.exit(code)"
+        "of = dict(line.split(':') for line in open('/proc/self/status'));"
+        "print(int(of['VmHWM'].split()[0]) - int(of['RssFile'].split()[0])); sys.exit(code)"
     )
     arguments = [
         "score",
@@ -270,7 +272,7 @@ def test_peak_memory_of_a_large_vocabulary(bench: Path, tmp_path: Path) -> None:
     )
     peak = int(done.stdout.splitlines()[-1]) * 1024
     assert weights > 400e6
-    assert peak < 1.5 * weights + 600e6, f"{peak / 1e6:.0f} MB for {weights / 1e6:.0f} MB of weights"
+    assert peak < 1.5 * weights + 300e6, f"{peak / 1e6:.0f} MB for {weights / 1e6:.0f} MB of weights"
 
 
 def test_importing_and_help_are_quick() -> None:
