@@ -61,6 +61,8 @@ def prepare(verbose: bool) -> None:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": str(cpu_cache_gib()),
+        # vLLM's Triton attention, which scores in float32 on a GPU, would multiply in TF32: wrong by 1e-3 a token
+        "TRITON_F32_DEFAULT": "ieee",
     }
     if tuple(int(n) for n in require().split(".")[:2]) < (0, 28):
         defaults["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # its pooling runner is not complete before
@@ -128,7 +130,7 @@ def start(checkpoint: Checkpoint, settings: dict[str, Any]) -> Any:
         "async_scheduling": False,
         "scheduler_cls": "evalengine.vllm.scheduler.HitCappedScheduler",
         "worker_extension_cls": "evalengine.vllm.worker.ScoringWorker",
-        "enforce_eager": on_cpu,  # compiling costs minutes on a CPU and gains nothing for prefill
+        "enforce_eager": True,  # compiling costs more than it gains: prefill is products, and graphs are for small steps
         "use_tqdm_on_load": False,
         "seed": 0,
     }
