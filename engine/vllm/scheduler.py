@@ -22,6 +22,8 @@ class HitCappedScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # vLLM before 0.29 keeps a place for a sampled token: in chunks, a prompt that fills the window would never end
+        self.max_model_len += 1
         manager: Any = self.kv_cache_manager
         for name in LOOKUPS:
             if hasattr(manager, name):

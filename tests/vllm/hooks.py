@@ -64,7 +64,7 @@ HOOKS = {
     "vllm.model_executor.models.llama.LlamaForCausalLM": "__init__ compute_logits",
     "vllm.model_executor.models.bloom.BloomMLP": "gelu_impl",
     "vllm.v1.core.kv_cache_manager.KVCacheManager": "get_computed_blocks get_computed_blocks_for_connector",
-    "vllm.v1.core.sched.scheduler.Scheduler": "kv_cache_manager",
+    "vllm.v1.core.sched.scheduler.Scheduler": "kv_cache_manager max_model_len",
     "vllm.v1.request.Request": "num_tokens pooling_params sampling_params",
     "vllm.v1.worker.gpu_worker.Worker": "model_runner vllm_config",
     "vllm.v1.worker.gpu_model_runner.GPUModelRunner": "get_model reload_weights",
