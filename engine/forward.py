@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from evalengine import packing
+from evalengine.device_batch import on_device
 from evalengine.encoding import Sequences
 from evalengine.kernels import logits_logprobs, target_logprobs
 from evalengine.kernels.head import Head
 from evalengine.last_layer import LastLayer
 from evalengine.pretrained import text_config
-from evalengine.tree_attention import TreeAttention, moved, on_device
+from evalengine.tree_attention import TreeAttention
 
 HEAD_ROWS = 1024  # scored rows gathered before the head runs: its weights are read once for all of them
 PLAIN_LOGITS = 64 << 20  # bytes of logits held at once where a model insists on its own output layer
@@ -113,12 +114,11 @@ class Forward:
         if not takes_any and not {"position_ids", "attention_mask"} <= self._takes.keys():
             raise NotImplementedError("it takes no positions")
         for batch in batches:
-            on = on_device(batch, self.device, self.dtype)
+            on = on_device(batch, self.device)
             self.attention.start(on)
-            row_R = moved(batch.row_R, self.device)
             if self.last_layer is not None:
                 # A kept prefix scores nothing, but its forward must not be empty.
-                self.last_layer.rows = row_R if len(row_R) else row_R.new_zeros(1)
+                self.last_layer.rows = on.row_R if len(on.row_R) else on.row_R.new_zeros(1)
             hidden_ND = self._hidden(
                 input_ids=on.token_1N,
                 position_ids=on.position_1N,
@@ -126,7 +126,7 @@ class Forward:
             )[0]
             if not batch.is_prefix:
                 yield Rows(
-                    hidden_ND[row_R], batch.target_row_T, batch.target_token_T, batch.target_sequence_T
+                    hidden_ND[on.row_R], batch.target_row_T, batch.target_token_T, batch.target_sequence_T
                 )
             if progress:
                 progress(len(np.unique(batch.target_sequence_T)))
