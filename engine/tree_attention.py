@@ -11,7 +11,6 @@ Dims: N tokens, B blocks of a bucket, Q tokens of a block, K keys of a block, H 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evalengine import packing
+from evalengine import attention_operator, packing
 
 Rule = Callable[..., Tensor]  # (batch, head, query position, key position) -> whether the key is seen
 
@@ -36,17 +35,10 @@ class DeviceBatch(NamedTuple):
 
 
 class TreeAttention:
-    """Attention over a packed batch, registered with transformers under `name`. Holds the batch that is running."""
-
-    _instances = itertools.count()
+    """Attention over a packed batch, known to transformers as attention_operator.NAME. Holds the batch that is running."""
 
     def __init__(self) -> None:
-        from transformers import AttentionInterface, AttentionMaskInterface
-
-        # The registry is global, a backend's batches are not.
-        self.name = f"evalengine_tree_{next(self._instances)}"
-        AttentionInterface.register(self.name, self)
-        AttentionMaskInterface.register(self.name, self.mask)
+        attention_operator.register()
         self.running: DeviceBatch | None = None
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # by number of the call: the prefix's keys, values
         self._calls = 0  # of this forward: one for each attention layer
@@ -54,6 +46,7 @@ class TreeAttention:
         self._masks: dict[tuple[int, int], list[Tensor]] = {}
 
     def start(self, batch: DeviceBatch) -> None:
+        attention_operator.running.attention = self
         self.running, self._calls = batch, 0
         self._rules.clear()
         self._masks.clear()
@@ -92,7 +85,7 @@ class TreeAttention:
 
     def __call__(
         self,
-        module: torch.nn.Module,
+        module: torch.nn.Module | None,
         query: Tensor,  # (1, H, N, d)
         key: Tensor,  # (1, Hkv, N, d)
         value: Tensor,  # (1, Hkv, N, dv)
