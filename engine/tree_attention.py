@@ -11,7 +11,6 @@ Dims: N tokens, H heads, G key heads, P tokens of the kept prefix, d head width,
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evalengine import attention_operator
 from evalengine.device_batch import DeviceBatch
 from evalengine.gathered_attention import GatheredAttention, Rule
 from evalengine.kernels import tree_attention
@@ -28,17 +28,10 @@ UNBOUNDED = 1 << 30  # tokens: the window of causal attention
 
 
 class TreeAttention:
-    """Attention over a packed batch, registered with transformers under `name`. Holds the batch that is running."""
-
-    _instances = itertools.count()
+    """Attention over a packed batch, known to transformers as attention_operator.NAME. Holds the batch that is running."""
 
     def __init__(self) -> None:
-        from transformers import AttentionInterface, AttentionMaskInterface
-
-        # The registry is global, a backend's batches are not.
-        self.name = f"evalengine_tree_{next(self._instances)}"
-        AttentionInterface.register(self.name, self)
-        AttentionMaskInterface.register(self.name, self.mask)
+        attention_operator.register()
         self.fused = torch.cuda.is_available()  # whether the kernel runs where it can
         self.running: DeviceBatch | None = None
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # by number of the call: the prefix's keys, values
@@ -48,6 +41,7 @@ class TreeAttention:
         self._rules: dict[int, tuple[Tensor, Rule]] = {}
 
     def start(self, on: DeviceBatch) -> None:
+        attention_operator.running.attention = self
         self.running, self._calls, self._gathered = on, 0, None
         self._longest = 1 + int(on.batch.position_N.max())
         self._rules.clear()
@@ -72,7 +66,7 @@ class TreeAttention:
 
     def __call__(
         self,
-        module: torch.nn.Module,
+        module: torch.nn.Module | None,
         query: Tensor,  # (1, H, N, d)
         key: Tensor,  # (1, G, N, d)
         value: Tensor,  # (1, G, N, e)
