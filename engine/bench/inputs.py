@@ -104,7 +104,7 @@ def make_model(path: Path, shape: Shape, *, seed: int = 0, window: int = 2048, d
     )
     with torch.device(device):
         model = LlamaForCausalLM(config)
-    model.to(torch.float32 if device == "cpu" else torch.bfloat16).save_pretrained(path)
+    model.to(dtype=torch.float32 if device == "cpu" else torch.bfloat16).save_pretrained(path)
     return path
 
 
