@@ -55,11 +55,8 @@ class TreeAttention:
         return handle
 
     def rule(self, handle: Tensor | None) -> Rule:
-        from transformers.masking_utils import causal_mask_function
-
         if handle is None:
-            causal: Any = causal_mask_function
-            return causal
+            return causal()
         if handle.data_ptr() not in self._rules:
             raise NotImplementedError("it makes attention masks of its own")
         return self._rules[handle.data_ptr()][1]
@@ -107,11 +104,18 @@ class TreeAttention:
         return out_NHe.unsqueeze(0).contiguous(), None  # some models take a view of it
 
 
+def causal() -> Rule:
+    from transformers.masking_utils import causal_mask_function
+
+    rule: Any = causal_mask_function  # written for single integers
+    return rule
+
+
 def window_of(rule: Rule) -> int | None:
     """The sliding window of a rule, UNBOUNDED for a causal one; None for what is neither of the two of transformers."""
-    from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
+    from transformers.masking_utils import sliding_window_causal_mask_function
 
-    if rule is causal_mask_function:
+    if rule is causal():
         return UNBOUNDED
     for number in numbers(rule):
         if same_code(rule, sliding_window_causal_mask_function(number)):
