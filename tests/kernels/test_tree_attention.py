@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import tiny_configs
 import torch
 from torch import Tensor
 
-import tiny_models
 from evalengine import packing
 from evalengine.device_batch import DeviceBatch, on_device
 from evalengine.encoding import Sequences
@@ -241,10 +241,12 @@ def test_rules_are_known_by_their_code() -> None:
     assert window_of(lambda b, h, q, k: k <= q) is None
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])
-def test_a_model_scores_the_same(architecture: str, device: str, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_oss", "deepseek_v3"])
+def test_a_model_scores_the_same(
+    architecture: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Through the backend: kept prefix, grouped heads, windows, soft-caps and sinks as transformers passes them."""
-    (checkpoint,) = discover([tiny_models.save(tmp_path / "m", architecture)])
+    (checkpoint,) = discover([tiny_configs.save(tmp_path / "m", architecture)])
     backend = TorchBackend(device=device, dtype="float32")
     backend.load(checkpoint)
     rng = np.random.default_rng(0)
@@ -252,13 +254,24 @@ def test_a_model_scores_the_same(architecture: str, device: str, tmp_path: Path,
     lists = [np.concatenate([shots, rng.integers(1, 90, size=n)]).astype(np.int32) for n in (3, 7, 12, 5)]
     lists.append(np.append(lists[-1][:-2], 3).astype(np.int32))
     sequences = Sequences.of(lists, [len(x) - 2 for x in lists])
-    assert backend.modes[0].way == "packed"
+    assert [part.way for part in backend.parts(sequences)] == ["packed"]
+    calls = dict.fromkeys(("kernel", "gathered"), 0)
+
+    def counted(name: str, call: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return call(*args, **kwargs)
+
+        return run
+
+    monkeypatch.setattr(GatheredAttention, "__call__", counted("gathered", GatheredAttention.__call__))
+    monkeypatch.setattr("evalengine.tree_attention.tree_attention", counted("kernel", tree_attention))
     attention = backend.forward.attention
     attention.fused = False
     truth = backend.score(sequences)
-    attention.fused = True
-    monkeypatch.setattr(GatheredAttention, "__call__", None)
+    assert calls["kernel"] == 0 and calls["gathered"] > 0
+    attention.fused, calls["gathered"] = True, 0
     found = backend.score(sequences)
-    assert backend.modes[0].way == "packed"
-    np.testing.assert_allclose(found.loglik, truth.loglik, rtol=0, atol=2e-5)
+    assert calls["kernel"] > 0 and calls["gathered"] == 0
+    np.testing.assert_allclose(found.loglik, truth.loglik, rtol=1e-6, atol=2e-5)
     np.testing.assert_array_equal(found.greedy, truth.greedy)
