@@ -20,12 +20,13 @@ from torch import Tensor
 
 from evalengine import attention_operator, packing
 from evalengine.compiled import CompiledLayers
+from evalengine.device_batch import on_device
 from evalengine.encoding import Sequences
 from evalengine.kernels import logits_logprobs, target_logprobs
 from evalengine.kernels.head import Head
 from evalengine.last_layer import LastLayer
 from evalengine.pretrained import text_config
-from evalengine.tree_attention import TreeAttention, moved, on_device
+from evalengine.tree_attention import TreeAttention
 
 # Scored rows gathered before the head runs, on a CPU and on a GPU: its weights are read once for all of them.
 HEAD_ROWS, HEAD_ROWS_GPU = 1024, 16384
@@ -132,13 +133,13 @@ class Forward:
         if not takes_any and not {"position_ids", "attention_mask"} <= self._takes.keys():
             raise NotImplementedError("it takes no positions")
         for batch in batches:
-            on = on_device(batch, self.device, self.dtype)
+            on = on_device(batch, self.device)
             self.attention.start(on)
-            row_R = moved(batch.row_R, self.device)
             if self.last_layer is not None:
                 # At least two, if one twice: no forward is empty (a kept prefix scores nothing), and none is compiled for
                 # the special case of a single row.
-                self.last_layer.rows = moved(np.resize(batch.row_R, max(2, len(batch.row_R))), self.device)
+                row_R = on.row_R if len(on.row_R) else on.row_R.new_zeros(1)
+                self.last_layer.rows = row_R if len(row_R) > 1 else row_R.repeat(2)
             hidden_ND = self._hidden(
                 input_ids=on.token_1N,
                 position_ids=on.position_1N,
@@ -146,7 +147,7 @@ class Forward:
             )[0]
             if not batch.is_prefix:
                 yield Rows(
-                    hidden_ND[row_R], batch.target_row_T, batch.target_token_T, batch.target_sequence_T
+                    hidden_ND[on.row_R], batch.target_row_T, batch.target_token_T, batch.target_sequence_T
                 )
             if progress:
                 progress(int(np.count_nonzero(np.diff(batch.target_sequence_T, prepend=-1))))

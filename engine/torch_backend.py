@@ -258,12 +258,9 @@ class TorchBackend:
 
     def _part(self, way: str, sequences: Sequences, number_S: np.ndarray | None = None) -> Part:
         tokens = min(self.batch_tokens, self.proof.tokens)
-        batches = list(packing.pack(sequences, tokens, self._block)) if way == "packed" else []
+        gathered = self.device.type == "cpu"
+        batches = list(packing.pack(sequences, tokens, gathered=gathered)) if way == "packed" else []
         return Part(way, np.arange(len(sequences)) if number_S is None else number_S, sequences, batches)
-
-    @property
-    def _block(self) -> int:
-        return packing.BLOCK if self.device.type == "cpu" else 2 * packing.BLOCK
 
     def _halve(self, sequences: Sequences) -> None:
         """Smaller batches from now on. Raises SequenceTooLarge where the longest sequence alone is one."""

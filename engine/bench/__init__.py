@@ -6,6 +6,7 @@
     kernels.py      the kernels against PyTorch, Liger and cut-cross-entropy (kernel_contenders.py)
     engine.py       the scoring loop against lm-evaluation-harness; with --backend vllm vllm.py, against vLLM's own scoring
     lm_eval.py      lm-evaluation-harness with this engine inside against its own model (local_tasks.py runs its tasks)
+    commands.py     `evalengine score` as a process against lm-eval's, and where its seconds go (stopwatch.py)
     bootstrap.py    the bootstrap against scipy and NumPy
     training.py     the trainer against plain_loop.py
     ray.py          two workers against one process
@@ -16,4 +17,4 @@ A target is a module that makes inputs, lists its contenders as functions and ha
 and name it in TARGETS. Nothing heavy is imported here.
 """
 
-TARGETS = ("kernels", "engine", "bootstrap", "training", "lm-eval", "ray", "scale")
+TARGETS = ("kernels", "engine", "bootstrap", "training", "lm-eval", "ray", "scale", "commands")

@@ -9,6 +9,7 @@ from oracle import SLACK, Problem, problem, pytorch, raw_logits, truth
 from evalengine.kernels import target_logprobs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.gpu
 ROWS = 255
 VOCABULARIES = (2, 255, 5_003, 50_257, 100_864)
 WIDTHS = (33, 96, 768, 1_680)

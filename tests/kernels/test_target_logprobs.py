@@ -16,6 +16,7 @@ from evalengine.kernels.target_logprobs import target_logprobs_op, vectorised
 from evalengine.kernels.target_logprobs_simd import CHUNK_N
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.gpu
 TILE_V = 2048  # columns that a bias masks together
 ROWS = 518
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

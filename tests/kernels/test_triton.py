@@ -24,6 +24,8 @@ from torch import Tensor
 from evalengine.kernels.head import Head, TargetLogprobs
 from evalengine.kernels.linear_cross_entropy import loss_in_chunks
 
+pytestmark = pytest.mark.gpu
+
 
 @pytest.fixture(autouse=True)
 def _quiet_numpy() -> Iterator[None]:
