@@ -34,6 +34,6 @@ def on_device(batch: packing.Batch, device: torch.device) -> DeviceBatch:
     arrays = (batch.token_N, batch.position_N, batch.row_R, batch.ancestor_A, batch.offset_B, batch.end_N)
     parts = moved(np.concatenate(arrays), device).split([len(array) for array in arrays])
     token_N, position_N, row_R = (indices.long() for indices in parts[:3])  # what models expect
-    return DeviceBatch(
-        batch, token_N[None], position_N[None], row_R, Tree(*parts[3:], position_N, batch.block)
-    )
+    ancestor_A, offset_B, end_N = parts[3:]
+    tree = Tree(ancestor_A, offset_B, end_N, position_N, batch.block)
+    return DeviceBatch(batch, token_N[None], position_N[None], row_R, tree)

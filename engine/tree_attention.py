@@ -111,7 +111,8 @@ def window_of(rule: Rule) -> int | None:
     """The sliding window of a rule, UNBOUNDED for a causal one; None for what is neither of the two of transformers."""
     from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
-    if rule is causal_mask_function:
+    causal: Any = causal_mask_function
+    if rule is causal:
         return UNBOUNDED
     for number in numbers(rule):
         if same_code(rule, sliding_window_causal_mask_function(number)):
