@@ -52,8 +52,12 @@ DISABLING = ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")  # PyTorch's own sw
 
 
 def keep_kernels() -> None:
-    """Compiled kernels outlive the process, in folders of ours unless the environment names others."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "inductor"))
+    """Compiled kernels outlive the process, in folders of ours unless the user has named others."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    # PyTorch names its own folder, which the system may empty, when its compiler is imported.
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_root() / "inductor")
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache_root() / "triton"))
 
 
@@ -98,11 +102,14 @@ class CompiledLayers:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Compiled inside of it. Raises what the compiler raises, NotImplementedError where no graph serves all layers."""
+        import torch._dynamo
+        from torch.fx.experimental import _config as shapes
+
         with (
             # A number of a layer (an epsilon) is a constant; lengths are not, and two that are equal in the first batch, or a
             # length that equals a width there, need not be so in the next one.
             torch._dynamo.config.patch(specialize_float=True),
-            torch.fx.experimental._config.patch(use_duck_shape=False),  # type: ignore[attr-defined]
+            shapes.patch(use_duck_shape=False),  # type: ignore[attr-defined]
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings("ignore", module=r"torch\._(dynamo|inductor)")
