@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from evalengine.kernels.head import Head
-from evalengine.kernels.target_logprobs_triton import row_logsumexp, targets_of_rows
+from evalengine.kernels.target_logprobs_triton import target_logprobs_triton
 from evalengine.kernels.triton_common import LN2, LOG2E, Spec, exp_sum, logit, logit_arguments, rescaled
 
 CHUNK_LOGITS = 2**28  # a chunk: 512 MiB in bfloat16
@@ -101,9 +101,9 @@ def loss_alone(h_ND: Tensor, head: Head, target_N: Tensor, z_loss: float, weight
     """The loss of checked arguments without ignored rows where no gradient is needed, by the kernels of `target_logprobs`."""
     if h_ND.shape[0] == 0:
         return torch.tensor(0.0 * weight, device=h_ND.device)
-    logsumexp_N, argmax_N = row_logsumexp(h_ND, head)
     row_N = torch.arange(h_ND.shape[0], dtype=torch.int32, device=h_ND.device)
-    logprob_N, _ = targets_of_rows(h_ND, head, row_N, target_N, logsumexp_N, argmax_N)
+    logsumexp_N = torch.empty(h_ND.shape[0], dtype=torch.float32, device=h_ND.device)
+    logprob_N, _ = target_logprobs_triton(h_ND, head, row_N, target_N, logsumexp_T=logsumexp_N)
     return ((z_loss * logsumexp_N.double().square() - logprob_N.double()).sum() * weight).float()
 
 
