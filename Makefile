@@ -103,7 +103,7 @@ gpu-kernels: gpu-install
 	$(call GPU_DONE,kernels.json)
 
 gpu-scoring: gpu-install
-	$(call GPU_BENCH,90,engine,$(GPU_DATA))
+	$(call GPU_BENCH,90,engine,--limit 200 $(GPU_DATA))
 	$(call GPU_BENCH,140,commands,$(GPU_DATA))
 	$(call GPU_DONE,engine.json commands.json)
 
