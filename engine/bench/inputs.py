@@ -103,8 +103,8 @@ def make_model(path: Path, shape: Shape, *, seed: int = 0, window: int = 2048, d
         eos_token_id=0,
     )
     with torch.device(device):
-        model = LlamaForCausalLM(config)
-    model.to(torch.float32 if device == "cpu" else torch.bfloat16).save_pretrained(path)
+        model: Any = LlamaForCausalLM(config)
+    model.to(dtype=torch.float32 if device == "cpu" else torch.bfloat16).save_pretrained(path)
     return path
 
 
