@@ -113,7 +113,7 @@ gpu-training: gpu-install
 
 # vLLM belongs into GPU_PYTHON: pip install 'evalengine[vllm]'.
 gpu-vllm: gpu-install
-	$(call GPU_BENCH,200,vllm)
+	$(call GPU_BENCH,230,vllm)
 	$(call GPU_DONE,vllm.json)
 
 # 36 checkpoints trained, scored and correlated on one large GPU, meant to take under nine minutes; has not run on one yet.
