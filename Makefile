@@ -103,7 +103,7 @@ gpu-kernels: gpu-install
 	$(call GPU_DONE,kernels.json)
 
 gpu-scoring: gpu-install
-	$(call GPU_BENCH,90,engine,$(GPU_DATA))
+	$(call GPU_BENCH,90,engine,--limit 200 $(GPU_DATA))
 	$(call GPU_BENCH,140,commands,$(GPU_DATA))
 	$(call GPU_DONE,engine.json commands.json)
 
@@ -113,7 +113,7 @@ gpu-training: gpu-install
 
 # vLLM belongs into GPU_PYTHON: pip install 'evalengine[vllm]'.
 gpu-vllm: gpu-install
-	$(call GPU_BENCH,200,vllm)
+	$(call GPU_BENCH,230,vllm)
 	$(call GPU_DONE,vllm.json)
 
 # 36 checkpoints trained, scored and correlated on one large GPU, meant to take under nine minutes; has not run on one yet.

@@ -13,6 +13,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from evalengine import console
 from evalengine.bench import local_tasks, stopwatch
 from evalengine.bench.harness import Result, Row, alone
 from evalengine.bench.inputs import first_items, make_checkpoints, shapes_of, workplace, world_data
@@ -62,14 +63,18 @@ def our_seconds(paths: list[Path], data: Path, out: Path, device: str) -> dict[s
     options = ["--data", str(data), "--out", str(out), "--device", device, "--variant", "lm_eval"]
     started = time.perf_counter()
     took = alone(stopwatch.score, started, [*map(str, paths), *options])
-    return took | {stopwatch.END: time.perf_counter() - started - sum(took.values())}
+    seconds = time.perf_counter() - started
+    console.say(f"evalengine score: {seconds:.1f} s")
+    return took | {stopwatch.END: seconds - sum(took.values())}
 
 
 def lm_eval_seconds(path: Path, data: Path, device: str) -> tuple[float, dict[str, float]]:
     """(seconds of a process that scores one checkpoint, its accuracy on each benchmark by that benchmark's own score)."""
     started = time.perf_counter()
     found = alone(local_tasks.command, path, data, 8 if device == "cpu" else 128, device)
-    return time.perf_counter() - started, found
+    seconds = time.perf_counter() - started
+    console.say(f"lm-eval, one checkpoint: {seconds:.1f} s")
+    return seconds, found
 
 
 def stored(folder: Path) -> tuple[int, dict[str, float]]:

@@ -18,9 +18,13 @@ START, IMPORTS, ITEMS, TOKENS = (
     "start of the process",
     "imports",
     "reading items",
-    "tokenising, or waiting for it",
+    "tokenising",
 )
-WEIGHTS, PROOF, CHECK = "loading weights", "proof of the architecture", "check of each checkpoint's weights"
+WEIGHTS, PROOF, CHECK = (
+    "loading weights",
+    "proof of the architecture",
+    "check of each checkpoint, with compiling",
+)
 FIRST, LATER, FILES = "scoring, first checkpoint", "scoring, the others", "writing the store"
 OTHER, END = "else", "end of the process"
 PHASES = (START, IMPORTS, ITEMS, TOKENS, WEIGHTS, PROOF, CHECK, FIRST, LATER, FILES, OTHER, END)
