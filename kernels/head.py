@@ -76,7 +76,7 @@ def check_indices(name: str, index_T: Tensor, bound: int | None) -> None:
     if index_T.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"{name} must be int32 or int64, not {index_T.dtype}")
     if bound is not None and index_T.numel():
-        low, high = torch.stack(torch.aminmax(index_T)).tolist()
+        low, high = (int(x) for x in torch.aminmax(index_T))
         if low < 0 or high >= bound:
             raise IndexError(f"{name} must lie in [0, {bound}), but ranges from {low} to {high}")
 

@@ -151,7 +151,7 @@ def target_logprobs_triton(
         head.scale is not None,
         head.softcap is not None,
         logsumexp_T is not None,
-        (row_T.dtype, token_T.dtype) if row_T.device == token_T.device == device else None,
+        (row_T.dtype, token_T.dtype, row_T.is_cpu and token_T.is_cpu),
         config,
     )
     bias = w_VD if bias_V is None else bias_V.contiguous()
@@ -202,7 +202,7 @@ def _plan(
     scale: bool,
     softcap: bool,
     logsumexp: bool,
-    indices: tuple[torch.dtype, torch.dtype] | None,
+    indices: tuple[torch.dtype, torch.dtype, bool],  # the bool: from the CPU
     config: TileConfig | None,
 ) -> Plan:
     """Everything that a launcher's kernels may be compiled for is among the arguments."""

@@ -88,8 +88,9 @@ def rescaled(total, top, new_top):
 
 
 def moved(row_T: Tensor, token_T: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Both on the device, contiguous. From the CPU through pinned memory, as a copy from elsewhere may wait for the device."""
-    if device.type != "cuda" or row_T.is_cuda or token_T.is_cuda:
+    """Both on the device, contiguous. From the CPU, where their range was checked, as int32 through pinned memory: a copy
+    from elsewhere may wait for the device."""
+    if device.type == "cpu" or not (row_T.is_cpu and token_T.is_cpu):
         return row_T.to(device).contiguous(), token_T.to(device).contiguous()
     pinned_2T = torch.empty((2, row_T.shape[0]), dtype=torch.int32, pin_memory=True)
     pinned_2T[0].copy_(row_T)
