@@ -40,8 +40,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 ROUNDING = {"float32": 3e-4, "float16": 0.1, "bfloat16": 0.5}
 
 
-# Tokens of the batch on which compiled layers are tried.
-CHECKED = {"cpu": 256, "cuda": 4096}
+# Tokens of the batch on which compiled layers are tried first, on a CPU and on a GPU.
+CHECKED, CHECKED_GPU = 256, 4096
 
 
 class Part(NamedTuple):
