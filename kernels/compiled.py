@@ -28,7 +28,13 @@ CAPABILITIES = (80, 90)
 # bytes a block may use (CUDA C++ Programming Guide, compute capabilities)
 SHARED_LIMIT = {80: 166_912, 90: 232_448}
 REGISTERS = 65_536  # of a multiprocessor
-DIVISIBLE = ("D", "stride", "stride_h", "stride_w")  # integers that are multiples of 16 for every real head
+DIVISIBLE = (
+    "D",
+    "stride",
+    "stride_h",
+    "stride_w",
+    "stride_rest",
+)  # integers that are multiples of 16 for every real head
 
 
 class Compiled(NamedTuple):

@@ -68,10 +68,14 @@ def check_targets(row_T: Tensor, token_T: Tensor, n_rows: int, vocab: int) -> No
     check_indices("token_T", token_T, vocab)
 
 
-def check_indices(name: str, index_T: Tensor, bound: int) -> None:
-    """Raises unless the integers lie in [0, bound); looked at on their own device."""
+def check_integers(name: str, index_T: Tensor) -> None:
     if index_T.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"{name} must be int32 or int64, not {index_T.dtype}")
+
+
+def check_indices(name: str, index_T: Tensor, bound: int) -> None:
+    """Raises unless the integers lie in [0, bound); looked at on their own device."""
+    check_integers(name, index_T)
     if index_T.numel():
         low, high = torch.stack(torch.aminmax(index_T)).tolist()
         if low < 0 or high >= bound:
