@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from evalengine.kernels.cpu import slices, transform_, wide
-from evalengine.kernels.head import Head, check_head, check_indices, check_integers
+from evalengine.kernels.head import Head, check_head, check_indices
 
 CHUNK_LOGITS = 2**24  # of a chunk on the CPU: 64 MiB
 MIN_ROWS = 128  # of a chunk: each adds to the whole gradient of w
@@ -79,7 +79,7 @@ def _linear_cross_entropy(
         raise ValueError(
             f"target_N must be {h_ND.shape[0]} integers on {h_ND.device} or the CPU, not {where}"
         )
-    check_integers("target_N", target_N)
+    check_indices("target_N", target_N, None)
     kept_N = target_N != ignore_index
     weight: float | Tensor = 1.0
     if target_N.is_cuda:

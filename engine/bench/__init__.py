@@ -4,8 +4,10 @@
     inputs.py       random models, tokenizers and items to measure on
     synthetic.py    score stores of any size, written by the scoring loop with a backend that answers at once
     kernels.py      the kernels against PyTorch, Liger and cut-cross-entropy (kernel_contenders.py)
-    engine.py       the scoring loop against lm-evaluation-harness; with --backend vllm vllm.py, against vLLM's own scoring
+    engine.py       the scoring loop against lm-evaluation-harness
+    vllm.py         the vLLM backend against vLLM's own scoring
     lm_eval.py      lm-evaluation-harness with this engine inside against its own model (local_tasks.py runs its tasks)
+    commands.py     `evalengine score` as a process against lm-eval's, and where its seconds go (stopwatch.py)
     bootstrap.py    the bootstrap against scipy and NumPy
     training.py     the trainer against plain_loop.py
     ray.py          two workers against one process
@@ -16,4 +18,4 @@ A target is a module that makes inputs, lists its contenders as functions and ha
 and name it in TARGETS. Nothing heavy is imported here.
 """
 
-TARGETS = ("kernels", "engine", "bootstrap", "training", "lm-eval", "ray", "scale")
+TARGETS = ("kernels", "engine", "bootstrap", "training", "lm-eval", "vllm", "ray", "scale", "commands")

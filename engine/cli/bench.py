@@ -12,24 +12,32 @@ from evalengine import console
 from evalengine.bench import TARGETS
 from evalengine.errors import UserError
 
-OPTIONS = ("backend", "data", "sizes", "limit", "device")
+OPTIONS = ("backend", "data", "sizes", "limit", "device", "vllm_arg")
 
 
 def register(subparsers: Any) -> None:
     p = subparsers.add_parser("bench", help="measure speed against the alternatives, as ratios in one run")
     p.add_argument("target", choices=TARGETS)
-    p.add_argument("--backend", choices=["torch", "vllm"], help="engine, lm-eval: which (default: torch)")
+    p.add_argument("--backend", choices=["torch", "vllm"], help="lm-eval: which (default: torch)")
     p.add_argument("--quick", action="store_true", help="small shapes and few repeats: does it run?")
     p.add_argument(
         "--data",
         type=Path,
-        help="engine, lm-eval, ray, scale: folder of benchmark files (default: the embedded world)",
+        help="engine, commands, lm-eval, ray, scale: folder of benchmark files (default: the embedded world)",
     )
-    p.add_argument("--sizes", help="engine, lm-eval: models, from 1M,7M,50M,240M")
+    p.add_argument("--sizes", help="engine, commands, lm-eval: models, from 1M,7M,50M,240M")
     p.add_argument(
-        "--limit", type=int, help="engine, lm-eval, ray: items of each benchmark (default: 20, 100, 60)"
+        "--limit",
+        type=int,
+        help="engine, commands, lm-eval, ray: items of each benchmark (default: 20, 20, 100, 60)",
     )
-    p.add_argument("--device", help="kernels, engine, training: cpu (default) or cuda")
+    p.add_argument("--device", help="kernels, engine, commands, training, vllm: cpu (default) or cuda")
+    p.add_argument(
+        "--vllm-arg",
+        action="append",
+        metavar="NAME=VALUE",
+        help="vllm: a setting of its engine (may be repeated)",
+    )
     p.add_argument(
         "--json", action="store_true", help='print one JSON object: {"ratios": {name: number}, ...}'
     )
@@ -58,12 +66,10 @@ def target(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The target's module, and the options for its `run`. Raises UserError for an option that it does not take."""
     name = args.target
     options = {key: value for key in OPTIONS if (value := getattr(args, key)) is not None}
-    if name == "engine" and options.pop("backend", "torch") == "vllm":
-        name = "vllm"
     module = importlib.import_module(f"evalengine.bench.{name.replace('-', '_')}")
     for key in options:
         if key not in inspect.signature(module.run).parameters:
-            raise UserError(f"--{key} means nothing to `bench {args.target}`: leave it out")
+            raise UserError(f"--{key.replace('_', '-')} means nothing to `bench {args.target}`: leave it out")
     check_device(args.device or "cpu")
     return module, options
 

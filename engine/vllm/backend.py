@@ -123,8 +123,9 @@ class VllmBackend:
             self._proof = self._prove(checkpoint, length)
             self._open(checkpoint, self._settings)
         except Exception as error:
-            self.close()
-            raise engine.failed(checkpoint, error) from None
+            sentence = engine.failed(checkpoint, error)
+            self.close(error)
+            raise sentence from None
 
     def _open(self, checkpoint: Checkpoint, settings: dict[str, Any]) -> None:
         self._llm = engine.start(checkpoint, settings)
@@ -145,11 +146,11 @@ class VllmBackend:
         _proofs[key] = Proof(length, twin.tied)
         return _proofs[key]
 
-    def close(self) -> None:
-        """Ends the engine and whatever processes it has."""
+    def close(self, error: Exception | None = None) -> None:
+        """Ends the engine and whatever processes it has; `error` is what it died of."""
         llm, self._llm = self._llm, None
         if llm is not None:
-            engine.stop(llm)
+            engine.stop(llm, error)
 
     # --- weights
 
@@ -226,7 +227,18 @@ class VllmBackend:
         found = [np.zeros((2, 0))]
         for at in range(0, len(requests.requests), ASK):
             part = requests.requests[at : at + ASK]
-            found.append(self._ask(part))
+            try:
+                found.append(self._ask(part))
+            except KeyboardInterrupt:
+                self.close()
+                raise
+            except Exception as error:
+                sentence = (
+                    f"vLLM's engine died ({reason(error)}): what was finished is kept; run the same command again, or with"
+                    " --backend torch"
+                )
+                self.close(error)
+                raise UserError(sentence) from None
             if progress:
                 progress(len(sequences) * len(part) / len(requests.requests))
         logprob_T, greedy_T = np.concatenate(found, axis=1)[:, requests.index_T]
@@ -253,27 +265,13 @@ class VllmBackend:
 
     def _ask(self, requests: list[Request], use_cache: bool = True) -> np.ndarray:
         """(2, targets): log-probability and argmax of every target; a row that was lost is computed again."""
-        found = self._run(requests, use_cache)
+        found = engine.ask(self._llm, requests, use_cache)
         lost = [i for i, (logprob_T, _) in enumerate(found) if np.isnan(logprob_T).any()]
         if lost:
             self.redone += len(lost)
-            for i, again in zip(lost, self._run([requests[i] for i in lost], False), strict=True):
+            for i, again in zip(lost, engine.ask(self._llm, [requests[i] for i in lost], False), strict=True):
                 found[i] = again
         return np.concatenate(found, axis=1, dtype=np.float64)
-
-    def _run(self, requests: list[Request], use_cache: bool) -> list[np.ndarray]:
-        try:
-            return engine.ask(self._llm, requests, use_cache)
-        except KeyboardInterrupt:
-            self.close()
-            raise
-        except Exception as error:
-            if type(error).__name__ not in ("EngineDeadError", "EngineGenerateError"):
-                raise
-            self.close()
-            raise UserError(
-                f"vLLM's engine died ({reason(error)}): what was finished is kept; run the same command again"
-            ) from None
 
 
 def engine_settings(given: list[str]) -> dict[str, Any]:

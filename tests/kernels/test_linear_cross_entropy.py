@@ -19,6 +19,7 @@ from evalengine.kernels.linear_cross_entropy import (
 )
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.gpu
 TILE_V = 2048  # columns that a bias masks together
 OPTIONS: list[dict[str, Any]] = [
     {},

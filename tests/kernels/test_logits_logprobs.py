@@ -10,6 +10,7 @@ from evalengine.kernels import logits_logprobs
 from evalengine.kernels.logits_logprobs import logits_logprobs_op
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.gpu
 
 
 def case(n: int, v: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -16,12 +16,15 @@ from oracle import (
     linear_cross_entropy_reference,
     logits_logprobs_reference,
     problem,
+    raw_logits,
 )
 from test_linear_cross_entropy import OPTIONS, case
 from test_logits_logprobs import case as logits_case
 from torch import Tensor
 
 from evalengine.kernels.head import Head, TargetLogprobs
+
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +76,106 @@ def test_target_logprobs_options(options: dict[str, Any], dtype: torch.dtype, de
 def test_target_logprobs_magnitudes(magnitude: float, device: str) -> None:
     x = problem(20, 400, 64, torch.float32, magnitude=magnitude)
     assert_no_worse(call(x, device), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_only_token_of_a_vocabulary_is_certain(dtype: torch.dtype, device: str) -> None:
+    x = problem(5, 1, 64, dtype)
+    h_ND = x.h_ND.clone()
+    h_ND[3, 0] = torch.nan
+    ours = call(x._replace(h_ND=h_ND), device, scale=2.0)
+    expected = torch.where(x.row_T == 3, torch.nan, 0.0)
+    torch.testing.assert_close(ours.logprob_T.cpu(), expected, atol=0, rtol=0, equal_nan=True)
+    assert torch.equal(ours.greedy_T.cpu(), x.row_T != 3)
+
+
+def test_an_argmax_that_is_certain_has_log_probability_zero(device: str) -> None:
+    """The logit of a target and the maximum of its row's tile are sums in two orders, which must not show."""
+    x = problem(30, 400, 96, torch.bfloat16, magnitude=1e3)
+    top = raw_logits(x).topk(2, 1)
+    certain_N = top.values[:, 0] - top.values[:, 1] > 40
+    assert certain_N.sum() > 20
+    tokens = Problem(x.h_ND, x.w_VD, torch.arange(30)[certain_N], top.indices[certain_N, 0])
+    ours = call(tokens, device)
+    assert ours.logprob_T.eq(0).all() and ours.greedy_T.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_indices_out_of_range_give_nan(
+    dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import evalengine.kernels.target_logprobs_triton as module
+
+    monkeypatch.setattr(module, "CHUNK_N", 16)
+    x = problem(40, 30, 32, dtype)
+    row_T, token_T = x.row_T.clone(), x.token_T.clone()
+    for t, row, token in ((0, -1, 0), (1, 40, 0), (2, 3, -1), (3, 39, 30), (4, 2**31 - 1, 2**31 - 1)):
+        row_T[t], token_T[t] = row, token
+    ours, whole = call(x._replace(row_T=row_T, token_T=token_T), device), call(x, device)
+    assert ours.logprob_T[:5].isnan().all() and not ours.greedy_T[:5].any()
+    assert torch.equal(ours.logprob_T[5:], whole.logprob_T[5:])
+    nothing = call(Problem(x.h_ND[:0], x.w_VD, torch.tensor([0]), torch.tensor([0])), device)
+    assert nothing.logprob_T.isnan().all() and not nothing.greedy_T.any()
+
+
+@pytest.mark.parametrize("softcap", [None, 20.0])
+def test_float32_beyond_one_slice_of_the_vocabulary_and_one_block_of_rows(
+    softcap: float | None, device: str
+) -> None:
+    from evalengine.kernels.float32_slices_triton import BLOCK_N, BLOCK_V, SLICE_V
+
+    n, v = BLOCK_N + 2, SLICE_V + BLOCK_V + 7
+    x = exact(problem(n, v, 8, torch.float32))
+    bias_V = torch.randn(v, generator=torch.Generator().manual_seed(1))
+    bias_V[BLOCK_V : 2 * BLOCK_V] = -torch.inf if softcap is None else 0.0
+    x = x._replace(token_T=torch.where(bias_V[x.token_T].isfinite(), x.token_T, 1))
+    x = Problem(*x[:2], x.row_T[n:], x.token_T[n:])
+    ours = call(x, device, bias_V=bias_V, softcap=softcap)
+    assert_no_worse(ours, x, bias_V=bias_V, softcap=softcap)
+    for rows in ([n - 1], [3, BLOCK_N + 1, 0]):
+        part = Problem(x.h_ND[rows], x.w_VD, torch.arange(len(rows)), x.token_T[rows])
+        alone = call(part, device, bias_V=bias_V, softcap=softcap)
+        assert torch.equal(alone.logprob_T, ours.logprob_T[rows])
+
+
+def test_the_logsumexp_of_each_targets_row(device: str) -> None:
+    from evalengine.kernels.target_logprobs_triton import target_logprobs_triton
+
+    for dtype in (torch.float32, torch.bfloat16):
+        x = problem(9, 500, 32, dtype)
+        logsumexp_T = torch.empty(27, device=device)
+        h_ND, w_VD, row_T, token_T = x.to(device)
+        target_logprobs_triton(h_ND, Head(w_VD), row_T, token_T, logsumexp_T=logsumexp_T)
+        expected = raw_logits(x).logsumexp(1)[x.row_T]
+        torch.testing.assert_close(logsumexp_T.cpu().double(), expected, atol=1e-5, rtol=0)
+
+
+def test_a_launcher_goes_past_the_dispatch_from_the_second_launch_on() -> None:
+    from evalengine.kernels.triton_common import Launcher
+
+    launches: list[Any] = []
+
+    class Compiled:
+        def __getitem__(self, grid: tuple[int, int, int]) -> Any:
+            return lambda *arguments: launches.append((grid, arguments))
+
+    class Kernel:
+        arg_names = ("x_N", "N", "EVEN", "BLOCK")
+
+        def __getitem__(self, grid: tuple[int, int, int]) -> Any:
+            def launch(*arguments: Any, **options: Any) -> Compiled:
+                launches.append((grid, arguments, options))
+                return Compiled()
+
+            return launch
+
+    launcher = Launcher(Kernel(), {"BLOCK": 8, "EVEN": True}, warps=2, stages=5)
+    launcher(3, "x", 10)
+    launcher(4, "y", 11)
+    assert launches == [
+        ((3, 1, 1), ("x", 10, True, 8), {"num_warps": 2, "num_stages": 5}),
+        ((4, 1, 1), ("y", 11, True, 8)),
+    ]
 
 
 def test_a_large_vocabulary_has_many_tiles(device: str) -> None:
@@ -147,6 +250,10 @@ def test_logits_logprobs(dtype: torch.dtype, device: str) -> None:
     expected = logits_logprobs_reference(x[0].double(), *x[1:])
     torch.testing.assert_close(logprob_T.double(), expected.logprob_T, atol=1e-5, rtol=0)
     assert torch.equal(greedy_T, expected.greedy_T)
+    x[1][0], x[2][1] = 20, -1
+    spoilt_T, greedy_T = logits_logprobs_triton(*x)
+    assert spoilt_T[:2].isnan().all() and not greedy_T[:2].any()
+    assert torch.equal(spoilt_T[2:], logprob_T[2:])
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
