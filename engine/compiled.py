@@ -52,13 +52,16 @@ DISABLING = ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")  # PyTorch's own sw
 
 
 def keep_kernels() -> None:
-    """Compiled kernels outlive the process, in folders of ours unless the user has named others."""
+    """Compiled kernels outlive the process, in folders of ours unless the user has named others or ours cannot be written."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    # PyTorch names its own folder, which the system may empty, when its compiler is imported.
-    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default_cache_dir()) == default_cache_dir():
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_root() / "inductor")
-    os.environ.setdefault("TRITON_CACHE_DIR", str(cache_root() / "triton"))
+    for name, folder in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+        # PyTorch names its own folder, which the system may empty, when its compiler is imported.
+        if os.environ.get(name, default_cache_dir()) == default_cache_dir():
+            with contextlib.suppress(OSError):
+                (cache_root() / folder).mkdir(parents=True, exist_ok=True)
+                if os.access(cache_root() / folder, os.W_OK):
+                    os.environ[name] = str(cache_root() / folder)
 
 
 def obstacle(model: Any) -> str | None:

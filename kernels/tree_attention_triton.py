@@ -39,11 +39,11 @@ class Tiles(NamedTuple):
 SIXTEEN_BIT = {
     16: Tiles(64, 64, 4, 3),
     32: Tiles(64, 64, 4, 3),
-    64: Tiles(64, 64, 4, 3),
+    64: Tiles(64, 32, 4, 3),
     128: Tiles(64, 64, 4, 2),
     256: Tiles(64, 32, 8, 2),
 }
-HOPPER_16BIT = SIXTEEN_BIT | {256: Tiles(64, 32, 4, 3)}
+HOPPER_16BIT = SIXTEEN_BIT | {256: Tiles(64, 32, 4, 2)}
 FLOAT32 = {
     16: Tiles(32, 32, 4, 2),
     32: Tiles(32, 32, 4, 2),

@@ -109,3 +109,8 @@ def logit_arguments(stand_in: Tensor, **options: Tensor | float | None) -> dict[
         # an integer would be another type to Triton; a bias may be a view with gaps
         arguments[name] = value.contiguous() if isinstance(value, Tensor) else float(value)
     return arguments
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors, for launches of a fixed number of programs."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

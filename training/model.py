@@ -124,6 +124,12 @@ class Block(nn.Module):
         return x_BTD + self.down(F.silu(gate) * up)
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Of matrix products with x: autocast's where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 class Decoder(nn.Module):
     """A Llama-shaped language model. `forward` gives a summed loss, `hidden` and `logits` the rest."""
 
@@ -153,12 +159,7 @@ class Decoder(nn.Module):
     def hidden(self, token_BT: Tensor, position_BT: Tensor, mask: DocumentMask) -> Tensor:
         """Normalised last hidden states, (B, T, D)."""
         x_BTD = self.embedding(token_BT)
-        dtype = (
-            torch.get_autocast_dtype(x_BTD.device.type)
-            if torch.is_autocast_enabled(x_BTD.device.type)
-            else x_BTD.dtype
-        )
-        turn = rotation(position_BT, self.shape, dtype)
+        turn = rotation(position_BT, self.shape, product_dtype(x_BTD))
         for block in self.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x_BTD = checkpoint(block, x_BTD, turn, mask, use_reentrant=False)
@@ -184,8 +185,8 @@ class Decoder(nn.Module):
         documents: a token attends to the earlier tokens of its own document only.
         """
         h_BTD = self.hidden(token_BT, position_BT, DocumentMask.from_positions(position_BT))
-        h_ND = h_BTD.reshape(-1, h_BTD.shape[-1])
-        w_VD = self.head.weight.to(h_ND.dtype)
+        dtype = product_dtype(h_BTD)  # autocast knows nothing of the loss
+        h_ND, w_VD = h_BTD.reshape(-1, h_BTD.shape[-1]).to(dtype), self.head.weight.to(dtype)
         return linear_cross_entropy(
             h_ND, w_VD, target_BT.reshape(-1), ignore_index=IGNORE, reduction="sum", z_loss=z_loss
         )

@@ -242,3 +242,14 @@ def test_folders_that_the_user_named_are_kept(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given)
         compiled.keep_kernels()
         assert (os.environ["TORCHINDUCTOR_CACHE_DIR"], os.environ["TRITON_CACHE_DIR"]) == (kept, "mine")
+
+
+def test_a_cache_that_cannot_be_written_leaves_pytorchs_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EVALENGINE_CACHE", str(tmp_path / "file"))
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    compiled.keep_kernels()
+    assert not {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"} & os.environ.keys()

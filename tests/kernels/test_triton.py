@@ -23,7 +23,6 @@ from test_logits_logprobs import case as logits_case
 from torch import Tensor
 
 from evalengine.kernels.head import Head, TargetLogprobs
-from evalengine.kernels.linear_cross_entropy import loss_in_chunks
 
 pytestmark = pytest.mark.gpu
 
@@ -258,14 +257,21 @@ def test_logits_logprobs(dtype: torch.dtype, device: str) -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_linear_cross_entropy_in_chunks(dtype: torch.dtype, options: dict[str, Any], device: str) -> None:
-    from evalengine.kernels.linear_cross_entropy_triton import chunk_rows, loss_alone, losses_
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_linear_cross_entropy(
+    chunks: int, dtype: torch.dtype, options: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows at once, with the last columns' logits in the memory of w's gradient, and two chunks of rows."""
+    from evalengine.kernels import linear_cross_entropy_triton as triton
 
     options = dict(options)
     bias, reduction = options.pop("bias", False), options.pop("reduction", "mean")
-    leaves, target_N = case(150, 260, 40, dtype, bias)
-    target_N = target_N.clamp(min=0)
+    leaves, target_N = case(40, 1100, 90, dtype, bias)
+    assert 0 < triton.own_columns(40, 1100, 90) < 1100, "two parts"
+    if chunks == 2:
+        monkeypatch.setattr(triton, "LOGITS_BYTES", 24 * 1100 * leaves[0].element_size())
+        monkeypatch.setattr(triton, "ROWS", 8)
 
     def reference(inputs: list[Tensor]) -> list[Tensor]:
         inputs = [x.detach().clone().requires_grad_() for x in inputs]
@@ -278,32 +284,67 @@ def test_linear_cross_entropy_in_chunks(dtype: torch.dtype, options: dict[str, A
     truth, theirs = reference([x.double() for x in leaves]), reference(leaves)
     moved = [x.to(device) for x in leaves]
     its_head = Head(moved[1], moved[2] if bias else None, softcap=options.get("softcap"))
-    weight = 1.0 if reduction == "sum" else 1 / 150
-    args = (moved[0], its_head, target_N.to(device), options.get("z_loss", 0.0), weight)
-    size = chunk_rows(150, 260, chunk_logits=128 * 260)
-    assert size < 150, "two chunks of rows"
-    ours = loss_in_chunks(*args, (True, True, bias), size, losses_)
+    weight = 1.0 if reduction == "sum" else 1 / int((target_N != -100).sum())
+    target_N = target_N.to(device)
+    args = (moved[0], its_head, target_N, -100, options.get("z_loss", 0.0), weight)
+    ours = triton.loss_and_gradients(*args, (True, True, bias))
     unit = max(1e-5, torch.finfo(dtype).eps)
     for mine, yours, expected in zip(ours, theirs, truth, strict=False):
         slack = unit * max(1e-3, float(expected.abs().max()))
         worst = float((mine.cpu().double() - expected).abs().max())
         assert worst <= float((yours - expected).abs().max()) + slack
-    assert loss_alone(*args).item() == pytest.approx(truth[0].item(), rel=1e-5)
+    assert (ours[1][target_N == -100] == 0.0).all()
+    alone, *nothing = triton.loss_and_gradients(*args, (False, False, False))
+    assert alone.item() == pytest.approx(ours[0].item(), rel=1e-5)
+    assert [x.numel() for x in nothing] == [0, 0, 0]
+    target_N[3] = 1100
+    assert all(x.isnan().any() for x in triton.loss_and_gradients(*args, (True, True, False))[:3])
 
 
-def test_a_bias_may_mask_whole_blocks_of_the_loss(device: str) -> None:
-    from evalengine.kernels.linear_cross_entropy_triton import LOSS_CONSTANTS, losses_
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_a_bias_may_mask_whole_blocks_of_the_loss(
+    chunks: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evalengine.kernels import linear_cross_entropy_triton as triton
 
-    vocab = 2 * LOSS_CONSTANTS["BLOCK_V"] + 30
+    block = triton.LOSS_LANES * 4
+    vocab = 2 * block + 30
+    if chunks == 2:
+        monkeypatch.setattr(triton, "LOGITS_BYTES", 1)
+        monkeypatch.setattr(triton, "ROWS", 3)
     leaves, target_N = case(6, vocab, 16, torch.float32, bias=True)
-    leaves[2][: LOSS_CONSTANTS["BLOCK_V"]] = -torch.inf
-    target_N = vocab - 1 - target_N.clamp(min=0) % LOSS_CONSTANTS["BLOCK_V"]
+    leaves[2][:block] = -torch.inf
+    target_N = vocab - 1 - target_N.clamp(min=0) % block
     inputs = [x.double().requires_grad_() for x in leaves]
     expected = linear_cross_entropy_reference(*inputs[:2], target_N, bias_V=inputs[2], z_loss=1e-3)
     expected.backward()
     h_ND, w_VD, bias_V = (x.to(device) for x in leaves)
-    args = (h_ND, Head(w_VD, bias_V), target_N.to(device), 1e-3, 1 / 6)
-    loss, *gradients = loss_in_chunks(*args, (True, True, True), 6, losses_)
+    args = (h_ND, Head(w_VD, bias_V), target_N.to(device), -100, 1e-3, 1 / 6)
+    loss, *gradients = triton.loss_and_gradients(*args, (True, True, True))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for ours, x in zip(gradients, inputs, strict=True):
         torch.testing.assert_close(ours.cpu().double(), x.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_logits_fit_into_the_gradient_that_they_wait_in() -> None:
+    from evalengine.kernels.linear_cross_entropy import aligned
+    from evalengine.kernels.linear_cross_entropy_triton import own_columns
+
+    for n in (1, 70, 4096, 8192, 100_000):
+        for v in (1, 255, 257, 1100, 50_257, 100_864):
+            for d in (1, 16, 768, 4096):
+                columns = own_columns(n, v, d)
+                assert 0 < columns <= v
+                if columns < v:
+                    assert n * aligned(v - columns) <= columns * d
+    assert own_columns(4096, 128_256, 4096) <= 128_256 / 2 + 256
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.3])
+def test_scale(factor: float, device: str) -> None:
+    from evalengine.kernels.linear_cross_entropy_triton import SCALE_BLOCK, scale_
+
+    x = torch.randn(3, SCALE_BLOCK - 5)
+    found = x.clone().to(device)
+    scale_(found, torch.tensor(factor, device=device))
+    assert torch.equal(found.cpu(), x * torch.tensor(factor))

