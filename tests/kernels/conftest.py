@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,22 +43,6 @@ def _mend_interpreter() -> None:
 
 if INTERPRETED:
     _mend_interpreter()
-
-
-ON_CUDA = torch.cuda.is_available() and not INTERPRETED
-ELSEWHERE = ("test_compiled.py", "test_kernels_bench.py")  # need no GPU
-
-
-@pytest.hookimpl(tryfirst=True)  # before -m chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where there is a GPU, `-m gpu` has every test that runs on it; elsewhere, tests that need one are skipped."""
-    for item in items:
-        if not item.path.is_relative_to(Path(__file__).parent):
-            continue
-        if ON_CUDA and item.path.name not in ELSEWHERE:
-            item.add_marker("gpu")
-        elif not ON_CUDA and item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(scope="session")
