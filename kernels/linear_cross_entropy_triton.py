@@ -334,7 +334,7 @@ def losses_(
     rest_NB: Tensor | None = None,
 ) -> Tensor:
     """The rows' losses, float32; with `gradient` the logits are overwritten with that of the weighted losses."""
-    n_rows, rest = logits_NA.shape[0], logits_NA[:, :0] if rest_NB is None else rest_NB
+    n_rows, rest = logits_NA.shape[0], logits_NA if rest_NB is None else rest_NB
     loss_N = torch.empty(n_rows, dtype=torch.float32, device=logits_NA.device)
     _loss_kernel[(min(n_rows, LOSS_PROGRAMS * processors(logits_NA.device)),)](
         logits_NA=logits_NA,
@@ -344,7 +344,7 @@ def losses_(
         loss_N=loss_N,
         N=n_rows,
         A=logits_NA.shape[1],
-        B=rest.shape[1],
+        B=0 if rest_NB is None else rest_NB.shape[1],
         stride=logits_NA.stride(0),
         stride_rest=rest.stride(0),
         ignore_index=ignore_index,
