@@ -40,8 +40,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 ROUNDING = {"float32": 3e-4, "float16": 0.1, "bfloat16": 0.5}
 
 
-# Tokens of the batch on which compiled layers are tried.
-CHECKED = {"cpu": 256, "cuda": 4096}
+# Tokens of the batch on which compiled layers are tried first, on a CPU and on a GPU.
+CHECKED, CHECKED_GPU = 256, 4096
 
 
 class Part(NamedTuple):
@@ -165,22 +165,26 @@ class TorchBackend:
         """
         vocabulary = vocabulary_of(self.model)
         few = proof.forks(proof.SHORTEST, vocabulary)
-        more = proof.fill(
-            few, min(self.batch_tokens, self.proof.tokens, CHECKED[self.device.type]), vocabulary
-        )
+        most = CHECKED if self.device.type == "cpu" else CHECKED_GPU
         try:
             truth = self.forward.reference(few, self.batch_tokens)
         except Exception as error:
             raise UserError(f"{self._name} cannot run here: {reason(error)}") from None
         while len(self.modes) > 1:
+            first, cases = self.modes[0], [few]
+            if first.compiled:
+                tokens = min(self.batch_tokens, self.proof.tokens, most)
+                cases.insert(0, proof.fill(few, tokens, vocabulary))
             try:
-                cases = [more, few] if self.modes[0].compiled else [few]
-                gap = max(proof.gap(self._run(self._part(self.modes[0].way, case)), truth) for case in cases)
+                gap = max(proof.gap(self._run(self._part(first.way, case)), truth) for case in cases)
                 if gap <= ROUNDING[self.dtype]:
                     return
                 why = f"on its weights scores then differ by {gap:.2g} nats"
             except Exception as error:
                 if out_of_memory(error):
+                    if first.compiled:
+                        self._halve(few)
+                        continue
                     raise UserError(f"{self._name} cannot run here: {reason(error)}") from None
                 why = reason(error)
             self._fail(why)

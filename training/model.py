@@ -171,10 +171,15 @@ class Decoder(nn.Module):
         """(B, T, V) logits of whole rows, one document each: for tests and inspection, never for training."""
         B, T = token_BT.shape
         position_BT = torch.arange(T, device=token_BT.device).expand(B, T)
-        return self.head(self.hidden(token_BT, position_BT, DocumentMask.from_positions(position_BT)))
+        return self.head(self.hidden(token_BT, position_BT, DocumentMask()))
 
     def forward(
-        self, token_BT: Tensor, position_BT: Tensor, target_BT: Tensor, z_loss: float = 0.0
+        self,
+        token_BT: Tensor,
+        position_BT: Tensor,
+        target_BT: Tensor,
+        z_loss: float = 0.0,
+        whole: bool | None = None,
     ) -> Tensor:
         """The loss summed over targets other than `IGNORE`, a float32 scalar.
 
@@ -182,9 +187,10 @@ class Decoder(nn.Module):
         vocabulary of 100,864 they would be larger than the model.
 
         token_BT, target_BT: int64; position_BT: int64, restarting at 0 with each document. Rows pack
-        documents: a token attends to the earlier tokens of its own document only.
+        documents: a token attends to the earlier tokens of its own document only; `whole`: whether each row is
+        one (None: looks). Targets may stay on the CPU, where the loss sees which of them to leave out.
         """
-        h_BTD = self.hidden(token_BT, position_BT, DocumentMask.from_positions(position_BT))
+        h_BTD = self.hidden(token_BT, position_BT, DocumentMask.from_positions(position_BT, whole))
         dtype = product_dtype(h_BTD)  # autocast knows nothing of the loss
         h_ND, w_VD = h_BTD.reshape(-1, h_BTD.shape[-1]).to(dtype), self.head.weight.to(dtype)
         return linear_cross_entropy(

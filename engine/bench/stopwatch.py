@@ -89,7 +89,8 @@ def score(started: float, arguments: list[str]) -> dict[str, float]:
         return WEIGHTS
 
     watch.watch(runner, "load_item_sets", lambda: ITEMS)
-    watch.watch(plans.Planner, "plan", lambda: TOKENS)
+    for name in ("begin", "plan"):
+        watch.watch(plans.Planner, name, lambda: TOKENS)
     watch.watch(resolve.ReadAhead, "identified", lambda: WEIGHTS)
     watch.watch(torch_backend.TorchBackend, "load", loading)
     watch.watch(proof, "prove", lambda: PROOF)

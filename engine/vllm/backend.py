@@ -151,6 +151,8 @@ class VllmBackend:
         llm, self._llm = self._llm, None
         if llm is not None:
             engine.stop(llm, error)
+            del llm  # the last reference: only now is all that it holds garbage
+            engine.give_back_memory()
 
     # --- weights
 

@@ -7,6 +7,7 @@ and chunked prefill on. Only environment variables that are not set are set.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import multiprocessing
 import os
@@ -227,7 +228,16 @@ def stop(llm: Any, error: BaseException | None = None) -> None:
     with contextlib.suppress(Exception):
         from vllm.distributed import cleanup_dist_env_and_memory
 
-        cleanup_dist_env_and_memory()  # collects garbage, and gives a GPU's cached memory back
+        cleanup_dist_env_and_memory()
+
+
+def give_back_memory() -> None:
+    """Frees what nothing refers to, on a GPU to the driver: a new engine takes a share of what it finds free."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

@@ -161,6 +161,20 @@ def test_compiled_layers_that_score_differently_are_not_used(
     np.testing.assert_array_equal(backend.score(shared_sequences(300)).loglik, expected)
 
 
+def test_memory_that_runs_out_in_the_check_halves_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(module: Any, narrowed: Any, rows: Any, args: Any, kwargs: Any) -> Any:
+        if args[0].shape[1] > 128:
+            torch.empty(1 << 62, dtype=torch.uint8)  # the allocator's own error
+        return compiled._forward(module, narrowed, rows, args, kwargs)
+
+    monkeypatch.setattr(compiled, "function_of", lambda architecture: run)
+    backend = backend_for(tiny_models.save(tmp_path / "m"), batch_tokens=400, compile="on")
+    assert backend.modes[0].compiled and backend.batch_tokens == 100
+    assert backend.notes == ["ran out of memory: scored with --batch-tokens 100"]
+
+
 def test_a_failure_while_scoring_falls_back_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tiny_models.save(tmp_path / "m")
     expected = backend_for(path, compile="off").score(shared_sequences(300)).loglik

@@ -191,14 +191,26 @@ def test_second_derivatives_are_refused() -> None:
         dh_ND.square().sum().backward()
 
 
-@pytest.mark.skipif(DEVICE == "cpu", reason="the host sees targets on the CPU")
-def test_targets_out_of_range_on_the_gpu_give_nan() -> None:
-    for wrong in (-5, 300):
-        leaves, target_N = case(20, 300, 16, torch.float32, bias=True)
-        target_N[3] = wrong
-        moved = [x.to(DEVICE) for x in leaves]
-        for x in loss_and_gradients(linear_cross_entropy, moved, target_N.to(DEVICE)):
-            assert x.isnan().any()
+@pytest.mark.parametrize("wrong", [-5, 300])
+def test_targets_out_of_range_on_the_gpu_give_nan(wrong: int, cuda: str) -> None:
+    leaves, target_N = case(20, 300, 16, torch.float32, bias=True)
+    target_N[3] = wrong
+    moved = [x.to(cuda) for x in leaves]
+    for x in loss_and_gradients(linear_cross_entropy, moved, target_N.to(cuda)):
+        assert x.isnan().any()
+
+
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+def test_a_call_never_waits_for_the_device(where: str, cuda: str) -> None:
+    leaves, target_N = case(300, 2_100, 96, torch.bfloat16, bias=True)
+    h_ND, w_VD, bias_V = (x.to(cuda).requires_grad_() for x in leaves)
+    target_N, by = target_N.to(where), torch.tensor(3.0, device=cuda)
+    for mode in ("default", "error"):  # the first call compiles
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            (linear_cross_entropy(h_ND, w_VD, target_N, bias_V=bias_V) * by).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("where", sorted({"cpu", DEVICE}))

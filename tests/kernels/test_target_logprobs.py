@@ -17,7 +17,6 @@ from evalengine.kernels.target_logprobs_simd import CHUNK_N
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.gpu
-ON_CUDA = pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 TILE_V = 2048  # columns that a bias masks together
 ROWS = 518
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -236,7 +235,7 @@ def test_bad_arguments_are_refused_before_anything_runs() -> None:
         target_logprobs(h_ND, w_VD, row_T, token_T, vocab_size=11)
 
 
-@ON_CUDA
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("indices", ["cpu", "cuda"])
 def test_a_call_never_waits_for_the_device(indices: str, dtype: torch.dtype) -> None:
@@ -252,7 +251,7 @@ def test_a_call_never_waits_for_the_device(indices: str, dtype: torch.dtype) -> 
     assert_no_worse(second, x, softcap=30.0)
 
 
-@ON_CUDA
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_indices_on_the_device_that_are_out_of_range_give_nan(dtype: torch.dtype) -> None:
     h_ND, w_VD, row_T, token_T = problem(6, 300, 64, dtype).to("cuda")
