@@ -34,7 +34,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from evalengine.kernels.float32_slices_triton import slice_statistics
 from evalengine.kernels.head import Head, empty_logprobs
 from evalengine.kernels.targets_triton import store_tile, target_constants, target_kernel
-from evalengine.kernels.triton_common import Launcher, Spec, exp_sum, logit, moved
+from evalengine.kernels.triton_common import Launcher, Spec, exp_sum, logit, moved, processors
 
 CHUNK_N = 4096  # rows of a launch: bounds the scratch
 
@@ -214,7 +214,7 @@ def _plan(
     tiles = None
     if config is not None:
         launch = Launcher(_tile_kernel, tile_constants(config, vocab, *flags), config.warps, config.stages)
-        tiles = Tiles(config, launch, _processors(device))
+        tiles = Tiles(config, launch, processors(device))
     return Plan(tiles, Launcher(target_kernel, target_constants(*flags, config is None, logsumexp)))
 
 
@@ -260,10 +260,6 @@ def _row_major(x: Tensor) -> Tensor:
 
 def _descriptor(x: Tensor, rows: int, cols: int) -> TensorDescriptor:
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [rows, cols])
-
-
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
 OPTIONS = (  # bias and scale, soft-cap, whether the last vocabulary tile is partial

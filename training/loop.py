@@ -157,8 +157,10 @@ def fed(part: tuple[np.ndarray, np.ndarray, np.ndarray], place: Place) -> tuple[
     token_BT, position_BT, target_BT = (torch.from_numpy(a) for a in part)
     if not place.device.startswith("cuda"):
         return token_BT, position_BT, target_BT
-    moved = (x.pin_memory().to(place.device, non_blocking=True) for x in (token_BT, position_BT))
-    return *moved, target_BT
+    token_BT, position_BT = (
+        x.pin_memory().to(place.device, non_blocking=True) for x in (token_BT, position_BT)
+    )
+    return token_BT, position_BT, target_BT
 
 
 def micro_batches(
