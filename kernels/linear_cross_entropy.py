@@ -101,16 +101,18 @@ def _linear_cross_entropy(
         from evalengine.kernels.linear_cross_entropy_triton import loss_and_gradients
 
         with torch.cuda.device_of(h_ND):  # Triton launches on the current device
-            loss, dh_MD, *others = loss_and_gradients(
+            loss, dh_MD, dw_VD, dbias_V = loss_and_gradients(
                 h_MD, head, target_M, ignore_index, z_loss, weight, needs
             )
     else:
         size = max(MIN_ROWS, CHUNK_LOGITS // w_VD.shape[0])
-        loss, dh_MD, *others = loss_in_chunks(h_MD, head, target_M, z_loss, weight, needs, size, losses_)
+        loss, dh_MD, dw_VD, dbias_V = loss_in_chunks(
+            h_MD, head, target_M, z_loss, weight, needs, size, losses_
+        )
         loss = (loss * weight).to(wide(h_ND.dtype))
     if needs[0] and kept_M is not None:
         dh_MD = torch.zeros_like(h_ND).index_copy_(0, kept_M, dh_MD)
-    return loss, dh_MD, *others
+    return loss, dh_MD, dw_VD, dbias_V
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

@@ -44,10 +44,8 @@ from evalengine.kernels.triton_common import (
     rescaled,
 )
 
-LOGITS_BYTES = (
-    3 * 2**29
-)  # of logits at a time, where a sum over chunks of rows would cost a pass over (V, D) each
-LOGITS_BYTES_UNSUMMED = 2**29  # where nothing is summed over them
+LOGITS_BYTES = 3 * 2**29  # at a time, where each chunk of rows would add to the (V, D) gradient of w
+LOGITS_BYTES_UNSUMMED = 2**29  # where none does
 LOSS_LANES = 1024  # each reads 16 bytes at a time and keeps a maximum and a sum of its own
 LOSS_WARPS = 16
 LOSS_PROGRAMS = 2  # a multiprocessor: as many rows wait in L2 to be read again
@@ -185,6 +183,7 @@ def _loss_kernel(
         top = tl.max(top_L, 0)
         logsumexp = top + tl.log2(tl.sum(rescaled(total_L, top_L, top), 0)) * LN2
         logsumexp = tl.where(there, logsumexp, float("nan"))  # of a target out of range
+        column = target.to(tl.int32)
         loss = logsumexp - at_target + z_loss * logsumexp * logsumexp
         tl.store(loss_N + row, tl.where(kept, loss, 0.0))
         if GRADIENT:
@@ -196,7 +195,7 @@ def _loss_kernel(
                 stride,
                 A,
                 softcap,
-                target,
+                column,
                 logsumexp,
                 factor,
                 of_row,
@@ -212,7 +211,7 @@ def _loss_kernel(
                     stride_rest,
                     B,
                     softcap,
-                    target - A,
+                    column - A,
                     logsumexp,
                     factor,
                     of_row,
@@ -261,13 +260,15 @@ def loss_and_gradients(
     (n_rows, hidden), vocab, of_sums = h_ND.shape, head.w_VD.shape[0], weight if late else 1.0
     columns = own_columns(n_rows, vocab, hidden)
     if needs[1] and n_rows and n_rows * columns * h_ND.element_size() <= LOGITS_BYTES:
-        loss, *gradients = loss_at_once(
+        loss, dh_ND, dw_VD, dbias_V = loss_at_once(
             h_ND, head, target_N, z_loss, of_sums, needs, columns, lambda *x: losses(*x[:4], rest_NB=x[4])
         )
     else:
         size = chunk_rows(n_rows, vocab * h_ND.element_size(), needs[1])
-        loss, *gradients = loss_in_chunks(h_ND, head, target_N, z_loss, of_sums, needs, size, losses)
-    return (loss * weight).to(wide(h_ND.dtype)), *gradients
+        loss, dh_ND, dw_VD, dbias_V = loss_in_chunks(
+            h_ND, head, target_N, z_loss, of_sums, needs, size, losses
+        )
+    return (loss * weight).to(wide(h_ND.dtype)), dh_ND, dw_VD, dbias_V
 
 
 def own_columns(n_rows: int, vocab: int, hidden: int) -> int:
@@ -381,8 +382,8 @@ def specs(capability: int) -> Iterator[Spec]:
     ):
         types = {**dict.fromkeys(("logits_NA", "rest_NB", "bias_V"), f"*{dtype}"), "target_N": "*i64"}
         types["ignore_index"] = "i32"
-        constants = {"HAS_BIAS": full, "HAS_SOFTCAP": full, "HAS_REST": rest, "GRADIENT": gradient}
-        constants |= loss_constants(4 if dtype == "fp32" else 2)
+        constants = loss_constants(4 if dtype == "fp32" else 2)
+        constants |= {"HAS_BIAS": full, "HAS_SOFTCAP": full, "HAS_REST": rest, "GRADIENT": gradient}
         given = {"bias, soft-cap": full, "in two parts": rest, "alone": not gradient}
         name = f"loss {dtype}: " + ", ".join(word for word, yes in given.items() if yes)
         yield Spec(name.removesuffix(": "), _loss_kernel, types, constants, LOSS_WARPS)

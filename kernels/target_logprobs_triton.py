@@ -34,7 +34,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from evalengine.kernels.float32_slices_triton import slice_statistics
 from evalengine.kernels.head import Head, empty_logprobs
 from evalengine.kernels.targets_triton import TARGET_WARPS, store_tile, target_constants, target_kernel
-from evalengine.kernels.triton_common import Launcher, Spec, exp_sum, logit, moved
+from evalengine.kernels.triton_common import Launcher, Spec, exp_sum, logit, moved, processors
 
 CHUNK_N = 4096  # rows of a launch: bounds the scratch
 
@@ -215,7 +215,7 @@ def _plan(
     tiles = None
     if config is not None:
         launch = Launcher(_tile_kernel, tile_constants(config, vocab, *flags), config.warps, config.stages)
-        tiles = Tiles(config, launch, _processors(device))
+        tiles = Tiles(config, launch, processors(device))
     return Plan(
         tiles, Launcher(target_kernel, target_constants(*flags, config is None, logsumexp), TARGET_WARPS)
     )
@@ -270,10 +270,6 @@ def _descriptor(x: Tensor, rows: int, cols: int) -> TensorDescriptor:
         base=x, shape=x.shape, strides=x.stride(), block_shape=[rows, cols], padding="zero"
     )
     return descriptor
-
-
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
 OPTIONS = (  # bias and scale, soft-cap, whether the last vocabulary tile is partial
