@@ -25,7 +25,7 @@ from torch import Tensor
 
 from evalengine.kernels.cpu import wide
 from evalengine.kernels.head import Head
-from evalengine.kernels.linear_cross_entropy import (
+from evalengine.kernels.loss_chunks import (
     ALIGNED,
     Gradients,
     add_product,
@@ -47,8 +47,8 @@ from evalengine.kernels.triton_common import (
 LOGITS_BYTES = 3 * 2**29  # at a time, where each chunk of rows would add to the (V, D) gradient of w
 LOGITS_BYTES_UNSUMMED = 2**29  # where none does
 LOSS_LANES = 1024  # each reads 16 bytes at a time and keeps a maximum and a sum of its own
-LOSS_WARPS = 16
-LOSS_PROGRAMS = 2  # a multiprocessor: as many rows wait in L2 to be read again
+LOSS_WARPS = 32
+LOSS_PROGRAMS = 1  # a multiprocessor: as many rows wait in L2 to be read again
 SCALE_BLOCK = 4096
 COLUMNS = 256  # A is a multiple
 ROWS = 128  # chunks of rows are multiples

@@ -340,7 +340,7 @@ def test_a_bias_may_mask_whole_blocks_of_the_loss(
 
 
 def test_logits_fit_into_the_gradient_that_they_wait_in() -> None:
-    from evalengine.kernels.linear_cross_entropy import aligned
+    from evalengine.kernels.loss_chunks import aligned
     from evalengine.kernels.linear_cross_entropy_triton import own_columns
 
     for n in (1, 70, 4096, 8192, 100_000):
