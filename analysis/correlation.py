@@ -234,7 +234,8 @@ def _terms(dx: Array, dy: Array, which: slice) -> Array:
     x, y = np.sign(dx), np.sign(dy)
     wrong = 0.5 * np.abs(x - y)
     untied_x, untied_y = np.abs(x), np.abs(y)
-    every = x * y, untied_x, untied_y, np.maximum(untied_x, untied_y), wrong, wrong * np.abs(dy)
+    untied = np.maximum(untied_x, untied_y)
+    every: list[Array] = [x * y, untied_x, untied_y, untied, wrong, wrong * np.abs(dy)]
     return np.stack(every[which])
 
 

@@ -188,7 +188,8 @@ def tests(single: Group, panel: Panel, options: Options) -> tuple[Tests, Tests]:
         p = np.full(len(members), np.nan)
         for mask_M, index, used in _by_mixtures(x_2BM, members, defined_B):
             block_M = None if panel.block_M is None else panel.block_M[mask_M]
-            p[index] = permuted_p(*x_2BM[:, :, mask_M], used, options.statistic, options.seed, block_M)
+            before_BM, after_BM = x_2BM[:, :, mask_M]
+            p[index] = permuted_p(before_BM, after_BM, used, options.statistic, options.seed, block_M)
         found["", scale] = _families(p, B)
     if len(panel.scales) > 1:
         both_B = defined_SB[0] & defined_SB[-1]
