@@ -340,8 +340,8 @@ def test_a_bias_may_mask_whole_blocks_of_the_loss(
 
 
 def test_logits_fit_into_the_gradient_that_they_wait_in() -> None:
-    from evalengine.kernels.loss_chunks import aligned
     from evalengine.kernels.linear_cross_entropy_triton import own_columns
+    from evalengine.kernels.loss_chunks import aligned
 
     for n in (1, 70, 4096, 8192, 100_000):
         for v in (1, 255, 257, 1100, 50_257, 100_864):
