@@ -99,12 +99,12 @@ endif
 
 gpu-kernels: gpu-install
 	$(call GPU_BENCH,130,kernels)
-	timeout -k 5 100 $(GPU_PYTHON) -m pytest -q -m gpu -n $(JOBS) --junitxml $(GPU_RESULTS)/tests.xml
+	timeout -k 5 100 $(GPU_PYTHON) -m pytest -v -m gpu -n auto --maxprocesses 8 tests/kernels tests/end_to_end --junitxml $(GPU_RESULTS)/tests.xml
 	$(call GPU_DONE,kernels.json)
 
 gpu-scoring: gpu-install
-	$(call GPU_BENCH,90,engine,--limit 200 $(GPU_DATA))
-	$(call GPU_BENCH,140,commands,$(GPU_DATA))
+	$(call GPU_BENCH,75,engine,--limit 200 $(GPU_DATA))
+	$(call GPU_BENCH,160,commands,$(GPU_DATA))
 	$(call GPU_DONE,engine.json commands.json)
 
 gpu-training: gpu-install

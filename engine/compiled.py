@@ -64,6 +64,14 @@ def keep_kernels() -> None:
                     os.environ[name] = str(cache_root() / folder)
 
 
+def start_workers() -> None:
+    """PyTorch's processes that compile for a GPU take seconds to start: they do so while weights are read."""
+    with contextlib.suppress(ImportError):  # not where every version has it
+        from torch._inductor.async_compile import maybe_warm_pool
+
+        maybe_warm_pool()
+
+
 def obstacle(model: Any) -> str | None:
     """Why a model's layers cannot be compiled, where that is plain without trying."""
     layers = decoder_layers(model)
@@ -75,7 +83,7 @@ def obstacle(model: Any) -> str | None:
 
 
 class CompiledLayers:
-    """The decoder layers of a model, and the norm behind them: compiled while `running`, else as they are.
+    """The decoder layers of a model: compiled while `running`, else as they are.
 
     `architecture` is what models share whose layers are compiled once; `last_layer` what narrows the last one, if anything does.
     """
@@ -88,8 +96,6 @@ class CompiledLayers:
         assert layers is not None
         for layer in layers:
             self._wrap(layer, last_layer if layer is layers[-1] else None)
-        for norm in norms_behind(model, layers):
-            self._wrap(norm, None)
 
     def _wrap(self, module: nn.Module, narrowed: LastLayer | None) -> None:
         whole = module.forward
@@ -155,16 +161,3 @@ def _forward(
     if narrowed is not None:
         narrowed.rows = rows_R  # an argument: what is only found in an attribute would be compiled in
     return type(module).forward(module, *args, **kwargs)
-
-
-def norms_behind(model: Any, layers: nn.ModuleList) -> list[nn.Module]:
-    """The norms that follow the decoder layers and are written in Python: PyTorch's own is one kernel as it is."""
-    for parent in model.base_model.modules():
-        children = list(parent.children())
-        at = next((i for i, child in enumerate(children) if child is layers), None)
-        if at is not None:
-            behind = [
-                m for m in children[at + 1 :] if "forward" not in vars(m) and not isinstance(m, nn.LayerNorm)
-            ]
-            return [m for m in behind if "norm" in type(m).__name__.lower()]
-    return []

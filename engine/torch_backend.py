@@ -74,6 +74,8 @@ class TorchBackend:
         self.compile = compiled.wanted(compile, self.device)  # the decoder layers of packed batches
         if self.compile:
             compiled.keep_kernels()
+            if self.device.type == "cuda":
+                compiled.start_workers()
         self._pretrained = Pretrained(DTYPES[self.dtype], allow_pickle, trust_remote_code)
         self.model: Any = None  # a transformers PreTrainedModel
         self.forward: Any = None  # how it runs, a Forward

@@ -27,15 +27,15 @@ from evalengine.kernels.head import Head
 from evalengine.kernels.targets_triton import store_tile
 from evalengine.kernels.triton_common import Launcher, Spec, exp_sum, logit
 
-BLOCK_N = 128  # rows of a product
-SLICE_V = 16_384  # columns of a product, a multiple of BLOCK_V
-BLOCK_V = 4_096  # columns that one program reduces
+BLOCK_N = 256  # rows of a product
+SLICE_V = 132 * 128  # columns of a product: cuBLAS's tiles of 128 x 128 fill an H100's multiprocessors evenly
+BLOCK_V = 2_048  # columns that one program reduces
 BLOCK_T = 1_024  # targets that one program looks through
 WARPS = 8
 
 
 @triton.jit(
-    do_not_specialize=["row", "col", "rows", "cols", "T", "K"],
+    do_not_specialize=["row", "col", "rows", "cols", "k", "T", "K"],
     do_not_specialize_on_alignment=["bias_V", "row_T", "token_T"],
 )
 def _slice_kernel(
@@ -49,6 +49,7 @@ def _slice_kernel(
     col,
     rows,
     cols,
+    k,
     T,
     K,
     stride,
@@ -60,7 +61,8 @@ def _slice_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """The slice at (row, col) has so many rows and cols. One program a row and block; the last ones take the targets."""
+    """The slice at (row, col) has so many rows and cols, k is the first of its blocks of columns. One program a row and
+    block; the last ones take the targets."""
     blocks = (cols + BLOCK_V - 1) // BLOCK_V
     program = tl.program_id(0)
     if program < rows * blocks:
@@ -73,9 +75,7 @@ def _slice_kernel(
         x = tl.where(s < cols, logit(x, HAS_SCALE, scale, HAS_SOFTCAP, softcap), float("-inf"))
         top = tl.max(x, 0)
         first = tl.min(tl.where(x == top, s, 2147483647), 0) + col
-        store_tile(
-            tile_NK3, (row + r).to(tl.int64), col // BLOCK_V + block, K, top, exp_sum(x, top, 0), first, True
-        )
+        store_tile(tile_NK3, (row + r).to(tl.int64), k + block, K, top, exp_sum(x, top, 0), first, True)
     else:
         targets = (program - rows * blocks) * BLOCK_T + tl.arange(0, BLOCK_T)
         there = targets < T
@@ -90,7 +90,8 @@ def slice_statistics(h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tensor) -
     """(tile_NK3, logit_T) of checked arguments: the scratch, and the targets' logits before the head's options."""
     (n_rows, hidden), vocab = h_ND.shape, head.w_VD.shape[0]
     w_VD, bias_V, scale, softcap = head.w_VD.detach(), head.bias_V, head.scale, head.softcap
-    blocks = triton.cdiv(vocab, BLOCK_V)
+    per_slice = triton.cdiv(SLICE_V, BLOCK_V)
+    blocks = vocab // SLICE_V * per_slice + triton.cdiv(vocab % SLICE_V, BLOCK_V)
     tile_NK3 = h_ND.new_empty(n_rows, blocks, 3)
     logit_T = h_ND.new_empty(row_T.shape[0])
     h_RD, logits_RS = (
@@ -108,7 +109,8 @@ def slice_statistics(h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tensor) -
             cols = slice_VD.shape[0]
             torch.mm(h_RD, slice_VD.t(), out=logits_RS[:, :cols])
             programs = rows * triton.cdiv(cols, BLOCK_V) + triton.cdiv(row_T.shape[0], BLOCK_T)
-            at = row, col, rows, cols, row_T.shape[0], blocks, logits_RS.stride(0)
+            k = col // SLICE_V * per_slice
+            at = row, col, rows, cols, k, row_T.shape[0], blocks, logits_RS.stride(0)
             options = float(scale or 1.0), float(softcap or 1.0)
             launch(programs, logits_RS, bias, tile_NK3, row_T, token_T, logit_T, *at, *options)
     return tile_NK3, logit_T
@@ -129,6 +131,10 @@ def _constants(bias: bool, scale: bool, softcap: bool) -> dict[str, Any]:
 def specs(capability: int) -> Iterator[Spec]:
     """Without and with the options of a head, for `compiled.py`."""
     for full in (False, True):
-        types = {"row_T": "*i32", "token_T": "*i32", **dict.fromkeys(("row", "col", "rows", "cols"), "i32")}
+        types = {
+            "row_T": "*i32",
+            "token_T": "*i32",
+            **dict.fromkeys(("row", "col", "rows", "cols", "k"), "i32"),
+        }
         name = "slice fp32" + (" bias, scale, soft-cap" if full else "")
         yield Spec(name, _slice_kernel, types, _constants(full, full, full), WARPS)

@@ -33,7 +33,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from evalengine.kernels.float32_slices_triton import slice_statistics
 from evalengine.kernels.head import Head, empty_logprobs
-from evalengine.kernels.targets_triton import store_tile, target_constants, target_kernel
+from evalengine.kernels.targets_triton import TARGET_WARPS, store_tile, target_constants, target_kernel
 from evalengine.kernels.triton_common import Launcher, Spec, exp_sum, logit, moved, processors
 
 CHUNK_N = 4096  # rows of a launch: bounds the scratch
@@ -53,8 +53,8 @@ class TileConfig(NamedTuple):
 
 HOPPER_16BIT = TileConfig(128, 256, 64, warps=8, stages=4, tma=True, flatten=True)
 # these would spill otherwise
-HOPPER_16BIT_OPTION = HOPPER_16BIT._replace(flatten=False)
-HOPPER_16BIT_OPTIONS = HOPPER_16BIT_OPTION._replace(block_v=128)
+HOPPER_16BIT_BIAS = HOPPER_16BIT._replace(flatten=False)
+HOPPER_16BIT_BIAS_SOFTCAP = HOPPER_16BIT_BIAS._replace(block_v=128)
 AMPERE_16BIT = TileConfig(128, 128, 32, warps=8, stages=3, tma=False)
 HOPPER_SHARED = 232_448  # bytes of a block on compute capability 9.0
 
@@ -160,7 +160,8 @@ def target_logprobs_triton(
     if plan.tiles is None:
         chunk = max(1, n_rows)
         row_T, token_T = moved(row_T, token_T, device)
-        tile_NK3, logit_T = slice_statistics(h_ND, head._replace(w_VD=w_VD), row_T, token_T)
+        kept = None if bias_V is None else bias
+        tile_NK3, logit_T = slice_statistics(h_ND, Head(w_VD, kept, head.scale, head.softcap), row_T, token_T)
     else:
         chunk = CHUNK_N
         size = min(n_rows, chunk), -(-vocab // plan.tiles.config.block_v), 3
@@ -215,7 +216,9 @@ def _plan(
     if config is not None:
         launch = Launcher(_tile_kernel, tile_constants(config, vocab, *flags), config.warps, config.stages)
         tiles = Tiles(config, launch, processors(device))
-    return Plan(tiles, Launcher(target_kernel, target_constants(*flags, config is None, logsumexp)))
+    return Plan(
+        tiles, Launcher(target_kernel, target_constants(*flags, config is None, logsumexp), TARGET_WARPS)
+    )
 
 
 def tile_constants(config: TileConfig, vocab: int, bias: bool, scale: bool, softcap: bool) -> dict[str, Any]:
@@ -251,7 +254,9 @@ def _has_room(device: torch.device) -> bool:
 
 def hopper_16bit(bias: bool, softcap: bool) -> TileConfig:
     """What fits the registers of sm_90."""
-    return (HOPPER_16BIT, HOPPER_16BIT_OPTION, HOPPER_16BIT_OPTIONS)[bias + softcap]
+    if bias:
+        return HOPPER_16BIT_BIAS_SOFTCAP if softcap else HOPPER_16BIT_BIAS
+    return HOPPER_16BIT
 
 
 def _row_major(x: Tensor) -> Tensor:
@@ -259,7 +264,12 @@ def _row_major(x: Tensor) -> Tensor:
 
 
 def _descriptor(x: Tensor, rows: int, cols: int) -> TensorDescriptor:
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [rows, cols])
+    """One without the constructor's checks, which cost as much as a launch: `config_for` has seen that it fits."""
+    descriptor = TensorDescriptor.__new__(TensorDescriptor)
+    vars(descriptor).update(
+        base=x, shape=x.shape, strides=x.stride(), block_shape=[rows, cols], padding="zero"
+    )
+    return descriptor
 
 
 OPTIONS = (  # bias and scale, soft-cap, whether the last vocabulary tile is partial

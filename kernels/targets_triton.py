@@ -20,7 +20,8 @@ import triton.language as tl
 
 from evalengine.kernels.triton_common import LN2, TARGET_TYPES, Spec, logit, rescaled
 
-CONSTANTS = {"BLOCK_K": 512, "BLOCK_D": 1024}
+CONSTANTS = {"BLOCK_K": 512, "BLOCK_D": 2048}
+TARGET_WARPS = 8
 
 
 @triton.jit
@@ -135,4 +136,4 @@ def specs(capability: int) -> Iterator[Spec]:
             "chunk": "i32",
         }
         constants = target_constants(True, True, True, has_logit, True)
-        yield Spec(f"target {dtype}", target_kernel, types, constants)
+        yield Spec(f"target {dtype}", target_kernel, types, constants, TARGET_WARPS)

@@ -64,8 +64,9 @@ def our_seconds(paths: list[Path], data: Path, out: Path, device: str) -> dict[s
     started = time.perf_counter()
     took = alone(stopwatch.score, started, [*map(str, paths), *options])
     seconds = time.perf_counter() - started
-    console.say(f"evalengine score: {seconds:.1f} s")
-    return took | {stopwatch.END: seconds - sum(took.values())}
+    took |= {stopwatch.END: seconds - sum(took.values())}
+    console.say(f"{FIRST}: {seconds:.1f} s ({', '.join(f'{phase} {s:.1f}' for phase, s in took.items())})")
+    return took
 
 
 def lm_eval_seconds(path: Path, data: Path, device: str) -> tuple[float, dict[str, float]]:
@@ -73,7 +74,7 @@ def lm_eval_seconds(path: Path, data: Path, device: str) -> tuple[float, dict[st
     started = time.perf_counter()
     found = alone(local_tasks.command, path, data, 8 if device == "cpu" else 128, device)
     seconds = time.perf_counter() - started
-    console.say(f"lm-eval, one checkpoint: {seconds:.1f} s")
+    console.say(f"lm-eval, one process: {seconds:.1f} s")
     return seconds, found
 
 

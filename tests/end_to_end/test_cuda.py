@@ -24,15 +24,22 @@ STEPS = 12
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "gpt2"])
-def test_scores_keep_the_contract(cuda: str, architecture: str, dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "compiled"),
+    [("llama", "on"), ("llama", "off"), ("qwen2", "off"), ("gemma2", "off"), ("gpt2", "off")],
+)
+def test_scores_keep_the_contract(
+    cuda: str, architecture: str, compiled: str, dtype: str, tmp_path: Path
+) -> None:
     """The contract of contract.py, with its float32 truth from a plain forward on the CPU."""
     path = tiny_models.save(tmp_path / "m", architecture)
     items = contract.encoded(path, contract.mixed())
     exact = contract.plain(path, "float32", items.sequences)
     plain = contract.truth(path, dtype, items.sequences, device=cuda, exact=exact)
-    found = contract.score(contract.engine(dtype, device=cuda), path, items.sequences)
-    assert found.loglik is not None and found.path == "packed", found.notes
+    backend = contract.engine(dtype, device=cuda, compile=compiled)
+    found = contract.score(backend, path, items.sequences)
+    assert found.loglik is not None and found.path == "packed" and not found.notes, found.notes
+    assert backend.modes[0].compiled == (compiled == "on")
     limit = contract.FLOAT32 if dtype == "float32" else 2 * plain.error + contract.HALF
     assert np.abs(found.loglik - exact.loglik).max() <= limit
 
@@ -40,7 +47,16 @@ def test_scores_keep_the_contract(cuda: str, architecture: str, dtype: str, tmp_
 def test_a_command_gives_the_scores_of_the_cpu(cuda: str, small_world: Path, tmp_path: Path) -> None:
     path = tiny_models.save(tmp_path / "1M-m-pt", "llama", window=1024)
     for device in ("cpu", cuda):
-        where = ["--device", device, "--dtype", "float32", "--out", str(tmp_path / device)]
+        where = [
+            "--device",
+            device,
+            "--dtype",
+            "float32",
+            "--compile",
+            "off",
+            "--out",
+            str(tmp_path / device),
+        ]
         names = ["--benchmarks", "copa,arc_easy", "--data", str(small_world / "bench")]
         assert main(["score", str(path), *names, *where]) == 0
     for name in ("copa", "arc_easy"):

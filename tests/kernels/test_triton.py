@@ -72,6 +72,18 @@ def test_target_logprobs_options(options: dict[str, Any], dtype: torch.dtype, de
     assert_greedy(ours, x, **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_strided_inputs(dtype: torch.dtype, device: str) -> None:
+    wide = problem(30, 600, 64, dtype)
+    bias_V = torch.randn(600, generator=torch.Generator().manual_seed(1)).to(dtype)
+    x = Problem(wide.h_ND[::2, ::2], wide.w_VD[::3, ::2], torch.arange(15), torch.arange(30)[::2])
+    plain = Problem(*(t.contiguous() for t in x))
+    ours = call(x, device, bias_V=bias_V[::3])
+    assert_no_worse(ours, plain, bias_V=bias_V[::3])
+    expected = call(plain, device, bias_V=bias_V[::3].contiguous())
+    assert torch.equal(ours.logprob_T, expected.logprob_T)
+
+
 @pytest.mark.parametrize("magnitude", [1e-4, 1e4])
 def test_target_logprobs_magnitudes(magnitude: float, device: str) -> None:
     x = problem(20, 400, 64, torch.float32, magnitude=magnitude)
@@ -125,6 +137,7 @@ def test_float32_beyond_one_slice_of_the_vocabulary_and_one_block_of_rows(
     from evalengine.kernels.float32_slices_triton import BLOCK_N, BLOCK_V, SLICE_V
 
     n, v = BLOCK_N + 2, SLICE_V + BLOCK_V + 7
+    assert SLICE_V % BLOCK_V, "the last block of a slice is partial"
     x = exact(problem(n, v, 8, torch.float32))
     bias_V = torch.randn(v, generator=torch.Generator().manual_seed(1))
     bias_V[BLOCK_V : 2 * BLOCK_V] = -torch.inf if softcap is None else 0.0
