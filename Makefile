@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # Test files run in so many processes at a time; 0 runs them in one.
 JOBS ?= 2
 
-.PHONY: install demo test test-vllm architectures lint types bench gpu gpu-study vllm-cpu clean
+.PHONY: install demo test test-vllm architectures lint types bench kernels-snapshot gpu gpu-study vllm-cpu clean
 
 install: $(STAMP)
 
@@ -70,18 +70,51 @@ kernels-snapshot: install
 	$(BIN)/python -m evalengine.kernels.compiled > docs/kernels_compiled.md.tmp
 	mv docs/kernels_compiled.md.tmp docs/kernels_compiled.md
 
-# What only a GPU can say, under eight minutes by its parts' limits (after installation): kernel tests, kernel grid, the
-# scoring loop against lm-eval, training steps. A part that fails or runs out of time leaves the others be; one JSON each.
+# What only a GPU can say, in parts of less than four minutes by their limits, each of which leaves JSON in GPU_RESULTS.
+# GPU_PYTHON=python3 runs them with what that Python has, the wheel of this package among it, and installs nothing: no network
+# is needed. EVALENGINE_DATA is a folder with bench/, the benchmarks' files (default: the embedded world). Tests need tests/.
+GPU_PYTHON  ?= $(BIN)/python
 GPU_RESULTS ?= gpu-results
-GPU_PART     = { timeout -k 5 $(1) $(BIN)/evalengine bench $(2) --device cuda --json $(3) > $(GPU_RESULTS)/$(2).json; } 2>&1 | tee $(GPU_RESULTS)/$(2).log
-gpu: install
+GPU_PARTS   := kernels scoring training vllm
+GPU_DATA     = $(if $(EVALENGINE_DATA),--data $(EVALENGINE_DATA)/bench)
+# $(call GPU_BENCH,seconds,target,options): a JSON, and a log with every line as soon as it is measured
+GPU_BENCH    = { timeout -k 5 $(1) $(GPU_PYTHON) -m evalengine bench $(2) --device cuda --json $(3) > $(GPU_RESULTS)/$(2).json; } 2>&1 | tee $(GPU_RESULTS)/$(2).log
+GPU_DONE     = @for name in $(1); do test -s $(GPU_RESULTS)/$$name || { echo "no $$name: failed or out of time"; exit 1; }; done
+
+.PHONY: gpu-install $(GPU_PARTS:%=gpu-%)
+
+# A part that fails leaves the others be.
+gpu: gpu-install
+	@failed=; for part in $(GPU_PARTS); do $(MAKE) --no-print-directory gpu-$$part || failed="$$failed gpu-$$part"; done; \
+	  test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+ifeq ($(GPU_PYTHON),$(BIN)/python)
+gpu-install: install
 	$(BIN)/python -m pip install --quiet --no-deps liger-kernel cut-cross-entropy || echo "going on without Liger and cut-cross-entropy"
 	@mkdir -p $(GPU_RESULTS)
-	timeout -k 5 110 $(BIN)/python -m pytest -q tests/kernels --ignore tests/kernels/test_compiled.py --junitxml $(GPU_RESULTS)/tests.xml || echo "kernel tests: failed or out of time"
-	$(call GPU_PART,130,kernels)
-	$(call GPU_PART,90,engine,--limit 200 $(if $(EVALENGINE_DATA),--data $(EVALENGINE_DATA)/bench))
-	$(call GPU_PART,85,training)
-	@for part in kernels engine training; do test -s $(GPU_RESULTS)/$$part.json || { echo "no $$part.json"; exit 1; }; done
+else
+gpu-install:
+	@mkdir -p $(GPU_RESULTS)
+endif
+
+gpu-kernels: gpu-install
+	$(call GPU_BENCH,130,kernels)
+	timeout -k 5 100 $(GPU_PYTHON) -m pytest -v -m gpu -n auto --maxprocesses 8 tests/kernels tests/end_to_end --junitxml $(GPU_RESULTS)/tests.xml
+	$(call GPU_DONE,kernels.json)
+
+gpu-scoring: gpu-install
+	$(call GPU_BENCH,75,engine,--limit 200 $(GPU_DATA))
+	$(call GPU_BENCH,160,commands,$(GPU_DATA))
+	$(call GPU_DONE,engine.json commands.json)
+
+gpu-training: gpu-install
+	$(call GPU_BENCH,120,training)
+	$(call GPU_DONE,training.json)
+
+# vLLM belongs into GPU_PYTHON: pip install 'evalengine[vllm]'.
+gpu-vllm: gpu-install
+	$(call GPU_BENCH,230,vllm)
+	$(call GPU_DONE,vllm.json)
 
 # 36 checkpoints trained, scored and correlated on one large GPU, meant to take under nine minutes; has not run on one yet.
 # EVALENGINE_DATA is a folder with corpora/ and bench/, see studies/h200.yaml.

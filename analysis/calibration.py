@@ -75,8 +75,10 @@ def _mean(x_LM: Array, weight_MC: Array, square: bool) -> tuple[Array, NDArray[n
     """(L, C) means over the mixtures with a value, or roots of the mean signed squares, and (L,) how many those are."""
     x_LM = np.sign(x_LM) * x_LM**2 if square else x_LM
     known = np.isfinite(x_LM)
+    masks, of_L = np.unique(known, axis=0, return_inverse=True)
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean_LC = (np.where(known, x_LM, 0.0) @ weight_MC) / (known.astype(np.float64) @ weight_MC)
+        total_LC = (masks.astype(np.float64) @ weight_MC)[of_L.ravel()]
+        mean_LC = (np.where(known, x_LM, 0.0) @ weight_MC) / total_LC
     return np.sign(mean_LC) * np.sqrt(np.abs(mean_LC)) if square else mean_LC, known.sum(axis=1)
 
 

@@ -33,7 +33,6 @@ EXACT_PERMUTATIONS = math.factorial(9)  # orders up to which all are walked
 TINY = 1e-12  # variance of standardised data below which a resample counts as constant
 COLUMN_BYTES = 32 << 20  # of data that differ by column, at once
 KEPT = 4 << 20  # numbers (variables x columns) up to which a sample keeps its moments
-ROWS = 32  # of a triangle of pairs at a time
 TAU_TERMS = (
     1 << 28
 )  # seeded orders times pairs of mixtures that a permutation test of Kendall's tau walks at most
@@ -200,10 +199,10 @@ def weighted_sums(x_SMC: Array, w_MC: Array) -> Array:
 
 
 # Terms of a pair of different mixtures, in this order. agree: sign of the difference in x times that in y; untied: 1 where
-# x, or y, differs; wrong: half the difference of the two signs, so 1 where x and y disagree and 1/2 where one is tied; loss:
-# `wrong` times the difference in y.
-TERMS = ("agree", "untied_x", "untied_y", "wrong", "loss")
-KENDALL, DECISION = slice(0, 3), slice(3, 5)
+# x, or y, or either of them differs; wrong: half the difference of the two signs, so 1 where x and y disagree and 1/2 where one
+# is tied; loss: `wrong` times the difference in y.
+TERMS = ("agree", "untied_x", "untied_y", "untied", "wrong", "loss")
+KENDALL, DECISION = slice(0, 3), slice(3, 6)
 
 
 def pair_sums(
@@ -214,17 +213,15 @@ def pair_sums(
 
     Copies of one mixture in a resample are ties in both variables and add nothing.
     """
+    from evalengine.analysis import numba_kernels as kernels
+
     M, C = w_MC.shape
     alike_MM = np.ones((M, M)) if block_M is None else 1.0 * np.equal.outer(block_M, block_M)
     out_TPC = np.zeros((len(TERMS[which]), len(pair_P2), C))
     for p, (i, j) in enumerate(pair_P2):
         x_MC, y_MC = x_VMC[i], x_VMC[j]
-        if x_VMC.shape[2] == 1:  # the same terms in every column: a matrix product, of the lower triangle
-            terms_TMM = np.tril(_terms(x_MC - x_MC.T, y_MC - y_MC.T, which) * alike_MM)
-            for start in range(0, M, ROWS):
-                stop = min(start + ROWS, M)
-                inner_TmC = terms_TMM[:, start:stop, :stop] @ w_MC[:stop]
-                out_TPC[:, p] += np.einsum("tmc,mc->tc", inner_TmC, w_MC[start:stop])
+        if x_VMC.shape[2] == 1:  # the same terms in every column
+            kernels.pair_sums(_terms(x_MC - x_MC.T, y_MC - y_MC.T, which) * alike_MM, w_MC, out_TPC[:, p])
         else:
             for m in range(1, M):
                 terms_TmC = _terms(x_MC[m] - x_MC[:m], y_MC[m] - y_MC[:m], which)
@@ -236,7 +233,10 @@ def _terms(dx: Array, dy: Array, which: slice) -> Array:
     """The TERMS asked for, of differences in x and in y, along a new first axis."""
     x, y = np.sign(dx), np.sign(dy)
     wrong = 0.5 * np.abs(x - y)
-    return np.stack([x * y, np.abs(x), np.abs(y), wrong, wrong * np.abs(dy)][which])
+    untied_x, untied_y = np.abs(x), np.abs(y)
+    untied = np.maximum(untied_x, untied_y)
+    every: list[Array] = [x * y, untied_x, untied_y, untied, wrong, wrong * np.abs(dy)]
+    return np.stack(every[which])
 
 
 def standardise(x_VMC: Array) -> Array:

@@ -16,7 +16,7 @@ from html import escape
 import numpy as np
 
 from evalengine.analysis import page, true_decisions
-from evalengine.analysis.correlation import DECISION, Sample, members_of, pair_sums
+from evalengine.analysis.correlation import DECISION, Sample, pair_sums
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import (
     ALL,
@@ -108,33 +108,10 @@ def _pairwise(sample: Sample) -> Array:
     A tie on one side counts one half. Pairs tied on both sides are left out, as they are of Kendall's tau-b: there is
     nothing to choose and nothing to be right about. With no other ties the share is (1 + tau-b) / 2.
     """
-    w_MC, block_M = sample.w_MC, sample.block_M
-    pairs_C = _untied(sample)
-    pairs_C[pairs_C < 1e-12] = np.nan
-    wrong_C, loss_C = pair_sums(sample.x_VMC, np.array([[0, 1]]), w_MC, DECISION, block_M)[:, 0]
+    sums_3PC = pair_sums(sample.x_VMC, np.array([[0, 1]]), sample.w_MC, DECISION, sample.block_M)
+    pairs_C, wrong_C, loss_C = sums_3PC[:, 0]
+    pairs_C[pairs_C == 0.0] = np.nan
     return np.stack([1.0 - wrong_C / pairs_C, loss_C / pairs_C])
-
-
-def _untied(sample: Sample) -> Array:
-    """(C,): weight of the pairs of mixtures (of one block) that differ on one side at least.
-
-    Being equal on both sides is an equivalence, so of fixed values it is all pairs less those within its classes.
-    """
-    x_2MC, w_MC = sample.x_VMC, sample.w_MC
-    block_M = np.zeros(len(w_MC), dtype=np.int64) if sample.block_M is None else sample.block_M
-    if x_2MC.shape[2] == 1:
-        key_3M = np.stack([*x_2MC[:, :, 0], block_M])
-        order_M = np.lexsort(key_3M)
-        changes_M = (np.diff(key_3M[:, order_M], axis=1) != 0.0).any(axis=0)
-        tied_GC = np.add.reduceat(w_MC[order_M], np.append(0, 1 + np.flatnonzero(changes_M)))
-        block_GC = np.stack([w_MC[members].sum(axis=0) for members in members_of(block_M)])
-        pairs_C: Array = 0.5 * ((block_GC**2).sum(axis=0) - (tied_GC**2).sum(axis=0))
-        return pairs_C
-    pairs_C = np.zeros(w_MC.shape[1])
-    for m in range(1, len(w_MC)):
-        differ_mC = (x_2MC[:, m, None] != x_2MC[:, :m]).any(axis=0) & (block_M[:m] == block_M[m])[:, None]
-        pairs_C += w_MC[m] * (differ_mC * w_MC[:m]).sum(axis=0)
-    return pairs_C
 
 
 def _best(sample: Sample) -> Array:

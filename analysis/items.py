@@ -229,24 +229,19 @@ def _reduce(name: str, tables: Sequence[pa.Table], metric: str, confidence: str)
     K = len(tables)
     usable_I = np.isfinite(raw.p_gold)
     usable_KI = usable_I.reshape(K, -1)
-    fields_FKI = np.stack(raw[2:]).reshape(-1, *usable_KI.shape)
     chosen, other = (own, raw) if confidence == "own" else (raw, own)
-    means_KF = [
-        [x_I[use_I].mean(dtype=np.float64) if use_I.any() else np.nan for x_I in fields_FKI[:, k]]
-        for k, use_I in enumerate(usable_KI)
-    ]
     return _Part(
         (raw.pick == gold_I).astype(np.uint8).reshape(K, -1),
         _where(usable_KI, chosen.confidence),
         _where(usable_KI, other.confidence),
-        np.array(means_KF),
+        np.stack([mean_of_scores(_where(usable_KI, field_I)) for field_I in raw[2:]], axis=1),
         (~usable_KI).sum(axis=1),
         gold_I.reshape(K, -1),
     )
 
 
-def _where(usable_KI: NDArray[np.bool_], confidence_I: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.where(usable_KI, confidence_I.reshape(usable_KI.shape), np.float32("nan"))
+def _where(usable_KI: NDArray[np.bool_], field_I: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.where(usable_KI, field_I.reshape(usable_KI.shape), np.float32("nan"))
 
 
 def _same_gold(name: str, checkpoints: Sequence[str], parts: Sequence[_Part]) -> None:

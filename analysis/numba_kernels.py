@@ -84,6 +84,25 @@ def weighted_sums(a_SM, w_MC):  # type: ignore[no-untyped-def]
 
 
 @jit(fastmath={"contract"})
+def _add_product(a_c, b_c, out):  # type: ignore[no-untyped-def]
+    for c in range(len(out)):
+        out[c] += a_c[c] * b_c[c]
+
+
+@jit(parallel=True)
+def pair_sums(terms_TMM, w_MC, out_TC):  # type: ignore[no-untyped-def]
+    """Adds the sum over pairs of mixtures k < m of terms[t, m, k] w[m, c] w[k, c]."""
+    C, width = w_MC.shape[1], _tile(len(w_MC))
+    for tile in prange((C + width - 1) // width):
+        start, stop = tile * width, min(tile * width + width, C)
+        for t in range(terms_TMM.shape[0]):
+            for m in range(1, len(w_MC)):
+                inner = np.zeros(stop - start)
+                _add_weighted(terms_TMM[t, m, :m], w_MC, start, inner)
+                _add_product(inner, w_MC[m, start:stop], out_TC[t, start:stop])
+
+
+@jit(fastmath={"contract"})
 def _pearson_of(x_M, y_M, w_MC, start, mean_x, mean_y, inverse_x, inverse_y, out):  # type: ignore[no-untyped-def]
     for c in range(len(out)):
         out[c] = -mean_x[c] * mean_y[c]

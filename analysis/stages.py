@@ -24,7 +24,7 @@ import numpy as np
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import Resamples, resamples
 from evalengine.analysis.contrasts import Difference, contrast_group, difference_of_means
-from evalengine.analysis.correlation import Sample, benjamini_hochberg
+from evalengine.analysis.correlation import Sample
 from evalengine.analysis.figure import Figure, Lines, Table, by
 from evalengine.analysis.groups import (
     ALL,
@@ -65,7 +65,6 @@ def rows(study: Study) -> list[Row]:
         plan = resamples(len(steps.mixtures), options.bootstrap, options.seed, panel.block_M)
     members = panel.category_members()
     B = len(panel.benchmarks)
-    every = [*members.values(), list(range(B))]
     out = []
     for quantity, (s, scale) in itertools.product(steps.values, enumerate(panel.scales)):
         recipes: list[Transfers] = []
@@ -76,13 +75,12 @@ def rows(study: Study) -> list[Row]:
             of_two = sample.of(np.concatenate([t * B + np.arange(B), u * B + np.arange(B)]))
             single = transfer(Data(two, {(quantity, scale): of_two}, options.statistic, plan), quantity)
             found = Transfers(two, _between(single, two), _between(category_transfer(single, two), two))
-            p = tests(single, [*([b] for b in every[-1]), *every], two, options)["", scale][0]
-            for group, p_S in ((found.single, p[:B]), (found.means, p[B:])):
-                out += rows_of(group, plan, options, {("", scale): (p_S, benjamini_hochberg(p_S))})
+            for group, p_and_q in zip(found[1:], tests(single, two, options), strict=True):
+                out += rows_of(group, plan, options, p_and_q)
             if t == 0 and len(steps.stages) - 1 <= COMPARED:
                 recipes.append(found)
         for earlier, later in itertools.combinations(recipes, 2):
-            out += _compared(earlier, later, every, plan, options)
+            out += _compared(earlier, later, plan, options)
         out += rows_of(_levels(steps, quantity, s, scale, members, plan.weight_MC), plan, options)
     return out
 
@@ -116,9 +114,7 @@ def _two_stages(panel: Panel, steps: Steps, quantity: str, s: int, pair: tuple[i
     )
 
 
-def _compared(
-    earlier: Transfers, later: Transfers, every: Sequence[Sequence[int]], plan: Resamples, options: Options
-) -> list[Row]:
+def _compared(earlier: Transfers, later: Transfers, plan: Resamples, options: Options) -> list[Row]:
     """Transfer to the later of two stages minus that to the earlier, both from the first: of benchmarks and of means."""
     quantity, (scale,), where = later.single.quantity, later.two.scales, "at both stages"
     one, other = earlier.single, later.single
@@ -130,13 +126,10 @@ def _compared(
     means = difference_of_means(later.means.means[scale], earlier.means.means[scale], where)
     sides = [of.two.variables(quantity, 0).reshape(2, len(one.labels), -1) for of in (earlier, later)]
     defined_B = np.isfinite(single.value_SC[:, 0])
+    tested = swapped(sides[0], sides[1], defined_B, later.two, options)
     out = []
-    for group, found, members in (
-        (later.single, single, [[b] for b in every[-1]]),
-        (later.means, means, every),
-    ):
+    for group, found, p_and_q in zip(later[1:], (single, means), tested, strict=True):
         labels = [label._replace(minus=",".join(earlier.two.stages)) for label in group.labels]
-        p_and_q = swapped(sides[0], sides[1], defined_B, members, options, later.two.block_M)
         contrast = contrast_group(group, STAGE, labels, {scale: found})
         out += rows_of(contrast, plan, options, {(STAGE, scale): p_and_q})
     return out

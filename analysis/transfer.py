@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from evalengine.analysis import page, scatter
 from evalengine.analysis.bootstrap import DEGENERATE_MOST
 from evalengine.analysis.contrasts import Difference, category_contrasts, contrast_group, scale_contrast
-from evalengine.analysis.correlation import BlockNumbers, benjamini_hochberg, permuted_p, residuals
+from evalengine.analysis.correlation import benjamini_hochberg, permuted_p, residuals
 from evalengine.analysis.figure import Figure, Intervals, Table, file_part
 from evalengine.analysis.groups import (
     ALL,
@@ -47,6 +47,7 @@ from evalengine.analysis.transfer_table import transfer_table, words
 from evalengine.analysis.verdicts import ALPHA, verdict_claims, verdict_section, verdict_tables
 
 BOTH = "accuracy − confidence"  # the quantity of the difference of both
+PAndQ = tuple[Array, Array]
 
 
 def rows(study: Study) -> list[Row]:
@@ -56,10 +57,8 @@ def rows(study: Study) -> list[Row]:
     for single in singles.values():
         means = category_transfer(single, panel)
         means = replace(means, contrasts=category_contrasts(means))
-        B = len(panel.benchmarks)
-        categories = [*panel.category_members().values(), list(range(B))]
-        for group, members in ((single, [[b] for b in range(B)]), (means, categories)):
-            out += study.rows(group, tests(single, members, panel, study.options))
+        for group, p_and_q in zip((single, means), tests(single, panel, study.options), strict=True):
+            out += study.rows(group, p_and_q)
     if {"accuracy", "confidence"} <= set(singles):
         for group in quantity_contrasts(singles["accuracy"], singles["confidence"], panel):
             out += study.rows(group)
@@ -177,50 +176,51 @@ def quantity_contrasts(accuracy: Group, confidence: Group, panel: Panel) -> Iter
             yield scale_contrast(group)
 
 
-def tests(single: Group, members: Sequence[Sequence[int]], panel: Panel, options: Options) -> Tests:
-    """p of the mean transfer of each of `members` at every scale (permutation), and of its differences between scales
-    (swapping); q within the scale, or among the differences."""
-    B = len(panel.benchmarks)
-    out: dict[tuple[str, str], tuple[Array, Array]] = {}
-    for s, scale in enumerate(panel.scales):
-        x_VM = panel.variables(single.quantity, s)
-        defined = np.isfinite(single.values[scale][:, 0])
+def tests(single: Group, panel: Panel, options: Options) -> tuple[Tests, Tests]:
+    """p and q of the benchmarks, and of the means over categories and over all: of their transfers at every scale
+    (permutation; q within the scale), and of the differences between the largest scale and the smallest (swapping; q among
+    them)."""
+    B, members = len(panel.benchmarks), _members(panel)
+    x_S2BM = [panel.variables(single.quantity, s).reshape(2, B, -1) for s in range(len(panel.scales))]
+    defined_SB = [np.isfinite(single.values[scale][:, 0]) for scale in panel.scales]
+    found: dict[tuple[str, str], tuple[PAndQ, PAndQ]] = {}
+    for scale, x_2BM, defined_B in zip(panel.scales, x_S2BM, defined_SB, strict=True):
         p = np.full(len(members), np.nan)
-        for mask_M, index, used in _by_mixtures(np.stack([x_VM[:B], x_VM[B:]]), members, defined):
+        for mask_M, index, used in _by_mixtures(x_2BM, members, defined_B):
             block_M = None if panel.block_M is None else panel.block_M[mask_M]
-            sides = x_VM[:B, mask_M], x_VM[B:, mask_M]
-            p[index] = permuted_p(*sides, used, options.statistic, options.seed, block_M)
-        out["", scale] = (p, benjamini_hochberg(p))
+            before_BM, after_BM = x_2BM[:, :, mask_M]
+            p[index] = permuted_p(before_BM, after_BM, used, options.statistic, options.seed, block_M)
+        found["", scale] = _families(p, B)
     if len(panel.scales) > 1:
-        out[SCALE, panel.scales[-1]] = contrast_p(single, members, panel, options)
-    return out
-
-
-def contrast_p(
-    single: Group, members: Sequence[Sequence[int]], panel: Panel, options: Options
-) -> tuple[Array, Array]:
-    """p-values of the differences between the largest and the smallest scale (`swap_p`), and their q."""
-    B, last = len(panel.benchmarks), len(panel.scales) - 1
-    small, large = (panel.variables(single.quantity, s).reshape(2, B, -1) for s in (0, last))
-    first, second = (np.isfinite(single.values[panel.scales[s]][:, 0]) for s in (0, last))
-    return swapped(small, large, first & second, members, options, panel.block_M)
+        both_B = defined_SB[0] & defined_SB[-1]
+        found[SCALE, panel.scales[-1]] = swapped(x_S2BM[0], x_S2BM[-1], both_B, panel, options)
+    of_benchmarks, of_means = ({key: both[k] for key, both in found.items()} for k in (0, 1))
+    return of_benchmarks, of_means
 
 
 def swapped(
-    small_2BM: Array,
-    large_2BM: Array,
-    defined_B: NDArray[np.bool_],
-    members: Sequence[Sequence[int]],
-    options: Options,
-    block_M: BlockNumbers | None,
-) -> tuple[Array, Array]:
-    """p of the difference of each of the members' mean transfers from one side to the other (`swap_p`), and their q."""
+    small_2BM: Array, large_2BM: Array, defined_B: NDArray[np.bool_], panel: Panel, options: Options
+) -> tuple[PAndQ, PAndQ]:
+    """p of the difference of transfers from one side to the other (`swap_p`), and q: of the benchmarks, and of the means."""
+    members = _members(panel)
     p = np.full(len(members), np.nan)
     for mask_M, index, used in _by_mixtures(np.concatenate([small_2BM, large_2BM]), members, defined_B):
         sides = small_2BM[:, :, mask_M], large_2BM[:, :, mask_M]
-        within = None if block_M is None else block_M[mask_M]
-        p[index] = swap_p(*sides, used, options.statistic, options.seed, block_M=within)
-    return p, benjamini_hochberg(p)
+        block_M = None if panel.block_M is None else panel.block_M[mask_M]
+        p[index] = swap_p(*sides, used, options.statistic, options.seed, block_M=block_M)
+    return _families(p, len(defined_B))
+
+
+def _members(panel: Panel) -> list[list[int]]:
+    """The benchmarks behind each statistic: each benchmark alone, each category, all."""
+    every = range(len(panel.benchmarks))
+    return [*([b] for b in every), *panel.category_members().values(), list(every)]
+
+
+def _families(p: Array, benchmarks: int) -> tuple[PAndQ, PAndQ]:
+    """p and q of the benchmarks, and of the means: a false-discovery rate for each."""
+    single, means = np.split(p, [benchmarks])
+    return (single, benjamini_hochberg(single)), (means, benjamini_hochberg(means))
 
 
 def _by_mixtures(

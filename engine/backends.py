@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from evalengine import libraries
+
 if TYPE_CHECKING:
     from evalengine.checkpoints import Checkpoint
     from evalengine.encoding import Scores, Sequences
@@ -43,6 +45,7 @@ class BackendSpec(NamedTuple):
             from evalengine.vllm.backend import VllmBackend
 
             return VllmBackend(dtype=self.dtype or None, **self.settings)
+        libraries.load("evalengine.torch_backend")
         from evalengine.torch_backend import TorchBackend
 
         return TorchBackend(dtype=self.dtype or None, **self.settings)
@@ -50,6 +53,7 @@ class BackendSpec(NamedTuple):
 
 def quiet_transformers() -> None:
     """Its warnings speak of loading paths that are not used here; errors still come as exceptions."""
+    libraries.load("transformers")
     import transformers
 
     transformers.logging.set_verbosity_error()

@@ -9,6 +9,7 @@ Dims: N tokens, R scored rows, D hidden, V vocabulary, T targets, B sequences of
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, NoReturn
@@ -17,15 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evalengine import packing
+from evalengine import attention_operator, packing
+from evalengine.compiled import CompiledLayers
+from evalengine.device_batch import on_device
 from evalengine.encoding import Sequences
 from evalengine.kernels import logits_logprobs, target_logprobs
 from evalengine.kernels.head import Head
 from evalengine.last_layer import LastLayer
 from evalengine.pretrained import text_config
-from evalengine.tree_attention import TreeAttention, moved, on_device
+from evalengine.tree_attention import TreeAttention
 
-HEAD_ROWS = 1024  # scored rows gathered before the head runs: its weights are read once for all of them
+# Scored rows gathered before the head runs, on a CPU and on a GPU: its weights are read once for all of them.
+HEAD_ROWS, HEAD_ROWS_GPU = 1024, 16384
 PLAIN_LOGITS = 64 << 20  # bytes of logits held at once where a model insists on its own output layer
 
 # What configurations call a factor of the logits (or its inverse), and a soft-cap.
@@ -63,10 +67,24 @@ class Forward:
         self.attention = TreeAttention()
         self.head: Head | None = None
         self.last_layer: LastLayer | None = None  # runs that layer of packed batches on scored rows alone
+        self.layers: CompiledLayers | None = None  # runs the layers of packed batches compiled
         configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
         self._configs = [(c, getattr(c, "_attn_implementation", None)) for c in configs.values()]
         self._in_tree = False  # whether attention layers now go through `attention`
         self._takes = inspect.signature(model.forward).parameters
+
+    def use(self, architecture: str, last_layer: bool, compiled: bool) -> None:
+        """Runs packed batches with the last layer narrowed, or with compiled layers, or both, from now on."""
+        self.release()
+        self.last_layer = LastLayer(self.model) if last_layer else None
+        self.layers = CompiledLayers(self.model, architecture, self.last_layer) if compiled else None
+
+    def release(self) -> None:
+        """Every module as it was loaded."""
+        for change in (self.layers, self.last_layer):
+            if change is not None:
+                change.release()
+        self.layers = self.last_layer = None
 
     # --- the ways
 
@@ -74,7 +92,9 @@ class Forward:
     def packed(self, batches: list[packing.Batch], progress: OnProgress | None = None) -> Targets:
         """Token tries. Needs a head. Raises what the model's own code raises where it cannot run so."""
         self._attend(tree=True)
-        return self._score(self._tree_rows(batches, progress))
+        # Compiled for the tree alone: what it is compared with runs as the model's own code says.
+        with contextlib.nullcontext() if self.layers is None else self.layers.running():
+            return self._score(self._tree_rows(batches, progress))
 
     @torch.inference_mode()
     def plain(
@@ -103,7 +123,7 @@ class Forward:
         """Sends attention through the tree, or as the model was loaded (a part beside the text model may differ)."""
         if tree != self._in_tree:
             for config, own in self._configs:
-                config._attn_implementation = self.attention.name if tree else own
+                config._attn_implementation = attention_operator.NAME if tree else own
             self._in_tree = tree
 
     # --- rows
@@ -113,12 +133,13 @@ class Forward:
         if not takes_any and not {"position_ids", "attention_mask"} <= self._takes.keys():
             raise NotImplementedError("it takes no positions")
         for batch in batches:
-            on = on_device(batch, self.device, self.dtype)
+            on = on_device(batch, self.device)
             self.attention.start(on)
-            row_R = moved(batch.row_R, self.device)
             if self.last_layer is not None:
-                # A kept prefix scores nothing, but its forward must not be empty.
-                self.last_layer.rows = row_R if len(row_R) else row_R.new_zeros(1)
+                # At least two, if one twice: no forward is empty (a kept prefix scores nothing), and none is compiled for
+                # the special case of a single row.
+                row_R = on.row_R if len(on.row_R) else on.row_R.new_zeros(1)
+                self.last_layer.rows = row_R if len(row_R) > 1 else row_R.repeat(2)
             hidden_ND = self._hidden(
                 input_ids=on.token_1N,
                 position_ids=on.position_1N,
@@ -126,10 +147,10 @@ class Forward:
             )[0]
             if not batch.is_prefix:
                 yield Rows(
-                    hidden_ND[row_R], batch.target_row_T, batch.target_token_T, batch.target_sequence_T
+                    hidden_ND[on.row_R], batch.target_row_T, batch.target_token_T, batch.target_sequence_T
                 )
             if progress:
-                progress(len(np.unique(batch.target_sequence_T)))
+                progress(int(np.count_nonzero(np.diff(batch.target_sequence_T, prepend=-1))))
 
     def _plain_rows(
         self, sequences: Sequences, batch_tokens: int, pad: bool, progress: OnProgress | None
@@ -193,7 +214,8 @@ class Forward:
     # --- the head
 
     def _score(self, rows: Iterator[Rows]) -> Targets:
-        """Runs the head over rows as they come, HEAD_ROWS at a time."""
+        """Runs the head over rows as they come, thousands at a time."""
+        most = HEAD_ROWS if self.device.type == "cpu" else HEAD_ROWS_GPU
         waiting: list[Rows] = []
         owners: list[np.ndarray] = []
         results: list[tuple[Tensor, Tensor]] = []  # read at the end: a GPU is not waited for between batches
@@ -211,7 +233,7 @@ class Forward:
 
         for chunk in rows:
             waiting.append(chunk)
-            if sum(len(r.state_RD) for r in waiting) >= HEAD_ROWS or self.head is None:
+            if sum(len(r.state_RD) for r in waiting) >= most or self.head is None:
                 flush()
         flush()
         if not results:

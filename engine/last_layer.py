@@ -49,15 +49,21 @@ class LastLayer:
         self.narrowed.clear()
 
 
-def rowwise(model: Any) -> list[nn.Module]:
-    """The modules of the last decoder layer that treat each token by itself and whose other rows nobody needs."""
+def decoder_layers(model: Any) -> nn.ModuleList | None:
+    """The list of a model's decoder layers, None where it is not plain which it is."""
     config = getattr(model.config, "text_config", None) or model.config
     depth = getattr(config, "num_hidden_layers", None)
-    stacks = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    if len(stacks) != 1:
+    lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    return lists[0] if len(lists) == 1 and depth else None
+
+
+def rowwise(model: Any) -> list[nn.Module]:
+    """The modules of the last decoder layer that treat each token by itself and whose other rows nobody needs."""
+    layers = decoder_layers(model)
+    if layers is None:
         return []
     found = []
-    for name, child in stacks[0][-1].named_children():
+    for name, child in layers[-1].named_children():
         if name in BLOCKS:
             found.append(child)
         elif name in ATTENTION:

@@ -7,11 +7,11 @@ one-token choices cost nothing at all.
 
 Attention needs no per-item mask: the flat order is cut into query blocks of BLOCK tokens, wherever items begin or end. Because
 depth-first subtrees are intervals, whatever a block's tokens see is the ancestors of the block's first token, then the block
-itself; who sees what follows from each token's subtree end. Blocks with similar numbers of ancestors run as one batch.
+itself; who sees what follows from each token's subtree end: query sees key iff key <= query < end[key].
 
 A prefix shared by all sequences of a benchmark (few-shot examples) is a batch of its own whose keys and values are kept.
 
-Dims: N tokens of a batch, B blocks of a bucket, Q tokens of a block, K keys of a block, R scored rows, T targets.
+Dims: N tokens of a batch, A ancestors, B blocks, K keys of a block, R scored rows, T targets.
 """
 
 from __future__ import annotations
@@ -26,20 +26,6 @@ from evalengine.encoding import Sequences
 
 BLOCK = 64  # query tokens of one attention block
 SHARED_PREFIX = 96  # tokens all sequences must share for the prefix to be kept apart
-KEYS = 8  # a bucket's keys are a multiple: a GPU's fused attention takes masks in rows of 16 bytes
-FOREVER = np.iinfo(np.int32).max
-
-
-class Bucket(NamedTuple):
-    """Attention blocks that run together. Key index j < prefix is in the kept prefix, j >= prefix is token j - prefix.
-
-    A query sees key k iff key_BK <= query < end_BK. The mask is not stored: made from these two it costs next to nothing,
-    and the plans of all benchmarks stay in memory for the next checkpoint.
-    """
-
-    block_B: np.ndarray  # int32: which blocks of the batch
-    key_BK: np.ndarray  # int32: indices of keys, padded with 0
-    end_BK: np.ndarray  # int32: where the key's subtree ends, 0 for padding
 
 
 class Batch(NamedTuple):
@@ -48,7 +34,11 @@ class Batch(NamedTuple):
     prefix: int  # tokens of the kept prefix that every token here sees; 0 if there is none
     is_prefix: bool  # this batch is that prefix: keep its keys and values
     block: int
-    buckets: list[Bucket]
+    end_N: np.ndarray  # int32: where the token's subtree ends
+    ancestor_A: np.ndarray  # int32: of each block's first token, block after block, without the kept prefix
+    offset_B: (
+        np.ndarray
+    )  # int32, (blocks + 1,): where a block's ancestors begin, and where the last one's end
     row_R: np.ndarray  # int32: tokens whose next token is scored
     target_row_T: np.ndarray  # int32, indices into row_R
     target_token_T: np.ndarray  # int32
@@ -56,8 +46,13 @@ class Batch(NamedTuple):
     tokens: int  # tokens without alignment
 
 
-def pack(sequences: Sequences, batch_tokens: int, block: int = BLOCK) -> Iterator[Batch]:
-    """Yields the batches that score all sequences, about `batch_tokens` tokens each (a longer sequence stays whole)."""
+def pack(
+    sequences: Sequences, batch_tokens: int, block: int = BLOCK, gathered: bool = True
+) -> Iterator[Batch]:
+    """Yields the batches that score all sequences, about `batch_tokens` tokens each (a longer sequence stays whole).
+
+    `gathered`: attention copies the kept prefix for every block, so that behind a long one the blocks are larger.
+    """
     if not len(sequences):
         return
     order = lexicographic(sequences)
@@ -67,7 +62,8 @@ def pack(sequences: Sequences, batch_tokens: int, block: int = BLOCK) -> Iterato
         prefix = 0
     else:
         yield prefix_batch(first[:prefix], block)
-        block = max(block, min(256, block * (1 + prefix // 256)))
+        if gathered:
+            block = max(block, min(256, block * (1 + prefix // 256)))
     fed = [sequences.tokens(s)[:-1] for s in order]
     shared = np.array([common_prefix(a, b) for a, b in itertools.pairwise(fed)])
     lengths = np.diff(sequences.offset)[order] - 1
@@ -120,14 +116,12 @@ def prefix_batch(token_P: np.ndarray, block: int) -> Batch:
 def build(sequences: Sequences, order: list[int], shared: np.ndarray, prefix: int, block: int) -> Batch:
     """Lays the sequences `order` out as one trie. `shared[i]` tokens of sequence i + 1 are those of sequence i."""
     length_S = np.diff(sequences.offset)[order]
-    # flat index (prefix first) of the token at each depth of the current path
-    path = np.zeros(length_S.max(), dtype=np.int64)
-    path[:prefix] = np.arange(prefix)
+    path = np.zeros(length_S.max(), dtype=np.int64)  # the token at each depth of the current path
     tokens, positions = [], []
     rows, target_tokens, target_sequences = [], [], []
     ancestors: list[np.ndarray] = []
-    end = np.full(prefix + length_S.sum() + block, FOREVER, dtype=np.int64)
-    at, depth = prefix, prefix
+    end = np.zeros(length_S.sum() + block, dtype=np.int64)
+    at, depth = 0, prefix
     for i, s in enumerate(order):
         ids = sequences.tokens(s)
         fed, start = len(ids) - 1, int(sequences.start[s])
@@ -137,51 +131,30 @@ def build(sequences: Sequences, order: list[int], shared: np.ndarray, prefix: in
         path[keep:fed] = np.arange(at, at + new)
         tokens.append(ids[keep:fed])
         positions.append(np.arange(keep, fed))
-        next_block = prefix + len(ancestors) * block
+        next_block = len(ancestors) * block
         while next_block < at + new:
-            ancestors.append(path[: keep + next_block - at].copy())
+            ancestors.append(path[prefix : keep + next_block - at].copy())
             next_block += block
         rows.append(path[start - 1 : fed].copy())
         target_tokens.append(ids[start:])
         target_sequences.append(np.full(len(ids) - start, s, dtype=np.int32))
         at, depth = at + new, fed
     end[path[prefix:depth]] = at
-    n = at - prefix
-    padding = -n % block
+    padding = -at % block
     end[at : at + padding] = np.arange(at + 1, at + padding + 1)  # a padding token sees itself alone
-    row_T = np.concatenate(rows) - prefix
-    row_R, target_row_T = np.unique(row_T, return_inverse=True)
+    row_R, target_row_T = np.unique(np.concatenate(rows), return_inverse=True)
     return Batch(
         token_N=np.concatenate([*tokens, np.zeros(padding, np.int32)]),
         position_N=np.concatenate([*positions, np.zeros(padding, np.int64)]).astype(np.int32),
         prefix=prefix,
         is_prefix=False,
         block=block,
-        buckets=list(buckets(ancestors, end, prefix, block)),
+        end_N=end[: at + padding].astype(np.int32),
+        ancestor_A=np.concatenate(ancestors).astype(np.int32),
+        offset_B=np.cumsum([0, *map(len, ancestors)]).astype(np.int32),
         row_R=row_R.astype(np.int32),
         target_row_T=target_row_T.astype(np.int32),
         target_token_T=np.concatenate(target_tokens),
         target_sequence_T=np.concatenate(target_sequences),
-        tokens=n,
+        tokens=at,
     )
-
-
-def buckets(ancestors: list[np.ndarray], end: np.ndarray, prefix: int, block: int) -> Iterator[Bucket]:
-    """Groups blocks so that padding a bucket's keys to its longest stays below a quarter."""
-    count = np.array([len(a) for a in ancestors])
-    order = np.argsort(-count, kind="stable")
-    start = 0
-    while start < len(order):
-        longest = int(count[order[start]])
-        floor = 0.8 * (longest + block) - block
-        stop = start + int((count[order[start:]] >= floor).sum())
-        block_B = np.sort(order[start:stop])
-        longest += -longest % KEYS
-        key_BK = np.zeros((len(block_B), longest + block), dtype=np.int64)
-        key_BK[:, longest:] = prefix + block_B[:, None] * block + np.arange(block)
-        end_BK = np.where(np.arange(longest + block) < longest, 0, end[key_BK])
-        for b, number in enumerate(block_B):
-            above = ancestors[number]
-            key_BK[b, : len(above)], end_BK[b, : len(above)] = above, end[above]
-        yield Bucket(*(x.astype(np.int32) for x in (block_B, key_BK, end_BK)))
-        start = stop

@@ -12,6 +12,8 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +37,21 @@ version = functools.cache(importlib.metadata.version)
 
 
 class Planner:
-    """Encodes item sets for checkpoints, each once per tokenizer and window."""
+    """Encodes item sets for checkpoints, each once per tokenizer and window. A context: what was begun ends with it."""
 
     def __init__(self, trust_remote_code: bool = False, pmi: bool = False) -> None:
         self._trust, self._pmi = trust_remote_code, pmi
         self._windows: dict[Path, int] = {}  # by checkpoint
         self._encoders: dict[tuple[str, int], Encoder] = {}  # by tokenizer and window
         self._plans: dict[str, Encoded] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenising")
+        self._begun: dict[str, Future[Encoded]] = {}
+
+    def __enter__(self) -> Planner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def key(self, checkpoint: Checkpoint, items: ItemSet) -> str:
         """What decides the tokens, as one hash. Raises UserError where config.json or the tokenizer cannot be used."""
@@ -62,18 +72,35 @@ class Planner:
         )
         return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
 
+    def begin(self, checkpoint: Checkpoint, item_sets: Iterable[ItemSet]) -> None:
+        """Encodes in the background what is not there yet, in this order: the tokenizer's own work leaves Python to others.
+
+        The tokenizer is loaded here and now, since two threads that import parts of transformers can meet half-made modules.
+        What fails is raised where the plan is asked for.
+        """
+        with contextlib.suppress(UserError):
+            for items in item_sets:
+                key = self.key(checkpoint, items)
+                if key not in self._begun and not self._known(key, items):
+                    encoder = self._encoder(checkpoint)
+                    self._begun[key] = self._pool.submit(encode, items, encoder, pmi=self._pmi)
+
     def plan(self, checkpoint: Checkpoint, items: ItemSet) -> Encoded:
         """The encoded benchmark. Raises UserError where the tokenizer cannot be loaded."""
         key = self.key(checkpoint, items)
-        if key not in self._plans:
-            path = cache_root() / "plans" / f"{key}.arrow"
-            cached = read_plan(path, items)
-            if cached is None:
-                cached = encode(items, self._encoder(checkpoint), pmi=self._pmi)
-                with contextlib.suppress(OSError):
-                    write_plan(path, cached)
-            self._plans[key] = cached
+        begun = self._begun.pop(key, None)
+        if begun is not None or not self._known(key, items):
+            made = begun.result() if begun else encode(items, self._encoder(checkpoint), pmi=self._pmi)
+            with contextlib.suppress(OSError):
+                write_plan(cached(key), made)
+            self._plans[key] = made
         return self._plans[key]
+
+    def _known(self, key: str, items: ItemSet) -> bool:
+        """Whether a plan is in memory, where it is put if the cache holds it."""
+        if key not in self._plans and (found := read_plan(cached(key), items)) is not None:
+            self._plans[key] = found
+        return key in self._plans
 
     def _encoder(self, checkpoint: Checkpoint) -> Encoder:
         key = (checkpoint.tokenizer_hash, self._window(checkpoint))
@@ -85,6 +112,11 @@ class Planner:
         if checkpoint.path not in self._windows:
             self._windows[checkpoint.path] = window(checkpoint, self._trust)
         return self._windows[checkpoint.path]
+
+
+def cached(key: str) -> Path:
+    """Where the cache keeps a plan."""
+    return cache_root() / "plans" / f"{key}.arrow"
 
 
 def window(checkpoint: Checkpoint, trust_remote_code: bool) -> int:

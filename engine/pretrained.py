@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from evalengine import weights
+from evalengine import libraries, weights
 from evalengine.checkpoints import Checkpoint
 from evalengine.errors import UserError
 from evalengine.untrusted import printable, reason
@@ -65,6 +65,7 @@ class Pretrained(NamedTuple):
 
     def read(self, checkpoint: Checkpoint) -> Loaded:
         """The weights of `checkpoint.model_folder` in a new module on the CPU, by transformers' own loader. Raises UserError."""
+        libraries.load("transformers.modeling_utils")
         files = checkpoint.weight_files(self.allow_pickle)
         if checkpoint.config.get("quantization_config"):
             return self._loaded(checkpoint, self._from_folder(checkpoint))

@@ -47,6 +47,7 @@ class Mode(NamedTuple):
     head: int | None = None  # which of the model's head candidates it uses; None: its own output layer
     longest: int = ANY
     last_layer: bool = False  # that one runs on scored rows alone
+    compiled: bool = False  # the layers are, which no proof covers
 
 
 class Proof(NamedTuple):

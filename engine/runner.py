@@ -50,13 +50,13 @@ def score(
 
     What the store already holds is skipped. `on_event` is called with every event of the run.
     """
-    planner = Planner(options.trust_remote_code, options.pmi)
     outcomes = Outcomes(checkpoints)
     items = sum(len(one.items) for one, _ in item_sets)
     with (
         store.lock(out),
         console.progress("scoring", len(checkpoints) * items, "items") as line,
         ReadAhead(options.allow_pickle) as reading,
+        Planner(options.trust_remote_code, options.pmi) as planner,
     ):
         emit = to_all(outcomes, Display(line, items), on_event)
         for checkpoint, ahead in itertools.zip_longest(checkpoints, checkpoints[1:]):
@@ -100,6 +100,8 @@ def score_checkpoint(
     """Scores and stores tasks of an identified checkpoint. Raises UserError; what is done by then is stored."""
     name = checkpoint.name
     emit(events.Doing(name, "loading"))
+    if backend.name == "torch":  # vLLM forks, and no thread may be inside of a tokenizer then
+        planner.begin(checkpoint, [task.items for task in pending])
     backend.load(checkpoint)
     emit(events.Noted(name, tuple(backend.notes)))
     for task in pending:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from evalengine import packing, proof, weights
+from evalengine import compiled, packing, proof, weights
 from evalengine.checkpoints import Checkpoint
 from evalengine.encoding import Scores, Sequences, SequenceTooLarge, window_of
 from evalengine.errors import ModelError, UserError
@@ -30,7 +30,6 @@ from evalengine.forward import (
     out_of_memory,
     vocabulary_of,
 )
-from evalengine.last_layer import LastLayer
 from evalengine.pretrained import Loaded, Pretrained
 from evalengine.proof import Mode, Proof
 from evalengine.untrusted import reason
@@ -39,6 +38,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Nats by which the packed and the plain score of a token may differ on a checkpoint's own weights. The proof has shown that
 # both are one computation; this is for what it cannot see: a device's kernels that go wrong, weights out of all scale.
 ROUNDING = {"float32": 3e-4, "float16": 0.1, "bfloat16": 0.5}
+
+
+# Tokens of the batch on which compiled layers are tried first, on a CPU and on a GPU.
+CHECKED, CHECKED_GPU = 256, 4096
 
 
 class Part(NamedTuple):
@@ -63,10 +66,16 @@ class TorchBackend:
         batch_tokens: int | None = None,
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
+        compile: str = "auto",
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = dtype or ("float32" if self.device.type == "cpu" else "bfloat16")
         self.batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 32768)
+        self.compile = compiled.wanted(compile, self.device)  # the decoder layers of packed batches
+        if self.compile:
+            compiled.keep_kernels()
+            if self.device.type == "cuda":
+                compiled.start_workers()
         self._pretrained = Pretrained(DTYPES[self.dtype], allow_pickle, trust_remote_code)
         self.model: Any = None  # a transformers PreTrainedModel
         self.forward: Any = None  # how it runs, a Forward
@@ -77,6 +86,7 @@ class TorchBackend:
         self._failed: dict[
             tuple[str, int | None], str
         ] = {}  # way and head of modes that failed on it, and why
+        self._not_compiled: dict[str, str] = {}  # architectures whose layers cannot be, and why
         self._loaded: Loaded | None = None
         self._architecture = ""  # of the loaded model
         self._proofs: dict[str, Proof] = {}  # by architecture
@@ -131,43 +141,63 @@ class TorchBackend:
     def _use(self, found: Proof) -> None:
         """Runs the loaded model as it is proven from now on, but for what failed; notes why not in the fastest mode."""
         self.proof = found
-        self.modes = [mode for mode in found.modes if (mode.way, mode.head) not in self._failed]
+        self.forward.release()
+        why_not = self._not_compiled.get(self._architecture) or compiled.obstacle(self.model)
+        packed = [mode for mode in found.modes if mode.way == "packed"]
+        faster = [mode._replace(compiled=True) for mode in packed if self.compile and why_not is None]
+        self.modes = [mode for mode in (*faster, *found.modes) if (mode.way, mode.head) not in self._failed]
         first, why = self.modes[0], next(reversed(self._failed.values()), found.why)
         self.forward.head = None if first.head is None else head_candidates(self.model)[first.head]
-        if self.forward.last_layer is not None:
-            self.forward.last_layer.release()
-        self.forward.last_layer = LastLayer(self.model) if first.last_layer else None
+        self.forward.use(self._architecture, first.last_layer, first.compiled)
         if first.head is None:
             self._note(f"its output layer is its own ({why}): logits are made for whole sequences (slower)")
         elif first.way != "packed":
             self._note(f"runs one sequence per choice, because {why}")
+        elif self.compile and why_not is not None:
+            self._note(f"its layers run as they are, not compiled (slower): {why_not}")
 
     def _note(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
 
     def _check(self) -> None:
-        """Compares the fastest mode with a plain forward on this checkpoint's own weights, token by token: two short forwards."""
-        few = proof.forks(proof.SHORTEST, vocabulary_of(self.model))
+        """Compares the fastest mode with a plain forward on this checkpoint's own weights, token by token: short forwards.
+
+        Compiled layers are tried on a longer batch as well, and first: code for any length is made for it, and holds for others.
+        """
+        vocabulary = vocabulary_of(self.model)
+        few = proof.forks(proof.SHORTEST, vocabulary)
+        most = CHECKED if self.device.type == "cpu" else CHECKED_GPU
         try:
             truth = self.forward.reference(few, self.batch_tokens)
         except Exception as error:
             raise UserError(f"{self._name} cannot run here: {reason(error)}") from None
         while len(self.modes) > 1:
+            first, cases = self.modes[0], [few]
+            if first.compiled:
+                tokens = min(self.batch_tokens, self.proof.tokens, most)
+                cases.insert(0, proof.fill(few, tokens, vocabulary))
             try:
-                gap = proof.gap(self._run(self._part(self.modes[0].way, few)), truth)
+                gap = max(proof.gap(self._run(self._part(first.way, case)), truth) for case in cases)
                 if gap <= ROUNDING[self.dtype]:
                     return
                 why = f"on its weights scores then differ by {gap:.2g} nats"
             except Exception as error:
                 if out_of_memory(error):
+                    if first.compiled:
+                        self._halve(few)
+                        continue
                     raise UserError(f"{self._name} cannot run here: {reason(error)}") from None
                 why = reason(error)
             self._fail(why)
 
     def _fail(self, why: str) -> None:
         """This checkpoint does not run in its fastest mode: the next one is used."""
-        self._failed[self.modes[0].way, self.modes[0].head] = why
+        first = self.modes[0]
+        if first.compiled:
+            self._not_compiled[self._architecture] = why
+        else:
+            self._failed[first.way, first.head] = why
         self._use(self.proof)
 
     # --- scoring
@@ -234,12 +264,9 @@ class TorchBackend:
 
     def _part(self, way: str, sequences: Sequences, number_S: np.ndarray | None = None) -> Part:
         tokens = min(self.batch_tokens, self.proof.tokens)
-        batches = list(packing.pack(sequences, tokens, self._block)) if way == "packed" else []
+        gathered = self.device.type == "cpu"
+        batches = list(packing.pack(sequences, tokens, gathered=gathered)) if way == "packed" else []
         return Part(way, np.arange(len(sequences)) if number_S is None else number_S, sequences, batches)
-
-    @property
-    def _block(self) -> int:
-        return packing.BLOCK if self.device.type == "cpu" else 2 * packing.BLOCK
 
     def _halve(self, sequences: Sequences) -> None:
         """Smaller batches from now on. Raises SequenceTooLarge where the longest sequence alone is one."""

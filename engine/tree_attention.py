@@ -1,63 +1,51 @@
 """Attention over a packed token trie, through the attention interface of transformers.
 
-The model's linear layers see one flat row of N tokens; here each block of BLOCK query tokens gathers its keys (the ancestors
-of its first token, then itself) and runs as one entry of a batched scaled-dot-product attention. Which of its ancestors a
-token attends to is the model's own rule (causal, sliding window, chunks): transformers gives it as a function of two
-positions, and it is asked about positions along the token's own path. Soft-caps (Gemma 2) and sinks (gpt-oss) take the plain
-formula, which no fused CPU kernel has.
+The model's linear layers see one flat row of N tokens; here each token attends to its own ancestors, on a GPU in one kernel
+(kernels/tree_attention.py), elsewhere with gathered keys (gathered_attention.py). Which of its ancestors a token attends to is
+the model's own rule (causal, sliding window, chunks): transformers gives it as a function of two positions. The kernel knows
+causal and sliding windows, which are recognised by their code; every other rule is asked, about positions along the token's
+own path.
 
-Dims: N tokens, B blocks of a bucket, Q tokens of a block, K keys of a block, H heads, d head width.
+Dims: N tokens, H heads, G key heads, P tokens of the kept prefix, d head width, e value width.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from types import FunctionType
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from evalengine import packing
+from evalengine import attention_operator
+from evalengine.device_batch import DeviceBatch
+from evalengine.gathered_attention import GatheredAttention, Rule
+from evalengine.kernels import tree_attention
+from evalengine.kernels.tree_attention import takes
 
-Rule = Callable[..., Tensor]  # (batch, head, query position, key position) -> whether the key is seen
-
-
-class DeviceBatch(NamedTuple):
-    """A packed batch on the device, masks ready for attention."""
-
-    batch: packing.Batch
-    token_1N: Tensor
-    position_1N: Tensor
-    # blocks (None: all, in order), keys, mask, key positions
-    buckets: list[tuple[Tensor | None, Tensor, Tensor, Tensor]]
+UNBOUNDED = 1 << 30  # tokens: the window of causal attention
 
 
 class TreeAttention:
-    """Attention over a packed batch, registered with transformers under `name`. Holds the batch that is running."""
-
-    _instances = itertools.count()
+    """Attention over a packed batch, known to transformers as attention_operator.NAME. Holds the batch that is running."""
 
     def __init__(self) -> None:
-        from transformers import AttentionInterface, AttentionMaskInterface
-
-        # The registry is global, a backend's batches are not.
-        self.name = f"evalengine_tree_{next(self._instances)}"
-        AttentionInterface.register(self.name, self)
-        AttentionMaskInterface.register(self.name, self.mask)
+        attention_operator.register()
+        self.fused = torch.cuda.is_available()  # whether the kernel runs where it can
         self.running: DeviceBatch | None = None
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # by number of the call: the prefix's keys, values
+        self._longest = 0  # path of the running batch
+        self._gathered: GatheredAttention | None = None  # made where the kernel does not run
         self._calls = 0  # of this forward: one for each attention layer
         self._rules: dict[int, tuple[Tensor, Rule]] = {}
-        self._masks: dict[tuple[int, int], list[Tensor]] = {}
 
-    def start(self, batch: DeviceBatch) -> None:
-        self.running, self._calls = batch, 0
+    def start(self, on: DeviceBatch) -> None:
+        attention_operator.running.attention = self
+        self.running, self._calls, self._gathered = on, 0, None
+        self._longest = 1 + int(on.batch.position_N.max())
         self._rules.clear()
-        self._masks.clear()
-        if not batch.batch.prefix:
+        if not on.batch.prefix:
             self.kept.clear()
 
     def mask(self, *, mask_function: Rule, device: torch.device, **_: Any) -> Tensor:
@@ -66,36 +54,22 @@ class TreeAttention:
         self._rules[handle.data_ptr()] = (handle, mask_function)  # a view of it stands for the same rule
         return handle
 
-    def masks(self, handle: Tensor | None, group: int) -> list[Tensor]:
-        """Additive masks (B, 1, group * Q, K) of the running batch's buckets under one of the model's rules."""
+    def rule(self, handle: Tensor | None) -> Rule:
         from transformers.masking_utils import causal_mask_function
 
-        assert self.running is not None
-        number = 0 if handle is None else handle.data_ptr()
-        if number and number not in self._rules:
+        if handle is None:
+            causal: Any = causal_mask_function
+            return causal
+        if handle.data_ptr() not in self._rules:
             raise NotImplementedError("it makes attention masks of its own")
-        causal: Any = causal_mask_function
-        rule: Rule = self._rules[number][1] if number else causal
-        key = (number, group)
-        if key not in self._masks:
-            position_N, made = self.running.position_1N[0], []
-            zero = position_N.new_zeros(())
-            for blocks, _, mask_B1QK, key_position_BK in self.running.buckets:
-                if rule is not causal:
-                    query_BQ = position_N.view(-1, self.running.batch.block)
-                    query_BQ = query_BQ if blocks is None else query_BQ[blocks]
-                    seen_BQK = rule(zero, zero, query_BQ[:, :, None], key_position_BK[:, None, :])
-                    mask_B1QK = mask_B1QK.masked_fill(~seen_BQK.unsqueeze(1), float("-inf"))
-                made.append(mask_B1QK.repeat(1, 1, group, 1) if group > 1 else mask_B1QK)
-            self._masks[key] = made
-        return self._masks[key]
+        return self._rules[handle.data_ptr()][1]
 
     def __call__(
         self,
-        module: torch.nn.Module,
+        module: torch.nn.Module | None,
         query: Tensor,  # (1, H, N, d)
-        key: Tensor,  # (1, Hkv, N, d)
-        value: Tensor,  # (1, Hkv, N, dv)
+        key: Tensor,  # (1, G, N, d)
+        value: Tensor,  # (1, G, N, e)
         attention_mask: Tensor | None = None,
         scaling: float | None = None,
         dropout: float = 0.0,
@@ -105,83 +79,64 @@ class TreeAttention:
     ) -> tuple[Tensor, None]:
         if self.running is None:
             raise NotImplementedError("no batch is running")
-        batch = self.running.batch
+        batch, rule = self.running.batch, self.rule(attention_mask)
         call, self._calls = self._calls, self._calls + 1
-        key_NHd, value_NHd = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        q, k, v = query[0], key[0], value[0]
         if batch.is_prefix:
-            self.kept[call] = (key_NHd[: batch.tokens].clone(), value_NHd[: batch.tokens].clone())
-        elif batch.prefix:
-            kept_key, kept_value = self.kept[call]
-            key_NHd, value_NHd = torch.cat([kept_key, key_NHd]), torch.cat([kept_value, value_NHd])
-        query_BQHd = query[0].transpose(0, 1).unflatten(0, (-1, batch.block))
-        out_BQHd = query.new_empty(*query_BQHd.shape[:3], value.shape[-1])
-        # The query heads that share a key head become further queries of it: no kernel has to know grouped heads, which
-        # with a mask only PyTorch's slow one does on a GPU.
-        group = query.shape[1] // key.shape[1]
-        for (blocks, key_BK, _, _), mask in zip(
-            self.running.buckets, self.masks(attention_mask, group), strict=True
-        ):
-            q = (query_BQHd if blocks is None else query_BQHd[blocks]).transpose(1, 2)
-            q = q.unflatten(1, (-1, group)).flatten(2, 3) if group > 1 else q
-            shape = (*key_BK.shape, key.shape[1], -1)
-            k = key_NHd.index_select(0, key_BK.view(-1)).view(shape).transpose(1, 2)
-            v = value_NHd.index_select(0, key_BK.view(-1)).view(shape).transpose(1, 2)
-            if softcap is None and s_aux is None:
-                o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
-            else:
-                o = plain_attention(q, k, v, mask, scaling, softcap, s_aux)
-            o = o.unflatten(2, (group, -1)).flatten(1, 2) if group > 1 else o
-            if blocks is None:
-                out_BQHd = o.transpose(1, 2)
-            else:
-                out_BQHd.index_copy_(0, blocks, o.transpose(1, 2))
-        return out_BQHd.flatten(0, 1).unsqueeze(0).contiguous(), None  # some models take a view of it
+            self.kept[call] = (k[:, : batch.tokens].clone(), v[:, : batch.tokens].clone())
+        kept = self.kept[call] if batch.prefix else None
+        window = window_of(rule) if self.fused and takes(q, v) else None
+        if window is not None:
+            out_NHe = tree_attention(
+                q,
+                k,
+                v,
+                self.running.tree,
+                scale=scaling,
+                window=window if window < self._longest else None,
+                softcap=softcap,
+                sink_H=None if s_aux is None else s_aux.flatten(),
+                kept=kept,
+            )
+        else:
+            if kept is not None:
+                k, v = torch.cat([kept[0], k], 1), torch.cat([kept[1], v], 1)
+            if self._gathered is None:
+                self._gathered = GatheredAttention(self.running)
+            out_NHe = self._gathered(q, k, v, rule, scaling, softcap, s_aux)
+        return out_NHe.unsqueeze(0).contiguous(), None  # some models take a view of it
 
 
-def plain_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor,
-    scaling: float | None,
-    softcap: float | None,
-    sink_H: Tensor | None,
-) -> Tensor:
-    """softmax([softcap * tanh(q k / softcap) + mask, sink]) [v, 0] in float32: what fused kernels lack.
+def window_of(rule: Rule) -> int | None:
+    """The sliding window of a rule, UNBOUNDED for a causal one; None for what is neither of the two of transformers."""
+    from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
-    The sink of a query head is a logit that takes mass and gives no value.
-    """
-    scores = q.float() @ k.float().transpose(2, 3) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    scores = scores + mask
-    if sink_H is not None:
-        queries = q.shape[1] * q.shape[2] // sink_H.numel()  # of a query head: q has one head after the other
-        column = sink_H.flatten().repeat_interleave(queries).view(1, *q.shape[1:3], 1)
-        scores = torch.cat([scores, column.expand(len(q), -1, -1, 1).float()], -1)
-    share = F.softmax(scores, dim=-1)[..., : k.shape[2]]
-    return (share @ v.float()).to(q.dtype)
+    causal: Any = causal_mask_function
+    if rule is causal:
+        return UNBOUNDED
+    for number in numbers(rule):
+        if same_code(rule, sliding_window_causal_mask_function(number)):
+            return number
+    return None
 
 
-def moved(array: np.ndarray, device: torch.device) -> Tensor:
-    """int64 indices on the device; a GPU copies them while it still computes the batch before."""
-    tensor = torch.from_numpy(array.astype(np.int64))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+def numbers(rule: object) -> Iterator[int]:
+    """Integers that a function closes over, at any depth."""
+    if isinstance(rule, FunctionType):
+        for cell in rule.__closure__ or ():
+            yield from numbers(cell.cell_contents)
+    elif isinstance(rule, tuple):
+        for part in rule:
+            yield from numbers(part)
+    elif type(rule) is int:
+        yield rule
 
 
-def on_device(batch: packing.Batch, device: torch.device, dtype: torch.dtype) -> DeviceBatch:
-    """A batch's tensors, with the additive attention masks, which are made anew for each forward."""
-    position_K = moved(np.concatenate([np.arange(batch.prefix), batch.position_N]), device)
-    everything = len(batch.token_N) // batch.block
-    offset_Q = torch.arange(batch.block, device=device)
-    buckets = []
-    for bucket in batch.buckets:
-        block_B, key_BK, end_BK = (moved(indices, device) for indices in bucket)
-        query_BQ1 = (batch.prefix + block_B[:, None] * batch.block + offset_Q)[:, :, None]
-        hidden_BQK = (key_BK[:, None, :] > query_BQ1) | (query_BQ1 >= end_BK[:, None, :])
-        mask = torch.zeros(hidden_BQK.shape, dtype=dtype, device=device)
-        mask.masked_fill_(hidden_BQK, float("-inf"))
-        whole = len(bucket.block_B) == everything
-        buckets.append((None if whole else block_B, key_BK, mask.unsqueeze(1), position_K[key_BK]))
-    token, position = moved(batch.token_N, device), moved(batch.position_N, device)
-    return DeviceBatch(batch, token.unsqueeze(0), position.unsqueeze(0), buckets)
+def same_code(a: object, b: object) -> bool:
+    """Whether two functions are the same code that closes over the same integers and functions."""
+    if isinstance(a, FunctionType) and isinstance(b, FunctionType):
+        mine, others = ([c.cell_contents for c in f.__closure__ or ()] for f in (a, b))
+        return a.__code__ is b.__code__ and same_code(tuple(mine), tuple(others))
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(same_code, a, b))
+    return type(a) is type(b) is int and a == b

@@ -1,4 +1,4 @@
-"""Kernels: log-probabilities, choice scores and the training loss, straight from hidden states.
+"""Kernels: log-probabilities, choice scores and the training loss, straight from hidden states; attention in a tree of tokens.
 
 Triton on CUDA, machine code of our own or plain PyTorch on the CPU; the calls are the same. Triton is imported on the
 first CUDA call.
@@ -9,13 +9,16 @@ from evalengine.kernels.head import TargetLogprobs
 from evalengine.kernels.linear_cross_entropy import linear_cross_entropy
 from evalengine.kernels.logits_logprobs import logits_logprobs
 from evalengine.kernels.target_logprobs import target_logprobs
+from evalengine.kernels.tree_attention import Tree, tree_attention
 
 __all__ = [
     "SCORES",
     "ChoiceScores",
     "TargetLogprobs",
+    "Tree",
     "choice_scores",
     "linear_cross_entropy",
     "logits_logprobs",
     "target_logprobs",
+    "tree_attention",
 ]

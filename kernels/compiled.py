@@ -28,7 +28,7 @@ CAPABILITIES = (80, 90)
 # bytes a block may use (CUDA C++ Programming Guide, compute capabilities)
 SHARED_LIMIT = {80: 166_912, 90: 232_448}
 REGISTERS = 65_536  # of a multiprocessor
-DIVISIBLE = ("D", "stride", "stride_h", "stride_w")  # integers that are multiples of 16 for every real head
+DIVISIBLE = ("D", "stride", "stride_h", "stride_w", "stride_rest")
 
 
 class Compiled(NamedTuple):
@@ -60,7 +60,8 @@ def compile_spec(spec: Spec, capability: int) -> Compiled:
     names = spec.kernel.arg_names
     signature = {name: spec.types.get(name) or _type_of(name) for name in names}
     signature.update(dict.fromkeys(spec.constants, "constexpr"))
-    aligned = [i for i, n in enumerate(names) if signature[n].startswith("*") or n in DIVISIBLE]
+    # tensors, and integers that are multiples of 16 for every real model
+    aligned = [i for i, n in enumerate(names) if signature[n].startswith("*") or n == "D" or "stride" in n]
     source = ASTSource(
         fn=spec.kernel,
         signature=signature,

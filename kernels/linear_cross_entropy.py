@@ -4,7 +4,7 @@ The gradient of the mean (or sum) of a cross-entropy with respect to the logits 
 softmax is, so the forward pass already computes the gradients of h, w and the bias, a chunk of rows at a
 time, and backward only multiplies them by the incoming scalar. That is three GEMMs, as many as with stored
 logits, and one chunk of logits instead of all. CUDA and CPU differ in what turns a chunk's logits into its
-losses and gradient: a Triton kernel, or PyTorch's softmax in place.
+losses and gradient, a Triton kernel or PyTorch's softmax in place, and in how many rows a chunk has.
 
 Cost: 6*N*V*D FLOPs with gradients, 2*N*V*D without; memory one chunk of logits and the gradients.
 Dims: N rows, M rows that are not ignored, R rows of one chunk, V vocabulary, D hidden.
@@ -12,25 +12,24 @@ Dims: N rows, M rows that are not ignored, R rows of one chunk, V vocabulary, D 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from evalengine.kernels.cpu import slices, transform_, wide
+from evalengine.kernels.cpu import transform_, wide
 from evalengine.kernels.head import Head, check_head, check_indices
+from evalengine.kernels.loss_chunks import Gradients, loss_in_chunks
 
 CHUNK_LOGITS = 2**24  # of a chunk on the CPU: 64 MiB
 MIN_ROWS = 128  # of a chunk: each adds to the whole gradient of w
-
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor]  # the loss, and its gradients of h, w and bias
 
 
 def linear_cross_entropy(
     h_ND: Tensor,  # hidden states
     w_VD: Tensor,  # LM head, the dtype of h
-    target_N: Tensor,  # right token of each row, or ignore_index; int32 or int64
+    target_N: Tensor,  # right token of each row, or ignore_index; int32 or int64, on h's device or the CPU
     *,
     bias_V: Tensor | None = None,
     ignore_index: int = -100,
@@ -41,10 +40,13 @@ def linear_cross_entropy(
     """Scalar loss in float32 (float64 for float64 inputs), differentiable once in h, w and bias.
 
     The same as `cross_entropy(linear(h, w, bias), target)`; NaN for a mean over no rows, as there. Softmax
-    and the gradients' sums are float32 for 16-bit inputs, whose products are rounded as PyTorch rounds them
-    (without gradients CUDA does not round them). Ignored rows cost nothing. The z-loss is that of PaLM (Chowdhery et
-    al., 2022, section 5). Raises ValueError for shapes, dtypes or options that do not fit, IndexError for a
-    target out of range.
+    and the gradients' sums are float32 for 16-bit inputs, whose products are rounded as PyTorch rounds them.
+    The z-loss is that of PaLM (Chowdhery et al., 2022, section 5).
+
+    Targets on the CPU are looked at: ignored rows cost nothing, and one out of range raises IndexError. Of targets on a GPU
+    the host sees nothing, so that it need not wait: ignored rows take their part in the products, and one out of range makes
+    the loss and the gradients NaN. In both cases ignored rows may hold anything. Raises ValueError for shapes, dtypes or options
+    that do not fit.
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f'reduction must be "mean" or "sum", not {reduction!r}')
@@ -70,73 +72,50 @@ def _linear_cross_entropy(
     """An empty tensor for a gradient that is not needed."""
     head = Head(w_VD, bias_V, None, softcap)
     check_head(h_ND, head)
-    if target_N.shape != h_ND.shape[:1] or target_N.device != h_ND.device:
+    if target_N.shape != h_ND.shape[:1] or target_N.device not in (h_ND.device, torch.device("cpu")):
         where = f"{target_N.device} {tuple(target_N.shape)}"
-        raise ValueError(f"target_N must be {h_ND.shape[0]} integers on {h_ND.device}, not {where}")
-    kept = (target_N != ignore_index).nonzero().squeeze(1)
-    compact = kept.numel() < target_N.numel()
-    h_MD, target_M = (h_ND[kept], target_N[kept]) if compact else (h_ND, target_N)
-    check_indices("target_N", target_M, w_VD.shape[0])
-    weight = 1.0 if not mean else 1.0 / kept.numel() if kept.numel() else torch.nan
-    arguments = h_MD, head, target_M.long().contiguous(), z_loss, weight
+        raise ValueError(
+            f"target_N must be {h_ND.shape[0]} integers on {h_ND.device} or the CPU, not {where}"
+        )
+    check_indices("target_N", target_N, None)
+    kept_N = target_N != ignore_index
+    weight: float | Tensor = 1.0
+    if target_N.is_cuda:
+        kept_M, h_MD, target_M = None, h_ND, target_N
+        if needs[1]:  # 0 times what an ignored row holds need not be 0
+            h_MD = torch.where(kept_N[:, None], h_ND, 0.0)
+        if mean:
+            weight = 1.0 / kept_N.sum()
+    else:
+        kept_M = kept_N.nonzero().squeeze(1)
+        target_M = target_N[kept_M]
+        check_indices("target_N", target_M, w_VD.shape[0])
+        if mean:
+            weight = 1.0 / kept_M.numel() if kept_M.numel() else torch.nan
+        kept_M = None if kept_M.numel() == target_N.numel() else to_device(kept_M, h_ND.device)
+        h_MD = h_ND if kept_M is None else h_ND[kept_M]
+    target_M = to_device(target_M.long().contiguous(), h_ND.device)
     if h_ND.is_cuda:
-        from evalengine.kernels import linear_cross_entropy_triton as triton
+        from evalengine.kernels.linear_cross_entropy_triton import loss_and_gradients
 
         with torch.cuda.device_of(h_ND):  # Triton launches on the current device
-            if any(needs):
-                size = triton.chunk_rows(h_MD.shape[0], w_VD.shape[0])
-                loss, dh_MD, dw_VD, dbias_V = loss_in_chunks(*arguments, needs, size, triton.losses_)
-            else:
-                loss, dh_MD = triton.loss_alone(*arguments), h_ND.new_empty(0)
-                dw_VD, dbias_V = h_ND.new_empty(0), h_ND.new_empty(0)
+            loss, dh_MD, dw_VD, dbias_V = loss_and_gradients(
+                h_MD, head, target_M, ignore_index, z_loss, weight, needs
+            )
     else:
         size = max(MIN_ROWS, CHUNK_LOGITS // w_VD.shape[0])
-        loss, dh_MD, dw_VD, dbias_V = loss_in_chunks(*arguments, needs, size, losses_)
-    if needs[0] and compact:
-        dh_MD = torch.zeros_like(h_ND).index_copy_(0, kept, dh_MD)
+        loss, dh_MD, dw_VD, dbias_V = loss_in_chunks(
+            h_MD, head, target_M, z_loss, weight, needs, size, losses_
+        )
+        loss = (loss * weight).to(wide(h_ND.dtype))
+    if needs[0] and kept_M is not None:
+        dh_MD = torch.zeros_like(h_ND).index_copy_(0, kept_M, dh_MD)
     return loss, dh_MD, dw_VD, dbias_V
 
 
-def loss_in_chunks(
-    h_ND: Tensor,
-    head: Head,
-    target_N: Tensor,
-    z_loss: float,
-    weight: float,  # of each row
-    needs: Sequence[bool],  # gradients of h, w and bias
-    size: int,  # rows of a chunk
-    losses_: Callable[[Tensor, Head, Tensor, float], Tensor],
-) -> Gradients:
-    """For checked arguments without ignored rows.
-
-    `losses_` returns the losses of a chunk's rows and overwrites their logits with the losses' gradient. Gradients are of
-    the sum and multiplied by the rows' weight at the end, so that float16 does not underflow.
-    """
-    w_VD, bias_V = head.w_VD, head.bias_V
-    n_rows, vocab, dtype = h_ND.shape[0], w_VD.shape[0], wide(h_ND.dtype)
-    need_h, need_w, need_bias = needs
-    logits_RV = h_ND.new_empty(min(size, n_rows), vocab)
-    dh_ND = h_ND.new_empty(h_ND.shape if need_h else 0)
-    dw_VD = h_ND.new_zeros(w_VD.shape if need_w else 0, dtype=dtype)
-    dbias_V = h_ND.new_zeros(vocab if need_bias else 0, dtype=dtype)
-    loss = h_ND.new_zeros((), dtype=torch.float64)
-    for rows in slices(n_rows, size):
-        h_RD = h_ND[rows]
-        dx_RV = torch.mm(h_RD, w_VD.t(), out=logits_RV[: h_RD.shape[0]])
-        loss += losses_(dx_RV, head, target_N[rows], z_loss).double().sum()
-        if need_h:
-            torch.mm(dx_RV, w_VD, out=dh_ND[rows])
-        if need_w and dtype == h_ND.dtype:
-            dw_VD.addmm_(dx_RV.t(), h_RD)
-        elif need_w:
-            dw_VD += dx_RV.t() @ h_RD
-        if need_bias:
-            dbias_V += dx_RV.sum(0, dtype=dtype)
-    if n_rows and weight != 1.0:
-        for gradient in (dh_ND, dw_VD, dbias_V):
-            gradient.mul_(weight)
-    of_bias = w_VD.dtype if bias_V is None else bias_V.dtype
-    return (loss * weight).to(dtype), dh_ND, dw_VD.to(w_VD.dtype), dbias_V.to(of_bias)
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """From the CPU without waiting for what the GPU is still to do."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and not x.is_cuda else x
 
 
 def losses_(logits_RV: Tensor, head: Head, target_R: Tensor, z_loss: float) -> Tensor:
@@ -173,7 +152,9 @@ def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*output[1:])
 
 
-def _backward(ctx, grad_loss, *_unused):  # type: ignore[no-untyped-def]
+def _backward(ctx, grad_loss, *of_gradients):  # type: ignore[no-untyped-def]
+    if any(x is not None for x in of_gradients):
+        raise RuntimeError("linear_cross_entropy is differentiable once: its gradients have no gradients")
     if grad_loss is None:
         return (None,) * 9
     scaled = [
@@ -183,11 +164,18 @@ def _backward(ctx, grad_loss, *_unused):  # type: ignore[no-untyped-def]
 
 
 def _scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:
-    """gradient * grad_loss, without a copy in the usual case of loss.backward() on the CPU."""
+    """gradient * grad_loss, in place where no second backward can ask for the gradient again."""
     eager = type(grad_loss) is Tensor and not torch.compiler.is_compiling()
-    if eager and grad_loss.device.type == "cpu" and float(grad_loss) == 1.0:
-        return gradient
-    return gradient * grad_loss.to(gradient.dtype)
+    if not eager or torch._C._autograd._get_current_graph_task_keep_graph():
+        return (gradient * grad_loss).to(gradient.dtype)
+    gradient = gradient.detach()
+    if not gradient.is_cuda:
+        return gradient if float(grad_loss) == 1.0 else gradient.mul_(float(grad_loss))
+    from evalengine.kernels.linear_cross_entropy_triton import scale_
+
+    with torch.cuda.device_of(gradient):
+        scale_(gradient, grad_loss)
+    return gradient
 
 
 linear_cross_entropy_op = torch.library.custom_op(

@@ -20,7 +20,8 @@ def logits_logprobs(
 ) -> TargetLogprobs:
     """`log_softmax(logits)[row, token]` in float32 and `argmax(logits[row]) == token`, for T targets.
 
-    Raises ValueError for shapes and dtypes that do not fit, IndexError for a row or token out of range.
+    Raises ValueError for shapes and dtypes that do not fit, IndexError for a row or token out of range; indices that are on
+    CUDA already give NaN and not greedy instead (see `target_logprobs`).
     """
     op = logits_logprobs_op if torch.compiler.is_compiling() else _logits_logprobs
     return TargetLogprobs(*op(logits_NV, row_T, token_T))
@@ -32,7 +33,7 @@ def _logits_logprobs(logits_NV: Tensor, row_T: Tensor, token_T: Tensor) -> tuple
             f"logits_NV must be a floating (N, V) tensor, not {logits_NV.dtype} {tuple(logits_NV.shape)}"
         )
     n_rows, vocab = logits_NV.shape
-    check_targets(row_T, token_T, n_rows, vocab)
+    check_targets(row_T, token_T, n_rows, vocab, logits_NV.is_cuda)
     if row_T.numel() == 0:
         return empty_logprobs(logits_NV, row_T)
     if logits_NV.device.type == "cuda":

@@ -16,15 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from evalengine.kernels.head import empty_logprobs
-from evalengine.kernels.triton_common import (
-    LN2,
-    TARGET_TYPES,
-    Spec,
-    answer,
-    exp_sum,
-    load_targets,
-    rescaled,
-)
+from evalengine.kernels.triton_common import LN2, TARGET_TYPES, Spec, exp_sum, moved, rescaled
 
 ROW_CONSTANTS = {"BLOCK_V": 4096}
 ROW_WARPS = 8
@@ -58,7 +50,7 @@ def _logits_row_kernel(
     tl.store(argmax_N + row, best)
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "N"])
 def _logits_target_kernel(
     logits_NV,
     row_T,
@@ -68,12 +60,24 @@ def _logits_target_kernel(
     logprob_T,
     greedy_T,
     T,
+    N,
+    V,
     stride,
     BLOCK_T: tl.constexpr,
 ):
-    targets, there, row, token = load_targets(row_T, token_T, T, BLOCK_T)
-    x = tl.load(logits_NV + row * stride + token, mask=there, other=0.0).to(tl.float32)
-    answer(x, targets, there, row, token, logsumexp_N, argmax_N, logprob_T, greedy_T)
+    targets = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    there = targets < T
+    row = tl.load(row_T + targets, mask=there, other=-1).to(tl.int64)
+    token = tl.load(token_T + targets, mask=there, other=-1).to(tl.int64)
+    known = (row >= 0) & (row < N) & (token >= 0) & (token < V)
+    x = tl.load(logits_NV + row * stride + token, mask=known, other=float("nan")).to(tl.float32)
+    logprob = x - tl.load(logsumexp_N + row, mask=known, other=0.0)
+    logprob = tl.where(logprob > 0.0, 0.0, logprob)  # the logsumexp may round below its largest logit
+    if V == 1:
+        logprob = logprob - logprob  # certain, unless it is not finite
+    greedy = (tl.load(argmax_N + row, mask=known, other=-1) == token) & (logprob - logprob == 0.0)
+    tl.store(logprob_T + targets, logprob, mask=there)
+    tl.store(greedy_T + targets, greedy, mask=there)
 
 
 def logits_logprobs_triton(logits_NV: Tensor, row_T: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +85,7 @@ def logits_logprobs_triton(logits_NV: Tensor, row_T: Tensor, token_T: Tensor) ->
     if logits_NV.stride(1) != 1:
         logits_NV = logits_NV.contiguous()
     (n_rows, vocab), device, stride = logits_NV.shape, logits_NV.device, logits_NV.stride(0)
-    row_T, token_T = (x.to(device, non_blocking=True).contiguous() for x in (row_T, token_T))
+    row_T, token_T = moved(row_T, token_T, device)
     logsumexp_N = torch.empty(n_rows, dtype=torch.float32, device=device)
     argmax_N = torch.empty(n_rows, dtype=torch.int32, device=device)
     logprob_T, greedy_T = empty_logprobs(logits_NV, row_T)
@@ -97,6 +101,8 @@ def logits_logprobs_triton(logits_NV: Tensor, row_T: Tensor, token_T: Tensor) ->
         logprob_T,
         greedy_T,
         row_T.shape[0],
+        n_rows,
+        vocab,
         stride,
         **TARGET_CONSTANTS,
     )

@@ -38,7 +38,8 @@ def target_logprobs(
     targets are in the call; on CPUs without AVX-512, as far as the BLAS sums a row alike in products of any size
     (MKL does). A row with a NaN or infinite hidden state gives NaN and not greedy. Not differentiable: see
     `linear_cross_entropy`. Raises ValueError for shapes and dtypes that do not fit, IndexError for a row or token
-    out of range; the range is checked where the index tensors live, so CPU indices spare CUDA a synchronisation.
+    out of range. Indices that are on CUDA already cannot be looked at without waiting for the device: there a target
+    out of range gives NaN and not greedy instead.
     """
     if vocab_size is not None:
         if not 0 < vocab_size <= w_VD.shape[0]:
@@ -59,7 +60,7 @@ def _target_logprobs(
 ) -> tuple[Tensor, Tensor]:
     head = Head(w_VD, bias_V, scale, softcap)
     check_head(h_ND, head)
-    check_targets(row_T, token_T, h_ND.shape[0], w_VD.shape[0])
+    check_targets(row_T, token_T, h_ND.shape[0], w_VD.shape[0], h_ND.is_cuda)
     if row_T.numel() == 0:
         return empty_logprobs(h_ND, row_T)
     if h_ND.device.type == "cuda":

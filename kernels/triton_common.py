@@ -10,14 +10,36 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-# arguments of the kernels that call `answer`
+# arguments of the kernels that answer for targets
 TARGET_TYPES = {"row_T": "*i32", "token_T": "*i32", "argmax_N": "*i32", "greedy_T": "*i1"}
+
+
+class Launcher:
+    """A Triton function with its compile-time arguments, the last of its signature.
+
+    From the second launch on it calls what the first one compiled and spares Triton's dispatch, some 10 us of host time.
+    So the arguments of all launches must be of one kind: device, dtypes, the alignment of pointers that Triton specialises
+    on, and each integer that it does.
+    """
+
+    def __init__(self, kernel: Any, constants: dict[str, Any], warps: int = 4, stages: int = 3) -> None:
+        self._kernel = kernel
+        self._constants = tuple(constants[name] for name in kernel.arg_names[-len(constants) :])
+        self._options = {"num_warps": warps, "num_stages": stages}
+        self._compiled: Any = None  # stays None in the interpreter
+
+    def __call__(self, programs: int, *arguments: Any) -> None:
+        if self._compiled is None:
+            self._compiled = self._kernel[(programs, 1, 1)](*arguments, *self._constants, **self._options)
+        else:
+            self._compiled[(programs, 1, 1)](*arguments, *self._constants)
 
 
 class Spec(NamedTuple):
@@ -65,25 +87,16 @@ def rescaled(total, top, new_top):
     return total * tl.exp2((top - shift) * LOG2E)
 
 
-@triton.jit
-def load_targets(row_T, token_T, T, BLOCK_T: tl.constexpr):
-    """(index, whether it exists, row, token) of this program's targets."""
-    targets = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    there = targets < T
-    row = tl.load(row_T + targets, mask=there, other=0).to(tl.int64)
-    token = tl.load(token_T + targets, mask=there, other=0).to(tl.int64)
-    return targets, there, row, token
-
-
-@triton.jit
-def answer(x, targets, there, row, token, logsumexp_N, argmax_N, logprob_T, greedy_T):
-    """Stores the log-probability of targets with logits x and whether they are their row's argmax."""
-    logprob = x - tl.load(logsumexp_N + row, mask=there, other=0.0)
-    logprob = tl.where(logprob > 0.0, 0.0, logprob)  # the logit may round above its twin in the tile
-    finite = (logprob - logprob) == 0.0
-    greedy = (tl.load(argmax_N + row, mask=there, other=-1) == token) & finite
-    tl.store(logprob_T + targets, logprob, mask=there)
-    tl.store(greedy_T + targets, greedy, mask=there)
+def moved(row_T: Tensor, token_T: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Both on the device, contiguous. From the CPU, where their range was checked, as int32 through pinned memory: a copy
+    from elsewhere may wait for the device."""
+    if device.type == "cpu" or not (row_T.is_cpu and token_T.is_cpu):
+        return row_T.to(device).contiguous(), token_T.to(device).contiguous()
+    pinned_2T = torch.empty((2, row_T.shape[0]), dtype=torch.int32, pin_memory=True)
+    pinned_2T[0].copy_(row_T)
+    pinned_2T[1].copy_(token_T)
+    row_T, token_T = pinned_2T.to(device, non_blocking=True).unbind()
+    return row_T, token_T
 
 
 def logit_arguments(stand_in: Tensor, **options: Tensor | float | None) -> dict[str, Any]:
@@ -96,3 +109,8 @@ def logit_arguments(stand_in: Tensor, **options: Tensor | float | None) -> dict[
         # an integer would be another type to Triton; a bias may be a view with gaps
         arguments[name] = value.contiguous() if isinstance(value, Tensor) else float(value)
     return arguments
+
+
+def processors(device: torch.device) -> int:
+    """Multiprocessors, for launches of a fixed number of programs."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

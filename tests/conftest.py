@@ -21,6 +21,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session")
+def cuda() -> str:
+    """The CUDA device of a test that needs one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return "cuda"
+
+
 @pytest.fixture(autouse=True)
 def lines_not_json() -> None:
     """A command that ran with --json leaves its process so."""

@@ -1,10 +1,10 @@
 """Causal attention that stays inside documents, for rows that pack several documents.
 
-On the CPU the mask is a dense additive (B, 1, T, T) tensor built once per batch and shared by every layer; a
-row that holds one document needs none. On a GPU PyTorch's flex attention skips the masked blocks, so a long row
-costs what its documents cost.
+Rows of one document need no mask. For others it is, on the CPU, a dense additive (B, 1, T, T) tensor built once per
+batch and shared by every layer; on a GPU PyTorch's flex attention skips the masked blocks, so a long row costs what its
+documents cost.
 
-Dims: B rows, T positions, H heads, E head size.
+Dims: B rows, T positions, H heads, E head size, Q and K blocks of queries and keys.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+BLOCK = 128  # positions that flex attention computes or skips together
+
 
 class DocumentMask(NamedTuple):
     """Which positions may attend to which. Without any field plain causal attention is exact."""
@@ -24,16 +26,26 @@ class DocumentMask(NamedTuple):
     blocks: Any = None  # flex attention's BlockMask (CUDA)
 
     @staticmethod
-    def from_positions(position_BT: Tensor) -> DocumentMask:
-        """The mask of rows whose positions restart at 0 with each document."""
-        if position_BT.is_cuda:
-            return DocumentMask(blocks=_block_mask(document_ids(position_BT)))
-        T = position_BT.shape[1]
-        if torch.equal(position_BT, torch.arange(T).expand_as(position_BT)):
+    def from_positions(position_BT: Tensor, whole: bool | None = None) -> DocumentMask:
+        """The mask of rows whose positions restart at 0 with each document.
+
+        whole: whether each row is one document; None looks at the positions, and waits for them where they are on a GPU.
+        """
+        if whole_rows(position_BT) if whole is None else whole:
             return DocumentMask()
+        if position_BT.is_cuda:
+            return DocumentMask(blocks=block_mask(document_ids(position_BT)))
+        T = position_BT.shape[1]
         document_BT = document_ids(position_BT)
         other_B1TT = (document_BT[:, :, None] != document_BT[:, None, :]).unsqueeze(1)
         return DocumentMask(_causal(T).masked_fill(other_B1TT, float("-inf")))
+
+
+def whole_rows(position_BT: Tensor) -> bool:
+    """Whether each row is one document."""
+    return torch.equal(
+        position_BT, torch.arange(position_BT.shape[1], device=position_BT.device).expand_as(position_BT)
+    )
 
 
 @lru_cache(maxsize=8)
@@ -66,11 +78,26 @@ def _compiled_flex() -> Any:
     return torch.compile(flex_attention, dynamic=False)
 
 
-def _block_mask(document_BT: Tensor) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
+def block_mask(document_BT: Tensor) -> Any:
+    """Flex attention's mask, from the documents where blocks begin and end (`create_block_mask` looks at all pairs)."""
+    from torch.nn.attention.flex_attention import BlockMask
 
     def inside(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q >= k) & (document_BT[b, q] == document_BT[b, k])
 
-    B, T = document_BT.shape
-    return create_block_mask(inside, B, None, T, T, device=str(document_BT.device))
+    T = document_BT.shape[1]
+    begin_K = torch.arange(0, T, BLOCK, device=document_BT.device)
+    first_BK, last_BK = document_BT[:, begin_K], document_BT[:, (begin_K + BLOCK - 1).clamp(max=T - 1)]
+    earlier_QK = begin_K[:, None] > begin_K
+    full_BQK = earlier_QK & (first_BK[:, None, :] == last_BK[:, :, None])
+    some_BQK = (begin_K[:, None] >= begin_K) & (last_BK[:, None, :] >= first_BK[:, :, None])
+    lists = (*_listed(some_BQK & ~full_BQK), *_listed(full_BQK))
+    return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=BLOCK, mask_mod=inside, seq_lengths=(T, T))
+
+
+def _listed(block_BQK: Tensor) -> tuple[Tensor, Tensor]:
+    """(how many, which first) of the key blocks of each query block, with a dimension for all heads."""
+    block_B1QK = block_BQK.unsqueeze(1).int()
+    return block_B1QK.sum(-1, dtype=torch.int32), block_B1QK.argsort(
+        dim=-1, descending=True, stable=True
+    ).int()

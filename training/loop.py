@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from evalengine.errors import UserError
 from evalengine.training import state
+from evalengine.training.attention import whole_rows
 from evalengine.training.model import Decoder
 from evalengine.training.parallel import SINGLE, Group, full
 from evalengine.training.rows import IGNORE, Batch
@@ -136,19 +137,30 @@ def _update(
     parts = list(micro_batches(batch, settings.micro_rows, group, place.width))
     total = torch.zeros((), device=place.device)
     for number, part in enumerate(parts):
-        fed = [torch.from_numpy(a).to(place.device, non_blocking=True) for a in part]
         with group.synchronise(wrapped, number == len(parts) - 1), autocast(place), out_of_memory(settings):
-            loss = wrapped(*fed, settings.z_loss)
+            loss = wrapped(*fed(part, place), settings.z_loss, whole_rows(torch.from_numpy(part[1])))
             (loss * (group.size / targets)).backward()  # processes average their gradients
         total += loss.detach()
     norm = full(nn.utils.clip_grad_norm_(wrapped.parameters(), settings.clip))
     for parameters in optim.param_groups:
         parameters["lr"] = lr
-    total = group.sum(total)
-    if torch.isfinite(total) and torch.isfinite(norm):
+    # the only time that a step waits for the device
+    loss_sum, norm_before = torch.stack((group.sum(total), norm)).tolist()
+    if math.isfinite(loss_sum) and math.isfinite(norm_before):
         optim.step()
     optim.zero_grad(set_to_none=True)
-    return float(total) / targets, float(norm)
+    return loss_sum / targets, norm_before
+
+
+def fed(part: tuple[np.ndarray, np.ndarray, np.ndarray], place: Place) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens and positions on the device, targets on the CPU, where the loss looks at them."""
+    token_BT, position_BT, target_BT = (torch.from_numpy(a) for a in part)
+    if not place.device.startswith("cuda"):
+        return token_BT, position_BT, target_BT
+    token_BT, position_BT = (
+        x.pin_memory().to(place.device, non_blocking=True) for x in (token_BT, position_BT)
+    )
+    return token_BT, position_BT, target_BT
 
 
 def micro_batches(
@@ -230,5 +242,5 @@ def mean_loss(model: Decoder, batch: Batch, place: Place, micro_rows: int = 8) -
     total: Tensor | float = 0.0
     for part in micro_batches(batch, micro_rows):
         with autocast(place):
-            total = total + model(*(torch.from_numpy(a).to(place.device) for a in part))
+            total = total + model(*fed(part, place), 0.0, whole_rows(torch.from_numpy(part[1])))
     return float(total) / int((batch.target_BT != IGNORE).sum())

@@ -124,6 +124,12 @@ class Block(nn.Module):
         return x_BTD + self.down(F.silu(gate) * up)
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Of matrix products with x: autocast's where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 class Decoder(nn.Module):
     """A Llama-shaped language model. `forward` gives a summed loss, `hidden` and `logits` the rest."""
 
@@ -153,12 +159,7 @@ class Decoder(nn.Module):
     def hidden(self, token_BT: Tensor, position_BT: Tensor, mask: DocumentMask) -> Tensor:
         """Normalised last hidden states, (B, T, D)."""
         x_BTD = self.embedding(token_BT)
-        dtype = (
-            torch.get_autocast_dtype(x_BTD.device.type)
-            if torch.is_autocast_enabled(x_BTD.device.type)
-            else x_BTD.dtype
-        )
-        turn = rotation(position_BT, self.shape, dtype)
+        turn = rotation(position_BT, self.shape, product_dtype(x_BTD))
         for block in self.blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x_BTD = checkpoint(block, x_BTD, turn, mask, use_reentrant=False)
@@ -170,10 +171,15 @@ class Decoder(nn.Module):
         """(B, T, V) logits of whole rows, one document each: for tests and inspection, never for training."""
         B, T = token_BT.shape
         position_BT = torch.arange(T, device=token_BT.device).expand(B, T)
-        return self.head(self.hidden(token_BT, position_BT, DocumentMask.from_positions(position_BT)))
+        return self.head(self.hidden(token_BT, position_BT, DocumentMask()))
 
     def forward(
-        self, token_BT: Tensor, position_BT: Tensor, target_BT: Tensor, z_loss: float = 0.0
+        self,
+        token_BT: Tensor,
+        position_BT: Tensor,
+        target_BT: Tensor,
+        z_loss: float = 0.0,
+        whole: bool | None = None,
     ) -> Tensor:
         """The loss summed over targets other than `IGNORE`, a float32 scalar.
 
@@ -181,11 +187,12 @@ class Decoder(nn.Module):
         vocabulary of 100,864 they would be larger than the model.
 
         token_BT, target_BT: int64; position_BT: int64, restarting at 0 with each document. Rows pack
-        documents: a token attends to the earlier tokens of its own document only.
+        documents: a token attends to the earlier tokens of its own document only; `whole`: whether each row is
+        one (None: looks). Targets may stay on the CPU, where the loss sees which of them to leave out.
         """
-        h_BTD = self.hidden(token_BT, position_BT, DocumentMask.from_positions(position_BT))
-        h_ND = h_BTD.reshape(-1, h_BTD.shape[-1])
-        w_VD = self.head.weight.to(h_ND.dtype)
+        h_BTD = self.hidden(token_BT, position_BT, DocumentMask.from_positions(position_BT, whole))
+        dtype = product_dtype(h_BTD)  # autocast knows nothing of the loss
+        h_ND, w_VD = h_BTD.reshape(-1, h_BTD.shape[-1]).to(dtype), self.head.weight.to(dtype)
         return linear_cross_entropy(
             h_ND, w_VD, target_BT.reshape(-1), ignore_index=IGNORE, reduction="sum", z_loss=z_loss
         )

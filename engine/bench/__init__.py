@@ -7,6 +7,7 @@
     engine.py       the scoring loop against lm-evaluation-harness
     vllm.py         the vLLM backend against vLLM's own scoring
     lm_eval.py      lm-evaluation-harness with this engine inside against its own model (local_tasks.py runs its tasks)
+    commands.py     `evalengine score` as a process against lm-eval's, and where its seconds go (stopwatch.py)
     bootstrap.py    the bootstrap against scipy and NumPy
     training.py     the trainer against plain_loop.py
     ray.py          two workers against one process
@@ -17,4 +18,4 @@ A target is a module that makes inputs, lists its contenders as functions and ha
 and name it in TARGETS. Nothing heavy is imported here.
 """
 
-TARGETS = ("kernels", "engine", "bootstrap", "training", "lm-eval", "vllm", "ray", "scale")
+TARGETS = ("kernels", "engine", "bootstrap", "training", "lm-eval", "vllm", "ray", "scale", "commands")

@@ -3,7 +3,8 @@
 Three randomly initialised Llama-shaped models, the same items, float32, both sides in one process on an otherwise idle
 machine. The peer is lm-eval's HF backend at its best batch size of 1, 8 and 32. The floor is the arithmetic that cannot be
 avoided (each distinct token once through the layers, each scored row once through the head, each attended pair) at the rate
-of large matrix products measured in the same run.
+of large matrix products measured in the same run. Our loop runs a second time with compiled layers where the default is eager
+ones, and the other way round.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ from evalengine.bench.harness import Result, Row, medians, timed
 from evalengine.bench.inputs import make_checkpoint, read_items, shapes_of, workplace, world_data
 from evalengine.benchmarks.load import ItemSet
 from evalengine.encoding import Encoded
+from evalengine.errors import UserError
 from evalengine.kernels import TargetLogprobs
 from evalengine.resolve import discover
 from evalengine.torch_backend import TorchBackend
 from evalengine.training.plan import product_rate
 
-COLUMNS = "model, params, items, lm-eval s (batch), evalengine s, ratio, with tokenising, plain head, GFLOP/s, GEMM, of floor"
+COLUMNS = (
+    "model, params, items, lm-eval s (batch), evalengine s, ratio, with tokenising, plain head, eager / compiled, GFLOP/s, GEMM,"
+    " of floor"
+)
 
 
 class Peer(NamedTuple):
@@ -73,23 +78,32 @@ def compare(
     """One model, our loop, lm-eval's loop, the floor: (cells of the table, ratios)."""
     (checkpoint,) = discover([path])
     backend = TorchBackend(device=device)
-    backend.load(checkpoint)
+    other = counterpart(backend)
+    for side in filter(None, (backend, other)):
+        side.load(checkpoint)
     planner = plans.Planner()
     planner.plan(checkpoint, item_sets[0]._replace(items=item_sets[0].items[:1]))  # loads the tokenizer
     encoded: list[Encoded] = []
     tokenising = timed(lambda: encoded.extend(planner.plan(checkpoint, items) for items in item_sets))
 
-    def ours() -> None:
+    def ours(side: TorchBackend = backend) -> None:
         for e in encoded:
-            backend.score(e.sequences)
+            side.score(e.sequences)
 
     def with_a_plain_head() -> None:
         with mock.patch("evalengine.forward.target_logprobs", plain_head):
             ours()
 
     first = timed(ours)
-    took = medians({"ours": partial(timed, ours), "plain": partial(timed, with_a_plain_head)}, repeats)
+    sides = {"ours": partial(timed, ours), "plain": partial(timed, with_a_plain_head)}
+    if other is not None:
+        ours(other)
+        sides["other"] = partial(timed, partial(ours, other))
+    took = medians(sides, repeats)
     seconds, plain = took["ours"], took["plain"]
+    eager, compiled = (
+        took.get(side) for side in (("other", "ours") if backend.compile else ("ours", "other"))
+    )
     peer = min(lm_eval_seconds(path, item_sets, size, device) for size in batch_sizes)
     flops, rate = unavoidable_flops(encoded, backend), product_rate(device)
     of_floor = flops / rate / seconds
@@ -101,11 +115,24 @@ def compare(
         f"{peer.loop / seconds:.1f}x",
         f"{peer.whole / (first + tokenising):.1f}x",
         f"{plain / seconds:.2f}x",
+        f"{eager / compiled:.2f}x" if eager and compiled else "no compiler",
         f"{flops / seconds / 1e9:.0f}",
         f"{rate / 1e9:.0f}",
         f"{of_floor:.2f}",
     ]
-    return cells, {"lm-eval": peer.loop / seconds, "floor": of_floor, "with a plain head": plain / seconds}
+    ratios = {"lm-eval": peer.loop / seconds, "floor": of_floor, "with a plain head": plain / seconds}
+    if "other" in took:
+        name = "with eager layers" if backend.compile else "with compiled layers"
+        ratios[name] = took["other"] / seconds
+    return cells, ratios
+
+
+def counterpart(backend: TorchBackend) -> TorchBackend | None:
+    """The same with compiled layers where it has eager ones, and the other way round; None where there is no compiler."""
+    try:
+        return TorchBackend(device=str(backend.device), compile="off" if backend.compile else "on")
+    except UserError:
+        return None
 
 
 def plain_head(

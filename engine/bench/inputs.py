@@ -45,9 +45,11 @@ def shapes_of(sizes: str) -> dict[str, Shape]:
 
 @contextlib.contextmanager
 def workplace() -> Iterator[Path]:
-    """A temporary folder, which also holds this process's plan cache: planning starts cold and leaves nothing behind."""
+    """A temporary folder, which also holds this process's caches: planning and compiling start cold and leave nothing behind."""
     with tempfile.TemporaryDirectory(prefix="evalengine-bench-") as folder:
-        given = {"EVALENGINE_CACHE": str(Path(folder) / "cache"), "HF_HUB_OFFLINE": "1"}
+        names = {"EVALENGINE_CACHE": "", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+        given = {name: str(Path(folder, "cache", part)) for name, part in names.items()}
+        given["HF_HUB_OFFLINE"] = "1"
         with mock.patch.dict(os.environ, given):
             yield Path(folder)
 
@@ -60,6 +62,18 @@ def world_data(work: Path, **sizes: int) -> Path:
     return work / "world" / "bench"
 
 
+def first_items(data: Path, limit: int | None, folder: Path) -> Path:
+    """A folder of the same benchmarks with the first `limit` items of each, train files whole; None: `data` itself."""
+    if limit is None:
+        return data.resolve()
+    folder.mkdir()
+    for path in data.glob("*.jsonl"):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = path.stem.endswith(("_train", "_test"))
+        (folder / path.name).write_text("".join(lines if whole else lines[:limit]), encoding="utf-8")
+    return folder
+
+
 def read_items(data: Path, limit: int | None) -> list[ItemSet]:
     """Every benchmark of a folder, at most `limit` items of each. Raises UserError where it holds none."""
     from evalengine.benchmarks import benchmarks_in, load_items, resolve
@@ -70,8 +84,8 @@ def read_items(data: Path, limit: int | None) -> list[ItemSet]:
     return [load_items(benchmark, data, limit=limit) for benchmark in found]
 
 
-def make_model(path: Path, shape: Shape, *, seed: int = 0, window: int = 2048) -> Path:
-    """A random model, without a tokenizer."""
+def make_model(path: Path, shape: Shape, *, seed: int = 0, window: int = 2048, device: str = "cpu") -> Path:
+    """A random model, without a tokenizer: float32 made on a CPU, bfloat16 on a GPU."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -88,7 +102,9 @@ def make_model(path: Path, shape: Shape, *, seed: int = 0, window: int = 2048) -
         bos_token_id=0,
         eos_token_id=0,
     )
-    LlamaForCausalLM(config).save_pretrained(path)
+    with torch.device(device):
+        model: Any = LlamaForCausalLM(config)
+    model.to(dtype=torch.float32 if device == "cpu" else torch.bfloat16).save_pretrained(path)
     return path
 
 
@@ -96,6 +112,18 @@ def make_checkpoint(path: Path, shape: Shape, data: Path, seed: int = 0) -> Path
     """A random model with a byte-level BPE tokenizer trained on the folder's own text, padded to the vocabulary."""
     train_tokenizer(shape.vocab, data).save_pretrained(path)
     return make_model(path, shape, seed=seed)
+
+
+def make_checkpoints(
+    work: Path, size: str, shape: Shape, data: Path, count: int, device: str = "cpu"
+) -> list[Path]:
+    """Random models of one shape with one tokenizer, as `make_checkpoint` makes them."""
+    tokenizer = train_tokenizer(shape.vocab, data)
+    paths = [work / f"{size}-m{i}-pt" for i in range(count)]
+    for seed, path in enumerate(paths):
+        tokenizer.save_pretrained(path)
+        make_model(path, shape, seed=seed, device=device)
+    return paths
 
 
 def train_tokenizer(vocab: int, data: Path) -> Any:

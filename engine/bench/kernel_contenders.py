@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from evalengine.kernels.linear_cross_entropy import linear_cross_entropy
 from evalengine.kernels.target_logprobs import target_logprobs
 
-GEMM, TORCH_FUSED = "bare GEMM", "F.linear_cross_entropy"
+GEMM, GEMMS, TORCH_FUSED = "bare GEMM", "three bare GEMMs", "F.linear_cross_entropy"
 Call = Callable[[], Tensor]
 Loss = Callable[..., Tensor]  # of hidden states, head and right tokens
 
@@ -93,13 +93,23 @@ def scoring(case: Case) -> dict[str, Call]:
 
 
 def training(case: Case) -> dict[str, Call]:
-    """The mean loss, with gradients."""
+    """The mean loss, with gradients; the bare GEMMs are those of logits that are their own gradient."""
     cap = case.shape.softcap
     losses: dict[str, Loss] = {"linear_cross_entropy": functools.partial(linear_cross_entropy, softcap=cap)}
     if fits(case):
         losses["F.linear + cross_entropy"] = lambda h, w, token: F.cross_entropy(logits(h, w, cap), token)
     losses |= fused_losses(case)
-    return {name: functools.partial(with_gradients, loss, case) for name, loss in losses.items()}
+    calls: dict[str, Call] = {
+        name: functools.partial(with_gradients, loss, case) for name, loss in losses.items()
+    }
+    return calls | {GEMMS: functools.partial(bare_products, case)} if fits(case) else calls
+
+
+def bare_products(case: Case) -> Tensor:
+    """Logits, gradient of h and gradient of w."""
+    x_NV = case.h_ND @ case.w_VD.t()
+    torch.mm(x_NV, case.w_VD)
+    return torch.mm(x_NV.t(), case.h_ND)[0, 0]
 
 
 def with_gradients(loss: Loss, case: Case) -> Tensor:
@@ -137,4 +147,5 @@ def fused_losses(case: Case) -> dict[str, Loss]:
         from cut_cross_entropy import linear_cross_entropy as cce
 
         losses["cut-cross-entropy"] = functools.partial(cce, softcap=cap)
+        losses["cut-cross-entropy, compiled"] = functools.partial(cce, softcap=cap, impl="torch_compile")
     return losses

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from evalengine.benchmarks import BENCHMARKS, Benchmark
+from evalengine.benchmarks import BENCHMARKS, Benchmark, benchmarks_in
 from evalengine.errors import UserError
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -58,19 +58,34 @@ def tasks(
 
     `limit` takes the first items of each, as the harness does.
     """
-    import lm_eval.tasks
-    from lm_eval.tasks import TaskManager
-
-    root = Path(lm_eval.tasks.__file__).parent
     with local_datasets(data), quiet():
-        manager = TaskManager(include_path=[str(root / f) for f in FOLDERS], include_defaults=False)
-        loaded = manager.load([TASK_OF[name] for name in names])["tasks"]
+        loaded = task_manager().load([TASK_OF[name] for name in names])["tasks"]
         found = {name: loaded[TASK_OF[name]] for name in names}
         for task in found.values():
             task.set_config(key="num_fewshot", value=fewshot)
             task.set_fewshot_seed(seed=SEED)
             task.build_all_requests(limit=limit)
     return found
+
+
+def task_manager() -> Any:
+    import lm_eval.tasks
+
+    root = Path(lm_eval.tasks.__file__).parent
+    return lm_eval.tasks.TaskManager(include_path=[str(root / f) for f in FOLDERS], include_defaults=False)
+
+
+def command(path: Path, data: Path, batch_size: int, device: str) -> dict[str, float]:
+    """What `lm_eval --model hf` does, over the files of `data`: the accuracy on each benchmark, by that one's own score."""
+    import lm_eval
+
+    there = [b for b in benchmarks_in(data, list(BENCHMARKS.values())) if b.name in TASK_OF]
+    model = hf_model(path, batch_size, device)
+    with local_datasets(data), quiet():
+        found = lm_eval.simple_evaluate(
+            model, tasks=[TASK_OF[b.name] for b in there], bootstrap_iters=0, task_manager=task_manager()
+        )
+    return {b.name: found["results"][TASK_OF[b.name]][f"{b.default_score},none"] for b in there}
 
 
 @contextlib.contextmanager

@@ -77,7 +77,7 @@ class Setup(NamedTuple):
     shape: Shape
     window: int
     workloads: tuple[Workload, ...]
-    repeats: int
+    rounds: int
     settings: dict[str, Any]  # of vLLM's engine
 
     def checkpoint(self, name: str) -> Checkpoint:
@@ -101,7 +101,7 @@ class Setup(NamedTuple):
         for name, sequences in self.sequences().items():
             made = sides(sequences)
             rounds(made, 1)  # warms them
-            for side, seconds in medians(made, self.repeats).items():
+            for side, seconds in medians(made, self.rounds).items():
                 self.found(f"{name}: {side}", seconds)
 
 

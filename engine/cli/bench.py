@@ -23,13 +23,15 @@ def register(subparsers: Any) -> None:
     p.add_argument(
         "--data",
         type=Path,
-        help="engine, lm-eval, ray, scale: folder of benchmark files (default: the embedded world)",
+        help="engine, commands, lm-eval, ray, scale: folder of benchmark files (default: the embedded world)",
     )
-    p.add_argument("--sizes", help="engine, lm-eval: models, from 1M,7M,50M,240M")
+    p.add_argument("--sizes", help="engine, commands, lm-eval: models, from 1M,7M,50M,240M")
     p.add_argument(
-        "--limit", type=int, help="engine, lm-eval, ray: items of each benchmark (default: 20, 100, 60)"
+        "--limit",
+        type=int,
+        help="engine, commands, lm-eval, ray: items of each benchmark (default: 20, 20, 100, 60)",
     )
-    p.add_argument("--device", help="kernels, engine, training, vllm: cpu (default) or cuda")
+    p.add_argument("--device", help="kernels, engine, commands, training, vllm: cpu (default) or cuda")
     p.add_argument(
         "--vllm-arg",
         action="append",

@@ -82,6 +82,8 @@ def add_backend(p: argparse.ArgumentParser) -> None:
     add("--dtype", choices=dtypes, help="default: float32 on CPU, bfloat16 on GPU")
     tokens = "tokens per forward (default: 2048 on CPU, 32768 on GPU)"
     add("--batch-tokens", type=int, metavar="N", help=tokens)
+    layers = "torch.compile the layers: seconds at first, then faster; kept for the next run (default: auto, on a GPU)"
+    add("--compile", choices=["auto", "on", "off"], default="auto", help=layers)
     setting = "vllm: a setting of its engine, such as tensor_parallel_size=2, gpu_memory_utilization=0.8 or max_model_len=4096"
     add("--vllm-arg", action="append", default=[], metavar="NAME=VALUE", help=setting)
     add("--verbose", action="store_true", help="vllm: show its own messages")
@@ -193,13 +195,15 @@ def backend_spec(args: argparse.Namespace) -> BackendSpec:
             raise UserError(
                 "--device is for --backend torch: vLLM takes the GPUs that CUDA_VISIBLE_DEVICES names"
             )
+        if args.compile != "auto":
+            raise UserError("--compile is for --backend torch: leave it out")
         from evalengine.vllm.backend import engine_settings
 
         settings |= {"verbose": args.verbose, **engine_settings(args.vllm_arg)}
     elif args.vllm_arg:
         raise UserError("--vllm-arg is for --backend vllm: add that, or leave it out")
     else:
-        settings["device"] = args.device
+        settings |= {"device": args.device, "compile": args.compile}
     return BackendSpec(args.backend, args.dtype or "", settings)
 
 

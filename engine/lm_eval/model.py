@@ -25,7 +25,7 @@ NAME = "evalengine"  # of the model, to lm-eval
 class EvalengineLM(TemplateLM):
     """lm-eval's model interface over a backend of this engine.
 
-    `pretrained` is a checkpoint directory; `backend` torch or vllm; `device`, `dtype` and `batch_tokens` as for
+    `pretrained` is a checkpoint directory; `backend` torch or vllm; `device`, `dtype`, `batch_tokens` and `compile` as for
     `evalengine score`. lm-eval's batch sizes are ignored: batches are packed by tokens.
     """
 
@@ -36,6 +36,7 @@ class EvalengineLM(TemplateLM):
         device: str | None = None,
         dtype: str | None = None,
         batch_tokens: int | None = None,
+        compile: str = "auto",
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
         batch_size: int | str | None = None,
@@ -50,7 +51,7 @@ class EvalengineLM(TemplateLM):
                 f"--model_args has no {wrong}: backend is torch or vllm, and vllm alone takes settings of its engine"
             )
         if backend == "torch":
-            settings["device"] = device
+            settings |= {"device": device, "compile": compile}
         settings |= {
             "batch_tokens": batch_tokens,
             "allow_pickle": allow_pickle,

@@ -129,15 +129,18 @@ def test_benjamini_hochberg_equals_scipy() -> None:
 
 @pytest.mark.parametrize("mixtures", [9, 40])
 def test_decisions_over_pairs_equal_a_plain_loop(mixtures: int) -> None:
-    """Few mixtures are one block of rows, many are several."""
+    """Of variables that are the same in every column, and of some that could differ."""
     rng = np.random.default_rng(mixtures)
-    x_2M = rng.integers(0, 6, size=(2, mixtures)).astype(float)
+    x_2M = rng.integers(0, 3, size=(2, mixtures)).astype(float)
     w_MC = rng.dirichlet(np.ones(mixtures), size=5).T
-    expected = np.zeros((2, 5))
+    expected = np.zeros((3, 5))
     for m in range(mixtures):
         for k in range(m):
             dx, dy = x_2M[:, m] - x_2M[:, k]
             wrong = abs(np.sign(dx) - np.sign(dy)) / 2
-            expected += np.outer([wrong, wrong * abs(dy)], w_MC[m] * w_MC[k])
-    found = pair_sums(x_2M[:, :, None], PAIR, w_MC, DECISION)[:, 0]
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+            untied = dx != 0 or dy != 0
+            expected += np.outer([untied, wrong, wrong * abs(dy)], w_MC[m] * w_MC[k])
+    for columns in (1, 5):
+        x_2MC = np.repeat(x_2M[:, :, None], columns, axis=2)
+        found = pair_sums(x_2MC, PAIR, w_MC, DECISION)[:, 0]
+        np.testing.assert_allclose(found, expected, rtol=1e-12)

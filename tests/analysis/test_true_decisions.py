@@ -172,14 +172,6 @@ def test_pairs_tied_at_both_stages_are_no_decisions() -> None:
     assert loss[0] == pytest.approx(np.mean(lost))
     alike = decisions._pairwise(Sample(np.ones((2, 4, 1)), np.full((4, 1), 0.25)))
     assert np.isnan(alike).all()
-    rng = np.random.default_rng(0)
-    x_2MC = rng.integers(0, 3, (2, 7, 1)).astype(float)
-    w_MC = draw_resamples(7, 100, 0).weight_MC
-    np.testing.assert_allclose(
-        decisions._untied(Sample(x_2MC, w_MC)),
-        decisions._untied(Sample(np.repeat(x_2MC, w_MC.shape[1], axis=2), w_MC)),
-        atol=1e-12,
-    )
 
 
 def test_a_benchmark_on_which_all_mixtures_tie_is_named(study: Study) -> None:

@@ -14,6 +14,7 @@ from evalengine.kernels import SCORES, choice_scores
 from evalengine.kernels.choice_scores import ChoiceScores, choice_scores_op
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.gpu
 
 
 def choice_scores_reference(

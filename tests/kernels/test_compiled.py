@@ -1,4 +1,4 @@
-"""Every kernel compiles for sm_80 and sm_90 without a GPU, fits, does not spill, and is what the committed table says."""
+"""Every kernel compiles for sm_80 and sm_90 without a GPU, fits, spills at most SPILLS, and is what the committed table says."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.slow
+# Bytes that a kernel may spill: none of its configurations without was as fast on an H100 (0.99 against 1.53 ms behind a prefix).
+SPILLS = {("sm_90", "tree attention bf16 64x32x256"): 64}
 SNAPSHOT = Path(__file__).parents[2] / "docs" / "kernels_compiled.md"
 
 
@@ -38,7 +40,9 @@ def test_no_kernel_spills_and_all_fit(table: str) -> None:
     rows = cells(table)
     assert {row[0] for row in rows} == {"sm_80", "sm_90"}
     for target, name, warps, _stages, registers, spilled, shared, *_ in rows:
-        assert spilled == "0", f"{name} spills {spilled} bytes on {target}"
+        assert int(spilled) <= SPILLS.get((target, name.split(":")[0]), 0), (
+            f"{name} spills {spilled} bytes on {target}"
+        )
         assert int(registers) * int(warps) * 32 <= REGISTERS, name
         assert int(shared) <= SHARED_LIMIT[int(target[3:])], name
 

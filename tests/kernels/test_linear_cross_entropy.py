@@ -19,6 +19,7 @@ from evalengine.kernels.linear_cross_entropy import (
 )
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.gpu
 TILE_V = 2048  # columns that a bias masks together
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -158,8 +159,76 @@ def test_ignored_rows_may_hold_anything() -> None:
     assert linear_cross_entropy(h_ND.to(DEVICE), w_VD.to(DEVICE), everything).isnan()
 
 
+def test_targets_may_stay_on_the_cpu() -> None:
+    leaves, target_N = case(50, 300, 16, torch.float32, bias=True)
+    moved = [x.to(DEVICE) for x in leaves]
+    there = loss_and_gradients(linear_cross_entropy, moved, target_N.to(DEVICE), z_loss=1e-3)
+    here = loss_and_gradients(linear_cross_entropy, moved, target_N, z_loss=1e-3)
+    for x, y in zip(there, here, strict=True):
+        torch.testing.assert_close(x, y, atol=1e-6, rtol=1e-5)
+
+
+def test_a_gradient_can_be_asked_for_again() -> None:
+    """Backward may overwrite the saved gradients only where the graph is not kept."""
+    (h_ND, w_VD), target_N = case(20, 300, 16, torch.float32, False)
+    leaves = [x.to(DEVICE).requires_grad_() for x in (h_ND, w_VD)]
+    loss = linear_cross_entropy(*leaves, target_N.to(DEVICE)) * 3
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    once = [x.clone() for x in first]
+    loss.backward(retain_graph=True)
+    loss.backward()
+    for x, y, leaf in zip(first, once, leaves, strict=True):
+        assert torch.equal(x, y), "what a caller holds is the caller's"
+        torch.testing.assert_close(leaf.grad, 2 * y)
+
+
+def test_second_derivatives_are_refused() -> None:
+    (h_ND, w_VD), target_N = case(20, 300, 16, torch.float32, False)
+    h_ND = h_ND.to(DEVICE).requires_grad_()
+    loss = linear_cross_entropy(h_ND, w_VD.to(DEVICE), target_N.to(DEVICE))
+    (dh_ND,) = torch.autograd.grad(loss, h_ND, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        dh_ND.square().sum().backward()
+
+
+@pytest.mark.parametrize("wrong", [-5, 300])
+def test_targets_out_of_range_on_the_gpu_give_nan(wrong: int, cuda: str) -> None:
+    leaves, target_N = case(20, 300, 16, torch.float32, bias=True)
+    target_N[3] = wrong
+    moved = [x.to(cuda) for x in leaves]
+    for x in loss_and_gradients(linear_cross_entropy, moved, target_N.to(cuda)):
+        assert x.isnan().any()
+
+
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+def test_a_call_never_waits_for_the_device(where: str, cuda: str) -> None:
+    leaves, target_N = case(300, 2_100, 96, torch.bfloat16, bias=True)
+    h_ND, w_VD, bias_V = (x.to(cuda).requires_grad_() for x in leaves)
+    target_N, by = target_N.to(where), torch.tensor(3.0, device=cuda)
+    for mode in ("default", "error"):  # the first call compiles
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            (linear_cross_entropy(h_ND, w_VD, target_N, bias_V=bias_V) * by).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("where", sorted({"cpu", DEVICE}))
+def test_gradients_of_ignored_rows_that_hold_anything(where: str) -> None:
+    (h_ND, w_VD), target_N = case(20, 300, 16, torch.float32, False)
+    expected = loss_and_gradients(
+        linear_cross_entropy, [h_ND.to(DEVICE), w_VD.to(DEVICE)], target_N.to(where)
+    )
+    h_ND[target_N == -100] = torch.nan
+    found = loss_and_gradients(linear_cross_entropy, [h_ND.to(DEVICE), w_VD.to(DEVICE)], target_N.to(where))
+    for x, y in zip(found, expected, strict=True):
+        assert torch.equal(x, y)
+
+
 def test_bad_arguments_are_refused() -> None:
     (h_ND, w_VD), target_N = case(6, 30, 8, torch.float32, False)
+    with pytest.raises(ValueError, match="target_N"):
+        linear_cross_entropy(h_ND, w_VD, target_N.double())
     with pytest.raises(IndexError, match="target_N"):
         linear_cross_entropy(h_ND, w_VD, target_N.clamp(min=30))
     with pytest.raises(IndexError, match="target_N"):
@@ -177,9 +246,14 @@ def test_operator() -> None:
         w_VD.to(DEVICE).requires_grad_(),
         target_N.to(DEVICE),
     )
-    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    args = (h_ND, w_VD, target_N, None, -100, True, 0.0, None, [True, True, False])
-    torch.library.opcheck(linear_cross_entropy_op, args, test_utils=checks)
+    options = (target_N, None, -100, True, 0.0, None, [True, True, False])
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(linear_cross_entropy_op, (h_ND, w_VD, *options), test_utils=checks)
+    # this one differentiates every output, the gradients too
+    checks = ("test_aot_dispatch_dynamic",)
+    torch.library.opcheck(
+        linear_cross_entropy_op, (h_ND.detach(), w_VD.detach(), *options), test_utils=checks
+    )
     eager = torch.autograd.grad(linear_cross_entropy(h_ND, w_VD, target_N) * 2, (h_ND, w_VD))
     compiled = torch.compile(linear_cross_entropy, fullgraph=True, backend="aot_eager")
     for x, y in zip(

@@ -10,6 +10,7 @@ from evalengine.kernels import logits_logprobs
 from evalengine.kernels.logits_logprobs import logits_logprobs_op
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.gpu
 
 
 def case(n: int, v: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -53,7 +54,7 @@ def test_rows_that_are_not_finite_are_nan_and_alone() -> None:
 def test_bad_arguments_are_refused() -> None:
     logits_NV, row_T, token_T = case(4, 10, torch.float32)
     with pytest.raises(IndexError, match="token_T"):
-        logits_logprobs(logits_NV, row_T, token_T + 10)
+        logits_logprobs(logits_NV, row_T.cpu(), token_T.cpu() + 10)
     with pytest.raises(ValueError, match="floating"):
         logits_logprobs(logits_NV.long(), row_T, token_T)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evalengine.training.attention import DocumentMask, attend
+from evalengine.training.attention import BLOCK, DocumentMask, attend, block_mask, document_ids
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, position_BT: Tensor) -> Tensor:
@@ -64,3 +64,37 @@ def test_lengths_and_dtypes(length: int, dtype: torch.dtype, documents: int) -> 
     torch.testing.assert_close(
         ours.double(), exact, atol=3e-2 if dtype == torch.bfloat16 else 2e-6, rtol=1e-2
     )
+
+
+@pytest.mark.parametrize(
+    "position_BT", [rows([512], [512]), rows([100, 28, 172], [1, 1, 298]), rows([128, 256, 130]), rows([40])]
+)
+def test_blocks_of_flex_attention(position_BT: Tensor) -> None:
+    """Every pair that may attend lies in a listed block, every pair of a full block may, and no list has idle blocks."""
+    from torch.nn.attention.flex_attention import create_mask
+
+    document_BT = document_ids(position_BT)
+    mask = block_mask(document_BT)
+    B, T = document_BT.shape
+    allowed_BTT = create_mask(mask.mask_mod, B, None, T, T, device="cpu")[:, 0]
+    causal_BTT = (document_BT[:, :, None] == document_BT[:, None, :]).tril()
+    assert torch.equal(allowed_BTT, causal_BTT)
+    size = -(-T // BLOCK)
+    found = []
+    for count, index in (
+        (mask.kv_num_blocks, mask.kv_indices),
+        (mask.full_kv_num_blocks, mask.full_kv_indices),
+    ):
+        listed = torch.zeros(B, size, size, dtype=torch.bool)
+        for b in range(B):
+            for q in range(size):
+                listed[b, q, index[b, 0, q, : count[b, 0, q]].long()] = True
+        found.append(listed)
+    spread = torch.zeros(B, size * BLOCK, size * BLOCK, dtype=torch.bool)
+    spread[:, :T, :T] = causal_BTT
+    tiles = spread.view(B, size, BLOCK, size, BLOCK)
+    rest = torch.zeros(size * BLOCK, size * BLOCK, dtype=torch.bool)
+    rest[:T, :T] = True
+    within = rest.view(size, BLOCK, size, BLOCK)
+    assert torch.equal(found[1], (tiles | ~within).all(4).all(2))
+    assert torch.equal(found[0], tiles.any(4).any(2) & ~found[1])

@@ -1,0 +1,97 @@
+"""Attention in which every token sees its own ancestors in a tree of tokens, each token computed once.
+
+Cost: one launch; keys and values are read by index, grouped heads share theirs, and no mask is made.
+Dims: H heads, G key heads, N tokens, P tokens of the kept prefix, A ancestors, B blocks, d head width, e value width.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+WIDEST = 256  # head or value
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class Tree(NamedTuple):
+    """Tokens in depth-first order, in blocks; all tensors on the device of the queries.
+
+    Query n sees the kept prefix, those ancestors of its block's first token and those tokens of its block for which
+    key <= n < end_N[key].
+    """
+
+    ancestor_A: Tensor  # int32: of each block's first token, block after block
+    offset_B: Tensor  # int32, (B + 1,): where a block's ancestors begin, and where the last one's end
+    end_N: Tensor  # int32: where the token's subtree ends
+    position_N: Tensor  # int32 or int64: number of ancestors, the kept prefix among them
+    block: int  # tokens of a block; N is a multiple
+
+
+def takes(query: Tensor, value: Tensor) -> bool:
+    """Whether `tree_attention` has a kernel for such tensors: on CUDA, or where Triton's interpreter runs."""
+    there = query.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    return there and query.dtype in DTYPES and max(query.shape[-1], value.shape[-1]) <= WIDEST
+
+
+def tree_attention(
+    query_HNd: Tensor,  # any strides, the last one 1
+    key_GNd: Tensor,  # likewise; G divides H, and query head h reads key head h * G // H
+    value_GNe: Tensor,
+    tree: Tree,
+    *,
+    scale: float | None = None,  # of the logits; d ** -0.5 by default
+    window: int | None = None,  # a query sees keys of its own position and the `window - 1` before it
+    softcap: float | None = None,  # logits become softcap * tanh(logit / softcap)
+    sink_H: Tensor | None = None,  # a further logit of every query, without a value
+    kept: tuple[Tensor, Tensor] | None = None,  # the prefix's keys (G, P, d) and values (G, P, e)
+) -> Tensor:
+    """softmax(q k^T * scale) v over what each token sees, (N, H, e) in the dtype of the queries; sums in float32.
+
+    Raises ValueError for tensors that do not fit or that `takes` refuses.
+    """
+    if not takes(query_HNd, value_GNe):
+        raise ValueError(
+            f"tree_attention needs CUDA tensors of at most {WIDEST} numbers a head, not {query_HNd.dtype}"
+            f" {tuple(query_HNd.shape)} on {query_HNd.device}"
+        )
+    (heads, n, width), (key_heads, _, value_width) = query_HNd.shape, value_GNe.shape
+    prefix = kept[0].shape[1] if kept else 0
+    fits = [
+        heads % key_heads == 0,
+        n % tree.block == 0,
+        key_GNd.shape == (key_heads, n, width),
+        value_GNe.shape == (key_heads, n, value_width),
+        tree.offset_B.shape == (n // tree.block + 1,),
+        tree.end_N.shape == tree.position_N.shape == (n,),
+        kept is None or kept[0].shape == (key_heads, prefix, width),
+        kept is None or kept[1].shape == (key_heads, prefix, value_width),
+        sink_H is None or sink_H.shape == (heads,),
+        len({query_HNd.dtype, key_GNd.dtype, value_GNe.dtype}) == 1,
+    ]
+    if not all(fits):
+        shapes = [tuple(x.shape) for x in (query_HNd, key_GNd, value_GNe, *(kept or ()), *tree[:4])]
+        raise ValueError(
+            f"tree_attention got tensors that do not fit each other: {shapes}, blocks of {tree.block}"
+        )
+    from evalengine.kernels.tree_attention_triton import tree_attention_triton
+
+    query_HNd, key_GNd, value_GNe, *kept_ = (
+        x if x.stride(-1) == 1 else x.contiguous() for x in (query_HNd, key_GNd, value_GNe, *(kept or ()))
+    )
+    kept_key_GPd, kept_value_GPe = kept_ if prefix else (None, None)
+    with torch.cuda.device_of(query_HNd):
+        return tree_attention_triton(
+            query_HNd,
+            key_GNd,
+            value_GNe,
+            *tree,
+            scale=width**-0.5 if scale is None else scale,
+            window=window,
+            softcap=softcap,
+            sink_H=sink_H,
+            kept_key_GPd=kept_key_GPd,
+            kept_value_GPe=kept_value_GPe,
+        )
