@@ -276,8 +276,9 @@ def test_no_tensor_grows_with_rows_times_vocabulary(path: str) -> None:
     x = problem(8_192, 9_000, 16, torch.float32)
     with Largest() as seen:
         call(x)
-    padded = MIN_ROWS + 8 * torch.get_num_threads()
-    assert seen.numel <= max(CHUNK_LOGITS, padded * 9_000, x.w_VD.numel())
+    # on CUDA float32 goes by blocks of 256 rows, and rows of logits are rounded up to 16
+    padded = 256 if DEVICE == "cuda" else MIN_ROWS + 8 * torch.get_num_threads()
+    assert seen.numel <= max(CHUNK_LOGITS, padded * 9_008, x.w_VD.numel())
     assert seen.numel < 8_192 * 9_000 / 25
 
 
