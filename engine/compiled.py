@@ -28,10 +28,14 @@ from evalengine.files import cache_root
 from evalengine.last_layer import LastLayer, decoder_layers
 
 CHOICES = ("auto", "on", "off")
+SMALLEST = 100_000_000  # parameters of a model for which `auto` compiles: smaller ones are scored before their layers are
 
 
 def wanted(choice: str, device: torch.device) -> bool:
-    """Whether layers are compiled: `auto` does so on a GPU. Raises UserError where "on" is not possible here."""
+    """Whether layers are compiled: `auto` does so on a GPU, from SMALLEST parameters on.
+
+    Raises UserError where "on" is not possible here.
+    """
     if choice not in CHOICES:
         raise UserError(f"compile must be {', '.join(CHOICES[:-1])} or {CHOICES[-1]}, not {choice}")
     disabled = next((name for name in DISABLING if os.environ.get(name) == "1"), None)

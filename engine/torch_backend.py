@@ -72,6 +72,9 @@ class TorchBackend:
         self.dtype = dtype or ("float32" if self.device.type == "cpu" else "bfloat16")
         self.batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 32768)
         self.compile = compiled.wanted(compile, self.device)  # the decoder layers of packed batches
+        self.smallest = (
+            compiled.SMALLEST if compile == "auto" else 0
+        )  # parameters of a model for which that is done
         if self.compile:
             compiled.keep_kernels()
             if self.device.type == "cuda":
@@ -144,7 +147,10 @@ class TorchBackend:
         self.forward.release()
         why_not = self._not_compiled.get(self._architecture) or compiled.obstacle(self.model)
         packed = [mode for mode in found.modes if mode.way == "packed"]
-        faster = [mode._replace(compiled=True) for mode in packed if self.compile and why_not is None]
+        large = sum(p.numel() for p in self.model.parameters()) >= self.smallest
+        faster = [
+            mode._replace(compiled=True) for mode in packed if self.compile and large and why_not is None
+        ]
         self.modes = [mode for mode in (*faster, *found.modes) if (mode.way, mode.head) not in self._failed]
         first, why = self.modes[0], next(reversed(self._failed.values()), found.why)
         self.forward.head = None if first.head is None else head_candidates(self.model)[first.head]
@@ -153,7 +159,7 @@ class TorchBackend:
             self._note(f"its output layer is its own ({why}): logits are made for whole sequences (slower)")
         elif first.way != "packed":
             self._note(f"runs one sequence per choice, because {why}")
-        elif self.compile and why_not is not None:
+        elif self.compile and large and why_not is not None:
             self._note(f"its layers run as they are, not compiled (slower): {why_not}")
 
     def _note(self, note: str) -> None:

@@ -77,7 +77,7 @@ def compare(
 ) -> tuple[list[str], dict[str, float]]:
     """One model, our loop, lm-eval's loop, the floor: (cells of the table, ratios)."""
     (checkpoint,) = discover([path])
-    backend = TorchBackend(device=device)
+    backend = TorchBackend(device=device, compile="off" if device == "cpu" else "on")
     other = counterpart(backend)
     for side in filter(None, (backend, other)):
         side.load(checkpoint)

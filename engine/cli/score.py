@@ -82,7 +82,7 @@ def add_backend(p: argparse.ArgumentParser) -> None:
     add("--dtype", choices=dtypes, help="default: float32 on CPU, bfloat16 on GPU")
     tokens = "tokens per forward (default: 2048 on CPU, 32768 on GPU)"
     add("--batch-tokens", type=int, metavar="N", help=tokens)
-    layers = "torch.compile the layers: seconds at first, then faster; kept for the next run (default: auto, on a GPU)"
+    layers = "torch.compile the layers: seconds at first, then faster; kept for later runs (auto: large models on a GPU)"
     add("--compile", choices=["auto", "on", "off"], default="auto", help=layers)
     setting = "vllm: a setting of its engine, such as tensor_parallel_size=2, gpu_memory_utilization=0.8 or max_model_len=4096"
     add("--vllm-arg", action="append", default=[], metavar="NAME=VALUE", help=setting)

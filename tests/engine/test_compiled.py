@@ -229,6 +229,16 @@ def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         compiled.wanted("yes", CPU)
 
 
+def test_auto_leaves_small_models_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "wanted", lambda choice, device: True)
+    path = tiny_models.save(tmp_path / "m")
+    backend = backend_for(path, compile="auto")
+    assert not any(mode.compiled for mode in backend.modes) and not backend.notes
+    monkeypatch.setattr(compiled, "SMALLEST", sum(p.numel() for p in backend.model.parameters()))
+    monkeypatch.setattr(compiled, "decoder_layers", lambda model: None)  # says that it would have
+    assert backend_for(path, compile="auto").notes
+
+
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     assert compiled.wanted("on", CUDA)
