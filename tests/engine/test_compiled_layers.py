@@ -195,11 +195,11 @@ def test_more_graphs_than_pytorch_keeps_are_a_failure(
     """Beyond its limit PyTorch would run the rest uncompiled without a word."""
     import torch._dynamo
 
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend="eager", **options))
     compiled.function_of.cache_clear()
-    backend = backend_for(tiny_models.save(tmp_path / "m"), compile="on")
+    with torch._dynamo.config.patch(recompile_limit=1):  # monkeypatch would hide the setting from later tests
+        backend = backend_for(tiny_models.save(tmp_path / "m"), compile="on")
     compiled.function_of.cache_clear()
     assert backend.notes == [
         "its layers run as they are, not compiled (slower): no code serves all layers or all batches"
