@@ -22,6 +22,13 @@ class Head(NamedTuple):
     softcap: float | None = None
 
 
+class Rows(NamedTuple):
+    """Hidden states of scored rows (N, D), and the head that makes logits of them."""
+
+    h_ND: Tensor
+    head: Head
+
+
 class TargetLogprobs(NamedTuple):
     """Each target's log-probability (natural, float32), and whether it is its row's argmax."""
 

@@ -1,0 +1,86 @@
+"""Log-probability of chosen tokens under emulated fine-tuning, for a dial of strengths at once, without the logits.
+
+A base model's logits are shifted by what fine-tuning changed in a pair of other models of the same vocabulary:
+
+    z = z_base + beta (z_tuned - z_ref)
+
+normalised over the whole vocabulary at every row. A constant added to a row of one model's logits changes nothing, so logits
+and log-probabilities give the same distribution. Soft-caps are not linear: each model's logits are capped, then added.
+
+Reference: Mitchell et al. (2024), "An emulator for fine-tuning large language models using small language models"; with
+beta = 1, Liu et al. (2024), "Tuning language models by proxy".
+
+Cost: the products of the three heads once, and one pass of exponentials over the vocabulary for each beta.
+Dims: N rows, V vocabulary, B betas, T targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from evalengine.kernels.cpu import CHUNK_LOGITS, MIN_ROWS, products, slices, transform_
+from evalengine.kernels.head import Rows, check_head, check_targets
+
+
+class EmulatedLogprobs(NamedTuple):
+    """For each beta, each target's log-probability (natural, float32), and whether it is its row's argmax."""
+
+    logprob_BT: Tensor
+    greedy_BT: Tensor
+
+
+@torch.no_grad()
+def emulated_logprobs(
+    base: Rows,
+    tuned: Rows,
+    ref: Rows,
+    betas: Sequence[float],
+    row_T: Tensor,  # row of each target, int32 or int64
+    token_T: Tensor,  # token of each target, likewise
+    *,
+    vocab_size: int
+    | None = None,  # columns from here on do not exist; by default those that all three heads have
+) -> EmulatedLogprobs:
+    """`log_softmax(z)[row, token]` and `argmax(z[row]) == token` (first index on ties) of T targets at each of B betas.
+
+    Row n of the three models is the same token of the same text. Accumulates in float32 (float64 for float64), however large
+    beta. A row with a NaN or infinite logit gives NaN and not greedy. Raises ValueError for shapes and dtypes that do not
+    fit, IndexError for a row or token out of range.
+    """
+    models = (base, tuned, ref)
+    most = min(len(rows.head.w_VD) for rows in models)
+    vocab = most if vocab_size is None else vocab_size
+    if not 0 < vocab <= most:
+        raise ValueError(f"vocab_size must be between 1 and the heads' {most}, not {vocab_size}")
+    for rows in models:
+        check_head(*rows)
+        if len(rows.h_ND) != len(base.h_ND):
+            raise ValueError("base, tuned and ref must have the same rows")
+    n_rows = len(base.h_ND)
+    check_targets(row_T, token_T, n_rows, vocab, base.h_ND.is_cuda)
+    row_T, token_T = row_T.long(), token_T.long()
+    logprob_BT = base.h_ND.new_empty(len(betas), len(row_T), dtype=torch.float32)
+    greedy_BT = torch.empty_like(logprob_BT, dtype=torch.bool)
+    for chunk in slices(n_rows, max(MIN_ROWS, CHUNK_LOGITS // vocab)):
+        target_t = ((row_T >= chunk.start) & (row_T < chunk.stop)).nonzero().squeeze(1)
+        row_t, token_t = row_T[target_t] - chunk.start, token_T[target_t]
+        base_RV, tuned_RV, ref_RV = (_logits(rows, chunk, vocab) for rows in models)
+        shift_RV = tuned_RV.sub_(ref_RV)
+        for b, beta in enumerate(betas):
+            z_RV = torch.add(base_RV, shift_RV, alpha=beta)
+            greedy_BT[b, target_t] = z_RV.argmax(1)[row_t] == token_t  # the first on ties
+            logprob_BT[b, target_t] = torch.log_softmax(z_RV, 1, out=z_RV)[row_t, token_t].float()
+    return EmulatedLogprobs(logprob_BT, greedy_BT & logprob_BT.isfinite())
+
+
+def _logits(rows: Rows, chunk: slice, vocab: int) -> Tensor:
+    """One model's logits of some rows, with its own options; NaN throughout where the bare products are not finite."""
+    w_VD, bias_V, scale, softcap = rows.head
+    x_RV = products(rows.h_ND[chunk], w_VD[:vocab])
+    if softcap is not None:  # it would leave no trace of an infinite logit
+        x_RV[~x_RV.abs().amax(1).isfinite()] = torch.nan
+    return transform_(x_RV, None if bias_V is None else bias_V[:vocab], scale, softcap)
