@@ -56,7 +56,10 @@ ASKED = {
 }
 
 
-LABELS = ("checkpoint_seed",)  # metadata that says which run it is: written anew, nothing is scored for it
+LABELS = (
+    "checkpoint_seed",
+    "contexts",
+)  # metadata that decides no score: written anew, nothing is scored for it
 
 
 class Task(NamedTuple):
@@ -106,10 +109,16 @@ def tasks_of(
                 "data_items": str(items.total),
                 "fewshot": str(items.fewshot),
                 "default_score": default_score,
-            },
+            }
+            | ({"contexts": "own"} if own_contexts(items) else {}),
         )
         for items, default_score in item_sets
     ]
+
+
+def own_contexts(items: ItemSet) -> bool:
+    """Whether choices of an item stand behind contexts of their own, so that their likelihoods share no normaliser."""
+    return any(len(set(item.contexts)) > 1 for item in items.items)
 
 
 def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:

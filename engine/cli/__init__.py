@@ -19,6 +19,7 @@ from evalengine.untrusted import printable, reason
 COMMANDS: tuple[str, ...] = (
     "score",
     "correlate",
+    "explain",
     "train",
     "demo",
     "bench",

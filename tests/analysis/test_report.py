@@ -20,10 +20,11 @@ from evalengine.analysis.mixtures import from_sources
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.report import page as render
 from evalengine.analysis.report import write_figures, write_report
-from evalengine.analysis.results import checksums, load_results
+from evalengine.analysis.results import OTHERS, load_results
 from evalengine.analysis.study import Options, analyse
 from evalengine.analysis.style import styled
 from evalengine.analysis.summary import summarise
+from evalengine.analysis.together import checksums
 from evalengine.benchmarks.catalogue import BENCHMARKS
 from evalengine.cli import main
 from evalengine.errors import UserError
@@ -127,7 +128,7 @@ def test_names_from_outside_are_escaped(folder: Path, tab: chromium.Page, tmp_pa
         (tmp_path / name).write_text(swapped)
     method = json.loads((tmp_path / "analysis.json").read_text())
     del method["checksums"]
-    method["checksums"] = checksums(tmp_path, method)
+    method["checksums"] = checksums(tmp_path, [*method["tables"], *OTHERS], method)
     (tmp_path / "analysis.json").write_text(json.dumps(method))
     tab.open(write_report(tmp_path, tmp_path), 1280)
     assert tab.run("window.owned") is None and tab.problems() == [] and tab.requests() == []

@@ -1,0 +1,7 @@
+"""The explainers, in the order of the report's sections. A new one is a file of its own and its name here."""
+
+from __future__ import annotations
+
+from evalengine.analysis.explain.explainer import Explainer
+
+EXPLAINERS: tuple[Explainer, ...] = ()
