@@ -34,7 +34,7 @@ MUST_AGREE = {  # metadata that must be one value per benchmark, and what a user
     "limit": "limits",
     "data_hash": "data files",
 }
-READ = (*MUST_AGREE, "dtype", "backend", "default_score", "checkpoint_seed")
+READ = (*MUST_AGREE, "dtype", "backend", "default_score", "checkpoint_seed", "blocks")
 
 
 class Checkpoint(NamedTuple):
@@ -43,6 +43,7 @@ class Checkpoint(NamedTuple):
     mixture: str | None
     stage: str | None
     seed: str = ""  # "" where it is not stated
+    blocks: str = ""  # JSON: factors of the design, and this mixture's label
 
 
 class BenchmarkItems(NamedTuple):
@@ -193,8 +194,9 @@ def scored_tables(
         if checkpoint not in checkpoints:
             scale, mixture, stage = (_first(table, key) for key in ("scale", "mixture", "stage"))
             checkpoints[checkpoint] = Checkpoint(checkpoint, scale, mixture, stage)
-        if seed := metadata["checkpoint_seed"]:
-            checkpoints[checkpoint] = checkpoints[checkpoint]._replace(seed=seed)
+        stated = {"seed": metadata["checkpoint_seed"], "blocks": metadata["blocks"]}
+        if any(stated.values()):
+            checkpoints[checkpoint] = checkpoints[checkpoint]._replace(**stated)
         if first is None:
             first = scored, table
         else:

@@ -11,6 +11,7 @@ Dims: S scales, T stages, M mixtures, B benchmarks, R runs of a mixture, K check
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from evalengine.analysis.items import (
     ECE_BINS,
     BenchmarkItems,
+    Checkpoint,
     averaged,
     debiased_calibration_error,
     expected_calibration_error,
@@ -86,6 +88,9 @@ class Panel:
     confidence: str = ""  # of `metrics.CONFIDENCES`; "" where results were imported
     beside: dict[str, Array] = field(default_factory=dict)  # the other confidence, where a benchmark's differ
     blocks: Blocks | None = None  # None where all mixtures are exchangeable
+    factors: dict[str, dict[str, str]] = field(
+        default_factory=dict
+    )  # of the store's manifest: label by mixture
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -210,7 +215,22 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None, 
         metrics=tuple(benchmark.metric for benchmark in ordered),
         chance=np.array([benchmark.chance for benchmark in ordered]),
         confidence=confidence,
+        factors=_factors(store.checkpoints),
     )
+
+
+def _factors(checkpoints: Iterable[Checkpoint]) -> dict[str, dict[str, str]]:
+    """The labels that manifests gave to the mixtures, by factor. Raises UserError where a mixture has two."""
+    factors: dict[str, dict[str, str]] = defaultdict(dict)
+    for one in checkpoints:
+        for factor, label in json.loads(one.blocks or "{}").items():
+            known = factors[factor].setdefault(str(one.mixture), label)
+            if known != label:
+                raise UserError(
+                    f"mixture {one.mixture} has two labels of {factor}, {known} and {label}: give all its checkpoints one in the"
+                    " manifest, and run `evalengine score` again (nothing is scored again)"
+                )
+    return dict(factors)
 
 
 def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:

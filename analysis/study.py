@@ -20,7 +20,7 @@ from evalengine.analysis.bootstrap import KINDS, Resamples, resamples
 from evalengine.analysis.correlation import STATISTICS, Sample
 from evalengine.analysis.groups import Data
 from evalengine.analysis.item_bootstrap import item_data
-from evalengine.analysis.mixtures import Mixtures
+from evalengine.analysis.mixtures import Mixtures, joined
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Study
 from evalengine.analysis.registry import PROTOCOLS
@@ -53,6 +53,8 @@ class Analysis(NamedTuple):
 def analyse(panel: Panel, options: Options, mixtures: Mixtures | None = None) -> Analysis:
     """Runs every protocol on every quantity of the panel. `mixtures` says what they are made of, where known."""
     _check(options)
+    if panel.factors:
+        mixtures = joined(mixtures, Mixtures({}, panel.factors))
     panel = with_blocks(panel, options.block, mixtures)
     data, plan = weighted(panel, options)
     study = Study(data, plan, options, mixtures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,8 @@ def tasks_of(
     }
     if checkpoint.seed is not None:
         common["checkpoint_seed"] = checkpoint.seed
+    if checkpoint.blocks:
+        common["blocks"] = json.dumps(dict(checkpoint.blocks))
     return [
         Task(
             items,

@@ -48,7 +48,12 @@ def add_checkpoints(p: argparse.ArgumentParser) -> None:
     p.add_argument("--fresh", action="store_true", help="score again what the store already holds")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     add = p.add_argument_group("checkpoints").add_argument
-    add("--manifest", type=Path, metavar="YAML", help="checkpoint name -> {scale, mixture, stage, seed}")
+    add(
+        "--manifest",
+        type=Path,
+        metavar="YAML",
+        help="checkpoint name -> {scale, mixture, stage, seed, blocks}",
+    )
     merged = "the model that adapters are merged into (default: the folder that each one's adapter_config.json names)"
     add("--base", type=Path, metavar="DIR", help=merged)
     add("--allow-pickle", action="store_true", help="also read pickled weights, which can run code")
