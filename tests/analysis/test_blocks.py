@@ -326,10 +326,9 @@ def test_the_stores_manifest_names_the_blocks(tmp_path: Path, capsys: pytest.Cap
         store.write(path, store.read(path), {**(store.read_metadata(path) or {}), "blocks": label})
     assert main(["correlate", str(scores), "--out", str(out)]) == 0
     assert (out / "transfer.csv").read_text() == (other / "transfer.csv").read_text()
-    path = next(scores.glob("*-V1P0-pt/*.arrow"))
-    store.write(
-        path, store.read(path), {**(store.read_metadata(path) or {}), "blocks": '{"web_source": "x"}'}
-    )
+    for path in scores.glob("*-V1P0-pt/*.arrow"):
+        other_label = {**(store.read_metadata(path) or {}), "blocks": '{"web_source": "x"}'}
+        store.write(path, store.read(path), other_label)
     capsys.readouterr()
     assert main(["correlate", str(scores), "--out", str(out)]) == 1
     assert "mixture V1P0 has two labels of web_source" in capsys.readouterr().err
