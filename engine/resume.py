@@ -57,10 +57,8 @@ ASKED = {
 }
 
 
-LABELS = (
-    "checkpoint_seed",
-    "contexts",
-)  # metadata that decides no score: written anew, nothing is scored for it
+# Metadata that decides no score: written anew, nothing is scored for it.
+LABELS = ("checkpoint_seed", "contexts", "blocks")
 
 
 class Task(NamedTuple):
