@@ -80,8 +80,9 @@ def write_latex(tables: Path, folder: Path) -> list[Path]:
     found = levels.latex(results)
     for protocol in PROTOCOLS:
         found |= protocol.latex(results)
-    for explainer in EXPLAINERS if explained is not None else ():
-        found |= explainer.latex(explained)
+    if explained is not None:
+        for explainer in EXPLAINERS:
+            found |= explainer.latex(explained)
     paths = []
     for name, table in found.items():
         if any(table.blocks):

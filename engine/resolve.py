@@ -216,12 +216,12 @@ class ReadAhead:
             future = self._pool.submit(identify, checkpoint, self._allow_pickle, self._tick)
             self._reading[checkpoint.name] = (checkpoint, future)
 
-    def identified(self, checkpoint: Checkpoint, ahead: Checkpoint | None = None) -> Checkpoint:
-        """A checkpoint, identified, while `ahead` is read next; all others are released. Raises UserError."""
-        wanted = [checkpoint] if ahead is None else [checkpoint, ahead]
-        for one in wanted:
+    def identified(self, checkpoint: Checkpoint, wanted: Sequence[Checkpoint] = ()) -> Checkpoint:
+        """A checkpoint, identified, while those that are `wanted` too are read next; all others are released. Raises
+        UserError."""
+        for one in (checkpoint, *wanted):
             self.start(one)
-        for name in self._reading.keys() - {one.name for one in wanted}:
+        for name in self._reading.keys() - {one.name for one in (checkpoint, *wanted)}:
             if self._reading[name][1].done():
                 self.forget(name)
         try:

@@ -6,14 +6,23 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from evalengine import __version__, store
-from evalengine.backends import Backend, BackendSpec
 from evalengine.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
+
+
+class Named(Protocol):
+    """What the store says of how a model ran: of a backend, or of one that is made elsewhere."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,7 @@ class Options:
     trust_remote_code: bool = False
     fresh: bool = False
 
-    def metadata(self, backend: Backend | BackendSpec) -> dict[str, str]:
+    def metadata(self, backend: Named) -> dict[str, str]:
         return {
             "store_version": store.STORE_VERSION,
             "evalengine_version": __version__,
@@ -54,6 +63,7 @@ ASKED = {
     "seed": "--seed",
     "fewshot": "--fewshot",
     "pmi": "--pmi",
+    "eft_beta": "--beta",
 }
 
 
@@ -83,17 +93,25 @@ class Decision(NamedTuple):
 def tasks_of(
     checkpoint: Checkpoint,
     item_sets: Iterable[tuple[ItemSet, str]],
-    backend: Backend | BackendSpec,
+    backend: Named,
     options: Options,
     out: Path,
+    more: dict[str, str] | None = None,
 ) -> list[Task]:
-    """The files that an identified checkpoint has when all is scored, one for each item set and its default score."""
-    common = options.metadata(backend) | {
-        "checkpoint": checkpoint.name,
-        "checkpoint_fingerprint": checkpoint.fingerprint,
-        "tokenizer_hash": checkpoint.tokenizer_hash,
-        "identity": "\t".join(v or "" for v in (checkpoint.scale, checkpoint.mixture, checkpoint.stage)),
-    }
+    """The files that an identified checkpoint has when all is scored, one for each item set and its default score.
+
+    `more`: metadata of its own.
+    """
+    common = (
+        options.metadata(backend)
+        | (more or {})
+        | {
+            "checkpoint": checkpoint.name,
+            "checkpoint_fingerprint": checkpoint.fingerprint,
+            "tokenizer_hash": checkpoint.tokenizer_hash,
+            "identity": "\t".join(v or "" for v in (checkpoint.scale, checkpoint.mixture, checkpoint.stage)),
+        }
+    )
     if checkpoint.seed is not None:
         common["checkpoint_seed"] = checkpoint.seed
     if checkpoint.blocks:
@@ -135,11 +153,11 @@ def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
             found.damaged.append(task.path)
             continue
         for key, flag in ASKED.items():
-            if stored.get(key, "") != task.metadata[key]:
-                was, now = stored.get(key) or "none", task.metadata[key] or "none"
+            was, now = stored.get(key, ""), task.metadata.get(key, "")
+            if was != now:
                 return found._replace(
-                    conflict=f"{task.path} was scored with {flag} {was}, not {now}: use the same options, another --out, or"
-                    " --fresh to replace it"
+                    conflict=f"{task.path} was scored with {flag} {was or 'none'}, not {now or 'none'}: use the same options, "
+                    "another --out, or --fresh to replace it"
                 )
         differ = [key for key, value in task.metadata.items() if stored.get(key) != value]
         changed = [key for key in differ if key not in LABELS]

@@ -141,8 +141,6 @@ def _read_benchmark(
     emulated: dict[str, Emulated],
 ) -> tuple[Choices, int]:
     """A benchmark's choices, and how many items are left out."""
-    from evalengine.arrow import numbers
-
     holders: list[str] = []
     columns: dict[str, list[NDArray[Any]]] = {"loglik": [], "tokens": [], "loglik_uncond": []}
     first: pa.Table = None
@@ -150,7 +148,7 @@ def _read_benchmark(
         if first is None:
             first, chosen = table, metric or scored.metadata["default_score"] or "acc"
             known_metric(chosen)
-            offset_I1, gold_I = _offsets(table), numbers(table["gold"].combine_chunks()).astype(np.int64)
+            offset_I1, gold_I = _offsets(table), table["gold"].to_numpy().astype(np.int64)
         elif not np.array_equal(offset_I1, _offsets(table)) or not table["gold"].equals(first["gold"]):
             raise UserError(
                 f"{name}: {holders[0]} and {scored.checkpoint} disagree about the choices or the right ones of the same items;"
@@ -158,9 +156,8 @@ def _read_benchmark(
             )
         holders.append(scored.checkpoint)
         for column, values in columns.items():
-            lists = table[column].combine_chunks()
-            if not lists.null_count:
-                values.append(numbers(lists.flatten()))
+            if not table[column].null_count:
+                values.append(_values(table[column]))
         if b"eft_beta" in (raw := table.schema.metadata or {}):
             base, tuned, ref, beta = (raw.get(key.encode(), b"").decode(errors="replace") for key in EFT_KEYS)
             emulated[scored.checkpoint] = Emulated(base, tuned, ref, float(beta))
@@ -174,10 +171,8 @@ def _read_benchmark(
         tuple(first["item"].to_pylist()),
         gold_I,
         offset_I1,
-        *(
-            numbers(first[length].combine_chunks().flatten()).astype(np.int64)
-            for length in ("chars", "bytes")
-        ),
+        _values(first["chars"]).astype(np.int64),
+        _values(first["bytes"]).astype(np.int64),
         tuple(holders),
         np.stack(columns["loglik"]),
         np.stack(columns["tokens"]),
@@ -207,6 +202,13 @@ def only(choices: Choices, keep_I: NDArray[np.bool_]) -> Choices:
         tokens_KC=choices.tokens_KC[:, keep_C],
         uncond_KC=None if choices.uncond_KC is None else choices.uncond_KC[:, keep_C],
     )
+
+
+def _values(lists: pa.ChunkedArray) -> NDArray[Any]:
+    """The values of all lists of a column."""
+    from evalengine.arrow import numbers
+
+    return numbers(lists.combine_chunks().flatten())
 
 
 def _offsets(table: pa.Table) -> NDArray[np.int64]:

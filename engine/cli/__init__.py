@@ -18,6 +18,7 @@ from evalengine.untrusted import printable, reason
 
 COMMANDS: tuple[str, ...] = (
     "score",
+    "emulate",
     "correlate",
     "explain",
     "train",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,10 @@ from evalengine.remote import location
 
 if TYPE_CHECKING:
     from evalengine.backends import BackendSpec
+    from evalengine.benchmarks import ItemSet
     from evalengine.cluster.pool import Cluster
     from evalengine.events import Event, Outcome
+    from evalengine.resume import Options
 
 
 def register(subparsers: Any) -> None:
@@ -39,7 +42,8 @@ def register(subparsers: Any) -> None:
     p.set_defaults(run=run)
 
 
-def add_checkpoints(p: argparse.ArgumentParser) -> None:
+def add_checkpoints(p: argparse.ArgumentParser, adapters: bool = True) -> None:
+    """`adapters`: with the option that names their base."""
     models = "Hugging Face causal-LM directories, LoRA adapters, or URIs of models (s3://, gs://, hf://)"
     p.add_argument("checkpoints", nargs="+", type=location, metavar="CKPT", help=models)
     p.add_argument(
@@ -54,8 +58,9 @@ def add_checkpoints(p: argparse.ArgumentParser) -> None:
         metavar="YAML",
         help="checkpoint name -> {scale, mixture, stage, seed, blocks}",
     )
-    merged = "the model that adapters are merged into (default: the folder that each one's adapter_config.json names)"
-    add("--base", type=Path, metavar="DIR", help=merged)
+    if adapters:
+        merged = "the model that adapters are merged into (default: the folder that each one's adapter_config.json names)"
+        add("--base", type=Path, metavar="DIR", help=merged)
     add("--allow-pickle", action="store_true", help="also read pickled weights, which can run code")
     add("--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint")
 
@@ -112,11 +117,9 @@ def add_ray(p: argparse.ArgumentParser, verb: str) -> argparse._ArgumentGroup:
 def run(args: argparse.Namespace) -> int:
     console.set_json(args.json)
     from evalengine import runner
-    from evalengine.benchmarks import resolve
     from evalengine.events import Stored
     from evalengine.remote import open_store
     from evalengine.resolve import discover
-    from evalengine.resume import Options
 
     if args.batch_tokens is not None and args.batch_tokens < 1:
         raise UserError("--batch-tokens must be at least 1")
@@ -126,19 +129,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"{adapter} is an adapter, which --backend vllm does not score: use --backend torch, or merge it into its base"
         )
-    only_tasks = args.lm_eval_tasks and args.benchmarks == "all"
-    benchmarks = [] if only_tasks else available(resolve(args.benchmarks, args.benchmark_file), args)
-    options = Options(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Options)})
-    more = []
-    if args.lm_eval_tasks:
-        from evalengine.lm_eval.tasks import load_tasks
-
-        more = load_tasks(args.lm_eval_tasks, limit=args.limit, seed=args.seed, fewshot=args.fewshot)
+    options, item_sets = items_of(args)
     folder, upload = open_store(args.out, [checkpoint.name for checkpoint in found])
-    item_sets = runner.load_item_sets(benchmarks, options, more)
-    for items, default_score in item_sets:
-        if METRICS[default_score].column == "loglik_uncond" and not args.pmi:
-            raise UserError(f"{items.benchmark} is scored by {default_score}, which needs --pmi: add it")
     spec = backend_spec(args)
 
     def on_event(event: Event) -> None:
@@ -159,6 +151,32 @@ def run(args: argparse.Namespace) -> int:
         with contextlib.closing(spec.make()) as backend:
             outcomes = runner.score(found, item_sets, backend, folder, options, on_event)
     upload(folder / "runs.jsonl")
+    return concluded(args, outcomes, folder)
+
+
+def items_of(args: argparse.Namespace) -> tuple[Options, list[tuple[ItemSet, str]]]:
+    """What the options of `add_items` ask for: the items of every benchmark with the name of its default score."""
+    from evalengine import runner
+    from evalengine.benchmarks import resolve
+    from evalengine.resume import Options
+
+    only_tasks = args.lm_eval_tasks and args.benchmarks == "all"
+    benchmarks = [] if only_tasks else available(resolve(args.benchmarks, args.benchmark_file), args)
+    options = Options(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Options)})
+    more = []
+    if args.lm_eval_tasks:
+        from evalengine.lm_eval.tasks import load_tasks
+
+        more = load_tasks(args.lm_eval_tasks, limit=args.limit, seed=args.seed, fewshot=args.fewshot)
+    item_sets = runner.load_item_sets(benchmarks, options, more)
+    for items, default_score in item_sets:
+        if METRICS[default_score].column == "loglik_uncond" and not args.pmi:
+            raise UserError(f"{items.benchmark} is scored by {default_score}, which needs --pmi: add it")
+    return options, item_sets
+
+
+def concluded(args: argparse.Namespace, outcomes: Sequence[Outcome], folder: Path) -> int:
+    """Shows what has become of the checkpoints; the exit code."""
     report = [summary(outcome, folder / outcome.checkpoint.name) for outcome in outcomes]
     if args.json:
         console.emit_json({"store": str(args.out), "checkpoints": report})
