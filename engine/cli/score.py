@@ -288,7 +288,6 @@ def show(report: list[dict[str, Any]], out: Path | str) -> None:
     for r in report:
         for note in r["notes"]:
             console.say(f"{r['checkpoint']}: {note}")
-    for r in report:
-        if r["failure"]:
-            console.say(f"failed: {r['failure']}")
+    for failure in dict.fromkeys(r["failure"] for r in report if r["failure"]):
+        console.say(f"failed: {failure}")
     console.say(f"Store: {out}/  (next: evalengine correlate {out})")
