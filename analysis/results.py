@@ -69,14 +69,14 @@ def _number(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
-def with_interval(row: Row | None) -> str:
+def with_interval(row: Any) -> str:
     """ "+0.57 [−0.15, +0.94]"."""
     if row is None or not math.isfinite(row.estimate):
         return "–"
     return f"{_number(row.estimate)} [{_number(row.low)}, {_number(row.high)}]"
 
 
-def share_with_interval(row: Row | None, percent: bool = True) -> str:
+def share_with_interval(row: Any, percent: bool = True) -> str:
     """A share or a difference in percent: "58% [51, 64]"."""
     if row is None or not math.isfinite(row.estimate):
         return "–"
@@ -85,5 +85,5 @@ def share_with_interval(row: Row | None, percent: bool = True) -> str:
     return f"{scale * row.estimate:.1f} [{ends}]"
 
 
-def excludes_zero(row: Row) -> bool:
+def excludes_zero(row: Any) -> bool:
     return row.low > 0 or row.high < 0

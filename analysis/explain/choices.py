@@ -70,11 +70,17 @@ class Choices(NamedTuple):
             score_KC = self.loglik_KC.astype(np.float64) / self.tokens_KC.clip(1)
         else:
             score_KC = self.score_KC(self.loglik_KC)
-        return np.stack([self.answers(score_C).pick for score_C in score_KC]).astype(np.int64)
+        return self.answers(score_KC).pick.astype(np.int64)
 
-    def answers(self, score_C: NDArray[Any], pick_I: NDArray[Any] | None = None) -> Answers:
-        """What the scores of one checkpoint's choices say of each item (`metrics.answers`)."""
-        return answers(score_C, self.offset_I1, self.gold_I, pick_I)
+    def answers(self, score_KC: NDArray[Any], pick_KI: NDArray[Any] | None = None) -> Answers:
+        """What the scores (K, C) of several checkpoints say of each item (`metrics.answers`): fields of (K, I)."""
+        K, C = score_KC.shape
+        starts_KI = self.offset_I1[:-1] + C * np.arange(K)[:, None]
+        offset = np.append(starts_KI.ravel(), K * C)
+        found = answers(
+            score_KC.ravel(), offset, np.tile(self.gold_I, K), None if pick_KI is None else pick_KI.ravel()
+        )
+        return Answers(found.pick.reshape(K, -1), *(field.reshape(K, -1) for field in found[1:]))
 
     def best_wrong(self, value_KC: NDArray[Any]) -> Array:
         """The largest value among each item's wrong choices, (K, I); -inf where an item has no other choice."""
@@ -148,7 +154,7 @@ def _read_benchmark(
         if first is None:
             first, chosen = table, metric or scored.metadata["default_score"] or "acc"
             known_metric(chosen)
-            offset_I1, gold_I = _offsets(table), table["gold"].to_numpy().astype(np.int64)
+            offset_I1, gold_I = _offsets(table), _gold(table)
         elif not np.array_equal(offset_I1, _offsets(table)) or not table["gold"].equals(first["gold"]):
             raise UserError(
                 f"{name}: {holders[0]} and {scored.checkpoint} disagree about the choices or the right ones of the same items;"
@@ -209,6 +215,12 @@ def _values(lists: pa.ChunkedArray) -> NDArray[Any]:
     from evalengine.arrow import numbers
 
     return numbers(lists.combine_chunks().flatten())
+
+
+def _gold(table: pa.Table) -> NDArray[np.int64]:
+    from evalengine.arrow import numbers  # Arrow's own conversion would import pandas
+
+    return numbers(table["gold"].combine_chunks()).astype(np.int64)
 
 
 def _offsets(table: pa.Table) -> NDArray[np.int64]:

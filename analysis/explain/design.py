@@ -101,4 +101,6 @@ def rows(choices: Choices, checkpoints: Sequence[str]) -> NDArray[np.int64] | No
 def by_mixture(value_R: NDArray[Any], mixture_R: NDArray[np.int64]) -> Array:
     """Means over the runs of each mixture, (M, ...) of (R, ...), in the mixtures' order."""
     found = np.unique(mixture_R)
+    if len(found) == len(mixture_R):
+        return value_R[np.argsort(mixture_R)].astype(np.float64)
     return np.stack([value_R[mixture_R == m].mean(axis=0, dtype=np.float64) for m in found])

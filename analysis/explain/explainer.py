@@ -7,14 +7,17 @@ and figures iterate the registry and know none by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from evalengine.analysis.explain.choices import Scores
 from evalengine.analysis.explain.design import Design
 from evalengine.analysis.figure import Figure, Table
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import Results
+
+T = TypeVar("T")
 
 
 class Options(NamedTuple):
@@ -25,12 +28,20 @@ class Options(NamedTuple):
     data: Path | None = None
 
 
-class Study(NamedTuple):
-    """What explainers compute from."""
+@dataclass(frozen=True)
+class Study:
+    """What explainers compute from. `kept`: what several of them need and one has computed."""
 
     scores: Scores
     design: Design
     options: Options
+    kept: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        if key not in self.kept:
+            self.kept[key] = make()
+        found: T = self.kept[key]
+        return found
 
 
 class Findings(NamedTuple):

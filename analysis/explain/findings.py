@@ -34,7 +34,7 @@ def describe(study: Study) -> dict[str, Any]:
     """What explain.json says: the design, and what was left out."""
     from evalengine import __version__
 
-    scores, design, options = study
+    scores, design, options = study.scores, study.design, study.options
     return {
         "evalengine": __version__,
         "tables_version": TABLES_VERSION,

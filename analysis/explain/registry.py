@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from evalengine.analysis.explain import decomposition, eft, eft_decisions
 from evalengine.analysis.explain.explainer import Explainer
 
-EXPLAINERS: tuple[Explainer, ...] = ()
+EXPLAINERS: tuple[Explainer, ...] = (
+    eft.EXPLAINER,
+    eft.MEANS,
+    decomposition.EXPLAINER,
+    eft_decisions.EXPLAINER,
+)
