@@ -23,8 +23,9 @@ from evalengine.analysis import page
 from evalengine.analysis.correlation import benjamini_hochberg
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import TOKEN, best_level, corners_of
-from evalengine.analysis.explain.eft import cells, grouped
+from evalengine.analysis.explain.eft import cells
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
+from evalengine.analysis.explain.grouped import grouped
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL

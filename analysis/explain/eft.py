@@ -23,10 +23,10 @@ from evalengine.analysis.explain.corners import (
 )
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
+from evalengine.analysis.explain.grouped import grouped
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
 from evalengine.analysis.figure import Figure, Lines, Table
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.panel import category_key
 from evalengine.analysis.results import share_with_interval
 
 MEASURES = ("accuracy", "confidence", "p_gold", "same picks", "gap closed")
@@ -155,17 +155,6 @@ def _means(study: Study, corners: Corners, direction: str, level: str, beta: flo
 def _in(study: Study, benchmark: str, category: str) -> bool:
     of = next(one.category for one in study.scores.benchmarks if one.name == benchmark)
     return category in (of, ALL)
-
-
-def grouped(every: Sequence[Cell]) -> Iterator[tuple[str, str, list[Cell]]]:
-    """(category, "", its benchmarks) for each and for all, then (category, benchmark, itself)."""
-    if not every:
-        return
-    for category in sorted({cell.category for cell in every}, key=category_key):
-        yield category, "", [cell for cell in every if cell.category == category]
-    yield ALL, "", list(every)
-    for cell in every:
-        yield cell.category, cell.benchmark, [cell]
 
 
 def measured(chosen: Sequence[Cell], measure: str, level: float) -> tuple[Mean, str]:
