@@ -37,7 +37,7 @@ class Choices(NamedTuple):
     chars_C: NDArray[np.int64]  # lengths of the choices, without the delimiter
     bytes_C: NDArray[np.int64]
     checkpoints: tuple[str, ...]
-    loglik_KC: NDArray[np.float32]  # nats, summed over the tokens of the choice
+    loglik_KC: NDArray[Any]  # nats, summed over the tokens of the choice
     tokens_KC: NDArray[np.int32]
     uncond_KC: NDArray[np.float32] | None  # the same without the context, where all were scored so
     own_contexts: bool  # whether choices of one item stand behind contexts of their own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evalengine.analysis.explain import decomposition, eft, eft_decisions, format
+from evalengine.analysis.explain import decomposition, eft, eft_decisions, format, proxies, snr
 from evalengine.analysis.explain.explainer import Explainer
 
 EXPLAINERS: tuple[Explainer, ...] = (
@@ -10,5 +10,7 @@ EXPLAINERS: tuple[Explainer, ...] = (
     eft.MEANS,
     decomposition.EXPLAINER,
     eft_decisions.EXPLAINER,
+    proxies.EXPLAINER,
+    snr.EXPLAINER,
     format.EXPLAINER,
 )
