@@ -48,6 +48,7 @@ def describe(study: Study) -> dict[str, Any]:
         "emulated": sorted({one.beta for one in scores.emulated.values()}),
         "level": options.level,
         "seed": options.seed,
+        "data": options.data is not None,
         "notes": [*scores.notes, *design.notes],
     }
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from evalengine.analysis.explain import decomposition, eft, eft_decisions, format, proxies, snr
+from evalengine.analysis.explain import (
+    decomposition,
+    eft,
+    eft_decisions,
+    flips,
+    format,
+    item_transfer,
+    proxies,
+    snr,
+    threshold,
+)
 from evalengine.analysis.explain.explainer import Explainer
 
 EXPLAINERS: tuple[Explainer, ...] = (
@@ -13,4 +23,9 @@ EXPLAINERS: tuple[Explainer, ...] = (
     proxies.EXPLAINER,
     snr.EXPLAINER,
     format.EXPLAINER,
+    item_transfer.EXPLAINER,
+    threshold.EXPLAINER,
+    flips.EXPLAINER,
+    flips.CURVES,
+    flips.ITEMS,
 )
