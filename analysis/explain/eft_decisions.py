@@ -21,7 +21,7 @@ from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import best_level, corners_of
 from evalengine.analysis.explain.eft import cells
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.jackknife import jackknife
+from evalengine.analysis.explain.jackknife import jackknife, of_correlation, of_share
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.panel import category_key
@@ -84,7 +84,8 @@ def rows(study: Study) -> list[DecisionRow]:
             made = [(name, "", value_J[name]) for name in PREDICTORS]
             made += [(EFT, other, value_J[EFT] - value_J[other]) for other in (BASE, SMALL)]
             for predictor, minus, x_J in made:
-                ends = jackknife(x_J[:1], x_J[1:, None], study.options.level)
+                interval_of = jackknife if minus else of_share if measure == MEASURES[0] else of_correlation
+                ends = interval_of(x_J[:1], x_J[1:, None], study.options.level)
                 known = bool(np.isfinite(x_J).all())
                 note = "" if known else "the mixtures are tied, with or without one of them"
                 interval = (float(ends.low[0]), float(ends.high[0])) if known else (np.nan, np.nan)

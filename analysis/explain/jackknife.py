@@ -21,6 +21,20 @@ class Interval(NamedTuple):
     p: Array
 
 
+def of_share(estimate_S: Array, without_MS: Array, level: float = 0.95) -> Interval:
+    """Of shares: ends within 0 and 1."""
+    found = jackknife(estimate_S, without_MS, level)
+    return found._replace(low=found.low.clip(0.0, 1.0), high=found.high.clip(0.0, 1.0))
+
+
+def of_correlation(estimate_S: Array, without_MS: Array, level: float = 0.95) -> Interval:
+    """Of correlations: on Fisher's z, which holds for means of them where few mixtures are (docs/analysis.md)."""
+    inside = 1.0 - 1e-9
+    z_S, z_MS = (np.arctanh(x.clip(-inside, inside)) for x in (estimate_S, without_MS))
+    found = jackknife(z_S, z_MS, level)
+    return found._replace(low=np.tanh(found.low), high=np.tanh(found.high))
+
+
 def jackknife(estimate_S: Array, without_MS: Array, level: float = 0.95) -> Interval:
     """`without_MS`: each statistic without each of the M mixtures. n - 1 degrees of freedom."""
     from scipy.special import stdtr, stdtrit

@@ -26,7 +26,7 @@ from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.design import rows as rows_in
 from evalengine.analysis.explain.eft_decisions import agreement, correlation
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.jackknife import jackknife
+from evalengine.analysis.explain.jackknife import jackknife, of_correlation, of_share
 from evalengine.analysis.explain.quantities import ACCURACY, quantities
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL
@@ -167,7 +167,8 @@ def _rows(
 def _row(
     study: Study, proxy: str, minus: str, measure: str, category: str, benchmark: str, value_J: Array, n: int
 ) -> ProxyRow:
-    ends = jackknife(value_J[:1], value_J[1:, None], study.options.level)
+    interval_of = jackknife if minus else of_share if measure == AGREEMENT else of_correlation
+    ends = interval_of(value_J[:1], value_J[1:, None], study.options.level)
     p = float(ends.p[0]) if minus else np.nan
     low, high = float(ends.low[0]), float(ends.high[0])
     return ProxyRow(
@@ -241,12 +242,16 @@ def table(findings: Findings) -> Table:
                     seen,
                     target,
                     proxy,
-                    share_with_interval(at.get((proxy, "", AGREEMENT))),
+                    f"{100 * at[proxy, '', AGREEMENT].estimate:.1f}"
+                    if proxy == CEILING
+                    else share_with_interval(at.get((proxy, "", AGREEMENT))),
                     share_with_interval(at.get((proxy, ACCURACY, AGREEMENT))),
                     page.p_value(at[proxy, ACCURACY, AGREEMENT].q)
                     if (proxy, ACCURACY, AGREEMENT) in at
                     else "–",
-                    with_interval(at.get((proxy, "", R))),
+                    f"{at[proxy, '', R].estimate:+.2f}"
+                    if proxy == CEILING
+                    else with_interval(at.get((proxy, "", R))),
                     f"{100 * at[proxy, '', REGRET].estimate:.1f}" if (proxy, "", REGRET) in at else "–",
                 ]
                 for proxy in order
