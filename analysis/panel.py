@@ -290,7 +290,9 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     found = {str(cell.stage) for cell in known}
     order = choose_stages(found, stages)
     pair = order[0], order[-1]
-    others = sorted(found - set(order), key=natural_key)
+    others = sorted(
+        (s for s in found - set(order) if not s.startswith("eft")), key=natural_key
+    )  # for `explain`
     if others and stages is None:
         said.append(f"stages left out: {names(others)} (--stages chooses which two are compared)")
     every = [cell for cell in known if cell.stage in order]

@@ -91,15 +91,15 @@ class Answered(NamedTuple):
     """What checkpoints, emulated or not, say of each item: (R, I) or, once runs are averaged, (M, I)."""
 
     correct: Array
-    p_gold: Array  # softmax over the choices' log-likelihoods
-    confidence: Array  # the same of the choice that is picked
+    confidence: Array  # softmax probability, over the choices' log-likelihoods, of the one that is picked
+    p_gold: Array  # of the right one
     pick: NDArray[np.int64]
 
     def mean(self, mixture_R: NDArray[np.int64]) -> Answered:
         """Runs of a mixture averaged; picks are of the first run."""
         first = np.unique(mixture_R, return_index=True)[1]
-        correct, p_gold, confidence = (by_mixture(x, mixture_R) for x in self[:3])
-        return Answered(correct, p_gold, confidence, self.pick[first])
+        correct, confidence, p_gold = (by_mixture(x, mixture_R) for x in self[:3])
+        return Answered(correct, confidence, p_gold, self.pick[first])
 
 
 def answered(choices: Choices, loglik_RC: Array) -> Answered:
@@ -107,9 +107,8 @@ def answered(choices: Choices, loglik_RC: Array) -> Answered:
     pick_RI = choices.answers(choices.score_KC(loglik_RC)).pick
     raw = choices.answers(loglik_RC, pick_RI)
     correct_RI = (pick_RI == choices.gold_I).astype(np.float64)
-    return Answered(
-        correct_RI, raw.p_gold.astype(np.float64), raw.confidence.astype(np.float64), pick_RI.astype(np.int64)
-    )
+    confidence, p_gold = (field.astype(np.float64) for field in (raw.confidence, raw.p_gold))
+    return Answered(correct_RI, confidence, p_gold, pick_RI.astype(np.int64))
 
 
 def real(choices: Choices, names: list[str]) -> Answered | None:

@@ -301,13 +301,12 @@ def claims(findings: Findings) -> Iterator[Claim]:
                 f"q {page.p_value(best.q)}, n = {best.n}.",
             )
         else:
-            open_.append(
-                f"{said}, what is chosen on the other benchmarks {share_with_interval(honest)} points more"
-            )
+            open_.append(f"{seen} for {target} {share_with_interval(honest)}")
     if open_:
         yield Claim(
             UNSUPPORTED,
-            f"That another quantity predicts better than accuracy. {'; '.join(open_)}; n = {every[0].n}.",
+            "That another quantity predicts better than accuracy: chosen on the other benchmarks it is right of so many points "
+            f"of the pairs more, {'; '.join(open_)}; n = {every[0].n}.",
         )
 
 
