@@ -35,6 +35,7 @@ class Options:
     seed: int = 0
     fewshot: int | None = None  # None: each benchmark's own number, which is 0 but for lm-eval's tasks
     pmi: bool = False
+    chat: bool = False
     allow_pickle: bool = False
     trust_remote_code: bool = False
     fresh: bool = False
@@ -50,6 +51,7 @@ class Options:
             "seed": str(self.seed),
             "fewshot": str(self.fewshot or 0),
             "pmi": str(self.pmi).lower(),
+            **({"chat": "true"} if self.chat else {}),
         }
 
 
@@ -64,6 +66,7 @@ ASKED = {
     "fewshot": "--fewshot",
     "pmi": "--pmi",
     "eft_beta": "--beta",
+    "chat": "--chat",
 }
 
 
@@ -112,6 +115,8 @@ def tasks_of(
             "identity": "\t".join(v or "" for v in (checkpoint.scale, checkpoint.mixture, checkpoint.stage)),
         }
     )
+    if options.chat:
+        common["chat_template"] = checkpoint.chat_template_hash
     if checkpoint.seed is not None:
         common["checkpoint_seed"] = checkpoint.seed
     if checkpoint.blocks:

@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.backend == "vllm":
         raise UserError("vLLM runs one model at a time, so it cannot emulate yet: use --backend torch")
+    if args.chat:
+        raise UserError("--chat is for score: emulated checkpoints have no chat template of their own")
     if args.batch_tokens is not None and args.batch_tokens < 1:
         raise UserError("--batch-tokens must be at least 1")
     found = discover(args.checkpoints, args.manifest)
