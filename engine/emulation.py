@@ -21,7 +21,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,13 +29,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from evalengine import console, events, store
 from evalengine.checkpoints import Checkpoint
+from evalengine.encoding import Encoded, Scores
 from evalengine.errors import UserError
 from evalengine.events import Display, Emit, Outcome, Outcomes, to_all
 from evalengine.labels import natural_key, scale_key
 from evalengine.lockstep import Lockstep, Shift, Wanted
 from evalengine.plans import Planner
 from evalengine.resolve import ReadAhead
-from evalengine.resume import Options, Task, decide, tasks_of
+from evalengine.resume import Named, Options, Task, decide, tasks_of
 from evalengine.runner import begin, keep, scores_of, sentence
 
 if TYPE_CHECKING:
@@ -232,44 +233,68 @@ def _emulate_group(
     emit: Emit,
 ) -> None:
     """Scores and stores what a group lacks. Raises UserError; what is done by then is stored."""
-    every = group.every
-    more: list[dict[str, str]] = [{}] * len(group.members) + [group.metadata(one) for one in group.emulated]
-    pending: dict[str, dict[int, Task]] = {}  # by benchmark, then by place in `every`
-    for k, (checkpoint, about) in enumerate(zip(every, more, strict=True)):
-        decision = decide(tasks_of(checkpoint, item_sets, lockstep, options, out, about), options.fresh)
-        begin(checkpoint, decision, emit)
-        for task in decision.pending:
-            pending.setdefault(task.items.benchmark, {})[k] = task
+    every, pending = group.every, pending_of(group, item_sets, lockstep, planner, out, options, emit)
     if not pending:
         return
-    one_key(group, planner, item_sets[0][0])
     first = group.members[0]
     emit(events.Doing(first.name, "loading"))
     planner.begin(first, [items for items, _ in item_sets if items.benchmark in pending])
     lockstep.load(group.members, planner.vocabulary(first))
     for checkpoint in every:
         emit(events.Noted(checkpoint.name, tuple(lockstep.notes)))
-    for items, _ in item_sets:
-        if (tasks := pending.get(items.benchmark)) is None:
-            continue
-        encoded = planner.plan(first, items)
-        wanted, place = wanted_of(group, list(tasks))
+    for items in [items for items, _ in item_sets if items.benchmark in pending]:
+        tasks, encoded = pending[items.benchmark], planner.plan(first, items)
         emit(events.Doing(first.name, items.benchmark))
         share = len(items.items) / max(len(encoded.sequences), 1)
-        visible = every[min(tasks)].name
 
-        def advance(sequences: float, name: str = visible, share: float = share) -> None:
+        def advance(sequences: float, name: str = every[min(tasks)].name, share: float = share) -> None:
             emit(events.Advanced(name, sequences * share))
 
+        wanted, _ = wanted_of(group, tasks)
         found = scores_of(partial(lockstep.score, wanted), encoded, items.benchmark, advance)
-        for k, scores in zip(place, found, strict=True):
-            keep(every[k], tasks[k], encoded, scores, emit)
-            emit(events.Noted(every[k].name, (*encoded.notes, *lockstep.notes)))
+        keep_all(group, tasks, encoded, found, lockstep.notes, emit)
 
 
-def wanted_of(group: Group, order: Sequence[int]) -> tuple[Wanted, list[int]]:
+def pending_of(
+    group: Group,
+    item_sets: Sequence[tuple[ItemSet, str]],
+    backend: Named,
+    planner: Planner,
+    out: Path,
+    options: Options,
+    emit: Emit,
+) -> dict[str, dict[int, Task]]:
+    """What the store lacks of an identified group: by benchmark, then by place in `group.every`. Raises UserError."""
+    more: list[dict[str, str]] = [{}] * len(group.members) + [group.metadata(one) for one in group.emulated]
+    pending: dict[str, dict[int, Task]] = {}
+    for k, (checkpoint, about) in enumerate(zip(group.every, more, strict=True)):
+        decision = decide(tasks_of(checkpoint, item_sets, backend, options, out, about), options.fresh)
+        begin(checkpoint, decision, emit)
+        for task in decision.pending:
+            pending.setdefault(task.items.benchmark, {})[k] = task
+    if pending:
+        one_key(group, planner, item_sets[0][0])
+    return pending
+
+
+def keep_all(
+    group: Group,
+    tasks: dict[int, Task],
+    encoded: Encoded,
+    found: Sequence[Scores],
+    notes: Sequence[str],
+    emit: Emit,
+) -> None:
+    """Writes the files of a benchmark: the scores that `wanted_of` these tasks asked for. Raises UserError."""
+    every = group.every
+    for k, scores in zip(wanted_of(group, tasks)[1], found, strict=True):
+        keep(every[k], tasks[k], encoded, scores, emit)
+        emit(events.Noted(every[k].name, (*encoded.notes, *notes)))
+
+
+def wanted_of(group: Group, order: Iterable[int]) -> tuple[Wanted, list[int]]:
     """What is to be scored of members and emulated checkpoints with these numbers, and the number of each score that comes."""
-    members = len(group.members)
+    members, order = len(group.members), list(order)
     own = tuple(k for k in order if k < members)
     shifts: dict[tuple[int, int, int], list[int]] = {}
     for k in order:

@@ -37,6 +37,7 @@ def register(subparsers: Any) -> None:
         add(f"--{role}", dest=f"eft_{role}", metavar="NAME", help=what)
     score.add_items(p)
     score.add_backend(p)
+    score.add_hang_after(score.add_ray(p, "score and emulate"))
     p.set_defaults(run=run, base=None)
 
 
@@ -69,8 +70,15 @@ def run(args: argparse.Namespace) -> int:
         if isinstance(event, Stored):
             upload(event.path)
 
-    backends = [spec.make() for _ in range(max(len(group.members) for group in groups))]
-    outcomes = emulate(groups, item_sets, Lockstep(backends), folder, options, on_event)  # type: ignore[arg-type]
+    if args.ray:
+        from evalengine.cluster import emulating
+
+        where = score.cluster(args)
+        outcomes = emulating.emulate(groups, item_sets, spec, folder, options, where, on_event)
+    else:
+        score.refuse_ray_options(args)
+        backends = [spec.make() for _ in range(max(len(group.members) for group in groups))]
+        outcomes = emulate(groups, item_sets, Lockstep(backends), folder, options, on_event)  # type: ignore[arg-type]
     upload(folder / "runs.jsonl")
     return score.concluded(args, outcomes, folder)
 

@@ -33,12 +33,7 @@ def register(subparsers: Any) -> None:
     add_checkpoints(p)
     add_items(p)
     add_backend(p)
-    add_ray(p, "score").add_argument(
-        "--hang-after",
-        type=float,
-        metavar="MINUTES",
-        help="a worker is replaced when it makes no progress for so long (default: 15)",
-    )
+    add_hang_after(add_ray(p, "score"))
     p.set_defaults(run=run)
 
 
@@ -116,6 +111,11 @@ def add_ray(p: argparse.ArgumentParser, verb: str) -> argparse._ArgumentGroup:
     return group
 
 
+def add_hang_after(group: argparse._ArgumentGroup) -> None:
+    how_long = "a worker is replaced when it makes no progress for so long (default: 15)"
+    group.add_argument("--hang-after", type=float, metavar="MINUTES", help=how_long)
+
+
 def run(args: argparse.Namespace) -> int:
     console.set_json(args.json)
     from evalengine import runner
@@ -144,10 +144,6 @@ def run(args: argparse.Namespace) -> int:
     if args.ray:
         from evalengine.cluster import scoring
 
-        if args.device not in (None, "cpu", "cuda"):
-            raise UserError(
-                f"--device {args.device} names one device: with --ray give cpu or cuda, or leave it out"
-            )
         where = cluster(args, spec.settings.get("tensor_parallel_size"))
         outcomes = scoring.score(found, item_sets, spec, folder, options, where, on_event)
     else:
@@ -238,6 +234,10 @@ def cluster(args: argparse.Namespace, parallel: Any = None) -> Cluster:
     """The cluster that the options describe; `parallel` is the number of GPUs that one model takes, where that is known."""
     from evalengine.cluster.pool import Cluster
 
+    if getattr(args, "device", None) not in (None, "cpu", "cuda"):
+        raise UserError(
+            f"--device {args.device} names one device: with --ray give cpu or cuda, or leave it out"
+        )
     for name in ("workers", "cpus_per_worker"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
