@@ -16,11 +16,16 @@ NaN marks a degenerate column: one in which a variable has no spread.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
+
+# Numba's first parallel call sets OpenMP's number of threads, which PyTorch shares: it must not undo what the user has set.
+if "NUMBA_NUM_THREADS" not in os.environ and os.environ.get("OMP_NUM_THREADS", "0").strip("0").isdigit():
+    os.environ["NUMBA_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
+import numba
 from numba import prange
 
 TILE = 512  # columns at a time: 9 mixtures x 512 x 8 bytes stay in the first-level cache
