@@ -154,6 +154,12 @@ class Checkpoint:
             digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def chat_template_hash(self) -> str:
+        """Identifies the chat template, where it is a file of its own: tokenizer_hash covers those of tokenizer_config.json."""
+        file = self.tokenizer_folder / "chat_template.jinja"
+        return hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest()[:16]
+
     def weight_files(self, allow_pickle: bool = False) -> list[Path]:
         """The files that hold the model's weights, those that transformers would take. Raises UserError if none may be read."""
         folder = self.model_folder

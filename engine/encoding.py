@@ -6,6 +6,8 @@ targets are encode(context + continuation)[len(encode(context)):], and the model
 tokenizer's own default decides about BOS; an empty context is BOS (else EOS); sequences are truncated from the left to the
 window. Where a merge across the border would leave no target, the last token of the whole is the target.
 
+Of a conversation (chat.py) all that the template writes before the reply is the context.
+
 One exception: what a tokenizer appends to every text, such as EOS, is left out. It would end each context before the
 choice, and the choice's last target would be EOS.
 """
@@ -22,6 +24,7 @@ from evalengine.tokenizer import appended, ids_of
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
+    from evalengine.chat import ChatFormat
 
 DEFAULT_WINDOW = 2048  # tokens, where neither the model nor its tokenizer states one
 CHUNK = 20_000  # texts per call of the tokenizer: bounds the memory of its Encoding objects
@@ -118,16 +121,20 @@ class Encoder:
 
         `special` None leaves BOS to the tokenizer, but never doubles one that the text states.
         """
+        if special is None and self._prefix_text:
+            states = [text.startswith(self._prefix_text) for text in texts]
+            if any(states):
+                bare = iter(
+                    self.texts([text for text, s in zip(texts, states, strict=True) if s], special=False)
+                )
+                rest = iter(self.texts([text for text, s in zip(texts, states, strict=True) if not s]))
+                return [next(bare if s else rest) for s in states]
         out: list[list[int]] = []
         for at in range(0, len(texts), CHUNK):
             out.extend(ids_of(self.tokenizer, texts[at : at + CHUNK], special))
         if special is not False and self.suffix:
             n = len(self.suffix)
             out = [ids[:-n] if ids[-n:] == self.suffix else ids for ids in out]
-        if special is None and self._prefix_text:
-            for i, text in enumerate(texts):
-                if text.startswith(self._prefix_text):
-                    out[i] = self.texts([text], special=False)[0]
         return out
 
     def pairs(self, pairs: list[tuple[str, str]]) -> list[tuple[list[int], int]]:
@@ -173,20 +180,23 @@ def move_space(context: str, continuation: str) -> tuple[str, str]:
     return bare, context[len(bare) :] + continuation
 
 
-def encode(items: ItemSet, encoder: Encoder, *, pmi: bool = False) -> Encoded:
-    """Encodes every choice of every item; equal (tokens, targets) become one sequence.
+def encode(items: ItemSet, encoder: Encoder, *, pmi: bool = False, chat: ChatFormat | None = None) -> Encoded:
+    """Encodes every choice of every item; equal (tokens, targets) become one sequence. chat: as replies in conversations.
 
     pmi: also every continuation behind an empty context, whose log-likelihood acc_pmi subtracts (Holtzman et al. 2021,
     arXiv 2104.08315), as the reference's acc_mutual_info does. Where the contexts and not the continuations differ
-    (winogrande) the difference cancels.
+    (winogrande) the difference cancels. In a conversation the empty context is an empty message of the user.
     """
+    nothing = ""
+    if chat is not None:
+        items, nothing = chat.conversations(items)
     pairs: dict[tuple[str, str], int] = {}
     pair_C, uncond_C = [], []
     for item in items.items:
         for context, continuation in zip(item.contexts, item.continuations, strict=True):
             pair_C.append(pairs.setdefault((context, continuation), len(pairs)))
             if pmi:
-                uncond_C.append(pairs.setdefault(("", continuation), len(pairs)))
+                uncond_C.append(pairs.setdefault((nothing, continuation), len(pairs)))
     encoded = encoder.pairs(list(pairs))
     distinct = merge(encoded, encoder.window)
     per_item = np.asarray([len(item.choices) for item in items.items], dtype=np.int64)

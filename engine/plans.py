@@ -21,6 +21,7 @@ import numpy as np
 
 from evalengine import console, sealed
 from evalengine.arrow import array_of, numbers
+from evalengine.chat import ChatFormat
 from evalengine.checkpoints import Checkpoint
 from evalengine.encoding import Encoded, Encoder, Sequences, encode, window_of
 from evalengine.errors import UserError
@@ -39,10 +40,11 @@ version = functools.cache(importlib.metadata.version)
 class Planner:
     """Encodes item sets for checkpoints, each once per tokenizer and window. A context: what was begun ends with it."""
 
-    def __init__(self, trust_remote_code: bool = False, pmi: bool = False) -> None:
-        self._trust, self._pmi = trust_remote_code, pmi
+    def __init__(self, trust_remote_code: bool = False, pmi: bool = False, chat: bool = False) -> None:
+        self._trust, self._pmi, self._chat = trust_remote_code, pmi, chat
         self._windows: dict[Path, int] = {}  # by checkpoint
         self._encoders: dict[tuple[str, int], Encoder] = {}  # by tokenizer and window
+        self._formats: dict[tuple[str, str], ChatFormat] = {}  # by tokenizer and chat template
         self._plans: dict[str, Encoded] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokenising")
         self._begun: dict[str, Future[Encoded]] = {}
@@ -52,6 +54,8 @@ class Planner:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        for chat in self._formats.values():
+            chat.close()
 
     def key(self, checkpoint: Checkpoint, items: ItemSet) -> str:
         """What decides the tokens, as one hash. Raises UserError where config.json or the tokenizer cannot be used."""
@@ -69,6 +73,7 @@ class Planner:
             items.data_hash,
             self._pmi,
             ids,
+            *([checkpoint.chat_template_hash] if self._chat else []),
         )
         return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
 
@@ -82,15 +87,19 @@ class Planner:
             for items in item_sets:
                 key = self.key(checkpoint, items)
                 if key not in self._begun and not self._known(key, items):
-                    encoder = self._encoder(checkpoint)
-                    self._begun[key] = self._pool.submit(encode, items, encoder, pmi=self._pmi)
+                    encoder, chat = self._encoder(checkpoint), self._format(checkpoint)
+                    self._begun[key] = self._pool.submit(encode, items, encoder, pmi=self._pmi, chat=chat)
 
     def plan(self, checkpoint: Checkpoint, items: ItemSet) -> Encoded:
-        """The encoded benchmark. Raises UserError where the tokenizer cannot be loaded."""
+        """The encoded benchmark. Raises UserError where the tokenizer or its chat template cannot be used."""
         key = self.key(checkpoint, items)
         begun = self._begun.pop(key, None)
         if begun is not None or not self._known(key, items):
-            made = begun.result() if begun else encode(items, self._encoder(checkpoint), pmi=self._pmi)
+            if begun is None:
+                encoder, chat = self._encoder(checkpoint), self._format(checkpoint)
+                made = encode(items, encoder, pmi=self._pmi, chat=chat)
+            else:
+                made = begun.result()
             with contextlib.suppress(OSError):
                 write_plan(cached(key), made)
             self._plans[key] = made
@@ -107,6 +116,14 @@ class Planner:
         if key not in self._encoders:
             self._encoders[key] = Encoder(load_tokenizer(checkpoint, self._trust), key[1])
         return self._encoders[key]
+
+    def _format(self, checkpoint: Checkpoint) -> ChatFormat | None:
+        if not self._chat:
+            return None
+        key = (checkpoint.tokenizer_hash, checkpoint.chat_template_hash)
+        if key not in self._formats:
+            self._formats[key] = ChatFormat(checkpoint.name, self._encoder(checkpoint).tokenizer)
+        return self._formats[key]
 
     def _window(self, checkpoint: Checkpoint) -> int:
         if checkpoint.path not in self._windows:

@@ -29,6 +29,7 @@ from evalengine.errors import UserError
 from evalengine.untrusted import check_label, check_name, printable, read_json, read_yaml
 
 NAME = re.compile(r"^(?P<scale>[^-]+)-(?P<mixture>.+)-(?P<stage>pt|sft)$")
+CHAT = "+chat"  # ends the names and stages of what score --chat stores
 
 
 def discover(
@@ -80,6 +81,14 @@ def discover(
             f"{manifest} describes {unused[0]!r}, which is not among the checkpoints given: remove it or add its path"
         )
     return list(found.values())
+
+
+def asked_in_chat(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with the name and stage that its scores in chat format have in a store, beside those without."""
+    name = checkpoint.name + CHAT
+    check_name(name, "checkpoint")
+    stage = None if checkpoint.stage is None else check_label(checkpoint.stage + CHAT, f"{name}: stage")
+    return replace(checkpoint, name=name, stage=stage)
 
 
 def name_of(path: Path) -> str:

@@ -25,6 +25,7 @@ class Options:
     seed: int = 0
     fewshot: int | None = None  # None: each benchmark's own number, which is 0 but for lm-eval's tasks
     pmi: bool = False
+    chat: bool = False
     allow_pickle: bool = False
     trust_remote_code: bool = False
     fresh: bool = False
@@ -40,6 +41,7 @@ class Options:
             "seed": str(self.seed),
             "fewshot": str(self.fewshot or 0),
             "pmi": str(self.pmi).lower(),
+            **({"chat": "true"} if self.chat else {}),
         }
 
 
@@ -53,6 +55,7 @@ ASKED = {
     "seed": "--seed",
     "fewshot": "--fewshot",
     "pmi": "--pmi",
+    "chat": "--chat",
 }
 
 
@@ -92,6 +95,8 @@ def tasks_of(
         "tokenizer_hash": checkpoint.tokenizer_hash,
         "identity": "\t".join(v or "" for v in (checkpoint.scale, checkpoint.mixture, checkpoint.stage)),
     }
+    if options.chat:
+        common["chat_template"] = checkpoint.chat_template_hash
     if checkpoint.seed is not None:
         common["checkpoint_seed"] = checkpoint.seed
     return [
@@ -125,8 +130,8 @@ def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
             found.damaged.append(task.path)
             continue
         for key, flag in ASKED.items():
-            if stored.get(key, "") != task.metadata[key]:
-                was, now = stored.get(key) or "none", task.metadata[key] or "none"
+            was, now = stored.get(key) or "none", task.metadata.get(key) or "none"
+            if was != now:
                 return found._replace(
                     conflict=f"{task.path} was scored with {flag} {was}, not {now}: use the same options, another --out, or"
                     " --fresh to replace it"

@@ -56,7 +56,7 @@ def score(
         store.lock(out),
         console.progress("scoring", len(checkpoints) * items, "items") as line,
         ReadAhead(options.allow_pickle) as reading,
-        Planner(options.trust_remote_code, options.pmi) as planner,
+        Planner(options.trust_remote_code, options.pmi, options.chat) as planner,
     ):
         emit = to_all(outcomes, Display(line, items), on_event)
         for checkpoint, ahead in itertools.zip_longest(checkpoints, checkpoints[1:]):

@@ -71,6 +71,8 @@ def add_items(p: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed of --limit and --fewshot (default: 0)")
     shots = "K solved train items before each item (default: 0; for --lm-eval-tasks, each task's own number)"
     add("--fewshot", type=int, metavar="K", help=shots)
+    chat = "ask in each checkpoint's own chat template; kept apart in the store, as CHECKPOINT+chat of stage STAGE+chat"
+    add("--chat", action="store_true", help=chat)
     add("--pmi", action="store_true", help="also score each choice without its context (acc_pmi)")
 
 
@@ -110,12 +112,14 @@ def run(args: argparse.Namespace) -> int:
     from evalengine.benchmarks import resolve
     from evalengine.events import Stored
     from evalengine.remote import open_store
-    from evalengine.resolve import discover
+    from evalengine.resolve import asked_in_chat, discover
     from evalengine.resume import Options
 
     if args.batch_tokens is not None and args.batch_tokens < 1:
         raise UserError("--batch-tokens must be at least 1")
     found = discover(args.checkpoints, args.manifest, args.base)
+    if args.chat:
+        found = [asked_in_chat(checkpoint) for checkpoint in found]
     adapter = next((checkpoint.name for checkpoint in found if checkpoint.base), None)
     if adapter is not None and args.backend == "vllm":
         raise UserError(

@@ -116,7 +116,7 @@ class Run:
         self.options, self.emit, self.hang_s = options, emit, hang_s
         self.states = {c.name: State(c, weight_size(c, options.allow_pickle)) for c in found}
         self.schedule = Schedule({name: state.size for name, state in self.states.items()})
-        self.planner = Planner(options.trust_remote_code, options.pmi)
+        self.planner = Planner(options.trust_remote_code, options.pmi, options.chat)
         self.made: dict[str, Plan] = {}  # by their key
         self.plans: dict[tuple[str, str], Plan] = {}  # of checkpoint and benchmark
         self.unplanned: list[tuple[State, Task]] = []  # of identified checkpoints
@@ -127,15 +127,16 @@ class Run:
 
     def go(self, pool: Pool, show: Callable[[list[str]], None]) -> None:
         """Until every checkpoint is scored or set aside. `show` is called with a line for each worker."""
-        while not all(state.finished for state in self.states.values()):
-            busy = sum(w.ref is not None and w.ready for w in pool.workers)
-            pool.grow(len(self.schedule.unseen) + self.schedule.pending() + busy)
-            self._plan()
-            for worker in pool.idle():
-                self._assign(pool, worker)
-            show([f"  {w.number} {w.host}  {w.doing}" for w in pool.workers])
-            for ended in pool.wait(POLL_S):
-                self._ended(pool, ended)
+        with self.planner:
+            while not all(state.finished for state in self.states.values()):
+                busy = sum(w.ref is not None and w.ready for w in pool.workers)
+                pool.grow(len(self.schedule.unseen) + self.schedule.pending() + busy)
+                self._plan()
+                for worker in pool.idle():
+                    self._assign(pool, worker)
+                show([f"  {w.number} {w.host}  {w.doing}" for w in pool.workers])
+                for ended in pool.wait(POLL_S):
+                    self._ended(pool, ended)
 
     # --- plans
 
