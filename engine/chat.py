@@ -126,7 +126,7 @@ def serve() -> None:
         def now(cls, tz: datetime.tzinfo | None = None) -> Then:
             return cls.fromtimestamp(TODAY.timestamp(), tz)
 
-    chat_template_utils.datetime = Then  # what strftime_now calls
+    vars(chat_template_utils)["datetime"] = Then  # what strftime_now calls
     setup = json.loads(sys.stdin.readline())
     seconds = setup.pop("seconds")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -152,8 +152,8 @@ def before_reply(context: str, template: str, special: dict[str, Any]) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     chat = [{"role": "user", "content": context}, {"role": "assistant", "content": REPLY}]
-    rendered, _ = render_jinja_template(conversations=[chat], chat_template=template, **special)
-    before, found, _ = rendered[0].rpartition(REPLY)
+    rendered = render_jinja_template(conversations=[chat], chat_template=template, **special)
+    before, found, _ = rendered[0][0].rpartition(REPLY)
     if not found:
         raise ValueError("it does not write the assistant's reply")
     if context.strip() not in before:

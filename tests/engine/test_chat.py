@@ -41,9 +41,12 @@ def save(folder: Path, template: str | None = CHATML.replace("{{ bos_token }}", 
     return path
 
 
-def score(path: Path, world: Path, out: Path, *more: str, benchmarks: str = "copa,winogrande") -> int:
+def score(
+    path: Path | list[Path], world: Path, out: Path, *more: str, benchmarks: str = "copa,winogrande"
+) -> int:
     data = str(world / "bench")
-    command = ["score", str(path), "--data", data, "--out", str(out), "--benchmarks", benchmarks]
+    paths = map(str, path if isinstance(path, list) else [path])
+    command = ["score", *paths, "--data", data, "--out", str(out), "--benchmarks", benchmarks]
     return main([*command, "--device", "cpu", *more])
 
 
@@ -198,7 +201,7 @@ def test_the_stages_are_compared_when_they_are_named(
     small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "s"
-    for mixture, seed in (("a", 0), ("b", 1), ("c", 2)):
+    for mixture, seed in (("a", 0), ("b", 1), ("c", 2), ("d", 3)):
         path = save(tmp_path / f"1M-{mixture}-sft", seed=seed)
         assert score(path, small_world, out) == 0 and score(path, small_world, out, "--chat") == 0
     command = ["correlate", str(out), "--bootstrap", "100", "--out", str(tmp_path / "a")]
@@ -210,7 +213,7 @@ def test_a_checkpoint_without_a_template_fails_and_the_others_go_on(
     small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bare, good = save(tmp_path / "1M-a-pt", None), save(tmp_path / "1M-a-sft")
-    assert score(bare, small_world, tmp_path / "s", str(good), "--chat", "--json") == 1
+    assert score([bare, good], small_world, tmp_path / "s", "--chat", "--json") == 1
     entries = json.loads(capsys.readouterr().out)["checkpoints"]
     assert [(e["checkpoint"], e["scored"]) for e in entries] == [("1M-a-pt+chat", 0), ("1M-a-sft+chat", 2)]
     assert entries[0]["failure"].startswith("1M-a-pt+chat: its tokenizer has no chat template")
