@@ -49,13 +49,14 @@ class Curves(NamedTuple):
 class Lines(NamedTuple):
     """Estimates with their intervals over places in order: a panel for each `panel(row)`, a line for each category.
 
-    places: all of them, left to right; x: the place of a row. limits: of the axis up, by the values if None.
+    rows: with the fields category, estimate, low and high. places: all of them, left to right; x: the place of a row. limits:
+    of the axis up, by the values if None.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[Any]
     places: Sequence[str]
-    x: Callable[[Row], str]
-    panel: Callable[[Row], str]
+    x: Callable[[Any], str]
+    panel: Callable[[Any], str]
     limits: tuple[float, float] | None = None
 
 

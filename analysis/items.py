@@ -10,9 +10,8 @@ Dims: K checkpoints, I items of one benchmark, F fields per item.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,7 +34,7 @@ MUST_AGREE = {  # metadata that must be one value per benchmark, and what a user
     "limit": "limits",
     "data_hash": "data files",
 }
-READ = (*MUST_AGREE, "dtype", "backend", "default_score", "checkpoint_seed")
+READ = (*MUST_AGREE, "dtype", "backend", "default_score", "checkpoint_seed", "blocks")
 
 
 class Checkpoint(NamedTuple):
@@ -44,6 +43,7 @@ class Checkpoint(NamedTuple):
     mixture: str | None
     stage: str | None
     seed: str = ""  # "" where it is not stated
+    blocks: str = ""  # JSON: factors of the design, and this mixture's label
 
 
 class BenchmarkItems(NamedTuple):
@@ -109,12 +109,14 @@ def read_store(store: Path | str, metric: str | None = None, confidence: str = "
     return Store(tuple(checkpoints[name] for name in seen), tuple(read), tuple(said))
 
 
-class _Scored(NamedTuple):
+class Scored(NamedTuple):
+    """A stored file: its checkpoint and its metadata."""
+
     checkpoint: str
     metadata: Mapping[str, str]  # of READ, "" where a file does not say
 
 
-def _refuse_mixed(name: str, one: _Scored, other: _Scored) -> None:
+def _refuse_mixed(name: str, one: Scored, other: Scored) -> None:
     """Refuses two checkpoints that were scored on different data or in different ways."""
     for key, word in MUST_AGREE.items():
         if one.metadata[key] != other.metadata[key]:
@@ -125,7 +127,7 @@ def _refuse_mixed(name: str, one: _Scored, other: _Scored) -> None:
             )
 
 
-def _notes(found: Sequence[_Scored]) -> list[str]:
+def _notes(found: Sequence[Scored]) -> list[str]:
     """What has to be known of a benchmark that was scored in this way."""
     first = found[0].metadata
     notes = []
@@ -149,13 +151,38 @@ def _read_benchmark(
     checkpoints: dict[str, Checkpoint],
 ) -> tuple[BenchmarkItems, list[str]]:
     """One benchmark's files, each opened once, and the notes on them. Adds to `checkpoints`."""
-    from evalengine.store import read
-
-    found: list[_Scored] = []
+    found: list[Scored] = []
     waiting: list[pa.Table] = []
     parts: list[_Part] = []
-    first: pa.Table | None = None
-    category = ""
+    for scored, table in scored_tables(name, group, checkpoints):
+        found.append(scored)
+        if len(found) == 1:
+            category, chance = category_of(table), _chance(table)
+            chosen = metric or scored.metadata["default_score"] or "acc"
+            needed = [column] if (column := known_metric(chosen).column) else []
+        waiting.append(table.select(["gold", "loglik", *needed]))
+        if len(waiting) * len(table) >= BLOCK_ITEMS or len(found) == len(group):
+            parts.append(_reduce(name, waiting, chosen, confidence))
+            waiting = []
+            _same_gold(name, [checkpoint for checkpoint, _ in found], parts)
+    columns = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:-1])
+    names = tuple(checkpoint for checkpoint, _ in found)
+    read_items = BenchmarkItems(name, category, chosen, chance, names, *columns)
+    if chosen == "acc":
+        read_items = read_items._replace(other_KI=read_items.confidence_KI)
+    return read_items, _notes(found)
+
+
+def scored_tables(
+    name: str, group: Sequence[Path], checkpoints: dict[str, Checkpoint]
+) -> Iterator[tuple[Scored, pa.Table]]:
+    """One benchmark's files, each opened once and checked, their items in the order of the first one's.
+
+    Adds to `checkpoints`. Raises UserError for a damaged or empty file, and for files that must not be compared.
+    """
+    from evalengine.store import read
+
+    first: tuple[Scored, pa.Table] | None = None
     for path in group:
         table = read(path)
         if table.num_rows == 0:
@@ -163,33 +190,24 @@ def _read_benchmark(
         checkpoint = path.parent.name
         raw = table.schema.metadata or {}
         metadata = {key: raw.get(key.encode(), b"").decode(errors="replace") for key in READ}
-        found.append(_Scored(checkpoint, metadata))
-        _refuse_mixed(name, found[0], found[-1])
+        scored = Scored(checkpoint, metadata)
         if checkpoint not in checkpoints:
             scale, mixture, stage = (_first(table, key) for key in ("scale", "mixture", "stage"))
             checkpoints[checkpoint] = Checkpoint(checkpoint, scale, mixture, stage)
-        if seed := metadata["checkpoint_seed"]:
-            checkpoints[checkpoint] = checkpoints[checkpoint]._replace(seed=seed)
+        stated = {"seed": metadata["checkpoint_seed"], "blocks": metadata["blocks"]}
+        if any(stated.values()):
+            checkpoints[checkpoint] = checkpoints[checkpoint]._replace(**stated)
         if first is None:
-            category = _first(table, "category") or "Other"
-        chosen = metric or found[0].metadata["default_score"] or "acc"
-        needed = [column] if (column := known_metric(chosen).column) else []
-        table = table.select(["item", "gold", "loglik", *needed])
-        if first is None:
-            first = table
-        elif not table["item"].equals(first["item"]):
-            table = _same_order(name, found[0].checkpoint, first, checkpoint, table)
-        waiting.append(table)
-        if len(waiting) * len(first) >= BLOCK_ITEMS or path is group[-1]:
-            parts.append(_reduce(name, waiting, chosen, confidence))
-            waiting = []
-            _same_gold(name, [checkpoint for checkpoint, _ in found], parts)
-    columns = (np.concatenate(column) for column in list(zip(*parts, strict=True))[:-1])
-    names = tuple(checkpoint for checkpoint, _ in found)
-    read_items = BenchmarkItems(name, category, chosen, _chance(first), names, *columns)
-    if chosen == "acc":
-        read_items = read_items._replace(other_KI=read_items.confidence_KI)
-    return read_items, _notes(found)
+            first = scored, table
+        else:
+            _refuse_mixed(name, first[0], scored)
+            if not table["item"].equals(first[1]["item"]):
+                table = _same_order(name, first[0].checkpoint, first[1], checkpoint, table)
+        yield scored, table
+
+
+def category_of(table: pa.Table) -> str:
+    return _first(table, "category") or "Other"
 
 
 def _first(table: pa.Table, key: str) -> str | None:
@@ -199,12 +217,10 @@ def _first(table: pa.Table, key: str) -> str | None:
     return None if index is None else column.dictionary[index].as_py()
 
 
-def _chance(table: pa.Table | None) -> float:
+def _chance(table: pa.Table) -> float:
     """The mean accuracy of guessing."""
     import pyarrow.compute as pc
 
-    if table is None:
-        return math.nan
     return float(pc.mean(pc.divide(1.0, pc.list_value_length(table["loglik"]))).as_py())
 
 

@@ -11,7 +11,7 @@ Dims: S scales, T stages, M mixtures, B benchmarks, R runs of a mixture, K check
 from __future__ import annotations
 
 import itertools
-import re
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from evalengine.analysis.items import (
     ECE_BINS,
     BenchmarkItems,
+    Checkpoint,
     averaged,
     debiased_calibration_error,
     expected_calibration_error,
@@ -35,6 +36,7 @@ from evalengine.analysis.items import (
     rows_of_runs,
 )
 from evalengine.errors import UserError
+from evalengine.labels import natural_key, scale_key
 from evalengine.metrics import Answers
 
 Array = NDArray[np.float64]
@@ -86,6 +88,9 @@ class Panel:
     confidence: str = ""  # of `metrics.CONFIDENCES`; "" where results were imported
     beside: dict[str, Array] = field(default_factory=dict)  # the other confidence, where a benchmark's differ
     blocks: Blocks | None = None  # None where all mixtures are exchangeable
+    factors: dict[str, dict[str, str]] = field(
+        default_factory=dict
+    )  # of the store's manifest: label by mixture
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -210,7 +215,22 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None, 
         metrics=tuple(benchmark.metric for benchmark in ordered),
         chance=np.array([benchmark.chance for benchmark in ordered]),
         confidence=confidence,
+        factors=_factors(store.checkpoints),
     )
+
+
+def _factors(checkpoints: Iterable[Checkpoint]) -> dict[str, dict[str, str]]:
+    """The labels that manifests gave to the mixtures, by factor. Raises UserError where a mixture has two."""
+    factors: dict[str, dict[str, str]] = defaultdict(dict)
+    for one in checkpoints:
+        for factor, label in json.loads(one.blocks or "{}").items():
+            known = factors[factor].setdefault(str(one.mixture), label)
+            if known != label:
+                raise UserError(
+                    f"mixture {one.mixture} has two labels of {factor}, {known} and {label}: give all its checkpoints one in the"
+                    " manifest, and run `evalengine score` again (nothing is scored again)"
+                )
+    return dict(factors)
 
 
 def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
@@ -270,7 +290,9 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     found = {str(cell.stage) for cell in known}
     order = choose_stages(found, stages)
     pair = order[0], order[-1]
-    others = sorted(found - set(order), key=natural_key)
+    others = sorted(
+        (s for s in found - set(order) if not s.startswith("eft")), key=natural_key
+    )  # for `explain`
     if others and stages is None:
         said.append(f"stages left out: {names(others)} (--stages chooses which two are compared)")
     every = [cell for cell in known if cell.stage in order]
@@ -510,25 +532,6 @@ def _unequal_runs(
         listed = names(name for name, partial in zip(benchmarks, partial_B, strict=True) if partial)
         said.append(f"not on every run: {listed}; averaged over the runs that have a value")
     return said
-
-
-def natural_key(text: str) -> list[tuple[int, float, str]]:
-    """Orders "step9" before "step10"."""
-    return [
-        (0, float(part), "") if part.replace(".", "", 1).isdigit() else (1, 0.0, part)
-        for part in re.split(r"(\d+(?:\.\d+)?)", text)
-        if part
-    ]
-
-
-def scale_key(text: str) -> tuple[float, list[tuple[int, float, str]]]:
-    """Orders scales by size: 1m, 60M, 240M-base, 1B; of one size and without a size, by name."""
-    number = r"\d+(?:\.\d+)?"
-    found = re.search(rf"(?<![a-z0-9.])({number})\s*([kmbt])(?![a-z0-9])|^({number})$", text.strip().lower())
-    if not found:
-        return float("inf"), natural_key(text)
-    unit = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}.get(found[2], 1.0)
-    return float(found[1] or found[3]) * unit, natural_key(text)
 
 
 def category_key(category: str) -> tuple[int, str]:

@@ -17,6 +17,9 @@ from typing import Any
 
 from evalengine.analysis import latex, lead, levels
 from evalengine.analysis.drawing import draw
+from evalengine.analysis.explain import findings
+from evalengine.analysis.explain.explainer import Findings
+from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.figure import panels
 from evalengine.analysis.page import interval_words
 from evalengine.analysis.registry import PROTOCOLS
@@ -33,11 +36,11 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 def write_report(tables: Path, folder: Path) -> Path:
     """Writes `folder`/report.html from the tables that `correlate` wrote; returns its path. Raises UserError without
     matplotlib."""
-    results = load_results(tables)
+    results, explained = load_both(tables)
     path = folder / "report.html"
     with atomic(path) as temporary:
         try:
-            text = page(results)
+            text = page(results, explained)
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
             if os.environ.get("EVALENGINE_DEBUG"):
                 raise
@@ -52,10 +55,12 @@ def write_figures(tables: Path, folder: Path, formats: Sequence[str] = ("png", "
     """Writes every figure that the tables allow; returns the paths. Raises UserError without matplotlib."""
     if unknown := [kind for kind in formats if kind not in FORMATS]:
         raise UserError(f"--figures {','.join(unknown)}: choose from {', '.join(FORMATS)}, or none")
-    results = load_results(tables)
+    results, explained = load_both(tables)
     written = []
     with styled():
         figures = {name: f for protocol in PROTOCOLS for name, f in protocol.figures(results).items()}
+        if explained is not None:
+            figures |= {name: f for one in EXPLAINERS for name, f in one.figures(explained).items()}
         for name, figure in figures.items():
             if not panels(figure):
                 continue
@@ -71,10 +76,13 @@ def write_figures(tables: Path, folder: Path, formats: Sequence[str] = ("png", "
 
 def write_latex(tables: Path, folder: Path) -> list[Path]:
     """Writes every table of the report as `folder`/NAME.tex; returns the paths."""
-    results = load_results(tables)
+    results, explained = load_both(tables)
     found = levels.latex(results)
     for protocol in PROTOCOLS:
         found |= protocol.latex(results)
+    if explained is not None:
+        for explainer in EXPLAINERS:
+            found |= explainer.latex(explained)
     paths = []
     for name, table in found.items():
         if any(table.blocks):
@@ -83,18 +91,34 @@ def write_latex(tables: Path, folder: Path) -> list[Path]:
     return paths
 
 
-def page(results: Results) -> str:
+def load_both(tables: Path) -> tuple[Results, Findings | None]:
+    """What `correlate` wrote and what `explain` wrote beside it. Raises UserError where these are of two studies."""
+    results, explained = load_results(tables), findings.load(tables)
+    if explained is not None:
+        one, other = results.method, explained.method
+        same = all(one[key] == other[key] for key in ("stages", "benchmarks"))
+        if not same or not all(set(one[key]) <= set(other[key]) for key in ("scales", "mixtures")):
+            raise UserError(
+                f"{tables} holds tables of two studies: run `evalengine explain STORE --out {tables}` on the store of the"
+                " correlations, or delete explain.json"
+            )
+    return results, explained
+
+
+def page(results: Results, explained: Findings | None = None) -> str:
     """The whole document."""
     before, after = results.method["stages"]
     title = f"What carries over from {before} to {after}"
     with styled():
         sections = [protocol.section(results) for protocol in PROTOCOLS]
+        if explained is not None:
+            sections += [explainer.section(explained) for explainer in EXPLAINERS]
     css = (files("evalengine.analysis") / "report.css").read_text(encoding="utf-8")
     body = "".join(
         [
             _head(results, title),
             lead.section(results),
-            _in_plain_words(results),
+            _in_plain_words(results, explained),
             levels.section(results),
             *sections,
             _method(results),
@@ -120,8 +144,9 @@ def _head(results: Results, title: str) -> str:
     return f'<h1>{escape(title)}</h1><p class="lead">{escape(" · ".join(parts))}</p>'
 
 
-def _in_plain_words(results: Results) -> str:
-    found = summarise(results)
+def _in_plain_words(results: Results, explained: Findings | None) -> str:
+    claims = () if explained is None else [c for one in EXPLAINERS for c in one.claims(explained)]
+    found = summarise(results, claims)
 
     def block(title: str, lines: Sequence[str], empty: str) -> str:
         points = (

@@ -5,16 +5,15 @@ They read a folder and never the store, so a report can be made on a laptop from
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalengine.analysis.tables import Row
+from evalengine.analysis.together import read_together
 from evalengine.errors import UserError
-from evalengine.untrusted import check_name, parse_json
 
+MANIFEST = "analysis.json"
 TABLES_VERSION = "4"  # of the columns of Row and of analysis.json
 OTHERS = ("cells", "curves", "verdicts")  # beside the tables of rows
 
@@ -51,36 +50,13 @@ class Results(NamedTuple):
 
 def load_results(folder: Path) -> Results:
     """Reads a folder that `evalengine correlate` wrote. Raises UserError where it is none or incomplete."""
+    command = f"evalengine correlate STORE --out {folder}"
+    method, read = read_together(folder, MANIFEST, TABLES_VERSION, command, OTHERS)
     try:
-        method = parse_json((folder / "analysis.json").read_bytes(), constants=True)
-        if method.get("tables_version") != TABLES_VERSION:
-            raise UserError(
-                f"{folder} is of another version of evalengine: run `evalengine correlate STORE --out {folder}` again"
-            )
-        names = (*method["tables"], *OTHERS)
-        for name in names:
-            check_name(name, "table")
-        if method.pop("checksums") != checksums(folder, method):
-            raise ValueError("a flipped bit, or tables of two runs")
-        read = {name: parse_json((folder / f"{name}.json").read_bytes()) for name in names}
         tables = {name: [_row(raw) for raw in read[name]] for name in method["tables"]}
-        others = [read[name] for name in OTHERS]
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename} is missing: run `evalengine correlate STORE --out {folder}` first"
-        ) from None
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(
-            f"{folder} holds damaged tables: run `evalengine correlate STORE --out {folder}` again"
-        ) from None
-    return Results(method, tables, *others)
-
-
-def checksums(folder: Path, method: dict[str, Any]) -> dict[str, str]:
-    """Of every table in `folder` and of analysis.json's own content: what notices a flipped bit, or tables of two runs."""
-    contents = {name: (folder / f"{name}.json").read_bytes() for name in (*method["tables"], *OTHERS)}
-    contents["analysis"] = json.dumps(method, sort_keys=True).encode()
-    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    except TypeError:
+        raise UserError(f"{folder} holds damaged tables: run `{command}` again") from None
+    return Results(method, tables, *(read[name] for name in OTHERS))
 
 
 def _row(raw: dict[str, Any]) -> Row:
@@ -93,14 +69,14 @@ def _number(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
-def with_interval(row: Row | None) -> str:
+def with_interval(row: Any) -> str:
     """ "+0.57 [−0.15, +0.94]"."""
     if row is None or not math.isfinite(row.estimate):
         return "–"
     return f"{_number(row.estimate)} [{_number(row.low)}, {_number(row.high)}]"
 
 
-def share_with_interval(row: Row | None, percent: bool = True) -> str:
+def share_with_interval(row: Any, percent: bool = True) -> str:
     """A share or a difference in percent: "58% [51, 64]"."""
     if row is None or not math.isfinite(row.estimate):
         return "–"
@@ -109,5 +85,5 @@ def share_with_interval(row: Row | None, percent: bool = True) -> str:
     return f"{scale * row.estimate:.1f} [{ends}]"
 
 
-def excludes_zero(row: Row) -> bool:
+def excludes_zero(row: Any) -> bool:
     return row.low > 0 or row.high < 0

@@ -8,9 +8,6 @@ Cost at the study's size (36 checkpoints, 20 benchmarks, all 24,310 resamples of
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,17 +20,16 @@ from evalengine.analysis.bootstrap import KINDS, Resamples, resamples
 from evalengine.analysis.correlation import STATISTICS, Sample
 from evalengine.analysis.groups import Data
 from evalengine.analysis.item_bootstrap import item_data
-from evalengine.analysis.mixtures import Mixtures
+from evalengine.analysis.mixtures import Mixtures, joined
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Study
 from evalengine.analysis.registry import PROTOCOLS
-from evalengine.analysis.results import TABLES_VERSION, checksums
-from evalengine.analysis.tables import Options, Row, write_table
+from evalengine.analysis.results import MANIFEST, TABLES_VERSION
+from evalengine.analysis.tables import Options, Row
+from evalengine.analysis.together import Content, write_together
 from evalengine.analysis.verdicts import Verdict, verdicts
 from evalengine.errors import UserError
 
-ASIDE = ".writing"  # where the tables of a run wait for the last of them
-MANIFEST = "analysis.json"
 RESAMPLED = {"mixtures": "mixtures", "items": "items", "both": "mixtures and items"}
 
 
@@ -46,38 +42,19 @@ class Analysis(NamedTuple):
     method: dict[str, Any]
 
     def write(self, folder: Path) -> None:
-        """Writes every table as csv, arrow and json, the panel's cells, and analysis.json (how it was made).
-
-        All of it is written aside and moved into place at the end, within milliseconds: analysis.json goes first and comes
-        last, so that where it stands the tables beside it are all of its run.
-        """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise UserError(f"{folder} is a file: give --out a folder") from None
-        aside = folder / ASIDE
-        shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-        aside.mkdir()
-        try:
-            for name, rows in self.tables.items():
-                write_table(aside, name, Row._fields, rows)
-            write_table(aside, "verdicts", Verdict._fields, self.verdicts)
-            write_table(aside, "cells", *cell_rows(self.panel))
-            write_table(aside, "curves", *curve_rows(self.panel, self.method["level"]))
-            written = sorted(aside.iterdir())
-            method = json.loads(json.dumps({**self.method, "tables": list(self.tables)}))
-            text = json.dumps({**method, "checksums": checksums(aside, method)}, indent=1)
-            (aside / MANIFEST).write_text(text + "\n", encoding="utf-8")
-            (folder / MANIFEST).unlink(missing_ok=True)
-            for path in [*written, aside / MANIFEST]:
-                os.replace(path, folder / path.name)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        """Writes every table as csv, arrow and json, the panel's cells, and analysis.json (how it was made), together."""
+        tables: dict[str, Content] = {name: (Row._fields, rows) for name, rows in self.tables.items()}
+        tables["verdicts"] = Verdict._fields, self.verdicts
+        tables["cells"] = cell_rows(self.panel)
+        tables["curves"] = curve_rows(self.panel, self.method["level"])
+        write_together(folder, MANIFEST, {**self.method, "tables": list(self.tables)}, tables)
 
 
 def analyse(panel: Panel, options: Options, mixtures: Mixtures | None = None) -> Analysis:
     """Runs every protocol on every quantity of the panel. `mixtures` says what they are made of, where known."""
     _check(options)
+    if panel.factors:
+        mixtures = joined(mixtures, Mixtures({}, panel.factors))
     panel = with_blocks(panel, options.block, mixtures)
     data, plan = weighted(panel, options)
     study = Study(data, plan, options, mixtures)

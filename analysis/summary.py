@@ -5,13 +5,14 @@ Every sentence carries its estimate, its interval and n. A claim needs an interv
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from evalengine.analysis.bootstrap import fisher
 from evalengine.analysis.power import detectable
-from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED
+from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim
 from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.results import Results
 
@@ -24,9 +25,9 @@ class Summary(NamedTuple):
     cautions: list[str]
 
 
-def summarise(results: Results) -> Summary:
-    """The claims of every protocol, and what to keep in mind about the design."""
-    found = [claim for protocol in PROTOCOLS for claim in protocol.claims(results)]
+def summarise(results: Results, more: Iterable[Claim] = ()) -> Summary:
+    """The claims of every protocol, `more` of them, and what to keep in mind about the design."""
+    found = [*(claim for protocol in PROTOCOLS for claim in protocol.claims(results)), *more]
     supported, unsupported, cautions = (
         [claim.text for claim in found if claim.kind == kind] for kind in (SUPPORTED, UNSUPPORTED, CAUTION)
     )

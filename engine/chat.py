@@ -126,7 +126,7 @@ def serve() -> None:
         def now(cls, tz: datetime.tzinfo | None = None) -> Then:
             return cls.fromtimestamp(TODAY.timestamp(), tz)
 
-    vars(chat_template_utils)["datetime"] = Then  # what strftime_now calls
+    setattr(chat_template_utils, "datetime", Then)  # noqa: B010 - what strftime_now calls
     setup = json.loads(sys.stdin.readline())
     seconds = setup.pop("seconds")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -152,7 +152,7 @@ def before_reply(context: str, template: str, special: dict[str, Any]) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     chat = [{"role": "user", "content": context}, {"role": "assistant", "content": REPLY}]
-    rendered = render_jinja_template(conversations=[chat], chat_template=template, **special)
+    rendered: Any = render_jinja_template(conversations=[chat], chat_template=template, **special)
     before, found, _ = rendered[0][0].rpartition(REPLY)
     if not found:
         raise ValueError("it does not write the assistant's reply")

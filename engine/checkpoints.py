@@ -98,6 +98,7 @@ class Checkpoint:
     base: Path | None = None
     fingerprint: str = ""
     seed: str | None = None
+    blocks: tuple[tuple[str, str], ...] = ()  # factors of the study's design, and this mixture's label
 
     @property
     def model_folder(self) -> Path:

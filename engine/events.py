@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from evalengine.backends import Backend, BackendSpec
     from evalengine.checkpoints import Checkpoint
     from evalengine.console import Progress
-    from evalengine.resume import Options
+    from evalengine.resume import Named, Options
 
 
 class Doing(NamedTuple):
@@ -128,7 +127,7 @@ class Outcomes:
         """In the order of the checkpoints."""
         return list(self._of.values())
 
-    def record(self, backend: Backend | BackendSpec, options: Options) -> dict[str, Any]:
+    def record(self, backend: Named, options: Options) -> dict[str, Any]:
         """The run, as the store keeps it."""
         return {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -24,6 +24,7 @@ from evalengine.device_batch import on_device
 from evalengine.encoding import Sequences
 from evalengine.kernels import logits_logprobs, target_logprobs
 from evalengine.kernels.head import Head
+from evalengine.kernels.head import Rows as HeadedRows
 from evalengine.last_layer import LastLayer
 from evalengine.pretrained import text_config
 from evalengine.tree_attention import TreeAttention
@@ -37,12 +38,14 @@ SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multipl
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 
 OnProgress = Callable[[float], None]
+Scored = tuple[Tensor, Tensor]  # (T,) log-probabilities, and whether each target was the argmax
 
 
 class Rows(NamedTuple):
-    """Scored rows of one forward: hidden states (or logits), and the (row, token, sequence) of each target."""
+    """Scored rows of one forward of one model, or of several over the same tokens: each model's hidden states (or logits), and
+    the (row, token, sequence) of each target."""
 
-    state_RD: Tensor
+    states: tuple[Tensor, ...]  # (R, D) of each model
     row_T: np.ndarray
     token_T: np.ndarray
     sequence_T: np.ndarray
@@ -91,10 +94,7 @@ class Forward:
     @torch.inference_mode()
     def packed(self, batches: list[packing.Batch], progress: OnProgress | None = None) -> Targets:
         """Token tries. Needs a head. Raises what the model's own code raises where it cannot run so."""
-        self._attend(tree=True)
-        # Compiled for the tree alone: what it is compared with runs as the model's own code says.
-        with contextlib.nullcontext() if self.layers is None else self.layers.running():
-            return self._score(self._tree_rows(batches, progress))
+        return self._scored(self.packed_rows(batches, progress))
 
     @torch.inference_mode()
     def plain(
@@ -104,8 +104,11 @@ class Forward:
 
         `pad`: on the right, to the longest row of a batch of any lengths; a causal model's earlier tokens cannot see that.
         """
-        self._attend(tree=False)
-        return self._score(self._plain_rows(sequences, batch_tokens, pad, progress))
+        return self._scored(self.plain_rows(sequences, batch_tokens, pad, progress))
+
+    def _scored(self, rows: Iterator[Rows]) -> Targets:
+        most = 0 if self.head is None else head_rows(self.device)  # logits are not held longer than needed
+        return scored(rows, lambda states, row_T, token_T: [self.score(states[0], row_T, token_T)], most)[0]
 
     def reference(self, sequences: Sequences, batch_tokens: int = 1) -> Targets:
         """`plain` through the model's own output layer, whatever `head` is."""
@@ -128,11 +131,13 @@ class Forward:
 
     # --- rows
 
-    def _tree_rows(self, batches: list[packing.Batch], progress: OnProgress | None) -> Iterator[Rows]:
+    def packed_rows(self, batches: list[packing.Batch], progress: OnProgress | None = None) -> Iterator[Rows]:
+        """The scored rows of every batch of token tries."""
         takes_any = any(p.kind is p.VAR_KEYWORD for p in self._takes.values())
         if not takes_any and not {"position_ids", "attention_mask"} <= self._takes.keys():
             raise NotImplementedError("it takes no positions")
         for batch in batches:
+            self._attend(tree=True)
             on = on_device(batch, self.device)
             self.attention.start(on)
             if self.last_layer is not None:
@@ -140,21 +145,24 @@ class Forward:
                 # the special case of a single row.
                 row_R = on.row_R if len(on.row_R) else on.row_R.new_zeros(1)
                 self.last_layer.rows = row_R if len(row_R) > 1 else row_R.repeat(2)
-            hidden_ND = self._hidden(
-                input_ids=on.token_1N,
-                position_ids=on.position_1N,
-                attention_mask=torch.ones_like(on.token_1N),  # else it looks for borders in the positions
-            )[0]
+            # Compiled for the tree alone: what it is compared with runs as the model's own code says.
+            with contextlib.nullcontext() if self.layers is None else self.layers.running():
+                hidden_ND = self._hidden(
+                    input_ids=on.token_1N,
+                    position_ids=on.position_1N,
+                    attention_mask=torch.ones_like(on.token_1N),  # else it looks for borders in the positions
+                )[0]
             if not batch.is_prefix:
-                yield Rows(
-                    hidden_ND[on.row_R], batch.target_row_T, batch.target_token_T, batch.target_sequence_T
-                )
+                state_RD = hidden_ND[on.row_R]
+                yield Rows((state_RD,), batch.target_row_T, batch.target_token_T, batch.target_sequence_T)
             if progress:
                 progress(int(np.count_nonzero(np.diff(batch.target_sequence_T, prepend=-1))))
 
-    def _plain_rows(
-        self, sequences: Sequences, batch_tokens: int, pad: bool, progress: OnProgress | None
+    def plain_rows(
+        self, sequences: Sequences, batch_tokens: int, pad: bool, progress: OnProgress | None = None
     ) -> Iterator[Rows]:
+        """The scored rows of every batch of `plain`."""
+        self._attend(tree=False)
         if self.last_layer is not None:
             self.last_layer.rows = None
         lengths = np.diff(sequences.offset) - 1
@@ -182,7 +190,7 @@ class Forward:
                 owners.append(np.full(len(ids) - start, s, dtype=np.int32))
             row_T = np.concatenate(rows)
             state_RD = states.flatten(0, 1)[torch.from_numpy(row_T).to(self.device)]
-            yield Rows(state_RD, np.arange(len(row_T)), np.concatenate(targets), np.concatenate(owners))
+            yield Rows((state_RD,), np.arange(len(row_T)), np.concatenate(targets), np.concatenate(owners))
             if progress:
                 progress(len(members))
             at += size
@@ -213,43 +221,65 @@ class Forward:
 
     # --- the head
 
-    def _score(self, rows: Iterator[Rows]) -> Targets:
-        """Runs the head over rows as they come, thousands at a time."""
-        most = HEAD_ROWS if self.device.type == "cpu" else HEAD_ROWS_GPU
-        waiting: list[Rows] = []
-        owners: list[np.ndarray] = []
-        results: list[tuple[Tensor, Tensor]] = []  # read at the end: a GPU is not waited for between batches
-
-        def flush() -> None:
-            if not waiting:
-                return
-            base = np.cumsum([0] + [len(r.state_RD) for r in waiting])
-            state = torch.cat([r.state_RD for r in waiting]) if len(waiting) > 1 else waiting[0].state_RD
-            row_T = np.concatenate([r.row_T + b for r, b in zip(waiting, base, strict=False)])
-            token_T = np.concatenate([r.token_T for r in waiting])
-            owners.extend(r.sequence_T for r in waiting)
-            results.append(self._head(state, row_T, token_T))
-            waiting.clear()
-
-        for chunk in rows:
-            waiting.append(chunk)
-            if sum(len(r.state_RD) for r in waiting) >= most or self.head is None:
-                flush()
-        flush()
-        if not results:
-            return Targets(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, bool))
-        logprob_T, greedy_T = (torch.cat(parts).cpu().numpy() for parts in zip(*results, strict=True))
-        return Targets(np.concatenate(owners), logprob_T, greedy_T)
-
-    def _head(self, state: Tensor, row_T: np.ndarray, token_T: np.ndarray) -> tuple[Tensor, Tensor]:
-        row, token = torch.from_numpy(row_T), torch.from_numpy(token_T)  # checked here, moved by the kernel
+    def score(self, state_RD: Tensor, row_T: Tensor, token_T: Tensor) -> Scored:
+        """Targets of rows, through the head, or from the logits that the model's own output layer has made."""
         if self.head is None:
-            out = logits_logprobs(state, row, token)
+            out = logits_logprobs(state_RD, row_T, token_T)
         else:
-            weight_VD, bias_V, scale, softcap = self.head
-            state = state.to(weight_VD.dtype)  # some keep the residual stream in float32
-            out = target_logprobs(state, weight_VD, row, token, bias_V=bias_V, softcap=softcap, scale=scale)
+            (state_RD, head) = self.headed(state_RD)
+            weight_VD, bias_V, scale, softcap = head
+            out = target_logprobs(
+                state_RD, weight_VD, row_T, token_T, bias_V=bias_V, softcap=softcap, scale=scale
+            )
         return out.logprob_T, out.greedy_T
+
+    def headed(self, state_RD: Tensor) -> HeadedRows:
+        """Rows as the head takes them: some models keep the residual stream in float32."""
+        assert self.head is not None
+        return HeadedRows(state_RD.to(self.head.w_VD.dtype), self.head)
+
+
+def head_rows(device: torch.device) -> int:
+    """Rows that are gathered before the head runs."""
+    return HEAD_ROWS if device.type == "cpu" else HEAD_ROWS_GPU
+
+
+def scored(
+    rows: Iterator[Rows], score: Callable[[tuple[Tensor, ...], Tensor, Tensor], list[Scored]], most: int
+) -> list[Targets]:
+    """Scores rows as they come, `most` or more at a time: `score` of each model's states, and of (row, token) of the targets,
+    gives one or several log-probabilities of every target. None where there are no rows."""
+    waiting: list[Rows] = []
+    owners: list[np.ndarray] = []
+    results: list[list[Scored]] = []  # read at the end: a GPU is not waited for between batches
+
+    def flush() -> None:
+        if not waiting:
+            return
+        base = np.cumsum([0] + [len(r.states[0]) for r in waiting])
+        states = tuple(
+            torch.cat(parts) if len(parts) > 1 else parts[0]
+            for parts in zip(*(r.states for r in waiting), strict=True)
+        )
+        row_T = np.concatenate([r.row_T + b for r, b in zip(waiting, base, strict=False)])
+        token_T = np.concatenate([r.token_T for r in waiting])
+        owners.extend(r.sequence_T for r in waiting)
+        # Indices are checked here and moved by the kernel.
+        results.append(score(states, torch.from_numpy(row_T), torch.from_numpy(token_T)))
+        waiting.clear()
+
+    for chunk in rows:
+        waiting.append(chunk)
+        if sum(len(r.states[0]) for r in waiting) >= most:
+            flush()
+    flush()
+    if not results:
+        return [Targets(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, bool))]
+    found = []
+    for parts in zip(*results, strict=True):
+        logprob_T, greedy_T = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+        found.append(Targets(np.concatenate(owners), logprob_T, greedy_T))
+    return found
 
 
 class _Reached(Exception):

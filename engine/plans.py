@@ -105,6 +105,10 @@ class Planner:
             self._plans[key] = made
         return self._plans[key]
 
+    def vocabulary(self, checkpoint: Checkpoint) -> int:
+        """How many ids the tokenizer has; a model may have more logits than these."""
+        return max(self._encoder(checkpoint).tokenizer.get_vocab().values()) + 1
+
     def _known(self, key: str, items: ItemSet) -> bool:
         """Whether a plan is in memory, where it is put if the cache holds it."""
         if key not in self._plans and (found := read_plan(cached(key), items)) is not None:

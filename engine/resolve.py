@@ -28,6 +28,7 @@ from evalengine.checkpoints import (
 from evalengine.errors import UserError
 from evalengine.untrusted import check_label, check_name, printable, read_json, read_yaml
 
+NAMED = ("scale", "mixture", "stage", "seed")
 NAME = re.compile(r"^(?P<scale>[^-]+)-(?P<mixture>.+)-(?P<stage>pt|sft)$")
 CHAT = "+chat"  # ends the names and stages of what score --chat stores
 
@@ -38,7 +39,7 @@ def discover(
     """Checkpoints in the order given, directories or URIs. Raises UserError for one missing, no checkpoint, or named twice.
 
     The name is the last part of the path as it was given, even if that is a link. Metadata comes from `manifest` (YAML:
-    name -> {scale, mixture, stage, seed}), else from evalengine.json inside the directory, else from a name of the form
+    name -> {scale, mixture, stage, seed, blocks}), else from evalengine.json inside the directory, else from a name of the form
     {scale}-{mixture}-{stage}. `base` is the model of the adapters among them, where it is not the one that they name.
     """
     known = read_manifest(manifest) if manifest else {}
@@ -72,6 +73,7 @@ def discover(
             remote_bytes=size,
             base=model,
             seed=about["seed"],
+            blocks=about["blocks"],
         )
     if base is not None and not any(checkpoint.base for checkpoint in found.values()):
         raise UserError("--base is the model of adapters, and none is among the checkpoints: leave it out")
@@ -134,7 +136,7 @@ def check_directory(path: Path) -> None:
         raise UserError(f"{path} is not a checkpoint: it has no config.json; {hint}")
 
 
-def read_manifest(path: Path) -> dict[str, dict[str, str | None]]:
+def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path} must map checkpoint names to {{scale, mixture, stage}}")
@@ -144,20 +146,27 @@ def read_manifest(path: Path) -> dict[str, dict[str, str | None]]:
     }
 
 
-def fields(value: Any, where: str) -> dict[str, str | None]:
-    """The metadata fields of a mapping, as strings; other keys are the trainer's and are left alone."""
+def fields(value: Any, where: str) -> dict[str, Any]:
+    """The metadata fields of a mapping; other keys are the trainer's and are left alone."""
     if not isinstance(value, dict):
         raise UserError(f"{where} must be a mapping with scale, mixture and stage")
-    out: dict[str, str | None] = {}
-    for key in ("scale", "mixture", "stage", "seed"):
-        field = value.get(key)
-        if field is not None and not isinstance(field, (str, int, float)):
-            raise UserError(f"{where}: {key} must be a short text, not {type(field).__name__}")
-        out[key] = None if field is None else check_label(str(field), f"{where}: {key}")
+    out: dict[str, Any] = {key: label(value.get(key), f"{where}: {key}") for key in NAMED}
+    blocks = value.get("blocks") or {}
+    if not isinstance(blocks, dict):
+        raise UserError(f"{where}: blocks must map factors to labels, such as {{web_source: dclm}}")
+    known = {label(key, f"{where}: blocks"): label(of, f"{where}: {key}") for key, of in blocks.items()}
+    out["blocks"] = tuple(sorted((str(factor), of) for factor, of in known.items() if of is not None))
     return out
 
 
-def metadata(path: Path, name: str, manifest: dict[str, dict[str, str | None]]) -> dict[str, str | None]:
+def label(value: Any, where: str) -> str | None:
+    """A short text of a manifest, also given as a number."""
+    if value is not None and not isinstance(value, (str, int, float)):
+        raise UserError(f"{where} must be a short text, not {type(value).__name__}")
+    return None if value is None else check_label(str(value), where)
+
+
+def metadata(path: Path, name: str, manifest: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if name in manifest:
         return manifest[name]
     own = path / "evalengine.json"
@@ -169,8 +178,7 @@ def metadata(path: Path, name: str, manifest: dict[str, dict[str, str | None]]) 
             )
         return fields(about, str(own))
     match = NAME.match(name)
-    named: dict[str, str | None] = dict(match.groupdict()) if match else {}
-    return {key: named.get(key) for key in ("scale", "mixture", "stage", "seed")}
+    return fields(match.groupdict() if match else {}, name)
 
 
 # --- identity
@@ -217,12 +225,12 @@ class ReadAhead:
             future = self._pool.submit(identify, checkpoint, self._allow_pickle, self._tick)
             self._reading[checkpoint.name] = (checkpoint, future)
 
-    def identified(self, checkpoint: Checkpoint, ahead: Checkpoint | None = None) -> Checkpoint:
-        """A checkpoint, identified, while `ahead` is read next; all others are released. Raises UserError."""
-        wanted = [checkpoint] if ahead is None else [checkpoint, ahead]
-        for one in wanted:
+    def identified(self, checkpoint: Checkpoint, wanted: Sequence[Checkpoint] = ()) -> Checkpoint:
+        """A checkpoint, identified, while those that are `wanted` too are read next; all others are released. Raises
+        UserError."""
+        for one in (checkpoint, *wanted):
             self.start(one)
-        for name in self._reading.keys() - {one.name for one in wanted}:
+        for name in self._reading.keys() - {one.name for one in (checkpoint, *wanted)}:
             if self._reading[name][1].done():
                 self.forget(name)
         try:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from evalengine import __version__, store
-from evalengine.backends import Backend, BackendSpec
 from evalengine.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
+
+
+class Named(Protocol):
+    """What the store says of how a model ran: of a backend, or of one that is made elsewhere."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,7 @@ class Options:
     trust_remote_code: bool = False
     fresh: bool = False
 
-    def metadata(self, backend: Backend | BackendSpec) -> dict[str, str]:
+    def metadata(self, backend: Named) -> dict[str, str]:
         return {
             "store_version": store.STORE_VERSION,
             "evalengine_version": __version__,
@@ -55,11 +65,13 @@ ASKED = {
     "seed": "--seed",
     "fewshot": "--fewshot",
     "pmi": "--pmi",
+    "eft_beta": "--beta",
     "chat": "--chat",
 }
 
 
-LABELS = ("checkpoint_seed",)  # metadata that says which run it is: written anew, nothing is scored for it
+# Metadata that decides no score: written anew, nothing is scored for it.
+LABELS = ("checkpoint_seed", "contexts", "blocks")
 
 
 class Task(NamedTuple):
@@ -84,21 +96,31 @@ class Decision(NamedTuple):
 def tasks_of(
     checkpoint: Checkpoint,
     item_sets: Iterable[tuple[ItemSet, str]],
-    backend: Backend | BackendSpec,
+    backend: Named,
     options: Options,
     out: Path,
+    more: dict[str, str] | None = None,
 ) -> list[Task]:
-    """The files that an identified checkpoint has when all is scored, one for each item set and its default score."""
-    common = options.metadata(backend) | {
-        "checkpoint": checkpoint.name,
-        "checkpoint_fingerprint": checkpoint.fingerprint,
-        "tokenizer_hash": checkpoint.tokenizer_hash,
-        "identity": "\t".join(v or "" for v in (checkpoint.scale, checkpoint.mixture, checkpoint.stage)),
-    }
+    """The files that an identified checkpoint has when all is scored, one for each item set and its default score.
+
+    `more`: metadata of its own.
+    """
+    common = (
+        options.metadata(backend)
+        | (more or {})
+        | {
+            "checkpoint": checkpoint.name,
+            "checkpoint_fingerprint": checkpoint.fingerprint,
+            "tokenizer_hash": checkpoint.tokenizer_hash,
+            "identity": "\t".join(v or "" for v in (checkpoint.scale, checkpoint.mixture, checkpoint.stage)),
+        }
+    )
     if options.chat:
         common["chat_template"] = checkpoint.chat_template_hash
     if checkpoint.seed is not None:
         common["checkpoint_seed"] = checkpoint.seed
+    if checkpoint.blocks:
+        common["blocks"] = json.dumps(dict(checkpoint.blocks))
     return [
         Task(
             items,
@@ -111,10 +133,16 @@ def tasks_of(
                 "data_items": str(items.total),
                 "fewshot": str(items.fewshot),
                 "default_score": default_score,
-            },
+            }
+            | ({"contexts": "own"} if own_contexts(items) else {}),
         )
         for items, default_score in item_sets
     ]
+
+
+def own_contexts(items: ItemSet) -> bool:
+    """Whether choices of an item stand behind contexts of their own, so that their likelihoods share no normaliser."""
+    return any(len(set(item.contexts)) > 1 for item in items.items)
 
 
 def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
@@ -130,11 +158,11 @@ def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
             found.damaged.append(task.path)
             continue
         for key, flag in ASKED.items():
-            was, now = stored.get(key) or "none", task.metadata.get(key) or "none"
+            was, now = stored.get(key, ""), task.metadata.get(key, "")
             if was != now:
                 return found._replace(
-                    conflict=f"{task.path} was scored with {flag} {was}, not {now}: use the same options, another --out, or"
-                    " --fresh to replace it"
+                    conflict=f"{task.path} was scored with {flag} {was or 'none'}, not {now or 'none'}: use the same options, "
+                    "another --out, or --fresh to replace it"
                 )
         differ = [key for key, value in task.metadata.items() if stored.get(key) != value]
         changed = [key for key in differ if key not in LABELS]

@@ -18,14 +18,14 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from evalengine import console, events, sealed, store
 from evalengine.backends import Backend
 from evalengine.checkpoints import Checkpoint
-from evalengine.encoding import Encoded, Scores, SequenceTooLarge
+from evalengine.encoding import Encoded, Scores, Sequences, SequenceTooLarge
 from evalengine.errors import UserError
 from evalengine.events import Display, Emit, Outcome, Outcomes, to_all
 from evalengine.plans import Planner
@@ -36,6 +36,9 @@ from evalengine.untrusted import reason
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import Benchmark, ItemSet
+
+T = TypeVar("T")
+OnProgress = Callable[[float], None]  # called with numbers of sequences
 
 
 def score(
@@ -62,7 +65,7 @@ def score(
         for checkpoint, ahead in itertools.zip_longest(checkpoints, checkpoints[1:]):
             started = time.monotonic()
             try:
-                checkpoint = reading.identified(checkpoint, ahead)
+                checkpoint = reading.identified(checkpoint, [] if ahead is None else [ahead])
                 decision = decide(tasks_of(checkpoint, item_sets, backend, options, out), options.fresh)
                 begin(checkpoint, decision, emit)
                 if decision.pending:
@@ -113,7 +116,7 @@ def score_checkpoint(
         def advance(sequences: float, share: float = share) -> None:
             emit(events.Advanced(name, sequences * share))
 
-        scores = scores_of(backend, encoded, benchmark, advance)
+        scores = scores_of(backend.score, encoded, benchmark, advance)
         keep(checkpoint, task, encoded, scores, emit)
         emit(events.Noted(name, (*encoded.notes, *backend.notes)))  # such as that memory ran out
 
@@ -126,11 +129,14 @@ def keep(checkpoint: Checkpoint, task: Task, encoded: Encoded, scores: Scores, e
 
 
 def scores_of(
-    backend: Backend, encoded: Encoded, benchmark: str, progress: Callable[[float], None] | None = None
-) -> Scores:
-    """Scores of a benchmark's sequences. Raises UserError, with the item's name where one alone is too large."""
+    score: Callable[[Sequences, OnProgress | None], T],
+    encoded: Encoded,
+    benchmark: str,
+    progress: OnProgress | None = None,
+) -> T:
+    """What `score` makes of a benchmark's sequences. Raises UserError, with the item's name where one alone is too large."""
     try:
-        return backend.score(encoded.sequences, progress)
+        return score(encoded.sequences, progress)
     except SequenceTooLarge as error:
         choices = np.flatnonzero(encoded.sequence_C == error.sequence)
         if not len(choices):

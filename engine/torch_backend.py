@@ -11,6 +11,7 @@ memory beyond weights: N x widest activation, and a few MB for the head.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from evalengine.errors import ModelError, UserError
 from evalengine.forward import (
     Forward,
     OnProgress,
+    Rows,
     Targets,
     embedding_rows,
     head_candidates,
@@ -184,20 +186,20 @@ class TorchBackend:
                 tokens = min(self.batch_tokens, self.proof.tokens, most)
                 cases.insert(0, proof.fill(few, tokens, vocabulary))
             try:
-                gap = max(proof.gap(self._run(self._part(first.way, case)), truth) for case in cases)
+                gap = max(proof.gap(self._run(self.part(first.way, case)), truth) for case in cases)
                 if gap <= ROUNDING[self.dtype]:
                     return
                 why = f"on its weights scores then differ by {gap:.2g} nats"
             except Exception as error:
                 if out_of_memory(error):
                     if first.compiled:
-                        self._halve(few)
+                        self.halve(few)
                         continue
                     raise UserError(f"{self._name} cannot run here: {reason(error)}") from None
                 why = reason(error)
-            self._fail(why)
+            self.fail(why)
 
-    def _fail(self, why: str) -> None:
+    def fail(self, why: str) -> None:
         """This checkpoint does not run in its fastest mode: the next one is used."""
         first = self.modes[0]
         if first.compiled:
@@ -214,7 +216,7 @@ class TorchBackend:
         Where memory runs out, batches are halved and all is run again; where a way raises, the next one runs. UserError where
         one sequence alone is too much, where no way is left, and where the tokens are not the model's.
         """
-        sequences.check_ids(embedding_rows(self.model))
+        self.check_ids(sequences)
         while True:
             try:
                 return self._score(sequences, progress)
@@ -222,34 +224,51 @@ class TorchBackend:
                 raise
             except Exception as error:
                 if out_of_memory(error):
-                    self._halve(sequences)
+                    self.halve(sequences)
                 elif len(self.modes) > 1:
-                    self._fail(reason(error))
+                    self.fail(reason(error))
                 else:
                     raise ModelError(
                         f"{self._name} cannot be scored: {type(error).__name__}: {reason(error)}"
                     ) from None
 
+    def check_ids(self, sequences: Sequences) -> None:
+        """Raises UserError where a token is not one of the model's."""
+        sequences.check_ids(embedding_rows(self.model))
+
     def _score(self, sequences: Sequences, progress: OnProgress | None) -> Scores:
         loglik, greedy = np.zeros(len(sequences)), np.ones(len(sequences), dtype=bool)
         for part in self.parts(sequences):
-            if self.modes[0].way != "packed" or self.modes[0].longest < self.proof.length:
-                self.forward.reset()
+            self.settle()
             scores = summed(self._run(part, progress), len(part.sequences))
             loglik[part.number_S], greedy[part.number_S] = scores
         return Scores(loglik, greedy)
+
+    def settle(self) -> None:
+        """Rotary embeddings as they were before a long sequence, where one may have changed them."""
+        if self.modes[0].way != "packed" or self.modes[0].longest < self.proof.length:
+            self.forward.reset()
 
     def _run(self, part: Part, progress: OnProgress | None = None) -> Targets:
         if part.way == "packed":
             return self.forward.packed(part.batches, progress)
         return self.forward.plain(part.sequences, self.batch_tokens, part.way == "padded", progress)
 
+    def rows(self, part: Part, progress: OnProgress | None = None) -> Iterator[Rows]:
+        """The scored rows of a part's batches, one after another."""
+        if part.way == "packed":
+            return self.forward.packed_rows(part.batches, progress)
+        return self.forward.plain_rows(part.sequences, self.batch_tokens, part.way == "padded", progress)
+
+    def reach(self, longest: int) -> None:
+        """Proves what holds for sequences of so many tokens fed, where that is not known yet."""
+        if longest > self.proof.length:
+            self._use(self._prove(1 << (longest - 1).bit_length()))
+
     def parts(self, sequences: Sequences) -> list[Part]:
         """The sequences by the way they run; what is longer than has been proven is proven first."""
         length_S = np.diff(sequences.offset) - 1
-        longest = int(length_S.max(initial=0))
-        if longest > self.proof.length:
-            self._use(self._prove(1 << (longest - 1).bit_length()))
+        self.reach(int(length_S.max(initial=0)))
         kept = self._parts.get(id(sequences.token_S))
         if kept is not None and kept[1:3] == (self.proof, self.modes):
             return kept[3]
@@ -258,7 +277,7 @@ class TorchBackend:
             index = np.flatnonzero(left_S & (length_S <= mode.longest))
             if len(index):
                 mine = sequences if len(index) == len(sequences) else sequences.take(index)
-                found.append(self._part(mode.way, mine, index))
+                found.append(self.part(mode.way, mine, index))
                 left_S[index] = False
         if self.modes[0].way == "packed" and len(found) > 1:
             self._note(
@@ -268,13 +287,13 @@ class TorchBackend:
         self._parts[id(sequences.token_S)] = (sequences, self.proof, self.modes, found)
         return found
 
-    def _part(self, way: str, sequences: Sequences, number_S: np.ndarray | None = None) -> Part:
+    def part(self, way: str, sequences: Sequences, number_S: np.ndarray | None = None) -> Part:
         tokens = min(self.batch_tokens, self.proof.tokens)
         gathered = self.device.type == "cpu"
         batches = list(packing.pack(sequences, tokens, gathered=gathered)) if way == "packed" else []
         return Part(way, np.arange(len(sequences)) if number_S is None else number_S, sequences, batches)
 
-    def _halve(self, sequences: Sequences) -> None:
+    def halve(self, sequences: Sequences) -> None:
         """Smaller batches from now on. Raises SequenceTooLarge where the longest sequence alone is one."""
         longest = int(np.diff(sequences.offset).max()) - 1
         if self.batch_tokens <= longest:

@@ -61,7 +61,11 @@ def compile_spec(spec: Spec, capability: int) -> Compiled:
     signature = {name: spec.types.get(name) or _type_of(name) for name in names}
     signature.update(dict.fromkeys(spec.constants, "constexpr"))
     # tensors, and integers that are multiples of 16 for every real model
-    aligned = [i for i, n in enumerate(names) if signature[n].startswith("*") or n == "D" or "stride" in n]
+    aligned = [
+        i
+        for i, n in enumerate(names)
+        if signature[n].startswith("*") or n == "D" or n.endswith("_D") or "stride" in n
+    ]
     source = ASTSource(
         fn=spec.kernel,
         signature=signature,

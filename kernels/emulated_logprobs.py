@@ -10,6 +10,8 @@ and log-probabilities give the same distribution. Soft-caps are not linear: each
 Reference: Mitchell et al. (2024), "An emulator for fine-tuning large language models using small language models"; with
 beta = 1, Liu et al. (2024), "Tuning language models by proxy".
 
+16-bit models on CUDA take a Triton kernel that never holds logits in memory; all else takes a chunk of rows at a time.
+
 Cost: the products of the three heads once, and one pass of exponentials over the vocabulary for each beta.
 Dims: N rows, V vocabulary, B betas, T targets.
 """
@@ -48,8 +50,8 @@ def emulated_logprobs(
     """`log_softmax(z)[row, token]` and `argmax(z[row]) == token` (first index on ties) of T targets at each of B betas.
 
     Row n of the three models is the same token of the same text. Accumulates in float32 (float64 for float64), however large
-    beta. A row with a NaN or infinite logit gives NaN and not greedy. Raises ValueError for shapes and dtypes that do not
-    fit, IndexError for a row or token out of range.
+    beta. A row with a NaN or infinite logit gives NaN and not greedy. Raises ValueError for shapes and dtypes that do not fit,
+    IndexError for a row or token out of range (where a kernel on CUDA is given indices that are there: NaN and not greedy).
     """
     models = (base, tuned, ref)
     most = min(len(rows.head.w_VD) for rows in models)
@@ -61,8 +63,14 @@ def emulated_logprobs(
         if len(rows.h_ND) != len(base.h_ND):
             raise ValueError("base, tuned and ref must have the same rows")
     n_rows = len(base.h_ND)
-    check_targets(row_T, token_T, n_rows, vocab, base.h_ND.is_cuda)
-    row_T, token_T = row_T.long(), token_T.long()
+    fused = base.h_ND.is_cuda and all(rows.h_ND.dtype in (torch.bfloat16, torch.float16) for rows in models)
+    check_targets(row_T, token_T, n_rows, vocab, fused)
+    if fused and n_rows and row_T.numel() and betas:
+        from evalengine.kernels.emulated_logprobs_triton import emulated_logprobs_triton
+
+        with torch.cuda.device_of(base.h_ND):  # Triton launches on the current device
+            return EmulatedLogprobs(*emulated_logprobs_triton(models, betas, row_T, token_T, vocab))
+    row_T, token_T = (index_T.to(base.h_ND.device, torch.long) for index_T in (row_T, token_T))
     logprob_BT = base.h_ND.new_empty(len(betas), len(row_T), dtype=torch.float32)
     greedy_BT = torch.empty_like(logprob_BT, dtype=torch.bool)
     for chunk in slices(n_rows, max(MIN_ROWS, CHUNK_LOGITS // vocab)):

@@ -118,14 +118,18 @@ def save(
     seed: int = 0,
     window: int = 512,
     spread: float = 0.3,
+    **changed: Any,
 ) -> Path:
-    """Writes a checkpoint directory and returns it."""
+    """Writes a checkpoint directory and returns it. `changed`: fields of its configuration."""
     import torch
     from transformers import AutoModelForCausalLM
 
     tok = tokenizer(kind)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config(architecture, len(tok), window))
+    about = config(architecture, len(tok), window)
+    for name, value in changed.items():
+        setattr(about, name, value)
+    model = AutoModelForCausalLM.from_config(about)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from evalengine.kernels.emulated_logprobs import emulated_logprobs
+from evalengine.kernels.head import Head, Rows
 from evalengine.kernels.linear_cross_entropy import linear_cross_entropy
 from evalengine.kernels.target_logprobs import target_logprobs
 
+BETAS = (0.25, 0.5, 1.0, 1.5, 2.0)  # of emulated fine-tuning
 GEMM, GEMMS, TORCH_FUSED = "bare GEMM", "three bare GEMMs", "F.linear_cross_entropy"
 Call = Callable[[], Tensor]
 Loss = Callable[..., Tensor]  # of hidden states, head and right tokens
@@ -90,6 +93,64 @@ def scoring(case: Case) -> dict[str, Call]:
         calls[TORCH_FUSED] = lambda: -losses[TORCH_FUSED](h_ND, w_VD, token_N, reduction="none")
     out_NV = torch.empty(shape.rows, shape.vocab, dtype=shape.dtype, device=h_ND.device)
     return calls | {GEMM: lambda: torch.mm(h_ND, w_VD.t(), out=out_NV)}
+
+
+def shift_of(case: Case) -> tuple[Rows, Rows, Rows]:
+    """Base, tuned and ref of emulated fine-tuning: the case's own head, and two of half its width."""
+    half = case.shape.hidden // 2
+    h_ND, w_VD, cap = case.h_ND, case.w_VD, case.shape.softcap
+    parts = ((h_ND, w_VD), (h_ND[:, :half].contiguous(), w_VD[:, :half].contiguous()))
+    base, tuned = (Rows(h, Head(w, softcap=cap)) for h, w in parts)
+    return (
+        base,
+        tuned,
+        Rows(h_ND[:, half : 2 * half].contiguous(), Head(w_VD[:, half : 2 * half].contiguous(), softcap=cap)),
+    )
+
+
+def emulating(case: Case) -> dict[str, Call]:
+    """The log-probability of each row's target at BETAS; of each call the answer at beta 1.
+
+    Separate calls: one linear layer for each beta, over the three hidden states (scaled) and heads side by side.
+    """
+    base, tuned, ref = shift_of(case)
+    row_N, token_N, cap = case.row_N, case.token_N, case.shape.softcap
+    one = BETAS.index(1.0)
+
+    def fused() -> Tensor:
+        return emulated_logprobs(base, tuned, ref, BETAS, row_N, token_N).logprob_BT[one]
+
+    def separate(betas: Sequence[float]) -> Tensor:
+        w_VD = torch.cat([base.head.w_VD, tuned.head.w_VD, ref.head.w_VD], 1)
+        found = [
+            target_logprobs(
+                torch.cat([base.h_ND, b * tuned.h_ND, -b * ref.h_ND], 1), w_VD, row_N, token_N
+            ).logprob_T
+            for b in betas
+        ]
+        return found[list(betas).index(1.0)]
+
+    def materialised() -> Tensor:
+        base_NV, tuned_NV, ref_NV = (logits(rows.h_ND, rows.head.w_VD, cap) for rows in (base, tuned, ref))
+        found = []
+        for beta in BETAS:
+            x_NV = base_NV + beta * (tuned_NV - ref_NV)
+            greedy = x_NV.argmax(1) == token_N
+            found.append(x_NV.log_softmax(-1)[row_N, token_N] + 0 * greedy)
+        return found[one]
+
+    calls: dict[str, Call] = {
+        "emulated_logprobs": fused,
+        "the same, one beta": lambda: emulated_logprobs(base, tuned, ref, (1.0,), row_N, token_N).logprob_BT[
+            0
+        ],
+    }
+    if cap is None:  # soft-caps are not linear
+        calls |= {
+            "target_logprobs side by side": lambda: separate(BETAS),
+            "the same side by side, one beta": lambda: separate((1.0,)),
+        }
+    return calls | {"materialised logits": materialised} if fits(case) else calls
 
 
 def training(case: Case) -> dict[str, Call]:

@@ -21,18 +21,22 @@ from torch import Tensor
 from evalengine import console
 from evalengine.bench.harness import Result, Row, medians, rounds, timed
 from evalengine.bench.kernel_contenders import (
+    BETAS,
     GEMM,
     GEMMS,
     Call,
     Case,
     Shape,
+    emulating,
     logits,
     make_case,
     scoring,
+    shift_of,
     training,
 )
 
-OURS = ("score: target_logprobs", "train: linear_cross_entropy")
+OURS = ("score: target_logprobs", "train: linear_cross_entropy", "emulate: emulated_logprobs")
+KINDS = {"score": scoring, "train": training, "emulate": emulating}
 CHECKED_ROWS = 8
 HOPELESS = 10  # a baseline this many times slower has said enough; the time is the others'
 COLUMNS = ["model, NxDxV", "what", "ms", "ratio", "of GEMM", "MiB", "error"]
@@ -87,10 +91,10 @@ def run(quick: bool = False, device: str = "cpu") -> Result:
         if left <= 0:
             console.say(f"no time left for {shape}")
             continue
-        seconds = 0.5 if quick else left / (len(cases) - i) / 2
+        seconds = 0.5 if quick else left / (len(cases) - i) / len(KINDS)
         case = make_case(shape, device)
-        for kind in ("score", "train") if shape.rows >= 256 else ("score",):
-            contenders = scoring(case) if kind == "score" else training(case)
+        for kind in KINDS if shape.rows >= 256 else ("score",):
+            contenders = KINDS[kind](case)
             calls = {
                 what: call for name, call in contenders.items() if (what := f"{kind}: {name}") not in hopeless
             }
@@ -103,11 +107,12 @@ def run(quick: bool = False, device: str = "cpu") -> Result:
             ours, *others = took
             ratios |= {f"{shape}, {what} / ours": round(took[what] / took[ours], 3) for what in others}
             hopeless |= {what for what in others if took[what] > HOPELESS * took[ours]}
-            for row in table_rows(case, calls, took):
+            for row in table_rows(kind, case, calls, took):
                 console.say("  ".join(filter(None, row)))
                 rows.append(row)
     title = (
-        f"Kernels on {device}, rows x hidden x vocabulary. score: log-probabilities; train: loss and gradients. "
+        f"Kernels on {device}, rows x hidden x vocabulary. score: log-probabilities; train: loss and gradients; emulate: "
+        f"log-probabilities at {len(BETAS)} strengths of a shift by two heads of half the width. "
         "ratio: time / ours; of GEMM: share of the rate of the bare GEMM, or of the three that a loss needs; "
         "MiB: peak beyond inputs, on a GPU; "
         f"error: largest against float64. What takes {HOPELESS}x as long as ours is left out from there on"
@@ -126,8 +131,8 @@ def measure(calls: dict[str, Call], seconds: float, gpu: bool) -> dict[str, floa
     return took | medians(lasting, min(MAX_ROUNDS, max(MIN_ROUNDS, count)))
 
 
-def table_rows(case: Case, calls: dict[str, Call], took: dict[str, float]) -> list[Row]:
-    truth = float64_logprobs(case)
+def table_rows(kind: str, case: Case, calls: dict[str, Call], took: dict[str, float]) -> list[Row]:
+    truth = float64_emulated(case) if kind == "emulate" else float64_logprobs(case)
     ours, gemm = next(iter(took.values())), took.get(f"score: {GEMM}") or took.get(f"train: {GEMMS}")
     rows: list[Row] = []
     for what, ms in took.items():
@@ -186,6 +191,16 @@ def memory_and_error(call: Call, gpu: bool, truth: Tensor) -> tuple[float | None
     if answer.ndim != 1:  # a loss, or logits
         return extra, None
     return extra, float((answer[:CHECKED_ROWS].double().cpu() - truth).abs().max())
+
+
+def float64_emulated(case: Case) -> Tensor:
+    """float64 log-probabilities of the first rows at beta 1."""
+    z = []
+    for rows in shift_of(case):
+        h, cap = rows.h_ND[:CHECKED_ROWS].cpu().double(), rows.head.softcap
+        z.append(torch.cat([logits(h, part.cpu().double(), cap) for part in rows.head.w_VD.split(16_384)], 1))
+    token_N = case.token_N[:CHECKED_ROWS, None].cpu()
+    return (z[0] + z[1] - z[2]).log_softmax(1).gather(1, token_N)[:, 0]
 
 
 def float64_logprobs(case: Case) -> Tensor:

@@ -18,7 +18,9 @@ from evalengine.untrusted import printable, reason
 
 COMMANDS: tuple[str, ...] = (
     "score",
+    "emulate",
     "correlate",
+    "explain",
     "train",
     "demo",
     "bench",

@@ -1,4 +1,4 @@
-"""`evalengine demo`: train, score and correlate on an embedded world, without a network or data of your own."""
+"""`evalengine demo`: train, score, emulate, correlate and explain on an embedded world, without a network or data of your own."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from evalengine.analysis.embedded_study import Findings
 
 QUICK_ITEMS = "150"  # of each benchmark
+BETAS = "0.25,0.5,1,2"  # of emulated fine-tuning
 
 
 def register(subparsers: Any) -> None:
     p: argparse.ArgumentParser = subparsers.add_parser(
         "demo",
-        help="train 36 tiny checkpoints, score 20 benchmarks, correlate: a few minutes, no network",
+        help="train 36 tiny checkpoints, score 20 benchmarks, correlate, explain: a few minutes, no network",
         description="Runs the commands of a study, one after another, on an embedded synthetic world.",
     )
     p.add_argument(
@@ -51,12 +52,14 @@ def commands(
     train = ["train", study, "--data", str(out / "world"), "--out", str(ckpts)]
     train += ["--jobs", str(jobs)] if jobs else []
     train += ["--only", f"{only}*"] if only else []
-    score = ["score", *(str(ckpts / name) for name in names)]
-    score += ["--data", str(out / "world" / "bench"), "--out", str(scores)]
+    bench, tables = str(out / "world" / "bench"), str(out / "analysis")
+    several = len({name.split("-")[0] for name in names}) > 1  # scales
+    score = [*(str(ckpts / name) for name in names), "--data", bench, "--out", str(scores)]
+    score = ["emulate", *score, "--beta", BETAS] if several else ["score", *score]
     score += ["--limit", QUICK_ITEMS] if quick else []
-    tables = str(out / "analysis")
     correlate = ["correlate", str(scores), "--bootstrap", bootstrap, "--study", study, "--out", tables]
-    return [train, score, correlate, ["report", tables, "--figures", "png"]]
+    explain = ["explain", str(scores), "--data", bench, "--out", tables]
+    return [train, score, correlate, explain, ["report", tables, "--figures", "png"]]
 
 
 def run(args: argparse.Namespace) -> int:

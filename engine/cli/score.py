@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,10 @@ from evalengine.remote import location
 
 if TYPE_CHECKING:
     from evalengine.backends import BackendSpec
+    from evalengine.benchmarks import ItemSet
     from evalengine.cluster.pool import Cluster
     from evalengine.events import Event, Outcome
+    from evalengine.resume import Options
 
 
 def register(subparsers: Any) -> None:
@@ -30,16 +33,12 @@ def register(subparsers: Any) -> None:
     add_checkpoints(p)
     add_items(p)
     add_backend(p)
-    add_ray(p, "score").add_argument(
-        "--hang-after",
-        type=float,
-        metavar="MINUTES",
-        help="a worker is replaced when it makes no progress for so long (default: 15)",
-    )
+    add_hang_after(add_ray(p, "score"))
     p.set_defaults(run=run)
 
 
-def add_checkpoints(p: argparse.ArgumentParser) -> None:
+def add_checkpoints(p: argparse.ArgumentParser, adapters: bool = True) -> None:
+    """`adapters`: with the option that names their base."""
     models = "Hugging Face causal-LM directories, LoRA adapters, or URIs of models (s3://, gs://, hf://)"
     p.add_argument("checkpoints", nargs="+", type=location, metavar="CKPT", help=models)
     p.add_argument(
@@ -48,9 +47,15 @@ def add_checkpoints(p: argparse.ArgumentParser) -> None:
     p.add_argument("--fresh", action="store_true", help="score again what the store already holds")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     add = p.add_argument_group("checkpoints").add_argument
-    add("--manifest", type=Path, metavar="YAML", help="checkpoint name -> {scale, mixture, stage, seed}")
-    merged = "the model that adapters are merged into (default: the folder that each one's adapter_config.json names)"
-    add("--base", type=Path, metavar="DIR", help=merged)
+    add(
+        "--manifest",
+        type=Path,
+        metavar="YAML",
+        help="checkpoint name -> {scale, mixture, stage, seed, blocks}",
+    )
+    if adapters:
+        merged = "the model that adapters are merged into (default: the folder that each one's adapter_config.json names)"
+        add("--base", type=Path, metavar="DIR", help=merged)
     add("--allow-pickle", action="store_true", help="also read pickled weights, which can run code")
     add("--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint")
 
@@ -106,14 +111,17 @@ def add_ray(p: argparse.ArgumentParser, verb: str) -> argparse._ArgumentGroup:
     return group
 
 
+def add_hang_after(group: argparse._ArgumentGroup) -> None:
+    how_long = "a worker is replaced when it makes no progress for so long (default: 15)"
+    group.add_argument("--hang-after", type=float, metavar="MINUTES", help=how_long)
+
+
 def run(args: argparse.Namespace) -> int:
     console.set_json(args.json)
     from evalengine import runner
-    from evalengine.benchmarks import resolve
     from evalengine.events import Stored
     from evalengine.remote import open_store
     from evalengine.resolve import asked_in_chat, discover
-    from evalengine.resume import Options
 
     if args.batch_tokens is not None and args.batch_tokens < 1:
         raise UserError("--batch-tokens must be at least 1")
@@ -125,19 +133,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"{adapter} is an adapter, which --backend vllm does not score: use --backend torch, or merge it into its base"
         )
-    only_tasks = args.lm_eval_tasks and args.benchmarks == "all"
-    benchmarks = [] if only_tasks else available(resolve(args.benchmarks, args.benchmark_file), args)
-    options = Options(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Options)})
-    more = []
-    if args.lm_eval_tasks:
-        from evalengine.lm_eval.tasks import load_tasks
-
-        more = load_tasks(args.lm_eval_tasks, limit=args.limit, seed=args.seed, fewshot=args.fewshot)
+    options, item_sets = items_of(args)
     folder, upload = open_store(args.out, [checkpoint.name for checkpoint in found])
-    item_sets = runner.load_item_sets(benchmarks, options, more)
-    for items, default_score in item_sets:
-        if METRICS[default_score].column == "loglik_uncond" and not args.pmi:
-            raise UserError(f"{items.benchmark} is scored by {default_score}, which needs --pmi: add it")
     spec = backend_spec(args)
 
     def on_event(event: Event) -> None:
@@ -147,10 +144,6 @@ def run(args: argparse.Namespace) -> int:
     if args.ray:
         from evalengine.cluster import scoring
 
-        if args.device not in (None, "cpu", "cuda"):
-            raise UserError(
-                f"--device {args.device} names one device: with --ray give cpu or cuda, or leave it out"
-            )
         where = cluster(args, spec.settings.get("tensor_parallel_size"))
         outcomes = scoring.score(found, item_sets, spec, folder, options, where, on_event)
     else:
@@ -158,6 +151,32 @@ def run(args: argparse.Namespace) -> int:
         with contextlib.closing(spec.make()) as backend:
             outcomes = runner.score(found, item_sets, backend, folder, options, on_event)
     upload(folder / "runs.jsonl")
+    return concluded(args, outcomes, folder)
+
+
+def items_of(args: argparse.Namespace) -> tuple[Options, list[tuple[ItemSet, str]]]:
+    """What the options of `add_items` ask for: the items of every benchmark with the name of its default score."""
+    from evalengine import runner
+    from evalengine.benchmarks import resolve
+    from evalengine.resume import Options
+
+    only_tasks = args.lm_eval_tasks and args.benchmarks == "all"
+    benchmarks = [] if only_tasks else available(resolve(args.benchmarks, args.benchmark_file), args)
+    options = Options(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Options)})
+    more = []
+    if args.lm_eval_tasks:
+        from evalengine.lm_eval.tasks import load_tasks
+
+        more = load_tasks(args.lm_eval_tasks, limit=args.limit, seed=args.seed, fewshot=args.fewshot)
+    item_sets = runner.load_item_sets(benchmarks, options, more)
+    for items, default_score in item_sets:
+        if METRICS[default_score].column == "loglik_uncond" and not args.pmi:
+            raise UserError(f"{items.benchmark} is scored by {default_score}, which needs --pmi: add it")
+    return options, item_sets
+
+
+def concluded(args: argparse.Namespace, outcomes: Sequence[Outcome], folder: Path) -> int:
+    """Shows what has become of the checkpoints; the exit code."""
     report = [summary(outcome, folder / outcome.checkpoint.name) for outcome in outcomes]
     if args.json:
         console.emit_json({"store": str(args.out), "checkpoints": report})
@@ -215,6 +234,10 @@ def cluster(args: argparse.Namespace, parallel: Any = None) -> Cluster:
     """The cluster that the options describe; `parallel` is the number of GPUs that one model takes, where that is known."""
     from evalengine.cluster.pool import Cluster
 
+    if getattr(args, "device", None) not in (None, "cpu", "cuda"):
+        raise UserError(
+            f"--device {args.device} names one device: with --ray give cpu or cuda, or leave it out"
+        )
     for name in ("workers", "cpus_per_worker"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
@@ -269,7 +292,6 @@ def show(report: list[dict[str, Any]], out: Path | str) -> None:
     for r in report:
         for note in r["notes"]:
             console.say(f"{r['checkpoint']}: {note}")
-    for r in report:
-        if r["failure"]:
-            console.say(f"failed: {r['failure']}")
+    for failure in dict.fromkeys(r["failure"] for r in report if r["failure"]):
+        console.say(f"failed: {failure}")
     console.say(f"Store: {out}/  (next: evalengine correlate {out})")

@@ -89,7 +89,7 @@ class Scorer:
                 self._plans[ref] = ray.get(ref)
             self._progress()
             started = time.monotonic()
-            scores = runner.scores_of(self._backend, self._plans[ref], benchmark, self._progress)
+            scores = runner.scores_of(self._backend.score, self._plans[ref], benchmark, self._progress)
             return Scored(scores, time.monotonic() - started, load_s, tuple(self._backend.notes))
         except Exception as error:
             self._loaded = None
@@ -101,7 +101,7 @@ class Scorer:
                 f"{checkpoint.path} is not there on {socket.gethostname()}: checkpoints must lie in a folder that all nodes"
                 " share, or be given as URIs (s3://, gs://, hf://)"
             )
-        return self._reading.identified(checkpoint, ahead)
+        return self._reading.identified(checkpoint, [] if ahead is None else [ahead])
 
     def _load(self, wanted: Checkpoint, ahead: Checkpoint | None) -> float:
         """Loads a checkpoint unless it is loaded. Raises UserError where its weights are not those that were identified."""

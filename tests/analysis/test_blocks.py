@@ -14,6 +14,7 @@ import pytest
 import scipy.stats as st
 from test_protocols import make
 
+from evalengine import store
 from evalengine.analysis import decisions, noise
 from evalengine.analysis.alignment import CELLS, WITHIN, alignment
 from evalengine.analysis.blocks import explained_share, with_blocks
@@ -312,6 +313,25 @@ def test_the_study_file_names_the_blocks(tmp_path: Path, capsys: pytest.CaptureF
     assert "permuted within web source: 216 orders" in page and "Across web source" in page
     assert main(["correlate", str(scores), "--out", str(out), "--block", "crawl"]) == 1
     assert "--block crawl" in capsys.readouterr().err
+
+
+def test_the_stores_manifest_names_the_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores, out, other = tmp_path / "scores", tmp_path / "analysis", tmp_path / "other"
+    planted.write_study(scores, items=60, scales=["1B"])
+    study = tmp_path / "blocks.yaml"
+    study.write_text("blocks: {web_source: {" + ", ".join(f"{m}: w{m[1]}" for m in planted.MIXTURES) + "}}")
+    assert main(["correlate", str(scores), "--out", str(other), "--study", str(study)]) == 0
+    for path in scores.glob("*/*.arrow"):
+        label = json.dumps({"web_source": f"w{path.parent.name.split('-')[1][1]}"})
+        store.write(path, store.read(path), {**(store.read_metadata(path) or {}), "blocks": label})
+    assert main(["correlate", str(scores), "--out", str(out)]) == 0
+    assert (out / "transfer.csv").read_text() == (other / "transfer.csv").read_text()
+    for path in scores.glob("*-V1P0-pt/*.arrow"):
+        other_label = {**(store.read_metadata(path) or {}), "blocks": '{"web_source": "x"}'}
+        store.write(path, store.read(path), other_label)
+    capsys.readouterr()
+    assert main(["correlate", str(scores), "--out", str(out)]) == 1
+    assert "mixture V1P0 has two labels of web_source" in capsys.readouterr().err
 
 
 def test_a_file_names_blocks_of_mixtures_that_no_study_describes(tmp_path: Path) -> None:

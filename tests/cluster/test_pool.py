@@ -45,7 +45,7 @@ def test_a_worker_hangs_when_it_makes_no_progress_and_not_when_it_is_slow(ray_lo
             for worker in pool.idle():
                 if given:
                     progress = given.pop()
-                    seconds = 3 * LIMIT_S if progress else 600.0
+                    seconds = 2 * LIMIT_S if progress else 600.0
                     pool.give(worker, progress, worker.actor.run.remote(seconds, progress), LIMIT_S)
             ended |= {e.task: e for e in pool.wait(0.1)}
     assert ended[True].value == "done" and ended[True].died is None

@@ -152,21 +152,25 @@ def test_weights_changed_under_the_same_name_are_scored_again(
     assert "its weights have changed since it was scored" in capsys.readouterr().out
 
 
-def test_a_seed_is_written_without_scoring_again(
+def test_a_seed_and_blocks_are_written_without_scoring_again(
     bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out, manifest = tmp_path / "1M-a-pt", tmp_path / "scores", tmp_path / "manifest.yaml"
     tiny_models.save(path, "llama")
     given = (path, "--data", bench, "--out", out, "--benchmarks", "copa", "--json")
-    manifest.write_text("1M-a-pt: {scale: 1M, mixture: a, stage: pt, seed: 3}")
+    manifest.write_text("1M-a-pt: {scale: 1M, mixture: a, stage: pt, seed: 3, blocks: {year: 2024}}")
     found = []
     for more in ((), ("--manifest", manifest), ()):
         capsys.readouterr()
         assert score(*given, *more) == 0
         (entry,) = json.loads(capsys.readouterr().out)["checkpoints"]
         about = store.read_metadata(out / path.name / "copa.arrow")
-        found.append((entry["scored"], entry["kept"], about.get("checkpoint_seed")))
-    assert found == [(1, 0, None), (0, 1, "3"), (0, 1, "3")]
+        found.append((entry["scored"], entry["kept"], about.get("checkpoint_seed"), about.get("blocks")))
+    stated = ("3", '{"year": "2024"}')
+    assert found == [(1, 0, None, None), (0, 1, *stated), (0, 1, *stated)]
+    manifest.write_text("1M-a-pt: {scale: 1M, mixture: a, stage: pt, blocks: [2024]}")
+    assert score(*given, "--manifest", manifest) == 1
+    assert "blocks must map factors to labels" in capsys.readouterr().err
 
 
 def test_a_damaged_file_is_noticed_and_scored_again(

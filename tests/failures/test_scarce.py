@@ -185,7 +185,7 @@ def scored(path: Path, world: Path, tokens: int | None) -> tuple[np.ndarray, lis
     narrow = Narrow(backend.model.base_model, tokens) if tokens else None
     items = load_items(BENCHMARKS["wic"], world / "bench")
     encoded = plans.Planner().plan(checkpoint, items)
-    scores = runner.scores_of(backend, encoded, "wic")
+    scores = runner.scores_of(backend.score, encoded, "wic")
     return scores.loglik, backend.notes, narrow.failures if narrow else 0
 
 

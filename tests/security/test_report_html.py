@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from planted import write_study
 
-from evalengine.analysis.results import checksums
+from evalengine.analysis.results import OTHERS
+from evalengine.analysis.together import checksums
 from evalengine.cli import main
 
 EVIL = "</script><script>document.title='owned'</script><img src=//evil.example/x onerror=alert(1)>\"' onmouseover='x"
@@ -94,7 +95,7 @@ def test_every_text_of_a_hostile_study_is_escaped(tables: Path, tmp_path: Path) 
         (tmp_path / path.name).write_text(json.dumps(hostile(json.loads(path.read_text()), "", names)))
     changed = json.loads((tmp_path / "analysis.json").read_text())
     changed.pop("checksums")
-    changed["checksums"] = checksums(tmp_path, changed)
+    changed["checksums"] = checksums(tmp_path, [*changed["tables"], *OTHERS], changed)
     (tmp_path / "analysis.json").write_text(json.dumps(changed))
     html = write_report(tmp_path, tmp_path).read_text()
     loads_nothing(html)

@@ -10,10 +10,11 @@ from evalengine.training.study import load, runs
 
 
 def test_the_demo_runs_commands_that_exist_on_the_checkpoints_it_trains():
-    train, score, correlate, report = commands(Path("demo"), quick=False, bootstrap="exact", jobs=0)
-    for command in (train, score, correlate, report):
+    train, score, correlate, explain, report = commands(Path("demo"), quick=False, bootstrap="exact", jobs=0)
+    for command in (train, score, correlate, explain, report):
         parser().parse_args(command)
-    assert correlate[1] == "demo/scores" and report[1] == correlate[correlate.index("--out") + 1]
+    assert score[0] == "emulate" and correlate[1] == explain[1] == "demo/scores"
+    assert report[1] == correlate[correlate.index("--out") + 1] == explain[explain.index("--out") + 1]
     scored = {Path(part).name for part in score if part.startswith("demo/ckpts/")}
     assert scored == {run.name for run in runs(load("embedded"))}
     assert parser().parse_args(train).out == Path("demo/ckpts")
@@ -21,5 +22,5 @@ def test_the_demo_runs_commands_that_exist_on_the_checkpoints_it_trains():
 
 
 def test_many_checkpoints_are_shown_as_a_glob():
-    _, score, _, _ = commands(Path("demo"), quick=True, bootstrap="exact", jobs=0)
+    _, score, *_ = commands(Path("demo"), quick=True, bootstrap="exact", jobs=0)
     assert shown(score) == "score demo/ckpts/* --data demo/world/bench --out demo/scores --limit 150"

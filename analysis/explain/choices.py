@@ -1,0 +1,230 @@
+"""The store choice by choice: every checkpoint's scores of a benchmark in one array.
+
+Cost: a file is opened once, 0.2 ms; 8 bytes for each checkpoint and choice.
+Dims: K checkpoints, I items of one benchmark, C choices of all items.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalengine.analysis.items import Checkpoint, category_of, scored_tables
+from evalengine.errors import UserError
+from evalengine.metrics import METRICS, Answers, answers, known_metric
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Array = NDArray[np.float64]
+OWN_CONTEXTS = ("winogrande",)  # in stores that do not say which benchmarks have them
+EFT_KEYS = ("eft_base", "eft_tuned", "eft_ref", "eft_beta")  # metadata of emulated scores
+
+
+class Choices(NamedTuple):
+    """One benchmark on the K checkpoints that have it. Item i owns the choices offset[i] to offset[i + 1] - 1."""
+
+    name: str
+    category: str
+    metric: str  # the score that picks the answer, of metrics.METRICS
+    item_I: tuple[str, ...]
+    gold_I: NDArray[np.int64]  # index of the right choice within its item
+    offset_I1: NDArray[np.int64]
+    chars_C: NDArray[np.int64]  # lengths of the choices, without the delimiter
+    bytes_C: NDArray[np.int64]
+    checkpoints: tuple[str, ...]
+    loglik_KC: NDArray[Any]  # nats, summed over the tokens of the choice
+    tokens_KC: NDArray[np.int32]
+    uncond_KC: NDArray[np.float32] | None  # the same without the context, where all were scored so
+    own_contexts: bool  # whether choices of one item stand behind contexts of their own
+
+    def row(self, checkpoint: str) -> int:
+        """The checkpoint's place in K, -1 where it lacks this benchmark."""
+        return self.checkpoints.index(checkpoint) if checkpoint in self.checkpoints else -1
+
+    @property
+    def gold_C(self) -> NDArray[np.int64]:
+        """The place of each item's right choice among all choices, (I,)."""
+        return self.offset_I1[:-1] + self.gold_I
+
+    def score_KC(self, loglik_KC: NDArray[Any], metric: str | None = None) -> Array:
+        """The score that picks (or that of `metric`) of log-likelihoods (K, C); acc_pmi of `loglik_KC` alone is refused."""
+        score, column = known_metric(metric or self.metric)
+        if column == "loglik_uncond":
+            raise UserError(f"{self.name} is scored by acc_pmi, which is not a function of log-likelihoods")
+        lengths = {"": None, "chars": self.chars_C, "bytes": self.bytes_C, "tokens": self.tokens_KC[:1]}[
+            column
+        ]
+        value: Array = score(loglik_KC.astype(np.float64), lengths)
+        return value
+
+    def picks(self) -> NDArray[np.int64]:
+        """(K, I): which choice each checkpoint picks by the benchmark's own score."""
+        if METRICS[self.metric].column == "loglik_uncond" and self.uncond_KC is not None:
+            score_KC = self.loglik_KC.astype(np.float64) - self.uncond_KC
+        elif METRICS[self.metric].column == "tokens":
+            score_KC = self.loglik_KC.astype(np.float64) / self.tokens_KC.clip(1)
+        else:
+            score_KC = self.score_KC(self.loglik_KC)
+        return self.answers(score_KC).pick.astype(np.int64)
+
+    def answers(self, score_KC: NDArray[Any], pick_KI: NDArray[Any] | None = None) -> Answers:
+        """What the scores (K, C) of several checkpoints say of each item (`metrics.answers`): fields of (K, I)."""
+        K, C = score_KC.shape
+        starts_KI = self.offset_I1[:-1] + C * np.arange(K)[:, None]
+        offset = np.append(starts_KI.ravel(), K * C)
+        found = answers(
+            score_KC.ravel(), offset, np.tile(self.gold_I, K), None if pick_KI is None else pick_KI.ravel()
+        )
+        return Answers(found.pick.reshape(K, -1), *(field.reshape(K, -1) for field in found[1:]))
+
+    def best_wrong(self, value_KC: NDArray[Any]) -> Array:
+        """The largest value among each item's wrong choices, (K, I); -inf where an item has no other choice."""
+        wrong_KC = value_KC.astype(np.float64)
+        wrong_KC[:, self.gold_C] = -np.inf
+        return np.maximum.reduceat(wrong_KC, self.offset_I1[:-1], axis=1)
+
+    def log_mass(self) -> Array:
+        """Log of the summed probabilities of an item's choices, (K, I), nats."""
+        x_KC, start_I = self.loglik_KC.astype(np.float64), self.offset_I1[:-1]
+        top_KI = np.maximum.reduceat(x_KC, start_I, axis=1)
+        item_C = np.repeat(np.arange(len(start_I)), np.diff(self.offset_I1))
+        total: Array = top_KI + np.log(np.add.reduceat(np.exp(x_KC - top_KI[:, item_C]), start_I, axis=1))
+        return total
+
+
+class Emulated(NamedTuple):
+    """What an emulated checkpoint is made of: names of checkpoints, and the strength."""
+
+    base: str
+    tuned: str
+    ref: str
+    beta: float
+
+
+class Scores(NamedTuple):
+    """A store. `emulated`: by the name of the emulated checkpoint. `notes`: what was left out."""
+
+    checkpoints: dict[str, Checkpoint]
+    benchmarks: tuple[Choices, ...]
+    emulated: dict[str, Emulated]
+    notes: tuple[str, ...]
+
+
+def read_choices(store: Path | str, metric: str | None = None) -> Scores:
+    """Reads a score store. `metric` replaces every benchmark's default score.
+
+    Items of which some checkpoint has a score that is not finite are left out for all, and named. Raises UserError as
+    `items.read_store` does.
+    """
+    from evalengine.analysis.panel import category_key
+    from evalengine.store import paths
+
+    by_benchmark: dict[str, list[Path]] = defaultdict(list)
+    for path in paths(store):
+        by_benchmark[path.stem].append(path)
+    checkpoints: dict[str, Checkpoint] = {}
+    emulated: dict[str, Emulated] = {}
+    found, notes = [], []
+    for name, group in by_benchmark.items():
+        choices, lost = _read_benchmark(name, group, metric, checkpoints, emulated)
+        found.append(choices)
+        if lost:
+            notes.append(f"{name}: {lost} items without a finite score on some checkpoint are left out")
+    found.sort(key=lambda one: (category_key(one.category), one.name))
+    return Scores(checkpoints, tuple(found), emulated, tuple(notes))
+
+
+def _read_benchmark(
+    name: str,
+    group: list[Path],
+    metric: str | None,
+    checkpoints: dict[str, Checkpoint],
+    emulated: dict[str, Emulated],
+) -> tuple[Choices, int]:
+    """A benchmark's choices, and how many items are left out."""
+    holders: list[str] = []
+    columns: dict[str, list[NDArray[Any]]] = {"loglik": [], "tokens": [], "loglik_uncond": []}
+    first: pa.Table = None
+    for scored, table in scored_tables(name, group, checkpoints):
+        if first is None:
+            first, chosen = table, metric or scored.metadata["default_score"] or "acc"
+            known_metric(chosen)
+            offset_I1, gold_I = _offsets(table), _gold(table)
+        elif not np.array_equal(offset_I1, _offsets(table)) or not table["gold"].equals(first["gold"]):
+            raise UserError(
+                f"{name}: {holders[0]} and {scored.checkpoint} disagree about the choices or the right ones of the same items;"
+                " their data differ: score one of them again"
+            )
+        holders.append(scored.checkpoint)
+        for column, values in columns.items():
+            if not table[column].null_count:
+                values.append(_values(table[column]))
+        if b"eft_beta" in (raw := table.schema.metadata or {}):
+            base, tuned, ref, beta = (raw.get(key.encode(), b"").decode(errors="replace") for key in EFT_KEYS)
+            emulated[scored.checkpoint] = Emulated(base, tuned, ref, float(beta))
+    uncond = columns["loglik_uncond"]
+    if METRICS[chosen].column == "loglik_uncond" and len(uncond) < len(holders):
+        raise UserError(f"{name} was scored without --pmi, so it has no acc_pmi: score again with --pmi")
+    choices = Choices(
+        name,
+        category_of(first),
+        chosen,
+        tuple(first["item"].to_pylist()),
+        gold_I,
+        offset_I1,
+        _values(first["chars"]).astype(np.int64),
+        _values(first["bytes"]).astype(np.int64),
+        tuple(holders),
+        np.stack(columns["loglik"]),
+        np.stack(columns["tokens"]),
+        np.stack(uncond) if len(uncond) == len(holders) else None,
+        (first.schema.metadata or {}).get(b"contexts") == b"own" or name in OWN_CONTEXTS,
+    )
+    usable_KC = np.isfinite(choices.loglik_KC)
+    if usable_KC.all():
+        return choices, 0
+    keep_I = np.logical_and.reduceat(usable_KC.all(axis=0), offset_I1[:-1])
+    return only(choices, keep_I), int((~keep_I).sum())
+
+
+def only(choices: Choices, keep_I: NDArray[np.bool_]) -> Choices:
+    """The same for some of the items. Raises UserError where none is left."""
+    if not keep_I.any():
+        raise UserError(f"{choices.name}: no item has a finite score on every checkpoint: score it again")
+    count_I = np.diff(choices.offset_I1)
+    keep_C = np.repeat(keep_I, count_I)
+    return choices._replace(
+        item_I=tuple(np.array(choices.item_I, dtype=object)[keep_I]),
+        gold_I=choices.gold_I[keep_I],
+        offset_I1=np.concatenate([[0], np.cumsum(count_I[keep_I])]),
+        chars_C=choices.chars_C[keep_C],
+        bytes_C=choices.bytes_C[keep_C],
+        loglik_KC=choices.loglik_KC[:, keep_C],
+        tokens_KC=choices.tokens_KC[:, keep_C],
+        uncond_KC=None if choices.uncond_KC is None else choices.uncond_KC[:, keep_C],
+    )
+
+
+def _values(lists: pa.ChunkedArray) -> NDArray[Any]:
+    """The values of all lists of a column."""
+    from evalengine.arrow import numbers
+
+    return numbers(lists.combine_chunks().flatten())
+
+
+def _gold(table: pa.Table) -> NDArray[np.int64]:
+    from evalengine.arrow import numbers  # Arrow's own conversion would import pandas
+
+    return numbers(table["gold"].combine_chunks()).astype(np.int64)
+
+
+def _offsets(table: pa.Table) -> NDArray[np.int64]:
+    from evalengine.arrow import numbers
+
+    offset_I1 = numbers(table["loglik"].combine_chunks().offsets).astype(np.int64)
+    return offset_I1 - offset_I1[0]

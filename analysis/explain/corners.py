@@ -1,0 +1,157 @@
+"""The four checkpoints of every mixture, two scales before and after fine-tuning, and what emulation makes of them.
+
+Up: the base is the larger scale, shifted by the smaller one's fine-tuning; down: the other way round. Two levels of emulation:
+
+    token      sum over the tokens of log softmax(z_base + beta (z_tuned - z_ref)): scored by `evalengine emulate`
+    sequence   L_base + beta (L_tuned - L_ref) of each choice, from the stored log-likelihoods L
+
+The normaliser of the second is common to the choices behind one context, so picks, margins and confidence are exact; where
+choices stand behind contexts of their own it is not defined. The two rank alike where every choice is one token behind one
+context.
+
+Reference: Mitchell et al. (2024), "An emulator for fine-tuning large language models using small language models".
+
+Dims: M mixtures, I items, C choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalengine.analysis.explain.choices import Array, Choices, Emulated
+from evalengine.analysis.explain.design import by_mixture
+from evalengine.analysis.explain.explainer import Study
+
+TOKEN, SEQUENCE = "token", "sequence"
+DIRECTIONS = ("up", "down")
+BETAS = (0.25, 0.5, 1.0, 2.0)  # of the sequence level, beside those that were emulated
+
+
+class Quartet(NamedTuple):
+    """One run of a mixture: names of its checkpoints at both scales, before and after."""
+
+    mixture: str
+    small_before: str
+    small_after: str
+    large_before: str
+    large_after: str
+
+    def roles(self, direction: str) -> tuple[str, str, str]:
+        """Base, tuned and ref."""
+        if direction == "up":
+            return self.large_before, self.small_after, self.small_before
+        return self.small_before, self.large_after, self.large_before
+
+    def real(self, direction: str) -> str:
+        """The fine-tuned checkpoint of the base."""
+        return self.large_after if direction == "up" else self.small_after
+
+
+class Corners(NamedTuple):
+    """The smallest and the largest scale of a study, and the runs that both have."""
+
+    small: str
+    large: str
+    quartets: tuple[Quartet, ...]
+
+    @property
+    def mixture_R(self) -> NDArray[np.int64]:
+        """The number of each run's mixture."""
+        number = {name: k for k, name in enumerate(dict.fromkeys(q.mixture for q in self.quartets))}
+        return np.array([number[q.mixture] for q in self.quartets], dtype=np.int64)
+
+    @property
+    def mixtures(self) -> list[str]:
+        return list(dict.fromkeys(q.mixture for q in self.quartets))
+
+    def base_scale(self, direction: str) -> str:
+        return self.large if direction == "up" else self.small
+
+
+def corners_of(study: Study) -> Corners | None:
+    """None where the study has one scale, or no run at both."""
+    design = study.design
+    if len(design.scales) < 2:
+        return None
+    small, large = design.scales[0], design.scales[-1]
+    at_large = {(run.mixture, run.seed): run for run in design.runs[large]}
+    quartets = [
+        Quartet(run.mixture, run.before, run.after, other.before, other.after)
+        for run in design.runs[small]
+        if (other := at_large.get((run.mixture, run.seed))) is not None
+    ]
+    return Corners(small, large, tuple(quartets)) if quartets else None
+
+
+class Answered(NamedTuple):
+    """What checkpoints, emulated or not, say of each item: (R, I) or, once runs are averaged, (M, I)."""
+
+    correct: Array
+    confidence: Array  # softmax probability, over the choices' log-likelihoods, of the one that is picked
+    p_gold: Array  # of the right one
+    pick: NDArray[np.int64]
+
+    def mean(self, mixture_R: NDArray[np.int64]) -> Answered:
+        """Runs of a mixture averaged; picks are of the first run."""
+        first = np.unique(mixture_R, return_index=True)[1]
+        correct, confidence, p_gold = (by_mixture(x, mixture_R) for x in self[:3])
+        return Answered(correct, confidence, p_gold, self.pick[first])
+
+
+def answered(choices: Choices, loglik_RC: Array) -> Answered:
+    """Of log-likelihoods of every choice: the benchmark's own score picks."""
+    pick_RI = choices.answers(choices.score_KC(loglik_RC)).pick
+    raw = choices.answers(loglik_RC, pick_RI)
+    correct_RI = (pick_RI == choices.gold_I).astype(np.float64)
+    confidence, p_gold = (field.astype(np.float64) for field in (raw.confidence, raw.p_gold))
+    return Answered(correct_RI, confidence, p_gold, pick_RI.astype(np.int64))
+
+
+def real(choices: Choices, names: list[str]) -> Answered | None:
+    """Of checkpoints as they were scored, None where the benchmark lacks one."""
+    k = [choices.row(name) for name in names]
+    return None if -1 in k else answered(choices, choices.loglik_KC[k].astype(np.float64))
+
+
+def emulated(
+    study: Study, corners: Corners, choices: Choices, direction: str, level: str, beta: float
+) -> Answered | None:
+    """Of every run's emulated checkpoint, None where there is none at this level and strength."""
+    roles = [quartet.roles(direction) for quartet in corners.quartets]
+    if level == TOKEN:
+        whose = {one: name for name, one in study.scores.emulated.items()}
+        names = [whose.get(Emulated(*of, beta), "") for of in roles]
+        return real(choices, names)
+    if choices.own_contexts:
+        return None
+    k_R3 = np.array([[choices.row(name) for name in of] for of in roles])
+    if (k_R3 < 0).any():
+        return None
+    loglik = choices.loglik_KC.astype(np.float64)
+    base_RC, tuned_RC, ref_RC = (loglik[k_R3[:, role]] for role in range(3))
+    return answered(choices, base_RC + beta * (tuned_RC - ref_RC))
+
+
+def dials(study: Study) -> Iterator[tuple[str, str, tuple[float, ...]]]:
+    """Direction, level, and the strengths that there are, by size."""
+    at_token = sorted({one.beta for one in study.scores.emulated.values()})
+    at_sequence = sorted({*BETAS, *at_token})
+    for direction in DIRECTIONS:
+        if at_token:
+            yield direction, TOKEN, tuple(at_token)
+        yield direction, SEQUENCE, tuple(at_sequence)
+
+
+def best_level(study: Study, corners: Corners) -> str:
+    """The token level where every run has been emulated at beta 1 in both directions, else the sequence level."""
+    known = set(study.scores.emulated.values())
+    whole = all(
+        Emulated(*quartet.roles(direction), 1.0) in known
+        for quartet in corners.quartets
+        for direction in DIRECTIONS
+    )
+    return TOKEN if whole else SEQUENCE

@@ -1,0 +1,106 @@
+"""Which checkpoints belong together: the runs of every mixture, before and after fine-tuning, at each scale.
+
+Dims: R runs of a scale, M mixtures, I items.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalengine.analysis.explain.choices import Array, Choices, Scores
+from evalengine.analysis.items import names
+from evalengine.analysis.panel import choose_stages, natural_key, scale_key
+from evalengine.errors import UserError
+
+
+class Run(NamedTuple):
+    """One run of a mixture at a scale: its checkpoints before and after fine-tuning, by name."""
+
+    mixture: str
+    seed: str
+    before: str
+    after: str
+
+
+class Design(NamedTuple):
+    """`runs`: by scale, the smallest first; in the order of the mixtures, a mixture's by seed."""
+
+    stages: tuple[str, str]
+    mixtures: tuple[str, ...]
+    runs: dict[str, tuple[Run, ...]]
+    notes: tuple[str, ...]
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        return tuple(self.runs)
+
+    def mixture_R(self, scale: str) -> NDArray[np.int64]:
+        """The place of each run's mixture among all mixtures."""
+        place = {mixture: m for m, mixture in enumerate(self.mixtures)}
+        return np.array([place[run.mixture] for run in self.runs[scale]], dtype=np.int64)
+
+
+def design_of(scores: Scores, stages: Sequence[str] | None = None) -> Design:
+    """Pairs the checkpoints of two stages; of more that are asked for, the first and the last.
+
+    Emulated checkpoints are in no pair unless their stage is asked for. What has no counterpart is named in the notes.
+    Raises UserError where no pair is left.
+    """
+    known = [one for one in scores.checkpoints.values() if one.mixture is not None and one.stage is not None]
+    found = {
+        str(one.stage) for one in known if one.name not in scores.emulated or one.stage in (stages or ())
+    }
+    if not found:
+        raise UserError(
+            "no checkpoint has a mixture and a stage, so nothing can be compared: name checkpoints {scale}-{mixture}-{stage}, or"
+            " give `evalengine score` a --manifest FILE.yaml"
+        )
+    order = choose_stages(found, stages)
+    pair = order[0], order[-1]
+    by_place: dict[str, dict[tuple[str, str], dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    for one in known:
+        if one.stage in pair:
+            of_run = by_place[one.scale or "all"][str(one.mixture), one.seed]
+            if one.stage in of_run:
+                raise UserError(
+                    f"{of_run[one.stage]} and {one.name} both claim scale {one.scale}, mixture {one.mixture}, stage"
+                    f" {one.stage}: give one of them another name, or each a seed"
+                )
+            of_run[one.stage] = one.name
+    runs, notes = {}, []
+    for scale in sorted(by_place, key=scale_key):
+        places = sorted(by_place[scale], key=lambda place: (natural_key(place[0]), natural_key(place[1])))
+        whole = [place for place in places if len(by_place[scale][place]) == 2]
+        if len(whole) < len(places):
+            lonely = [mixture for mixture, seed in places if (mixture, seed) not in whole]
+            notes.append(f"scale {scale}: without both {pair[0]} and {pair[1]}, left out: {names(lonely)}")
+        if whole:
+            runs[scale] = tuple(
+                Run(*place, *(by_place[scale][place][stage] for stage in pair)) for place in whole
+            )
+    if not runs:
+        raise UserError(
+            f"no mixture has both a {pair[0]} and a {pair[1]} checkpoint: score both into one store"
+        )
+    every = {run.mixture for run in itertools.chain(*runs.values())}
+    return Design(pair, tuple(sorted(every, key=natural_key)), runs, tuple(notes))
+
+
+def rows(choices: Choices, checkpoints: Sequence[str]) -> NDArray[np.int64] | None:
+    """The places of checkpoints in K, None where the benchmark lacks one of them."""
+    found = [choices.row(name) for name in checkpoints]
+    return None if -1 in found else np.array(found, dtype=np.int64)
+
+
+def by_mixture(value_R: NDArray[Any], mixture_R: NDArray[np.int64]) -> Array:
+    """Means over the runs of each mixture, (M, ...) of (R, ...), in the mixtures' order."""
+    found = np.unique(mixture_R)
+    if len(found) == len(mixture_R):
+        return value_R[np.argsort(mixture_R)].astype(np.float64)
+    return np.stack([value_R[mixture_R == m].mean(axis=0, dtype=np.float64) for m in found])

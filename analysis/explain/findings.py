@@ -1,0 +1,78 @@
+"""A store explained: every explainer's table, written into a folder and read back from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evalengine.analysis.explain.choices import read_choices
+from evalengine.analysis.explain.design import design_of
+from evalengine.analysis.explain.explainer import Findings, Options, Study
+from evalengine.analysis.explain.registry import EXPLAINERS
+from evalengine.analysis.together import read_together, write_together
+from evalengine.errors import UserError
+
+MANIFEST = "explain.json"
+TABLES_VERSION = "1"  # of the columns of all explainers and of explain.json
+
+
+def explain(
+    store: Path | str, options: Options, stages: Sequence[str] | None = None, metric: str | None = None
+) -> Findings:
+    """Reads a score store and runs every explainer. `stages` and `metric` as of `correlate`. Raises UserError."""
+    if not 0.5 <= options.level < 1.0:
+        raise UserError(f"--level {options.level} must lie between 0.5 and 1, such as 0.95")
+    scores = read_choices(store, metric)
+    study = Study(scores, design_of(scores, stages), options)
+    tables = {explainer.table: explainer.rows(study) for explainer in EXPLAINERS}
+    return Findings(describe(study), tables)
+
+
+def describe(study: Study) -> dict[str, Any]:
+    """What explain.json says: the design, and what was left out."""
+    from evalengine import __version__
+
+    scores, design, options = study.scores, study.design, study.options
+    return {
+        "evalengine": __version__,
+        "tables_version": TABLES_VERSION,
+        "scales": design.scales,
+        "stages": design.stages,
+        "mixtures": design.mixtures,
+        "benchmarks": [one.name for one in scores.benchmarks],
+        "categories": [one.category for one in scores.benchmarks],
+        "metrics": [one.metric for one in scores.benchmarks],
+        "items": [len(one.item_I) for one in scores.benchmarks],
+        "emulated": sorted({one.beta for one in scores.emulated.values()}),
+        "level": options.level,
+        "seed": options.seed,
+        "data": options.data is not None,
+        "notes": [*scores.notes, *design.notes],
+    }
+
+
+def write(findings: Findings, folder: Path) -> None:
+    """Writes every table as csv, arrow and json, and explain.json, together."""
+    tables = {one.table: (one.row._fields, findings.tables[one.table]) for one in EXPLAINERS}
+    write_together(folder, MANIFEST, {**findings.method, "tables": list(tables)}, tables)
+
+
+def load(folder: Path) -> Findings | None:
+    """What `write` wrote, None where a folder holds no explain.json. Raises UserError for damaged tables."""
+    if not (folder / MANIFEST).exists():
+        return None
+    command = f"evalengine explain STORE --out {folder}"
+    method, read = read_together(folder, MANIFEST, TABLES_VERSION, command)
+    try:
+        tables = {
+            one.table: [
+                one.row(**{key: math.nan if value is None else value for key, value in raw.items()})
+                for raw in read[one.table]
+            ]
+            for one in EXPLAINERS
+        }
+    except (KeyError, TypeError):
+        raise UserError(f"{folder} holds damaged tables: run `{command}` again") from None
+    return Findings(method, tables)

@@ -1,0 +1,337 @@
+"""Which items fine-tuning turns: tables `flips`, `flip_curves` and `flipped_items`.
+
+An item is learned where it was wrong and is right after, lost the other way round. Many would turn without any teaching: near the
+border an item is answered by luck. A twin shows how many: the same item before, answered by the other mixtures' models, which
+this fine-tuning did not start from. The curves are the share right after, by the margin and by log10 p(gold) before, of the
+items that were wrong and of those that were right. If only the margin counted, both would lie on one curve; the hysteresis is the
+horizontal distance of the two logistic curves at one half, 0 without memory.
+
+Dims: R runs, M mixtures, I items, K bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evalengine.analysis import page
+from evalengine.analysis.explain.choices import Array
+from evalengine.analysis.explain.design import by_mixture
+from evalengine.analysis.explain.explainer import Explainer, Findings, Study
+from evalengine.analysis.explain.grouped import grouped
+from evalengine.analysis.explain.item_level import ItemLevel, item_level
+from evalengine.analysis.explain.jackknife import jackknife
+from evalengine.analysis.explain.logistic import fit
+from evalengine.analysis.explain.twoway import two_way_mean
+from evalengine.analysis.figure import Figure, Lines, Table
+from evalengine.analysis.groups import ALL
+from evalengine.analysis.protocol import CAUTION, SUPPORTED, Claim
+from evalengine.analysis.results import share_with_interval, with_interval
+
+LEARNED, LOST, KEPT, NEVER = "learned", "lost", "kept", "never"
+TWIN, EXCESS = "twin", "minus twin"
+HYSTERESIS = "hysteresis"
+BINS = 10
+WRONG, RIGHT = "wrong before", "right before"
+AXES = ("margin", "log10 p(gold)")
+LISTED = 40  # items on the page
+TEXT = 400  # characters of an item's text
+
+
+class FlipRow(NamedTuple):
+    """A share of the items, the same with a twin's before, or their difference; the hysteresis is in nats."""
+
+    scale: str
+    category: str
+    benchmark: str  # "" of a mean over benchmarks
+    measure: str
+    against: str  # "", "twin" or "minus twin"
+    estimate: float
+    low: float
+    high: float
+    n: int
+    note: str
+
+
+class CurveRow(NamedTuple):
+    """One of equally large bins of all items and runs; the interval is over mixtures."""
+
+    scale: str
+    axis: str
+    category: str  # which items: wrong before, right before
+    bin: int
+    at: float  # mean on the axis
+    estimate: float  # share right after
+    low: float
+    high: float
+    items: int
+
+
+class ItemRow(NamedTuple):
+    """An item that more runs learned than lost, or the other way round."""
+
+    benchmark: str
+    item: str
+    direction: str
+    learned: int  # runs of all scales
+    lost: int
+    runs: int
+    text: str
+
+
+class Cell(NamedTuple):
+    category: str
+    benchmark: str
+    value: dict[tuple[str, str], Array]  # by measure and against, (M, I)
+
+
+def flip_rows(study: Study) -> list[FlipRow]:
+    out = []
+    for scale in study.design.scales:
+        if (data := item_level(study, scale)) is None:
+            continue
+        every = list(cells(data))
+        for category, benchmark, chosen in grouped(every):
+            for measure, against in chosen[0].value:
+                mean = two_way_mean([cell.value[measure, against] for cell in chosen], study.options.level)
+                at = (scale, category, benchmark, measure, against)
+                out.append(FlipRow(*at, mean.estimate, mean.low, mean.high, mean.n, ""))
+        out.append(hysteresis(data, scale, study.options.level))
+    return out
+
+
+def cells(data: ItemLevel) -> Iterator[Cell]:
+    mixtures = np.unique(data.mixture_R)
+    before_MI, after_MI = (by_mixture(x, data.mixture_R) for x in (data.right_before, data.right_after))
+    right_MI = by_mixture(data.right_before * data.right_after, data.mixture_R)
+    others_MI = (before_MI.sum(axis=0) - before_MI) / max(len(mixtures) - 1, 1)
+    value = {
+        (LEARNED, ""): after_MI - right_MI,
+        (LOST, ""): before_MI - right_MI,
+        (KEPT, ""): right_MI,
+        (NEVER, ""): 1.0 - before_MI - after_MI + right_MI,
+    }
+    if len(mixtures) > 1:
+        value[LEARNED, TWIN] = (1.0 - others_MI) * after_MI
+        value[LOST, TWIN] = others_MI * (1.0 - after_MI)
+        for measure in (LEARNED, LOST):
+            value[measure, EXCESS] = value[measure, ""] - value[measure, TWIN]
+    for b, benchmark in enumerate(data.benchmarks):
+        mine = data.benchmark_I == b
+        yield Cell(data.categories[b], benchmark, {key: x_MI[:, mine] for key, x_MI in value.items()})
+
+
+def hysteresis(data: ItemLevel, scale: str, level: float) -> FlipRow:
+    """The margin at which half of the right items stay right, minus that at which half of the wrong ones turn."""
+    mixtures = np.unique(data.mixture_R)
+    found = [_distance(data, np.ones(len(data.mixture_R), dtype=bool))]
+    found += [_distance(data, data.mixture_R != m) for m in mixtures]
+    value = np.array([distance for distance, _ in found])
+    known = len(mixtures) > 1 and np.isfinite(value).all() and found[0][1]
+    ends = jackknife(value[:1], value[1:, None], level)
+    low, high = (float(ends.low[0]), float(ends.high[0])) if known else (np.nan, np.nan)
+    estimate = float(value[0]) if known else np.nan
+    note = "" if known else "one of the two curves does not reach one half where there are items"
+    return FlipRow(scale, ALL, "", HYSTERESIS, "", estimate, low, high, len(mixtures), note)
+
+
+def _distance(data: ItemLevel, keep_R: Array) -> tuple[float, bool]:
+    """In nats, and whether both curves reach one half within the margins of 98% of their items."""
+    at, inside = [], True
+    for was in (1.0, 0.0):
+        mine = data.right_before[keep_R] == was
+        x, y = data.margin[keep_R][mine], data.right_after[keep_R][mine]
+        if len(y) < 10 or not 0.0 < y.mean() < 1.0:
+            return np.nan, False
+        a, b = fit(np.column_stack([np.ones(len(x)), x]), y).coefficient_P
+        at.append(-a / b if b != 0 else np.nan)
+        low, high = np.quantile(x, (0.01, 0.99))
+        inside = inside and b > 0 and bool(low <= at[-1] <= high)
+    return at[0] - at[1], inside
+
+
+def curve_rows(study: Study) -> list[CurveRow]:
+    from scipy.special import stdtrit
+
+    out = []
+    for scale in study.design.scales:
+        if (data := item_level(study, scale)) is None:
+            continue
+        for axis, x_RI in zip(AXES, (data.margin, data.logp / np.log(10.0)), strict=True):
+            edges = np.quantile(x_RI, np.arange(1, BINS) / BINS)
+            bin_RI = np.searchsorted(edges, x_RI, side="right")
+            for category, was in ((WRONG, 0.0), (RIGHT, 1.0)):
+                for k in range(BINS):
+                    mine = (bin_RI == k) & (data.right_before == was)
+                    count_R = mine.sum(axis=1)
+                    if not count_R.sum():
+                        continue
+                    right_R = np.where(mine, data.right_after, 0.0).sum(axis=1)
+                    count_M, right_M = (np.bincount(data.mixture_R, v) for v in (count_R, right_R))
+                    there = count_M > 0
+                    share_M = right_M[there] / count_M[there]
+                    n = int(there.sum())
+                    estimate = float(right_R.sum() / count_R.sum())
+                    half = (
+                        float(
+                            stdtrit(n - 1, 0.5 + study.options.level / 2) * share_M.std(ddof=1) / np.sqrt(n)
+                        )
+                        if n > 1
+                        else np.nan
+                    )
+                    place = (scale, axis, category, k, float(x_RI[mine].mean()))
+                    out.append(
+                        CurveRow(*place, estimate, estimate - half, estimate + half, int(count_R.sum()))
+                    )
+    return out
+
+
+def item_rows(study: Study) -> list[ItemRow]:
+    """The items that turned most consistently, over all scales."""
+    learned: dict[tuple[str, str], list[int]] = {}
+    for scale in study.design.scales:
+        if (data := item_level(study, scale)) is None:
+            continue
+        gained_I = ((data.right_before == 0) & (data.right_after == 1)).sum(axis=0)
+        lost_I = ((data.right_before == 1) & (data.right_after == 0)).sum(axis=0)
+        for b, item, gained, lost in zip(data.benchmark_I, data.item_I, gained_I, lost_I, strict=True):
+            entry = learned.setdefault((data.benchmarks[b], item), [0, 0, 0])
+            entry[0] += int(gained)
+            entry[1] += int(lost)
+            entry[2] += len(data.margin)
+    found = []
+    for direction, sign in ((LEARNED, 1), (LOST, -1)):
+        order = sorted(learned, key=lambda key: (-sign * (learned[key][0] - learned[key][1]), key))
+        found += [
+            (key, direction) for key in order[:LISTED] if sign * (learned[key][0] - learned[key][1]) > 0
+        ]
+    texts = texts_of(study, {key for key, _ in found})
+    return [
+        ItemRow(*key, direction, gained, lost, runs, texts.get(key, ""))
+        for key, direction in found
+        for gained, lost, runs in [learned[key]]
+    ]
+
+
+def texts_of(study: Study, keys: set[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """The last of each item's context and its right choice, where the folder of the data is given and holds the benchmark."""
+    if study.options.data is None:
+        return {}
+    from evalengine.benchmarks import BENCHMARKS, benchmarks_in, load_items
+
+    wanted = {name: BENCHMARKS[name] for name, _ in keys if name in BENCHMARKS}
+    found = {}
+    for benchmark in benchmarks_in(study.options.data, list(wanted.values())):
+        for item in load_items(benchmark, study.options.data).items:
+            if (benchmark.name, item.id) in keys:
+                text = f"{item.contexts[item.gold]}{item.continuations[item.gold]}"
+                cut = "…" if len(text) > TEXT else ""
+                found[benchmark.name, item.id] = cut + " ".join(text[-TEXT:].split())
+    return found
+
+
+# --- the report
+
+
+def table(findings: Findings, benchmarks: bool = False) -> Table:
+    found = [
+        r for r in findings.tables["flips"] if bool(r.benchmark) == benchmarks and r.measure != HYSTERESIS
+    ]
+    at = {(r.scale, r.category, r.benchmark, r.measure, r.against): r for r in found}
+    columns = [(KEPT, ""), (LEARNED, ""), (LEARNED, TWIN), (LEARNED, EXCESS), (LOST, ""), (LOST, TWIN)]
+    blocks: dict[str, list[list[str]]] = {}
+    for scale, category, benchmark in dict.fromkeys((r.scale, r.category, r.benchmark) for r in found):
+        cells_ = [share_with_interval(at.get((scale, category, benchmark, *c))) for c in columns]
+        blocks.setdefault(scale, []).append([benchmark or category, scale, *cells_])
+    head = [f"{measure}{', ' + against if against else ''} (%)" for measure, against in columns]
+    return Table(
+        "flips", ["benchmark" if benchmarks else "mean over", "scale", *head], list(blocks.values()), texts=2
+    )
+
+
+def curves(findings: Findings) -> Lines:
+    rows_ = findings.rows("flip_curves")
+    places = [str(k + 1) for k in range(BINS)]
+    return Lines(rows_, places, lambda r: str(r.bin + 1), lambda r: f"right after by {r.axis}, {r.scale}")
+
+
+def items_table(findings: Findings) -> Table:
+    found: list[Any] = findings.tables["flipped_items"]
+    texts = any(r.text for r in found)
+    blocks = [
+        [
+            [
+                r.benchmark,
+                r.item,
+                direction,
+                f"{r.learned}",
+                f"{r.lost}",
+                f"{r.runs}",
+                *([r.text] if texts else []),
+            ]
+            for r in found
+            if r.direction == direction
+        ]
+        for direction in (LEARNED, LOST)
+    ]
+    head = ["benchmark", "item", "mostly", LEARNED, LOST, "runs", *(["text"] if texts else [])]
+    return Table("flipped items", head, blocks, texts=3, prose=texts, stacked=texts)
+
+
+def section(findings: Findings) -> str:
+    if not findings.tables["flips"]:
+        return ""
+    before, after = findings.method["stages"]
+    memory = [r for r in findings.tables["flips"] if r.measure == HYSTERESIS]
+    words = "".join(
+        f'<p class="hint">Hysteresis at {r.scale}: {with_interval(r) + " nats" if r.estimate == r.estimate else r.note}.</p>'
+        for r in memory
+    )
+    hint = (
+        ""
+        if findings.method.get("data")
+        else " Give explain the benchmarks' folder (--data) to see their texts."
+    )
+    return (
+        "<h2>Items that turn</h2>"
+        f'<p class="hint">From {before} to {after}: the share of the items that were right and stayed right, that were learned, '
+        "and that were lost. A twin is the same item before, answered by other mixtures' models: what turns from there is the "
+        "item's own ease, and luck. Below the twin, a model keeps what it had. Intervals are for other mixtures and items.</p>"
+        f"{page.show(table(findings))}<details><summary>Benchmarks</summary>{page.show(table(findings, True))}</details>"
+        f"{page.grid(findings.drawing, curves(findings))}"
+        '<p class="hint">Tenths of all items, the smallest on the left; of those that were wrong, and that were right.</p>'
+        f"{words}<details><summary>The items that turned most consistently</summary>"
+        f'<p class="hint">Over the runs of all scales.{hint}</p>{page.show(items_table(findings))}</details>'
+    )
+
+
+def figures(findings: Findings) -> Mapping[str, Figure]:
+    return {"flips": curves(findings)} if findings.tables["flip_curves"] else {}
+
+
+def claims(findings: Findings) -> Iterator[Claim]:
+    for scale in findings.method["scales"]:
+        at = {"scale": scale, "category": ALL, "benchmark": "", "measure": LEARNED}
+        every = {r.against: r for r in findings.rows("flips", **at)}
+        if TWIN not in every:
+            continue
+        learned, excess = every[""], every[EXCESS]
+        said = f"{share_with_interval(learned)}% of the items at {scale}; of a twin {share_with_interval(every[TWIN])}%"
+        if excess.low > 0:
+            yield Claim(
+                SUPPORTED,
+                f"Fine-tuning turns more items from wrong to right than twins differ by: {said}, n = {excess.n}.",
+            )
+        else:
+            yield Claim(
+                CAUTION,
+                f"Items that turn from wrong to right are no sign of what fine-tuning teaches: {said}; any two models differ by "
+                "as many.",
+            )
+
+
+EXPLAINER = Explainer("flips", FlipRow, flip_rows, section, figures, claims=claims)
+CURVES = Explainer("flip_curves", CurveRow, curve_rows)
+ITEMS = Explainer("flipped_items", ItemRow, item_rows)

@@ -1,0 +1,103 @@
+"""Every item of a scale on every run, before and after fine-tuning: what the item-level explainers read.
+
+Dims: R runs, I items of all benchmarks, W wrong choices of all items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalengine.analysis.explain.choices import Array, Choices
+from evalengine.analysis.explain.design import rows as rows_in
+from evalengine.analysis.explain.explainer import Study
+
+CLIP = 5.0  # nats, of margins
+
+
+class ItemLevel(NamedTuple):
+    """Of the runs of one scale, the items of the benchmarks that all of them have.
+
+    margin: log-likelihood of the right choice minus the largest of a wrong one, in nats, within -5 and 5. logp: log-likelihood
+    of the right choice.
+    """
+
+    benchmarks: tuple[str, ...]
+    categories: tuple[str, ...]
+    mixture_R: NDArray[np.int64]
+    benchmark_I: NDArray[np.int64]
+    item_I: tuple[str, ...]
+    right_before: Array  # (R, I), 0 or 1, by the benchmark's own score
+    right_after: Array
+    margin: Array
+    logp: Array
+    logp_after: Array
+    item_W: NDArray[np.int64]
+    wrong: Array  # (R, W): log-likelihoods of the wrong choices
+    wrong_after: Array
+
+
+def item_level(study: Study, scale: str) -> ItemLevel | None:
+    """None where no benchmark was scored on every run."""
+    return study.once(("items", scale), lambda: _item_level(study, scale))
+
+
+def _item_level(study: Study, scale: str) -> ItemLevel | None:
+    runs = study.design.runs[scale]
+    found: list[tuple[Choices, NDArray[np.int64], NDArray[np.int64]]] = []
+    for choices in study.scores.benchmarks:
+        before = rows_in(choices, [run.before for run in runs])
+        after = rows_in(choices, [run.after for run in runs])
+        if before is not None and after is not None:
+            found.append((choices, before, after))
+    if not found:
+        return None
+    sizes = [len(choices.item_I) for choices, _, _ in found]
+    columns = [list(_columns(*one)) for one in found]
+    right_before, right_after, margin, logp, logp_after, wrong, wrong_after = (
+        np.concatenate(column, axis=1) for column in zip(*columns, strict=True)
+    )
+    return ItemLevel(
+        tuple(choices.name for choices, _, _ in found),
+        tuple(choices.category for choices, _, _ in found),
+        study.design.mixture_R(scale),
+        np.repeat(np.arange(len(found)), sizes),
+        tuple(item for choices, _, _ in found for item in choices.item_I),
+        right_before,
+        right_after,
+        margin,
+        logp,
+        logp_after,
+        np.concatenate(
+            [
+                np.repeat(np.arange(size), np.diff(choices.offset_I1) - 1) + first
+                for (choices, _, _), size, first in zip(found, sizes, np.cumsum([0, *sizes]), strict=False)
+            ]
+        ),
+        wrong,
+        wrong_after,
+    )
+
+
+def _columns(choices: Choices, before: NDArray[np.int64], after: NDArray[np.int64]) -> Iterator[Array]:
+    """The fields of ItemLevel from `right_before` to `wrong_after` but `item_W`, of one benchmark."""
+
+    def at(k: NDArray[np.int64]) -> Choices:
+        uncond: Any = None if choices.uncond_KC is None else choices.uncond_KC[k]
+        loglik_KC = choices.loglik_KC[k].astype(np.float64)
+        return choices._replace(loglik_KC=loglik_KC, tokens_KC=choices.tokens_KC[k], uncond_KC=uncond)
+
+    one, other = at(before), at(after)
+    wrong_C = np.ones(one.loglik_KC.shape[1], dtype=bool)
+    wrong_C[one.gold_C] = False
+    yield (one.picks() == one.gold_I).astype(np.float64)
+    yield (other.picks() == other.gold_I).astype(np.float64)
+    gold_RI = one.loglik_KC[:, one.gold_C]
+    yield (gold_RI - one.best_wrong(one.loglik_KC)).clip(-CLIP, CLIP)
+    yield gold_RI
+    yield other.loglik_KC[:, other.gold_C]
+    yield one.loglik_KC[:, wrong_C]
+    yield other.loglik_KC[:, wrong_C]

@@ -1,0 +1,245 @@
+"""What about an item before fine-tuning says that it is answered right after: table `item_transfer`.
+
+Logistic models of "right after" over items and runs, with an intercept for each benchmark: on log p(gold) before, on the margin
+before, on both, and on the margin with a slope for each mixture. Standard errors are for other items and other mixtures at once
+(logistic.py), tests with Student's t and one degree of freedom less than there are mixtures.
+
+What log p gains regressed on what it was is no evidence, and is shown so that it is not taken for it: the slope is negative for
+any noisy quantity (regression to the mean). Wrong choices show it without any learning of the right answer, and a "before"
+that is taken from other mixtures' models has none of the same noise.
+
+References: Cameron, Gelbach & Miller (2011), JBES 29, 238-249; McFadden (1974) for the pseudo-R2. The slope of
+log(after / before) on log(before) is what Sun et al. (2025), arXiv 2504.09522, read as priming.
+
+Dims: R runs, I items, N observations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalengine.analysis import page
+from evalengine.analysis.explain.choices import Array
+from evalengine.analysis.explain.explainer import Explainer, Findings, Study
+from evalengine.analysis.explain.item_level import ItemLevel, item_level
+from evalengine.analysis.explain.logistic import clustered, dummies, fit
+from evalengine.analysis.figure import Table
+from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
+from evalengine.analysis.results import with_interval
+
+MODELS = ("benchmarks", "+ log p", "+ margin", "+ both", "+ margin of each mixture")
+SLOPES = ("slope of the right choice", "slope of wrong choices", "slope on other mixtures' before")
+LOGP, MARGIN = "log p(gold)", "margin"
+
+
+class TransferRow(NamedTuple):
+    """A coefficient of a model (log-odds for each nat), the model's pseudo-R2 (term ""), or a slope of nats gained on nats."""
+
+    scale: str
+    model: str
+    term: str
+    estimate: float
+    low: float
+    high: float
+    se: float
+    p: float
+    pseudo_r2: float
+    n: int  # mixtures
+    observations: int
+
+
+def rows(study: Study) -> list[TransferRow]:
+    out = []
+    for scale in study.design.scales:
+        data = item_level(study, scale)
+        if data is not None and len(np.unique(data.mixture_R)) > 1:
+            out += [*models(data, scale, study.options.level), *slopes(data, scale, study.options.level)]
+    return out
+
+
+def models(data: ItemLevel, scale: str, level: float) -> Iterator[TransferRow]:
+    R, items = data.margin.shape
+    y_N = data.right_after.ravel()
+    if not 0.0 < y_N.mean() < 1.0:
+        return
+    item_N, run_N = np.tile(np.arange(items), R), np.repeat(np.arange(R), items)
+    mixture_N = data.mixture_R[run_N]
+    base_NP = dummies(data.benchmark_I[item_N])
+    logp_N, margin_N = data.logp.ravel(), data.margin.ravel()
+    null = fit(np.ones((len(y_N), 1)), y_N).loglik
+    n = len(np.unique(data.mixture_R))
+    mixtures_NM = dummies(mixture_N)
+    designs: dict[str, tuple[list[str], list[Array]]] = {
+        MODELS[0]: ([], []),
+        MODELS[1]: ([LOGP], [logp_N]),
+        MODELS[2]: ([MARGIN], [margin_N]),
+        MODELS[3]: ([LOGP, MARGIN], [logp_N, margin_N]),
+        MODELS[4]: ([], [*(margin_N[:, None] * mixtures_NM).T, *mixtures_NM.T[1:]]),
+    }
+    for model, (terms, columns) in designs.items():
+        x_NP = np.column_stack([*columns, base_NP])
+        found = fit(x_NP, y_N)
+        r2 = 1.0 - found.loglik / null
+        nothing = (float("nan"),) * 4
+        yield TransferRow(scale, model, "", float("nan"), *nothing, r2, n, len(y_N))
+        if terms:
+            se_P = clustered(x_NP, y_N - found.probability_N, found.bread_PP, item_N, mixture_N)
+            for k, term in enumerate(terms):
+                ends = _ends(float(found.coefficient_P[k]), float(se_P[k]), n, level)
+                yield TransferRow(scale, model, term, float(found.coefficient_P[k]), *ends, r2, n, len(y_N))
+        elif columns:
+            slopes_M = found.coefficient_P[:n]
+            half = _quantile(n, level) * float(slopes_M.std(ddof=1)) / np.sqrt(n)
+            mean, se = float(slopes_M.mean()), float(slopes_M.std(ddof=1)) / np.sqrt(n)
+            ends = (mean - half, mean + half, se, float("nan"))
+            yield TransferRow(scale, model, "mean slope of the margin", mean, *ends, r2, n, len(y_N))
+
+
+def slopes(data: ItemLevel, scale: str, level: float) -> Iterator[TransferRow]:
+    """What is gained regressed on what was there, within benchmarks."""
+    n = len(np.unique(data.mixture_R))
+    items = data.margin.shape[1]
+    others = _of_others(data.logp, data.mixture_R)
+    gained = data.logp_after - data.logp
+    for name, x_RX, gain_RX, item_X in (
+        (SLOPES[0], data.logp, gained, np.arange(items)),
+        (SLOPES[1], data.wrong, data.wrong_after - data.wrong, data.item_W),
+        (SLOPES[2], others, gained, np.arange(items)),
+    ):
+        slope, se, count = _slope(x_RX, gain_RX, item_X, data)
+        ends = _ends(slope, se, n, level)
+        yield TransferRow(scale, name, "", slope, *ends, float("nan"), n, count)
+
+
+def _of_others(x_RI: Array, mixture_R: NDArray[np.int64]) -> Array:
+    """For each run the mean over the runs of other mixtures."""
+    same_RR = mixture_R[:, None] == mixture_R
+    weight_RR = np.where(same_RR, 0.0, 1.0 / np.maximum((~same_RR).sum(axis=1, keepdims=True), 1))
+    found: Array = weight_RR @ x_RI
+    return found
+
+
+def _slope(x_RX: Array, y_RX: Array, item_X: NDArray[np.int64], data: ItemLevel) -> tuple[float, float, int]:
+    """OLS within benchmarks, its clustered standard error, and the observations."""
+    R = len(x_RX)
+    benchmark_N = np.tile(data.benchmark_I[item_X], R)
+    x_N, y_N = (_within(v.ravel(), benchmark_N) for v in (x_RX, y_RX))
+    xx = float(x_N @ x_N)
+    slope = float(x_N @ y_N) / xx
+    mixture_N = np.repeat(data.mixture_R, x_RX.shape[1])
+    residual_N = y_N - slope * x_N
+    se_P = clustered(x_N[:, None], residual_N, np.array([[1.0 / xx]]), np.tile(item_X, R), mixture_N)
+    return slope, float(se_P[0]), len(x_N)
+
+
+def _within(x_N: Array, group_N: NDArray[np.int64]) -> Array:
+    return x_N - (np.bincount(group_N, x_N) / np.maximum(np.bincount(group_N), 1))[group_N]
+
+
+def _quantile(n: int, level: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(n - 1, 0.5 + level / 2))
+
+
+def _ends(estimate: float, se: float, n: int, level: float) -> tuple[float, float, float, float]:
+    """low, high, se, p."""
+    from scipy.special import stdtr
+
+    half = _quantile(n, level) * se
+    return (
+        estimate - half,
+        estimate + half,
+        se,
+        float(2.0 * stdtr(n - 1, -abs(estimate) / se)) if se > 0 else float("nan"),
+    )
+
+
+# --- the report
+
+
+def models_table(findings: Findings) -> Table:
+    found = findings.tables["item_transfer"]
+    blocks = []
+    for scale in dict.fromkeys(r.scale for r in found):
+        lines = []
+        for model in MODELS:
+            mine = [r for r in found if r.scale == scale and r.model == model]
+            if not mine:
+                continue
+            at = {r.term: r for r in mine}
+            cells = [with_interval(at.get(term)) for term in (LOGP, MARGIN)]
+            lines.append([model, scale, *cells, f"{mine[0].pseudo_r2:.3f}"])
+        blocks.append(lines)
+    return Table("right after", ["model", "scale", LOGP, MARGIN, "pseudo-R2"], blocks, texts=2)
+
+
+def slopes_table(findings: Findings) -> Table:
+    found = [r for r in findings.tables["item_transfer"] if r.model in SLOPES]
+    blocks = [
+        [[r.model, r.scale, with_interval(r)] for r in found if r.scale == scale]
+        for scale in dict.fromkeys(r.scale for r in found)
+    ]
+    return Table("slopes", ["log gain on log before", "scale", "nats per nat"], blocks, texts=2)
+
+
+def section(findings: Findings) -> str:
+    found = findings.tables["item_transfer"]
+    if not found:
+        return ""
+    before, after = findings.method["stages"]
+    return (
+        "<h2>Which items are answered right after fine-tuning</h2>"
+        f'<p class="hint">Logistic models of right at {after} on what is known at {before}, an intercept for each benchmark, '
+        "in log-odds for each nat, and how much each model explains. Intervals are for other items and other mixtures, n = "
+        f"{found[0].n}.</p>{page.show(models_table(findings))}"
+        '<p class="hint">The slope of what the right choice gains on what it had is negative in any noisy data, and no sign that '
+        "unlikely answers are primed: wrong choices, which nobody taught, show what it is without learning, and a before that is "
+        f"taken from other mixtures' models shows it without the shared noise.</p>{page.show(slopes_table(findings))}"
+    )
+
+
+def claims(findings: Findings) -> Iterator[Claim]:
+    found = findings.tables["item_transfer"]
+    for scale in dict.fromkeys(r.scale for r in found):
+        r2 = {r.model: r.pseudo_r2 for r in found if r.scale == scale and not r.term}
+        both = next((r for r in found if r.scale == scale and r.model == MODELS[3] and r.term == LOGP), None)
+        margin = next(
+            (r for r in found if r.scale == scale and r.model == MODELS[3] and r.term == MARGIN), None
+        )
+        if both is None or margin is None:
+            continue
+        shares = [f"{r2[model]:.3f}" for model in MODELS[:3]]
+        said = (
+            f"pseudo-R2 {shares[0]} by benchmarks, {shares[1]} with log p(gold), {shares[2]} with the margin"
+        )
+        if margin.low > 0:
+            yield Claim(
+                SUPPORTED,
+                f"At {scale} the margin before fine-tuning tells which items are right after: {said}; {with_interval(margin)} "
+                f"log-odds for each nat beside log p(gold), n = {margin.n}.",
+            )
+        if both.low <= 0 <= both.high:
+            yield Claim(
+                UNSUPPORTED,
+                f"That log p(gold) says more at {scale} than the margin does: {with_interval(both)} log-odds for each nat, "
+                f"n = {both.n}.",
+            )
+
+
+EXPLAINER = Explainer(
+    "item_transfer",
+    TransferRow,
+    rows,
+    section,
+    latex=lambda f: (
+        {"item_transfer": models_table(f), "item_slopes": slopes_table(f)}
+        if f.tables["item_transfer"]
+        else {}
+    ),
+    claims=claims,
+)

@@ -1,0 +1,52 @@
+"""The mean over mixtures and items of benchmarks, with an interval for other mixtures and other items.
+
+Mixtures answer the same items, so a mean has two sources of error that neither resampling alone sees. The variance is that of
+two-way clustering, V = V_mixtures + V_items - V_cells: the first two count the independent part of each cell twice. Items of
+different benchmarks are independent, mixtures are the same on all of them. The interval is Student's t with one degree
+of freedom less than there are mixtures.
+
+Reference: Cameron, Gelbach & Miller (2011), "Robust inference with multiway clustering", JBES 29, 238-249.
+
+Dims: B benchmarks, M mixtures, I items of a benchmark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from evalengine.analysis.explain.choices import Array
+
+
+class Mean(NamedTuple):
+    """An estimate, its interval and standard error. NaN ends with fewer than two mixtures."""
+
+    estimate: float
+    low: float
+    high: float
+    se: float
+    n: int  # mixtures
+
+
+def two_way_mean(value_BMI: Sequence[Array], level: float = 0.95) -> Mean:
+    """The mean over benchmarks of their means; each benchmark is (M, I) of the same mixtures and has its own number of items."""
+    from scipy.special import stdtrit
+
+    B, M = len(value_BMI), len(value_BMI[0])
+    mean_MB = np.stack([x_MI.mean(axis=1) for x_MI in value_BMI], axis=1)
+    estimate = float(mean_MB.mean())
+    if M < 2:
+        return Mean(estimate, np.nan, np.nan, np.nan, M)
+    mixtures = float(np.var(mean_MB.mean(axis=1), ddof=1)) / M
+    items = cells = 0.0
+    for x_MI in value_BMI:
+        I = x_MI.shape[1]  # noqa: E741
+        if I > 1:
+            items += float(np.var(x_MI.mean(axis=0), ddof=1)) / I / B**2
+            rest_MI = x_MI - x_MI.mean(axis=1, keepdims=True) - x_MI.mean(axis=0) + x_MI.mean()
+            cells += float((rest_MI**2).sum()) / ((M - 1) * (I - 1)) / (M * I) / B**2
+    se = float(np.sqrt(max(mixtures + items - cells, mixtures, items)))
+    half = float(stdtrit(M - 1, 0.5 + level / 2)) * se
+    return Mean(estimate, estimate - half, estimate + half, se, M)

@@ -1,0 +1,75 @@
+"""Tables of one run in one folder: they appear together, and are read back only as they were written.
+
+All is written aside and moved into place at the end, within milliseconds: the manifest, which says how they were made and
+holds their checksums, goes first and comes last. Where it stands, the tables that it names are all of its run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evalengine.analysis.tables import write_table
+from evalengine.errors import UserError
+from evalengine.untrusted import check_name, parse_json
+
+ASIDE = ".writing"  # where the tables of a run wait for the last of them
+Content = tuple[Sequence[str], Iterable[Sequence[Any]]]  # columns, rows
+
+
+def write_together(
+    folder: Path, manifest: str, method: dict[str, Any], tables: Mapping[str, Content]
+) -> None:
+    """Writes every table as csv, arrow and json, and `method` with checksums as `manifest`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{folder} is a file: give --out a folder") from None
+    aside = folder / ASIDE
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    aside.mkdir()
+    try:
+        for name, content in tables.items():
+            write_table(aside, name, *content)
+        written = sorted(aside.iterdir())
+        method = json.loads(json.dumps(method))
+        text = json.dumps({**method, "checksums": checksums(aside, list(tables), method)}, indent=1)
+        (aside / manifest).write_text(text + "\n", encoding="utf-8")
+        (folder / manifest).unlink(missing_ok=True)
+        for path in [*written, aside / manifest]:
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def read_together(
+    folder: Path, manifest: str, version: str, command: str, others: Sequence[str] = ()
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """A manifest's content, and the rows of the tables it names and of `others`. Raises UserError where they are not whole,
+    or of another `version`; `command` makes them again."""
+    try:
+        method = parse_json((folder / manifest).read_bytes(), constants=True)
+        if method.get("tables_version") != version:
+            raise UserError(f"{folder} is of another version of evalengine: run `{command}` again")
+        names = (*method["tables"], *others)
+        for name in names:
+            check_name(name, "table")
+        if method.pop("checksums") != checksums(folder, names, method):
+            raise ValueError("a flipped bit, or tables of two runs")
+        return method, {name: parse_json((folder / f"{name}.json").read_bytes()) for name in names}
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing: run `{command}` first") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{folder} holds damaged tables: run `{command}` again") from None
+
+
+def checksums(folder: Path, names: Iterable[str], method: dict[str, Any]) -> dict[str, str]:
+    """Of the tables in `folder` and of the manifest's own content: what notices a flipped bit, or tables of two runs."""
+    contents = {name: (folder / f"{name}.json").read_bytes() for name in names}
+    contents["analysis"] = json.dumps(method, sort_keys=True).encode()
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}

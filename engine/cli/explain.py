@@ -1,0 +1,58 @@
+"""`evalengine explain`: what single choices and items say of what survives fine-tuning, and why."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from evalengine import console
+from evalengine.metrics import METRICS
+
+
+def register(subparsers: Any) -> None:
+    p = subparsers.add_parser(
+        "explain",
+        help="what predicts fine-tuning, what it teaches, and which items it flips",
+        description="Explains a score store choice by choice and item by item; `evalengine report` shows the tables beside the "
+        "correlations of the same folder.",
+    )
+    p.add_argument("store", nargs="?", default="scores", help="score store (default: scores/)")
+    p.add_argument(
+        "--out", type=Path, default=Path("analysis"), help="folder for the tables (default: analysis/)"
+    )
+    p.add_argument("--stages", metavar="FIRST,LAST", help="the stages to compare (default: pt,sft)")
+    p.add_argument("--metric", help=f"one of {', '.join(METRICS)} (default: each benchmark's own)")
+    p.add_argument("--level", type=float, default=0.95, help="confidence level (default 0.95)")
+    p.add_argument("--seed", type=int, default=0, help="of what is resampled (default 0)")
+    texts = (
+        "folder of <benchmark>.jsonl or .parquet files: the report then shows the texts of the items it lists"
+    )
+    p.add_argument("--data", type=Path, help=texts)
+    p.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    console.set_json(args.json)
+    from evalengine.analysis.explain.explainer import Options
+    from evalengine.analysis.explain.findings import explain, write
+    from evalengine.analysis.explain.registry import EXPLAINERS
+    from evalengine.remote import readable
+
+    stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
+    options = Options(args.level, args.seed, args.data)
+    findings = explain(readable(args.store), options, stages, args.metric)
+    write(findings, args.out)
+    claims = [claim.text for explainer in EXPLAINERS for claim in explainer.claims(findings)]
+    if args.json:
+        console.emit_json({**findings.method, "tables": list(findings.tables), "claims": claims})
+        return 0
+    for note in findings.method["notes"]:
+        console.warn(note)
+    for text in claims:
+        console.say(text)
+    made = [name for name, rows in findings.tables.items() if rows]
+    console.say(f"Tables: {args.out}/ ({', '.join(made)}; csv, arrow, json)")
+    console.say(f"Next: evalengine report {args.out}")
+    return 0

@@ -1,0 +1,188 @@
+"""The store choice by choice, designs, intervals for mixtures and items, and the command `explain`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import planted
+import pytest
+
+from evalengine import store
+from evalengine.analysis.explain.choices import read_choices
+from evalengine.analysis.explain.design import design_of
+from evalengine.analysis.explain.findings import load
+from evalengine.analysis.explain.jackknife import jackknife, of_correlation, of_share
+from evalengine.analysis.explain.registry import EXPLAINERS
+from evalengine.analysis.explain.twoway import two_way_mean
+from evalengine.analysis.items import read_store
+from evalengine.cli import main
+from evalengine.errors import UserError
+
+MIXTURES = ("a", "b", "c", "d", "e")
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("explain") / "scores"
+    planted.write_study(folder, items=40, mixtures=MIXTURES, spread=0.8)
+    return folder
+
+
+def test_choices_are_the_store(scores: Path) -> None:
+    found, reduced = read_choices(scores), read_store(scores)
+    assert len(found.benchmarks) == len(planted.BENCHMARKS) and not found.emulated
+    for benchmark in reduced.benchmarks:
+        choices = next(one for one in found.benchmarks if one.name == benchmark.name)
+        k = [choices.row(name) for name in benchmark.checkpoints]
+        np.testing.assert_array_equal((choices.picks() == choices.gold_I)[k], benchmark.correct_KI)
+        table = store.read(scores / benchmark.checkpoints[3] / f"{benchmark.name}.arrow")
+        row = choices.loglik_KC[k[3]]
+        np.testing.assert_array_equal(row, table["loglik"].combine_chunks().flatten().to_numpy())
+        items = [np.array(x) for x in table["loglik"].to_pylist()]
+        np.testing.assert_allclose(
+            choices.log_mass()[k[3]], [np.log(np.exp(x).sum()) for x in items], rtol=1e-6
+        )
+        wrong = [np.delete(x, g).max() for x, g in zip(items, table["gold"].to_pylist(), strict=True)]
+        np.testing.assert_allclose(choices.best_wrong(choices.loglik_KC)[k[3]], wrong)
+
+
+def test_items_without_a_finite_score_are_left_out_for_all(scores: Path, tmp_path: Path) -> None:
+    for path in scores.glob("*/rte.arrow"):
+        table, metadata = store.read(path), store.read_metadata(path) or {}
+        if path.parent.name == "1B-c-sft":
+            rows = table.to_pylist()
+            rows[7]["loglik"][1] = float("nan")
+            table = type(table).from_pylist(rows, schema=store.schema())
+        store.write(tmp_path / path.parent.name / path.name, table, metadata)
+    found = read_choices(tmp_path)
+    (choices,) = found.benchmarks
+    assert len(choices.item_I) == 39 and "i7" not in choices.item_I
+    assert found.notes == ("rte: 1 items without a finite score on some checkpoint are left out",)
+
+
+def test_designs_pair_the_runs(scores: Path, tmp_path: Path) -> None:
+    found = read_choices(scores)
+    design = design_of(found)
+    assert design.scales == ("240M", "1B") and design.mixtures == MIXTURES
+    assert design.runs["1B"][1].after == "1B-b-sft" and not design.notes
+    del found.checkpoints["1B-b-sft"]
+    assert [run.mixture for run in design_of(found).runs["1B"]] == ["a", "c", "d", "e"]
+    assert design_of(found).notes == ("scale 1B: without both pt and sft, left out: b",)
+    with pytest.raises(UserError, match="no checkpoint has the stage 'dpo'"):
+        design_of(found, ["pt", "dpo"])
+    twin = found.checkpoints["1B-a-pt"]._replace(name="other")
+    found.checkpoints["other"] = twin
+    with pytest.raises(UserError, match="both claim scale 1B, mixture a, stage pt"):
+        design_of(found)
+    found.checkpoints["other"] = twin._replace(seed="1")
+    assert any("left out: a" in note for note in design_of(found).notes)
+
+
+def test_the_two_way_mean_is_the_closed_form_of_random_effects() -> None:
+    """Of one balanced benchmark, V is MS_mixtures / MI + MS_items / MI - MS_cells / MI of the two-way analysis of variance."""
+    x_MI = np.random.default_rng(0).normal(size=(6, 15)) + np.arange(6)[:, None] * 0.3 + np.arange(15) * 0.2
+    M, items = x_MI.shape
+    rest = x_MI - x_MI.mean(1, keepdims=True) - x_MI.mean(0) + x_MI.mean()
+    mixtures = items * x_MI.mean(1).var(ddof=1)
+    of_items = M * x_MI.mean(0).var(ddof=1)
+    cells = (rest**2).sum() / ((M - 1) * (items - 1))
+    found = two_way_mean([x_MI])
+    assert found.estimate == pytest.approx(x_MI.mean())
+    assert found.se**2 == pytest.approx((mixtures + of_items - cells) / (M * items))
+    with np.errstate(all="raise"):
+        assert np.isnan(two_way_mean([x_MI[:1]]).low)
+
+
+def test_two_way_intervals_hold_for_other_mixtures_and_other_items() -> None:
+    rng, hits, alone = np.random.default_rng(1), 0, 0
+    for _ in range(400):
+        mixture = 0.05 * rng.normal(size=(9, 1))
+        value = [
+            mixture
+            + 0.03 * rng.normal(size=(9, 1))
+            + 0.3 * rng.normal(size=(1, 60))
+            + 0.4 * rng.normal(size=(9, 60))
+            for _ in range(3)
+        ]
+        found = two_way_mean(value)
+        hits += found.low <= 0.0 <= found.high
+        means = np.stack([x.mean(1) for x in value]).mean(0)
+        alone += abs(means.mean()) <= 2.306 * means.std(ddof=1) / 3.0
+    assert 0.93 <= hits / 400 <= 0.99
+    assert alone / 400 < 0.90  # what mixtures alone would say
+
+
+def test_the_jackknife_of_a_mean_is_students_interval() -> None:
+    import scipy.stats as st
+
+    x = np.random.default_rng(2).normal(size=9)
+    without = np.array([np.delete(x, m).mean() for m in range(9)])
+    found = jackknife(np.array([x.mean()]), without[:, None])
+    direct = st.ttest_1samp(x, 0.0)
+    assert found.p[0] == pytest.approx(direct.pvalue)
+    assert (found.low[0], found.high[0]) == pytest.approx(tuple(direct.confidence_interval()))
+    share = of_share(np.array([0.97]), np.array([0.99, 0.9, 1.0, 0.95])[:, None])
+    assert share.high[0] == 1.0
+    r = of_correlation(np.array([0.9]), np.array([0.95, 0.8, 0.92])[:, None])
+    z = np.arctanh([0.95, 0.8, 0.92])
+    half = st.t.ppf(0.975, 2) * np.sqrt(2 * z.var())
+    assert (r.low[0], r.high[0]) == pytest.approx(
+        (np.tanh(np.arctanh(0.9) - half), np.tanh(np.arctanh(0.9) + half))
+    )
+
+
+def test_the_command_and_the_report(scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "analysis"
+    assert main(["explain", str(scores), "--out", str(out)]) == 0
+    assert main(["correlate", str(scores), "--out", str(out), "--bootstrap", "200"]) == 0
+    findings = load(out)
+    assert findings is not None and set(findings.tables) == {one.table for one in EXPLAINERS}
+    for explainer in EXPLAINERS:
+        assert findings.tables[explainer.table], explainer.table
+        assert (out / f"{explainer.table}.csv").is_file() and (out / f"{explainer.table}.arrow").is_file()
+    assert main(["report", str(out), "--figures", "png", "--latex"]) == 0
+    page = (out / "report.html").read_text()
+    for title in (
+        "Emulated fine-tuning",
+        "What predicts fine-tuning",
+        "Format and knowledge",
+        "Items that turn",
+    ):
+        assert f"<h2>{title}</h2>" in page
+    assert (out / "figures" / "dial.png").is_file() and (out / "tables" / "decomposition.tex").is_file()
+    capsys.readouterr()
+    (out / "proxies.json").write_text("[]")
+    assert main(["report", str(out)]) == 1
+    assert "damaged tables: run `evalengine explain" in capsys.readouterr().err
+    assert main(["explain", str(scores), "--out", str(out), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["scales"] == ["240M", "1B"] and said["claims"]
+
+
+def test_tables_of_two_studies_are_not_shown_together(
+    scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "analysis"
+    planted.write_study(tmp_path / "other", items=20, mixtures=("v", "w", "x", "y"), scales=["1B"])
+    assert main(["explain", str(tmp_path / "other"), "--out", str(out)]) == 0
+    assert main(["correlate", str(scores), "--out", str(out), "--bootstrap", "200"]) == 0
+    capsys.readouterr()
+    assert main(["report", str(out), "--figures", "none"]) == 1
+    assert "tables of two studies" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--level", "2"], "--level"),
+        (["--stages", "pt"], "two different stages"),
+        (["--metric", "x"], "no metric 'x'"),
+    ],
+)
+def test_refusals(
+    scores: Path, tmp_path: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", str(scores), "--out", str(tmp_path / "a"), *options]) == 1
+    assert words in capsys.readouterr().err and not (tmp_path / "a").exists()

@@ -1,0 +1,222 @@
+"""Emulated fine-tuning in the analysis: both levels against brute force, effects of scale in a planted world, ratios."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import planted
+import pytest
+from scipy.special import log_softmax, softmax
+
+from evalengine import store
+from evalengine.analysis.explain import decomposition, eft, eft_decisions
+from evalengine.analysis.explain.choices import read_choices
+from evalengine.analysis.explain.corners import SEQUENCE, TOKEN
+from evalengine.analysis.explain.design import design_of
+from evalengine.analysis.explain.explainer import Options, Study
+from evalengine.analysis.groups import ALL
+
+MIXTURES = ("a", "b", "c", "d", "e")
+BENCHMARKS = {"hellaswag": "Commonsense", "winogrande": "Commonsense", "rte": "NLI"}
+CELLS = tuple(itertools.product(("1B", "7B"), MIXTURES, ("pt", "sft")))
+
+
+def study_of(folder: Path) -> Study:
+    scores = read_choices(folder)
+    return Study(scores, design_of(scores), Options())
+
+
+def write(
+    folder: Path, who: str, benchmark: str, loglik: np.ndarray, gold: np.ndarray, **metadata: str
+) -> None:
+    scale, mixture, stage = who.split("-")
+    about = {"checkpoint": who, "scale": scale, "mixture": mixture, "stage": stage}
+    about |= {"benchmark": benchmark, "category": BENCHMARKS[benchmark]}
+    table = planted.item_table(about, loglik.astype(np.float32), gold)
+    store.write(folder / who / f"{benchmark}.arrow", table, planted.metadata(**metadata))
+
+
+@pytest.fixture(scope="module")
+def world(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, dict[tuple[str, str], np.ndarray], np.ndarray]:
+    """One-token choices: log-probabilities over a vocabulary of 30, of which the first four are the choices. Emulated checkpoints
+    by the definition."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("world")
+    items, z, gold = 50, {}, rng.integers(0, 4, 50)
+    for benchmark in BENCHMARKS:
+        shared = rng.normal(size=(items, 30))
+        for scale, mixture, stage in CELLS:
+            name = f"{scale}-{mixture}-{stage}"
+            z[name, benchmark] = shared + rng.normal(size=(items, 30))
+            write(folder, name, benchmark, log_softmax(z[name, benchmark], axis=1)[:, :4], gold)
+        for mixture, beta in itertools.product(MIXTURES, (0.5, 1.0)):
+            for base, other in (("7B", "1B"), ("1B", "7B")):
+                whose = (f"{base}-{mixture}-pt", f"{other}-{mixture}-sft", f"{other}-{mixture}-pt")
+                shifted = z[whose[0], benchmark] + beta * (z[whose[1], benchmark] - z[whose[2], benchmark])
+                name = f"{base}-{mixture}-eft@{beta:g}"
+                z[name, benchmark] = shifted
+                about = dict(zip(("eft_base", "eft_tuned", "eft_ref"), whose, strict=True))
+                write(
+                    folder,
+                    name,
+                    benchmark,
+                    log_softmax(shifted, axis=1)[:, :4],
+                    gold,
+                    eft_beta=f"{beta:g}",
+                    **about,
+                )
+    return folder, z, gold
+
+
+def test_both_levels_are_the_definition(
+    world: tuple[Path, dict[tuple[str, str], np.ndarray], np.ndarray],
+) -> None:
+    folder, z, gold = world
+    rows = eft.eft_rows(study_of(folder))
+    assert {(r.level, r.beta) for r in rows} == {
+        (TOKEN, 0.5),
+        (TOKEN, 1.0),
+        *((SEQUENCE, b) for b in (0.25, 0.5, 1.0, 2.0)),
+    }
+    assert not any(
+        r.benchmark == "winogrande" for r in rows if r.level == SEQUENCE
+    )  # contexts differ by choice
+    found = {(r.direction, r.level, r.beta, r.mixture, r.benchmark): r for r in rows}
+    for direction, base, mixture in (("up", "7B", "c"), ("down", "1B", "e")):
+        four = z[f"{base}-{mixture}-eft@0.5", "rte"][:, :4]
+        real = z[f"{base}-{mixture}-sft", "rte"][:, :4].argmax(1)
+        for level in (TOKEN, SEQUENCE):
+            row = found[direction, level, 0.5, mixture, "rte"]
+            assert row.scale == base and row.category == "NLI"
+            assert row.accuracy == pytest.approx((four.argmax(1) == gold).mean())
+            assert row.p_gold == pytest.approx(softmax(four, axis=1)[np.arange(50), gold].mean(), abs=1e-6)
+            assert row.confidence == pytest.approx(softmax(four, axis=1).max(1).mean(), abs=1e-6)
+            assert row.same_picks == pytest.approx((four.argmax(1) == real).mean())
+    # One token behind one context: the two levels pick alike, always.
+    for key, row in found.items():
+        if key[1] == SEQUENCE and key[2] in (0.5, 1.0):
+            assert row.accuracy == found[(key[0], TOKEN, *key[2:])].accuracy
+
+
+def test_means_go_from_the_base_to_the_fine_tuned(
+    world: tuple[Path, dict[tuple[str, str], np.ndarray], np.ndarray],
+) -> None:
+    folder, z, gold = world
+    rows = eft.mean_rows(study_of(folder))
+    for beta, stage in ((0.0, "pt"), (np.nan, "sft")):
+        (row,) = (
+            r
+            for r in rows
+            if (r.direction, r.level, r.category, r.benchmark, r.measure)
+            == ("up", "real", ALL, "", "accuracy")
+            and (r.beta == beta or (np.isnan(beta) and np.isnan(r.beta)))
+        )
+        each = [
+            (z[f"7B-{m}-{stage}", b][:, :4].argmax(1) == gold).mean() for b in BENCHMARKS for m in MIXTURES
+        ]
+        assert row.estimate == pytest.approx(np.mean(each)) and row.n == 5
+    note = next(
+        r.note for r in rows if r.level == SEQUENCE and r.category == "Commonsense" and not r.benchmark
+    )
+    assert note == "without winogrande (contexts differ by choice)"
+    closed = [r for r in rows if r.measure == "gap closed" and np.isfinite(r.estimate)]
+    assert all(r.low <= r.estimate <= r.high for r in closed)
+
+
+def test_effects_of_scale_are_those_by_hand(
+    world: tuple[Path, dict[tuple[str, str], np.ndarray], np.ndarray],
+) -> None:
+    folder, z, gold = world
+
+    def accuracy(name: str) -> float:
+        return float(
+            np.mean(
+                [(z[name.format(m), b][:, :4].argmax(1) == gold).mean() for b in BENCHMARKS for m in MIXTURES]
+            )
+        )
+
+    ll, ss, ls, sl = map(accuracy, ("7B-{}-sft", "1B-{}-sft", "7B-{}-eft@1", "1B-{}-eft@1"))
+    rows = {
+        r.effect: r
+        for r in decomposition.rows(study_of(folder))
+        if (r.category, r.measure) == (ALL, "accuracy")
+    }
+    assert rows["pretraining scale"].estimate == pytest.approx(((ls - ss) + (ll - sl)) / 2)
+    assert rows["fine-tuning scale"].estimate == pytest.approx(((sl - ss) + (ll - ls)) / 2)
+    assert rows["interaction"].estimate == pytest.approx(ll - ls - sl + ss)
+    assert rows["interaction"].level == TOKEN
+
+
+def test_decisions_are_pairs_by_hand(
+    world: tuple[Path, dict[tuple[str, str], np.ndarray], np.ndarray],
+) -> None:
+    folder, z, gold = world
+    rows = {
+        (r.predictor, r.minus, r.measure): r
+        for r in eft_decisions.rows(study_of(folder))
+        if r.benchmark == "rte"
+    }
+
+    def accuracies(name: str) -> np.ndarray:
+        return np.array([(z[name.format(m), "rte"][:, :4].argmax(1) == gold).mean() for m in MIXTURES])
+
+    target = accuracies("7B-{}-sft")
+    for predictor, name in (
+        ("emulated", "7B-{}-eft@1"),
+        ("large base", "7B-{}-pt"),
+        ("small fine-tuned", "1B-{}-sft"),
+    ):
+        x, right, count = accuracies(name), 0.0, 0
+        for i, j in itertools.combinations(range(5), 2):
+            dx, dy = (round(v[i] - v[j], 12) for v in (x, target))
+            if dx or dy:
+                count, right = count + 1, right + (0.5 if not (dx and dy) else float(dx * dy > 0))
+        assert rows[predictor, "", "pair agreement"].estimate == pytest.approx(right / count)
+        assert rows[predictor, "", "r"].estimate == pytest.approx(np.corrcoef(x, target)[0, 1])
+    minus = rows["emulated", "large base", "r"]
+    assert minus.estimate == pytest.approx(
+        rows["emulated", "", "r"].estimate - rows["large base", "", "r"].estimate
+    )
+
+
+def test_fiellers_interval_holds_and_says_where_there_is_nothing_to_divide_by() -> None:
+    rng, hits, defined = np.random.default_rng(3), 0, 0
+    for _ in range(300):
+        under = 0.3 + 0.05 * rng.normal(size=(9, 1)) + 0.5 * rng.normal(size=(9, 80))
+        over = 0.5 * under + 0.03 * rng.normal(size=(9, 1)) + 0.5 * rng.normal(size=(9, 80))
+        found, _ = eft.ratio([over], [under], 0.95)
+        if np.isfinite(found.estimate):
+            defined, hits = defined + 1, hits + (found.low <= 0.5 <= found.high)
+    assert defined == 300 and 0.92 <= hits / defined <= 0.99
+    nothing, why = eft.ratio([rng.normal(size=(9, 80))], [rng.normal(size=(9, 80))], 0.95)
+    assert np.isnan(nothing.estimate) and "no difference that could be closed" in why
+
+
+def test_planted_effects_of_scale_lie_in_their_intervals() -> None:
+    """Correct answers with a mixture's, an item's and a scale's part: 95% intervals of the two effects hold the truth."""
+    from evalengine.analysis.explain.twoway import two_way_mean
+
+    rng, hits = np.random.default_rng(4), []
+    for _ in range(150):
+        value = {}
+        mixture, item = 0.3 * rng.normal(size=(9, 1)), rng.normal(size=(1, 120))
+        for pretrained, tuned in itertools.product((0, 1), (0, 1)):
+            logit = mixture + item + 0.8 * pretrained + 0.4 * tuned + 0.2 * rng.normal(size=(9, 1))
+            value[pretrained, tuned] = (rng.uniform(size=(9, 120)) < 1 / (1 + np.exp(-logit))).astype(float)
+        x = {"SS": value[0, 0], "LS": value[1, 0], "SL": value[0, 1], "LL": value[1, 1]}
+        grid = rng.normal(size=100_000) * np.sqrt(1 + 0.09 + 0.04)
+        p = {k: (1 / (1 + np.exp(-(grid + 0.8 * k[0] + 0.4 * k[1])))).mean() for k in value}
+        truth = 0.5 * ((p[1, 0] - p[0, 0]) + (p[1, 1] - p[0, 1]))
+        found = two_way_mean([decomposition._effect(decomposition.PRETRAINING, x)])
+        hits.append(found.low <= truth <= found.high)
+    assert np.mean(hits) >= 0.91
+
+
+def test_one_scale_has_nothing_to_emulate(tmp_path: Path) -> None:
+    planted.write_study(tmp_path, items=20, mixtures=MIXTURES, scales=["1B"])
+    study = study_of(tmp_path)
+    assert not eft.eft_rows(study) and not eft.mean_rows(study)
+    assert not decomposition.rows(study) and not eft_decisions.rows(study)

@@ -1,0 +1,302 @@
+"""Format, proxies and items: brute force, statsmodels, planted worlds."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import planted
+import pytest
+import scipy.stats as st
+
+from evalengine.analysis.explain import flips, format, item_transfer, proxies, snr, threshold
+from evalengine.analysis.explain.choices import read_choices
+from evalengine.analysis.explain.design import design_of
+from evalengine.analysis.explain.explainer import Options, Study
+from evalengine.analysis.explain.item_level import ItemLevel, item_level
+from evalengine.analysis.explain.logistic import clustered, dummies, fit
+from evalengine.analysis.groups import ALL
+
+MIXTURES = ("a", "b", "c", "d", "e", "f")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = tmp_path_factory.mktemp("items")
+    planted.write_study(folder, items=60, mixtures=MIXTURES, spread=0.8)
+    scores = read_choices(folder)
+    return Study(scores, design_of(scores), Options())
+
+
+def loglik(study: Study, name: str, benchmark: str) -> tuple[np.ndarray, np.ndarray]:
+    """(I, 4) scores and the right choices."""
+    choices = next(one for one in study.scores.benchmarks if one.name == benchmark)
+    return choices.loglik_KC[choices.row(name)].astype(np.float64).reshape(-1, 4), choices.gold_I
+
+
+def test_format_and_knowledge_add_up(study: Study) -> None:
+    rows = {(r.scale, r.category, r.benchmark, r.measure, r.stage, r.minus): r for r in format.rows(study)}
+    for benchmark, stage in itertools.product(planted.BENCHMARKS, ("pt", "sft")):
+        each = []
+        for m in MIXTURES:
+            x, gold = loglik(study, f"1B-{m}-{stage}", benchmark)
+            mass = np.log(np.exp(x).sum(1))
+            each.append([x[np.arange(60), gold].mean(), mass.mean(), np.exp(mass).mean()])
+        of_gold, mass, share = np.mean(each, axis=0)
+        at = ("1B", planted.BENCHMARKS[benchmark], benchmark)
+        found = {
+            m: rows[(*at, m, stage, "")].estimate
+            for m in (format.GOLD, format.FORMAT, format.KNOWLEDGE, format.MASS)
+        }
+        assert found[format.GOLD] == pytest.approx(of_gold, rel=1e-6)
+        assert found[format.FORMAT] == pytest.approx(mass, rel=1e-6)
+        assert found[format.MASS] == pytest.approx(share, rel=1e-6)
+        assert found[format.FORMAT] + found[format.KNOWLEDGE] == pytest.approx(found[format.GOLD], abs=1e-6)
+    change = rows["1B", ALL, "", format.FORMAT, "sft", "pt"]
+    first, last = (rows["1B", ALL, "", format.FORMAT, stage, ""].estimate for stage in ("pt", "sft"))
+    assert change.estimate == pytest.approx(last - first)
+    assert "mass above 1" in change.note  # random scores are no log-probabilities
+
+
+def test_proxies_by_hand(study: Study) -> None:
+    rows = {
+        (r.seen, r.target, r.proxy, r.minus, r.measure, r.category, r.benchmark): r
+        for r in proxies.rows(study)
+    }
+    target, x = (
+        [],
+        {"correct_prob": [], "logit margin": [], "norm_correct_prob per character": [], "accuracy": []},
+    )
+    for m in MIXTURES:
+        after, gold = loglik(study, f"1B-{m}-sft", "rte")
+        target.append((after.argmax(1) == gold).mean())
+        before, _ = loglik(study, f"1B-{m}-pt", "rte")
+        right = before[np.arange(60), gold]
+        wrong = np.where(np.arange(4) == gold[:, None], -np.inf, before).max(1)
+        per = before / 5.0  # every choice has five characters
+        x["correct_prob"].append(np.exp(right).mean())
+        x["logit margin"].append((right - wrong).clip(-5, 5).mean())
+        x["norm_correct_prob per character"].append(
+            (np.exp(per) / np.exp(per).sum(1, keepdims=True))[np.arange(60), gold].mean()
+        )
+        x["accuracy"].append((before.argmax(1) == gold).mean())
+    y = np.array(target)
+    for proxy, value in x.items():
+        at = ("1B pt", "1B sft", proxy, "")
+        r = rows[(*at, "r", "NLI", "rte")]
+        assert r.estimate == pytest.approx(st.pearsonr(value, y).statistic)
+        pairs = [
+            0.5 + 0.5 * np.sign(round(value[i] - value[j], 12)) * np.sign(round(y[i] - y[j], 12))
+            for i, j in itertools.combinations(range(6), 2)
+            if round(value[i] - value[j], 12) or round(y[i] - y[j], 12)
+        ]
+        assert rows[(*at, "pair agreement", "NLI", "rte")].estimate == pytest.approx(np.mean(pairs))
+        best = np.flatnonzero(np.round(value, 12) == np.round(value, 12).max())
+        assert rows[(*at, "regret", "NLI", "rte")].estimate == pytest.approx(y.max() - y[best].mean())
+    seen = {(r[0], r[1]) for r in rows}
+    assert seen == {
+        ("240M pt", "240M sft"), ("1B pt", "1B sft"), ("240M pt", "1B pt"), ("240M pt", "1B sft"), ("240M sft", "1B sft"),
+    }  # fmt: skip
+
+
+def test_the_choice_of_a_proxy_is_judged_on_the_benchmark_that_is_left_out() -> None:
+    value_PJB = np.random.default_rng(0).uniform(size=(4, 3, 6))
+    found = proxies.chosen(value_PJB)
+    for j, b in itertools.product(range(3), range(6)):
+        others = np.delete(value_PJB[:, j], b, axis=1).mean(axis=1)
+        assert found[j, b] == value_PJB[others.argmax(), j, b]
+
+
+def test_no_proxy_is_said_to_be_better_where_none_is() -> None:
+    """Twenty proxies that are accuracy with independent noise: q below 0.05 in at most 5% of studies."""
+    from evalengine.analysis.correlation import benjamini_hochberg
+    from evalengine.analysis.explain.eft_decisions import agreement
+    from evalengine.analysis.explain.jackknife import jackknife
+
+    rng, wrong, studies = np.random.default_rng(5), 0, 200
+    sets = [np.arange(9), *(np.delete(np.arange(9), m) for m in range(9))]
+    for _ in range(studies):
+        truth = rng.normal(size=(9, 20))
+        y = truth + 0.5 * rng.normal(size=(9, 20))
+        x = truth + 0.7 * rng.normal(size=(21, 9, 20))
+        value = np.stack([np.stack([agreement(one[k], y[k]).mean() for k in sets]) for one in x])
+        minus = value[1:] - value[0]
+        p = jackknife(minus[:, 0], minus[:, 1:].T).p
+        wrong += bool((benjamini_hochberg(p) < 0.05).any())
+    assert wrong / studies <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / studies)
+
+
+def test_signal_and_noise_are_the_analysis_of_variance() -> None:
+    x_MI = np.random.default_rng(1).normal(size=(5, 30)) + np.arange(5)[:, None]
+    mean, signal, spread, noise, ratio, share = snr.signal_and_noise(x_MI)
+    assert (mean, spread) == pytest.approx((x_MI.mean(), np.ptp(x_MI.mean(1))))
+    assert signal == pytest.approx(x_MI.mean(1).std(ddof=1)) and ratio == pytest.approx(signal / noise)
+    assert share == pytest.approx(proxies.reliability(x_MI))
+    covariance = np.cov(x_MI.T)  # Cronbach's alpha, items in its rows
+    alpha = 30 / 29 * (1 - np.trace(covariance) / covariance.sum())
+    assert share == pytest.approx(alpha)
+
+
+def test_logistic_regression_is_that_of_statsmodels() -> None:
+    sm = pytest.importorskip("statsmodels.api")
+    rng = np.random.default_rng(2)
+    n, item, mixture = 1800, np.tile(np.arange(200), 9), np.repeat(np.arange(9), 200)
+    x = np.column_stack([rng.normal(size=n), rng.normal(size=n), dummies(item % 3)])
+    effect = 0.5 * rng.normal(size=200)[item] + 0.3 * rng.normal(size=9)[mixture]
+    y = (rng.uniform(size=n) < 1 / (1 + np.exp(-(x @ [0.6, -0.3, 0.2, 0.0, -0.4] + effect)))).astype(float)
+    ours, theirs = fit(x, y), sm.Logit(y, x).fit(disp=0)
+    np.testing.assert_allclose(ours.coefficient_P, theirs.params, rtol=1e-7)
+    assert ours.loglik == pytest.approx(theirs.llf)
+    np.testing.assert_allclose(ours.bread_PP, theirs.cov_params(), rtol=1e-6)
+    variance = {}
+    for name, groups in (("item", item), ("mixture", mixture), ("both", np.arange(n))):
+        robust = sm.Logit(y, x).fit(
+            disp=0, cov_type="cluster", cov_kwds={"groups": groups, "use_correction": False}
+        )
+        g = len(np.unique(groups))
+        variance[name] = np.diag(robust.cov_params()) * g / (g - 1)
+    expected = np.sqrt(variance["item"] + variance["mixture"] - variance["both"])
+    np.testing.assert_allclose(
+        clustered(x, y - ours.probability_N, ours.bread_PP, item, mixture), expected, rtol=1e-6
+    )
+    # Counts say the same as single trials.
+    key = np.round(x[:, 0]).astype(int) + 5
+    rows = np.array([[k - 5.0, 1.0] for k in np.unique(key)])
+    trials, right = np.bincount(key)[np.unique(key)], np.bincount(key, y)[np.unique(key)]
+    np.testing.assert_allclose(
+        fit(rows, right, trials.astype(float)).coefficient_P,
+        sm.Logit(y, np.column_stack([key - 5.0, np.ones(n)])).fit(disp=0).params,
+        rtol=1e-6,
+    )
+
+
+def test_the_models_are_nested_and_the_terms_those_of_statsmodels(study: Study) -> None:
+    sm = pytest.importorskip("statsmodels.api")
+    data = item_level(study, "1B")
+    assert data is not None
+    rows = {(r.model, r.term): r for r in item_transfer.rows(study) if r.scale == "1B"}
+    y = data.right_after.ravel()
+    x = np.column_stack(
+        [data.logp.ravel(), data.margin.ravel(), dummies(np.tile(data.benchmark_I, len(data.margin)))]
+    )
+    theirs = sm.Logit(y, x).fit(disp=0)
+    assert rows["+ both", "log p(gold)"].estimate == pytest.approx(theirs.params[0], rel=1e-6)
+    assert rows["+ both", "margin"].estimate == pytest.approx(theirs.params[1], rel=1e-6)
+    assert rows["+ both", "margin"].pseudo_r2 == pytest.approx(
+        1 - theirs.llf / sm.Logit(y, np.ones(len(y))).fit(disp=0).llf
+    )
+    r2 = [rows[model, ""].pseudo_r2 for model in item_transfer.MODELS]
+    assert r2[0] <= min(r2[1:3]) and max(r2[1:3]) <= r2[3]
+
+
+def made(
+    rng: np.random.Generator, chance, mixtures: int = 6, items: int = 500, low: float = -7.0
+) -> ItemLevel:  # type: ignore[no-untyped-def]
+    """Items of two benchmarks whose log10 p before is uniform; right after with `chance` of it."""
+    x = rng.uniform(low, 0.0, size=items) + 0.3 * rng.normal(size=(mixtures, items))
+    ease = 0.3 * rng.normal(size=items) + 0.1 * rng.normal(size=(mixtures, 1))
+    after = (rng.uniform(size=x.shape) < 1 / (1 + np.exp(-(chance(x) + ease)))).astype(float)
+    logp = x * np.log(10.0)
+    nothing = np.zeros_like(x)
+    return ItemLevel(
+        ("p", "q"), ("NLI", "NLI"), np.arange(mixtures), np.repeat([0, 1], items // 2), tuple(map(str, range(items))),
+        nothing, after, nothing, logp, logp, np.zeros(0, np.int64), np.zeros((mixtures, 0)), np.zeros((mixtures, 0)),
+    )  # fmt: skip
+
+
+def test_a_planted_kink_is_found_and_its_interval_holds_it() -> None:
+    rng, found = np.random.default_rng(6), []
+    for _ in range(10):
+        data = made(rng, lambda x: -1.5 + 2.5 * np.maximum(x + 3.0, 0.0), items=2000)
+        row = threshold.threshold(data, "1B", 0.95)
+        if row.found == "yes":
+            found.append(row.low <= -3.0 <= row.high)
+            assert row.inside == ("yes" if found[-1] else "no")
+            assert row.slope_below == pytest.approx(0.0, abs=0.4) and row.slope_above > 1.5
+    assert len(found) >= 5 and sum(found) >= len(found) - 1
+
+
+def test_no_kink_is_found_where_the_truth_is_smooth() -> None:
+    rng, found = np.random.default_rng(7), 0
+    for chance in (lambda x: 0.4 * (x + 3.0), lambda x: 2.0 - 0.15 * x**2):
+        for _ in range(10):
+            found += threshold.threshold(made(rng, chance), "1B", 0.95).found == "yes"
+    assert found <= 1
+
+
+def test_the_slope_of_the_gain_is_negative_without_any_priming() -> None:
+    """Before and after are one truth with noise of their own: the slope of the gain on the before is minus the noise's share of
+    its variance, for wrong choices as well, and nearly nothing against what other mixtures gave before."""
+    rng = np.random.default_rng(8)
+    truth, wrong = rng.normal(size=(1, 4000)), rng.normal(size=(1, 4000))
+    draws = [t + 0.6 * rng.normal(size=(6, 4000)) for t in (truth, truth, wrong, wrong)]
+    nothing, benchmark = np.zeros((6, 4000)), np.zeros(4000, np.int64)
+    data = ItemLevel(
+        ("p",), ("NLI",), np.arange(6), benchmark, tuple(map(str, range(4000))),
+        nothing, nothing, nothing, draws[0], draws[1], np.arange(4000), draws[2], draws[3],
+    )  # fmt: skip
+    rows = {r.model: r for r in item_transfer.slopes(data, "1B", 0.95)}
+    share = -0.36 / 1.36
+    for name in item_transfer.SLOPES[:2]:
+        assert rows[name].estimate == pytest.approx(share, abs=0.02) and rows[name].high < 0
+    assert abs(rows[item_transfer.SLOPES[2]].estimate) < 0.02
+
+
+def test_flips_by_hand(study: Study) -> None:
+    data = item_level(study, "1B")
+    assert data is not None
+    before, after = data.right_before, data.right_after
+    rows = {(r.measure, r.against): r for r in flips.flip_rows(study) if (r.scale, r.category) == ("1B", ALL)}
+    assert rows["learned", ""].estimate == pytest.approx(((1 - before) * after).mean())
+    assert rows["lost", ""].estimate == pytest.approx((before * (1 - after)).mean())
+    assert sum(rows[m, ""].estimate for m in ("learned", "lost", "kept", "never")) == pytest.approx(1.0)
+    twin = [(1 - before[other]) * after[m] for m in range(6) for other in range(6) if other != m]
+    assert rows["learned", "twin"].estimate == pytest.approx(np.mean(twin))
+    curves = [r for r in flips.curve_rows(study) if r.scale == "1B" and r.axis == "margin"]
+    assert sum(r.items for r in curves) == before.size
+    total = sum(r.estimate * r.items for r in curves if r.category == flips.WRONG)
+    assert total == pytest.approx(((1 - before) * after).sum())
+
+
+def test_hysteresis_is_found_where_it_was_put() -> None:
+    rng = np.random.default_rng(9)
+    margin = rng.uniform(-4, 4, size=(6, 3000))
+    before = (margin > 0).astype(float)
+    for gap in (0.0, 1.5):
+        chance = 1 / (1 + np.exp(-1.5 * (margin - np.where(before == 1.0, 0.4 + gap, 0.4 - 1.0))))
+        after = (rng.uniform(size=margin.shape) < chance).astype(float)
+        data = ItemLevel(
+            ("p",), ("NLI",), np.arange(6), np.zeros(3000, np.int64), tuple(map(str, range(3000))),
+            before, after, margin, margin, margin, np.zeros(0, np.int64), np.zeros((6, 0)), np.zeros((6, 0)),
+        )  # fmt: skip
+        row = flips.hysteresis(data, "1B", 0.95)
+        assert row.estimate == pytest.approx(1.0 + gap, abs=0.15)
+        assert row.low < row.estimate < row.high < row.estimate + 0.5
+
+
+def test_the_items_that_turned_most_come_with_their_texts(tmp_path: Path, small_world: Path) -> None:
+    from evalengine.benchmarks import BENCHMARKS, load_items
+
+    items = load_items(BENCHMARKS["wic"], small_world / "bench").items
+    planted.write_study(
+        tmp_path, items=len(items), choices=2, mixtures=MIXTURES, categories={"wic": "Semantic"}
+    )
+    from evalengine import store
+
+    for path in tmp_path.glob("*/*.arrow"):
+        rows = store.read(path).to_pylist()
+        for row, item in zip(rows, items, strict=True):
+            row["item"] = item.id
+        table = type(store.read(path)).from_pylist(rows, schema=store.schema())
+        store.write(path, table, store.read_metadata(path) or {})
+    scores = read_choices(tmp_path)
+    found = flips.item_rows(Study(scores, design_of(scores), Options(data=small_world / "bench")))
+    assert found
+    by_id = {item.id: item for item in items}
+    for row in found:
+        assert (
+            row.runs == 12
+            and row.text.split()[-1] == by_id[row.item].choices[by_id[row.item].gold].split()[-1]
+        )
+        assert (row.learned > row.lost) == (row.direction == "learned")

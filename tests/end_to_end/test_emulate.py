@@ -1,0 +1,246 @@
+"""`evalengine emulate` against the definition in float64, through plain forwards of transformers."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tiny_models
+from evalengine import emulation, store
+from evalengine.checkpoints import Checkpoint
+from evalengine.cli import main
+from evalengine.encoding import Encoder, encode, window_of
+from evalengine.errors import UserError
+
+BENCHMARKS = "copa,wic,winogrande"
+BETAS = (0.0, 0.5, 1.0, -1.0)
+NAMES = ("1M-a-pt", "1M-a-sft", "2M-a-pt", "2M-a-sft")
+
+
+@pytest.fixture(scope="module")
+def bench(small_world: Path) -> Path:
+    return small_world / "bench"
+
+
+def make(folder: Path, kind: str = "llama", names: Sequence[str] = NAMES, **large: Any) -> list[Path]:
+    """Checkpoints of one kind; those of the larger scale with these fields of the configuration."""
+    return [
+        tiny_models.save(folder / name, kind, seed=i, **(large if name.startswith("2M") else {}))
+        for i, name in enumerate(names)
+    ]
+
+
+def run(command: str, *arguments: object) -> int:
+    return main([command, *map(str, arguments)])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.glob("*/*.arrow"))}
+
+
+def logprobs(paths: dict[str, Path], weights: dict[str, float], bench: Path, benchmark: str) -> np.ndarray:
+    """The definition: for every choice, the sum over its tokens of log softmax(sum of weighted logits), in float64."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from evalengine.benchmarks import BENCHMARKS, load_items
+
+    models = {
+        name: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64).eval()
+        for name, path in paths.items()
+        if name in weights
+    }
+    tokenizer = AutoTokenizer.from_pretrained(next(iter(paths.values())))
+    encoded = encode(
+        load_items(BENCHMARKS[benchmark], bench, limit=12),
+        Encoder(tokenizer, window_of(next(iter(models.values())).config)),
+    )
+    found = []
+    for s in range(len(encoded.sequences)):
+        ids = torch.from_numpy(encoded.sequences.tokens(s).astype(np.int64))[None]
+        with torch.no_grad():
+            z = sum(weights[name] * model(ids[:, :-1]).logits[0] for name, model in models.items())
+        start = int(encoded.sequences.start[s])
+        targets = ids[0, start:]
+        rows = torch.log_softmax(z[start - 1 :], -1)
+        found.append(float(rows[torch.arange(len(targets)), targets].sum()))
+    return np.array(found)[encoded.sequence_C]
+
+
+def stored(out: Path, name: str, benchmark: str) -> np.ndarray:
+    return store.read(out / name / f"{benchmark}.arrow")["loglik"].combine_chunks().flatten().to_numpy()
+
+
+@pytest.mark.parametrize(
+    ("kind", "large"),
+    [
+        ("gemma2", {"final_logit_softcapping": None, "hidden_size": 48}),  # a soft-cap on one side alone
+        ("bloom", {"n_layer": 3}),  # shares no prefixes
+        ("qwen2", {"hidden_size": 64, "tie_word_embeddings": False}),  # tied on one side
+    ],
+)
+def test_the_definition_in_float64(kind: str, large: dict[str, Any], bench: Path, tmp_path: Path) -> None:
+    paths = dict(zip(NAMES, make(tmp_path, kind, **large), strict=True))
+    out = tmp_path / "scores"
+    given = ("--data", bench, "--benchmarks", BENCHMARKS, "--limit", 12, "--out", out)
+    assert run("emulate", *paths.values(), *given, "--beta=0,0.5,1,-1") == 0
+    for base, tuned, ref in (("2M-a-pt", "1M-a-sft", "1M-a-pt"), ("1M-a-pt", "2M-a-sft", "2M-a-pt")):
+        for benchmark in BENCHMARKS.split(","):
+            own = stored(out, base, benchmark)
+            for beta in BETAS:
+                truth = logprobs(paths, {base: 1.0, tuned: beta, ref: -beta}, bench, benchmark)
+                name = f"{base[:-2]}eft@{beta:g}"
+                np.testing.assert_allclose(stored(out, name, benchmark), truth, atol=2e-4, rtol=2e-5)
+                if beta == 0.0:
+                    np.testing.assert_allclose(stored(out, name, benchmark), own, atol=1e-5)
+    about = store.read_metadata(out / "2M-a-eft@0.5" / "wic.arrow") or {}
+    assert [about[key] for key in ("eft_base", "eft_tuned", "eft_ref", "eft_beta")] == [
+        "2M-a-pt",
+        "1M-a-sft",
+        "1M-a-pt",
+        "0.5",
+    ]
+    assert about["identity"] == "2M\ta\teft@0.5"
+
+
+def test_own_scores_are_those_of_score_to_the_byte(bench: Path, tmp_path: Path) -> None:
+    paths = make(tmp_path, hidden_size=48)
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    given = ("--data", bench, "--limit", 20)
+    assert run("emulate", *paths, *given, "--out", together) == 0
+    assert run("score", *paths, *given, "--out", alone) == 0
+    mine = {name: content for name, content in files(together).items() if "-eft" not in name}
+    assert mine == files(alone) and len(mine) == 80
+    # What `score` left is not scored again, and the emulated rest is the same.
+    assert run("emulate", *paths, *given, "--out", alone) == 0
+    assert files(alone) == files(together)
+
+
+def test_base_and_ref_alike_are_the_tuned_model(bench: Path, tmp_path: Path) -> None:
+    paths = make(tmp_path, names=("a", "b"))
+    out = tmp_path / "scores"
+    given = ("--data", bench, "--benchmarks", "wic,copa", "--limit", 20, "--out", out)
+    assert run("emulate", *paths, *given, "--base", "a", "--tuned", "b", "--ref", "a") == 0
+    for benchmark in ("wic", "copa"):
+        found, tuned = stored(out, "a+b-a-eft", benchmark), stored(out, "b", benchmark)
+        np.testing.assert_allclose(found, tuned, atol=1e-4)
+
+
+def test_logits_beyond_the_tokenizer_do_not_count(bench: Path, tmp_path: Path) -> None:
+    plain, padded = make(tmp_path / "plain"), make(tmp_path / "padded")
+    for path in padded[2:]:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(path)
+        model.resize_token_embeddings(model.config.vocab_size + 40, mean_resizing=False)
+        model.save_pretrained(path)
+    given = ("--data", bench, "--benchmarks", "wic", "--limit", 20)
+    for paths, name in ((plain, "p"), (padded, "q")):
+        assert run("emulate", *paths, *given, "--out", tmp_path / name) == 0
+    for name in ("1M-a-eft", "2M-a-eft"):
+        a, b = (stored(tmp_path / out, name, "wic") for out in "pq")
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_bfloat16_is_within_its_error(bench: Path, tmp_path: Path) -> None:
+    paths = dict(zip(NAMES, make(tmp_path, "gemma2"), strict=True))
+    given = ("--data", bench, "--benchmarks", "wic", "--limit", 12, "--dtype", "bfloat16")
+    assert run("emulate", *paths.values(), *given, "--out", tmp_path / "scores") == 0
+    truth = logprobs(paths, {"2M-a-pt": 1.0, "1M-a-sft": 1.0, "1M-a-pt": -1.0}, bench, "wic")
+    found = stored(tmp_path / "scores", "2M-a-eft", "wic")
+    assert (
+        np.abs(found - truth).max() < 0.5
+    )  # three models' rounding, of 2^-8 each in hidden states of order 1
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(bench: Path, tmp_path: Path) -> None:
+    paths = make(tmp_path, names=[name.replace("-a-", f"-{m}-") for m in "ab" for name in NAMES])
+    given = ["--data", bench, "--limit", "20", "--beta", "0.5,1"]
+    assert run("emulate", *paths, *given, "--out", tmp_path / "whole") == 0
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "evalengine", "emulate", *paths, *given, "--out", out]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("*/*.arrow"))) < 20 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 20 <= len(files(out)) < len(files(tmp_path / "whole"))
+    assert run("emulate", *paths, *given, "--out", out) == 0
+    assert files(out) == files(tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def quartet(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return make(tmp_path_factory.mktemp("quartet"))
+
+
+def test_refusals(
+    quartet: list[Path], bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--data", bench, "--benchmarks", "copa", "--out", tmp_path / "scores")
+    other = tiny_models.save(tmp_path / "2M-a-sft", "llama", "sentencepiece_like")
+    shorter = tiny_models.save(tmp_path / "w" / "2M-a-sft", "llama", window=256)
+    for paths, options, words in (
+        (quartet[:3], (), "it lacks 2M-a-sft"),
+        (quartet[:2], (), "have one scale (1M)"),
+        (quartet, ("--backend", "vllm"), "cannot emulate yet"),
+        (quartet, ("--beta", "one"), "--beta takes numbers"),
+        (quartet, ("--beta", "inf"), "finite"),
+        (quartet, ("--beta", "1,1"), "one strength twice"),
+        (quartet, ("--scales", "1M,3M"), "no checkpoint has the scale '3M'"),
+        (quartet, ("--base", "1M-a-pt"), "together"),
+        (quartet, ("--base", "x", "--tuned", "y", "--ref", "z"), "x is not among"),
+        (quartet, ("--base", "1M-a-pt", "--tuned", "2M-a-pt", "--ref", "2M-a-pt"), "both 2M-a-pt"),
+        ([*quartet[:3], other], (), "different tokenizers"),
+        ([*quartet[:3], shorter], (), "windows of different lengths"),
+    ):
+        capsys.readouterr()
+        assert run("emulate", *paths, *given, *options) == 1, words
+        said = capsys.readouterr()
+        assert words in " ".join((said.out + said.err).split()), (words, said)
+    assert not list((tmp_path / "scores").glob("*/*.arrow"))
+
+
+def test_another_beta_under_the_same_name_is_refused(
+    quartet: list[Path], bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = (*quartet, "--data", bench, "--benchmarks", "copa", "--out", tmp_path / "scores", "--json")
+    assert run("emulate", *given, "--beta", "1") == 0
+    before = files(tmp_path / "scores")
+    capsys.readouterr()
+    assert run("emulate", *given, "--beta", "2") == 1
+    report = json.loads(capsys.readouterr().out)
+    assert "was scored with --beta 1, not 2" in report["checkpoints"][0]["failure"]
+    assert files(tmp_path / "scores") == before
+    assert run("emulate", *given, "--beta", "1,2") == 0  # names of their own
+    assert set(before) < set(files(tmp_path / "scores"))
+
+
+def test_groups() -> None:
+    def checkpoint(scale: str, mixture: str, stage: str, seed: str | None = None) -> Checkpoint:
+        return Checkpoint(Path("x"), f"{scale}-{mixture}-{stage}-{seed}", scale, mixture, stage, seed=seed)
+
+    every = [
+        checkpoint(c, m, t, s) for m in "ab" for s in "01" for c in ("1B", "240M") for t in ("sft", "pt")
+    ]
+    groups, notes = emulation.groups_of(every[:-1], (1.0,))
+    assert len(groups) == 3 and notes == ["mixture b seed 1 is left out: it lacks 240M-b-pt"]
+    first = groups[0]
+    assert [m.name for m in first.members] == [f"{c}-a-{t}-0" for c in ("240M", "1B") for t in ("pt", "sft")]
+    up, down = first.emulated
+    assert (up.name, up.stage, up.base, up.tuned, up.ref) == ("1B-a-seed0-eft", "eft", 2, 1, 0)
+    assert (down.name, down.base, down.tuned, down.ref) == ("240M-a-seed0-eft", 0, 3, 2)
+    with pytest.raises(UserError, match="there are 3 scales"):
+        emulation.groups_of([*every, checkpoint("7B", "a", "pt", "0")], (1.0,))
+    with pytest.raises(UserError, match="both claim scale"):
+        emulation.groups_of([*every, every[0]], (1.0,))
