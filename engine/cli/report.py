@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +41,15 @@ def run(args: argparse.Namespace) -> int:
         analysis_of(args).write(folder)
     from evalengine.analysis.report import write_figures, write_latex, write_report
 
-    page = write_report(tables, folder)
-    figures: list[Path] = []
     formats = [part.strip() for part in args.figures.split(",") if part.strip() and part.strip() != "none"]
-    if formats:
-        figures = write_figures(tables, folder / "figures", formats)
+    figures: list[Path] = []
+    if formats:  # drawn in a process of their own, as long as the page takes
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            drawn = pool.submit(write_figures, tables, folder / "figures", formats)
+            page = write_report(tables, folder)
+            figures = drawn.result()
+    else:
+        page = write_report(tables, folder)
     latex = write_latex(tables, folder / "tables") if args.latex else []
     if args.json:
         written = {"figures": list(map(str, figures)), "latex": list(map(str, latex))}
