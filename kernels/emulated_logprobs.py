@@ -24,12 +24,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evalengine.kernels.cpu import CHUNK_LOGITS, MIN_ROWS, products, slices, transform_
+from evalengine.kernels.cpu import CHUNK_LOGITS, MIN_ROWS, products, slices, transform_, wide
 from evalengine.kernels.head import Rows, check_head, check_targets
 
 
 class EmulatedLogprobs(NamedTuple):
-    """For each beta, each target's log-probability (natural, float32), and whether it is its row's argmax."""
+    """For each beta, each target's log-probability (natural; float32, or float64 of float64 hidden states of the base), and
+    whether it is its row's argmax."""
 
     logprob_BT: Tensor
     greedy_BT: Tensor
@@ -71,7 +72,7 @@ def emulated_logprobs(
         with torch.cuda.device_of(base.h_ND):  # Triton launches on the current device
             return EmulatedLogprobs(*emulated_logprobs_triton(models, betas, row_T, token_T, vocab))
     row_T, token_T = (index_T.to(base.h_ND.device, torch.long) for index_T in (row_T, token_T))
-    logprob_BT = base.h_ND.new_empty(len(betas), len(row_T), dtype=torch.float32)
+    logprob_BT = base.h_ND.new_empty(len(betas), len(row_T), dtype=wide(base.h_ND.dtype))
     greedy_BT = torch.empty_like(logprob_BT, dtype=torch.bool)
     for chunk in slices(n_rows, max(MIN_ROWS, CHUNK_LOGITS // vocab)):
         target_t = ((row_T >= chunk.start) & (row_T < chunk.stop)).nonzero().squeeze(1)
@@ -81,7 +82,8 @@ def emulated_logprobs(
         for b, beta in enumerate(betas):
             z_RV = torch.add(base_RV, shift_RV, alpha=beta)
             greedy_BT[b, target_t] = z_RV.argmax(1)[row_t] == token_t  # the first on ties
-            logprob_BT[b, target_t] = torch.log_softmax(z_RV, 1, out=z_RV)[row_t, token_t].float()
+            at_target_t = torch.log_softmax(z_RV, 1, out=z_RV)[row_t, token_t]
+            logprob_BT[b, target_t] = at_target_t.to(logprob_BT.dtype)
     return EmulatedLogprobs(logprob_BT, greedy_BT & logprob_BT.isfinite())
 
 

@@ -15,9 +15,10 @@ def test_quick_run_compares_ours_with_every_alternative(capsys: pytest.CaptureFi
     names = [row[1] for row in result.rows]
     assert {"score: target_logprobs", "score: F.linear + log_softmax", "score: bare GEMM"} <= set(names)
     assert {"train: linear_cross_entropy", "train: F.linear + cross_entropy"} <= set(names)
-    assert (
-        len(result.rows) == len(result.ratios) + 4 and not result.failures
-    )  # ours, scored and trained on, twice
+    assert {"emulate: emulated_logprobs", "emulate: target_logprobs side by side"} <= set(names)
+    assert "emulate: materialised logits" in names
+    ours = len(bench.KINDS) * len(bench.shapes("cpu", quick=True))
+    assert len(result.rows) == len(result.ratios) + ours and not result.failures
     first = str(bench.shapes("cpu", quick=True)[0])
     slow = {key for key, ratio in result.ratios.items() if key.startswith(first) and ratio > bench.HOPELESS}
     assert all(names.count(key.split(", ")[1].removesuffix(" / ours")) == 1 for key in slow)
@@ -25,6 +26,7 @@ def test_quick_run_compares_ours_with_every_alternative(capsys: pytest.CaptureFi
     assert all(ratio > 0 for ratio in result.ratios.values())
     errors = {row[1]: float(row[6]) for row in result.rows if row[6] and row[0].endswith("fp32")}
     assert errors["score: target_logprobs"] < 1e-5
+    assert errors["emulate: emulated_logprobs"] < 1e-5
 
 
 def test_no_time_means_no_measurement(
@@ -53,7 +55,7 @@ def test_a_baseline_that_fails_late_loses_its_own_figures_alone() -> None:
         "score: late": runs_out_of_memory,
     }
     took = bench.measure(contenders, 0.1, gpu=False)
-    rows = bench.table_rows(case, contenders, took)
+    rows = bench.table_rows("score", case, contenders, took)
     assert list(took) == [row[1] for row in rows] == ["score: target_logprobs", "score: late"]
     assert rows[1][6] == "" and calls > 3
 
@@ -67,5 +69,5 @@ def test_ours_may_not_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert result.failures == [
         f"score {shape}: no such instruction" for shape in bench.shapes("cpu", quick=True)
     ]
-    assert {row[1].split(":")[0] for row in result.rows} == {"train"}
+    assert {row[1].split(":")[0] for row in result.rows} == {"train", "emulate"}
     assert main(["bench", "kernels", "--quick"]) == 1
