@@ -28,7 +28,6 @@ CAPABILITIES = (80, 90)
 # bytes a block may use (CUDA C++ Programming Guide, compute capabilities)
 SHARED_LIMIT = {80: 166_912, 90: 232_448}
 REGISTERS = 65_536  # of a multiprocessor
-DIVISIBLE = ("D", "stride", "stride_h", "stride_w", "stride_rest")
 
 
 class Compiled(NamedTuple):

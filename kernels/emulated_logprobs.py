@@ -61,6 +61,10 @@ def emulated_logprobs(
         raise ValueError(f"vocab_size must be between 1 and the heads' {most}, not {vocab_size}")
     for rows in models:
         check_head(*rows)
+        if rows.h_ND.device != base.h_ND.device:
+            raise ValueError(
+                f"base is on {base.h_ND.device}, another model on {rows.h_ND.device}: they must be on one"
+            )
         if len(rows.h_ND) != len(base.h_ND):
             raise ValueError("base, tuned and ref must have the same rows")
     n_rows = len(base.h_ND)

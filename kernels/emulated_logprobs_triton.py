@@ -8,6 +8,8 @@
 Two float32 accumulators of a tile are in registers at a time, so tiles are half as wide as those of one head. float32 goes
 through cuBLAS (emulated_logprobs.py): Triton's own products reach 0.4 of its rate.
 
+Scratch grows with the number of betas, which are unrolled.
+
 Cost: 2*N*V*(D_base + D_tuned + D_ref) FLOPs and N*V exponentials a beta; scratch 12 bytes a row, tile and beta.
 Dims: N rows, V vocabulary, D hidden, B betas, T targets, K vocabulary tiles.
 """
