@@ -82,9 +82,9 @@ def emulated_logprobs(
         target_t = ((row_T >= chunk.start) & (row_T < chunk.stop)).nonzero().squeeze(1)
         row_t, token_t = row_T[target_t] - chunk.start, token_T[target_t]
         base_RV, tuned_RV, ref_RV = (_logits(rows, chunk, vocab) for rows in models)
-        shift_RV = tuned_RV.sub_(ref_RV)
+        shift_RV, z_RV = tuned_RV.sub_(ref_RV), ref_RV  # fresh memory would cost as much as the sums
         for b, beta in enumerate(betas):
-            z_RV = torch.add(base_RV, shift_RV, alpha=beta)
+            torch.add(base_RV, shift_RV, alpha=beta, out=z_RV)
             greedy_BT[b, target_t] = z_RV.argmax(1)[row_t] == token_t  # the first on ties
             at_target_t = torch.log_softmax(z_RV, 1, out=z_RV)[row_t, token_t]
             logprob_BT[b, target_t] = at_target_t.to(logprob_BT.dtype)
