@@ -21,6 +21,7 @@ from evalengine.encoding import Scores, Sequences
 from evalengine.errors import ModelError, UserError
 from evalengine.forward import OnProgress, Rows, Scored, head_rows, out_of_memory, scored
 from evalengine.kernels.emulated_logprobs import emulated_logprobs
+from evalengine.kernels.head import Head
 from evalengine.torch_backend import Part, TorchBackend, summed
 from evalengine.untrusted import reason
 
@@ -71,11 +72,7 @@ class Lockstep:
         self.vocabulary, self._key = vocabulary, None
         for backend, checkpoint in zip(self.loaded, checkpoints, strict=True):
             backend.load(checkpoint)
-            if backend.forward.head is None:
-                raise UserError(
-                    f"{checkpoint.name} makes its logits in an output layer of its own, so they cannot be shifted: leave it out"
-                )
-            rows = len(backend.forward.head.w_VD)
+            rows = len(head_of(backend).w_VD)
             if rows < vocabulary:
                 raise UserError(
                     f"{checkpoint.name} has {rows} logits, its tokenizer {vocabulary} ids: they do not belong together; copy the"
@@ -109,6 +106,7 @@ class Lockstep:
         forwards = [self.loaded[i].forward for i in used]
         for i in used:
             self.loaded[i].check_ids(sequences)
+            head_of(self.loaded[i])
 
         def score(states: tuple[Tensor, ...], row_T: Tensor, token_T: Tensor) -> list[Scored]:
             self._running = None
@@ -166,6 +164,16 @@ class Lockstep:
                 left_S[index] = False
         self._key, self._parts = key, found
         return found
+
+
+def head_of(backend: TorchBackend) -> Head:
+    """A model's head. Raises UserError where it makes its logits otherwise, which no shift can be added to."""
+    head: Head | None = backend.forward.head
+    if head is None:
+        raise UserError(
+            f"{backend.checkpoint} makes its logits in an output layer of its own, so they cannot be shifted: leave it out"
+        )
+    return head
 
 
 def reach_of(backend: TorchBackend, way: str) -> int:

@@ -87,7 +87,7 @@ class TorchBackend:
         self.proof: Proof  # of its architecture
         self.modes: list[Mode] = []  # of those proven, the ones that have not failed on this checkpoint
         self.notes: list[str] = []  # what the user should know about how the loaded model runs
-        self._name = ""  # of the checkpoint
+        self.checkpoint = ""  # its name
         self._failed: dict[
             tuple[str, int | None], str
         ] = {}  # way and head of modes that failed on it, and why
@@ -121,7 +121,7 @@ class TorchBackend:
             raise UserError(
                 f"{checkpoint.name} has NaN or infinite weights ({name}): it is not scored; check its training"
             )
-        self._name, self._architecture = checkpoint.name, loaded.architecture
+        self.checkpoint, self._architecture = checkpoint.name, loaded.architecture
         self.notes, self._failed = list(loaded.notes), {}
         self._use(self._proofs.get(loaded.architecture) or self._prove(proof.FIRST))
         self._check()
@@ -139,7 +139,7 @@ class TorchBackend:
         try:
             found = proof.prove(config, reached, self.batch_tokens, type(self.model))
         except UserError as error:
-            raise UserError(f"{self._name} cannot be scored: {error}") from None
+            raise UserError(f"{self.checkpoint} cannot be scored: {error}") from None
         self._proofs[self._architecture] = found._replace(length=length)
         return self._proofs[self._architecture]
 
@@ -179,7 +179,7 @@ class TorchBackend:
         try:
             truth = self.forward.reference(few, self.batch_tokens)
         except Exception as error:
-            raise UserError(f"{self._name} cannot run here: {reason(error)}") from None
+            raise UserError(f"{self.checkpoint} cannot run here: {reason(error)}") from None
         while len(self.modes) > 1:
             first, cases = self.modes[0], [few]
             if first.compiled:
@@ -195,7 +195,7 @@ class TorchBackend:
                     if first.compiled:
                         self.halve(few)
                         continue
-                    raise UserError(f"{self._name} cannot run here: {reason(error)}") from None
+                    raise UserError(f"{self.checkpoint} cannot run here: {reason(error)}") from None
                 why = reason(error)
             self.fail(why)
 
@@ -229,7 +229,7 @@ class TorchBackend:
                     self.fail(reason(error))
                 else:
                     raise ModelError(
-                        f"{self._name} cannot be scored: {type(error).__name__}: {reason(error)}"
+                        f"{self.checkpoint} cannot be scored: {type(error).__name__}: {reason(error)}"
                     ) from None
 
     def check_ids(self, sequences: Sequences) -> None:

@@ -39,7 +39,7 @@ class Choices(NamedTuple):
     checkpoints: tuple[str, ...]
     loglik_KC: NDArray[Any]  # nats, summed over the tokens of the choice
     tokens_KC: NDArray[np.int32]
-    uncond_KC: NDArray[np.float32] | None  # the same without the context, where all were scored so
+    uncond_KC: NDArray[Any] | None  # the same without the context, where all were scored so
     own_contexts: bool  # whether choices of one item stand behind contexts of their own
 
     def row(self, checkpoint: str) -> int:
@@ -51,26 +51,29 @@ class Choices(NamedTuple):
         """The place of each item's right choice among all choices, (I,)."""
         return self.offset_I1[:-1] + self.gold_I
 
-    def score_KC(self, loglik_KC: NDArray[Any], metric: str | None = None) -> Array:
-        """The score that picks (or that of `metric`) of log-likelihoods (K, C); acc_pmi of `loglik_KC` alone is refused."""
-        score, column = known_metric(metric or self.metric)
-        if column == "loglik_uncond":
-            raise UserError(f"{self.name} is scored by acc_pmi, which is not a function of log-likelihoods")
-        lengths = {"": None, "chars": self.chars_C, "bytes": self.bytes_C, "tokens": self.tokens_KC[:1]}[
-            column
-        ]
-        value: Array = score(loglik_KC.astype(np.float64), lengths)
-        return value
+    def at(self, k: NDArray[np.int64]) -> Choices:
+        """The same for some of the checkpoints, (k,), in float64."""
+        uncond_KC = None if self.uncond_KC is None else self.uncond_KC[k].astype(np.float64)
+        loglik_KC = self.loglik_KC[k].astype(np.float64)
+        return self._replace(
+            checkpoints=tuple(self.checkpoints[i] for i in k),
+            loglik_KC=loglik_KC,
+            tokens_KC=self.tokens_KC[k],
+            uncond_KC=uncond_KC,
+        )
 
     def picks(self) -> NDArray[np.int64]:
         """(K, I): which choice each checkpoint picks by the benchmark's own score."""
-        if METRICS[self.metric].column == "loglik_uncond" and self.uncond_KC is not None:
-            score_KC = self.loglik_KC.astype(np.float64) - self.uncond_KC
-        elif METRICS[self.metric].column == "tokens":
-            score_KC = self.loglik_KC.astype(np.float64) / self.tokens_KC.clip(1)
-        else:
-            score_KC = self.score_KC(self.loglik_KC)
-        return self.answers(score_KC).pick.astype(np.int64)
+        score, column = known_metric(self.metric)
+        values = {
+            "chars": self.chars_C,
+            "bytes": self.bytes_C,
+            "tokens": self.tokens_KC,
+            "loglik_uncond": self.uncond_KC,
+        }
+        return self.answers(score(self.loglik_KC.astype(np.float64), values.get(column))).pick.astype(
+            np.int64
+        )
 
     def answers(self, score_KC: NDArray[Any], pick_KI: NDArray[Any] | None = None) -> Answers:
         """What the scores (K, C) of several checkpoints say of each item (`metrics.answers`): fields of (K, I)."""

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array, Choices, Emulated
-from evalengine.analysis.explain.design import by_mixture
+from evalengine.analysis.explain.design import by_mixture, rows
 from evalengine.analysis.explain.explainer import Study
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
@@ -75,9 +75,10 @@ class Corners(NamedTuple):
 
 
 def corners_of(study: Study) -> Corners | None:
-    """None where the study has one scale, or no run at both."""
+    """None where the study has one scale, no run at both, or an emulated stage."""
     design = study.design
-    if len(design.scales) < 2:
+    stages = {name for runs in design.runs.values() for run in runs for name in (run.before, run.after)}
+    if len(design.scales) < 2 or stages & study.scores.emulated.keys():
         return None
     small, large = design.scales[0], design.scales[-1]
     at_large = {(run.mixture, run.seed): run for run in design.runs[large]}
@@ -104,19 +105,19 @@ class Answered(NamedTuple):
         return Answered(correct, confidence, p_gold, self.pick[first])
 
 
-def answered(choices: Choices, loglik_RC: Array) -> Answered:
-    """Of log-likelihoods of every choice: the benchmark's own score picks."""
-    pick_RI = choices.answers(choices.score_KC(loglik_RC)).pick
-    raw = choices.answers(loglik_RC, pick_RI)
+def answered(choices: Choices) -> Answered:
+    """The benchmark's own score picks; probabilities are over the log-likelihoods."""
+    pick_RI = choices.picks()
+    raw = choices.answers(choices.loglik_KC, pick_RI)
     correct_RI = (pick_RI == choices.gold_I).astype(np.float64)
     confidence, p_gold = (field.astype(np.float64) for field in (raw.confidence, raw.p_gold))
-    return Answered(correct_RI, confidence, p_gold, pick_RI.astype(np.int64))
+    return Answered(correct_RI, confidence, p_gold, pick_RI)
 
 
 def real(choices: Choices, names: list[str]) -> Answered | None:
     """Of checkpoints as they were scored, None where the benchmark lacks one."""
-    k = [choices.row(name) for name in names]
-    return None if -1 in k else answered(choices, choices.loglik_KC[k].astype(np.float64))
+    k = rows(choices, names)
+    return None if k is None else answered(choices.at(k))
 
 
 def emulated(
@@ -130,12 +131,14 @@ def emulated(
         return real(choices, names)
     if choices.own_contexts:
         return None
-    k_R3 = np.array([[choices.row(name) for name in of] for of in roles])
-    if (k_R3 < 0).any():
+    places = [rows(choices, names) for names in zip(*roles, strict=True)]
+    if any(k is None for k in places):
         return None
-    loglik = choices.loglik_KC.astype(np.float64)
-    base_RC, tuned_RC, ref_RC = (loglik[k_R3[:, role]] for role in range(3))
-    return answered(choices, base_RC + beta * (tuned_RC - ref_RC))
+    base, tuned, ref = (choices.at(k) for k in places if k is not None)
+    shifted = base._replace(loglik_KC=base.loglik_KC + beta * (tuned.loglik_KC - ref.loglik_KC))
+    if base.uncond_KC is not None and tuned.uncond_KC is not None and ref.uncond_KC is not None:
+        shifted = shifted._replace(uncond_KC=base.uncond_KC + beta * (tuned.uncond_KC - ref.uncond_KC))
+    return answered(shifted)
 
 
 def dials(study: Study) -> Iterator[tuple[str, str, tuple[float, ...]]]:

@@ -104,9 +104,9 @@ def cells(study: Study, scale: str) -> Iterator[Cell]:
             k = rows_in(choices, of)
             if k is None:
                 continue
-            some = choices._replace(loglik_KC=choices.loglik_KC[k])
+            some = choices.at(k)
             mass_RI = some.log_mass()
-            gold_RI = some.loglik_KC[:, choices.gold_C].astype(np.float64)
+            gold_RI = some.loglik_KC[:, choices.gold_C]
             above = max(above, float((mass_RI > 1e-6).mean()))
             parts = {GOLD: gold_RI, FORMAT: mass_RI, KNOWLEDGE: gold_RI - mass_RI, MASS: np.exp(mass_RI)}
             value[stage] = {name: by_mixture(x_RI, mixture_R) for name, x_RI in parts.items()}

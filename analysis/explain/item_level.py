@@ -6,7 +6,7 @@ Dims: R runs, I items of all benchmarks, W wrong choices of all items.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,12 +85,7 @@ def _item_level(study: Study, scale: str) -> ItemLevel | None:
 def _columns(choices: Choices, before: NDArray[np.int64], after: NDArray[np.int64]) -> Iterator[Array]:
     """The fields of ItemLevel from `right_before` to `wrong_after` but `item_W`, of one benchmark."""
 
-    def at(k: NDArray[np.int64]) -> Choices:
-        uncond: Any = None if choices.uncond_KC is None else choices.uncond_KC[k]
-        loglik_KC = choices.loglik_KC[k].astype(np.float64)
-        return choices._replace(loglik_KC=loglik_KC, tokens_KC=choices.tokens_KC[k], uncond_KC=uncond)
-
-    one, other = at(before), at(after)
+    one, other = choices.at(before), choices.at(after)
     wrong_C = np.ones(one.loglik_KC.shape[1], dtype=bool)
     wrong_C[one.gold_C] = False
     yield (one.picks() == one.gold_I).astype(np.float64)

@@ -42,16 +42,11 @@ class Quantity(NamedTuple):
 
 def quantities(choices: Choices, k: NDArray[np.int64]) -> Iterator[tuple[Quantity, Array]]:
     """Every quantity of some checkpoints, (K, I)."""
-    some = choices._replace(
-        loglik_KC=choices.loglik_KC[k],
-        tokens_KC=choices.tokens_KC[k],
-        uncond_KC=None if choices.uncond_KC is None else choices.uncond_KC[k],
-    )
+    some = choices.at(k)
     yield Quantity(ACCURACY, ""), (some.picks() == some.gold_I).astype(np.float64)
-    loglik_KC = some.loglik_KC.astype(np.float64)
     lengths: tuple[Any, ...] = (1.0, some.chars_C.clip(1), some.tokens_KC.clip(1))
     for unit, length in zip(UNITS, lengths, strict=True):
-        of = some._replace(loglik_KC=loglik_KC / length)
+        of = some._replace(loglik_KC=some.loglik_KC / length)
         gold_KI = of.loglik_KC[:, of.gold_C]
         mass_KI = of.log_mass()
         item_C = np.repeat(np.arange(len(of.gold_I)), np.diff(of.offset_I1))

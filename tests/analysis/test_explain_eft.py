@@ -335,6 +335,26 @@ def test_planted_effects_of_scale_lie_in_their_intervals() -> None:
     assert np.mean(hits) >= 0.91
 
 
+def test_pmi_shifts_both_terms(tmp_path: Path) -> None:
+    rng, items = np.random.default_rng(6), 30
+    gold, x, u = rng.integers(0, 4, items), {}, {}
+    for scale, mixture, stage in CELLS:
+        name = f"{scale}-{mixture}-{stage}"
+        x[name], u[name] = rng.normal(size=(2, items, 4))
+        write(tmp_path, name, "rte", x[name], gold, default_score="acc_pmi")
+        path = tmp_path / name / "rte.arrow"
+        rows = store.read(path).to_pylist()
+        for row, uncond in zip(rows, u[name].astype(np.float32), strict=True):
+            row["loglik_uncond"] = uncond.tolist()
+        table = type(store.read(path)).from_pylist(rows, schema=store.schema())
+        store.write(path, table, store.read_metadata(path) or {})
+    found = {(r.direction, r.beta, r.mixture): r.accuracy for r in eft.eft_rows(study_of(tmp_path))}
+    for mixture in MIXTURES:
+        base, tuned, ref = f"7B-{mixture}-pt", f"1B-{mixture}-sft", f"1B-{mixture}-pt"
+        score = [v[base] + 2.0 * (v[tuned] - v[ref]) for v in (x, u)]
+        assert found["up", 2.0, mixture] == pytest.approx(((score[0] - score[1]).argmax(1) == gold).mean())
+
+
 def test_one_scale_has_nothing_to_emulate(tmp_path: Path) -> None:
     planted.write_study(tmp_path, items=20, mixtures=MIXTURES, scales=["1B"])
     study = study_of(tmp_path)
