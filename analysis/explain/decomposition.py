@@ -83,10 +83,11 @@ def rows(study: Study) -> list[DecompositionRow]:
             ]
             for effect in (PRETRAINING, FINE_TUNING, INTERACTION):
                 mean = two_way_mean([_effect(effect, x) for x in corner], study.options.level)
-                t = -abs(mean.estimate / mean.se) if mean.se > 0 else np.nan
+                t = np.nan if mean.without_ends else -abs(mean.estimate / mean.se)
                 p = float(2.0 * stdtr(mean.n - 1, t))
+                said = "; ".join(filter(None, [note, mean.without_ends]))
                 at = (level, measure, effect, corners.small, corners.large, category, benchmark)
-                out.append(DecompositionRow(*at, *mean[:4], p, p, mean.n, note))
+                out.append(DecompositionRow(*at, *mean[:4], p, p, mean.n, said))
     return _adjusted(out)
 
 

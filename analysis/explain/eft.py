@@ -27,7 +27,9 @@ from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.grouped import grouped
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
 from evalengine.analysis.figure import Figure, Lines, Table
-from evalengine.analysis.results import share_with_interval
+from evalengine.analysis.groups import ALL
+from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
+from evalengine.analysis.results import excludes_zero, share_with_interval
 
 MEASURES = ("accuracy", "confidence", "p_gold", "same picks", "gap closed")
 BASE, TUNED = 0.0, math.nan  # beta of the base itself, and of the checkpoint that was really fine-tuned
@@ -124,7 +126,7 @@ def eft_rows(study: Study) -> list[EftRow]:
 def mean_rows(study: Study) -> list[MeanRow]:
     if (corners := corners_of(study)) is None:
         return []
-    out = []
+    out: list[MeanRow] = []
     for direction, level, betas in dials(study):
         found = {b: of for b in (*betas, BASE, TUNED) if (of := cells(study, corners, direction, level, b))}
         if not found.keys() & set(betas):
@@ -147,7 +149,8 @@ def _means(
         for measure in measures:
             mean, why = measured(chosen, measure, study.options.level)
             note = "; ".join(filter(None, [why, lost]))
-            yield MeanRow(*at, corners.base_scale(direction), category, benchmark, measure, *mean, note)
+            about = (*at, corners.base_scale(direction), category, benchmark, measure)
+            yield MeanRow(*about, *mean, note)
 
 
 def measured(chosen: Sequence[Cell], measure: str, level: float) -> tuple[Mean, str]:
@@ -162,7 +165,9 @@ def measured(chosen: Sequence[Cell], measure: str, level: float) -> tuple[Mean, 
         "p_gold": lambda cell: cell.found.p_gold,
         "same picks": lambda cell: cell.same_MI,
     }[measure]
-    return two_way_mean([value(cell) for cell in chosen], level), ""
+    found = two_way_mean([value(cell) for cell in chosen], level)
+    low, high = (float(np.clip(end, 0.0, 1.0)) for end in (found.low, found.high))
+    return found._replace(low=low, high=high), found.without_ends
 
 
 def ratio(over_BMI: Sequence[Array], under_BMI: Sequence[Array], level: float) -> tuple[Mean, str]:
@@ -282,6 +287,26 @@ def figures(findings: Findings) -> Mapping[str, Figure]:
     return {"dial": dial(findings)} if findings.tables["eft_means"] else {}
 
 
+def claims(findings: Findings) -> Iterator[Claim]:
+    at = {
+        "measure": "gap closed",
+        "category": ALL,
+        "benchmark": "",
+        "beta": 1.0,
+        "level": shown_level(findings),
+    }
+    for row in findings.rows("eft_means", **at):
+        if not math.isfinite(row.low):
+            continue
+        whose = f"of {row.scale} ({row.direction}, beta 1)"
+        gap = f"the gap from its base to its fine-tuned checkpoints: {share_with_interval(row)}% of it, n = {row.n}"
+        if not excludes_zero(row):
+            yield Claim(UNSUPPORTED, f"That emulated fine-tuning {whose} closes {gap}.")
+        else:
+            verb = "closes" if row.estimate > 0 else "widens"
+            yield Claim(SUPPORTED, f"Emulated fine-tuning {whose} {verb} {gap}.")
+
+
 EXPLAINER = Explainer("eft", EftRow, eft_rows)
 MEANS = Explainer(
     "eft_means",
@@ -292,4 +317,5 @@ MEANS = Explainer(
     latex=lambda findings: (
         {"eft": means_table(findings), "eft_gap": gap_table(findings)} if findings.tables["eft_means"] else {}
     ),
+    claims=claims,
 )

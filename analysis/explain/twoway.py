@@ -21,13 +21,24 @@ from evalengine.analysis.explain.choices import Array
 
 
 class Mean(NamedTuple):
-    """An estimate, its interval and standard error. NaN ends with fewer than two mixtures."""
+    """An estimate, its interval and standard error. NaN ends with fewer than two mixtures, or where all of them are alike."""
 
     estimate: float
     low: float
     high: float
     se: float
     n: int  # mixtures
+
+    @property
+    def without_ends(self) -> str:
+        """Why there is no interval, "" where there is one."""
+        if np.isfinite(self.low):
+            return ""
+        return (
+            "the same on every item and mixture, so no interval"
+            if self.n > 1
+            else "one mixture, so no interval"
+        )
 
 
 def two_way_mean(value_BMI: Sequence[Array], level: float = 0.95) -> Mean:
@@ -48,5 +59,7 @@ def two_way_mean(value_BMI: Sequence[Array], level: float = 0.95) -> Mean:
             rest_MI = x_MI - x_MI.mean(axis=1, keepdims=True) - x_MI.mean(axis=0) + x_MI.mean()
             cells += float((rest_MI**2).sum()) / ((M - 1) * (I - 1)) / (M * I) / B**2
     se = float(np.sqrt(max(mixtures + items - cells, mixtures, items)))
+    if not se > 1e-12:
+        return Mean(estimate, np.nan, np.nan, se, M)
     half = float(stdtrit(M - 1, 0.5 + level / 2)) * se
     return Mean(estimate, estimate - half, estimate + half, se, M)

@@ -93,7 +93,10 @@ def test_the_two_way_mean_is_the_closed_form_of_random_effects() -> None:
     assert found.estimate == pytest.approx(x_MI.mean())
     assert found.se**2 == pytest.approx((mixtures + of_items - cells) / (M * items))
     with np.errstate(all="raise"):
-        assert np.isnan(two_way_mean([x_MI[:1]]).low)
+        one, alike = two_way_mean([x_MI[:1]]), two_way_mean([np.ones((9, 20))])
+    assert np.isnan([one.low, alike.low, alike.high]).all() and alike.estimate == 1.0
+    assert (one.without_ends, found.without_ends) == ("one mixture, so no interval", "")
+    assert alike.without_ends == "the same on every item and mixture, so no interval"
 
 
 def test_two_way_intervals_hold_for_other_mixtures_and_other_items() -> None:

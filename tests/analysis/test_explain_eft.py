@@ -12,6 +12,7 @@ import planted
 import pytest
 from scipy.special import log_softmax, softmax
 
+import tiny_models
 from evalengine import store
 from evalengine.analysis.explain import decomposition, eft, eft_decisions
 from evalengine.analysis.explain.choices import read_choices
@@ -20,6 +21,7 @@ from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Findings, Options, Study
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED
+from evalengine.cli import main
 
 MIXTURES = ("a", "b", "c", "d", "e")
 BENCHMARKS = {"hellaswag": "Commonsense", "winogrande": "Commonsense", "rte": "NLI"}
@@ -102,6 +104,27 @@ def test_both_levels_are_the_definition(
     for key, row in found.items():
         if key[1] == SEQUENCE and key[2] in (0.5, 1.0):
             assert row.accuracy == found[(key[0], TOKEN, *key[2:])].accuracy
+
+
+def test_what_emulate_scores_agrees_with_the_store_alone(small_world: Path, tmp_path: Path) -> None:
+    """Of choices that are one token behind one context, which the definition of both levels makes the same."""
+    names = [f"{scale}-a-{stage}" for scale in ("1M", "2M") for stage in ("pt", "sft")]
+    paths = [
+        tiny_models.save(tmp_path / name, seed=i, **({"hidden_size": 48} if i > 1 else {}))
+        for i, name in enumerate(names)
+    ]
+    out = tmp_path / "scores"
+    given = ["--data", small_world / "bench", "--benchmarks", "boolq,wic", "--limit", 40, "--beta", "0.5,2"]
+    assert main(["emulate", *map(str, [*paths, *given, "--out", out])]) == 0
+    study = study_of(out)
+    assert all((choices.tokens_KC == 1).all() for choices in study.scores.benchmarks)
+    found = {(r.level, r.direction, r.beta, r.benchmark): r for r in eft.eft_rows(study)}
+    for direction, beta, benchmark in itertools.product(("up", "down"), (0.5, 2.0), ("boolq", "wic")):
+        token, sequence = (found[level, direction, beta, benchmark] for level in (TOKEN, SEQUENCE))
+        assert (token.accuracy, token.same_picks) == (sequence.accuracy, sequence.same_picks)
+        assert (token.confidence, token.p_gold) == pytest.approx(
+            (sequence.confidence, sequence.p_gold), abs=1e-5
+        )
 
 
 def test_means_go_from_the_base_to_the_fine_tuned(
@@ -252,6 +275,24 @@ def test_an_agreement_that_no_mixture_moves_has_no_interval(tmp_path: Path) -> N
     assert base.note == "the same without each mixture, so no interval"
 
 
+def test_shares_near_one_have_intervals_below_it_or_none(tmp_path: Path) -> None:
+    right = {name: np.full_like(x, 20) for name, x in counts().items()}
+    right["7B-pt"][:, 2] = right["7B-sft"][:, 2] = (20, 20, 20, 20, 18)
+    study = made(tmp_path, right)
+    rows = {
+        (r.beta, r.benchmark): r
+        for r in eft.mean_rows(study)
+        if (r.direction, r.measure) == ("up", "accuracy")
+    }
+    assert rows[0.0, "rte"].high == 1.0 and 0.0 < rows[0.0, "rte"].low < 1.0
+    certain = rows[0.0, "hellaswag"]
+    assert certain.estimate == 1.0 and np.isnan([certain.low, certain.high]).all()
+    assert certain.note == "the same on every item and mixture, so no interval"
+    effects = {(r.effect, r.benchmark): r for r in decomposition.rows(study) if r.measure == "accuracy"}
+    none = effects["interaction", "hellaswag"]
+    assert none.estimate == 0.0 and np.isnan([none.low, none.high, none.p, none.q]).all() and none.note
+
+
 def test_what_is_not_compared_is_said(tmp_path: Path) -> None:
     study = made(tmp_path, counts(), scales=("1B", "3B", "7B"))
     rows = decomposition.rows(study)
@@ -297,6 +338,20 @@ def test_a_claim_about_a_category_is_no_part_of_what_is_not_supported() -> None:
     said = list(decomposition.claims(Findings({}, {"decomposition": rows})))
     assert [claim.kind for claim in said] == [UNSUPPORTED, SUPPORTED]
     assert "NLI" not in said[0].text and "NLI 10.0 [5.0, 15.0]" in said[1].text
+
+
+def test_the_gap_is_claimed_closed_where_its_interval_says_so() -> None:
+    def said(low: float, high: float) -> list[tuple[str, str]]:
+        at = ("up", TOKEN, 1.0, "7B", ALL, "", "gap closed")
+        row = eft.MeanRow(*at, (low + high) / 2, low, high, 0.1, 9, "")
+        return [(c.kind, c.text) for c in eft.claims(Findings({}, {"eft_means": [row]}))]
+
+    gap = "the gap from its base to its fine-tuned checkpoints"
+    assert said(0.2, 0.6) == [
+        (SUPPORTED, f"Emulated fine-tuning of 7B (up, beta 1) closes {gap}: 40.0 [20.0, 60.0]% of it, n = 9.")
+    ]
+    assert said(-0.6, -0.2)[0][1].startswith(f"Emulated fine-tuning of 7B (up, beta 1) widens {gap}")
+    assert said(-0.2, 0.6)[0][0] == UNSUPPORTED and not said(np.nan, np.nan)
 
 
 def test_fiellers_interval_holds_and_says_where_there_is_nothing_to_divide_by() -> None:
