@@ -151,7 +151,7 @@ def _rows(
             q = np.full(len(p), np.nan)
             q[known] = benjamini_hochberg(p[known])
             yield from (row._replace(q=float(value)) for row, value in zip(made, q, strict=True))
-            yield _plain(CEILING, measure, category, "", float(np.nanmean(ceilings[measure][index])), n)
+            yield _plain(CEILING, measure, category, "", float(_mean(ceilings[measure][None, index])[0]), n)
         for b, benchmark in enumerate(benchmarks):
             for proxy, value_JB in lines.items():
                 yield _row(study, proxy, "", measure, categories[b], benchmark, value_JB[:, b], n)
