@@ -16,7 +16,7 @@ Dims: M mixtures, I items, C choices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from evalengine.analysis.explain.choices import Array, Choices, Emulated
 from evalengine.analysis.explain.design import by_mixture, rows
 from evalengine.analysis.explain.explainer import Study
+from evalengine.analysis.groups import ALL
+from evalengine.analysis.items import names
 
 TOKEN, SEQUENCE = "token", "sequence"
 DIRECTIONS = ("up", "down")
@@ -158,3 +160,20 @@ def best_level(study: Study, corners: Corners) -> str:
         for direction in DIRECTIONS
     )
     return TOKEN if whole else SEQUENCE
+
+
+def left_out(study: Study, corners: Corners, level: str, category: str, there: Collection[str]) -> str:
+    """What the mean over the benchmarks `there` of a category, or of all, does not hold, and why."""
+    between = study.design.scales[1:-1]
+    lonely = [mixture for mixture in study.design.mixtures if mixture not in corners.mixtures]
+    said = [f"without scale {', '.join(between)}"] if between else []
+    if lonely:
+        said.append(f"without {names(lonely)} (no run at both {corners.small} and {corners.large})")
+    whys: dict[str, list[str]] = {}
+    for one in study.scores.benchmarks:
+        if one.name not in there and category in (one.category, ALL):
+            own = level == SEQUENCE and one.own_contexts
+            whys.setdefault("contexts differ by choice" if own else "not on every checkpoint", []).append(
+                one.name
+            )
+    return "; ".join([*said, *(f"without {', '.join(lost)} ({why})" for why, lost in whys.items())])

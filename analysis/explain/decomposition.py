@@ -15,6 +15,7 @@ Reference: Mitchell et al. (2024), "An emulator for fine-tuning large language m
 from __future__ import annotations
 
 from collections.abc import Iterator
+from html import escape
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +23,10 @@ import numpy as np
 from evalengine.analysis import page
 from evalengine.analysis.correlation import benjamini_hochberg
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.corners import TOKEN, best_level, corners_of
+from evalengine.analysis.explain.corners import TOKEN, best_level, corners_of, left_out
 from evalengine.analysis.explain.eft import cells
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.grouped import grouped
+from evalengine.analysis.explain.grouped import grouped, notes
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL
@@ -64,11 +65,11 @@ def rows(study: Study) -> list[DecompositionRow]:
     level = best_level(study, corners)
     up = list(cells(study, corners, "up", level, 1.0))
     down = {cell.benchmark: cell for cell in cells(study, corners, "down", level, 1.0)}
-    lost = {one.name: one.category for one in study.scores.benchmarks if one.name not in down}
+    whole = [cell for cell in up if cell.benchmark in down]
+    there = {cell.benchmark for cell in whole}
     out = []
-    for category, benchmark, chosen in grouped([cell for cell in up if cell.benchmark in down]):
-        without = [] if benchmark else [name for name, of in lost.items() if category in (of, ALL)]
-        note = f"without {', '.join(without)}" if without else ""
+    for category, benchmark, chosen in grouped(whole):
+        note = "" if benchmark else left_out(study, corners, level, category, there)
         for measure in ("accuracy", "p_gold"):
             field = "correct" if measure == "accuracy" else measure
             corner = [
@@ -129,37 +130,45 @@ def section(findings: Findings) -> str:
     if not found:
         return ""
     first = found[0]
+    small, large = escape(first.small), escape(first.large)
     how = "token by token" if first.level == TOKEN else "from the scores of whole choices"
-    notes = "".join(f"<p class='hint'>{note}.</p>" for note in dict.fromkeys(r.note for r in found if r.note))
     return (
         "<h2>Pretraining scale and fine-tuning scale</h2>"
-        f'<p class="hint">What {first.large} instead of {first.small} does to accuracy, in pretraining and in fine-tuning, with '
+        f'<p class="hint">What {large} instead of {small} does to accuracy, in pretraining and in fine-tuning, with '
         f"emulation at beta 1 ({how}) for the checkpoints that nobody trained. Interaction: whether the two add up. Intervals "
-        f"are for other mixtures and other items, n = {first.n} mixtures.</p>{page.show(table(findings))}"
-        f"<details><summary>Benchmarks</summary>{page.show(table(findings, benchmarks=True))}</details>{notes}"
+        f"are for other mixtures and other items, n = {first.n} mixtures.</p>{page.show(table(findings))}{notes(found)}"
+        f"<details><summary>Benchmarks</summary>{page.show(table(findings, benchmarks=True))}</details>"
     )
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
     found = list(findings.rows("decomposition", measure="accuracy", benchmark=""))
-    every = {row.effect: row for row in found if row.category == ALL}
     for effect, what in ((PRETRAINING, "Pretraining"), (FINE_TUNING, "Fine-tuning")):
-        if effect not in every:
-            continue
-        row = every[effect]
-        at = f"{what} at {row.large} instead of {row.small}"
-        numbers = f"{share_with_interval(row)} points of accuracy over all benchmarks, n = {row.n}"
-        clear = [
-            r for r in found if r.effect == effect and r.category != ALL and r.q < ALPHA and excludes_zero(r)
+        mine = [row for row in found if row.effect == effect]
+        every = [row for row in mine if row.category == ALL]
+        clear = [row for row in mine if row.category != ALL and row.q < ALPHA and excludes_zero(row)]
+        most = [
+            f"{r.category} {share_with_interval(r)}" for r in sorted(clear, key=lambda r: -abs(r.estimate))
         ]
-        most = sorted(clear, key=lambda r: -abs(r.estimate))
-        where = "".join(f"; {r.category} {share_with_interval(r)}" for r in most)
-        if excludes_zero(row):
-            yield Claim(SUPPORTED, f"{at} makes a difference by emulation: {numbers}{where}.")
-        else:
+        for row in every:
+            at = f"at {row.large} instead of {row.small}"
+            said = f"{share_with_interval(row)} points of accuracy over all benchmarks"
+            if excludes_zero(row):
+                numbers = "; ".join([said, *most])
+                yield Claim(
+                    SUPPORTED, f"{what} {at} makes a difference by emulation: {numbers}, n = {row.n}."
+                )
+                continue
             yield Claim(
-                UNSUPPORTED, f"That {at[0].lower()}{at[1:]} changes accuracy on average: {numbers}{where}."
+                UNSUPPORTED,
+                f"That {what.lower()} {at} changes accuracy on average, by emulation: {said}, n = {row.n}.",
             )
+            if most:
+                numbers = f"{'; '.join(most)} points of accuracy"
+                yield Claim(
+                    SUPPORTED,
+                    f"{what} {at} makes a difference in places, by emulation: {numbers}, n = {row.n}.",
+                )
 
 
 EXPLAINER = Explainer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from evalengine.analysis.explain.corners import (
     corners_of,
     dials,
     emulated,
+    left_out,
     real,
 )
 from evalengine.analysis.explain.design import by_mixture
@@ -26,11 +27,10 @@ from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.grouped import grouped
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
 from evalengine.analysis.figure import Figure, Lines, Table
-from evalengine.analysis.groups import ALL
 from evalengine.analysis.results import share_with_interval
 
 MEASURES = ("accuracy", "confidence", "p_gold", "same picks", "gap closed")
-REAL = "real"  # level of a checkpoint that was fine-tuned, or that no shift was added to
+BASE, TUNED = 0.0, math.nan  # beta of the base itself, and of the checkpoint that was really fine-tuned
 
 
 class EftRow(NamedTuple):
@@ -50,12 +50,12 @@ class EftRow(NamedTuple):
 
 
 class MeanRow(NamedTuple):
-    """Means over mixtures, of a benchmark or of a category's benchmarks. level: "real" for the base (beta 0) and for the
-    fine-tuned checkpoint itself (beta NaN). gap closed: of the difference that fine-tuning makes to the base."""
+    """Means over mixtures, of a benchmark or of a category's benchmarks: at each level those that every strength has, so that
+    all strengths can be compared. gap closed: of the difference that fine-tuning makes to the base."""
 
     direction: str
     level: str
-    beta: float
+    beta: float  # 0: the base itself; NaN: the checkpoint that was really fine-tuned
     scale: str
     category: str
     benchmark: str  # "" of a mean over benchmarks
@@ -80,7 +80,7 @@ class Cell(NamedTuple):
 
 
 def cells(study: Study, corners: Corners, direction: str, level: str, beta: float) -> list[Cell]:
-    """Every benchmark that all runs have at this level. beta 0 and NaN: the base and the fine-tuned checkpoint themselves."""
+    """Every benchmark that all runs have at this level and strength."""
     key = (direction, level, f"{beta:g}")
     return study.once(key, lambda: list(_cells(study, corners, direction, level, beta)))
 
@@ -92,10 +92,10 @@ def _cells(study: Study, corners: Corners, direction: str, level: str, beta: flo
         tuned = _real(study, choices, [quartet.real(direction) for quartet in corners.quartets])
         if base is None or tuned is None:
             continue
-        if level == REAL:
-            found: Answered | None = tuned if math.isnan(beta) else base
+        if math.isnan(beta):
+            found: Answered | None = tuned
         else:
-            found = emulated(study, corners, choices, direction, level, beta)
+            found = emulated(study, corners, choices, direction, level, beta) if beta else base
         if found is not None:
             same_RI = (found.pick == tuned.pick).astype(np.float64)
             found, base, tuned = (one.mean(corners.mixture_R) for one in (found, base, tuned))
@@ -126,35 +126,28 @@ def mean_rows(study: Study) -> list[MeanRow]:
         return []
     out = []
     for direction, level, betas in dials(study):
-        for beta in betas:
-            out += _means(study, corners, direction, level, beta)
-        if level == SEQUENCE:  # once a direction
-            out += _means(study, corners, direction, REAL, 0.0) + _means(
-                study, corners, direction, REAL, math.nan
-            )
+        found = {b: of for b in (*betas, BASE, TUNED) if (of := cells(study, corners, direction, level, b))}
+        if not found.keys() & set(betas):
+            continue
+        everywhere = set.intersection(*({cell.benchmark for cell in of} for of in found.values()))
+        for beta, of in sorted(found.items(), key=lambda one: (math.isnan(one[0]), one[0])):
+            chosen = [cell for cell in of if cell.benchmark in everywhere]
+            out += _means(study, corners, (direction, level, beta), chosen)
     return out
 
 
-def _means(study: Study, corners: Corners, direction: str, level: str, beta: float) -> list[MeanRow]:
-    every = cells(study, corners, direction, level, beta)
+def _means(
+    study: Study, corners: Corners, at: tuple[str, str, float], every: Sequence[Cell]
+) -> Iterator[MeanRow]:
+    direction, level, beta = at
     there = {cell.benchmark for cell in every}
-    lost = [one.name for one in study.scores.benchmarks if one.name not in there]
-    out = []
+    measures = MEASURES[:3] if math.isnan(beta) else MEASURES[:4] if beta == BASE else MEASURES
     for category, benchmark, chosen in grouped(every):
-        without = [] if benchmark else [one for one in lost if _in(study, one, category)]
-        at = (direction, level, beta, corners.base_scale(direction), category, benchmark)
-        for measure in MEASURES[:3] if level == REAL else MEASURES:
-            found, note = measured(chosen, measure, study.options.level)
-            if without:
-                why = "contexts differ by choice" if level == SEQUENCE else "not emulated"
-                note = "; ".join(filter(None, [note, f"without {', '.join(without)} ({why})"]))
-            out.append(MeanRow(*at, measure, *found, note))
-    return out
-
-
-def _in(study: Study, benchmark: str, category: str) -> bool:
-    of = next(one.category for one in study.scores.benchmarks if one.name == benchmark)
-    return category in (of, ALL)
+        lost = "" if benchmark else left_out(study, corners, level, category, there)
+        for measure in measures:
+            mean, why = measured(chosen, measure, study.options.level)
+            note = "; ".join(filter(None, [why, lost]))
+            yield MeanRow(*at, corners.base_scale(direction), category, benchmark, measure, *mean, note)
 
 
 def measured(chosen: Sequence[Cell], measure: str, level: float) -> tuple[Mean, str]:
@@ -186,7 +179,8 @@ def ratio(over_BMI: Sequence[Array], under_BMI: Sequence[Array], level: float) -
     a = under.estimate**2 - t2 * under.se**2
     if not a > 0.0:
         return nothing, "fine-tuning makes no difference that could be closed: its interval holds 0"
-    covariance = 0.5 * (both.se**2 - over.se**2 - under.se**2)
+    most = over.se * under.se  # two-way variances are differences, and may exceed it
+    covariance = min(max(0.5 * (both.se**2 - over.se**2 - under.se**2), -most), most)
     b = over.estimate * under.estimate - t2 * covariance
     c = over.estimate**2 - t2 * over.se**2
     half = math.sqrt(max(b * b - a * c, 0.0))
@@ -203,72 +197,65 @@ def shown_level(findings: Findings) -> str:
     return TOKEN if TOKEN in levels else SEQUENCE
 
 
+def strengths(rows: Iterable[MeanRow]) -> dict[str, str]:
+    """Names of the strengths by `f"{beta:g}"`, from the weakest to the checkpoint that was really fine-tuned."""
+    betas = sorted({row.beta for row in rows if not math.isnan(row.beta)})
+    return {**{f"{beta:g}": f"{beta:g}" if beta else "base" for beta in betas}, f"{TUNED:g}": "fine-tuned"}
+
+
 def dial(findings: Findings) -> Lines:
     """Accuracy against beta, from the base to the checkpoint that was really fine-tuned."""
     level = shown_level(findings)
-    rows = [
-        row
-        for row in findings.rows("eft_means", measure="accuracy", benchmark="")
-        if row.level in (level, REAL)
-    ]
-    betas = sorted({row.beta for row in rows if row.level == level})
-    places = ["base", *(f"{beta:g}" for beta in betas), "fine-tuned"]
-
-    def x(row: MeanRow) -> str:
-        return "fine-tuned" if math.isnan(row.beta) else "base" if row.level == REAL else f"{row.beta:g}"
-
-    return Lines(rows, places, x, lambda row: f"{row.direction}: base {row.scale}")
+    rows = findings.rows("eft_means", measure="accuracy", benchmark="", level=level)
+    names = strengths(rows)
+    return Lines(
+        rows,
+        list(names.values()),
+        lambda row: names[f"{row.beta:g}"],
+        lambda row: f"{row.direction}: base {row.scale}",
+    )
 
 
 def means_table(findings: Findings, measure: str = "accuracy") -> Table:
     """Means over the categories at every strength, from the base to the checkpoint that was really fine-tuned."""
-    level = shown_level(findings)
-    found = [
-        row for row in findings.rows("eft_means", measure=measure, benchmark="") if row.level in (level, REAL)
-    ]
-    betas = sorted({row.beta for row in found if row.level == level})
-    blocks = []
-    for direction, scale in dict.fromkeys((row.direction, row.scale) for row in found):
-        mine = {
-            (row.category, row.level, f"{row.beta:g}"): row for row in found if row.direction == direction
-        }
-        columns = [(REAL, "0"), *((level, f"{beta:g}") for beta in betas), (REAL, "nan")]
-        blocks.append(
+    found = findings.rows("eft_means", measure=measure, benchmark="", level=shown_level(findings))
+    names = strengths(found)
+    at = {(row.direction, row.category, f"{row.beta:g}"): row for row in found}
+    blocks = [
+        [
             [
-                [
-                    category,
-                    direction,
-                    scale,
-                    *(share_with_interval(mine.get((category, *at))) for at in columns),
-                ]
-                for category in dict.fromkeys(row.category for row in found)
+                category,
+                direction,
+                scale,
+                *(share_with_interval(at.get((direction, category, beta))) for beta in names),
             ]
-        )
-    head = ["mean over", "direction", "base", "base itself", *(f"beta {b:g}" for b in betas), "fine-tuned"]
-    return Table(f"{measure} (%)", head, blocks, texts=3)
+            for category in dict.fromkeys(row.category for row in found if row.direction == direction)
+        ]
+        for direction, scale in dict.fromkeys((row.direction, row.scale) for row in found)
+    ]
+    head = [name if beta in ("0", "nan") else f"beta {name}" for beta, name in names.items()]
+    return Table(f"{measure} (%)", ["mean over", "direction", "scale", *head], blocks, texts=3)
 
 
 def gap_table(findings: Findings) -> Table:
-    """At beta 1: the share of the gap that is closed, and of the picks that are the same."""
+    """At beta 1: the share of the gap that is closed, and of the picks that are the same, beside the base's own."""
     level, rows = shown_level(findings), []
-    for category, direction in dict.fromkeys((r.category, r.direction) for r in findings.tables["eft_means"]):
-        at = {"category": category, "direction": direction, "benchmark": "", "level": level, "beta": 1.0}
-        closed, same = (
-            next(iter(findings.rows("eft_means", measure=measure, **at)), None)
-            for measure in MEASURES[4:2:-1]
-        )
-        if closed is not None and same is not None:
-            rows.append(
-                [
-                    category,
-                    direction,
-                    closed.scale,
-                    share_with_interval(closed),
-                    share_with_interval(same),
-                    closed.note,
-                ]
-            )
-    columns = ["mean over", "direction", "base", "gap closed (%)", "same picks (%)", "note"]
+    shown = [row for row in findings.rows("eft_means", benchmark="", level=level) if row.beta in (BASE, 1.0)]
+    at = {(row.category, row.direction, row.measure, row.beta): row for row in shown}
+    for (category, direction, measure, beta), closed in at.items():
+        if measure == "gap closed":
+            same = [at.get((category, direction, "same picks", b)) for b in (beta, BASE)]
+            cells = [share_with_interval(row) for row in (closed, *same)]
+            rows.append([category, direction, closed.scale, *cells, closed.note])
+    columns = [
+        "mean over",
+        "direction",
+        "scale",
+        "gap closed (%)",
+        "same picks (%)",
+        "same picks, base (%)",
+        "note",
+    ]
     return Table("what beta 1 closes", columns, [rows], texts=3, prose=True, stacked=True)
 
 

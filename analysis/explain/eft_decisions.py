@@ -18,18 +18,17 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.corners import best_level, corners_of
+from evalengine.analysis.explain.corners import best_level, corners_of, left_out
 from evalengine.analysis.explain.eft import cells
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
+from evalengine.analysis.explain.grouped import grouped, notes
 from evalengine.analysis.explain.jackknife import jackknife, of_correlation, of_share
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.panel import category_key
 from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
 from evalengine.analysis.results import excludes_zero, share_with_interval, with_interval
 
 BASE, SMALL, EFT = "large base", "small fine-tuned", "emulated"
-PREDICTORS = (EFT, BASE, SMALL)
 MEASURES = ("pair agreement", "r")
 
 
@@ -54,9 +53,8 @@ def rows(study: Study) -> list[DecisionRow]:
     if (corners := corners_of(study)) is None or len(corners.mixtures) < 4:
         return []
     level = best_level(study, corners)
-    every = list(cells(study, corners, "up", level, 1.0))
     small = {cell.benchmark: cell for cell in cells(study, corners, "down", level, 1.0)}
-    every = [cell for cell in every if cell.benchmark in small]
+    every = [cell for cell in cells(study, corners, "up", level, 1.0) if cell.benchmark in small]
     if not every:
         return []
     accuracy = {
@@ -65,53 +63,46 @@ def rows(study: Study) -> list[DecisionRow]:
         SMALL: np.stack([small[cell.benchmark].tuned.correct.mean(axis=1) for cell in every], axis=1),
     }
     target_MB = np.stack([cell.tuned.correct.mean(axis=1) for cell in every], axis=1)
-    n = len(target_MB)
-    keep = [np.arange(n), *(np.delete(np.arange(n), m) for m in range(n))]  # all, then without each
-    members = {
-        c: [b for b, cell in enumerate(every) if cell.category == c] for c in {x.category for x in every}
-    }
-    groups = [(c, "", members[c]) for c in sorted(members, key=category_key)]
-    groups += [(ALL, "", list(range(len(every))))]
-    groups += [(cell.category, cell.benchmark, [b]) for b, cell in enumerate(every)]
+    n, place = len(target_MB), {cell.benchmark: b for b, cell in enumerate(every)}
     out = []
-    for measure, statistic in zip(MEASURES, (agreement, correlation), strict=True):
-        found_JB = {
-            name: np.stack([statistic(x_MB[k], target_MB[k]) for k in keep])
-            for name, x_MB in accuracy.items()
-        }
-        for category, benchmark, index in groups:
-            value_J = {name: _mean(x_JB[:, index]) for name, x_JB in found_JB.items()}
-            made = [(name, "", value_J[name]) for name in PREDICTORS]
-            made += [(EFT, other, value_J[EFT] - value_J[other]) for other in (BASE, SMALL)]
-            for predictor, minus, x_J in made:
-                interval_of = jackknife if minus else of_share if measure == MEASURES[0] else of_correlation
-                ends = interval_of(x_J[:1], x_J[1:, None], study.options.level)
-                known = bool(np.isfinite(x_J).all())
-                note = "" if known else "the mixtures are tied, with or without one of them"
-                interval = (float(ends.low[0]), float(ends.high[0])) if known else (np.nan, np.nan)
-                p = float(ends.p[0]) if minus and known else np.nan
-                out.append(
-                    DecisionRow(
-                        level,
-                        predictor,
-                        minus,
-                        measure,
-                        category,
-                        benchmark,
-                        float(x_J[0]),
-                        *interval,
-                        p,
-                        n,
-                        note,
-                    )
-                )
+    for measure in MEASURES:
+        found_JB = {name: with_and_without(measure, x_MB, target_MB) for name, x_MB in accuracy.items()}
+        known_B = np.all([np.isfinite(x_JB).all(axis=0) for x_JB in found_JB.values()], axis=0)
+        for category, benchmark, chosen in grouped(every):
+            index = [place[cell.benchmark] for cell in chosen]
+            used = [b for b in index if known_B[b]]
+            note = "" if benchmark else left_out(study, corners, level, category, place)
+            if tied := [every[b].benchmark for b in index if not known_B[b]]:
+                note = "; ".join(filter(None, [note, f"without {', '.join(tied)} (mixtures tied)"]))
+            for predictor, minus in ((EFT, ""), (BASE, ""), (SMALL, ""), (EFT, BASE), (EFT, SMALL)):
+                value_J = found_JB[predictor] - found_JB[minus] if minus else found_JB[predictor]
+                found, why = interval(value_J[:, used], measure, bool(minus), study.options.level)
+                said = "; ".join(filter(None, [note, why]))
+                about = (level, predictor, minus, measure, category, benchmark)
+                out.append(DecisionRow(*about, *found, n, said))
     return out
 
 
-def _mean(x_JB: Array) -> Array:
-    """Over the benchmarks that have a value in every one."""
-    known_B = np.isfinite(x_JB).all(axis=0)
-    return x_JB[:, known_B].mean(axis=1) if known_B.any() else np.full(len(x_JB), np.nan)
+def with_and_without(measure: str, x_MB: Array, y_MB: Array) -> Array:
+    """How well x ranks the mixtures as y does, (1 + M, B): over all of them, then without each."""
+    statistic = agreement if measure == MEASURES[0] else correlation
+    every = np.arange(len(x_MB))
+    keep = [every, *(np.delete(every, m) for m in every)]
+    return np.stack([statistic(x_MB[k], y_MB[k]) for k in keep])
+
+
+def interval(
+    value_JB: Array, measure: str, difference: bool, level: float = 0.95
+) -> tuple[tuple[float, float, float, float], str]:
+    """Mean over benchmarks of a statistic over all mixtures and without each, its ends and p (of a difference); why not."""
+    if not value_JB.shape[1]:
+        return (np.nan, np.nan, np.nan, np.nan), ""
+    value_J = value_JB.mean(axis=1)
+    interval_of = jackknife if difference else of_share if measure == MEASURES[0] else of_correlation
+    low, high, se, p = (float(x[0]) for x in interval_of(value_J[:1], value_J[1:, None], level))
+    if not se > 1e-12:
+        return (float(value_J[0]), np.nan, np.nan, np.nan), "the same without each mixture, so no interval"
+    return (float(value_J[0]), low, high, p if difference else np.nan), ""
 
 
 def agreement(x_MB: Array, y_MB: Array) -> Array:
@@ -125,11 +116,12 @@ def agreement(x_MB: Array, y_MB: Array) -> Array:
 
 
 def correlation(x_MB: Array, y_MB: Array) -> Array:
-    """Pearson's r of each benchmark."""
+    """Pearson's r of each benchmark, NaN where all mixtures are tied."""
     dx, dy = x_MB - x_MB.mean(axis=0), y_MB - y_MB.mean(axis=0)
+    varies = (np.ptp(x_MB, axis=0) > 1e-12) & (np.ptp(y_MB, axis=0) > 1e-12)
     with np.errstate(invalid="ignore", divide="ignore"):
         r: Array = (dx * dy).sum(axis=0) / np.sqrt((dx**2).sum(axis=0) * (dy**2).sum(axis=0))
-    return np.where(np.isfinite(r), r, np.nan)
+    return np.where(varies, r, np.nan)
 
 
 def table(findings: Findings, benchmarks: bool = False) -> Table:
@@ -158,7 +150,7 @@ def section(findings: Findings) -> str:
         "<h3>Does emulation help to choose a mixture?</h3>"
         '<p class="hint">What orders the mixtures as the large scale after fine-tuning does: its own base, the small scale after '
         f"fine-tuning, or emulation at beta 1. Jackknife intervals over mixtures, n = {found[0].n}.</p>"
-        f"{page.show(table(findings))}"
+        f"{page.show(table(findings))}{notes(found)}"
         f"<details><summary>Benchmarks</summary>{page.show(table(findings, benchmarks=True))}</details>"
     )
 

@@ -12,6 +12,7 @@ Dims: R runs, M mixtures, I items, K bins.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -283,11 +284,12 @@ def items_table(findings: Findings) -> Table:
 def section(findings: Findings) -> str:
     if not findings.tables["flips"]:
         return ""
-    before, after = findings.method["stages"]
+    before, after = map(escape, findings.method["stages"])
     memory = [r for r in findings.tables["flips"] if r.measure == HYSTERESIS]
+    said = [f"{with_interval(r)} nats" if r.estimate == r.estimate else r.note for r in memory]
     words = "".join(
-        f'<p class="hint">Hysteresis at {r.scale}: {with_interval(r) + " nats" if r.estimate == r.estimate else r.note}.</p>'
-        for r in memory
+        f'<p class="hint">{escape(f"Hysteresis at {r.scale}: {what}.")}</p>'
+        for r, what in zip(memory, said, strict=True)
     )
     hint = (
         ""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from typing import Any, Protocol, TypeVar
 
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.panel import category_key
@@ -31,3 +32,9 @@ def grouped(every: Sequence[C]) -> Iterator[tuple[str, str, list[C]]]:
     yield ALL, "", list(every)
     for cell in every:
         yield cell.category, cell.benchmark, [cell]
+
+
+def notes(rows: Iterable[Any]) -> str:
+    """What means over benchmarks rest on, as lines of the report: of all of them, or of a category."""
+    said = dict.fromkeys((row.category, row.note) for row in rows if row.note and not row.benchmark)
+    return "".join(f'<p class="hint">{escape(category)}: {escape(note)}.</p>' for category, note in said)

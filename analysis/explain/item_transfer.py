@@ -17,6 +17,7 @@ Dims: R runs, I items, N observations.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from html import escape
 from typing import NamedTuple
 
 import numpy as np
@@ -191,7 +192,7 @@ def section(findings: Findings) -> str:
     found = findings.tables["item_transfer"]
     if not found:
         return ""
-    before, after = findings.method["stages"]
+    before, after = map(escape, findings.method["stages"])
     return (
         "<h2>Which items are answered right after fine-tuning</h2>"
         f'<p class="hint">Logistic models of right at {after} on what is known at {before}, an intercept for each benchmark, '

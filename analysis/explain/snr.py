@@ -11,6 +11,7 @@ Dims: M mixtures, I items.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from html import escape
 from typing import NamedTuple
 
 import numpy as np
@@ -125,7 +126,7 @@ def table(findings: Findings) -> Table:
 def section(findings: Findings) -> str:
     if not findings.tables["snr"]:
         return ""
-    lines = "".join(f'<p class="hint">{text}</p>' for text in _relation(findings))
+    lines = "".join(f'<p class="hint">{escape(text)}</p>' for text in _relation(findings))
     return (
         "<h3>Signal and noise</h3>"
         '<p class="hint">Signal: standard deviation of the mixtures. Noise: how far a mixture would move with other items, '

@@ -92,6 +92,7 @@ def write_study(
     choices: int = 4,
     scales: Sequence[str] = ("240M", "1B"),
     mixtures: Sequence[str] = MIXTURES,
+    stages: tuple[str, str] = ("pt", "sft"),
     spread: float = 0.5,
     categories: Mapping[str, str] = BENCHMARKS,
     skip: Sequence[str] = (),
@@ -104,7 +105,7 @@ def write_study(
         difficulty = rng.normal(size=items)
         gold = rng.integers(0, choices, items)
         for s, scale in enumerate(scales):
-            for t, stage in enumerate(("pt", "sft")):
+            for t, stage in enumerate(stages):
                 for m, mixture in enumerate(mixtures):
                     checkpoint = f"{scale}-{mixture}-{stage}"
                     score = rng.gumbel(size=(items, choices))

@@ -12,7 +12,8 @@ import pytest
 from evalengine import store
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.design import design_of
-from evalengine.analysis.explain.findings import load
+from evalengine.analysis.explain.explainer import Options
+from evalengine.analysis.explain.findings import explain, load
 from evalengine.analysis.explain.jackknife import jackknife, of_correlation, of_share
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.explain.twoway import two_way_mean
@@ -159,6 +160,22 @@ def test_the_command_and_the_report(scores: Path, tmp_path: Path, capsys: pytest
     assert main(["explain", str(scores), "--out", str(out), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["scales"] == ["240M", "1B"] and said["claims"]
+
+
+def test_names_from_outside_are_text_in_every_section(tmp_path: Path) -> None:
+    names = {f"<i>{name}": f"<i>{category}" for name, category in planted.BENCHMARKS.items()}
+    planted.write_study(
+        tmp_path,
+        dict.fromkeys(names, 0.8),
+        categories=names,
+        items=40,
+        scales=["1B<i>", "3B<i>", "7B<i>"],
+        mixtures=[f"<i>{mixture}" for mixture in MIXTURES],
+        stages=("pt<i>", "sft<i>"),
+    )
+    findings = explain(tmp_path, Options(), ["pt<i>", "sft<i>"])
+    for explainer in EXPLAINERS:
+        assert "<i>" not in explainer.section(findings), explainer.table
 
 
 def test_tables_of_two_studies_are_not_shown_together(

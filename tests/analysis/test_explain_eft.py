@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ from evalengine.analysis.explain import decomposition, eft, eft_decisions
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.corners import SEQUENCE, TOKEN
 from evalengine.analysis.explain.design import design_of
-from evalengine.analysis.explain.explainer import Options, Study
+from evalengine.analysis.explain.explainer import Findings, Options, Study
 from evalengine.analysis.groups import ALL
+from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED
 
 MIXTURES = ("a", "b", "c", "d", "e")
 BENCHMARKS = {"hellaswag": "Commonsense", "winogrande": "Commonsense", "rte": "NLI"}
@@ -106,18 +109,27 @@ def test_means_go_from_the_base_to_the_fine_tuned(
 ) -> None:
     folder, z, gold = world
     rows = eft.mean_rows(study_of(folder))
-    for beta, stage in ((0.0, "pt"), (np.nan, "sft")):
+    for level, (beta, stage) in itertools.product((TOKEN, SEQUENCE), ((0.0, "pt"), (np.nan, "sft"))):
         (row,) = (
             r
             for r in rows
             if (r.direction, r.level, r.category, r.benchmark, r.measure)
-            == ("up", "real", ALL, "", "accuracy")
+            == ("up", level, ALL, "", "accuracy")
             and (r.beta == beta or (np.isnan(beta) and np.isnan(r.beta)))
         )
-        each = [
-            (z[f"7B-{m}-{stage}", b][:, :4].argmax(1) == gold).mean() for b in BENCHMARKS for m in MIXTURES
-        ]
+        # At each level over the benchmarks of that level, as every strength is.
+        there = [b for b in BENCHMARKS if level == TOKEN or b != "winogrande"]
+        each = [(z[f"7B-{m}-{stage}", b][:, :4].argmax(1) == gold).mean() for b in there for m in MIXTURES]
         assert row.estimate == pytest.approx(np.mean(each)) and row.n == 5
+    same = next(
+        r
+        for r in rows
+        if (r.direction, r.level, r.beta, r.benchmark, r.measure) == ("up", TOKEN, 0.0, "rte", "same picks")
+    )
+    each = [
+        np.equal(*(z[f"7B-{m}-{stage}", "rte"][:, :4].argmax(1) for stage in ("pt", "sft"))) for m in MIXTURES
+    ]
+    assert same.estimate == pytest.approx(np.mean(each))
     note = next(
         r.note for r in rows if r.level == SEQUENCE and r.category == "Commonsense" and not r.benchmark
     )
@@ -182,6 +194,111 @@ def test_decisions_are_pairs_by_hand(
     )
 
 
+def made(folder: Path, right: dict[str, np.ndarray], scales: tuple[str, ...] = ("1B", "7B")) -> Study:
+    """A store in which checkpoint SCALE-MIXTURE-STAGE has right[SCALE-STAGE][its mixture, benchmark] of 20 items right."""
+    gold = np.zeros(20, dtype=np.int64)
+    for scale, (m, mixture), stage in itertools.product(scales, enumerate(MIXTURES), ("pt", "sft")):
+        for b, benchmark in enumerate(BENCHMARKS):
+            loglik = np.tile([-2.0, -1.0], (20, 1))
+            loglik[: right[f"{scale}-{stage}"][m, b], 0] = 0.0
+            write(folder, f"{scale}-{mixture}-{stage}", benchmark, loglik, gold)
+    return study_of(folder)
+
+
+def counts(seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {f"{s}-{t}": rng.integers(4, 17, (5, 3)) for s in ("1B", "3B", "7B") for t in ("pt", "sft")}
+
+
+def test_predictors_are_compared_over_the_same_benchmarks(tmp_path: Path) -> None:
+    right = counts()
+    right["1B-sft"][:, 0] = 7  # the small fine-tuned ties on hellaswag: it has no r there
+    rows = {
+        (r.predictor, r.minus): r
+        for r in eft_decisions.rows(made(tmp_path, right))
+        if (r.measure, r.category, r.benchmark) == ("r", ALL, "")
+    }
+    for key in (("large base", ""), ("small fine-tuned", "")):
+        x = right["7B-pt" if key[0] == "large base" else "1B-sft"][:, 2]
+        assert rows[key].estimate == pytest.approx(np.corrcoef(x, right["7B-sft"][:, 2])[0, 1])
+    for other in ("large base", "small fine-tuned"):
+        apart = rows["emulated", ""].estimate - rows[other, ""].estimate
+        assert rows["emulated", other].estimate == pytest.approx(apart)
+    assert (
+        rows["emulated", ""].note
+        == "without winogrande (contexts differ by choice); without hellaswag (mixtures tied)"
+    )
+
+
+@pytest.mark.parametrize("rows_of", [eft_decisions.correlation, eft_decisions.agreement])
+def test_tied_mixtures_have_no_rank(rows_of: Callable[..., np.ndarray]) -> None:
+    """Means of equal numbers differ from them in the last bit."""
+    same = np.tile(np.arange(300) / 300, (9, 1))
+    assert np.isnan(rows_of(same, same)).all()
+    x = np.random.default_rng(0).normal(size=(9, 300))
+    if rows_of is eft_decisions.correlation:
+        assert np.isnan(rows_of(same, x)).all() and np.isnan(rows_of(x, same)).all()
+    else:
+        assert (rows_of(same, x) == 0.5).all()
+
+
+def test_an_agreement_that_no_mixture_moves_has_no_interval(tmp_path: Path) -> None:
+    right = counts()
+    for name in right:
+        right[name][:, 2] = (4, 6, 8, 10, 12)
+    rows = [r for r in eft_decisions.rows(made(tmp_path, right)) if r.benchmark == "rte"]
+    base = next(r for r in rows if (r.predictor, r.minus, r.measure) == ("large base", "", "pair agreement"))
+    assert base.estimate == 1.0 and np.isnan([base.low, base.high]).all()
+    assert base.note == "the same without each mixture, so no interval"
+
+
+def test_what_is_not_compared_is_said(tmp_path: Path) -> None:
+    study = made(tmp_path, counts(), scales=("1B", "3B", "7B"))
+    rows = decomposition.rows(study)
+    assert {(r.small, r.large) for r in rows} == {("1B", "7B")}
+    note = next(r.note for r in rows if r.category == ALL)
+    assert note == "without scale 3B; without winogrande (contexts differ by choice)"
+    assert note in {r.note for r in eft.mean_rows(study)} & {r.note for r in eft_decisions.rows(study)}
+    for stage in ("pt", "sft"):
+        shutil.rmtree(tmp_path / f"7B-e-{stage}")
+        (tmp_path / f"1B-b-{stage}" / "hellaswag.arrow").unlink()
+    study = study_of(tmp_path)
+    note = next(r.note for r in decomposition.rows(study) if r.category == "Commonsense" or r.category == ALL)
+    assert note == (
+        "without scale 3B; without e (no run at both 1B and 7B); without hellaswag (not on every checkpoint);"
+        " without winogrande (contexts differ by choice)"
+    )
+
+
+def test_a_strength_that_one_benchmark_lacks_is_compared_over_the_others(
+    world: tuple[Path, dict[tuple[str, str], np.ndarray], np.ndarray], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(world[0], tmp_path / "scores")
+    (folder / "7B-c-eft@0.5" / "rte.arrow").unlink()
+    for mixture in MIXTURES:
+        shutil.rmtree(folder / f"1B-{mixture}-eft@0.5")
+    rows = [r for r in eft.mean_rows(study_of(folder)) if r.level == TOKEN and r.measure == "accuracy"]
+    up = {(r.beta, r.benchmark) for r in rows if r.direction == "up" and r.category != ALL}
+    assert {b for _, b in up if b} == {"hellaswag", "winogrande"}
+    assert all(
+        r.note == "without rte (not on every checkpoint)"
+        for r in rows
+        if r.direction == "up" and r.category == ALL
+    )
+    assert {r.beta for r in rows if r.direction == "down" and r.beta == r.beta} == {0.0, 1.0}
+
+
+def test_a_claim_about_a_category_is_no_part_of_what_is_not_supported() -> None:
+    def row(category: str, low: float, high: float, q: float) -> decomposition.DecompositionRow:
+        at = (TOKEN, "accuracy", decomposition.FINE_TUNING, "1B", "7B", category, "")
+        return decomposition.DecompositionRow(*at, (low + high) / 2, low, high, 0.01, q, q, 9, "")
+
+    rows = [row("Science", -0.1, 0.1, 0.9), row("NLI", 0.05, 0.15, 0.002), row(ALL, -0.02, 0.06, 0.2)]
+    said = list(decomposition.claims(Findings({}, {"decomposition": rows})))
+    assert [claim.kind for claim in said] == [UNSUPPORTED, SUPPORTED]
+    assert "NLI" not in said[0].text and "NLI 10.0 [5.0, 15.0]" in said[1].text
+
+
 def test_fiellers_interval_holds_and_says_where_there_is_nothing_to_divide_by() -> None:
     rng, hits, defined = np.random.default_rng(3), 0, 0
     for _ in range(300):
@@ -191,6 +308,9 @@ def test_fiellers_interval_holds_and_says_where_there_is_nothing_to_divide_by() 
         if np.isfinite(found.estimate):
             defined, hits = defined + 1, hits + (found.low <= 0.5 <= found.high)
     assert defined == 300 and 0.92 <= hits / defined <= 0.99
+    half = rng.normal(size=(9, 80)) + 3.0
+    exact, _ = eft.ratio([0.5 * half], [half], 0.95)
+    assert (exact.low, exact.high) == pytest.approx((0.5, 0.5), abs=1e-6)
     nothing, why = eft.ratio([rng.normal(size=(9, 80))], [rng.normal(size=(9, 80))], 0.95)
     assert np.isnan(nothing.estimate) and "no difference that could be closed" in why
 
