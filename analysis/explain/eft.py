@@ -124,7 +124,7 @@ def eft_rows(study: Study) -> list[EftRow]:
 def mean_rows(study: Study) -> list[MeanRow]:
     if (corners := corners_of(study)) is None:
         return []
-    out = []
+    out: list[MeanRow] = []
     for direction, level, betas in dials(study):
         found = {b: of for b in (*betas, BASE, TUNED) if (of := cells(study, corners, direction, level, b))}
         if not found.keys() & set(betas):
@@ -147,7 +147,8 @@ def _means(
         for measure in measures:
             mean, why = measured(chosen, measure, study.options.level)
             note = "; ".join(filter(None, [why, lost]))
-            yield MeanRow(*at, corners.base_scale(direction), category, benchmark, measure, *mean, note)
+            about = (*at, corners.base_scale(direction), category, benchmark, measure)
+            yield MeanRow(*about, *mean, note)
 
 
 def measured(chosen: Sequence[Cell], measure: str, level: float) -> tuple[Mean, str]:
