@@ -21,6 +21,7 @@ import itertools
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -38,12 +39,14 @@ from evalengine.plans import Planner
 from evalengine.resolve import ReadAhead
 from evalengine.resume import Named, Options, Task, decide, tasks_of
 from evalengine.runner import begin, keep, scores_of, sentence
+from evalengine.untrusted import check_name
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
 
 STAGE = "eft"
 DIRECTIONS = ("up", "down")  # the larger scale is the base; the smaller one is
+Place = tuple[str, str]  # scale and stage
 
 
 class Emulated(NamedTuple):
@@ -90,6 +93,8 @@ def parse_betas(text: str) -> tuple[float, ...]:
         raise UserError(f"--beta takes numbers such as 0.5,1,2, not '{text}'") from None
     if not all(map(math.isfinite, betas)):
         raise UserError(f"--beta takes finite numbers, not '{text}'")
+    if any(float(f"{beta:g}") != beta for beta in betas):  # which is how files are named
+        raise UserError(f"--beta takes numbers of at most six digits, not '{text}'")
     if len(set(betas)) < len(betas):
         raise UserError(f"--beta {text} names one strength twice")
     return betas
@@ -113,33 +118,19 @@ def groups_of(
     scales: Sequence[str] | None = None,
     stages: Sequence[str] = ("pt", "sft"),
 ) -> tuple[list[Group], list[str]]:
-    """A group for each mixture (and seed) that has two scales and both stages, and notes on what has not.
+    """A group for each mixture (and seed) that has what the directions need, and notes on what is left out.
 
     Up: the larger scale before fine-tuning is the base, and what fine-tuning changed in the smaller one is added. Down: the
-    other way round. Raises UserError where no mixture is whole, or where it is not plain which scales are meant.
+    other way round. `scales`: the smaller one first. Raises UserError where no mixture is whole, or where it is not plain which
+    scales are meant.
     """
     known = [
         one for one in found if one.mixture is not None and one.stage in stages and one.scale is not None
     ]
-    there = sorted({str(one.scale) for one in known}, key=scale_key)
-    if scales is None:
-        if len(there) > 2:
-            raise UserError(
-                f"there are {len(there)} scales ({', '.join(there)}): name two with --scales SMALL,LARGE"
-            )
-        if len(there) < 2:
-            raise UserError(
-                f"emulation shifts one scale by the fine-tuning of another, and these checkpoints have"
-                f" {'one scale (' + there[0] + ')' if there else 'no scale, mixture and stage'}: give {stages[0]} and"
-                f" {stages[1]} checkpoints of two, named {{scale}}-{{mixture}}-{{stage}} or described by --manifest"
-            )
-        scales = there
-    for scale in scales:
-        if scale not in there:
-            raise UserError(f"no checkpoint has the scale '{scale}': the scales here are {', '.join(there)}")
-    by_run: dict[tuple[str, str], dict[tuple[str, str], Checkpoint]] = {}
+    small, large = two_scales({str(one.scale) for one in known}, scales, stages)
+    by_run: dict[tuple[str, str], dict[Place, Checkpoint]] = {}
     for one in known:
-        if one.scale in scales:
+        if one.scale in (small, large):
             run = by_run.setdefault((str(one.mixture), one.seed or ""), {})
             place = (str(one.scale), str(one.stage))
             if place in run:
@@ -148,33 +139,84 @@ def groups_of(
                     " give one of them another name, or each a seed"
                 )
             run[place] = one
-    small, large = sorted(scales, key=scale_key)
+    before, after = stages
     places = [(scale, stage) for scale in (small, large) for stage in stages]
-    several = len({seed for _, seed in by_run}) > 1
+    roles = {
+        "up": ((large, before), (small, after), (small, before)),
+        "down": ((small, before), (large, after), (large, before)),
+    }
+    needed = {place for direction in directions for place in roles[direction]}
+    runs = Counter(mixture for mixture, _ in by_run)
     groups, notes = [], []
     for (mixture, seed), run in sorted(by_run.items(), key=lambda entry: tuple(map(natural_key, entry[0]))):
-        if missing := [f"{scale}-{mixture}-{stage}" for scale, stage in places if (scale, stage) not in run]:
+        seeded = seed if runs[mixture] > 1 else ""
+        missing = [place for place in places if place in needed and place not in run]
+        if missing:
+            lacking = ", ".join(f"{scale}-{mixture}-{stage}" for scale, stage in missing)
+            enough = " (--direction up needs none)" if missing == [(large, after)] else ""
             notes.append(
-                f"mixture {mixture}{' seed ' + seed if several else ''} is left out: it lacks {', '.join(missing)}"
+                f"mixture {mixture}{seeded and ' seed ' + seeded} is left out: it lacks {lacking}{enough}"
             )
             continue
+        members = [place for place in places if place in run]
         emulated: list[Emulated] = []
         for direction in directions:
-            base, pair = (2, (1, 0)) if direction == "up" else (0, (3, 2))
-            name = f"{(large if direction == 'up' else small)}-{mixture}{'-seed' + seed if several else ''}"
-            emulated += _dial(name, base, *pair, betas)
-        groups.append(Group(tuple(run[place] for place in places), tuple(emulated)))
+            base, tuned, ref = (members.index(place) for place in roles[direction])
+            name = f"{members[base][0]}-{mixture}{seeded and '-seed' + seeded}"
+            emulated += _dial(name, base, tuned, ref, betas)
+        groups.append(Group(tuple(run[place] for place in members), tuple(emulated)))
     if not groups:
         raise UserError(
             f"no mixture is whole, so nothing can be emulated: {notes[0] if notes else 'no checkpoints'}"
         )
+    names = Counter(one.name for group in groups for one in group.emulated)
+    if twice := [name for name, times in names.items() if times > 1]:
+        raise UserError(
+            f"two mixtures would be stored as {twice[0]}: name one of them otherwise in --manifest"
+        )
+    placed = {one.name for run in by_run.values() for one in run.values()}
+    if others := [one.name for one in found if one.name not in placed]:
+        more = f" and {len(others) - 6} more" if len(others) > 6 else ""
+        notes.append(
+            f"not scored, as they are in no mixture of the scales {small}, {large} and stages {before}, {after}:"
+            f" {', '.join(others[:6])}{more}"
+        )
     return groups, notes
+
+
+def two_scales(there: set[str], asked: Sequence[str] | None, stages: Sequence[str]) -> tuple[str, str]:
+    """The smaller and the larger scale, as asked for or by the sizes that their names state. Raises UserError."""
+    listed = sorted(there, key=scale_key)
+    for scale in asked or ():
+        if scale not in there:
+            raise UserError(f"no checkpoint has the scale '{scale}': the scales here are {', '.join(listed)}")
+    if asked is None and len(listed) > 2:
+        raise UserError(
+            f"there are {len(listed)} scales ({', '.join(listed)}): name two with --scales SMALL,LARGE"
+        )
+    if asked is None and len(listed) < 2:
+        raise UserError(
+            f"emulation shifts one scale by the fine-tuning of another, and these checkpoints have"
+            f" {'one scale (' + listed[0] + ')' if listed else 'no scale, mixture and stage'}: give {stages[0]} and"
+            f" {stages[1]} checkpoints of two, named {{scale}}-{{mixture}}-{{stage}} or described by --manifest"
+        )
+    small, large = asked or listed
+    small_size, large_size = scale_key(small)[0], scale_key(large)[0]
+    if asked is None and (math.isinf(large_size) or small_size == large_size):
+        raise UserError(
+            f"the names {small} and {large} do not say which scale is larger: name them with --scales SMALL,LARGE"
+        )
+    if large_size < small_size < math.inf:
+        raise UserError(f"--scales takes the smaller scale first: --scales {large},{small}")
+    return small, large
 
 
 def _dial(
     name: str, base: int, tuned: int, ref: int, betas: Sequence[float], separator: str = "-"
 ) -> tuple[Emulated, ...]:
     stages = [STAGE if len(betas) == 1 else f"{STAGE}@{beta:g}" for beta in betas]
+    for stage in stages:  # labels may hold what the name of a folder may not
+        check_name(f"{name}{separator}{stage}", "checkpoint")
     return tuple(
         Emulated(f"{name}{separator}{stage}", stage, base, tuned, ref, beta)
         for stage, beta in zip(stages, betas, strict=True)

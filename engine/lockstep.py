@@ -1,7 +1,8 @@
 """Several models over the same batches: their own scores, and those of emulated fine-tuning, from one visit.
 
-Every model is a TorchBackend, proven and checked as when it is scored alone; what runs is a way that all of them have. Rows of
-the batches go through each model in turn, then through its own head, and through three heads at once for each shift.
+Every model is a TorchBackend, proven and checked as when it is scored alone; what runs is a way that all models of the shifts
+have. Rows of the batches go through each model in turn, then through its own head, and through three heads at once for each
+shift. A model that would run in another way alone is scored alone for its own scores, which are those of TorchBackend.score.
 
 Reference: Mitchell et al. (2024), "An emulator for fine-tuning large language models using small language models".
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,10 +52,10 @@ class Lockstep:
 
     def __init__(self, backends: Sequence[TorchBackend]) -> None:
         self.backends = list(backends)
+        for backend in self.backends[1:]:
+            backend.learn_with(self.backends[0])
         self.loaded: list[TorchBackend] = []  # those that hold a model now
         self.vocabulary = 0  # ids of the tokenizer
-        self._parts: list[Part] = []  # of the sequences that `_key` begins with
-        self._key: tuple[Any, ...] | None = None
         self._running: TorchBackend | None = None  # whose forward runs
 
     @property
@@ -69,7 +70,7 @@ class Lockstep:
     def load(self, checkpoints: Sequence[Checkpoint], vocabulary: int) -> None:
         """Loads checkpoints that share a tokenizer of so many ids. Raises UserError."""
         self.loaded = self.backends[: len(checkpoints)]
-        self.vocabulary, self._key = vocabulary, None
+        self.vocabulary = vocabulary
         for backend, checkpoint in zip(self.loaded, checkpoints, strict=True):
             backend.load(checkpoint)
             rows = len(head_of(backend).w_VD)
@@ -100,18 +101,36 @@ class Lockstep:
                     raise ModelError(f"emulation stopped: {type(error).__name__}: {reason(error)}") from None
 
     def _score(self, wanted: Wanted, sequences: Sequences, progress: OnProgress | None) -> list[Scores]:
-        models = [*wanted.own, *chain.from_iterable(shift[:3] for shift in wanted.shifts)]
-        used = [i for i in range(len(self.loaded)) if i in models]
+        shifted = sorted(set(chain.from_iterable(shift[:3] for shift in wanted.shifts)))
+        for i in {*wanted.own, *shifted}:
+            self.loaded[i].check_ids(sequences)
+            self.loaded[i].reach(int((np.diff(sequences.offset) - 1).max(initial=0)))
+        common = plan_of([self.loaded[i] for i in shifted], sequences) if shifted else None
+        own = [i for i in wanted.own if plan_of([self.loaded[i]], sequences) == common]
+        found = {i: self.loaded[i].score(sequences, progress) for i in wanted.own if i not in own}
+        together = self._together(own, shifted, wanted.shifts, sequences, progress) if shifted else []
+        found |= zip(own, together, strict=False)
+        return [*(found[i] for i in wanted.own), *together[len(own) :]]
+
+    def _together(
+        self,
+        own: Sequence[int],
+        shifted: Sequence[int],
+        shifts: Sequence[Shift],
+        sequences: Sequences,
+        progress: OnProgress | None,
+    ) -> list[Scores]:
+        """Own scores of models that run alike, and those of the shifts, from the same forwards."""
+        used = sorted({*own, *shifted})
         place = {i: k for k, i in enumerate(used)}
         forwards = [self.loaded[i].forward for i in used]
         for i in used:
-            self.loaded[i].check_ids(sequences)
             head_of(self.loaded[i])
 
         def score(states: tuple[Tensor, ...], row_T: Tensor, token_T: Tensor) -> list[Scored]:
             self._running = None
-            found = [forwards[place[i]].score(states[place[i]], row_T, token_T) for i in wanted.own]
-            for shift in wanted.shifts:
+            found = [forwards[place[i]].score(states[place[i]], row_T, token_T) for i in own]
+            for shift in shifts:
                 base, tuned, ref = (forwards[place[i]].headed(states[place[i]]) for i in shift[:3])
                 out = emulated_logprobs(
                     base, tuned, ref, shift.betas, row_T, token_T, vocab_size=self.vocabulary
@@ -119,11 +138,11 @@ class Lockstep:
                 found += zip(out.logprob_BT, out.greedy_BT, strict=True)
             return found
 
-        count = len(wanted.own) + sum(len(shift.betas) for shift in wanted.shifts)
+        count = len(own) + sum(len(shift.betas) for shift in shifts)
         loglik_KS = np.zeros((count, len(sequences)))
         greedy_KS = np.ones((count, len(sequences)), dtype=bool)
         with torch.inference_mode():
-            for part in self._ways(sequences, used):
+            for part in parts_of([self.loaded[i] for i in shifted], sequences):
                 most = head_rows(self.loaded[0].device)
                 for k, targets in enumerate(scored(self._rows(part, used, progress), score, most)):
                     mine = summed(targets, len(part.sequences))
@@ -145,25 +164,45 @@ class Lockstep:
             yield found
             self._running = backend
 
-    def _ways(self, sequences: Sequences, used: Sequence[int]) -> list[Part]:
-        """The sequences by the fastest way that all models have for their length."""
-        backends, length_S = [self.loaded[i] for i in used], np.diff(sequences.offset) - 1
-        for backend in backends:
-            backend.reach(int(length_S.max(initial=0)))
-        longest = tuple(min(reach_of(backend, way) for backend in backends) for way in WAYS)
-        packer = min(backends, key=lambda backend: min(backend.batch_tokens, backend.proof.tokens))
-        key = (sequences.token_S, longest, packer.batch_tokens, packer.proof.tokens)
-        if self._key is not None and self._key[0] is key[0] and self._key[1:] == key[1:]:
-            return self._parts
-        found, left_S = [], np.ones(len(sequences), dtype=bool)
-        for way, most in zip(WAYS, longest, strict=True):
-            index = np.flatnonzero(left_S & (length_S <= most))
-            if len(index):
-                mine = sequences if len(index) == len(sequences) else sequences.take(index)
-                found.append(packer.part(way, mine, index))
-                left_S[index] = False
-        self._key, self._parts = key, found
-        return found
+
+class Plan(NamedTuple):
+    """How models run some sequences."""
+
+    ways: tuple[tuple[str, int], ...]  # the fastest first, and up to how many tokens fed each is used
+    packed: int  # tokens of a packed batch
+    tokens: int  # of another
+
+
+def plan_of(backends: Sequence[TorchBackend], sequences: Sequences) -> Plan:
+    """The fastest ways that all of these models have."""
+    longest, done = int((np.diff(sequences.offset) - 1).max(initial=0)), 0
+    ways = []
+    for way in WAYS:
+        most = min(longest, *(reach_of(backend, way) for backend in backends))
+        if most > done:
+            ways.append((way, most))
+            done = most
+    return Plan(tuple(ways), min(map(packed_tokens, backends)), min(b.batch_tokens for b in backends))
+
+
+def parts_of(backends: Sequence[TorchBackend], sequences: Sequences) -> list[Part]:
+    """The sequences by the way in which they run: as one of the models has packed them for itself where that will do."""
+    plan = plan_of(backends, sequences)
+    for backend in backends:
+        if plan_of([backend], sequences) == plan:
+            return backend.parts(sequences)
+    packer, done, found = min(backends, key=packed_tokens), 0, []
+    length_S = np.diff(sequences.offset) - 1
+    for way, most in plan.ways:
+        index = np.flatnonzero((length_S > done) & (length_S <= most))
+        if len(index):
+            found.append(packer.part(way, sequences.take(index), index))
+        done = most
+    return found
+
+
+def packed_tokens(backend: TorchBackend) -> int:
+    return min(backend.batch_tokens, backend.proof.tokens)
 
 
 def head_of(backend: TorchBackend) -> Head:

@@ -66,6 +66,9 @@ ASKED = {
     "fewshot": "--fewshot",
     "pmi": "--pmi",
     "eft_beta": "--beta",
+    "eft_base": "--base",
+    "eft_tuned": "--tuned",
+    "eft_ref": "--ref",
     "chat": "--chat",
 }
 

@@ -98,6 +98,10 @@ class TorchBackend:
         # by identity of the tokens
         self._parts: dict[int, tuple[Sequences, Proof, list[Mode], list[Part]]] = {}
 
+    def learn_with(self, other: TorchBackend) -> None:
+        """What either finds out about an architecture holds for both from now on."""
+        self._proofs, self._not_compiled = other._proofs, other._not_compiled
+
     # --- loading
 
     def load(self, checkpoint: Checkpoint) -> None:

@@ -28,7 +28,7 @@ def register(subparsers: Any) -> None:
     add("--beta", default="1", metavar="B,B,...", help="strengths of the shift (default: 1)")
     add("--direction", choices=["up", "down", "both"], default="both")
     add("--scales", metavar="SMALL,LARGE", help="which two, where there are more")
-    add("--stages", default="pt,sft", metavar="BEFORE,AFTER", help="of the checkpoints (default: pt,sft)")
+    add("--stages", metavar="BEFORE,AFTER", help="of the checkpoints (default: pt,sft)")
     for role, what in (
         ("base", "instead of mixtures, three of the checkpoints by name: whose logits are shifted"),
         ("tuned", "the model after fine-tuning"),
@@ -92,18 +92,20 @@ def groups_of(args: argparse.Namespace, found: list[Checkpoint]) -> list[Group]:
     if any(named):
         if not all(named):
             raise UserError("--base, --tuned and --ref name three checkpoints together: give all of them")
-        if args.direction != "both" or args.scales:
+        if args.direction != "both" or args.scales or args.stages:
             raise UserError(
-                "--direction and --scales are for mixtures: leave them out beside --base, --tuned and --ref"
+                "--direction, --scales and --stages are for mixtures: leave them out beside --base, --tuned and --ref"
             )
         by_name = {one.name: one for one in found}
         for name in named:
             if name not in by_name:
                 raise UserError(f"{name} is not among the checkpoints given: {', '.join(list(by_name)[:6])}")
+        if others := [name for name in by_name if name not in named]:
+            console.warn(f"not scored, as --base, --tuned and --ref name others: {', '.join(others[:6])}")
         base, tuned, ref = (by_name[name] for name in named)
         return [emulation.of_three(base, tuned, ref, betas)]
     directions = emulation.DIRECTIONS if args.direction == "both" else (args.direction,)
-    stages = pair(args.stages, "--stages BEFORE,AFTER")
+    stages = pair(args.stages or "pt,sft", "--stages BEFORE,AFTER")
     scales = pair(args.scales, "--scales SMALL,LARGE") if args.scales else None
     groups, notes = emulation.groups_of(found, betas, directions, scales, stages)
     for note in notes:

@@ -57,7 +57,7 @@ class Emulator(Scorer):
     def identify_group(self, group: Group) -> Group | Failure:
         """The group with the fingerprints of its members as this node sees them."""
         try:
-            found = [self._reading.identified(one, group.members) for one in group.members]
+            found = [self._identified(one, group.members) for one in group.members]
             return group._replace(members=tuple(found))
         except Exception as error:
             return failure(error)
@@ -72,7 +72,7 @@ class Emulator(Scorer):
             key = tuple((one.name, one.fingerprint) for one in group.members)
             if self._group != key:
                 self._group = ()
-                found = [self._reading.identified(one, group.members) for one in group.members]
+                found = [self._identified(one, group.members) for one in group.members]
                 for one, there in zip(group.members, found, strict=True):
                     if one.fingerprint != there.fingerprint:
                         raise UserError(

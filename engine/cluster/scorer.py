@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from evalengine import __version__
@@ -95,13 +96,13 @@ class Scorer:
             self._loaded = None
             return failure(error)
 
-    def _identified(self, checkpoint: Checkpoint, ahead: Checkpoint | None = None) -> Checkpoint:
+    def _identified(self, checkpoint: Checkpoint, ahead: Sequence[Checkpoint] = ()) -> Checkpoint:
         if checkpoint.source is None and not checkpoint.path.is_dir():
             raise UserError(
                 f"{checkpoint.path} is not there on {socket.gethostname()}: checkpoints must lie in a folder that all nodes"
                 " share, or be given as URIs (s3://, gs://, hf://)"
             )
-        return self._reading.identified(checkpoint, [] if ahead is None else [ahead])
+        return self._reading.identified(checkpoint, ahead)
 
     def _load(self, wanted: Checkpoint, ahead: Checkpoint | None) -> float:
         """Loads a checkpoint unless it is loaded. Raises UserError where its weights are not those that were identified."""
@@ -109,7 +110,7 @@ class Scorer:
             return 0.0
         started = time.monotonic()
         self._loaded = None
-        checkpoint = self._identified(wanted, ahead)
+        checkpoint = self._identified(wanted, [] if ahead is None else [ahead])
         if checkpoint.fingerprint != wanted.fingerprint:
             self._reading.forget(wanted.name)
             raise UserError(

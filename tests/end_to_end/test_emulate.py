@@ -197,8 +197,17 @@ def test_refusals(
         (quartet, ("--beta", "one"), "--beta takes numbers"),
         (quartet, ("--beta", "inf"), "finite"),
         (quartet, ("--beta", "1,1"), "one strength twice"),
+        (quartet, ("--beta", "0.1234567,0.1234568"), "at most six digits"),
+        (quartet[:3], ("--direction", "down"), "it lacks 2M-a-sft"),
+        (quartet[:3], (), "(--direction up needs none)"),
+        (quartet, ("--scales", "2M,1M"), "--scales 1M,2M"),
         (quartet, ("--scales", "1M,3M"), "no checkpoint has the scale '3M'"),
         (quartet, ("--base", "1M-a-pt"), "together"),
+        (
+            quartet,
+            ("--base", "2M-a-pt", "--tuned", "1M-a-sft", "--ref", "1M-a-pt", "--stages", "pt,sft"),
+            "--stages are for mixtures",
+        ),
         (quartet, ("--base", "x", "--tuned", "y", "--ref", "z"), "x is not among"),
         (quartet, ("--base", "1M-a-pt", "--tuned", "2M-a-pt", "--ref", "2M-a-pt"), "both 2M-a-pt"),
         ([*quartet[:3], other], (), "different tokenizers"),
@@ -226,6 +235,83 @@ def test_another_beta_under_the_same_name_is_refused(
     assert set(before) < set(files(tmp_path / "scores"))
 
 
+def test_another_tuned_model_under_the_same_name_is_refused(
+    bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = make(
+        tmp_path, names=[f"{scale}-a-{stage}" for scale in ("1M", "4M", "16M") for stage in ("pt", "sft")]
+    )
+    given = (*paths, "--data", bench, "--benchmarks", "copa", "--out", tmp_path / "scores", "--json")
+    assert run("emulate", *given, "--scales", "1M,16M") == 0
+    before = files(tmp_path / "scores")
+    capsys.readouterr()
+    assert run("emulate", *given, "--scales", "4M,16M") == 1
+    reasons = {one["failure"] for one in json.loads(capsys.readouterr().out)["checkpoints"]}
+    assert "was scored with --tuned 1M-a-sft, not 4M-a-sft" in reasons.pop()
+    after = files(tmp_path / "scores")
+    assert {name: after[name] for name in before} == before
+
+
+def test_up_needs_no_large_model_after_fine_tuning(quartet: list[Path], bench: Path, tmp_path: Path) -> None:
+    given = ("--data", bench, "--benchmarks", "copa,wic", "--limit", 12)
+    assert run("emulate", *quartet[:3], *given, "--direction", "up", "--out", tmp_path / "three") == 0
+    assert run("emulate", *quartet, *given, "--out", tmp_path / "four") == 0
+    three, four = files(tmp_path / "three"), files(tmp_path / "four")
+    assert three == {name: content for name, content in four.items() if name in three}
+    assert {Path(name).parent.name for name in four.keys() - three.keys()} == {"2M-a-sft", "1M-a-eft"}
+
+
+def test_scales_without_a_size_are_ordered_by_the_user(
+    bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = make(
+        tmp_path, names=[f"{scale}-a-{stage}" for scale in ("small", "large") for stage in ("pt", "sft")]
+    )
+    given = (
+        *paths,
+        "--data",
+        bench,
+        "--benchmarks",
+        "copa",
+        "--out",
+        tmp_path / "scores",
+        "--direction",
+        "up",
+    )
+    assert run("emulate", *given) == 1
+    assert "do not say which scale is larger" in capsys.readouterr().err
+    assert run("emulate", *given, "--scales", "small,large") == 0
+    about = store.read_metadata(tmp_path / "scores" / "large-a-eft" / "copa.arrow") or {}
+    assert (about["eft_base"], about["eft_tuned"]) == ("large-a-pt", "small-a-sft")
+
+
+def test_what_is_not_scored_is_said(
+    quartet: list[Path], bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny_models.save(tmp_path / "unlabelled")
+    given = (*quartet, other, "--data", bench, "--benchmarks", "copa", "--out", tmp_path / "scores")
+    assert run("emulate", *given) == 0
+    assert "not scored, as they are in no mixture" in (said := " ".join(capsys.readouterr().err.split()))
+    assert said.endswith("unlabelled")
+    assert run("emulate", *given, "--base", "2M-a-pt", "--tuned", "1M-a-sft", "--ref", "1M-a-pt") == 0
+    assert "2M-a-sft, unlabelled" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_mixtures_label_does_not_leave_the_store(
+    bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint's own evalengine.json may hold anything."""
+    paths = make(tmp_path / "ckpts")
+    for path in paths:
+        scale, _, stage = path.name.split("-")
+        about = {"scale": scale, "mixture": "a/../../../outside", "stage": stage}
+        (path / "evalengine.json").write_text(json.dumps(about))
+    out = tmp_path / "deep" / "er" / "scores"
+    assert run("emulate", *paths, "--data", bench, "--benchmarks", "copa", "--out", out) == 1
+    assert "it holds a slash" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("outside*"))
+
+
 def test_groups() -> None:
     def checkpoint(scale: str, mixture: str, stage: str, seed: str | None = None) -> Checkpoint:
         return Checkpoint(Path("x"), f"{scale}-{mixture}-{stage}-{seed}", scale, mixture, stage, seed=seed)
@@ -240,6 +326,9 @@ def test_groups() -> None:
     up, down = first.emulated
     assert (up.name, up.stage, up.base, up.tuned, up.ref) == ("1B-a-seed0-eft", "eft", 2, 1, 0)
     assert (down.name, down.base, down.tuned, down.ref) == ("240M-a-seed0-eft", 0, 3, 2)
+    alone = [checkpoint(c, "c", t, "5") for c in ("1B", "240M") for t in ("sft", "pt")]
+    names = [one.name for group in emulation.groups_of([*every, *alone], (1.0,))[0] for one in group.emulated]
+    assert names[-2:] == ["1B-c-eft", "240M-c-eft"], "a mixture of one run has no seed in its name"
     with pytest.raises(UserError, match="there are 3 scales"):
         emulation.groups_of([*every, checkpoint("7B", "a", "pt", "0")], (1.0,))
     with pytest.raises(UserError, match="both claim scale"):
