@@ -16,6 +16,7 @@ Dims: M mixtures, I items, C choices.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from evalengine.analysis.explain.design import by_mixture, rows
 from evalengine.analysis.explain.explainer import Study
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
+from evalengine.labels import scale_key
 
 TOKEN, SEQUENCE = "token", "sequence"
 DIRECTIONS = ("up", "down")
@@ -75,12 +77,14 @@ class Corners(NamedTuple):
 
 
 def corners_of(study: Study) -> Corners | None:
-    """None where the study has one scale, no run at both, or an emulated stage."""
+    """None where the study has one scale, no run at both, an emulated stage, or scales that do not say which is larger."""
     design = study.design
     stages = {name for runs in design.runs.values() for run in runs for name in (run.before, run.after)}
     if len(design.scales) < 2 or stages & study.scores.emulated.keys():
         return None
     small, large = design.scales[0], design.scales[-1]
+    if not in_order(small, large):
+        return None
     at_large = {(run.mixture, run.seed): run for run in design.runs[large]}
     quartets = [
         Quartet(run.mixture, run.before, run.after, other.before, other.after)
@@ -88,6 +92,11 @@ def corners_of(study: Study) -> Corners | None:
         if (other := at_large.get((run.mixture, run.seed))) is not None
     ]
     return Corners(small, large, tuple(quartets)) if quartets else None
+
+
+def in_order(small: str, large: str) -> bool:
+    """Whether the names of two scales say that the second one is larger."""
+    return scale_key(small)[0] < scale_key(large)[0] < math.inf
 
 
 class Answered(NamedTuple):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evalengine.analysis.explain.choices import read_choices
+from evalengine.analysis.explain.corners import in_order
 from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Findings, Options, Study
 from evalengine.analysis.explain.registry import EXPLAINERS
@@ -49,8 +50,17 @@ def describe(study: Study) -> dict[str, Any]:
         "level": options.level,
         "seed": options.seed,
         "data": options.data is not None,
-        "notes": [*scores.notes, *design.notes],
+        "notes": [*scores.notes, *design.notes, *unordered(design.scales)],
     }
+
+
+def unordered(scales: Sequence[str]) -> list[str]:
+    """Says why emulation is not looked at where nobody can tell which scale is the larger one."""
+    if len(scales) < 2 or in_order(scales[0], scales[-1]):
+        return []
+    return [
+        f"scales {', '.join(scales)} do not say their sizes, so emulation between them is left out: name them 1M, 7B"
+    ]
 
 
 def write(findings: Findings, folder: Path) -> None:

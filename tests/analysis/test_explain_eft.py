@@ -410,6 +410,14 @@ def test_pmi_shifts_both_terms(tmp_path: Path) -> None:
         assert found["up", 2.0, mixture] == pytest.approx(((score[0] - score[1]).argmax(1) == gold).mean())
 
 
+def test_scales_without_a_size_are_left_out_and_said_to_be(tmp_path: Path) -> None:
+    from evalengine.analysis.explain.findings import explain
+
+    planted.write_study(tmp_path, items=20, mixtures=MIXTURES, scales=["small", "large"])
+    assert not eft.eft_rows(study_of(tmp_path))
+    assert "do not say their sizes" in explain(tmp_path, Options()).method["notes"][-1]
+
+
 def test_one_scale_has_nothing_to_emulate(tmp_path: Path) -> None:
     planted.write_study(tmp_path, items=20, mixtures=MIXTURES, scales=["1B"])
     study = study_of(tmp_path)
