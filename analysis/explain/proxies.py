@@ -169,8 +169,10 @@ def _row(
 ) -> ProxyRow:
     interval_of = jackknife if minus else of_share if measure == AGREEMENT else of_correlation
     ends = interval_of(value_J[:1], value_J[1:, None], study.options.level)
-    p = float(ends.p[0]) if minus else np.nan
-    low, high = float(ends.low[0]), float(ends.high[0])
+    low, high, p = (float(end[0]) for end in (ends.low, ends.high, ends.p))
+    if not ends.se[0] > 1e-12:  # the same without each mixture: that says nothing of other mixtures
+        low = high = p = np.nan
+    p = p if minus else np.nan
     return ProxyRow(
         "", "", proxy, minus, measure, category, benchmark, float(value_J[0]), low, high, p, np.nan, n
     )
