@@ -33,7 +33,12 @@ from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
 from evalengine.analysis.results import with_interval
 
 MODELS = ("benchmarks", "+ log p", "+ margin", "+ both", "+ margin of each mixture")
-SLOPES = ("slope of the right choice", "slope of wrong choices", "slope on other mixtures' before")
+SLOPES = (
+    "slope of the right choice",
+    "slope of wrong choices",
+    "slope on other mixtures' before",
+    "slope of wrong choices on other mixtures' before",
+)
 LOGP, MARGIN = "log p(gold)", "margin"
 
 
@@ -104,12 +109,12 @@ def slopes(data: ItemLevel, scale: str, level: float) -> Iterator[TransferRow]:
     """What is gained regressed on what was there, within benchmarks."""
     n = len(np.unique(data.mixture_R))
     items = data.margin.shape[1]
-    others = _of_others(data.logp, data.mixture_R)
-    gained = data.logp_after - data.logp
+    gained, wrong_gained = data.logp_after - data.logp, data.wrong_after - data.wrong
     for name, x_RX, gain_RX, item_X in (
         (SLOPES[0], data.logp, gained, np.arange(items)),
-        (SLOPES[1], data.wrong, data.wrong_after - data.wrong, data.item_W),
-        (SLOPES[2], others, gained, np.arange(items)),
+        (SLOPES[1], data.wrong, wrong_gained, data.item_W),
+        (SLOPES[2], _of_others(data.logp, data.mixture_R), gained, np.arange(items)),
+        (SLOPES[3], _of_others(data.wrong, data.mixture_R), wrong_gained, data.item_W),
     ):
         slope, se, count = _slope(x_RX, gain_RX, item_X, data)
         ends = _ends(slope, se, n, level)
@@ -199,8 +204,9 @@ def section(findings: Findings) -> str:
         "in log-odds for each nat, and how much each model explains. Intervals are for other items and other mixtures, n = "
         f"{found[0].n}.</p>{page.show(models_table(findings))}"
         '<p class="hint">The slope of what the right choice gains on what it had is negative in any noisy data, and no sign that '
-        "unlikely answers are primed: wrong choices, which nobody taught, show what it is without learning, and a before that is "
-        f"taken from other mixtures' models shows it without the shared noise.</p>{page.show(slopes_table(findings))}"
+        "unlikely answers are primed: wrong choices, which nobody taught, show what it is without learning, and for both a "
+        "before that is taken from other mixtures' models shows it without the shared noise.</p>"
+        f"{page.show(slopes_table(findings))}"
     )
 
 
