@@ -136,7 +136,9 @@ def _rows(
 
     for measure in MEASURES:
         value_PJB = np.stack([with_and_without(measure, x_MB, y_MB) for x_MB in x_PMB])
-        known_B = np.asarray(np.isfinite(value_PJB).all(axis=(0, 1)))  # all proxies are compared over the same benchmarks
+        known_B = np.asarray(
+            np.isfinite(value_PJB).all(axis=(0, 1))
+        )  # all proxies are compared over the same benchmarks
         lines = dict(zip(proxies, value_PJB, strict=True))
         if measure == AGREEMENT and known_B.any():
             lines[CHOSEN] = np.full(value_PJB.shape[1:], np.nan)
