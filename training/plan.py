@@ -99,7 +99,7 @@ def _conversation_lengths(study: Study, data: Path | None, out: Path) -> list[in
         return [len(ids) for ids, _ in load(known[-1])]
     if data is None or any(chat.hub for chat in study.sft.data):
         return None
-    found = read(study.sft, data, study.seed)
+    found = read(study.sft, data, study.seed, study.sft.instructions)
     return [len(render(conversation).text) // BYTES_PER_TOKEN for conversation in found]
 
 

@@ -189,5 +189,5 @@ def _conversations(study: Study, data: Path | None, tokenizer: Tokenizer, work: 
     except UserError:
         console.warn(f"{path} was damaged: set aside as {sealed.set_aside(path).name} and made again")
     if not path.is_file():
-        sft.save(path, sft.tokenise(sft.read(study.sft, data, study.seed), tokenizer))
+        sft.save(path, sft.tokenise(sft.read(study.sft, data, study.seed, study.sft.instructions), tokenizer))
     return path
