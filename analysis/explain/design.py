@@ -87,7 +87,8 @@ def design_of(scores: Scores, stages: Sequence[str] | None = None) -> Design:
             notes.append(f"scale {scale}: without both {pair[0]} and {pair[1]}, left out: {names(lonely)}")
         if whole:
             runs[scale] = tuple(
-                Run(*place, *(of[place][stage] for stage in pair), of[place]) for place in whole
+                Run(*place, before=of[place][pair[0]], after=of[place][pair[1]], by_stage=of[place])
+                for place in whole
             )
     if not runs:
         raise UserError(
