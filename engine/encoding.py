@@ -96,6 +96,16 @@ class Encoded(NamedTuple):
     notes: tuple[str, ...] = ()  # what the user should know of the tokenizer
 
 
+def same_tokens(one: Encoded, other: Encoded) -> bool:
+    """Whether two tokenizers made the same sequences of the same items."""
+    return (
+        one.truncated == other.truncated
+        and all(map(np.array_equal, one.sequences, other.sequences))
+        and np.array_equal(one.sequence_C, other.sequence_C)
+        and (one.uncond_C is None or np.array_equal(one.uncond_C, other.uncond_C))
+    )
+
+
 class Encoder:
     """A tokenizer with the encoding rule. `window` is the model's, in tokens fed at once; 0: the tokenizer's, else 2048."""
 
