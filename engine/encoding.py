@@ -98,12 +98,11 @@ class Encoded(NamedTuple):
 
 def same_tokens(one: Encoded, other: Encoded) -> bool:
     """Whether two tokenizers made the same sequences of the same items."""
-    return (
-        one.truncated == other.truncated
-        and all(map(np.array_equal, one.sequences, other.sequences))
-        and np.array_equal(one.sequence_C, other.sequence_C)
-        and (one.uncond_C is None or np.array_equal(one.uncond_C, other.uncond_C))
-    )
+
+    def arrays(made: Encoded) -> list[np.ndarray]:
+        return [*made.sequences, made.sequence_C, *([] if made.uncond_C is None else [made.uncond_C])]
+
+    return one.truncated == other.truncated and all(map(np.array_equal, arrays(one), arrays(other)))
 
 
 class Encoder:
