@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evalengine import console, records
+from evalengine import records
 from evalengine.errors import UserError
 from evalengine.files import atomic
-from evalengine.training.arms import Asked, changed, parse_asked, unmoved
+from evalengine.training.arms import Asked, parse_asked
 from evalengine.training.chat import Conversation, Message, render
 from evalengine.training.rows import IGNORE, Batch
 from evalengine.training.sources import hub_rows
@@ -25,20 +25,8 @@ from evalengine.training.study import ChatSource, SftData, SourceSpec
 from evalengine.training.tokenizer import Tokenizer
 
 
-def read(sft: SftData, data: Path | None, seed: int, arm: str = "kept") -> list[Conversation]:
-    """The conversations of an arm of the study's fine-tuning data, in the file's order."""
-    found = asked(sft, data, seed)
-    of_arm = changed(found, arm, seed)
-    if arm == "delusive":
-        for task, count in unmoved(found, of_arm).items():
-            console.warn(
-                f"sft_delusive: {count:,} conversations of {task} keep their response: more than half have that one"
-            )
-    return of_arm
-
-
-def asked(sft: SftData, data: Path | None, seed: int) -> list[Asked]:
-    """The conversations as the data says them, with what is known of their tasks."""
+def read(sft: SftData, data: Path | None, seed: int) -> list[Asked]:
+    """The conversations of the study's fine-tuning data, in the file's order, with what is known of their tasks."""
     found: list[Asked] = []
     for source in sft.data:
         if source.benchmarks_train:
@@ -129,6 +117,12 @@ def within(examples: Sequence[Example], context: int) -> list[Example]:
             f"no conversation has a response within the context of {context} tokens: raise `context`"
         )
     return kept
+
+
+def learned_within(examples: Sequence[Example], context: int) -> tuple[int, int]:
+    """How many conversations have something to learn within the context, and how many tokens of them are learned."""
+    learned = [int(mask[: context + 1].sum()) for _, mask in examples]
+    return sum(map(bool, learned)), sum(learned)
 
 
 def save(path: Path, examples: Sequence[Example]) -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from itertools import permutations
 from pathlib import Path
@@ -12,11 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from evalengine.cli import main
 from evalengine.errors import UserError
+from evalengine.training import conversations
 from evalengine.training.arms import ARMS, LABELS, Asked, changed, parse_asked, unmoved
 from evalengine.training.chat import Conversation, Message
-from evalengine.training.conversations import PackedExamples, asked, read, tokenise
-from evalengine.training.study import ChatSource, SftData
+from evalengine.training.conversations import PackedExamples, read, tokenise
+from evalengine.training.prepare import prepare
+from evalengine.training.study import ChatSource, SftData, load, with_stages
 
 
 def chat(*turns: str) -> Conversation:
@@ -121,29 +129,22 @@ def test_every_arm_of_the_embedded_world_learns_the_same_tokens_in_as_many_steps
 ) -> None:
     sources = (ChatSource(path="sft.jsonl"), ChatSource(benchmarks_train="all"))
     sft = SftData(data=sources)
-    kept = asked(sft, data, 0)
+    kept = read(sft, data, 0)
     learned, steps = {}, {}
     for arm in ARMS:
-        examples = tokenise(read(sft, data, 0, arm), tokenizer)
+        examples = tokenise(changed(kept, arm, 0), tokenizer)
         longest = max(len(ids) for ids, _ in examples)
         learned[arm] = sum(int(mask.sum()) for _, mask in examples)
         packed = PackedExamples(examples, epochs=2, batch_examples=8, context=longest, seed=0)
         steps[arm] = packed.steps
         if arm != "delusive":
-            assert [said(c) for c in read(sft, data, 0, arm)] == [said(c.messages) for c in kept]
+            assert [said(c) for c in changed(kept, arm, 0)] == [said(c.messages) for c in kept]
     assert len(set(learned.values())) == 1 and len(set(steps.values())) == 1
-    own, wrong = [c.messages for c in kept], read(sft, data, 0, "delusive")
+    own, wrong = [c.messages for c in kept], changed(kept, "delusive", 0)
     for task in {c.task for c in kept}:
         chosen = [i for i, c in enumerate(kept) if c.task == task]
         assert Counter(said(own[i])[0] for i in chosen) == Counter(said(wrong[i])[0] for i in chosen), task
     assert sum(unmoved(kept, wrong).values()) < 0.2 * len(kept)
-
-
-def test_responses_that_cannot_move_are_counted(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [json.loads(line)["label"] for line in (data / "bench/boolq_train.jsonl").read_text().splitlines()]
-    excess = max(2 * max(Counter(rows).values()) - len(rows), 0)
-    read(SftData(data=(ChatSource(benchmarks_train=("boolq", "rte")),)), data, 0, "delusive")
-    assert (f"{excess} conversations of boolq keep their response" in capsys.readouterr().err) == (excess > 0)
 
 
 def test_fields_of_a_conversation_are_read_from_json_and_parquet(tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_fields_of_a_conversation_are_read_from_json_and_parquet(tmp_path: Path)
     pq.write_table(pa.Table.from_pylist(lines[1:]), tmp_path / "chat.parquet")
     pq.write_table(pa.Table.from_pylist(lines[:1]), tmp_path / "plain.parquet")
     files = ("chat.jsonl", "chat.parquet", "plain.parquet")
-    found = asked(SftData(data=tuple(ChatSource(path=name) for name in files)), tmp_path, 0)
+    found = read(SftData(data=tuple(ChatSource(path=name) for name in files)), tmp_path, 0)
     assert [(c.task, c.choices) for c in found] == [
         ("chat.jsonl", None),
         ("boolq", ("no", "yes")),
@@ -181,3 +182,77 @@ def test_fields_that_cannot_be_meant_are_refused(fields: dict[str, object], word
     messages = [{"role": "user", "content": "is it?"}, {"role": "assistant", "content": " yes"}]
     with pytest.raises(UserError, match=words):
         parse_asked({"messages": messages, **fields}, "line 3", "file")
+
+
+NAMES = ["sft", *(f"sft_{arm}" for arm in ARMS[1:])]
+
+
+def test_arms_that_the_context_cuts_unequally_are_named(
+    data: Path, write_study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = with_stages(load(write_study(sft__data=[{"path": "sft.jsonl"}])), NAMES)
+    prepared = prepare(study, data, tmp_path / "short")
+    said = capsys.readouterr().err
+    lengths = {arm: conversations.load(path) for arm, path in prepared.conversations.items()}
+    learned = [int(mask[:65].sum()) for _, mask in lengths["emptied"]]
+    kept = [int(mask[:65].sum()) for _, mask in lengths["kept"]]
+    assert f"sft_emptied learns {sum(learned):,} tokens of {sum(map(bool, learned))} conversations" in said
+    assert f"and sft {sum(kept):,} of {sum(map(bool, kept))}, since some are cut at the context of 64" in said
+    study = with_stages(load(write_study(scales__S__context=512, sft__data=[{"path": "sft.jsonl"}])), NAMES)
+    prepare(study, data, tmp_path / "long")
+    assert "cut at the context" not in capsys.readouterr().err
+
+
+def test_the_plan_has_every_arm_and_refuses_what_training_would(
+    data: Path, write_study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = [
+        "--out",
+        str(tmp_path / "c"),
+        "--dry-run",
+        "--json",
+        "--flops",
+        "1e12",
+        "--stages",
+        ",".join(NAMES),
+    ]
+    assert main(["train", str(write_study()), "--data", str(data), *plan]) == 0
+    runs = {run["name"]: run["tokens"] for run in json.loads(capsys.readouterr().out)["runs"]}
+    assert list(runs) == [f"S-{mixture}-{stage}" for mixture in ("m1", "m2") for stage in ("pt", *NAMES)]
+    assert runs["S-m1-sft_emptied"] < runs["S-m1-sft_output_space"] < runs["S-m1-sft"]
+    assert main(["train", "paper", *plan]) == 0
+    assert len(json.loads(capsys.readouterr().out)["runs"]) == 9 * 2 * 6
+    plain = [json.loads(line)["messages"] for line in (data / "sft.jsonl").read_text().splitlines()]
+    (tmp_path / "sft.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in plain))
+    whole = write_study(sft__data=[{"path": "sft.jsonl"}])
+    assert main(["train", str(whole), "--data", str(tmp_path), *plan]) == 1
+    assert "sft_output_space must know which answers are possible" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_arms_killed_with_sigkill_end_with_the_same_bytes(data: Path, write_study, tmp_path: Path) -> None:
+    study, options = (
+        str(write_study()),
+        ["--data", str(data), "--jobs", "1", "--only", "S-m1-*", "--stages", ",".join(NAMES)],
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(["train", study, "--out", str(whole), *options]) == 0
+    command = [sys.executable, "-m", "evalengine", "train", study, "--out", str(killed), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 200
+    while not (killed / "S-m1-sft_shuffled").is_dir():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(60)
+    assert not (killed / "S-m1-sft_delusive").is_dir()
+    assert main(["train", study, "--out", str(killed), *options]) == 0
+    made = {str(p.relative_to(whole)): p.read_bytes() for p in whole.glob("S-*/*")}
+    assert made == {str(p.relative_to(killed)): p.read_bytes() for p in killed.glob("S-*/*")}
+    about = [json.loads(made[f"S-m1-{stage}/evalengine.json"]) for stage in NAMES]
+    assert (
+        len({one["fingerprint"] for one in about})
+        == len({one["crc32"]["model.safetensors"] for one in about})
+        == 5
+    )

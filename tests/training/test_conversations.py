@@ -128,7 +128,8 @@ def test_benchmark_train_files_become_conversations(data: Path):
         (f"{r['passage']}\nQuestion: {r['question']}?\nAnswer:", " yes" if r["label"] else " no")
         for r in rows
     }
-    of_boolq = {(c[0].content, c[1].content) for c in found if "Question:" in c[0].content}
+    of_boolq = {(asked.content, said.content) for (asked, said), task, _ in found if task == "boolq"}
+    assert {c.choices for c in found if c.task == "boolq"} == {("no", "yes")}
     assert len(of_boolq) == 5
     assert of_boolq <= expected
     every = read(SftData(data=(ChatSource(benchmarks_train="all"),)), data, seed=0)
