@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import logsumexp
 
-from evalengine import console, files
+from evalengine import console, sealed
 from evalengine.arrow import array_of, strings
 from evalengine.benchmarks.load import ItemSet
 from evalengine.errors import UserError, nearest
@@ -26,7 +26,9 @@ from evalengine.training.exposure.embedding import Embedding
 if TYPE_CHECKING:
     import pyarrow as pa
 
+NAME = "similarity.arrow"
 KINDS = ("bm25", "embedding", "dsir")
+COLUMNS = ["benchmark", "item", "choice", "source", "kind", "value"]
 TOP = 10  # chunks of a source
 BLOCK = 4096  # chunks scored at once
 
@@ -121,32 +123,29 @@ def _count(sources: Sources, corpus: Corpus) -> np.ndarray:
 def _table(asked: Queries, value: Mapping[tuple[str, str], np.ndarray]) -> pa.Table:
     import pyarrow as pa
 
-    parts = [
-        pa.table(
-            {
-                "benchmark": strings(asked.benchmark_Q),
-                "item": strings(asked.item_Q),
-                "choice": array_of(asked.choice_Q),
-                "source": strings([source] * len(value_Q)),
-                "kind": strings([kind] * len(value_Q)),
-                "value": array_of(value_Q.astype(np.float32)),
-            }
-        )
-        for (kind, source), value_Q in value.items()
-    ]
-    return pa.concat_tables(parts)
+    times = len(value)
+    kind, source = zip(*value, strict=True)
+    of_query = {"benchmark": asked.benchmark_Q, "item": asked.item_Q}
+    columns = {name: _coded(column, lambda code: np.tile(code, times)) for name, column in of_query.items()}
+    of_value = {"source": source, "kind": kind}
+    each = len(asked.item_Q)
+    columns |= {name: _coded(column, lambda code: np.repeat(code, each)) for name, column in of_value.items()}
+    columns["choice"] = array_of(np.tile(asked.choice_Q, times))
+    columns["value"] = array_of(np.concatenate(list(value.values())).astype(np.float32))
+    return pa.table(columns).select(COLUMNS)
 
 
-def write(path: Path, table: pa.Table, exposure: Mapping[str, Any]) -> None:
-    """The whole table or nothing. `exposure`: the metadata of exposure.arrow; how values were made stands beside it."""
+def _coded(names: Sequence[str], repeat: Callable[[np.ndarray], np.ndarray]) -> pa.Array:
+    """A dictionary column: its rows are those of `names`, repeated."""
     import pyarrow as pa
 
+    number = {name: code for code, name in enumerate(dict.fromkeys(names))}
+    codes = np.array([number[name] for name in names], np.int32)
+    return pa.DictionaryArray.from_arrays(array_of(repeat(codes)), strings(list(number)))
+
+
+def write(path: Path, table: pa.Table, exposure: str) -> None:
+    """Writes all of it, or nothing. `exposure`: the metadata of exposure.arrow; how values were made stands beside it."""
     made = {"chunk_words": WORDS, "top": TOP, "k1": K1, "b": B, "buckets": dsir.BUCKETS}
     made |= {"temperature": {"bm25": Bm25.temperature, "embedding": Embedding.temperature}}
-    table = table.replace_schema_metadata({"exposure": json.dumps(exposure), "similarity": json.dumps(made)})
-    with (
-        files.atomic(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, table.schema) as writer,
-    ):
-        writer.write_table(table)
+    sealed.write(path, table, {"exposure": exposure, "similarity": json.dumps(made)})
