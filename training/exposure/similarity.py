@@ -18,7 +18,7 @@ from evalengine import console, sealed
 from evalengine.arrow import array_of, strings
 from evalengine.benchmarks.load import ItemSet
 from evalengine.errors import UserError, nearest
-from evalengine.training.exposure import dsir
+from evalengine.training.exposure import dsir, packages
 from evalengine.training.exposure.bm25 import K1, B, Bm25, Corpus
 from evalengine.training.exposure.chunks import WORDS, Queries, blocks, chunks, queries, words
 from evalengine.training.exposure.embedding import Embedding
@@ -42,11 +42,9 @@ def similarities(
 
     bm25, embedding: log of the mean of exp(score / temperature) over the ten best chunks of the source (all, where
     it has fewer). Temperature 1 for BM25, 0.05 for the cosine. dsir: see `dsir.value`. A choice without a word in it or
-    its context has no row. Raises UserError for an unknown kind, a missing package, no query and a source without words.
+    its context has no row. Raises UserError as `check` does, for items without a word and for a source without one.
     """
-    for kind in kinds:
-        if kind not in KINDS:
-            raise UserError(f"there is no similarity {kind!r:.60}{nearest(kind, KINDS)}")
+    check(kinds)
     asked = queries(items)
     if not asked.item_Q:
         raise UserError("no item holds a word: there is nothing to compare with the sources")
@@ -75,6 +73,15 @@ def similarities(
         value_QS = np.array([dsir.value(dsir.buckets(words(text)), log_q_SB) for text in texts])
         value |= {("dsir", name): value_QS[:, s] for s, name in enumerate(sources)}
     return _table(asked, {key: value[key] for key in ((k, s) for k in kinds for s in sources)})
+
+
+def check(kinds: Sequence[str]) -> None:
+    """Raises UserError for an unknown kind and for a package that is missing, before anything is read."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UserError(f"there is no similarity {kind!r:.60}{nearest(kind, KINDS)}")
+        if kind in packages.OF_KIND:
+            packages.load(kind)
 
 
 def of_mixture(value: Mapping[str, np.ndarray], shares: Mapping[str, float]) -> np.ndarray:
@@ -146,6 +153,12 @@ def _coded(names: Sequence[str], repeat: Callable[[np.ndarray], np.ndarray]) -> 
 
 def write(path: Path, table: pa.Table, exposure: str) -> None:
     """Writes all of it, or nothing. `exposure`: the metadata of exposure.arrow; how values were made stands beside it."""
-    made = {"chunk_words": WORDS, "top": TOP, "k1": K1, "b": B, "buckets": dsir.BUCKETS}
-    made |= {"temperature": {"bm25": Bm25.temperature, "embedding": Embedding.temperature}}
+    made = {
+        "chunk_words": WORDS,
+        "top": TOP,
+        "k1": K1,
+        "b": B,
+        "temperature": {"bm25": Bm25.temperature, "embedding": Embedding.temperature},
+        "buckets": dsir.BUCKETS,
+    }
     sealed.write(path, table, {"exposure": exposure, "similarity": json.dumps(made)})
