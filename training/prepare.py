@@ -12,7 +12,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 from evalengine import console, sealed
 from evalengine import files as storage
 from evalengine.errors import UserError
-from evalengine.training import contamination
+from evalengine.training import arms, contamination
 from evalengine.training import conversations as sft
 from evalengine.training import tokenizer as tokenizers
 from evalengine.training.model import Shape
 from evalengine.training.shards import TokenSource, build, is_complete
 from evalengine.training.sources import documents, files, source_key
-from evalengine.training.study import Scale, SourceSpec, Study
+from evalengine.training.study import Scale, SourceSpec, Study, runs
 from evalengine.training.tokenizer import Tokenizer
 from evalengine.untrusted import parse_json
 
@@ -38,7 +38,7 @@ class Prepared(NamedTuple):
 
     tokenizer: Path
     sources: Mapping[str, Path]  # folders of token shards
-    conversations: Path
+    conversations: Mapping[str, Path]  # of each arm of fine-tuning; `kept` is always there
 
 
 def work_folder(out: Path) -> Path:
@@ -63,7 +63,7 @@ def prepare(study: Study, data: Path | None, out: Path) -> Prepared:
     folders = {name: _shards(study, name, data, tokenizer, work / "tokens") for name in used}
     conversations = _conversations(study, data, tokenizer, work)
     sources = {name: TokenSource(folder, name) for name, folder in folders.items()}
-    contamination.report(work / "contamination.json", data, tokenizer, sources, conversations)
+    contamination.report(work / "contamination.json", data, tokenizer, sources, conversations["kept"])
     return Prepared(tokenizer.path, folders, conversations)
 
 
@@ -160,8 +160,56 @@ def _shards(study: Study, name: str, data: Path | None, tokenizer: Tokenizer, fo
     return place
 
 
-def _conversations(study: Study, data: Path | None, tokenizer: Tokenizer, work: Path) -> Path:
-    parts: list[Any] = [dataclasses.asdict(study.sft), study.seed, tokenizer.hash, 1]
+def _conversations(study: Study, data: Path | None, tokenizer: Tokenizer, work: Path) -> dict[str, Path]:
+    """The file of each arm; the conversations are read once for all that have to be made."""
+    read = cache(partial(sft.read, study.sft, data, study.seed))
+    paths = {}
+    for arm in dict.fromkeys(["kept", *(run.arm for run in runs(study) if run.stage.startswith("sft"))]):
+        path = work / f"{conversations_name(arm)}-{_key_of_conversations(study, data, tokenizer, arm)}.npz"
+        try:
+            if path.is_file():
+                sft.load(path)
+        except UserError:
+            console.warn(f"{path} was damaged: set aside as {sealed.set_aside(path).name} and made again")
+        if not path.is_file():
+            changed = arms.changed(read(), arm, study.seed)
+            if arm == "delusive":
+                for task, count in arms.unmoved(read(), changed).items():
+                    console.warn(
+                        f"sft_delusive: {count:,} responses of {task} stay: more than half of its are the same"
+                    )
+            sft.save(path, sft.tokenise(changed, tokenizer))
+        paths[arm] = path
+    if len(paths) > 1:
+        _say_what_differs(study, paths)
+    return paths
+
+
+def _say_what_differs(study: Study, paths: Mapping[str, Path]) -> None:
+    """Warns where arms do not learn the same number of tokens from as many conversations: some are cut at the context."""
+    examples = {arm: sft.load(path) for arm, path in paths.items()}
+    for name, scale in study.scales.items():
+        learned = {arm: sft.learned_within(some, scale.context) for arm, some in examples.items()}
+        count, tokens = learned["kept"]
+        for arm, found in learned.items():
+            if found != (count, tokens):
+                console.warn(
+                    f"scale {name}: sft_{arm} learns {found[1]:,} tokens of {found[0]:,} conversations and sft {tokens:,} of "
+                    f"{count:,}, since some are cut at the context of {scale.context:,}; raise it, or shorten them, to compare "
+                    "these arms"
+                )
+
+
+def conversations_name(arm: str) -> str:
+    """How the name of an arm's file begins; a hyphen and twelve hexadecimal digits follow."""
+    return "conversations" if arm == "kept" else f"conversations-{arm}"
+
+
+def _key_of_conversations(study: Study, data: Path | None, tokenizer: Tokenizer, arm: str) -> str:
+    settings = dataclasses.asdict(study.sft)
+    # keys in the order that they had when the arm was one of them
+    ordered = {"data": settings.pop("data"), "instructions": arm, **settings}
+    parts: list[Any] = [ordered, study.seed, tokenizer.hash, 1]
     for chat in study.sft.data:
         if chat.path and data is not None and (data / chat.path).is_file():
             parts.append(source_key(SourceSpec(path=chat.path), data, chat.path))
@@ -172,13 +220,4 @@ def _conversations(study: Study, data: Path | None, tokenizer: Tokenizer, work: 
                 (p.name, p.stat().st_size, zlib.crc32(p.read_bytes()))
                 for p in sorted(folder.glob("*_train.*"))
             ]
-    key = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:12]
-    path = work / f"conversations-{key}.npz"
-    try:
-        if path.is_file():
-            sft.load(path)
-    except UserError:
-        console.warn(f"{path} was damaged: set aside as {sealed.set_aside(path).name} and made again")
-    if not path.is_file():
-        sft.save(path, sft.tokenise(sft.read(study.sft, data, study.seed), tokenizer))
-    return path
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:12]

@@ -31,14 +31,14 @@ class Outcome(NamedTuple):
 
 
 def selected(study: Study, only: str | None) -> list[Run]:
-    """The runs whose name matches the glob `only`; a fine-tuning run brings its pretraining along."""
+    """The runs whose name matches the glob `only`, and those that they start from."""
     everything = runs(study)
     if only is None:
         return everything
     wanted = {run for run in everything if fnmatch.fnmatchcase(run.name, only)}
     if not wanted:
         raise UserError(f"--only {only} matches none of the study's runs, such as {everything[0].name}")
-    wanted |= {Run(run.scale, run.mixture, "pt") for run in wanted}
+    wanted |= {ancestor for run in wanted for ancestor in run.ancestors}
     return [run for run in everything if run in wanted]
 
 

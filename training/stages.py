@@ -1,4 +1,4 @@
-"""The two stages: a mixture to a pretrained checkpoint, a pretrained checkpoint to a fine-tuned one."""
+"""The stages: a mixture to a pretrained checkpoint, a pretrained checkpoint to a fine-tuned one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from evalengine.training.prepare import Prepared, shape_of, work_folder
 from evalengine.training.rows import MixedRows, Stream
 from evalengine.training.shards import TokenSource
 from evalengine.training.state import Place
-from evalengine.training.study import Optimisation, Run, Scale, Study
+from evalengine.training.study import Optimisation, Run, Scale, Study, settings_of
 from evalengine.training.tokenizer import Tokenizer
 
 VALIDATION_ROWS = 8  # of each source
@@ -53,6 +53,15 @@ class Job(NamedTuple):
         return self.study.scales[self.run.scale]
 
     @property
+    def settings(self) -> Optimisation:
+        return settings_of(self.scale, self.run.stage)
+
+    @property
+    def conversations(self) -> Path:
+        """Those of a fine-tuning run."""
+        return self.prepared.conversations[self.run.arm]
+
+    @property
     def shares(self) -> dict[str, float]:
         return {name: share for name, share in self.study.mixtures[self.run.mixture].items() if share > 0}
 
@@ -79,10 +88,12 @@ def fingerprint(job: Job) -> str:
         "sources": {name: source.digest for name, source in job.sources().items()},
         "save_dtype": study.save_dtype,
     }
-    if job.run.stage == "sft":
+    if job.run.stage != "pt":
         decides["sft"] = _decisive(scale.sft)
         decides["reach"] = study.sft.reach
-        decides["conversations"] = conversations.digest(conversations.load(job.prepared.conversations))
+        decides["conversations"] = conversations.digest(conversations.load(job.conversations))
+        if job.run.arm != "kept":
+            decides["arm"] = job.run.arm
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -97,7 +108,7 @@ def tokens_of(job: Job) -> int:
     """Tokens that a run is fed; of fine-tuning those of the conversations, without padding."""
     if job.run.stage == "pt":
         return pretraining_steps(job.scale) * job.scale.pretrain.batch_rows * job.scale.context
-    examples = conversations.within(conversations.load(job.prepared.conversations), job.scale.context)
+    examples = conversations.within(conversations.load(job.conversations), job.scale.context)
     tokens = sum(len(ids) for ids, _ in examples)
     return int(tokens * job.study.sft.reach * job.scale.sft.epochs)
 
@@ -118,7 +129,7 @@ def train(job: Job, report: Callable[[Step], None] = lambda step: None) -> Resul
         width=shape.context if job.place.compile else 0,
         fingerprint=fingerprint(job),
     )
-    stage, settings = (pretrain, job.scale.pretrain) if job.run.stage == "pt" else (finetune, job.scale.sft)
+    stage = pretrain if job.run.stage == "pt" else finetune
     model, loss, found = stage(job, tokenizer, shape, place, report)
     model = place.group.unsharded(model)
     if place.group.rank == 0:
@@ -131,7 +142,7 @@ def train(job: Job, report: Callable[[Step], None] = lambda step: None) -> Resul
             "seed": job.study.seed,
             "shares": dict(job.study.mixtures[job.run.mixture]),
             "parameters": shape.params,
-            "settings": dataclasses.asdict(settings),
+            "settings": dataclasses.asdict(job.settings),
             "train_loss": round(loss, 6),
             **found,
         }
@@ -170,18 +181,25 @@ def pretrain(
     return model, loss, {"validation_loss": validation, "tokens": tokens_of(job)}
 
 
-def finetune(
-    job: Job, tokenizer: Tokenizer, shape: Shape, place: Place, report: Callable[[Step], None]
-) -> Trained:
-    """From the run's pretrained checkpoint, with loss on what the assistant says."""
-    reach, settings = job.study.sft.reach, job.scale.sft
-    base = job.out / dataclasses.replace(job.run, stage="pt").name
+def from_parent(job: Job, shape: Shape) -> tuple[Decoder, dict[str, Any]]:
+    """The model that a run starts from, and what evalengine.json says of it. Raises UserError where it is not finished."""
+    assert job.run.parent is not None
+    base = job.out / job.run.parent.name
     made_of = export.metadata(base)
     if made_of is None:
         raise UserError(f"{job.run.name} needs {base.name}, which is not finished: train it first")
     model = export.load(base, shape)
     model.checkpoint_activations = job.scale.checkpoint_activations
-    examples = conversations.within(conversations.load(job.prepared.conversations), shape.context)
+    return model, {"base": base.name, "base_fingerprint": made_of["fingerprint"]}
+
+
+def finetune(
+    job: Job, tokenizer: Tokenizer, shape: Shape, place: Place, report: Callable[[Step], None]
+) -> Trained:
+    """From the run's pretrained checkpoint, with loss on what the assistant says."""
+    reach, settings = job.study.sft.reach, job.scale.sft
+    model, base = from_parent(job, shape)
+    examples = conversations.within(conversations.load(job.conversations), shape.context)
     total = len(examples)
     if reach < 1:
         examples = least_surprising(model, examples, reach, place)
@@ -195,8 +213,7 @@ def finetune(
     loss = fit(model, packed, settings, place, report)
     found = {
         "validation_loss": {},
-        "base": base.name,
-        "base_fingerprint": made_of["fingerprint"],
+        **base,
         "conversations": len(examples),
         "of": total,
     }

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.numba_kernels import jit
 from evalengine.benchmarks import Item
+from evalengine.jit import jit
 from evalengine.training.exposure.words import WORD, Rows, Vocabulary, numbers, vocabulary
 
 LEAST, MOST = 2, 8
