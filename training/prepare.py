@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from evalengine import console, sealed
 from evalengine import files as storage
 from evalengine.errors import UserError
-from evalengine.training import contamination
+from evalengine.training import arms, contamination
 from evalengine.training import conversations as sft
 from evalengine.training import tokenizer as tokenizers
 from evalengine.training.model import Shape
@@ -172,10 +172,32 @@ def _conversations(study: Study, data: Path | None, tokenizer: Tokenizer, work: 
         except UserError:
             console.warn(f"{path} was damaged: set aside as {sealed.set_aside(path).name} and made again")
         if not path.is_file():
-            changed = sft.change_instructions(read(), arm, study.seed)
+            changed = arms.changed(read(), arm, study.seed)
+            if arm == "delusive":
+                for task, count in arms.unmoved(read(), changed).items():
+                    console.warn(
+                        f"sft_delusive: {count:,} responses of {task} stay: more than half of its are the same"
+                    )
             sft.save(path, sft.tokenise(changed, tokenizer))
         paths[arm] = path
+    if len(paths) > 1:
+        _say_what_differs(study, paths)
     return paths
+
+
+def _say_what_differs(study: Study, paths: Mapping[str, Path]) -> None:
+    """Warns where arms do not learn the same number of tokens from as many conversations: some are cut at the context."""
+    examples = {arm: sft.load(path) for arm, path in paths.items()}
+    for name, scale in study.scales.items():
+        learned = {arm: sft.learned_within(some, scale.context) for arm, some in examples.items()}
+        count, tokens = learned["kept"]
+        for arm, found in learned.items():
+            if found != (count, tokens):
+                console.warn(
+                    f"scale {name}: sft_{arm} learns {found[1]:,} tokens of {found[0]:,} conversations and sft {tokens:,} of "
+                    f"{count:,}, since some are cut at the context of {scale.context:,}; raise it, or shorten them, to compare "
+                    "these arms"
+                )
 
 
 def conversations_name(arm: str) -> str:

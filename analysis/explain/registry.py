@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evalengine.analysis.explain import (
+    arms,
     decomposition,
     eft,
     eft_decisions,
@@ -23,6 +24,7 @@ EXPLAINERS: tuple[Explainer, ...] = (
     proxies.EXPLAINER,
     snr.EXPLAINER,
     format.EXPLAINER,
+    arms.EXPLAINER,
     item_transfer.EXPLAINER,
     threshold.EXPLAINER,
     flips.EXPLAINER,

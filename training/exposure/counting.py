@@ -150,7 +150,7 @@ def _save(path: Path, counts: Counts) -> None:
         arrays[f"{name}_at"] = np.flatnonzero(flat)
         arrays[name] = flat[arrays[f"{name}_at"]]
     with files.atomic(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, **arrays)
+        np.savez(stream, allow_pickle=False, **arrays)
 
 
 def _load(path: Path, items: Items) -> Counts:

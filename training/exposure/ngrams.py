@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.numba_kernels import jit
 from evalengine.benchmarks import Item
+from evalengine.jit import jit
 from evalengine.training.exposure.words import WORD, Vocabulary, numbers, vocabulary
 
 LEAST, MOST = 2, 8
@@ -71,14 +71,15 @@ def gather(items: Sequence[Item]) -> Items:
     contexts, context_of, own = list[str](), list[int](), list[bool]()
     for item in items:
         shared = len(set(item.contexts)) == 1
-        for j, context in enumerate(item.contexts):
+        for j, text in enumerate(item.contexts):
             own.append(j == 0 or not shared)
             if own[-1]:
-                contexts.append(context)
+                contexts.append(text)
             context_of.append(len(contexts) - 1)
     choices = [choice for item in items for choice in item.continuations]
     words = vocabulary(dict.fromkeys(w for t in chain(contexts, choices) for w in WORD.findall(t.lower())))
-    context, choice = (_joined([numbers(text, words) for text in texts]) for texts in (contexts, choices))
+    context = _joined([numbers(text, words) for text in contexts])
+    choice = _joined([numbers(text, words) for text in choices])
     context_of_C = np.array(context_of, np.int32)
     return _trie(words, context, choice, context_of_C, np.array(own, bool))
 
@@ -196,9 +197,14 @@ class Tally(NamedTuple):
 def tally(grams: Grams) -> Tally:
     """Nothing counted yet."""
     G, X, C = len(grams.word_G), len(grams.context.start_R) - 1, len(grams.context_of_C)
-    marks = (np.zeros((K, rows), np.uint8) for rows in (X, C))
-    counts = (np.zeros((C, columns), np.int64) for columns in (K, 2))
-    return Tally(np.zeros((G, 2), np.int32), *marks, *counts, np.zeros(3, np.int64))
+    return Tally(
+        np.zeros((G, 2), np.int32),
+        np.zeros((K, X), np.uint8),
+        np.zeros((K, C), np.uint8),
+        np.zeros((C, K), np.int64),
+        np.zeros((C, 2), np.int64),
+        np.zeros(3, np.int64),
+    )
 
 
 def add(text: str, items: Items, into: Tally) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.numba_kernels import jit
+from evalengine.jit import jit
 
 WORD = re.compile(r"[^\W_]+")
 UNKNOWN = -1
