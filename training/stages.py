@@ -10,20 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from evalengine import __version__
 from evalengine.errors import UserError
-from evalengine.training import conversations, export
-from evalengine.training.conversations import PackedExamples
+from evalengine.training import conversations, export, selections
+from evalengine.training.conversations import Example, PackedExamples
 from evalengine.training.loop import Step, fit, mean_loss
 from evalengine.training.model import Decoder, Shape
-from evalengine.training.perplexity_filter import least_surprising
 from evalengine.training.prepare import Prepared, shape_of, work_folder
 from evalengine.training.rows import MixedRows, Stream
 from evalengine.training.shards import TokenSource
 from evalengine.training.state import Place
-from evalengine.training.study import Optimisation, Run, Scale, Study
+from evalengine.training.study import Optimisation, Run, Scale, Study, scorer
 from evalengine.training.tokenizer import Tokenizer
 
 VALIDATION_ROWS = 8  # of each source
@@ -81,9 +81,24 @@ def fingerprint(job: Job) -> str:
     }
     if job.run.stage == "sft":
         decides["sft"] = _decisive(scale.sft)
-        decides["reach"] = study.sft.reach
+        decides["reach"] = 1.0  # as if all were kept: a checkpoint made before `select` stays valid
+        if study.sft.select:
+            decides["select"] = selecting(job)
         decides["conversations"] = conversations.digest(conversations.load(job.prepared.conversations))
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def selecting(job: Job) -> dict[str, Any]:
+    """Everything that decides which conversations a run is fine-tuned on."""
+    select = job.study.sft.select
+    assert select is not None
+    return {
+        **dataclasses.asdict(select),
+        "format": selections.FORMAT,
+        "model": fingerprint(job._replace(run=scorer(job.study, job.run))),
+        "context": job.scale.context,
+        "conversations": conversations.digest(conversations.load(job.prepared.conversations)),
+    }
 
 
 def _decisive(settings: Optimisation) -> dict[str, Any]:
@@ -99,7 +114,7 @@ def tokens_of(job: Job) -> int:
         return pretraining_steps(job.scale) * job.scale.pretrain.batch_rows * job.scale.context
     examples = conversations.within(conversations.load(job.prepared.conversations), job.scale.context)
     tokens = sum(len(ids) for ids, _ in examples)
-    return int(tokens * job.study.sft.reach * job.scale.sft.epochs)
+    return int(tokens * job.study.sft.share * job.scale.sft.epochs)
 
 
 def pretraining_steps(scale: Scale) -> int:
@@ -174,17 +189,16 @@ def finetune(
     job: Job, tokenizer: Tokenizer, shape: Shape, place: Place, report: Callable[[Step], None]
 ) -> Trained:
     """From the run's pretrained checkpoint, with loss on what the assistant says."""
-    reach, settings = job.study.sft.reach, job.scale.sft
+    settings = job.scale.sft
     base = job.out / dataclasses.replace(job.run, stage="pt").name
-    made_of = export.metadata(base)
-    if made_of is None:
-        raise UserError(f"{job.run.name} needs {base.name}, which is not finished: train it first")
-    model = export.load(base, shape)
+    model, made_of = _pretrained(job, base, shape)
     model.checkpoint_activations = job.scale.checkpoint_activations
-    examples = conversations.within(conversations.load(job.prepared.conversations), shape.context)
-    total = len(examples)
-    if reach < 1:
-        examples = least_surprising(model, examples, reach, place)
+    everything = conversations.load(job.prepared.conversations)
+    examples = conversations.within(everything, shape.context)
+    total, about = len(examples), {}
+    if job.study.sft.select:
+        about["select"], chosen_M = _select(job, model, everything, tokenizer, place)
+        examples = conversations.within([everything[i] for i in chosen_M.nonzero()[0]], shape.context)
     packed = PackedExamples(
         examples,
         epochs=settings.epochs,
@@ -199,5 +213,38 @@ def finetune(
         "base_fingerprint": made_of["fingerprint"],
         "conversations": len(examples),
         "of": total,
+        **about,
     }
     return model, loss, found
+
+
+def _pretrained(job: Job, path: Path, shape: Shape) -> tuple[Decoder, dict[str, Any]]:
+    """A pretrained model that the run needs, and its metadata."""
+    about = export.metadata(path)
+    if about is None:
+        raise UserError(f"{job.run.name} needs {path.name}, which is not finished: train it first")
+    return export.load(path, shape), about
+
+
+def _select(
+    job: Job, own: Decoder, examples: list[Example], tokenizer: Tokenizer, place: Place
+) -> tuple[dict[str, Any], np.ndarray]:
+    """What evalengine.json says of the choice, and the choice, a bool for each conversation: read where it was made before."""
+    select, run = job.study.sft.select, scorer(job.study, job.run)
+    assert select is not None
+    key = hashlib.sha256(json.dumps(selecting(job), sort_keys=True).encode()).hexdigest()[:16]
+    path = selections.path_of(work_folder(job.out), job.run)
+    selection = selections.read(path, key)
+    if selection is None:
+        model = own
+        if run.scale != job.run.scale:
+            shape = shape_of(job.study.scales[run.scale], tokenizer.size)
+            model, _ = _pretrained(job, job.out / run.name, shape)
+        seed = (job.study.seed, zlib.crc32(job.run.scale.encode()), zlib.crc32(job.run.mixture.encode()))
+        selection = selections.make(
+            model, examples, select, tokenizer, place, context=job.scale.context, seed=seed
+        )
+        if place.group.rank == 0:
+            selections.write(path, selection, key)
+    about = {**dataclasses.asdict(select), "model": run.name, "key": key, **selection.summary()}
+    return about, selection.chosen_M

@@ -1,6 +1,6 @@
 """The runs of a study in worker processes of this machine or under torchrun, with one line of progress.
 
-A worker takes one chain (a checkpoint's pretraining, then its fine-tuning) at a time. Workers are plain spawned
+A worker takes one chain (a checkpoint's pretraining, then what is made of it) at a time. Workers are plain spawned
 processes, one device each; a run that fails ends its chain and no other.
 """
 
@@ -40,10 +40,12 @@ class Message(NamedTuple):
 
 
 def chains(todo: list[Job]) -> list[list[Job]]:
-    """The runs by checkpoint, in order."""
+    """The runs by what they need of one another, in order: by checkpoint, or by mixture where one scale scores for others."""
     found: dict[tuple[str, str], list[Job]] = {}
     for job in todo:
-        found.setdefault((job.run.scale, job.run.mixture), []).append(job)
+        select = job.study.sft.select
+        apart = "" if select and select.by else job.run.scale
+        found.setdefault((apart, job.run.mixture), []).append(job)
     return list(found.values())
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from evalengine.errors import UserError
-from evalengine.training import perplexity_filter
 from evalengine.training.chat import Conversation, Message
 from evalengine.training.conversations import (
     Example,
@@ -23,7 +22,6 @@ from evalengine.training.conversations import (
 )
 from evalengine.training.loop import mean_loss
 from evalengine.training.model import Decoder, Shape
-from evalengine.training.perplexity_filter import least_surprising
 from evalengine.training.rows import IGNORE
 from evalengine.training.state import Place
 from evalengine.training.study import ChatSource, SftData
@@ -112,25 +110,6 @@ def test_instructions_emptied_or_shuffled_leave_the_answers():
         assert swapped[0] != own[0]
     firsts = [c[0].content for c in shuffled]
     assert sorted(firsts) == sorted(c[0].content for c in CHATS)
-
-
-@pytest.mark.parametrize("batch_tokens", [1, 200, 10_000])
-def test_batches_of_like_length_give_each_conversations_own_loss(
-    batch_tokens: int, examples: list[Example], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(perplexity_filter, "BATCH_TOKENS", batch_tokens)
-    model = Decoder(SHAPE).initialise(torch.Generator().manual_seed(0))
-    alone = [mean_loss(model, pack([example], 96, ""), Place()) for example in examples]
-    assert perplexity_filter.surprise(model, examples, Place()) == pytest.approx(alone, rel=1e-5)
-
-
-def test_reach_keeps_what_the_model_finds_least_surprising(examples: list[Example]):
-    model = Decoder(SHAPE).initialise(torch.Generator().manual_seed(0))
-    losses = [mean_loss(model, pack([example], 96, ""), Place()) for example in examples]
-    kept = least_surprising(model, examples, 0.5, Place())
-    assert len(kept) == round(0.5 * len(examples))
-    again = [mean_loss(model, pack([example], 96, ""), Place()) for example in kept]
-    assert max(again) <= sorted(losses)[len(kept) - 1] * (1 + 1e-6)
 
 
 def test_benchmark_train_files_become_conversations(data: Path):

@@ -62,6 +62,21 @@ def test_the_papers_study_states_its_scales():
         ({"sources.web": {}}, "source web needs either `path` or `hub`"),
         ({"tokenizer": {}}, "tokenizer needs either `vocab` or `path`"),
         ({"sft.instructions": "gone"}, "sft.instructions must be kept, emptied or shuffled"),
+        ({"sft.reach": 0.5}, "sft: `reach: R` is now written `select: {score: loss, keep: [0, R]}`"),
+        (
+            {"sft.select": {"score": "ppl", "keep": [0, 0.5]}},
+            "sft.select.score must be loss, ifd or r_ifd, not 'ppl'",
+        ),
+        (
+            {"sft.select": {"score": "ifd", "keep": [0.5, 0.5]}},
+            "sft.select.keep must be two quantiles, the lower one first, such as [0, 0.5], not [0.5, 0.5]",
+        ),
+        ({"sft.select": {"score": "ifd", "keep": [0.5, 1.5]}}, "sft.select.keep must be two quantiles"),
+        ({"sft.select": {"score": "ifd", "keep": [0.5]}}, "sft.select.keep must be two quantiles"),
+        (
+            {"sft.select": {"score": "ifd", "keep": [0, 1], "by": "s"}},
+            "sft.select.by names the unknown scale 's': did you mean 'S'",
+        ),
         ({"sft.data": [{"limit": 3}]}, "needs one of `path`, `hub` or `benchmarks_train`"),
         ({"sources": {}}, "sources is empty: name at least one"),
         ({"sources": ["web"]}, "sources must be a mapping of names"),
