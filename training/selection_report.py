@@ -38,8 +38,10 @@ class Row(NamedTuple):
     scored: int
     unscored: int
     chosen_tokens: int  # that carry loss
-    score: float  # mean of the chosen
+    score: float  # median of the chosen: a few tokens of a rare answer can have any ifd
     score_all: float
+    mean_score: float
+    mean_score_all: float
     length: float  # mean tokens that carry loss, of the chosen
     length_all: float
     few: float  # share of the chosen whose responses have at most `FEW` tokens
@@ -70,6 +72,8 @@ def row(run: Run, s: Selection) -> Row:
         int(scored_M.sum()),
         int((~scored_M).sum()),
         int(s.token_M[s.chosen_M].sum()),
+        float(np.median(s.score_M[s.chosen_M])),
+        float(np.median(s.score_M[scored_M])),
         float(s.score_M[s.chosen_M].mean()),
         float(s.score_M[scored_M].mean()),
         float(s.token_M[s.chosen_M].mean()),
@@ -200,8 +204,8 @@ def show(select: Select, rows: Sequence[Row], pairs: Sequence[Pair]) -> None:
             for r in rows
         ],
         left=2,
-        caption="length: tokens that carry loss; length r: Spearman of score and length; response: share of the scores' "
-        "rank variance that the response alone explains",
+        caption="score: the median; length: mean tokens that carry loss; length r: Spearman of score and length; "
+        "response: share of the scores' rank variance that the response alone explains",
     )
     groups: dict[str, list[Pair]] = {}
     for p in pairs:
