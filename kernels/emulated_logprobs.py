@@ -10,7 +10,8 @@ and log-probabilities give the same distribution. Soft-caps are not linear: each
 Reference: Mitchell et al. (2024), "An emulator for fine-tuning large language models using small language models"; with
 beta = 1, Liu et al. (2024), "Tuning language models by proxy".
 
-16-bit models on CUDA take a Triton kernel that never holds logits in memory; all else takes a chunk of rows at a time.
+16-bit models on CUDA, and float32 or bfloat16 models on CPUs with AVX-512, take kernels that never hold logits in memory; all
+else takes a chunk of rows at a time.
 
 Cost: the products of the three heads once, and one pass of exponentials over the vocabulary for each beta.
 Dims: N rows, V vocabulary, B betas, T targets.
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from evalengine.kernels.cpu import CHUNK_LOGITS, MIN_ROWS, products, slices, transform_, wide
 from evalengine.kernels.head import Rows, check_head, check_targets
+from evalengine.kernels.target_logprobs import vectorised
 
 
 class EmulatedLogprobs(NamedTuple):
@@ -51,8 +53,10 @@ def emulated_logprobs(
     """`log_softmax(z)[row, token]` and `argmax(z[row]) == token` (first index on ties) of T targets at each of B betas.
 
     Row n of the three models is the same token of the same text. Accumulates in float32 (float64 for float64), however large
-    beta. A row with a NaN or infinite logit gives NaN and not greedy. Raises ValueError for shapes and dtypes that do not fit,
-    IndexError for a row or token out of range (where a kernel on CUDA is given indices that are there: NaN and not greedy).
+    beta. A row with NaN or infinite hidden states in any of the models gives NaN and not greedy, for beta 0 too. Other rows
+    have for beta 0 the bits of the base's `target_logprobs` on CPUs (float64 is not rounded here). Raises ValueError for shapes
+    and dtypes that do not fit, IndexError for a row or token out of range (where a kernel on CUDA is given indices that are
+    there: NaN and not greedy).
     """
     models = (base, tuned, ref)
     most = min(len(rows.head.w_VD) for rows in models)
@@ -68,13 +72,19 @@ def emulated_logprobs(
         if len(rows.h_ND) != len(base.h_ND):
             raise ValueError("base, tuned and ref must have the same rows")
     n_rows = len(base.h_ND)
-    fused = base.h_ND.is_cuda and all(rows.h_ND.dtype in (torch.bfloat16, torch.float16) for rows in models)
+    dtypes = {rows.h_ND.dtype for rows in models}
+    fused = base.h_ND.is_cuda and dtypes <= {torch.bfloat16, torch.float16}
     check_targets(row_T, token_T, n_rows, vocab, fused)
-    if fused and n_rows and row_T.numel() and betas:
+    asked = n_rows and row_T.numel() and betas
+    if asked and fused:
         from evalengine.kernels.emulated_logprobs_triton import emulated_logprobs_triton
 
         with torch.cuda.device_of(base.h_ND):  # Triton launches on the current device
             return EmulatedLogprobs(*emulated_logprobs_triton(models, betas, row_T, token_T, vocab))
+    if asked and base.h_ND.is_cpu and len(dtypes) == 1 and vectorised(base.h_ND.dtype):
+        from evalengine.kernels.target_logprobs_simd import emulated_logprobs_simd
+
+        return EmulatedLogprobs(*emulated_logprobs_simd(models, betas, row_T, token_T, vocab))
     row_T, token_T = (index_T.to(base.h_ND.device, torch.long) for index_T in (row_T, token_T))
     logprob_BT = base.h_ND.new_empty(len(betas), len(row_T), dtype=wide(base.h_ND.dtype))
     greedy_BT = torch.empty_like(logprob_BT, dtype=torch.bool)

@@ -1,28 +1,34 @@
-"""`target_logprobs` on CPUs with AVX-512: logits that never leave the core's cache, in float32 throughout.
+"""`target_logprobs` and `emulated_logprobs` on CPUs with AVX-512: logits never leave the core's cache, in float32 throughout.
 
 A unit of work is 64 rows against a tile of the vocabulary. Rows are the lanes of vectors, and a number of the
 head (a pair for bfloat16, `vdpbf16ps`) is broadcast to all of them, so that the head is read as it lies in
 memory and never packed. 48 columns at a time, the logits go through a buffer in the first-level cache into a
 running maximum, sum of exponentials and argmax of each lane. Threads draw units by number.
 
+One model and three share all of this. Of three, the columns' logits go through a buffer each: base, and tuned less ref; their
+sum for one beta after the other then takes the place of ref, and its statistics are those of a model.
+
 A row's bits do not depend on its neighbours: no lane meets another, sums have a fixed order, and every lane
 goes through the same instructions in whatever vector it lies.
 
-Cost: 2*N*V*D FLOPs, close to the bare GEMM's time with the statistics included; memory the rows once more, and 12 bytes
-a row and tile.
-Dims: N rows, P panels of LANES rows, V vocabulary, D hidden, S words of a row, T targets.
+Cost: 2*N*V*D FLOPs of each model, close to the bare GEMM's time with the statistics included, which each beta takes anew;
+memory the rows once more, and 12 bytes a row, tile and beta.
+Dims: N rows, P panels of LANES rows, V vocabulary, D hidden, S words of a row, K vocabulary tiles, B betas, T targets.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from evalengine.kernels.cpu import slices
-from evalengine.kernels.head import Head, empty_logprobs
+from evalengine.kernels.head import Head, Rows
 from evalengine.kernels.simd import F32, F64, I8, I32, I64, LANES, PAIRS, VECTOR, VF, VI, Code, Program, Value
 
 ROWS = 64  # of a unit: four vectors
@@ -32,53 +38,97 @@ STEP = 6  # columns of the innermost loop: 24 sums and 4 vectors of rows in 32 r
 SPLIT = 256  # steps of a dot product that are summed on their own: keeps the rounding of long sums down
 TARGETS = 16  # a unit of targets
 CHUNK_N = 1024  # rows of a launch: bounds the scratch
-ARGUMENTS = (  # of both compiled functions, in this order
-    "h", "stride_h", "w", "stride_w", "steps", "vocab", "panels", "scratch", "ticket",
-    "start", "end", "targets", "row", "token", "logprob", "greedy", "transformed", "bias", "stride_bias", "options",
+# Of both compiled functions, in this order; then those of each model.
+SHARED = (
+    "ticket", "vocab", "panels", "start", "end", "targets", "row", "token", "betas", "beta", "scratch", "logprob", "greedy",
 )  # fmt: skip
+MODEL = ("h", "stride_h", "w", "stride_w", "steps", "transformed", "bias", "stride_bias", "options")
+
+
+class Model(NamedTuple):
+    """What a program reads of a model. The tensors must outlive its runs, which get their addresses."""
+
+    h_ND: Tensor  # rows of a whole number of words
+    w_VD: Tensor  # likewise
+    bias_V: Tensor  # float32; a single 0 for all columns where there is none
+    options: Tensor  # scale, and the soft-cap or 0
+    transformed: bool  # by any of the options
+
+    def arguments(self, h_PSL: Tensor) -> list[int]:
+        """Those of MODEL, for some rows in panels."""
+        size = self.w_VD.element_size()
+        given = {
+            "h": h_PSL.data_ptr(),
+            "stride_h": h_PSL.shape[1] * VECTOR,
+            "w": self.w_VD.data_ptr(),
+            "stride_w": self.w_VD.stride(0) * size,
+            "steps": self.w_VD.shape[1] * size // 4,
+            "transformed": int(self.transformed),
+            "bias": self.bias_V.data_ptr(),
+            "stride_bias": 4 if len(self.bias_V) > 1 else 0,
+            "options": self.options.data_ptr(),
+        }
+        return [given[name] for name in MODEL]
+
+
+def target_logprobs_simd(h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:
+    """(logprob_T float32, greedy_T bool) of checked arguments; see `target_logprobs.vectorised`."""
+    models = [Rows(h_ND, head)]
+    logprob_1T, greedy_1T = emulated_logprobs_simd(models, (0.0,), row_T, token_T, len(head.w_VD))
+    return logprob_1T[0], greedy_1T[0]
 
 
 @torch.no_grad()
-def target_logprobs_simd(h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:
-    """(logprob_T float32, greedy_T bool) of checked arguments; see `target_logprobs.vectorised`."""
-    w_VD, bias_V, scale, softcap = head
-    pair = 4 // w_VD.element_size()  # numbers of a word
-    if w_VD.shape[1] % pair:
-        h_ND, w_VD = F.pad(h_ND, (0, 1)), F.pad(w_VD, (0, 1))
-    w_VD = w_VD if w_VD.stride(1) == 1 else w_VD.contiguous()
+def emulated_logprobs_simd(
+    models: Sequence[Rows],  # base, tuned, ref; or a single one, whose only beta is not looked at
+    betas: Sequence[float],
+    row_T: Tensor,
+    token_T: Tensor,
+    vocab: int,
+) -> tuple[Tensor, Tensor]:
+    """(logprob_BT float32, greedy_BT bool) of checked arguments, models of one dtype; see `target_logprobs.vectorised`."""
+    program = _program(models[0].h_ND.dtype == torch.bfloat16, len(models))
+    read = [_read(rows) for rows in models]
     row_T, token_T = row_T.long().contiguous(), token_T.long().contiguous()
-    n_rows, (vocab, dim) = h_ND.shape[0], w_VD.shape
-    logprob_T, greedy_T = empty_logprobs(h_ND, row_T)
-    bias = torch.zeros(1) if bias_V is None else bias_V.float().contiguous()
-    options = torch.tensor([1.0 if scale is None else scale, 0.0 if softcap is None else softcap])
+    n_rows, beta_B = len(models[0].h_ND), torch.tensor(betas, dtype=torch.float32)
+    logprob_BT = torch.empty(len(betas), len(row_T))
+    greedy_BT = torch.empty_like(logprob_BT, dtype=torch.bool)
     panels, tiles = -(-min(n_rows, CHUNK_N) // LANES), -(-vocab // TILE_V)
-    scratch = torch.empty(tiles + 1, 3, panels * LANES)  # the last tile: all of them
+    scratch = torch.empty(len(betas), tiles + 1, 3, panels * LANES)  # the last tile: all of them
     given = {
-        "w": w_VD.data_ptr(),
-        "stride_w": w_VD.stride(0) * w_VD.element_size(),
-        "steps": dim // pair,
-        "vocab": vocab,
-        "scratch": scratch.data_ptr(),
         "ticket": 0,
-        "targets": row_T.shape[0],
+        "vocab": vocab,
+        "targets": len(row_T),
         "row": row_T.data_ptr(),
         "token": token_T.data_ptr(),
-        "logprob": logprob_T.data_ptr(),
-        "greedy": greedy_T.data_ptr(),
-        "transformed": int(not (bias_V is None and scale is None and softcap is None)),
-        "bias": bias.data_ptr(),
-        "stride_bias": 0 if bias_V is None else 4,
-        "options": options.data_ptr(),
+        "betas": len(betas),
+        "beta": beta_B.data_ptr(),
+        "scratch": scratch.data_ptr(),
+        "logprob": logprob_BT.data_ptr(),
+        "greedy": greedy_BT.data_ptr(),
     }
-    program = _program(w_VD.dtype == torch.bfloat16)
     for rows in slices(n_rows, CHUNK_N):
-        h_PSL = _panels(h_ND[rows])
-        given |= {"h": h_PSL.data_ptr(), "stride_h": h_PSL.shape[1] * VECTOR, "panels": h_PSL.shape[0]}
-        given |= {"start": rows.start, "end": rows.stop}
-        arguments = [given[name] for name in ARGUMENTS]
+        panels_M = [_panels(model.h_ND[rows]) for model in read]
+        given |= {"panels": len(panels_M[0]), "start": rows.start, "end": rows.stop}
+        arguments = [given[name] for name in SHARED]
+        for model, h_PSL in zip(read, panels_M, strict=True):
+            arguments += model.arguments(h_PSL)
         program.run("units", arguments, torch.get_num_threads())
         program.run("finish", arguments, 1)
-    return logprob_T, greedy_T
+    return logprob_BT, greedy_BT
+
+
+def _read(rows: Rows) -> Model:
+    h_ND, (w_VD, bias_V, scale, softcap) = rows
+    if w_VD.shape[1] * w_VD.element_size() % 4:
+        h_ND, w_VD = F.pad(h_ND, (0, 1)), F.pad(w_VD, (0, 1))
+    return Model(
+        h_ND,
+        w_VD if w_VD.stride(1) == 1 else w_VD.contiguous(),
+        torch.zeros(1) if bias_V is None else bias_V.float().contiguous(),
+        torch.tensor([1.0 if scale is None else scale, 0.0 if softcap is None else softcap]),
+        not (bias_V is None and scale is None and softcap is None),
+    )
 
 
 def _panels(h_RD: Tensor) -> Tensor:
@@ -89,22 +139,23 @@ def _panels(h_RD: Tensor) -> Tensor:
 
 
 @functools.cache
-def _program(bf16: bool) -> Program:
+def _program(bf16: bool, models: int) -> Program:
     return Program(
         wide=functools.partial(_products, bf16, 4, STEP),
         narrow=functools.partial(_products, bf16, 1, STEP),
         single=functools.partial(_products, bf16, 1, 1),
         transform=_transform,
         statistics=_statistics,
-        tile=_tile,
-        target=_target,
+        logits=_logits,
+        tile=functools.partial(_tile, models),
+        target=functools.partial(_target, models),
         units=_units,
         finish=_finish,
     )
 
 
-def _given(code: Code, block: Value) -> dict[str, Value]:
-    return {name: code.load(block + 8 * i, I64) for i, name in enumerate(ARGUMENTS)}
+def _given(code: Code, block: Value, names: Sequence[str] = SHARED) -> dict[str, Value]:
+    return {name: code.load(block + 8 * i, I64) for i, name in enumerate(names)}
 
 
 def _tiles(vocab: Value) -> Value:
@@ -117,7 +168,7 @@ def _units(code: Code, block: Value) -> None:
     row_blocks = (x["panels"] * LANES + (ROWS - 1)) // ROWS
     units = row_blocks * _tiles(x["vocab"])
     with code.repeat() as leave:
-        unit = code.ticket(block + 8 * ARGUMENTS.index("ticket"))
+        unit = code.ticket(block + 8 * SHARED.index("ticket"))
         first = (unit - units) * TARGETS
         leave(first > x["targets"] - 1)
         with code.when(unit < units):
@@ -128,57 +179,104 @@ def _units(code: Code, block: Value) -> None:
                 code.call("target", block, t)
 
 
-def _tile(code: Code, block: Value, k: Value, b: Value) -> None:
-    """Statistics of the tile k for the b-th block of rows."""
+def _tile(models: int, code: Code, block: Value, k: Value, n: Value) -> None:
+    """Statistics of the tile k for the n-th block of rows, for every beta."""
     x = _given(code, block)
-    buffer = code.space(COLUMNS * ROWS * 4)
+    buffers = [code.space(COLUMNS * ROWS * 4) for _ in range(models)]
     vectors = ROWS // LANES
     width = x["panels"] * VECTOR  # bytes of a row of scratch
-    panels = code.least(x["panels"] - b * vectors, vectors)
+    panels = code.least(x["panels"] - n * vectors, vectors)
     stride = panels * VECTOR
-    h = x["h"] + b * vectors * x["stride_h"]
-    result = x["scratch"] + k * width * 3 + b * (vectors * VECTOR)
-    with code.loop(0, panels) as v:
-        code.store(code.vector(-float("inf")), result + v * VECTOR)
-        code.store(code.vector(0.0), result + width + v * VECTOR)
-        code.store(code.vector(0.0).cast(VI), result + width * 2 + v * VECTOR)
+    result = x["scratch"] + k * width * 3 + n * (vectors * VECTOR)
+    scratch = _scratch(x)
+    with code.loop(0, x["betas"]) as b, code.loop(0, panels) as v:
+        at = result + b * scratch + v * VECTOR
+        code.store(code.vector(-float("inf")), at)
+        code.store(code.vector(0.0), at + width)
+        code.store(code.vector(0.0).cast(VI), at + width * 2)
     end = code.least(x["vocab"], (k + 1) * TILE_V)
     with code.loop(k * TILE_V, end, COLUMNS) as column:
         count = code.least(end - column, COLUMNS)
-        whole = count - count % STEP
-        w = x["w"] + column * x["stride_w"]
-
-        def multiply(products: str, v: Value, c: Value) -> None:
-            at_w, at_x = w + c * x["stride_w"], buffer + c * stride + v * VECTOR
-            panel = h + v * x["stride_h"]
-            code.call(products, panel, x["stride_h"], at_w, x["stride_w"], x["steps"], at_x, stride)
-
-        full = panels.same(vectors)
-        with code.when(full), code.loop(0, whole, STEP) as c:
-            multiply("wide", code.integer(0), c)
-        with code.loop(0, panels) as v:
-            with code.loop(full.where(whole, 0), whole, STEP) as c:
-                multiply("narrow", v, c)
-            with code.loop(whole, count) as c:
-                multiply("single", v, c)
-        with code.when(x["transformed"].same(1)):
-            bias = x["bias"] + column * x["stride_bias"]
-            code.call("transform", buffer, panels, count, bias, x["stride_bias"], x["options"])
-        with code.loop(0, panels) as v:
-            code.call("statistics", buffer + v * VECTOR, stride, count, column, result + v * VECTOR, width)
+        with (
+            _each_beta(code, block, buffers, n * vectors, panels, column, count) as (b, logits),
+            code.loop(0, panels) as v,
+        ):
+            at = result + b * scratch + v * VECTOR
+            code.call("statistics", logits + v * VECTOR, stride, count, column, at, width)
 
 
-def _target(code: Code, block: Value, t: Value) -> None:
-    """The logit of a target, with the bits it has in its tile, to where its log-probability will be."""
+def _target(models: int, code: Code, block: Value, t: Value) -> None:
+    """The logit of a target, with the bits it has in its tile, to where its log-probability will be, for every beta."""
     x = _given(code, block)
-    buffer = code.space(VECTOR)
+    buffers = [code.space(VECTOR) for _ in range(models)]
     row, token = code.load(x["row"] + t * 8, I64) - x["start"], code.load(x["token"] + t * 8, I64)
-    h, w = x["h"] + row // LANES * x["stride_h"], x["w"] + token * x["stride_w"]
-    code.call("single", h, x["stride_h"], w, x["stride_w"], x["steps"], buffer, VECTOR)
+    one = code.integer(1)
+    with _each_beta(code, block, buffers, row // LANES, one, token, one) as (b, logits):
+        logit = code.load(logits + row % LANES * 4, F32)
+        code.store(logit, x["logprob"] + (b * x["targets"] + t) * 4)
+
+
+@contextlib.contextmanager
+def _each_beta(
+    code: Code,
+    block: Value,
+    buffers: Sequence[Value],
+    panel: Value,
+    panels: Value,
+    column: Value,
+    count: Value,
+) -> Iterator[tuple[Value, Value]]:
+    """Runs its body with the number of each beta and the place of its logits, those of some panels and columns.
+
+    A single model's logits are taken as they are; of three, base + beta (tuned - ref), which is base, bit for bit, for 0.
+    """
+    x = _given(code, block)
+    for k, buffer in enumerate(buffers):
+        model = block + 8 * (len(SHARED) + k * len(MODEL))
+        code.call("logits", model, panel, panels, column, count, buffer)
+    if len(buffers) == 1:
+        yield code.integer(0), buffers[0]
+        return
+    base, shift, sums = buffers
+    vectors = panels * count
+
+    def add(a: Value, factor_L: Value, b: Value, to: Value) -> None:
+        with code.loop(0, vectors) as i:
+            at = i * VECTOR
+            code.store(code.fma(factor_L, code.load(b + at), code.load(a + at)), to + at)
+
+    add(shift, code.vector(-1.0), sums, shift)
+    with code.loop(0, x["betas"]) as b:
+        add(base, code.splat(code.load(x["beta"] + b * 4, F32)), shift, sums)
+        yield b, sums
+
+
+def _logits(
+    code: Code, model: Value, panel: Value, panels: Value, column: Value, count: Value, buffer: Value
+) -> None:
+    """A model's logits of `panels` panels and `count` columns, a column's vectors side by side."""
+    x = _given(code, model, MODEL)
+    vectors, stride = ROWS // LANES, panels * VECTOR
+    h, w = x["h"] + panel * x["stride_h"], x["w"] + column * x["stride_w"]
+    whole = count - count % STEP
+
+    def multiply(products: str, v: Value, c: Value) -> None:
+        at_w, at_x = w + c * x["stride_w"], buffer + c * stride + v * VECTOR
+        code.call(
+            products, h + v * x["stride_h"], x["stride_h"], at_w, x["stride_w"], x["steps"], at_x, stride
+        )
+
+    full = panels.same(vectors)
+    with code.when(full), code.loop(0, whole, STEP) as c:
+        multiply("wide", code.integer(0), c)
+    with code.loop(0, panels) as v:
+        with code.loop(full.where(whole, 0), whole, STEP) as c:
+            multiply("narrow", v, c)
+        with code.loop(whole, count) as c:
+            multiply("single", v, c)
     with code.when(x["transformed"].same(1)):
-        bias = x["bias"] + token * x["stride_bias"]
-        code.call("transform", buffer, 1, 1, bias, x["stride_bias"], x["options"])
-    code.store(code.load(buffer + row % LANES * 4, F32), x["logprob"] + t * 4)
+        bias = x["bias"] + column * x["stride_bias"]
+        code.call("transform", buffer, panels, count, bias, x["stride_bias"], x["options"])
 
 
 def _products(
@@ -264,37 +362,44 @@ def _statistics(
     code.store(total.now, at_total)
 
 
+def _scratch(x: dict[str, Value]) -> Value:
+    """Bytes of a beta's scratch."""
+    return (_tiles(x["vocab"]) + 1) * x["panels"] * (3 * VECTOR)
+
+
 def _finish(code: Code, block: Value) -> None:
     """The tiles' statistics of each row, in their order, into those of all of them, and the targets' answers."""
     x = _given(code, block)
     width, tiles = x["panels"] * VECTOR, _tiles(x["vocab"])
-    result = x["scratch"] + tiles * width * 3
-    with code.loop(0, x["panels"]) as v:
-        at = x["scratch"] + v * VECTOR
-        top, first = code.variable(code.load(at)), code.variable(code.load(at + width * 2, VI))
-        with code.loop(1, tiles) as k:
-            tile = at + k * width * 3
-            greater = code.load(tile) > top.now
-            top.now = greater.where(code.load(tile), top.now)
-            first.now = greater.where(code.load(tile + width * 2, VI), first.now)
-        shift, total = _shift(top.now), code.variable(code.vector(0.0))
-        with code.loop(0, tiles) as k:
-            tile = at + k * width * 3
-            total.now = total.now + code.load(tile + width) * code.exp(code.load(tile) - shift)
-        code.store(top.now, result + v * VECTOR)
-        code.store(total.now, result + v * VECTOR + width)
-        code.store(first.now, result + v * VECTOR + width * 2)
-    with code.loop(0, x["targets"]) as t:
-        row = code.load(x["row"] + t * 8, I64) - x["start"]
-        with code.when(row > -1), code.when(row < x["end"] - x["start"]):
-            at = result + row * 4
-            below = code.load(x["logprob"] + t * 4, F32) - code.load(at, F32)
-            log_total = code.intrinsic("llvm.log.f64", code.load(at + width, F32).cast(F64, "fpext"))
-            logprob = (below.cast(F64, "fpext") - log_total).cast(F32, "fptrunc")
-            code.store(logprob, x["logprob"] + t * 4)
-            token = code.load(x["token"] + t * 8, I64).cast(I32, "trunc")
-            greedy = code.load(at + width * 2, I32).same(token) & (logprob - logprob).same(0.0)
-            code.store(greedy.cast(I8, "zext"), x["greedy"] + t, align=1)
+    with code.loop(0, x["betas"]) as b:
+        scratch = x["scratch"] + b * _scratch(x)
+        result = scratch + tiles * width * 3
+        with code.loop(0, x["panels"]) as v:
+            at = scratch + v * VECTOR
+            top, first = code.variable(code.load(at)), code.variable(code.load(at + width * 2, VI))
+            with code.loop(1, tiles) as k:
+                tile = at + k * width * 3
+                greater = code.load(tile) > top.now
+                top.now = greater.where(code.load(tile), top.now)
+                first.now = greater.where(code.load(tile + width * 2, VI), first.now)
+            shift, total = _shift(top.now), code.variable(code.vector(0.0))
+            with code.loop(0, tiles) as k:
+                tile = at + k * width * 3
+                total.now = total.now + code.load(tile + width) * code.exp(code.load(tile) - shift)
+            code.store(top.now, result + v * VECTOR)
+            code.store(total.now, result + v * VECTOR + width)
+            code.store(first.now, result + v * VECTOR + width * 2)
+        with code.loop(0, x["targets"]) as t:
+            row = code.load(x["row"] + t * 8, I64) - x["start"]
+            with code.when(row > -1), code.when(row < x["end"] - x["start"]):
+                at, number = result + row * 4, b * x["targets"] + t
+                below = code.load(x["logprob"] + number * 4, F32) - code.load(at, F32)
+                log_total = code.intrinsic("llvm.log.f64", code.load(at + width, F32).cast(F64, "fpext"))
+                logprob = (below.cast(F64, "fpext") - log_total).cast(F32, "fptrunc")
+                code.store(logprob, x["logprob"] + number * 4)
+                token = code.load(x["token"] + t * 8, I64).cast(I32, "trunc")
+                greedy = code.load(at + width * 2, I32).same(token) & (logprob - logprob).same(0.0)
+                code.store(greedy.cast(I8, "zext"), x["greedy"] + number, align=1)
 
 
 def _shift(top: Value) -> Value:

@@ -25,7 +25,7 @@ from evalengine.training.tokenizer import Tokenizer
 
 
 def read(sft: SftData, data: Path | None, seed: int) -> list[Conversation]:
-    """The conversations of the study's fine-tuning data, in the file's order, their instructions changed as it says."""
+    """The conversations of the study's fine-tuning data, in the file's order."""
     found: list[Conversation] = []
     for source in sft.data:
         if source.benchmarks_train:
@@ -35,7 +35,7 @@ def read(sft: SftData, data: Path | None, seed: int) -> list[Conversation]:
         found += _sample(some, source.limit, seed)
     if not found:
         raise UserError("the fine-tuning data holds no conversation: check sft.data")
-    return change_instructions(found, sft.instructions, seed)
+    return found
 
 
 def _records(source: ChatSource, data: Path | None) -> Iterator[tuple[str, Any]]:
@@ -89,12 +89,12 @@ def _sample(conversations: list[Conversation], limit: int, seed: int) -> list[Co
     return [conversations[i] for i in kept]
 
 
-def change_instructions(conversations: list[Conversation], how: str, seed: int) -> list[Conversation]:
+def change_instructions(conversations: list[Conversation], arm: str, seed: int) -> list[Conversation]:
     """`kept`; `emptied`: every user and system message is empty; `shuffled`: each conversation gets another's."""
-    if how == "kept":
+    if arm == "kept":
         return conversations
     donors: list[Conversation] = [()] * len(conversations)
-    if how == "shuffled":
+    if arm == "shuffled":
         order = list(range(len(conversations)))
         random.Random(seed).shuffle(order)
         for place, other in zip(order, order[1:] + order[:1], strict=True):  # one cycle: never its own

@@ -31,15 +31,15 @@ class Outcome(NamedTuple):
 
 
 def selected(study: Study, only: str | None) -> list[Run]:
-    """The runs whose name matches the glob `only`; a fine-tuning run brings the pretraining it needs along."""
+    """The runs whose name matches the glob `only`, and those that they need."""
     everything = runs(study)
     if only is None:
         return everything
     wanted = {run for run in everything if fnmatch.fnmatchcase(run.name, only)}
     if not wanted:
         raise UserError(f"--only {only} matches none of the study's runs, such as {everything[0].name}")
-    tuned = {run for run in wanted if run.stage != "pt"}
-    wanted |= {Run(run.scale, run.mixture, "pt") for run in tuned} | {scorer(study, run) for run in tuned}
+    wanted |= {ancestor for run in wanted for ancestor in run.ancestors}
+    wanted |= {scorer(study, run) for run in wanted if run.stage != "pt"}
     return [run for run in everything if run in wanted]
 
 

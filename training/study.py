@@ -1,9 +1,9 @@
 """A study file, typed and checked where it enters.
 
-    sources x mixtures x scales x {pt, sft} -> checkpoints named {scale}-{mixture}-{stage}
+    sources x mixtures x scales x stages -> checkpoints named {scale}-{mixture}-{stage}
 
 A YAML file states the tokenizer, the sources, the mixtures (token shares of sources), the scales (shape,
-tokens, learning rate) and the fine-tuning data. Every field below is a key of the file under the same name;
+tokens, learning rate), the stages and the fine-tuning data. Every field below is a key of the file under the same name;
 an unknown key is an error that names the nearest known one.
 """
 
@@ -13,7 +13,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,12 @@ from typing import Any
 from evalengine.errors import UserError, nearest
 from evalengine.untrusted import check_name, read_yaml
 
-STAGES = ("pt", "sft")
+ARMS = ("kept", "emptied", "shuffled")  # of fine-tuning: what becomes of the instructions
+PARENTS: Mapping[str, str | None] = {  # stage -> the one that it starts from
+    "pt": None,
+    "sft": "pt",  # the arm `kept`
+    **{f"sft_{arm}": "pt" for arm in ARMS if arm != "kept"},
+}
 LARGEST = 2**50  # of any number in a study file
 
 
@@ -124,7 +129,6 @@ class Select:
 @dataclass(frozen=True)
 class SftData:
     data: tuple[ChatSource, ...]
-    instructions: str = "kept"  # kept, emptied or shuffled: what does SFT teach without the instruction?
     select: Select | None = None  # fine-tune on some of the conversations; None: on all
 
     @property
@@ -142,6 +146,10 @@ class Study:
     scales: Mapping[str, Scale]
     sft: SftData
     about: str = ""
+    stages: tuple[str, ...] = (
+        "pt",
+        "sft",
+    )  # those of every mixture and scale, each after the one it starts from
     seed: int = 0
     threads: int = 0  # of a worker on the CPU; 0: cores divided by jobs. A fixed number gives the same bits
     save_dtype: str = "float32"
@@ -160,14 +168,34 @@ class Run:
     def name(self) -> str:
         return f"{self.scale}-{self.mixture}-{self.stage}"
 
+    @property
+    def parent(self) -> Run | None:
+        """The run whose checkpoint this one starts from."""
+        stage = PARENTS[self.stage]
+        return None if stage is None else dataclasses.replace(self, stage=stage)
+
+    @property
+    def ancestors(self) -> tuple[Run, ...]:
+        """The runs that come before this one, the first of them first."""
+        return () if self.parent is None else (*self.parent.ancestors, self.parent)
+
+    @property
+    def arm(self) -> str:
+        """What becomes of the instructions in the run's fine-tuning."""
+        return self.stage.removeprefix("sft_") if self.stage.startswith("sft_") else "kept"
+
+
+def settings_of(scale: Scale, stage: str) -> Optimisation:
+    return scale.pretrain if stage == "pt" else scale.sft
+
 
 def runs(study: Study) -> list[Run]:
-    """Every run of the grid, before a fine-tuning the pretraining it needs, the costliest scale first."""
+    """Every run of the grid, each after those it needs, the costliest scale first."""
     order = sorted(study.scales, key=lambda s: -study.scales[s].pretrain.tokens * study.scales[s].d_model)
-    found = [Run(scale, mixture, stage) for scale in order for mixture in study.mixtures for stage in STAGES]
-    if (
-        study.sft.select and study.sft.select.by
-    ):  # every model that scores for others before what waits for it
+    found = [
+        Run(scale, mixture, stage) for scale in order for mixture in study.mixtures for stage in study.stages
+    ]
+    if study.sft.select and study.sft.select.by:  # one scale's models choose for the others
         found.sort(key=lambda run: run.stage != "pt")
     return found
 
@@ -176,6 +204,17 @@ def scorer(study: Study, run: Run) -> Run:
     """The pretraining whose model scores the conversations that `run` is fine-tuned on."""
     by = study.sft.select.by if study.sft.select else ""
     return Run(by or run.scale, run.mixture, "pt")
+
+
+def with_stages(study: Study, chosen: Sequence[str]) -> Study:
+    """The study with the stages `chosen` in place of its own, and those that they start from. Raises UserError."""
+    stages: list[str] = []
+    for name in chosen:
+        if name not in PARENTS:
+            raise UserError(f"there is no stage {name!r:.60}{nearest(name, PARENTS)}")
+        line = [run.stage for run in (*Run("", "", name).ancestors, Run("", "", name))]
+        stages += [stage for stage in line if stage not in stages]
+    return dataclasses.replace(study, stages=tuple(stages))
 
 
 def shipped() -> dict[str, Path]:
@@ -198,6 +237,13 @@ def load(where: str | Path) -> Study:
     if not isinstance(raw, dict):
         raise UserError(f"{path} is empty or not a mapping: see docs/training.md for a study file")
     raw.setdefault("name", path.stem)
+    if isinstance(raw.get("sft"), dict) and "reach" in raw["sft"]:
+        raise UserError(f"{path}: sft.reach: R has become `select: {{score: loss, keep: [0, R]}}` under sft")
+    if isinstance(raw.get("sft"), dict) and "instructions" in raw["sft"]:
+        raise UserError(
+            f"{path}: sft.instructions has become a stage: leave it out and write `stages: [pt, sft_emptied]`, or "
+            "sft_shuffled; the stage sft keeps the instructions"
+        )
     study: Study = _parse(Study, raw, str(path))
     for name in (*study.mixtures, *study.scales, *study.sources):
         check_name(name, "mixture, scale or source")
@@ -235,8 +281,6 @@ def _parse_fields(kind: Any, value: Any, where: str) -> Any:
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in value:
-        if key == "reach" and kind is SftData:
-            raise UserError(f"{where}: `reach: R` is now written `select: {{score: loss, keep: [0, R]}}`")
         if key not in fields:
             raise UserError(f"{where}: unknown key {key!r:.60}{nearest(str(key), fields)}")
     for name, item in fields.items():
@@ -285,14 +329,21 @@ def _faults(study: Study) -> Iterator[str]:
     for name in (*study.mixtures, *study.scales):
         if "-" in name:
             yield f"the name {name!r} must not hold '-': checkpoints are {{scale}}-{{mixture}}-{{stage}}"
+    if not study.stages:
+        yield "stages is empty: name at least pt"
+    for number, stage in enumerate(study.stages):
+        if stage not in PARENTS:
+            yield f"stages: there is no {stage!r:.60}{nearest(stage, PARENTS)}"
+        elif stage in study.stages[:number]:
+            yield f"stages: {stage} is there twice"
+        elif (parent := PARENTS[stage]) is not None and parent not in study.stages[:number]:
+            yield f"stages: {stage} starts from {parent}, so {parent} must come before it"
     if not 0 <= study.seed < 2**31:
         yield "seed must be between 0 and 2**31"
     if bool(study.tokenizer.path) == bool(study.tokenizer.vocab):
         yield "tokenizer needs either `vocab` or `path`"
     if study.save_dtype not in ("float32", "bfloat16"):
         yield "save_dtype must be float32 or bfloat16"
-    if study.sft.instructions not in ("kept", "emptied", "shuffled"):
-        yield "sft.instructions must be kept, emptied or shuffled"
     if study.sft.select:
         yield from (f"sft.select.{fault}" for fault in _faults_of_select(study.sft.select, study))
     for chat in study.sft.data:

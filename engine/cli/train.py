@@ -1,4 +1,4 @@
-"""`evalengine train STUDY`: pretrain and fine-tune the checkpoints of a study."""
+"""`evalengine train STUDY`: train the checkpoints of a study, stage by stage."""
 
 from __future__ import annotations
 
@@ -41,6 +41,11 @@ def register(subparsers: Any) -> None:
     )
     p.add_argument("--only", metavar="GLOB", help="only the runs whose name matches, such as '240M-*-pt'")
     p.add_argument(
+        "--stages",
+        metavar="A,B",
+        help="these stages and those they start from, in place of the study's: pt, sft, sft_emptied, sft_shuffled",
+    )
+    p.add_argument(
         "--jobs",
         type=int,
         default=0,
@@ -73,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
 
     console.set_json(args.json)
     study = studies.load(args.study)
+    if args.stages is not None:
+        study = studies.with_stages(study, [name.strip() for name in args.stages.split(",")])
     place = _place(args)
     if args.dry_run:
         from evalengine.training import plan

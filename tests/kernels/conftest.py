@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-import sys
 from typing import Any
 
 import pytest
@@ -59,6 +59,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param == "vectors" and (torch.cuda.is_available() or not vectorised(torch.float32)):
         pytest.skip("no AVX-512 here")
     if request.param == "plain":
-        module = sys.modules["evalengine.kernels.target_logprobs"]
-        monkeypatch.setattr(module, "vectorised", lambda dtype: False)
+        for name in ("target_logprobs", "emulated_logprobs"):
+            module = importlib.import_module(f"evalengine.kernels.{name}")
+            monkeypatch.setattr(module, "vectorised", lambda dtype: False)
     return str(request.param)

@@ -272,7 +272,7 @@ def test_a_run_is_fine_tuned_on_what_its_own_model_chose(chosen: Path, data: Pat
     from evalengine.training.tokenizer import Tokenizer
 
     tokenizer = Tokenizer(prepared.tokenizer)
-    everything = conversations.load(prepared.conversations)
+    everything = conversations.load(prepared.conversations["kept"])
     shape = shape_of(study.scales["S"], tokenizer.size)
     for mixture in ("m1", "m2"):
         own = export.load(chosen / f"S-{mixture}-pt", shape)
@@ -326,7 +326,7 @@ def test_the_lower_quantile_of_the_loss_is_what_reach_kept(data: Path, write_stu
     prepared = prepare(study, data, tmp_path / "out")
     shape = shape_of(study.scales["S"], Tokenizer(prepared.tokenizer).size)
     own = export.load(tmp_path / "out/S-m1-pt", shape)
-    examples = conversations.load(prepared.conversations)
+    examples = conversations.load(prepared.conversations["kept"])
     losses = {
         number: mean_loss(own, pack([example], shape.context, ""), Place())
         for number, example in enumerate(conversations.cut(examples, shape.context))
@@ -375,7 +375,9 @@ def test_another_scale_scores(data: Path, write_study, tmp_path: Path, capsys: p
     prepared = prepare(study, data, tmp_path / "out")
     tokenizer = Tokenizer(prepared.tokenizer)
     small_model = export.load(tmp_path / "out/XS-m1-pt", shape_of(study.scales["XS"], tokenizer.size))
-    expected = scores(small_model, conversations.load(prepared.conversations), "ifd", tokenizer, Place())
+    expected = scores(
+        small_model, conversations.load(prepared.conversations["kept"]), "ifd", tokenizer, Place()
+    )
     saved = selections.read(tmp_path / "out/.study/selected/S-m1.arrow")
     assert saved is not None
     assert saved.score_M == pytest.approx(expected, nan_ok=True)
@@ -397,6 +399,24 @@ def test_a_control_trains_on_as_many_tokens_of_other_conversations(
         assert np.array_equal(a.score_M, b.score_M, equal_nan=True) and (a.chosen_M != b.chosen_M).any()
         assert b.tokens == a.token_M[a.chosen_M].sum()
         assert abs(b.token_M[b.chosen_M].sum() - b.tokens) < b.token_M.max()
+
+
+def test_every_arm_learns_from_the_same_conversations(
+    chosen: Path, data: Path, write_study, tmp_path: Path, capsys
+):
+    """The choice is made of the conversations with their instructions, once."""
+    study = write_study(sft__select=IFD, stages=["pt", "sft_emptied", "sft"])
+    assert train(study, data, tmp_path / "out", "--only", "S-m1-*") == 0
+    name = ".study/selected/S-m1.arrow"
+    assert (tmp_path / "out" / name).read_bytes() == (chosen / name).read_bytes()
+    kept, emptied = (
+        json.loads((tmp_path / f"out/S-m1-{stage}/evalengine.json").read_text())
+        for stage in ("sft", "sft_emptied")
+    )
+    assert emptied["select"] == kept["select"] and emptied["conversations"] == kept["conversations"]
+    assert (chosen / "S-m1-sft/model.safetensors").read_bytes() == (
+        tmp_path / "out/S-m1-sft/model.safetensors"
+    ).read_bytes()
 
 
 def test_a_selection_that_is_empty_fails_the_run_in_one_sentence(data: Path, write_study, tmp_path, capsys):
