@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from evalengine.analysis.explain import (
     decomposition,
+    dose_bins,
     eft,
     eft_decisions,
     flips,
     format,
+    frequency,
+    gelbach,
     item_transfer,
     proxies,
     snr,
@@ -28,4 +31,7 @@ EXPLAINERS: tuple[Explainer, ...] = (
     flips.EXPLAINER,
     flips.CURVES,
     flips.ITEMS,
+    frequency.EXPLAINER,
+    dose_bins.EXPLAINER,
+    gelbach.EXPLAINER,
 )
