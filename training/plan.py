@@ -17,8 +17,9 @@ import torch
 
 from evalengine import console
 from evalengine.training import export
+from evalengine.training.arms import changed
 from evalengine.training.chat import render
-from evalengine.training.conversations import change_instructions, load, read
+from evalengine.training.conversations import load, read
 from evalengine.training.prepare import BYTES_PER_TOKEN, conversations_name, shape_of, work_folder
 from evalengine.training.runner import default_jobs, selected
 from evalengine.training.study import Run, Study, settings_of
@@ -100,7 +101,7 @@ def _conversation_lengths(study: Study, data: Path | None, out: Path, arm: str) 
         return [len(ids) for ids, _ in load(known[-1])]
     if data is None or any(chat.hub for chat in study.sft.data):
         return None
-    found = change_instructions(read(study.sft, data, study.seed), arm, study.seed)
+    found = changed(read(study.sft, data, study.seed), arm, study.seed)
     return [len(render(conversation).text) // BYTES_PER_TOKEN for conversation in found]
 
 

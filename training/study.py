@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from evalengine.errors import UserError, nearest
+from evalengine.training.arms import ARMS
 from evalengine.untrusted import check_name, read_yaml
 
-ARMS = ("kept", "emptied", "shuffled")  # of fine-tuning: what becomes of the instructions
 PARENTS: Mapping[str, str | None] = {  # stage -> the one that it starts from
     "pt": None,
     "sft": "pt",  # the arm `kept`
@@ -166,7 +166,7 @@ class Run:
 
     @property
     def arm(self) -> str:
-        """What becomes of the instructions in the run's fine-tuning."""
+        """What the run's fine-tuning changes (arms.py)."""
         return self.stage.removeprefix("sft_") if self.stage.startswith("sft_") else "kept"
 
 

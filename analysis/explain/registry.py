@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evalengine.analysis.explain import (
+    arms,
     decomposition,
     dose_bins,
     eft,
@@ -26,6 +27,7 @@ EXPLAINERS: tuple[Explainer, ...] = (
     proxies.EXPLAINER,
     snr.EXPLAINER,
     format.EXPLAINER,
+    arms.EXPLAINER,
     item_transfer.EXPLAINER,
     threshold.EXPLAINER,
     flips.EXPLAINER,

@@ -15,7 +15,6 @@ from evalengine.training.chat import Conversation, Message
 from evalengine.training.conversations import (
     Example,
     PackedExamples,
-    change_instructions,
     pack,
     read,
     tokenise,
@@ -102,18 +101,6 @@ def test_a_conversation_whose_answer_is_cut_off_is_dropped(tokenizer):
         within(tokenise([long], tokenizer), 64)
 
 
-def test_instructions_emptied_or_shuffled_leave_the_answers():
-    emptied = change_instructions(CHATS, "emptied", 0)
-    shuffled = change_instructions(CHATS, "shuffled", 0)
-    for own, without, swapped in zip(CHATS, emptied, shuffled, strict=True):
-        said = [m.content for m in own if m.role == "assistant"]
-        assert [m.content for m in without] == ["", said[0], "", said[1]]
-        assert [m.content for m in swapped if m.role == "assistant"] == said
-        assert swapped[0] != own[0]
-    firsts = [c[0].content for c in shuffled]
-    assert sorted(firsts) == sorted(c[0].content for c in CHATS)
-
-
 @pytest.mark.parametrize("batch_tokens", [1, 200, 10_000])
 def test_batches_of_like_length_give_each_conversations_own_loss(
     batch_tokens: int, examples: list[Example], monkeypatch: pytest.MonkeyPatch
@@ -141,7 +128,8 @@ def test_benchmark_train_files_become_conversations(data: Path):
         (f"{r['passage']}\nQuestion: {r['question']}?\nAnswer:", " yes" if r["label"] else " no")
         for r in rows
     }
-    of_boolq = {(c[0].content, c[1].content) for c in found if "Question:" in c[0].content}
+    of_boolq = {(asked.content, said.content) for (asked, said), task, _ in found if task == "boolq"}
+    assert {c.choices for c in found if c.task == "boolq"} == {("no", "yes")}
     assert len(of_boolq) == 5
     assert of_boolq <= expected
     every = read(SftData(data=(ChatSource(benchmarks_train="all"),)), data, seed=0)

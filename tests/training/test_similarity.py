@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 from scipy.special import logsumexp
 
+from evalengine import sealed
 from evalengine.benchmarks.definition import Item
 from evalengine.benchmarks.load import ItemSet
 from evalengine.errors import UserError
@@ -177,17 +178,14 @@ def test_a_mixture_is_the_mean_by_share_of_exponentials(table: pa.Table) -> None
         of_mixture(value, {"web": 0.5, "code": 0.5})
 
 
-def test_the_file_has_the_columns_and_the_metadata(table: pa.Table, tmp_path: Path) -> None:
-    write(tmp_path / "similarity.arrow", table, {"format": 1})
-    with pa.memory_map(str(tmp_path / "similarity.arrow")) as mapped:
-        read = pa.ipc.open_file(mapped).read_all()
-        assert read == table
-        assert read.schema.names == ["benchmark", "item", "choice", "source", "kind", "value"]
-        assert (read.schema.field("choice").type, read.schema.field("value").type) == (
-            pa.int16(),
-            pa.float32(),
-        )
-        assert json.loads(read.schema.metadata[b"exposure"]) == {"format": 1}
+def test_the_file_is_sealed_and_says_how_it_was_made(table: pa.Table, tmp_path: Path) -> None:
+    write(tmp_path / "similarity.arrow", table, '{"format": 1}')
+    read = sealed.read(tmp_path / "similarity.arrow")
+    assert read.to_pylist() == table.to_pylist()
+    assert read.schema.names == ["benchmark", "item", "choice", "source", "kind", "value"]
+    assert (read.schema.field("choice").type, read.schema.field("value").type) == (pa.int16(), pa.float32())
+    assert json.loads(read.schema.metadata[b"exposure"]) == {"format": 1}
+    assert json.loads(read.schema.metadata[b"similarity"])["temperature"] == {"bm25": 1.0, "embedding": 0.05}
 
 
 @pytest.mark.parametrize(("kind", "package"), [("bm25", "bm25s"), ("embedding", "wordllama")])
