@@ -28,6 +28,8 @@ MIXTURES = ("a", "b", "c", "d", "e")
 def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("explain") / "scores"
     planted.write_study(folder, items=40, mixtures=MIXTURES, spread=0.8)
+    formats = {"plain": " {choice}", "answer": " Answer: {choice}"}
+    planted.write_formats(folder, formats, planted.BENCHMARKS, ["240M", "1B"], MIXTURES, ("pt", "sft"))
     return folder
 
 
@@ -152,6 +154,7 @@ def test_the_command_and_the_report(scores: Path, tmp_path: Path, capsys: pytest
         "Emulated fine-tuning",
         "What predicts fine-tuning",
         "Format and knowledge",
+        "Answer formats",
         "Items that turn",
     ):
         assert f"<h2>{title}</h2>" in page
@@ -175,6 +178,10 @@ def test_names_from_outside_are_text_in_every_section(tmp_path: Path) -> None:
         scales=["1B<i>", "3B<i>", "7B<i>"],
         mixtures=[f"<i>{mixture}" for mixture in MIXTURES],
         stages=("pt<i>", "sft<i>"),
+    )
+    formats = {"<i>plain": " <i>{choice}", "<i>answer": " Answer: {choice}"}
+    planted.write_formats(
+        tmp_path, formats, names, ["1B<i>"], [f"<i>{m}" for m in MIXTURES], ("pt<i>", "sft<i>")
     )
     findings = explain(tmp_path, Options(), ["pt<i>", "sft<i>"])
     for explainer in EXPLAINERS:
