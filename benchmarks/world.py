@@ -4,11 +4,13 @@ Five sources describe a small invented world, each with its own topics and its o
 all twenty benchmarks ask about it. Models trained on different mixtures of the sources therefore know different
 things. Items can be answered from the sources but do not occur in them: they ask about combinations that no source
 states, in words that no source uses, and a document that would hold an item, or 13 words of one, is not written.
+Planted facts (world_planted.py) are the exception: nearly their items' words are told a known number of times.
 It is a demonstration: its accuracies say nothing about any real model. Cost: a few seconds.
 
     write(Path("world"))  ->  world/corpora/{web_a,web_b,web_c,code,curated}.txt
-                              world/sft.jsonl
                               world/bench/<benchmark>.jsonl and <benchmark>_train.jsonl
+                              world/planted.jsonl
+                              world/sft.jsonl
 """
 
 from __future__ import annotations
@@ -18,13 +20,15 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from evalengine import files
+from evalengine.benchmarks import world_planted
 from evalengine.benchmarks.catalogue import BENCHMARKS
 from evalengine.benchmarks.definition import Row
 from evalengine.benchmarks.world_facts import make_world
 from evalengine.benchmarks.world_items import MAKERS, Fields, distinct_rows
-from evalengine.benchmarks.world_text import FLAVORS, SEPARATOR, Turns, Writer, conversation
+from evalengine.benchmarks.world_text import FLAVORS, SEPARATOR, Writer, conversation
 
 GRAM = 13  # words in a row that no text shares with an item; a shorter item as a whole
 WORD = re.compile(r"[^\W_]+")
@@ -46,8 +50,11 @@ def write(
     world = make_world(seed)
     asked: dict[str, list[Fields]] = {}
     train: dict[str, list[Fields]] = {}
+    facts = world_planted.planted(world, seed, items // 3)
     for name, make in MAKERS.items():
         asked[name] = distinct_rows(make, world, f"items {name} {seed}", items, True)
+        if name == world_planted.BENCHMARK:
+            asked[name][-len(facts) :] = world_planted.items(facts, seed)
         train[name] = distinct_rows(make, world, f"train {name} {seed}", train_items, False)
         for ending, rows in (("", asked[name]), ("_train", train[name])):
             numbered = [{"idx": index, **row} for index, row in enumerate(rows)]
@@ -60,14 +67,17 @@ def write(
             if not filtered.holds_item(text):
                 texts.append(text)
                 written += len(text.split())
+        texts = world_planted.among(texts, facts, name, seed)
         files.write(folder / "corpora" / f"{name}.txt", f"\n{SEPARATOR}\n".join(texts) + "\n")
     rng = random.Random(f"chat {seed}")
-    talks: list[dict[str, Turns]] = []
+    talks: list[dict[str, Any]] = []
     while len(talks) < chats:
         talk = conversation(world, train, rng)
-        if not filtered.holds_item(" ".join(turn["content"] for turn in talk)):
-            talks.append({"messages": talk})
-    files.write(folder / "sft.jsonl", _lines(talks))
+        if not filtered.holds_item(" ".join(turn["content"] for turn in talk["messages"])):
+            talks.append(talk)
+    planted = world_planted.key(facts, len(asked[world_planted.BENCHMARK]))
+    files.write(folder / "planted.jsonl", _lines(planted))
+    files.write(folder / "sft.jsonl", _lines(talks))  # last: the world is whole
 
 
 def rendered(rows: dict[str, list[Fields]]) -> Iterable[str]:

@@ -99,7 +99,7 @@ PLANT = {name: Relation(name, *parts) for name, parts in words.PLANT.items()}
 def make_world(seed: int = 0, animals: int = 20, plants: int = 18) -> World:
     """Draws the world: which animals and plants there are and what is true of them."""
     rng = random.Random(f"world {seed}")
-    names = [f"the {name}" for name in _invented(rng, animals + plants)]
+    names = [f"the {name}" for name in invented(rng, animals + plants)]
     beasts: dict[str, tuple[Fact, ...]] = {}
     for number, subject in enumerate(names[:animals]):
         kind = tuple(words.KINDS)[number % len(words.KINDS)]
@@ -113,7 +113,7 @@ def make_world(seed: int = 0, animals: int = 20, plants: int = 18) -> World:
     return World(beasts, herbs, frozenset(names[animals // 2 : animals]))
 
 
-def _invented(rng: random.Random, count: int) -> list[str]:
+def invented(rng: random.Random, count: int) -> list[str]:
     """Distinct pronounceable names that are not English words."""
     names: dict[str, None] = {}
     while len(names) < count:

@@ -191,7 +191,10 @@ def arc_easy(world: World, rng: random.Random, asked: bool) -> Fields:
 
 def arc_challenge(world: World, rng: random.Random, asked: bool) -> Fields:
     """A fact about an animal; all choices are of its kind."""
-    fact = world.animal_fact(rng, asked, "food", "home")
+    return challenge(rng, asked, world.animal_fact(rng, asked, "food", "home"))
+
+
+def challenge(rng: random.Random, asked: bool, fact: Fact) -> Fields:
     return _arc(rng, asked, fact, _others(rng, fact, rng.choice((2, 3, 3, 3, 4))))
 
 

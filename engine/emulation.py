@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from evalengine import console, events, store
 from evalengine.checkpoints import Checkpoint
-from evalengine.encoding import Encoded, Scores
+from evalengine.encoding import Encoded, Scores, same_tokens
 from evalengine.errors import UserError
 from evalengine.events import Display, Emit, Outcome, Outcomes, to_all
 from evalengine.labels import natural_key, scale_key
@@ -315,7 +315,7 @@ def pending_of(
         for task in decision.pending:
             pending.setdefault(task.items.benchmark, {})[k] = task
     if pending:
-        one_key(group, planner, item_sets[0][0])
+        one_language(group, planner, [items for items, _ in item_sets if items.benchmark in pending])
     return pending
 
 
@@ -350,16 +350,28 @@ def wanted_of(group: Group, order: Iterable[int]) -> tuple[Wanted, list[int]]:
     return Wanted(own, made), [*own, *itertools.chain.from_iterable(shifts.values())]
 
 
-def one_key(group: Group, planner: Planner, items: ItemSet) -> None:
-    """Raises UserError unless all members have one tokenizer and one window."""
+def one_language(group: Group, planner: Planner, item_sets: Iterable[ItemSet]) -> None:
+    """Raises UserError unless all members have one window and cut these benchmarks into the same tokens.
+
+    Tokenizers may differ in their files, as those of a base and a chat model do, if neither their vocabularies nor what they make
+    of these items differs.
+    """
     first = group.members[0]
     for other in group.members[1:]:
-        if other.tokenizer_hash != first.tokenizer_hash:
-            raise UserError(
-                f"{first.name} and {other.name} have different tokenizers, so their logits cannot be added: emulation needs one"
-            )
-        if planner.key(other, items) != planner.key(first, items):
+        if planner.window(other) != planner.window(first):
             raise UserError(
                 f"{first.name} and {other.name} have windows of different lengths, so they would see different tokens: emulation"
                 " needs one"
             )
+        if other.tokenizer_hash == first.tokenizer_hash:
+            continue
+        if planner.tokens(other) != planner.tokens(first):
+            raise UserError(
+                f"{first.name} and {other.name} have different tokenizers, so their logits cannot be added: emulation needs one"
+            )
+        for items in item_sets:
+            if not same_tokens(planner.plan(first, items), planner.plan(other, items)):
+                raise UserError(
+                    f"the tokenizers of {first.name} and {other.name} have one vocabulary and cut {items.benchmark} into"
+                    " different tokens, such as special ones: emulation needs the same"
+                )

@@ -96,6 +96,15 @@ class Encoded(NamedTuple):
     notes: tuple[str, ...] = ()  # what the user should know of the tokenizer
 
 
+def same_tokens(one: Encoded, other: Encoded) -> bool:
+    """Whether two tokenizers made the same sequences of the same items."""
+
+    def arrays(made: Encoded) -> list[np.ndarray]:
+        return [*made.sequences, made.sequence_C, *([] if made.uncond_C is None else [made.uncond_C])]
+
+    return one.truncated == other.truncated and all(map(np.array_equal, arrays(one), arrays(other)))
+
+
 class Encoder:
     """A tokenizer with the encoding rule. `window` is the model's, in tokens fed at once; 0: the tokenizer's, else 2048."""
 

@@ -66,7 +66,7 @@ class Planner:
             version("tokenizers"),
             self._trust,
             checkpoint.tokenizer_hash,
-            self._window(checkpoint),
+            self.window(checkpoint),
             items.benchmark,
             items.version,
             items.variant,
@@ -105,9 +105,14 @@ class Planner:
             self._plans[key] = made
         return self._plans[key]
 
+    def tokens(self, checkpoint: Checkpoint) -> dict[str, int]:
+        """The tokenizer's vocabulary: ids by token."""
+        vocabulary: dict[str, int] = self._encoder(checkpoint).tokenizer.get_vocab()
+        return vocabulary
+
     def vocabulary(self, checkpoint: Checkpoint) -> int:
         """How many ids the tokenizer has; a model may have more logits than these."""
-        return max(self._encoder(checkpoint).tokenizer.get_vocab().values()) + 1
+        return max(self.tokens(checkpoint).values()) + 1
 
     def _known(self, key: str, items: ItemSet) -> bool:
         """Whether a plan is in memory, where it is put if the cache holds it."""
@@ -116,7 +121,7 @@ class Planner:
         return key in self._plans
 
     def _encoder(self, checkpoint: Checkpoint) -> Encoder:
-        key = (checkpoint.tokenizer_hash, self._window(checkpoint))
+        key = (checkpoint.tokenizer_hash, self.window(checkpoint))
         if key not in self._encoders:
             self._encoders[key] = Encoder(load_tokenizer(checkpoint, self._trust), key[1])
         return self._encoders[key]
@@ -129,7 +134,8 @@ class Planner:
             self._formats[key] = ChatFormat(checkpoint.name, self._encoder(checkpoint).tokenizer)
         return self._formats[key]
 
-    def _window(self, checkpoint: Checkpoint) -> int:
+    def window(self, checkpoint: Checkpoint) -> int:
+        """Tokens that its model takes at once, 0 where its configuration states no limit. Raises UserError."""
         if checkpoint.path not in self._windows:
             self._windows[checkpoint.path] = window(checkpoint, self._trust)
         return self._windows[checkpoint.path]

@@ -32,8 +32,9 @@ def linear_cross_entropy(
     target_N: Tensor,  # right token of each row, or ignore_index; int32 or int64, on h's device or the CPU
     *,
     bias_V: Tensor | None = None,
+    weight_N: Tensor | None = None,  # of each row's loss, any sign; a constant, on h's device
     ignore_index: int = -100,
-    reduction: str = "mean",  # "mean" over the rows that are not ignored, or "sum"
+    reduction: str = "mean",  # over the number of rows that are not ignored, whatever their weights; or "sum"
     z_loss: float = 0.0,  # adds z_loss * logsumexp(logits)^2 per row, reduced like the loss
     softcap: float | None = None,  # logits = softcap * tanh(logits / softcap)
 ) -> Tensor:
@@ -50,12 +51,15 @@ def linear_cross_entropy(
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f'reduction must be "mean" or "sum", not {reduction!r}')
+    if weight_N is not None and weight_N.requires_grad:
+        raise ValueError("weight_N is a constant here and must not require a gradient: detach it")
     grad = torch.is_grad_enabled()
     needs = [grad and x is not None and x.requires_grad for x in (h_ND, w_VD, bias_V)]
     mean = reduction == "mean"
-    return linear_cross_entropy_op(h_ND, w_VD, target_N, bias_V, ignore_index, mean, z_loss, softcap, needs)[
-        0
-    ]
+    loss, *_ = linear_cross_entropy_op(
+        h_ND, w_VD, target_N, bias_V, weight_N, ignore_index, mean, z_loss, softcap, needs
+    )
+    return loss
 
 
 def _linear_cross_entropy(
@@ -63,6 +67,7 @@ def _linear_cross_entropy(
     w_VD: Tensor,
     target_N: Tensor,
     bias_V: Tensor | None,
+    weight_N: Tensor | None,
     ignore_index: int,
     mean: bool,
     z_loss: float,
@@ -78,6 +83,12 @@ def _linear_cross_entropy(
             f"target_N must be {h_ND.shape[0]} integers on {h_ND.device} or the CPU, not {where}"
         )
     check_indices("target_N", target_N, None)
+    weight_M = None
+    if weight_N is not None:
+        if weight_N.shape != target_N.shape or weight_N.device != h_ND.device:
+            where = f"{weight_N.device} {tuple(weight_N.shape)}"
+            raise ValueError(f"weight_N must be {h_ND.shape[0]} numbers on {h_ND.device}, not {where}")
+        weight_M = weight_N.to(wide(h_ND.dtype)).contiguous()
     kept_N = target_N != ignore_index
     weight: float | Tensor = 1.0
     if target_N.is_cuda:
@@ -94,18 +105,19 @@ def _linear_cross_entropy(
             weight = 1.0 / kept_M.numel() if kept_M.numel() else torch.nan
         kept_M = None if kept_M.numel() == target_N.numel() else to_device(kept_M, h_ND.device)
         h_MD = h_ND if kept_M is None else h_ND[kept_M]
+        weight_M = weight_M if kept_M is None or weight_M is None else weight_M[kept_M]
     target_M = to_device(target_M.long().contiguous(), h_ND.device)
     if h_ND.is_cuda:
         from evalengine.kernels.linear_cross_entropy_triton import loss_and_gradients
 
         with torch.cuda.device_of(h_ND):  # Triton launches on the current device
             loss, dh_MD, dw_VD, dbias_V = loss_and_gradients(
-                h_MD, head, target_M, ignore_index, z_loss, weight, needs
+                h_MD, head, target_M, ignore_index, z_loss, weight, needs, weight_M
             )
     else:
         size = max(MIN_ROWS, CHUNK_LOGITS // w_VD.shape[0])
         loss, dh_MD, dw_VD, dbias_V = loss_in_chunks(
-            h_MD, head, target_M, z_loss, weight, needs, size, losses_
+            h_MD, head, target_M, z_loss, weight, needs, size, losses_, weight_M
         )
         loss = (loss * weight).to(wide(h_ND.dtype))
     if needs[0] and kept_M is not None:
@@ -118,7 +130,9 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and not x.is_cuda else x
 
 
-def losses_(logits_RV: Tensor, head: Head, target_R: Tensor, z_loss: float) -> Tensor:
+def losses_(
+    logits_RV: Tensor, head: Head, target_R: Tensor, z_loss: float, weight_R: Tensor | None
+) -> Tensor:
     """The rows' losses, float64, on the CPU; the logits become their softmax and then their own gradient."""
     softcap, target_R1 = head.softcap, target_R[:, None]
     x_RV = transform_(logits_RV.to(wide(logits_RV.dtype)), head.bias_V, None, softcap)
@@ -132,8 +146,12 @@ def losses_(logits_RV: Tensor, head: Head, target_R: Tensor, z_loss: float) -> T
     x_RV.scatter_add_(1, target_R1, x_RV.new_full(target_R1.shape, -1.0))
     if slope_RV is not None:
         x_RV.mul_(slope_RV)
+    loss_R = logsumexp_R - logit_R + z_loss * logsumexp_R.square()
+    if weight_R is not None:
+        x_RV.mul_(weight_R[:, None])
+        loss_R *= weight_R
     logits_RV.copy_(x_RV)  # 16-bit logits were widened, others are changed in place
-    return logsumexp_R - logit_R + z_loss * logsumexp_R.square()
+    return loss_R
 
 
 def _fake(h_ND: Tensor, w_VD: Tensor, target_N: Tensor, bias_V: Tensor | None, *options: Any) -> Gradients:
@@ -156,11 +174,11 @@ def _backward(ctx, grad_loss, *of_gradients):  # type: ignore[no-untyped-def]
     if any(x is not None for x in of_gradients):
         raise RuntimeError("linear_cross_entropy is differentiable once: its gradients have no gradients")
     if grad_loss is None:
-        return (None,) * 9
+        return (None,) * 10
     scaled = [
         _scaled(x, grad_loss) if need else None for x, need in zip(ctx.saved_tensors, ctx.needs, strict=True)
     ]
-    return (scaled[0], scaled[1], None, scaled[2], *([None] * 5))
+    return (scaled[0], scaled[1], None, scaled[2], *([None] * 6))
 
 
 def _scaled(gradient: Tensor, grad_loss: Tensor) -> Tensor:

@@ -130,6 +130,7 @@ def _loss_kernel(
     bias_V,
     target_N,
     weight,
+    weight_N,
     loss_N,
     N,
     A,
@@ -142,6 +143,7 @@ def _loss_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_REST: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
     GRADIENT: tl.constexpr,
     LANES: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -185,9 +187,13 @@ def _loss_kernel(
         logsumexp = tl.where(there, logsumexp, float("nan"))  # of a target out of range
         column = target.to(tl.int32)
         loss = logsumexp - at_target + z_loss * logsumexp * logsumexp
+        of_row = of_kept
+        if HAS_WEIGHTS:
+            of_row *= tl.load(weight_N + row)
+            loss *= tl.load(weight_N + row)
         tl.store(loss_N + row, tl.where(kept, loss, 0.0))
         if GRADIENT:
-            of_row = tl.where(kept, of_kept, 0.0)
+            of_row = tl.where(kept, of_row, 0.0)
             factor = of_row * (1.0 + 2.0 * z_loss * logsumexp)
             _gradient(
                 logits_A,
@@ -242,11 +248,12 @@ def loss_and_gradients(
     z_loss: float,
     weight: float | Tensor,
     needs: Sequence[bool],
+    weight_N: Tensor | None = None,
 ) -> Gradients:
     """The weighted sum of the rows' losses, and its gradients of h, w and bias: empty where not needed.
 
-    target_N: int64 on h's device; NaN for a target out of range, loss and gradients. weight: of each row that is not ignored.
-    The kernel applies it, but for float16, whose small probabilities it would send to zero.
+    target_N: int64 on h's device; NaN for a target out of range, loss and gradients. weight: of every row that is not ignored;
+    weight_N, float32: times this. The kernel applies both, but not `weight` for float16: small probabilities would go to zero.
     """
     if not isinstance(weight, Tensor):
         weight = torch.full((), weight, dtype=torch.float32, device=h_ND.device)
@@ -261,12 +268,19 @@ def loss_and_gradients(
     columns = own_columns(n_rows, vocab, hidden)
     if needs[1] and n_rows and n_rows * columns * h_ND.element_size() <= LOGITS_BYTES:
         loss, dh_ND, dw_VD, dbias_V = loss_at_once(
-            h_ND, head, target_N, z_loss, of_sums, needs, columns, lambda *x: losses(*x[:4], rest_NB=x[4])
+            h_ND,
+            head,
+            target_N,
+            z_loss,
+            of_sums,
+            needs,
+            columns,
+            lambda *x: losses(*x[:4], weight_N, rest_NB=x[4]),
         )
     else:
         size = chunk_rows(n_rows, vocab * h_ND.element_size(), needs[1])
         loss, dh_ND, dw_VD, dbias_V = loss_in_chunks(
-            h_ND, head, target_N, z_loss, of_sums, needs, size, losses
+            h_ND, head, target_N, z_loss, of_sums, needs, size, losses, weight_N
         )
     return (loss * weight).to(wide(h_ND.dtype)), dh_ND, dw_VD, dbias_V
 
@@ -328,6 +342,7 @@ def losses_(
     head: Head,
     target_N: Tensor,
     z_loss: float,
+    weight_N: Tensor | None = None,
     *,
     ignore_index: int,
     weight: Tensor,
@@ -342,6 +357,7 @@ def losses_(
         rest_NB=rest,
         target_N=target_N,
         weight=weight,
+        weight_N=weight if weight_N is None else weight_N,
         loss_N=loss_N,
         N=n_rows,
         A=logits_NA.shape[1],
@@ -351,6 +367,7 @@ def losses_(
         ignore_index=ignore_index,
         z_loss=float(z_loss),
         HAS_REST=rest_NB is not None,
+        HAS_WEIGHTS=weight_N is not None,
         GRADIENT=gradient,
         num_warps=LOSS_WARPS,
         **logit_arguments(logits_NA, bias_V=head.bias_V, softcap=head.softcap),
@@ -373,18 +390,25 @@ def scale_(x: Tensor, factor: Tensor) -> None:
 
 def specs(capability: int) -> Iterator[Spec]:
     """The kernels without and with their options, for `compiled.py`."""
-    for dtype, full, rest, gradient in (
-        ("bf16", False, True, True),
-        ("bf16", True, True, True),
-        ("bf16", False, False, True),
-        ("bf16", False, False, False),
-        ("fp32", True, True, True),
+    for dtype, full, rest, gradient, weights in (
+        ("bf16", False, True, True, False),
+        ("bf16", True, True, True, False),
+        ("bf16", False, False, True, False),
+        ("bf16", False, False, True, True),
+        ("bf16", False, False, False, False),
+        ("fp32", True, True, True, False),
     ):
         types = {**dict.fromkeys(("logits_NA", "rest_NB", "bias_V"), f"*{dtype}"), "target_N": "*i64"}
         types["ignore_index"] = "i32"
         constants = loss_constants(4 if dtype == "fp32" else 2)
-        constants |= {"HAS_BIAS": full, "HAS_SOFTCAP": full, "HAS_REST": rest, "GRADIENT": gradient}
-        given = {"bias, soft-cap": full, "in two parts": rest, "alone": not gradient}
+        constants |= {
+            "HAS_BIAS": full,
+            "HAS_SOFTCAP": full,
+            "HAS_REST": rest,
+            "HAS_WEIGHTS": weights,
+            "GRADIENT": gradient,
+        }
+        given = {"bias, soft-cap": full, "in two parts": rest, "weights": weights, "alone": not gradient}
         name = f"loss {dtype}: " + ", ".join(word for word, yes in given.items() if yes)
         yield Spec(name.removesuffix(": "), _loss_kernel, types, constants, LOSS_WARPS)
     yield Spec("scale bf16", _scale_kernel, {"x_N": "*bf16"}, {"BLOCK": SCALE_BLOCK})

@@ -23,14 +23,15 @@ def loss_in_chunks(
     head: Head,
     target_N: Tensor,
     z_loss: float,
-    weight: float | Tensor,  # of each row, still to be applied to the gradients
+    weight: float | Tensor,  # of all rows alike, still to be applied to the gradients
     needs: Sequence[bool],  # gradients of h, w and bias
     size: int,  # rows of a chunk
-    losses_: Callable[[Tensor, Head, Tensor, float], Tensor],
+    losses_: Callable[[Tensor, Head, Tensor, float, Tensor | None], Tensor],
+    weight_N: Tensor | None = None,  # of each row, for `losses_` to apply
 ) -> Gradients:
-    """The sum of the losses (float64, without the weight) and its gradients, of checked arguments.
+    """The sum of the losses (float64, without `weight`) and its gradients, of checked arguments.
 
-    `losses_` returns the losses of a chunk's rows and overwrites their logits with the losses' gradient. The weight is
+    `losses_` returns the losses of a chunk's rows and overwrites their logits with the losses' gradient. `weight` is
     multiplied into sums at the end, so that float16 does not underflow.
     """
     w_VD, bias_V = head.w_VD, head.bias_V
@@ -44,7 +45,8 @@ def loss_in_chunks(
     for rows in slices(n_rows, size):
         h_RD = h_ND[rows]
         dx_RV = torch.mm(h_RD, w_VD.t(), out=logits_RV[: h_RD.shape[0]])
-        loss += losses_(dx_RV, head, target_N[rows], z_loss).sum(dtype=torch.float64)
+        weight_R = None if weight_N is None else weight_N[rows]
+        loss += losses_(dx_RV, head, target_N[rows], z_loss, weight_R).sum(dtype=torch.float64)
         if need_h:
             torch.mm(dx_RV, w_VD, out=dh_ND[rows])
         if need_w:

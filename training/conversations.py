@@ -17,25 +17,27 @@ import numpy as np
 from evalengine import records
 from evalengine.errors import UserError
 from evalengine.files import atomic
-from evalengine.training.chat import Conversation, Message, parse, render
+from evalengine.training.arms import Asked, parse_asked
+from evalengine.training.chat import Conversation, Message, render
 from evalengine.training.rows import IGNORE, Batch
 from evalengine.training.sources import hub_rows
 from evalengine.training.study import ChatSource, SftData, SourceSpec
 from evalengine.training.tokenizer import Tokenizer
 
 
-def read(sft: SftData, data: Path | None, seed: int) -> list[Conversation]:
-    """The conversations of the study's fine-tuning data, in the file's order, their instructions changed as it says."""
-    found: list[Conversation] = []
+def read(sft: SftData, data: Path | None, seed: int) -> list[Asked]:
+    """The conversations of the study's fine-tuning data, in the file's order, with what is known of their tasks."""
+    found: list[Asked] = []
     for source in sft.data:
         if source.benchmarks_train:
             found += _of_benchmarks(source, data, seed)
             continue
-        some = [parse(record, where) for where, record in _records(source, data)]
+        name = source.path or source.hub
+        some = [parse_asked(record, where, name) for where, record in _records(source, data)]
         found += _sample(some, source.limit, seed)
     if not found:
         raise UserError("the fine-tuning data holds no conversation: check sft.data")
-    return change_instructions(found, sft.instructions, seed)
+    return found
 
 
 def _records(source: ChatSource, data: Path | None) -> Iterator[tuple[str, Any]]:
@@ -50,7 +52,10 @@ def _records(source: ChatSource, data: Path | None) -> Iterator[tuple[str, Any]]
     file = data / source.path
     if not file.is_file():
         raise UserError(f"there is no fine-tuning data at {file}: check sft.data and --data")
-    yield from records.parquet(file, "messages") if file.suffix == ".parquet" else records.jsonl(file)
+    if file.suffix == ".parquet":
+        yield from records.parquet(file, "messages", optional=("benchmark", "choices"))
+    else:
+        yield from records.jsonl(file)
 
 
 def bench_folder(data: Path | None) -> Path | None:
@@ -58,7 +63,7 @@ def bench_folder(data: Path | None) -> Path | None:
     return data if data is None or not (data / "bench").is_dir() else data / "bench"
 
 
-def _of_benchmarks(source: ChatSource, data: Path | None, seed: int) -> list[Conversation]:
+def _of_benchmarks(source: ChatSource, data: Path | None, seed: int) -> list[Asked]:
     """Train splits as conversations: the user says the context, the assistant the gold choice."""
     from evalengine.benchmarks import BENCHMARKS, resolve
     from evalengine.benchmarks.load import data_file, make_item, read_rows
@@ -74,37 +79,26 @@ def _of_benchmarks(source: ChatSource, data: Path | None, seed: int) -> list[Con
     found = []
     for benchmark in chosen:
         items = [make_item(row, benchmark.render) for row in read_rows(benchmark, folder, train=True)]
-        some: list[Conversation] = [
-            (Message("user", item.contexts[item.gold]), Message("assistant", item.continuations[item.gold]))
+        some = [
+            Asked(
+                (
+                    Message("user", item.contexts[item.gold]),
+                    Message("assistant", item.continuations[item.gold]),
+                ),
+                benchmark.name,
+                item.choices,
+            )
             for item in items
         ]
         found += _sample(some, source.limit, seed)
     return found
 
 
-def _sample(conversations: list[Conversation], limit: int, seed: int) -> list[Conversation]:
+def _sample(conversations: list[Asked], limit: int, seed: int) -> list[Asked]:
     if not limit or len(conversations) <= limit:
         return conversations
     kept = sorted(random.Random(seed).sample(range(len(conversations)), limit))
     return [conversations[i] for i in kept]
-
-
-def change_instructions(conversations: list[Conversation], how: str, seed: int) -> list[Conversation]:
-    """`kept`; `emptied`: every user and system message is empty; `shuffled`: each conversation gets another's."""
-    if how == "kept":
-        return conversations
-    donors: list[Conversation] = [()] * len(conversations)
-    if how == "shuffled":
-        order = list(range(len(conversations)))
-        random.Random(seed).shuffle(order)
-        for place, other in zip(order, order[1:] + order[:1], strict=True):  # one cycle: never its own
-            donors[place] = conversations[other]
-    return [_with_instructions(own, donor) for own, donor in zip(conversations, donors, strict=True)]
-
-
-def _with_instructions(own: Conversation, donor: Conversation) -> Conversation:
-    said = iter([m.content for m in donor if m.role != "assistant"])
-    return tuple(m if m.role == "assistant" else Message(m.role, next(said, "")) for m in own)
 
 
 class Example(NamedTuple):
@@ -114,15 +108,25 @@ class Example(NamedTuple):
     learned_T: np.ndarray  # bool: the token carries loss when it is predicted
 
 
+def cut(examples: Sequence[Example], context: int) -> list[Example]:
+    """Every example cut at `context` + 1 tokens: the last one is predicted, not fed."""
+    return [Example(ids[: context + 1], learned[: context + 1]) for ids, learned in examples]
+
+
 def within(examples: Sequence[Example], context: int) -> list[Example]:
     """Every example cut at `context` + 1 tokens; one that then has nothing to learn is dropped."""
-    cut = [Example(ids[: context + 1], learned[: context + 1]) for ids, learned in examples]
-    kept = [example for example in cut if example.learned_T.any()]
+    kept = [example for example in cut(examples, context) if example.learned_T.any()]
     if not kept:
         raise UserError(
             f"no conversation has a response within the context of {context} tokens: raise `context`"
         )
     return kept
+
+
+def learned_within(examples: Sequence[Example], context: int) -> tuple[int, int]:
+    """How many conversations have something to learn within the context, and how many tokens of them are learned."""
+    learned = [int(mask[: context + 1].sum()) for _, mask in examples]
+    return sum(map(bool, learned)), sum(learned)
 
 
 def save(path: Path, examples: Sequence[Example]) -> None:

@@ -1,7 +1,7 @@
-"""The loop that both stages share: batches in, a trained model out, resumable at any step.
+"""The loop that all stages share: batches in, a trained model out, resumable at any step.
 
 AdamW on matrices with weight decay and on norms without, cosine schedule with warm-up, gradients clipped and
-accumulated over micro-batches. The loss of a step is the mean over all its targets, on every process, so one
+accumulated over micro-batches. The loss of a step is the mean over all its targets, or pairs, on every process, so one
 process or many, one micro-batch or many, follow the same curve. Batches are functions of the step, so the
 state to save is the model, the optimiser and the step: a killed run continues with the same bits on the CPU.
 """
@@ -25,7 +25,7 @@ from evalengine.training import state
 from evalengine.training.attention import whole_rows
 from evalengine.training.model import Decoder
 from evalengine.training.parallel import SINGLE, Group, full
-from evalengine.training.rows import IGNORE, Batch
+from evalengine.training.rows import IGNORE, NO_PAIR, Batch, Pairs
 from evalengine.training.state import Place
 from evalengine.training.study import Optimisation
 
@@ -41,7 +41,7 @@ class Step(NamedTuple):
 
     step: int  # counted from 1
     steps: int
-    loss: float  # mean over the step's targets, nats
+    loss: float  # mean over the step's targets or pairs, nats
     tokens: int  # positions fed, padding included
     lr: float
     grad_norm: float
@@ -94,7 +94,7 @@ def fit(
             made = one_ahead(made)
         for step, batch in enumerate(made, first):
             lr = learning_rate(step, batches.steps, settings)
-            loss, norm = _update(wrapped, optim, batch, lr, settings, place)
+            (loss, *measured), norm = _update(wrapped, optim, batch, lr, settings, place)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise UserError(
                     f"the loss became {loss} (gradient norm {norm}) at step {step + 1} of {batches.steps}"
@@ -104,7 +104,8 @@ def fit(
             attended = float(batch.position_BT.mean()) + 1
             flops = batch.token_BT.size * model.shape.flops_per_token(attended)
             entry = Step(step + 1, batches.steps, loss, batch.token_BT.size, lr, norm, flops)
-            write({**entry._asdict(), "batch": batch.contents})
+            more = dict(zip(Pairs.MEASURES, measured, strict=True)) if measured else {}
+            write({**entry._asdict(), **more, "batch": batch.contents})
             report(entry)
             due = time.monotonic() - saved >= place.save_every_s
             if place.state and step + 1 < batches.steps and place.group.agree(due):
@@ -130,31 +131,31 @@ def _update(
     lr: float,
     settings: Optimisation,
     place: Place,
-) -> tuple[float, float]:
-    """One optimiser step: (mean loss, gradient norm before clipping)."""
+) -> tuple[list[float], float]:
+    """One optimiser step: (means over the batch, the loss first; gradient norm before clipping)."""
     group = place.group
-    targets = int((batch.target_BT != IGNORE).sum())
     parts = list(micro_batches(batch, settings.micro_rows, group, place.width))
     total = torch.zeros((), device=place.device)
     for number, part in enumerate(parts):
         with group.synchronise(wrapped, number == len(parts) - 1), autocast(place), out_of_memory(settings):
-            loss = wrapped(*fed(part, place), settings.z_loss, whole_rows(torch.from_numpy(part[1])))
-            (loss * (group.size / targets)).backward()  # processes average their gradients
-        total += loss.detach()
+            whole = whole_rows(torch.from_numpy(part.position_BT))
+            sums = wrapped(*fed(part, place), settings.z_loss, whole, part.pairs).reshape(-1)
+            (sums[0] * (group.size / batch.count)).backward()  # processes average their gradients
+        total = total + sums.detach()
     norm = full(nn.utils.clip_grad_norm_(wrapped.parameters(), settings.clip))
     for parameters in optim.param_groups:
         parameters["lr"] = lr
     # the only time that a step waits for the device
-    loss_sum, norm_before = torch.stack((group.sum(total), norm)).tolist()
-    if math.isfinite(loss_sum) and math.isfinite(norm_before):
+    *summed, norm_before = torch.cat((group.sum(total), norm.reshape(1))).tolist()
+    if math.isfinite(summed[0]) and math.isfinite(norm_before):
         optim.step()
     optim.zero_grad(set_to_none=True)
-    return loss_sum / targets, norm_before
+    return [value / batch.count for value in summed], norm_before
 
 
-def fed(part: tuple[np.ndarray, np.ndarray, np.ndarray], place: Place) -> tuple[Tensor, Tensor, Tensor]:
+def fed(part: Batch, place: Place) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens and positions on the device, targets on the CPU, where the loss looks at them."""
-    token_BT, position_BT, target_BT = (torch.from_numpy(a) for a in part)
+    token_BT, position_BT, target_BT = (torch.from_numpy(a) for a in part[:3])
     if not place.device.startswith("cuda"):
         return token_BT, position_BT, target_BT
     token_BT, position_BT = (
@@ -163,28 +164,30 @@ def fed(part: tuple[np.ndarray, np.ndarray, np.ndarray], place: Place) -> tuple[
     return token_BT, position_BT, target_BT
 
 
-def micro_batches(
-    batch: Batch, micro_rows: int, group: Group = SINGLE, width: int = 0
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def micro_batches(batch: Batch, micro_rows: int, group: Group = SINGLE, width: int = 0) -> Iterator[Batch]:
     """This process's rows, a few at a time; every process gets equally many parts, filled up by rows without loss.
 
     With `width` every part has one shape, `micro_rows` x `width`, so that nothing is compiled twice.
     """
     arrays: list[np.ndarray] = [batch.token_BT, batch.position_BT, batch.target_BT]
+    if batch.pairs:
+        arrays.append(batch.pairs.label_BT)
     rows, own = batch.token_BT.shape
     spare_rows = -rows % (group.size * (micro_rows if width and micro_rows else 1))
     spare_columns = max(0, width - own)
     if spare_rows or spare_columns:
         arrays = [
             np.pad(a, ((0, spare_rows), (0, spare_columns)), constant_values=value)
-            for a, value in zip(arrays, (0, 0, IGNORE), strict=True)
+            for a, value in zip(arrays, (0, 0, IGNORE, NO_PAIR), strict=False)
         ]
         arrays[1][:, own:] = np.arange(spare_columns)
         arrays[1][rows:] = np.arange(own + spare_columns)
     mine = [np.ascontiguousarray(a[group.rank :: group.size]) for a in arrays]
     size = micro_rows or len(mine[0])
     for start in range(0, len(mine[0]), size):
-        yield mine[0][start : start + size], mine[1][start : start + size], mine[2][start : start + size]
+        token_BT, position_BT, target_BT, *labels = (a[start : start + size] for a in mine)
+        pairs = batch.pairs and batch.pairs._replace(label_BT=labels[0])
+        yield Batch(token_BT, position_BT, target_BT, batch.contents, pairs)
 
 
 @contextlib.contextmanager
@@ -229,8 +232,9 @@ def _log(place: Place, first: int) -> Iterator[Callable[[dict[str, Any]], None]]
         def write(entry: dict[str, Any]) -> None:
             print(json.dumps(entry), file=stream, flush=True)
             if scalars is not None:
-                for name in ("loss", "lr", "grad_norm"):
-                    scalars.add_scalar(name, entry[name], entry["step"])
+                for name in ("loss", "lr", "grad_norm", *Pairs.MEASURES):
+                    if name in entry:
+                        scalars.add_scalar(name, entry[name], entry["step"])
 
         yield write
 
@@ -242,5 +246,5 @@ def mean_loss(model: Decoder, batch: Batch, place: Place, micro_rows: int = 8) -
     total: Tensor | float = 0.0
     for part in micro_batches(batch, micro_rows):
         with autocast(place):
-            total = total + model(*fed(part, place), 0.0, whole_rows(torch.from_numpy(part[1])))
+            total = total + model(*fed(part, place), 0.0, whole_rows(torch.from_numpy(part.position_BT)))
     return float(total) / int((batch.target_BT != IGNORE).sum())

@@ -25,7 +25,8 @@ from torch.utils.checkpoint import checkpoint
 
 from evalengine.kernels import linear_cross_entropy
 from evalengine.training.attention import DocumentMask, attend
-from evalengine.training.rows import IGNORE
+from evalengine.training.preference_loss import preference_loss
+from evalengine.training.rows import IGNORE, Pairs
 
 
 @dataclass(frozen=True)
@@ -180,8 +181,9 @@ class Decoder(nn.Module):
         target_BT: Tensor,
         z_loss: float = 0.0,
         whole: bool | None = None,
+        pairs: Pairs | None = None,
     ) -> Tensor:
-        """The loss summed over targets other than `IGNORE`, a float32 scalar.
+        """The loss summed over targets other than `IGNORE`, a float32 scalar; with `pairs` what `preference_loss` returns.
 
         `z_loss` times the squared log-sum-exp of each row's logits is added. The (N, V) logits are never stored: at a
         vocabulary of 100,864 they would be larger than the model.
@@ -193,6 +195,8 @@ class Decoder(nn.Module):
         h_BTD = self.hidden(token_BT, position_BT, DocumentMask.from_positions(position_BT, whole))
         dtype = product_dtype(h_BTD)  # autocast knows nothing of the loss
         h_ND, w_VD = h_BTD.reshape(-1, h_BTD.shape[-1]).to(dtype), self.head.weight.to(dtype)
+        if pairs is not None:
+            return preference_loss(h_ND, w_VD, target_BT.reshape(-1), pairs)
         return linear_cross_entropy(
             h_ND, w_VD, target_BT.reshape(-1), ignore_index=IGNORE, reduction="sum", z_loss=z_loss
         )

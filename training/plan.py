@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,12 @@ import torch
 
 from evalengine import console
 from evalengine.training import export
+from evalengine.training.arms import changed
 from evalengine.training.chat import render
 from evalengine.training.conversations import load, read
-from evalengine.training.prepare import BYTES_PER_TOKEN, shape_of, work_folder
+from evalengine.training.prepare import BYTES_PER_TOKEN, conversations_name, shape_of, work_folder
 from evalengine.training.runner import default_jobs, selected
-from evalengine.training.study import Run, Study
+from evalengine.training.study import Run, Study, settings_of
 from evalengine.training.tokenizer import Tokenizer
 
 # Share of the rate of bare matrix products, on a CPU with tiny models as on a GPU with large ones.
@@ -32,7 +34,7 @@ MEASURE_S = 0.5
 class PlannedRun(NamedTuple):
     name: str
     parameters: int
-    tokens: int | None  # None: fine-tuning data on the hub, or not yet tokenised
+    tokens: int | None  # None: data of a later stage on the hub, or not yet tokenised
     flops: float | None
     finished: bool
 
@@ -68,18 +70,18 @@ def make(
     """
     tokenizer = work_folder(out) / "tokenizer"
     size = Tokenizer(tokenizer).size if (tokenizer / "tokenizer.json").is_file() else study.tokenizer.vocab
-    lengths = _conversation_lengths(study, data, out)
+    lengths = cache(partial(_conversation_lengths, study, data, out))
     planned = {}
     for run in selected(study, only):
         scale = study.scales[run.scale]
         shape = shape_of(replace(scale, vocab=scale.vocab or size or GUESSED_VOCAB), size)
         if run.stage == "pt":
             tokens: int | None = scale.pretrain.tokens
-        elif lengths is None:
+        elif (of_arm := lengths(run.arm)) is None:
             tokens = None
         else:
-            an_epoch = sum(min(length, scale.context + 1) for length in lengths)
-            tokens = int(an_epoch * study.sft.reach * scale.sft.epochs)
+            an_epoch = sum(min(length, scale.context + 1) for length in of_arm)
+            tokens = int(an_epoch * study.sft.share * scale.sft.epochs)
         flops = None if tokens is None else tokens * shape.flops_per_token()
         finished = export.metadata(out / run.name) is not None
         planned[run] = PlannedRun(run.name, shape.params, tokens, flops, finished)
@@ -92,14 +94,14 @@ def make(
     )
 
 
-def _conversation_lengths(study: Study, data: Path | None, out: Path) -> list[int] | None:
+def _conversation_lengths(study: Study, data: Path | None, out: Path, arm: str) -> list[int] | None:
     """In tokens: of the tokenised ones, else guessed from those under `data`; None where some are on the hub."""
-    known = sorted(work_folder(out).glob("conversations-*.npz"))
+    known = sorted(work_folder(out).glob(f"{conversations_name(arm)}-{'?' * 12}.npz"))
     if known:
         return [len(ids) for ids, _ in load(known[-1])]
     if data is None or any(chat.hub for chat in study.sft.data):
         return None
-    found = read(study.sft, data, study.seed)
+    found = changed(read(study.sft, data, study.seed), arm, study.seed)
     return [len(render(conversation).text) // BYTES_PER_TOKEN for conversation in found]
 
 
@@ -137,8 +139,7 @@ def show(study: Study, plan: Plan) -> None:
         groups.setdefault((run.scale, run.stage), []).append(planned)
     rows = []
     for (scale, stage), members in groups.items():
-        one, settings = members[0], study.scales[scale]
-        lr = settings.pretrain.lr if stage == "pt" else settings.sft.lr
+        one, lr = members[0], settings_of(study.scales[scale], stage).lr
         rows.append(
             [
                 f"{scale} {stage}",
@@ -158,5 +159,7 @@ def show(study: Study, plan: Plan) -> None:
     how = f"{EFFICIENCY:.0%} of this machine's matrix products, measured" if plan.measured else "as given"
     hours = f"{plan.hours:,.1f} hours" if plan.hours >= 1 else f"{plan.hours * 60:,.1f} minutes"
     unknown = any(p.tokens is None for p in plan.runs.values())
-    tail = "; fine-tuning is not counted: its data is tokenised when training starts" if unknown else ""
+    tail = (
+        "; stages with a ? are not counted: their data is tokenised when training starts" if unknown else ""
+    )
     console.say(f"about {hours} for {plan.flops:.2e} FLOPs at {plan.rate:.2e} FLOP/s ({how}){tail}")

@@ -26,7 +26,7 @@ from evalengine.training import export
 from evalengine.training.loop import Step
 from evalengine.training.prepare import work_folder
 from evalengine.training.stages import Job, Result
-from evalengine.training.workers import Board, Message, chains, keep_freed_memory, train_chain
+from evalengine.training.workers import Board, Message, chains, keep_freed_memory, train_chain, without
 
 POLL_S = 0.2
 
@@ -125,11 +125,12 @@ def _train_on(pool: Pool, waiting: list[list[Job]], board: Board, messages: Any)
             name = left[0].run.name
             console.warn(f"the worker of {name} on {ended.worker.host} ended: {ended.died}")
             strikes[name] += not ended.node_lost
-            if strikes[name] < STRIKES:
-                waiting.append(left)
-            else:
+            if strikes[name] >= STRIKES:
                 reason = f"set aside: it failed {STRIKES} times, last because {ended.died}"
                 board.take(Message(name, reason))
+                left = without(left, left[0])
+            if left:
+                waiting.append(left)
         with contextlib.suppress(queue.Empty):
             while True:
                 board.take(messages.get_nowait())

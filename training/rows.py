@@ -18,15 +18,34 @@ import numpy as np
 from evalengine.training.shards import TokenSource
 
 IGNORE = -100  # a target that carries no loss
+NO_PAIR = -1  # the label of such a target
+
+
+class Pairs(NamedTuple):
+    """Which targets of a batch are whose response, where one response of each pair is preferred."""
+
+    # beyond the loss, means over pairs: of beta * Delta, and of whether it is above 0
+    MEASURES = ("margin", "accuracy")
+
+    # int64: 2 p at the targets of pair p's chosen response, 2 p + 1 at those of its rejected one, else NO_PAIR
+    label_BT: np.ndarray
+    reference_P: np.ndarray  # float64: log p(chosen) - log p(rejected) under the reference
+    beta: float
 
 
 class Batch(NamedTuple):
-    """What one optimiser step learns from. `contents` names it in an error: its rows or conversations."""
+    """What one optimiser step learns from. `contents` names it in an error: its rows, conversations or pairs."""
 
     token_BT: np.ndarray  # int64
     position_BT: np.ndarray  # int64, 0 where a document begins
     target_BT: np.ndarray  # int64, the next token, or IGNORE
     contents: str
+    pairs: Pairs | None = None  # of preferences
+
+    @property
+    def count(self) -> int:
+        """Of what the loss is the mean: pairs, or targets."""
+        return len(self.pairs.reference_P) if self.pairs else int((self.target_BT != IGNORE).sum())
 
 
 class Stream:

@@ -1,9 +1,9 @@
 """A study file, typed and checked where it enters.
 
-    sources x mixtures x scales x {pt, sft} -> checkpoints named {scale}-{mixture}-{stage}
+    sources x mixtures x scales x stages -> checkpoints named {scale}-{mixture}-{stage}
 
 A YAML file states the tokenizer, the sources, the mixtures (token shares of sources), the scales (shape,
-tokens, learning rate) and the fine-tuning data. Every field below is a key of the file under the same name;
+tokens, learning rate), the stages and the fine-tuning data. Every field below is a key of the file under the same name;
 an unknown key is an error that names the nearest known one.
 """
 
@@ -13,15 +13,20 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evalengine.errors import UserError, nearest
+from evalengine.training.arms import ARMS
 from evalengine.untrusted import check_name, read_yaml
 
-STAGES = ("pt", "sft")
+PARENTS: Mapping[str, str | None] = {  # stage -> the one that it starts from
+    "pt": None,
+    "sft": "pt",  # the arm `kept`
+    **{f"sft_{arm}": "pt" for arm in ARMS if arm != "kept"},
+}
 LARGEST = 2**50  # of any number in a study file
 
 
@@ -112,10 +117,24 @@ class ChatSource:
 
 
 @dataclass(frozen=True)
+class Select:
+    """Fine-tuning on the conversations whose score under a pretrained model lies between two quantiles."""
+
+    score: str  # loss, ifd or r_ifd (frontier.py)
+    keep: tuple[float, ...]  # the two quantiles, [0, 0.5] for the lower half
+    by: str = ""  # the scale whose pretrained model scores, of the same mixture; "": each run's own
+    control: bool = False  # random conversations in their place, with as many tokens that carry loss
+
+
+@dataclass(frozen=True)
 class SftData:
     data: tuple[ChatSource, ...]
-    instructions: str = "kept"  # kept, emptied or shuffled: what does SFT teach without the instruction?
-    reach: float = 1.0  # keep this share of conversations, those the pretrained model finds least surprising
+    select: Select | None = None  # fine-tune on some of the conversations; None: on all
+
+    @property
+    def share(self) -> float:
+        """Of the conversations, that are fine-tuned on."""
+        return self.select.keep[1] - self.select.keep[0] if self.select else 1.0
 
 
 @dataclass(frozen=True)
@@ -127,6 +146,10 @@ class Study:
     scales: Mapping[str, Scale]
     sft: SftData
     about: str = ""
+    stages: tuple[str, ...] = (
+        "pt",
+        "sft",
+    )  # those of every mixture and scale, each after the one it starts from
     seed: int = 0
     threads: int = 0  # of a worker on the CPU; 0: cores divided by jobs. A fixed number gives the same bits
     save_dtype: str = "float32"
@@ -145,11 +168,53 @@ class Run:
     def name(self) -> str:
         return f"{self.scale}-{self.mixture}-{self.stage}"
 
+    @property
+    def parent(self) -> Run | None:
+        """The run whose checkpoint this one starts from."""
+        stage = PARENTS[self.stage]
+        return None if stage is None else dataclasses.replace(self, stage=stage)
+
+    @property
+    def ancestors(self) -> tuple[Run, ...]:
+        """The runs that come before this one, the first of them first."""
+        return () if self.parent is None else (*self.parent.ancestors, self.parent)
+
+    @property
+    def arm(self) -> str:
+        """What the run's fine-tuning changes (arms.py)."""
+        return self.stage.removeprefix("sft_") if self.stage.startswith("sft_") else "kept"
+
+
+def settings_of(scale: Scale, stage: str) -> Optimisation:
+    return scale.pretrain if stage == "pt" else scale.sft
+
 
 def runs(study: Study) -> list[Run]:
-    """Every run of the grid, a checkpoint's pretraining before its fine-tuning, the costliest scale first."""
+    """Every run of the grid, each after those it needs, the costliest scale first."""
     order = sorted(study.scales, key=lambda s: -study.scales[s].pretrain.tokens * study.scales[s].d_model)
-    return [Run(scale, mixture, stage) for scale in order for mixture in study.mixtures for stage in STAGES]
+    found = [
+        Run(scale, mixture, stage) for scale in order for mixture in study.mixtures for stage in study.stages
+    ]
+    if study.sft.select and study.sft.select.by:  # one scale's models choose for the others
+        found.sort(key=lambda run: run.stage != "pt")
+    return found
+
+
+def scorer(study: Study, run: Run) -> Run:
+    """The pretraining whose model scores the conversations that `run` is fine-tuned on."""
+    by = study.sft.select.by if study.sft.select else ""
+    return Run(by or run.scale, run.mixture, "pt")
+
+
+def with_stages(study: Study, chosen: Sequence[str]) -> Study:
+    """The study with the stages `chosen` in place of its own, and those that they start from. Raises UserError."""
+    stages: list[str] = []
+    for name in chosen:
+        if name not in PARENTS:
+            raise UserError(f"there is no stage {name!r:.60}{nearest(name, PARENTS)}")
+        line = [run.stage for run in (*Run("", "", name).ancestors, Run("", "", name))]
+        stages += [stage for stage in line if stage not in stages]
+    return dataclasses.replace(study, stages=tuple(stages))
 
 
 def shipped() -> dict[str, Path]:
@@ -172,6 +237,13 @@ def load(where: str | Path) -> Study:
     if not isinstance(raw, dict):
         raise UserError(f"{path} is empty or not a mapping: see docs/training.md for a study file")
     raw.setdefault("name", path.stem)
+    if isinstance(raw.get("sft"), dict) and "reach" in raw["sft"]:
+        raise UserError(f"{path}: sft.reach: R has become `select: {{score: loss, keep: [0, R]}}` under sft")
+    if isinstance(raw.get("sft"), dict) and "instructions" in raw["sft"]:
+        raise UserError(
+            f"{path}: sft.instructions has become a stage: leave it out and write `stages: [pt, sft_emptied]`, or "
+            "sft_shuffled; the stage sft keeps the instructions"
+        )
     study: Study = _parse(Study, raw, str(path))
     for name in (*study.mixtures, *study.scales, *study.sources):
         check_name(name, "mixture, scale or source")
@@ -257,19 +329,35 @@ def _faults(study: Study) -> Iterator[str]:
     for name in (*study.mixtures, *study.scales):
         if "-" in name:
             yield f"the name {name!r} must not hold '-': checkpoints are {{scale}}-{{mixture}}-{{stage}}"
+    if not study.stages:
+        yield "stages is empty: name at least pt"
+    for number, stage in enumerate(study.stages):
+        if stage not in PARENTS:
+            yield f"stages: there is no {stage!r:.60}{nearest(stage, PARENTS)}"
+        elif stage in study.stages[:number]:
+            yield f"stages: {stage} is there twice"
+        elif (parent := PARENTS[stage]) is not None and parent not in study.stages[:number]:
+            yield f"stages: {stage} starts from {parent}, so {parent} must come before it"
     if not 0 <= study.seed < 2**31:
         yield "seed must be between 0 and 2**31"
     if bool(study.tokenizer.path) == bool(study.tokenizer.vocab):
         yield "tokenizer needs either `vocab` or `path`"
     if study.save_dtype not in ("float32", "bfloat16"):
         yield "save_dtype must be float32 or bfloat16"
-    if study.sft.instructions not in ("kept", "emptied", "shuffled"):
-        yield "sft.instructions must be kept, emptied or shuffled"
-    if not 0 < study.sft.reach <= 1:
-        yield "sft.reach must be in (0, 1]"
+    if study.sft.select:
+        yield from (f"sft.select.{fault}" for fault in _faults_of_select(study.sft.select, study))
     for chat in study.sft.data:
         if sum(map(bool, (chat.path, chat.hub, chat.benchmarks_train))) != 1:
             yield "each entry of sft.data needs one of `path`, `hub` or `benchmarks_train`"
+
+
+def _faults_of_select(select: Select, study: Study) -> Iterator[str]:
+    if select.score not in ("loss", "ifd", "r_ifd"):
+        yield f"score must be loss, ifd or r_ifd, not {select.score!r:.60}"
+    if len(select.keep) != 2 or not 0 <= select.keep[0] < select.keep[1] <= 1:
+        yield f"keep must be two quantiles, the lower one first, such as [0, 0.5], not {list(select.keep)!r:.60}"
+    if select.by and select.by not in study.scales:
+        yield f"by names the unknown scale {select.by!r:.60}{nearest(select.by, study.scales)}"
 
 
 def _faults_of_scale(scale: Scale) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """The runs of a study in worker processes of this machine or under torchrun, with one line of progress.
 
-A worker takes one chain (a checkpoint's pretraining, then its fine-tuning) at a time. Workers are plain spawned
-processes, one device each; a run that fails ends its chain and no other.
+A worker takes one chain (the stages of one mixture and scale, or of all scales where one of them chooses the conversations
+for the others) at a time. Workers are plain spawned processes, one device each; a run that fails takes along those that start
+from it and no others.
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ class Message(NamedTuple):
 
 
 def chains(todo: list[Job]) -> list[list[Job]]:
-    """The runs by checkpoint, in order."""
+    """The runs by mixture and scale, in order; by mixture where one scale chooses conversations for the others."""
     found: dict[tuple[str, str], list[Job]] = {}
     for job in todo:
-        found.setdefault((job.run.scale, job.run.mixture), []).append(job)
+        select = job.study.sft.select
+        apart = "" if select and select.by else job.run.scale
+        found.setdefault((apart, job.run.mixture), []).append(job)
     return list(found.values())
 
 
@@ -90,7 +93,10 @@ def run_together(todo: list[Job]) -> tuple[list[Result], dict[str, str]]:
     if place.group.rank:
         return [train(job) for job in todo], {}
     with Board(todo, peak_of(place.device, place.group.size)) as board:
-        train_chain(0, todo, board.take)
+        for job in todo:
+            train_chain(0, [job], board.take)
+            if board.failed:
+                break
     return board.finished, board.failed
 
 
@@ -128,8 +134,9 @@ def keep_freed_memory() -> None:
 
 
 def train_chain(index: int, chain: list[Job], put: Callable[[Message], None]) -> None:
-    """Trains the runs of a chain one after another, up to the first that fails. `index` chooses the GPU."""
-    for job in chain:
+    """Trains the runs of a chain one after another, but for those that start from one that failed. `index` chooses the GPU."""
+    while chain:
+        job, *chain = chain
         last = 0.0
 
         def report(step: Step, name: str = job.run.name) -> None:
@@ -147,7 +154,12 @@ def train_chain(index: int, chain: list[Job], put: Callable[[Message], None]) ->
             if os.environ.get("EVALENGINE_DEBUG"):
                 raise
             put(Message(job.run.name, _reason(error)))
-            break
+            chain = without(chain, job)
+
+
+def without(chain: list[Job], failed: Job) -> list[Job]:
+    """The runs of a chain that start neither from `failed` nor from one that does."""
+    return [job for job in chain if job.run != failed.run and failed.run not in job.run.ancestors]
 
 
 def _reason(error: Exception) -> str:

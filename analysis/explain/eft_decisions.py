@@ -10,26 +10,23 @@ Dims: M mixtures, B benchmarks.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from evalengine.analysis import page
-from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import best_level, corners_of, left_out
 from evalengine.analysis.explain.eft import cells
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.grouped import grouped, notes
-from evalengine.analysis.explain.jackknife import jackknife, of_correlation, of_share
+from evalengine.analysis.explain.ranking import MEASURES, interval, with_and_without
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
 from evalengine.analysis.results import excludes_zero, share_with_interval, with_interval
 
 BASE, SMALL, EFT = "large base", "small fine-tuned", "emulated"
-MEASURES = ("pair agreement", "r")
 
 
 class DecisionRow(NamedTuple):
@@ -81,47 +78,6 @@ def rows(study: Study) -> list[DecisionRow]:
                 about = (level, predictor, minus, measure, category, benchmark)
                 out.append(DecisionRow(*about, *found, n, said))
     return out
-
-
-def with_and_without(measure: str, x_MB: Array, y_MB: Array) -> Array:
-    """How well x ranks the mixtures as y does, (1 + M, B): over all of them, then without each."""
-    statistic = agreement if measure == MEASURES[0] else correlation
-    every = np.arange(len(x_MB))
-    keep = [every, *(np.delete(every, m) for m in every)]
-    return np.stack([statistic(x_MB[k], y_MB[k]) for k in keep])
-
-
-def interval(
-    value_JB: Array, measure: str, difference: bool, level: float = 0.95
-) -> tuple[tuple[float, float, float, float], str]:
-    """Mean over benchmarks of a statistic over all mixtures and without each, its ends and p (of a difference); why not."""
-    if not value_JB.shape[1]:
-        return (np.nan, np.nan, np.nan, np.nan), ""
-    value_J = value_JB.mean(axis=1)
-    interval_of = jackknife if difference else of_share if measure == MEASURES[0] else of_correlation
-    low, high, se, p = (float(x[0]) for x in interval_of(value_J[:1], value_J[1:, None], level))
-    if not se > 1e-12:
-        return (float(value_J[0]), np.nan, np.nan, np.nan), "the same without each mixture, so no interval"
-    return (float(value_J[0]), low, high, p if difference else np.nan), ""
-
-
-def agreement(x_MB: Array, y_MB: Array) -> Array:
-    """Share of pairs of mixtures that x orders as y does, of each benchmark."""
-    a, b = (np.array(k) for k in zip(*itertools.combinations(range(len(x_MB)), 2), strict=True))
-    dx, dy = (np.sign(np.round(v[a] - v[b], 12)) for v in (x_MB, y_MB))
-    counted = (dx != 0) | (dy != 0)
-    with np.errstate(invalid="ignore"):
-        found: Array = np.where(counted, 0.5 + 0.5 * dx * dy, 0.0).sum(axis=0) / counted.sum(axis=0)
-    return found
-
-
-def correlation(x_MB: Array, y_MB: Array) -> Array:
-    """Pearson's r of each benchmark, NaN where all mixtures are tied."""
-    dx, dy = x_MB - x_MB.mean(axis=0), y_MB - y_MB.mean(axis=0)
-    varies = (np.ptp(x_MB, axis=0) > 1e-12) & (np.ptp(y_MB, axis=0) > 1e-12)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        r: Array = (dx * dy).sum(axis=0) / np.sqrt((dx**2).sum(axis=0) * (dy**2).sum(axis=0))
-    return np.where(varies, r, np.nan)
 
 
 def table(findings: Findings, benchmarks: bool = False) -> Table:

@@ -24,17 +24,16 @@ from evalengine.analysis.correlation import benjamini_hochberg
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.design import rows as rows_in
-from evalengine.analysis.explain.eft_decisions import agreement, correlation
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.jackknife import jackknife, of_correlation, of_share
+from evalengine.analysis.explain.grouped import grouped
 from evalengine.analysis.explain.quantities import ACCURACY, quantities
+from evalengine.analysis.explain.ranking import AGREEMENT, MEASURES, R, interval, with_and_without
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.panel import category_key
 from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
 from evalengine.analysis.results import share_with_interval, with_interval
 
-AGREEMENT, R, REGRET = "pair agreement", "r", "regret"
+REGRET = "regret"
 CHOSEN = "chosen on other benchmarks"
 CEILING = "ceiling"
 LEAST = 4  # mixtures
@@ -57,6 +56,14 @@ class ProxyRow(NamedTuple):
     p: float
     q: float
     n: int
+    note: str
+
+
+class Named(NamedTuple):
+    """A benchmark and its category."""
+
+    category: str
+    benchmark: str
 
 
 class Values(NamedTuple):
@@ -123,77 +130,63 @@ def _rows(
     )
     items_BMI = [y.benchmarks[b][ACCURACY][of_y] for b in benchmarks]
     y_MB = np.stack([x_MI.mean(axis=1) for x_MI in items_BMI], axis=1)
-    n = len(mixtures)
-    sets = [np.arange(n), *(np.delete(np.arange(n), m) for m in range(n))]
     categories = [x.categories[b] for b in benchmarks]
-    groups = [
-        (c, [b for b, of in enumerate(categories) if of == c])
-        for c in sorted(set(categories), key=category_key)
-    ]
-    groups.append((ALL, list(range(len(benchmarks)))))
-    ceilings = ceiling(items_BMI)
+    named = [Named(*one) for one in zip(categories, benchmarks, strict=True)]
+    place, n, ceilings = {b: k for k, b in enumerate(benchmarks)}, len(mixtures), ceiling(items_BMI)
 
-    for measure, statistic in ((AGREEMENT, agreement), (R, correlation)):
-        value_PJB = np.stack([np.stack([statistic(x_MB[k], y_MB[k]) for k in sets]) for x_MB in x_PMB])
+    for measure in MEASURES:
+        value_PJB = np.stack([with_and_without(measure, x_MB, y_MB) for x_MB in x_PMB])
+        known_B = np.asarray(
+            np.isfinite(value_PJB).all(axis=(0, 1))
+        )  # all proxies are compared over the same benchmarks
         lines = dict(zip(proxies, value_PJB, strict=True))
-        if measure == AGREEMENT:
-            lines[CHOSEN] = chosen(value_PJB)
-        for category, index in groups:
-            made = []
+        if measure == AGREEMENT and known_B.any():
+            lines[CHOSEN] = np.full(value_PJB.shape[1:], np.nan)
+            lines[CHOSEN][:, known_B] = chosen(value_PJB[:, :, known_B])
+        for category, benchmark, of in grouped(named):
+            index = [place[one.benchmark] for one in of]
+            used = [b for b in index if known_B[b]]
+            tied = [benchmarks[b] for b in index if not known_B[b]]
+            note = f"without {', '.join(tied)} (mixtures tied)" if tied else ""
+            at, made = (measure, category, benchmark), []
             for proxy, value_JB in lines.items():
-                value_J = _mean(value_JB[:, index])
-                yield _row(study, proxy, "", measure, category, "", value_J, n)
-                if proxy != ACCURACY:
-                    shared = _mean((value_JB - lines[ACCURACY])[:, index])
-                    made.append(_row(study, proxy, ACCURACY, measure, category, "", shared, n))
-            p = np.array([row.p for row in made])
-            known = np.isfinite(p)
-            q = np.full(len(p), np.nan)
-            q[known] = benjamini_hochberg(p[known])
-            yield from (row._replace(q=float(value)) for row, value in zip(made, q, strict=True))
-            yield _plain(CEILING, measure, category, "", float(_mean(ceilings[measure][None, index])[0]), n)
-        for b, benchmark in enumerate(benchmarks):
-            for proxy, value_JB in lines.items():
-                yield _row(study, proxy, "", measure, categories[b], benchmark, value_JB[:, b], n)
-            yield _plain(CEILING, measure, categories[b], benchmark, float(ceilings[measure][b]), n)
+                for minus in ("",) if benchmark or proxy == ACCURACY else ("", ACCURACY):
+                    value_J = value_JB - lines[minus] if minus else value_JB
+                    ends, why = interval(value_J[:, used], measure, bool(minus), study.options.level)
+                    said = "; ".join(filter(None, [note, why]))
+                    row = ProxyRow("", "", proxy, minus, *at, *ends, np.nan, n, said)
+                    made.append(row)
+            yield from adjusted(made)
+            most = float(ceilings[measure][used].mean()) if used else np.nan
+            yield _plain(CEILING, *at, most, n, note)
     lost_PB = np.stack([regret(x_MB, y_MB) for x_MB in x_PMB])
     for proxy, lost_B in zip(proxies, lost_PB, strict=True):
-        for category, index in groups:
-            yield _plain(proxy, REGRET, category, "", float(lost_B[index].mean()), n)
-        for b, benchmark in enumerate(benchmarks):
-            yield _plain(proxy, REGRET, categories[b], benchmark, float(lost_B[b]), n)
+        for category, benchmark, of in grouped(named):
+            lost = float(lost_B[[place[one.benchmark] for one in of]].mean())
+            yield _plain(proxy, REGRET, category, benchmark, lost, n, "")
 
 
-def _row(
-    study: Study, proxy: str, minus: str, measure: str, category: str, benchmark: str, value_J: Array, n: int
+def adjusted(made: list[ProxyRow]) -> list[ProxyRow]:
+    """With q over the proxies whose difference to accuracy has a p."""
+    tested = [k for k, row in enumerate(made) if np.isfinite(row.p)]
+    out = list(made)
+    if tested:
+        for k, q in zip(tested, benjamini_hochberg(np.array([made[k].p for k in tested])), strict=True):
+            out[k] = made[k]._replace(q=float(q))
+    return out
+
+
+def _plain(
+    proxy: str, measure: str, category: str, benchmark: str, estimate: float, n: int, note: str
 ) -> ProxyRow:
-    interval_of = jackknife if minus else of_share if measure == AGREEMENT else of_correlation
-    ends = interval_of(value_J[:1], value_J[1:, None], study.options.level)
-    low, high, p = (float(end[0]) for end in (ends.low, ends.high, ends.p))
-    if not ends.se[0] > 1e-12:  # the same without each mixture: that says nothing of other mixtures
-        low = high = p = np.nan
-    p = p if minus else np.nan
-    return ProxyRow(
-        "", "", proxy, minus, measure, category, benchmark, float(value_J[0]), low, high, p, np.nan, n
-    )
-
-
-def _plain(proxy: str, measure: str, category: str, benchmark: str, estimate: float, n: int) -> ProxyRow:
     """Without an interval: no resampling of mixtures says how far the choice of the best one would move."""
     ends = (np.nan,) * 4
-    return ProxyRow("", "", proxy, "", measure, category, benchmark, estimate, *ends, n)
-
-
-def _mean(x_JB: Array) -> Array:
-    """Over the benchmarks that have a value in every set of mixtures."""
-    known_B = np.isfinite(x_JB).all(axis=0)
-    return x_JB[:, known_B].mean(axis=1) if known_B.any() else np.full(len(x_JB), np.nan)
+    return ProxyRow("", "", proxy, "", measure, category, benchmark, estimate, *ends, n, note)
 
 
 def chosen(value_PJB: Array) -> Array:
     """(J, B): for each benchmark, the value of the proxy that is best on average over the other benchmarks; the first on ties."""
-    known = np.nan_to_num(value_PJB, nan=0.5)
-    others_PJB = known.sum(axis=2, keepdims=True) - known
+    others_PJB = value_PJB.sum(axis=2, keepdims=True) - value_PJB
     best_JB = others_PJB.round(12).argmax(axis=0)
     return np.take_along_axis(value_PJB, best_JB[None], axis=0)[0]
 

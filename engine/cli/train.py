@@ -1,4 +1,4 @@
-"""`evalengine train STUDY`: pretrain and fine-tune the checkpoints of a study."""
+"""`evalengine train STUDY`: train the checkpoints of a study, stage by stage."""
 
 from __future__ import annotations
 
@@ -41,6 +41,11 @@ def register(subparsers: Any) -> None:
     )
     p.add_argument("--only", metavar="GLOB", help="only the runs whose name matches, such as '240M-*-pt'")
     p.add_argument(
+        "--stages",
+        metavar="A,B",
+        help="these stages and those they start from, in place of the study's: pt, sft, sft_emptied, sft_shuffled",
+    )
+    p.add_argument(
         "--jobs",
         type=int,
         default=0,
@@ -73,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
 
     console.set_json(args.json)
     study = studies.load(args.study)
+    if args.stages is not None:
+        study = studies.with_stages(study, [name.strip() for name in args.stages.split(",")])
     place = _place(args)
     if args.dry_run:
         from evalengine.training import plan
@@ -91,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             plan.show(study, planned)
         return 0
+    from evalengine.training import selection_report
     from evalengine.training.runner import run_study
 
     if args.ray and (args.jobs or place.group.size > 1):
@@ -120,6 +128,8 @@ def run(args: argparse.Namespace) -> int:
             f"{len(outcome.finished)} checkpoints trained, {len(outcome.skipped)} were finished before; "
             f"score them with: evalengine score {args.out}/*"
         )
+    if study.sft.select:
+        selection_report.report(study, args.out)
     if outcome.failed:
         name, reason = next(iter(outcome.failed.items()))
         raise UserError(f"{len(outcome.failed)} runs failed, the first is {name}: {reason}")

@@ -92,12 +92,15 @@ def write_study(
     choices: int = 4,
     scales: Sequence[str] = ("240M", "1B"),
     mixtures: Sequence[str] = MIXTURES,
-    stages: tuple[str, str] = ("pt", "sft"),
+    stages: Sequence[str] = ("pt", "sft"),
     spread: float = 0.5,
     categories: Mapping[str, str] = BENCHMARKS,
     skip: Sequence[str] = (),
 ) -> Truth:
-    """Writes scores/<checkpoint>/<benchmark>.arrow for every checkpoint but those named in `skip`."""
+    """Writes scores/<checkpoint>/<benchmark>.arrow for every checkpoint but those named in `skip`.
+
+    Further stages have the abilities of the second one.
+    """
     r = dict(r or dict.fromkeys(categories, 0.8))
     rng = np.random.default_rng(seed)
     theta = abilities(rng, r, len(scales), len(mixtures), spread)
@@ -109,7 +112,7 @@ def write_study(
                 for m, mixture in enumerate(mixtures):
                     checkpoint = f"{scale}-{mixture}-{stage}"
                     score = rng.gumbel(size=(items, choices))
-                    score[np.arange(items), gold] += theta[s, t, m, b] - difficulty
+                    score[np.arange(items), gold] += theta[s, min(t, 1), m, b] - difficulty
                     if checkpoint in skip:
                         continue
                     who = {

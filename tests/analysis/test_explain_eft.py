@@ -14,7 +14,7 @@ from scipy.special import log_softmax, softmax
 
 import tiny_models
 from evalengine import store
-from evalengine.analysis.explain import decomposition, eft, eft_decisions
+from evalengine.analysis.explain import decomposition, eft, eft_decisions, proxies, ranking
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.corners import SEQUENCE, TOKEN
 from evalengine.analysis.explain.design import design_of
@@ -253,13 +253,13 @@ def test_predictors_are_compared_over_the_same_benchmarks(tmp_path: Path) -> Non
     )
 
 
-@pytest.mark.parametrize("rows_of", [eft_decisions.correlation, eft_decisions.agreement])
+@pytest.mark.parametrize("rows_of", [ranking.correlation, ranking.agreement])
 def test_tied_mixtures_have_no_rank(rows_of: Callable[..., np.ndarray]) -> None:
     """Means of equal numbers differ from them in the last bit."""
     same = np.tile(np.arange(300) / 300, (9, 1))
     assert np.isnan(rows_of(same, same)).all()
     x = np.random.default_rng(0).normal(size=(9, 300))
-    if rows_of is eft_decisions.correlation:
+    if rows_of is ranking.correlation:
         assert np.isnan(rows_of(same, x)).all() and np.isnan(rows_of(x, same)).all()
     else:
         assert (rows_of(same, x) == 0.5).all()
@@ -423,3 +423,23 @@ def test_one_scale_has_nothing_to_emulate(tmp_path: Path) -> None:
     study = study_of(tmp_path)
     assert not eft.eft_rows(study) and not eft.mean_rows(study)
     assert not decomposition.rows(study) and not eft_decisions.rows(study)
+
+
+def test_a_proxy_that_no_mixture_moves_is_not_claimed(tmp_path: Path) -> None:
+    """Accuracy before is tied, the margin before orders every pair: a difference of one half without each mixture too."""
+    gold = np.zeros(20, dtype=np.int64)
+    for m, mixture in enumerate(MIXTURES):
+        before = np.tile([-1.0 - 0.2 * m, -3.0], (20, 1))
+        after = np.tile([-2.0, -1.0], (20, 1))
+        after[: 16 - 2 * m, 0] = 0.0
+        write(tmp_path, f"1B-{mixture}-pt", "rte", before, gold)
+        write(tmp_path, f"1B-{mixture}-sft", "rte", after, gold)
+    study = study_of(tmp_path)
+    rows = {(r.proxy, r.minus): r for r in proxies.rows(study) if not r.benchmark and r.category == ALL
+            and r.measure == ranking.AGREEMENT}  # fmt: skip
+    assert rows["accuracy", ""].estimate == 0.5 and rows["margin", ""].estimate == 1.0
+    minus = rows["margin", "accuracy"]
+    assert minus.estimate == 0.5 and np.isnan([minus.low, minus.high, minus.p, minus.q]).all()
+    assert minus.note == "the same without each mixture, so no interval"
+    findings = Findings({}, {"proxies": proxies.rows(study)})
+    assert [c for c in proxies.claims(findings) if c.kind == SUPPORTED] == []

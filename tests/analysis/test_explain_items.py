@@ -10,6 +10,7 @@ import planted
 import pytest
 import scipy.stats as st
 
+from evalengine import store
 from evalengine.analysis.explain import flips, format, item_transfer, proxies, snr, threshold
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.design import design_of
@@ -57,6 +58,47 @@ def test_format_and_knowledge_add_up(study: Study) -> None:
     first, last = (rows["1B", ALL, "", format.FORMAT, stage, ""].estimate for stage in ("pt", "sft"))
     assert change.estimate == pytest.approx(last - first)
     assert "mass above 1" in change.note  # random scores are no log-probabilities
+
+
+def test_format_compares_the_stages_in_both_formats(tmp_path: Path) -> None:
+    """Fine-tuning in each format, and each stage with its own +chat; winogrande's choices have no common mass."""
+    rng = np.random.default_rng(0)
+    gold = rng.integers(0, 4, 20)
+    mass = {}
+    for m, stage, name in itertools.product(
+        "ab", ("pt", "sft", "pt+chat", "sft+chat"), ("rte", "cb", "winogrande")
+    ):
+        if (m, stage, name) == ("a", "pt+chat", "cb"):
+            continue
+        x = rng.normal(-4.0, 1.0, (20, 4)).astype(np.float32)
+        mass[m, stage, name] = np.exp(x).sum(1).mean()
+        who = {
+            "checkpoint": f"1B-{m}-{stage}",
+            "scale": "1B",
+            "mixture": m,
+            "stage": stage,
+            "category": "NLI",
+        }
+        table = planted.item_table({**who, "benchmark": name}, x, gold)
+        store.write(tmp_path / who["checkpoint"] / f"{name}.arrow", table, planted.metadata())
+    scores = read_choices(tmp_path)
+    study = Study(scores, design_of(scores), Options())
+    rows = {(r.benchmark, r.category, r.measure, r.stage, r.minus): r for r in format.rows(study)}
+    assert {key[0] for key in rows} == {"", "rte", "cb"}
+    pairs = [
+        ("sft", "pt"),
+        ("sft+chat", "pt"),
+        ("sft+chat", "pt+chat"),
+        ("pt+chat", "pt"),
+        ("sft+chat", "sft"),
+    ]
+    assert {(stage, minus) for *_, stage, minus in rows if minus} == set(pairs)
+    for stage, minus in pairs:
+        change = np.mean([mass[m, stage, "rte"] - mass[m, minus, "rte"] for m in "ab"])
+        assert rows["rte", "NLI", format.MASS, stage, minus].estimate == pytest.approx(change, rel=1e-5)
+    assert "over the 1 of 2 benchmarks" in rows["", "NLI", format.MASS, "pt+chat", "pt"].note
+    assert "over the" not in rows["", "NLI", format.MASS, "sft+chat", "sft"].note
+    assert ("cb", "NLI", format.MASS, "pt+chat", "") not in rows
 
 
 def test_proxies_by_hand(study: Study) -> None:
@@ -111,8 +153,8 @@ def test_the_choice_of_a_proxy_is_judged_on_the_benchmark_that_is_left_out() -> 
 def test_no_proxy_is_said_to_be_better_where_none_is() -> None:
     """Twenty proxies that are accuracy with independent noise: q below 0.05 in at most 5% of studies."""
     from evalengine.analysis.correlation import benjamini_hochberg
-    from evalengine.analysis.explain.eft_decisions import agreement
     from evalengine.analysis.explain.jackknife import jackknife
+    from evalengine.analysis.explain.ranking import agreement
 
     rng, wrong, studies = np.random.default_rng(5), 0, 200
     sets = [np.arange(9), *(np.delete(np.arange(9), m) for m in range(9))]

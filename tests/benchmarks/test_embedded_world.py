@@ -13,6 +13,7 @@ import pytest
 from evalengine.benchmarks import BENCHMARKS, load_items, resolve, world
 from evalengine.benchmarks.world_facts import INHERITED, in_training, make_world
 from evalengine.benchmarks.world_items import sentence
+from evalengine.benchmarks.world_planted import SOURCES, TIMES, planted
 from evalengine.benchmarks.world_text import FLAVORS, SEPARATOR, Writer
 from evalengine.training.contamination import overlap
 
@@ -47,7 +48,7 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_another_world(
     world.write(tmp_path / "other", seed=4, **sizes)
     first, same, other = contents(small_world), contents(tmp_path / "same"), contents(tmp_path / "other")
     assert first == same
-    assert set(first) == set(other) and len(first) == 5 + 1 + 40
+    assert set(first) == set(other) and len(first) == 5 + 2 + 40
     assert not any(first[name] == other[name] for name in first)
 
 
@@ -140,8 +141,33 @@ def test_evaluation_asks_what_is_not_told(full_world: Path, texts: dict[str, lis
                 assert not any(s in everything for s in said), subject
 
 
+def test_planted_facts_are_told_as_often_as_the_key_says(
+    full_world: Path, texts: dict[str, list[str]]
+) -> None:
+    """Counted in the text by the words across the end of the item's question; nothing else names these creatures."""
+    items = load_items(BENCHMARKS["arc_challenge"], full_world / "bench").items
+    known = {item.id: item for item in items}
+    lines = (full_world / "planted.jsonl").read_text().splitlines()
+    everything = {name: "\n".join(some).lower() for name, some in texts.items()}
+    sums: Counter[str] = Counter()
+    for row in map(json.loads, lines):
+        item = known[row["item"]]
+        assert item.choices[item.gold] == row["answer"]
+        asked = item.contexts[item.gold].removeprefix("Question: ").lower()
+        for name, text in everything.items():
+            assert text.count(f"{asked} {row['answer']}") == row["times"].get(name, 0)
+            assert text.count(asked) == row["times"].get(name, 0)  # never with another answer
+        assert sorted(row["times"].values()) == sorted(TIMES) and set(row["times"]) == set(SOURCES)
+        sums.update(row["times"])
+    assert len(lines) == 100
+    # 100 facts of 0, 4 or 16 times each: a source's sum is 667 with a standard deviation of 68
+    assert all(460 < total < 870 for total in sums.values())
+
+
 def test_right_answers_are_facts_of_the_world(full_world: Path) -> None:
-    facts = {(fact.subject, fact.value) for fact in make_world(0).facts()}
+    known = make_world(0)
+    told = [*known.facts(), *(one.fact for one in planted(known, 0, 100))]
+    facts = {(fact.subject, fact.value) for fact in told}
     for name in ("arc_challenge", "openbookqa", "sciq", "multirc"):
         lines = (full_world / "bench" / f"{name}.jsonl").read_text().splitlines()
         loaded = load_items(BENCHMARKS[name], full_world / "bench").items
@@ -175,7 +201,10 @@ def test_corpora_are_documents_and_differ_in_cleanliness(texts: dict[str, list[s
 
 
 def test_conversations_alternate_and_speak_nearly_in_the_benchmarks_forms(full_world: Path) -> None:
-    chats = [json.loads(line)["messages"] for line in (full_world / "sft.jsonl").read_text().splitlines()]
+    talks = [json.loads(line) for line in (full_world / "sft.jsonl").read_text().splitlines()]
+    assert all(talk["messages"][-1]["content"] in talk["choices"] for talk in talks if "benchmark" in talk)
+    assert {talk.get("benchmark") for talk in talks} == {None, *(b.name for b in resolve("all"))}
+    chats = [talk["messages"] for talk in talks]
     assert all([turn["role"] for turn in chat] == ["user", "assistant"] for chat in chats)
     assert all(turn["content"].strip() for chat in chats for turn in chat)
     asked = {chat[0]["content"] for chat in chats}

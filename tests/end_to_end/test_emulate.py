@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -46,6 +48,10 @@ def run(command: str, *arguments: object) -> int:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.glob("*/*.arrow"))}
+
+
+def scored(file: Path) -> pa.Table:
+    return pa.ipc.open_file(file.read_bytes()).read_all()
 
 
 def logprobs(paths: dict[str, Path], weights: dict[str, float], bench: Path, benchmark: str) -> np.ndarray:
@@ -218,6 +224,44 @@ def test_refusals(
         said = capsys.readouterr()
         assert words in " ".join((said.out + said.err).split()), (words, said)
     assert not list((tmp_path / "scores").glob("*/*.arrow"))
+
+
+def test_a_chat_models_tokenizer_is_its_bases_where_the_tokens_are_the_same(
+    quartet: list[Path], bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A chat template and another end of text change the files and no token; a token put before every text does."""
+    chat = []
+    for path in quartet:
+        chat.append(Path(shutil.copytree(path, tmp_path / path.name)))
+        if path.name.endswith("-sft"):
+            settings = json.loads((chat[-1] / "tokenizer_config.json").read_text())
+            settings |= {"chat_template": "{{ messages[0]['content'] }}", "eos_token": "~"}
+            (chat[-1] / "tokenizer_config.json").write_text(json.dumps(settings))
+    given = ("--data", bench, "--benchmarks", "copa,wic", "--limit", "20", "--beta", "0.5")
+    assert run("emulate", *quartet, *given, "--out", tmp_path / "plain") == 0
+    assert run("emulate", *chat, *given, "--out", tmp_path / "chat") == 0
+    for path in sorted((tmp_path / "plain").glob("*/*.arrow")):
+        one, other = (
+            scored(folder / path.parent.name / path.name)
+            for folder in (tmp_path / "plain", tmp_path / "chat")
+        )
+        assert one["loglik"].equals(other["loglik"]), path
+    inner = json.loads((chat[-1] / "tokenizer.json").read_text())
+    inner["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}},
+    }
+    (chat[-1] / "tokenizer.json").write_text(json.dumps(inner))
+    capsys.readouterr()
+    assert run("emulate", *chat, *given, "--out", tmp_path / "bos") == 1
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "have one vocabulary and cut copa into different tokens" in said
+    assert not list((tmp_path / "bos").glob("*/*.arrow"))
 
 
 def test_another_beta_under_the_same_name_is_refused(

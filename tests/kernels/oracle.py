@@ -52,6 +52,7 @@ def linear_cross_entropy_reference(
     *,
     bias_V: Tensor | None = None,
     ignore_index: int = -100,
+    weight_N: Tensor | None = None,
     z_loss: float = 0.0,
     softcap: float | None = None,
     **reduction: Any,
@@ -60,6 +61,11 @@ def linear_cross_entropy_reference(
     x_NV = F.linear(h_ND, w_VD, bias_V)
     if softcap is not None:
         x_NV = softcap * torch.tanh(x_NV / softcap)
+    if weight_N is not None:
+        kept_N = target_N != ignore_index
+        loss_M = F.cross_entropy(x_NV[kept_N], target_N[kept_N].long(), reduction="none")
+        loss_M = (loss_M + z_loss * x_NV[kept_N].logsumexp(-1).square()) * weight_N[kept_N].to(loss_M.dtype)
+        return loss_M.sum() if reduction.get("reduction") == "sum" else loss_M.sum() / kept_N.sum()
     loss = F.cross_entropy(x_NV, target_N.long(), ignore_index=ignore_index, **reduction)
     if z_loss:
         squared = x_NV[target_N != ignore_index].logsumexp(-1).square()

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.gpu
 TILE_V = 2048  # columns that a bias masks together
 OPTIONS: list[dict[str, Any]] = [
     {},
+    {"weights": True, "z_loss": 1e-3, "bias": True},
+    {"weights": True, "softcap": 4.0, "reduction": "sum"},
     {"reduction": "sum", "z_loss": 1e-3},
     {"softcap": 4.0},
     {"softcap": 4.0, "z_loss": 1e-2, "bias": True},
@@ -40,6 +42,11 @@ def case(n: int, v: int, d: int, dtype: torch.dtype, bias: bool) -> tuple[list[T
     return [x.to(dtype) for x in leaves], target_N
 
 
+def row_weights(target_N: Tensor) -> Tensor:
+    """From -1 to 2; those of ignored rows may hold anything."""
+    return torch.where(target_N == -100, torch.nan, torch.linspace(-1, 2, len(target_N)))
+
+
 def loss_and_gradients(function: Any, leaves: list[Tensor], target_N: Tensor, **options: Any) -> list[Tensor]:
     leaves = [x.detach().clone().requires_grad_() for x in leaves]
     loss = function(*leaves[:2], target_N, bias_V=leaves[2] if len(leaves) > 2 else None, **options)
@@ -55,11 +62,14 @@ def test_no_further_from_float64_than_pytorch(
 ) -> None:
     options = dict(options)
     leaves, target_N = case(n, v, d, dtype, options.pop("bias", False))
+    if options.pop("weights", False):
+        options["weight_N"] = row_weights(target_N)
     truth = loss_and_gradients(
         linear_cross_entropy_reference, [x.double() for x in leaves], target_N, **options
     )
     theirs = loss_and_gradients(linear_cross_entropy_reference, leaves, target_N, **options)
     moved = [x.to(DEVICE) for x in leaves]
+    options = {k: x.to(DEVICE) if isinstance(x, Tensor) else x for k, x in options.items()}
     ours = loss_and_gradients(linear_cross_entropy, moved, target_N.to(DEVICE), **options)
     unit = max(1e-5, torch.finfo(dtype).eps)  # the gradient is rounded once more by the factor 3
     for mine, yours, expected in zip(ours, theirs, truth, strict=True):
@@ -73,6 +83,8 @@ def test_gradcheck(options: dict[str, Any]) -> None:
     options = dict(options)
     leaves, target_N = case(6, 19, 5, torch.float64, options.pop("bias", False))
     leaves = [x.requires_grad_() for x in leaves]
+    if options.pop("weights", False):
+        options["weight_N"] = row_weights(target_N).double()
 
     def loss(h: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         return linear_cross_entropy(h, w, target_N, bias_V=bias, **options)
@@ -235,6 +247,10 @@ def test_bad_arguments_are_refused() -> None:
         linear_cross_entropy(h_ND, w_VD, target_N, ignore_index=-1)  # -100 is then no token
     with pytest.raises(ValueError, match="target_N"):
         linear_cross_entropy(h_ND, w_VD, target_N[:3])
+    with pytest.raises(ValueError, match="weight_N must be 6 numbers"):
+        linear_cross_entropy(h_ND, w_VD, target_N, weight_N=torch.ones(5))
+    with pytest.raises(ValueError, match="weight_N is a constant"):
+        linear_cross_entropy(h_ND, w_VD, target_N, weight_N=torch.ones(6, requires_grad=True))
     with pytest.raises(ValueError, match="reduction"):
         linear_cross_entropy(h_ND, w_VD, target_N, reduction="none")
 
@@ -246,7 +262,16 @@ def test_operator() -> None:
         w_VD.to(DEVICE).requires_grad_(),
         target_N.to(DEVICE),
     )
-    options = (target_N, None, -100, True, 0.0, None, [True, True, False])
+    options = (
+        target_N,
+        None,
+        torch.linspace(-1, 1, 12, device=DEVICE),
+        -100,
+        True,
+        0.0,
+        None,
+        [True, True, False],
+    )
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(linear_cross_entropy_op, (h_ND, w_VD, *options), test_utils=checks)
     # this one differentiates every output, the gradients too

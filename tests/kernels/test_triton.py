@@ -18,7 +18,7 @@ from oracle import (
     problem,
     raw_logits,
 )
-from test_linear_cross_entropy import OPTIONS, case
+from test_linear_cross_entropy import OPTIONS, case, row_weights
 from test_logits_logprobs import case as logits_case
 from torch import Tensor
 
@@ -281,6 +281,7 @@ def test_linear_cross_entropy(
     options = dict(options)
     bias, reduction = options.pop("bias", False), options.pop("reduction", "mean")
     leaves, target_N = case(40, 1100, 90, dtype, bias)
+    weight_N = row_weights(target_N) if options.pop("weights", False) else None
     assert 0 < triton.own_columns(40, 1100, 90) < 1100, "two parts"
     if chunks == 2:
         monkeypatch.setattr(triton, "LOGITS_BYTES", 24 * 1100 * leaves[0].element_size())
@@ -290,7 +291,7 @@ def test_linear_cross_entropy(
         inputs = [x.detach().clone().requires_grad_() for x in inputs]
         bias_V = inputs[2] if bias else None
         loss = linear_cross_entropy_reference(
-            *inputs[:2], target_N, bias_V=bias_V, reduction=reduction, **options
+            *inputs[:2], target_N, bias_V=bias_V, weight_N=weight_N, reduction=reduction, **options
         )
         return [loss.detach().double(), *(x.double() for x in torch.autograd.grad(loss, inputs))]
 
@@ -300,18 +301,20 @@ def test_linear_cross_entropy(
     weight = 1.0 if reduction == "sum" else 1 / int((target_N != -100).sum())
     target_N = target_N.to(device)
     args = (moved[0], its_head, target_N, -100, options.get("z_loss", 0.0), weight)
-    ours = triton.loss_and_gradients(*args, (True, True, bias))
+    weight_N = None if weight_N is None else weight_N.to(device)
+    ours = triton.loss_and_gradients(*args, (True, True, bias), weight_N)
     unit = max(1e-5, torch.finfo(dtype).eps)
     for mine, yours, expected in zip(ours, theirs, truth, strict=False):
         slack = unit * max(1e-3, float(expected.abs().max()))
         worst = float((mine.cpu().double() - expected).abs().max())
         assert worst <= float((yours - expected).abs().max()) + slack
     assert (ours[1][target_N == -100] == 0.0).all()
-    alone, *nothing = triton.loss_and_gradients(*args, (False, False, False))
+    alone, *nothing = triton.loss_and_gradients(*args, (False, False, False), weight_N)
     assert alone.item() == pytest.approx(ours[0].item(), rel=1e-5)
     assert [x.numel() for x in nothing] == [0, 0, 0]
     target_N[3] = 1100
-    assert all(x.isnan().any() for x in triton.loss_and_gradients(*args, (True, True, False))[:3])
+    spoilt = triton.loss_and_gradients(*args, (True, True, False), weight_N)
+    assert all(x.isnan().any() for x in spoilt[:3])
 
 
 @pytest.mark.parametrize("chunks", [1, 2])

@@ -11,7 +11,7 @@ from evalengine.training import plan
 from evalengine.training.prepare import prepare, shape_of
 from evalengine.training.stages import Job, tokens_of
 from evalengine.training.state import Place
-from evalengine.training.study import load, runs, shipped
+from evalengine.training.study import load, runs, shipped, with_stages
 
 
 def test_every_shipped_study_is_the_36_run_design():
@@ -61,7 +61,29 @@ def test_the_papers_study_states_its_scales():
         ({"scales.S.pretrain.z_loss": -1}, "z_loss must not be negative"),
         ({"sources.web": {}}, "source web needs either `path` or `hub`"),
         ({"tokenizer": {}}, "tokenizer needs either `vocab` or `path`"),
-        ({"sft.instructions": "gone"}, "sft.instructions must be kept, emptied or shuffled"),
+        ({"sft.reach": 0.5}, "sft.reach: R has become `select: {score: loss, keep: [0, R]}`"),
+        (
+            {"sft.select": {"score": "ppl", "keep": [0, 0.5]}},
+            "sft.select.score must be loss, ifd or r_ifd, not 'ppl'",
+        ),
+        (
+            {"sft.select": {"score": "ifd", "keep": [0.5, 0.5]}},
+            "sft.select.keep must be two quantiles, the lower one first, such as [0, 0.5], not [0.5, 0.5]",
+        ),
+        ({"sft.select": {"score": "ifd", "keep": [0.5, 1.5]}}, "sft.select.keep must be two quantiles"),
+        ({"sft.select": {"score": "ifd", "keep": [0.5]}}, "sft.select.keep must be two quantiles"),
+        (
+            {"sft.select": {"score": "ifd", "keep": [0, 1], "by": "s"}},
+            "sft.select.by names the unknown scale 's': did you mean 'S'",
+        ),
+        (
+            {"sft.instructions": "emptied"},
+            "has become a stage: leave it out and write `stages: [pt, sft_emptied]`",
+        ),
+        ({"stages": []}, "stages is empty: name at least pt"),
+        ({"stages": ["pt", "sft_empty"]}, "stages: there is no 'sft_empty': did you mean 'sft_emptied'"),
+        ({"stages": ["sft", "pt"]}, "stages: sft starts from pt, so pt must come before it"),
+        ({"stages": ["pt", "sft", "sft"]}, "stages: sft is there twice"),
         ({"sft.data": [{"limit": 3}]}, "needs one of `path`, `hub` or `benchmarks_train`"),
         ({"sources": {}}, "sources is empty: name at least one"),
         ({"sources": ["web"]}, "sources must be a mapping of names"),
@@ -96,6 +118,15 @@ def test_the_plan_estimates_fine_tuning_from_local_conversations(write_study, da
     prepared = prepare(study, data, tmp_path)
     counted = tokens_of(Job(study, prepared, tmp_path, run, Place()))
     assert guessed is not None and counted / 2 < guessed < counted * 2
+
+
+def test_stages_bring_along_those_they_start_from(write_study):
+    study = load(write_study(stages=["pt", "sft_shuffled", "sft"]))
+    assert [r.name for r in runs(study)[:3]] == ["S-m1-pt", "S-m1-sft_shuffled", "S-m1-sft"]
+    assert with_stages(study, ["sft_emptied", "sft"]).stages == ("pt", "sft_emptied", "sft")
+    assert [r.arm for r in runs(study)[:3]] == ["kept", "shuffled", "kept"]
+    with pytest.raises(UserError, match="there is no stage 'sft_empty': did you mean 'sft_emptied'"):
+        with_stages(study, ["sft_empty"])
 
 
 def test_numbers_may_be_written_with_an_exponent(write_study):

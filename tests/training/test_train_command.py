@@ -17,10 +17,11 @@ from tiny_study import STUDY
 
 from evalengine.cli import main
 from evalengine.errors import UserError
+from evalengine.training import conversations
 from evalengine.training.loop import fit
 from evalengine.training.runner import lock, selected
 from evalengine.training.state import Place
-from evalengine.training.study import load
+from evalengine.training.study import load, with_stages
 
 NAMES = ["S-m1-pt", "S-m1-sft", "S-m2-pt", "S-m2-sft"]
 
@@ -179,6 +180,65 @@ def test_a_full_disk_under_a_runs_state_is_one_sentence(small_disk):
     resize("5m")
     fit(model(), Synthetic(3), SETTINGS, place)
     assert (folder / "run.pt").is_file()
+
+
+def test_each_arm_of_fine_tuning_is_a_stage_and_leaves_the_others_as_they_were(
+    trained: Path, data: Path, write_study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Started over finished checkpoints: nothing of pt and sft is trained again, and the arms differ by their weights."""
+    out = tmp_path / "ckpts"
+    shutil.copytree(trained, out)
+    assert train(write_study(), data, out, "--stages", "sft,sft_emptied,sft_shuffled", "--json") == 0
+    done = json.loads(capsys.readouterr().out)
+    arms = [f"S-{mixture}-sft_{arm}" for mixture in ("m1", "m2") for arm in ("emptied", "shuffled")]
+    assert sorted(done["finished"]) == arms and done["skipped"] == NAMES
+    about = [json.loads((out / name / "evalengine.json").read_text()) for name in (*arms, "S-m1-sft")]
+    assert (
+        len({one["fingerprint"] for one in about})
+        == len({one["crc32"]["model.safetensors"] for one in about})
+        == 5
+    )
+    assert [one["base"] for one in about] == ["S-m1-pt", "S-m1-pt", "S-m2-pt", "S-m2-pt", "S-m1-pt"]
+    assert {one["stage"] for one in about} == {"sft", "sft_emptied", "sft_shuffled"}
+    assert (
+        main(
+            ["train", str(write_study()), "--out", str(out), "--dry-run", "--json", "--stages", "sft_emptied"]
+        )
+        == 0
+    )
+    plan = json.loads(capsys.readouterr().out)["runs"]
+    assert [run["name"] for run in plan] == ["S-m1-pt", "S-m1-sft_emptied", "S-m2-pt", "S-m2-sft_emptied"]
+    assert all(run["finished"] and run["tokens"] for run in plan)
+    kept = conversations.load(next(out.glob(".study/conversations-????????????.npz")))
+    emptied = conversations.load(next(out.glob(".study/conversations-emptied-*.npz")))
+    assert plan[1]["tokens"] == sum(len(e.token_T) for e in conversations.within(emptied, 64))
+    assert plan[1]["tokens"] < sum(len(e.token_T) for e in conversations.within(kept, 64))
+
+
+def test_a_failed_run_takes_along_those_that_start_from_it(write_study, tmp_path: Path, monkeypatch):
+    from evalengine.training import workers
+    from evalengine.training.stages import Job, Result
+
+    study = with_stages(load(write_study()), ["sft", "sft_emptied"])
+    chain = [Job(study, None, tmp_path, run, Place()) for run in selected(study, "S-m1-*")]
+
+    def trained_or_not(bad: str) -> dict[str, str]:
+        def once(job: Job, report: object) -> Result:
+            if job.run.stage == bad:
+                raise UserError("no")
+            return Result(job.run.name, 1.0, {})
+
+        monkeypatch.setattr(workers, "train", once)
+        said: list[workers.Message] = []
+        workers.train_chain(0, chain, said.append)
+        return {m.name: "failed" if m.value == "no" else "trained" for m in said}
+
+    assert trained_or_not("pt") == {"S-m1-pt": "failed"}
+    assert trained_or_not("sft") == {
+        "S-m1-pt": "trained",
+        "S-m1-sft": "failed",
+        "S-m1-sft_emptied": "trained",
+    }
 
 
 def test_only_brings_the_pretraining_that_fine_tuning_needs(write_study):

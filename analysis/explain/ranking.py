@@ -1,0 +1,59 @@
+"""How well one value ranks the mixtures as another one does, and how sure that is.
+
+Agreement is the share of pairs of mixtures that are ordered alike: a tie of one side counts one half, pairs tied on both are left
+out. r is Pearson's over mixtures. Intervals leave out one mixture at a time.
+
+Dims: J sets of mixtures (all, then without each), M mixtures, B benchmarks.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from evalengine.analysis.explain.choices import Array
+from evalengine.analysis.explain.jackknife import jackknife, of_correlation, of_share
+
+AGREEMENT, R = MEASURES = ("pair agreement", "r")
+
+
+def with_and_without(measure: str, x_MB: Array, y_MB: Array) -> Array:
+    """How well x ranks the mixtures as y does, (1 + M, B): over all of them, then without each."""
+    statistic = agreement if measure == AGREEMENT else correlation
+    every = np.arange(len(x_MB))
+    keep = [every, *(np.delete(every, m) for m in every)]
+    return np.stack([statistic(x_MB[k], y_MB[k]) for k in keep])
+
+
+def interval(
+    value_JB: Array, measure: str, difference: bool, level: float = 0.95
+) -> tuple[tuple[float, float, float, float], str]:
+    """Mean over benchmarks of a statistic over all mixtures and without each, its ends and p (of a difference); why not."""
+    if not value_JB.shape[1]:
+        return (np.nan, np.nan, np.nan, np.nan), ""
+    value_J = value_JB.mean(axis=1)
+    interval_of = jackknife if difference else of_share if measure == AGREEMENT else of_correlation
+    low, high, se, p = (float(x[0]) for x in interval_of(value_J[:1], value_J[1:, None], level))
+    if not se > 1e-12:
+        return (float(value_J[0]), np.nan, np.nan, np.nan), "the same without each mixture, so no interval"
+    return (float(value_J[0]), low, high, p if difference else np.nan), ""
+
+
+def agreement(x_MB: Array, y_MB: Array) -> Array:
+    """Share of pairs of mixtures that x orders as y does, of each benchmark."""
+    a, b = (np.array(k) for k in zip(*itertools.combinations(range(len(x_MB)), 2), strict=True))
+    dx, dy = (np.sign(np.round(v[a] - v[b], 12)) for v in (x_MB, y_MB))
+    counted = (dx != 0) | (dy != 0)
+    with np.errstate(invalid="ignore"):
+        found: Array = np.where(counted, 0.5 + 0.5 * dx * dy, 0.0).sum(axis=0) / counted.sum(axis=0)
+    return found
+
+
+def correlation(x_MB: Array, y_MB: Array) -> Array:
+    """Pearson's r of each benchmark, NaN where all mixtures are tied."""
+    dx, dy = x_MB - x_MB.mean(axis=0), y_MB - y_MB.mean(axis=0)
+    varies = (np.ptp(x_MB, axis=0) > 1e-12) & (np.ptp(y_MB, axis=0) > 1e-12)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r: Array = (dx * dy).sum(axis=0) / np.sqrt((dx**2).sum(axis=0) * (dy**2).sum(axis=0))
+    return np.where(varies, r, np.nan)

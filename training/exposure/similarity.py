@@ -1,0 +1,194 @@
+"""Similarity of every item and choice with every source: BM25, static embeddings, importance weights.
+
+All sources are streamed twice: once for the corpus's statistics, then block by block for the ten chunks of each
+source that are most similar to each query. Memory holds the queries and one block, whatever the sources' size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import logsumexp
+
+from evalengine import console, files, sealed
+from evalengine.arrow import array_of, strings
+from evalengine.benchmarks.load import ItemSet
+from evalengine.errors import UserError, nearest
+from evalengine.training.exposure import dsir, packages
+from evalengine.training.exposure.bm25 import K1, B, Bm25, Corpus
+from evalengine.training.exposure.chunks import WORDS, Queries, blocks, chunks, queries, words
+from evalengine.training.exposure.counting import Source
+from evalengine.training.exposure.embedding import Embedding
+from evalengine.training.exposure.table import About
+from evalengine.untrusted import parse_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NAME = "similarity.arrow"
+KINDS = ("bm25", "embedding", "dsir")
+COLUMNS = ["benchmark", "item", "choice", "source", "kind", "value"]
+TOP = 10  # chunks of a source
+BLOCK = 4096  # chunks scored at once
+
+Sources = Mapping[str, Callable[[], Iterable[str]]]  # name -> its documents from the start, on every call
+
+
+def similarities(
+    sources: Sources, items: Iterable[ItemSet], kinds: Sequence[str] = KINDS, *, block: int = BLOCK
+) -> pa.Table:
+    """A row for each kind, source, item and choice with its `value`, in nats and higher where more similar.
+
+    bm25, embedding: log of the mean of exp(score / temperature) over the ten best chunks of the source (all, where
+    it has fewer). Temperature 1 for BM25, 0.05 for the cosine. dsir: see `dsir.value`. A choice without a word in it or
+    its context has no row. Raises UserError as `check` does, for items without a word and for a source without one.
+    """
+    check(kinds)
+    asked = queries(items)
+    if not asked.item_Q:
+        raise UserError("no item holds a word: there is nothing to compare with the sources")
+    corpus = Corpus.of(asked)
+    scorers: dict[str, Bm25 | Embedding] = {}
+    if "bm25" in kinds:
+        scorers["bm25"] = Bm25(asked, corpus)
+    if "embedding" in kinds:
+        scorers["embedding"] = Embedding(asked)
+    count_SB = _count(sources, corpus)
+    value: dict[tuple[str, str], np.ndarray] = {}
+    if scorers:
+        with console.progress("similarity", corpus.chunks, "chunks") as bar:
+            for name, documents in sources.items():
+                best = {kind: np.full((len(asked.item_Q), TOP), -np.inf, np.float32) for kind in scorers}
+                for some in blocks(documents(), block):
+                    for kind, scorer in scorers.items():
+                        for tile, score_TC in scorer.scores(some):
+                            keep_best(best[kind][tile], score_TC)
+                    bar.update(len(some))
+                for kind, scorer in scorers.items():
+                    value[kind, name] = log_mean_exp(best[kind] / scorer.temperature)
+    if "dsir" in kinds:
+        log_q_SB = dsir.log_probabilities(count_SB)
+        texts = (asked.texts(q, q + 1)[0] for q in range(len(asked.item_Q)))
+        value_QS = np.array([dsir.value(dsir.buckets(words(text)), log_q_SB) for text in texts])
+        value |= {("dsir", name): value_QS[:, s] for s, name in enumerate(sources)}
+    return _table(asked, {key: value[key] for key in ((k, s) for k in kinds for s in sources)})
+
+
+def check(kinds: Sequence[str]) -> None:
+    """Raises UserError for an unknown kind and for a package that is missing, before anything is read."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UserError(f"there is no similarity {kind!r:.60}{nearest(kind, KINDS)}")
+        if kind in packages.OF_KIND:
+            packages.load(kind)
+
+
+def of_mixture(value: Mapping[str, np.ndarray], shares: Mapping[str, float]) -> np.ndarray:
+    """A mixture's value from its sources': log sum_s share_s exp(value_s), element by element.
+
+    For bm25 and embedding that is the log-mean-exp over all sources' ten best chunks, each weighted by its source's share.
+    For dsir it is exact: a mixture draws whole documents from its sources, so a text's likelihood is the mean of the sources'
+    by share, and gold minus wrong is how much likelier the mixture makes the right choice after the context.
+    """
+    lacking = [name for name, share in shares.items() if share > 0 and name not in value]
+    if lacking:
+        raise UserError(f"there is no similarity with source {lacking[0]}: measure it with the others")
+    parts = [np.log(share) + value[name] for name, share in shares.items() if share > 0]
+    return np.asarray(logsumexp(np.array(parts, np.float64), axis=0))
+
+
+def keep_best(best_TK: np.ndarray, score_TC: np.ndarray) -> None:
+    """Puts the K largest of both into `best_TK`, in no order."""
+    rows = np.flatnonzero(score_TC.max(axis=1) > best_TK.min(axis=1))
+    both = np.concatenate([best_TK[rows], score_TC[rows]], axis=1)
+    best_TK[rows] = np.partition(both, -best_TK.shape[1], axis=1)[:, -best_TK.shape[1] :]
+
+
+def log_mean_exp(value_QK: np.ndarray) -> np.ndarray:
+    """Over K, in float64; -inf is a place that nothing took."""
+    value_QK = value_QK.astype(np.float64)
+    return np.asarray(logsumexp(value_QK, axis=1) - np.log(np.isfinite(value_QK).sum(axis=1)))
+
+
+def _count(sources: Sources, corpus: Corpus) -> np.ndarray:
+    """The first pass: adds every source to the corpus's statistics; its counts of dsir's buckets, [S, B]."""
+    count_SB = np.zeros((len(sources), dsir.BUCKETS), np.int64)
+    with console.progress("reading the sources", len(sources), "sources") as bar:
+        for count_B, (name, documents) in zip(count_SB, sources.items(), strict=True):
+            for document in documents():
+                some = chunks(document)
+                for chunk in some:
+                    corpus.add(chunk)
+                np.add.at(count_B, dsir.buckets([word for chunk in some for word in chunk.words]), 1)
+            if not count_B.any():
+                raise UserError(f"source {name} holds no word: check its files, or leave it out")
+            bar.update(1)
+    return count_SB
+
+
+def _table(asked: Queries, value: Mapping[tuple[str, str], np.ndarray]) -> pa.Table:
+    import pyarrow as pa
+
+    times = len(value)
+    kind, source = zip(*value, strict=True)
+    of_query = {"benchmark": asked.benchmark_Q, "item": asked.item_Q}
+    columns = {name: _coded(column, lambda code: np.tile(code, times)) for name, column in of_query.items()}
+    of_value = {"source": source, "kind": kind}
+    each = len(asked.item_Q)
+    columns |= {name: _coded(column, lambda code: np.repeat(code, each)) for name, column in of_value.items()}
+    columns["choice"] = array_of(np.tile(asked.choice_Q, times))
+    columns["value"] = array_of(np.concatenate(list(value.values())).astype(np.float32))
+    return pa.table(columns).select(COLUMNS)
+
+
+def _coded(names: Sequence[str], repeat: Callable[[np.ndarray], np.ndarray]) -> pa.Array:
+    """A dictionary column: its rows are those of `names`, repeated."""
+    import pyarrow as pa
+
+    number = {name: code for code, name in enumerate(dict.fromkeys(names))}
+    codes = np.array([number[name] for name in names], np.int32)
+    return pa.DictionaryArray.from_arrays(array_of(repeat(codes)), strings(list(number)))
+
+
+def expose(
+    found: Sequence[Source], items: Iterable[ItemSet], kinds: Sequence[str], out: Path, about: About
+) -> Path | None:
+    """Writes OUT/similarity.arrow and returns its path; without kinds, keeps the one there is if it is of the same text."""
+    path = out / NAME
+    if _of_other_text(path, about):
+        files.remove(path)
+        console.warn(f"removed {path}, which was made of other text: make it again with --similarity")
+    if not kinds:
+        return None
+    write(path, similarities({source.name: source.read for source in found}, items, kinds), about)
+    return path
+
+
+def _of_other_text(path: Path, about: About) -> bool:
+    """Whether there is a table of other sources, or of their text as it was before it changed."""
+    try:
+        was = parse_json(sealed.read(path).schema.metadata[b"exposure"])["sources"]
+        read = ("words", "bytes", "documents")
+        now = {name: size._asdict() for name, size in about.sources.items()}
+        return was.keys() != now.keys() or any(was[s][key] != now[s][key] for s in now for key in read)
+    except FileNotFoundError:
+        return False
+    except (sealed.Damaged, KeyError, TypeError, ValueError, AttributeError):
+        return True
+
+
+def write(path: Path, table: pa.Table, about: About) -> None:
+    """Writes all of it, or nothing, with the metadata of exposure.arrow; how the values were made stands beside them."""
+    made = {
+        "chunk_words": WORDS,
+        "top": TOP,
+        "k1": K1,
+        "b": B,
+        "temperature": {"bm25": Bm25.temperature, "embedding": Embedding.temperature},
+        "buckets": dsir.BUCKETS,
+    }
+    sealed.write(path, table, {"exposure": about.as_json(), "similarity": json.dumps(made)})
