@@ -79,7 +79,7 @@ def test_the_definition(options: tuple[dict[str, Any], ...], dtype: torch.dtype,
     [
         (1, 1, (5, 3, 2)),
         (1, 2 * TILE_V + 7, (96, 33, 40)),
-        (65, TILE_V + 1, (33, 17, 600)),
+        (65, TILE_V + 1, (513, 17, 600)),
         (130, TILE_V - 1, (768, 1, 256)),
         (CHUNK_N + 3, 2 * TILE_V, (8, 3, 5)),
     ],
