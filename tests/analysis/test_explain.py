@@ -29,6 +29,8 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("explain") / "scores"
     stages = ("pt", "sft", "sft_emptied")
     planted.write_study(folder, items=40, mixtures=MIXTURES, spread=0.8, stages=stages)
+    formats = {"plain": " {choice}", "answer": " Answer: {choice}"}
+    planted.write_formats(folder, formats, planted.BENCHMARKS, ["240M", "1B"], MIXTURES, ("pt", "sft"))
     return folder
 
 
@@ -155,6 +157,7 @@ def test_the_command_and_the_report(scores: Path, tmp_path: Path, capsys: pytest
         "What predicts fine-tuning",
         "Format and knowledge",
         "Arms of fine-tuning",
+        "Answer formats",
         "Items that turn",
     ):
         assert f"<h2>{title}</h2>" in page
@@ -178,6 +181,10 @@ def test_names_from_outside_are_text_in_every_section(tmp_path: Path) -> None:
         scales=["1B<i>", "3B<i>", "7B<i>"],
         mixtures=[f"<i>{mixture}" for mixture in MIXTURES],
         stages=("pt<i>", "sft", "sft_<i>"),
+    )
+    formats = {"<i>plain": " <i>{choice}", "<i>answer": " Answer: {choice}"}
+    planted.write_formats(
+        tmp_path, formats, names, ["1B<i>"], [f"<i>{m}" for m in MIXTURES], ("pt<i>", "sft_<i>")
     )
     findings = explain(tmp_path, Options(), ["pt<i>", "sft_<i>"])
     for explainer in EXPLAINERS:

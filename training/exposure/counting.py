@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -40,6 +40,10 @@ class Source(NamedTuple):
 
     def texts(self) -> Iterator[str]:
         return islice(sources.documents(self.spec, self.data, self.name), self.documents or None)
+
+    def read(self) -> Iterator[str]:
+        """The documents as far as they are counted."""
+        return chain.from_iterable(_batches(self, 0, 0))
 
 
 @dataclass
