@@ -108,10 +108,14 @@ class Example(NamedTuple):
     learned_T: np.ndarray  # bool: the token carries loss when it is predicted
 
 
+def cut(examples: Sequence[Example], context: int) -> list[Example]:
+    """Every example cut at `context` + 1 tokens: the last one is predicted, not fed."""
+    return [Example(ids[: context + 1], learned[: context + 1]) for ids, learned in examples]
+
+
 def within(examples: Sequence[Example], context: int) -> list[Example]:
     """Every example cut at `context` + 1 tokens; one that then has nothing to learn is dropped."""
-    cut = [Example(ids[: context + 1], learned[: context + 1]) for ids, learned in examples]
-    kept = [example for example in cut if example.learned_T.any()]
+    kept = [example for example in cut(examples, context) if example.learned_T.any()]
     if not kept:
         raise UserError(
             f"no conversation has a response within the context of {context} tokens: raise `context`"

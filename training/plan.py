@@ -81,7 +81,7 @@ def make(
             tokens = None
         else:
             an_epoch = sum(min(length, scale.context + 1) for length in of_arm)
-            tokens = int(an_epoch * study.sft.reach * scale.sft.epochs)
+            tokens = int(an_epoch * study.sft.share * scale.sft.epochs)
         flops = None if tokens is None else tokens * shape.flops_per_token()
         finished = export.metadata(out / run.name) is not None
         planned[run] = PlannedRun(run.name, shape.params, tokens, flops, finished)

@@ -206,9 +206,8 @@ def conversations_name(arm: str) -> str:
 
 
 def _key_of_conversations(study: Study, data: Path | None, tokenizer: Tokenizer, arm: str) -> str:
-    settings = dataclasses.asdict(study.sft)
-    # keys in the order that they had when the arm was one of them
-    ordered = {"data": settings.pop("data"), "instructions": arm, **settings}
+    # as it was written when the arm and a share were settings: a file made then is still found
+    ordered = {"data": dataclasses.asdict(study.sft)["data"], "instructions": arm, "reach": 1.0}
     parts: list[Any] = [ordered, study.seed, tokenizer.hash, 1]
     for chat in study.sft.data:
         if chat.path and data is not None and (data / chat.path).is_file():

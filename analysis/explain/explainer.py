@@ -21,11 +21,13 @@ T = TypeVar("T")
 
 
 class Options(NamedTuple):
-    """What the user may choose. data: the folder of the benchmarks' files, for the texts of items."""
+    """What the user may choose. data: the folder of the benchmarks' files, for the texts of items. exposure: the folder that
+    `evalengine expose` wrote."""
 
     level: float = 0.95
     seed: int = 0
     data: Path | None = None
+    exposure: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evalengine.analysis.explain import exposed
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.corners import in_order
 from evalengine.analysis.explain.design import design_of
@@ -50,7 +51,8 @@ def describe(study: Study) -> dict[str, Any]:
         "level": options.level,
         "seed": options.seed,
         "data": options.data is not None,
-        "notes": [*scores.notes, *design.notes, *unordered(design.scales)],
+        "exposure": options.exposure is not None,
+        "notes": [*scores.notes, *design.notes, *unordered(design.scales), *exposed.notes(study)],
     }
 
 

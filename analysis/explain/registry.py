@@ -5,10 +5,13 @@ from __future__ import annotations
 from evalengine.analysis.explain import (
     arms,
     decomposition,
+    dose_bins,
     eft,
     eft_decisions,
     flips,
     format,
+    frequency,
+    gelbach,
     item_transfer,
     proxies,
     snr,
@@ -30,4 +33,7 @@ EXPLAINERS: tuple[Explainer, ...] = (
     flips.EXPLAINER,
     flips.CURVES,
     flips.ITEMS,
+    frequency.EXPLAINER,
+    dose_bins.EXPLAINER,
+    gelbach.EXPLAINER,
 )

@@ -29,6 +29,10 @@ def register(subparsers: Any) -> None:
         "folder of <benchmark>.jsonl or .parquet files: the report then shows the texts of the items it lists"
     )
     p.add_argument("--data", type=Path, help=texts)
+    exposure = (
+        "folder that `evalengine expose` wrote: how often and how similarly the mixtures told the items"
+    )
+    p.add_argument("--exposure", type=Path, metavar="FOLDER", help=exposure)
     p.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     p.set_defaults(run=run)
 
@@ -41,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from evalengine.remote import readable
 
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
-    options = Options(args.level, args.seed, args.data)
+    options = Options(args.level, args.seed, args.data, args.exposure)
     findings = explain(readable(args.store), options, stages, args.metric)
     write(findings, args.out)
     claims = [claim.text for explainer in EXPLAINERS for claim in explainer.claims(findings)]

@@ -131,8 +131,8 @@ def made(seed: int) -> tuple[list[Item], list[str]]:
 def counted(items: Sequence[Item], documents: Sequence[str]) -> tuple[ngrams.Items, ngrams.Tally]:
     found = gather(items)
     into = ngrams.tally(found.grams)
-    for document in documents:
-        ngrams.add(document, found, into)
+    for start in range(0, len(documents), 7):
+        ngrams.add(documents[start : start + 7], found, into)
     return found, into
 
 
@@ -163,9 +163,11 @@ def test_words_are_those_of_the_regular_expression(seed: int):
         expected = words(some)
         known = sorted(set(expected))[::2]
         place = {word: number for number, word in enumerate(known)}
-        assert numbers(some, vocabulary(known)).tolist() == [place.get(word, -1) for word in expected]
-    assert numbers("", vocabulary(["a"])).tolist() == []
-    assert numbers("a b", vocabulary([])).tolist() == [-1, -1]
+        start, number = numbers([some, "", some[:9]], vocabulary(known))
+        assert number.tolist() == [place.get(word, -1) for word in (*expected, *words(some[:9]))]
+        assert start.tolist() == [0, len(expected), len(expected), len(number)]
+    assert numbers([], vocabulary(["a"]))[1].tolist() == []
+    assert numbers(["a b", "c"], vocabulary([]))[1].tolist() == [-1, -1, -1]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -200,6 +202,12 @@ def test_a_document_is_a_boundary_and_matches_overlap():
     cross_CK = found.cross.sums(into.count_G[:, 0]).reshape(-1, K)
     assert cross_CK[0, :2].tolist() == [4, 1]  # answer la; answer la la, and go answer la nowhere
     assert cross_CK[1].tolist() == [0] * K
+
+
+def test_a_copy_of_more_words_than_a_row_can_say():
+    choice = " ".join(f"w{k}" for k in range(200))
+    _, into = counted([item("a", "go", choice, "no")], [f"question go answer {choice}", choice])
+    assert into.longest_C2.tolist() == [[127, 1], [0, 0]]
 
 
 def test_more_documents_than_marks_last():

@@ -88,8 +88,7 @@ def count(source: Source, items: Items, folder: Path, jobs: int, on_bytes: Calla
         mine = free.get()
         try:
             before = int(mine.read_3[2])
-            for text in texts:
-                add(text, items, mine)
+            add(texts, items, mine)
             return int(mine.read_3[2]) - before
         finally:
             free.put(mine)
