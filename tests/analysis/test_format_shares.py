@@ -106,10 +106,10 @@ def test_each_stage_is_compared_with_the_one_it_comes_from(world: tuple[Path, Lo
     )
     assert change.estimate == pytest.approx(-dpo.drop) and change.high < 0
     said = [claim.text for claim in fs.claims(findings)]
+    assert len(said) == 3 and "sft to dpo narrows the formats of answers" in said[-1]
     assert (
-        len(said) == 3
-        and "sft to dpo narrows the formats of answers" in said[-1]
-        and "answer has" in said[-1]
+        f"answer has {100 * dpo.share:.1f}% of the answers, before {100 * dpo.share_before:.1f}%: "
+        in said[-1]
     )
     chat = {"pt+chat": 0, "sft+chat": 0, "dpo+chat": 0, "pt": 0}
     assert [fs.previous(s, chat, "pt") for s in chat] == ["", "pt+chat", "sft+chat", ""]
@@ -179,6 +179,9 @@ def test_stages_of_other_mixtures_are_compared_where_both_are(tmp_path: Path) ->
         (shares(logs[m, "sft", "sciq"]) - shares(logs[m, "pt", "sciq"]))[:, 1].mean() for m in MIXTURES[:3]
     ]
     assert row.n == 3 and row.estimate == pytest.approx(np.mean(change))
+    (pt,) = findings.rows("format_winners", category=ALL, mixture="", benchmark="", stage="pt")
+    (claim,) = fs.claims(findings)
+    assert pt.winner != "answer" and f"%, when {pt.winner} had the most: " in claim.text
     (won,) = findings.rows("format_winners", benchmark="sciq", stage="sft")
     assert won.note == "the stage before has 4 mixtures"
 
