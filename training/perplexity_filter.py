@@ -28,9 +28,14 @@ def least_surprising(model: Decoder, examples: list[Example], share: float, plac
     return [examples[i] for i in sorted(np.argsort(losses, kind="stable")[:keep])]
 
 
-@torch.no_grad()
 def surprise(model: Decoder, examples: list[Example], place: Place) -> np.ndarray:
-    """Mean loss per learned token of every conversation, float64.
+    """Mean loss per learned token of every conversation, float64."""
+    return loss_sums(model, examples, place) / [example.learned_T[1:].sum() for example in examples]
+
+
+@torch.no_grad()
+def loss_sums(model: Decoder, examples: list[Example], place: Place) -> np.ndarray:
+    """Summed loss of every conversation's learned tokens, float64.
 
     Conversations of similar length share a batch, one a row. The processes of a group divide the batches among them, and
     all get the same numbers.
@@ -44,12 +49,12 @@ def surprise(model: Decoder, examples: list[Example], place: Place) -> np.ndarra
         chosen = longest_first[at : at + max(1, BATCH_TOKENS // max(1, width))]
         at, number = at + len(chosen), number + 1
         if number % group.size == group.rank:
-            loss_M[chosen] = _row_losses(model, [examples[i] for i in chosen], place)
+            loss_M[chosen] = _row_sums(model, [examples[i] for i in chosen], place)
     return group.sum(torch.from_numpy(loss_M).to(place.device)).cpu().numpy()
 
 
-def _row_losses(model: Decoder, rows: list[Example], place: Place) -> np.ndarray:
-    """Mean loss per learned token of each row; padding follows what is learned, where nothing attends to it."""
+def _row_sums(model: Decoder, rows: list[Example], place: Place) -> np.ndarray:
+    """Summed loss of each row's learned tokens; padding follows what is learned, where nothing attends to it."""
     width = max(len(ids) for ids, _ in rows) - 1
     ids_BT, learned_BT = np.zeros((len(rows), width + 1), np.int64), np.zeros((len(rows), width + 1), bool)
     for number, (ids, learned) in enumerate(rows):
@@ -65,5 +70,4 @@ def _row_losses(model: Decoder, rows: list[Example], place: Place) -> np.ndarray
     index_N = torch.arange(len(row_N), device=place.device)
     scored = target_logprobs(h_ND, model.head.weight.to(h_ND.dtype), index_N, target_N)
     total_B = torch.zeros(len(rows), dtype=torch.float64, device=place.device)
-    total_B.index_add_(0, row_N, -scored.logprob_T.double())
-    return (total_B / torch.bincount(row_N, minlength=len(rows)).clamp(min=1)).cpu().numpy()
+    return total_B.index_add_(0, row_N, -scored.logprob_T.double()).cpu().numpy()
