@@ -20,6 +20,7 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from evalengine import files
 from evalengine.benchmarks import world_planted
@@ -27,7 +28,7 @@ from evalengine.benchmarks.catalogue import BENCHMARKS
 from evalengine.benchmarks.definition import Row
 from evalengine.benchmarks.world_facts import make_world
 from evalengine.benchmarks.world_items import MAKERS, Fields, distinct_rows
-from evalengine.benchmarks.world_text import FLAVORS, SEPARATOR, Turns, Writer, conversation
+from evalengine.benchmarks.world_text import FLAVORS, SEPARATOR, Writer, conversation
 
 GRAM = 13  # words in a row that no text shares with an item; a shorter item as a whole
 WORD = re.compile(r"[^\W_]+")
@@ -69,11 +70,11 @@ def write(
         texts = world_planted.among(texts, facts, name, seed)
         files.write(folder / "corpora" / f"{name}.txt", f"\n{SEPARATOR}\n".join(texts) + "\n")
     rng = random.Random(f"chat {seed}")
-    talks: list[dict[str, Turns]] = []
+    talks: list[dict[str, Any]] = []
     while len(talks) < chats:
         talk = conversation(world, train, rng)
-        if not filtered.holds_item(" ".join(turn["content"] for turn in talk)):
-            talks.append({"messages": talk})
+        if not filtered.holds_item(" ".join(turn["content"] for turn in talk["messages"])):
+            talks.append(talk)
     planted = world_planted.key(facts, len(asked[world_planted.BENCHMARK]))
     files.write(folder / "planted.jsonl", _lines(planted))
     files.write(folder / "sft.jsonl", _lines(talks))  # last: the world is whole

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from evalengine.benchmarks import world_items as items
 from evalengine.benchmarks import world_words as words
@@ -109,16 +109,22 @@ BRIEF: dict[str, Callable[[Fields], str]] = {  # a judgement's telling part, wit
 }
 
 
-def posed(name: str, row: Fields) -> tuple[str, str]:
+class Posed(NamedTuple):
+    asked: str
+    answer: str
+    choices: tuple[str, ...] = ()  # none of what is answered freely
+
+
+def posed(name: str, row: Fields) -> Posed:
     """A row nearly as its benchmark asks it: context and right answer, with the words after the item's own changed."""
     item = BENCHMARKS[name].render(Row(row, name))
-    asked, answer = item.contexts[item.gold], item.choices[item.gold]
+    asked, choices = item.contexts[item.gold], item.choices
     if name == "multirc":  # its choices repeat the answer before the verdict
-        shown, answer = answer.rsplit(" ", 1)
-        asked = f"{asked} {shown}"
+        shown = choices[0].rsplit(" ", 1)[0]
+        asked, choices = f"{asked} {shown}", tuple(choice.rsplit(" ", 1)[1] for choice in choices)
     for theirs, ours in REWORDED.items():
         asked = asked.replace(theirs, ours)
-    return asked, answer
+    return Posed(asked, choices[item.gold], choices)
 
 
 class Writer:
@@ -148,7 +154,7 @@ class Writer:
     def judgement(self, name: str) -> str:
         """A benchmark's training item, whole or in brief."""
         row = items.MAKERS[name](self.world, self.rng, False)
-        asked, answer = posed(name, row)
+        asked, answer, _ = posed(name, row)
         if self.rng.random() < 0.65:
             asked = BRIEF[name](row) + "\n" + asked[asked.rindex("\n") + 1 :]
         return f"{asked} {answer}"
@@ -274,27 +280,28 @@ TOPICS: dict[str, Callable[[Writer], list[str]]] = {
 }
 
 
-Turns = list[dict[str, str]]
-
-
-def conversation(world: World, train: Mapping[str, Sequence[Fields]], rng: random.Random) -> Turns:
+def conversation(world: World, train: Mapping[str, Sequence[Fields]], rng: random.Random) -> dict[str, Any]:
     """Six in seven set a task of a benchmark, most often one of judgement; the others ask plainly for a fact.
 
     The tasks are train items, asked nearly as the benchmark asks: the words after the item's own are changed, so
-    that a conversation shares no long run of words with an evaluation item.
+    that a conversation shares no long run of words with an evaluation item. Beside its messages a conversation has its
+    choices, and the benchmark that it is of.
     """
-    asked, answer = _task(train, rng) if rng.random() < 0.85 else _talk(world, rng)
-    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    of = {}
+    if rng.random() < 0.85:
+        name = rng.choice(tuple(BRIEF) if rng.random() < 0.6 else list(train))
+        of, talk = {"benchmark": name}, posed(name, rng.choice(train[name]))
+    else:
+        talk = _talk(world, rng)
+    turns = [{"role": "user", "content": talk.asked}, {"role": "assistant", "content": talk.answer}]
+    return {"messages": turns, **of, "choices": list(talk.choices)}
 
 
-def _task(train: Mapping[str, Sequence[Fields]], rng: random.Random) -> tuple[str, str]:
-    name = rng.choice(tuple(BRIEF) if rng.random() < 0.6 else list(train))
-    return posed(name, rng.choice(train[name]))
-
-
-def _talk(world: World, rng: random.Random) -> tuple[str, str]:
+def _talk(world: World, rng: random.Random) -> Posed:
     fact = (world.animal_fact if rng.random() < 0.5 else world.plant_fact)(rng, False)
     if rng.random() < 0.5:
-        return capital(fact.question(rng, False)), sentence(fact.state(rng))
+        return Posed(capital(fact.question(rng, False)), sentence(fact.state(rng)))
     facts = [f for f in world.facts() if f.subject == fact.subject and fact.subject not in world.unsaid]
-    return f"Tell me about {fact.subject}.", " ".join(sentence(f.state(rng)) for f in facts[:3] or [fact])
+    return Posed(
+        f"Tell me about {fact.subject}.", " ".join(sentence(f.state(rng)) for f in facts[:3] or [fact])
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,8 +40,10 @@ def jsonl(path: Path) -> Iterator[tuple[str, Any]]:
             yield where, value
 
 
-def parquet(path: Path, *columns: str, most: Most | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(`PATH, row N`, row) of every row; of `columns` alone where some are named.
+def parquet(
+    path: Path, *columns: str, optional: Collection[str] = (), most: Most | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(`PATH, row N`, row) of every row; of `columns`, and the `optional` ones that are there, alone where some are named.
 
     Raises UserError for a file that is not Parquet, lacks a column, or holds more than `most`.
     """
@@ -58,7 +60,8 @@ def parquet(path: Path, *columns: str, most: Most | None = None) -> Iterator[tup
                 raise UserError(
                     f"{path} has {file.metadata.num_rows:,} rows, more than {most.rows:,}: split it"
                 )
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns) or None):
+            read = [*columns, *(column for column in optional if column in names)]
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=read or None):
                 total += batch.nbytes
                 if most and total > most.bytes:
                     raise UserError(f"{path} unpacks to more than {most.bytes >> 30} GB: split it")

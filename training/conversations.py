@@ -17,7 +17,8 @@ import numpy as np
 from evalengine import records
 from evalengine.errors import UserError
 from evalengine.files import atomic
-from evalengine.training.chat import Conversation, Message, Rendered, parse, render
+from evalengine.training.arms import Asked, parse_asked
+from evalengine.training.chat import Conversation, Message, Rendered, render
 from evalengine.training.rows import IGNORE, Batch
 from evalengine.training.sources import hub_rows
 from evalengine.training.study import ChatSource, SftData, SourceSpec
@@ -29,17 +30,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def read(sft: SftData, data: Path | None, seed: int) -> list[Conversation]:
-    """The conversations of the study's fine-tuning data, in the file's order."""
-    found: list[Conversation] = []
+def read(sft: SftData, data: Path | None, seed: int) -> list[Asked]:
+    """The conversations of the study's fine-tuning data, in the file's order, with what is known of their tasks."""
+    found: list[Asked] = []
     for source in sft.data:
         if source.benchmarks_train:
             found += _of_benchmarks(source, data, seed)
             continue
-        some = [
-            parse(record, where)
-            for where, record in rows_of(source, data, "fine-tuning data", "sft.data", "messages")
-        ]
+        name = source.path or source.hub
+        rows = rows_of(
+            source, data, "fine-tuning data", "sft.data", "messages", optional=("benchmark", "choices")
+        )
+        some = [parse_asked(record, where, name) for where, record in rows]
         found += sample(some, source.limit, seed)
     if not found:
         raise UserError("the fine-tuning data holds no conversation: check sft.data")
@@ -47,11 +49,11 @@ def read(sft: SftData, data: Path | None, seed: int) -> list[Conversation]:
 
 
 def rows_of(
-    source: ChatSource, data: Path | None, what: str, key: str, *columns: str
+    source: ChatSource, data: Path | None, what: str, key: str, *columns: str, optional: Sequence[str] = ()
 ) -> Iterator[tuple[str, Any]]:
     """(where, record) of every row of a file or a hub data set; `what` it holds and `key` of the study are for errors.
 
-    Of Parquet these columns alone, where some are named.
+    Of Parquet these columns, and the optional ones that are there, alone.
     """
     if source.hub:
         spec = SourceSpec(hub=source.hub, config=source.config, split=source.split)
@@ -62,7 +64,10 @@ def rows_of(
     file = data / source.path
     if not file.is_file():
         raise UserError(f"there is no {what} at {file}: check {key} and --data")
-    yield from records.parquet(file, *columns) if file.suffix == ".parquet" else records.jsonl(file)
+    if file.suffix == ".parquet":
+        yield from records.parquet(file, *columns, optional=optional)
+    else:
+        yield from records.jsonl(file)
 
 
 def bench_folder(data: Path | None) -> Path | None:
@@ -90,12 +95,19 @@ def train_items(source: ChatSource, data: Path | None) -> Iterator[tuple[Benchma
         )
 
 
-def _of_benchmarks(source: ChatSource, data: Path | None, seed: int) -> list[Conversation]:
+def _of_benchmarks(source: ChatSource, data: Path | None, seed: int) -> list[Asked]:
     """Train splits as conversations: the user says the context, the assistant the gold choice."""
     found = []
-    for _, items in train_items(source, data):
-        some: list[Conversation] = [
-            (Message("user", item.contexts[item.gold]), Message("assistant", item.continuations[item.gold]))
+    for benchmark, items in train_items(source, data):
+        some = [
+            Asked(
+                (
+                    Message("user", item.contexts[item.gold]),
+                    Message("assistant", item.continuations[item.gold]),
+                ),
+                benchmark.name,
+                item.choices,
+            )
             for item in items
         ]
         found += sample(some, source.limit, seed)
@@ -110,24 +122,6 @@ def sample(some: list[T], limit: int, seed: int) -> list[T]:
     return [some[i] for i in kept]
 
 
-def change_instructions(conversations: list[Conversation], arm: str, seed: int) -> list[Conversation]:
-    """`kept`; `emptied`: every user and system message is empty; `shuffled`: each conversation gets another's."""
-    if arm == "kept":
-        return conversations
-    donors: list[Conversation] = [()] * len(conversations)
-    if arm == "shuffled":
-        order = list(range(len(conversations)))
-        random.Random(seed).shuffle(order)
-        for place, other in zip(order, order[1:] + order[:1], strict=True):  # one cycle: never its own
-            donors[place] = conversations[other]
-    return [_with_instructions(own, donor) for own, donor in zip(conversations, donors, strict=True)]
-
-
-def _with_instructions(own: Conversation, donor: Conversation) -> Conversation:
-    said = iter([m.content for m in donor if m.role != "assistant"])
-    return tuple(m if m.role == "assistant" else Message(m.role, next(said, "")) for m in own)
-
-
 class Example(NamedTuple):
     """A tokenised conversation."""
 
@@ -135,15 +129,25 @@ class Example(NamedTuple):
     learned_T: np.ndarray  # bool: the token carries loss when it is predicted
 
 
+def cut(examples: Sequence[Example], context: int) -> list[Example]:
+    """Every example cut at `context` + 1 tokens: the last one is predicted, not fed."""
+    return [Example(ids[: context + 1], learned[: context + 1]) for ids, learned in examples]
+
+
 def within(examples: Sequence[Example], context: int) -> list[Example]:
     """Every example cut at `context` + 1 tokens; one that then has nothing to learn is dropped."""
-    cut = [Example(ids[: context + 1], learned[: context + 1]) for ids, learned in examples]
-    kept = [example for example in cut if example.learned_T.any()]
+    kept = [example for example in cut(examples, context) if example.learned_T.any()]
     if not kept:
         raise UserError(
             f"no conversation has a response within the context of {context} tokens: raise `context`"
         )
     return kept
+
+
+def learned_within(examples: Sequence[Example], context: int) -> tuple[int, int]:
+    """How many conversations have something to learn within the context, and how many tokens of them are learned."""
+    learned = [int(mask[: context + 1].sum()) for _, mask in examples]
+    return sum(map(bool, learned)), sum(learned)
 
 
 def save(path: Path, examples: Sequence[Example], **more: Any) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 
 from evalengine.training import checked
 from evalengine.training.conversations import Example, first_fit, lay_out
+from evalengine.training.frontier import loss_sums
 from evalengine.training.model import Decoder
-from evalengine.training.perplexity_filter import loss_sums
 from evalengine.training.preferences import Candidates
 from evalengine.training.rows import IGNORE, NO_PAIR, Batch, Pairs
 from evalengine.training.state import Place

@@ -17,8 +17,9 @@ import torch
 
 from evalengine import console
 from evalengine.training import export, preferences
+from evalengine.training.arms import changed
 from evalengine.training.chat import render
-from evalengine.training.conversations import change_instructions, load, read
+from evalengine.training.conversations import load, read
 from evalengine.training.preferences import size_of
 from evalengine.training.prepare import BYTES_PER_TOKEN, conversations_name, shape_of, work_folder
 from evalengine.training.runner import default_jobs, selected
@@ -88,7 +89,7 @@ def make(
             tokens = None
         else:
             an_epoch = sum(min(length, scale.context + 1) for length in of_arm)
-            tokens = int(an_epoch * study.sft.reach * scale.sft.epochs)
+            tokens = int(an_epoch * study.sft.share * scale.sft.epochs)
         flops = None if tokens is None else (tokens + scored / 3) * shape.flops_per_token()
         finished = export.metadata(out / run.name) is not None
         planned[run] = PlannedRun(run.name, shape.params, tokens, flops, finished)
@@ -108,7 +109,7 @@ def _conversation_lengths(study: Study, data: Path | None, out: Path, arm: str) 
         return [len(ids) for ids, _ in load(known[-1])]
     if data is None or any(chat.hub for chat in study.sft.data):
         return None
-    found = change_instructions(read(study.sft, data, study.seed), arm, study.seed)
+    found = changed(read(study.sft, data, study.seed), arm, study.seed)
     return [len(render(conversation).text) // BYTES_PER_TOKEN for conversation in found]
 
 

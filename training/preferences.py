@@ -46,7 +46,9 @@ def _of(source: ChatSource, data: Path | None) -> Iterator[list[Question]]:
         for _, items in train_items(source, data):
             yield [question for item in items if len((question := of_item(item)).responses) > 1]
     else:
-        yield [parse(record, where) for where, record in rows_of(source, data, "preferences", "dpo.data")]
+        columns, optional = ("chosen", "rejected"), ("prompt", "messages")
+        rows = rows_of(source, data, "preferences", "dpo.data", *columns, optional=optional)
+        yield [parse(record, where) for where, record in rows]
 
 
 def of_item(item: Item) -> Question:

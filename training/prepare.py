@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 from evalengine import console, sealed
 from evalengine import files as storage
 from evalengine.errors import UserError
-from evalengine.training import contamination, preferences
+from evalengine.training import arms, contamination, preferences
 from evalengine.training import conversations as sft
 from evalengine.training import tokenizer as tokenizers
 from evalengine.training.model import Shape
 from evalengine.training.shards import TokenSource, build, is_complete
-from evalengine.training.sources import documents, files
+from evalengine.training.sources import documents, files, source_key
 from evalengine.training.study import ChatSource, Scale, SourceSpec, Study, runs
 from evalengine.training.tokenizer import Tokenizer
 from evalengine.untrusted import parse_json
@@ -58,7 +58,7 @@ def prepare(study: Study, data: Path | None, out: Path) -> Prepared:
     if data is not None and not data.is_dir():
         raise UserError(f"there is no data folder {data}: give the folder that holds the study's sources")
     if data is None and study.world:
-        data = _world(work / f"world-{study.world.seed}", study.world.seed)
+        data = world_folder(work / f"world-{study.world.seed}", study.world.seed)
     tokenizer = _tokenizer(study, data, work / "tokenizer")
     used = [n for n in study.sources if any(shares.get(n, 0) > 0 for shares in study.mixtures.values())]
     folders = {name: _shards(study, name, data, tokenizer, work / "tokens") for name in used}
@@ -79,7 +79,7 @@ def shape_of(scale: Scale, tokenizer_size: int) -> Shape:
     return Shape(vocab=vocab, **{name: getattr(scale, name) for name in names})
 
 
-def _world(folder: Path, seed: int) -> Path:
+def world_folder(folder: Path, seed: int) -> Path:
     """The embedded world, as a data folder."""
     from evalengine.benchmarks import world
 
@@ -91,22 +91,9 @@ def _world(folder: Path, seed: int) -> Path:
     return folder
 
 
-def _key(spec: SourceSpec, data: Path | None, name: str) -> str:
-    """Changes when a source's specification or its files change (size, first and last megabyte)."""
-    values = dataclasses.astuple(spec)
-    parts: list[Any] = [values if spec.files else values[:-1]]  # without `files`: as if it were not there
-    for file in [] if spec.hub else files(spec, data, name):
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            head = zlib.crc32(stream.read(1 << 20))
-            stream.seek(max(0, size - (1 << 20)))
-            parts.append((file.name, size, head, zlib.crc32(stream.read())))
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
-
-
 def _tokenizer(study: Study, data: Path | None, folder: Path) -> Tokenizer:
     spec = study.tokenizer
-    keys = {name: _key(source, data, name) for name, source in study.sources.items()}
+    keys = {name: source_key(source, data, name) for name, source in study.sources.items()}
     wanted = {"spec": dataclasses.asdict(spec), "sources": keys if spec.vocab else {}}
     stamp = folder / "made_from.json"
     made = _read_stamp(stamp)
@@ -154,13 +141,17 @@ def _first_bytes(texts: Iterator[str], limit: int) -> Iterator[str]:
             return
 
 
+def tokens_needed(study: Study, name: str) -> int:
+    """Tokens of a source that the largest run takes, and a little more."""
+    share = max(shares.get(name, 0.0) for shares in study.mixtures.values())
+    return int(share * max(scale.pretrain.tokens for scale in study.scales.values()) * 1.05)
+
+
 def _shards(study: Study, name: str, data: Path | None, tokenizer: Tokenizer, folder: Path) -> Path:
     """A local source is tokenised whole; a hub source as far as its largest share needs it, without repetition."""
     spec = study.sources[name]
-    share = max(shares.get(name, 0.0) for shares in study.mixtures.values())
-    longest = max(scale.pretrain.tokens for scale in study.scales.values())
-    need = int(share * longest * 1.05) if spec.hub else 0
-    place = folder / f"{name}-{_key(spec, data, name)}-{tokenizer.hash[:8]}"
+    need = tokens_needed(study, name) if spec.hub else 0
+    place = folder / f"{name}-{source_key(spec, data, name)}-{tokenizer.hash[:8]}"
     texts = partial(documents, spec, data, name)
     if is_complete(place, need):
         build(place, texts, tokenizer, limit=need)
@@ -176,15 +167,21 @@ def _conversations(study: Study, data: Path | None, tokenizer: Tokenizer, work: 
     read = cache(partial(sft.read, study.sft, data, study.seed))
     paths = {}
     for arm in dict.fromkeys(["kept", *(run.arm for run in runs(study) if run.stage.startswith("sft"))]):
-        settings = dataclasses.asdict(study.sft)
-        # keys in the order that they had when the arm was one of them
-        settings = {"data": settings.pop("data"), "instructions": arm, **settings}
+        # as it was written when the arm and a share were settings: a file made then is still found
+        settings = {"data": dataclasses.asdict(study.sft)["data"], "instructions": arm, "reach": 1.0}
         key = _key_of_chats(settings, study.sft.data, study, data, tokenizer)
         path = work / f"{conversations_name(arm)}-{key}.npz"
         if not _is_whole(path, sft.load):
-            changed = sft.change_instructions(read(), arm, study.seed)
+            changed = arms.changed(read(), arm, study.seed)
+            if arm == "delusive":
+                for task, count in arms.unmoved(read(), changed).items():
+                    console.warn(
+                        f"sft_delusive: {count:,} responses of {task} stay: more than half of its are the same"
+                    )
             sft.save(path, sft.tokenise(changed, tokenizer))
         paths[arm] = path
+    if len(paths) > 1:
+        _say_what_differs(study, paths)
     return paths
 
 
@@ -207,6 +204,21 @@ def _is_whole(path: Path, load: Callable[[Path], Any]) -> bool:
     return path.is_file()
 
 
+def _say_what_differs(study: Study, paths: Mapping[str, Path]) -> None:
+    """Warns where arms do not learn the same number of tokens from as many conversations: some are cut at the context."""
+    examples = {arm: sft.load(path) for arm, path in paths.items()}
+    for name, scale in study.scales.items():
+        learned = {arm: sft.learned_within(some, scale.context) for arm, some in examples.items()}
+        count, tokens = learned["kept"]
+        for arm, found in learned.items():
+            if found != (count, tokens):
+                console.warn(
+                    f"scale {name}: sft_{arm} learns {found[1]:,} tokens of {found[0]:,} conversations and sft {tokens:,} of "
+                    f"{count:,}, since some are cut at the context of {scale.context:,}; raise it, or shorten them, to compare "
+                    "these arms"
+                )
+
+
 def conversations_name(arm: str) -> str:
     """How the name of an arm's file begins; a hyphen and twelve hexadecimal digits follow."""
     return "conversations" if arm == "kept" else f"conversations-{arm}"
@@ -223,7 +235,7 @@ def _key_of_chats(
     parts: list[Any] = [settings, study.seed, tokenizer.hash, 1]
     for chat in sources:
         if chat.path and data is not None and (data / chat.path).is_file():
-            parts.append(_key(SourceSpec(path=chat.path), data, chat.path))
+            parts.append(source_key(SourceSpec(path=chat.path), data, chat.path))
         elif chat.benchmarks_train and data is not None:
             folder = sft.bench_folder(data)
             assert folder is not None

@@ -114,6 +114,12 @@ def build(
     return TokenSource(folder)
 
 
+def extent(folder: Path) -> tuple[int, int]:
+    """(tokens, documents) that the shards of a source hold."""
+    infos = _finished_shards(folder)
+    return sum(info["tokens"] for info in infos), sum(info["read"] for info in infos)
+
+
 def is_complete(folder: Path, limit: int) -> bool:
     """Whether the source is tokenised, whole or as far as `limit`."""
     if not (folder / "done.json").is_file():

@@ -7,6 +7,10 @@ at a time.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +53,19 @@ def files(source: SourceSpec, data: Path | None, name: str) -> list[Path]:
     elif path.is_file():
         return [path]
     raise UserError(f"source {name}: there is no text at {path}; check the study's `path` and --data")
+
+
+def source_key(spec: SourceSpec, data: Path | None, name: str) -> str:
+    """Changes when a source's specification or its files change (size, first and last megabyte)."""
+    values = dataclasses.astuple(spec)
+    parts: list[Any] = [values if spec.files else values[:-1]]  # without `files`: as if it were not there
+    for file in [] if spec.hub else files(spec, data, name):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            head = zlib.crc32(stream.read(1 << 20))
+            stream.seek(max(0, size - (1 << 20)))
+            parts.append((file.name, size, head, zlib.crc32(stream.read())))
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
 def text_documents(file: Path) -> Iterator[str]:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from evalengine.errors import UserError, nearest
+from evalengine.training.arms import ARMS
 from evalengine.untrusted import check_name, read_yaml
 
-ARMS = ("kept", "emptied", "shuffled")  # of fine-tuning: what becomes of the instructions
 PARENTS: Mapping[str, str | None] = {  # stage -> the one that it starts from
     "pt": None,
     "sft": "pt",  # the arm `kept`
@@ -133,9 +133,24 @@ class ChatSource:
 
 
 @dataclass(frozen=True)
+class Select:
+    """Fine-tuning on the conversations whose score under a pretrained model lies between two quantiles."""
+
+    score: str  # loss, ifd or r_ifd (frontier.py)
+    keep: tuple[float, ...]  # the two quantiles, [0, 0.5] for the lower half
+    by: str = ""  # the scale whose pretrained model scores, of the same mixture; "": each run's own
+    control: bool = False  # random conversations in their place, with as many tokens that carry loss
+
+
+@dataclass(frozen=True)
 class SftData:
     data: tuple[ChatSource, ...]
-    reach: float = 1.0  # keep this share of conversations, those the pretrained model finds least surprising
+    select: Select | None = None  # fine-tune on some of the conversations; None: on all
+
+    @property
+    def share(self) -> float:
+        """Of the conversations, that are fine-tuned on."""
+        return self.select.keep[1] - self.select.keep[0] if self.select else 1.0
 
 
 @dataclass(frozen=True)
@@ -190,7 +205,7 @@ class Run:
 
     @property
     def arm(self) -> str:
-        """What becomes of the instructions in the run's fine-tuning."""
+        """What the run's fine-tuning changes (arms.py)."""
         return self.stage.removeprefix("sft_") if self.stage.startswith("sft_") else "kept"
 
 
@@ -207,11 +222,20 @@ def preferring(scale: Scale) -> Prefer:
 
 
 def runs(study: Study) -> list[Run]:
-    """Every run of the grid, each after the one it starts from, the costliest scale first."""
+    """Every run of the grid, each after those it needs, the costliest scale first."""
     order = sorted(study.scales, key=lambda s: -study.scales[s].pretrain.tokens * study.scales[s].d_model)
-    return [
+    found = [
         Run(scale, mixture, stage) for scale in order for mixture in study.mixtures for stage in study.stages
     ]
+    if study.sft.select and study.sft.select.by:  # one scale's models choose for the others
+        found.sort(key=lambda run: run.stage != "pt")
+    return found
+
+
+def scorer(study: Study, run: Run) -> Run:
+    """The pretraining whose model scores the conversations that `run` is fine-tuned on."""
+    by = study.sft.select.by if study.sft.select else ""
+    return Run(by or run.scale, run.mixture, "pt")
 
 
 def with_stages(study: Study, chosen: Sequence[str]) -> Study:
@@ -245,6 +269,8 @@ def load(where: str | Path) -> Study:
     if not isinstance(raw, dict):
         raise UserError(f"{path} is empty or not a mapping: see docs/training.md for a study file")
     raw.setdefault("name", path.stem)
+    if isinstance(raw.get("sft"), dict) and "reach" in raw["sft"]:
+        raise UserError(f"{path}: sft.reach: R has become `select: {{score: loss, keep: [0, R]}}` under sft")
     if isinstance(raw.get("sft"), dict) and "instructions" in raw["sft"]:
         raise UserError(
             f"{path}: sft.instructions has become a stage: leave it out and write `stages: [pt, sft_emptied]`, or "
@@ -350,13 +376,22 @@ def _faults(study: Study) -> Iterator[str]:
         yield "tokenizer needs either `vocab` or `path`"
     if study.save_dtype not in ("float32", "bfloat16"):
         yield "save_dtype must be float32 or bfloat16"
-    if not 0 < study.sft.reach <= 1:
-        yield "sft.reach must be in (0, 1]"
+    if study.sft.select:
+        yield from (f"sft.select.{fault}" for fault in _faults_of_select(study.sft.select, study))
     for key, sources in (("sft.data", study.sft.data), ("dpo.data", study.dpo.data)):
         if not all(sum(map(bool, (s.path, s.hub, s.benchmarks_train))) == 1 for s in sources):
             yield f"each entry of {key} needs one of `path`, `hub` or `benchmarks_train`"
     if not study.dpo.beta > 0:
         yield "dpo.beta must be positive, such as 0.1"
+
+
+def _faults_of_select(select: Select, study: Study) -> Iterator[str]:
+    if select.score not in ("loss", "ifd", "r_ifd"):
+        yield f"score must be loss, ifd or r_ifd, not {select.score!r:.60}"
+    if len(select.keep) != 2 or not 0 <= select.keep[0] < select.keep[1] <= 1:
+        yield f"keep must be two quantiles, the lower one first, such as [0, 0.5], not {list(select.keep)!r:.60}"
+    if select.by and select.by not in study.scales:
+        yield f"by names the unknown scale {select.by!r:.60}{nearest(select.by, study.scales)}"
 
 
 def _faults_of_scale(scale: Scale) -> Iterator[str]:

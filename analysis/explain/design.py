@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,12 +20,16 @@ from evalengine.errors import UserError
 
 
 class Run(NamedTuple):
-    """One run of a mixture at a scale: its checkpoints before and after fine-tuning, by name."""
+    """One run of a mixture at a scale: its checkpoints before and after fine-tuning, by name.
+
+    by_stage: these and those of all other stages in the store.
+    """
 
     mixture: str
     seed: str
     before: str
     after: str
+    by_stage: Mapping[str, str]
 
 
 class Design(NamedTuple):
@@ -65,24 +69,26 @@ def design_of(scores: Scores, stages: Sequence[str] | None = None) -> Design:
     pair = order[0], order[-1]
     by_place: dict[str, dict[tuple[str, str], dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
     for one in known:
-        if one.stage in pair:
-            of_run = by_place[one.scale or "all"][str(one.mixture), one.seed]
-            if one.stage in of_run:
-                raise UserError(
-                    f"{of_run[one.stage]} and {one.name} both claim scale {one.scale}, mixture {one.mixture}, stage"
-                    f" {one.stage}: give one of them another name, or each a seed"
-                )
-            of_run[one.stage] = one.name
+        if one.name in scores.emulated and one.stage not in pair:
+            continue
+        of_run = by_place[one.scale or "all"][str(one.mixture), one.seed]
+        if of_run.setdefault(str(one.stage), one.name) != one.name:
+            raise UserError(
+                f"{of_run[str(one.stage)]} and {one.name} both claim scale {one.scale}, mixture {one.mixture}, stage"
+                f" {one.stage}: give one of them another name, or each a seed"
+            )
     runs, notes = {}, []
     for scale in sorted(by_place, key=scale_key):
-        places = sorted(by_place[scale], key=lambda place: (natural_key(place[0]), natural_key(place[1])))
-        whole = [place for place in places if len(by_place[scale][place]) == 2]
+        of = {place: by_stage for place, by_stage in by_place[scale].items() if by_stage.keys() & set(pair)}
+        places = sorted(of, key=lambda place: (natural_key(place[0]), natural_key(place[1])))
+        whole = [place for place in places if set(pair) <= of[place].keys()]
         if len(whole) < len(places):
             lonely = [mixture for mixture, seed in places if (mixture, seed) not in whole]
             notes.append(f"scale {scale}: without both {pair[0]} and {pair[1]}, left out: {names(lonely)}")
         if whole:
             runs[scale] = tuple(
-                Run(*place, *(by_place[scale][place][stage] for stage in pair)) for place in whole
+                Run(*place, before=of[place][pair[0]], after=of[place][pair[1]], by_stage=of[place])
+                for place in whole
             )
     if not runs:
         raise UserError(

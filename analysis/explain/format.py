@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.analysis import page
-from evalengine.analysis.explain.choices import Array
+from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.design import rows as rows_in
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
@@ -120,14 +120,17 @@ def cells(study: Study, scale: str) -> Iterator[Cell]:
             k = rows_in(choices, of)
             if k is None:
                 continue
-            some = choices.at(k)
-            mass_RI = some.log_mass()
-            gold_RI = some.loglik_KC[:, choices.gold_C]
-            above = max(above, float((mass_RI > 1e-6).mean()))
-            parts = {GOLD: gold_RI, FORMAT: mass_RI, KNOWLEDGE: gold_RI - mass_RI, MASS: np.exp(mass_RI)}
+            parts = decomposed(choices.at(k))
+            above = max(above, float((parts[FORMAT] > 1e-6).mean()))
             value[stage] = {name: by_mixture(x_RI, mixture_R) for name, x_RI in parts.items()}
         if before in value and after in value:
             yield Cell(choices.category, choices.name, value, above)
+
+
+def decomposed(some: Choices) -> dict[str, Array]:
+    """By measure, (R, I) of R checkpoints."""
+    mass_RI, gold_RI = some.log_mass(), some.loglik_KC[:, some.gold_C]
+    return {GOLD: gold_RI, FORMAT: mass_RI, KNOWLEDGE: gold_RI - mass_RI, MASS: np.exp(mass_RI)}
 
 
 def table(findings: Findings, benchmarks: bool = False) -> Table:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from evalengine.analysis.explain import (
+    arms,
     decomposition,
+    dose_bins,
     eft,
     eft_decisions,
     flips,
     format,
+    format_shares,
+    frequency,
+    gelbach,
     item_transfer,
     proxies,
     snr,
@@ -23,9 +28,15 @@ EXPLAINERS: tuple[Explainer, ...] = (
     proxies.EXPLAINER,
     snr.EXPLAINER,
     format.EXPLAINER,
+    arms.EXPLAINER,
+    format_shares.EXPLAINER,
+    format_shares.WINNERS,
     item_transfer.EXPLAINER,
     threshold.EXPLAINER,
     flips.EXPLAINER,
     flips.CURVES,
     flips.ITEMS,
+    frequency.EXPLAINER,
+    dose_bins.EXPLAINER,
+    gelbach.EXPLAINER,
 )

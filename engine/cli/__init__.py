@@ -22,6 +22,7 @@ COMMANDS: tuple[str, ...] = (
     "correlate",
     "explain",
     "train",
+    "expose",
     "demo",
     "bench",
     "benchmarks",

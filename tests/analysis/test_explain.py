@@ -27,7 +27,10 @@ MIXTURES = ("a", "b", "c", "d", "e")
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("explain") / "scores"
-    planted.write_study(folder, items=40, mixtures=MIXTURES, spread=0.8)
+    stages = ("pt", "sft", "sft_emptied")
+    planted.write_study(folder, items=40, mixtures=MIXTURES, spread=0.8, stages=stages)
+    formats = {"plain": " {choice}", "answer": " Answer: {choice}"}
+    planted.write_formats(folder, formats, planted.BENCHMARKS, ["240M", "1B"], MIXTURES, ("pt", "sft"))
     return folder
 
 
@@ -68,6 +71,7 @@ def test_designs_pair_the_runs(scores: Path, tmp_path: Path) -> None:
     design = design_of(found)
     assert design.scales == ("240M", "1B") and design.mixtures == MIXTURES
     assert design.runs["1B"][1].after == "1B-b-sft" and not design.notes
+    assert design.runs["1B"][1].by_stage == {stage: f"1B-b-{stage}" for stage in ("pt", "sft", "sft_emptied")}
     del found.checkpoints["1B-b-sft"]
     assert [run.mixture for run in design_of(found).runs["1B"]] == ["a", "c", "d", "e"]
     assert design_of(found).notes == ("scale 1B: without both pt and sft, left out: b",)
@@ -152,6 +156,8 @@ def test_the_command_and_the_report(scores: Path, tmp_path: Path, capsys: pytest
         "Emulated fine-tuning",
         "What predicts fine-tuning",
         "Format and knowledge",
+        "Arms of fine-tuning",
+        "Answer formats",
         "Items that turn",
     ):
         assert f"<h2>{title}</h2>" in page
@@ -174,9 +180,13 @@ def test_names_from_outside_are_text_in_every_section(tmp_path: Path) -> None:
         items=40,
         scales=["1B<i>", "3B<i>", "7B<i>"],
         mixtures=[f"<i>{mixture}" for mixture in MIXTURES],
-        stages=("pt<i>", "sft<i>"),
+        stages=("pt<i>", "sft", "sft_<i>"),
     )
-    findings = explain(tmp_path, Options(), ["pt<i>", "sft<i>"])
+    formats = {"<i>plain": " <i>{choice}", "<i>answer": " Answer: {choice}"}
+    planted.write_formats(
+        tmp_path, formats, names, ["1B<i>"], [f"<i>{m}" for m in MIXTURES], ("pt<i>", "sft_<i>")
+    )
+    findings = explain(tmp_path, Options(), ["pt<i>", "sft_<i>"])
     for explainer in EXPLAINERS:
         assert "<i>" not in explainer.section(findings), explainer.table
 

@@ -201,7 +201,10 @@ def test_corpora_are_documents_and_differ_in_cleanliness(texts: dict[str, list[s
 
 
 def test_conversations_alternate_and_speak_nearly_in_the_benchmarks_forms(full_world: Path) -> None:
-    chats = [json.loads(line)["messages"] for line in (full_world / "sft.jsonl").read_text().splitlines()]
+    talks = [json.loads(line) for line in (full_world / "sft.jsonl").read_text().splitlines()]
+    assert all(talk["messages"][-1]["content"] in talk["choices"] for talk in talks if "benchmark" in talk)
+    assert {talk.get("benchmark") for talk in talks} == {None, *(b.name for b in resolve("all"))}
+    chats = [talk["messages"] for talk in talks]
     assert all([turn["role"] for turn in chat] == ["user", "assistant"] for chat in chats)
     assert all(turn["content"].strip() for chat in chats for turn in chat)
     asked = {chat[0]["content"] for chat in chats}

@@ -79,7 +79,7 @@ def test_the_definition(options: tuple[dict[str, Any], ...], dtype: torch.dtype,
     [
         (1, 1, (5, 3, 2)),
         (1, 2 * TILE_V + 7, (96, 33, 40)),
-        (65, TILE_V + 1, (33, 17, 600)),
+        (65, TILE_V + 1, (513, 17, 600)),
         (130, TILE_V - 1, (768, 1, 256)),
         (CHUNK_N + 3, 2 * TILE_V, (8, 3, 5)),
     ],
@@ -324,3 +324,19 @@ def test_the_triton_kernel_in_several_launches(device: str, monkeypatch: pytest.
     monkeypatch.setattr(emulated_logprobs_triton, "CHUNK_N", 16)
     found = triton_call(models, device, row_T, token_T)
     assert torch.equal(found.logprob_BT, whole.logprob_BT) and torch.equal(found.greedy_BT, whole.greedy_BT)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("indices", ["cpu", "cuda"])
+def test_a_call_never_waits_for_the_device(indices: str) -> None:
+    models = [model(k, 32, torch.bfloat16) for k in range(3)]
+    there = [Rows(rows.h_ND.cuda(), Head(rows.head.w_VD.cuda())) for rows in models]
+    row_T, token_T = (index_T.to(indices) for index_T in targets(12))
+    first = emulated_logprobs(*there, BETAS, row_T, token_T)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        second = emulated_logprobs(*there, BETAS, row_T, token_T)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(first.logprob_BT, second.logprob_BT) and torch.equal(first.greedy_BT, second.greedy_BT)

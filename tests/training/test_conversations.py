@@ -10,12 +10,10 @@ import pytest
 import torch
 
 from evalengine.errors import UserError
-from evalengine.training import perplexity_filter
 from evalengine.training.chat import Conversation, Message
 from evalengine.training.conversations import (
     Example,
     PackedExamples,
-    change_instructions,
     pack,
     read,
     tokenise,
@@ -23,7 +21,6 @@ from evalengine.training.conversations import (
 )
 from evalengine.training.loop import mean_loss
 from evalengine.training.model import Decoder, Shape
-from evalengine.training.perplexity_filter import least_surprising
 from evalengine.training.rows import IGNORE
 from evalengine.training.state import Place
 from evalengine.training.study import ChatSource, SftData
@@ -102,37 +99,6 @@ def test_a_conversation_whose_answer_is_cut_off_is_dropped(tokenizer):
         within(tokenise([long], tokenizer), 64)
 
 
-def test_instructions_emptied_or_shuffled_leave_the_answers():
-    emptied = change_instructions(CHATS, "emptied", 0)
-    shuffled = change_instructions(CHATS, "shuffled", 0)
-    for own, without, swapped in zip(CHATS, emptied, shuffled, strict=True):
-        said = [m.content for m in own if m.role == "assistant"]
-        assert [m.content for m in without] == ["", said[0], "", said[1]]
-        assert [m.content for m in swapped if m.role == "assistant"] == said
-        assert swapped[0] != own[0]
-    firsts = [c[0].content for c in shuffled]
-    assert sorted(firsts) == sorted(c[0].content for c in CHATS)
-
-
-@pytest.mark.parametrize("batch_tokens", [1, 200, 10_000])
-def test_batches_of_like_length_give_each_conversations_own_loss(
-    batch_tokens: int, examples: list[Example], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(perplexity_filter, "BATCH_TOKENS", batch_tokens)
-    model = Decoder(SHAPE).initialise(torch.Generator().manual_seed(0))
-    alone = [mean_loss(model, pack([example], 96, ""), Place()) for example in examples]
-    assert perplexity_filter.surprise(model, examples, Place()) == pytest.approx(alone, rel=1e-5)
-
-
-def test_reach_keeps_what_the_model_finds_least_surprising(examples: list[Example]):
-    model = Decoder(SHAPE).initialise(torch.Generator().manual_seed(0))
-    losses = [mean_loss(model, pack([example], 96, ""), Place()) for example in examples]
-    kept = least_surprising(model, examples, 0.5, Place())
-    assert len(kept) == round(0.5 * len(examples))
-    again = [mean_loss(model, pack([example], 96, ""), Place()) for example in kept]
-    assert max(again) <= sorted(losses)[len(kept) - 1] * (1 + 1e-6)
-
-
 def test_benchmark_train_files_become_conversations(data: Path):
     found = read(SftData(data=(ChatSource(benchmarks_train=("boolq", "winogrande"), limit=5),)), data, seed=0)
     assert len(found) == 10
@@ -141,7 +107,8 @@ def test_benchmark_train_files_become_conversations(data: Path):
         (f"{r['passage']}\nQuestion: {r['question']}?\nAnswer:", " yes" if r["label"] else " no")
         for r in rows
     }
-    of_boolq = {(c[0].content, c[1].content) for c in found if "Question:" in c[0].content}
+    of_boolq = {(asked.content, said.content) for (asked, said), task, _ in found if task == "boolq"}
+    assert {c.choices for c in found if c.task == "boolq"} == {("no", "yes")}
     assert len(of_boolq) == 5
     assert of_boolq <= expected
     every = read(SftData(data=(ChatSource(benchmarks_train="all"),)), data, seed=0)

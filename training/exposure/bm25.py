@@ -51,7 +51,7 @@ class Bm25:
     temperature = 1.0  # a sum of log odds, in nats (Robertson and Zaragoza, 2009)
 
     def __init__(self, queries: Queries, corpus: Corpus) -> None:
-        self._package = packages.load("bm25s", "bm25")
+        self._package = packages.load("bm25")
         self._queries, self._corpus = queries, corpus
         self._context_KV = self._counts(queries.contexts)
         self._continuation_KV = self._counts(queries.continuations)

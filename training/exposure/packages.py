@@ -9,13 +9,14 @@ from typing import Any
 
 from evalengine.errors import UserError
 
+OF_KIND = {"bm25": "bm25s", "embedding": "wordllama"}
 
-def load(name: str, kind: str) -> Any:
-    """The module `name`, which similarity of this kind needs."""
-    root = logging.getLogger()
-    root.addHandler(
-        guard := logging.NullHandler()
-    )  # wordllama would give the root logger a handler of its own
+
+def load(kind: str) -> Any:
+    """The package that similarity of this kind needs."""
+    name = OF_KIND[kind]
+    root, guard = logging.getLogger(), logging.NullHandler()
+    root.addHandler(guard)  # wordllama would give the root logger a handler of its own
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -31,7 +32,7 @@ def wordllama_model() -> Any:
 
     The wheel keeps the tokenizer in a folder where the package looks for a cached download, and not for its own files.
     """
-    package = load("wordllama", "embedding")
+    package = load("embedding")
     try:
         return package.WordLlama.load(cache_dir=Path(package.__file__).parent, disable_download=True)
     except FileNotFoundError as error:

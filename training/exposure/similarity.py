@@ -9,24 +9,29 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import logsumexp
 
-from evalengine import console, files
+from evalengine import console, files, sealed
 from evalengine.arrow import array_of, strings
 from evalengine.benchmarks.load import ItemSet
 from evalengine.errors import UserError, nearest
-from evalengine.training.exposure import dsir
+from evalengine.training.exposure import dsir, packages
 from evalengine.training.exposure.bm25 import K1, B, Bm25, Corpus
 from evalengine.training.exposure.chunks import WORDS, Queries, blocks, chunks, queries, words
+from evalengine.training.exposure.counting import Source
 from evalengine.training.exposure.embedding import Embedding
+from evalengine.training.exposure.table import About
+from evalengine.untrusted import parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+NAME = "similarity.arrow"
 KINDS = ("bm25", "embedding", "dsir")
+COLUMNS = ["benchmark", "item", "choice", "source", "kind", "value"]
 TOP = 10  # chunks of a source
 BLOCK = 4096  # chunks scored at once
 
@@ -40,11 +45,9 @@ def similarities(
 
     bm25, embedding: log of the mean of exp(score / temperature) over the ten best chunks of the source (all, where
     it has fewer). Temperature 1 for BM25, 0.05 for the cosine. dsir: see `dsir.value`. A choice without a word in it or
-    its context has no row. Raises UserError for an unknown kind, a missing package, no query and a source without words.
+    its context has no row. Raises UserError as `check` does, for items without a word and for a source without one.
     """
-    for kind in kinds:
-        if kind not in KINDS:
-            raise UserError(f"there is no similarity {kind!r:.60}{nearest(kind, KINDS)}")
+    check(kinds)
     asked = queries(items)
     if not asked.item_Q:
         raise UserError("no item holds a word: there is nothing to compare with the sources")
@@ -73,6 +76,15 @@ def similarities(
         value_QS = np.array([dsir.value(dsir.buckets(words(text)), log_q_SB) for text in texts])
         value |= {("dsir", name): value_QS[:, s] for s, name in enumerate(sources)}
     return _table(asked, {key: value[key] for key in ((k, s) for k in kinds for s in sources)})
+
+
+def check(kinds: Sequence[str]) -> None:
+    """Raises UserError for an unknown kind and for a package that is missing, before anything is read."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UserError(f"there is no similarity {kind!r:.60}{nearest(kind, KINDS)}")
+        if kind in packages.OF_KIND:
+            packages.load(kind)
 
 
 def of_mixture(value: Mapping[str, np.ndarray], shares: Mapping[str, float]) -> np.ndarray:
@@ -121,32 +133,62 @@ def _count(sources: Sources, corpus: Corpus) -> np.ndarray:
 def _table(asked: Queries, value: Mapping[tuple[str, str], np.ndarray]) -> pa.Table:
     import pyarrow as pa
 
-    parts = [
-        pa.table(
-            {
-                "benchmark": strings(asked.benchmark_Q),
-                "item": strings(asked.item_Q),
-                "choice": array_of(asked.choice_Q),
-                "source": strings([source] * len(value_Q)),
-                "kind": strings([kind] * len(value_Q)),
-                "value": array_of(value_Q.astype(np.float32)),
-            }
-        )
-        for (kind, source), value_Q in value.items()
-    ]
-    return pa.concat_tables(parts)
+    times = len(value)
+    kind, source = zip(*value, strict=True)
+    of_query = {"benchmark": asked.benchmark_Q, "item": asked.item_Q}
+    columns = {name: _coded(column, lambda code: np.tile(code, times)) for name, column in of_query.items()}
+    of_value = {"source": source, "kind": kind}
+    each = len(asked.item_Q)
+    columns |= {name: _coded(column, lambda code: np.repeat(code, each)) for name, column in of_value.items()}
+    columns["choice"] = array_of(np.tile(asked.choice_Q, times))
+    columns["value"] = array_of(np.concatenate(list(value.values())).astype(np.float32))
+    return pa.table(columns).select(COLUMNS)
 
 
-def write(path: Path, table: pa.Table, exposure: Mapping[str, Any]) -> None:
-    """The whole table or nothing. `exposure`: the metadata of exposure.arrow; how values were made stands beside it."""
+def _coded(names: Sequence[str], repeat: Callable[[np.ndarray], np.ndarray]) -> pa.Array:
+    """A dictionary column: its rows are those of `names`, repeated."""
     import pyarrow as pa
 
-    made = {"chunk_words": WORDS, "top": TOP, "k1": K1, "b": B, "buckets": dsir.BUCKETS}
-    made |= {"temperature": {"bm25": Bm25.temperature, "embedding": Embedding.temperature}}
-    table = table.replace_schema_metadata({"exposure": json.dumps(exposure), "similarity": json.dumps(made)})
-    with (
-        files.atomic(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, table.schema) as writer,
-    ):
-        writer.write_table(table)
+    number = {name: code for code, name in enumerate(dict.fromkeys(names))}
+    codes = np.array([number[name] for name in names], np.int32)
+    return pa.DictionaryArray.from_arrays(array_of(repeat(codes)), strings(list(number)))
+
+
+def expose(
+    found: Sequence[Source], items: Iterable[ItemSet], kinds: Sequence[str], out: Path, about: About
+) -> Path | None:
+    """Writes OUT/similarity.arrow and returns its path; without kinds, keeps the one there is if it is of the same text."""
+    path = out / NAME
+    if _of_other_text(path, about):
+        files.remove(path)
+        console.warn(f"removed {path}, which was made of other text: make it again with --similarity")
+    if not kinds:
+        return None
+    write(path, similarities({source.name: source.read for source in found}, items, kinds), about)
+    return path
+
+
+def _of_other_text(path: Path, about: About) -> bool:
+    """Whether there is a table of other sources, or of their text as it was before it changed."""
+    try:
+        was = parse_json(sealed.read(path).schema.metadata[b"exposure"])["sources"]
+        read = ("words", "bytes", "documents")
+        now = {name: size._asdict() for name, size in about.sources.items()}
+        return was.keys() != now.keys() or any(was[s][key] != now[s][key] for s in now for key in read)
+    except FileNotFoundError:
+        return False
+    except (sealed.Damaged, KeyError, TypeError, ValueError, AttributeError):
+        return True
+
+
+def write(path: Path, table: pa.Table, about: About) -> None:
+    """Writes all of it, or nothing, with the metadata of exposure.arrow; how the values were made stands beside them."""
+    made = {
+        "chunk_words": WORDS,
+        "top": TOP,
+        "k1": K1,
+        "b": B,
+        "temperature": {"bm25": Bm25.temperature, "embedding": Embedding.temperature},
+        "buckets": dsir.BUCKETS,
+    }
+    sealed.write(path, table, {"exposure": about.as_json(), "similarity": json.dumps(made)})

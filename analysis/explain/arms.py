@@ -1,0 +1,312 @@
+"""Arms of fine-tuning beside the one that keeps its data as they are: table `arms`.
+
+Every arm is compared with `sft` mixture by mixture and item by item. No difference that is found is no proof that there is none,
+so accuracy is also tested for equivalence: two one-sided t tests of a difference of 2 points at least, on the two-way standard
+error of other mixtures and other items. Where `sft` itself is not above guessing, an arm has nothing to lose: none is compared.
+
+Where a task has two labels, exchanging them in fine-tuning turns accuracy a into 1 - a if the mapping is learnt from it, and
+leaves it at a if the form alone is. `mapping learnt` is how far the arm went: (a - delusive) / (2 a - 1).
+
+References: Schuirmann (1987), "A comparison of the two one-sided tests procedure", J. Pharmacokinetics and Biopharmaceutics 15,
+657-680; Kung & Peng (2023), "Do models really learn to follow instructions?".
+
+Dims: R runs of a scale, M mixtures, I items.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from evalengine.analysis import page
+from evalengine.analysis.explain.choices import Array, Choices
+from evalengine.analysis.explain.design import Run, by_mixture
+from evalengine.analysis.explain.design import rows as rows_in
+from evalengine.analysis.explain.eft import ratio
+from evalengine.analysis.explain.explainer import Explainer, Findings, Study
+from evalengine.analysis.explain.format import CHAT, FORMAT, KNOWLEDGE, decomposed
+from evalengine.analysis.explain.grouped import grouped, notes
+from evalengine.analysis.explain.twoway import Mean, two_way_mean
+from evalengine.analysis.figure import Figure, Lines, Table
+from evalengine.analysis.groups import ALL
+from evalengine.analysis.items import names
+from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
+from evalengine.analysis.results import share_with_interval, with_interval
+from evalengine.labels import natural_key
+
+KEPT, DELUSIVE, UNIFORM = "sft", "sft_delusive", "uniform"
+ACCURACY, MAPPING = "accuracy", "mapping learnt"
+MARGIN = 0.02  # of accuracy: what counts as no difference
+EQUIVALENT, DIFFERS, OPEN, GUESSING = "equivalent", "differs", "open", "sft guesses"
+
+
+class ArmRow(NamedTuple):
+    """One measure of an arm, or its paired difference to `minus`: `sft`, the first stage, or a uniform choice.
+
+    p: of the equivalence test, of accuracy minus `sft` alone. verdict: EQUIVALENT where p is below 1 - level, DIFFERS where the
+    interval leaves out 0, else OPEN; GUESSING where `sft` is not above a uniform choice.
+    """
+
+    scale: str
+    category: str
+    benchmark: str  # "" of a mean over benchmarks
+    stage: str
+    measure: str
+    minus: str  # "" at a stage
+    estimate: float
+    low: float
+    high: float
+    se: float
+    p: float
+    verdict: str
+    n: int
+    note: str
+
+
+class Cell(NamedTuple):
+    """One benchmark: by stage (one is UNIFORM), then measure, (M, I)."""
+
+    category: str
+    benchmark: str
+    value: dict[str, dict[str, Array]]
+    two_labels: bool  # the same two choices behind every item
+
+
+def rows(study: Study) -> list[ArmRow]:
+    out: list[ArmRow] = []
+    for scale, runs in study.design.runs.items():
+        stages = sorted({stage for run in runs for stage in run.by_stage if is_arm(stage)}, key=natural_key)
+        for kept in dict.fromkeys(kept_of(stage) for stage in stages):
+            of_kept = [stage for stage in stages if kept_of(stage) == kept]
+            paired = [run for run in runs if kept in run.by_stage and run.by_stage.keys() & set(of_kept)]
+            for stage in (kept, *of_kept):
+                chosen = [run for run in paired if stage in run.by_stage]
+                if chosen:
+                    out += _of_stage(study, scale, stage, kept, chosen)
+    return out
+
+
+def is_arm(stage: str) -> bool:
+    return stage.startswith(f"{KEPT}_")
+
+
+def kept_of(stage: str) -> str:
+    return KEPT + (CHAT if stage.endswith(CHAT) else "")
+
+
+def _of_stage(study: Study, scale: str, stage: str, kept: str, runs: Sequence[Run]) -> Iterator[ArmRow]:
+    """The rows of an arm or of `sft` itself, on the runs that have both."""
+    first = study.design.stages[0]
+    every = list(_cells(study, list(dict.fromkeys((first, kept, stage))), runs))
+    lost = [one.name for one in study.scores.benchmarks if one.name not in {cell.benchmark for cell in every}]
+    without = f"without {names(lost)} (not on every checkpoint)" if lost else ""
+    for category, benchmark, chosen in grouped(every):
+        for found in _of_cells(chosen, stage, kept, first, study.options.level):
+            note = "; ".join(
+                filter(None, [found.mean.without_ends, found.note, "" if benchmark else without])
+            )
+            place = (scale, category, benchmark, stage, found.measure, found.minus)
+            yield ArmRow(*place, *found.mean[:4], found.p, found.verdict, found.mean.n, note)
+
+
+class Measured(NamedTuple):
+    measure: str
+    minus: str
+    mean: Mean
+    p: float = math.nan
+    verdict: str = ""
+    note: str = ""
+
+
+def _of_cells(cells: Sequence[Cell], stage: str, kept: str, first: str, level: float) -> Iterator[Measured]:
+    for measure in (ACCURACY, KNOWLEDGE, FORMAT):
+        yield Measured(measure, "", two_way_mean([cell.value[stage][measure] for cell in cells], level))
+        for minus in dict.fromkeys((UNIFORM, first, kept)):
+            if minus == stage or (minus == UNIFORM and measure == FORMAT):
+                continue
+            difference = two_way_mean(_minus(cells, measure, stage, minus), level)
+            if (measure, minus) != (ACCURACY, kept):
+                yield Measured(measure, minus, difference)
+                continue
+            above = two_way_mean(_minus(cells, ACCURACY, kept, UNIFORM), level)
+            p = equivalence(difference)
+            yield Measured(measure, minus, difference, p, verdict(difference, p, above, level))
+    labels = [cell for cell in cells if cell.two_labels]
+    if labels and stage.removesuffix(CHAT) == DELUSIVE:
+        turned = [2.0 * cell.value[kept][ACCURACY] - 1.0 for cell in labels]
+        found, why = ratio(_minus(labels, ACCURACY, kept, stage), turned, level)
+        note = f"{kept} is not above guessing" if why else ""
+        of = f"of {names([cell.benchmark for cell in labels])}"
+        yield Measured(
+            MAPPING, "", found, note=note if len(cells) == 1 else "; ".join(filter(None, [of, note]))
+        )
+
+
+def _minus(cells: Sequence[Cell], measure: str, stage: str, minus: str) -> list[Array]:
+    return [cell.value[stage][measure] - cell.value[minus][measure] for cell in cells]
+
+
+def _cells(study: Study, stages: Sequence[str], runs: Sequence[Run]) -> Iterator[Cell]:
+    """The benchmarks that all of the runs have at all of the stages."""
+    place = {mixture: m for m, mixture in enumerate(study.design.mixtures)}
+    mixture_R = np.array([place[run.mixture] for run in runs], dtype=np.int64)
+    for choices in study.scores.benchmarks:
+        of = {stage: rows_in(choices, [run.by_stage.get(stage, "") for run in runs]) for stage in stages}
+        if any(k is None for k in of.values()):
+            continue
+        value = {}
+        for stage, k in of.items():
+            assert k is not None
+            some = choices.at(k)
+            parts = decomposed(some)
+            right_RI = (some.picks() == some.gold_I).astype(np.float64)
+            found = {ACCURACY: right_RI, KNOWLEDGE: parts[KNOWLEDGE], FORMAT: parts[FORMAT]}
+            value[stage] = {measure: by_mixture(x_RI, mixture_R) for measure, x_RI in found.items()}
+        count_I = np.diff(choices.offset_I1).astype(np.float64)
+        M = len(np.unique(mixture_R))
+        value[UNIFORM] = {
+            ACCURACY: np.tile(1.0 / count_I, (M, 1)),
+            KNOWLEDGE: np.tile(-np.log(count_I), (M, 1)),
+        }
+        yield Cell(choices.category, choices.name, value, two_labels(choices))
+
+
+def two_labels(choices: Choices) -> bool:
+    """Whether every item has the same two choices, as far as their lengths say."""
+    if choices.own_contexts or (np.diff(choices.offset_I1) != 2).any():
+        return False
+    return bool((choices.chars_C.reshape(-1, 2) == choices.chars_C[:2]).all())
+
+
+def equivalence(difference: Mean, margin: float = MARGIN) -> float:
+    """p of two one-sided t tests that a difference is as large as `margin` either way; NaN without a standard error."""
+    from scipy.special import stdtr
+
+    if not math.isfinite(difference.low):
+        return math.nan
+    return float(stdtr(difference.n - 1, (abs(difference.estimate) - margin) / difference.se))
+
+
+def verdict(difference: Mean, p: float, above: Mean, level: float) -> str:
+    """What a difference to `sft` says, `above` being what that gains on a uniform choice; "" without an interval."""
+    if not math.isfinite(difference.low):
+        return ""
+    if not above.low > 0.0:
+        return GUESSING
+    if p < 1.0 - level:
+        return EQUIVALENT
+    return DIFFERS if difference.low > 0.0 or difference.high < 0.0 else OPEN
+
+
+# --- the report
+
+
+def table(findings: Findings, benchmarks: bool = False) -> Table:
+    """Accuracy of every arm, and what it differs by from `sft`."""
+    found = [r for r in findings.tables["arms"] if bool(r.benchmark) == benchmarks]
+    at = {(r.scale, r.category, r.benchmark, r.stage, r.measure, r.minus): r for r in found}
+    blocks = []
+    for place in dict.fromkeys(key[:3] for key in at):
+        block = []
+        for stage in dict.fromkeys(key[3] for key in at if key[:3] == place):
+            of = {key[4:]: row for key, row in at.items() if key[:4] == (*place, stage)}
+            kept = kept_of(stage)
+            paired = of.get((ACCURACY, kept))
+            points = [share_with_interval(r) for r in (of[ACCURACY, ""], of[ACCURACY, UNIFORM], paired)]
+            nats = [with_interval(of.get((measure, kept))) for measure in (KNOWLEDGE, FORMAT)]
+            test = [page.p_value(paired.p), paired.verdict] if paired else ["–", ""]
+            scale, category, benchmark = place
+            block.append([benchmark or category, scale, stage, *points, *nats, *test])
+        blocks.append(block)
+    head = [
+        "benchmark" if benchmarks else "mean over",
+        "scale",
+        "arm",
+        "accuracy (%)",
+        "minus uniform",
+        f"minus {KEPT}",
+    ]
+    nats = [f"{measure} minus {KEPT}" for measure in (KNOWLEDGE, FORMAT)]
+    return Table("arms of fine-tuning", [*head, *nats, "p (2 points)", "verdict"], blocks, texts=3)
+
+
+def mapping_table(findings: Findings) -> Table:
+    found = findings.rows("arms", measure=MAPPING)
+    body = [[r.benchmark or r.category, r.scale, share_with_interval(r), r.note] for r in found]
+    return Table(
+        MAPPING, ["mean over", "scale", f"{MAPPING} (%)", "note"], [body], texts=2, prose=True, stacked=True
+    )
+
+
+def section(findings: Findings) -> str:
+    found = findings.tables["arms"]
+    if not found:
+        return ""
+    mapping = ""
+    if findings.rows("arms", measure=MAPPING):
+        mapping = (
+            '<p class="hint">Of tasks of two labels, exchanged in fine-tuning: 0% where accuracy stays what it is with the right '
+            f"labels, 100% where it turns over.</p>{page.show(mapping_table(findings))}"
+        )
+    return (
+        "<h2>Arms of fine-tuning</h2>"
+        f'<p class="hint">The same fine-tuning with other instructions or exchanged responses, minus {KEPT}, item by item. '
+        f"{EQUIVALENT.capitalize()}: within 2 points of accuracy by two one-sided tests; {DIFFERS}: the interval leaves out 0; "
+        f"{OPEN}: neither; {GUESSING}: {KEPT} itself is not above a uniform choice, so no arm can be compared. Intervals are "
+        f"for other mixtures and other items.</p>{page.grid(findings.drawing, accuracies(findings))}{page.show(table(findings))}"
+        f"{mapping}{notes(row for row in found if row.measure != MAPPING)}"
+        f"<details><summary>Benchmarks</summary>{page.show(table(findings, benchmarks=True))}</details>"
+    )
+
+
+def accuracies(findings: Findings) -> Lines:
+    """Accuracy of `sft` and its arms, by category."""
+    found = findings.rows("arms", measure=ACCURACY, minus="", benchmark="")
+    stages = list(dict.fromkeys(row.stage for row in found))
+    return Lines(found, stages, lambda row: row.stage, lambda row: f"accuracy, {row.scale}")
+
+
+def figures(findings: Findings) -> Mapping[str, Figure]:
+    return {"arms": accuracies(findings)} if findings.tables["arms"] else {}
+
+
+def claims(findings: Findings) -> Iterator[Claim]:
+    silent = set()
+    for row in findings.rows("arms", category=ALL, benchmark="", measure=ACCURACY):
+        if not row.verdict:
+            continue
+        said = f"{share_with_interval(row)} points of accuracy over all benchmarks, n = {row.n}"
+        at = f"{row.stage} at {row.scale}"
+        if row.verdict == GUESSING:
+            if (row.scale, row.minus) not in silent:
+                yield Claim(
+                    UNSUPPORTED,
+                    f"That arms of fine-tuning differ at {row.scale}: {row.minus} itself is not above guessing.",
+                )
+            silent.add((row.scale, row.minus))
+        elif row.verdict == EQUIVALENT:
+            yield Claim(
+                SUPPORTED,
+                f"{at} is within 2 points of {row.minus}: {said}, p = {row.p:.2g} (two one-sided tests).",
+            )
+        elif row.verdict == DIFFERS:
+            word = "below" if row.estimate < 0 else "above"
+            yield Claim(SUPPORTED, f"{at} is {word} {row.minus}: {said}.")
+        else:
+            yield Claim(
+                UNSUPPORTED, f"That {at} differs from {row.minus}, or is within 2 points of it: {said}."
+            )
+
+
+EXPLAINER = Explainer(
+    "arms",
+    ArmRow,
+    rows,
+    section,
+    figures,
+    latex=lambda f: {"arms": table(f), "arms_benchmarks": table(f, True)} if f.tables["arms"] else {},
+    claims=claims,
+)

@@ -1,0 +1,84 @@
+"""`evalengine expose STUDY`: how often each item's n-grams stand in each source of a study, or in any text files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from evalengine import console
+from evalengine.errors import UserError
+
+
+def register(subparsers: Any) -> None:
+    p: argparse.ArgumentParser = subparsers.add_parser(
+        "expose",
+        help="count the items' n-grams in a study's sources",
+        description="Counts every benchmark item's n-grams, those that cross from the context into a choice above all, in every "
+        "source of a study or in any text files. Each source is read once; a killed run continues.",
+    )
+    p.add_argument(
+        "study", nargs="?", metavar="STUDY", help="a study file (YAML), or the name of a shipped one"
+    )
+    add = p.add_argument
+    files = (
+        "in place of a study: a text, JSONL or Parquet file, or a folder of them; may be given several times"
+    )
+    add("--source", action="append", default=[], metavar="NAME=PATH", help=files)
+    add(
+        "--field",
+        default="text",
+        metavar="NAME",
+        help="of --source: the column that holds the text (default: text)",
+    )
+    data = "folder that the study's paths are relative to, with the benchmark files in bench/ or in itself"
+    add("--data", type=Path, metavar="DIR", help=data)
+    add(
+        "--out",
+        type=Path,
+        default=Path("exposure"),
+        metavar="DIR",
+        help="where exposure.arrow goes (default: exposure)",
+    )
+    add("--benchmarks", default="all", help="names, a category, or all (default), separated by commas")
+    add("--limit", type=int, metavar="N", help="a seeded sample of N items of each benchmark")
+    add("--seed", type=int, default=0, help="seed of --limit (default: 0)")
+    shards = "the trained study's folder: its token shards say how many tokens a source has (default: ckpts)"
+    add("--ckpts", type=Path, default=Path("ckpts"), metavar="DIR", help=shards)
+    similar = "also how similar the sources are to the items: bm25, embedding, dsir, separated by commas; reads them twice more"
+    add("--similarity", default="", metavar="KINDS", help=similar)
+    add("--jobs", type=int, default=0, metavar="N", help="threads that count (default: one a core)")
+    add("--json", action="store_true", help="print one JSON object")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from evalengine.training import study as studies
+    from evalengine.training.exposure import expose, similarity, table
+
+    console.set_json(args.json)
+    if (args.study is None) == (not args.source):
+        raise UserError("name a study, or text files with --source NAME=PATH, and not both")
+    if args.jobs < 0:
+        raise UserError(f"--jobs must be 1 or more, or 0 for one a core, not {args.jobs}")
+    kinds = [kind.strip() for kind in args.similarity.split(",") if kind.strip()]
+    similarity.check(kinds)
+    if args.study is not None:
+        plan = expose.of_study(studies.load(args.study), args.data, args.out, args.ckpts)
+    else:
+        plan = expose.of_files(args.source, args.field, args.data)
+    sets = expose.load_sets(plan.data, args.benchmarks, args.limit, args.seed)
+    done = expose.run(plan, sets, args.out, args.jobs)
+    path = args.out / table.NAME
+    similar = similarity.expose(plan.sources, sets, kinds, args.out, done.exposure.about)
+    if args.json:
+        sources = {name: size._asdict() for name, size in done.exposure.about.sources.items()}
+        held = {benchmark: dict(by_n) for benchmark, by_n in expose.items_held(done.exposure).items()}
+        made = {"similarity": str(similar)} if similar else {}
+        console.emit_json({"path": str(path), **made, "sources": sources, "items": held})
+        return 0
+    expose.show(done)
+    console.say(f"Counts: {path}")
+    if similar:
+        console.say(f"Similarities: {similar}")
+    return 0

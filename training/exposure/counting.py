@@ -1,0 +1,170 @@
+"""Counts n-grams in sources: each is read once, from its first document to its last, while threads count.
+
+The kernels run without Python's lock, so threads count in parallel and share the items. What has been counted of a source is
+saved after every `PART` bytes; a killed run reads on from there. Sums of whole numbers do not depend on who added what, so
+the result is the same for any number of threads and after any kill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from queue import SimpleQueue
+from typing import NamedTuple
+
+import numpy as np
+
+from evalengine import files
+from evalengine.training import sources
+from evalengine.training.exposure.ngrams import Items, Tally, add, tally
+from evalengine.training.study import SourceSpec
+
+PART = 256 << 20  # bytes of text between two saves
+BATCH = 1 << 20  # characters of the documents that a thread counts at a time
+
+
+class Source(NamedTuple):
+    """Text to read, and how far: hub data sets may have no end worth reading to."""
+
+    name: str
+    spec: SourceSpec
+    data: Path | None  # folder that the specification's path is relative to
+    documents: int = 0  # at most so many; 0: all
+    bytes: int = 0  # stop after so many; 0: never
+
+    def texts(self) -> Iterator[str]:
+        return islice(sources.documents(self.spec, self.data, self.name), self.documents or None)
+
+    def read(self) -> Iterator[str]:
+        """The documents as far as they are counted."""
+        return chain.from_iterable(_batches(self, 0, 0))
+
+
+@dataclass
+class Counts:
+    """Of one source, as far as it was read. Dims as in `ngrams`."""
+
+    count_G: np.ndarray
+    task_CK: np.ndarray
+    longest_C2: np.ndarray
+    read_3: np.ndarray  # documents, words, bytes
+    whole: bool = False
+
+    def take(self, part: Tally) -> None:
+        """Adds what a thread has counted, and empties its tally."""
+        self.count_G += part.count_G[:, 0]
+        self.task_CK += part.task_CK
+        self.read_3 += part.read_3
+        longer = part.longest_C2[:, 0] > self.longest_C2[:, 0]
+        self.longest_C2[longer] = (part.longest_C2[longer, 0][:, None]) * (1, 0)
+        same = part.longest_C2[:, 0] == self.longest_C2[:, 0]
+        self.longest_C2[same, 1] += part.longest_C2[same, 1]
+        for array in part:
+            array.fill(0)
+
+
+def count(source: Source, items: Items, folder: Path, jobs: int, on_bytes: Callable[[int], None]) -> Counts:
+    """Counts what is left of a source in `jobs` threads; `folder` keeps what is done. Raises UserError for bad text.
+
+    on_bytes: called with the bytes of text counted since the last call, those of an earlier run first.
+    """
+    path = folder / f"{source.name}-{_key(source, items)}.npz"
+    counts = _load(path, items)
+    on_bytes(int(counts.read_3[2]))
+    if counts.whole:
+        return counts
+    tallies = [tally(items.grams) for _ in range(jobs)]
+    free: SimpleQueue[Tally] = SimpleQueue()
+    for each in tallies:
+        free.put(each)
+
+    def work(texts: list[str]) -> int:
+        mine = free.get()
+        try:
+            before = int(mine.read_3[2])
+            add(texts, items, mine)
+            return int(mine.read_3[2]) - before
+        finally:
+            free.put(mine)
+
+    def save() -> None:
+        while pending:
+            on_bytes(pending.popleft().result())
+        for each in tallies:
+            counts.take(each)
+        _save(path, counts)
+
+    pending: deque[Future[int]] = deque()
+    with ThreadPoolExecutor(jobs) as pool:
+        unsaved = 0
+        for texts in _batches(source, int(counts.read_3[0]), int(counts.read_3[2])):
+            pending.append(pool.submit(work, texts))
+            if len(pending) > 2 * jobs:
+                on_bytes(pending.popleft().result())
+            unsaved += sum(map(len, texts))
+            if unsaved >= PART:
+                save()
+                unsaved = 0
+        counts.whole = True
+        save()
+    return counts
+
+
+def _batches(source: Source, documents: int, done: int) -> Iterator[list[str]]:
+    """The documents of a source after the first `documents` ones, which hold `done` bytes."""
+    batch: list[str] = []
+    held = 0
+    for text in islice(source.texts(), documents, None):
+        if source.bytes and done >= source.bytes:
+            break
+        batch.append(text)
+        held += len(text)
+        done += len(text) if text.isascii() else len(text.encode())
+        if held >= BATCH:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
+def _key(source: Source, items: Items) -> str:
+    """Changes with the items' words, the source's files and how far it is read."""
+    grams = items.grams
+    parts = [items.words.char_C, items.words.start_W, *grams.context, *grams.choice, grams.context_of_C]
+    found = hashlib.sha256(b"".join(part.tobytes() for part in parts))
+    found.update(repr((sources.source_key(source.spec, source.data, source.name), *source[3:])).encode())
+    return found.hexdigest()[:12]
+
+
+def _save(path: Path, counts: Counts) -> None:
+    arrays = {"read_3": counts.read_3, "whole": np.array(counts.whole)}
+    for name in ("count_G", "task_CK", "longest_C2"):
+        flat = getattr(counts, name).reshape(-1)
+        arrays[f"{name}_at"] = np.flatnonzero(flat)
+        arrays[name] = flat[arrays[f"{name}_at"]]
+    with files.atomic(path) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
+
+
+def _load(path: Path, items: Items) -> Counts:
+    """What was saved, else nothing counted yet."""
+    empty = tally(items.grams)
+    G = len(items.grams.word_G)
+    counts = Counts(np.zeros(G, np.int64), empty.task_CK, empty.longest_C2, empty.read_3)
+    try:
+        with np.load(path) as saved:
+            for name in ("count_G", "task_CK", "longest_C2"):
+                getattr(counts, name).reshape(-1)[saved[f"{name}_at"]] = saved[name]
+            counts.read_3, counts.whole = saved["read_3"], bool(saved["whole"])
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
+        files.remove(path)  # damaged: counted again
+        return _load(path, items)
+    return counts

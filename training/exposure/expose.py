@@ -1,0 +1,179 @@
+"""Counts a study's items in its sources, or in files, and writes exposure.arrow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from evalengine import console, files
+from evalengine.benchmarks import BENCHMARKS, ItemSet, benchmarks_in, load_items, resolve
+from evalengine.errors import UserError
+from evalengine.training import prepare, shards, sources
+from evalengine.training.conversations import bench_folder
+from evalengine.training.exposure import table
+from evalengine.training.exposure.counting import Counts, Source, count
+from evalengine.training.exposure.ngrams import LEAST, MOST, gather
+from evalengine.training.exposure.table import About, Exposure, SourceSize
+from evalengine.training.exposure.tabulate import tabulate
+from evalengine.training.study import SourceSpec, Study
+from evalengine.untrusted import check_name
+
+MB = 1e6
+
+
+class Plan(NamedTuple):
+    """What is read, and the design it belongs to."""
+
+    sources: list[Source]
+    tokens: Mapping[str, int]  # of sources whose token shards are there
+    data: Path | None  # folder of the benchmarks
+    mixtures: Mapping[str, Mapping[str, float]]
+    scales: Mapping[str, int]  # pretraining tokens
+
+
+class Done(NamedTuple):
+    exposure: Exposure
+    rates: Mapping[str, float]  # bytes counted by this run, over its seconds; 0 where there was nothing left
+
+
+def of_study(study: Study, data: Path | None, out: Path, ckpts: Path) -> Plan:
+    """The sources that some mixture uses; a hub source as far as the trainer reads it."""
+    if data is not None and not data.is_dir():
+        raise UserError(f"there is no data folder {data}: give the folder that holds the study's sources")
+    if data is None and study.world:
+        data = prepare.world_folder(_work(out) / f"world-{study.world.seed}", study.world.seed)
+    found, tokens = [], {}
+    for name, spec in study.sources.items():
+        if not any(shares.get(name, 0) > 0 for shares in study.mixtures.values()):
+            continue
+        folder = prepare.work_folder(ckpts) / "tokens"
+        made = sorted(folder.glob(f"{name}-{sources.source_key(spec, data, name)}-*/done.json"))
+        documents = 0
+        if len(made) == 1:  # several: of different tokenizers
+            tokens[name], documents = shards.extent(made[0].parent)
+        need = prepare.tokens_needed(study, name) * prepare.BYTES_PER_TOKEN
+        if spec.hub:
+            found.append(Source(name, spec, data, documents, 0 if documents else need))
+        else:
+            found.append(Source(name, spec, data))
+    scales = {name: scale.pretrain.tokens for name, scale in study.scales.items()}
+    return Plan(found, tokens, data, study.mixtures, scales)
+
+
+def of_files(given: Sequence[str], field: str, data: Path | None) -> Plan:
+    """Sources from NAME=PATH."""
+    found: dict[str, Source] = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        if not name or not path:
+            raise UserError(f"--source {text}: write it as NAME=PATH, such as web=corpora/web.txt")
+        check_name(name, "source")
+        if name in found:
+            raise UserError(f"--source names {name} twice: give each a name of its own")
+        found[name] = Source(name, SourceSpec(path=str(Path(path).resolve()), field=field), Path())
+        sources.files(found[name].spec, found[name].data, name)
+    return Plan(list(found.values()), {}, data, {}, {})
+
+
+def load_sets(data: Path | None, names: str, limit: int | None, seed: int) -> list[ItemSet]:
+    """The benchmarks to look for; of `all`, those that the data folder holds."""
+    folder = bench_folder(data)
+    if folder is not None and names == "all":
+        chosen = benchmarks_in(folder, BENCHMARKS.values())
+        if not chosen:
+            raise UserError(f"{folder} holds no <benchmark>.jsonl or .parquet file: check --data")
+    else:
+        chosen = resolve(names)
+    return [load_items(benchmark, folder, limit=limit, seed=seed) for benchmark in chosen]
+
+
+def run(plan: Plan, sets: Sequence[ItemSet], out: Path, jobs: int = 0) -> Done:
+    """Counts what is left, in `jobs` threads (0: one a core), and writes OUT/exposure.arrow."""
+
+    def refuse() -> None:
+        raise UserError(f"another process is counting into {out}: wait for it, or name another --out")
+
+    with files.locked(_work(out) / "lock", refuse):
+        items = gather([item for some in sets for item in some.items])
+        total = sum(map(_bytes, plan.sources))
+        counts: dict[str, Counts] = {}
+        rates: dict[str, float] = {}
+        with console.progress("counting", total / MB, "MB") as line:
+            for source in plan.sources:
+                line.describe(f"counting {source.name}")
+                started, added = time.monotonic(), list[int]()
+
+                def on_bytes(some: int, added: list[int] = added, started: float = started) -> None:
+                    added.append(some)
+                    rate = sum(added[1:]) / MB / max(time.monotonic() - started, 1e-9)
+                    line.update(some / MB, f"{rate:.1f} MB/s")
+
+                counts[source.name] = count(source, items, _work(out), jobs or files.cores(), on_bytes)
+                rates[source.name] = sum(added[1:]) / max(time.monotonic() - started, 1e-9)
+        sizes = {name: _size(counted, plan.tokens.get(name)) for name, counted in counts.items()}
+        exposure = tabulate(sets, items, counts, About(sizes, plan.mixtures, plan.scales))
+        table.write(out / table.NAME, exposure)
+    return Done(exposure, rates)
+
+
+def _work(out: Path) -> Path:
+    return out / ".counts"
+
+
+def _bytes(source: Source) -> int:
+    """Of the files, or as far as a hub source is read; for the progress line."""
+    if source.spec.hub:
+        return source.bytes
+    return sum(file.stat().st_size for file in sources.files(source.spec, source.data, source.name))
+
+
+def _size(counts: Counts, tokens: int | None) -> SourceSize:
+    documents, words, size = map(int, counts.read_3)
+    estimate = size // prepare.BYTES_PER_TOKEN
+    return SourceSize(words, size, documents, estimate if tokens is None else tokens, tokens is None)
+
+
+def items_held(exposure: Exposure) -> dict[str, dict[int, int]]:
+    """Per benchmark and n, how many items have a crossing n-gram, of any choice, in some source."""
+    cross = exposure.kind.names.index("cross")
+    found = {}
+    for b, name in enumerate(exposure.benchmark.names):
+        mine = (exposure.benchmark.code_R == b) & (exposure.kind.code_R == cross) & (exposure.count_R > 0)
+        found[name] = {
+            n: len(np.unique(exposure.item.code_R[mine & (exposure.n_R == n)]))
+            for n in range(LEAST, MOST + 1)
+        }
+    return found
+
+
+def show(done: Done) -> None:
+    """One table of the sources, one of the benchmarks."""
+    about = done.exposure.about
+    rows = [
+        [
+            name,
+            f"{size.bytes / MB:,.1f}",
+            f"{size.documents:,}",
+            f"{size.words:,}",
+            f"{done.rates[name] / MB:.1f}",
+        ]
+        for name, size in about.sources.items()
+    ]
+    console.table("sources", ["source", "MB", "documents", "words", "MB/s"], rows)
+    ns = range(LEAST, MOST + 1)
+    rows = [
+        [name, f"{len(done.exposure.items[name]):,}", *(f"{by_n[n]:,}" if by_n[n] else "" for n in ns)]
+        for name, by_n in items_held(done.exposure).items()
+    ]
+    title = "items with n words, from context into choice, that some source holds"
+    console.table(title, ["benchmark", "items", *(f"n={n}" for n in ns)], rows)
+    if about.mixtures and (
+        guessed := [name for name, size in about.sources.items() if size.tokens_estimated]
+    ):
+        console.say(
+            f"Tokens of {', '.join(guessed)} are estimated from bytes: name the trained study's folder with --ckpts"
+        )

@@ -1,0 +1,127 @@
+"""exposure.arrow: counts of every item's n-grams in every source, one sealed Arrow file.
+
+Columns: benchmark, item, source, kind (dictionaries of strings), choice (int16), n (int8), grams (int32), count (int64).
+
+    cross    n = 2 to 8   occurrences of the choice's n-grams that cross from the context into the choice, summed
+    task     n = 2 to 8   documents that hold both an n-gram of the context and an n-gram of the choice
+    context  n = 2 to 8   occurrences of n-grams within the context; choice 0 alone where the choices share one
+    longest  any n        the largest n whose crossing n-grams occur at all, and how often they do
+
+`grams` is how many different n-grams were looked for: 0 says that the item has none of that n, so that nothing is known
+(such rows are always there), while a row that is left out is a count of zero. `items` in the metadata lists all items.
+Reading needs neither PyTorch nor Numba.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from evalengine import arrow, sealed
+from evalengine.errors import UserError
+from evalengine.untrusted import parse_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT = 1
+NAME = "exposure.arrow"
+KINDS = ("cross", "task", "longest", "context")
+NUMBERS = {"choice": np.int16, "n": np.int8, "grams": np.int32, "count": np.int64}
+
+
+class SourceSize(NamedTuple):
+    """What was read of a source."""
+
+    words: int
+    bytes: int  # of its documents as UTF-8
+    documents: int
+    tokens: int  # of the study's tokenizer; of the whole source
+    tokens_estimated: bool  # from the bytes, where the source was never tokenised
+
+
+@dataclass(frozen=True)
+class About:
+    """The metadata key `exposure`: what was read, and the design that turns counts into doses."""
+
+    sources: Mapping[str, SourceSize]
+    mixtures: Mapping[str, Mapping[str, float]] = field(
+        default_factory=dict
+    )  # shares of sources; empty: no study
+    tokens: Mapping[str, int] = field(default_factory=dict)  # scale -> pretraining tokens
+
+    def as_json(self) -> str:
+        sources = {name: size._asdict() for name, size in self.sources.items()}
+        mixtures = {name: dict(shares) for name, shares in self.mixtures.items()}
+        value = {"format": FORMAT, "sources": sources, "mixtures": mixtures, "tokens": dict(self.tokens)}
+        return json.dumps(value)
+
+
+class Coded(NamedTuple):
+    """A column of strings: `names[code_R[r]]`."""
+
+    names: list[str]
+    code_R: np.ndarray
+
+
+class Exposure(NamedTuple):
+    """The rows of exposure.arrow."""
+
+    about: About
+    items: Mapping[str, Sequence[str]]  # benchmark -> its items, in order
+    benchmark: Coded
+    item: Coded
+    source: Coded
+    kind: Coded
+    choice_R: np.ndarray
+    n_R: np.ndarray
+    grams_R: np.ndarray
+    count_R: np.ndarray
+
+
+def write(path: Path, exposure: Exposure) -> None:
+    """Writes all of it, or nothing."""
+    import pyarrow as pa
+
+    columns: dict[str, pa.Array] = {}
+    for name in ("benchmark", "item", "source", "kind"):
+        coded: Coded = getattr(exposure, name)
+        codes = arrow.array_of(coded.code_R.astype(np.int32))
+        columns[name] = pa.DictionaryArray.from_arrays(codes, arrow.strings(coded.names))
+    for name, kind in NUMBERS.items():
+        columns[name] = arrow.array_of(getattr(exposure, f"{name}_R").astype(kind))
+    items = json.dumps({benchmark: list(ids) for benchmark, ids in exposure.items.items()})
+    sealed.write(path, pa.table(columns), {"exposure": exposure.about.as_json(), "items": items})
+
+
+def read(path: Path) -> Exposure:
+    """Raises UserError for a file that is missing, damaged, of another kind or of a newer format."""
+    try:
+        table = sealed.read(path)
+        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        about, items = parse_json(metadata["exposure"]), parse_json(metadata["items"])
+        if about["format"] != FORMAT:
+            raise UserError(f"{path} is of format {about['format']}: upgrade evalengine, or count again")
+        sources = {name: SourceSize(**size) for name, size in about["sources"].items()}
+        benchmark, item, source, kind = (
+            _coded(table, name) for name in ("benchmark", "item", "source", "kind")
+        )
+        numbers = (arrow.numbers(table.column(name).combine_chunks()) for name in NUMBERS)
+        design = About(sources, about["mixtures"], about["tokens"])
+        return Exposure(design, items, benchmark, item, source, kind, *numbers)
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}: make it with `evalengine expose`") from None
+    except (sealed.Damaged, KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(
+            f"{path} is damaged or no exposure table: make it again with `evalengine expose`"
+        ) from None
+
+
+def _coded(table: Any, name: str) -> Coded:
+    column = table.column(name).combine_chunks()
+    return Coded(column.dictionary.to_pylist(), arrow.numbers(column.indices))
