@@ -32,11 +32,12 @@ class Options(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """What explainers compute from. `kept`: what several of them need and one has computed."""
+    """What explainers compute from. `formats`: what `score --formats` stored. `kept`: what several need and one has computed."""
 
     scores: Scores
     design: Design
     options: Options
+    formats: Scores | None = None
     kept: dict[Any, Any] = field(default_factory=dict)
 
     def once(self, key: Any, make: Callable[[], T]) -> T:

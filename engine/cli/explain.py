@@ -42,11 +42,12 @@ def run(args: argparse.Namespace) -> int:
     from evalengine.analysis.explain.explainer import Options
     from evalengine.analysis.explain.findings import explain, write
     from evalengine.analysis.explain.registry import EXPLAINERS
-    from evalengine.remote import readable
+    from evalengine.remote import formats_of, readable
 
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
     options = Options(args.level, args.seed, args.data, args.exposure)
-    findings = explain(readable(args.store), options, stages, args.metric)
+    formats = readable(formats_of(args.store))
+    findings = explain(readable(args.store), options, stages, args.metric, formats)
     write(findings, args.out)
     claims = [claim.text for explainer in EXPLAINERS for claim in explainer.claims(findings)]
     if args.json:
