@@ -470,6 +470,7 @@ def test_other_items_or_text_are_counted_again(folder: Path):
         (["--source", "a"], "write it as NAME=PATH"),
         (["--source", "a=nowhere.txt"], "there is no text at"),
         (["--source", "../a=x"], "name"),
+        (["--source", "t=data/empty.txt", "--data", "data"], "source t holds no text"),
         (["--source", "t=data/two.jsonl", "--data", "data"], "has no text field 'text'"),
         (["--source", "t=data/one.txt", "--source", "t=data/one.txt"], "twice"),
         (["--source", "t=data/one.txt", "--data", "data", "--benchmarks", "arc"], "no benchmark or category"),
@@ -482,6 +483,7 @@ def test_bad_input_is_one_sentence(
     given: list[str], reason: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     monkeypatch.chdir(folder)
+    (folder / "data/empty.txt").write_text("\n")
     assert main(["expose", *given]) == 1
     said = capsys.readouterr().err.strip()
     assert reason in said and said.count("\n") == 0
