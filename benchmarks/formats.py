@@ -27,6 +27,7 @@ from typing import NamedTuple
 from evalengine.benchmarks.custom import Template, template_of
 from evalengine.benchmarks.load import ItemSet
 from evalengine.errors import UserError
+from evalengine.files import atomic
 from evalengine.untrusted import check_label, printable, read_yaml
 
 LETTERS = string.ascii_uppercase
@@ -94,6 +95,19 @@ def read_formats(path: Path) -> tuple[Format, ...]:
     return tuple(formats)
 
 
+def write_formats(path: Path, formats: Sequence[Format]) -> None:
+    """A file that `read_formats` reads. Raises UserError where fewer than two formats are left to compare."""
+    if len(formats) < 2:
+        raise UserError(
+            f"fewer than two formats were found: {path} is not written; name others with --formats"
+        )
+    with atomic(path) as temporary:
+        temporary.write_text(
+            "".join(f"{json.dumps(one.name)}: {json.dumps(one.template.text)}\n" for one in formats),
+            encoding="utf-8",
+        )
+
+
 def in_formats(items: ItemSet, formats: Sequence[Format]) -> ItemSet:
     """The items with every choice in every format. Raises UserError where an item has more choices than there are letters.
 
@@ -127,14 +141,14 @@ def in_formats(items: ItemSet, formats: Sequence[Format]) -> ItemSet:
 def pattern(form: Format) -> re.Pattern[str] | None:
     """What finds a format in text: any words of one line stand for the choice. None where it has no words of its own.
 
-    White space that a template begins with may also be the beginning of a text.
+    The space that a template begins with may also be the beginning of a text, and its line the first.
     """
     if not form.template.replace(lambda field: "").strip():
         return None
     text = form.template.replace({"choice": "\0", "letter": "\1"}.__getitem__)
     body = re.escape(text.lstrip()).replace("\0", r"[^\n]{1,200}?").replace("\1", "[A-Z]")
     space = text[: -len(text.lstrip())] if text != text.lstrip() else ""
-    before = r"^[ \t]*" if "\n" in space else r"(?:^|(?<=\s))" if space else ""
+    before = r"^[ \t]*" if "\n" in space else r"(?:\A|(?<=[ \t]))" if space else ""
     return re.compile(before + body, re.MULTILINE)
 
 

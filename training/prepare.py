@@ -173,11 +173,11 @@ def _conversations(study: Study, data: Path | None, tokenizer: Tokenizer, work: 
         path = work / f"{conversations_name(arm)}-{key}.npz"
         if not _is_whole(path, sft.load):
             changed = arms.changed(read(), arm, study.seed)
-            if arm == "delusive":
-                for task, count in arms.unmoved(read(), changed).items():
-                    console.warn(
-                        f"sft_delusive: {count:,} responses of {task} stay: more than half of its are the same"
-                    )
+            if arm == "delusive" and (same := arms.unmoved(read(), changed)):
+                of = ", ".join(f"{task} {count:,}" for task, count in same.items())
+                console.warn(
+                    f"sft_delusive: {same.total():,} responses stay, over half of their task having one text: {of}"
+                )
             sft.save(path, sft.tokenise(changed, tokenizer))
         paths[arm] = path
     if len(paths) > 1:

@@ -180,10 +180,10 @@ def section(findings: Findings) -> str:
         return ""
     words = (
         "The same comparison of items with themselves, of the margin, in one equation: how often the right choice was told "
-        f"rather than the wrong ones ({found[0].dose}), and how similar the mixture's text is to it rather than to them. What the "
-        "count's slope owes to similarity is the difference between its slope alone and beside it. R2 are of what is left within "
-        "items, which is mostly noise. Of two measures of one thing the better one takes the slope. Intervals are for other "
-        f"mixtures, n = {found[0].n}."
+        f"rather than the wrong ones ({found[0].dose}), and how similar the mixture's text is to it rather than to them. "
+        "What the count's slope owes to similarity is the difference between its slope alone and beside it. R2 are of what is "
+        "left within items, which is mostly noise. Of two measures of one thing the better one takes the slope. Intervals are "
+        f"for other mixtures, n = {found[0].n}."
     )
     return f'<h2>How often, or how similarly?</h2><p class="hint">{escape(words)}</p>{page.show(parts_table(findings))}'
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import planted
 import pytest
+from planted_exposure import Row
+from planted_exposure import write_exposure as write_rows
 
 from evalengine import store
 from evalengine.analysis.explain import dose_slopes as frequency
@@ -31,20 +33,11 @@ TOKENS = {"1B": 3000}
 ABOUT = table.About({s: table.SourceSize(900, 5000, 10, 1000, False) for s in SOURCES}, SHARES, TOKENS)
 CATEGORIES = {"piqa": "Commonsense", "rte": "NLI"}
 
-Row = tuple[str, str, str, str, int, int, int, int]  # benchmark, item, source, kind, choice, n, grams, count
-
 
 def write_exposure(
     folder: Path, items: Mapping[str, Sequence[str]], rows: Sequence[Row], about: table.About = ABOUT
 ) -> None:
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 8
-    coded = []
-    for column in columns[:4]:
-        names, codes = np.unique(np.array(column, dtype=object), return_inverse=True)
-        coded.append(table.Coded(names.tolist(), codes))
-    folder.mkdir(exist_ok=True)
-    numbers = [np.array(column, dtype=np.int64) for column in columns[4:]]
-    table.write(folder / table.NAME, table.Exposure(about, items, *coded, *numbers))
+    write_rows(folder, items, rows, about)
 
 
 def rows_of(count: Mapping[str, np.ndarray], kind: str = "cross", n: int = 3) -> list[Row]:

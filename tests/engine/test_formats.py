@@ -195,5 +195,42 @@ def test_formats_are_counted_in_text() -> None:
         formats.Format(n, formats.Template(t))
         for n, t in (*FORMATS.items(), ("is", " It is {choice}."), ("b", "\n{{{choice}}}"))
     ]
-    text = "Answer: yes\nQ? Answer: no. It is red. (B) f(B) x\nAnswer:\n{a} {b}\n  {c}\nIt is\nred."
+    text = "Answer: yes\nAnswer: on a line of its own\nQ? Answer: no. It is red. (B) f(B) x\nAnswer:\n{a} {b}\n  {c}\nIt is\nred."
     assert formats.count([text, "(A) (b)"], known) == [None, 2, 2, None, 1, 2]
+
+
+def test_the_command_keeps_the_formats_that_a_study_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("Q: it? (A) yes\n<|endoftext|>\nsaid (B) no\n")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "Say. Answer: no"}) + "\n")
+    sources = {"a": {"path": "a.txt"}, "b": {"path": "b.jsonl"}}
+    study = {
+        "sources": sources, "mixtures": {"m": {"a": 0.5, "b": 0.5}}, "tokenizer": {"vocab": 300},
+        "scales": {"1M": {
+            "d_model": 32, "layers": 1, "heads": 1, "head_dim": 32, "ffn": 32, "context": 16,
+            "pretrain": {"tokens": 1000, "lr": 0.1}, "sft": {"epochs": 1, "lr": 0.1},
+        }},
+        "sft": {"data": [{"path": "sft.jsonl"}]},
+    }  # fmt: skip
+    (tmp_path / "study.yaml").write_text(json.dumps(study))
+    known, out = written(tmp_path, json.dumps({**FORMATS, "is": " It is {choice}."})), tmp_path / "kept.yaml"
+    command = ["benchmarks", "formats", str(tmp_path / "study.yaml"), "--data", str(tmp_path)]
+    assert main([*command, "--formats", str(known), "--out", str(out), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["counts"] == {
+        "plain": {"a": None, "b": None}, "answer": {"a": 0, "b": 1}, "letter": {"a": 2, "b": 0},
+        "line": {"a": None, "b": None}, "is": {"a": 0, "b": 0},
+    }  # fmt: skip
+    assert (
+        [one.name for one in formats.read_formats(out)]
+        == said["kept"]
+        == ["plain", "answer", "letter", "line"]
+    )
+    assert main([*command, "--formats", str(known), "--documents", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"]["letter"] == {"a": 1, "b": 0}
+    few = written(tmp_path, json.dumps({"x": " xx{choice}", "y": " yy{choice}"}))
+    assert main([*command, "--formats", str(few), "--out", str(tmp_path / "no.yaml")]) == 1
+    assert (
+        "fewer than two formats were found" in capsys.readouterr().err and not (tmp_path / "no.yaml").exists()
+    )

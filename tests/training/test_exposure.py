@@ -21,9 +21,10 @@ import pytest
 from evalengine.benchmarks import Item
 from evalengine.cli import main
 from evalengine.errors import UserError
+from evalengine.training.contamination import WORD
 from evalengine.training.exposure import counting, ngrams, table
 from evalengine.training.exposure.ngrams import LEAST, MOST, K, gather
-from evalengine.training.exposure.words import WORD, numbers, vocabulary
+from evalengine.training.exposure.words import numbers, vocabulary
 from evalengine.training.study import SourceSpec
 
 NS = range(LEAST, MOST + 1)

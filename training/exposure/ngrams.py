@@ -22,7 +22,8 @@ import numpy as np
 
 from evalengine.benchmarks import Item
 from evalengine.jit import jit
-from evalengine.training.exposure.words import WORD, Rows, Vocabulary, numbers, vocabulary
+from evalengine.training.contamination import WORD
+from evalengine.training.exposure.words import Rows, Vocabulary, numbers, vocabulary
 
 LEAST, MOST = 2, 8
 K = MOST - LEAST + 1

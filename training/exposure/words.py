@@ -1,14 +1,13 @@
 """Text to word numbers: the words of a document, as numbers of the items' own vocabulary.
 
-A word is a run of letters and digits of the lower-cased text (`WORD`). A word that no item holds is `UNKNOWN`. The result is
-exact: a table is probed by hash, and what it finds is compared character by character.
+A word is a run of letters and digits of the lower-cased text (`contamination.WORD`); one that no item holds is `UNKNOWN`. The
+result is exact: a table is probed by hash, and what it finds is compared character by character.
 
 Cost: about 40 ns a word, vocabulary in the cache. Dims: N words of a document, W words of the vocabulary, C characters.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from functools import cache
 from typing import NamedTuple
@@ -16,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.jit import jit
+from evalengine.training.contamination import WORD
 
-WORD = re.compile(r"[^\W_]+")
 UNKNOWN = -1
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: Knuth's multiplicative hashing
 UNICODE = 0x110000
