@@ -29,6 +29,10 @@ def read_formats(store: Path, metric: str | None = None) -> Scores | None:
                 f"{store}: {choices.name} and {first.name} were scored in different formats, or with different cues: score one of"
                 " them again with --fresh"
             )
+        if not choices.formats or (np.diff(choices.offset_I1) % len(choices.formats)).any():
+            raise UserError(
+                f"{store}: {choices.name} does not hold every choice in every format: score it again with --fresh"
+            )
         keep_I = np.array([item not in choices.overlapping for item in choices.item_I])
         if not keep_I.all():
             notes.append(

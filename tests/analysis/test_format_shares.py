@@ -10,6 +10,7 @@ import numpy as np
 import planted
 import pytest
 
+from evalengine import store
 from evalengine.analysis.explain import format_shares as fs
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.explainer import Options
@@ -184,6 +185,26 @@ def test_stages_of_other_mixtures_are_compared_where_both_are(tmp_path: Path) ->
     assert pt.winner != "answer" and f"%, when {pt.winner} had the most: " in claim.text
     (won,) = findings.rows("format_winners", benchmark="sciq", stage="sft")
     assert won.note == "the stage before has 4 mixtures"
+
+
+def test_a_file_that_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, ("pt", "sft"))
+    for path in (tmp_path / "formats").glob("*/rte.arrow"):
+        about = {
+            **(store.read_metadata(path) or {}),
+            "formats": json.dumps({"cue": "", "formats": {"a": "", "b": ""}}),
+        }
+        store.write(path, store.read(path), about)
+    with pytest.raises(UserError, match="were scored in different formats"):
+        explain(tmp_path, Options())
+    for path in (tmp_path / "formats").glob("*/*.arrow"):
+        about = {
+            **(store.read_metadata(path) or {}),
+            "formats": json.dumps({"cue": "", "formats": dict.fromkeys("abcd", "")}),
+        }
+        store.write(path, store.read(path), about)
+    with pytest.raises(UserError, match="does not hold every choice in every format"):
+        explain(tmp_path, Options())
 
 
 def test_a_store_without_formats_has_no_shares(tmp_path: Path) -> None:
