@@ -174,11 +174,12 @@ def _read_benchmark(
 
 
 def scored_tables(
-    name: str, group: Sequence[Path], checkpoints: dict[str, Checkpoint]
+    name: str, group: Sequence[Path], checkpoints: dict[str, Checkpoint], formats: bool = False
 ) -> Iterator[tuple[Scored, pa.Table]]:
     """One benchmark's files, each opened once and checked, their items in the order of the first one's.
 
-    Adds to `checkpoints`. Raises UserError for a damaged or empty file, and for files that must not be compared.
+    formats: those of `score --formats` are read, and no others; otherwise they are refused. Adds to `checkpoints`. Raises
+    UserError for a damaged or empty file, and for files that must not be compared.
     """
     from evalengine.store import read
 
@@ -189,6 +190,11 @@ def scored_tables(
             raise UserError(f"{path} holds no items: delete it and score again")
         checkpoint = path.parent.name
         raw = table.schema.metadata or {}
+        if (b"formats" in raw) != formats:
+            raise UserError(
+                f"{path} was scored with{'out' * formats} --formats: give the store that its folder `formats` lies in, and keep"
+                " the two kinds of scores apart"
+            )
         metadata = {key: raw.get(key.encode(), b"").decode(errors="replace") for key in READ}
         scored = Scored(checkpoint, metadata)
         if checkpoint not in checkpoints:

@@ -16,40 +16,16 @@ NaN marks a degenerate column: one in which a variable has no spread.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-
-# Numba's first parallel call sets OpenMP's number of threads, which PyTorch shares: it must not undo what the user has set.
-if "NUMBA_NUM_THREADS" not in os.environ and os.environ.get("OMP_NUM_THREADS", "0").strip("0").isdigit():
-    os.environ["NUMBA_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
-import numba
 from numba import prange
+
+from evalengine.jit import jit
 
 TILE = 512  # columns at a time: 9 mixtures x 512 x 8 bytes stay in the first-level cache
 TILE_BYTES = 256 << 10  # of weights at a time where mixtures are many: they stay in the second-level cache
 NARROW = 64  # columns at a time at least
 BINS = 2048  # histogram bins of the weighted selection
 PERMUTATIONS = 256  # at a time
-
-
-def jit(parallel: bool = False, fastmath: bool | set[str] = False) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit` with its cache on disk, if there is a place for one.
-
-    Numba raises where it finds no folder to cache in (a package installed read-only, a home that cannot be written). The
-    kernels then compile in memory, which costs some seconds a process instead of a failure.
-    """
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        options: dict[str, Any] = {"parallel": parallel, "fastmath": fastmath, "nogil": True}
-        try:
-            return numba.njit(cache=True, **options)(function)
-        except (RuntimeError, OSError):
-            return numba.njit(cache=False, **options)(function)
-
-    return decorate
 
 
 @jit()

@@ -19,7 +19,7 @@ import hashlib
 import re
 import reprlib
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
@@ -39,16 +39,21 @@ class Template(NamedTuple):
 
     text: str
 
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset(match[1] for match in _PIECE.finditer(self.text) if match[1])
+
     def fill(self, row: Row) -> str:
-        def replace(match: re.Match[str]) -> str:
-            field = match[1]
-            if field is None:
-                return match[0][0]  # of a doubled brace
+        def text(field: str) -> str:
             value = row.fields.get(field)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             return str(value) if is_number else row.text(field)
 
-        return _PIECE.sub(replace, self.text)
+        return self.replace(text)
+
+    def replace(self, text: Callable[[str], str]) -> str:
+        """The template with `text(field)` in the place of each field."""
+        return _PIECE.sub(lambda match: text(match[1]) if match[1] else match[0][0], self.text)
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ def read_benchmark(path: Path) -> Benchmark:
         )
     choices, count = _choices(path, spec)
     definition = Definition(
-        _template(path, "context", _text(path, spec, "context")),
+        template_of(path, "context", _text(path, spec, "context")),
         choices,
         _text(path, spec, "gold"),
         _one_of(path, spec, "gold_is", GOLD_IS),
@@ -126,7 +131,8 @@ def _one_of(path: Path, spec: Mapping[Any, Any], key: str, allowed: tuple[str, .
     return value
 
 
-def _template(path: Path, key: str, text: str) -> Template:
+def template_of(path: Path, key: str, text: str) -> Template:
+    """A checked template. Raises UserError, which names the file and the key."""
     for match in _PIECE.finditer(text):
         if match.group() in "{}":
             at = repr(text[match.start() : match.start() + 20])
@@ -141,7 +147,7 @@ def _choices(path: Path, spec: Mapping[Any, Any]) -> tuple[str | tuple[Template,
     if isinstance(value, str) and value and "{" not in value:
         return value, "any"
     if isinstance(value, list) and len(value) >= 2 and all(isinstance(text, str) for text in value):
-        return tuple(_template(path, "choices", text) for text in value), str(len(value))
+        return tuple(template_of(path, "choices", text) for text in value), str(len(value))
     raise UserError(
         f"{path}: 'choices' must be a field that holds a list, or a list of two or more templates"
     )

@@ -14,6 +14,7 @@ choice, and the choice's last target would be EOS.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -227,6 +228,17 @@ def encode(items: ItemSet, encoder: Encoder, *, pmi: bool = False, chat: ChatFor
         truncated=int(np.logical_or.reduceat(cut_C, offset[:-1]).sum()) if len(per_item) else 0,
         notes=encoder.notes,
     )
+
+
+def overlapping(encoded: Encoded) -> list[str]:
+    """The items of which one choice's tokens begin another's, or equal them: its probability then holds the other's."""
+    tokens = [encoded.sequences.tokens(s).astype(">u4").tobytes() for s in range(len(encoded.sequences))]
+    found = []
+    for item, (first, end) in zip(encoded.item, itertools.pairwise(encoded.choice_offset), strict=True):
+        mine = sorted(tokens[s] for s in encoded.sequence_C[first:end])
+        if any(longer.startswith(begin) for begin, longer in itertools.pairwise(mine)):
+            found.append(item)
+    return found
 
 
 class Distinct(NamedTuple):

@@ -223,6 +223,11 @@ def open_store(place: Path | str, names: list[str]) -> tuple[Path, Callable[[Pat
     return folder, upload
 
 
+def formats_of(place: Path | str) -> Path | str:
+    """Where a store keeps what `score --formats` writes: a store of its own in a folder, which its readers pass over."""
+    return f"{str(place).rstrip('/')}/formats" if is_uri(place) else Path(place) / "formats"
+
+
 def readable(place: Path | str) -> Path:
     """A store at a path or a URI, on this machine. Raises UserError."""
     return copy_of(str(place), None) if is_uri(place) else Path(place)

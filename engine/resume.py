@@ -70,6 +70,7 @@ ASKED = {
     "eft_tuned": "--tuned",
     "eft_ref": "--ref",
     "chat": "--chat",
+    "formats": "--formats",
 }
 
 
@@ -137,7 +138,8 @@ def tasks_of(
                 "fewshot": str(items.fewshot),
                 "default_score": default_score,
             }
-            | ({"contexts": "own"} if own_contexts(items) else {}),
+            | ({"contexts": "own"} if own_contexts(items) else {})
+            | ({"formats": items.formats} if items.formats else {}),
         )
         for items, default_score in item_sets
     ]

@@ -14,6 +14,7 @@ One bad checkpoint does not stop the others: its reason is kept, shown at the en
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ import numpy as np
 from evalengine import console, events, sealed, store
 from evalengine.backends import Backend
 from evalengine.checkpoints import Checkpoint
-from evalengine.encoding import Encoded, Scores, Sequences, SequenceTooLarge
+from evalengine.encoding import Encoded, Scores, Sequences, SequenceTooLarge, overlapping
 from evalengine.errors import UserError
 from evalengine.events import Display, Emit, Outcome, Outcomes, to_all
 from evalengine.plans import Planner
@@ -92,7 +93,8 @@ def begin(checkpoint: Checkpoint, decision: Decision, emit: Emit) -> None:
     notes = [f"{path.name} was damaged: set aside as {to.name} and scored again" for path, to in aside]
     emit(events.Noted(checkpoint.name, (*notes, *decision.notes)))
     for task in decision.relabelled:
-        store.write(task.path, store.read(task.path), task.metadata)
+        stored = store.read_metadata(task.path) or {}
+        store.write(task.path, store.read(task.path), stored | task.metadata)
     items = sum(len(task.items.items) for task in decision.kept)
     emit(events.Kept(checkpoint.name, len(decision.kept), items))
 
@@ -123,7 +125,8 @@ def score_checkpoint(
 
 def keep(checkpoint: Checkpoint, task: Task, encoded: Encoded, scores: Scores, emit: Emit) -> None:
     """Writes the file of a task. Raises UserError where a score is not finite."""
-    store.write(task.path, score_table(checkpoint, task.items, encoded, scores), task.metadata)
+    more = {"overlapping": json.dumps(overlapping(encoded))} if task.items.formats else {}
+    store.write(task.path, score_table(checkpoint, task.items, encoded, scores), task.metadata | more)
     items = len(task.items.items)
     emit(events.Stored(checkpoint.name, task.items.benchmark, task.path, items, encoded.truncated))
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from evalengine.kernels.head import Rows
 from evalengine.kernels.targets_triton import TARGET_WARPS, store_tile, target_constants, target_kernel
-from evalengine.kernels.triton_common import Spec, exp_sum, logit, moved
+from evalengine.kernels.triton_common import Spec, block, copied, dot_product, exp_sum, logit, moved
 
 CHUNK_N = 1024  # rows of a launch: bounds the scratch
 BLOCK_N, BLOCK_D = 128, 32
@@ -50,10 +50,8 @@ def _logits(
     x = tl.zeros((BLOCK_N, BLOCK_V), dtype=tl.float32)
     for d in range(0, D, BLOCK_D):
         dims = d + tl.arange(0, BLOCK_D)
-        h_at = h_ND + rows.to(tl.int64)[:, None] * stride_h + dims[None, :]
-        w_at = w_VD + cols.to(tl.int64)[:, None] * stride_w + dims[None, :]
-        h = tl.load(h_at, mask=(rows < N)[:, None] & (dims < D)[None, :], other=0.0)
-        w = tl.load(w_at, mask=(cols < V)[:, None] & (dims < D)[None, :], other=0.0)
+        h = block(h_ND, rows, dims, N, D, stride_h)
+        w = block(w_VD, cols, dims, V, D, stride_w)
         x = tl.dot(h, w.T, x, input_precision="ieee")
     if HAS_BIAS:
         x += tl.load(bias_V + cols, mask=cols < V, other=0.0).to(tl.float32)[None, :]
@@ -107,13 +105,7 @@ def _logit_kernel(
     row = tl.load(row_T + t).to(tl.int64)
     token = tl.load(token_T + t).to(tl.int64)
     if (row >= 0) & (row < N) & (token >= 0) & (token < V):
-        products = tl.zeros((BLOCK_D,), dtype=tl.float32)
-        for d in range(0, D, BLOCK_D):
-            dims = d + tl.arange(0, BLOCK_D)
-            h = tl.load(h_ND + row * stride_h + dims, mask=dims < D, other=0.0)
-            w = tl.load(w_VD + token * stride_w + dims, mask=dims < D, other=0.0)
-            products += h.to(tl.float32) * w.to(tl.float32)
-        x = tl.sum(products, 0)
+        x = dot_product(h_ND + row * stride_h, w_VD + token * stride_w, D, BLOCK_D)
         if HAS_BIAS:
             x += tl.load(bias_V + token).to(tl.float32)
         tl.store(logit_T + t, logit(x, HAS_SCALE, scale, HAS_SOFTCAP, softcap))
@@ -148,7 +140,7 @@ def emulated_logprobs_triton(
         _logit_kernel[(len(row_T),)](
             h[k], w[k], bias[k], row_T, token_T, logit_3T[k], n_rows, vocab, *numbers[k], *has[k], LOGIT_D
         )
-    beta_B = torch.tensor(betas, dtype=torch.float32, device=device)
+    beta_B = copied(torch.tensor(betas, dtype=torch.float32), device)
     logit_BT = logit_3T[0] + beta_B[:, None] * (logit_3T[1] - logit_3T[2])
     block_v = BLOCK_V_OPTIONS if any(map(any, has)) else BLOCK_V
     chunk, K = min(n_rows, CHUNK_N), -(-vocab // block_v)

@@ -34,7 +34,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from evalengine.kernels.float32_slices_triton import slice_statistics
 from evalengine.kernels.head import Head, empty_logprobs
 from evalengine.kernels.targets_triton import TARGET_WARPS, store_tile, target_constants, target_kernel
-from evalengine.kernels.triton_common import Launcher, Spec, exp_sum, logit, moved, processors
+from evalengine.kernels.triton_common import Launcher, Spec, block, exp_sum, logit, moved, processors
 
 CHUNK_N = 4096  # rows of a launch: bounds the scratch
 
@@ -97,10 +97,8 @@ def _tile_kernel(
                 w = w_VD.load([k * BLOCK_V, d])
             else:
                 dims = d + tl.arange(0, BLOCK_D)
-                h_at = h_ND + rows.to(tl.int64)[:, None] * stride_h + dims[None, :]
-                w_at = w_VD + cols.to(tl.int64)[:, None] * stride_w + dims[None, :]
-                h = tl.load(h_at, mask=(rows < N)[:, None] & (dims < D)[None, :], other=0.0)
-                w = tl.load(w_at, mask=(cols < V)[:, None] & (dims < D)[None, :], other=0.0)
+                h = block(h_ND, rows, dims, N, D, stride_h)
+                w = block(w_VD, cols, dims, V, D, stride_w)
             x = tl.dot(h, w.T, x, input_precision="ieee")
         if HAS_BIAS:
             x += tl.load(bias_V + cols, mask=cols < V, other=0.0).to(tl.float32)[None, :]

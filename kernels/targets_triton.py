@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import triton
 import triton.language as tl
 
-from evalengine.kernels.triton_common import LN2, TARGET_TYPES, Spec, logit, rescaled
+from evalengine.kernels.triton_common import LN2, TARGET_TYPES, Spec, dot_product, logit, rescaled
 
 CONSTANTS = {"BLOCK_K": 512, "BLOCK_D": 2048}
 TARGET_WARPS = 8
@@ -91,13 +91,7 @@ def target_kernel(
             if HAS_LOGIT:
                 x = tl.load(logit_T + t)
             else:
-                products = tl.zeros((BLOCK_D,), dtype=tl.float32)
-                for d in range(0, D, BLOCK_D):
-                    dims = d + tl.arange(0, BLOCK_D)
-                    h = tl.load(h_ND + row * stride_h + dims, mask=dims < D, other=0.0)
-                    w = tl.load(w_VD + token * stride_w + dims, mask=dims < D, other=0.0)
-                    products += h.to(tl.float32) * w.to(tl.float32)
-                x = tl.sum(products, 0)
+                x = dot_product(h_ND + row * stride_h, w_VD + token * stride_w, D, BLOCK_D)
             if HAS_BIAS:
                 x += tl.load(bias_V + token).to(tl.float32)
             x = logit(x, HAS_SCALE, scale, HAS_SOFTCAP, softcap)

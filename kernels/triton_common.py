@@ -54,6 +54,25 @@ class Spec(NamedTuple):
 
 
 @triton.jit
+def block(x_ND, rows, dims, N, D, stride):
+    """Some rows and columns of a matrix; 0 beyond its N rows and D columns."""
+    at = x_ND + rows.to(tl.int64)[:, None] * stride + dims[None, :]
+    return tl.load(at, mask=(rows < N)[:, None] & (dims < D)[None, :], other=0.0)
+
+
+@triton.jit
+def dot_product(h_D, w_D, D, BLOCK_D: tl.constexpr):
+    """Of two vectors, in float32."""
+    products = tl.zeros((BLOCK_D,), dtype=tl.float32)
+    for d in range(0, D, BLOCK_D):
+        dims = d + tl.arange(0, BLOCK_D)
+        h = tl.load(h_D + dims, mask=dims < D, other=0.0)
+        w = tl.load(w_D + dims, mask=dims < D, other=0.0)
+        products += h.to(tl.float32) * w.to(tl.float32)
+    return tl.sum(products, 0)
+
+
+@triton.jit
 def logit(x, HAS_SCALE: tl.constexpr, scale, HAS_SOFTCAP: tl.constexpr, softcap):
     """Scale and soft-cap of raw logits. A soft-cap leaves no trace of an infinite logit: x - x puts a NaN back."""
     if HAS_SCALE:
@@ -97,6 +116,11 @@ def moved(row_T: Tensor, token_T: Tensor, device: torch.device) -> tuple[Tensor,
     pinned_2T[1].copy_(token_T)
     row_T, token_T = pinned_2T.to(device, non_blocking=True).unbind()
     return row_T, token_T
+
+
+def copied(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device: through pinned memory, so that nothing waits for the device."""
+    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
 
 
 def logit_arguments(stand_in: Tensor, **options: Tensor | float | None) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import torch
 
 from evalengine import files
 from evalengine.errors import UserError
-from evalengine.training import export
+from evalengine.training import export, selections
 from evalengine.training.prepare import clear_litter, prepare, work_folder
 from evalengine.training.stages import Job, Result, fingerprint
 from evalengine.training.state import Place
-from evalengine.training.study import Run, Study, runs
+from evalengine.training.study import Run, Study, runs, scorer
 from evalengine.training.workers import run_together, run_workers
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
 
 
 def selected(study: Study, only: str | None) -> list[Run]:
-    """The runs whose name matches the glob `only`, and those that they start from."""
+    """The runs whose name matches the glob `only`, and those that they need."""
     everything = runs(study)
     if only is None:
         return everything
@@ -39,6 +39,7 @@ def selected(study: Study, only: str | None) -> list[Run]:
     if not wanted:
         raise UserError(f"--only {only} matches none of the study's runs, such as {everything[0].name}")
     wanted |= {ancestor for run in wanted for ancestor in run.ancestors}
+    wanted |= {scorer(study, run) for run in wanted if run.stage != "pt"}
     return [run for run in everything if run in wanted]
 
 
@@ -87,8 +88,9 @@ def run_study(
 def _discard(out: Path, chosen: list[Run]) -> None:
     """What `--fresh` makes again. Token shards and conversations stay: their names say what they were made of."""
     work = work_folder(out)
-    for folder in (work / "tokenizer", work / "state", *(out / run.name for run in chosen)):
-        files.remove(folder)
+    chosen_paths = [path for run in chosen for path in (out / run.name, selections.path_of(work, run))]
+    for path in (work / "tokenizer", work / "state", *chosen_paths):
+        files.remove(path)
 
 
 def _left(jobs: list[Job]) -> tuple[list[Job], list[str]]:

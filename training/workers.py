@@ -1,7 +1,8 @@
 """The runs of a study in worker processes of this machine or under torchrun, with one line of progress.
 
-A worker takes one chain (the stages of one mixture and scale) at a time. Workers are plain spawned processes, one
-device each; a run that fails takes along those that start from it and no others.
+A worker takes one chain (the stages of one mixture and scale, or of all scales where one of them chooses the conversations
+for the others) at a time. Workers are plain spawned processes, one device each; a run that fails takes along those that start
+from it and no others.
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ class Message(NamedTuple):
 
 
 def chains(todo: list[Job]) -> list[list[Job]]:
-    """The runs by mixture and scale, in order."""
+    """The runs by mixture and scale, in order; by mixture where one scale chooses conversations for the others."""
     found: dict[tuple[str, str], list[Job]] = {}
     for job in todo:
-        found.setdefault((job.run.scale, job.run.mixture), []).append(job)
+        select = job.study.sft.select
+        apart = "" if select and select.by else job.run.scale
+        found.setdefault((apart, job.run.mixture), []).append(job)
     return list(found.values())
 
 

@@ -6,6 +6,7 @@ Dims: K checkpoints, I items of one benchmark, C choices of all items.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,6 +42,10 @@ class Choices(NamedTuple):
     tokens_KC: NDArray[np.int32]
     uncond_KC: NDArray[Any] | None  # the same without the context, where all were scored so
     own_contexts: bool  # whether choices of one item stand behind contexts of their own
+    formats: tuple[
+        tuple[str, str], ...
+    ] = ()  # names and templates; an item's choices in the first, then the second, ...
+    overlapping: frozenset[str] = frozenset()  # items of which an answer begins another, in any format
 
     def row(self, checkpoint: str) -> int:
         """The checkpoint's place in K, -1 where it lacks this benchmark."""
@@ -118,8 +123,8 @@ class Scores(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read_choices(store: Path | str, metric: str | None = None) -> Scores:
-    """Reads a score store. `metric` replaces every benchmark's default score.
+def read_choices(store: Path | str, metric: str | None = None, formats: bool = False) -> Scores:
+    """Reads a score store. `metric` replaces every benchmark's default score. `formats`: the store is one of `score --formats`.
 
     Items of which some checkpoint has a score that is not finite are left out for all, and named. Raises UserError as
     `items.read_store` does.
@@ -134,7 +139,7 @@ def read_choices(store: Path | str, metric: str | None = None) -> Scores:
     emulated: dict[str, Emulated] = {}
     found, notes = [], []
     for name, group in by_benchmark.items():
-        choices, lost = _read_benchmark(name, group, metric, checkpoints, emulated)
+        choices, lost = _read_benchmark(name, group, metric, checkpoints, emulated, formats)
         found.append(choices)
         if lost:
             notes.append(f"{name}: {lost} items without a finite score on some checkpoint are left out")
@@ -148,12 +153,14 @@ def _read_benchmark(
     metric: str | None,
     checkpoints: dict[str, Checkpoint],
     emulated: dict[str, Emulated],
+    formats: bool,
 ) -> tuple[Choices, int]:
     """A benchmark's choices, and how many items are left out."""
     holders: list[str] = []
     columns: dict[str, list[NDArray[Any]]] = {"loglik": [], "tokens": [], "loglik_uncond": []}
+    overlapping: set[str] = set()
     first: pa.Table = None
-    for scored, table in scored_tables(name, group, checkpoints):
+    for scored, table in scored_tables(name, group, checkpoints, formats):
         if first is None:
             first, chosen = table, metric or scored.metadata["default_score"] or "acc"
             known_metric(chosen)
@@ -167,7 +174,9 @@ def _read_benchmark(
         for column, values in columns.items():
             if not table[column].null_count:
                 values.append(_values(table[column]))
-        if b"eft_beta" in (raw := table.schema.metadata or {}):
+        raw = table.schema.metadata or {}
+        overlapping |= set(json.loads(raw.get(b"overlapping", b"[]")))
+        if b"eft_beta" in raw:
             base, tuned, ref, beta = (raw.get(key.encode(), b"").decode(errors="replace") for key in EFT_KEYS)
             emulated[scored.checkpoint] = Emulated(base, tuned, ref, float(beta))
     uncond = columns["loglik_uncond"]
@@ -187,6 +196,8 @@ def _read_benchmark(
         np.stack(columns["tokens"]),
         np.stack(uncond) if len(uncond) == len(holders) else None,
         (first.schema.metadata or {}).get(b"contexts") == b"own" or name in OWN_CONTEXTS,
+        tuple(json.loads(raw.get(b"formats", b"{}")).items()),
+        frozenset(overlapping),
     )
     usable_KC = np.isfinite(choices.loglik_KC)
     if usable_KC.all():

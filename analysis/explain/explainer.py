@@ -21,20 +21,23 @@ T = TypeVar("T")
 
 
 class Options(NamedTuple):
-    """What the user may choose. data: the folder of the benchmarks' files, for the texts of items."""
+    """What the user may choose. data: the folder of the benchmarks' files, for the texts of items. exposure: the folder that
+    `evalengine expose` wrote."""
 
     level: float = 0.95
     seed: int = 0
     data: Path | None = None
+    exposure: Path | None = None
 
 
 @dataclass(frozen=True)
 class Study:
-    """What explainers compute from. `kept`: what several of them need and one has computed."""
+    """What explainers compute from. `formats`: what `score --formats` stored. `kept`: what several need and one has computed."""
 
     scores: Scores
     design: Design
     options: Options
+    formats: Scores | None = None
     kept: dict[Any, Any] = field(default_factory=dict)
 
     def once(self, key: Any, make: Callable[[], T]) -> T:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evalengine.analysis.explain import exposed
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.corners import in_order
 from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Findings, Options, Study
 from evalengine.analysis.explain.registry import EXPLAINERS
+from evalengine.analysis.explain.renderings import read_formats
 from evalengine.analysis.together import read_together, write_together
 from evalengine.errors import UserError
 
@@ -20,13 +22,19 @@ TABLES_VERSION = "1"  # of the columns of all explainers and of explain.json
 
 
 def explain(
-    store: Path | str, options: Options, stages: Sequence[str] | None = None, metric: str | None = None
+    store: Path | str,
+    options: Options,
+    stages: Sequence[str] | None = None,
+    metric: str | None = None,
+    formats: Path | None = None,
 ) -> Findings:
-    """Reads a score store and runs every explainer. `stages` and `metric` as of `correlate`. Raises UserError."""
+    """Reads a score store and runs every explainer. `stages` and `metric` as of `correlate`; `formats`: where what
+    `score --formats` stored lies, if not in the store's folder of that name. Raises UserError."""
     if not 0.5 <= options.level < 1.0:
         raise UserError(f"--level {options.level} must lie between 0.5 and 1, such as 0.95")
     scores = read_choices(store, metric)
-    study = Study(scores, design_of(scores, stages), options)
+    in_formats = read_formats(formats or Path(store) / "formats", metric)
+    study = Study(scores, design_of(scores, stages), options, in_formats)
     tables = {explainer.table: explainer.rows(study) for explainer in EXPLAINERS}
     return Findings(describe(study), tables)
 
@@ -50,7 +58,17 @@ def describe(study: Study) -> dict[str, Any]:
         "level": options.level,
         "seed": options.seed,
         "data": options.data is not None,
-        "notes": [*scores.notes, *design.notes, *unordered(design.scales)],
+        "exposure": options.exposure is not None,
+        "formats": dict(study.formats.benchmarks[0].formats)
+        if study.formats and study.formats.benchmarks
+        else {},
+        "notes": [
+            *scores.notes,
+            *design.notes,
+            *unordered(design.scales),
+            *exposed.notes(study),
+            *(study.formats.notes if study.formats else ()),
+        ],
     }
 
 

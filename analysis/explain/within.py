@@ -30,8 +30,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array
+from evalengine.analysis.explain.jackknife import jackknife
 
+LEAST = 3  # mixtures, for an interval
 NOTHING = 1e-10  # mean square of a regressor after demeaning, and smallest share of it that others leave: no variation
+
+
+class Slopes(NamedTuple):
+    """Estimates, ends, standard errors and two-sided p of 0, (K,)."""
+
+    estimate_K: Array
+    low_K: Array
+    high_K: Array
+    se_K: Array
+    p_K: Array
 
 
 class Errors(NamedTuple):
@@ -44,11 +56,17 @@ class Errors(NamedTuple):
 
 def demeaned(value_VMI: Array, benchmark_I: NDArray[np.int64]) -> Array:
     """Without the effects of items and of benchmarks by mixtures. Items of a benchmark stand together."""
+    rest_VMI = centred(value_VMI, benchmark_I)
+    out: Array = rest_VMI - rest_VMI.mean(axis=1, keepdims=True)
+    return out
+
+
+def centred(value_VMI: Array, benchmark_I: NDArray[np.int64]) -> Array:
+    """Without the effects of benchmarks by mixtures."""
     first = np.flatnonzero(np.diff(benchmark_I, prepend=-1))
     sizes = np.diff(np.append(first, len(benchmark_I)))
     mean_VMB = np.add.reduceat(value_VMI, first, axis=2) / sizes
-    rest_VMI = value_VMI - np.repeat(mean_VMB, sizes, axis=2)
-    out: Array = rest_VMI - rest_VMI.mean(axis=1, keepdims=True)
+    out: Array = value_VMI - np.repeat(mean_VMB, sizes, axis=2)
     return out
 
 
@@ -79,6 +97,15 @@ def slopes(total_JVV: Array) -> Array:
         if np.linalg.eigvalsh(r_KK)[0] > NOTHING:
             out_JK[j] = np.linalg.solve(r_KK, xy_JK[j] / scale_K) / scale_K
     return out_JK
+
+
+def jackknifed(within_VMI: Array, level: float = 0.95) -> Slopes:
+    """Slopes with intervals for other mixtures (CR3); NaN ends with fewer than three, or where one alone has the doses."""
+    every_JK = slopes(without_each(products(within_VMI)))
+    found = jackknife(every_JK[0], every_JK[1:], level)
+    if within_VMI.shape[1] < LEAST:
+        found = found._replace(**{field: np.full(len(every_JK[0]), np.nan) for field in found._fields})
+    return Slopes(every_JK[0], *found)
 
 
 def varies(within_MI: Array) -> bool:

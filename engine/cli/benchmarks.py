@@ -1,4 +1,4 @@
-"""`evalengine benchmarks`: the list, one rendered item, or a check of data files."""
+"""`evalengine benchmarks`: the list, one rendered item, a check of data files, or which answer formats a study's text has."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "benchmarks",
-        help="list the benchmarks, show a rendered item, check data files",
+        help="list the benchmarks, show a rendered item, check data files, count answer formats",
         description="Without an action, lists the benchmarks.",
     )
     _common(parser, names=False)
@@ -34,6 +34,18 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     check = actions.add_parser("check", help="validate data files and name the first bad line of each")
     check.add_argument("--benchmarks", dest="names", default="all", help="names or categories (default all)")
     _common(check)
+    count = actions.add_parser(
+        "formats", help="count answer formats in a study's sources, for score --formats"
+    )
+    count.add_argument("study", metavar="STUDY", help="a study file, or the name of one that ships")
+    count.add_argument("--data", type=Path, metavar="DIR", help="the folder of the sources' files")
+    what = "YAML file, name: template with {choice} or {letter} (default: those that ship)"
+    count.add_argument("--formats", type=Path, metavar="YAML", help=what)
+    count.add_argument("--documents", type=int, default=100_000, metavar="N", help="of each source, at most")
+    count.add_argument(
+        "--out", type=Path, metavar="YAML", help="write those that were found, for score --formats"
+    )
+    count.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object")
 
 
 def _common(parser: argparse.ArgumentParser, *, names: bool = True) -> None:
@@ -57,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from evalengine.console import set_json
 
     set_json(args.json)
-    actions = {"show": _show, "check": _check}
+    actions = {"show": _show, "check": _check, "formats": _formats}
     return actions.get(args.action, _list)(args)
 
 
@@ -155,3 +167,45 @@ def _check(args: argparse.Namespace) -> int:
     if not checks:
         raise UserError(f"{args.data} holds no file of a benchmark: name them <benchmark>.jsonl or .parquet")
     return 1 if bad else 0
+
+
+def _formats(args: argparse.Namespace) -> int:
+    import itertools
+
+    from evalengine.benchmarks import formats
+    from evalengine.console import emit_json, say, shown, table
+    from evalengine.errors import UserError
+    from evalengine.training.sources import documents
+    from evalengine.training.study import load
+
+    if args.documents < 1:
+        raise UserError(f"--documents {args.documents} leaves nothing to count in: give at least 1")
+    known = formats.read_formats(args.formats) if args.formats else formats.SHIPPED
+    study = load(args.study)
+    counts = {
+        name: formats.count(itertools.islice(documents(source, args.data, name), args.documents), known)
+        for name, source in study.sources.items()
+    }
+    kept = [one for f, one in enumerate(known) if any(of[f] is None or of[f] for of in counts.values())]
+    if args.out:
+        formats.write_formats(args.out, kept)
+    if args.json:
+        found = {one.name: {name: of[f] for name, of in counts.items()} for f, one in enumerate(known)}
+        emit_json({"counts": found, "kept": [one.name for one in kept]})
+        return 0
+    rows = [
+        (
+            one.name,
+            shown(repr(one.template.text)),
+            *("–" if of[f] is None else f"{of[f]:,}" for of in counts.values()),
+        )
+        for f, one in enumerate(known)
+    ]
+    title = f"Formats in up to {args.documents:,} documents of each source"
+    table(title, ["format", "template", *counts], rows, left=2)
+    say("–: without words of its own, found everywhere")
+    absent = [one.name for one in known if one not in kept]
+    say(f"found: {len(kept)}; in no source: {', '.join(absent) or 'none'}")
+    if args.out:
+        say(f"Formats: {args.out} (next: evalengine score CKPT... --formats {args.out})")
+    return 0

@@ -1,4 +1,4 @@
-"""`evalengine demo`: train, score, emulate, correlate and explain on an embedded world, without a network or data of your own."""
+"""`evalengine demo`: a whole study on an embedded world, without a network or data of your own."""
 
 from __future__ import annotations
 
@@ -58,8 +58,11 @@ def commands(
     score = ["emulate", *score, "--beta", BETAS] if several else ["score", *score]
     score += ["--limit", QUICK_ITEMS] if quick else []
     correlate = ["correlate", str(scores), "--bootstrap", bootstrap, "--study", study, "--out", tables]
-    explain = ["explain", str(scores), "--data", bench, "--out", tables]
-    return [train, score, correlate, explain, ["report", tables, "--figures", "png"]]
+    exposure = str(out / "exposure")
+    expose = ["expose", study, "--data", str(out / "world"), "--ckpts", str(ckpts), "--out", exposure]
+    expose += ["--similarity", "dsir"]
+    explain = ["explain", str(scores), "--exposure", exposure, "--data", bench, "--out", tables]
+    return [train, score, expose, correlate, explain, ["report", tables, "--figures", "png"]]
 
 
 def run(args: argparse.Namespace) -> int:

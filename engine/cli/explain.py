@@ -29,6 +29,10 @@ def register(subparsers: Any) -> None:
         "folder of <benchmark>.jsonl or .parquet files: the report then shows the texts of the items it lists"
     )
     p.add_argument("--data", type=Path, help=texts)
+    exposure = (
+        "folder that `evalengine expose` wrote: how often and how similarly the mixtures told the items"
+    )
+    p.add_argument("--exposure", type=Path, metavar="FOLDER", help=exposure)
     p.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     p.set_defaults(run=run)
 
@@ -38,11 +42,12 @@ def run(args: argparse.Namespace) -> int:
     from evalengine.analysis.explain.explainer import Options
     from evalengine.analysis.explain.findings import explain, write
     from evalengine.analysis.explain.registry import EXPLAINERS
-    from evalengine.remote import readable
+    from evalengine.remote import formats_of, readable
 
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
-    options = Options(args.level, args.seed, args.data)
-    findings = explain(readable(args.store), options, stages, args.metric)
+    options = Options(args.level, args.seed, args.data, args.exposure)
+    formats = readable(formats_of(args.store))
+    findings = explain(readable(args.store), options, stages, args.metric, formats)
     write(findings, args.out)
     claims = [claim.text for explainer in EXPLAINERS for claim in explainer.claims(findings)]
     if args.json:

@@ -45,6 +45,8 @@ def register(subparsers: Any) -> None:
     add("--seed", type=int, default=0, help="seed of --limit (default: 0)")
     shards = "the trained study's folder: its token shards say how many tokens a source has (default: ckpts)"
     add("--ckpts", type=Path, default=Path("ckpts"), metavar="DIR", help=shards)
+    similar = "also how similar the sources are to the items: bm25, embedding, dsir, separated by commas; reads them twice more"
+    add("--similarity", default="", metavar="KINDS", help=similar)
     add("--jobs", type=int, default=0, metavar="N", help="threads that count (default: one a core)")
     add("--json", action="store_true", help="print one JSON object")
     p.set_defaults(run=run)
@@ -52,13 +54,15 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from evalengine.training import study as studies
-    from evalengine.training.exposure import expose, table
+    from evalengine.training.exposure import expose, similarity, table
 
     console.set_json(args.json)
     if (args.study is None) == (not args.source):
         raise UserError("name a study, or text files with --source NAME=PATH, and not both")
     if args.jobs < 0:
         raise UserError(f"--jobs must be 1 or more, or 0 for one a core, not {args.jobs}")
+    kinds = [kind.strip() for kind in args.similarity.split(",") if kind.strip()]
+    similarity.check(kinds)
     if args.study is not None:
         plan = expose.of_study(studies.load(args.study), args.data, args.out, args.ckpts)
     else:
@@ -66,11 +70,15 @@ def run(args: argparse.Namespace) -> int:
     sets = expose.load_sets(plan.data, args.benchmarks, args.limit, args.seed)
     done = expose.run(plan, sets, args.out, args.jobs)
     path = args.out / table.NAME
+    similar = similarity.expose(plan.sources, sets, kinds, args.out, done.exposure.about)
     if args.json:
         sources = {name: size._asdict() for name, size in done.exposure.about.sources.items()}
         held = {benchmark: dict(by_n) for benchmark, by_n in expose.items_held(done.exposure).items()}
-        console.emit_json({"path": str(path), "sources": sources, "items": held})
+        made = {"similarity": str(similar)} if similar else {}
+        console.emit_json({"path": str(path), **made, "sources": sources, "items": held})
         return 0
     expose.show(done)
     console.say(f"Counts: {path}")
+    if similar:
+        console.say(f"Similarities: {similar}")
     return 0

@@ -31,7 +31,11 @@ def register(subparsers: Any) -> None:
         "Run the same command again to continue an interrupted run: stored results are not scored again.",
     )
     add_checkpoints(p)
-    add_items(p)
+    formats = (
+        "every choice in each of several answer formats, those of a YAML file (name: template with {choice} or {letter}) or those"
+        " that come with evalengine; kept apart in OUT/formats, for `explain`"
+    )
+    add_items(p).add_argument("--formats", nargs="?", const="", metavar="YAML", help=formats)
     add_backend(p)
     add_hang_after(add_ray(p, "score"))
     p.set_defaults(run=run)
@@ -60,8 +64,9 @@ def add_checkpoints(p: argparse.ArgumentParser, adapters: bool = True) -> None:
     add("--trust-remote-code", action="store_true", help="run Python code that comes with a checkpoint")
 
 
-def add_items(p: argparse.ArgumentParser) -> None:
-    add = p.add_argument_group("benchmarks").add_argument
+def add_items(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = p.add_argument_group("benchmarks")
+    add = group.add_argument
     files = "folder of <benchmark>.jsonl or .parquet files (default: the Hugging Face hub)"
     add("--data", type=Path, help=files)
     add("--benchmarks", default="all", help="names, a category, or all (default), separated by commas")
@@ -79,6 +84,7 @@ def add_items(p: argparse.ArgumentParser) -> None:
     chat = "ask in each checkpoint's own chat template; kept apart in the store, as CHECKPOINT+chat of stage STAGE+chat"
     add("--chat", action="store_true", help=chat)
     add("--pmi", action="store_true", help="also score each choice without its context (acc_pmi)")
+    return group
 
 
 def add_backend(p: argparse.ArgumentParser) -> None:
@@ -120,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     console.set_json(args.json)
     from evalengine import runner
     from evalengine.events import Stored
-    from evalengine.remote import open_store
+    from evalengine.remote import formats_of, open_store
     from evalengine.resolve import asked_in_chat, discover
 
     if args.batch_tokens is not None and args.batch_tokens < 1:
@@ -134,7 +140,10 @@ def run(args: argparse.Namespace) -> int:
             f"{adapter} is an adapter, which --backend vllm does not score: use --backend torch, or merge it into its base"
         )
     options, item_sets = items_of(args)
-    folder, upload = open_store(args.out, [checkpoint.name for checkpoint in found])
+    if args.formats is not None:
+        item_sets = in_formats(item_sets, args.formats)
+    place = args.out if args.formats is None else formats_of(args.out)
+    folder, upload = open_store(place, [checkpoint.name for checkpoint in found])
     spec = backend_spec(args)
 
     def on_event(event: Event) -> None:
@@ -151,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
         with contextlib.closing(spec.make()) as backend:
             outcomes = runner.score(found, item_sets, backend, folder, options, on_event)
     upload(folder / "runs.jsonl")
-    return concluded(args, outcomes, folder)
+    return concluded(args, outcomes, folder, place)
 
 
 def items_of(args: argparse.Namespace) -> tuple[Options, list[tuple[ItemSet, str]]]:
@@ -175,13 +184,33 @@ def items_of(args: argparse.Namespace) -> tuple[Options, list[tuple[ItemSet, str
     return options, item_sets
 
 
-def concluded(args: argparse.Namespace, outcomes: Sequence[Outcome], folder: Path) -> int:
-    """Shows what has become of the checkpoints; the exit code."""
+def in_formats(item_sets: Sequence[tuple[ItemSet, str]], file: str) -> list[tuple[ItemSet, str]]:
+    """The items in the formats of a file, "" for those that ship. Raises UserError where no benchmark can be written so."""
+    from evalengine.benchmarks import formats
+    from evalengine.resume import own_contexts
+
+    known = formats.read_formats(Path(file)) if file else formats.SHIPPED
+    own = [items.benchmark for items, _ in item_sets if own_contexts(items)]
+    if own:
+        why = "each choice stands behind a context of its own, so that formats share no probability: left out"
+        console.warn(f"{', '.join(own)}: {why}")
+    if len(own) == len(item_sets):
+        raise UserError("no benchmark is left to score in formats: name others with --benchmarks")
+    return [
+        (formats.in_formats(items, known), score) for items, score in item_sets if items.benchmark not in own
+    ]
+
+
+def concluded(
+    args: argparse.Namespace, outcomes: Sequence[Outcome], folder: Path, inside: Path | str | None = None
+) -> int:
+    """Shows what has become of the checkpoints; the exit code. inside: where in --out the scores are."""
+    place = inside or args.out
     report = [summary(outcome, folder / outcome.checkpoint.name) for outcome in outcomes]
     if args.json:
-        console.emit_json({"store": str(args.out), "checkpoints": report})
+        console.emit_json({"store": str(place), "checkpoints": report})
     else:
-        show(report, args.out)
+        show(report, place, f"evalengine {'correlate' if place == args.out else 'explain'} {args.out}")
     return 1 if any(o.failure for o in outcomes) else 0
 
 
@@ -266,14 +295,15 @@ def summary(outcome: Outcome, folder: Path) -> dict[str, Any]:
     from evalengine import store
 
     files = [] if outcome.failure else sorted(folder.glob("*.arrow"))
-    accuracies = [accuracy(store.read(file)) for file in files]
+    tables = map(store.read, files)
+    accuracies = [accuracy(table) for table in tables if b"formats" not in table.schema.metadata]
     return outcome.record() | {
         "items_per_second": round(outcome.items / outcome.seconds, 1) if outcome.items else None,
         "mean_acc": float(np.mean(accuracies)) if accuracies else None,
     }
 
 
-def show(report: list[dict[str, Any]], out: Path | str) -> None:
+def show(report: list[dict[str, Any]], out: Path | str, then: str) -> None:
     rows = [
         (
             r["checkpoint"],
@@ -294,4 +324,4 @@ def show(report: list[dict[str, Any]], out: Path | str) -> None:
             console.say(f"{r['checkpoint']}: {note}")
     for failure in dict.fromkeys(r["failure"] for r in report if r["failure"]):
         console.say(f"failed: {failure}")
-    console.say(f"Store: {out}/  (next: evalengine correlate {out})")
+    console.say(f"Store: {out}/  (next: {then})")

@@ -43,7 +43,7 @@ def register(subparsers: Any) -> None:
     p.add_argument(
         "--stages",
         metavar="A,B",
-        help="these stages and those they start from, in place of the study's: pt, sft, sft_emptied, sft_shuffled",
+        help="these stages and those they start from, in place of the study's: pt, sft, sft_ARM, dpo",
     )
     p.add_argument(
         "--jobs",
@@ -98,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             plan.show(study, planned)
         return 0
+    from evalengine.training import selection_report
     from evalengine.training.runner import run_study
 
     if args.ray and (args.jobs or place.group.size > 1):
@@ -127,6 +128,8 @@ def run(args: argparse.Namespace) -> int:
             f"{len(outcome.finished)} checkpoints trained, {len(outcome.skipped)} were finished before; "
             f"score them with: evalengine score {args.out}/*"
         )
+    if study.sft.select:
+        selection_report.report(study, args.out)
     if outcome.failed:
         name, reason = next(iter(outcome.failed.items()))
         raise UserError(f"{len(outcome.failed)} runs failed, the first is {name}: {reason}")

@@ -7,6 +7,8 @@ and after are bivariate normal over mixtures with the planted correlation.
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -122,3 +124,43 @@ def write_study(
                     table = item_table(who, score.astype(np.float32), gold)
                     store.write(folder / checkpoint / f"{name}.arrow", table, metadata())
     return Truth(theta, r)
+
+
+FORMAT_ITEMS = 12
+
+
+def write_formats(
+    folder: Path,
+    formats: Mapping[str, str],
+    categories: Mapping[str, str],
+    scales: Sequence[str],
+    mixtures: Sequence[str],
+    stages: Sequence[str],
+    skip: Sequence[str] = (),
+    overlapping: Mapping[str, Sequence[str]] = {},
+) -> tuple[dict[tuple[str, str, str], np.ndarray], np.ndarray]:
+    """Writes what `score --formats` would, of 12 items of 3 choices; each stage prefers the second format more.
+
+    Returns the log-likelihoods (items, formats, choices) of each (mixture, stage, benchmark) of the last scale, and the right
+    choices.
+    """
+    rng = np.random.default_rng(5)
+    gold = rng.integers(0, 3, FORMAT_ITEMS)
+    logs = {}
+    for scale, (k, stage), m, name in itertools.product(scales, enumerate(stages), mixtures, categories):
+        x = rng.normal(-6.0, 1.0, (FORMAT_ITEMS, len(formats), 3)).astype(np.float32)
+        x[:, 1] += 2.0 * k
+        checkpoint = f"{scale}-{m}-{stage}"
+        logs[m, stage, name] = x.astype(np.float64)
+        if checkpoint in skip:
+            continue
+        who = {
+            "checkpoint": checkpoint, "scale": scale, "mixture": m, "stage": stage, "benchmark": name,
+            "category": categories[name],
+        }  # fmt: skip
+        table = item_table(who, x.reshape(FORMAT_ITEMS, -1), gold)
+        about = metadata(
+            formats=json.dumps(dict(formats)), overlapping=json.dumps(list(overlapping.get(name, ())))
+        )
+        store.write(folder / "formats" / checkpoint / f"{name}.arrow", table, about)
+    return logs, gold

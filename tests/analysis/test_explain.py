@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import planted
 import pytest
+from planted_exposure import write_for
 
 from evalengine import store
 from evalengine.analysis.explain.choices import read_choices
@@ -29,6 +30,8 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("explain") / "scores"
     stages = ("pt", "sft", "sft_emptied")
     planted.write_study(folder, items=40, mixtures=MIXTURES, spread=0.8, stages=stages)
+    formats = {"plain": " {choice}", "answer": " Answer: {choice}"}
+    planted.write_formats(folder, formats, planted.BENCHMARKS, ["240M", "1B"], MIXTURES, ("pt", "sft"))
     return folder
 
 
@@ -141,7 +144,9 @@ def test_the_jackknife_of_a_mean_is_students_interval() -> None:
 
 def test_the_command_and_the_report(scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "analysis"
-    assert main(["explain", str(scores), "--out", str(out)]) == 0
+    write_for(tmp_path / "exposure", scores)
+    told = ["--exposure", str(tmp_path / "exposure")]
+    assert main(["explain", str(scores), "--out", str(out), *told]) == 0
     assert main(["correlate", str(scores), "--out", str(out), "--bootstrap", "200"]) == 0
     findings = load(out)
     assert findings is not None and set(findings.tables) == {one.table for one in EXPLAINERS}
@@ -154,7 +159,10 @@ def test_the_command_and_the_report(scores: Path, tmp_path: Path, capsys: pytest
         "Emulated fine-tuning",
         "What predicts fine-tuning",
         "Format and knowledge",
+        "Does a benchmark follow its text?",
+        "How often, or how similarly?",
         "Arms of fine-tuning",
+        "Answer formats",
         "Items that turn",
     ):
         assert f"<h2>{title}</h2>" in page
@@ -170,8 +178,9 @@ def test_the_command_and_the_report(scores: Path, tmp_path: Path, capsys: pytest
 
 def test_names_from_outside_are_text_in_every_section(tmp_path: Path) -> None:
     names = {f"<i>{name}": f"<i>{category}" for name, category in planted.BENCHMARKS.items()}
+    scores = tmp_path / "scores"
     planted.write_study(
-        tmp_path,
+        scores,
         dict.fromkeys(names, 0.8),
         categories=names,
         items=40,
@@ -179,7 +188,13 @@ def test_names_from_outside_are_text_in_every_section(tmp_path: Path) -> None:
         mixtures=[f"<i>{mixture}" for mixture in MIXTURES],
         stages=("pt<i>", "sft", "sft_<i>"),
     )
-    findings = explain(tmp_path, Options(), ["pt<i>", "sft_<i>"])
+    formats = {"<i>plain": " <i>{choice}", "<i>answer": " Answer: {choice}"}
+    planted.write_formats(
+        scores, formats, names, ["1B<i>"], [f"<i>{m}" for m in MIXTURES], ("pt<i>", "sft_<i>")
+    )
+    stages = ["pt<i>", "sft_<i>"]
+    write_for(tmp_path / "exposure", scores, stages)
+    findings = explain(scores, Options(exposure=tmp_path / "exposure"), stages)
     for explainer in EXPLAINERS:
         assert "<i>" not in explainer.section(findings), explainer.table
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from evalengine.errors import UserError
-from evalengine.training import perplexity_filter
 from evalengine.training.chat import Conversation, Message
 from evalengine.training.conversations import (
     Example,
@@ -22,7 +21,6 @@ from evalengine.training.conversations import (
 )
 from evalengine.training.loop import mean_loss
 from evalengine.training.model import Decoder, Shape
-from evalengine.training.perplexity_filter import least_surprising
 from evalengine.training.rows import IGNORE
 from evalengine.training.state import Place
 from evalengine.training.study import ChatSource, SftData
@@ -99,25 +97,6 @@ def test_a_conversation_whose_answer_is_cut_off_is_dropped(tokenizer):
     assert len(within(examples, 64)) == 1
     with pytest.raises(UserError, match="raise `context`"):
         within(tokenise([long], tokenizer), 64)
-
-
-@pytest.mark.parametrize("batch_tokens", [1, 200, 10_000])
-def test_batches_of_like_length_give_each_conversations_own_loss(
-    batch_tokens: int, examples: list[Example], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(perplexity_filter, "BATCH_TOKENS", batch_tokens)
-    model = Decoder(SHAPE).initialise(torch.Generator().manual_seed(0))
-    alone = [mean_loss(model, pack([example], 96, ""), Place()) for example in examples]
-    assert perplexity_filter.surprise(model, examples, Place()) == pytest.approx(alone, rel=1e-5)
-
-
-def test_reach_keeps_what_the_model_finds_least_surprising(examples: list[Example]):
-    model = Decoder(SHAPE).initialise(torch.Generator().manual_seed(0))
-    losses = [mean_loss(model, pack([example], 96, ""), Place()) for example in examples]
-    kept = least_surprising(model, examples, 0.5, Place())
-    assert len(kept) == round(0.5 * len(examples))
-    again = [mean_loss(model, pack([example], 96, ""), Place()) for example in kept]
-    assert max(again) <= sorted(losses)[len(kept) - 1] * (1 + 1e-6)
 
 
 def test_benchmark_train_files_become_conversations(data: Path):

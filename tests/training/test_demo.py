@@ -10,10 +10,11 @@ from evalengine.training.study import load, runs
 
 
 def test_the_demo_runs_commands_that_exist_on_the_checkpoints_it_trains():
-    train, score, correlate, explain, report = commands(Path("demo"), quick=False, bootstrap="exact", jobs=0)
-    for command in (train, score, correlate, explain, report):
+    train, score, expose, correlate, explain, report = commands(Path("demo"), False, "exact", 0)
+    for command in (train, score, expose, correlate, explain, report):
         parser().parse_args(command)
     assert score[0] == "emulate" and correlate[1] == explain[1] == "demo/scores"
+    assert expose[expose.index("--out") + 1] == explain[explain.index("--exposure") + 1]
     assert report[1] == correlate[correlate.index("--out") + 1] == explain[explain.index("--out") + 1]
     scored = {Path(part).name for part in score if part.startswith("demo/ckpts/")}
     assert scored == {run.name for run in runs(load("embedded"))}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,10 @@ import pytest
 from evalengine.benchmarks import Item
 from evalengine.cli import main
 from evalengine.errors import UserError
+from evalengine.training.contamination import WORD
 from evalengine.training.exposure import counting, ngrams, table
 from evalengine.training.exposure.ngrams import LEAST, MOST, K, gather
-from evalengine.training.exposure.words import WORD, numbers, vocabulary
+from evalengine.training.exposure.words import numbers, vocabulary
 from evalengine.training.study import SourceSpec
 
 NS = range(LEAST, MOST + 1)
@@ -47,8 +48,12 @@ class Plain:
         ]
         self.documents = [words(text) for text in documents]
 
+    @cache  # noqa: B019
+    def grams(self, n: int) -> Counter[Words]:
+        return Counter(gram for document in self.documents for gram in windows(document, n))
+
     def occurrences(self, gram: Words) -> int:
-        return sum(windows(document, len(gram)).count(gram) for document in self.documents)
+        return self.grams(len(gram))[gram]
 
     def crossing(self, c: int, n: int) -> set[Words]:
         context, choice = self.pairs[c]
@@ -64,8 +69,11 @@ class Plain:
 
     def task(self, c: int, n: int) -> int:
         context, choice = (set(windows(part, n)) for part in self.pairs[c])
-        held = [set(windows(document, n)) for document in self.documents]
-        return sum(bool(context & some) and bool(choice & some) for some in held)
+        return sum(bool(context & some) and bool(choice & some) for some in self.held(n))
+
+    @cache  # noqa: B019
+    def held(self, n: int) -> list[set[Words]]:
+        return [set(windows(document, n)) for document in self.documents]
 
     def longest(self, c: int) -> tuple[int, int]:
         for n in range(sum(map(len, self.pairs[c])), 1, -1):
@@ -124,8 +132,8 @@ def made(seed: int) -> tuple[list[Item], list[str]]:
 def counted(items: Sequence[Item], documents: Sequence[str]) -> tuple[ngrams.Items, ngrams.Tally]:
     found = gather(items)
     into = ngrams.tally(found.grams)
-    for document in documents:
-        ngrams.add(document, found, into)
+    for start in range(0, len(documents), 7):
+        ngrams.add(documents[start : start + 7], found, into)
     return found, into
 
 
@@ -156,9 +164,11 @@ def test_words_are_those_of_the_regular_expression(seed: int):
         expected = words(some)
         known = sorted(set(expected))[::2]
         place = {word: number for number, word in enumerate(known)}
-        assert numbers(some, vocabulary(known)).tolist() == [place.get(word, -1) for word in expected]
-    assert numbers("", vocabulary(["a"])).tolist() == []
-    assert numbers("a b", vocabulary([])).tolist() == [-1, -1]
+        start, number = numbers([some, "", some[:9]], vocabulary(known))
+        assert number.tolist() == [place.get(word, -1) for word in (*expected, *words(some[:9]))]
+        assert start.tolist() == [0, len(expected), len(expected), len(number)]
+    assert numbers([], vocabulary(["a"]))[1].tolist() == []
+    assert numbers(["a b", "c"], vocabulary([]))[1].tolist() == [-1, -1, -1]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -193,6 +203,12 @@ def test_a_document_is_a_boundary_and_matches_overlap():
     cross_CK = found.cross.sums(into.count_G[:, 0]).reshape(-1, K)
     assert cross_CK[0, :2].tolist() == [4, 1]  # answer la; answer la la, and go answer la nowhere
     assert cross_CK[1].tolist() == [0] * K
+
+
+def test_a_copy_of_more_words_than_a_row_can_say():
+    choice = " ".join(f"w{k}" for k in range(200))
+    _, into = counted([item("a", "go", choice, "no")], [f"question go answer {choice}", choice])
+    assert into.longest_C2.tolist() == [[127, 1], [0, 0]]
 
 
 def test_more_documents_than_marks_last():
@@ -373,23 +389,19 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(folder: Path):
     again = folder / "again"
     given = ["--source", f"two={folder / 'data/two.jsonl'}", "--field", "body", "--data", folder / "data"]
     command = [sys.executable, "-c", SLOWLY, "expose", *map(str, given), "--out", str(again)]
-    for _ in range(2):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        before = parts(again)
-        deadline = time.monotonic() + 60
-        while parts(again) == before and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        assert not (again / table.NAME).exists()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while (
+        not list(again.glob(".counts/[!.]*.npz")) and process.poll() is None and time.monotonic() < deadline
+    ):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (again / table.NAME).exists()
     with np.load(next(again.glob(".counts/*.npz"))) as saved:
         assert 0 < saved["read_3"][0] < 26 and not saved["whole"]
     assert main(["expose", *map(str, given), "--out", str(again)]) == 0
     assert {p.name: p.read_bytes() for p in again.glob("**/*") if p.is_file()} == expected
-
-
-def parts(folder: Path) -> list[tuple[str, int]]:
-    return [(p.name, os.stat(p).st_mtime_ns) for p in folder.glob(".counts/*.npz")]
 
 
 def test_damaged_counts_are_made_again(folder: Path):

@@ -17,13 +17,16 @@ import pytest
 from scipy.special import logsumexp
 
 from evalengine import sealed
+from evalengine.benchmarks import BENCHMARKS, load_items
 from evalengine.benchmarks.definition import Item
 from evalengine.benchmarks.load import ItemSet
+from evalengine.cli import main
 from evalengine.errors import UserError
 from evalengine.training.exposure import dsir
 from evalengine.training.exposure.chunks import chunks, queries, words
 from evalengine.training.exposure.packages import wordllama_model
 from evalengine.training.exposure.similarity import KINDS, of_mixture, similarities, write
+from evalengine.training.exposure.table import About, SourceSize
 
 RNG = random.Random(0)
 VOCABULARY = [f"{a}{b}" for a in ("ra", "to", "mi", "sel", "ku") for b in ("n", "p", "dor", "le")]
@@ -179,12 +182,13 @@ def test_a_mixture_is_the_mean_by_share_of_exponentials(table: pa.Table) -> None
 
 
 def test_the_file_is_sealed_and_says_how_it_was_made(table: pa.Table, tmp_path: Path) -> None:
-    write(tmp_path / "similarity.arrow", table, '{"format": 1}')
+    about = About({"web": SourceSize(1, 2, 3, 4, True)}, {"v1p0": {"web": 1.0}}, {"60M": 5})
+    write(tmp_path / "similarity.arrow", table, about)
     read = sealed.read(tmp_path / "similarity.arrow")
     assert read.to_pylist() == table.to_pylist()
     assert read.schema.names == ["benchmark", "item", "choice", "source", "kind", "value"]
     assert (read.schema.field("choice").type, read.schema.field("value").type) == (pa.int16(), pa.float32())
-    assert json.loads(read.schema.metadata[b"exposure"]) == {"format": 1}
+    assert read.schema.metadata[b"exposure"].decode() == about.as_json()
     assert json.loads(read.schema.metadata[b"similarity"])["temperature"] == {"bm25": 1.0, "embedding": 0.05}
 
 
@@ -225,3 +229,50 @@ def test_choices_share_contexts_and_texts() -> None:
     found = queries(SETS)
     assert len(found.contexts) == 32 and len(found.continuations) < len(found.choice_Q) == 93
     assert found.texts(0, len(found.choice_Q)) == [query for *_, query in asked()]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data folder with one benchmark and the sources as files."""
+    (tmp_path / "bench").mkdir()
+    lines = [
+        {
+            "question": i.contexts[0],
+            "choices": {"text": list(i.continuations), "label": ["A", "B", "C"]},
+            "answerKey": "A",
+        }
+        for i in ITEMS[:8]
+    ]
+    (tmp_path / "bench/arc_easy.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    for name, documents in SOURCES.items():
+        (tmp_path / f"{name}.txt").write_text("\n<|endoftext|>\n".join(documents))
+    return tmp_path
+
+
+def expose(data: Path, *more: object) -> pa.Table | None:
+    given = [f"--source={name}={data / name}.txt" for name in SOURCES]
+    assert main([*map(str, ["expose", *given, "--data", data, "--out", data / "out", *more])]) == 0
+    path = data / "out/similarity.arrow"
+    return sealed.read(path) if path.exists() else None
+
+
+def test_the_command_writes_it_beside_the_counts(data: Path, capsys: pytest.CaptureFixture) -> None:
+    assert expose(data) is None
+    found = expose(data, "--similarity", "bm25,dsir")
+    items = load_items(BENCHMARKS["arc_easy"], data / "bench")
+    expected = similarities(factories(SOURCES), [items], ["bm25", "dsir"])
+    assert found is not None and found.to_pylist() == expected.to_pylist()
+    counts = sealed.read(data / "out/exposure.arrow")
+    assert found.schema.metadata[b"exposure"] == counts.schema.metadata[b"exposure"]
+    assert expose(data, "--limit", 3) == found  # the same text
+    (data / "small.txt").write_text("other words")
+    capsys.readouterr()
+    assert expose(data) is None
+    assert "made of other text" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_bad_kind_ends_before_anything_is_counted(data: Path, capsys: pytest.CaptureFixture) -> None:
+    given = ["--source", f"web={data / 'web.txt'}", "--data", str(data), "--out", str(data / "out")]
+    assert main(["expose", *given, "--similarity", "bm25,tfidf"]) == 1
+    assert "there is no similarity 'tfidf': choose from bm25, embedding, dsir" in capsys.readouterr().err
+    assert not (data / "out").exists()

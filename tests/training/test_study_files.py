@@ -61,6 +61,21 @@ def test_the_papers_study_states_its_scales():
         ({"scales.S.pretrain.z_loss": -1}, "z_loss must not be negative"),
         ({"sources.web": {}}, "source web needs either `path` or `hub`"),
         ({"tokenizer": {}}, "tokenizer needs either `vocab` or `path`"),
+        ({"sft.reach": 0.5}, "sft.reach: R has become `select: {score: loss, keep: [0, R]}`"),
+        (
+            {"sft.select": {"score": "ppl", "keep": [0, 0.5]}},
+            "sft.select.score must be loss, ifd or r_ifd, not 'ppl'",
+        ),
+        (
+            {"sft.select": {"score": "ifd", "keep": [0.5, 0.5]}},
+            "sft.select.keep must be two quantiles, the lower one first, such as [0, 0.5], not [0.5, 0.5]",
+        ),
+        ({"sft.select": {"score": "ifd", "keep": [0.5, 1.5]}}, "sft.select.keep must be two quantiles"),
+        ({"sft.select": {"score": "ifd", "keep": [0.5]}}, "sft.select.keep must be two quantiles"),
+        (
+            {"sft.select": {"score": "ifd", "keep": [0, 1], "by": "s"}},
+            "sft.select.by names the unknown scale 's': did you mean 'S'",
+        ),
         (
             {"sft.instructions": "emptied"},
             "has become a stage: leave it out and write `stages: [pt, sft_emptied]`",

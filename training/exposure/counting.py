@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -40,6 +40,10 @@ class Source(NamedTuple):
 
     def texts(self) -> Iterator[str]:
         return islice(sources.documents(self.spec, self.data, self.name), self.documents or None)
+
+    def read(self) -> Iterator[str]:
+        """The documents as far as they are counted."""
+        return chain.from_iterable(_batches(self, 0, 0))
 
 
 @dataclass
@@ -84,8 +88,7 @@ def count(source: Source, items: Items, folder: Path, jobs: int, on_bytes: Calla
         mine = free.get()
         try:
             before = int(mine.read_3[2])
-            for text in texts:
-                add(text, items, mine)
+            add(texts, items, mine)
             return int(mine.read_3[2]) - before
         finally:
             free.put(mine)
@@ -146,7 +149,7 @@ def _save(path: Path, counts: Counts) -> None:
         arrays[f"{name}_at"] = np.flatnonzero(flat)
         arrays[name] = flat[arrays[f"{name}_at"]]
     with files.atomic(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, **arrays)
+        np.savez(stream, allow_pickle=False, **arrays)
 
 
 def _load(path: Path, items: Items) -> Counts:

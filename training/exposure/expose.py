@@ -37,7 +37,7 @@ class Plan(NamedTuple):
 
 class Done(NamedTuple):
     exposure: Exposure
-    rates: Mapping[str, float]  # bytes counted by this run, over its seconds; 0 where there was nothing left
+    rates: Mapping[str, float]  # bytes a second of this run; 0 where there was nothing left
 
 
 def of_study(study: Study, data: Path | None, out: Path, ckpts: Path) -> Plan:
@@ -99,7 +99,7 @@ def run(plan: Plan, sets: Sequence[ItemSet], out: Path, jobs: int = 0) -> Done:
 
     with files.locked(_work(out) / "lock", refuse):
         items = gather([item for some in sets for item in some.items])
-        total = sum(map(_bytes, plan.sources))
+        total = sum(_bytes(source, plan.tokens) for source in plan.sources)
         counts: dict[str, Counts] = {}
         rates: dict[str, float] = {}
         with console.progress("counting", total / MB, "MB") as line:
@@ -124,10 +124,10 @@ def _work(out: Path) -> Path:
     return out / ".counts"
 
 
-def _bytes(source: Source) -> int:
-    """Of the files, or as far as a hub source is read; for the progress line."""
+def _bytes(source: Source, tokens: Mapping[str, int]) -> int:
+    """Of the files, or about what is read of a hub source; for the progress line."""
     if source.spec.hub:
-        return source.bytes
+        return source.bytes or tokens[source.name] * prepare.BYTES_PER_TOKEN
     return sum(file.stat().st_size for file in sources.files(source.spec, source.data, source.name))
 
 
@@ -159,7 +159,7 @@ def show(done: Done) -> None:
             f"{size.bytes / MB:,.1f}",
             f"{size.documents:,}",
             f"{size.words:,}",
-            f"{done.rates[name] / MB:.1f}",
+            f"{done.rates[name] / MB:.1f}" if done.rates[name] else "",
         ]
         for name, size in about.sources.items()
     ]

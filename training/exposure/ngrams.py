@@ -20,26 +20,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.numba_kernels import jit
 from evalengine.benchmarks import Item
-from evalengine.training.exposure.words import WORD, Vocabulary, numbers, vocabulary
+from evalengine.jit import jit
+from evalengine.training.contamination import WORD
+from evalengine.training.exposure.words import Rows, Vocabulary, numbers, vocabulary
 
 LEAST, MOST = 2, 8
 K = MOST - LEAST + 1
 LONGEST = 127  # words of a match; what is longer counts as so long
 NONE = -1
-
-
-class Rows(NamedTuple):
-    """Lists of numbers, one after another: row r is `value[start_R[r] : start_R[r + 1]]`."""
-
-    start_R: np.ndarray  # int32
-    value: np.ndarray  # int32
-
-    def sums(self, count_G: np.ndarray) -> np.ndarray:
-        """Each row's sum of the counts that its values point to, int64."""
-        total = np.concatenate(([0], np.cumsum(count_G[self.value])))
-        return total[self.start_R[1:]] - total[self.start_R[:-1]]
 
 
 class Grams(NamedTuple):
@@ -71,21 +60,16 @@ def gather(items: Sequence[Item]) -> Items:
     contexts, context_of, own = list[str](), list[int](), list[bool]()
     for item in items:
         shared = len(set(item.contexts)) == 1
-        for j, context in enumerate(item.contexts):
+        for j, text in enumerate(item.contexts):
             own.append(j == 0 or not shared)
             if own[-1]:
-                contexts.append(context)
+                contexts.append(text)
             context_of.append(len(contexts) - 1)
     choices = [choice for item in items for choice in item.continuations]
     words = vocabulary(dict.fromkeys(w for t in chain(contexts, choices) for w in WORD.findall(t.lower())))
-    context, choice = (_joined([numbers(text, words) for text in texts]) for texts in (contexts, choices))
+    context, choice = numbers(contexts, words), numbers(choices, words)
     context_of_C = np.array(context_of, np.int32)
     return _trie(words, context, choice, context_of_C, np.array(own, bool))
-
-
-def _joined(lists: Sequence[np.ndarray]) -> Rows:
-    start = np.cumsum([0, *map(len, lists)], dtype=np.int32)
-    return Rows(start, np.concatenate([np.zeros(0, np.int32), *lists]))
 
 
 def _trie(
@@ -187,25 +171,30 @@ class Tally(NamedTuple):
     context_KX: np.ndarray  # uint8: the last document, modulo 255, that held an n-gram of the context
     choice_KC: np.ndarray  # uint8
     task_CK: np.ndarray  # int64
-    longest_C2: (
-        np.ndarray
-    )  # int64: the longest crossing match of more than MOST words (else 0), and its occurrences
+    longest_C2: np.ndarray  # int64: words of the longest crossing match, 0 up to MOST; its occurrences
     read_3: np.ndarray  # int64: documents, words, bytes
+    seen: np.ndarray  # int32, room for every choice and n
 
 
 def tally(grams: Grams) -> Tally:
     """Nothing counted yet."""
     G, X, C = len(grams.word_G), len(grams.context.start_R) - 1, len(grams.context_of_C)
-    marks = (np.zeros((K, rows), np.uint8) for rows in (X, C))
-    counts = (np.zeros((C, columns), np.int64) for columns in (K, 2))
-    return Tally(np.zeros((G, 2), np.int32), *marks, *counts, np.zeros(3, np.int64))
+    return Tally(
+        np.zeros((G, 2), np.int32),
+        np.zeros((K, X), np.uint8),
+        np.zeros((K, C), np.uint8),
+        np.zeros((C, K), np.int64),
+        np.zeros((C, 2), np.int64),
+        np.zeros(3, np.int64),
+        np.zeros(C * K, np.int32),
+    )
 
 
-def add(text: str, items: Items, into: Tally) -> None:
-    """Counts one document."""
-    word_N = numbers(text, items.words)
-    into.read_3[:] += (1, len(word_N), len(text) if text.isascii() else len(text.encode()))
-    _count(word_N, items.grams, into, into.read_3[0])
+def add(documents: Sequence[str], items: Items, into: Tally) -> None:
+    """Counts documents."""
+    word = numbers(documents, items.words)
+    _count(word, items.grams, into)
+    into.read_3[1:] += (len(word.value), sum(len(d) if d.isascii() else len(d.encode()) for d in documents))
 
 
 @jit()
@@ -221,13 +210,18 @@ def _child(node, word, first_G, word_G):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def _count(word_N, grams, into, document):  # type: ignore[no-untyped-def]
-    _together(_walk(word_N, grams, into, document), grams, into, document)
+def _count(word, grams, into):  # type: ignore[no-untyped-def]
+    start_D, word_N = word
+    for d in range(len(start_D) - 1):
+        into.read_3[0] += 1
+        held = _walk(word_N[start_D[d] : start_D[d + 1]], grams, into)
+        _together(held, grams, into)
 
 
 @jit()
-def _walk(word_N, grams, into, document):  # type: ignore[no-untyped-def]
+def _walk(word_N, grams, into):  # type: ignore[no-untyped-def]
     """Counts the n-grams of a document, and returns their nodes, each once."""
+    document = into.read_3[0]
     first_G, word_G, level_n = grams.first_G, grams.word_G, grams.level_n
     count_G = into.count_G
     held = np.empty(min(K * len(word_N), len(word_G)), np.int32)
@@ -258,15 +252,15 @@ def _walk(word_N, grams, into, document):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def _together(held, grams, into, document):  # type: ignore[no-untyped-def]
+def _together(held, grams, into):  # type: ignore[no-untyped-def]
     """Adds this document to the choices that share it with their context, for each n."""
     start_G, holder = grams.holders
     context_KX, choice_KC = into.context_KX, into.choice_KC
-    mark = np.uint8(document % 255 + 1)
+    mark = np.uint8(into.read_3[0] % 255 + 1)
     if mark == 1:  # the marks of 255 documents ago
         context_KX[:] = 0
         choice_KC[:] = 0
-    seen = np.empty(K * len(grams.context_of_C), np.int32)
+    seen = into.seen
     pairs = 0
     for node in held:
         k = 0

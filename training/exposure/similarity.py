@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import logsumexp
 
-from evalengine import console, sealed
+from evalengine import console, files, sealed
 from evalengine.arrow import array_of, strings
 from evalengine.benchmarks.load import ItemSet
 from evalengine.errors import UserError, nearest
 from evalengine.training.exposure import dsir, packages
 from evalengine.training.exposure.bm25 import K1, B, Bm25, Corpus
 from evalengine.training.exposure.chunks import WORDS, Queries, blocks, chunks, queries, words
+from evalengine.training.exposure.counting import Source
 from evalengine.training.exposure.embedding import Embedding
+from evalengine.training.exposure.table import About
+from evalengine.untrusted import parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -151,8 +154,35 @@ def _coded(names: Sequence[str], repeat: Callable[[np.ndarray], np.ndarray]) -> 
     return pa.DictionaryArray.from_arrays(array_of(repeat(codes)), strings(list(number)))
 
 
-def write(path: Path, table: pa.Table, exposure: str) -> None:
-    """Writes all of it, or nothing. `exposure`: the metadata of exposure.arrow; how values were made stands beside it."""
+def expose(
+    found: Sequence[Source], items: Iterable[ItemSet], kinds: Sequence[str], out: Path, about: About
+) -> Path | None:
+    """Writes OUT/similarity.arrow and returns its path; without kinds, keeps the one there is if it is of the same text."""
+    path = out / NAME
+    if _of_other_text(path, about):
+        files.remove(path)
+        console.warn(f"removed {path}, which was made of other text: make it again with --similarity")
+    if not kinds:
+        return None
+    write(path, similarities({source.name: source.read for source in found}, items, kinds), about)
+    return path
+
+
+def _of_other_text(path: Path, about: About) -> bool:
+    """Whether there is a table of other sources, or of their text as it was before it changed."""
+    try:
+        was = parse_json(sealed.read(path).schema.metadata[b"exposure"])["sources"]
+        read = ("words", "bytes", "documents")
+        now = {name: size._asdict() for name, size in about.sources.items()}
+        return was.keys() != now.keys() or any(was[s][key] != now[s][key] for s in now for key in read)
+    except FileNotFoundError:
+        return False
+    except (sealed.Damaged, KeyError, TypeError, ValueError, AttributeError):
+        return True
+
+
+def write(path: Path, table: pa.Table, about: About) -> None:
+    """Writes all of it, or nothing, with the metadata of exposure.arrow; how the values were made stands beside them."""
     made = {
         "chunk_words": WORDS,
         "top": TOP,
@@ -161,4 +191,4 @@ def write(path: Path, table: pa.Table, exposure: str) -> None:
         "temperature": {"bm25": Bm25.temperature, "embedding": Embedding.temperature},
         "buckets": dsir.BUCKETS,
     }
-    sealed.write(path, table, {"exposure": exposure, "similarity": json.dumps(made)})
+    sealed.write(path, table, {"exposure": about.as_json(), "similarity": json.dumps(made)})

@@ -108,12 +108,12 @@ def read(path: Path) -> Exposure:
         if about["format"] != FORMAT:
             raise UserError(f"{path} is of format {about['format']}: upgrade evalengine, or count again")
         sources = {name: SourceSize(**size) for name, size in about["sources"].items()}
-        return Exposure(
-            About(sources, about["mixtures"], about["tokens"]),
-            items,
-            *(_coded(table, name) for name in ("benchmark", "item", "source", "kind")),
-            *(arrow.numbers(table.column(f"{name}").combine_chunks()) for name in NUMBERS),
+        benchmark, item, source, kind = (
+            _coded(table, name) for name in ("benchmark", "item", "source", "kind")
         )
+        numbers = (arrow.numbers(table.column(name).combine_chunks()) for name in NUMBERS)
+        design = About(sources, about["mixtures"], about["tokens"])
+        return Exposure(design, items, benchmark, item, source, kind, *numbers)
     except FileNotFoundError:
         raise UserError(f"there is no {path}: make it with `evalengine expose`") from None
     except (sealed.Damaged, KeyError, TypeError, ValueError, AttributeError):

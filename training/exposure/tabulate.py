@@ -68,9 +68,9 @@ def _rows(kind: str, items: Items, counts: Counts) -> tuple[np.ndarray, np.ndarr
     n_C = np.where(cross_CK > 0, np.arange(LEAST, MOST + 1), 0).max(axis=1)
     pick = (every_C, np.maximum(n_C - LEAST, 0))
     grams_C, count_C = grams_CK[pick], cross_CK[pick]
-    for c in np.flatnonzero(counts.longest_C2[:, 0] > MOST):
+    for c in map(int, np.flatnonzero(counts.longest_C2[:, 0] > MOST)):
         n_C[c], count_C[c] = counts.longest_C2[c]
-        grams_C[c] = _different(items, c, n_C[c])
+        grams_C[c] = _different(items, c, int(n_C[c]))
     return every_C, n_C, grams_C, count_C
 
 

@@ -1,26 +1,37 @@
 """Text to word numbers: the words of a document, as numbers of the items' own vocabulary.
 
-A word is a run of letters and digits of the lower-cased text (`WORD`). A word that no item holds is `UNKNOWN`. The result is
-exact: a table is probed by hash, and what it finds is compared character by character.
+A word is a run of letters and digits of the lower-cased text (`contamination.WORD`); one that no item holds is `UNKNOWN`. The
+result is exact: a table is probed by hash, and what it finds is compared character by character.
 
 Cost: about 40 ns a word, vocabulary in the cache. Dims: N words of a document, W words of the vocabulary, C characters.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.numba_kernels import jit
+from evalengine.jit import jit
+from evalengine.training.contamination import WORD
 
-WORD = re.compile(r"[^\W_]+")
 UNKNOWN = -1
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: Knuth's multiplicative hashing
 UNICODE = 0x110000
+
+
+class Rows(NamedTuple):
+    """Lists of numbers, one after another: row r is `value[start_R[r] : start_R[r + 1]]`."""
+
+    start_R: np.ndarray  # int32
+    value: np.ndarray  # int32
+
+    def sums(self, count_G: np.ndarray) -> np.ndarray:
+        """Each row's sum of the counts that its values point to, int64."""
+        total = np.concatenate(([0], np.cumsum(count_G[self.value])))
+        return total[self.start_R[1:]] - total[self.start_R[:-1]]
 
 
 class Vocabulary(NamedTuple):
@@ -42,12 +53,14 @@ def vocabulary(words: Iterable[str]) -> Vocabulary:
     return Vocabulary(slot_H, hash_W, start_W, char_C, _word_characters())
 
 
-def numbers(text: str, vocabulary: Vocabulary) -> np.ndarray:
-    """Every word of a text, in order, int32: its number, or UNKNOWN."""
-    lower = text.lower()
-    if lower.isascii():
-        return _numbers(np.frombuffer(lower.encode(), dtype=np.uint8), vocabulary)
-    return _numbers(np.frombuffer(lower.encode("utf-32-le"), dtype=np.uint32), vocabulary)
+def numbers(texts: Iterable[str], vocabulary: Vocabulary) -> Rows:
+    """Every word of each text, in order: its number, or UNKNOWN."""
+    lower = [text.lower() for text in texts]
+    end_D = np.cumsum([*map(len, lower)], dtype=np.int64)
+    joined = "".join(lower)
+    if joined.isascii():
+        return Rows(*_numbers(np.frombuffer(joined.encode(), dtype=np.uint8), end_D, vocabulary))
+    return Rows(*_numbers(np.frombuffer(joined.encode("utf-32-le"), dtype=np.uint32), end_D, vocabulary))
 
 
 @cache
@@ -80,32 +93,42 @@ def _table(char_C, start_W, size):  # type: ignore[no-untyped-def]
 
 
 @jit()
-def _numbers(char_C, vocabulary):  # type: ignore[no-untyped-def]
-    slot_H, hash_W, start_W, known_C, is_word = vocabulary
-    mask = len(slot_H) - 1
-    word_N = np.empty(len(char_C) // 2 + 1, np.int32)
+def _numbers(char_C, end_D, vocabulary):  # type: ignore[no-untyped-def]
+    word_N = np.empty(len(char_C) // 2 + len(end_D), np.int32)
+    start_D = np.zeros(len(end_D) + 1, np.int32)
+    is_word = vocabulary.is_word
     count = 0
     at = 0
-    while at < len(char_C):
-        if not is_word[char_C[at]]:
-            at += 1
-            continue
-        first = at
-        value = np.uint64(GOLDEN)
-        while at < len(char_C) and is_word[char_C[at]]:
-            value = _mixed(value, char_C[at])
-            at += 1
-        place = np.int64(value >> np.uint64(32)) & mask
+    for d in range(len(end_D)):
+        while at < end_D[d]:
+            if not is_word[char_C[at]]:
+                at += 1
+                continue
+            first = at
+            value = np.uint64(GOLDEN)
+            while at < end_D[d] and is_word[char_C[at]]:
+                value = _mixed(value, char_C[at])
+                at += 1
+            word_N[count] = _number(char_C[first:at], value, vocabulary)
+            count += 1
+        start_D[d + 1] = count
+    return start_D, word_N[:count]
+
+
+@jit()
+def _number(char_C, value, vocabulary):  # type: ignore[no-untyped-def]
+    """The word of these characters, whose hash is `value`; else UNKNOWN."""
+    slot_H, start_W = vocabulary.slot_H, vocabulary.start_W
+    mask = len(slot_H) - 1
+    place = np.int64(value >> np.uint64(32)) & mask
+    while slot_H[place] >= 0:
         word = slot_H[place]
-        while word >= 0:
-            if hash_W[word] == value and start_W[word + 1] - start_W[word] == at - first:
-                same = 0
-                while same < at - first and known_C[start_W[word] + same] == char_C[first + same]:
-                    same += 1
-                if same == at - first:
-                    break
-            place = (place + 1) & mask
-            word = slot_H[place]
-        word_N[count] = word
-        count += 1
-    return word_N[:count]
+        first = start_W[word]
+        if vocabulary.hash_W[word] == value and start_W[word + 1] - first == len(char_C):
+            same = 0
+            while same < len(char_C) and vocabulary.char_C[first + same] == char_C[same]:
+                same += 1
+            if same == len(char_C):
+                return word
+        place = (place + 1) & mask
+    return UNKNOWN

@@ -1,0 +1,242 @@
+"""The slopes of a benchmark's items on how often their material stood in the mixture: what table `frequency` holds.
+
+An item's margin, p(gold) and accuracy are regressed on its dose (doses.py) with an effect for each item and for each benchmark
+and mixture (within.py): an item that one mixture told more often than another is compared with itself, beyond what the
+mixture does to the benchmark. Stages and scales have slopes of their own; the slope of the change from the first stage to the
+last is the paired difference of theirs. Slopes of the margin are nats for each log unit of exposures, the others points
+(hundredths) for each factor of ten; for longest matches both are for each word.
+
+Intervals are the jackknife over mixtures with Student's t: for other mixtures and the same items. Errors clustered by item, by
+mixture (CR1) and by both stand beside them. q is Benjamini and Hochberg's over the doses, of the p over all sign vectors.
+
+One dose (doses.headline) is looked at more closely. Counts of zero get an indicator of their own, log(1 + E) gets a square. The
+value at zero dose minus chance is what a model has where right and wrong choices stood equally often: it generalises, the slope
+interpolates. Its variance is that of a mean over mixtures and items (twoway.py) at the slope, and the slope's. The slope across
+items compares items with others of their benchmark, as plots of bins do: items may be told often and be easy for one reason.
+
+Reference: Benjamini & Hochberg (1995), JRSS B 57, 289-300; the others stand in within.py and wild.py.
+
+Dims: M mixtures, I items of a group, V variables, K regressors.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalengine.analysis.correlation import benjamini_hochberg
+from evalengine.analysis.explain import doses
+from evalengine.analysis.explain.choices import Array
+from evalengine.analysis.explain.dosed_items import MARGIN, OUTCOMES, dosed_items, whens
+from evalengine.analysis.explain.explainer import Study
+from evalengine.analysis.explain.exposed import CONTEXT, SIMILARITIES, Dose
+from evalengine.analysis.explain.jackknife import jackknife
+from evalengine.analysis.explain.twoway import two_way_mean
+from evalengine.analysis.explain.wild import permutation_p, wild_p
+from evalengine.analysis.explain.within import (
+    Slopes,
+    centred,
+    clustered,
+    jackknifed,
+    products,
+    slopes,
+    varies,
+)
+
+SLOPE, ACROSS = "slope", "slope across items"
+WHERE_TOLD, ZERO, CURVATURE = "slope where told", "never told", "curvature"
+AT_ZERO = "value at zero dose"
+NAN = float("nan")
+X, NEVER, SQUARE = "dose", "E = 0", "square"
+
+
+class FrequencyRow(NamedTuple):
+    """A slope or another measure at a stage, or its change from the first stage (`minus`).
+
+    p: of the jackknife; p_wild: over all sign vectors; p_permutation: over the relabellings of the design, none below p_least.
+    headline: 1 of the dose that is looked at closely. n: mixtures.
+    """
+
+    scale: str
+    stage: str
+    minus: str  # "" at a stage
+    dose: str
+    headline: int
+    outcome: str
+    measure: str
+    category: str
+    benchmark: str  # "" of several
+    estimate: float
+    low: float
+    high: float
+    se: float
+    se_item: float
+    se_mixture: float
+    se_both: float
+    p: float
+    p_wild: float
+    p_permutation: float
+    p_least: float
+    q: float
+    n: int
+    items: int
+    note: str
+
+    @property
+    def at(self) -> str:
+        return self.stage
+
+
+def rows(study: Study) -> list[FrequencyRow]:
+    out: list[FrequencyRow] = []
+    for scale in study.design.scales:
+        if (found := doses.dosed(study, scale)) is None:
+            continue
+        known = {dose for one in found[1] for dose in one.value if dose.kind not in SIMILARITIES}
+        for dose in sorted(known, key=lambda dose: dose.order):
+            out += of_dose(study, scale, dose)
+    return with_q(out)
+
+
+def of_dose(study: Study, scale: str, dose: Dose) -> Iterator[FrequencyRow]:
+    """Every row of a dose at a scale but its q."""
+    closely = dose == doses.headline(study)
+    regressors: dict[str, Any] = {X: (dose, None)}
+    if closely:
+        regressors[NEVER] = (dose, lambda E_MC: np.where(np.isnan(E_MC), np.nan, E_MC == 0.0))
+        regressors[SQUARE] = (dose, lambda E_MC: np.log1p(E_MC) ** 2)
+    items = dosed_items(study, scale, regressors)
+    if items is None:
+        return
+    orders = doses.orders(study, items.mixtures)
+    x, y = items.within()
+    for group, when, outcome in itertools.product(items.groups(), whens(study), OUTCOMES):
+        place = (scale, *when, str(dose), int(closely), outcome, SLOPE, group.category, group.benchmark)
+        base = FrequencyRow(*place, *(NAN,) * 12, len(items.mixtures), len(group.item), "")
+        within = {name: value_MI[:, group.item] for name, value_MI in x.items()}
+        within_y_MI = y[when, outcome][:, group.item]
+        found = [_slope(base, within[X], within_y_MI, orders, study)]
+        if closely and not np.isnan(found[0].estimate):
+            found += _closely(base, within, within_y_MI, study.options.level)
+            raw = items.x[X][:, group.item], items.y[when, outcome][:, group.item]
+            found.append(_across(base, *raw, items.benchmark_I[group.item], study.options.level))
+            if outcome != MARGIN:
+                chance_I = 0.0 if when[1] else items.chance_I[group.item]
+                level_MI = raw[1] - chance_I
+                found.append(
+                    _at_zero(found[0], raw[0], level_MI, items.benchmark_I[group.item], study.options.level)
+                )
+        for row in found:
+            yield _scaled(row, unit(dose, outcome, row.measure))
+
+
+def unit(dose: Dose, outcome: str, measure: str) -> float:
+    """What is multiplied: the margin stays in nats, all else is in points; slopes are for each factor of ten, or each word."""
+    if outcome == MARGIN:
+        return 1.0
+    power = {SLOPE: 1, WHERE_TOLD: 1, ACROSS: 1, CURVATURE: 2}.get(measure, 0)
+    return 100.0 * float(np.log(10.0)) ** (power if dose.counted else 0)
+
+
+def _scaled(row: FrequencyRow, factor: float) -> FrequencyRow:
+    fields = ("estimate", "low", "high", "se", "se_item", "se_mixture", "se_both")
+    scaled: dict[str, Any] = {field: getattr(row, field) * factor for field in fields}
+    return row._replace(**scaled)
+
+
+def _slope(
+    base: FrequencyRow, x_MI: Array, y_MI: Array, orders: NDArray[np.int64] | None, study: Study
+) -> FrequencyRow:
+    if not varies(x_MI):
+        return base._replace(note="doses do not differ between mixtures beyond the benchmark's mean")
+    value_VMI = np.stack([x_MI, y_MI])
+    found = jackknifed(value_VMI, study.options.level)
+    errors = clustered(value_VMI, found.estimate_K)
+    row = _with(base, found, 0)._replace(
+        se_item=float(errors.item_K[0]),
+        se_mixture=float(errors.mixture_K[0]),
+        se_both=float(errors.both_K[0]),
+        p_wild=wild_p(x_MI, y_MI, seed=study.options.seed),
+    )
+    if orders is not None:
+        row = row._replace(
+            p_permutation=permutation_p(x_MI, y_MI, orders), p_least=permutation_p(x_MI, x_MI, orders)
+        )
+    different = len(np.unique(x_MI.round(9), axis=0))
+    if different < row.n:
+        row = row._replace(note=f"{row.n} mixtures have {different} different sets of doses")
+    return row
+
+
+def _with(base: FrequencyRow, found: Slopes, k: int) -> FrequencyRow:
+    return base._replace(
+        estimate=float(found.estimate_K[k]),
+        low=float(found.low_K[k]),
+        high=float(found.high_K[k]),
+        se=float(found.se_K[k]),
+        p=float(found.p_K[k]),
+    )
+
+
+def _closely(base: FrequencyRow, x: dict[str, Array], y_MI: Array, level: float) -> Iterator[FrequencyRow]:
+    """The slope beside an indicator of zero counts, and the square of the log dose."""
+    if varies(x[NEVER]):
+        found = jackknifed(np.stack([x[X], x[NEVER], y_MI]), level)
+        yield _with(base._replace(measure=WHERE_TOLD), found, 0)
+        yield _with(base._replace(measure=ZERO), found, 1)
+    found = jackknifed(np.stack([x[X], x[SQUARE], y_MI]), level)
+    yield _with(base._replace(measure=CURVATURE), found, 1)
+
+
+def _across(
+    base: FrequencyRow, x_MI: Array, y_MI: Array, benchmark_I: NDArray[np.int64], level: float
+) -> FrequencyRow:
+    """The slope over the items of a benchmark and mixture, without effects of items."""
+    total_MVV = products(centred(np.stack([x_MI, y_MI]), benchmark_I))
+    every_JK = slopes(np.concatenate([total_MVV.sum(axis=0)[None], total_MVV.sum(axis=0) - total_MVV]))
+    found = jackknife(every_JK[0], every_JK[1:], level)
+    return _with(base._replace(measure=ACROSS), Slopes(every_JK[0], *found), 0)
+
+
+def _at_zero(
+    slope: FrequencyRow, x_MI: Array, y_MI: Array, benchmark_I: NDArray[np.int64], level: float
+) -> FrequencyRow:
+    """The mean over benchmarks of y - slope * x, before units: `slope` is in those of y."""
+    from scipy.special import stdtrit
+
+    first = np.flatnonzero(np.diff(benchmark_I)) + 1
+    mean = two_way_mean(np.split(y_MI - slope.estimate * x_MI, first, axis=1), level)
+    dose = float(np.mean([part_MI.mean() for part_MI in np.split(x_MI, first, axis=1)]))
+    se = float(np.hypot(mean.se, dose * slope.se))
+    half = float(stdtrit(slope.n - 1, 0.5 + level / 2)) * se
+    nothing: dict[str, Any] = dict.fromkeys(
+        ("se_item", "se_mixture", "se_both", "p", "p_wild", "p_permutation", "p_least"), NAN
+    )
+    return slope._replace(
+        measure=AT_ZERO,
+        estimate=mean.estimate,
+        low=mean.estimate - half,
+        high=mean.estimate + half,
+        se=se,
+        note="",
+        **nothing,
+    )
+
+
+def with_q(rows_: list[FrequencyRow]) -> list[FrequencyRow]:
+    """q of every slope over the doses of one place; context is no dose of an item, so it is in no family."""
+    family: dict[tuple[str, ...], list[int]] = {}
+    for k, row in enumerate(rows_):
+        if row.measure == SLOPE and not row.dose.startswith(CONTEXT):
+            place = (row.scale, row.stage, row.minus, row.outcome, row.category, row.benchmark)
+            family.setdefault(place, []).append(k)
+    out = list(rows_)
+    for members in family.values():
+        q = benjamini_hochberg(np.array([rows_[k].p_wild for k in members]))
+        for k, value in zip(members, q, strict=True):
+            out[k] = rows_[k]._replace(q=float(value))
+    return out

@@ -1,0 +1,141 @@
+"""Items with their doses and with what a dose may move: what `frequency` and `gelbach` compute from.
+
+    margin    log-likelihood of the right choice minus the largest of a wrong one, nats, within -5 and 5
+    p(gold)   softmax probability of the right choice among the choices
+    accuracy  whether the benchmark's own score picks the right choice
+
+Dims: R runs, M mixtures, I items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalengine.analysis.explain.choices import Array, Choices
+from evalengine.analysis.explain.design import by_mixture, rows
+from evalengine.analysis.explain.doses import dosed
+from evalengine.analysis.explain.explainer import Study
+from evalengine.analysis.explain.exposed import Dose
+from evalengine.analysis.explain.quantities import CLIP
+from evalengine.analysis.explain.within import demeaned
+from evalengine.analysis.groups import ALL
+from evalengine.analysis.panel import category_key
+
+MARGIN, P_GOLD, ACCURACY = "margin", "p(gold)", "accuracy"
+OUTCOMES = (MARGIN, P_GOLD, ACCURACY)
+
+Regressor = tuple[Dose, Callable[[Array], Array] | None]  # as of `Dosed.of`
+When = tuple[str, str]  # a stage and "", or the last stage minus the first
+
+
+class Group(NamedTuple):
+    """All items, those of a category, or those of a benchmark ("" of several)."""
+
+    category: str
+    benchmark: str
+    item: NDArray[np.int64]
+
+
+class DosedItems(NamedTuple):
+    """The items of a scale whose doses are known on all mixtures, those of a benchmark together."""
+
+    mixtures: tuple[str, ...]
+    benchmarks: tuple[tuple[str, str], ...]  # category and name
+    benchmark_I: NDArray[np.int64]
+    chance_I: Array  # accuracy of guessing
+    x: dict[str, Array]  # by the regressor's name, (M, I)
+    y: dict[tuple[When, str], Array]  # by stage and outcome, (M, I)
+
+    def groups(self) -> list[Group]:
+        """All items and those of each category, then of each benchmark."""
+        categories = np.array([category for category, _ in self.benchmarks], dtype=object)
+        every = [Group(ALL, "", np.arange(len(self.benchmark_I)))]
+        every += [
+            Group(category, "", np.flatnonzero((categories == category)[self.benchmark_I]))
+            for category in sorted(set(categories), key=category_key)
+        ]
+        every += [
+            Group(category, benchmark, np.flatnonzero(self.benchmark_I == b))
+            for b, (category, benchmark) in enumerate(self.benchmarks)
+        ]
+        return every
+
+    def within(self) -> tuple[dict[str, Array], dict[tuple[When, str], Array]]:
+        """`x` and `y` without the effects of items and of benchmarks by mixtures."""
+        value_VMI = demeaned(np.stack([*self.x.values(), *self.y.values()]), self.benchmark_I)
+        return dict(zip(self.x, value_VMI, strict=False)), dict(
+            zip(self.y, value_VMI[len(self.x) :], strict=True)
+        )
+
+
+def whens(study: Study) -> tuple[When, When, When]:
+    first, last = study.design.stages
+    return (first, ""), (last, ""), (last, first)
+
+
+def dosed_items(study: Study, scale: str, regressors: Mapping[str, Regressor]) -> DosedItems | None:
+    """The items on which all regressors are known; None where there are none."""
+    found = dosed(study, scale)
+    if found is None:
+        return None
+    mixtures, every = found
+    names, chance = [], []
+    x: dict[str, list[Array]] = {name: [] for name in regressors}
+    y: dict[tuple[When, str], list[Array]] = {}
+    for one in every:
+        if any(dose not in one.value for dose, _ in regressors.values()):
+            continue
+        doses = {name: one.of(*regressor) for name, regressor in regressors.items()}
+        known_I = np.isfinite(np.stack(list(doses.values()))).all(axis=(0, 1))
+        moved = _outcomes(study, scale, one.choices, mixtures)
+        if moved is None or not known_I.any():
+            continue
+        names.append((one.choices.category, one.choices.name))
+        chance.append(1.0 / np.diff(one.choices.offset_I1)[known_I])
+        for name, value_MI in doses.items():
+            x[name].append(value_MI[:, known_I])
+        for key, value_MI in moved.items():
+            y.setdefault(key, []).append(value_MI[:, known_I])
+    if not names:
+        return None
+    return DosedItems(
+        mixtures,
+        tuple(names),
+        np.repeat(np.arange(len(names)), list(map(len, chance))),
+        np.concatenate(chance),
+        {name: np.concatenate(parts, axis=1) for name, parts in x.items()},
+        {key: np.concatenate(parts, axis=1) for key, parts in y.items()},
+    )
+
+
+def _outcomes(
+    study: Study, scale: str, choices: Choices, mixtures: tuple[str, ...]
+) -> dict[tuple[When, str], Array] | None:
+    return study.once(("outcomes", scale, choices.name), lambda: outcomes(study, scale, choices, mixtures))
+
+
+def outcomes(
+    study: Study, scale: str, choices: Choices, mixtures: tuple[str, ...]
+) -> dict[tuple[When, str], Array] | None:
+    """(M, I), runs of a mixture averaged; None where a run lacks the benchmark."""
+    runs = [run for run in study.design.runs[scale] if run.mixture in mixtures]
+    mixture_R = np.array([mixtures.index(run.mixture) for run in runs])
+    first, last, change = whens(study)
+    out: dict[tuple[When, str], Array] = {}
+    for when, checkpoints in ((first, [run.before for run in runs]), (last, [run.after for run in runs])):
+        if (found := rows(choices, checkpoints)) is None:
+            return None
+        some = choices.at(found)
+        gold_RI = some.loglik_KC[:, some.gold_C]
+        value = {
+            MARGIN: (gold_RI - some.best_wrong(some.loglik_KC)).clip(-CLIP, CLIP),
+            P_GOLD: np.exp(gold_RI - some.log_mass()),
+            ACCURACY: (some.picks() == some.gold_I).astype(np.float64),
+        }
+        out.update({(when, name): by_mixture(value_RI, mixture_R) for name, value_RI in value.items()})
+    out.update({(change, name): out[last, name] - out[first, name] for name in OUTCOMES})
+    return out

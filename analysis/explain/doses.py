@@ -1,0 +1,125 @@
+"""How often, and how similarly, a mixture told each choice of an item: what `frequency` and `gelbach` regress on.
+
+    exposures of choice j in mixture m    E_jm = sum_s share_ms tokens / tokens_s count_js
+    dose of item i                        x_im = f(right choice) - mean over wrong choices of f, with f = log(1 + E)
+
+tokens is what the scale is pretrained on, tokens_s the length of source s, so share_ms tokens / tokens_s is how many times the
+source was read. Doses of longest matches are in words: the longest match in any source of the mixture. Similarities are
+log sum_s share_ms exp(value_js). "context" is no contrast: n-grams of the context alone, which say how familiar the task is.
+
+An item has a dose where all its choices have one: a choice too short for an n-gram is unknown, not zero.
+
+Dims: S sources, M mixtures, C choices of all items of a benchmark, I items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalengine.analysis.explain.choices import Array, Choices
+from evalengine.analysis.explain.explainer import Study
+from evalengine.analysis.explain.exposed import CONTEXT, CROSS, LONGEST, Dose, Exposed, exposed
+from evalengine.analysis.explain.wild import relabellings
+from evalengine.analysis.mixtures import kind_of
+
+VARIED = 0.5  # of the items, for the headline dose
+
+
+class Dosed(NamedTuple):
+    """One benchmark in M mixtures: by dose, exposures, longest matches or similarities, (M, C), NaN where unknown."""
+
+    choices: Choices
+    value: dict[Dose, Array]
+
+    def of(self, dose: Dose, f: Callable[[Array], Array] | None = None) -> Array:
+        """The dose of each item, (M, I), NaN where it is unknown; `f` in the place of log(1 + E)."""
+        value_MC = self.value[dose]
+        f = f or (np.log1p if dose.counted else np.asarray)
+        first_I = self.choices.offset_I1[:-1]
+        if dose.kind == CONTEXT:
+            return f(value_MC[:, first_I])
+        of_MC = f(value_MC)
+        gold_MI = of_MC[:, self.choices.gold_C]
+        wrong_I = np.diff(self.choices.offset_I1) - 1
+        sum_MI = np.add.reduceat(of_MC, first_I, axis=1)
+        out: Array = np.where(wrong_I > 0, gold_MI - (sum_MI - gold_MI) / np.maximum(wrong_I, 1), np.nan)
+        return out
+
+
+def dosed(study: Study, scale: str) -> tuple[tuple[str, ...], list[Dosed]] | None:
+    """The mixtures of a scale whose shares are known, and their doses; None where nothing can be said."""
+    if (found := exposed(study)) is None:
+        return None
+    return study.once(("dosed", scale), lambda: _dosed(study, scale, found))
+
+
+def headline(study: Study) -> Dose | None:
+    """The dose that is looked at most closely: crossing n-grams of the largest n at which the dose of at least half of the items
+    differs between mixtures; else of the n where most do. It depends on texts and design alone, not on any score, so choosing it
+    needs no correction."""
+    return study.once("headline", lambda: _headline(study))
+
+
+def _headline(study: Study) -> Dose | None:
+    every = [found[1] for scale in study.design.scales if (found := dosed(study, scale)) is not None]
+    if not every:
+        return None
+    items = sum(len(one.choices.item_I) for one in every[0])
+    share: dict[Dose, float] = {}
+    for one in every[0]:
+        for dose in one.value:
+            if dose.kind == CROSS:
+                varied_I = np.nan_to_num(np.ptp(one.of(dose), axis=0)) > 1e-9
+                share[dose] = share.get(dose, 0.0) + float(varied_I.sum()) / items
+    enough = [dose for dose in share if share[dose] >= VARIED]
+    if enough:
+        return max(enough, key=lambda dose: dose.n)
+    return max(share, key=lambda dose: (share[dose], -dose.n), default=None)
+
+
+def orders(study: Study, mixtures: tuple[str, ...]) -> NDArray[np.int64] | None:
+    """Relabellings of the design, where its mixtures are a grid: which sources they have, by their shares of web, code and
+    curated text (wild.relabellings)."""
+    found = exposed(study)
+    if found is None:
+        return None
+    versions, proportions = [], []
+    for mixture in mixtures:
+        shares = dict(zip(found.sources, found.share[mixture].tolist(), strict=True))
+        versions.append(frozenset(source for source, share in shares.items() if share > 0.0))
+        kinds: dict[str, float] = {}
+        for source, share in shares.items():
+            kinds[kind_of(source)] = kinds.get(kind_of(source), 0.0) + share
+        proportions.append(tuple(sorted((kind, round(share, 6)) for kind, share in kinds.items() if share)))
+    return relabellings(versions, proportions)
+
+
+def _dosed(study: Study, scale: str, found: Exposed) -> tuple[tuple[str, ...], list[Dosed]] | None:
+    present = [study.design.mixtures[m] for m in np.unique(study.design.mixture_R(scale))]
+    mixtures = tuple(m for m in present if (scale, m) in found.epochs)
+    if len(mixtures) < 2:
+        return None
+    share_MS = np.stack([found.share[m] for m in mixtures])
+    epochs_MS = np.stack([found.epochs[scale, m] for m in mixtures])
+    return mixtures, [
+        Dosed(
+            one.choices,
+            {dose: _mixed(dose, value_SC, share_MS, epochs_MS) for dose, value_SC in one.value.items()},
+        )
+        for one in found.counts
+    ]
+
+
+def _mixed(dose: Dose, value_SC: Array, share_MS: Array, epochs_MS: Array) -> Array:
+    from scipy.special import logsumexp
+
+    if dose.counted:
+        return epochs_MS @ value_SC
+    if dose.kind == LONGEST:
+        return np.stack([value_SC[share_S > 0.0].max(axis=0) for share_S in share_MS])
+    out: Array = logsumexp(value_SC, axis=1, b=share_MS[:, :, None])
+    return out

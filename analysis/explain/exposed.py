@@ -1,0 +1,239 @@
+"""The files that `evalengine expose` wrote, joined to the items of a store choice by choice.
+
+exposure.arrow holds counts, similarity.arrow similarities; the second may be missing. Both are of sources; what they are in a
+mixture is made in doses.py.
+
+Dims: S sources, C choices of all items of a benchmark, I items, R rows of a file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalengine.analysis.explain.choices import Array, Choices
+from evalengine.analysis.explain.explainer import Study
+from evalengine.analysis.items import names
+from evalengine.errors import UserError
+
+if TYPE_CHECKING:
+    from evalengine.training.exposure import table
+    from evalengine.training.exposure.table import About, Coded
+
+CROSS, TASK, LONGEST, CONTEXT = "cross", "task", "longest", "context"
+SIMILARITIES = ("bm25", "embedding", "dsir")
+SIMILARITY = "similarity.arrow"
+
+
+class Dose(NamedTuple):
+    """kind: of exposure.arrow or similarity.arrow; n: words of the n-grams, 0 where there are none."""
+
+    kind: str
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.n}" if self.n else self.kind
+
+    @property
+    def counted(self) -> bool:
+        """Whether it counts exposures, so that it is measured on a log scale and may be zero."""
+        return self.kind not in (LONGEST, *SIMILARITIES)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        kinds = (CROSS, TASK, LONGEST, CONTEXT, *SIMILARITIES)
+        return kinds.index(self.kind) if self.kind in kinds else len(kinds), self.n
+
+
+class Counts(NamedTuple):
+    """One benchmark: by dose, the count, the length or the similarity in each source, (S, C), NaN where it is unknown."""
+
+    choices: Choices
+    value: dict[Dose, Array]
+
+
+class Exposed(NamedTuple):
+    """What is known of a store's items, and the design of the study that it was counted for."""
+
+    sources: tuple[str, ...]
+    share: dict[str, Array]  # by mixture, of the sources, (S,)
+    epochs: dict[tuple[str, str], Array]  # by scale and mixture: how many times each source is read, (S,)
+    counts: tuple[Counts, ...]
+    notes: tuple[str, ...]
+
+
+class Keys(NamedTuple):
+    """The columns that say what a row of a file is of."""
+
+    benchmark: Coded
+    item: Coded
+    source: Coded
+    kind: Coded
+    choice_R: NDArray[Any]
+
+
+class Rows(NamedTuple):
+    """The rows of one benchmark: their numbers, the places of their choices in the store, and their sources'."""
+
+    row: NDArray[np.int64]
+    choice: NDArray[np.int64]
+    source: NDArray[np.int64]
+
+
+def exposed(study: Study) -> Exposed | None:
+    """What `--exposure` names, joined to the store's items; None without. Raises UserError where it does not fit the store."""
+    folder = study.options.exposure
+    return None if folder is None else study.once("exposed", lambda: _read(study, folder))
+
+
+def notes(study: Study) -> tuple[str, ...]:
+    """What was left out of the exposures, and where they are the same text again."""
+    found = exposed(study)
+    return () if found is None else found.notes
+
+
+def _read(study: Study, folder: Path) -> Exposed:
+    from evalengine.training.exposure import table
+
+    counted = table.read(folder / table.NAME)
+    sources, share, epochs = _design(study, folder, counted.about)
+    similar = _similar(folder / SIMILARITY)
+    counts, said = [], []
+    for choices in study.scores.benchmarks:
+        listed = set(counted.items.get(choices.name, ()))
+        listed_I = np.array([item in listed for item in choices.item_I])
+        if lost := int((~listed_I).sum()):
+            said.append(
+                f"{choices.name}: {lost} of {len(listed_I)} items are not in {folder} and have no dose"
+            )
+        value = _counts(choices, counted, sources, np.repeat(listed_I, np.diff(choices.offset_I1)))
+        if similar is not None:
+            value |= _similarities(choices, *similar, sources)
+        counts.append(Counts(choices, value))
+    if unknown := [m for m in study.design.mixtures if m not in share]:
+        said.append(f"{folder} does not say what {names(unknown)} are made of, so they have no doses")
+    read = {
+        scale: {m: epochs[scale, m] for m in share if (scale, m) in epochs} for scale in study.design.scales
+    }
+    said += [_repeated(scale, sources, of_scale) for scale, of_scale in read.items()]
+    return Exposed(sources, share, epochs, tuple(counts), tuple(filter(None, said)))
+
+
+def _design(
+    study: Study, folder: Path, about: About
+) -> tuple[tuple[str, ...], dict[str, Array], dict[tuple[str, str], Array]]:
+    """Sources, shares and epochs, of what the store has."""
+    if not about.mixtures or not about.tokens:
+        raise UserError(
+            f"{folder} holds counts without a design: run `evalengine expose` with a study, which says how much of each source a "
+            "mixture has and how long a scale is pretrained"
+        )
+    mixtures = [m for m in study.design.mixtures if m in about.mixtures]
+    scales = [scale for scale in study.design.scales if scale in about.tokens]
+    if not mixtures or not scales:
+        raise UserError(
+            f"{folder} is of another study, with mixtures {names(sorted(about.mixtures), 6)} and scales "
+            f"{names(sorted(about.tokens), 6)}: give the folder that `evalengine expose` wrote for this one"
+        )
+    used = {s for m in mixtures for s, part in about.mixtures[m].items() if part > 0}
+    if lacking := sorted(s for s in used if s not in about.sources or not about.sources[s].tokens > 0):
+        raise UserError(f"{folder} has no counts of {names(lacking)}: run `evalengine expose` on all sources")
+    sources = tuple(s for s in about.sources if s in used)
+    tokens_S = np.array([about.sources[s].tokens for s in sources], dtype=np.float64)
+    share = {m: np.array([float(about.mixtures[m].get(s, 0.0)) for s in sources]) for m in mixtures}
+    epochs = {
+        (scale, m): share_S * float(about.tokens[scale]) / tokens_S
+        for scale in scales
+        for m, share_S in share.items()
+    }
+    return sources, share, epochs
+
+
+def _repeated(scale: str, sources: tuple[str, ...], epochs: dict[str, Array]) -> str:
+    """Says where a source is read more than once, "" where none is."""
+    if not epochs:
+        return f"scale {scale} is not in the exposures, so it has no doses"
+    most = max(epochs, key=lambda m: float(epochs[m].max()))
+    s = int(epochs[most].argmax())
+    if epochs[most][s] <= 1.0:
+        return ""
+    return (
+        f"scale {scale} reads {sources[s]} up to {epochs[most][s]:.1f} times (in {most}): exposures above one epoch are the "
+        "same text again, which may teach less than as many different texts"
+    )
+
+
+def _counts(
+    choices: Choices, counted: table.Exposure, sources: tuple[str, ...], listed_C: NDArray[np.bool_]
+) -> dict[Dose, Array]:
+    """Counts, and words of the longest match; what is listed and has no row is 0, what has no n-gram of that n is unknown."""
+    keys = Keys(counted.benchmark, counted.item, counted.source, counted.kind, counted.choice_R)
+    rows = _rows(choices, keys, sources)
+    out: dict[Dose, Array] = {}
+    for k, kind in enumerate(counted.kind.names):
+        of_kind = counted.kind.code_R[rows.row] == k
+        n_R = counted.n_R[rows.row]
+        for n in [0] if kind == LONGEST else np.unique(n_R[of_kind]).tolist():
+            mine = of_kind if kind == LONGEST else of_kind & (n_R == n)
+            row, c, s = (field[mine] for field in rows)
+            value_SC = np.where(listed_C, 0.0, np.nan) + np.zeros((len(sources), 1))
+            value_SC[s, c] = counted.n_R[row] if kind == LONGEST else counted.count_R[row]
+            if kind != LONGEST:
+                value_SC[:, c[counted.grams_R[row] == 0]] = np.nan
+            out[Dose(kind, int(n))] = value_SC
+    return out
+
+
+def _similar(path: Path) -> tuple[Keys, Array] | None:
+    """The rows of similarity.arrow and their values, None where there is no such file."""
+    from evalengine import arrow, sealed
+    from evalengine.training.exposure.table import Coded
+
+    if not path.exists():
+        return None
+    try:
+        found = sealed.read(path)
+        columns = [found[name].combine_chunks() for name in ("benchmark", "item", "source", "kind")]
+        coded = [column.dictionary_encode() for column in columns]
+        named = (Coded(one.dictionary.to_pylist(), arrow.numbers(one.indices)) for one in coded)
+        benchmark, item, source, kind = named
+        choice_R, value_R = (arrow.numbers(found[name].combine_chunks()) for name in ("choice", "value"))
+    except (sealed.Damaged, KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(
+            f"{path} is damaged or holds no similarities: run `evalengine expose` again"
+        ) from None
+    return Keys(benchmark, item, source, kind, choice_R), value_R.astype(np.float64)
+
+
+def _similarities(
+    choices: Choices, keys: Keys, value_R: Array, sources: tuple[str, ...]
+) -> dict[Dose, Array]:
+    """What has no row is unknown."""
+    rows = _rows(choices, keys, sources)
+    out: dict[Dose, Array] = {}
+    for k, kind in enumerate(keys.kind.names):
+        row, c, s = (field[keys.kind.code_R[rows.row] == k] for field in rows)
+        out[Dose(kind, 0)] = np.full((len(sources), int(choices.offset_I1[-1])), np.nan)
+        out[Dose(kind, 0)][s, c] = value_R[row]
+    return out
+
+
+def _rows(choices: Choices, keys: Keys, sources: tuple[str, ...]) -> Rows:
+    """The rows of a benchmark's items in the sources that the study has."""
+    number = {item: i for i, item in enumerate(choices.item_I)}
+    item_R = np.array([number.get(item, -1) for item in keys.item.names], dtype=np.int64)[keys.item.code_R]
+    source_R = np.array([sources.index(s) if s in sources else -1 for s in keys.source.names])[
+        keys.source.code_R
+    ]
+    benchmark_R = np.array([name == choices.name for name in keys.benchmark.names])[keys.benchmark.code_R]
+    row = np.flatnonzero(benchmark_R & (item_R >= 0) & (source_R >= 0))
+    i, j = item_R[row], keys.choice_R[row].astype(np.int64)
+    if (j < 0).any() or (j >= np.diff(choices.offset_I1)[i]).any():
+        raise UserError(
+            f"{choices.name}: the exposures have choices that the store's items have not: run `evalengine expose` on the data "
+            "that was scored"
+        )
+    return Rows(row, choices.offset_I1[i] + j, source_R[row])

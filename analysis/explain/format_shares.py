@@ -1,0 +1,434 @@
+"""Which answer format a model gives its answers in: tables `format_shares` and `format_winners`.
+
+Every item was scored with its choices written in each of several formats behind the same context (`score --formats`):
+
+    mass_f = sum over the choices of p(choice written in format f | context),   share_f = mass_f / sum over the formats of mass
+
+What sampling would estimate by counting answers is exact here, of answers that are in one of the formats; `mass` says how many
+are, and a note names the benchmarks where hardly any are. The entropy is that of a mixture's mean shares over items and
+benchmarks, in nats: log of the number of formats where all are alike, 0 where one has everything. It is the mean over items of
+-sum_f share_f log(mean share_f), whose interval it gets: the error is the same to first order. Accuracy is that within a format,
+by the benchmark's own score.
+
+A stage is compared with the one that its models come from: sft and its arms with pt, dpo with sft; other stages with the first of
+the two that are explained.
+
+Reference: Zhao et al. (2025), "Echo Chamber: RL Post-training Amplifies Behaviors Learned in Pretraining", arXiv 2504.07912,
+which counts generations.
+
+Dims: R runs, M mixtures, F formats, I items of one benchmark.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evalengine.analysis import page
+from evalengine.analysis.explain.choices import Array, Scores
+from evalengine.analysis.explain.design import by_mixture
+from evalengine.analysis.explain.design import rows as rows_in
+from evalengine.analysis.explain.explainer import Explainer, Findings, Study
+from evalengine.analysis.explain.grouped import grouped
+from evalengine.analysis.explain.renderings import in_format
+from evalengine.analysis.explain.twoway import two_way_mean
+from evalengine.analysis.figure import Figure, Lines, Table
+from evalengine.analysis.groups import ALL
+from evalengine.analysis.items import names
+from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
+from evalengine.analysis.results import excludes_zero, share_with_interval, with_interval
+from evalengine.errors import UserError
+from evalengine.labels import natural_key, scale_key
+
+SHARE, ACCURACY, ENTROPY, MASS = "share", "accuracy", "entropy", "mass"
+CHAT = "+chat"  # of stages that were scored through the checkpoint's chat template
+COMES_FROM = {"sft": "pt", "dpo": "sft"}
+DRAWN = 0.02  # share that a format must reach at some stage to be drawn
+FAINT = 0.01  # mass below which shares are of next to nothing
+
+
+class ShareRow(NamedTuple):
+    """A measure at a stage, or its change from the stage before (`minus`). Shares, accuracies and mass are between 0 and 1."""
+
+    scale: str
+    category: str
+    benchmark: str  # "" of a mean over benchmarks
+    mixture: str  # "" of a mean over mixtures; one mixture has no interval
+    stage: str
+    minus: str  # "" at a stage
+    measure: str
+    format: str  # "" of the entropy and the mass
+    estimate: float
+    low: float
+    high: float
+    se: float
+    n: int
+    note: str
+
+
+class WinnerRow(NamedTuple):
+    """The format of the largest share at a stage, and what was so before. NaN and "" where there is no stage before."""
+
+    scale: str
+    category: str
+    benchmark: str
+    mixture: str
+    stage: str
+    before: str  # the stage that it is compared with
+    winner: str
+    winner_before: str
+    share: float
+    share_before: float  # of this stage's winner
+    entropy: float
+    drop: float  # of the entropy, from the stage before; positive where answers have become more alike
+    accuracy: float  # within the winner's format
+    accuracy_before: float
+    mass: float  # of all formats together
+    n: int
+    note: str
+
+
+class Shares(NamedTuple):
+    """One benchmark at one stage."""
+
+    share_MFI: Array
+    right_MFI: Array
+    mass_MI: Array
+
+
+class Cell(NamedTuple):
+    category: str
+    benchmark: str
+    at: dict[str, Shares]  # by stage, where all its runs were scored
+
+
+Places = dict[str, dict[str, dict[tuple[str, str], str]]]  # checkpoints by scale, stage, (mixture, seed)
+Measures = dict[tuple[str, str], list[Array]]  # by measure and format: (M, I) of each benchmark
+
+
+def rows(study: Study) -> list[ShareRow]:
+    return study.once("format shares", lambda: list(_rows(study)))
+
+
+def _rows(study: Study) -> Iterator[ShareRow]:
+    if study.formats is None or not study.formats.benchmarks:
+        return
+    formats = [name for name, _ in study.formats.benchmarks[0].formats]
+    for scale, by_stage in places(study.formats).items():
+        mixtures = {stage: of_stage(found)[1] for stage, found in by_stage.items()}
+        pairs = [(stage, "") for stage in by_stage]
+        pairs += [(stage, previous(stage, by_stage, study.design.stages[0])) for stage in by_stage]
+        every = list(cells(study.formats, by_stage))
+        for (category, benchmark, chosen), (stage, minus) in itertools.product(
+            grouped(every), dict.fromkeys(pairs)
+        ):
+            there = [cell for cell in chosen if {stage, minus or stage} <= cell.at.keys()]
+            shared = [m for m in mixtures[stage] if m in mixtures[minus or stage]]
+            if not there or not shared:
+                continue
+            values = measures(there, stage, [mixtures[stage].index(m) for m in shared], formats)
+            if minus:
+                first = measures(there, minus, [mixtures[minus].index(m) for m in shared], formats)
+                values = {
+                    key: [x - y for x, y in zip(values[key], first[key], strict=True)] for key in values
+                }
+            note = note_of(there, chosen, stage)
+            each = [(m, slice(k, k + 1)) for k, m in enumerate(shared)] if not benchmark else []
+            for (mixture, use), (key, value) in itertools.product([("", slice(None)), *each], values.items()):
+                mean = two_way_mean([x[use] for x in value], study.options.level)
+                if not minus:
+                    top = np.inf if key[0] == ENTROPY else 1.0
+                    low, high = np.clip([mean.low, mean.high], 0.0, top).tolist()
+                    mean = mean._replace(low=low, high=high)
+                at = (scale, category, benchmark, mixture, stage, minus, key[0], key[1])
+                yield ShareRow(*at, *mean, note)
+
+
+def note_of(there: list[Cell], every: list[Cell], stage: str) -> str:
+    faint = [cell.benchmark for cell in there if cell.at[stage].mass_MI.mean() < FAINT]
+    notes = (
+        [f"below {FAINT:.0%} of the probability is in any of the formats on {names(faint)}"] if faint else []
+    )
+    if len(there) < len(every):
+        notes.append(f"over the {len(there)} of {len(every)} benchmarks that every run was scored on")
+    return "; ".join(notes)
+
+
+def measures(cells: list[Cell], stage: str, index_M: list[int], formats: Sequence[str]) -> Measures:
+    """What is averaged over items and benchmarks, of some of the stage's mixtures."""
+    found = [Shares(*(x[index_M] for x in cell.at[stage])) for cell in cells]
+    mean_MF = np.mean([one.share_MFI.mean(axis=2) for one in found], axis=0)
+    surprise_MF = -np.log(np.where(mean_MF > 0, mean_MF, 1.0))
+    out: Measures = {(SHARE, name): [one.share_MFI[:, f] for one in found] for f, name in enumerate(formats)}
+    out |= {(ACCURACY, name): [one.right_MFI[:, f] for one in found] for f, name in enumerate(formats)}
+    out[ENTROPY, ""] = [(one.share_MFI * surprise_MF[:, :, None]).sum(axis=1) for one in found]
+    out[MASS, ""] = [one.mass_MI for one in found]
+    return out
+
+
+def places(scores: Scores) -> Places:
+    """The checkpoints of every scale and stage, in order. Raises UserError where two claim one place."""
+    found: Places = {}
+    for one in scores.checkpoints.values():
+        if one.mixture is None or one.stage is None:
+            continue
+        of_stage_ = found.setdefault(one.scale or "all", {}).setdefault(one.stage, {})
+        other = of_stage_.setdefault((one.mixture, one.seed), one.name)
+        if other != one.name:
+            raise UserError(
+                f"in formats, {other} and {one.name} both claim scale {one.scale}, mixture {one.mixture}, stage {one.stage}:"
+                " give one of them another name, or each a seed"
+            )
+    return {
+        scale: {stage: found[scale][stage] for stage in sorted(found[scale], key=stage_key)}
+        for scale in sorted(found, key=scale_key)
+    }
+
+
+def of_stage(found: Mapping[tuple[str, str], str]) -> tuple[list[str], list[str], NDArray[np.int64]]:
+    """The checkpoints of a stage, its mixtures, and the place of each checkpoint's mixture among them."""
+    order = sorted(found, key=lambda place: (natural_key(place[0]), natural_key(place[1])))
+    mixtures = list(dict.fromkeys(mixture for mixture, _ in order))
+    return [found[place] for place in order], mixtures, np.array([mixtures.index(m) for m, _ in order])
+
+
+def stage_key(stage: str) -> tuple[int, bool, object]:
+    """pt, sft and its arms, dpo, others; each before its own in chat format."""
+    plain = stage.removesuffix(CHAT)
+    order = ["pt", *COMES_FROM]
+    kind = plain.split("_")[0]
+    return order.index(kind) if kind in order else len(order), plain != kind, (natural_key(plain), stage)
+
+
+def previous(stage: str, known: Mapping[str, object], first: str) -> str:
+    """The stage that a stage's models come from, of those that are known; "" where there is none."""
+    plain = stage.removesuffix(CHAT)
+    chat = stage[len(plain) :]
+    before = COMES_FROM.get(plain.split("_")[0], "")
+    while before and before + chat not in known:
+        before = COMES_FROM.get(before, "")
+    if before:
+        return before + chat
+    return first if plain not in ("pt", *COMES_FROM) and first != stage and first in known else ""
+
+
+def cells(scores: Scores, by_stage: Mapping[str, Mapping[tuple[str, str], str]]) -> Iterator[Cell]:
+    """Of one scale, every benchmark."""
+    for choices in scores.benchmarks:
+        at = {}
+        for stage, found in by_stage.items():
+            checkpoints, _, mixture_R = of_stage(found)
+            if (k := rows_in(choices, checkpoints)) is None:
+                continue
+            some = choices.at(k)
+            written = [in_format(some, f) for f in range(len(choices.formats))]
+            log_RFI = np.stack([one.log_mass() for one in written], axis=1)
+            right_RFI = np.stack([one.picks() == one.gold_I for one in written], axis=1)
+            total_RI = np.logaddexp.reduce(log_RFI, axis=1)
+            share_RFI = np.exp(log_RFI - total_RI[:, None])
+            at[stage] = Shares(*(by_mixture(x, mixture_R) for x in (share_RFI, right_RFI, np.exp(total_RI))))
+        if at:
+            yield Cell(choices.category, choices.name, at)
+
+
+def winner_rows(study: Study) -> list[WinnerRow]:
+    found: dict[tuple[str, str, str, str, str], dict[tuple[str, str, str], ShareRow]] = {}
+    for row in rows(study):
+        place = (row.scale, row.category, row.benchmark, row.mixture, row.stage)
+        found.setdefault(place, {})[row.minus, row.measure, row.format] = row
+    out = []
+    for place, here in found.items():
+        winner = max(
+            (r for r in here.values() if r.measure == SHARE and not r.minus), key=lambda r: r.estimate
+        )
+        drop = next((r for r in here.values() if r.measure == ENTROPY and r.minus), None)
+        earlier = found[place[0], place[1], place[2], place[3], drop.minus] if drop else {}
+        was = max(
+            (r for r in earlier.values() if r.measure == SHARE and not r.minus),
+            key=lambda r: r.estimate,
+            default=None,
+        )
+
+        def value(of: Mapping[tuple[str, str, str], ShareRow], measure: str, form: str = "") -> float:
+            return of["", measure, form].estimate if of else math.nan
+
+        other = f"; the stage before has {was.n} mixtures" if was and was.n != winner.n else ""
+        out.append(
+            WinnerRow(
+                *place,
+                drop.minus if drop else "",
+                winner.format,
+                was.format if was else "",
+                winner.estimate,
+                value(earlier, SHARE, winner.format),
+                value(here, ENTROPY),
+                -drop.estimate if drop else math.nan,
+                value(here, ACCURACY, winner.format),
+                value(earlier, ACCURACY, winner.format),
+                value(here, MASS),
+                winner.n,
+                (winner.note + other).removeprefix("; "),
+            )
+        )
+    return out
+
+
+# --- the report
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}" if math.isfinite(value) else "–"
+
+
+def table(findings: Findings, benchmarks: bool = False) -> Table:
+    """The winner of each stage, and what has changed."""
+    found = findings.tables["format_shares"]
+    at = {row[:8]: row for row in found}
+    blocks: dict[tuple[str, str], list[list[str]]] = {}
+    for w in findings.tables["format_winners"]:
+        if w.mixture or bool(w.benchmark) != benchmarks:
+            continue
+        place = (w.scale, w.category, w.benchmark, "", w.stage)
+        line = [
+            w.benchmark or w.category,
+            w.scale,
+            w.stage,
+            w.winner,
+            share_with_interval(at[*place, "", SHARE, w.winner]),
+            f"{percent(w.share_before)} ({w.winner_before})" if w.before else "–",
+            f"{w.entropy:.2f}",
+            with_interval(at[*place, w.before, ENTROPY, ""]) if w.before else "–",
+            percent(w.accuracy),
+            percent(w.accuracy_before),
+            percent(w.mass),
+        ]
+        blocks.setdefault((w.scale, w.stage), []).append(line)
+    head = ["share (%)", "before (%), winner then", "entropy", "change", "accuracy in it (%)", "before (%)"]
+    first = "benchmark" if benchmarks else "mean over"
+    return Table(
+        "format shares",
+        [first, "scale", "stage", "winner", *head, "mass (%)"],
+        list(blocks.values()),
+        texts=4,
+    )
+
+
+def each_format(findings: Findings, measure: str) -> Table:
+    """A measure of every format, in percent: a line for each stage and mean."""
+    found = [
+        r for r in findings.rows("format_shares", measure=measure, minus="", mixture="") if not r.benchmark
+    ]
+    formats = list(dict.fromkeys(r.format for r in found))
+    at = {(r.scale, r.category, r.stage, r.format): r.estimate for r in found}
+    blocks: dict[tuple[str, str], list[list[str]]] = {}
+    for scale, stage, category in dict.fromkeys((r.scale, r.stage, r.category) for r in found):
+        line = [percent(at[scale, category, stage, form]) for form in formats]
+        blocks.setdefault((scale, stage), []).append([category, scale, stage, *line])
+    return Table(
+        f"{measure} by format", ["mean over", "scale", "stage", *formats], list(blocks.values()), texts=3
+    )
+
+
+def by_mixtures(findings: Findings) -> Table:
+    """Every mixture's winner, over all benchmarks."""
+    blocks: dict[tuple[str, str], list[list[str]]] = {}
+    for w in findings.rows("format_winners", category=ALL, benchmark=""):
+        if w.mixture:
+            cells_ = [percent(w.share), percent(w.share_before), f"{w.entropy:.2f}"]
+            drop = f"{w.drop:+.2f}".replace("-", "−") if w.before else "–"
+            line = [w.mixture, w.scale, w.stage, w.winner, *cells_, drop, percent(w.accuracy)]
+            blocks.setdefault((w.scale, w.stage), []).append(line)
+    head = [
+        "mixture",
+        "scale",
+        "stage",
+        "winner",
+        "share (%)",
+        "before (%)",
+        "entropy",
+        "drop",
+        "accuracy in it (%)",
+    ]
+    return Table("format winners by mixture", head, list(blocks.values()), texts=4)
+
+
+def section(findings: Findings) -> str:
+    if not findings.tables["format_shares"]:
+        return ""
+    formats = findings.method.get("formats", {})
+    listed = ", ".join(f"{name} {template!r}" for name, template in formats.items())
+    faint = dict.fromkeys(
+        f"{w.stage}, {w.scale}: {w.note}"
+        for w in findings.rows("format_winners", category=ALL, mixture="")
+        if w.note
+    )
+    notes = "".join(f'<p class="hint">{escape(note)}.</p>' for note in faint)
+    drawn = "".join(page.grid(findings.drawing, figure) for figure in figures(findings).values())
+    return (
+        "<h2>Answer formats</h2>"
+        '<p class="hint">Every choice written in each of several formats behind the same context. The share of a format is the '
+        "probability of its answers over that of the answers in all formats, which is the mass. The winner has the largest mean "
+        "share. The entropy of the mean shares, in nats, falls where one format takes over. Accuracy is within the winner's "
+        "format. Before: at the stage that the models come from. Items of which one answer begins another, and "
+        "benchmarks whose choices stand behind contexts of their own, are left out. Intervals are for other mixtures and other "
+        f"items.</p>{page.show(table(findings))}{notes}{drawn}"
+        f"<details><summary>Shares of all formats (%)</summary>{page.show(each_format(findings, SHARE))}</details>"
+        f"<details><summary>Accuracy within each format (%)</summary>{page.show(each_format(findings, ACCURACY))}</details>"
+        f"<details><summary>Mixtures</summary>{page.show(by_mixtures(findings))}</details>"
+        f"<details><summary>Benchmarks</summary>{page.show(table(findings, benchmarks=True))}</details>"
+        f'<p class="hint">Formats: {escape(listed)}.</p>'
+    )
+
+
+def figures(findings: Findings) -> Mapping[str, Figure]:
+    found = [r for r in findings.rows("format_shares", minus="", mixture="") if not r.benchmark]
+    stages = list(dict.fromkeys(r.stage for r in found))
+    if len(stages) < 2:
+        return {}
+    shares = [r for r in found if r.measure == SHARE and r.category == ALL]
+    large = {r.format for r in shares if r.estimate >= DRAWN}
+    lines = [r._replace(category=r.format) for r in shares if r.format in large]
+    entropy = [r for r in found if r.measure == ENTROPY]
+    return {
+        "format_shares": Lines(
+            lines, stages, lambda r: str(r.stage), lambda r: f"share of formats, {r.scale}"
+        ),
+        "format_entropy": Lines(
+            entropy, stages, lambda r: str(r.stage), lambda r: f"entropy of formats, {r.scale}"
+        ),
+    }
+
+
+def claims(findings: Findings) -> Iterator[Claim]:
+    for w in findings.rows("format_winners", category=ALL, benchmark="", mixture=""):
+        at = {"scale": w.scale, "category": ALL, "benchmark": "", "mixture": "", "stage": w.stage}
+        for row in findings.rows("format_shares", **at, minus=w.before, measure=ENTROPY) if w.before else ():
+            said = (
+                f"entropy {with_interval(row)} nats over all benchmarks at {w.scale}; {w.winner} has {percent(w.share)}% of the"
+                f" answers, before {percent(w.share_before)}%, n = {row.n}"
+            )
+            if excludes_zero(row):
+                word = "narrows" if row.estimate < 0 else "widens"
+                yield Claim(SUPPORTED, f"{w.before} to {w.stage} {word} the formats of answers: {said}.")
+            else:
+                yield Claim(
+                    UNSUPPORTED, f"That {w.before} to {w.stage} narrows the formats of answers: {said}."
+                )
+
+
+EXPLAINER = Explainer(
+    "format_shares",
+    ShareRow,
+    rows,
+    section,
+    figures,
+    latex=lambda f: {"format_shares": table(f)} if f.tables["format_shares"] else {},
+    claims=claims,
+)
+WINNERS = Explainer("format_winners", WinnerRow, winner_rows)

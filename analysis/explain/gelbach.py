@@ -1,0 +1,227 @@
+"""Frequency and similarity in one equation, and what the one loses when the other enters: table `gelbach`.
+
+The margin is regressed within items (within.py) on the dose of counts that `frequency` looks at most closely, on a similarity of
+the item with the mixture's text, and on both. With b the slopes beside each other and g the slope of similarity on the count,
+
+    slope of the count alone = b_count + g b_similarity
+
+exactly, so the second part is what the count's slope owes to similarity, without an order in which regressors enter. The
+semi-partial R2 of one is what it adds to the R2 within items of the other. Intervals are the jackknife over mixtures, which takes
+all parts of a statistic anew without each mixture.
+
+A regressor that is measured badly loses to one that is measured well: the parts say what predicts, not what causes.
+
+References: Gelbach (2016), "When do covariates matter?", Journal of Labor Economics 34, 509-543. That similarity may not be
+enough: Mayilvahanan et al. (2024), arXiv 2310.09562.
+
+Dims: J the study, then the study without each mixture; M mixtures; I items; P parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from typing import NamedTuple
+
+import numpy as np
+
+from evalengine.analysis import page
+from evalengine.analysis.explain import doses
+from evalengine.analysis.explain.choices import Array
+from evalengine.analysis.explain.dosed_items import MARGIN, dosed_items, whens
+from evalengine.analysis.explain.explainer import Explainer, Findings, Study
+from evalengine.analysis.explain.exposed import SIMILARITIES, Dose
+from evalengine.analysis.explain.jackknife import jackknife, of_share
+from evalengine.analysis.explain.within import LEAST, products, slopes, varies, without_each
+from evalengine.analysis.figure import Table
+from evalengine.analysis.groups import ALL
+from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
+from evalengine.analysis.results import with_interval
+
+COUNT, SIMILARITY = "count", "similarity"
+ALONE = {COUNT: "count alone", SIMILARITY: "similarity alone"}
+BESIDE = {COUNT: "count beside similarity", SIMILARITY: "similarity beside count"}
+OWED = "owed to similarity"
+BOTH = "R2 of both"
+ADDS = {COUNT: "R2 that count adds", SIMILARITY: "R2 that similarity adds"}
+TOGETHER = "r of count and similarity"
+
+
+class GelbachRow(NamedTuple):
+    """A part at a stage, or of the change from the first stage (`minus`).
+
+    Slopes of the count are nats for each log unit, those of similarity nats for each of its nats. p: of the part being 0.
+    """
+
+    scale: str
+    stage: str
+    minus: str  # "" at a stage
+    dose: str
+    similarity: str
+    category: str
+    benchmark: str  # "" of several
+    part: str
+    estimate: float
+    low: float
+    high: float
+    se: float
+    p: float
+    n: int  # mixtures
+    items: int
+    note: str
+
+
+def rows(study: Study) -> list[GelbachRow]:
+    out: list[GelbachRow] = []
+    if (dose := doses.headline(study)) is None:
+        return out
+    for scale in study.design.scales:
+        known = doses.dosed(study, scale)
+        kinds = {one.kind for benchmark in (known[1] if known else ()) for one in benchmark.value}
+        for kind in (kind for kind in SIMILARITIES if kind in kinds):
+            out += _of_kind(study, scale, dose, kind)
+    return out
+
+
+def _of_kind(study: Study, scale: str, dose: Dose, kind: str) -> Iterator[GelbachRow]:
+    items = dosed_items(study, scale, {COUNT: (dose, None), SIMILARITY: (Dose(kind, 0), None)})
+    if items is None:
+        return
+    x, y = items.within()
+    for group in items.groups():
+        x_2MI = np.stack([x[COUNT], x[SIMILARITY]])[:, :, group.item]
+        for when in whens(study):
+            place = (scale, *when, str(dose), kind, group.category, group.benchmark)
+            total_JVV = without_each(products(np.stack([*x_2MI, y[when, MARGIN][:, group.item]])))
+            known = all(map(varies, x_2MI))
+            for name, value_J in parts(total_JVV).items():
+                share = name in (BOTH, *ADDS.values())
+                ends = (of_share if share else jackknife)(value_J[:1], value_J[1:, None], study.options.level)
+                low, high, se, p = (float(end[0]) if len(items.mixtures) >= LEAST else np.nan for end in ends)
+                p = np.nan if share or name == TOGETHER else p
+                estimate = float(value_J[0])
+                note = "" if np.isfinite(estimate) else "count and similarity do not vary apart"
+                if not known:
+                    estimate, low, high, se, p = (float("nan"),) * 5
+                    note = "count or similarity does not differ between mixtures"
+                yield GelbachRow(
+                    *place, name, estimate, low, high, se, p, len(items.mixtures), len(group.item), note
+                )
+
+
+def parts(total_JVV: Array) -> dict[str, Array]:
+    """Every part, (J,), from cross-products of the count, the similarity and the outcome (within.without_each)."""
+    both_JK = slopes(total_JVV)
+    one_J, other_J = (slopes(total_JVV[:, [k, 2]][:, :, [k, 2]])[:, 0] for k in (0, 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        yy_J = total_JVV[:, 2, 2]
+        r2_JK = np.stack([one_J, other_J], axis=1) * total_JVV[:, :2, 2] / yy_J[:, None]
+        r2_J = (both_JK * total_JVV[:, :2, 2]).sum(axis=1) / yy_J
+        r_J = total_JVV[:, 0, 1] / np.sqrt(total_JVV[:, 0, 0] * total_JVV[:, 1, 1])
+    return {
+        ALONE[COUNT]: one_J,
+        BESIDE[COUNT]: both_JK[:, 0],
+        OWED: one_J - both_JK[:, 0],
+        ALONE[SIMILARITY]: other_J,
+        BESIDE[SIMILARITY]: both_JK[:, 1],
+        BOTH: r2_J,
+        ADDS[COUNT]: r2_J - r2_JK[:, 1],
+        ADDS[SIMILARITY]: r2_J - r2_JK[:, 0],
+        TOGETHER: r_J,
+    }
+
+
+# --- the report
+
+
+def parts_table(findings: Findings) -> Table:
+    """Of all items: a line for each similarity, scale and stage."""
+    found = {
+        (r.scale, r.stage, r.minus, r.similarity, r.part): r for r in findings.rows("gelbach", category=ALL)
+    }
+    shown = (
+        ALONE[COUNT],
+        BESIDE[COUNT],
+        OWED,
+        ALONE[SIMILARITY],
+        BESIDE[SIMILARITY],
+        ADDS[COUNT],
+        ADDS[SIMILARITY],
+        TOGETHER,
+    )
+    blocks: dict[str, list[list[str]]] = {}
+    for scale, stage, minus, similarity in dict.fromkeys(key[:4] for key in found):
+        cells = []
+        for part in shown:
+            r = found[scale, stage, minus, similarity, part]
+            cells.append(_percent(r) if part in ADDS.values() else with_interval(r))
+        at = f"{stage} minus {minus}" if minus else stage
+        blocks.setdefault(scale, []).append([similarity, scale, at, *cells])
+    head = [f"{part} (%)" if part in ADDS.values() else part for part in shown]
+    return Table(
+        "count and similarity",
+        ["similarity", "scale", "stage", *head],
+        list(blocks.values()),
+        texts=3,
+        stacked=True,
+    )
+
+
+def _percent(row: GelbachRow) -> str:
+    """R2 within items are small: hundredths of a percent."""
+    if not np.isfinite(row.estimate):
+        return "–"
+    return f"{100 * row.estimate:.2f} [{100 * row.low:.2f}, {100 * row.high:.2f}]"
+
+
+def section(findings: Findings) -> str:
+    found = findings.rows("gelbach", category=ALL)
+    if not found:
+        return ""
+    words = (
+        "The same comparison of items with themselves, of the margin, in one equation: how often the right choice was told "
+        f"rather than the wrong ones ({found[0].dose}), and how similar the mixture's text is to it rather than to them. "
+        "What the count's slope owes to similarity is the difference between its slope alone and beside it. R2 are of what is "
+        "left within items, which is mostly noise. Of two measures of one thing the better one takes the slope. Intervals are "
+        f"for other mixtures, n = {found[0].n}."
+    )
+    return f'<h2>How often, or how similarly?</h2><p class="hint">{escape(words)}</p>{page.show(parts_table(findings))}'
+
+
+def claims(findings: Findings) -> Iterator[Claim]:
+    first = findings.method["stages"][0]
+    found = findings.rows("gelbach", category=ALL, stage=first)
+    for scale in dict.fromkeys(r.scale for r in found):
+        at = {(r.similarity, r.part): r for r in found if r.scale == scale}
+        kinds = [kind for kind in SIMILARITIES if (kind, OWED) in at and np.isfinite(at[kind, OWED].low)]
+        if not kinds:
+            continue
+        for what, words in (
+            (
+                COUNT,
+                f"ow often a choice was told predicts the margin at {scale} {first} beyond how similar the text is to it",
+            ),
+            (
+                SIMILARITY,
+                f"ow similar the text is to a choice predicts the margin at {scale} {first} beyond how often it was told",
+            ),
+        ):
+            beside = [at[kind, BESIDE[what]] for kind in kinds]
+            said = "; ".join(
+                f"with {kind} {with_interval(at[kind, ALONE[what]])} alone, {with_interval(r)} beside each other"
+                for kind, r in zip(kinds, beside, strict=True)
+            )
+            if all(r.low > 0 for r in beside):
+                yield Claim(SUPPORTED, f"H{words}: slope {said}; n = {beside[0].n}.")
+            else:
+                yield Claim(UNSUPPORTED, f"That h{words}: slope {said}; n = {beside[0].n}.")
+
+
+EXPLAINER = Explainer(
+    "gelbach",
+    GelbachRow,
+    rows,
+    section,
+    latex=lambda f: {"gelbach": parts_table(f)} if f.tables["gelbach"] else {},
+    claims=claims,
+)

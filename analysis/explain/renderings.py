@@ -1,0 +1,56 @@
+"""What `score --formats` stored: every choice of an item in each of several answer formats, beside the ordinary scores.
+
+Dims: K checkpoints, I items of one benchmark, C choices of all items in one format.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from evalengine.analysis.explain.choices import Choices, Scores, only, read_choices
+from evalengine.errors import UserError
+
+
+def read_formats(store: Path, metric: str | None = None) -> Scores | None:
+    """The scores in formats, None where there are none. Items of which an answer begins another are left out, and named.
+
+    Raises UserError as `read_choices` does, and where benchmarks were scored in different formats.
+    """
+    if not any(store.glob("*/*.arrow")):
+        return None
+    scores = read_choices(store, metric, formats=True)
+    found, notes = [], [f"in formats: {note}" for note in scores.notes]
+    for choices in scores.benchmarks:
+        if choices.formats != scores.benchmarks[0].formats:
+            raise UserError(
+                f"{store}: {choices.name} and {scores.benchmarks[0].name} were scored in different formats: score one of them"
+                " again with --fresh"
+            )
+        keep_I = np.array([item not in choices.overlapping for item in choices.item_I])
+        if not keep_I.all():
+            notes.append(
+                f"in formats: {choices.name}: {(~keep_I).sum()} of {len(keep_I)} items, of which one answer begins another, are"
+                " left out"
+            )
+        if keep_I.any():
+            found.append(only(choices, keep_I))
+    return scores._replace(benchmarks=tuple(found), notes=tuple(notes))
+
+
+def in_format(choices: Choices, f: int) -> Choices:
+    """The choices as they are written in one of the formats."""
+    count_I = np.diff(choices.offset_I1) // len(choices.formats)
+    offset_I1 = np.concatenate([[0], np.cumsum(count_I)])
+    at_C = np.repeat(choices.offset_I1[:-1] + f * count_I - offset_I1[:-1], count_I) + np.arange(
+        offset_I1[-1]
+    )
+    return choices._replace(
+        offset_I1=offset_I1,
+        chars_C=choices.chars_C[at_C],
+        bytes_C=choices.bytes_C[at_C],
+        loglik_KC=choices.loglik_KC[:, at_C],
+        tokens_KC=choices.tokens_KC[:, at_C],
+        uncond_KC=None if choices.uncond_KC is None else choices.uncond_KC[:, at_C],
+    )
