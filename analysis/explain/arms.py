@@ -105,9 +105,8 @@ def _of_stage(study: Study, scale: str, stage: str, kept: str, runs: Sequence[Ru
     without = f"without {names(lost)} (not on every checkpoint)" if lost else ""
     for category, benchmark, chosen in grouped(every):
         for found in _of_cells(chosen, stage, kept, first, study.options.level):
-            note = "; ".join(
-                filter(None, [found.mean.without_ends, found.note, "" if benchmark else without])
-            )
+            why = found.note or found.mean.without_ends
+            note = "; ".join(filter(None, [why, "" if benchmark else without]))
             place = (scale, category, benchmark, stage, found.measure, found.minus)
             yield ArmRow(*place, *found.mean[:4], found.p, found.verdict, found.mean.n, note)
 
