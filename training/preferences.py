@@ -47,7 +47,7 @@ def _of(source: ChatSource, data: Path | None) -> Iterator[list[Question]]:
             yield [question for item in items if len((question := of_item(item)).responses) > 1]
     else:
         columns, optional = ("chosen", "rejected"), ("prompt", "messages")
-        rows = rows_of(source, data, "preferences", "dpo.data", *columns, optional=optional)
+        rows = rows_of(source, data, "preference data", "dpo.data", *columns, optional=optional)
         yield [parse(record, where) for where, record in rows]
 
 
