@@ -222,7 +222,9 @@ def table(findings: Findings, benchmarks: bool = False) -> Table:
             nats = [with_interval(of.get((measure, kept))) for measure in (KNOWLEDGE, FORMAT)]
             test = [page.p_value(paired.p), paired.verdict] if paired else ["–", ""]
             scale, category, benchmark = place
-            block.append([benchmark or category, scale, stage, *points, *nats, *test])
+            block.append(
+                [benchmark or category, scale, stage, *points, *nats, *test, str(of[ACCURACY, ""].n)]
+            )
         blocks.append(block)
     head = [
         "benchmark" if benchmarks else "mean over",
@@ -233,7 +235,7 @@ def table(findings: Findings, benchmarks: bool = False) -> Table:
         f"minus {KEPT}",
     ]
     nats = [f"{measure} minus {KEPT}" for measure in (KNOWLEDGE, FORMAT)]
-    return Table("arms of fine-tuning", [*head, *nats, "p (2 points)", "verdict"], blocks, texts=3)
+    return Table("arms of fine-tuning", [*head, *nats, "p (2 points)", "verdict", "n"], blocks, texts=3)
 
 
 def mapping_table(findings: Findings) -> Table:
@@ -302,6 +304,12 @@ def claims(findings: Findings) -> Iterator[Claim]:
             yield Claim(
                 UNSUPPORTED, f"That {at} differs from {row.minus}, or is within 2 points of it: {said}."
             )
+    for row in findings.rows("arms", category=ALL, benchmark="", measure=MAPPING):
+        said = f"{share_with_interval(row)}% of the way from a to 1 - a, {row.note}, n = {row.n}"
+        if row.low > 0.0:
+            yield Claim(SUPPORTED, f"{row.stage} at {row.scale} turns exchanged labels over: {said}.")
+        elif math.isfinite(row.low):
+            yield Claim(UNSUPPORTED, f"That {row.stage} at {row.scale} turns exchanged labels over: {said}.")
 
 
 EXPLAINER = Explainer(

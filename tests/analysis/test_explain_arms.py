@@ -138,6 +138,8 @@ def test_exchanged_labels_turn_accuracy_over_if_the_mapping_is_learnt(tmp_path: 
         row = one(findings, "sft_delusive", "mapping learnt")
         assert row.low < learnt < row.high and row.high - row.low < 0.2
         assert row.note == "of rte, wic"
+        said = [claim for claim in arms.claims(findings) if "turns exchanged labels over" in claim.text]
+        assert [claim.kind for claim in said] == ["supported" if learnt else "unsupported"]
     assert one(findings, "sft", "log p(gold | choices)", "uniform").estimate > 0
     assert "mapping learnt" in arms.section(findings)
 
