@@ -208,13 +208,17 @@ def claims(findings: Findings) -> Iterator[Claim]:
         ):
             beside = [at[kind, BESIDE[what]] for kind in kinds]
             said = "; ".join(
-                f"with {kind} {with_interval(at[kind, ALONE[what]])} alone, {with_interval(r)} beside each other"
+                f"{kind} {with_interval(at[kind, ALONE[what]])} alone and {with_interval(r)} beside the count"
+                if what == SIMILARITY
+                else f"{with_interval(r)} beside {kind}"
                 for kind, r in zip(kinds, beside, strict=True)
             )
+            if what == COUNT:
+                said = f"{with_interval(at[kinds[0], ALONE[COUNT]])} alone; {said}"
             if all(r.low > 0 for r in beside):
-                yield Claim(SUPPORTED, f"H{words}: slope {said}; n = {beside[0].n}.")
+                yield Claim(SUPPORTED, f"H{words}, slopes of the margin {said}; n = {beside[0].n}.")
             else:
-                yield Claim(UNSUPPORTED, f"That h{words}: slope {said}; n = {beside[0].n}.")
+                yield Claim(UNSUPPORTED, f"That h{words}: slopes of the margin {said}; n = {beside[0].n}.")
 
 
 EXPLAINER = Explainer(
