@@ -275,7 +275,7 @@ def loss_and_gradients(
             of_sums,
             needs,
             columns,
-            lambda *x: losses(*x[:4], weight_N, rest_NB=x[4]),
+            lambda x, head, target, z, rest: losses(x, head, target, z, weight_N, rest_NB=rest),
         )
     else:
         size = chunk_rows(n_rows, vocab * h_ND.element_size(), needs[1])

@@ -41,6 +41,14 @@ def parse(record: Any, where: str) -> Conversation:
     turns = record.get("messages") if isinstance(record, dict) else None
     if not isinstance(turns, list) or not turns:
         raise UserError(f'{where}: expected {{"messages": [{{"role": ..., "content": ...}}, ...]}}')
+    messages = messages_of(turns, where)
+    if not any(message.role == "assistant" and message.content.strip() for message in messages):
+        raise UserError(f"{where}: the conversation has no assistant message to learn from; remove the line")
+    return messages
+
+
+def messages_of(turns: list[Any], where: str) -> Conversation:
+    """From `[{"role": ..., "content": ...}, ...]`."""
     messages = []
     for turn in turns:
         known = turn if isinstance(turn, dict) else {}
@@ -54,8 +62,6 @@ def parse(record: Any, where: str) -> Conversation:
                 f"{where}: a message holds a lone surrogate, which is not a character; fix the line"
             )
         messages.append(Message(role, content))
-    if not any(message.role == "assistant" and message.content.strip() for message in messages):
-        raise UserError(f"{where}: the conversation has no assistant message to learn from; remove the line")
     return tuple(messages)
 
 

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,11 +18,16 @@ from evalengine import records
 from evalengine.errors import UserError
 from evalengine.files import atomic
 from evalengine.training.arms import Asked, parse_asked
-from evalengine.training.chat import Conversation, Message, render
+from evalengine.training.chat import Conversation, Message, Rendered, render
 from evalengine.training.rows import IGNORE, Batch
 from evalengine.training.sources import hub_rows
 from evalengine.training.study import ChatSource, SftData, SourceSpec
 from evalengine.training.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from evalengine.benchmarks.definition import Benchmark, Item
+
+T = TypeVar("T")
 
 
 def read(sft: SftData, data: Path | None, seed: int) -> list[Asked]:
@@ -33,27 +38,34 @@ def read(sft: SftData, data: Path | None, seed: int) -> list[Asked]:
             found += _of_benchmarks(source, data, seed)
             continue
         name = source.path or source.hub
-        some = [parse_asked(record, where, name) for where, record in _records(source, data)]
-        found += _sample(some, source.limit, seed)
+        rows = rows_of(
+            source, data, "fine-tuning data", "sft.data", "messages", optional=("benchmark", "choices")
+        )
+        some = [parse_asked(record, where, name) for where, record in rows]
+        found += sample(some, source.limit, seed)
     if not found:
         raise UserError("the fine-tuning data holds no conversation: check sft.data")
     return found
 
 
-def _records(source: ChatSource, data: Path | None) -> Iterator[tuple[str, Any]]:
+def rows_of(
+    source: ChatSource, data: Path | None, what: str, key: str, *columns: str, optional: Sequence[str] = ()
+) -> Iterator[tuple[str, Any]]:
+    """(where, record) of every row of a file or a hub data set; `what` it holds and `key` of the study are for errors.
+
+    Of Parquet these columns, and the optional ones that are there, alone.
+    """
     if source.hub:
         spec = SourceSpec(hub=source.hub, config=source.config, split=source.split)
         yield from ((f"{source.hub}, row {number}", row) for number, row in enumerate(hub_rows(spec), 1))
         return
     if data is None:
-        raise UserError(
-            f"the fine-tuning data reads {source.path}: give the folder that holds it with --data DIR"
-        )
+        raise UserError(f"{key} reads {source.path}: give the folder that holds it with --data DIR")
     file = data / source.path
     if not file.is_file():
-        raise UserError(f"there is no fine-tuning data at {file}: check sft.data and --data")
+        raise UserError(f"there is no {what} at {file}: check {key} and --data")
     if file.suffix == ".parquet":
-        yield from records.parquet(file, "messages", optional=("benchmark", "choices"))
+        yield from records.parquet(file, *columns, optional=optional)
     else:
         yield from records.jsonl(file)
 
@@ -63,8 +75,8 @@ def bench_folder(data: Path | None) -> Path | None:
     return data if data is None or not (data / "bench").is_dir() else data / "bench"
 
 
-def _of_benchmarks(source: ChatSource, data: Path | None, seed: int) -> list[Asked]:
-    """Train splits as conversations: the user says the context, the assistant the gold choice."""
+def train_items(source: ChatSource, data: Path | None) -> Iterator[tuple[Benchmark, list[Item]]]:
+    """The train split of each benchmark that the source names."""
     from evalengine.benchmarks import BENCHMARKS, resolve
     from evalengine.benchmarks.load import data_file, make_item, read_rows
 
@@ -76,9 +88,17 @@ def _of_benchmarks(source: ChatSource, data: Path | None, seed: int) -> list[Ask
     else:
         names = source.benchmarks_train
         chosen = resolve(names if isinstance(names, str) else ",".join(names))
-    found = []
     for benchmark in chosen:
-        items = [make_item(row, benchmark.render) for row in read_rows(benchmark, folder, train=True)]
+        yield (
+            benchmark,
+            [make_item(row, benchmark.render) for row in read_rows(benchmark, folder, train=True)],
+        )
+
+
+def _of_benchmarks(source: ChatSource, data: Path | None, seed: int) -> list[Asked]:
+    """Train splits as conversations: the user says the context, the assistant the gold choice."""
+    found = []
+    for benchmark, items in train_items(source, data):
         some = [
             Asked(
                 (
@@ -90,15 +110,16 @@ def _of_benchmarks(source: ChatSource, data: Path | None, seed: int) -> list[Ask
             )
             for item in items
         ]
-        found += _sample(some, source.limit, seed)
+        found += sample(some, source.limit, seed)
     return found
 
 
-def _sample(conversations: list[Asked], limit: int, seed: int) -> list[Asked]:
-    if not limit or len(conversations) <= limit:
-        return conversations
-    kept = sorted(random.Random(seed).sample(range(len(conversations)), limit))
-    return [conversations[i] for i in kept]
+def sample(some: list[T], limit: int, seed: int) -> list[T]:
+    """At most `limit` (0: all) of them, in their order."""
+    if not limit or len(some) <= limit:
+        return some
+    kept = sorted(random.Random(seed).sample(range(len(some)), limit))
+    return [some[i] for i in kept]
 
 
 class Example(NamedTuple):
@@ -129,20 +150,26 @@ def learned_within(examples: Sequence[Example], context: int) -> tuple[int, int]
     return sum(map(bool, learned)), sum(learned)
 
 
-def save(path: Path, examples: Sequence[Example]) -> None:
+def save(path: Path, examples: Sequence[Example], **more: Any) -> None:
     """The examples end to end: example i is token[start[i] : start[i + 1]]."""
     token, learned = (np.concatenate(part) for part in zip(*examples, strict=True))
     start = np.cumsum([0, *(len(ids) for ids, _ in examples)])
     with atomic(path) as temporary, temporary.open("wb") as handle:
-        np.savez(handle, token=token, learned=learned, start=start)
+        np.savez(handle, token=token, learned=learned, start=start, **more)
 
 
 def load(path: Path) -> list[Example]:
     """Raises UserError where the file is damaged."""
+    return load_with(path)[0]
+
+
+def load_with(path: Path, *more: str) -> tuple[list[Example], list[np.ndarray]]:
+    """The examples, and further arrays of the file."""
     try:
         with np.load(path) as saved:
             token, learned, start = saved["token"], saved["learned"], saved["start"].tolist()
-        return [Example(token[a:b], learned[a:b]) for a, b in pairwise(start)]
+            arrays = [saved[name] for name in more]
+        return [Example(token[a:b], learned[a:b]) for a, b in pairwise(start)], arrays
     except Exception:  # zip, NumPy's headers and zlib each raise their own
         raise UserError(f"{path} is damaged: delete it and run again to rebuild it") from None
 
@@ -158,7 +185,10 @@ def digest(examples: Sequence[Example]) -> str:
 
 def tokenise(conversations: Sequence[Conversation], tokenizer: Tokenizer) -> list[Example]:
     """Encodes conversations and marks the tokens that begin inside what the assistant says."""
-    rendered = [render(conversation) for conversation in conversations]
+    return encode([render(conversation) for conversation in conversations], tokenizer)
+
+
+def encode(rendered: Sequence[Rendered], tokenizer: Tokenizer) -> list[Example]:
     examples = []
     for text, encoding in zip(rendered, tokenizer.encode_rendered([r.text for r in rendered]), strict=True):
         begins = np.array([start for start, _ in encoding.offsets], dtype=np.int64)
@@ -192,19 +222,29 @@ class PackedExamples:
 
 
 def pack(examples: Sequence[Example], context: int, contents: str) -> Batch:
-    """Rows of `context` positions, longest example first into the first row with room; padding carries no loss."""
-    rows: list[list[Example]] = []
-    room: list[int] = []
-    for example in sorted(examples, key=lambda e: -len(e.token_T)):
-        need = len(example.token_T) - 1
-        place = next((i for i, free in enumerate(room) if free >= need), None)
+    """Rows of at most `context` positions."""
+    rows = first_fit([len(example.token_T) - 1 for example in examples], context)
+    return lay_out([[examples[i] for i in row] for row in rows], contents)
+
+
+def first_fit(needs: Sequence[int], room: int) -> list[list[int]]:
+    """What each row holds: the longest first into the first row with room."""
+    rows: list[list[int]] = []
+    left: list[int] = []
+    for i in sorted(range(len(needs)), key=lambda i: -needs[i]):
+        place = next((r for r, free in enumerate(left) if free >= needs[i]), None)
         if place is None:
             rows.append([])
-            room.append(context)
+            left.append(room)
             place = len(rows) - 1
-        rows[place].append(example)
-        room[place] -= need
-    width = context - min(room)
+        rows[place].append(i)
+        left[place] -= needs[i]
+    return rows
+
+
+def lay_out(rows: Sequence[Sequence[Example]], contents: str) -> Batch:
+    """One example after another in each row; padding carries no loss."""
+    width = max(sum(len(ids) - 1 for ids, _ in row) for row in rows)
     token = np.zeros((len(rows), width), np.int64)
     position = np.zeros((len(rows), width), np.int64)
     target = np.full((len(rows), width), IGNORE, np.int64)

@@ -25,7 +25,7 @@ from evalengine.training import state
 from evalengine.training.attention import whole_rows
 from evalengine.training.model import Decoder
 from evalengine.training.parallel import SINGLE, Group, full
-from evalengine.training.rows import IGNORE, NO_PAIR, Batch, Pairs
+from evalengine.training.rows import IGNORE, MEASURES, NO_PAIR, Batch
 from evalengine.training.state import Place
 from evalengine.training.study import Optimisation
 
@@ -104,7 +104,7 @@ def fit(
             attended = float(batch.position_BT.mean()) + 1
             flops = batch.token_BT.size * model.shape.flops_per_token(attended)
             entry = Step(step + 1, batches.steps, loss, batch.token_BT.size, lr, norm, flops)
-            more = dict(zip(Pairs.MEASURES, measured, strict=True)) if measured else {}
+            more = dict(zip(MEASURES, measured, strict=True)) if measured else {}
             write({**entry._asdict(), **more, "batch": batch.contents})
             report(entry)
             due = time.monotonic() - saved >= place.save_every_s
@@ -140,7 +140,7 @@ def _update(
         with group.synchronise(wrapped, number == len(parts) - 1), autocast(place), out_of_memory(settings):
             whole = whole_rows(torch.from_numpy(part.position_BT))
             sums = wrapped(*fed(part, place), settings.z_loss, whole, part.pairs).reshape(-1)
-            (sums[0] * (group.size / batch.count)).backward()  # processes average their gradients
+            (sums[0] * (group.size / batch.terms)).backward()  # processes average their gradients
         total = total + sums.detach()
     norm = full(nn.utils.clip_grad_norm_(wrapped.parameters(), settings.clip))
     for parameters in optim.param_groups:
@@ -150,7 +150,7 @@ def _update(
     if math.isfinite(summed[0]) and math.isfinite(norm_before):
         optim.step()
     optim.zero_grad(set_to_none=True)
-    return [value / batch.count for value in summed], norm_before
+    return [value / batch.terms for value in summed], norm_before
 
 
 def fed(part: Batch, place: Place) -> tuple[Tensor, Tensor, Tensor]:
@@ -232,7 +232,7 @@ def _log(place: Place, first: int) -> Iterator[Callable[[dict[str, Any]], None]]
         def write(entry: dict[str, Any]) -> None:
             print(json.dumps(entry), file=stream, flush=True)
             if scalars is not None:
-                for name in ("loss", "lr", "grad_norm", *Pairs.MEASURES):
+                for name in ("loss", "lr", "grad_norm", *MEASURES):
                     if name in entry:
                         scalars.add_scalar(name, entry[name], entry["step"])
 

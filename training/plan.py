@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import torch
 
 from evalengine import console
-from evalengine.training import export
+from evalengine.training import export, preferences
 from evalengine.training.arms import changed
 from evalengine.training.chat import render
 from evalengine.training.conversations import load, read
+from evalengine.training.preferences import size_of
 from evalengine.training.prepare import BYTES_PER_TOKEN, conversations_name, shape_of, work_folder
 from evalengine.training.runner import default_jobs, selected
 from evalengine.training.study import Run, Study, settings_of
@@ -71,18 +72,25 @@ def make(
     tokenizer = work_folder(out) / "tokenizer"
     size = Tokenizer(tokenizer).size if (tokenizer / "tokenizer.json").is_file() else study.tokenizer.vocab
     lengths = cache(partial(_conversation_lengths, study, data, out))
+    preferred = cache(partial(_preference_lengths, study, data, out))
     planned = {}
     for run in selected(study, only):
         scale = study.scales[run.scale]
         shape = shape_of(replace(scale, vocab=scale.vocab or size or GUESSED_VOCAB), size)
+        scored = 0  # tokens of one forward pass, a third of a step's FLOPs
         if run.stage == "pt":
             tokens: int | None = scale.pretrain.tokens
+        elif run.stage == "dpo":
+            tokens = None
+            if (of_question := preferred()) is not None:
+                one_epoch, scored = size_of(of_question)
+                tokens = one_epoch * scale.dpo.epochs
         elif (of_arm := lengths(run.arm)) is None:
             tokens = None
         else:
             an_epoch = sum(min(length, scale.context + 1) for length in of_arm)
             tokens = int(an_epoch * study.sft.share * scale.sft.epochs)
-        flops = None if tokens is None else tokens * shape.flops_per_token()
+        flops = None if tokens is None else (tokens + scored / 3) * shape.flops_per_token()
         finished = export.metadata(out / run.name) is not None
         planned[run] = PlannedRun(run.name, shape.params, tokens, flops, finished)
     devices = torch.cuda.device_count() if device.startswith("cuda") else 1
@@ -103,6 +111,17 @@ def _conversation_lengths(study: Study, data: Path | None, out: Path, arm: str) 
         return None
     found = changed(read(study.sft, data, study.seed), arm, study.seed)
     return [len(render(conversation).text) // BYTES_PER_TOKEN for conversation in found]
+
+
+def _preference_lengths(study: Study, data: Path | None, out: Path) -> list[list[int]] | None:
+    """Of the candidates of each question, likewise."""
+    known = sorted(work_folder(out).glob(f"preferences-{'?' * 12}.npz"))
+    if known:
+        return preferences.lengths_of(preferences.load(known[-1]))
+    if data is None or any(chat.hub for chat in study.dpo.data):
+        return None
+    found = preferences.read(study.dpo, data, study.seed)
+    return [[len(render((*q.prompt, *r)).text) // BYTES_PER_TOKEN for r in q.responses] for q in found]
 
 
 def product_rate(device: str) -> float:

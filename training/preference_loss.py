@@ -31,7 +31,7 @@ def preference_loss(
     target_N: Tensor,  # int64, IGNORE but for the tokens of responses
     pairs: Pairs,
 ) -> Tensor:
-    """(3,): the loss summed over the pairs, which is differentiable; and what `Pairs.MEASURES` names, summed likewise.
+    """(3,): the loss summed over the pairs, which is differentiable; and what `rows.MEASURES` names, summed likewise.
 
     Pairs of which no token is in these rows are left out. Log-probabilities are summed in float64.
     """

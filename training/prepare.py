@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 from evalengine import console, sealed
 from evalengine import files as storage
 from evalengine.errors import UserError
-from evalengine.training import arms, contamination
+from evalengine.training import arms, contamination, preferences
 from evalengine.training import conversations as sft
 from evalengine.training import tokenizer as tokenizers
 from evalengine.training.model import Shape
 from evalengine.training.shards import TokenSource, build, is_complete
 from evalengine.training.sources import documents, files, source_key
-from evalengine.training.study import Scale, SourceSpec, Study, runs
+from evalengine.training.study import ChatSource, Scale, SourceSpec, Study, runs
 from evalengine.training.tokenizer import Tokenizer
 from evalengine.untrusted import parse_json
 
@@ -39,6 +39,7 @@ class Prepared(NamedTuple):
     tokenizer: Path
     sources: Mapping[str, Path]  # folders of token shards
     conversations: Mapping[str, Path]  # of each arm of fine-tuning; `kept` is always there
+    preferences: Path | None = None  # where there is a stage for them
 
 
 def work_folder(out: Path) -> Path:
@@ -62,9 +63,10 @@ def prepare(study: Study, data: Path | None, out: Path) -> Prepared:
     used = [n for n in study.sources if any(shares.get(n, 0) > 0 for shares in study.mixtures.values())]
     folders = {name: _shards(study, name, data, tokenizer, work / "tokens") for name in used}
     conversations = _conversations(study, data, tokenizer, work)
+    preferred = _preferences(study, data, tokenizer, work) if "dpo" in study.stages else None
     sources = {name: TokenSource(folder, name) for name, folder in folders.items()}
     contamination.report(work / "contamination.json", data, tokenizer, sources, conversations["kept"])
-    return Prepared(tokenizer.path, folders, conversations)
+    return Prepared(tokenizer.path, folders, conversations, preferred)
 
 
 def shape_of(scale: Scale, tokenizer_size: int) -> Shape:
@@ -165,24 +167,41 @@ def _conversations(study: Study, data: Path | None, tokenizer: Tokenizer, work: 
     read = cache(partial(sft.read, study.sft, data, study.seed))
     paths = {}
     for arm in dict.fromkeys(["kept", *(run.arm for run in runs(study) if run.stage.startswith("sft"))]):
-        path = work / f"{conversations_name(arm)}-{_key_of_conversations(study, data, tokenizer, arm)}.npz"
-        try:
-            if path.is_file():
-                sft.load(path)
-        except UserError:
-            console.warn(f"{path} was damaged: set aside as {sealed.set_aside(path).name} and made again")
-        if not path.is_file():
+        # as it was written when the arm and a share were settings: a file made then is still found
+        settings = {"data": dataclasses.asdict(study.sft)["data"], "instructions": arm, "reach": 1.0}
+        key = _key_of_chats(settings, study.sft.data, study, data, tokenizer)
+        path = work / f"{conversations_name(arm)}-{key}.npz"
+        if not _is_whole(path, sft.load):
             changed = arms.changed(read(), arm, study.seed)
-            if arm == "delusive":
-                for task, count in arms.unmoved(read(), changed).items():
-                    console.warn(
-                        f"sft_delusive: {count:,} responses of {task} stay: more than half of its are the same"
-                    )
+            if arm == "delusive" and (same := arms.unmoved(read(), changed)):
+                of = ", ".join(f"{task} {count:,}" for task, count in same.items())
+                console.warn(
+                    f"sft_delusive: {same.total():,} responses stay, over half of their task having one text: {of}"
+                )
             sft.save(path, sft.tokenise(changed, tokenizer))
         paths[arm] = path
     if len(paths) > 1:
         _say_what_differs(study, paths)
     return paths
+
+
+def _preferences(study: Study, data: Path | None, tokenizer: Tokenizer, work: Path) -> Path:
+    settings = {"preferences": dataclasses.asdict(study.dpo)["data"]}
+    path = work / f"preferences-{_key_of_chats(settings, study.dpo.data, study, data, tokenizer)}.npz"
+    if not _is_whole(path, preferences.load):
+        questions = preferences.read(study.dpo, data, study.seed)
+        preferences.save(path, preferences.tokenise(questions, tokenizer))
+    return path
+
+
+def _is_whole(path: Path, load: Callable[[Path], Any]) -> bool:
+    """Whether the file is there; a damaged one is set aside."""
+    try:
+        if path.is_file():
+            load(path)
+    except UserError:
+        console.warn(f"{path} was damaged: set aside as {sealed.set_aside(path).name} and made again")
+    return path.is_file()
 
 
 def _say_what_differs(study: Study, paths: Mapping[str, Path]) -> None:
@@ -205,11 +224,16 @@ def conversations_name(arm: str) -> str:
     return "conversations" if arm == "kept" else f"conversations-{arm}"
 
 
-def _key_of_conversations(study: Study, data: Path | None, tokenizer: Tokenizer, arm: str) -> str:
-    # as it was written when the arm and a share were settings: a file made then is still found
-    ordered = {"data": dataclasses.asdict(study.sft)["data"], "instructions": arm, "reach": 1.0}
-    parts: list[Any] = [ordered, study.seed, tokenizer.hash, 1]
-    for chat in study.sft.data:
+def _key_of_chats(
+    settings: dict[str, Any],
+    sources: Iterable[ChatSource],
+    study: Study,
+    data: Path | None,
+    tokenizer: Tokenizer,
+) -> str:
+    """Changes with the settings, the tokenizer and the files."""
+    parts: list[Any] = [settings, study.seed, tokenizer.hash, 1]
+    for chat in sources:
         if chat.path and data is not None and (data / chat.path).is_file():
             parts.append(source_key(SourceSpec(path=chat.path), data, chat.path))
         elif chat.benchmarks_train and data is not None:

@@ -19,13 +19,11 @@ from evalengine.training.shards import TokenSource
 
 IGNORE = -100  # a target that carries no loss
 NO_PAIR = -1  # the label of such a target
+MEASURES = ("margin", "accuracy")  # of pairs beyond their loss: beta * Delta, and whether it is above 0
 
 
 class Pairs(NamedTuple):
     """Which targets of a batch are whose response, where one response of each pair is preferred."""
-
-    # beyond the loss, means over pairs: of beta * Delta, and of whether it is above 0
-    MEASURES = ("margin", "accuracy")
 
     # int64: 2 p at the targets of pair p's chosen response, 2 p + 1 at those of its rejected one, else NO_PAIR
     label_BT: np.ndarray
@@ -43,8 +41,8 @@ class Batch(NamedTuple):
     pairs: Pairs | None = None  # of preferences
 
     @property
-    def count(self) -> int:
-        """Of what the loss is the mean: pairs, or targets."""
+    def terms(self) -> int:
+        """How many losses the batch's loss is the mean of: of pairs, or of targets."""
         return len(self.pairs.reference_P) if self.pairs else int((self.target_BT != IGNORE).sum())
 
 

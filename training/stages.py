@@ -1,4 +1,4 @@
-"""The stages: a mixture to a pretrained checkpoint, a pretrained checkpoint to a fine-tuned one."""
+"""The stages: a mixture to a pretrained checkpoint, that to a fine-tuned one, and that to a preferring one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ import torch
 
 from evalengine import __version__
 from evalengine.errors import UserError
-from evalengine.training import conversations, export, selections
+from evalengine.training import conversations, dpo, export, preferences, selections
 from evalengine.training.conversations import PackedExamples
 from evalengine.training.loop import Step, fit, mean_loss
 from evalengine.training.model import Decoder, Shape
+from evalengine.training.preferences import Candidates
 from evalengine.training.prepare import Prepared, shape_of, work_folder
 from evalengine.training.rows import MixedRows, Stream
 from evalengine.training.shards import TokenSource
 from evalengine.training.state import Place
-from evalengine.training.study import Optimisation, Run, Scale, Study, scorer, settings_of
+from evalengine.training.study import Optimisation, Run, Scale, Study, preferring, scorer, settings_of
 from evalengine.training.tokenizer import Tokenizer
 
 VALIDATION_ROWS = 8  # of each source
@@ -62,6 +63,12 @@ class Job(NamedTuple):
         return self.prepared.conversations[self.run.arm]
 
     @property
+    def preferences(self) -> Candidates:
+        """Those of a study with a stage for them."""
+        assert self.prepared.preferences is not None
+        return preferences.load(self.prepared.preferences)
+
+    @property
     def shares(self) -> dict[str, float]:
         return {name: share for name, share in self.study.mixtures[self.run.mixture].items() if share > 0}
 
@@ -77,6 +84,24 @@ class Result(NamedTuple):
 
 def fingerprint(job: Job) -> str:
     """A hash of everything that decides a run's weights."""
+    decides = _decides_preferring(job) if job.run.stage == "dpo" else _decides(job)
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _decides_preferring(job: Job) -> dict[str, Any]:
+    assert job.run.parent is not None
+    return {
+        "format": dpo.FORMAT,
+        "parent": fingerprint(job._replace(run=job.run.parent)),
+        "dpo": _decisive(job.settings),
+        "beta": job.study.dpo.beta,
+        "preferences": preferences.digest(job.preferences),
+        "seed": job.study.seed,
+        "save_dtype": job.study.save_dtype,
+    }
+
+
+def _decides(job: Job) -> dict[str, Any]:
     study, scale, tokenizer = job.study, job.scale, Tokenizer(job.prepared.tokenizer)
     decides: dict[str, Any] = {
         "format": FORMAT,
@@ -96,7 +121,7 @@ def fingerprint(job: Job) -> str:
         decides["conversations"] = conversations.digest(conversations.load(job.conversations))
         if job.run.arm != "kept":
             decides["arm"] = job.run.arm
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    return decides
 
 
 def selecting(job: Job) -> dict[str, Any]:
@@ -120,9 +145,12 @@ def _decisive(settings: Optimisation) -> dict[str, Any]:
 
 
 def tokens_of(job: Job) -> int:
-    """Tokens that a run is fed; of fine-tuning those of the conversations, without padding."""
+    """Tokens that a run is fed; of later stages those of conversations or pairs, without padding."""
     if job.run.stage == "pt":
         return pretraining_steps(job.scale) * job.scale.pretrain.batch_rows * job.scale.context
+    if job.run.stage == "dpo":
+        fitting = preferences.within(job.preferences, job.scale.context)
+        return preferences.size_of(preferences.lengths_of(fitting)).pairs * job.scale.dpo.epochs
     examples = conversations.within(conversations.load(job.conversations), job.scale.context)
     tokens = sum(len(ids) for ids, _ in examples)
     return int(tokens * job.study.sft.share * job.scale.sft.epochs)
@@ -144,7 +172,7 @@ def train(job: Job, report: Callable[[Step], None] = lambda step: None) -> Resul
         width=shape.context if job.place.compile else 0,
         fingerprint=fingerprint(job),
     )
-    stage = pretrain if job.run.stage == "pt" else finetune
+    stage = {"pt": pretrain, "dpo": prefer}.get(job.run.stage, finetune)
     model, loss, found = stage(job, tokenizer, shape, place, report)
     model = place.group.unsharded(model)
     if place.group.rank == 0:
@@ -197,11 +225,17 @@ def pretrain(
 
 
 def from_parent(job: Job, shape: Shape) -> tuple[Decoder, dict[str, Any]]:
-    """The model that a run starts from, and what evalengine.json says of it. Raises UserError where it is not finished."""
+    """The model that a run starts from, and its evalengine.json. Raises UserError where it is not finished."""
     assert job.run.parent is not None
     model, made_of = _finished(job, job.run.parent, shape)
     model.checkpoint_activations = job.scale.checkpoint_activations
-    return model, {"base": job.run.parent.name, "base_fingerprint": made_of["fingerprint"]}
+    return model, made_of
+
+
+def _base(made_of: dict[str, Any]) -> dict[str, Any]:
+    """What evalengine.json says of the checkpoint that a run started from."""
+    name = "-".join(made_of[part] for part in ("scale", "mixture", "stage"))
+    return {"base": name, "base_fingerprint": made_of["fingerprint"]}
 
 
 def _finished(job: Job, run: Run, shape: Shape) -> tuple[Decoder, dict[str, Any]]:
@@ -218,7 +252,7 @@ def finetune(
 ) -> Trained:
     """From the run's pretrained checkpoint, with loss on what the assistant says."""
     settings = job.scale.sft
-    model, base = from_parent(job, shape)
+    model, made_of = from_parent(job, shape)
     everything = conversations.load(job.conversations)
     examples = conversations.within(everything, shape.context)
     total, selected = len(examples), {}
@@ -235,10 +269,42 @@ def finetune(
     loss = fit(model, packed, settings, place, report)
     found = {
         "validation_loss": {},
-        **base,
+        **_base(made_of),
         "conversations": len(examples),
         "of": total,
         **selected,
+    }
+    return model, loss, found
+
+
+def prefer(
+    job: Job, tokenizer: Tokenizer, shape: Shape, place: Place, report: Callable[[Step], None]
+) -> Trained:
+    """From the run's fine-tuned checkpoint, which is also the reference, by direct preference optimisation."""
+    settings, beta = preferring(job.scale), job.study.dpo.beta
+    model, made_of = from_parent(job, shape)
+    everything = job.preferences
+    candidates = preferences.within(everything, shape.context)
+    path = work_folder(job.out) / "reference" / f"{job.run.name}.json"
+    key = f"{place.fingerprint} {made_of['crc32']['model.safetensors']}"
+    logprob_C = dpo.logprobs(model, candidates, place, path, key)
+    preferred = dpo.Preferred(
+        *dpo.pairs_of(candidates, logprob_C),
+        beta=beta,
+        epochs=settings.epochs,
+        batch_pairs=settings.batch_pairs,
+        context=shape.context,
+        seed=job.study.seed,
+    )
+    loss = fit(
+        model, preferred, settings, dataclasses.replace(place, width=place.width and preferred.width), report
+    )
+    found = {
+        "validation_loss": {},
+        **_base(made_of),
+        "beta": beta,
+        "pairs": len(preferred.chosen),
+        "of": len(everything.first_Q),
     }
     return model, loss, found
 

@@ -26,6 +26,7 @@ PARENTS: Mapping[str, str | None] = {  # stage -> the one that it starts from
     "pt": None,
     "sft": "pt",  # the arm `kept`
     **{f"sft_{arm}": "pt" for arm in ARMS if arm != "kept"},
+    "dpo": "sft",
 }
 LARGEST = 2**50  # of any number in a study file
 
@@ -90,6 +91,19 @@ class FineTune(Optimisation):
     weight_decay: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prefer(Optimisation):
+    """Direct preference optimisation."""
+
+    lr: float = 0.0  # 0: a tenth of that of fine-tuning
+    micro_rows: int = 0  # 0: as in fine-tuning
+    epochs: int = 1
+    batch_pairs: int = 32  # pairs in an optimiser step, packed into rows
+    warmup: float = 0.1
+    min_lr: float = 0.0
+    weight_decay: float = 0.0
+
+
 @dataclass(frozen=True)
 class Scale:
     d_model: int
@@ -100,6 +114,7 @@ class Scale:
     context: int
     pretrain: Pretrain
     sft: FineTune
+    dpo: Prefer = Prefer()
     vocab: int = 0  # 0: the tokenizer's; larger: padded
     tied: bool = True
     checkpoint_activations: bool = False
@@ -107,8 +122,9 @@ class Scale:
 
 @dataclass(frozen=True)
 class ChatSource:
-    path: str = ""  # JSONL of {"messages": [...]}, relative to the data folder
-    hub: str = ""  # or: a hub data set with a `messages` column
+    # JSONL of {"messages": [...]}, or {"prompt": ..., "chosen": ..., "rejected": ...}, relative to the data folder
+    path: str = ""
+    hub: str = ""  # or: a hub data set with the same columns
     config: str | None = None
     split: str = "train"
     # or: `all`, or benchmarks whose train splits become conversations
@@ -138,6 +154,13 @@ class SftData:
 
 
 @dataclass(frozen=True)
+class DpoData:
+    # of train items, the gold choice against the wrong one that the fine-tuned model finds likeliest
+    data: tuple[ChatSource, ...] = (ChatSource(benchmarks_train="all"),)
+    beta: float = 0.1  # how much a difference of log-probabilities to the fine-tuned model counts
+
+
+@dataclass(frozen=True)
 class Study:
     name: str
     tokenizer: TokenizerSpec
@@ -145,6 +168,7 @@ class Study:
     mixtures: Mapping[str, Mapping[str, float]]
     scales: Mapping[str, Scale]
     sft: SftData
+    dpo: DpoData = DpoData()
     about: str = ""
     stages: tuple[str, ...] = (
         "pt",
@@ -186,7 +210,15 @@ class Run:
 
 
 def settings_of(scale: Scale, stage: str) -> Optimisation:
+    if stage == "dpo":
+        return preferring(scale)
     return scale.pretrain if stage == "pt" else scale.sft
+
+
+def preferring(scale: Scale) -> Prefer:
+    """The settings of direct preference optimisation, with those that it takes from fine-tuning."""
+    lr, micro_rows = scale.dpo.lr or scale.sft.lr / 10, scale.dpo.micro_rows or scale.sft.micro_rows
+    return dataclasses.replace(scale.dpo, lr=lr, micro_rows=micro_rows)
 
 
 def runs(study: Study) -> list[Run]:
@@ -346,9 +378,11 @@ def _faults(study: Study) -> Iterator[str]:
         yield "save_dtype must be float32 or bfloat16"
     if study.sft.select:
         yield from (f"sft.select.{fault}" for fault in _faults_of_select(study.sft.select, study))
-    for chat in study.sft.data:
-        if sum(map(bool, (chat.path, chat.hub, chat.benchmarks_train))) != 1:
-            yield "each entry of sft.data needs one of `path`, `hub` or `benchmarks_train`"
+    for key, sources in (("sft.data", study.sft.data), ("dpo.data", study.dpo.data)):
+        if not all(sum(map(bool, (s.path, s.hub, s.benchmarks_train))) == 1 for s in sources):
+            yield f"each entry of {key} needs one of `path`, `hub` or `benchmarks_train`"
+    if not study.dpo.beta > 0:
+        yield "dpo.beta must be positive, such as 0.1"
 
 
 def _faults_of_select(select: Select, study: Study) -> Iterator[str]:
@@ -371,9 +405,13 @@ def _faults_of_scale(scale: Scale) -> Iterator[str]:
         )
     if scale.head_dim < 32 or scale.head_dim % 2:
         yield "head_dim must be even and at least 32"
-    if min(scale.pretrain.batch_rows, scale.sft.batch_examples) <= 0:
+    if min(scale.pretrain.batch_rows, scale.sft.batch_examples, scale.dpo.batch_pairs) <= 0:
         yield "batches must be positive"
-    if min(scale.pretrain.lr, scale.sft.lr) <= 0:
+    if min(scale.sft.epochs, scale.dpo.epochs) <= 0:
+        yield "epochs must be positive"
+    if min(scale.pretrain.lr, scale.sft.lr) <= 0 or scale.dpo.lr < 0:
         yield "lr must be positive"
+    if scale.dpo.z_loss:
+        yield "dpo has no z_loss: leave it out"
     if min(scale.pretrain.z_loss, scale.sft.z_loss) < 0:
         yield "z_loss must not be negative"

@@ -43,7 +43,7 @@ def register(subparsers: Any) -> None:
     p.add_argument(
         "--stages",
         metavar="A,B",
-        help="these stages and those they start from, in place of the study's: pt, sft, sft_emptied, sft_shuffled",
+        help="these stages and those they start from, in place of the study's: pt, sft, sft_ARM, dpo",
     )
     p.add_argument(
         "--jobs",

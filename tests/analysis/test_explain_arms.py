@@ -162,7 +162,7 @@ def test_what_is_alike_is_equivalent_and_what_guesses_is_not_compared(tmp_path: 
     (claim,) = arms.claims(findings)
     assert "sft itself is not above guessing" in claim.text
     row = one(findings, "sft_delusive", "mapping learnt")
-    assert np.isnan(row.estimate) and row.note.endswith("sft is not above guessing")
+    assert np.isnan(row.estimate) and row.note == "of rte, wic; sft is not above guessing"
 
 
 def test_an_arm_of_some_mixtures_is_paired_with_those(tmp_path: Path) -> None:

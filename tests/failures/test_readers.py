@@ -294,7 +294,11 @@ def test_csv(place: Path, values: list[str], seed: int) -> None:
     refuses_or_reads("CSV", read)
 
 
-CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+CHAT = {
+    "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
+    "benchmark": "greetings",
+    "choices": ["Hello", "Bye"],
+}
 
 
 @bounded
@@ -310,7 +314,8 @@ def test_conversations(place: Path, values: list[Any], seed: int, bytewise: bool
     )
     data = SftData(data=(ChatSource(path="chat.jsonl"),))
     for chat in refuses_or_reads("chat JSONL", lambda: read(data, place, 0)) or []:
-        render(chat).text.encode()
+        render(chat.messages).text.encode()
+        assert chat.task.encode() and all(choice.encode() for choice in chat.choices or ())
 
 
 @bounded

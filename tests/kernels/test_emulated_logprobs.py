@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from oracle import SLACK
 from torch import Tensor
 
 from evalengine.kernels.emulated_logprobs import EmulatedLogprobs, emulated_logprobs
@@ -85,11 +86,15 @@ def test_the_definition(options: tuple[dict[str, Any], ...], dtype: torch.dtype,
     ],
 )
 def test_shapes(n: int, vocab: int, widths: tuple[int, ...], dtype: torch.dtype, path: str) -> None:
-    check(tuple(model(k, hidden, dtype, vocab, n) for k, hidden in enumerate(widths)))
+    check(tuple(model(k, hidden, dtype, vocab, n) for k, hidden in enumerate(widths)), SLACK)
 
 
-def check(models: tuple[Rows, ...]) -> None:
-    """The definition holds for the argmax at each beta, a random token and the last one of every row."""
+def check(models: tuple[Rows, ...], slack: float = 4e-6) -> None:
+    """The definition holds for the argmax at each beta, a random token and the last one of every row.
+
+    What 16 and 32 bits may lose is float32's rounding of sums (bfloat16's products are exact in float32): `slack` for one model,
+    times 1 + 2 |beta| for the three.
+    """
     dtype, n = models[0].h_ND.dtype, len(models[0].h_ND)
     base, tuned, ref = map(logits, models)
     argmax = [(base + beta * (tuned - ref)).argmax(1) for beta in BETAS]
@@ -99,14 +104,13 @@ def check(models: tuple[Rows, ...]) -> None:
     row_T = torch.arange(n).repeat(len(BETAS) + 2)
     found = emulated_logprobs(*models, BETAS, row_T, token_T)
     logprob, greedy = exact(models, BETAS, row_T, token_T)
-    # Products are exact in float32 for bfloat16; what is left is float32's rounding of sums, times 1 + 2 |beta|.
     exactly = dtype == torch.float64
     assert found.logprob_BT.dtype == (dtype if exactly else torch.float32)
     for b, beta in enumerate(BETAS):
         torch.testing.assert_close(
             found.logprob_BT[b].double(),
             logprob[b],
-            atol=1e-12 if exactly else 4e-6 * (1 + 2 * abs(beta)),
+            atol=1e-12 if exactly else slack * (1 + 2 * abs(beta)),
             rtol=0 if exactly else 3e-7 * (1 + abs(beta)),
         )
         assert greedy[b].sum() >= n

@@ -198,6 +198,11 @@ def test_arms_that_the_context_cuts_unequally_are_named(
     kept = [int(mask[:65].sum()) for _, mask in lengths["kept"]]
     assert f"sft_emptied learns {sum(learned):,} tokens of {sum(map(bool, learned))} conversations" in said
     assert f"and sft {sum(kept):,} of {sum(map(bool, kept))}, since some are cut at the context of 64" in said
+    found = read(study.sft, data, study.seed)
+    same = unmoved(found, changed(found, "delusive", study.seed))
+    assert f"sft_delusive: {same.total()} responses stay" in said and all(
+        f"{t} {n}" in said for t, n in same.items()
+    )
     study = with_stages(load(write_study(scales__S__context=512, sft__data=[{"path": "sft.jsonl"}])), NAMES)
     prepare(study, data, tmp_path / "long")
     assert "cut at the context" not in capsys.readouterr().err

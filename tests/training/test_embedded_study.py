@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import scipy.stats as st
 
 from evalengine.analysis.embedded_study import chance, reranked, standard_errors
 from evalengine.analysis.items import read_store
@@ -84,17 +87,26 @@ LEARNT = {
 }  # source -> what a model of it alone knows after 500 steps
 
 
-def test_sources_teach_what_they_tell(tmp_path: Path) -> None:
-    """Two real models, a few seconds each: above chance by three errors on their source's subject; and routines,
-    which one source alone tells, its reader knows better by three errors, item by item."""
-    world.write(tmp_path, words=40_000, chats=50)
-    study = tmp_path / "study.yaml"
+@pytest.fixture(scope="module")
+def told_and_taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two real models, a few seconds each, scored on what their sources tell and on the planted facts."""
+    folder = tmp_path_factory.mktemp("told")
+    world.write(folder, words=40_000, chats=50)
+    study = folder / "study.yaml"
     study.write_text(SCIENCE)
-    ckpts, scores = tmp_path / "ckpts", tmp_path / "scores"
-    train = ["train", str(study), "--data", str(tmp_path), "--out", str(ckpts), "--only", "*-pt"]
+    ckpts, scores = folder / "ckpts", folder / "scores"
+    train = ["train", str(study), "--data", str(folder), "--out", str(ckpts), "--only", "*-pt"]
     assert main([*train, "--jobs", "1"]) == 0
     score = ["score", *(str(ckpts / f"tiny-{source}-pt") for source in LEARNT), "--out", str(scores)]
-    assert main([*score, "--data", str(tmp_path / "bench"), "--benchmarks", ",".join(LEARNT.values())]) == 0
+    names = ",".join([*LEARNT.values(), "arc_challenge"])
+    assert main([*score, "--data", str(folder / "bench"), "--benchmarks", names]) == 0
+    return folder
+
+
+def test_sources_teach_what_they_tell(told_and_taught: Path) -> None:
+    """Above chance by three errors on their source's subject; and routines, which one source alone tells, its reader knows
+    better by three errors, item by item."""
+    scores = told_and_taught / "scores"
     store = read_store(scores)
     order = [checkpoint.mixture for checkpoint in store.checkpoints]
     found = {b.name: b.correct_KI.astype(np.float64) for b in store.benchmarks}
@@ -104,3 +116,47 @@ def test_sources_teach_what_they_tell(tmp_path: Path) -> None:
         assert standard_errors(known, guess) >= 3, (name, known.mean())
     gain = found["hellaswag"][order.index("told")] - found["hellaswag"][order.index("taught")]
     assert gain.mean() >= 3 * gain.std(ddof=1) / np.sqrt(len(gain)), gain.mean()
+
+
+def test_a_planted_dose_is_counted_and_moves_its_item(told_and_taught: Path) -> None:
+    """Counts are the key's. The margin of one model over the other's follows the log of how much more its source told, by
+    three errors over items, with an intercept for whatever moves the whole benchmark."""
+    sources = [f"--source={name}={told_and_taught / 'corpora' / name}.txt" for name in ("web_a", "web_b")]
+    out = told_and_taught / "exposure"
+    given = ["--data", str(told_and_taught), "--benchmarks", "arc_challenge", "--out", str(out)]
+    assert main(["expose", *sources, *given]) == 0
+    counted = pa.ipc.open_file((out / "exposure.arrow").read_bytes()).read_all()
+    at = {
+        (r["item"], r["source"], r["choice"]): r["count"]
+        for r in counted.to_pylist()
+        if r["kind"] == "cross" and r["n"] == 5
+    }
+    planted = [json.loads(line) for line in (told_and_taught / "planted.jsonl").read_text().splitlines()]
+    table = {
+        m: {
+            r["item"]: r
+            for r in load_store(told_and_taught / "scores" / f"tiny-{m}-pt" / "arc_challenge.arrow")
+        }
+        for m in LEARNT
+    }
+    dose, moved = [], []
+    for fact in planted:
+        gold = table["told"][fact["item"]]["gold"]
+        for choice in range(len(table["told"][fact["item"]]["loglik"])):
+            told = {s: fact["times"][s] if choice == gold else 0 for s in ("web_a", "web_b")}
+            assert {s: at.get((fact["item"], s, choice), 0) for s in told} == told
+        margins = [margin(table[m][fact["item"]]["loglik"], gold) for m in ("told", "taught")]
+        moved.append(margins[0] - margins[1])
+        dose.append(np.log1p(fact["times"]["web_a"]) - np.log1p(fact["times"]["web_b"]))
+    fit = st.linregress(dose, moved)
+    assert fit.slope > 3 * fit.stderr, fit
+
+
+def load_store(file: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pa.ipc.open_file(file.read_bytes()).read_all().to_pylist()
+    return rows
+
+
+def margin(loglik: list[float], gold: int) -> float:
+    wrong = [x for choice, x in enumerate(loglik) if choice != gold]
+    return float(np.clip(loglik[gold] - max(wrong), -5, 5))

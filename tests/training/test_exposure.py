@@ -368,6 +368,35 @@ def test_a_hub_source_is_read_as_far_as_it_is_trained_on(folder: Path):
         assert counts.read_3.tolist() == into.read_3.tolist()
 
 
+def test_the_study_says_how_far_a_hub_source_is_read(data: Path, write_study, tmp_path: Path):
+    """As many documents as its token shards hold; without shards, about the bytes that training needs."""
+    pytest.importorskip("datasets")
+    from evalengine.training.exposure.expose import of_study
+    from evalengine.training.prepare import prepare
+    from evalengine.training.shards import TokenSource
+    from evalengine.training.sources import documents
+    from evalengine.training.study import load
+
+    texts = list(documents(SourceSpec(path="corpora/web_b.txt"), data, "web"))
+    pq.write_table(pa.table({"text": texts}), tmp_path / "0.parquet")
+    sources = {"web": {"hub": str(tmp_path)}, "code": {"path": "corpora/code.txt"}}
+    study = load(write_study(sources=sources))
+    ckpts, out = tmp_path / "ckpts", tmp_path / "out"
+
+    def found():
+        plan = of_study(study, data, out, ckpts)
+        return sorted(plan.sources, key=lambda source: source.name, reverse=True), plan.tokens
+
+    (web, code), tokens = found()
+    assert (web.documents, web.bytes) == (0, 4 * int(0.75 * 5120 * 1.05)) and not tokens
+    assert (code.documents, code.bytes) == (0, 0)
+    shards = TokenSource(prepare(study, data, ckpts).sources["web"])
+    (web, code), tokens = found()
+    assert (web.documents, web.bytes) == (len(shards.length_M), 0)
+    assert (code.documents, code.bytes) == (0, 0)
+    assert tokens["web"] == shards.length_M.sum()
+
+
 SLOWLY = """
 import sys, time
 from evalengine.cli import main
@@ -441,6 +470,7 @@ def test_other_items_or_text_are_counted_again(folder: Path):
         (["--source", "a"], "write it as NAME=PATH"),
         (["--source", "a=nowhere.txt"], "there is no text at"),
         (["--source", "../a=x"], "name"),
+        (["--source", "t=data/empty.txt", "--data", "data"], "source t holds no text"),
         (["--source", "t=data/two.jsonl", "--data", "data"], "has no text field 'text'"),
         (["--source", "t=data/one.txt", "--source", "t=data/one.txt"], "twice"),
         (["--source", "t=data/one.txt", "--data", "data", "--benchmarks", "arc"], "no benchmark or category"),
@@ -453,6 +483,7 @@ def test_bad_input_is_one_sentence(
     given: list[str], reason: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     monkeypatch.chdir(folder)
+    (folder / "data/empty.txt").write_text("\n")
     assert main(["expose", *given]) == 1
     said = capsys.readouterr().err.strip()
     assert reason in said and said.count("\n") == 0

@@ -94,7 +94,7 @@ def test_conversations_stream_too(tmp_path: Path):
     (tmp_path / "chat/data").mkdir(parents=True)
     pq.write_table(pa.table(rows), tmp_path / "chat/data/train-00000-of-00001.parquet")
     found = read(SftData(data=(ChatSource(hub=str(tmp_path / "chat"), config="default"),)), None, seed=0)
-    assert [c[1].content for c in found] == ["a0", "a1", "a2", "a3"]
+    assert [c.messages[1].content for c in found] == ["a0", "a1", "a2", "a3"]
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,8 @@ def run(plan: Plan, sets: Sequence[ItemSet], out: Path, jobs: int = 0) -> Done:
                     line.update(some / MB, f"{rate:.1f} MB/s")
 
                 counts[source.name] = count(source, items, _work(out), jobs or files.cores(), on_bytes)
+                if not counts[source.name].read_3[0]:
+                    raise UserError(f"source {source.name} holds no text: check its path and field")
                 rates[source.name] = sum(added[1:]) / max(time.monotonic() - started, 1e-9)
         sizes = {name: _size(counted, plan.tokens.get(name)) for name, counted in counts.items()}
         exposure = tabulate(sets, items, counts, About(sizes, plan.mixtures, plan.scales))

@@ -1,0 +1,176 @@
+"""Preferences: to a prompt a response that is right, and others of which the model's best one is to become less likely.
+
+From a preference file there is one other response. From train items the right response is the gold choice and the others are
+the wrong ones; which of them a run learns from is for its fine-tuned model to say (dpo.py).
+
+Dims: Q questions, C candidates: each question's right response, then its others.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evalengine.benchmarks.definition import Item
+from evalengine.errors import UserError
+from evalengine.training import conversations
+from evalengine.training.chat import Conversation, Message, Rendered, messages_of, render
+from evalengine.training.conversations import Example, encode, rows_of, sample, train_items
+from evalengine.training.study import ChatSource, DpoData
+from evalengine.training.tokenizer import Tokenizer
+
+
+class Question(NamedTuple):
+    prompt: Conversation
+    responses: tuple[Conversation, ...]  # the right one first
+
+
+def read(dpo: DpoData, data: Path | None, seed: int) -> list[Question]:
+    """The questions of the study's preferences, in the file's order. Raises UserError naming file and line."""
+    found: list[Question] = []
+    for source in dpo.data:
+        for some in _of(source, data):
+            found += sample(some, source.limit, seed)
+    if not found:
+        raise UserError("the preferences hold no pair: check dpo.data")
+    return found
+
+
+def _of(source: ChatSource, data: Path | None) -> Iterator[list[Question]]:
+    """Those of each benchmark, or of the source."""
+    if source.benchmarks_train:
+        for _, items in train_items(source, data):
+            yield [question for item in items if len((question := of_item(item)).responses) > 1]
+    else:
+        columns, optional = ("chosen", "rejected"), ("prompt", "messages")
+        rows = rows_of(source, data, "preference data", "dpo.data", *columns, optional=optional)
+        yield [parse(record, where) for where, record in rows]
+
+
+def of_item(item: Item) -> Question:
+    """The user says what all choices have before them, the assistant a choice and what else is before that one alone.
+
+    Choices that read like the right one are left out.
+    """
+    start = item.contexts[0][: shared(item.contexts)]
+    if len(set(item.contexts)) > 1:  # not in the middle of a word
+        start = start[: len(start) - len(start.split(" ")[-1])]
+    said = [
+        context[len(start) :] + rest for context, rest in zip(item.contexts, item.continuations, strict=True)
+    ]
+    said = [text.strip() for text in (said[item.gold], *said[: item.gold], *said[item.gold + 1 :])]
+    different = dict.fromkeys(said)
+    return Question((Message("user", start),), tuple((Message("assistant", text),) for text in different))
+
+
+def parse(record: Any, where: str) -> Question:
+    """From `{"prompt": ..., "chosen": ..., "rejected": ...}`; `where` names file and line in an error.
+
+    A prompt is text or a list of messages (then also called `messages`), a response text or a list of messages. Where
+    `chosen` and `rejected` are whole conversations, the prompt is what they have in common, and none other is read.
+    """
+    record = record if isinstance(record, dict) else {}
+    answers = [
+        _messages(record.get(name), "assistant", f"{where}, {name!r}") for name in ("chosen", "rejected")
+    ]
+    if any(answer[0].role != "assistant" for answer in answers):
+        prompt = answers[0][: shared(answers)]
+        answers = [answer[len(prompt) :] for answer in answers]
+    else:
+        given = record.get("prompt", record.get("messages"))
+        prompt = _messages(given, "user", f"{where}, 'prompt'")
+    if answers[0] == answers[1]:
+        raise UserError(f"{where}: the chosen and the rejected response are the same; remove the line")
+    for answer in answers:
+        if not answer or answer[0].role != "assistant" or not any(m.content.strip() for m in answer):
+            raise UserError(
+                f"{where}: after the prompt both responses must begin with what the assistant says"
+            )
+    return Question(prompt, tuple(answers))
+
+
+def _messages(given: Any, role: str, where: str) -> Conversation:
+    turns = [{"role": role, "content": given}] if isinstance(given, str) else given
+    if not isinstance(turns, list) or not turns:
+        raise UserError(f"{where}: expected text or a list of messages, not {given!r:.60}")
+    return messages_of(turns, where)
+
+
+def shared(sequences: Sequence[Sequence[Any]]) -> int:
+    """How many elements they have in common before the first that differs."""
+    columns = enumerate(zip(*sequences, strict=False))
+    return next((k for k, column in columns if len(set(column)) > 1), min(map(len, sequences)))
+
+
+class Candidates(NamedTuple):
+    """Tokenised questions."""
+
+    examples: list[Example]  # C; the responses carry the loss, prompts do not
+    first_Q: np.ndarray  # int64: the candidate that is each question's right response
+
+    def groups(self) -> list[list[int]]:
+        """The candidates of each question, the right one first."""
+        ends = [*self.first_Q[1:].tolist(), len(self.examples)]
+        return [list(range(*bounds)) for bounds in zip(self.first_Q.tolist(), ends, strict=True)]
+
+    def only(self, groups: Sequence[Sequence[int]]) -> Candidates:
+        """These candidates of these questions."""
+        first_Q = np.cumsum([0, *map(len, groups)], dtype=np.int64)[:-1]
+        return Candidates([self.examples[c] for group in groups for c in group], first_Q)
+
+
+def tokenise(questions: Sequence[Question], tokenizer: Tokenizer) -> Candidates:
+    rendered: list[Rendered] = []
+    first: list[int] = []
+    for prompt, responses in questions:
+        first.append(len(rendered))
+        told = sum(message.role == "assistant" for message in prompt)
+        for response in responses:
+            whole = render((*prompt, *response))
+            rendered.append(whole._replace(learned=whole.learned[told:]))
+    return Candidates(encode(rendered, tokenizer), np.array(first, np.int64))
+
+
+def within(candidates: Candidates, context: int) -> Candidates:
+    """What fits a context whole: a response that was cut off would be compared by a part of it."""
+    fits = [len(example.token_T) <= context + 1 for example in candidates.examples]
+    groups = [[c for c in group if fits[c]] for group in candidates.groups() if fits[group[0]]]
+    kept = candidates.only([group for group in groups if len(group) > 1])
+    if not kept.examples:
+        raise UserError(f"no pair of preferences fits the context of {context} tokens: raise `context`")
+    return kept
+
+
+def save(path: Path, candidates: Candidates) -> None:
+    conversations.save(path, candidates.examples, first=candidates.first_Q)
+
+
+def load(path: Path) -> Candidates:
+    """Raises UserError where the file is damaged."""
+    examples, (first_Q,) = conversations.load_with(path, "first")
+    return Candidates(examples, first_Q)
+
+
+class Size(NamedTuple):
+    """In tokens."""
+
+    pairs: int  # right responses and, on average, one of the others, with their prompts
+    candidates: int  # all
+
+
+def size_of(lengths: Sequence[Sequence[int]]) -> Size:
+    """Of questions' candidates, the right one first."""
+    pairs = sum(first + sum(others) / len(others) for first, *others in lengths)
+    return Size(int(pairs), sum(map(sum, lengths)))
+
+
+def lengths_of(candidates: Candidates) -> list[list[int]]:
+    return [[len(candidates.examples[c].token_T) for c in group] for group in candidates.groups()]
+
+
+def digest(candidates: Candidates) -> str:
+    return f"{conversations.digest(candidates.examples)}-{zlib.crc32(candidates.first_Q.tobytes()):08x}"
