@@ -226,7 +226,8 @@ def _bins_section(findings: Findings) -> str:
         return ""
     found = "; ".join(f"{scale} {stage} {_signed(r)}" for (scale, stage), r in binned_r(findings).items())
     words = (
-        "Mean accuracy of the items of each tenth of the doses, beside the line of the slope within items. "
+        "Mean accuracy of the items of each tenth of the doses (fewer bins where many are equal), beside the line of the slope "
+        "within items. "
         f"r over bins: {found}. Bins hold different items, and averaging many of them makes r large whatever one item does: "
         "they are no evidence of what text teaches."
     )
@@ -282,6 +283,14 @@ def claims(findings: Findings) -> Iterator[Claim]:
                 SUPPORTED,
                 f"After {last} items at {scale} follow the pretraining text {way} than before: {said}.",
             )
+        yield from _at_zero(findings, scale)
+        if before.low > 0 and before.p_permutation > 0.05:
+            yield Claim(
+                CAUTION,
+                f"Mixtures of one source read the same text, so {before.n} of them are fewer than {before.n} independent ones: "
+                f"doses that change places within the design reach the slope at {scale} {first} in {before.p_permutation:.3f} of "
+                "the cases.",
+            )
     high = [
         f"{scale} {stage} {_signed(r)}" for (scale, stage), r in binned_r(findings).items() if abs(r) > HIGH
     ]
@@ -291,6 +300,17 @@ def claims(findings: Findings) -> Iterator[Claim]:
             f"r over bins of dose is large ({', '.join(high)}) because bins average many items; the slope within items is the "
             "one to read.",
         )
+
+
+def _at_zero(findings: Findings, scale: str) -> Iterator[Claim]:
+    at = {"scale": scale, "headline": 1, "category": ALL, "outcome": ACCURACY, "measure": AT_ZERO}
+    found = findings.rows("frequency", **at, minus="")
+    said = ", ".join(f"{with_interval(r)} at {r.stage}" for r in found)
+    where = f"where right and wrong choices were told equally often, points of accuracy at {scale}"
+    if all(r.low > 0 for r in found):
+        yield Claim(SUPPORTED, f"Models are above chance {where}: {said}, n = {found[0].n}.")
+    else:
+        yield Claim(UNSUPPORTED, f"That models are above chance {where}: {said}, n = {found[0].n}.")
 
 
 EXPLAINER = Explainer(

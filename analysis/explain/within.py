@@ -109,20 +109,10 @@ def slopes(total_JVV: Array) -> Array:
 
 
 def fitted(within_VMI: Array, level: float = 0.95) -> tuple[Slopes, Errors]:
-    """Slopes with their errors; no ends with fewer than three mixtures, or where one of them alone has the doses."""
-    from scipy.special import stdtr, stdtrit
-
-    every_JK, M = slopes(without_each(products(within_VMI))), within_VMI.shape[1]
-    estimate_K = every_JK[0]
-    errors = clustered(within_VMI, estimate_K)
-    more_K = np.maximum(errors.item_K**2 - errors.cell_K**2, 0.0)
-    se_K = np.sqrt((M - 1) * every_JK[1:].var(axis=0) + more_K)
-    if M < LEAST:
-        se_K = np.full(len(estimate_K), np.nan)
-    half_K = stdtrit(M - 1, 0.5 + level / 2) * se_K
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p_K = 2.0 * stdtr(M - 1, -np.abs(estimate_K / se_K))
-    return Slopes(estimate_K, estimate_K - half_K, estimate_K + half_K, se_K, np.asarray(p_K)), errors
+    """Slopes with their errors."""
+    every_JK = slopes(without_each(products(within_VMI)))
+    errors = clustered(influence(within_VMI, every_JK[0]))
+    return interval(every_JK, errors, level), errors
 
 
 def varies(within_MI: Array) -> bool:
@@ -130,19 +120,40 @@ def varies(within_MI: Array) -> bool:
     return bool(within_MI.size and (within_MI**2).mean() > NOTHING)
 
 
-def clustered(within_VMI: Array, slope_K: Array) -> Errors:
-    """Sandwich errors with G / (G - 1) of each clustering; NaN without slopes."""
+def influence(within_VMI: Array, slope_K: Array) -> Array:
+    """What each item and mixture does to the slopes, (K, M, I): (X'X)^-1 x e; NaN without slopes."""
     x_KMI = within_VMI[:-1]
     if np.isnan(slope_K).any():
-        return Errors(*(np.full(len(slope_K), np.nan),) * 3)
+        return np.full(x_KMI.shape, np.nan)
     residual_MI = within_VMI[-1] - np.tensordot(slope_K, x_KMI, 1)
     bread_KK = np.linalg.inv(np.tensordot(x_KMI, x_KMI, ((1, 2), (1, 2))))
-    score_KMI = np.tensordot(bread_KK, x_KMI * residual_MI, 1)
+    out: Array = np.tensordot(bread_KK, x_KMI * residual_MI, 1)
+    return out
 
-    def error(score_KG: Array) -> Array:
-        G = score_KG.shape[1]
-        found: Array = np.sqrt((score_KG**2).sum(axis=1) * (G / max(G - 1, 1)))
+
+def clustered(influence_KMI: Array) -> Errors:
+    """Sandwich errors with G / (G - 1) of each clustering, of whatever has the influence."""
+
+    def error(sum_KG: Array) -> Array:
+        G = sum_KG.shape[1]
+        found: Array = np.sqrt((sum_KG**2).sum(axis=1) * (G / max(G - 1, 1)))
         return found
 
-    cells_KG = score_KMI.reshape(len(score_KMI), -1)
-    return Errors(error(score_KMI.sum(axis=1)), error(score_KMI.sum(axis=2)), error(cells_KG))
+    cells_KG = influence_KMI.reshape(len(influence_KMI), -1)
+    return Errors(error(influence_KMI.sum(axis=1)), error(influence_KMI.sum(axis=2)), error(cells_KG))
+
+
+def interval(every_JK: Array, errors: Errors, level: float = 0.95) -> Slopes:
+    """Statistics of the study, then without each mixture, with ends for other mixtures and items; none with fewer than three
+    mixtures, or where one of them alone has the doses."""
+    from scipy.special import stdtr, stdtrit
+
+    estimate_K, M = every_JK[0], len(every_JK) - 1
+    more_K = np.maximum(errors.item_K**2 - errors.cell_K**2, 0.0)
+    se_K = np.sqrt((M - 1) * every_JK[1:].var(axis=0) + more_K)
+    if M < LEAST:
+        se_K = np.full(len(estimate_K), np.nan)
+    half_K = stdtrit(M - 1, 0.5 + level / 2) * se_K
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p_K = 2.0 * stdtr(M - 1, -np.abs(estimate_K / se_K))
+    return Slopes(estimate_K, estimate_K - half_K, estimate_K + half_K, se_K, np.asarray(p_K))

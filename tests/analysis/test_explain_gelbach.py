@@ -62,13 +62,21 @@ def test_the_parts_are_those_of_least_squares_with_dummies() -> None:
 
 
 def test_the_intervals_of_the_parts_hold() -> None:
-    hits = dict.fromkeys((gelbach.OWED, gelbach.BESIDE[gelbach.COUNT], gelbach.BESIDE[gelbach.SIMILARITY]), 0)
-    truth = {gelbach.OWED: 0.28, gelbach.BESIDE[gelbach.COUNT]: 0.5, gelbach.BESIDE[gelbach.SIMILARITY]: 0.4}
+    """Mixtures differ in what they make of the count, items in what they make of both."""
+    truth = {
+        gelbach.OWED: 0.28,
+        gelbach.ALONE[gelbach.COUNT]: 0.78,
+        gelbach.BESIDE[gelbach.COUNT]: 0.5,
+        gelbach.BESIDE[gelbach.SIMILARITY]: 0.4,
+    }
+    hits = dict.fromkeys(truth, 0)
     for seed in range(300):
-        for name, value_J in parts(values(seed, 0.5, 0.4, 0.7)).items():
-            if name in hits:
-                ends = gelbach.jackknife(value_J[:1], value_J[1:, None])
-                hits[name] += bool(ends.low[0] <= truth[name] <= ends.high[0])
+        v = values(seed, 0.5, 0.4, 0.7)
+        of_items = np.random.default_rng(1000 + seed).normal(size=(2, 80))
+        v[2] += 0.8 * of_items[0] * v[0] + 0.4 * of_items[1] * v[1]
+        found = gelbach.estimates(within.demeaned(v, ONE))
+        for name in truth:
+            hits[name] += found[name].low <= truth[name] <= found[name].high
     assert all(0.92 <= count / 300 <= 0.99 for count in hits.values()), hits
 
 
