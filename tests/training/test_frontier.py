@@ -25,6 +25,7 @@ from evalengine.training.chat import Conversation, Message, render
 from evalengine.training.conversations import Example, tokenise
 from evalengine.training.frontier import between, random_control, scores, turns_of
 from evalengine.training.model import Decoder, Shape
+from evalengine.training.parallel import Group
 from evalengine.training.prepare import prepare
 from evalengine.training.runner import selected
 from evalengine.training.selections import Selection
@@ -120,6 +121,18 @@ def test_conversations_batched_by_length_score_as_one_by_one(
     alone = [scores(model, [example], "ifd", tokenizer, Place())[0] for example in examples]
     monkeypatch.setattr(frontier, "BATCH_TOKENS", batch_tokens)
     assert scores(model, examples, "ifd", tokenizer, Place()) == pytest.approx(alone, rel=1e-5)
+
+
+def test_processes_of_a_group_divide_the_batches(examples, model, monkeypatch: pytest.MonkeyPatch):
+    """Each of three alone has zeros for the batches of the others; their sum is what one process has."""
+    monkeypatch.setattr(frontier, "BATCH_TOKENS", 200)
+    parts = []
+    for rank in range(3):
+        group = Group()
+        group.rank, group.size = rank, 3
+        parts.append(frontier.loss_sums(model, examples, Place(group=group)))
+    assert all((part == 0).any() and (part > 0).any() for part in parts)
+    assert sum(parts) == pytest.approx(frontier.loss_sums(model, examples, Place()), abs=0)
 
 
 def test_a_conversation_is_read_back_from_its_tokens(examples, tokenizer):
