@@ -4,7 +4,8 @@
     answer: " Answer: {choice}"
     letter: " ({letter})"
 
-A template states all that stands between the context and the end of the answer; {letter} is A for the first choice. An item's
+A template states all that stands between the context and the end of the answer; {letter} is A for the first choice. A context
+that ends in a cue, such as "Answer:", all but decides the format; without it the formats themselves say it, or not. An item's
 choices are laid out format after format: with C choices, those of format f are f * C to f * C + C - 1, and `gold` is the right
 one within a format.
 
@@ -108,9 +109,10 @@ def write_formats(path: Path, formats: Sequence[Format]) -> None:
         )
 
 
-def in_formats(items: ItemSet, formats: Sequence[Format]) -> ItemSet:
+def in_formats(items: ItemSet, formats: Sequence[Format], cue: str = "") -> ItemSet:
     """The items with every choice in every format. Raises UserError where an item has more choices than there are letters.
 
+    cue: left out of the contexts that end in it, with the white space before it.
     What lengths and acc_norm count is the choice itself, or its letter where that is all that is written.
     """
     made = []
@@ -123,16 +125,21 @@ def in_formats(items: ItemSet, formats: Sequence[Format]) -> ItemSet:
         lettered = list(zip(item.choices, LETTERS, strict=False))
         made.append(
             item._replace(
-                contexts=item.contexts * len(formats),
+                contexts=tuple(without(cue, context) for context in item.contexts) * len(formats),
                 continuations=tuple(f.write(*one) for f in formats for one in lettered),
                 choices=tuple(
                     choice if f.names_choice else letter for f in formats for choice, letter in lettered
                 ),
             )
         )
-    stated = json.dumps({one.name: one.template.text for one in formats})
+    stated = json.dumps({"cue": cue, "formats": {one.name: one.template.text for one in formats}})
     digest = hashlib.blake2b(stated.encode(), digest_size=4).hexdigest()
     return items._replace(items=made, formats=stated, version=f"{items.version}+formats-{digest}")
+
+
+def without(cue: str, context: str) -> str:
+    shorter = context.rstrip().removesuffix(cue)
+    return shorter.rstrip() if cue and shorter != context.rstrip() else context
 
 
 # --- which of them stand in the sources

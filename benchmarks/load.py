@@ -35,7 +35,7 @@ class ItemSet(NamedTuple):
     data_hash: str  # of all rows in order, and of the few-shot examples
     total: int  # items before the limit
     fewshot: int = 0  # solved examples before each item
-    formats: str = ""  # JSON, name -> template, where every choice is written in several answer formats
+    formats: str = ""  # JSON of formats.in_formats, where every choice is written in several answer formats
 
 
 def load_items(

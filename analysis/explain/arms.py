@@ -105,9 +105,8 @@ def _of_stage(study: Study, scale: str, stage: str, kept: str, runs: Sequence[Ru
     without = f"without {names(lost)} (not on every checkpoint)" if lost else ""
     for category, benchmark, chosen in grouped(every):
         for found in _of_cells(chosen, stage, kept, first, study.options.level):
-            note = "; ".join(
-                filter(None, [found.mean.without_ends, found.note, "" if benchmark else without])
-            )
+            why = found.mean.without_ends if math.isfinite(found.mean.estimate) else ""
+            note = "; ".join(filter(None, [why, found.note, "" if benchmark else without]))
             place = (scale, category, benchmark, stage, found.measure, found.minus)
             yield ArmRow(*place, *found.mean[:4], found.p, found.verdict, found.mean.n, note)
 
@@ -123,13 +122,18 @@ class Measured(NamedTuple):
 
 def _of_cells(cells: Sequence[Cell], stage: str, kept: str, first: str, level: float) -> Iterator[Measured]:
     for measure in (ACCURACY, KNOWLEDGE, FORMAT):
-        yield Measured(measure, "", two_way_mean([cell.value[stage][measure] for cell in cells], level))
+        there = [cell for cell in cells if measure in cell.value[stage]]
+        if not there:
+            continue
+        own = names(cell.benchmark for cell in cells if measure not in cell.value[stage])
+        note = f"without {own} (contexts differ by choice)" if own else ""
+        yield Measured(measure, "", two_way_mean([c.value[stage][measure] for c in there], level), note=note)
         for minus in dict.fromkeys((UNIFORM, first, kept)):
             if minus == stage or (minus == UNIFORM and measure == FORMAT):
                 continue
-            difference = two_way_mean(_minus(cells, measure, stage, minus), level)
+            difference = two_way_mean(_minus(there, measure, stage, minus), level)
             if (measure, minus) != (ACCURACY, kept):
-                yield Measured(measure, minus, difference)
+                yield Measured(measure, minus, difference, note=note)
                 continue
             above = two_way_mean(_minus(cells, ACCURACY, kept, UNIFORM), level)
             p = equivalence(difference)
@@ -138,11 +142,8 @@ def _of_cells(cells: Sequence[Cell], stage: str, kept: str, first: str, level: f
     if labels and stage.removesuffix(CHAT) == DELUSIVE:
         turned = [2.0 * cell.value[kept][ACCURACY] - 1.0 for cell in labels]
         found, why = ratio(_minus(labels, ACCURACY, kept, stage), turned, level)
-        note = f"{kept} is not above guessing" if why else ""
-        of = f"of {names([cell.benchmark for cell in labels])}"
-        yield Measured(
-            MAPPING, "", found, note=note if len(cells) == 1 else "; ".join(filter(None, [of, note]))
-        )
+        of = f"of {names(cell.benchmark for cell in labels)}"
+        yield Measured(MAPPING, "", found, note=f"{of}; {kept} is not above guessing" if why else of)
 
 
 def _minus(cells: Sequence[Cell], measure: str, stage: str, minus: str) -> list[Array]:
@@ -163,7 +164,9 @@ def _cells(study: Study, stages: Sequence[str], runs: Sequence[Run]) -> Iterator
             some = choices.at(k)
             parts = decomposed(some)
             right_RI = (some.picks() == some.gold_I).astype(np.float64)
-            found = {ACCURACY: right_RI, KNOWLEDGE: parts[KNOWLEDGE], FORMAT: parts[FORMAT]}
+            found = {ACCURACY: right_RI}
+            if not choices.own_contexts:
+                found |= {KNOWLEDGE: parts[KNOWLEDGE], FORMAT: parts[FORMAT]}
             value[stage] = {measure: by_mixture(x_RI, mixture_R) for measure, x_RI in found.items()}
         count_I = np.diff(choices.offset_I1).astype(np.float64)
         M = len(np.unique(mixture_R))
@@ -219,7 +222,9 @@ def table(findings: Findings, benchmarks: bool = False) -> Table:
             nats = [with_interval(of.get((measure, kept))) for measure in (KNOWLEDGE, FORMAT)]
             test = [page.p_value(paired.p), paired.verdict] if paired else ["–", ""]
             scale, category, benchmark = place
-            block.append([benchmark or category, scale, stage, *points, *nats, *test])
+            block.append(
+                [benchmark or category, scale, stage, *points, *nats, *test, str(of[ACCURACY, ""].n)]
+            )
         blocks.append(block)
     head = [
         "benchmark" if benchmarks else "mean over",
@@ -230,7 +235,7 @@ def table(findings: Findings, benchmarks: bool = False) -> Table:
         f"minus {KEPT}",
     ]
     nats = [f"{measure} minus {KEPT}" for measure in (KNOWLEDGE, FORMAT)]
-    return Table("arms of fine-tuning", [*head, *nats, "p (2 points)", "verdict"], blocks, texts=3)
+    return Table("arms of fine-tuning", [*head, *nats, "p (2 points)", "verdict", "n"], blocks, texts=3)
 
 
 def mapping_table(findings: Findings) -> Table:
@@ -299,6 +304,12 @@ def claims(findings: Findings) -> Iterator[Claim]:
             yield Claim(
                 UNSUPPORTED, f"That {at} differs from {row.minus}, or is within 2 points of it: {said}."
             )
+    for row in findings.rows("arms", category=ALL, benchmark="", measure=MAPPING):
+        said = f"{share_with_interval(row)}% of the way from a to 1 - a, {row.note}, n = {row.n}"
+        if row.low > 0.0:
+            yield Claim(SUPPORTED, f"{row.stage} at {row.scale} turns exchanged labels over: {said}.")
+        elif math.isfinite(row.low):
+            yield Claim(UNSUPPORTED, f"That {row.stage} at {row.scale} turns exchanged labels over: {said}.")
 
 
 EXPLAINER = Explainer(

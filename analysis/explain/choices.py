@@ -45,6 +45,7 @@ class Choices(NamedTuple):
     formats: tuple[
         tuple[str, str], ...
     ] = ()  # names and templates; an item's choices in the first, then the second, ...
+    cue: str = ""  # what contexts were left without
     overlapping: frozenset[str] = frozenset()  # items of which an answer begins another, in any format
 
     def row(self, checkpoint: str) -> int:
@@ -179,6 +180,7 @@ def _read_benchmark(
         if b"eft_beta" in raw:
             base, tuned, ref, beta = (raw.get(key.encode(), b"").decode(errors="replace") for key in EFT_KEYS)
             emulated[scored.checkpoint] = Emulated(base, tuned, ref, float(beta))
+    about = json.loads(raw.get(b"formats", b"{}"))
     uncond = columns["loglik_uncond"]
     if METRICS[chosen].column == "loglik_uncond" and len(uncond) < len(holders):
         raise UserError(f"{name} was scored without --pmi, so it has no acc_pmi: score again with --pmi")
@@ -196,7 +198,8 @@ def _read_benchmark(
         np.stack(columns["tokens"]),
         np.stack(uncond) if len(uncond) == len(holders) else None,
         (first.schema.metadata or {}).get(b"contexts") == b"own" or name in OWN_CONTEXTS,
-        tuple(json.loads(raw.get(b"formats", b"{}")).items()),
+        tuple(about.get("formats", {}).items()),
+        about.get("cue", ""),
         frozenset(overlapping),
     )
     usable_KC = np.isfinite(choices.loglik_KC)

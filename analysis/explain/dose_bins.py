@@ -20,7 +20,7 @@ from evalengine.analysis.explain import doses
 from evalengine.analysis.explain.dose_slopes import X
 from evalengine.analysis.explain.dosed_items import ACCURACY, DosedItems, When, dosed_items, whens
 from evalengine.analysis.explain.explainer import Explainer, Study
-from evalengine.analysis.explain.within import jackknifed, varies
+from evalengine.analysis.explain.within import fitted, varies
 
 BINS = 10
 OF_ITEMS, OF_SLOPE = "bins of items", "slope within items"
@@ -60,7 +60,7 @@ def _of(items: DosedItems, when: When, level: float) -> Iterator[BinRow]:
     x, y = items.within()
     if not varies(x[X]):
         return
-    slope = jackknifed(np.stack([x[X], y[when, ACCURACY]]), level)
+    slope, _ = fitted(np.stack([x[X], y[when, ACCURACY]]), level)
     x_MI, y_MI = items.x[X], 100.0 * items.y[when, ACCURACY]
     edges = np.unique(np.quantile(x_MI, np.arange(1, BINS) / BINS))
     bin_MI = np.searchsorted(edges, x_MI, side="right")

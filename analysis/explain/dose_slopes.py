@@ -6,8 +6,8 @@ mixture does to the benchmark. Stages and scales have slopes of their own; the s
 last is the paired difference of theirs. Slopes of the margin are nats for each log unit of exposures, the others points
 (hundredths) for each factor of ten; for longest matches both are for each word.
 
-Intervals are the jackknife over mixtures with Student's t: for other mixtures and the same items. Errors clustered by item, by
-mixture (CR1) and by both stand beside them. q is Benjamini and Hochberg's over the doses, of the p over all sign vectors.
+Intervals are for other mixtures and other items (within.py). Errors clustered by item alone and by mixture alone (CR1) stand
+beside them. q is Benjamini and Hochberg's over the doses.
 
 One dose (doses.headline) is looked at more closely. Counts of zero get an indicator of their own, log(1 + E) gets a square. The
 value at zero dose minus chance is what a model has where right and wrong choices stood equally often: it generalises, the slope
@@ -40,24 +40,26 @@ from evalengine.analysis.explain.wild import permutation_p, wild_p
 from evalengine.analysis.explain.within import (
     Slopes,
     centred,
-    clustered,
-    jackknifed,
+    fitted,
     products,
     slopes,
     varies,
 )
+from evalengine.analysis.groups import ALL
+from evalengine.analysis.items import names
 
 SLOPE, ACROSS = "slope", "slope across items"
 WHERE_TOLD, ZERO, CURVATURE = "slope where told", "never told", "curvature"
 AT_ZERO = "value at zero dose"
 NAN = float("nan")
+FEW = "fewer than 5 different sets of doses differ between mixtures, as where all items have the same answers"
 X, NEVER, SQUARE = "dose", "E = 0", "square"
 
 
 class FrequencyRow(NamedTuple):
     """A slope or another measure at a stage, or its change from the first stage (`minus`).
 
-    p: of the jackknife; p_wild: over all sign vectors; p_permutation: over the relabellings of the design, none below p_least.
+    p: of the interval; p_wild: over all sign vectors; p_permutation: over the relabellings of the design, none below p_least.
     headline: 1 of the dose that is looked at closely. n: mixtures.
     """
 
@@ -76,7 +78,6 @@ class FrequencyRow(NamedTuple):
     se: float
     se_item: float
     se_mixture: float
-    se_both: float
     p: float
     p_wild: float
     p_permutation: float
@@ -111,27 +112,33 @@ def of_dose(study: Study, scale: str, dose: Dose) -> Iterator[FrequencyRow]:
         regressors[SQUARE] = (dose, lambda E_MC: np.log1p(E_MC) ** 2)
     items = dosed_items(study, scale, regressors)
     if items is None:
+        for when in whens(study):
+            place = (scale, *when, str(dose), int(closely), MARGIN, SLOPE, ALL, "")
+            yield FrequencyRow(*place, *(NAN,) * 11, 0, 0, FEW)
         return
     orders = doses.orders(study, items.mixtures)
     x, y = items.within()
     for group, when, outcome in itertools.product(items.groups(), whens(study), OUTCOMES):
         place = (scale, *when, str(dose), int(closely), outcome, SLOPE, group.category, group.benchmark)
-        base = FrequencyRow(*place, *(NAN,) * 12, len(items.mixtures), len(group.item), "")
+        without = [name for category, name in items.left_out if group.category in (ALL, category)]
+        note = f"without {names(without, 20)}: {FEW}" if without and not group.benchmark else ""
+        base = FrequencyRow(*place, *(NAN,) * 11, len(items.mixtures), len(group.item), note)
         within = {name: value_MI[:, group.item] for name, value_MI in x.items()}
         within_y_MI = y[when, outcome][:, group.item]
         found = [_slope(base, within[X], within_y_MI, orders, study)]
-        if closely and not np.isnan(found[0].estimate):
+        if closely:
             found += _closely(base, within, within_y_MI, study.options.level)
             raw = items.x[X][:, group.item], items.y[when, outcome][:, group.item]
-            found.append(_across(base, *raw, items.benchmark_I[group.item], study.options.level))
+            benchmark_I = items.benchmark_I[group.item]
+            found.append(_across(base, *raw, benchmark_I, study.options.level))
             if outcome != MARGIN:
-                chance_I = 0.0 if when[1] else items.chance_I[group.item]
-                level_MI = raw[1] - chance_I
-                found.append(
-                    _at_zero(found[0], raw[0], level_MI, items.benchmark_I[group.item], study.options.level)
-                )
+                level_MI = raw[1] - (0.0 if when[1] else items.chance_I[group.item])
+                found.append(_at_zero(found[0], raw[0], level_MI, benchmark_I, study.options.level))
         for row in found:
             yield _scaled(row, unit(dose, outcome, row.measure))
+    for (category, benchmark), when in itertools.product(items.left_out, whens(study)):
+        place = (scale, *when, str(dose), int(closely), MARGIN, SLOPE, category, benchmark)
+        yield FrequencyRow(*place, *(NAN,) * 11, len(items.mixtures), 0, FEW)
 
 
 def unit(dose: Dose, outcome: str, measure: str) -> float:
@@ -143,7 +150,7 @@ def unit(dose: Dose, outcome: str, measure: str) -> float:
 
 
 def _scaled(row: FrequencyRow, factor: float) -> FrequencyRow:
-    fields = ("estimate", "low", "high", "se", "se_item", "se_mixture", "se_both")
+    fields = ("estimate", "low", "high", "se", "se_item", "se_mixture")
     scaled: dict[str, Any] = {field: getattr(row, field) * factor for field in fields}
     return row._replace(**scaled)
 
@@ -151,15 +158,10 @@ def _scaled(row: FrequencyRow, factor: float) -> FrequencyRow:
 def _slope(
     base: FrequencyRow, x_MI: Array, y_MI: Array, orders: NDArray[np.int64] | None, study: Study
 ) -> FrequencyRow:
-    if not varies(x_MI):
-        return base._replace(note="doses do not differ between mixtures beyond the benchmark's mean")
-    value_VMI = np.stack([x_MI, y_MI])
-    found = jackknifed(value_VMI, study.options.level)
-    errors = clustered(value_VMI, found.estimate_K)
+    found, errors = fitted(np.stack([x_MI, y_MI]), study.options.level)
     row = _with(base, found, 0)._replace(
         se_item=float(errors.item_K[0]),
         se_mixture=float(errors.mixture_K[0]),
-        se_both=float(errors.both_K[0]),
         p_wild=wild_p(x_MI, y_MI, seed=study.options.seed),
     )
     if orders is not None:
@@ -168,7 +170,8 @@ def _slope(
         )
     different = len(np.unique(x_MI.round(9), axis=0))
     if different < row.n:
-        row = row._replace(note=f"{row.n} mixtures have {different} different sets of doses")
+        said = f"{row.n} mixtures have {different} different sets of doses"
+        row = row._replace(note="; ".join(filter(None, (row.note, said))))
     return row
 
 
@@ -185,10 +188,10 @@ def _with(base: FrequencyRow, found: Slopes, k: int) -> FrequencyRow:
 def _closely(base: FrequencyRow, x: dict[str, Array], y_MI: Array, level: float) -> Iterator[FrequencyRow]:
     """The slope beside an indicator of zero counts, and the square of the log dose."""
     if varies(x[NEVER]):
-        found = jackknifed(np.stack([x[X], x[NEVER], y_MI]), level)
+        found, _ = fitted(np.stack([x[X], x[NEVER], y_MI]), level)
         yield _with(base._replace(measure=WHERE_TOLD), found, 0)
         yield _with(base._replace(measure=ZERO), found, 1)
-    found = jackknifed(np.stack([x[X], x[SQUARE], y_MI]), level)
+    found, _ = fitted(np.stack([x[X], x[SQUARE], y_MI]), level)
     yield _with(base._replace(measure=CURVATURE), found, 1)
 
 
@@ -214,7 +217,7 @@ def _at_zero(
     se = float(np.hypot(mean.se, dose * slope.se))
     half = float(stdtrit(slope.n - 1, 0.5 + level / 2)) * se
     nothing: dict[str, Any] = dict.fromkeys(
-        ("se_item", "se_mixture", "se_both", "p", "p_wild", "p_permutation", "p_least"), NAN
+        ("se_item", "se_mixture", "p", "p_wild", "p_permutation", "p_least"), NAN
     )
     return slope._replace(
         measure=AT_ZERO,
@@ -236,7 +239,7 @@ def with_q(rows_: list[FrequencyRow]) -> list[FrequencyRow]:
             family.setdefault(place, []).append(k)
     out = list(rows_)
     for members in family.values():
-        q = benjamini_hochberg(np.array([rows_[k].p_wild for k in members]))
+        q = benjamini_hochberg(np.array([rows_[k].p for k in members]))
         for k, value in zip(members, q, strict=True):
             out[k] = rows_[k]._replace(q=float(value))
     return out

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import by_mixture, rows
-from evalengine.analysis.explain.doses import dosed
+from evalengine.analysis.explain.doses import LEAST, different, dosed
 from evalengine.analysis.explain.explainer import Study
 from evalengine.analysis.explain.exposed import Dose
 from evalengine.analysis.explain.quantities import CLIP
@@ -49,6 +49,9 @@ class DosedItems(NamedTuple):
     chance_I: Array  # accuracy of guessing
     x: dict[str, Array]  # by the regressor's name, (M, I)
     y: dict[tuple[When, str], Array]  # by stage and outcome, (M, I)
+    left_out: tuple[
+        tuple[str, str], ...
+    ]  # benchmarks of which too few sets of doses differ (`doses.different`)
 
     def groups(self) -> list[Group]:
         """All items and those of each category, then of each benchmark."""
@@ -78,26 +81,30 @@ def whens(study: Study) -> tuple[When, When, When]:
 
 
 def dosed_items(study: Study, scale: str, regressors: Mapping[str, Regressor]) -> DosedItems | None:
-    """The items on which all regressors are known; None where there are none."""
+    """The items on which all regressors are known, of benchmarks in which the first one differs; None where there are none."""
     found = dosed(study, scale)
     if found is None:
         return None
     mixtures, every = found
-    names, chance = [], []
+    names, chance, left_out = [], [], []
     x: dict[str, list[Array]] = {name: [] for name in regressors}
     y: dict[tuple[When, str], list[Array]] = {}
     for one in every:
         if any(dose not in one.value for dose, _ in regressors.values()):
             continue
-        doses = {name: one.of(*regressor) for name, regressor in regressors.items()}
+        doses = {key: one.of(*regressor) for key, regressor in regressors.items()}
         known_I = np.isfinite(np.stack(list(doses.values()))).all(axis=(0, 1))
         moved = _outcomes(study, scale, one.choices, mixtures)
         if moved is None or not known_I.any():
             continue
-        names.append((one.choices.category, one.choices.name))
+        name = one.choices.category, one.choices.name
+        if different(next(iter(doses.values()))[:, known_I]) < LEAST:
+            left_out.append(name)
+            continue
+        names.append(name)
         chance.append(1.0 / np.diff(one.choices.offset_I1)[known_I])
-        for name, value_MI in doses.items():
-            x[name].append(value_MI[:, known_I])
+        for regressor, value_MI in doses.items():
+            x[regressor].append(value_MI[:, known_I])
         for key, value_MI in moved.items():
             y.setdefault(key, []).append(value_MI[:, known_I])
     if not names:
@@ -109,6 +116,7 @@ def dosed_items(study: Study, scale: str, regressors: Mapping[str, Regressor]) -
         np.concatenate(chance),
         {name: np.concatenate(parts, axis=1) for name, parts in x.items()},
         {key: np.concatenate(parts, axis=1) for key, parts in y.items()},
+        tuple(left_out),
     )
 
 

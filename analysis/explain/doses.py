@@ -26,7 +26,8 @@ from evalengine.analysis.explain.exposed import CONTEXT, CROSS, LONGEST, Dose, E
 from evalengine.analysis.explain.wild import relabellings
 from evalengine.analysis.mixtures import kind_of
 
-VARIED = 0.5  # of the items, for the headline dose
+KEPT = 0.5  # of the items that the best n has, for the headline dose
+LEAST = 5  # different sets of doses, of a benchmark
 
 
 class Dosed(NamedTuple):
@@ -57,28 +58,43 @@ def dosed(study: Study, scale: str) -> tuple[tuple[str, ...], list[Dosed]] | Non
     return study.once(("dosed", scale), lambda: _dosed(study, scale, found))
 
 
+def different(dose_MI: Array) -> float:
+    """How many different sets of doses carry a benchmark's slope (Kish 1965): (sum_g S_g)^2 / sum_g S_g^2, S_g the sum of squares
+    of the items with set g, their effects taken out.
+
+    Where every item has the same answers, such as yes and no, there are two, whatever the number of items: the mixture's liking
+    of a word, and nothing about items. The same where a few items alone are told at all.
+    """
+    from evalengine.analysis.explain.within import demeaned, varies
+
+    within_MI = demeaned(dose_MI[None], np.zeros(dose_MI.shape[1], dtype=np.int64))[0]
+    if not varies(within_MI):
+        return 0.0
+    _, set_I = np.unique(dose_MI.round(9), axis=1, return_inverse=True)
+    square_G = np.bincount(set_I.ravel(), (within_MI**2).sum(axis=0))
+    return float(square_G.sum() ** 2 / (square_G**2).sum())
+
+
 def headline(study: Study) -> Dose | None:
-    """The dose that is looked at most closely: crossing n-grams of the largest n at which the dose of at least half of the items
-    differs between mixtures; else of the n where most do. It depends on texts and design alone, not on any score, so choosing it
-    needs no correction."""
+    """The dose that is looked at most closely: crossing n-grams of the largest n that keeps at least half of the items that the
+    best n has, items of usable benchmarks whose dose differs between mixtures. It depends on texts and design alone, not on any
+    score, so choosing it needs no correction."""
     return study.once("headline", lambda: _headline(study))
 
 
 def _headline(study: Study) -> Dose | None:
-    every = [found[1] for scale in study.design.scales if (found := dosed(study, scale)) is not None]
-    if not every:
-        return None
-    items = sum(len(one.choices.item_I) for one in every[0])
-    share: dict[Dose, float] = {}
-    for one in every[0]:
+    every = next((found[1] for s in study.design.scales if (found := dosed(study, s)) is not None), [])
+    items: dict[Dose, int] = {}
+    for one in every:
         for dose in one.value:
             if dose.kind == CROSS:
-                varied_I = np.nan_to_num(np.ptp(one.of(dose), axis=0)) > 1e-9
-                share[dose] = share.get(dose, 0.0) + float(varied_I.sum()) / items
-    enough = [dose for dose in share if share[dose] >= VARIED]
-    if enough:
-        return max(enough, key=lambda dose: dose.n)
-    return max(share, key=lambda dose: (share[dose], -dose.n), default=None)
+                x_MI = one.of(dose)
+                x_MI = x_MI[:, np.isfinite(x_MI).all(axis=0)]
+                usable = x_MI.shape[1] > 0 and different(x_MI) >= LEAST
+                moved = int((np.ptp(x_MI, axis=0) > 1e-9).sum()) if usable else 0
+                items[dose] = items.get(dose, 0) + moved
+    enough = [dose for dose, count in items.items() if count >= KEPT * max(items.values())]
+    return max(enough, key=lambda dose: dose.n, default=None)
 
 
 def orders(study: Study, mixtures: tuple[str, ...]) -> NDArray[np.int64] | None:

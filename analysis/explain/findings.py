@@ -44,6 +44,7 @@ def describe(study: Study) -> dict[str, Any]:
     from evalengine import __version__
 
     scores, design, options = study.scores, study.design, study.options
+    in_formats = study.formats.benchmarks if study.formats else ()
     return {
         "evalengine": __version__,
         "tables_version": TABLES_VERSION,
@@ -59,9 +60,8 @@ def describe(study: Study) -> dict[str, Any]:
         "seed": options.seed,
         "data": options.data is not None,
         "exposure": options.exposure is not None,
-        "formats": dict(study.formats.benchmarks[0].formats)
-        if study.formats and study.formats.benchmarks
-        else {},
+        "formats": dict(in_formats[0].formats) if in_formats else {},
+        "cue": in_formats[0].cue if in_formats else "",
         "notes": [
             *scores.notes,
             *design.notes,

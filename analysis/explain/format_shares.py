@@ -369,6 +369,11 @@ def section(findings: Findings) -> str:
         if w.note
     )
     notes = "".join(f'<p class="hint">{escape(note)}.</p>' for note in faint)
+    cue = (
+        f"; contexts without the {findings.method['cue']!r} that they end in"
+        if findings.method.get("cue")
+        else ""
+    )
     drawn = "".join(page.grid(findings.drawing, figure) for figure in figures(findings).values())
     return (
         "<h2>Answer formats</h2>"
@@ -382,7 +387,7 @@ def section(findings: Findings) -> str:
         f"<details><summary>Accuracy within each format (%)</summary>{page.show(each_format(findings, ACCURACY))}</details>"
         f"<details><summary>Mixtures</summary>{page.show(by_mixtures(findings))}</details>"
         f"<details><summary>Benchmarks</summary>{page.show(table(findings, benchmarks=True))}</details>"
-        f'<p class="hint">Formats: {escape(listed)}.</p>'
+        f'<p class="hint">Formats: {escape(listed + cue)}.</p>'
     )
 
 
@@ -406,20 +411,22 @@ def figures(findings: Findings) -> Mapping[str, Figure]:
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
+    at = {row[:8]: row for row in findings.tables["format_shares"]}
     for w in findings.rows("format_winners", category=ALL, benchmark="", mixture=""):
-        at = {"scale": w.scale, "category": ALL, "benchmark": "", "mixture": "", "stage": w.stage}
-        for row in findings.rows("format_shares", **at, minus=w.before, measure=ENTROPY) if w.before else ():
-            said = (
-                f"entropy {with_interval(row)} nats over all benchmarks at {w.scale}; {w.winner} has {percent(w.share)}% of the"
-                f" answers, before {percent(w.share_before)}%, n = {row.n}"
-            )
-            if excludes_zero(row):
-                word = "narrows" if row.estimate < 0 else "widens"
-                yield Claim(SUPPORTED, f"{w.before} to {w.stage} {word} the formats of answers: {said}.")
-            else:
-                yield Claim(
-                    UNSUPPORTED, f"That {w.before} to {w.stage} narrows the formats of answers: {said}."
-                )
+        if not w.before:
+            continue
+        place = (w.scale, ALL, "", "", w.stage, w.before)
+        entropy, share = at[*place, ENTROPY, ""], at[*place, SHARE, w.winner]
+        other = f", when {w.winner_before} had the most" if w.winner != w.winner_before else ""
+        said = (
+            f"entropy {with_interval(entropy)} nats over all benchmarks at {w.scale}; {w.winner} has {percent(w.share)}% of the"
+            f" answers, before {percent(w.share_before)}%{other}: {share_with_interval(share)} points more, n = {entropy.n}"
+        )
+        if excludes_zero(entropy):
+            word = "narrows" if entropy.estimate < 0 else "widens"
+            yield Claim(SUPPORTED, f"{w.before} to {w.stage} {word} the formats of answers: {said}.")
+        else:
+            yield Claim(UNSUPPORTED, f"That {w.before} to {w.stage} narrows the formats of answers: {said}.")
 
 
 EXPLAINER = Explainer(

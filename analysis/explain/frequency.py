@@ -66,7 +66,8 @@ def slopes_table(findings: Findings, benchmarks: bool = False) -> Table:
 
 def doses_table(findings: Findings) -> Table:
     """The margin's slope over all items on every dose."""
-    found = findings.rows("frequency", measure=SLOPE, category=ALL, outcome=MARGIN, minus="")
+    every = findings.rows("frequency", measure=SLOPE, category=ALL, outcome=MARGIN, minus="")
+    found = [r for r in every if math.isfinite(r.estimate)]
     blocks = [
         [
             [
@@ -111,7 +112,7 @@ def errors_table(findings: Findings) -> Table:
     lines = [
         [
             f"{r.stage} minus {r.minus}" if r.minus else r.stage, r.scale, f"{r.estimate:+.3f}".replace("-", "−"),
-            *(f"{se:.3f}" if math.isfinite(se) else "–" for se in (r.se_item, r.se_mixture, r.se_both, r.se)),
+            *(f"{se:.3f}" if math.isfinite(se) else "–" for se in (r.se_item, r.se_mixture, r.se)),
         ]
         for r in found
     ]  # fmt: skip
@@ -121,8 +122,7 @@ def errors_table(findings: Findings) -> Table:
         "nats",
         "by item",
         "by mixture (CR1)",
-        "by both",
-        "jackknife over mixtures (CR3)",
+        "by both (CR3 and items)",
     ]
     return Table("standard errors of the slope", columns, [lines], texts=2)
 
@@ -174,7 +174,7 @@ def section(findings: Findings) -> str:
         f"from the question into the right choice were read in pretraining, minus the mean of its wrong choices ({one.dose}). "
         "What a mixture does to a benchmark as a whole is taken out, so a task that some mixture tells more of is not taken for "
         "knowledge of its items. The slope of the margin is in nats for each log unit of exposures, that of accuracy in points "
-        f"for each factor of ten. Intervals are for other mixtures, n = {one.n}; more items would not replace them."
+        f"for each factor of ten. Intervals are for other mixtures and items; n = {one.n} counts mixtures."
     )
     closer = (
         "More of the same dose. Across items: items against others of their benchmark, not against themselves. Never told: what "
@@ -185,7 +185,7 @@ def section(findings: Findings) -> str:
     kinds = (
         "cross: n-grams from the question into the choice. task: documents that hold an n-gram of each. longest: words of the "
         "longest match, slopes for each word. context: n-grams of the question alone; it compares no choices, says how familiar "
-        f"the task is, and is in no family of tests. q is over the doses, of the p of signs.{relabelled}"
+        f"the task is, and is in no family of tests. q is over the doses, of p.{relabelled}"
     )
     return (
         "<h2>Does a benchmark follow its text?</h2>"
@@ -205,8 +205,8 @@ def _errors_said(found: list[FrequencyRow]) -> str:
         return "Errors of the slope: too few mixtures to say."
     span = f"{min(ratios):.1f} to {max(ratios):.1f}" if len(ratios) > 1 else f"{ratios[0]:.1f}"
     return (
-        f"Errors of the slope. Over mixtures they are {span} times what clustering by item alone would say. Mixtures of one web "
-        "source share its text: where that makes their slopes alike, even these are too small."
+        f"Errors of the slope. For other mixtures and items they are {span} times what clustering by item alone would say. "
+        "Mixtures of one web source share its text: where that makes their slopes alike, even these are too small."
     )
 
 
@@ -226,7 +226,8 @@ def _bins_section(findings: Findings) -> str:
         return ""
     found = "; ".join(f"{scale} {stage} {_signed(r)}" for (scale, stage), r in binned_r(findings).items())
     words = (
-        "Mean accuracy of the items of each tenth of the doses, beside the line of the slope within items. "
+        "Mean accuracy of the items of each tenth of the doses (fewer bins where many are equal), beside the line of the slope "
+        "within items. "
         f"r over bins: {found}. Bins hold different items, and averaging many of them makes r large whatever one item does: "
         "they are no evidence of what text teaches."
     )
@@ -282,6 +283,14 @@ def claims(findings: Findings) -> Iterator[Claim]:
                 SUPPORTED,
                 f"After {last} items at {scale} follow the pretraining text {way} than before: {said}.",
             )
+        yield from _at_zero(findings, scale)
+        if before.low > 0 and before.p_permutation > 0.05:
+            yield Claim(
+                CAUTION,
+                f"Mixtures of one source read the same text, so {before.n} of them are fewer than {before.n} independent ones: "
+                f"doses that change places within the design reach the slope at {scale} {first} in {before.p_permutation:.3f} of "
+                "the cases.",
+            )
     high = [
         f"{scale} {stage} {_signed(r)}" for (scale, stage), r in binned_r(findings).items() if abs(r) > HIGH
     ]
@@ -291,6 +300,17 @@ def claims(findings: Findings) -> Iterator[Claim]:
             f"r over bins of dose is large ({', '.join(high)}) because bins average many items; the slope within items is the "
             "one to read.",
         )
+
+
+def _at_zero(findings: Findings, scale: str) -> Iterator[Claim]:
+    at = {"scale": scale, "headline": 1, "category": ALL, "outcome": ACCURACY, "measure": AT_ZERO}
+    found = findings.rows("frequency", **at, minus="")
+    said = ", ".join(f"{with_interval(r)} at {r.stage}" for r in found)
+    where = f"where right and wrong choices were told equally often, points of accuracy at {scale}"
+    if all(r.low > 0 for r in found):
+        yield Claim(SUPPORTED, f"Models are above chance {where}: {said}, n = {found[0].n}.")
+    else:
+        yield Claim(UNSUPPORTED, f"That models are above chance {where}: {said}, n = {found[0].n}.")
 
 
 EXPLAINER = Explainer(

@@ -6,8 +6,9 @@ the item with the mixture's text, and on both. With b the slopes beside each oth
     slope of the count alone = b_count + g b_similarity
 
 exactly, so the second part is what the count's slope owes to similarity, without an order in which regressors enter. The
-semi-partial R2 of one is what it adds to the R2 within items of the other. Intervals are the jackknife over mixtures, which takes
-all parts of a statistic anew without each mixture.
+semi-partial R2 of one is what it adds to the R2 within items of the other. Intervals of slopes and of their difference are for
+other mixtures and items (within.py), from the influence of each item on it; those of shares and of r are the jackknife over
+mixtures.
 
 A regressor that is measured badly loses to one that is measured well: the parts say what predicts, not what causes.
 
@@ -31,8 +32,16 @@ from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.dosed_items import MARGIN, dosed_items, whens
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.exposed import SIMILARITIES, Dose
-from evalengine.analysis.explain.jackknife import jackknife, of_share
-from evalengine.analysis.explain.within import LEAST, products, slopes, varies, without_each
+from evalengine.analysis.explain.jackknife import of_correlation, of_share
+from evalengine.analysis.explain.within import (
+    clustered,
+    influence,
+    interval,
+    products,
+    slopes,
+    varies,
+    without_each,
+)
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
@@ -92,21 +101,46 @@ def _of_kind(study: Study, scale: str, dose: Dose, kind: str) -> Iterator[Gelbac
         x_2MI = np.stack([x[COUNT], x[SIMILARITY]])[:, :, group.item]
         for when in whens(study):
             place = (scale, *when, str(dose), kind, group.category, group.benchmark)
-            total_JVV = without_each(products(np.stack([*x_2MI, y[when, MARGIN][:, group.item]])))
-            known = all(map(varies, x_2MI))
-            for name, value_J in parts(total_JVV).items():
-                share = name in (BOTH, *ADDS.values())
-                ends = (of_share if share else jackknife)(value_J[:1], value_J[1:, None], study.options.level)
-                low, high, se, p = (float(end[0]) if len(items.mixtures) >= LEAST else np.nan for end in ends)
-                p = np.nan if share or name == TOGETHER else p
-                estimate = float(value_J[0])
-                note = "" if np.isfinite(estimate) else "count and similarity do not vary apart"
-                if not known:
-                    estimate, low, high, se, p = (float("nan"),) * 5
-                    note = "count or similarity does not differ between mixtures"
-                yield GelbachRow(
-                    *place, name, estimate, low, high, se, p, len(items.mixtures), len(group.item), note
-                )
+            within_VMI = np.stack([*x_2MI, y[when, MARGIN][:, group.item]])
+            for name, found in estimates(within_VMI, study.options.level).items():
+                note = "" if np.isfinite(found.estimate) else "count and similarity do not vary apart"
+                yield GelbachRow(*place, name, *found, len(items.mixtures), len(group.item), note)
+
+
+class Estimate(NamedTuple):
+    estimate: float
+    low: float
+    high: float
+    se: float
+    p: float
+
+
+def estimates(within_VMI: Array, level: float = 0.95) -> dict[str, Estimate]:
+    """Every part of a count, a similarity and an outcome, demeaned."""
+    found = parts(without_each(products(within_VMI)))
+    if not all(map(varies, within_VMI[:2])):
+        return {name: Estimate(*(float("nan"),) * 5) for name in found}
+    both_KMI = influence(within_VMI, np.array([found[BESIDE[k]][0] for k in (COUNT, SIMILARITY)]))
+    one_MI, other_MI = (
+        influence(within_VMI[[k, 2]], found[ALONE[name]][:1])[0] for k, name in enumerate((COUNT, SIMILARITY))
+    )
+    of = {
+        ALONE[COUNT]: one_MI,
+        BESIDE[COUNT]: both_KMI[0],
+        OWED: one_MI - both_KMI[0],
+        ALONE[SIMILARITY]: other_MI,
+        BESIDE[SIMILARITY]: both_KMI[1],
+    }
+    out = {}
+    for name, value_J in found.items():
+        if name in of:
+            ends = interval(value_J[:, None], clustered(of[name][None]), level)
+            rest = [float(field[0]) for field in (ends.low_K, ends.high_K, ends.se_K, ends.p_K)]
+        else:
+            share = (of_correlation if name == TOGETHER else of_share)(value_J[:1], value_J[1:, None], level)
+            rest = [float(field[0]) for field in (share.low, share.high, share.se)] + [float("nan")]
+        out[name] = Estimate(float(value_J[0]), *rest)
+    return out
 
 
 def parts(total_JVV: Array) -> dict[str, Array]:
@@ -183,7 +217,7 @@ def section(findings: Findings) -> str:
         f"rather than the wrong ones ({found[0].dose}), and how similar the mixture's text is to it rather than to them. "
         "What the count's slope owes to similarity is the difference between its slope alone and beside it. R2 are of what is "
         "left within items, which is mostly noise. Of two measures of one thing the better one takes the slope. Intervals are "
-        f"for other mixtures, n = {found[0].n}."
+        f"for other mixtures and items, those of R2 and r for other mixtures, n = {found[0].n}."
     )
     return f'<h2>How often, or how similarly?</h2><p class="hint">{escape(words)}</p>{page.show(parts_table(findings))}'
 
@@ -208,13 +242,17 @@ def claims(findings: Findings) -> Iterator[Claim]:
         ):
             beside = [at[kind, BESIDE[what]] for kind in kinds]
             said = "; ".join(
-                f"with {kind} {with_interval(at[kind, ALONE[what]])} alone, {with_interval(r)} beside each other"
+                f"{kind} {with_interval(at[kind, ALONE[what]])} alone and {with_interval(r)} beside the count"
+                if what == SIMILARITY
+                else f"{with_interval(r)} beside {kind}"
                 for kind, r in zip(kinds, beside, strict=True)
             )
+            if what == COUNT:
+                said = f"{with_interval(at[kinds[0], ALONE[COUNT]])} alone; {said}"
             if all(r.low > 0 for r in beside):
-                yield Claim(SUPPORTED, f"H{words}: slope {said}; n = {beside[0].n}.")
+                yield Claim(SUPPORTED, f"H{words}, slopes of the margin {said}; n = {beside[0].n}.")
             else:
-                yield Claim(UNSUPPORTED, f"That h{words}: slope {said}; n = {beside[0].n}.")
+                yield Claim(UNSUPPORTED, f"That h{words}: slopes of the margin {said}; n = {beside[0].n}.")
 
 
 EXPLAINER = Explainer(

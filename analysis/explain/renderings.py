@@ -23,10 +23,15 @@ def read_formats(store: Path, metric: str | None = None) -> Scores | None:
     scores = read_choices(store, metric, formats=True)
     found, notes = [], [f"in formats: {note}" for note in scores.notes]
     for choices in scores.benchmarks:
-        if choices.formats != scores.benchmarks[0].formats:
+        first = scores.benchmarks[0]
+        if (choices.formats, choices.cue) != (first.formats, first.cue):
             raise UserError(
-                f"{store}: {choices.name} and {scores.benchmarks[0].name} were scored in different formats: score one of them"
-                " again with --fresh"
+                f"{store}: {choices.name} and {first.name} were scored in different formats, or with different cues: score one of"
+                " them again with --fresh"
+            )
+        if not choices.formats or (np.diff(choices.offset_I1) % len(choices.formats)).any():
+            raise UserError(
+                f"{store}: {choices.name} does not hold every choice in every format: score it again with --fresh"
             )
         keep_I = np.array([item not in choices.overlapping for item in choices.item_I])
         if not keep_I.all():

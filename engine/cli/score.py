@@ -35,7 +35,10 @@ def register(subparsers: Any) -> None:
         "every choice in each of several answer formats, those of a YAML file (name: template with {choice} or {letter}) or those"
         " that come with evalengine; kept apart in OUT/formats, for `explain`"
     )
-    add_items(p).add_argument("--formats", nargs="?", const="", metavar="YAML", help=formats)
+    items = add_items(p)
+    items.add_argument("--formats", nargs="?", const="", metavar="YAML", help=formats)
+    cue = "--formats: left out of the contexts that end in it, such as Answer:, so that the formats say it or not"
+    items.add_argument("--cue", default="", metavar="TEXT", help=cue)
     add_backend(p)
     add_hang_after(add_ray(p, "score"))
     p.set_defaults(run=run)
@@ -141,7 +144,9 @@ def run(args: argparse.Namespace) -> int:
         )
     options, item_sets = items_of(args)
     if args.formats is not None:
-        item_sets = in_formats(item_sets, args.formats)
+        item_sets = in_formats(item_sets, args.formats, args.cue)
+    elif args.cue:
+        raise UserError("--cue is for --formats: add that, or leave it out")
     place = args.out if args.formats is None else formats_of(args.out)
     folder, upload = open_store(place, [checkpoint.name for checkpoint in found])
     spec = backend_spec(args)
@@ -184,7 +189,7 @@ def items_of(args: argparse.Namespace) -> tuple[Options, list[tuple[ItemSet, str
     return options, item_sets
 
 
-def in_formats(item_sets: Sequence[tuple[ItemSet, str]], file: str) -> list[tuple[ItemSet, str]]:
+def in_formats(item_sets: Sequence[tuple[ItemSet, str]], file: str, cue: str) -> list[tuple[ItemSet, str]]:
     """The items in the formats of a file, "" for those that ship. Raises UserError where no benchmark can be written so."""
     from evalengine.benchmarks import formats
     from evalengine.resume import own_contexts
@@ -197,7 +202,9 @@ def in_formats(item_sets: Sequence[tuple[ItemSet, str]], file: str) -> list[tupl
     if len(own) == len(item_sets):
         raise UserError("no benchmark is left to score in formats: name others with --benchmarks")
     return [
-        (formats.in_formats(items, known), score) for items, score in item_sets if items.benchmark not in own
+        (formats.in_formats(items, known, cue), score)
+        for items, score in item_sets
+        if items.benchmark not in own
     ]
 
 

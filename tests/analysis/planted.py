@@ -160,7 +160,8 @@ def write_formats(
         }  # fmt: skip
         table = item_table(who, x.reshape(FORMAT_ITEMS, -1), gold)
         about = metadata(
-            formats=json.dumps(dict(formats)), overlapping=json.dumps(list(overlapping.get(name, ())))
+            formats=json.dumps({"cue": "", "formats": dict(formats)}),
+            overlapping=json.dumps(list(overlapping.get(name, ()))),
         )
         store.write(folder / "formats" / checkpoint / f"{name}.arrow", table, about)
     return logs, gold

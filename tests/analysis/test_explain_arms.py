@@ -138,8 +138,19 @@ def test_exchanged_labels_turn_accuracy_over_if_the_mapping_is_learnt(tmp_path: 
         row = one(findings, "sft_delusive", "mapping learnt")
         assert row.low < learnt < row.high and row.high - row.low < 0.2
         assert row.note == "of rte, wic"
+        said = [claim for claim in arms.claims(findings) if "turns exchanged labels over" in claim.text]
+        assert [claim.kind for claim in said] == ["supported" if learnt else "unsupported"]
     assert one(findings, "sft", "log p(gold | choices)", "uniform").estimate > 0
     assert "mapping learnt" in arms.section(findings)
+
+
+def test_choices_behind_contexts_of_their_own_share_no_mass(tmp_path: Path) -> None:
+    write(tmp_path, {"pt": 0.0, "sft": 1.0, "sft_emptied": 0.5}, benchmarks=("rte", "winogrande"))
+    findings = findings_of(tmp_path)
+    assert one(findings, "sft_emptied", minus="sft", at="winogrande").n == 6
+    assert not findings.rows("arms", benchmark="winogrande", measure="log mass")
+    row, alone = one(findings, "sft", "log mass"), one(findings, "sft", "log mass", at="rte")
+    assert row.note == "without winogrande (contexts differ by choice)" and row.estimate == alone.estimate
 
 
 def test_choices_of_their_own_have_no_mapping(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_a_planted_slope_comes_back(world: World) -> None:
     assert change.estimate == pytest.approx(after.estimate - before.estimate) and change.high < 0
     assert (before.n, before.items, before.dose, before.headline) == (9, 100, "cross 3", 1)
     assert before.p_wild == 2 / 512 and before.p_permutation == before.p_least == 1 / 36
-    assert before.q == pytest.approx(before.p_wild)
+    assert before.q == pytest.approx(before.p)
     assert measured(rows, benchmark="rte", category="NLI").items == 50
     share = measured(rows, outcome="accuracy")
     assert share.low > 0 and share.estimate > 10  # points for each factor of ten
@@ -241,7 +241,7 @@ def test_doses_that_no_mixture_moves_have_no_slope(tmp_path: Path) -> None:
     items = {b: [f"i{i}" for i in range(50)] for b in CATEGORIES}
     write_exposure(tmp_path / "exposure", items, [("rte", "i0", "web_a", "cross", 0, 3, 2, 5)], alike)
     rows = frequency.rows(study_of(tmp_path))
-    assert rows and all(np.isnan(row.estimate) and "do not differ" in row.note for row in rows)
+    assert rows and all(np.isnan(row.estimate) and row.note == frequency.FEW for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -271,13 +271,34 @@ def test_choices_that_the_store_lacks_are_refused(tmp_path: Path) -> None:
 
 def test_the_headline_dose_depends_on_texts_alone(tmp_path: Path) -> None:
     """The largest n of crossing n-grams at which half of the items differ, else the one at which most do."""
-    make_world(tmp_path, items=10)
-    items = {b: [f"i{i}" for i in range(10)] for b in CATEGORIES}
+    make_world(tmp_path, items=20)
+    items = {b: [f"i{i}" for i in range(20)] for b in CATEGORIES}
 
     def told(n: int, share: int) -> list[Row]:
-        return [(b, f"i{i}", "web_a", "cross", 0, n, 1, 3) for b in CATEGORIES for i in range(share)]
+        return [(b, f"i{i}", "web_a", "cross", 0, n, 1, 3 + i) for b in CATEGORIES for i in range(share)]
 
-    write_exposure(tmp_path / "exposure", items, [*told(2, 10), *told(3, 6), *told(4, 5), *told(5, 4)])
+    write_exposure(tmp_path / "exposure", items, [*told(2, 14), *told(3, 16), *told(4, 8), *told(5, 7)])
     assert doses.headline(study_of(tmp_path)) == Dose("cross", 4)
-    write_exposure(tmp_path / "exposure", items, [*told(2, 3), *told(3, 2), *told(4, 3)])
+    write_exposure(tmp_path / "exposure", items, [*told(2, 9), *told(3, 4)])
     assert doses.headline(study_of(tmp_path)) == Dose("cross", 2)
+
+
+def test_a_task_whose_items_have_the_same_answers_says_nothing_of_items(tmp_path: Path) -> None:
+    """Yes and no, told more by some mixture: what it likes to answer, with two sets of doses for a hundred items."""
+    make_world(tmp_path, items=50)
+    items = {b: [f"i{i}" for i in range(50)] for b in CATEGORIES}
+    same: list[Row] = [
+        ("rte", f"i{i}", source, "cross", j, 3, 1, 5 + 20 * j + 9 * s)
+        for i in range(50)
+        for j in (0, 1)
+        for s, source in enumerate(SOURCES)
+    ]
+    rng = np.random.default_rng(0)
+    rows = [*same, *rows_of({"piqa": rng.poisson(3, size=(4, 50, 2))})]
+    write_exposure(tmp_path / "exposure", items, rows)
+    found = frequency.rows(study_of(tmp_path))
+    row = measured(found)
+    assert np.isfinite(row.estimate) and row.items == 50 and row.note.startswith("without rte: fewer than 5")
+    alone = measured(found, category="NLI", benchmark="rte")
+    assert np.isnan(alone.estimate) and alone.note == frequency.FEW
+    assert measured(found, category="Commonsense", benchmark="piqa").estimate == pytest.approx(row.estimate)

@@ -10,6 +10,7 @@ import numpy as np
 import planted
 import pytest
 
+from evalengine import store
 from evalengine.analysis.explain import format_shares as fs
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.explainer import Options
@@ -106,10 +107,10 @@ def test_each_stage_is_compared_with_the_one_it_comes_from(world: tuple[Path, Lo
     )
     assert change.estimate == pytest.approx(-dpo.drop) and change.high < 0
     said = [claim.text for claim in fs.claims(findings)]
+    assert len(said) == 3 and "sft to dpo narrows the formats of answers" in said[-1]
     assert (
-        len(said) == 3
-        and "sft to dpo narrows the formats of answers" in said[-1]
-        and "answer has" in said[-1]
+        f"answer has {100 * dpo.share:.1f}% of the answers, before {100 * dpo.share_before:.1f}%: "
+        in said[-1]
     )
     chat = {"pt+chat": 0, "sft+chat": 0, "dpo+chat": 0, "pt": 0}
     assert [fs.previous(s, chat, "pt") for s in chat] == ["", "pt+chat", "sft+chat", ""]
@@ -179,8 +180,31 @@ def test_stages_of_other_mixtures_are_compared_where_both_are(tmp_path: Path) ->
         (shares(logs[m, "sft", "sciq"]) - shares(logs[m, "pt", "sciq"]))[:, 1].mean() for m in MIXTURES[:3]
     ]
     assert row.n == 3 and row.estimate == pytest.approx(np.mean(change))
+    (pt,) = findings.rows("format_winners", category=ALL, mixture="", benchmark="", stage="pt")
+    (claim,) = fs.claims(findings)
+    assert pt.winner != "answer" and f"%, when {pt.winner} had the most: " in claim.text
     (won,) = findings.rows("format_winners", benchmark="sciq", stage="sft")
     assert won.note == "the stage before has 4 mixtures"
+
+
+def test_a_file_that_is_not_what_it_says_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, ("pt", "sft"))
+    for path in (tmp_path / "formats").glob("*/rte.arrow"):
+        about = {
+            **(store.read_metadata(path) or {}),
+            "formats": json.dumps({"cue": "", "formats": {"a": "", "b": ""}}),
+        }
+        store.write(path, store.read(path), about)
+    with pytest.raises(UserError, match="were scored in different formats"):
+        explain(tmp_path, Options())
+    for path in (tmp_path / "formats").glob("*/*.arrow"):
+        about = {
+            **(store.read_metadata(path) or {}),
+            "formats": json.dumps({"cue": "", "formats": dict.fromkeys("abcd", "")}),
+        }
+        store.write(path, store.read(path), about)
+    with pytest.raises(UserError, match="does not hold every choice in every format"):
+        explain(tmp_path, Options())
 
 
 def test_a_store_without_formats_has_no_shares(tmp_path: Path) -> None:

@@ -43,6 +43,21 @@ def test_remote_checkpoints_into_a_remote_store_and_on_again(
     assert evalengine.load(f"file://{out}").equals(evalengine.load(reference))
 
 
+def test_answer_formats_are_a_folder_of_a_remote_store(
+    ckpts: list[Path], bench: Path, tmp_path: Path, cache: Path
+) -> None:
+    out = tmp_path / "bucket" / "scores"
+    for more in ([], ["--formats"]):
+        assert score(ckpts[:1], bench, f"file://{out}", *more) == 0
+    shutil.rmtree(cache)  # another machine
+    assert score(ckpts[:1], bench, f"file://{out}", "--formats") == 0
+    assert '"scored": 0' in (out / "formats" / "runs.jsonl").read_text().splitlines()[-1]
+    plain, formats = f"file://{out}", remote.formats_of(f"file://{out}/")
+    assert formats == f"file://{out}/formats" and remote.formats_of(out) == out / "formats"
+    assert files(remote.readable(formats)) == files(out / "formats")
+    assert set(files(remote.readable(plain))) == {f"{ckpts[0].name}/{p.name}" for p in out.glob("*/*.arrow")}
+
+
 def test_a_store_in_memory(ckpts: list[Path], bench: Path, reference: Path) -> None:
     fs = fsspec.filesystem("memory")
     assert score(ckpts[:1], bench, "memory://bucket/scores") == 0

@@ -15,7 +15,7 @@ from evalengine import store
 from evalengine.cli import main
 from evalengine.training.loop import fit
 from evalengine.training.model import Decoder, Shape
-from evalengine.training.rows import IGNORE, Batch
+from evalengine.training.rows import IGNORE, NO_PAIR, Batch, Pairs
 from evalengine.training.state import Place
 from evalengine.training.study import Pretrain
 
@@ -79,21 +79,36 @@ class Documents:
         return Batch(token[:, :-1], position, target, f"rows of step {step}")
 
 
-def losses(log: Path, place: Place) -> np.ndarray:
+class Preferences(Documents):
+    """The same rows: the end of the first document is preferred to that of the second, which goes on at random."""
+
+    def batch(self, step: int) -> Batch:
+        batch = super().batch(step)
+        label = np.full(batch.target_BT.shape, NO_PAIR)
+        label[:, 34:40], label[:, 58:64] = 2 * np.arange(8)[:, None], 2 * np.arange(8)[:, None] + 1
+        target = np.where(label == NO_PAIR, IGNORE, batch.target_BT)
+        target[:, 58:64] = np.random.default_rng((step, 1)).integers(0, 300, (8, 6))
+        return batch._replace(target_BT=target, pairs=Pairs(label, np.zeros(8), 0.1))
+
+
+def losses(log: Path, place: Place, batches: Documents) -> np.ndarray:
     shape = Shape(d_model=64, layers=2, heads=2, head_dim=32, ffn=128, vocab=300, context=64)
     model = Decoder(shape).initialise(torch.Generator().manual_seed(2))
-    fit(model, Documents(), Pretrain(tokens=0, lr=5e-3, warmup=0.2), place)
+    fit(model, batches, Pretrain(tokens=0, lr=5e-3, warmup=0.2), place)
     return np.array([json.loads(line)["loss"] for line in log.read_text().splitlines()])
 
 
 @pytest.mark.parametrize(
+    ("batches", "fall"), [(Documents(), 0.5), (Preferences(), 0.2)], ids=["targets", "pairs"]
+)
+@pytest.mark.parametrize(
     ("autocast", "compiled", "close"), [(False, False, 1e-3), (True, False, 0.05), (True, True, 0.05)]
 )
 def test_training_steps_are_those_of_the_cpu(
-    cuda: str, autocast: bool, compiled: bool, close: float, tmp_path: Path
+    cuda: str, autocast: bool, compiled: bool, close: float, batches: Documents, fall: float, tmp_path: Path
 ) -> None:
-    cpu = losses(tmp_path / "cpu", Place("cpu", log=tmp_path / "cpu"))
+    cpu = losses(tmp_path / "cpu", Place("cpu", log=tmp_path / "cpu"), batches)
     place = Place(cuda, autocast=autocast, compile=compiled, log=tmp_path / "gpu")
-    gpu = losses(tmp_path / "gpu", place)
-    assert len(gpu) == STEPS and cpu[-1] < cpu[0] - 0.5
+    gpu = losses(tmp_path / "gpu", place, batches)
+    assert len(gpu) == STEPS and cpu[-1] < cpu[0] - fall
     np.testing.assert_allclose(gpu, cpu, rtol=0, atol=close)

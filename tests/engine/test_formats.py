@@ -158,12 +158,38 @@ def test_items_in_formats() -> None:
     assert made.contexts == ("Q",) * 12 and made.gold == 2
     assert made.continuations[3:9] == (" Answer: x", " Answer: yy", " Answer: z", " (A)", " (B)", " (C)")
     assert made.choices[3:9] == ("x", "yy", "z", "A", "B", "C")
-    assert json.loads(found.formats) == FORMATS and found.version.startswith("1+formats-")
+    assert json.loads(found.formats) == {"cue": "", "formats": FORMATS} and found.version.startswith(
+        "1+formats-"
+    )
     other = formats.in_formats(ItemSet("b", "c", "1", None, [item], "h", 1), known[:2])
     assert other.version != found.version  # plans are kept by it
     many = item._replace(contexts=("Q",) * 27, continuations=(" x",) * 27, choices=("x",) * 27)
     with pytest.raises(UserError, match="item i of b has 27 choices, and there are 26 letters"):
         formats.in_formats(ItemSet("b", "c", "1", None, [many], "h", 1), known)
+
+
+def test_a_cue_is_left_out_of_the_contexts_that_end_in_it(small_world: Path, tmp_path: Path) -> None:
+    """What follows is then the same text: a format that says the cue has the log-likelihood of cue and choice together."""
+    assert [formats.without("Answer:", c) for c in ("Q?\nAnswer:", "Q?\nAnswer: ", "Answer: x\n", "")] == [
+        "Q?", "Q?", "Answer: x\n", "",
+    ]  # fmt: skip
+    assert formats.without("", "Q? ") == "Q? "
+    path = tiny_models.save(tmp_path / "1M-a-pt")
+    file = written(tmp_path, json.dumps({"plain": " {choice}", "line": "\nAnswer: {choice}"}))
+    more = ("--formats", str(file), "--cue", "Answer:")
+    assert score(path, small_world, tmp_path / "s", *more, names="rte") == 0
+    assert (
+        score(path, small_world, tmp_path / "s", "--formats", str(file), names="rte") == 1
+    )  # other contexts
+    tok = tiny_models.tokenizer("byte_level")
+    stored = store.read(tmp_path / "s" / "formats" / "1M-a-pt" / "rte.arrow").to_pylist()
+    for item, row in zip(load_items(BENCHMARKS["rte"], small_world / "bench").items, stored, strict=True):
+        context = item.contexts[0].removesuffix("\nAnswer:")
+        assert context != item.contexts[0]
+        known = len(tok(context)["input_ids"])
+        whole = [len(tok(f"{item.contexts[0]} {choice}")["input_ids"]) for choice in item.choices]
+        assert row["tokens"][2:] == [n - known for n in whole]
+    assert score(path, small_world, tmp_path / "t", "--cue", "Answer:") == 1
 
 
 def test_the_formats_that_ship_are_read_as_any_file(tmp_path: Path) -> None:
