@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from evalengine.analysis.explain.explainer import Options
     from evalengine.analysis.explain.findings import explain, write
     from evalengine.analysis.explain.registry import EXPLAINERS
+    from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED
     from evalengine.remote import formats_of, readable
 
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
@@ -49,14 +50,24 @@ def run(args: argparse.Namespace) -> int:
     formats = readable(formats_of(args.store))
     findings = explain(readable(args.store), options, stages, args.metric, formats)
     write(findings, args.out)
-    claims = [claim.text for explainer in EXPLAINERS for claim in explainer.claims(findings)]
+    claims = [claim for explainer in EXPLAINERS for claim in explainer.claims(findings)]
     if args.json:
-        console.emit_json({**findings.method, "tables": list(findings.tables), "claims": claims})
+        said = [claim._asdict() for claim in claims]
+        console.emit_json({**findings.method, "tables": list(findings.tables), "claims": said})
         return 0
     for note in findings.method["notes"]:
         console.warn(note)
-    for text in claims:
-        console.say(text)
+    titles = {
+        SUPPORTED: "What this data supports",
+        UNSUPPORTED: "What it does not support",
+        CAUTION: "Read with this in mind",
+    }
+    for kind, title in titles.items():
+        texts = [claim.text for claim in claims if claim.kind == kind]
+        if texts:
+            console.say(f"{title}:")
+        for text in texts:
+            console.say(f"  {text}")
     made = [name for name, rows in findings.tables.items() if rows]
     console.say(f"Tables: {args.out}/ ({', '.join(made)}; csv, arrow, json)")
     console.say(f"Next: evalengine report {args.out}")
