@@ -153,6 +153,10 @@ def test_zero_unknown_and_longest(tmp_path: Path) -> None:
     assert all(np.isnan(value).all() for value in piqa.value.values())
     assert "piqa: 4 of 4 items are not in" in exposed.notes(study)[0]
     assert any("reads code up to 2.2 times (in v1p2)" in note for note in exposed.notes(study))
+    assert not any("estimated" in note for note in exposed.notes(study))
+    sources = {**ABOUT.sources, "code": ABOUT.sources["code"]._replace(tokens_estimated=True)}
+    write_exposure(tmp_path / "exposure", {}, rows, table.About(sources, SHARES, TOKENS))
+    assert any("how often code is read is estimated" in note for note in exposed.notes(study_of(tmp_path)))
 
 
 def measured(rows: list[frequency.FrequencyRow], **at: object) -> frequency.FrequencyRow:
