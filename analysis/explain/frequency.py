@@ -134,7 +134,7 @@ def bins(findings: Findings) -> Lines:
         found,
         places,
         lambda r: str(r.bin + 1),
-        lambda r: f"accuracy (%) by bins of dose, {r.scale} {r.stage}",
+        lambda r: f"accuracy (%) by dose, {r.scale} {r.stage}",
     )
 
 
