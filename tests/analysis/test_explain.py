@@ -183,6 +183,30 @@ def test_the_command_and_the_report(scores: Path, tmp_path: Path, capsys: pytest
     assert said["claims"][SUPPORTED] and all(text.startswith("That ") for text in said["claims"][UNSUPPORTED])
 
 
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (["--exposure", "a.arrow"], "--exposure takes a folder, and a.arrow is a file: give ."),
+        (["--data", "nowhere"], "there is no data folder nowhere"),
+        (["--data", "."], ". holds no file of"),
+    ],
+)
+def test_a_wrong_folder_is_one_sentence(
+    given: list[str],
+    reason: str,
+    scores: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.arrow").touch()
+    assert main(["explain", str(scores), *given]) == 1
+    said = capsys.readouterr().err.strip()
+    assert reason in said and said.count("\n") == 0
+    assert not Path("analysis").exists()
+
+
 def test_names_from_outside_are_text_in_every_section(tmp_path: Path) -> None:
     names = {f"<i>{name}": f"<i>{category}" for name, category in planted.BENCHMARKS.items()}
     scores = tmp_path / "scores"
