@@ -48,6 +48,11 @@ class Claim(NamedTuple):
 
 
 SUPPORTED, UNSUPPORTED, CAUTION = "supported", "unsupported", "caution"
+HEADINGS = {
+    SUPPORTED: "What this data supports",
+    UNSUPPORTED: "What it does not support",
+    CAUTION: "Read with this in mind",
+}
 
 
 class Protocol(NamedTuple):

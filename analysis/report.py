@@ -22,6 +22,7 @@ from evalengine.analysis.explain.explainer import Findings
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.figure import panels
 from evalengine.analysis.page import interval_words
+from evalengine.analysis.protocol import CAUTION, HEADINGS, SUPPORTED, UNSUPPORTED
 from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.results import Results, load_results
 from evalengine.analysis.style import FORMATS, extent, styled
@@ -158,10 +159,10 @@ def _in_plain_words(results: Results, explained: Findings | None) -> str:
     return (
         "<h2>In plain words</h2>"
         '<div class="says">'
-        + block("What this data supports", found.supported, "Nothing whose interval excludes the opposite.")
-        + block("What it does not support", found.unsupported, "Nothing was left open.")
+        + block(HEADINGS[SUPPORTED], found.supported, "Nothing whose interval excludes the opposite.")
+        + block(HEADINGS[UNSUPPORTED], found.unsupported, "Nothing was left open.")
         + "</div>"
-        + block("Read with this in mind", found.cautions, "").replace("<div>", '<div class="cautions">')
+        + block(HEADINGS[CAUTION], found.cautions, "").replace("<div>", '<div class="cautions">')
     )
 
 

@@ -81,8 +81,13 @@ def share_with_interval(row: Any, percent: bool = True) -> str:
     if row is None or not math.isfinite(row.estimate):
         return "–"
     scale = 100.0 if percent else 1.0
-    ends = ", ".join("–" if not math.isfinite(end) else f"{scale * end:.1f}" for end in (row.low, row.high))
-    return f"{scale * row.estimate:.1f} [{ends}]"
+    ends = ", ".join(_tenths(scale * end) for end in (row.low, row.high))
+    return f"{_tenths(scale * row.estimate)} [{ends}]"
+
+
+def _tenths(value: float) -> str:
+    """-0.04 is 0.0, not -0.0."""
+    return f"{value:z.1f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def excludes_zero(row: Any) -> bool:

@@ -86,7 +86,11 @@ def paths(store: Path | str) -> list[Path]:
         if entry.name.endswith(".arrow")
     ]
     if not found:
-        raise UserError(f"{store} holds no scores: run `evalengine score CHECKPOINTS --out {store}` first")
+        formats = (store / "formats").is_dir()
+        held = "only scores in answer formats (--formats)" if formats else "no scores"
+        raise UserError(
+            f"{store} holds {held}: run `evalengine score CHECKPOINTS --out {store}`{' without --formats' * formats} first"
+        )
     return found
 
 

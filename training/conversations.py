@@ -84,7 +84,10 @@ def train_items(source: ChatSource, data: Path | None) -> Iterator[tuple[Benchma
     if source.benchmarks_train == "all":
         chosen = [b for b in BENCHMARKS.values() if folder is None or data_file(b, folder, train=True)]
         if not chosen:
-            raise UserError(f"{folder} has no <benchmark>_train file to make conversations of: check --data")
+            raise UserError(
+                f"{folder} has no <benchmark>_train file, which `benchmarks_train: all` reads (dpo.data is that where the study "
+                "does not name it): check --data"
+            )
     else:
         names = source.benchmarks_train
         chosen = resolve(names if isinstance(names, str) else ",".join(names))

@@ -30,6 +30,7 @@ from evalengine.analysis.figure import Figure, Lines, Table
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import CAUTION, SUPPORTED, Claim
 from evalengine.analysis.results import share_with_interval, with_interval
+from evalengine.errors import UserError
 
 LEARNED, LOST, KEPT, NEVER = "learned", "lost", "kept", "never"
 TWIN, EXCESS = "twin", "minus twin"
@@ -223,8 +224,14 @@ def texts_of(study: Study, keys: set[tuple[str, str]]) -> dict[tuple[str, str], 
     from evalengine.benchmarks import BENCHMARKS, benchmarks_in, load_items
 
     wanted = {name: BENCHMARKS[name] for name, _ in keys if name in BENCHMARKS}
+    held = benchmarks_in(study.options.data, wanted.values())
+    if wanted and not held:
+        raise UserError(
+            f"{study.options.data} holds no file of {', '.join(sorted(wanted))}: --data takes the folder of their .jsonl or "
+            ".parquet files"
+        )
     found = {}
-    for benchmark in benchmarks_in(study.options.data, list(wanted.values())):
+    for benchmark in held:
         for item in load_items(benchmark, study.options.data).items:
             if (benchmark.name, item.id) in keys:
                 text = f"{item.contexts[item.gold]}{item.continuations[item.gold]}"

@@ -134,7 +134,7 @@ def bins(findings: Findings) -> Lines:
         found,
         places,
         lambda r: str(r.bin + 1),
-        lambda r: f"accuracy (%) by bins of dose, {r.scale} {r.stage}",
+        lambda r: f"accuracy (%) by dose, {r.scale} {r.stage}",
     )
 
 
@@ -226,10 +226,9 @@ def _bins_section(findings: Findings) -> str:
         return ""
     found = "; ".join(f"{scale} {stage} {_signed(r)}" for (scale, stage), r in binned_r(findings).items())
     words = (
-        "Mean accuracy of the items of each tenth of the doses (fewer bins where many are equal), beside the line of the slope "
-        "within items. "
-        f"r over bins: {found}. Bins hold different items, and averaging many of them makes r large whatever one item does: "
-        "they are no evidence of what text teaches."
+        "Mean accuracy of the items of each tenth of the doses, the lowest first (fewer bins where many are equal), beside the "
+        f"line of the slope within items. r over bins: {found}. Bins hold different items, and averaging many of them can make "
+        "r large whatever one item does: they are no evidence of what text teaches."
     )
     return (
         "<details><summary>Bins, as such plots are usually drawn</summary>"

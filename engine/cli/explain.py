@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evalengine import console
+from evalengine.cli.correlate import plain
 from evalengine.metrics import METRICS
 
 
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from evalengine.analysis.explain.explainer import Options
     from evalengine.analysis.explain.findings import explain, write
     from evalengine.analysis.explain.registry import EXPLAINERS
-    from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED
+    from evalengine.analysis.protocol import HEADINGS
     from evalengine.remote import formats_of, readable
 
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
@@ -50,25 +51,21 @@ def run(args: argparse.Namespace) -> int:
     formats = readable(formats_of(args.store))
     findings = explain(readable(args.store), options, stages, args.metric, formats)
     write(findings, args.out)
-    claims = [claim for explainer in EXPLAINERS for claim in explainer.claims(findings)]
+    found = [claim for explainer in EXPLAINERS for claim in explainer.claims(findings)]
+    claims = {kind: [claim.text for claim in found if claim.kind == kind] for kind in HEADINGS}
     if args.json:
-        said = [claim._asdict() for claim in claims]
-        console.emit_json({**findings.method, "tables": list(findings.tables), "claims": said})
+        console.emit_json({**findings.method, "tables": list(findings.tables), "claims": claims})
         return 0
     for note in findings.method["notes"]:
         console.warn(note)
-    titles = {
-        SUPPORTED: "What this data supports",
-        UNSUPPORTED: "What it does not support",
-        CAUTION: "Read with this in mind",
-    }
-    for kind, title in titles.items():
-        texts = [claim.text for claim in claims if claim.kind == kind]
+    for kind, texts in claims.items():
         if texts:
-            console.say(f"{title}:")
+            console.say(HEADINGS[kind])
         for text in texts:
-            console.say(f"  {text}")
+            console.say(f"  {plain(text)}")
     made = [name for name, rows in findings.tables.items() if rows]
     console.say(f"Tables: {args.out}/ ({', '.join(made)}; csv, arrow, json)")
-    console.say(f"Next: evalengine report {args.out}")
+    correlated = (args.out / "analysis.json").is_file()
+    first = "" if correlated else f"evalengine correlate {args.store} --out {args.out}, then "
+    console.say(f"Next: {first}evalengine report {args.out}")
     return 0

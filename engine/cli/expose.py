@@ -44,7 +44,7 @@ def register(subparsers: Any) -> None:
     add("--limit", type=int, metavar="N", help="a seeded sample of N items of each benchmark")
     add("--seed", type=int, default=0, help="seed of --limit (default: 0)")
     shards = "the trained study's folder: its token shards say how many tokens a source has (default: ckpts)"
-    add("--ckpts", type=Path, default=Path("ckpts"), metavar="DIR", help=shards)
+    add("--ckpts", type=Path, metavar="DIR", help=shards)
     similar = "also how similar the sources are to the items: bm25, embedding, dsir, separated by commas; reads them twice more"
     add("--similarity", default="", metavar="KINDS", help=similar)
     add("--jobs", type=int, default=0, metavar="N", help="threads that count (default: one a core)")
@@ -63,8 +63,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--jobs must be 1 or more, or 0 for one a core, not {args.jobs}")
     kinds = [kind.strip() for kind in args.similarity.split(",") if kind.strip()]
     similarity.check(kinds)
+    if args.ckpts is not None and not args.ckpts.is_dir():
+        raise UserError(f"there is no folder {args.ckpts}: --ckpts is the one that `evalengine train` wrote")
     if args.study is not None:
-        plan = expose.of_study(studies.load(args.study), args.data, args.out, args.ckpts)
+        plan = expose.of_study(studies.load(args.study), args.data, args.out, args.ckpts or Path("ckpts"))
     else:
         plan = expose.of_files(args.source, args.field, args.data)
     sets = expose.load_sets(plan.data, args.benchmarks, args.limit, args.seed)

@@ -10,6 +10,7 @@ from typing import Any
 
 from evalengine import console
 from evalengine.cli.correlate import add_options, analysis_of
+from evalengine.errors import UserError
 
 
 def register(subparsers: Any) -> None:
@@ -36,6 +37,11 @@ def run(args: argparse.Namespace) -> int:
     if (source / "analysis.json").is_file():
         folder = Path(args.out) if args.out else source
         tables = source
+    elif (source / "explain.json").is_file():
+        raise UserError(
+            f"{source} holds the tables of `evalengine explain` and none of `evalengine correlate`, which the report is built "
+            f"on: run `evalengine correlate STORE --out {source}` first"
+        )
     else:
         folder = tables = Path(args.out or "analysis")
         analysis_of(args).write(folder)

@@ -232,7 +232,8 @@ def available(wanted: list[Any], args: argparse.Namespace) -> list[Any]:
     missing = [b.name for b in wanted if b not in found]
     if not found:
         raise UserError(
-            f"{args.data} holds no file of {', '.join(missing[:3])}...: it must hold <benchmark>.jsonl or .parquet"
+            f"{args.data} holds no file of {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}: it must hold "
+            "<benchmark>.jsonl or .parquet"
         )
     if missing and not named & set(missing):
         console.warn(f"{args.data} has no file of {', '.join(missing)}: left out")

@@ -124,9 +124,14 @@ def run(args: argparse.Namespace) -> int:
         }
         console.emit_json({**outcome._asdict(), "out": str(args.out), "finished": losses})
     else:
+        of_world = (
+            f" --data {args.out}/.study/world-{study.world.seed}/bench"
+            if study.world and not args.data
+            else ""
+        )
         console.say(
             f"{len(outcome.finished)} checkpoints trained, {len(outcome.skipped)} were finished before; "
-            f"score them with: evalengine score {args.out}/*"
+            f"score them with: evalengine score {args.out}/*{of_world}"
         )
     if study.sft.select:
         selection_report.report(study, args.out)

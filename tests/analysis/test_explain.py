@@ -19,6 +19,7 @@ from evalengine.analysis.explain.jackknife import jackknife, of_correlation, of_
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.items import read_store
+from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED
 from evalengine.cli import main
 from evalengine.errors import UserError
 
@@ -147,6 +148,11 @@ def test_the_command_and_the_report(scores: Path, tmp_path: Path, capsys: pytest
     write_for(tmp_path / "exposure", scores)
     told = ["--exposure", str(tmp_path / "exposure")]
     assert main(["explain", str(scores), "--out", str(out), *told]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.index("What this data supports") < lines.index("What it does not support")
+    assert lines[-1] == f"Next: evalengine correlate {scores} --out {out}, then evalengine report {out}"
+    assert main(["report", str(out)]) == 1
+    assert f"run `evalengine correlate STORE --out {out}` first" in capsys.readouterr().err
     assert main(["correlate", str(scores), "--out", str(out), "--bootstrap", "200"]) == 0
     findings = load(out)
     assert findings is not None and set(findings.tables) == {one.table for one in EXPLAINERS}
@@ -173,7 +179,32 @@ def test_the_command_and_the_report(scores: Path, tmp_path: Path, capsys: pytest
     assert "damaged tables: run `evalengine explain" in capsys.readouterr().err
     assert main(["explain", str(scores), "--out", str(out), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["scales"] == ["240M", "1B"] and said["claims"]
+    assert said["scales"] == ["240M", "1B"] and list(said["claims"]) == [SUPPORTED, UNSUPPORTED, CAUTION]
+    assert said["claims"][SUPPORTED] and all(text.startswith("That ") for text in said["claims"][UNSUPPORTED])
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (["--exposure", "a.arrow"], "--exposure takes a folder, and a.arrow is a file: give ."),
+        (["--data", "nowhere"], "there is no data folder nowhere"),
+        (["--data", "."], ". holds no file of"),
+    ],
+)
+def test_a_wrong_folder_is_one_sentence(
+    given: list[str],
+    reason: str,
+    scores: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.arrow").touch()
+    assert main(["explain", str(scores), *given]) == 1
+    said = capsys.readouterr().err.strip()
+    assert reason in said and said.count("\n") == 0
+    assert not Path("analysis").exists()
 
 
 def test_names_from_outside_are_text_in_every_section(tmp_path: Path) -> None:

@@ -152,3 +152,6 @@ def test_empty_store_and_no_store(tmp_path: Path) -> None:
         read_store(tmp_path)
     with pytest.raises(UserError, match="no score store"):
         read_store(tmp_path / "nowhere")
+    (tmp_path / "formats").mkdir()
+    with pytest.raises(UserError, match=r"holds only scores in answer formats .* without --formats first"):
+        read_store(tmp_path)

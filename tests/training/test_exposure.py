@@ -314,6 +314,7 @@ def test_a_study_and_its_files_give_the_same_counts(folder: Path, write_study):
     mixtures = {"m": {"one": 0.25, "two": 0.75}}
     study = write_study(sources=sources, mixtures=mixtures)
     command = ["expose", str(study), "--data", str(folder / "data"), "--out", str(folder / "study")]
+    (folder / "none").mkdir()
     assert main([*command, "--ckpts", str(folder / "none")]) == 0
     of_study = table.read(folder / "study" / table.NAME)
     assert of_study.about.mixtures == mixtures and of_study.about.tokens == {"S": 5120}
@@ -480,6 +481,7 @@ def test_other_items_or_text_are_counted_again(folder: Path):
         (["--source", "t=data/one.txt", "--data", "."], "holds no <benchmark>.jsonl"),
         (["--source", "t=data/one.txt", "--data", "data", "--jobs", "-1"], "--jobs must be"),
         (["embedded", "--data", "nowhere"], "there is no data folder nowhere"),
+        (["embedded", "--ckpts", "nowhere"], "there is no folder nowhere"),
     ],
 )
 def test_bad_input_is_one_sentence(
