@@ -123,8 +123,8 @@ def _read(study: Study, folder: Path) -> Exposed:
         said.append(f"{folder} does not say what {names(unknown)} are made of, so they have no doses")
     if guessed := [s for s in sources if counted.about.sources[s].tokens_estimated]:
         said.append(
-            f"{folder}: how often {names(guessed)} is read is estimated from bytes: run `evalengine expose` with --ckpts, the folder "
-            "of the trained study"
+            f"{folder}: how often {names(guessed)} is read is estimated from bytes: run `evalengine expose` with --ckpts, the "
+            "folder of the trained study"
         )
     read = {
         scale: {m: epochs[scale, m] for m in share if (scale, m) in epochs} for scale in study.design.scales
