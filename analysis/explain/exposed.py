@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array, Choices
+from evalengine.analysis.explain.design import rows as rows_in
 from evalengine.analysis.explain.explainer import Study
 from evalengine.analysis.items import names
 from evalengine.errors import UserError
@@ -129,6 +130,10 @@ def _read(study: Study, folder: Path) -> Exposed:
     read = {
         scale: {m: epochs[scale, m] for m in share if (scale, m) in epochs} for scale in study.design.scales
     }
+    for scale, runs in study.design.runs.items():
+        both = [name for run in runs if run.mixture in share for name in (run.before, run.after)]
+        if lost_B := [one.name for one in study.scores.benchmarks if rows_in(one, both) is None]:
+            said.append(f"scale {scale}: {names(lost_B)} not on every checkpoint, so without slopes on doses")
     said += [_repeated(scale, sources, of_scale) for scale, of_scale in read.items()]
     return Exposed(sources, share, epochs, tuple(counts), tuple(filter(None, said)))
 
