@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array, Choices
+from evalengine.analysis.explain.design import rows as rows_in
 from evalengine.analysis.explain.explainer import Study
 from evalengine.analysis.items import names
 from evalengine.errors import UserError
@@ -86,8 +87,6 @@ class Rows(NamedTuple):
 def exposed(study: Study) -> Exposed | None:
     """What `--exposure` names, joined to the store's items; None without. Raises UserError where it does not fit the store."""
     folder = study.options.exposure
-    if folder is not None and folder.is_file():
-        raise UserError(f"--exposure takes a folder, and {folder} is a file: give {folder.parent}")
     return None if folder is None else study.once("exposed", lambda: _read(study, folder))
 
 
@@ -125,12 +124,16 @@ def _read(study: Study, folder: Path) -> Exposed:
         said.append(f"{folder} does not say what {names(unknown)} are made of, so they have no doses")
     if guessed := [s for s in sources if counted.about.sources[s].tokens_estimated]:
         said.append(
-            f"{folder}: how often {names(guessed)} is read is estimated from bytes: run `evalengine expose` with --ckpts, the"
-            " folder of the trained study"
+            f"{folder}: how often {names(guessed)} is read is estimated from bytes: run `evalengine expose` with --ckpts, the "
+            "folder of the trained study"
         )
     read = {
         scale: {m: epochs[scale, m] for m in share if (scale, m) in epochs} for scale in study.design.scales
     }
+    for scale, runs in study.design.runs.items():
+        both = [name for run in runs if run.mixture in share for name in (run.before, run.after)]
+        if lost_B := [one.name for one in study.scores.benchmarks if rows_in(one, both) is None]:
+            said.append(f"scale {scale}: {names(lost_B)} not on every checkpoint, so without slopes on doses")
     said += [_repeated(scale, sources, of_scale) for scale, of_scale in read.items()]
     return Exposed(sources, share, epochs, tuple(counts), tuple(filter(None, said)))
 

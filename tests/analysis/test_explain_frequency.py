@@ -275,6 +275,15 @@ def test_choices_that_the_store_lacks_are_refused(tmp_path: Path) -> None:
         frequency.rows(study_of(tmp_path))
 
 
+def test_a_benchmark_that_a_checkpoint_lacks_is_named(tmp_path: Path) -> None:
+    make_world(tmp_path, items=5)
+    assert not any("not on every checkpoint" in note for note in exposed.notes(study_of(tmp_path)))
+    (tmp_path / "scores/1B-v3p2-sft/rte.arrow").unlink()
+    assert "scale 1B: rte not on every checkpoint, so without slopes on doses" in exposed.notes(
+        study_of(tmp_path)
+    )
+
+
 def test_exposures_of_other_items_are_refused(tmp_path: Path) -> None:
     """Items of another file may have the same ids."""
     make_world(tmp_path, items=5)
