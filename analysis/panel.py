@@ -36,7 +36,7 @@ from evalengine.analysis.items import (
     rows_of_runs,
 )
 from evalengine.errors import UserError
-from evalengine.labels import natural_key, scale_key
+from evalengine.labels import TRAINED, natural_key, scale_key, stage_key
 from evalengine.metrics import Answers
 
 Array = NDArray[np.float64]
@@ -419,6 +419,8 @@ def _steps(
 def choose_stages(found: set[str], asked: Sequence[str] | None) -> tuple[str, ...]:
     """The stages to compare, in order: two, or as many as were asked for."""
     listed = sorted(found, key=natural_key)
+    if all(stage_key(stage)[0] < len(TRAINED) for stage in found):  # of others nothing is known
+        listed.sort(key=stage_key)
     if asked is not None:
         if len(set(asked)) < max(2, len(asked)):
             raise UserError("--stages takes two different stages or more, in order: --stages pt,sft")

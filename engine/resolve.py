@@ -26,11 +26,11 @@ from evalengine.checkpoints import (
     other_format,
 )
 from evalengine.errors import UserError
+from evalengine.labels import CHAT
 from evalengine.untrusted import check_label, check_name, printable, read_json, read_yaml
 
 NAMED = ("scale", "mixture", "stage", "seed")
 NAME = re.compile(r"^(?P<scale>[^-]+)-(?P<mixture>.+)-(?P<stage>pt|sft|sft_[a-z_]+|dpo)$")
-CHAT = "+chat"  # ends the names and stages of what score --chat stores
 
 
 def discover(

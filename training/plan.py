@@ -104,9 +104,9 @@ def make(
 
 def _conversation_lengths(study: Study, data: Path | None, out: Path, arm: str) -> list[int] | None:
     """In tokens: of the tokenised ones, else guessed from those under `data`; None where some are on the hub."""
-    known = sorted(work_folder(out).glob(f"{conversations_name(arm)}-{'?' * 12}.npz"))
-    if known:
-        return [len(ids) for ids, _ in load(known[-1])]
+    known = _newest(out, conversations_name(arm))
+    if known is not None:
+        return [len(ids) for ids, _ in load(known)]
     if data is None or any(chat.hub for chat in study.sft.data):
         return None
     found = changed(read(study.sft, data, study.seed), arm, study.seed)
@@ -115,13 +115,19 @@ def _conversation_lengths(study: Study, data: Path | None, out: Path, arm: str) 
 
 def _preference_lengths(study: Study, data: Path | None, out: Path) -> list[list[int]] | None:
     """Of the candidates of each question, likewise."""
-    known = sorted(work_folder(out).glob(f"preferences-{'?' * 12}.npz"))
-    if known:
-        return preferences.lengths_of(preferences.load(known[-1]))
+    known = _newest(out, "preferences")
+    if known is not None:
+        return preferences.lengths_of(preferences.load(known))
     if data is None or any(chat.hub for chat in study.dpo.data):
         return None
     found = preferences.read(study.dpo, data, study.seed)
     return [[len(render((*q.prompt, *r)).text) // BYTES_PER_TOKEN for r in q.responses] for q in found]
+
+
+def _newest(out: Path, name: str) -> Path | None:
+    """The file of that name and a key that was made last: its key cannot be computed without the data."""
+    known = work_folder(out).glob(f"{name}-{'?' * 12}.npz")
+    return max(known, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def product_rate(device: str) -> float:

@@ -83,7 +83,8 @@ def parse(record: Any, where: str) -> Question:
     else:
         given = record.get("prompt", record.get("messages"))
         prompt = _messages(given, "user", f"{where}, 'prompt'")
-    if answers[0] == answers[1]:
+    chosen, rejected = ([(m.role, m.content.strip()) for m in answer] for answer in answers)
+    if chosen == rejected:  # as they are trained on
         raise UserError(f"{where}: the chosen and the rejected response are the same; remove the line")
     for answer in answers:
         if not answer or answer[0].role != "assistant" or not any(m.content.strip() for m in answer):

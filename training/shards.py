@@ -115,9 +115,10 @@ def build(
 
 
 def extent(folder: Path) -> tuple[int, int]:
-    """(tokens, documents) that the shards of a source hold."""
+    """(tokens of one epoch, documents) of a source's shards. Training begins every document, or piece of one, with
+    <|endoftext|>, which counts."""
     infos = _finished_shards(folder)
-    return sum(info["tokens"] for info in infos), sum(info["read"] for info in infos)
+    return sum(info["tokens"] + info["documents"] for info in infos), sum(info["read"] for info in infos)
 
 
 def is_complete(folder: Path, limit: int) -> bool:

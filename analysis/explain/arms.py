@@ -27,7 +27,7 @@ from evalengine.analysis.explain.design import Run, by_mixture
 from evalengine.analysis.explain.design import rows as rows_in
 from evalengine.analysis.explain.eft import ratio
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.format import CHAT, FORMAT, KNOWLEDGE, decomposed
+from evalengine.analysis.explain.format import FORMAT, KNOWLEDGE, decomposed
 from evalengine.analysis.explain.grouped import grouped, notes
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
 from evalengine.analysis.figure import Figure, Lines, Table
@@ -35,7 +35,7 @@ from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
 from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
 from evalengine.analysis.results import share_with_interval, with_interval
-from evalengine.labels import natural_key
+from evalengine.labels import CHAT, natural_key
 
 KEPT, DELUSIVE, UNIFORM = "sft", "sft_delusive", "uniform"
 ACCURACY, MAPPING = "accuracy", "mapping learnt"

@@ -47,6 +47,7 @@ class Choices(NamedTuple):
     ] = ()  # names and templates; an item's choices in the first, then the second, ...
     cue: str = ""  # what contexts were left without
     overlapping: frozenset[str] = frozenset()  # items of which an answer begins another, in any format
+    data_hash: str = ""  # of the benchmark's rows; "" where it is unknown, or of few-shot examples too
 
     def row(self, checkpoint: str) -> int:
         """The checkpoint's place in K, -1 where it lacks this benchmark."""
@@ -201,6 +202,7 @@ def _read_benchmark(
         tuple(about.get("formats", {}).items()),
         about.get("cue", ""),
         frozenset(overlapping),
+        raw.get(b"data_hash", b"").decode() if raw.get(b"fewshot") == b"0" else "",
     )
     usable_KC = np.isfinite(choices.loglik_KC)
     if usable_KC.all():

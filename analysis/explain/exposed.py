@@ -105,6 +105,12 @@ def _read(study: Study, folder: Path) -> Exposed:
     similar = _similar(folder / SIMILARITY)
     counts, said = [], []
     for choices in study.scores.benchmarks:
+        data_hash = counted.about.data.get(choices.name, "")
+        if choices.data_hash and data_hash and data_hash != choices.data_hash:
+            raise UserError(
+                f"{choices.name}: {folder} was counted for other items than were scored: run `evalengine expose` with the --data "
+                "that was scored"
+            )
         listed = set(counted.items.get(choices.name, ()))
         listed_I = np.array([item in listed for item in choices.item_I])
         if lost := int((~listed_I).sum()):
@@ -117,6 +123,11 @@ def _read(study: Study, folder: Path) -> Exposed:
         counts.append(Counts(choices, value))
     if unknown := [m for m in study.design.mixtures if m not in share]:
         said.append(f"{folder} does not say what {names(unknown)} are made of, so they have no doses")
+    if guessed := [s for s in sources if counted.about.sources[s].tokens_estimated]:
+        said.append(
+            f"{folder}: how often {names(guessed)} is read is estimated from bytes: run `evalengine expose` with --ckpts, the"
+            " folder of the trained study"
+        )
     read = {
         scale: {m: epochs[scale, m] for m in share if (scale, m) in epochs} for scale in study.design.scales
     }
@@ -183,8 +194,7 @@ def _counts(
             row, c, s = (field[mine] for field in rows)
             value_SC = np.where(listed_C, 0.0, np.nan) + np.zeros((len(sources), 1))
             value_SC[s, c] = counted.n_R[row] if kind == LONGEST else counted.count_R[row]
-            if kind != LONGEST:
-                value_SC[:, c[counted.grams_R[row] == 0]] = np.nan
+            value_SC[:, c[counted.grams_R[row] == 0]] = np.nan
             out[Dose(kind, int(n))] = value_SC
     return out
 
@@ -227,10 +237,10 @@ def _rows(choices: Choices, keys: Keys, sources: tuple[str, ...]) -> Rows:
     """The rows of a benchmark's items in the sources that the study has."""
     number = {item: i for i, item in enumerate(choices.item_I)}
     item_R = np.array([number.get(item, -1) for item in keys.item.names], dtype=np.int64)[keys.item.code_R]
-    source_R = np.array([sources.index(s) if s in sources else -1 for s in keys.source.names])[
-        keys.source.code_R
-    ]
-    benchmark_R = np.array([name == choices.name for name in keys.benchmark.names])[keys.benchmark.code_R]
+    place = [sources.index(s) if s in sources else -1 for s in keys.source.names]
+    source_R = np.array(place, dtype=np.int64)[keys.source.code_R]
+    mine = [name == choices.name for name in keys.benchmark.names]
+    benchmark_R = np.array(mine, dtype=bool)[keys.benchmark.code_R]
     row = np.flatnonzero(benchmark_R & (item_R >= 0) & (source_R >= 0))
     i, j = item_R[row], keys.choice_R[row].astype(np.int64)
     if (j < 0).any() or (j >= np.diff(choices.offset_I1)[i]).any():

@@ -18,7 +18,7 @@ from evalengine.analysis.together import read_together, write_together
 from evalengine.errors import UserError
 
 MANIFEST = "explain.json"
-TABLES_VERSION = "1"  # of the columns of all explainers and of explain.json
+TABLES_VERSION = "2"  # of the columns of all explainers and of explain.json
 
 
 def explain(

@@ -37,10 +37,10 @@ from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
 from evalengine.analysis.results import excludes_zero, with_interval
+from evalengine.labels import CHAT
 
 FORMAT, KNOWLEDGE, GOLD, MASS = "log mass", "log p(gold | choices)", "log p(gold)", "mass"
 CHANGE = "change"
-CHAT = "+chat"  # of stages that were scored through the checkpoint's chat template
 
 
 class FormatRow(NamedTuple):

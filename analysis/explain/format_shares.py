@@ -44,10 +44,9 @@ from evalengine.analysis.items import names
 from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
 from evalengine.analysis.results import excludes_zero, share_with_interval, with_interval
 from evalengine.errors import UserError
-from evalengine.labels import natural_key, scale_key
+from evalengine.labels import CHAT, TRAINED, natural_key, scale_key, stage_key
 
 SHARE, ACCURACY, ENTROPY, MASS = "share", "accuracy", "entropy", "mass"
-CHAT = "+chat"  # of stages that were scored through the checkpoint's chat template
 COMES_FROM = {"sft": "pt", "dpo": "sft"}
 DRAWN = 0.02  # share that a format must reach at some stage to be drawn
 FAINT = 0.01  # mass below which shares are of next to nothing
@@ -198,14 +197,6 @@ def of_stage(found: Mapping[tuple[str, str], str]) -> tuple[list[str], list[str]
     return [found[place] for place in order], mixtures, np.array([mixtures.index(m) for m, _ in order])
 
 
-def stage_key(stage: str) -> tuple[int, bool, object]:
-    """pt, sft and its arms, dpo, others; each before its own in chat format."""
-    plain = stage.removesuffix(CHAT)
-    order = ["pt", *COMES_FROM]
-    kind = plain.split("_")[0]
-    return order.index(kind) if kind in order else len(order), plain != kind, (natural_key(plain), stage)
-
-
 def previous(stage: str, known: Mapping[str, object], first: str) -> str:
     """The stage that a stage's models come from, of those that are known; "" where there is none."""
     plain = stage.removesuffix(CHAT)
@@ -215,7 +206,7 @@ def previous(stage: str, known: Mapping[str, object], first: str) -> str:
         before = COMES_FROM.get(before, "")
     if before:
         return before + chat
-    return first if plain not in ("pt", *COMES_FROM) and first != stage and first in known else ""
+    return first if plain not in TRAINED and first != stage and first in known else ""
 
 
 def cells(scores: Scores, by_stage: Mapping[str, Mapping[tuple[str, str], str]]) -> Iterator[Cell]:

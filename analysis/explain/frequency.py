@@ -260,8 +260,8 @@ def claims(findings: Findings) -> Iterator[Claim]:
         if math.isfinite(before.p_permutation):
             tests += f", of relabellings {p_value(before.p_permutation)} (none is below {before.p_least:.3f})"
         said = (
-            f"{with_interval(before)} {unit}, n = {before.n}; standard error {before.se:.2f} over mixtures, {before.se_item:.2f} "
-            f"by item alone; {tests}"
+            f"{with_interval(before)} {unit}, n = {before.n}; standard error {before.se:.2f} over mixtures and items, "
+            f"{before.se_item:.2f} by item alone; {tests}"
         )
         follow = "follow how often a mixture tells their right choice rather than the wrong ones"
         if before.low > 0 and before.p_wild <= 0.05:

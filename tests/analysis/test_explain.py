@@ -252,6 +252,7 @@ def test_tables_of_two_studies_are_not_shown_together(
         (["--level", "2"], "--level"),
         (["--stages", "pt"], "two different stages"),
         (["--metric", "x"], "no metric 'x'"),
+        (["--exposure", "nowhere"], "make it with `evalengine expose`"),
     ],
 )
 def test_refusals(

@@ -135,6 +135,7 @@ def test_zero_unknown_and_longest(tmp_path: Path) -> None:
         ("rte", "i0", "web_a", "longest", 0, 4, 5, 1),
         ("rte", "i0", "code", "longest", 0, 2, 5, 9),
         ("rte", "i0", "code", "longest", 1, 3, 5, 2),
+        ("rte", "i3", "code", "longest", 1, 0, 0, 0),
     ]
     write_exposure(tmp_path / "exposure", {"rte": ["i0", "i1", "i3"]}, rows)
     study = study_of(tmp_path)
@@ -147,10 +148,15 @@ def test_zero_unknown_and_longest(tmp_path: Path) -> None:
     assert np.isnan(dose[:, [1, 2]]).all() and np.isfinite(dose[:, [0, 3]]).all()
     longest = rte.value[Dose("longest", 0)].reshape(9, 4, 3)
     assert longest[0, 0].tolist() == [4, 3, 0] and longest[8, 0].tolist() == [2, 3, 0]
+    assert np.isnan(rte.of(Dose("longest", 0))[:, 3]).all()
     piqa = next(one for one in found[1] if one.choices.name == "piqa")
     assert all(np.isnan(value).all() for value in piqa.value.values())
     assert "piqa: 4 of 4 items are not in" in exposed.notes(study)[0]
     assert any("reads code up to 2.2 times (in v1p2)" in note for note in exposed.notes(study))
+    assert not any("estimated" in note for note in exposed.notes(study))
+    sources = {**ABOUT.sources, "code": ABOUT.sources["code"]._replace(tokens_estimated=True)}
+    write_exposure(tmp_path / "exposure", {}, rows, table.About(sources, SHARES, TOKENS))
+    assert any("how often code is read is estimated" in note for note in exposed.notes(study_of(tmp_path)))
 
 
 def measured(rows: list[frequency.FrequencyRow], **at: object) -> frequency.FrequencyRow:
@@ -267,6 +273,20 @@ def test_choices_that_the_store_lacks_are_refused(tmp_path: Path) -> None:
     write_exposure(tmp_path / "exposure", {"rte": ["i0"]}, [("rte", "i0", "web_a", "cross", 2, 3, 2, 5)])
     with pytest.raises(UserError, match="choices that the store's items have not"):
         frequency.rows(study_of(tmp_path))
+
+
+def test_exposures_of_other_items_are_refused(tmp_path: Path) -> None:
+    """Items of another file may have the same ids."""
+    make_world(tmp_path, items=5)
+    for data, refused in ({"rte": "d"}, False), ({"rte": "other"}, True):  # the store's is d
+        about = table.About(ABOUT.sources, SHARES, TOKENS, data)
+        write_exposure(tmp_path / "exposure", {"rte": ["i0"]}, [], about)
+        assert table.read(tmp_path / "exposure" / table.NAME).about.data == data
+        if refused:
+            with pytest.raises(UserError, match=r"rte: .* counted for other items than were scored"):
+                frequency.rows(study_of(tmp_path))
+        else:
+            frequency.rows(study_of(tmp_path))
 
 
 def test_the_headline_dose_depends_on_texts_alone(tmp_path: Path) -> None:

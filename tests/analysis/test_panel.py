@@ -8,7 +8,7 @@ import numpy as np
 import planted
 import pytest
 
-from evalengine.analysis.panel import Cell, assemble, load_panel, natural_key, scale_key
+from evalengine.analysis.panel import Cell, assemble, choose_stages, load_panel, natural_key, scale_key
 from evalengine.errors import UserError
 
 
@@ -53,6 +53,15 @@ def test_missing_twins_are_left_out_and_named() -> None:
     assert "scale 1B: no sft checkpoint for m3; left out, 4 mixtures remain" in panel.notes
     assert np.isnan(panel.values["accuracy"][1, :, 3]).all()
     assert np.isfinite(panel.values["accuracy"][0]).all()
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [("sft", "dpo"), ("pt", "dpo"), ("pt", "sft_emptied"), ("sft_emptied", "dpo+chat"), ("base", "sft")],
+    ids=str,
+)
+def test_two_stages_are_compared_in_the_order_of_training(stages: tuple[str, str]) -> None:
+    assert choose_stages(set(stages), None) == stages
 
 
 def test_too_few_mixtures() -> None:

@@ -51,6 +51,10 @@ def test_the_usual_ways_to_write_a_preference_mean_the_same(record: dict[str, ob
             "the chosen and the rejected response are the same",
         ),
         (
+            {"prompt": "x", "chosen": "a", "rejected": " a\n"},
+            "the chosen and the rejected response are the same",
+        ),
+        (
             {"prompt": "x", "chosen": "a", "rejected": " "},
             "both responses must begin with what the assistant says",
         ),

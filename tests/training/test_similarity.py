@@ -265,6 +265,10 @@ def test_the_command_writes_it_beside_the_counts(data: Path, capsys: pytest.Capt
     counts = sealed.read(data / "out/exposure.arrow")
     assert found.schema.metadata[b"exposure"] == counts.schema.metadata[b"exposure"]
     assert expose(data, "--limit", 3) == found  # the same text
+    file = data / "bench/arc_easy.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))  # other items
+    assert expose(data) is None
+    expose(data, "--similarity", "dsir")
     (data / "small.txt").write_text("other words")
     capsys.readouterr()
     assert expose(data) is None

@@ -117,7 +117,8 @@ def run(plan: Plan, sets: Sequence[ItemSet], out: Path, jobs: int = 0) -> Done:
                     raise UserError(f"source {source.name} holds no text: check its path and field")
                 rates[source.name] = sum(added[1:]) / max(time.monotonic() - started, 1e-9)
         sizes = {name: _size(counted, plan.tokens.get(name)) for name, counted in counts.items()}
-        exposure = tabulate(sets, items, counts, About(sizes, plan.mixtures, plan.scales))
+        data = {some.benchmark: some.data_hash for some in sets}
+        exposure = tabulate(sets, items, counts, About(sizes, plan.mixtures, plan.scales, data))
         table.write(out / table.NAME, exposure)
     return Done(exposure, rates)
 

@@ -161,7 +161,9 @@ def expose(
     path = out / NAME
     if _of_other_text(path, about):
         files.remove(path)
-        console.warn(f"removed {path}, which was made of other text: make it again with --similarity")
+        console.warn(
+            f"removed {path}, which was made of other text or items: make it again with --similarity"
+        )
     if not kinds:
         return None
     write(path, similarities({source.name: source.read for source in found}, items, kinds), about)
@@ -169,9 +171,12 @@ def expose(
 
 
 def _of_other_text(path: Path, about: About) -> bool:
-    """Whether there is a table of other sources, or of their text as it was before it changed."""
+    """Whether there is a table of other sources or items, or of their text as it was before it changed."""
     try:
-        was = parse_json(sealed.read(path).schema.metadata[b"exposure"])["sources"]
+        made = parse_json(sealed.read(path).schema.metadata[b"exposure"])
+        was, items = made["sources"], made.get("data", {})
+        if any(items.get(name, now) != now for name, now in about.data.items()):
+            return True
         read = ("words", "bytes", "documents")
         now = {name: size._asdict() for name, size in about.sources.items()}
         return was.keys() != now.keys() or any(was[s][key] != now[s][key] for s in now for key in read)

@@ -54,12 +54,15 @@ class About:
         default_factory=dict
     )  # shares of sources; empty: no study
     tokens: Mapping[str, int] = field(default_factory=dict)  # scale -> pretraining tokens
+    data: Mapping[str, str] = field(
+        default_factory=dict
+    )  # benchmark -> hash of its rows, as in a score store
 
     def as_json(self) -> str:
         sources = {name: size._asdict() for name, size in self.sources.items()}
         mixtures = {name: dict(shares) for name, shares in self.mixtures.items()}
         value = {"format": FORMAT, "sources": sources, "mixtures": mixtures, "tokens": dict(self.tokens)}
-        return json.dumps(value)
+        return json.dumps({**value, "data": dict(self.data)})
 
 
 class Coded(NamedTuple):
@@ -112,7 +115,7 @@ def read(path: Path) -> Exposure:
             _coded(table, name) for name in ("benchmark", "item", "source", "kind")
         )
         numbers = (arrow.numbers(table.column(name).combine_chunks()) for name in NUMBERS)
-        design = About(sources, about["mixtures"], about["tokens"])
+        design = About(sources, about["mixtures"], about["tokens"], about.get("data", {}))
         return Exposure(design, items, benchmark, item, source, kind, *numbers)
     except FileNotFoundError:
         raise UserError(f"there is no {path}: make it with `evalengine expose`") from None
