@@ -412,8 +412,8 @@ def claims(findings: Findings) -> Iterator[Claim]:
         other = f", when {w.winner_before} had the most" if w.winner != w.winner_before else ""
         said = (
             f"entropy {with_interval(entropy)} nats over all benchmarks at {w.scale}; {w.winner} has {percent(w.share)}% of the"
-            f" answers in these formats, before {percent(w.share_before)}%{other}, a change of {share_with_interval(share)} points,"
-            f" n = {entropy.n}"
+            f" answers in these formats, before {percent(w.share_before)}%{other}: a change of {share_with_interval(share)} "
+            f"points, n = {entropy.n}"
         )
         if excludes_zero(entropy):
             word = "narrows" if entropy.estimate < 0 else "widens"

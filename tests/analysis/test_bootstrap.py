@@ -17,6 +17,7 @@ from evalengine.analysis.bootstrap import (
     enumerate_resamples,
     fisher,
     intervals,
+    jackknife_t,
     resamples,
 )
 from evalengine.analysis.correlation import Sample, correlate
