@@ -264,7 +264,8 @@ def jackknife_t(value_SC: Array, plan: Resamples, level: float = 0.95) -> Array:
 def jackknife_error(value_SC: Array, plan: Resamples) -> Array:
     """The jackknife's standard errors (S,): see `jackknife_t`."""
     left_out = value_SC[:, 1 : 1 + plan.jackknife]
-    squared = (left_out - left_out.mean(axis=1, keepdims=True)) ** 2
+    with np.errstate(invalid="ignore"):  # infinite without some unit
+        squared = (left_out - left_out.mean(axis=1, keepdims=True)) ** 2
     of_block = [squared[:, unit] for unit in plan.parts] or [squared]
     return np.sqrt(sum((part.shape[1] - 1) / part.shape[1] * part.sum(axis=1) for part in of_block))
 

@@ -97,8 +97,15 @@ def load_both(tables: Path) -> tuple[Results, Findings | None]:
     results, explained = load_results(tables), findings.load(tables)
     if explained is not None:
         one, other = results.method, explained.method
-        same = all(one[key] == other[key] for key in ("stages", "benchmarks"))
-        if not same or not all(set(one[key]) <= set(other[key]) for key in ("scales", "mixtures")):
+        if one["stages"] != other["stages"]:
+            correlated, explained_ = (" to ".join(method["stages"]) for method in (one, other))
+            raise UserError(
+                f"{tables} holds correlations of {correlated} and explanations of {explained_}: run `evalengine explain STORE "
+                f"--out {tables} --stages {','.join(one['stages'])}`, or delete explain.json"
+            )
+        if one["benchmarks"] != other["benchmarks"] or not all(
+            set(one[key]) <= set(other[key]) for key in ("scales", "mixtures")
+        ):
             raise UserError(
                 f"{tables} holds tables of two studies: run `evalengine explain STORE --out {tables}` on the store of the"
                 " correlations, or delete explain.json"

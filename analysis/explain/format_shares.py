@@ -38,7 +38,7 @@ from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.grouped import grouped
 from evalengine.analysis.explain.renderings import in_format
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.figure import Figure, Lines, Table
+from evalengine.analysis.figure import Figure, Lines, Table, by
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
 from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
@@ -354,12 +354,13 @@ def section(findings: Findings) -> str:
         return ""
     formats = findings.method.get("formats", {})
     listed = ", ".join(f"{name} {template!r}" for name, template in formats.items())
-    faint = dict.fromkeys(
-        f"{w.stage}, {w.scale}: {w.note}"
-        for w in findings.rows("format_winners", category=ALL, mixture="")
-        if w.note
+    faint = by(
+        [w for w in findings.rows("format_winners", category=ALL, mixture="") if w.note], lambda w: w.note
     )
-    notes = "".join(f'<p class="hint">{escape(note)}.</p>' for note in faint)
+    notes = ""
+    for note, rows_ in faint.items():
+        places = ", ".join(dict.fromkeys(f"{w.scale} {w.stage}" for w in rows_))
+        notes += f'<p class="hint">{escape(f"{places}: {note}")}.</p>'
     cue = (
         f"; contexts without the {findings.method['cue']!r} that they end in"
         if findings.method.get("cue")
@@ -411,7 +412,8 @@ def claims(findings: Findings) -> Iterator[Claim]:
         other = f", when {w.winner_before} had the most" if w.winner != w.winner_before else ""
         said = (
             f"entropy {with_interval(entropy)} nats over all benchmarks at {w.scale}; {w.winner} has {percent(w.share)}% of the"
-            f" answers, before {percent(w.share_before)}%{other}: {share_with_interval(share)} points more, n = {entropy.n}"
+            f" answers in these formats, before {percent(w.share_before)}%{other}: a change of {share_with_interval(share)} "
+            f"points, n = {entropy.n}"
         )
         if excludes_zero(entropy):
             word = "narrows" if entropy.estimate < 0 else "widens"

@@ -17,6 +17,7 @@ from evalengine.analysis.bootstrap import (
     enumerate_resamples,
     fisher,
     intervals,
+    jackknife_t,
     resamples,
 )
 from evalengine.analysis.correlation import Sample, correlate
@@ -190,3 +191,10 @@ import numpy as np
 print(quantiles(np.array([[3.0, 1.0, 2.0]]), np.ones(3), np.array([[0.0, 0.5, 1.0]]), True).tolist())
 """
     assert run_python(code) == b"[[1.0, 2.0, 3.0]]\n"
+
+
+def test_a_jackknife_without_a_finite_value_has_no_interval_and_no_warning() -> None:
+    plan = enumerate_resamples(4)
+    with np.errstate(all="raise"):
+        ends = jackknife_t(np.array([[0.5, 0.4, np.inf, 0.6, 0.5]]), plan)
+    assert np.isnan(ends).all()

@@ -240,6 +240,10 @@ def test_tables_of_two_studies_are_not_shown_together(
     capsys.readouterr()
     assert main(["report", str(out), "--figures", "none"]) == 1
     assert "tables of two studies" in capsys.readouterr().err
+    assert main(["explain", str(scores), "--out", str(out), "--stages", "pt,sft_emptied"]) == 0
+    capsys.readouterr()
+    assert main(["report", str(out), "--figures", "none"]) == 1
+    assert f"run `evalengine explain STORE --out {out} --stages pt,sft`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_each_stage_is_compared_with_the_one_it_comes_from(world: tuple[Path, Lo
     said = [claim.text for claim in fs.claims(findings)]
     assert len(said) == 3 and "sft to dpo narrows the formats of answers" in said[-1]
     assert (
-        f"answer has {100 * dpo.share:.1f}% of the answers, before {100 * dpo.share_before:.1f}%: "
+        f"answer has {100 * dpo.share:.1f}% of the answers in these formats, before {100 * dpo.share_before:.1f}%: a "
         in said[-1]
     )
     chat = {"pt+chat": 0, "sft+chat": 0, "dpo+chat": 0, "pt": 0}
