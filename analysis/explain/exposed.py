@@ -87,6 +87,8 @@ class Rows(NamedTuple):
 def exposed(study: Study) -> Exposed | None:
     """What `--exposure` names, joined to the store's items; None without. Raises UserError where it does not fit the store."""
     folder = study.options.exposure
+    if folder is not None and folder.is_file():
+        raise UserError(f"--exposure takes a folder, and {folder} is a file: give {folder.parent}")
     return None if folder is None else study.once("exposed", lambda: _read(study, folder))
 
 
