@@ -131,11 +131,21 @@ def _dosed(study: Study, scale: str, found: Exposed) -> tuple[tuple[str, ...], l
 
 
 def _mixed(dose: Dose, value_SC: Array, share_MS: Array, epochs_MS: Array) -> Array:
-    from scipy.special import logsumexp
-
     if dose.counted:
         return epochs_MS @ value_SC
     if dose.kind == LONGEST:
         return np.stack([value_SC[share_S > 0.0].max(axis=0) for share_S in share_MS])
+    return of_mixtures(value_SC, share_MS)
+
+
+def of_mixtures(value_SC: Array, share_MS: Array) -> Array:
+    """Similarities of choices with mixtures, (M, C), from those with sources: log sum_s share_s exp(value_s).
+
+    For bm25 and embedding that is the log-mean-exp over all sources' ten best chunks, each weighted by its source's share.
+    For dsir it is exact: a mixture draws whole documents from its sources, so a text's likelihood is the mean of the sources'
+    by share, and gold minus wrong is how much likelier the mixture makes the right choice after the context.
+    """
+    from scipy.special import logsumexp
+
     out: Array = logsumexp(value_SC, axis=1, b=share_MS[:, :, None])
     return out

@@ -17,6 +17,7 @@ import pytest
 from scipy.special import logsumexp
 
 from evalengine import sealed
+from evalengine.analysis.explain.doses import of_mixtures
 from evalengine.benchmarks import BENCHMARKS, load_items
 from evalengine.benchmarks.definition import Item
 from evalengine.benchmarks.load import ItemSet
@@ -25,7 +26,7 @@ from evalengine.errors import UserError
 from evalengine.training.exposure import dsir
 from evalengine.training.exposure.chunks import chunks, queries, words
 from evalengine.training.exposure.packages import wordllama_model
-from evalengine.training.exposure.similarity import KINDS, of_mixture, similarities, write
+from evalengine.training.exposure.similarity import KINDS, similarities, write
 from evalengine.training.exposure.table import About, SourceSize
 
 RNG = random.Random(0)
@@ -172,13 +173,17 @@ def test_a_near_copy_is_most_similar_to_its_source(table: pa.Table) -> None:
 
 
 def test_a_mixture_is_the_mean_by_share_of_exponentials(table: pa.Table) -> None:
-    shares = {"web": 0.5, "books": 0.5, "small": 0.0}
-    value = {source: measured(table, "dsir", source) for source in SOURCES}
-    plain = np.log(0.5 * np.exp(value["web"] + 60) + 0.5 * np.exp(value["books"] + 60)) - 60
-    np.testing.assert_allclose(of_mixture(value, shares), plain, rtol=1e-6)
-    np.testing.assert_allclose(of_mixture(value, {"web": 1.0}), value["web"])
-    with pytest.raises(UserError, match="no similarity with source code"):
-        of_mixture(value, {"web": 0.5, "code": 0.5})
+    web, books, small = value_SC = np.stack(
+        [measured(table, "dsir", name) for name in ("web", "books", "small")]
+    )
+    shares_MS = np.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.2, 0.3, 0.5]])
+    half, whole, mixed = of_mixtures(value_SC, shares_MS)
+    np.testing.assert_allclose(
+        half, np.log(0.5 * np.exp(web + 60) + 0.5 * np.exp(books + 60)) - 60, rtol=1e-6
+    )
+    np.testing.assert_allclose(whole, web, rtol=1e-6)
+    parts = 0.2 * np.exp(web + 60) + 0.3 * np.exp(books + 60) + 0.5 * np.exp(small + 60)
+    np.testing.assert_allclose(mixed, np.log(parts) - 60, rtol=1e-6)
 
 
 def test_the_file_is_sealed_and_says_how_it_was_made(table: pa.Table, tmp_path: Path) -> None:

@@ -87,20 +87,6 @@ def check(kinds: Sequence[str]) -> None:
             packages.load(kind)
 
 
-def of_mixture(value: Mapping[str, np.ndarray], shares: Mapping[str, float]) -> np.ndarray:
-    """A mixture's value from its sources': log sum_s share_s exp(value_s), element by element.
-
-    For bm25 and embedding that is the log-mean-exp over all sources' ten best chunks, each weighted by its source's share.
-    For dsir it is exact: a mixture draws whole documents from its sources, so a text's likelihood is the mean of the sources'
-    by share, and gold minus wrong is how much likelier the mixture makes the right choice after the context.
-    """
-    lacking = [name for name, share in shares.items() if share > 0 and name not in value]
-    if lacking:
-        raise UserError(f"there is no similarity with source {lacking[0]}: measure it with the others")
-    parts = [np.log(share) + value[name] for name, share in shares.items() if share > 0]
-    return np.asarray(logsumexp(np.array(parts, np.float64), axis=0))
-
-
 def keep_best(best_TK: np.ndarray, score_TC: np.ndarray) -> None:
     """Puts the K largest of both into `best_TK`, in no order."""
     rows = np.flatnonzero(score_TC.max(axis=1) > best_TK.min(axis=1))
