@@ -13,7 +13,6 @@ from test_explain_frequency import CATEGORIES, SHARES, SOURCES, make_world, stud
 from evalengine.analysis.explain import doses, gelbach, within
 from evalengine.analysis.explain.exposed import Dose
 from evalengine.analysis.groups import ALL
-from evalengine.training.exposure.similarity import of_mixture
 
 
 def values(seed: int, count: float, similarity: float, shared: float) -> np.ndarray:
@@ -107,10 +106,9 @@ def test_the_count_is_told_from_a_similarity_that_does_nothing(tmp_path: Path) -
     assert dosed is not None
     for one in dosed[1]:
         for m, mixture in enumerate(dosed[0]):
-            by_source = {s: value[one.choices.name][k].ravel() for k, s in enumerate(SOURCES)}
-            np.testing.assert_allclose(
-                one.value[Dose("bm25", 0)][m], of_mixture(by_source, SHARES[mixture]), rtol=1e-5, atol=1e-6
-            )
+            share_S = np.array([SHARES[mixture].get(source, 0.0) for source in SOURCES])
+            expected = np.log(share_S @ np.exp(value[one.choices.name].reshape(len(SOURCES), -1)))
+            np.testing.assert_allclose(one.value[Dose("bm25", 0)][m], expected, rtol=1e-5, atol=1e-6)
     found = {r.part: r for r in gelbach.rows(study) if (r.category, r.stage, r.minus) == (ALL, "pt", "")}
     count, similar, owed = (
         found[name]
