@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CHUNK_LOGITS = 2**20  # a chunk: 4 MiB
-MIN_ROWS = 128  # of a chunk: each reads the whole head
+MIN_ROWS = 128  # of a chunk, each of which reads the whole head; of every product just so many
 SLICE_V = 4096  # columns of the head that are widened at a time
-MIN_COLUMNS = 16  # of a product
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -32,21 +31,18 @@ def slices(length: int, size: int) -> Iterator[slice]:
 def products(h_RD: Tensor, w_VD: Tensor) -> Tensor:
     """h w in the wide dtype, (R, V).
 
-    A BLAS sums small matrices in another order than large ones (measured with MKL: fewer than four rows a thread or
-    twelve columns). They are padded, so that a row has the same bits alone and among others.
+    A BLAS chooses the order of its sums by the shape of the whole product, differently on every CPU. All products are of
+    MIN_ROWS rows, so that a row has the same bits alone and among others.
     """
     dtype = wide(h_RD.dtype)
     n_rows, vocab = h_RD.shape[0], w_VD.shape[0]
-    h_PD = F.pad(h_RD.to(dtype), (0, 0, 0, -n_rows % (8 * torch.get_num_threads())))
-    if vocab < MIN_COLUMNS:
-        w_VD = F.pad(w_VD, (0, 0, 0, MIN_COLUMNS - vocab))
-    if w_VD.dtype == dtype:
-        x_PV = h_PD @ w_VD.t()
-    else:
-        x_PV = h_PD.new_empty(h_PD.shape[0], w_VD.shape[0])
-        for columns in slices(w_VD.shape[0], SLICE_V):
-            x_PV[:, columns] = h_PD @ w_VD[columns].to(dtype).t()
-    return x_PV[:n_rows, :vocab]
+    h_PD = F.pad(h_RD.to(dtype), (0, 0, 0, -n_rows % MIN_ROWS))
+    x_PV = h_PD.new_empty(h_PD.shape[0], vocab)
+    for columns in slices(vocab, vocab if w_VD.dtype == dtype else SLICE_V):
+        w_CD = w_VD[columns].to(dtype)
+        for rows in slices(h_PD.shape[0], MIN_ROWS):
+            torch.mm(h_PD[rows], w_CD.t(), out=x_PV[rows, columns])
+    return x_PV[:n_rows]
 
 
 def transform_(x_RV: Tensor, bias_V: Tensor | None, scale: float | None, softcap: float | None) -> Tensor:
@@ -73,7 +69,7 @@ def score_rows(
     row_T, token_T = row_T.long(), token_T.long()
     logprob_T = torch.empty(row_T.shape, dtype=torch.float32)
     greedy_T = torch.empty(row_T.shape, dtype=torch.bool)
-    for rows in slices(n_rows, max(MIN_ROWS, CHUNK_LOGITS // vocab)):
+    for rows in slices(n_rows, max(1, CHUNK_LOGITS // vocab // MIN_ROWS) * MIN_ROWS):
         target_t = ((row_T >= rows.start) & (row_T < rows.stop)).nonzero().squeeze(1)
         row_t, token_t = row_T[target_t] - rows.start, token_T[target_t]
         x_RV = raw(rows)

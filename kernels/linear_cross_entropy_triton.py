@@ -314,8 +314,9 @@ def loss_at_once(
     parts = [(slice(0, columns), logits_memory(h_ND, n_rows, columns))]
     if columns < vocab:
         stride = aligned(vocab - columns)
-        rest_NB = dw_VD.view(-1)[: n_rows * stride].view(n_rows, stride)[:, : vocab - columns]
-        parts.append((slice(columns, vocab), rest_NB))
+        rest_NB = dw_VD.view(-1)[: n_rows * stride].view(n_rows, stride)
+        rest_NB[:, vocab - columns :] = 0.0  # as in `logits_memory`
+        parts.append((slice(columns, vocab), rest_NB[:, : vocab - columns]))
     for part, dx in parts:
         torch.mm(h_ND, w_VD[part].t(), out=dx)
     loss = losses(parts[0][1], head, target_N, z_loss, parts[1][1] if len(parts) > 1 else None).sum(

@@ -62,8 +62,13 @@ def loss_in_chunks(
 
 
 def logits_memory(like: Tensor, n_rows: int, vocab: int) -> Tensor:
-    """Uninitialised (n_rows, vocab), rows aligned."""
-    return like.new_empty(n_rows, aligned(vocab))[:, :vocab]
+    """Uninitialised (n_rows, vocab), rows aligned.
+
+    What aligns them is zero: oneDNN's products of bfloat16 on CPUs with AMX read it, times zero, and NaN would stay.
+    """
+    whole_NB = like.new_empty(n_rows, aligned(vocab))
+    whole_NB[:, vocab:] = 0.0
+    return whole_NB[:, :vocab]
 
 
 def aligned(length: int) -> int:
