@@ -9,13 +9,13 @@ regret take the mixtures as they are and resample the items that could have made
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from html import escape
 
 import numpy as np
 
-from evalengine.analysis import page, true_decisions
+from evalengine.analysis import page, true_decisions, true_regret
 from evalengine.analysis.correlation import DECISION, Sample, pair_sums
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import (
@@ -135,6 +135,7 @@ def rows(study: Study) -> list[Row]:
             continue
         out += study.rows(pairwise(study.data, quantity))
         out += true_decisions.rows(study, quantity)
+        out += true_regret.rows(study, quantity)
     if panel.items:
         data, plan = study.data, study.plan
         if options.resample != "items":
@@ -196,47 +197,62 @@ def decision_tables(results: Results) -> tuple[Table, Table]:
     )
 
 
+PAIRS = {  # columns of choices between two mixtures: a row's kind, whether benchmarks have it
+    "right of two (%), as measured": ("pairwise agreement", True),
+    "right, judged without noise": (true_decisions.AGREEMENT_JUDGED, False),
+    "right without noise": (true_decisions.AGREEMENT, True),
+    "lost by two (points), as measured": ("pairwise loss", False),
+    "lost, judged without noise": (true_decisions.LOSS_JUDGED, False),
+}
+BEST = {  # and of the choice of the best
+    "best stays best (%), as measured": ("top1", True),
+    "probably, judged without noise": (true_regret.TOP1_JUDGED, True),
+    "lost by the best (points), as measured": ("regret", True),
+    "lost, judged without noise": (true_regret.REGRET_JUDGED, True),
+    "lost without noise": (true_regret.REGRET, True),
+}
+
+
 def _without_noise(results: Results) -> str:
     if not results.rows("decisions", protocol=true_decisions.TABLE):
         return ""
-    means, benchmarks = true_tables(results)
+    pairs, pairs_benchmarks, best, best_benchmarks = true_tables(results)
     return (
         "<h3>Without item noise</h3>"
         '<p class="hint">With so many items, the better mixture may look the worse one after fine-tuning. Judged without '
         "noise: the choice as it was made, judged by what endless items would show. Without noise: chosen by endless items too. "
         "Under a normal model of the mixtures; jackknife intervals, of benchmarks profile likelihood.</p>"
-        f"{page.show(means)}<details><summary>Benchmarks</summary>{page.show(benchmarks)}</details>"
+        f"{page.show(pairs)}<details><summary>Benchmarks</summary>{page.show(pairs_benchmarks)}</details>"
+        '<p class="hint">The best of the mixtures at hand: how probably the one chosen is the best, and what choosing it '
+        f"loses, given what was measured ({results.method['level']:.0%} intervals of the posterior).</p>"
+        f"{page.show(best)}<details><summary>Benchmarks</summary>{page.show(best_benchmarks)}</details>"
     )
 
 
-def true_tables(results: Results) -> tuple[Table, Table]:
-    """Decisions on pairs as measured beside those without item noise: means over categories, and benchmarks."""
+def true_tables(results: Results) -> tuple[Table, Table, Table, Table]:
+    """Decisions as measured beside those without item noise. On pairs: means over categories, and benchmarks; then the same of
+    the choice of the best."""
+    title = "decisions without item noise"
+    return *_true_tables(results, title, PAIRS), *_true_tables(results, f"{title}, best of all", BEST)
+
+
+def _true_tables(results: Results, title: str, kinds: Mapping[str, tuple[str, bool]]) -> tuple[Table, Table]:
     clean = results.rows("decisions", protocol=true_decisions.TABLE)
     measured = results.rows("decisions", protocol="decision", quantity="accuracy")
     single = set(results.method["benchmarks"])
     at = {(r.scale, r.category, r.name if r.name in single else "", r.other): r for r in (*measured, *clean)}
-    kinds = {
-        "right of two (%), as measured": "pairwise agreement",
-        "right, judged without noise": true_decisions.AGREEMENT_JUDGED,
-        "right without noise": true_decisions.AGREEMENT,
-        "lost by two (points), as measured": "pairwise loss",
-        "lost, judged without noise": true_decisions.LOSS_JUDGED,
-    }
-    of_one = [
-        title for title, kind in kinds.items() if kind in ("pairwise agreement", true_decisions.AGREEMENT)
-    ]
+    of_one = [column for column, (_, every) in kinds.items() if every]
     blocks: dict[bool, dict[str, list[list[str]]]] = {True: {}, False: {}}
     for scale, category, name in dict.fromkeys(
         (r.scale, r.category, r.name if r.name in single else "") for r in clean
     ):
-        found = {title: at.get((scale, category, name, kind)) for title, kind in kinds.items()}
+        found = {column: at.get((scale, category, name, kind)) for column, (kind, _) in kinds.items()}
         notes = dict.fromkeys(
             r.note for r in found.values() if r and r.protocol == true_decisions.TABLE and r.note
         )
-        cells = [share_with_interval(found[title]) for title in (of_one if name else kinds)]
+        cells = [_cell(found[column]) for column in (of_one if name else kinds)]
         line = [name or category, scale, *cells, "; ".join(notes)]
         blocks[bool(name)].setdefault(scale, []).append(line)
-    title = "decisions without item noise"
     head = ["mean over", "scale", *kinds, "note"]
     means = Table(title, head, list(blocks[False].values()), texts=2, prose=True, stacked=True)
     head = ["benchmark", "scale", *of_one, "note"]
@@ -245,14 +261,20 @@ def true_tables(results: Results) -> tuple[Table, Table]:
     )
 
 
+def _cell(row: Row | None) -> str:
+    if row and row.other == true_regret.TOP1_JUDGED:
+        return f"{100.0 * row.estimate:.1f}"
+    return share_with_interval(row)
+
+
 def latex(results: Results) -> dict[str, Table]:
     means, benchmarks = decision_tables(results)
-    clean, clean_benchmarks = true_tables(results)
+    names = ("decisions_without_noise", "best_without_noise")
+    clean = [f"{name}{part}" for name in names for part in ("", "_benchmarks")]
     return {
         "decisions": means,
         "decisions_benchmarks": benchmarks,
-        "decisions_without_noise": clean,
-        "decisions_without_noise_benchmarks": clean_benchmarks,
+        **dict(zip(clean, true_tables(results), strict=True)),
     }
 
 

@@ -24,6 +24,8 @@ from evalengine.jit import jit
 TILE = 512  # columns at a time: 9 mixtures x 512 x 8 bytes stay in the first-level cache
 TILE_BYTES = 256 << 10  # of weights at a time where mixtures are many: they stay in the second-level cache
 NARROW = 64  # columns at a time at least
+ROWS = 4  # sums over the same weights at a time: every weight that is read serves all of them
+WIDE = 256  # columns of such sums
 BINS = 2048  # histogram bins of the weighted selection
 PERMUTATIONS = 256  # at a time
 
@@ -52,6 +54,34 @@ def _add_weighted(a_M, w_MC, start, out):  # type: ignore[no-untyped-def]
             out[c] += a * u[c]
 
 
+@jit(fastmath={"contract"})
+def _add_weighted_rows(a_RM, w_MC, start, out):  # type: ignore[no-untyped-def]
+    """`_add_weighted` of ROWS rows to WIDE columns each, one row after the other in `out`; to the same bits."""
+    # Constants let LLVM see that the rows of `out` do not overlap.
+    M, stop = a_RM.shape[1], start + WIDE
+    for m in range(0, M - 2, 3):
+        a0, b0, d0 = a_RM[0, m], a_RM[0, m + 1], a_RM[0, m + 2]
+        a1, b1, d1 = a_RM[1, m], a_RM[1, m + 1], a_RM[1, m + 2]
+        a2, b2, d2 = a_RM[2, m], a_RM[2, m + 1], a_RM[2, m + 2]
+        a3, b3, d3 = a_RM[3, m], a_RM[3, m + 1], a_RM[3, m + 2]
+        u, v, w = w_MC[m, start:stop], w_MC[m + 1, start:stop], w_MC[m + 2, start:stop]
+        for c in range(WIDE):
+            x, y, z = u[c], v[c], w[c]
+            out[c] += a0 * x + b0 * y + d0 * z
+            out[WIDE + c] += a1 * x + b1 * y + d1 * z
+            out[2 * WIDE + c] += a2 * x + b2 * y + d2 * z
+            out[3 * WIDE + c] += a3 * x + b3 * y + d3 * z
+    for m in range(M - M % 3, M):
+        a0, a1, a2, a3 = a_RM[0, m], a_RM[1, m], a_RM[2, m], a_RM[3, m]
+        u = w_MC[m, start:stop]
+        for c in range(WIDE):
+            x = u[c]
+            out[c] += a0 * x
+            out[WIDE + c] += a1 * x
+            out[2 * WIDE + c] += a2 * x
+            out[3 * WIDE + c] += a3 * x
+
+
 @jit(parallel=True)
 def weighted_sums(a_SM, w_MC):  # type: ignore[no-untyped-def]
     """Sum over mixtures of a[s, m] w[m, c], (S, C): a matrix product whose bits do not depend on the number of threads."""
@@ -72,24 +102,39 @@ def _add_product(a_c, b_c, out):  # type: ignore[no-untyped-def]
 
 @jit(parallel=True)
 def pair_sums(terms_TMM, w_MC, out_TC):  # type: ignore[no-untyped-def]
-    """Adds the sum over pairs of mixtures k < m of terms[t, m, k] w[m, c] w[k, c]."""
-    C, width = w_MC.shape[1], _tile(len(w_MC))
-    for tile in prange((C + width - 1) // width):
-        start, stop = tile * width, min(tile * width + width, C)
-        for t in range(terms_TMM.shape[0]):
-            for m in range(1, len(w_MC)):
-                inner = np.zeros(stop - start)
-                _add_weighted(terms_TMM[t, m, :m], w_MC, start, inner)
-                _add_product(inner, w_MC[m, start:stop], out_TC[t, start:stop])
+    """Adds the sum over pairs of mixtures k < m of terms[t, m, k] w[m, c] w[k, c], of ROWS terms at most."""
+    T, (M, C) = len(terms_TMM), w_MC.shape
+    for tile in prange((C + WIDE - 1) // WIDE):
+        start, stop = tile * WIDE, min(tile * WIDE + WIDE, C)
+        inner = np.empty(ROWS * WIDE)
+        a_RM = np.zeros((ROWS, M))
+        for m in range(1, M):
+            inner[:] = 0.0
+            for t in range(T):
+                if stop - start < WIDE:
+                    _add_weighted(terms_TMM[t, m, :m], w_MC, start, inner[t * WIDE : t * WIDE + stop - start])
+                else:
+                    a_RM[t, :m] = terms_TMM[t, m, :m]
+            if stop - start == WIDE:
+                _add_weighted_rows(a_RM[:, :m], w_MC, start, inner)
+            for t in range(T):
+                _add_product(
+                    inner[t * WIDE : t * WIDE + stop - start],
+                    w_MC[m, start:stop],
+                    out_TC[t, start:stop],
+                )
 
 
 @jit(fastmath={"contract"})
-def _pearson_of(x_M, y_M, w_MC, start, mean_x, mean_y, inverse_x, inverse_y, out):  # type: ignore[no-untyped-def]
+def _start_pearson(mean_x, mean_y, out):  # type: ignore[no-untyped-def]
     for c in range(len(out)):
         out[c] = -mean_x[c] * mean_y[c]
-    _add_weighted(x_M * y_M, w_MC, start, out)
+
+
+@jit()
+def _end_pearson(total, inverse_x, inverse_y, out):  # type: ignore[no-untyped-def]
     for c in range(len(out)):
-        out[c] *= inverse_x[c] * inverse_y[c]
+        out[c] = total[c] * (inverse_x[c] * inverse_y[c])
 
 
 @jit(parallel=True)
@@ -98,15 +143,29 @@ def pearson(x_VM, pair_P2, w_MC, mean_VC, inverse_VC, out_PC):  # type: ignore[n
 
     Rounding may leave |r| a few 1e-9 above 1 in a column close to degenerate.
     """
-    C, width = w_MC.shape[1], _tile(len(w_MC))
-    for tile in prange((C + width - 1) // width):
-        start, stop = tile * width, min(tile * width + width, C)
-        for p in range(pair_P2.shape[0]):
-            i, j = pair_P2[p, 0], pair_P2[p, 1]
-            mean_x, mean_y = mean_VC[i, start:stop], mean_VC[j, start:stop]
-            inverse_x, inverse_y = inverse_VC[i, start:stop], inverse_VC[j, start:stop]
-            out = out_PC[p, start:stop]
-            _pearson_of(x_VM[i], x_VM[j], w_MC, start, mean_x, mean_y, inverse_x, inverse_y, out)
+    P, (M, C) = len(pair_P2), w_MC.shape
+    for tile in prange((C + WIDE - 1) // WIDE):
+        start, stop = tile * WIDE, min(tile * WIDE + WIDE, C)
+        width = stop - start
+        total = np.zeros(ROWS * WIDE)
+        a_RM = np.zeros((ROWS, M))
+        for first in range(0, P, ROWS):
+            rows = min(ROWS, P - first)
+            for r in range(rows):
+                i, j = pair_P2[first + r]
+                a_RM[r] = x_VM[i] * x_VM[j]
+                row = total[r * WIDE : r * WIDE + width]
+                _start_pearson(mean_VC[i, start:stop], mean_VC[j, start:stop], row)
+                if width < WIDE or rows < ROWS:
+                    _add_weighted(a_RM[r], w_MC, start, row)
+            if width == WIDE and rows == ROWS:
+                _add_weighted_rows(a_RM, w_MC, start, total)
+            for r in range(rows):
+                i, j = pair_P2[first + r]
+                row = total[r * WIDE : r * WIDE + width]
+                _end_pearson(
+                    row, inverse_VC[i, start:stop], inverse_VC[j, start:stop], out_PC[first + r, start:stop]
+                )
 
 
 @jit(parallel=True)

@@ -15,7 +15,8 @@ sd (1 - rho) = sd - covariance / (standard deviation measured before).
 
 Intervals of a share are those of rho put through the formula, which rises with rho: the jackknife's for a category, profile
 likelihood for a benchmark; of the loss, the jackknife's. Only what holds its interval in simulation is given (docs/analysis.md):
-no loss of choosing by true values, no loss of one benchmark, and no regret of choosing the best, which hangs on the tails.
+no loss of choosing one of two by true values, and no such loss of one benchmark. What choosing the best of all loses hangs on
+the tails of the mixtures' distribution, so `true_regret` estimates it of the mixtures at hand.
 
 Dims: B benchmarks, C columns (the sample, and without each mixture).
 """
@@ -23,7 +24,7 @@ Dims: B benchmarks, C columns (the sample, and without each mixture).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -32,6 +33,7 @@ from evalengine.analysis.bootstrap import Array, jackknife_t
 from evalengine.analysis.groups import ALL, ITEM_NOISE, PARTIAL, Data, Label, Note
 from evalengine.analysis.latent import pooled
 from evalengine.analysis.noise import NOISY, Measured, latent_of, measured
+from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Study
 from evalengine.analysis.tables import Row, plain_row
 
@@ -76,22 +78,32 @@ def rows(study: Study, quantity: str) -> Iterator[Row]:
     panel = study.panel
     members = [*panel.category_members().items(), (ALL, list(range(len(panel.benchmarks))))]
     for scale in panel.scales:
-        known = {
-            b: found
-            for b, found in measured(_without_resamples(study, quantity, scale), quantity, scale).items()
-            if isinstance(found, Measured) and min(found.noise.before, found.noise.after) > 0.0
-        }
+        known = known_noise(study, quantity, scale)
         for b, found in known.items():
             share = right_of_two(np.array(latent_of(found, study.options.level)))
             said = NOISY if found.lost_in_noise else Note()
             label = Label(panel.categories[b], panel.benchmarks[b], AGREEMENT)
-            yield _row(quantity, scale, label, share, found.n, said, "profile likelihood")
+            yield clean_row(quantity, scale, label, share, found.n, said, "profile likelihood")
         for category, index in members:
             if used := [b for b in index if b in known]:
-                lost = [panel.benchmarks[b] for b in index if b not in known]
-                said = Note(PARTIAL, f"without {', '.join(lost)}") if lost else Note()
+                said = without(panel, index, known)
                 label = Label(category, f"mean of {len(used)}")
                 yield from _of_category(study, quantity, scale, label, [known[b] for b in used], said)
+
+
+def known_noise(study: Study, quantity: str, scale: str) -> dict[int, Measured]:
+    """The benchmarks whose item noise is known at both stages."""
+    return {
+        b: found
+        for b, found in measured(_without_resamples(study, quantity, scale), quantity, scale).items()
+        if isinstance(found, Measured) and min(found.noise.before, found.noise.after) > 0.0
+    }
+
+
+def without(panel: Panel, index: Sequence[int], used: Container[int]) -> Note:
+    """Which of the benchmarks a mean leaves out."""
+    lost = [panel.benchmarks[b] for b in index if b not in used]
+    return Note(PARTIAL, f"without {', '.join(lost)}") if lost else Note()
 
 
 def _without_resamples(study: Study, quantity: str, scale: str) -> Data:
@@ -118,12 +130,12 @@ def _of_category(
         (AGREEMENT, right_of_two(true)),
         (LOSS_JUDGED, np.maximum(loss, 0.0)),
     ):
-        yield _row(
+        yield clean_row(
             quantity, scale, label._replace(other=name), three, min(m.n for m in found), said, "jackknife"
         )
 
 
-def _row(quantity: str, scale: str, label: Label, three: Array, n: int, said: Note, kind: str) -> Row:
+def clean_row(quantity: str, scale: str, label: Label, three: Array, n: int, said: Note, kind: str) -> Row:
     """A row of an estimate with the ends of its interval. Of a category without an interval neither is reported."""
     if not np.isfinite(three).all():
         why = "the mixtures, or all but one of them, differ no more than item noise makes them"

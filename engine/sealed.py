@@ -74,8 +74,8 @@ def set_aside(path: Path) -> Path:
 def _content(path: Path) -> bytes | mmap.mmap:
     """A small file's bytes, a large file's mapping: pages of the latter are given back when memory is short."""
     with open(path, "rb", buffering=0) as handle:
-        if os.fstat(handle.fileno()).st_size < MAPPED_BYTES:
-            return handle.readall()
+        if (size := os.fstat(handle.fileno()).st_size) < MAPPED_BYTES:
+            return handle.read(size) or b""
         return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
 
 
