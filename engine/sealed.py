@@ -75,7 +75,8 @@ def _content(path: Path) -> bytes | mmap.mmap:
     """A small file's bytes, a large file's mapping: pages of the latter are given back when memory is short."""
     with open(path, "rb", buffering=0) as handle:
         if (size := os.fstat(handle.fileno()).st_size) < MAPPED_BYTES:
-            return handle.read(size) or b""
+            content = handle.read(size) or b""  # one call, where `readall` takes two
+            return content if len(content) == size else content + handle.readall()
         return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
 
 
