@@ -29,17 +29,7 @@ from evalengine.analysis.correlation import (
     residuals,
 )
 from evalengine.analysis.figure import Figure, Intervals, Table
-from evalengine.analysis.groups import (
-    ALL,
-    PARTIAL,
-    UNDEFINED,
-    Data,
-    Group,
-    Label,
-    Means,
-    Note,
-    mean_of_known,
-)
+from evalengine.analysis.groups import ALL, UNDEFINED, Data, Group, Label, Note, means_of
 from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.panel import Array
 from evalengine.analysis.protocol import Protocol, Study
@@ -134,10 +124,10 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> list[Group]:
             for value, count in zip(values[scale][:, 0], n[scale], strict=True)
         ]
     single = Group("mixture_effect", quantity, labels, values, n, notes, data.statistic == "pearson")
-    return [single] if quantity == R_ALIGN else [single, _means(single)]
+    return [single] if quantity == R_ALIGN else [single, _means(single, len(panel.mixtures))]
 
 
-def _means(single: Group) -> Group:
+def _means(single: Group, mixtures: int) -> Group:
     """The mean r of a category's benchmarks, and of all, with each share and stage."""
     others = dict.fromkeys(label.other for label in single.labels)
     categories = [*dict.fromkeys(label.category for label in single.labels), ALL]
@@ -151,30 +141,7 @@ def _means(single: Group) -> Group:
         for category in categories
     }
     labels = [Label(category, f"mean of {len(index)}", other) for (category, other), index in members.items()]
-    values, n, notes = {}, {}, {}
-    for scale, value_SC in single.values.items():
-        known = [[k for k in index if np.isfinite(value_SC[k, 0])] for index in members.values()]
-        lost = [
-            [single.labels[k].name for k in index if k not in defined]
-            for index, defined in zip(members.values(), known, strict=True)
-        ]
-        values[scale] = np.array([mean_of_known(value_SC[defined]) for defined in known])
-        n[scale] = np.array(
-            [single.n[scale][defined].min(initial=single.n[scale].max()) for defined in known]
-        )
-        notes[scale] = [Note(PARTIAL, f"without {', '.join(x)} (no r)") if x else Note() for x in lost]
-    index = list(members.values())
-    means = {scale: Means(value_SC, single.n[scale], index) for scale, value_SC in single.values.items()}
-    return Group(
-        "category_effect",
-        single.quantity,
-        labels,
-        values,
-        n,
-        notes,
-        interval="jackknife-z",
-        means=means,
-    )
+    return means_of(single, "category_effect", labels, list(members.values()), mixtures)
 
 
 def web_source_differences(data: Data, quantity: str, mixtures: Mixtures, level: float) -> list[Row]:

@@ -38,6 +38,11 @@ class Latent(NamedTuple):
     high: float
 
 
+def symmetric(before: float, after: float, both: float) -> Array:
+    """(2, 2), from two variances and a covariance."""
+    return np.array([[before, both], [both, after]])
+
+
 def latent_r(covariance: Array, noise: Array, n: int, level: float = 0.95) -> Latent:
     """rho of one benchmark by REML, with its profile-likelihood interval.
 

@@ -33,9 +33,20 @@ from evalengine.analysis.correlation import (
     within,
 )
 from evalengine.analysis.figure import Table
-from evalengine.analysis.groups import ALL, ITEM_NOISE, PARTIAL, UNDEFINED, Data, Group, Label, Note
+from evalengine.analysis.groups import (
+    ITEM_NOISE,
+    UNDEFINED,
+    Data,
+    Group,
+    Label,
+    Note,
+    Statistic,
+    group_of,
+    with_all,
+    without,
+)
 from evalengine.analysis.items import names
-from evalengine.analysis.latent import Latent, latent_r, pooled
+from evalengine.analysis.latent import Latent, latent_r, pooled, symmetric
 from evalengine.analysis.panel import Array, Panel
 from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
 from evalengine.analysis.results import Results, with_interval
@@ -131,89 +142,60 @@ def reliability(data: Data, quantity: str) -> Group:
     """
     panel = data.panel
     kinds = (*(f"{RELIABILITY} {stage}" for stage in panel.stages), CEILING)
-    labels = [
-        Label(category, benchmark, kind)
-        for category, benchmark in zip(panel.categories, panel.benchmarks, strict=True)
-        for kind in kinds
-    ]
-    values, n, notes = {}, {}, {}
+    found: dict[str, list[Statistic]] = {}
     for scale in panel.scales:
-        rows, counts, said = [], [], []
+        found[scale] = []
         columns = data.sample(quantity, scale).w_MC.shape[1]
-        for known in measured(data, quantity, scale).values():
+        for b, known in measured(data, quantity, scale).items():
             if isinstance(known, Note):
-                rows += [np.full(columns, np.nan)] * 3
-                counts += [0] * 3
-                said += [known] * 3
-                continue
-            found = _reliabilities(known)
-            rows += list(found)
-            counts += [known.n] * 3
-            said += [Note(), Note(), NOISY if (found[:2, 0] <= 0).any() else Note()]
-        values[scale], n[scale], notes[scale] = np.array(rows), np.array(counts), said
-    return Group("reliability", quantity, labels, values, n, notes)
+                value_3C, n, notes = np.full((3, columns), np.nan), 0, [known] * 3
+            else:
+                value_3C, n = _reliabilities(known), known.n
+                notes = [Note(), Note(), NOISY if (value_3C[:2, 0] <= 0).any() else Note()]
+            for kind, value_C, note in zip(kinds, value_3C, notes, strict=True):
+                label = Label(panel.categories[b], panel.benchmarks[b], kind)
+                found[scale].append(Statistic(label, value_C, n, note))
+    return group_of("reliability", quantity, found)
 
 
 def without_noise(study: Study, quantity: str) -> list[Row]:
     """r without noise of every benchmark (`latent_r`), and the mean of a category and of all (`pooled`)."""
     panel, out = study.panel, []
-    members = [*panel.category_members().items(), (ALL, list(range(len(panel.benchmarks))))]
     for scale in panel.scales:
         known = measured(study.data, quantity, scale)
+        at = "reliability", quantity, scale
         for b, found in known.items():
             label = Label(panel.categories[b], panel.benchmarks[b], WITHOUT_NOISE)
             if isinstance(found, Note):
-                row = plain_row(
-                    "reliability", quantity, scale, label, math.nan, note=found.text, note_kind=found.kind
-                )
+                out.append(plain_row(*at, label, math.nan, note=found.text, note_kind=found.kind))
             else:
-                r = latent_of(found, study.options.level)
                 note = NOISY if found.lost_in_noise else Note()
-                ends = {"low": r.low, "high": r.high, "interval": "profile likelihood", "n": found.n}
-                row = plain_row(
-                    "reliability",
-                    quantity,
-                    scale,
-                    label,
-                    r.estimate,
-                    **ends,
-                    note=note.text,
-                    note_kind=note.kind,
-                )
-            out.append(row)
+                out.append(latent_row(*at, label, latent_of(found, study.options.level), found.n, note))
         usable = {
             b: m
             for b, m in known.items()
             if isinstance(m, Measured) and min(m.noise.before, m.noise.after) > 0
         }
-        if not usable:
-            continue
-        labels, values, counts, notes = [], [], [], []
-        for category, index in members:
+        means = []
+        for category, index in with_all(panel).items() if usable else ():
             chosen = [usable[b] for b in index if b in usable]
+            value_C = np.full(study.plan.weight_MC.shape[1], np.nan)
+            if chosen:
+                covariance_B3C = np.array([m.covariance_3C for m in chosen])
+                value_C = pooled(covariance_B3C, np.array([m.noise for m in chosen]))
+            label = Label(category, f"mean of {len(chosen)}", WITHOUT_NOISE)
             lost = [panel.benchmarks[b] for b in index if b not in usable]
-            labels.append(Label(category, f"mean of {len(chosen)}", WITHOUT_NOISE))
-            counts.append(min((m.n for m in chosen), default=0))
-            notes.append(Note(PARTIAL, f"without {', '.join(lost)}") if lost else Note())
-            values.append(
-                pooled(
-                    np.array([m.covariance_3C for m in chosen]).reshape(len(chosen), 3, -1),
-                    np.array([m.noise for m in chosen]).reshape(-1, 3),
-                )
-                if chosen
-                else np.full(study.plan.weight_MC.shape[1], np.nan)
-            )
-        group = Group(
-            "category_reliability",
-            quantity,
-            labels,
-            {scale: np.array(values)},
-            {scale: np.array(counts)},
-            {scale: notes},
-            interval="jackknife",
-        )
-        out += map(_bounded, study.rows(group))
+            means.append(Statistic(label, value_C, min((m.n for m in chosen), default=0), without(lost)))
+        group = group_of("category_reliability", quantity, {scale: means}, interval="jackknife")
+        out += map(_bounded, study.rows(group)) if means else ()
     return out
+
+
+def latent_row(protocol: str, quantity: str, scale: str, label: Label, r: Latent, n: int, note: Note) -> Row:
+    """A row of `latent_r`."""
+    ends = {"low": r.low, "high": r.high, "interval": "profile likelihood", "n": n}
+    said = {"note": note.text, "note_kind": note.kind}
+    return plain_row(protocol, quantity, scale, label, r.estimate, **ends, **said)
 
 
 def _bounded(row: Row) -> Row:
@@ -226,15 +208,12 @@ def _bounded(row: Row) -> Row:
 
 def latent_of(found: Measured, level: float) -> Latent:
     """`latent_r` of the sample."""
-    before, after, both = found.covariance_3C[:, 0].tolist()
-    return _latent_of((before, both, both, after), found.noise, found.freedom + 1, level)
+    return _latent_of(tuple(found.covariance_3C[:, 0].tolist()), found.noise, found.freedom + 1, level)
 
 
 @functools.lru_cache(maxsize=4096)  # the decisions ask for it too
 def _latent_of(covariance: tuple[float, ...], noise: ItemNoise, n: int, level: float) -> Latent:
-    covariance_22 = np.array(covariance).reshape(2, 2)
-    noise_22 = np.array([[noise.before, noise.between], [noise.between, noise.after]])
-    return latent_r(covariance_22, noise_22, n, level)
+    return latent_r(symmetric(*covariance), symmetric(*noise), n, level)
 
 
 def _noise(panel: Panel, quantity: str, s: int, b: int, keep_M: NDArray[np.bool_]) -> ItemNoise | None:

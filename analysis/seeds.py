@@ -28,15 +28,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis import page
-from evalengine.analysis.bootstrap import Resamples, resamples
+from evalengine.analysis.bootstrap import resamples
 from evalengine.analysis.correlation import Sample, weighted_sums
 from evalengine.analysis.figure import Table
-from evalengine.analysis.groups import ALL, PARTIAL, Array, Group, Label, Note, mean_of_known
-from evalengine.analysis.latent import latent_r, pooled
-from evalengine.analysis.noise import covariances
+from evalengine.analysis.groups import (
+    ALL,
+    PARTIAL,
+    Array,
+    Label,
+    Note,
+    Statistic,
+    group_of,
+    mean_of_known,
+    with_all,
+    without,
+)
+from evalengine.analysis.latent import latent_r, pooled, symmetric
+from evalengine.analysis.noise import covariances, latent_row
+from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
 from evalengine.analysis.results import Results, share_with_interval, with_interval
-from evalengine.analysis.tables import Row, plain_row, rows_of
+from evalengine.analysis.tables import Row, rows_of
 
 CEILING = "ceiling"
 BETWEEN = "r between mixtures"
@@ -55,6 +67,10 @@ class Components(NamedTuple):
     single_3C: Array
     n: int
     paired: bool  # whether the seeds' covariance is known
+
+    @property
+    def note(self) -> Note:
+        return Note() if self.paired else UNPAIRED
 
     @property
     def share_2C(self) -> Array:
@@ -130,61 +146,50 @@ def rows(study: Study) -> list[Row]:
     plan = study.plan
     if options.resample == "items":
         plan = resamples(len(panel.mixtures), options.bootstrap, options.seed)
-    out = []
+    out: list[Row] = []
     for quantity, x_STMBR in panel.runs.items():
         for s, scale in enumerate(panel.scales):
             found = [components(x_STMBR[s, :, :, b], plan.weight_MC) for b in range(len(panel.benchmarks))]
             known = {b: one for b, one in enumerate(found) if one is not None}
-            if known:
-                out += _of_benchmarks(study, plan, quantity, scale, known)
-                out += _of_means(study, plan, quantity, scale, known)
+            for protocol, listed in (
+                ("seeds", list(_of_benchmarks(panel, known))),
+                ("category_seeds", list(_of_means(panel, known))),
+            ):
+                if listed:
+                    group = group_of(protocol, quantity, {scale: listed}, interval="jackknife")
+                    out += _possible(rows_of(group, plan, options))
+                if protocol == "seeds":
+                    out += _between(study, quantity, scale, known)
     return out
 
 
-def _shares(study: Study) -> tuple[str, str]:
-    before, after = study.panel.stages
+def _shares(panel: Panel) -> tuple[str, str]:
+    before, after = panel.stages
     return f"seeds' share {before}", f"seeds' share {after}"
 
 
-def _of_benchmarks(
-    study: Study, plan: Resamples, quantity: str, scale: str, known: dict[int, Components]
-) -> list[Row]:
-    panel, options = study.panel, study.options
-    labels, values, n, notes, latent = [], [], [], [], []
+def _of_benchmarks(panel: Panel, known: dict[int, Components]) -> Iterator[Statistic]:
+    """The seeds' shares of the variance, and the ceiling, of each benchmark."""
     for b, one in known.items():
-        note = Note() if one.paired else UNPAIRED
-        for kind, value_C in zip((*_shares(study), CEILING), [*one.share_2C, one.ceiling_C], strict=True):
-            labels.append(Label(panel.categories[b], panel.benchmarks[b], kind))
-            values.append(value_C)
-            n.append(one.n)
-            notes.append(note if kind == CEILING else Note())
-        xx, yy, xy = one.of_means_3C[:, 0]
-        before, after, both = one.seeds_3C[:, 0]
-        r = latent_r(
-            np.array([[xx, xy], [xy, yy]]), np.array([[before, both], [both, after]]), one.n, options.level
-        )
-        label = Label(panel.categories[b], panel.benchmarks[b], BETWEEN)
-        ends = {"low": r.low, "high": r.high, "interval": "profile likelihood", "n": one.n}
-        said = {"note": note.text, "note_kind": note.kind}
-        latent.append(plain_row("seeds", quantity, scale, label, r.estimate, **ends, **said))
-    group = Group(
-        "seeds",
-        quantity,
-        labels,
-        {scale: np.array(values)},
-        {scale: np.array(n)},
-        {scale: notes},
-        interval="jackknife",
-    )
-    return _possible(rows_of(group, plan, options)) + latent
+        for kind, value_C in zip((*_shares(panel), CEILING), [*one.share_2C, one.ceiling_C], strict=True):
+            label = Label(panel.categories[b], panel.benchmarks[b], kind)
+            yield Statistic(label, value_C, one.n, one.note if kind == CEILING else Note())
 
 
-def _of_means(
-    study: Study, plan: Resamples, quantity: str, scale: str, known: dict[int, Components]
-) -> list[Row]:
-    panel = study.panel
-    labels, values, n, notes = [], [], [], []
-    for category, index in [*panel.category_members().items(), (ALL, list(range(len(panel.benchmarks))))]:
+def _between(study: Study, quantity: str, scale: str, known: dict[int, Components]) -> list[Row]:
+    """The r between mixtures of each benchmark."""
+    rows = []
+    for b, one in known.items():
+        of_means, seeds = (symmetric(*x_3C[:, 0]) for x_3C in (one.of_means_3C, one.seeds_3C))
+        r = latent_r(of_means, seeds, one.n, study.options.level)
+        label = Label(study.panel.categories[b], study.panel.benchmarks[b], BETWEEN)
+        rows.append(latent_row("seeds", quantity, scale, label, r, one.n, one.note))
+    return rows
+
+
+def _of_means(panel: Panel, known: dict[int, Components]) -> Iterator[Statistic]:
+    """The mean shares, and the mean r between mixtures, of each category and of all."""
+    for category, index in with_all(panel).items():
         chosen = [known[b] for b in index if b in known and (known[b].seeds_3C[:2, 0] > 0.0).all()]
         if not chosen:
             continue
@@ -194,28 +199,11 @@ def _of_means(
         unit_B3 = seeds_B3C[:, :, 0]
         # `pooled` subtracts the same noise in every column: what the seeds' differs from it by goes before.
         between_C = pooled(of_means_B3C - (seeds_B3C - unit_B3[:, :, None]), unit_B3)
-        name = f"mean of {len(chosen)}"
-        lost = [panel.benchmarks[b] for b in index if b not in known]
-        note = Note(PARTIAL, f"without {', '.join(lost)}") if lost else Note()
-        if not all(one.paired for one in chosen):
-            note = UNPAIRED
-        for kind, value_C in zip((*_shares(study), BETWEEN), [*shares_2C, between_C], strict=True):
-            labels.append(Label(category, name, kind))
-            values.append(value_C)
-            n.append(min(one.n for one in chosen))
-            notes.append(note)
-    if not labels:
-        return []
-    group = Group(
-        "category_seeds",
-        quantity,
-        labels,
-        {scale: np.array(values)},
-        {scale: np.array(n)},
-        {scale: notes},
-        interval="jackknife",
-    )
-    return _possible(rows_of(group, plan, study.options))
+        lost = without([panel.benchmarks[b] for b in index if b not in known])
+        note = lost if all(one.paired for one in chosen) else UNPAIRED
+        n = min(one.n for one in chosen)
+        for kind, value_C in zip((*_shares(panel), BETWEEN), [*shares_2C, between_C], strict=True):
+            yield Statistic(Label(category, f"mean of {len(chosen)}", kind), value_C, n, note)
 
 
 def _possible(rows: list[Row]) -> list[Row]:

@@ -14,7 +14,7 @@ Dims: S scales, T stages, M mixtures, B benchmarks, C columns of weights.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from html import escape
 from typing import NamedTuple
@@ -34,7 +34,10 @@ from evalengine.analysis.groups import (
     Group,
     Label,
     Note,
+    Statistic,
+    group_of,
     mean_of_known,
+    with_all,
 )
 from evalengine.analysis.panel import Panel, Steps
 from evalengine.analysis.protocol import Protocol, Study
@@ -63,7 +66,7 @@ def rows(study: Study) -> list[Row]:
     plan = study.plan
     if options.resample == "items" or steps.mixtures != panel.mixtures:
         plan = resamples(len(steps.mixtures), options.bootstrap, options.seed, panel.block_M)
-    members = panel.category_members()
+    members = with_all(panel)
     B = len(panel.benchmarks)
     out = []
     for quantity, (s, scale) in itertools.product(steps.values, enumerate(panel.scales)):
@@ -136,7 +139,7 @@ def _compared(earlier: Transfers, later: Transfers, plan: Resamples, options: Op
 
 
 def _levels(
-    steps: Steps, quantity: str, s: int, scale: str, members: Mapping[str, Sequence[int]], w_MC: Array
+    steps: Steps, quantity: str, s: int, scale: str, members: Mapping[str, list[int]], w_MC: Array
 ) -> Group:
     """The mean over mixtures and over a category's benchmarks at each stage."""
     x_TMB = steps.values[quantity][s]
@@ -144,15 +147,16 @@ def _levels(
     filled, weighted = np.where(known, x_TMB, 0.0), known.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean_TBC = (filled.swapaxes(1, 2) @ w_MC) / (weighted.swapaxes(1, 2) @ w_MC)
-    labels, values, n = [], [], []
-    for category, index in [*members.items(), (ALL, range(x_TMB.shape[2]))]:
-        for t, stage in enumerate(steps.stages):
-            labels.append(Label(category, f"mean of {len(index)}", stage))
-            values.append(mean_of_known(mean_TBC[t, list(index)]))
-            n.append(int(known[t][:, list(index)].any(axis=1).sum()))
-    return Group(
-        "stage_mean", quantity, labels, {scale: np.array(values)}, {scale: np.array(n)}, interval="jackknife"
-    )
+    found = [
+        Statistic(
+            Label(category, f"mean of {len(index)}", stage),
+            mean_of_known(mean_TBC[t, index]),
+            int(known[t][:, index].any(axis=1).sum()),
+        )
+        for category, index in members.items()
+        for t, stage in enumerate(steps.stages)
+    ]
+    return group_of("stage_mean", quantity, {scale: found}, interval="jackknife")
 
 
 def section(results: Results) -> str:

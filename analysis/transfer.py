@@ -26,7 +26,6 @@ from evalengine.analysis.figure import Figure, Intervals, Table, file_part
 from evalengine.analysis.groups import (
     ALL,
     CATEGORY,
-    PARTIAL,
     QUANTITY,
     SCALE,
     UNDEFINED,
@@ -34,9 +33,9 @@ from evalengine.analysis.groups import (
     Data,
     Group,
     Label,
-    Means,
     Note,
-    mean_of_known,
+    means_of,
+    with_all,
 )
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
@@ -117,41 +116,15 @@ def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int, few: bool) -> 
 
 
 def category_transfer(single: Group, panel: Panel) -> Group:
-    """The mean of a category's benchmark transfers, and of all; benchmarks without an r are left out and said so.
-
-    In a resample the mean is over the benchmarks that have an r in it: each lacks one in few (`reportable`), but
-    one or other of twenty does in many.
-    """
-    members = [*panel.category_members().items(), (ALL, list(range(len(panel.benchmarks))))]
-    values, n, notes, defined_at = {}, {}, {}, {}
-    for scale, value_BC in single.values.items():
-        rows, counts, said = [], [], []
-        defined_at[scale] = [[b for b in index if np.isfinite(value_BC[b, 0])] for _, index in members]
-        for _, index in members:
-            defined = [b for b in index if np.isfinite(value_BC[b, 0])]
-            rows.append(mean_of_known(value_BC[defined]))
-            counts.append(min((int(single.n[scale][b]) for b in defined), default=0))
-            lost = [panel.benchmarks[b] for b in index if b not in defined]
-            said.append(Note(PARTIAL, f"without {', '.join(lost)} (no r)") if lost else Note())
-        values[scale], n[scale], notes[scale] = np.array(rows), np.array(counts), said
+    """The mean of a category's benchmark transfers, and of all (`means_of`)."""
+    members = with_all(panel)
     labels = []
-    for k, (category, index) in enumerate(members):
-        sizes = {len(defined[k]) for defined in defined_at.values()}
+    for category, index in members.items():
+        sizes = {int(np.isfinite(value_BC[index, 0]).sum()) for value_BC in single.values.values()}
         of = f"{min(sizes)} of {len(index)}" if len(sizes) == 1 else f"up to {len(index)}"
         labels.append(Label(category, f"mean of {len(index) if sizes == {len(index)} else of}"))
-    indices = [index for _, index in members]
-    means = {scale: Means(value_BC, single.n[scale], indices) for scale, value_BC in single.values.items()}
-    return Group(
-        "category_transfer",
-        single.quantity,
-        labels,
-        values,
-        n,
-        notes,
-        interval="jackknife-z",
-        means=means,
-        contrast_interval="jackknife",
-    )
+    means = means_of(single, "category_transfer", labels, list(members.values()))
+    return replace(means, contrast_interval="jackknife")
 
 
 def quantity_contrasts(accuracy: Group, confidence: Group, panel: Panel) -> Iterator[Group]:
@@ -213,8 +186,7 @@ def swapped(
 
 def _members(panel: Panel) -> list[list[int]]:
     """The benchmarks behind each statistic: each benchmark alone, each category, all."""
-    every = range(len(panel.benchmarks))
-    return [*([b] for b in every), *panel.category_members().values(), list(every)]
+    return [*([b] for b in range(len(panel.benchmarks))), *with_all(panel).values()]
 
 
 def _families(p: Array, benchmarks: int) -> tuple[PAndQ, PAndQ]:
