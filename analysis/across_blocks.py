@@ -41,8 +41,7 @@ def section(results: Results) -> str:
         '<p class="hint">The plain r takes all mixtures as exchangeable. It includes the differences across '
         f"{escape(factor)}, and its interval and p ignore that mixtures of the same {escape(factor)} are alike. It is here to be "
         "compared with published figures.</p>"
-        f"<details><summary>Transfer with and without blocks</summary>"
-        f"{page.show(Table('', columns, [table], texts=3))}</details>"
+        + page.details("Transfer with and without blocks", page.show(Table("", columns, [table], texts=3)))
     )
 
 

@@ -189,7 +189,8 @@ def section(results: Results) -> str:
     found = results.rows("alignment")
     if not found:
         return ""
-    before, after = map(escape, results.method["stages"])
+    stages = results.method["stages"]
+    before, after = map(escape, stages)
     change = results.rows("alignment", contrast=STAGE)
     first, rest, changes = (
         Intervals(rows, _label, panel=lambda row: READINGS.get(row.name, row.name), limit=limit)
@@ -204,8 +205,8 @@ def section(results: Results) -> str:
         '<p class="hint">r_align: the correlation of accuracy with confidence over the benchmarks of a category within one '
         f"model, then its mean over mixtures; its persistence is the correlation over mixtures of that r at {before} and at "
         f"{after}.</p>{page.grid(results, first)}"
-        f"<details><summary>{after} minus {before}</summary>{page.grid(results, changes)}</details>"
-        f"<details><summary>Two other readings of r_align</summary>{page.grid(results, rest)}</details>"
+        + page.details(f"{stages[1]} minus {stages[0]}", page.grid(results, changes))
+        + page.details("Two other readings of r_align", page.grid(results, rest))
     )
 
 

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,14 +108,12 @@ def section(results: Results) -> str:
         "items.</p>",
     ]
     for scale in reversed(results.scales):
-        first = " open" if scale == results.scales[-1] else ""
         curves = page.grid(results, _curves(results, scale))
-        out.append(f"<details{first}><summary>{escape(scale)}</summary>{curves}</details>")
+        out.append(page.details(scale, curves, opened=scale == results.scales[-1]))
     before, after = stages
     out += [
-        f"<details><summary>Means over mixtures, with intervals</summary>{_levels(results, '', stages)}</details>",
-        f"<details><summary>{escape(after)} minus {escape(before)}, with intervals</summary>"
-        f"{_levels(results, STAGE, [after])}</details>",
+        page.details("Means over mixtures, with intervals", _levels(results, "", stages)),
+        page.details(f"{after} minus {before}, with intervals", _levels(results, STAGE, [after])),
     ]
     return "".join(out)
 

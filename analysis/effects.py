@@ -304,8 +304,7 @@ def section(results: Results) -> str:
                 f"{page.grid(results, _by_other(first))}"
             )
             if rest:
-                grid = page.grid(results, _by_other(rest))
-                out.append(f"<details><summary>Other shares</summary>{grid}</details>")
+                out.append(page.details("Other shares", page.grid(results, _by_other(rest))))
         web = [r for r in sources if r.quantity == quantity]
         out.append(_web_sources(results, quantity, web))
     return "".join(out) + _departures(results)
@@ -328,13 +327,13 @@ def _departures(results: Results) -> str:
     if not rows:
         return ""
     columns = ["category", "of", "quantity", "scale", "stage", "departure", "p", "q"]
-    return (
-        "<details><summary>Not monotonic in the code share?</summary>"
-        '<p class="hint">Departure: how far the mean at one level of the share lies above (+) or below (-) the means at lower '
-        "and at higher levels alike, web sources' means taken out; p from permuting mixtures within web sources. Means over "
-        "categories, and benchmarks with p below 0.05.</p>"
-        f"{page.show(Table('', columns, [rows], texts=5))}</details>"
+    words = page.hint(
+        "Departure: how far the mean at one level of the share lies above (+) or below (-) the means at lower and at higher "
+        "levels alike, web sources' means taken out; p from permuting mixtures within web sources. Means over categories, and "
+        "benchmarks with p below 0.05."
     )
+    table = page.show(Table("", columns, [rows], texts=5))
+    return page.details("Not monotonic in the code share?", words + table)
 
 
 def _web_sources(results: Results, quantity: str, rows: Sequence[Row]) -> str:
@@ -344,11 +343,9 @@ def _web_sources(results: Results, quantity: str, rows: Sequence[Row]) -> str:
         return ""
     largest = math.ceil(100 * max(max(abs(r.low), abs(r.high)) for r in web)) / 100
     differences = _by_other(web)._replace(limit=largest, measure="difference")
-    return (
-        f"<details><summary>{escape(_words(quantity))} at {escape(stage)}: differences between web sources"
-        f'</summary><p class="hint">{escape(web[0].note)}, additive model with the code share.</p>'
-        f"{page.grid(results, differences)}</details>"
-    )
+    words = page.hint(f"{escape(web[0].note)}, additive model with the code share.")
+    title = f"{_words(quantity)} at {stage}: differences between web sources"
+    return page.details(title, words + page.grid(results, differences))
 
 
 def _code_shares(results: Results) -> set[str]:

@@ -301,7 +301,7 @@ def section(results: Results) -> str:
         '<p class="hint">Reliability: the share of the variance between mixtures that endless items would leave. The ceiling '
         "is the r that this noise would leave of a perfect one; r without noise is the correlation that endless items would "
         f"show.</p>{page.show(means_table(results))}"
-        f"<details><summary>Reliability of each benchmark</summary>{page.show(benchmarks_table(results))}</details>"
+        + page.details("Reliability of each benchmark", page.show(benchmarks_table(results)))
     )
 
 

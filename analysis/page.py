@@ -36,6 +36,16 @@ def interval_words(results: Results) -> str:
     return f"{method['level']:.0%} intervals: {kind}, {method['resamples']:,} resamples"
 
 
+def hint(html: str) -> str:
+    """A paragraph of small print."""
+    return f'<p class="hint">{html}</p>'
+
+
+def details(title: str, html: str, opened: bool = False) -> str:
+    """What stands folded under its title, a text."""
+    return f"<details{' open' * opened}><summary>{escape(title)}</summary>{html}</details>"
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[str | Mark]]) -> str:
     """A plain table."""
     return show(Table("", columns, [rows]))

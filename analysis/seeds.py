@@ -243,21 +243,16 @@ def section(results: Results) -> str:
     before, after = results.method["stages"]
     shares_of = [f"seeds at {before} (%)", f"seeds at {after} (%)"]
     head = ["quantity", "scale", *shares_of]
+    columns = ["mean over", *head, "r as measured", BETWEEN, "note"]
+    of_means = Table("seeds", columns, [means], texts=3, prose=True)
+    columns = ["benchmark", *head, CEILING, "r as measured", BETWEEN, "n"]
     return (
         "<h2>Seeds</h2>"
         '<p class="hint">Several runs of a mixture are averaged. Seeds: their share of the variance of single runs. r between '
         "mixtures: the correlation without what seeds do at either stage and carry from one to the other; the ceiling is the "
         "r of the means over runs if that were 1.</p>"
-        + page.show(
-            Table(
-                "seeds", ["mean over", *head, "r as measured", BETWEEN, "note"], [means], texts=3, prose=True
-            )
-        )
-        + "<details><summary>Benchmarks</summary>"
-        + page.show(
-            Table("seeds", ["benchmark", *head, CEILING, "r as measured", BETWEEN, "n"], [single], texts=3)
-        )
-        + "</details>"
+        + page.show(of_means)
+        + page.details("Benchmarks", page.show(Table("seeds", columns, [single], texts=3)))
     )
 
 

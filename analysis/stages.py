@@ -171,33 +171,29 @@ def section(results: Results) -> str:
         "with it. All other sections compare the first stage with the last.</p>",
     ]
     out += [page.grid(results, figure) for figure in figures(results).values()]
+    out.append(page.details("Transfer between stages", _means_table(results, "", ["from", "to"])))
+    if results.rows("stages", protocol="category_transfer", contrast=STAGE):
+        compared = _means_table(results, STAGE, ["r of", "minus r of"])
+        out.append(page.details("Later stages compared", compared))
+    elif len(stages) - 1 > COMPARED:
+        out.append(page.hint(f"With more than {COMPARED} later stages they are not compared pairwise."))
+    return "".join(out)
+
+
+def _means_table(results: Results, contrast: str, sides: list[str]) -> str:
+    """The means of the categories and of all: a line for each pair of stages, or for each two pairs that are compared."""
     categories = [*results.categories, ALL]
-    body = []
-    found = results.rows("stages", protocol="category_transfer", contrast="")
-    for (quantity, scale, pair), mine in by(found, lambda r: (r.quantity, r.scale, r.other)).items():
-        of = {row.category: row for row in mine}
-        cells = [with_interval(of.get(category)) for category in categories]
-        body.append([*pair.split(","), quantity, scale, *cells, page.p_value(of[ALL].q), str(of[ALL].n)])
-    head = ["from", "to", "quantity", "scale", *categories, f"q ({ALL})", "n"]
-    between = page.show(Table("", head, [body], texts=4))
-    out.append(f"<details><summary>Transfer between stages</summary>{between}</details>")
-    differences = results.rows("stages", protocol="category_transfer", contrast=STAGE)
+    found = results.rows("stages", protocol="category_transfer", contrast=contrast)
     body = []
     for (quantity, scale, pair, minus), mine in by(
-        differences, lambda r: (r.quantity, r.scale, r.other, r.minus)
+        found, lambda r: (r.quantity, r.scale, r.other, r.minus)
     ).items():
         of = {row.category: row for row in mine}
         cells = [with_interval(of.get(category)) for category in categories]
-        names = [f"{stages[0]} to {text.split(',')[1]}" for text in (pair, minus)]
+        names = [" to ".join(stages.split(",")) for stages in (pair, minus)] if contrast else pair.split(",")
         body.append([*names, quantity, scale, *cells, page.p_value(of[ALL].q), str(of[ALL].n)])
-    if body:
-        later = page.show(Table("", ["r of", "minus r of", *head[2:]], [body], texts=4))
-        out.append(f"<details><summary>Later stages compared</summary>{later}</details>")
-    elif len(stages) - 1 > COMPARED:
-        out.append(
-            f'<p class="hint">With more than {COMPARED} later stages they are not compared pairwise.</p>'
-        )
-    return "".join(out)
+    head = [*sides, "quantity", "scale", *categories, f"q ({ALL})", "n"]
+    return page.show(Table("", head, [body], texts=4))
 
 
 def figures(results: Results) -> Mapping[str, Figure]:
@@ -209,27 +205,14 @@ def figures(results: Results) -> Mapping[str, Figure]:
     last = [row for row in means if row.other.split(",")[1] == stages[-1]]
     levels = results.rows("stages", protocol="stage_mean", contrast="")
 
+    def lines(rows: list[Row], places: list[str], side: int, title: str) -> Lines:
+        x, panel = lambda row: row.other.split(",")[side], lambda row: f"{title}{row.quantity}, {row.scale}"
+        return Lines(rows, places, x, panel, (-1.0, 1.0))
+
     return {
-        "stages_from_first": Lines(
-            first,
-            stages[1:],
-            x=lambda row: row.other.split(",")[1],
-            panel=lambda row: f"r from {stages[0]}: {row.quantity}, {row.scale}",
-            limits=(-1.0, 1.0),
-        ),
-        "stages_to_last": Lines(
-            last,
-            stages[:-1],
-            x=lambda row: row.other.split(",")[0],
-            panel=lambda row: f"r to {stages[-1]}: {row.quantity}, {row.scale}",
-            limits=(-1.0, 1.0),
-        ),
-        "stages_mean": Lines(
-            levels,
-            stages,
-            x=lambda row: row.other,
-            panel=lambda row: f"mean {row.quantity}, {row.scale}",
-        ),
+        "stages_from_first": lines(first, stages[1:], 1, f"r from {stages[0]}: "),
+        "stages_to_last": lines(last, stages[:-1], 0, f"r to {stages[-1]}: "),
+        "stages_mean": lines(levels, stages, 0, "mean ")._replace(limits=None),
     }
 
 

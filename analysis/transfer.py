@@ -213,7 +213,7 @@ def _by_mixtures(
 
 def section(results: Results) -> str:
     method = results.method
-    means, single = (_shown(results, protocol) for protocol in ("category_transfer", "transfer"))
+    means, single = (_shown(results, protocol=protocol) for protocol in ("category_transfer", "transfer"))
     out = [
         "<h2>Transfer</h2>",
         f'<p class="hint">Correlation over mixtures of a benchmark\'s value at {escape(method["stages"][0])} with its '
@@ -229,45 +229,41 @@ def section(results: Results) -> str:
             page.grid(results, draw(results.rows("transfer", protocol=protocol, quantity=other)))
             for protocol, draw in (("category_transfer", _of_means), ("transfer", _of_benchmarks))
         )
-        out.append(f"<details><summary>{escape(other.capitalize())}</summary>{grids}</details>")
-    for quantity, table in ((q, transfer_table(results, q, results.scales)) for q in method["quantities"]):
-        out.append(
-            f"<details><summary>{escape(quantity.capitalize())}: the numbers</summary>{page.show(table)}"
-            f'<p class="hint">{escape(words(results))}</p></details>'
-        )
-    out.append(_scatters(results))
-    large, small = map(escape, (results.scales[-1], results.scales[0]))
-    of_all = [r for q in method["quantities"] for r in results.rows("transfer", quantity=q, contrast=SCALE)]
+        out.append(page.details(other.capitalize(), grids))
+    for quantity in method["quantities"]:
+        table = page.show(transfer_table(results, quantity, results.scales))
+        text = table + page.hint(escape(words(results)))
+        out.append(page.details(f"{quantity.capitalize()}: the numbers", text))
+    return "".join([*out, _scatters(results), *_differences(results), verdict_section(results)])
+
+
+def _differences(results: Results) -> Iterator[str]:
+    """Between the scales, the quantities and the categories; no part where there are none."""
     both = _of_benchmarks(results.rows("transfer", contrast=QUANTITY))
     changes = _of_benchmarks(results.rows("transfer", quantity=BOTH, contrast=SCALE))
-    pairs = Intervals(
-        [r for q in method["quantities"] for r in results.rows("transfer", quantity=q, contrast=CATEGORY)],
-        lambda row: f"{row.category} − {row.minus}",
-    )
+    pairs = Intervals(_shown(results, contrast=CATEGORY), lambda row: f"{row.category} − {row.minus}")
     for title, shown in (
-        (f"Differences between scales ({large} minus {small})", [_of_benchmarks(of_all)]),
+        (
+            f"Differences between scales ({results.scales[-1]} minus {results.scales[0]})",
+            [_of_benchmarks(_shown(results, contrast=SCALE))._replace(limit=2.0)],
+        ),
         (
             "Transfer of accuracy minus transfer of confidence",
             [
-                both._replace(panel=lambda row: BOTH),
+                both._replace(panel=lambda row: BOTH, limit=2.0),
                 changes._replace(panel=lambda row: f"{BOTH}, {row.at}", limit=4.0),
             ],
         ),
-        ("Differences between the means of categories", [pairs]),
+        ("Differences between the means of categories", [pairs._replace(limit=2.0)]),
     ):
         if any(figure.rows for figure in shown):
-            limits = [figure._replace(limit=max(2.0, figure.limit)) for figure in shown]
-            shown_grids = "".join(page.grid(results, figure) for figure in limits)
-            hint = '<p class="hint">The same resamples on both sides.</p>'
-            out.append(f"<details><summary>{title}</summary>{hint}{shown_grids}</details>")
-    return "".join(out) + verdict_section(results)
+            grids = "".join(page.grid(results, figure) for figure in shown)
+            yield page.details(title, page.hint("The same resamples on both sides.") + grids)
 
 
-def _shown(results: Results, protocol: str) -> list[Row]:
+def _shown(results: Results, **fixed: str) -> list[Row]:
     """Rows of the quantities, without the confidence that was not asked for."""
-    return [
-        r for r in results.rows("transfer", protocol=protocol) if r.quantity in results.method["quantities"]
-    ]
+    return [r for r in results.rows("transfer", **fixed) if r.quantity in results.method["quantities"]]
 
 
 def _n_words(rows: Sequence[Row]) -> str:
@@ -297,16 +293,14 @@ def _scatters(results: Results) -> str:
     for scale in reversed(results.scales):
         for quantity in results.method["quantities"]:
             grid = page.grid(results, scatter.scatters(results, quantity, scale))
-            out.append(
-                f"<details><summary>{escape(quantity.capitalize())}, {escape(scale)}</summary>{grid}</details>"
-            )
+            out.append(page.details(f"{quantity.capitalize()}, {scale}", grid))
     return "".join(out)
 
 
 def figures(results: Results) -> Mapping[str, Figure]:
     return {
-        "category_transfer": _of_means(_shown(results, "category_transfer")),
-        "benchmark_transfer": _of_benchmarks(_shown(results, "transfer")),
+        "category_transfer": _of_means(_shown(results, protocol="category_transfer")),
+        "benchmark_transfer": _of_benchmarks(_shown(results, protocol="transfer")),
         **scatter.figures(results),
     }
 
@@ -328,7 +322,7 @@ def claims(results: Results) -> Iterator[Claim]:
         yield from verdict_claims(results, quantity)
         yield from _tests(results, quantity)
     yield from _inverse_dynamics(results)
-    single = _shown(results, "transfer")
+    single = _shown(results, protocol="transfer")
     if widths := sorted(row.high - row.low for row in single if math.isfinite(row.low)):
         yield Claim(
             CAUTION,
