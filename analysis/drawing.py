@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from evalengine.analysis.figure import Curves, Figure, Heatmaps, Intervals, Lines, Scatters, by, heatmap_title
+from evalengine.analysis.figure import Curves, Figure, Heatmaps, Intervals, Lines, Scatters, by
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.results import Results, excludes_zero, with_interval
 from evalengine.analysis.scatter_drawing import scatter_drawing
@@ -169,7 +169,7 @@ def _heatmaps(results: Results, figure: Heatmaps) -> Drawing:
     edges = [b for b in range(1, len(names)) if categories[b] != categories[b - 1]]
     middles = {name: b + 0.5 for b, name in enumerate(names)}
     side = CELL * len(names)
-    by_panel = by(figure.rows, heatmap_title)
+    by_panel = by(figure.rows, figure.panel)
     drawing, axes = canvas(len(by_panel), len(results.scales), (side, side), (NAMES, NAMES + 0.3))
     for axis, (title, rows) in zip(axes, by_panel.items(), strict=True):
         squares = []

@@ -15,10 +15,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from evalengine.analysis.benchmark_info import NOTHING, About, Info
-from evalengine.analysis.items import names
+from evalengine.analysis.items import Checkpoint, names
 from evalengine.analysis.panel import RESULTS_FILE
 from evalengine.analysis.spellings import similar
 from evalengine.errors import UserError
@@ -68,6 +68,22 @@ class Result(NamedTuple):
     limit: str = ""
     version: str = ""
     commit: str = ""
+
+
+def result_of(
+    who: Checkpoint,
+    benchmark: str,
+    known: Mapping[str, Known],
+    quantity: str,
+    value: float,
+    items: int,
+    stderr: float,
+    **source: Any,
+) -> Result:
+    """A number of one checkpoint with what evalengine knows of its benchmark; source: further fields of `Result`."""
+    about = known.get(benchmark, UNKNOWN)
+    numbers = quantity, value, items, stderr, about.chance
+    return Result(*who[:4], benchmark, about.category, *numbers, who.seed, **source)
 
 
 COLUMNS = Result._fields[:12]  # of results.arrow
