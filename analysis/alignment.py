@@ -7,7 +7,6 @@ cells: over the (benchmark, mixture) cells. across mixtures: one r per benchmark
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.analysis import page
+from evalengine.analysis.claims import clearest, with_n
 from evalengine.analysis.contrasts import Difference, contrast_group
 from evalengine.analysis.correlation import (
     Sample,
@@ -27,8 +27,8 @@ from evalengine.analysis.correlation import (
 )
 from evalengine.analysis.figure import Figure, Intervals, Table
 from evalengine.analysis.groups import STAGE, UNDEFINED, Array, Data, Group, Label, Note, mean_of_known
-from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
-from evalengine.analysis.results import Results, with_interval
+from evalengine.analysis.protocol import Claim, Protocol, Study
+from evalengine.analysis.results import Results
 from evalengine.analysis.tables import Row
 from evalengine.analysis.verdicts import ALPHA
 
@@ -233,22 +233,24 @@ def latex(results: Results) -> dict[str, Table]:
 def claims(results: Results) -> Iterator[Claim]:
     """Of the first reading, after minus before."""
     before, after = results.method["stages"]
-    every = [row for row in results.rows("alignment", name=WITHIN, contrast=STAGE) if math.isfinite(row.q)]
-    clear = sorted((row for row in every if row.q < ALPHA), key=lambda row: row.q)
-    for row in clear[:3]:
+
+    def words(row: Row) -> str:
         word = "better" if row.estimate > 0 else "worse"
         at = f" ({row.scale})" if len(results.scales) > 1 else ""
-        yield Claim(
-            SUPPORTED,
+        return (
             f"On {row.category} confidence follows accuracy {word} at {after} than at {before}{at}: r_align within models, "
-            f"{after} minus {before}, {with_interval(row)}, n = {row.n}.",
+            f"{after} minus {before}, {with_n(row)}."
         )
-    if len(clear) < len(every):
-        yield Claim(
-            UNSUPPORTED,
-            f"That r_align within models changes from {before} to {after} in {len(every) - len(clear)} of {len(every)} cases "
-            "(category, scale; q over the categories).",
-        )
+
+    return clearest(
+        results.rows("alignment", name=WITHIN, contrast=STAGE),
+        ALPHA,
+        words,
+        lambda count: (
+            f"That r_align within models changes from {before} to {after} in {count} cases (category, scale; q over "
+            "the categories)."
+        ),
+    )
 
 
 PROTOCOL = Protocol("alignment", rows, section, figures, claims, latex)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from evalengine.analysis import page, scatter
 from evalengine.analysis.bootstrap import DEGENERATE_MOST
+from evalengine.analysis.claims import claim, with_n
 from evalengine.analysis.contrasts import Difference, category_contrasts, contrast_group, scale_contrast
 from evalengine.analysis.correlation import benjamini_hochberg, permuted_p, residuals
 from evalengine.analysis.figure import Figure, Intervals, Table, file_part
@@ -34,11 +35,13 @@ from evalengine.analysis.groups import (
     Group,
     Label,
     Note,
+    Statistic,
+    group_of,
     means_of,
     with_all,
 )
 from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
+from evalengine.analysis.protocol import CAUTION, SUPPORTED, Claim, Protocol, Study
 from evalengine.analysis.results import Results, excludes_zero, with_interval
 from evalengine.analysis.swapping import swap_p
 from evalengine.analysis.tables import Options, Row, Tests
@@ -69,28 +72,16 @@ def transfer(data: Data, quantity: str) -> Group:
     panel = data.panel
     B = len(panel.benchmarks)
     pairs = np.stack([np.arange(B), B + np.arange(B)], axis=1)
-    values, n, notes = {}, {}, {}
+    found: dict[str, list[Statistic]] = {}
     for s, scale in enumerate(panel.scales):
-        values[scale] = data.correlate(quantity, scale, pairs)
-        n[scale] = data.n(quantity, scale, pairs)
-        known_B, few_B = np.isfinite(values[scale][:, 0]), data.few(quantity, scale, pairs)
-        notes[scale] = [
-            Note()
-            if known_B[b]
-            else Note(UNDEFINED, _why_nan(panel, quantity, s, b, int(n[scale][b]), few_B[b]))
-            for b in range(B)
-        ]
-    labels = [Label(panel.categories[b], panel.benchmarks[b]) for b in range(B)]
-    return Group(
-        "transfer",
-        quantity,
-        labels,
-        values,
-        n,
-        notes,
-        data.statistic == "pearson",
-        contrast_interval="jackknife",
-    )
+        value_BC, few_B = data.correlate(quantity, scale, pairs), data.few(quantity, scale, pairs)
+        found[scale] = []
+        for b, n in enumerate(data.n(quantity, scale, pairs).tolist()):
+            why = "" if np.isfinite(value_BC[b, 0]) else _why_nan(panel, quantity, s, b, n, few_B[b])
+            label = Label(panel.categories[b], panel.benchmarks[b])
+            found[scale].append(Statistic(label, value_BC[b], n, Note(UNDEFINED, why) if why else Note()))
+    how = {"is_correlation": data.statistic == "pearson", "contrast_interval": "jackknife"}
+    return group_of("transfer", quantity, found, **how)
 
 
 def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int, few: bool) -> str:
@@ -333,48 +324,35 @@ def claims(results: Results) -> Iterator[Claim]:
 
 def _overall(results: Results, quantity: str) -> Iterator[Claim]:
     before, after = results.method["stages"]
-    for scale in results.scales:
-        means = results.rows("transfer", protocol="category_transfer", quantity=quantity, scale=scale)
-        row = next((row for row in means if row.category == ALL), None)
-        if row is None or not math.isfinite(row.estimate):
+    means = {"protocol": "category_transfer", "quantity": quantity}
+    for row in results.rows("transfer", **means, category=ALL):
+        if not math.isfinite(row.estimate):
             continue
-        at = f" at {scale}" if len(results.scales) > 1 else ""
-        said = f"{with_interval(row)}, n = {row.n}"
+        at = f" at {row.scale}" if len(results.scales) > 1 else ""
+        r = f"mean r = {with_n(row)}"
         clean = results.rows(
-            "reliability", protocol="category_reliability", quantity=quantity, scale=scale, category=ALL
+            "reliability", protocol="category_reliability", quantity=quantity, scale=row.scale, category=ALL
         )
         if clean and math.isfinite(clean[0].low):
-            said += f"; without item noise {with_interval(clean[0])}"
-        if row.low > 0:
-            yield Claim(
-                SUPPORTED,
-                f"Over all benchmarks{at}, mixtures with higher {quantity} at {before} tend to have higher {quantity} at "
-                f"{after}: mean r = {said}.",
-            )
-        elif row.high < 0:
-            yield Claim(
-                SUPPORTED,
-                f"Over all benchmarks{at}, {quantity} reverses from {before} to {after}: mean r = {said}.",
-            )
-        else:
-            yield Claim(
-                UNSUPPORTED,
-                f"That {quantity} carries over at all on average{at}: mean r = {said}, which holds 0.",
-            )
-    for row in results.rows("transfer", protocol="category_transfer", quantity=quantity, contrast=SCALE):
-        name = "all benchmarks" if row.category == ALL else row.category
-        if excludes_zero(row) and row.q < ALPHA:
+            r += f"; without item noise {with_interval(clean[0])}"
+        more = f"mixtures with higher {quantity} at {before} tend to have higher {quantity} at {after}"
+        yield claim(
+            excludes_zero(row),
+            f"Over all benchmarks{at}, "
+            + (more if row.low > 0 else f"{quantity} reverses from {before} to {after}")
+            + f": {r}.",
+            f"That {quantity} carries over at all on average{at}: {r}, which holds 0.",
+        )
+    for row in results.rows("transfer", **means, contrast=SCALE):
+        clear = excludes_zero(row) and row.q < ALPHA
+        if clear or (row.category == ALL and math.isfinite(row.estimate)):
+            name = "all benchmarks" if row.category == ALL else row.category
             word = "higher" if row.estimate > 0 else "lower"
-            yield Claim(
-                SUPPORTED,
+            yield claim(
+                clear,
                 f"Transfer of {quantity} on {name} is {word} at {row.scale} than at {row.minus}: difference of the mean r "
-                f"{with_interval(row)}, n = {row.n}.",
-            )
-        elif row.category == ALL and math.isfinite(row.estimate):
-            yield Claim(
-                UNSUPPORTED,
-                f"That transfer of {quantity} changes with scale on average: difference {row.at} of the mean "
-                f"r {with_interval(row)}, n = {row.n}.",
+                f"{with_n(row)}.",
+                f"That transfer of {quantity} changes with scale on average: difference {row.at} of the mean r {with_n(row)}.",
             )
 
 
@@ -390,22 +368,13 @@ def _inverse_dynamics(results: Results) -> Iterator[Claim]:
     )
     said = (
         f"mean r over all benchmarks, {both.at}, of accuracy {with_interval(accuracy)}, of confidence "
-        f"{with_interval(confidence)}, difference {with_interval(both)}, n = {both.n}"
+        f"{with_interval(confidence)}, difference {with_n(both)}"
     )
-    if opposite:
-        yield Claim(
-            SUPPORTED,
-            f"The transfers of accuracy and of confidence change with scale in opposite directions: {said}.",
-        )
-    elif excludes_zero(both):
-        yield Claim(
-            SUPPORTED, f"The transfers of accuracy and of confidence change with scale differently: {said}."
-        )
-    if not opposite:
-        yield Claim(
-            UNSUPPORTED,
-            f"That the transfers of accuracy and of confidence change with scale in opposite directions: {said}.",
-        )
+    change = "he transfers of accuracy and of confidence change with scale"
+    if not opposite and excludes_zero(both):
+        yield Claim(SUPPORTED, f"T{change} differently: {said}.")
+    supported, left_open = f"T{change} in opposite directions", f"That t{change} in opposite directions"
+    yield claim(opposite, f"{supported}: {said}.", f"{left_open}: {said}.")
 
 
 def _tests(results: Results, quantity: str) -> Iterator[Claim]:
@@ -413,11 +382,11 @@ def _tests(results: Results, quantity: str) -> Iterator[Claim]:
     rows = [r for r in single if math.isfinite(r.q)]
     if rows:
         lost = sum(r.q >= 0.05 for r in rows)
-        yield Claim(
-            UNSUPPORTED if lost else SUPPORTED,
+        text = (
             f"A non-zero transfer of {quantity} in {lost or len(rows)} of {len(rows)} tests (benchmark and scale) once the "
-            f"false-discovery rate is held at 5% within each scale (permutation tests, Benjamini-Hochberg).",
+            f"false-discovery rate is held at 5% within each scale (permutation tests, Benjamini-Hochberg)."
         )
+        yield claim(not lost, text, text)
 
 
 PROTOCOL = Protocol("transfer", rows, section, figures, claims, latex)
