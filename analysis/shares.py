@@ -55,20 +55,12 @@ def benchmark_shares(single: Group, plan: Resamples, level: float) -> list[Row]:
         note = without(lost, " (no r)")
         for side, threshold in THRESHOLDS:
             found = share_of(value_BC[known_B], plan, side, threshold, level)
-            row = plain_row(
-                "transfer_share",
-                single.quantity,
-                scale,
-                Label(ALL, f"{side} {threshold:g}", f"share of {known_B.sum()}"),
-                found.estimate,
-                low=found.low,
-                high=found.high,
-                n=int(single.n[scale][known_B].min()),
-                note=note.text,
-                note_kind=note.kind,
-                interval="closed testing",
-            )
-            out.append(row)
+            label = Label(ALL, f"{side} {threshold:g}", f"share of {known_B.sum()}")
+            n = int(single.n[scale][known_B].min())
+            ends = {"low": found.low, "high": found.high, "interval": "closed testing"}
+            said = {"n": n, "note": note.text, "note_kind": note.kind}
+            at = "transfer_share", single.quantity, scale
+            out.append(plain_row(*at, label, found.estimate, **ends, **said))
     return out
 
 
