@@ -96,9 +96,8 @@ class Panel:
     confidence: str = ""  # of `metrics.CONFIDENCES`; "" where results were imported
     beside: dict[str, Array] = field(default_factory=dict)  # the other confidence, where a benchmark's differ
     blocks: Blocks | None = None  # None where all mixtures are exchangeable
-    factors: dict[str, dict[str, str]] = field(
-        default_factory=dict
-    )  # of the store's manifest: label by mixture
+    # of the store's manifest: label by mixture
+    factors: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -175,17 +174,8 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None, 
         row_K = rows_of_runs(who)
         for k, one in enumerate(who):
             values = {quantity: float(value_K[k]) for quantity, value_K in by_quantity.items()}
-            cells.append(
-                Cell(
-                    *one[:4],
-                    benchmark.name,
-                    benchmark.category,
-                    values,
-                    items=benchmark.correct_KI.shape[1],
-                    row=int(row_K[k]),
-                    replicate=one.seed,
-                )
-            )
+            about = benchmark.name, benchmark.category, values, benchmark.correct_KI.shape[1], int(row_K[k])
+            cells.append(Cell(*one[:4], *about, replicate=one.seed))
         items_of[benchmark.name] = averaged(benchmark, row_K)
         curve_of[benchmark.name] = mean_by_row(curve_KB3, row_K)
     panel = assemble(cells, stages, store.notes)
@@ -232,15 +222,13 @@ def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
             key = (record["checkpoint"], record["benchmark"])
             if record["quantity"] not in QUANTITIES or None in key:
                 raise KeyError("quantity")
-            who = {name: record[name] for name in Cell._fields[:6]}
-            cell = grouped.get(key) or Cell(
-                **who, values={}, items=record["items"] or 0, replicate=record.get("replicate") or ""
-            )
+            who = [record[name] for name in Cell._fields[:6]]
+            replicate = record.get("replicate") or ""
+            cell = grouped.get(key) or Cell(*who, {}, record["items"] or 0, replicate=replicate)
             cell.values[record["quantity"]] = _number(record["value"])
             if record["quantity"] == "accuracy":
-                cell = cell._replace(
-                    stderr=_number(record.get("stderr")), chance=_number(record.get("chance"))
-                )
+                stderr, chance = (_number(record.get(name)) for name in ("stderr", "chance"))
+                cell = cell._replace(stderr=stderr, chance=chance)
             grouped[key] = cell
     except (sealed.Damaged, KeyError, OSError):
         raise UserError(
@@ -276,9 +264,8 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     found = {str(cell.stage) for cell in known}
     order = choose_stages(found, stages)
     pair = order[0], order[-1]
-    others = sorted(
-        (s for s in found - set(order) if not s.startswith("eft")), key=natural_key
-    )  # for `explain`
+    # Emulated stages are for `explain`.
+    others = sorted((s for s in found - set(order) if not s.startswith("eft")), key=natural_key)
     if others and stages is None:
         said.append(f"stages left out: {names(others)} (--stages chooses which two are compared)")
     every = [cell for cell in known if cell.stage in order]
@@ -308,7 +295,7 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
         chance[at[3]] = np.fmax(chance[at[3]], cell.chance)
     checkpoints = [
         (f"{axes.scales[s]}-{axes.mixtures[m]}-{pair[t]}", (s, t, m))
-        for s, t, m in sorted({at[:3] for at in places})
+        for s, t, m in sorted({(s, t, m) for s, t, m, _ in places})
     ]
     said += _missing_values(values, checkpoints, axes.benchmarks)
     several = any(x_STMBR.shape[-1] > 1 for x_STMBR in by_run.values())
@@ -401,7 +388,7 @@ def _mean_over_runs(x_STMBR: Array) -> Array:
 
 def _missing_values(
     arrays: dict[str, Array],  # by quantity, (S, 2, M, B)
-    checkpoints: Sequence[tuple[str, tuple[int, int, int]]],  # name, place in the first three axes
+    checkpoints: Sequence[tuple[str, tuple[int, ...]]],  # name, place in the first three axes
     benchmarks: Sequence[str],
 ) -> list[str]:
     """Notes on checkpoints without a value that others have."""
@@ -420,7 +407,7 @@ def _missing_values(
 
 def _unequal_runs(
     runs: dict[str, Array],  # by quantity, (S, 2, M, B, R)
-    checkpoints: Sequence[tuple[str, tuple[int, int, int]]],
+    checkpoints: Sequence[tuple[str, tuple[int, ...]]],
     benchmarks: Sequence[str],
 ) -> list[str]:
     """Notes on what the means over runs rest on."""
@@ -430,10 +417,9 @@ def _unequal_runs(
     count_STM = known_STMBR.any(axis=3).sum(axis=3)
     most = int(count_STM.max())
     fewer = [f"{name} ({count_STM[at]})" for name, at in checkpoints if count_STM[at] < most]
+    said = [f"{most} runs of each mixture are averaged"]
     if fewer:
         said = [f"up to {most} runs of a mixture are averaged; fewer for {names(fewer)}"]
-    else:
-        said = [f"{most} runs of each mixture are averaged"]
     count_STMB = known_STMBR.sum(axis=4)
     partial_B = ((count_STMB > 0) & (count_STMB < count_STM[..., None])).any(axis=(0, 1, 2))
     if partial_B.any():
