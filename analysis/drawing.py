@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from evalengine.analysis import style
 from evalengine.analysis.figure import Curves, Figure, Heatmaps, Intervals, Lines, Scatters, by
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.results import Results, excludes_zero, with_interval
 from evalengine.analysis.scatter_drawing import scatter_drawing
-from evalengine.analysis import style
 from evalengine.analysis.tables import Row
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _number(axis: Axes, row: Row, x: float, y: float) -> None:
         colour = style.PAPER if abs(row.estimate) > 0.75 else style.INK
         weight = "bold" if excludes_zero(row) else "normal"
         number = axis.text(x, y, text, ha="center", va="center_baseline", size=6, weight=weight, color=colour)
-        number.set_in_layout(False)  # within the axis: its style.extent need not be measured
+        number.set_in_layout(False)  # within the axis: its extent need not be measured
 
 
 def _curves(results: Results, figure: Curves) -> Drawing:
