@@ -29,7 +29,7 @@ from evalengine.analysis.correlation import (
     residuals,
 )
 from evalengine.analysis.figure import Figure, Intervals, Table
-from evalengine.analysis.groups import ALL, UNDEFINED, Data, Group, Label, Note, means_of
+from evalengine.analysis.groups import ALL, UNDEFINED, Data, Group, Label, Note, Statistic, group_of, means_of
 from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.panel import Array
 from evalengine.analysis.protocol import Protocol, Study
@@ -105,25 +105,24 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> list[Group]:
     B, V = len(names), 2 * len(names)
     pairs = np.array([(v, V + k) for k in range(len(shares)) for v in range(V)])
     labels = [Label(*names[v % B], at_stage(panel.stages[v // B], name)) for name in shares for v in range(V)]
-    values, n, notes = {}, {}, {}
+    few = Note(UNDEFINED, "fewer than 4 mixtures have a value")
+    flat = Note(UNDEFINED, f"{quantity} hardly varies over the mixtures: no r")
+    found = {}
     for scale in panel.scales:
         sample = data.sample(panel.quantities[0] if quantity == R_ALIGN else quantity, scale)
         x_VMC = variables(data, quantity, scale).x_VMC
         extra = np.stack(list(shares.values()))[:, :, None]
         extra = np.broadcast_to(extra, (len(shares), *x_VMC.shape[1:]))
         joined = np.concatenate([x_VMC, extra])
-        values[scale] = data.reportable(correlate(replace(sample, x_VMC=joined), pairs, data.statistic))
+        value_PC = data.reportable(correlate(replace(sample, x_VMC=joined), pairs, data.statistic))
         known = np.isfinite(joined[:, :, 0])
         known_PM = known[pairs[:, 0]] & known[pairs[:, 1]]
-        n[scale] = known_PM.sum(axis=1)
-        values[scale][degrees_of_freedom(known_PM, sample.block_M) < 3] = np.nan
-        few = Note(UNDEFINED, "fewer than 4 mixtures have a value")
-        flat = Note(UNDEFINED, f"{quantity} hardly varies over the mixtures: no r")
-        notes[scale] = [
-            Note() if np.isfinite(value) else few if count < 4 else flat
-            for value, count in zip(values[scale][:, 0], n[scale], strict=True)
+        value_PC[degrees_of_freedom(known_PM, sample.block_M) < 3] = np.nan
+        found[scale] = [
+            Statistic(label, value_C, n, Note() if np.isfinite(value_C[0]) else few if n < 4 else flat)
+            for label, value_C, n in zip(labels, value_PC, known_PM.sum(axis=1).tolist(), strict=True)
         ]
-    single = Group("mixture_effect", quantity, labels, values, n, notes, data.statistic == "pearson")
+    single = group_of("mixture_effect", quantity, found, is_correlation=data.statistic == "pearson")
     return [single] if quantity == R_ALIGN else [single, _means(single, len(panel.mixtures))]
 
 

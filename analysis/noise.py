@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ from evalengine.analysis.correlation import (
     weighted_sums,
     within,
 )
-from evalengine.analysis.figure import Table
+from evalengine.analysis.figure import Table, by
 from evalengine.analysis.groups import (
     ITEM_NOISE,
     UNDEFINED,
@@ -307,33 +308,29 @@ def section(results: Results) -> str:
 
 def means_table(results: Results) -> Table:
     """Mean r of the categories and of all, as measured and without noise."""
-    observed = {
-        (r.scale, r.quantity, r.category): r for r in results.rows("transfer", protocol="category_transfer")
-    }
-    blocks: dict[tuple[str, str], list[list[str]]] = {}
-    for r in results.rows("reliability", protocol="category_reliability"):
-        measured = observed.get((r.scale, r.quantity, r.category))
-        cells = [with_interval(measured), with_interval(r), r.note]
-        blocks.setdefault((r.quantity, r.scale), []).append([r.category, r.quantity, r.scale, *cells])
+    at = operator.attrgetter("category", "quantity", "scale")
+    observed = {at(r): r for r in results.rows("transfer", protocol="category_transfer")}
+    found = results.rows("reliability", protocol="category_reliability")
+    blocks = [
+        [[*at(r), with_interval(observed.get(at(r))), with_interval(r), r.note] for r in mine]
+        for mine in by(found, lambda r: (r.quantity, r.scale)).values()
+    ]
     columns = ["mean over", "quantity", "scale", "r as measured", WITHOUT_NOISE, "note"]
-    return Table(
-        "mean r without item noise", columns, list(blocks.values()), texts=3, prose=True, stacked=True
-    )
+    return Table("mean r without item noise", columns, blocks, texts=3, prose=True, stacked=True)
 
 
 def benchmarks_table(results: Results) -> Table:
     """Reliability at both stages, ceiling and r, of each benchmark with items."""
     found = [r for r in results.rows("reliability", protocol="reliability") if r.n]
     kinds = list(dict.fromkeys(r.other for r in found))
-    by_kind = {(r.quantity, r.scale, r.name, r.other): r for r in found}
-    measured = {(r.quantity, r.scale, r.name): r for r in results.rows("transfer", protocol="transfer")}
+    at = operator.attrgetter("name", "quantity", "scale")
+    measured = {at(r): r for r in results.rows("transfer", protocol="transfer")}
     blocks: dict[tuple[str, str], list[list[str]]] = {}
-    for at in dict.fromkeys((r.quantity, r.scale, r.name) for r in found):
-        quantity, scale, benchmark = at
-        mine = [by_kind.get((*at, kind)) for kind in kinds]
-        n = next(r.n for r in mine if r)
-        cells = [with_interval(r) for r in (*mine, measured.get(at))]
-        blocks.setdefault((quantity, scale), []).append([benchmark, quantity, scale, *cells, str(n)])
+    for about, mine in by(found, at).items():
+        by_kind = {r.other: r for r in mine}
+        shown = [*(by_kind.get(kind) for kind in kinds), measured.get(about)]
+        line = [*about, *map(with_interval, shown), str(mine[0].n)]
+        blocks.setdefault(about[1:], []).append(line)
     columns = ["benchmark", "quantity", "scale", *kinds, "r as measured", "n"]
     return Table("reliability", columns, list(blocks.values()), texts=3)
 
