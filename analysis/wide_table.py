@@ -48,11 +48,8 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
             left_out[column.name] = "without any value"
             continue
         items = _counts(path, lines, column, how, left_out)
-        errors = (
-            [_number(path, line, column.beside.stderr) for line in lines]
-            if column.beside.stderr
-            else [math.nan] * len(lines)
-        )
+        stderr = column.beside.stderr
+        errors = [_number(path, line, stderr) if stderr else math.nan for line in lines]
         if column.quantity != "loss":
             is_percent = _is_percent(path, lines, column.name, values)
             percent[is_percent].append(column.name)
