@@ -43,7 +43,8 @@ from evalengine.analysis.panel import Panel, Steps
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Options, Row, rows_of
-from evalengine.analysis.transfer import category_transfer, swapped, tests, transfer
+from evalengine.analysis.transfer import category_transfer, transfer
+from evalengine.analysis.transfer_tests import swapped, tests
 
 COMPARED = 6  # later stages up to which all are compared with each other
 

@@ -16,13 +16,12 @@ from dataclasses import replace
 from html import escape
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evalengine.analysis import page, scatter
 from evalengine.analysis.bootstrap import DEGENERATE_MOST
 from evalengine.analysis.claims import claim, with_n
 from evalengine.analysis.contrasts import Difference, category_contrasts, contrast_group, scale_contrast
-from evalengine.analysis.correlation import benjamini_hochberg, permuted_p, residuals
+from evalengine.analysis.correlation import residuals
 from evalengine.analysis.figure import Figure, Intervals, Table, file_part
 from evalengine.analysis.groups import (
     ALL,
@@ -30,7 +29,6 @@ from evalengine.analysis.groups import (
     QUANTITY,
     SCALE,
     UNDEFINED,
-    Array,
     Data,
     Group,
     Label,
@@ -43,13 +41,12 @@ from evalengine.analysis.groups import (
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import CAUTION, SUPPORTED, Claim, Protocol, Study
 from evalengine.analysis.results import Results, excludes_zero, with_interval
-from evalengine.analysis.swapping import swap_p
-from evalengine.analysis.tables import Options, Row, Tests
+from evalengine.analysis.tables import Row
 from evalengine.analysis.transfer_table import transfer_table, words
+from evalengine.analysis.transfer_tests import tests
 from evalengine.analysis.verdicts import ALPHA, verdict_claims, verdict_section, verdict_tables
 
 BOTH = "accuracy − confidence"  # the quantity of the difference of both
-PAndQ = tuple[Array, Array]
 
 
 def rows(study: Study) -> list[Row]:
@@ -138,68 +135,6 @@ def quantity_contrasts(accuracy: Group, confidence: Group, panel: Panel) -> Iter
         yield replace(contrast_group(group, QUANTITY, labels, at_scales), quantity=accuracy.quantity)
         if len(values) > 1:
             yield scale_contrast(group)
-
-
-def tests(single: Group, panel: Panel, options: Options) -> tuple[Tests, Tests]:
-    """p and q of the benchmarks, and of the means over categories and over all: of their transfers at every scale
-    (permutation; q within the scale), and of the differences between the largest scale and the smallest (swapping; q among
-    them)."""
-    B, members = len(panel.benchmarks), _members(panel)
-    x_S2BM = [panel.variables(single.quantity, s).reshape(2, B, -1) for s in range(len(panel.scales))]
-    defined_SB = [np.isfinite(single.values[scale][:, 0]) for scale in panel.scales]
-    found: dict[tuple[str, str], tuple[PAndQ, PAndQ]] = {}
-    for scale, x_2BM, defined_B in zip(panel.scales, x_S2BM, defined_SB, strict=True):
-        p = np.full(len(members), np.nan)
-        for mask_M, index, used in _by_mixtures(x_2BM, members, defined_B):
-            block_M = None if panel.block_M is None else panel.block_M[mask_M]
-            before_BM, after_BM = x_2BM[:, :, mask_M]
-            p[index] = permuted_p(before_BM, after_BM, used, options.statistic, options.seed, block_M)
-        found["", scale] = _families(p, B)
-    if len(panel.scales) > 1:
-        both_B = defined_SB[0] & defined_SB[-1]
-        found[SCALE, panel.scales[-1]] = swapped(x_S2BM[0], x_S2BM[-1], both_B, panel, options)
-    of_benchmarks, of_means = ({key: both[k] for key, both in found.items()} for k in (0, 1))
-    return of_benchmarks, of_means
-
-
-def swapped(
-    small_2BM: Array, large_2BM: Array, defined_B: NDArray[np.bool_], panel: Panel, options: Options
-) -> tuple[PAndQ, PAndQ]:
-    """p of the difference of transfers from one side to the other (`swap_p`), and q: of the benchmarks, and of the means."""
-    members = _members(panel)
-    p = np.full(len(members), np.nan)
-    for mask_M, index, used in _by_mixtures(np.concatenate([small_2BM, large_2BM]), members, defined_B):
-        sides = small_2BM[:, :, mask_M], large_2BM[:, :, mask_M]
-        block_M = None if panel.block_M is None else panel.block_M[mask_M]
-        p[index] = swap_p(*sides, used, options.statistic, options.seed, block_M=block_M)
-    return _families(p, len(defined_B))
-
-
-def _members(panel: Panel) -> list[list[int]]:
-    """The benchmarks behind each statistic: each benchmark alone, each category, all."""
-    return [*([b] for b in range(len(panel.benchmarks))), *with_all(panel).values()]
-
-
-def _families(p: Array, benchmarks: int) -> tuple[PAndQ, PAndQ]:
-    """p and q of the benchmarks, and of the means: a false-discovery rate for each."""
-    single, means = np.split(p, [benchmarks])
-    return (single, benjamini_hochberg(single)), (means, benjamini_hochberg(means))
-
-
-def _by_mixtures(
-    x_TBM: Array, members: Sequence[Sequence[int]], defined_B: NDArray[np.bool_]
-) -> Iterator[tuple[NDArray[np.bool_], list[int], list[list[int]]]]:
-    """Means that rest on the same mixtures: those mixtures, which of the means, and the defined benchmarks of each."""
-    known_BM = np.asarray(np.isfinite(x_TBM).all(axis=0))
-    grouped: dict[bytes, list[int]] = {}
-    used = [[b for b in index if defined_B[b]] for index in members]
-    for i, index in enumerate(used):
-        if index:
-            grouped.setdefault(known_BM[index].all(axis=0).tobytes(), []).append(i)
-    for key, index in grouped.items():
-        mask_M = np.frombuffer(key, dtype=bool)
-        if mask_M.sum() >= 4:
-            yield mask_M, index, [used[i] for i in index]
 
 
 def section(results: Results) -> str:
