@@ -64,9 +64,8 @@ def svg(results: Results, figure: Figure, title: str) -> str:
     # What HTML does not need: names of groups (they repeat; those of shapes are hashes), fonts, turns by 0, indentation.
     needless = r' xmlns(:xlink)?="[^"]*"| id="[A-Za-z0-9.]+_\d+"| font-family:[^;"]*;| transform="rotate\(-0 [^"]*"|\n *'
     text = re.sub(needless, "", text[text.index("<svg") :])
-    text = re.sub(
-        r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text
-    )  # hundredths of a point
+    # Hundredths of a point.
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)
     for name, colour in style.VARIABLES.items():
         text = text.replace(colour, f"var(--{name})")
     # At least three quarters of its size (a point is 4/3 of a pixel); on a narrower screen it scrolls.

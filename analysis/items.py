@@ -61,9 +61,7 @@ class BenchmarkItems(NamedTuple):
     correct_KI: NDArray[np.uint8] | NDArray[np.float32]
     confidence_KI: NDArray[np.float32]  # of the kind that was asked for
     other_KI: NDArray[np.float32]  # of the other kind; the same array where log-likelihoods pick
-    means_KF: NDArray[
-        np.float64
-    ]  # p_gold, margin, entropy, brier, nll: means over items, of raw log-likelihoods
+    means_KF: NDArray[np.float64]  # over items, of raw log-likelihoods: p_gold, margin, entropy, brier, nll
     unusable_K: NDArray[np.int64]  # items without a finite score
 
     def scores(self, quantity: str) -> NDArray[np.uint8] | NDArray[np.float32]:
