@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
-from typing import NamedTuple
 
 import numpy as np
 
@@ -46,12 +45,8 @@ def rows(study: Study) -> list[Row]:
     return [row for group in alignment(study.data) for row in study.rows(group)] if known else []
 
 
-class Reading(NamedTuple):
-    """r_align of a category in one reading, (C,): before, after, and after minus before over what both have."""
-
-    before: Array
-    after: Array
-    difference: Array
+# r_align of a category in one reading, (C,): before, after, and after minus before over what both have.
+Reading = list[Array]
 
 
 def alignment(data: Data) -> list[Group]:
@@ -124,7 +119,7 @@ def _within_models(
     every = (before_MC, after_MC, after_MC - before_MC)
     both = replace(sample, x_VMC=np.stack([before_MC, after_MC]))
     persistence = correlate(both, np.array([[0, 1]]), statistic)[0]
-    return Reading(*(_weighted_mean(r_MC, sample.w_MC) for r_MC in every)), persistence
+    return [_weighted_mean(r_MC, sample.w_MC) for r_MC in every], persistence
 
 
 def over_benchmarks(x_BMC: Array, y_BMC: Array, statistic: str) -> Array:
@@ -141,10 +136,10 @@ def _over_cells(sides: Sequence[tuple[Array, Array]], sample: Sample, statistic:
     before, after = (_cells(x, y, sample, statistic) for x, y in sides)
     known = [np.isfinite(x + y) for x, y in sides]
     if (known[0] == known[1]).all():
-        return Reading(before, after, after - before)
+        return [before, after, after - before]
     common = known[0] & known[1]
     first, second = (_cells(np.where(common, x, np.nan), y, sample, statistic) for x, y in sides)
-    return Reading(before, after, second - first)
+    return [before, after, second - first]
 
 
 def _cells(x_BMC: Array, y_BMC: Array, sample: Sample, statistic: str) -> Array:
@@ -173,9 +168,8 @@ def _across_mixtures(sides: Sequence[tuple[Array, Array]], sample: Sample, data:
         data.reportable(correlate(replace(sample, x_VMC=np.concatenate([x, y])), pairs, data.statistic))
         for x, y in sides
     )
-    return Reading(
-        *(mean_of_known(r[np.isfinite(r[:, 0])]) for r in (before_BC, after_BC, after_BC - before_BC))
-    )
+    every = (before_BC, after_BC, after_BC - before_BC)
+    return [mean_of_known(r_BC[np.isfinite(r_BC[:, 0])]) for r_BC in every]
 
 
 def _weighted_mean(value_MC: Array, w_MC: Array) -> Array:

@@ -46,11 +46,6 @@ def details(title: str, html: str, opened: bool = False) -> str:
     return f"<details{' open' * opened}><summary>{escape(title)}</summary>{html}</details>"
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str | Mark]]) -> str:
-    """A plain table."""
-    return show(Table("", columns, [rows]))
-
-
 def show(shown: Table) -> str:
     """A table of escaped texts. Where the screen is too narrow it scrolls sideways, or its rows become lists (`stacked`)."""
 
