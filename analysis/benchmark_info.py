@@ -139,9 +139,5 @@ def _chance(text: str, where: str) -> float:
     return chance
 
 
-def _category(text: str, where: str) -> str:
-    return check_label(text, where)
-
-
-READ: Mapping[str, Callable[[str, str], Any]] = {"items": _items, "chance": _chance, "category": _category}
+READ: Mapping[str, Callable[[str, str], Any]] = {"items": _items, "chance": _chance, "category": check_label}
 COLUMNS = f"benchmark and one or more of {', '.join(READ)}"

@@ -188,7 +188,9 @@ def without_noise(study: Study, quantity: str) -> list[Row]:
             lost = [panel.benchmarks[b] for b in index if b not in usable]
             means.append(Statistic(label, value_C, min((m.n for m in chosen), default=0), without(lost)))
         group = group_of("category_reliability", quantity, {scale: means}, interval="jackknife")
-        out += map(_bounded, study.rows(group)) if means else ()
+        rows = study.rows(group) if means else []
+        # A ratio of corrected variances may lie beyond what a correlation can be, and so may its interval.
+        out += [bounded(row, -1.0, 1.0, "estimate", "low", "high") for row in rows]
     return out
 
 
@@ -199,11 +201,9 @@ def latent_row(protocol: str, quantity: str, scale: str, label: Label, r: Latent
     return plain_row(protocol, quantity, scale, label, r.estimate, **ends, **said)
 
 
-def _bounded(row: Row) -> Row:
-    """Cut to -1 and 1: a ratio of corrected variances may lie beyond what a correlation can be, and so may its interval."""
-    cut: dict[str, Any] = {
-        end: float(np.clip(getattr(row, end), -1.0, 1.0)) for end in ("estimate", "low", "high")
-    }
+def bounded(row: Row, least: float, most: float, *fields: str) -> Row:
+    """A row whose named fields are cut to lie between two bounds."""
+    cut: dict[str, Any] = {field: float(np.clip(getattr(row, field), least, most)) for field in fields}
     return row._replace(**cut)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from html import escape
 
@@ -69,17 +70,12 @@ def show(shown: Table) -> str:
 
 def numbers(title: str, rows: Sequence[Row], scales: Sequence[str], about: Sequence[str]) -> Table:
     """Estimates with their intervals: a line for each quantity and each value of the fields `about`, a column for each scale."""
-    found: dict[str, dict[tuple[str, ...], dict[str, Row]]] = {}
-    for row in rows:
-        what = tuple(str(getattr(row, field)) for field in about)
-        found.setdefault(row.quantity, {}).setdefault(what, {})[row.scale] = row
-    blocks = [
-        [
-            [quantity, *what, *(with_interval(of_scale.get(scale)) for scale in scales)]
-            for what, of_scale in lines.items()
-        ]
-        for quantity, lines in found.items()
-    ]
+    blocks: list[list[list[str]]] = []
+    for quantity, mine in by(rows, lambda row: row.quantity).items():
+        blocks.append([])
+        for what, line in by(mine, operator.attrgetter(*about)).items():
+            at = {row.scale: row for row in line}
+            blocks[-1].append([quantity, *what, *(with_interval(at.get(scale)) for scale in scales)])
     return Table(title, ["quantity", *about, *scales], blocks, texts=1 + len(about))
 
 

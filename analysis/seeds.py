@@ -21,6 +21,7 @@ Dims: M mixtures, R runs, C columns of weights, B benchmarks.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import resamples
 from evalengine.analysis.correlation import Sample, weighted_sums
-from evalengine.analysis.figure import Table
+from evalengine.analysis.figure import Table, by
 from evalengine.analysis.groups import (
     ALL,
     PARTIAL,
@@ -44,7 +45,7 @@ from evalengine.analysis.groups import (
     without,
 )
 from evalengine.analysis.latent import latent_r, pooled, symmetric
-from evalengine.analysis.noise import covariances, latent_row
+from evalengine.analysis.noise import bounded, covariances, latent_row
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
 from evalengine.analysis.results import Results, share_with_interval, with_interval
@@ -212,12 +213,8 @@ def _possible(rows: list[Row]) -> list[Row]:
     Resampling mixtures would keep to them, but of two copies of a mixture the seeds look like all of the difference: BCa-t
     held 0.3 in 67% of simulated means of seven shares, the jackknife in 95%.
     """
-    cut = []
-    for row in rows:
-        least = {BETWEEN: -np.inf, CEILING: -1.0}.get(row.other, 0.0)
-        ends = np.clip([row.low, row.high], least, 1.0 if least > -np.inf else np.inf)
-        cut.append(row._replace(low=float(ends[0]), high=float(ends[1])))
-    return cut
+    bounds = {BETWEEN: (-math.inf, math.inf), CEILING: (-1.0, 1.0)}
+    return [bounded(row, *bounds.get(row.other, (0.0, 1.0)), "low", "high") for row in rows]
 
 
 def section(results: Results) -> str:
@@ -226,7 +223,7 @@ def section(results: Results) -> str:
         return ""
     measured = {  # means under no name: theirs says over how many benchmarks
         (r.quantity, r.scale, r.category, r.name if r.protocol == "transfer" else ""): r
-        for r in results.rows("transfer", contrast="")
+        for r in results.rows("transfer")
     }
     means, single = [], []
     for key, by_kind in _by_name(found).items():
@@ -258,10 +255,8 @@ def section(results: Results) -> str:
 
 def _by_name(rows: list[Row]) -> dict[tuple[str, str, str, str, str], dict[str, Row]]:
     """Rows by what they are about, then by kind, in order."""
-    out: dict[tuple[str, str, str, str, str], dict[str, Row]] = {}
-    for row in rows:
-        out.setdefault((row.protocol, row.quantity, row.scale, row.category, row.name), {})[row.other] = row
-    return out
+    about = operator.attrgetter("protocol", "quantity", "scale", "category", "name")
+    return {key: {row.other: row for row in mine} for key, mine in by(rows, about).items()}
 
 
 def claims(results: Results) -> Iterator[Claim]:

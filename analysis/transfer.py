@@ -20,7 +20,7 @@ import numpy as np
 from evalengine.analysis import page, scatter
 from evalengine.analysis.bootstrap import DEGENERATE_MOST
 from evalengine.analysis.claims import claim, with_n
-from evalengine.analysis.contrasts import Difference, category_contrasts, contrast_group, scale_contrast
+from evalengine.analysis.contrasts import category_contrasts, scale_contrast
 from evalengine.analysis.correlation import residuals
 from evalengine.analysis.figure import Figure, Intervals, Table, file_part
 from evalengine.analysis.groups import (
@@ -127,12 +127,9 @@ def quantity_contrasts(accuracy: Group, confidence: Group, panel: Panel) -> Iter
     n = {scale: np.minimum(accuracy.n[scale], confidence.n[scale]) for scale in values}
     single = Group("transfer", BOTH, accuracy.labels, values, n, notes)
     for group in (single, category_transfer(single, panel)):
-        at_scales = {
-            scale: Difference(value_SC, group.n[scale], group.notes[scale])
-            for scale, value_SC in group.values.items()
-        }
         labels = [label._replace(minus=confidence.quantity) for label in group.labels]
-        yield replace(contrast_group(group, QUANTITY, labels, at_scales), quantity=accuracy.quantity)
+        how = {"interval": group.contrast_interval, "contrast": QUANTITY}
+        yield replace(group, quantity=accuracy.quantity, labels=labels, **how)
         if len(values) > 1:
             yield scale_contrast(group)
 
