@@ -204,13 +204,11 @@ def departures(data: Data, quantity: str, mixtures: Mixtures, seed: int) -> list
         for _, _, name, y_M in of:
             keep = np.isfinite(y_M) & np.isfinite(share_M)
             estimate, p = departure(y_M[keep], share_M[keep], block_M[keep], seed)
-            found.append((Label(*name, at_stage(stage, CODE)), estimate, p, int(keep.sum())))
-        q = benjamini_hochberg(np.array([p for _, _, p, _ in found]))
-        rows += [
-            plain_row("departure", quantity, scale, label, estimate, p=p, q=float(q_one), n=n)
-            for (label, estimate, p, n), q_one in zip(found, q, strict=True)
-            if math.isfinite(estimate)
-        ]
+            label = Label(*name, at_stage(stage, CODE))
+            found.append(plain_row("departure", quantity, scale, label, estimate, p=p, n=int(keep.sum())))
+        q = benjamini_hochberg(np.array([row.p for row in found]))
+        with_q = (row._replace(q=float(one)) for row, one in zip(found, q, strict=True))
+        rows += [row for row in with_q if math.isfinite(row.estimate)]
     return rows
 
 
@@ -270,12 +268,8 @@ def _contrasts(
 def _design(source: Sequence[str], levels: Sequence[str], second: Sequence[str]) -> Array:
     """Columns: one per web source (no intercept), then the proportions but the first."""
     others = list(dict.fromkeys(second))[1:]
-    return np.array(
-        [
-            [float(s == level) for level in levels] + [float(p == o) for o in others]
-            for s, p in zip(source, second, strict=True)
-        ]
-    )
+    columns = [np.equal(source, level) for level in levels] + [np.equal(second, other) for other in others]
+    return np.stack(columns, axis=1).astype(np.float64)
 
 
 def at_stage(stage: str, what: str) -> str:
