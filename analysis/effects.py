@@ -268,7 +268,8 @@ def _contrasts(
 def _design(source: Sequence[str], levels: Sequence[str], second: Sequence[str]) -> Array:
     """Columns: one per web source (no intercept), then the proportions but the first."""
     others = list(dict.fromkeys(second))[1:]
-    columns = [np.equal(source, level) for level in levels] + [np.equal(second, other) for other in others]
+    columns = [np.array(source) == level for level in levels]
+    columns += [np.array(second) == other for other in others]
     return np.stack(columns, axis=1).astype(np.float64)
 
 
