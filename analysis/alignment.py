@@ -186,21 +186,20 @@ def section(results: Results) -> str:
     stages = results.method["stages"]
     before, after = map(escape, stages)
     change = results.rows("alignment", contrast=STAGE)
-    first, rest, changes = (
-        Intervals(rows, _label, panel=lambda row: READINGS.get(row.name, row.name), limit=limit)
-        for rows, limit in (
-            ([row for row in found if row.name in (WITHIN, PERSISTENCE)], 1.0),
-            ([row for row in found if row.name in (CELLS, ACROSS)], 1.0),
-            (change, 2.0),
-        )
-    )
+
+    def grid(rows: list[Row], limit: float = 1.0) -> str:
+        readings = Intervals(rows, _label, panel=lambda row: READINGS.get(row.name, row.name), limit=limit)
+        return page.grid(results, readings)
+
+    first = grid([row for row in found if row.name in (WITHIN, PERSISTENCE)])
+    rest = grid([row for row in found if row.name in (CELLS, ACROSS)])
     return (
         "<h2>Alignment of confidence with accuracy</h2>"
         '<p class="hint">r_align: the correlation of accuracy with confidence over the benchmarks of a category within one '
         f"model, then its mean over mixtures; its persistence is the correlation over mixtures of that r at {before} and at "
-        f"{after}.</p>{page.grid(results, first)}"
-        + page.details(f"{stages[1]} minus {stages[0]}", page.grid(results, changes))
-        + page.details("Two other readings of r_align", page.grid(results, rest))
+        f"{after}.</p>{first}"
+        + page.details(f"{stages[1]} minus {stages[0]}", grid(change, 2.0))
+        + page.details("Two other readings of r_align", rest)
     )
 
 

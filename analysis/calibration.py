@@ -22,14 +22,8 @@ from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results
 from evalengine.analysis.tables import Row, rows_of
 
-WORDS = {
-    "ece": "ECE, debiased",
-    "ece_plugin": "ECE, plug-in",
-    "brier": "Brier",
-    "nll": "NLL",
-    "accuracy": "accuracy",
-    "confidence": "confidence",
-}
+WORDS = {"ece": "ECE, debiased", "ece_plugin": "ECE, plug-in", "brier": "Brier", "nll": "NLL"}
+WORDS |= {"accuracy": "accuracy", "confidence": "confidence"}
 
 
 def rows(study: Study) -> list[Row]:

@@ -279,10 +279,8 @@ def at_stage(stage: str, what: str) -> str:
 
 
 def section(results: Results) -> str:
-    shares = [
-        *results.rows("mixture_effects", protocol="category_effect"),
-        *results.rows("mixture_effects", protocol="mixture_effect"),
-    ]
+    kinds = ("category_effect", "mixture_effect")
+    shares = [row for kind in kinds for row in results.rows("mixture_effects", protocol=kind)]
     sources = results.rows("mixture_effects", protocol="web_source")
     if not shares and not sources:
         return ""

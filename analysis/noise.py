@@ -343,13 +343,11 @@ def claims(results: Results) -> Iterator[Claim]:
     ceilings = results.rows("reliability", other=CEILING)
     noisy = [r for r in ceilings if r.note_kind == ITEM_NOISE]
     low = [r for r in ceilings if r.high < 0.7 and math.isfinite(r.high)]
-    for found, text in (
-        (
-            noisy,
-            "On these the mixtures differ no more than item noise makes them differ, so no r means much: {}.",
-        ),
-        (low, "Item noise alone keeps r below 0.7 (interval of the ceiling) on {}."),
-    ):
+    said = {
+        "On these the mixtures differ no more than item noise makes them differ, so no r means much: {}.": noisy,
+        "Item noise alone keeps r below 0.7 (interval of the ceiling) on {}.": low,
+    }
+    for text, found in said.items():
         if found:
             listed = names([f"{r.name} ({r.scale}, {r.quantity})" for r in found], 12)
             yield Claim(CAUTION, text.format(listed))

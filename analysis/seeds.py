@@ -238,8 +238,7 @@ def section(results: Results) -> str:
             told.append(with_interval(by_kind[CEILING]))
             single.append([name, quantity, scale, *told, observed, with_interval(r), str(r.n)])
     before, after = results.method["stages"]
-    shares_of = [f"seeds at {before} (%)", f"seeds at {after} (%)"]
-    head = ["quantity", "scale", *shares_of]
+    head = ["quantity", "scale", f"seeds at {before} (%)", f"seeds at {after} (%)"]
     columns = ["mean over", *head, "r as measured", BETWEEN, "note"]
     of_means = Table("seeds", columns, [means], texts=3, prose=True)
     columns = ["benchmark", *head, CEILING, "r as measured", BETWEEN, "n"]
