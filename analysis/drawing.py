@@ -31,6 +31,7 @@ NUMBERS = 1.5  # beside it
 STEP = 0.155  # between the intervals of a line
 LETTER = 0.072  # of the names beside it; an upper bound for most
 CELL = 0.25  # of a heatmap
+CORNERS = ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))  # of a cell, in cells from its middle
 NAMES = 1.3  # of benchmarks, beside a heatmap
 CURVE = 0.95  # side of a reliability curve
 PLACE = 0.32  # of a line, on an axis at least WIDTH wide
@@ -160,9 +161,7 @@ def _heatmaps(results: Results, figure: Heatmaps) -> Drawing:
         squares = []
         for row in rows:
             x, y = middles[row.other], middles[row.name]
-            squares.append(
-                [(x + dx, y + dy) for dx, dy in ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))]
-            )
+            squares.append([(x + dx, y + dy) for dx, dy in CORNERS])
             _number(axis, row, x, y)
         shades = [_shade(row.estimate) for row in rows]
         cells = PolyCollection(squares, facecolors=shades, edgecolors=style.PAPER, lw=0.5, clip_on=False)

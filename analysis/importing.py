@@ -322,8 +322,6 @@ def write_results(folder: Path, imported: Imported) -> int:
 
 def _stored(row: Result) -> dict[str, object]:
     """A row of results.arrow: what is not known of an error, of chance and of a replicate is null."""
-    found = dict(zip(COLUMNS, row[: len(COLUMNS)], strict=True)) | {"replicate": row.replicate or None}
-    return {
-        name: None if name in ("stderr", "chance") and found[name] != found[name] else found[name]
-        for name in found
-    }
+    found = {name: getattr(row, name) for name in COLUMNS}
+    unknown = [name for name in ("stderr", "chance") if math.isnan(found[name])]
+    return found | dict.fromkeys(unknown) | {"replicate": row.replicate or None}

@@ -121,14 +121,12 @@ def measured(data: Data, quantity: str, scale: str) -> dict[int, Measured | Note
         noise = _noise(panel, quantity, s, b, keep)
         freedom = int(degrees_of_freedom(keep[None], sample.block_M)[0])
         if freedom < 3:
-            out[b] = Note(
-                UNDEFINED, "fewer than 4 mixtures" if sample.block_M is None else "too few mixtures"
-            )
+            few = "fewer than 4 mixtures" if sample.block_M is None else "too few mixtures"
+            out[b] = Note(UNDEFINED, few)
         elif noise is None:
-            known = "neither the number of items nor all standard errors are known"
-            out[b] = Note(
-                UNDEFINED, known if quantity == "accuracy" else f"noise of {quantity} takes the items"
-            )
+            why = "neither the number of items nor all standard errors are known"
+            why = why if quantity == "accuracy" else f"noise of {quantity} takes the items"
+            out[b] = Note(UNDEFINED, why)
         else:
             found = covariances(replace(sample, x_VMC=sample.x_VMC[[b, B + b]]), keep)
             out[b] = Measured(noise, found, int(keep.sum()), freedom)

@@ -30,9 +30,8 @@ def interval_words(results: Results) -> str:
         "jackknife-z": "jackknife t on Fisher's z",
     }
     if method["block"]:
-        kinds["auto"] = (
-            "jackknife within blocks, on Fisher's z for r and means; BCa on Student's t for coherence"
-        )
+        within = "jackknife within blocks, on Fisher's z for r and means"
+        kinds["auto"] = f"{within}; BCa on Student's t for coherence"
     kind = kinds.get(method["interval"], f"{method['interval']} bootstrap")
     return f"{method['level']:.0%} intervals: {kind}, {method['resamples']:,} resamples"
 

@@ -90,16 +90,8 @@ def section(results: Results) -> str:
         lines.append([r.quantity, r.scale, f"r {r.name}", *percent, str(r.n), r.note])
     if not lines:
         return ""
-    columns = [
-        "quantity",
-        "scale",
-        "benchmarks with",
-        "measured",
-        "truly at least",
-        "truly at most",
-        "n",
-        "note",
-    ]
+    columns = ["quantity", "scale", "benchmarks with", "measured"]
+    columns += ["truly at least", "truly at most", "n", "note"]
     return (
         "<h2>Shares of benchmarks</h2>"
         '<p class="hint">The share of measured r beyond a threshold is no estimate of the share of true ones: noise carries '
