@@ -39,7 +39,7 @@ def rows(study: Study) -> list[Row]:
 
 def means(panel: Panel, quantity: str, value_STMB: Array, weight_MC: Array) -> Group:
     """Mean over mixtures of each benchmark's value at both stages; of the debiased ECE the root mean square, since it is the
-    square that has no bias (`items.debiased_calibration_error`). Contrasts are over the mixtures that both sides have."""
+    square that has no bias (`calibration_error`). Contrasts are over the mixtures that both sides have."""
     B = len(panel.benchmarks)
     before = panel.stages[0]
     labels = [

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis.calibration_error import ECE_BINS, calibration_errors
 from evalengine.analysis.cells import (
     Cell,
     category_key,
@@ -31,17 +32,13 @@ from evalengine.analysis.cells import (
     stages_of,
 )
 from evalengine.analysis.items import (
-    ECE_BINS,
     BenchmarkItems,
     Checkpoint,
     averaged,
-    debiased_calibration_error,
-    expected_calibration_error,
     mean_by_row,
     mean_of_scores,
     names,
     read_store,
-    reliability,
     rows_of_runs,
 )
 from evalengine.errors import UserError
@@ -163,9 +160,8 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None, 
     cells, curve_of, items_of = [], {}, {}
     for benchmark in store.benchmarks:
         raw_KI = benchmark.confidence_KI if confidence == "raw" else benchmark.other_KI
-        curve_KB3 = reliability(raw_KI, benchmark.correct_KI, ECE_BINS)
-        debiased_K = debiased_calibration_error(curve_KB3, np.isfinite(raw_KI).sum(axis=1))
-        calibration = (debiased_K, expected_calibration_error(curve_KB3), *benchmark.means_KF.T)
+        curve_KB3, *errors = calibration_errors(raw_KI, benchmark.correct_KI)
+        calibration = (*errors, *benchmark.means_KF.T)
         by_quantity = {
             **{quantity: mean_of_scores(benchmark.scores(quantity)) for quantity in shown},
             **dict(zip(CALIBRATION, calibration, strict=True)),
