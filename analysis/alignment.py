@@ -209,9 +209,8 @@ def _label(row: Row) -> str:
 
 def figures(results: Results) -> Mapping[str, Figure]:
     found = results.rows("alignment")  # in two files: persistence has no stages, so other lines
-    readings, persistence = (
-        [r for r in found if (r.name == "persistence") == single] for single in (False, True)
-    )
+    readings = [row for row in found if row.name != PERSISTENCE]
+    persistence = [row for row in found if row.name == PERSISTENCE]
     return {
         "alignment": Intervals(readings, _label, panel=lambda row: row.name),
         "alignment_persistence": Intervals(persistence, _label, panel=lambda row: row.name),

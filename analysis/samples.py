@@ -175,9 +175,7 @@ def read_samples(path: Path) -> list[Sample]:
 
 def _sample(number: int, raw: Mapping[str, Any]) -> Sample:
     """Raises UserError, or what Python raises, where the line is no multiple-choice sample."""
-    scored = [
-        response[0] if isinstance(response[0], list) else response for response in raw["filtered_resps"]
-    ]
+    scored = [one[0] if isinstance(one[0], list) else one for one in raw["filtered_resps"]]
     loglik = tuple(float(value[0]) for value in scored)
     greedy = tuple(str(value[1]) == "True" for value in scored)
     arguments = raw["arguments"]
@@ -233,10 +231,8 @@ def _golds(path: Path, samples: Sequence[Sample]) -> list[int]:
         golds = _by(rule, samples)
         if golds is None:
             continue
-        wrong = next(
-            (s for s, gold in zip(samples, golds, strict=True) if s.right not in (None, s.picked == gold)),
-            None,
-        )
+        pairs = zip(samples, golds, strict=True)
+        wrong = next((s for s, gold in pairs if s.right not in (None, s.picked == gold)), None)
         if wrong is None:
             return golds
         contradiction = contradiction or (

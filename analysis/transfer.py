@@ -295,9 +295,8 @@ def _inverse_dynamics(results: Results) -> Iterator[Claim]:
     if not all(rows and math.isfinite(rows[0].low) for rows in known.values()):
         return
     accuracy, confidence, both = (rows[0] for rows in known.values())
-    opposite = (
-        accuracy.estimate * confidence.estimate < 0 and excludes_zero(accuracy) and excludes_zero(confidence)
-    )
+    clear = excludes_zero(accuracy) and excludes_zero(confidence)
+    opposite = clear and accuracy.estimate * confidence.estimate < 0
     said = (
         f"mean r over all benchmarks, {both.at}, of accuracy {with_interval(accuracy)}, of confidence "
         f"{with_interval(confidence)}, difference {with_n(both)}"
