@@ -10,6 +10,7 @@ Dims: K checkpoints, I items of one benchmark, F fields per item.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -297,6 +298,20 @@ def _same_order(name: str, holder: str, first: pa.Table, checkpoint: str, other:
             "score them on the same data"
         )
     return other.take(pa.array(np.argsort(position.to_numpy())))
+
+
+def factors_of(checkpoints: Iterable[Checkpoint]) -> dict[str, dict[str, str]]:
+    """The labels that manifests gave to the mixtures, by factor. Raises UserError where a mixture has two."""
+    factors: dict[str, dict[str, str]] = defaultdict(dict)
+    for one in checkpoints:
+        for factor, label in json.loads(one.blocks or "{}").items():
+            known = factors[factor].setdefault(str(one.mixture), label)
+            if known != label:
+                raise UserError(
+                    f"mixture {one.mixture} has two labels of {factor}, {known} and {label}: give all its checkpoints one in the"
+                    " manifest, and run `evalengine score` again (nothing is scored again)"
+                )
+    return dict(factors)
 
 
 def rows_of_runs(checkpoints: Sequence[Checkpoint]) -> NDArray[np.int64]:

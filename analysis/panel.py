@@ -11,7 +11,6 @@ Dims: S scales, T stages, M mixtures, B benchmarks, R runs of a mixture, K check
 from __future__ import annotations
 
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,8 +32,8 @@ from evalengine.analysis.cells import (
 )
 from evalengine.analysis.items import (
     BenchmarkItems,
-    Checkpoint,
     averaged,
+    factors_of,
     mean_by_row,
     mean_of_scores,
     names,
@@ -187,22 +186,8 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None, 
         metrics=tuple(benchmark.metric for benchmark in ordered),
         chance=np.array([benchmark.chance for benchmark in ordered]),
         confidence=confidence,
-        factors=_factors(store.checkpoints),
+        factors=factors_of(store.checkpoints),
     )
-
-
-def _factors(checkpoints: Iterable[Checkpoint]) -> dict[str, dict[str, str]]:
-    """The labels that manifests gave to the mixtures, by factor. Raises UserError where a mixture has two."""
-    factors: dict[str, dict[str, str]] = defaultdict(dict)
-    for one in checkpoints:
-        for factor, label in json.loads(one.blocks or "{}").items():
-            known = factors[factor].setdefault(str(one.mixture), label)
-            if known != label:
-                raise UserError(
-                    f"mixture {one.mixture} has two labels of {factor}, {known} and {label}: give all its checkpoints one in the"
-                    " manifest, and run `evalengine score` again (nothing is scored again)"
-                )
-    return dict(factors)
 
 
 def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
