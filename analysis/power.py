@@ -23,6 +23,7 @@ from evalengine.errors import UserError
 
 LARGEST_N = 100_000
 NODES = 96
+MOST_SEEDS = 5  # of a mixture, when runs are spent
 
 
 class Blur(NamedTuple):
@@ -123,11 +124,9 @@ class Spent(NamedTuple):
     r: float
 
 
-def spend(
-    runs: int, power: float = 0.8, alpha: float = 0.05, blur: Blur = CLEAR, most: int = 5
-) -> list[Spent]:
-    """More seeds or more mixtures: every way to spend `runs` runs a stage, up to `most` a mixture, on 4 mixtures or more."""
-    ways = [(seeds, runs // seeds) for seeds in range(1, most + 1) if runs // seeds >= 4]
+def spend(runs: int, power: float = 0.8, alpha: float = 0.05, blur: Blur = CLEAR) -> list[Spent]:
+    """More seeds or more mixtures: every way to spend `runs` runs a stage, up to 5 a mixture, on 4 mixtures or more."""
+    ways = [(seeds, runs // seeds) for seeds in range(1, MOST_SEEDS + 1) if runs // seeds >= 4]
     return [
         Spent(runs, seeds, n, detectable(n, power, alpha, blur._replace(seeds=seeds))) for seeds, n in ways
     ]

@@ -31,11 +31,11 @@ class Verdict(NamedTuple):
     because: str
 
 
-def verdicts(rows: list[Row], useful: float = USEFUL_R) -> list[Verdict]:
+def verdicts(rows: list[Row]) -> list[Verdict]:
     """What the intervals and tests of a benchmark's transfer allow to say.
 
     reliable: the interval lies above 0 and the permutation test's q is below ALPHA, both at every scale. scale-dependent:
-    not that, the interval of the difference between the scales excludes 0 and its q is below ALPHA. unreliable: below `useful`
+    not that, the interval of the difference between the scales excludes 0 and its q is below ALPHA. unreliable: below USEFUL_R
     at every scale. undecided: none of these. q is Benjamini and Hochberg's over all benchmarks of a quantity: without it, twenty
     benchmarks with equal transfer at both scales would hold a false "scale-dependent" in four studies of five.
     """
@@ -57,8 +57,8 @@ def verdicts(rows: list[Row], useful: float = USEFUL_R) -> list[Verdict]:
         elif contrast and excludes_zero(contrast) and contrast.q < ALPHA:
             r, verdict = contrast, "scale-dependent"
             why = f"{r.at} is {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}], q {_q([r])}: {shown}"
-        elif len(known) == len(scales) and all(r.high < useful for r in known):
-            verdict, why = "unreliable", f"the intervals lie below {useful:g}: {shown}"
+        elif len(known) == len(scales) and all(r.high < USEFUL_R for r in known):
+            verdict, why = "unreliable", f"the intervals lie below {USEFUL_R:g}: {shown}"
         elif len(known) == len(scales) and all(r.low > 0 for r in known):
             verdict, why = "undecided", f"the intervals lie above 0, but q is {_q(known)}: {shown}"
         else:
