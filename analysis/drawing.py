@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
+CORNERS = ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))  # of a cell, in cells from its middle
 # Inches.
 WIDTH = 1.7  # of an axis of intervals
 NUMBERS = 1.5  # beside it
 STEP = 0.155  # between the intervals of a line
 LETTER = 0.072  # of the names beside it; an upper bound for most
 CELL = 0.25  # of a heatmap
-CORNERS = ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))  # of a cell, in cells from its middle
 NAMES = 1.3  # of benchmarks, beside a heatmap
 CURVE = 0.95  # side of a reliability curve
 PLACE = 0.32  # of a line, on an axis at least WIDTH wide
