@@ -120,7 +120,8 @@ def means_of(
     In a resample a mean is over the members that have an r in it: each lacks one in few (`Data.reportable`), but one or other
     of twenty does in many. least_n: mixtures behind a mean of none.
     """
-    found, means = {}, {}
+    found: dict[str, list[Statistic]] = {}
+    means = {}
     for scale, value_SC in single.values.items():
         n_S = single.n[scale]
         found[scale] = []

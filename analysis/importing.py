@@ -82,8 +82,9 @@ def result_of(
 ) -> Result:
     """A number of one checkpoint with what evalengine knows of its benchmark; source: further fields of `Result`."""
     about = known.get(benchmark, UNKNOWN)
-    numbers = quantity, value, items, stderr, about.chance
-    return Result(*who[:4], benchmark, about.category, *numbers, who.seed, **source)
+    chance, seed = about.chance, who.seed
+    found = Result(*who[:4], benchmark, about.category, quantity, value, items, stderr, chance, seed)
+    return found._replace(**source)
 
 
 COLUMNS = Result._fields[:12]  # of results.arrow

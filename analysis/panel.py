@@ -166,11 +166,11 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None, 
             **dict(zip(CALIBRATION, calibration, strict=True)),
         }
         who = [by_name[name] for name in benchmark.checkpoints]
-        row_K = rows_of_runs(who)
+        row_K, items = rows_of_runs(who), benchmark.correct_KI.shape[1]
         for k, one in enumerate(who):
             values = {quantity: float(value_K[k]) for quantity, value_K in by_quantity.items()}
-            about = benchmark.name, benchmark.category, values, benchmark.correct_KI.shape[1], int(row_K[k])
-            cells.append(Cell(*one[:4], *about, replicate=one.seed))
+            cell = Cell(*one[:4], benchmark.name, benchmark.category, values, items, int(row_K[k]))
+            cells.append(cell._replace(replicate=one.seed))
         items_of[benchmark.name] = averaged(benchmark, row_K)
         curve_of[benchmark.name] = mean_by_row(curve_KB3, row_K)
     panel = assemble(cells, stages, store.notes)
@@ -203,9 +203,9 @@ def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
             key = (record["checkpoint"], record["benchmark"])
             if record["quantity"] not in QUANTITIES or None in key:
                 raise KeyError("quantity")
-            who = [record[name] for name in Cell._fields[:6]]
-            replicate = record.get("replicate") or ""
-            cell = grouped.get(key) or Cell(*who, {}, record["items"] or 0, replicate=replicate)
+            who = {name: record[name] for name in Cell._fields[:6]}
+            items, replicate = record["items"] or 0, record.get("replicate") or ""
+            cell = grouped.get(key) or Cell(**who, values={}, items=items, replicate=replicate)
             cell.values[record["quantity"]] = _number(record["value"])
             if record["quantity"] == "accuracy":
                 stderr, chance = (_number(record.get(name)) for name in ("stderr", "chance"))

@@ -128,8 +128,8 @@ def quantity_contrasts(accuracy: Group, confidence: Group, panel: Panel) -> Iter
     single = Group("transfer", BOTH, accuracy.labels, values, n, notes)
     for group in (single, category_transfer(single, panel)):
         labels = [label._replace(minus=confidence.quantity) for label in group.labels]
-        how = {"interval": group.contrast_interval, "contrast": QUANTITY}
-        yield replace(group, quantity=accuracy.quantity, labels=labels, **how)
+        kind = group.contrast_interval
+        yield replace(group, quantity=accuracy.quantity, labels=labels, interval=kind, contrast=QUANTITY)
         if len(values) > 1:
             yield scale_contrast(group)
 

@@ -58,9 +58,8 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
         if column.quantity == "accuracy":
             _check_errors(path, lines, column, values, errors, items)
         about = column.benchmark, known, column.quantity
-        source = {"file": path, "score": column.score, "shots": shots}
         results += [
-            result_of(who, *about, value, count, error, **source)
+            result_of(who, *about, value, count, error, file=path, score=column.score, shots=shots)
             for who, value, count, error in zip(checkpoints, values, items, errors, strict=True)
         ]
     blocks = [
