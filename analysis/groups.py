@@ -118,7 +118,7 @@ def means_of(
     """Means over statistics of a group, the `members` of each; those without an r are left out and said so.
 
     In a resample a mean is over the members that have an r in it: each lacks one in few (`Data.reportable`), but one or other
-    of twenty does in many. least_n: mixtures behind a mean of none.
+    of twenty does in many. least_n: the n of a mean that leaves all of them out.
     """
     found: dict[str, list[Statistic]] = {}
     means = {}

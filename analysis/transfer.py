@@ -39,7 +39,7 @@ from evalengine.analysis.groups import (
     with_all,
 )
 from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocol import CAUTION, SUPPORTED, Claim, Protocol, Study
+from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
 from evalengine.analysis.results import Results, excludes_zero, with_interval
 from evalengine.analysis.tables import Row
 from evalengine.analysis.transfer_table import transfer_table, words
@@ -267,12 +267,12 @@ def _overall(results: Results, quantity: str) -> Iterator[Claim]:
         )
         if clean and math.isfinite(clean[0].low):
             r += f"; without item noise {with_interval(clean[0])}"
-        more = f"mixtures with higher {quantity} at {before} tend to have higher {quantity} at {after}"
+        found = f"{quantity} reverses from {before} to {after}"
+        if row.low > 0:
+            found = f"mixtures with higher {quantity} at {before} tend to have higher {quantity} at {after}"
         yield claim(
             excludes_zero(row),
-            f"Over all benchmarks{at}, "
-            + (more if row.low > 0 else f"{quantity} reverses from {before} to {after}")
-            + f": {r}.",
+            f"Over all benchmarks{at}, {found}: {r}.",
             f"That {quantity} carries over at all on average{at}: {r}, which holds 0.",
         )
     for row in results.rows("transfer", **means, contrast=SCALE):
@@ -301,11 +301,11 @@ def _inverse_dynamics(results: Results) -> Iterator[Claim]:
         f"mean r over all benchmarks, {both.at}, of accuracy {with_interval(accuracy)}, of confidence "
         f"{with_interval(confidence)}, difference {with_n(both)}"
     )
-    change = "he transfers of accuracy and of confidence change with scale"
+    change = "transfers of accuracy and of confidence change with scale"
     if not opposite and excludes_zero(both):
-        yield Claim(SUPPORTED, f"T{change} differently: {said}.")
-    supported, left_open = f"T{change} in opposite directions", f"That t{change} in opposite directions"
-    yield claim(opposite, f"{supported}: {said}.", f"{left_open}: {said}.")
+        yield Claim(SUPPORTED, f"The {change} differently: {said}.")
+    turned = f"{change} in opposite directions: {said}."
+    yield claim(opposite, f"The {turned}", f"That the {turned}")
 
 
 def _tests(results: Results, quantity: str) -> Iterator[Claim]:
@@ -313,11 +313,11 @@ def _tests(results: Results, quantity: str) -> Iterator[Claim]:
     rows = [r for r in single if math.isfinite(r.q)]
     if rows:
         lost = sum(r.q >= 0.05 for r in rows)
-        text = (
+        yield Claim(
+            UNSUPPORTED if lost else SUPPORTED,
             f"A non-zero transfer of {quantity} in {lost or len(rows)} of {len(rows)} tests (benchmark and scale) once the "
-            f"false-discovery rate is held at 5% within each scale (permutation tests, Benjamini-Hochberg)."
+            f"false-discovery rate is held at 5% within each scale (permutation tests, Benjamini-Hochberg).",
         )
-        yield claim(not lost, text, text)
 
 
 PROTOCOL = Protocol("transfer", rows, section, figures, claims, latex)
