@@ -57,10 +57,9 @@ def benchmark_shares(single: Group, plan: Resamples, level: float) -> list[Row]:
             found = share_of(value_BC[known_B], plan, side, threshold, level)
             label = Label(ALL, f"{side} {threshold:g}", f"share of {known_B.sum()}")
             n = int(single.n[scale][known_B].min())
-            ends: dict[str, Any] = {"low": found.low, "high": found.high, "interval": "closed testing"}
-            said: dict[str, Any] = {"n": n, "note": note.text, "note_kind": note.kind}
-            about = "transfer_share", single.quantity, scale, label
-            out.append(plain_row(*about, found.estimate, **ends, **said))
+            said: dict[str, Any] = {"low": found.low, "high": found.high, "interval": "closed testing"}
+            said |= {"n": n, "note": note.text, "note_kind": note.kind}
+            out.append(plain_row("transfer_share", single.quantity, scale, label, found.estimate, **said))
     return out
 
 
