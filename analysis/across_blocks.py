@@ -37,12 +37,11 @@ def section(results: Results) -> str:
         for row in sorted(across, key=lambda row: row.protocol != "category_transfer")
     ]
     columns = ["", "quantity", "scale", f"r within {factor}", "plain r", "p of the plain r", "n"]
-    return (
-        f"<h2>Across {escape(factor)}</h2>"
-        '<p class="hint">The plain r takes all mixtures as exchangeable. It includes the differences across '
-        f"{escape(factor)}, and its interval and p ignore that mixtures of the same {escape(factor)} are alike. It is here to be "
-        "compared with published figures.</p>"
-        + page.details("Transfer with and without blocks", page.show(Table("", columns, [table], texts=3)))
+    return page.section(
+        f"Across {factor}",
+        f"The plain r takes all mixtures as exchangeable. It includes the differences across {escape(factor)}, and its interval "
+        f"and p ignore that mixtures of the same {escape(factor)} are alike. It is here to be compared with published figures.",
+        page.details("Transfer with and without blocks", page.show(Table("", columns, [table], texts=3))),
     )
 
 

@@ -183,23 +183,20 @@ def section(results: Results) -> str:
     found = results.rows("alignment")
     if not found:
         return ""
-    stages = results.method["stages"]
-    before, after = map(escape, stages)
-    change = results.rows("alignment", contrast=STAGE)
+    before, after = results.method["stages"]
 
     def grid(rows: list[Row], limit: float = 1.0) -> str:
         readings = Intervals(rows, _label, panel=lambda row: READINGS.get(row.name, row.name), limit=limit)
         return page.grid(results, readings)
 
-    first = grid([row for row in found if row.name in (WITHIN, PERSISTENCE)])
     rest = grid([row for row in found if row.name in (CELLS, ACROSS)])
-    return (
-        "<h2>Alignment of confidence with accuracy</h2>"
-        '<p class="hint">r_align: the correlation of accuracy with confidence over the benchmarks of a category within one '
-        f"model, then its mean over mixtures; its persistence is the correlation over mixtures of that r at {before} and at "
-        f"{after}.</p>{first}"
-        + page.details(f"{stages[1]} minus {stages[0]}", grid(change, 2.0))
-        + page.details("Two other readings of r_align", rest)
+    return page.section(
+        "Alignment of confidence with accuracy",
+        "r_align: the correlation of accuracy with confidence over the benchmarks of a category within one model, then its mean "
+        f"over mixtures; its persistence is the correlation over mixtures of that r at {escape(before)} and at {escape(after)}.",
+        grid([row for row in found if row.name in (WITHIN, PERSISTENCE)]),
+        page.details(f"{after} minus {before}", grid(results.rows("alignment", contrast=STAGE), 2.0)),
+        page.details("Two other readings of r_align", rest),
     )
 
 

@@ -93,23 +93,17 @@ def _difference(
 def section(results: Results) -> str:
     if not results.rows("calibration", quantity="ece"):
         return ""
-    stages = results.method["stages"]
-    out = [
-        "<h2>Calibration of items</h2>",
-        '<p class="hint">Accuracy (up) against confidence (right) in 15 bins of equal size; the whiskers are t intervals over '
-        "mixtures, the dashed line is perfect calibration. Calibration is always of the softmax over raw log-likelihoods. The "
-        "debiased ECE is near 0, on either side, for a calibrated model; the plug-in one is above it, more so the fewer the "
-        "items.</p>",
-    ]
-    for scale in reversed(results.scales):
-        curves = page.grid(results, _curves(results, scale))
-        out.append(page.details(scale, curves, opened=scale == results.scales[-1]))
-    before, after = stages
-    out += [
-        page.details("Means over mixtures, with intervals", _levels(results, "", stages)),
+    before, after = results.method["stages"]
+    curves = {scale: page.grid(results, _curves(results, scale)) for scale in reversed(results.scales)}
+    return page.section(
+        "Calibration of items",
+        "Accuracy (up) against confidence (right) in 15 bins of equal size; the whiskers are t intervals over mixtures, the "
+        "dashed line is perfect calibration. Calibration is always of the softmax over raw log-likelihoods. The debiased ECE is "
+        "near 0, on either side, for a calibrated model; the plug-in one is above it, more so the fewer the items.",
+        *(page.details(scale, grid, opened=scale == results.scales[-1]) for scale, grid in curves.items()),
+        page.details("Means over mixtures, with intervals", _levels(results, "", [before, after])),
         page.details(f"{after} minus {before}, with intervals", _levels(results, STAGE, [after])),
-    ]
-    return "".join(out)
+    )
 
 
 def _levels(results: Results, contrast: str, stages: Sequence[str]) -> str:

@@ -295,12 +295,12 @@ def section(results: Results) -> str:
     found = [r for r in results.rows("reliability", protocol="reliability") if math.isfinite(r.estimate)]
     if not found:
         return ""
-    return (
-        "<h2>Noise</h2>"
-        '<p class="hint">Reliability: the share of the variance between mixtures that endless items would leave. The ceiling '
-        "is the r that this noise would leave of a perfect one; r without noise is the correlation that endless items would "
-        f"show.</p>{page.show(means_table(results))}"
-        + page.details("Reliability of each benchmark", page.show(benchmarks_table(results)))
+    return page.section(
+        "Noise",
+        "Reliability: the share of the variance between mixtures that endless items would leave. The ceiling is the r that this "
+        "noise would leave of a perfect one; r without noise is the correlation that endless items would show.",
+        page.show(means_table(results)),
+        page.details("Reliability of each benchmark", page.show(benchmarks_table(results))),
     )
 
 

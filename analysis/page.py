@@ -36,6 +36,11 @@ def interval_words(results: Results) -> str:
     return f"{method['level']:.0%} intervals: {kind}, {method['resamples']:,} resamples"
 
 
+def section(title: str, words: str, *parts: str) -> str:
+    """A section under its title, a text, and a paragraph of small print (HTML) before its parts."""
+    return f"<h2>{escape(title)}</h2>{hint(words)}{''.join(parts)}"
+
+
 def hint(html: str) -> str:
     """A paragraph of small print."""
     return f'<p class="hint">{html}</p>'

@@ -242,13 +242,13 @@ def section(results: Results) -> str:
     columns = ["mean over", *head, "r as measured", BETWEEN, "note"]
     of_means = Table("seeds", columns, [means], texts=3, prose=True)
     columns = ["benchmark", *head, CEILING, "r as measured", BETWEEN, "n"]
-    return (
-        "<h2>Seeds</h2>"
-        '<p class="hint">Several runs of a mixture are averaged. Seeds: their share of the variance of single runs. r between '
-        "mixtures: the correlation without what seeds do at either stage and carry from one to the other; the ceiling is the "
-        "r of the means over runs if that were 1.</p>"
-        + page.show(of_means)
-        + page.details("Benchmarks", page.show(Table("seeds", columns, [single], texts=3)))
+    return page.section(
+        "Seeds",
+        "Several runs of a mixture are averaged. Seeds: their share of the variance of single runs. r between mixtures: the "
+        "correlation without what seeds do at either stage and carry from one to the other; the ceiling is the r of the means "
+        "over runs if that were 1.",
+        page.show(of_means),
+        page.details("Benchmarks", page.show(Table("seeds", columns, [single], texts=3))),
     )
 
 

@@ -91,11 +91,11 @@ def section(results: Results) -> str:
         return ""
     columns = ["quantity", "scale", "benchmarks with", "measured"]
     columns += ["truly at least", "truly at most", "n", "note"]
-    return (
-        "<h2>Shares of benchmarks</h2>"
-        '<p class="hint">The share of measured r beyond a threshold is no estimate of the share of true ones: noise carries '
-        f"benchmarks across it both ways. The bounds of a line hold in {results.method['level']:.0%} of studies (closed "
-        f"testing).</p>{page.show(Table('shares', columns, [lines], texts=3, prose=True))}"
+    return page.section(
+        "Shares of benchmarks",
+        "The share of measured r beyond a threshold is no estimate of the share of true ones: noise carries benchmarks across "
+        f"it both ways. The bounds of a line hold in {results.method['level']:.0%} of studies (closed testing).",
+        page.show(Table("shares", columns, [lines], texts=3, prose=True)),
     )
 
 

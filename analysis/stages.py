@@ -163,22 +163,22 @@ def _levels(
 def section(results: Results) -> str:
     if not results.rows("stages"):
         return ""
-    method = results.method
-    stages = method["all_stages"]
-    out = [
-        "<h2>Stages</h2>",
-        f'<p class="hint">{escape(" → ".join(stages))}. Mean r over mixtures of a category\'s benchmarks between two stages, '
-        "with its interval, and the mean of their values at each stage; mixtures that lack a stage are left out of the pairs "
-        "with it. All other sections compare the first stage with the last.</p>",
-    ]
-    out += [page.grid(results, figure) for figure in figures(results).values()]
-    out.append(page.details("Transfer between stages", _means_table(results, "", ["from", "to"])))
+    stages = results.method["all_stages"]
+    compared = ""
     if results.rows("stages", protocol="category_transfer", contrast=STAGE):
-        compared = _means_table(results, STAGE, ["r of", "minus r of"])
-        out.append(page.details("Later stages compared", compared))
+        table = _means_table(results, STAGE, ["r of", "minus r of"])
+        compared = page.details("Later stages compared", table)
     elif len(stages) - 1 > COMPARED:
-        out.append(page.hint(f"With more than {COMPARED} later stages they are not compared pairwise."))
-    return "".join(out)
+        compared = page.hint(f"With more than {COMPARED} later stages they are not compared pairwise.")
+    return page.section(
+        "Stages",
+        f"{escape(' → '.join(stages))}. Mean r over mixtures of a category's benchmarks between two stages, with its interval, "
+        "and the mean of their values at each stage; mixtures that lack a stage are left out of the pairs with it. All other "
+        "sections compare the first stage with the last.",
+        *(page.grid(results, figure) for figure in figures(results).values()),
+        page.details("Transfer between stages", _means_table(results, "", ["from", "to"])),
+        compared,
+    )
 
 
 def _means_table(results: Results, contrast: str, sides: list[str]) -> str:

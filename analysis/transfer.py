@@ -136,12 +136,9 @@ def quantity_contrasts(accuracy: Group, confidence: Group, panel: Panel) -> Iter
 
 def section(results: Results) -> str:
     method = results.method
+    before, after = map(escape, method["stages"])
     means, single = (_shown(results, protocol=protocol) for protocol in ("category_transfer", "transfer"))
     out = [
-        "<h2>Transfer</h2>",
-        f'<p class="hint">Correlation over mixtures of a benchmark\'s value at {escape(method["stages"][0])} with its '
-        f"value at {escape(method['stages'][1])}. {escape(page.interval_words(results))}; n = number of mixtures, "
-        f"{_n_words(single)}. A star marks a note below.</p>",
         "<h3>Category means</h3>",
         page.grid(results, _of_means(means)),
         "<h3>Benchmarks</h3>",
@@ -157,7 +154,12 @@ def section(results: Results) -> str:
         table = page.show(transfer_table(results, quantity, results.scales))
         text = table + page.hint(escape(words(results)))
         out.append(page.details(f"{quantity.capitalize()}: the numbers", text))
-    return "".join([*out, _scatters(results), *_differences(results), verdict_section(results)])
+    return page.section(
+        "Transfer",
+        f"Correlation over mixtures of a benchmark's value at {before} with its value at {after}. "
+        f"{escape(page.interval_words(results))}; n = number of mixtures, {_n_words(single)}. A star marks a note below.",
+        *(*out, _scatters(results), *_differences(results), verdict_section(results)),
+    )
 
 
 def _differences(results: Results) -> Iterator[str]:
@@ -211,7 +213,7 @@ def _of_benchmarks(rows: Sequence[Row]) -> Intervals:
 def _scatters(results: Results) -> str:
     out = [
         "<h3>Before against after</h3>",
-        '<p class="hint">Each mixture\'s value at both stages, and r with its interval.</p>',
+        page.hint("Each mixture's value at both stages, and r with its interval."),
     ]
     for scale in reversed(results.scales):
         for quantity in results.method["quantities"]:

@@ -75,16 +75,18 @@ def _q(rows: Iterable[Row]) -> str:
 def verdict_section(results: Results) -> str:
     if not results.verdicts:
         return ""
-    out = [
-        "<h2>Verdicts</h2>",
-        '<p class="hint">Reliable: the interval lies above 0 and q is below 0.05, at every scale. Scale-dependent: the interval '
-        "of the difference between scales excludes 0 and its q is below 0.05. Unreliable: the interval lies below 0.5 at every "
+    tables = verdict_tables(results)
+    return page.section(
+        "Verdicts",
+        "Reliable: the interval lies above 0 and q is below 0.05, at every scale. Scale-dependent: the interval of the "
+        "difference between scales excludes 0 and its q is below 0.05. Unreliable: the interval lies below 0.5 at every "
         "scale. Undecided: none of these. p: permutation test, the largest over scales; q: Benjamini-Hochberg over the "
-        "benchmarks of a scale, the largest over scales; q of the difference: over the benchmarks.</p>",
-    ]
-    for quantity, table in verdict_tables(results).items():
-        out.append(f"<h3>{escape(quantity.capitalize())}</h3>{page.show(table)}")
-    return "".join(out)
+        "benchmarks of a scale, the largest over scales; q of the difference: over the benchmarks.",
+        *(
+            f"<h3>{escape(quantity.capitalize())}</h3>{page.show(table)}"
+            for quantity, table in tables.items()
+        ),
+    )
 
 
 def verdict_tables(results: Results) -> dict[str, Table]:
