@@ -10,10 +10,10 @@ import numpy as np
 import planted
 import pytest
 import scipy.stats as st
-from interval_coverage import KINDS, coherence_of, mean_of, single, verdict_rates
 
 from evalengine.analysis import power
 from evalengine.analysis.bootstrap import resamples
+from evalengine.analysis.coverage import KINDS, coherence_of, mean_of, single, verdict_rates
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.study import Options, analyse, fixed_data
 from evalengine.analysis.tables import rows_of
