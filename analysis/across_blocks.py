@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from html import escape
 
 from evalengine.analysis import page, transfer
@@ -17,18 +18,18 @@ def rows(study: Study) -> list[Row]:
 
 
 def section(results: Results) -> str:
-    across = [row for row in results.rows("across_blocks") if not row.contrast]
+    across = results.rows("across_blocks")
     if not across:
         return ""
-    key = ("protocol", "quantity", "scale", "category", "name")
-    within = {tuple(getattr(row, k) for k in key): row for row in results.rows("transfer", contrast="")}
+    key = operator.attrgetter("protocol", "quantity", "scale", "category", "name")
+    within = {key(row): row for row in results.rows("transfer")}
     factor = results.method["block"]["factor"]
     table = [
         [
             f"{row.category} ({row.name})" if row.protocol == "category_transfer" else row.name,
             row.quantity,
             row.scale,
-            with_interval(within.get(tuple(getattr(row, k) for k in key))),
+            with_interval(within.get(key(row))),
             with_interval(row),
             page.p_value(row.p),
             str(row.n),
@@ -36,13 +37,11 @@ def section(results: Results) -> str:
         for row in sorted(across, key=lambda row: row.protocol != "category_transfer")
     ]
     columns = ["", "quantity", "scale", f"r within {factor}", "plain r", "p of the plain r", "n"]
-    return (
-        f"<h2>Across {escape(factor)}</h2>"
-        '<p class="hint">The plain r takes all mixtures as exchangeable. It includes the differences across '
-        f"{escape(factor)}, and its interval and p ignore that mixtures of the same {escape(factor)} are alike. It is here to be "
-        "compared with published figures.</p>"
-        f"<details><summary>Transfer with and without blocks</summary>"
-        f"{page.show(Table('', columns, [table], texts=3))}</details>"
+    return page.section(
+        f"Across {factor}",
+        f"The plain r takes all mixtures as exchangeable. It includes the differences across {escape(factor)}, and its interval "
+        f"and p ignore that mixtures of the same {escape(factor)} are alike. It is here to be compared with published figures.",
+        page.details("Transfer with and without blocks", page.show(Table("", columns, [table], texts=3))),
     )
 
 

@@ -7,15 +7,14 @@ cells: over the (benchmark, mixture) cells. across mixtures: one r per benchmark
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
-from typing import NamedTuple
 
 import numpy as np
 
 from evalengine.analysis import page
+from evalengine.analysis.claims import clearest, with_n
 from evalengine.analysis.contrasts import Difference, contrast_group
 from evalengine.analysis.correlation import (
     Sample,
@@ -27,8 +26,8 @@ from evalengine.analysis.correlation import (
 )
 from evalengine.analysis.figure import Figure, Intervals, Table
 from evalengine.analysis.groups import STAGE, UNDEFINED, Array, Data, Group, Label, Note, mean_of_known
-from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
-from evalengine.analysis.results import Results, with_interval
+from evalengine.analysis.protocol import Claim, Protocol, Study
+from evalengine.analysis.results import Results
 from evalengine.analysis.tables import Row
 from evalengine.analysis.verdicts import ALPHA
 
@@ -46,12 +45,8 @@ def rows(study: Study) -> list[Row]:
     return [row for group in alignment(study.data) for row in study.rows(group)] if known else []
 
 
-class Reading(NamedTuple):
-    """r_align of a category in one reading, (C,): before, after, and after minus before over what both have."""
-
-    before: Array
-    after: Array
-    difference: Array
+# r_align of a category in one reading, (C,): before, after, and after minus before over what both have.
+Reading = list[Array]
 
 
 def alignment(data: Data) -> list[Group]:
@@ -124,7 +119,7 @@ def _within_models(
     every = (before_MC, after_MC, after_MC - before_MC)
     both = replace(sample, x_VMC=np.stack([before_MC, after_MC]))
     persistence = correlate(both, np.array([[0, 1]]), statistic)[0]
-    return Reading(*(_weighted_mean(r_MC, sample.w_MC) for r_MC in every)), persistence
+    return [_weighted_mean(r_MC, sample.w_MC) for r_MC in every], persistence
 
 
 def over_benchmarks(x_BMC: Array, y_BMC: Array, statistic: str) -> Array:
@@ -141,10 +136,10 @@ def _over_cells(sides: Sequence[tuple[Array, Array]], sample: Sample, statistic:
     before, after = (_cells(x, y, sample, statistic) for x, y in sides)
     known = [np.isfinite(x + y) for x, y in sides]
     if (known[0] == known[1]).all():
-        return Reading(before, after, after - before)
+        return [before, after, after - before]
     common = known[0] & known[1]
     first, second = (_cells(np.where(common, x, np.nan), y, sample, statistic) for x, y in sides)
-    return Reading(before, after, second - first)
+    return [before, after, second - first]
 
 
 def _cells(x_BMC: Array, y_BMC: Array, sample: Sample, statistic: str) -> Array:
@@ -173,9 +168,8 @@ def _across_mixtures(sides: Sequence[tuple[Array, Array]], sample: Sample, data:
         data.reportable(correlate(replace(sample, x_VMC=np.concatenate([x, y])), pairs, data.statistic))
         for x, y in sides
     )
-    return Reading(
-        *(mean_of_known(r[np.isfinite(r[:, 0])]) for r in (before_BC, after_BC, after_BC - before_BC))
-    )
+    every = (before_BC, after_BC, after_BC - before_BC)
+    return [mean_of_known(r_BC[np.isfinite(r_BC[:, 0])]) for r_BC in every]
 
 
 def _weighted_mean(value_MC: Array, w_MC: Array) -> Array:
@@ -189,23 +183,20 @@ def section(results: Results) -> str:
     found = results.rows("alignment")
     if not found:
         return ""
-    before, after = map(escape, results.method["stages"])
-    change = results.rows("alignment", contrast=STAGE)
-    first, rest, changes = (
-        Intervals(rows, _label, panel=lambda row: READINGS.get(row.name, row.name), limit=limit)
-        for rows, limit in (
-            ([row for row in found if row.name in (WITHIN, PERSISTENCE)], 1.0),
-            ([row for row in found if row.name in (CELLS, ACROSS)], 1.0),
-            (change, 2.0),
-        )
-    )
-    return (
-        "<h2>Alignment of confidence with accuracy</h2>"
-        '<p class="hint">r_align: the correlation of accuracy with confidence over the benchmarks of a category within one '
-        f"model, then its mean over mixtures; its persistence is the correlation over mixtures of that r at {before} and at "
-        f"{after}.</p>{page.grid(results, first)}"
-        f"<details><summary>{after} minus {before}</summary>{page.grid(results, changes)}</details>"
-        f"<details><summary>Two other readings of r_align</summary>{page.grid(results, rest)}</details>"
+    before, after = results.method["stages"]
+
+    def grid(rows: list[Row], limit: float = 1.0) -> str:
+        readings = Intervals(rows, _label, panel=lambda row: READINGS.get(row.name, row.name), limit=limit)
+        return page.grid(results, readings)
+
+    rest = grid([row for row in found if row.name in (CELLS, ACROSS)])
+    return page.section(
+        "Alignment of confidence with accuracy",
+        "r_align: the correlation of accuracy with confidence over the benchmarks of a category within one model, then its mean "
+        f"over mixtures; its persistence is the correlation over mixtures of that r at {escape(before)} and at {escape(after)}.",
+        grid([row for row in found if row.name in (WITHIN, PERSISTENCE)]),
+        page.details(f"{after} minus {before}", grid(results.rows("alignment", contrast=STAGE), 2.0)),
+        page.details("Two other readings of r_align", rest),
     )
 
 
@@ -215,9 +206,8 @@ def _label(row: Row) -> str:
 
 def figures(results: Results) -> Mapping[str, Figure]:
     found = results.rows("alignment")  # in two files: persistence has no stages, so other lines
-    readings, persistence = (
-        [r for r in found if (r.name == "persistence") == single] for single in (False, True)
-    )
+    readings = [row for row in found if row.name != PERSISTENCE]
+    persistence = [row for row in found if row.name == PERSISTENCE]
     return {
         "alignment": Intervals(readings, _label, panel=lambda row: row.name),
         "alignment_persistence": Intervals(persistence, _label, panel=lambda row: row.name),
@@ -232,22 +222,24 @@ def latex(results: Results) -> dict[str, Table]:
 def claims(results: Results) -> Iterator[Claim]:
     """Of the first reading, after minus before."""
     before, after = results.method["stages"]
-    every = [row for row in results.rows("alignment", name=WITHIN, contrast=STAGE) if math.isfinite(row.q)]
-    clear = sorted((row for row in every if row.q < ALPHA), key=lambda row: row.q)
-    for row in clear[:3]:
+
+    def words(row: Row) -> str:
         word = "better" if row.estimate > 0 else "worse"
         at = f" ({row.scale})" if len(results.scales) > 1 else ""
-        yield Claim(
-            SUPPORTED,
+        return (
             f"On {row.category} confidence follows accuracy {word} at {after} than at {before}{at}: r_align within models, "
-            f"{after} minus {before}, {with_interval(row)}, n = {row.n}.",
+            f"{after} minus {before}, {with_n(row)}."
         )
-    if len(clear) < len(every):
-        yield Claim(
-            UNSUPPORTED,
-            f"That r_align within models changes from {before} to {after} in {len(every) - len(clear)} of {len(every)} cases "
-            "(category, scale; q over the categories).",
-        )
+
+    return clearest(
+        results.rows("alignment", name=WITHIN, contrast=STAGE),
+        ALPHA,
+        words,
+        lambda count: (
+            f"That r_align within models changes from {before} to {after} in {count} cases (category, scale; q over "
+            "the categories)."
+        ),
+    )
 
 
 PROTOCOL = Protocol("alignment", rows, section, figures, claims, latex)

@@ -20,6 +20,25 @@ from evalengine.errors import UserError, nearest
 from evalengine.untrusted import check_label, printable
 
 
+class Line(NamedTuple):
+    """A line of a CSV: its number in the file, and its cells by column."""
+
+    number: int
+    cells: dict[str, str]
+
+
+def read_lines(path: Path, advice: str, skipinitialspace: bool = False) -> tuple[list[str], list[Line]]:
+    """The header of a CSV and the lines below it. Raises UserError with the advice where it is none."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            reader = csv.DictReader(handle, restval="", skipinitialspace=skipinitialspace)
+            header = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
+            return header, [Line(reader.line_num, cells) for cells in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read {path} as CSV ({error}): {advice}") from None
+
+
 class About(NamedTuple):
     """What is said of a benchmark: number of items (0: nothing), chance (NaN: nothing) and category ("": nothing)."""
 
@@ -82,21 +101,13 @@ def read_info(table: Path | None, said: Mapping[str, str | None], known: Iterabl
 
 
 def _read_table(path: Path, known: set[str]) -> dict[str, dict[str, Any]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle, restval="", skipinitialspace=True)
-            header = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
-            lines = [(f"{path}, line {reader.line_num}", cells) for cells in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(
-            f"cannot read {path} as CSV ({error}): give a table with the columns {COLUMNS}"
-        ) from None
+    header, lines = read_lines(path, f"give a table with the columns {COLUMNS}", skipinitialspace=True)
     strange = [name for name in header if name not in ("benchmark", *READ)]
     if strange or "benchmark" not in header or len(header) < 2:
         raise UserError(f"{path} has the columns {names(header, 12)}: it may have {COLUMNS}")
     by_name: dict[str, dict[str, Any]] = {}
-    for where, cells in lines:
+    for number, cells in lines:
+        where = f"{path}, line {number}"
         name = benchmark_name(cells["benchmark"].strip(), known)
         if None in cells or not name:
             raise UserError(f"{where} does not fit the header: correct that line")
@@ -128,9 +139,5 @@ def _chance(text: str, where: str) -> float:
     return chance
 
 
-def _category(text: str, where: str) -> str:
-    return check_label(text, where)
-
-
-READ: Mapping[str, Callable[[str, str], Any]] = {"items": _items, "chance": _chance, "category": _category}
+READ: Mapping[str, Callable[[str, str], Any]] = {"items": _items, "chance": _chance, "category": check_label}
 COLUMNS = f"benchmark and one or more of {', '.join(READ)}"

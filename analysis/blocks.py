@@ -61,8 +61,9 @@ def _labels(
         raise UserError(f"--block {name}: it is the same for all mixtures; leave --block out")
     labels = factors[name]
     if not _enough(labels, 1):
+        sizes = ", ".join(map(str, _counts(labels)))
         raise UserError(
-            f"--block {name}: {len(labels)} mixtures in {len(set(labels))} blocks ({_sizes(labels)}) are too few to compare "
+            f"--block {name}: {len(labels)} mixtures in {len(set(labels))} blocks ({sizes}) are too few to compare "
             f"within them, which takes at least {FREEDOM_LEAST} more mixtures than blocks and blocks of 3: use --block none"
         )
     return labels
@@ -70,10 +71,6 @@ def _labels(
 
 def _counts(labels: Sequence[str]) -> list[int]:
     return [labels.count(label) for label in dict.fromkeys(labels)]
-
-
-def _sizes(labels: Sequence[str]) -> str:
-    return ", ".join(map(str, _counts(labels)))
 
 
 def _enough(labels: Sequence[str], least: int) -> bool:

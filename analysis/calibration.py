@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +22,8 @@ from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results
 from evalengine.analysis.tables import Row, rows_of
 
-WORDS = {
-    "ece": "ECE, debiased",
-    "ece_plugin": "ECE, plug-in",
-    "brier": "Brier",
-    "nll": "NLL",
-    "accuracy": "accuracy",
-    "confidence": "confidence",
-}
+WORDS = {"ece": "ECE, debiased", "ece_plugin": "ECE, plug-in", "brier": "Brier", "nll": "NLL"}
+WORDS |= {"accuracy": "accuracy", "confidence": "confidence"}
 
 
 def rows(study: Study) -> list[Row]:
@@ -46,7 +39,7 @@ def rows(study: Study) -> list[Row]:
 
 def means(panel: Panel, quantity: str, value_STMB: Array, weight_MC: Array) -> Group:
     """Mean over mixtures of each benchmark's value at both stages; of the debiased ECE the root mean square, since it is the
-    square that has no bias (`items.debiased_calibration_error`). Contrasts are over the mixtures that both sides have."""
+    square that has no bias (`calibration_error`). Contrasts are over the mixtures that both sides have."""
     B = len(panel.benchmarks)
     before = panel.stages[0]
     labels = [
@@ -100,25 +93,17 @@ def _difference(
 def section(results: Results) -> str:
     if not results.rows("calibration", quantity="ece"):
         return ""
-    stages = results.method["stages"]
-    out = [
-        "<h2>Calibration of items</h2>",
-        '<p class="hint">Accuracy (up) against confidence (right) in 15 bins of equal size; the whiskers are t intervals over '
-        "mixtures, the dashed line is perfect calibration. Calibration is always of the softmax over raw log-likelihoods. The "
-        "debiased ECE is near 0, on either side, for a calibrated model; the plug-in one is above it, more so the fewer the "
-        "items.</p>",
-    ]
-    for scale in reversed(results.scales):
-        first = " open" if scale == results.scales[-1] else ""
-        curves = page.grid(results, _curves(results, scale))
-        out.append(f"<details{first}><summary>{escape(scale)}</summary>{curves}</details>")
-    before, after = stages
-    out += [
-        f"<details><summary>Means over mixtures, with intervals</summary>{_levels(results, '', stages)}</details>",
-        f"<details><summary>{escape(after)} minus {escape(before)}, with intervals</summary>"
-        f"{_levels(results, STAGE, [after])}</details>",
-    ]
-    return "".join(out)
+    before, after = results.method["stages"]
+    curves = {scale: page.grid(results, _curves(results, scale)) for scale in reversed(results.scales)}
+    return page.section(
+        "Calibration of items",
+        "Accuracy (up) against confidence (right) in 15 bins of equal size; the whiskers are t intervals over mixtures, the "
+        "dashed line is perfect calibration. Calibration is always of the softmax over raw log-likelihoods. The debiased ECE is "
+        "near 0, on either side, for a calibrated model; the plug-in one is above it, more so the fewer the items.",
+        *(page.details(scale, grid, opened=scale == results.scales[-1]) for scale, grid in curves.items()),
+        page.details("Means over mixtures, with intervals", _levels(results, "", [before, after])),
+        page.details(f"{after} minus {before}, with intervals", _levels(results, STAGE, [after])),
+    )
 
 
 def _levels(results: Results, contrast: str, stages: Sequence[str]) -> str:

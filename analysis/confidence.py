@@ -37,24 +37,15 @@ def claims(results: Results) -> Iterator[Claim]:
 def disagreements(results: Results) -> list[str]:
     """Signs that differ although one interval excludes 0, and verdicts that differ; this confidence first, then the other."""
     other = results.method["other_confidence"]
-    at = {
-        (r.protocol, r.scale, r.category, r.name): r
-        for r in results.rows("transfer", quantity=other)
-        if not r.contrast
-    }
+    at = {(r.protocol, r.scale, r.category, r.name): r for r in results.rows("transfer", quantity=other)}
     out = []
     for row in results.rows("transfer", quantity="confidence"):
         twin = at.get((row.protocol, row.scale, row.category, row.name))
-        if row.contrast or twin is None:
+        if twin is None:
             continue
         if row.estimate * twin.estimate < 0.0 and (excludes_zero(row) or excludes_zero(twin)):
-            name = (
-                row.name
-                if row.protocol == "transfer"
-                else "all benchmarks"
-                if row.category == ALL
-                else row.category
-            )
+            of_mean = "all benchmarks" if row.category == ALL else row.category
+            name = row.name if row.protocol == "transfer" else of_mean
             out.append(f"{name} ({row.scale}: r = {row.estimate:+.2f} against {twin.estimate:+.2f})")
     verdict = {(v["quantity"], v["benchmark"]): v["verdict"] for v in results.verdicts}
     for benchmark in results.method["benchmarks"]:

@@ -22,6 +22,7 @@ from evalengine.analysis.alignment import WITHIN, alignment
 from evalengine.analysis.bootstrap import Array, draw_resamples, intervals
 from evalengine.analysis.coherence import benchmark_coherence, coherence
 from evalengine.analysis.contrasts import category_contrasts
+from evalengine.analysis.coverage import panel_of
 from evalengine.analysis.groups import BENCHMARK, QUANTITY, STAGE, Group
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.shares import THRESHOLDS, benchmark_shares
@@ -32,6 +33,7 @@ KINDS = ("bca", "bca-t", "jackknife", "jackknife-z")
 RESAMPLES = 2000
 S, T, B = 2, 2, 8
 QUANTITIES = ("accuracy", "confidence")
+CATEGORIES = ("One",) * (B // 2) + ("Two",) * (B // 2)
 LEVELS = np.array(
     [0.0, 1.0, 2.0, 0.5] * 2
 )  # of the benchmarks, in standard deviations of a mixture: what r_align rests on
@@ -71,21 +73,6 @@ def values(rng: np.random.Generator, design: Design, n: int, heavy: bool) -> Arr
     if heavy:
         x /= np.sqrt(rng.chisquare(3, size=(1, S, 1, n, 1)) / 3.0)
     return x + LEVELS
-
-
-def panel_of(x: Array) -> Panel:
-    return Panel(
-        scales=("1B", "2B"),
-        stages=("pt", "sft"),
-        mixtures=tuple(f"m{m}" for m in range(x.shape[3])),
-        benchmarks=tuple(f"b{b}" for b in range(B)),
-        categories=("One",) * (B // 2) + ("Two",) * (B // 2),
-        values=dict(zip(QUANTITIES, x, strict=True)),
-        calibration={},
-        row=np.full(x.shape[1:], -1),
-        n_items=np.zeros(B, dtype=np.int64),
-        notes=(),
-    )
 
 
 def truths(design: Design, heavy: bool) -> dict[str, Array]:
@@ -179,7 +166,8 @@ def main() -> None:
             covered: dict[str, list[Array]] = defaultdict(list)
             bounds: dict[str, list[bool]] = defaultdict(list)
             for _ in range(args.draws):
-                panel = panel_of(values(rng, design, args.mixtures, heavy))
+                x = values(rng, design, args.mixtures, heavy)
+                panel = panel_of(dict(zip(QUANTITIES, x, strict=True)), CATEGORIES)
                 for what, value_KC, expected_K in statistics(panel, 0, truth):
                     ends = intervals(value_KC, plan, 0.95, KINDS).ends
                     hit = [(ends[k][:, 0] <= expected_K) & (expected_K <= ends[k][:, 1]) for k in KINDS]

@@ -64,9 +64,8 @@ def scale_contrast(group: Group) -> Group:
     else:
         n_S = np.minimum(group.n[small], group.n[large])
         found = Difference(group.values[large] - group.values[small], n_S, [Note()] * len(group.labels))
-    return contrast_group(
-        group, SCALE, [label._replace(minus=small) for label in group.labels], {large: found}
-    )
+    labels = [label._replace(minus=small) for label in group.labels]
+    return contrast_group(group, SCALE, labels, {large: found})
 
 
 def category_contrasts(means: Group) -> tuple[Group, ...]:

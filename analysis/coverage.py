@@ -72,21 +72,37 @@ def single(r: float, distribution: str, draws: int, n: int = 9, seed: int = 0) -
 
 
 def mean_of(
-    members: int, r: float, distribution: str, draws: int, n: int = 9, *, scales: int = 1, seed: int = 0
+    members: int,
+    r: float,
+    distribution: str,
+    draws: int,
+    n: int = 9,
+    *,
+    scales: int = 1,
+    sizes: Sequence[int] = (),
+    seed: int = 0,
 ) -> Coverage:
-    """Coverage for the mean r of `members` independent benchmarks, or for its difference between two scales with equal r."""
-    plan = planned(n)
-    rng = np.random.default_rng([seed, members, int(100 * r), scales])
+    """Coverage for the mean r of `members` independent benchmarks, or for its difference between two scales with equal r.
+
+    sizes: of blocks of mixtures, within which r is taken. The share of the variance that blocks have does not matter: their
+    means are taken out of every variable.
+    """
+    block_M = np.repeat(np.arange(len(sizes)), sizes) if sizes else None
+    plan = planned(n, block_M)
+    rng = np.random.default_rng([seed, *([n] if sizes else []), members, int(100 * r), scales])
     value = []
     for _ in range(draws):
         means = [
-            correlations(drawn(rng, (members, 2), n, r, distribution), plan).mean(axis=0)
+            correlations(drawn(rng, (members, 2), n, r, distribution), plan, block_M).mean(axis=0)
             for _ in range(scales)
         ]
         value.append(means[0] if scales == 1 else means[1] - means[0])
+    found = np.array(value)
+    z = fisher(found[:, 0], n - len(sizes) + 1) if sizes and (members, scales) == (1, 1) else None
     name = "one r" if members == 1 else f"mean of {members} transfers"
     name = name if scales == 1 else f"difference of {name}"
-    return counted(name, distribution, r if scales == 1 else 0.0, np.array(value), plan)
+    name += f" within {' + '.join(map(str, sizes))}" if sizes else ""
+    return counted(name, distribution, r if scales == 1 else 0.0, found, plan, z)
 
 
 def coherence_of(
@@ -103,8 +119,8 @@ def coherence_of(
     return counted(f"coherence of {members}", distribution, r, np.array(value), plan)
 
 
-def planned(n: int) -> Resamples:
-    return resamples(n, None if n <= 10 else RESAMPLES)
+def planned(n: int, block_M: BlockNumbers | None = None) -> Resamples:
+    return resamples(n, None if n <= 10 else RESAMPLES, block_M=block_M)
 
 
 def correlations(x_S2M: Array, plan: Resamples, block_M: BlockNumbers | None = None) -> Array:
@@ -134,34 +150,21 @@ def counted(
 BLOCKS = ((3, 3, 3), (4, 4, 4), (3, 3, 3, 3, 3))  # sizes of the blocks of a study
 
 
-def within_blocks(
-    sizes: Sequence[int],
-    members: int,
-    r: float,
-    distribution: str,
-    draws: int,
-    *,
-    scales: int = 1,
-    seed: int = 0,
-) -> Coverage:
-    """As `mean_of`, within blocks of these sizes. The share of the variance that blocks have does not matter: their means are
-    taken out of every variable."""
-    block_M = np.repeat(np.arange(len(sizes)), sizes)
-    n = len(block_M)
-    plan = resamples(n, None if n <= 10 else RESAMPLES, block_M=block_M)
-    rng = np.random.default_rng([seed, n, members, int(100 * r), scales])
-    value = []
-    for _ in range(draws):
-        means = [
-            correlations(drawn(rng, (members, 2), n, r, distribution), plan, block_M).mean(axis=0)
-            for _ in range(scales)
-        ]
-        value.append(means[0] if scales == 1 else means[1] - means[0])
-    found = np.array(value)
-    z = fisher(found[:, 0], n - len(sizes) + 1) if (members, scales) == (1, 1) else None
-    name = "one r" if members == 1 else f"mean of {members} transfers"
-    name = f"{name if scales == 1 else f'difference of {name}'} within {' + '.join(map(str, sizes))}"
-    return counted(name, distribution, r if scales == 1 else 0.0, found, plan, z)
+def panel_of(values: dict[str, Array], categories: tuple[str, ...]) -> Panel:
+    """A panel of simulated values (S, 2, M, B) by quantity."""
+    S, _, M, B = shape = next(iter(values.values())).shape
+    return Panel(
+        scales=tuple(f"{s + 1}B" for s in range(S)),
+        stages=("pt", "sft"),
+        mixtures=tuple(f"m{m}" for m in range(M)),
+        benchmarks=tuple(f"b{b}" for b in range(B)),
+        categories=categories,
+        values=values,
+        calibration={},
+        row=np.full(shape, -1),
+        n_items=np.zeros(B, dtype=np.int64),
+        notes=(),
+    )
 
 
 class Errors(NamedTuple):
@@ -181,25 +184,13 @@ def verdict_rates(
 ) -> Errors:
     """How often benchmarks of true correlations `r_SB` (scales, benchmarks) are called reliable and scale-dependent."""
     rng = np.random.default_rng([seed, n, len(distribution)])
-    S, B = r_SB.shape
     said = []
     for _ in range(studies):
         x_SBTM = np.stack(
             [np.stack([drawn(rng, (2,), n, float(r), distribution) for r in r_B]) for r_B in r_SB]
         )
         values = np.ascontiguousarray(x_SBTM.transpose(0, 2, 3, 1))
-        panel = Panel(
-            scales=tuple(f"{s + 1}B" for s in range(S)),
-            stages=("pt", "sft"),
-            mixtures=tuple(f"m{m}" for m in range(n)),
-            benchmarks=tuple(f"b{b}" for b in range(B)),
-            categories=("All of them",) * B,
-            values={"accuracy": values},
-            calibration={},
-            row=np.full(values.shape, -1),
-            n_items=np.zeros(B, dtype=np.int64),
-            notes=(),
-        )
+        panel = panel_of({"accuracy": values}, ("All of them",) * r_SB.shape[1])
         plan = planned(n)
         study = Study(fixed_data(panel, plan, "pearson"), plan, Options())
         found = [verdict.verdict for verdict in verdicts(rows(study))]
@@ -277,7 +268,7 @@ def cells(draws: int, n: int) -> Iterator[Coverage]:
         for sizes in (sizes for sizes in BLOCKS if sum(sizes) == n):
             for members, scales in ((1, 1), (4, 1), (7, 1), (1, 2), (4, 2)):
                 for r in (0.0, 0.5, 0.8):
-                    yield within_blocks(sizes, members, r, d, draws, scales=scales)
+                    yield mean_of(members, r, d, draws, n, scales=scales, sizes=sizes)
 
 
 if __name__ == "__main__":

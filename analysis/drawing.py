@@ -14,31 +14,18 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from evalengine.analysis.figure import Curves, Figure, Heatmaps, Intervals, Lines, Scatters, by, heatmap_title
+from evalengine.analysis import style
+from evalengine.analysis.figure import Curves, Figure, Heatmaps, Intervals, Lines, Scatters, by
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.results import Results, excludes_zero, with_interval
 from evalengine.analysis.scatter_drawing import scatter_drawing
-from evalengine.analysis.style import (
-    BAND,
-    FORMATS,
-    INK,
-    NEGATIVE,
-    PAPER,
-    POSITIVE,
-    RULE,
-    SERIES,
-    SOFT,
-    VARIABLES,
-    canvas,
-    extent,
-    short,
-)
 from evalengine.analysis.tables import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
+CORNERS = ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))  # of a cell, in cells from its middle
 # Inches.
 WIDTH = 1.7  # of an axis of intervals
 NUMBERS = 1.5  # beside it
@@ -69,19 +56,18 @@ def svg(results: Results, figure: Figure, title: str) -> str:
         warnings.simplefilter("ignore")  # of characters that matplotlib's font lacks: the browser's have them
         drawing = draw(results, figure)
         how: dict[str, Any] = {
-            "bbox_inches": extent(drawing),
+            "bbox_inches": style.extent(drawing),
             "facecolor": "none",
-            "metadata": FORMATS["svg"],
+            "metadata": style.FORMATS["svg"],
         }
         drawing.savefig(sink, format="svg", **how)
     text = sink.getvalue()
     # What HTML does not need: names of groups (they repeat; those of shapes are hashes), fonts, turns by 0, indentation.
     needless = r' xmlns(:xlink)?="[^"]*"| id="[A-Za-z0-9.]+_\d+"| font-family:[^;"]*;| transform="rotate\(-0 [^"]*"|\n *'
     text = re.sub(needless, "", text[text.index("<svg") :])
-    text = re.sub(
-        r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text
-    )  # hundredths of a point
-    for name, colour in VARIABLES.items():
+    # Hundredths of a point.
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)
+    for name, colour in style.VARIABLES.items():
         text = text.replace(colour, f"var(--{name})")
     # At least three quarters of its size (a point is 4/3 of a pixel); on a narrower screen it scrolls.
     least = text.partition('width="')[2].partition("pt")[0]
@@ -114,18 +100,18 @@ def _intervals(results: Results, figure: Intervals) -> Drawing:
         for name in dict.fromkeys(map(figure.label, rows)):
             place[heading, name] = height + 0.5 * STEP
             middle = height + 0.5 * STEP * len(scales)
-            texts.append((middle, short(name) + "*" * (name in starred), "normal"))
+            texts.append((middle, style.short(name) + "*" * (name in starred), "normal"))
             height += STEP * len(scales) + 0.05
         if heading and g % 2 == 0:
             bands.append((top, height))
     by_panel = by(shown, figure.panel)
-    drawing, axes = canvas(len(by_panel), len(by_panel), (WIDTH, height), (NUMBERS, 0))
+    drawing, axes = style.canvas(len(by_panel), len(by_panel), (WIDTH, height), (NUMBERS, 0))
     for axis, (title, rows) in zip(axes, by_panel.items(), strict=True):
         for s, scale in enumerate(scales):
             mine = [row for row in rows if row.at == scale]
             at = [place[figure.group(row), figure.label(row)] + STEP * s for row in mine]
-            _series(axis, mine, at, SERIES[s % len(SERIES)], scale)
-        axis.axvline(0, color=SOFT, lw=0.7, ls=":")
+            _series(axis, mine, at, style.SERIES[s % len(style.SERIES)], scale)
+        axis.axvline(0, color=style.SOFT, lw=0.7, ls=":")
         axis.set(xlim=(-1.02 * figure.limit, 1.02 * figure.limit), ylim=(height, 0), yticks=[])
         axis.set_xticks([-figure.limit, 0, figure.limit])
         axis.set_xlabel(f"{figure.measure}, {results.method['level']:.0%} intervals, {_n_words(shown)}")
@@ -138,7 +124,7 @@ def _intervals(results: Results, figure: Intervals) -> Drawing:
     for top, bottom in bands:
         corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
         axes[0].fill(
-            *zip(*corners, strict=True), color=BAND, lw=0, transform=beside, clip_on=False, zorder=-1
+            *zip(*corners, strict=True), color=style.BAND, lw=0, transform=beside, clip_on=False, zorder=-1
         )
     for y, text, weight in texts:
         axes[0].text(-0.03, y, text, transform=beside, ha="right", va="center", weight=weight)
@@ -149,7 +135,7 @@ def _intervals(results: Results, figure: Intervals) -> Drawing:
 def _series(axis: Axes, rows: Sequence[Row], at: Sequence[float], colour: str, scale: str) -> None:
     estimates = [row.estimate for row in rows]
     axis.hlines(at, 0, estimates, color=colour, alpha=0.3, lw=6)
-    axis.hlines(at, [row.low for row in rows], [row.high for row in rows], color=INK, lw=0.9)
+    axis.hlines(at, [row.low for row in rows], [row.high for row in rows], color=style.INK, lw=0.9)
     axis.plot(estimates, at, "o", ms=3, color=colour, label=scale)
     beside = axis.get_yaxis_transform()
     for row, y in zip(rows, at, strict=True):
@@ -169,33 +155,31 @@ def _heatmaps(results: Results, figure: Heatmaps) -> Drawing:
     edges = [b for b in range(1, len(names)) if categories[b] != categories[b - 1]]
     middles = {name: b + 0.5 for b, name in enumerate(names)}
     side = CELL * len(names)
-    by_panel = by(figure.rows, heatmap_title)
-    drawing, axes = canvas(len(by_panel), len(results.scales), (side, side), (NAMES, NAMES + 0.3))
+    by_panel = by(figure.rows, figure.panel)
+    drawing, axes = style.canvas(len(by_panel), len(results.scales), (side, side), (NAMES, NAMES + 0.3))
     for axis, (title, rows) in zip(axes, by_panel.items(), strict=True):
         squares = []
         for row in rows:
             x, y = middles[row.other], middles[row.name]
-            squares.append(
-                [(x + dx, y + dy) for dx, dy in ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))]
-            )
+            squares.append([(x + dx, y + dy) for dx, dy in CORNERS])
             _number(axis, row, x, y)
         shades = [_shade(row.estimate) for row in rows]
-        cells = PolyCollection(squares, facecolors=shades, edgecolors=PAPER, lw=0.5, clip_on=False)
+        cells = PolyCollection(squares, facecolors=shades, edgecolors=style.PAPER, lw=0.5, clip_on=False)
         axis.add_collection(cells)
-        axis.vlines(edges, 0, len(names), color=SOFT, lw=0.7)
-        axis.hlines(edges, 0, len(names), color=SOFT, lw=0.7)
+        axis.vlines(edges, 0, len(names), color=style.SOFT, lw=0.7)
+        axis.hlines(edges, 0, len(names), color=style.SOFT, lw=0.7)
         for left, right in itertools.pairwise([0, *edges, len(names)]):
             if LETTER * len(categories[left]) < CELL * (right - left):
                 middle = 0.5 * (left + right)
                 axis.text(middle, -0.4, categories[left], ha="center", size=7, weight="bold")
         axis.set(xlim=(0, len(names)), ylim=(len(names), 0))
         axis.set(xlabel=figure.column_title, ylabel=figure.row_title)
-        labels = [short(name) for name in names]
+        labels = [style.short(name) for name in names]
         axis.set_xticks(
             list(middles.values()), labels, rotation=90, ha="right", va="center", rotation_mode="anchor"
         )
         axis.set_yticks(list(middles.values()), labels)
-        axis.tick_params(length=0, labelsize=7, labelcolor=INK)
+        axis.tick_params(length=0, labelsize=7, labelcolor=style.INK)
         if len(by_panel) > 1:
             axis.set_title(title, pad=18)
     return drawing
@@ -204,14 +188,14 @@ def _heatmaps(results: Results, figure: Heatmaps) -> Drawing:
 def _shade(r: float) -> tuple[str, float]:
     """The colour of a cell: its sign's, as strong as r; grey without an r."""
     if not math.isfinite(r):
-        return RULE, 0.5
-    return (POSITIVE if r >= 0 else NEGATIVE), min(1.0, abs(r))
+        return style.RULE, 0.5
+    return (style.POSITIVE if r >= 0 else style.NEGATIVE), min(1.0, abs(r))
 
 
 def _number(axis: Axes, row: Row, x: float, y: float) -> None:
     if math.isfinite(row.estimate):
         text = f"{row.estimate:.2f}".replace("0.", ".").replace("-", "−")
-        colour = PAPER if abs(row.estimate) > 0.75 else INK
+        colour = style.PAPER if abs(row.estimate) > 0.75 else style.INK
         weight = "bold" if excludes_zero(row) else "normal"
         number = axis.text(x, y, text, ha="center", va="center_baseline", size=6, weight=weight, color=colour)
         number.set_in_layout(False)  # within the axis: its extent need not be measured
@@ -221,16 +205,16 @@ def _curves(results: Results, figure: Curves) -> Drawing:
     """Accuracy against confidence, an axis for each benchmark; whiskers are intervals over mixtures."""
     by_benchmark = by(figure.rows, lambda point: str(point["benchmark"]))
     columns = min(5, math.ceil(math.sqrt(len(by_benchmark))))
-    drawing, axes = canvas(len(by_benchmark), columns, (CURVE, CURVE), (0.22, 0.35))
+    drawing, axes = style.canvas(len(by_benchmark), columns, (CURVE, CURVE), (0.22, 0.35))
     for axis, (name, points) in zip(axes, by_benchmark.items(), strict=True):
-        axis.plot([0, 1], [0, 1], color=SOFT, lw=0.7, ls="--")
-        for stage, colour in zip(results.method["stages"], SERIES[2:], strict=True):
+        axis.plot([0, 1], [0, 1], color=style.SOFT, lw=0.7, ls="--")
+        for stage, colour in zip(results.method["stages"], style.SERIES[2:], strict=True):
             mine = [point for point in points if point["stage"] == stage]
             x, y, low, high = ([p[key] for p in mine] for key in ("confidence", "accuracy", "low", "high"))
             axis.plot(x, y, color=colour, lw=1.3, label=stage)
             axis.vlines(x, low, high, color=colour, lw=0.7, alpha=0.5)
         axis.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 1), yticks=(0, 1))
-        axis.set_title(short(name, 16), size=7, pad=3)
+        axis.set_title(style.short(name, 16), size=7, pad=3)
     axes[0].set_ylabel("accuracy", labelpad=-4)
     axes[(len(axes) - 1) // columns * columns].set_xlabel("confidence", labelpad=-4)
     _legend(drawing, axes[0], CURVE + 0.2)
@@ -241,32 +225,32 @@ def _lines(figure: Lines) -> Drawing:
     """An axis for each panel; the categories' lines stand a little beside each other, the mean of all is the black one."""
     by_panel = by(figure.rows, figure.panel)
     width = max(WIDTH, PLACE * len(figure.places))
-    labels = [short(place, 14) for place in figure.places]
+    labels = [style.short(place, 14) for place in figure.places]
     turned = max(map(len, labels)) * 0.07 > width / len(labels)
     below = 0.55 + (0.07 * max(map(len, labels)) if turned else 0.0)
-    drawing, axes = canvas(len(by_panel), min(2, len(by_panel)), (width, LINES), (0.5, below))
+    drawing, axes = style.canvas(len(by_panel), min(2, len(by_panel)), (width, LINES), (0.5, below))
     middles = {place: k for k, place in enumerate(figure.places)}
     for axis, (title, rows) in zip(axes, by_panel.items(), strict=True):
         lines = by(rows, lambda row: row.category)
         for k, (category, mine) in enumerate(lines.items()):
             every = category == ALL
-            colour = INK if every else SERIES[k % len(SERIES)]
+            colour = style.INK if every else style.SERIES[k % len(style.SERIES)]
             beside = 0.5 * (k - 0.5 * (len(lines) - 1)) / len(lines)
             mine = sorted(mine, key=lambda row: middles[figure.x(row)])
             at = [middles[figure.x(row)] + beside for row in mine]
-            style = "-" if every or k < len(SERIES) else "--"
+            dash = "-" if every or k < len(style.SERIES) else "--"
             estimates = [row.estimate for row in mine]
             axis.plot(
-                at, estimates, style, marker="o", ms=2, lw=1.6 if every else 1.0, color=colour, label=category
+                at, estimates, dash, marker="o", ms=2, lw=1.6 if every else 1.0, color=colour, label=category
             )
             axis.vlines(
                 at, [row.low for row in mine], [row.high for row in mine], color=colour, lw=0.7, alpha=0.6
             )
         axis.set_xticks(range(len(labels)), labels, rotation=90 if turned else 0)
-        axis.tick_params(axis="x", labelcolor=INK)
+        axis.tick_params(axis="x", labelcolor=style.INK)
         axis.set_xlim(-0.5, len(labels) - 0.5)
         if figure.limits is not None:
-            axis.axhline(0, color=SOFT, lw=0.7, ls=":")
+            axis.axhline(0, color=style.SOFT, lw=0.7, ls=":")
             axis.set_ylim(*figure.limits)
         if len(by_panel) > 1:
             axis.set_title(title)

@@ -29,17 +29,7 @@ from evalengine.analysis.correlation import (
     residuals,
 )
 from evalengine.analysis.figure import Figure, Intervals, Table
-from evalengine.analysis.groups import (
-    ALL,
-    PARTIAL,
-    UNDEFINED,
-    Data,
-    Group,
-    Label,
-    Means,
-    Note,
-    mean_of_known,
-)
+from evalengine.analysis.groups import ALL, UNDEFINED, Data, Group, Label, Note, Statistic, group_of, means_of
 from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.panel import Array
 from evalengine.analysis.protocol import Protocol, Study
@@ -115,29 +105,28 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> list[Group]:
     B, V = len(names), 2 * len(names)
     pairs = np.array([(v, V + k) for k in range(len(shares)) for v in range(V)])
     labels = [Label(*names[v % B], at_stage(panel.stages[v // B], name)) for name in shares for v in range(V)]
-    values, n, notes = {}, {}, {}
+    few = Note(UNDEFINED, "fewer than 4 mixtures have a value")
+    flat = Note(UNDEFINED, f"{quantity} hardly varies over the mixtures: no r")
+    found = {}
     for scale in panel.scales:
         sample = data.sample(panel.quantities[0] if quantity == R_ALIGN else quantity, scale)
         x_VMC = variables(data, quantity, scale).x_VMC
         extra = np.stack(list(shares.values()))[:, :, None]
         extra = np.broadcast_to(extra, (len(shares), *x_VMC.shape[1:]))
         joined = np.concatenate([x_VMC, extra])
-        values[scale] = data.reportable(correlate(replace(sample, x_VMC=joined), pairs, data.statistic))
+        value_PC = data.reportable(correlate(replace(sample, x_VMC=joined), pairs, data.statistic))
         known = np.isfinite(joined[:, :, 0])
         known_PM = known[pairs[:, 0]] & known[pairs[:, 1]]
-        n[scale] = known_PM.sum(axis=1)
-        values[scale][degrees_of_freedom(known_PM, sample.block_M) < 3] = np.nan
-        few = Note(UNDEFINED, "fewer than 4 mixtures have a value")
-        flat = Note(UNDEFINED, f"{quantity} hardly varies over the mixtures: no r")
-        notes[scale] = [
-            Note() if np.isfinite(value) else few if count < 4 else flat
-            for value, count in zip(values[scale][:, 0], n[scale], strict=True)
+        value_PC[degrees_of_freedom(known_PM, sample.block_M) < 3] = np.nan
+        found[scale] = [
+            Statistic(label, value_C, n, Note() if np.isfinite(value_C[0]) else few if n < 4 else flat)
+            for label, value_C, n in zip(labels, value_PC, known_PM.sum(axis=1).tolist(), strict=True)
         ]
-    single = Group("mixture_effect", quantity, labels, values, n, notes, data.statistic == "pearson")
-    return [single] if quantity == R_ALIGN else [single, _means(single)]
+    single = group_of("mixture_effect", quantity, found, is_correlation=data.statistic == "pearson")
+    return [single] if quantity == R_ALIGN else [single, _means(single, len(panel.mixtures))]
 
 
-def _means(single: Group) -> Group:
+def _means(single: Group, mixtures: int) -> Group:
     """The mean r of a category's benchmarks, and of all, with each share and stage."""
     others = dict.fromkeys(label.other for label in single.labels)
     categories = [*dict.fromkeys(label.category for label in single.labels), ALL]
@@ -151,30 +140,7 @@ def _means(single: Group) -> Group:
         for category in categories
     }
     labels = [Label(category, f"mean of {len(index)}", other) for (category, other), index in members.items()]
-    values, n, notes = {}, {}, {}
-    for scale, value_SC in single.values.items():
-        known = [[k for k in index if np.isfinite(value_SC[k, 0])] for index in members.values()]
-        lost = [
-            [single.labels[k].name for k in index if k not in defined]
-            for index, defined in zip(members.values(), known, strict=True)
-        ]
-        values[scale] = np.array([mean_of_known(value_SC[defined]) for defined in known])
-        n[scale] = np.array(
-            [single.n[scale][defined].min(initial=single.n[scale].max()) for defined in known]
-        )
-        notes[scale] = [Note(PARTIAL, f"without {', '.join(x)} (no r)") if x else Note() for x in lost]
-    index = list(members.values())
-    means = {scale: Means(value_SC, single.n[scale], index) for scale, value_SC in single.values.items()}
-    return Group(
-        "category_effect",
-        single.quantity,
-        labels,
-        values,
-        n,
-        notes,
-        interval="jackknife-z",
-        means=means,
-    )
+    return means_of(single, "category_effect", labels, list(members.values()), mixtures)
 
 
 def web_source_differences(data: Data, quantity: str, mixtures: Mixtures, level: float) -> list[Row]:
@@ -238,13 +204,11 @@ def departures(data: Data, quantity: str, mixtures: Mixtures, seed: int) -> list
         for _, _, name, y_M in of:
             keep = np.isfinite(y_M) & np.isfinite(share_M)
             estimate, p = departure(y_M[keep], share_M[keep], block_M[keep], seed)
-            found.append((Label(*name, at_stage(stage, CODE)), estimate, p, int(keep.sum())))
-        q = benjamini_hochberg(np.array([p for _, _, p, _ in found]))
-        rows += [
-            plain_row("departure", quantity, scale, label, estimate, p=p, q=float(q_one), n=n)
-            for (label, estimate, p, n), q_one in zip(found, q, strict=True)
-            if math.isfinite(estimate)
-        ]
+            label = Label(*name, at_stage(stage, CODE))
+            found.append(plain_row("departure", quantity, scale, label, estimate, p=p, n=int(keep.sum())))
+        q = benjamini_hochberg(np.array([row.p for row in found]))
+        with_q = (row._replace(q=float(one)) for row, one in zip(found, q, strict=True))
+        rows += [row for row in with_q if math.isfinite(row.estimate)]
     return rows
 
 
@@ -304,12 +268,9 @@ def _contrasts(
 def _design(source: Sequence[str], levels: Sequence[str], second: Sequence[str]) -> Array:
     """Columns: one per web source (no intercept), then the proportions but the first."""
     others = list(dict.fromkeys(second))[1:]
-    return np.array(
-        [
-            [float(s == level) for level in levels] + [float(p == o) for o in others]
-            for s, p in zip(source, second, strict=True)
-        ]
-    )
+    columns = [np.array(source) == level for level in levels]
+    columns += [np.array(second) == other for other in others]
+    return np.stack(columns, axis=1).astype(np.float64)
 
 
 def at_stage(stage: str, what: str) -> str:
@@ -318,10 +279,8 @@ def at_stage(stage: str, what: str) -> str:
 
 
 def section(results: Results) -> str:
-    shares = [
-        *results.rows("mixture_effects", protocol="category_effect"),
-        *results.rows("mixture_effects", protocol="mixture_effect"),
-    ]
+    kinds = ("category_effect", "mixture_effect")
+    shares = [row for kind in kinds for row in results.rows("mixture_effects", protocol=kind)]
     sources = results.rows("mixture_effects", protocol="web_source")
     if not shares and not sources:
         return ""
@@ -337,8 +296,7 @@ def section(results: Results) -> str:
                 f"{page.grid(results, _by_other(first))}"
             )
             if rest:
-                grid = page.grid(results, _by_other(rest))
-                out.append(f"<details><summary>Other shares</summary>{grid}</details>")
+                out.append(page.details("Other shares", page.grid(results, _by_other(rest))))
         web = [r for r in sources if r.quantity == quantity]
         out.append(_web_sources(results, quantity, web))
     return "".join(out) + _departures(results)
@@ -361,13 +319,13 @@ def _departures(results: Results) -> str:
     if not rows:
         return ""
     columns = ["category", "of", "quantity", "scale", "stage", "departure", "p", "q"]
-    return (
-        "<details><summary>Not monotonic in the code share?</summary>"
-        '<p class="hint">Departure: how far the mean at one level of the share lies above (+) or below (-) the means at lower '
-        "and at higher levels alike, web sources' means taken out; p from permuting mixtures within web sources. Means over "
-        "categories, and benchmarks with p below 0.05.</p>"
-        f"{page.show(Table('', columns, [rows], texts=5))}</details>"
+    words = page.hint(
+        "Departure: how far the mean at one level of the share lies above (+) or below (-) the means at lower and at higher "
+        "levels alike, web sources' means taken out; p from permuting mixtures within web sources. Means over categories, and "
+        "benchmarks with p below 0.05."
     )
+    table = page.show(Table("", columns, [rows], texts=5))
+    return page.details("Not monotonic in the code share?", words + table)
 
 
 def _web_sources(results: Results, quantity: str, rows: Sequence[Row]) -> str:
@@ -377,11 +335,9 @@ def _web_sources(results: Results, quantity: str, rows: Sequence[Row]) -> str:
         return ""
     largest = math.ceil(100 * max(max(abs(r.low), abs(r.high)) for r in web)) / 100
     differences = _by_other(web)._replace(limit=largest, measure="difference")
-    return (
-        f"<details><summary>{escape(_words(quantity))} at {escape(stage)}: differences between web sources"
-        f'</summary><p class="hint">{escape(web[0].note)}, additive model with the code share.</p>'
-        f"{page.grid(results, differences)}</details>"
-    )
+    words = page.hint(f"{escape(web[0].note)}, additive model with the code share.")
+    title = f"{_words(quantity)} at {stage}: differences between web sources"
+    return page.details(title, words + page.grid(results, differences))
 
 
 def _code_shares(results: Results) -> set[str]:

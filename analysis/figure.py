@@ -36,6 +36,9 @@ class Heatmaps(NamedTuple):
     row_title: str
     column_title: str
 
+    def panel(self, row: Row) -> str:
+        return f"{row.quantity}, {row.scale}"
+
 
 class Curves(NamedTuple):
     """Reliability curves of benchmarks at one scale, a line for each stage, a panel for each category.
@@ -44,6 +47,9 @@ class Curves(NamedTuple):
     """
 
     rows: Sequence[dict[str, Any]]
+
+    def panel(self, row: dict[str, Any]) -> str:
+        return str(row["category"])
 
 
 class Lines(NamedTuple):
@@ -115,22 +121,11 @@ class Table(NamedTuple):
 
 def panels(figure: Figure) -> dict[str, Figure]:
     """A figure for each of the panels, by title: the page shows them one by one, so that they fit a phone."""
-    if isinstance(figure, Intervals):
-        return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, figure.panel).items()}
-    if isinstance(figure, Heatmaps):
-        return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, heatmap_title).items()}
     if isinstance(figure, Scatters):
-        return {
-            title: figure._replace(points=points)
-            for title, points in by(figure.points, lambda p: p.category).items()
-        }
-    if isinstance(figure, Lines):
-        return {title: figure._replace(rows=rows) for title, rows in by(figure.rows, figure.panel).items()}
-    return {title: Curves(rows) for title, rows in by(figure.rows, lambda row: str(row["category"])).items()}
-
-
-def heatmap_title(row: Row) -> str:
-    return f"{row.quantity}, {row.scale}"
+        categories = by(figure.points, lambda point: point.category)
+        return {title: figure._replace(points=points) for title, points in categories.items()}
+    rows: Sequence[Any] = figure.rows
+    return {title: figure._replace(rows=mine) for title, mine in by(rows, figure.panel).items()}
 
 
 def file_part(text: str) -> str:

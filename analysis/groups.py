@@ -9,9 +9,9 @@ Dims: V = 2B variables (benchmarks before, then after), M mixtures, C columns, S
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,20 @@ PARTIAL = "partial"  # a mean that leaves out some of its members
 ITEM_NOISE = "item noise"  # the mixtures differ no more than item noise makes them differ
 
 
+def without(lost: Sequence[str], why: str = "") -> Note:
+    """The note of a mean that leaves out `lost`."""
+    return Note(PARTIAL, f"without {', '.join(lost)}{why}") if lost else Note()
+
+
+class Statistic(NamedTuple):
+    """One statistic at one scale: what it is about, its value in every column (C,), and the mixtures behind it."""
+
+    label: Label
+    value_C: Array
+    n: int
+    note: Note = Note()
+
+
 class Means(NamedTuple):
     """What statistics at one scale are the means of: (P, C) values, the (P,) mixtures behind them, and whose mean each is."""
 
@@ -83,6 +97,47 @@ class Group:
     contrast_interval: str = "bca-t"  # the same for their contrasts
     contrast: str = ""
     contrasts: tuple[Group, ...] = ()
+
+
+def group_of(protocol: str, quantity: str, found: Mapping[str, Sequence[Statistic]], **how: Any) -> Group:
+    """A group from its statistics at each scale, which are the same at all of them; `how`: further fields."""
+    return Group(
+        protocol,
+        quantity,
+        [one.label for one in next(iter(found.values()))],
+        {scale: np.array([one.value_C for one in listed]) for scale, listed in found.items()},
+        {scale: np.array([one.n for one in listed]) for scale, listed in found.items()},
+        {scale: [one.note for one in listed] for scale, listed in found.items()},
+        **how,
+    )
+
+
+def means_of(
+    single: Group, protocol: str, labels: Sequence[Label], members: Sequence[Sequence[int]], least_n: int = 0
+) -> Group:
+    """Means over statistics of a group, the `members` of each; those without an r are left out and said so.
+
+    In a resample a mean is over the members that have an r in it: each lacks one in few (`Data.reportable`), but one or other
+    of twenty does in many. least_n: the n of a mean that leaves all of them out.
+    """
+    found: dict[str, list[Statistic]] = {}
+    means = {}
+    for scale, value_SC in single.values.items():
+        n_S = single.n[scale]
+        found[scale] = []
+        for label, index in zip(labels, members, strict=True):
+            defined = [k for k in index if np.isfinite(value_SC[k, 0])]
+            lost = [single.labels[k].name for k in index if k not in defined]
+            n = min((int(n_S[k]) for k in defined), default=least_n)
+            mean_C = mean_of_known(value_SC[defined])
+            found[scale].append(Statistic(label, mean_C, n, without(lost, " (no r)")))
+        means[scale] = Means(value_SC, n_S, members)
+    return group_of(protocol, single.quantity, found, interval="jackknife-z", means=means)
+
+
+def with_all(panel: Panel) -> dict[str, list[int]]:
+    """The benchmarks of each category, and of all."""
+    return {**panel.category_members(), ALL: list(range(len(panel.benchmarks)))}
 
 
 @dataclass(frozen=True)

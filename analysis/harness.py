@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalengine.analysis.importing import APART, UNKNOWN, Known, Part, Result
+from evalengine.analysis.importing import APART, UNKNOWN, Known, Part, Result, result_of
 from evalengine.analysis.items import Checkpoint
 from evalengine.analysis.spellings import benchmark_name
 from evalengine.errors import UserError
@@ -170,42 +170,28 @@ def read_lm_eval(path: Path, who: Checkpoint, known: Mapping[str, Known], metric
             left_out[task] = "means of others"
             continue
         metrics = _metrics(mapping(raw, "results", task))
-        about = known.get(benchmark, UNKNOWN)
-        wanted = (metric,) if metric else (about.default_score, "acc")
+        wanted = (metric,) if metric else (known.get(benchmark, UNKNOWN).default_score, "acc")
         score = next((name for name in wanted if name in metrics), None)
         if score is None:
             if metrics:  # a heading of a group has none
                 left_out[task] = f"no {wanted[0]}, only {', '.join(metrics)}"
             continue
         value, stderr = metrics[score]
-        if value < 0 or value > 1:
-            raise UserError(
-                f"{path}: the accuracy of {printable(task[:60])} must be between 0 and 1: correct it"
-            )
-        if stderr < 0 or stderr > 1:
-            raise UserError(
-                f"{path}: the standard error of {printable(task[:60])} must be between 0 and 1: correct it"
-            )
+        for what, number in (("accuracy", value), ("standard error", stderr)):
+            if number < 0 or number > 1:
+                raise UserError(
+                    f"{path}: the {what} of {printable(task[:60])} must be between 0 and 1: correct it"
+                )
         items = _items(raw, task)
-        results.append(
-            Result(
-                *who[:4],
-                benchmark,
-                about.category,
-                "accuracy",
-                value,
-                items,
-                stderr,
-                about.chance,
-                who.seed,
-                file=path,
-                score=score,
-                shots=shots,
-                limit="" if items else limit,
-                version=printable(str(mapping(raw, "versions").get(task, ""))[:20]),
-                commit=commit,
-            )
-        )
+        source = {
+            "file": path,
+            "score": score,
+            "shots": shots,
+            "limit": "" if items else limit,
+            "version": printable(str(mapping(raw, "versions").get(task, ""))[:20]),
+            "commit": commit,
+        }
+        results.append(result_of(who, benchmark, known, "accuracy", value, items, stderr, **source))
     return Part(path, results, groups=_groups(raw, known), left_out=left_out)
 
 

@@ -15,10 +15,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from evalengine.analysis.benchmark_info import NOTHING, About, Info
-from evalengine.analysis.items import names
+from evalengine.analysis.items import Checkpoint, names
 from evalengine.analysis.panel import RESULTS_FILE
 from evalengine.analysis.spellings import similar
 from evalengine.errors import UserError
@@ -68,6 +68,23 @@ class Result(NamedTuple):
     limit: str = ""
     version: str = ""
     commit: str = ""
+
+
+def result_of(
+    who: Checkpoint,
+    benchmark: str,
+    known: Mapping[str, Known],
+    quantity: str,
+    value: float,
+    items: int,
+    stderr: float,
+    **source: Any,
+) -> Result:
+    """A number of one checkpoint with what evalengine knows of its benchmark; source: further fields of `Result`."""
+    about = known.get(benchmark, UNKNOWN)
+    chance, seed = about.chance, who.seed
+    found = Result(*who[:4], benchmark, about.category, quantity, value, items, stderr, chance, seed)
+    return found._replace(**source)
 
 
 COLUMNS = Result._fields[:12]  # of results.arrow
@@ -306,8 +323,6 @@ def write_results(folder: Path, imported: Imported) -> int:
 
 def _stored(row: Result) -> dict[str, object]:
     """A row of results.arrow: what is not known of an error, of chance and of a replicate is null."""
-    found = dict(zip(COLUMNS, row[: len(COLUMNS)], strict=True)) | {"replicate": row.replicate or None}
-    return {
-        name: None if name in ("stderr", "chance") and found[name] != found[name] else found[name]
-        for name in found
-    }
+    found = {name: getattr(row, name) for name in COLUMNS}
+    unknown = [name for name in ("stderr", "chance") if math.isnan(found[name])]
+    return found | dict.fromkeys(unknown) | {"replicate": row.replicate or None}

@@ -55,14 +55,11 @@ def item_data(
         )
     quantities = quantities or tuple(panel.transferred)
     M = len(panel.mixtures)
-    drawn = draw_resamples(M, count, seed, panel.block_M)
-    if mixtures:
-        plan = drawn
-        groups = 0
-    else:
-        groups = GROUPS
+    plan = draw_resamples(M, count, seed, panel.block_M)
+    groups = 0 if mixtures else GROUPS
+    if not mixtures:
         weight_MC = np.full((M, 1 + groups + count), 1.0 / M)
-        plan = Resamples(weight_MC, np.ones(count), groups, False, blocks=drawn.blocks)
+        plan = Resamples(weight_MC, np.ones(count), groups, False, blocks=plan.blocks)
     columns = plan.weight_MC.shape[1]
     B = len(panel.benchmarks)
     x = {q: np.full((len(panel.scales), 2 * B, M, columns), np.nan) for q in quantities}

@@ -38,6 +38,11 @@ class Latent(NamedTuple):
     high: float
 
 
+def symmetric(before: float, after: float, both: float) -> Array:
+    """(2, 2), from two variances and a covariance."""
+    return np.array([[before, both], [both, after]])
+
+
 def latent_r(covariance: Array, noise: Array, n: int, level: float = 0.95) -> Latent:
     """rho of one benchmark by REML, with its profile-likelihood interval.
 
@@ -55,9 +60,8 @@ def latent_r(covariance: Array, noise: Array, n: int, level: float = 0.95) -> La
     top = tie[np.argmin(np.abs(RHO_G[tie]))]
     angle = float(ANGLE_G[top])
     around = profile[top - 1 : top + 2]
-    if (
-        len(tie) == 1 and len(around) == 3 and np.isfinite(around).all()
-    ):  # the top of the parabola through these
+    if len(tie) == 1 and len(around) == 3 and np.isfinite(around).all():
+        # The top of the parabola through these.
         left, middle, right = around.tolist()
         angle += 0.5 * (left - right) / (left - 2.0 * middle + right) * float(ANGLE_G[1] - ANGLE_G[0])
     cut = best - (n - 1) * math.log1p(float(stdtrit(n - 2, 0.5 + level / 2.0)) ** 2 / (n - 2))

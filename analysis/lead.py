@@ -46,25 +46,16 @@ def noise_table(results: Results) -> Table:
             found = results.rows("reliability", protocol="reliability", **at)
             ceilings = [row.estimate for row in found if row.other == CEILING]
             known = any(math.isfinite(row.estimate) for row in found)
-            measured = _one(results.rows("transfer", protocol="category_transfer", category=ALL, **at))
-            clean = _one(results.rows("reliability", protocol="category_reliability", category=ALL, **at))
-            benchmarks = len(ceilings)
-            rows.append(
-                [
-                    f"{quantity}, {scale}",
-                    f"{_differ(found)} of {benchmarks}" if known else "–",
-                    f"{sum(ceiling >= HIGH for ceiling in ceilings)} of {benchmarks}" if known else "–",
-                    with_interval(measured),
-                    with_interval(clean),
-                ]
+            means = (
+                results.rows("transfer", protocol="category_transfer", category=ALL, **at),
+                results.rows("reliability", protocol="category_reliability", category=ALL, **at),
             )
-    columns = [
-        "",
-        "mixtures differ",
-        f"ceiling of {HIGH} or more",
-        "mean r as measured",
-        "mean r without item noise",
-    ]
+            high = sum(ceiling >= HIGH for ceiling in ceilings)
+            counts = [f"{n} of {len(ceilings)}" if known else "–" for n in (_differ(found), high)]
+            r = [with_interval(next(iter(mean), None)) for mean in means]
+            rows.append([f"{quantity}, {scale}", *counts, *r])
+    columns = ["", "mixtures differ", f"ceiling of {HIGH} or more"]
+    columns += ["mean r as measured", "mean r without item noise"]
     return Table("what the noise allows one to say", columns, [rows], stacked=True)
 
 
@@ -75,7 +66,3 @@ def _differ(rows: list[Row]) -> int:
         if row.other.startswith(RELIABILITY):
             lows.setdefault(row.name, []).append(row.low)
     return sum(all(low > 0 for low in found) for found in lows.values())
-
-
-def _one(rows: list[Row]) -> Row | None:
-    return rows[0] if rows else None

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -32,10 +33,21 @@ from evalengine.analysis.correlation import (
     weighted_sums,
     within,
 )
-from evalengine.analysis.figure import Table
-from evalengine.analysis.groups import ALL, ITEM_NOISE, PARTIAL, UNDEFINED, Data, Group, Label, Note
+from evalengine.analysis.figure import Table, by
+from evalengine.analysis.groups import (
+    ITEM_NOISE,
+    UNDEFINED,
+    Data,
+    Group,
+    Label,
+    Note,
+    Statistic,
+    group_of,
+    with_all,
+    without,
+)
 from evalengine.analysis.items import names
-from evalengine.analysis.latent import Latent, latent_r, pooled
+from evalengine.analysis.latent import Latent, latent_r, pooled, symmetric
 from evalengine.analysis.panel import Array, Panel
 from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
 from evalengine.analysis.results import Results, with_interval
@@ -109,14 +121,12 @@ def measured(data: Data, quantity: str, scale: str) -> dict[int, Measured | Note
         noise = _noise(panel, quantity, s, b, keep)
         freedom = int(degrees_of_freedom(keep[None], sample.block_M)[0])
         if freedom < 3:
-            out[b] = Note(
-                UNDEFINED, "fewer than 4 mixtures" if sample.block_M is None else "too few mixtures"
-            )
+            few = "fewer than 4 mixtures" if sample.block_M is None else "too few mixtures"
+            out[b] = Note(UNDEFINED, few)
         elif noise is None:
-            known = "neither the number of items nor all standard errors are known"
-            out[b] = Note(
-                UNDEFINED, known if quantity == "accuracy" else f"noise of {quantity} takes the items"
-            )
+            why = "neither the number of items nor all standard errors are known"
+            why = why if quantity == "accuracy" else f"noise of {quantity} takes the items"
+            out[b] = Note(UNDEFINED, why)
         else:
             found = covariances(replace(sample, x_VMC=sample.x_VMC[[b, B + b]]), keep)
             out[b] = Measured(noise, found, int(keep.sum()), freedom)
@@ -131,110 +141,78 @@ def reliability(data: Data, quantity: str) -> Group:
     """
     panel = data.panel
     kinds = (*(f"{RELIABILITY} {stage}" for stage in panel.stages), CEILING)
-    labels = [
-        Label(category, benchmark, kind)
-        for category, benchmark in zip(panel.categories, panel.benchmarks, strict=True)
-        for kind in kinds
-    ]
-    values, n, notes = {}, {}, {}
+    found: dict[str, list[Statistic]] = {}
     for scale in panel.scales:
-        rows, counts, said = [], [], []
+        found[scale] = []
         columns = data.sample(quantity, scale).w_MC.shape[1]
-        for known in measured(data, quantity, scale).values():
+        for b, known in measured(data, quantity, scale).items():
             if isinstance(known, Note):
-                rows += [np.full(columns, np.nan)] * 3
-                counts += [0] * 3
-                said += [known] * 3
-                continue
-            found = _reliabilities(known)
-            rows += list(found)
-            counts += [known.n] * 3
-            said += [Note(), Note(), NOISY if (found[:2, 0] <= 0).any() else Note()]
-        values[scale], n[scale], notes[scale] = np.array(rows), np.array(counts), said
-    return Group("reliability", quantity, labels, values, n, notes)
+                value_3C, n, notes = np.full((3, columns), np.nan), 0, [known] * 3
+            else:
+                value_3C, n = _reliabilities(known), known.n
+                notes = [Note(), Note(), NOISY if (value_3C[:2, 0] <= 0).any() else Note()]
+            for kind, value_C, note in zip(kinds, value_3C, notes, strict=True):
+                label = Label(panel.categories[b], panel.benchmarks[b], kind)
+                found[scale].append(Statistic(label, value_C, n, note))
+    return group_of("reliability", quantity, found)
 
 
 def without_noise(study: Study, quantity: str) -> list[Row]:
     """r without noise of every benchmark (`latent_r`), and the mean of a category and of all (`pooled`)."""
     panel, out = study.panel, []
-    members = [*panel.category_members().items(), (ALL, list(range(len(panel.benchmarks))))]
     for scale in panel.scales:
         known = measured(study.data, quantity, scale)
+        at = "reliability", quantity, scale
         for b, found in known.items():
             label = Label(panel.categories[b], panel.benchmarks[b], WITHOUT_NOISE)
             if isinstance(found, Note):
-                row = plain_row(
-                    "reliability", quantity, scale, label, math.nan, note=found.text, note_kind=found.kind
-                )
+                out.append(plain_row(*at, label, math.nan, note=found.text, note_kind=found.kind))
             else:
-                r = latent_of(found, study.options.level)
                 note = NOISY if found.lost_in_noise else Note()
-                ends = {"low": r.low, "high": r.high, "interval": "profile likelihood", "n": found.n}
-                row = plain_row(
-                    "reliability",
-                    quantity,
-                    scale,
-                    label,
-                    r.estimate,
-                    **ends,
-                    note=note.text,
-                    note_kind=note.kind,
-                )
-            out.append(row)
+                out.append(latent_row(*at, label, latent_of(found, study.options.level), found.n, note))
         usable = {
             b: m
             for b, m in known.items()
             if isinstance(m, Measured) and min(m.noise.before, m.noise.after) > 0
         }
-        if not usable:
-            continue
-        labels, values, counts, notes = [], [], [], []
-        for category, index in members:
+        means = []
+        for category, index in with_all(panel).items() if usable else ():
             chosen = [usable[b] for b in index if b in usable]
+            value_C = np.full(study.plan.weight_MC.shape[1], np.nan)
+            if chosen:
+                covariance_B3C = np.array([m.covariance_3C for m in chosen])
+                value_C = pooled(covariance_B3C, np.array([m.noise for m in chosen]))
+            label = Label(category, f"mean of {len(chosen)}", WITHOUT_NOISE)
             lost = [panel.benchmarks[b] for b in index if b not in usable]
-            labels.append(Label(category, f"mean of {len(chosen)}", WITHOUT_NOISE))
-            counts.append(min((m.n for m in chosen), default=0))
-            notes.append(Note(PARTIAL, f"without {', '.join(lost)}") if lost else Note())
-            values.append(
-                pooled(
-                    np.array([m.covariance_3C for m in chosen]).reshape(len(chosen), 3, -1),
-                    np.array([m.noise for m in chosen]).reshape(-1, 3),
-                )
-                if chosen
-                else np.full(study.plan.weight_MC.shape[1], np.nan)
-            )
-        group = Group(
-            "category_reliability",
-            quantity,
-            labels,
-            {scale: np.array(values)},
-            {scale: np.array(counts)},
-            {scale: notes},
-            interval="jackknife",
-        )
-        out += map(_bounded, study.rows(group))
+            means.append(Statistic(label, value_C, min((m.n for m in chosen), default=0), without(lost)))
+        group = group_of("category_reliability", quantity, {scale: means}, interval="jackknife")
+        rows = study.rows(group) if means else []
+        # A ratio of corrected variances may lie beyond what a correlation can be, and so may its interval.
+        out += [bounded(row, -1.0, 1.0, "estimate", "low", "high") for row in rows]
     return out
 
 
-def _bounded(row: Row) -> Row:
-    """Cut to -1 and 1: a ratio of corrected variances may lie beyond what a correlation can be, and so may its interval."""
-    cut: dict[str, Any] = {
-        end: float(np.clip(getattr(row, end), -1.0, 1.0)) for end in ("estimate", "low", "high")
-    }
+def latent_row(protocol: str, quantity: str, scale: str, label: Label, r: Latent, n: int, note: Note) -> Row:
+    """A row of `latent_r`."""
+    ends = {"low": r.low, "high": r.high, "interval": "profile likelihood", "n": n}
+    said = {"note": note.text, "note_kind": note.kind}
+    return plain_row(protocol, quantity, scale, label, r.estimate, **ends, **said)
+
+
+def bounded(row: Row, least: float, most: float, *fields: str) -> Row:
+    """A row whose named fields are cut to lie between two bounds."""
+    cut: dict[str, Any] = {field: float(np.clip(getattr(row, field), least, most)) for field in fields}
     return row._replace(**cut)
 
 
 def latent_of(found: Measured, level: float) -> Latent:
     """`latent_r` of the sample."""
-    before, after, both = found.covariance_3C[:, 0].tolist()
-    return _latent_of((before, both, both, after), found.noise, found.freedom + 1, level)
+    return _latent_of(tuple(found.covariance_3C[:, 0].tolist()), found.noise, found.freedom + 1, level)
 
 
 @functools.lru_cache(maxsize=4096)  # the decisions ask for it too
 def _latent_of(covariance: tuple[float, ...], noise: ItemNoise, n: int, level: float) -> Latent:
-    covariance_22 = np.array(covariance).reshape(2, 2)
-    noise_22 = np.array([[noise.before, noise.between], [noise.between, noise.after]])
-    return latent_r(covariance_22, noise_22, n, level)
+    return latent_r(symmetric(*covariance), symmetric(*noise), n, level)
 
 
 def _noise(panel: Panel, quantity: str, s: int, b: int, keep_M: NDArray[np.bool_]) -> ItemNoise | None:
@@ -317,44 +295,40 @@ def section(results: Results) -> str:
     found = [r for r in results.rows("reliability", protocol="reliability") if math.isfinite(r.estimate)]
     if not found:
         return ""
-    return (
-        "<h2>Noise</h2>"
-        '<p class="hint">Reliability: the share of the variance between mixtures that endless items would leave. The ceiling '
-        "is the r that this noise would leave of a perfect one; r without noise is the correlation that endless items would "
-        f"show.</p>{page.show(means_table(results))}"
-        f"<details><summary>Reliability of each benchmark</summary>{page.show(benchmarks_table(results))}</details>"
+    return page.section(
+        "Noise",
+        "Reliability: the share of the variance between mixtures that endless items would leave. The ceiling is the r that this "
+        "noise would leave of a perfect one; r without noise is the correlation that endless items would show.",
+        page.show(means_table(results)),
+        page.details("Reliability of each benchmark", page.show(benchmarks_table(results))),
     )
 
 
 def means_table(results: Results) -> Table:
     """Mean r of the categories and of all, as measured and without noise."""
-    observed = {
-        (r.scale, r.quantity, r.category): r for r in results.rows("transfer", protocol="category_transfer")
-    }
-    blocks: dict[tuple[str, str], list[list[str]]] = {}
-    for r in results.rows("reliability", protocol="category_reliability"):
-        measured = observed.get((r.scale, r.quantity, r.category))
-        cells = [with_interval(measured), with_interval(r), r.note]
-        blocks.setdefault((r.quantity, r.scale), []).append([r.category, r.quantity, r.scale, *cells])
+    at = operator.attrgetter("category", "quantity", "scale")
+    observed = {at(r): r for r in results.rows("transfer", protocol="category_transfer")}
+    found = results.rows("reliability", protocol="category_reliability")
+    blocks = [
+        [[*at(r), with_interval(observed.get(at(r))), with_interval(r), r.note] for r in mine]
+        for mine in by(found, lambda r: (r.quantity, r.scale)).values()
+    ]
     columns = ["mean over", "quantity", "scale", "r as measured", WITHOUT_NOISE, "note"]
-    return Table(
-        "mean r without item noise", columns, list(blocks.values()), texts=3, prose=True, stacked=True
-    )
+    return Table("mean r without item noise", columns, blocks, texts=3, prose=True, stacked=True)
 
 
 def benchmarks_table(results: Results) -> Table:
     """Reliability at both stages, ceiling and r, of each benchmark with items."""
     found = [r for r in results.rows("reliability", protocol="reliability") if r.n]
     kinds = list(dict.fromkeys(r.other for r in found))
-    by_kind = {(r.quantity, r.scale, r.name, r.other): r for r in found}
-    measured = {(r.quantity, r.scale, r.name): r for r in results.rows("transfer", protocol="transfer")}
+    at = operator.attrgetter("name", "quantity", "scale")
+    measured = {at(r): r for r in results.rows("transfer", protocol="transfer")}
     blocks: dict[tuple[str, str], list[list[str]]] = {}
-    for at in dict.fromkeys((r.quantity, r.scale, r.name) for r in found):
-        quantity, scale, benchmark = at
-        mine = [by_kind.get((*at, kind)) for kind in kinds]
-        n = next(r.n for r in mine if r)
-        cells = [with_interval(r) for r in (*mine, measured.get(at))]
-        blocks.setdefault((quantity, scale), []).append([benchmark, quantity, scale, *cells, str(n)])
+    for about, mine in by(found, at).items():
+        by_kind = {r.other: r for r in mine}
+        shown = [*(by_kind.get(kind) for kind in kinds), measured.get(about)]
+        line = [*about, *map(with_interval, shown), str(mine[0].n)]
+        blocks.setdefault(about[1:], []).append(line)
     columns = ["benchmark", "quantity", "scale", *kinds, "r as measured", "n"]
     return Table("reliability", columns, list(blocks.values()), texts=3)
 
@@ -367,13 +341,11 @@ def claims(results: Results) -> Iterator[Claim]:
     ceilings = results.rows("reliability", other=CEILING)
     noisy = [r for r in ceilings if r.note_kind == ITEM_NOISE]
     low = [r for r in ceilings if r.high < 0.7 and math.isfinite(r.high)]
-    for found, text in (
-        (
-            noisy,
-            "On these the mixtures differ no more than item noise makes them differ, so no r means much: {}.",
-        ),
-        (low, "Item noise alone keeps r below 0.7 (interval of the ceiling) on {}."),
-    ):
+    said = {
+        "On these the mixtures differ no more than item noise makes them differ, so no r means much: {}.": noisy,
+        "Item noise alone keeps r below 0.7 (interval of the ceiling) on {}.": low,
+    }
+    for text, found in said.items():
         if found:
             listed = names([f"{r.name} ({r.scale}, {r.quantity})" for r in found], 12)
             yield Claim(CAUTION, text.format(listed))

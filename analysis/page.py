@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from html import escape
 
@@ -29,16 +30,25 @@ def interval_words(results: Results) -> str:
         "jackknife-z": "jackknife t on Fisher's z",
     }
     if method["block"]:
-        kinds["auto"] = (
-            "jackknife within blocks, on Fisher's z for r and means; BCa on Student's t for coherence"
-        )
+        within = "jackknife within blocks, on Fisher's z for r and means"
+        kinds["auto"] = f"{within}; BCa on Student's t for coherence"
     kind = kinds.get(method["interval"], f"{method['interval']} bootstrap")
     return f"{method['level']:.0%} intervals: {kind}, {method['resamples']:,} resamples"
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str | Mark]]) -> str:
-    """A plain table."""
-    return show(Table("", columns, [rows]))
+def section(title: str, words: str, *parts: str) -> str:
+    """A section under its title, a text, and a paragraph of small print (HTML) before its parts."""
+    return f"<h2>{escape(title)}</h2>{hint(words)}{''.join(parts)}"
+
+
+def hint(html: str) -> str:
+    """A paragraph of small print."""
+    return f'<p class="hint">{html}</p>'
+
+
+def details(title: str, html: str, opened: bool = False) -> str:
+    """What stands folded under its title, a text."""
+    return f"<details{' open' * opened}><summary>{escape(title)}</summary>{html}</details>"
 
 
 def show(shown: Table) -> str:
@@ -64,17 +74,12 @@ def show(shown: Table) -> str:
 
 def numbers(title: str, rows: Sequence[Row], scales: Sequence[str], about: Sequence[str]) -> Table:
     """Estimates with their intervals: a line for each quantity and each value of the fields `about`, a column for each scale."""
-    found: dict[str, dict[tuple[str, ...], dict[str, Row]]] = {}
-    for row in rows:
-        what = tuple(str(getattr(row, field)) for field in about)
-        found.setdefault(row.quantity, {}).setdefault(what, {})[row.scale] = row
-    blocks = [
-        [
-            [quantity, *what, *(with_interval(of_scale.get(scale)) for scale in scales)]
-            for what, of_scale in lines.items()
-        ]
-        for quantity, lines in found.items()
-    ]
+    blocks: list[list[list[str]]] = []
+    for quantity, mine in by(rows, lambda row: row.quantity).items():
+        blocks.append([])
+        for what, line in by(mine, operator.attrgetter(*about)).items():
+            at = {row.scale: row for row in line}
+            blocks[-1].append([quantity, *what, *(with_interval(at.get(scale)) for scale in scales)])
     return Table(title, ["quantity", *about, *scales], blocks, texts=1 + len(about))
 
 

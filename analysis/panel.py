@@ -11,7 +11,6 @@ Dims: S scales, T stages, M mixtures, B benchmarks, R runs of a mixture, K check
 from __future__ import annotations
 
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,27 +20,32 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis.calibration_error import ECE_BINS, calibration_errors
+from evalengine.analysis.cells import (
+    Cell,
+    category_key,
+    choose_stages,
+    lacking,
+    paired_cells,
+    refuse_twins,
+    stages_of,
+)
 from evalengine.analysis.items import (
-    ECE_BINS,
     BenchmarkItems,
-    Checkpoint,
     averaged,
-    debiased_calibration_error,
-    expected_calibration_error,
+    factors_of,
     mean_by_row,
     mean_of_scores,
     names,
     read_store,
-    reliability,
     rows_of_runs,
 )
 from evalengine.errors import UserError
-from evalengine.labels import TRAINED, natural_key, scale_key, stage_key
+from evalengine.labels import natural_key, scale_key
 from evalengine.metrics import Answers
 
 Array = NDArray[np.float64]
-DEFAULT_STAGES = ("pt", "sft")
-CATEGORY_ORDER = ("Commonsense", "Science", "NLI", "Semantic")
+
 RESULTS_FILE = "results.arrow"
 QUANTITIES = ("accuracy", "confidence", "loss")
 CALIBRATION = ("ece", "ece_plugin", *Answers._fields[2:])
@@ -88,9 +92,8 @@ class Panel:
     confidence: str = ""  # of `metrics.CONFIDENCES`; "" where results were imported
     beside: dict[str, Array] = field(default_factory=dict)  # the other confidence, where a benchmark's differ
     blocks: Blocks | None = None  # None where all mixtures are exchangeable
-    factors: dict[str, dict[str, str]] = field(
-        default_factory=dict
-    )  # of the store's manifest: label by mixture
+    # of the store's manifest: label by mixture
+    factors: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def quantities(self) -> tuple[str, ...]:
@@ -118,28 +121,6 @@ class Panel:
         """(2B, M): the benchmarks before, then the benchmarks after."""
         x_TMB = self.transferred[quantity][scale]
         return np.concatenate([x_TMB[0].T, x_TMB[1].T])
-
-
-class Cell(NamedTuple):
-    """One checkpoint on one benchmark. stderr: of its accuracy. replicate: which of a mixture's runs it is, such as its seed."""
-
-    checkpoint: str
-    scale: str | None
-    mixture: str | None
-    stage: str | None
-    benchmark: str
-    category: str
-    values: dict[str, float]
-    items: int
-    row: int = -1
-    stderr: float = float("nan")
-    chance: float = float("nan")
-    replicate: str = ""
-
-    @property
-    def place(self) -> tuple[str, str, str]:
-        """Scale, stage and mixture."""
-        return self.scale or "all", str(self.stage), str(self.mixture)
 
 
 def load_panel(
@@ -178,28 +159,18 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None, 
     cells, curve_of, items_of = [], {}, {}
     for benchmark in store.benchmarks:
         raw_KI = benchmark.confidence_KI if confidence == "raw" else benchmark.other_KI
-        curve_KB3 = reliability(raw_KI, benchmark.correct_KI, ECE_BINS)
-        debiased_K = debiased_calibration_error(curve_KB3, np.isfinite(raw_KI).sum(axis=1))
-        calibration = (debiased_K, expected_calibration_error(curve_KB3), *benchmark.means_KF.T)
+        curve_KB3, *errors = calibration_errors(raw_KI, benchmark.correct_KI)
+        calibration = (*errors, *benchmark.means_KF.T)
         by_quantity = {
             **{quantity: mean_of_scores(benchmark.scores(quantity)) for quantity in shown},
             **dict(zip(CALIBRATION, calibration, strict=True)),
         }
         who = [by_name[name] for name in benchmark.checkpoints]
-        row_K = rows_of_runs(who)
+        row_K, items = rows_of_runs(who), benchmark.correct_KI.shape[1]
         for k, one in enumerate(who):
             values = {quantity: float(value_K[k]) for quantity, value_K in by_quantity.items()}
-            cells.append(
-                Cell(
-                    *one[:4],
-                    benchmark.name,
-                    benchmark.category,
-                    values,
-                    items=benchmark.correct_KI.shape[1],
-                    row=int(row_K[k]),
-                    replicate=one.seed,
-                )
-            )
+            cell = Cell(*one[:4], benchmark.name, benchmark.category, values, items, int(row_K[k]))
+            cells.append(cell._replace(replicate=one.seed))
         items_of[benchmark.name] = averaged(benchmark, row_K)
         curve_of[benchmark.name] = mean_by_row(curve_KB3, row_K)
     panel = assemble(cells, stages, store.notes)
@@ -215,22 +186,8 @@ def _from_store(source: Path, stages: Sequence[str] | None, metric: str | None, 
         metrics=tuple(benchmark.metric for benchmark in ordered),
         chance=np.array([benchmark.chance for benchmark in ordered]),
         confidence=confidence,
-        factors=_factors(store.checkpoints),
+        factors=factors_of(store.checkpoints),
     )
-
-
-def _factors(checkpoints: Iterable[Checkpoint]) -> dict[str, dict[str, str]]:
-    """The labels that manifests gave to the mixtures, by factor. Raises UserError where a mixture has two."""
-    factors: dict[str, dict[str, str]] = defaultdict(dict)
-    for one in checkpoints:
-        for factor, label in json.loads(one.blocks or "{}").items():
-            known = factors[factor].setdefault(str(one.mixture), label)
-            if known != label:
-                raise UserError(
-                    f"mixture {one.mixture} has two labels of {factor}, {known} and {label}: give all its checkpoints one in the"
-                    " manifest, and run `evalengine score` again (nothing is scored again)"
-                )
-    return dict(factors)
 
 
 def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
@@ -247,14 +204,12 @@ def _from_results(path: Path, stages: Sequence[str] | None) -> Panel:
             if record["quantity"] not in QUANTITIES or None in key:
                 raise KeyError("quantity")
             who = {name: record[name] for name in Cell._fields[:6]}
-            cell = grouped.get(key) or Cell(
-                **who, values={}, items=record["items"] or 0, replicate=record.get("replicate") or ""
-            )
+            items, replicate = record["items"] or 0, record.get("replicate") or ""
+            cell = grouped.get(key) or Cell(**who, values={}, items=items, replicate=replicate)
             cell.values[record["quantity"]] = _number(record["value"])
             if record["quantity"] == "accuracy":
-                cell = cell._replace(
-                    stderr=_number(record.get("stderr")), chance=_number(record.get("chance"))
-                )
+                stderr, chance = (_number(record.get(name)) for name in ("stderr", "chance"))
+                cell = cell._replace(stderr=stderr, chance=chance)
             grouped[key] = cell
     except (sealed.Damaged, KeyError, OSError):
         raise UserError(
@@ -290,50 +245,50 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     found = {str(cell.stage) for cell in known}
     order = choose_stages(found, stages)
     pair = order[0], order[-1]
-    others = sorted(
-        (s for s in found - set(order) if not s.startswith("eft")), key=natural_key
-    )  # for `explain`
+    # Emulated stages are for `explain`.
+    others = sorted((s for s in found - set(order) if not s.startswith("eft")), key=natural_key)
     if others and stages is None:
         said.append(f"stages left out: {names(others)} (--stages chooses which two are compared)")
     every = [cell for cell in known if cell.stage in order]
-    _refuse_twins(every)
-    known = _drop_unpaired([cell for cell in every if cell.stage in pair], pair, said)
-    scales = tuple(sorted({cell.place[0] for cell in known}, key=scale_key))
-    mixtures = tuple(sorted({cell.place[2] for cell in known}, key=natural_key))
+    refuse_twins(every)
+    known = paired_cells([cell for cell in every if cell.stage in pair], pair, said)
     category_of = {cell.benchmark: cell.category or "Other" for cell in known}
-    benchmarks = tuple(sorted(category_of, key=lambda name: (category_key(category_of[name]), name)))
-    axes = (scales, pair, mixtures, benchmarks)
+    axes = Axes(
+        tuple(sorted({cell.place[0] for cell in known}, key=scale_key)),
+        pair,
+        tuple(sorted({cell.place[2] for cell in known}, key=natural_key)),
+        tuple(sorted(category_of, key=lambda name: (category_key(category_of[name]), name))),
+    )
     by_run = _fill(known, axes)
     means = {quantity: _mean_over_runs(x_STMBR) for quantity, x_STMBR in by_run.items()}
     values, beside, calibration = (
         {quantity: means[quantity] for quantity in quantities if quantity in means}
         for quantities in (QUANTITIES, OTHER_CONFIDENCE.values(), CALIBRATION)
     )
-    shape = tuple(map(len, axes))
-    present = np.zeros(shape[:3], dtype=bool)
-    row = np.full(shape, -1, dtype=np.int64)
-    n_items = np.zeros(len(benchmarks), dtype=np.int64)
-    stderr, chance = np.full(shape, np.nan), np.full(len(benchmarks), np.nan)
-    for cell, at in zip(known, _places(known, axes), strict=True):
-        present[at[:3]] = True
+    places = axes.places(known)
+    row = np.full(axes.shape, -1, dtype=np.int64)
+    n_items = np.zeros(len(axes.benchmarks), dtype=np.int64)
+    stderr, chance = np.full(axes.shape, np.nan), np.full(len(axes.benchmarks), np.nan)
+    for cell, at in zip(known, places, strict=True):
         row[at] = cell.row
         n_items[at[3]] = max(n_items[at[3]], cell.items)
         stderr[at] = np.fmax(stderr[at], cell.stderr)  # of several runs the largest: they share their items
         chance[at[3]] = np.fmax(chance[at[3]], cell.chance)
     checkpoints = [
-        (f"{scales[s]}-{mixtures[m]}-{pair[t]}", (s, t, m)) for s, t, m in np.argwhere(present).tolist()
+        (f"{axes.scales[s]}-{axes.mixtures[m]}-{pair[t]}", (s, t, m))
+        for s, t, m in sorted({(s, t, m) for s, t, m, _ in places})
     ]
-    said += _missing_values(values, checkpoints, benchmarks)
+    said += _missing_values(values, checkpoints, axes.benchmarks)
     several = any(x_STMBR.shape[-1] > 1 for x_STMBR in by_run.values())
     runs = {quantity: by_run[quantity] for quantity in values} if several else {}
-    said += _unequal_runs(runs, checkpoints, benchmarks)
-    steps = _steps(every, order, scales, benchmarks, said) if len(order) > 2 else None
+    said += _unequal_runs(runs, checkpoints, axes.benchmarks)
+    steps = _steps(every, order, axes, said) if len(order) > 2 else None
     return Panel(
-        scales,
+        axes.scales,
         pair,
-        mixtures,
-        benchmarks,
-        tuple(category_of[name] for name in benchmarks),
+        axes.mixtures,
+        axes.benchmarks,
+        tuple(category_of[name] for name in axes.benchmarks),
         values,
         calibration,
         row,
@@ -347,16 +302,39 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     )
 
 
-Axes = tuple[Sequence[str], Sequence[str], Sequence[str], Sequence[str]]
+class Axes(NamedTuple):
+    """Of the arrays of a panel."""
+
+    scales: tuple[str, ...]
+    stages: tuple[str, ...]
+    mixtures: tuple[str, ...]
+    benchmarks: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(map(len, self))
+
+    def places(self, cells: Iterable[Cell]) -> list[tuple[int, ...]]:
+        """Where each cell belongs."""
+        index = [{name: i for i, name in enumerate(axis)} for axis in self]
+        return [
+            tuple(axis[name] for axis, name in zip(index, (*cell.place, cell.benchmark), strict=True))
+            for cell in cells
+        ]
 
 
-def _places(cells: Iterable[Cell], axes: Axes) -> list[tuple[int, ...]]:
-    """Where each cell belongs: scale, stage, mixture, benchmark."""
-    index = [{name: i for i, name in enumerate(axis)} for axis in axes]
-    return [
-        tuple(axis[name] for axis, name in zip(index, (*cell.place, cell.benchmark), strict=True))
-        for cell in cells
-    ]
+def _steps(cells: Sequence[Cell], order: tuple[str, ...], axes: Axes, said: list[str]) -> Steps:
+    """All stages of the scales and benchmarks of the panel; mixtures that lack one in between are named."""
+    used = {at: has for at, has in stages_of(cells).items() if at[0] in axes.scales and len(has) > 1}
+    for scale, stage in itertools.product(axes.scales, order[1:-1]):
+        if left := lacking(used, scale, stage):
+            said.append(
+                f"scale {scale}: no {stage} checkpoint for {names(left)}; left out of the pairs with {stage}"
+            )
+    axes = axes._replace(stages=order, mixtures=tuple(sorted({m for _, m in used}, key=natural_key)))
+    chosen = [c for c in cells if (c.place[0], c.place[2]) in used and c.benchmark in axes.benchmarks]
+    arrays = _fill(chosen, axes)
+    return Steps(order, axes.mixtures, {q: _mean_over_runs(arrays[q]) for q in QUANTITIES if q in arrays})
 
 
 def _fill(cells: Sequence[Cell], axes: Axes) -> dict[str, Array]:
@@ -369,11 +347,11 @@ def _fill(cells: Sequence[Cell], axes: Axes) -> dict[str, Array]:
         for place, found in replicates.items()
         for r, replicate in enumerate(sorted(found, key=natural_key))
     }
-    shape = (*map(len, axes), 1 + max(number.values()))
+    shape = (*axes.shape, 1 + max(number.values()))
     known = {quantity for cell in cells for quantity in cell.values}
     quantities = (*QUANTITIES, *OTHER_CONFIDENCE.values(), *CALIBRATION)
     arrays = {q: np.full(shape, np.nan) for q in quantities if q in known}
-    for cell, at in zip(cells, _places(cells, axes), strict=True):
+    for cell, at in zip(cells, axes.places(cells), strict=True):
         r = number[cell.place[0], cell.place[2], cell.replicate]
         for q, value in cell.values.items():
             arrays[q][(*at, r)] = value
@@ -389,113 +367,9 @@ def _mean_over_runs(x_STMBR: Array) -> Array:
     return mean
 
 
-def _steps(
-    cells: Sequence[Cell],
-    order: tuple[str, ...],
-    scales: tuple[str, ...],
-    benchmarks: tuple[str, ...],
-    said: list[str],
-) -> Steps:
-    """All stages of the scales and benchmarks of the panel; mixtures that lack one in between are named."""
-    stages_of: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for cell in cells:
-        stages_of[cell.place[0], cell.place[2]].add(cell.place[1])
-    used = {place: found for place, found in stages_of.items() if place[0] in scales and len(found) > 1}
-    for scale, stage in itertools.product(scales, order[1:-1]):
-        lacking = sorted(
-            (m for (s, m), found in used.items() if s == scale and stage not in found), key=natural_key
-        )
-        if lacking:
-            said.append(
-                f"scale {scale}: no {stage} checkpoint for {names(lacking)}; left out of the pairs with {stage}"
-            )
-    mixtures = tuple(sorted({mixture for _, mixture in used}, key=natural_key))
-    chosen = [c for c in cells if (c.place[0], c.place[2]) in used and c.benchmark in benchmarks]
-    arrays = _fill(chosen, (scales, order, mixtures, benchmarks))
-    values = {q: _mean_over_runs(arrays[q]) for q in QUANTITIES if q in arrays}
-    return Steps(order, mixtures, values)
-
-
-def choose_stages(found: set[str], asked: Sequence[str] | None) -> tuple[str, ...]:
-    """The stages to compare, in order: two, or as many as were asked for."""
-    listed = sorted(found, key=natural_key)
-    if all(stage_key(stage)[0] < len(TRAINED) for stage in found):  # of others nothing is known
-        listed.sort(key=stage_key)
-    if asked is not None:
-        if len(set(asked)) < max(2, len(asked)):
-            raise UserError("--stages takes two different stages or more, in order: --stages pt,sft")
-        for stage in asked:
-            if stage not in found:
-                raise UserError(
-                    f"no checkpoint has the stage '{stage}': the stages here are {names(listed, 12)}"
-                )
-        return tuple(asked)
-    if found >= set(DEFAULT_STAGES):
-        return DEFAULT_STAGES
-    if len(found) == 1:
-        raise UserError(
-            f"all checkpoints have the stage '{listed[0]}': what carries over needs a second one "
-            f"({' and '.join(DEFAULT_STAGES)}); score the other stage's checkpoints into the same store"
-        )
-    if len(found) > 2:
-        raise UserError(
-            f"there are {len(found)} stages ({names(listed, 12)}): choose two or more with --stages FIRST,...,LAST"
-        )
-    return listed[0], listed[1]
-
-
-def _refuse_twins(cells: Sequence[Cell]) -> None:
-    """Two checkpoints in one place would be mixed, even on different benchmarks, unless they are two runs by name."""
-    holders: dict[tuple[str, str, str], set[tuple[str, str]]] = defaultdict(set)
-    for cell in cells:
-        run = cell.replicate, cell.checkpoint
-        for replicate, other in holders[cell.place] - {run}:
-            if replicate in ("", cell.replicate) or not cell.replicate:
-                scale, stage, mixture = cell.place
-                raise UserError(
-                    f"{other} and {cell.checkpoint} both claim scale {scale}, mixture {mixture}, stage {stage}: "
-                    "give one of them another name, or a folder of its own (of imported results, --pattern may read the "
-                    "stage from the whole name); if they are runs of one mixture, give each a seed of its own (`seed` in "
-                    "the manifest, or import --replicate COLUMN)"
-                )
-        holders[cell.place].add(run)
-
-
-def _drop_unpaired(cells: Sequence[Cell], pair: tuple[str, str], said: list[str]) -> list[Cell]:
-    """Leaves out mixtures that lack a stage at a scale; names them."""
-    stages_of: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))  # scale, mixture
-    for cell in cells:
-        scale, stage, mixture = cell.place
-        stages_of[scale][mixture].add(stage)
-    paired = {
-        scale: {mixture for mixture, found in of_mixture.items() if len(found) == 2}
-        for scale, of_mixture in stages_of.items()
-    }
-    for scale, missing in itertools.product(sorted(stages_of), sorted(pair)):
-        lonely = [mixture for mixture, found in stages_of[scale].items() if missing not in found]
-        if lonely:
-            said.append(
-                f"scale {scale}: no {missing} checkpoint for {names(sorted(lonely, key=natural_key))}; "
-                f"left out, {len(paired[scale])} mixtures remain"
-            )
-    most = max(map(len, paired.values()))
-    if most < 4:
-        raise UserError(
-            f"at most {most} mixture{'s' if most != 1 else ''} of one scale {'have' if most != 1 else 'has'} both a "
-            f"{pair[0]} and a {pair[1]} checkpoint: a correlation with an interval needs at least 4"
-        )
-    said += [
-        f"scale {scale} is left out: both stages are there for {len(paired[scale])} mixtures, a correlation needs 4"
-        for scale in sorted(paired, key=scale_key)
-        if len(paired[scale]) < 4
-    ]
-    enough = {(scale, mixture) for scale, found in paired.items() if len(found) >= 4 for mixture in found}
-    return [cell for cell in cells if (cell.place[0], cell.place[2]) in enough]
-
-
 def _missing_values(
     arrays: dict[str, Array],  # by quantity, (S, 2, M, B)
-    checkpoints: Sequence[tuple[str, tuple[int, int, int]]],  # name, place in the first three axes
+    checkpoints: Sequence[tuple[str, tuple[int, ...]]],  # name, place in the first three axes
     benchmarks: Sequence[str],
 ) -> list[str]:
     """Notes on checkpoints without a value that others have."""
@@ -514,7 +388,7 @@ def _missing_values(
 
 def _unequal_runs(
     runs: dict[str, Array],  # by quantity, (S, 2, M, B, R)
-    checkpoints: Sequence[tuple[str, tuple[int, int, int]]],
+    checkpoints: Sequence[tuple[str, tuple[int, ...]]],
     benchmarks: Sequence[str],
 ) -> list[str]:
     """Notes on what the means over runs rest on."""
@@ -524,17 +398,12 @@ def _unequal_runs(
     count_STM = known_STMBR.any(axis=3).sum(axis=3)
     most = int(count_STM.max())
     fewer = [f"{name} ({count_STM[at]})" for name, at in checkpoints if count_STM[at] < most]
+    said = [f"{most} runs of each mixture are averaged"]
     if fewer:
         said = [f"up to {most} runs of a mixture are averaged; fewer for {names(fewer)}"]
-    else:
-        said = [f"{most} runs of each mixture are averaged"]
     count_STMB = known_STMBR.sum(axis=4)
     partial_B = ((count_STMB > 0) & (count_STMB < count_STM[..., None])).any(axis=(0, 1, 2))
     if partial_B.any():
         listed = names(name for name, partial in zip(benchmarks, partial_B, strict=True) if partial)
         said.append(f"not on every run: {listed}; averaged over the runs that have a value")
     return said
-
-
-def category_key(category: str) -> tuple[int, str]:
-    return (CATEGORY_ORDER.index(category) if category in CATEGORY_ORDER else len(CATEGORY_ORDER), category)

@@ -15,6 +15,7 @@ Cost: milliseconds.
 
 from __future__ import annotations
 
+import bisect
 import math
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from evalengine.errors import UserError
 
 LARGEST_N = 100_000
 NODES = 96
+MOST_SEEDS = 5  # of a mixture, when runs are spent
 
 
 class Blur(NamedTuple):
@@ -94,15 +96,11 @@ def mixtures_needed(r: float, power: float = 0.8, alpha: float = 0.05, blur: Blu
     """The smallest n that sees a true r with at least the given power."""
     _check(r, power, alpha)
     r = blur.distance(r)
-    low, high = 3, 4
-    while power_of(r, high, alpha) < power:
-        low, high = high, high * 2
-        if high > LARGEST_N:
-            raise UserError(f"r = {r:g} would take more than {LARGEST_N:,} mixtures: too small to detect")
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power_of(r, middle, alpha) >= power else (middle, high)
-    return high
+    numbers = range(4, LARGEST_N + 1)
+    place = bisect.bisect_left(numbers, True, key=lambda n: power_of(r, n, alpha) >= power)
+    if place == len(numbers):
+        raise UserError(f"r = {r:g} would take more than {LARGEST_N:,} mixtures: too small to detect")
+    return numbers[place]
 
 
 def detectable(n: int, power: float = 0.8, alpha: float = 0.05, blur: Blur = CLEAR) -> float:
@@ -126,11 +124,9 @@ class Spent(NamedTuple):
     r: float
 
 
-def spend(
-    runs: int, power: float = 0.8, alpha: float = 0.05, blur: Blur = CLEAR, most: int = 5
-) -> list[Spent]:
-    """More seeds or more mixtures: every way to spend `runs` runs a stage, up to `most` a mixture, on 4 mixtures or more."""
-    ways = [(seeds, runs // seeds) for seeds in range(1, most + 1) if runs // seeds >= 4]
+def spend(runs: int, power: float = 0.8, alpha: float = 0.05, blur: Blur = CLEAR) -> list[Spent]:
+    """More seeds or more mixtures: every way to spend `runs` runs a stage, up to 5 a mixture, on 4 mixtures or more."""
+    ways = [(seeds, runs // seeds) for seeds in range(1, MOST_SEEDS + 1) if runs // seeds >= 4]
     return [
         Spent(runs, seeds, n, detectable(n, power, alpha, blur._replace(seeds=seeds))) for seeds, n in ways
     ]

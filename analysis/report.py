@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from evalengine.analysis import latex, lead, levels
 from evalengine.analysis.drawing import draw
@@ -173,20 +172,16 @@ def _in_plain_words(results: Results, explained: Findings | None) -> str:
     )
 
 
-def _orders(method: dict[str, Any]) -> str:
-    block = method["block"]
-    if not block:
-        return f"{method['permutations']} orders"
-    return f"permuted within {block['factor']}: {block['permutations']}"
-
-
 def _method(results: Results) -> str:
     m = results.method
+    orders = f"{m['permutations']} orders"
+    if block := m["block"]:
+        orders = f"permuted within {block['factor']}: {block['permutations']}"
     lines = [
         f"Statistic: {m['statistic']}; {interval_words(results)} ({m['resampling']}), resampled: {m['resampled']}"
         + (f", seed {m['seed']}" if m["seed"] is not None else "")
         + ".",
-        f"p-values: two-sided permutation tests over mixtures ({_orders(m)}), adjusted by Benjamini-Hochberg.",
+        f"p-values: two-sided permutation tests over mixtures ({orders}), adjusted by Benjamini-Hochberg.",
         f"Mixtures: {', '.join(m['mixtures'][:40])}{' and more' if len(m['mixtures']) > 40 else ''}.",
     ]
     if m["metrics"]:

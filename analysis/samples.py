@@ -18,16 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from evalengine.analysis import harness
 from evalengine.analysis.benchmark_info import NOTHING, Info
-from evalengine.analysis.harness import (
-    Model,
-    identities,
-    mapping,
-    model_of,
-    model_of_place,
-    read_results,
-    shots_of,
-)
 from evalengine.analysis.importing import DATE, UNKNOWN, Known, refuse_two_files
 from evalengine.analysis.panel import RESULTS_FILE
 from evalengine.analysis.spellings import benchmark_name
@@ -42,7 +34,7 @@ class SampleFile(NamedTuple):
     """A samples file: what it is about, as far as that is known."""
 
     path: Path
-    model: Model
+    model: harness.Model
     benchmark: str
     shots: int | None = None
     limit: str = ""
@@ -80,7 +72,7 @@ def import_samples(
         )
     files = [_about(path, known) for path in paths]
     info.check({file.benchmark for file in files})
-    whose = identities((file.model for file in files), pattern)
+    whose = harness.identities((file.model for file in files), pattern)
     source: dict[Path, SampleFile] = {}
     for file in files:
         target = Path(whose[file.model].name, f"{file.benchmark}.arrow")
@@ -115,11 +107,11 @@ def _about(path: Path, known: Mapping[str, Known]) -> SampleFile:
     check_name(benchmark, "benchmark")
     results = path.with_name(f"results_{found[2]}.json") if found else None
     if results is None or not results.is_file():
-        return SampleFile(path, model_of_place(path)._replace(revision=""), benchmark)
-    raw = read_results(results)
-    limit = mapping(raw, "config").get("limit")
+        return SampleFile(path, harness.model_of_place(path)._replace(revision=""), benchmark)
+    raw = harness.read_results(results)
+    limit = harness.mapping(raw, "config").get("limit")
     limit = f"{limit:g}" if isinstance(limit, int | float) else ""
-    return SampleFile(path, model_of(results, raw), benchmark, shots_of(raw, task), limit)
+    return SampleFile(path, harness.model_of(results, raw), benchmark, harness.shots_of(raw, task), limit)
 
 
 def _metadata(file: SampleFile, about: Known, seed: str) -> dict[str, str]:
@@ -183,9 +175,7 @@ def read_samples(path: Path) -> list[Sample]:
 
 def _sample(number: int, raw: Mapping[str, Any]) -> Sample:
     """Raises UserError, or what Python raises, where the line is no multiple-choice sample."""
-    scored = [
-        response[0] if isinstance(response[0], list) else response for response in raw["filtered_resps"]
-    ]
+    scored = [one[0] if isinstance(one[0], list) else one for one in raw["filtered_resps"]]
     loglik = tuple(float(value[0]) for value in scored)
     greedy = tuple(str(value[1]) == "True" for value in scored)
     arguments = raw["arguments"]
@@ -241,10 +231,8 @@ def _golds(path: Path, samples: Sequence[Sample]) -> list[int]:
         golds = _by(rule, samples)
         if golds is None:
             continue
-        wrong = next(
-            (s for s, gold in zip(samples, golds, strict=True) if s.right not in (None, s.picked == gold)),
-            None,
-        )
+        pairs = zip(samples, golds, strict=True)
+        wrong = next((s for s, gold in pairs if s.right not in (None, s.picked == gold)), None)
         if wrong is None:
             return golds
         contradiction = contradiction or (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,18 +102,21 @@ def _box(axis: Axes, one: Points, unit: float, box: Box, label: dict[str, str]) 
     x, y = (unit * np.asarray(values) for values in (one.before, one.after))
     dx, dy = (unit * error if math.isfinite(error) else 0.0 for error in one.error)
     across, up = _span(x, dx), _span(y, dy)
-    px = left + SIDE * (x - across[0]) / (across[1] - across[0])
-    py = bottom - SIDE * (y - up[0]) / (up[1] - up[0])
+
+    def place_x(values: Any) -> Any:
+        return left + SIDE * (values - across[0]) / (across[1] - across[0])
+
+    def place_y(values: Any) -> Any:
+        return bottom - SIDE * (values - up[0]) / (up[1] - up[0])
+
     bar_x, bar_y = SIDE * dx / (across[1] - across[0]), SIDE * dy / (up[1] - up[0])
     axis.plot([left, left, right], [top, bottom, bottom], color=SOFT, lw=0.6)
     chance = unit * one.chance
     if across[0] < chance < across[1]:
-        at = left + SIDE * (chance - across[0]) / (across[1] - across[0])
-        axis.plot([at, at], [top, bottom], color=SOFT, lw=0.7, ls=":")
+        axis.plot([place_x(chance)] * 2, [top, bottom], color=SOFT, lw=0.7, ls=":")
     if up[0] < chance < up[1]:
-        at = bottom - SIDE * (chance - up[0]) / (up[1] - up[0])
-        axis.plot([left, right], [at, at], color=SOFT, lw=0.7, ls=":")
-    points = list(zip(px.tolist(), py.tolist(), strict=True))
+        axis.plot([left, right], [place_y(chance)] * 2, color=SOFT, lw=0.7, ls=":")
+    points = list(zip(place_x(x).tolist(), place_y(y).tolist(), strict=True))
     bars: list[Box] = []
     if bar_x or bar_y:
         bars = [(a - bar_x, b, a + bar_x, b) for a, b in points]
@@ -125,11 +128,11 @@ def _box(axis: Axes, one: Points, unit: float, box: Box, label: dict[str, str]) 
     for mark in place_labels(points, [label.get(name, "") for name in one.mixtures], box, bars):
         axis.text(mark.x, mark.y, mark.text, size=SMALL, ha="center", va="center_baseline")
     for value in _ticks(across):
-        at = left + SIDE * (value - across[0]) / (across[1] - across[0])
-        axis.text(at, bottom + 0.1, f"{value:g}", size=6, color=SOFT, ha="center", va="center")
+        axis.text(place_x(value), bottom + 0.1, f"{value:g}", size=6, color=SOFT, ha="center", va="center")
     for value in _ticks(up):
-        at = bottom - SIDE * (value - up[0]) / (up[1] - up[0])
-        axis.text(left - 0.05, at, f"{value:g}", size=6, color=SOFT, ha="right", va="center_baseline")
+        axis.text(
+            left - 0.05, place_y(value), f"{value:g}", size=6, color=SOFT, ha="right", va="center_baseline"
+        )
     axis.text(left, top - 0.22, short(one.benchmark, 20), size=7, weight="bold", va="center_baseline")
     axis.text(left, top - 0.09, with_interval(one.row), size=6, color=SOFT, va="center_baseline")
 

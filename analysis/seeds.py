@@ -21,7 +21,8 @@ Dims: M mixtures, R runs, C columns of weights, B benchmarks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -30,13 +31,25 @@ from numpy.typing import NDArray
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import Resamples, resamples
 from evalengine.analysis.correlation import Sample, weighted_sums
-from evalengine.analysis.figure import Table
-from evalengine.analysis.groups import ALL, PARTIAL, Array, Group, Label, Note, mean_of_known
-from evalengine.analysis.latent import latent_r, pooled
-from evalengine.analysis.noise import covariances
+from evalengine.analysis.figure import Table, by
+from evalengine.analysis.groups import (
+    ALL,
+    PARTIAL,
+    Array,
+    Label,
+    Note,
+    Statistic,
+    group_of,
+    mean_of_known,
+    with_all,
+    without,
+)
+from evalengine.analysis.latent import latent_r, pooled, symmetric
+from evalengine.analysis.noise import bounded, covariances, latent_row
+from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
 from evalengine.analysis.results import Results, share_with_interval, with_interval
-from evalengine.analysis.tables import Row, plain_row, rows_of
+from evalengine.analysis.tables import Row, rows_of
 
 CEILING = "ceiling"
 BETWEEN = "r between mixtures"
@@ -55,6 +68,10 @@ class Components(NamedTuple):
     single_3C: Array
     n: int
     paired: bool  # whether the seeds' covariance is known
+
+    @property
+    def note(self) -> Note:
+        return Note() if self.paired else UNPAIRED
 
     @property
     def share_2C(self) -> Array:
@@ -130,61 +147,44 @@ def rows(study: Study) -> list[Row]:
     plan = study.plan
     if options.resample == "items":
         plan = resamples(len(panel.mixtures), options.bootstrap, options.seed)
-    out = []
+    out: list[Row] = []
     for quantity, x_STMBR in panel.runs.items():
         for s, scale in enumerate(panel.scales):
             found = [components(x_STMBR[s, :, :, b], plan.weight_MC) for b in range(len(panel.benchmarks))]
             known = {b: one for b, one in enumerate(found) if one is not None}
-            if known:
-                out += _of_benchmarks(study, plan, quantity, scale, known)
-                out += _of_means(study, plan, quantity, scale, known)
+            out += _rows(study, plan, ("seeds", quantity, scale), _of_benchmarks(panel, known))
+            out += _between(study, quantity, scale, known)
+            out += _rows(study, plan, ("category_seeds", quantity, scale), _of_means(panel, known))
     return out
 
 
-def _shares(study: Study) -> tuple[str, str]:
-    before, after = study.panel.stages
+def _shares(panel: Panel) -> tuple[str, str]:
+    before, after = panel.stages
     return f"seeds' share {before}", f"seeds' share {after}"
 
 
-def _of_benchmarks(
-    study: Study, plan: Resamples, quantity: str, scale: str, known: dict[int, Components]
-) -> list[Row]:
-    panel, options = study.panel, study.options
-    labels, values, n, notes, latent = [], [], [], [], []
+def _of_benchmarks(panel: Panel, known: dict[int, Components]) -> Iterator[Statistic]:
+    """The seeds' shares of the variance, and the ceiling, of each benchmark."""
     for b, one in known.items():
-        note = Note() if one.paired else UNPAIRED
-        for kind, value_C in zip((*_shares(study), CEILING), [*one.share_2C, one.ceiling_C], strict=True):
-            labels.append(Label(panel.categories[b], panel.benchmarks[b], kind))
-            values.append(value_C)
-            n.append(one.n)
-            notes.append(note if kind == CEILING else Note())
-        xx, yy, xy = one.of_means_3C[:, 0]
-        before, after, both = one.seeds_3C[:, 0]
-        r = latent_r(
-            np.array([[xx, xy], [xy, yy]]), np.array([[before, both], [both, after]]), one.n, options.level
-        )
-        label = Label(panel.categories[b], panel.benchmarks[b], BETWEEN)
-        ends = {"low": r.low, "high": r.high, "interval": "profile likelihood", "n": one.n}
-        said = {"note": note.text, "note_kind": note.kind}
-        latent.append(plain_row("seeds", quantity, scale, label, r.estimate, **ends, **said))
-    group = Group(
-        "seeds",
-        quantity,
-        labels,
-        {scale: np.array(values)},
-        {scale: np.array(n)},
-        {scale: notes},
-        interval="jackknife",
-    )
-    return _possible(rows_of(group, plan, options)) + latent
+        for kind, value_C in zip((*_shares(panel), CEILING), [*one.share_2C, one.ceiling_C], strict=True):
+            label = Label(panel.categories[b], panel.benchmarks[b], kind)
+            yield Statistic(label, value_C, one.n, one.note if kind == CEILING else Note())
 
 
-def _of_means(
-    study: Study, plan: Resamples, quantity: str, scale: str, known: dict[int, Components]
-) -> list[Row]:
-    panel = study.panel
-    labels, values, n, notes = [], [], [], []
-    for category, index in [*panel.category_members().items(), (ALL, list(range(len(panel.benchmarks))))]:
+def _between(study: Study, quantity: str, scale: str, known: dict[int, Components]) -> list[Row]:
+    """The r between mixtures of each benchmark."""
+    rows = []
+    for b, one in known.items():
+        of_means, seeds = (symmetric(*x_3C[:, 0]) for x_3C in (one.of_means_3C, one.seeds_3C))
+        r = latent_r(of_means, seeds, one.n, study.options.level)
+        label = Label(study.panel.categories[b], study.panel.benchmarks[b], BETWEEN)
+        rows.append(latent_row("seeds", quantity, scale, label, r, one.n, one.note))
+    return rows
+
+
+def _of_means(panel: Panel, known: dict[int, Components]) -> Iterator[Statistic]:
+    """The mean shares, and the mean r between mixtures, of each category and of all."""
+    for category, index in with_all(panel).items():
         chosen = [known[b] for b in index if b in known and (known[b].seeds_3C[:2, 0] > 0.0).all()]
         if not chosen:
             continue
@@ -194,42 +194,27 @@ def _of_means(
         unit_B3 = seeds_B3C[:, :, 0]
         # `pooled` subtracts the same noise in every column: what the seeds' differs from it by goes before.
         between_C = pooled(of_means_B3C - (seeds_B3C - unit_B3[:, :, None]), unit_B3)
-        name = f"mean of {len(chosen)}"
-        lost = [panel.benchmarks[b] for b in index if b not in known]
-        note = Note(PARTIAL, f"without {', '.join(lost)}") if lost else Note()
-        if not all(one.paired for one in chosen):
-            note = UNPAIRED
-        for kind, value_C in zip((*_shares(study), BETWEEN), [*shares_2C, between_C], strict=True):
-            labels.append(Label(category, name, kind))
-            values.append(value_C)
-            n.append(min(one.n for one in chosen))
-            notes.append(note)
-    if not labels:
-        return []
-    group = Group(
-        "category_seeds",
-        quantity,
-        labels,
-        {scale: np.array(values)},
-        {scale: np.array(n)},
-        {scale: notes},
-        interval="jackknife",
-    )
-    return _possible(rows_of(group, plan, study.options))
+        lost = without([panel.benchmarks[b] for b in index if b not in known])
+        note = lost if all(one.paired for one in chosen) else UNPAIRED
+        n = min(one.n for one in chosen)
+        for kind, value_C in zip((*_shares(panel), BETWEEN), [*shares_2C, between_C], strict=True):
+            yield Statistic(Label(category, f"mean of {len(chosen)}", kind), value_C, n, note)
 
 
-def _possible(rows: list[Row]) -> list[Row]:
-    """Jackknife intervals know no bounds: those of shares are cut to 0 and 1, those of ceilings to -1 and 1.
+def _rows(study: Study, plan: Resamples, at: tuple[str, str, str], found: Iterable[Statistic]) -> list[Row]:
+    """Rows at a protocol, quantity and scale. Jackknife intervals know no bounds: those of shares are cut to 0 and 1, those of
+    ceilings to -1 and 1.
 
     Resampling mixtures would keep to them, but of two copies of a mixture the seeds look like all of the difference: BCa-t
     held 0.3 in 67% of simulated means of seven shares, the jackknife in 95%.
     """
-    cut = []
-    for row in rows:
-        least = {BETWEEN: -np.inf, CEILING: -1.0}.get(row.other, 0.0)
-        ends = np.clip([row.low, row.high], least, 1.0 if least > -np.inf else np.inf)
-        cut.append(row._replace(low=float(ends[0]), high=float(ends[1])))
-    return cut
+    protocol, quantity, scale = at
+    if not (listed := list(found)):
+        return []
+    group = group_of(protocol, quantity, {scale: listed}, interval="jackknife")
+    bounds = {BETWEEN: (-math.inf, math.inf), CEILING: (-1.0, 1.0)}
+    rows = rows_of(group, plan, study.options)
+    return [bounded(row, *bounds.get(row.other, (0.0, 1.0)), "low", "high") for row in rows]
 
 
 def section(results: Results) -> str:
@@ -238,7 +223,7 @@ def section(results: Results) -> str:
         return ""
     measured = {  # means under no name: theirs says over how many benchmarks
         (r.quantity, r.scale, r.category, r.name if r.protocol == "transfer" else ""): r
-        for r in results.rows("transfer", contrast="")
+        for r in results.rows("transfer")
     }
     means, single = [], []
     for key, by_kind in _by_name(found).items():
@@ -253,32 +238,24 @@ def section(results: Results) -> str:
             told.append(with_interval(by_kind[CEILING]))
             single.append([name, quantity, scale, *told, observed, with_interval(r), str(r.n)])
     before, after = results.method["stages"]
-    shares_of = [f"seeds at {before} (%)", f"seeds at {after} (%)"]
-    head = ["quantity", "scale", *shares_of]
-    return (
-        "<h2>Seeds</h2>"
-        '<p class="hint">Several runs of a mixture are averaged. Seeds: their share of the variance of single runs. r between '
-        "mixtures: the correlation without what seeds do at either stage and carry from one to the other; the ceiling is the "
-        "r of the means over runs if that were 1.</p>"
-        + page.show(
-            Table(
-                "seeds", ["mean over", *head, "r as measured", BETWEEN, "note"], [means], texts=3, prose=True
-            )
-        )
-        + "<details><summary>Benchmarks</summary>"
-        + page.show(
-            Table("seeds", ["benchmark", *head, CEILING, "r as measured", BETWEEN, "n"], [single], texts=3)
-        )
-        + "</details>"
+    head = ["quantity", "scale", f"seeds at {before} (%)", f"seeds at {after} (%)"]
+    columns = ["mean over", *head, "r as measured", BETWEEN, "note"]
+    of_means = Table("seeds", columns, [means], texts=3, prose=True)
+    columns = ["benchmark", *head, CEILING, "r as measured", BETWEEN, "n"]
+    return page.section(
+        "Seeds",
+        "Several runs of a mixture are averaged. Seeds: their share of the variance of single runs. r between mixtures: the "
+        "correlation without what seeds do at either stage and carry from one to the other; the ceiling is the r of the means "
+        "over runs if that were 1.",
+        page.show(of_means),
+        page.details("Benchmarks", page.show(Table("seeds", columns, [single], texts=3))),
     )
 
 
 def _by_name(rows: list[Row]) -> dict[tuple[str, str, str, str, str], dict[str, Row]]:
     """Rows by what they are about, then by kind, in order."""
-    out: dict[tuple[str, str, str, str, str], dict[str, Row]] = {}
-    for row in rows:
-        out.setdefault((row.protocol, row.quantity, row.scale, row.category, row.name), {})[row.other] = row
-    return out
+    about = operator.attrgetter("protocol", "quantity", "scale", "category", "name")
+    return {key: {row.other: row for row in mine} for key, mine in by(rows, about).items()}
 
 
 def claims(results: Results) -> Iterator[Claim]:

@@ -11,14 +11,14 @@ holds for independent tests and for those that depend positively.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.bootstrap import Array, Resamples
 from evalengine.analysis.figure import Table
-from evalengine.analysis.groups import ALL, PARTIAL, Group, Label, Note
+from evalengine.analysis.groups import ALL, Group, Label, without
 from evalengine.analysis.inverting import p_at_most
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results
@@ -52,23 +52,14 @@ def benchmark_shares(single: Group, plan: Resamples, level: float) -> list[Row]:
         if not known_B.any():
             continue
         lost = [label.name for label, known in zip(single.labels, known_B, strict=True) if not known]
-        note = Note(PARTIAL, f"without {', '.join(lost)} (no r)") if lost else Note()
+        note = without(lost, " (no r)")
         for side, threshold in THRESHOLDS:
             found = share_of(value_BC[known_B], plan, side, threshold, level)
-            row = plain_row(
-                "transfer_share",
-                single.quantity,
-                scale,
-                Label(ALL, f"{side} {threshold:g}", f"share of {known_B.sum()}"),
-                found.estimate,
-                low=found.low,
-                high=found.high,
-                n=int(single.n[scale][known_B].min()),
-                note=note.text,
-                note_kind=note.kind,
-                interval="closed testing",
-            )
-            out.append(row)
+            label = Label(ALL, f"{side} {threshold:g}", f"share of {known_B.sum()}")
+            n = int(single.n[scale][known_B].min())
+            said: dict[str, Any] = {"low": found.low, "high": found.high, "interval": "closed testing"}
+            said |= {"n": n, "note": note.text, "note_kind": note.kind}
+            out.append(plain_row("transfer_share", single.quantity, scale, label, found.estimate, **said))
     return out
 
 
@@ -98,21 +89,13 @@ def section(results: Results) -> str:
         lines.append([r.quantity, r.scale, f"r {r.name}", *percent, str(r.n), r.note])
     if not lines:
         return ""
-    columns = [
-        "quantity",
-        "scale",
-        "benchmarks with",
-        "measured",
-        "truly at least",
-        "truly at most",
-        "n",
-        "note",
-    ]
-    return (
-        "<h2>Shares of benchmarks</h2>"
-        '<p class="hint">The share of measured r beyond a threshold is no estimate of the share of true ones: noise carries '
-        f"benchmarks across it both ways. The bounds of a line hold in {results.method['level']:.0%} of studies (closed "
-        f"testing).</p>{page.show(Table('shares', columns, [lines], texts=3, prose=True))}"
+    columns = ["quantity", "scale", "benchmarks with", "measured"]
+    columns += ["truly at least", "truly at most", "n", "note"]
+    return page.section(
+        "Shares of benchmarks",
+        "The share of measured r beyond a threshold is no estimate of the share of true ones: noise carries benchmarks across "
+        f"it both ways. The bounds of a line hold in {results.method['level']:.0%} of studies (closed testing).",
+        page.show(Table("shares", columns, [lines], texts=3, prose=True)),
     )
 
 

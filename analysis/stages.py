@@ -14,7 +14,7 @@ Dims: S scales, T stages, M mixtures, B benchmarks, C columns of weights.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from html import escape
 from typing import NamedTuple
@@ -34,13 +34,17 @@ from evalengine.analysis.groups import (
     Group,
     Label,
     Note,
+    Statistic,
+    group_of,
     mean_of_known,
+    with_all,
 )
 from evalengine.analysis.panel import Panel, Steps
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Options, Row, rows_of
-from evalengine.analysis.transfer import category_transfer, swapped, tests, transfer
+from evalengine.analysis.transfer import category_transfer, transfer
+from evalengine.analysis.transfer_tests import swapped, tests
 
 COMPARED = 6  # later stages up to which all are compared with each other
 
@@ -63,7 +67,7 @@ def rows(study: Study) -> list[Row]:
     plan = study.plan
     if options.resample == "items" or steps.mixtures != panel.mixtures:
         plan = resamples(len(steps.mixtures), options.bootstrap, options.seed, panel.block_M)
-    members = panel.category_members()
+    members = with_all(panel)
     B = len(panel.benchmarks)
     out = []
     for quantity, (s, scale) in itertools.product(steps.values, enumerate(panel.scales)):
@@ -136,7 +140,7 @@ def _compared(earlier: Transfers, later: Transfers, plan: Resamples, options: Op
 
 
 def _levels(
-    steps: Steps, quantity: str, s: int, scale: str, members: Mapping[str, Sequence[int]], w_MC: Array
+    steps: Steps, quantity: str, s: int, scale: str, members: Mapping[str, list[int]], w_MC: Array
 ) -> Group:
     """The mean over mixtures and over a category's benchmarks at each stage."""
     x_TMB = steps.values[quantity][s]
@@ -144,56 +148,53 @@ def _levels(
     filled, weighted = np.where(known, x_TMB, 0.0), known.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean_TBC = (filled.swapaxes(1, 2) @ w_MC) / (weighted.swapaxes(1, 2) @ w_MC)
-    labels, values, n = [], [], []
-    for category, index in [*members.items(), (ALL, range(x_TMB.shape[2]))]:
-        for t, stage in enumerate(steps.stages):
-            labels.append(Label(category, f"mean of {len(index)}", stage))
-            values.append(mean_of_known(mean_TBC[t, list(index)]))
-            n.append(int(known[t][:, list(index)].any(axis=1).sum()))
-    return Group(
-        "stage_mean", quantity, labels, {scale: np.array(values)}, {scale: np.array(n)}, interval="jackknife"
-    )
+    found = [
+        Statistic(
+            Label(category, f"mean of {len(index)}", stage),
+            mean_of_known(mean_TBC[t, index]),
+            int(known[t][:, index].any(axis=1).sum()),
+        )
+        for category, index in members.items()
+        for t, stage in enumerate(steps.stages)
+    ]
+    return group_of("stage_mean", quantity, {scale: found}, interval="jackknife")
 
 
 def section(results: Results) -> str:
     if not results.rows("stages"):
         return ""
-    method = results.method
-    stages = method["all_stages"]
-    out = [
-        "<h2>Stages</h2>",
-        f'<p class="hint">{escape(" → ".join(stages))}. Mean r over mixtures of a category\'s benchmarks between two stages, '
-        "with its interval, and the mean of their values at each stage; mixtures that lack a stage are left out of the pairs "
-        "with it. All other sections compare the first stage with the last.</p>",
-    ]
-    out += [page.grid(results, figure) for figure in figures(results).values()]
+    stages = results.method["all_stages"]
+    compared = ""
+    if results.rows("stages", protocol="category_transfer", contrast=STAGE):
+        table = _means_table(results, STAGE, ["r of", "minus r of"])
+        compared = page.details("Later stages compared", table)
+    elif len(stages) - 1 > COMPARED:
+        compared = page.hint(f"With more than {COMPARED} later stages they are not compared pairwise.")
+    return page.section(
+        "Stages",
+        f"{escape(' → '.join(stages))}. Mean r over mixtures of a category's benchmarks between two stages, with its interval, "
+        "and the mean of their values at each stage; mixtures that lack a stage are left out of the pairs with it. All other "
+        "sections compare the first stage with the last.",
+        *(page.grid(results, figure) for figure in figures(results).values()),
+        page.details("Transfer between stages", _means_table(results, "", ["from", "to"])),
+        compared,
+    )
+
+
+def _means_table(results: Results, contrast: str, sides: list[str]) -> str:
+    """The means of the categories and of all: a line for each pair of stages, or for each two pairs that are compared."""
     categories = [*results.categories, ALL]
-    body = []
-    found = results.rows("stages", protocol="category_transfer", contrast="")
-    for (quantity, scale, pair), mine in by(found, lambda r: (r.quantity, r.scale, r.other)).items():
-        of = {row.category: row for row in mine}
-        cells = [with_interval(of.get(category)) for category in categories]
-        body.append([*pair.split(","), quantity, scale, *cells, page.p_value(of[ALL].q), str(of[ALL].n)])
-    head = ["from", "to", "quantity", "scale", *categories, f"q ({ALL})", "n"]
-    between = page.show(Table("", head, [body], texts=4))
-    out.append(f"<details><summary>Transfer between stages</summary>{between}</details>")
-    differences = results.rows("stages", protocol="category_transfer", contrast=STAGE)
+    found = results.rows("stages", protocol="category_transfer", contrast=contrast)
     body = []
     for (quantity, scale, pair, minus), mine in by(
-        differences, lambda r: (r.quantity, r.scale, r.other, r.minus)
+        found, lambda r: (r.quantity, r.scale, r.other, r.minus)
     ).items():
         of = {row.category: row for row in mine}
         cells = [with_interval(of.get(category)) for category in categories]
-        names = [f"{stages[0]} to {text.split(',')[1]}" for text in (pair, minus)]
+        names = [" to ".join(stages.split(",")) for stages in (pair, minus)] if contrast else pair.split(",")
         body.append([*names, quantity, scale, *cells, page.p_value(of[ALL].q), str(of[ALL].n)])
-    if body:
-        later = page.show(Table("", ["r of", "minus r of", *head[2:]], [body], texts=4))
-        out.append(f"<details><summary>Later stages compared</summary>{later}</details>")
-    elif len(stages) - 1 > COMPARED:
-        out.append(
-            f'<p class="hint">With more than {COMPARED} later stages they are not compared pairwise.</p>'
-        )
-    return "".join(out)
+    head = [*sides, "quantity", "scale", *categories, f"q ({ALL})", "n"]
+    return page.show(Table("", head, [body], texts=4))
 
 
 def figures(results: Results) -> Mapping[str, Figure]:
@@ -205,27 +206,14 @@ def figures(results: Results) -> Mapping[str, Figure]:
     last = [row for row in means if row.other.split(",")[1] == stages[-1]]
     levels = results.rows("stages", protocol="stage_mean", contrast="")
 
+    def lines(rows: list[Row], places: list[str], side: int, title: str) -> Lines:
+        x, panel = lambda row: row.other.split(",")[side], lambda row: f"{title}{row.quantity}, {row.scale}"
+        return Lines(rows, places, x, panel, (-1.0, 1.0))
+
     return {
-        "stages_from_first": Lines(
-            first,
-            stages[1:],
-            x=lambda row: row.other.split(",")[1],
-            panel=lambda row: f"r from {stages[0]}: {row.quantity}, {row.scale}",
-            limits=(-1.0, 1.0),
-        ),
-        "stages_to_last": Lines(
-            last,
-            stages[:-1],
-            x=lambda row: row.other.split(",")[0],
-            panel=lambda row: f"r to {stages[-1]}: {row.quantity}, {row.scale}",
-            limits=(-1.0, 1.0),
-        ),
-        "stages_mean": Lines(
-            levels,
-            stages,
-            x=lambda row: row.other,
-            panel=lambda row: f"mean {row.quantity}, {row.scale}",
-        ),
+        "stages_from_first": lines(first, stages[1:], 1, f"r from {stages[0]}: "),
+        "stages_to_last": lines(last, stages[:-1], 0, f"r to {stages[-1]}: "),
+        "stages_mean": lines(levels, stages, 0, "mean ")._replace(limits=None),
     }
 
 

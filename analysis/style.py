@@ -20,15 +20,8 @@ if TYPE_CHECKING:
 PAPER, INK, SOFT, RULE, BAND = "#ffffff", "#1d2329", "#5d6770", "#d9dee3", "#eef1f4"
 POSITIVE, NEGATIVE = "#0b6bb0", "#c2610c"
 SERIES = ("#0072b2", "#d55e00", "#00795a", "#a34f85")  # Okabe & Ito, told apart by all common colour visions
-VARIABLES = {
-    "paper": PAPER,
-    "ink": INK,
-    "soft": SOFT,
-    "rule": RULE,
-    "band": BAND,
-    "pos": POSITIVE,
-    "neg": NEGATIVE,
-}
+VARIABLES = {"paper": PAPER, "ink": INK, "soft": SOFT, "rule": RULE, "band": BAND}
+VARIABLES |= {"pos": POSITIVE, "neg": NEGATIVE}
 VARIABLES |= {f"s{k}": colour for k, colour in enumerate(SERIES)}
 STYLE: dict[Any, Any] = {
     "font.size": 8,

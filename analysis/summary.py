@@ -41,15 +41,12 @@ def _small_n(results: Results) -> list[str]:
         return []
     shown = 0.6
     low, high = fisher(np.array(shown), n)
+    as_many = f", which compared within blocks say as much as {n}" if n < mixtures else ""
     return [
-        f"There are {mixtures} mixtures{_as_many_as(n, mixtures)}. A true r below {detectable(n):.2f} is missed more than "
+        f"There are {mixtures} mixtures{as_many}. A true r below {detectable(n):.2f} is missed more than "
         f"one time in five, and a measured {shown:.2f} has a 95% interval of about [{low:.2f}, {high:.2f}]: read the "
         "intervals, not the points."
     ]
-
-
-def _as_many_as(n: int, mixtures: int) -> str:
-    return f", which compared within blocks say as much as {n}" if n < mixtures else ""
 
 
 def _design(results: Results) -> list[str]:

@@ -16,38 +16,37 @@ from dataclasses import replace
 from html import escape
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evalengine.analysis import page, scatter
 from evalengine.analysis.bootstrap import DEGENERATE_MOST
-from evalengine.analysis.contrasts import Difference, category_contrasts, contrast_group, scale_contrast
-from evalengine.analysis.correlation import benjamini_hochberg, permuted_p, residuals
+from evalengine.analysis.claims import claim, with_n
+from evalengine.analysis.contrasts import category_contrasts, scale_contrast
+from evalengine.analysis.correlation import residuals
 from evalengine.analysis.figure import Figure, Intervals, Table, file_part
 from evalengine.analysis.groups import (
     ALL,
     CATEGORY,
-    PARTIAL,
     QUANTITY,
     SCALE,
     UNDEFINED,
-    Array,
     Data,
     Group,
     Label,
-    Means,
     Note,
-    mean_of_known,
+    Statistic,
+    group_of,
+    means_of,
+    with_all,
 )
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
 from evalengine.analysis.results import Results, excludes_zero, with_interval
-from evalengine.analysis.swapping import swap_p
-from evalengine.analysis.tables import Options, Row, Tests
+from evalengine.analysis.tables import Row
 from evalengine.analysis.transfer_table import transfer_table, words
+from evalengine.analysis.transfer_tests import tests
 from evalengine.analysis.verdicts import ALPHA, verdict_claims, verdict_section, verdict_tables
 
 BOTH = "accuracy − confidence"  # the quantity of the difference of both
-PAndQ = tuple[Array, Array]
 
 
 def rows(study: Study) -> list[Row]:
@@ -70,28 +69,16 @@ def transfer(data: Data, quantity: str) -> Group:
     panel = data.panel
     B = len(panel.benchmarks)
     pairs = np.stack([np.arange(B), B + np.arange(B)], axis=1)
-    values, n, notes = {}, {}, {}
+    found: dict[str, list[Statistic]] = {}
     for s, scale in enumerate(panel.scales):
-        values[scale] = data.correlate(quantity, scale, pairs)
-        n[scale] = data.n(quantity, scale, pairs)
-        known_B, few_B = np.isfinite(values[scale][:, 0]), data.few(quantity, scale, pairs)
-        notes[scale] = [
-            Note()
-            if known_B[b]
-            else Note(UNDEFINED, _why_nan(panel, quantity, s, b, int(n[scale][b]), few_B[b]))
-            for b in range(B)
-        ]
-    labels = [Label(panel.categories[b], panel.benchmarks[b]) for b in range(B)]
-    return Group(
-        "transfer",
-        quantity,
-        labels,
-        values,
-        n,
-        notes,
-        data.statistic == "pearson",
-        contrast_interval="jackknife",
-    )
+        value_BC, few_B = data.correlate(quantity, scale, pairs), data.few(quantity, scale, pairs)
+        found[scale] = []
+        for b, n in enumerate(data.n(quantity, scale, pairs).tolist()):
+            why = "" if np.isfinite(value_BC[b, 0]) else _why_nan(panel, quantity, s, b, n, few_B[b])
+            label = Label(panel.categories[b], panel.benchmarks[b])
+            found[scale].append(Statistic(label, value_BC[b], n, Note(UNDEFINED, why) if why else Note()))
+    how = {"is_correlation": data.statistic == "pearson", "contrast_interval": "jackknife"}
+    return group_of("transfer", quantity, found, **how)
 
 
 def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int, few: bool) -> str:
@@ -117,41 +104,15 @@ def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int, few: bool) -> 
 
 
 def category_transfer(single: Group, panel: Panel) -> Group:
-    """The mean of a category's benchmark transfers, and of all; benchmarks without an r are left out and said so.
-
-    In a resample the mean is over the benchmarks that have an r in it: each lacks one in few (`reportable`), but
-    one or other of twenty does in many.
-    """
-    members = [*panel.category_members().items(), (ALL, list(range(len(panel.benchmarks))))]
-    values, n, notes, defined_at = {}, {}, {}, {}
-    for scale, value_BC in single.values.items():
-        rows, counts, said = [], [], []
-        defined_at[scale] = [[b for b in index if np.isfinite(value_BC[b, 0])] for _, index in members]
-        for _, index in members:
-            defined = [b for b in index if np.isfinite(value_BC[b, 0])]
-            rows.append(mean_of_known(value_BC[defined]))
-            counts.append(min((int(single.n[scale][b]) for b in defined), default=0))
-            lost = [panel.benchmarks[b] for b in index if b not in defined]
-            said.append(Note(PARTIAL, f"without {', '.join(lost)} (no r)") if lost else Note())
-        values[scale], n[scale], notes[scale] = np.array(rows), np.array(counts), said
+    """The mean of a category's benchmark transfers, and of all (`means_of`)."""
+    members = with_all(panel)
     labels = []
-    for k, (category, index) in enumerate(members):
-        sizes = {len(defined[k]) for defined in defined_at.values()}
+    for category, index in members.items():
+        sizes = {int(np.isfinite(value_BC[index, 0]).sum()) for value_BC in single.values.values()}
         of = f"{min(sizes)} of {len(index)}" if len(sizes) == 1 else f"up to {len(index)}"
         labels.append(Label(category, f"mean of {len(index) if sizes == {len(index)} else of}"))
-    indices = [index for _, index in members]
-    means = {scale: Means(value_BC, single.n[scale], indices) for scale, value_BC in single.values.items()}
-    return Group(
-        "category_transfer",
-        single.quantity,
-        labels,
-        values,
-        n,
-        notes,
-        interval="jackknife-z",
-        means=means,
-        contrast_interval="jackknife",
-    )
+    means = means_of(single, "category_transfer", labels, list(members.values()))
+    return replace(means, contrast_interval="jackknife")
 
 
 def quantity_contrasts(accuracy: Group, confidence: Group, panel: Panel) -> Iterator[Group]:
@@ -166,87 +127,18 @@ def quantity_contrasts(accuracy: Group, confidence: Group, panel: Panel) -> Iter
     n = {scale: np.minimum(accuracy.n[scale], confidence.n[scale]) for scale in values}
     single = Group("transfer", BOTH, accuracy.labels, values, n, notes)
     for group in (single, category_transfer(single, panel)):
-        at_scales = {
-            scale: Difference(value_SC, group.n[scale], group.notes[scale])
-            for scale, value_SC in group.values.items()
-        }
         labels = [label._replace(minus=confidence.quantity) for label in group.labels]
-        yield replace(contrast_group(group, QUANTITY, labels, at_scales), quantity=accuracy.quantity)
+        kind = group.contrast_interval
+        yield replace(group, quantity=accuracy.quantity, labels=labels, interval=kind, contrast=QUANTITY)
         if len(values) > 1:
             yield scale_contrast(group)
 
 
-def tests(single: Group, panel: Panel, options: Options) -> tuple[Tests, Tests]:
-    """p and q of the benchmarks, and of the means over categories and over all: of their transfers at every scale
-    (permutation; q within the scale), and of the differences between the largest scale and the smallest (swapping; q among
-    them)."""
-    B, members = len(panel.benchmarks), _members(panel)
-    x_S2BM = [panel.variables(single.quantity, s).reshape(2, B, -1) for s in range(len(panel.scales))]
-    defined_SB = [np.isfinite(single.values[scale][:, 0]) for scale in panel.scales]
-    found: dict[tuple[str, str], tuple[PAndQ, PAndQ]] = {}
-    for scale, x_2BM, defined_B in zip(panel.scales, x_S2BM, defined_SB, strict=True):
-        p = np.full(len(members), np.nan)
-        for mask_M, index, used in _by_mixtures(x_2BM, members, defined_B):
-            block_M = None if panel.block_M is None else panel.block_M[mask_M]
-            before_BM, after_BM = x_2BM[:, :, mask_M]
-            p[index] = permuted_p(before_BM, after_BM, used, options.statistic, options.seed, block_M)
-        found["", scale] = _families(p, B)
-    if len(panel.scales) > 1:
-        both_B = defined_SB[0] & defined_SB[-1]
-        found[SCALE, panel.scales[-1]] = swapped(x_S2BM[0], x_S2BM[-1], both_B, panel, options)
-    of_benchmarks, of_means = ({key: both[k] for key, both in found.items()} for k in (0, 1))
-    return of_benchmarks, of_means
-
-
-def swapped(
-    small_2BM: Array, large_2BM: Array, defined_B: NDArray[np.bool_], panel: Panel, options: Options
-) -> tuple[PAndQ, PAndQ]:
-    """p of the difference of transfers from one side to the other (`swap_p`), and q: of the benchmarks, and of the means."""
-    members = _members(panel)
-    p = np.full(len(members), np.nan)
-    for mask_M, index, used in _by_mixtures(np.concatenate([small_2BM, large_2BM]), members, defined_B):
-        sides = small_2BM[:, :, mask_M], large_2BM[:, :, mask_M]
-        block_M = None if panel.block_M is None else panel.block_M[mask_M]
-        p[index] = swap_p(*sides, used, options.statistic, options.seed, block_M=block_M)
-    return _families(p, len(defined_B))
-
-
-def _members(panel: Panel) -> list[list[int]]:
-    """The benchmarks behind each statistic: each benchmark alone, each category, all."""
-    every = range(len(panel.benchmarks))
-    return [*([b] for b in every), *panel.category_members().values(), list(every)]
-
-
-def _families(p: Array, benchmarks: int) -> tuple[PAndQ, PAndQ]:
-    """p and q of the benchmarks, and of the means: a false-discovery rate for each."""
-    single, means = np.split(p, [benchmarks])
-    return (single, benjamini_hochberg(single)), (means, benjamini_hochberg(means))
-
-
-def _by_mixtures(
-    x_TBM: Array, members: Sequence[Sequence[int]], defined_B: NDArray[np.bool_]
-) -> Iterator[tuple[NDArray[np.bool_], list[int], list[list[int]]]]:
-    """Means that rest on the same mixtures: those mixtures, which of the means, and the defined benchmarks of each."""
-    known_BM = np.asarray(np.isfinite(x_TBM).all(axis=0))
-    grouped: dict[bytes, list[int]] = {}
-    used = [[b for b in index if defined_B[b]] for index in members]
-    for i, index in enumerate(used):
-        if index:
-            grouped.setdefault(known_BM[index].all(axis=0).tobytes(), []).append(i)
-    for key, index in grouped.items():
-        mask_M = np.frombuffer(key, dtype=bool)
-        if mask_M.sum() >= 4:
-            yield mask_M, index, [used[i] for i in index]
-
-
 def section(results: Results) -> str:
     method = results.method
-    means, single = (_shown(results, protocol) for protocol in ("category_transfer", "transfer"))
+    before, after = map(escape, method["stages"])
+    means, single = (_shown(results, protocol=protocol) for protocol in ("category_transfer", "transfer"))
     out = [
-        "<h2>Transfer</h2>",
-        f'<p class="hint">Correlation over mixtures of a benchmark\'s value at {escape(method["stages"][0])} with its '
-        f"value at {escape(method['stages'][1])}. {escape(page.interval_words(results))}; n = number of mixtures, "
-        f"{_n_words(single)}. A star marks a note below.</p>",
         "<h3>Category means</h3>",
         page.grid(results, _of_means(means)),
         "<h3>Benchmarks</h3>",
@@ -257,45 +149,46 @@ def section(results: Results) -> str:
             page.grid(results, draw(results.rows("transfer", protocol=protocol, quantity=other)))
             for protocol, draw in (("category_transfer", _of_means), ("transfer", _of_benchmarks))
         )
-        out.append(f"<details><summary>{escape(other.capitalize())}</summary>{grids}</details>")
-    for quantity, table in ((q, transfer_table(results, q, results.scales)) for q in method["quantities"]):
-        out.append(
-            f"<details><summary>{escape(quantity.capitalize())}: the numbers</summary>{page.show(table)}"
-            f'<p class="hint">{escape(words(results))}</p></details>'
-        )
-    out.append(_scatters(results))
-    large, small = map(escape, (results.scales[-1], results.scales[0]))
-    of_all = [r for q in method["quantities"] for r in results.rows("transfer", quantity=q, contrast=SCALE)]
+        out.append(page.details(other.capitalize(), grids))
+    for quantity in method["quantities"]:
+        table = page.show(transfer_table(results, quantity, results.scales))
+        text = table + page.hint(escape(words(results)))
+        out.append(page.details(f"{quantity.capitalize()}: the numbers", text))
+    return page.section(
+        "Transfer",
+        f"Correlation over mixtures of a benchmark's value at {before} with its value at {after}. "
+        f"{escape(page.interval_words(results))}; n = number of mixtures, {_n_words(single)}. A star marks a note below.",
+        *(*out, _scatters(results), *_differences(results), verdict_section(results)),
+    )
+
+
+def _differences(results: Results) -> Iterator[str]:
+    """Between the scales, the quantities and the categories; no part where there are none."""
     both = _of_benchmarks(results.rows("transfer", contrast=QUANTITY))
     changes = _of_benchmarks(results.rows("transfer", quantity=BOTH, contrast=SCALE))
-    pairs = Intervals(
-        [r for q in method["quantities"] for r in results.rows("transfer", quantity=q, contrast=CATEGORY)],
-        lambda row: f"{row.category} − {row.minus}",
-    )
+    pairs = Intervals(_shown(results, contrast=CATEGORY), lambda row: f"{row.category} − {row.minus}")
     for title, shown in (
-        (f"Differences between scales ({large} minus {small})", [_of_benchmarks(of_all)]),
+        (
+            f"Differences between scales ({results.scales[-1]} minus {results.scales[0]})",
+            [_of_benchmarks(_shown(results, contrast=SCALE))._replace(limit=2.0)],
+        ),
         (
             "Transfer of accuracy minus transfer of confidence",
             [
-                both._replace(panel=lambda row: BOTH),
+                both._replace(panel=lambda row: BOTH, limit=2.0),
                 changes._replace(panel=lambda row: f"{BOTH}, {row.at}", limit=4.0),
             ],
         ),
-        ("Differences between the means of categories", [pairs]),
+        ("Differences between the means of categories", [pairs._replace(limit=2.0)]),
     ):
         if any(figure.rows for figure in shown):
-            limits = [figure._replace(limit=max(2.0, figure.limit)) for figure in shown]
-            shown_grids = "".join(page.grid(results, figure) for figure in limits)
-            hint = '<p class="hint">The same resamples on both sides.</p>'
-            out.append(f"<details><summary>{title}</summary>{hint}{shown_grids}</details>")
-    return "".join(out) + verdict_section(results)
+            grids = "".join(page.grid(results, figure) for figure in shown)
+            yield page.details(title, page.hint("The same resamples on both sides.") + grids)
 
 
-def _shown(results: Results, protocol: str) -> list[Row]:
+def _shown(results: Results, **fixed: str) -> list[Row]:
     """Rows of the quantities, without the confidence that was not asked for."""
-    return [
-        r for r in results.rows("transfer", protocol=protocol) if r.quantity in results.method["quantities"]
-    ]
+    return [r for r in results.rows("transfer", **fixed) if r.quantity in results.method["quantities"]]
 
 
 def _n_words(rows: Sequence[Row]) -> str:
@@ -320,21 +213,19 @@ def _of_benchmarks(rows: Sequence[Row]) -> Intervals:
 def _scatters(results: Results) -> str:
     out = [
         "<h3>Before against after</h3>",
-        '<p class="hint">Each mixture\'s value at both stages, and r with its interval.</p>',
+        page.hint("Each mixture's value at both stages, and r with its interval."),
     ]
     for scale in reversed(results.scales):
         for quantity in results.method["quantities"]:
             grid = page.grid(results, scatter.scatters(results, quantity, scale))
-            out.append(
-                f"<details><summary>{escape(quantity.capitalize())}, {escape(scale)}</summary>{grid}</details>"
-            )
+            out.append(page.details(f"{quantity.capitalize()}, {scale}", grid))
     return "".join(out)
 
 
 def figures(results: Results) -> Mapping[str, Figure]:
     return {
-        "category_transfer": _of_means(_shown(results, "category_transfer")),
-        "benchmark_transfer": _of_benchmarks(_shown(results, "transfer")),
+        "category_transfer": _of_means(_shown(results, protocol="category_transfer")),
+        "benchmark_transfer": _of_benchmarks(_shown(results, protocol="transfer")),
         **scatter.figures(results),
     }
 
@@ -356,7 +247,7 @@ def claims(results: Results) -> Iterator[Claim]:
         yield from verdict_claims(results, quantity)
         yield from _tests(results, quantity)
     yield from _inverse_dynamics(results)
-    single = _shown(results, "transfer")
+    single = _shown(results, protocol="transfer")
     if widths := sorted(row.high - row.low for row in single if math.isfinite(row.low)):
         yield Claim(
             CAUTION,
@@ -367,48 +258,35 @@ def claims(results: Results) -> Iterator[Claim]:
 
 def _overall(results: Results, quantity: str) -> Iterator[Claim]:
     before, after = results.method["stages"]
-    for scale in results.scales:
-        means = results.rows("transfer", protocol="category_transfer", quantity=quantity, scale=scale)
-        row = next((row for row in means if row.category == ALL), None)
-        if row is None or not math.isfinite(row.estimate):
+    means = {"protocol": "category_transfer", "quantity": quantity}
+    for row in results.rows("transfer", **means, category=ALL):
+        if not math.isfinite(row.estimate):
             continue
-        at = f" at {scale}" if len(results.scales) > 1 else ""
-        said = f"{with_interval(row)}, n = {row.n}"
+        at = f" at {row.scale}" if len(results.scales) > 1 else ""
+        r = f"mean r = {with_n(row)}"
         clean = results.rows(
-            "reliability", protocol="category_reliability", quantity=quantity, scale=scale, category=ALL
+            "reliability", protocol="category_reliability", quantity=quantity, scale=row.scale, category=ALL
         )
         if clean and math.isfinite(clean[0].low):
-            said += f"; without item noise {with_interval(clean[0])}"
+            r += f"; without item noise {with_interval(clean[0])}"
+        found = f"{quantity} reverses from {before} to {after}"
         if row.low > 0:
-            yield Claim(
-                SUPPORTED,
-                f"Over all benchmarks{at}, mixtures with higher {quantity} at {before} tend to have higher {quantity} at "
-                f"{after}: mean r = {said}.",
-            )
-        elif row.high < 0:
-            yield Claim(
-                SUPPORTED,
-                f"Over all benchmarks{at}, {quantity} reverses from {before} to {after}: mean r = {said}.",
-            )
-        else:
-            yield Claim(
-                UNSUPPORTED,
-                f"That {quantity} carries over at all on average{at}: mean r = {said}, which holds 0.",
-            )
-    for row in results.rows("transfer", protocol="category_transfer", quantity=quantity, contrast=SCALE):
-        name = "all benchmarks" if row.category == ALL else row.category
-        if excludes_zero(row) and row.q < ALPHA:
+            found = f"mixtures with higher {quantity} at {before} tend to have higher {quantity} at {after}"
+        yield claim(
+            excludes_zero(row),
+            f"Over all benchmarks{at}, {found}: {r}.",
+            f"That {quantity} carries over at all on average{at}: {r}, which holds 0.",
+        )
+    for row in results.rows("transfer", **means, contrast=SCALE):
+        clear = excludes_zero(row) and row.q < ALPHA
+        if clear or (row.category == ALL and math.isfinite(row.estimate)):
+            name = "all benchmarks" if row.category == ALL else row.category
             word = "higher" if row.estimate > 0 else "lower"
-            yield Claim(
-                SUPPORTED,
+            yield claim(
+                clear,
                 f"Transfer of {quantity} on {name} is {word} at {row.scale} than at {row.minus}: difference of the mean r "
-                f"{with_interval(row)}, n = {row.n}.",
-            )
-        elif row.category == ALL and math.isfinite(row.estimate):
-            yield Claim(
-                UNSUPPORTED,
-                f"That transfer of {quantity} changes with scale on average: difference {row.at} of the mean "
-                f"r {with_interval(row)}, n = {row.n}.",
+                f"{with_n(row)}.",
+                f"That transfer of {quantity} changes with scale on average: difference {row.at} of the mean r {with_n(row)}.",
             )
 
 
@@ -419,27 +297,17 @@ def _inverse_dynamics(results: Results) -> Iterator[Claim]:
     if not all(rows and math.isfinite(rows[0].low) for rows in known.values()):
         return
     accuracy, confidence, both = (rows[0] for rows in known.values())
-    opposite = (
-        accuracy.estimate * confidence.estimate < 0 and excludes_zero(accuracy) and excludes_zero(confidence)
-    )
+    clear = excludes_zero(accuracy) and excludes_zero(confidence)
+    opposite = clear and accuracy.estimate * confidence.estimate < 0
     said = (
         f"mean r over all benchmarks, {both.at}, of accuracy {with_interval(accuracy)}, of confidence "
-        f"{with_interval(confidence)}, difference {with_interval(both)}, n = {both.n}"
+        f"{with_interval(confidence)}, difference {with_n(both)}"
     )
-    if opposite:
-        yield Claim(
-            SUPPORTED,
-            f"The transfers of accuracy and of confidence change with scale in opposite directions: {said}.",
-        )
-    elif excludes_zero(both):
-        yield Claim(
-            SUPPORTED, f"The transfers of accuracy and of confidence change with scale differently: {said}."
-        )
-    if not opposite:
-        yield Claim(
-            UNSUPPORTED,
-            f"That the transfers of accuracy and of confidence change with scale in opposite directions: {said}.",
-        )
+    change = "transfers of accuracy and of confidence change with scale"
+    if not opposite and excludes_zero(both):
+        yield Claim(SUPPORTED, f"The {change} differently: {said}.")
+    turned = f"{change} in opposite directions: {said}."
+    yield claim(opposite, f"The {turned}", f"That the {turned}")
 
 
 def _tests(results: Results, quantity: str) -> Iterator[Claim]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from evalengine.analysis.figure import Mark, Table
+from evalengine.analysis.figure import Mark, Table, by
 from evalengine.analysis.groups import SCALE
 from evalengine.analysis.noise import CEILING, WITHOUT_NOISE
 from evalengine.analysis.page import p_value
@@ -36,17 +36,9 @@ def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Ta
         for r in results.rows("reliability", other=WITHOUT_NOISE, **at)
     }
     items = dict(zip(results.method["benchmarks"], results.method["items"], strict=True))
-    lines: dict[
-        str, dict[tuple[bool, str], list[Row]]
-    ] = {}  # by category, and whether of one benchmark and its name
-    for row in results.rows("transfer", **at):
-        if row.scale in scales:
-            lines.setdefault(row.category, {}).setdefault((row.protocol == "transfer", row.name), []).append(
-                row
-            )
+    shown = [row for row in results.rows("transfer", **at) if row.scale in scales]
     if several:
-        for row in results.rows("transfer", protocol="category_transfer", contrast=SCALE, **at):
-            lines.setdefault(row.category, {}).setdefault((False, row.name), []).append(row)
+        shown += results.rows("transfer", protocol="category_transfer", contrast=SCALE, **at)
 
     def cells(row: Row) -> list[str | Mark]:
         single = row.protocol == "transfer"
@@ -65,9 +57,10 @@ def transfer_table(results: Results, quantity: str, scales: Sequence[str]) -> Ta
         ]
 
     blocks: list[list[list[str | Mark]]] = []
-    for category, of_name in lines.items():
+    for category, mine in by(shown, lambda row: row.category).items():
         blocks.append([])
-        for (single, name), rows in sorted(of_name.items(), key=lambda line: line[0][0]):
+        lines = by(mine, lambda row: (row.protocol == "transfer", row.name))
+        for (single, name), rows in sorted(lines.items(), key=lambda line: line[0][0]):
             title = name if single else Mark(f"{category} ({name.removeprefix('mean of ')})", "mean")
             blocks[-1] += [[title if k == 0 else "", *cells(row)] for k, row in enumerate(rows)]
     columns = ["", *(["scale"] if several else []), "r", "n", "items", "p", "q", CEILING, WITHOUT_NOISE]

@@ -31,11 +31,11 @@ class Verdict(NamedTuple):
     because: str
 
 
-def verdicts(rows: list[Row], useful: float = USEFUL_R) -> list[Verdict]:
+def verdicts(rows: list[Row]) -> list[Verdict]:
     """What the intervals and tests of a benchmark's transfer allow to say.
 
     reliable: the interval lies above 0 and the permutation test's q is below ALPHA, both at every scale. scale-dependent:
-    not that, the interval of the difference between the scales excludes 0 and its q is below ALPHA. unreliable: below `useful`
+    not that, the interval of the difference between the scales excludes 0 and its q is below ALPHA. unreliable: below USEFUL_R
     at every scale. undecided: none of these. q is Benjamini and Hochberg's over all benchmarks of a quantity: without it, twenty
     benchmarks with equal transfer at both scales would hold a false "scale-dependent" in four studies of five.
     """
@@ -57,8 +57,8 @@ def verdicts(rows: list[Row], useful: float = USEFUL_R) -> list[Verdict]:
         elif contrast and excludes_zero(contrast) and contrast.q < ALPHA:
             r, verdict = contrast, "scale-dependent"
             why = f"{r.at} is {r.estimate:.2f} [{r.low:.2f}, {r.high:.2f}], q {_q([r])}: {shown}"
-        elif len(known) == len(scales) and all(r.high < useful for r in known):
-            verdict, why = "unreliable", f"the intervals lie below {useful:g}: {shown}"
+        elif len(known) == len(scales) and all(r.high < USEFUL_R for r in known):
+            verdict, why = "unreliable", f"the intervals lie below {USEFUL_R:g}: {shown}"
         elif len(known) == len(scales) and all(r.low > 0 for r in known):
             verdict, why = "undecided", f"the intervals lie above 0, but q is {_q(known)}: {shown}"
         else:
@@ -75,16 +75,18 @@ def _q(rows: Iterable[Row]) -> str:
 def verdict_section(results: Results) -> str:
     if not results.verdicts:
         return ""
-    out = [
-        "<h2>Verdicts</h2>",
-        '<p class="hint">Reliable: the interval lies above 0 and q is below 0.05, at every scale. Scale-dependent: the interval '
-        "of the difference between scales excludes 0 and its q is below 0.05. Unreliable: the interval lies below 0.5 at every "
+    tables = verdict_tables(results)
+    return page.section(
+        "Verdicts",
+        "Reliable: the interval lies above 0 and q is below 0.05, at every scale. Scale-dependent: the interval of the "
+        "difference between scales excludes 0 and its q is below 0.05. Unreliable: the interval lies below 0.5 at every "
         "scale. Undecided: none of these. p: permutation test, the largest over scales; q: Benjamini-Hochberg over the "
-        "benchmarks of a scale, the largest over scales; q of the difference: over the benchmarks.</p>",
-    ]
-    for quantity, table in verdict_tables(results).items():
-        out.append(f"<h3>{escape(quantity.capitalize())}</h3>{page.show(table)}")
-    return "".join(out)
+        "benchmarks of a scale, the largest over scales; q of the difference: over the benchmarks.",
+        *(
+            f"<h3>{escape(quantity.capitalize())}</h3>{page.show(table)}"
+            for quantity, table in tables.items()
+        ),
+    )
 
 
 def verdict_tables(results: Results) -> dict[str, Table]:

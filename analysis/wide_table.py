@@ -5,15 +5,14 @@ score_columns.py says which columns are scores. Each of them is in shares of one
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
 
-from evalengine.analysis.importing import UNKNOWN, Known, Part, Result
+from evalengine.analysis.benchmark_info import Line, read_lines
+from evalengine.analysis.importing import Known, Part, Result, result_of
 from evalengine.analysis.items import Checkpoint, names
 from evalengine.analysis.score_columns import ITEMS, Column, WideTable, choose_columns, fits
 from evalengine.errors import UserError
@@ -27,11 +26,6 @@ MISSING = {  # as spreadsheets, pandas, R and people write it
 NO_NAME = {"", "nan", "<na>", "n/a", "#n/a"}
 SHOTS = ("shot", "shots", "n_shot", "n_shots", "num_shots", "fewshot", "few_shot", "n_fewshot", "num_fewshot")
 ITEMS_MOST = 100_000  # of a benchmark, where its file does not say
-
-
-class Line(NamedTuple):
-    number: int  # in the file
-    cells: dict[str, str]  # by column
 
 
 def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
@@ -54,11 +48,8 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
             left_out[column.name] = "without any value"
             continue
         items = _counts(path, lines, column, how, left_out)
-        errors = (
-            [_number(path, line, column.beside.stderr) for line in lines]
-            if column.beside.stderr
-            else [math.nan] * len(lines)
-        )
+        stderr = column.beside.stderr
+        errors = [_number(path, line, stderr) if stderr else math.nan for line in lines]
         if column.quantity != "loss":
             is_percent = _is_percent(path, lines, column.name, values)
             percent[is_percent].append(column.name)
@@ -66,22 +57,9 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
                 values, errors = ([value / 100.0 for value in numbers] for numbers in (values, errors))
         if column.quantity == "accuracy":
             _check_errors(path, lines, column, values, errors, items)
-        about = known.get(column.benchmark, UNKNOWN)
+        about = column.benchmark, known, column.quantity
         results += [
-            Result(
-                *who[:4],
-                column.benchmark,
-                about.category,
-                column.quantity,
-                value,
-                count,
-                error,
-                about.chance,
-                who.seed,
-                file=path,
-                score=column.score,
-                shots=shots,
-            )
+            result_of(who, *about, value, count, error, file=path, score=column.score, shots=shots)
             for who, value, count, error in zip(checkpoints, values, items, errors, strict=True)
         ]
     blocks = [
@@ -103,16 +81,7 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
 
 def _read(path: Path) -> tuple[list[str], list[Line]]:
     """The header and the lines below it."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle, restval="")
-            header = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
-            lines = [Line(reader.line_num, cells) for cells in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(
-            f"cannot read {path} as CSV ({error}): give a comma-separated table with a header"
-        ) from None
+    header, lines = read_lines(path, "give a comma-separated table with a header")
     at: dict[str, int] = {}
     for number, name in enumerate(header, 1):
         if name and at.setdefault(name, number) != number:

@@ -124,14 +124,11 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
         f"Transfer of {quantity}, {before} to {after}: {kind} over mixtures "
         f"[{method['level']:.0%} {method['interval']} interval]"
     )
-    rows = [
-        [
-            cell.text if isinstance(cell, Mark) else f" {cell}" if k == 0 else cell
-            for k, cell in enumerate(row)
-        ]
-        for block in shown.blocks
-        for row in block
-    ]
+
+    def text(cell: str | Mark, k: int) -> str:
+        return plain(cell.text if isinstance(cell, Mark) else f" {cell}" if k == 0 else cell)
+
+    rows = [[text(cell, k) for k, cell in enumerate(row)] for block in shown.blocks for row in block]
     every = analysis.tables["transfer"]
     found = [row for row in every if row.quantity == quantity and row.contrast in ("", SCALE)]
     counts = [row.n for row in found if row.estimate == row.estimate] or [0]
@@ -139,16 +136,14 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
     console.table(
         "",
         shown.columns,
-        [[plain(cell) for cell in row] for row in rows],
+        rows,
         left=shown.texts,
         caption=f"{method['resamples']:,} resamples of the mixtures ({method['resampling']}), n = {n} mixtures. An interval "
         f"that holds 0 does not show any transfer. {words(results)}",
         optional=("r without noise", "n", "items", "ceiling", "p", "q"),
     )
     for reason in dict.fromkeys(
-        f"{r.category}, {r.name} ({r.at}): {r.note}"
-        if r.protocol == "category_transfer"
-        else f"{r.name} ({r.at}): {r.note}"
+        f"{r.category}, " * (r.protocol == "category_transfer") + f"{r.name} ({r.at}): {r.note}"
         for r in found
         if r.note and (r.estimate != r.estimate or r.note_kind == PARTIAL)
     ):

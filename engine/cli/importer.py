@@ -28,17 +28,8 @@ MODEL@REVISION; scale, mixture and stage are read from the model's name, {scale}
 """
 CONSTANT = ("scale", "mixture", "stage", "replicate")  # what may stand behind a file's name
 CSV_ALONE = (
-    "scale",
-    "mixture",
-    "stage",
-    "model",
-    "replicate",
-    "block",
-    "benchmarks",
-    "shares",
-    "where",
-    "stderr",
-    "loss",
+    *("scale", "mixture", "stage", "model", "replicate", "block"),
+    *("benchmarks", "shares", "where", "stderr", "loss"),
 )
 
 
@@ -56,58 +47,33 @@ def register(subparsers: Any) -> None:
     p.add_argument("--metric", choices=("acc", "acc_norm"), help="which of a benchmark's accuracies")
     p.add_argument("--json", action="store_true", help="print one JSON object")
 
+    def add(group: Any, name: str, metavar: str, words: str, **how: Any) -> None:
+        group.add_argument(f"--{name}", metavar=metavar, help=words, **how)
+
+    several: dict[str, Any] = {"action": "append", "default": []}
     rows = p.add_argument_group("what a row of a CSV is")
     for field in ("scale", "mixture", "stage", "model"):
-        rows.add_argument(f"--{field}", metavar="COLUMN", help=f"column of the {field}")
-    rows.add_argument(
-        "--replicate", metavar="COLUMN", help="column that tells runs of one mixture apart, such as seed"
-    )
-    rows.add_argument(
-        "--block",
-        action="append",
-        default=[],
-        metavar="COLUMN",
-        help="column of a factor of the mixtures, such as the web source",
-    )
-    rows.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="rows to keep")
+        add(rows, field, "COLUMN", f"column of the {field}")
+    add(rows, "replicate", "COLUMN", "column that tells runs of one mixture apart, such as seed")
+    add(rows, "block", "COLUMN", "column of a factor of the mixtures, such as the web source", **several)
+    add(rows, "where", "COLUMN=VALUE", "rows to keep", **several)
 
     columns = p.add_argument_group("what a column of a CSV is")
-    columns.add_argument(
-        "--benchmarks",
-        default="",
-        metavar="COLUMNS",
-        help="scores, comma-separated, * allowed (default: known benchmarks)",
-    )
+    scores = "scores, comma-separated, * allowed (default: known benchmarks)"
+    add(columns, "benchmarks", "COLUMNS", scores, default="")
     columns.add_argument("--loss", action="store_true", help="plain columns are losses, lower is better")
-    columns.add_argument(
-        "--shares",
-        default="",
-        metavar="COLUMNS",
-        help="what a mixture is made of, comma-separated, * allowed",
-    )
-    columns.add_argument(
-        "--stderr",
-        metavar="NAME",
-        help="columns of standard errors, {} for a score's name (default: {}_stderr)",
-    )
+    add(columns, "shares", "COLUMNS", "what a mixture is made of, comma-separated, * allowed", default="")
+    add(columns, "stderr", "NAME", "columns of standard errors, {} for a score's name (default: {}_stderr)")
 
-    about = p.add_argument_group(
-        "what is known of the benchmarks",
-        "One VALUE for all, or benchmark=VALUE for some, comma-separated, * allowed.",
-    )
-    about.add_argument("--items", metavar="VALUE", help="numbers of items, or their columns as {}_n")
-    about.add_argument("--chance", metavar="VALUE", help="accuracy of guessing, such as 0.25")
-    about.add_argument("--category", metavar="VALUE", help="category")
-    about.add_argument(
-        "--benchmark-info",
-        metavar="FILE",
-        help="the same as a CSV with columns benchmark, items, chance, category",
-    )
+    values = "One VALUE for all, or benchmark=VALUE for some, comma-separated, * allowed."
+    about = p.add_argument_group("what is known of the benchmarks", values)
+    add(about, "items", "VALUE", "numbers of items, or their columns as {}_n")
+    add(about, "chance", "VALUE", "accuracy of guessing, such as 0.25")
+    add(about, "category", "VALUE", "category")
+    add(about, "benchmark-info", "FILE", "the same as a CSV with columns benchmark, items, chance, category")
 
     names = p.add_argument_group("lm-evaluation-harness")
-    names.add_argument(
-        "--pattern", metavar="REGEX", help="groups scale, mixture, stage, replicate in a model's name"
-    )
+    add(names, "pattern", "REGEX", "groups scale, mixture, stage, replicate in a model's name")
     p.set_defaults(run=run)
 
 

@@ -12,16 +12,15 @@ import pytest
 from scipy.special import softmax
 
 from evalengine import store
-from evalengine.analysis.confidence import claims, disagreements
-from evalengine.analysis.item_bootstrap import GROUPS, item_data, resampled_means
-from evalengine.analysis.items import (
+from evalengine.analysis.calibration_error import (
     ECE_BINS,
     debiased_calibration_error,
     expected_calibration_error,
-    mean_of_scores,
-    read_store,
     reliability,
 )
+from evalengine.analysis.confidence import claims, disagreements
+from evalengine.analysis.item_bootstrap import GROUPS, item_data, resampled_means
+from evalengine.analysis.items import mean_of_scores, read_store
 from evalengine.analysis.noise import from_items, measured
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.report import page

@@ -12,7 +12,8 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from evalengine import store
-from evalengine.analysis.items import expected_calibration_error, read_store, reliability
+from evalengine.analysis.calibration_error import expected_calibration_error, reliability
+from evalengine.analysis.items import read_store
 from evalengine.errors import UserError
 from evalengine.metrics import answers, table_answers
 
