@@ -19,7 +19,7 @@ import numpy as np
 from evalengine import console
 from evalengine.benchmarks import BENCHMARKS, benchmarks_in, load_items
 from evalengine.training import checked
-from evalengine.training.conversations import bench_folder, load
+from evalengine.training.conversations import load
 from evalengine.training.shards import TokenSource
 from evalengine.training.tokenizer import Tokenizer
 
@@ -81,8 +81,7 @@ def report(
     conversations: Path,
 ) -> dict[str, Overlap] | None:
     """Writes `path` (JSON) once and returns it; None where the data folder holds no benchmark file."""
-    folder = bench_folder(data)
-    benchmarks = benchmarks_in(folder, BENCHMARKS.values()) if folder is not None else []
+    benchmarks = benchmarks_in(data, BENCHMARKS.values()) if data is not None else []
     if not benchmarks:
         return None
     made_of = [tokenizer.hash, *(s.digest for s in sources.values()), conversations.name]
@@ -90,7 +89,7 @@ def report(
     if (made := checked.read(path)) is not None and made["key"] == key:
         return {name: Overlap(**value) for name, value in made["benchmarks"].items()}
     items = {
-        b.name: [i.contexts[i.gold] + i.continuations[i.gold] for i in load_items(b, folder).items]
+        b.name: [i.contexts[i.gold] + i.continuations[i.gold] for i in load_items(b, data).items]
         for b in benchmarks
     }
     texts: dict[str, Iterable[str]] = {n: _documents(s, tokenizer) for n, s in sources.items()}

@@ -70,23 +70,18 @@ def rows_of(
         yield from records.jsonl(file)
 
 
-def bench_folder(data: Path | None) -> Path | None:
-    """Where a data folder keeps its benchmark files: in bench/, or in itself."""
-    return data if data is None or not (data / "bench").is_dir() else data / "bench"
-
-
 def train_items(source: ChatSource, data: Path | None) -> Iterator[tuple[Benchmark, list[Item]]]:
     """The train split of each benchmark that the source names."""
     from evalengine.benchmarks import BENCHMARKS, resolve
-    from evalengine.benchmarks.load import data_file, make_item, read_rows
+    from evalengine.benchmarks.load import benchmarks_in, make_item, read_rows
 
-    folder = bench_folder(data)
     if source.benchmarks_train == "all":
-        chosen = [b for b in BENCHMARKS.values() if folder is None or data_file(b, folder, train=True)]
+        every = BENCHMARKS.values()
+        chosen = list(every) if data is None else benchmarks_in(data, every, train=True)
         if not chosen:
             raise UserError(
-                f"{folder} has no <benchmark>_train file, which `benchmarks_train: all` reads (dpo.data is that where the study "
-                "does not name it): check --data"
+                f"{data} has no <benchmark>_train file, nor has its bench/: `benchmarks_train: all` reads them (dpo.data is that "
+                "where the study does not name it); check --data"
             )
     else:
         names = source.benchmarks_train
@@ -94,7 +89,7 @@ def train_items(source: ChatSource, data: Path | None) -> Iterator[tuple[Benchma
     for benchmark in chosen:
         yield (
             benchmark,
-            [make_item(row, benchmark.render) for row in read_rows(benchmark, folder, train=True)],
+            [make_item(row, benchmark.render) for row in read_rows(benchmark, data, train=True)],
         )
 
 

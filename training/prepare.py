@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from evalengine import console, sealed
 from evalengine import files as storage
+from evalengine.benchmarks.load import folders_of
 from evalengine.errors import UserError
 from evalengine.training import arms, contamination, preferences
 from evalengine.training import conversations as sft
@@ -26,7 +27,7 @@ from evalengine.training import tokenizer as tokenizers
 from evalengine.training.model import Shape
 from evalengine.training.shards import TokenSource, build, is_complete
 from evalengine.training.sources import documents, files, source_key
-from evalengine.training.study import ChatSource, Scale, SourceSpec, Study, runs
+from evalengine.training.study import ChatSource, Scale, SourceSpec, Study, runs, used_sources
 from evalengine.training.tokenizer import Tokenizer
 from evalengine.untrusted import parse_json
 
@@ -52,16 +53,21 @@ def clear_litter(out: Path) -> None:
         storage.remove(litter)
 
 
+def check_data(study: Study, data: Path | None, sources: Iterable[str]) -> None:
+    """Raises UserError where the data folder, or one of these sources in it, is missing. Writes nothing."""
+    if data is not None and not data.is_dir():
+        raise UserError(f"there is no data folder {data}: give the folder that holds the study's sources")
+    for name in sources:
+        if not study.sources[name].hub and not (data is None and study.world):
+            files(study.sources[name], data, name)
+
+
 def prepare(study: Study, data: Path | None, out: Path) -> Prepared:
     """Makes or reopens what all runs share. Raises UserError for a source that cannot be read."""
     work = work_folder(out)
-    if data is not None and not data.is_dir():
-        raise UserError(f"there is no data folder {data}: give the folder that holds the study's sources")
-    if data is None and study.world:
-        data = world_folder(work / f"world-{study.world.seed}", study.world.seed)
+    data = data_of(study, data, work)
     tokenizer = _tokenizer(study, data, work / "tokenizer")
-    used = [n for n in study.sources if any(shares.get(n, 0) > 0 for shares in study.mixtures.values())]
-    folders = {name: _shards(study, name, data, tokenizer, work / "tokens") for name in used}
+    folders = {name: _shards(study, name, data, tokenizer, work / "tokens") for name in used_sources(study)}
     conversations = _conversations(study, data, tokenizer, work)
     preferred = _preferences(study, data, tokenizer, work) if "dpo" in study.stages else None
     sources = {name: TokenSource(folder, name) for name, folder in folders.items()}
@@ -79,15 +85,18 @@ def shape_of(scale: Scale, tokenizer_size: int) -> Shape:
     return Shape(vocab=vocab, **{name: getattr(scale, name) for name in names})
 
 
-def world_folder(folder: Path, seed: int) -> Path:
-    """The embedded world, as a data folder."""
+def data_of(study: Study, data: Path | None, work: Path) -> Path | None:
+    """The data folder: the one that is given, else the embedded world of the study, written to `work` once."""
+    if data is not None or study.world is None:
+        return data
     from evalengine.benchmarks import world
 
+    folder = work / f"world-{study.world.seed}"
     if not (folder / "sft.jsonl").is_file():  # what is written last
         console.say(
             f"writing the embedded world to {folder}; score its checkpoints with --data {folder / 'bench'}"
         )
-        world.write(folder, seed=seed)
+        world.write(folder, seed=study.world.seed)
     return folder
 
 
@@ -237,10 +246,6 @@ def _key_of_chats(
         if chat.path and data is not None and (data / chat.path).is_file():
             parts.append(source_key(SourceSpec(path=chat.path), data, chat.path))
         elif chat.benchmarks_train and data is not None:
-            folder = sft.bench_folder(data)
-            assert folder is not None
-            parts += [
-                (p.name, p.stat().st_size, zlib.crc32(p.read_bytes()))
-                for p in sorted(folder.glob("*_train.*"))
-            ]
+            files_there = [p for folder in folders_of(data) for p in sorted(folder.glob("*_train.*"))]
+            parts += [(p.name, p.stat().st_size, zlib.crc32(p.read_bytes())) for p in files_there]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:12]

@@ -46,8 +46,7 @@ class Job(NamedTuple):
 
     @property
     def state(self) -> Path:
-        """Of the unfinished run."""
-        return work_folder(self.out) / "state" / f"{self.run.name}.pt"
+        return state_of(self.out, self.run)
 
     @property
     def scale(self) -> Scale:
@@ -74,6 +73,11 @@ class Job(NamedTuple):
 
     def sources(self) -> dict[str, TokenSource]:
         return {name: TokenSource(self.prepared.sources[name], name) for name in sorted(self.shares)}
+
+
+def state_of(out: Path, run: Run) -> Path:
+    """The state of an unfinished run."""
+    return work_folder(out) / "state" / f"{run.name}.pt"
 
 
 class Result(NamedTuple):

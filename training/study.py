@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from evalengine.errors import UserError, nearest
+from evalengine.labels import TRAINED
 from evalengine.training.arms import ARMS
 from evalengine.untrusted import check_name, read_yaml
 
-PARENTS: Mapping[str, str | None] = {  # stage -> the one that it starts from
-    "pt": None,
-    "sft": "pt",  # the arm `kept`
+PARENTS: Mapping[str, str | None] = {  # stage -> the one that it starts from; sft is the arm `kept`
+    **dict(zip(TRAINED, (None, *TRAINED), strict=False)),
     **{f"sft_{arm}": "pt" for arm in ARMS if arm != "kept"},
-    "dpo": "sft",
 }
 LARGEST = 2**50  # of any number in a study file
 
@@ -232,10 +231,20 @@ def runs(study: Study) -> list[Run]:
     return found
 
 
+def used_sources(study: Study) -> list[str]:
+    """The sources of which some mixture has a share."""
+    return [name for name in study.sources if any(m.get(name, 0) > 0 for m in study.mixtures.values())]
+
+
 def scorer(study: Study, run: Run) -> Run:
     """The pretraining whose model scores the conversations that `run` is fine-tuned on."""
     by = study.sft.select.by if study.sft.select else ""
     return Run(by or run.scale, run.mixture, "pt")
+
+
+def needed(study: Study, run: Run) -> set[Run]:
+    """The runs that come before this one: those it starts from, and the one whose model chooses its conversations."""
+    return {*run.ancestors, scorer(study, run)} if run.stage != "pt" else set()
 
 
 def with_stages(study: Study, chosen: Sequence[str]) -> Study:

@@ -51,9 +51,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _common(parser: argparse.ArgumentParser, *, names: bool = True) -> None:
     keep = argparse.SUPPRESS if names else None  # an action's own options must not reset those before it
     if names:
-        parser.add_argument(
-            "--data", type=Path, metavar="DIR", help="folder of <benchmark>.jsonl or .parquet files"
-        )
+        files = "folder of <benchmark>.jsonl or .parquet files, or one with them in bench/"
+        parser.add_argument("--data", type=Path, metavar="DIR", help=files)
     parser.add_argument(
         "--benchmark-file",
         type=Path,
@@ -165,7 +164,9 @@ def _check(args: argparse.Namespace) -> int:
     for check in bad:
         print(f"evalengine: {printable(check.problem or '')}", file=sys.stderr)
     if not checks:
-        raise UserError(f"{args.data} holds no file of a benchmark: name them <benchmark>.jsonl or .parquet")
+        raise UserError(
+            f"{args.data} holds no file of a benchmark, neither itself nor in bench/: name them <benchmark>.jsonl or .parquet"
+        )
     return 1 if bad else 0
 
 

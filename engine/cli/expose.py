@@ -31,7 +31,7 @@ def register(subparsers: Any) -> None:
         metavar="NAME",
         help="of --source: the column that holds the text (default: text)",
     )
-    data = "folder that the study's paths are relative to, with the benchmark files in bench/ or in itself"
+    data = "folder that the study's paths are relative to, with the benchmarks' files in itself or in bench/"
     add("--data", type=Path, metavar="DIR", help=data)
     add(
         "--out",

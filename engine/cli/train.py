@@ -35,7 +35,8 @@ def register(subparsers: Any) -> None:
         metavar="STUDY",
         help="a study file (YAML), or the name of a shipped one: embedded, local_text, h200, paper",
     )
-    p.add_argument("--data", type=Path, metavar="DIR", help="folder that the study's paths are relative to")
+    data = "folder that the study's paths are relative to, with the benchmarks' files in itself or in bench/"
+    p.add_argument("--data", type=Path, metavar="DIR", help=data)
     p.add_argument(
         "--out", type=Path, default=Path("ckpts"), metavar="DIR", help="where checkpoints go (default: ckpts)"
     )
@@ -133,6 +134,9 @@ def run(args: argparse.Namespace) -> int:
             f"{len(outcome.finished)} checkpoints trained, {len(outcome.skipped)} were finished before; "
             f"score them with: evalengine score {args.out}/*{of_world}"
         )
+    if outcome.not_run:
+        names = ", ".join(f"{name} (because of {failed})" for name, failed in outcome.not_run.items())
+        console.warn(f"not run, since one before failed: {names}")
     if study.sft.select:
         selection_report.report(study, args.out)
     if outcome.failed:

@@ -197,6 +197,14 @@ def add(documents: Sequence[str], items: Items, into: Tally) -> None:
     into.read_3[1:] += (len(word.value), sum(len(d) if d.isascii() else len(d.encode()) for d in documents))
 
 
+def compile_kernels() -> None:
+    """Makes Numba compile all that `add` runs, for text in ASCII and other text: some seconds, once for a machine."""
+    tiny = gather([Item("", ("a", "a"), (" b", " c"), ("b", "c"), 0)])
+    into = tally(tiny.grams)
+    for text in ("a", "\u00e9"):
+        add([text], tiny, into)
+
+
 @jit()
 def _child(node, word, first_G, word_G):  # type: ignore[no-untyped-def]
     low, high = first_G[node], first_G[node + 1]
