@@ -13,13 +13,14 @@ import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from evalengine import records
 from evalengine.benchmarks.definition import DELIMITER, Benchmark, Hub, Item, Render, Row, whole
 from evalengine.errors import UserError
 from evalengine.untrusted import is_text, reason
 
+T = TypeVar("T")
 SUFFIXES = (".jsonl", ".parquet")
 ID_CHARS = 1000
 ID_FIELDS = ("id", "idx", "ind")  # where the hub's data sets keep an item's own id
@@ -74,11 +75,17 @@ def load_items(
     data_hash = hashlib.blake2b(b"\n".join([*canonical, prefix.encode()]), digest_size=16).hexdigest()
     ids = _unique_ids(benchmark, rows, canonical)
     items = [item._replace(id=id) for item, id in zip(items, ids, strict=True)]
-    if limit is not None and limit < len(items):
-        items = [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), limit))]
+    items = sample(items, limit, seed)
     return ItemSet(
         benchmark.name, benchmark.category, benchmark.version, variant, items, data_hash, len(rows), fewshot
     )
+
+
+def sample(some: list[T], limit: int | None, seed: int) -> list[T]:
+    """At most `limit` of them (None or 0: all), drawn at random and in their order."""
+    if not limit or len(some) <= limit:
+        return some
+    return [some[i] for i in sorted(random.Random(seed).sample(range(len(some)), limit))]
 
 
 def make_item(row: Row, render: Render) -> Item:

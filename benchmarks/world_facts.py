@@ -43,7 +43,10 @@ class Fact(NamedTuple):
 
     def wrong(self, rng: random.Random) -> str:
         """Another value of the same kind."""
-        return rng.choice([value for value in self.relation.values if value != self.value])
+        return rng.choice(self.others())
+
+    def others(self) -> list[str]:
+        return [value for value in self.relation.values if value != self.value]
 
 
 class World(NamedTuple):
@@ -67,6 +70,10 @@ class World(NamedTuple):
 
     def plant_fact(self, rng: random.Random, asked: bool) -> Fact:
         return _one(rng, asked, [fact for some in self.plants.values() for fact in some])
+
+    def fact(self, rng: random.Random, asked: bool) -> Fact:
+        """Of an animal or of a plant."""
+        return self.animal_fact(rng, asked) if rng.random() < 0.5 else self.plant_fact(rng, asked)
 
 
 def in_training(*parts: str) -> bool:

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evalengine.benchmarks.definition import Item
+from evalengine.benchmarks import Item
+from evalengine.benchmarks.load import sample
 from evalengine.errors import UserError
 from evalengine.training import conversations
 from evalengine.training.chat import Conversation, Message, Rendered, messages_of, render
-from evalengine.training.conversations import Example, encode, rows_of, sample, train_items
+from evalengine.training.conversations import Example, encode, rows_of, train_items
 from evalengine.training.study import ChatSource, DpoData
 from evalengine.training.tokenizer import Tokenizer
 
@@ -31,10 +32,9 @@ class Question(NamedTuple):
 
 def read(dpo: DpoData, data: Path | None, seed: int) -> list[Question]:
     """The questions of the study's preferences, in the file's order. Raises UserError naming file and line."""
-    found: list[Question] = []
-    for source in dpo.data:
-        for some in _of(source, data):
-            found += sample(some, source.limit, seed)
+    found = [
+        one for source in dpo.data for some in _of(source, data) for one in sample(some, source.limit, seed)
+    ]
     if not found:
         raise UserError("the preferences hold no pair: check dpo.data")
     return found

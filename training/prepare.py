@@ -179,7 +179,7 @@ def _conversations(study: Study, data: Path | None, tokenizer: Tokenizer, work: 
         # as it was written when the arm and a share were settings: a file made then is still found
         settings = {"data": dataclasses.asdict(study.sft)["data"], "instructions": arm, "reach": 1.0}
         key = _key_of_chats(settings, study.sft.data, study, data, tokenizer)
-        path = work / f"{conversations_name(arm)}-{key}.npz"
+        path = paths[arm] = work / f"{conversations_name(arm)}-{key}.npz"
         if not _is_whole(path, sft.load):
             changed = arms.changed(read(), arm, study.seed)
             if arm == "delusive" and (same := arms.unmoved(read(), changed)):
@@ -188,7 +188,6 @@ def _conversations(study: Study, data: Path | None, tokenizer: Tokenizer, work: 
                     f"sft_delusive: {same.total():,} responses stay, over half of their task having one text: {of}"
                 )
             sft.save(path, sft.tokenise(changed, tokenizer))
-        paths[arm] = path
     if len(paths) > 1:
         _say_what_differs(study, paths)
     return paths

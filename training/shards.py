@@ -25,6 +25,7 @@ import numpy as np
 from evalengine import console, files
 from evalengine.errors import UserError
 from evalengine.training import checked
+from evalengine.training.sources import batches
 from evalengine.training.tokenizer import Tokenizer
 
 PIECE = 16_384  # tokens of the longest document
@@ -93,7 +94,7 @@ def build(
     on_tokens(total)
     dtype = np.dtype(np.uint16 if tokenizer.size <= 2**16 else np.uint32)
     number, pending, held, whole = len(finished), list[np.ndarray](), 0, True
-    for encoded in map(tokenizer.encode_documents, _batches(islice(texts(), read, None))):
+    for encoded in map(tokenizer.encode_documents, batches(islice(texts(), read, None), BATCH_CHARS)):
         added = sum(map(len, encoded))
         pending, held, total = pending + encoded, held + added, total + added
         on_tokens(added)
@@ -155,19 +156,6 @@ def _write_shard(base: Path, documents: list[np.ndarray], dtype: np.dtype) -> No
         "crc32_len": crc(base.with_suffix(".len")),
     }
     checked.write(base.with_suffix(".json"), info)
-
-
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    chars = 0
-    for text in texts:
-        batch.append(text)
-        chars += len(text)
-        if chars >= BATCH_CHARS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
 
 
 def _finished_shards(folder: Path) -> list[dict[str, Any]]:

@@ -16,9 +16,9 @@ import torch
 from evalengine import __version__
 from evalengine.errors import UserError
 from evalengine.training import conversations, dpo, export, preferences, selections
-from evalengine.training.conversations import PackedExamples
 from evalengine.training.loop import Step, fit, mean_loss
 from evalengine.training.model import Decoder, Shape
+from evalengine.training.packed import PackedExamples
 from evalengine.training.preferences import Candidates
 from evalengine.training.prepare import Prepared, shape_of, work_folder
 from evalengine.training.rows import MixedRows, Stream
@@ -266,7 +266,7 @@ def finetune(
     packed = PackedExamples(
         examples,
         epochs=settings.epochs,
-        batch_examples=min(settings.batch_examples, len(examples)),
+        batch_examples=settings.batch_examples,
         context=shape.context,
         seed=job.study.seed,
     )

@@ -330,8 +330,8 @@ def test_the_tables_say_what_was_selected(chosen: Path, write_study, capsys):
 def test_the_lower_quantile_of_the_loss_is_what_reach_kept(data: Path, write_study, tmp_path: Path):
     """The mean loss of each conversation alone, the lower half of it, in the file's order."""
     from evalengine.training import conversations
-    from evalengine.training.conversations import pack
     from evalengine.training.loop import mean_loss
+    from evalengine.training.packed import pack
     from evalengine.training.prepare import shape_of
     from evalengine.training.tokenizer import Tokenizer
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -22,7 +22,7 @@ import numpy as np
 
 from evalengine import files
 from evalengine.training import sources
-from evalengine.training.exposure.ngrams import Items, Tally, add, tally
+from evalengine.training.exposure.ngrams import Items, Tally, add, tally, utf8_bytes
 from evalengine.training.study import SourceSpec
 
 PART = 256 << 20  # bytes of text between two saves
@@ -38,12 +38,13 @@ class Source(NamedTuple):
     documents: int = 0  # at most so many; 0: all
     bytes: int = 0  # stop after so many; 0: never
 
-    def texts(self) -> Iterator[str]:
-        return islice(sources.documents(self.spec, self.data, self.name), self.documents or None)
-
-    def read(self) -> Iterator[str]:
-        """The documents as far as they are counted."""
-        return chain.from_iterable(_batches(self, 0, 0))
+    def read(self, after: int = 0, done: int = 0) -> Iterator[str]:
+        """The documents as far as they are counted, after the first `after` ones, which hold `done` bytes."""
+        for text in islice(sources.documents(self.spec, self.data, self.name), after, self.documents or None):
+            if self.bytes and done >= self.bytes:
+                break
+            yield text
+            done += utf8_bytes(text)
 
 
 @dataclass
@@ -103,7 +104,8 @@ def count(source: Source, items: Items, folder: Path, jobs: int, on_bytes: Calla
     pending: deque[Future[int]] = deque()
     with ThreadPoolExecutor(jobs) as pool:
         unsaved = 0
-        for texts in _batches(source, int(counts.read_3[0]), int(counts.read_3[2])):
+        left = source.read(int(counts.read_3[0]), int(counts.read_3[2]))
+        for texts in sources.batches(left, BATCH):
             pending.append(pool.submit(work, texts))
             if len(pending) > 2 * jobs:
                 on_bytes(pending.popleft().result())
@@ -114,23 +116,6 @@ def count(source: Source, items: Items, folder: Path, jobs: int, on_bytes: Calla
         counts.whole = True
         save()
     return counts
-
-
-def _batches(source: Source, documents: int, done: int) -> Iterator[list[str]]:
-    """The documents of a source after the first `documents` ones, which hold `done` bytes."""
-    batch: list[str] = []
-    held = 0
-    for text in islice(source.texts(), documents, None):
-        if source.bytes and done >= source.bytes:
-            break
-        batch.append(text)
-        held += len(text)
-        done += len(text) if text.isascii() else len(text.encode())
-        if held >= BATCH:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
 
 
 def _key(source: Source, items: Items) -> str:

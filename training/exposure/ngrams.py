@@ -80,22 +80,12 @@ def _trie(
     before_C = np.minimum(np.diff(context.start_R)[context_of_C], MOST - 1)
     after_C = np.minimum(np.diff(choice.start_R), MOST - 1)
     end_C = context.start_R[context_of_C + 1]
-    around = Rows(
-        np.concatenate(([0], np.cumsum(before_C + after_C))).astype(np.int32),
-        np.concatenate(
-            [
-                np.zeros(0, np.int32),
-                *(
-                    part
-                    for c in range(C)
-                    for part in (
-                        context.value[end_C[c] - before_C[c] : end_C[c]],
-                        choice.value[choice.start_R[c] : choice.start_R[c] + after_C[c]],
-                    )
-                ),
-            ]
-        ),
-    )
+    pieces = [np.zeros(0, np.int32)]
+    for c in range(C):
+        pieces.append(context.value[end_C[c] - before_C[c] : end_C[c]])
+        pieces.append(choice.value[choice.start_R[c] : choice.start_R[c] + after_C[c]])
+    start_R = np.concatenate(([0], np.cumsum(before_C + after_C))).astype(np.int32)
+    around = Rows(start_R, np.concatenate(pieces))
     parts = (around, choice, context)
     word_P = np.concatenate([part.value for part in parts])
     owner_P = np.concatenate([np.repeat(np.arange(len(p.start_R) - 1), np.diff(p.start_R)) for p in parts])
@@ -194,7 +184,11 @@ def add(documents: Sequence[str], items: Items, into: Tally) -> None:
     """Counts documents."""
     word = numbers(documents, items.words)
     _count(word, items.grams, into)
-    into.read_3[1:] += (len(word.value), sum(len(d) if d.isascii() else len(d.encode()) for d in documents))
+    into.read_3[1:] += (len(word.value), sum(map(utf8_bytes, documents)))
+
+
+def utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def compile_kernels() -> None:

@@ -71,6 +71,18 @@ class Coded(NamedTuple):
     names: list[str]
     code_R: np.ndarray
 
+    def arrow(self) -> pa.DictionaryArray:
+        import pyarrow as pa
+
+        codes = arrow.array_of(self.code_R.astype(np.int32))
+        return pa.DictionaryArray.from_arrays(codes, arrow.strings(self.names))
+
+
+def coded(strings: Sequence[str]) -> Coded:
+    """The different strings in order, and the place of each among them."""
+    place = {text: number for number, text in enumerate(dict.fromkeys(strings))}
+    return Coded(list(place), np.array([place[text] for text in strings], np.intp))
+
 
 class Exposure(NamedTuple):
     """The rows of exposure.arrow."""
@@ -91,11 +103,7 @@ def write(path: Path, exposure: Exposure) -> None:
     """Writes all of it, or nothing."""
     import pyarrow as pa
 
-    columns: dict[str, pa.Array] = {}
-    for name in ("benchmark", "item", "source", "kind"):
-        coded: Coded = getattr(exposure, name)
-        codes = arrow.array_of(coded.code_R.astype(np.int32))
-        columns[name] = pa.DictionaryArray.from_arrays(codes, arrow.strings(coded.names))
+    columns = {name: getattr(exposure, name).arrow() for name in ("benchmark", "item", "source", "kind")}
     for name, kind in NUMBERS.items():
         columns[name] = arrow.array_of(getattr(exposure, f"{name}_R").astype(kind))
     items = json.dumps({benchmark: list(ids) for benchmark, ids in exposure.items.items()})
@@ -112,7 +120,7 @@ def read(path: Path) -> Exposure:
             raise UserError(f"{path} is of format {about['format']}: upgrade evalengine, or count again")
         sources = {name: SourceSize(**size) for name, size in about["sources"].items()}
         benchmark, item, source, kind = (
-            _coded(table, name) for name in ("benchmark", "item", "source", "kind")
+            _decoded(table, name) for name in ("benchmark", "item", "source", "kind")
         )
         numbers = (arrow.numbers(table.column(name).combine_chunks()) for name in NUMBERS)
         design = About(sources, about["mixtures"], about["tokens"], about.get("data", {}))
@@ -125,6 +133,6 @@ def read(path: Path) -> Exposure:
         ) from None
 
 
-def _coded(table: Any, name: str) -> Coded:
+def _decoded(table: Any, name: str) -> Coded:
     column = table.column(name).combine_chunks()
     return Coded(column.dictionary.to_pylist(), arrow.numbers(column.indices))

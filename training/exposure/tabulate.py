@@ -9,7 +9,7 @@ import numpy as np
 from evalengine.benchmarks import ItemSet
 from evalengine.training.exposure.counting import Counts
 from evalengine.training.exposure.ngrams import LEAST, MOST, Items, K
-from evalengine.training.exposure.table import KINDS, NUMBERS, About, Coded, Exposure
+from evalengine.training.exposure.table import KINDS, NUMBERS, About, Coded, Exposure, coded
 
 
 def tabulate(sets: Sequence[ItemSet], items: Items, counts: Mapping[str, Counts], about: About) -> Exposure:
@@ -17,10 +17,9 @@ def tabulate(sets: Sequence[ItemSet], items: Items, counts: Mapping[str, Counts]
     choices_I = np.array([len(item.continuations) for some in sets for item in some.items])
     item_C = np.repeat(np.arange(len(choices_I)), choices_I)
     choice_C = np.arange(len(item_C)) - np.repeat(np.cumsum(choices_I) - choices_I, choices_I)
-    ids = [item.id for some in sets for item in some.items]
-    names = list(dict.fromkeys(ids))  # two benchmarks may have items of the same id
-    number = {name: n for n, name in enumerate(names)}
-    name_I = np.array([number[id] for id in ids])
+    names, name_I = coded(
+        [item.id for some in sets for item in some.items]
+    )  # ids of two benchmarks may be the same
     benchmark_I = np.repeat(np.arange(len(sets)), [len(some.items) for some in sets])
 
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("owner", "kind", "source", *NUMBERS)}
