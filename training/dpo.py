@@ -6,6 +6,8 @@ response, and the same sums are the reference that training is held to: they are
 
 from __future__ import annotations
 
+from itertools import chain, islice
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +66,7 @@ def logprobs(model: Decoder, candidates: Candidates, place: Place, path: Path, k
     kept = checked.read(path)
     if kept is not None and kept["key"] == key:
         return np.array(kept["logprobs"])
-    logprob_C = -loss_sums(model, candidates.examples, place)
+    logprob_C = -loss_sums(model, list(chain(*candidates)), place)
     if place.group.rank == 0:
         checked.write(path, {"key": key, "logprobs": logprob_C.tolist()})
     return logprob_C
@@ -74,7 +76,12 @@ def pairs_of(
     candidates: Candidates, logprob_C: np.ndarray
 ) -> tuple[list[Example], list[Example], np.ndarray]:
     """Each right response, the likeliest of its others, and the difference of their log-probabilities."""
-    right = [group[0] for group in candidates.groups()]
-    other = [max(group[1:], key=lambda c: float(logprob_C[c])) for group in candidates.groups()]
-    chosen, rejected = ([candidates.examples[c] for c in side] for side in (right, other))
-    return chosen, rejected, logprob_C[right] - logprob_C[other]
+    chosen, rejected, reference = [], [], []
+    scored = zip(chain(*candidates), logprob_C.tolist(), strict=True)
+    for group in candidates:
+        right, *others = islice(scored, len(group))
+        best = max(others, key=itemgetter(1))
+        chosen.append(right[0])
+        rejected.append(best[0])
+        reference.append(right[1] - best[1])
+    return chosen, rejected, np.array(reference)

@@ -308,7 +308,7 @@ def prefer(
         **_base(made_of),
         "beta": beta,
         "pairs": len(preferred.chosen),
-        "of": len(everything.first_Q),
+        "of": len(everything),
     }
     return model, loss, found
 
