@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 from itertools import chain
@@ -24,12 +23,12 @@ from evalengine.errors import UserError
 from evalengine.training import arms, contamination, preferences
 from evalengine.training import conversations as sft
 from evalengine.training import tokenizer as tokenizers
+from evalengine.training.checked import crc, read_unchecked
 from evalengine.training.model import Shape
 from evalengine.training.shards import TokenSource, build, is_complete
 from evalengine.training.sources import documents, files, source_key
 from evalengine.training.study import ChatSource, Scale, SourceSpec, Study, runs, used_sources
 from evalengine.training.tokenizer import Tokenizer
-from evalengine.untrusted import parse_json
 
 BYTES_PER_TOKEN = 4  # a rough estimate, for progress bars and plans
 
@@ -105,7 +104,7 @@ def _tokenizer(study: Study, data: Path | None, folder: Path) -> Tokenizer:
     keys = {name: source_key(source, data, name) for name, source in study.sources.items()}
     wanted = {"spec": dataclasses.asdict(spec), "sources": keys if spec.vocab else {}}
     stamp = folder / "made_from.json"
-    made = _read_stamp(stamp)
+    made = read_unchecked(stamp)
     if stamp.is_file() and (made is None or made.pop("files", None) != _sums(folder)):
         console.warn(f"the study's tokenizer {folder} was damaged: made again")
         shutil.rmtree(folder)
@@ -130,15 +129,7 @@ def _tokenizer(study: Study, data: Path | None, folder: Path) -> Tokenizer:
 def _sums(folder: Path) -> dict[str, int]:
     """Checksums of the tokenizer's files."""
     names = ("tokenizer.json", "tokenizer_config.json")
-    return {name: zlib.crc32((folder / name).read_bytes()) for name in names if (folder / name).is_file()}
-
-
-def _read_stamp(path: Path) -> dict[str, Any] | None:
-    """What a folder was made from; None where that is not there or not readable."""
-    try:
-        return dict(parse_json(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return None
+    return {name: crc(folder / name) for name in names if (folder / name).is_file()}
 
 
 def _first_bytes(texts: Iterator[str], limit: int) -> Iterator[str]:
@@ -246,5 +237,5 @@ def _key_of_chats(
             parts.append(source_key(SourceSpec(path=chat.path), data, chat.path))
         elif chat.benchmarks_train and data is not None:
             files_there = [p for folder in folders_of(data) for p in sorted(folder.glob("*_train.*"))]
-            parts += [(p.name, p.stat().st_size, zlib.crc32(p.read_bytes())) for p in files_there]
+            parts += [(p.name, p.stat().st_size, crc(p)) for p in files_there]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:12]

@@ -23,9 +23,10 @@ from evalengine.cluster.pool import Cluster, Pool, need_of
 from evalengine.cluster.schedule import STRIKES
 from evalengine.errors import UserError
 from evalengine.training import export
+from evalengine.training.job import Job
 from evalengine.training.loop import Step
 from evalengine.training.prepare import work_folder
-from evalengine.training.stages import Job, Result
+from evalengine.training.stages import Result
 from evalengine.training.workers import Board, Message, chains, keep_freed_memory, train_chain, without
 
 POLL_S = 0.2

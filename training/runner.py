@@ -12,8 +12,9 @@ import torch
 from evalengine import files
 from evalengine.errors import UserError
 from evalengine.training import export, selections
+from evalengine.training.job import Job, fingerprint, state_of
 from evalengine.training.prepare import check_data, clear_litter, prepare, work_folder
-from evalengine.training.stages import Job, Result, fingerprint, state_of
+from evalengine.training.stages import Result
 from evalengine.training.state import Place
 from evalengine.training.study import Run, Study, needed, runs
 from evalengine.training.workers import run_together, run_workers

@@ -25,6 +25,7 @@ import numpy as np
 from evalengine import console, files
 from evalengine.errors import UserError
 from evalengine.training import checked
+from evalengine.training.checked import crc
 from evalengine.training.sources import batches
 from evalengine.training.tokenizer import Tokenizer
 
@@ -173,12 +174,3 @@ def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
     if not path.is_file() or path.stat().st_size != count * dtype.itemsize:
         raise UserError(f"the token shard {path} is missing or cut short: delete {path.parent} and run again")
     return np.memmap(path, dtype=dtype, mode="r", shape=(count,)) if count else np.zeros(0, dtype)
-
-
-def crc(path: Path) -> int:
-    """CRC-32 of a file's bytes."""
-    total = 0
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 22):
-            total = zlib.crc32(chunk, total)
-    return total

@@ -24,13 +24,13 @@ from evalengine.errors import UserError
 from evalengine.training import dpo, export, preferences, stages
 from evalengine.training.chat import Message
 from evalengine.training.dpo import Preferred
+from evalengine.training.job import Job, fingerprint
 from evalengine.training.loop import micro_batches
 from evalengine.training.model import Decoder, Shape
 from evalengine.training.parallel import Group
 from evalengine.training.preferences import Candidates, Question, tokenise
 from evalengine.training.prepare import prepare
 from evalengine.training.rows import IGNORE
-from evalengine.training.stages import Job, fingerprint
 from evalengine.training.state import Place
 from evalengine.training.study import Run, load, preferring, with_stages
 

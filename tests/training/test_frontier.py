@@ -25,12 +25,12 @@ from evalengine.training import export, frontier, selection_report, selections
 from evalengine.training.chat import Conversation, Message, render
 from evalengine.training.conversations import Example, tokenise
 from evalengine.training.frontier import between, random_control, scores, turns_of
+from evalengine.training.job import Job, fingerprint
 from evalengine.training.model import Decoder, Shape
 from evalengine.training.parallel import Group
 from evalengine.training.prepare import prepare
 from evalengine.training.runner import selected
 from evalengine.training.selections import Selection
-from evalengine.training.stages import Job, fingerprint
 from evalengine.training.state import Place
 from evalengine.training.study import Run, load, needed
 

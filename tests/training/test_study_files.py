@@ -8,8 +8,8 @@ import pytest
 
 from evalengine.errors import UserError
 from evalengine.training import plan
+from evalengine.training.job import Job, tokens_of
 from evalengine.training.prepare import prepare, shape_of
-from evalengine.training.stages import Job, tokens_of
 from evalengine.training.state import Place
 from evalengine.training.study import load, runs, shipped, with_stages
 

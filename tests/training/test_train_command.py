@@ -224,7 +224,8 @@ def test_each_arm_of_fine_tuning_is_a_stage_and_leaves_the_others_as_they_were(
 
 def test_a_failed_run_takes_along_those_that_start_from_it(write_study, tmp_path: Path, monkeypatch):
     from evalengine.training import workers
-    from evalengine.training.stages import Job, Result
+    from evalengine.training.job import Job
+    from evalengine.training.stages import Result
 
     study = with_stages(load(write_study()), ["sft", "sft_emptied"])
     chain = [Job(study, None, tmp_path, run, Place()) for run in selected(study, "S-m1-*")]
@@ -268,7 +269,7 @@ def test_a_missing_data_folder_is_one_sentence(
     assert train(write_study(), tmp_path / "nowhere", tmp_path / "ckpts") == 1
     assert "there is no data folder" in capsys.readouterr().err
     assert train(write_study(), tmp_path, tmp_path / "ckpts") == 1
-    assert f"source web: there is no text at {tmp_path}/corpora/web_a.txt" in capsys.readouterr().err
+    assert f"source code: there is no text at {tmp_path}/corpora/code.txt" in capsys.readouterr().err
     assert main(["train", str(write_study()), "--out", str(tmp_path / "ckpts")]) == 1
     assert "give the folder that holds it with --data DIR" in capsys.readouterr().err
     assert not (tmp_path / "ckpts").exists()

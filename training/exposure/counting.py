@@ -22,7 +22,8 @@ import numpy as np
 
 from evalengine import files
 from evalengine.training import sources
-from evalengine.training.exposure.ngrams import Items, Tally, add, tally, utf8_bytes
+from evalengine.training.exposure.grams import Items
+from evalengine.training.exposure.ngrams import Tally, add, tally, utf8_bytes
 from evalengine.training.study import SourceSpec
 
 PART = 256 << 20  # bytes of text between two saves

@@ -15,7 +15,8 @@ from evalengine.errors import UserError
 from evalengine.training import prepare, shards, sources
 from evalengine.training.exposure import table
 from evalengine.training.exposure.counting import Counts, Source, count
-from evalengine.training.exposure.ngrams import LEAST, MOST, compile_kernels, gather
+from evalengine.training.exposure.grams import LEAST, MOST, gather
+from evalengine.training.exposure.ngrams import compile_kernels
 from evalengine.training.exposure.table import About, Exposure, SourceSize
 from evalengine.training.exposure.tabulate import tabulate
 from evalengine.training.study import SourceSpec, Study, used_sources

@@ -8,7 +8,7 @@ import numpy as np
 
 from evalengine.benchmarks import ItemSet
 from evalengine.training.exposure.counting import Counts
-from evalengine.training.exposure.ngrams import LEAST, MOST, Items, K
+from evalengine.training.exposure.grams import LEAST, MOST, Items, K
 from evalengine.training.exposure.table import KINDS, NUMBERS, About, Coded, Exposure, coded
 
 
