@@ -29,6 +29,11 @@ def read_unchecked(path: Path, *, constants: bool = False) -> dict[str, Any] | N
         return None
 
 
+def stamp(path: Path) -> tuple[str, int, int]:
+    """A file's name, size and CRC-32: changes with its content."""
+    return path.name, path.stat().st_size, crc(path)
+
+
 def crc(path: Path) -> int:
     """CRC-32 of a file's bytes."""
     total = 0

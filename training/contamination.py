@@ -18,6 +18,7 @@ import numpy as np
 
 from evalengine import console
 from evalengine.benchmarks import BENCHMARKS, benchmarks_in, load_items
+from evalengine.benchmarks.load import data_file
 from evalengine.training import checked
 from evalengine.training.conversations import load
 from evalengine.training.shards import TokenSource
@@ -84,7 +85,8 @@ def report(
     benchmarks = benchmarks_in(data, BENCHMARKS.values()) if data is not None else []
     if not benchmarks:
         return None
-    made_of = [tokenizer.hash, *(s.digest for s in sources.values()), conversations.name]
+    held = [checked.stamp(file) for b in benchmarks if (file := data_file(b, data)) is not None]
+    made_of = [tokenizer.hash, *(s.digest for s in sources.values()), conversations.name, held]
     key = zlib.crc32(repr(made_of).encode())
     if (made := checked.read(path)) is not None and made["key"] == key:
         return {name: Overlap(**value) for name, value in made["benchmarks"].items()}

@@ -23,7 +23,7 @@ from evalengine.errors import UserError
 from evalengine.training import arms, contamination, preferences
 from evalengine.training import conversations as sft
 from evalengine.training import tokenizer as tokenizers
-from evalengine.training.checked import crc, read_unchecked
+from evalengine.training.checked import crc, read_unchecked, stamp
 from evalengine.training.model import Shape
 from evalengine.training.shards import TokenSource, build, is_complete
 from evalengine.training.sources import documents, files, source_key
@@ -237,5 +237,5 @@ def _key_of_chats(
             parts.append(source_key(SourceSpec(path=chat.path), data, chat.path))
         elif chat.benchmarks_train and data is not None:
             files_there = [p for folder in folders_of(data) for p in sorted(folder.glob("*_train.*"))]
-            parts += [(p.name, p.stat().st_size, crc(p)) for p in files_there]
+            parts += map(stamp, files_there)
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:12]
