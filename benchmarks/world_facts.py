@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 from evalengine.benchmarks import world_words as words
 
 Some = TypeVar("Some")
+ANIMALS, PLANTS = 20, 18  # how many the world has
 
 
 class Relation(NamedTuple):
@@ -103,21 +104,21 @@ ANIMAL = {name: Relation(name, *parts) for name, parts in words.ANIMAL.items()}
 PLANT = {name: Relation(name, *parts) for name, parts in words.PLANT.items()}
 
 
-def make_world(seed: int = 0, animals: int = 20, plants: int = 18) -> World:
+def make_world(seed: int = 0) -> World:
     """Draws the world: which animals and plants there are and what is true of them."""
     rng = random.Random(f"world {seed}")
-    names = [f"the {name}" for name in invented(rng, animals + plants)]
+    names = [f"the {name}" for name in invented(rng, ANIMALS + PLANTS)]
     beasts: dict[str, tuple[Fact, ...]] = {}
-    for number, subject in enumerate(names[:animals]):
+    for number, subject in enumerate(names[:ANIMALS]):
         kind = tuple(words.KINDS)[number % len(words.KINDS)]
         values = {name: rng.choice(relation.values) for name, relation in ANIMAL.items()}
         values |= {"kind": kind, **dict(zip(INHERITED, words.KINDS[kind], strict=True))}
         beasts[subject] = tuple(Fact(subject, ANIMAL[name], value) for name, value in values.items())
     herbs = {
         subject: tuple(Fact(subject, relation, rng.choice(relation.values)) for relation in PLANT.values())
-        for subject in names[animals:]
+        for subject in names[ANIMALS:]
     }
-    return World(beasts, herbs, frozenset(names[animals // 2 : animals]))
+    return World(beasts, herbs, frozenset(names[ANIMALS // 2 : ANIMALS]))
 
 
 def invented(rng: random.Random, count: int) -> list[str]:
