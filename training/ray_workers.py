@@ -83,10 +83,7 @@ def run_on(cluster: Cluster, todo: list[Job]) -> tuple[list[Result], dict[str, s
         todo = [job._replace(place=replace(job.place, device=device)) for job in todo]
         messages = Queue(actor_options={"num_cpus": 0})
         trainer = (study.threads or need.cpus, messages, __version__, probe)
-        with (
-            Board(todo) as board,
-            Pool(Trainer, trainer, need, cluster.workers) as pool,
-        ):
+        with Board(todo) as board, Pool(Trainer, trainer, need, cluster.workers) as pool:
             _train_on(pool, chains(todo), board, messages)
         messages.shutdown(force=True)
     return board.finished, board.failed

@@ -161,10 +161,8 @@ class Study:
     sft: SftData
     dpo: DpoData = DpoData()
     about: str = ""
-    stages: tuple[str, ...] = (
-        "pt",
-        "sft",
-    )  # those of every mixture and scale, each after the one it starts from
+    # of every mixture and scale, each after the one it starts from
+    stages: tuple[str, ...] = ("pt", "sft")
     seed: int = 0
     threads: int = 0  # of a worker on the CPU; 0: cores divided by jobs. A fixed number gives the same bits
     save_dtype: str = "float32"

@@ -50,13 +50,9 @@ class About:
     """The metadata key `exposure`: what was read, and the design that turns counts into doses."""
 
     sources: Mapping[str, SourceSize]
-    mixtures: Mapping[str, Mapping[str, float]] = field(
-        default_factory=dict
-    )  # shares of sources; empty: no study
+    mixtures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # shares; empty: no study
     tokens: Mapping[str, int] = field(default_factory=dict)  # scale -> pretraining tokens
-    data: Mapping[str, str] = field(
-        default_factory=dict
-    )  # benchmark -> hash of its rows, as in a score store
+    data: Mapping[str, str] = field(default_factory=dict)  # benchmark -> hash of its rows, as in a store
 
     def as_json(self) -> str:
         sources = {name: size._asdict() for name, size in self.sources.items()}

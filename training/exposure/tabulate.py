@@ -17,9 +17,8 @@ def tabulate(sets: Sequence[ItemSet], items: Items, counts: Mapping[str, Counts]
     choices_I = np.array([len(item.continuations) for some in sets for item in some.items])
     item_C = np.repeat(np.arange(len(choices_I)), choices_I)
     choice_C = np.arange(len(item_C)) - np.repeat(np.cumsum(choices_I) - choices_I, choices_I)
-    names, name_I = coded(
-        [item.id for some in sets for item in some.items]
-    )  # ids of two benchmarks may be the same
+    ids = [item.id for some in sets for item in some.items]
+    names, name_I = coded(ids)  # two benchmarks may have items of the same id
     benchmark_I = np.repeat(np.arange(len(sets)), [len(some.items) for some in sets])
 
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("owner", "kind", "source", *NUMBERS)}
