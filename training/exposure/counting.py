@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +27,7 @@ from evalengine.training.exposure.grams import Items
 from evalengine.training.exposure.ngrams import Tally, add, tally, utf8_bytes
 from evalengine.training.study import SourceSpec
 
+FORMAT = 2  # of what is saved
 PART = 256 << 20  # bytes of text between two saves
 BATCH = 1 << 20  # characters of the documents that a thread counts at a time
 
@@ -124,33 +126,25 @@ def _key(source: Source, items: Items) -> str:
     grams = items.grams
     parts = [items.words.char_C, items.words.start_W, *grams.context, *grams.choice, grams.context_of_C]
     found = hashlib.sha256(b"".join(part.tobytes() for part in parts))
-    found.update(repr((sources.source_key(source.spec, source.data, source.name), *source[3:])).encode())
+    read = (FORMAT, sources.source_key(source.spec, source.data, source.name), *source[3:])
+    found.update(repr(read).encode())
     return found.hexdigest()[:12]
 
 
 def _save(path: Path, counts: Counts) -> None:
-    arrays = {"read_3": counts.read_3, "whole": np.array(counts.whole)}
-    for name in ("count_G", "task_CK", "longest_C2"):
-        flat = getattr(counts, name).reshape(-1)
-        arrays[f"{name}_at"] = np.flatnonzero(flat)
-        arrays[name] = flat[arrays[f"{name}_at"]]
     with files.atomic(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
+        np.savez_compressed(stream, **vars(counts))  # most counts are zero
 
 
 def _load(path: Path, items: Items) -> Counts:
     """What was saved, else nothing counted yet."""
-    empty = tally(items.grams)
-    G = len(items.grams.word_G)
-    counts = Counts(np.zeros(G, np.int64), empty.task_CK, empty.longest_C2, empty.read_3)
     try:
         with np.load(path) as saved:
-            for name in ("count_G", "task_CK", "longest_C2"):
-                getattr(counts, name).reshape(-1)[saved[f"{name}_at"]] = saved[name]
-            counts.read_3, counts.whole = saved["read_3"], bool(saved["whole"])
+            arrays = (saved[name] for name in ("count_G", "task_CK", "longest_C2", "read_3"))
+            return Counts(*arrays, whole=bool(saved["whole"]))
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         files.remove(path)  # damaged: counted again
-        return _load(path, items)
-    return counts
+    none = tally(items.grams)
+    return Counts(none.count_G[:, 0].astype(np.int64), none.task_CK, none.longest_C2, none.read_3)
