@@ -6,6 +6,7 @@ source that are most similar to each query. Memory holds the queries and one blo
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from evalengine import console, files, sealed
 from evalengine.arrow import array_of
 from evalengine.benchmarks.load import ItemSet
 from evalengine.errors import UserError, nearest
-from evalengine.training.exposure import dsir, packages
+from evalengine.training.exposure import dsir
 from evalengine.training.exposure.bm25 import K1, B, Bm25, Corpus
 from evalengine.training.exposure.chunks import WORDS, Queries, blocks, chunks, queries, words
 from evalengine.training.exposure.counting import Source
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 NAME = "similarity.arrow"
 KINDS = ("bm25", "embedding", "dsir")
+PACKAGES = {"bm25": "bm25s", "embedding": "wordllama"}
 TOP = 10  # chunks of a source
 BLOCK = 4096  # chunks scored at once
 
@@ -82,8 +84,11 @@ def check(kinds: Sequence[str]) -> None:
     for kind in kinds:
         if kind not in KINDS:
             raise UserError(f"there is no similarity {kind!r:.60}{nearest(kind, KINDS)}")
-        if kind in packages.OF_KIND:
-            packages.load(kind)
+        package = PACKAGES.get(kind)
+        if package and importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"similarity {kind} needs the package {package}: pip install 'evalengine[exposure]'"
+            )
 
 
 def keep_best(best_TK: np.ndarray, score_TC: np.ndarray) -> None:
