@@ -103,9 +103,9 @@ def _tokenizer(study: Study, data: Path | None, folder: Path) -> Tokenizer:
     spec = study.tokenizer
     keys = {name: source_key(source, data, name) for name, source in study.sources.items()}
     wanted = {"spec": dataclasses.asdict(spec), "sources": keys if spec.vocab else {}}
-    stamp = folder / "made_from.json"
-    made = read_unchecked(stamp)
-    if stamp.is_file() and (made is None or made.pop("files", None) != _sums(folder)):
+    made_from = folder / "made_from.json"
+    made = read_unchecked(made_from)
+    if made_from.is_file() and (made is None or made.pop("files", None) != _sums(folder)):
         console.warn(f"the study's tokenizer {folder} was damaged: made again")
         shutil.rmtree(folder)
     elif made is not None:
@@ -122,7 +122,7 @@ def _tokenizer(study: Study, data: Path | None, folder: Path) -> Tokenizer:
         each = int(spec.sample_mb * 2**20 / len(study.sources))
         samples = (_first_bytes(documents(s, data, n), each) for n, s in study.sources.items())
         tokenizer = tokenizers.train(chain.from_iterable(samples), spec.vocab, folder)
-    storage.write(stamp, json.dumps({**wanted, "files": _sums(folder)}))
+    storage.write(made_from, json.dumps({**wanted, "files": _sums(folder)}))
     return tokenizer
 
 
