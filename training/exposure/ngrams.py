@@ -64,7 +64,7 @@ def utf8_bytes(text: str) -> int:
 
 
 def compile_kernels() -> None:
-    """Makes Numba compile all that `add` runs, for text in ASCII and other text: some seconds, once for a machine."""
+    """Makes Numba compile all that `add` runs, for ASCII and other text, or load it from its cache."""
     tiny = gather([Item("", ("a", "a"), (" b", " c"), ("b", "c"), 0)])
     into = tally(tiny.grams)
     for text in ("a", "\u00e9"):
