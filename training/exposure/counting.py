@@ -140,8 +140,8 @@ def _load(path: Path, items: Items) -> Counts:
     """What was saved, else nothing counted yet."""
     try:
         with np.load(path) as saved:
-            arrays = (saved[name] for name in ("count_G", "task_CK", "longest_C2", "read_3"))
-            return Counts(*arrays, whole=bool(saved["whole"]))
+            counted = saved["count_G"], saved["task_CK"], saved["longest_C2"]
+            return Counts(*counted, saved["read_3"], bool(saved["whole"]))
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
