@@ -1,5 +1,6 @@
 """Rows to items: from the Hugging Face hub, or from a folder of JSON Lines or Parquet files.
 
+A data folder holds the benchmarks' files itself, or in bench/ inside it: every command's --data takes either (`data_file`).
 Every row of a file is rendered, also when `limit` keeps a few, so that a malformed row is always found and an
 item's id never depends on the sample. Cost: about 20 us an item, reading included.
 """
@@ -12,13 +13,14 @@ import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from evalengine import records
 from evalengine.benchmarks.definition import DELIMITER, Benchmark, Hub, Item, Render, Row, whole
 from evalengine.errors import UserError
 from evalengine.untrusted import is_text, reason
 
+T = TypeVar("T")
 SUFFIXES = (".jsonl", ".parquet")
 ID_CHARS = 1000
 ID_FIELDS = ("id", "idx", "ind")  # where the hub's data sets keep an item's own id
@@ -47,7 +49,7 @@ def load_items(
     seed: int = 0,
     fewshot: int = 0,
 ) -> ItemSet:
-    """Reads and renders a benchmark; with `data` None from its own file or the hub, else from that folder.
+    """Reads and renders a benchmark; with `data` None from its own file or the hub, else from that data folder.
 
     `limit` keeps a seeded sample in the data's order. `fewshot` puts the same K seeded train items, solved,
     before every context; none of them is an item, whichever items `limit` keeps. Raises UserError for missing,
@@ -73,11 +75,17 @@ def load_items(
     data_hash = hashlib.blake2b(b"\n".join([*canonical, prefix.encode()]), digest_size=16).hexdigest()
     ids = _unique_ids(benchmark, rows, canonical)
     items = [item._replace(id=id) for item, id in zip(items, ids, strict=True)]
-    if limit is not None and limit < len(items):
-        items = [items[i] for i in sorted(random.Random(seed).sample(range(len(items)), limit))]
+    items = sample(items, limit, seed)
     return ItemSet(
         benchmark.name, benchmark.category, benchmark.version, variant, items, data_hash, len(rows), fewshot
     )
+
+
+def sample(some: list[T], limit: int | None, seed: int) -> list[T]:
+    """At most `limit` of them (None or 0: all), drawn at random and in their order."""
+    if not limit or len(some) <= limit:
+        return some
+    return [some[i] for i in sorted(random.Random(seed).sample(range(len(some)), limit))]
 
 
 def make_item(row: Row, render: Render) -> Item:
@@ -92,7 +100,7 @@ def make_item(row: Row, render: Render) -> Item:
 
 
 def data_file(benchmark: Benchmark, data: Path | None, *, train: bool = False) -> Path | None:
-    """The file in folder `data` (else the one a user's definition names) that holds the benchmark, if any.
+    """The file in folder `data` or its bench/ (else the one a user's definition names) that holds the benchmark, if any.
 
     Raises UserError where two files claim to be it.
     """
@@ -100,16 +108,31 @@ def data_file(benchmark: Benchmark, data: Path | None, *, train: bool = False) -
     found: list[Path] = []
     if data is not None:
         names = (benchmark.name, *benchmark.aliases)
-        candidates = [data / f"{name}{ending}{suffix}" for name in names for suffix in SUFFIXES]
-        found = [path for path in candidates if path.is_file()]
+        files = [f"{name}{ending}{suffix}" for name in names for suffix in SUFFIXES]
+        found = [path for folder in folders_of(data) for file in files if (path := folder / file).is_file()]
     if len(found) > 1:
-        raise UserError(f"{found[0]} and {found[1].name} both claim to be {benchmark.name}: keep one of them")
+        raise UserError(f"{found[0]} and {found[1]} both claim to be {benchmark.name}: keep one of them")
     return found[0] if found else benchmark.train_file if train else benchmark.file
 
 
-def benchmarks_in(data: Path, benchmarks: Iterable[Benchmark]) -> list[Benchmark]:
-    """Those of `benchmarks` that folder `data` holds a file of."""
-    return [benchmark for benchmark in benchmarks if data_file(benchmark, data) is not None]
+def folders_of(data: Path) -> tuple[Path, Path]:
+    """Where a data folder may hold the benchmarks' files: in itself, or in bench/ inside it."""
+    return data, data / "bench"
+
+
+def benchmarks_in(data: Path, benchmarks: Iterable[Benchmark], *, train: bool = False) -> list[Benchmark]:
+    """Those of `benchmarks` that a data folder holds a file of."""
+    return [benchmark for benchmark in benchmarks if data_file(benchmark, data, train=train) is not None]
+
+
+def held(data: Path, benchmarks: Iterable[Benchmark]) -> list[Benchmark]:
+    """The same. Raises UserError where the folder holds none of their files."""
+    found = benchmarks_in(data, benchmarks)
+    if not found:
+        raise UserError(
+            f"{data} holds no <benchmark>.jsonl or .parquet file, neither itself nor in bench/: check --data"
+        )
+    return found
 
 
 class FileCheck(NamedTuple):
@@ -144,7 +167,7 @@ def read_rows(benchmark: Benchmark, data: Path | None, *, train: bool = False) -
     """The raw rows in the data's order, one by one; UserError if there are none to be had."""
     if data is not None and not data.is_dir():
         raise UserError(
-            f"{data} is not a folder: --data takes a folder of <benchmark>.jsonl or .parquet files"
+            f"{data} is not a folder: --data takes a folder of <benchmark>.jsonl or .parquet files, or one with them in bench/"
         )
     path = data_file(benchmark, data, train=train)
     if path is not None:
@@ -152,9 +175,11 @@ def read_rows(benchmark: Benchmark, data: Path | None, *, train: bool = False) -
     elif data is not None or benchmark.hub is None:
         name = f"{benchmark.name}_train" if train else benchmark.name
         why = ", which few-shot examples come from" if train else ""
-        where = data if data is not None else "the definition's folder"
+        where, inside = (
+            (data, ", nor has its bench/") if data is not None else ("the definition's folder", "")
+        )
         raise UserError(
-            f"{where} has no {name}.jsonl or {name}.parquet{why}: add it or leave {benchmark.name} out"
+            f"{where} has no {name}.jsonl or {name}.parquet{why}{inside}: add it or leave {benchmark.name} out"
         )
     else:
         hub = benchmark.hub._replace(split="train") if train else benchmark.hub

@@ -18,7 +18,8 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from evalengine import files
 from evalengine.benchmarks import world_planted
 from evalengine.benchmarks.catalogue import BENCHMARKS
 from evalengine.benchmarks.definition import Row
-from evalengine.benchmarks.world_facts import make_world
+from evalengine.benchmarks.world_facts import World, make_world
 from evalengine.benchmarks.world_items import MAKERS, Fields, distinct_rows
 from evalengine.benchmarks.world_text import FLAVORS, SEPARATOR, Writer, conversation
 
@@ -48,36 +49,47 @@ def write(
     The same arguments give the same bytes. Items of the evaluation and the train files are all different.
     """
     world = make_world(seed)
-    asked: dict[str, list[Fields]] = {}
-    train: dict[str, list[Fields]] = {}
-    facts = world_planted.planted(world, seed, items // 3)
-    for name, make in MAKERS.items():
-        asked[name] = distinct_rows(make, world, f"items {name} {seed}", items, True)
-        if name == world_planted.BENCHMARK:
-            asked[name][-len(facts) :] = world_planted.items(facts, seed)
-        train[name] = distinct_rows(make, world, f"train {name} {seed}", train_items, False)
-        for ending, rows in (("", asked[name]), ("_train", train[name])):
+
+    def drawn(kind: str, count: int, asked: bool) -> dict[str, list[Fields]]:
+        seeds = {name: f"{kind} {name} {seed}" for name in MAKERS}
+        return {name: distinct_rows(MAKERS[name], world, seeds[name], count, asked) for name in MAKERS}
+
+    asked, train = drawn("items", items, True), drawn("train", train_items, False)
+    facts, rows = world_planted.planted(world, seed, items // 3), asked[world_planted.BENCHMARK]
+    rows[max(0, len(rows) - len(facts)) :] = world_planted.items(facts, seed)
+    for ending, of in (("", asked), ("_train", train)):
+        for name, rows in of.items():
             numbered = [{"idx": index, **row} for index, row in enumerate(rows)]
             files.write(folder / "bench" / f"{name}{ending}.jsonl", _lines(numbered))
-    filtered = Filter(rendered(asked))
+    known = Filter(rendered(asked))
     for name, flavor in FLAVORS.items():
-        writer, texts, written = Writer(world, flavor, random.Random(f"text {name} {seed}")), [], 0
-        while written < words:
-            text = writer.document()
-            if not filtered.holds_item(text):
-                texts.append(text)
-                written += len(text.split())
-        texts = world_planted.among(texts, facts, name, seed)
+        writer = Writer(world, flavor, random.Random(f"text {name} {seed}"))
+        texts = world_planted.among(_documents(writer, known, words), facts, name, seed)
         files.write(folder / "corpora" / f"{name}.txt", f"\n{SEPARATOR}\n".join(texts) + "\n")
-    rng = random.Random(f"chat {seed}")
-    talks: list[dict[str, Any]] = []
-    while len(talks) < chats:
+    talks = _conversations(world, train, random.Random(f"chat {seed}"), known)
+    key = world_planted.key(facts, len(asked[world_planted.BENCHMARK]))
+    files.write(folder / "planted.jsonl", _lines(key))
+    files.write(folder / "sft.jsonl", _lines(list(islice(talks, chats))))  # last: the world is whole
+
+
+def _documents(writer: Writer, known: Filter, words: int) -> list[str]:
+    """Documents of `words` words or a few more, without the items."""
+    texts, written = [], 0
+    while written < words:
+        text = writer.document()
+        if not known.holds_item(text):
+            texts.append(text)
+            written += len(text.split())
+    return texts
+
+
+def _conversations(
+    world: World, train: Mapping[str, Sequence[Fields]], rng: random.Random, known: Filter
+) -> Iterator[dict[str, Any]]:
+    while True:
         talk = conversation(world, train, rng)
-        if not filtered.holds_item(" ".join(turn["content"] for turn in talk["messages"])):
-            talks.append(talk)
-    planted = world_planted.key(facts, len(asked[world_planted.BENCHMARK]))
-    files.write(folder / "planted.jsonl", _lines(planted))
-    files.write(folder / "sft.jsonl", _lines(talks))  # last: the world is whole
+        if not known.holds_item(" ".join(turn["content"] for turn in talk["messages"])):
+            yield talk
 
 
 def rendered(rows: dict[str, list[Fields]]) -> Iterable[str]:

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 from evalengine.benchmarks import world_words as words
 
 Some = TypeVar("Some")
+ANIMALS, PLANTS = 20, 18  # how many the world has
 
 
 class Relation(NamedTuple):
@@ -43,7 +44,10 @@ class Fact(NamedTuple):
 
     def wrong(self, rng: random.Random) -> str:
         """Another value of the same kind."""
-        return rng.choice([value for value in self.relation.values if value != self.value])
+        return rng.choice(self.others())
+
+    def others(self) -> list[str]:
+        return [value for value in self.relation.values if value != self.value]
 
 
 class World(NamedTuple):
@@ -67,6 +71,10 @@ class World(NamedTuple):
 
     def plant_fact(self, rng: random.Random, asked: bool) -> Fact:
         return _one(rng, asked, [fact for some in self.plants.values() for fact in some])
+
+    def fact(self, rng: random.Random, asked: bool) -> Fact:
+        """Of an animal or of a plant."""
+        return self.animal_fact(rng, asked) if rng.random() < 0.5 else self.plant_fact(rng, asked)
 
 
 def in_training(*parts: str) -> bool:
@@ -96,21 +104,21 @@ ANIMAL = {name: Relation(name, *parts) for name, parts in words.ANIMAL.items()}
 PLANT = {name: Relation(name, *parts) for name, parts in words.PLANT.items()}
 
 
-def make_world(seed: int = 0, animals: int = 20, plants: int = 18) -> World:
+def make_world(seed: int = 0) -> World:
     """Draws the world: which animals and plants there are and what is true of them."""
     rng = random.Random(f"world {seed}")
-    names = [f"the {name}" for name in invented(rng, animals + plants)]
+    names = [f"the {name}" for name in invented(rng, ANIMALS + PLANTS)]
     beasts: dict[str, tuple[Fact, ...]] = {}
-    for number, subject in enumerate(names[:animals]):
+    for number, subject in enumerate(names[:ANIMALS]):
         kind = tuple(words.KINDS)[number % len(words.KINDS)]
         values = {name: rng.choice(relation.values) for name, relation in ANIMAL.items()}
         values |= {"kind": kind, **dict(zip(INHERITED, words.KINDS[kind], strict=True))}
         beasts[subject] = tuple(Fact(subject, ANIMAL[name], value) for name, value in values.items())
     herbs = {
         subject: tuple(Fact(subject, relation, rng.choice(relation.values)) for relation in PLANT.values())
-        for subject in names[animals:]
+        for subject in names[ANIMALS:]
     }
-    return World(beasts, herbs, frozenset(names[animals // 2 : animals]))
+    return World(beasts, herbs, frozenset(names[ANIMALS // 2 : ANIMALS]))
 
 
 def invented(rng: random.Random, count: int) -> list[str]:

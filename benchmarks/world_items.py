@@ -75,9 +75,7 @@ def hellaswag(world: World, rng: random.Random, asked: bool) -> Fields:
 
 def piqa(world: World, rng: random.Random, asked: bool) -> Fields:
     """What a tool is for."""
-    tool, other = combination(rng, asked, tuple(words.TOOLS), tuple(words.TOOLS))
-    while tool == other:
-        tool, other = combination(rng, asked, tuple(words.TOOLS), tuple(words.TOOLS))
+    tool, other = _two_tools(rng, asked, lambda tool: tool)
     goals = ("To {},", "I want to {}.", "How do I {}?") if asked else ("I need to {}.", "How does one {}?")
     goal = rng.choice(goals).format(words.TOOLS[tool][0])
     manner = rng.choice(("Use the {}.", "Take the {}."))
@@ -85,12 +83,17 @@ def piqa(world: World, rng: random.Random, asked: bool) -> Fields:
     return {"goal": goal, "sol1": sol1, "sol2": sol2, "label": gold}
 
 
-def winogrande(world: World, rng: random.Random, asked: bool) -> Fields:
-    """What a thing is like: which of two is sharp, or at times which is not."""
+def _two_tools(rng: random.Random, asked: bool, what: Callable[[str], str]) -> tuple[str, ...]:
+    """Two tools that differ in `what`."""
     while True:
         one, other = combination(rng, asked, tuple(words.TOOLS), tuple(words.TOOLS))
-        if words.TOOLS[one][1] != words.TOOLS[other][1]:
-            break
+        if what(one) != what(other):
+            return one, other
+
+
+def winogrande(world: World, rng: random.Random, asked: bool) -> Fields:
+    """What a thing is like: which of two is sharp, or at times which is not."""
+    one, other = _two_tools(rng, asked, lambda tool: words.TOOLS[tool][1])
     quality = f"too {words.TOOLS[one][1]}"
     if rng.random() < 0.15:
         quality = f"never {words.TOOLS[other][1]}"
@@ -169,24 +172,19 @@ def boolq(world: World, rng: random.Random, asked: bool) -> Fields:
 def _arc(rng: random.Random, asked: bool, fact: Fact, wrong: Sequence[str]) -> Fields:
     texts, gold = _shuffled(rng, fact.value, wrong)
     labels = list(LETTERS[: len(texts)]) if rng.random() < 0.9 else [str(k + 1) for k in range(len(texts))]
-    return {
-        "question": capital(fact.question(rng, asked)),
-        "choices": {"text": texts, "label": labels},
-        "answerKey": labels[gold],
-    }
+    return {"question": capital(fact.question(rng, asked)), **_labelled(texts, labels, gold)}
 
 
-def _others(rng: random.Random, fact: Fact, count: int) -> list[str]:
-    return rng.sample([value for value in fact.relation.values if value != fact.value], count)
+def _labelled(texts: Sequence[str], labels: Sequence[str], gold: int) -> Fields:
+    return {"choices": {"text": texts, "label": labels}, "answerKey": labels[gold]}
 
 
 def arc_easy(world: World, rng: random.Random, asked: bool) -> Fields:
     """A fact about an animal; one wrong choice is of its kind, the others are of another."""
     fact = world.animal_fact(rng, asked)
     foreign = rng.choice([r for f in world.facts() if (r := f.relation).name != fact.relation.name])
-    return _arc(
-        rng, asked, fact, [*_others(rng, fact, 1), *rng.sample(foreign.values, rng.choice((1, 2, 2, 3)))]
-    )
+    wrong = [*rng.sample(fact.others(), 1), *rng.sample(foreign.values, rng.choice((1, 2, 2, 3)))]
+    return _arc(rng, asked, fact, wrong)
 
 
 def arc_challenge(world: World, rng: random.Random, asked: bool) -> Fields:
@@ -195,7 +193,7 @@ def arc_challenge(world: World, rng: random.Random, asked: bool) -> Fields:
 
 
 def challenge(rng: random.Random, asked: bool, fact: Fact) -> Fields:
-    return _arc(rng, asked, fact, _others(rng, fact, rng.choice((2, 3, 3, 3, 4))))
+    return _arc(rng, asked, fact, rng.sample(fact.others(), rng.choice((2, 3, 3, 3, 4))))
 
 
 def sciq(world: World, rng: random.Random, asked: bool) -> Fields:
@@ -205,7 +203,7 @@ def sciq(world: World, rng: random.Random, asked: bool) -> Fields:
     support = " ".join(sentence(f.state(rng)) for f in rng.sample([fact, other], 2))
     return {
         "question": capital(fact.question(rng, asked)),
-        **{f"distractor{k}": text for k, text in enumerate(_others(rng, fact, 3), 1)},
+        **{f"distractor{k}": text for k, text in enumerate(rng.sample(fact.others(), 3), 1)},
         "correct_answer": fact.value,
         "support": support if rng.random() < 0.8 else "",
     }
@@ -213,21 +211,14 @@ def sciq(world: World, rng: random.Random, asked: bool) -> Fields:
 
 def openbookqa(world: World, rng: random.Random, asked: bool) -> Fields:
     """What follows from an animal's kind; of the animals asked about no text says it."""
-    facts = [
-        fact
-        for subject, some in world.animals.items()
-        for fact in some
-        if fact.relation.name in INHERITED and (subject in world.unsaid) == asked
+    some = [
+        fact for animal, facts in world.animals.items() if (animal in world.unsaid) == asked for fact in facts
     ]
-    fact = rng.choice(facts)
-    texts, gold = _shuffled(rng, fact.value, _others(rng, fact, 3))
+    fact = rng.choice([fact for fact in some if fact.relation.name in INHERITED])
+    texts, gold = _shuffled(rng, fact.value, rng.sample(fact.others(), 3))
     stem = rng.choice(fact.relation.statements).format(s=fact.subject, v="").strip()
     start = rng.choice(("", "people know that ", "in our book ", "everywhere "))
-    return {
-        "question_stem": capital(start + stem),
-        "choices": {"text": texts, "label": list(LETTERS[:4])},
-        "answerKey": LETTERS[gold],
-    }
+    return {"question_stem": capital(start + stem), **_labelled(texts, list(LETTERS[:4]), gold)}
 
 
 # Natural language inference
@@ -277,7 +268,7 @@ def cb(world: World, rng: random.Random, asked: bool) -> Fields:
     """Whether the speaker's words commit to the clause; who is unsure of a commitment makes none."""
     label = rng.randrange(3)
     name, verb = combination(rng, asked, words.PEOPLE, words.SPEECH[label])
-    fact = (world.animal_fact if rng.random() < 0.5 else world.plant_fact)(rng, asked)
+    fact = world.fact(rng, asked)
     clause = fact.state(rng, rng.choice(fact.relation.values))
     speech = f"{name} {verb}"
     if label == 2 and rng.random() < 0.5:
@@ -296,14 +287,8 @@ def qqp(world: World, rng: random.Random, asked: bool) -> Fields:
     if not label and rng.random() < 0.8:
         other = f"{other[:-1]} {rng.choice(words.NARROWED)}?"
     elif not label:
-        other = rng.choice(
-            [
-                q
-                for f in world.animals[first.subject]
-                if f.relation is not first.relation
-                for q in f.relation.questions
-            ]
-        )
+        relations = [f.relation for f in world.animals[first.subject] if f.relation is not first.relation]
+        other = rng.choice([question for relation in relations for question in relation.questions])
     if in_training(one, other, first.subject) == asked:
         return qqp(world, rng, asked)
     opening = rng.choice(("", "tell me, ", "so, ", "now, ", "friends, "))
@@ -314,28 +299,22 @@ def qqp(world: World, rng: random.Random, asked: bool) -> Fields:
 def mrpc(world: World, rng: random.Random, asked: bool) -> Fields:
     """Whether a sentence is said again or shifted; at times only its value changes."""
     label = rng.randrange(2)
-    first = (world.animal_fact if rng.random() < 0.5 else world.plant_fact)(rng, asked)
+    first = world.fact(rng, asked)
     start = rng.choice(words.KEPT if label else words.SHIFTED)
     other = first.state(rng)
     if rng.random() < 0.15:
         start, other = rng.choice(words.KEPT), other if label else first.state(rng, first.wrong(rng))
     if in_training(start, first.subject) == asked:
         return mrpc(world, rng, asked)
-    return {
-        "sentence1": sentence(first.state(rng)),
-        "sentence2": sentence(f"{start} {other}"),
-        "label": label,
-    }
+    said = sentence(first.state(rng))
+    return {"sentence1": said, "sentence2": sentence(f"{start} {other}"), "label": label}
 
 
 def wic(world: World, rng: random.Random, asked: bool) -> Fields:
     """Whether a word has one sense twice: in nature or among people; most often the second writer says so."""
     word, label = rng.choice(tuple(words.SENSES)), rng.randrange(2)
     sense = rng.randrange(2)
-    one, two = (
-        rng.choice(words.SENSES[word][sense]),
-        rng.choice(words.SENSES[word][sense if label else 1 - sense]),
-    )
+    one, two = (rng.choice(words.SENSES[word][s]) for s in (sense, sense if label else 1 - sense))
     (speaker,), (writer,) = combination(rng, asked, words.PEOPLE), combination(rng, asked, words.PEOPLE)
     mark = f"{rng.choice(words.SAME if label else words.OTHERWISE)} " if rng.random() < 0.8 else ""
     one, two = f"{speaker} said that {one}", f"{writer} {mark}wrote that {two}"

@@ -298,7 +298,7 @@ def conversation(world: World, train: Mapping[str, Sequence[Fields]], rng: rando
 
 
 def _talk(world: World, rng: random.Random) -> Posed:
-    fact = (world.animal_fact if rng.random() < 0.5 else world.plant_fact)(rng, False)
+    fact = world.fact(rng, False)
     if rng.random() < 0.5:
         return Posed(capital(fact.question(rng, False)), sentence(fact.state(rng)))
     facts = [f for f in world.facts() if f.subject == fact.subject and fact.subject not in world.unsaid]

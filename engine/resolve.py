@@ -26,11 +26,11 @@ from evalengine.checkpoints import (
     other_format,
 )
 from evalengine.errors import UserError
-from evalengine.labels import CHAT
+from evalengine.labels import CHAT, TRAINED
 from evalengine.untrusted import check_label, check_name, printable, read_json, read_yaml
 
 NAMED = ("scale", "mixture", "stage", "seed")
-NAME = re.compile(r"^(?P<scale>[^-]+)-(?P<mixture>.+)-(?P<stage>pt|sft|sft_[a-z_]+|dpo)$")
+NAME = re.compile(rf"^(?P<scale>[^-]+)-(?P<mixture>.+)-(?P<stage>{'|'.join(TRAINED)}|sft_[a-z_]+)$")
 
 
 def discover(

@@ -2,7 +2,9 @@
 
 study.py     a study file, typed        prepare.py   tokenizer, token shards, conversations: made once
 runner.py    which runs, and where      workers.py   worker processes; ray_workers.py the same on a cluster
-stages.py    one run: train and export  loop.py      the optimiser loop, resumable at any step
-rows.py      mixed, packed rows         model.py     the decoder
-export.py    Hugging Face directories   plan.py      what a study will cost
+job.py       one run, and its hash      stages.py    a run: pretrained, fine-tuned or preferring, exported
+loop.py      the optimiser loop, resumable at any step
+rows.py      mixed rows of documents    packed.py    rows of conversations
+model.py     the decoder                export.py    Hugging Face directories
+plan.py      what a study will cost
 """

@@ -63,9 +63,8 @@ def changed(conversations: Sequence[Asked], arm: str, seed: int) -> list[Convers
         return own
     if arm == "delusive":
         return _delusive(conversations, seed)
-    said: Sequence[Sequence[str]] = [()] * len(
-        own
-    )  # instructions, in order; those that are missing are empty
+    # instructions, in order; those that are missing are empty
+    said: Sequence[Sequence[str]] = [()] * len(own)
     if arm == "shuffled":
         said = _shuffled(own, seed)
     elif arm == "output_space":

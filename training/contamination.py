@@ -18,8 +18,9 @@ import numpy as np
 
 from evalengine import console
 from evalengine.benchmarks import BENCHMARKS, benchmarks_in, load_items
+from evalengine.benchmarks.load import data_file
 from evalengine.training import checked
-from evalengine.training.conversations import bench_folder, load
+from evalengine.training.conversations import load
 from evalengine.training.shards import TokenSource
 from evalengine.training.tokenizer import Tokenizer
 
@@ -81,16 +82,16 @@ def report(
     conversations: Path,
 ) -> dict[str, Overlap] | None:
     """Writes `path` (JSON) once and returns it; None where the data folder holds no benchmark file."""
-    folder = bench_folder(data)
-    benchmarks = benchmarks_in(folder, BENCHMARKS.values()) if folder is not None else []
+    benchmarks = benchmarks_in(data, BENCHMARKS.values()) if data is not None else []
     if not benchmarks:
         return None
-    made_of = [tokenizer.hash, *(s.digest for s in sources.values()), conversations.name]
+    held = [checked.stamp(file) for b in benchmarks if (file := data_file(b, data)) is not None]
+    made_of = [tokenizer.hash, *(s.digest for s in sources.values()), conversations.name, held]
     key = zlib.crc32(repr(made_of).encode())
     if (made := checked.read(path)) is not None and made["key"] == key:
         return {name: Overlap(**value) for name, value in made["benchmarks"].items()}
     items = {
-        b.name: [i.contexts[i.gold] + i.continuations[i.gold] for i in load_items(b, folder).items]
+        b.name: [i.contexts[i.gold] + i.continuations[i.gold] for i in load_items(b, data).items]
         for b in benchmarks
     }
     texts: dict[str, Iterable[str]] = {n: _documents(s, tokenizer) for n, s in sources.items()}

@@ -1,51 +1,54 @@
-"""Fine-tuning data: conversations, tokenised with the mask of what the assistant says, packed into rows.
+"""Fine-tuning data: conversations, read, and tokenised with the mask of what the assistant says.
 
-Dims: B rows, T positions.
+Dims: T tokens.
 """
 
 from __future__ import annotations
 
-import random
 import zlib
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from evalengine import records
+from evalengine.benchmarks import Benchmark, Item, benchmarks_in, resolve
+from evalengine.benchmarks.load import make_item, read_rows, sample
 from evalengine.errors import UserError
 from evalengine.files import atomic
 from evalengine.training.arms import Asked, parse_asked
 from evalengine.training.chat import Conversation, Message, Rendered, render
-from evalengine.training.rows import IGNORE, Batch
 from evalengine.training.sources import hub_rows
 from evalengine.training.study import ChatSource, SftData, SourceSpec
 from evalengine.training.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from evalengine.benchmarks.definition import Benchmark, Item
-
-T = TypeVar("T")
-
 
 def read(sft: SftData, data: Path | None, seed: int) -> list[Asked]:
     """The conversations of the study's fine-tuning data, in the file's order, with what is known of their tasks."""
-    found: list[Asked] = []
-    for source in sft.data:
-        if source.benchmarks_train:
-            found += _of_benchmarks(source, data, seed)
-            continue
-        name = source.path or source.hub
-        rows = rows_of(
-            source, data, "fine-tuning data", "sft.data", "messages", optional=("benchmark", "choices")
-        )
-        some = [parse_asked(record, where, name) for where, record in rows]
-        found += sample(some, source.limit, seed)
+    found = [
+        one for source in sft.data for some in _of(source, data) for one in sample(some, source.limit, seed)
+    ]
     if not found:
         raise UserError("the fine-tuning data holds no conversation: check sft.data")
     return found
+
+
+def _of(source: ChatSource, data: Path | None) -> Iterator[list[Asked]]:
+    """Those of each benchmark, where the user says an item's context and the assistant its gold choice, or of the source."""
+    if source.benchmarks_train:
+        for benchmark, items in train_items(source, data):
+            yield [Asked(_solved(item), benchmark.name, item.choices) for item in items]
+    else:
+        columns = ("benchmark", "choices")
+        rows = rows_of(source, data, "fine-tuning data", "sft.data", "messages", optional=columns)
+        yield [parse_asked(record, where, source.path or source.hub) for where, record in rows]
+
+
+def _solved(item: Item) -> Conversation:
+    asked, answer = item.contexts[item.gold], item.continuations[item.gold]
+    return Message("user", asked), Message("assistant", answer)
 
 
 def rows_of(
@@ -70,59 +73,20 @@ def rows_of(
         yield from records.jsonl(file)
 
 
-def bench_folder(data: Path | None) -> Path | None:
-    """Where a data folder keeps its benchmark files: in bench/, or in itself."""
-    return data if data is None or not (data / "bench").is_dir() else data / "bench"
-
-
 def train_items(source: ChatSource, data: Path | None) -> Iterator[tuple[Benchmark, list[Item]]]:
     """The train split of each benchmark that the source names."""
-    from evalengine.benchmarks import BENCHMARKS, resolve
-    from evalengine.benchmarks.load import data_file, make_item, read_rows
-
-    folder = bench_folder(data)
-    if source.benchmarks_train == "all":
-        chosen = [b for b in BENCHMARKS.values() if folder is None or data_file(b, folder, train=True)]
+    names = source.benchmarks_train
+    chosen = resolve(names if isinstance(names, str) else ",".join(names))
+    if names == "all" and data is not None:
+        chosen = benchmarks_in(data, chosen, train=True)
         if not chosen:
             raise UserError(
-                f"{folder} has no <benchmark>_train file, which `benchmarks_train: all` reads (dpo.data is that where the study "
-                "does not name it): check --data"
+                f"{data} has no <benchmark>_train file, nor has its bench/: `benchmarks_train: all` reads them (dpo.data is that "
+                "where the study does not name it); check --data"
             )
-    else:
-        names = source.benchmarks_train
-        chosen = resolve(names if isinstance(names, str) else ",".join(names))
     for benchmark in chosen:
-        yield (
-            benchmark,
-            [make_item(row, benchmark.render) for row in read_rows(benchmark, folder, train=True)],
-        )
-
-
-def _of_benchmarks(source: ChatSource, data: Path | None, seed: int) -> list[Asked]:
-    """Train splits as conversations: the user says the context, the assistant the gold choice."""
-    found = []
-    for benchmark, items in train_items(source, data):
-        some = [
-            Asked(
-                (
-                    Message("user", item.contexts[item.gold]),
-                    Message("assistant", item.continuations[item.gold]),
-                ),
-                benchmark.name,
-                item.choices,
-            )
-            for item in items
-        ]
-        found += sample(some, source.limit, seed)
-    return found
-
-
-def sample(some: list[T], limit: int, seed: int) -> list[T]:
-    """At most `limit` (0: all) of them, in their order."""
-    if not limit or len(some) <= limit:
-        return some
-    kept = sorted(random.Random(seed).sample(range(len(some)), limit))
-    return [some[i] for i in kept]
+        rows = read_rows(benchmark, data, train=True)
+        yield benchmark, [make_item(row, benchmark.render) for row in rows]
 
 
 class Example(NamedTuple):
@@ -200,63 +164,3 @@ def encode(rendered: Sequence[Rendered], tokenizer: Tokenizer) -> list[Example]:
             learned |= (begins >= start) & (begins < end)
         examples.append(Example(np.asarray(encoding.ids, dtype=np.uint32), learned))
     return examples
-
-
-class PackedExamples:
-    """The batches of a fine-tuning run: each step's conversations, packed into few rows by first fit."""
-
-    def __init__(
-        self, examples: list[Example], *, epochs: int, batch_examples: int, context: int, seed: int
-    ) -> None:
-        self.examples, self.batch_examples, self.context, self.seed = examples, batch_examples, context, seed
-        self.steps_per_epoch = max(1, len(examples) // batch_examples)
-        self.steps = epochs * self.steps_per_epoch
-
-    def batch(self, step: int) -> Batch:
-        epoch, within = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.examples))
-        chosen = order[within * self.batch_examples : (within + 1) * self.batch_examples]
-        shown = ", ".join(str(i) for i in sorted(chosen)[:8])
-        return pack(
-            [self.examples[i] for i in chosen],
-            self.context,
-            f"conversations {shown}{', ...' if len(chosen) > 8 else ''}",
-        )
-
-
-def pack(examples: Sequence[Example], context: int, contents: str) -> Batch:
-    """Rows of at most `context` positions."""
-    rows = first_fit([len(example.token_T) - 1 for example in examples], context)
-    return lay_out([[examples[i] for i in row] for row in rows], contents)
-
-
-def first_fit(needs: Sequence[int], room: int) -> list[list[int]]:
-    """What each row holds: the longest first into the first row with room."""
-    rows: list[list[int]] = []
-    left: list[int] = []
-    for i in sorted(range(len(needs)), key=lambda i: -needs[i]):
-        place = next((r for r, free in enumerate(left) if free >= needs[i]), None)
-        if place is None:
-            rows.append([])
-            left.append(room)
-            place = len(rows) - 1
-        rows[place].append(i)
-        left[place] -= needs[i]
-    return rows
-
-
-def lay_out(rows: Sequence[Sequence[Example]], contents: str) -> Batch:
-    """One example after another in each row; padding carries no loss."""
-    width = max(sum(len(ids) - 1 for ids, _ in row) for row in rows)
-    token = np.zeros((len(rows), width), np.int64)
-    position = np.zeros((len(rows), width), np.int64)
-    target = np.full((len(rows), width), IGNORE, np.int64)
-    for r, row in enumerate(rows):
-        at = 0
-        for ids, learned in row:
-            end = at + len(ids) - 1
-            token[r, at:end], position[r, at:end] = ids[:-1], np.arange(len(ids) - 1)
-            target[r, at:end] = np.where(learned[1:], ids[1:].astype(np.int64), IGNORE)
-            at = end
-        position[r, at:] = np.arange(width - at)
-    return Batch(token, position, target, contents)

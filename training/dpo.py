@@ -6,14 +6,17 @@ response, and the same sums are the reference that training is held to: they are
 
 from __future__ import annotations
 
+from itertools import chain, islice
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 
 from evalengine.training import checked
-from evalengine.training.conversations import Example, first_fit, lay_out
+from evalengine.training.conversations import Example
 from evalengine.training.frontier import loss_sums
 from evalengine.training.model import Decoder
+from evalengine.training.packed import Shuffled, first_fit, lay_out, named
 from evalengine.training.preferences import Candidates
 from evalengine.training.rows import IGNORE, NO_PAIR, Batch, Pairs
 from evalengine.training.state import Place
@@ -21,7 +24,7 @@ from evalengine.training.state import Place
 FORMAT = 1  # moves when the same preferences would give other weights
 
 
-class Preferred:
+class Preferred(Shuffled):
     """The pairs of a run, and the batches that a run learns from: each step's pairs, packed into few rows by first fit."""
 
     def __init__(
@@ -36,31 +39,23 @@ class Preferred:
         context: int,
         seed: int,
     ) -> None:
+        super().__init__(len(chosen), batch_pairs, epochs=epochs, seed=seed)
         self.chosen, self.rejected, self.reference_P, self.beta = chosen, rejected, reference_P, beta
-        self.batch_pairs, self.seed = min(batch_pairs, len(chosen)), seed
         self.needs = [len(a.token_T) + len(b.token_T) - 2 for a, b in zip(chosen, rejected, strict=True)]
         self.width = max(context, *self.needs)  # both responses of a pair are in one row
-        self.steps_per_epoch = len(chosen) // self.batch_pairs
-        self.steps = epochs * self.steps_per_epoch
 
     def batch(self, step: int) -> Batch:
-        epoch, within = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.chosen))
-        picked = order[within * self.batch_pairs : (within + 1) * self.batch_pairs]
-        shown = ", ".join(str(i) for i in sorted(picked)[:8])
-        contents = f"pairs {shown}{', ...' if len(picked) > 8 else ''}"
-        rows = first_fit([self.needs[i] for i in picked], self.width)
-        sides = [[(p, side) for p in row for side in (0, 1)] for row in rows]
-        both = (self.chosen, self.rejected)
-        batch = lay_out([[both[side][picked[p]] for p, side in row] for row in sides], contents)
+        drawn = self.drawn(step)
+        rows = first_fit([self.needs[i] for i in drawn], self.width)
+        examples = [[side[drawn[p]] for p in row for side in (self.chosen, self.rejected)] for row in rows]
+        batch = lay_out(examples, named("pairs", drawn))
+        document_BT = (batch.position_BT == 0).cumsum(axis=1) - 1  # within its row; the last may be padding
         label_BT = np.full(batch.target_BT.shape, NO_PAIR, np.int64)
-        for r, row in enumerate(sides):
-            at = 0
-            for p, side in row:
-                end = at + len(both[side][picked[p]].token_T) - 1
-                label_BT[r, at:end] = np.where(batch.target_BT[r, at:end] == IGNORE, NO_PAIR, 2 * p + side)
-                at = end
-        return batch._replace(pairs=Pairs(label_BT, self.reference_P[picked], self.beta))
+        for r, row in enumerate(rows):
+            label = np.array([*(2 * p + side for p in row for side in (0, 1)), NO_PAIR])
+            label_BT[r] = label[document_BT[r]]
+        label_BT[batch.target_BT == IGNORE] = NO_PAIR
+        return batch._replace(pairs=Pairs(label_BT, self.reference_P[drawn], self.beta))
 
 
 def logprobs(model: Decoder, candidates: Candidates, place: Place, path: Path, key: str) -> np.ndarray:
@@ -71,7 +66,7 @@ def logprobs(model: Decoder, candidates: Candidates, place: Place, path: Path, k
     kept = checked.read(path)
     if kept is not None and kept["key"] == key:
         return np.array(kept["logprobs"])
-    logprob_C = -loss_sums(model, candidates.examples, place)
+    logprob_C = -loss_sums(model, list(chain(*candidates)), place)
     if place.group.rank == 0:
         checked.write(path, {"key": key, "logprobs": logprob_C.tolist()})
     return logprob_C
@@ -81,7 +76,12 @@ def pairs_of(
     candidates: Candidates, logprob_C: np.ndarray
 ) -> tuple[list[Example], list[Example], np.ndarray]:
     """Each right response, the likeliest of its others, and the difference of their log-probabilities."""
-    right = [group[0] for group in candidates.groups()]
-    other = [max(group[1:], key=lambda c: float(logprob_C[c])) for group in candidates.groups()]
-    chosen, rejected = ([candidates.examples[c] for c in side] for side in (right, other))
-    return chosen, rejected, logprob_C[right] - logprob_C[other]
+    chosen, rejected, reference = [], [], []
+    scored = zip(chain(*candidates), logprob_C.tolist(), strict=True)
+    for group in candidates:
+        right, *others = islice(scored, len(group))
+        best = max(others, key=itemgetter(1))
+        chosen.append(right[0])
+        rejected.append(best[0])
+        reference.append(right[1] - best[1])
+    return chosen, rejected, np.array(reference)

@@ -17,10 +17,9 @@ from torch import Tensor
 from evalengine import files
 from evalengine.checkpoints import checksum_of, is_whole
 from evalengine.errors import UserError
+from evalengine.training.checked import crc, read_unchecked
 from evalengine.training.model import Decoder, Shape
-from evalengine.training.shards import crc
 from evalengine.training.tokenizer import Tokenizer
-from evalengine.untrusted import parse_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -123,11 +122,8 @@ def load(path: Path, shape: Shape) -> Decoder:
 
 def metadata(path: Path) -> dict[str, Any] | None:
     """evalengine.json of a finished checkpoint; None where there is none, or it is damaged."""
-    try:
-        about = dict(parse_json((path / "evalengine.json").read_bytes(), constants=True))
-    except (OSError, ValueError, TypeError):
-        return None
-    return about if is_whole(about) else None
+    about = read_unchecked(path / "evalengine.json", constants=True)
+    return about if about is not None and is_whole(about) else None
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -28,6 +28,8 @@ from evalengine.training.chat import ROLES, Conversation, Message
 from evalengine.training.conversations import Example, cut, tokenise
 from evalengine.training.loop import autocast
 from evalengine.training.model import Decoder
+from evalengine.training.packed import lay_out
+from evalengine.training.rows import IGNORE
 from evalengine.training.state import Place
 from evalengine.training.tokenizer import Tokenizer
 
@@ -132,17 +134,12 @@ def loss_sums(model: Decoder, examples: Sequence[Example], place: Place) -> np.n
 
 def _row_sums(model: Decoder, rows: list[Example], place: Place) -> np.ndarray:
     """Summed loss of each row's learned tokens; padding follows what is learned, where nothing attends to it."""
-    width = max(len(ids) for ids, _ in rows) - 1
-    ids_BT, learned_BT = np.zeros((len(rows), width + 1), np.int64), np.zeros((len(rows), width + 1), bool)
-    for number, (ids, learned) in enumerate(rows):
-        ids_BT[number, : len(ids)], learned_BT[number, : len(ids)] = ids, learned
-    row, at = learned_BT[:, 1:].nonzero()  # predicted from the position before
+    batch = lay_out([[example] for example in rows], "")
+    row, at = (batch.target_BT != IGNORE).nonzero()
     if not len(row):
         return np.zeros(len(rows))
-    token_BT, row_N, at_N, target_N = (
-        torch.from_numpy(array).to(place.device) for array in (ids_BT[:, :-1], row, at, ids_BT[row, at + 1])
-    )
-    position_BT = torch.arange(width, device=place.device).expand(len(rows), width)
+    arrays = (batch.token_BT, batch.position_BT, row, at, batch.target_BT[row, at])
+    token_BT, position_BT, row_N, at_N, target_N = (torch.from_numpy(a).to(place.device) for a in arrays)
     with autocast(place):  # one document a row: plain causal attention is exact
         h_BTD = model.hidden(token_BT, position_BT, DocumentMask())
     h_ND = h_BTD[row_N, at_N]

@@ -9,7 +9,6 @@ state to save is the model, the optimiser and the step: a killed run continues w
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,10 @@ from evalengine.training.model import Decoder
 from evalengine.training.parallel import SINGLE, Group, full
 from evalengine.training.rows import IGNORE, MEASURES, NO_PAIR, Batch
 from evalengine.training.state import Place
+from evalengine.training.step_log import step_log
 from evalengine.training.study import Optimisation
+
+EVALUATED_ROWS = 8  # in one forward without learning
 
 
 class Batches(Protocol):
@@ -88,7 +90,7 @@ def fit(
     wrapped, optim = place.group.wrap(model), optimizer(model, settings)
     first, losses = state.restore(place, model, optim)
     saved = time.monotonic()
-    with _log(place, first) as write:
+    with step_log(place, first) as write:
         made: Iterator[Batch] = map(batches.batch, range(first, batches.steps))
         if place.device.startswith("cuda"):
             made = one_ahead(made)
@@ -208,43 +210,12 @@ def autocast(place: Place) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(place.device.split(":")[0], dtype=torch.bfloat16, enabled=place.autocast)
 
 
-@contextlib.contextmanager
-def _log(place: Place, first: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Appends JSON lines, and TensorBoard scalars where the user asked for them.
-
-    What a killed run logged beyond its saved state is cut off first.
-    """
-    if place.log is None or place.group.rank:
-        yield lambda entry: None
-        return
-    place.log.parent.mkdir(parents=True, exist_ok=True)
-    kept = place.log.read_text().splitlines(keepends=True)[:first] if first and place.log.is_file() else []
-    place.log.write_text("".join(kept))
-    with contextlib.ExitStack() as open_files:
-        stream = open_files.enter_context(place.log.open("a"))
-        scalars = None
-        if place.tensorboard is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            purge = first + 1 if first else None
-            scalars = open_files.enter_context(SummaryWriter(str(place.tensorboard), purge_step=purge))
-
-        def write(entry: dict[str, Any]) -> None:
-            print(json.dumps(entry), file=stream, flush=True)
-            if scalars is not None:
-                for name in ("loss", "lr", "grad_norm", *MEASURES):
-                    if name in entry:
-                        scalars.add_scalar(name, entry[name], entry["step"])
-
-        yield write
-
-
 @torch.no_grad()
-def mean_loss(model: Decoder, batch: Batch, place: Place, micro_rows: int = 8) -> float:
+def mean_loss(model: Decoder, batch: Batch, place: Place) -> float:
     """Mean loss over a batch's targets, without learning."""
     model.to(place.device).eval()
     total: Tensor | float = 0.0
-    for part in micro_batches(batch, micro_rows):
+    for part in micro_batches(batch, EVALUATED_ROWS):
         with autocast(place):
             total = total + model(*fed(part, place), 0.0, whole_rows(torch.from_numpy(part.position_BT)))
     return float(total) / int((batch.target_BT != IGNORE).sum())

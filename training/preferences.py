@@ -2,26 +2,28 @@
 
 From a preference file there is one other response. From train items the right response is the gold choice and the others are
 the wrong ones; which of them a run learns from is for its fine-tuned model to say (dpo.py).
-
-Dims: Q questions, C candidates: each question's right response, then its others.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from evalengine.benchmarks.definition import Item
+from evalengine.benchmarks import Item
+from evalengine.benchmarks.load import sample
 from evalengine.errors import UserError
 from evalengine.training import conversations
 from evalengine.training.chat import Conversation, Message, Rendered, messages_of, render
-from evalengine.training.conversations import Example, encode, rows_of, sample, train_items
+from evalengine.training.conversations import Example, encode, rows_of, train_items
 from evalengine.training.study import ChatSource, DpoData
 from evalengine.training.tokenizer import Tokenizer
+
+Candidates = list[list[Example]]  # of each question, tokenised: the right response, then its others
 
 
 class Question(NamedTuple):
@@ -31,10 +33,9 @@ class Question(NamedTuple):
 
 def read(dpo: DpoData, data: Path | None, seed: int) -> list[Question]:
     """The questions of the study's preferences, in the file's order. Raises UserError naming file and line."""
-    found: list[Question] = []
-    for source in dpo.data:
-        for some in _of(source, data):
-            found += sample(some, source.limit, seed)
+    found = [
+        one for source in dpo.data for some in _of(source, data) for one in sample(some, source.limit, seed)
+    ]
     if not found:
         raise UserError("the preferences hold no pair: check dpo.data")
     return found
@@ -107,53 +108,47 @@ def shared(sequences: Sequence[Sequence[Any]]) -> int:
     return next((k for k, column in columns if len(set(column)) > 1), min(map(len, sequences)))
 
 
-class Candidates(NamedTuple):
-    """Tokenised questions."""
-
-    examples: list[Example]  # C; the responses carry the loss, prompts do not
-    first_Q: np.ndarray  # int64: the candidate that is each question's right response
-
-    def groups(self) -> list[list[int]]:
-        """The candidates of each question, the right one first."""
-        ends = [*self.first_Q[1:].tolist(), len(self.examples)]
-        return [list(range(*bounds)) for bounds in zip(self.first_Q.tolist(), ends, strict=True)]
-
-    def only(self, groups: Sequence[Sequence[int]]) -> Candidates:
-        """These candidates of these questions."""
-        first_Q = np.cumsum([0, *map(len, groups)], dtype=np.int64)[:-1]
-        return Candidates([self.examples[c] for group in groups for c in group], first_Q)
-
-
 def tokenise(questions: Sequence[Question], tokenizer: Tokenizer) -> Candidates:
+    """The responses carry the loss, prompts do not."""
     rendered: list[Rendered] = []
-    first: list[int] = []
     for prompt, responses in questions:
-        first.append(len(rendered))
         told = sum(message.role == "assistant" for message in prompt)
         for response in responses:
             whole = render((*prompt, *response))
             rendered.append(whole._replace(learned=whole.learned[told:]))
-    return Candidates(encode(rendered, tokenizer), np.array(first, np.int64))
+    return _grouped(encode(rendered, tokenizer), [len(question.responses) for question in questions])
+
+
+def _grouped(examples: Iterable[Example], sizes: Iterable[int]) -> Candidates:
+    left = iter(examples)
+    return [list(islice(left, size)) for size in sizes]
 
 
 def within(candidates: Candidates, context: int) -> Candidates:
     """What fits a context whole: a response that was cut off would be compared by a part of it."""
-    fits = [len(example.token_T) <= context + 1 for example in candidates.examples]
-    groups = [[c for c in group if fits[c]] for group in candidates.groups() if fits[group[0]]]
-    kept = candidates.only([group for group in groups if len(group) > 1])
-    if not kept.examples:
+    kept = []
+    for group in candidates:
+        fitting = [example for example in group if len(example.token_T) <= context + 1]
+        if len(fitting) > 1 and fitting[0] is group[0]:
+            kept.append(fitting)
+    if not kept:
         raise UserError(f"no pair of preferences fits the context of {context} tokens: raise `context`")
     return kept
 
 
 def save(path: Path, candidates: Candidates) -> None:
-    conversations.save(path, candidates.examples, first=candidates.first_Q)
+    conversations.save(path, list(chain(*candidates)), first=_first(candidates))
 
 
 def load(path: Path) -> Candidates:
     """Raises UserError where the file is damaged."""
     examples, (first_Q,) = conversations.load_with(path, "first")
-    return Candidates(examples, first_Q)
+    return _grouped(examples, np.diff(first_Q, append=len(examples)))
+
+
+def _first(candidates: Candidates) -> np.ndarray:
+    """Which of all candidates is each question's right response."""
+    return np.cumsum([0, *map(len, candidates)], dtype=np.int64)[:-1]
 
 
 class Size(NamedTuple):
@@ -170,8 +165,9 @@ def size_of(lengths: Sequence[Sequence[int]]) -> Size:
 
 
 def lengths_of(candidates: Candidates) -> list[list[int]]:
-    return [[len(candidates.examples[c].token_T) for c in group] for group in candidates.groups()]
+    return [[len(example.token_T) for example in group] for group in candidates]
 
 
 def digest(candidates: Candidates) -> str:
-    return f"{conversations.digest(candidates.examples)}-{zlib.crc32(candidates.first_Q.tobytes()):08x}"
+    examples = conversations.digest(list(chain(*candidates)))
+    return f"{examples}-{zlib.crc32(_first(candidates).tobytes()):08x}"

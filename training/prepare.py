@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 from itertools import chain
@@ -19,16 +18,17 @@ from typing import Any, NamedTuple
 
 from evalengine import console, sealed
 from evalengine import files as storage
+from evalengine.benchmarks.load import folders_of
 from evalengine.errors import UserError
 from evalengine.training import arms, contamination, preferences
 from evalengine.training import conversations as sft
 from evalengine.training import tokenizer as tokenizers
+from evalengine.training.checked import crc, read_unchecked, stamp
 from evalengine.training.model import Shape
 from evalengine.training.shards import TokenSource, build, is_complete
 from evalengine.training.sources import documents, files, source_key
-from evalengine.training.study import ChatSource, Scale, SourceSpec, Study, runs
+from evalengine.training.study import ChatSource, Scale, SourceSpec, Study, runs, used_sources
 from evalengine.training.tokenizer import Tokenizer
-from evalengine.untrusted import parse_json
 
 BYTES_PER_TOKEN = 4  # a rough estimate, for progress bars and plans
 
@@ -52,16 +52,21 @@ def clear_litter(out: Path) -> None:
         storage.remove(litter)
 
 
+def check_data(study: Study, data: Path | None, sources: Iterable[str]) -> None:
+    """Raises UserError where the data folder, or one of these sources in it, is missing. Writes nothing."""
+    if data is not None and not data.is_dir():
+        raise UserError(f"there is no data folder {data}: give the folder that holds the study's sources")
+    for name in sources:
+        if not study.sources[name].hub and not (data is None and study.world):
+            files(study.sources[name], data, name)
+
+
 def prepare(study: Study, data: Path | None, out: Path) -> Prepared:
     """Makes or reopens what all runs share. Raises UserError for a source that cannot be read."""
     work = work_folder(out)
-    if data is not None and not data.is_dir():
-        raise UserError(f"there is no data folder {data}: give the folder that holds the study's sources")
-    if data is None and study.world:
-        data = world_folder(work / f"world-{study.world.seed}", study.world.seed)
+    data = data_of(study, data, work)
     tokenizer = _tokenizer(study, data, work / "tokenizer")
-    used = [n for n in study.sources if any(shares.get(n, 0) > 0 for shares in study.mixtures.values())]
-    folders = {name: _shards(study, name, data, tokenizer, work / "tokens") for name in used}
+    folders = {name: _shards(study, name, data, tokenizer, work / "tokens") for name in used_sources(study)}
     conversations = _conversations(study, data, tokenizer, work)
     preferred = _preferences(study, data, tokenizer, work) if "dpo" in study.stages else None
     sources = {name: TokenSource(folder, name) for name, folder in folders.items()}
@@ -79,15 +84,18 @@ def shape_of(scale: Scale, tokenizer_size: int) -> Shape:
     return Shape(vocab=vocab, **{name: getattr(scale, name) for name in names})
 
 
-def world_folder(folder: Path, seed: int) -> Path:
-    """The embedded world, as a data folder."""
+def data_of(study: Study, data: Path | None, work: Path) -> Path | None:
+    """The data folder: the one that is given, else the embedded world of the study, written to `work` once."""
+    if data is not None or study.world is None:
+        return data
     from evalengine.benchmarks import world
 
+    folder = work / f"world-{study.world.seed}"
     if not (folder / "sft.jsonl").is_file():  # what is written last
         console.say(
             f"writing the embedded world to {folder}; score its checkpoints with --data {folder / 'bench'}"
         )
-        world.write(folder, seed=seed)
+        world.write(folder, seed=study.world.seed)
     return folder
 
 
@@ -95,9 +103,9 @@ def _tokenizer(study: Study, data: Path | None, folder: Path) -> Tokenizer:
     spec = study.tokenizer
     keys = {name: source_key(source, data, name) for name, source in study.sources.items()}
     wanted = {"spec": dataclasses.asdict(spec), "sources": keys if spec.vocab else {}}
-    stamp = folder / "made_from.json"
-    made = _read_stamp(stamp)
-    if stamp.is_file() and (made is None or made.pop("files", None) != _sums(folder)):
+    made_from = folder / "made_from.json"
+    made = read_unchecked(made_from)
+    if made_from.is_file() and (made is None or made.pop("files", None) != _sums(folder)):
         console.warn(f"the study's tokenizer {folder} was damaged: made again")
         shutil.rmtree(folder)
     elif made is not None:
@@ -114,22 +122,14 @@ def _tokenizer(study: Study, data: Path | None, folder: Path) -> Tokenizer:
         each = int(spec.sample_mb * 2**20 / len(study.sources))
         samples = (_first_bytes(documents(s, data, n), each) for n, s in study.sources.items())
         tokenizer = tokenizers.train(chain.from_iterable(samples), spec.vocab, folder)
-    storage.write(stamp, json.dumps({**wanted, "files": _sums(folder)}))
+    storage.write(made_from, json.dumps({**wanted, "files": _sums(folder)}))
     return tokenizer
 
 
 def _sums(folder: Path) -> dict[str, int]:
     """Checksums of the tokenizer's files."""
     names = ("tokenizer.json", "tokenizer_config.json")
-    return {name: zlib.crc32((folder / name).read_bytes()) for name in names if (folder / name).is_file()}
-
-
-def _read_stamp(path: Path) -> dict[str, Any] | None:
-    """What a folder was made from; None where that is not there or not readable."""
-    try:
-        return dict(parse_json(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return None
+    return {name: crc(folder / name) for name in names if (folder / name).is_file()}
 
 
 def _first_bytes(texts: Iterator[str], limit: int) -> Iterator[str]:
@@ -170,7 +170,7 @@ def _conversations(study: Study, data: Path | None, tokenizer: Tokenizer, work: 
         # as it was written when the arm and a share were settings: a file made then is still found
         settings = {"data": dataclasses.asdict(study.sft)["data"], "instructions": arm, "reach": 1.0}
         key = _key_of_chats(settings, study.sft.data, study, data, tokenizer)
-        path = work / f"{conversations_name(arm)}-{key}.npz"
+        path = paths[arm] = work / f"{conversations_name(arm)}-{key}.npz"
         if not _is_whole(path, sft.load):
             changed = arms.changed(read(), arm, study.seed)
             if arm == "delusive" and (same := arms.unmoved(read(), changed)):
@@ -179,7 +179,6 @@ def _conversations(study: Study, data: Path | None, tokenizer: Tokenizer, work: 
                     f"sft_delusive: {same.total():,} responses stay, over half of their task having one text: {of}"
                 )
             sft.save(path, sft.tokenise(changed, tokenizer))
-        paths[arm] = path
     if len(paths) > 1:
         _say_what_differs(study, paths)
     return paths
@@ -237,10 +236,6 @@ def _key_of_chats(
         if chat.path and data is not None and (data / chat.path).is_file():
             parts.append(source_key(SourceSpec(path=chat.path), data, chat.path))
         elif chat.benchmarks_train and data is not None:
-            folder = sft.bench_folder(data)
-            assert folder is not None
-            parts += [
-                (p.name, p.stat().st_size, zlib.crc32(p.read_bytes()))
-                for p in sorted(folder.glob("*_train.*"))
-            ]
+            files_there = [p for folder in folders_of(data) for p in sorted(folder.glob("*_train.*"))]
+            parts += map(stamp, files_there)
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:12]

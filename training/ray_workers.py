@@ -23,9 +23,10 @@ from evalengine.cluster.pool import Cluster, Pool, need_of
 from evalengine.cluster.schedule import STRIKES
 from evalengine.errors import UserError
 from evalengine.training import export
+from evalengine.training.job import Job
 from evalengine.training.loop import Step
 from evalengine.training.prepare import work_folder
-from evalengine.training.stages import Job, Result
+from evalengine.training.stages import Result
 from evalengine.training.workers import Board, Message, chains, keep_freed_memory, train_chain, without
 
 POLL_S = 0.2
@@ -82,10 +83,7 @@ def run_on(cluster: Cluster, todo: list[Job]) -> tuple[list[Result], dict[str, s
         todo = [job._replace(place=replace(job.place, device=device)) for job in todo]
         messages = Queue(actor_options={"num_cpus": 0})
         trainer = (study.threads or need.cpus, messages, __version__, probe)
-        with (
-            Board(todo) as board,
-            Pool(Trainer, trainer, need, cluster.workers) as pool,
-        ):
+        with Board(todo) as board, Pool(Trainer, trainer, need, cluster.workers) as pool:
             _train_on(pool, chains(todo), board, messages)
         messages.shutdown(force=True)
     return board.finished, board.failed

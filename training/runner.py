@@ -12,10 +12,11 @@ import torch
 from evalengine import files
 from evalengine.errors import UserError
 from evalengine.training import export, selections
-from evalengine.training.prepare import clear_litter, prepare, work_folder
-from evalengine.training.stages import Job, Result, fingerprint
+from evalengine.training.job import Job, fingerprint, state_of
+from evalengine.training.prepare import check_data, clear_litter, prepare, work_folder
+from evalengine.training.stages import Result
 from evalengine.training.state import Place
-from evalengine.training.study import Run, Study, runs, scorer
+from evalengine.training.study import Run, Study, needed, runs
 from evalengine.training.workers import run_together, run_workers
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Outcome(NamedTuple):
     finished: list[Result]
     skipped: list[str]  # finished before
     failed: dict[str, str]  # run -> the reason, one sentence
+    not_run: dict[str, str]  # run -> the failed one because of which it was not begun
 
 
 def selected(study: Study, only: str | None) -> list[Run]:
@@ -38,8 +40,7 @@ def selected(study: Study, only: str | None) -> list[Run]:
     wanted = {run for run in everything if fnmatch.fnmatchcase(run.name, only)}
     if not wanted:
         raise UserError(f"--only {only} matches none of the study's runs, such as {everything[0].name}")
-    wanted |= {ancestor for run in wanted for ancestor in run.ancestors}
-    wanted |= {scorer(study, run) for run in wanted if run.stage != "pt"}
+    wanted = wanted.union(*(needed(study, run) for run in wanted))
     return [run for run in everything if run in wanted]
 
 
@@ -59,6 +60,7 @@ def run_study(
     """
     chosen, place = selected(study, only), place or Place()
     group = place.group
+    check_data(study, data, study.sources)  # before OUT is made
     if cluster is not None:
         out = out.resolve()  # workers may start in another folder
     with lock(out) if group.rank == 0 else contextlib.nullcontext():
@@ -73,7 +75,7 @@ def run_study(
         left, skipped = _left([Job(study, prepared, out, run, place) for run in chosen])
         group.wait()
         if not left:
-            return Outcome([], skipped, {})
+            return Outcome([], skipped, {}, {})
         if cluster is not None:
             from evalengine.training.ray_workers import run_on
 
@@ -82,14 +84,23 @@ def run_study(
             finished, failed = run_together(left)
         else:
             finished, failed = run_workers(left, jobs or default_jobs(study, place.device))
-    return Outcome(finished, skipped, failed)
+    ended = {result.name for result in finished} | failed.keys()
+    not_run = {job.run.name: _cause(job, failed) for job in left if failed and job.run.name not in ended}
+    return Outcome(finished, skipped, failed, not_run)
+
+
+def _cause(job: Job, failed: dict[str, str]) -> str:
+    """The failed run that this one needs; under torchrun the first failure ends the command, so it may be any other."""
+    names = {run.name for run in needed(job.study, job.run)}
+    return next((name for name in failed if name in names), next(iter(failed)))
 
 
 def _discard(out: Path, chosen: list[Run]) -> None:
     """What `--fresh` makes again. Token shards and conversations stay: their names say what they were made of."""
     work = work_folder(out)
-    chosen_paths = [path for run in chosen for path in (out / run.name, selections.path_of(work, run))]
-    for path in (work / "tokenizer", work / "state", *chosen_paths):
+    paths = [path for run in chosen for path in (out / run.name, state_of(out, run))]
+    paths += [selections.path_of(work, run) for run in chosen if run.stage.startswith("sft")]
+    for path in (work / "tokenizer", *paths):
         files.remove(path)
 
 

@@ -13,7 +13,7 @@ import dataclasses
 import io
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +64,11 @@ class Pair(NamedTuple):
 
 def row(run: Run, s: Selection) -> Row:
     scored_M = ~np.isnan(s.score_M)
-    few_M = s.token_M <= FEW
+
+    def both(value_M: np.ndarray, of: Callable[[np.ndarray], Any] = np.mean) -> tuple[float, float]:
+        """Of the chosen, and of all that have a score."""
+        return float(of(value_M[s.chosen_M])), float(of(value_M[scored_M]))
+
     return Row(
         run.scale,
         run.mixture,
@@ -72,14 +76,10 @@ def row(run: Run, s: Selection) -> Row:
         int(scored_M.sum()),
         int((~scored_M).sum()),
         int(s.token_M[s.chosen_M].sum()),
-        float(np.median(s.score_M[s.chosen_M])),
-        float(np.median(s.score_M[scored_M])),
-        float(s.score_M[s.chosen_M].mean()),
-        float(s.score_M[scored_M].mean()),
-        float(s.token_M[s.chosen_M].mean()),
-        float(s.token_M[scored_M].mean()),
-        float(few_M[s.chosen_M].mean()),
-        float(few_M[scored_M].mean()),
+        *both(s.score_M, np.median),
+        *both(s.score_M),
+        *both(s.token_M),
+        *both(s.token_M <= FEW),
         spearman(s.score_M, s.token_M.astype(float)),
         response_share(s.score_M[scored_M], s.response_M[scored_M]),
     )
@@ -158,12 +158,10 @@ def _found(study: Study, out: Path, work: Path) -> dict[Run, Selection]:
     for run in runs(study):
         key = (export.metadata(out / run.name) or {}).get("select", {}).get("key")
         first = dataclasses.replace(run, stage="sft")
-        if (
-            key
-            and first not in found
-            and (s := selections.read(selections.path_of(work, run), key)) is not None
-        ):
-            found[first] = s
+        if key and first not in found:
+            selection = selections.read(selections.path_of(work, run), key)
+            if selection is not None:
+                found[first] = selection
     return found
 
 
@@ -178,23 +176,21 @@ def show(select: Select, rows: Sequence[Row], pairs: Sequence[Pair]) -> None:
     by = f" of the {select.by} models" if select.by else ""
     what = f"{select.score}{by}, quantiles {low:g} to {high:g}"
     title = f"random conversations, as many tokens as {what}" if select.control else f"selected by {what}"
+    columns = [
+        "scale",
+        "mixture",
+        "chosen",
+        "scored",
+        "unscored",
+        "tokens",
+        "score",
+        "of all",
+        "length",
+        "of all",
+    ]
     console.table(
         title,
-        [
-            *(
-                "scale",
-                "mixture",
-                "chosen",
-                "scored",
-                "unscored",
-                "tokens",
-                "score",
-                "of all",
-                "length",
-                "of all",
-            ),
-            *(f"<= {FEW} tokens", "of all", "length r", "response"),
-        ],
+        [*columns, f"<= {FEW} tokens", "of all", "length r", "response"],
         [
             [
                 *(r.scale, r.mixture, r.chosen, r.scored, r.unscored or "", f"{r.chosen_tokens:,}"),

@@ -25,6 +25,8 @@ import numpy as np
 from evalengine import console, files
 from evalengine.errors import UserError
 from evalengine.training import checked
+from evalengine.training.checked import crc
+from evalengine.training.sources import batches
 from evalengine.training.tokenizer import Tokenizer
 
 PIECE = 16_384  # tokens of the longest document
@@ -93,7 +95,7 @@ def build(
     on_tokens(total)
     dtype = np.dtype(np.uint16 if tokenizer.size <= 2**16 else np.uint32)
     number, pending, held, whole = len(finished), list[np.ndarray](), 0, True
-    for encoded in map(tokenizer.encode_documents, _batches(islice(texts(), read, None))):
+    for encoded in map(tokenizer.encode_documents, batches(islice(texts(), read, None), BATCH_CHARS)):
         added = sum(map(len, encoded))
         pending, held, total = pending + encoded, held + added, total + added
         on_tokens(added)
@@ -157,19 +159,6 @@ def _write_shard(base: Path, documents: list[np.ndarray], dtype: np.dtype) -> No
     checked.write(base.with_suffix(".json"), info)
 
 
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    chars = 0
-    for text in texts:
-        batch.append(text)
-        chars += len(text)
-        if chars >= BATCH_CHARS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
-
-
 def _finished_shards(folder: Path) -> list[dict[str, Any]]:
     return [_read(path) for path in sorted(folder.glob("[0-9]*.json"))]
 
@@ -185,12 +174,3 @@ def _mapped(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
     if not path.is_file() or path.stat().st_size != count * dtype.itemsize:
         raise UserError(f"the token shard {path} is missing or cut short: delete {path.parent} and run again")
     return np.memmap(path, dtype=dtype, mode="r", shape=(count,)) if count else np.zeros(0, dtype)
-
-
-def crc(path: Path) -> int:
-    """CRC-32 of a file's bytes."""
-    total = 0
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 22):
-            total = zlib.crc32(chunk, total)
-    return total

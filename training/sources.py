@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,20 @@ def files(source: SourceSpec, data: Path | None, name: str) -> list[Path]:
     elif path.is_file():
         return [path]
     raise UserError(f"source {name}: there is no text at {path}; check the study's `path` and --data")
+
+
+def batches(texts: Iterable[str], chars: int) -> Iterator[list[str]]:
+    """The texts in order, `chars` characters or a little more at a time."""
+    batch: list[str] = []
+    held = 0
+    for text in texts:
+        batch.append(text)
+        held += len(text)
+        if held >= chars:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
 
 
 def source_key(spec: SourceSpec, data: Path | None, name: str) -> str:

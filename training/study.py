@@ -10,25 +10,20 @@ an unknown key is an error that names the nearest known one.
 from __future__ import annotations
 
 import dataclasses
-import math
-import types
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from evalengine.errors import UserError, nearest
+from evalengine.labels import TRAINED
 from evalengine.training.arms import ARMS
+from evalengine.training.typed import parse
 from evalengine.untrusted import check_name, read_yaml
 
-PARENTS: Mapping[str, str | None] = {  # stage -> the one that it starts from
-    "pt": None,
-    "sft": "pt",  # the arm `kept`
+PARENTS: Mapping[str, str | None] = {  # stage -> the one that it starts from; sft is the arm `kept`
+    **dict(zip(TRAINED, (None, *TRAINED), strict=False)),
     **{f"sft_{arm}": "pt" for arm in ARMS if arm != "kept"},
-    "dpo": "sft",
 }
-LARGEST = 2**50  # of any number in a study file
 
 
 @dataclass(frozen=True)
@@ -65,8 +60,8 @@ class Optimisation:
     lr: float
     micro_rows: int = 0  # rows in one forward; 0: all of them. Lower it when memory runs out
     warmup: float  # share of the steps
-    min_lr: float  # of lr, at the end of the cosine
-    weight_decay: float
+    min_lr: float = 0.0  # of lr, at the end of the cosine
+    weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.95
     clip: float = 1.0
@@ -87,8 +82,6 @@ class FineTune(Optimisation):
     epochs: int
     batch_examples: int = 32  # conversations in an optimiser step, packed into rows
     warmup: float = 0.03
-    min_lr: float = 0.0
-    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +93,6 @@ class Prefer(Optimisation):
     epochs: int = 1
     batch_pairs: int = 32  # pairs in an optimiser step, packed into rows
     warmup: float = 0.1
-    min_lr: float = 0.0
-    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -170,10 +161,8 @@ class Study:
     sft: SftData
     dpo: DpoData = DpoData()
     about: str = ""
-    stages: tuple[str, ...] = (
-        "pt",
-        "sft",
-    )  # those of every mixture and scale, each after the one it starts from
+    # of every mixture and scale, each after the one it starts from
+    stages: tuple[str, ...] = ("pt", "sft")
     seed: int = 0
     threads: int = 0  # of a worker on the CPU; 0: cores divided by jobs. A fixed number gives the same bits
     save_dtype: str = "float32"
@@ -232,10 +221,20 @@ def runs(study: Study) -> list[Run]:
     return found
 
 
+def used_sources(study: Study) -> list[str]:
+    """The sources of which some mixture has a share."""
+    return [name for name in study.sources if any(m.get(name, 0) > 0 for m in study.mixtures.values())]
+
+
 def scorer(study: Study, run: Run) -> Run:
     """The pretraining whose model scores the conversations that `run` is fine-tuned on."""
     by = study.sft.select.by if study.sft.select else ""
     return Run(by or run.scale, run.mixture, "pt")
+
+
+def needed(study: Study, run: Run) -> set[Run]:
+    """The runs that come before this one: those it starts from, and the one whose model chooses its conversations."""
+    return {*run.ancestors, scorer(study, run)} if run.stage != "pt" else set()
 
 
 def with_stages(study: Study, chosen: Sequence[str]) -> Study:
@@ -276,68 +275,12 @@ def load(where: str | Path) -> Study:
             f"{path}: sft.instructions has become a stage: leave it out and write `stages: [pt, sft_emptied]`, or "
             "sft_shuffled; the stage sft keeps the instructions"
         )
-    study: Study = _parse(Study, raw, str(path))
+    study: Study = parse(Study, raw, str(path))
     for name in (*study.mixtures, *study.scales, *study.sources):
         check_name(name, "mixture, scale or source")
     for fault in _faults(study):
         raise UserError(f"{path}: {fault}")
     return study
-
-
-def _parse(kind: Any, value: Any, where: str) -> Any:
-    """`value` as the dataclass or type `kind`; `where` is the path to it inside the file, for the error."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
-        one, other = args
-        if other is type(None):
-            return None if value is None else _parse(one, value, where)
-        return _parse(other if isinstance(value, list) else one, value, where)  # str | tuple[str, ...]
-    if dataclasses.is_dataclass(kind):
-        return _parse_fields(kind, value, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise UserError(f"{where} must be a list, not {value!r:.60}")
-        return tuple(_parse(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is not None:  # Mapping[str, X]
-        if value == {}:
-            raise UserError(f"{where} is empty: name at least one, as `name: value`")
-        if not isinstance(value, dict):
-            raise UserError(f"{where} must be a mapping of names, not {value!r:.60}")
-        return {str(key): _parse(args[1], item, f"{where}.{str(key)[:60]}") for key, item in value.items()}
-    return _parse_scalar(kind, value, where)
-
-
-def _parse_fields(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise UserError(f"{where} must be a mapping, not {value!r:.60}")
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    for key in value:
-        if key not in fields:
-            raise UserError(f"{where}: unknown key {key!r:.60}{nearest(str(key), fields)}")
-    for name, item in fields.items():
-        if name not in value and item.default is dataclasses.MISSING:
-            raise UserError(f"{where}: the key {name!r} is missing")
-    return kind(**{key: _parse(hints[key], item, f"{where}: {key}") for key, item in value.items()})
-
-
-def _parse_scalar(kind: Any, value: Any, where: str) -> Any:
-    try:
-        if kind is bool and isinstance(value, bool):
-            return value
-        if kind is str and isinstance(value, str | int | float) and not isinstance(value, bool):
-            return str(value)
-        if kind in (int, float) and not isinstance(value, bool):
-            number = float(value)  # YAML reads 2e-5 as text
-            if kind is int and not number.is_integer():
-                raise ValueError
-            if not math.isfinite(number) or abs(number) > LARGEST:
-                raise ValueError
-            return kind(number)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-    raise UserError(f"{where} must be {expected}, not {value!r:.60}")
 
 
 def _faults(study: Study) -> Iterator[str]:

@@ -24,9 +24,11 @@ import torch
 from evalengine import console
 from evalengine.errors import UserError
 from evalengine.files import cores
+from evalengine.training.job import Job, tokens_of
 from evalengine.training.loop import Step
 from evalengine.training.mfu import Utilisation, peak_of
-from evalengine.training.stages import Job, Result, tokens_of, train
+from evalengine.training.stages import Result, train
+from evalengine.training.study import needed
 
 POLL_S = 1.0
 WATCH_S = 0.5
@@ -134,7 +136,7 @@ def keep_freed_memory() -> None:
 
 
 def train_chain(index: int, chain: list[Job], put: Callable[[Message], None]) -> None:
-    """Trains the runs of a chain one after another, but for those that start from one that failed. `index` chooses the GPU."""
+    """Trains the runs of a chain one after another, but for those that need one that failed. `index` chooses the GPU."""
     while chain:
         job, *chain = chain
         last = 0.0
@@ -158,8 +160,8 @@ def train_chain(index: int, chain: list[Job], put: Callable[[Message], None]) ->
 
 
 def without(chain: list[Job], failed: Job) -> list[Job]:
-    """The runs of a chain that start neither from `failed` nor from one that does."""
-    return [job for job in chain if job.run != failed.run and failed.run not in job.run.ancestors]
+    """The runs of a chain that do not need `failed`."""
+    return [job for job in chain if job.run != failed.run and failed.run not in needed(job.study, job.run)]
 
 
 def _reason(error: Exception) -> str:

@@ -25,42 +25,34 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     show = actions.add_parser("show", help="print one item as it is scored, continuations marked")
     show.add_argument("name", metavar="NAME", help="a benchmark")
     show.add_argument("--item", type=int, default=0, metavar="N", help="which item, from 0 (default 0)")
-    show.add_argument(
-        "--fewshot", type=int, default=0, metavar="K", help="solved train items before the item"
-    )
+    fewshot = "solved train items before the item"
+    show.add_argument("--fewshot", type=int, default=0, metavar="K", help=fewshot)
     show.add_argument("--seed", type=int, default=0, help="of the few-shot examples (default 0)")
     show.add_argument("--variant", choices=["lm_eval"], help="render as lm-evaluation-harness does")
     _common(show)
     check = actions.add_parser("check", help="validate data files and name the first bad line of each")
     check.add_argument("--benchmarks", dest="names", default="all", help="names or categories (default all)")
     _common(check)
-    count = actions.add_parser(
-        "formats", help="count answer formats in a study's sources, for score --formats"
-    )
+    what = "count answer formats in a study's sources, for score --formats"
+    count = actions.add_parser("formats", help=what)
     count.add_argument("study", metavar="STUDY", help="a study file, or the name of one that ships")
     count.add_argument("--data", type=Path, metavar="DIR", help="the folder of the sources' files")
     what = "YAML file, name: template with {choice} or {letter} (default: those that ship)"
     count.add_argument("--formats", type=Path, metavar="YAML", help=what)
     count.add_argument("--documents", type=int, default=100_000, metavar="N", help="of each source, at most")
-    count.add_argument(
-        "--out", type=Path, metavar="YAML", help="write those that were found, for score --formats"
-    )
+    what = "write those that were found, for score --formats"
+    count.add_argument("--out", type=Path, metavar="YAML", help=what)
     count.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object")
 
 
 def _common(parser: argparse.ArgumentParser, *, names: bool = True) -> None:
     keep = argparse.SUPPRESS if names else None  # an action's own options must not reset those before it
     if names:
-        parser.add_argument(
-            "--data", type=Path, metavar="DIR", help="folder of <benchmark>.jsonl or .parquet files"
-        )
+        files = "folder of <benchmark>.jsonl or .parquet files, or one with them in bench/"
+        parser.add_argument("--data", type=Path, metavar="DIR", help=files)
+    own = "a benchmark of your own"
     parser.add_argument(
-        "--benchmark-file",
-        type=Path,
-        action="append",
-        default=keep,
-        metavar="YAML",
-        help="a benchmark of your own",
+        "--benchmark-file", type=Path, action="append", default=keep, metavar="YAML", help=own
     )
     parser.add_argument("--json", action="store_true", default=keep or False, help="print one JSON object")
 
@@ -165,7 +157,9 @@ def _check(args: argparse.Namespace) -> int:
     for check in bad:
         print(f"evalengine: {printable(check.problem or '')}", file=sys.stderr)
     if not checks:
-        raise UserError(f"{args.data} holds no file of a benchmark: name them <benchmark>.jsonl or .parquet")
+        raise UserError(
+            f"{args.data} holds no file of a benchmark, neither itself nor in bench/: name them <benchmark>.jsonl or .parquet"
+        )
     return 1 if bad else 0
 
 

@@ -24,21 +24,13 @@ def register(subparsers: Any) -> None:
         help="train 36 tiny checkpoints, score 20 benchmarks, correlate, explain: a few minutes, no network",
         description="Runs the commands of a study, one after another, on an embedded synthetic world.",
     )
-    p.add_argument(
-        "--out", type=Path, default=Path("demo"), metavar="DIR", help="output folder (default: demo)"
-    )
-    p.add_argument("--quick", action="store_true", help="8 checkpoints, half of the training: about a minute")
-    p.add_argument(
-        "--bootstrap", default="exact", metavar="N", help="resamples of the intervals (default: exact)"
-    )
-    p.add_argument(
-        "--jobs", type=int, default=0, metavar="N", help="training processes (default: one a core)"
-    )
-    p.add_argument(
-        "--seeds",
-        metavar="N,N,...",
-        help="instead: the larger scale's 18 checkpoints for each seed, and a table of the findings",
-    )
+    add = p.add_argument
+    add("--out", type=Path, default=Path("demo"), metavar="DIR", help="output folder (default: demo)")
+    add("--quick", action="store_true", help="8 checkpoints, half of the training: about a minute")
+    add("--bootstrap", default="exact", metavar="N", help="resamples of the intervals (default: exact)")
+    add("--jobs", type=int, default=0, metavar="N", help="training processes (default: one a core)")
+    seeds = "instead: the larger scale's 18 checkpoints for each seed, and a table of the findings"
+    add("--seeds", metavar="N,N,...", help=seeds)
     p.set_defaults(run=run)
 
 

@@ -17,29 +17,18 @@ def register(subparsers: Any) -> None:
         description="Counts every benchmark item's n-grams, those that cross from the context into a choice above all, in every "
         "source of a study or in any text files. Each source is read once; a killed run continues.",
     )
-    p.add_argument(
-        "study", nargs="?", metavar="STUDY", help="a study file (YAML), or the name of a shipped one"
-    )
     add = p.add_argument
+    add("study", nargs="?", metavar="STUDY", help="a study file (YAML), or the name of a shipped one")
     files = (
         "in place of a study: a text, JSONL or Parquet file, or a folder of them; may be given several times"
     )
     add("--source", action="append", default=[], metavar="NAME=PATH", help=files)
-    add(
-        "--field",
-        default="text",
-        metavar="NAME",
-        help="of --source: the column that holds the text (default: text)",
-    )
-    data = "folder that the study's paths are relative to, with the benchmark files in bench/ or in itself"
+    field = "of --source: the column that holds the text (default: text)"
+    add("--field", default="text", metavar="NAME", help=field)
+    data = "folder that the study's paths are relative to, with the benchmarks' files in itself or in bench/"
     add("--data", type=Path, metavar="DIR", help=data)
-    add(
-        "--out",
-        type=Path,
-        default=Path("exposure"),
-        metavar="DIR",
-        help="where exposure.arrow goes (default: exposure)",
-    )
+    out = "where exposure.arrow goes (default: exposure)"
+    add("--out", type=Path, default=Path("exposure"), metavar="DIR", help=out)
     add("--benchmarks", default="all", help="names, a category, or all (default), separated by commas")
     add("--limit", type=int, metavar="N", help="a seeded sample of N items of each benchmark")
     add("--seed", type=int, default=0, help="seed of --limit (default: 0)")

@@ -70,7 +70,7 @@ def add_checkpoints(p: argparse.ArgumentParser, adapters: bool = True) -> None:
 def add_items(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = p.add_argument_group("benchmarks")
     add = group.add_argument
-    files = "folder of <benchmark>.jsonl or .parquet files (default: the Hugging Face hub)"
+    files = "folder of <benchmark>.jsonl or .parquet files, or one with them in bench/ (default: the Hugging Face hub)"
     add("--data", type=Path, help=files)
     add("--benchmarks", default="all", help="names, a category, or all (default), separated by commas")
     own = "a benchmark of your own"

@@ -12,16 +12,13 @@ from evalengine.errors import UserError
 if TYPE_CHECKING:
     from evalengine.training.state import Place
 
-CHOICES = (
-    ("--device", ("cpu", "cuda"), None),
-    ("--dtype", ("float32", "bfloat16"), "of products (default: bfloat16 on a GPU)"),
-    (
-        "--parallel",
-        ("ddp", "fsdp"),
-        "under torchrun: copies or shards of the model (default: shards from 500M parameters)",
-    ),
-    ("--compile", ("yes", "no"), "torch.compile the blocks (default: on a GPU)"),
-)
+SHARDS = "under torchrun: copies or shards of the model (default: shards from 500M parameters)"
+CHOICES: dict[str, tuple[tuple[str, str], str | None]] = {
+    "--device": (("cpu", "cuda"), None),
+    "--dtype": (("float32", "bfloat16"), "of products (default: bfloat16 on a GPU)"),
+    "--parallel": (("ddp", "fsdp"), SHARDS),
+    "--compile": (("yes", "no"), "torch.compile the blocks (default: on a GPU)"),
+}
 
 
 def register(subparsers: Any) -> None:
@@ -30,109 +27,76 @@ def register(subparsers: Any) -> None:
         help="pretrain and fine-tune the checkpoints of a study",
         description="Trains the checkpoints of a study; finished ones are skipped, a killed study continues.",
     )
-    p.add_argument(
-        "study",
-        metavar="STUDY",
-        help="a study file (YAML), or the name of a shipped one: embedded, local_text, h200, paper",
-    )
-    p.add_argument("--data", type=Path, metavar="DIR", help="folder that the study's paths are relative to")
-    p.add_argument(
-        "--out", type=Path, default=Path("ckpts"), metavar="DIR", help="where checkpoints go (default: ckpts)"
-    )
-    p.add_argument("--only", metavar="GLOB", help="only the runs whose name matches, such as '240M-*-pt'")
-    p.add_argument(
-        "--stages",
-        metavar="A,B",
-        help="these stages and those they start from, in place of the study's: pt, sft, sft_ARM, dpo",
-    )
-    p.add_argument(
+    add = p.add_argument
+    study = "a study file (YAML), or the name of a shipped one: embedded, local_text, h200, paper"
+    add("study", metavar="STUDY", help=study)
+    data = "folder that the study's paths are relative to, with the benchmarks' files in itself or in bench/"
+    add("--data", type=Path, metavar="DIR", help=data)
+    out = "where checkpoints go (default: ckpts)"
+    add("--out", type=Path, default=Path("ckpts"), metavar="DIR", help=out)
+    add("--only", metavar="GLOB", help="only the runs whose name matches, such as '240M-*-pt'")
+    stages = "these stages and those they start from, in place of the study's: pt, sft, sft_ARM, dpo"
+    add("--stages", metavar="A,B", help=stages)
+    add(
         "--jobs",
         type=int,
         default=0,
         metavar="N",
         help="worker processes (default: by machine and model size)",
     )
-    p.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the plan: parameters, tokens, FLOPs, hours; train nothing",
-    )
-    p.add_argument(
-        "--flops",
-        type=float,
-        metavar="RATE",
-        help="sustained FLOP/s for the estimate (default: measured)",
-    )
-    for name, choices, text in CHOICES:
-        p.add_argument(name, choices=("auto", *choices), default="auto", help=text)
-    p.add_argument("--tensorboard", action="store_true", help="also log scalars to OUT/.study/tensorboard")
+    plan = "print the plan: parameters, tokens, FLOPs, hours; train nothing"
+    add("--dry-run", action="store_true", help=plan)
+    add("--flops", type=float, metavar="RATE", help="sustained FLOP/s for the estimate (default: measured)")
+    for name, (choices, text) in CHOICES.items():
+        add(name, choices=("auto", *choices), default="auto", help=text)
+    add("--tensorboard", action="store_true", help="also log scalars to OUT/.study/tensorboard")
     add_ray(p, "train the runs")
-    p.add_argument("--fresh", action="store_true", help="train the chosen runs again, whatever is there")
-    p.add_argument("--json", action="store_true", help="print one JSON object")
+    add("--fresh", action="store_true", help="train the chosen runs again, whatever is there")
+    add("--json", action="store_true", help="print one JSON object")
     p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     from evalengine import console
+    from evalengine.training import plan, selection_report
     from evalengine.training import study as studies
+    from evalengine.training.runner import run_study
 
     console.set_json(args.json)
     study = studies.load(args.study)
     if args.stages is not None:
         study = studies.with_stages(study, [name.strip() for name in args.stages.split(",")])
     place = _place(args)
+    what: dict[str, Any] = {"data": args.data, "out": args.out, "only": args.only, "jobs": args.jobs}
     if args.dry_run:
-        from evalengine.training import plan
-
-        planned = plan.make(
-            study,
-            data=args.data,
-            out=args.out,
-            only=args.only,
-            jobs=args.jobs,
-            rate=args.flops,
-            device=place.device,
-        )
+        planned = plan.make(study, **what, rate=args.flops, device=place.device)
         if args.json:
             console.emit_json(plan.as_json(planned))
         else:
             plan.show(study, planned)
         return 0
-    from evalengine.training import selection_report
-    from evalengine.training.runner import run_study
-
     if args.ray and (args.jobs or place.group.size > 1):
         raise UserError("--ray cannot be combined with --jobs (use --workers) or torchrun")
     if not args.ray:
         refuse_ray_options(args)
-    outcome = run_study(
-        study,
-        data=args.data,
-        out=args.out,
-        only=args.only,
-        jobs=args.jobs,
-        fresh=args.fresh,
-        place=place,
-        cluster=cluster(args) if args.ray else None,
-    )
+    given = cluster(args) if args.ray else None
+    outcome = run_study(study, **what, fresh=args.fresh, place=place, cluster=given)
     if place.group.rank:
         return 0
     if args.json:
-        losses = {
-            r.name: {"train_loss": r.train_loss, "validation_loss": r.validation_loss}
-            for r in outcome.finished
-        }
+        fields = ("train_loss", "validation_loss")
+        losses = {r.name: {field: getattr(r, field) for field in fields} for r in outcome.finished}
         console.emit_json({**outcome._asdict(), "out": str(args.out), "finished": losses})
     else:
-        of_world = (
-            f" --data {args.out}/.study/world-{study.world.seed}/bench"
-            if study.world and not args.data
-            else ""
-        )
+        world = study.world if not args.data else None
+        bench = f" --data {args.out}/.study/world-{world.seed}/bench" if world else ""
         console.say(
             f"{len(outcome.finished)} checkpoints trained, {len(outcome.skipped)} were finished before; "
-            f"score them with: evalengine score {args.out}/*{of_world}"
+            f"score them with: evalengine score {args.out}/*{bench}"
         )
+    if outcome.not_run:
+        names = ", ".join(f"{name} (because of {failed})" for name, failed in outcome.not_run.items())
+        console.warn(f"not run, since one before failed: {names}")
     if study.sft.select:
         selection_report.report(study, args.out)
     if outcome.failed:

@@ -58,7 +58,10 @@ def test_check_passes_good_files_and_names_what_is_absent(
     small_world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["benchmarks", "check", "--data", str(small_world / "bench"), "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert main(["benchmarks", "check", "--data", str(small_world), "--json"]) == 0
+    assert capsys.readouterr().out == printed  # bench/ is found inside
+    result = json.loads(printed)
     assert len(result["files"]) == 40 and result["absent"] == []
     assert {check["items"] for check in result["files"]} == {24, 12}
 

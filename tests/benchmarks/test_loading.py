@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from evalengine.benchmarks import BENCHMARKS, Item, load_items, resolve
-from evalengine.benchmarks.load import read_rows
+from evalengine.benchmarks import BENCHMARKS, Item, benchmarks_in, load_items, resolve
+from evalengine.benchmarks.load import check_files, read_rows
 from evalengine.errors import UserError
 
 COPA = {
@@ -199,6 +199,23 @@ def test_missing_data_says_what_to_add(tmp_path: Path) -> None:
         load_items(BENCHMARKS["copa"], write(tmp_path, "copa", {**COPA, "label": 1}), fewshot=1)
     with pytest.raises(UserError, match="is not a folder"):
         load_items(BENCHMARKS["copa"], tmp_path / "nowhere")
+
+
+def test_a_data_folder_holds_the_files_itself_or_in_bench(tmp_path: Path) -> None:
+    above, within, copa = tmp_path / "data", tmp_path / "data/bench", BENCHMARKS["copa"]
+    within.mkdir(parents=True)
+    write(within, "copa", {**COPA, "label": 1})
+    write(within, "copa_train", {**COPA, "premise": "It was sunny.", "label": 0})
+    assert load_items(copa, above, fewshot=1) == load_items(copa, within, fewshot=1)
+    assert benchmarks_in(above, BENCHMARKS.values()) == benchmarks_in(within, BENCHMARKS.values()) == [copa]
+    assert check_files([copa], above) == check_files([copa], within)
+    with pytest.raises(UserError, match=r"data has no cb\.jsonl or cb\.parquet, nor has its bench/: add it"):
+        load_items(BENCHMARKS["cb"], above)
+    write(above, "copa", {**COPA, "label": 0})
+    with pytest.raises(
+        UserError, match=r"data/copa\.jsonl and .*data/bench/copa\.jsonl both claim to be copa"
+    ):
+        load_items(copa, above)
 
 
 def test_two_files_for_one_benchmark_are_refused(tmp_path: Path) -> None:

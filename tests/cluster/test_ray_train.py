@@ -59,3 +59,17 @@ def test_a_study_on_ray_has_the_weights_of_one_machine_though_a_worker_is_killed
     assert len(weights(out)) == 4 and weights(out) == weights(tmp_path / "plain")
     assert main([*given, "--out", str(out), *RAY]) == 0
     assert "0 checkpoints trained, 4 were finished before" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_preferences_are_trained_on_ray_to_the_same_weights(
+    ray_local: None, small_world: Path, tmp_path: Path
+) -> None:
+    study = tmp_path / "study.yaml"
+    raw = {**STUDY, "stages": ["pt", "sft", "dpo"], "dpo": {"data": [{"benchmarks_train": "copa,boolq"}]}}
+    study.write_text(yaml.safe_dump(raw))
+    given = ["train", str(study), "--data", str(small_world), "--device", "cpu", "--only", "S-m1-*"]
+    assert main([*given, "--out", str(tmp_path / "plain"), "--jobs", "1"]) == 0
+    assert main([*given, "--out", str(tmp_path / "ray"), *RAY]) == 0
+    assert set(weights(tmp_path / "ray")) == {"S-m1-pt", "S-m1-sft", "S-m1-dpo"}
+    assert weights(tmp_path / "ray") == weights(tmp_path / "plain")

@@ -22,7 +22,8 @@ from evalengine.errors import UserError
 from evalengine.training import conversations
 from evalengine.training.arms import ARMS, LABELS, Asked, changed, parse_asked, unmoved
 from evalengine.training.chat import Conversation, Message
-from evalengine.training.conversations import PackedExamples, read, tokenise
+from evalengine.training.conversations import read, tokenise
+from evalengine.training.packed import PackedExamples
 from evalengine.training.prepare import prepare
 from evalengine.training.study import ChatSource, SftData, load, with_stages
 

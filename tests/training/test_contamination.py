@@ -54,3 +54,15 @@ def test_the_report_reads_shards_and_conversations(data: Path, tokenizer, tmp_pa
     assert found["boolq"].seen["conversations"] >= 1
     again = contamination.report(tmp_path / "report.json", data, tokenizer, {"web": source}, chats)
     assert again == found
+
+
+def test_other_items_are_looked_for_again(data: Path, tokenizer, tmp_path: Path):
+    rows = (data / "bench/boolq.jsonl").read_text().splitlines()
+    (tmp_path / "boolq.jsonl").write_text(rows[0])
+    source = build(tmp_path / "web", lambda: iter(text_documents(data / "corpora/web_a.txt")), tokenizer)
+    chats = tmp_path / "conversations-x.npz"
+    save(chats, tokenise([(Message("user", "Is it?"), Message("assistant", "yes"))], tokenizer))
+    for count in (1, 3):
+        (tmp_path / "boolq.jsonl").write_text("\n".join(rows[:count]))
+        found = contamination.report(tmp_path / "report.json", tmp_path, tokenizer, {"web": source}, chats)
+        assert found is not None and found["boolq"].items == count

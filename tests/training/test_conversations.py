@@ -11,16 +11,10 @@ import torch
 
 from evalengine.errors import UserError
 from evalengine.training.chat import Conversation, Message
-from evalengine.training.conversations import (
-    Example,
-    PackedExamples,
-    pack,
-    read,
-    tokenise,
-    within,
-)
+from evalengine.training.conversations import Example, read, tokenise, within
 from evalengine.training.loop import mean_loss
 from evalengine.training.model import Decoder, Shape
+from evalengine.training.packed import PackedExamples, pack
 from evalengine.training.rows import IGNORE
 from evalengine.training.state import Place
 from evalengine.training.study import ChatSource, SftData

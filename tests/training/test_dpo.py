@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,13 @@ from evalengine.errors import UserError
 from evalengine.training import dpo, export, preferences, stages
 from evalengine.training.chat import Message
 from evalengine.training.dpo import Preferred
+from evalengine.training.job import Job, fingerprint
 from evalengine.training.loop import micro_batches
 from evalengine.training.model import Decoder, Shape
 from evalengine.training.parallel import Group
 from evalengine.training.preferences import Candidates, Question, tokenise
 from evalengine.training.prepare import prepare
 from evalengine.training.rows import IGNORE
-from evalengine.training.stages import Job, fingerprint
 from evalengine.training.state import Place
 from evalengine.training.study import Run, load, preferring, with_stages
 
@@ -78,24 +79,24 @@ def test_the_reference_is_transformers_and_the_rejected_its_likeliest_wrong_choi
     export.save(model, tokenizer, tmp_path / "m", {})
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
     expected = []
-    for ids, learned in candidates.examples:  # one sequence at a time, all its logits
+    for ids, learned in chain(*candidates):  # one sequence at a time, all its logits
         token = torch.from_numpy(ids.astype(np.int64))
         logprob_TV = theirs(token[None]).logits[0].detach().log_softmax(-1)
         expected.append(sum(float(logprob_TV[t - 1, token[t]]) for t in np.flatnonzero(learned)))
     found = dpo.logprobs(model, candidates, Place(), tmp_path / "reference.json", "a key")
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     chosen, rejected, reference_P = dpo.pairs_of(candidates, found)
-    for p, group in enumerate(candidates.groups()):
-        wrong = [c for c in group[1:] if expected[c] == max(expected[o] for o in group[1:])]
-        assert np.array_equal(chosen[p].token_T, candidates.examples[group[0]].token_T)
-        assert np.array_equal(rejected[p].token_T, candidates.examples[wrong[0]].token_T)
-        assert reference_P[p] == pytest.approx(expected[group[0]] - expected[wrong[0]], abs=1e-4)
+    for p, group in enumerate(candidates):
+        right, *others = (expected.pop(0) for _ in group)
+        assert chosen[p] is group[0] and rejected[p] is group[1 + others.index(max(others))]
+        assert reference_P[p] == pytest.approx(right - max(others), abs=1e-4)
+    assert len(chosen) == 23 and not expected
 
 
 def test_the_reference_is_computed_once(model: Decoder, candidates: Candidates, tmp_path: Path, monkeypatch):
     path = tmp_path / "reference.json"
     first = dpo.logprobs(model, candidates, Place(), path, "a key")
-    monkeypatch.setattr(dpo, "loss_sums", lambda *_: np.zeros(len(candidates.examples)))
+    monkeypatch.setattr(dpo, "loss_sums", lambda *_: np.zeros(len(first)))
     assert np.array_equal(dpo.logprobs(model, candidates, Place(), path, "a key"), first)
     assert not dpo.logprobs(model, candidates, Place(), path, "another model").any()
     path.write_text(path.read_text()[:-20])
@@ -103,7 +104,7 @@ def test_the_reference_is_computed_once(model: Decoder, candidates: Candidates, 
 
 
 def test_every_epoch_shows_every_pair_once_with_both_responses_in_one_row(candidates: Candidates):
-    logprob_C = np.random.default_rng(0).normal(size=len(candidates.examples))
+    logprob_C = np.random.default_rng(0).normal(size=sum(map(len, candidates)))
     batches = preferred(candidates, logprob_C, batch_pairs=4)
     assert batches.steps == 2 * 5
     seen: list[Counter[float]] = [Counter(), Counter()]
@@ -131,7 +132,7 @@ def test_two_processes_have_the_loss_of_one(model: Decoder, candidates: Candidat
         def __init__(self, rank: int) -> None:
             self.rank, self.size = rank, 2
 
-    logprob_C = -np.arange(len(candidates.examples), dtype=float)
+    logprob_C = -np.arange(sum(map(len, candidates)), dtype=float)
     batch = preferred(candidates, logprob_C, batch_pairs=23, context=40).batch(0)
     assert len(batch.token_BT) > 4
 

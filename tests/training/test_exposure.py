@@ -416,6 +416,33 @@ main(sys.argv[1:])
 """
 
 
+COMPILED = """
+from evalengine.benchmarks import Item
+from evalengine.training.exposure import ngrams, words
+ngrams.compile_kernels()
+kernels = [k for module in (ngrams, words) for k in vars(module).values() if hasattr(k, "signatures")]
+before = {k.py_func.__name__: list(k.signatures) for k in kernels}
+item = Item("", ("who wrote the very long book",) * 2, (" one of us", " two"), ("one of us", "two"), 0)
+items = ngrams.gather([item])
+into = ngrams.tally(items.grams)
+ngrams.add(["They say: who wrote the very long book, one of us?", "no", "\u00e9t\u00e9 long book"], items, into)
+ngrams.add(["who wrote the very long book one of us"], items, into)
+assert before["_count"] and len(before["_numbers"]) == 2, before
+assert before == {k.py_func.__name__: list(k.signatures) for k in kernels}
+assert into.longest_C2[0].tolist() == [9, 2], into.longest_C2
+"""
+
+
+def test_all_that_counts_is_compiled_before_the_clock_starts(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    expose(folder)
+    said = capsys.readouterr()
+    assert said.out.startswith("compiling the counting kernels; later runs load them from a cache")
+
+
 def test_a_killed_run_continues_and_ends_with_the_same_bytes(folder: Path):
     expose(folder)
     expected = {p.name: p.read_bytes() for p in folder.glob("out/**/*") if p.is_file()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from tiny_study import STUDY
+from tiny_study import STUDY, TORCHRUN
 
 from evalengine.cli import main
 from evalengine.errors import UserError
@@ -24,14 +25,14 @@ from evalengine.training import export, frontier, selection_report, selections
 from evalengine.training.chat import Conversation, Message, render
 from evalengine.training.conversations import Example, tokenise
 from evalengine.training.frontier import between, random_control, scores, turns_of
+from evalengine.training.job import Job, fingerprint
 from evalengine.training.model import Decoder, Shape
 from evalengine.training.parallel import Group
 from evalengine.training.prepare import prepare
 from evalengine.training.runner import selected
 from evalengine.training.selections import Selection
-from evalengine.training.stages import Job, fingerprint
 from evalengine.training.state import Place
-from evalengine.training.study import Run, load
+from evalengine.training.study import Run, load, needed
 
 SHAPE = Shape(d_model=32, layers=2, heads=1, head_dim=32, ffn=64, vocab=512, context=256)
 
@@ -329,8 +330,8 @@ def test_the_tables_say_what_was_selected(chosen: Path, write_study, capsys):
 def test_the_lower_quantile_of_the_loss_is_what_reach_kept(data: Path, write_study, tmp_path: Path):
     """The mean loss of each conversation alone, the lower half of it, in the file's order."""
     from evalengine.training import conversations
-    from evalengine.training.conversations import pack
     from evalengine.training.loop import mean_loss
+    from evalengine.training.packed import pack
     from evalengine.training.prepare import shape_of
     from evalengine.training.tokenizer import Tokenizer
 
@@ -396,6 +397,45 @@ def test_another_scale_scores(data: Path, write_study, tmp_path: Path, capsys: p
     assert saved.score_M == pytest.approx(expected, nan_ok=True)
     about = json.loads((tmp_path / "out/S-m1-sft/evalengine.json").read_text())
     assert about["select"]["model"] == "XS-m1-pt" and about["base"] == "S-m1-pt"
+
+
+def test_fresh_makes_nothing_again_that_only_leaves_out(data: Path, write_study, tmp_path: Path):
+    """S needs the pretrained XS; what XS chose for itself and the state of its fine-tuning stay."""
+    study, out = write_study(**small(sft__select={**IFD, "by": "XS"})), tmp_path / "out"
+    assert train(study, data, out, "--only", "*-m1-sft") == 0
+    own, state = out / ".study/selected/XS-m1.arrow", out / ".study/state/XS-m2-sft.pt"
+    before, made = own.read_bytes(), own.stat().st_mtime_ns
+    state.parent.mkdir(exist_ok=True)
+    state.write_bytes(b"of an unfinished run")
+    (out / ".study/state/S-m1-sft.pt").write_bytes(b"of a run that is chosen")
+    assert train(study, data, out, "--fresh", "--only", "S-m1-sft") == 0
+    assert own.read_bytes() == before and own.stat().st_mtime_ns == made
+    assert [path.name for path in state.parent.iterdir()] == [state.name]
+    assert needed(load(study), Run("S", "m1", "sft")) == {Run("S", "m1", "pt"), Run("XS", "m1", "pt")}
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_choose_what_one_process_does(
+    chosen: Path, data: Path, write_study, tmp_path: Path
+):
+    """From the same pretrained weights the scores have the same bits, however the batches are divided."""
+    out, name = tmp_path / "out", ".study/selected/S-m1.arrow"
+    shutil.copytree(chosen, out)
+    shutil.rmtree(out / "S-m1-sft")
+    (out / name).unlink()
+    options = [str(write_study(sft__select=IFD)), "--data", str(data), "--out", str(out), "--only", "S-m1-*"]
+    done = subprocess.run(
+        [*TORCHRUN, *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (out / name).read_bytes() == (chosen / name).read_bytes()
+    ours, theirs = (json.loads((o / "S-m1-sft/evalengine.json").read_text()) for o in (out, chosen))
+    assert ours["select"] == theirs["select"] and ours["conversations"] == theirs["conversations"]
+    assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
 
 
 def test_a_control_trains_on_as_many_tokens_of_other_conversations(

@@ -125,29 +125,24 @@ QUESTIONS = [
 
 def test_only_the_responses_are_learned_and_what_does_not_fit_is_left_out(tokenizer, tmp_path: Path):
     candidates = tokenise(QUESTIONS, tokenizer)
-    assert candidates.groups() == [[0, 1, 2], [3, 4], [5, 6], [7, 8, 9]]
-    for group, question in zip(candidates.groups(), QUESTIONS, strict=True):
-        for number, response in zip(group, question.responses, strict=True):
-            token_T, learned_T = candidates.examples[number]
+    assert list(map(len, candidates)) == [3, 2, 2, 3]
+    for group, question in zip(candidates, QUESTIONS, strict=True):
+        for (token_T, learned_T), response in zip(group, question.responses, strict=True):
             assert (
                 tokenizer.decode(token_T[learned_T]).removesuffix("<|endoftext|>").strip()
                 == response[0].content.strip()
             )
     kept = within(candidates, 64)
-    assert kept.groups() == [
-        [0, 1, 2],
-        [3, 4],
-        [5, 6],
-    ]  # the third question is too long, and so is "no no no ..."
-    assert [len(kept.examples[c].token_T) for c in (5, 6)] == [
-        len(candidates.examples[c].token_T) for c in (7, 9)
-    ]
+    # the third question is too long, and so is "no no no ..."
+    expected = [*candidates[:2], [candidates[3][0], candidates[3][2]]]
+    assert [list(map(id, group)) for group in kept] == [list(map(id, group)) for group in expected]
     with pytest.raises(UserError, match="no pair of preferences fits the context of 4 tokens"):
         within(candidates, 4)
     save(tmp_path / "saved.npz", candidates)
     again = load(tmp_path / "saved.npz")
     assert preferences.digest(again) == preferences.digest(candidates) != preferences.digest(kept)
-    assert all(map(np.array_equal, again.examples[9], candidates.examples[9]))
+    assert list(map(len, again)) == [3, 2, 2, 3]
+    assert all(map(np.array_equal, again[3][2], candidates[3][2]))
     (tmp_path / "saved.npz").write_bytes(b"cut")
     with pytest.raises(UserError, match="is damaged"):
         load(tmp_path / "saved.npz")

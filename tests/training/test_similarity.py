@@ -25,7 +25,7 @@ from evalengine.cli import main
 from evalengine.errors import UserError
 from evalengine.training.exposure import dsir
 from evalengine.training.exposure.chunks import chunks, queries, words
-from evalengine.training.exposure.packages import wordllama_model
+from evalengine.training.exposure.embedding import wordllama_model
 from evalengine.training.exposure.similarity import KINDS, similarities, write
 from evalengine.training.exposure.table import About, SourceSize
 

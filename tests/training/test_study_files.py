@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from evalengine.errors import UserError
+from evalengine.labels import TRAINED, stage_key
+from evalengine.resolve import NAME
 from evalengine.training import plan
+from evalengine.training.job import Job, tokens_of
 from evalengine.training.prepare import prepare, shape_of
-from evalengine.training.stages import Job, tokens_of
 from evalengine.training.state import Place
-from evalengine.training.study import load, runs, shipped, with_stages
+from evalengine.training.study import PARENTS, Run, load, runs, shipped, with_stages
 
 
 def test_every_shipped_study_is_the_36_run_design():
@@ -144,3 +146,15 @@ def test_the_plan_counts_flops_and_hours(write_study, tmp_path: Path):
     assert planned.flops == 2 * one  # two mixtures; fine-tuning is unknown until its data is tokenised
     assert planned.hours == pytest.approx(2 * one / 1e9 / 3600)
     assert [p.tokens for p in planned.runs.values()] == [5120, None, 5120, None]
+
+
+def test_every_stage_that_is_trained_is_ordered_and_read_from_a_name():
+    """TRAINED in engine/labels.py is where the stages stand; arms start from the first of them."""
+    assert [PARENTS[stage] for stage in TRAINED] == [None, *TRAINED[:-1]]
+    assert {PARENTS[stage] for stage in PARENTS if stage not in TRAINED} == {TRAINED[0]}
+    assert (
+        sorted(PARENTS, key=stage_key)[0] == TRAINED[0] and sorted(PARENTS, key=stage_key)[-1] == TRAINED[-1]
+    )
+    for stage in PARENTS:
+        found = NAME.match(Run("1B", "half-half", stage).name)
+        assert found and (found["scale"], found["mixture"], found["stage"]) == ("1B", "half-half", stage)

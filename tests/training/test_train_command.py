@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_study import STUDY
+from tiny_study import STUDY, TORCHRUN
 
 from evalengine.cli import main
 from evalengine.errors import UserError
@@ -22,7 +22,7 @@ from evalengine.training import conversations
 from evalengine.training.loop import fit
 from evalengine.training.runner import lock, selected
 from evalengine.training.state import Place
-from evalengine.training.study import load, with_stages
+from evalengine.training.study import Run, load, needed, with_stages
 
 NAMES = ["S-m1-pt", "S-m1-sft", "S-m2-pt", "S-m2-sft"]
 
@@ -125,8 +125,14 @@ def test_a_failing_run_names_itself_and_spares_the_others(data: Path, write_stud
     study = write_study()
     assert train(study, data, tmp_path / "ckpts", "--only", "S-m1-pt") == 0
     (tmp_path / "ckpts/S-m1-pt/model.safetensors").write_bytes(b"cut")
-    assert train(study, data, tmp_path / "ckpts") == 1
-    assert "1 runs failed, the first is S-m1-sft: the checkpoint" in capsys.readouterr().err
+    capsys.readouterr()
+    assert train(study, data, tmp_path / "ckpts", "--stages", "dpo", "--json") == 1
+    said = capsys.readouterr()
+    assert "1 runs failed, the first is S-m1-sft: the checkpoint" in said.err
+    assert "not run, since one before failed: S-m1-dpo (because of S-m1-sft)" in said.err
+    summary = json.loads(said.out)
+    assert summary["not_run"] == {"S-m1-dpo": "S-m1-sft"} and list(summary["failed"]) == ["S-m1-sft"]
+    assert set(summary["finished"]) == {"S-m2-pt", "S-m2-sft", "S-m2-dpo"}
     assert (tmp_path / "ckpts/S-m2-sft/config.json").is_file()
 
 
@@ -218,7 +224,8 @@ def test_each_arm_of_fine_tuning_is_a_stage_and_leaves_the_others_as_they_were(
 
 def test_a_failed_run_takes_along_those_that_start_from_it(write_study, tmp_path: Path, monkeypatch):
     from evalengine.training import workers
-    from evalengine.training.stages import Job, Result
+    from evalengine.training.job import Job
+    from evalengine.training.stages import Result
 
     study = with_stages(load(write_study()), ["sft", "sft_emptied"])
     chain = [Job(study, None, tmp_path, run, Place()) for run in selected(study, "S-m1-*")]
@@ -235,6 +242,7 @@ def test_a_failed_run_takes_along_those_that_start_from_it(write_study, tmp_path
         return {m.name: "failed" if m.value == "no" else "trained" for m in said}
 
     assert trained_or_not("pt") == {"S-m1-pt": "failed"}
+    assert needed(study, Run("S", "m1", "sft_emptied")) == {Run("S", "m1", "pt")}
     assert trained_or_not("sft") == {
         "S-m1-pt": "trained",
         "S-m1-sft": "failed",
@@ -260,8 +268,11 @@ def test_a_missing_data_folder_is_one_sentence(
 ):
     assert train(write_study(), tmp_path / "nowhere", tmp_path / "ckpts") == 1
     assert "there is no data folder" in capsys.readouterr().err
+    assert train(write_study(), tmp_path, tmp_path / "ckpts") == 1
+    assert f"source code: there is no text at {tmp_path}/corpora/code.txt" in capsys.readouterr().err
     assert main(["train", str(write_study()), "--out", str(tmp_path / "ckpts")]) == 1
     assert "give the folder that holds it with --data DIR" in capsys.readouterr().err
+    assert not (tmp_path / "ckpts").exists()
 
 
 def test_dry_run_prints_the_plan_and_makes_nothing(
@@ -286,22 +297,11 @@ def test_fresh_trains_again(data: Path, write_study, tmp_path: Path):
 @pytest.mark.slow
 def test_torchrun_trains_the_study_in_shards(trained: Path, data: Path, write_study, tmp_path: Path):
     out = tmp_path / "ckpts"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "evalengine",
-        "train",
-    ]
     options = [str(write_study()), "--data", str(data), "--out", str(out), "--only", "S-m1-*"]
     options += ["--parallel", "fsdp"]  # copies are tested in test_several_processes.py
     options += ["--stages", "pt,sft,dpo"]
     done = subprocess.run(
-        [*command, *options],
+        [*TORCHRUN, *options],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

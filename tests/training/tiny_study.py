@@ -1,5 +1,9 @@
 """The study that the trainer's tests run: two mixtures, one scale, four checkpoints, a few seconds."""
 
+import sys
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN += ["-m", "evalengine", "train"]
 STUDY = {
     "name": "tiny",
     "seed": 3,

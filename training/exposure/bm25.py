@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from evalengine.training.exposure import packages
 from evalengine.training.exposure.chunks import Chunk, Queries, words
 
 K1, B = 1.5, 0.75  # the defaults of bm25s
@@ -51,7 +50,6 @@ class Bm25:
     temperature = 1.0  # a sum of log odds, in nats (Robertson and Zaragoza, 2009)
 
     def __init__(self, queries: Queries, corpus: Corpus) -> None:
-        self._package = packages.load("bm25")
         self._queries, self._corpus = queries, corpus
         self._context_KV = self._counts(queries.contexts)
         self._continuation_KV = self._counts(queries.continuations)
@@ -68,6 +66,7 @@ class Bm25:
 
     def _index(self, block: Sequence[Chunk]) -> Any:
         """The index that bm25s makes of the block alone, brought to the corpus's mean length and idf."""
+        import bm25s
         from scipy.sparse import csc_array
 
         corpus, other = self._corpus, len(self._corpus.vocabulary)
@@ -75,7 +74,7 @@ class Bm25:
         # k1 (1 - b + b length / mean) with the mean of the corpus, in terms of the block's own mean
         constant = K1 * (1 - B)
         slope = K1 * B * (sum(map(len, id_C)) / len(id_C)) / (corpus.words / corpus.chunks)
-        index = self._package.BM25(k1=constant + slope, b=slope / (constant + slope), method="lucene")
+        index = bm25s.BM25(k1=constant + slope, b=slope / (constant + slope), method="lucene")
         index.index((id_C, {**corpus.vocabulary, "": other}), create_empty_token=False, show_progress=False)
         weight, chunk, start = (index.scores[key] for key in ("data", "indices", "indptr"))
         holding_V = np.diff(start)[:other]

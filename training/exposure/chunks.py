@@ -10,6 +10,7 @@ import numpy as np
 
 from evalengine.benchmarks.load import ItemSet
 from evalengine.training.contamination import WORD
+from evalengine.training.exposure.table import coded
 
 WORDS = 256
 
@@ -62,8 +63,8 @@ def queries(items: Iterable[ItemSet]) -> Queries:
         for choice, (context, continuation) in enumerate(zip(item.contexts, item.continuations, strict=True))
         if WORD.search(context) or WORD.search(continuation)
     ]
-    contexts, context_Q = _distinct([context for *_, context, _ in asked])
-    continuations, continuation_Q = _distinct([continuation for *_, continuation in asked])
+    contexts, context_Q = coded([context for *_, context, _ in asked])
+    continuations, continuation_Q = coded([continuation for *_, continuation in asked])
     return Queries(
         [benchmark for benchmark, *_ in asked],
         [item for _, item, *_ in asked],
@@ -73,9 +74,3 @@ def queries(items: Iterable[ItemSet]) -> Queries:
         context_Q,
         continuation_Q,
     )
-
-
-def _distinct(texts: list[str]) -> tuple[list[str], np.ndarray]:
-    """The different texts in order, and the place of each text among them."""
-    place = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    return list(place), np.array([place[text] for text in texts], np.intp)

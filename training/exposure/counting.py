@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -22,9 +23,11 @@ import numpy as np
 
 from evalengine import files
 from evalengine.training import sources
-from evalengine.training.exposure.ngrams import Items, Tally, add, tally
+from evalengine.training.exposure.grams import Items
+from evalengine.training.exposure.ngrams import Tally, add, tally, utf8_bytes
 from evalengine.training.study import SourceSpec
 
+FORMAT = 2  # of what is saved
 PART = 256 << 20  # bytes of text between two saves
 BATCH = 1 << 20  # characters of the documents that a thread counts at a time
 
@@ -38,12 +41,13 @@ class Source(NamedTuple):
     documents: int = 0  # at most so many; 0: all
     bytes: int = 0  # stop after so many; 0: never
 
-    def texts(self) -> Iterator[str]:
-        return islice(sources.documents(self.spec, self.data, self.name), self.documents or None)
-
-    def read(self) -> Iterator[str]:
-        """The documents as far as they are counted."""
-        return chain.from_iterable(_batches(self, 0, 0))
+    def read(self, after: int = 0, done: int = 0) -> Iterator[str]:
+        """The documents as far as they are counted, after the first `after` ones, which hold `done` bytes."""
+        for text in islice(sources.documents(self.spec, self.data, self.name), after, self.documents or None):
+            if self.bytes and done >= self.bytes:
+                break
+            yield text
+            done += utf8_bytes(text)
 
 
 @dataclass
@@ -103,7 +107,8 @@ def count(source: Source, items: Items, folder: Path, jobs: int, on_bytes: Calla
     pending: deque[Future[int]] = deque()
     with ThreadPoolExecutor(jobs) as pool:
         unsaved = 0
-        for texts in _batches(source, int(counts.read_3[0]), int(counts.read_3[2])):
+        left = source.read(int(counts.read_3[0]), int(counts.read_3[2]))
+        for texts in sources.batches(left, BATCH):
             pending.append(pool.submit(work, texts))
             if len(pending) > 2 * jobs:
                 on_bytes(pending.popleft().result())
@@ -116,55 +121,30 @@ def count(source: Source, items: Items, folder: Path, jobs: int, on_bytes: Calla
     return counts
 
 
-def _batches(source: Source, documents: int, done: int) -> Iterator[list[str]]:
-    """The documents of a source after the first `documents` ones, which hold `done` bytes."""
-    batch: list[str] = []
-    held = 0
-    for text in islice(source.texts(), documents, None):
-        if source.bytes and done >= source.bytes:
-            break
-        batch.append(text)
-        held += len(text)
-        done += len(text) if text.isascii() else len(text.encode())
-        if held >= BATCH:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
-
-
 def _key(source: Source, items: Items) -> str:
     """Changes with the items' words, the source's files and how far it is read."""
     grams = items.grams
     parts = [items.words.char_C, items.words.start_W, *grams.context, *grams.choice, grams.context_of_C]
     found = hashlib.sha256(b"".join(part.tobytes() for part in parts))
-    found.update(repr((sources.source_key(source.spec, source.data, source.name), *source[3:])).encode())
+    read = (FORMAT, sources.source_key(source.spec, source.data, source.name), *source[3:])
+    found.update(repr(read).encode())
     return found.hexdigest()[:12]
 
 
 def _save(path: Path, counts: Counts) -> None:
-    arrays = {"read_3": counts.read_3, "whole": np.array(counts.whole)}
-    for name in ("count_G", "task_CK", "longest_C2"):
-        flat = getattr(counts, name).reshape(-1)
-        arrays[f"{name}_at"] = np.flatnonzero(flat)
-        arrays[name] = flat[arrays[f"{name}_at"]]
     with files.atomic(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
+        np.savez_compressed(stream, **vars(counts))  # most counts are zero
 
 
 def _load(path: Path, items: Items) -> Counts:
     """What was saved, else nothing counted yet."""
-    empty = tally(items.grams)
-    G = len(items.grams.word_G)
-    counts = Counts(np.zeros(G, np.int64), empty.task_CK, empty.longest_C2, empty.read_3)
     try:
         with np.load(path) as saved:
-            for name in ("count_G", "task_CK", "longest_C2"):
-                getattr(counts, name).reshape(-1)[saved[f"{name}_at"]] = saved[name]
-            counts.read_3, counts.whole = saved["read_3"], bool(saved["whole"])
+            counted = saved["count_G"], saved["task_CK"], saved["longest_C2"]
+            return Counts(*counted, saved["read_3"], bool(saved["whole"]))
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         files.remove(path)  # damaged: counted again
-        return _load(path, items)
-    return counts
+    none = tally(items.grams)
+    return Counts(none.count_G[:, 0].astype(np.int64), none.task_CK, none.longest_C2, none.read_3)

@@ -23,9 +23,7 @@ def buckets(words: Sequence[str]) -> np.ndarray:
     """The buckets of a text's unigrams, then of its bigrams: 2 words - 1 integers, equal on any machine."""
     word_N = np.array([zlib.crc32(word.encode()) for word in words], np.uint64)
     pair_N = word_N[:-1] * _FACTOR + word_N[1:] + np.uint64(1)
-    mixed = (
-        np.concatenate([word_N, pair_N]) * _FACTOR
-    )  # wraps; the upper bits depend on all of the lower ones
+    mixed = np.concatenate([word_N, pair_N]) * _FACTOR  # wraps; upper bits depend on all of the lower ones
     return ((mixed >> np.uint64(32)) % np.uint64(BUCKETS)).astype(np.intp)
 
 

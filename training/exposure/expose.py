@@ -10,16 +10,16 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine import console, files
-from evalengine.benchmarks import BENCHMARKS, ItemSet, benchmarks_in, load_items, resolve
+from evalengine.benchmarks import ItemSet, held, load_items, resolve
 from evalengine.errors import UserError
 from evalengine.training import prepare, shards, sources
-from evalengine.training.conversations import bench_folder
 from evalengine.training.exposure import table
 from evalengine.training.exposure.counting import Counts, Source, count
-from evalengine.training.exposure.ngrams import LEAST, MOST, gather
+from evalengine.training.exposure.grams import LEAST, MOST, gather
+from evalengine.training.exposure.ngrams import compile_kernels
 from evalengine.training.exposure.table import About, Exposure, SourceSize
 from evalengine.training.exposure.tabulate import tabulate
-from evalengine.training.study import SourceSpec, Study
+from evalengine.training.study import SourceSpec, Study, used_sources
 from evalengine.untrusted import check_name
 
 MB = 1e6
@@ -42,14 +42,12 @@ class Done(NamedTuple):
 
 def of_study(study: Study, data: Path | None, out: Path, ckpts: Path) -> Plan:
     """The sources that some mixture uses; a hub source as far as the trainer reads it."""
-    if data is not None and not data.is_dir():
-        raise UserError(f"there is no data folder {data}: give the folder that holds the study's sources")
-    if data is None and study.world:
-        data = prepare.world_folder(_work(out) / f"world-{study.world.seed}", study.world.seed)
+    used = used_sources(study)
+    prepare.check_data(study, data, used)
+    data = prepare.data_of(study, data, _work(out))
     found, tokens = [], {}
-    for name, spec in study.sources.items():
-        if not any(shares.get(name, 0) > 0 for shares in study.mixtures.values()):
-            continue
+    for name in used:
+        spec = study.sources[name]
         folder = prepare.work_folder(ckpts) / "tokens"
         made = sorted(folder.glob(f"{name}-{sources.source_key(spec, data, name)}-*/done.json"))
         documents = 0
@@ -81,14 +79,10 @@ def of_files(given: Sequence[str], field: str, data: Path | None) -> Plan:
 
 def load_sets(data: Path | None, names: str, limit: int | None, seed: int) -> list[ItemSet]:
     """The benchmarks to look for; of `all`, those that the data folder holds."""
-    folder = bench_folder(data)
-    if folder is not None and names == "all":
-        chosen = benchmarks_in(folder, BENCHMARKS.values())
-        if not chosen:
-            raise UserError(f"{folder} holds no <benchmark>.jsonl or .parquet file: check --data")
-    else:
-        chosen = resolve(names)
-    return [load_items(benchmark, folder, limit=limit, seed=seed) for benchmark in chosen]
+    chosen = resolve(names)
+    if data is not None and names == "all":
+        chosen = held(data, chosen)
+    return [load_items(benchmark, data, limit=limit, seed=seed) for benchmark in chosen]
 
 
 def run(plan: Plan, sets: Sequence[ItemSet], out: Path, jobs: int = 0) -> Done:
@@ -97,6 +91,8 @@ def run(plan: Plan, sets: Sequence[ItemSet], out: Path, jobs: int = 0) -> Done:
     def refuse() -> None:
         raise UserError(f"another process is counting into {out}: wait for it, or name another --out")
 
+    console.say("compiling the counting kernels; later runs load them from a cache")
+    compile_kernels()
     with files.locked(_work(out) / "lock", refuse):
         items = gather([item for some in sets for item in some.items])
         total = sum(_bytes(source, plan.tokens) for source in plan.sources)

@@ -1,167 +1,29 @@
-"""The n-grams of items, and how often documents hold them: exact counts.
+"""How often documents hold the items' n-grams: exact counts.
 
-Every n-gram (n = 1 to 8) of an item's words is a node of a trie. The children of a node are numbered one after another in the
-order of their words, so an edge is a binary search: nothing is hashed, and nothing can collide. A document is walked word by
-word with the nodes of all n-grams that end at the present word; as the parts of an n-gram are in the trie, too, the walk stops
-at the first n that has no node.
+A document is walked word by word with the nodes (grams.py) of all n-grams that end at the present word; as the parts of an
+n-gram are in the trie, too, the walk stops at the first n that has no node.
 
 Longer matches are found from crossing 8-grams: where a document holds one, it and the item are compared word by word to both
 sides. That is rare, so a match of any length costs no more than one of eight words.
 
-Cost: about 0.4 us a word of text. Memory: some 30 bytes for every different n-gram of the items, and 8 more a thread.
-Dims: N words of a document, P positions, G nodes, X contexts, C choices (of all items, one after another), K = 7 lengths n.
+Cost: about 0.4 us a word of text. Memory: 8 bytes a thread for every different n-gram of the items.
+Dims: N words of a document, G nodes, X contexts, C choices (of all items, one after another), K = 7 lengths n.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 from evalengine.benchmarks import Item
 from evalengine.jit import jit
-from evalengine.training.contamination import WORD
-from evalengine.training.exposure.words import Rows, Vocabulary, numbers, vocabulary
+from evalengine.training.exposure.grams import LEAST, MOST, Grams, Items, K, gather
+from evalengine.training.exposure.words import numbers
 
-LEAST, MOST = 2, 8
-K = MOST - LEAST + 1
 LONGEST = 127  # words of a match; what is longer counts as so long
 NONE = -1
-
-
-class Grams(NamedTuple):
-    """What is looked for. The nodes of n words are numbered after those of n - 1; words are their own nodes."""
-
-    first_G: np.ndarray  # int32, one more than nodes: the first child of each
-    word_G: np.ndarray  # int32: the last word of each
-    level_n: np.ndarray  # int32: the first node of n words, for n = 0 to MOST + 1
-    context: Rows  # words of each context
-    choice: Rows  # words of each choice
-    context_of_C: np.ndarray  # int32
-    holders: Rows  # row node: contexts that hold it, and choices c as ~c
-    crossed_by: Rows  # row MOST-gram: choice * MOST + words before the boundary, where it crosses one
-
-
-class Items(NamedTuple):
-    """The texts of all items as words and n-grams."""
-
-    words: Vocabulary
-    grams: Grams
-    own_C: np.ndarray  # bool: the choice has a context that no choice before it has
-    cross: Rows  # row c * K + n - LEAST: the different crossing n-grams of choice c, as nodes
-    of_choice: Rows  # the same within the choice
-    of_context: Rows  # row x * K + n - LEAST
-
-
-def gather(items: Sequence[Item]) -> Items:
-    """The n-grams of items whose choices share one context, or have one each."""
-    contexts, context_of, own = list[str](), list[int](), list[bool]()
-    for item in items:
-        shared = len(set(item.contexts)) == 1
-        for j, text in enumerate(item.contexts):
-            own.append(j == 0 or not shared)
-            if own[-1]:
-                contexts.append(text)
-            context_of.append(len(contexts) - 1)
-    choices = [choice for item in items for choice in item.continuations]
-    words = vocabulary(dict.fromkeys(w for t in chain(contexts, choices) for w in WORD.findall(t.lower())))
-    context, choice = numbers(contexts, words), numbers(choices, words)
-    context_of_C = np.array(context_of, np.int32)
-    return _trie(words, context, choice, context_of_C, np.array(own, bool))
-
-
-def _trie(
-    words: Vocabulary, context: Rows, choice: Rows, context_of_C: np.ndarray, own_C: np.ndarray
-) -> Items:
-    C, X, W = len(choice.start_R) - 1, len(context.start_R) - 1, len(words.hash_W)
-    # the words next to the boundary: crossing n-grams lie in them
-    before_C = np.minimum(np.diff(context.start_R)[context_of_C], MOST - 1)
-    after_C = np.minimum(np.diff(choice.start_R), MOST - 1)
-    end_C = context.start_R[context_of_C + 1]
-    around = Rows(
-        np.concatenate(([0], np.cumsum(before_C + after_C))).astype(np.int32),
-        np.concatenate(
-            [
-                np.zeros(0, np.int32),
-                *(
-                    part
-                    for c in range(C)
-                    for part in (
-                        context.value[end_C[c] - before_C[c] : end_C[c]],
-                        choice.value[choice.start_R[c] : choice.start_R[c] + after_C[c]],
-                    )
-                ),
-            ]
-        ),
-    )
-    parts = (around, choice, context)
-    word_P = np.concatenate([part.value for part in parts])
-    owner_P = np.concatenate([np.repeat(np.arange(len(p.start_R) - 1), np.diff(p.start_R)) for p in parts])
-    lengths = np.concatenate([np.diff(part.start_R) for part in parts])
-    end_P = np.repeat(np.cumsum(lengths), lengths)
-    cut = np.cumsum([0, *(len(part.value) for part in parts)])
-    # of positions around a boundary: words from there to it, none or fewer where it lies behind
-    left_P = (around.start_R[:-1] + before_C)[owner_P[: cut[1]]] - np.arange(cut[1])
-
-    node_P = word_P.astype(np.int64)
-    level, word_of, first_of = [0, 0], [np.arange(W, dtype=np.int32)], list[np.ndarray]()
-    found: dict[str, list[np.ndarray]] = {"cross": [], "choice": [], "context": []}  # row << 32 | node
-    crossing = np.zeros(0, np.int64)
-    for n in range(LEAST, MOST + 1):
-        at = np.flatnonzero(np.arange(len(word_P)) + n <= end_P)
-        key, inverse = np.unique(node_P[at] << 32 | word_P[at + n - 1], return_inverse=True)
-        level.append(level[-1] + len(word_of[-1]))
-        first_of.append(level[-1] + np.searchsorted(key >> 32, np.arange(level[-2], level[-1])))
-        word_of.append((key & 0xFFFFFFFF).astype(np.int32))
-        node_P[at] = level[-1] + inverse.reshape(-1)
-        row_P = owner_P * K + n - LEAST
-        is_cross = at[: np.searchsorted(at, cut[1])]
-        is_cross = is_cross[(left_P[is_cross] > 0) & (left_P[is_cross] < n)]
-        for name, here in (
-            ("cross", is_cross),
-            ("choice", at[slice(*np.searchsorted(at, cut[1:3]))]),
-            ("context", at[np.searchsorted(at, cut[2]) :]),
-        ):
-            found[name].append(row_P[here] << 32 | node_P[here])
-        if n == MOST:
-            held = owner_P[is_cross] * MOST + left_P[is_cross]
-            crossing = node_P[is_cross] - level[-1] << 32 | held
-    total = level[-1] + len(word_of[-1])
-    level.append(total)
-    first_of.append(np.full(total - level[-2] + 1, total))
-    cross, of_choice, of_context = (
-        _by_row(np.concatenate(found[name]), rows * K)
-        for name, rows in (("cross", C), ("choice", C), ("context", X))
-    )
-    holder = np.concatenate([_owner(of_context), ~_owner(of_choice)])
-    node = np.concatenate([of_context.value, of_choice.value])
-    order = np.argsort(node, kind="stable")
-    grams = Grams(
-        np.concatenate(first_of).astype(np.int32),
-        np.concatenate(word_of),
-        np.array(level, np.int32),
-        context,
-        choice,
-        context_of_C,
-        Rows(np.searchsorted(node[order], np.arange(total + 1)).astype(np.int32), holder[order]),
-        _by_row(crossing, total - level[MOST]),
-    )
-    return Items(words, grams, own_C, cross, of_choice, of_context)
-
-
-def _by_row(pairs: np.ndarray, rows: int) -> Rows:
-    """Pairs row << 32 | value, each once."""
-    pairs = np.sort(pairs)
-    pairs = pairs[np.diff(pairs, prepend=-1) != 0]
-    start = np.searchsorted(pairs, np.arange(rows + 1, dtype=np.int64) << 32)
-    return Rows(start.astype(np.int32), (pairs & 0xFFFFFFFF).astype(np.int32))
-
-
-def _owner(rows: Rows) -> np.ndarray:
-    """The context or choice of each value, where a row is one of its K lengths."""
-    return np.repeat(np.arange(len(rows.start_R) - 1, dtype=np.int32) // K, np.diff(rows.start_R))
 
 
 class Tally(NamedTuple):
@@ -194,7 +56,19 @@ def add(documents: Sequence[str], items: Items, into: Tally) -> None:
     """Counts documents."""
     word = numbers(documents, items.words)
     _count(word, items.grams, into)
-    into.read_3[1:] += (len(word.value), sum(len(d) if d.isascii() else len(d.encode()) for d in documents))
+    into.read_3[1:] += (len(word.value), sum(map(utf8_bytes, documents)))
+
+
+def utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def compile_kernels() -> None:
+    """Makes Numba compile all that `add` runs, for ASCII and other text, or load it from its cache."""
+    tiny = gather([Item("", ("a", "a"), (" b", " c"), ("b", "c"), 0)])
+    into = tally(tiny.grams)
+    for text in ("a", "\u00e9"):
+        add([text], tiny, into)
 
 
 @jit()

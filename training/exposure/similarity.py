@@ -6,6 +6,7 @@ source that are most similar to each query. Memory holds the queries and one blo
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,15 +16,15 @@ import numpy as np
 from scipy.special import logsumexp
 
 from evalengine import console, files, sealed
-from evalengine.arrow import array_of, strings
+from evalengine.arrow import array_of
 from evalengine.benchmarks.load import ItemSet
 from evalengine.errors import UserError, nearest
-from evalengine.training.exposure import dsir, packages
+from evalengine.training.exposure import dsir
 from evalengine.training.exposure.bm25 import K1, B, Bm25, Corpus
 from evalengine.training.exposure.chunks import WORDS, Queries, blocks, chunks, queries, words
 from evalengine.training.exposure.counting import Source
 from evalengine.training.exposure.embedding import Embedding
-from evalengine.training.exposure.table import About
+from evalengine.training.exposure.table import About, Coded, coded
 from evalengine.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 NAME = "similarity.arrow"
 KINDS = ("bm25", "embedding", "dsir")
-COLUMNS = ["benchmark", "item", "choice", "source", "kind", "value"]
+PACKAGES = {"bm25": "bm25s", "embedding": "wordllama"}
 TOP = 10  # chunks of a source
 BLOCK = 4096  # chunks scored at once
 
@@ -83,8 +84,11 @@ def check(kinds: Sequence[str]) -> None:
     for kind in kinds:
         if kind not in KINDS:
             raise UserError(f"there is no similarity {kind!r:.60}{nearest(kind, KINDS)}")
-        if kind in packages.OF_KIND:
-            packages.load(kind)
+        package = PACKAGES.get(kind)
+        if package and importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"similarity {kind} needs the package {package}: pip install 'evalengine[exposure]'"
+            )
 
 
 def keep_best(best_TK: np.ndarray, score_TC: np.ndarray) -> None:
@@ -119,25 +123,18 @@ def _count(sources: Sources, corpus: Corpus) -> np.ndarray:
 def _table(asked: Queries, value: Mapping[tuple[str, str], np.ndarray]) -> pa.Table:
     import pyarrow as pa
 
-    times = len(value)
-    kind, source = zip(*value, strict=True)
-    of_query = {"benchmark": asked.benchmark_Q, "item": asked.item_Q}
-    columns = {name: _coded(column, lambda code: np.tile(code, times)) for name, column in of_query.items()}
-    of_value = {"source": source, "kind": kind}
-    each = len(asked.item_Q)
-    columns |= {name: _coded(column, lambda code: np.repeat(code, each)) for name, column in of_value.items()}
-    columns["choice"] = array_of(np.tile(asked.choice_Q, times))
-    columns["value"] = array_of(np.concatenate(list(value.values())).astype(np.float32))
-    return pa.table(columns).select(COLUMNS)
-
-
-def _coded(names: Sequence[str], repeat: Callable[[np.ndarray], np.ndarray]) -> pa.Array:
-    """A dictionary column: its rows are those of `names`, repeated."""
-    import pyarrow as pa
-
-    number = {name: code for code, name in enumerate(dict.fromkeys(names))}
-    codes = np.array([number[name] for name in names], np.int32)
-    return pa.DictionaryArray.from_arrays(array_of(repeat(codes)), strings(list(number)))
+    kind, source = (coded(names) for names in zip(*value, strict=True))
+    times, each = len(value), len(asked.item_Q)
+    benchmark, item = coded(asked.benchmark_Q), coded(asked.item_Q)
+    columns = {
+        "benchmark": Coded(benchmark.names, np.tile(benchmark.code_R, times)).arrow(),
+        "item": Coded(item.names, np.tile(item.code_R, times)).arrow(),
+        "choice": array_of(np.tile(asked.choice_Q, times)),
+        "source": Coded(source.names, np.repeat(source.code_R, each)).arrow(),
+        "kind": Coded(kind.names, np.repeat(kind.code_R, each)).arrow(),
+        "value": array_of(np.concatenate(list(value.values())).astype(np.float32)),
+    }
+    return pa.table(columns)
 
 
 def expose(

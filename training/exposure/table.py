@@ -50,13 +50,9 @@ class About:
     """The metadata key `exposure`: what was read, and the design that turns counts into doses."""
 
     sources: Mapping[str, SourceSize]
-    mixtures: Mapping[str, Mapping[str, float]] = field(
-        default_factory=dict
-    )  # shares of sources; empty: no study
+    mixtures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # shares; empty: no study
     tokens: Mapping[str, int] = field(default_factory=dict)  # scale -> pretraining tokens
-    data: Mapping[str, str] = field(
-        default_factory=dict
-    )  # benchmark -> hash of its rows, as in a score store
+    data: Mapping[str, str] = field(default_factory=dict)  # benchmark -> hash of its rows, as in a store
 
     def as_json(self) -> str:
         sources = {name: size._asdict() for name, size in self.sources.items()}
@@ -70,6 +66,18 @@ class Coded(NamedTuple):
 
     names: list[str]
     code_R: np.ndarray
+
+    def arrow(self) -> pa.DictionaryArray:
+        import pyarrow as pa
+
+        codes = arrow.array_of(self.code_R.astype(np.int32))
+        return pa.DictionaryArray.from_arrays(codes, arrow.strings(self.names))
+
+
+def coded(strings: Sequence[str]) -> Coded:
+    """The different strings in order, and the place of each among them."""
+    place = {text: number for number, text in enumerate(dict.fromkeys(strings))}
+    return Coded(list(place), np.array([place[text] for text in strings], np.intp))
 
 
 class Exposure(NamedTuple):
@@ -91,11 +99,7 @@ def write(path: Path, exposure: Exposure) -> None:
     """Writes all of it, or nothing."""
     import pyarrow as pa
 
-    columns: dict[str, pa.Array] = {}
-    for name in ("benchmark", "item", "source", "kind"):
-        coded: Coded = getattr(exposure, name)
-        codes = arrow.array_of(coded.code_R.astype(np.int32))
-        columns[name] = pa.DictionaryArray.from_arrays(codes, arrow.strings(coded.names))
+    columns = {name: getattr(exposure, name).arrow() for name in ("benchmark", "item", "source", "kind")}
     for name, kind in NUMBERS.items():
         columns[name] = arrow.array_of(getattr(exposure, f"{name}_R").astype(kind))
     items = json.dumps({benchmark: list(ids) for benchmark, ids in exposure.items.items()})
@@ -112,7 +116,7 @@ def read(path: Path) -> Exposure:
             raise UserError(f"{path} is of format {about['format']}: upgrade evalengine, or count again")
         sources = {name: SourceSize(**size) for name, size in about["sources"].items()}
         benchmark, item, source, kind = (
-            _coded(table, name) for name in ("benchmark", "item", "source", "kind")
+            _decoded(table, name) for name in ("benchmark", "item", "source", "kind")
         )
         numbers = (arrow.numbers(table.column(name).combine_chunks()) for name in NUMBERS)
         design = About(sources, about["mixtures"], about["tokens"], about.get("data", {}))
@@ -125,6 +129,6 @@ def read(path: Path) -> Exposure:
         ) from None
 
 
-def _coded(table: Any, name: str) -> Coded:
+def _decoded(table: Any, name: str) -> Coded:
     column = table.column(name).combine_chunks()
     return Coded(column.dictionary.to_pylist(), arrow.numbers(column.indices))

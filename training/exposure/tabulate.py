@@ -8,8 +8,8 @@ import numpy as np
 
 from evalengine.benchmarks import ItemSet
 from evalengine.training.exposure.counting import Counts
-from evalengine.training.exposure.ngrams import LEAST, MOST, Items, K
-from evalengine.training.exposure.table import KINDS, NUMBERS, About, Coded, Exposure
+from evalengine.training.exposure.grams import LEAST, MOST, Items, K
+from evalengine.training.exposure.table import KINDS, NUMBERS, About, Coded, Exposure, coded
 
 
 def tabulate(sets: Sequence[ItemSet], items: Items, counts: Mapping[str, Counts], about: About) -> Exposure:
@@ -18,9 +18,7 @@ def tabulate(sets: Sequence[ItemSet], items: Items, counts: Mapping[str, Counts]
     item_C = np.repeat(np.arange(len(choices_I)), choices_I)
     choice_C = np.arange(len(item_C)) - np.repeat(np.cumsum(choices_I) - choices_I, choices_I)
     ids = [item.id for some in sets for item in some.items]
-    names = list(dict.fromkeys(ids))  # two benchmarks may have items of the same id
-    number = {name: n for n, name in enumerate(names)}
-    name_I = np.array([number[id] for id in ids])
+    names, name_I = coded(ids)  # two benchmarks may have items of the same id
     benchmark_I = np.repeat(np.arange(len(sets)), [len(some.items) for some in sets])
 
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("owner", "kind", "source", *NUMBERS)}
