@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from evalengine.analysis.explain.choices import Array, Choices, Emulated
 from evalengine.analysis.explain.design import by_mixture, rows
 from evalengine.analysis.explain.explainer import Study
+from evalengine.analysis.explain.grouped import joined
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
 from evalengine.labels import scale_key
@@ -76,22 +77,35 @@ class Corners(NamedTuple):
         return self.large if direction == "up" else self.small
 
 
-def corners_of(study: Study) -> Corners | None:
-    """None where the study has one scale, no run at both, an emulated stage, or scales that do not say which is larger."""
+def lacks_corners(study: Study) -> str:
+    """What a study lacks for emulation between two scales, as it follows "needs"; "" where it has all but the benchmarks."""
     design = study.design
-    stages = {name for runs in design.runs.values() for run in runs for name in (run.before, run.after)}
-    if len(design.scales) < 2 or stages & study.scores.emulated.keys():
-        return None
+    checkpoints = {name for runs in design.runs.values() for run in runs for name in (run.before, run.after)}
+    if len(design.scales) < 2:
+        return "a second scale"
+    if checkpoints & study.scores.emulated.keys():
+        return "stages that are not emulated"
     small, large = design.scales[0], design.scales[-1]
     if not in_order(small, large):
+        return "scales whose names say their sizes"
+    if not {run[:2] for run in design.runs[small]} & {run[:2] for run in design.runs[large]}:
+        return f"a mixture at both {small} and {large}"
+    return ""
+
+
+def corners_of(study: Study) -> Corners | None:
+    """None where the study lacks them."""
+    if lacks_corners(study):
         return None
+    design = study.design
+    small, large = design.scales[0], design.scales[-1]
     at_large = {(run.mixture, run.seed): run for run in design.runs[large]}
     quartets = [
         Quartet(run.mixture, run.before, run.after, other.before, other.after)
         for run in design.runs[small]
         if (other := at_large.get((run.mixture, run.seed))) is not None
     ]
-    return Corners(small, large, tuple(quartets)) if quartets else None
+    return Corners(small, large, tuple(quartets))
 
 
 def in_order(small: str, large: str) -> bool:
@@ -118,9 +132,8 @@ def answered(choices: Choices) -> Answered:
     """The benchmark's own score picks; probabilities are over the log-likelihoods."""
     pick_RI = choices.picks()
     raw = choices.answers(choices.loglik_KC, pick_RI)
-    correct_RI = (pick_RI == choices.gold_I).astype(np.float64)
     confidence, p_gold = (field.astype(np.float64) for field in (raw.confidence, raw.p_gold))
-    return Answered(correct_RI, confidence, p_gold, pick_RI)
+    return Answered((pick_RI == choices.gold_I).astype(np.float64), confidence, p_gold, pick_RI)
 
 
 def real(choices: Choices, names: list[str]) -> Answered | None:
@@ -185,4 +198,4 @@ def left_out(study: Study, corners: Corners, level: str, category: str, there: C
             whys.setdefault("contexts differ by choice" if own else "not on every checkpoint", []).append(
                 one.name
             )
-    return "; ".join([*said, *(f"without {', '.join(lost)} ({why})" for why, lost in whys.items())])
+    return joined(*said, *(f"without {', '.join(lost)} ({why})" for why, lost in whys.items()))

@@ -44,6 +44,11 @@ class Design(NamedTuple):
     def scales(self) -> tuple[str, ...]:
         return tuple(self.runs)
 
+    @property
+    def paired(self) -> dict[str, int]:
+        """How many mixtures each scale has."""
+        return {scale: len({run.mixture for run in runs}) for scale, runs in self.runs.items()}
+
     def mixture_R(self, scale: str) -> NDArray[np.int64]:
         """The place of each run's mixture among all mixtures."""
         place = {mixture: m for m, mixture in enumerate(self.mixtures)}

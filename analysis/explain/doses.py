@@ -1,4 +1,4 @@
-"""How often, and how similarly, a mixture told each choice of an item: what `frequency` and `gelbach` regress on.
+"""How often, and how similarly, a mixture's text holds each choice of an item: what `frequency` and `gelbach` regress on.
 
     exposures of choice j in mixture m    E_jm = sum_s share_ms tokens / tokens_s count_js
     dose of item i                        x_im = f(right choice) - mean over wrong choices of f, with f = log(1 + E)
@@ -63,7 +63,7 @@ def different(dose_MI: Array) -> float:
     of the items with set g, their effects taken out.
 
     Where every item has the same answers, such as yes and no, there are two, whatever the number of items: the mixture's liking
-    of a word, and nothing about items. The same where a few items alone are told at all.
+    of a word, and nothing about items. The same where a few items alone are seen at all.
     """
     from evalengine.analysis.explain.within import demeaned, varies
 

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import rows as rows_in
 from evalengine.analysis.explain.explainer import Study
+from evalengine.analysis.figure import by
 from evalengine.analysis.items import names
 from evalengine.errors import UserError
+from evalengine.labels import CHAT
 
 if TYPE_CHECKING:
     from evalengine.training.exposure import table
@@ -96,6 +98,26 @@ def notes(study: Study) -> tuple[str, ...]:
     """What was left out of the exposures, and where they are the same text again."""
     found = exposed(study)
     return () if found is None else found.notes
+
+
+def lacks(study: Study) -> str:
+    """What a study lacks for doses, as it follows "needs"; "" where it has the files."""
+    return "" if study.options.exposure else "what `evalengine expose` counted (--exposure)"
+
+
+def wording(study: Study) -> str:
+    """What of the prompts that were scored the exposures do not count; "" where they are of the items as they were scored."""
+    if exposed(study) is None:
+        return ""
+    asked = by([one for one in study.scores.benchmarks if one.asked], lambda one: one.asked)
+    said = [f"{names(one.name for one in which)} {how}" for how, which in asked.items()]
+    said += [f"{stage} in chat format" for stage in study.design.stages if stage.endswith(CHAT)]
+    if not said:
+        return ""
+    return (
+        "doses count items in their default wording, without examples or a chat template; scored otherwise: "
+        + "; ".join(said)
+    )
 
 
 def _read(study: Study, folder: Path) -> Exposed:

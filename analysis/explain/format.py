@@ -21,26 +21,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from html import escape
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis import page
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.design import rows as rows_in
-from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.grouped import grouped
+from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
+from evalengine.analysis.explain.grouped import grouped, joined, partly
+from evalengine.analysis.explain.parts import blocks, hint, over, pivot, with_benchmarks
 from evalengine.analysis.explain.twoway import two_way_mean
+from evalengine.analysis.explain.wording import claim
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
-from evalengine.analysis.results import excludes_zero, with_interval
+from evalengine.analysis.protocol import Claim
+from evalengine.analysis.results import with_interval
 from evalengine.labels import CHAT
 
 FORMAT, KNOWLEDGE, GOLD, MASS = "log mass", "log p(gold | choices)", "log p(gold)", "mass"
-CHANGE = "change"
 
 
 class FormatRow(NamedTuple):
@@ -63,14 +63,13 @@ class FormatRow(NamedTuple):
 def compared(stages: tuple[str, str]) -> list[tuple[str, str]]:
     """Pairs of a stage and the one it is compared with, whether or not both were scored."""
     before, after = stages
-    pairs = [
-        (after, before),
+    chat = [
         (after + CHAT, before),
         (after + CHAT, before + CHAT),
         (before + CHAT, before),
         (after + CHAT, after),
     ]
-    return list(dict.fromkeys(pairs))
+    return list(dict.fromkeys([(after, before), *chat]))
 
 
 class Cell(NamedTuple):
@@ -101,10 +100,8 @@ def rows(study: Study) -> list[FormatRow]:
 
 def note_of(there: list[Cell], every: list[Cell]) -> str:
     above = float(np.mean([cell.above for cell in there]))
-    notes = [f"choices begin with one another: mass above 1 on {above:.2%} of the items"] if above > 0 else []
-    if len(there) < len(every):
-        notes.append(f"over the {len(there)} of {len(every)} benchmarks that every run was scored on")
-    return "; ".join(notes)
+    said = f"choices begin with one another: mass above 1 on {above:.2%} of the items" if above > 0 else ""
+    return joined(said, partly(there, every))
 
 
 def cells(study: Study, scale: str) -> Iterator[Cell]:
@@ -129,76 +126,75 @@ def cells(study: Study, scale: str) -> Iterator[Cell]:
 
 def decomposed(some: Choices) -> dict[str, Array]:
     """By measure, (R, I) of R checkpoints."""
-    mass_RI, gold_RI = some.log_mass(), some.loglik_KC[:, some.gold_C]
+    mass_RI, gold_RI = some.log_mass(), some.gold()
     return {GOLD: gold_RI, FORMAT: mass_RI, KNOWLEDGE: gold_RI - mass_RI, MASS: np.exp(mass_RI)}
 
 
 def table(findings: Findings, benchmarks: bool = False) -> Table:
     """The change of each part, beside the mass at each stage."""
-    found = [r for r in findings.tables["format"] if bool(r.benchmark) == benchmarks]
-    at = {(r.scale, r.category, r.benchmark, r.measure, r.stage, r.minus): r for r in found}
-    blocks: dict[tuple[str, str, str], list[list[str]]] = {}
-    for scale, category, benchmark, stage, minus in dict.fromkeys(
-        (r.scale, r.category, r.benchmark, r.stage, r.minus) for r in found if r.minus
-    ):
-        place = (scale, category, benchmark)
-        change = [at[*place, measure, stage, minus] for measure in (GOLD, FORMAT, KNOWLEDGE)]
-        mass = [f"{at[*place, MASS, s, ''].estimate:.3f}" for s in (minus, stage)]
-        line = [benchmark or category, scale, f"{minus} → {stage}", *map(with_interval, change), *mass]
-        blocks.setdefault((scale, minus, stage), []).append(line)
+    found = findings.means("format", benchmarks)
+    lines = []
+    for (scale, category, benchmark), at in pivot(
+        found, attrgetter("scale", "category", "benchmark"), attrgetter("stage", "minus", "measure")
+    ).items():
+        for stage, minus in dict.fromkeys(key[:2] for key in at if key[1]):
+            change = [with_interval(at[stage, minus, measure]) for measure in (GOLD, FORMAT, KNOWLEDGE)]
+            mass = [f"{at[s, '', MASS].estimate:.3f}" for s in (minus, stage)]
+            lines.append([benchmark or category, scale, f"{minus} → {stage}", *change, *mass])
     head = [
-        "benchmark" if benchmarks else "mean over",
+        over(benchmarks),
         "scale",
         "stages",
         f"change of {GOLD}",
         FORMAT,
         KNOWLEDGE,
+        "mass before",
+        "mass after",
     ]
-    return Table("format and knowledge", [*head, "mass before", "mass after"], list(blocks.values()), texts=3)
+    return Table("format and knowledge", head, blocks(lines, 1, 2), texts=3)
 
 
-def section(findings: Findings) -> str:
-    found = findings.tables["format"]
-    if not found:
-        return ""
-    before, after = map(escape, findings.method["stages"])
-    notes = dict.fromkeys(
-        f"{r.benchmark} ({r.scale}): {r.note}" for r in found if r.note and r.benchmark and not r.minus
-    )
-    hint = "".join(f'<p class="hint">{escape(note)}.</p>' for note in list(notes)[:6])
+def shown(findings: Findings) -> str:
+    before, after = findings.method["stages"]
+    of_benchmarks = [r for r in findings.means("format", benchmarks=True, minus="") if r.note]
+    notes = dict.fromkeys(f"{r.benchmark} ({r.scale}): {r.note}." for r in of_benchmarks)
     return (
-        "<h2>Format and knowledge</h2>"
-        f'<p class="hint">What {before} to {after} changes of the probability of the right choice, in nats: {FORMAT}, what all '
-        "choices together get, is whether the answer has the form that is asked for; log p(gold | choices) is which of them it "
-        "is. The two add up. Prompts are as a pretrained model reads them, unless the stage ends in +chat: a fine-tuned model "
-        "asked outside its own format may give the choices less without knowing less. Benchmarks whose choices stand behind "
-        "contexts of their own (winogrande) are left out. Intervals are for other mixtures and other items.</p>"
-        f"{page.show(table(findings))}"
-        f"<details><summary>Benchmarks</summary>{page.show(table(findings, benchmarks=True))}</details>{hint}"
+        hint(
+            f"What {before} to {after} changes of the probability of the right choice, in nats: {FORMAT}, what all choices "
+            "together get, is whether the answer has the form that is asked for; log p(gold | choices) is which of them it is. "
+            "The two add up. Prompts are as a pretrained model reads them, unless the stage ends in +chat: a fine-tuned model "
+            "asked outside its own format may give the choices less without knowing less. Benchmarks whose choices stand behind "
+            "contexts of their own (winogrande) are left out. Intervals are for other mixtures and other items."
+        )
+        + with_benchmarks(table, findings)
+        + hint(*list(notes)[:6])
     )
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
     parts = {FORMAT: "the probability of all choices together", KNOWLEDGE: "the right one's share of it"}
-    at = {"category": ALL, "benchmark": ""}
-    for scale in findings.method["scales"]:
-        for (after, before), (measure, what) in itertools.product(
-            compared(tuple(findings.method["stages"])), parts.items()
+    pairs = compared(tuple(findings.method["stages"]))
+    for scale, (after, before), measure in itertools.product(findings.method["scales"], pairs, parts):
+        for row in findings.means(
+            "format", category=ALL, scale=scale, measure=measure, stage=after, minus=before
         ):
-            for row in findings.rows("format", **at, scale=scale, measure=measure, stage=after, minus=before):
-                said = f"{with_interval(row)} nats over all benchmarks at {scale}, n = {row.n}"
-                if excludes_zero(row):
-                    word = "raises" if row.estimate > 0 else "lowers"
-                    yield Claim(SUPPORTED, f"{before} to {after} {word} {what}: {said}.")
-                else:
-                    yield Claim(UNSUPPORTED, f"That {before} to {after} changes {what}: {said}.")
+            what = f"{before} to {after}"
+            yield claim(
+                row,
+                above=f"{what} raises {parts[measure]}",
+                below=f"{what} lowers {parts[measure]}",
+                otherwise=f"{what} changes {parts[measure]}",
+                said=f"{with_interval(row)} nats over all benchmarks at {scale}, n = {row.n}",
+            )
 
 
 EXPLAINER = Explainer(
     "format",
     FormatRow,
     rows,
-    section,
-    latex=lambda f: {"format": table(f), "format_benchmarks": table(f, True)} if f.tables["format"] else {},
-    claims=claims,
+    "Format and knowledge",
+    lacks=lambda study: f"{EVERYWHERE}, of items with one context",
+    shown=shown,
+    typeset=lambda findings: {"format": table(findings), "format_benchmarks": table(findings, True)},
+    said=claims,
 )

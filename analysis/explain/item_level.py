@@ -15,8 +15,6 @@ from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import rows as rows_in
 from evalengine.analysis.explain.explainer import Study
 
-CLIP = 5.0  # nats, of margins
-
 
 class ItemLevel(NamedTuple):
     """Of the runs of one scale, the items of the benchmarks that all of them have.
@@ -43,6 +41,14 @@ class ItemLevel(NamedTuple):
 def item_level(study: Study, scale: str) -> ItemLevel | None:
     """None where no benchmark was scored on every run."""
     return study.once(("items", scale), lambda: _item_level(study, scale))
+
+
+def item_levels(study: Study, mixtures: int = 1) -> Iterator[tuple[str, ItemLevel]]:
+    """The scales that have them, of so many mixtures or more."""
+    for scale in study.design.scales:
+        data = item_level(study, scale)
+        if data is not None and len(np.unique(data.mixture_R)) >= mixtures:
+            yield scale, data
 
 
 def _item_level(study: Study, scale: str) -> ItemLevel | None:
@@ -84,15 +90,13 @@ def _item_level(study: Study, scale: str) -> ItemLevel | None:
 
 def _columns(choices: Choices, before: NDArray[np.int64], after: NDArray[np.int64]) -> Iterator[Array]:
     """The fields of ItemLevel from `right_before` to `wrong_after` but `item_W`, of one benchmark."""
-
     one, other = choices.at(before), choices.at(after)
     wrong_C = np.ones(one.loglik_KC.shape[1], dtype=bool)
     wrong_C[one.gold_C] = False
-    yield (one.picks() == one.gold_I).astype(np.float64)
-    yield (other.picks() == other.gold_I).astype(np.float64)
-    gold_RI = one.loglik_KC[:, one.gold_C]
-    yield (gold_RI - one.best_wrong(one.loglik_KC)).clip(-CLIP, CLIP)
-    yield gold_RI
-    yield other.loglik_KC[:, other.gold_C]
+    yield one.right()
+    yield other.right()
+    yield one.margin()
+    yield one.gold()
+    yield other.gold()
     yield one.loglik_KC[:, wrong_C]
     yield other.loglik_KC[:, wrong_C]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.analysis.explain.choices import Array
+from evalengine.analysis.explain.student import p_below, quantile
 
 
 class Interval(NamedTuple):
@@ -37,11 +38,9 @@ def of_correlation(estimate_S: Array, without_MS: Array, level: float = 0.95) ->
 
 def jackknife(estimate_S: Array, without_MS: Array, level: float = 0.95) -> Interval:
     """`without_MS`: each statistic without each of the M mixtures. n - 1 degrees of freedom."""
-    from scipy.special import stdtr, stdtrit
-
     n = len(without_MS)
     se_S = np.sqrt((n - 1) * without_MS.var(axis=0))
-    half_S = stdtrit(n - 1, 0.5 + level / 2) * se_S
+    half_S = quantile(n, level) * se_S
     with np.errstate(divide="ignore", invalid="ignore"):
-        p_S = 2.0 * stdtr(n - 1, -np.abs(estimate_S / se_S))
+        p_S = 2.0 * p_below(-np.abs(estimate_S / se_S), n)
     return Interval(estimate_S - half_S, estimate_S + half_S, se_S, np.asarray(p_S))

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array, Choices
 
-CLIP = 5.0  # nats: a few items that are far off would decide the mean
 ACCURACY = "accuracy"
 UNITS = ("raw", "per character", "per token")
 
@@ -43,11 +42,11 @@ class Quantity(NamedTuple):
 def quantities(choices: Choices, k: NDArray[np.int64]) -> Iterator[tuple[Quantity, Array]]:
     """Every quantity of some checkpoints, (K, I)."""
     some = choices.at(k)
-    yield Quantity(ACCURACY, ""), (some.picks() == some.gold_I).astype(np.float64)
+    yield Quantity(ACCURACY, ""), some.right()
     lengths: tuple[Any, ...] = (1.0, some.chars_C.clip(1), some.tokens_KC.clip(1))
     for unit, length in zip(UNITS, lengths, strict=True):
         of = some._replace(loglik_KC=some.loglik_KC / length)
-        gold_KI = of.loglik_KC[:, of.gold_C]
+        gold_KI = of.gold()
         mass_KI = of.log_mass()
         item_C = np.repeat(np.arange(len(of.gold_I)), np.diff(of.offset_I1))
         share_KC = np.exp(of.loglik_KC - mass_KI[:, item_C])
@@ -56,5 +55,5 @@ def quantities(choices: Choices, k: NDArray[np.int64]) -> Iterator[tuple[Quantit
         yield Quantity("norm_correct_prob", unit), share_KI
         yield Quantity("margin", unit), share_KI - of.best_wrong(share_KC)
         yield Quantity("total_prob", unit), np.exp(mass_KI)
-        yield Quantity("logit margin", unit), (gold_KI - of.best_wrong(of.loglik_KC)).clip(-CLIP, CLIP)
+        yield Quantity("logit margin", unit), of.margin()
         yield Quantity("log prob", unit), gold_KI

@@ -40,6 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array
+from evalengine.analysis.explain.student import p_below, quantile
 
 LEAST = 3  # mixtures, for an interval
 NOTHING = 1e-10  # mean square of a regressor after demeaning, and smallest share of it that others leave: no variation
@@ -146,14 +147,12 @@ def clustered(influence_KMI: Array) -> Errors:
 def interval(every_JK: Array, errors: Errors, level: float = 0.95) -> Slopes:
     """Statistics of the study, then without each mixture, with ends for other mixtures and items; none with fewer than three
     mixtures, or where one of them alone has the doses."""
-    from scipy.special import stdtr, stdtrit
-
     estimate_K, M = every_JK[0], len(every_JK) - 1
     more_K = np.maximum(errors.item_K**2 - errors.cell_K**2, 0.0)
     se_K = np.sqrt((M - 1) * every_JK[1:].var(axis=0) + more_K)
     if M < LEAST:
         se_K = np.full(len(estimate_K), np.nan)
-    half_K = stdtrit(M - 1, 0.5 + level / 2) * se_K
+    half_K = quantile(M, level) * se_K
     with np.errstate(divide="ignore", invalid="ignore"):
-        p_K = 2.0 * stdtr(M - 1, -np.abs(estimate_K / se_K))
+        p_K = 2.0 * p_below(-np.abs(estimate_K / se_K), M)
     return Slopes(estimate_K, estimate_K - half_K, estimate_K + half_K, se_K, np.asarray(p_K))
