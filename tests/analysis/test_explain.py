@@ -208,8 +208,8 @@ def test_a_section_that_is_not_there_is_said_on_the_page_and_the_terminal(
         assert "Emulated fine-tuning, Pretraining scale and fine-tuning scale" in absent
         assert "(needs a second scale)" in absent and "Answer formats (needs scores of" in absent
         assert why == (
-            "No report shows these tables: it is built on those of `evalengine correlate`, which needs 4 mixtures with both stages"
-            f" at one scale, and the most here is {mixtures}."
+            "No report shows these tables: it is built on those of `evalengine correlate`, which needs 4 mixtures with both "
+            f"stages at one scale, and the most here is {mixtures}."
         )
         assert main(["correlate", str(few), "--out", str(out), "--bootstrap", "200"]) == 1
 
