@@ -25,10 +25,9 @@ import numpy as np
 from evalengine.analysis import page
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import Run, by_mixture
-from evalengine.analysis.explain.design import rows as rows_in
 from evalengine.analysis.explain.eft import ratio
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.format import FORMAT, KNOWLEDGE, decomposed
+from evalengine.analysis.explain.format import FORMAT, KNOWLEDGE, decomposed, values
 from evalengine.analysis.explain.grouped import grouped, joined
 from evalengine.analysis.explain.parts import hint, notes, over, pivot, with_benchmarks
 from evalengine.analysis.explain.student import p_below
@@ -131,27 +130,23 @@ def _of_cells(cells: Sequence[Cell], stage: str, kept: str, first: str, level: f
             continue
         own = names(cell.benchmark for cell in cells if measure not in cell.value[stage])
         note = f"without {own} (contexts differ by choice)" if own else ""
-        yield Measured(measure, "", two_way_mean([c.value[stage][measure] for c in there], level), note=note)
+        yield Measured(measure, "", two_way_mean(values(there, measure, stage), level), note=note)
         for minus in dict.fromkeys((UNIFORM, first, kept)):
             if minus == stage or (minus == UNIFORM and measure == FORMAT):
                 continue
-            difference = two_way_mean(_minus(there, measure, stage, minus), level)
+            difference = two_way_mean(values(there, measure, stage, minus), level)
             if (measure, minus) != (ACCURACY, kept):
                 yield Measured(measure, minus, difference, note=note)
                 continue
-            above = two_way_mean(_minus(cells, ACCURACY, kept, UNIFORM), level)
+            above = two_way_mean(values(cells, ACCURACY, kept, UNIFORM), level)
             p = equivalence(difference)
             yield Measured(measure, minus, difference, p, verdict(difference, p, above, level))
     labels = [cell for cell in cells if cell.two_labels]
     if labels and stage.removesuffix(CHAT) == DELUSIVE:
         turned = [2.0 * cell.value[kept][ACCURACY] - 1.0 for cell in labels]
-        found, why = ratio(_minus(labels, ACCURACY, kept, stage), turned, level)
+        found, why = ratio(values(labels, ACCURACY, kept, stage), turned, level)
         of = f"of {names(cell.benchmark for cell in labels)}"
         yield Measured(MAPPING, "", found, note=f"{of}; {kept} is not above guessing" if why else of)
-
-
-def _minus(cells: Sequence[Cell], measure: str, stage: str, minus: str) -> list[Array]:
-    return [cell.value[stage][measure] - cell.value[minus][measure] for cell in cells]
 
 
 def _cells(study: Study, stages: Sequence[str], runs: Sequence[Run]) -> Iterator[Cell]:
@@ -159,18 +154,17 @@ def _cells(study: Study, stages: Sequence[str], runs: Sequence[Run]) -> Iterator
     place = {mixture: m for m, mixture in enumerate(study.design.mixtures)}
     mixture_R = np.array([place[run.mixture] for run in runs], dtype=np.int64)
     for choices in study.scores.benchmarks:
-        of = {stage: rows_in(choices, [run.by_stage.get(stage, "") for run in runs]) for stage in stages}
-        if any(k is None for k in of.values()):
-            continue
         value = {}
-        for stage, k in of.items():
-            assert k is not None
-            some = choices.at(k)
+        for stage in stages:
+            if (some := choices.of([run.by_stage.get(stage, "") for run in runs])) is None:
+                break
             found = {ACCURACY: some.right()}
             if not choices.own_contexts:
                 parts = decomposed(some)
                 found |= {KNOWLEDGE: parts[KNOWLEDGE], FORMAT: parts[FORMAT]}
             value[stage] = {measure: by_mixture(x_RI, mixture_R) for measure, x_RI in found.items()}
+        if len(value) < len(stages):
+            continue
         count_I, M = np.diff(choices.offset_I1).astype(np.float64), len(np.unique(mixture_R))
         uniform = {ACCURACY: 1.0 / count_I, KNOWLEDGE: -np.log(count_I)}
         value[UNIFORM] = {measure: np.tile(x_I, (M, 1)) for measure, x_I in uniform.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -56,6 +57,11 @@ class Choices(NamedTuple):
     def row(self, checkpoint: str) -> int:
         """The checkpoint's place in K, -1 where it lacks this benchmark."""
         return self.checkpoints.index(checkpoint) if checkpoint in self.checkpoints else -1
+
+    def of(self, checkpoints: Sequence[str]) -> Choices | None:
+        """The same for some of the checkpoints, in float64; None where one of them lacks this benchmark."""
+        found = [self.row(name) for name in checkpoints]
+        return None if -1 in found else self.at(np.array(found, dtype=np.int64))
 
     @property
     def gold_C(self) -> NDArray[np.int64]:

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array, Choices, Emulated
-from evalengine.analysis.explain.design import by_mixture, rows
-from evalengine.analysis.explain.explainer import Study
+from evalengine.analysis.explain.design import by_mixture
+from evalengine.analysis.explain.explainer import Study, once
 from evalengine.analysis.explain.grouped import joined
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
@@ -136,10 +136,11 @@ def answered(choices: Choices) -> Answered:
     return Answered((pick_RI == choices.gold_I).astype(np.float64), confidence, p_gold, pick_RI)
 
 
-def real(choices: Choices, names: list[str]) -> Answered | None:
+@once
+def real(study: Study, benchmark: str, *names: str) -> Answered | None:
     """Of checkpoints as they were scored, None where the benchmark lacks one."""
-    k = rows(choices, names)
-    return None if k is None else answered(choices.at(k))
+    some = next(one for one in study.scores.benchmarks if one.name == benchmark).of(names)
+    return None if some is None else answered(some)
 
 
 def emulated(
@@ -149,14 +150,12 @@ def emulated(
     roles = [quartet.roles(direction) for quartet in corners.quartets]
     if level == TOKEN:
         whose = {one: name for name, one in study.scores.emulated.items()}
-        names = [whose.get(Emulated(*of, beta), "") for of in roles]
-        return real(choices, names)
+        return real(study, choices.name, *(whose.get(Emulated(*of, beta), "") for of in roles))
     if choices.own_contexts:
         return None
-    places = [rows(choices, names) for names in zip(*roles, strict=True)]
-    if any(k is None for k in places):
+    base, tuned, ref = (choices.of(names) for names in zip(*roles, strict=True))
+    if base is None or tuned is None or ref is None:
         return None
-    base, tuned, ref = (choices.at(k) for k in places if k is not None)
     shifted = base._replace(loglik_KC=base.loglik_KC + beta * (tuned.loglik_KC - ref.loglik_KC))
     if base.uncond_KC is not None and tuned.uncond_KC is not None and ref.uncond_KC is not None:
         shifted = shifted._replace(uncond_KC=base.uncond_KC + beta * (tuned.uncond_KC - ref.uncond_KC))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.explain.choices import Array, Choices, Scores
+from evalengine.analysis.explain.choices import Array, Scores
 from evalengine.analysis.items import names
 from evalengine.analysis.panel import choose_stages, natural_key, scale_key
 from evalengine.errors import UserError
@@ -48,6 +48,10 @@ class Design(NamedTuple):
     def paired(self) -> dict[str, int]:
         """How many mixtures each scale has."""
         return {scale: len({run.mixture for run in runs}) for scale, runs in self.runs.items()}
+
+    def names(self, scale: str, after: bool) -> list[str]:
+        """The checkpoints of all runs at the first or the last stage."""
+        return [run.after if after else run.before for run in self.runs[scale]]
 
     def mixture_R(self, scale: str) -> NDArray[np.int64]:
         """The place of each run's mixture among all mixtures."""
@@ -101,12 +105,6 @@ def design_of(scores: Scores, stages: Sequence[str] | None = None) -> Design:
         )
     every = {run.mixture for run in itertools.chain(*runs.values())}
     return Design(pair, tuple(sorted(every, key=natural_key)), runs, tuple(notes))
-
-
-def rows(choices: Choices, checkpoints: Sequence[str]) -> NDArray[np.int64] | None:
-    """The places of checkpoints in K, None where the benchmark lacks one of them."""
-    found = [choices.row(name) for name in checkpoints]
-    return None if -1 in found else np.array(found, dtype=np.int64)
 
 
 def by_mixture(value_R: NDArray[Any], mixture_R: NDArray[np.int64]) -> Array:

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.explain.choices import Array, Choices
-from evalengine.analysis.explain.design import by_mixture, rows
+from evalengine.analysis.explain.choices import Array
+from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.doses import LEAST, different, dosed
-from evalengine.analysis.explain.explainer import Study
+from evalengine.analysis.explain.explainer import Study, once
 from evalengine.analysis.explain.exposed import Dose
 from evalengine.analysis.explain.within import demeaned
 from evalengine.analysis.groups import ALL
@@ -90,7 +90,7 @@ def dosed_items(study: Study, scale: str, regressors: Mapping[str, Regressor]) -
             continue
         doses = {key: one.of(*regressor) for key, regressor in regressors.items()}
         known_I = np.isfinite(np.stack(list(doses.values()))).all(axis=(0, 1))
-        moved = outcomes(study, scale, one.choices, mixtures)
+        moved = outcomes(study, scale, one.choices.name, mixtures)
         if moved is None or not known_I.any():
             continue
         name = one.choices.category, one.choices.name
@@ -116,24 +116,19 @@ def dosed_items(study: Study, scale: str, regressors: Mapping[str, Regressor]) -
     )
 
 
+@once
 def outcomes(
-    study: Study, scale: str, choices: Choices, mixtures: tuple[str, ...]
+    study: Study, scale: str, benchmark: str, mixtures: tuple[str, ...]
 ) -> dict[tuple[When, str], Array] | None:
     """(M, I), runs of a mixture averaged; None where a run lacks the benchmark."""
-    return study.once(("outcomes", scale, choices.name), lambda: _outcomes(study, scale, choices, mixtures))
-
-
-def _outcomes(
-    study: Study, scale: str, choices: Choices, mixtures: tuple[str, ...]
-) -> dict[tuple[When, str], Array] | None:
+    choices = next(one for one in study.scores.benchmarks if one.name == benchmark)
     runs = [run for run in study.design.runs[scale] if run.mixture in mixtures]
     mixture_R = np.array([mixtures.index(run.mixture) for run in runs])
     first, last, change = whens(study)
     out: dict[tuple[When, str], Array] = {}
     for when, checkpoints in ((first, [run.before for run in runs]), (last, [run.after for run in runs])):
-        if (found := rows(choices, checkpoints)) is None:
+        if (some := choices.of(checkpoints)) is None:
             return None
-        some = choices.at(found)
         p_RI = np.exp(some.gold() - some.log_mass())
         value = {MARGIN: some.margin(), P_GOLD: p_RI, ACCURACY: some.right()}
         out.update({(when, name): by_mixture(value_RI, mixture_R) for name, value_RI in value.items()})

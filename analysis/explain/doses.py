@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array, Choices
-from evalengine.analysis.explain.explainer import Study
-from evalengine.analysis.explain.exposed import CONTEXT, CROSS, LONGEST, Dose, Exposed, exposed
+from evalengine.analysis.explain.explainer import Study, once
+from evalengine.analysis.explain.exposed import CONTEXT, CROSS, LONGEST, Dose, exposed
 from evalengine.analysis.explain.wild import relabellings
 from evalengine.analysis.mixtures import kind_of
 
@@ -51,13 +51,6 @@ class Dosed(NamedTuple):
         return out
 
 
-def dosed(study: Study, scale: str) -> tuple[tuple[str, ...], list[Dosed]] | None:
-    """The mixtures of a scale whose shares are known, and their doses; None where nothing can be said."""
-    if (found := exposed(study)) is None:
-        return None
-    return study.once(("dosed", scale), lambda: _dosed(study, scale, found))
-
-
 def different(dose_MI: Array) -> float:
     """How many different sets of doses carry a benchmark's slope (Kish 1965): (sum_g S_g)^2 / sum_g S_g^2, S_g the sum of squares
     of the items with set g, their effects taken out.
@@ -75,14 +68,11 @@ def different(dose_MI: Array) -> float:
     return float(square_G.sum() ** 2 / (square_G**2).sum())
 
 
+@once
 def headline(study: Study) -> Dose | None:
     """The dose that is looked at most closely: crossing n-grams of the largest n that keeps at least half of the items that the
     best n has, items of usable benchmarks whose dose differs between mixtures. It depends on texts and design alone, not on any
     score, so choosing it needs no correction."""
-    return study.once("headline", lambda: _headline(study))
-
-
-def _headline(study: Study) -> Dose | None:
     every = next((found[1] for s in study.design.scales if (found := dosed(study, s)) is not None), [])
     items: dict[Dose, int] = {}
     for one in every:
@@ -114,7 +104,11 @@ def orders(study: Study, mixtures: tuple[str, ...]) -> NDArray[np.int64] | None:
     return relabellings(versions, proportions)
 
 
-def _dosed(study: Study, scale: str, found: Exposed) -> tuple[tuple[str, ...], list[Dosed]] | None:
+@once
+def dosed(study: Study, scale: str) -> tuple[tuple[str, ...], list[Dosed]] | None:
+    """The mixtures of a scale whose shares are known, and their doses; None where nothing can be said."""
+    if (found := exposed(study)) is None:
+        return None
     present = [study.design.mixtures[m] for m in np.unique(study.design.mixture_R(scale))]
     mixtures = tuple(m for m in present if (scale, m) in found.epochs)
     if len(mixtures) < 2:

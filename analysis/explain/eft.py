@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.analysis import page
-from evalengine.analysis.explain.choices import Array, Choices
+from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import (
     SEQUENCE,
     TOKEN,
@@ -24,7 +24,7 @@ from evalengine.analysis.explain.corners import (
     real,
 )
 from evalengine.analysis.explain.design import by_mixture
-from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
+from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study, once
 from evalengine.analysis.explain.grouped import grouped, joined
 from evalengine.analysis.explain.parts import blocks, folded, pivot
 from evalengine.analysis.explain.student import quantile
@@ -85,17 +85,13 @@ class Cell(NamedTuple):
     same_MI: Array
 
 
+@once
 def cells(study: Study, corners: Corners, direction: str, level: str, beta: float) -> list[Cell]:
     """Every benchmark that all runs have at this level and strength."""
-    key = (direction, level, f"{beta:g}")
-    return study.once(key, lambda: list(_cells(study, corners, direction, level, beta)))
-
-
-def _cells(study: Study, corners: Corners, direction: str, level: str, beta: float) -> Iterator[Cell]:
+    out = []
     for choices in study.scores.benchmarks:
-        whose = [quartet.roles(direction)[0] for quartet in corners.quartets]
-        base = _real(study, choices, whose)
-        tuned = _real(study, choices, [quartet.real(direction) for quartet in corners.quartets])
+        base = real(study, choices.name, *(quartet.roles(direction)[0] for quartet in corners.quartets))
+        tuned = real(study, choices.name, *(quartet.real(direction) for quartet in corners.quartets))
         if base is None or tuned is None:
             continue
         if math.isnan(beta):
@@ -106,11 +102,8 @@ def _cells(study: Study, corners: Corners, direction: str, level: str, beta: flo
             same_RI = (found.pick == tuned.pick).astype(np.float64)
             found, base, tuned = (one.mean(corners.mixture_R) for one in (found, base, tuned))
             same_MI = by_mixture(same_RI, corners.mixture_R)
-            yield Cell(choices.category, choices.name, found, base, tuned, same_MI)
-
-
-def _real(study: Study, choices: Choices, names: list[str]) -> Answered | None:
-    return study.once((choices.name, *names), lambda: real(choices, names))
+            out.append(Cell(choices.category, choices.name, found, base, tuned, same_MI))
+    return out
 
 
 def eft_rows(study: Study) -> list[EftRow]:

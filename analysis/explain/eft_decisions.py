@@ -29,7 +29,7 @@ from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval, with_interval
 
 BASE, SMALL, EFT = "large base", "small fine-tuned", "emulated"
-COMPARED = ((BASE, ""), (SMALL, ""), (EFT, ""), (EFT, BASE), (EFT, SMALL))  # predictor, minus
+COMPARED = ((EFT, ""), (BASE, ""), (SMALL, ""), (EFT, BASE), (EFT, SMALL))  # predictor, minus
 
 
 class DecisionRow(NamedTuple):
@@ -88,11 +88,12 @@ def lacks(study: Study) -> str:
 def table(findings: Findings, benchmarks: bool = False) -> Table:
     found = findings.means("eft_decisions", benchmarks)
     at = pivot(found, attrgetter("measure", "category", "benchmark"), attrgetter("predictor", "minus"))
+    columns = (*COMPARED[1:3], COMPARED[0], *COMPARED[3:])
     lines = []
     for (measure, category, benchmark), of in at.items():
         show, unit = (share_with_interval, " (%)") if measure == MEASURES[0] else (with_interval, "")
-        lines.append([benchmark or category, measure + unit, *(show(of.get(key)) for key in COMPARED)])
-    head = [over(benchmarks), "measure", *(f"{p} − {minus}" if minus else p for p, minus in COMPARED)]
+        lines.append([benchmark or category, measure + unit, *(show(of.get(key)) for key in columns)])
+    head = [over(benchmarks), "measure", *(f"{p} − {minus}" if minus else p for p, minus in columns)]
     return Table("choosing a mixture", head, blocks(lines, 1), texts=2)
 
 

@@ -6,11 +6,12 @@ and figures iterate the registry and know none by name.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from evalengine.analysis.explain.choices import Scores
 from evalengine.analysis.explain.design import Design
@@ -18,7 +19,7 @@ from evalengine.analysis.figure import Figure, Table
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import Results
 
-T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Options(NamedTuple):
@@ -41,11 +42,18 @@ class Study:
     formats: Scores | None = None
     kept: dict[Any, Any] = field(default_factory=dict)
 
-    def once(self, key: Any, make: Callable[[], T]) -> T:
-        if key not in self.kept:
-            self.kept[key] = make()
-        found: T = self.kept[key]
-        return found
+
+def once(make: F) -> F:
+    """A function of a study, and of what can be a key, whose results the study keeps."""
+
+    @functools.wraps(make)
+    def kept(study: Study, *about: Any) -> Any:
+        key = (make, *about)
+        if key not in study.kept:
+            study.kept[key] = make(study, *about)
+        return study.kept[key]
+
+    return cast(F, kept)
 
 
 class Findings(NamedTuple):

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array, Choices
-from evalengine.analysis.explain.design import rows as rows_in
-from evalengine.analysis.explain.explainer import Study
+from evalengine.analysis.explain.explainer import Study, once
 from evalengine.analysis.figure import by
 from evalengine.analysis.items import names
 from evalengine.errors import UserError
@@ -86,12 +85,13 @@ class Rows(NamedTuple):
     source: NDArray[np.int64]
 
 
+@once
 def exposed(study: Study) -> Exposed | None:
     """What `--exposure` names, joined to the store's items; None without. Raises UserError where it does not fit the store."""
     folder = study.options.exposure
     if folder is not None and folder.is_file():
         raise UserError(f"--exposure takes a folder, and {folder} is a file: give {folder.parent}")
-    return None if folder is None else study.once("exposed", lambda: _read(study, folder))
+    return None if folder is None else _read(study, folder)
 
 
 def notes(study: Study) -> tuple[str, ...]:
@@ -155,8 +155,8 @@ def _read(study: Study, folder: Path) -> Exposed:
         scale: {m: epochs[scale, m] for m in share if (scale, m) in epochs} for scale in study.design.scales
     }
     for scale, runs in study.design.runs.items():
-        both = [name for run in runs if run.mixture in share for name in (run.before, run.after)]
-        if lost_B := [one.name for one in study.scores.benchmarks if rows_in(one, both) is None]:
+        both = {name for run in runs if run.mixture in share for name in (run.before, run.after)}
+        if lost_B := [one.name for one in study.scores.benchmarks if not both <= set(one.checkpoints)]:
             said.append(f"scale {scale}: {names(lost_B)} not on every checkpoint, so without slopes on doses")
     said += [_repeated(scale, sources, of_scale) for scale, of_scale in read.items()]
     return Exposed(sources, share, epochs, tuple(counts), tuple(filter(None, said)))

@@ -274,8 +274,7 @@ def shown(findings: Findings) -> str:
         hint(
             f"From {before} to {after}: the share of the items that were right and stayed right, that were learned, and that "
             "were lost. A twin is the same item before, answered by other mixtures' models: what turns from there is the "
-            "item's own ease, and luck. Below the twin, a model keeps what it had. Intervals are for other mixtures and other "
-            "items."
+            "item's own ease, and luck. Below the twin, a model keeps what it had. Intervals are for other mixtures and items."
         )
         + with_benchmarks(table, findings)
         + page.grid(findings.drawing, curves(findings))

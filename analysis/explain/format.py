@@ -20,15 +20,14 @@ Dims: R runs, M mixtures, I items.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import by_mixture
-from evalengine.analysis.explain.design import rows as rows_in
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
 from evalengine.analysis.explain.grouped import grouped, joined, partly
 from evalengine.analysis.explain.parts import blocks, hint, over, pivot, with_benchmarks
@@ -89,13 +88,16 @@ def rows(study: Study) -> list[FormatRow]:
             for stage, minus in [*((stage, "") for stage in stages), *compared(study.design.stages)]:
                 there = [cell for cell in chosen if {stage, minus or stage} <= cell.value.keys()]
                 for measure in (GOLD, FORMAT, KNOWLEDGE, MASS) if there else ():
-                    value = [cell.value[stage][measure] for cell in there]
-                    if minus:
-                        value = [x - cell.value[minus][measure] for x, cell in zip(value, there, strict=True)]
-                    mean = two_way_mean(value, study.options.level)
+                    mean = two_way_mean(values(there, measure, stage, minus), study.options.level)
                     at = (scale, category, benchmark, measure, stage, minus)
                     out.append(FormatRow(*at, *mean, note_of(there, chosen)))
     return out
+
+
+def values(cells: Sequence[Any], measure: str, stage: str, minus: str = "") -> list[Array]:
+    """A measure of each benchmark at a stage, minus that at another one if it is named."""
+    at_MI = [cell.value[stage][measure] for cell in cells]
+    return [x - cell.value[minus][measure] for x, cell in zip(at_MI, cells, strict=True)] if minus else at_MI
 
 
 def note_of(there: list[Cell], every: list[Cell]) -> str:
@@ -105,19 +107,18 @@ def note_of(there: list[Cell], every: list[Cell]) -> str:
 
 
 def cells(study: Study, scale: str) -> Iterator[Cell]:
-    runs, (before, after) = study.design.runs[scale], study.design.stages
+    before, after = study.design.stages
     mixture_R = study.design.mixture_R(scale)
-    names = {before: [run.before for run in runs], after: [run.after for run in runs]}
+    names = {before: study.design.names(scale, False), after: study.design.names(scale, True)}
     names |= {stage + CHAT: [name + CHAT for name in of] for stage, of in list(names.items())}
     for choices in study.scores.benchmarks:
         if choices.own_contexts:
             continue
         value, above = {}, 0.0
         for stage, of in names.items():
-            k = rows_in(choices, of)
-            if k is None:
+            if (some := choices.of(of)) is None:
                 continue
-            parts = decomposed(choices.at(k))
+            parts = decomposed(some)
             above = max(above, float((parts[FORMAT] > 1e-6).mean()))
             value[stage] = {name: by_mixture(x_RI, mixture_R) for name, x_RI in parts.items()}
         if before in value and after in value:

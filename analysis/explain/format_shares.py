@@ -33,8 +33,7 @@ from numpy.typing import NDArray
 from evalengine.analysis import page
 from evalengine.analysis.explain.choices import Array, Scores
 from evalengine.analysis.explain.design import by_mixture
-from evalengine.analysis.explain.design import rows as rows_in
-from evalengine.analysis.explain.explainer import Explainer, Findings, Study
+from evalengine.analysis.explain.explainer import Explainer, Findings, Study, once
 from evalengine.analysis.explain.grouped import grouped, joined, partly
 from evalengine.analysis.explain.parts import blocks, folded, hint, over, pivot
 from evalengine.analysis.explain.renderings import in_format
@@ -113,8 +112,9 @@ Places = dict[str, dict[str, dict[tuple[str, str], str]]]  # checkpoints by scal
 Measures = dict[tuple[str, str], list[Array]]  # by measure and format: (M, I) of each benchmark
 
 
+@once
 def rows(study: Study) -> list[ShareRow]:
-    return study.once("format shares", lambda: list(_rows(study)))
+    return list(_rows(study))
 
 
 def _rows(study: Study) -> Iterator[ShareRow]:
@@ -212,9 +212,8 @@ def cells(scores: Scores, by_stage: Mapping[str, Mapping[tuple[str, str], str]])
         at = {}
         for stage, found in by_stage.items():
             checkpoints, _, mixture_R = of_stage(found)
-            if (k := rows_in(choices, checkpoints)) is None:
+            if (some := choices.of(checkpoints)) is None:
                 continue
-            some = choices.at(k)
             written = [in_format(some, f) for f in range(len(choices.formats))]
             log_RFI = np.stack([one.log_mass() for one in written], axis=1)
             right_RFI = np.stack([one.right() for one in written], axis=1)

@@ -22,12 +22,10 @@ from numpy.typing import NDArray
 
 from evalengine.analysis import page
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.design import by_mixture
-from evalengine.analysis.explain.design import rows as rows_in
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.grouped import grouped, joined, with_q
 from evalengine.analysis.explain.parts import hint, pivot
-from evalengine.analysis.explain.quantities import ACCURACY, quantities
+from evalengine.analysis.explain.quantities import ACCURACY, Values, values_of
 from evalengine.analysis.explain.ranking import (
     AGREEMENT,
     LEAST,
@@ -76,31 +74,6 @@ class Named(NamedTuple):
     benchmark: str
 
 
-class Values(NamedTuple):
-    """One scale and stage: by quantity, item by item, (M, I) of each benchmark."""
-
-    mixtures: tuple[str, ...]
-    benchmarks: dict[str, dict[str, Array]]  # by benchmark, then quantity
-    categories: dict[str, str]
-
-
-def values_of(study: Study, scale: str, after: bool) -> Values:
-    """Runs of a mixture averaged; benchmarks that a run lacks are left out."""
-    return study.once(("quantities", scale, after), lambda: _values_of(study, scale, after))
-
-
-def _values_of(study: Study, scale: str, after: bool) -> Values:
-    runs, mixture_R = study.design.runs[scale], study.design.mixture_R(scale)
-    names = [run.after if after else run.before for run in runs]
-    found, categories = {}, {}
-    for choices in study.scores.benchmarks:
-        if (k := rows_in(choices, names)) is not None:
-            every = {str(q): by_mixture(x_RI, mixture_R) for q, x_RI in quantities(choices, k)}
-            found[choices.name], categories[choices.name] = every, choices.category
-    mixtures = tuple(study.design.mixtures[m] for m in np.unique(mixture_R))
-    return Values(mixtures, found, categories)
-
-
 def settings(study: Study) -> Iterator[tuple[str, Values, str, Values]]:
     """What is seen and what it is to predict: at each scale after fine-tuning; of the smallest scale, the largest's."""
     scales = study.design.scales
@@ -119,7 +92,7 @@ def rows(study: Study) -> list[ProxyRow]:
     out: list[ProxyRow] = []
     for seen, x, target, y in settings(study):
         mixtures = [m for m in x.mixtures if m in y.mixtures]
-        benchmarks = [Named(x.categories[b], b) for b in x.benchmarks if b in y.benchmarks]
+        benchmarks = [Named(x.categories[b], b) for b in x.value if b in y.value]
         if len(mixtures) >= LEAST and benchmarks:
             found = _rows(study, x, y, mixtures, benchmarks)
             out += [row._replace(seen=seen, target=target) for row in found]
@@ -133,11 +106,9 @@ def _rows(
     choice of the best one would move."""
     of_x, of_y = ([v.mixtures.index(m) for m in mixtures] for v in (x, y))
     names, nan = [b for _, b in benchmarks], (np.nan,)
-    proxies, n = list(x.benchmarks[names[0]]), len(mixtures)
-    x_PMB = np.stack(
-        [np.stack([x.benchmarks[b][p][of_x].mean(axis=1) for b in names], axis=1) for p in proxies]
-    )
-    items_BMI = [y.benchmarks[b][ACCURACY][of_y] for b in names]
+    proxies, n = list(x.value[names[0]]), len(mixtures)
+    x_PMB = np.stack([np.stack([x.value[b][p][of_x].mean(axis=1) for b in names], axis=1) for p in proxies])
+    items_BMI = [y.value[b][ACCURACY][of_y] for b in names]
     y_MB = np.stack([x_MI.mean(axis=1) for x_MI in items_BMI], axis=1)
     ceilings = ceiling(items_BMI)
     for measure in MEASURES:

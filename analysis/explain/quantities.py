@@ -24,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array, Choices
+from evalengine.analysis.explain.design import by_mixture
+from evalengine.analysis.explain.explainer import Study, once
 
 ACCURACY = "accuracy"
 UNITS = ("raw", "per character", "per token")
@@ -39,9 +41,42 @@ class Quantity(NamedTuple):
         return self.name if self.unit in ("", "raw") else f"{self.name} {self.unit}"
 
 
-def quantities(choices: Choices, k: NDArray[np.int64]) -> Iterator[tuple[Quantity, Array]]:
-    """Every quantity of some checkpoints, (K, I)."""
-    some = choices.at(k)
+class Values(NamedTuple):
+    """One scale and stage, runs of a mixture averaged: by benchmark, then quantity, (M, I) and the standard deviation between
+    runs of a mixture, NaN with one run of each. Benchmarks that a run lacks are left out."""
+
+    mixtures: tuple[str, ...]
+    categories: dict[str, str]
+    value: dict[str, dict[str, Array]]
+    between_runs: dict[str, dict[str, float]]
+
+
+@once
+def values_of(study: Study, scale: str, after: bool) -> Values:
+    names, mixture_R = study.design.names(scale, after), study.design.mixture_R(scale)
+    found = Values(tuple(study.design.mixtures[m] for m in np.unique(mixture_R)), {}, {}, {})
+    for choices in study.scores.benchmarks:
+        if (some := choices.of(names)) is not None:
+            every = {str(q): x_RI for q, x_RI in quantities(some)}
+            found.categories[choices.name] = choices.category
+            found.value[choices.name] = {q: by_mixture(x_RI, mixture_R) for q, x_RI in every.items()}
+            found.between_runs[choices.name] = {
+                q: between_runs(x_RI.mean(axis=1), mixture_R) for q, x_RI in every.items()
+            }
+    return found
+
+
+def between_runs(mean_R: Array, mixture_R: NDArray[np.int64]) -> float:
+    """Standard deviation between runs of one mixture, pooled; NaN with one run of each."""
+    count = np.bincount(mixture_R)
+    if not (count > 1).any():
+        return np.nan
+    within = mean_R - (np.bincount(mixture_R, mean_R) / np.maximum(count, 1))[mixture_R]
+    return float(np.sqrt((within**2).sum() / (len(mean_R) - (count > 0).sum())))
+
+
+def quantities(some: Choices) -> Iterator[tuple[Quantity, Array]]:
+    """Every quantity of checkpoints, (K, I)."""
     yield Quantity(ACCURACY, ""), some.right()
     lengths: tuple[Any, ...] = (1.0, some.chars_C.clip(1), some.tokens_KC.clip(1))
     for unit, length in zip(UNITS, lengths, strict=True):

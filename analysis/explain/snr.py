@@ -18,11 +18,10 @@ import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.design import rows as rows_in
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.parts import blocks, folded, hint, pivot
-from evalengine.analysis.explain.proxies import AGREEMENT, values_of
-from evalengine.analysis.explain.quantities import ACCURACY, quantities
+from evalengine.analysis.explain.proxies import AGREEMENT
+from evalengine.analysis.explain.quantities import ACCURACY, values_of
 from evalengine.analysis.explain.twoway import interaction
 from evalengine.analysis.figure import Table
 from evalengine.analysis.protocol import CAUTION, Claim
@@ -53,11 +52,10 @@ def rows(study: Study) -> list[SnrRow]:
             values = values_of(study, scale, bool(after))
             if len(values.mixtures) < 2:
                 continue
-            between = _between_runs(study, scale, bool(after))
-            for benchmark, of in values.benchmarks.items():
+            for benchmark, of in values.value.items():
                 for quantity, x_MI in of.items():
                     at = (scale, stage, quantity, values.categories[benchmark], benchmark)
-                    seeds = between.get((benchmark, quantity), np.nan)
+                    seeds = values.between_runs[benchmark][quantity]
                     out.append(SnrRow(*at, *signal_and_noise(x_MI), seeds, len(x_MI)))
     return out
 
@@ -70,25 +68,6 @@ def signal_and_noise(x_MI: Array) -> tuple[float, float, float, float, float, fl
     ratio = signal / noise if noise > 0 else np.nan
     share = 1.0 - (noise / signal) ** 2 if signal > 0 else np.nan
     return float(mean_M.mean()), signal, spread, noise, ratio, share
-
-
-def _between_runs(study: Study, scale: str, after: bool) -> dict[tuple[str, str], float]:
-    """Standard deviation between runs of one mixture, pooled, by benchmark and quantity; nothing with one run of each."""
-    runs, mixture_R = study.design.runs[scale], study.design.mixture_R(scale)
-    count = np.bincount(mixture_R)
-    if not (count > 1).any():
-        return {}
-    found = {}
-    names = [run.after if after else run.before for run in runs]
-    for choices in study.scores.benchmarks:
-        if (k := rows_in(choices, names)) is None:
-            continue
-        for quantity, x_RI in quantities(choices, k):
-            mean_R = x_RI.mean(axis=1)
-            within = mean_R - (np.bincount(mixture_R, mean_R) / np.maximum(count, 1))[mixture_R]
-            pooled = np.sqrt((within**2).sum() / (len(runs) - (count > 0).sum()))
-            found[choices.name, str(quantity)] = float(pooled)
-    return found
 
 
 def table(findings: Findings) -> Table:
