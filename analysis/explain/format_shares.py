@@ -32,10 +32,10 @@ from numpy.typing import NDArray
 
 from evalengine.analysis import page
 from evalengine.analysis.explain.choices import Array, Scores
-from evalengine.analysis.explain.design import by_mixture
+from evalengine.analysis.explain.design import Place, by_mixture, ordered, placed
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, once
 from evalengine.analysis.explain.grouped import grouped, joined, partly
-from evalengine.analysis.explain.parts import blocks, folded, hint, over, pivot
+from evalengine.analysis.explain.parts import blocks, folded, hint, over, pivot, signed
 from evalengine.analysis.explain.renderings import in_format
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.explain.wording import claim
@@ -44,8 +44,7 @@ from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval, with_interval
-from evalengine.errors import UserError
-from evalengine.labels import CHAT, TRAINED, natural_key, scale_key, stage_key
+from evalengine.labels import CHAT, TRAINED, scale_key, stage_key
 
 SHARE, ACCURACY, ENTROPY, MASS = "share", "accuracy", "entropy", "mass"
 COMES_FROM = {"sft": "pt", "dpo": "sft"}
@@ -108,7 +107,7 @@ class Cell(NamedTuple):
     at: dict[str, Shares]  # by stage, where all its runs were scored
 
 
-Places = dict[str, dict[str, dict[tuple[str, str], str]]]  # checkpoints by scale, stage, (mixture, seed)
+Places = dict[str, dict[str, dict[Place, str]]]  # checkpoints by scale, stage, and mixture with seed
 Measures = dict[tuple[str, str], list[Array]]  # by measure and format: (M, I) of each benchmark
 
 
@@ -170,26 +169,19 @@ def measures(cells: list[Cell], stage: str, index_M: list[int], formats: Sequenc
 
 def places(scores: Scores) -> Places:
     """The checkpoints of every scale and stage, in order. Raises UserError where two claim one place."""
-    found: Places = {}
-    for one in scores.checkpoints.values():
-        if one.mixture is None or one.stage is None:
-            continue
-        of_stage_ = found.setdefault(one.scale or "all", {}).setdefault(one.stage, {})
-        other = of_stage_.setdefault((one.mixture, one.seed), one.name)
-        if other != one.name:
-            raise UserError(
-                f"in formats, {other} and {one.name} both claim scale {one.scale}, mixture {one.mixture}, stage {one.stage}:"
-                " give one of them another name, or each a seed"
-            )
-    return {
-        scale: {stage: found[scale][stage] for stage in sorted(found[scale], key=stage_key)}
-        for scale in sorted(found, key=scale_key)
-    }
+    out: Places = {}
+    found = placed(scores.checkpoints.values(), "in formats, ")
+    for scale in sorted(found, key=scale_key):
+        stages = sorted({stage for of in found[scale].values() for stage in of}, key=stage_key)
+        out[scale] = {
+            stage: {place: of[stage] for place, of in found[scale].items() if stage in of} for stage in stages
+        }
+    return out
 
 
-def of_stage(found: Mapping[tuple[str, str], str]) -> tuple[list[str], list[str], NDArray[np.int64]]:
+def of_stage(found: Mapping[Place, str]) -> tuple[list[str], list[str], NDArray[np.int64]]:
     """The checkpoints of a stage, its mixtures, and the place of each checkpoint's mixture among them."""
-    order = sorted(found, key=lambda place: (natural_key(place[0]), natural_key(place[1])))
+    order = ordered(found)
     mixtures = list(dict.fromkeys(mixture for mixture, _ in order))
     return [found[place] for place in order], mixtures, np.array([mixtures.index(m) for m, _ in order])
 
@@ -206,7 +198,7 @@ def previous(stage: str, known: Mapping[str, object], first: str) -> str:
     return first if plain not in TRAINED and first != stage and first in known else ""
 
 
-def cells(scores: Scores, by_stage: Mapping[str, Mapping[tuple[str, str], str]]) -> Iterator[Cell]:
+def cells(scores: Scores, by_stage: Mapping[str, Mapping[Place, str]]) -> Iterator[Cell]:
     """Of one scale, every benchmark."""
     for choices in scores.benchmarks:
         at = {}
@@ -319,7 +311,7 @@ def by_mixtures(findings: Findings) -> Table:
     lines = []
     for w in findings.means("format_winners", category=ALL):
         if w.mixture:
-            drop = f"{w.drop:+.2f}".replace("-", "−") if w.before else "–"
+            drop = signed(w.drop) if w.before else "–"
             shares = [
                 percent(w.share),
                 percent(w.share_before),

@@ -24,7 +24,7 @@ from evalengine.analysis.explain.dose_slopes import (
 )
 from evalengine.analysis.explain.dosed_items import ACCURACY, MARGIN, OUTCOMES
 from evalengine.analysis.explain.explainer import Explainer, Findings
-from evalengine.analysis.explain.parts import blocks, folded, hint, pivot, when_said, with_benchmarks
+from evalengine.analysis.explain.parts import blocks, folded, hint, pivot, signed, when_said, with_benchmarks
 from evalengine.analysis.explain.wording import claim, side
 from evalengine.analysis.figure import Figure, Intervals, Lines, Table
 from evalengine.analysis.groups import ALL
@@ -100,8 +100,7 @@ def errors_table(findings: Findings) -> Table:
     lines = []
     for r in findings.rows("frequency", **HEADLINE, category=ALL, outcome=MARGIN):
         errors = [f"{se:.3f}" if math.isfinite(se) else "–" for se in (r.se_item, r.se_mixture, r.se)]
-        slope = f"{r.estimate:+.3f}".replace("-", "−")
-        lines.append([when_said(r.stage, r.minus), r.scale, slope, *errors])
+        lines.append([when_said(r.stage, r.minus), r.scale, signed(r.estimate, 3), *errors])
     columns = ["stage", "scale", "nats", "by item", "by mixture (CR1)", "by both (CR3 and items)"]
     return Table("standard errors of the slope", columns, [lines], texts=2)
 
@@ -193,7 +192,7 @@ def binned_r(findings: Findings) -> dict[tuple[str, str], float]:
 def _bins_section(findings: Findings) -> str:
     if not findings.tables["frequency_bins"]:
         return ""
-    found = "; ".join(f"{scale} {stage} {_signed(r)}" for (scale, stage), r in binned_r(findings).items())
+    found = "; ".join(f"{scale} {stage} {signed(r)}" for (scale, stage), r in binned_r(findings).items())
     words = (
         "Mean accuracy of the items of each tenth of the doses, the lowest first (fewer bins where many are equal), beside the "
         f"line of the slope within items. r over bins: {found}. Bins hold different items, and averaging many of them can make "
@@ -201,10 +200,6 @@ def _bins_section(findings: Findings) -> str:
     )
     summary = "Bins, as such plots are usually drawn"
     return folded(summary, hint(words), page.grid(findings.drawing, bins(findings)))
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
 
 
 def drawn(findings: Findings) -> Mapping[str, Figure]:
@@ -267,7 +262,7 @@ def claims(findings: Findings) -> Iterator[Claim]:
             f"{wording[0].upper()}{wording[1:]}: what a prompt words otherwise, or puts before an item, has no dose.",
         )
     binned = binned_r(findings).items()
-    high = [f"{scale} {stage} {_signed(r)}" for (scale, stage), r in binned if abs(r) > HIGH]
+    high = [f"{scale} {stage} {signed(r)}" for (scale, stage), r in binned if abs(r) > HIGH]
     if high:
         yield Claim(
             CAUTION,

@@ -34,6 +34,11 @@ def with_benchmarks(table: Callable[[Findings, bool], Table], findings: Findings
     return f"{page.show(table(findings, False))}{between}{folded('Benchmarks', page.show(table(findings, True)))}"
 
 
+def signed(value: float, digits: int = 2) -> str:
+    """With its sign, a true minus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def when_said(stage: str, minus: str) -> str:
     """A stage, or a change from another one."""
     return f"{stage} minus {minus}" if minus else stage
