@@ -48,7 +48,7 @@ class Choices(NamedTuple):
     own_contexts: bool  # whether choices of one item stand behind contexts of their own
     formats: tuple[
         tuple[str, str], ...
-    ] = ()  # names and templates; an item's choices in the first, then the second, ...
+    ] = ()  # names and templates; an item has all choices in one, then the next
     cue: str = ""  # what contexts were left without
     overlapping: frozenset[str] = frozenset()  # items of which an answer begins another, in any format
     data_hash: str = ""  # of the benchmark's rows; "" where it is unknown, or of few-shot examples too
@@ -60,23 +60,21 @@ class Choices(NamedTuple):
 
     def of(self, checkpoints: Sequence[str]) -> Choices | None:
         """The same for some of the checkpoints, in float64; None where one of them lacks this benchmark."""
-        found = [self.row(name) for name in checkpoints]
-        return None if -1 in found else self.at(np.array(found, dtype=np.int64))
+        k = [self.row(name) for name in checkpoints]
+        if -1 in k:
+            return None
+        uncond_KC = None if self.uncond_KC is None else self.uncond_KC[k].astype(np.float64)
+        return self._replace(
+            checkpoints=tuple(checkpoints),
+            loglik_KC=self.loglik_KC[k].astype(np.float64),
+            tokens_KC=self.tokens_KC[k],
+            uncond_KC=uncond_KC,
+        )
 
     @property
     def gold_C(self) -> NDArray[np.int64]:
         """The place of each item's right choice among all choices, (I,)."""
         return self.offset_I1[:-1] + self.gold_I
-
-    def at(self, k: NDArray[np.int64]) -> Choices:
-        """The same for some of the checkpoints, (k,), in float64."""
-        uncond_KC = None if self.uncond_KC is None else self.uncond_KC[k].astype(np.float64)
-        return self._replace(
-            checkpoints=tuple(self.checkpoints[i] for i in k),
-            loglik_KC=self.loglik_KC[k].astype(np.float64),
-            tokens_KC=self.tokens_KC[k],
-            uncond_KC=uncond_KC,
-        )
 
     def taken(self, choice_C: NDArray[np.int64], count_I: NDArray[np.int64]) -> Choices:
         """The same items with `count_I` of their choices each."""
@@ -104,24 +102,18 @@ class Choices(NamedTuple):
     def picks(self) -> NDArray[np.int64]:
         """(K, I): which choice each checkpoint picks by the benchmark's own score."""
         score, column = known_metric(self.metric)
-        values = {
-            "chars": self.chars_C,
-            "bytes": self.bytes_C,
-            "tokens": self.tokens_KC,
-            "loglik_uncond": self.uncond_KC,
-        }
-        return self.answers(score(self.loglik_KC.astype(np.float64), values.get(column))).pick.astype(
-            np.int64
-        )
+        values: dict[str, Any] = {"chars": self.chars_C, "bytes": self.bytes_C, "tokens": self.tokens_KC}
+        values["loglik_uncond"] = self.uncond_KC
+        score_KC = score(self.loglik_KC.astype(np.float64), values.get(column))
+        return self.answers(score_KC).pick.astype(np.int64)
 
     def answers(self, score_KC: NDArray[Any], pick_KI: NDArray[Any] | None = None) -> Answers:
         """What the scores (K, C) of several checkpoints say of each item (`metrics.answers`): fields of (K, I)."""
         K, C = score_KC.shape
         starts_KI = self.offset_I1[:-1] + C * np.arange(K)[:, None]
         offset = np.append(starts_KI.ravel(), K * C)
-        found = answers(
-            score_KC.ravel(), offset, np.tile(self.gold_I, K), None if pick_KI is None else pick_KI.ravel()
-        )
+        pick = None if pick_KI is None else pick_KI.ravel()
+        found = answers(score_KC.ravel(), offset, np.tile(self.gold_I, K), pick)
         return Answers(found.pick.reshape(K, -1), *(field.reshape(K, -1) for field in found[1:]))
 
     def best_wrong(self, value_KC: NDArray[Any]) -> Array:

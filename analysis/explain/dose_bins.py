@@ -74,7 +74,7 @@ def _of(items: DosedItems, when: When, level: float) -> Iterator[BinRow]:
         yield BinRow("", when[0], "", OF_ITEMS, k, at, mean, mean - half, mean + half, items_K)
         away = 100.0 * (at - float(x_MI.mean()))
         middle = float(y_MI.mean())
-        line, *ends = (middle + away * float(b[0]) for b in (slope.estimate_K, slope.low_K, slope.high_K))
+        line, *ends = (middle + away * float(b[0]) for b in slope[:3])
         yield BinRow("", when[0], "", OF_SLOPE, k, at, line, min(ends), max(ends), items_K)
 
 

@@ -34,11 +34,11 @@ from evalengine.analysis.explain.dosed_items import MARGIN, OUTCOMES, dosed_item
 from evalengine.analysis.explain.explainer import Study
 from evalengine.analysis.explain.exposed import CONTEXT, SIMILARITIES, Dose
 from evalengine.analysis.explain.grouped import joined, with_q
-from evalengine.analysis.explain.jackknife import jackknife
+from evalengine.analysis.explain.jackknife import Interval, jackknife
 from evalengine.analysis.explain.student import quantile
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.explain.wild import permutation_p, wild_p
-from evalengine.analysis.explain.within import Slopes, centred, fitted, products, slopes, varies
+from evalengine.analysis.explain.within import centred, fitted, products, slopes, varies
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
 
@@ -174,9 +174,8 @@ def _slope(
     return row
 
 
-def _with(base: FrequencyRow, found: Slopes, k: int) -> FrequencyRow:
-    numbers: dict[str, Any] = {field[:-2]: float(value_K[k]) for field, value_K in found._asdict().items()}
-    return base._replace(**numbers)
+def _with(base: FrequencyRow, found: Interval, k: int) -> FrequencyRow:
+    return base._replace(**found.at(k)._asdict())
 
 
 def _closely(base: FrequencyRow, x: dict[str, Array], y_MI: Array, level: float) -> Iterator[FrequencyRow]:
@@ -195,8 +194,7 @@ def _across(
     """The slope over the items of a benchmark and mixture, without effects of items."""
     total_MVV = products(centred(np.stack([x_MI, y_MI]), benchmark_I))
     every_JK = slopes(np.concatenate([total_MVV.sum(axis=0)[None], total_MVV.sum(axis=0) - total_MVV]))
-    found = jackknife(every_JK[0], every_JK[1:], level)
-    return _with(base._replace(measure=ACROSS), Slopes(every_JK[0], *found), 0)
+    return _with(base._replace(measure=ACROSS), jackknife(every_JK[0], every_JK[1:], level), 0)
 
 
 def _at_zero(

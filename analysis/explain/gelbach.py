@@ -33,7 +33,7 @@ from evalengine.analysis.explain.dosed_items import MARGIN, dosed_items, whens
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.exposed import SIMILARITIES, Dose
 from evalengine.analysis.explain.grouped import joined
-from evalengine.analysis.explain.jackknife import of_correlation, of_share
+from evalengine.analysis.explain.jackknife import Interval, of_correlation, of_share
 from evalengine.analysis.explain.parts import blocks, hint, pivot, when_said
 from evalengine.analysis.explain.within import (
     clustered,
@@ -111,19 +111,11 @@ def _of_kind(study: Study, scale: str, dose: Dose, kind: str) -> Iterator[Gelbac
                 yield GelbachRow(*place, name, *found, len(items.mixtures), len(group.item), note)
 
 
-class Estimate(NamedTuple):
-    estimate: float
-    low: float
-    high: float
-    se: float
-    p: float
-
-
-def estimates(within_VMI: Array, level: float = 0.95) -> dict[str, Estimate]:
+def estimates(within_VMI: Array, level: float = 0.95) -> dict[str, Interval]:
     """Every part of a count, a similarity and an outcome, demeaned."""
     found = parts(without_each(products(within_VMI)))
     if not all(map(varies, within_VMI[:2])):
-        return {name: Estimate(*(float("nan"),) * 5) for name in found}
+        return {name: Interval(*(np.nan,) * 5) for name in found}
     both_KMI = influence(within_VMI, np.array([found[BESIDE[k]][0] for k in (COUNT, SIMILARITY)]))
     one_MI, other_MI = (
         influence(within_VMI[[k, 2]], found[ALONE[name]][:1])[0] for k, name in enumerate((COUNT, SIMILARITY))
@@ -138,12 +130,10 @@ def estimates(within_VMI: Array, level: float = 0.95) -> dict[str, Estimate]:
     out = {}
     for name, value_J in found.items():
         if name in of:
-            ends = interval(value_J[:, None], clustered(of[name][None]), level)[1:]
+            out[name] = interval(value_J[:, None], clustered(of[name][None]), level).at(0)
         else:
-            share = (of_correlation if name == TOGETHER else of_share)(value_J[:1], value_J[1:, None], level)
-            ends = (*share[:3], np.array([np.nan]))
-        low, high, se, p = (float(end_K[0]) for end_K in ends)
-        out[name] = Estimate(float(value_J[0]), low, high, se, p)
+            share_of = of_correlation if name == TOGETHER else of_share
+            out[name] = share_of(value_J[:1], value_J[1:, None], level).at(0)._replace(p=np.nan)
     return out
 
 
@@ -167,6 +157,17 @@ def parts(total_JVV: Array) -> dict[str, Array]:
         ADDS[SIMILARITY]: r2_J - r2_JK[:, 0],
         TOGETHER: r_J,
     }
+
+
+def lacks(study: Study) -> str:
+    if (found := exposed.exposed(study)) is None:
+        return exposed.lacks(study)
+    similar = any(dose.kind in SIMILARITIES for one in found.counts for dose in one.value)
+    return (
+        "counts that differ between mixtures"
+        if similar
+        else "similarities of `evalengine expose --similarity`"
+    )
 
 
 # --- the report
@@ -247,7 +248,7 @@ EXPLAINER = Explainer(
     GelbachRow,
     rows,
     "How often, or how similarly?",
-    lacks=lambda study: exposed.lacks(study) or "similarities of `evalengine expose --similarity`",
+    lacks=lacks,
     shown=shown,
     typeset=lambda findings: {"gelbach": parts_table(findings)},
     said=claims,

@@ -27,6 +27,7 @@ from evalengine.analysis import page
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
+from evalengine.analysis.explain.jackknife import Interval
 from evalengine.analysis.explain.logistic import clustered, dummies, fit
 from evalengine.analysis.explain.parts import blocks, hint, pivot
 from evalengine.analysis.explain.student import half_width, p_below, quantile
@@ -149,11 +150,10 @@ def _within(x_N: Array, group_N: NDArray[np.int64]) -> Array:
     return x_N - (np.bincount(group_N, x_N) / np.maximum(np.bincount(group_N), 1))[group_N]
 
 
-def _ends(estimate: float, se: float, n: int, level: float) -> tuple[float, float, float, float, float]:
-    """estimate, low, high, se, p."""
+def _ends(estimate: float, se: float, n: int, level: float) -> Interval:
     half = quantile(n, level) * se
     p = float(2.0 * p_below(-abs(estimate) / se, n)) if se > 0 else NAN
-    return estimate, estimate - half, estimate + half, se, p
+    return Interval(estimate, estimate - half, estimate + half, se, p)
 
 
 # --- the report

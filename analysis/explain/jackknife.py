@@ -5,7 +5,7 @@ Reference: Efron & Tibshirani (1993), "An Introduction to the Bootstrap", ch. 11
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,12 +14,17 @@ from evalengine.analysis.explain.student import p_below, quantile
 
 
 class Interval(NamedTuple):
-    """Ends and standard error of statistics of any shape, and two-sided p of their being 0; NaN where one is not defined."""
+    """Estimates of any shape, their ends and standard errors, and two-sided p of their being 0; NaN where one is not defined."""
 
-    low: Array
-    high: Array
-    se: Array
-    p: Array
+    estimate: Any
+    low: Any
+    high: Any
+    se: Any
+    p: Any
+
+    def at(self, k: int) -> Interval:
+        """One of several, as numbers."""
+        return Interval(*(float(value_K[k]) for value_K in self))
 
 
 def of_share(estimate_S: Array, without_MS: Array, level: float = 0.95) -> Interval:
@@ -33,7 +38,7 @@ def of_correlation(estimate_S: Array, without_MS: Array, level: float = 0.95) ->
     inside = 1.0 - 1e-9
     z_S, z_MS = (np.arctanh(x.clip(-inside, inside)) for x in (estimate_S, without_MS))
     found = jackknife(z_S, z_MS, level)
-    return found._replace(low=np.tanh(found.low), high=np.tanh(found.high))
+    return found._replace(estimate=estimate_S, low=np.tanh(found.low), high=np.tanh(found.high))
 
 
 def jackknife(estimate_S: Array, without_MS: Array, level: float = 0.95) -> Interval:
@@ -43,4 +48,4 @@ def jackknife(estimate_S: Array, without_MS: Array, level: float = 0.95) -> Inte
     half_S = quantile(n, level) * se_S
     with np.errstate(divide="ignore", invalid="ignore"):
         p_S = 2.0 * p_below(-np.abs(estimate_S / se_S), n)
-    return Interval(estimate_S - half_S, estimate_S + half_S, se_S, np.asarray(p_S))
+    return Interval(estimate_S, estimate_S - half_S, estimate_S + half_S, se_S, np.asarray(p_S))

@@ -38,10 +38,10 @@ def interval(
         return (np.nan, np.nan, np.nan, np.nan), ""
     value_J = value_JB.mean(axis=1)
     interval_of = jackknife if difference else of_share if measure == AGREEMENT else of_correlation
-    low, high, se, p = (float(x[0]) for x in interval_of(value_J[:1], value_J[1:, None], level))
+    estimate, low, high, se, p = interval_of(value_J[:1], value_J[1:, None], level).at(0)
     if not se > 1e-12:
-        return (float(value_J[0]), np.nan, np.nan, np.nan), "the same without each mixture, so no interval"
-    return (float(value_J[0]), low, high, p if difference else np.nan), ""
+        return (estimate, np.nan, np.nan, np.nan), "the same without each mixture, so no interval"
+    return (estimate, low, high, p if difference else np.nan), ""
 
 
 def over_benchmarks(
