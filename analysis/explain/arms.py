@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +28,7 @@ from evalengine.analysis.explain.eft import ratio
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.format import FORMAT, KNOWLEDGE, decomposed, values
 from evalengine.analysis.explain.grouped import grouped, joined
-from evalengine.analysis.explain.parts import hint, notes, over, pivot, with_benchmarks
+from evalengine.analysis.explain.parts import hint, lines_of, notes, over, with_benchmarks
 from evalengine.analysis.explain.student import p_below
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
 from evalengine.analysis.explain.wording import claim, side, supported, unsupported
@@ -202,12 +201,7 @@ def verdict(difference: Mean, p: float, above: Mean, level: float) -> str:
 def table(findings: Findings, benchmarks: bool = False) -> Table:
     """Accuracy of every arm, and what it differs by from `sft`."""
     blocks = []
-    of_means = pivot(
-        findings.means("arms", benchmarks),
-        attrgetter("scale", "category", "benchmark"),
-        attrgetter("stage", "measure", "minus"),
-    )
-    for (scale, category, benchmark), at in of_means.items():
+    for name, scale, at in lines_of(findings, "arms", benchmarks, "stage", "measure", "minus"):
         block = []
         for stage in dict.fromkeys(stage for stage, *_ in at):
             kept, own = kept_of(stage), at[stage, ACCURACY, ""]
@@ -215,7 +209,7 @@ def table(findings: Findings, benchmarks: bool = False) -> Table:
             points = [share_with_interval(r) for r in (own, at[stage, ACCURACY, UNIFORM], paired)]
             nats = [with_interval(at.get((stage, measure, kept))) for measure in (KNOWLEDGE, FORMAT)]
             test = [page.p_value(paired.p), paired.verdict] if paired else ["–", ""]
-            block.append([benchmark or category, scale, stage, *points, *nats, *test, str(own.n)])
+            block.append([name, scale, stage, *points, *nats, *test, str(own.n)])
         blocks.append(block)
     head = [over(benchmarks), "scale", "arm", "accuracy (%)", "minus uniform", f"minus {KEPT}"]
     nats = [f"{measure} minus {KEPT}" for measure in (KNOWLEDGE, FORMAT)]

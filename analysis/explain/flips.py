@@ -27,7 +27,7 @@ from evalengine.analysis.explain.grouped import grouped
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.jackknife import jackknife
 from evalengine.analysis.explain.logistic import fit
-from evalengine.analysis.explain.parts import blocks, folded, hint, over, pivot, with_benchmarks
+from evalengine.analysis.explain.parts import blocks, folded, hint, lines_of, over, pivot, with_benchmarks
 from evalengine.analysis.explain.student import half_width
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.explain.wording import side, supported
@@ -226,11 +226,9 @@ def texts_of(study: Study, keys: set[tuple[str, str]]) -> dict[tuple[str, str], 
 
 def table(findings: Findings, benchmarks: bool = False) -> Table:
     columns = [(KEPT, ""), (LEARNED, ""), (LEARNED, TWIN), (LEARNED, EXCESS), (LOST, ""), (LOST, TWIN)]
-    found = [r for r in findings.means("flips", benchmarks) if r.measure != HYSTERESIS]
-    at = pivot(found, attrgetter("scale", "category", "benchmark"), attrgetter("measure", "against"))
     lines = [
-        [benchmark or category, scale, *map(share_with_interval, map(of.get, columns))]
-        for (scale, category, benchmark), of in at.items()
+        [name, scale, *map(share_with_interval, map(at.get, columns))]
+        for name, scale, at in lines_of(findings, "flips", benchmarks, "measure", "against")
     ]
     head = [f"{measure}{', ' + against if against else ''} (%)" for measure, against in columns]
     return Table("flips", [over(benchmarks), "scale", *head], blocks(lines, 1), texts=2)

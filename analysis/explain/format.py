@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +29,7 @@ from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
 from evalengine.analysis.explain.grouped import grouped, joined, partly
-from evalengine.analysis.explain.parts import blocks, hint, over, pivot, with_benchmarks
+from evalengine.analysis.explain.parts import blocks, hint, lines_of, over, with_benchmarks
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.explain.wording import claim
 from evalengine.analysis.figure import Table
@@ -133,15 +132,12 @@ def decomposed(some: Choices) -> dict[str, Array]:
 
 def table(findings: Findings, benchmarks: bool = False) -> Table:
     """The change of each part, beside the mass at each stage."""
-    found = findings.means("format", benchmarks)
     lines = []
-    for (scale, category, benchmark), at in pivot(
-        found, attrgetter("scale", "category", "benchmark"), attrgetter("stage", "minus", "measure")
-    ).items():
+    for name, scale, at in lines_of(findings, "format", benchmarks, "stage", "minus", "measure"):
         for stage, minus in dict.fromkeys(key[:2] for key in at if key[1]):
             change = [with_interval(at[stage, minus, measure]) for measure in (GOLD, FORMAT, KNOWLEDGE)]
             mass = [f"{at[s, '', MASS].estimate:.3f}" for s in (minus, stage)]
-            lines.append([benchmark or category, scale, f"{minus} → {stage}", *change, *mass])
+            lines.append([name, scale, f"{minus} → {stage}", *change, *mass])
     head = [
         over(benchmarks),
         "scale",

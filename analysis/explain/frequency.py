@@ -24,7 +24,16 @@ from evalengine.analysis.explain.dose_slopes import (
 )
 from evalengine.analysis.explain.dosed_items import ACCURACY, MARGIN, OUTCOMES
 from evalengine.analysis.explain.explainer import Explainer, Findings
-from evalengine.analysis.explain.parts import blocks, folded, hint, pivot, signed, when_said, with_benchmarks
+from evalengine.analysis.explain.parts import (
+    blocks,
+    folded,
+    hint,
+    lines_of,
+    pivot,
+    signed,
+    when_said,
+    with_benchmarks,
+)
 from evalengine.analysis.explain.wording import claim, side
 from evalengine.analysis.figure import Figure, Intervals, Lines, Table
 from evalengine.analysis.groups import ALL
@@ -49,19 +58,12 @@ def _whens(findings: Findings) -> list[tuple[str, str]]:
 def slopes_table(findings: Findings, benchmarks: bool = False) -> Table:
     """Of the headline dose, by category or benchmark: margin and accuracy, at both stages and their difference."""
     whens, unit = _whens(findings), {MARGIN: "nats", ACCURACY: "points"}
-    at = pivot(
-        findings.means("frequency", benchmarks, **HEADLINE),
-        attrgetter("scale", "category", "benchmark"),
-        attrgetter("outcome", "stage", "minus"),
-    )
+    keys = [(outcome, *when) for outcome in unit for when in whens]
     lines = [
-        [
-            benchmark or category,
-            scale,
-            *(with_interval(of.get((outcome, *when))) for outcome in unit for when in whens),
-            f"{of[MARGIN, *whens[0]].items:,}",
-        ]
-        for (scale, category, benchmark), of in at.items()
+        [name, scale, *map(with_interval, map(of.get, keys)), f"{of[keys[0]].items:,}"]
+        for name, scale, of in lines_of(
+            findings, "frequency", benchmarks, "outcome", "stage", "minus", **HEADLINE
+        )
     ]
     head = [f"{outcome}, {when_said(*when)} ({unit[outcome]})" for outcome in unit for when in whens]
     columns = ["benchmark" if benchmarks else "items of", "scale", *head, "items"]

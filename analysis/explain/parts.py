@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from evalengine.analysis import page
@@ -52,6 +53,15 @@ def over(benchmarks: bool) -> str:
 def pivot(rows: Iterable[R], line: Callable[[R], K], cell: Callable[[R], C]) -> dict[K, dict[C, R]]:
     """Rows by the line of a table that they are in, then by the cell."""
     return {place: {cell(row): row for row in mine} for place, mine in by(list(rows), line).items()}
+
+
+def lines_of(
+    findings: Findings, table: str, benchmarks: bool, *cell: str, **fixed: Any
+) -> list[tuple[str, str, dict[Any, Any]]]:
+    """Means by category, or benchmarks, at each scale: name, scale, and the rows by the fields `cell`."""
+    found = findings.means(table, benchmarks, **fixed)
+    at = pivot(found, attrgetter("scale", "category", "benchmark"), attrgetter(*cell))
+    return [(benchmark or category, scale, of) for (scale, category, benchmark), of in at.items()]
 
 
 def blocks(lines: Iterable[Sequence[str]], *columns: int) -> list[list[Sequence[str]]]:
