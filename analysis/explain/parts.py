@@ -11,7 +11,9 @@ from evalengine.analysis import page
 from evalengine.analysis.explain.explainer import Findings
 from evalengine.analysis.figure import Table, by
 
-R, K, C = TypeVar("R"), TypeVar("K"), TypeVar("C")
+R = TypeVar("R")
+K = TypeVar("K")
+C = TypeVar("C")
 
 
 def hint(*texts: str) -> str:
