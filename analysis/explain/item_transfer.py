@@ -27,10 +27,9 @@ from evalengine.analysis import page
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
-from evalengine.analysis.explain.jackknife import Interval
 from evalengine.analysis.explain.logistic import clustered, dummies, fit
 from evalengine.analysis.explain.parts import blocks, hint, pivot
-from evalengine.analysis.explain.student import half_width, p_below, quantile
+from evalengine.analysis.explain.student import Interval, half_width, interval
 from evalengine.analysis.explain.wording import claim
 from evalengine.analysis.figure import Table
 from evalengine.analysis.protocol import Claim
@@ -101,12 +100,9 @@ def models(data: ItemLevel, scale: str, level: float) -> Iterator[TransferRow]:
                 yield TransferRow(scale, model, term, *_ends(float(value), float(se), n, level), *rest)
         elif columns:
             slope_M = found.coefficient_P[:n]
-            mean, half, se = (
-                float(slope_M.mean()),
-                half_width(slope_M, level),
-                slope_M.std(ddof=1) / np.sqrt(n),
-            )
-            ends = (mean, mean - half, mean + half, float(se), NAN)
+            mean, half = float(slope_M.mean()), half_width(slope_M, level)
+            se = float(slope_M.std(ddof=1) / np.sqrt(n))
+            ends = (mean, mean - half, mean + half, se, NAN)
             yield TransferRow(scale, model, "mean slope of the margin", *ends, *rest)
 
 
@@ -151,9 +147,8 @@ def _within(x_N: Array, group_N: NDArray[np.int64]) -> Array:
 
 
 def _ends(estimate: float, se: float, n: int, level: float) -> Interval:
-    half = quantile(n, level) * se
-    p = float(2.0 * p_below(-abs(estimate) / se, n)) if se > 0 else NAN
-    return Interval(estimate, estimate - half, estimate + half, se, p)
+    found = interval(np.array([estimate]), np.array([se]), n, level).at(0)
+    return found if se > 0 else found._replace(p=NAN)
 
 
 # --- the report

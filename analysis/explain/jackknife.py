@@ -5,26 +5,10 @@ Reference: Efron & Tibshirani (1993), "An Introduction to the Bootstrap", ch. 11
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import numpy as np
 
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.student import p_below, quantile
-
-
-class Interval(NamedTuple):
-    """Estimates of any shape, their ends and standard errors, and two-sided p of their being 0; NaN where one is not defined."""
-
-    estimate: Any
-    low: Any
-    high: Any
-    se: Any
-    p: Any
-
-    def at(self, k: int) -> Interval:
-        """One of several, as numbers."""
-        return Interval(*(float(value_K[k]) for value_K in self))
+from evalengine.analysis.explain.student import Interval, interval
 
 
 def of_share(estimate_S: Array, without_MS: Array, level: float = 0.95) -> Interval:
@@ -44,8 +28,4 @@ def of_correlation(estimate_S: Array, without_MS: Array, level: float = 0.95) ->
 def jackknife(estimate_S: Array, without_MS: Array, level: float = 0.95) -> Interval:
     """`without_MS`: each statistic without each of the M mixtures. n - 1 degrees of freedom."""
     n = len(without_MS)
-    se_S = np.sqrt((n - 1) * without_MS.var(axis=0))
-    half_S = quantile(n, level) * se_S
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p_S = 2.0 * p_below(-np.abs(estimate_S / se_S), n)
-    return Interval(estimate_S, estimate_S - half_S, estimate_S + half_S, se_S, np.asarray(p_S))
+    return interval(estimate_S, np.sqrt((n - 1) * without_MS.var(axis=0)), n, level)

@@ -39,9 +39,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis.explain import student
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.jackknife import Interval
-from evalengine.analysis.explain.student import p_below, quantile
+from evalengine.analysis.explain.student import Interval
 
 LEAST = 3  # mixtures, for an interval
 NOTHING = 1e-10  # mean square of a regressor after demeaning, and smallest share of it that others leave: no variation
@@ -143,7 +143,4 @@ def interval(every_JK: Array, errors: Errors, level: float = 0.95) -> Interval:
     se_K = np.sqrt((M - 1) * every_JK[1:].var(axis=0) + more_K)
     if M < LEAST:
         se_K = np.full(len(estimate_K), np.nan)
-    half_K = quantile(M, level) * se_K
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p_K = 2.0 * p_below(-np.abs(estimate_K / se_K), M)
-    return Interval(estimate_K, estimate_K - half_K, estimate_K + half_K, se_K, np.asarray(p_K))
+    return student.interval(estimate_K, se_K, M, level)
