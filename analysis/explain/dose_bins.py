@@ -49,7 +49,7 @@ def rows(study: Study) -> list[BinRow]:
     for scale in study.design.scales:
         if (items := dosed_items(study, scale, {X: (dose, None)})) is None:
             continue
-        for when in whens(study)[:2]:
+        for when in whens(study.design.stages)[:2]:
             found = _of(items, when, study.options.level)
             out += [row._replace(scale=scale, dose=str(dose)) for row in found]
     return out

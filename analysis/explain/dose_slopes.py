@@ -115,11 +115,11 @@ def of_dose(study: Study, scale: str, dose: Dose) -> Iterator[FrequencyRow]:
         return FrequencyRow(*place, *(NAN,) * 11, mixtures, of, note)
 
     if items is None:
-        yield from (row(when, MARGIN, ALL, "", 0, FEW) for when in whens(study))
+        yield from (row(when, MARGIN, ALL, "", 0, FEW) for when in whens(study.design.stages))
         return
     orders, wording = doses.orders(study, items.mixtures), exposed.wording(study)
     x, y = items.within()
-    for group, when, outcome in itertools.product(items.groups(), whens(study), OUTCOMES):
+    for group, when, outcome in itertools.product(items.groups(), whens(study.design.stages), OUTCOMES):
         without = [name for category, name in items.left_out if group.category in (ALL, category)]
         few = f"without {names(without, 20)}: {FEW}" if without and not group.benchmark else ""
         base = row(when, outcome, *group[:2], len(group.item), joined(few, wording))
@@ -136,7 +136,7 @@ def of_dose(study: Study, scale: str, dose: Dose) -> Iterator[FrequencyRow]:
                 found.append(_at_zero(found[0], raw[0], level_MI, benchmark_I, study.options.level))
         for one in found:
             yield _scaled(one, unit(dose, outcome, one.measure))
-    for (category, benchmark), when in itertools.product(items.left_out, whens(study)):
+    for (category, benchmark), when in itertools.product(items.left_out, whens(study.design.stages)):
         yield row(when, MARGIN, category, benchmark, 0, FEW)
 
 

@@ -9,7 +9,7 @@ Dims: R runs, M mixtures, I items.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -71,8 +71,9 @@ class DosedItems(NamedTuple):
         return dict(zip(self.x, x_VMI, strict=True)), dict(zip(self.y, y_VMI, strict=True))
 
 
-def whens(study: Study) -> tuple[When, When, When]:
-    first, last = study.design.stages
+def whens(stages: Sequence[str]) -> tuple[When, When, When]:
+    """The first stage, the last, and the change."""
+    first, last = stages
     return (first, ""), (last, ""), (last, first)
 
 
@@ -124,7 +125,7 @@ def outcomes(
     choices = next(one for one in study.scores.benchmarks if one.name == benchmark)
     runs = [run for run in study.design.runs[scale] if run.mixture in mixtures]
     mixture_R = np.array([mixtures.index(run.mixture) for run in runs])
-    first, last, change = whens(study)
+    first, last, change = whens(study.design.stages)
     out: dict[tuple[When, str], Array] = {}
     for when, checkpoints in ((first, [run.before for run in runs]), (last, [run.after for run in runs])):
         if (some := choices.of(checkpoints)) is None:

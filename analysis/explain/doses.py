@@ -14,41 +14,18 @@ Dims: S sources, M mixtures, C choices of all items of a benchmark, I items.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.explain.choices import Array, Choices
+from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Study, once
-from evalengine.analysis.explain.exposed import CONTEXT, CROSS, LONGEST, Dose, exposed
+from evalengine.analysis.explain.exposed import CROSS, LONGEST, Dose, Dosed, exposed
 from evalengine.analysis.explain.wild import relabellings
+from evalengine.analysis.explain.within import demeaned, varies
 from evalengine.analysis.mixtures import kind_of
 
 KEPT = 0.5  # of the items that the best n has, for the headline dose
 LEAST = 5  # different sets of doses, of a benchmark
-
-
-class Dosed(NamedTuple):
-    """One benchmark in M mixtures: by dose, exposures, longest matches or similarities, (M, C), NaN where unknown."""
-
-    choices: Choices
-    value: dict[Dose, Array]
-
-    def of(self, dose: Dose, f: Callable[[Array], Array] | None = None) -> Array:
-        """The dose of each item, (M, I), NaN where it is unknown; `f` in the place of log(1 + E)."""
-        value_MC = self.value[dose]
-        f = f or (np.log1p if dose.counted else np.asarray)
-        first_I = self.choices.offset_I1[:-1]
-        if dose.kind == CONTEXT:
-            return f(value_MC[:, first_I])
-        of_MC = f(value_MC)
-        gold_MI = of_MC[:, self.choices.gold_C]
-        wrong_I = np.diff(self.choices.offset_I1) - 1
-        sum_MI = np.add.reduceat(of_MC, first_I, axis=1)
-        out: Array = np.where(wrong_I > 0, gold_MI - (sum_MI - gold_MI) / np.maximum(wrong_I, 1), np.nan)
-        return out
 
 
 def different(dose_MI: Array) -> float:
@@ -58,8 +35,6 @@ def different(dose_MI: Array) -> float:
     Where every item has the same answers, such as yes and no, there are two, whatever the number of items: the mixture's liking
     of a word, and nothing about items. The same where a few items alone are seen at all.
     """
-    from evalengine.analysis.explain.within import demeaned, varies
-
     within_MI = demeaned(dose_MI[None], np.zeros(dose_MI.shape[1], dtype=np.int64))[0]
     if not varies(within_MI):
         return 0.0
@@ -115,13 +90,11 @@ def dosed(study: Study, scale: str) -> tuple[tuple[str, ...], list[Dosed]] | Non
         return None
     share_MS = np.stack([found.share[m] for m in mixtures])
     epochs_MS = np.stack([found.epochs[scale, m] for m in mixtures])
-    return mixtures, [
-        Dosed(
-            one.choices,
-            {dose: _mixed(dose, value_SC, share_MS, epochs_MS) for dose, value_SC in one.value.items()},
-        )
-        for one in found.counts
-    ]
+    every = []
+    for one in found.counts:
+        value = {dose: _mixed(dose, value_SC, share_MS, epochs_MS) for dose, value_SC in one.value.items()}
+        every.append(Dosed(one.choices, value))
+    return mixtures, every
 
 
 def _mixed(dose: Dose, value_SC: Array, share_MS: Array, epochs_MS: Array) -> Array:

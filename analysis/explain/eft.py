@@ -203,11 +203,14 @@ def strengths(rows: Iterable[MeanRow]) -> dict[str, str]:
 
 def dial(findings: Findings) -> Lines:
     """Accuracy against beta, from the base to the checkpoint that was really fine-tuned."""
-    level = shown_level(findings)
-    rows = findings.rows("eft_means", measure="accuracy", benchmark="", level=level)
+    rows = findings.means("eft_means", measure="accuracy", level=shown_level(findings))
     names = strengths(rows)
-    x, panel = (lambda row: names[f"{row.beta:g}"]), (lambda row: f"{row.direction}: base {row.scale}")
-    return Lines(rows, list(names.values()), x, panel)
+    return Lines(
+        rows,
+        list(names.values()),
+        lambda row: names[f"{row.beta:g}"],
+        lambda row: f"{row.direction}: base {row.scale}",
+    )
 
 
 def means_table(findings: Findings, measure: str = "accuracy") -> Table:

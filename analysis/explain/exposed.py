@@ -8,6 +8,7 @@ Dims: S sources, C choices of all items of a benchmark, I items, R rows of a fil
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,11 +51,26 @@ class Dose(NamedTuple):
         return kinds.index(self.kind) if self.kind in kinds else len(kinds), self.n
 
 
-class Counts(NamedTuple):
-    """One benchmark: by dose, the count, the length or the similarity in each source, (S, C), NaN where it is unknown."""
+class Dosed(NamedTuple):
+    """One benchmark: by dose, counts, longest matches or similarities in each source, (S, C), or what they are in each mixture,
+    (M, C) (doses.py); NaN where unknown."""
 
     choices: Choices
     value: dict[Dose, Array]
+
+    def of(self, dose: Dose, f: Callable[[Array], Array] | None = None) -> Array:
+        """The dose of each item in mixtures, (M, I), NaN where it is unknown; `f` in the place of log(1 + E)."""
+        value_MC = self.value[dose]
+        f = f or (np.log1p if dose.counted else np.asarray)
+        first_I = self.choices.offset_I1[:-1]
+        if dose.kind == CONTEXT:
+            return f(value_MC[:, first_I])
+        of_MC = f(value_MC)
+        gold_MI = of_MC[:, self.choices.gold_C]
+        wrong_I = np.diff(self.choices.offset_I1) - 1
+        sum_MI = np.add.reduceat(of_MC, first_I, axis=1)
+        out: Array = np.where(wrong_I > 0, gold_MI - (sum_MI - gold_MI) / np.maximum(wrong_I, 1), np.nan)
+        return out
 
 
 class Exposed(NamedTuple):
@@ -63,7 +79,7 @@ class Exposed(NamedTuple):
     sources: tuple[str, ...]
     share: dict[str, Array]  # by mixture, of the sources, (S,)
     epochs: dict[tuple[str, str], Array]  # by scale and mixture: how many times each source is read, (S,)
-    counts: tuple[Counts, ...]
+    counts: tuple[Dosed, ...]
     notes: tuple[str, ...]
 
 
@@ -143,7 +159,7 @@ def _read(study: Study, folder: Path) -> Exposed:
         value = _counts(choices, counted, sources, np.repeat(listed_I, np.diff(choices.offset_I1)))
         if similar is not None:
             value |= _similarities(choices, *similar, sources)
-        counts.append(Counts(choices, value))
+        counts.append(Dosed(choices, value))
     if unknown := [m for m in study.design.mixtures if m not in share]:
         said.append(f"{folder} does not say what {names(unknown)} are made of, so they have no doses")
     if guessed := [s for s in sources if counted.about.sources[s].tokens_estimated]:

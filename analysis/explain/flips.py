@@ -236,8 +236,8 @@ def table(findings: Findings, benchmarks: bool = False) -> Table:
 
 def curves(findings: Findings) -> Lines:
     places = [str(k + 1) for k in range(BINS)]
-    panel = lambda r: f"right after by {r.axis}, {r.scale}"  # noqa: E731
-    return Lines(findings.rows("flip_curves"), places, lambda r: str(r.bin + 1), panel)
+    rows = findings.tables["flip_curves"]
+    return Lines(rows, places, lambda r: str(r.bin + 1), lambda r: f"right after by {r.axis}, {r.scale}")
 
 
 def items_table(findings: Findings) -> Table:

@@ -22,7 +22,7 @@ from evalengine.analysis.explain.dose_slopes import (
     FrequencyRow,
     rows,
 )
-from evalengine.analysis.explain.dosed_items import ACCURACY, MARGIN, OUTCOMES
+from evalengine.analysis.explain.dosed_items import ACCURACY, MARGIN, OUTCOMES, whens
 from evalengine.analysis.explain.explainer import Explainer, Findings
 from evalengine.analysis.explain.parts import (
     blocks,
@@ -49,36 +49,28 @@ HEADLINE: dict[str, Any] = {
 }  # the slope of the dose that is looked at closely
 
 
-def _whens(findings: Findings) -> list[tuple[str, str]]:
-    """Stage and minus."""
-    first, last = findings.method["stages"]
-    return [(first, ""), (last, ""), (last, first)]
-
-
 def slopes_table(findings: Findings, benchmarks: bool = False) -> Table:
     """Of the headline dose, by category or benchmark: margin and accuracy, at both stages and their difference."""
-    whens, unit = _whens(findings), {MARGIN: "nats", ACCURACY: "points"}
-    keys = [(outcome, *when) for outcome in unit for when in whens]
+    every, unit = whens(findings.method["stages"]), {MARGIN: "nats", ACCURACY: "points"}
+    keys = [(outcome, *when) for outcome in unit for when in every]
     lines = [
         [name, scale, *map(with_interval, map(of.get, keys)), f"{of[keys[0]].items:,}"]
         for name, scale, of in lines_of(
             findings, "frequency", benchmarks, "outcome", "stage", "minus", **HEADLINE
         )
     ]
-    head = [f"{outcome}, {when_said(*when)} ({unit[outcome]})" for outcome in unit for when in whens]
+    head = [f"{outcome}, {when_said(*when)} ({unit[outcome]})" for outcome in unit for when in every]
     columns = ["benchmark" if benchmarks else "items of", "scale", *head, "items"]
     return Table("slopes within items", columns, blocks(lines, 1), texts=2, stacked=True)
 
 
 def doses_table(findings: Findings) -> Table:
     """The margin's slope over all items on every dose."""
-    every = findings.rows("frequency", measure=SLOPE, category=ALL, outcome=MARGIN, minus="")
-    lines = [
-        [r.dose, r.scale, r.stage, with_interval(r), *map(p_value, of_tests), f"{r.items:,}"]
-        for r in every
-        if math.isfinite(r.estimate)
-        for of_tests in [(r.p, r.p_wild, r.p_permutation, r.q)]
-    ]
+    lines = []
+    for r in findings.rows("frequency", measure=SLOPE, category=ALL, outcome=MARGIN, minus=""):
+        if math.isfinite(r.estimate):
+            tests = map(p_value, (r.p, r.p_wild, r.p_permutation, r.q))
+            lines.append([r.dose, r.scale, r.stage, with_interval(r), *tests, f"{r.items:,}"])
     columns = ["dose", "scale", "stage", "nats", "p", "p of signs", "p of relabellings", "q", "items"]
     return Table("slopes on every dose", columns, blocks(lines, 1, 2), texts=3)
 
@@ -110,8 +102,9 @@ def errors_table(findings: Findings) -> Table:
 def bins(findings: Findings) -> Lines:
     found = findings.tables["frequency_bins"]
     places = [str(k + 1) for k in sorted({r.bin for r in found})]
-    panel = lambda r: f"accuracy (%) by dose, {r.scale} {r.stage}"  # noqa: E731
-    return Lines(found, places, lambda r: str(r.bin + 1), panel)
+    return Lines(
+        found, places, lambda r: str(r.bin + 1), lambda r: f"accuracy (%) by dose, {r.scale} {r.stage}"
+    )
 
 
 def before_and_after(findings: Findings) -> Intervals:

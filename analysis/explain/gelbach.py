@@ -103,7 +103,7 @@ def _of_kind(study: Study, scale: str, dose: Dose, kind: str) -> Iterator[Gelbac
     x, y = items.within()
     for group in items.groups():
         x_2MI = np.stack([x[COUNT], x[SIMILARITY]])[:, :, group.item]
-        for when in whens(study):
+        for when in whens(study.design.stages):
             place = (scale, *when, str(dose), kind, group.category, group.benchmark)
             within_VMI = np.stack([*x_2MI, y[when, MARGIN][:, group.item]])
             for name, found in estimates(within_VMI, study.options.level).items():
