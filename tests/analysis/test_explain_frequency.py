@@ -309,19 +309,19 @@ def test_what_was_scored_in_other_words_than_counted_is_said(tmp_path: Path) -> 
         about = store.read_metadata(path) or {}
         store.write(path, store.read(path), {**about, "variant": "lm_eval", "fewshot": "5"})
     planted.write_study(tmp_path / "chat", items=20, scales=["1B"], stages=("pt+chat", "sft+chat"))
-    write_for(tmp_path / "told", tmp_path / "chat")
+    write_for(tmp_path / "exposed", tmp_path / "chat")
     counted = (
         "doses count items in their default wording, without examples or a chat template; scored otherwise: "
     )
     for scores, exposure, how in (
         (tmp_path / "world" / "scores", "world/exposure", "rte in the variant lm_eval, behind 5 examples"),
-        (tmp_path / "chat", "told", "pt+chat in chat format; sft+chat in chat format"),
+        (tmp_path / "chat", "exposed", "pt+chat in chat format; sft+chat in chat format"),
     ):
         findings = explain(scores, Options(exposure=tmp_path / exposure))
         assert findings.method["exposure_wording"] == counted + how
         for table_ in ("frequency", "gelbach"):
             slopes = [row for row in findings.tables[table_] if np.isfinite(row.estimate)]
-            assert bool(slopes) == (table_ == "frequency" or exposure == "told")
+            assert bool(slopes) == (table_ == "frequency" or exposure == "exposed")
             notes = {row.note for row in slopes if getattr(row, "measure", "") != frequency.AT_ZERO}
             assert all(note.endswith(counted + how) for note in notes)
         said = [claim.text for one in EXPLAINERS for claim in one.claims(findings) if claim.kind == CAUTION]
