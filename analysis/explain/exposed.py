@@ -3,7 +3,7 @@
 exposure.arrow holds counts, similarity.arrow similarities; the second may be missing. Both are of sources; what they are in a
 mixture is made in doses.py.
 
-Dims: S sources, C choices of all items of a benchmark, I items, R rows of a file.
+Dims: S sources, M mixtures, C choices of all items of a benchmark, I items, R rows of a file.
 """
 
 from __future__ import annotations
