@@ -119,7 +119,7 @@ def page(results: Results, explained: Findings | None = None) -> str:
     with styled():
         sections = [protocol.section(results) for protocol in PROTOCOLS]
         if explained is not None:
-            sections += [explainer.section(explained) for explainer in EXPLAINERS]
+            sections += findings.sections(explained)
     css = (files("evalengine.analysis") / "report.css").read_text(encoding="utf-8")
     body = "".join(
         [

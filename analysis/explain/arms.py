@@ -16,7 +16,7 @@ Dims: R runs of a scale, M mixtures, I items.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,16 +24,18 @@ import numpy as np
 from evalengine.analysis import page
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import Run, by_mixture
-from evalengine.analysis.explain.design import rows as rows_in
 from evalengine.analysis.explain.eft import ratio
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.format import FORMAT, KNOWLEDGE, decomposed
-from evalengine.analysis.explain.grouped import grouped, notes
+from evalengine.analysis.explain.format import FORMAT, KNOWLEDGE, decomposed, values
+from evalengine.analysis.explain.grouped import grouped, joined
+from evalengine.analysis.explain.parts import hint, lines_of, notes, over, with_benchmarks
+from evalengine.analysis.explain.student import p_below
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
-from evalengine.analysis.figure import Figure, Lines, Table
+from evalengine.analysis.explain.wording import claim, side, supported, unsupported
+from evalengine.analysis.figure import Lines, Table
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
-from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
+from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval, with_interval
 from evalengine.labels import CHAT, natural_key
 
@@ -106,7 +108,7 @@ def _of_stage(study: Study, scale: str, stage: str, kept: str, runs: Sequence[Ru
     for category, benchmark, chosen in grouped(every):
         for found in _of_cells(chosen, stage, kept, first, study.options.level):
             why = found.mean.without_ends if math.isfinite(found.mean.estimate) else ""
-            note = "; ".join(filter(None, [why, found.note, "" if benchmark else without]))
+            note = joined(why, found.note, "" if benchmark else without)
             place = (scale, category, benchmark, stage, found.measure, found.minus)
             yield ArmRow(*place, *found.mean[:4], found.p, found.verdict, found.mean.n, note)
 
@@ -127,27 +129,23 @@ def _of_cells(cells: Sequence[Cell], stage: str, kept: str, first: str, level: f
             continue
         own = names(cell.benchmark for cell in cells if measure not in cell.value[stage])
         note = f"without {own} (contexts differ by choice)" if own else ""
-        yield Measured(measure, "", two_way_mean([c.value[stage][measure] for c in there], level), note=note)
+        yield Measured(measure, "", two_way_mean(values(there, measure, stage), level), note=note)
         for minus in dict.fromkeys((UNIFORM, first, kept)):
             if minus == stage or (minus == UNIFORM and measure == FORMAT):
                 continue
-            difference = two_way_mean(_minus(there, measure, stage, minus), level)
+            difference = two_way_mean(values(there, measure, stage, minus), level)
             if (measure, minus) != (ACCURACY, kept):
                 yield Measured(measure, minus, difference, note=note)
                 continue
-            above = two_way_mean(_minus(cells, ACCURACY, kept, UNIFORM), level)
+            above = two_way_mean(values(cells, ACCURACY, kept, UNIFORM), level)
             p = equivalence(difference)
             yield Measured(measure, minus, difference, p, verdict(difference, p, above, level))
     labels = [cell for cell in cells if cell.two_labels]
     if labels and stage.removesuffix(CHAT) == DELUSIVE:
         turned = [2.0 * cell.value[kept][ACCURACY] - 1.0 for cell in labels]
-        found, why = ratio(_minus(labels, ACCURACY, kept, stage), turned, level)
+        found, why = ratio(values(labels, ACCURACY, kept, stage), turned, level)
         of = f"of {names(cell.benchmark for cell in labels)}"
         yield Measured(MAPPING, "", found, note=f"{of}; {kept} is not above guessing" if why else of)
-
-
-def _minus(cells: Sequence[Cell], measure: str, stage: str, minus: str) -> list[Array]:
-    return [cell.value[stage][measure] - cell.value[minus][measure] for cell in cells]
 
 
 def _cells(study: Study, stages: Sequence[str], runs: Sequence[Run]) -> Iterator[Cell]:
@@ -155,25 +153,20 @@ def _cells(study: Study, stages: Sequence[str], runs: Sequence[Run]) -> Iterator
     place = {mixture: m for m, mixture in enumerate(study.design.mixtures)}
     mixture_R = np.array([place[run.mixture] for run in runs], dtype=np.int64)
     for choices in study.scores.benchmarks:
-        of = {stage: rows_in(choices, [run.by_stage.get(stage, "") for run in runs]) for stage in stages}
-        if any(k is None for k in of.values()):
-            continue
         value = {}
-        for stage, k in of.items():
-            assert k is not None
-            some = choices.at(k)
-            parts = decomposed(some)
-            right_RI = (some.picks() == some.gold_I).astype(np.float64)
-            found = {ACCURACY: right_RI}
+        for stage in stages:
+            if (some := choices.of([run.by_stage.get(stage, "") for run in runs])) is None:
+                break
+            found = {ACCURACY: some.right()}
             if not choices.own_contexts:
+                parts = decomposed(some)
                 found |= {KNOWLEDGE: parts[KNOWLEDGE], FORMAT: parts[FORMAT]}
             value[stage] = {measure: by_mixture(x_RI, mixture_R) for measure, x_RI in found.items()}
-        count_I = np.diff(choices.offset_I1).astype(np.float64)
-        M = len(np.unique(mixture_R))
-        value[UNIFORM] = {
-            ACCURACY: np.tile(1.0 / count_I, (M, 1)),
-            KNOWLEDGE: np.tile(-np.log(count_I), (M, 1)),
-        }
+        if len(value) < len(stages):
+            continue
+        count_I, M = np.diff(choices.offset_I1).astype(np.float64), len(np.unique(mixture_R))
+        uniform = {ACCURACY: 1.0 / count_I, KNOWLEDGE: -np.log(count_I)}
+        value[UNIFORM] = {measure: np.tile(x_I, (M, 1)) for measure, x_I in uniform.items()}
         yield Cell(choices.category, choices.name, value, two_labels(choices))
 
 
@@ -186,11 +179,9 @@ def two_labels(choices: Choices) -> bool:
 
 def equivalence(difference: Mean, margin: float = MARGIN) -> float:
     """p of two one-sided t tests that a difference is as large as `margin` either way; NaN without a standard error."""
-    from scipy.special import stdtr
-
     if not math.isfinite(difference.low):
         return math.nan
-    return float(stdtr(difference.n - 1, (abs(difference.estimate) - margin) / difference.se))
+    return float(p_below((abs(difference.estimate) - margin) / difference.se, difference.n))
 
 
 def verdict(difference: Mean, p: float, above: Mean, level: float) -> str:
@@ -201,7 +192,7 @@ def verdict(difference: Mean, p: float, above: Mean, level: float) -> str:
         return GUESSING
     if p < 1.0 - level:
         return EQUIVALENT
-    return DIFFERS if difference.low > 0.0 or difference.high < 0.0 else OPEN
+    return DIFFERS if side(difference) else OPEN
 
 
 # --- the report
@@ -209,31 +200,18 @@ def verdict(difference: Mean, p: float, above: Mean, level: float) -> str:
 
 def table(findings: Findings, benchmarks: bool = False) -> Table:
     """Accuracy of every arm, and what it differs by from `sft`."""
-    found = [r for r in findings.tables["arms"] if bool(r.benchmark) == benchmarks]
-    at = {(r.scale, r.category, r.benchmark, r.stage, r.measure, r.minus): r for r in found}
     blocks = []
-    for place in dict.fromkeys(key[:3] for key in at):
+    for name, scale, at in lines_of(findings, "arms", benchmarks, "stage", "measure", "minus"):
         block = []
-        for stage in dict.fromkeys(key[3] for key in at if key[:3] == place):
-            of = {key[4:]: row for key, row in at.items() if key[:4] == (*place, stage)}
-            kept = kept_of(stage)
-            paired = of.get((ACCURACY, kept))
-            points = [share_with_interval(r) for r in (of[ACCURACY, ""], of[ACCURACY, UNIFORM], paired)]
-            nats = [with_interval(of.get((measure, kept))) for measure in (KNOWLEDGE, FORMAT)]
+        for stage in dict.fromkeys(stage for stage, *_ in at):
+            kept, own = kept_of(stage), at[stage, ACCURACY, ""]
+            paired = at.get((stage, ACCURACY, kept))
+            points = [share_with_interval(r) for r in (own, at[stage, ACCURACY, UNIFORM], paired)]
+            nats = [with_interval(at.get((stage, measure, kept))) for measure in (KNOWLEDGE, FORMAT)]
             test = [page.p_value(paired.p), paired.verdict] if paired else ["–", ""]
-            scale, category, benchmark = place
-            block.append(
-                [benchmark or category, scale, stage, *points, *nats, *test, str(of[ACCURACY, ""].n)]
-            )
+            block.append([name, scale, stage, *points, *nats, *test, str(own.n)])
         blocks.append(block)
-    head = [
-        "benchmark" if benchmarks else "mean over",
-        "scale",
-        "arm",
-        "accuracy (%)",
-        "minus uniform",
-        f"minus {KEPT}",
-    ]
+    head = [over(benchmarks), "scale", "arm", "accuracy (%)", "minus uniform", f"minus {KEPT}"]
     nats = [f"{measure} minus {KEPT}" for measure in (KNOWLEDGE, FORMAT)]
     return Table("arms of fine-tuning", [*head, *nats, "p (2 points)", "verdict", "n"], blocks, texts=3)
 
@@ -241,29 +219,27 @@ def table(findings: Findings, benchmarks: bool = False) -> Table:
 def mapping_table(findings: Findings) -> Table:
     found = findings.rows("arms", measure=MAPPING)
     body = [[r.benchmark or r.category, r.scale, share_with_interval(r), r.note] for r in found]
-    return Table(
-        MAPPING, ["mean over", "scale", f"{MAPPING} (%)", "note"], [body], texts=2, prose=True, stacked=True
-    )
+    head = ["mean over", "scale", f"{MAPPING} (%)", "note"]
+    return Table(MAPPING, head, [body], texts=2, prose=True, stacked=True)
 
 
-def section(findings: Findings) -> str:
-    found = findings.tables["arms"]
-    if not found:
-        return ""
+def shown(findings: Findings) -> str:
     mapping = ""
     if findings.rows("arms", measure=MAPPING):
-        mapping = (
-            '<p class="hint">Of tasks of two labels, exchanged in fine-tuning: 0% where accuracy stays what it is with the right '
-            f"labels, 100% where it turns over.</p>{page.show(mapping_table(findings))}"
-        )
+        mapping = hint(
+            "Of tasks of two labels, exchanged in fine-tuning: 0% where accuracy stays what it is with the right labels, 100% "
+            "where it turns over."
+        ) + page.show(mapping_table(findings))
+    others = [row for row in findings.tables["arms"] if row.measure != MAPPING]
     return (
-        "<h2>Arms of fine-tuning</h2>"
-        f'<p class="hint">The same fine-tuning with other instructions or exchanged responses, minus {KEPT}, item by item. '
-        f"{EQUIVALENT.capitalize()}: within 2 points of accuracy by two one-sided tests; {DIFFERS}: the interval leaves out 0; "
-        f"{OPEN}: neither; {GUESSING}: {KEPT} itself is not above a uniform choice, so no arm can be compared. Intervals are "
-        f"for other mixtures and other items.</p>{page.grid(findings.drawing, accuracies(findings))}{page.show(table(findings))}"
-        f"{mapping}{notes(row for row in found if row.measure != MAPPING)}"
-        f"<details><summary>Benchmarks</summary>{page.show(table(findings, benchmarks=True))}</details>"
+        hint(
+            f"The same fine-tuning with other instructions or exchanged responses, minus {KEPT}, item by item. "
+            f"{EQUIVALENT.capitalize()}: within 2 points of accuracy by two one-sided tests; {DIFFERS}: the interval leaves out "
+            f"0; {OPEN}: neither; {GUESSING}: {KEPT} itself is not above a uniform choice, so no arm can be compared. "
+            "Intervals are for other mixtures and other items."
+        )
+        + page.grid(findings.drawing, accuracies(findings))
+        + with_benchmarks(table, findings, mapping + notes(others))
     )
 
 
@@ -274,50 +250,41 @@ def accuracies(findings: Findings) -> Lines:
     return Lines(found, stages, lambda row: row.stage, lambda row: f"accuracy, {row.scale}")
 
 
-def figures(findings: Findings) -> Mapping[str, Figure]:
-    return {"arms": accuracies(findings)} if findings.tables["arms"] else {}
-
-
 def claims(findings: Findings) -> Iterator[Claim]:
-    silent = set()
+    guessing = set()
     for row in findings.rows("arms", category=ALL, benchmark="", measure=ACCURACY):
-        if not row.verdict:
-            continue
         said = f"{share_with_interval(row)} points of accuracy over all benchmarks, n = {row.n}"
-        at = f"{row.stage} at {row.scale}"
-        if row.verdict == GUESSING:
-            if (row.scale, row.minus) not in silent:
-                yield Claim(
-                    UNSUPPORTED,
-                    f"That arms of fine-tuning differ at {row.scale}: {row.minus} itself is not above guessing.",
-                )
-            silent.add((row.scale, row.minus))
+        at, kept = f"{row.stage} at {row.scale}", row.minus
+        if row.verdict == GUESSING and (row.scale, kept) not in guessing:
+            guessing.add((row.scale, kept))
+            what = f"arms of fine-tuning differ at {row.scale}"
+            yield unsupported(what, f"{kept} itself is not above guessing")
         elif row.verdict == EQUIVALENT:
-            yield Claim(
-                SUPPORTED,
-                f"{at} is within 2 points of {row.minus}: {said}, p = {row.p:.2g} (two one-sided tests).",
-            )
-        elif row.verdict == DIFFERS:
-            word = "below" if row.estimate < 0 else "above"
-            yield Claim(SUPPORTED, f"{at} is {word} {row.minus}: {said}.")
-        else:
-            yield Claim(
-                UNSUPPORTED, f"That {at} differs from {row.minus}, or is within 2 points of it: {said}."
+            test = f"p = {row.p:.2g} (two one-sided tests)"
+            yield supported(f"{at} is within 2 points of {kept}", f"{said}, {test}")
+        elif row.verdict in (DIFFERS, OPEN):
+            yield claim(
+                row,
+                above=f"{at} is above {kept}",
+                below=f"{at} is below {kept}",
+                otherwise=f"{at} differs from {kept}, or is within 2 points of it",
+                said=said,
             )
     for row in findings.rows("arms", category=ALL, benchmark="", measure=MAPPING):
-        said = f"{share_with_interval(row)}% of the way from a to 1 - a, {row.note}, n = {row.n}"
-        if row.low > 0.0:
-            yield Claim(SUPPORTED, f"{row.stage} at {row.scale} turns exchanged labels over: {said}.")
-        elif math.isfinite(row.low):
-            yield Claim(UNSUPPORTED, f"That {row.stage} at {row.scale} turns exchanged labels over: {said}.")
+        if math.isfinite(row.low):
+            turns = f"{row.stage} at {row.scale} turns exchanged labels over"
+            said = f"{share_with_interval(row)}% of the way from a to 1 - a, {row.note}, n = {row.n}"
+            yield claim(row, above=turns, otherwise=turns, said=said)
 
 
 EXPLAINER = Explainer(
     "arms",
     ArmRow,
     rows,
-    section,
-    figures,
-    latex=lambda f: {"arms": table(f), "arms_benchmarks": table(f, True)} if f.tables["arms"] else {},
-    claims=claims,
+    "Arms of fine-tuning",
+    lacks=lambda study: f"stages called {KEPT}_ARM beside {KEPT}",
+    shown=shown,
+    drawn=lambda findings: {"arms": accuracies(findings)},
+    typeset=lambda findings: {"arms": table(findings), "arms_benchmarks": table(findings, True)},
+    said=claims,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,14 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.items import Checkpoint, category_of, scored_tables
+from evalengine.arrow import numbers
 from evalengine.errors import UserError
 from evalengine.metrics import METRICS, Answers, answers, known_metric
+from evalengine.untrusted import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Array = NDArray[np.float64]
 OWN_CONTEXTS = ("winogrande",)  # in stores that do not say which benchmarks have them
+CLIP = 5.0  # nats, of margins: a few items that are far off would decide a mean
 EFT_KEYS = ("eft_base", "eft_tuned", "eft_ref", "eft_beta")  # metadata of emulated scores
 
 
@@ -44,52 +48,72 @@ class Choices(NamedTuple):
     own_contexts: bool  # whether choices of one item stand behind contexts of their own
     formats: tuple[
         tuple[str, str], ...
-    ] = ()  # names and templates; an item's choices in the first, then the second, ...
+    ] = ()  # names and templates; an item has all choices in one, then the next
     cue: str = ""  # what contexts were left without
     overlapping: frozenset[str] = frozenset()  # items of which an answer begins another, in any format
     data_hash: str = ""  # of the benchmark's rows; "" where it is unknown, or of few-shot examples too
+    asked: str = ""  # how items were worded and preceded, "" where by default
 
     def row(self, checkpoint: str) -> int:
         """The checkpoint's place in K, -1 where it lacks this benchmark."""
         return self.checkpoints.index(checkpoint) if checkpoint in self.checkpoints else -1
+
+    def of(self, checkpoints: Sequence[str]) -> Choices | None:
+        """The same for some of the checkpoints, in float64; None where one of them lacks this benchmark."""
+        k = [self.row(name) for name in checkpoints]
+        if -1 in k:
+            return None
+        uncond_KC = None if self.uncond_KC is None else self.uncond_KC[k].astype(np.float64)
+        return self._replace(
+            checkpoints=tuple(checkpoints),
+            loglik_KC=self.loglik_KC[k].astype(np.float64),
+            tokens_KC=self.tokens_KC[k],
+            uncond_KC=uncond_KC,
+        )
 
     @property
     def gold_C(self) -> NDArray[np.int64]:
         """The place of each item's right choice among all choices, (I,)."""
         return self.offset_I1[:-1] + self.gold_I
 
-    def at(self, k: NDArray[np.int64]) -> Choices:
-        """The same for some of the checkpoints, (k,), in float64."""
-        uncond_KC = None if self.uncond_KC is None else self.uncond_KC[k].astype(np.float64)
-        loglik_KC = self.loglik_KC[k].astype(np.float64)
+    def taken(self, choice_C: NDArray[np.int64], count_I: NDArray[np.int64]) -> Choices:
+        """The same items with `count_I` of their choices each."""
         return self._replace(
-            checkpoints=tuple(self.checkpoints[i] for i in k),
-            loglik_KC=loglik_KC,
-            tokens_KC=self.tokens_KC[k],
-            uncond_KC=uncond_KC,
+            offset_I1=np.concatenate([[0], np.cumsum(count_I)]),
+            chars_C=self.chars_C[choice_C],
+            bytes_C=self.bytes_C[choice_C],
+            loglik_KC=self.loglik_KC[:, choice_C],
+            tokens_KC=self.tokens_KC[:, choice_C],
+            uncond_KC=None if self.uncond_KC is None else self.uncond_KC[:, choice_C],
         )
+
+    def gold(self) -> Array:
+        """(K, I): log-likelihoods of the right choices."""
+        return self.loglik_KC[:, self.gold_C].astype(np.float64)
+
+    def right(self) -> Array:
+        """(K, I): 1 where the benchmark's own score picks the right choice, else 0."""
+        return (self.picks() == self.gold_I).astype(np.float64)
+
+    def margin(self) -> Array:
+        """(K, I): log-likelihood of the right choice minus the largest of a wrong one, nats, within -5 and 5."""
+        return (self.gold() - self.best_wrong(self.loglik_KC)).clip(-CLIP, CLIP)
 
     def picks(self) -> NDArray[np.int64]:
         """(K, I): which choice each checkpoint picks by the benchmark's own score."""
         score, column = known_metric(self.metric)
-        values = {
-            "chars": self.chars_C,
-            "bytes": self.bytes_C,
-            "tokens": self.tokens_KC,
-            "loglik_uncond": self.uncond_KC,
-        }
-        return self.answers(score(self.loglik_KC.astype(np.float64), values.get(column))).pick.astype(
-            np.int64
-        )
+        values: dict[str, Any] = {"chars": self.chars_C, "bytes": self.bytes_C, "tokens": self.tokens_KC}
+        values["loglik_uncond"] = self.uncond_KC
+        score_KC = score(self.loglik_KC.astype(np.float64), values.get(column))
+        return self.answers(score_KC).pick.astype(np.int64)
 
     def answers(self, score_KC: NDArray[Any], pick_KI: NDArray[Any] | None = None) -> Answers:
         """What the scores (K, C) of several checkpoints say of each item (`metrics.answers`): fields of (K, I)."""
         K, C = score_KC.shape
         starts_KI = self.offset_I1[:-1] + C * np.arange(K)[:, None]
         offset = np.append(starts_KI.ravel(), K * C)
-        found = answers(
-            score_KC.ravel(), offset, np.tile(self.gold_I, K), None if pick_KI is None else pick_KI.ravel()
-        )
+        pick = None if pick_KI is None else pick_KI.ravel()
+        found = answers(score_KC.ravel(), offset, np.tile(self.gold_I, K), pick)
         return Answers(found.pick.reshape(K, -1), *(field.reshape(K, -1) for field in found[1:]))
 
     def best_wrong(self, value_KC: NDArray[Any]) -> Array:
@@ -203,6 +227,7 @@ def _read_benchmark(
         about.get("cue", ""),
         frozenset(overlapping),
         raw.get(b"data_hash", b"").decode() if raw.get(b"fewshot") == b"0" else "",
+        _asked(scored.metadata["variant"], scored.metadata["fewshot"]),
     )
     usable_KC = np.isfinite(choices.loglik_KC)
     if usable_KC.all():
@@ -211,39 +236,33 @@ def _read_benchmark(
     return only(choices, keep_I), int((~keep_I).sum())
 
 
+def _asked(variant: str, fewshot: str) -> str:
+    """How a benchmark was asked, of its metadata."""
+    said = [f"in the variant {printable(variant)}"] if variant not in ("", "default", "None") else []
+    said += [f"behind {printable(fewshot)} examples"] if fewshot not in ("", "0", "None") else []
+    return ", ".join(said)
+
+
 def only(choices: Choices, keep_I: NDArray[np.bool_]) -> Choices:
     """The same for some of the items. Raises UserError where none is left."""
     if not keep_I.any():
         raise UserError(f"{choices.name}: no item has a finite score on every checkpoint: score it again")
     count_I = np.diff(choices.offset_I1)
     keep_C = np.repeat(keep_I, count_I)
-    return choices._replace(
-        item_I=tuple(np.array(choices.item_I, dtype=object)[keep_I]),
-        gold_I=choices.gold_I[keep_I],
-        offset_I1=np.concatenate([[0], np.cumsum(count_I[keep_I])]),
-        chars_C=choices.chars_C[keep_C],
-        bytes_C=choices.bytes_C[keep_C],
-        loglik_KC=choices.loglik_KC[:, keep_C],
-        tokens_KC=choices.tokens_KC[:, keep_C],
-        uncond_KC=None if choices.uncond_KC is None else choices.uncond_KC[:, keep_C],
-    )
+    items = tuple(np.array(choices.item_I, dtype=object)[keep_I])
+    some = choices._replace(item_I=items, gold_I=choices.gold_I[keep_I])
+    return some.taken(np.flatnonzero(keep_C), count_I[keep_I])
 
 
 def _values(lists: pa.ChunkedArray) -> NDArray[Any]:
     """The values of all lists of a column."""
-    from evalengine.arrow import numbers
-
     return numbers(lists.combine_chunks().flatten())
 
 
 def _gold(table: pa.Table) -> NDArray[np.int64]:
-    from evalengine.arrow import numbers  # Arrow's own conversion would import pandas
-
     return numbers(table["gold"].combine_chunks()).astype(np.int64)
 
 
 def _offsets(table: pa.Table) -> NDArray[np.int64]:
-    from evalengine.arrow import numbers
-
     offset_I1 = numbers(table["loglik"].combine_chunks().offsets).astype(np.int64)
     return offset_I1 - offset_I1[0]

@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array, Choices, Emulated
-from evalengine.analysis.explain.design import by_mixture, rows
-from evalengine.analysis.explain.explainer import Study
+from evalengine.analysis.explain.design import by_mixture
+from evalengine.analysis.explain.explainer import Study, once
+from evalengine.analysis.explain.grouped import joined
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
 from evalengine.labels import scale_key
@@ -76,22 +77,35 @@ class Corners(NamedTuple):
         return self.large if direction == "up" else self.small
 
 
-def corners_of(study: Study) -> Corners | None:
-    """None where the study has one scale, no run at both, an emulated stage, or scales that do not say which is larger."""
+def lacks_corners(study: Study) -> str:
+    """What a study lacks for emulation between two scales, as it follows "needs"; "" where it has all but the benchmarks."""
     design = study.design
-    stages = {name for runs in design.runs.values() for run in runs for name in (run.before, run.after)}
-    if len(design.scales) < 2 or stages & study.scores.emulated.keys():
-        return None
+    checkpoints = {name for runs in design.runs.values() for run in runs for name in (run.before, run.after)}
+    if len(design.scales) < 2:
+        return "a second scale"
+    if checkpoints & study.scores.emulated.keys():
+        return "stages that are not emulated"
     small, large = design.scales[0], design.scales[-1]
     if not in_order(small, large):
+        return "scales whose names say their sizes"
+    if not {run[:2] for run in design.runs[small]} & {run[:2] for run in design.runs[large]}:
+        return f"a mixture at both {small} and {large}"
+    return ""
+
+
+def corners_of(study: Study) -> Corners | None:
+    """None where the study lacks them."""
+    if lacks_corners(study):
         return None
+    design = study.design
+    small, large = design.scales[0], design.scales[-1]
     at_large = {(run.mixture, run.seed): run for run in design.runs[large]}
     quartets = [
         Quartet(run.mixture, run.before, run.after, other.before, other.after)
         for run in design.runs[small]
         if (other := at_large.get((run.mixture, run.seed))) is not None
     ]
-    return Corners(small, large, tuple(quartets)) if quartets else None
+    return Corners(small, large, tuple(quartets))
 
 
 def in_order(small: str, large: str) -> bool:
@@ -118,15 +132,15 @@ def answered(choices: Choices) -> Answered:
     """The benchmark's own score picks; probabilities are over the log-likelihoods."""
     pick_RI = choices.picks()
     raw = choices.answers(choices.loglik_KC, pick_RI)
-    correct_RI = (pick_RI == choices.gold_I).astype(np.float64)
     confidence, p_gold = (field.astype(np.float64) for field in (raw.confidence, raw.p_gold))
-    return Answered(correct_RI, confidence, p_gold, pick_RI)
+    return Answered((pick_RI == choices.gold_I).astype(np.float64), confidence, p_gold, pick_RI)
 
 
-def real(choices: Choices, names: list[str]) -> Answered | None:
+@once
+def real(study: Study, benchmark: str, *names: str) -> Answered | None:
     """Of checkpoints as they were scored, None where the benchmark lacks one."""
-    k = rows(choices, names)
-    return None if k is None else answered(choices.at(k))
+    some = next(one for one in study.scores.benchmarks if one.name == benchmark).of(names)
+    return None if some is None else answered(some)
 
 
 def emulated(
@@ -136,14 +150,12 @@ def emulated(
     roles = [quartet.roles(direction) for quartet in corners.quartets]
     if level == TOKEN:
         whose = {one: name for name, one in study.scores.emulated.items()}
-        names = [whose.get(Emulated(*of, beta), "") for of in roles]
-        return real(choices, names)
+        return real(study, choices.name, *(whose.get(Emulated(*of, beta), "") for of in roles))
     if choices.own_contexts:
         return None
-    places = [rows(choices, names) for names in zip(*roles, strict=True)]
-    if any(k is None for k in places):
+    base, tuned, ref = (choices.of(names) for names in zip(*roles, strict=True))
+    if base is None or tuned is None or ref is None:
         return None
-    base, tuned, ref = (choices.at(k) for k in places if k is not None)
     shifted = base._replace(loglik_KC=base.loglik_KC + beta * (tuned.loglik_KC - ref.loglik_KC))
     if base.uncond_KC is not None and tuned.uncond_KC is not None and ref.uncond_KC is not None:
         shifted = shifted._replace(uncond_KC=base.uncond_KC + beta * (tuned.uncond_KC - ref.uncond_KC))
@@ -185,4 +197,4 @@ def left_out(study: Study, corners: Corners, level: str, category: str, there: C
             whys.setdefault("contexts differ by choice" if own else "not on every checkpoint", []).append(
                 one.name
             )
-    return "; ".join([*said, *(f"without {', '.join(lost)} ({why})" for why, lost in whys.items())])
+    return joined(*said, *(f"without {', '.join(lost)} ({why})" for why, lost in whys.items()))

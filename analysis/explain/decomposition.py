@@ -15,25 +15,26 @@ Reference: Mitchell et al. (2024), "An emulator for fine-tuning large language m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import escape
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis import page
-from evalengine.analysis.correlation import benjamini_hochberg
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.corners import TOKEN, best_level, corners_of, left_out
+from evalengine.analysis.explain.corners import TOKEN, best_level, corners_of, lacks_corners, left_out
 from evalengine.analysis.explain.eft import cells
-from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.grouped import grouped, notes
+from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
+from evalengine.analysis.explain.grouped import grouped, joined, with_q
+from evalengine.analysis.explain.parts import hint, notes, over, pivot, with_benchmarks
+from evalengine.analysis.explain.student import p_below
 from evalengine.analysis.explain.twoway import two_way_mean
+from evalengine.analysis.explain.wording import claim, side, supported
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
-from evalengine.analysis.results import excludes_zero, share_with_interval
+from evalengine.analysis.protocol import Claim
+from evalengine.analysis.results import share_with_interval
 
-PRETRAINING, FINE_TUNING, INTERACTION = "pretraining scale", "fine-tuning scale", "interaction"
+EFFECTS = PRETRAINING, FINE_TUNING, INTERACTION = "pretraining scale", "fine-tuning scale", "interaction"
 ALPHA = 0.05
 
 
@@ -58,8 +59,6 @@ class DecompositionRow(NamedTuple):
 
 
 def rows(study: Study) -> list[DecompositionRow]:
-    from scipy.special import stdtr
-
     if (corners := corners_of(study)) is None:
         return []
     level = best_level(study, corners)
@@ -70,8 +69,7 @@ def rows(study: Study) -> list[DecompositionRow]:
     out = []
     for category, benchmark, chosen in grouped(whole):
         note = "" if benchmark else left_out(study, corners, level, category, there)
-        for measure in ("accuracy", "p_gold"):
-            field = "correct" if measure == "accuracy" else measure
+        for measure, field in (("accuracy", "correct"), ("p_gold", "p_gold")):
             corner = [
                 {
                     "LS": getattr(cell.found, field),
@@ -81,14 +79,13 @@ def rows(study: Study) -> list[DecompositionRow]:
                 }
                 for cell in chosen
             ]
-            for effect in (PRETRAINING, FINE_TUNING, INTERACTION):
+            for effect in EFFECTS:
                 mean = two_way_mean([_effect(effect, x) for x in corner], study.options.level)
                 t = np.nan if mean.without_ends else -abs(mean.estimate / mean.se)
-                p = float(2.0 * stdtr(mean.n - 1, t))
-                said = "; ".join(filter(None, [note, mean.without_ends]))
+                p = float(2.0 * p_below(t, mean.n))
                 at = (level, measure, effect, corners.small, corners.large, category, benchmark)
-                out.append(DecompositionRow(*at, *mean[:4], p, p, mean.n, said))
-    return _adjusted(out)
+                out.append(DecompositionRow(*at, *mean[:4], p, p, mean.n, joined(note, mean.without_ends)))
+    return with_q(out, _family)
 
 
 def _effect(effect: str, x: dict[str, Array]) -> Array:
@@ -99,76 +96,64 @@ def _effect(effect: str, x: dict[str, Array]) -> Array:
     return x["LL"] - x["LS"] - x["SL"] + x["SS"]
 
 
-def _adjusted(every: list[DecompositionRow]) -> list[DecompositionRow]:
-    """q within each family: an effect on a measure, over the categories or over the benchmarks; of all it is p."""
-    family: dict[tuple[str, str, bool], list[int]] = {}
-    for k, row in enumerate(every):
-        if row.category != ALL:
-            family.setdefault((row.measure, row.effect, bool(row.benchmark)), []).append(k)
-    out = list(every)
-    for places in family.values():
-        q = benjamini_hochberg(np.array([every[k].p for k in places]))
-        for k, value in zip(places, q, strict=True):
-            out[k] = every[k]._replace(q=float(value))
-    return out
+def _family(row: DecompositionRow) -> tuple[str, str, bool] | None:
+    """An effect on a measure, over the categories or over the benchmarks; of all, q is p."""
+    return None if row.category == ALL else (row.measure, row.effect, bool(row.benchmark))
 
 
 def table(findings: Findings, benchmarks: bool = False) -> Table:
     """Effects on accuracy in points: of the categories and all, or of the benchmarks."""
-    found = [r for r in findings.rows("decomposition", measure="accuracy") if bool(r.benchmark) == benchmarks]
-    by_effect = {(r.category, r.benchmark, r.effect): r for r in found}
-    effects = (PRETRAINING, FINE_TUNING, INTERACTION)
+    at = pivot(
+        findings.means("decomposition", benchmarks, measure="accuracy"),
+        attrgetter("category", "benchmark"),
+        attrgetter("effect"),
+    )
     lines = [
-        [benchmark or category, *(share_with_interval(by_effect[category, benchmark, e]) for e in effects)]
-        for category, benchmark in dict.fromkeys((r.category, r.benchmark) for r in found)
+        [place[1] or place[0], *map(share_with_interval, map(of.get, EFFECTS))] for place, of in at.items()
     ]
-    head = ["benchmark" if benchmarks else "mean over", *(f"{effect} (points)" for effect in effects)]
+    head = [over(benchmarks), *(f"{effect} (points)" for effect in EFFECTS)]
     return Table("what scale does", head, [lines])
 
 
-def section(findings: Findings) -> str:
+def shown(findings: Findings) -> str:
     found = findings.tables["decomposition"]
-    if not found:
-        return ""
     first = found[0]
-    small, large = escape(first.small), escape(first.large)
     how = "token by token" if first.level == TOKEN else "from the scores of whole choices"
-    return (
-        "<h2>Pretraining scale and fine-tuning scale</h2>"
-        f'<p class="hint">What {large} instead of {small} does to accuracy, in pretraining and in fine-tuning, with '
-        f"emulation at beta 1 ({how}) for the checkpoints that nobody trained. Interaction: whether the two add up. Intervals "
-        f"are for other mixtures and other items, n = {first.n} mixtures.</p>{page.show(table(findings))}{notes(found)}"
-        f"<details><summary>Benchmarks</summary>{page.show(table(findings, benchmarks=True))}</details>"
-    )
+    return hint(
+        f"What {first.large} instead of {first.small} does to accuracy, in pretraining and in fine-tuning, with emulation at "
+        f"beta 1 ({how}) for the checkpoints that nobody trained. Interaction: whether the two add up. Intervals are for other "
+        f"mixtures and other items, n = {first.n} mixtures."
+    ) + with_benchmarks(table, findings, notes(found))
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
-    found = list(findings.rows("decomposition", measure="accuracy", benchmark=""))
+    found = findings.means("decomposition", measure="accuracy")
     for effect, what in ((PRETRAINING, "Pretraining"), (FINE_TUNING, "Fine-tuning")):
         mine = [row for row in found if row.effect == effect]
-        every = [row for row in mine if row.category == ALL]
-        clear = [row for row in mine if row.category != ALL and row.q < ALPHA and excludes_zero(row)]
+        clear = [row for row in mine if row.category != ALL and row.q < ALPHA and side(row)]
         most = [
             f"{r.category} {share_with_interval(r)}" for r in sorted(clear, key=lambda r: -abs(r.estimate))
         ]
-        for row in every:
-            at = f"at {row.large} instead of {row.small}"
-            said = f"{share_with_interval(row)} points of accuracy over all benchmarks"
-            if excludes_zero(row):
-                numbers = "; ".join([said, *most])
-                yield Claim(
-                    SUPPORTED, f"{what} {at} makes a difference by emulation: {numbers}, n = {row.n}."
-                )
+        for row in mine:
+            if row.category != ALL:
                 continue
-            yield Claim(
-                UNSUPPORTED,
-                f"That {what.lower()} {at} changes accuracy on average, by emulation: {said}, n = {row.n}.",
+            at = f"at {row.large} instead of {row.small}"
+            differs = f"{what} {at} makes a difference by emulation"
+            numbers = [
+                f"{share_with_interval(row)} points of accuracy over all benchmarks",
+                *(most if side(row) else []),
+            ]
+            yield claim(
+                row,
+                above=differs,
+                below=differs,
+                otherwise=f"{what.lower()} {at} changes accuracy on average, by emulation",
+                said=f"{'; '.join(numbers)}, n = {row.n}",
             )
-            if most:
-                numbers = f"{'; '.join(most)} points of accuracy"
-                yield Claim(
-                    SUPPORTED,
-                    f"{what} {at} makes a difference in places, by emulation: {numbers}, n = {row.n}.",
+            if most and not side(row):
+                yield supported(
+                    f"{what} {at} makes a difference in places, by emulation",
+                    f"{'; '.join(most)} points of accuracy, n = {row.n}",
                 )
 
 
@@ -176,7 +161,9 @@ EXPLAINER = Explainer(
     "decomposition",
     DecompositionRow,
     rows,
-    section,
-    latex=lambda f: {"decomposition": table(f)} if f.tables["decomposition"] else {},
-    claims=claims,
+    "Pretraining scale and fine-tuning scale",
+    lacks=lambda study: lacks_corners(study) or EVERYWHERE,
+    shown=shown,
+    typeset=lambda findings: {"decomposition": table(findings)},
+    said=claims,
 )

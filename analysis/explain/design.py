@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.explain.choices import Array, Choices, Scores
-from evalengine.analysis.items import names
+from evalengine.analysis.explain.choices import Array, Scores
+from evalengine.analysis.items import Checkpoint, names
 from evalengine.analysis.panel import choose_stages, natural_key, scale_key
 from evalengine.errors import UserError
+
+Place = tuple[str, str]  # a run's mixture and seed
 
 
 class Run(NamedTuple):
@@ -44,6 +46,15 @@ class Design(NamedTuple):
     def scales(self) -> tuple[str, ...]:
         return tuple(self.runs)
 
+    @property
+    def paired(self) -> dict[str, int]:
+        """How many mixtures each scale has."""
+        return {scale: len({run.mixture for run in runs}) for scale, runs in self.runs.items()}
+
+    def names(self, scale: str, after: bool) -> list[str]:
+        """The checkpoints of all runs at the first or the last stage."""
+        return [run.after if after else run.before for run in self.runs[scale]]
+
     def mixture_R(self, scale: str) -> NDArray[np.int64]:
         """The place of each run's mixture among all mixtures."""
         place = {mixture: m for m, mixture in enumerate(self.mixtures)}
@@ -67,20 +78,11 @@ def design_of(scores: Scores, stages: Sequence[str] | None = None) -> Design:
         )
     order = choose_stages(found, stages)
     pair = order[0], order[-1]
-    by_place: dict[str, dict[tuple[str, str], dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
-    for one in known:
-        if one.name in scores.emulated and one.stage not in pair:
-            continue
-        of_run = by_place[one.scale or "all"][str(one.mixture), one.seed]
-        if of_run.setdefault(str(one.stage), one.name) != one.name:
-            raise UserError(
-                f"{of_run[str(one.stage)]} and {one.name} both claim scale {one.scale}, mixture {one.mixture}, stage"
-                f" {one.stage}: give one of them another name, or each a seed"
-            )
+    by_place = placed(one for one in known if one.name not in scores.emulated or one.stage in pair)
     runs, notes = {}, []
     for scale in sorted(by_place, key=scale_key):
         of = {place: by_stage for place, by_stage in by_place[scale].items() if by_stage.keys() & set(pair)}
-        places = sorted(of, key=lambda place: (natural_key(place[0]), natural_key(place[1])))
+        places = ordered(of)
         whole = [place for place in places if set(pair) <= of[place].keys()]
         if len(whole) < len(places):
             lonely = [mixture for mixture, seed in places if (mixture, seed) not in whole]
@@ -98,10 +100,25 @@ def design_of(scores: Scores, stages: Sequence[str] | None = None) -> Design:
     return Design(pair, tuple(sorted(every, key=natural_key)), runs, tuple(notes))
 
 
-def rows(choices: Choices, checkpoints: Sequence[str]) -> NDArray[np.int64] | None:
-    """The places of checkpoints in K, None where the benchmark lacks one of them."""
-    found = [choices.row(name) for name in checkpoints]
-    return None if -1 in found else np.array(found, dtype=np.int64)
+def placed(checkpoints: Iterable[Checkpoint], where: str = "") -> dict[str, dict[Place, dict[str, str]]]:
+    """Names of checkpoints with a mixture and a stage by scale, place and stage. Raises UserError where two claim one place, and
+    says `where`."""
+    out: dict[str, dict[Place, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    for one in checkpoints:
+        if one.mixture is None or one.stage is None:
+            continue
+        of_run = out[one.scale or "all"][one.mixture, one.seed]
+        if (other := of_run.setdefault(one.stage, one.name)) != one.name:
+            raise UserError(
+                f"{where}{other} and {one.name} both claim scale {one.scale}, mixture {one.mixture}, stage {one.stage}: give one "
+                "of them another name, or each a seed"
+            )
+    return out
+
+
+def ordered(places: Iterable[Place]) -> list[Place]:
+    """By mixture, then by seed."""
+    return sorted(places, key=lambda place: (natural_key(place[0]), natural_key(place[1])))
 
 
 def by_mixture(value_R: NDArray[Any], mixture_R: NDArray[np.int64]) -> Array:

@@ -20,6 +20,7 @@ from evalengine.analysis.explain import doses
 from evalengine.analysis.explain.dose_slopes import X
 from evalengine.analysis.explain.dosed_items import ACCURACY, DosedItems, When, dosed_items, whens
 from evalengine.analysis.explain.explainer import Explainer, Study
+from evalengine.analysis.explain.student import half_width
 from evalengine.analysis.explain.within import fitted, varies
 
 BINS = 10
@@ -48,15 +49,13 @@ def rows(study: Study) -> list[BinRow]:
     for scale in study.design.scales:
         if (items := dosed_items(study, scale, {X: (dose, None)})) is None:
             continue
-        for when in whens(study)[:2]:
+        for when in whens(study.design.stages)[:2]:
             found = _of(items, when, study.options.level)
             out += [row._replace(scale=scale, dose=str(dose)) for row in found]
     return out
 
 
 def _of(items: DosedItems, when: When, level: float) -> Iterator[BinRow]:
-    from scipy.special import stdtrit
-
     x, y = items.within()
     if not varies(x[X]):
         return
@@ -70,13 +69,12 @@ def _of(items: DosedItems, when: When, level: float) -> Iterator[BinRow]:
         if not count_M.all():
             continue
         mean_M = np.where(mine, y_MI, 0.0).sum(axis=1) / count_M
-        n, at, mean = len(mean_M), float(x_MI[mine].mean()), float(y_MI[mine].mean())
-        half = float(stdtrit(n - 1, 0.5 + level / 2) * mean_M.std(ddof=1) / np.sqrt(n))
+        half, at, mean = half_width(mean_M, level), float(x_MI[mine].mean()), float(y_MI[mine].mean())
         items_K = int(mine.sum())
         yield BinRow("", when[0], "", OF_ITEMS, k, at, mean, mean - half, mean + half, items_K)
         away = 100.0 * (at - float(x_MI.mean()))
         middle = float(y_MI.mean())
-        line, *ends = (middle + away * float(b[0]) for b in (slope.estimate_K, slope.low_K, slope.high_K))
+        line, *ends = (middle + away * float(b[0]) for b in slope[:3])
         yield BinRow("", when[0], "", OF_SLOPE, k, at, line, min(ends), max(ends), items_K)
 
 

@@ -1,7 +1,7 @@
 """The slopes of a benchmark's items on how often their material stood in the mixture: what table `frequency` holds.
 
 An item's margin, p(gold) and accuracy are regressed on its dose (doses.py) with an effect for each item and for each benchmark
-and mixture (within.py): an item that one mixture told more often than another is compared with itself, beyond what the
+and mixture (within.py): an item that one mixture's text holds more often than another's is compared with itself, beyond what the
 mixture does to the benchmark. Stages and scales have slopes of their own; the slope of the change from the first stage to the
 last is the paired difference of theirs. Slopes of the margin are nats for each log unit of exposures, the others points
 (hundredths) for each factor of ten; for longest matches both are for each word.
@@ -12,7 +12,7 @@ beside them. q is Benjamini and Hochberg's over the doses.
 One dose (doses.headline) is looked at more closely. Counts of zero get an indicator of their own, log(1 + E) gets a square. The
 value at zero dose minus chance is what a model has where right and wrong choices stood equally often: it generalises, the slope
 interpolates. Its variance is that of a mean over mixtures and items (twoway.py) at the slope, and the slope's. The slope across
-items compares items with others of their benchmark, as plots of bins do: items may be told often and be easy for one reason.
+items compares items with others of their benchmark, as plots of bins do: items may be seen often and be easy for one reason.
 
 Reference: Benjamini & Hochberg (1995), JRSS B 57, 289-300; the others stand in within.py and wild.py.
 
@@ -28,28 +28,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.correlation import benjamini_hochberg
-from evalengine.analysis.explain import doses
+from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.dosed_items import MARGIN, OUTCOMES, dosed_items, whens
 from evalengine.analysis.explain.explainer import Study
 from evalengine.analysis.explain.exposed import CONTEXT, SIMILARITIES, Dose
+from evalengine.analysis.explain.grouped import joined, with_q
 from evalengine.analysis.explain.jackknife import jackknife
+from evalengine.analysis.explain.student import Interval, quantile
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.explain.wild import permutation_p, wild_p
-from evalengine.analysis.explain.within import (
-    Slopes,
-    centred,
-    fitted,
-    products,
-    slopes,
-    varies,
-)
+from evalengine.analysis.explain.within import centred, fitted, products, slopes, varies
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
 
 SLOPE, ACROSS = "slope", "slope across items"
-WHERE_TOLD, ZERO, CURVATURE = "slope where told", "never told", "curvature"
+WHERE_SEEN, ZERO, CURVATURE = "slope where seen", "never seen", "curvature"
 AT_ZERO = "value at zero dose"
 NAN = float("nan")
 FEW = "fewer than 5 different sets of doses differ between mixtures, as where all items have the same answers"
@@ -100,7 +94,7 @@ def rows(study: Study) -> list[FrequencyRow]:
         known = {dose for one in found[1] for dose in one.value if dose.kind not in SIMILARITIES}
         for dose in sorted(known, key=lambda dose: dose.order):
             out += of_dose(study, scale, dose)
-    return with_q(out)
+    return with_q(out, _family)
 
 
 def of_dose(study: Study, scale: str, dose: Dose) -> Iterator[FrequencyRow]:
@@ -111,18 +105,24 @@ def of_dose(study: Study, scale: str, dose: Dose) -> Iterator[FrequencyRow]:
         regressors[NEVER] = (dose, lambda E_MC: np.where(np.isnan(E_MC), np.nan, E_MC == 0.0))
         regressors[SQUARE] = (dose, lambda E_MC: np.log1p(E_MC) ** 2)
     items = dosed_items(study, scale, regressors)
+
+    def row(
+        when: tuple[str, str], outcome: str, category: str, benchmark: str, of: int, note: str
+    ) -> FrequencyRow:
+        """Without numbers; `of` how many items."""
+        mixtures = len(items.mixtures) if items else 0
+        place = (scale, *when, str(dose), int(closely), outcome, SLOPE, category, benchmark)
+        return FrequencyRow(*place, *(NAN,) * 11, mixtures, of, note)
+
     if items is None:
-        for when in whens(study):
-            place = (scale, *when, str(dose), int(closely), MARGIN, SLOPE, ALL, "")
-            yield FrequencyRow(*place, *(NAN,) * 11, 0, 0, FEW)
+        yield from (row(when, MARGIN, ALL, "", 0, FEW) for when in whens(study.design.stages))
         return
-    orders = doses.orders(study, items.mixtures)
+    orders, wording = doses.orders(study, items.mixtures), exposed.wording(study)
     x, y = items.within()
-    for group, when, outcome in itertools.product(items.groups(), whens(study), OUTCOMES):
-        place = (scale, *when, str(dose), int(closely), outcome, SLOPE, group.category, group.benchmark)
+    for group, when, outcome in itertools.product(items.groups(), whens(study.design.stages), OUTCOMES):
         without = [name for category, name in items.left_out if group.category in (ALL, category)]
-        note = f"without {names(without, 20)}: {FEW}" if without and not group.benchmark else ""
-        base = FrequencyRow(*place, *(NAN,) * 11, len(items.mixtures), len(group.item), note)
+        few = f"without {names(without, 20)}: {FEW}" if without and not group.benchmark else ""
+        base = row(when, outcome, *group[:2], len(group.item), joined(few, wording))
         within = {name: value_MI[:, group.item] for name, value_MI in x.items()}
         within_y_MI = y[when, outcome][:, group.item]
         found = [_slope(base, within[X], within_y_MI, orders, study)]
@@ -134,18 +134,17 @@ def of_dose(study: Study, scale: str, dose: Dose) -> Iterator[FrequencyRow]:
             if outcome != MARGIN:
                 level_MI = raw[1] - (0.0 if when[1] else items.chance_I[group.item])
                 found.append(_at_zero(found[0], raw[0], level_MI, benchmark_I, study.options.level))
-        for row in found:
-            yield _scaled(row, unit(dose, outcome, row.measure))
-    for (category, benchmark), when in itertools.product(items.left_out, whens(study)):
-        place = (scale, *when, str(dose), int(closely), MARGIN, SLOPE, category, benchmark)
-        yield FrequencyRow(*place, *(NAN,) * 11, len(items.mixtures), 0, FEW)
+        for one in found:
+            yield _scaled(one, unit(dose, outcome, one.measure))
+    for (category, benchmark), when in itertools.product(items.left_out, whens(study.design.stages)):
+        yield row(when, MARGIN, category, benchmark, 0, FEW)
 
 
 def unit(dose: Dose, outcome: str, measure: str) -> float:
     """What is multiplied: the margin stays in nats, all else is in points; slopes are for each factor of ten, or each word."""
     if outcome == MARGIN:
         return 1.0
-    power = {SLOPE: 1, WHERE_TOLD: 1, ACROSS: 1, CURVATURE: 2}.get(measure, 0)
+    power = {SLOPE: 1, WHERE_SEEN: 1, ACROSS: 1, CURVATURE: 2}.get(measure, 0)
     return 100.0 * float(np.log(10.0)) ** (power if dose.counted else 0)
 
 
@@ -171,25 +170,19 @@ def _slope(
     different = len(np.unique(x_MI.round(9), axis=0))
     if different < row.n:
         said = f"{row.n} mixtures have {different} different sets of doses"
-        row = row._replace(note="; ".join(filter(None, (row.note, said))))
+        row = row._replace(note=joined(row.note, said))
     return row
 
 
-def _with(base: FrequencyRow, found: Slopes, k: int) -> FrequencyRow:
-    return base._replace(
-        estimate=float(found.estimate_K[k]),
-        low=float(found.low_K[k]),
-        high=float(found.high_K[k]),
-        se=float(found.se_K[k]),
-        p=float(found.p_K[k]),
-    )
+def _with(base: FrequencyRow, found: Interval, k: int) -> FrequencyRow:
+    return base._replace(**found.at(k)._asdict())
 
 
 def _closely(base: FrequencyRow, x: dict[str, Array], y_MI: Array, level: float) -> Iterator[FrequencyRow]:
     """The slope beside an indicator of zero counts, and the square of the log dose."""
     if varies(x[NEVER]):
         found, _ = fitted(np.stack([x[X], x[NEVER], y_MI]), level)
-        yield _with(base._replace(measure=WHERE_TOLD), found, 0)
+        yield _with(base._replace(measure=WHERE_SEEN), found, 0)
         yield _with(base._replace(measure=ZERO), found, 1)
     found, _ = fitted(np.stack([x[X], x[SQUARE], y_MI]), level)
     yield _with(base._replace(measure=CURVATURE), found, 1)
@@ -201,45 +194,25 @@ def _across(
     """The slope over the items of a benchmark and mixture, without effects of items."""
     total_MVV = products(centred(np.stack([x_MI, y_MI]), benchmark_I))
     every_JK = slopes(np.concatenate([total_MVV.sum(axis=0)[None], total_MVV.sum(axis=0) - total_MVV]))
-    found = jackknife(every_JK[0], every_JK[1:], level)
-    return _with(base._replace(measure=ACROSS), Slopes(every_JK[0], *found), 0)
+    return _with(base._replace(measure=ACROSS), jackknife(every_JK[0], every_JK[1:], level), 0)
 
 
 def _at_zero(
     slope: FrequencyRow, x_MI: Array, y_MI: Array, benchmark_I: NDArray[np.int64], level: float
 ) -> FrequencyRow:
     """The mean over benchmarks of y - slope * x, before units: `slope` is in those of y."""
-    from scipy.special import stdtrit
-
     first = np.flatnonzero(np.diff(benchmark_I)) + 1
     mean = two_way_mean(np.split(y_MI - slope.estimate * x_MI, first, axis=1), level)
     dose = float(np.mean([part_MI.mean() for part_MI in np.split(x_MI, first, axis=1)]))
     se = float(np.hypot(mean.se, dose * slope.se))
-    half = float(stdtrit(slope.n - 1, 0.5 + level / 2)) * se
-    nothing: dict[str, Any] = dict.fromkeys(
-        ("se_item", "se_mixture", "p", "p_wild", "p_permutation", "p_least"), NAN
-    )
-    return slope._replace(
-        measure=AT_ZERO,
-        estimate=mean.estimate,
-        low=mean.estimate - half,
-        high=mean.estimate + half,
-        se=se,
-        note="",
-        **nothing,
-    )
+    half = quantile(slope.n, level) * se
+    ends: dict[str, Any] = {"low": mean.estimate - half, "high": mean.estimate + half, "se": se, "note": ""}
+    nothing = dict.fromkeys(("se_item", "se_mixture", "p", "p_wild", "p_permutation", "p_least"), NAN)
+    return slope._replace(measure=AT_ZERO, estimate=mean.estimate, **{**ends, **nothing})
 
 
-def with_q(rows_: list[FrequencyRow]) -> list[FrequencyRow]:
-    """q of every slope over the doses of one place; context is no dose of an item, so it is in no family."""
-    family: dict[tuple[str, ...], list[int]] = {}
-    for k, row in enumerate(rows_):
-        if row.measure == SLOPE and not row.dose.startswith(CONTEXT):
-            place = (row.scale, row.stage, row.minus, row.outcome, row.category, row.benchmark)
-            family.setdefault(place, []).append(k)
-    out = list(rows_)
-    for members in family.values():
-        q = benjamini_hochberg(np.array([rows_[k].p for k in members]))
-        for k, value in zip(members, q, strict=True):
-            out[k] = rows_[k]._replace(q=float(value))
-    return out
+def _family(row: FrequencyRow) -> tuple[str, ...] | None:
+    """The slopes of one place on all doses; context is no dose of an item, so it is in no family."""
+    if row.measure != SLOPE or row.dose.startswith(CONTEXT):
+        return None
+    return row.scale, row.stage, row.minus, row.outcome, row.category, row.benchmark

@@ -9,18 +9,17 @@ Dims: R runs, M mixtures, I items.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.explain.choices import Array, Choices
-from evalengine.analysis.explain.design import by_mixture, rows
+from evalengine.analysis.explain.choices import Array
+from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.doses import LEAST, different, dosed
-from evalengine.analysis.explain.explainer import Study
+from evalengine.analysis.explain.explainer import Study, once
 from evalengine.analysis.explain.exposed import Dose
-from evalengine.analysis.explain.quantities import CLIP
 from evalengine.analysis.explain.within import demeaned
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.panel import category_key
@@ -49,9 +48,7 @@ class DosedItems(NamedTuple):
     chance_I: Array  # accuracy of guessing
     x: dict[str, Array]  # by the regressor's name, (M, I)
     y: dict[tuple[When, str], Array]  # by stage and outcome, (M, I)
-    left_out: tuple[
-        tuple[str, str], ...
-    ]  # benchmarks of which too few sets of doses differ (`doses.different`)
+    left_out: tuple[tuple[str, str], ...]  # too few sets of doses differ (`doses.different`)
 
     def groups(self) -> list[Group]:
         """All items and those of each category, then of each benchmark."""
@@ -70,13 +67,13 @@ class DosedItems(NamedTuple):
     def within(self) -> tuple[dict[str, Array], dict[tuple[When, str], Array]]:
         """`x` and `y` without the effects of items and of benchmarks by mixtures."""
         value_VMI = demeaned(np.stack([*self.x.values(), *self.y.values()]), self.benchmark_I)
-        return dict(zip(self.x, value_VMI, strict=False)), dict(
-            zip(self.y, value_VMI[len(self.x) :], strict=True)
-        )
+        x_VMI, y_VMI = np.split(value_VMI, [len(self.x)])
+        return dict(zip(self.x, x_VMI, strict=True)), dict(zip(self.y, y_VMI, strict=True))
 
 
-def whens(study: Study) -> tuple[When, When, When]:
-    first, last = study.design.stages
+def whens(stages: Sequence[str]) -> tuple[When, When, When]:
+    """The first stage, the last, and the change."""
+    first, last = stages
     return (first, ""), (last, ""), (last, first)
 
 
@@ -94,7 +91,7 @@ def dosed_items(study: Study, scale: str, regressors: Mapping[str, Regressor]) -
             continue
         doses = {key: one.of(*regressor) for key, regressor in regressors.items()}
         known_I = np.isfinite(np.stack(list(doses.values()))).all(axis=(0, 1))
-        moved = _outcomes(study, scale, one.choices, mixtures)
+        moved = outcomes(study, scale, one.choices.name, mixtures)
         if moved is None or not known_I.any():
             continue
         name = one.choices.category, one.choices.name
@@ -120,30 +117,21 @@ def dosed_items(study: Study, scale: str, regressors: Mapping[str, Regressor]) -
     )
 
 
-def _outcomes(
-    study: Study, scale: str, choices: Choices, mixtures: tuple[str, ...]
-) -> dict[tuple[When, str], Array] | None:
-    return study.once(("outcomes", scale, choices.name), lambda: outcomes(study, scale, choices, mixtures))
-
-
+@once
 def outcomes(
-    study: Study, scale: str, choices: Choices, mixtures: tuple[str, ...]
+    study: Study, scale: str, benchmark: str, mixtures: tuple[str, ...]
 ) -> dict[tuple[When, str], Array] | None:
     """(M, I), runs of a mixture averaged; None where a run lacks the benchmark."""
+    choices = next(one for one in study.scores.benchmarks if one.name == benchmark)
     runs = [run for run in study.design.runs[scale] if run.mixture in mixtures]
     mixture_R = np.array([mixtures.index(run.mixture) for run in runs])
-    first, last, change = whens(study)
+    first, last, change = whens(study.design.stages)
     out: dict[tuple[When, str], Array] = {}
     for when, checkpoints in ((first, [run.before for run in runs]), (last, [run.after for run in runs])):
-        if (found := rows(choices, checkpoints)) is None:
+        if (some := choices.of(checkpoints)) is None:
             return None
-        some = choices.at(found)
-        gold_RI = some.loglik_KC[:, some.gold_C]
-        value = {
-            MARGIN: (gold_RI - some.best_wrong(some.loglik_KC)).clip(-CLIP, CLIP),
-            P_GOLD: np.exp(gold_RI - some.log_mass()),
-            ACCURACY: (some.picks() == some.gold_I).astype(np.float64),
-        }
+        p_RI = np.exp(some.gold() - some.log_mass())
+        value = {MARGIN: some.margin(), P_GOLD: p_RI, ACCURACY: some.right()}
         out.update({(when, name): by_mixture(value_RI, mixture_R) for name, value_RI in value.items()})
     out.update({(change, name): out[last, name] - out[first, name] for name in OUTCOMES})
     return out

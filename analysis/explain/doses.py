@@ -1,4 +1,4 @@
-"""How often, and how similarly, a mixture told each choice of an item: what `frequency` and `gelbach` regress on.
+"""How often, and how similarly, a mixture's text holds each choice of an item: what `frequency` and `gelbach` regress on.
 
     exposures of choice j in mixture m    E_jm = sum_s share_ms tokens / tokens_s count_js
     dose of item i                        x_im = f(right choice) - mean over wrong choices of f, with f = log(1 + E)
@@ -14,48 +14,18 @@ Dims: S sources, M mixtures, C choices of all items of a benchmark, I items.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.explain.choices import Array, Choices
-from evalengine.analysis.explain.explainer import Study
-from evalengine.analysis.explain.exposed import CONTEXT, CROSS, LONGEST, Dose, Exposed, exposed
+from evalengine.analysis.explain.choices import Array
+from evalengine.analysis.explain.explainer import Study, once
+from evalengine.analysis.explain.exposed import CROSS, LONGEST, Dose, Dosed, exposed
 from evalengine.analysis.explain.wild import relabellings
+from evalengine.analysis.explain.within import demeaned, varies
 from evalengine.analysis.mixtures import kind_of
 
 KEPT = 0.5  # of the items that the best n has, for the headline dose
 LEAST = 5  # different sets of doses, of a benchmark
-
-
-class Dosed(NamedTuple):
-    """One benchmark in M mixtures: by dose, exposures, longest matches or similarities, (M, C), NaN where unknown."""
-
-    choices: Choices
-    value: dict[Dose, Array]
-
-    def of(self, dose: Dose, f: Callable[[Array], Array] | None = None) -> Array:
-        """The dose of each item, (M, I), NaN where it is unknown; `f` in the place of log(1 + E)."""
-        value_MC = self.value[dose]
-        f = f or (np.log1p if dose.counted else np.asarray)
-        first_I = self.choices.offset_I1[:-1]
-        if dose.kind == CONTEXT:
-            return f(value_MC[:, first_I])
-        of_MC = f(value_MC)
-        gold_MI = of_MC[:, self.choices.gold_C]
-        wrong_I = np.diff(self.choices.offset_I1) - 1
-        sum_MI = np.add.reduceat(of_MC, first_I, axis=1)
-        out: Array = np.where(wrong_I > 0, gold_MI - (sum_MI - gold_MI) / np.maximum(wrong_I, 1), np.nan)
-        return out
-
-
-def dosed(study: Study, scale: str) -> tuple[tuple[str, ...], list[Dosed]] | None:
-    """The mixtures of a scale whose shares are known, and their doses; None where nothing can be said."""
-    if (found := exposed(study)) is None:
-        return None
-    return study.once(("dosed", scale), lambda: _dosed(study, scale, found))
 
 
 def different(dose_MI: Array) -> float:
@@ -63,10 +33,8 @@ def different(dose_MI: Array) -> float:
     of the items with set g, their effects taken out.
 
     Where every item has the same answers, such as yes and no, there are two, whatever the number of items: the mixture's liking
-    of a word, and nothing about items. The same where a few items alone are told at all.
+    of a word, and nothing about items. The same where a few items alone are seen at all.
     """
-    from evalengine.analysis.explain.within import demeaned, varies
-
     within_MI = demeaned(dose_MI[None], np.zeros(dose_MI.shape[1], dtype=np.int64))[0]
     if not varies(within_MI):
         return 0.0
@@ -75,14 +43,11 @@ def different(dose_MI: Array) -> float:
     return float(square_G.sum() ** 2 / (square_G**2).sum())
 
 
+@once
 def headline(study: Study) -> Dose | None:
     """The dose that is looked at most closely: crossing n-grams of the largest n that keeps at least half of the items that the
     best n has, items of usable benchmarks whose dose differs between mixtures. It depends on texts and design alone, not on any
     score, so choosing it needs no correction."""
-    return study.once("headline", lambda: _headline(study))
-
-
-def _headline(study: Study) -> Dose | None:
     every = next((found[1] for s in study.design.scales if (found := dosed(study, s)) is not None), [])
     items: dict[Dose, int] = {}
     for one in every:
@@ -114,20 +79,22 @@ def orders(study: Study, mixtures: tuple[str, ...]) -> NDArray[np.int64] | None:
     return relabellings(versions, proportions)
 
 
-def _dosed(study: Study, scale: str, found: Exposed) -> tuple[tuple[str, ...], list[Dosed]] | None:
+@once
+def dosed(study: Study, scale: str) -> tuple[tuple[str, ...], list[Dosed]] | None:
+    """The mixtures of a scale whose shares are known, and their doses; None where nothing can be said."""
+    if (found := exposed(study)) is None:
+        return None
     present = [study.design.mixtures[m] for m in np.unique(study.design.mixture_R(scale))]
     mixtures = tuple(m for m in present if (scale, m) in found.epochs)
     if len(mixtures) < 2:
         return None
     share_MS = np.stack([found.share[m] for m in mixtures])
     epochs_MS = np.stack([found.epochs[scale, m] for m in mixtures])
-    return mixtures, [
-        Dosed(
-            one.choices,
-            {dose: _mixed(dose, value_SC, share_MS, epochs_MS) for dose, value_SC in one.value.items()},
-        )
-        for one in found.counts
-    ]
+    every = []
+    for one in found.counts:
+        value = {dose: _mixed(dose, value_SC, share_MS, epochs_MS) for dose, value_SC in one.value.items()}
+        every.append(Dosed(one.choices, value))
+    return mixtures, every
 
 
 def _mixed(dose: Dose, value_SC: Array, share_MS: Array, epochs_MS: Array) -> Array:

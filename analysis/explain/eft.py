@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 
 from evalengine.analysis import page
-from evalengine.analysis.explain.choices import Array, Choices
+from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import (
     SEQUENCE,
     TOKEN,
@@ -19,17 +19,21 @@ from evalengine.analysis.explain.corners import (
     corners_of,
     dials,
     emulated,
+    lacks_corners,
     left_out,
     real,
 )
 from evalengine.analysis.explain.design import by_mixture
-from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.grouped import grouped
+from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study, once
+from evalengine.analysis.explain.grouped import grouped, joined
+from evalengine.analysis.explain.parts import blocks, folded, pivot
+from evalengine.analysis.explain.student import quantile
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
-from evalengine.analysis.figure import Figure, Lines, Table
+from evalengine.analysis.explain.wording import claim
+from evalengine.analysis.figure import Lines, Table
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
-from evalengine.analysis.results import excludes_zero, share_with_interval
+from evalengine.analysis.protocol import Claim
+from evalengine.analysis.results import share_with_interval
 
 MEASURES = ("accuracy", "confidence", "p_gold", "same picks", "gap closed")
 BASE, TUNED = 0.0, math.nan  # beta of the base itself, and of the checkpoint that was really fine-tuned
@@ -81,17 +85,13 @@ class Cell(NamedTuple):
     same_MI: Array
 
 
+@once
 def cells(study: Study, corners: Corners, direction: str, level: str, beta: float) -> list[Cell]:
     """Every benchmark that all runs have at this level and strength."""
-    key = (direction, level, f"{beta:g}")
-    return study.once(key, lambda: list(_cells(study, corners, direction, level, beta)))
-
-
-def _cells(study: Study, corners: Corners, direction: str, level: str, beta: float) -> Iterator[Cell]:
+    out = []
     for choices in study.scores.benchmarks:
-        whose = [quartet.roles(direction)[0] for quartet in corners.quartets]
-        base = _real(study, choices, whose)
-        tuned = _real(study, choices, [quartet.real(direction) for quartet in corners.quartets])
+        base = real(study, choices.name, *(quartet.roles(direction)[0] for quartet in corners.quartets))
+        tuned = real(study, choices.name, *(quartet.real(direction) for quartet in corners.quartets))
         if base is None or tuned is None:
             continue
         if math.isnan(beta):
@@ -102,11 +102,8 @@ def _cells(study: Study, corners: Corners, direction: str, level: str, beta: flo
             same_RI = (found.pick == tuned.pick).astype(np.float64)
             found, base, tuned = (one.mean(corners.mixture_R) for one in (found, base, tuned))
             same_MI = by_mixture(same_RI, corners.mixture_R)
-            yield Cell(choices.category, choices.name, found, base, tuned, same_MI)
-
-
-def _real(study: Study, choices: Choices, names: list[str]) -> Answered | None:
-    return study.once((choices.name, *names), lambda: real(choices, names))
+            out.append(Cell(choices.category, choices.name, found, base, tuned, same_MI))
+    return out
 
 
 def eft_rows(study: Study) -> list[EftRow]:
@@ -148,9 +145,8 @@ def _means(
         lost = "" if benchmark else left_out(study, corners, level, category, there)
         for measure in measures:
             mean, why = measured(chosen, measure, study.options.level)
-            note = "; ".join(filter(None, [why, lost]))
             about = (*at, corners.base_scale(direction), category, benchmark, measure)
-            yield MeanRow(*about, *mean, note)
+            yield MeanRow(*about, *mean, joined(why, lost))
 
 
 def measured(chosen: Sequence[Cell], measure: str, level: float) -> tuple[Mean, str]:
@@ -159,13 +155,12 @@ def measured(chosen: Sequence[Cell], measure: str, level: float) -> tuple[Mean, 
         gained = [cell.found.correct - cell.base.correct for cell in chosen]
         gap = [cell.tuned.correct - cell.base.correct for cell in chosen]
         return ratio(gained, gap, level)
-    value = {
-        "accuracy": lambda cell: cell.found.correct,
-        "confidence": lambda cell: cell.found.confidence,
-        "p_gold": lambda cell: cell.found.p_gold,
-        "same picks": lambda cell: cell.same_MI,
-    }[measure]
-    found = two_way_mean([value(cell) for cell in chosen], level)
+    if measure == "same picks":
+        value_BMI = [cell.same_MI for cell in chosen]
+    else:
+        field = "correct" if measure == "accuracy" else measure
+        value_BMI = [getattr(cell.found, field) for cell in chosen]
+    found = two_way_mean(value_BMI, level)
     low, high = (float(np.clip(end, 0.0, 1.0)) for end in (found.low, found.high))
     return found._replace(low=low, high=high), found.without_ends
 
@@ -175,12 +170,10 @@ def ratio(over_BMI: Sequence[Array], under_BMI: Sequence[Array], level: float) -
 
     Reference: Fieller (1954), "Some problems in interval estimation", JRSS B 16, 175-185.
     """
-    from scipy.special import stdtrit
-
     over, under = two_way_mean(over_BMI, level), two_way_mean(under_BMI, level)
     both = two_way_mean([x + y for x, y in zip(over_BMI, under_BMI, strict=True)], level)
     nothing = Mean(math.nan, math.nan, math.nan, math.nan, over.n)
-    t2 = float(stdtrit(max(over.n - 1, 1), 0.5 + level / 2)) ** 2
+    t2 = quantile(max(over.n, 2), level) ** 2
     a = under.estimate**2 - t2 * under.se**2
     if not a > 0.0:
         return nothing, "fine-tuning makes no difference that could be closed: its interval holds 0"
@@ -210,8 +203,7 @@ def strengths(rows: Iterable[MeanRow]) -> dict[str, str]:
 
 def dial(findings: Findings) -> Lines:
     """Accuracy against beta, from the base to the checkpoint that was really fine-tuned."""
-    level = shown_level(findings)
-    rows = findings.rows("eft_means", measure="accuracy", benchmark="", level=level)
+    rows = findings.means("eft_means", measure="accuracy", level=shown_level(findings))
     names = strengths(rows)
     return Lines(
         rows,
@@ -225,21 +217,10 @@ def means_table(findings: Findings, measure: str = "accuracy") -> Table:
     """Means over the categories at every strength, from the base to the checkpoint that was really fine-tuned."""
     found = findings.rows("eft_means", measure=measure, benchmark="", level=shown_level(findings))
     names = strengths(found)
-    at = {(row.direction, row.category, f"{row.beta:g}"): row for row in found}
-    blocks = [
-        [
-            [
-                category,
-                direction,
-                scale,
-                *(share_with_interval(at.get((direction, category, beta))) for beta in names),
-            ]
-            for category in dict.fromkeys(row.category for row in found if row.direction == direction)
-        ]
-        for direction, scale in dict.fromkeys((row.direction, row.scale) for row in found)
-    ]
+    at = pivot(found, attrgetter("category", "direction", "scale"), lambda row: f"{row.beta:g}")
+    lines = [[*place, *(share_with_interval(of.get(beta)) for beta in names)] for place, of in at.items()]
     head = [name if beta in ("0", "nan") else f"beta {name}" for beta, name in names.items()]
-    return Table(f"{measure} (%)", ["mean over", "direction", "scale", *head], blocks, texts=3)
+    return Table(f"{measure} (%)", ["mean over", "direction", "scale", *head], blocks(lines, 1, 2), texts=3)
 
 
 def gap_table(findings: Findings) -> Table:
@@ -252,7 +233,7 @@ def gap_table(findings: Findings) -> Table:
             same = [at.get((category, direction, "same picks", b)) for b in (beta, BASE)]
             cells = [share_with_interval(row) for row in (closed, *same)]
             rows.append([category, direction, closed.scale, *cells, closed.note])
-    columns = [
+    head = [
         "mean over",
         "direction",
         "scale",
@@ -261,50 +242,37 @@ def gap_table(findings: Findings) -> Table:
         "same picks, base (%)",
         "note",
     ]
-    return Table("what beta 1 closes", columns, [rows], texts=3, prose=True, stacked=True)
+    return Table("what beta 1 closes", head, [rows], texts=3, prose=True, stacked=True)
 
 
-def section(findings: Findings) -> str:
-    if not findings.tables["eft_means"]:
-        return ""
-    level = shown_level(findings)
+def shown(findings: Findings) -> str:
     how = (
         "Shifted token by token, and normalised over the whole vocabulary."
-        if level == TOKEN
+        if shown_level(findings) == TOKEN
         else "From the stored scores of whole choices; <code>evalengine emulate</code> shifts token by token."
     )
     return (
-        "<h2>Emulated fine-tuning</h2>"
         '<p class="hint">What a base model would score with the fine-tuning of another scale: logits = base + beta '
         f"(tuned − ref). Up: the larger scale is the base; down: the smaller one. {how} Intervals are for other mixtures and "
         f"other items.</p>{page.grid(findings.drawing, dial(findings))}"
-        f"{page.show(gap_table(findings))}"
-        f"<details><summary>{escape('Accuracy at every strength')}</summary>{page.show(means_table(findings))}</details>"
+        f"{page.show(gap_table(findings))}{folded('Accuracy at every strength', page.show(means_table(findings)))}"
     )
 
 
-def figures(findings: Findings) -> Mapping[str, Figure]:
-    return {"dial": dial(findings)} if findings.tables["eft_means"] else {}
-
-
 def claims(findings: Findings) -> Iterator[Claim]:
-    at = {
-        "measure": "gap closed",
-        "category": ALL,
-        "benchmark": "",
-        "beta": 1.0,
-        "level": shown_level(findings),
-    }
-    for row in findings.rows("eft_means", **at):
+    at = {"measure": "gap closed", "category": ALL, "benchmark": "", "level": shown_level(findings)}
+    for row in findings.rows("eft_means", beta=1.0, **at):
         if not math.isfinite(row.low):
             continue
-        whose = f"of {row.scale} ({row.direction}, beta 1)"
-        gap = f"the gap from its base to its fine-tuned checkpoints: {share_with_interval(row)}% of it, n = {row.n}"
-        if not excludes_zero(row):
-            yield Claim(UNSUPPORTED, f"That emulated fine-tuning {whose} closes {gap}.")
-        else:
-            verb = "closes" if row.estimate > 0 else "widens"
-            yield Claim(SUPPORTED, f"Emulated fine-tuning {whose} {verb} {gap}.")
+        what = f"mulated fine-tuning of {row.scale} ({row.direction}, beta 1)"
+        gap = "the gap from its base to its fine-tuned checkpoints"
+        yield claim(
+            row,
+            above=f"E{what} closes {gap}",
+            below=f"E{what} widens {gap}",
+            otherwise=f"e{what} closes {gap}",
+            said=f"{share_with_interval(row)}% of it, n = {row.n}",
+        )
 
 
 EXPLAINER = Explainer("eft", EftRow, eft_rows)
@@ -312,10 +280,10 @@ MEANS = Explainer(
     "eft_means",
     MeanRow,
     mean_rows,
-    section,
-    figures,
-    latex=lambda findings: (
-        {"eft": means_table(findings), "eft_gap": gap_table(findings)} if findings.tables["eft_means"] else {}
-    ),
-    claims=claims,
+    "Emulated fine-tuning",
+    lacks=lambda study: lacks_corners(study) or EVERYWHERE,
+    shown=shown,
+    drawn=lambda findings: {"dial": dial(findings)},
+    typeset=lambda findings: {"eft": means_table(findings), "eft_gap": gap_table(findings)},
+    said=claims,
 )

@@ -11,22 +11,25 @@ Dims: M mixtures, B benchmarks.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis import page
-from evalengine.analysis.explain.corners import best_level, corners_of, left_out
+from evalengine.analysis.explain.corners import best_level, corners_of, lacks_corners, left_out
 from evalengine.analysis.explain.eft import cells
-from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.grouped import grouped, notes
-from evalengine.analysis.explain.ranking import MEASURES, interval, with_and_without
+from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
+from evalengine.analysis.explain.grouped import joined
+from evalengine.analysis.explain.parts import blocks, hint, notes, over, pivot, with_benchmarks
+from evalengine.analysis.explain.ranking import LEAST, MEASURES, interval, over_benchmarks, with_and_without
+from evalengine.analysis.explain.wording import claim
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
-from evalengine.analysis.results import excludes_zero, share_with_interval, with_interval
+from evalengine.analysis.protocol import Claim
+from evalengine.analysis.results import share_with_interval, with_interval
 
 BASE, SMALL, EFT = "large base", "small fine-tuned", "emulated"
+COMPARED = ((EFT, ""), (BASE, ""), (SMALL, ""), (EFT, BASE), (EFT, SMALL))  # predictor, minus
 
 
 class DecisionRow(NamedTuple):
@@ -47,7 +50,7 @@ class DecisionRow(NamedTuple):
 
 
 def rows(study: Study) -> list[DecisionRow]:
-    if (corners := corners_of(study)) is None or len(corners.mixtures) < 4:
+    if (corners := corners_of(study)) is None or len(corners.mixtures) < LEAST:
         return []
     level = best_level(study, corners)
     small = {cell.benchmark: cell for cell in cells(study, corners, "down", level, 1.0)}
@@ -60,77 +63,67 @@ def rows(study: Study) -> list[DecisionRow]:
         SMALL: np.stack([small[cell.benchmark].tuned.correct.mean(axis=1) for cell in every], axis=1),
     }
     target_MB = np.stack([cell.tuned.correct.mean(axis=1) for cell in every], axis=1)
-    n, place = len(target_MB), {cell.benchmark: b for b, cell in enumerate(every)}
+    there = {cell.benchmark for cell in every}
     out = []
     for measure in MEASURES:
         found_JB = {name: with_and_without(measure, x_MB, target_MB) for name, x_MB in accuracy.items()}
         known_B = np.all([np.isfinite(x_JB).all(axis=0) for x_JB in found_JB.values()], axis=0)
-        for category, benchmark, chosen in grouped(every):
-            index = [place[cell.benchmark] for cell in chosen]
-            used = [b for b in index if known_B[b]]
-            note = "" if benchmark else left_out(study, corners, level, category, place)
-            if tied := [every[b].benchmark for b in index if not known_B[b]]:
-                note = "; ".join(filter(None, [note, f"without {', '.join(tied)} (mixtures tied)"]))
-            for predictor, minus in ((EFT, ""), (BASE, ""), (SMALL, ""), (EFT, BASE), (EFT, SMALL)):
-                value_J = found_JB[predictor] - found_JB[minus] if minus else found_JB[predictor]
-                found, why = interval(value_J[:, used], measure, bool(minus), study.options.level)
-                said = "; ".join(filter(None, [note, why]))
+        for category, benchmark, used, tied in over_benchmarks(known_B, every):
+            lost = "" if benchmark else left_out(study, corners, level, category, there)
+            for predictor, minus in COMPARED:
+                value_JB = found_JB[predictor] - found_JB[minus] if minus else found_JB[predictor]
+                found, why = interval(value_JB[:, used], measure, bool(minus), study.options.level)
                 about = (level, predictor, minus, measure, category, benchmark)
-                out.append(DecisionRow(*about, *found, n, said))
+                out.append(DecisionRow(*about, *found, len(target_MB), joined(lost, tied, why)))
     return out
 
 
+def lacks(study: Study) -> str:
+    if (corners := corners_of(study)) is None:
+        return lacks_corners(study)
+    most = len(corners.mixtures)
+    return f"{LEAST} mixtures at both scales, not {most}" if most < LEAST else EVERYWHERE
+
+
 def table(findings: Findings, benchmarks: bool = False) -> Table:
-    found = [r for r in findings.tables["eft_decisions"] if bool(r.benchmark) == benchmarks]
-    at = {(r.measure, r.category, r.benchmark, r.predictor, r.minus): r for r in found}
-    blocks = []
-    for measure in MEASURES:
-        show = share_with_interval if measure == MEASURES[0] else with_interval
-        blocks.append(
-            [
-                [benchmark or category, measure + " (%)" * (measure == MEASURES[0])]
-                + [show(at.get((measure, category, benchmark, p, ""))) for p in (BASE, SMALL, EFT)]
-                + [show(at.get((measure, category, benchmark, EFT, other))) for other in (BASE, SMALL)]
-                for category, benchmark in dict.fromkeys((r.category, r.benchmark) for r in found)
-            ]
-        )
-    head = ["mean over" if not benchmarks else "benchmark", "measure", BASE, SMALL, EFT]
-    return Table("choosing a mixture", [*head, f"{EFT} − {BASE}", f"{EFT} − {SMALL}"], blocks, texts=2)
+    found = findings.means("eft_decisions", benchmarks)
+    at = pivot(found, attrgetter("measure", "category", "benchmark"), attrgetter("predictor", "minus"))
+    columns = (*COMPARED[1:3], COMPARED[0], *COMPARED[3:])
+    lines = []
+    for (measure, category, benchmark), of in at.items():
+        show, unit = (share_with_interval, " (%)") if measure == MEASURES[0] else (with_interval, "")
+        lines.append([benchmark or category, measure + unit, *(show(of.get(key)) for key in columns)])
+    head = [over(benchmarks), "measure", *(f"{p} − {minus}" if minus else p for p, minus in columns)]
+    return Table("choosing a mixture", head, blocks(lines, 1), texts=2)
 
 
-def section(findings: Findings) -> str:
+def shown(findings: Findings) -> str:
     found = findings.tables["eft_decisions"]
-    if not found:
-        return ""
-    return (
-        "<h3>Does emulation help to choose a mixture?</h3>"
-        '<p class="hint">What orders the mixtures as the large scale after fine-tuning does: its own base, the small scale after '
-        f"fine-tuning, or emulation at beta 1. Jackknife intervals over mixtures, n = {found[0].n}.</p>"
-        f"{page.show(table(findings))}{notes(found)}"
-        f"<details><summary>Benchmarks</summary>{page.show(table(findings, benchmarks=True))}</details>"
-    )
+    return hint(
+        "What orders the mixtures as the large scale after fine-tuning does: its own base, the small scale after fine-tuning, or "
+        f"emulation at beta 1. Jackknife intervals over mixtures, n = {found[0].n}."
+    ) + with_benchmarks(table, findings, notes(found))
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
     for row in findings.rows("eft_decisions", measure=MEASURES[0], category=ALL, minus=BASE):
-        said = f"{share_with_interval(row)} points of the pairs, n = {row.n}"
-        if excludes_zero(row):
-            word = "better" if row.estimate > 0 else "worse"
-            yield Claim(
-                SUPPORTED, f"Emulated fine-tuning chooses mixtures {word} than the large base does: {said}."
-            )
-        else:
-            yield Claim(
-                UNSUPPORTED,
-                f"That emulated fine-tuning chooses mixtures better or worse than the large base does: {said}.",
-            )
+        yield claim(
+            row,
+            above="Emulated fine-tuning chooses mixtures better than the large base does",
+            below="Emulated fine-tuning chooses mixtures worse than the large base does",
+            otherwise="emulated fine-tuning chooses mixtures better or worse than the large base does",
+            said=f"{share_with_interval(row)} points of the pairs, n = {row.n}",
+        )
 
 
 EXPLAINER = Explainer(
     "eft_decisions",
     DecisionRow,
     rows,
-    section,
-    latex=lambda f: {"eft_decisions": table(f)} if f.tables["eft_decisions"] else {},
-    claims=claims,
+    "Does emulation help to choose a mixture?",
+    3,
+    lacks=lacks,
+    shown=shown,
+    typeset=lambda findings: {"eft_decisions": table(findings)},
+    said=claims,
 )

@@ -6,10 +6,12 @@ and figures iterate the registry and know none by name.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from evalengine.analysis.explain.choices import Scores
 from evalengine.analysis.explain.design import Design
@@ -17,7 +19,7 @@ from evalengine.analysis.figure import Figure, Table
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import Results
 
-T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Options(NamedTuple):
@@ -40,11 +42,18 @@ class Study:
     formats: Scores | None = None
     kept: dict[Any, Any] = field(default_factory=dict)
 
-    def once(self, key: Any, make: Callable[[], T]) -> T:
-        if key not in self.kept:
-            self.kept[key] = make()
-        found: T = self.kept[key]
-        return found
+
+def once(make: F) -> F:
+    """A function of a study, and of what can be a key, whose results the study keeps."""
+
+    @functools.wraps(make)
+    def kept(study: Study, *about: Any) -> Any:
+        key = (make, *about)
+        if key not in study.kept:
+            study.kept[key] = make(study, *about)
+        return study.kept[key]
+
+    return cast(F, kept)
 
 
 class Findings(NamedTuple):
@@ -62,17 +71,51 @@ class Findings(NamedTuple):
         """Rows of a table whose named fields have the given values."""
         return [row for row in self.tables[table] if all(getattr(row, key) == v for key, v in fixed.items())]
 
+    def means(self, table: str, benchmarks: bool = False, **fixed: Any) -> list[Any]:
+        """The same of means over benchmarks, or of single benchmarks."""
+        return [row for row in self.rows(table, **fixed) if bool(row.benchmark) == benchmarks]
+
+
+EVERYWHERE = "a benchmark that every checkpoint of a scale has"
+
+
+def lacks_mixtures(study: Study, least: int = 1) -> str:
+    """What a study lacks for a table that needs so many mixtures of one scale."""
+    most = max(study.design.paired.values())
+    return f"{least} mixtures of one scale, not {most}" if most < least else EVERYWHERE
+
 
 class Explainer(NamedTuple):
     """table: the name of the stored table. row: a NamedTuple of its columns (str, int, float; NaN where unknown), whose fields
     are called scale, category, benchmark, mixture, estimate, low, high, n and note where they mean that. rows: computes it, no
-    rows where the study does not allow it. section: HTML, "" without data. figures, latex: by file name. claims: what the
-    table supports and what not."""
+    rows where the study does not allow it.
+
+    title, level: the heading of its section, "" where it is shown in another one's. lacks: what the study lacks where there are
+    no rows, as it follows "needs". The others are asked only where there are rows. shown: HTML under the heading, "" without
+    data. drawn, typeset: by file name. said: what the table supports and what not.
+    """
 
     table: str
     row: type[Any]
     rows: Callable[[Study], list[Any]]
-    section: Callable[[Findings], str] = lambda findings: ""
-    figures: Callable[[Findings], Mapping[str, Figure]] = lambda findings: {}
-    latex: Callable[[Findings], Mapping[str, Table]] = lambda findings: {}
-    claims: Callable[[Findings], Iterable[Claim]] = lambda findings: ()
+    title: str = ""
+    level: int = 2
+    lacks: Callable[[Study], str] = lacks_mixtures
+    shown: Callable[[Findings], str] = lambda findings: ""
+    drawn: Callable[[Findings], Mapping[str, Figure]] = lambda findings: {}
+    typeset: Callable[[Findings], Mapping[str, Table]] = lambda findings: {}
+    said: Callable[[Findings], Iterable[Claim]] = lambda findings: ()
+
+    def section(self, findings: Findings) -> str:
+        """HTML, "" without data."""
+        body = self.shown(findings) if findings.tables[self.table] else ""
+        return f"<h{self.level}>{escape(self.title)}</h{self.level}>{body}" if body else ""
+
+    def figures(self, findings: Findings) -> Mapping[str, Figure]:
+        return self.drawn(findings) if findings.tables[self.table] else {}
+
+    def latex(self, findings: Findings) -> Mapping[str, Table]:
+        return self.typeset(findings) if findings.tables[self.table] else {}
+
+    def claims(self, findings: Findings) -> Iterable[Claim]:
+        return self.said(findings) if findings.tables[self.table] else ()

@@ -3,11 +3,12 @@
 exposure.arrow holds counts, similarity.arrow similarities; the second may be missing. Both are of sources; what they are in a
 mixture is made in doses.py.
 
-Dims: S sources, C choices of all items of a benchmark, I items, R rows of a file.
+Dims: S sources, M mixtures, C choices of all items of a benchmark, I items, R rows of a file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array, Choices
-from evalengine.analysis.explain.design import rows as rows_in
-from evalengine.analysis.explain.explainer import Study
+from evalengine.analysis.explain.explainer import Study, once
+from evalengine.analysis.figure import by
 from evalengine.analysis.items import names
 from evalengine.errors import UserError
+from evalengine.labels import CHAT
 
 if TYPE_CHECKING:
     from evalengine.training.exposure import table
@@ -49,11 +51,26 @@ class Dose(NamedTuple):
         return kinds.index(self.kind) if self.kind in kinds else len(kinds), self.n
 
 
-class Counts(NamedTuple):
-    """One benchmark: by dose, the count, the length or the similarity in each source, (S, C), NaN where it is unknown."""
+class Dosed(NamedTuple):
+    """One benchmark: by dose, counts, longest matches or similarities in each source, (S, C), or what they are in each mixture,
+    (M, C) (doses.py); NaN where unknown."""
 
     choices: Choices
     value: dict[Dose, Array]
+
+    def of(self, dose: Dose, f: Callable[[Array], Array] | None = None) -> Array:
+        """The dose of each item in mixtures, (M, I), NaN where it is unknown; `f` in the place of log(1 + E)."""
+        value_MC = self.value[dose]
+        f = f or (np.log1p if dose.counted else np.asarray)
+        first_I = self.choices.offset_I1[:-1]
+        if dose.kind == CONTEXT:
+            return f(value_MC[:, first_I])
+        of_MC = f(value_MC)
+        gold_MI = of_MC[:, self.choices.gold_C]
+        wrong_I = np.diff(self.choices.offset_I1) - 1
+        sum_MI = np.add.reduceat(of_MC, first_I, axis=1)
+        out: Array = np.where(wrong_I > 0, gold_MI - (sum_MI - gold_MI) / np.maximum(wrong_I, 1), np.nan)
+        return out
 
 
 class Exposed(NamedTuple):
@@ -62,7 +79,7 @@ class Exposed(NamedTuple):
     sources: tuple[str, ...]
     share: dict[str, Array]  # by mixture, of the sources, (S,)
     epochs: dict[tuple[str, str], Array]  # by scale and mixture: how many times each source is read, (S,)
-    counts: tuple[Counts, ...]
+    counts: tuple[Dosed, ...]
     notes: tuple[str, ...]
 
 
@@ -84,18 +101,39 @@ class Rows(NamedTuple):
     source: NDArray[np.int64]
 
 
+@once
 def exposed(study: Study) -> Exposed | None:
     """What `--exposure` names, joined to the store's items; None without. Raises UserError where it does not fit the store."""
     folder = study.options.exposure
     if folder is not None and folder.is_file():
         raise UserError(f"--exposure takes a folder, and {folder} is a file: give {folder.parent}")
-    return None if folder is None else study.once("exposed", lambda: _read(study, folder))
+    return None if folder is None else _read(study, folder)
 
 
 def notes(study: Study) -> tuple[str, ...]:
     """What was left out of the exposures, and where they are the same text again."""
     found = exposed(study)
     return () if found is None else found.notes
+
+
+def lacks(study: Study) -> str:
+    """What a study lacks for doses, as it follows "needs"; "" where it has the files."""
+    return "" if study.options.exposure else "what `evalengine expose` counted (--exposure)"
+
+
+def wording(study: Study) -> str:
+    """What of the prompts that were scored the exposures do not count; "" where they are of the items as they were scored."""
+    if exposed(study) is None:
+        return ""
+    asked = by([one for one in study.scores.benchmarks if one.asked], lambda one: one.asked)
+    said = [f"{names(one.name for one in which)} {how}" for how, which in asked.items()]
+    said += [f"{stage} in chat format" for stage in study.design.stages if stage.endswith(CHAT)]
+    if not said:
+        return ""
+    return (
+        "doses count items in their default wording, without examples or a chat template; scored otherwise: "
+        + "; ".join(said)
+    )
 
 
 def _read(study: Study, folder: Path) -> Exposed:
@@ -121,7 +159,7 @@ def _read(study: Study, folder: Path) -> Exposed:
         value = _counts(choices, counted, sources, np.repeat(listed_I, np.diff(choices.offset_I1)))
         if similar is not None:
             value |= _similarities(choices, *similar, sources)
-        counts.append(Counts(choices, value))
+        counts.append(Dosed(choices, value))
     if unknown := [m for m in study.design.mixtures if m not in share]:
         said.append(f"{folder} does not say what {names(unknown)} are made of, so they have no doses")
     if guessed := [s for s in sources if counted.about.sources[s].tokens_estimated]:
@@ -133,8 +171,8 @@ def _read(study: Study, folder: Path) -> Exposed:
         scale: {m: epochs[scale, m] for m in share if (scale, m) in epochs} for scale in study.design.scales
     }
     for scale, runs in study.design.runs.items():
-        both = [name for run in runs if run.mixture in share for name in (run.before, run.after)]
-        if lost_B := [one.name for one in study.scores.benchmarks if rows_in(one, both) is None]:
+        both = {name for run in runs if run.mixture in share for name in (run.before, run.after)}
+        if lost_B := [one.name for one in study.scores.benchmarks if not both <= set(one.checkpoints)]:
             said.append(f"scale {scale}: {names(lost_B)} not on every checkpoint, so without slopes on doses")
     said += [_repeated(scale, sources, of_scale) for scale, of_scale in read.items()]
     return Exposed(sources, share, epochs, tuple(counts), tuple(filter(None, said)))

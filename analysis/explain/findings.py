@@ -12,13 +12,16 @@ from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.corners import in_order
 from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Findings, Options, Study
+from evalengine.analysis.explain.parts import hint
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.explain.renderings import read_formats
+from evalengine.analysis.figure import by
 from evalengine.analysis.together import read_together, write_together
 from evalengine.errors import UserError
 
 MANIFEST = "explain.json"
-TABLES_VERSION = "2"  # of the columns of all explainers and of explain.json
+TABLES_VERSION = "3"  # of the columns of all explainers and of explain.json
+CORRELATED = 4  # mixtures that `correlate` needs
 
 
 def explain(
@@ -38,7 +41,34 @@ def explain(
     in_formats = read_formats(formats or Path(store) / "formats", metric)
     study = Study(scores, design_of(scores, stages), options, in_formats)
     tables = {explainer.table: explainer.rows(study) for explainer in EXPLAINERS}
-    return Findings(describe(study), tables)
+    lacking = {one.title: one.lacks(study) for one in EXPLAINERS if one.title and not tables[one.table]}
+    return Findings({**describe(study), "not_shown": lacking}, tables)
+
+
+def not_shown(findings: Findings) -> str:
+    """Which sections are not in the report and what the study lacks for them, in a sentence; "" where all are."""
+    lacking: dict[str, str] = findings.method["not_shown"]
+    parts = [
+        f"{', '.join(titles)} (needs {why})" for why, titles in by(list(lacking), lacking.__getitem__).items()
+    ]
+    return f"Not shown: {'; '.join(parts)}." if parts else ""
+
+
+def no_report(findings: Findings) -> str:
+    """Why no report shows these tables, in a sentence; "" where one does."""
+    most = max(findings.method["paired"].values())
+    if most >= CORRELATED:
+        return ""
+    return (
+        f"No report shows these tables: it is built on those of `evalengine correlate`, which needs {CORRELATED} mixtures with "
+        f"both stages at one scale, and the most here is {most}."
+    )
+
+
+def sections(findings: Findings) -> list[str]:
+    """The explainers' part of the report, HTML."""
+    said = not_shown(findings)
+    return [*(one.section(findings) for one in EXPLAINERS), hint(said) if said else ""]
 
 
 def describe(study: Study) -> dict[str, Any]:
@@ -53,6 +83,7 @@ def describe(study: Study) -> dict[str, Any]:
         "scales": design.scales,
         "stages": design.stages,
         "mixtures": design.mixtures,
+        "paired": design.paired,
         "benchmarks": [one.name for one in scores.benchmarks],
         "categories": [one.category for one in scores.benchmarks],
         "metrics": [one.metric for one in scores.benchmarks],
@@ -62,6 +93,7 @@ def describe(study: Study) -> dict[str, Any]:
         "seed": options.seed,
         "data": options.data is not None,
         "exposure": options.exposure is not None,
+        "exposure_wording": exposed.wording(study),
         "formats": dict(in_formats[0].formats) if in_formats else {},
         "cue": in_formats[0].cue if in_formats else "",
         "notes": [

@@ -11,24 +11,29 @@ Dims: R runs, M mixtures, I items, K bins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from html import escape
+import itertools
+from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evalengine.analysis import page
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.grouped import grouped
-from evalengine.analysis.explain.item_level import ItemLevel, item_level
+from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.jackknife import jackknife
 from evalengine.analysis.explain.logistic import fit
+from evalengine.analysis.explain.parts import blocks, folded, hint, lines_of, over, pivot, with_benchmarks
+from evalengine.analysis.explain.student import half_width
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.figure import Figure, Lines, Table
+from evalengine.analysis.explain.wording import side, supported
+from evalengine.analysis.figure import Lines, Table
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import CAUTION, SUPPORTED, Claim
+from evalengine.analysis.protocol import CAUTION, Claim
 from evalengine.analysis.results import share_with_interval, with_interval
 from evalengine.errors import UserError
 
@@ -91,15 +96,11 @@ class Cell(NamedTuple):
 
 def flip_rows(study: Study) -> list[FlipRow]:
     out = []
-    for scale in study.design.scales:
-        if (data := item_level(study, scale)) is None:
-            continue
-        every = list(cells(data))
-        for category, benchmark, chosen in grouped(every):
+    for scale, data in item_levels(study):
+        for category, benchmark, chosen in grouped(list(cells(data))):
             for measure, against in chosen[0].value:
                 mean = two_way_mean([cell.value[measure, against] for cell in chosen], study.options.level)
-                at = (scale, category, benchmark, measure, against)
-                out.append(FlipRow(*at, mean.estimate, mean.low, mean.high, mean.n, ""))
+                out.append(FlipRow(scale, category, benchmark, measure, against, *mean[:3], mean.n, ""))
         out.append(hysteresis(data, scale, study.options.level))
     return out
 
@@ -128,15 +129,14 @@ def cells(data: ItemLevel) -> Iterator[Cell]:
 def hysteresis(data: ItemLevel, scale: str, level: float) -> FlipRow:
     """The margin at which half of the right items stay right, minus that at which half of the wrong ones turn."""
     mixtures = np.unique(data.mixture_R)
-    found = [_distance(data, np.ones(len(data.mixture_R), dtype=bool))]
-    found += [_distance(data, data.mixture_R != m) for m in mixtures]
-    value = np.array([distance for distance, _ in found])
-    known = len(mixtures) > 1 and np.isfinite(value).all() and found[0][1]
+    kept = [data.mixture_R >= 0, *(data.mixture_R != m for m in mixtures)]
+    distances, inside = zip(*(_distance(data, keep_R) for keep_R in kept), strict=True)
+    value = np.array(distances)
+    known = len(mixtures) > 1 and np.isfinite(value).all() and inside[0]
     ends = jackknife(value[:1], value[1:, None], level)
-    low, high = (float(ends.low[0]), float(ends.high[0])) if known else (np.nan, np.nan)
-    estimate = float(value[0]) if known else np.nan
+    found = (float(value[0]), float(ends.low[0]), float(ends.high[0])) if known else (np.nan,) * 3
     note = "" if known else "one of the two curves does not reach one half where there are items"
-    return FlipRow(scale, ALL, "", HYSTERESIS, "", estimate, low, high, len(mixtures), note)
+    return FlipRow(scale, ALL, "", HYSTERESIS, "", *found, len(mixtures), note)
 
 
 def _distance(data: ItemLevel, keep_R: Array) -> tuple[float, bool]:
@@ -155,65 +155,46 @@ def _distance(data: ItemLevel, keep_R: Array) -> tuple[float, bool]:
 
 
 def curve_rows(study: Study) -> list[CurveRow]:
-    from scipy.special import stdtrit
-
     out = []
-    for scale in study.design.scales:
-        if (data := item_level(study, scale)) is None:
-            continue
+    for scale, data in item_levels(study):
         for axis, x_RI in zip(AXES, (data.margin, data.logp / np.log(10.0)), strict=True):
             edges = np.quantile(x_RI, np.arange(1, BINS) / BINS)
             bin_RI = np.searchsorted(edges, x_RI, side="right")
-            for category, was in ((WRONG, 0.0), (RIGHT, 1.0)):
-                for k in range(BINS):
-                    mine = (bin_RI == k) & (data.right_before == was)
-                    count_R = mine.sum(axis=1)
-                    if not count_R.sum():
-                        continue
-                    right_R = np.where(mine, data.right_after, 0.0).sum(axis=1)
-                    count_M, right_M = (np.bincount(data.mixture_R, v) for v in (count_R, right_R))
-                    there = count_M > 0
-                    share_M = right_M[there] / count_M[there]
-                    n = int(there.sum())
-                    estimate = float(right_R.sum() / count_R.sum())
-                    half = (
-                        float(
-                            stdtrit(n - 1, 0.5 + study.options.level / 2) * share_M.std(ddof=1) / np.sqrt(n)
-                        )
-                        if n > 1
-                        else np.nan
-                    )
-                    place = (scale, axis, category, k, float(x_RI[mine].mean()))
-                    out.append(
-                        CurveRow(*place, estimate, estimate - half, estimate + half, int(count_R.sum()))
-                    )
+            for (category, was), k in itertools.product(((WRONG, 0.0), (RIGHT, 1.0)), range(BINS)):
+                mine = (bin_RI == k) & (data.right_before == was)
+                if not mine.any():
+                    continue
+                count_R, right_R = mine.sum(axis=1), np.where(mine, data.right_after, 0.0).sum(axis=1)
+                count_M, right_M = (np.bincount(data.mixture_R, v) for v in (count_R, right_R))
+                there = count_M > 0
+                half = half_width(right_M[there] / count_M[there], study.options.level)
+                estimate, items = float(right_R.sum() / count_R.sum()), int(count_R.sum())
+                place = (scale, axis, category, k, float(x_RI[mine].mean()))
+                out.append(CurveRow(*place, estimate, estimate - half, estimate + half, items))
     return out
 
 
 def item_rows(study: Study) -> list[ItemRow]:
     """The items that turned most consistently, over all scales."""
-    learned: dict[tuple[str, str], list[int]] = {}
-    for scale in study.design.scales:
-        if (data := item_level(study, scale)) is None:
-            continue
-        gained_I = ((data.right_before == 0) & (data.right_after == 1)).sum(axis=0)
-        lost_I = ((data.right_before == 1) & (data.right_after == 0)).sum(axis=0)
-        for b, item, gained, lost in zip(data.benchmark_I, data.item_I, gained_I, lost_I, strict=True):
-            entry = learned.setdefault((data.benchmarks[b], item), [0, 0, 0])
-            entry[0] += int(gained)
-            entry[1] += int(lost)
-            entry[2] += len(data.margin)
+    turned: dict[tuple[str, str], NDArray[np.int64]] = {}  # learned, lost, runs
+    for _, data in item_levels(study):
+        gained_I, lost_I = (
+            ((data.right_before == was) & (data.right_after != was)).sum(axis=0) for was in (0, 1)
+        )
+        counts_I3 = np.stack([gained_I, lost_I, np.full_like(lost_I, len(data.margin))], axis=1)
+        for b, item, counts in zip(data.benchmark_I, data.item_I, counts_I3, strict=True):
+            key = data.benchmarks[b], item
+            turned[key] = turned.get(key, 0) + counts
     found = []
     for direction, sign in ((LEARNED, 1), (LOST, -1)):
-        order = sorted(learned, key=lambda key: (-sign * (learned[key][0] - learned[key][1]), key))
-        found += [
-            (key, direction) for key in order[:LISTED] if sign * (learned[key][0] - learned[key][1]) > 0
-        ]
+        more = {key: sign * int(learned - lost) for key, (learned, lost, _) in turned.items()}
+        order = sorted(turned, key=lambda key: (-more[key], key))[:LISTED]
+        found += [(key, direction) for key in order if more[key] > 0]
     texts = texts_of(study, {key for key, _ in found})
     return [
-        ItemRow(*key, direction, gained, lost, runs, texts.get(key, ""))
+        ItemRow(*key, direction, learned, lost, runs, texts.get(key, ""))
         for key, direction in found
-        for gained, lost, runs in [learned[key]]
+        for learned, lost, runs in [turned[key].tolist()]
     ]
 
 
@@ -244,103 +225,91 @@ def texts_of(study: Study, keys: set[tuple[str, str]]) -> dict[tuple[str, str], 
 
 
 def table(findings: Findings, benchmarks: bool = False) -> Table:
-    found = [
-        r for r in findings.tables["flips"] if bool(r.benchmark) == benchmarks and r.measure != HYSTERESIS
-    ]
-    at = {(r.scale, r.category, r.benchmark, r.measure, r.against): r for r in found}
     columns = [(KEPT, ""), (LEARNED, ""), (LEARNED, TWIN), (LEARNED, EXCESS), (LOST, ""), (LOST, TWIN)]
-    blocks: dict[str, list[list[str]]] = {}
-    for scale, category, benchmark in dict.fromkeys((r.scale, r.category, r.benchmark) for r in found):
-        cells_ = [share_with_interval(at.get((scale, category, benchmark, *c))) for c in columns]
-        blocks.setdefault(scale, []).append([benchmark or category, scale, *cells_])
+    lines = [
+        [name, scale, *map(share_with_interval, map(at.get, columns))]
+        for name, scale, at in lines_of(findings, "flips", benchmarks, "measure", "against")
+    ]
     head = [f"{measure}{', ' + against if against else ''} (%)" for measure, against in columns]
-    return Table(
-        "flips", ["benchmark" if benchmarks else "mean over", "scale", *head], list(blocks.values()), texts=2
-    )
+    return Table("flips", [over(benchmarks), "scale", *head], blocks(lines, 1), texts=2)
 
 
 def curves(findings: Findings) -> Lines:
-    rows_ = findings.rows("flip_curves")
     places = [str(k + 1) for k in range(BINS)]
-    return Lines(rows_, places, lambda r: str(r.bin + 1), lambda r: f"right after by {r.axis}, {r.scale}")
+    rows = findings.tables["flip_curves"]
+    return Lines(rows, places, lambda r: str(r.bin + 1), lambda r: f"right after by {r.axis}, {r.scale}")
 
 
 def items_table(findings: Findings) -> Table:
     found: list[Any] = findings.tables["flipped_items"]
     texts = any(r.text for r in found)
-    blocks = [
+    lines = [
         [
-            [
-                r.benchmark,
-                r.item,
-                direction,
-                f"{r.learned}",
-                f"{r.lost}",
-                f"{r.runs}",
-                *([r.text] if texts else []),
-            ]
-            for r in found
-            if r.direction == direction
+            r.benchmark,
+            r.item,
+            r.direction,
+            str(r.learned),
+            str(r.lost),
+            str(r.runs),
+            *([r.text] if texts else []),
         ]
-        for direction in (LEARNED, LOST)
+        for r in found
     ]
     head = ["benchmark", "item", "mostly", LEARNED, LOST, "runs", *(["text"] if texts else [])]
-    return Table("flipped items", head, blocks, texts=3, prose=texts, stacked=texts)
+    return Table("flipped items", head, blocks(lines, 2), texts=3, prose=texts, stacked=texts)
 
 
-def section(findings: Findings) -> str:
-    if not findings.tables["flips"]:
-        return ""
-    before, after = map(escape, findings.method["stages"])
-    memory = [r for r in findings.tables["flips"] if r.measure == HYSTERESIS]
-    said = [f"{with_interval(r)} nats" if r.estimate == r.estimate else r.note for r in memory]
-    words = "".join(
-        f'<p class="hint">{escape(f"Hysteresis at {r.scale}: {what}.")}</p>'
-        for r, what in zip(memory, said, strict=True)
-    )
-    hint = (
-        ""
-        if findings.method.get("data")
-        else " Give explain the benchmarks' folder (--data) to see their texts."
+def shown(findings: Findings) -> str:
+    before, after = findings.method["stages"]
+    said = [
+        f"Hysteresis at {r.scale}: {f'{with_interval(r)} nats' if r.estimate == r.estimate else r.note}."
+        for r in findings.rows("flips", measure=HYSTERESIS)
+    ]
+    ask = (
+        "" if findings.method["data"] else " Give explain the benchmarks' folder (--data) to see their texts."
     )
     return (
-        "<h2>Items that turn</h2>"
-        f'<p class="hint">From {before} to {after}: the share of the items that were right and stayed right, that were learned, '
-        "and that were lost. A twin is the same item before, answered by other mixtures' models: what turns from there is the "
-        "item's own ease, and luck. Below the twin, a model keeps what it had. Intervals are for other mixtures and items.</p>"
-        f"{page.show(table(findings))}<details><summary>Benchmarks</summary>{page.show(table(findings, True))}</details>"
-        f"{page.grid(findings.drawing, curves(findings))}"
-        '<p class="hint">Tenths of all items, the smallest on the left; of those that were wrong, and that were right.</p>'
-        f"{words}<details><summary>The items that turned most consistently</summary>"
-        f'<p class="hint">Over the runs of all scales.{hint}</p>{page.show(items_table(findings))}</details>'
+        hint(
+            f"From {before} to {after}: the share of the items that were right and stayed right, that were learned, and that "
+            "were lost. A twin is the same item before, answered by other mixtures' models: what turns from there is the "
+            "item's own ease, and luck. Below the twin, a model keeps what it had. Intervals are for other mixtures and items."
+        )
+        + with_benchmarks(table, findings)
+        + page.grid(findings.drawing, curves(findings))
+        + hint(
+            "Tenths of all items, the smallest on the left; of those that were wrong, and that were right.",
+            *said,
+        )
+        + folded(
+            "The items that turned most consistently",
+            hint(f"Over the runs of all scales.{ask}"),
+            page.show(items_table(findings)),
+        )
     )
-
-
-def figures(findings: Findings) -> Mapping[str, Figure]:
-    return {"flips": curves(findings)} if findings.tables["flip_curves"] else {}
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
-    for scale in findings.method["scales"]:
-        at = {"scale": scale, "category": ALL, "benchmark": "", "measure": LEARNED}
-        every = {r.against: r for r in findings.rows("flips", **at)}
-        if TWIN not in every:
+    every = findings.means("flips", category=ALL, measure=LEARNED)
+    for scale, at in pivot(every, attrgetter("scale"), attrgetter("against")).items():
+        if TWIN not in at:
             continue
-        learned, excess = every[""], every[EXCESS]
-        said = f"{share_with_interval(learned)}% of the items at {scale}; of a twin {share_with_interval(every[TWIN])}%"
-        if excess.low > 0:
-            yield Claim(
-                SUPPORTED,
-                f"Fine-tuning turns more items from wrong to right than twins differ by: {said}, n = {excess.n}.",
-            )
+        said = f"{share_with_interval(at[''])}% of the items at {scale}; of a twin {share_with_interval(at[TWIN])}%"
+        if side(at[EXCESS]) > 0:
+            what = "Fine-tuning turns more items from wrong to right than twins differ by"
+            yield supported(what, f"{said}, n = {at[EXCESS].n}")
         else:
-            yield Claim(
-                CAUTION,
-                f"Items that turn from wrong to right are no sign of what fine-tuning teaches: {said}; any two models differ by "
-                "as many.",
-            )
+            what = "Items that turn from wrong to right are no sign of what fine-tuning teaches"
+            yield Claim(CAUTION, f"{what}: {said}; any two models differ by as many.")
 
 
-EXPLAINER = Explainer("flips", FlipRow, flip_rows, section, figures, claims=claims)
+EXPLAINER = Explainer(
+    "flips",
+    FlipRow,
+    flip_rows,
+    "Items that turn",
+    shown=shown,
+    drawn=lambda findings: {"flips": curves(findings)},
+    said=claims,
+)
 CURVES = Explainer("flip_curves", CurveRow, curve_rows)
 ITEMS = Explainer("flipped_items", ItemRow, item_rows)

@@ -24,7 +24,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -32,19 +32,19 @@ from numpy.typing import NDArray
 
 from evalengine.analysis import page
 from evalengine.analysis.explain.choices import Array, Scores
-from evalengine.analysis.explain.design import by_mixture
-from evalengine.analysis.explain.design import rows as rows_in
-from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.grouped import grouped
+from evalengine.analysis.explain.design import Place, by_mixture, ordered, placed
+from evalengine.analysis.explain.explainer import Explainer, Findings, Study, once
+from evalengine.analysis.explain.grouped import grouped, joined, partly
+from evalengine.analysis.explain.parts import blocks, folded, hint, over, pivot, signed
 from evalengine.analysis.explain.renderings import in_format
 from evalengine.analysis.explain.twoway import two_way_mean
+from evalengine.analysis.explain.wording import claim
 from evalengine.analysis.figure import Figure, Lines, Table, by
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
-from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
-from evalengine.analysis.results import excludes_zero, share_with_interval, with_interval
-from evalengine.errors import UserError
-from evalengine.labels import CHAT, TRAINED, natural_key, scale_key, stage_key
+from evalengine.analysis.protocol import Claim
+from evalengine.analysis.results import share_with_interval, with_interval
+from evalengine.labels import CHAT, TRAINED, scale_key, stage_key
 
 SHARE, ACCURACY, ENTROPY, MASS = "share", "accuracy", "entropy", "mass"
 COMES_FROM = {"sft": "pt", "dpo": "sft"}
@@ -107,12 +107,13 @@ class Cell(NamedTuple):
     at: dict[str, Shares]  # by stage, where all its runs were scored
 
 
-Places = dict[str, dict[str, dict[tuple[str, str], str]]]  # checkpoints by scale, stage, (mixture, seed)
+Places = dict[str, dict[str, dict[Place, str]]]  # checkpoints by scale, stage, and mixture with seed
 Measures = dict[tuple[str, str], list[Array]]  # by measure and format: (M, I) of each benchmark
 
 
+@once
 def rows(study: Study) -> list[ShareRow]:
-    return study.once("format shares", lambda: list(_rows(study)))
+    return list(_rows(study))
 
 
 def _rows(study: Study) -> Iterator[ShareRow]:
@@ -135,7 +136,7 @@ def _rows(study: Study) -> Iterator[ShareRow]:
             if minus:
                 first = measures(there, minus, [mixtures[minus].index(m) for m in shared], formats)
                 values = {
-                    key: [x - y for x, y in zip(values[key], first[key], strict=True)] for key in values
+                    key: [x - y for x, y in zip(of, first[key], strict=True)] for key, of in values.items()
                 }
             note = note_of(there, chosen, stage)
             each = [(m, slice(k, k + 1)) for k, m in enumerate(shared)] if not benchmark else []
@@ -145,18 +146,13 @@ def _rows(study: Study) -> Iterator[ShareRow]:
                     top = np.inf if key[0] == ENTROPY else 1.0
                     low, high = np.clip([mean.low, mean.high], 0.0, top).tolist()
                     mean = mean._replace(low=low, high=high)
-                at = (scale, category, benchmark, mixture, stage, minus, key[0], key[1])
-                yield ShareRow(*at, *mean, note)
+                yield ShareRow(scale, category, benchmark, mixture, stage, minus, key[0], key[1], *mean, note)
 
 
 def note_of(there: list[Cell], every: list[Cell], stage: str) -> str:
     faint = [cell.benchmark for cell in there if cell.at[stage].mass_MI.mean() < FAINT]
-    notes = (
-        [f"below {FAINT:.0%} of the probability is in any of the formats on {names(faint)}"] if faint else []
-    )
-    if len(there) < len(every):
-        notes.append(f"over the {len(there)} of {len(every)} benchmarks that every run was scored on")
-    return "; ".join(notes)
+    said = f"below {FAINT:.0%} of the probability is in any of the formats on {names(faint)}" if faint else ""
+    return joined(said, partly(there, every))
 
 
 def measures(cells: list[Cell], stage: str, index_M: list[int], formats: Sequence[str]) -> Measures:
@@ -173,26 +169,19 @@ def measures(cells: list[Cell], stage: str, index_M: list[int], formats: Sequenc
 
 def places(scores: Scores) -> Places:
     """The checkpoints of every scale and stage, in order. Raises UserError where two claim one place."""
-    found: Places = {}
-    for one in scores.checkpoints.values():
-        if one.mixture is None or one.stage is None:
-            continue
-        of_stage_ = found.setdefault(one.scale or "all", {}).setdefault(one.stage, {})
-        other = of_stage_.setdefault((one.mixture, one.seed), one.name)
-        if other != one.name:
-            raise UserError(
-                f"in formats, {other} and {one.name} both claim scale {one.scale}, mixture {one.mixture}, stage {one.stage}:"
-                " give one of them another name, or each a seed"
-            )
-    return {
-        scale: {stage: found[scale][stage] for stage in sorted(found[scale], key=stage_key)}
-        for scale in sorted(found, key=scale_key)
-    }
+    out: Places = {}
+    found = placed(scores.checkpoints.values(), "in formats, ")
+    for scale in sorted(found, key=scale_key):
+        stages = sorted({stage for of in found[scale].values() for stage in of}, key=stage_key)
+        out[scale] = {
+            stage: {place: of[stage] for place, of in found[scale].items() if stage in of} for stage in stages
+        }
+    return out
 
 
-def of_stage(found: Mapping[tuple[str, str], str]) -> tuple[list[str], list[str], NDArray[np.int64]]:
+def of_stage(found: Mapping[Place, str]) -> tuple[list[str], list[str], NDArray[np.int64]]:
     """The checkpoints of a stage, its mixtures, and the place of each checkpoint's mixture among them."""
-    order = sorted(found, key=lambda place: (natural_key(place[0]), natural_key(place[1])))
+    order = ordered(found)
     mixtures = list(dict.fromkeys(mixture for mixture, _ in order))
     return [found[place] for place in order], mixtures, np.array([mixtures.index(m) for m, _ in order])
 
@@ -209,18 +198,17 @@ def previous(stage: str, known: Mapping[str, object], first: str) -> str:
     return first if plain not in TRAINED and first != stage and first in known else ""
 
 
-def cells(scores: Scores, by_stage: Mapping[str, Mapping[tuple[str, str], str]]) -> Iterator[Cell]:
+def cells(scores: Scores, by_stage: Mapping[str, Mapping[Place, str]]) -> Iterator[Cell]:
     """Of one scale, every benchmark."""
     for choices in scores.benchmarks:
         at = {}
         for stage, found in by_stage.items():
             checkpoints, _, mixture_R = of_stage(found)
-            if (k := rows_in(choices, checkpoints)) is None:
+            if (some := choices.of(checkpoints)) is None:
                 continue
-            some = choices.at(k)
             written = [in_format(some, f) for f in range(len(choices.formats))]
             log_RFI = np.stack([one.log_mass() for one in written], axis=1)
-            right_RFI = np.stack([one.picks() == one.gold_I for one in written], axis=1)
+            right_RFI = np.stack([one.right() for one in written], axis=1)
             total_RI = np.logaddexp.reduce(log_RFI, axis=1)
             share_RFI = np.exp(log_RFI - total_RI[:, None])
             at[stage] = Shares(*(by_mixture(x, mixture_R) for x in (share_RFI, right_RFI, np.exp(total_RI))))
@@ -229,27 +217,18 @@ def cells(scores: Scores, by_stage: Mapping[str, Mapping[tuple[str, str], str]])
 
 
 def winner_rows(study: Study) -> list[WinnerRow]:
-    found: dict[tuple[str, str, str, str, str], dict[tuple[str, str, str], ShareRow]] = {}
-    for row in rows(study):
-        place = (row.scale, row.category, row.benchmark, row.mixture, row.stage)
-        found.setdefault(place, {})[row.minus, row.measure, row.format] = row
+    found = pivot(rows(study), lambda r: r[:5], lambda r: r[5:8])
     out = []
     for place, here in found.items():
-        winner = max(
-            (r for r in here.values() if r.measure == SHARE and not r.minus), key=lambda r: r.estimate
-        )
-        drop = next((r for r in here.values() if r.measure == ENTROPY and r.minus), None)
-        earlier = found[place[0], place[1], place[2], place[3], drop.minus] if drop else {}
-        was = max(
-            (r for r in earlier.values() if r.measure == SHARE and not r.minus),
-            key=lambda r: r.estimate,
-            default=None,
-        )
+        winner = largest(here)
+        drop = next((r for (minus, measure, _), r in here.items() if measure == ENTROPY and minus), None)
+        earlier = found[(*place[:4], drop.minus)] if drop else {}
+        was = largest(earlier) if earlier else None
 
         def value(of: Mapping[tuple[str, str, str], ShareRow], measure: str, form: str = "") -> float:
             return of["", measure, form].estimate if of else math.nan
 
-        other = f"; the stage before has {was.n} mixtures" if was and was.n != winner.n else ""
+        other = f"the stage before has {was.n} mixtures" if was and was.n != winner.n else ""
         out.append(
             WinnerRow(
                 *place,
@@ -264,10 +243,16 @@ def winner_rows(study: Study) -> list[WinnerRow]:
                 value(earlier, ACCURACY, winner.format),
                 value(here, MASS),
                 winner.n,
-                (winner.note + other).removeprefix("; "),
+                joined(winner.note, other),
             )
         )
     return out
+
+
+def largest(at: Mapping[tuple[str, str, str], ShareRow]) -> ShareRow:
+    """The share of the format that has most, of a stage."""
+    shares = [r for r in at.values() if r.measure == SHARE and not r.minus]
+    return max(shares, key=lambda r: r.estimate)
 
 
 # --- the report
@@ -279,62 +264,62 @@ def percent(value: float) -> str:
 
 def table(findings: Findings, benchmarks: bool = False) -> Table:
     """The winner of each stage, and what has changed."""
-    found = findings.tables["format_shares"]
-    at = {row[:8]: row for row in found}
-    blocks: dict[tuple[str, str], list[list[str]]] = {}
-    for w in findings.tables["format_winners"]:
-        if w.mixture or bool(w.benchmark) != benchmarks:
-            continue
-        place = (w.scale, w.category, w.benchmark, "", w.stage)
-        line = [
-            w.benchmark or w.category,
-            w.scale,
-            w.stage,
-            w.winner,
-            share_with_interval(at[*place, "", SHARE, w.winner]),
-            f"{percent(w.share_before)} ({w.winner_before})" if w.before else "–",
-            f"{w.entropy:.2f}",
-            with_interval(at[*place, w.before, ENTROPY, ""]) if w.before else "–",
-            percent(w.accuracy),
-            percent(w.accuracy_before),
-            percent(w.mass),
-        ]
-        blocks.setdefault((w.scale, w.stage), []).append(line)
-    head = ["share (%)", "before (%), winner then", "entropy", "change", "accuracy in it (%)", "before (%)"]
-    first = "benchmark" if benchmarks else "mean over"
-    return Table(
-        "format shares",
-        [first, "scale", "stage", "winner", *head, "mass (%)"],
-        list(blocks.values()),
-        texts=4,
-    )
+    at = {row[:8]: row for row in findings.tables["format_shares"]}
+    lines = []
+    for w in findings.means("format_winners", benchmarks, mixture=""):
+        place, before = (w.scale, w.category, w.benchmark, "", w.stage), "–"
+        if w.before:
+            before = f"{percent(w.share_before)} ({w.winner_before})"
+        lines.append(
+            [
+                w.benchmark or w.category,
+                w.scale,
+                w.stage,
+                w.winner,
+                share_with_interval(at[*place, "", SHARE, w.winner]),
+                before,
+                f"{w.entropy:.2f}",
+                with_interval(at[*place, w.before, ENTROPY, ""] if w.before else None),
+                *map(percent, (w.accuracy, w.accuracy_before, w.mass)),
+            ]
+        )
+    head = [
+        "share (%)",
+        "before (%), winner then",
+        "entropy",
+        "change",
+        "accuracy in it (%)",
+        "before (%)",
+        "mass (%)",
+    ]
+    first = [over(benchmarks), "scale", "stage", "winner"]
+    return Table("format shares", [*first, *head], blocks(lines, 1, 2), texts=4)
 
 
 def each_format(findings: Findings, measure: str) -> Table:
     """A measure of every format, in percent: a line for each stage and mean."""
-    found = [
-        r for r in findings.rows("format_shares", measure=measure, minus="", mixture="") if not r.benchmark
-    ]
+    found = findings.means("format_shares", measure=measure, minus="", mixture="")
     formats = list(dict.fromkeys(r.format for r in found))
-    at = {(r.scale, r.category, r.stage, r.format): r.estimate for r in found}
-    blocks: dict[tuple[str, str], list[list[str]]] = {}
-    for scale, stage, category in dict.fromkeys((r.scale, r.stage, r.category) for r in found):
-        line = [percent(at[scale, category, stage, form]) for form in formats]
-        blocks.setdefault((scale, stage), []).append([category, scale, stage, *line])
-    return Table(
-        f"{measure} by format", ["mean over", "scale", "stage", *formats], list(blocks.values()), texts=3
-    )
+    at = pivot(found, attrgetter("category", "scale", "stage"), attrgetter("format"))
+    lines = [[*place, *(percent(of[form].estimate) for form in formats)] for place, of in at.items()]
+    head = ["mean over", "scale", "stage", *formats]
+    return Table(f"{measure} by format", head, blocks(lines, 1, 2), texts=3)
 
 
 def by_mixtures(findings: Findings) -> Table:
     """Every mixture's winner, over all benchmarks."""
-    blocks: dict[tuple[str, str], list[list[str]]] = {}
-    for w in findings.rows("format_winners", category=ALL, benchmark=""):
+    lines = []
+    for w in findings.means("format_winners", category=ALL):
         if w.mixture:
-            cells_ = [percent(w.share), percent(w.share_before), f"{w.entropy:.2f}"]
-            drop = f"{w.drop:+.2f}".replace("-", "−") if w.before else "–"
-            line = [w.mixture, w.scale, w.stage, w.winner, *cells_, drop, percent(w.accuracy)]
-            blocks.setdefault((w.scale, w.stage), []).append(line)
+            drop = signed(w.drop) if w.before else "–"
+            shares = [
+                percent(w.share),
+                percent(w.share_before),
+                f"{w.entropy:.2f}",
+                drop,
+                percent(w.accuracy),
+            ]
+            lines.append([w.mixture, w.scale, w.stage, w.winner, *shares])
     head = [
         "mixture",
         "scale",
@@ -346,59 +331,54 @@ def by_mixtures(findings: Findings) -> Table:
         "drop",
         "accuracy in it (%)",
     ]
-    return Table("format winners by mixture", head, list(blocks.values()), texts=4)
+    return Table("format winners by mixture", head, blocks(lines, 1, 2), texts=4)
 
 
-def section(findings: Findings) -> str:
-    if not findings.tables["format_shares"]:
-        return ""
-    formats = findings.method.get("formats", {})
-    listed = ", ".join(f"{name} {template!r}" for name, template in formats.items())
-    faint = by(
-        [w for w in findings.rows("format_winners", category=ALL, mixture="") if w.note], lambda w: w.note
+def shown(findings: Findings) -> str:
+    listed = ", ".join(f"{name} {template!r}" for name, template in findings.method["formats"].items())
+    cue = findings.method["cue"]
+    without = f"; contexts without the {cue!r} that they end in" if cue else ""
+    winners = [w for w in findings.rows("format_winners", category=ALL, mixture="") if w.note]
+    notes = []
+    for note, of in by(winners, lambda w: w.note).items():
+        places = ", ".join(dict.fromkeys(f"{w.scale} {w.stage}" for w in of))
+        notes.append(f"{places}: {note}.")
+    words = (
+        "Every choice written in each of several formats behind the same context. The share of a format is the probability of "
+        "its answers over that of the answers in all formats, which is the mass. The winner has the largest mean share. The "
+        "entropy of the mean shares, in nats, falls where one format takes over. Accuracy is within the winner's format. Before: "
+        "at the stage that the models come from. Items of which one answer begins another, and benchmarks whose choices stand "
+        "behind contexts of their own, are left out. Intervals are for other mixtures and other items."
     )
-    notes = ""
-    for note, rows_ in faint.items():
-        places = ", ".join(dict.fromkeys(f"{w.scale} {w.stage}" for w in rows_))
-        notes += f'<p class="hint">{escape(f"{places}: {note}")}.</p>'
-    cue = (
-        f"; contexts without the {findings.method['cue']!r} that they end in"
-        if findings.method.get("cue")
-        else ""
-    )
-    drawn = "".join(page.grid(findings.drawing, figure) for figure in figures(findings).values())
-    return (
-        "<h2>Answer formats</h2>"
-        '<p class="hint">Every choice written in each of several formats behind the same context. The share of a format is the '
-        "probability of its answers over that of the answers in all formats, which is the mass. The winner has the largest mean "
-        "share. The entropy of the mean shares, in nats, falls where one format takes over. Accuracy is within the winner's "
-        "format. Before: at the stage that the models come from. Items of which one answer begins another, and "
-        "benchmarks whose choices stand behind contexts of their own, are left out. Intervals are for other mixtures and other "
-        f"items.</p>{page.show(table(findings))}{notes}{drawn}"
-        f"<details><summary>Shares of all formats (%)</summary>{page.show(each_format(findings, SHARE))}</details>"
-        f"<details><summary>Accuracy within each format (%)</summary>{page.show(each_format(findings, ACCURACY))}</details>"
-        f"<details><summary>Mixtures</summary>{page.show(by_mixtures(findings))}</details>"
-        f"<details><summary>Benchmarks</summary>{page.show(table(findings, benchmarks=True))}</details>"
-        f'<p class="hint">Formats: {escape(listed + cue)}.</p>'
+    return "".join(
+        [
+            hint(words),
+            page.show(table(findings)),
+            hint(*notes),
+            *(page.grid(findings.drawing, figure) for figure in drawn(findings).values()),
+            folded("Shares of all formats (%)", page.show(each_format(findings, SHARE))),
+            folded("Accuracy within each format (%)", page.show(each_format(findings, ACCURACY))),
+            folded("Mixtures", page.show(by_mixtures(findings))),
+            folded("Benchmarks", page.show(table(findings, benchmarks=True))),
+            hint(f"Formats: {listed}{without}."),
+        ]
     )
 
 
-def figures(findings: Findings) -> Mapping[str, Figure]:
-    found = [r for r in findings.rows("format_shares", minus="", mixture="") if not r.benchmark]
+def drawn(findings: Findings) -> Mapping[str, Figure]:
+    found = findings.means("format_shares", minus="", mixture="")
     stages = list(dict.fromkeys(r.stage for r in found))
     if len(stages) < 2:
         return {}
-    shares = [r for r in found if r.measure == SHARE and r.category == ALL]
-    large = {r.format for r in shares if r.estimate >= DRAWN}
-    lines = [r._replace(category=r.format) for r in shares if r.format in large]
-    entropy = [r for r in found if r.measure == ENTROPY]
+    large = {r.format for r in found if r.measure == SHARE and r.category == ALL and r.estimate >= DRAWN}
+    shares = [r for r in found if r.measure == SHARE and r.category == ALL and r.format in large]
+
+    def lines(rows: list[ShareRow], what: str) -> Lines:
+        return Lines(rows, stages, lambda r: str(r.stage), lambda r: f"{what} of formats, {r.scale}")
+
     return {
-        "format_shares": Lines(
-            lines, stages, lambda r: str(r.stage), lambda r: f"share of formats, {r.scale}"
-        ),
-        "format_entropy": Lines(
-            entropy, stages, lambda r: str(r.stage), lambda r: f"entropy of formats, {r.scale}"
-        ),
+        "format_shares": lines([r._replace(category=r.format) for r in shares], "share"),
+        "format_entropy": lines([r for r in found if r.measure == ENTROPY], "entropy"),
     }
 
 
@@ -407,28 +387,29 @@ def claims(findings: Findings) -> Iterator[Claim]:
     for w in findings.rows("format_winners", category=ALL, benchmark="", mixture=""):
         if not w.before:
             continue
-        place = (w.scale, ALL, "", "", w.stage, w.before)
+        place, what = (w.scale, ALL, "", "", w.stage, w.before), f"{w.before} to {w.stage}"
         entropy, share = at[*place, ENTROPY, ""], at[*place, SHARE, w.winner]
         other = f", when {w.winner_before} had the most" if w.winner != w.winner_before else ""
-        said = (
-            f"entropy {with_interval(entropy)} nats over all benchmarks at {w.scale}; {w.winner} has {percent(w.share)}% of the"
-            f" answers in these formats, before {percent(w.share_before)}%{other}: a change of {share_with_interval(share)} "
-            f"points, n = {entropy.n}"
+        yield claim(
+            entropy,
+            above=f"{what} widens the formats of answers",
+            below=f"{what} narrows the formats of answers",
+            otherwise=f"{what} narrows the formats of answers",
+            said=f"entropy {with_interval(entropy)} nats over all benchmarks at {w.scale}; {w.winner} has {percent(w.share)}% of "
+            f"the answers in these formats, before {percent(w.share_before)}%{other}: a change of {share_with_interval(share)} "
+            f"points, n = {entropy.n}",
         )
-        if excludes_zero(entropy):
-            word = "narrows" if entropy.estimate < 0 else "widens"
-            yield Claim(SUPPORTED, f"{w.before} to {w.stage} {word} the formats of answers: {said}.")
-        else:
-            yield Claim(UNSUPPORTED, f"That {w.before} to {w.stage} narrows the formats of answers: {said}.")
 
 
 EXPLAINER = Explainer(
     "format_shares",
     ShareRow,
     rows,
-    section,
-    figures,
-    latex=lambda f: {"format_shares": table(f)} if f.tables["format_shares"] else {},
-    claims=claims,
+    "Answer formats",
+    lacks=lambda study: "scores of `evalengine score --formats`",
+    shown=shown,
+    drawn=drawn,
+    typeset=lambda findings: {"format_shares": table(findings)},
+    said=claims,
 )
 WINNERS = Explainer("format_winners", WinnerRow, winner_rows)

@@ -21,18 +21,21 @@ Dims: J the study, then the study without each mixture; M mixtures; I items; P p
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import escape
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 
 from evalengine.analysis import page
-from evalengine.analysis.explain import doses
+from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.dosed_items import MARGIN, dosed_items, whens
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.exposed import SIMILARITIES, Dose
+from evalengine.analysis.explain.grouped import joined
 from evalengine.analysis.explain.jackknife import of_correlation, of_share
+from evalengine.analysis.explain.parts import blocks, hint, pivot, when_said
+from evalengine.analysis.explain.student import Interval
 from evalengine.analysis.explain.within import (
     clustered,
     influence,
@@ -42,9 +45,10 @@ from evalengine.analysis.explain.within import (
     varies,
     without_each,
 )
+from evalengine.analysis.explain.wording import claim
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
+from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import with_interval
 
 COUNT, SIMILARITY = "count", "similarity"
@@ -99,27 +103,20 @@ def _of_kind(study: Study, scale: str, dose: Dose, kind: str) -> Iterator[Gelbac
     x, y = items.within()
     for group in items.groups():
         x_2MI = np.stack([x[COUNT], x[SIMILARITY]])[:, :, group.item]
-        for when in whens(study):
+        for when in whens(study.design.stages):
             place = (scale, *when, str(dose), kind, group.category, group.benchmark)
             within_VMI = np.stack([*x_2MI, y[when, MARGIN][:, group.item]])
             for name, found in estimates(within_VMI, study.options.level).items():
-                note = "" if np.isfinite(found.estimate) else "count and similarity do not vary apart"
+                apart = "" if np.isfinite(found.estimate) else "count and similarity do not vary apart"
+                note = joined(apart, exposed.wording(study))
                 yield GelbachRow(*place, name, *found, len(items.mixtures), len(group.item), note)
 
 
-class Estimate(NamedTuple):
-    estimate: float
-    low: float
-    high: float
-    se: float
-    p: float
-
-
-def estimates(within_VMI: Array, level: float = 0.95) -> dict[str, Estimate]:
+def estimates(within_VMI: Array, level: float = 0.95) -> dict[str, Interval]:
     """Every part of a count, a similarity and an outcome, demeaned."""
     found = parts(without_each(products(within_VMI)))
     if not all(map(varies, within_VMI[:2])):
-        return {name: Estimate(*(float("nan"),) * 5) for name in found}
+        return {name: Interval(*(np.nan,) * 5) for name in found}
     both_KMI = influence(within_VMI, np.array([found[BESIDE[k]][0] for k in (COUNT, SIMILARITY)]))
     one_MI, other_MI = (
         influence(within_VMI[[k, 2]], found[ALONE[name]][:1])[0] for k, name in enumerate((COUNT, SIMILARITY))
@@ -134,12 +131,10 @@ def estimates(within_VMI: Array, level: float = 0.95) -> dict[str, Estimate]:
     out = {}
     for name, value_J in found.items():
         if name in of:
-            ends = interval(value_J[:, None], clustered(of[name][None]), level)
-            rest = [float(field[0]) for field in (ends.low_K, ends.high_K, ends.se_K, ends.p_K)]
+            out[name] = interval(value_J[:, None], clustered(of[name][None]), level).at(0)
         else:
-            share = (of_correlation if name == TOGETHER else of_share)(value_J[:1], value_J[1:, None], level)
-            rest = [float(field[0]) for field in (share.low, share.high, share.se)] + [float("nan")]
-        out[name] = Estimate(float(value_J[0]), *rest)
+            share_of = of_correlation if name == TOGETHER else of_share
+            out[name] = share_of(value_J[:1], value_J[1:, None], level).at(0)._replace(p=np.nan)
     return out
 
 
@@ -165,40 +160,44 @@ def parts(total_JVV: Array) -> dict[str, Array]:
     }
 
 
+def lacks(study: Study) -> str:
+    if (found := exposed.exposed(study)) is None:
+        return exposed.lacks(study)
+    similar = any(dose.kind in SIMILARITIES for one in found.counts for dose in one.value)
+    return (
+        "counts that differ between mixtures"
+        if similar
+        else "similarities of `evalengine expose --similarity`"
+    )
+
+
 # --- the report
 
 
 def parts_table(findings: Findings) -> Table:
     """Of all items: a line for each similarity, scale and stage."""
-    found = {
-        (r.scale, r.stage, r.minus, r.similarity, r.part): r for r in findings.rows("gelbach", category=ALL)
-    }
     shown = (
         ALONE[COUNT],
         BESIDE[COUNT],
         OWED,
         ALONE[SIMILARITY],
         BESIDE[SIMILARITY],
-        ADDS[COUNT],
-        ADDS[SIMILARITY],
+        *ADDS.values(),
         TOGETHER,
     )
-    blocks: dict[str, list[list[str]]] = {}
-    for scale, stage, minus, similarity in dict.fromkeys(key[:4] for key in found):
-        cells = []
-        for part in shown:
-            r = found[scale, stage, minus, similarity, part]
-            cells.append(_percent(r) if part in ADDS.values() else with_interval(r))
-        at = f"{stage} minus {minus}" if minus else stage
-        blocks.setdefault(scale, []).append([similarity, scale, at, *cells])
-    head = [f"{part} (%)" if part in ADDS.values() else part for part in shown]
-    return Table(
-        "count and similarity",
-        ["similarity", "scale", "stage", *head],
-        list(blocks.values()),
-        texts=3,
-        stacked=True,
+    at = pivot(
+        findings.rows("gelbach", category=ALL),
+        attrgetter("similarity", "scale", "stage", "minus"),
+        attrgetter("part"),
     )
+    lines = [
+        [similarity, scale, when_said(*when)]
+        + [(_percent if part in ADDS.values() else with_interval)(of[part]) for part in shown]
+        for (similarity, scale, *when), of in at.items()
+    ]
+    head = ["similarity", "scale", "stage"]
+    head += [f"{part} (%)" if part in ADDS.values() else part for part in shown]
+    return Table("count and similarity", head, blocks(lines, 1), texts=3, stacked=True)
 
 
 def _percent(row: GelbachRow) -> str:
@@ -208,58 +207,50 @@ def _percent(row: GelbachRow) -> str:
     return f"{100 * row.estimate:.2f} [{100 * row.low:.2f}, {100 * row.high:.2f}]"
 
 
-def section(findings: Findings) -> str:
-    found = findings.rows("gelbach", category=ALL)
-    if not found:
-        return ""
-    words = (
-        "The same comparison of items with themselves, of the margin, in one equation: how often the right choice was told "
-        f"rather than the wrong ones ({found[0].dose}), and how similar the mixture's text is to it rather than to them. "
-        "What the count's slope owes to similarity is the difference between its slope alone and beside it. R2 are of what is "
-        "left within items, which is mostly noise. Of two measures of one thing the better one takes the slope. Intervals are "
-        f"for other mixtures and items, those of R2 and r for other mixtures, n = {found[0].n}."
-    )
-    return f'<h2>How often, or how similarly?</h2><p class="hint">{escape(words)}</p>{page.show(parts_table(findings))}'
+def shown(findings: Findings) -> str:
+    first = findings.tables["gelbach"][0]
+    return hint(
+        "The same comparison of items with themselves, of the margin, in one equation: how often the right choice was seen "
+        f"rather than the wrong ones ({first.dose}), and how similar the mixture's text is to it rather than to them. What the "
+        "count's slope owes to similarity is the difference between its slope alone and beside it. R2 are of what is left within "
+        "items, which is mostly noise. Of two measures of one thing the better one takes the slope. Intervals are for other "
+        f"mixtures and items, those of R2 and r for other mixtures, n = {first.n}."
+    ) + page.show(parts_table(findings))
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
     first = findings.method["stages"][0]
-    found = findings.rows("gelbach", category=ALL, stage=first)
-    for scale in dict.fromkeys(r.scale for r in found):
-        at = {(r.similarity, r.part): r for r in found if r.scale == scale}
+    rows = findings.rows("gelbach", category=ALL, stage=first)
+    for scale, at in pivot(rows, attrgetter("scale"), attrgetter("similarity", "part")).items():
         kinds = [kind for kind in SIMILARITIES if (kind, OWED) in at and np.isfinite(at[kind, OWED].low)]
         if not kinds:
             continue
-        for what, words in (
+        counts, similar = ([at[kind, BESIDE[what]] for kind in kinds] for what in (COUNT, SIMILARITY))
+        beside = [f"{with_interval(r)} beside {kind}" for kind, r in zip(kinds, counts, strict=True)]
+        alone = [
+            f"{kind} {with_interval(at[kind, ALONE[SIMILARITY]])} alone and {with_interval(r)} beside the count"
+            for kind, r in zip(kinds, similar, strict=True)
+        ]
+        predicts = f"predicts the margin at {scale} {first} beyond how"
+        for rows_, words, numbers in (
             (
-                COUNT,
-                f"ow often a choice was told predicts the margin at {scale} {first} beyond how similar the text is to it",
+                counts,
+                f"ow often a choice was seen {predicts} similar the text is to it",
+                [f"{with_interval(at[kinds[0], ALONE[COUNT]])} alone", *beside],
             ),
-            (
-                SIMILARITY,
-                f"ow similar the text is to a choice predicts the margin at {scale} {first} beyond how often it was told",
-            ),
+            (similar, f"ow similar the text is to a choice {predicts} often it was seen", alone),
         ):
-            beside = [at[kind, BESIDE[what]] for kind in kinds]
-            said = "; ".join(
-                f"{kind} {with_interval(at[kind, ALONE[what]])} alone and {with_interval(r)} beside the count"
-                if what == SIMILARITY
-                else f"{with_interval(r)} beside {kind}"
-                for kind, r in zip(kinds, beside, strict=True)
-            )
-            if what == COUNT:
-                said = f"{with_interval(at[kinds[0], ALONE[COUNT]])} alone; {said}"
-            if all(r.low > 0 for r in beside):
-                yield Claim(SUPPORTED, f"H{words}, slopes of the margin {said}; n = {beside[0].n}.")
-            else:
-                yield Claim(UNSUPPORTED, f"That h{words}: slopes of the margin {said}; n = {beside[0].n}.")
+            said = f"slopes of the margin {'; '.join(numbers)}; n = {rows_[0].n}"
+            yield claim(*rows_, above=f"H{words}", otherwise=f"h{words}", said=said)
 
 
 EXPLAINER = Explainer(
     "gelbach",
     GelbachRow,
     rows,
-    section,
-    latex=lambda f: {"gelbach": parts_table(f)} if f.tables["gelbach"] else {},
-    claims=claims,
+    "How often, or how similarly?",
+    lacks=lacks,
+    shown=shown,
+    typeset=lambda findings: {"gelbach": parts_table(findings)},
+    said=claims,
 )

@@ -1,11 +1,14 @@
-"""The means that tables show: of each category and of all benchmarks, then of each benchmark."""
+"""The means that tables show: of each category and of all benchmarks, then of each benchmark; and their notes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from html import escape
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
+from evalengine.analysis.correlation import benjamini_hochberg
+from evalengine.analysis.figure import by
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.panel import category_key
 
@@ -21,6 +24,7 @@ class Named(Protocol):
 
 
 C = TypeVar("C", bound=Named)
+R = TypeVar("R", bound=Any)
 
 
 def grouped(every: Sequence[C]) -> Iterator[tuple[str, str, list[C]]]:
@@ -34,7 +38,25 @@ def grouped(every: Sequence[C]) -> Iterator[tuple[str, str, list[C]]]:
         yield cell.category, cell.benchmark, [cell]
 
 
-def notes(rows: Iterable[Any]) -> str:
-    """What means over benchmarks rest on, as lines of the report: of all of them, or of a category."""
-    said = dict.fromkeys((row.category, row.note) for row in rows if row.note and not row.benchmark)
-    return "".join(f'<p class="hint">{escape(category)}: {escape(note)}.</p>' for category, note in said)
+def joined(*notes: str) -> str:
+    """Those that say something, as one."""
+    return "; ".join(filter(None, notes))
+
+
+def partly(there: Sequence[Any], every: Sequence[Any]) -> str:
+    """Says that some benchmarks are not there."""
+    if len(there) == len(every):
+        return ""
+    return f"over the {len(there)} of {len(every)} benchmarks that every run was scored on"
+
+
+def with_q(rows: Sequence[R], family: Callable[[R], Any]) -> list[R]:
+    """Rows with Benjamini and Hochberg's q over the p of those of one family; as they are where that is None."""
+    out = list(rows)
+    for members in by(
+        [k for k, row in enumerate(rows) if family(row) is not None], lambda k: family(rows[k])
+    ).values():
+        q = benjamini_hochberg(np.array([rows[k].p for k in members]))
+        for k, value in zip(members, q, strict=True):
+            out[k] = rows[k]._replace(q=float(value))
+    return out

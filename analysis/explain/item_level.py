@@ -12,10 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array, Choices
-from evalengine.analysis.explain.design import rows as rows_in
-from evalengine.analysis.explain.explainer import Study
-
-CLIP = 5.0  # nats, of margins
+from evalengine.analysis.explain.explainer import Study, once
 
 
 class ItemLevel(NamedTuple):
@@ -40,59 +37,55 @@ class ItemLevel(NamedTuple):
     wrong_after: Array
 
 
+def item_levels(study: Study, mixtures: int = 1) -> Iterator[tuple[str, ItemLevel]]:
+    """The scales that have them, of so many mixtures or more."""
+    for scale in study.design.scales:
+        data = item_level(study, scale)
+        if data is not None and len(np.unique(data.mixture_R)) >= mixtures:
+            yield scale, data
+
+
+@once
 def item_level(study: Study, scale: str) -> ItemLevel | None:
     """None where no benchmark was scored on every run."""
-    return study.once(("items", scale), lambda: _item_level(study, scale))
-
-
-def _item_level(study: Study, scale: str) -> ItemLevel | None:
-    runs = study.design.runs[scale]
-    found: list[tuple[Choices, NDArray[np.int64], NDArray[np.int64]]] = []
+    both = study.design.names(scale, False), study.design.names(scale, True)
+    found = []
     for choices in study.scores.benchmarks:
-        before = rows_in(choices, [run.before for run in runs])
-        after = rows_in(choices, [run.after for run in runs])
+        before, after = map(choices.of, both)
         if before is not None and after is not None:
-            found.append((choices, before, after))
+            found.append((before, after))
     if not found:
         return None
-    sizes = [len(choices.item_I) for choices, _, _ in found]
-    columns = [list(_columns(*one)) for one in found]
+    sizes, columns = [len(one.item_I) for one, _ in found], [list(_columns(*pair)) for pair in found]
     right_before, right_after, margin, logp, logp_after, wrong, wrong_after = (
         np.concatenate(column, axis=1) for column in zip(*columns, strict=True)
     )
+    wrong_I = np.concatenate([np.diff(one.offset_I1) - 1 for one, _ in found])
     return ItemLevel(
-        tuple(choices.name for choices, _, _ in found),
-        tuple(choices.category for choices, _, _ in found),
+        tuple(one.name for one, _ in found),
+        tuple(one.category for one, _ in found),
         study.design.mixture_R(scale),
         np.repeat(np.arange(len(found)), sizes),
-        tuple(item for choices, _, _ in found for item in choices.item_I),
+        tuple(item for one, _ in found for item in one.item_I),
         right_before,
         right_after,
         margin,
         logp,
         logp_after,
-        np.concatenate(
-            [
-                np.repeat(np.arange(size), np.diff(choices.offset_I1) - 1) + first
-                for (choices, _, _), size, first in zip(found, sizes, np.cumsum([0, *sizes]), strict=False)
-            ]
-        ),
+        np.repeat(np.arange(len(wrong_I)), wrong_I),
         wrong,
         wrong_after,
     )
 
 
-def _columns(choices: Choices, before: NDArray[np.int64], after: NDArray[np.int64]) -> Iterator[Array]:
-    """The fields of ItemLevel from `right_before` to `wrong_after` but `item_W`, of one benchmark."""
-
-    one, other = choices.at(before), choices.at(after)
+def _columns(one: Choices, other: Choices) -> Iterator[Array]:
+    """The fields of ItemLevel from `right_before` to `wrong_after` but `item_W`, of one benchmark before and after."""
     wrong_C = np.ones(one.loglik_KC.shape[1], dtype=bool)
     wrong_C[one.gold_C] = False
-    yield (one.picks() == one.gold_I).astype(np.float64)
-    yield (other.picks() == other.gold_I).astype(np.float64)
-    gold_RI = one.loglik_KC[:, one.gold_C]
-    yield (gold_RI - one.best_wrong(one.loglik_KC)).clip(-CLIP, CLIP)
-    yield gold_RI
-    yield other.loglik_KC[:, other.gold_C]
+    yield one.right()
+    yield other.right()
+    yield one.margin()
+    yield one.gold()
+    yield other.gold()
     yield one.loglik_KC[:, wrong_C]
     yield other.loglik_KC[:, wrong_C]

@@ -17,7 +17,7 @@ Dims: R runs, I items, N observations.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import escape
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -25,11 +25,14 @@ from numpy.typing import NDArray
 
 from evalengine.analysis import page
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.item_level import ItemLevel, item_level
+from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
+from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.logistic import clustered, dummies, fit
+from evalengine.analysis.explain.parts import blocks, hint, pivot
+from evalengine.analysis.explain.student import Interval, half_width, interval
+from evalengine.analysis.explain.wording import claim
 from evalengine.analysis.figure import Table
-from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
+from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import with_interval
 
 MODELS = ("benchmarks", "+ log p", "+ margin", "+ both", "+ margin of each mixture")
@@ -40,6 +43,7 @@ SLOPES = (
     "slope of wrong choices on other mixtures' before",
 )
 LOGP, MARGIN = "log p(gold)", "margin"
+NAN = float("nan")
 
 
 class TransferRow(NamedTuple):
@@ -60,10 +64,8 @@ class TransferRow(NamedTuple):
 
 def rows(study: Study) -> list[TransferRow]:
     out = []
-    for scale in study.design.scales:
-        data = item_level(study, scale)
-        if data is not None and len(np.unique(data.mixture_R)) > 1:
-            out += [*models(data, scale, study.options.level), *slopes(data, scale, study.options.level)]
+    for scale, data in item_levels(study, mixtures=2):
+        out += [*models(data, scale, study.options.level), *slopes(data, scale, study.options.level)]
     return out
 
 
@@ -90,19 +92,18 @@ def models(data: ItemLevel, scale: str, level: float) -> Iterator[TransferRow]:
         x_NP = np.column_stack([*columns, base_NP])
         found = fit(x_NP, y_N)
         r2 = 1.0 - found.loglik / null
-        nothing = (float("nan"),) * 4
-        yield TransferRow(scale, model, "", float("nan"), *nothing, r2, n, len(y_N))
+        rest = (r2, n, len(y_N))
+        yield TransferRow(scale, model, "", *(NAN,) * 5, *rest)
         if terms:
             se_P = clustered(x_NP, y_N - found.probability_N, found.bread_PP, item_N, mixture_N)
-            for k, term in enumerate(terms):
-                ends = _ends(float(found.coefficient_P[k]), float(se_P[k]), n, level)
-                yield TransferRow(scale, model, term, float(found.coefficient_P[k]), *ends, r2, n, len(y_N))
+            for term, value, se in zip(terms, found.coefficient_P, se_P, strict=False):
+                yield TransferRow(scale, model, term, *_ends(float(value), float(se), n, level), *rest)
         elif columns:
-            slopes_M = found.coefficient_P[:n]
-            half = _quantile(n, level) * float(slopes_M.std(ddof=1)) / np.sqrt(n)
-            mean, se = float(slopes_M.mean()), float(slopes_M.std(ddof=1)) / np.sqrt(n)
-            ends = (mean - half, mean + half, se, float("nan"))
-            yield TransferRow(scale, model, "mean slope of the margin", mean, *ends, r2, n, len(y_N))
+            slope_M = found.coefficient_P[:n]
+            mean, half = float(slope_M.mean()), half_width(slope_M, level)
+            se = float(slope_M.std(ddof=1) / np.sqrt(n))
+            ends = (mean, mean - half, mean + half, se, NAN)
+            yield TransferRow(scale, model, "mean slope of the margin", *ends, *rest)
 
 
 def slopes(data: ItemLevel, scale: str, level: float) -> Iterator[TransferRow]:
@@ -117,8 +118,7 @@ def slopes(data: ItemLevel, scale: str, level: float) -> Iterator[TransferRow]:
         (SLOPES[3], _of_others(data.wrong, data.mixture_R), wrong_gained, data.item_W),
     ):
         slope, se, count = _slope(x_RX, gain_RX, item_X, data)
-        ends = _ends(slope, se, n, level)
-        yield TransferRow(scale, name, "", slope, *ends, float("nan"), n, count)
+        yield TransferRow(scale, name, "", *_ends(slope, se, n, level), NAN, n, count)
 
 
 def _of_others(x_RI: Array, mixture_R: NDArray[np.int64]) -> Array:
@@ -146,107 +146,79 @@ def _within(x_N: Array, group_N: NDArray[np.int64]) -> Array:
     return x_N - (np.bincount(group_N, x_N) / np.maximum(np.bincount(group_N), 1))[group_N]
 
 
-def _quantile(n: int, level: float) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(n - 1, 0.5 + level / 2))
-
-
-def _ends(estimate: float, se: float, n: int, level: float) -> tuple[float, float, float, float]:
-    """low, high, se, p."""
-    from scipy.special import stdtr
-
-    half = _quantile(n, level) * se
-    return (
-        estimate - half,
-        estimate + half,
-        se,
-        float(2.0 * stdtr(n - 1, -abs(estimate) / se)) if se > 0 else float("nan"),
-    )
+def _ends(estimate: float, se: float, n: int, level: float) -> Interval:
+    found = interval(np.array([estimate]), np.array([se]), n, level).at(0)
+    return found if se > 0 else found._replace(p=NAN)
 
 
 # --- the report
 
 
 def models_table(findings: Findings) -> Table:
-    found = findings.tables["item_transfer"]
-    blocks = []
-    for scale in dict.fromkeys(r.scale for r in found):
-        lines = []
-        for model in MODELS:
-            mine = [r for r in found if r.scale == scale and r.model == model]
-            if not mine:
-                continue
-            at = {r.term: r for r in mine}
-            cells = [with_interval(at.get(term)) for term in (LOGP, MARGIN)]
-            lines.append([model, scale, *cells, f"{mine[0].pseudo_r2:.3f}"])
-        blocks.append(lines)
-    return Table("right after", ["model", "scale", LOGP, MARGIN, "pseudo-R2"], blocks, texts=2)
+    found = pivot(findings.tables["item_transfer"], attrgetter("model", "scale"), attrgetter("term"))
+    lines = [
+        [*place, *(with_interval(at.get(term)) for term in (LOGP, MARGIN)), f"{at[''].pseudo_r2:.3f}"]
+        for place, at in found.items()
+        if place[0] in MODELS
+    ]
+    return Table("right after", ["model", "scale", LOGP, MARGIN, "pseudo-R2"], blocks(lines, 1), texts=2)
 
 
 def slopes_table(findings: Findings) -> Table:
     found = [r for r in findings.tables["item_transfer"] if r.model in SLOPES]
-    blocks = [
-        [[r.model, r.scale, with_interval(r)] for r in found if r.scale == scale]
-        for scale in dict.fromkeys(r.scale for r in found)
-    ]
-    return Table("slopes", ["log gain on log before", "scale", "nats per nat"], blocks, texts=2)
+    lines = [[r.model, r.scale, with_interval(r)] for r in found]
+    return Table("slopes", ["log gain on log before", "scale", "nats per nat"], blocks(lines, 1), texts=2)
 
 
-def section(findings: Findings) -> str:
-    found = findings.tables["item_transfer"]
-    if not found:
-        return ""
-    before, after = map(escape, findings.method["stages"])
+def shown(findings: Findings) -> str:
+    before, after = findings.method["stages"]
     return (
-        "<h2>Which items are answered right after fine-tuning</h2>"
-        f'<p class="hint">Logistic models of right at {after} on what is known at {before}, an intercept for each benchmark, '
-        "in log-odds for each nat, and how much each model explains. Intervals are for other items and other mixtures, n = "
-        f"{found[0].n}.</p>{page.show(models_table(findings))}"
-        '<p class="hint">The slope of what the right choice gains on what it had is negative in any noisy data, and no sign that '
-        "unlikely answers are primed: wrong choices, which nobody taught, show what it is without learning, and for both a "
-        "before that is taken from other mixtures' models shows it without the shared noise.</p>"
-        f"{page.show(slopes_table(findings))}"
+        hint(
+            f"Logistic models of right at {after} on what is known at {before}, an intercept for each benchmark, in log-odds for "
+            "each nat, and how much each model explains. Intervals are for other items and other mixtures, n = "
+            f"{findings.tables['item_transfer'][0].n}."
+        )
+        + page.show(models_table(findings))
+        + hint(
+            "The slope of what the right choice gains on what it had is negative in any noisy data, and no sign that unlikely "
+            "answers are primed: wrong choices, which nobody taught, show what it is without learning, and for both a before "
+            "that is taken from other mixtures' models shows it without the shared noise."
+        )
+        + page.show(slopes_table(findings))
     )
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
-    found = findings.tables["item_transfer"]
-    for scale in dict.fromkeys(r.scale for r in found):
-        r2 = {r.model: r.pseudo_r2 for r in found if r.scale == scale and not r.term}
-        both = next((r for r in found if r.scale == scale and r.model == MODELS[3] and r.term == LOGP), None)
-        margin = next(
-            (r for r in found if r.scale == scale and r.model == MODELS[3] and r.term == MARGIN), None
-        )
-        if both is None or margin is None:
+    rows = findings.tables["item_transfer"]
+    for scale, at in pivot(rows, attrgetter("scale"), attrgetter("model", "term")).items():
+        if (MODELS[3], MARGIN) not in at:
             continue
-        shares = [f"{r2[model]:.3f}" for model in MODELS[:3]]
-        said = (
-            f"pseudo-R2 {shares[0]} by benchmarks, {shares[1]} with log p(gold), {shares[2]} with the margin"
+        logp, margin = at[MODELS[3], LOGP], at[MODELS[3], MARGIN]
+        shares = [f"{at[model, ''].pseudo_r2:.3f}" for model in MODELS[:3]]
+        r2 = f"pseudo-R2 {shares[0]} by benchmarks, {shares[1]} with log p(gold), {shares[2]} with the margin"
+        beside = f"log-odds for each nat beside log p(gold), n = {margin.n}"
+        yield claim(
+            margin,
+            above=f"At {scale} the margin before fine-tuning says which items are right after",
+            otherwise=f"the margin before fine-tuning says at {scale} which items are right after",
+            said=f"{r2}; {with_interval(margin)} {beside}",
         )
-        if margin.low > 0:
-            yield Claim(
-                SUPPORTED,
-                f"At {scale} the margin before fine-tuning tells which items are right after: {said}; {with_interval(margin)} "
-                f"log-odds for each nat beside log p(gold), n = {margin.n}.",
-            )
-        if both.low <= 0 <= both.high:
-            yield Claim(
-                UNSUPPORTED,
-                f"That log p(gold) says more at {scale} than the margin does: {with_interval(both)} log-odds for each nat, "
-                f"n = {both.n}.",
-            )
+        yield claim(
+            logp,
+            above=f"At {scale} log p(gold) says more than the margin alone does",
+            below=f"At {scale} log p(gold) says more than the margin alone does",
+            otherwise=f"log p(gold) says more at {scale} than the margin does",
+            said=f"{with_interval(logp)} log-odds for each nat, n = {logp.n}",
+        )
 
 
 EXPLAINER = Explainer(
     "item_transfer",
     TransferRow,
     rows,
-    section,
-    latex=lambda f: (
-        {"item_transfer": models_table(f), "item_slopes": slopes_table(f)}
-        if f.tables["item_transfer"]
-        else {}
-    ),
-    claims=claims,
+    "Which items are answered right after fine-tuning",
+    lacks=lambda study: lacks_mixtures(study, 2),
+    shown=shown,
+    typeset=lambda findings: {"item_transfer": models_table(findings), "item_slopes": slopes_table(findings)},
+    said=claims,
 )

@@ -5,20 +5,10 @@ Reference: Efron & Tibshirani (1993), "An Introduction to the Bootstrap", ch. 11
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from evalengine.analysis.explain.choices import Array
-
-
-class Interval(NamedTuple):
-    """Ends and standard error of statistics of any shape, and two-sided p of their being 0; NaN where one is not defined."""
-
-    low: Array
-    high: Array
-    se: Array
-    p: Array
+from evalengine.analysis.explain.student import Interval, interval
 
 
 def of_share(estimate_S: Array, without_MS: Array, level: float = 0.95) -> Interval:
@@ -32,16 +22,10 @@ def of_correlation(estimate_S: Array, without_MS: Array, level: float = 0.95) ->
     inside = 1.0 - 1e-9
     z_S, z_MS = (np.arctanh(x.clip(-inside, inside)) for x in (estimate_S, without_MS))
     found = jackknife(z_S, z_MS, level)
-    return found._replace(low=np.tanh(found.low), high=np.tanh(found.high))
+    return found._replace(estimate=estimate_S, low=np.tanh(found.low), high=np.tanh(found.high))
 
 
 def jackknife(estimate_S: Array, without_MS: Array, level: float = 0.95) -> Interval:
     """`without_MS`: each statistic without each of the M mixtures. n - 1 degrees of freedom."""
-    from scipy.special import stdtr, stdtrit
-
     n = len(without_MS)
-    se_S = np.sqrt((n - 1) * without_MS.var(axis=0))
-    half_S = stdtrit(n - 1, 0.5 + level / 2) * se_S
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p_S = 2.0 * stdtr(n - 1, -np.abs(estimate_S / se_S))
-    return Interval(estimate_S - half_S, estimate_S + half_S, se_S, np.asarray(p_S))
+    return interval(estimate_S, np.sqrt((n - 1) * without_MS.var(axis=0)), n, level)

@@ -13,30 +13,38 @@ Dims: J sets of mixtures (all, then without each), M mixtures, B benchmarks, I i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis import page
-from evalengine.analysis.correlation import benjamini_hochberg
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.design import by_mixture
-from evalengine.analysis.explain.design import rows as rows_in
-from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.grouped import grouped
-from evalengine.analysis.explain.quantities import ACCURACY, quantities
-from evalengine.analysis.explain.ranking import AGREEMENT, MEASURES, R, interval, with_and_without
+from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
+from evalengine.analysis.explain.grouped import grouped, joined, with_q
+from evalengine.analysis.explain.parts import hint, pivot
+from evalengine.analysis.explain.quantities import ACCURACY, Values, values_of
+from evalengine.analysis.explain.ranking import (
+    AGREEMENT,
+    LEAST,
+    MEASURES,
+    R,
+    interval,
+    over_benchmarks,
+    with_and_without,
+)
+from evalengine.analysis.explain.twoway import interaction
+from evalengine.analysis.explain.wording import side, supported, unsupported
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
+from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval, with_interval
 
 REGRET = "regret"
 CHOSEN = "chosen on other benchmarks"
 CEILING = "ceiling"
-LEAST = 4  # mixtures
 
 
 class ProxyRow(NamedTuple):
@@ -66,122 +74,66 @@ class Named(NamedTuple):
     benchmark: str
 
 
-class Values(NamedTuple):
-    """One scale and stage: by quantity, item by item, (M, I) of each benchmark."""
-
-    mixtures: tuple[str, ...]
-    benchmarks: dict[str, dict[str, Array]]  # by benchmark, then quantity
-    categories: dict[str, str]
-
-
-def values_of(study: Study, scale: str, after: bool) -> Values:
-    """Runs of a mixture averaged; benchmarks that a run lacks are left out."""
-    return study.once(("quantities", scale, after), lambda: _values_of(study, scale, after))
-
-
-def _values_of(study: Study, scale: str, after: bool) -> Values:
-    runs, mixture_R = study.design.runs[scale], study.design.mixture_R(scale)
-    names = [run.after if after else run.before for run in runs]
-    found, categories = {}, {}
-    for choices in study.scores.benchmarks:
-        if (k := rows_in(choices, names)) is not None:
-            every = {str(q): by_mixture(x_RI, mixture_R) for q, x_RI in quantities(choices, k)}
-            found[choices.name], categories[choices.name] = every, choices.category
-    mixtures = tuple(study.design.mixtures[m] for m in np.unique(mixture_R))
-    return Values(mixtures, found, categories)
-
-
 def settings(study: Study) -> Iterator[tuple[str, Values, str, Values]]:
     """What is seen and what it is to predict: at each scale after fine-tuning; of the smallest scale, the largest's."""
-    (before, after), scales = study.design.stages, study.design.scales
-    for scale in scales:
-        yield (
-            f"{scale} {before}",
-            values_of(study, scale, False),
-            f"{scale} {after}",
-            values_of(study, scale, True),
-        )
+    scales = study.design.scales
+    pairs = [((scale, False), (scale, True)) for scale in scales]
     if len(scales) > 1:
         small, large = scales[0], scales[-1]
-        for seen, target in ((False, False), (False, True), (True, True)):
-            words = (f"{small} {after if seen else before}", f"{large} {after if target else before}")
-            yield words[0], values_of(study, small, seen), words[1], values_of(study, large, target)
+        pairs += [
+            ((small, seen), (large, target)) for seen, target in ((False, False), (False, True), (True, True))
+        ]
+    for seen, target in pairs:
+        names = (f"{scale} {study.design.stages[after]}" for scale, after in (seen, target))
+        yield next(names), values_of(study, *seen), next(names), values_of(study, *target)
 
 
 def rows(study: Study) -> list[ProxyRow]:
-    out = []
+    out: list[ProxyRow] = []
     for seen, x, target, y in settings(study):
         mixtures = [m for m in x.mixtures if m in y.mixtures]
-        benchmarks = [b for b in x.benchmarks if b in y.benchmarks]
+        benchmarks = [Named(x.categories[b], b) for b in x.value if b in y.value]
         if len(mixtures) >= LEAST and benchmarks:
-            out += [
-                row._replace(seen=seen, target=target) for row in _rows(study, x, y, mixtures, benchmarks)
-            ]
-    return out
+            found = _rows(study, x, y, mixtures, benchmarks)
+            out += [row._replace(seen=seen, target=target) for row in found]
+    return with_q(out, attrgetter("seen", "target", "measure", "category", "benchmark"))
 
 
 def _rows(
-    study: Study, x: Values, y: Values, mixtures: list[str], benchmarks: list[str]
+    study: Study, x: Values, y: Values, mixtures: list[str], benchmarks: Sequence[Named]
 ) -> Iterator[ProxyRow]:
+    """Rows but for what is seen and predicted. Regret and ceilings have no interval: no resampling of mixtures says how far the
+    choice of the best one would move."""
     of_x, of_y = ([v.mixtures.index(m) for m in mixtures] for v in (x, y))
-    proxies = list(x.benchmarks[benchmarks[0]])
-    x_PMB = np.stack(
-        [np.stack([x.benchmarks[b][p][of_x].mean(axis=1) for b in benchmarks], axis=1) for p in proxies]
-    )
-    items_BMI = [y.benchmarks[b][ACCURACY][of_y] for b in benchmarks]
+    names, nan = [b for _, b in benchmarks], (np.nan,)
+    proxies, n = list(x.value[names[0]]), len(mixtures)
+    x_PMB = np.stack([np.stack([x.value[b][p][of_x].mean(axis=1) for b in names], axis=1) for p in proxies])
+    items_BMI = [y.value[b][ACCURACY][of_y] for b in names]
     y_MB = np.stack([x_MI.mean(axis=1) for x_MI in items_BMI], axis=1)
-    categories = [x.categories[b] for b in benchmarks]
-    named = [Named(*one) for one in zip(categories, benchmarks, strict=True)]
-    place, n, ceilings = {b: k for k, b in enumerate(benchmarks)}, len(mixtures), ceiling(items_BMI)
-
+    ceilings = ceiling(items_BMI)
     for measure in MEASURES:
         value_PJB = np.stack([with_and_without(measure, x_MB, y_MB) for x_MB in x_PMB])
-        known_B = np.asarray(
-            np.isfinite(value_PJB).all(axis=(0, 1))
-        )  # all proxies are compared over the same benchmarks
+        # All proxies are compared over the same benchmarks.
+        known_B = np.asarray(np.isfinite(value_PJB).all(axis=(0, 1)))
         lines = dict(zip(proxies, value_PJB, strict=True))
         if measure == AGREEMENT and known_B.any():
             lines[CHOSEN] = np.full(value_PJB.shape[1:], np.nan)
             lines[CHOSEN][:, known_B] = chosen(value_PJB[:, :, known_B])
-        for category, benchmark, of in grouped(named):
-            index = [place[one.benchmark] for one in of]
-            used = [b for b in index if known_B[b]]
-            tied = [benchmarks[b] for b in index if not known_B[b]]
-            note = f"without {', '.join(tied)} (mixtures tied)" if tied else ""
-            at, made = (measure, category, benchmark), []
+        for category, benchmark, used, tied in over_benchmarks(known_B, benchmarks):
+            at = (measure, category, benchmark)
             for proxy, value_JB in lines.items():
                 for minus in ("",) if benchmark or proxy == ACCURACY else ("", ACCURACY):
                     value_J = value_JB - lines[minus] if minus else value_JB
                     ends, why = interval(value_J[:, used], measure, bool(minus), study.options.level)
-                    said = "; ".join(filter(None, [note, why]))
-                    row = ProxyRow("", "", proxy, minus, *at, *ends, np.nan, n, said)
-                    made.append(row)
-            yield from adjusted(made)
+                    yield ProxyRow("", "", proxy, minus, *at, *ends, np.nan, n, joined(tied, why))
             most = float(ceilings[measure][used].mean()) if used else np.nan
-            yield _plain(CEILING, *at, most, n, note)
-    lost_PB = np.stack([regret(x_MB, y_MB) for x_MB in x_PMB])
-    for proxy, lost_B in zip(proxies, lost_PB, strict=True):
-        for category, benchmark, of in grouped(named):
+            yield ProxyRow("", "", CEILING, "", *at, most, *nan * 4, n, tied)
+    place = {b: k for k, b in enumerate(names)}
+    for proxy, x_MB in zip(proxies, x_PMB, strict=True):
+        lost_B = regret(x_MB, y_MB)
+        for category, benchmark, of in grouped(benchmarks):
             lost = float(lost_B[[place[one.benchmark] for one in of]].mean())
-            yield _plain(proxy, REGRET, category, benchmark, lost, n, "")
-
-
-def adjusted(made: list[ProxyRow]) -> list[ProxyRow]:
-    """With q over the proxies whose difference to accuracy has a p."""
-    tested = [k for k, row in enumerate(made) if np.isfinite(row.p)]
-    out = list(made)
-    if tested:
-        for k, q in zip(tested, benjamini_hochberg(np.array([made[k].p for k in tested])), strict=True):
-            out[k] = made[k]._replace(q=float(q))
-    return out
-
-
-def _plain(
-    proxy: str, measure: str, category: str, benchmark: str, estimate: float, n: int, note: str
-) -> ProxyRow:
-    """Without an interval: no resampling of mixtures says how far the choice of the best one would move."""
-    ends = (np.nan,) * 4
-    return ProxyRow("", "", proxy, "", measure, category, benchmark, estimate, *ends, n, note)
+            yield ProxyRow("", "", proxy, "", REGRET, category, benchmark, lost, *nan * 4, n, "")
 
 
 def chosen(value_PJB: Array) -> Array:
@@ -207,12 +159,10 @@ def ceiling(items_BMI: list[Array]) -> dict[str, NDArray[np.float64]]:
 
 def reliability(x_MI: Array) -> float:
     """Hoyt's (1941): the share of the variance between mixtures that infinitely many items would leave; NaN where none varies."""
-    M, items = x_MI.shape
-    rest_MI = x_MI - x_MI.mean(axis=1, keepdims=True) - x_MI.mean(axis=0) + x_MI.mean()
     variance = float(x_MI.mean(axis=1).var(ddof=1))
-    if items < 2 or variance <= 0.0:
+    if x_MI.shape[1] < 2 or variance <= 0.0:
         return np.nan
-    return 1.0 - float((rest_MI**2).sum()) / ((M - 1) * (items - 1)) / items / variance
+    return 1.0 - interaction(x_MI) / x_MI.shape[1] / variance
 
 
 # --- the report
@@ -221,37 +171,30 @@ def reliability(x_MI: Array) -> float:
 def table(findings: Findings) -> Table:
     """Agreement over all benchmarks: a block for each setting, the proxies by what they get."""
     blocks = []
-    every = findings.rows("proxies", benchmark="", category=ALL)
-    for seen, target in dict.fromkeys((r.seen, r.target) for r in every):
-        mine = [r for r in every if (r.seen, r.target) == (seen, target)]
-        at = {(r.proxy, r.minus, r.measure): r for r in mine}
-        proxies = [
-            r for r in mine if r.measure == AGREEMENT and not r.minus and r.proxy not in (CEILING, CHOSEN)
-        ]
-        proxies.sort(key=lambda r: -r.estimate)
-        order = [r.proxy for r in proxies[:6]]
+    every = findings.means("proxies", category=ALL)
+    for setting, at in pivot(
+        every, attrgetter("seen", "target"), attrgetter("proxy", "minus", "measure")
+    ).items():
+        right = [r for (_, minus, measure), r in at.items() if measure == AGREEMENT and not minus]
+        right = sorted((r for r in right if r.proxy not in (CEILING, CHOSEN)), key=lambda r: -r.estimate)
+        order = [r.proxy for r in right[:6]]
         order += [p for p in (ACCURACY, CHOSEN, CEILING) if p not in order]
-        blocks.append(
-            [
+        block = []
+        for proxy in order:
+            own, r = at[proxy, "", AGREEMENT], at.get((proxy, "", R))
+            more, lost = at.get((proxy, ACCURACY, AGREEMENT)), at.get((proxy, "", REGRET))
+            block.append(
                 [
-                    seen,
-                    target,
+                    *setting,
                     proxy,
-                    f"{100 * at[proxy, '', AGREEMENT].estimate:.1f}"
-                    if proxy == CEILING
-                    else share_with_interval(at.get((proxy, "", AGREEMENT))),
-                    share_with_interval(at.get((proxy, ACCURACY, AGREEMENT))),
-                    page.p_value(at[proxy, ACCURACY, AGREEMENT].q)
-                    if (proxy, ACCURACY, AGREEMENT) in at
-                    else "–",
-                    f"{at[proxy, '', R].estimate:+.2f}"
-                    if proxy == CEILING
-                    else with_interval(at.get((proxy, "", R))),
-                    f"{100 * at[proxy, '', REGRET].estimate:.1f}" if (proxy, "", REGRET) in at else "–",
+                    f"{100 * own.estimate:.1f}" if proxy == CEILING else share_with_interval(own),
+                    share_with_interval(more),
+                    page.p_value(more.q) if more else "–",
+                    f"{r.estimate:+.2f}" if r and proxy == CEILING else with_interval(r),
+                    f"{100 * lost.estimate:.1f}" if lost else "–",
                 ]
-                for proxy in order
-            ]
-        )
+            )
+        blocks.append(block)
     head = [
         "seen",
         "predicts",
@@ -265,43 +208,36 @@ def table(findings: Findings) -> Table:
     return Table("what predicts", head, blocks, texts=3)
 
 
-def section(findings: Findings) -> str:
-    found = findings.tables["proxies"]
-    if not found:
-        return ""
-    return (
-        "<h2>What predicts fine-tuning</h2>"
-        '<p class="hint">Of two mixtures, which will have the higher accuracy later, or at the larger scale: how often each '
-        "quantity that is seen earlier is right, as means over all benchmarks. The best six, accuracy itself, what one gets by "
-        "choosing the quantity on the other benchmarks, and the most that the target's item noise allows. Jackknife intervals "
-        f"over mixtures, n = {max(r.n for r in found)}; q over the quantities. All are in the table proxies.</p>"
-        f"{page.show(table(findings))}"
-    )
+def shown(findings: Findings) -> str:
+    return hint(
+        "Of two mixtures, which will have the higher accuracy later, or at the larger scale: how often each quantity that is "
+        "seen earlier is right, as means over all benchmarks. The best six, accuracy itself, what one gets by choosing the "
+        "quantity on the other benchmarks, and the most that the target's item noise allows. Jackknife intervals over mixtures, "
+        f"n = {max(r.n for r in findings.tables['proxies'])}; q over the quantities. All are in the table proxies."
+    ) + page.show(table(findings))
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
-    every = findings.rows("proxies", benchmark="", category=ALL, measure=AGREEMENT)
+    every = findings.means("proxies", category=ALL, measure=AGREEMENT)
     open_: list[str] = []
-    for seen, target in dict.fromkeys((r.seen, r.target) for r in every):
-        mine = [r for r in every if (r.seen, r.target) == (seen, target)]
-        better = [r for r in mine if r.minus and r.proxy != CHOSEN and r.q < 0.05 and r.low > 0]
-        own = next(r for r in mine if r.proxy == ACCURACY)
-        honest = next(r for r in mine if r.minus and r.proxy == CHOSEN)
-        said = f"{seen} for {target}: accuracy is right of {share_with_interval(own)}% of pairs"
+    for (seen, target), at in pivot(
+        every, attrgetter("seen", "target"), attrgetter("proxy", "minus")
+    ).items():
+        better = [r for (p, minus), r in at.items() if minus and p != CHOSEN and r.q < 0.05 and side(r) > 0]
         if better:
             best = max(better, key=lambda r: r.estimate)
-            yield Claim(
-                SUPPORTED,
-                f"{best.proxy} predicts better than accuracy does ({said}), by {share_with_interval(best)} points, "
-                f"q {page.p_value(best.q)}, n = {best.n}.",
+            yield supported(
+                f"{best.proxy} predicts better than accuracy does, {seen} for {target}",
+                f"by {share_with_interval(best)} points, q {page.p_value(best.q)}, n = {best.n}; accuracy is right of "
+                f"{share_with_interval(at[ACCURACY, ''])}% of pairs",
             )
         else:
-            open_.append(f"{seen} for {target} {share_with_interval(honest)}")
+            open_.append(f"{seen} for {target} {share_with_interval(at[CHOSEN, ACCURACY])}")
     if open_:
-        yield Claim(
-            UNSUPPORTED,
-            "That another quantity predicts better than accuracy: chosen on the other benchmarks it is right of so many points "
-            f"of the pairs more, {'; '.join(open_)}; n = {every[0].n}.",
+        yield unsupported(
+            "another quantity predicts better than accuracy",
+            "chosen on the other benchmarks it is right of so many points of the pairs more, "
+            f"{'; '.join(open_)}; n = {every[0].n}",
         )
 
 
@@ -309,7 +245,9 @@ EXPLAINER = Explainer(
     "proxies",
     ProxyRow,
     rows,
-    section,
-    latex=lambda f: {"proxies": table(f)} if f.tables["proxies"] else {},
-    claims=claims,
+    "What predicts fine-tuning",
+    lacks=lambda study: lacks_mixtures(study, LEAST),
+    shown=shown,
+    typeset=lambda findings: {"proxies": table(findings)},
+    said=claims,
 )

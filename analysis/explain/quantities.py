@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array, Choices
+from evalengine.analysis.explain.design import by_mixture
+from evalengine.analysis.explain.explainer import Study, once
 
-CLIP = 5.0  # nats: a few items that are far off would decide the mean
 ACCURACY = "accuracy"
 UNITS = ("raw", "per character", "per token")
 
@@ -40,14 +41,47 @@ class Quantity(NamedTuple):
         return self.name if self.unit in ("", "raw") else f"{self.name} {self.unit}"
 
 
-def quantities(choices: Choices, k: NDArray[np.int64]) -> Iterator[tuple[Quantity, Array]]:
-    """Every quantity of some checkpoints, (K, I)."""
-    some = choices.at(k)
-    yield Quantity(ACCURACY, ""), (some.picks() == some.gold_I).astype(np.float64)
+class Values(NamedTuple):
+    """One scale and stage, runs of a mixture averaged: by benchmark, then quantity, (M, I) and the standard deviation between
+    runs of a mixture, NaN with one run of each. Benchmarks that a run lacks are left out."""
+
+    mixtures: tuple[str, ...]
+    categories: dict[str, str]
+    value: dict[str, dict[str, Array]]
+    between_runs: dict[str, dict[str, float]]
+
+
+@once
+def values_of(study: Study, scale: str, after: bool) -> Values:
+    names, mixture_R = study.design.names(scale, after), study.design.mixture_R(scale)
+    found = Values(tuple(study.design.mixtures[m] for m in np.unique(mixture_R)), {}, {}, {})
+    for choices in study.scores.benchmarks:
+        if (some := choices.of(names)) is not None:
+            every = {str(q): x_RI for q, x_RI in quantities(some)}
+            found.categories[choices.name] = choices.category
+            found.value[choices.name] = {q: by_mixture(x_RI, mixture_R) for q, x_RI in every.items()}
+            found.between_runs[choices.name] = {
+                q: between_runs(x_RI.mean(axis=1), mixture_R) for q, x_RI in every.items()
+            }
+    return found
+
+
+def between_runs(mean_R: Array, mixture_R: NDArray[np.int64]) -> float:
+    """Standard deviation between runs of one mixture, pooled; NaN with one run of each."""
+    count = np.bincount(mixture_R)
+    if not (count > 1).any():
+        return np.nan
+    within = mean_R - (np.bincount(mixture_R, mean_R) / np.maximum(count, 1))[mixture_R]
+    return float(np.sqrt((within**2).sum() / (len(mean_R) - (count > 0).sum())))
+
+
+def quantities(some: Choices) -> Iterator[tuple[Quantity, Array]]:
+    """Every quantity of checkpoints, (K, I)."""
+    yield Quantity(ACCURACY, ""), some.right()
     lengths: tuple[Any, ...] = (1.0, some.chars_C.clip(1), some.tokens_KC.clip(1))
     for unit, length in zip(UNITS, lengths, strict=True):
         of = some._replace(loglik_KC=some.loglik_KC / length)
-        gold_KI = of.loglik_KC[:, of.gold_C]
+        gold_KI = of.gold()
         mass_KI = of.log_mass()
         item_C = np.repeat(np.arange(len(of.gold_I)), np.diff(of.offset_I1))
         share_KC = np.exp(of.loglik_KC - mass_KI[:, item_C])
@@ -56,5 +90,5 @@ def quantities(choices: Choices, k: NDArray[np.int64]) -> Iterator[tuple[Quantit
         yield Quantity("norm_correct_prob", unit), share_KI
         yield Quantity("margin", unit), share_KI - of.best_wrong(share_KC)
         yield Quantity("total_prob", unit), np.exp(mass_KI)
-        yield Quantity("logit margin", unit), (gold_KI - of.best_wrong(of.loglik_KC)).clip(-CLIP, CLIP)
+        yield Quantity("logit margin", unit), of.margin()
         yield Quantity("log prob", unit), gold_KI

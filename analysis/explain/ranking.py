@@ -9,12 +9,16 @@ Dims: J sets of mixtures (all, then without each), M mixtures, B benchmarks.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array
+from evalengine.analysis.explain.grouped import C, grouped
 from evalengine.analysis.explain.jackknife import jackknife, of_correlation, of_share
 
+LEAST = 4  # mixtures
 AGREEMENT, R = MEASURES = ("pair agreement", "r")
 
 
@@ -34,10 +38,22 @@ def interval(
         return (np.nan, np.nan, np.nan, np.nan), ""
     value_J = value_JB.mean(axis=1)
     interval_of = jackknife if difference else of_share if measure == AGREEMENT else of_correlation
-    low, high, se, p = (float(x[0]) for x in interval_of(value_J[:1], value_J[1:, None], level))
+    estimate, low, high, se, p = interval_of(value_J[:1], value_J[1:, None], level).at(0)
     if not se > 1e-12:
-        return (float(value_J[0]), np.nan, np.nan, np.nan), "the same without each mixture, so no interval"
-    return (float(value_J[0]), low, high, p if difference else np.nan), ""
+        return (estimate, np.nan, np.nan, np.nan), "the same without each mixture, so no interval"
+    return (estimate, low, high, p if difference else np.nan), ""
+
+
+def over_benchmarks(
+    known_B: NDArray[np.bool_], every: Sequence[C]
+) -> Iterator[tuple[str, str, list[int], str]]:
+    """Category and benchmark of each mean (grouped.py), the places of its benchmarks that are known, a note on the others."""
+    place = {cell.benchmark: b for b, cell in enumerate(every)}
+    for category, benchmark, chosen in grouped(every):
+        index = [place[cell.benchmark] for cell in chosen]
+        tied = [every[b].benchmark for b in index if not known_B[b]]
+        note = f"without {', '.join(tied)} (mixtures tied)" if tied else ""
+        yield category, benchmark, [b for b in index if known_B[b]], note
 
 
 def agreement(x_MB: Array, y_MB: Array) -> Array:

@@ -51,11 +51,4 @@ def in_format(choices: Choices, f: int) -> Choices:
     at_C = np.repeat(choices.offset_I1[:-1] + f * count_I - offset_I1[:-1], count_I) + np.arange(
         offset_I1[-1]
     )
-    return choices._replace(
-        offset_I1=offset_I1,
-        chars_C=choices.chars_C[at_C],
-        bytes_C=choices.bytes_C[at_C],
-        loglik_KC=choices.loglik_KC[:, at_C],
-        tokens_KC=choices.tokens_KC[:, at_C],
-        uncond_KC=None if choices.uncond_KC is None else choices.uncond_KC[:, at_C],
-    )
+    return choices.taken(at_C, count_I)

@@ -11,17 +11,18 @@ Dims: M mixtures, I items.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import escape
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 
 from evalengine.analysis import page
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.design import rows as rows_in
-from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.proxies import AGREEMENT, values_of
-from evalengine.analysis.explain.quantities import ACCURACY, quantities
+from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
+from evalengine.analysis.explain.parts import blocks, folded, hint, pivot
+from evalengine.analysis.explain.proxies import AGREEMENT
+from evalengine.analysis.explain.quantities import ACCURACY, values_of
+from evalengine.analysis.explain.twoway import interaction
 from evalengine.analysis.figure import Table
 from evalengine.analysis.protocol import CAUTION, Claim
 
@@ -51,88 +52,47 @@ def rows(study: Study) -> list[SnrRow]:
             values = values_of(study, scale, bool(after))
             if len(values.mixtures) < 2:
                 continue
-            between = _between_runs(study, scale, bool(after))
-            for benchmark, of in values.benchmarks.items():
+            for benchmark, of in values.value.items():
                 for quantity, x_MI in of.items():
                     at = (scale, stage, quantity, values.categories[benchmark], benchmark)
-                    seeds = between.get((benchmark, quantity), np.nan)
+                    seeds = values.between_runs[benchmark][quantity]
                     out.append(SnrRow(*at, *signal_and_noise(x_MI), seeds, len(x_MI)))
     return out
 
 
 def signal_and_noise(x_MI: Array) -> tuple[float, float, float, float, float, float]:
     """Mean, signal, range, noise, their ratio, and reliability."""
-    M, items = x_MI.shape
-    mean_M = x_MI.mean(axis=1)
-    rest_MI = x_MI - mean_M[:, None] - x_MI.mean(axis=0) + x_MI.mean()
+    mean_M, items = x_MI.mean(axis=1), x_MI.shape[1]
     signal, spread = float(mean_M.std(ddof=1)), float(mean_M.max() - mean_M.min())
-    noise = float(np.sqrt((rest_MI**2).sum() / ((M - 1) * (items - 1)) / items)) if items > 1 else np.nan
+    noise = float(np.sqrt(interaction(x_MI) / items)) if items > 1 else np.nan
     ratio = signal / noise if noise > 0 else np.nan
     share = 1.0 - (noise / signal) ** 2 if signal > 0 else np.nan
     return float(mean_M.mean()), signal, spread, noise, ratio, share
 
 
-def _between_runs(study: Study, scale: str, after: bool) -> dict[tuple[str, str], float]:
-    """Standard deviation between runs of one mixture, pooled, by benchmark and quantity; nothing with one run of each."""
-    runs, mixture_R = study.design.runs[scale], study.design.mixture_R(scale)
-    count = np.bincount(mixture_R)
-    if not (count > 1).any():
-        return {}
-    found = {}
-    names = [run.after if after else run.before for run in runs]
-    for choices in study.scores.benchmarks:
-        if (k := rows_in(choices, names)) is None:
-            continue
-        for quantity, x_RI in quantities(choices, k):
-            mean_R = x_RI.mean(axis=1)
-            within = mean_R - (np.bincount(mixture_R, mean_R) / np.maximum(count, 1))[mixture_R]
-            found[choices.name, str(quantity)] = float(
-                np.sqrt((within**2).sum() / (len(runs) - (count > 0).sum()))
-            )
-    return found
-
-
 def table(findings: Findings) -> Table:
     """Accuracy's, and the quantity with the largest ratio, before fine-tuning."""
     before = findings.method["stages"][0]
-    found = findings.rows("snr", stage=before)
-    blocks = []
-    for scale in findings.method["scales"]:
-        lines = []
-        for benchmark in dict.fromkeys(r.benchmark for r in found if r.scale == scale):
-            mine = [r for r in found if r.scale == scale and r.benchmark == benchmark]
-            own = next(r for r in mine if r.quantity == ACCURACY)
-            best = max(mine, key=lambda r: r.snr if r.snr == r.snr else -1.0)
-            numbers = [f"{100 * x:.2f}" for x in (own.signal, own.noise)]
-            lines.append(
-                [benchmark, own.category, scale, *numbers, f"{own.snr:.1f}", best.quantity, f"{best.snr:.1f}"]
-            )
-        blocks.append(lines)
-    head = [
-        "benchmark",
-        "category",
-        "scale",
-        "signal (points)",
-        "noise (points)",
-        "ratio",
-        "largest ratio",
-        "of",
-    ]
-    return Table(
-        "signal and noise", [*head[:6], "quantity of the largest ratio", "its ratio"], blocks, texts=3
-    )
+    lines = []
+    rows = findings.rows("snr", stage=before)
+    for (scale, benchmark), at in pivot(
+        rows, attrgetter("scale", "benchmark"), attrgetter("quantity")
+    ).items():
+        own = at[ACCURACY]
+        best = max(at.values(), key=lambda r: r.snr if r.snr == r.snr else -1.0)
+        numbers = [f"{100 * own.signal:.2f}", f"{100 * own.noise:.2f}", f"{own.snr:.1f}"]
+        lines.append([benchmark, own.category, scale, *numbers, best.quantity, f"{best.snr:.1f}"])
+    head = ["benchmark", "category", "scale", "signal (points)", "noise (points)", "ratio"]
+    head += ["quantity of the largest ratio", "its ratio"]
+    return Table("signal and noise", head, blocks(lines, 2), texts=3)
 
 
-def section(findings: Findings) -> str:
-    if not findings.tables["snr"]:
-        return ""
-    lines = "".join(f'<p class="hint">{escape(text)}</p>' for text in _relation(findings))
-    return (
-        "<h3>Signal and noise</h3>"
-        '<p class="hint">Signal: standard deviation of the mixtures. Noise: how far a mixture would move with other items, '
-        "within the mixture; both of accuracy before fine-tuning. A ratio of 1 is what noise alone makes.</p>"
-        f"{lines}<details><summary>Benchmarks</summary>{page.show(table(findings))}</details>"
+def shown(findings: Findings) -> str:
+    said = (
+        "Signal: standard deviation of the mixtures. Noise: how far a mixture would move with other items, within the mixture; "
+        "both of accuracy before fine-tuning. A ratio of 1 is what noise alone makes."
     )
+    return hint(said, *_relation(findings)) + folded("Benchmarks", page.show(table(findings)))
 
 
 def _relation(findings: Findings) -> Iterator[str]:
@@ -141,18 +101,13 @@ def _relation(findings: Findings) -> Iterator[str]:
 
     before, after = findings.method["stages"]
     for scale in findings.method["scales"]:
-        ratio = {
-            r.benchmark: r.snr for r in findings.rows("snr", scale=scale, stage=before, quantity=ACCURACY)
-        }
+        ratio = findings.rows("snr", scale=scale, stage=before, quantity=ACCURACY)
         at = {"seen": f"{scale} {before}", "target": f"{scale} {after}", "proxy": ACCURACY, "minus": ""}
         right = {
             r.benchmark: r.estimate for r in findings.rows("proxies", measure=AGREEMENT, **at) if r.benchmark
         }
-        pairs = [
-            (ratio[b], right[b])
-            for b in ratio
-            if b in right and ratio[b] == ratio[b] and right[b] == right[b]
-        ]
+        pairs = [(r.snr, right.get(r.benchmark, np.nan)) for r in ratio]
+        pairs = [pair for pair in pairs if np.isfinite(pair).all()]
         if len(pairs) < 5:
             continue
         found = spearmanr(*zip(*pairs, strict=True))
@@ -178,4 +133,13 @@ def claims(findings: Findings) -> Iterator[Claim]:
             )
 
 
-EXPLAINER = Explainer("snr", SnrRow, rows, section, claims=claims)
+EXPLAINER = Explainer(
+    "snr",
+    SnrRow,
+    rows,
+    "Signal and noise",
+    3,
+    lacks=lambda study: lacks_mixtures(study, 2),
+    shown=shown,
+    said=claims,
+)

@@ -31,13 +31,17 @@ from numpy.typing import NDArray
 from evalengine.analysis import page
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.design import by_mixture
-from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.item_level import ItemLevel, item_level
+from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
+from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.logistic import Fit, clustered, dummies, fit
+from evalengine.analysis.explain.parts import hint
+from evalengine.analysis.explain.student import quantile
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
+from evalengine.analysis.explain.wording import supported, unsupported
 from evalengine.analysis.figure import Table
-from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
+from evalengine.analysis.protocol import Claim
 
+LEAST = 3  # mixtures
 LOWEST = -12.0  # log10 p
 X_BINS, MARGIN_BINS = 10, 2  # of a decade, of a nat
 GRID = 0.25  # decades between places tried
@@ -46,6 +50,7 @@ KNOTS = (4, 8)  # of the splines, at quantiles of x from 0.05 to 0.95
 FOLDS = 2
 PRIOR = 0.01  # precision, on coefficients: some benchmarks' wrong items are never learned
 CLAIMED = -3.0
+NAN = float("nan")
 
 
 class ThresholdRow(NamedTuple):
@@ -84,61 +89,50 @@ class Counts(NamedTuple):
 
 
 def rows(study: Study) -> list[ThresholdRow]:
-    out = []
-    for scale in study.design.scales:
-        data = item_level(study, scale)
-        if data is not None and len(np.unique(data.mixture_R)) >= 3 and 0 < data.right_after.mean() < 1:
-            out.append(threshold(data, scale, study.options.level))
-    return out
+    level = study.options.level
+    every = item_levels(study, LEAST)
+    return [threshold(data, scale, level) for scale, data in every if 0 < data.right_after.mean() < 1]
 
 
 def threshold(data: ItemLevel, scale: str, level: float) -> ThresholdRow:
-    from scipy.special import stdtrit
-
-    n, nan = len(np.unique(data.mixture_R)), float("nan")
+    n = len(np.unique(data.mixture_R))
     x_RI = data.logp / np.log(10.0)
     used_RI = x_RI >= LOWEST
     first, last = np.quantile(x_RI[used_RI], (EDGE, 1.0 - EDGE)) if used_RI.any() else (0.0, 0.0)
     places_C = np.arange(first, last, GRID)
     if len(places_C) < 3:
-        why = "p(gold) hardly varies"
-        return ThresholdRow(scale, "no", nan, nan, nan, "", *(nan,) * 8, n, why)
+        return ThresholdRow(scale, "no", NAN, NAN, NAN, "", *(NAN,) * 8, n, "p(gold) hardly varies")
     counts = counted(x_RI, used_RI, data)
     loss_KRI = held_out(counts, data, places_C)
-    loss_K = loss_KRI.sum(axis=(1, 2)) / used_RI.sum()
-    gains = [
-        over(loss_RI - loss_KRI[1], used_RI, data.mixture_R, level)
-        for loss_RI in loss_KRI[[0, *range(2, len(loss_KRI))]]
-    ]
+    line, kink, *smooth = (loss_KRI.sum(axis=(1, 2)) / used_RI.sum()).tolist()
+    others = loss_KRI[np.arange(len(loss_KRI)) != 1]
+    gains = [over(loss_RI - loss_KRI[1], used_RI, data.mixture_R, level) for loss_RI in others]
     gain = min(gains, key=lambda one: one.low if np.isfinite(one.low) else -np.inf)
     trials_N, right_N = (of.sum(axis=(0, 1)) for of in (counts.trials_FMN, counts.right_FMN))
     likelihood_C, best = profile(counts, trials_N, right_N, places_C)
-    place = float(places_C[likelihood_C.argmax()])
-    is_found = gain.low > 0.0
-    ends, inside = (nan, nan), ""
-    if is_found:
-        t = float(stdtrit(n - 1, 0.5 + level / 2))
+    place, low, high, inside = float(places_C[likelihood_C.argmax()]), NAN, NAN, ""
+    slope, more = best.coefficient_P[:2]
+    found = gain.low > 0.0
+    if found:
         phi = design_effect(data, counts, best, place)
-        within = places_C[likelihood_C >= likelihood_C.max() - 0.5 * phi * t**2]
-        ends = (float(within.min()) - GRID / 2, float(within.max()) + GRID / 2)
-        inside = "yes" if ends[0] <= CLAIMED <= ends[1] else "no"
-    p = best.coefficient_P
+        within = places_C[likelihood_C >= likelihood_C.max() - 0.5 * phi * quantile(n, level) ** 2]
+        low, high = float(within.min()) - GRID / 2, float(within.max()) + GRID / 2
+        inside = "yes" if low <= CLAIMED <= high else "no"
     return ThresholdRow(
         scale,
-        "yes" if is_found else "no",
-        place if is_found else nan,
-        *ends,
+        "yes" if found else "no",
+        place if found else NAN,
+        low,
+        high,
         inside,
-        float(p[0]),
-        float(p[0] + p[1]),
-        gain.estimate,
-        gain.low,
-        gain.high,
-        float(loss_K[0]),
-        float(loss_K[1]),
-        float(loss_K[2:].min()),
+        float(slope),
+        float(slope + more),
+        *gain[:3],
+        line,
+        kink,
+        min(smooth),
         n,
-        "" if is_found else "no kink: a smooth curve predicts items and mixtures left out as well",
+        "" if found else "no kink: a smooth curve predicts items and mixtures left out as well",
     )
 
 
@@ -156,8 +150,7 @@ def counted(x_RI: Array, used_RI: NDArray[np.bool_], data: ItemLevel) -> Counts:
     B = int(data.benchmark_I.max()) + 1
     group_RI = data.right_before.astype(np.int64) * B + data.benchmark_I
     x_bin, margin_bin = (
-        np.floor(v_RI * width).astype(np.int64)
-        for v_RI, width in ((x_RI, X_BINS), (data.margin, MARGIN_BINS))
+        np.floor(v_RI * n).astype(np.int64) for v_RI, n in ((x_RI, X_BINS), (data.margin, MARGIN_BINS))
     )
     x_bin, margin_bin = (bin_RI - bin_RI[used_RI].min() for bin_RI in (x_bin, margin_bin))
     key_RI = (group_RI * (margin_bin[used_RI].max() + 1) + margin_bin) * (x_bin[used_RI].max() + 1) + x_bin
@@ -214,9 +207,7 @@ def held_out(counts: Counts, data: ItemLevel, places_C: Array) -> Array:
                 for of in (counts.trials_FMN, counts.right_FMN)
             )
             line = fit(line_NP, right_N, train, starts[0], PRIOR)
-            k = 2 * int(
-                profile(counts, train, right_N, places_C[::2])[0].argmax()
-            )  # coarse, then its neighbours
+            k = 2 * int(profile(counts, train, right_N, places_C[::2])[0].argmax())  # coarse, then near it
             near = places_C[max(k - 1, 0) : k + 2]
             place = float(near[profile(counts, train, right_N, near)[0].argmax()])
             mine_RI = (mixture_R == m)[:, None] & (fold_I == f) & (counts.cell_RI >= 0)
@@ -255,41 +246,40 @@ def design_effect(data: ItemLevel, counts: Counts, best: Fit, place: float) -> f
 # --- the report
 
 
+def ends(row: ThresholdRow) -> str:
+    return f"10^{row.place:.2f} [10^{row.low:.2f}, 10^{row.high:.2f}]"
+
+
 def table(findings: Findings) -> Table:
     lines = []
     for r in findings.tables["threshold"]:
-        place = f"10^{r.place:.2f} [10^{r.low:.2f}, 10^{r.high:.2f}]" if r.found == "yes" else "none"
         losses = [f"{x:.4f}" for x in (r.line_loss, r.kink_loss, r.spline_loss)]
+        place = ends(r) if r.found == "yes" else "none"
         lines.append([r.scale, place, r.inside or "–", *losses, f"{1e3 * r.gain:+.2f}", r.note])
     head = ["scale", "kink at p(gold)", "1e-3 inside", "log-loss of a line", "of a kink", "of a spline"]
-    return Table(
-        "a threshold", [*head, "gain of the kink (1e-3)", "note"], [lines], texts=1, prose=True, stacked=True
-    )
+    head += ["gain of the kink (1e-3)", "note"]
+    return Table("a threshold", head, [lines], texts=1, prose=True, stacked=True)
 
 
-def section(findings: Findings) -> str:
-    if not findings.tables["threshold"]:
-        return ""
-    return (
-        "<h3>A threshold?</h3>"
-        '<p class="hint">Whether right after bends at one p(gold) before, judged on mixtures that were left out, against a line '
-        f"and a smooth curve with one coefficient more.</p>{page.show(table(findings))}"
-    )
+def shown(findings: Findings) -> str:
+    return hint(
+        "Whether right after bends at one p(gold) before, judged on mixtures that were left out, against a line and a smooth "
+        "curve with one coefficient more."
+    ) + page.show(table(findings))
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
     for r in findings.tables["threshold"]:
         if r.found == "yes":
-            yield Claim(
-                SUPPORTED,
-                f"At {r.scale} what is right after bends at p(gold) = 10^{r.place:.2f} [10^{r.low:.2f}, 10^{r.high:.2f}] before "
-                f"({r.slope_below:+.2f} log-odds for each decade below, {r.slope_above:+.2f} above); 1e-3 is "
-                f"{'inside' if r.inside == 'yes' else 'outside'}, n = {r.n}.",
+            yield supported(
+                f"At {r.scale} what is right after bends at p(gold) = {ends(r)} before",
+                f"{r.slope_below:+.2f} log-odds for each decade below, {r.slope_above:+.2f} above; 1e-3 is "
+                f"{'inside' if r.inside == 'yes' else 'outside'}, n = {r.n}",
             )
         else:
-            yield Claim(
-                UNSUPPORTED,
-                f"That there is a p(gold), such as 1e-3, at which what fine-tuning teaches bends at {r.scale}.",
+            yield unsupported(
+                f"there is a p(gold), such as 1e-3, at which what fine-tuning teaches bends at {r.scale}",
+                f"{r.note.removeprefix('no kink: ')}, n = {r.n}",
             )
 
 
@@ -297,7 +287,10 @@ EXPLAINER = Explainer(
     "threshold",
     ThresholdRow,
     rows,
-    section,
-    latex=lambda f: {"threshold": table(f)} if f.tables["threshold"] else {},
-    claims=claims,
+    "A threshold?",
+    3,
+    lacks=lambda study: lacks_mixtures(study, LEAST),
+    shown=shown,
+    typeset=lambda findings: {"threshold": table(findings)},
+    said=claims,
 )

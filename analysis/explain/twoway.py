@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.analysis.explain.choices import Array
+from evalengine.analysis.explain.student import quantile
 
 
 class Mean(NamedTuple):
@@ -34,17 +35,19 @@ class Mean(NamedTuple):
         """Why there is no interval, "" where there is one."""
         if np.isfinite(self.low):
             return ""
-        return (
-            "the same on every item and mixture, so no interval"
-            if self.n > 1
-            else "one mixture, so no interval"
-        )
+        several = "the same on every item and mixture, so no interval"
+        return several if self.n > 1 else "one mixture, so no interval"
+
+
+def interaction(x_MI: Array) -> float:
+    """Mean square of what is neither the mixtures' nor the items' own."""
+    M, I = x_MI.shape  # noqa: E741
+    rest_MI = x_MI - x_MI.mean(axis=1, keepdims=True) - x_MI.mean(axis=0) + x_MI.mean()
+    return float((rest_MI**2).sum()) / ((M - 1) * (I - 1))
 
 
 def two_way_mean(value_BMI: Sequence[Array], level: float = 0.95) -> Mean:
     """The mean over benchmarks of their means; each benchmark is (M, I) of the same mixtures and has its own number of items."""
-    from scipy.special import stdtrit
-
     B, M = len(value_BMI), len(value_BMI[0])
     mean_MB = np.stack([x_MI.mean(axis=1) for x_MI in value_BMI], axis=1)
     estimate = float(mean_MB.mean())
@@ -56,10 +59,9 @@ def two_way_mean(value_BMI: Sequence[Array], level: float = 0.95) -> Mean:
         I = x_MI.shape[1]  # noqa: E741
         if I > 1:
             items += float(np.var(x_MI.mean(axis=0), ddof=1)) / I / B**2
-            rest_MI = x_MI - x_MI.mean(axis=1, keepdims=True) - x_MI.mean(axis=0) + x_MI.mean()
-            cells += float((rest_MI**2).sum()) / ((M - 1) * (I - 1)) / (M * I) / B**2
+            cells += interaction(x_MI) / (M * I) / B**2
     se = float(np.sqrt(max(mixtures + items - cells, mixtures, items)))
     if not se > 1e-12:
         return Mean(estimate, np.nan, np.nan, se, M)
-    half = float(stdtrit(M - 1, 0.5 + level / 2)) * se
+    half = quantile(M, level) * se
     return Mean(estimate, estimate - half, estimate + half, se, M)

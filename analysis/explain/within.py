@@ -39,20 +39,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis.explain import student
 from evalengine.analysis.explain.choices import Array
+from evalengine.analysis.explain.student import Interval
 
 LEAST = 3  # mixtures, for an interval
 NOTHING = 1e-10  # mean square of a regressor after demeaning, and smallest share of it that others leave: no variation
-
-
-class Slopes(NamedTuple):
-    """Estimates, ends, standard errors and two-sided p of 0, (K,): for other mixtures and other items."""
-
-    estimate_K: Array
-    low_K: Array
-    high_K: Array
-    se_K: Array
-    p_K: Array
 
 
 class Errors(NamedTuple):
@@ -108,7 +100,7 @@ def slopes(total_JVV: Array) -> Array:
     return out_JK
 
 
-def fitted(within_VMI: Array, level: float = 0.95) -> tuple[Slopes, Errors]:
+def fitted(within_VMI: Array, level: float = 0.95) -> tuple[Interval, Errors]:
     """Slopes with their errors."""
     every_JK = slopes(without_each(products(within_VMI)))
     errors = clustered(influence(within_VMI, every_JK[0]))
@@ -143,17 +135,12 @@ def clustered(influence_KMI: Array) -> Errors:
     return Errors(error(influence_KMI.sum(axis=1)), error(influence_KMI.sum(axis=2)), error(cells_KG))
 
 
-def interval(every_JK: Array, errors: Errors, level: float = 0.95) -> Slopes:
+def interval(every_JK: Array, errors: Errors, level: float = 0.95) -> Interval:
     """Statistics of the study, then without each mixture, with ends for other mixtures and items; none with fewer than three
     mixtures, or where one of them alone has the doses."""
-    from scipy.special import stdtr, stdtrit
-
     estimate_K, M = every_JK[0], len(every_JK) - 1
     more_K = np.maximum(errors.item_K**2 - errors.cell_K**2, 0.0)
     se_K = np.sqrt((M - 1) * every_JK[1:].var(axis=0) + more_K)
     if M < LEAST:
         se_K = np.full(len(estimate_K), np.nan)
-    half_K = stdtrit(M - 1, 0.5 + level / 2) * se_K
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p_K = 2.0 * stdtr(M - 1, -np.abs(estimate_K / se_K))
-    return Slopes(estimate_K, estimate_K - half_K, estimate_K + half_K, se_K, np.asarray(p_K))
+    return student.interval(estimate_K, se_K, M, level)

@@ -30,9 +30,7 @@ def register(subparsers: Any) -> None:
         "folder of <benchmark>.jsonl or .parquet files: the report then shows the texts of the items it lists"
     )
     p.add_argument("--data", type=Path, help=texts)
-    exposure = (
-        "folder that `evalengine expose` wrote: how often and how similarly the mixtures told the items"
-    )
+    exposure = "folder that `evalengine expose` wrote: how often and how similarly the mixtures' text holds the items"
     p.add_argument("--exposure", type=Path, metavar="FOLDER", help=exposure)
     p.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     p.set_defaults(run=run)
@@ -41,7 +39,7 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     console.set_json(args.json)
     from evalengine.analysis.explain.explainer import Options
-    from evalengine.analysis.explain.findings import explain, write
+    from evalengine.analysis.explain.findings import explain, no_report, not_shown, write
     from evalengine.analysis.explain.registry import EXPLAINERS
     from evalengine.analysis.protocol import HEADINGS
     from evalengine.remote import formats_of, readable
@@ -65,6 +63,11 @@ def run(args: argparse.Namespace) -> int:
             console.say(f"  {plain(text)}")
     made = [name for name, rows in findings.tables.items() if rows]
     console.say(f"Tables: {args.out}/ ({', '.join(made)}; csv, arrow, json)")
+    if said := not_shown(findings):
+        console.say(plain(said))
+    if said := no_report(findings):
+        console.say(said)
+        return 0
     correlated = (args.out / "analysis.json").is_file()
     first = "" if correlated else f"evalengine correlate {args.store} --out {args.out}, then "
     console.say(f"Next: {first}evalengine report {args.out}")

@@ -18,6 +18,7 @@ from evalengine.analysis.explain.findings import explain, load
 from evalengine.analysis.explain.jackknife import jackknife, of_correlation, of_share
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.explain.twoway import two_way_mean
+from evalengine.analysis.explain.wording import claim
 from evalengine.analysis.items import read_store
 from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED
 from evalengine.cli import main
@@ -181,6 +182,49 @@ def test_the_command_and_the_report(scores: Path, tmp_path: Path, capsys: pytest
     said = json.loads(capsys.readouterr().out)
     assert said["scales"] == ["240M", "1B"] and list(said["claims"]) == [SUPPORTED, UNSUPPORTED, CAUTION]
     assert said["claims"][SUPPORTED] and all(text.startswith("That ") for text in said["claims"][UNSUPPORTED])
+
+
+def test_a_section_that_is_not_there_is_said_on_the_page_and_the_terminal(
+    scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "analysis"
+    assert main(["explain", str(scores), "--out", str(out)]) == 0
+    said = (
+        "Not shown: Does a benchmark follow its text?, How often, or how similarly? (needs what `evalengine expose` counted "
+        "(--exposure))."
+    )
+    assert capsys.readouterr().out.splitlines()[-2] == said
+    assert main(["correlate", str(scores), "--out", str(out), "--bootstrap", "200"]) == 0
+    assert main(["report", str(out), "--figures", "none"]) == 0
+    assert f'<p class="hint">{said}</p>' in (out / "report.html").read_text()
+    for mixtures in (2, 3):
+        few = tmp_path / str(mixtures)
+        planted.write_study(few, items=20, mixtures=MIXTURES[:mixtures], scales=["1B"])
+        capsys.readouterr()
+        assert main(["explain", str(few), "--out", str(out)]) == 0
+        absent, why = capsys.readouterr().out.splitlines()[-2:]
+        assert f"What predicts fine-tuning (needs 4 mixtures of one scale, not {mixtures})" in absent
+        assert ("A threshold? (needs 3 mixtures of one scale, not 2)" in absent) == (mixtures == 2)
+        assert "Emulated fine-tuning, Pretraining scale and fine-tuning scale" in absent
+        assert "(needs a second scale)" in absent and "Answer formats (needs scores of" in absent
+        assert why == (
+            "No report shows these tables: it is built on those of `evalengine correlate`, which needs 4 mixtures with both "
+            f"stages at one scale, and the most here is {mixtures}."
+        )
+        assert main(["correlate", str(few), "--out", str(out), "--bootstrap", "200"]) == 1
+
+
+def test_claims_are_worded_from_intervals_in_one_place() -> None:
+    def said(*ends: tuple[float, float], tested: bool = True, below: str = "B falls") -> tuple[str, str]:
+        rows = [two_way_mean([np.zeros((1, 1))])._replace(low=low, high=high) for low, high in ends]
+        return tuple(claim(*rows, above="A rises", below=below, otherwise="c moves", said="1", tested=tested))
+
+    nothing = (UNSUPPORTED, "That c moves: 1.")
+    assert said((0.1, 0.2)) == (SUPPORTED, "A rises: 1.") and said((-0.2, -0.1)) == (SUPPORTED, "B falls: 1.")
+    assert said((-0.1, 0.2)) == said((np.nan, np.nan)) == said((0.0, 0.2)) == nothing
+    assert said((0.1, 0.2), (0.3, 0.4))[0] == SUPPORTED
+    assert said((0.1, 0.2), (-0.3, 0.4)) == said((0.1, 0.2), (-0.2, -0.1)) == nothing
+    assert said((0.1, 0.2), tested=False) == said((-0.2, -0.1), below="") == nothing
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import planted
 import pytest
-from planted_exposure import Row
+from planted_exposure import Row, write_for
 from planted_exposure import write_exposure as write_rows
 
 from evalengine import store
@@ -19,7 +19,10 @@ from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Options, Study
 from evalengine.analysis.explain.exposed import Dose
+from evalengine.analysis.explain.findings import explain
+from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.groups import ALL
+from evalengine.analysis.protocol import CAUTION
 from evalengine.errors import UserError
 from evalengine.training.exposure import table
 
@@ -199,7 +202,7 @@ def test_zero_counts_and_curves_are_found_where_they_are(tmp_path: Path) -> None
     make_world(tmp_path / "zero", 0.5, zero=-0.8, noise=0.1)
     rows = frequency.rows(study_of(tmp_path / "zero"))
     assert measured(rows, measure=frequency.ZERO).estimate == pytest.approx(-0.8, abs=0.05)
-    assert measured(rows, measure=frequency.WHERE_TOLD).estimate == pytest.approx(0.5, abs=0.05)
+    assert measured(rows, measure=frequency.WHERE_SEEN).estimate == pytest.approx(0.5, abs=0.05)
     make_world(tmp_path / "curve", 0.8, curve=-0.1, noise=0.1)
     rows = frequency.rows(study_of(tmp_path / "curve"))
     assert measured(rows, measure=frequency.CURVATURE).estimate == pytest.approx(-0.1, abs=0.02)
@@ -296,6 +299,33 @@ def test_exposures_of_other_items_are_refused(tmp_path: Path) -> None:
                 frequency.rows(study_of(tmp_path))
         else:
             frequency.rows(study_of(tmp_path))
+
+
+def test_what_was_scored_in_other_words_than_counted_is_said(tmp_path: Path) -> None:
+    """A variant, examples before an item, a chat template: the counts are of none of these."""
+    make_world(tmp_path / "world", items=20)
+    assert exposed.wording(study_of(tmp_path / "world")) == ""
+    for path in (tmp_path / "world" / "scores").glob("*/rte.arrow"):
+        about = store.read_metadata(path) or {}
+        store.write(path, store.read(path), {**about, "variant": "lm_eval", "fewshot": "5"})
+    planted.write_study(tmp_path / "chat", items=20, scales=["1B"], stages=("pt+chat", "sft+chat"))
+    write_for(tmp_path / "exposed", tmp_path / "chat")
+    counted = (
+        "doses count items in their default wording, without examples or a chat template; scored otherwise: "
+    )
+    for scores, exposure, how in (
+        (tmp_path / "world" / "scores", "world/exposure", "rte in the variant lm_eval, behind 5 examples"),
+        (tmp_path / "chat", "exposed", "pt+chat in chat format; sft+chat in chat format"),
+    ):
+        findings = explain(scores, Options(exposure=tmp_path / exposure))
+        assert findings.method["exposure_wording"] == counted + how
+        for table_ in ("frequency", "gelbach"):
+            slopes = [row for row in findings.tables[table_] if np.isfinite(row.estimate)]
+            assert bool(slopes) == (table_ == "frequency" or exposure == "exposed")
+            notes = {row.note for row in slopes if getattr(row, "measure", "") != frequency.AT_ZERO}
+            assert all(note.endswith(counted + how) for note in notes)
+        said = [claim.text for one in EXPLAINERS for claim in one.claims(findings) if claim.kind == CAUTION]
+        assert sum(f"Doses{counted[5:]}{how}" in text for text in said) == 1
 
 
 def test_the_headline_dose_depends_on_texts_alone(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_slopes_and_errors_are_those_of_dummies(regressors: int) -> None:
         other, _, _ = with_dummies(v, [k for k in range(M) if k != left_out])
         np.testing.assert_allclose(every[1 + left_out], other.params[:regressors], rtol=0, atol=1e-10)
     slopes, errors = within.fitted(value)
-    np.testing.assert_array_equal(slopes.estimate_K, every[0])
+    np.testing.assert_array_equal(slopes.estimate, every[0])
     n, p = fit.model.exog.shape
     found = {}
     for name, groups in (("item", i), ("mixture", m), ("cell", np.arange(n))):
@@ -64,8 +64,8 @@ def test_slopes_and_errors_are_those_of_dummies(regressors: int) -> None:
     np.testing.assert_allclose(errors.mixture_K**2, found["mixture"], rtol=1e-8)
     np.testing.assert_allclose(errors.cell_K**2, found["cell"], rtol=1e-8)
     both = (M - 1) * every[1:].var(axis=0) + np.maximum(found["item"] - found["cell"], 0.0)
-    np.testing.assert_allclose(slopes.se_K**2, both, rtol=1e-8)
-    np.testing.assert_allclose(slopes.p_K, 2 * t_of(M - 1).sf(abs(every[0]) / slopes.se_K), rtol=1e-8)
+    np.testing.assert_allclose(slopes.se**2, both, rtol=1e-8)
+    np.testing.assert_allclose(slopes.p, 2 * t_of(M - 1).sf(abs(every[0]) / slopes.se), rtol=1e-8)
 
 
 def test_a_regressor_without_variation_has_no_slope() -> None:
@@ -159,7 +159,7 @@ def test_intervals_hold_for_other_mixtures_and_items(of_mixtures: float, of_item
         hits["CR1"] += off <= t * errors.mixture_K[0]
         hits["CR3"] += off <= t * np.sqrt(8 * every[1:].var())
         hits["wild"] += wild_p(*value, 1.0) > 0.05
-        hits["reported"] += found.low_K[0] <= 1.0 <= found.high_K[0]
+        hits["reported"] += found.low[0] <= 1.0 <= found.high[0]
     share = {name: count / n for name, count in hits.items()}
     assert 0.93 <= share["reported"] <= 0.985
     if of_mixtures == 0.5:

@@ -1,0 +1,71 @@
+"""Parts that the sections and tables of several explainers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from operator import attrgetter
+from typing import Any, TypeVar
+
+from evalengine.analysis import page
+from evalengine.analysis.explain.explainer import Findings
+from evalengine.analysis.figure import Table, by
+
+R = TypeVar("R")
+K = TypeVar("K")
+C = TypeVar("C")
+
+
+def hint(*texts: str) -> str:
+    """Paragraphs in small print, escaped."""
+    return "".join(f'<p class="hint">{escape(text)}</p>' for text in texts)
+
+
+def notes(rows: Iterable[Any]) -> str:
+    """What means over benchmarks rest on: of all of them, or of a category."""
+    said = dict.fromkeys((row.category, row.note) for row in rows if row.note and not row.benchmark)
+    return hint(*(f"{category}: {note}." for category, note in said))
+
+
+def folded(summary: str, *parts: str) -> str:
+    """HTML that a click unfolds."""
+    return f"<details><summary>{escape(summary)}</summary>{''.join(parts)}</details>"
+
+
+def with_benchmarks(table: Callable[[Findings, bool], Table], findings: Findings, between: str = "") -> str:
+    """A table of means and, folded, the same of single benchmarks."""
+    return f"{page.show(table(findings, False))}{between}{folded('Benchmarks', page.show(table(findings, True)))}"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """With its sign, a true minus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def when_said(stage: str, minus: str) -> str:
+    """A stage, or a change from another one."""
+    return f"{stage} minus {minus}" if minus else stage
+
+
+def over(benchmarks: bool) -> str:
+    """The heading of the column that says what a line is of."""
+    return "benchmark" if benchmarks else "mean over"
+
+
+def pivot(rows: Iterable[R], line: Callable[[R], K], cell: Callable[[R], C]) -> dict[K, dict[C, R]]:
+    """Rows by the line of a table that they are in, then by the cell."""
+    return {place: {cell(row): row for row in mine} for place, mine in by(list(rows), line).items()}
+
+
+def lines_of(
+    findings: Findings, table: str, benchmarks: bool, *cell: str, **fixed: Any
+) -> list[tuple[str, str, dict[Any, Any]]]:
+    """Means by category, or benchmarks, at each scale: name, scale, and the rows by the fields `cell`."""
+    found = findings.means(table, benchmarks, **fixed)
+    at = pivot(found, attrgetter("scale", "category", "benchmark"), attrgetter(*cell))
+    return [(benchmark or category, scale, of) for (scale, category, benchmark), of in at.items()]
+
+
+def blocks(lines: Iterable[Sequence[str]], *columns: int) -> list[list[Sequence[str]]]:
+    """Lines of a table that belong together: those that are alike in the given columns."""
+    return list(by(list(lines), lambda line: tuple(line[c] for c in columns)).values())
