@@ -206,7 +206,7 @@ PAIRS = {  # columns of choices between two mixtures: a row's kind, whether benc
 }
 BEST = {  # and of the choice of the best
     "best stays best (%), as measured": ("top1", True),
-    "probably, judged without noise": (true_regret.TOP1_JUDGED, True),
+    "best stays best, judged without noise": (true_regret.TOP1_JUDGED, True),
     "lost by the best (points), as measured": ("regret", True),
     "lost, judged without noise": (true_regret.REGRET_JUDGED, True),
     "lost without noise": (true_regret.REGRET, True),
