@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 from pathlib import Path
@@ -18,7 +19,6 @@ def test_the_collector_rests_during_an_import_alone(
     name = f"a_large_library_{collecting}".lower()
     (tmp_path / f"{name}.py").write_text("import gc\nwas = gc.isenabled()\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(libraries.atexit, "register", lambda function: None)
     before = gc.get_freeze_count()
     (gc.enable if collecting else gc.disable)()
     try:
@@ -28,6 +28,18 @@ def test_the_collector_rests_during_an_import_alone(
         gc.enable()
     assert sys.modules[name].was is False
     assert gc.get_freeze_count() > before
+    gc.unfreeze()
+
+
+def test_what_is_done_at_the_end_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    atexit.unregister(gc.freeze)
+    before = atexit._ncallbacks()
+    for name in ("one_large_library", "another_large_library"):
+        (tmp_path / f"{name}.py").write_text("")
+        libraries.load(name)
+    assert atexit._ncallbacks() == before + 1
+    atexit.unregister(gc.freeze)
     gc.unfreeze()
 
 
