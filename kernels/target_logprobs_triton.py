@@ -34,7 +34,16 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from evalengine.kernels.float32_slices_triton import slice_statistics
 from evalengine.kernels.head import Head, empty_logprobs
 from evalengine.kernels.targets_triton import TARGET_WARPS, store_tile, target_constants, target_kernel
-from evalengine.kernels.triton_common import Launcher, Spec, block, exp_sum, logit, moved, processors
+from evalengine.kernels.triton_common import (
+    Launcher,
+    Spec,
+    block,
+    exp_sum,
+    is_hopper,
+    logit,
+    moved,
+    processors,
+)
 
 CHUNK_N = 4096  # rows of a launch: bounds the scratch
 
@@ -56,7 +65,6 @@ HOPPER_16BIT = TileConfig(128, 256, 64, warps=8, stages=4, tma=True, flatten=Tru
 HOPPER_16BIT_BIAS = HOPPER_16BIT._replace(flatten=False)
 HOPPER_16BIT_BIAS_SOFTCAP = HOPPER_16BIT_BIAS._replace(block_v=128)
 AMPERE_16BIT = TileConfig(128, 128, 32, warps=8, stages=3, tma=False)
-HOPPER_SHARED = 232_448  # bytes of a block on compute capability 9.0
 
 
 # one binary for every number of rows
@@ -236,18 +244,10 @@ def tile_constants(config: TileConfig, vocab: int, bias: bool, scale: bool, soft
 
 def config_for(device: torch.device, bias: bool, softcap: bool, aligned: bool) -> TileConfig:
     """The 16-bit configuration of a device; pointers instead of TMA where rows are not 16-byte aligned."""
-    if device.type != "cuda" or not _has_room(device):
+    if not is_hopper(device):
         return AMPERE_16BIT
     config = hopper_16bit(bias, softcap)
     return config if aligned else config._replace(tma=False, flatten=False)
-
-
-def _has_room(device: torch.device) -> bool:
-    """Whether a device has Hopper's tensor memory accelerator and shared memory; consumer GPUs after it lack the
-    latter."""
-    properties = torch.cuda.get_device_properties(device)
-    room = getattr(properties, "shared_memory_per_block_optin", HOPPER_SHARED)
-    return properties.major >= 9 and room >= HOPPER_SHARED
 
 
 def hopper_16bit(bias: bool, softcap: bool) -> TileConfig:

@@ -20,12 +20,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from evalengine.kernels.triton_common import LOG2E, Spec, logit
+from evalengine.kernels.triton_common import LOG2E, Spec, is_hopper, logit
 
 LOWEST = tl.constexpr(
     -3.4028234663852886e38
 )  # of float32: a maximum before any key, finite so that no NaN comes of it
-HOPPER_SHARED = 232_448  # bytes of a block on compute capability 9.0
 
 
 class Tiles(NamedTuple):
@@ -201,14 +200,6 @@ def tiles_for(dtype: torch.dtype, width: int, hopper: bool) -> Tiles:
     return table[max(16, triton.next_power_of_2(width))]
 
 
-def is_hopper(x: Tensor) -> bool:
-    """Whether a tensor's device has Hopper's shared memory; consumer GPUs after it have less."""
-    if not x.is_cuda:
-        return False
-    properties = torch.cuda.get_device_properties(x.device)
-    return properties.major >= 9 and getattr(properties, "shared_memory_per_block_optin", 0) >= HOPPER_SHARED
-
-
 def tree_attention_triton(
     query_HNd: Tensor,
     key_GNd: Tensor,
@@ -229,7 +220,7 @@ def tree_attention_triton(
     """(N, H, e) of checked arguments."""
     (heads, n, width), value_width = query_HNd.shape, value_GNe.shape[2]
     out_NHe = query_HNd.new_empty(n, heads, value_width)
-    tiles = tiles_for(query_HNd.dtype, max(width, value_width), is_hopper(query_HNd))
+    tiles = tiles_for(query_HNd.dtype, max(width, value_width), is_hopper(query_HNd.device))
     kept_key = key_GNd if kept_key_GPd is None else kept_key_GPd
     kept_value = value_GNe if kept_value_GPe is None else kept_value_GPe
     _tree_attention_kernel[(heads * (n // block) * -(-block // tiles.queries),)](

@@ -17,6 +17,7 @@ from torch import Tensor
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+HOPPER_SHARED = 232_448  # bytes of a block on compute capability 9.0
 # arguments of the kernels that answer for targets
 TARGET_TYPES = {"row_T": "*i32", "token_T": "*i32", "argmax_N": "*i32", "greedy_T": "*i1"}
 
@@ -133,6 +134,15 @@ def logit_arguments(stand_in: Tensor, **options: Tensor | float | None) -> dict[
         # an integer would be another type to Triton; a bias may be a view with gaps
         arguments[name] = value.contiguous() if isinstance(value, Tensor) else float(value)
     return arguments
+
+
+def is_hopper(device: torch.device) -> bool:
+    """Whether a device has Hopper's tensor memory accelerator and shared memory; consumer GPUs after it lack the latter."""
+    if device.type != "cuda":
+        return False
+    properties = torch.cuda.get_device_properties(device)
+    room = getattr(properties, "shared_memory_per_block_optin", HOPPER_SHARED)
+    return properties.major >= 9 and room >= HOPPER_SHARED
 
 
 def processors(device: torch.device) -> int:
