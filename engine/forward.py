@@ -21,7 +21,7 @@ from torch import Tensor
 from evalengine import attention_operator, packing
 from evalengine.compiled import CompiledLayers
 from evalengine.device_batch import on_device
-from evalengine.encoding import Sequences
+from evalengine.encoding import OnProgress, Sequences
 from evalengine.kernels import logits_logprobs, target_logprobs
 from evalengine.kernels.head import Head
 from evalengine.kernels.head import Rows as HeadedRows
@@ -37,7 +37,6 @@ PLAIN_LOGITS = 64 << 20  # bytes of logits held at once where a model insists on
 SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 
-OnProgress = Callable[[float], None]
 Scored = tuple[Tensor, Tensor]  # (T,) log-probabilities, and whether each target was the argmax
 
 

@@ -20,11 +20,10 @@ import torch
 
 from evalengine import compiled, packing, proof, weights
 from evalengine.checkpoints import Checkpoint
-from evalengine.encoding import Scores, Sequences, SequenceTooLarge, window_of
+from evalengine.encoding import OnProgress, Scores, Sequences, SequenceTooLarge, window_of
 from evalengine.errors import ModelError, UserError
 from evalengine.forward import (
     Forward,
-    OnProgress,
     Rows,
     Targets,
     embedding_rows,

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from evalengine.backends import BackendSpec
     from evalengine.benchmarks import ItemSet
     from evalengine.cluster.pool import Cluster
-    from evalengine.events import Event, Outcome
+    from evalengine.events import Outcome
+    from evalengine.groups import Group
     from evalengine.resume import Options
 
 
@@ -127,13 +128,10 @@ def add_hang_after(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     console.set_json(args.json)
-    from evalengine import runner
-    from evalengine.events import Stored
-    from evalengine.remote import formats_of, open_store
+    from evalengine.groups import Group
+    from evalengine.remote import formats_of
     from evalengine.resolve import asked_in_chat, discover
 
-    if args.batch_tokens is not None and args.batch_tokens < 1:
-        raise UserError("--batch-tokens must be at least 1")
     found = discover(args.checkpoints, args.manifest, args.base)
     if args.chat:
         found = [asked_in_chat(checkpoint) for checkpoint in found]
@@ -148,8 +146,26 @@ def run(args: argparse.Namespace) -> int:
     elif args.cue:
         raise UserError("--cue is for --formats: add that, or leave it out")
     place = args.out if args.formats is None else formats_of(args.out)
-    folder, upload = open_store(place, [checkpoint.name for checkpoint in found])
+    return carry_out(args, [Group((checkpoint,)) for checkpoint in found], options, item_sets, place)
+
+
+def carry_out(
+    args: argparse.Namespace,
+    groups: Sequence[Group],
+    options: Options,
+    item_sets: Sequence[tuple[ItemSet, str]],
+    place: Path | str,
+) -> int:
+    """Scores groups of checkpoints here or on a cluster, and shows what has become of them; the exit code. `place`: where in
+    --out the scores are."""
+    from evalengine import runner
+    from evalengine.backends import models_for
+    from evalengine.events import Event, Stored
+    from evalengine.groups import largest
+    from evalengine.remote import open_store
+
     spec = backend_spec(args)
+    folder, upload = open_store(place, [one.name for group in groups for one in group.every])
 
     def on_event(event: Event) -> None:
         if isinstance(event, Stored):
@@ -159,13 +175,18 @@ def run(args: argparse.Namespace) -> int:
         from evalengine.cluster import scoring
 
         where = cluster(args, spec.settings.get("tensor_parallel_size"))
-        outcomes = scoring.score(found, item_sets, spec, folder, options, where, on_event)
+        outcomes = scoring.run(groups, item_sets, spec, folder, options, where, on_event)
     else:
         refuse_ray_options(args)
-        with contextlib.closing(spec.make()) as backend:
-            outcomes = runner.score(found, item_sets, backend, folder, options, on_event)
+        with contextlib.closing(models_for(spec, largest(groups))) as models:
+            outcomes = runner.run(groups, item_sets, models, folder, options, on_event)
     upload(folder / "runs.jsonl")
-    return concluded(args, outcomes, folder, place)
+    report = [summary(outcome, folder / outcome.checkpoint.name) for outcome in outcomes]
+    if args.json:
+        console.emit_json({"store": str(place), "checkpoints": report})
+    else:
+        show(report, place, f"evalengine {'correlate' if place == args.out else 'explain'} {args.out}")
+    return 1 if any(o.failure for o in outcomes) else 0
 
 
 def items_of(args: argparse.Namespace) -> tuple[Options, list[tuple[ItemSet, str]]]:
@@ -208,19 +229,6 @@ def in_formats(item_sets: Sequence[tuple[ItemSet, str]], file: str, cue: str) ->
     ]
 
 
-def concluded(
-    args: argparse.Namespace, outcomes: Sequence[Outcome], folder: Path, inside: Path | str | None = None
-) -> int:
-    """Shows what has become of the checkpoints; the exit code. inside: where in --out the scores are."""
-    place = inside or args.out
-    report = [summary(outcome, folder / outcome.checkpoint.name) for outcome in outcomes]
-    if args.json:
-        console.emit_json({"store": str(place), "checkpoints": report})
-    else:
-        show(report, place, f"evalengine {'correlate' if place == args.out else 'explain'} {args.out}")
-    return 1 if any(o.failure for o in outcomes) else 0
-
-
 def available(wanted: list[Any], args: argparse.Namespace) -> list[Any]:
     """With --data and no benchmark named, those that the folder holds; what is missing is said."""
     from evalengine.benchmarks import benchmarks_in
@@ -245,6 +253,8 @@ def backend_spec(args: argparse.Namespace) -> BackendSpec:
     """The backend that the options ask for. Raises UserError for those of another one."""
     from evalengine.backends import BackendSpec
 
+    if args.batch_tokens is not None and args.batch_tokens < 1:
+        raise UserError("--batch-tokens must be at least 1")
     settings = {
         "batch_tokens": args.batch_tokens,
         "allow_pickle": args.allow_pickle,
