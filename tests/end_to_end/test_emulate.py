@@ -357,8 +357,8 @@ def test_a_mixture_that_lacks_a_checkpoint_fails_and_the_others_are_scored(
     made = [*NAMES, "1M-a-eft", "2M-a-eft"]
     assert report == {
         **dict.fromkeys(made),
-        **{name: b for name in ("1M-b-pt", "2M-b-pt", "2M-b-sft", "1M-b-eft", "2M-b-eft")},
-        **{name: c for name in ("1M-c-pt", "1M-c-sft", "2M-c-pt", "1M-c-eft", "2M-c-eft")},
+        **dict.fromkeys(("1M-b-pt", "2M-b-pt", "2M-b-sft", "1M-b-eft", "2M-b-eft"), b),
+        **dict.fromkeys(("1M-c-pt", "1M-c-sft", "2M-c-pt", "1M-c-eft", "2M-c-eft"), c),
     }
     assert set(files(tmp_path / "scores")) == {f"{name}/copa.arrow" for name in made}
     log = json.loads((tmp_path / "scores" / "runs.jsonl").read_text())
