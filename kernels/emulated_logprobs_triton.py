@@ -28,8 +28,8 @@ import triton.language as tl
 from torch import Tensor
 
 from evalengine.kernels.head import Rows
-from evalengine.kernels.targets_triton import TARGET_WARPS, store_tile, target_constants, target_kernel
-from evalengine.kernels.triton_common import Spec, block, copied, dot_product, exp_sum, logit, moved
+from evalengine.kernels.targets_triton import TARGET_WARPS, store_tiles, target_constants, target_kernel
+from evalengine.kernels.triton_common import Spec, copied, dot_product, logit, moved, tile_logits
 
 CHUNK_N = 1024  # rows of a launch: bounds the scratch
 BLOCK_N, BLOCK_D = 128, 32
@@ -38,24 +38,6 @@ WARPS, STAGES = 8, 3
 LOGIT_D = 1024
 MODELS = ("base", "tuned", "ref")
 HAS = ("BIAS", "SCALE", "SOFTCAP")
-
-
-@triton.jit
-def _logits(
-    h_ND, w_VD, bias_V, rows, cols, N, V, D, stride_h, stride_w, scale, softcap,
-    HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """One model's logits of a tile."""
-    x = tl.zeros((BLOCK_N, BLOCK_V), dtype=tl.float32)
-    for d in range(0, D, BLOCK_D):
-        dims = d + tl.arange(0, BLOCK_D)
-        h = block(h_ND, rows, dims, N, D, stride_h)
-        w = block(w_VD, cols, dims, V, D, stride_w)
-        x = tl.dot(h, w.T, x, input_precision="ieee")
-    if HAS_BIAS:
-        x += tl.load(bias_V + cols, mask=cols < V, other=0.0).to(tl.float32)[None, :]
-    return logit(x, HAS_SCALE, scale, HAS_SOFTCAP, softcap)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -74,26 +56,25 @@ def _tile_kernel(
     row_blocks = (N + BLOCK_N - 1) // BLOCK_N
     K = (V + BLOCK_V - 1) // BLOCK_V
     k = tl.program_id(0) // row_blocks
-    rows = (tl.program_id(0) % row_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
-    cols = k * BLOCK_V + tl.arange(0, BLOCK_V)
-    shift = _logits(
-        tuned_h, tuned_w, tuned_bias, rows, cols, N, V, tuned_D, tuned_stride_h, tuned_stride_w, tuned_scale, tuned_softcap,
-        TUNED_BIAS, TUNED_SCALE, TUNED_SOFTCAP, BLOCK_N, BLOCK_V, BLOCK_D,
+    row = (tl.program_id(0) % row_blocks) * BLOCK_N
+    col = k * BLOCK_V
+    rows = row + tl.arange(0, BLOCK_N)
+    cols = col + tl.arange(0, BLOCK_V)
+    shift = tile_logits(
+        tuned_h, tuned_w, tuned_bias, row, col, N, V, tuned_D, tuned_stride_h, tuned_stride_w, tuned_scale, tuned_softcap,
+        TUNED_BIAS, TUNED_SCALE, TUNED_SOFTCAP, False, BLOCK_N, BLOCK_V, BLOCK_D,
     )  # fmt: skip
-    shift -= _logits(
-        ref_h, ref_w, ref_bias, rows, cols, N, V, ref_D, ref_stride_h, ref_stride_w, ref_scale, ref_softcap,
-        REF_BIAS, REF_SCALE, REF_SOFTCAP, BLOCK_N, BLOCK_V, BLOCK_D,
+    shift -= tile_logits(
+        ref_h, ref_w, ref_bias, row, col, N, V, ref_D, ref_stride_h, ref_stride_w, ref_scale, ref_softcap,
+        REF_BIAS, REF_SCALE, REF_SOFTCAP, False, BLOCK_N, BLOCK_V, BLOCK_D,
     )  # fmt: skip
-    x = _logits(
-        base_h, base_w, base_bias, rows, cols, N, V, base_D, base_stride_h, base_stride_w, base_scale, base_softcap,
-        BASE_BIAS, BASE_SCALE, BASE_SOFTCAP, BLOCK_N, BLOCK_V, BLOCK_D,
+    x = tile_logits(
+        base_h, base_w, base_bias, row, col, N, V, base_D, base_stride_h, base_stride_w, base_scale, base_softcap,
+        BASE_BIAS, BASE_SCALE, BASE_SOFTCAP, False, BLOCK_N, BLOCK_V, BLOCK_D,
     )  # fmt: skip
     for b in tl.static_range(B):
         z = tl.where((cols < V)[None, :], x + tl.load(beta_B + b) * shift, float("-inf"))
-        top = tl.max(z, 1)
-        total = exp_sum(z, top, 1)
-        first = tl.min(tl.where(z == top[:, None], cols[None, :], 2147483647), 1)
-        store_tile(tile_BNK3, b * rows_of_beta + rows.to(tl.int64), k, K, top, total, first, rows < N)
+        store_tiles(tile_BNK3, z, b * rows_of_beta + rows.to(tl.int64), cols, k, K, rows < N)
 
 
 @triton.jit

@@ -39,28 +39,11 @@ WARPS = 8
     do_not_specialize_on_alignment=["bias_V", "row_T", "token_T"],
 )
 def _slice_kernel(
-    logits_RS,
-    bias_V,
-    tile_NK3,
-    row_T,
-    token_T,
-    logit_T,
-    row,
-    col,
-    rows,
-    cols,
-    k,
-    T,
-    K,
-    stride,
-    scale,
-    softcap,
-    HAS_BIAS: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-):
+    logits_RS, bias_V, tile_NK3, row_T, token_T, logit_T,
+    row, col, rows, cols, k, T, K, stride, scale, softcap,
+    HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
     """The slice at (row, col) has so many rows and cols, k is the first of its blocks of columns. One program a row and
     block; the last ones take the targets."""
     blocks = (cols + BLOCK_V - 1) // BLOCK_V

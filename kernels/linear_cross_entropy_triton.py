@@ -39,7 +39,6 @@ from evalengine.kernels.triton_common import (
     Spec,
     exp_sum,
     logit,
-    logit_arguments,
     processors,
     rescaled,
 )
@@ -72,18 +71,9 @@ def _block(start, LANES: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def _statistics(
-    logits_V,
-    bias_V,
-    stride,
-    V,
-    softcap,
-    top_L,
-    total_L,
-    HAS_BIAS: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    LANES: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
+    logits_V, bias_V, stride, V, softcap, top_L, total_L,
+    HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     """Each lane's maximum and sum of exponentials, with those of further columns."""
     for start in range(0, V, LANES * WIDTH):
         cols = _block(start, LANES, WIDTH)
@@ -97,20 +87,9 @@ def _statistics(
 
 @triton.jit
 def _gradient(
-    logits_V,
-    bias_V,
-    stride,
-    V,
-    softcap,
-    target,
-    logsumexp,
-    factor,
-    weight,
-    HAS_BIAS: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    LANES: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
+    logits_V, bias_V, stride, V, softcap, target, logsumexp, factor, weight,
+    HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     """Overwrites logits with factor * softmax - weight * (1 at the target), from the last block to the first."""
     blocks = tl.cdiv(V, LANES * WIDTH)
     for k in range(blocks):
@@ -125,29 +104,11 @@ def _gradient(
 
 @triton.jit(do_not_specialize=["N", "A", "B", "ignore_index"])
 def _loss_kernel(
-    logits_NA,
-    rest_NB,
-    bias_V,
-    target_N,
-    weight,
-    weight_N,
-    loss_N,
-    N,
-    A,
-    B,
-    stride,
-    stride_rest,
-    ignore_index,
-    z_loss,
-    softcap,
-    HAS_BIAS: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    HAS_REST: tl.constexpr,
-    HAS_WEIGHTS: tl.constexpr,
-    GRADIENT: tl.constexpr,
-    LANES: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
+    logits_NA, rest_NB, bias_V, target_N, weight, weight_N, loss_N,
+    N, A, B, stride, stride_rest, ignore_index, z_loss, softcap,
+    HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_REST: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
+    GRADIENT: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     of_kept = tl.load(weight)
     for row in range(tl.program_id(0), N, tl.num_programs(0)):
         logits_A = logits_NA + tl.cast(row, tl.int64) * stride
@@ -167,18 +128,8 @@ def _loss_kernel(
         total_L = tl.zeros((LANES,), dtype=tl.float32)
         if HAS_REST:
             top_L, total_L = _statistics(
-                rest_B,
-                bias_V + A,
-                stride_rest,
-                B,
-                softcap,
-                top_L,
-                total_L,
-                HAS_BIAS,
-                HAS_SOFTCAP,
-                LANES,
-                WIDTH,
-            )
+                rest_B, bias_V + A, stride_rest, B, softcap, top_L, total_L, HAS_BIAS, HAS_SOFTCAP, LANES, WIDTH
+            )  # fmt: skip
         top_L, total_L = _statistics(
             logits_A, bias_V, stride, A, softcap, top_L, total_L, HAS_BIAS, HAS_SOFTCAP, LANES, WIDTH
         )
@@ -196,36 +147,14 @@ def _loss_kernel(
             of_row = tl.where(kept, of_row, 0.0)
             factor = of_row * (1.0 + 2.0 * z_loss * logsumexp)
             _gradient(
-                logits_A,
-                bias_V,
-                stride,
-                A,
-                softcap,
-                column,
-                logsumexp,
-                factor,
-                of_row,
-                HAS_BIAS,
-                HAS_SOFTCAP,
-                LANES,
-                WIDTH,
-            )
+                logits_A, bias_V, stride, A, softcap, column, logsumexp, factor, of_row,
+                HAS_BIAS, HAS_SOFTCAP, LANES, WIDTH,
+            )  # fmt: skip
             if HAS_REST:
                 _gradient(
-                    rest_B,
-                    bias_V + A,
-                    stride_rest,
-                    B,
-                    softcap,
-                    column - A,
-                    logsumexp,
-                    factor,
-                    of_row,
-                    HAS_BIAS,
-                    HAS_SOFTCAP,
-                    LANES,
-                    WIDTH,
-                )
+                    rest_B, bias_V + A, stride_rest, B, softcap, column - A, logsumexp, factor, of_row,
+                    HAS_BIAS, HAS_SOFTCAP, LANES, WIDTH,
+                )  # fmt: skip
 
 
 @triton.jit
@@ -353,26 +282,14 @@ def losses_(
     n_rows, rest = logits_NA.shape[0], logits_NA if rest_NB is None else rest_NB
     loss_N = torch.empty(n_rows, dtype=torch.float32, device=logits_NA.device)
     _loss_kernel[(min(n_rows, LOSS_PROGRAMS * processors(logits_NA.device)),)](
-        logits_NA=logits_NA,
-        rest_NB=rest,
-        target_N=target_N,
-        weight=weight,
-        weight_N=weight if weight_N is None else weight_N,
-        loss_N=loss_N,
-        N=n_rows,
-        A=logits_NA.shape[1],
-        B=0 if rest_NB is None else rest_NB.shape[1],
-        stride=logits_NA.stride(0),
-        stride_rest=rest.stride(0),
-        ignore_index=ignore_index,
-        z_loss=float(z_loss),
-        HAS_REST=rest_NB is not None,
-        HAS_WEIGHTS=weight_N is not None,
-        GRADIENT=gradient,
-        num_warps=LOSS_WARPS,
-        **logit_arguments(logits_NA, bias_V=head.bias_V, softcap=head.softcap),
+        logits_NA, rest, logits_NA if head.bias_V is None else head.bias_V.contiguous(), target_N,
+        weight, weight if weight_N is None else weight_N, loss_N,
+        n_rows, logits_NA.shape[1], 0 if rest_NB is None else rest_NB.shape[1],
+        logits_NA.stride(0), rest.stride(0), ignore_index, float(z_loss), float(head.softcap or 1.0),
+        HAS_BIAS=head.bias_V is not None, HAS_SOFTCAP=head.softcap is not None, HAS_REST=rest_NB is not None,
+        HAS_WEIGHTS=weight_N is not None, GRADIENT=gradient, num_warps=LOSS_WARPS,
         **loss_constants(logits_NA.element_size()),
-    )
+    )  # fmt: skip
     return loss_N
 
 

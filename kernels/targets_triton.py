@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import triton
 import triton.language as tl
 
-from evalengine.kernels.triton_common import LN2, TARGET_TYPES, Spec, dot_product, logit, rescaled
+from evalengine.kernels.triton_common import LN2, TARGET_TYPES, Spec, dot_product, exp_sum, logit, rescaled
 
 CONSTANTS = {"BLOCK_K": 512, "BLOCK_D": 2048}
 TARGET_WARPS = 8
@@ -33,39 +33,25 @@ def store_tile(tile_NK3, rows, k, K, top, total, first, there):
     tl.store(at + 2, first.to(tl.float32, bitcast=True), mask=there)
 
 
+@triton.jit
+def store_tiles(tile_NK3, x, rows, cols, k, K, there):
+    """The same of a tile of logits, of all its rows."""
+    top = tl.max(x, 1)
+    total = exp_sum(x, top, 1)
+    first = tl.min(tl.where(x == top[:, None], cols[None, :], 2147483647), 1)
+    store_tile(tile_NK3, rows, k, K, top, total, first, there)
+
+
 @triton.jit(
     do_not_specialize=["N", "K", "start", "chunk"],
     do_not_specialize_on_alignment=["bias_V", "row_T", "token_T", "logprob_T", "greedy_T", "logsumexp_T"],
 )
 def target_kernel(
-    h_ND,
-    w_VD,
-    bias_V,
-    tile_NK3,
-    logit_T,
-    row_T,
-    token_T,
-    logprob_T,
-    greedy_T,
-    logsumexp_T,
-    start,
-    chunk,
-    N,
-    K,
-    V,
-    D,
-    stride_h,
-    stride_w,
-    scale,
-    softcap,
-    HAS_BIAS: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    HAS_LOGIT: tl.constexpr,
-    HAS_LOGSUMEXP: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    h_ND, w_VD, bias_V, tile_NK3, logit_T, row_T, token_T, logprob_T, greedy_T, logsumexp_T,
+    start, chunk, N, K, V, D, stride_h, stride_w, scale, softcap,
+    HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    HAS_LOGIT: tl.constexpr, HAS_LOGSUMEXP: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     t = tl.program_id(0)
     row = tl.load(row_T + t).to(tl.int64)
     token = tl.load(token_T + t).to(tl.int64)

@@ -86,6 +86,30 @@ def logit(x, HAS_SCALE: tl.constexpr, scale, HAS_SOFTCAP: tl.constexpr, softcap)
 
 
 @triton.jit
+def tile_logits(
+    h_ND, w_VD, bias_V, row, col, N, V, D, stride_h, stride_w, scale, softcap,
+    HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_SOFTCAP: tl.constexpr, TMA: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """A model's logits of a tile from (row, col) on, (BLOCK_N, BLOCK_V). TMA: h and w are tensor descriptors."""
+    rows = row + tl.arange(0, BLOCK_N)
+    cols = col + tl.arange(0, BLOCK_V)
+    x = tl.zeros((BLOCK_N, BLOCK_V), dtype=tl.float32)
+    for d in range(0, D, BLOCK_D):
+        if TMA:
+            h = h_ND.load([row, d])
+            w = w_VD.load([col, d])
+        else:
+            dims = d + tl.arange(0, BLOCK_D)
+            h = block(h_ND, rows, dims, N, D, stride_h)
+            w = block(w_VD, cols, dims, V, D, stride_w)
+        x = tl.dot(h, w.T, x, input_precision="ieee")
+    if HAS_BIAS:
+        x += tl.load(bias_V + cols, mask=cols < V, other=0.0).to(tl.float32)[None, :]
+    return logit(x, HAS_SCALE, scale, HAS_SOFTCAP, softcap)
+
+
+@triton.jit
 def exp_sum(x, top, axis: tl.constexpr):
     """Sum of exp(x - top) along axis, the last; a block that a bias masks as a whole (top = -inf) gives 0.
 
@@ -122,18 +146,6 @@ def moved(row_T: Tensor, token_T: Tensor, device: torch.device) -> tuple[Tensor,
 def copied(x: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU on the device: through pinned memory, so that nothing waits for the device."""
     return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
-
-
-def logit_arguments(stand_in: Tensor, **options: Tensor | float | None) -> dict[str, Any]:
-    """Arguments for the options of the logits: each value, or a stand-in, and whether it was given."""
-    arguments: dict[str, Any] = {}
-    for name, value in options.items():
-        arguments["HAS_" + name.removesuffix("_V").upper()] = value is not None
-        nothing = stand_in if name.endswith("_V") else 1.0
-        value = nothing if value is None else value
-        # an integer would be another type to Triton; a bias may be a view with gaps
-        arguments[name] = value.contiguous() if isinstance(value, Tensor) else float(value)
-    return arguments
 
 
 def is_hopper(device: torch.device) -> bool:

@@ -58,6 +58,23 @@ def test_answer_formats_are_a_folder_of_a_remote_store(
     assert set(files(remote.readable(plain))) == {f"{ckpts[0].name}/{p.name}" for p in out.glob("*/*.arrow")}
 
 
+@pytest.mark.parametrize("more", [(), ("--fewshot", 2, "--pmi")], ids=["", "few-shot"])
+def test_conversations_with_remote_checkpoints(
+    more: tuple[object, ...], chats: list[Path], bench: Path, tmp_path: Path, cache: Path
+) -> None:
+    """The template comes with the small files; the scores are those of the folders, also into a store that is remote."""
+    given = ("--chat", "--benchmarks", "copa,cb,piqa", "--limit", 12, *more)
+    assert score(chats, bench, tmp_path / "local", *given) == 0
+    shutil.rmtree(cache)  # another machine
+    out = tmp_path / "bucket" / "scores"
+    assert score([f"file://{chats[0].parent}/*"], bench, f"file://{out}", *given) == 0
+    assert files(out) == files(tmp_path / "local") and len(files(out)) == 6
+    shutil.rmtree(cache)
+    assert score([f"file://{path}" for path in chats], bench, f"file://{out}", *given) == 0
+    assert files(out) == files(tmp_path / "local")
+    assert (out / "runs.jsonl").read_text().splitlines()[-1].count('"kept": 3') == 2
+
+
 def test_a_store_in_memory(ckpts: list[Path], bench: Path, reference: Path) -> None:
     fs = fsspec.filesystem("memory")
     assert score(ckpts[:1], bench, "memory://bucket/scores") == 0
