@@ -33,15 +33,7 @@ from evalengine.kernels.loss_chunks import (
     logits_memory,
     loss_in_chunks,
 )
-from evalengine.kernels.triton_common import (
-    LN2,
-    LOG2E,
-    Spec,
-    exp_sum,
-    logit,
-    processors,
-    rescaled,
-)
+from evalengine.kernels.triton_common import LN2, LOG2E, Spec, exp_sum, logit, processors, rescaled
 
 LOGITS_BYTES = 3 * 2**29  # at a time, where each chunk of rows would add to the (V, D) gradient of w
 LOGITS_BYTES_UNSUMMED = 2**29  # where none does

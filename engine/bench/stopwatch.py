@@ -14,12 +14,7 @@ from typing import Any
 
 from evalengine.errors import UserError
 
-START, IMPORTS, ITEMS, TOKENS = (
-    "start of the process",
-    "imports",
-    "reading items",
-    "tokenising",
-)
+START, IMPORTS, ITEMS, TOKENS = ("start of the process", "imports", "reading items", "tokenising")
 WEIGHTS, PROOF, CHECK = (
     "loading weights",
     "proof of the architecture",
