@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from evalengine import libraries
+from evalengine.resume import Named
 
 if TYPE_CHECKING:
     from evalengine.checkpoints import Checkpoint
@@ -53,14 +54,8 @@ class BackendSpec(NamedTuple):
         return TorchBackend(dtype=self.dtype or None, **self.settings)
 
 
-class Models(Protocol):
+class Models(Named, Protocol):
     """What runs a group: `Alone`, or lockstep.Lockstep of several models."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def dtype(self) -> str: ...
 
     @property
     def notes(self) -> list[str]: ...
