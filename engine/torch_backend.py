@@ -73,9 +73,8 @@ class TorchBackend:
         self.dtype = dtype or ("float32" if self.device.type == "cpu" else "bfloat16")
         self.batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 32768)
         self.compile = compiled.wanted(compile, self.device)  # the decoder layers of packed batches
-        self.smallest = (
-            compiled.SMALLEST if compile == "auto" else 0
-        )  # parameters of a model for which that is done
+        # parameters of a model for which that is done
+        self.smallest = compiled.SMALLEST if compile == "auto" else 0
         if self.compile:
             compiled.keep_kernels()
             if self.device.type == "cuda":
@@ -87,9 +86,8 @@ class TorchBackend:
         self.modes: list[Mode] = []  # of those proven, the ones that have not failed on this checkpoint
         self.notes: list[str] = []  # what the user should know about how the loaded model runs
         self.checkpoint = ""  # its name
-        self._failed: dict[
-            tuple[str, int | None], str
-        ] = {}  # way and head of modes that failed on it, and why
+        # way and head of modes that failed on it, and why
+        self._failed: dict[tuple[str, int | None], str] = {}
         self._not_compiled: dict[str, str] = {}  # architectures whose layers cannot be, and why
         self._loaded: Loaded | None = None
         self._architecture = ""  # of the loaded model

@@ -32,12 +32,8 @@ from evalengine.vllm import FIRST, TASK, engine
 from evalengine.vllm.backend import VllmBackend, engine_settings
 from evalengine.vllm.requests import Request, plan
 
-OURS, COMPILED, PREFILL, GEMM = (
-    "fused scorer, prefix cache",
-    "fused scorer, compiled",
-    "prefill alone",
-    "head GEMM",
-)
+OURS, COMPILED = "fused scorer, prefix cache", "fused scorer, compiled"
+PREFILL, GEMM = "prefill alone", "head GEMM"
 TORCH = "PyTorch backend"
 FORMS: dict[str, dict[str, Any]] = {
     "prompt_logprobs=0, flat": {"prompt_logprobs": 0, "flat_logprobs": True},
