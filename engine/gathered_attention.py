@@ -77,11 +77,8 @@ class GatheredAttention:
             for block_B, key_BK, end_BK in self.buckets:
                 query_BQ1 = self.query_BQ[block_B][:, :, None]
                 seen_BQK = (key_BK[:, None, :] <= query_BQ1) & (query_BQ1 < end_BK[:, None, :])
-                position_BQ1, position_B1K = (
-                    position_BQ[block_B][:, :, None],
-                    self.position_M[key_BK][:, None, :],
-                )
-                seen_BQK &= rule(zero, zero, position_BQ1, position_B1K)
+                position_B1K = self.position_M[key_BK][:, None, :]
+                seen_BQK &= rule(zero, zero, position_BQ[block_B][:, :, None], position_B1K)
                 mask = torch.zeros(seen_BQK.shape, dtype=dtype, device=zero.device)
                 made.append(mask.masked_fill_(~seen_BQK, float("-inf")).unsqueeze(1))
             self._masks[rule, dtype] = made
@@ -107,7 +104,7 @@ def plain_attention(
     scores = scores + mask
     if sink_H is not None:
         queries = q.shape[1] * q.shape[2] // sink_H.numel()  # of a query head: q has one head after the other
-        column = sink_H.flatten().repeat_interleave(queries).view(1, *q.shape[1:3], 1)
+        column = sink_H.repeat_interleave(queries).view(1, *q.shape[1:3], 1)
         scores = torch.cat([scores, column.expand(len(q), -1, -1, 1).float()], -1)
     share = F.softmax(scores, dim=-1)[..., : k.shape[2]]
     return (share @ v.float()).to(q.dtype)

@@ -60,22 +60,12 @@ class Planner:
     def key(self, checkpoint: Checkpoint, items: ItemSet) -> str:
         """What decides the tokens, as one hash. Raises UserError where config.json or the tokenizer cannot be used."""
         ids = hashlib.sha256("\0".join(item.id for item in items.items).encode()).hexdigest()
-        parts = (
-            PLAN_VERSION,
-            version("transformers"),
-            version("tokenizers"),
-            self._trust,
-            checkpoint.tokenizer_hash,
-            self.window(checkpoint),
-            items.benchmark,
-            items.version,
-            items.variant,
-            items.data_hash,
-            self._pmi,
-            ids,
-            *([checkpoint.chat_template_hash] if self._chat else []),
-        )
-        return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
+        software = PLAN_VERSION, version("transformers"), version("tokenizers"), self._trust
+        model = checkpoint.tokenizer_hash, self.window(checkpoint)
+        asked = items.benchmark, items.version, items.variant, items.data_hash, self._pmi, ids
+        chat = [checkpoint.chat_template_hash] if self._chat else []
+        text = "\0".join(map(str, (*software, *model, *asked, *chat)))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def begin(self, checkpoint: Checkpoint, item_sets: Iterable[ItemSet]) -> None:
         """Encodes in the background what is not there yet, in this order: the tokenizer's own work leaves Python to others.

@@ -63,18 +63,7 @@ def discover(
                 " different stores with --out"
             )
         about = metadata(path, name, known)
-        found[name] = Checkpoint(
-            path,
-            name,
-            about["scale"],
-            about["mixture"],
-            about["stage"],
-            source,
-            remote_bytes=size,
-            base=model,
-            seed=about["seed"],
-            blocks=about["blocks"],
-        )
+        found[name] = Checkpoint(path, name, source=source, remote_bytes=size, base=model, **about)
     if base is not None and not any(checkpoint.base for checkpoint in found.values()):
         raise UserError("--base is the model of adapters, and none is among the checkpoints: leave it out")
     unused = sorted(set(known) - set(found))

@@ -58,19 +58,11 @@ class Options:
 # Metadata that the user's options decide: a file that differs in one of them is not replaced. One that differs in the others
 # (versions, hashes) is out of date and scored again.
 ASKED = {
-    "backend": "--backend",
-    "dtype": "--dtype",
-    "variant": "--variant",
-    "limit": "--limit",
-    "seed": "--seed",
-    "fewshot": "--fewshot",
-    "pmi": "--pmi",
-    "eft_beta": "--beta",
-    "eft_base": "--base",
-    "eft_tuned": "--tuned",
-    "eft_ref": "--ref",
-    "chat": "--chat",
-    "formats": "--formats",
+    key: f"--{key.removeprefix('eft_')}"
+    for key in (
+        *("backend", "dtype", "variant", "limit", "seed", "fewshot", "pmi"),
+        *("eft_beta", "eft_base", "eft_tuned", "eft_ref", "chat", "formats"),
+    )
 }
 
 

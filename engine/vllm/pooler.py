@@ -130,16 +130,8 @@ def vocabulary(model: torch.nn.Module) -> int:
 def run_head(head: OutputLayer, h_RD: Tensor, row_T: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:
     if getattr(head.layer, "tp_size", 1) > 1:
         return sharded(head, h_RD, row_T, token_T)
-    return target_logprobs(
-        h_RD,
-        head.layer.weight,
-        row_T,
-        token_T,
-        bias_V=head.bias,
-        softcap=head.softcap,
-        scale=head.scale,
-        vocab_size=head.vocab,
-    )
+    options = {"bias_V": head.bias, "softcap": head.softcap, "scale": head.scale, "vocab_size": head.vocab}
+    return target_logprobs(h_RD, head.layer.weight, row_T, token_T, **options)
 
 
 def find_head(model: Any, like: Tensor) -> OutputLayer | None:
