@@ -11,7 +11,6 @@ import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from evalengine import events, sealed, store
@@ -20,7 +19,7 @@ from evalengine.encoding import Encoded, Scores, overlapping, same_tokens
 from evalengine.errors import UserError
 from evalengine.events import Emit
 from evalengine.plans import Planner
-from evalengine.resume import Decision, Named, Options, Task, decide, tasks_of
+from evalengine.resume import Asked, Decision, Named, Task, decide, tasks_of
 from evalengine.score_table import score_table
 
 if TYPE_CHECKING:
@@ -111,25 +110,17 @@ def largest(groups: Iterable[Group]) -> int:
     return max(len(group.members) for group in groups)
 
 
-def pending_of(
-    group: Group,
-    item_sets: Sequence[tuple[ItemSet, str]],
-    models: Named,
-    planner: Planner,
-    out: Path,
-    options: Options,
-    emit: Emit,
-) -> dict[str, Tasks]:
+def pending_of(group: Group, asked: Asked, models: Named, planner: Planner, emit: Emit) -> dict[str, Tasks]:
     """What the store lacks of an identified group, by benchmark. Raises UserError."""
     more: list[dict[str, str]] = [{}] * len(group.members) + [group.metadata(one) for one in group.emulated]
     pending: dict[str, Tasks] = {}
     for k, (checkpoint, about) in enumerate(zip(group.every, more, strict=True)):
-        decision = decide(tasks_of(checkpoint, item_sets, models, options, out, about), options.fresh)
+        decision = decide(tasks_of(checkpoint, asked, models, about), asked.options.fresh)
         begin(checkpoint, decision, emit)
         for task in decision.pending:
             pending.setdefault(task.items.benchmark, {})[k] = task
     if pending:
-        one_language(group, planner, [items for items, _ in item_sets if items.benchmark in pending])
+        one_language(group, planner, [items for items, _ in asked.item_sets if items.benchmark in pending])
     return pending
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -55,6 +55,14 @@ class Options:
         }
 
 
+class Asked(NamedTuple):
+    """What a run is to score, and into which store."""
+
+    item_sets: Sequence[tuple[ItemSet, str]]  # each with the name of its default score
+    out: Path  # on the command line also a URI, until the store is open here
+    options: Options
+
+
 # Metadata that the user's options decide: a file that differs in one of them is not replaced. One that differs in the others
 # (versions, hashes) is out of date and scored again.
 ASKED = {
@@ -89,21 +97,11 @@ class Decision(NamedTuple):
     notes: list[str]
 
 
-def tasks_of(
-    checkpoint: Checkpoint,
-    item_sets: Iterable[tuple[ItemSet, str]],
-    backend: Named,
-    options: Options,
-    out: Path,
-    more: dict[str, str] | None = None,
-) -> list[Task]:
-    """The files that an identified checkpoint has when all is scored, one for each item set and its default score.
-
-    `more`: metadata of its own.
-    """
+def tasks_of(checkpoint: Checkpoint, asked: Asked, backend: Named, more: dict[str, str]) -> list[Task]:
+    """The files that an identified checkpoint has when all is scored, one for each item set. `more`: metadata of its own."""
     common = (
-        options.metadata(backend)
-        | (more or {})
+        asked.options.metadata(backend)
+        | more
         | {
             "checkpoint": checkpoint.name,
             "checkpoint_fingerprint": checkpoint.fingerprint,
@@ -111,7 +109,7 @@ def tasks_of(
             "identity": "\t".join(v or "" for v in (checkpoint.scale, checkpoint.mixture, checkpoint.stage)),
         }
     )
-    if options.chat:
+    if asked.options.chat:
         common["chat_template"] = checkpoint.chat_template_hash
     if checkpoint.seed is not None:
         common["checkpoint_seed"] = checkpoint.seed
@@ -120,7 +118,7 @@ def tasks_of(
     return [
         Task(
             items,
-            out / checkpoint.name / f"{items.benchmark}.arrow",
+            asked.out / checkpoint.name / f"{items.benchmark}.arrow",
             common
             | {
                 "benchmark": items.benchmark,
@@ -133,7 +131,7 @@ def tasks_of(
             | ({"contexts": "own"} if own_contexts(items) else {})
             | ({"formats": items.formats} if items.formats else {}),
         )
-        for items, default_score in item_sets
+        for items, default_score in asked.item_sets
     ]
 
 

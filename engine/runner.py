@@ -19,21 +19,19 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from evalengine import console, events, store
-from evalengine.backends import Alone, Backend, Models
-from evalengine.checkpoints import Checkpoint
+from evalengine.backends import Models
 from evalengine.encoding import Encoded, OnProgress, Sequences, SequenceTooLarge
 from evalengine.errors import UserError
 from evalengine.events import Display, Emit, Outcome, Outcomes, to_all
 from evalengine.groups import Group, keep, pending_of
 from evalengine.plans import Planner
 from evalengine.resolve import ReadAhead
-from evalengine.resume import Options
+from evalengine.resume import Asked, Options
 from evalengine.untrusted import reason
 
 if TYPE_CHECKING:
@@ -42,33 +40,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def score(
-    checkpoints: Sequence[Checkpoint],
-    item_sets: Sequence[tuple[ItemSet, str]],
-    backend: Backend,
-    out: Path,
-    options: Options,
-    on_event: Emit = lambda event: None,
-) -> list[Outcome]:
-    """Scores item sets (each with the name of its default score) of every checkpoint into the store `out`.
-
-    What the store already holds is skipped. `on_event` is called with every event of the run.
-    """
-    return run([Group((one,)) for one in checkpoints], item_sets, Alone(backend), out, options, on_event)
-
-
 def run(
-    groups: Sequence[Group],
-    item_sets: Sequence[tuple[ItemSet, str]],
-    models: Models,
-    out: Path,
-    options: Options,
-    on_event: Emit = lambda event: None,
+    groups: Sequence[Group], asked: Asked, models: Models, on_event: Emit = lambda event: None
 ) -> list[Outcome]:
-    """`score` for groups of checkpoints: of their members, and of what is emulated with them."""
+    """Scores the members of every group and what is emulated with them: what the store does not hold yet.
+
+    `on_event` is called with every event of the run.
+    """
+    options = asked.options
     with (
-        store.lock(out),
-        followed(groups, item_sets, on_event) as (whole, outcomes, emit, _),
+        store.lock(asked.out),
+        followed(groups, asked, on_event) as (whole, outcomes, emit, _),
         ReadAhead(options.allow_pickle) as reading,
         Planner(options.trust_remote_code, options.pmi, options.chat) as planner,
     ):
@@ -76,26 +58,18 @@ def run(
             with finished(group, emit):
                 wanted = [*group.members, *(() if ahead is None else ahead.members)]
                 members = tuple(reading.identified(one, wanted) for one in group.members)
-                _score(group._replace(members=members), item_sets, models, planner, out, options, emit)
-        store.log_run(out, outcomes.record(models, options))
+                _score(group._replace(members=members), asked, models, planner, emit)
+        store.log_run(asked.out, outcomes.record(models, options))
     return outcomes.all()
 
 
-def _score(
-    group: Group,
-    item_sets: Sequence[tuple[ItemSet, str]],
-    models: Models,
-    planner: Planner,
-    out: Path,
-    options: Options,
-    emit: Emit,
-) -> None:
+def _score(group: Group, asked: Asked, models: Models, planner: Planner, emit: Emit) -> None:
     """Scores and stores what an identified group lacks. Raises UserError; what is done by then is stored."""
-    pending = pending_of(group, item_sets, models, planner, out, options, emit)
+    pending = pending_of(group, asked, models, planner, emit)
     if not pending:
         return
     first, every = group.members[0], group.every
-    wanted_items = [items for items, _ in item_sets if items.benchmark in pending]
+    wanted_items = [items for items, _ in asked.item_sets if items.benchmark in pending]
     emit(events.Doing(first.name, "loading"))
     if models.name == "torch":  # vLLM forks, and no thread may be inside of a tokenizer then
         planner.begin(first, wanted_items)
@@ -116,29 +90,23 @@ def _score(
         keep(group, tasks, encoded, found, models.notes, emit)
 
 
-class Followed(NamedTuple):
-    """A run whose events are consumed."""
-
-    whole: list[Group]  # the groups that can be scored
-    outcomes: Outcomes
-    emit: Emit
-    line: console.Progress
-
-
 @contextlib.contextmanager
 def followed(
-    groups: Sequence[Group], item_sets: Sequence[tuple[ItemSet, str]], on_event: Emit
-) -> Iterator[Followed]:
-    """What becomes of the checkpoints of a run, with a line of progress; those of a group that lacks something have failed."""
+    groups: Sequence[Group], asked: Asked, on_event: Emit
+) -> Iterator[tuple[list[Group], Outcomes, Emit, console.Progress]]:
+    """Groups that can be scored, what becomes of all checkpoints, who is told of it, and the line of progress.
+
+    Those of a group that lacks something have failed.
+    """
     every = [one for group in groups for one in group.every]
-    items, outcomes = sum(len(one.items) for one, _ in item_sets), Outcomes(every)
+    items, outcomes = sum(len(one.items) for one, _ in asked.item_sets), Outcomes(every)
     with console.progress("scoring", len(every) * items, "items") as line:
         emit = to_all(outcomes, Display(line, items), on_event)
         for group in groups:
             if group.lacks:
                 fail(group, group.lacks, emit)
                 finish(group, 0.0, emit)
-        yield Followed([group for group in groups if not group.lacks], outcomes, emit, line)
+        yield [group for group in groups if not group.lacks], outcomes, emit, line
 
 
 @contextlib.contextmanager

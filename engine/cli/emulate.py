@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     taken = {one.name for one in found} & {emulated.name for group in groups for emulated in group.emulated}
     if taken:
         raise UserError(f"a checkpoint is named {min(taken)}, as emulated scores would be: rename it")
-    return score.carry_out(args, groups, *score.items_of(args), args.out)
+    return score.carry_out(args, groups, score.items_of(args))
 
 
 def groups_of(args: argparse.Namespace, found: list[Checkpoint]) -> list[Group]:

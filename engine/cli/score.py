@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from evalengine.cluster.pool import Cluster
     from evalengine.events import Outcome
     from evalengine.groups import Group
-    from evalengine.resume import Options
+    from evalengine.resume import Asked
 
 
 def register(subparsers: Any) -> None:
@@ -140,31 +140,25 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"{adapter} is an adapter, which --backend vllm does not score: use --backend torch, or merge it into its base"
         )
-    options, item_sets = items_of(args)
+    asked = items_of(args)
     if args.formats is not None:
-        item_sets = in_formats(item_sets, args.formats, args.cue)
+        place = formats_of(args.out)
+        asked = asked._replace(item_sets=in_formats(asked.item_sets, args.formats, args.cue), out=place)
     elif args.cue:
         raise UserError("--cue is for --formats: add that, or leave it out")
-    place = args.out if args.formats is None else formats_of(args.out)
-    return carry_out(args, [Group((checkpoint,)) for checkpoint in found], options, item_sets, place)
+    return carry_out(args, [Group((checkpoint,)) for checkpoint in found], asked)
 
 
-def carry_out(
-    args: argparse.Namespace,
-    groups: Sequence[Group],
-    options: Options,
-    item_sets: Sequence[tuple[ItemSet, str]],
-    place: Path | str,
-) -> int:
-    """Scores groups of checkpoints here or on a cluster, and shows what has become of them; the exit code. `place`: where in
-    --out the scores are."""
+def carry_out(args: argparse.Namespace, groups: Sequence[Group], asked: Asked) -> int:
+    """Scores groups of checkpoints here or on a cluster, into a store that may be a URI, and shows what has become of them; the
+    exit code."""
     from evalengine import runner
     from evalengine.backends import models_for
     from evalengine.events import Event, Stored
     from evalengine.groups import largest
     from evalengine.remote import open_store
 
-    spec = backend_spec(args)
+    spec, place = backend_spec(args), asked.out
     folder, upload = open_store(place, [one.name for group in groups for one in group.every])
 
     def on_event(event: Event) -> None:
@@ -175,11 +169,11 @@ def carry_out(
         from evalengine.cluster import scoring
 
         where = cluster(args, spec.settings.get("tensor_parallel_size"))
-        outcomes = scoring.run(groups, item_sets, spec, folder, options, where, on_event)
+        outcomes = scoring.run(groups, asked._replace(out=folder), spec, where, on_event)
     else:
         refuse_ray_options(args)
         with contextlib.closing(models_for(spec, largest(groups))) as models:
-            outcomes = runner.run(groups, item_sets, models, folder, options, on_event)
+            outcomes = runner.run(groups, asked._replace(out=folder), models, on_event)
     upload(folder / "runs.jsonl")
     report = [summary(outcome, folder / outcome.checkpoint.name) for outcome in outcomes]
     if args.json:
@@ -189,11 +183,11 @@ def carry_out(
     return 1 if any(o.failure for o in outcomes) else 0
 
 
-def items_of(args: argparse.Namespace) -> tuple[Options, list[tuple[ItemSet, str]]]:
-    """What the options of `add_items` ask for: the items of every benchmark with the name of its default score."""
+def items_of(args: argparse.Namespace) -> Asked:
+    """What the options of `add_items` ask for, into --out."""
     from evalengine import runner
     from evalengine.benchmarks import resolve
-    from evalengine.resume import Options
+    from evalengine.resume import Asked, Options
 
     only_tasks = args.lm_eval_tasks and args.benchmarks == "all"
     benchmarks = [] if only_tasks else available(resolve(args.benchmarks, args.benchmark_file), args)
@@ -207,7 +201,7 @@ def items_of(args: argparse.Namespace) -> tuple[Options, list[tuple[ItemSet, str
     for items, default_score in item_sets:
         if METRICS[default_score].column == "loglik_uncond" and not args.pmi:
             raise UserError(f"{items.benchmark} is scored by {default_score}, which needs --pmi: add it")
-    return options, item_sets
+    return Asked(item_sets, args.out, options)
 
 
 def in_formats(item_sets: Sequence[tuple[ItemSet, str]], file: str, cue: str) -> list[tuple[ItemSet, str]]:

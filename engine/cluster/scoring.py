@@ -12,10 +12,9 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evalengine import __version__, console, groups, runner, store
+from evalengine import __version__, console, runner, store
 from evalengine.backends import BackendSpec
 from evalengine.checkpoints import Checkpoint
 from evalengine.cluster import connect
@@ -24,9 +23,9 @@ from evalengine.cluster.schedule import STRIKES, Schedule, Unit
 from evalengine.cluster.scorer import Failure, Scored, Scorer
 from evalengine.errors import UserError
 from evalengine.events import Emit, Outcome
-from evalengine.groups import Group, Tasks
+from evalengine.groups import Group, Tasks, keep, largest, pending_of
 from evalengine.plans import Planner
-from evalengine.resume import Options
+from evalengine.resume import Asked
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
@@ -64,25 +63,25 @@ class Plan(NamedTuple):
 
 
 def run(
-    asked: Sequence[Group],
-    item_sets: Sequence[tuple[ItemSet, str]],
+    groups: Sequence[Group],
+    asked: Asked,
     spec: BackendSpec,
-    out: Path,
-    options: Options,
     cluster: Cluster,
     on_event: Emit = lambda event: None,
 ) -> list[Outcome]:
     """runner.run on a Ray cluster. `spec.dtype` "" takes float32 on cores and bfloat16 on GPUs."""
-    with store.lock(out), connect.connected(cluster.address, cpus=cluster.local_cores):
+    with store.lock(asked.out), connect.connected(cluster.address, cpus=cluster.local_cores):
         need = need_of(cluster, spec.settings.get("device"))
         spec = placed(spec, need)
-        arguments = (spec, need.cpus, options.allow_pickle, __version__, groups.largest(asked))
+        arguments = (spec, need.cpus, asked.options.allow_pickle, __version__, largest(groups))
         with (
-            runner.followed(asked, item_sets, on_event) as (whole, outcomes, emit, line),
+            runner.followed(groups, asked, on_event) as (whole, outcomes, emit, line),
             Pool(Scorer, arguments, need, cluster.workers) as pool,
         ):
-            Run(whole, item_sets, spec, out, options, emit, cluster.hang_s).go(pool, line.rows)
-        store.log_run(out, outcomes.record(spec, options) | {"workers": pool.made})
+            Run(whole, asked._replace(out=asked.out.resolve()), spec, emit, cluster.hang_s).go(
+                pool, line.rows
+            )
+        store.log_run(asked.out, outcomes.record(spec, asked.options) | {"workers": pool.made})
     return outcomes.all()
 
 
@@ -102,21 +101,12 @@ class Run:
     """
 
     def __init__(
-        self,
-        whole: Sequence[Group],
-        item_sets: Sequence[tuple[ItemSet, str]],
-        spec: BackendSpec,
-        out: Path,
-        options: Options,
-        emit: Emit,
-        hang_s: float,
+        self, whole: Sequence[Group], asked: Asked, spec: BackendSpec, emit: Emit, hang_s: float
     ) -> None:
-        self.item_sets, self.spec, self.out = item_sets, spec, out.resolve()
-        self.options, self.emit, self.hang_s = options, emit, hang_s
-        self.states = {
-            group.name: State(group, sum(weight_size(one, options.allow_pickle) for one in group.members))
-            for group in whole
-        }
+        self.asked, self.spec, self.emit, self.hang_s = asked, spec, emit, hang_s
+        options = asked.options
+        sizes = [sum(weight_size(one, options.allow_pickle) for one in group.members) for group in whole]
+        self.states = {group.name: State(group, size) for group, size in zip(whole, sizes, strict=True)}
         self.schedule = Schedule({name: state.size for name, state in self.states.items()})
         self.planner = Planner(options.trust_remote_code, options.pmi, options.chat)
         self.made: dict[str, Plan] = {}  # by their key
@@ -124,8 +114,9 @@ class Run:
         self.unplanned: list[tuple[State, ItemSet]] = []  # of identified groups
         # The first one's plans are made while workers start and read it.
         first = self.schedule.unseen[0]
-        stored = {path.stem for path in (self.out / first).glob("*.arrow")}
-        self.early = [(self.states[first], items) for items, _ in item_sets if items.benchmark not in stored]
+        stored = {path.stem for path in (asked.out / first).glob("*.arrow")}
+        missing = [items for items, _ in asked.item_sets if items.benchmark not in stored]
+        self.early = [(self.states[first], items) for items in missing]
 
     def go(self, pool: Pool, show: Callable[[list[str]], None]) -> None:
         """Until every group is scored or set aside. `show` is called with a line for each worker."""
@@ -245,14 +236,13 @@ class Run:
         members = zip(state.group.members, fingerprints, strict=True)
         state.group = state.group._replace(members=tuple(replace(one, fingerprint=f) for one, f in members))
         try:
-            more = self.planner, self.out, self.options, self.emit
-            left = groups.pending_of(state.group, self.item_sets, self.spec, *more)
+            left = pending_of(state.group, self.asked, self.spec, self.planner, self.emit)
             state.vocabulary = state.group.vocabulary(self.planner) if left else 0
         except UserError as error:
             self._fail(state, str(error))
             return
         state.left = left
-        self.unplanned += [(state, items) for items, _ in self.item_sets if items.benchmark in left]
+        self.unplanned += [(state, items) for items, _ in self.asked.item_sets if items.benchmark in left]
         self._finish(state)
 
     def _scored(self, state: State, unit: Unit, scored: Scored) -> None:
@@ -263,7 +253,7 @@ class Run:
             return
         tasks, encoded = left[unit.benchmark], self.plans[state.name, unit.benchmark].encoded
         try:
-            groups.keep(state.group, tasks, encoded, scored.scores, scored.notes, self.emit)
+            keep(state.group, tasks, encoded, scored.scores, scored.notes, self.emit)
         except UserError as error:
             self._fail(state, str(error))
             return
