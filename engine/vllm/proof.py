@@ -68,8 +68,8 @@ class Twin(NamedTuple):
         """Raises UserError unless these are the log-probabilities of all targets of `sequences(length)`, in their order."""
         truth = self.trial.truth(length)
         true_T = truth.logprob_T[np.argsort(truth.sequence_T, kind="stable")]
-        gap_T = np.nan_to_num(np.abs(logprob_T - true_T), nan=np.inf)
-        if np.any(gap_T > CLOSE * np.maximum(1, np.abs(true_T) / 10)):
+        if not proof.close(logprob_T, true_T, CLOSE):
+            gap_T = np.nan_to_num(np.abs(logprob_T - true_T), nan=np.inf)
             raise UserError(
                 f"vLLM computes {self.checkpoint.name} otherwise than transformers: by {gap_T.max():.2g} nats a token on"
                 f" sequences of up to {length} tokens{rotary_note(self.config)}; use --backend torch"
