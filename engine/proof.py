@@ -258,7 +258,7 @@ def same(found: Targets, truth: Targets) -> bool:
 
 
 def close(found_T: np.ndarray, truth_T: np.ndarray, within: float = CLOSE) -> bool:
-    """Whether log-probabilities agree by rounding: within so many nats, below -10 within a tenth of that share; NaN never does."""
+    """Whether log-probabilities agree by rounding: within so many nats, below -10 a tenth of that share; never for NaN."""
     return bool(np.all(np.abs(found_T - truth_T) <= within * np.maximum(1, np.abs(truth_T) / 10)))
 
 
