@@ -15,7 +15,6 @@ L lanes of a row.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -179,30 +178,20 @@ def loss_and_gradients(
     if not isinstance(weight, Tensor):
         weight = torch.full((), weight, dtype=torch.float32, device=h_ND.device)
     late = h_ND.dtype == torch.float16
-    losses = functools.partial(
-        losses_,
-        ignore_index=ignore_index,
-        weight=torch.ones_like(weight) if late else weight,
-        gradient=any(needs),
-    )
-    (n_rows, hidden), vocab, of_sums = h_ND.shape, head.w_VD.shape[0], weight if late else 1.0
+    of_losses, of_sums = (torch.ones_like(weight), weight) if late else (weight, 1.0)
+
+    def losses(logits_RA: Tensor, rows: slice, rest_RB: Tensor | None = None) -> Tensor:
+        weight_R = None if weight_N is None else weight_N[rows]
+        more = ignore_index, of_losses, any(needs), rest_RB
+        return losses_(logits_RA, head, target_N[rows], z_loss, weight_R, *more)
+
+    (n_rows, hidden), vocab = h_ND.shape, head.w_VD.shape[0]
     columns = own_columns(n_rows, vocab, hidden)
     if needs[1] and n_rows and n_rows * columns * h_ND.element_size() <= LOGITS_BYTES:
-        loss, dh_ND, dw_VD, dbias_V = loss_at_once(
-            h_ND,
-            head,
-            target_N,
-            z_loss,
-            of_sums,
-            needs,
-            columns,
-            lambda x, head, target, z, rest: losses(x, head, target, z, weight_N, rest_NB=rest),
-        )
+        loss, dh_ND, dw_VD, dbias_V = loss_at_once(h_ND, head, losses, of_sums, needs, columns)
     else:
         size = chunk_rows(n_rows, vocab * h_ND.element_size(), needs[1])
-        loss, dh_ND, dw_VD, dbias_V = loss_in_chunks(
-            h_ND, head, target_N, z_loss, of_sums, needs, size, losses, weight_N
-        )
+        loss, dh_ND, dw_VD, dbias_V = loss_in_chunks(h_ND, head, losses, of_sums, needs, size)
     return (loss * weight).to(wide(h_ND.dtype)), dh_ND, dw_VD, dbias_V
 
 
@@ -221,12 +210,10 @@ def chunk_rows(n_rows: int, row_bytes: int, summed: bool) -> int:
 def loss_at_once(
     h_ND: Tensor,
     head: Head,
-    target_N: Tensor,
-    z_loss: float,
+    losses: Callable[[Tensor, slice, Tensor | None], Tensor],
     weight: float | Tensor,
     needs: Sequence[bool],
     columns: int,
-    losses: Callable[[Tensor, Head, Tensor, float, Tensor | None], Tensor],
 ) -> Gradients:
     """`loss_in_chunks` of a single chunk, whose columns from `columns` on lie in the gradient of w until that is computed."""
     w_VD, bias_V = head.w_VD, head.bias_V
@@ -239,9 +226,8 @@ def loss_at_once(
         parts.append((slice(columns, vocab), rest_NB))
     for part, dx in parts:
         torch.mm(h_ND, w_VD[part].t(), out=dx)
-    loss = losses(parts[0][1], head, target_N, z_loss, parts[1][1] if len(parts) > 1 else None).sum(
-        dtype=torch.float64
-    )
+    rest = parts[1][1] if len(parts) > 1 else None
+    loss = losses(parts[0][1], slice(None), rest).sum(dtype=torch.float64)
     dh_ND = h_ND.new_empty(h_ND.shape if needs[0] else 0, dtype=h_ND.dtype if len(parts) == 1 else dtype)
     dbias_V = h_ND.new_empty(vocab if needs[2] else 0, dtype=dtype)
     for number, (part, dx) in enumerate(parts):
@@ -263,12 +249,11 @@ def losses_(
     head: Head,
     target_N: Tensor,
     z_loss: float,
-    weight_N: Tensor | None = None,
-    *,
+    weight_N: Tensor | None,
     ignore_index: int,
     weight: Tensor,
-    gradient: bool = True,
-    rest_NB: Tensor | None = None,
+    gradient: bool,
+    rest_NB: Tensor | None,
 ) -> Tensor:
     """The rows' losses, float32; with `gradient` the logits are overwritten with that of the weighted losses."""
     n_rows, rest = logits_NA.shape[0], logits_NA if rest_NB is None else rest_NB

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from evalengine.bench.kernel_contenders import (
     shift_of,
     training,
 )
+from evalengine.kernels.head import Head, Rows
 
 OURS = ("score: target_logprobs", "train: linear_cross_entropy", "emulate: emulated_logprobs")
 KINDS = {"score": scoring, "train": training, "emulate": emulating}
@@ -132,7 +133,8 @@ def measure(calls: dict[str, Call], seconds: float, gpu: bool) -> dict[str, floa
 
 
 def table_rows(kind: str, case: Case, calls: dict[str, Call], took: dict[str, float]) -> list[Row]:
-    truth = float64_emulated(case) if kind == "emulate" else float64_logprobs(case)
+    own = Rows(case.h_ND, Head(case.w_VD, softcap=case.shape.softcap))
+    truth = float64_logprobs(shift_of(case) if kind == "emulate" else [own], case.token_N)
     ours, gemm = next(iter(took.values())), took.get(f"score: {GEMM}") or took.get(f"train: {GEMMS}")
     rows: list[Row] = []
     for what, ms in took.items():
@@ -193,18 +195,11 @@ def memory_and_error(call: Call, gpu: bool, truth: Tensor) -> tuple[float | None
     return extra, float((answer[:CHECKED_ROWS].double().cpu() - truth).abs().max())
 
 
-def float64_emulated(case: Case) -> Tensor:
-    """float64 log-probabilities of the first rows at beta 1."""
+def float64_logprobs(models: Sequence[Rows], token_N: Tensor) -> Tensor:
+    """float64 log-probabilities of the first rows, of one model or of base, tuned and ref at beta 1."""
     z = []
-    for rows in shift_of(case):
+    for rows in models:
         h, cap = rows.h_ND[:CHECKED_ROWS].cpu().double(), rows.head.softcap
         z.append(torch.cat([logits(h, part.cpu().double(), cap) for part in rows.head.w_VD.split(16_384)], 1))
-    token_N = case.token_N[:CHECKED_ROWS, None].cpu()
-    return (z[0] + z[1] - z[2]).log_softmax(1).gather(1, token_N)[:, 0]
-
-
-def float64_logprobs(case: Case) -> Tensor:
-    """float64 log-probabilities of the first rows."""
-    h = case.h_ND[:CHECKED_ROWS].cpu().double()
-    x = torch.cat([logits(h, part.cpu().double(), case.shape.softcap) for part in case.w_VD.split(16_384)], 1)
-    return x.log_softmax(1).gather(1, case.token_N[:CHECKED_ROWS, None].cpu())[:, 0]
+    x = z[0] + z[1] - z[2] if len(z) > 1 else z[0]
+    return x.log_softmax(1).gather(1, token_N[:CHECKED_ROWS, None].cpu())[:, 0]
