@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -31,16 +32,22 @@ def test_the_collector_rests_during_an_import_alone(
     gc.unfreeze()
 
 
-def test_what_is_done_at_the_end_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    atexit.unregister(gc.freeze)
-    before = atexit._ncallbacks()
+def test_what_is_done_at_the_end_is_done_once(tmp_path: Path) -> None:
     for name in ("one_large_library", "another_large_library"):
-        (tmp_path / f"{name}.py").write_text("")
-        libraries.load(name)
-    assert atexit._ncallbacks() == before + 1
-    atexit.unregister(gc.freeze)
-    gc.unfreeze()
+        (tmp_path / f"{name}.py").touch()
+    code = (
+        "import atexit, gc\n"
+        "calls = []\n"
+        "gc.freeze = lambda: calls.append(1)\n"
+        "atexit.register(lambda: print(len(calls)))\n"  # the first that is registered is the last that is called
+        "from evalengine import libraries\n"
+        "for name in ('one_large_library', 'another_large_library'):\n"
+        "    libraries.load(name)\n"
+        "calls.clear()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr) == ("1\n", "")
 
 
 def test_a_failing_import_leaves_the_collector_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

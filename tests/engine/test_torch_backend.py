@@ -218,7 +218,7 @@ def test_keys_of_blocks_are_gathered_once_for_all_checkpoints(
     backend, made = TorchBackend(device="cpu", batch_tokens=256), []
     buckets = packing.buckets
     monkeypatch.setattr(packing, "buckets", lambda batch: made.append(batch) or buckets(batch))
-    sequences = shared_sequences(300, prefix=2 * packing.SHARED_PREFIX)
+    sequences = shared_sequences(300, prefix=packing.SHARED_PREFIX + 4)
     backend.load(first)
     found = [backend.score(sequences)]
     (part,) = backend.parts(sequences)
