@@ -14,9 +14,6 @@ Cost: 2*N*V*(D_base + D_tuned + D_ref) FLOPs and N*V exponentials a beta; scratc
 Dims: N rows, V vocabulary, D hidden, B betas, T targets, K vocabulary tiles.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-# (the arguments of Triton functions have no Python types; their host functions have)
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

@@ -9,9 +9,6 @@ Cost: 2*N*V*D FLOPs, N rounded up to BLOCK_N; 4 * BLOCK_N * SLICE_V bytes and 12
 Dims: N rows, R rows of one product, V vocabulary, S columns of one slice, D hidden, T targets, K blocks of BLOCK_V columns.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-# (the arguments of Triton functions have no Python types; their host functions have)
-
 from __future__ import annotations
 
 import functools

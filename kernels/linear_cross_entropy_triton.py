@@ -10,9 +10,6 @@ Dims: N rows, V vocabulary, A of its columns whose logits have memory of their o
 L lanes of a row.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-# (the arguments of Triton functions have no Python types; their host functions have)
-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence

@@ -8,9 +8,6 @@ A target that is its row's argmax takes the row's maximum as its logit: what rou
 Cost: 12 bytes a tile and 2*D elements a target. Dims: N rows, V vocabulary, D hidden, T targets, K vocabulary tiles.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-# (the arguments of Triton functions have no Python types; their host functions have)
-
 from __future__ import annotations
 
 from collections.abc import Iterator

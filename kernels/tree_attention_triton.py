@@ -7,9 +7,6 @@ Cost: 2 * (d + e) FLOPs for each query, head and key of the tile's list; no memo
 Dims: H heads, G key heads, N tokens, P tokens of the kept prefix, A ancestors, B blocks, d head width, e value width.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-# (the arguments of Triton functions have no Python types; their host functions have)
-
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -174,31 +171,24 @@ def tree_attention_triton(
     query_HNd: Tensor,
     key_GNd: Tensor,
     value_GNe: Tensor,
-    ancestor_A: Tensor,
-    offset_B: Tensor,
-    end_N: Tensor,
-    position_N: Tensor,
-    block: int,
-    *,
+    tree: tuple[Tensor, Tensor, Tensor, Tensor, int],  # tree_attention.Tree
     scale: float,
     window: int | None,
     softcap: float | None,
     sink_H: Tensor | None,
-    kept_key_GPd: Tensor | None,
-    kept_value_GPe: Tensor | None,
+    kept: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     """(N, H, e) of checked arguments."""
-    (heads, n, width), value_width = query_HNd.shape, value_GNe.shape[2]
+    (heads, n, width), value_width, block = query_HNd.shape, value_GNe.shape[2], tree[4]
     out_NHe = query_HNd.new_empty(n, heads, value_width)
     tiles = tiles_for(query_HNd.dtype, max(width, value_width), is_hopper(query_HNd.device))
-    kept_key = key_GNd if kept_key_GPd is None else kept_key_GPd
-    kept_value = value_GNe if kept_value_GPe is None else kept_value_GPe
-    given = kept_key_GPd is not None, window is not None, softcap is not None, sink_H is not None
+    kept_key, kept_value = kept or (key_GNd, value_GNe)
+    given = kept is not None, window is not None, softcap is not None, sink_H is not None
     strides = [n for x in (query_HNd, key_GNd, value_GNe, kept_key, kept_value) for n in x.stride()[:2]]
     _tree_attention_kernel[(heads * (n // block) * -(-block // tiles.queries),)](
         query_HNd, key_GNd, value_GNe, kept_key, kept_value, out_NHe,
-        ancestor_A, offset_B, end_N, position_N, out_NHe if sink_H is None else sink_H,
-        heads, block, 0 if kept_key_GPd is None else kept_key_GPd.shape[1], 0 if window is None else window,
+        *tree[:4], out_NHe if sink_H is None else sink_H,
+        heads, block, kept_key.shape[1] if kept else 0, 0 if window is None else window,
         scale, 1.0 if softcap is None else float(softcap), *strides,
         **constants(tiles, heads // key_GNd.shape[0], width, value_width, given),
         num_warps=tiles.warps, num_stages=tiles.stages,

@@ -3,9 +3,6 @@
 Dims: N rows, V vocabulary, T targets.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-# (the arguments of Triton functions have no Python types; their host functions have)
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple
