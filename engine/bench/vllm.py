@@ -108,16 +108,13 @@ def run(quick: bool = False, device: str = "cpu", vllm_arg: list[str] | None = N
     zero, few = (250, 100) if gpu else (120, 40)
     if quick:
         shape, zero, few = Shape(5_000, 256, 4, 4, 704), 10, 10
-    workloads = (
-        Workload("zero-shot", zero, 0, 60),
-        Workload("few-shot", few, 600 if gpu else 300, 60 if gpu else 40),
-    )
+    shared, context = (600, 60) if gpu else (300, 40)
+    workloads = (Workload("zero-shot", zero, 0, 60), Workload("few-shot", few, shared, context))
     settings = engine_settings(vllm_arg or [])
     failures: list[str] = []
     with workplace() as work:
-        setup = Setup(
-            work, device, shape, 1024 if gpu else 512, workloads, 1 if quick else 3 if gpu else 5, settings
-        )
+        window, count = 1024 if gpu else 512, 1 if quick else 3 if gpu else 5
+        setup = Setup(work, device, shape, window, workloads, count, settings)
         for seed, name in enumerate("ab"):
             make_model(work / name, shape, seed=seed, window=setup.window)
         parts: dict[str, tuple[Any, ...]] = {TORCH: (torch_part,), OURS: (fused_part,), "vLLM": (stock_part,)}

@@ -36,7 +36,7 @@ def register(subparsers: Any) -> None:
         add(f"--{role}", dest=f"eft_{role}", metavar="NAME", help=what)
     score.add_items(p)
     score.add_backend(p)
-    score.add_hang_after(score.add_ray(p, "score and emulate"))
+    score.add_ray(p, "score and emulate", hang_after=True)
     p.set_defaults(run=run, base=None)
 
 

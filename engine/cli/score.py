@@ -41,7 +41,7 @@ def register(subparsers: Any) -> None:
     cue = "--formats: left out of the contexts that end in it, such as Answer:, so that the formats say it or not"
     items.add_argument("--cue", default="", metavar="TEXT", help=cue)
     add_backend(p)
-    add_hang_after(add_ray(p, "score"))
+    add_ray(p, "score", hang_after=True)
     p.set_defaults(run=run)
 
 
@@ -49,18 +49,13 @@ def add_checkpoints(p: argparse.ArgumentParser, adapters: bool = True) -> None:
     """`adapters`: with the option that names their base."""
     models = "Hugging Face causal-LM directories, LoRA adapters, or URIs of models (s3://, gs://, hf://)"
     p.add_argument("checkpoints", nargs="+", type=location, metavar="CKPT", help=models)
-    p.add_argument(
-        "--out", type=location, default=Path("scores"), help="the score store, also a URI (default: scores/)"
-    )
+    out = "the score store, also a URI (default: scores/)"
+    p.add_argument("--out", type=location, default=Path("scores"), help=out)
     p.add_argument("--fresh", action="store_true", help="score again what the store already holds")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     add = p.add_argument_group("checkpoints").add_argument
-    add(
-        "--manifest",
-        type=Path,
-        metavar="YAML",
-        help="checkpoint name -> {scale, mixture, stage, seed, blocks}",
-    )
+    about = "checkpoint name -> {scale, mixture, stage, seed, blocks}"
+    add("--manifest", type=Path, metavar="YAML", help=about)
     if adapters:
         merged = "the model that adapters are merged into (default: the folder that each one's adapter_config.json names)"
         add("--base", type=Path, metavar="DIR", help=merged)
@@ -77,10 +72,8 @@ def add_items(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     own = "a benchmark of your own"
     add("--benchmark-file", type=Path, action="append", default=[], metavar="YAML", help=own)
     add("--variant", choices=["lm_eval"], help="reproduce lm-evaluation-harness's quirks (COPA, MultiRC)")
-    tasks = (
-        "lm-evaluation-harness's multiple-choice tasks, as benchmarks; alone unless --benchmarks names others"
-    )
-    add("--lm-eval-tasks", metavar="NAMES", help=tasks)
+    tasks = "lm-evaluation-harness's multiple-choice tasks, as benchmarks"
+    add("--lm-eval-tasks", metavar="NAMES", help=f"{tasks}; alone unless --benchmarks names others")
     add("--limit", type=int, metavar="N", help="a seeded sample of N items of each benchmark")
     add("--seed", type=int, default=0, help="seed of --limit and --fewshot (default: 0)")
     shots = "K solved train items before each item (default: 0; for --lm-eval-tasks, each task's own number)"
@@ -106,24 +99,19 @@ def add_backend(p: argparse.ArgumentParser) -> None:
     add("--verbose", action="store_true", help="vllm: show its own messages")
 
 
-def add_ray(p: argparse.ArgumentParser, verb: str) -> argparse._ArgumentGroup:
+def add_ray(p: argparse.ArgumentParser, verb: str, hang_after: bool = False) -> None:
     """The options of scale-out, which `score` and `train` share."""
-    group = p.add_argument_group("on a Ray cluster")
-    where = (
-        f"{verb} on a Ray cluster: HOST:PORT, auto, ray://HOST:PORT, or local (starts one on this machine)"
-    )
-    group.add_argument("--ray", metavar="ADDRESS", help=where)
-    group.add_argument("--workers", type=int, metavar="N", help="workers at most (default: all that fit)")
+    add = p.add_argument_group("on a Ray cluster").add_argument
+    where = "HOST:PORT, auto, ray://HOST:PORT, or local (starts one on this machine)"
+    add("--ray", metavar="ADDRESS", help=f"{verb} on a Ray cluster: {where}")
+    add("--workers", type=int, metavar="N", help="workers at most (default: all that fit)")
     gpus = "default: 1 where there are GPUs, else 0"
-    group.add_argument("--gpus-per-worker", type=float, metavar="N", help=gpus)
+    add("--gpus-per-worker", type=float, metavar="N", help=gpus)
     cpus = "default: 1 next to a GPU, else a group of up to 4"
-    group.add_argument("--cpus-per-worker", type=int, metavar="N", help=cpus)
-    return group
-
-
-def add_hang_after(group: argparse._ArgumentGroup) -> None:
-    how_long = "a worker is replaced when it makes no progress for so long (default: 15)"
-    group.add_argument("--hang-after", type=float, metavar="MINUTES", help=how_long)
+    add("--cpus-per-worker", type=int, metavar="N", help=cpus)
+    if hang_after:
+        how_long = "a worker is replaced when it makes no progress for so long (default: 15)"
+        add("--hang-after", type=float, metavar="MINUTES", help=how_long)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -216,11 +204,8 @@ def in_formats(item_sets: Sequence[tuple[ItemSet, str]], file: str, cue: str) ->
         console.warn(f"{', '.join(own)}: {why}")
     if len(own) == len(item_sets):
         raise UserError("no benchmark is left to score in formats: name others with --benchmarks")
-    return [
-        (formats.in_formats(items, known, cue), score)
-        for items, score in item_sets
-        if items.benchmark not in own
-    ]
+    kept = [(items, score) for items, score in item_sets if items.benchmark not in own]
+    return [(formats.in_formats(items, known, cue), score) for items, score in kept]
 
 
 def available(wanted: list[Any], args: argparse.Namespace) -> list[Any]:
@@ -249,11 +234,8 @@ def backend_spec(args: argparse.Namespace) -> BackendSpec:
 
     if args.batch_tokens is not None and args.batch_tokens < 1:
         raise UserError("--batch-tokens must be at least 1")
-    settings = {
-        "batch_tokens": args.batch_tokens,
-        "allow_pickle": args.allow_pickle,
-        "trust_remote_code": args.trust_remote_code,
-    }
+    names = ("batch_tokens", "allow_pickle", "trust_remote_code")
+    settings = {name: getattr(args, name) for name in names}
     if args.backend == "vllm":
         if args.device:
             raise UserError(
