@@ -90,12 +90,10 @@ class Forward:
 
     # --- the ways
 
-    @torch.inference_mode()
     def packed(self, batches: list[packing.Batch], progress: OnProgress | None = None) -> Targets:
         """Token tries. Needs a head. Raises what the model's own code raises where it cannot run so."""
-        return self._scored(self.packed_rows(batches, progress))
+        return self.scored(self.packed_rows(batches, progress))
 
-    @torch.inference_mode()
     def plain(
         self, sequences: Sequences, batch_tokens: int, pad: bool = False, progress: OnProgress | None = None
     ) -> Targets:
@@ -103,9 +101,11 @@ class Forward:
 
         `pad`: on the right, to the longest row of a batch of any lengths; a causal model's earlier tokens cannot see that.
         """
-        return self._scored(self.plain_rows(sequences, batch_tokens, pad, progress))
+        return self.scored(self.plain_rows(sequences, batch_tokens, pad, progress))
 
-    def _scored(self, rows: Iterator[Rows]) -> Targets:
+    @torch.inference_mode()
+    def scored(self, rows: Iterator[Rows]) -> Targets:
+        """The targets of rows, which are made as they are asked for."""
         most = 0 if self.head is None else head_rows(self.device)  # logits are not held longer than needed
         return scored(rows, lambda states, row_T, token_T: [self.score(states[0], row_T, token_T)], most)[0]
 

@@ -251,9 +251,8 @@ class TorchBackend:
             self.forward.reset()
 
     def _run(self, part: Part, progress: OnProgress | None = None) -> Targets:
-        if part.way == "packed":
-            return self.forward.packed(part.batches, progress)
-        return self.forward.plain(part.sequences, self.batch_tokens, part.way == "padded", progress)
+        targets: Targets = self.forward.scored(self.rows(part, progress))
+        return targets
 
     def rows(self, part: Part, progress: OnProgress | None = None) -> Iterator[Rows]:
         """The scored rows of a part's batches, one after another."""

@@ -100,17 +100,14 @@ def emulated_logprobs_triton(
 ) -> tuple[Tensor, Tensor]:
     """(logprob_BT float32, greedy_BT bool) of checked arguments, at least one row and target; NaN and False where a row or
     token is out of range."""
-    h = [rows.h_ND if rows.h_ND.stride(1) == 1 else rows.h_ND.contiguous() for rows in models]
-    w = [rows.head.w_VD if rows.head.w_VD.stride(1) == 1 else rows.head.w_VD.contiguous() for rows in models]
-    bias = [
-        w_VD if (v := rows.head.bias_V) is None else v.contiguous()
-        for w_VD, rows in zip(w, models, strict=True)
-    ]
-    has = [(r.head.bias_V is not None, r.head.scale is not None, r.head.softcap is not None) for r in models]
-    numbers = [
-        (x.shape[1], x.stride(0), y.stride(0), float(r.head.scale or 1.0), float(r.head.softcap or 1.0))
-        for x, y, r in zip(h, w, models, strict=True)
-    ]
+    h, w, bias, has, numbers = [], [], [], [], []
+    for h_ND, (w_VD, bias_V, scale, softcap) in models:
+        h.append(h_ND if h_ND.stride(1) == 1 else h_ND.contiguous())
+        w.append(w_VD if w_VD.stride(1) == 1 else w_VD.contiguous())
+        bias.append(w[-1] if bias_V is None else bias_V.contiguous())
+        has.append((bias_V is not None, scale is not None, softcap is not None))
+        sizes = h_ND.shape[1], h[-1].stride(0), w[-1].stride(0)
+        numbers.append((*sizes, float(scale or 1.0), float(softcap or 1.0)))
     device, n_rows, count = h[0].device, h[0].shape[0], len(betas)
     row_T, token_T = moved(row_T, token_T, device)
     logit_3T = torch.empty(3, len(row_T), dtype=torch.float32, device=device)

@@ -125,28 +125,21 @@ def target_logprobs_triton(
         tile_NK3 = logit_T = torch.empty(size, dtype=torch.float32, device=device)
     for start in range(0, max(1, n_rows), chunk):  # without rows, targets still learn that theirs is missing
         if plan.tiles is not None and n_rows:
-            h_nD = h_ND if n_rows <= chunk else h_ND[start : start + chunk]
-            _launch_tiles(plan.tiles, h_nD, w_VD, bias, tile_NK3, *shape, *options)
+            (config, launch, programs), here = plan.tiles, min(chunk, n_rows - start)
+            operands: tuple[Any, Any] = h_ND if n_rows <= chunk else h_ND[start : start + chunk], w_VD
+            if config.tma:
+                sizes = config.block_n, config.block_v
+                operands = tuple(
+                    _descriptor(x, n, config.block_d) for x, n in zip(operands, sizes, strict=True)
+                )
+            work = -(-here // config.block_n) * tile_NK3.shape[1]
+            launch(min(work, programs), *operands, bias, tile_NK3, here, *shape, *options)
         if start == 0:
             row_T, token_T = moved(row_T, token_T, device)
             logprob_T, greedy_T = empty_logprobs(h_ND, row_T)
         tensors = h_ND, w_VD, bias, tile_NK3, logit_T, row_T, token_T, logprob_T, greedy_T, logsumexp_T
         plan.target(row_T.shape[0], *tensors, start, chunk, n_rows, tile_NK3.shape[1], *shape, *options)
     return logprob_T, greedy_T
-
-
-def _launch_tiles(
-    tiles: Tiles, h_ND: Tensor, w_VD: Tensor, bias: Tensor, tile_NK3: Tensor, *numbers: float
-) -> None:
-    config, launch, programs = tiles
-    n_rows, operands = h_ND.shape[0], (h_ND, w_VD)
-    if config.tma:
-        operands = (
-            _descriptor(h_ND, config.block_n, config.block_d),
-            _descriptor(w_VD, config.block_v, config.block_d),
-        )
-    work = -(-n_rows // config.block_n) * tile_NK3.shape[1]
-    launch(min(work, programs), *operands, bias, tile_NK3, n_rows, *numbers)
 
 
 @functools.lru_cache(maxsize=256)
