@@ -99,40 +99,30 @@ class Decision(NamedTuple):
 
 def tasks_of(checkpoint: Checkpoint, asked: Asked, backend: Named, more: dict[str, str]) -> list[Task]:
     """The files that an identified checkpoint has when all is scored, one for each item set. `more`: metadata of its own."""
-    common = (
-        asked.options.metadata(backend)
-        | more
-        | {
-            "checkpoint": checkpoint.name,
-            "checkpoint_fingerprint": checkpoint.fingerprint,
-            "tokenizer_hash": checkpoint.tokenizer_hash,
-            "identity": "\t".join(v or "" for v in (checkpoint.scale, checkpoint.mixture, checkpoint.stage)),
-        }
-    )
+    common = asked.options.metadata(backend) | more
+    common |= {"checkpoint": checkpoint.name, "checkpoint_fingerprint": checkpoint.fingerprint}
+    identity = "\t".join(v or "" for v in (checkpoint.scale, checkpoint.mixture, checkpoint.stage))
+    common |= {"tokenizer_hash": checkpoint.tokenizer_hash, "identity": identity}
     if asked.options.chat:
         common["chat_template"] = checkpoint.chat_template_hash
     if checkpoint.seed is not None:
         common["checkpoint_seed"] = checkpoint.seed
     if checkpoint.blocks:
         common["blocks"] = json.dumps(dict(checkpoint.blocks))
-    return [
-        Task(
-            items,
-            asked.out / checkpoint.name / f"{items.benchmark}.arrow",
-            common
-            | {
-                "benchmark": items.benchmark,
-                "benchmark_version": str(items.version),
-                "data_hash": items.data_hash,
-                "data_items": str(items.total),
-                "fewshot": str(items.fewshot),
-                "default_score": default_score,
-            }
-            | ({"contexts": "own"} if own_contexts(items) else {})
-            | ({"formats": items.formats} if items.formats else {}),
-        )
-        for items, default_score in asked.item_sets
-    ]
+    tasks = []
+    for items, default_score in asked.item_sets:
+        about = {
+            "benchmark": items.benchmark,
+            "benchmark_version": str(items.version),
+            "data_hash": items.data_hash,
+            "data_items": str(items.total),
+            "fewshot": str(items.fewshot),
+            "default_score": default_score,
+        }
+        about |= {"contexts": "own"} if own_contexts(items) else {}
+        about |= {"formats": items.formats} if items.formats else {}
+        tasks.append(Task(items, asked.out / checkpoint.name / f"{items.benchmark}.arrow", common | about))
+    return tasks
 
 
 def own_contexts(items: ItemSet) -> bool:

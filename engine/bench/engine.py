@@ -101,9 +101,7 @@ def compare(
         sides["other"] = partial(timed, partial(ours, other))
     took = medians(sides, repeats)
     seconds, plain = took["ours"], took["plain"]
-    eager, compiled = (
-        took.get(side) for side in (("other", "ours") if backend.compile else ("ours", "other"))
-    )
+    eager, compiled = map(took.get, ("other", "ours") if backend.compile else ("ours", "other"))
     peer = min(lm_eval_seconds(path, item_sets, size, device) for size in batch_sizes)
     flops, rate = unavoidable_flops(encoded, backend), product_rate(device)
     of_floor = flops / rate / seconds

@@ -61,11 +61,8 @@ def shapes(device: str, quick: bool) -> list[Shape]:
     if quick:
         return [Shape("small", 256, 128, 5_003, dtype=dtype) for dtype in (fp32, bf16)]
     if device != "cpu":
-        rows = [(model, n) for model in HEADS for n in (4_096, 64)] + [
-            ("target", 1_024),
-            ("target", 16_384),
-            ("study 240M", 8_192),
-        ]
+        rows = [(model, n) for model in HEADS for n in (4_096, 64)]
+        rows += [("target", 1_024), ("target", 16_384), ("study 240M", 8_192)]
         rows.sort(key=lambda x: x[0] != "target")
         full = {("target", 4_096), ("study 240M", 8_192), ("Llama-3 8B", 4_096)}
         found = [Shape(model, n, *HEADS[model], everything=(model, n) in full) for model, n in rows]
@@ -142,17 +139,9 @@ def table_rows(kind: str, case: Case, calls: dict[str, Call], took: dict[str, fl
             what, memory_and_error, calls[what], case.h_ND.is_cuda, truth
         )
         extra, error = known or (None, None)
-        rows.append(
-            [
-                str(case.shape),
-                what,
-                f"{ms:.2f}",
-                f"{ms / ours:.2f}x",
-                "" if gemm is None else f"{gemm / ms:.2f}",
-                "" if extra is None else f"{extra:.1f}",
-                "" if error is None else f"{error:.1e}",
-            ]
-        )
+        cells = [str(case.shape), what, f"{ms:.2f}", f"{ms / ours:.2f}x"]
+        cells += ["" if gemm is None else f"{gemm / ms:.2f}", "" if extra is None else f"{extra:.1f}"]
+        rows.append([*cells, "" if error is None else f"{error:.1e}"])
     return rows
 
 

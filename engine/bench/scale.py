@@ -66,9 +66,8 @@ def run(quick: bool = False, data: Path | None = None) -> Result:
             spent |= steps
             shutil.rmtree(out)
             shutil.rmtree(folder)
-        data = (
-            data or world_data(work, items=40 if quick else 4_000, train_items=4, words=20_000, chats=20)
-        ).resolve()
+        items = 40 if quick else 4_000
+        data = (data or world_data(work, items=items, train_items=4, words=20_000, chats=20)).resolve()
         (checkpoint,) = make_checkpoints(work, "7M", data)
         shrink = 1000 if quick else 1
         spent["plan"] = measure(plan, data, checkpoint, shrink)

@@ -52,11 +52,8 @@ class EvalengineLM(TemplateLM):
             )
         if backend == "torch":
             settings |= {"device": device, "compile": compile}
-        settings |= {
-            "batch_tokens": batch_tokens,
-            "allow_pickle": allow_pickle,
-            "trust_remote_code": trust_remote_code,
-        }
+        settings |= {"batch_tokens": batch_tokens, "allow_pickle": allow_pickle}
+        settings["trust_remote_code"] = trust_remote_code
         self.engine = BackendSpec(backend, "" if dtype in (None, "auto") else dtype, settings).make()
         self.tokenizer: Any = load_tokenizer(checkpoint, trust_remote_code)
         self.encoder = Encoder(self.tokenizer, plans.window(checkpoint, trust_remote_code))
