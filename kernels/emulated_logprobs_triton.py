@@ -25,7 +25,13 @@ import triton.language as tl
 from torch import Tensor
 
 from evalengine.kernels.head import Rows
-from evalengine.kernels.targets_triton import TARGET_WARPS, store_tiles, target_constants, target_kernel
+from evalengine.kernels.targets_triton import (
+    TARGET_WARPS,
+    store_tile,
+    target_constants,
+    target_kernel,
+    tile_statistics,
+)
 from evalengine.kernels.triton_common import Spec, copied, dot_product, logit, moved, tile_logits
 
 CHUNK_N = 1024  # rows of a launch: bounds the scratch
@@ -71,7 +77,8 @@ def _tile_kernel(
     )  # fmt: skip
     for b in tl.static_range(B):
         z = tl.where((cols < V)[None, :], x + tl.load(beta_B + b) * shift, float("-inf"))
-        store_tiles(tile_BNK3, z, b * rows_of_beta + rows.to(tl.int64), cols, k, K, rows < N)
+        top, total, first = tile_statistics(z, cols)
+        store_tile(tile_BNK3, b * rows_of_beta + rows.to(tl.int64), k, K, top, total, first, rows < N)
 
 
 @triton.jit

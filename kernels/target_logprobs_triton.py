@@ -30,7 +30,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from evalengine.kernels.float32_slices_triton import slice_statistics
 from evalengine.kernels.head import Head, empty_logprobs
-from evalengine.kernels.targets_triton import TARGET_WARPS, store_tiles, target_constants, target_kernel
+from evalengine.kernels.targets_triton import (
+    TARGET_WARPS,
+    store_tile,
+    target_constants,
+    target_kernel,
+    tile_statistics,
+)
 from evalengine.kernels.triton_common import Launcher, Spec, is_hopper, moved, processors, tile_logits
 
 CHUNK_N = 4096  # rows of a launch: bounds the scratch
@@ -76,7 +82,8 @@ def _tile_kernel(
         )  # fmt: skip
         if not EVEN_V:
             x = tl.where((cols < V)[None, :], x, float("-inf"))
-        store_tiles(tile_NK3, x, rows, cols, k, K, rows < N)
+        top, total, first = tile_statistics(x, cols)
+        store_tile(tile_NK3, rows, k, K, top, total, first, rows < N)
 
 
 class Tiles(NamedTuple):

@@ -31,12 +31,11 @@ def store_tile(tile_NK3, rows, k, K, top, total, first, there):
 
 
 @triton.jit
-def store_tiles(tile_NK3, x, rows, cols, k, K, there):
-    """The same of a tile of logits, of all its rows."""
+def tile_statistics(x, cols):
+    """The maximum, sum and argmax of each row of a tile of logits."""
     top = tl.max(x, 1)
-    total = exp_sum(x, top, 1)
     first = tl.min(tl.where(x == top[:, None], cols[None, :], 2147483647), 1)
-    store_tile(tile_NK3, rows, k, K, top, total, first, there)
+    return top, exp_sum(x, top, 1), first
 
 
 @triton.jit(
