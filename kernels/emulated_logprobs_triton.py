@@ -27,10 +27,10 @@ from torch import Tensor
 from evalengine.kernels.head import Rows
 from evalengine.kernels.targets_triton import (
     TARGET_WARPS,
+    reduced,
     store_tile,
     target_constants,
     target_kernel,
-    tile_statistics,
 )
 from evalengine.kernels.triton_common import Spec, copied, dot_product, logit, moved, tile_logits
 
@@ -77,7 +77,7 @@ def _tile_kernel(
     )  # fmt: skip
     for b in tl.static_range(B):
         z = tl.where((cols < V)[None, :], x + tl.load(beta_B + b) * shift, float("-inf"))
-        top, total, first = tile_statistics(z, cols)
+        top, total, first = reduced(z, cols)
         store_tile(tile_BNK3, b * rows_of_beta + rows.to(tl.int64), k, K, top, total, first, rows < N)
 
 

@@ -32,10 +32,10 @@ from evalengine.kernels.float32_slices_triton import slice_statistics
 from evalengine.kernels.head import Head, empty_logprobs
 from evalengine.kernels.targets_triton import (
     TARGET_WARPS,
+    reduced,
     store_tile,
     target_constants,
     target_kernel,
-    tile_statistics,
 )
 from evalengine.kernels.triton_common import Launcher, Spec, is_hopper, moved, processors, tile_logits
 
@@ -82,7 +82,7 @@ def _tile_kernel(
         )  # fmt: skip
         if not EVEN_V:
             x = tl.where((cols < V)[None, :], x, float("-inf"))
-        top, total, first = tile_statistics(x, cols)
+        top, total, first = reduced(x, cols)
         store_tile(tile_NK3, rows, k, K, top, total, first, rows < N)
 
 

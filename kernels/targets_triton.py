@@ -31,11 +31,12 @@ def store_tile(tile_NK3, rows, k, K, top, total, first, there):
 
 
 @triton.jit
-def tile_statistics(x, cols):
+def reduced(x, cols):
     """The maximum, sum and argmax of each row of a tile of logits."""
     top = tl.max(x, 1)
+    total = exp_sum(x, top, 1)
     first = tl.min(tl.where(x == top[:, None], cols[None, :], 2147483647), 1)
-    return top, exp_sum(x, top, 1), first
+    return top, total, first
 
 
 @triton.jit(
