@@ -25,14 +25,8 @@ import triton.language as tl
 from torch import Tensor
 
 from evalengine.kernels.head import Rows
-from evalengine.kernels.targets_triton import (
-    TARGET_WARPS,
-    reduced,
-    store_tile,
-    target_constants,
-    target_kernel,
-)
-from evalengine.kernels.triton_common import Spec, copied, dot_product, logit, moved, tile_logits
+from evalengine.kernels.targets_triton import TARGET_WARPS, store_tile, target_constants, target_kernel
+from evalengine.kernels.triton_common import Spec, copied, dot_product, logit, moved, reduced, tile_logits
 
 CHUNK_N = 1024  # rows of a launch: bounds the scratch
 BLOCK_N, BLOCK_D = 128, 32

@@ -30,14 +30,16 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from evalengine.kernels.float32_slices_triton import slice_statistics
 from evalengine.kernels.head import Head, empty_logprobs
-from evalengine.kernels.targets_triton import (
-    TARGET_WARPS,
+from evalengine.kernels.targets_triton import TARGET_WARPS, store_tile, target_constants, target_kernel
+from evalengine.kernels.triton_common import (
+    Launcher,
+    Spec,
+    is_hopper,
+    moved,
+    processors,
     reduced,
-    store_tile,
-    target_constants,
-    target_kernel,
+    tile_logits,
 )
-from evalengine.kernels.triton_common import Launcher, Spec, is_hopper, moved, processors, tile_logits
 
 CHUNK_N = 4096  # rows of a launch: bounds the scratch
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import triton
 import triton.language as tl
 
-from evalengine.kernels.triton_common import LN2, TARGET_TYPES, Spec, dot_product, exp_sum, logit, rescaled
+from evalengine.kernels.triton_common import LN2, TARGET_TYPES, Spec, dot_product, logit, rescaled
 
 CONSTANTS = {"BLOCK_K": 512, "BLOCK_D": 2048}
 TARGET_WARPS = 8
@@ -28,15 +28,6 @@ def store_tile(tile_NK3, rows, k, K, top, total, first, there):
     tl.store(at, top, mask=there)
     tl.store(at + 1, total, mask=there)
     tl.store(at + 2, first.to(tl.float32, bitcast=True), mask=there)
-
-
-@triton.jit
-def reduced(x, cols):
-    """The maximum, sum and argmax of each row of a tile of logits."""
-    top = tl.max(x, 1)
-    total = exp_sum(x, top, 1)
-    first = tl.min(tl.where(x == top[:, None], cols[None, :], 2147483647), 1)
-    return top, total, first
 
 
 @triton.jit(

@@ -122,6 +122,15 @@ def exp_sum(x, top, axis: tl.constexpr):
 
 
 @triton.jit
+def reduced(x, cols):
+    """The maximum, sum and argmax of each row of a tile of logits."""
+    top = tl.max(x, 1)
+    total = exp_sum(x, top, 1)
+    first = tl.min(tl.where(x == top[:, None], cols[None, :], 2147483647), 1)
+    return top, total, first
+
+
+@triton.jit
 def rescaled(total, top, new_top):
     """A sum of exp(x - top) as one of exp(x - new_top)."""
     shift = tl.where(new_top == float("-inf"), 0.0, new_top)
