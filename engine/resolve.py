@@ -117,11 +117,9 @@ def check_directory(path: Path) -> None:
         )
     if not (path / "config.json").is_file():
         inside = sorted(child.name for child in path.iterdir() if (child / "config.json").is_file())
-        hint = (
-            f"it holds {len(inside)} checkpoints: give {path}/*"
-            if inside
-            else other_format(path) or "give a Hugging Face model directory"
-        )
+        hint = other_format(path) or "give a Hugging Face model directory"
+        if inside:
+            hint = f"it holds {len(inside)} checkpoints: give {path}/*"
         raise UserError(f"{path} is not a checkpoint: it has no config.json; {hint}")
 
 

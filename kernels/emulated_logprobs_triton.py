@@ -26,7 +26,7 @@ from torch import Tensor
 
 from evalengine.kernels.head import Rows
 from evalengine.kernels.targets_triton import TARGET_WARPS, store_tile, target_constants, target_kernel
-from evalengine.kernels.triton_common import Spec, copied, dot_product, logit, moved, reduced, tile_logits
+from evalengine.kernels.triton_common import Spec, copied, dot_product, logit, moved, tile_logits, totals
 
 CHUNK_N = 1024  # rows of a launch: bounds the scratch
 BLOCK_N, BLOCK_D = 128, 32
@@ -71,7 +71,7 @@ def _tile_kernel(
     )  # fmt: skip
     for b in tl.static_range(B):
         z = tl.where((cols < V)[None, :], x + tl.load(beta_B + b) * shift, float("-inf"))
-        top, total, first = reduced(z, cols)
+        top, total, first = totals(z, cols)
         store_tile(tile_BNK3, b * rows_of_beta + rows.to(tl.int64), k, K, top, total, first, rows < N)
 
 
@@ -155,10 +155,6 @@ def specs(capability: int) -> Iterator[Spec]:
         name = f"tile bf16 {BLOCK_N}x{block_v}x{BLOCK_D}, 5 betas{words}"
         yield Spec(name, _tile_kernel, types, {"B": 5, **flags, **blocks}, WARPS, STAGES)
         flags = {f"HAS_{has}": options for has in HAS}
-        types = {
-            **dict.fromkeys(("h_ND", "w_VD", "bias_V"), "*bf16"),
-            "row_T": "*i32",
-            "token_T": "*i32",
-            "logit_T": "*fp32",
-        }
+        types = dict.fromkeys(("h_ND", "w_VD", "bias_V"), "*bf16")
+        types |= {"row_T": "*i32", "token_T": "*i32", "logit_T": "*fp32"}
         yield Spec(f"logit bf16{words}", _logit_kernel, types, {**flags, "BLOCK_D": LOGIT_D})

@@ -74,10 +74,8 @@ def slice_statistics(h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tensor) -
     blocks = vocab // SLICE_V * per_slice + triton.cdiv(vocab % SLICE_V, BLOCK_V)
     tile_NK3 = h_ND.new_empty(n_rows, blocks, 3)
     logit_T = h_ND.new_empty(row_T.shape[0])
-    h_RD, logits_RS = (
-        h_ND.new_zeros(BLOCK_N, hidden),
-        h_ND.new_empty(BLOCK_N, min(-(-vocab // 16) * 16, SLICE_V)),
-    )
+    h_RD = h_ND.new_zeros(BLOCK_N, hidden)
+    logits_RS = h_ND.new_empty(BLOCK_N, min(-(-vocab // 16) * 16, SLICE_V))
     bias = w_VD if bias_V is None else bias_V
     given = bias_V is not None, scale is not None, softcap is not None
     launch = _launcher(h_ND.device, (bias.dtype, row_T.dtype, token_T.dtype), *given)
@@ -111,10 +109,7 @@ def _constants(bias: bool, scale: bool, softcap: bool) -> dict[str, Any]:
 def specs(capability: int) -> Iterator[Spec]:
     """Without and with the options of a head, for `compiled.py`."""
     for full in (False, True):
-        types = {
-            "row_T": "*i32",
-            "token_T": "*i32",
-            **dict.fromkeys(("row", "col", "rows", "cols", "k"), "i32"),
-        }
+        types = {"row_T": "*i32", "token_T": "*i32"}
+        types |= dict.fromkeys(("row", "col", "rows", "cols", "k"), "i32")
         name = "slice fp32" + (" bias, scale, soft-cap" if full else "")
         yield Spec(name, _slice_kernel, types, _constants(full, full, full), WARPS)

@@ -31,15 +31,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from evalengine.kernels.float32_slices_triton import slice_statistics
 from evalengine.kernels.head import Head, empty_logprobs
 from evalengine.kernels.targets_triton import TARGET_WARPS, store_tile, target_constants, target_kernel
-from evalengine.kernels.triton_common import (
-    Launcher,
-    Spec,
-    is_hopper,
-    moved,
-    processors,
-    reduced,
-    tile_logits,
-)
+from evalengine.kernels.triton_common import Launcher, Spec, is_hopper, moved, processors, tile_logits, totals
 
 CHUNK_N = 4096  # rows of a launch: bounds the scratch
 
@@ -84,7 +76,7 @@ def _tile_kernel(
         )  # fmt: skip
         if not EVEN_V:
             x = tl.where((cols < V)[None, :], x, float("-inf"))
-        top, total, first = reduced(x, cols)
+        top, total, first = totals(x, cols)
         store_tile(tile_NK3, rows, k, K, top, total, first, rows < N)
 
 

@@ -97,11 +97,7 @@ def target_constants(
 def specs(capability: int) -> Iterator[Spec]:
     """With the dot product and without, for `compiled.py`."""
     for dtype, has_logit in (("bf16", False), ("fp32", True)):
-        types = {
-            **dict.fromkeys(("h_ND", "w_VD", "bias_V"), f"*{dtype}"),
-            **TARGET_TYPES,
-            "start": "i32",
-            "chunk": "i32",
-        }
+        types = dict.fromkeys(("h_ND", "w_VD", "bias_V"), f"*{dtype}")
+        types |= TARGET_TYPES | {"start": "i32", "chunk": "i32"}
         constants = target_constants(True, True, True, has_logit, True)
         yield Spec(f"target {dtype}", target_kernel, types, constants, TARGET_WARPS)

@@ -122,7 +122,7 @@ def exp_sum(x, top, axis: tl.constexpr):
 
 
 @triton.jit
-def reduced(x, cols):
+def totals(x, cols):
     """The maximum, sum and argmax of each row of a tile of logits."""
     top = tl.max(x, 1)
     total = exp_sum(x, top, 1)

@@ -200,15 +200,13 @@ def stock_part(setup: Setup) -> None:
     dtype = "float32" if setup.device == "cpu" else "bfloat16"
     engine.prepare(verbose=False)
     with engine.quiet():
-        llm = LLM(
-            str(setup.work / "a"),
-            dtype=dtype,
-            max_model_len=setup.window,
-            skip_tokenizer_init=True,
-            enforce_eager=current_platform.is_cpu(),
-            seed=0,
-            **setup.settings,
-        )
+        how = {
+            "dtype": dtype,
+            "max_model_len": setup.window,
+            "enforce_eager": current_platform.is_cpu(),
+            "seed": 0,
+        }
+        llm = LLM(str(setup.work / "a"), skip_tokenizer_init=True, **how, **setup.settings)
     setup.measure(partial(stock_sides, llm))
     engine.stop(llm)
 

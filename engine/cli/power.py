@@ -50,10 +50,9 @@ def run(args: argparse.Namespace) -> int:
     ]
     at_n = [args.n] if args.n is not None else COMMON_N
     smallest = [(n, power.detectable(n, args.power, args.alpha, blur)) for n in at_n]
-    budgets = [args.n * args.seeds] if args.n is not None else COMMON_RUNS
-    spent = (
-        {runs: power.spend(runs, args.power, args.alpha, blur) for runs in budgets} if args.seed_share else {}
-    )
+    budgets = (args.n * args.seeds,) if args.n is not None else COMMON_RUNS
+    seeded = budgets if args.seed_share else ()
+    spent = {runs: power.spend(runs, args.power, args.alpha, blur) for runs in seeded}
     if args.json:
         seen = [{"n": n, "r": r if r < 1 else None} for n, r in smallest]
         ways = [
