@@ -160,17 +160,11 @@ def find_head(model: Any, like: Tensor) -> OutputLayer | None:
     given = dict(zip(("lm_head", "hidden_states", "embedding_bias"), args, strict=False)) | kwargs
     layer, bias = given["lm_head"], given.get("embedding_bias")
     weight = getattr(layer, "weight", None)
-    plain = type(getattr(layer, "quant_method", None)).__name__ in (
-        "UnquantizedEmbeddingMethod",
-        "UnquantizedLinearMethod",
-    )
-    if (
-        out is not logits
-        or given["hidden_states"] is not h_ND
-        or not plain
-        or weight is None
-        or weight.dtype != like.dtype
-    ):
+    method = type(getattr(layer, "quant_method", None)).__name__
+    plain = method in ("UnquantizedEmbeddingMethod", "UnquantizedLinearMethod")
+    if out is not logits or given["hidden_states"] is not h_ND or not plain:
+        return None
+    if weight is None or weight.dtype != like.dtype:
         return None
     scale = None if processor.scale == 1.0 else float(processor.scale)
     softcap = processor.soft_cap
