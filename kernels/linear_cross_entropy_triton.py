@@ -26,6 +26,7 @@ from evalengine.kernels.loss_chunks import (
     Gradients,
     add_product,
     aligned,
+    first_columns,
     logits_memory,
     loss_in_chunks,
 )
@@ -219,7 +220,7 @@ def loss_at_once(
     parts = [(slice(0, columns), logits_memory(h_ND, n_rows, columns))]
     if columns < vocab:
         stride = aligned(vocab - columns)
-        rest_NB = dw_VD.view(-1)[: n_rows * stride].view(n_rows, stride)[:, : vocab - columns]
+        rest_NB = first_columns(dw_VD.view(-1)[: n_rows * stride].view(n_rows, stride), vocab - columns)
         parts.append((slice(columns, vocab), rest_NB))
     for part, dx in parts:
         torch.mm(h_ND, w_VD[part].t(), out=dx)

@@ -59,7 +59,15 @@ def loss_in_chunks(
 
 def logits_memory(like: Tensor, n_rows: int, vocab: int) -> Tensor:
     """Uninitialised (n_rows, vocab), rows aligned."""
-    return like.new_empty(n_rows, aligned(vocab))[:, :vocab]
+    return first_columns(like.new_empty(n_rows, aligned(vocab)), vocab)
+
+
+def first_columns(memory_NS: Tensor, columns: int) -> Tensor:
+    """The first columns of uninitialised memory, zeros behind them on the CPU: bfloat16 products there take what stands behind a
+    row into account, times zero, and a NaN would stay one."""
+    if not memory_NS.is_cuda:
+        memory_NS[:, columns:] = 0
+    return memory_NS[:, :columns]
 
 
 def aligned(length: int) -> int:
