@@ -292,14 +292,9 @@ def specs(capability: int) -> Iterator[Spec]:
     ):
         types = {**dict.fromkeys(("logits_NA", "rest_NB", "bias_V"), f"*{dtype}"), "target_N": "*i64"}
         types["ignore_index"] = "i32"
+        flags = ("HAS_BIAS", "HAS_SOFTCAP", "HAS_REST", "HAS_WEIGHTS", "GRADIENT")
         constants = loss_constants(4 if dtype == "fp32" else 2)
-        constants |= {
-            "HAS_BIAS": full,
-            "HAS_SOFTCAP": full,
-            "HAS_REST": rest,
-            "HAS_WEIGHTS": weights,
-            "GRADIENT": gradient,
-        }
+        constants |= dict(zip(flags, (full, full, rest, weights, gradient), strict=True))
         given = {"bias, soft-cap": full, "in two parts": rest, "weights": weights, "alone": not gradient}
         name = f"loss {dtype}: " + ", ".join(word for word, yes in given.items() if yes)
         yield Spec(name.removesuffix(": "), _loss_kernel, types, constants, LOSS_WARPS)

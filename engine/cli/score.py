@@ -32,11 +32,9 @@ def register(subparsers: Any) -> None:
         "Run the same command again to continue an interrupted run: stored results are not scored again.",
     )
     add_checkpoints(p)
-    kinds = (
-        "those of a YAML file (name: template with {choice} or {letter}) or those that come with evalengine"
-    )
     formats = (
-        f"every choice in each of several answer formats, {kinds}; kept apart in OUT/formats, for `explain`"
+        "every choice in each of several answer formats, those of a YAML file (name: template with {choice} or {letter}) or those"
+        " that come with evalengine; kept apart in OUT/formats, for `explain`"
     )
     items = add_items(p)
     items.add_argument("--formats", nargs="?", const="", metavar="YAML", help=formats)
