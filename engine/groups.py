@@ -105,11 +105,6 @@ class Group(NamedTuple):
         return planner.vocabulary(self.members[0]) if self.emulated else 0
 
 
-def largest(groups: Iterable[Group]) -> int:
-    """The most checkpoints that a group has."""
-    return max(len(group.members) for group in groups)
-
-
 def pending_of(group: Group, asked: Asked, models: Named, planner: Planner, emit: Emit) -> dict[str, Tasks]:
     """What the store lacks of an identified group, by benchmark. Raises UserError."""
     more: list[dict[str, str]] = [{}] * len(group.members) + [group.metadata(one) for one in group.emulated]

@@ -143,7 +143,6 @@ def carry_out(args: argparse.Namespace, groups: Sequence[Group], asked: Asked) -
     from evalengine import runner
     from evalengine.backends import models_for
     from evalengine.events import Event, Stored
-    from evalengine.groups import largest
     from evalengine.remote import open_store
 
     spec, place = backend_spec(args), asked.out
@@ -160,7 +159,8 @@ def carry_out(args: argparse.Namespace, groups: Sequence[Group], asked: Asked) -
         outcomes = scoring.run(groups, asked._replace(out=folder), spec, where, on_event)
     else:
         refuse_ray_options(args)
-        with contextlib.closing(models_for(spec, largest(groups))) as models:
+        largest = max(len(group.members) for group in groups)
+        with contextlib.closing(models_for(spec, largest)) as models:
             outcomes = runner.run(groups, asked._replace(out=folder), models, on_event)
     upload(folder / "runs.jsonl")
     report = [summary(outcome, folder / outcome.checkpoint.name) for outcome in outcomes]

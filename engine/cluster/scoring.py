@@ -23,7 +23,7 @@ from evalengine.cluster.schedule import STRIKES, Schedule, Unit
 from evalengine.cluster.scorer import Failure, Scored, Scorer
 from evalengine.errors import UserError
 from evalengine.events import Emit, Outcome
-from evalengine.groups import Group, Tasks, keep, largest, pending_of
+from evalengine.groups import Group, Tasks, keep, pending_of
 from evalengine.plans import Planner
 from evalengine.resume import Asked
 
@@ -72,8 +72,8 @@ def run(
     """runner.run on a Ray cluster. `spec.dtype` "" takes float32 on cores and bfloat16 on GPUs."""
     with store.lock(asked.out), connect.connected(cluster.address, cpus=cluster.local_cores):
         need = need_of(cluster, spec.settings.get("device"))
-        spec = placed(spec, need)
-        arguments = (spec, need.cpus, asked.options.allow_pickle, __version__, largest(groups))
+        spec, largest = placed(spec, need), max(len(group.members) for group in groups)
+        arguments = (spec, need.cpus, asked.options.allow_pickle, __version__, largest)
         with (
             runner.followed(groups, asked, on_event) as (whole, outcomes, emit, line),
             Pool(Scorer, arguments, need, cluster.workers) as pool,

@@ -12,6 +12,7 @@ Cost: 2 x D x V FLOPs a scored row; microseconds of Python a request and step.
 from __future__ import annotations
 
 from collections.abc import Set
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,8 +131,8 @@ def vocabulary(model: torch.nn.Module) -> int:
 def run_head(head: OutputLayer, h_RD: Tensor, row_T: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:
     if getattr(head.layer, "tp_size", 1) > 1:
         return sharded(head, h_RD, row_T, token_T)
-    options = {"bias_V": head.bias, "softcap": head.softcap, "scale": head.scale, "vocab_size": head.vocab}
-    return target_logprobs(h_RD, head.layer.weight, row_T, token_T, **options)
+    score = partial(target_logprobs, bias_V=head.bias, softcap=head.softcap, scale=head.scale)
+    return score(h_RD, head.layer.weight, row_T, token_T, vocab_size=head.vocab)
 
 
 def find_head(model: Any, like: Tensor) -> OutputLayer | None:

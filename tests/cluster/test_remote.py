@@ -16,6 +16,7 @@ import pytest
 import evalengine
 from cluster.conftest import files, one_thread, score
 from evalengine import remote, resolve
+from evalengine.checkpoints import TOKENIZER_FILES, tokenizer_files
 from evalengine.errors import UserError
 
 fsspec = pytest.importorskip("fsspec")
@@ -101,6 +102,16 @@ def test_the_cache_is_bounded_and_drops_what_was_unused_for_longest(
     for checkpoint in found:
         remote.release(checkpoint.source)
     assert not list(cache.rglob("*.tmp"))
+
+
+def test_all_files_that_a_tokenizer_may_have_are_small_ones(ckpts: list[Path], tmp_path: Path) -> None:
+    source = Path(shutil.copytree(ckpts[0], tmp_path / "m-a-pt"))
+    for pattern in TOKENIZER_FILES:
+        (source / pattern.replace("*", "x")).touch()
+    (checkpoint,) = resolve.discover([f"file://{source}"])
+    mine, theirs = ([f.name for f in tokenizer_files(path)] for path in (checkpoint.path, source))
+    assert mine == theirs and len(mine) >= len(TOKENIZER_FILES)
+    assert checkpoint.remote_bytes == (source / "model.safetensors").stat().st_size
 
 
 def test_a_checkpoint_is_copied_once_and_again_when_it_changed(
