@@ -59,7 +59,7 @@ class Asked(NamedTuple):
     """What a run is to score, and into which store."""
 
     item_sets: Sequence[tuple[ItemSet, str]]  # each with the name of its default score
-    out: Path  # on the command line also a URI, until the store is open here
+    out: Path
     options: Options
 
 

@@ -37,7 +37,7 @@ def register(subparsers: Any) -> None:
     score.add_items(p)
     score.add_backend(p)
     score.add_ray(p, "score and emulate", hang_after=True)
-    p.set_defaults(run=run, base=None)
+    p.set_defaults(run=run, base=None, formats=None)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -117,7 +117,6 @@ def add_ray(p: argparse.ArgumentParser, verb: str, hang_after: bool = False) -> 
 def run(args: argparse.Namespace) -> int:
     console.set_json(args.json)
     from evalengine.groups import Group
-    from evalengine.remote import formats_of
     from evalengine.resolve import asked_in_chat, discover
 
     found = discover(args.checkpoints, args.manifest, args.base)
@@ -130,23 +129,22 @@ def run(args: argparse.Namespace) -> int:
         )
     asked = items_of(args)
     if args.formats is not None:
-        place = formats_of(args.out)
-        asked = asked._replace(item_sets=in_formats(asked.item_sets, args.formats, args.cue), out=place)
+        asked = asked._replace(item_sets=in_formats(asked.item_sets, args.formats, args.cue))
     elif args.cue:
         raise UserError("--cue is for --formats: add that, or leave it out")
     return carry_out(args, [Group((checkpoint,)) for checkpoint in found], asked)
 
 
 def carry_out(args: argparse.Namespace, groups: Sequence[Group], asked: Asked) -> int:
-    """Scores groups of checkpoints here or on a cluster, into a store that may be a URI, and shows what has become of them; the
-    exit code."""
+    """Scores groups of checkpoints here or on a cluster, and shows what has become of them; the exit code."""
     from evalengine import runner
     from evalengine.backends import models_for
     from evalengine.events import Event, Stored
-    from evalengine.remote import open_store
+    from evalengine.remote import formats_of, open_store
 
-    spec, place = backend_spec(args), asked.out
+    spec, place = backend_spec(args), args.out if args.formats is None else formats_of(args.out)
     folder, upload = open_store(place, [one.name for group in groups for one in group.every])
+    asked = asked._replace(out=folder)
 
     def on_event(event: Event) -> None:
         if isinstance(event, Stored):
@@ -156,23 +154,23 @@ def carry_out(args: argparse.Namespace, groups: Sequence[Group], asked: Asked) -
         from evalengine.cluster import scoring
 
         where = cluster(args, spec.settings.get("tensor_parallel_size"))
-        outcomes = scoring.run(groups, asked._replace(out=folder), spec, where, on_event)
+        outcomes = scoring.run(groups, asked, spec, where, on_event)
     else:
         refuse_ray_options(args)
         largest = max(len(group.members) for group in groups)
         with contextlib.closing(models_for(spec, largest)) as models:
-            outcomes = runner.run(groups, asked._replace(out=folder), models, on_event)
+            outcomes = runner.run(groups, asked, models, on_event)
     upload(folder / "runs.jsonl")
     report = [summary(outcome, folder / outcome.checkpoint.name) for outcome in outcomes]
     if args.json:
         console.emit_json({"store": str(place), "checkpoints": report})
     else:
-        show(report, place, f"evalengine {'correlate' if place == args.out else 'explain'} {args.out}")
+        show(report, place, f"evalengine {'correlate' if args.formats is None else 'explain'} {args.out}")
     return 1 if any(o.failure for o in outcomes) else 0
 
 
 def items_of(args: argparse.Namespace) -> Asked:
-    """What the options of `add_items` ask for, into --out."""
+    """What the options of `add_items` ask for, into --out, which may be a URI until the store is opened."""
     from evalengine import runner
     from evalengine.benchmarks import resolve
     from evalengine.resume import Asked, Options
