@@ -46,16 +46,8 @@ def attend(
     return call(query, key, value, attention_mask, scaling, softcap, s_aux), None
 
 
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None,
-    softcap: float | None,
-    s_aux: Tensor | None,
-) -> Tensor:
-    out: Tensor = running.attention(None, query, key, value, attention_mask, scaling, 0.0, softcap, s_aux)[0]
+def _attend(*arguments: Any) -> Tensor:
+    out: Tensor = running.attention(*arguments)
     return out
 
 

@@ -1,15 +1,18 @@
-"""What a backend is, and the one place where one is made: for the command line, Ray's workers and lm-eval."""
+"""What a backend is, what runs groups of checkpoints on it, and the one place where both are made: for the command line, Ray's
+workers and lm-eval."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from evalengine import libraries
+from evalengine.resume import Named
 
 if TYPE_CHECKING:
     from evalengine.checkpoints import Checkpoint
-    from evalengine.encoding import Scores, Sequences
+    from evalengine.encoding import OnProgress, Scores, Sequences
+    from evalengine.groups import Wanted
 
 NAMES = ("torch", "vllm")
 
@@ -24,7 +27,7 @@ class Backend(Protocol):
     def load(self, checkpoint: Checkpoint) -> None:
         """Makes a checkpoint the one that is scored. Raises UserError."""
 
-    def score(self, sequences: Sequences, progress: Callable[[float], None] | None = None) -> Scores:
+    def score(self, sequences: Sequences, progress: OnProgress | None = None) -> Scores:
         """Scores of the loaded checkpoint. `progress` is called with numbers of sequences finished. Raises UserError."""
 
     def close(self) -> None:
@@ -49,6 +52,51 @@ class BackendSpec(NamedTuple):
         from evalengine.torch_backend import TorchBackend
 
         return TorchBackend(dtype=self.dtype or None, **self.settings)
+
+
+class Models(Named, Protocol):
+    """What runs a group: `Alone`, or lockstep.Lockstep of several models."""
+
+    @property
+    def notes(self) -> list[str]: ...
+
+    def load(self, checkpoints: Sequence[Checkpoint], vocabulary: int) -> None: ...
+
+    def score(
+        self, wanted: Wanted, sequences: Sequences, progress: OnProgress | None = None
+    ) -> list[Scores]: ...
+
+    def close(self) -> None: ...
+
+
+class Alone:
+    """A backend as what runs groups of one checkpoint."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.name, self.dtype, self._backend = backend.name, backend.dtype, backend
+
+    @property
+    def notes(self) -> list[str]:
+        return self._backend.notes
+
+    def load(self, checkpoints: Sequence[Checkpoint], vocabulary: int) -> None:
+        self._backend.load(*checkpoints)
+
+    def score(self, wanted: Wanted, sequences: Sequences, progress: OnProgress | None = None) -> list[Scores]:
+        return [self._backend.score(sequences, progress)]
+
+    def close(self) -> None:
+        self._backend.close()
+
+
+def models_for(spec: BackendSpec, count: int) -> Models:
+    """What runs groups of at most `count` checkpoints. Raises UserError where the backend cannot run here."""
+    made: Any = [spec.make() for _ in range(count)]
+    if count == 1:
+        return Alone(*made)
+    from evalengine.lockstep import Lockstep
+
+    return Lockstep(made)
 
 
 def quiet_transformers() -> None:

@@ -23,26 +23,10 @@ from evalengine.untrusted import is_plain, printable, read_json
 # The files that some tokenizer of transformers, or of code that comes with a checkpoint, is built from.
 TOKENIZER_FILES = (
     "*.model",  # sentencepiece's and tiktoken's, which every family names differently
-    "*.spm",
-    "*.tiktoken",
-    "*vocab*.json",
-    "*vocab*.txt",
-    "added_tokens.json",
-    "bpe.codes",
-    "byte_maps.json",
-    "dict.txt",
-    "emoji.json",
-    "merges.txt",
-    "normalizer.json",
-    "prophetnet.tokenizer",
-    "special_tokens_map.json",
-    "tekken.json",
-    "token*.py",
-    "tokenizer*.json",
-    "tokenizer.model.*",
-    "vocab.bpe",
-    "word_*.json",
-)
+    "*.spm", "*.tiktoken", "*vocab*.json", "*vocab*.txt", "added_tokens.json", "bpe.codes", "byte_maps.json", "dict.txt",
+    "emoji.json", "merges.txt", "normalizer.json", "prophetnet.tokenizer", "special_tokens_map.json", "tekken.json",
+    "token*.py", "tokenizer*.json", "tokenizer.model.*", "vocab.bpe", "word_*.json",
+)  # fmt: skip
 REFINING = ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
 # Models that transformers can build as causal ones, but whose weights were trained for another task.
 OTHER_TASK = re.compile(

@@ -32,12 +32,8 @@ def set_json(on: bool) -> None:
 
 
 def is_terminal() -> bool:
-    return (
-        sys.stderr.isatty()
-        and not os.environ.get("CI")
-        and os.environ.get("TERM") != "dumb"
-        and not _state["json"]
-    )
+    plain = os.environ.get("CI") or os.environ.get("TERM") == "dumb" or _state["json"]
+    return sys.stderr.isatty() and not plain
 
 
 def console(*, err: bool = False) -> Console:

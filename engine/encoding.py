@@ -15,7 +15,7 @@ choice, and the choice's last target would be EOS.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
     from evalengine.chat import ChatFormat
 
+OnProgress = Callable[[float], None]  # called with numbers of sequences that are scored
 DEFAULT_WINDOW = 2048  # tokens, where neither the model nor its tokenizer states one
 CHUNK = 20_000  # texts per call of the tokenizer: bounds the memory of its Encoding objects
 

@@ -116,10 +116,8 @@ class Outcomes:
             case Failed(reason=reason):
                 o = o._replace(failure=reason)
             case Finished(seconds=seconds):
-                each = ", ".join(f"{benchmark} {n}" for benchmark, n in cut.items())
-                said = (
-                    f"{sum(cut.values())} items longer than the model's window were cut on the left ({each})"
-                )
+                count, each = sum(cut.values()), ", ".join(f"{benchmark} {n}" for benchmark, n in cut.items())
+                said = f"{count} items longer than the model's window were cut on the left ({each})"
                 o = o._replace(seconds=seconds, notes=(*o.notes, *([said] if cut else [])))
         self._of[event.checkpoint] = o
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from evalengine import attention_operator, packing
 from evalengine.compiled import CompiledLayers
 from evalengine.device_batch import on_device
-from evalengine.encoding import Sequences
+from evalengine.encoding import OnProgress, Sequences
 from evalengine.kernels import logits_logprobs, target_logprobs
 from evalengine.kernels.head import Head
 from evalengine.kernels.head import Rows as HeadedRows
@@ -37,7 +37,6 @@ PLAIN_LOGITS = 64 << 20  # bytes of logits held at once where a model insists on
 SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 
-OnProgress = Callable[[float], None]
 Scored = tuple[Tensor, Tensor]  # (T,) log-probabilities, and whether each target was the argmax
 
 
@@ -91,12 +90,10 @@ class Forward:
 
     # --- the ways
 
-    @torch.inference_mode()
     def packed(self, batches: list[packing.Batch], progress: OnProgress | None = None) -> Targets:
         """Token tries. Needs a head. Raises what the model's own code raises where it cannot run so."""
-        return self._scored(self.packed_rows(batches, progress))
+        return self.scored(self.packed_rows(batches, progress))
 
-    @torch.inference_mode()
     def plain(
         self, sequences: Sequences, batch_tokens: int, pad: bool = False, progress: OnProgress | None = None
     ) -> Targets:
@@ -104,9 +101,11 @@ class Forward:
 
         `pad`: on the right, to the longest row of a batch of any lengths; a causal model's earlier tokens cannot see that.
         """
-        return self._scored(self.plain_rows(sequences, batch_tokens, pad, progress))
+        return self.scored(self.plain_rows(sequences, batch_tokens, pad, progress))
 
-    def _scored(self, rows: Iterator[Rows]) -> Targets:
+    @torch.inference_mode()
+    def scored(self, rows: Iterator[Rows]) -> Targets:
+        """The targets of rows, which are made as they are asked for."""
         most = 0 if self.head is None else head_rows(self.device)  # logits are not held longer than needed
         return scored(rows, lambda states, row_T, token_T: [self.score(states[0], row_T, token_T)], most)[0]
 

@@ -10,27 +10,15 @@ of a block, d head width, e value width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evalengine import packing
 from evalengine.device_batch import DeviceBatch, moved
 
 Rule = Callable[..., Tensor]  # (batch, head, query position, key position) -> whether the key is seen
-KEYS = 8  # a bucket's keys are a multiple: a GPU's fused attention takes masks in rows of 16 bytes
-
-
-class Bucket(NamedTuple):
-    """Blocks that run together. A query sees key k iff key_BK <= query < end_BK, and the model's rule says so too."""
-
-    block_B: np.ndarray  # which blocks of the batch
-    key_BK: np.ndarray  # which of the M keys, padded with 0
-    end_BK: np.ndarray  # where the key's subtree ends among them, 0 for padding
 
 
 class GatheredAttention:
@@ -42,7 +30,7 @@ class GatheredAttention:
         self.position_N = on.position_1N[0]
         self.position_M = torch.cat([torch.arange(batch.prefix, device=device), self.position_N])
         self.query_BQ = batch.prefix + torch.arange(len(self.position_N), device=device).view(-1, batch.block)
-        self.buckets = [tuple(moved(array, device) for array in bucket) for bucket in buckets(batch)]
+        self.buckets = [tuple(moved(array, device) for array in bucket) for bucket in batch.buckets]
         self._masks: dict[tuple[Rule, torch.dtype], list[Tensor]] = {}
 
     def __call__(
@@ -89,39 +77,12 @@ class GatheredAttention:
             for block_B, key_BK, end_BK in self.buckets:
                 query_BQ1 = self.query_BQ[block_B][:, :, None]
                 seen_BQK = (key_BK[:, None, :] <= query_BQ1) & (query_BQ1 < end_BK[:, None, :])
-                position_BQ1, position_B1K = (
-                    position_BQ[block_B][:, :, None],
-                    self.position_M[key_BK][:, None, :],
-                )
-                seen_BQK &= rule(zero, zero, position_BQ1, position_B1K)
+                position_B1K = self.position_M[key_BK][:, None, :]
+                seen_BQK &= rule(zero, zero, position_BQ[block_B][:, :, None], position_B1K)
                 mask = torch.zeros(seen_BQK.shape, dtype=dtype, device=zero.device)
                 made.append(mask.masked_fill_(~seen_BQK, float("-inf")).unsqueeze(1))
             self._masks[rule, dtype] = made
         return self._masks[rule, dtype]
-
-
-def buckets(batch: packing.Batch) -> Iterator[Bucket]:
-    """Groups blocks so that padding a bucket's keys to its longest stays below a quarter."""
-    prefix, block = batch.prefix, batch.block
-    count = prefix + np.diff(batch.offset_B)
-    end_M = np.concatenate([np.full(prefix, prefix + len(batch.end_N)), prefix + batch.end_N])
-    order = np.argsort(-count, kind="stable")
-    start = 0
-    while start < len(order):
-        longest = int(count[order[start]])
-        floor = 0.8 * (longest + block) - block
-        stop = start + int((count[order[start:]] >= floor).sum())
-        block_B = np.sort(order[start:stop])
-        longest += -longest % KEYS
-        key_BK = np.zeros((len(block_B), longest + block), dtype=np.int64)
-        key_BK[:, longest:] = prefix + block_B[:, None] * block + np.arange(block)
-        end_BK = np.where(np.arange(longest + block) < longest, 0, end_M[key_BK])
-        for b, number in enumerate(block_B):
-            above = prefix + batch.ancestor_A[slice(*batch.offset_B[number : number + 2])]
-            keys = np.concatenate([np.arange(prefix), above])
-            key_BK[b, : len(keys)], end_BK[b, : len(keys)] = keys, end_M[keys]
-        yield Bucket(block_B, key_BK, end_BK)
-        start = stop
 
 
 def plain_attention(
@@ -143,7 +104,7 @@ def plain_attention(
     scores = scores + mask
     if sink_H is not None:
         queries = q.shape[1] * q.shape[2] // sink_H.numel()  # of a query head: q has one head after the other
-        column = sink_H.flatten().repeat_interleave(queries).view(1, *q.shape[1:3], 1)
+        column = sink_H.repeat_interleave(queries).view(1, *q.shape[1:3], 1)
         scores = torch.cat([scores, column.expand(len(q), -1, -1, 1).float()], -1)
     share = F.softmax(scores, dim=-1)[..., : k.shape[2]]
     return (share @ v.float()).to(q.dtype)

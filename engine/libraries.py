@@ -22,6 +22,7 @@ def load(name: str) -> None:
         importlib.import_module(name)
     finally:
         gc.freeze()
+        atexit.unregister(gc.freeze)  # of the library before: once is enough
         atexit.register(gc.freeze)
         if collecting:
             gc.enable()

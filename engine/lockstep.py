@@ -18,31 +18,16 @@ import torch
 from torch import Tensor
 
 from evalengine.checkpoints import Checkpoint
-from evalengine.encoding import Scores, Sequences
+from evalengine.encoding import OnProgress, Scores, Sequences
 from evalengine.errors import ModelError, UserError
-from evalengine.forward import OnProgress, Rows, Scored, head_rows, out_of_memory, scored
+from evalengine.forward import Rows, Scored, head_rows, out_of_memory, scored
+from evalengine.groups import Shift, Wanted
 from evalengine.kernels.emulated_logprobs import emulated_logprobs
 from evalengine.kernels.head import Head
 from evalengine.torch_backend import Part, TorchBackend, summed
 from evalengine.untrusted import reason
 
 WAYS = ("packed", "padded", "alone")
-
-
-class Shift(NamedTuple):
-    """logits = z_base + beta (z_tuned - z_ref) for each beta; the models by their place among those loaded."""
-
-    base: int
-    tuned: int
-    ref: int
-    betas: tuple[float, ...]
-
-
-class Wanted(NamedTuple):
-    """What one visit gives: the own scores of some models, then those of every shift, beta by beta."""
-
-    own: tuple[int, ...]
-    shifts: tuple[Shift, ...]
 
 
 class Lockstep:
@@ -66,6 +51,9 @@ class Lockstep:
     def notes(self) -> list[str]:
         """Of all models, each once."""
         return list(dict.fromkeys(chain.from_iterable(backend.notes for backend in self.loaded)))
+
+    def close(self) -> None:
+        """Nothing outlives the process."""
 
     def load(self, checkpoints: Sequence[Checkpoint], vocabulary: int) -> None:
         """Loads checkpoints that share a tokenizer of so many ids. Raises UserError."""

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -26,9 +28,21 @@ from evalengine.encoding import Sequences
 
 BLOCK = 64  # query tokens of one attention block
 SHARED_PREFIX = 96  # tokens all sequences must share for the prefix to be kept apart
+KEYS = 8  # a bucket's keys are a multiple: a GPU's fused attention takes masks in rows of 16 bytes
 
 
-class Batch(NamedTuple):
+class Bucket(NamedTuple):
+    """Blocks that run together. A query sees key k iff key_BK <= query < end_BK, and the model's rule says so too."""
+
+    block_B: np.ndarray  # int64: which blocks of the batch
+    key_BK: np.ndarray  # int32: which of the kept prefix's and the batch's tokens, padded with 0
+    end_BK: np.ndarray  # int32: where the key's subtree ends among them, 0 for padding
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward: a trie's tokens in depth-first order, and what is scored of them."""
+
     token_N: np.ndarray  # int32; N is a multiple of the block size
     position_N: np.ndarray  # int32: number of ancestors
     prefix: int  # tokens of the kept prefix that every token here sees; 0 if there is none
@@ -36,14 +50,17 @@ class Batch(NamedTuple):
     block: int
     end_N: np.ndarray  # int32: where the token's subtree ends
     ancestor_A: np.ndarray  # int32: of each block's first token, block after block, without the kept prefix
-    offset_B: (
-        np.ndarray
-    )  # int32, (blocks + 1,): where a block's ancestors begin, and where the last one's end
+    offset_B: np.ndarray  # int32, (blocks + 1,): where a block's ancestors begin, and the last one's end
     row_R: np.ndarray  # int32: tokens whose next token is scored
     target_row_T: np.ndarray  # int32, indices into row_R
     target_token_T: np.ndarray  # int32
     target_sequence_T: np.ndarray  # int32, which sequence the target counts for
     tokens: int  # tokens without alignment
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """Its blocks for attention with gathered keys (gathered_attention.py): made once, for every forward of every model."""
+        return list(buckets(self))
 
 
 def pack(
@@ -108,8 +125,8 @@ def prefix_batch(token_P: np.ndarray, block: int) -> Batch:
     one = Sequences.of([np.append(token_P, 0).astype(np.int32)], [len(token_P)])
     batch = build(one, [0], np.zeros(0, np.int64), 0, block)
     none = np.zeros(0, dtype=np.int32)
-    return batch._replace(
-        is_prefix=True, row_R=none, target_row_T=none, target_token_T=none, target_sequence_T=none
+    return replace(
+        batch, is_prefix=True, row_R=none, target_row_T=none, target_token_T=none, target_sequence_T=none
     )
 
 
@@ -158,3 +175,29 @@ def build(sequences: Sequences, order: list[int], shared: np.ndarray, prefix: in
         target_sequence_T=np.concatenate(target_sequences),
         tokens=at,
     )
+
+
+def buckets(batch: Batch) -> Iterator[Bucket]:
+    """Groups blocks so that padding a bucket's keys to its longest stays below a quarter."""
+    prefix, block = batch.prefix, batch.block
+    count = prefix + np.diff(batch.offset_B)
+    end_M = np.concatenate([np.full(prefix, prefix + len(batch.end_N)), prefix + batch.end_N]).astype(
+        np.int32
+    )
+    order = np.argsort(-count, kind="stable")
+    start = 0
+    while start < len(order):
+        longest = int(count[order[start]])
+        floor = 0.8 * (longest + block) - block
+        stop = start + int((count[order[start:]] >= floor).sum())
+        block_B = np.sort(order[start:stop])
+        longest += -longest % KEYS
+        key_BK = np.zeros((len(block_B), longest + block), dtype=np.int32)
+        key_BK[:, longest:] = prefix + block_B[:, None] * block + np.arange(block)
+        end_BK = np.where(np.arange(longest + block) < longest, 0, end_M[key_BK])
+        for b, number in enumerate(block_B):
+            above = prefix + batch.ancestor_A[slice(*batch.offset_B[number : number + 2])]
+            keys = np.concatenate([np.arange(prefix), above])
+            key_BK[b, : len(keys)], end_BK[b, : len(keys)] = keys, end_M[keys]
+        yield Bucket(block_B, key_BK, end_BK)
+        start = stop

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,22 +60,12 @@ class Planner:
     def key(self, checkpoint: Checkpoint, items: ItemSet) -> str:
         """What decides the tokens, as one hash. Raises UserError where config.json or the tokenizer cannot be used."""
         ids = hashlib.sha256("\0".join(item.id for item in items.items).encode()).hexdigest()
-        parts = (
-            PLAN_VERSION,
-            version("transformers"),
-            version("tokenizers"),
-            self._trust,
-            checkpoint.tokenizer_hash,
-            self.window(checkpoint),
-            items.benchmark,
-            items.version,
-            items.variant,
-            items.data_hash,
-            self._pmi,
-            ids,
-            *([checkpoint.chat_template_hash] if self._chat else []),
-        )
-        return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
+        software = PLAN_VERSION, version("transformers"), version("tokenizers"), self._trust
+        model = checkpoint.tokenizer_hash, self.window(checkpoint)
+        asked = items.benchmark, items.version, items.variant, items.data_hash, self._pmi, ids
+        chat = [checkpoint.chat_template_hash] if self._chat else []
+        text = "\0".join(map(str, (*software, *model, *asked, *chat)))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def begin(self, checkpoint: Checkpoint, item_sets: Iterable[ItemSet]) -> None:
         """Encodes in the background what is not there yet, in this order: the tokenizer's own work leaves Python to others.
@@ -87,23 +77,23 @@ class Planner:
             for items in item_sets:
                 key = self.key(checkpoint, items)
                 if key not in self._begun and not self._known(key, items):
-                    encoder, chat = self._encoder(checkpoint), self._format(checkpoint)
-                    self._begun[key] = self._pool.submit(encode, items, encoder, pmi=self._pmi, chat=chat)
+                    self._begun[key] = self._pool.submit(self._encoding(checkpoint), items)
 
     def plan(self, checkpoint: Checkpoint, items: ItemSet) -> Encoded:
         """The encoded benchmark. Raises UserError where the tokenizer or its chat template cannot be used."""
         key = self.key(checkpoint, items)
         begun = self._begun.pop(key, None)
         if begun is not None or not self._known(key, items):
-            if begun is None:
-                encoder, chat = self._encoder(checkpoint), self._format(checkpoint)
-                made = encode(items, encoder, pmi=self._pmi, chat=chat)
-            else:
-                made = begun.result()
+            made = self._encoding(checkpoint)(items) if begun is None else begun.result()
             with contextlib.suppress(OSError):
                 write_plan(cached(key), made)
             self._plans[key] = made
         return self._plans[key]
+
+    def _encoding(self, checkpoint: Checkpoint) -> Callable[[ItemSet], Encoded]:
+        """`encode` with what a checkpoint brings, loaded here and now."""
+        chat = self._format(checkpoint)
+        return functools.partial(encode, encoder=self._encoder(checkpoint), pmi=self._pmi, chat=chat)
 
     def tokens(self, checkpoint: Checkpoint) -> dict[str, int]:
         """The tokenizer's vocabulary: ids by token."""

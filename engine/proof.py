@@ -131,7 +131,7 @@ class Trial:
         kept = length - max(1, length // 4)
         other = np.concatenate([ids[:kept], ids[kept:] % (self.vocabulary - 1) + 1]).astype(np.int32)
         first, second = (self._plain(Sequences.of([t], [1])).logprob_T[: kept - 1] for t in (ids, other))
-        return bool(np.all(np.abs(first - second) <= CLOSE * np.maximum(1, np.abs(first) / 10)))
+        return close(second, first)
 
     def head(self) -> tuple[int | None, str]:
         """The first candidate that gives the model's own log-probabilities, which is then used; else why there is none."""
@@ -254,8 +254,12 @@ def reach(holds: Callable[[int], bool], length: int, lengths: list[int]) -> int:
 
 def same(found: Targets, truth: Targets) -> bool:
     """Whether every token has the same log-probability, by rounding; NaN never is. What `truth` lacks are fillers."""
-    a, b = by_sequence(found, truth)
-    return bool(np.all(np.abs(a - b) <= CLOSE * np.maximum(1, np.abs(b) / 10)))
+    return close(*by_sequence(found, truth))
+
+
+def close(found_T: np.ndarray, truth_T: np.ndarray, within: float = CLOSE) -> bool:
+    """Whether log-probabilities agree by rounding: within so many nats, below -10 a tenth of that share; never for NaN."""
+    return bool(np.all(np.abs(found_T - truth_T) <= within * np.maximum(1, np.abs(truth_T) / 10)))
 
 
 def gap(found: Targets, truth: Targets) -> float:

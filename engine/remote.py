@@ -17,10 +17,12 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evalengine import store
+from evalengine.checkpoints import TOKENIZER_FILES
 from evalengine.errors import UserError
 from evalengine.files import atomic, cache_root, locked, remove
 from evalengine.untrusted import is_plain, reason
@@ -46,7 +48,7 @@ class Listing(NamedTuple):
 
     @property
     def weights(self) -> int:
-        return sum(size for name, size in self.files.items() if not name.endswith(SMALL))
+        return sum(size for name, size in self.files.items() if not is_small(name))
 
 
 def is_uri(place: object) -> bool:
@@ -110,12 +112,17 @@ def listing(uri: str) -> Listing:
             for entry in fs.ls(root, detail=True)
             if entry.get("type") == "file"
         }
-    safe = any(name.endswith(WEIGHTS) for name in entries)
-    kinds = (*SMALL, *WEIGHTS) if safe else (*SMALL, *PICKLES)
-    chosen = {name: e for name, e in sorted(entries.items()) if name.endswith(kinds) and is_plain(name)}
+    kinds = WEIGHTS if any(name.endswith(WEIGHTS) for name in entries) else PICKLES
+    known = {name: e for name, e in sorted(entries.items()) if is_small(name) or name.endswith(kinds)}
+    chosen = {name: e for name, e in known.items() if is_plain(name)}
     signs = [uri, *(f"{name} {[(s, str(e[s])) for s in SIGNS if s in e]}" for name, e in chosen.items())]
     key = hashlib.sha256("\n".join(signs).encode()).hexdigest()[:32]
     return Listing(fs, root, {name: int(e.get("size") or 0) for name, e in chosen.items()}, key)
+
+
+def is_small(name: str) -> bool:
+    """Whether a file is a configuration, a tokenizer's or code."""
+    return name.endswith(SMALL) or any(fnmatch(name, pattern) for pattern in TOKENIZER_FILES)
 
 
 def name_of(uri: str) -> str:
@@ -125,7 +132,7 @@ def name_of(uri: str) -> str:
 def fetch_small_files(uri: str) -> tuple[Path, int]:
     """The small files of a remote checkpoint in a folder here, and the size of its weights in bytes. Raises UserError."""
     listed = listing(uri)
-    small = {name: size for name, size in listed.files.items() if name.endswith(SMALL)}
+    small = {name: size for name, size in listed.files.items() if is_small(name)}
     if "config.json" not in small:
         raise UserError(f"{uri} is not a checkpoint: it has no config.json")
     folder = cache_root() / "small_files" / listed.key

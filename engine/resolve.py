@@ -63,18 +63,7 @@ def discover(
                 " different stores with --out"
             )
         about = metadata(path, name, known)
-        found[name] = Checkpoint(
-            path,
-            name,
-            about["scale"],
-            about["mixture"],
-            about["stage"],
-            source,
-            remote_bytes=size,
-            base=model,
-            seed=about["seed"],
-            blocks=about["blocks"],
-        )
+        found[name] = Checkpoint(path, name, source=source, remote_bytes=size, base=model, **about)
     if base is not None and not any(checkpoint.base for checkpoint in found.values()):
         raise UserError("--base is the model of adapters, and none is among the checkpoints: leave it out")
     unused = sorted(set(known) - set(found))
@@ -128,11 +117,9 @@ def check_directory(path: Path) -> None:
         )
     if not (path / "config.json").is_file():
         inside = sorted(child.name for child in path.iterdir() if (child / "config.json").is_file())
-        hint = (
-            f"it holds {len(inside)} checkpoints: give {path}/*"
-            if inside
-            else other_format(path) or "give a Hugging Face model directory"
-        )
+        hint = other_format(path) or "give a Hugging Face model directory"
+        if inside:
+            hint = f"it holds {len(inside)} checkpoints: give {path}/*"
         raise UserError(f"{path} is not a checkpoint: it has no config.json; {hint}")
 
 

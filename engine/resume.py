@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -55,22 +55,22 @@ class Options:
         }
 
 
+class Asked(NamedTuple):
+    """What a run is to score, and into which store."""
+
+    item_sets: Sequence[tuple[ItemSet, str]]  # each with the name of its default score
+    out: Path
+    options: Options
+
+
 # Metadata that the user's options decide: a file that differs in one of them is not replaced. One that differs in the others
 # (versions, hashes) is out of date and scored again.
 ASKED = {
-    "backend": "--backend",
-    "dtype": "--dtype",
-    "variant": "--variant",
-    "limit": "--limit",
-    "seed": "--seed",
-    "fewshot": "--fewshot",
-    "pmi": "--pmi",
-    "eft_beta": "--beta",
-    "eft_base": "--base",
-    "eft_tuned": "--tuned",
-    "eft_ref": "--ref",
-    "chat": "--chat",
-    "formats": "--formats",
+    key: f"--{key.removeprefix('eft_')}"
+    for key in (
+        *("backend", "dtype", "variant", "limit", "seed", "fewshot", "pmi"),
+        *("eft_beta", "eft_base", "eft_tuned", "eft_ref", "chat", "formats"),
+    )
 }
 
 
@@ -97,52 +97,32 @@ class Decision(NamedTuple):
     notes: list[str]
 
 
-def tasks_of(
-    checkpoint: Checkpoint,
-    item_sets: Iterable[tuple[ItemSet, str]],
-    backend: Named,
-    options: Options,
-    out: Path,
-    more: dict[str, str] | None = None,
-) -> list[Task]:
-    """The files that an identified checkpoint has when all is scored, one for each item set and its default score.
-
-    `more`: metadata of its own.
-    """
-    common = (
-        options.metadata(backend)
-        | (more or {})
-        | {
-            "checkpoint": checkpoint.name,
-            "checkpoint_fingerprint": checkpoint.fingerprint,
-            "tokenizer_hash": checkpoint.tokenizer_hash,
-            "identity": "\t".join(v or "" for v in (checkpoint.scale, checkpoint.mixture, checkpoint.stage)),
-        }
-    )
-    if options.chat:
+def tasks_of(checkpoint: Checkpoint, asked: Asked, backend: Named, more: dict[str, str]) -> list[Task]:
+    """The files that an identified checkpoint has when all is scored, one for each item set. `more`: metadata of its own."""
+    common = asked.options.metadata(backend) | more
+    common |= {"checkpoint": checkpoint.name, "checkpoint_fingerprint": checkpoint.fingerprint}
+    identity = "\t".join(v or "" for v in (checkpoint.scale, checkpoint.mixture, checkpoint.stage))
+    common |= {"tokenizer_hash": checkpoint.tokenizer_hash, "identity": identity}
+    if asked.options.chat:
         common["chat_template"] = checkpoint.chat_template_hash
     if checkpoint.seed is not None:
         common["checkpoint_seed"] = checkpoint.seed
     if checkpoint.blocks:
         common["blocks"] = json.dumps(dict(checkpoint.blocks))
-    return [
-        Task(
-            items,
-            out / checkpoint.name / f"{items.benchmark}.arrow",
-            common
-            | {
-                "benchmark": items.benchmark,
-                "benchmark_version": str(items.version),
-                "data_hash": items.data_hash,
-                "data_items": str(items.total),
-                "fewshot": str(items.fewshot),
-                "default_score": default_score,
-            }
-            | ({"contexts": "own"} if own_contexts(items) else {})
-            | ({"formats": items.formats} if items.formats else {}),
-        )
-        for items, default_score in item_sets
-    ]
+    tasks = []
+    for items, default_score in asked.item_sets:
+        about = {
+            "benchmark": items.benchmark,
+            "benchmark_version": str(items.version),
+            "data_hash": items.data_hash,
+            "data_items": str(items.total),
+            "fewshot": str(items.fewshot),
+            "default_score": default_score,
+        }
+        about |= {"contexts": "own"} if own_contexts(items) else {}
+        about |= {"formats": items.formats} if items.formats else {}
+        tasks.append(Task(items, asked.out / checkpoint.name / f"{items.benchmark}.arrow", common | about))
+    return tasks
 
 
 def own_contexts(items: ItemSet) -> bool:

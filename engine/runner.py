@@ -1,134 +1,139 @@
 """The product: checkpoints in, score store out.
 
-    for checkpoint in checkpoints:
-        pending = decide(tasks_of(checkpoint)).pending      # what the store does not hold yet; none: the next checkpoint
-        backend.load(checkpoint)                            # weights swap in place within an architecture
-        for task in pending:
-            encoded = planner.plan(checkpoint, task.items)  # made once per tokenizer and context length
-            scores = backend.score(encoded.sequences)
-            store.write(score_table(encoded, scores))       # whole or not at all
+    for group in groups:                                    # of one checkpoint, but for emulated fine-tuning (groups.py)
+        pending = pending_of(group)                         # what the store does not hold yet; none: the next group
+        models.load(group.members)                          # weights swap in place within an architecture
+        for items, tasks in pending:
+            encoded = planner.plan(group, items)            # made once per tokenizer and context length
+            scores = models.score(wanted, encoded.sequences)
+            keep(tasks, encoded, scores)                    # a file each, whole or not at all
 
 One bad checkpoint does not stop the others: its reason is kept, shown at the end, and the exit code says so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import json
 import os
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from evalengine import console, events, sealed, store
-from evalengine.backends import Backend
-from evalengine.checkpoints import Checkpoint
-from evalengine.encoding import Encoded, Scores, Sequences, SequenceTooLarge, overlapping
+from evalengine import console, events, store
+from evalengine.backends import Models
+from evalengine.encoding import Encoded, OnProgress, Sequences, SequenceTooLarge
 from evalengine.errors import UserError
 from evalengine.events import Display, Emit, Outcome, Outcomes, to_all
+from evalengine.groups import Group, keep, pending_of
 from evalengine.plans import Planner
 from evalengine.resolve import ReadAhead
-from evalengine.resume import Decision, Options, Task, decide, tasks_of
-from evalengine.score_table import score_table
+from evalengine.resume import Asked, Options
 from evalengine.untrusted import reason
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import Benchmark, ItemSet
 
 T = TypeVar("T")
-OnProgress = Callable[[float], None]  # called with numbers of sequences
 
 
-def score(
-    checkpoints: Sequence[Checkpoint],
-    item_sets: Sequence[tuple[ItemSet, str]],
-    backend: Backend,
-    out: Path,
-    options: Options,
-    on_event: Emit = lambda event: None,
+def run(
+    groups: Sequence[Group], asked: Asked, models: Models, on_event: Emit = lambda event: None
 ) -> list[Outcome]:
-    """Scores item sets (each with the name of its default score) of every checkpoint into the store `out`.
+    """Scores the members of every group and what is emulated with them: what the store does not hold yet.
 
-    What the store already holds is skipped. `on_event` is called with every event of the run.
+    `on_event` is called with every event of the run.
     """
-    outcomes = Outcomes(checkpoints)
-    items = sum(len(one.items) for one, _ in item_sets)
+    options = asked.options
     with (
-        store.lock(out),
-        console.progress("scoring", len(checkpoints) * items, "items") as line,
+        store.lock(asked.out),
+        followed(groups, asked, on_event) as (whole, outcomes, emit, _),
         ReadAhead(options.allow_pickle) as reading,
         Planner(options.trust_remote_code, options.pmi, options.chat) as planner,
     ):
-        emit = to_all(outcomes, Display(line, items), on_event)
-        for checkpoint, ahead in itertools.zip_longest(checkpoints, checkpoints[1:]):
-            started = time.monotonic()
-            try:
-                checkpoint = reading.identified(checkpoint, [] if ahead is None else [ahead])
-                decision = decide(tasks_of(checkpoint, item_sets, backend, options, out), options.fresh)
-                begin(checkpoint, decision, emit)
-                if decision.pending:
-                    score_checkpoint(checkpoint, decision.pending, planner, backend, emit)
-            except OSError:  # a full disk or a folder taken away concerns them all
-                raise
-            except Exception as error:
-                if os.environ.get("EVALENGINE_DEBUG") and not isinstance(error, UserError):
-                    raise
-                emit(events.Failed(checkpoint.name, sentence(checkpoint.name, error)))
-            emit(events.Finished(checkpoint.name, time.monotonic() - started))
-        store.log_run(out, outcomes.record(backend, options))
+        for group, ahead in itertools.zip_longest(whole, whole[1:]):
+            with finished(group, emit):
+                wanted = [*group.members, *(() if ahead is None else ahead.members)]
+                members = tuple(reading.identified(one, wanted) for one in group.members)
+                _score(group._replace(members=members), asked, models, planner, emit)
+        store.log_run(asked.out, outcomes.record(models, options))
     return outcomes.all()
 
 
-def begin(checkpoint: Checkpoint, decision: Decision, emit: Emit) -> None:
-    """Says what is kept and why the rest is scored again; sets damaged files aside, and writes new labels.
+def _score(group: Group, asked: Asked, models: Models, planner: Planner, emit: Emit) -> None:
+    """Scores and stores what an identified group lacks. Raises UserError; what is done by then is stored."""
+    pending = pending_of(group, asked, models, planner, emit)
+    if not pending:
+        return
+    first, every = group.members[0], group.every
+    wanted_items = [items for items, _ in asked.item_sets if items.benchmark in pending]
+    emit(events.Doing(first.name, "loading"))
+    if models.name == "torch":  # vLLM forks, and no thread may be inside of a tokenizer then
+        planner.begin(first, wanted_items)
+    models.load(group.members, group.vocabulary(planner))
+    for checkpoint in every:
+        emit(events.Noted(checkpoint.name, tuple(models.notes)))
+    for items in wanted_items:
+        tasks = pending[items.benchmark]
+        emit(events.Doing(first.name, items.benchmark))
+        encoded = planner.plan(first, items)
+        share = len(items.items) / max(len(encoded.sequences), 1)
 
-    Raises UserError for a conflict.
-    """
-    if decision.conflict is not None:
-        raise UserError(decision.conflict)
-    aside = [(path, sealed.set_aside(path)) for path in decision.damaged]
-    notes = [f"{path.name} was damaged: set aside as {to.name} and scored again" for path, to in aside]
-    emit(events.Noted(checkpoint.name, (*notes, *decision.notes)))
-    for task in decision.relabelled:
-        stored = store.read_metadata(task.path) or {}
-        store.write(task.path, store.read(task.path), stored | task.metadata)
-    items = sum(len(task.items.items) for task in decision.kept)
-    emit(events.Kept(checkpoint.name, len(decision.kept), items))
-
-
-def score_checkpoint(
-    checkpoint: Checkpoint, pending: Sequence[Task], planner: Planner, backend: Backend, emit: Emit
-) -> None:
-    """Scores and stores tasks of an identified checkpoint. Raises UserError; what is done by then is stored."""
-    name = checkpoint.name
-    emit(events.Doing(name, "loading"))
-    if backend.name == "torch":  # vLLM forks, and no thread may be inside of a tokenizer then
-        planner.begin(checkpoint, [task.items for task in pending])
-    backend.load(checkpoint)
-    emit(events.Noted(name, tuple(backend.notes)))
-    for task in pending:
-        benchmark, items = task.items.benchmark, len(task.items.items)
-        emit(events.Doing(name, benchmark))
-        encoded = planner.plan(checkpoint, task.items)
-        share = items / max(len(encoded.sequences), 1)
-
-        def advance(sequences: float, share: float = share) -> None:
+        def advance(sequences: float, name: str = every[min(tasks)].name, share: float = share) -> None:
             emit(events.Advanced(name, sequences * share))
 
-        scores = scores_of(backend.score, encoded, benchmark, advance)
-        keep(checkpoint, task, encoded, scores, emit)
-        emit(events.Noted(name, (*encoded.notes, *backend.notes)))  # such as that memory ran out
+        wanted, _ = group.wanted(tasks)
+        found = scores_of(partial(models.score, wanted), encoded, items.benchmark, advance)
+        keep(group, tasks, encoded, found, models.notes, emit)
 
 
-def keep(checkpoint: Checkpoint, task: Task, encoded: Encoded, scores: Scores, emit: Emit) -> None:
-    """Writes the file of a task. Raises UserError where a score is not finite."""
-    more = {"overlapping": json.dumps(overlapping(encoded))} if task.items.formats else {}
-    store.write(task.path, score_table(checkpoint, task.items, encoded, scores), task.metadata | more)
-    items = len(task.items.items)
-    emit(events.Stored(checkpoint.name, task.items.benchmark, task.path, items, encoded.truncated))
+@contextlib.contextmanager
+def followed(
+    groups: Sequence[Group], asked: Asked, on_event: Emit
+) -> Iterator[tuple[list[Group], Outcomes, Emit, console.Progress]]:
+    """Groups that can be scored, what becomes of all checkpoints, who is told of it, and the line of progress.
+
+    Those of a group that lacks something have failed.
+    """
+    every = [one for group in groups for one in group.every]
+    items, outcomes = sum(len(one.items) for one, _ in asked.item_sets), Outcomes(every)
+    with console.progress("scoring", len(every) * items, "items") as line:
+        emit = to_all(outcomes, Display(line, items), on_event)
+        for group in groups:
+            if group.lacks:
+                fail(group, group.lacks, emit)
+                finish(group, 0.0, emit)
+        yield [group for group in groups if not group.lacks], outcomes, emit, line
+
+
+@contextlib.contextmanager
+def finished(group: Group, emit: Emit) -> Iterator[None]:
+    """A group's turn: what is raised in it is the group's failure."""
+    started = time.monotonic()
+    try:
+        yield
+    except OSError:  # a full disk or a folder taken away concerns them all
+        raise
+    except Exception as error:
+        if os.environ.get("EVALENGINE_DEBUG") and not isinstance(error, UserError):
+            raise
+        fail(group, sentence(group.name, error), emit)
+    finish(group, time.monotonic() - started, emit)
+
+
+def fail(group: Group, why: str, emit: Emit) -> None:
+    for one in group.every:
+        emit(events.Failed(one.name, why))
+
+
+def finish(group: Group, seconds: float, emit: Emit) -> None:
+    """A group is done, after seconds that its checkpoints share."""
+    every = group.every
+    for one in every:
+        emit(events.Finished(one.name, seconds / len(every)))
 
 
 def scores_of(

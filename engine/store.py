@@ -37,9 +37,7 @@ def schema() -> pa.Schema:
             ("item", pa.string()),
             ("gold", pa.int16()),
             ("loglik", pa.list_(pa.float32())),
-            ("tokens", pa.list_(pa.int32())),
-            ("chars", pa.list_(pa.int32())),
-            ("bytes", pa.list_(pa.int32())),
+            *((lengths, pa.list_(pa.int32())) for lengths in ("tokens", "chars", "bytes")),
             ("greedy", pa.list_(pa.bool_())),
             ("loglik_uncond", pa.list_(pa.float32())),
         ]

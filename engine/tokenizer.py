@@ -87,10 +87,9 @@ def as_the_file_says(tokenizer: Any, checkpoint: Checkpoint) -> Any:
     """The tokenizer, or tokenizer.json's own where transformers' class makes other tokens of its vocabulary."""
     from transformers import PreTrainedTokenizerFast
 
-    rebuilt = (
-        isinstance(tokenizer, PreTrainedTokenizerFast) and type(tokenizer) is not PreTrainedTokenizerFast
-    )
-    if not rebuilt or not type(tokenizer).__module__.startswith("transformers."):
+    kind = type(tokenizer)
+    rebuilt = issubclass(kind, PreTrainedTokenizerFast) and kind is not PreTrainedTokenizerFast
+    if not rebuilt or not kind.__module__.startswith("transformers."):
         return tokenizer
     if not (checkpoint.tokenizer_folder / "tokenizer.json").is_file():
         return tokenizer

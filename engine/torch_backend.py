@@ -20,11 +20,10 @@ import torch
 
 from evalengine import compiled, packing, proof, weights
 from evalengine.checkpoints import Checkpoint
-from evalengine.encoding import Scores, Sequences, SequenceTooLarge, window_of
+from evalengine.encoding import OnProgress, Scores, Sequences, SequenceTooLarge, window_of
 from evalengine.errors import ModelError, UserError
 from evalengine.forward import (
     Forward,
-    OnProgress,
     Rows,
     Targets,
     embedding_rows,
@@ -74,9 +73,8 @@ class TorchBackend:
         self.dtype = dtype or ("float32" if self.device.type == "cpu" else "bfloat16")
         self.batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 32768)
         self.compile = compiled.wanted(compile, self.device)  # the decoder layers of packed batches
-        self.smallest = (
-            compiled.SMALLEST if compile == "auto" else 0
-        )  # parameters of a model for which that is done
+        # parameters of a model for which that is done
+        self.smallest = compiled.SMALLEST if compile == "auto" else 0
         if self.compile:
             compiled.keep_kernels()
             if self.device.type == "cuda":
@@ -88,9 +86,8 @@ class TorchBackend:
         self.modes: list[Mode] = []  # of those proven, the ones that have not failed on this checkpoint
         self.notes: list[str] = []  # what the user should know about how the loaded model runs
         self.checkpoint = ""  # its name
-        self._failed: dict[
-            tuple[str, int | None], str
-        ] = {}  # way and head of modes that failed on it, and why
+        # way and head of modes that failed on it, and why
+        self._failed: dict[tuple[str, int | None], str] = {}
         self._not_compiled: dict[str, str] = {}  # architectures whose layers cannot be, and why
         self._loaded: Loaded | None = None
         self._architecture = ""  # of the loaded model
@@ -254,9 +251,8 @@ class TorchBackend:
             self.forward.reset()
 
     def _run(self, part: Part, progress: OnProgress | None = None) -> Targets:
-        if part.way == "packed":
-            return self.forward.packed(part.batches, progress)
-        return self.forward.plain(part.sequences, self.batch_tokens, part.way == "padded", progress)
+        targets: Targets = self.forward.scored(self.rows(part, progress))
+        return targets
 
     def rows(self, part: Part, progress: OnProgress | None = None) -> Iterator[Rows]:
         """The scored rows of a part's batches, one after another."""

@@ -66,45 +66,38 @@ class TreeAttention:
 
     def __call__(
         self,
-        module: torch.nn.Module | None,
         query: Tensor,  # (1, H, N, d)
         key: Tensor,  # (1, G, N, d)
         value: Tensor,  # (1, G, N, e)
-        attention_mask: Tensor | None = None,
-        scaling: float | None = None,
-        dropout: float = 0.0,
-        softcap: float | None = None,
-        s_aux: Tensor | None = None,  # (H,): a sink's logit for each head
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
+        mask: Tensor | None,
+        scale: float | None,
+        softcap: float | None,
+        sink_H: Tensor | None,  # a sink's logit for each head
+    ) -> Tensor:
+        """(1, N, H, e)."""
         if self.running is None:
             raise NotImplementedError("no batch is running")
-        batch, rule = self.running.batch, self.rule(attention_mask)
+        batch, rule = self.running.batch, self.rule(mask)
         call, self._calls = self._calls, self._calls + 1
         q, k, v = query[0], key[0], value[0]
+        sink_H = None if sink_H is None else sink_H.flatten()
         if batch.is_prefix:
             self.kept[call] = (k[:, : batch.tokens].clone(), v[:, : batch.tokens].clone())
         kept = self.kept[call] if batch.prefix else None
         window = window_of(rule) if self.fused and takes(q, v) else None
         if window is not None:
+            bounded = window if window < self._longest else None
+            tree = self.running.tree
             out_NHe = tree_attention(
-                q,
-                k,
-                v,
-                self.running.tree,
-                scale=scaling,
-                window=window if window < self._longest else None,
-                softcap=softcap,
-                sink_H=None if s_aux is None else s_aux.flatten(),
-                kept=kept,
+                q, k, v, tree, scale=scale, window=bounded, softcap=softcap, sink_H=sink_H, kept=kept
             )
         else:
             if kept is not None:
                 k, v = torch.cat([kept[0], k], 1), torch.cat([kept[1], v], 1)
             if self._gathered is None:
                 self._gathered = GatheredAttention(self.running)
-            out_NHe = self._gathered(q, k, v, rule, scaling, softcap, s_aux)
-        return out_NHe.unsqueeze(0).contiguous(), None  # some models take a view of it
+            out_NHe = self._gathered(q, k, v, rule, scale, softcap, sink_H)
+        return out_NHe.unsqueeze(0).contiguous()  # some models take a view of it
 
 
 def window_of(rule: Rule) -> int | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ def make(config: Any, trust_remote_code: bool = False, model_class: Any = None) 
         return model.requires_grad_(False).eval()
 
     failed: Exception | None = None
-    for shrink in (_narrowest, _narrow, _square, _thin, _few_tokens):
+    narrowest, square = partial(_narrow, head=HEAD), partial(_narrow, square=True)
+    for shrink in (narrowest, _narrow, square, _thin, _few_tokens):
         try:
             small = shrink(copy.deepcopy(config))
             with torch.device("meta"):
@@ -142,14 +144,6 @@ def _narrow(config: Any, head: int = 1 << 31, square: bool = False) -> Any:
     if keys:
         text.num_key_value_heads = few
     return config
-
-
-def _narrowest(config: Any) -> Any:
-    return _narrow(config, head=HEAD)
-
-
-def _square(config: Any) -> Any:
-    return _narrow(config, square=True)
 
 
 def _is_width(name: str) -> bool:

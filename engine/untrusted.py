@@ -209,11 +209,8 @@ def name_fault(name: str) -> str | None:
 
 def is_plain(text: str) -> bool:
     """Whether a text is a short label of visible characters: what a table, a figure and a terminal can show."""
-    return (
-        bool(text)
-        and all(unicodedata.category(c) not in (*BAD_CATEGORIES, "Zl", "Zp") for c in text)
-        and len(text.encode()) <= NAME_BYTES
-    )
+    visible = all(unicodedata.category(c) not in (*BAD_CATEGORIES, "Zl", "Zp") for c in text)
+    return bool(text) and visible and len(text.encode()) <= NAME_BYTES
 
 
 def is_text(text: str) -> bool:

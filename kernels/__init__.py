@@ -12,13 +12,6 @@ from evalengine.kernels.target_logprobs import target_logprobs
 from evalengine.kernels.tree_attention import Tree, tree_attention
 
 __all__ = [
-    "SCORES",
-    "ChoiceScores",
-    "TargetLogprobs",
-    "Tree",
-    "choice_scores",
-    "linear_cross_entropy",
-    "logits_logprobs",
-    "target_logprobs",
-    "tree_attention",
-]
+    "SCORES", "ChoiceScores", "TargetLogprobs", "Tree", "choice_scores", "linear_cross_entropy", "logits_logprobs",
+    "target_logprobs", "tree_attention",
+]  # fmt: skip

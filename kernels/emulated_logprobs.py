@@ -19,13 +19,13 @@ Dims: N rows, V vocabulary, B betas, T targets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from evalengine.kernels.cpu import CHUNK_LOGITS, MIN_ROWS, products, slices, transform_, wide
+from evalengine.kernels.cpu import head_logits, score_rows, wide
 from evalengine.kernels.head import Rows, check_head, check_targets
 from evalengine.kernels.target_logprobs import vectorised
 
@@ -47,8 +47,7 @@ def emulated_logprobs(
     row_T: Tensor,  # row of each target, int32 or int64
     token_T: Tensor,  # token of each target, likewise
     *,
-    vocab_size: int
-    | None = None,  # columns from here on do not exist; by default those that all three heads have
+    vocab_size: int | None = None,  # columns from here on do not exist; default: those that all heads have
 ) -> EmulatedLogprobs:
     """`log_softmax(z)[row, token]` and `argmax(z[row]) == token` (first index on ties) of T targets at each of B betas.
 
@@ -85,26 +84,13 @@ def emulated_logprobs(
         from evalengine.kernels.target_logprobs_simd import emulated_logprobs_simd
 
         return EmulatedLogprobs(*emulated_logprobs_simd(models, betas, row_T, token_T, vocab))
-    row_T, token_T = (index_T.to(base.h_ND.device, torch.long) for index_T in (row_T, token_T))
-    logprob_BT = base.h_ND.new_empty(len(betas), len(row_T), dtype=wide(base.h_ND.dtype))
-    greedy_BT = torch.empty_like(logprob_BT, dtype=torch.bool)
-    for chunk in slices(n_rows, max(MIN_ROWS, CHUNK_LOGITS // vocab)):
-        target_t = ((row_T >= chunk.start) & (row_T < chunk.stop)).nonzero().squeeze(1)
-        row_t, token_t = row_T[target_t] - chunk.start, token_T[target_t]
-        base_RV, tuned_RV, ref_RV = (_logits(rows, chunk, vocab) for rows in models)
+    row_T, token_T = (index_T.to(base.h_ND.device) for index_T in (row_T, token_T))
+
+    def logits(chunk: slice) -> Iterator[Tensor]:
+        base_RV, tuned_RV, ref_RV = (head_logits(rows.h_ND[chunk], rows.head, vocab) for rows in models)
         shift_RV, z_RV = tuned_RV.sub_(ref_RV), ref_RV  # fresh memory would cost as much as the sums
-        for b, beta in enumerate(betas):
-            torch.add(base_RV, shift_RV, alpha=beta, out=z_RV)
-            greedy_BT[b, target_t] = z_RV.argmax(1)[row_t] == token_t  # the first on ties
-            at_target_t = torch.log_softmax(z_RV, 1, out=z_RV)[row_t, token_t]
-            logprob_BT[b, target_t] = at_target_t.to(logprob_BT.dtype)
-    return EmulatedLogprobs(logprob_BT, greedy_BT & logprob_BT.isfinite())
+        for beta in betas:
+            yield torch.add(base_RV, shift_RV, alpha=beta, out=z_RV)
 
-
-def _logits(rows: Rows, chunk: slice, vocab: int) -> Tensor:
-    """One model's logits of some rows, with its own options; NaN throughout where the bare products are not finite."""
-    w_VD, bias_V, scale, softcap = rows.head
-    x_RV = products(rows.h_ND[chunk], w_VD[:vocab])
-    if softcap is not None:  # it would leave no trace of an infinite logit
-        x_RV[~x_RV.abs().amax(1).isfinite()] = torch.nan
-    return transform_(x_RV, None if bias_V is None else bias_V[:vocab], scale, softcap)
+    dtype = wide(base.h_ND.dtype)
+    return EmulatedLogprobs(*score_rows(logits, len(betas), n_rows, vocab, row_T, token_T, dtype))

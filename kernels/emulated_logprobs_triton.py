@@ -14,9 +14,6 @@ Cost: 2*N*V*(D_base + D_tuned + D_ref) FLOPs and N*V exponentials a beta; scratc
 Dims: N rows, V vocabulary, D hidden, B betas, T targets, K vocabulary tiles.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-# (the arguments of Triton functions have no Python types; their host functions have)
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +26,7 @@ from torch import Tensor
 
 from evalengine.kernels.head import Rows
 from evalengine.kernels.targets_triton import TARGET_WARPS, store_tile, target_constants, target_kernel
-from evalengine.kernels.triton_common import Spec, block, copied, dot_product, exp_sum, logit, moved
+from evalengine.kernels.triton_common import Spec, copied, dot_product, logit, moved, tile_logits, totals
 
 CHUNK_N = 1024  # rows of a launch: bounds the scratch
 BLOCK_N, BLOCK_D = 128, 32
@@ -38,24 +35,6 @@ WARPS, STAGES = 8, 3
 LOGIT_D = 1024
 MODELS = ("base", "tuned", "ref")
 HAS = ("BIAS", "SCALE", "SOFTCAP")
-
-
-@triton.jit
-def _logits(
-    h_ND, w_VD, bias_V, rows, cols, N, V, D, stride_h, stride_w, scale, softcap,
-    HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """One model's logits of a tile."""
-    x = tl.zeros((BLOCK_N, BLOCK_V), dtype=tl.float32)
-    for d in range(0, D, BLOCK_D):
-        dims = d + tl.arange(0, BLOCK_D)
-        h = block(h_ND, rows, dims, N, D, stride_h)
-        w = block(w_VD, cols, dims, V, D, stride_w)
-        x = tl.dot(h, w.T, x, input_precision="ieee")
-    if HAS_BIAS:
-        x += tl.load(bias_V + cols, mask=cols < V, other=0.0).to(tl.float32)[None, :]
-    return logit(x, HAS_SCALE, scale, HAS_SOFTCAP, softcap)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -74,25 +53,25 @@ def _tile_kernel(
     row_blocks = (N + BLOCK_N - 1) // BLOCK_N
     K = (V + BLOCK_V - 1) // BLOCK_V
     k = tl.program_id(0) // row_blocks
-    rows = (tl.program_id(0) % row_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
-    cols = k * BLOCK_V + tl.arange(0, BLOCK_V)
-    shift = _logits(
-        tuned_h, tuned_w, tuned_bias, rows, cols, N, V, tuned_D, tuned_stride_h, tuned_stride_w, tuned_scale, tuned_softcap,
-        TUNED_BIAS, TUNED_SCALE, TUNED_SOFTCAP, BLOCK_N, BLOCK_V, BLOCK_D,
+    row = (tl.program_id(0) % row_blocks) * BLOCK_N
+    col = k * BLOCK_V
+    rows = row + tl.arange(0, BLOCK_N)
+    cols = col + tl.arange(0, BLOCK_V)
+    shift = tile_logits(
+        tuned_h, tuned_w, tuned_bias, row, col, N, V, tuned_D, tuned_stride_h, tuned_stride_w, tuned_scale, tuned_softcap,
+        TUNED_BIAS, TUNED_SCALE, TUNED_SOFTCAP, False, BLOCK_N, BLOCK_V, BLOCK_D,
     )  # fmt: skip
-    shift -= _logits(
-        ref_h, ref_w, ref_bias, rows, cols, N, V, ref_D, ref_stride_h, ref_stride_w, ref_scale, ref_softcap,
-        REF_BIAS, REF_SCALE, REF_SOFTCAP, BLOCK_N, BLOCK_V, BLOCK_D,
+    shift -= tile_logits(
+        ref_h, ref_w, ref_bias, row, col, N, V, ref_D, ref_stride_h, ref_stride_w, ref_scale, ref_softcap,
+        REF_BIAS, REF_SCALE, REF_SOFTCAP, False, BLOCK_N, BLOCK_V, BLOCK_D,
     )  # fmt: skip
-    x = _logits(
-        base_h, base_w, base_bias, rows, cols, N, V, base_D, base_stride_h, base_stride_w, base_scale, base_softcap,
-        BASE_BIAS, BASE_SCALE, BASE_SOFTCAP, BLOCK_N, BLOCK_V, BLOCK_D,
+    x = tile_logits(
+        base_h, base_w, base_bias, row, col, N, V, base_D, base_stride_h, base_stride_w, base_scale, base_softcap,
+        BASE_BIAS, BASE_SCALE, BASE_SOFTCAP, False, BLOCK_N, BLOCK_V, BLOCK_D,
     )  # fmt: skip
     for b in tl.static_range(B):
         z = tl.where((cols < V)[None, :], x + tl.load(beta_B + b) * shift, float("-inf"))
-        top = tl.max(z, 1)
-        total = exp_sum(z, top, 1)
-        first = tl.min(tl.where(z == top[:, None], cols[None, :], 2147483647), 1)
+        top, total, first = totals(z, cols)
         store_tile(tile_BNK3, b * rows_of_beta + rows.to(tl.int64), k, K, top, total, first, rows < N)
 
 
@@ -122,17 +101,14 @@ def emulated_logprobs_triton(
 ) -> tuple[Tensor, Tensor]:
     """(logprob_BT float32, greedy_BT bool) of checked arguments, at least one row and target; NaN and False where a row or
     token is out of range."""
-    h = [rows.h_ND if rows.h_ND.stride(1) == 1 else rows.h_ND.contiguous() for rows in models]
-    w = [rows.head.w_VD if rows.head.w_VD.stride(1) == 1 else rows.head.w_VD.contiguous() for rows in models]
-    bias = [
-        w_VD if (v := rows.head.bias_V) is None else v.contiguous()
-        for w_VD, rows in zip(w, models, strict=True)
-    ]
-    has = [(r.head.bias_V is not None, r.head.scale is not None, r.head.softcap is not None) for r in models]
-    numbers = [
-        (x.shape[1], x.stride(0), y.stride(0), float(r.head.scale or 1.0), float(r.head.softcap or 1.0))
-        for x, y, r in zip(h, w, models, strict=True)
-    ]
+    h, w, bias, has, numbers = [], [], [], [], []
+    for h_ND, (w_VD, bias_V, scale, softcap) in models:
+        h.append(h_ND if h_ND.stride(1) == 1 else h_ND.contiguous())
+        w.append(w_VD if w_VD.stride(1) == 1 else w_VD.contiguous())
+        bias.append(w[-1] if bias_V is None else bias_V.contiguous())
+        has.append((bias_V is not None, scale is not None, softcap is not None))
+        sizes = h_ND.shape[1], h[-1].stride(0), w[-1].stride(0)
+        numbers.append((*sizes, float(scale or 1.0), float(softcap or 1.0)))
     device, n_rows, count = h[0].device, h[0].shape[0], len(betas)
     row_T, token_T = moved(row_T, token_T, device)
     logit_3T = torch.empty(3, len(row_T), dtype=torch.float32, device=device)
@@ -179,10 +155,6 @@ def specs(capability: int) -> Iterator[Spec]:
         name = f"tile bf16 {BLOCK_N}x{block_v}x{BLOCK_D}, 5 betas{words}"
         yield Spec(name, _tile_kernel, types, {"B": 5, **flags, **blocks}, WARPS, STAGES)
         flags = {f"HAS_{has}": options for has in HAS}
-        types = {
-            **dict.fromkeys(("h_ND", "w_VD", "bias_V"), "*bf16"),
-            "row_T": "*i32",
-            "token_T": "*i32",
-            "logit_T": "*fp32",
-        }
+        types = dict.fromkeys(("h_ND", "w_VD", "bias_V"), "*bf16")
+        types |= {"row_T": "*i32", "token_T": "*i32", "logit_T": "*fp32"}
         yield Spec(f"logit bf16{words}", _logit_kernel, types, {**flags, "BLOCK_D": LOGIT_D})

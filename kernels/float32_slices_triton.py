@@ -9,9 +9,6 @@ Cost: 2*N*V*D FLOPs, N rounded up to BLOCK_N; 4 * BLOCK_N * SLICE_V bytes and 12
 Dims: N rows, R rows of one product, V vocabulary, S columns of one slice, D hidden, T targets, K blocks of BLOCK_V columns.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-# (the arguments of Triton functions have no Python types; their host functions have)
-
 from __future__ import annotations
 
 import functools
@@ -39,28 +36,11 @@ WARPS = 8
     do_not_specialize_on_alignment=["bias_V", "row_T", "token_T"],
 )
 def _slice_kernel(
-    logits_RS,
-    bias_V,
-    tile_NK3,
-    row_T,
-    token_T,
-    logit_T,
-    row,
-    col,
-    rows,
-    cols,
-    k,
-    T,
-    K,
-    stride,
-    scale,
-    softcap,
-    HAS_BIAS: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-):
+    logits_RS, bias_V, tile_NK3, row_T, token_T, logit_T,
+    row, col, rows, cols, k, T, K, stride, scale, softcap,
+    HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
     """The slice at (row, col) has so many rows and cols, k is the first of its blocks of columns. One program a row and
     block; the last ones take the targets."""
     blocks = (cols + BLOCK_V - 1) // BLOCK_V
@@ -94,10 +74,8 @@ def slice_statistics(h_ND: Tensor, head: Head, row_T: Tensor, token_T: Tensor) -
     blocks = vocab // SLICE_V * per_slice + triton.cdiv(vocab % SLICE_V, BLOCK_V)
     tile_NK3 = h_ND.new_empty(n_rows, blocks, 3)
     logit_T = h_ND.new_empty(row_T.shape[0])
-    h_RD, logits_RS = (
-        h_ND.new_zeros(BLOCK_N, hidden),
-        h_ND.new_empty(BLOCK_N, min(-(-vocab // 16) * 16, SLICE_V)),
-    )
+    h_RD = h_ND.new_zeros(BLOCK_N, hidden)
+    logits_RS = h_ND.new_empty(BLOCK_N, min(-(-vocab // 16) * 16, SLICE_V))
     bias = w_VD if bias_V is None else bias_V
     given = bias_V is not None, scale is not None, softcap is not None
     launch = _launcher(h_ND.device, (bias.dtype, row_T.dtype, token_T.dtype), *given)
@@ -131,10 +109,7 @@ def _constants(bias: bool, scale: bool, softcap: bool) -> dict[str, Any]:
 def specs(capability: int) -> Iterator[Spec]:
     """Without and with the options of a head, for `compiled.py`."""
     for full in (False, True):
-        types = {
-            "row_T": "*i32",
-            "token_T": "*i32",
-            **dict.fromkeys(("row", "col", "rows", "cols", "k"), "i32"),
-        }
+        types = {"row_T": "*i32", "token_T": "*i32"}
+        types |= dict.fromkeys(("row", "col", "rows", "cols", "k"), "i32")
         name = "slice fp32" + (" bias, scale, soft-cap" if full else "")
         yield Spec(name, _slice_kernel, types, _constants(full, full, full), WARPS)

@@ -38,10 +38,7 @@ class TargetLogprobs(NamedTuple):
 
 def empty_logprobs(like: Tensor, row_T: Tensor) -> tuple[Tensor, Tensor]:
     """Uninitialised fields of TargetLogprobs on `like`'s device."""
-    return (
-        like.new_empty(row_T.shape, dtype=torch.float32),
-        like.new_empty(row_T.shape, dtype=torch.bool),
-    )
+    return (like.new_empty(row_T.shape, dtype=torch.float32), like.new_empty(row_T.shape, dtype=torch.bool))
 
 
 def check_head(h_ND: Tensor, head: Head) -> None:

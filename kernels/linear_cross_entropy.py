@@ -116,9 +116,12 @@ def _linear_cross_entropy(
             )
     else:
         size = max(MIN_ROWS, CHUNK_LOGITS // w_VD.shape[0])
-        loss, dh_MD, dw_VD, dbias_V = loss_in_chunks(
-            h_MD, head, target_M, z_loss, weight, needs, size, losses_, weight_M
-        )
+
+        def losses(logits_RV: Tensor, rows: slice) -> Tensor:
+            weight_R = None if weight_M is None else weight_M[rows]
+            return losses_(logits_RV, head, target_M[rows], z_loss, weight_R)
+
+        loss, dh_MD, dw_VD, dbias_V = loss_in_chunks(h_MD, head, losses, weight, needs, size)
         loss = (loss * weight).to(wide(h_ND.dtype))
     if needs[0] and kept_M is not None:
         dh_MD = torch.zeros_like(h_ND).index_copy_(0, kept_M, dh_MD)

@@ -10,12 +10,8 @@ Dims: N rows, V vocabulary, A of its columns whose logits have memory of their o
 L lanes of a row.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-# (the arguments of Triton functions have no Python types; their host functions have)
-
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -30,19 +26,11 @@ from evalengine.kernels.loss_chunks import (
     Gradients,
     add_product,
     aligned,
+    first_columns,
     logits_memory,
     loss_in_chunks,
 )
-from evalengine.kernels.triton_common import (
-    LN2,
-    LOG2E,
-    Spec,
-    exp_sum,
-    logit,
-    logit_arguments,
-    processors,
-    rescaled,
-)
+from evalengine.kernels.triton_common import LN2, LOG2E, Spec, exp_sum, logit, processors, rescaled
 
 LOGITS_BYTES = 3 * 2**29  # at a time, where each chunk of rows would add to the (V, D) gradient of w
 LOGITS_BYTES_UNSUMMED = 2**29  # where none does
@@ -72,18 +60,9 @@ def _block(start, LANES: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def _statistics(
-    logits_V,
-    bias_V,
-    stride,
-    V,
-    softcap,
-    top_L,
-    total_L,
-    HAS_BIAS: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    LANES: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
+    logits_V, bias_V, stride, V, softcap, top_L, total_L,
+    HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     """Each lane's maximum and sum of exponentials, with those of further columns."""
     for start in range(0, V, LANES * WIDTH):
         cols = _block(start, LANES, WIDTH)
@@ -97,20 +76,9 @@ def _statistics(
 
 @triton.jit
 def _gradient(
-    logits_V,
-    bias_V,
-    stride,
-    V,
-    softcap,
-    target,
-    logsumexp,
-    factor,
-    weight,
-    HAS_BIAS: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    LANES: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
+    logits_V, bias_V, stride, V, softcap, target, logsumexp, factor, weight,
+    HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     """Overwrites logits with factor * softmax - weight * (1 at the target), from the last block to the first."""
     blocks = tl.cdiv(V, LANES * WIDTH)
     for k in range(blocks):
@@ -125,29 +93,11 @@ def _gradient(
 
 @triton.jit(do_not_specialize=["N", "A", "B", "ignore_index"])
 def _loss_kernel(
-    logits_NA,
-    rest_NB,
-    bias_V,
-    target_N,
-    weight,
-    weight_N,
-    loss_N,
-    N,
-    A,
-    B,
-    stride,
-    stride_rest,
-    ignore_index,
-    z_loss,
-    softcap,
-    HAS_BIAS: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    HAS_REST: tl.constexpr,
-    HAS_WEIGHTS: tl.constexpr,
-    GRADIENT: tl.constexpr,
-    LANES: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
+    logits_NA, rest_NB, bias_V, target_N, weight, weight_N, loss_N,
+    N, A, B, stride, stride_rest, ignore_index, z_loss, softcap,
+    HAS_BIAS: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_REST: tl.constexpr, HAS_WEIGHTS: tl.constexpr,
+    GRADIENT: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
     of_kept = tl.load(weight)
     for row in range(tl.program_id(0), N, tl.num_programs(0)):
         logits_A = logits_NA + tl.cast(row, tl.int64) * stride
@@ -167,18 +117,8 @@ def _loss_kernel(
         total_L = tl.zeros((LANES,), dtype=tl.float32)
         if HAS_REST:
             top_L, total_L = _statistics(
-                rest_B,
-                bias_V + A,
-                stride_rest,
-                B,
-                softcap,
-                top_L,
-                total_L,
-                HAS_BIAS,
-                HAS_SOFTCAP,
-                LANES,
-                WIDTH,
-            )
+                rest_B, bias_V + A, stride_rest, B, softcap, top_L, total_L, HAS_BIAS, HAS_SOFTCAP, LANES, WIDTH
+            )  # fmt: skip
         top_L, total_L = _statistics(
             logits_A, bias_V, stride, A, softcap, top_L, total_L, HAS_BIAS, HAS_SOFTCAP, LANES, WIDTH
         )
@@ -196,36 +136,14 @@ def _loss_kernel(
             of_row = tl.where(kept, of_row, 0.0)
             factor = of_row * (1.0 + 2.0 * z_loss * logsumexp)
             _gradient(
-                logits_A,
-                bias_V,
-                stride,
-                A,
-                softcap,
-                column,
-                logsumexp,
-                factor,
-                of_row,
-                HAS_BIAS,
-                HAS_SOFTCAP,
-                LANES,
-                WIDTH,
-            )
+                logits_A, bias_V, stride, A, softcap, column, logsumexp, factor, of_row,
+                HAS_BIAS, HAS_SOFTCAP, LANES, WIDTH,
+            )  # fmt: skip
             if HAS_REST:
                 _gradient(
-                    rest_B,
-                    bias_V + A,
-                    stride_rest,
-                    B,
-                    softcap,
-                    column - A,
-                    logsumexp,
-                    factor,
-                    of_row,
-                    HAS_BIAS,
-                    HAS_SOFTCAP,
-                    LANES,
-                    WIDTH,
-                )
+                    rest_B, bias_V + A, stride_rest, B, softcap, column - A, logsumexp, factor, of_row,
+                    HAS_BIAS, HAS_SOFTCAP, LANES, WIDTH,
+                )  # fmt: skip
 
 
 @triton.jit
@@ -258,30 +176,20 @@ def loss_and_gradients(
     if not isinstance(weight, Tensor):
         weight = torch.full((), weight, dtype=torch.float32, device=h_ND.device)
     late = h_ND.dtype == torch.float16
-    losses = functools.partial(
-        losses_,
-        ignore_index=ignore_index,
-        weight=torch.ones_like(weight) if late else weight,
-        gradient=any(needs),
-    )
-    (n_rows, hidden), vocab, of_sums = h_ND.shape, head.w_VD.shape[0], weight if late else 1.0
+    of_losses, of_sums = (torch.ones_like(weight), weight) if late else (weight, 1.0)
+
+    def losses(logits_RA: Tensor, rows: slice, rest_RB: Tensor | None = None) -> Tensor:
+        weight_R = None if weight_N is None else weight_N[rows]
+        more = ignore_index, of_losses, any(needs), rest_RB
+        return losses_(logits_RA, head, target_N[rows], z_loss, weight_R, *more)
+
+    (n_rows, hidden), vocab = h_ND.shape, head.w_VD.shape[0]
     columns = own_columns(n_rows, vocab, hidden)
     if needs[1] and n_rows and n_rows * columns * h_ND.element_size() <= LOGITS_BYTES:
-        loss, dh_ND, dw_VD, dbias_V = loss_at_once(
-            h_ND,
-            head,
-            target_N,
-            z_loss,
-            of_sums,
-            needs,
-            columns,
-            lambda x, head, target, z, rest: losses(x, head, target, z, weight_N, rest_NB=rest),
-        )
+        loss, dh_ND, dw_VD, dbias_V = loss_at_once(h_ND, head, losses, of_sums, needs, columns)
     else:
         size = chunk_rows(n_rows, vocab * h_ND.element_size(), needs[1])
-        loss, dh_ND, dw_VD, dbias_V = loss_in_chunks(
-            h_ND, head, target_N, z_loss, of_sums, needs, size, losses, weight_N
-        )
+        loss, dh_ND, dw_VD, dbias_V = loss_in_chunks(h_ND, head, losses, of_sums, needs, size)
     return (loss * weight).to(wide(h_ND.dtype)), dh_ND, dw_VD, dbias_V
 
 
@@ -300,12 +208,10 @@ def chunk_rows(n_rows: int, row_bytes: int, summed: bool) -> int:
 def loss_at_once(
     h_ND: Tensor,
     head: Head,
-    target_N: Tensor,
-    z_loss: float,
+    losses: Callable[[Tensor, slice, Tensor | None], Tensor],
     weight: float | Tensor,
     needs: Sequence[bool],
     columns: int,
-    losses: Callable[[Tensor, Head, Tensor, float, Tensor | None], Tensor],
 ) -> Gradients:
     """`loss_in_chunks` of a single chunk, whose columns from `columns` on lie in the gradient of w until that is computed."""
     w_VD, bias_V = head.w_VD, head.bias_V
@@ -314,14 +220,12 @@ def loss_at_once(
     parts = [(slice(0, columns), logits_memory(h_ND, n_rows, columns))]
     if columns < vocab:
         stride = aligned(vocab - columns)
-        rest_NB = dw_VD.view(-1)[: n_rows * stride].view(n_rows, stride)
-        rest_NB[:, vocab - columns :] = 0.0  # as in `logits_memory`
-        parts.append((slice(columns, vocab), rest_NB[:, : vocab - columns]))
+        rest_NB = first_columns(dw_VD.view(-1)[: n_rows * stride].view(n_rows, stride), vocab - columns)
+        parts.append((slice(columns, vocab), rest_NB))
     for part, dx in parts:
         torch.mm(h_ND, w_VD[part].t(), out=dx)
-    loss = losses(parts[0][1], head, target_N, z_loss, parts[1][1] if len(parts) > 1 else None).sum(
-        dtype=torch.float64
-    )
+    rest = parts[1][1] if len(parts) > 1 else None
+    loss = losses(parts[0][1], slice(None), rest).sum(dtype=torch.float64)
     dh_ND = h_ND.new_empty(h_ND.shape if needs[0] else 0, dtype=h_ND.dtype if len(parts) == 1 else dtype)
     dbias_V = h_ND.new_empty(vocab if needs[2] else 0, dtype=dtype)
     for number, (part, dx) in enumerate(parts):
@@ -343,37 +247,24 @@ def losses_(
     head: Head,
     target_N: Tensor,
     z_loss: float,
-    weight_N: Tensor | None = None,
-    *,
+    weight_N: Tensor | None,
     ignore_index: int,
     weight: Tensor,
-    gradient: bool = True,
-    rest_NB: Tensor | None = None,
+    gradient: bool,
+    rest_NB: Tensor | None,
 ) -> Tensor:
     """The rows' losses, float32; with `gradient` the logits are overwritten with that of the weighted losses."""
     n_rows, rest = logits_NA.shape[0], logits_NA if rest_NB is None else rest_NB
     loss_N = torch.empty(n_rows, dtype=torch.float32, device=logits_NA.device)
     _loss_kernel[(min(n_rows, LOSS_PROGRAMS * processors(logits_NA.device)),)](
-        logits_NA=logits_NA,
-        rest_NB=rest,
-        target_N=target_N,
-        weight=weight,
-        weight_N=weight if weight_N is None else weight_N,
-        loss_N=loss_N,
-        N=n_rows,
-        A=logits_NA.shape[1],
-        B=0 if rest_NB is None else rest_NB.shape[1],
-        stride=logits_NA.stride(0),
-        stride_rest=rest.stride(0),
-        ignore_index=ignore_index,
-        z_loss=float(z_loss),
-        HAS_REST=rest_NB is not None,
-        HAS_WEIGHTS=weight_N is not None,
-        GRADIENT=gradient,
-        num_warps=LOSS_WARPS,
-        **logit_arguments(logits_NA, bias_V=head.bias_V, softcap=head.softcap),
+        logits_NA, rest, logits_NA if head.bias_V is None else head.bias_V.contiguous(), target_N,
+        weight, weight if weight_N is None else weight_N, loss_N,
+        n_rows, logits_NA.shape[1], 0 if rest_NB is None else rest_NB.shape[1],
+        logits_NA.stride(0), rest.stride(0), ignore_index, float(z_loss), float(head.softcap or 1.0),
+        HAS_BIAS=head.bias_V is not None, HAS_SOFTCAP=head.softcap is not None, HAS_REST=rest_NB is not None,
+        HAS_WEIGHTS=weight_N is not None, GRADIENT=gradient, num_warps=LOSS_WARPS,
         **loss_constants(logits_NA.element_size()),
-    )
+    )  # fmt: skip
     return loss_N
 
 
@@ -401,14 +292,9 @@ def specs(capability: int) -> Iterator[Spec]:
     ):
         types = {**dict.fromkeys(("logits_NA", "rest_NB", "bias_V"), f"*{dtype}"), "target_N": "*i64"}
         types["ignore_index"] = "i32"
+        flags = ("HAS_BIAS", "HAS_SOFTCAP", "HAS_REST", "HAS_WEIGHTS", "GRADIENT")
         constants = loss_constants(4 if dtype == "fp32" else 2)
-        constants |= {
-            "HAS_BIAS": full,
-            "HAS_SOFTCAP": full,
-            "HAS_REST": rest,
-            "HAS_WEIGHTS": weights,
-            "GRADIENT": gradient,
-        }
+        constants |= dict(zip(flags, (full, full, rest, weights, gradient), strict=True))
         given = {"bias, soft-cap": full, "in two parts": rest, "weights": weights, "alone": not gradient}
         name = f"loss {dtype}: " + ", ".join(word for word, yes in given.items() if yes)
         yield Spec(name.removesuffix(": "), _loss_kernel, types, constants, LOSS_WARPS)

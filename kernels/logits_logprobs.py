@@ -42,10 +42,11 @@ def _logits_logprobs(logits_NV: Tensor, row_T: Tensor, token_T: Tensor) -> tuple
         with torch.cuda.device_of(logits_NV):
             return logits_logprobs_triton(logits_NV, row_T, token_T)
 
-    def raw(rows: slice) -> Tensor:
-        return logits_NV[rows].to(wide(logits_NV.dtype), copy=True)
+    def raw(rows: slice) -> list[Tensor]:
+        return [logits_NV[rows].to(wide(logits_NV.dtype), copy=True)]
 
-    return score_rows(raw, n_rows, vocab, row_T, token_T)
+    logprob_1T, greedy_1T = score_rows(raw, 1, n_rows, vocab, row_T, token_T)
+    return logprob_1T[0], greedy_1T[0]
 
 
 logits_logprobs_op = torch.library.custom_op("evalengine::logits_logprobs", _logits_logprobs, mutates_args=())

@@ -3,9 +3,6 @@
 Cost: N*V elements from HBM; 8 bytes a row of scratch. Dims: N rows, V vocabulary, T targets.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-# (the arguments of Triton functions have no Python types; their host functions have)
-
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -24,14 +21,7 @@ TARGET_CONSTANTS = {"BLOCK_T": 128}
 
 
 @triton.jit
-def _logits_row_kernel(
-    logits_NV,
-    logsumexp_N,
-    argmax_N,
-    V,
-    stride,
-    BLOCK_V: tl.constexpr,
-):
+def _logits_row_kernel(logits_NV, logsumexp_N, argmax_N, V, stride, BLOCK_V: tl.constexpr):
     row = tl.program_id(0)
     logits_V = logits_NV + row.to(tl.int64) * stride
     top = float("-inf")
@@ -52,19 +42,9 @@ def _logits_row_kernel(
 
 @triton.jit(do_not_specialize=["T", "N"])
 def _logits_target_kernel(
-    logits_NV,
-    row_T,
-    token_T,
-    logsumexp_N,
-    argmax_N,
-    logprob_T,
-    greedy_T,
-    T,
-    N,
-    V,
-    stride,
-    BLOCK_T: tl.constexpr,
-):
+    logits_NV, row_T, token_T, logsumexp_N, argmax_N, logprob_T, greedy_T,
+    T, N, V, stride, BLOCK_T: tl.constexpr,
+):  # fmt: skip
     targets = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     there = targets < T
     row = tl.load(row_T + targets, mask=there, other=-1).to(tl.int64)
@@ -93,19 +73,9 @@ def logits_logprobs_triton(logits_NV: Tensor, row_T: Tensor, token_T: Tensor) ->
         logits_NV, logsumexp_N, argmax_N, vocab, stride, **ROW_CONSTANTS, num_warps=ROW_WARPS
     )
     _logits_target_kernel[(triton.cdiv(row_T.shape[0], TARGET_CONSTANTS["BLOCK_T"]),)](
-        logits_NV,
-        row_T,
-        token_T,
-        logsumexp_N,
-        argmax_N,
-        logprob_T,
-        greedy_T,
-        row_T.shape[0],
-        n_rows,
-        vocab,
-        stride,
-        **TARGET_CONSTANTS,
-    )
+        logits_NV, row_T, token_T, logsumexp_N, argmax_N, logprob_T, greedy_T,
+        row_T.shape[0], n_rows, vocab, stride, **TARGET_CONSTANTS,
+    )  # fmt: skip
     return logprob_T, greedy_T
 
 

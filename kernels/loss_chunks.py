@@ -21,17 +21,14 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor]  # the loss, and its gradients
 def loss_in_chunks(
     h_ND: Tensor,
     head: Head,
-    target_N: Tensor,
-    z_loss: float,
+    losses: Callable[[Tensor, slice], Tensor],
     weight: float | Tensor,  # of all rows alike, still to be applied to the gradients
     needs: Sequence[bool],  # gradients of h, w and bias
     size: int,  # rows of a chunk
-    losses_: Callable[[Tensor, Head, Tensor, float, Tensor | None], Tensor],
-    weight_N: Tensor | None = None,  # of each row, for `losses_` to apply
 ) -> Gradients:
     """The sum of the losses (float64, without `weight`) and its gradients, of checked arguments.
 
-    `losses_` returns the losses of a chunk's rows and overwrites their logits with the losses' gradient. `weight` is
+    `losses` returns the losses of some rows and overwrites their logits with the losses' gradient. `weight` is
     multiplied into sums at the end, so that float16 does not underflow.
     """
     w_VD, bias_V = head.w_VD, head.bias_V
@@ -45,8 +42,7 @@ def loss_in_chunks(
     for rows in slices(n_rows, size):
         h_RD = h_ND[rows]
         dx_RV = torch.mm(h_RD, w_VD.t(), out=logits_RV[: h_RD.shape[0]])
-        weight_R = None if weight_N is None else weight_N[rows]
-        loss += losses_(dx_RV, head, target_N[rows], z_loss, weight_R).sum(dtype=torch.float64)
+        loss += losses(dx_RV, rows).sum(dtype=torch.float64)
         if need_h:
             torch.mm(dx_RV, w_VD, out=dh_ND[rows])
         if need_w:
@@ -62,13 +58,16 @@ def loss_in_chunks(
 
 
 def logits_memory(like: Tensor, n_rows: int, vocab: int) -> Tensor:
-    """Uninitialised (n_rows, vocab), rows aligned.
+    """Uninitialised (n_rows, vocab), rows aligned."""
+    return first_columns(like.new_empty(n_rows, aligned(vocab)), vocab)
 
-    What aligns them is zero: oneDNN's products of bfloat16 on CPUs with AMX read it, times zero, and NaN would stay.
-    """
-    whole_NB = like.new_empty(n_rows, aligned(vocab))
-    whole_NB[:, vocab:] = 0.0
-    return whole_NB[:, :vocab]
+
+def first_columns(memory_NS: Tensor, columns: int) -> Tensor:
+    """The first columns of uninitialised memory, zeros behind them on the CPU: bfloat16 products there take what stands behind a
+    row into account, times zero, and a NaN would stay one."""
+    if not memory_NS.is_cuda:
+        memory_NS[:, columns:] = 0
+    return memory_NS[:, :columns]
 
 
 def aligned(length: int) -> int:

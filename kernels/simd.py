@@ -27,14 +27,9 @@ VF, VI = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
 LOG2E = 1.4426950408889634
 # 2^x on [-1/2, 1/2], a polynomial through Chebyshev's nodes: relative error 3e-9 before rounding
 EXP2 = (
-    1.0,
-    0.6931472067028329,
-    0.24022650922289554,
-    0.05550327226669895,
-    0.00961805667843204,
-    0.0013400428177711937,
+    1.0, 0.6931472067028329, 0.24022650922289554, 0.05550327226669895, 0.00961805667843204, 0.0013400428177711937,
     0.00015461444724808513,
-)
+)  # fmt: skip
 
 
 class _BFloat(ir.types.HalfType):

@@ -16,7 +16,7 @@ import functools
 import torch
 from torch import Tensor
 
-from evalengine.kernels.cpu import products, score_rows
+from evalengine.kernels.cpu import head_logits, score_rows
 from evalengine.kernels.head import Head, TargetLogprobs, check_head, check_targets, empty_logprobs
 
 
@@ -73,7 +73,8 @@ def _target_logprobs(
 
         return target_logprobs_simd(h_ND, head, row_T, token_T)
     size = h_ND.shape[0], w_VD.shape[0]
-    return score_rows(lambda rows: products(h_ND[rows], w_VD), *size, row_T, token_T, bias_V, scale, softcap)
+    logprob_1T, greedy_1T = score_rows(lambda rows: [head_logits(h_ND[rows], head)], 1, *size, row_T, token_T)
+    return logprob_1T[0], greedy_1T[0]
 
 
 @functools.cache

@@ -95,18 +95,9 @@ def emulated_logprobs_simd(
     greedy_BT = torch.empty_like(logprob_BT, dtype=torch.bool)
     panels, tiles = -(-min(n_rows, CHUNK_N) // LANES), -(-vocab // TILE_V)
     scratch = torch.empty(len(betas), tiles + 1, 3, panels * LANES)  # the last tile: all of them
-    given = {
-        "ticket": 0,
-        "vocab": vocab,
-        "targets": len(row_T),
-        "row": row_T.data_ptr(),
-        "token": token_T.data_ptr(),
-        "betas": len(betas),
-        "beta": beta_B.data_ptr(),
-        "scratch": scratch.data_ptr(),
-        "logprob": logprob_BT.data_ptr(),
-        "greedy": greedy_BT.data_ptr(),
-    }
+    tensors = {"row": row_T, "token": token_T, "beta": beta_B, "logprob": logprob_BT, "greedy": greedy_BT}
+    given = {name: x.data_ptr() for name, x in (tensors | {"scratch": scratch}).items()}
+    given |= {"ticket": 0, "vocab": vocab, "targets": len(row_T), "betas": len(betas)}
     for rows in slices(n_rows, CHUNK_N):
         panels_M = [_panels(model.h_ND[rows]) for model in read]
         given |= {"panels": len(panels_M[0]), "start": rows.start, "end": rows.stop}

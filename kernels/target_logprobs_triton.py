@@ -16,9 +16,6 @@ Cost: 2*N*V*D FLOPs; scratch CHUNK_N * (V / BLOCK_V) * 12 bytes at most: 19 MiB 
 Dims: N rows, V vocabulary, D hidden, T targets, K vocabulary tiles.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-# (the arguments of Triton functions have no Python types; their host functions have)
-
 from __future__ import annotations
 
 import functools
@@ -34,7 +31,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from evalengine.kernels.float32_slices_triton import slice_statistics
 from evalengine.kernels.head import Head, empty_logprobs
 from evalengine.kernels.targets_triton import TARGET_WARPS, store_tile, target_constants, target_kernel
-from evalengine.kernels.triton_common import Launcher, Spec, block, exp_sum, logit, moved, processors
+from evalengine.kernels.triton_common import Launcher, Spec, is_hopper, moved, processors, tile_logits, totals
 
 CHUNK_N = 4096  # rows of a launch: bounds the scratch
 
@@ -56,33 +53,16 @@ HOPPER_16BIT = TileConfig(128, 256, 64, warps=8, stages=4, tma=True, flatten=Tru
 HOPPER_16BIT_BIAS = HOPPER_16BIT._replace(flatten=False)
 HOPPER_16BIT_BIAS_SOFTCAP = HOPPER_16BIT_BIAS._replace(block_v=128)
 AMPERE_16BIT = TileConfig(128, 128, 32, warps=8, stages=3, tma=False)
-HOPPER_SHARED = 232_448  # bytes of a block on compute capability 9.0
 
 
 # one binary for every number of rows
 @triton.jit(do_not_specialize=["N"], do_not_specialize_on_alignment=["bias_V"])
 def _tile_kernel(
-    h_ND,
-    w_VD,
-    bias_V,
-    tile_NK3,
-    N,
-    V,
-    D,
-    stride_h,
-    stride_w,
-    scale,
-    softcap,
-    HAS_BIAS: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    EVEN_V: tl.constexpr,
-    TMA: tl.constexpr,
-    FLATTEN: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    h_ND, w_VD, bias_V, tile_NK3, N, V, D, stride_h, stride_w, scale, softcap,
+    HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    EVEN_V: tl.constexpr, TMA: tl.constexpr, FLATTEN: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     row_blocks = (N + BLOCK_N - 1) // BLOCK_N
     K = (V + BLOCK_V - 1) // BLOCK_V
     for tile in tl.range(tl.program_id(0), row_blocks * K, tl.num_programs(0), flatten=FLATTEN):
@@ -90,24 +70,13 @@ def _tile_kernel(
         row = (tile % row_blocks) * BLOCK_N
         rows = row + tl.arange(0, BLOCK_N)
         cols = k * BLOCK_V + tl.arange(0, BLOCK_V)
-        x = tl.zeros((BLOCK_N, BLOCK_V), dtype=tl.float32)
-        for d in range(0, D, BLOCK_D):
-            if TMA:
-                h = h_ND.load([row, d])
-                w = w_VD.load([k * BLOCK_V, d])
-            else:
-                dims = d + tl.arange(0, BLOCK_D)
-                h = block(h_ND, rows, dims, N, D, stride_h)
-                w = block(w_VD, cols, dims, V, D, stride_w)
-            x = tl.dot(h, w.T, x, input_precision="ieee")
-        if HAS_BIAS:
-            x += tl.load(bias_V + cols, mask=cols < V, other=0.0).to(tl.float32)[None, :]
-        x = logit(x, HAS_SCALE, scale, HAS_SOFTCAP, softcap)
+        x = tile_logits(
+            h_ND, w_VD, bias_V, row, k * BLOCK_V, N, V, D, stride_h, stride_w, scale, softcap,
+            HAS_BIAS, HAS_SCALE, HAS_SOFTCAP, TMA, BLOCK_N, BLOCK_V, BLOCK_D,
+        )  # fmt: skip
         if not EVEN_V:
             x = tl.where((cols < V)[None, :], x, float("-inf"))
-        top = tl.max(x, 1)
-        total = exp_sum(x, top, 1)
-        first = tl.min(tl.where(x == top[:, None], cols[None, :], 2147483647), 1)
+        top, total, first = totals(x, cols)
         store_tile(tile_NK3, rows, k, K, top, total, first, rows < N)
 
 
@@ -139,19 +108,10 @@ def target_logprobs_triton(
     h_ND, w_VD, bias_V = _row_major(h_ND), _row_major(head.w_VD), head.bias_V
     device, n_rows, (vocab, hidden) = h_ND.device, h_ND.shape[0], w_VD.shape
     shape = vocab, hidden, h_ND.stride(0), w_VD.stride(0)
-    plan = _plan(
-        device,
-        h_ND.dtype,
-        shape,
-        h_ND.data_ptr() % 16 == 0,
-        w_VD.data_ptr() % 16 == 0,
-        None if bias_V is None else bias_V.dtype,
-        head.scale is not None,
-        head.softcap is not None,
-        logsumexp_T is not None,
-        (row_T.dtype, token_T.dtype, row_T.is_cpu and token_T.is_cpu),
-        config,
-    )
+    aligned = h_ND.data_ptr() % 16 == 0, w_VD.data_ptr() % 16 == 0
+    given = None if bias_V is None else bias_V.dtype, head.scale is not None, head.softcap is not None
+    indices = row_T.dtype, token_T.dtype, row_T.is_cpu and token_T.is_cpu
+    plan = _plan(device, h_ND.dtype, shape, aligned, given, logsumexp_T is not None, indices, config)
     bias = w_VD if bias_V is None else bias_V.contiguous()
     # an integer would be another type to Triton
     options = float(head.scale or 1.0), float(head.softcap or 1.0)
@@ -166,8 +126,15 @@ def target_logprobs_triton(
         tile_NK3 = logit_T = torch.empty(size, dtype=torch.float32, device=device)
     for start in range(0, max(1, n_rows), chunk):  # without rows, targets still learn that theirs is missing
         if plan.tiles is not None and n_rows:
-            h_nD = h_ND if n_rows <= chunk else h_ND[start : start + chunk]
-            _launch_tiles(plan.tiles, h_nD, w_VD, bias, tile_NK3, *shape, *options)
+            (config, launch, programs), here = plan.tiles, min(chunk, n_rows - start)
+            operands: tuple[Any, Any] = h_ND if n_rows <= chunk else h_ND[start : start + chunk], w_VD
+            if config.tma:
+                sizes = config.block_n, config.block_v
+                operands = tuple(
+                    _descriptor(x, n, config.block_d) for x, n in zip(operands, sizes, strict=True)
+                )
+            work = -(-here // config.block_n) * tile_NK3.shape[1]
+            launch(min(work, programs), *operands, bias, tile_NK3, here, *shape, *options)
         if start == 0:
             row_T, token_T = moved(row_T, token_T, device)
             logprob_T, greedy_T = empty_logprobs(h_ND, row_T)
@@ -176,78 +143,45 @@ def target_logprobs_triton(
     return logprob_T, greedy_T
 
 
-def _launch_tiles(
-    tiles: Tiles, h_ND: Tensor, w_VD: Tensor, bias: Tensor, tile_NK3: Tensor, *numbers: float
-) -> None:
-    config, launch, programs = tiles
-    n_rows, operands = h_ND.shape[0], (h_ND, w_VD)
-    if config.tma:
-        operands = (
-            _descriptor(h_ND, config.block_n, config.block_d),
-            _descriptor(w_VD, config.block_v, config.block_d),
-        )
-    work = -(-n_rows // config.block_n) * tile_NK3.shape[1]
-    launch(min(work, programs), *operands, bias, tile_NK3, n_rows, *numbers)
-
-
 @functools.lru_cache(maxsize=256)
 def _plan(
     device: torch.device,
     dtype: torch.dtype,
     shape: tuple[int, int, int, int],  # vocabulary, hidden size, strides of h and w
-    h_aligned: bool,  # to 16 bytes
-    w_aligned: bool,
-    bias: torch.dtype | None,
-    scale: bool,
-    softcap: bool,
+    aligned: tuple[bool, bool],  # h and w, to 16 bytes
+    given: tuple[torch.dtype | None, bool, bool],  # of a bias; whether there are scale and soft-cap
     logsumexp: bool,
     indices: tuple[torch.dtype, torch.dtype, bool],  # the bool: from the CPU
     config: TileConfig | None,
 ) -> Plan:
     """Everything that a launcher's kernels may be compiled for is among the arguments."""
     vocab, _, *strides = shape
+    flags = given[0] is not None, *given[1:]
     if config is None and dtype != torch.float32:
-        aligned = h_aligned and w_aligned and all(stride * dtype.itemsize % 16 == 0 for stride in strides)
-        config = config_for(device, bias is not None, softcap, aligned)
-    flags = bias is not None, scale, softcap
+        whole = all(aligned) and all(stride * dtype.itemsize % 16 == 0 for stride in strides)
+        config = config_for(device, flags[0], flags[2], whole)
     tiles = None
     if config is not None:
         launch = Launcher(_tile_kernel, tile_constants(config, vocab, *flags), config.warps, config.stages)
         tiles = Tiles(config, launch, processors(device))
-    return Plan(
-        tiles, Launcher(target_kernel, target_constants(*flags, config is None, logsumexp), TARGET_WARPS)
-    )
+    constants = target_constants(*flags, config is None, logsumexp)
+    return Plan(tiles, Launcher(target_kernel, constants, TARGET_WARPS))
 
 
 def tile_constants(config: TileConfig, vocab: int, bias: bool, scale: bool, softcap: bool) -> dict[str, Any]:
     """The compile-time arguments of `_tile_kernel`."""
-    return {
-        "HAS_BIAS": bias,
-        "HAS_SCALE": scale,
-        "HAS_SOFTCAP": softcap,
-        "EVEN_V": vocab % config.block_v == 0,
-        "TMA": config.tma,
-        "FLATTEN": config.flatten,
-        "BLOCK_N": config.block_n,
-        "BLOCK_V": config.block_v,
-        "BLOCK_D": config.block_d,
-    }
+    flags = {"HAS_BIAS": bias, "HAS_SCALE": scale, "HAS_SOFTCAP": softcap}
+    ways = {"EVEN_V": vocab % config.block_v == 0, "TMA": config.tma, "FLATTEN": config.flatten}
+    blocks = {"BLOCK_N": config.block_n, "BLOCK_V": config.block_v, "BLOCK_D": config.block_d}
+    return flags | ways | blocks
 
 
 def config_for(device: torch.device, bias: bool, softcap: bool, aligned: bool) -> TileConfig:
     """The 16-bit configuration of a device; pointers instead of TMA where rows are not 16-byte aligned."""
-    if device.type != "cuda" or not _has_room(device):
+    if not is_hopper(device):
         return AMPERE_16BIT
     config = hopper_16bit(bias, softcap)
     return config if aligned else config._replace(tma=False, flatten=False)
-
-
-def _has_room(device: torch.device) -> bool:
-    """Whether a device has Hopper's tensor memory accelerator and shared memory; consumer GPUs after it lack the
-    latter."""
-    properties = torch.cuda.get_device_properties(device)
-    room = getattr(properties, "shared_memory_per_block_optin", HOPPER_SHARED)
-    return properties.major >= 9 and room >= HOPPER_SHARED
 
 
 def hopper_16bit(bias: bool, softcap: bool) -> TileConfig:

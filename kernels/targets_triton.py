@@ -8,9 +8,6 @@ A target that is its row's argmax takes the row's maximum as its logit: what rou
 Cost: 12 bytes a tile and 2*D elements a target. Dims: N rows, V vocabulary, D hidden, T targets, K vocabulary tiles.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-# (the arguments of Triton functions have no Python types; their host functions have)
-
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -38,34 +35,11 @@ def store_tile(tile_NK3, rows, k, K, top, total, first, there):
     do_not_specialize_on_alignment=["bias_V", "row_T", "token_T", "logprob_T", "greedy_T", "logsumexp_T"],
 )
 def target_kernel(
-    h_ND,
-    w_VD,
-    bias_V,
-    tile_NK3,
-    logit_T,
-    row_T,
-    token_T,
-    logprob_T,
-    greedy_T,
-    logsumexp_T,
-    start,
-    chunk,
-    N,
-    K,
-    V,
-    D,
-    stride_h,
-    stride_w,
-    scale,
-    softcap,
-    HAS_BIAS: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    HAS_LOGIT: tl.constexpr,
-    HAS_LOGSUMEXP: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    h_ND, w_VD, bias_V, tile_NK3, logit_T, row_T, token_T, logprob_T, greedy_T, logsumexp_T,
+    start, chunk, N, K, V, D, stride_h, stride_w, scale, softcap,
+    HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    HAS_LOGIT: tl.constexpr, HAS_LOGSUMEXP: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     t = tl.program_id(0)
     row = tl.load(row_T + t).to(tl.int64)
     token = tl.load(token_T + t).to(tl.int64)
@@ -123,11 +97,7 @@ def target_constants(
 def specs(capability: int) -> Iterator[Spec]:
     """With the dot product and without, for `compiled.py`."""
     for dtype, has_logit in (("bf16", False), ("fp32", True)):
-        types = {
-            **dict.fromkeys(("h_ND", "w_VD", "bias_V"), f"*{dtype}"),
-            **TARGET_TYPES,
-            "start": "i32",
-            "chunk": "i32",
-        }
+        types = dict.fromkeys(("h_ND", "w_VD", "bias_V"), f"*{dtype}")
+        types |= TARGET_TYPES | {"start": "i32", "chunk": "i32"}
         constants = target_constants(True, True, True, has_logit, True)
         yield Spec(f"target {dtype}", target_kernel, types, constants, TARGET_WARPS)

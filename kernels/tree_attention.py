@@ -81,17 +81,7 @@ def tree_attention(
     query_HNd, key_GNd, value_GNe, *kept_ = (
         x if x.stride(-1) == 1 else x.contiguous() for x in (query_HNd, key_GNd, value_GNe, *(kept or ()))
     )
-    kept_key_GPd, kept_value_GPe = kept_ if prefix else (None, None)
+    scale = width**-0.5 if scale is None else scale
+    options = scale, window, softcap, sink_H, (kept_[0], kept_[1]) if prefix else None
     with torch.cuda.device_of(query_HNd):
-        return tree_attention_triton(
-            query_HNd,
-            key_GNd,
-            value_GNe,
-            *tree,
-            scale=width**-0.5 if scale is None else scale,
-            window=window,
-            softcap=softcap,
-            sink_H=sink_H,
-            kept_key_GPd=kept_key_GPd,
-            kept_value_GPe=kept_value_GPe,
-        )
+        return tree_attention_triton(query_HNd, key_GNd, value_GNe, tree, *options)

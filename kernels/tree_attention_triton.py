@@ -7,12 +7,9 @@ Cost: 2 * (d + e) FLOPs for each query, head and key of the tile's list; no memo
 Dims: H heads, G key heads, N tokens, P tokens of the kept prefix, A ancestors, B blocks, d head width, e value width.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-# (the arguments of Triton functions have no Python types; their host functions have)
-
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,12 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from evalengine.kernels.triton_common import LOG2E, Spec, logit
+from evalengine.kernels.triton_common import LOG2E, Spec, is_hopper, logit
 
-LOWEST = tl.constexpr(
-    -3.4028234663852886e38
-)  # of float32: a maximum before any key, finite so that no NaN comes of it
-HOPPER_SHARED = 232_448  # bytes of a block on compute capability 9.0
+# Of float32: a maximum before any key, finite so that no NaN comes of it.
+LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 class Tiles(NamedTuple):
@@ -51,6 +46,8 @@ FLOAT32 = {
     128: Tiles(32, 32, 8, 2),
     256: Tiles(16, 32, 8, 2),
 }
+
+OPTIONS = ("HAS_PREFIX", "HAS_WINDOW", "HAS_SOFTCAP", "HAS_SINK")
 
 
 @triton.jit
@@ -95,45 +92,14 @@ def _rows(base, row, stride, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
     do_not_specialize_on_alignment=["ancestor_A", "offset_B", "end_N", "position_N"],  # parts of one transfer
 )
 def _tree_attention_kernel(
-    query_HNd,
-    key_GNd,
-    value_GNe,
-    kept_key_GPd,
-    kept_value_GPe,
-    out_NHe,
-    ancestor_A,
-    offset_B,
-    end_N,
-    position_N,
-    sink_H,
-    H,
-    BLOCK,
-    P,
-    window,
-    scale,
-    softcap,
-    stride_query_h,
-    stride_query_n,
-    stride_key_h,
-    stride_key_n,
-    stride_value_h,
-    stride_value_n,
-    stride_kept_key_h,
-    stride_kept_key_n,
-    stride_kept_value_h,
-    stride_kept_value_n,
-    GROUP: tl.constexpr,
-    WIDTH: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    HAS_PREFIX: tl.constexpr,
-    HAS_WINDOW: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
-    HAS_SINK: tl.constexpr,
-):
+    query_HNd, key_GNd, value_GNe, kept_key_GPd, kept_value_GPe, out_NHe,
+    ancestor_A, offset_B, end_N, position_N, sink_H, H, BLOCK, P, window, scale, softcap,
+    stride_query_h, stride_query_n, stride_key_h, stride_key_n, stride_value_h, stride_value_n,
+    stride_kept_key_h, stride_kept_key_n, stride_kept_value_h, stride_kept_value_n,
+    GROUP: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    HAS_PREFIX: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_SINK: tl.constexpr,
+):  # fmt: skip
     # The heads of a tile run side by side: their rows of one token lie side by side in memory.
     head = tl.program_id(0) % H
     tile = tl.program_id(0) // H
@@ -201,75 +167,43 @@ def tiles_for(dtype: torch.dtype, width: int, hopper: bool) -> Tiles:
     return table[max(16, triton.next_power_of_2(width))]
 
 
-def is_hopper(x: Tensor) -> bool:
-    """Whether a tensor's device has Hopper's shared memory; consumer GPUs after it have less."""
-    if not x.is_cuda:
-        return False
-    properties = torch.cuda.get_device_properties(x.device)
-    return properties.major >= 9 and getattr(properties, "shared_memory_per_block_optin", 0) >= HOPPER_SHARED
-
-
 def tree_attention_triton(
     query_HNd: Tensor,
     key_GNd: Tensor,
     value_GNe: Tensor,
-    ancestor_A: Tensor,
-    offset_B: Tensor,
-    end_N: Tensor,
-    position_N: Tensor,
-    block: int,
-    *,
+    tree: tuple[Tensor, Tensor, Tensor, Tensor, int],  # tree_attention.Tree
     scale: float,
     window: int | None,
     softcap: float | None,
     sink_H: Tensor | None,
-    kept_key_GPd: Tensor | None,
-    kept_value_GPe: Tensor | None,
+    kept: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     """(N, H, e) of checked arguments."""
-    (heads, n, width), value_width = query_HNd.shape, value_GNe.shape[2]
+    (heads, n, width), value_width, block = query_HNd.shape, value_GNe.shape[2], tree[4]
     out_NHe = query_HNd.new_empty(n, heads, value_width)
-    tiles = tiles_for(query_HNd.dtype, max(width, value_width), is_hopper(query_HNd))
-    kept_key = key_GNd if kept_key_GPd is None else kept_key_GPd
-    kept_value = value_GNe if kept_value_GPe is None else kept_value_GPe
+    tiles = tiles_for(query_HNd.dtype, max(width, value_width), is_hopper(query_HNd.device))
+    kept_key, kept_value = kept or (key_GNd, value_GNe)
+    given = kept is not None, window is not None, softcap is not None, sink_H is not None
+    strides = [n for x in (query_HNd, key_GNd, value_GNe, kept_key, kept_value) for n in x.stride()[:2]]
     _tree_attention_kernel[(heads * (n // block) * -(-block // tiles.queries),)](
-        query_HNd,
-        key_GNd,
-        value_GNe,
-        kept_key,
-        kept_value,
-        out_NHe,
-        ancestor_A,
-        offset_B,
-        end_N,
-        position_N,
-        out_NHe if sink_H is None else sink_H,
-        heads,
-        block,
-        0 if kept_key_GPd is None else kept_key_GPd.shape[1],
-        0 if window is None else window,
-        scale,
-        1.0 if softcap is None else float(softcap),
-        *query_HNd.stride()[:2],
-        *key_GNd.stride()[:2],
-        *value_GNe.stride()[:2],
-        *kept_key.stride()[:2],
-        *kept_value.stride()[:2],
-        GROUP=heads // key_GNd.shape[0],
-        WIDTH=width,
-        VALUE_WIDTH=value_width,
-        BLOCK_D=max(16, triton.next_power_of_2(width)),
-        BLOCK_E=max(16, triton.next_power_of_2(value_width)),
-        BLOCK_Q=tiles.queries,
-        BLOCK_K=tiles.keys,
-        HAS_PREFIX=kept_key_GPd is not None,
-        HAS_WINDOW=window is not None,
-        HAS_SOFTCAP=softcap is not None,
-        HAS_SINK=sink_H is not None,
-        num_warps=tiles.warps,
-        num_stages=tiles.stages,
-    )
+        query_HNd, key_GNd, value_GNe, kept_key, kept_value, out_NHe,
+        *tree[:4], out_NHe if sink_H is None else sink_H,
+        heads, block, kept_key.shape[1] if kept else 0, 0 if window is None else window,
+        scale, 1.0 if softcap is None else float(softcap), *strides,
+        **constants(tiles, heads // key_GNd.shape[0], width, value_width, given),
+        num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
     return out_NHe
+
+
+def constants(
+    tiles: Tiles, group: int, width: int, value_width: int, given: Iterable[bool]
+) -> dict[str, int]:
+    """The compile-time arguments of `_tree_attention_kernel`. given: prefix, window, soft-cap, sink."""
+    padded = [max(16, triton.next_power_of_2(n)) for n in (width, value_width)]
+    sizes = {"GROUP": group, "WIDTH": width, "VALUE_WIDTH": value_width}
+    blocks = {"BLOCK_D": padded[0], "BLOCK_E": padded[1], "BLOCK_Q": tiles.queries, "BLOCK_K": tiles.keys}
+    return sizes | blocks | dict(zip(OPTIONS, given, strict=True))
 
 
 def specs(capability: int) -> Iterator[Spec]:
@@ -278,23 +212,11 @@ def specs(capability: int) -> Iterator[Spec]:
     cases += [("bf16", 80, ""), ("bf16", 256, "prefix"), ("bf16", 256, "prefix, window, soft-cap, sink")]
     for dtype, width, options in cases:
         tiles = tiles_for(torch.float32 if dtype == "fp32" else torch.bfloat16, width, capability >= 90)
-        padded = triton.next_power_of_2(width)
         tensors = ("query_HNd", "key_GNd", "value_GNe", "kept_key_GPd", "kept_value_GPe", "out_NHe", "sink_H")
         types = dict.fromkeys(tensors, f"*{dtype}") | {"window": "i32"}
         types |= dict.fromkeys(("ancestor_A", "offset_B", "end_N"), "*i32") | {"position_N": "*i64"}
-        constants = {
-            "GROUP": 1,
-            "WIDTH": width,
-            "VALUE_WIDTH": width,
-            "BLOCK_D": padded,
-            "BLOCK_E": padded,
-            "BLOCK_Q": tiles.queries,
-            "BLOCK_K": tiles.keys,
-            "HAS_PREFIX": "prefix" in options,
-            "HAS_WINDOW": "window" in options,
-            "HAS_SOFTCAP": "soft-cap" in options,
-            "HAS_SINK": "sink" in options,
-        }
         name = f"tree attention {dtype} {tiles.queries}x{tiles.keys}x{width}"
         name += f": {options}" if options else ""
-        yield Spec(name, _tree_attention_kernel, types, constants, tiles.warps, tiles.stages)
+        given = [word in options for word in ("prefix", "window", "soft-cap", "sink")]
+        made = constants(tiles, 1, width, width, given)
+        yield Spec(name, _tree_attention_kernel, types, made, tiles.warps, tiles.stages)

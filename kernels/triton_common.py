@@ -3,9 +3,6 @@
 Dims: N rows, V vocabulary, T targets.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-# (the arguments of Triton functions have no Python types; their host functions have)
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -17,6 +14,7 @@ from torch import Tensor
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+HOPPER_SHARED = 232_448  # bytes of a block on compute capability 9.0
 # arguments of the kernels that answer for targets
 TARGET_TYPES = {"row_T": "*i32", "token_T": "*i32", "argmax_N": "*i32", "greedy_T": "*i1"}
 
@@ -85,6 +83,30 @@ def logit(x, HAS_SCALE: tl.constexpr, scale, HAS_SOFTCAP: tl.constexpr, softcap)
 
 
 @triton.jit
+def tile_logits(
+    h_ND, w_VD, bias_V, row, col, N, V, D, stride_h, stride_w, scale, softcap,
+    HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_SOFTCAP: tl.constexpr, TMA: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """A model's logits of a tile from (row, col) on, (BLOCK_N, BLOCK_V). TMA: h and w are tensor descriptors."""
+    rows = row + tl.arange(0, BLOCK_N)
+    cols = col + tl.arange(0, BLOCK_V)
+    x = tl.zeros((BLOCK_N, BLOCK_V), dtype=tl.float32)
+    for d in range(0, D, BLOCK_D):
+        if TMA:
+            h = h_ND.load([row, d])
+            w = w_VD.load([col, d])
+        else:
+            dims = d + tl.arange(0, BLOCK_D)
+            h = block(h_ND, rows, dims, N, D, stride_h)
+            w = block(w_VD, cols, dims, V, D, stride_w)
+        x = tl.dot(h, w.T, x, input_precision="ieee")
+    if HAS_BIAS:
+        x += tl.load(bias_V + cols, mask=cols < V, other=0.0).to(tl.float32)[None, :]
+    return logit(x, HAS_SCALE, scale, HAS_SOFTCAP, softcap)
+
+
+@triton.jit
 def exp_sum(x, top, axis: tl.constexpr):
     """Sum of exp(x - top) along axis, the last; a block that a bias masks as a whole (top = -inf) gives 0.
 
@@ -97,6 +119,15 @@ def exp_sum(x, top, axis: tl.constexpr):
     else:
         total = tl.sum(tl.exp2(x * LOG2E - power), 0)
     return total * tl.exp2(tl.fma(-shift, LOG2E, power))
+
+
+@triton.jit
+def totals(x, cols):
+    """The maximum, sum and argmax of each row of a tile of logits."""
+    top = tl.max(x, 1)
+    total = exp_sum(x, top, 1)
+    first = tl.min(tl.where(x == top[:, None], cols[None, :], 2147483647), 1)
+    return top, total, first
 
 
 @triton.jit
@@ -123,16 +154,13 @@ def copied(x: Tensor, device: torch.device) -> Tensor:
     return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
 
 
-def logit_arguments(stand_in: Tensor, **options: Tensor | float | None) -> dict[str, Any]:
-    """Arguments for the options of the logits: each value, or a stand-in, and whether it was given."""
-    arguments: dict[str, Any] = {}
-    for name, value in options.items():
-        arguments["HAS_" + name.removesuffix("_V").upper()] = value is not None
-        nothing = stand_in if name.endswith("_V") else 1.0
-        value = nothing if value is None else value
-        # an integer would be another type to Triton; a bias may be a view with gaps
-        arguments[name] = value.contiguous() if isinstance(value, Tensor) else float(value)
-    return arguments
+def is_hopper(device: torch.device) -> bool:
+    """Whether a device has Hopper's tensor memory accelerator and shared memory; consumer GPUs after it lack the latter."""
+    if device.type != "cuda":
+        return False
+    properties = torch.cuda.get_device_properties(device)
+    room = getattr(properties, "shared_memory_per_block_optin", HOPPER_SHARED)
+    return properties.major >= 9 and room >= HOPPER_SHARED
 
 
 def processors(device: torch.device) -> int:

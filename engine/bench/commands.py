@@ -16,7 +16,7 @@ from pathlib import Path
 from evalengine import console
 from evalengine.bench import local_tasks, stopwatch
 from evalengine.bench.harness import Result, Row, alone
-from evalengine.bench.inputs import first_items, make_checkpoints, shapes_of, workplace, world_data
+from evalengine.bench.inputs import first_items, make_checkpoints, sizes_of, workplace, world_data
 
 CHECKPOINTS = 6
 FIRST, AGAIN, THEIRS = "evalengine score", "again, with its caches", "lm-eval, a process each"
@@ -31,11 +31,11 @@ def run(
 ) -> Result:
     """`limit`: the first items of each benchmark (default: 20 on a CPU, all on a GPU)."""
     cpu = device == "cpu"
-    size, shape = next(iter(shapes_of(sizes or ("1M" if quick else "7M" if cpu else "240M")).items()))
+    size = sizes_of(sizes or ("1M" if quick else "7M" if cpu else "240M"))[0]
     limit = limit or (4 if quick else 20 if cpu else None)
     with workplace() as work:
         data = first_items(data or world_data(work), limit, work / "items")
-        paths = make_checkpoints(work, size, shape, data, 2 if quick else CHECKPOINTS, device)
+        paths = make_checkpoints(work, size, data, 2 if quick else CHECKPOINTS, device)
         score = partial(our_seconds, paths, data, device=device)
         ours = {FIRST: score(work / "first"), AGAIN: score(work / "again")}
         scored = work / "first" / paths[0].name

@@ -22,7 +22,7 @@ from torch import Tensor
 from evalengine import packing, plans
 from evalengine.bench import local_tasks
 from evalengine.bench.harness import Result, Row, medians, timed
-from evalengine.bench.inputs import make_checkpoint, read_items, shapes_of, workplace, world_data
+from evalengine.bench.inputs import make_checkpoints, read_items, sizes_of, workplace, world_data
 from evalengine.benchmarks.load import ItemSet
 from evalengine.encoding import Encoded
 from evalengine.errors import UserError
@@ -54,7 +54,7 @@ def run(
 ) -> Result:
     """`quick` takes one model, few items and one batch size. On a CPU both sides run in float32, on a GPU in bfloat16."""
     cpu = device == "cpu"
-    shapes = shapes_of(sizes or ("1M,7M,50M" if cpu else "240M"))
+    known = sizes_of(sizes or ("1M,7M,50M" if cpu else "240M"))
     limit = limit or (4 if quick else 20 if cpu else 1000)
     batch_sizes = (8,) if quick else (1, 8, 32) if cpu else (32, 128)  # fewer starve a GPU
     rows: list[Row] = []
@@ -62,8 +62,8 @@ def run(
     with workplace() as work:
         data = data or world_data(work)
         item_sets = read_items(data, limit)
-        for size in list(shapes)[: 1 if quick else None]:
-            path = make_checkpoint(work / f"{size}-bench-pt", shapes[size], data)
+        for size in known[: 1 if quick else None]:
+            (path,) = make_checkpoints(work, size, data)
             cells, found = compare(path, item_sets, batch_sizes, 1 if quick else 3, device)
             rows.append([size, *cells])
             ratios |= {f"{size}: {what} / evalengine": ratio for what, ratio in found.items()}
@@ -101,9 +101,7 @@ def compare(
         sides["other"] = partial(timed, partial(ours, other))
     took = medians(sides, repeats)
     seconds, plain = took["ours"], took["plain"]
-    eager, compiled = (
-        took.get(side) for side in (("other", "ours") if backend.compile else ("ours", "other"))
-    )
+    eager, compiled = map(took.get, ("other", "ours") if backend.compile else ("ours", "other"))
     peer = min(lm_eval_seconds(path, item_sets, size, device) for size in batch_sizes)
     flops, rate = unavoidable_flops(encoded, backend), product_rate(device)
     of_floor = flops / rate / seconds

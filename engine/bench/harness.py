@@ -113,9 +113,8 @@ def machine(load: float) -> dict[str, str]:
 
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
-    processor = next(
-        (x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.machine()
-    )
+    names = (x.split(":")[1].strip() for x in lines if x.startswith("model name"))
+    processor = next(names, platform.machine())
     return {
         "date": time.strftime("%Y-%m-%d"),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor,

@@ -35,12 +35,12 @@ SHAPES = {
 }
 
 
-def shapes_of(sizes: str) -> dict[str, Shape]:
-    """The shapes of comma-separated sizes. Raises UserError for one that does not exist."""
-    for size in sizes.split(","):
+def sizes_of(text: str) -> list[str]:
+    """The names of comma-separated sizes. Raises UserError for one that does not exist."""
+    for size in text.split(","):
         if size not in SHAPES:
             raise UserError(f"no model size {size!r}: choose from {', '.join(SHAPES)}")
-    return {size: SHAPES[size] for size in sizes.split(",")}
+    return text.split(",")
 
 
 @contextlib.contextmanager
@@ -108,21 +108,14 @@ def make_model(path: Path, shape: Shape, *, seed: int = 0, window: int = 2048, d
     return path
 
 
-def make_checkpoint(path: Path, shape: Shape, data: Path, seed: int = 0) -> Path:
-    """A random model with a byte-level BPE tokenizer trained on the folder's own text, padded to the vocabulary."""
-    train_tokenizer(shape.vocab, data).save_pretrained(path)
-    return make_model(path, shape, seed=seed)
-
-
-def make_checkpoints(
-    work: Path, size: str, shape: Shape, data: Path, count: int, device: str = "cpu"
-) -> list[Path]:
-    """Random models of one shape with one tokenizer, as `make_checkpoint` makes them."""
-    tokenizer = train_tokenizer(shape.vocab, data)
+def make_checkpoints(work: Path, size: str, data: Path, count: int = 1, device: str = "cpu") -> list[Path]:
+    """Random models of one of SHAPES with one tokenizer: byte-level BPE trained on the folder's own text, padded to the
+    vocabulary."""
+    tokenizer = train_tokenizer(SHAPES[size].vocab, data)
     paths = [work / f"{size}-m{i}-pt" for i in range(count)]
     for seed, path in enumerate(paths):
         tokenizer.save_pretrained(path)
-        make_model(path, shape, seed=seed, device=device)
+        make_model(path, SHAPES[size], seed=seed, device=device)
     return paths
 
 

@@ -98,14 +98,12 @@ def scoring(case: Case) -> dict[str, Call]:
 def shift_of(case: Case) -> tuple[Rows, Rows, Rows]:
     """Base, tuned and ref of emulated fine-tuning: the case's own head, and two of half its width."""
     half = case.shape.hidden // 2
-    h_ND, w_VD, cap = case.h_ND, case.w_VD, case.shape.softcap
-    parts = ((h_ND, w_VD), (h_ND[:, :half].contiguous(), w_VD[:, :half].contiguous()))
-    base, tuned = (Rows(h, Head(w, softcap=cap)) for h, w in parts)
-    return (
-        base,
-        tuned,
-        Rows(h_ND[:, half : 2 * half].contiguous(), Head(w_VD[:, half : 2 * half].contiguous(), softcap=cap)),
+    columns = (slice(None), slice(half), slice(half, 2 * half))
+    base, tuned, ref = (
+        Rows(case.h_ND[:, c].contiguous(), Head(case.w_VD[:, c].contiguous(), softcap=case.shape.softcap))
+        for c in columns
     )
+    return base, tuned, ref
 
 
 def emulating(case: Case) -> dict[str, Call]:
@@ -117,8 +115,8 @@ def emulating(case: Case) -> dict[str, Call]:
     row_N, token_N, cap = case.row_N, case.token_N, case.shape.softcap
     one = BETAS.index(1.0)
 
-    def fused() -> Tensor:
-        return emulated_logprobs(base, tuned, ref, BETAS, row_N, token_N).logprob_BT[one]
+    def fused(betas: Sequence[float]) -> Tensor:
+        return emulated_logprobs(base, tuned, ref, betas, row_N, token_N).logprob_BT[list(betas).index(1.0)]
 
     def separate(betas: Sequence[float]) -> Tensor:
         w_VD = torch.cat([base.head.w_VD, tuned.head.w_VD, ref.head.w_VD], 1)
@@ -140,10 +138,8 @@ def emulating(case: Case) -> dict[str, Call]:
         return found[one]
 
     calls: dict[str, Call] = {
-        "emulated_logprobs": fused,
-        "the same, one beta": lambda: emulated_logprobs(base, tuned, ref, (1.0,), row_N, token_N).logprob_BT[
-            0
-        ],
+        "emulated_logprobs": lambda: fused(BETAS),
+        "the same, one beta": lambda: fused((1.0,)),
     }
     if cap is None:  # soft-caps are not linear
         calls |= {

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from evalengine.bench.kernel_contenders import (
     shift_of,
     training,
 )
+from evalengine.kernels.head import Head, Rows
 
 OURS = ("score: target_logprobs", "train: linear_cross_entropy", "emulate: emulated_logprobs")
 KINDS = {"score": scoring, "train": training, "emulate": emulating}
@@ -60,11 +61,8 @@ def shapes(device: str, quick: bool) -> list[Shape]:
     if quick:
         return [Shape("small", 256, 128, 5_003, dtype=dtype) for dtype in (fp32, bf16)]
     if device != "cpu":
-        rows = [(model, n) for model in HEADS for n in (4_096, 64)] + [
-            ("target", 1_024),
-            ("target", 16_384),
-            ("study 240M", 8_192),
-        ]
+        rows = [(model, n) for model in HEADS for n in (4_096, 64)]
+        rows += [("target", 1_024), ("target", 16_384), ("study 240M", 8_192)]
         rows.sort(key=lambda x: x[0] != "target")
         full = {("target", 4_096), ("study 240M", 8_192), ("Llama-3 8B", 4_096)}
         found = [Shape(model, n, *HEADS[model], everything=(model, n) in full) for model, n in rows]
@@ -132,7 +130,8 @@ def measure(calls: dict[str, Call], seconds: float, gpu: bool) -> dict[str, floa
 
 
 def table_rows(kind: str, case: Case, calls: dict[str, Call], took: dict[str, float]) -> list[Row]:
-    truth = float64_emulated(case) if kind == "emulate" else float64_logprobs(case)
+    own = Rows(case.h_ND, Head(case.w_VD, softcap=case.shape.softcap))
+    truth = float64_logprobs(shift_of(case) if kind == "emulate" else [own], case.token_N)
     ours, gemm = next(iter(took.values())), took.get(f"score: {GEMM}") or took.get(f"train: {GEMMS}")
     rows: list[Row] = []
     for what, ms in took.items():
@@ -140,17 +139,9 @@ def table_rows(kind: str, case: Case, calls: dict[str, Call], took: dict[str, fl
             what, memory_and_error, calls[what], case.h_ND.is_cuda, truth
         )
         extra, error = known or (None, None)
-        rows.append(
-            [
-                str(case.shape),
-                what,
-                f"{ms:.2f}",
-                f"{ms / ours:.2f}x",
-                "" if gemm is None else f"{gemm / ms:.2f}",
-                "" if extra is None else f"{extra:.1f}",
-                "" if error is None else f"{error:.1e}",
-            ]
-        )
+        cells = [str(case.shape), what, f"{ms:.2f}", f"{ms / ours:.2f}x"]
+        cells += ["" if gemm is None else f"{gemm / ms:.2f}", "" if extra is None else f"{extra:.1f}"]
+        rows.append([*cells, "" if error is None else f"{error:.1e}"])
     return rows
 
 
@@ -193,18 +184,11 @@ def memory_and_error(call: Call, gpu: bool, truth: Tensor) -> tuple[float | None
     return extra, float((answer[:CHECKED_ROWS].double().cpu() - truth).abs().max())
 
 
-def float64_emulated(case: Case) -> Tensor:
-    """float64 log-probabilities of the first rows at beta 1."""
+def float64_logprobs(models: Sequence[Rows], token_N: Tensor) -> Tensor:
+    """float64 log-probabilities of the first rows, of one model or of base, tuned and ref at beta 1."""
     z = []
-    for rows in shift_of(case):
+    for rows in models:
         h, cap = rows.h_ND[:CHECKED_ROWS].cpu().double(), rows.head.softcap
         z.append(torch.cat([logits(h, part.cpu().double(), cap) for part in rows.head.w_VD.split(16_384)], 1))
-    token_N = case.token_N[:CHECKED_ROWS, None].cpu()
-    return (z[0] + z[1] - z[2]).log_softmax(1).gather(1, token_N)[:, 0]
-
-
-def float64_logprobs(case: Case) -> Tensor:
-    """float64 log-probabilities of the first rows."""
-    h = case.h_ND[:CHECKED_ROWS].cpu().double()
-    x = torch.cat([logits(h, part.cpu().double(), case.shape.softcap) for part in case.w_VD.split(16_384)], 1)
-    return x.log_softmax(1).gather(1, case.token_N[:CHECKED_ROWS, None].cpu())[:, 0]
+    x = z[0] + z[1] - z[2] if len(z) > 1 else z[0]
+    return x.log_softmax(1).gather(1, token_N[:CHECKED_ROWS, None].cpu())[:, 0]

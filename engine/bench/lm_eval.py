@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from evalengine.bench import local_tasks
 from evalengine.bench.harness import Result, against, medians
-from evalengine.bench.inputs import make_checkpoint, shapes_of, workplace, world_data
+from evalengine.bench.inputs import make_checkpoints, sizes_of, workplace, world_data
 from evalengine.errors import UserError
 
 TASKS = ("arc_easy", "boolq", "copa", "sciq", "winogrande")
@@ -35,11 +35,11 @@ def run(
     limit: int | None = None,
     backend: str = "torch",
 ) -> Result:
-    size, shape = next(iter(shapes_of(sizes or ("1M" if quick else "7M")).items()))
+    size = sizes_of(sizes or ("1M" if quick else "7M"))[0]
     limit = limit or (4 if quick else 100)
     with workplace() as work:
         data = data or world_data(work)
-        path = make_checkpoint(work / f"{size}-bench-pt", shape, data)
+        (path,) = make_checkpoints(work, size, data)
         evaluate = partial(evaluated, data=data, limit=limit)
         theirs = {  # before vLLM, which changes transformers for its process
             f"hf, batch {batch}": evaluate(local_tasks.hf_model(path, batch))

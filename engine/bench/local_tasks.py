@@ -27,17 +27,8 @@ SEED = 1234  # of few-shot draws: the harness's own default
 TASK_OF = {name: name for name in BENCHMARKS} | {"siqa": "social_iqa"}  # the harness's name of each benchmark
 # The harness's folders that define them: to read all that it has takes long.
 FOLDERS = (
-    "arc",
-    "commonsense_qa",
-    "glue",
-    "hellaswag",
-    "openbookqa",
-    "piqa",
-    "sciq",
-    "siqa",
-    "super_glue",
-    "winogrande",
-)
+    "arc", "commonsense_qa", "glue", "hellaswag", "openbookqa", "piqa", "sciq", "siqa", "super_glue", "winogrande",
+)  # fmt: skip
 
 
 def hf_model(path: Path, batch_size: int, device: str = "cpu") -> Any:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from evalengine.bench.harness import Result, against, medians, timed
-from evalengine.bench.inputs import SHAPES, make_checkpoint, workplace, world_data
+from evalengine.bench.inputs import make_checkpoints, workplace, world_data
 
 ONE, TWO = "one process, 2 threads", "Ray, 2 workers of 1 thread, its start included"
 
@@ -19,7 +19,7 @@ def run(quick: bool = False, data: Path | None = None, limit: int | None = None)
     size, count = ("1M", 2) if quick else ("7M", 6)
     with workplace() as work:
         data = (data or world_data(work)).resolve()
-        paths = [make_checkpoint(work / f"{size}-m{i}-pt", SHAPES[size], data, seed=i) for i in range(count)]
+        paths = make_checkpoints(work, size, data, count)
         command = [*map(str, paths), "--data", str(data), "--limit", str(limit)]
         workers = ["--ray", "local", "--workers", "2", "--cpus-per-worker", "1"]
         sides = {

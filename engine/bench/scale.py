@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalengine.bench.harness import Result, Row, alone, peak_memory
-from evalengine.bench.inputs import SHAPES, make_checkpoint, read_items, workplace, world_data
+from evalengine.bench.inputs import make_checkpoints, read_items, workplace, world_data
 from evalengine.errors import UserError
 from evalengine.resolve import discover
 
@@ -66,10 +66,9 @@ def run(quick: bool = False, data: Path | None = None) -> Result:
             spent |= steps
             shutil.rmtree(out)
             shutil.rmtree(folder)
-        data = (
-            data or world_data(work, items=40 if quick else 4_000, train_items=4, words=20_000, chats=20)
-        ).resolve()
-        checkpoint = make_checkpoint(work / "plan-a-pt", SHAPES["7M"], data)
+        items = 40 if quick else 4_000
+        data = (data or world_data(work, items=items, train_items=4, words=20_000, chats=20)).resolve()
+        (checkpoint,) = make_checkpoints(work, "7M", data)
         shrink = 1000 if quick else 1
         spent["plan"] = measure(plan, data, checkpoint, shrink)
         spent["plan, from the cache"] = measure(plan, data, checkpoint, shrink)

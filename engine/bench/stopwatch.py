@@ -14,17 +14,9 @@ from typing import Any
 
 from evalengine.errors import UserError
 
-START, IMPORTS, ITEMS, TOKENS = (
-    "start of the process",
-    "imports",
-    "reading items",
-    "tokenising",
-)
-WEIGHTS, PROOF, CHECK = (
-    "loading weights",
-    "proof of the architecture",
-    "check of each checkpoint, with compiling",
-)
+START, IMPORTS, ITEMS, TOKENS = "start of the process", "imports", "reading items", "tokenising"
+WEIGHTS, PROOF = "loading weights", "proof of the architecture"
+CHECK = "check of each checkpoint, with compiling"
 FIRST, LATER, FILES = "scoring, first checkpoint", "scoring, the others", "writing the store"
 OTHER, END = "else", "end of the process"
 PHASES = (START, IMPORTS, ITEMS, TOKENS, WEIGHTS, PROOF, CHECK, FIRST, LATER, FILES, OTHER, END)

@@ -93,11 +93,11 @@ def run(quick: bool = False, device: str = "cpu") -> Result:
 def compare(case: Case, device: str, quick: bool) -> tuple[Row, dict[str, float]]:
     """(row of the table, ratios) of one case."""
     gpu = device.startswith("cuda")
-    sides = {
-        "ours": partial(alone, our_rate, case, device, gpu),
-        "plain": partial(alone, plain_rate, case, device),
-    }
-    rate = medians(sides, 1 if quick or gpu else ROUNDS)
+    ours_alone, plain_alone = (
+        partial(alone, our_rate, case, device, gpu),
+        partial(alone, plain_rate, case, device),
+    )
+    rate = medians({"ours": ours_alone, "plain": plain_alone}, 1 if quick or gpu else ROUNDS)
     flops = rate["ours"] * case.shape.flops_per_token()
     shares = {"share of the matrix-product rate": flops / alone(product_rate, device)}
     if peak := peak_of(device):
@@ -107,10 +107,8 @@ def compare(case: Case, device: str, quick: bool) -> tuple[Row, dict[str, float]
     if not gpu and not quick and shutil.which("g++"):
         ours += f" (compiled {alone(our_rate, case, device, True):,.0f})"
     share = ", MFU ".join(f"{value:.0%}" for value in shares.values())
-    ratios = {"tokens/s": ratio} | shares
-    return [case.name, ours, plain, f"{ratio:.2f}", share], {
-        f"{k}, {case.name}": v for k, v in ratios.items()
-    }
+    ratios = {f"{k}, {case.name}": v for k, v in ({"tokens/s": ratio} | shares).items()}
+    return [case.name, ours, plain, f"{ratio:.2f}", share], ratios
 
 
 def our_rate(case: Case, device: str, compiled: bool) -> float:

@@ -32,12 +32,8 @@ from evalengine.vllm import FIRST, TASK, engine
 from evalengine.vllm.backend import VllmBackend, engine_settings
 from evalengine.vllm.requests import Request, plan
 
-OURS, COMPILED, PREFILL, GEMM = (
-    "fused scorer, prefix cache",
-    "fused scorer, compiled",
-    "prefill alone",
-    "head GEMM",
-)
+OURS, COMPILED = "fused scorer, prefix cache", "fused scorer, compiled"
+PREFILL, GEMM = "prefill alone", "head GEMM"
 TORCH = "PyTorch backend"
 FORMS: dict[str, dict[str, Any]] = {
     "prompt_logprobs=0, flat": {"prompt_logprobs": 0, "flat_logprobs": True},
@@ -112,16 +108,13 @@ def run(quick: bool = False, device: str = "cpu", vllm_arg: list[str] | None = N
     zero, few = (250, 100) if gpu else (120, 40)
     if quick:
         shape, zero, few = Shape(5_000, 256, 4, 4, 704), 10, 10
-    workloads = (
-        Workload("zero-shot", zero, 0, 60),
-        Workload("few-shot", few, 600 if gpu else 300, 60 if gpu else 40),
-    )
+    shared, context = (600, 60) if gpu else (300, 40)
+    workloads = (Workload("zero-shot", zero, 0, 60), Workload("few-shot", few, shared, context))
     settings = engine_settings(vllm_arg or [])
     failures: list[str] = []
     with workplace() as work:
-        setup = Setup(
-            work, device, shape, 1024 if gpu else 512, workloads, 1 if quick else 3 if gpu else 5, settings
-        )
+        window, count = 1024 if gpu else 512, 1 if quick else 3 if gpu else 5
+        setup = Setup(work, device, shape, window, workloads, count, settings)
         for seed, name in enumerate("ab"):
             make_model(work / name, shape, seed=seed, window=setup.window)
         parts: dict[str, tuple[Any, ...]] = {TORCH: (torch_part,), OURS: (fused_part,), "vLLM": (stock_part,)}
@@ -207,15 +200,13 @@ def stock_part(setup: Setup) -> None:
     dtype = "float32" if setup.device == "cpu" else "bfloat16"
     engine.prepare(verbose=False)
     with engine.quiet():
-        llm = LLM(
-            str(setup.work / "a"),
-            dtype=dtype,
-            max_model_len=setup.window,
-            skip_tokenizer_init=True,
-            enforce_eager=current_platform.is_cpu(),
-            seed=0,
-            **setup.settings,
-        )
+        how = {
+            "dtype": dtype,
+            "max_model_len": setup.window,
+            "enforce_eager": current_platform.is_cpu(),
+            "seed": 0,
+        }
+        llm = LLM(str(setup.work / "a"), skip_tokenizer_init=True, **how, **setup.settings)
     setup.measure(partial(stock_sides, llm))
     engine.stop(llm)
 

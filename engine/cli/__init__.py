@@ -16,22 +16,10 @@ from evalengine import __version__
 from evalengine.errors import UserError
 from evalengine.untrusted import printable, reason
 
-COMMANDS: tuple[str, ...] = (
-    "score",
-    "emulate",
-    "correlate",
-    "explain",
-    "train",
-    "expose",
-    "demo",
-    "bench",
-    "benchmarks",
-    "export",
-    "power",
-    "importer",
-    "report",
-    "lm_eval",
-)
+COMMANDS = (
+    "score", "emulate", "correlate", "explain", "train", "expose", "demo", "bench", "benchmarks", "export", "power",
+    "importer", "report", "lm_eval",
+)  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,30 +17,19 @@ OPTIONS = ("backend", "data", "sizes", "limit", "device", "vllm_arg")
 
 def register(subparsers: Any) -> None:
     p = subparsers.add_parser("bench", help="measure speed against the alternatives, as ratios in one run")
-    p.add_argument("target", choices=TARGETS)
-    p.add_argument("--backend", choices=["torch", "vllm"], help="lm-eval: which (default: torch)")
-    p.add_argument("--quick", action="store_true", help="small shapes and few repeats: does it run?")
-    p.add_argument(
-        "--data",
-        type=Path,
-        help="engine, commands, lm-eval, ray, scale: folder of benchmark files (default: the embedded world)",
-    )
-    p.add_argument("--sizes", help="engine, commands, lm-eval: models, from 1M,7M,50M,240M")
-    p.add_argument(
-        "--limit",
-        type=int,
-        help="engine, commands, lm-eval, ray: items of each benchmark (default: 20, 20, 100, 60)",
-    )
-    p.add_argument("--device", help="kernels, engine, commands, training, vllm: cpu (default) or cuda")
-    p.add_argument(
-        "--vllm-arg",
-        action="append",
-        metavar="NAME=VALUE",
-        help="vllm: a setting of its engine (may be repeated)",
-    )
-    p.add_argument(
-        "--json", action="store_true", help='print one JSON object: {"ratios": {name: number}, ...}'
-    )
+    add = p.add_argument
+    add("target", choices=TARGETS)
+    add("--backend", choices=["torch", "vllm"], help="lm-eval: which (default: torch)")
+    add("--quick", action="store_true", help="small shapes and few repeats: does it run?")
+    data = "engine, commands, lm-eval, ray, scale: folder of benchmark files (default: the embedded world)"
+    add("--data", type=Path, help=data)
+    add("--sizes", help="engine, commands, lm-eval: models, from 1M,7M,50M,240M")
+    limit = "engine, commands, lm-eval, ray: items of each benchmark (default: 20, 20, 100, 60)"
+    add("--limit", type=int, help=limit)
+    add("--device", help="kernels, engine, commands, training, vllm: cpu (default) or cuda")
+    setting = "vllm: a setting of its engine (may be repeated)"
+    add("--vllm-arg", action="append", metavar="NAME=VALUE", help=setting)
+    add("--json", action="store_true", help='print one JSON object: {"ratios": {name: number}, ...}')
     p.set_defaults(run=run)
 
 

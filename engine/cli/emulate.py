@@ -11,8 +11,7 @@ from evalengine.errors import UserError
 
 if TYPE_CHECKING:
     from evalengine.checkpoints import Checkpoint
-    from evalengine.emulation import Group
-    from evalengine.events import Event
+    from evalengine.groups import Group
 
 
 def register(subparsers: Any) -> None:
@@ -37,50 +36,24 @@ def register(subparsers: Any) -> None:
         add(f"--{role}", dest=f"eft_{role}", metavar="NAME", help=what)
     score.add_items(p)
     score.add_backend(p)
-    score.add_hang_after(score.add_ray(p, "score and emulate"))
-    p.set_defaults(run=run, base=None)
+    score.add_ray(p, "score and emulate", hang_after=True)
+    p.set_defaults(run=run, base=None, formats=None)
 
 
 def run(args: argparse.Namespace) -> int:
     console.set_json(args.json)
-    from evalengine.backends import BackendSpec
-    from evalengine.emulation import emulate
-    from evalengine.events import Stored
-    from evalengine.lockstep import Lockstep
-    from evalengine.remote import open_store
     from evalengine.resolve import discover
 
     if args.backend == "vllm":
         raise UserError("vLLM runs one model at a time, so it cannot emulate yet: use --backend torch")
     if args.chat:
         raise UserError("--chat is for score: emulated checkpoints have no chat template of their own")
-    if args.batch_tokens is not None and args.batch_tokens < 1:
-        raise UserError("--batch-tokens must be at least 1")
     found = discover(args.checkpoints, args.manifest)
     groups = groups_of(args, found)
     taken = {one.name for one in found} & {emulated.name for group in groups for emulated in group.emulated}
     if taken:
         raise UserError(f"a checkpoint is named {min(taken)}, as emulated scores would be: rename it")
-    options, item_sets = score.items_of(args)
-    every = [one.name for group in groups for one in group.every]
-    folder, upload = open_store(args.out, every)
-    spec: BackendSpec = score.backend_spec(args)
-
-    def on_event(event: Event) -> None:
-        if isinstance(event, Stored):
-            upload(event.path)
-
-    if args.ray:
-        from evalengine.cluster import emulating
-
-        where = score.cluster(args)
-        outcomes = emulating.emulate(groups, item_sets, spec, folder, options, where, on_event)
-    else:
-        score.refuse_ray_options(args)
-        backends = [spec.make() for _ in range(max(len(group.members) for group in groups))]
-        outcomes = emulate(groups, item_sets, Lockstep(backends), folder, options, on_event)  # type: ignore[arg-type]
-    upload(folder / "runs.jsonl")
-    return score.concluded(args, outcomes, folder)
+    return score.carry_out(args, groups, score.items_of(args))
 
 
 def groups_of(args: argparse.Namespace, found: list[Checkpoint]) -> list[Group]:

@@ -18,21 +18,18 @@ def register(subparsers: Any) -> None:
         description="Explains a score store choice by choice and item by item; `evalengine report` shows the tables beside the "
         "correlations of the same folder.",
     )
-    p.add_argument("store", nargs="?", default="scores", help="score store (default: scores/)")
-    p.add_argument(
-        "--out", type=Path, default=Path("analysis"), help="folder for the tables (default: analysis/)"
-    )
-    p.add_argument("--stages", metavar="FIRST,LAST", help="the stages to compare (default: pt,sft)")
-    p.add_argument("--metric", help=f"one of {', '.join(METRICS)} (default: each benchmark's own)")
-    p.add_argument("--level", type=float, default=0.95, help="confidence level (default 0.95)")
-    p.add_argument("--seed", type=int, default=0, help="of what is resampled (default 0)")
-    texts = (
-        "folder of <benchmark>.jsonl or .parquet files: the report then shows the texts of the items it lists"
-    )
-    p.add_argument("--data", type=Path, help=texts)
-    exposure = "folder that `evalengine expose` wrote: how often and how similarly the mixtures' text holds the items"
-    p.add_argument("--exposure", type=Path, metavar="FOLDER", help=exposure)
-    p.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    add = p.add_argument
+    add("store", nargs="?", default="scores", help="score store (default: scores/)")
+    add("--out", type=Path, default=Path("analysis"), help="folder for the tables (default: analysis/)")
+    add("--stages", metavar="FIRST,LAST", help="the stages to compare (default: pt,sft)")
+    add("--metric", help=f"one of {', '.join(METRICS)} (default: each benchmark's own)")
+    add("--level", type=float, default=0.95, help="confidence level (default 0.95)")
+    add("--seed", type=int, default=0, help="of what is resampled (default 0)")
+    files = "folder of <benchmark>.jsonl or .parquet files, or one with them in bench/"
+    add("--data", type=Path, help=f"{files}: the report then shows the texts of the items it lists")
+    held = "how often and how similarly the mixtures' text holds the items"
+    add("--exposure", type=Path, metavar="FOLDER", help=f"folder that `evalengine expose` wrote: {held}")
+    add("--json", action="store_true", help="print one JSON object instead of tables")
     p.set_defaults(run=run)
 
 

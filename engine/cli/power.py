@@ -15,32 +15,19 @@ COMMON_RUNS = (9, 18, 27, 54, 108)
 
 def register(subparsers: Any) -> None:
     p = subparsers.add_parser("power", help="how many mixtures it takes to detect a correlation")
-    p.add_argument("--r", type=float, help="true correlation to detect (default: a table of several)")
-    p.add_argument("-n", type=int, help="number of mixtures: which correlations they can detect")
-    p.add_argument("--power", type=float, default=0.8, help="probability of detecting it (default 0.8)")
-    p.add_argument("--alpha", type=float, default=0.05, help="level of the two-sided test (default 0.05)")
-    p.add_argument(
-        "--ceiling",
-        type=float,
-        default=1.0,
-        help="highest r that item noise allows (see the reliability table)",
-    )
-    p.add_argument(
-        "--seed-share",
-        type=float,
-        default=0.0,
-        help="share of the variance between single runs that seeds have (see the seeds table)",
-    )
-    p.add_argument(
-        "--seeds", type=int, default=1, help="runs of each mixture, which are averaged (default 1)"
-    )
-    p.add_argument(
-        "--inherited",
-        type=float,
-        default=0.0,
-        help="correlation of what seeds do before with what they do after: near 1 where fine-tuning keeps it (default 0)",
-    )
-    p.add_argument("--json", action="store_true", help="print one JSON object")
+    add = p.add_argument
+    add("--r", type=float, help="true correlation to detect (default: a table of several)")
+    add("-n", type=int, help="number of mixtures: which correlations they can detect")
+    add("--power", type=float, default=0.8, help="probability of detecting it (default 0.8)")
+    add("--alpha", type=float, default=0.05, help="level of the two-sided test (default 0.05)")
+    ceiling = "highest r that item noise allows (see the reliability table)"
+    add("--ceiling", type=float, default=1.0, help=ceiling)
+    share = "share of the variance between single runs that seeds have (see the seeds table)"
+    add("--seed-share", type=float, default=0.0, help=share)
+    add("--seeds", type=int, default=1, help="runs of each mixture, which are averaged (default 1)")
+    inherited = "correlation of what seeds do before with what they do after: near 1 where fine-tuning keeps it (default 0)"
+    add("--inherited", type=float, default=0.0, help=inherited)
+    add("--json", action="store_true", help="print one JSON object")
     p.set_defaults(run=run)
 
 
@@ -63,10 +50,9 @@ def run(args: argparse.Namespace) -> int:
     ]
     at_n = [args.n] if args.n is not None else COMMON_N
     smallest = [(n, power.detectable(n, args.power, args.alpha, blur)) for n in at_n]
-    budgets = [args.n * args.seeds] if args.n is not None else COMMON_RUNS
-    spent = (
-        {runs: power.spend(runs, args.power, args.alpha, blur) for runs in budgets} if args.seed_share else {}
-    )
+    budgets = (args.n * args.seeds,) if args.n is not None else COMMON_RUNS
+    seeded = budgets if args.seed_share else ()
+    spent = {runs: power.spend(runs, args.power, args.alpha, blur) for runs in seeded}
     if args.json:
         seen = [{"n": n, "r": r if r < 1 else None} for n, r in smallest]
         ways = [
@@ -97,15 +83,9 @@ def run(args: argparse.Namespace) -> int:
             "More seeds or more mixtures?",
             ["runs a stage", "seeds", "mixtures", "smallest r seen", "a true 0 seen as"],
             [
-                [
-                    runs,
-                    way.seeds,
-                    way.n,
-                    smallest_r(way.r),
-                    f"{blur._replace(seeds=way.seeds).seen(0.0):+.2f}",
-                ]
+                [runs, w.seeds, w.n, smallest_r(w.r), f"{blur._replace(seeds=w.seeds).seen(0.0):+.2f}"]
                 for runs, ways in spent.items()
-                for way in ways
+                for w in ways
             ],
             caption="A true r is told from what inherited seeds show at a true 0, taken as known: only several runs of a "
             "mixture measure it.",

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from evalengine.backends import BackendSpec
     from evalengine.benchmarks import ItemSet
     from evalengine.cluster.pool import Cluster
-    from evalengine.events import Event, Outcome
-    from evalengine.resume import Options
+    from evalengine.events import Outcome
+    from evalengine.groups import Group
+    from evalengine.resume import Asked
 
 
 def register(subparsers: Any) -> None:
@@ -40,7 +41,7 @@ def register(subparsers: Any) -> None:
     cue = "--formats: left out of the contexts that end in it, such as Answer:, so that the formats say it or not"
     items.add_argument("--cue", default="", metavar="TEXT", help=cue)
     add_backend(p)
-    add_hang_after(add_ray(p, "score"))
+    add_ray(p, "score", hang_after=True)
     p.set_defaults(run=run)
 
 
@@ -48,18 +49,13 @@ def add_checkpoints(p: argparse.ArgumentParser, adapters: bool = True) -> None:
     """`adapters`: with the option that names their base."""
     models = "Hugging Face causal-LM directories, LoRA adapters, or URIs of models (s3://, gs://, hf://)"
     p.add_argument("checkpoints", nargs="+", type=location, metavar="CKPT", help=models)
-    p.add_argument(
-        "--out", type=location, default=Path("scores"), help="the score store, also a URI (default: scores/)"
-    )
+    out = "the score store, also a URI (default: scores/)"
+    p.add_argument("--out", type=location, default=Path("scores"), help=out)
     p.add_argument("--fresh", action="store_true", help="score again what the store already holds")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     add = p.add_argument_group("checkpoints").add_argument
-    add(
-        "--manifest",
-        type=Path,
-        metavar="YAML",
-        help="checkpoint name -> {scale, mixture, stage, seed, blocks}",
-    )
+    about = "checkpoint name -> {scale, mixture, stage, seed, blocks}"
+    add("--manifest", type=Path, metavar="YAML", help=about)
     if adapters:
         merged = "the model that adapters are merged into (default: the folder that each one's adapter_config.json names)"
         add("--base", type=Path, metavar="DIR", help=merged)
@@ -76,10 +72,8 @@ def add_items(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     own = "a benchmark of your own"
     add("--benchmark-file", type=Path, action="append", default=[], metavar="YAML", help=own)
     add("--variant", choices=["lm_eval"], help="reproduce lm-evaluation-harness's quirks (COPA, MultiRC)")
-    tasks = (
-        "lm-evaluation-harness's multiple-choice tasks, as benchmarks; alone unless --benchmarks names others"
-    )
-    add("--lm-eval-tasks", metavar="NAMES", help=tasks)
+    tasks = "lm-evaluation-harness's multiple-choice tasks, as benchmarks"
+    add("--lm-eval-tasks", metavar="NAMES", help=f"{tasks}; alone unless --benchmarks names others")
     add("--limit", type=int, metavar="N", help="a seeded sample of N items of each benchmark")
     add("--seed", type=int, default=0, help="seed of --limit and --fewshot (default: 0)")
     shots = "K solved train items before each item (default: 0; for --lm-eval-tasks, each task's own number)"
@@ -105,35 +99,26 @@ def add_backend(p: argparse.ArgumentParser) -> None:
     add("--verbose", action="store_true", help="vllm: show its own messages")
 
 
-def add_ray(p: argparse.ArgumentParser, verb: str) -> argparse._ArgumentGroup:
+def add_ray(p: argparse.ArgumentParser, verb: str, hang_after: bool = False) -> None:
     """The options of scale-out, which `score` and `train` share."""
-    group = p.add_argument_group("on a Ray cluster")
-    where = (
-        f"{verb} on a Ray cluster: HOST:PORT, auto, ray://HOST:PORT, or local (starts one on this machine)"
-    )
-    group.add_argument("--ray", metavar="ADDRESS", help=where)
-    group.add_argument("--workers", type=int, metavar="N", help="workers at most (default: all that fit)")
+    add = p.add_argument_group("on a Ray cluster").add_argument
+    where = "HOST:PORT, auto, ray://HOST:PORT, or local (starts one on this machine)"
+    add("--ray", metavar="ADDRESS", help=f"{verb} on a Ray cluster: {where}")
+    add("--workers", type=int, metavar="N", help="workers at most (default: all that fit)")
     gpus = "default: 1 where there are GPUs, else 0"
-    group.add_argument("--gpus-per-worker", type=float, metavar="N", help=gpus)
+    add("--gpus-per-worker", type=float, metavar="N", help=gpus)
     cpus = "default: 1 next to a GPU, else a group of up to 4"
-    group.add_argument("--cpus-per-worker", type=int, metavar="N", help=cpus)
-    return group
-
-
-def add_hang_after(group: argparse._ArgumentGroup) -> None:
-    how_long = "a worker is replaced when it makes no progress for so long (default: 15)"
-    group.add_argument("--hang-after", type=float, metavar="MINUTES", help=how_long)
+    add("--cpus-per-worker", type=int, metavar="N", help=cpus)
+    if hang_after:
+        how_long = "a worker is replaced when it makes no progress for so long (default: 15)"
+        add("--hang-after", type=float, metavar="MINUTES", help=how_long)
 
 
 def run(args: argparse.Namespace) -> int:
     console.set_json(args.json)
-    from evalengine import runner
-    from evalengine.events import Stored
-    from evalengine.remote import formats_of, open_store
+    from evalengine.groups import Group
     from evalengine.resolve import asked_in_chat, discover
 
-    if args.batch_tokens is not None and args.batch_tokens < 1:
-        raise UserError("--batch-tokens must be at least 1")
     found = discover(args.checkpoints, args.manifest, args.base)
     if args.chat:
         found = [asked_in_chat(checkpoint) for checkpoint in found]
@@ -142,14 +127,24 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"{adapter} is an adapter, which --backend vllm does not score: use --backend torch, or merge it into its base"
         )
-    options, item_sets = items_of(args)
+    asked = items_of(args)
     if args.formats is not None:
-        item_sets = in_formats(item_sets, args.formats, args.cue)
+        asked = asked._replace(item_sets=in_formats(asked.item_sets, args.formats, args.cue))
     elif args.cue:
         raise UserError("--cue is for --formats: add that, or leave it out")
-    place = args.out if args.formats is None else formats_of(args.out)
-    folder, upload = open_store(place, [checkpoint.name for checkpoint in found])
-    spec = backend_spec(args)
+    return carry_out(args, [Group((checkpoint,)) for checkpoint in found], asked)
+
+
+def carry_out(args: argparse.Namespace, groups: Sequence[Group], asked: Asked) -> int:
+    """Scores groups of checkpoints here or on a cluster, and shows what has become of them; the exit code."""
+    from evalengine import runner
+    from evalengine.backends import models_for
+    from evalengine.events import Event, Stored
+    from evalengine.remote import formats_of, open_store
+
+    spec, place = backend_spec(args), args.out if args.formats is None else formats_of(args.out)
+    folder, upload = open_store(place, [one.name for group in groups for one in group.every])
+    asked = asked._replace(out=folder)
 
     def on_event(event: Event) -> None:
         if isinstance(event, Stored):
@@ -159,20 +154,26 @@ def run(args: argparse.Namespace) -> int:
         from evalengine.cluster import scoring
 
         where = cluster(args, spec.settings.get("tensor_parallel_size"))
-        outcomes = scoring.score(found, item_sets, spec, folder, options, where, on_event)
+        outcomes = scoring.run(groups, asked, spec, where, on_event)
     else:
         refuse_ray_options(args)
-        with contextlib.closing(spec.make()) as backend:
-            outcomes = runner.score(found, item_sets, backend, folder, options, on_event)
+        largest = max(len(group.members) for group in groups)
+        with contextlib.closing(models_for(spec, largest)) as models:
+            outcomes = runner.run(groups, asked, models, on_event)
     upload(folder / "runs.jsonl")
-    return concluded(args, outcomes, folder, place)
+    report = [summary(outcome, folder / outcome.checkpoint.name) for outcome in outcomes]
+    if args.json:
+        console.emit_json({"store": str(place), "checkpoints": report})
+    else:
+        show(report, place, f"evalengine {'correlate' if args.formats is None else 'explain'} {args.out}")
+    return 1 if any(o.failure for o in outcomes) else 0
 
 
-def items_of(args: argparse.Namespace) -> tuple[Options, list[tuple[ItemSet, str]]]:
-    """What the options of `add_items` ask for: the items of every benchmark with the name of its default score."""
+def items_of(args: argparse.Namespace) -> Asked:
+    """What the options of `add_items` ask for, into --out, which may be a URI until the store is opened."""
     from evalengine import runner
     from evalengine.benchmarks import resolve
-    from evalengine.resume import Options
+    from evalengine.resume import Asked, Options
 
     only_tasks = args.lm_eval_tasks and args.benchmarks == "all"
     benchmarks = [] if only_tasks else available(resolve(args.benchmarks, args.benchmark_file), args)
@@ -186,7 +187,7 @@ def items_of(args: argparse.Namespace) -> tuple[Options, list[tuple[ItemSet, str
     for items, default_score in item_sets:
         if METRICS[default_score].column == "loglik_uncond" and not args.pmi:
             raise UserError(f"{items.benchmark} is scored by {default_score}, which needs --pmi: add it")
-    return options, item_sets
+    return Asked(item_sets, args.out, options)
 
 
 def in_formats(item_sets: Sequence[tuple[ItemSet, str]], file: str, cue: str) -> list[tuple[ItemSet, str]]:
@@ -201,24 +202,8 @@ def in_formats(item_sets: Sequence[tuple[ItemSet, str]], file: str, cue: str) ->
         console.warn(f"{', '.join(own)}: {why}")
     if len(own) == len(item_sets):
         raise UserError("no benchmark is left to score in formats: name others with --benchmarks")
-    return [
-        (formats.in_formats(items, known, cue), score)
-        for items, score in item_sets
-        if items.benchmark not in own
-    ]
-
-
-def concluded(
-    args: argparse.Namespace, outcomes: Sequence[Outcome], folder: Path, inside: Path | str | None = None
-) -> int:
-    """Shows what has become of the checkpoints; the exit code. inside: where in --out the scores are."""
-    place = inside or args.out
-    report = [summary(outcome, folder / outcome.checkpoint.name) for outcome in outcomes]
-    if args.json:
-        console.emit_json({"store": str(place), "checkpoints": report})
-    else:
-        show(report, place, f"evalengine {'correlate' if place == args.out else 'explain'} {args.out}")
-    return 1 if any(o.failure for o in outcomes) else 0
+    kept = [(items, score) for items, score in item_sets if items.benchmark not in own]
+    return [(formats.in_formats(items, known, cue), score) for items, score in kept]
 
 
 def available(wanted: list[Any], args: argparse.Namespace) -> list[Any]:
@@ -245,11 +230,10 @@ def backend_spec(args: argparse.Namespace) -> BackendSpec:
     """The backend that the options ask for. Raises UserError for those of another one."""
     from evalengine.backends import BackendSpec
 
-    settings = {
-        "batch_tokens": args.batch_tokens,
-        "allow_pickle": args.allow_pickle,
-        "trust_remote_code": args.trust_remote_code,
-    }
+    if args.batch_tokens is not None and args.batch_tokens < 1:
+        raise UserError("--batch-tokens must be at least 1")
+    names = ("batch_tokens", "allow_pickle", "trust_remote_code")
+    settings = {name: getattr(args, name) for name in names}
     if args.backend == "vllm":
         if args.device:
             raise UserError(

@@ -42,10 +42,8 @@ def connected(address: str, *, cpus: int | None = None) -> Iterator[None]:
         else:
             reach(address)
             options = {"address": address}
-            what, instead = (
-                f"join the Ray cluster at {address}",
-                "start one with `ray start --head`, or use --ray local",
-            )
+            what = f"join the Ray cluster at {address}"
+            instead = "start one with `ray start --head`, or use --ray local"
         ends.callback(ray.shutdown)
         try:
             ray.init(**options, logging_level="ERROR", log_to_driver=False)

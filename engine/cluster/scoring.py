@@ -1,9 +1,9 @@
-"""`evalengine score --ray`: the driver. It plans once per tokenizer, hands out units, and keeps the store.
+"""`score --ray` and `emulate --ray`: the driver. It plans once per tokenizer, hands out units, and keeps the store.
 
-    identify -> plan -> units -> workers -> store          # the same files, byte for byte, as runner.score writes
+    identify -> plan -> units -> workers -> store          # the same files, byte for byte, as runner.run writes
 
-The driver alone writes the store. A worker or node that goes costs the unit it had; the driver, when killed, costs the units
-under way: the same command goes on.
+A unit is a group of checkpoints (one, but for emulated fine-tuning) on a benchmark. The driver alone writes the store. A worker
+or node that goes costs the unit it had; the driver, when killed, costs the units under way: the same command goes on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evalengine import __version__, console, runner, store
@@ -23,9 +22,10 @@ from evalengine.cluster.pool import Cluster, Ended, Need, Pool, Worker, need_of
 from evalengine.cluster.schedule import STRIKES, Schedule, Unit
 from evalengine.cluster.scorer import Failure, Scored, Scorer
 from evalengine.errors import UserError
-from evalengine.events import Display, Emit, Failed, Finished, Noted, Outcome, Outcomes, to_all
+from evalengine.events import Emit, Outcome
+from evalengine.groups import Group, Tasks, keep, pending_of
 from evalengine.plans import Planner
-from evalengine.resume import Options, Task, decide, tasks_of
+from evalengine.resume import Asked
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
@@ -38,16 +38,17 @@ COPIES = 5e6  # and a remote one not to be downloaded more slowly
 
 @dataclass
 class State:
-    """A checkpoint during the run. `left`: its benchmarks without a result, None before it is identified."""
+    """A group during the run. `left`: its benchmarks without a result, None before it is identified."""
 
-    checkpoint: Checkpoint
+    group: Group
     size: float  # bytes of its weights
-    left: dict[str, Task] | None = None
+    left: dict[str, Tasks] | None = None
+    vocabulary: int = 0  # ids of its tokenizer, where that is needed
     seconds: float = 0.0
 
     @property
     def name(self) -> str:
-        return self.checkpoint.name
+        return self.group.name
 
     @property
     def finished(self) -> bool:
@@ -61,29 +62,26 @@ class Plan(NamedTuple):
     ref: Any
 
 
-def score(
-    found: Sequence[Checkpoint],
-    item_sets: Sequence[tuple[ItemSet, str]],
+def run(
+    groups: Sequence[Group],
+    asked: Asked,
     spec: BackendSpec,
-    out: Path,
-    options: Options,
     cluster: Cluster,
     on_event: Emit = lambda event: None,
 ) -> list[Outcome]:
-    """runner.score on a Ray cluster. `spec.dtype` "" takes float32 on cores and bfloat16 on GPUs."""
-    outcomes = Outcomes(found)
-    items = sum(len(one.items) for one, _ in item_sets)
-    with store.lock(out), connect.connected(cluster.address, cpus=cluster.local_cores):
+    """runner.run on a Ray cluster. `spec.dtype` "" takes float32 on cores and bfloat16 on GPUs."""
+    with store.lock(asked.out), connect.connected(cluster.address, cpus=cluster.local_cores):
         need = need_of(cluster, spec.settings.get("device"))
-        spec = placed(spec, need)
-        scorer = (spec, need.cpus, options.allow_pickle, __version__)
+        spec, largest = placed(spec, need), max(len(group.members) for group in groups)
+        arguments = (spec, need.cpus, asked.options.allow_pickle, __version__, largest)
         with (
-            console.progress("scoring", len(found) * items, "items") as line,
-            Pool(Scorer, scorer, need, cluster.workers) as pool,
+            runner.followed(groups, asked, on_event) as (whole, outcomes, emit, line),
+            Pool(Scorer, arguments, need, cluster.workers) as pool,
         ):
-            emit = to_all(outcomes, Display(line, items), on_event)
-            Run(found, item_sets, spec, out, options, emit, cluster.hang_s).go(pool, line.rows)
-        store.log_run(out, outcomes.record(spec, options) | {"workers": pool.made})
+            Run(whole, asked._replace(out=asked.out.resolve()), spec, emit, cluster.hang_s).go(
+                pool, line.rows
+            )
+        store.log_run(asked.out, outcomes.record(spec, asked.options) | {"workers": pool.made})
     return outcomes.all()
 
 
@@ -99,34 +97,29 @@ def placed(spec: BackendSpec, need: Need) -> BackendSpec:
 class Run:
     """One run's state, and what happens when a worker is idle, a plan is made, a task ends.
 
-    A worker's task is a checkpoint's name, to identify it, or a unit.
+    A worker's task is a group's name, to identify it, or a unit.
     """
 
     def __init__(
-        self,
-        found: Sequence[Checkpoint],
-        item_sets: Sequence[tuple[ItemSet, str]],
-        spec: BackendSpec,
-        out: Path,
-        options: Options,
-        emit: Emit,
-        hang_s: float,
+        self, whole: Sequence[Group], asked: Asked, spec: BackendSpec, emit: Emit, hang_s: float
     ) -> None:
-        self.item_sets, self.spec, self.out = item_sets, spec, out.resolve()
-        self.options, self.emit, self.hang_s = options, emit, hang_s
-        self.states = {c.name: State(c, weight_size(c, options.allow_pickle)) for c in found}
+        self.asked, self.spec, self.emit, self.hang_s = asked, spec, emit, hang_s
+        options = asked.options
+        sizes = [sum(weight_size(one, options.allow_pickle) for one in group.members) for group in whole]
+        self.states = {group.name: State(group, size) for group, size in zip(whole, sizes, strict=True)}
         self.schedule = Schedule({name: state.size for name, state in self.states.items()})
         self.planner = Planner(options.trust_remote_code, options.pmi, options.chat)
         self.made: dict[str, Plan] = {}  # by their key
-        self.plans: dict[tuple[str, str], Plan] = {}  # of checkpoint and benchmark
-        self.unplanned: list[tuple[State, Task]] = []  # of identified checkpoints
-        # The first checkpoint's plans are made while workers start and read it.
+        self.plans: dict[tuple[str, str], Plan] = {}  # of group and benchmark
+        self.unplanned: list[tuple[State, ItemSet]] = []  # of identified groups
+        # The first one's plans are made while workers start and read it.
         first = self.schedule.unseen[0]
-        stored = {path.stem for path in (self.out / first).glob("*.arrow")}
-        self.early = [(self.states[first], items) for items, _ in item_sets if items.benchmark not in stored]
+        stored = {path.stem for path in (asked.out / first).glob("*.arrow")}
+        missing = [items for items, _ in asked.item_sets if items.benchmark not in stored]
+        self.early = [(self.states[first], items) for items in missing]
 
     def go(self, pool: Pool, show: Callable[[list[str]], None]) -> None:
-        """Until every checkpoint is scored or set aside. `show` is called with a line for each worker."""
+        """Until every group is scored or set aside. `show` is called with a line for each worker."""
         with self.planner:
             while not all(state.finished for state in self.states.values()):
                 busy = sum(w.ref is not None and w.ready for w in pool.workers)
@@ -144,18 +137,17 @@ class Run:
         """Plans what waits for it for POLL_S, and one benchmark at least: workers are not left without work for long."""
         until = time.monotonic() + POLL_S
         while self.unplanned:
-            state, task = self.unplanned.pop(0)
+            state, items = self.unplanned.pop(0)
             if state.finished:
                 continue
             try:
-                plan = self._planned(state, task.items)
+                plan = self._planned(state, items)
             except Exception as error:
                 self._fail(state, runner.sentence(state.name, error))
                 continue
-            self.plans[state.name, task.items.benchmark] = plan
+            self.plans[state.name, items.benchmark] = plan
             cost = len(plan.encoded.sequences.token_S) * max(state.size, 1.0)
-            self.schedule.add(Unit(state.name, task.items.benchmark, cost))
-            self.emit(Noted(state.name, plan.encoded.notes))
+            self.schedule.add(Unit(state.name, items.benchmark, cost))
             if time.monotonic() > until:
                 return
         if self.early:
@@ -165,9 +157,10 @@ class Run:
     def _planned(self, state: State, items: ItemSet) -> Plan:
         import ray
 
-        key = self.planner.key(state.checkpoint, items)
+        first = state.group.members[0]
+        key = self.planner.key(first, items)
         if key not in self.made:
-            encoded = self.planner.plan(state.checkpoint, items)
+            encoded = self.planner.plan(first, items)
             self.made[key] = Plan(encoded, ray.put(encoded))
         return self.made[key]
 
@@ -181,15 +174,18 @@ class Run:
             worker.doing = "idle"
         elif isinstance(task, str):
             worker.loaded, worker.doing = task, f"{task}: reading"
-            call = worker.actor.identify.remote(self.states[task].checkpoint)
+            call = worker.actor.identify.remote(self.states[task].group)
             pool.give(worker, task, call, self._limit(task))
         else:
-            ahead = self.schedule.ahead(worker, others)
+            ahead, state = self.schedule.ahead(worker, others), self.states[task.checkpoint]
+            assert state.left is not None
             call = worker.actor.run.remote(
-                self.states[task.checkpoint].checkpoint,
+                state.group,
+                state.vocabulary,
                 task.benchmark,
                 [self.plans[task.checkpoint, task.benchmark].ref],
-                None if ahead is None else self.states[ahead].checkpoint,
+                state.group.wanted(state.left[task.benchmark])[0],
+                None if ahead is None else self.states[ahead].group,
             )
             worker.loaded, worker.doing = task.checkpoint, f"{task.checkpoint}: {task.benchmark}"
             pool.give(worker, task, call, self._limit(task.checkpoint))
@@ -197,7 +193,8 @@ class Run:
     def _limit(self, name: str) -> float:
         """Seconds without progress until a worker hangs, which loading takes as well: twice as many after each failure."""
         state = self.states[name]
-        reading = state.size / (READS if state.checkpoint.source is None else COPIES)
+        remote = any(one.source is not None for one in state.group.members)
+        reading = state.size / (COPIES if remote else READS)
         return 2.0 ** self.schedule.strikes(name) * (self.hang_s + reading)
 
     # --- what comes back
@@ -232,32 +229,31 @@ class Run:
             self.schedule.add(task)
         return True
 
-    def _identified(self, state: State, checkpoint: Checkpoint) -> None:
+    def _identified(self, state: State, fingerprints: Sequence[str]) -> None:
         if state.finished:
             return
-        # The files stay where each worker has them: what the driver keeps of the answer is the fingerprint.
-        state.checkpoint = replace(state.checkpoint, fingerprint=checkpoint.fingerprint)
+        # The files stay where each worker has them: what the driver keeps of the answer is the fingerprints.
+        members = zip(state.group.members, fingerprints, strict=True)
+        state.group = state.group._replace(members=tuple(replace(one, fingerprint=f) for one, f in members))
         try:
-            tasks = tasks_of(state.checkpoint, self.item_sets, self.spec, self.options, self.out)
-            decision = decide(tasks, self.options.fresh)
-            runner.begin(state.checkpoint, decision, self.emit)
+            left = pending_of(state.group, self.asked, self.spec, self.planner, self.emit)
+            state.vocabulary = state.group.vocabulary(self.planner) if left else 0
         except UserError as error:
             self._fail(state, str(error))
             return
-        state.left = {task.items.benchmark: task for task in decision.pending}
-        self.unplanned += [(state, task) for task in decision.pending]
+        state.left = left
+        self.unplanned += [(state, items) for items, _ in self.asked.item_sets if items.benchmark in left]
         self._finish(state)
 
     def _scored(self, state: State, unit: Unit, scored: Scored) -> None:
         state.seconds += scored.seconds + scored.load_s
         self.schedule.measured(unit.cost, scored.seconds, scored.load_s)
-        self.emit(Noted(state.name, scored.notes))
         left = state.left or {}
-        if unit.benchmark not in left:  # its checkpoint has failed meanwhile
+        if unit.benchmark not in left:  # the group has failed meanwhile
             return
-        encoded = self.plans[state.name, unit.benchmark].encoded
+        tasks, encoded = left[unit.benchmark], self.plans[state.name, unit.benchmark].encoded
         try:
-            runner.keep(state.checkpoint, left[unit.benchmark], encoded, scored.scores, self.emit)
+            keep(state.group, tasks, encoded, scored.scores, scored.notes, self.emit)
         except UserError as error:
             self._fail(state, str(error))
             return
@@ -268,12 +264,12 @@ class Run:
         if not state.finished:
             state.left = {}
             self.schedule.drop(state.name)
-            self.emit(Failed(state.name, reason))
+            runner.fail(state.group, reason, self.emit)
             self._finish(state)
 
     def _finish(self, state: State) -> None:
         if state.finished:
-            self.emit(Finished(state.name, state.seconds))
+            runner.finish(state.group, state.seconds, self.emit)
 
 
 def weight_size(checkpoint: Checkpoint, allow_pickle: bool) -> float:

@@ -52,11 +52,8 @@ class EvalengineLM(TemplateLM):
             )
         if backend == "torch":
             settings |= {"device": device, "compile": compile}
-        settings |= {
-            "batch_tokens": batch_tokens,
-            "allow_pickle": allow_pickle,
-            "trust_remote_code": trust_remote_code,
-        }
+        settings |= {"batch_tokens": batch_tokens, "allow_pickle": allow_pickle}
+        settings["trust_remote_code"] = trust_remote_code
         self.engine = BackendSpec(backend, "" if dtype in (None, "auto") else dtype, settings).make()
         self.tokenizer: Any = load_tokenizer(checkpoint, trust_remote_code)
         self.encoder = Encoder(self.tokenizer, plans.window(checkpoint, trust_remote_code))
@@ -79,14 +76,11 @@ class EvalengineLM(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        )
+        ends = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": not add_generation_prompt,
+        }
+        return str(self.tokenizer.apply_chat_template(chat_history, tokenize=False, **ends))
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-likelihood, whether every token was the argmax) of each request's continuation after its context."""

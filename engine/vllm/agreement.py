@@ -50,16 +50,8 @@ def agreement(a: Path, b: Path) -> Agreement:
     flags = [table["greedy"].combine_chunks().flatten().to_numpy(zero_copy_only=False) for table in tables]
     largest = float(np.abs(one_C - other_C).max(initial=0.0))
     greedy = int((flags[0] != flags[1]).sum())
-    return Agreement(
-        cells=len(cells),
-        items=len(names),
-        choices=len(one_C),
-        largest=largest,
-        picks=picks["acc"],
-        picks_norm=picks["acc_norm"],
-        greedy=greedy,
-        accuracies=int(differs.sum()),
-    )
+    differing = picks["acc"], picks["acc_norm"], greedy, int(differs.sum())
+    return Agreement(len(cells), len(names), len(one_C), largest, *differing)
 
 
 if __name__ == "__main__":

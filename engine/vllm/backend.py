@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 
 from evalengine import weights
 from evalengine.checkpoints import Checkpoint, fingerprint
-from evalengine.encoding import Scores, Sequences
+from evalengine.encoding import OnProgress, Scores, Sequences
 from evalengine.errors import UserError
 from evalengine.proof import FIRST
 from evalengine.torch_backend import DTYPES, ROUNDING
@@ -211,7 +210,7 @@ class VllmBackend:
 
     # --- scoring
 
-    def score(self, sequences: Sequences, progress: Callable[[float], None] | None = None) -> Scores:
+    def score(self, sequences: Sequences, progress: OnProgress | None = None) -> Scores:
         """Scores every sequence. `progress` is called with the number of sequences that each part finished."""
         if self._llm is None:  # it ended with the sequences before these
             self._start(self._checkpoint, FIRST)

@@ -180,10 +180,8 @@ def failed(checkpoint: Checkpoint, error: Exception) -> UserError:
     """Why an engine does not start or answer its first request, and what to do about it."""
     if isinstance(error, UserError):
         return error
-    everything, text = (
-        str(error),
-        re.sub(r"^.*?Value error, ", "", reason(error)),
-    )  # without pydantic's heading
+    everything = str(error)
+    text = re.sub(r"^.*?Value error, ", "", reason(error))  # without pydantic's heading
     if "not supported" in everything and "rchitecture" in everything:
         text = f"{checkpoint.name} has an architecture that vLLM cannot load ({text}): use --backend torch"
     elif re.search(r"(?i)kv cache|cache blocks|out of memory|free memory", everything):

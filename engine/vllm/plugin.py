@@ -66,8 +66,6 @@ def use_trained_activation(model: nn.Module) -> None:
     from torch import nn
 
     for module in model.modules():
-        if (
-            type(module).__name__ == "BloomMLP"
-            and type(getattr(module, "gelu_impl", None)).__name__ == "GELU"
-        ):
+        own = type(getattr(module, "gelu_impl", None)).__name__
+        if type(module).__name__ == "BloomMLP" and own == "GELU":
             module.gelu_impl = nn.GELU(approximate="tanh")

@@ -12,6 +12,7 @@ Cost: 2 x D x V FLOPs a scored row; microseconds of Python a request and step.
 from __future__ import annotations
 
 from collections.abc import Set
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,16 +131,8 @@ def vocabulary(model: torch.nn.Module) -> int:
 def run_head(head: OutputLayer, h_RD: Tensor, row_T: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:
     if getattr(head.layer, "tp_size", 1) > 1:
         return sharded(head, h_RD, row_T, token_T)
-    return target_logprobs(
-        h_RD,
-        head.layer.weight,
-        row_T,
-        token_T,
-        bias_V=head.bias,
-        softcap=head.softcap,
-        scale=head.scale,
-        vocab_size=head.vocab,
-    )
+    score = partial(target_logprobs, bias_V=head.bias, softcap=head.softcap, scale=head.scale)
+    return score(h_RD, head.layer.weight, row_T, token_T, vocab_size=head.vocab)
 
 
 def find_head(model: Any, like: Tensor) -> OutputLayer | None:
@@ -168,17 +161,11 @@ def find_head(model: Any, like: Tensor) -> OutputLayer | None:
     given = dict(zip(("lm_head", "hidden_states", "embedding_bias"), args, strict=False)) | kwargs
     layer, bias = given["lm_head"], given.get("embedding_bias")
     weight = getattr(layer, "weight", None)
-    plain = type(getattr(layer, "quant_method", None)).__name__ in (
-        "UnquantizedEmbeddingMethod",
-        "UnquantizedLinearMethod",
-    )
-    if (
-        out is not logits
-        or given["hidden_states"] is not h_ND
-        or not plain
-        or weight is None
-        or weight.dtype != like.dtype
-    ):
+    method = type(getattr(layer, "quant_method", None)).__name__
+    plain = method in ("UnquantizedEmbeddingMethod", "UnquantizedLinearMethod")
+    if out is not logits or given["hidden_states"] is not h_ND or not plain:
+        return None
+    if weight is None or weight.dtype != like.dtype:
         return None
     scale = None if processor.scale == 1.0 else float(processor.scale)
     softcap = processor.soft_cap

@@ -28,12 +28,8 @@ from evalengine.vllm import engine
 
 CLOSE = 3e-4  # nats a token; of log-probabilities below -10, three hundred-thousandths
 # What the twin's engine does otherwise: exact enough to tell two computations apart, and small enough for one device.
-SETTINGS = {
-    "dtype": "float32",
-    "enforce_eager": True,
-    "tensor_parallel_size": 1,
-    "pipeline_parallel_size": 1,
-    "data_parallel_size": 1,
+SETTINGS = {"dtype": "float32", "enforce_eager": True} | {
+    f"{kind}_parallel_size": 1 for kind in ("tensor", "pipeline", "data")
 }
 LENGTH_DEPENDENT = ("longrope", "dynamic")  # rotary factors, by the name of their kind
 
@@ -68,8 +64,8 @@ class Twin(NamedTuple):
         """Raises UserError unless these are the log-probabilities of all targets of `sequences(length)`, in their order."""
         truth = self.trial.truth(length)
         true_T = truth.logprob_T[np.argsort(truth.sequence_T, kind="stable")]
-        gap_T = np.nan_to_num(np.abs(logprob_T - true_T), nan=np.inf)
-        if np.any(gap_T > CLOSE * np.maximum(1, np.abs(true_T) / 10)):
+        if not proof.close(logprob_T, true_T, CLOSE):
+            gap_T = np.nan_to_num(np.abs(logprob_T - true_T), nan=np.inf)
             raise UserError(
                 f"vLLM computes {self.checkpoint.name} otherwise than transformers: by {gap_T.max():.2g} nats a token on"
                 f" sequences of up to {length} tokens{rotary_note(self.config)}; use --backend torch"

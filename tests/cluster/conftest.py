@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +21,18 @@ BENCHMARKS = "copa,cb,piqa,boolq,hellaswag,multirc"
 def ckpts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("ckpts")
     return [tiny_models.save(folder / name, "llama", seed=i, window=1024) for i, name in enumerate(NAMES)]
+
+
+@pytest.fixture(scope="session")
+def chats(ckpts: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two of the checkpoints, each with a chat template of its own."""
+    folder = tmp_path_factory.mktemp("chats")
+    found = [Path(shutil.copytree(path, folder / path.name)) for path in ckpts[:2]]
+    for path, user in zip(found, ("<user>", "[INST] "), strict=True):
+        (path / "chat_template.jinja").write_text(
+            f"{{% for m in messages %}}{{{{ '{user}' if m.role == 'user' else ' ' }}}}{{{{ m.content }}}}{{% endfor %}}"
+        )
+    return found
 
 
 @pytest.fixture(scope="session")

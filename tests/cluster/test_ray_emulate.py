@@ -34,10 +34,11 @@ def test_a_cluster_writes_the_same_files(
     with one_thread():
         assert main(["emulate", *paths, *given, "--out", str(tmp_path / "alone")]) == 0
     on = ["--ray", "local", "--workers", "2", "--cpus-per-worker", "1"]
-    every = [*paths, str(other), *map(str, rest)]
+    every = [*paths, str(other), *map(str, rest), str(tiny_models.save(tmp_path / "1M-d-pt"))]
     assert main(["emulate", *every, *given, "--out", str(tmp_path / "spread"), *on]) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "1M-c-pt and 1M-c-sft have different tokenizers" in said
+    assert "mixture d is left out: it lacks 1M-d-sft, 2M-d-pt, 2M-d-sft" in said
     assert files(tmp_path / "spread") == files(tmp_path / "alone")
     for path in list((tmp_path / "spread").glob("2M-a-eft@1/*.arrow"))[:2]:
         path.unlink()

@@ -16,6 +16,7 @@ import pytest
 import evalengine
 from cluster.conftest import files, one_thread, score
 from evalengine import remote, resolve
+from evalengine.checkpoints import TOKENIZER_FILES, tokenizer_files
 from evalengine.errors import UserError
 
 fsspec = pytest.importorskip("fsspec")
@@ -58,6 +59,23 @@ def test_answer_formats_are_a_folder_of_a_remote_store(
     assert set(files(remote.readable(plain))) == {f"{ckpts[0].name}/{p.name}" for p in out.glob("*/*.arrow")}
 
 
+@pytest.mark.parametrize("more", [(), ("--fewshot", 2, "--pmi")], ids=["", "few-shot"])
+def test_conversations_with_remote_checkpoints(
+    more: tuple[object, ...], chats: list[Path], bench: Path, tmp_path: Path, cache: Path
+) -> None:
+    """The template comes with the small files; the scores are those of the folders, also into a store that is remote."""
+    given = ("--chat", "--benchmarks", "copa,cb,piqa", "--limit", 12, *more)
+    assert score(chats, bench, tmp_path / "local", *given) == 0
+    shutil.rmtree(cache)  # another machine
+    out = tmp_path / "bucket" / "scores"
+    assert score([f"file://{chats[0].parent}/*"], bench, f"file://{out}", *given) == 0
+    assert files(out) == files(tmp_path / "local") and len(files(out)) == 6
+    shutil.rmtree(cache)
+    assert score([f"file://{path}" for path in chats], bench, f"file://{out}", *given) == 0
+    assert files(out) == files(tmp_path / "local")
+    assert (out / "runs.jsonl").read_text().splitlines()[-1].count('"kept": 3') == 2
+
+
 def test_a_store_in_memory(ckpts: list[Path], bench: Path, reference: Path) -> None:
     fs = fsspec.filesystem("memory")
     assert score(ckpts[:1], bench, "memory://bucket/scores") == 0
@@ -84,6 +102,16 @@ def test_the_cache_is_bounded_and_drops_what_was_unused_for_longest(
     for checkpoint in found:
         remote.release(checkpoint.source)
     assert not list(cache.rglob("*.tmp"))
+
+
+def test_all_files_that_a_tokenizer_may_have_are_small_ones(ckpts: list[Path], tmp_path: Path) -> None:
+    source = Path(shutil.copytree(ckpts[0], tmp_path / "m-a-pt"))
+    for pattern in TOKENIZER_FILES:
+        (source / pattern.replace("*", "x")).touch()
+    (checkpoint,) = resolve.discover([f"file://{source}"])
+    mine, theirs = ([f.name for f in tokenizer_files(path)] for path in (checkpoint.path, source))
+    assert mine == theirs and len(mine) >= len(TOKENIZER_FILES)
+    assert checkpoint.remote_bytes == (source / "model.safetensors").stat().st_size
 
 
 def test_a_checkpoint_is_copied_once_and_again_when_it_changed(

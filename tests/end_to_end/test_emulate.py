@@ -341,6 +341,35 @@ def test_what_is_not_scored_is_said(
     assert "2M-a-sft, unlabelled" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_mixture_that_lacks_a_checkpoint_fails_and_the_others_are_scored(
+    bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = make(tmp_path, names=[name.replace("-a-", f"-{m}-") for m in "abc" for name in NAMES])
+    whole = [path for path in paths if path.name not in ("1M-b-sft", "2M-c-sft")]
+    given = ("--data", bench, "--benchmarks", "copa", "--limit", 12, "--out", tmp_path / "scores")
+    assert run("emulate", *whole, *given, "--json") == 1
+    printed = capsys.readouterr()
+    report = {one["checkpoint"]: one["failure"] for one in json.loads(printed.out)["checkpoints"]}
+    b, c = "mixture b is left out: it lacks 1M-b-sft", "mixture c is left out: it lacks 2M-c-sft"
+    c += " (--direction up needs none)"
+    said = " ".join(printed.err.split())
+    assert f"warning: {b}" in said and f"warning: {c}" in said
+    made = [*NAMES, "1M-a-eft", "2M-a-eft"]
+    assert report == {
+        **dict.fromkeys(made),
+        **dict.fromkeys(("1M-b-pt", "2M-b-pt", "2M-b-sft", "1M-b-eft", "2M-b-eft"), b),
+        **dict.fromkeys(("1M-c-pt", "1M-c-sft", "2M-c-pt", "1M-c-eft", "2M-c-eft"), c),
+    }
+    assert set(files(tmp_path / "scores")) == {f"{name}/copa.arrow" for name in made}
+    log = json.loads((tmp_path / "scores" / "runs.jsonl").read_text())
+    assert {one["checkpoint"]: one["failure"] for one in log["checkpoints"]} == report
+    assert (
+        run("emulate", *whole, *given) == 1
+    )  # all that can be made is there, and still something is lacking
+    assert f"failed: {b}" in " ".join(capsys.readouterr().out.split())
+    assert run("emulate", *paths, *given) == 0
+
+
 def test_a_mixtures_label_does_not_leave_the_store(
     bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -364,7 +393,11 @@ def test_groups() -> None:
         checkpoint(c, m, t, s) for m in "ab" for s in "01" for c in ("1B", "240M") for t in ("sft", "pt")
     ]
     groups, notes = emulation.groups_of(every[:-1], (1.0,))
-    assert len(groups) == 3 and notes == ["mixture b seed 1 is left out: it lacks 240M-b-pt"]
+    assert notes == ["mixture b seed 1 is left out: it lacks 240M-b-pt"]
+    assert [group.lacks for group in groups] == ["", "", "", *notes]
+    assert [one.name for one in groups[3].every] == [
+        *("240M-b-sft-1", "1B-b-pt-1", "1B-b-sft-1", "1B-b-seed1-eft", "240M-b-seed1-eft"),
+    ]
     first = groups[0]
     assert [m.name for m in first.members] == [f"{c}-a-{t}-0" for c in ("240M", "1B") for t in ("pt", "sft")]
     up, down = first.emulated

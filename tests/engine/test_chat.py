@@ -89,6 +89,30 @@ def test_lm_eval_with_its_chat_template_gives_the_same(kind: str, small_world: P
             assert row["stage"] == "sft+chat" and row["loglik"] != other["loglik"]
 
 
+@pytest.mark.parametrize("shots", ["0", "2"])
+def test_a_template_that_writes_the_messages_alone_gives_the_scores_without_chat(
+    shots: str, small_world: Path, tmp_path: Path
+) -> None:
+    """Solved examples are part of the user's message, and an empty message stands for no context."""
+    template = "{{ messages[0].content }} {{ messages[1].content }}"
+    path, names = save(tmp_path / "1M-a-sft", template, window=1024), ("arc_easy", "copa", "piqa", "sciq")
+    more = ("--fewshot", shots, "--seed", "3", "--pmi")
+    assert score(path, small_world, tmp_path / "s", *more, benchmarks=",".join(names)) == 0
+    assert score(path, small_world, tmp_path / "s", *more, "--chat", benchmarks=",".join(names)) == 0
+    for name in names:
+        plain, asked = (
+            store.read(tmp_path / "s" / folder / f"{name}.arrow")
+            for folder in (path.name, path.name + "+chat")
+        )
+        about = [
+            store.read_metadata(tmp_path / "s" / f / f"{name}.arrow") or {}
+            for f in (path.name, path.name + "+chat")
+        ]
+        assert [one["fewshot"] for one in about] == [shots, shots] and about[1]["chat"] == "true"
+        for column in ("item", "gold", "loglik", "tokens", "chars", "bytes", "greedy", "loglik_uncond"):
+            assert asked[column].equals(plain[column]), (name, column)
+
+
 def test_a_scored_reply_is_made_of_the_tokens_it_is_trained_with(small_world: Path, tmp_path: Path) -> None:
     """Our trainer's own tokens of the conversation, up to the end of the choice; the loss begins where scoring begins."""
     from evalengine.training import tokenizer as tokenizers

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,7 +20,6 @@ def test_the_collector_rests_during_an_import_alone(
     name = f"a_large_library_{collecting}".lower()
     (tmp_path / f"{name}.py").write_text("import gc\nwas = gc.isenabled()\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(libraries.atexit, "register", lambda function: None)
     before = gc.get_freeze_count()
     (gc.enable if collecting else gc.disable)()
     try:
@@ -29,6 +30,24 @@ def test_the_collector_rests_during_an_import_alone(
     assert sys.modules[name].was is False
     assert gc.get_freeze_count() > before
     gc.unfreeze()
+
+
+def test_what_is_done_at_the_end_is_done_once(tmp_path: Path) -> None:
+    for name in ("one_large_library", "another_large_library"):
+        (tmp_path / f"{name}.py").touch()
+    code = (
+        "import atexit, gc\n"
+        "calls = []\n"
+        "gc.freeze = lambda: calls.append(1)\n"
+        "atexit.register(lambda: print(len(calls)))\n"  # the first that is registered is the last that is called
+        "from evalengine import libraries\n"
+        "for name in ('one_large_library', 'another_large_library'):\n"
+        "    libraries.load(name)\n"
+        "calls.clear()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr) == ("1\n", "")
 
 
 def test_a_failing_import_leaves_the_collector_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

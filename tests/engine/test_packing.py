@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from evalengine import packing
 from evalengine.encoding import Sequences
-from evalengine.gathered_attention import buckets
 
 
 def sequences_of(lists: list[list[int]], starts: list[int]) -> Sequences:
@@ -29,7 +28,7 @@ def seen(batch: packing.Batch, token: int) -> set[int]:
     ]
     flat = [*range(batch.prefix)] + [batch.prefix + k for k in listed if k <= token < batch.end_N[k]]
     assert len(set(flat)) == len(flat), "a key counted twice"
-    for bucket in buckets(batch):
+    for bucket in batch.buckets:
         for b, member in enumerate(bucket.block_B):
             if member == block:
                 at = batch.prefix + token
@@ -45,7 +44,7 @@ def check(sequences: Sequences, batch_tokens: int, block: int) -> list[packing.B
     targets: dict[int, list[tuple[int, int]]] = {s: [] for s in range(len(sequences))}
     for batch in batches:
         assert len(batch.token_N) % batch.block == 0
-        assert sum(len(b.block_B) for b in buckets(batch)) * batch.block == len(batch.token_N)
+        assert sum(len(b.block_B) for b in batch.buckets) * batch.block == len(batch.token_N)
         everything = np.concatenate([prefix if not batch.is_prefix else prefix[:0], batch.token_N])
         for row, token, s in zip(
             batch.target_row_T, batch.target_token_T, batch.target_sequence_T, strict=True

@@ -230,8 +230,7 @@ def test_a_checkpoint_that_its_fast_way_gets_wrong_runs_plainly(
     attention = type(backend.forward.attention).__call__
 
     def broken_kernel(self: Any, *args: Any, **kwargs: Any) -> Any:
-        out, weights = attention(self, *args, **kwargs)
-        return out * 1.01, weights
+        return attention(self, *args, **kwargs) * 1.01
 
     monkeypatch.setattr(type(backend.forward.attention), "__call__", broken_kernel)
     backend.load(discover([path])[0])

@@ -209,3 +209,24 @@ def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path, monkeypatch:
     )
     with pytest.raises(UserError, match="single item"):
         backend.score(sequences)
+
+
+def test_keys_of_blocks_are_gathered_once_for_all_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (discover([tiny_models.save(tmp_path / f"m{i}", seed=i)])[0] for i in range(2))
+    backend, made = TorchBackend(device="cpu", batch_tokens=256), []
+    buckets = packing.buckets
+    monkeypatch.setattr(packing, "buckets", lambda batch: made.append(batch) or buckets(batch))
+    sequences = shared_sequences(300, prefix=packing.SHARED_PREFIX + 4)
+    backend.load(first)
+    found = [backend.score(sequences)]
+    (part,) = backend.parts(sequences)
+    assert len(part.batches) > 2
+    backend.load(second)
+    made.clear()
+    found.append(backend.score(sequences))
+    found.append(backend.score(sequences))
+    assert made == []
+    np.testing.assert_array_equal(found[1].loglik, found[2].loglik)
+    assert np.abs(found[0].loglik - found[1].loglik).max() > 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from typing import Any
 
@@ -245,9 +244,7 @@ def test_the_vector_kernel_is_what_runs_where_it_can(
     def no_products(*_: Tensor) -> Tensor:
         raise AssertionError("PyTorch's products")
 
-    monkeypatch.setattr(
-        importlib.import_module("evalengine.kernels.emulated_logprobs"), "products", no_products
-    )
+    monkeypatch.setattr("evalengine.kernels.cpu.products", no_products)
     if path == "vectors" and vectorised(dtype):
         emulated_logprobs(*models, BETAS, row_T, token_T)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -161,6 +162,24 @@ def test_the_logsumexp_of_each_targets_row(device: str) -> None:
         target_logprobs_triton(h_ND, Head(w_VD), row_T, token_T, logsumexp_T=logsumexp_T)
         expected = raw_logits(x).logsumexp(1)[x.row_T]
         torch.testing.assert_close(logsumexp_T.cpu().double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("major", "shared", "hopper"),
+    [(8, 166_912, False), (9, 232_448, True), (10, 232_448, True), (12, 101_376, False), (9, None, True)],
+    ids=["A100", "H100", "B200", "RTX 5090", "H100 under a PyTorch that does not state its memory"],
+)
+def test_hopper_is_told_by_its_generation_and_its_shared_memory(
+    major: int, shared: int | None, hopper: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evalengine.kernels import target_logprobs_triton as triton
+    from evalengine.kernels.triton_common import is_hopper
+
+    about = SimpleNamespace(major=major, **({"shared_memory_per_block_optin": shared} if shared else {}))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    device = torch.device("cuda", 0)
+    assert is_hopper(device) is hopper and not is_hopper(torch.device("cpu"))
+    assert triton.config_for(device, False, False, aligned=True).tma is hopper
 
 
 def test_a_launcher_goes_past_the_dispatch_from_the_second_launch_on() -> None:

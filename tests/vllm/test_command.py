@@ -81,3 +81,22 @@ def test_all_benchmarks_of_several_checkpoints_have_the_torch_backends_scores_an
     for a, b in zip(ours, theirs, strict=True):
         del a["loglik"], b["loglik"]
         assert a == b
+
+
+@pytest.mark.parametrize(
+    "asked", [["--formats"], ["--chat", "--fewshot", "1", "--pmi"]], ids=lambda asked: asked[0]
+)
+def test_answer_formats_and_conversations_have_the_torch_backends_scores(
+    asked: list[str], references: Any, small_world: Path, tmp_path: Path
+) -> None:
+    path = shutil.copytree(references["llama", 0].checkpoint.path, tmp_path / "1M-a-sft")
+    (path / "chat_template.jinja").write_text("<user>{{ messages[0].content }}\n{{ messages[1].content }}")
+    common = ["score", str(path), "--data", str(small_world / "bench"), "--limit", "12", *asked]
+    common += ["--benchmarks", "copa,boolq,rte"]
+    assert main([*common, "--out", str(tmp_path / "t"), "--device", "cpu"]) == 0
+    assert main([*common, "--out", str(tmp_path / "v"), "--backend", "vllm"]) == 0
+    inside = "formats" if "--formats" in asked else ""
+    found = agreement(tmp_path / "t" / inside, tmp_path / "v" / inside)
+    assert (found.cells, found.items) == (3, 36)
+    assert found.largest < 1e-4
+    assert (found.picks, found.picks_norm, found.greedy, found.accuracies) == (0, 0, 0, 0)
