@@ -70,6 +70,8 @@ class Sample:
 
     def only(self, keep_M: NDArray[np.bool_]) -> Sample:
         """The same for some of the mixtures, weights rescaled (NaN columns where none of them is in the resample)."""
+        if keep_M.all():
+            return self
         w_MC = self.w_MC[keep_M]
         with np.errstate(invalid="ignore", divide="ignore"):
             w_MC = w_MC / w_MC.sum(axis=0)

@@ -82,7 +82,8 @@ def _decide(
                 continue
             part = replace(sample, x_VMC=chosen).only(keep)
             x_VMC = np.round(sign * part.x_VMC, 12)  # equal accuracies stay tied
-            found[b] = measure(replace(part, x_VMC=x_VMC, w_MC=np.nan_to_num(part.w_MC)))
+            w_MC = part.w_MC if keep.all() else np.nan_to_num(part.w_MC)
+            found[b] = measure(replace(part, x_VMC=x_VMC, w_MC=w_MC))
         known_B = np.isfinite(found[:, 0, 0])
         few, tied = (Note(UNDEFINED, why) for why in ("fewer than 4 mixtures", "all mixtures are tied"))
         why_B = [Note() if known_B[b] else few if counts[b] < 4 else tied for b in range(B)]

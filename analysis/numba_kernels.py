@@ -21,19 +21,10 @@ from numba import prange
 
 from evalengine.jit import jit
 
-TILE = 512  # columns at a time: 9 mixtures x 512 x 8 bytes stay in the first-level cache
-TILE_BYTES = 256 << 10  # of weights at a time where mixtures are many: they stay in the second-level cache
-NARROW = 64  # columns at a time at least
 ROWS = 4  # sums over the same weights at a time: every weight that is read serves all of them
-WIDE = 256  # columns of such sums
+WIDE = 256  # columns of such sums: their weights stay in the second-level cache
 BINS = 2048  # histogram bins of the weighted selection
 PERMUTATIONS = 256  # at a time
-
-
-@jit()
-def _tile(M):  # type: ignore[no-untyped-def]
-    """Columns at a time, so that the weights of a tile stay in a core's own cache while every variable or pair passes."""
-    return max(NARROW, min(TILE, TILE_BYTES // (8 * M) // NARROW * NARROW))
 
 
 @jit(fastmath={"contract"})
@@ -85,11 +76,18 @@ def _add_weighted_rows(a_RM, w_MC, start, out):  # type: ignore[no-untyped-def]
 @jit(parallel=True)
 def weighted_sums(a_SM, w_MC):  # type: ignore[no-untyped-def]
     """Sum over mixtures of a[s, m] w[m, c], (S, C): a matrix product whose bits do not depend on the number of threads."""
-    C, width = w_MC.shape[1], _tile(len(w_MC))
-    out_SC = np.zeros((a_SM.shape[0], C))
-    for tile in prange((C + width - 1) // width):
-        start, stop = tile * width, min(tile * width + width, C)
-        for s in range(a_SM.shape[0]):
+    S, C = len(a_SM), w_MC.shape[1]
+    out_SC = np.zeros((S, C))
+    for tile in prange((C + WIDE - 1) // WIDE):
+        start, stop = tile * WIDE, min(tile * WIDE + WIDE, C)
+        total = np.empty(ROWS * WIDE)
+        together = S // ROWS * ROWS if stop - start == WIDE else 0
+        for first in range(0, together, ROWS):
+            total[:] = 0.0
+            _add_weighted_rows(a_SM[first : first + ROWS], w_MC, start, total)
+            for r in range(ROWS):
+                out_SC[first + r, start:stop] = total[r * WIDE : r * WIDE + WIDE]
+        for s in range(together, S):
             _add_weighted(a_SM[s], w_MC, start, out_SC[s, start:stop])
     return out_SC
 

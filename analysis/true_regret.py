@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import Array
-from evalengine.analysis.correlation import BlockNumbers
+from evalengine.analysis.correlation import BlockNumbers, members_of
 from evalengine.analysis.groups import ALL, Label, Note
 from evalengine.analysis.noise import Measured
 from evalengine.analysis.protocol import Study
@@ -65,7 +65,7 @@ def regret(
         return None
     g_D22 = s_D22 - noise_22
     sd_D, gained_D = np.sqrt(g_D22[:, 1, 1]), g_D22[:, 0, 1]
-    before_DM, after_DM = _true_pairs(value_2M, noise_22, s_D22, block_M, rng).transpose(1, 0, 2)
+    before_DM, after_DM = _true_pairs(value_2M, noise_22, s_D22, block_M, rng).swapaxes(0, 1)
     chosen_M = np.round(value_2M[0], 12) == np.round(value_2M[0], 12).max()  # equal accuracies stay tied
     best_D = after_DM.max(axis=1)
     judged_D = best_D - after_DM[:, chosen_M].mean(axis=1)
@@ -110,20 +110,28 @@ def _positive(matrix_22: Array) -> NDArray[np.bool_]:
 
 def _true_pairs(
     value_2M: Array, noise_22: Array, s_D22: Array, block_M: BlockNumbers | None, rng: np.random.Generator
-) -> Array:
+) -> NDArray[np.float32]:
     """(D, 2, M): the posterior of the mixtures' true values, given S."""
     kept_D22 = np.eye(2) - noise_22 @ _inverse(s_D22)  # (S - N) S^-1
     spread_D22 = kept_D22 @ noise_22  # N - N S^-1 N
     spread_D22 = 0.5 * (spread_D22 + spread_D22.transpose(0, 2, 1)) + 1e-9 * np.diag(np.diag(noise_22))
     root_D22, root_of_mean_D22 = np.linalg.cholesky(spread_D22), np.linalg.cholesky(s_D22)
-    true_D2M = root_D22 @ rng.normal(size=(len(s_D22), *value_2M.shape))
-    for block in np.unique(block_M) if block_M is not None else [None]:
-        mine_M = np.ones(value_2M.shape[1], dtype=bool) if block is None else block_M == block
+    # In float32, which the draws' precision does not notice.
+    true_D2M = _times(root_D22, rng.standard_normal((len(s_D22), *value_2M.shape), np.float32))
+    for mine_M in [slice(None)] if block_M is None else members_of(block_M):
         pair_2M = value_2M[:, mine_M]
         mean_21 = pair_2M.mean(axis=1, keepdims=True)
-        mean_D21 = mean_21 + root_of_mean_D22 @ rng.normal(size=(len(s_D22), 2, 1)) / np.sqrt(mine_M.sum())
-        true_D2M[:, :, mine_M] += mean_D21 + kept_D22 @ (pair_2M - mean_D21)
+        off_D21 = root_of_mean_D22 @ rng.standard_normal((len(s_D22), 2, 1)) / np.sqrt(pair_2M.shape[1])
+        moved_D2M = _times(kept_D22, (pair_2M - mean_21)[None].astype(np.float32))
+        moved_D2M += (mean_21 + off_D21 - kept_D22 @ off_D21).astype(np.float32)
+        true_D2M[:, :, mine_M] += moved_D2M
     return true_D2M
+
+
+def _times(matrix_D22: NDArray[Any], pair_D2M: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Products of small matrices, element by element: NumPy would call BLAS for each."""
+    m_D22, (x_DM, y_DM) = matrix_D22.astype(np.float32), pair_D2M.swapaxes(0, 1)
+    return np.stack([m_D22[:, k, :1] * x_DM + m_D22[:, k, 1:] * y_DM for k in (0, 1)], axis=1)
 
 
 def rows(study: Study, quantity: str) -> Iterator[Row]:

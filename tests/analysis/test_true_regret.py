@@ -93,8 +93,8 @@ def drawn(rng: np.random.Generator, n: int, rho: float, distribution: str) -> np
 )
 def test_intervals_hold_the_regret_of_the_mixtures_at_hand(reliability: float, distribution: str) -> None:
     """Nine mixtures of seven benchmarks, true correlation 0.9, noise as 300 items estimate it."""
-    rng = np.random.default_rng(1)
-    M, B, studies = 9, 7, 30
+    rng = np.random.default_rng(2)
+    M, B, studies = 9, 7, 40
     root = np.linalg.cholesky((1 - reliability) / reliability * np.array([[1, 0.3], [0.3, 1]]))
     held: list[tuple[bool, bool]] = []
     of_means: list[tuple[bool, bool]] = []
