@@ -28,8 +28,12 @@ from evalengine.vllm import engine
 
 CLOSE = 3e-4  # nats a token; of log-probabilities below -10, three hundred-thousandths
 # What the twin's engine does otherwise: exact enough to tell two computations apart, and small enough for one device.
-SETTINGS = {"dtype": "float32", "enforce_eager": True} | {
-    f"{kind}_parallel_size": 1 for kind in ("tensor", "pipeline", "data")
+SETTINGS = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "tensor_parallel_size": 1,
+    "pipeline_parallel_size": 1,
+    "data_parallel_size": 1,
 }
 LENGTH_DEPENDENT = ("longrope", "dynamic")  # rotary factors, by the name of their kind
 
