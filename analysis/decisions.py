@@ -31,6 +31,7 @@ from evalengine.analysis.groups import (
     mean_of_known,
 )
 from evalengine.analysis.item_bootstrap import item_data
+from evalengine.analysis.noise import bounded
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, share_with_interval
 from evalengine.analysis.tables import Row, rows_of
@@ -134,7 +135,7 @@ def rows(study: Study) -> list[Row]:
     for quantity in panel.quantities:
         if quantity == "confidence":
             continue
-        out += study.rows(pairwise(study.data, quantity))
+        out += map(_within_shares, study.rows(pairwise(study.data, quantity)))
         out += true_decisions.rows(study, quantity)
         out += true_regret.rows(study, quantity)
     if panel.items:
@@ -151,6 +152,13 @@ def rows(study: Study) -> list[Row]:
         best = rows_of(best_choice(data, "accuracy"), plan, options._replace(interval="percentile"))
         out += [row._replace(note="items resampled, percentile interval") for row in best]
     return out
+
+
+def _within_shares(row: Row) -> Row:
+    """A share's interval cut to 0 and 1, a difference's to -1 and 1: within blocks it is a t interval of the jackknife."""
+    if row.other != "pairwise agreement":
+        return row
+    return bounded(row, -1.0 if row.contrast else 0.0, 1.0, "low", "high")
 
 
 def section(results: Results) -> str:

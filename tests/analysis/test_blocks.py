@@ -225,6 +225,14 @@ def test_alignment_and_decisions_within_blocks() -> None:
     assert decisions.pairwise(data, "accuracy").values["240M"][0, 0] == pytest.approx(alike)
 
 
+def test_intervals_of_shares_stay_within_0_and_1() -> None:
+    """Nine pairs within blocks, all right on some benchmarks: the jackknife's t interval would pass 1."""
+    rows = analyse(blocked(make()), Options(bootstrap=300)).tables["decisions"]
+    shares = [r for r in rows if r.other == "pairwise agreement" and np.isfinite(r.low)]
+    assert any(r.high == 1.0 for r in shares) and any(r.low == 0.0 for r in shares)
+    assert all((-1.0 if r.contrast else 0.0) <= r.low <= r.estimate <= r.high <= 1.0 for r in shares)
+
+
 @pytest.mark.parametrize("statistic", OF)
 def test_the_whole_analysis_within_blocks(statistic: str, tmp_path: Path) -> None:
     mixtures = Mixtures({}, {"web_source": dict(zip(planted.MIXTURES, LABELS, strict=True))})
