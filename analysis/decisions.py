@@ -19,7 +19,6 @@ from evalengine.analysis import page, true_decisions, true_regret
 from evalengine.analysis.correlation import DECISION, Sample, pair_sums
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import (
-    ALL,
     PARTIAL,
     UNDEFINED,
     Array,
@@ -29,6 +28,7 @@ from evalengine.analysis.groups import (
     Means,
     Note,
     mean_of_known,
+    with_all,
 )
 from evalengine.analysis.item_bootstrap import item_data
 from evalengine.analysis.noise import bounded
@@ -63,7 +63,7 @@ def _decide(
     panel = data.panel
     B = len(panel.benchmarks)
     sign = -1.0 if quantity == "loss" else 1.0
-    members = [*panel.category_members().items(), (ALL, list(range(B)))]
+    members = list(with_all(panel).items())
     labels = [Label(panel.categories[b], panel.benchmarks[b], name) for b in range(B) for name in measures]
     labels += [
         Label(category, f"mean of {len(index)}", name) for category, index in members for name in measures

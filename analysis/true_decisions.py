@@ -24,16 +24,15 @@ Dims: B benchmarks, C columns (the sample, and without each mixture).
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from evalengine.analysis.bootstrap import Array, jackknife_t
-from evalengine.analysis.groups import ALL, ITEM_NOISE, PARTIAL, Data, Label, Note
+from evalengine.analysis.groups import ITEM_NOISE, Data, Label, Note, with_all, without
 from evalengine.analysis.latent import pooled
 from evalengine.analysis.noise import NOISY, Measured, latent_of, measured
-from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Study
 from evalengine.analysis.tables import Row, plain_row
 
@@ -76,7 +75,6 @@ def loss_judged(covariance_B3C: Array, noise_B3: Array, n_B: Array) -> Array:
 def rows(study: Study, quantity: str) -> Iterator[Row]:
     """Of each benchmark, category and all, where the item noise is known."""
     panel = study.panel
-    members = [*panel.category_members().items(), (ALL, list(range(len(panel.benchmarks))))]
     for scale in panel.scales:
         known = known_noise(study, quantity, scale)
         for b, found in known.items():
@@ -84,9 +82,9 @@ def rows(study: Study, quantity: str) -> Iterator[Row]:
             said = NOISY if found.lost_in_noise else Note()
             label = Label(panel.categories[b], panel.benchmarks[b], AGREEMENT)
             yield clean_row(quantity, scale, label, share, found.n, said, "profile likelihood")
-        for category, index in members:
+        for category, index in with_all(panel).items():
             if used := [b for b in index if b in known]:
-                said = without(panel, index, known)
+                said = without([panel.benchmarks[b] for b in index if b not in known])
                 label = Label(category, f"mean of {len(used)}")
                 yield from _of_category(study, quantity, scale, label, [known[b] for b in used], said)
 
@@ -98,12 +96,6 @@ def known_noise(study: Study, quantity: str, scale: str) -> dict[int, Measured]:
         for b, found in measured(_without_resamples(study, quantity, scale), quantity, scale).items()
         if isinstance(found, Measured) and min(found.noise.before, found.noise.after) > 0.0
     }
-
-
-def without(panel: Panel, index: Sequence[int], used: Container[int]) -> Note:
-    """Which of the benchmarks a mean leaves out."""
-    lost = [panel.benchmarks[b] for b in index if b not in used]
-    return Note(PARTIAL, f"without {', '.join(lost)}") if lost else Note()
 
 
 def _without_resamples(study: Study, quantity: str, scale: str) -> Data:

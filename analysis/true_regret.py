@@ -28,19 +28,18 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import Array
 from evalengine.analysis.correlation import BlockNumbers, members_of
-from evalengine.analysis.groups import ALL, Label, Note
+from evalengine.analysis.groups import Label, Note, with_all, without
 from evalengine.analysis.noise import Measured
 from evalengine.analysis.protocol import Study
 from evalengine.analysis.tables import Row, plain_row
-from evalengine.analysis.true_decisions import TABLE, clean_row, known_noise, without
+from evalengine.analysis.true_decisions import TABLE, clean_row, known_noise
 
 TOP1_JUDGED = "top1 judged without noise"
 REGRET_JUDGED = "regret judged without noise"
 REGRET = "regret without noise"
 DRAWS = 1000
-MOST_TRIES = (
-    200_000  # of S: where so few of them exceed the noise, the mixtures differ no more than it makes them
-)
+# Draws of S: where fewer than DRAWS of them exceed the noise, the mixtures differ no more than it makes them.
+MOST_TRIES = 200_000
 
 
 class Regret(NamedTuple):
@@ -138,7 +137,6 @@ def rows(study: Study, quantity: str) -> Iterator[Row]:
     """Of each benchmark, category and all, where the item noise is known."""
     panel = study.panel
     B = len(panel.benchmarks)
-    members = [*panel.category_members().items(), (ALL, list(range(B)))]
     for s, scale in enumerate(panel.scales):
         sample = study.data.sample(quantity, scale)
         counts, regrets = {}, {}
@@ -153,11 +151,12 @@ def rows(study: Study, quantity: str) -> Iterator[Row]:
                 regrets[b] = mine
             label = Label(panel.categories[b], panel.benchmarks[b])
             yield from _rows(study, quantity, scale, label, [mine] if mine else [], found.n, Note())
-        for category, index in members:
+        for category, index in with_all(panel).items():
             if used := [b for b in index if b in counts]:
                 kept = [regrets[b] for b in index if b in regrets]
                 label, n = Label(category, f"mean of {len(kept)}"), min(counts[b] for b in used)
-                yield from _rows(study, quantity, scale, label, kept, n, without(panel, index, regrets))
+                said = without([panel.benchmarks[b] for b in index if b not in regrets])
+                yield from _rows(study, quantity, scale, label, kept, n, said)
 
 
 def _rows(
