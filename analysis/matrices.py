@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -9,9 +10,9 @@ from html import escape
 import numpy as np
 
 from evalengine.analysis import page
-from evalengine.analysis.correlation import Sample, bounded_ratio
+from evalengine.analysis.correlation import bounded_ratio
 from evalengine.analysis.figure import Heatmaps, Intervals, file_part
-from evalengine.analysis.groups import ALL, Array, Data, Group, Label, Pairs
+from evalengine.analysis.groups import ALL, Array, Data, Group, Label, Pairs, Statistic, group_of
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, excludes_zero
 from evalengine.analysis.tables import Row
@@ -20,89 +21,76 @@ BLOCK_BYTES = 16 << 20  # replicates at once: the allocator reuses such blocks, 
 
 
 def rows(study: Study) -> list[Row]:
-    out = []
+    out: list[Row] = []
     for quantity in study.panel.quantities:
+        found: dict[str, list[Row]] = {}
         for group in matrices(study.data, quantity):
-            out += study.rows(group)
-        out += study.rows(similarity(study.data, quantity))
+            found.setdefault(group.protocol, []).extend(study.rows(group))
+        out += itertools.chain.from_iterable(found.values())
     return out
 
 
 def matrices(data: Data, quantity: str) -> Iterator[Group]:
-    """The full cross-stage matrix (row: benchmark before, column: benchmark after) and both within-stage ones.
+    """The full cross-stage matrix (row: benchmark before, column: benchmark after), both within-stage ones, and how alike these
+    are.
 
     In blocks of pairs, so that no more than a few blocks of replicates exist at a time.
     """
     panel = data.panel
     B = len(panel.benchmarks)
-    square = np.array([(i, B + j) for i in range(B) for j in range(B)])
-    upper = np.stack(np.triu_indices(B, 1), axis=-1)
     columns = data.sample(quantity, panel.scales[0]).w_MC.shape[1]
     step = max(1, BLOCK_BYTES // (8 * columns))
-    before, after = panel.stages
-    for name, every in (("cross", square), (before, upper), (after, upper + B)):
-        for start in range(0, len(every), step):
-            pairs = every[start : start + step]
-            values = {scale: data.correlate(quantity, scale, pairs) for scale in panel.scales}
-            n = {scale: data.n(quantity, scale, pairs) for scale in panel.scales}
-            labels = [
-                Label(panel.categories[i % B], panel.benchmarks[i % B], panel.benchmarks[j % B])
-                for i, j in pairs
-            ]
-            yield Group(f"matrix_{name}", quantity, labels, values, n, {}, data.statistic == "pearson")
+    square = np.array([(i, B + j) for i in range(B) for j in range(B)])
+    for start in range(0, len(square), step):
+        yield _matrix(data, quantity, "cross", square[start : start + step])
+    upper = np.stack(np.triu_indices(B, 1), axis=-1)
+    sums = {scale: np.zeros((6, columns)) for scale in panel.scales}
+    n = {scale: len(panel.mixtures) for scale in panel.scales}
+    for start in range(0, len(upper), step):
+        pairs = upper[start : start + step]
+        before, after = (
+            _matrix(data, quantity, stage, pairs + t * B) for t, stage in enumerate(panel.stages)
+        )
+        yield from (before, after)
+        for scale in panel.scales:
+            x_PC, y_PC = before.values[scale], after.values[scale]
+            sums[scale] += _sums_over_rows(x_PC, y_PC)
+            known_P = np.isfinite(x_PC[:, 0] + y_PC[:, 0])
+            n[scale] = int(before.n[scale][known_P].min(initial=n[scale]))
+    label = Label(ALL, f"{len(upper)} pairs", ", ".join(panel.stages))
+    found = {scale: [Statistic(label, _pearson_of_sums(sums[scale]), n[scale])] for scale in panel.scales}
+    # The pairs share benchmarks and mixtures, so they are far from independent: the interval comes from resampling mixtures,
+    # and a p-value that takes the pairs for so many observations would be wrong.
+    yield group_of("similarity", quantity, found)
 
 
-def similarity(data: Data, quantity: str) -> Group:
-    """Correlation of the two within-stage matrices over their off-diagonal pairs (190 for 20 benchmarks).
-
-    The pairs share benchmarks and mixtures, so they are far from independent: the interval comes from
-    resampling mixtures, and a p-value that takes the pairs for so many observations would be wrong.
-    """
+def _matrix(data: Data, quantity: str, name: str, pairs: Pairs) -> Group:
     panel = data.panel
     B = len(panel.benchmarks)
-    upper = np.stack(np.triu_indices(B, 1), axis=-1)
-    values, n = {}, {}
-    for scale in panel.scales:
-        itself = np.stack([np.arange(2 * B)] * 2, axis=1)
-        varies = np.isfinite(data.correlate(quantity, scale, itself)[:, 0])
-        usable = upper[varies[upper].all(axis=1) & varies[upper + B].all(axis=1)]
-        values[scale] = _similarity(data, quantity, scale, usable, B)
-        n[scale] = np.array([data.n(quantity, scale, usable).min(initial=len(panel.mixtures))])
-    before, after = panel.stages
-    count = B * (B - 1) // 2
-    return Group("similarity", quantity, [Label(ALL, f"{count} pairs", f"{before}, {after}")], values, n)
+    values = {scale: data.correlate(quantity, scale, pairs) for scale in panel.scales}
+    n = {scale: data.n(quantity, scale, pairs) for scale in panel.scales}
+    labels = [
+        Label(panel.categories[i % B], panel.benchmarks[i % B], panel.benchmarks[j % B]) for i, j in pairs
+    ]
+    return Group(f"matrix_{name}", quantity, labels, values, n, {}, data.statistic == "pearson")
 
 
-def _similarity(data: Data, quantity: str, scale: str, pairs: Pairs, benchmarks: int) -> Array:
-    """(1, C); in blocks of columns, so that memory stays bounded for many pairs."""
-    sample = data.sample(quantity, scale)
-    columns = sample.w_MC.shape[1]
-    r_C = np.full((1, columns), np.nan)
-    step = max(256, BLOCK_BYTES // (8 * max(1, len(pairs))))
-    for start in range(0, columns if len(pairs) >= 3 else 0, step):
-        part = slice(start, start + step)
-        x_VMC = sample.x_VMC if sample.x_VMC.shape[2] == 1 else sample.x_VMC[:, :, part]
-        piece = Sample(x_VMC, np.ascontiguousarray(sample.w_MC[:, part]), sample.block_M)
-        block = Data(data.panel, {(quantity, scale): piece}, data.statistic)
-        before, after = (block.correlate(quantity, scale, p) for p in (pairs, pairs + benchmarks))
-        r_C[0, part] = _pearson_over_rows(before, after)
-    return r_C
+def _sums_over_rows(x_PC: Array, y_PC: Array) -> Array:
+    """(6, C): how many rows are known on both sides in a column, and over these the sums of x, y, x^2, y^2 and x y."""
+    known_PC = np.isfinite(x_PC) & np.isfinite(y_PC)
+    x, y = np.where(known_PC, x_PC, 0.0), np.where(known_PC, y_PC, 0.0)
+    return np.stack([a.sum(axis=0) for a in (known_PC, x, y, x * x, y * y, x * y)])
 
 
-def _pearson_over_rows(x_PC: Array, y_PC: Array) -> Array:
-    """Pearson r over the first axis, column by column; a row that is NaN in a column is left out of that column.
+def _pearson_of_sums(sum_6C: Array) -> Array:
+    """Pearson r over rows, column by column, of `_sums_over_rows`.
 
     NaN where a side does not vary: in a resample of two different mixtures every r is 1 or -1, and all may be alike.
     """
-    known = np.isfinite(x_PC) & np.isfinite(y_PC)
-    count = known.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        dx = np.where(known, x_PC, 0.0) - np.where(known, x_PC, 0.0).sum(axis=0) / count
-        dy = np.where(known, y_PC, 0.0) - np.where(known, y_PC, 0.0).sum(axis=0) / count
-        dx, dy = np.where(known, dx, 0.0), np.where(known, dy, 0.0)
-        xy, xx, yy = ((a * b).sum(axis=0) / count for a, b in ((dx, dy), (dx, dx), (dy, dy)))
-        r = bounded_ratio(xy, xx, yy)
-    return np.where(count >= 3, r, np.nan)
+        x, y, xx, yy, xy = sum_6C[1:] / sum_6C[0]
+        r = bounded_ratio(xy - x * y, xx - x * x, yy - y * y)
+    return np.where(sum_6C[0] >= 3, r, np.nan)
 
 
 def section(results: Results) -> str:

@@ -102,27 +102,29 @@ def _add_product(a_c, b_c, out):  # type: ignore[no-untyped-def]
 
 @jit()
 def pair_sums(first, last, terms_TMM, w_MC, out_TC):  # type: ignore[no-untyped-def]
-    """Adds the sum over pairs of mixtures k < m of terms[t, m, k] w[m, c] w[k, c], of ROWS terms at most."""
+    """Adds the sum over pairs of mixtures k < m of terms[t, m, k] w[m, c] w[k, c]."""
     T, (M, C) = len(terms_TMM), w_MC.shape
+    inner, a_RM = np.empty(ROWS * WIDE), np.zeros((ROWS, M))
     for tile in range(first, last):
         start, stop = tile * WIDE, min(tile * WIDE + WIDE, C)
-        inner = np.empty(ROWS * WIDE)
-        a_RM = np.zeros((ROWS, M))
-        for m in range(1, M):
-            inner[:] = 0.0
-            for t in range(T):
-                if stop - start < WIDE:
-                    _add_weighted(terms_TMM[t, m, :m], w_MC, start, inner[t * WIDE : t * WIDE + stop - start])
+        width = stop - start
+        for t in range(T):
+            for m in range(1, M, ROWS):
+                rows = min(ROWS, M - m)
+                for r in range(rows):
+                    a_RM[r, : m + r] = terms_TMM[t, m + r, : m + r]
+                    a_RM[r, m + r :] = 0.0
+                inner[:] = 0.0
+                if width == WIDE and rows == ROWS:
+                    _add_weighted_rows(a_RM[:, : m + ROWS - 1], w_MC, start, inner)
                 else:
-                    a_RM[t, :m] = terms_TMM[t, m, :m]
-            if stop - start == WIDE:
-                _add_weighted_rows(a_RM[:, :m], w_MC, start, inner)
-            for t in range(T):
-                _add_product(
-                    inner[t * WIDE : t * WIDE + stop - start],
-                    w_MC[m, start:stop],
-                    out_TC[t, start:stop],
-                )
+                    for r in range(rows):
+                        _add_weighted(
+                            a_RM[r, : m + ROWS - 1], w_MC, start, inner[r * WIDE : r * WIDE + width]
+                        )
+                for r in range(rows):
+                    row = inner[r * WIDE : r * WIDE + width]
+                    _add_product(row, w_MC[m + r, start:stop], out_TC[t, start:stop])
 
 
 @jit(fastmath={"contract"})

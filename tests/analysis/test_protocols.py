@@ -15,9 +15,11 @@ from evalengine.analysis.alignment import alignment
 from evalengine.analysis.bootstrap import draw_resamples, enumerate_resamples
 from evalengine.analysis.coherence import coherence
 from evalengine.analysis.effects import departure, share_effects, web_source_differences
-from evalengine.analysis.matrices import by_chance, matrices, similarity
+from evalengine.analysis.matrices import by_chance, matrices
+from evalengine.analysis.matrices import rows as matrix_rows
 from evalengine.analysis.mixtures import from_sources
 from evalengine.analysis.panel import Cell, Panel, assemble
+from evalengine.analysis.protocol import Study
 from evalengine.analysis.study import Options, analyse, fixed_data
 from evalengine.analysis.transfer import category_transfer, transfer
 from evalengine.analysis.true_regret import TOP1_JUDGED
@@ -109,7 +111,8 @@ def test_coherence_averages_the_pairs_that_a_resample_defines() -> None:
 def test_matrices_and_their_similarity(setup) -> None:
     panel, data, columns = setup
     groups: dict[str, dict[tuple[str, str], np.ndarray]] = {}
-    for group in matrices(data, "accuracy"):
+    *of_pairs, similarity = matrices(data, "accuracy")
+    for group in of_pairs:
         at = groups.setdefault(group.protocol, {})
         at |= {(label.name, label.other): group.values["1B"][k] for k, label in enumerate(group.labels)}
     assert {name: len(found) for name, found in groups.items()} == {
@@ -117,7 +120,7 @@ def test_matrices_and_their_similarity(setup) -> None:
         "matrix_pt": 15,
         "matrix_sft": 15,
     }
-    alike = similarity(data, "accuracy").values["1B"]
+    alike = similarity.values["1B"]
     for c, chosen in columns.items():
         x = panel.values["accuracy"][1][:, chosen]
         for (i, a), (j, b) in itertools.product(enumerate(NAMES), repeat=2):
@@ -128,6 +131,18 @@ def test_matrices_and_their_similarity(setup) -> None:
             [groups["matrix_pt"][NAMES[i], NAMES[j]][c] for i, j in pairs], before, atol=1e-9
         )
         assert alike[0, c] == pytest.approx(r(before, after), abs=1e-9)
+
+
+def test_matrices_in_blocks_are_the_same_rows(setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, data, _ = setup
+    study = Study(data, draw_resamples(9, 100, seed=3), Options())
+    whole = {(*row[:6], row.contrast): row for row in matrix_rows(study)}
+    monkeypatch.setattr("evalengine.analysis.matrices.BLOCK_BYTES", 4 * 110 * 8)  # four pairs of 15
+    parts = matrix_rows(study)
+    assert len(parts) == len(whole)
+    for row in parts:
+        same = whole[(*row[:6], row.contrast)]
+        assert (row.n, row.estimate, row.low) == pytest.approx((same.n, same.estimate, same.low), abs=1e-9)
 
 
 def test_the_matrix_says_how_many_intervals_exclude_zero_by_chance() -> None:
@@ -149,7 +164,8 @@ def test_a_stage_whose_correlations_are_all_alike_has_no_similarity() -> None:
     panel = make()
     panel.values["accuracy"][1, 0] = np.outer(np.linspace(0.2, 0.7, 9), np.linspace(0.5, 1.0, 6))
     data = fixed_data(panel, draw_resamples(9, 100, 0), "pearson")
-    assert np.isnan(similarity(data, "accuracy").values["1B"]).all()
+    *_, similarity = matrices(data, "accuracy")
+    assert similarity.protocol == "similarity" and np.isnan(similarity.values["1B"]).all()
 
 
 def test_coherence(setup) -> None:
