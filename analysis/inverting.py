@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from evalengine.analysis.bootstrap import Array, Resamples, acceleration, jackknife_error
+from evalengine.analysis.bootstrap import Array, Resamples, acceleration, below, jackknife_error
 from evalengine.analysis.correlation import benjamini_hochberg
 from evalengine.analysis.groups import Group
 from evalengine.analysis.tables import Tests
@@ -40,16 +40,11 @@ def p_at_most(value_SC: Array, plan: Resamples, value: float = 0.0) -> Array:
     """
     from scipy.special import ndtri, stdtr
 
-    from evalengine.analysis.numba_kernels import below
-
     value_SC = np.ascontiguousarray(value_SC, dtype=np.float64)
     first = 1 + plan.jackknife
-    estimate, replicate = value_SC[:, 0].copy(), value_SC[:, first:]
+    estimate = value_SC[:, 0].copy()
     with np.errstate(all="ignore"):
-        share, z0 = (
-            below(replicate, plan.multiplicity_R, at)[:, 0]
-            for at in (np.full(len(estimate), value), estimate)
-        )
+        share, z0 = (below(value_SC, plan, at)[:, 0] for at in (np.full(len(estimate), value), estimate))
         least = 1.0 / (plan.multiplicity_R.sum() + 1.0)
         farthest, z0 = -ndtri(least), ndtri(z0)
         w = ndtri(share.clip(least, 1.0 - least))

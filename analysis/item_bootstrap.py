@@ -62,7 +62,7 @@ def item_data(
         plan = Resamples(weight_MC, np.ones(count), groups, False, blocks=plan.blocks)
     columns = plan.weight_MC.shape[1]
     B = len(panel.benchmarks)
-    x = {q: np.full((len(panel.scales), 2 * B, M, columns), np.nan) for q in quantities}
+    x = {q: np.empty((len(panel.scales), 2 * B, M, columns)) for q in quantities}
     seeds = np.random.SeedSequence([seed, 1]).spawn(B)
     for b, known in enumerate(panel.items):
         scores_QKI = [known.scores(q) for q in quantities]
@@ -71,7 +71,8 @@ def item_data(
                 value_KC = np.concatenate([value_KC[:, :1].repeat(1 + M, axis=1), value_KC[:, 1:]], axis=1)
             for t in range(2):
                 row_SM = panel.row[:, t, :, b]
-                x[q][:, t * B + b][row_SM >= 0] = value_KC[row_SM[row_SM >= 0]]
+                x[q][:, t * B + b] = value_KC[row_SM]
+                x[q][:, t * B + b][row_SM < 0] = np.nan
     samples = {
         (q, scale): Sample(np.ascontiguousarray(x[q][s]), plan.weight_MC, panel.block_M)
         for q in x

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.arrow import numbers
 from evalengine.errors import UserError
 from evalengine.metrics import known_metric, raw_answers, table_answers
 from evalengine.untrusted import printable
@@ -223,9 +224,10 @@ def _first(table: pa.Table, key: str) -> str | None:
 
 def _chance(table: pa.Table) -> float:
     """The mean accuracy of guessing."""
-    import pyarrow.compute as pc
-
-    return float(pc.mean(pc.divide(1.0, pc.list_value_length(table["loglik"]))).as_py())
+    # Arrow's own arithmetic with one of Python's numbers would import pandas.
+    count_I = np.diff(numbers(table["loglik"].combine_chunks().offsets))
+    with np.errstate(divide="ignore"):
+        return float((1.0 / count_I).mean())
 
 
 class _Part(NamedTuple):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -110,12 +110,15 @@ class Measured(NamedTuple):
         return bool(min(before - self.noise.before, after - self.noise.after) <= 0.0)
 
 
-def measured(data: Data, quantity: str, scale: str) -> dict[int, Measured | Note]:
+ByBenchmark = dict[int, Measured | Note]
+
+
+def measured(data: Data, quantity: str, scale: str) -> ByBenchmark:
     """Every benchmark's noise and covariance at a scale, or why they are not known."""
     panel = data.panel
     B, s = len(panel.benchmarks), panel.scales.index(scale)
     sample = data.sample(quantity, scale)
-    out: dict[int, Measured | Note] = {}
+    out: ByBenchmark = {}
     for b in range(B):
         keep = np.asarray(np.isfinite(sample.x_VMC[[b, B + b], :, 0]).all(axis=0))
         noise = _noise(panel, quantity, s, b, keep)
@@ -133,7 +136,12 @@ def measured(data: Data, quantity: str, scale: str) -> dict[int, Measured | Note
     return out
 
 
-def reliability(data: Data, quantity: str) -> Group:
+def measured_by_scale(data: Data, quantity: str) -> dict[str, ByBenchmark]:
+    """`measured` at every scale."""
+    return {scale: measured(data, quantity, scale) for scale in data.panel.scales}
+
+
+def reliability(data: Data, quantity: str, known: Mapping[str, ByBenchmark]) -> Group:
     """Per benchmark: reliability at both stages, and the ceiling that r could reach if nothing but noise blurred it.
 
     In a resample the noise stays what it is and the variances are resampled. The ceiling is the r of rho = 1:
@@ -145,11 +153,11 @@ def reliability(data: Data, quantity: str) -> Group:
     for scale in panel.scales:
         found[scale] = []
         columns = data.sample(quantity, scale).w_MC.shape[1]
-        for b, known in measured(data, quantity, scale).items():
-            if isinstance(known, Note):
-                value_3C, n, notes = np.full((3, columns), np.nan), 0, [known] * 3
+        for b, one in known[scale].items():
+            if isinstance(one, Note):
+                value_3C, n, notes = np.full((3, columns), np.nan), 0, [one] * 3
             else:
-                value_3C, n = _reliabilities(known), known.n
+                value_3C, n = _reliabilities(one), one.n
                 notes = [Note(), Note(), NOISY if (value_3C[:2, 0] <= 0).any() else Note()]
             for kind, value_C, note in zip(kinds, value_3C, notes, strict=True):
                 label = Label(panel.categories[b], panel.benchmarks[b], kind)
@@ -157,13 +165,12 @@ def reliability(data: Data, quantity: str) -> Group:
     return group_of("reliability", quantity, found)
 
 
-def without_noise(study: Study, quantity: str) -> list[Row]:
+def without_noise(study: Study, quantity: str, known: Mapping[str, ByBenchmark]) -> list[Row]:
     """r without noise of every benchmark (`latent_r`), and the mean of a category and of all (`pooled`)."""
     panel, out = study.panel, []
     for scale in panel.scales:
-        known = measured(study.data, quantity, scale)
         at = "reliability", quantity, scale
-        for b, found in known.items():
+        for b, found in known[scale].items():
             label = Label(panel.categories[b], panel.benchmarks[b], WITHOUT_NOISE)
             if isinstance(found, Note):
                 out.append(plain_row(*at, label, math.nan, note=found.text, note_kind=found.kind))
@@ -172,7 +179,7 @@ def without_noise(study: Study, quantity: str) -> list[Row]:
                 out.append(latent_row(*at, label, latent_of(found, study.options.level), found.n, note))
         usable = {
             b: m
-            for b, m in known.items()
+            for b, m in known[scale].items()
             if isinstance(m, Measured) and min(m.noise.before, m.noise.after) > 0
         }
         means = []
@@ -286,8 +293,9 @@ def _reliabilities(known: Measured) -> Array:
 def rows(study: Study) -> list[Row]:
     out = []
     for quantity in study.panel.quantities:
-        out += study.rows(reliability(study.data, quantity))
-        out += without_noise(study, quantity)
+        known = measured_by_scale(study.data, quantity)
+        out += study.rows(reliability(study.data, quantity, known))
+        out += without_noise(study, quantity, known)
     return out
 
 

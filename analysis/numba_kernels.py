@@ -2,11 +2,12 @@
 
 A resample is a column of weights, not a copy of the data: `w_MC[m, c]` is how often mixture m is in resample
 c over the column's total. A weighted correlation of variables i and j in every column is then one product per
-mixture and column, laid out so that the innermost loop runs along contiguous columns. Every output element is
-computed by one thread in a fixed order, so the results do not depend on the number of threads.
+mixture and column, laid out so that the innermost loop runs along contiguous columns.
 
-Large results are allocated by the caller: NumPy asks the system for huge pages, an allocation inside a kernel does
-not, and page faults would cost more than the arithmetic.
+A kernel whose first arguments are `first` and `last` does that part of its outermost loop, for `threads.spread`. Every output
+element is computed by one call in a fixed order, so the results do not depend on the number of threads. Results are
+allocated by the caller: NumPy asks the system for huge pages, an allocation inside a kernel does not, and page faults would
+cost more than the arithmetic.
 
 Cost: P pairs, M mixtures, C columns: 2*P*M*C FLOPs for Pearson. Nothing is drawn in here.
 
@@ -17,7 +18,6 @@ NaN marks a degenerate column: one in which a variable has no spread.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from evalengine.jit import jit
 
@@ -30,8 +30,7 @@ PERMUTATIONS = 256  # at a time
 @jit(fastmath={"contract"})
 def _add_weighted(a_M, w_MC, start, out):  # type: ignore[no-untyped-def]
     """Adds sum_m a[m] w[m, c] to `out`, which begins at column `start`."""
-    # A function of its own: inside `prange` LLVM cannot tell that these arrays do not overlap, and does not
-    # vectorise.
+    # A function of its own: within a larger one LLVM cannot tell that these arrays do not overlap, and does not vectorise.
     M, stop = len(a_M), start + len(out)
     for m in range(0, M - 2, 3):  # three at a time: fewer passes over the tile
         a, b, d = a_M[m], a_M[m + 1], a_M[m + 2]
@@ -73,23 +72,26 @@ def _add_weighted_rows(a_RM, w_MC, start, out):  # type: ignore[no-untyped-def]
             out[3 * WIDE + c] += a3 * x
 
 
-@jit(parallel=True)
-def weighted_sums(a_SM, w_MC):  # type: ignore[no-untyped-def]
-    """Sum over mixtures of a[s, m] w[m, c], (S, C): a matrix product whose bits do not depend on the number of threads."""
+def tiles(columns: int) -> int:
+    """How many tiles of WIDE columns the kernels over columns take."""
+    return (columns + WIDE - 1) // WIDE
+
+
+@jit()
+def weighted_sums(first, last, a_SM, w_MC, out_SC):  # type: ignore[no-untyped-def]
+    """Sums over mixtures of a[s, m] w[m, c] in place of zeros, (S, C): a matrix product whose bits do not depend on the tiles."""
     S, C = len(a_SM), w_MC.shape[1]
-    out_SC = np.zeros((S, C))
-    for tile in prange((C + WIDE - 1) // WIDE):
+    for tile in range(first, last):
         start, stop = tile * WIDE, min(tile * WIDE + WIDE, C)
         total = np.empty(ROWS * WIDE)
         together = S // ROWS * ROWS if stop - start == WIDE else 0
-        for first in range(0, together, ROWS):
+        for s in range(0, together, ROWS):
             total[:] = 0.0
-            _add_weighted_rows(a_SM[first : first + ROWS], w_MC, start, total)
+            _add_weighted_rows(a_SM[s : s + ROWS], w_MC, start, total)
             for r in range(ROWS):
-                out_SC[first + r, start:stop] = total[r * WIDE : r * WIDE + WIDE]
+                out_SC[s + r, start:stop] = total[r * WIDE : r * WIDE + WIDE]
         for s in range(together, S):
             _add_weighted(a_SM[s], w_MC, start, out_SC[s, start:stop])
-    return out_SC
 
 
 @jit(fastmath={"contract"})
@@ -98,11 +100,11 @@ def _add_product(a_c, b_c, out):  # type: ignore[no-untyped-def]
         out[c] += a_c[c] * b_c[c]
 
 
-@jit(parallel=True)
-def pair_sums(terms_TMM, w_MC, out_TC):  # type: ignore[no-untyped-def]
+@jit()
+def pair_sums(first, last, terms_TMM, w_MC, out_TC):  # type: ignore[no-untyped-def]
     """Adds the sum over pairs of mixtures k < m of terms[t, m, k] w[m, c] w[k, c], of ROWS terms at most."""
     T, (M, C) = len(terms_TMM), w_MC.shape
-    for tile in prange((C + WIDE - 1) // WIDE):
+    for tile in range(first, last):
         start, stop = tile * WIDE, min(tile * WIDE + WIDE, C)
         inner = np.empty(ROWS * WIDE)
         a_RM = np.zeros((ROWS, M))
@@ -135,22 +137,22 @@ def _end_pearson(total, inverse_x, inverse_y, out):  # type: ignore[no-untyped-d
         out[c] = total[c] * (inverse_x[c] * inverse_y[c])
 
 
-@jit(parallel=True)
-def pearson(x_VM, pair_P2, w_MC, mean_VC, inverse_VC, out_PC):  # type: ignore[no-untyped-def]
+@jit()
+def pearson(first, last, x_VM, pair_P2, w_MC, mean_VC, inverse_VC, out_PC):  # type: ignore[no-untyped-def]
     """Fills the weighted Pearson r of each pair in each column, see `correlation.Moments`.
 
     Rounding may leave |r| a few 1e-9 above 1 in a column close to degenerate.
     """
     P, (M, C) = len(pair_P2), w_MC.shape
-    for tile in prange((C + WIDE - 1) // WIDE):
+    for tile in range(first, last):
         start, stop = tile * WIDE, min(tile * WIDE + WIDE, C)
         width = stop - start
         total = np.zeros(ROWS * WIDE)
         a_RM = np.zeros((ROWS, M))
-        for first in range(0, P, ROWS):
-            rows = min(ROWS, P - first)
+        for p in range(0, P, ROWS):
+            rows = min(ROWS, P - p)
             for r in range(rows):
-                i, j = pair_P2[first + r]
+                i, j = pair_P2[p + r]
                 a_RM[r] = x_VM[i] * x_VM[j]
                 row = total[r * WIDE : r * WIDE + width]
                 _start_pearson(mean_VC[i, start:stop], mean_VC[j, start:stop], row)
@@ -159,71 +161,69 @@ def pearson(x_VM, pair_P2, w_MC, mean_VC, inverse_VC, out_PC):  # type: ignore[n
             if width == WIDE and rows == ROWS:
                 _add_weighted_rows(a_RM, w_MC, start, total)
             for r in range(rows):
-                i, j = pair_P2[first + r]
+                i, j = pair_P2[p + r]
                 row = total[r * WIDE : r * WIDE + width]
                 _end_pearson(
-                    row, inverse_VC[i, start:stop], inverse_VC[j, start:stop], out_PC[first + r, start:stop]
+                    row, inverse_VC[i, start:stop], inverse_VC[j, start:stop], out_PC[p + r, start:stop]
                 )
 
 
-@jit(parallel=True)
-def midranks(x_VMc, w_MC):  # type: ignore[no-untyped-def]
+@jit()
+def midranks(first, last, x_VMc, w_MC, out_VMC):  # type: ignore[no-untyped-def]
     """Weighted mid-ranks scaled to unit variance if spread evenly, (V, M, C): mass below plus half the mass of ties.
 
     `x_VMc` is (V, M, 1), one data set for all columns, or (V, M, C).
     """
-    V, M, last = x_VMc.shape
-    C = w_MC.shape[1]
-    step = 1 if last > 1 else 0
-    out_VMC = np.empty((V, M, C))
-    for v in prange(V):
+    M, C = w_MC.shape
+    step = 1 if x_VMc.shape[2] > 1 else 0
+    for v in range(first, last):
         order = np.argsort(x_VMc[v, :, 0])
         for c in range(C):
             if step == 1 and c > 0:
                 order = np.argsort(x_VMc[v, :, c])
             below = 0.0
-            first = 0
-            while first < M:
-                value = x_VMc[v, order[first], c * step]
-                stop = first
+            start = 0
+            while start < M:
+                value = x_VMc[v, order[start], c * step]
+                stop = start
                 tied = 0.0
                 while stop < M and x_VMc[v, order[stop], c * step] == value:
                     tied += w_MC[order[stop], c]
                     stop += 1
-                for k in range(first, stop):
+                for k in range(start, stop):
                     out_VMC[v, order[k], c] = (below + 0.5 * tied) * 3.4641016151377544
                 below += tied
-                first = stop
-    return out_VMC
+                start = stop
 
 
 @jit()
-def _below_of(value_R, weight_R, low, high, out_2):  # type: ignore[no-untyped-def]
-    less = 0.0
-    at_most = 0.0
-    valid = 0.0
-    total = 0.0
-    for r in range(len(value_R)):
-        # Comparisons with NaN are false, so a degenerate resample counts in `total` alone.
-        value = value_R[r]
-        weight = weight_R[r]
-        total += weight
-        valid += weight if value == value else 0.0
-        less += weight if value < low else 0.0
-        at_most += weight if value <= high else 0.0
-    out_2[0] = 0.5 * (less + at_most) / valid if valid > 0.0 else np.nan
-    out_2[1] = 1.0 - valid / total
+def _add_shares(value_r, weight_r, low, high, less, at_most, valid):  # type: ignore[no-untyped-def]
+    # Comparisons with NaN are false, so a degenerate resample is in none of the sums.
+    for k in range(len(value_r)):
+        value, weight = value_r[k], weight_r[k]
+        valid[k] += weight if value == value else 0.0
+        less[k] += weight if value < low else 0.0
+        at_most[k] += weight if value <= high else 0.0
 
 
-@jit(parallel=True)
-def below(value_SR, weight_R, estimate_S):  # type: ignore[no-untyped-def]
-    """(S, 2): share of the weight below the estimate, ties counted half; share of the weight that is degenerate."""
-    S = value_SR.shape[0]
-    out_S2 = np.empty((S, 2))
-    for s in prange(S):
+@jit()
+def below(first, last, value_SC, skip, weight_R, estimate_S, out_S2):  # type: ignore[no-untyped-def]
+    """(S, 2): share of the weight below the estimate, ties counted half; share of the weight that is degenerate.
+
+    The first `skip` columns are no resamples. They are not left out beforehand: LLVM makes vectors of contiguous rows alone.
+    Weights are whole numbers, so that WIDE sums of each kind, which make a vector of every step, add up to what one would.
+    """
+    total = weight_R.sum()
+    for s in range(first, last):
         slack = 1e-12 * max(1.0, abs(estimate_S[s]))
-        _below_of(value_SR[s], weight_R, estimate_S[s] - slack, estimate_S[s] + slack, out_S2[s])
-    return out_S2
+        low, high = estimate_S[s] - slack, estimate_S[s] + slack
+        less, at_most, valid = np.zeros(WIDE), np.zeros(WIDE), np.zeros(WIDE)
+        for r in range(0, len(weight_R), WIDE):
+            value_r, weight_r = value_SC[s, skip + r : skip + r + WIDE], weight_R[r : r + WIDE]
+            _add_shares(value_r, weight_r, low, high, less, at_most, valid)
+        known = valid.sum()
+        out_S2[s, 0] = 0.5 * (less.sum() + at_most.sum()) / known if known > 0.0 else np.nan
+        out_S2[s, 1] = 1.0 - known / total
 
 
 @jit()
@@ -294,13 +294,19 @@ def _select(value_R, weight_R, mass, bin_R, target_T):  # type: ignore[no-untype
 
 
 @jit()
+def _widen(value_r, low_r, high_r):  # type: ignore[no-untyped-def]
+    for k in range(len(value_r)):
+        value = value_r[k]
+        low_r[k] = value if value < low_r[k] else low_r[k]
+        high_r[k] = value if value > high_r[k] else high_r[k]
+
+
+@jit()
 def _quantiles_of(value_R, weight_R, prob_Q, linear, out_Q):  # type: ignore[no-untyped-def]
-    low = np.inf
-    high = -np.inf
-    for r in range(len(value_R)):
-        value = value_R[r]
-        low = value if value < low else low
-        high = value if value > high else high
+    low_r, high_r = np.full(WIDE, np.inf), np.full(WIDE, -np.inf)
+    for r in range(0, len(value_R), WIDE):
+        _widen(value_R[r : r + WIDE], low_r, high_r)
+    low, high = low_r.min(), high_r.max()
     if not low < high:
         out_Q[:] = low if low == high else np.nan
         return
@@ -315,18 +321,16 @@ def _quantiles_of(value_R, weight_R, prob_Q, linear, out_Q):  # type: ignore[no-
         out_Q[q] = selected[2 * q] * (1.0 - part) + selected[2 * q + 1] * part
 
 
-@jit(parallel=True)
-def quantiles(value_SR, weight_R, prob_SQ, linear):  # type: ignore[no-untyped-def]
-    """Weighted quantiles of each row, NaN left out, (S, Q), without sorting the row.
+@jit()
+def quantiles(first, last, value_SC, skip, weight_R, prob_SQ, linear, out_SQ):  # type: ignore[no-untyped-def]
+    """Weighted quantiles of each row but for `skip` columns, NaN left out, (S, Q), without sorting the row.
 
     `linear` interpolates between order statistics as NumPy's default does (for unit weights); otherwise the quantile is
     the smallest value whose cumulative weight reaches prob * total: the exact distribution's inverse. A histogram of
     the weights finds the bins that hold the wanted order statistics; only those are sorted.
     """
-    out_SQ = np.empty((value_SR.shape[0], prob_SQ.shape[1]))
-    for s in prange(value_SR.shape[0]):
-        _quantiles_of(value_SR[s], weight_R, prob_SQ[s], linear, out_SQ[s])
-    return out_SQ
+    for s in range(first, last):
+        _quantiles_of(value_SC[s, skip:], weight_R, prob_SQ[s], linear, out_SQ[s])
 
 
 @jit()
@@ -337,18 +341,16 @@ def _add_terms(a_MS, order_N, total_NS):  # type: ignore[no-untyped-def]
             total[s] += row[s]
 
 
-@jit(parallel=True)
-def permutation_hits(a_MMS, perm_MN, threshold_S):  # type: ignore[no-untyped-def]
-    """How many of the given permutations (column n is one) have |sum_m A[m, perm(m)]| >= threshold, (S,).
+@jit()
+def permutation_hits(first, last, a_MMS, perm_MN, threshold_S, hits_KS):  # type: ignore[no-untyped-def]
+    """Counts how many of each PERMUTATIONS (column n is one) have |sum_m A[m, perm(m)]| >= threshold, (K, S).
 
     Statistics lie innermost and a block of permutations passes one mixture after the other, so that what one step reads
     stays in the cache.
     """
     M, N = perm_MN.shape
     S = a_MMS.shape[2]
-    blocks = (N + PERMUTATIONS - 1) // PERMUTATIONS
-    hits_KS = np.zeros((blocks, S), dtype=np.int64)
-    for k in prange(blocks):
+    for k in range(first, last):
         start, stop = k * PERMUTATIONS, min(k * PERMUTATIONS + PERMUTATIONS, N)
         total_NS = np.zeros((stop - start, S))
         for m in range(M):
@@ -357,4 +359,3 @@ def permutation_hits(a_MMS, perm_MN, threshold_S):  # type: ignore[no-untyped-de
             for s in range(S):
                 if abs(total_NS[n, s]) >= threshold_S[s]:
                     hits_KS[k, s] += 1
-    return hits_KS.sum(axis=0)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from evalengine.analysis.blocks import permutation_words, with_blocks
 from evalengine.analysis.bootstrap import KINDS, Resamples, resamples
@@ -26,6 +28,7 @@ from evalengine.analysis.protocol import Study
 from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.results import MANIFEST, TABLES_VERSION
 from evalengine.analysis.tables import Options, Row
+from evalengine.analysis.threads import each
 from evalengine.analysis.together import Content, write_together
 from evalengine.analysis.verdicts import Verdict, verdicts
 from evalengine.errors import UserError
@@ -61,7 +64,11 @@ def analyse(panel: Panel, options: Options, mixtures: Mixtures | None = None) ->
     if panel.blocks is not None:
         across = replace(panel, blocks=None)
         study = replace(study, across=Study(*weighted(across, options), options, mixtures))
-    tables = {protocol.table: protocol.rows(study) for protocol in PROTOCOLS}
+    # Begun in reverse: the last ones take longest, and cores idle least when long calls begin first. BLAS has threads of its
+    # own, which would take the cores from these.
+    with threadpool_limits(1, user_api="blas"):
+        rows = each([partial(protocol.rows, study) for protocol in reversed(PROTOCOLS)])
+    tables = {protocol.table: found for protocol, found in zip(PROTOCOLS, reversed(rows), strict=True)}
     return Analysis(panel, tables, verdicts(tables["transfer"]), describe(study))
 
 

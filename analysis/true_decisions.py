@@ -24,7 +24,7 @@ Dims: B benchmarks, C columns (the sample, and without each mixture).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -72,11 +72,10 @@ def loss_judged(covariance_B3C: Array, noise_B3: Array, n_B: Array) -> Array:
     return loss_C
 
 
-def rows(study: Study, quantity: str) -> Iterator[Row]:
+def rows(study: Study, quantity: str, known_at: Mapping[str, Known]) -> Iterator[Row]:
     """Of each benchmark, category and all, where the item noise is known."""
     panel = study.panel
-    for scale in panel.scales:
-        known = known_noise(study, quantity, scale)
+    for scale, known in known_at.items():
         for b, found in known.items():
             share = right_of_two(np.array(latent_of(found, study.options.level)))
             said = NOISY if found.lost_in_noise else Note()
@@ -89,12 +88,18 @@ def rows(study: Study, quantity: str) -> Iterator[Row]:
                 yield from _of_category(study, quantity, scale, label, [known[b] for b in used], said)
 
 
-def known_noise(study: Study, quantity: str, scale: str) -> dict[int, Measured]:
-    """The benchmarks whose item noise is known at both stages."""
+Known = dict[int, Measured]  # by benchmark
+
+
+def known_noise(study: Study, quantity: str) -> dict[str, Known]:
+    """At each scale, the benchmarks whose item noise is known at both stages."""
     return {
-        b: found
-        for b, found in measured(_without_resamples(study, quantity, scale), quantity, scale).items()
-        if isinstance(found, Measured) and min(found.noise.before, found.noise.after) > 0.0
+        scale: {
+            b: found
+            for b, found in measured(_without_resamples(study, quantity, scale), quantity, scale).items()
+            if isinstance(found, Measured) and min(found.noise.before, found.noise.after) > 0.0
+        }
+        for scale in study.panel.scales
     }
 
 

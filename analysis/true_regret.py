@@ -20,7 +20,7 @@ Dims: M mixtures, D draws.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +32,7 @@ from evalengine.analysis.groups import Label, Note, with_all, without
 from evalengine.analysis.noise import Measured
 from evalengine.analysis.protocol import Study
 from evalengine.analysis.tables import Row, plain_row
-from evalengine.analysis.true_decisions import TABLE, clean_row, known_noise
+from evalengine.analysis.true_decisions import TABLE, Known, clean_row
 
 TOP1_JUDGED = "top1 judged without noise"
 REGRET_JUDGED = "regret judged without noise"
@@ -133,14 +133,14 @@ def _times(matrix_D22: NDArray[Any], pair_D2M: NDArray[np.float32]) -> NDArray[n
     return np.stack([m_D22[:, k, :1] * x_DM + m_D22[:, k, 1:] * y_DM for k in (0, 1)], axis=1)
 
 
-def rows(study: Study, quantity: str) -> Iterator[Row]:
+def rows(study: Study, quantity: str, known_at: Mapping[str, Known]) -> Iterator[Row]:
     """Of each benchmark, category and all, where the item noise is known."""
     panel = study.panel
     B = len(panel.benchmarks)
     for s, scale in enumerate(panel.scales):
         sample = study.data.sample(quantity, scale)
         counts, regrets = {}, {}
-        for b, found in known_noise(study, quantity, scale).items():
+        for b, found in known_at[scale].items():
             value_2M = sample.x_VMC[[b, B + b], :, 0]
             keep_M = np.isfinite(value_2M).all(axis=0)
             block_M = None if sample.block_M is None else sample.block_M[keep_M]

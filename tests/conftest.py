@@ -12,11 +12,9 @@ import pytest
 if not Path("/proc/driver/nvidia/version").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Two of pytest-xdist's workers that each use all cores wait for each other. Numba, as it starts its threads, raises OpenMP's
-# number to its own: without the second line, PyTorch would be slower by a factor of ten or more from the first analysis on.
+# Two of pytest-xdist's workers that each use all cores wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("NUMBA_NUM_THREADS", "1")
     os.environ.pop("COLUMNS", None)  # the width of the terminal that nothing is shown on
 
 # Started in the background of a script, pytest and its children would ignore Ctrl-C, which some tests are about.

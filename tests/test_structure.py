@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import graphlib
-import os
 from pathlib import Path
 
 import pytest
@@ -53,12 +52,3 @@ def test_product_code_does_not_know_the_tests() -> None:
         named = {name.split(".")[0] for name in imports(file, known)}
         assert not named & tests, file
         assert "sys.path" not in file.read_text(encoding="utf-8") or "tests" not in file.read_text(), file
-
-
-@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="a single process may use all cores")
-def test_numba_leaves_pytorch_one_thread() -> None:
-    import numba
-    import torch
-
-    assert numba.get_num_threads() == 1  # starts Numba's threads, which sets OpenMP's number
-    assert torch.get_num_threads() == 1

@@ -217,6 +217,16 @@ def test_importing_the_package_is_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_correlating_imports_no_pandas_and_no_torch(scores: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from evalengine.cli import main; main(sys.argv[1:]); "
+        "print([m for m in ('pandas', 'torch', 'matplotlib') if m in sys.modules])"
+    )
+    command = ["correlate", str(scores), "--out", str(tmp_path / "o")]
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_benchmark_baselines_compute_the_same_intervals() -> None:
     x = np.random.default_rng(0).normal(size=(6, 14))
     ours = bench.matrix(x, draw_resamples(14, 500, seed=2))

@@ -26,8 +26,13 @@ def panel(tmp_path_factory: pytest.TempPathFactory):
     return load_panel(folder)
 
 
+def reliability_of(panel):
+    data = fixed_data(panel, draw_resamples(9, 100, 0), "pearson")
+    return noise.reliability(data, "accuracy", noise.measured_by_scale(data, "accuracy"))
+
+
 def test_reliability_is_cronbachs_alpha(panel) -> None:
-    group = noise.reliability(fixed_data(panel, draw_resamples(9, 100, 0), "pearson"), "accuracy")
+    group = reliability_of(panel)
     at = {(label.name, label.other): k for k, label in enumerate(group.labels)}
     for b, name in enumerate(panel.benchmarks):
         for t, stage in enumerate(panel.stages):
@@ -41,13 +46,16 @@ def test_reliability_is_cronbachs_alpha(panel) -> None:
 def test_correction_with_independent_items_is_spearmans_formula(panel) -> None:
     """From counts alone the errors are independent: the ceiling is sqrt(rel * rel'), r without noise r over it."""
     bare = replace(panel, items=(), row=None)
-    group = noise.reliability(fixed_data(bare, draw_resamples(9, 100, 0), "pearson"), "accuracy")
+    group = reliability_of(bare)
     at = {(label.name, label.other): k for k, label in enumerate(group.labels)}
     value = group.values["1B"][:, 0]
     study = Study(
         fixed_data(bare, draw_resamples(9, 100, 0), "pearson"), draw_resamples(9, 100, 0), Options()
     )
-    rows = {(r.name, r.scale): r for r in noise.without_noise(study, "accuracy")}
+    rows = {
+        (r.name, r.scale): r
+        for r in noise.without_noise(study, "accuracy", noise.measured_by_scale(study.data, "accuracy"))
+    }
     inside = 0
     for b, name in enumerate(panel.benchmarks):
         x, y = panel.values["accuracy"][1, :, :, b]
@@ -86,7 +94,7 @@ def test_correction_recovers_the_planted_correlation() -> None:
 def test_no_spread_beyond_noise_is_said(tmp_path: Path) -> None:
     planted.write_study(tmp_path, items=30, spread=0.0)
     panel = load_panel(tmp_path)
-    group = noise.reliability(fixed_data(panel, draw_resamples(9, 100, 0), "pearson"), "accuracy")
+    group = reliability_of(panel)
     ceiling = [k for k, label in enumerate(group.labels) if label.other == "ceiling"]
     undefined = [k for k in ceiling if np.isnan(group.values["1B"][k, 0])]
     assert undefined and all(group.notes["1B"][k].kind == noise.ITEM_NOISE for k in undefined)

@@ -120,7 +120,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 def test_rows_are_the_formulas_of_what_was_measured(study: Study) -> None:
-    rows = list(true_decisions.rows(study, "accuracy"))
+    rows = list(true_decisions.rows(study, "accuracy", true_decisions.known_noise(study, "accuracy")))
     known = noise.measured(study.data, "accuracy", "1B")
     at = {(r.category, r.name, r.other): r for r in rows if r.scale == "1B"}
     found = [known[b] for b in (0, 1)]
@@ -131,7 +131,10 @@ def test_rows_are_the_formulas_of_what_was_measured(study: Study) -> None:
     half = st.t(M - 1).ppf(0.975) * math.sqrt((M - 1) / M * ((left_out - left_out.mean()) ** 2).sum())
     low = 0.5 + math.asin(np.clip(rho[0] - half, -1, 1)) / math.pi
     assert row.low == pytest.approx(low) and row.interval == "jackknife" and row.n == M
-    clean = {(r.scale, r.name): r for r in noise.without_noise(study, "accuracy")}
+    clean = {
+        (r.scale, r.name): r
+        for r in noise.without_noise(study, "accuracy", noise.measured_by_scale(study.data, "accuracy"))
+    }
     for name in study.panel.benchmarks:
         mine = next(r for key, r in at.items() if key[1] == name)
         theirs = clean["1B", name]
@@ -146,7 +149,8 @@ def test_rows_are_the_formulas_of_what_was_measured(study: Study) -> None:
 def test_without_items_or_their_number_nothing_is_corrected(study: Study) -> None:
     bare = replace(study.panel, items=(), n_items=np.zeros(5, dtype=np.int64))
     data = fixed_data(bare, study.plan, "pearson")
-    assert list(true_decisions.rows(Study(data, study.plan, Options()), "accuracy")) == []
+    study = Study(data, study.plan, Options())
+    assert list(true_decisions.rows(study, "accuracy", true_decisions.known_noise(study, "accuracy"))) == []
 
 
 def test_the_report_shows_them_beside_the_measured_ones(study: Study, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from evalengine.analysis.protocol import Study
 from evalengine.analysis.report import page
 from evalengine.analysis.results import load_results
 from evalengine.analysis.study import Options, analyse, fixed_data
-from evalengine.analysis.true_decisions import TABLE
+from evalengine.analysis.true_decisions import TABLE, known_noise
 from evalengine.analysis.true_regret import REGRET, REGRET_JUDGED, TOP1_JUDGED, regret
 
 
@@ -144,7 +144,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 def test_rows_average_the_posteriors(study: Study) -> None:
-    rows = {(r.scale, r.category, r.name, r.other): r for r in true_regret.rows(study, "accuracy")}
+    rows = {
+        (r.scale, r.category, r.name, r.other): r
+        for r in true_regret.rows(study, "accuracy", known_noise(study, "accuracy"))
+    }
     panel = study.panel
     known = noise.measured(study.data, "accuracy", "1B")
     found = []
