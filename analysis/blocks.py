@@ -30,33 +30,45 @@ LARGE = 0.5  # share of the variance between mixtures above which a factor is po
 
 
 def with_blocks(panel: Panel, asked: str, mixtures: Mixtures | None) -> Panel:
-    """The panel with the blocks asked for, and a note on what they mean, or on a factor that asks for them.
+    """The panel with the blocks asked for (`blocks_of`), and a note on what they mean, or on a factor that asks for them."""
+    if (blocks := blocks_of(panel.mixtures, asked, mixtures)) is None:
+        factors = _factors(panel.mixtures, mixtures)
+        notes = [note for name, labels in factors.items() if (note := _explained(panel, name, labels))]
+        return replace(panel, notes=(*panel.notes, *notes)) if notes else panel
+    return replace(panel, blocks=blocks, notes=(*panel.notes, _said(blocks)))
+
+
+def blocks_of(compared: Sequence[str], asked: str, mixtures: Mixtures | None) -> Blocks | None:
+    """The blocks of the mixtures that are compared; None where all are exchangeable.
 
     asked: "auto" (the web source, where at least two mixtures have each and they are enough), "none", or a factor's name.
     Raises UserError for a factor that is not known for every mixture or leaves too little to compare.
     """
-    factors = {
-        name: tuple(label_of[m] for m in panel.mixtures)
-        for name, label_of in (mixtures.factors if mixtures else {}).items()
-        if all(m in label_of for m in panel.mixtures) and len({label_of[m] for m in panel.mixtures}) > 1
-    }
+    factors = _factors(compared, mixtures)
     if asked == NONE or (asked == AUTO and not _enough(factors.get(WEB_SOURCE, ()), 2)):
-        notes = [note for name, labels in factors.items() if (note := _explained(panel, name, labels))]
-        return replace(panel, notes=(*panel.notes, *notes)) if notes else panel
-    labels = _labels(panel, WEB_SOURCE if asked == AUTO else asked, factors, mixtures)
-    blocks = Blocks(words(WEB_SOURCE if asked == AUTO else asked), labels)
-    return replace(panel, blocks=blocks, notes=(*panel.notes, _said(blocks)))
+        return None
+    name = WEB_SOURCE if asked == AUTO else asked
+    return Blocks(words(name), _labels(compared, name, factors, mixtures))
+
+
+def _factors(compared: Sequence[str], mixtures: Mixtures | None) -> dict[str, tuple[str, ...]]:
+    """The labels of the factors that are known of all mixtures and differ between them."""
+    return {
+        name: tuple(label_of[m] for m in compared)
+        for name, label_of in (mixtures.factors if mixtures else {}).items()
+        if all(m in label_of for m in compared) and len({label_of[m] for m in compared}) > 1
+    }
 
 
 def _labels(
-    panel: Panel, name: str, factors: dict[str, tuple[str, ...]], mixtures: Mixtures | None
+    compared: Sequence[str], name: str, factors: dict[str, tuple[str, ...]], mixtures: Mixtures | None
 ) -> tuple[str, ...]:
     if name not in factors:
         label_of = mixtures.factors.get(name) if mixtures else None
         if label_of is None:
             known = f"known: {', '.join(factors)}" if factors else "a study file (--study) names web sources"
             raise UserError(f"--block {name}: that is known of no mixture ({known})")
-        if without := [m for m in panel.mixtures if m not in label_of]:
+        if without := [m for m in compared if m not in label_of]:
             raise UserError(f"--block {name}: it is not known for {names(without, 6)}")
         raise UserError(f"--block {name}: it is the same for all mixtures; leave --block out")
     labels = factors[name]

@@ -52,6 +52,7 @@ class Choices(NamedTuple):
     cue: str = ""  # what contexts were left without
     overlapping: frozenset[str] = frozenset()  # items of which an answer begins another, in any format
     data_hash: str = ""  # of the benchmark's rows; "" where it is unknown, or of few-shot examples too
+    version: str = ""  # of the benchmark; "" where other software made the scores
     asked: str = ""  # how items were worded and preceded, "" where by default
 
     def row(self, checkpoint: str) -> int:
@@ -227,6 +228,7 @@ def _read_benchmark(
         about.get("cue", ""),
         frozenset(overlapping),
         raw.get(b"data_hash", b"").decode() if raw.get(b"fewshot") == b"0" else "",
+        scored.metadata["benchmark_version"] if b"data_hash" in raw else "",
         _asked(scored.metadata["variant"], scored.metadata["fewshot"]),
     )
     usable_KC = np.isfinite(choices.loglik_KC)

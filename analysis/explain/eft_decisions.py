@@ -64,15 +64,17 @@ def rows(study: Study) -> list[DecisionRow]:
     }
     target_MB = np.stack([cell.tuned.correct.mean(axis=1) for cell in every], axis=1)
     there = {cell.benchmark for cell in every}
-    out = []
+    out, block_M = [], study.block_of(corners.mixtures)
     for measure in MEASURES:
-        found_JB = {name: with_and_without(measure, x_MB, target_MB) for name, x_MB in accuracy.items()}
+        found_JB = {
+            name: with_and_without(measure, x_MB, target_MB, block_M) for name, x_MB in accuracy.items()
+        }
         known_B = np.all([np.isfinite(x_JB).all(axis=0) for x_JB in found_JB.values()], axis=0)
         for category, benchmark, used, tied in over_benchmarks(known_B, every):
             lost = "" if benchmark else left_out(study, corners, level, category, there)
             for predictor, minus in COMPARED:
                 value_JB = found_JB[predictor] - found_JB[minus] if minus else found_JB[predictor]
-                found, why = interval(value_JB[:, used], measure, bool(minus), study.options.level)
+                found, why = interval(value_JB[:, used], measure, bool(minus), study.options.level, block_M)
                 about = (level, predictor, minus, measure, category, benchmark)
                 out.append(DecisionRow(*about, *found, len(target_MB), joined(lost, tied, why)))
     return out

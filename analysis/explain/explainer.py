@@ -7,15 +7,22 @@ and figures iterate the registry and know none by name.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
+from evalengine.analysis.blocks import AUTO, blocks_of
 from evalengine.analysis.explain.choices import Scores
 from evalengine.analysis.explain.design import Design
 from evalengine.analysis.figure import Figure, Table
+from evalengine.analysis.items import factors_of
+from evalengine.analysis.mixtures import Mixtures, joined
+from evalengine.analysis.panel import Blocks
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import Results
 
@@ -24,12 +31,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 class Options(NamedTuple):
     """What the user may choose. data: the folder of the benchmarks' files, for the texts of items. exposure: the folder that
-    `evalengine expose` wrote."""
+    `evalengine expose` wrote. block, made_of: as `correlate --block` and `--study`."""
 
     level: float = 0.95
     seed: int = 0
     data: Path | None = None
     exposure: Path | None = None
+    block: str = AUTO
+    made_of: Mixtures | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,19 @@ class Study:
     options: Options
     formats: Scores | None = None
     kept: dict[Any, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def blocks(self) -> Blocks | None:
+        """Within which mixtures are compared. Raises UserError as `blocks_of` does."""
+        stated = Mixtures({}, factors_of(self.scores.checkpoints.values()))
+        return blocks_of(self.design.mixtures, self.options.block, joined(self.options.made_of, stated))
+
+    def block_of(self, mixtures: Sequence[str]) -> NDArray[np.int64] | None:
+        """The number of each mixture's block, None where all are exchangeable."""
+        if self.blocks is None:
+            return None
+        label = dict(zip(self.design.mixtures, self.blocks.labels, strict=True))
+        return np.unique([label[m] for m in mixtures], return_inverse=True)[1].astype(np.int64)
 
 
 def once(make: F) -> F:

@@ -21,6 +21,7 @@ from evalengine.analysis.figure import by
 from evalengine.analysis.items import names
 from evalengine.errors import UserError
 from evalengine.labels import CHAT
+from evalengine.untrusted import printable
 
 if TYPE_CHECKING:
     from evalengine.training.exposure import table
@@ -93,6 +94,14 @@ class Keys(NamedTuple):
     choice_R: NDArray[Any]
 
 
+class Similar(NamedTuple):
+    """What similarity.arrow holds."""
+
+    about: About
+    keys: Keys
+    value_R: Array
+
+
 class Rows(NamedTuple):
     """The rows of one benchmark: their numbers, the places of their choices in the store, and their sources'."""
 
@@ -142,14 +151,11 @@ def _read(study: Study, folder: Path) -> Exposed:
     counted = table.read(folder / table.NAME)
     sources, share, epochs = _design(study, folder, counted.about)
     similar = _similar(folder / SIMILARITY)
+    unsaid = [_of_other_items(study, folder, table.NAME, counted.about)]
+    if similar is not None:
+        unsaid.append(_of_other_items(study, folder, SIMILARITY, similar.about))
     counts, said = [], []
     for choices in study.scores.benchmarks:
-        data_hash = counted.about.data.get(choices.name, "")
-        if choices.data_hash and data_hash and data_hash != choices.data_hash:
-            raise UserError(
-                f"{choices.name}: {folder} was counted for other items than were scored: run `evalengine expose` with the --data "
-                "that was scored"
-            )
         listed = set(counted.items.get(choices.name, ()))
         listed_I = np.array([item in listed for item in choices.item_I])
         if lost := int((~listed_I).sum()):
@@ -158,7 +164,7 @@ def _read(study: Study, folder: Path) -> Exposed:
             )
         value = _counts(choices, counted, sources, np.repeat(listed_I, np.diff(choices.offset_I1)))
         if similar is not None:
-            value |= _similarities(choices, *similar, sources)
+            value |= _similarities(choices, similar, sources)
         counts.append(Dosed(choices, value))
     if unknown := [m for m in study.design.mixtures if m not in share]:
         said.append(f"{folder} does not say what {names(unknown)} are made of, so they have no doses")
@@ -174,8 +180,31 @@ def _read(study: Study, folder: Path) -> Exposed:
         both = {name for run in runs if run.mixture in share for name in (run.before, run.after)}
         if lost_B := [one.name for one in study.scores.benchmarks if not both <= set(one.checkpoints)]:
             said.append(f"scale {scale}: {names(lost_B)} not on every checkpoint, so without slopes on doses")
-    said += [_repeated(scale, sources, of_scale) for scale, of_scale in read.items()]
+    said += [_repeated(scale, sources, of_scale) for scale, of_scale in read.items()] + unsaid
     return Exposed(sources, share, epochs, tuple(counts), tuple(filter(None, said)))
+
+
+def _of_other_items(study: Study, folder: Path, name: str, about: About) -> str:
+    """Refuses a file made of other items, or of another version of a benchmark, than were scored; a note on one that does not
+    say its versions, as older ones do not."""
+    for choices in study.scores.benchmarks:
+        data_hash, version = about.data.get(choices.name, ""), about.versions.get(choices.name, "")
+        if choices.data_hash and data_hash and data_hash != choices.data_hash:
+            raise UserError(
+                f"{choices.name}: {folder} was counted for other items than were scored: run `evalengine expose` with the --data "
+                "that was scored"
+            )
+        if choices.version and version and version != choices.version:
+            raise UserError(
+                f"{choices.name}: {folder} was counted for version {printable(version)} of the benchmark, and the scores are of "
+                f"version {printable(choices.version)}: run `evalengine expose` or `evalengine score` again, both of one version"
+            )
+    if about.versions:
+        return ""
+    return (
+        f"{folder / name} does not say for which versions of the benchmarks it was made: run `evalengine expose` again if they "
+        "may have changed"
+    )
 
 
 def _design(
@@ -242,15 +271,16 @@ def _counts(
     return out
 
 
-def _similar(path: Path) -> tuple[Keys, Array] | None:
-    """The rows of similarity.arrow and their values, None where there is no such file."""
+def _similar(path: Path) -> Similar | None:
+    """None where there is no such file."""
     from evalengine import arrow, sealed
-    from evalengine.training.exposure.table import Coded
+    from evalengine.training.exposure.table import Coded, about_of
 
     if not path.exists():
         return None
     try:
         found = sealed.read(path)
+        about = about_of(path, found.schema.metadata)
         columns = [found[name].combine_chunks() for name in ("benchmark", "item", "source", "kind")]
         coded = [column.dictionary_encode() for column in columns]
         named = (Coded(one.dictionary.to_pylist(), arrow.numbers(one.indices)) for one in coded)
@@ -260,19 +290,18 @@ def _similar(path: Path) -> tuple[Keys, Array] | None:
         raise UserError(
             f"{path} is damaged or holds no similarities: run `evalengine expose` again"
         ) from None
-    return Keys(benchmark, item, source, kind, choice_R), value_R.astype(np.float64)
+    return Similar(about, Keys(benchmark, item, source, kind, choice_R), value_R.astype(np.float64))
 
 
-def _similarities(
-    choices: Choices, keys: Keys, value_R: Array, sources: tuple[str, ...]
-) -> dict[Dose, Array]:
+def _similarities(choices: Choices, similar: Similar, sources: tuple[str, ...]) -> dict[Dose, Array]:
     """What has no row is unknown."""
+    keys = similar.keys
     rows = _rows(choices, keys, sources)
     out: dict[Dose, Array] = {}
     for k, kind in enumerate(keys.kind.names):
         row, c, s = (field[keys.kind.code_R[rows.row] == k] for field in rows)
         out[Dose(kind, 0)] = np.full((len(sources), int(choices.offset_I1[-1])), np.nan)
-        out[Dose(kind, 0)][s, c] = value_R[row]
+        out[Dose(kind, 0)][s, c] = similar.value_R[row]
     return out
 
 

@@ -94,16 +94,29 @@ def describe(study: Study) -> dict[str, Any]:
         "data": options.data is not None,
         "exposure": options.exposure is not None,
         "exposure_wording": exposed.wording(study),
+        "block": study.blocks.factor if study.blocks else "",
         "formats": dict(in_formats[0].formats) if in_formats else {},
         "cue": in_formats[0].cue if in_formats else "",
         "notes": [
             *scores.notes,
             *design.notes,
+            *within_blocks(study),
             *unordered(design.scales),
             *exposed.notes(study),
             *(study.formats.notes if study.formats else ()),
         ],
     }
+
+
+def within_blocks(study: Study) -> list[str]:
+    """Says what is compared within blocks, and what is not."""
+    if study.blocks is None:
+        return []
+    labels = ", ".join(dict.fromkeys(study.blocks.labels))
+    return [
+        f"what ranks the mixtures (tables proxies, eft_decisions) is judged within {study.blocks.factor} ({labels}): by pairs of"
+        " one, and with the means of each taken out of r; all other tables take mixtures as exchangeable"
+    ]
 
 
 def unordered(scales: Sequence[str]) -> list[str]:

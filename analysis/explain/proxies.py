@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis import page
+from evalengine.analysis.correlation import BlockNumbers, members_of
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.grouped import grouped, joined, with_q
@@ -34,6 +35,7 @@ from evalengine.analysis.explain.ranking import (
     interval,
     over_benchmarks,
     with_and_without,
+    within,
 )
 from evalengine.analysis.explain.twoway import interaction
 from evalengine.analysis.explain.wording import side, supported, unsupported
@@ -110,9 +112,10 @@ def _rows(
     x_PMB = np.stack([np.stack([x.value[b][p][of_x].mean(axis=1) for b in names], axis=1) for p in proxies])
     items_BMI = [y.value[b][ACCURACY][of_y] for b in names]
     y_MB = np.stack([x_MI.mean(axis=1) for x_MI in items_BMI], axis=1)
-    ceilings = ceiling(items_BMI)
+    block_M = study.block_of(mixtures)
+    ceilings = ceiling(items_BMI, block_M)
     for measure in MEASURES:
-        value_PJB = np.stack([with_and_without(measure, x_MB, y_MB) for x_MB in x_PMB])
+        value_PJB = np.stack([with_and_without(measure, x_MB, y_MB, block_M) for x_MB in x_PMB])
         # All proxies are compared over the same benchmarks.
         known_B = np.asarray(np.isfinite(value_PJB).all(axis=(0, 1)))
         lines = dict(zip(proxies, value_PJB, strict=True))
@@ -124,7 +127,7 @@ def _rows(
             for proxy, value_JB in lines.items():
                 for minus in ("",) if benchmark or proxy == ACCURACY else ("", ACCURACY):
                     value_J = value_JB - lines[minus] if minus else value_JB
-                    ends, why = interval(value_J[:, used], measure, bool(minus), study.options.level)
+                    ends, why = interval(value_J[:, used], measure, bool(minus), study.options.level, block_M)
                     yield ProxyRow("", "", proxy, minus, *at, *ends, np.nan, n, joined(tied, why))
             most = float(ceilings[measure][used].mean()) if used else np.nan
             yield ProxyRow("", "", CEILING, "", *at, most, *nan * 4, n, tied)
@@ -150,19 +153,21 @@ def regret(x_MB: Array, y_MB: Array) -> Array:
     return found
 
 
-def ceiling(items_BMI: list[Array]) -> dict[str, NDArray[np.float64]]:
-    """What the item noise of a target leaves of a perfect predictor's agreement and r, of each benchmark."""
-    share_B = np.array([max(reliability(x_MI), 0.0) for x_MI in items_BMI])
+def ceiling(items_BMI: list[Array], block_M: BlockNumbers | None = None) -> dict[str, NDArray[np.float64]]:
+    """What the item noise of a target leaves of a perfect predictor's agreement and r (within blocks), of each benchmark."""
+    share_B = np.array([max(reliability(x_MI, block_M), 0.0) for x_MI in items_BMI])
     root_B = np.sqrt(share_B)
     return {AGREEMENT: 0.5 + np.arcsin(root_B) / np.pi, R: root_B}
 
 
-def reliability(x_MI: Array) -> float:
-    """Hoyt's (1941): the share of the variance between mixtures that infinitely many items would leave; NaN where none varies."""
-    variance = float(x_MI.mean(axis=1).var(ddof=1))
+def reliability(x_MI: Array, block_M: BlockNumbers | None = None) -> float:
+    """Hoyt's (1941): the share of the variance between mixtures (within blocks) that infinitely many items would leave; NaN where
+    none varies."""
+    freedom = len(x_MI) - (1 if block_M is None else len(members_of(block_M)))
+    variance = float((within(x_MI.mean(axis=1), block_M) ** 2).sum()) / freedom
     if x_MI.shape[1] < 2 or variance <= 0.0:
         return np.nan
-    return 1.0 - interaction(x_MI) / x_MI.shape[1] / variance
+    return 1.0 - interaction(x_MI, block_M) / x_MI.shape[1] / variance
 
 
 # --- the report

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from evalengine.analysis.correlation import BlockNumbers, members_of
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.student import quantile
 
@@ -39,11 +40,12 @@ class Mean(NamedTuple):
         return several if self.n > 1 else "one mixture, so no interval"
 
 
-def interaction(x_MI: Array) -> float:
-    """Mean square of what is neither the mixtures' nor the items' own."""
+def interaction(x_MI: Array, block_M: BlockNumbers | None = None) -> float:
+    """Mean square of what is neither the mixtures' nor the items' own (within blocks)."""
     M, I = x_MI.shape  # noqa: E741
-    rest_MI = x_MI - x_MI.mean(axis=1, keepdims=True) - x_MI.mean(axis=0) + x_MI.mean()
-    return float((rest_MI**2).sum()) / ((M - 1) * (I - 1))
+    parts = [x_MI] if block_M is None else [x_MI[at] for at in members_of(block_M)]
+    rest = [x - x.mean(axis=1, keepdims=True) - x.mean(axis=0) + x.mean() for x in parts]
+    return sum(float((x**2).sum()) for x in rest) / ((M - len(parts)) * (I - 1))
 
 
 def two_way_mean(value_BMI: Sequence[Array], level: float = 0.95) -> Mean:

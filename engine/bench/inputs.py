@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
+from evalengine import records
+from evalengine.benchmarks import ItemSet, held, load_items, resolve
+from evalengine.benchmarks.load import SUFFIXES, data_file
 from evalengine.errors import UserError
-
-if TYPE_CHECKING:
-    from evalengine.benchmarks import ItemSet
 
 
 class Shape(NamedTuple):
@@ -62,26 +64,39 @@ def world_data(work: Path, **sizes: int) -> Path:
     return work / "world" / "bench"
 
 
+def files_in(data: Path) -> list[Path]:
+    """The JSON Lines and Parquet files beside a data folder's benchmarks. Raises UserError where it holds none."""
+    folders = {
+        path.parent for one in held(data, resolve("all")) if (path := data_file(one, data)) is not None
+    }
+    return sorted(path for folder in folders for path in folder.iterdir() if path.suffix in SUFFIXES)
+
+
+def lines_of(path: Path) -> list[str]:
+    """The rows of a file as lines of JSON, in its order."""
+    if path.suffix == ".parquet":
+        return [json.dumps(row) + "\n" for _, row in records.parquet(path)]
+    return [f"{line}\n" for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
 def first_items(data: Path, limit: int | None, folder: Path) -> Path:
     """A folder of the same benchmarks with the first `limit` items of each, train files whole; None: `data` itself."""
     if limit is None:
         return data.resolve()
+    paths = files_in(data)
     folder.mkdir()
-    for path in data.glob("*.jsonl"):
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    for path in paths:
+        lines = lines_of(path)
         whole = path.stem.endswith(("_train", "_test"))
-        (folder / path.name).write_text("".join(lines if whole else lines[:limit]), encoding="utf-8")
+        (folder / f"{path.stem}.jsonl").write_text(
+            "".join(lines if whole else lines[:limit]), encoding="utf-8"
+        )
     return folder
 
 
 def read_items(data: Path, limit: int | None) -> list[ItemSet]:
     """Every benchmark of a folder, at most `limit` items of each. Raises UserError where it holds none."""
-    from evalengine.benchmarks import benchmarks_in, load_items, resolve
-
-    found = benchmarks_in(data, resolve("all"))
-    if not found:
-        raise UserError(f"{data} holds no benchmark files: give --data a folder of <benchmark>.jsonl files")
-    return [load_items(benchmark, data, limit=limit) for benchmark in found]
+    return [load_items(benchmark, data, limit=limit) for benchmark in held(data, resolve("all"))]
 
 
 def make_model(path: Path, shape: Shape, *, seed: int = 0, window: int = 2048, device: str = "cpu") -> Path:
@@ -123,7 +138,7 @@ def train_tokenizer(vocab: int, data: Path) -> Any:
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
-    end, texts = "<|endoftext|>", [str(path) for path in sorted(data.glob("*.jsonl"))]
+    end, texts = "<|endoftext|>", chain.from_iterable(map(lines_of, files_in(data)))
     trained = ByteLevelBPETokenizer()
-    trained.train(texts, vocab, min_frequency=0, show_progress=False, special_tokens=[end])
+    trained.train_from_iterator(texts, vocab, min_frequency=0, show_progress=False, special_tokens=[end])
     return PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token=end)

@@ -1,7 +1,7 @@
 """lm-evaluation-harness 0.4.13's own task definitions over local files, and its own model: what this engine is compared with.
 
-Its tasks call `datasets.load_dataset`; that call is answered from a folder of `<benchmark>.jsonl` and
-`<benchmark>_train.jsonl` files, looked up by the hub path and configuration the task itself asks for. Nothing of the harness is
+Its tasks call `datasets.load_dataset`; that call is answered from a folder of `<benchmark>` and `<benchmark>_train` files, found
+as every command's --data is and looked up by the hub path and configuration the task itself asks for. Nothing of the harness is
 replaced but where its rows come from. Cost: about a millisecond an item. Importing this module puts the hub's libraries
 offline, unless the environment says otherwise.
 """
@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from evalengine.bench.inputs import lines_of
 from evalengine.benchmarks import BENCHMARKS, Benchmark, benchmarks_in
+from evalengine.benchmarks.load import data_file
 from evalengine.errors import UserError
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -87,20 +89,19 @@ def local_datasets(data: Path) -> Iterator[None]:
 
     def load_dataset(path: str, name: str | None = None, **_: Any) -> Any:
         benchmark = by_hub[path, name]
-        rows = read_rows(benchmark, data, "")
+        rows = read_rows(benchmark, data)
         splits = dict.fromkeys(("validation", "validation_matched", "test"), rows)
-        splits["train"] = read_rows(benchmark, data, "_train") or rows
+        splits["train"] = read_rows(benchmark, data, train=True) or rows
         return datasets.DatasetDict({split: datasets.Dataset.from_list(r) for split, r in splits.items()})
 
     with mock.patch.object(datasets, "load_dataset", load_dataset):
         yield
 
 
-def read_rows(benchmark: Benchmark, data: Path, ending: str) -> list[dict[str, Any]]:
+def read_rows(benchmark: Benchmark, data: Path, train: bool = False) -> list[dict[str, Any]]:
     """The raw rows of a file, none where there is no such file. The loader's own reader is what tests hold this against."""
-    names = (benchmark.name, *benchmark.aliases)
-    path = next((p for name in names if (p := data / f"{name}{ending}.jsonl").is_file()), None)
-    rows = [json.loads(line) for line in path.read_text().split("\n") if line.strip()] if path else []
+    path = data_file(benchmark, data, train=train)
+    rows = [json.loads(line) for line in lines_of(path)] if path else []
     for row in rows:
         if benchmark.name == "boolq" and "label" not in row:  # the original BoolQ's name for it
             row["label"] = int(row["answer"])

@@ -55,6 +55,12 @@ def add_options(p: argparse.ArgumentParser) -> None:
         "has every other pair",
     )
     p.add_argument("--resample", default="mixtures", choices=("mixtures", "items", "both"))
+    add_block_options(p)
+    p.add_argument("--seed", type=int, default=0)
+
+
+def add_block_options(p: argparse.ArgumentParser) -> None:
+    """Those that `explain` has too."""
     p.add_argument("--study", metavar="FILE", help="study file with the composition of the mixtures")
     p.add_argument(
         "--block",
@@ -62,7 +68,6 @@ def add_options(p: argparse.ArgumentParser) -> None:
         metavar="auto|none|web_source|COLUMN",
         help="compare mixtures within this factor alone (auto: the study file's web source, if it has one)",
     )
-    p.add_argument("--seed", type=int, default=0)
 
 
 def analysis_of(args: argparse.Namespace) -> Analysis:

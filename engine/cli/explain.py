@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evalengine import console
-from evalengine.cli.correlate import plain
+from evalengine.cli.correlate import add_block_options, plain
 from evalengine.metrics import METRICS
 
 
@@ -24,6 +24,7 @@ def register(subparsers: Any) -> None:
     add("--stages", metavar="FIRST,LAST", help="the stages to compare (default: pt,sft)")
     add("--metric", help=f"one of {', '.join(METRICS)} (default: each benchmark's own)")
     add("--level", type=float, default=0.95, help="confidence level (default 0.95)")
+    add_block_options(p)
     add("--seed", type=int, default=0, help="of what is resampled (default 0)")
     files = "folder of <benchmark>.jsonl or .parquet files, or one with them in bench/"
     add("--data", type=Path, help=f"{files}: the report then shows the texts of the items it lists")
@@ -38,11 +39,13 @@ def run(args: argparse.Namespace) -> int:
     from evalengine.analysis.explain.explainer import Options
     from evalengine.analysis.explain.findings import explain, no_report, not_shown, write
     from evalengine.analysis.explain.registry import EXPLAINERS
+    from evalengine.analysis.mixtures import read_study
     from evalengine.analysis.protocol import HEADINGS
     from evalengine.remote import formats_of, readable
 
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
-    options = Options(args.level, args.seed, args.data, args.exposure)
+    study = read_study(args.study) if args.study else None
+    options = Options(args.level, args.seed, args.data, args.exposure, args.block, study)
     formats = readable(formats_of(args.store))
     findings = explain(readable(args.store), options, stages, args.metric, formats)
     write(findings, args.out)

@@ -15,6 +15,8 @@ from evalengine.training.exposure import similarity, table
 
 Row = tuple[str, str, str, str, int, int, int, int]  # benchmark, item, source, kind, choice, n, grams, count
 
+NO_SOURCES = table.About({})
+
 
 def write_exposure(
     folder: Path, items: Mapping[str, Sequence[str]], rows: Sequence[Row], about: table.About
@@ -29,7 +31,11 @@ def write_exposure(
     table.write(folder / table.NAME, table.Exposure(about, items, *coded, *numbers))
 
 
-def write_similarity(folder: Path, rows: Sequence[tuple[str, str, int, str, str, float]]) -> None:
+def write_similarity(
+    folder: Path,
+    rows: Sequence[tuple[str, str, int, str, str, float]],
+    about: table.About = NO_SOURCES,
+) -> None:
     """rows: benchmark, item, choice, source, kind, value."""
     benchmark, item, choice, source, kind, value = zip(*rows, strict=True)
     columns = {
@@ -40,7 +46,7 @@ def write_similarity(folder: Path, rows: Sequence[tuple[str, str, int, str, str,
         "kind": pa.array(kind),
         "value": pa.array(value, pa.float32()),
     }
-    sealed.write(folder / similarity.NAME, pa.table(columns), {"exposure": "{}"})
+    sealed.write(folder / similarity.NAME, pa.table(columns), {"exposure": about.as_json()})
 
 
 def write_for(folder: Path, scores: Path, stages: Sequence[str] | None = None, seed: int = 0) -> None:
@@ -56,6 +62,7 @@ def write_for(folder: Path, scores: Path, stages: Sequence[str] | None = None, s
         dict.fromkeys(sources, table.SourceSize(900, 5000, 10, 1000, False)),
         shares,
         dict.fromkeys(design.scales, 3000),
+        versions=dict.fromkeys((one.name for one in found.benchmarks), "1"),
     )
     every = [
         (one.name, item, j, source)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import planted
 import pytest
-from planted_exposure import Row, write_for
+from planted_exposure import Row, write_for, write_similarity
 from planted_exposure import write_exposure as write_rows
 
-from evalengine import store
+from evalengine import sealed, store
 from evalengine.analysis.explain import dose_slopes as frequency
 from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.choices import read_choices
@@ -33,8 +35,13 @@ SHARES = {
     for k, m in enumerate(MIXTURES)
 }
 TOKENS = {"1B": 3000}
-ABOUT = table.About({s: table.SourceSize(900, 5000, 10, 1000, False) for s in SOURCES}, SHARES, TOKENS)
 CATEGORIES = {"piqa": "Commonsense", "rte": "NLI"}
+ABOUT = table.About(
+    {s: table.SourceSize(900, 5000, 10, 1000, False) for s in SOURCES},
+    SHARES,
+    TOKENS,
+    versions=dict.fromkeys(CATEGORIES, "1"),  # planted.metadata()
+)
 
 
 def write_exposure(
@@ -299,6 +306,40 @@ def test_exposures_of_other_items_are_refused(tmp_path: Path) -> None:
                 frequency.rows(study_of(tmp_path))
         else:
             frequency.rows(study_of(tmp_path))
+
+
+@pytest.mark.parametrize("file", ["counts", "similarities"])
+def test_exposures_of_another_version_of_a_benchmark_are_refused(tmp_path: Path, file: str) -> None:
+    """The same rows in other words."""
+    make_world(tmp_path, items=5)
+    folder = tmp_path / "exposure"
+    write_similarity(folder, [("rte", "i0", 0, "code", "bm25", 0.5)], ABOUT)
+    assert not any("versions" in note for note in exposed.notes(study_of(tmp_path)))
+    for version in "2", "yaml-07c1":
+        about = replace(ABOUT, versions={"piqa": "1", "rte": version})
+        if file == "counts":
+            write_exposure(folder, {"rte": ["i0"]}, [], about)
+            assert table.read(folder / table.NAME).about == about
+        else:
+            write_similarity(folder, [("rte", "i0", 0, "code", "bm25", 0.5)], about)
+        with pytest.raises(
+            UserError, match=rf"rte: .* counted for version {version} .* scores are of version 1:"
+        ):
+            frequency.rows(study_of(tmp_path))
+
+
+def test_exposures_that_do_not_say_their_versions_are_read_with_a_note(tmp_path: Path) -> None:
+    """As files of older versions of evalengine are."""
+    make_world(tmp_path, items=5)
+    folder = tmp_path / "exposure"
+    write_exposure(folder, {"rte": ["i0"]}, [], replace(ABOUT, versions={}))
+    content = sealed.read(folder / table.NAME)
+    metadata = {key.decode(): value.decode() for key, value in content.schema.metadata.items()}
+    older = {key: value for key, value in json.loads(metadata["exposure"]).items() if key != "versions"}
+    sealed.write(folder / table.NAME, content, {**metadata, "exposure": json.dumps(older)})
+    assert table.read(folder / table.NAME).about.versions == {}
+    said = f"{folder / table.NAME} does not say for which versions of the benchmarks it was made"
+    assert [note.startswith(said) for note in exposed.notes(study_of(tmp_path))][-1]
 
 
 def test_what_was_scored_in_other_words_than_counted_is_said(tmp_path: Path) -> None:

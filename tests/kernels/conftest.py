@@ -59,7 +59,13 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param == "vectors" and (torch.cuda.is_available() or not vectorised(torch.float32)):
         pytest.skip("no AVX-512 here")
     if request.param == "plain":
-        for name in ("target_logprobs", "emulated_logprobs"):
-            module = importlib.import_module(f"evalengine.kernels.{name}")
-            monkeypatch.setattr(module, "vectorised", lambda dtype: False)
+        without_vectors(monkeypatch)
     return str(request.param)
+
+
+def without_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the plain path. Both modules are imported before either is patched: the second one imports `vectorised` from the
+    first, and would keep the patched one for the rest of the process."""
+    names = ("target_logprobs", "emulated_logprobs")
+    for module in [importlib.import_module(f"evalengine.kernels.{name}") for name in names]:
+        monkeypatch.setattr(module, "vectorised", lambda dtype: False)

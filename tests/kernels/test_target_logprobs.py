@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -284,15 +287,23 @@ def test_no_tensor_grows_with_rows_times_vocabulary(path: str) -> None:
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="what a CPU-only process may not load")
 def test_triton_is_not_imported_without_cuda() -> None:
-    import subprocess
-    import sys
-
     code = (
         "import sys, torch; from evalengine.kernels import target_logprobs as t;"
         "i = torch.zeros(1, dtype=torch.int64); t(torch.ones(1, 4), torch.ones(3, 4), i, i);"
         "assert not any(m.split('.')[0] == 'triton' for m in sys.modules), 'triton was imported'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_plain_path_ends_with_the_test_that_asked_for_it() -> None:
+    """Else other tests of the process would compare scores of two paths."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import conftest, pytest;"
+        "patch = pytest.MonkeyPatch(); conftest.without_vectors(patch); patch.undo();"
+        "from evalengine.kernels.emulated_logprobs import vectorised as found;"
+        "from evalengine.kernels.target_logprobs import vectorised; assert found is vectorised"
+    )
+    subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)], check=True)
 
 
 def test_compiled_and_exported_programs_contain_the_operator() -> None:

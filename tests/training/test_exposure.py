@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evalengine.benchmarks import Item
+from evalengine.benchmarks import BENCHMARKS, Item
 from evalengine.cli import main
 from evalengine.errors import UserError
 from evalengine.training.contamination import WORD
@@ -273,6 +273,7 @@ def test_the_table_says_what_plain_python_says(folder: Path):
         "arc_challenge": [i.id for i in items[20:]],
         "arc_easy": [i.id for i in items[:20]],
     }
+    assert exposure.about.versions == {name: BENCHMARKS[name].version for name in exposure.items}
     size = exposure.about.sources["two"]
     assert size.documents == len(documents) - 25 and size.words == sum(map(len, plain.documents))
     assert size.tokens == size.bytes // 4 and size.tokens_estimated

@@ -8,6 +8,7 @@ import math
 import random
 import sys
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -261,7 +262,9 @@ def expose(data: Path, *more: object) -> pa.Table | None:
     return sealed.read(path) if path.exists() else None
 
 
-def test_the_command_writes_it_beside_the_counts(data: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_writes_it_beside_the_counts(
+    data: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert expose(data) is None
     found = expose(data, "--similarity", "bm25,dsir")
     items = load_items(BENCHMARKS["arc_easy"], data / "bench")
@@ -272,6 +275,11 @@ def test_the_command_writes_it_beside_the_counts(data: Path, capsys: pytest.Capt
     assert expose(data, "--limit", 3) == found  # the same text
     file = data / "bench/arc_easy.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[1:]))  # other items
+    assert expose(data) is None
+    expose(data, "--similarity", "dsir")
+    assert expose(data) is not None
+    arc = BENCHMARKS["arc_easy"]
+    monkeypatch.setitem(BENCHMARKS, "arc_easy", replace(arc, version="of another wording"))
     assert expose(data) is None
     expose(data, "--similarity", "dsir")
     (data / "small.txt").write_text("other words")

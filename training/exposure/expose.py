@@ -114,7 +114,9 @@ def run(plan: Plan, sets: Sequence[ItemSet], out: Path, jobs: int = 0) -> Done:
                 rates[source.name] = sum(added[1:]) / max(time.monotonic() - started, 1e-9)
         sizes = {name: _size(counted, plan.tokens.get(name)) for name, counted in counts.items()}
         data = {some.benchmark: some.data_hash for some in sets}
-        exposure = tabulate(sets, items, counts, About(sizes, plan.mixtures, plan.scales, data))
+        versions = {some.benchmark: some.version for some in sets}
+        about = About(sizes, plan.mixtures, plan.scales, data, versions)
+        exposure = tabulate(sets, items, counts, about)
         table.write(out / table.NAME, exposure)
     return Done(exposure, rates)
 

@@ -24,8 +24,7 @@ from evalengine.training.exposure.bm25 import K1, B, Bm25, Corpus
 from evalengine.training.exposure.chunks import WORDS, Queries, blocks, chunks, queries, words
 from evalengine.training.exposure.counting import Source
 from evalengine.training.exposure.embedding import Embedding
-from evalengine.training.exposure.table import About, Coded, coded
-from evalengine.untrusted import parse_json
+from evalengine.training.exposure.table import About, Coded, about_of, coded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -156,17 +155,16 @@ def expose(
 def _of_other_text(path: Path, about: About) -> bool:
     """Whether there is a table of other sources or items, or of their text as it was before it changed."""
     try:
-        made = parse_json(sealed.read(path).schema.metadata[b"exposure"])
-        was, items = made["sources"], made.get("data", {})
-        if any(items.get(name, now) != now for name, now in about.data.items()):
-            return True
-        read = ("words", "bytes", "documents")
-        now = {name: size._asdict() for name, size in about.sources.items()}
-        return was.keys() != now.keys() or any(was[s][key] != now[s][key] for s in now for key in read)
+        made = about_of(path, sealed.read(path).schema.metadata)
     except FileNotFoundError:
         return False
     except (sealed.Damaged, KeyError, TypeError, ValueError, AttributeError):
         return True
+    was, now = (
+        {name: (size.words, size.bytes, size.documents) for name, size in one.sources.items()}
+        for one in (made, about)
+    )
+    return was != now or not made.same_items(about)
 
 
 def write(path: Path, table: pa.Table, about: About) -> None:

@@ -53,12 +53,21 @@ class About:
     mixtures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # shares; empty: no study
     tokens: Mapping[str, int] = field(default_factory=dict)  # scale -> pretraining tokens
     data: Mapping[str, str] = field(default_factory=dict)  # benchmark -> hash of its rows, as in a store
+    versions: Mapping[str, str] = field(default_factory=dict)  # benchmark -> its version, as in a store
 
     def as_json(self) -> str:
         sources = {name: size._asdict() for name, size in self.sources.items()}
         mixtures = {name: dict(shares) for name, shares in self.mixtures.items()}
         value = {"format": FORMAT, "sources": sources, "mixtures": mixtures, "tokens": dict(self.tokens)}
-        return json.dumps({**value, "data": dict(self.data)})
+        return json.dumps({**value, "data": dict(self.data), "versions": dict(self.versions)})
+
+    def same_items(self, other: About) -> bool:
+        """Whether the benchmarks that both hold have the same rows and versions, as far as both say."""
+        return all(
+            theirs.get(name, value) == value
+            for ours, theirs in ((self.data, other.data), (self.versions, other.versions))
+            for name, value in ours.items()
+        )
 
 
 class Coded(NamedTuple):
@@ -106,21 +115,30 @@ def write(path: Path, exposure: Exposure) -> None:
     sealed.write(path, pa.table(columns), {"exposure": exposure.about.as_json(), "items": items})
 
 
+def about_of(path: Path, metadata: Mapping[bytes, bytes] | None) -> About:
+    """What the metadata of a file says under `exposure`; older files have no `data` or no `versions`.
+
+    Raises UserError for another format, and KeyError, TypeError, ValueError or AttributeError for what `as_json` did not write.
+    """
+    about = parse_json((metadata or {})[b"exposure"])
+    if about["format"] != FORMAT:
+        raise UserError(f"{path} is of format {about['format']}: upgrade evalengine, or count again")
+    sources = {name: SourceSize(**size) for name, size in about["sources"].items()}
+    known = (dict[str, str](about.get(key, {})) for key in ("data", "versions"))
+    return About(sources, about["mixtures"], about["tokens"], *known)
+
+
 def read(path: Path) -> Exposure:
     """Raises UserError for a file that is missing, damaged, of another kind or of a newer format."""
     try:
         table = sealed.read(path)
-        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        about, items = parse_json(metadata["exposure"]), parse_json(metadata["items"])
-        if about["format"] != FORMAT:
-            raise UserError(f"{path} is of format {about['format']}: upgrade evalengine, or count again")
-        sources = {name: SourceSize(**size) for name, size in about["sources"].items()}
+        about = about_of(path, table.schema.metadata)
+        items = parse_json(table.schema.metadata[b"items"])
         benchmark, item, source, kind = (
             _decoded(table, name) for name in ("benchmark", "item", "source", "kind")
         )
         numbers = (arrow.numbers(table.column(name).combine_chunks()) for name in NUMBERS)
-        design = About(sources, about["mixtures"], about["tokens"], about.get("data", {}))
-        return Exposure(design, items, benchmark, item, source, kind, *numbers)
+        return Exposure(about, items, benchmark, item, source, kind, *numbers)
     except FileNotFoundError:
         raise UserError(f"there is no {path}: make it with `evalengine expose`") from None
     except (sealed.Damaged, KeyError, TypeError, ValueError, AttributeError):
