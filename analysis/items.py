@@ -35,7 +35,12 @@ MUST_AGREE = {  # metadata that must be one value per benchmark, and what a user
     "limit": "limits",
     "data_hash": "data files",
 }
-READ = (*MUST_AGREE, "dtype", "backend", "default_score", "checkpoint_seed", "blocks")
+ONE_MODEL = {  # likewise per checkpoint, where files state it: imported ones do not
+    "checkpoint_fingerprint": "weights",
+    "tokenizer_hash": "a tokenizer",
+    "identity": "a scale, mixture and stage",
+}
+READ = (*MUST_AGREE, *ONE_MODEL, "dtype", "backend", "default_score", "checkpoint_seed", "blocks")
 
 
 class Checkpoint(NamedTuple):
@@ -45,6 +50,7 @@ class Checkpoint(NamedTuple):
     stage: str | None
     seed: str = ""  # "" where it is not stated
     blocks: str = ""  # JSON: factors of the design, and this mixture's label
+    one_model: tuple[str, ...] = ("",) * len(ONE_MODEL)  # what its files state, of ONE_MODEL
 
 
 class BenchmarkItems(NamedTuple):
@@ -82,7 +88,8 @@ def read_store(store: Path | str, metric: str | None = None, confidence: str = "
     """Reads and reduces a score store.
 
     `metric` replaces every benchmark's default score; `confidence` is one of CONFIDENCES. Raises UserError for an empty
-    store, a damaged file, mixed versions or variants, or checkpoints that saw different items.
+    store, a damaged file, mixed versions or variants, files of one name but of several models, or checkpoints that saw different
+    items.
     """
     from evalengine.store import paths
 
@@ -124,6 +131,18 @@ def _refuse_mixed(name: str, one: Scored, other: Scored) -> None:
                 f"'{other.metadata[key]}' ({other.checkpoint}); score these checkpoints again alike, or give them "
                 "stores of their own"
             )
+
+
+def _of_one_model(path: Path, checkpoint: Checkpoint, metadata: Mapping[str, str]) -> Checkpoint:
+    """The checkpoint with what this file states. Refuses a file that was scored when another model had the checkpoint's name."""
+    for (key, what), known in zip(ONE_MODEL.items(), checkpoint.one_model, strict=True):
+        if known and metadata[key] not in ("", known):
+            raise UserError(
+                f"{path} was scored with {what} that other benchmarks of {checkpoint.name} were not: score all of them again"
+                " with one command, or delete the files that are out of date"
+            )
+    stated = tuple(metadata[key] or known for key, known in zip(ONE_MODEL, checkpoint.one_model, strict=True))
+    return checkpoint._replace(one_model=stated)
 
 
 def _notes(found: Sequence[Scored]) -> list[str]:
@@ -199,6 +218,7 @@ def scored_tables(
         if checkpoint not in checkpoints:
             scale, mixture, stage = (_first(table, key) for key in ("scale", "mixture", "stage"))
             checkpoints[checkpoint] = Checkpoint(checkpoint, scale, mixture, stage)
+        checkpoints[checkpoint] = _of_one_model(path, checkpoints[checkpoint], metadata)
         stated = {"seed": metadata["checkpoint_seed"], "blocks": metadata["blocks"]}
         if any(stated.values()):
             checkpoints[checkpoint] = checkpoints[checkpoint]._replace(**stated)

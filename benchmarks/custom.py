@@ -103,18 +103,25 @@ def read_benchmark(path: Path) -> Benchmark:
         _text(path, spec, "gold"),
         _one_of(path, spec, "gold_is", GOLD_IS),
     )
+    id_field = _text(path, spec, "id") if "id" in spec else None
     return Benchmark(
         name=name,
         category=check_label(_text(path, spec, "category", "Custom"), f"{path}, category"),
         default_score=cast(Score, _one_of(path, spec, "default_score", get_args(Score))),
-        version="yaml-" + hashlib.blake2b(repr(definition).encode(), digest_size=4).hexdigest(),
+        version=_version(definition, id_field),
         choices=count,
         hub=_hub(path, spec),
         render=definition,
         file=_file(path, spec, "file"),
         train_file=_file(path, spec, "train_file"),
-        id_field=_text(path, spec, "id") if "id" in spec else None,
+        id_field=id_field,
     )
+
+
+def _version(definition: Definition, id_field: str | None) -> str:
+    """Changes with what is rendered, and with what the store calls an item."""
+    stated = repr(definition) + ("" if id_field is None else repr(id_field))
+    return "yaml-" + hashlib.blake2b(stated.encode(), digest_size=4).hexdigest()
 
 
 def _text(path: Path, spec: Mapping[Any, Any], key: str, default: str | None = None) -> str:

@@ -110,9 +110,21 @@ class Checkpoint:
 
     @cached_property
     def architecture(self) -> str:
-        """What two checkpoints must share to share a module: the configuration without its names and versions."""
+        """What two checkpoints must share to share a module: the configuration without its names and versions, and code."""
         changing = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
-        return json.dumps({k: v for k, v in self.config.items() if k not in changing}, sort_keys=True)
+        decides = {k: v for k, v in self.config.items() if k not in changing}
+        return json.dumps(decides, sort_keys=True) + self.code_hash
+
+    @cached_property
+    def code_hash(self) -> str:
+        """Identifies the code of its own that config.json names, "" where it names none."""
+        if not self.config.get("auto_map"):
+            return ""
+        digest = hashlib.sha256()
+        for file in sorted(self.model_folder.rglob("*.py")):
+            digest.update(str(file.relative_to(self.model_folder)).encode() + b"\0")
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()[:16]
 
     @cached_property
     def tokenizer_folder(self) -> Path:

@@ -20,7 +20,7 @@ from evalengine.errors import UserError
 from evalengine.events import Emit
 from evalengine.plans import Planner
 from evalengine.resume import Asked, Decision, Named, Task, decide, tasks_of
-from evalengine.score_table import score_table
+from evalengine.score_table import in_category, score_table
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
@@ -75,9 +75,11 @@ class Group(NamedTuple):
     def checkpoint(self, one: Emulated) -> Checkpoint:
         """An emulated checkpoint as the store knows it; its fingerprint, once the members have theirs, is theirs together."""
         base = self.members[one.base]
-        prints = [self.members[i].fingerprint for i in (one.base, one.tuned, one.ref)]
-        text = "\n".join([*prints, f"{one.beta!r}"])
-        fingerprint = hashlib.sha256(text.encode()).hexdigest() if all(prints) else ""
+        three = [self.members[i] for i in (one.base, one.tuned, one.ref)]
+        fingerprint = ""
+        if all(member.fingerprint for member in three):
+            text = "\n".join([*(member.fingerprint + member.code_hash for member in three), f"{one.beta!r}"])
+            fingerprint = hashlib.sha256(text.encode()).hexdigest()
         return replace(base, name=one.name, stage=one.stage, fingerprint=fingerprint)
 
     def metadata(self, one: Emulated) -> dict[str, str]:
@@ -131,7 +133,8 @@ def begin(checkpoint: Checkpoint, decision: Decision, emit: Emit) -> None:
     emit(events.Noted(checkpoint.name, (*notes, *decision.notes)))
     for task in decision.relabelled:
         stored = store.read_metadata(task.path) or {}
-        store.write(task.path, store.read(task.path), stored | task.metadata)
+        table = in_category(store.read(task.path), task.items.category)
+        store.write(task.path, table, stored | task.metadata)
     items = sum(len(task.items.items) for task in decision.kept)
     emit(events.Kept(checkpoint.name, len(decision.kept), items))
 

@@ -77,6 +77,12 @@ class Pretrained(NamedTuple):
         else:
             tensors = weights.unwrapped(weights.unpickled(files), checkpoint.name)
         loaded = self._loaded(checkpoint, self._from_tensors(checkpoint, tensors))
+        name = weights.without_scales(loaded.model, tensors)
+        if name is not None:
+            raise UserError(
+                f"{checkpoint.name} holds {printable(name[:80])} in whole numbers, and its config.json no quantization_config"
+                " that says how they are scaled: copy the config.json that they were saved with"
+            )
         # What is said of this checkpoint's weights may not be so of the next one's.
         same = bool(stored) and not loaded.notes
         return loaded._replace(names=weights.names_in(loaded.model, stored) if same else None)

@@ -75,7 +75,7 @@ ASKED = {
 
 
 # Metadata that decides no score: written anew, nothing is scored for it.
-LABELS = ("checkpoint_seed", "contexts", "blocks")
+LABELS = ("category", "checkpoint_seed", "contexts", "blocks")
 
 
 class Task(NamedTuple):
@@ -103,6 +103,8 @@ def tasks_of(checkpoint: Checkpoint, asked: Asked, backend: Named, more: dict[st
     common |= {"checkpoint": checkpoint.name, "checkpoint_fingerprint": checkpoint.fingerprint}
     identity = "\t".join(v or "" for v in (checkpoint.scale, checkpoint.mixture, checkpoint.stage))
     common |= {"tokenizer_hash": checkpoint.tokenizer_hash, "identity": identity}
+    if asked.options.trust_remote_code and checkpoint.code_hash:
+        common["code"] = checkpoint.code_hash
     if asked.options.chat:
         common["chat_template"] = checkpoint.chat_template_hash
     if checkpoint.seed is not None:
@@ -113,6 +115,7 @@ def tasks_of(checkpoint: Checkpoint, asked: Asked, backend: Named, more: dict[st
     for items, default_score in asked.item_sets:
         about = {
             "benchmark": items.benchmark,
+            "category": items.category,
             "benchmark_version": str(items.version),
             "data_hash": items.data_hash,
             "data_items": str(items.total),
@@ -149,7 +152,8 @@ def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
                     conflict=f"{task.path} was scored with {flag} {was or 'none'}, not {now or 'none'}: use the same options, "
                     "another --out, or --fresh to replace it"
                 )
-        differ = [key for key, value in task.metadata.items() if stored.get(key) != value]
+        wanted = {"code": None} | task.metadata  # of the checkpoint's own, which an earlier run may have used
+        differ = [key for key, value in wanted.items() if stored.get(key) != value]
         changed = [key for key in differ if key not in LABELS]
         (found.pending if changed else found.kept).append(task)
         if differ and not changed:

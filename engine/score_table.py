@@ -22,25 +22,24 @@ def score_table(checkpoint: Checkpoint, items: ItemSet, encoded: Encoded, scores
     """One row per item, in `store.schema()`. Raises UserError where a score is not finite."""
     import pyarrow as pa
 
-    loglik_C = scores.loglik[encoded.sequence_C].astype(np.float32)
-    if not np.isfinite(loglik_C).all():
+    if not np.isfinite(scores.loglik).all():  # without context, too
         raise UserError(
             f"{checkpoint.name} gives NaN or infinite scores on {items.benchmark}: it is not stored; check its weights"
         )
+    loglik_C = scores.loglik[encoded.sequence_C].astype(np.float32)
     n = len(encoded.item)
     choice_offset = array_of(encoded.choice_offset.astype(np.int32))
 
     def lists(values: np.ndarray) -> pa.Array:
         return pa.ListArray.from_arrays(choice_offset, array_of(values))
 
-    def name(value: str | None) -> pa.Array:
-        codes = pa.nulls(n, pa.int32()) if value is None else array_of(np.zeros(n, np.int32))
-        return pa.DictionaryArray.from_arrays(codes, strings([] if value is None else [value]))
-
     uncond = None if encoded.uncond_C is None else scores.loglik[encoded.uncond_C].astype(np.float32)
     columns = [
-        *map(name, (checkpoint.name, checkpoint.scale, checkpoint.mixture, checkpoint.stage)),
-        *map(name, (items.benchmark, items.category)),
+        *(
+            name(value, n)
+            for value in (checkpoint.name, checkpoint.scale, checkpoint.mixture, checkpoint.stage)
+        ),
+        *(name(value, n) for value in (items.benchmark, items.category)),
         strings(encoded.item),
         array_of(encoded.gold),
         lists(loglik_C),
@@ -51,3 +50,17 @@ def score_table(checkpoint: Checkpoint, items: ItemSet, encoded: Encoded, scores
         pa.nulls(n, pa.list_(pa.float32())) if uncond is None else lists(uncond),
     ]
     return pa.table(columns, schema=store.schema())
+
+
+def name(value: str | None, n: int) -> pa.Array:
+    """A column of n rows with one name."""
+    import pyarrow as pa
+
+    codes = pa.nulls(n, pa.int32()) if value is None else array_of(np.zeros(n, np.int32))
+    return pa.DictionaryArray.from_arrays(codes, strings([] if value is None else [value]))
+
+
+def in_category(table: pa.Table, category: str) -> pa.Table:
+    """The scores of a benchmark that has another category now."""
+    at = table.schema.get_field_index("category")
+    return table.set_column(at, table.schema.field(at), name(category, len(table)))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Bytes of an element.
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+FLOATING = ("F64", "F32", "F16", "BF16")
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # torch.compile's, FSDP's
 
 
@@ -44,6 +45,11 @@ class FileTensor:
         except SafetensorError:
             raise UserError(f"{self.file} changed while it was read: copy the checkpoint again") from None
         return tensor
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it holds whole numbers: no weights, unless something scales them."""
+        return self.dtype not in FLOATING
 
     @property
     def size(self) -> int:
@@ -123,12 +129,25 @@ def fits(module: torch.nn.Module, stored: dict[str, FileTensor]) -> bool:
     for name, tensor in stored.items():
         if name not in state or tuple(state[name].shape) != tensor.shape:
             return False
+        if tensor.is_whole and state[name].is_floating_point():
+            return False
         shared = filled.setdefault(state[name].data_ptr(), tensor)
         if tensor.size and shared is not tensor:
             alike = (shared.dtype, shared.shape) == (tensor.dtype, tensor.shape)
             if not alike or not torch.equal(shared[...], tensor[...]):
                 return False
     return all(not tensor.numel() or tensor.data_ptr() in filled for tensor in state.values())
+
+
+def without_scales(module: torch.nn.Module, tensors: Mapping[str, Any]) -> str | None:
+    """The first weight that the files hold as whole numbers and the module as it is: of a quantised model, whose scales nothing
+    applies. None where there is none."""
+    state = module.state_dict()
+    for name, tensor in tensors.items():
+        whole = tensor.is_whole if isinstance(tensor, FileTensor) else not tensor.is_floating_point()
+        if whole and name in state and state[name].is_floating_point():
+            return name
+    return None
 
 
 def names_in(module: torch.nn.Module, stored: dict[str, FileTensor]) -> dict[str, str] | None:

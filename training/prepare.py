@@ -102,21 +102,24 @@ def data_of(study: Study, data: Path | None, work: Path) -> Path | None:
 def _tokenizer(study: Study, data: Path | None, folder: Path) -> Tokenizer:
     spec = study.tokenizer
     keys = {name: source_key(source, data, name) for name, source in study.sources.items()}
-    wanted = {"spec": dataclasses.asdict(spec), "sources": keys if spec.vocab else {}}
+    wanted: dict[str, Any] = {"spec": dataclasses.asdict(spec), "sources": keys if spec.vocab else {}}
+    source = (data or Path(".")) / spec.path
+    if spec.path and tokenizers.file_of(source).is_file():
+        wanted["adopted"] = crc(tokenizers.file_of(source))
     made_from = folder / "made_from.json"
     made = read_unchecked(made_from)
     if made_from.is_file() and (made is None or made.pop("files", None) != _sums(folder)):
         console.warn(f"the study's tokenizer {folder} was damaged: made again")
         shutil.rmtree(folder)
     elif made is not None:
-        if made == wanted:
+        if all(made[key] == value for key, value in wanted.items() if key in made):  # older ones say less
             return Tokenizer(folder)
         raise UserError(
             f"{folder} was made for another tokenizer setting or other sources: "
             "use --fresh to start again, or another --out"
         )
     if spec.path:
-        tokenizer = tokenizers.adopt((data or Path(".")) / spec.path, folder)
+        tokenizer = tokenizers.adopt(source, folder)
     else:
         console.say(f"training a tokenizer of {spec.vocab:,} entries")
         each = int(spec.sample_mb * 2**20 / len(study.sources))

@@ -39,7 +39,7 @@ class Tokenizer:
         if missing:
             raise UserError(f"{path}: the tokenizer lacks {', '.join(missing)}; add them as special tokens")
         self.end: int = self.rust.token_to_id(END) or 0
-        self.size = self.rust.get_vocab_size(with_added_tokens=True)
+        self.size = 1 + max(self.rust.get_vocab(with_added_tokens=True).values())  # ids may have gaps
 
     def encode_documents(self, texts: list[str]) -> list[np.ndarray]:
         """Token ids of plain texts, without the leading `<|endoftext|>`; special tokens inside a text stay text."""
@@ -123,9 +123,14 @@ def adopt(source: Path, path: Path) -> Tokenizer:
     """Copies an existing fast tokenizer to `path` and adds those of the chat format's special tokens that it lacks."""
     from tokenizers import AddedToken
 
-    file = source / "tokenizer.json" if source.is_dir() else source
+    file = file_of(source)
     if not file.is_file():
         raise UserError(f"there is no tokenizer at {source}: name a directory with a tokenizer.json")
     rust = _read(file)
     rust.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     return _saved(rust, path)
+
+
+def file_of(source: Path) -> Path:
+    """Where a tokenizer lies that is adopted from a directory, or from its file."""
+    return source / "tokenizer.json" if source.is_dir() else source

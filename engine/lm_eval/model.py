@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lm_eval.api.model import TemplateLM
 
 from evalengine import console, plans
@@ -124,8 +125,22 @@ class EvalengineLM(TemplateLM):
         )
 
     def _score(self, encoded: list[tuple[list[int], int]]) -> list[tuple[float, bool]]:
-        distinct = merge(encoded, self.encoder.window)
+        window = self.encoder.window
+        longest = max((len(ids) - start for ids, start in encoded), default=0)
+        if longest > window:  # lm-eval's own model stops here, too: the score would be of its end alone
+            raise UserError(
+                f"a continuation of {longest} tokens is longer than the model's window of {window}: leave the task out"
+            )
+        distinct = merge(encoded, window)
+        if cut := int(distinct.truncated_P.sum()):
+            console.warn(
+                f"{cut} requests are longer than the model's window of {window} tokens: cut on the left"
+            )
         scores = self.engine.score(distinct.sequences)
+        if not np.isfinite(scores.loglik).all():  # lm-eval would take the first NaN for the model's answer
+            raise UserError(
+                f"{self._name} gives NaN or infinite scores: check its weights, or add dtype=float32 to --model_args"
+            )
         loglik, greedy = scores.loglik[distinct.sequence_P], scores.greedy[distinct.sequence_P]
         return [(float(a), bool(b)) for a, b in zip(loglik, greedy, strict=True)]
 

@@ -140,6 +140,24 @@ def test_mixed_settings_are_refused(tmp_path: Path, key: str, word: str) -> None
         read_store(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [("checkpoint_fingerprint", "weights"), ("tokenizer_hash", "a tokenizer"), ("identity", "a scale")],
+)
+def test_benchmarks_of_one_checkpoint_are_of_one_model(tmp_path: Path, key: str, what: str) -> None:
+    table = simple(["i1", "i2", "i3"])
+    put(tmp_path, "a", table, **{key: "old"})
+    path = tmp_path / "a" / "boolq.arrow"
+    for value in ("old", ""):  # imported scores state nothing of it
+        store.write(path, table, planted.metadata(**{key: value}))
+        assert len(read_store(tmp_path).benchmarks) == 2
+    store.write(path, table, planted.metadata(**{key: "new"}))
+    with pytest.raises(
+        UserError, match=rf"rte\.arrow was scored with {what}.* other benchmarks of a were not"
+    ):
+        read_store(tmp_path)
+
+
 def test_missing_columns_for_a_metric(tmp_path: Path) -> None:
     put(tmp_path, "a", simple(["i1", "i2"]))
     with pytest.raises(UserError, match="without --pmi"):

@@ -72,7 +72,9 @@ def test_the_version_follows_what_is_rendered(tmp_path: Path) -> None:
     first = read_benchmark(define(tmp_path, CAPITALS))
     other = read_benchmark(define(tmp_path, CAPITALS.replace("Answer:", "A:")))
     renamed = read_benchmark(define(tmp_path, CAPITALS.replace("Geography", "World")))
-    assert first.version != other.version and first.version == renamed.version
+    numbered = read_benchmark(define(tmp_path, CAPITALS + "id: country\n"))
+    assert first.version == renamed.version
+    assert len({first.version, other.version, numbered.version}) == 3
 
 
 @pytest.mark.parametrize(

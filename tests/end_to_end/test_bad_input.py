@@ -130,6 +130,29 @@ def test_nan_weights_are_named_and_the_others_go_on(
     assert not (tmp_path / "scores" / path.name).exists()
 
 
+def test_scores_that_are_finite_behind_a_context_alone_are_not_stored(
+    refused: Callable[..., str], good: Path, tmp_path: Path
+) -> None:
+    """In float16 this checkpoint overflows on its BOS, which stands in front of a choice without context and nowhere else."""
+    from safetensors.torch import load_file, save_file
+
+    path = copy(good, tmp_path / "240M-bos-pt")
+    tensors = load_file(path / "model.safetensors")
+    embedding, layer = tensors["model.embed_tokens.weight"], "model.layers.0."
+    embedding[:, -1] = 0.0  # a channel that BOS alone has
+    embedding[0] = 0.0
+    embedding[0, -1] = 100.0
+    tensors[layer + "self_attn.o_proj.weight"][-1] = 0.0
+    for name in ("gate", "up"):
+        weight = tensors[layer + f"mlp.{name}_proj.weight"]
+        weight[0] = 0.0
+        weight[0, -1] = 100.0
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    said = refused(path, "--pmi", "--dtype", "float16")
+    assert "240M-bos-pt gives NaN or infinite scores on copa: it is not stored; check its weights" in said
+    assert not list((tmp_path / "scores").glob("*/*.arrow"))
+
+
 def test_two_checkpoints_with_one_name(refused: Callable[..., str], good: Path, tmp_path: Path) -> None:
     assert "two checkpoints are named" in refused(good, copy(good, tmp_path / "other" / good.name))
 

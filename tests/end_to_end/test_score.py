@@ -18,6 +18,7 @@ import pytest
 import evalengine
 import tiny_models
 from evalengine import store
+from evalengine.analysis.items import read_store
 from evalengine.cli import main
 
 
@@ -150,6 +151,61 @@ def test_weights_changed_under_the_same_name_are_scored_again(
         tiny_models.save(path, "llama", seed=seed)
         assert score(path, "--data", bench, "--out", out, "--benchmarks", "copa") == 0
     assert "its weights have changed since it was scored" in capsys.readouterr().out
+
+
+def test_code_that_changed_under_the_same_weights_is_scored_again(
+    bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tiny_models.save(tmp_path / "m-a-pt", "llama"), tmp_path / "scores"
+    config = json.loads((path / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own"}
+    (path / "config.json").write_text(json.dumps(config))
+    code = "from transformers import LlamaForCausalLM\nclass Own(LlamaForCausalLM):\n    pass  # {}\n"
+    trusted = ("--trust-remote-code",)
+    scored = []
+    for number, more in ((1, trusted), (1, trusted), (2, trusted), (2, ()), (2, ())):
+        (path / "modeling_own.py").write_text(code.format(number))
+        capsys.readouterr()
+        assert score(path, "--data", bench, "--out", out, "--benchmarks", "copa", "--json", *more) == 0
+        (entry,) = json.loads(capsys.readouterr().out)["checkpoints"]
+        assert bool(entry["notes"]) == (entry["scored"] == 1 and bool(scored))
+        scored.append(entry["scored"])
+    assert scored == [1, 0, 1, 1, 0]
+
+
+def test_a_benchmarks_category_and_ids_are_never_those_of_an_earlier_definition(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, definition = tiny_models.save(tmp_path / "m-a-pt", "llama"), tmp_path / "b.yaml"
+    row = {"q": "Which?", "o": ["a", "b"], "a": 0, "key": "k1", "name": "n1"}
+    (tmp_path / "b.jsonl").write_text(json.dumps(row) + "\n")
+    common = "name: b\ncontext: '{q}'\nchoices: o\ngold: a\nfile: b.jsonl\n"
+    found = []
+    for category, field in (("Science", "key"), ("Semantics", "key"), ("Semantics", "name")):
+        definition.write_text(f"{common}category: {category}\nid: {field}\n")
+        given = ("--benchmark-file", definition, "--benchmarks", "b", "--out", tmp_path / "s", "--json")
+        capsys.readouterr()
+        assert score(path, *given) == 0
+        (entry,) = json.loads(capsys.readouterr().out)["checkpoints"]
+        (stored,) = evalengine.load(tmp_path / "s").to_pylist()
+        assert (stored["category"], stored["item"]) == (category, row[field])
+        found.append((entry["scored"], stored["loglik"]))
+    assert [scored for scored, _ in found] == [1, 0, 1] and found[0][1] == found[1][1] == found[2][1]
+
+
+def test_benchmarks_that_older_weights_scored_are_not_read_beside_those_of_newer_ones(
+    bench: Path, tmp_path: Path
+) -> None:
+    path, out = tmp_path / "m-a-pt", tmp_path / "scores"
+    given = (path, "--data", bench, "--out", out, "--benchmarks")
+    tiny_models.save(path, "llama", seed=0)
+    assert score(*given, "copa,cb") == 0
+    tiny_models.save(path, "llama", seed=1)
+    assert score(*given, "copa") == 0
+    with pytest.raises(evalengine.UserError, match=r"copa\.arrow was scored with weights that other"):
+        read_store(out)
+    assert score(*given, "copa,cb") == 0
+    assert len(read_store(out).benchmarks) == 2
 
 
 def test_a_seed_and_blocks_are_written_without_scoring_again(

@@ -67,6 +67,32 @@ def test_log_likelihoods_agree(models: tuple[Any, Any]) -> None:
     assert [b for _, b in got] == [b for _, b in expected]
 
 
+def test_what_is_longer_than_the_window_is_said_or_refused(
+    models: tuple[Any, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """lm-eval's own model stops at such a continuation: its score would be that of its end."""
+    from lm_eval.api.instance import Instance
+
+    ours, theirs = models
+    short, cut, beyond = (
+        [Instance("loglikelihood", {}, pair, 0)]
+        for pair in (("Which", " dog"), (LONG.strip(), " dog"), ("Which", LONG))
+    )
+    for requests, words in (
+        (short, ""),
+        (cut, "1 requests are longer than the model's window of 128 tokens"),
+    ):
+        capsys.readouterr()
+        ours.loglikelihood(requests)
+        assert words in capsys.readouterr().err
+    with reference.quiet(), pytest.raises(AssertionError):
+        theirs.loglikelihood(beyond)
+    with pytest.raises(
+        UserError, match=r"a continuation of .* tokens is longer than the model's window of 128"
+    ):
+        ours.loglikelihood(beyond)
+
+
 def rolling(*texts: str) -> list[Any]:
     from lm_eval.api.instance import Instance
 
@@ -106,6 +132,24 @@ def test_a_rolling_log_likelihood_has_one_bos(checkpoint: Path, models: tuple[An
             logprob = model(torch.tensor([[tokenizer.bos_token_id, *stated]])).logits[0].log_softmax(-1)
         expected = sum(float(logprob[i, token]) for i, token in enumerate(stated))
         np.testing.assert_allclose(got[1], expected, rtol=0, atol=1e-3)
+
+
+def test_scores_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    """lm-eval takes the first NaN of an item for the model's answer."""
+    from lm_eval.api.instance import Instance
+    from safetensors.torch import load_file, save_file
+
+    from evalengine.lm_eval.model import EvalengineLM
+
+    path = tiny_models.save(tmp_path / "large", "llama")
+    tensors = load_file(path / "model.safetensors")
+    tensors["lm_head.weight"] *= 60_000 / tensors["lm_head.weight"].abs().max()  # logits beyond float16
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    requests = [Instance("loglikelihood", {}, ("The sun", choice), 0) for choice in (" rises", " sets")]
+    scores = EvalengineLM(pretrained=str(path), device="cpu", dtype="float32").loglikelihood(requests)
+    assert np.isfinite([loglik for loglik, _ in scores]).all()
+    with pytest.raises(UserError, match=r"gives NaN or infinite scores: .* dtype=float32"):
+        EvalengineLM(pretrained=str(path), device="cpu", dtype="float16").loglikelihood(requests)
 
 
 def test_generation_is_refused_in_one_sentence(models: tuple[Any, Any]) -> None:

@@ -371,6 +371,60 @@ def test_a_tensor_of_eight_bits_without_its_scales_is_refused(tmp_path: Path) ->
         load(path)
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "pickle"])
+def test_whole_numbers_without_scales_are_refused(kind: str, tmp_path: Path) -> None:
+    """What bitsandbytes leaves where the quantization_config is lost: transformers takes -127 to 127 for the weights."""
+    path, name = tiny_models.save(tmp_path / "m", "llama"), "model.layers.0.mlp.up_proj.weight"
+    module = load(tiny_models.save(tmp_path / "first", "llama", seed=1))
+
+    def quantised(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        scale = tensors[name].abs().max() / 127
+        return tensors | {name: (tensors[name] / scale).round().to(torch.int8)}
+
+    changed(path, quantised)
+    if kind == "pickle":
+        torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+        (path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=rf"m holds {name} in whole numbers, .* no quantization_config"):
+        load(path, allow_pickle=True)
+    assert not module.refill(at(path))
+
+
+CODE = """
+from transformers import LlamaForCausalLM
+
+class Own(LlamaForCausalLM):
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits = out.logits * {factor}
+        return out
+"""
+
+
+def test_two_checkpoints_that_differ_in_their_code_alone(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from evalengine.encoding import Sequences
+    from evalengine.torch_backend import TorchBackend
+
+    tokens = torch.arange(3, 40)
+    sequences = Sequences.of([tokens.numpy()], [1])
+    backend = TorchBackend(device="cpu", dtype="float32", trust_remote_code=True)
+    found = []
+    for name, factor in (("a", 1.0), ("b", 0.25)):
+        path = tiny_models.save(tmp_path / name, "llama")
+        configured(path, auto_map={"AutoModelForCausalLM": "modeling_own.Own"})
+        (path / "modeling_own.py").write_text(CODE.format(factor=factor))
+        model: Any = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+        with torch.inference_mode():
+            logprob = model(input_ids=tokens[None, :-1]).logits[0].log_softmax(-1)
+        expected = float(logprob.gather(1, tokens[1:, None]).sum())
+        backend.load(discover([path])[0])
+        assert backend.score(sequences).loglik[0] == pytest.approx(expected, abs=1e-3)
+        found.append(expected)
+    assert abs(found[0] - found[1]) > 1
+
+
 def test_weights_in_float8_with_scales_are_loaded_by_transformers(tmp_path: Path) -> None:
     path = tiny_models.save(tmp_path / "m", "llama")
 

@@ -18,7 +18,7 @@ from evalengine.errors import UserError
 from evalengine.training import shards
 from evalengine.training.rows import MixedRows, Stream, interleave
 from evalengine.training.shards import TokenSource, build
-from evalengine.training.sources import documents, text_documents
+from evalengine.training.sources import documents, source_key, text_documents
 from evalengine.training.study import SourceSpec
 
 
@@ -123,6 +123,15 @@ def test_a_damaged_shard_is_named_and_made_again(
     assert "00000.bin is damaged; tokenised again" in " ".join(capsys.readouterr().err.split())
     content[10] ^= 1
     assert file.read_bytes() == content
+
+
+def test_a_file_that_changed_in_its_middle_is_another_source(tmp_path: Path):
+    spec, file = SourceSpec(path="long.txt"), tmp_path / "long.txt"
+    text, keys = "the sun rises in the east\n" * 120_000, set()
+    for changed in (text, text[: len(text) // 2] + "?" + text[len(text) // 2 + 1 :]):
+        file.write_text(changed)
+        keys.add(source_key(spec, tmp_path, "long"))
+    assert len(text) > 3e6 and len(keys) == 2
 
 
 def test_an_empty_source_is_refused(tokenizer, tmp_path: Path):

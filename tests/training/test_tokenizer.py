@@ -11,6 +11,7 @@ from evalengine.errors import UserError
 from evalengine.training import tokenizer as tokenizers
 from evalengine.training.chat import END, Message, parse, render
 from evalengine.training.conversations import tokenise
+from evalengine.training.shards import build
 
 CHATS = [
     [("user", "Where is the cat?"), ("assistant", "In the house.")],
@@ -115,6 +116,19 @@ def test_an_adopted_tokenizer_keeps_its_ids_and_gains_the_chat_tokens(tmp_path: 
     assert adopted.size == len(alphabet) + 4
     ids, learned = tokenise([(Message("user", "a"), Message("assistant", "b"))], adopted)[0]
     assert adopted.decode(ids[learned]) == f" b{END}"
+
+
+def test_a_vocabulary_whose_ids_have_gaps_is_as_large_as_its_largest_id(tmp_path: Path):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    own = Tokenizer(models.BPE({c: 70_000 + i for i, c in enumerate(alphabet)}, []))
+    own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    own.save(str(tmp_path / "tokenizer.json"))
+    adopted = tokenizers.adopt(tmp_path / "tokenizer.json", tmp_path / "adopted")
+    source = build(tmp_path / "tokens", lambda: iter(["Hello you"]), adopted)
+    assert source.document(0).tolist() == own.encode("Hello you").ids
+    assert adopted.size > max(adopted.rust.get_vocab(with_added_tokens=True).values())
 
 
 def test_a_conversation_without_an_answer_is_refused_by_line():

@@ -20,6 +20,7 @@ from evalengine.cli import main
 from evalengine.errors import UserError
 from evalengine.training import conversations
 from evalengine.training.loop import fit
+from evalengine.training.prepare import prepare
 from evalengine.training.runner import lock, selected
 from evalengine.training.state import Place
 from evalengine.training.study import Run, load, needed, with_stages
@@ -86,6 +87,24 @@ def test_other_settings_over_finished_runs_are_refused(
 ):
     assert train(write_study(**change), data, trained) == 1
     assert "--fresh" in capsys.readouterr().err
+
+
+def test_an_adopted_tokenizer_that_changed_is_refused(
+    tokenizer, data: Path, write_study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    own, out = tmp_path / "own", tmp_path / "out"
+    shutil.copytree(tokenizer.path, own)
+    study = load(write_study(tokenizer={"path": str(own)}))
+    made = prepare(study, data, out).tokenizer / "tokenizer.json"
+    before = made.read_bytes()
+    (own / "tokenizer.json").write_text(
+        (own / "tokenizer.json").read_text().replace("Isolated", "Removed", 1)
+    )
+    with pytest.raises(UserError, match="made for another tokenizer setting or other sources: use --fresh"):
+        prepare(study, data, out)
+    shutil.rmtree(own)
+    prepare(study, data, out)  # it has its own copy
+    assert made.read_bytes() == before
 
 
 @pytest.mark.slow
