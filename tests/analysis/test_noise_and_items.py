@@ -10,7 +10,14 @@ import planted
 import pytest
 
 from evalengine.analysis import decisions, noise
-from evalengine.analysis.bootstrap import degenerate_share, draw_resamples, enumerate_resamples, intervals
+from evalengine.analysis.bootstrap import (
+    Resamples,
+    degenerate_share,
+    draw_resamples,
+    enumerate_resamples,
+    intervals,
+    jackknife_error,
+)
 from evalengine.analysis.correlation import Sample
 from evalengine.analysis.item_bootstrap import GROUPS, item_data, resampled_means
 from evalengine.analysis.latent import latent_r, pooled
@@ -141,6 +148,17 @@ def test_item_bootstrap_has_the_binomial_standard_error(panel) -> None:
     x = data.sample("accuracy", "1B").x_VMC[0, 0]
     p = x[0]
     assert x[1 + plan.jackknife :].std() == pytest.approx(np.sqrt(p * (1 - p) / 200), rel=0.06)
+
+
+@pytest.mark.parametrize("items", (20, 35, 50, 200))
+def test_the_jackknife_over_items_has_the_binomial_standard_error(items: int) -> None:
+    """Also with fewer items than groups: each item is left out once."""
+    right_KI = np.random.default_rng(items).random((4, items)) < 0.6
+    (value_KC,) = resampled_means([right_KI.astype(np.uint8)], 100, GROUPS, np.random.SeedSequence(1))
+    plan = Resamples(np.full((9, value_KC.shape[1]), 1 / 9), np.ones(100), GROUPS, exact=False)
+    p_K = right_KI.mean(axis=1)
+    expected = np.sqrt(p_K * (1 - p_K) / (items - 1))
+    np.testing.assert_allclose(jackknife_error(value_KC, plan), expected, rtol=0.02 if items <= 50 else 0.25)
 
 
 def test_resampling_both_is_wider_than_items_alone(panel) -> None:
