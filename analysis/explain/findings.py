@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from evalengine.analysis.explain import exposed
-from evalengine.analysis.explain.choices import read_choices
+from evalengine.analysis.explain.choices import Scores, read_choices
 from evalengine.analysis.explain.corners import in_order
-from evalengine.analysis.explain.design import design_of
+from evalengine.analysis.explain.design import Design, design_of
 from evalengine.analysis.explain.explainer import Findings, Options, Study
 from evalengine.analysis.explain.parts import hint
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.explain.renderings import read_formats
 from evalengine.analysis.figure import by
+from evalengine.analysis.items import names
 from evalengine.analysis.together import read_together, write_together
 from evalengine.errors import UserError
 
@@ -66,9 +67,9 @@ def no_report(findings: Findings) -> str:
 
 
 def sections(findings: Findings) -> list[str]:
-    """The explainers' part of the report, HTML."""
-    said = not_shown(findings)
-    return [*(one.section(findings) for one in EXPLAINERS), hint(said) if said else ""]
+    """The explainers' part of the report, HTML: at its end what they leave out."""
+    said = [*(f"{note[0].upper()}{note[1:]}." for note in findings.method["notes"]), not_shown(findings)]
+    return [*(one.section(findings) for one in EXPLAINERS), hint(*filter(None, said))]
 
 
 def describe(study: Study) -> dict[str, Any]:
@@ -99,11 +100,20 @@ def describe(study: Study) -> dict[str, Any]:
         "notes": [
             *scores.notes,
             *design.notes,
+            *_lacking(scores, design),
             *unordered(design.scales),
             *exposed.notes(study),
             *(study.formats.notes if study.formats else ()),
         ],
     }
+
+
+def _lacking(scores: Scores, design: Design) -> Iterator[str]:
+    """Names the benchmarks that some checkpoint of a scale lacks: no mean of all its mixtures holds them."""
+    for scale in design.scales:
+        checkpoints = [*design.names(scale, after=False), *design.names(scale, after=True)]
+        if lost := [one.name for one in scores.benchmarks if not set(checkpoints) <= set(one.checkpoints)]:
+            yield f"scale {scale}: {names(lost, 12)} not on every checkpoint, left out where those that lack them take part"
 
 
 def unordered(scales: Sequence[str]) -> list[str]:
