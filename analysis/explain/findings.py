@@ -36,6 +36,8 @@ def explain(
     `score --formats` stored lies, if not in the store's folder of that name. Raises UserError."""
     if not 0.5 <= options.level < 1.0:
         raise UserError(f"--level {options.level} must lie between 0.5 and 1, such as 0.95")
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed} must be 0 or more")
     if options.data is not None and not options.data.is_dir():
         raise UserError(f"there is no data folder {options.data}: give the one with the benchmarks' files")
     scores = read_choices(store, metric)
