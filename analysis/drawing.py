@@ -143,7 +143,7 @@ def _series(axis: Axes, rows: Sequence[Row], at: Sequence[float], colour: str, s
 
 
 def _n_words(rows: Sequence[Row]) -> str:
-    n = sorted({row.n for row in rows})
+    n = sorted({row.n for row in rows if math.isfinite(row.estimate)}) or [0]
     return f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
 
 

@@ -179,6 +179,23 @@ def test_hierarchical_columns_hold_the_sample_and_the_jackknife(panel) -> None:
     assert plan.jackknife == 9 and sample.w_MC[4, 5] == 0.0 and plan.count == 300
 
 
+def test_the_choice_of_the_best_says_what_it_leaves_out(panel) -> None:
+    """A benchmark of three mixtures: the mean is over the others, as that of the choices between two is."""
+    row = panel.row.copy()
+    row[1, 1, 3:, 0] = -1
+    values = {q: np.where(row < 0, np.nan, x) for q, x in panel.values.items()}
+    rows = analyse(replace(panel, row=row, values=values), Options(bootstrap=100)).tables["decisions"]
+    at = {
+        (r.category, r.other): r
+        for r in rows
+        if r.scale == "1B" and r.name.startswith("mean") and not r.contrast
+    }
+    category, name = panel.categories[0], panel.benchmarks[0]
+    for kind in ("pairwise agreement", "top1", "regret"):
+        assert f"without {name} (fewer than 4 mixtures)" in at[category, kind].note
+    assert at[category, "top1"].note.endswith("; items resampled, percentile interval")
+
+
 def test_best_choice(panel) -> None:
     data, plan = item_data(panel, 500, 0, "pearson", mixtures=False)
     group = decisions.best_choice(data, "accuracy")

@@ -169,6 +169,16 @@ def test_names_are_not_taken_for_formulas(folder: Path) -> None:
         assert r"$\frac$" in svg(results, Intervals(rows, lambda row: row.name), "coherence")
 
 
+def test_n_is_that_of_the_estimates_shown(folder: Path) -> None:
+    """A category of one benchmark has no coherence, so its n of 0 is no estimate's."""
+    results = load_results(folder)
+    rows = results.rows("coherence", protocol="coherence")
+    lost = rows[0]._replace(estimate=math.nan, low=math.nan, high=math.nan, n=0)
+    with styled():
+        drawn = svg(results, Intervals([lost, *rows[1:]], lambda row: f"{row.category}, {row.name}"), "")
+    assert "n = 9" in drawn and "n = 0" not in drawn
+
+
 def test_summary_claims_only_what_intervals_carry(folder: Path) -> None:
     results = load_results(folder)
     found = summarise(results)
