@@ -199,6 +199,18 @@ def test_summary_claims_only_what_intervals_carry(folder: Path) -> None:
         assert (verdict == "reliable") == all(sure)
 
 
+def test_the_scale_of_fewest_mixtures_is_the_one_to_be_warned_of(tmp_path: Path) -> None:
+    """22 mixtures at 240M would need no warning, 5 at 1B do; and neither number is said of the other scale."""
+    names = [f"m{k}" for k in range(22)]
+    skip = [f"1B-{name}-{stage}" for name in names[5:] for stage in ("pt", "sft")]
+    planted.write_study(tmp_path / "s", {"rte": 0.5, "piqa": 0.5}, items=40, mixtures=names, skip=skip)
+    analyse(load_panel(tmp_path / "s"), Options(bootstrap=300)).write(tmp_path)
+    found = summarise(load_results(tmp_path))
+    assert any(line.startswith("There are 5 mixtures at 1B. ") for line in found.cautions)
+    page = write_report(tmp_path, tmp_path).read_text()
+    assert "with intervals over mixtures, n = 5 to 22." in page
+
+
 def test_figures(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = write_figures(folder, tmp_path)
     names = {path.stem for path in written}
