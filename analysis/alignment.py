@@ -7,15 +7,17 @@ cells: over the (benchmark, mixture) cells. across mixtures: one r per benchmark
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evalengine.analysis import page
 from evalengine.analysis.claims import clearest, with_n
-from evalengine.analysis.contrasts import Difference, contrast_group
+from evalengine.analysis.contrasts import Difference, contrast_group, stage_contrast
 from evalengine.analysis.correlation import (
     Sample,
     bounded_ratio,
@@ -25,12 +27,26 @@ from evalengine.analysis.correlation import (
     weighted_sums,
 )
 from evalengine.analysis.figure import Figure, Intervals, Table
-from evalengine.analysis.groups import STAGE, UNDEFINED, Array, Data, Group, Label, Note, mean_of_known
+from evalengine.analysis.groups import (
+    PARTIAL,
+    SCALE,
+    STAGE,
+    UNDEFINED,
+    Array,
+    Data,
+    Group,
+    Label,
+    Note,
+    Statistic,
+    group_of,
+    means_of,
+)
 from evalengine.analysis.protocol import Claim, Protocol, Study
 from evalengine.analysis.results import Results
 from evalengine.analysis.tables import Row
 from evalengine.analysis.verdicts import ALPHA
 
+ALIGNED = "accuracy,confidence"  # the quantity
 WITHIN, PERSISTENCE, CELLS, ACROSS = "within models", "persistence", "cells", "across mixtures"
 READINGS = {
     WITHIN: "over a category's benchmarks within each model, mean of the mixtures",
@@ -45,81 +61,124 @@ def rows(study: Study) -> list[Row]:
     return [row for group in alignment(study.data) for row in study.rows(group)] if known else []
 
 
-# r_align of a category in one reading, (C,): before, after, and after minus before over what both have.
-Reading = list[Array]
+Side = tuple[
+    Array, Array
+]  # accuracy and confidence of a category's benchmarks at one stage and scale, each (B, M, C)
+
+
+class Found(NamedTuple):
+    """r_align of a category in one reading, or a difference of two, (C,). known_M: the mixtures that it is of; one_side_M: those
+    that only one side of the difference has."""
+
+    value_C: Array
+    known_M: NDArray[np.bool_]
+    one_side_M: NDArray[np.bool_]
 
 
 def alignment(data: Data) -> list[Group]:
-    """r_align of each category and stage, after minus before, and its persistence; a group for each reading, in the order of
-    READINGS."""
-    panel = data.panel
-    found: dict[str, dict[str, list[Array]]] = {name: {} for name in READINGS}
-    n, few = {}, {}
-    for scale in panel.scales:
-        a, c = data.sample("accuracy", scale), data.sample("confidence", scale)
-        present = np.isfinite(panel.values["accuracy"][panel.scales.index(scale)]).any(axis=(0, 2))
-        n[scale] = int(present.sum())
-        few[scale] = bool(degrees_of_freedom(present[None], a.block_M)[0] < 3)
-        for members in panel.category_members().values():
-            stages = [np.array(members) + t * len(panel.benchmarks) for t in range(2)]
-            sides = [(a.x_VMC[index], c.x_VMC[index]) for index in stages]
-            within, persistence = _within_models(sides, a, data.statistic)
-            for name, values in (
-                (WITHIN, within),
-                (PERSISTENCE, [persistence]),
-                (CELLS, _over_cells(sides, a, data.statistic)),
-                (ACROSS, _across_mixtures(sides, a, data)),
-            ):
-                found[name].setdefault(scale, []).extend(values)
-    return [_group(data, name, by_scale, n, few) for name, by_scale in found.items()]
+    """r_align of each category and stage, and its persistence; a group for each reading, in the order of READINGS. Differences
+    between stages and between scales are over the mixtures, cells or benchmarks that both sides have."""
+    sides = {scale: _sides(data, scale) for scale in data.panel.scales}
+    within = {scale: [over_benchmarks(*side, data.statistic) for side in of] for scale, of in sides.items()}
+    # A mean over the mixtures, of values that atanh makes less skew.
+    how = {"interval": "jackknife-z", "contrast_interval": "jackknife"}
+    return [
+        _group(data, WITHIN, within, _over_mixtures, **how),
+        _persistence(data, within),
+        _group(data, CELLS, sides, _over_cells),
+        _across_mixtures(data),
+    ]
+
+
+def _sides(data: Data, scale: str) -> list[Side]:
+    """Before and after, of one category after the other."""
+    accuracy, confidence = (data.sample(q, scale).x_VMC for q in ("accuracy", "confidence"))
+    B = len(data.panel.benchmarks)
+    return [
+        (accuracy[index], confidence[index])
+        for members in data.panel.category_members().values()
+        for index in (np.array(members), np.array(members) + B)
+    ]
 
 
 def _group(
-    data: Data,
-    name: str,
-    by_scale: Mapping[str, Sequence[Array]],
-    n: Mapping[str, int],
-    few: Mapping[str, bool],
+    data: Data, name: str, by_scale: Mapping[str, Sequence[Any]], find: Callable[..., Found], **how: str
 ) -> Group:
-    """From the values of all categories: of each category one (persistence), or a `Reading`; none of `few` mixtures."""
+    """Of every category and stage `find(data, side)`, of two stages or scales `find(data, later, earlier)`."""
     panel = data.panel
     before, after = panel.stages
-    others = ("over mixtures",) if name == PERSISTENCE else (before, after)
-    labels = [Label(category, name, other) for category in panel.category_members() for other in others]
-    values, counts, notes, differences = {}, {}, {}, {}
-    for scale, listed in by_scale.items():
-        value_SC = data.reportable(np.array(listed))
-        if few[scale]:
-            value_SC[:] = np.nan
-        plain = np.arange(len(listed)) % 3 < 2 if len(others) == 2 else np.ones(len(listed), dtype=bool)
-        values[scale] = value_SC[plain]
-        counts[scale] = np.full(len(labels), n[scale])
-        notes[scale] = [
-            Note(UNDEFINED, f"{len(members)} benchmarks are too few for an r in each mixture")
-            if len(members) < 3 and name in (WITHIN, PERSISTENCE)
-            else Note()
-            for members in panel.category_members().values()
-            for _ in others
-        ]
-        differences[scale] = Difference(value_SC[~plain], counts[scale][1::2], notes[scale][1::2])
-    group = Group("alignment", "accuracy,confidence", labels, values, counts, notes)
-    if name == WITHIN:  # a mean over the mixtures, of values that atanh makes less skew
-        group = replace(group, interval="jackknife-z", contrast_interval="jackknife")
-    if len(others) == 1:
-        return group
-    later = [label._replace(minus=before) for label in labels if label.other == after]
-    return replace(group, contrasts=(contrast_group(group, STAGE, later, differences),))
+    labels = [Label(category, name, t) for category in panel.category_members() for t in (before, after)]
+    values = {
+        scale: [_statistic(data, label, find(data, side)) for label, side in zip(labels, of, strict=True)]
+        for scale, of in by_scale.items()
+    }
+    group = group_of("alignment", ALIGNED, values, **how)
+
+    def contrast(
+        kind: str, of: list[Label], sides: Mapping[str, tuple[Sequence[Any], Sequence[Any]]]
+    ) -> Group:
+        differences = {}
+        for scale, (later, earlier) in sides.items():
+            found = [
+                _statistic(data, label, find(data, *pair), kind)
+                for label, *pair in zip(of, later, earlier, strict=True)
+            ]
+            value_SC, n_S = np.array([one.value_C for one in found]), np.array([one.n for one in found])
+            differences[scale] = Difference(value_SC, n_S, [one.note for one in found])
+        return contrast_group(group, kind, of, differences)
+
+    of_stages = [label._replace(minus=before) for label in labels[1::2]]
+    contrasts = [contrast(STAGE, of_stages, {s: (of[1::2], of[::2]) for s, of in by_scale.items()})]
+    if len(by_scale) > 1:
+        small, *_, large = by_scale
+        of_scales = [label._replace(minus=small) for label in labels]
+        contrasts.append(contrast(SCALE, of_scales, {large: (by_scale[large], by_scale[small])}))
+    return replace(group, contrasts=tuple(contrasts))
 
 
-def _within_models(
-    sides: Sequence[tuple[Array, Array]], sample: Sample, statistic: str
-) -> tuple[Reading, Array]:
-    """The mean over mixtures of each one's r over the benchmarks, and the correlation of these r before and after."""
-    before_MC, after_MC = (over_benchmarks(x, y, statistic) for x, y in sides)
-    every = (before_MC, after_MC, after_MC - before_MC)
-    both = replace(sample, x_VMC=np.stack([before_MC, after_MC]))
-    persistence = correlate(both, np.array([[0, 1]]), statistic)[0]
-    return [_weighted_mean(r_MC, sample.w_MC) for r_MC in every], persistence
+def _statistic(data: Data, label: Label, found: Found, kind: str = "") -> Statistic:
+    """What is reported of it, and why nothing is; kind: of a contrast."""
+    value_C, n = data.reportable(found.value_C[None])[0], int(found.known_M.sum())
+    benchmarks = data.panel.categories.count(label.category)
+    if label.name in (WITHIN, PERSISTENCE) and benchmarks < 3:
+        note = Note(UNDEFINED, f"{benchmarks} benchmarks are too few for an r in each mixture")
+    elif degrees_of_freedom(found.known_M[None], data.panel.block_M)[0] < 3:
+        value_C = np.full_like(value_C, np.nan)
+        note = Note(UNDEFINED, f"{n} mixture{'s' * (n != 1)} with a value, too few")
+    elif found.one_side_M.any():
+        note = Note(PARTIAL, f"over the {n} mixtures that have a value at both {kind}s")
+    else:
+        note = Note()
+    return Statistic(label, value_C, n, note)
+
+
+def _over_mixtures(data: Data, r_MC: Array, earlier_MC: Array | None = None) -> Found:
+    """The mean over mixtures of each one's r over the benchmarks."""
+    known_M = np.isfinite(r_MC[:, 0])
+    either_M = known_M
+    if earlier_MC is not None:
+        either_M = known_M | np.isfinite(earlier_MC[:, 0])
+        r_MC = r_MC - earlier_MC
+        known_M = np.isfinite(r_MC[:, 0])
+    return Found(_weighted_mean(r_MC, _weights(data)), known_M, either_M & ~known_M)
+
+
+def _weights(data: Data) -> Array:
+    return next(iter(data.samples.values())).w_MC
+
+
+def _persistence(data: Data, within: Mapping[str, Sequence[Array]]) -> Group:
+    """Of each category the correlation over mixtures of their r over the benchmarks before and after."""
+    labels = [Label(category, PERSISTENCE, "over mixtures") for category in data.panel.category_members()]
+    values = {}
+    for scale, of in within.items():
+        values[scale] = []
+        for label, before_MC, after_MC in zip(labels, of[::2], of[1::2], strict=True):
+            both = Sample(np.stack([before_MC, after_MC]), _weights(data), data.panel.block_M)
+            r_C = correlate(both, np.array([[0, 1]]), data.statistic)[0]
+            known_M = np.isfinite(before_MC[:, 0] + after_MC[:, 0])
+            values[scale].append(_statistic(data, label, Found(r_C, known_M, np.zeros_like(known_M))))
+    return group_of("alignment", ALIGNED, values)
 
 
 def over_benchmarks(x_BMC: Array, y_BMC: Array, statistic: str) -> Array:
@@ -132,26 +191,29 @@ def over_benchmarks(x_BMC: Array, y_BMC: Array, statistic: str) -> Array:
     return correlate(Sample(np.ascontiguousarray(both), np.full((B, last), 1.0 / B)), pairs, statistic)
 
 
-def _over_cells(sides: Sequence[tuple[Array, Array]], sample: Sample, statistic: str) -> Reading:
-    before, after = (_cells(x, y, sample, statistic) for x, y in sides)
-    known = [np.isfinite(x + y) for x, y in sides]
-    if (known[0] == known[1]).all():
-        return [before, after, after - before]
-    common = known[0] & known[1]
-    first, second = (_cells(np.where(common, x, np.nan), y, sample, statistic) for x, y in sides)
-    return [before, after, second - first]
+def _over_cells(data: Data, side: Side, earlier: Side | None = None) -> Found:
+    """The correlation over (benchmark, mixture) cells; a difference is over those that both sides have."""
+    sides = [side] if earlier is None else [side, earlier]
+    known = [np.isfinite(x[:, :, 0] + y[:, :, 0]) for x, y in sides]
+    common_BM, either_BM = np.logical_and.reduce(known), np.logical_or.reduce(known)
+    if not (common_BM == either_BM).all():
+        sides = [(np.where(common_BM[:, :, None], x, np.nan), y) for x, y in sides]
+    first, *others = (_cells(x, y, data) for x, y in sides)
+    known_M = common_BM.any(axis=0)
+    return Found(first - others[0] if others else first, known_M, either_BM.any(axis=0) & ~known_M)
 
 
-def _cells(x_BMC: Array, y_BMC: Array, sample: Sample, statistic: str) -> Array:
+def _cells(x_BMC: Array, y_BMC: Array, data: Data) -> Array:
     """Correlation over all (benchmark, mixture) cells, each with its mixture's weight and block."""
     B, M, last = x_BMC.shape
+    w_MC, block_M = _weights(data), data.panel.block_M
     cells = np.stack([x_BMC.reshape(B * M, last), y_BMC.reshape(B * M, last)])
-    if statistic == "pearson" and last == 1 and sample.block_M is None and np.isfinite(cells).all():
+    if data.statistic == "pearson" and last == 1 and block_M is None and np.isfinite(cells).all():
         x_BM, y_BM = standardise(cells)[:, :, 0].reshape(2, B, M)
-        return _pooled(x_BM, y_BM, sample.w_MC)
-    weights = np.tile(sample.w_MC, (B, 1)) / B
-    block_M = None if sample.block_M is None else np.tile(sample.block_M, B)
-    return correlate(Sample(cells, weights, block_M), np.array([[0, 1]]), statistic)[0]
+        return _pooled(x_BM, y_BM, w_MC)
+    weights = np.tile(w_MC, (B, 1)) / B
+    block_M = None if block_M is None else np.tile(block_M, B)
+    return correlate(Sample(cells, weights, block_M), np.array([[0, 1]]), data.statistic)[0]
 
 
 def _pooled(x_BM: Array, y_BM: Array, w_MC: Array) -> Array:
@@ -161,15 +223,30 @@ def _pooled(x_BM: Array, y_BM: Array, w_MC: Array) -> Array:
     return bounded_ratio(xy - x * y, xx - x * x, yy - y * y)
 
 
-def _across_mixtures(sides: Sequence[tuple[Array, Array]], sample: Sample, data: Data) -> Reading:
-    B = len(sides[0][0])
-    pairs = np.stack([np.arange(B), B + np.arange(B)], axis=1)
-    before_BC, after_BC = (
-        data.reportable(correlate(replace(sample, x_VMC=np.concatenate([x, y])), pairs, data.statistic))
-        for x, y in sides
-    )
-    every = (before_BC, after_BC, after_BC - before_BC)
-    return [mean_of_known(r_BC[np.isfinite(r_BC[:, 0])]) for r_BC in every]
+def _across_mixtures(data: Data) -> Group:
+    """The mean over a category's benchmarks of each one's r over mixtures."""
+    panel = data.panel
+    V = 2 * len(panel.benchmarks)
+    pairs = np.stack([np.arange(V), V + np.arange(V)], axis=1)
+    stages = [(stage, t * len(panel.benchmarks)) for t, stage in enumerate(panel.stages)]
+    names = list(zip(panel.categories, panel.benchmarks, strict=True))
+    found = {}
+    for scale in panel.scales:
+        accuracy, confidence = (data.sample(q, scale) for q in ("accuracy", "confidence"))
+        both = replace(accuracy, x_VMC=np.concatenate([accuracy.x_VMC, confidence.x_VMC]))
+        known_VM = np.isfinite(both.x_VMC[:V, :, 0] + both.x_VMC[V:, :, 0])
+        value_VC = correlate(both, pairs, data.statistic)
+        value_VC[degrees_of_freedom(known_VM, both.block_M) < 3] = np.nan
+        value_VC, n_V = data.reportable(value_VC), known_VM.sum(axis=1).tolist()
+        of = [Label(*name, stage) for stage, _ in stages for name in names]
+        found[scale] = [Statistic(*one) for one in zip(of, value_VC, n_V, strict=True)]
+    members = panel.category_members()
+    labels = [Label(category, ACROSS, stage) for category in members for stage, _ in stages]
+    index = [[b + start for b in listed] for listed in members.values() for _, start in stages]
+    group = means_of(group_of("alignment", ALIGNED, found), "alignment", labels, index)
+    group = replace(group, interval="bca")
+    before, after = range(0, len(labels), 2), range(1, len(labels), 2)
+    return replace(group, contrasts=(stage_contrast(group, before, after, panel.stages[0]),))
 
 
 def _weighted_mean(value_MC: Array, w_MC: Array) -> Array:

@@ -151,7 +151,8 @@ def rows(study: Study) -> list[Row]:
                 quantities=["accuracy"],
             )
         best = rows_of(best_choice(data, "accuracy"), plan, options._replace(interval="percentile"))
-        out += [row._replace(note="items resampled, percentile interval") for row in best]
+        how = "items resampled, percentile interval"
+        out += [row._replace(note="; ".join(filter(None, [row.note, how]))) for row in best]
     return out
 
 
@@ -168,10 +169,11 @@ def section(results: Results) -> str:
         return ""
     means, benchmarks = decision_tables(results)
     before, after = results.method["stages"]
+    drawn = results.method["resampled"]
     return (
         "<h2>Decisions</h2>"
         f'<p class="hint">Choosing mixtures at {escape(before)} and living with them at {escape(after)}. A coin is right of two '
-        f"50% of the time, and finds the best of n one time in n. Intervals of the first two resample mixtures; those of the "
+        f"50% of the time, and finds the best of n one time in n. Intervals of the first two resample {drawn}; those of the "
         "last two resample items and take the mixtures as given (percentile).</p>"
         f"<details open><summary>Means over categories</summary>{page.show(means)}</details>"
         f"<details><summary>Benchmarks</summary>{page.show(benchmarks)}</details>"

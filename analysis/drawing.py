@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from evalengine.analysis import style
 from evalengine.analysis.figure import Curves, Figure, Heatmaps, Intervals, Lines, Scatters, by
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.results import Results, excludes_zero, with_interval
+from evalengine.analysis.results import Results, excludes_zero, n_words, with_interval
 from evalengine.analysis.scatter_drawing import scatter_drawing
 from evalengine.analysis.tables import Row
 
@@ -114,7 +114,7 @@ def _intervals(results: Results, figure: Intervals) -> Drawing:
         axis.axvline(0, color=style.SOFT, lw=0.7, ls=":")
         axis.set(xlim=(-1.02 * figure.limit, 1.02 * figure.limit), ylim=(height, 0), yticks=[])
         axis.set_xticks([-figure.limit, 0, figure.limit])
-        axis.set_xlabel(f"{figure.measure}, {results.method['level']:.0%} intervals, {_n_words(shown)}")
+        axis.set_xlabel(f"{figure.measure}, {results.method['level']:.0%} intervals, {n_words(shown)}")
         axis.spines["left"].set_visible(False)
         if len(by_panel) > 1:
             axis.set_title(title)
@@ -140,11 +140,6 @@ def _series(axis: Axes, rows: Sequence[Row], at: Sequence[float], colour: str, s
     beside = axis.get_yaxis_transform()
     for row, y in zip(rows, at, strict=True):
         axis.text(1.04, y, with_interval(row), transform=beside, va="center", size=6.5, color=colour)
-
-
-def _n_words(rows: Sequence[Row]) -> str:
-    n = sorted({row.n for row in rows})
-    return f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
 
 
 def _heatmaps(results: Results, figure: Heatmaps) -> Drawing:

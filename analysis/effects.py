@@ -247,7 +247,8 @@ def _departure(mean_NK: Array) -> Array:
 def _contrasts(
     design: Array, y: Array, levels: int, level: float
 ) -> Iterator[tuple[int, int, float, float, int]]:
-    """Each pair i < j of the first `levels` coefficients: their difference j - i, its half interval, the freedom."""
+    """Each pair i < j of the first `levels` coefficients: their difference j - i, its half interval, the freedom. None of a pair
+    whose difference the design does not tell from that of the other columns."""
     from scipy.special import stdtrit
 
     freedom = len(y) - int(np.linalg.matrix_rank(design))
@@ -261,6 +262,8 @@ def _contrasts(
     for i, j in itertools.combinations(range(levels), 2):
         contrast = np.zeros(design.shape[1])
         contrast[[i, j]] = -1.0, 1.0
+        if not np.allclose(contrast @ inverse @ design, contrast):  # it is not in the space of the rows
+            continue
         variance = float(contrast @ covariance @ contrast)
         yield i, j, float(contrast @ coefficient), width * math.sqrt(max(variance, 0.0)), freedom
 

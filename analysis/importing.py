@@ -28,6 +28,7 @@ from evalengine.untrusted import printable
 DATE = r"\d{4}-\d{2}-\d{2}T[\d.\-:]+"  # as lm-evaluation-harness writes it into the names of its files
 APART = "import them into folders of their own (--out)"
 OTHER = "Other"
+AVERAGES = {"mean", "average", "avg", "median", "overall", "total", "grand total"}
 
 
 class Known(NamedTuple):
@@ -138,6 +139,7 @@ def combine(parts: Sequence[Part], known: Mapping[str, Known] = {}, info: Info =
         *(note for part in parts for note in part.notes),
         *_compare_settings(results),
         *_nested(set(benchmarks)),
+        *_averages(results),
         *_unknown(benchmarks, known, info),
         *_without_noise(results),
     ]
@@ -195,7 +197,9 @@ def _unknown(benchmarks: Iterable[str], known: Mapping[str, Known], info: Info) 
 
 def _without_noise(results: Iterable[Result]) -> Iterator[str]:
     """A note on benchmarks whose item noise cannot be computed."""
-    bare = [r.benchmark for r in results if r.quantity == "accuracy" and not r.items and math.isnan(r.stderr)]
+    accuracies = [r for r in results if r.quantity == "accuracy"]
+    counted = {r.benchmark for r in accuracies if r.items}  # of which one row says the number for all
+    bare = [r.benchmark for r in accuracies if math.isnan(r.stderr) and r.benchmark not in counted]
     if bare:
         yield (
             "neither numbers of items nor standard errors, so no item noise (--items, --stderr): "
@@ -264,6 +268,13 @@ def _nested(benchmarks: set[str]) -> Iterator[str]:
         inner = sorted(other for other in benchmarks if other.startswith(f"{name}_"))
         if len(inner) > 1:
             yield f"{name} stands beside {names(inner, 2)}: if it is their mean, leave it out, or they count twice"
+
+
+def _averages(results: Iterable[Result]) -> Iterator[str]:
+    """A note on rows that may be the mean of the mixtures, as spreadsheets end in."""
+    mixtures = dict.fromkeys(one.mixture for one in results if one.mixture is not None)
+    if len(mixtures) > 1 and (found := [name for name in mixtures if name.lower() in AVERAGES]):
+        yield f"a mixture is called {names(found)}: if it is the mean of others, leave it out, or it counts as one more"
 
 
 def _shares(parts: Iterable[Part]) -> dict[str, dict[str, float]]:

@@ -96,10 +96,9 @@ def resampled_means(
     out_QC[:, 0] = total_Q / _some(count_Q)
     rng = np.random.default_rng(seed)
     if groups:
-        edges = np.linspace(0, items, min(groups, items) + 1).astype(int)
-        parts = np.split(rng.permutation(items), edges[1:-1])
-        for g in range(groups):
-            gone = parts[g % len(parts)]  # fewer items than groups: the same again, which changes nothing
+        # Of fewer items than groups each is left out once, and other groups leave out none.
+        edges = np.linspace(0, items, groups + 1).astype(int)
+        for g, gone in enumerate(np.split(rng.permutation(items), edges[1:-1])):
             left_Q = count_Q - known_IQ[gone].sum(axis=0)
             out_QC[:, 1 + g] = (total_Q - scores_IQ[gone].sum(axis=0)) / _some(left_Q)
     step = max(1, BLOCK_BYTES // (12 * items))

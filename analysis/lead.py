@@ -8,7 +8,7 @@ from evalengine.analysis import page
 from evalengine.analysis.figure import Table
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.noise import CEILING, RELIABILITY
-from evalengine.analysis.results import Results, with_interval
+from evalengine.analysis.results import Results, n_words, with_interval
 from evalengine.analysis.tables import Row
 
 HIGH = 0.7  # an r that is called a strong transfer, and a ceiling that lets it be seen
@@ -29,7 +29,7 @@ def section(results: Results) -> str:
     )
     hint = (
         "Mixtures differ: the interval of the reliability lies above 0 at both stages. Means are over all benchmarks, with "
-        f"intervals over mixtures, n = {len(results.method['mixtures'])}."
+        f"intervals over mixtures, {n_words(results.rows('transfer', protocol='category_transfer', category=ALL))}."
     )
     return (
         f"<h2>What the noise allows one to say</h2><p>{words}</p>{page.show(noise_table(results))}"

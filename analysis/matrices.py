@@ -114,7 +114,7 @@ def section(results: Results) -> str:
         out.append(
             page.grid(results, Intervals(rows, lambda row: row.quantity, panel=lambda row: title))
             + '<p class="hint">Correlation over all pairs of benchmarks. Pairs share benchmarks and mixtures, so they are not '
-            "so many independent observations; the interval resamples mixtures.</p>"
+            f"so many independent observations; the interval resamples {results.method['resampled']}.</p>"
         )
     return "".join(out)
 

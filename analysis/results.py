@@ -6,6 +6,7 @@ They read a folder and never the store, so a report can be made on a laptop from
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +89,12 @@ def share_with_interval(row: Any, percent: bool = True) -> str:
 def _tenths(value: float) -> str:
     """-0.04 is 0.0, not -0.0."""
     return f"{value:z.1f}".replace("-", "−") if math.isfinite(value) else "–"
+
+
+def n_words(rows: Iterable[Any]) -> str:
+    """ "n = 9", or "n = 7 to 9": the mixtures behind the rows that have an estimate."""
+    n = sorted({row.n for row in rows if math.isfinite(row.estimate)}) or [0]
+    return f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
 
 
 def excludes_zero(row: Any) -> bool:

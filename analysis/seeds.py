@@ -185,17 +185,19 @@ def _between(study: Study, quantity: str, scale: str, known: dict[int, Component
 def _of_means(panel: Panel, known: dict[int, Components]) -> Iterator[Statistic]:
     """The mean shares, and the mean r between mixtures, of each category and of all."""
     for category, index in with_all(panel).items():
-        chosen = [known[b] for b in index if b in known and (known[b].seeds_3C[:2, 0] > 0.0).all()]
-        if not chosen:
+        used = [b for b in index if b in known and (known[b].seeds_3C[:2, 0] > 0.0).all()]
+        if not used:
             continue
+        chosen = [known[b] for b in used]
         shares_2C = [mean_of_known(np.array([one.share_2C[t] for one in chosen])) for t in range(2)]
         of_means_B3C = np.array([one.of_means_3C for one in chosen])
         seeds_B3C = np.array([one.seeds_3C for one in chosen])
         unit_B3 = seeds_B3C[:, :, 0]
         # `pooled` subtracts the same noise in every column: what the seeds' differs from it by goes before.
         between_C = pooled(of_means_B3C - (seeds_B3C - unit_B3[:, :, None]), unit_B3)
-        lost = without([panel.benchmarks[b] for b in index if b not in known])
-        note = lost if all(one.paired for one in chosen) else UNPAIRED
+        note = without([panel.benchmarks[b] for b in index if b not in used])
+        if not all(one.paired for one in chosen):
+            note = Note(PARTIAL, "; ".join(filter(None, [note.text, UNPAIRED.text])))
         n = min(one.n for one in chosen)
         for kind, value_C in zip((*_shares(panel), BETWEEN), [*shares_2C, between_C], strict=True):
             yield Statistic(Label(category, f"mean of {len(chosen)}", kind), value_C, n, note)

@@ -38,6 +38,7 @@ from evalengine.analysis.groups import (
     group_of,
     mean_of_known,
     with_all,
+    without,
 )
 from evalengine.analysis.panel import Panel, Steps
 from evalengine.analysis.protocol import Protocol, Study
@@ -67,7 +68,6 @@ def rows(study: Study) -> list[Row]:
     plan = study.plan
     if options.resample == "items" or steps.mixtures != panel.mixtures:
         plan = resamples(len(steps.mixtures), options.bootstrap, options.seed, panel.block_M)
-    members = with_all(panel)
     B = len(panel.benchmarks)
     out = []
     for quantity, (s, scale) in itertools.product(steps.values, enumerate(panel.scales)):
@@ -85,7 +85,7 @@ def rows(study: Study) -> list[Row]:
                 recipes.append(found)
         for earlier, later in itertools.combinations(recipes, 2):
             out += _compared(earlier, later, plan, options)
-        out += rows_of(_levels(steps, quantity, s, scale, members, plan.weight_MC), plan, options)
+        out += rows_of(_levels(panel, steps, quantity, s, scale, plan.weight_MC), plan, options)
     return out
 
 
@@ -139,24 +139,23 @@ def _compared(earlier: Transfers, later: Transfers, plan: Resamples, options: Op
     return out
 
 
-def _levels(
-    steps: Steps, quantity: str, s: int, scale: str, members: Mapping[str, list[int]], w_MC: Array
-) -> Group:
-    """The mean over mixtures and over a category's benchmarks at each stage."""
+def _levels(panel: Panel, steps: Steps, quantity: str, s: int, scale: str, w_MC: Array) -> Group:
+    """The mean over mixtures and over a category's benchmarks at each stage, of those that every stage has."""
+    benchmarks, members = panel.benchmarks, with_all(panel)
     x_TMB = steps.values[quantity][s]
     known = np.isfinite(x_TMB)
     filled, weighted = np.where(known, x_TMB, 0.0), known.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean_TBC = (filled.swapaxes(1, 2) @ w_MC) / (weighted.swapaxes(1, 2) @ w_MC)
-    found = [
-        Statistic(
-            Label(category, f"mean of {len(index)}", stage),
-            mean_of_known(mean_TBC[t, index]),
-            int(known[t][:, index].any(axis=1).sum()),
-        )
-        for category, index in members.items()
-        for t, stage in enumerate(steps.stages)
-    ]
+    everywhere_B = known.any(axis=1).all(axis=0)
+    found = []
+    for category, index in members.items():
+        used = [b for b in index if everywhere_B[b]]
+        note = without([benchmarks[b] for b in index if b not in used], " (not at every stage)")
+        for t, stage in enumerate(steps.stages):
+            n = int(known[t][:, used].any(axis=1).sum())
+            label = Label(category, f"mean of {len(used)}", stage)
+            found.append(Statistic(label, mean_of_known(mean_TBC[t, used]), n, note))
     return group_of("stage_mean", quantity, {scale: found}, interval="jackknife")
 
 

@@ -35,7 +35,13 @@ def summarise(results: Results, more: Iterable[Claim] = ()) -> Summary:
 
 
 def _small_n(results: Results) -> list[str]:
-    mixtures, labels = len(results.method["mixtures"]), results.method["block"].get("labels", {})
+    counts = {  # by scale: mixtures of the benchmark that has most
+        scale: max((row.n for row in results.rows("transfer", protocol="transfer", scale=scale)), default=0)
+        for scale in results.scales
+    }
+    fewest = min(counts, key=counts.__getitem__)
+    at = f" at {fewest}" if len(set(counts.values())) > 1 else ""
+    mixtures, labels = counts[fewest], results.method["block"].get("labels", {})
     n = mixtures - max(len(set(labels.values())) - 1, 0)  # of a plain r with as many degrees of freedom
     if not 4 <= n < FEW:
         return []
@@ -43,7 +49,7 @@ def _small_n(results: Results) -> list[str]:
     low, high = fisher(np.array(shown), n)
     as_many = f", which compared within blocks say as much as {n}" if n < mixtures else ""
     return [
-        f"There are {mixtures} mixtures{as_many}. A true r below {detectable(n):.2f} is missed more than "
+        f"There are {mixtures} mixtures{at}{as_many}. A true r below {detectable(n):.2f} is missed more than "
         f"one time in five, and a measured {shown:.2f} has a 95% interval of about [{low:.2f}, {high:.2f}]: read the "
         "intervals, not the points."
     ]

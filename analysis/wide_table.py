@@ -25,6 +25,7 @@ MISSING = {  # as spreadsheets, pandas, R and people write it
 }
 NO_NAME = {"", "nan", "<na>", "n/a", "#n/a"}
 SHOTS = ("shot", "shots", "n_shot", "n_shots", "num_shots", "fewshot", "few_shot", "n_fewshot", "num_fewshot")
+UNLIKE = 100.0  # how many times more items one standard error may imply than another: percent among shares are 10,000 times
 ITEMS_MOST = 100_000  # of a benchmark, where its file does not say
 
 
@@ -32,7 +33,7 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
     """Reads a wide table. Raises UserError naming the file, the line and the column at fault."""
     header, lines = _read(path)
     _check_options(path, header, how)
-    lines = [line for line in lines if all(line.cells[c] == v for c, v in how.where.items())]
+    lines = [line for line in lines if all(line.cells[c].strip() == v.strip() for c, v in how.where.items())]
     if not lines:
         raise UserError(
             f"{path}: no row fits {' and '.join(f'{c}={v}' for c, v in how.where.items()) or 'at all'}"
@@ -71,8 +72,8 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
         (name, str(who.mixture), share)
         for name in header
         if fits(name, how.shares)
-        for line, who in zip(lines, checkpoints, strict=True)
-        if not math.isnan(share := _number(path, line, name))
+        for share, who in zip(_shares(path, lines, name), checkpoints, strict=True)
+        if not math.isnan(share)
     ]
     said = f"{path}: read as percent: {names(percent[True], 12)}"
     said += f"; as shares of one: {names(percent[False], 12)}" if percent[False] else ""
@@ -169,7 +170,7 @@ def _number(path: Path, line: Line, column: str) -> float:
     if text.lower() in MISSING:
         return math.nan
     try:
-        value = float(text.removesuffix("%"))
+        value = math.inf if "_" in text else float(text.removesuffix("%"))  # float takes 6_2 for 62
     except ValueError:
         value = math.inf
     if math.isinf(value):
@@ -177,6 +178,21 @@ def _number(path: Path, line: Line, column: str) -> float:
             f"{path}, line {line.number}, column {column}: '{printable(text[:60])}' is not a number"
         )
     return value
+
+
+def _shares(path: Path, lines: Sequence[Line], column: str) -> list[float]:
+    """A column of shares, NaN where they are missing; "25%" is 0.25. Raises UserError where only some have that sign."""
+    values = [_number(path, line, column) for line in lines]
+    signed = [
+        line.cells[column].strip().endswith("%")
+        for line, value in zip(lines, values, strict=True)
+        if value != 0.0 and not math.isnan(value)
+    ]
+    if any(signed) and not all(signed):
+        raise UserError(
+            f"{path}: {column} has shares with and without a percent sign: write all of them one way"
+        )
+    return [value / 100.0 for value in values] if any(signed) else values
 
 
 def _counts(
@@ -209,7 +225,7 @@ def _check_errors(
     items: Sequence[int],
 ) -> None:
     """Raises UserError where standard errors cannot be those of the accuracies beside them, as in another unit."""
-    implied = []
+    implied: dict[int, float] = {}  # items, by line
     for line, value, error in zip(lines, values, errors, strict=True):
         if error < 0 or (error == 0 and 0 < value < 1):
             raise UserError(
@@ -217,10 +233,10 @@ def _check_errors(
                 "is: leave the cell empty where it is not known"
             )
         if error > 0 and 0 < value < 1:
-            implied.append(value * (1 - value) / error / error)  # a tiny square would be 0
+            implied[line.number] = value * (1 - value) / error / error  # a tiny square would be 0
     if not implied:
         return
-    middle = sorted(implied)[len(implied) // 2]
+    middle = sorted(implied.values())[len(implied) // 2]
     counted = [count for count in items if count]
     least, most = (min(counted) / 30, max(counted) * 30) if counted else (2, ITEMS_MOST)
     if not least <= middle <= most:
@@ -228,6 +244,12 @@ def _check_errors(
             f"{path}: standard errors as in {column.beside.stderr} would take about {middle:.2g} items of {column.benchmark}: "
             f"write them in the unit of {column.name}, share of one or percent, or delete that column"
         )
+    for number, count in implied.items():
+        if not middle / UNLIKE <= count <= middle * UNLIKE:
+            raise UserError(
+                f"{path}, line {number}: the standard error as in {column.beside.stderr} would take about {count:.2g} items of "
+                f"{column.benchmark}, and others about {middle:.2g}: write all of them in one unit, or leave that cell empty"
+            )
 
 
 def _is_percent(path: Path, lines: Sequence[Line], column: str, values: Sequence[float]) -> bool:

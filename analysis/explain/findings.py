@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from evalengine.analysis.explain import exposed
-from evalengine.analysis.explain.choices import read_choices
+from evalengine.analysis.explain.choices import Scores, read_choices
 from evalengine.analysis.explain.corners import in_order
-from evalengine.analysis.explain.design import design_of
+from evalengine.analysis.explain.design import Design, design_of
 from evalengine.analysis.explain.explainer import Findings, Options, Study
 from evalengine.analysis.explain.parts import hint
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.explain.renderings import read_formats
 from evalengine.analysis.figure import by
+from evalengine.analysis.items import names
 from evalengine.analysis.together import read_together, write_together
 from evalengine.errors import UserError
 
@@ -35,6 +36,8 @@ def explain(
     `score --formats` stored lies, if not in the store's folder of that name. Raises UserError."""
     if not 0.5 <= options.level < 1.0:
         raise UserError(f"--level {options.level} must lie between 0.5 and 1, such as 0.95")
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed} must be 0 or more")
     if options.data is not None and not options.data.is_dir():
         raise UserError(f"there is no data folder {options.data}: give the one with the benchmarks' files")
     scores = read_choices(store, metric)
@@ -66,9 +69,9 @@ def no_report(findings: Findings) -> str:
 
 
 def sections(findings: Findings) -> list[str]:
-    """The explainers' part of the report, HTML."""
-    said = not_shown(findings)
-    return [*(one.section(findings) for one in EXPLAINERS), hint(said) if said else ""]
+    """The explainers' part of the report, HTML: at its end what they leave out."""
+    said = [*(f"{note[0].upper()}{note[1:]}." for note in findings.method["notes"]), not_shown(findings)]
+    return [*(one.section(findings) for one in EXPLAINERS), hint(*filter(None, said))]
 
 
 def describe(study: Study) -> dict[str, Any]:
@@ -101,6 +104,7 @@ def describe(study: Study) -> dict[str, Any]:
             *scores.notes,
             *design.notes,
             *within_blocks(study),
+            *_lacking(scores, design),
             *unordered(design.scales),
             *exposed.notes(study),
             *(study.formats.notes if study.formats else ()),
@@ -117,6 +121,14 @@ def within_blocks(study: Study) -> list[str]:
         f"what ranks the mixtures (tables proxies, eft_decisions) is judged within {study.blocks.factor} ({labels}): by pairs of"
         " one, and with the means of each taken out of r; all other tables take mixtures as exchangeable"
     ]
+
+
+def _lacking(scores: Scores, design: Design) -> Iterator[str]:
+    """Names the benchmarks that some checkpoint of a scale lacks: no mean of all its mixtures holds them."""
+    for scale in design.scales:
+        checkpoints = [*design.names(scale, after=False), *design.names(scale, after=True)]
+        if lost := [one.name for one in scores.benchmarks if not set(checkpoints) <= set(one.checkpoints)]:
+            yield f"scale {scale}: {names(lost, 12)} not on every checkpoint, left out where those that lack them take part"
 
 
 def unordered(scales: Sequence[str]) -> list[str]:

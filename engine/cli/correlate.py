@@ -77,8 +77,10 @@ def analysis_of(args: argparse.Namespace) -> Analysis:
     from evalengine.analysis.study import Options, analyse
     from evalengine.remote import readable
 
-    if args.bootstrap not in (None, "exact") and not str(args.bootstrap).isdigit():
+    if args.bootstrap not in (None, "exact") and not str(args.bootstrap).isdecimal():
         raise UserError(f"--bootstrap takes a number or 'exact', not '{args.bootstrap}'")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed} must be 0 or more")
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
     options = Options(
         args.bootstrap, args.interval, args.level, args.statistic, args.seed, args.resample, args.block
@@ -143,8 +145,8 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
         shown.columns,
         rows,
         left=shown.texts,
-        caption=f"{method['resamples']:,} resamples of the mixtures ({method['resampling']}), n = {n} mixtures. An interval "
-        f"that holds 0 does not show any transfer. {words(results)}",
+        caption=f"{method['resamples']:,} resamples of the {method['resampled']} ({method['resampling']}), n = {n} mixtures. "
+        f"An interval that holds 0 does not show any transfer. {words(results)}",
         optional=("r without noise", "n", "items", "ceiling", "p", "q"),
     )
     for reason in dict.fromkeys(

@@ -130,6 +130,8 @@ def test_interval_kinds(
     [
         (["--bootstrap", "many"], "--bootstrap takes a number or 'exact'"),
         (["--bootstrap", "7"], "too few"),
+        (["--bootstrap", "\N{SUPERSCRIPT TWO}00"], "--bootstrap takes a number or 'exact'"),
+        (["--seed", "-1"], "--seed -1 must be 0 or more"),
         (["--stages", "pt"], "two different stages"),
         (["--stages", "pt,rl"], "no checkpoint has the stage 'rl'"),
         (["--metric", "f1"], "choose from acc"),
@@ -145,6 +147,13 @@ def test_wrong_options(
     assert main(["correlate", str(scores), "--out", str(tmp_path / "o"), *arguments]) == 1
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_what_is_resampled_is_said(scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for what, words in (("items", "items"), ("both", "mixtures and items")):
+        options = ["--resample", what, "--bootstrap", "200"]
+        assert main(["correlate", str(scores), "--out", str(tmp_path), *options]) == 0
+        assert f"200 resamples of the {words} (Monte Carlo)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_missing_twin_is_said_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

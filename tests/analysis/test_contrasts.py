@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -171,6 +172,81 @@ def test_alignment_after_minus_before_in_each_reading(setup) -> None:
         ):
             value = rows_at(of(found[name], "stage"), "1B", c)["Science", name, "sft", "pt"]
             assert value == pytest.approx(expected, abs=1e-9), name
+
+
+def test_alignment_between_scales_over_what_both_have(setup) -> None:
+    """a2 has no r over mixtures before at 240M, mixture 4 too few benchmarks of Science for one after at 1B."""
+    panel, data, columns = setup
+    found = {group.labels[0].name: group for group in alignment(data)}
+
+    def side(q: str, s: int, t: int, chosen) -> np.ndarray:
+        return panel.values[q][s, t][chosen][:, :3]
+
+    for (c, chosen), (t, stage) in itertools.product(columns.items(), enumerate(panel.stages)):
+        a, conf = ([side(q, s, t, chosen) for s in (0, 1)] for q in ("accuracy", "confidence"))
+        whole = np.isfinite(a[1]).all(axis=1)
+        within = [r(a[1][m], conf[1][m]) - r(a[0][m], conf[0][m]) for m in np.flatnonzero(whole)]
+        known = np.isfinite(a[1])
+        cells = r(a[1][known], conf[1][known]) - r(a[0][known], conf[0][known])
+        across = [
+            r(a[1][known[:, b], b], conf[1][known[:, b], b]) - r(a[0][:, b], conf[0][:, b])
+            for b in range(3)
+            if np.ptp(a[0][:, b]) > 0
+        ]
+        for name, expected in (
+            ("within models", np.mean(within)),
+            ("cells", cells),
+            ("across mixtures", np.mean(across)),
+        ):
+            change = of(found[name] if name != "across mixtures" else with_scales(found[name]), "scale")
+            value = rows_at(change, "1B", c)["Science", name, stage, "240M"]
+            assert value == pytest.approx(expected, abs=1e-9), (name, stage)
+
+
+def with_scales(group):
+    return replace(group, contrasts=(*group.contrasts, scale_contrast(group)))
+
+
+def test_alignment_counts_the_mixtures_and_names_the_benchmarks_that_it_is_of(setup) -> None:
+    panel, _, _ = setup
+    rows = {
+        (row.category, row.name, row.other, row.scale, row.contrast): row
+        for row in analyse(panel, Options(bootstrap=100)).tables["alignment"]
+    }
+    for place, n, note in (
+        (("Science", "within models", "pt", "1B", ""), 9, ""),
+        (("Science", "within models", "sft", "1B", ""), 8, ""),
+        (("Science", "persistence", "over mixtures", "1B", ""), 8, ""),
+        (("Science", "within models", "sft", "1B", "scale"), 8, "over the 8 mixtures that have a value at both scales"),
+        (("Science", "within models", "sft", "1B", "stage"), 8, "over the 8 mixtures that have a value at both stages"),
+        (("Science", "across mixtures", "sft", "1B", ""), 8, ""),
+        (("Science", "across mixtures", "pt", "240M", ""), 9, "without a2 (no r)"),
+        (("Science", "across mixtures", "pt", "1B", "scale"), 9, "over the 2 that have a value at both scales"),
+    ):  # fmt: skip
+        assert (rows[place].n, rows[place].note) == (n, note), place
+
+
+def test_alignment_of_three_mixtures_is_not_reported() -> None:
+    panel = make(seed=5)
+    panel.values["accuracy"][1, 1, 3:, 0] = np.nan  # without it, two of Science are left
+    rows = analyse(panel, Options(bootstrap=100)).tables["alignment"]
+    for name in ("within models", "persistence"):
+        (row,) = (
+            row
+            for row in rows
+            if (row.category, row.name, row.scale, row.contrast) == ("Science", name, "1B", "")
+            and row.other != "pt"
+        )
+        assert np.isnan(row.estimate) and row.n == 3 and row.note == "3 mixtures with a value, too few"
+    (row,) = (
+        r
+        for r in rows
+        if (r.category, r.name, r.other, r.scale, r.contrast)
+        == ("Science", "across mixtures", "sft", "1B", "")
+    )
+    a, conf = (panel.values[q][1, 1] for q in ("accuracy", "confidence"))
+    assert row.estimate == pytest.approx(np.mean([r(a[:, b], conf[:, b]) for b in (1, 2)]))
+    assert row.note == "without a1 (no r)"
 
 
 def test_levels_after_minus_before_and_between_scales_over_common_mixtures(setup) -> None:

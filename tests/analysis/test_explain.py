@@ -184,6 +184,26 @@ def test_the_command_and_the_report(scores: Path, tmp_path: Path, capsys: pytest
     assert said["claims"][SUPPORTED] and all(text.startswith("That ") for text in said["claims"][UNSUPPORTED])
 
 
+def test_a_benchmark_that_a_checkpoint_lacks_is_named_everywhere(
+    scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Means over the mixtures of that scale are of the other benchmarks."""
+    planted.write_study(tmp_path / "s", {"rte": 0.5, "piqa": 0.5}, items=30, mixtures=MIXTURES)
+    (tmp_path / "s/1B-c-sft/rte.arrow").unlink()
+    out = tmp_path / "out"
+    said = "scale 1B: rte not on every checkpoint, left out where those that lack them take part"
+    assert main(["explain", str(tmp_path / "s"), "--out", str(out)]) == 0
+    assert said in " ".join(capsys.readouterr().err.split())
+    found = load(out)
+    assert found is not None
+    assert {row.benchmark for row in found.rows("flips", scale="1B")} == {"", "piqa"}
+    assert {row.benchmark for row in found.rows("flips", scale="240M")} == {"", "piqa", "rte"}
+    assert main(["correlate", str(tmp_path / "s"), "--out", str(out)]) == 0
+    assert main(["report", str(out), "--figures", "none"]) == 0
+    assert f"S{said[1:]}." in (out / "report.html").read_text()
+    assert not any("not on every" in note for note in explain(scores, Options()).method["notes"])
+
+
 def test_a_section_that_is_not_there_is_said_on_the_page_and_the_terminal(
     scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -296,6 +316,7 @@ def test_tables_of_two_studies_are_not_shown_together(
         (["--level", "2"], "--level"),
         (["--stages", "pt"], "two different stages"),
         (["--metric", "x"], "no metric 'x'"),
+        (["--seed", "-1"], "--seed -1 must be 0 or more"),
         (["--exposure", "nowhere"], "make it with `evalengine expose`"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from evalengine.analysis.mixtures import imported_mixtures
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.study import Options, analyse
 from evalengine.analysis.wide_table import MISSING
@@ -174,6 +175,51 @@ def test_one_mixture_has_one_share(tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"{b}: mixture m0 has the share 0.125 of code, and 0.5 elsewhere" in refused(
         capsys, tmp_path / "out", a, b, *given
     )
+
+
+def test_shares_with_a_percent_sign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = table(
+        tmp_path / "t.csv", "code,rte", *(f"{share},0.5" for share in ("25%", "25 %", "50%", "50%", "0", "0"))
+    )
+    imported(tmp_path / "out", file, "--shares", "code")
+    shares = imported_mixtures(tmp_path / "out")
+    assert shares is not None and shares.shares == {"code": {"m0": 0.25, "m1": 0.5, "m2": 0.0}}
+    mixed = table(tmp_path / "u.csv", "code,rte", "25%,0.5", "25%,0.5", "0.5,0.5", "0.5,0.5")
+    said = refused(capsys, tmp_path / "no", mixed, "--shares", "code")
+    assert f"{mixed}: code has shares with and without a percent sign" in said
+
+
+def test_one_standard_error_in_another_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = table(tmp_path / "t.csv", "rte,rte_stderr", "0.5,0.011", "0.6,0.012", "0.7,1.1", "0.6,0.010")
+    said = refused(capsys, tmp_path / "out", file)
+    assert f"{file}, line 4: the standard error as in rte_stderr would take about 0.17 items of rte" in said
+
+
+def test_rows_are_chosen_whatever_spaces_stand_around_their_cells(tmp_path: Path) -> None:
+    file = table(tmp_path / "t.csv", "shots,rte", "0,0.5", "0 ,0.25", "5,0.5", " 0,0.75")
+    assert imported(tmp_path / "out", file, "--where", "shots=0") == {"rte": [0.5, 0.25, 0.75]}
+
+
+def test_a_mixture_that_may_be_the_mean_of_others_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = table(tmp_path / "t.csv", "rte", "0.5", "0.25", "0.5", "0.75")
+    imported(tmp_path / "out", file)
+    assert "mean of others" not in capsys.readouterr().err
+    file.write_text(file.read_text() + "1B,Average,pt,0.5\n1B,Average,sft,0.5\n")
+    imported(tmp_path / "out", file)
+    assert "a mixture is called Average: if it is the mean of others, leave it out" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_one_row_says_the_number_of_items_for_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As correlate takes it: no note says that there is no item noise."""
+    lines = (f"0.{3 + k % 5}{k},{100 if k == 0 else ''}" for k in range(8))
+    imported(tmp_path / "out", table(tmp_path / "t.csv", "rte,rte_n", *lines))
+    assert "no item noise" not in capsys.readouterr().err
+    tables = analyse(load_panel(tmp_path / "out"), Options(bootstrap=100)).tables
+    assert any(row.other == "reliability pt" and math.isfinite(row.estimate) for row in tables["reliability"])
 
 
 def test_a_mean_beside_its_parts_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,14 @@ import planted
 import pytest
 
 from evalengine.analysis import decisions, noise
-from evalengine.analysis.bootstrap import degenerate_share, draw_resamples, enumerate_resamples, intervals
+from evalengine.analysis.bootstrap import (
+    Resamples,
+    degenerate_share,
+    draw_resamples,
+    enumerate_resamples,
+    intervals,
+    jackknife_error,
+)
 from evalengine.analysis.correlation import Sample
 from evalengine.analysis.item_bootstrap import GROUPS, item_data, resampled_means
 from evalengine.analysis.latent import latent_r, pooled
@@ -151,6 +158,17 @@ def test_item_bootstrap_has_the_binomial_standard_error(panel) -> None:
     assert x[1 + plan.jackknife :].std() == pytest.approx(np.sqrt(p * (1 - p) / 200), rel=0.06)
 
 
+@pytest.mark.parametrize("items", (20, 35, 50, 200))
+def test_the_jackknife_over_items_has_the_binomial_standard_error(items: int) -> None:
+    """Also with fewer items than groups: each item is left out once."""
+    right_KI = np.random.default_rng(items).random((4, items)) < 0.6
+    (value_KC,) = resampled_means([right_KI.astype(np.uint8)], 100, GROUPS, np.random.SeedSequence(1))
+    plan = Resamples(np.full((9, value_KC.shape[1]), 1 / 9), np.ones(100), GROUPS, exact=False)
+    p_K = right_KI.mean(axis=1)
+    expected = np.sqrt(p_K * (1 - p_K) / (items - 1))
+    np.testing.assert_allclose(jackknife_error(value_KC, plan), expected, rtol=0.02 if items <= 50 else 0.25)
+
+
 def test_resampling_both_is_wider_than_items_alone(panel) -> None:
     width = {}
     for what in ("items", "mixtures", "both"):
@@ -167,6 +185,23 @@ def test_hierarchical_columns_hold_the_sample_and_the_jackknife(panel) -> None:
     np.testing.assert_allclose(sample.x_VMC[:, :, 0], expected, atol=1e-8)
     np.testing.assert_allclose(sample.x_VMC[:, :, 5], expected, atol=1e-8)
     assert plan.jackknife == 9 and sample.w_MC[4, 5] == 0.0 and plan.count == 300
+
+
+def test_the_choice_of_the_best_says_what_it_leaves_out(panel) -> None:
+    """A benchmark of three mixtures: the mean is over the others, as that of the choices between two is."""
+    row = panel.row.copy()
+    row[1, 1, 3:, 0] = -1
+    values = {q: np.where(row < 0, np.nan, x) for q, x in panel.values.items()}
+    rows = analyse(replace(panel, row=row, values=values), Options(bootstrap=100)).tables["decisions"]
+    at = {
+        (r.category, r.other): r
+        for r in rows
+        if r.scale == "1B" and r.name.startswith("mean") and not r.contrast
+    }
+    category, name = panel.categories[0], panel.benchmarks[0]
+    for kind in ("pairwise agreement", "top1", "regret"):
+        assert f"without {name} (fewer than 4 mixtures)" in at[category, kind].note
+    assert at[category, "top1"].note.endswith("; items resampled, percentile interval")
 
 
 def test_best_choice(panel) -> None:

@@ -271,6 +271,24 @@ def test_share_effects_and_web_sources() -> None:
     assert row.estimate == pytest.approx(align[6:].mean() - align[:3].mean())
 
 
+def test_web_sources_of_different_proportions_are_not_told_from_them() -> None:
+    """Two sources, each in proportions of its own, two mixtures each: no line of the model says what the source alone does."""
+    names = [f"V{v}P{p}{k}" for v in (1, 2) for p in (0, 1, 2) for k in "ab"]
+    rng = np.random.default_rng(2)
+    cells = [cell("1B", m, t, rng.uniform(0.2, 0.9), "a1") for m in names for t in ("pt", "sft")]
+    data = fixed_data(assemble(cells, None), draw_resamples(len(names), 100, 0), "pearson")
+
+    def differences(apart: float) -> list:
+        share = {m: 0.1 * int(m[3]) + apart * (m[1] == "2") for m in names}
+        mixtures = from_sources({m: {f"web_{m[1]}": 1 - code, "code": code} for m, code in share.items()})
+        return web_source_differences(data, "accuracy", mixtures, 0.95)
+
+    assert differences(0.5) == []
+    y = data.panel.values["accuracy"][0, 1, :, 0].reshape(2, 6)
+    row = next(row for row in differences(0.0) if row.name == "a1" and row.other.startswith("sft"))
+    assert row.estimate == pytest.approx(y[1].mean() - y[0].mean())
+
+
 def test_a_departure_from_a_monotonic_order_of_shares() -> None:
     """All orders within web sources, one by one; three levels of the share in three web sources."""
     rng = np.random.default_rng(12)

@@ -169,6 +169,16 @@ def test_names_are_not_taken_for_formulas(folder: Path) -> None:
         assert r"$\frac$" in svg(results, Intervals(rows, lambda row: row.name), "coherence")
 
 
+def test_n_is_that_of_the_estimates_shown(folder: Path) -> None:
+    """A category of one benchmark has no coherence, so its n of 0 is no estimate's."""
+    results = load_results(folder)
+    rows = results.rows("coherence", protocol="coherence")
+    lost = rows[0]._replace(estimate=math.nan, low=math.nan, high=math.nan, n=0)
+    with styled():
+        drawn = svg(results, Intervals([lost, *rows[1:]], lambda row: f"{row.category}, {row.name}"), "")
+    assert "n = 9" in drawn and "n = 0" not in drawn
+
+
 def test_summary_claims_only_what_intervals_carry(folder: Path) -> None:
     results = load_results(folder)
     found = summarise(results)
@@ -187,6 +197,18 @@ def test_summary_claims_only_what_intervals_carry(folder: Path) -> None:
         rows = results.rows("transfer", protocol="transfer", quantity=quantity, name=benchmark)
         sure = [r.low > 0 and r.q < 0.05 for r in rows if r.scale in results.scales]
         assert (verdict == "reliable") == all(sure)
+
+
+def test_the_scale_of_fewest_mixtures_is_the_one_to_be_warned_of(tmp_path: Path) -> None:
+    """22 mixtures at 240M would need no warning, 5 at 1B do; and neither number is said of the other scale."""
+    names = [f"m{k}" for k in range(22)]
+    skip = [f"1B-{name}-{stage}" for name in names[5:] for stage in ("pt", "sft")]
+    planted.write_study(tmp_path / "s", {"rte": 0.5, "piqa": 0.5}, items=40, mixtures=names, skip=skip)
+    analyse(load_panel(tmp_path / "s"), Options(bootstrap=300)).write(tmp_path)
+    found = summarise(load_results(tmp_path))
+    assert any(line.startswith("There are 5 mixtures at 1B. ") for line in found.cautions)
+    page = write_report(tmp_path, tmp_path).read_text()
+    assert "with intervals over mixtures, n = 5 to 22." in page
 
 
 def test_figures(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

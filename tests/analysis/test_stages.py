@@ -138,6 +138,19 @@ def test_levels_are_means_over_mixtures_and_benchmarks() -> None:
         assert found["All", stage].high - found["All", stage].estimate == pytest.approx(2.364624 * spread)
 
 
+def test_levels_are_of_the_benchmarks_that_every_stage_has() -> None:
+    """A benchmark that the stage in between was not scored on would move the mean of that stage alone."""
+    x = values(3, scales=1)
+    cells = [c for c in cells_of(x, STAGES[:3]) if (c.stage, c.benchmark) != (STAGES[1], "piqa")]
+    rows = analyse(assemble(cells, STAGES[:3]), Options(bootstrap=100)).tables["stages"]
+    found = {(r.category, r.other): r for r in rows if r.protocol == "stage_mean"}
+    for t, stage in enumerate(STAGES[:3]):
+        row = found["All", stage]
+        assert row.estimate == pytest.approx(x[0, t, :, 1:].mean())
+        assert row.note == "without piqa (not at every stage)"
+        assert row.name == "mean of 2"
+
+
 def test_stages_are_named_once_and_exist() -> None:
     cells = cells_of(values(3), STAGES[:3])
     for asked in (("pt",), ("pt", "sft", "pt")):
