@@ -76,12 +76,9 @@ def first_items(data: Path, limit: int | None, folder: Path) -> Path:
 
 def read_items(data: Path, limit: int | None) -> list[ItemSet]:
     """Every benchmark of a folder, at most `limit` items of each. Raises UserError where it holds none."""
-    from evalengine.benchmarks import benchmarks_in, load_items, resolve
+    from evalengine.benchmarks import held, load_items, resolve
 
-    found = benchmarks_in(data, resolve("all"))
-    if not found:
-        raise UserError(f"{data} holds no benchmark files: give --data a folder of <benchmark>.jsonl files")
-    return [load_items(benchmark, data, limit=limit) for benchmark in found]
+    return [load_items(benchmark, data, limit=limit) for benchmark in held(data, resolve("all"))]
 
 
 def make_model(path: Path, shape: Shape, *, seed: int = 0, window: int = 2048, device: str = "cpu") -> Path:

@@ -69,6 +69,10 @@ def sentence(error: BaseException) -> str:
             return f"interrupted; {str(error) or 'run the same command again to continue'}"
         case MemoryError():
             return "out of memory: lower --batch-tokens, or use a machine with more memory"
+        case FileExistsError() | NotADirectoryError() if error.filename:
+            return f"{error.filename} is a file, or lies in one, where a folder is needed: give another path"
+        case PermissionError() if error.filename:
+            return f"no permission for {error.filename}: give a path that you may write to, or have its permissions changed"
         case OSError():
             where = f" ({error.filename})" if error.filename else ""
             return f"{error.strerror or error}{where}; finished work is kept: fix that and run the same command again"

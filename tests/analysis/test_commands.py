@@ -208,6 +208,31 @@ def test_output_is_a_file(scores: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "is a file: give --out a folder" in capsys.readouterr().err
 
 
+def test_report_refuses_options_of_correlate_for_tables_that_exist(
+    scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "o")
+    assert main(["correlate", str(scores), "--out", out, "--bootstrap", "200"]) == 0
+    for given in (["--statistic", "spearman"], ["--stages", "sft,pt"], ["--level", "0.9"]):
+        assert main(["report", out, "--figures", "none", *given]) == 1
+        assert f"which {given[0]} cannot change: give that to correlate" in capsys.readouterr().err
+    assert not (tmp_path / "o" / "report.html").exists()
+    (tmp_path / "file").write_text("")
+    assert main(["report", out, "--out", str(tmp_path / "file"), "--figures", "none"]) == 1
+    assert "file is a file, or lies in one, where a folder is needed" in capsys.readouterr().err
+
+
+def test_where_no_r_is_defined_the_mixtures_are_counted_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    planted.write_study(tmp_path / "s", {"rte": 0.5}, items=4, mixtures=planted.MIXTURES[:4])
+    assert main(["correlate", str(tmp_path / "s"), "--out", str(tmp_path / "o")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "n = 4 mixtures" in said and "n = 0" not in said
+    assert "seeds" not in said[said.index("Tables:") :]  # a table without rows
+    assert not [one for one in recwarn if issubclass(one.category, RuntimeWarning)]
+
+
 def test_importing_the_package_is_light() -> None:
     code = (
         "import sys, evalengine.analysis, evalengine.cli; evalengine.cli.parser(); "
