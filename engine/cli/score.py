@@ -306,7 +306,7 @@ def show(report: list[dict[str, Any]], out: Path | str, then: str) -> None:
         for r in report
     ]
     columns = ("checkpoint", "status", "scored", "kept", "items", "seconds", "items/s", "mean acc")
-    console.table("Scores", columns, rows, left=2)
+    console.table("Scores", columns, rows, left=2, optional=("items/s", "seconds", "kept"))
     for r in report:
         for note in r["notes"]:
             console.say(f"{r['checkpoint']}: {note}")
