@@ -68,7 +68,7 @@ def loss_judged(covariance_B3C: Array, noise_B3: Array, n_B: Array) -> Array:
     sd_BC = np.sqrt(np.maximum(covariance_B3C[:, 1] - noise_B3[:, 1:2], 0.0))
     with np.errstate(invalid="ignore", divide="ignore"):
         gained_BC = (covariance_B3C[:, 2] - noise_B3[:, 2:]) / np.sqrt(covariance_B3C[:, 0])
-    loss_C: Array = ((sd_BC - gained_BC) / shrunk_B[:, None]).mean(axis=0) / math.sqrt(math.pi)
+        loss_C: Array = ((sd_BC - gained_BC) / shrunk_B[:, None]).mean(axis=0) / math.sqrt(math.pi)
     return loss_C
 
 

@@ -10,7 +10,7 @@ reads rows; `custom` reads users' YAML files; `world` writes the synthetic world
 
 from evalengine.benchmarks.catalogue import BENCHMARKS, CATEGORIES, resolve
 from evalengine.benchmarks.definition import Benchmark, Item
-from evalengine.benchmarks.load import ItemSet, benchmarks_in, held, load_items
+from evalengine.benchmarks.load import ItemSet, benchmarks_in, check_folder, held, load_items
 
 __all__ = [
     "BENCHMARKS",
@@ -19,6 +19,7 @@ __all__ = [
     "Item",
     "ItemSet",
     "benchmarks_in",
+    "check_folder",
     "held",
     "load_items",
     "resolve",

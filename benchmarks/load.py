@@ -125,14 +125,29 @@ def benchmarks_in(data: Path, benchmarks: Iterable[Benchmark], *, train: bool = 
     return [benchmark for benchmark in benchmarks if data_file(benchmark, data, train=train) is not None]
 
 
-def held(data: Path, benchmarks: Iterable[Benchmark]) -> list[Benchmark]:
-    """The same. Raises UserError where the folder holds none of their files."""
-    found = benchmarks_in(data, benchmarks)
+def held(
+    data: Path, benchmarks: Iterable[Benchmark], *, train: bool = False, why: str = ""
+) -> list[Benchmark]:
+    """The same. Raises UserError where `data` is no folder or holds none of their files; `why` ends the sentence."""
+    check_folder(data)
+    wanted = list(benchmarks)
+    found = benchmarks_in(data, wanted, train=train)
     if not found:
+        names = ", ".join([benchmark.name for benchmark in wanted[:3]] + ["..."] * (len(wanted) > 3))
+        ending = "_train" if train else ""
         raise UserError(
-            f"{data} holds no <benchmark>.jsonl or .parquet file, neither itself nor in bench/: check --data"
+            f"{data} holds no {ending and 'train '}file of {names}, nor does its bench/: check --data, or name the files "
+            f"<benchmark>{ending}.jsonl or .parquet{why}"
         )
     return found
+
+
+def check_folder(data: Path) -> None:
+    """Raises UserError where `data` is no folder."""
+    if not data.is_dir():
+        raise UserError(
+            f"{data} is not a folder: --data takes a folder of <benchmark>.jsonl or .parquet files, or one with them in bench/"
+        )
 
 
 class FileCheck(NamedTuple):
@@ -165,10 +180,8 @@ def check_files(benchmarks: Iterable[Benchmark], data: Path) -> list[FileCheck]:
 
 def read_rows(benchmark: Benchmark, data: Path | None, *, train: bool = False) -> Iterator[Row]:
     """The raw rows in the data's order, one by one; UserError if there are none to be had."""
-    if data is not None and not data.is_dir():
-        raise UserError(
-            f"{data} is not a folder: --data takes a folder of <benchmark>.jsonl or .parquet files, or one with them in bench/"
-        )
+    if data is not None:
+        check_folder(data)
     path = data_file(benchmark, data, train=train)
     if path is not None:
         rows, source = _rows(path), str(path)

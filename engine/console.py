@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 PLAIN_EVERY_S = 10.0
+PIPED = 140  # columns where there is no terminal and COLUMNS does not say
 GAP = 2  # spaces between two columns of a table
 _state = {"json": False}
 
@@ -40,7 +41,8 @@ def console(*, err: bool = False) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if err or _state["json"] else sys.stdout
-    width = None if stream.isatty() else int(os.environ.get("COLUMNS", 140))
+    columns = os.environ.get("COLUMNS", "")
+    width = None if stream.isatty() else int(columns) if columns.isdecimal() and int(columns) else PIPED
     return Console(file=stream, width=width, soft_wrap=False, highlight=False)
 
 
@@ -75,7 +77,8 @@ def table(
 ) -> None:
     """Prints a table; the first `left` columns are left-aligned text, the others right-aligned.
 
-    optional: columns, by name, that are left out where the terminal is too narrow for all, the first of them first.
+    optional: columns, by name, that are left out where the terminal is too narrow for all, the first of them first. What then
+    does not fit is wrapped by the terminal: a number that is cut would be another one.
     """
     from rich import box
     from rich.cells import cell_len
@@ -100,10 +103,12 @@ def table(
     # Text, because names may hold [markup]
     for k in kept:
         justify: Literal["left", "right"] = "left" if k < left else "right"
-        t.add_column(Text(lines[0][k]), justify=justify, no_wrap=True, overflow="fold")
+        t.add_column(Text(lines[0][k]), justify=justify, no_wrap=True)
     for line in lines[1:]:
         t.add_row(*(Text(line[k]) for k in kept))
-    console().print(t, markup=False)
+    out = console()
+    out.width = max(out.width, sum(widths[k] + GAP for k in kept))
+    out.print(t, markup=False)
 
 
 class Progress:

@@ -56,6 +56,8 @@ def discover(
                 check_directory(Path(place))
             path, name = Path(place).resolve(), name_of(Path(place))
         check_name(name, "checkpoint")
+        if name in found and source is None and found[name].path == path:
+            raise UserError(f"{place} is given twice: give each checkpoint once")
         if name in found:
             raise UserError(
                 f"two checkpoints are named {name} ({found[name].source or found[name].path} and {source or path}): "

@@ -165,7 +165,6 @@ def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
                 f"{task.items.benchmark}: the data has changed since it was scored: scored again"
             )
         elif changed:
-            found.notes.append(
-                f"its {changed[0].replace('_', ' ')} has changed since it was scored: scored again"
-            )
+            what = "scale, mixture or stage" if "identity" in changed else changed[0].replace("_", " ")
+            found.notes.append(f"its {what} has changed since it was scored: scored again")
     return found

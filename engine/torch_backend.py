@@ -54,6 +54,24 @@ class Part(NamedTuple):
     batches: list[packing.Batch]  # of "packed"
 
 
+def device_of(name: str | None) -> torch.device:
+    """The device of that name; None: a GPU where there is one. Raises UserError for one that cannot be used here."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:  # what PyTorch raises differs by device
+        raise UserError(
+            f"--device {name} cannot be used here: give cpu, or leave --device out ({reason(error)})"
+        ) from error
+    return device
+
+
 class TorchBackend:
     """Scores sequences with one checkpoint at a time; `load` swaps the next one's weights into the same module."""
 
@@ -69,7 +87,7 @@ class TorchBackend:
         trust_remote_code: bool = False,
         compile: str = "auto",
     ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = device_of(device)
         self.dtype = dtype or ("float32" if self.device.type == "cpu" else "bfloat16")
         self.batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 32768)
         self.compile = compiled.wanted(compile, self.device)  # the decoder layers of packed batches

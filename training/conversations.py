@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evalengine import records
-from evalengine.benchmarks import Benchmark, Item, benchmarks_in, resolve
+from evalengine.benchmarks import Benchmark, Item, held, resolve
 from evalengine.benchmarks.load import make_item, read_rows, sample
 from evalengine.errors import UserError
 from evalengine.files import atomic
@@ -78,12 +78,8 @@ def train_items(source: ChatSource, data: Path | None) -> Iterator[tuple[Benchma
     names = source.benchmarks_train
     chosen = resolve(names if isinstance(names, str) else ",".join(names))
     if names == "all" and data is not None:
-        chosen = benchmarks_in(data, chosen, train=True)
-        if not chosen:
-            raise UserError(
-                f"{data} has no <benchmark>_train file, nor has its bench/: `benchmarks_train: all` reads them (dpo.data is that "
-                "where the study does not name it); check --data"
-            )
+        why = " (`benchmarks_train: all` reads them; dpo.data is that where the study does not name it)"
+        chosen = held(data, chosen, train=True, why=why)
     for benchmark in chosen:
         rows = read_rows(benchmark, data, train=True)
         yield benchmark, [make_item(row, benchmark.render) for row in rows]

@@ -181,8 +181,12 @@ def show(study: Study, plan: Plan) -> None:
         ["scale, stage", "to train", "parameters", "lr", "tokens a run", "FLOPs a run", "FLOPs"],
         rows,
     )
+    if all(p.finished for p in plan.runs.values()):
+        console.say("all are trained already")
+        return
     how = f"{EFFICIENCY:.0%} of this machine's matrix products, measured" if plan.measured else "as given"
-    hours = f"{plan.hours:,.1f} hours" if plan.hours >= 1 else f"{plan.hours * 60:,.1f} minutes"
+    decimals = 0 if plan.hours >= 100 else 1
+    hours = f"{plan.hours:,.{decimals}f} hours" if plan.hours >= 1 else f"{plan.hours * 60:,.1f} minutes"
     unknown = any(p.tokens is None for p in plan.runs.values())
     tail = (
         "; stages with a ? are not counted: their data is tokenised when training starts" if unknown else ""

@@ -26,6 +26,9 @@ from evalengine.analysis.mixtures import kind_of
 
 KEPT = 0.5  # of the items that the best n has, for the headline dose
 LEAST = 5  # different sets of doses, of a benchmark
+NO_HEADLINE = (
+    "crossing n-grams whose counts differ between mixtures"  # what a study without a headline dose lacks
+)
 
 
 def different(dose_MI: Array) -> float:

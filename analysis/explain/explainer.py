@@ -112,9 +112,9 @@ class Explainer(NamedTuple):
     are called scale, category, benchmark, mixture, estimate, low, high, n and note where they mean that. rows: computes it, no
     rows where the study does not allow it.
 
-    title, level: the heading of its section, "" where it is shown in another one's. lacks: what the study lacks where there are
-    no rows, as it follows "needs". The others are asked only where there are rows. shown: HTML under the heading, "" without
-    data. drawn, typeset: by file name. said: what the table supports and what not.
+    title, level: the heading of its section, "" where it is shown in another one's. opens: whether rows make a section. lacks:
+    what the study lacks where they do not, as it follows "needs". The others are asked only where there are rows. shown: HTML
+    under the heading, "" without data. drawn, typeset: by file name. said: what the table supports and what not.
     """
 
     table: str
@@ -122,6 +122,7 @@ class Explainer(NamedTuple):
     rows: Callable[[Study], list[Any]]
     title: str = ""
     level: int = 2
+    opens: Callable[[list[Any]], bool] = bool
     lacks: Callable[[Study], str] = lacks_mixtures
     shown: Callable[[Findings], str] = lambda findings: ""
     drawn: Callable[[Findings], Mapping[str, Figure]] = lambda findings: {}

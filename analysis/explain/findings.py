@@ -38,13 +38,17 @@ def explain(
         raise UserError(f"--level {options.level} must lie between 0.5 and 1, such as 0.95")
     if options.seed < 0:
         raise UserError(f"--seed {options.seed} must be 0 or more")
-    if options.data is not None and not options.data.is_dir():
-        raise UserError(f"there is no data folder {options.data}: give the one with the benchmarks' files")
+    if options.data is not None:
+        from evalengine.benchmarks import check_folder
+
+        check_folder(options.data)
     scores = read_choices(store, metric)
     in_formats = read_formats(formats or Path(store) / "formats", metric)
     study = Study(scores, design_of(scores, stages), options, in_formats)
     tables = {explainer.table: explainer.rows(study) for explainer in EXPLAINERS}
-    lacking = {one.title: one.lacks(study) for one in EXPLAINERS if one.title and not tables[one.table]}
+    lacking = {
+        one.title: one.lacks(study) for one in EXPLAINERS if one.title and not one.opens(tables[one.table])
+    }
     return Findings({**describe(study), "not_shown": lacking}, tables)
 
 

@@ -35,7 +35,6 @@ from evalengine.analysis.figure import Lines, Table
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import CAUTION, Claim
 from evalengine.analysis.results import share_with_interval, with_interval
-from evalengine.errors import UserError
 
 LEARNED, LOST, KEPT, NEVER = "learned", "lost", "kept", "never"
 TWIN, EXCESS = "twin", "minus twin"
@@ -202,17 +201,11 @@ def texts_of(study: Study, keys: set[tuple[str, str]]) -> dict[tuple[str, str], 
     """The last of each item's context and its right choice, where the folder of the data is given and holds the benchmark."""
     if study.options.data is None:
         return {}
-    from evalengine.benchmarks import BENCHMARKS, benchmarks_in, load_items
+    from evalengine.benchmarks import BENCHMARKS, held, load_items
 
-    wanted = {name: BENCHMARKS[name] for name, _ in keys if name in BENCHMARKS}
-    held = benchmarks_in(study.options.data, wanted.values())
-    if wanted and not held:
-        raise UserError(
-            f"{study.options.data} holds no file of {', '.join(sorted(wanted))}: --data takes the folder of their .jsonl or "
-            ".parquet files"
-        )
-    found = {}
-    for benchmark in held:
+    wanted = {name: BENCHMARKS[name] for name, _ in sorted(keys) if name in BENCHMARKS}
+    found: dict[tuple[str, str], str] = {}
+    for benchmark in held(study.options.data, wanted.values()) if wanted else []:
         for item in load_items(benchmark, study.options.data).items:
             if (benchmark.name, item.id) in keys:
                 text = f"{item.contexts[item.gold]}{item.continuations[item.gold]}"

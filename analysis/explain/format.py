@@ -169,7 +169,10 @@ def shown(findings: Findings) -> str:
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
-    parts = {FORMAT: "the probability of all choices together", KNOWLEDGE: "the right one's share of it"}
+    parts = {
+        FORMAT: "the probability of all choices together",
+        KNOWLEDGE: "the right choice's share of that probability",
+    }
     pairs = compared(tuple(findings.method["stages"]))
     for scale, (after, before), measure in itertools.product(findings.method["scales"], pairs, parts):
         for row in findings.means(

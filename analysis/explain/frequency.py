@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from evalengine.analysis import page
-from evalengine.analysis.explain import exposed
+from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.dose_bins import OF_ITEMS
 from evalengine.analysis.explain.dose_slopes import (
     ACROSS,
@@ -23,7 +23,7 @@ from evalengine.analysis.explain.dose_slopes import (
     rows,
 )
 from evalengine.analysis.explain.dosed_items import ACCURACY, MARGIN, OUTCOMES, whens
-from evalengine.analysis.explain.explainer import Explainer, Findings
+from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.parts import (
     blocks,
     folded,
@@ -47,6 +47,16 @@ HEADLINE: dict[str, Any] = {
     "headline": 1,
     "measure": SLOPE,
 }  # the slope of the dose that is looked at closely
+
+
+def lacks(study: Study) -> str:
+    if why := exposed.lacks(study):
+        return why
+    known = any(doses.dosed(study, scale) for scale in study.design.scales)
+    return doses.NO_HEADLINE if known else "mixtures and scales that the exposures know"
+
+
+# --- the report
 
 
 def slopes_table(findings: Findings, benchmarks: bool = False) -> Table:
@@ -271,7 +281,8 @@ EXPLAINER = Explainer(
     FrequencyRow,
     rows,
     "Does a benchmark follow its text?",
-    lacks=lambda study: exposed.lacks(study) or "mixtures and scales that the exposures know",
+    opens=lambda rows: any(row.headline for row in rows),
+    lacks=lacks,
     shown=shown,
     drawn=drawn,
     typeset=lambda findings: {

@@ -164,11 +164,7 @@ def lacks(study: Study) -> str:
     if (found := exposed.exposed(study)) is None:
         return exposed.lacks(study)
     similar = any(dose.kind in SIMILARITIES for one in found.counts for dose in one.value)
-    return (
-        "counts that differ between mixtures"
-        if similar
-        else "similarities of `evalengine expose --similarity`"
-    )
+    return doses.NO_HEADLINE if similar else "similarities of `evalengine expose --similarity`"
 
 
 # --- the report

@@ -241,7 +241,7 @@ def claims(findings: Findings) -> Iterator[Claim]:
     if open_:
         yield unsupported(
             "another quantity predicts better than accuracy",
-            "chosen on the other benchmarks it is right of so many points of the pairs more, "
+            "how many points more of the pairs are right by the quantity that is best on the other benchmarks: "
             f"{'; '.join(open_)}; n = {every[0].n}",
         )
 

@@ -55,7 +55,7 @@ def wild_p(x_MI: Array, y_MI: Array, null: float = 0.0, seed: int = 0) -> float:
     spread_W = np.sqrt((score_WM**2).sum(axis=1))
     if not spread_W[0] > TIE * np.abs(own_M).sum():
         return math.nan
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is no larger slope
         t_W = np.abs(slope_W) / spread_W
     return float((t_W >= t_W[0] * (1.0 - TIE)).mean())
 

@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed for a reason printed as one sentence, 2 wrong usage
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -56,12 +57,15 @@ def run(args: argparse.Namespace) -> int:
         interrupted = isinstance(error, KeyboardInterrupt)
         if interrupted:
             print(file=sys.stderr)  # behind the terminal's ^C
-        print(f"evalengine: {printable(sentence(error))}", file=sys.stderr)
+        print(f"evalengine: {printable(sentence(error, getattr(args, 'out', None)))}", file=sys.stderr)
         return 130 if interrupted else 1
 
 
-def sentence(error: BaseException) -> str:
-    """What a user can do about an error."""
+NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EPERM, errno.EACCES)
+
+
+def sentence(error: BaseException, out: object = None) -> str:
+    """What a user can do about an error. `out`: where the command writes, for errors that name no file, or a temporary one."""
     match error:
         case UserError():
             return str(error)
@@ -70,7 +74,15 @@ def sentence(error: BaseException) -> str:
         case MemoryError():
             return "out of memory: lower --batch-tokens, or use a machine with more memory"
         case OSError():
-            where = f" ({error.filename})" if error.filename else ""
-            return f"{error.strerror or error}{where}; finished work is kept: fix that and run the same command again"
+            named = error.filename
+            unnamed = not named or str(named).endswith(".tmp")
+            where = out if out and unnamed and error.errno in NOT_WRITTEN else named
+            if where and isinstance(error, (FileExistsError, NotADirectoryError)):
+                return f"{where} is a file, or lies in one, where a folder is needed: give another path"
+            if where and isinstance(error, PermissionError):
+                return f"no permission for {where}: give a path that you may write to, or have its permissions changed"
+            what = os.strerror(error.errno) if error.errno else error
+            at = f" ({where})" if where else ""
+            return f"{what}{at}; finished work is kept: fix that and run the same command again"
     kind = type(error).__name__
     return f"internal error, please report it: {kind}: {reason(error, 300)} (EVALENGINE_DEBUG=1 shows where)"

@@ -133,15 +133,14 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from evalengine.benchmarks import resolve
+    from evalengine.benchmarks import check_folder, held, resolve
     from evalengine.benchmarks.load import check_files
     from evalengine.console import emit_json, say, table
     from evalengine.errors import UserError
 
     if args.data is None:
         raise UserError("say which folder to check: --data DIR")
-    if not args.data.is_dir():
-        raise UserError(f"there is no folder {args.data}: give --data DIR")
+    check_folder(args.data)
     benchmarks = resolve(args.names, args.benchmark_file or ())
     checks = check_files(benchmarks, args.data)
     bad = [check for check in checks if check.problem]
@@ -157,9 +156,7 @@ def _check(args: argparse.Namespace) -> int:
     for check in bad:
         print(f"evalengine: {printable(check.problem or '')}", file=sys.stderr)
     if not checks:
-        raise UserError(
-            f"{args.data} holds no file of a benchmark, neither itself nor in bench/: name them <benchmark>.jsonl or .parquet"
-        )
+        held(args.data, benchmarks)
     return 1 if bad else 0
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from evalengine.analysis.tables import Row
 
 
+RESAMPLED = ("mixtures", "items", "both")
+
+
 def register(subparsers: Any) -> None:
     p = subparsers.add_parser(
         "correlate", help="correlate accuracy and confidence across stages, with intervals"
@@ -29,45 +32,45 @@ def register(subparsers: Any) -> None:
     p.set_defaults(run=run)
 
 
-def add_options(p: argparse.ArgumentParser) -> None:
+def add_options(p: argparse.ArgumentParser) -> list[argparse.Action]:
     """The options that `correlate` and `report` share."""
-    p.add_argument(
-        "--bootstrap", metavar="N|exact", help="resamples; default: exact up to 10 mixtures, else 10000"
+    resamples = "resamples; default: exact up to 10 mixtures, else 10000"
+    kinds = ("auto", "bca", "bca-t", "percentile", "basic", "fisher", "jackknife", "jackknife-z")
+    kind = "auto (default): for each statistic the kind that holds its coverage (docs/analysis.md)"
+    statistics = ("pearson", "spearman", "kendall")
+    metric = f"one of {', '.join(METRICS)} (default: each benchmark's own)"
+    confidence = "softmax over raw log-likelihoods (default), or over the score that picks"
+    stages = (
+        "stages in order (default: pt,sft); the first is compared with the last, of more than two the table `stages` has every "
+        "other pair"
     )
-    p.add_argument(
-        "--interval",
-        default="auto",
-        choices=("auto", "bca", "bca-t", "percentile", "basic", "fisher", "jackknife", "jackknife-z"),
-        help="auto: for each statistic the kind that holds its coverage (docs/analysis.md)",
-    )
-    p.add_argument("--level", type=float, default=0.95, help="confidence level (default 0.95)")
-    p.add_argument("--statistic", default="pearson", choices=("pearson", "spearman", "kendall"))
-    p.add_argument("--metric", help=f"one of {', '.join(METRICS)} (default: each benchmark's own)")
-    p.add_argument(
-        "--confidence",
-        choices=CONFIDENCES,
-        help="softmax over raw log-likelihoods (default), or over the score that picks",
-    )
-    p.add_argument(
-        "--stages",
-        metavar="FIRST,...,LAST",
-        help="stages in order (default: pt,sft); the first is compared with the last, of more than two the table `stages` "
-        "has every other pair",
-    )
-    p.add_argument("--resample", default="mixtures", choices=("mixtures", "items", "both"))
-    add_block_options(p)
-    p.add_argument("--seed", type=int, default=0)
+    add = p.add_argument
+    return [
+        add("--bootstrap", metavar="N|exact", help=resamples),
+        add("--interval", default="auto", choices=kinds, help=kind),
+        add("--level", type=float, default=0.95, help="confidence level (default 0.95)"),
+        add(
+            "--statistic", default="pearson", choices=statistics, help="kind of correlation (default pearson)"
+        ),
+        add("--metric", help=metric),
+        add("--confidence", choices=CONFIDENCES, help=confidence),
+        add("--stages", metavar="FIRST,...,LAST", help=stages),
+        add(
+            "--resample", default="mixtures", choices=RESAMPLED, help="what is drawn anew (default mixtures)"
+        ),
+        *add_block_options(p),
+        add("--seed", type=int, default=0, help="of what is resampled (default 0)"),
+    ]
 
 
-def add_block_options(p: argparse.ArgumentParser) -> None:
+def add_block_options(p: argparse.ArgumentParser) -> list[argparse.Action]:
     """Those that `explain` has too."""
-    p.add_argument("--study", metavar="FILE", help="study file with the composition of the mixtures")
-    p.add_argument(
-        "--block",
-        default="auto",
-        metavar="auto|none|web_source|COLUMN",
-        help="compare mixtures within this factor alone (auto: the study file's web source, if it has one)",
-    )
+    study = "study file with the composition of the mixtures"
+    block = "compare mixtures within this factor alone (auto: the study file's web source, if it has one)"
+    return [
+        p.add_argument("--study", metavar="FILE", help=study),
+        p.add_argument("--block", default="auto", metavar="auto|none|web_source|COLUMN", help=block),
+    ]
 
 
 def analysis_of(args: argparse.Namespace) -> Analysis:
@@ -104,9 +107,8 @@ def run(args: argparse.Namespace) -> int:
     for quantity in analysis.panel.quantities:
         show_transfer(analysis, quantity)
         show_verdicts(analysis, quantity)
-    console.say(
-        f"Tables: {args.out}/ ({', '.join(sorted([*analysis.tables, 'verdicts']))}; csv, arrow, json)"
-    )
+    filled = [name for name, rows in analysis.tables.items() if rows]
+    console.say(f"Tables: {args.out}/ ({', '.join(sorted([*filled, 'verdicts']))}; csv, arrow, json)")
     console.say(f"Next: evalengine report {args.out}")
     return 0
 
@@ -138,7 +140,9 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
     rows = [[text(cell, k) for k, cell in enumerate(row)] for block in shown.blocks for row in block]
     every = analysis.tables["transfer"]
     found = [row for row in every if row.quantity == quantity and row.contrast in ("", SCALE)]
-    counts = [row.n for row in found if row.estimate == row.estimate] or [0]
+    counts = (
+        [row.n for row in found if row.estimate == row.estimate] or [row.n for row in found if row.n] or [0]
+    )
     n = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(counts[0])
     console.table(
         "",

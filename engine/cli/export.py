@@ -12,9 +12,15 @@ from evalengine.files import atomic
 
 def register(subparsers: Any) -> None:
     p = subparsers.add_parser("export", help="write a score store as one Parquet or Arrow file")
-    p.add_argument("store", nargs="?", type=Path, default=Path("scores"))
-    p.add_argument("--format", choices=["parquet", "arrow"], default="parquet")
-    p.add_argument("--out", type=Path, help="file to write (default: STORE.parquet)")
+    p.add_argument(
+        "store", nargs="?", type=Path, default=Path("scores"), help="score store (default: scores/)"
+    )
+    p.add_argument(
+        "--format", choices=["parquet", "arrow"], default="parquet", help="of the file (default: parquet)"
+    )
+    p.add_argument(
+        "--out", type=Path, help="file to write (default: STORE.parquet, or STORE.arrow, beside the store)"
+    )
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.set_defaults(run=run)
 

@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--seeds {args.seeds} must be at least 1")
     if not -1.0 <= args.inherited <= 1.0:
         raise UserError(f"--inherited {args.inherited:g} must lie between -1 and 1")
+    if not args.seed_share and (args.seeds > 1 or args.inherited):
+        raise UserError("--seeds and --inherited say what seeds do: give their --seed-share too")
     blur = power.Blur(args.ceiling, args.seed_share, args.seeds, args.inherited)
     at_r = [args.r] if args.r is not None else COMMON_R
     needed = [

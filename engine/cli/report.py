@@ -22,19 +22,26 @@ def register(subparsers: Any) -> None:
         help="score store, imported results, or a folder that correlate wrote (default: scores/)",
     )
     p.add_argument("--out", help="folder to write (default: analysis/, or the folder that correlate wrote)")
-    p.add_argument("--figures", default="png,pdf", help="formats of the figures, comma-separated, or none")
+    formats = "formats of the figures, comma-separated, or none (default: png,pdf)"
+    p.add_argument("--figures", default="png,pdf", help=formats)
     p.add_argument(
         "--latex", action="store_true", help="write the tables as LaTeX too (tables/*.tex, needs booktabs)"
     )
-    add_options(p)
+    options = add_options(p)
     p.add_argument("--json", action="store_true", help="print one JSON object")
-    p.set_defaults(run=run)
+    p.set_defaults(run=run, analysis_options=options)
 
 
 def run(args: argparse.Namespace) -> int:
     console.set_json(args.json)
     source = Path(args.store)
     if (source / "analysis.json").is_file():
+        given = [o.option_strings[0] for o in args.analysis_options if getattr(args, o.dest) != o.default]
+        if given:
+            raise UserError(
+                f"{source} holds the tables of `evalengine correlate`, which {', '.join(given)} cannot change: give that to "
+                "correlate, or give report the score store"
+            )
         folder = Path(args.out) if args.out else source
         tables = source
     elif (source / "explain.json").is_file():

@@ -161,7 +161,7 @@ def carry_out(args: argparse.Namespace, groups: Sequence[Group], asked: Asked) -
         with contextlib.closing(models_for(spec, largest)) as models:
             outcomes = runner.run(groups, asked, models, on_event)
     upload(folder / "runs.jsonl")
-    report = [summary(outcome, folder / outcome.checkpoint.name) for outcome in outcomes]
+    report = [summary(outcome, asked) for outcome in outcomes]
     if args.json:
         console.emit_json({"store": str(place), "checkpoints": report})
     else:
@@ -208,18 +208,13 @@ def in_formats(item_sets: Sequence[tuple[ItemSet, str]], file: str, cue: str) ->
 
 def available(wanted: list[Any], args: argparse.Namespace) -> list[Any]:
     """With --data and no benchmark named, those that the folder holds; what is missing is said."""
-    from evalengine.benchmarks import benchmarks_in
+    from evalengine.benchmarks import held
 
     named = {part.strip() for part in args.benchmarks.split(",")}
-    if args.data is None or not args.data.is_dir():
+    if args.data is None:
         return wanted
-    found = benchmarks_in(args.data, wanted)
+    found = held(args.data, wanted)
     missing = [b.name for b in wanted if b not in found]
-    if not found:
-        raise UserError(
-            f"{args.data} holds no file of {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}: it must hold "
-            "<benchmark>.jsonl or .parquet"
-        )
     if missing and not named & set(missing):
         console.warn(f"{args.data} has no file of {', '.join(missing)}: left out")
         return found
@@ -280,14 +275,15 @@ def refuse_ray_options(args: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} is for --ray: add --ray local, or leave it out")
 
 
-def summary(outcome: Outcome, folder: Path) -> dict[str, Any]:
-    """What the closing table and --json say of a checkpoint, whose scores are in `folder`."""
+def summary(outcome: Outcome, asked: Asked) -> dict[str, Any]:
+    """What the closing table and --json say of a checkpoint; the mean accuracy is over the benchmarks that were asked for."""
     import numpy as np
 
     from evalengine import store
 
-    files = [] if outcome.failure else sorted(folder.glob("*.arrow"))
-    tables = map(store.read, files)
+    folder = asked.out / outcome.checkpoint.name
+    names = [] if outcome.failure else sorted(items.benchmark for items, _ in asked.item_sets)
+    tables = [store.read(path) for name in names if (path := folder / f"{name}.arrow").exists()]
     accuracies = [accuracy(table) for table in tables if b"formats" not in table.schema.metadata]
     return outcome.record() | {
         "items_per_second": round(outcome.items / outcome.seconds, 1) if outcome.items else None,
@@ -310,10 +306,11 @@ def show(report: list[dict[str, Any]], out: Path | str, then: str) -> None:
         for r in report
     ]
     columns = ("checkpoint", "status", "scored", "kept", "items", "seconds", "items/s", "mean acc")
-    console.table("Scores", columns, rows, left=2)
+    console.table("Scores", columns, rows, left=2, optional=("items/s", "seconds", "kept"))
     for r in report:
         for note in r["notes"]:
             console.say(f"{r['checkpoint']}: {note}")
     for failure in dict.fromkeys(r["failure"] for r in report if r["failure"]):
         console.say(f"failed: {failure}")
-    console.say(f"Store: {out}/  (next: {then})")
+    all_failed = all(r["failure"] for r in report)
+    console.say(f"Store: {out}/" + ("" if all_failed else f"  (next: {then})"))

@@ -16,6 +16,7 @@ import planted
 import pyarrow as pa
 import pytest
 
+from evalengine import console
 from evalengine.analysis.bootstrap import draw_resamples
 from evalengine.analysis.true_regret import TOP1_JUDGED
 from evalengine.bench import bootstrap as bench
@@ -82,7 +83,11 @@ def test_every_finite_estimate_has_an_interval_and_n(scores: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("place", [0, 4, 30])
 def test_tables_of_two_runs_never_stand_beside_a_manifest(
-    scores: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+    scores: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: int,
 ) -> None:
     """A second run stops while its tables move into place: analysis.json is gone until a run has come to its end."""
     run = ["correlate", str(scores), "--bootstrap", "200", "--json", "--out", str(tmp_path)]
@@ -99,6 +104,7 @@ def test_tables_of_two_runs_never_stand_beside_a_manifest(
     monkeypatch.setattr(os, "replace", full_disk)
     assert main([*run, "--seed", "2"]) == 1 and len(moved) == place + 1
     monkeypatch.undo()
+    assert f"No space left on device ({tmp_path}); finished work is kept" in capsys.readouterr().err
     assert not (tmp_path / "analysis.json").exists() and not (tmp_path / ".writing").exists()
     assert main(["report", str(tmp_path), "--figures", "none"]) == 1
     assert main([*run, "--seed", "2"]) == 0 == main(["report", str(tmp_path), "--figures", "none"])
@@ -204,6 +210,18 @@ def test_the_terminal_shows_what_fits_and_breaks_no_line(
             assert ("< 0.001" if row["q"] < 0.001 else f"{row['q']:.3f}") in line
 
 
+def test_a_table_is_never_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of 6.97e+08 would be another number."""
+    for columns in ("20", "1", "0", "", "wide"):
+        monkeypatch.setenv("COLUMNS", columns)
+        console.table(
+            "t", ["checkpoint", "FLOPs", "kept"], [["240M-a-pt", "6.97e+08", 3]], optional=("kept",)
+        )
+        lines = capsys.readouterr().out.splitlines()
+        kept = [] if columns in ("20", "1") else ["3"]
+        assert [line.split() for line in lines if "240M" in line] == [["240M-a-pt", "6.97e+08", *kept]]
+
+
 def test_three_mixtures_are_too_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     planted.write_study(tmp_path / "s", {"rte": 0.5}, items=20, mixtures=planted.MIXTURES[:3])
     assert main(["correlate", str(tmp_path / "s"), "--out", str(tmp_path / "o")]) == 1
@@ -215,6 +233,31 @@ def test_output_is_a_file(scores: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "o").write_text("")
     assert main(["correlate", str(scores), "--out", str(tmp_path / "o")]) == 1
     assert "is a file: give --out a folder" in capsys.readouterr().err
+
+
+def test_report_refuses_options_of_correlate_for_tables_that_exist(
+    scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "o")
+    assert main(["correlate", str(scores), "--out", out, "--bootstrap", "200"]) == 0
+    for given in (["--statistic", "spearman"], ["--stages", "sft,pt"], ["--level", "0.9"]):
+        assert main(["report", out, "--figures", "none", *given]) == 1
+        assert f"which {given[0]} cannot change: give that to correlate" in capsys.readouterr().err
+    assert not (tmp_path / "o" / "report.html").exists()
+    (tmp_path / "file").write_text("")
+    assert main(["report", out, "--out", str(tmp_path / "file"), "--figures", "none"]) == 1
+    assert "file is a file, or lies in one, where a folder is needed" in capsys.readouterr().err
+
+
+def test_where_no_r_is_defined_the_mixtures_are_counted_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    planted.write_study(tmp_path / "s", {"rte": 0.5}, items=4, mixtures=planted.MIXTURES[:4])
+    assert main(["correlate", str(tmp_path / "s"), "--out", str(tmp_path / "o")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "n = 4 mixtures" in said and "n = 0" not in said
+    assert "seeds" not in said[said.index("Tables:") :]  # a table without rows
+    assert not [one for one in recwarn if issubclass(one.category, RuntimeWarning)]
 
 
 def test_importing_the_package_is_light() -> None:

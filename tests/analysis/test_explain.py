@@ -251,7 +251,7 @@ def test_claims_are_worded_from_intervals_in_one_place() -> None:
     ("given", "reason"),
     [
         (["--exposure", "a.arrow"], "--exposure takes a folder, and a.arrow is a file: give ."),
-        (["--data", "nowhere"], "there is no data folder nowhere"),
+        (["--data", "nowhere"], "nowhere is not a folder: --data takes"),
         (["--data", "."], ". holds no file of"),
     ],
 )

@@ -21,7 +21,7 @@ from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Options, Study
 from evalengine.analysis.explain.exposed import Dose
-from evalengine.analysis.explain.findings import explain
+from evalengine.analysis.explain.findings import explain, not_shown
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import CAUTION
@@ -381,6 +381,18 @@ def test_the_headline_dose_depends_on_texts_alone(tmp_path: Path) -> None:
     assert doses.headline(study_of(tmp_path)) == Dose("cross", 4)
     write_exposure(tmp_path / "exposure", items, [*told(2, 9), *told(3, 4)])
     assert doses.headline(study_of(tmp_path)) == Dose("cross", 2)
+
+
+def test_without_crossing_n_grams_the_section_is_named_as_not_shown(tmp_path: Path) -> None:
+    make_world(tmp_path, items=20)
+    rows = [(b, f"i{i}", "web_a", "task", 0, 2, 1, 3 + i) for b in CATEGORIES for i in range(20)]
+    write_exposure(tmp_path / "exposure", {b: [f"i{i}" for i in range(20)] for b in CATEGORIES}, rows)
+    findings = explain(tmp_path / "scores", Options(exposure=tmp_path / "exposure"))
+    assert findings.tables["frequency"] and not any(row.headline for row in findings.tables["frequency"])
+    title, why = "Does a benchmark follow its text?", "crossing n-grams whose counts differ between mixtures"
+    assert findings.method["not_shown"][title] == why and f"{title} (needs {why})" in not_shown(findings)
+    (section,) = [one for one in EXPLAINERS if one.title == title]
+    assert section.section(findings) == ""
 
 
 def test_a_task_whose_items_have_the_same_answers_says_nothing_of_items(tmp_path: Path) -> None:

@@ -162,6 +162,7 @@ def test_power_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["power", "--r", "1.5"]) == 1
     assert "must lie between -1 and 1" in capsys.readouterr().err
     assert main(["power", "--ceiling", "0"]) == 1
+    assert main(["power", "--seeds", "3"]) == 1 == main(["power", "--inherited", "0.5"])
     assert main(["power", "--seed-share", "0.3", "--inherited", "0.9", "-n", "9", "--seeds", "3"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "More seeds or more mixtures?" in said and "+0.27" in said and "+0.11" in said

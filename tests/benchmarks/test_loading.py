@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from evalengine.benchmarks import BENCHMARKS, Item, benchmarks_in, load_items, resolve
+from evalengine.benchmarks import BENCHMARKS, Item, benchmarks_in, held, load_items, resolve
 from evalengine.benchmarks.load import check_files, read_rows
 from evalengine.errors import UserError
 
@@ -216,6 +216,28 @@ def test_a_data_folder_holds_the_files_itself_or_in_bench(tmp_path: Path) -> Non
         UserError, match=r"data/copa\.jsonl and .*data/bench/copa\.jsonl both claim to be copa"
     ):
         load_items(copa, above)
+
+
+def test_a_data_folder_without_files_is_refused_in_one_wording(tmp_path: Path) -> None:
+    write(tmp_path, "copa", {**COPA, "label": 1})
+    cb, copa, rte, wic = (BENCHMARKS[name] for name in ("cb", "copa", "rte", "wic"))
+    assert held(tmp_path, [cb, copa]) == [copa]
+    for wanted, train, reason in (
+        (
+            [cb],
+            False,
+            "holds no file of cb, nor does its bench/: check --data, or name the files <benchmark>.jsonl",
+        ),
+        (
+            [copa, cb, rte, wic],
+            True,
+            "holds no train file of copa, cb, rte, ..., nor does .* <benchmark>_train.jsonl",
+        ),
+    ):
+        with pytest.raises(UserError, match=reason):
+            held(tmp_path, wanted, train=train)
+    with pytest.raises(UserError, match="nowhere is not a folder: --data takes a folder of"):
+        held(tmp_path / "nowhere", [copa])
 
 
 def test_two_files_for_one_benchmark_are_refused(tmp_path: Path) -> None:

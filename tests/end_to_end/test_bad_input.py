@@ -155,6 +155,16 @@ def test_scores_that_are_finite_behind_a_context_alone_are_not_stored(
 
 def test_two_checkpoints_with_one_name(refused: Callable[..., str], good: Path, tmp_path: Path) -> None:
     assert "two checkpoints are named" in refused(good, copy(good, tmp_path / "other" / good.name))
+    assert "is given twice: give each checkpoint once" in refused(good, f"{good}/")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps"])
+def test_a_device_that_is_not_here(
+    refused: Callable[..., str], good: Path, tmp_path: Path, device: str
+) -> None:
+    said = refused(good, "--device", device)
+    assert f"--device {device} cannot be used here: give cpu, or leave --device out" in said
+    assert not list(tmp_path.rglob("*.arrow"))
 
 
 @pytest.mark.parametrize(

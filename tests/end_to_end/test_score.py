@@ -78,6 +78,13 @@ def test_two_runs_write_the_same_bytes_and_the_second_of_one_store_scores_nothin
     assert score(ckpts[0], "--data", bench, "--out", a, "--json") == 0
     (entry,) = json.loads(capsys.readouterr().out)["checkpoints"]
     assert (entry["scored"], entry["kept"]) == (0, 20)
+    assert score(ckpts[0], "--data", bench, "--out", a, "--benchmarks", "copa", "--json") == 0
+    (entry,) = json.loads(capsys.readouterr().out)["checkpoints"]
+    table = store.read(a / ckpts[0].name / "copa.arrow")
+    right = [row["gold"] == max(range(2), key=row["loglik"].__getitem__) for row in table.to_pylist()]
+    assert entry["mean_acc"] == pytest.approx(
+        sum(right) / len(right)
+    )  # of what was asked for, not of the store
 
 
 @pytest.mark.slow

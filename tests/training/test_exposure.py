@@ -506,7 +506,10 @@ def test_other_items_or_text_are_counted_again(folder: Path):
         (["--source", "t=data/two.jsonl", "--data", "data"], "has no text field 'text'"),
         (["--source", "t=data/one.txt", "--source", "t=data/one.txt"], "twice"),
         (["--source", "t=data/one.txt", "--data", "data", "--benchmarks", "arc"], "no benchmark or category"),
-        (["--source", "t=data/one.txt", "--data", "."], "holds no <benchmark>.jsonl"),
+        (
+            ["--source", "t=data/one.txt", "--data", "."],
+            ". holds no file of hellaswag, piqa, winogrande",
+        ),
         (["--source", "t=data/one.txt", "--data", "data", "--jobs", "-1"], "--jobs must be"),
         (["embedded", "--data", "nowhere"], "there is no data folder nowhere"),
         (["embedded", "--ckpts", "nowhere"], "there is no folder nowhere"),

@@ -170,7 +170,7 @@ def show(done: Done) -> None:
         [name, f"{len(done.exposure.items[name]):,}", *(f"{by_n[n]:,}" if by_n[n] else "" for n in ns)]
         for name, by_n in items_held(done.exposure).items()
     ]
-    title = "items with n words, from context into choice, that some source holds"
+    title = "items of which some source holds an n-gram that leads from the context into a choice"
     console.table(title, ["benchmark", "items", *(f"n={n}" for n in ns)], rows)
     if about.mixtures and (
         guessed := [name for name, size in about.sources.items() if size.tokens_estimated]
