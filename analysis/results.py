@@ -64,6 +64,29 @@ def _row(raw: dict[str, Any]) -> Row:
     return Row(**known)
 
 
+def p_value(p: float) -> str:
+    """A p or q as it is printed."""
+    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def interval_words(results: Results) -> str:
+    """Which intervals are shown."""
+    method = results.method
+    kinds = {
+        "auto": "BCa bootstrap for one r, on Student's t for coherence, jackknife for differences and on Fisher's z for means",
+        "bca": "BCa bootstrap",
+        "bca-t": "BCa bootstrap on Student's t",
+        "fisher": "Fisher's z",
+        "jackknife": "jackknife t",
+        "jackknife-z": "jackknife t on Fisher's z",
+    }
+    if method["block"]:
+        within = "jackknife within blocks, on Fisher's z for r and means"
+        kinds["auto"] = f"{within}; BCa on Student's t for coherence"
+    kind = kinds.get(method["interval"], f"{method['interval']} bootstrap")
+    return f"{method['level']:.0%} intervals: {kind}, {method['resamples']:,} resamples"
+
+
 def _number(value: float) -> str:
     """+0.57, with a true minus sign; a dash where undefined."""
     return f"{value:+.2f}".replace("-", "−") if math.isfinite(value) else "–"

@@ -12,10 +12,9 @@ from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.corners import in_order
 from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Findings, Options, Study
-from evalengine.analysis.explain.parts import hint
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.explain.renderings import read_formats
-from evalengine.analysis.figure import by
+from evalengine.analysis.figure import Part, by
 from evalengine.analysis.together import read_together, write_together
 from evalengine.errors import UserError
 
@@ -65,10 +64,9 @@ def no_report(findings: Findings) -> str:
     )
 
 
-def sections(findings: Findings) -> list[str]:
-    """The explainers' part of the report, HTML."""
-    said = not_shown(findings)
-    return [*(one.section(findings) for one in EXPLAINERS), hint(said) if said else ""]
+def shown(findings: Findings) -> list[Part]:
+    """The explainers' part of the report."""
+    return [*(part for one in EXPLAINERS for part in one.section(findings)), not_shown(findings)]
 
 
 def describe(study: Study) -> dict[str, Any]:

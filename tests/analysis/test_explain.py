@@ -20,6 +20,7 @@ from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.explain.wording import claim
 from evalengine.analysis.items import read_store
+from evalengine.analysis.page import html
 from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED
 from evalengine.cli import main
 from evalengine.errors import UserError
@@ -271,7 +272,7 @@ def test_names_from_outside_are_text_in_every_section(tmp_path: Path) -> None:
     write_for(tmp_path / "exposure", scores, stages)
     findings = explain(scores, Options(exposure=tmp_path / "exposure"), stages)
     for explainer in EXPLAINERS:
-        assert "<i>" not in explainer.section(findings), explainer.table
+        assert "<i>" not in html(explainer.section(findings), findings.drawing), explainer.table
 
 
 def test_tables_of_two_studies_are_not_shown_together(
