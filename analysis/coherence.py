@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from evalengine.analysis.claims import clearest, with_n
 from evalengine.analysis.contrasts import Difference, contrast_group, stage_contrast
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, numbers
 from evalengine.analysis.groups import (
@@ -197,22 +198,23 @@ def claims(results: Results) -> Iterator[Claim]:
 
 def _changes(results: Results) -> Iterator[Claim]:
     before, after = results.method["stages"]
-    every = results.rows("coherence", protocol="coherence", contrast=STAGE)
-    every = [row for row in every if math.isfinite(row.q)]
-    clear = sorted((row for row in every if row.q < ALPHA), key=lambda row: row.q)
-    for row in clear[:3]:
+
+    def words(row: Row) -> str:
         word = "more" if row.estimate > 0 else "less"
-        yield Claim(
-            SUPPORTED,
+        return (
             f"{row.category} benchmarks move together {word} at {after} than at {before} ({row.quantity}"
-            f"{_at(results, row)}): difference of the mean r {with_interval(row)}, n = {row.n}.",
+            f"{_at(results, row)}): difference of the mean r {with_n(row)}."
         )
-    if len(clear) < len(every):
-        yield Claim(
-            UNSUPPORTED,
-            f"That coherence within a category changes from {before} to {after} in {len(every) - len(clear)} of "
-            f"{len(every)} cases (category, scale, quantity; q over the categories).",
-        )
+
+    return clearest(
+        results.rows("coherence", protocol="coherence", contrast=STAGE),
+        ALPHA,
+        words,
+        lambda count: (
+            f"That coherence within a category changes from {before} to {after} in {count} cases (category, scale, quantity; q "
+            "over the categories)."
+        ),
+    )
 
 
 def _apart(results: Results) -> Iterator[Claim]:

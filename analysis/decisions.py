@@ -16,7 +16,7 @@ import numpy as np
 
 from evalengine.analysis import true_decisions, true_regret
 from evalengine.analysis.correlation import DECISION, Sample, pair_sums
-from evalengine.analysis.figure import File, Folded, Heading, Part, Table
+from evalengine.analysis.figure import File, Folded, Heading, Part, Table, with_benchmarks
 from evalengine.analysis.groups import (
     PARTIAL,
     UNDEFINED,
@@ -224,31 +224,23 @@ BEST = {  # and of the choice of the best
 def _without_noise(results: Results) -> Iterator[Part]:
     if not results.rows("decisions", protocol=true_decisions.TABLE):
         return
-    pairs, pairs_benchmarks, best, best_benchmarks = true_tables(results)
+    title = "decisions without item noise"
     yield Heading("Without item noise", 3)
     yield (
         "With so many items, the better mixture may look the worse one after fine-tuning. Judged without "
         "noise: the choice as it was made, judged by what endless items would show. Without noise: chosen by endless items too. "
         "Under a normal model of the mixtures; jackknife intervals, of benchmarks profile likelihood."
     )
-    yield File("decisions_without_noise", pairs)
-    yield Folded("Benchmarks", [File("decisions_without_noise_benchmarks", pairs_benchmarks)])
+    yield from with_benchmarks("decisions_without_noise", *_true_tables(results, title, PAIRS))
     yield (
         "The best of the mixtures at hand: how probably the one chosen is the best, and what choosing it loses, given what was "
         f"measured ({results.method['level']:.0%} intervals of the posterior)."
     )
-    yield File("best_without_noise", best)
-    yield Folded("Benchmarks", [File("best_without_noise_benchmarks", best_benchmarks)])
-
-
-def true_tables(results: Results) -> tuple[Table, Table, Table, Table]:
-    """Decisions as measured beside those without item noise. On pairs: means over categories, and benchmarks; then the same of
-    the choice of the best."""
-    title = "decisions without item noise"
-    return *_true_tables(results, title, PAIRS), *_true_tables(results, f"{title}, best of all", BEST)
+    yield from with_benchmarks("best_without_noise", *_true_tables(results, f"{title}, best of all", BEST))
 
 
 def _true_tables(results: Results, title: str, kinds: Mapping[str, tuple[str, bool]]) -> tuple[Table, Table]:
+    """Decisions as measured beside those without item noise: means over categories, and benchmarks."""
     clean = results.rows("decisions", protocol=true_decisions.TABLE)
     measured = results.rows("decisions", protocol="decision", quantity="accuracy")
     single = set(results.method["benchmarks"])

@@ -147,6 +147,11 @@ class Folded(NamedTuple):
 Part = str | Heading | Table | Figure | File | Folded
 
 
+def with_benchmarks(name: str, means: Table, single: Table, between: Iterable[Part] = ()) -> list[Part]:
+    """A table of means and, folded, the same of single benchmarks, each a file."""
+    return [File(name, means), *between, Folded("Benchmarks", [File(f"{name}_benchmarks", single)])]
+
+
 def files(parts: Iterable[Part]) -> Iterator[File]:
     """The files among the parts, folded ones too."""
     for part in parts:

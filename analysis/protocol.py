@@ -55,6 +55,12 @@ HEADINGS = {
 }
 
 
+def by_kind(claims: Iterable[Claim]) -> dict[str, list[str]]:
+    """The sentences under each of HEADINGS."""
+    listed = list(claims)
+    return {kind: [claim.text for claim in listed if claim.kind == kind] for kind in HEADINGS}
+
+
 class Protocol(NamedTuple):
     """table: the name of the stored table. rows: computes it; no rows where the study does not allow it. shown: its section
     of the report, nothing without data. claims: what the table supports and what not."""

@@ -166,10 +166,10 @@ def _in_plain_words(results: Results, explained: Findings | None) -> str:
     return (
         "<h2>In plain words</h2>"
         '<div class="says">'
-        + block(HEADINGS[SUPPORTED], found.supported, "Nothing whose interval excludes the opposite.")
-        + block(HEADINGS[UNSUPPORTED], found.unsupported, "Nothing was left open.")
+        + block(HEADINGS[SUPPORTED], found[SUPPORTED], "Nothing whose interval excludes the opposite.")
+        + block(HEADINGS[UNSUPPORTED], found[UNSUPPORTED], "Nothing was left open.")
         + "</div>"
-        + block(HEADINGS[CAUTION], found.cautions, "").replace("<div>", '<div class="cautions">')
+        + block(HEADINGS[CAUTION], found[CAUTION], "").replace("<div>", '<div class="cautions">')
     )
 
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import Resamples, resamples
 from evalengine.analysis.correlation import Sample, weighted_sums
-from evalengine.analysis.figure import Folded, Heading, Part, Table, by
+from evalengine.analysis.figure import Heading, Part, Table, by, with_benchmarks
 from evalengine.analysis.groups import (
     ALL,
     PARTIAL,
@@ -241,14 +241,14 @@ def shown(results: Results) -> Iterator[Part]:
     columns = ["mean over", *head, "r as measured", BETWEEN, "note"]
     of_means = Table("seeds", columns, [means], texts=3, prose=True)
     columns = ["benchmark", *head, CEILING, "r as measured", BETWEEN, "n"]
+    of_benchmarks = Table("seeds", columns, [single], texts=3)
     yield Heading("Seeds")
     yield (
         "Several runs of a mixture are averaged. Seeds: their share of the variance of single runs. r between mixtures: the "
         "correlation without what seeds do at either stage and carry from one to the other; the ceiling is the r of the means "
         "over runs if that were 1."
     )
-    yield of_means
-    yield Folded("Benchmarks", [Table("seeds", columns, [single], texts=3)])
+    yield from with_benchmarks("seeds", of_means, of_benchmarks)
 
 
 def _by_name(rows: list[Row]) -> dict[tuple[str, str, str, str, str], dict[str, Row]]:

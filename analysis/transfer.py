@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from evalengine.analysis.bootstrap import DEGENERATE_MOST
-from evalengine.analysis.claims import claim, with_n
+from evalengine.analysis.claims import either, with_n
 from evalengine.analysis.contrasts import category_contrasts, scale_contrast
 from evalengine.analysis.correlation import residuals
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, file_part
@@ -246,7 +246,7 @@ def _overall(results: Results, quantity: str) -> Iterator[Claim]:
         found = f"{quantity} reverses from {before} to {after}"
         if row.low > 0:
             found = f"mixtures with higher {quantity} at {before} tend to have higher {quantity} at {after}"
-        yield claim(
+        yield either(
             excludes_zero(row),
             f"Over all benchmarks{at}, {found}: {r}.",
             f"That {quantity} carries over at all on average{at}: {r}, which holds 0.",
@@ -256,7 +256,7 @@ def _overall(results: Results, quantity: str) -> Iterator[Claim]:
         if clear or (row.category == ALL and math.isfinite(row.estimate)):
             name = "all benchmarks" if row.category == ALL else row.category
             word = "higher" if row.estimate > 0 else "lower"
-            yield claim(
+            yield either(
                 clear,
                 f"Transfer of {quantity} on {name} is {word} at {row.scale} than at {row.minus}: difference of the mean r "
                 f"{with_n(row)}.",
@@ -281,7 +281,7 @@ def _inverse_dynamics(results: Results) -> Iterator[Claim]:
     if not opposite and excludes_zero(both):
         yield Claim(SUPPORTED, f"The {change} differently: {said}.")
     turned = f"{change} in opposite directions: {said}."
-    yield claim(opposite, f"The {turned}", f"That the {turned}")
+    yield either(opposite, f"The {turned}", f"That the {turned}")
 
 
 def _tests(results: Results, quantity: str) -> Iterator[Claim]:

@@ -21,17 +21,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from evalengine.analysis.claims import claim, side, supported, unsupported
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import Run, by_mixture
 from evalengine.analysis.explain.eft import ratio
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.format import FORMAT, KNOWLEDGE, decomposed, values
 from evalengine.analysis.explain.grouped import grouped, joined
-from evalengine.analysis.explain.parts import lines_of, notes, over, with_benchmarks
+from evalengine.analysis.explain.parts import lines_of, notes, over
 from evalengine.analysis.explain.student import p_below
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
-from evalengine.analysis.explain.wording import claim, side, supported, unsupported
-from evalengine.analysis.figure import File, Lines, Part, Table
+from evalengine.analysis.figure import File, Lines, Part, Table, with_benchmarks
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
 from evalengine.analysis.protocol import Claim
@@ -238,7 +238,7 @@ def shown(findings: Findings) -> Iterator[Part]:
             mapping_table(findings),
         ]
     others = [row for row in findings.tables["arms"] if row.measure != MAPPING]
-    yield from with_benchmarks(table, findings, "arms", [*mapping, *notes(others)])
+    yield from with_benchmarks("arms", table(findings), table(findings, True), [*mapping, *notes(others)])
 
 
 def accuracies(findings: Findings) -> Lines:

@@ -20,16 +20,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from evalengine.analysis.claims import claim, side, supported
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import TOKEN, best_level, corners_of, lacks_corners, left_out
 from evalengine.analysis.explain.eft import cells
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
 from evalengine.analysis.explain.grouped import grouped, joined, with_q
-from evalengine.analysis.explain.parts import notes, over, pivot, with_benchmarks
+from evalengine.analysis.explain.parts import notes, over, pivot
 from evalengine.analysis.explain.student import p_below
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.explain.wording import claim, side, supported
-from evalengine.analysis.figure import Part, Table
+from evalengine.analysis.figure import Part, Table, with_benchmarks
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval
@@ -124,7 +124,7 @@ def shown(findings: Findings) -> Iterator[Part]:
         f"beta 1 ({how}) for the checkpoints that nobody trained. Interaction: whether the two add up. Intervals are for other "
         f"mixtures and other items, n = {first.n} mixtures."
     )
-    yield from with_benchmarks(table, findings, "decomposition", notes(found))
+    yield from with_benchmarks("decomposition", table(findings), table(findings, True), notes(found))
 
 
 def claims(findings: Findings) -> Iterator[Claim]:

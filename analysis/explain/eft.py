@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from evalengine.analysis.claims import claim
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import (
     SEQUENCE,
@@ -28,7 +29,6 @@ from evalengine.analysis.explain.grouped import grouped, joined
 from evalengine.analysis.explain.parts import blocks, pivot
 from evalengine.analysis.explain.student import quantile
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
-from evalengine.analysis.explain.wording import claim
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import Claim

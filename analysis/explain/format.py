@@ -25,14 +25,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from evalengine.analysis.claims import claim
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
 from evalengine.analysis.explain.grouped import grouped, joined, partly
-from evalengine.analysis.explain.parts import blocks, lines_of, over, with_benchmarks
+from evalengine.analysis.explain.parts import blocks, lines_of, over
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.explain.wording import claim
-from evalengine.analysis.figure import Part, Table
+from evalengine.analysis.figure import Part, Table, with_benchmarks
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import with_interval
@@ -162,7 +162,7 @@ def shown(findings: Findings) -> Iterator[Part]:
         "asked outside its own format may give the choices less without knowing less. Benchmarks whose choices stand behind "
         "contexts of their own (winogrande) are left out. Intervals are for other mixtures and other items."
     )
-    yield from with_benchmarks(table, findings, "format")
+    yield from with_benchmarks("format", table(findings), table(findings, True))
     yield from list(notes)[:6]
 
 

@@ -30,6 +30,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis.claims import claim
 from evalengine.analysis.explain.choices import Array, Scores
 from evalengine.analysis.explain.design import Place, by_mixture, ordered, placed
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, once
@@ -37,7 +38,6 @@ from evalengine.analysis.explain.grouped import grouped, joined, partly
 from evalengine.analysis.explain.parts import blocks, over, pivot, signed
 from evalengine.analysis.explain.renderings import in_format
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.explain.wording import claim
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, by
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names

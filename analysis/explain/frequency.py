@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from evalengine.analysis.claims import claim, side
 from evalengine.analysis.explain import exposed
 from evalengine.analysis.explain.dose_bins import OF_ITEMS
 from evalengine.analysis.explain.dose_slopes import (
@@ -23,9 +24,8 @@ from evalengine.analysis.explain.dose_slopes import (
 )
 from evalengine.analysis.explain.dosed_items import ACCURACY, MARGIN, OUTCOMES, whens
 from evalengine.analysis.explain.explainer import Explainer, Findings
-from evalengine.analysis.explain.parts import blocks, lines_of, pivot, signed, when_said, with_benchmarks
-from evalengine.analysis.explain.wording import claim, side
-from evalengine.analysis.figure import File, Folded, Intervals, Lines, Part, Table
+from evalengine.analysis.explain.parts import blocks, lines_of, pivot, signed, when_said
+from evalengine.analysis.figure import File, Folded, Intervals, Lines, Part, Table, with_benchmarks
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import CAUTION, Claim
 from evalengine.analysis.results import p_value, with_interval
@@ -132,7 +132,7 @@ def shown(findings: Findings) -> Iterator[Part]:
         f"for each factor of ten. Intervals are for other mixtures and items; n = {one.n} counts mixtures."
     )
     figure = File("frequency", before_and_after(findings))
-    yield from with_benchmarks(slopes_table, findings, "frequency", [figure])
+    yield from with_benchmarks("frequency", slopes_table(findings), slopes_table(findings, True), [figure])
     yield (
         "More of the same dose. Across items: items against others of their benchmark, not against themselves. Never seen: what "
         "a count of zero adds to the line through the others. Curvature: the square of the log dose. Value at zero dose: "

@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from evalengine.analysis.claims import claim
 from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.dosed_items import MARGIN, dosed_items, whens
@@ -44,7 +45,6 @@ from evalengine.analysis.explain.within import (
     varies,
     without_each,
 )
-from evalengine.analysis.explain.wording import claim
 from evalengine.analysis.figure import File, Part, Table
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import Claim

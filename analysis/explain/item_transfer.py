@@ -23,13 +23,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis.claims import claim
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.logistic import clustered, dummies, fit
 from evalengine.analysis.explain.parts import blocks, pivot
 from evalengine.analysis.explain.student import Interval, half_width, interval
-from evalengine.analysis.explain.wording import claim
 from evalengine.analysis.figure import File, Part, Table
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import with_interval

@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 from evalengine.analysis.explain.explainer import Findings
-from evalengine.analysis.figure import File, Folded, Part, Table, by
+from evalengine.analysis.figure import Part, by
 
 R = TypeVar("R")
 K = TypeVar("K")
@@ -18,14 +18,6 @@ def notes(rows: Iterable[Any]) -> list[Part]:
     """What means over benchmarks rest on: of all of them, or of a category."""
     said = dict.fromkeys((row.category, row.note) for row in rows if row.note and not row.benchmark)
     return [f"{category}: {note}." for category, note in said]
-
-
-def with_benchmarks(
-    table: Callable[[Findings, bool], Table], findings: Findings, name: str, between: Iterable[Part] = ()
-) -> list[Part]:
-    """A table of means and, folded, the same of single benchmarks."""
-    single = Folded("Benchmarks", [File(f"{name}_benchmarks", table(findings, True))])
-    return [File(name, table(findings, False)), *between, single]
 
 
 def signed(value: float, digits: int = 2) -> str:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis.claims import side, supported, unsupported
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.grouped import grouped, joined, with_q
@@ -35,7 +36,6 @@ from evalengine.analysis.explain.ranking import (
     with_and_without,
 )
 from evalengine.analysis.explain.twoway import interaction
-from evalengine.analysis.explain.wording import side, supported, unsupported
 from evalengine.analysis.figure import File, Part, Table
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import Claim
