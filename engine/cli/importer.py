@@ -81,7 +81,6 @@ def run(args: argparse.Namespace) -> int:
     from evalengine.analysis.importing import write_results
     from evalengine.analysis.items import names
 
-    console.set_json(args.json)
     out = Path(args.out)
     sources = dict.fromkeys(
         (file, tuple(constant.items())) for path, constant in map(_split, args.paths) for file in _files(path)

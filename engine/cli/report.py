@@ -32,7 +32,6 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    console.set_json(args.json)
     source = Path(args.store)
     if (source / "analysis.json").is_file():
         folder = Path(args.out) if args.out else source
