@@ -31,7 +31,7 @@ def section(results: Results) -> str:
         "Mixtures differ: the interval of the reliability lies above 0 at both stages. Means are over all benchmarks, with "
         f"intervals over mixtures, n = {len(results.method['mixtures'])}."
     )
-    below = page.html([noise_table(results), hint], results)
+    below = page.html([noise_table(results), hint], results.method)
     return f"<h2>What the noise allows one to say</h2><p>{words}</p>{below}"
 
 

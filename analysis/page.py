@@ -19,15 +19,15 @@ from evalengine.analysis.figure import (
     by,
     panels,
 )
-from evalengine.analysis.results import Results
+from evalengine.analysis.results import Method
 
 
-def html(parts: Iterable[Part], study: Results) -> str:
-    """The parts, one below the other. study: what drawing has to know of the study that they are about."""
-    return "".join(_html(part, study) for part in parts)
+def html(parts: Iterable[Part], method: Method) -> str:
+    """The parts, one below the other. method: how the study was made that they are about."""
+    return "".join(_html(part, method) for part in parts)
 
 
-def _html(part: Part, study: Results) -> str:
+def _html(part: Part, method: Method) -> str:
     match part:
         case str():
             return f'<p class="hint">{escape(part)}</p>' if part else ""
@@ -35,14 +35,12 @@ def _html(part: Part, study: Results) -> str:
             return f"<h{part.level}>{escape(part.text)}</h{part.level}>"
         case Folded():
             opened = " open" * part.opened
-            return (
-                f"<details{opened}><summary>{escape(part.title)}</summary>{html(part.parts, study)}</details>"
-            )
+            return f"<details{opened}><summary>{escape(part.title)}</summary>{html(part.parts, method)}</details>"
         case File():
-            return _html(part.of, study) if part.shown else ""
+            return _html(part.of, method) if part.shown else ""
         case Table():
             return show(part)
-    return grid(study, part)
+    return grid(method, part)
 
 
 def show(shown: Table) -> str:
@@ -66,11 +64,11 @@ def show(shown: Table) -> str:
     )
 
 
-def grid(results: Results, figure: Figure) -> str:
+def grid(method: Method, figure: Figure) -> str:
     """The panels of a figure side by side, or one below the other on a phone and where they are wide."""
     out = []
     for title, panel in panels(figure).items():
-        drawing = f'<div class="scroll">{svg(results, panel, title)}</div>'
+        drawing = f'<div class="scroll">{svg(method, panel, title)}</div>'
         out.append(f"<div><h3>{escape(title)}</h3>{drawing}{_notes(panel)}</div>")
     kind = "grid wide" if isinstance(figure, Scatters) else "grid"
     return f'<div class="{kind}">{"".join(out)}</div>'

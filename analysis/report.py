@@ -23,7 +23,7 @@ from evalengine.analysis.figure import File, Part, Table, files, panels
 from evalengine.analysis.page import html
 from evalengine.analysis.protocol import CAUTION, HEADINGS, SUPPORTED, UNSUPPORTED
 from evalengine.analysis.registry import PROTOCOLS
-from evalengine.analysis.results import Results, interval_words, load_results
+from evalengine.analysis.results import Method, Results, interval_words, load_results
 from evalengine.analysis.style import FORMATS, extent, styled
 from evalengine.analysis.summary import summarise
 from evalengine.errors import UserError
@@ -57,10 +57,10 @@ def write_figures(tables: Path, folder: Path, formats: Sequence[str] = ("png", "
         raise UserError(f"--figures {','.join(unknown)}: choose from {', '.join(FORMATS)}, or none")
     written = []
     with styled():
-        for study, file in _files(*load_both(tables)):
+        for method, file in _files(*load_both(tables)):
             if isinstance(file.of, Table) or not panels(file.of):
                 continue
-            drawing = draw(study, file.of)
+            drawing = draw(method, file.of)
             box = extent(drawing)
             for kind in formats:
                 path = folder / f"{file.name}.{kind}"
@@ -80,19 +80,19 @@ def write_latex(tables: Path, folder: Path) -> list[Path]:
     return paths
 
 
-def _files(results: Results, explained: Findings | None) -> Iterator[tuple[Results, File]]:
-    """Tables and figures for papers, each with what drawing has to know of the study that it is about."""
-    for study, parts in shown(results, explained):
-        yield from ((study, file) for file in files(parts))
+def _files(results: Results, explained: Findings | None) -> Iterator[tuple[Method, File]]:
+    """Tables and figures for papers, each with how the study was made that it is about."""
+    for method, parts in shown(results, explained):
+        yield from ((method, file) for file in files(parts))
 
 
-def shown(results: Results, explained: Findings | None) -> list[tuple[Results, list[Part]]]:
+def shown(results: Results, explained: Findings | None) -> list[tuple[Method, list[Part]]]:
     """What the report shows of the correlations, and of what `explain` found, below what it says in plain words."""
     parts = list(levels.shown(results))
     for protocol in PROTOCOLS:
         parts += protocol.shown(results)
-    out = [(results, parts)]
-    return out if explained is None else [*out, (explained.drawing, findings.shown(explained))]
+    out = [(results.method, parts)]
+    return out if explained is None else [*out, (explained.method, findings.shown(explained))]
 
 
 def load_both(tables: Path) -> tuple[Results, Findings | None]:
@@ -121,7 +121,7 @@ def page(results: Results, explained: Findings | None = None) -> str:
     before, after = results.method["stages"]
     title = f"What carries over from {before} to {after}"
     with styled():
-        sections = [html(parts, study) for study, parts in shown(results, explained)]
+        sections = [html(parts, method) for method, parts in shown(results, explained)]
     css = (resources.files("evalengine.analysis") / "report.css").read_text(encoding="utf-8")
     body = "".join(
         [

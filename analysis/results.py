@@ -18,10 +18,13 @@ TABLES_VERSION = "4"  # of the columns of Row and of analysis.json
 OTHERS = ("cells", "curves", "verdicts")  # beside the tables of rows
 
 
+Method = dict[str, Any]  # how a study's tables were made: the content of its manifest
+
+
 class Results(NamedTuple):
     """Tables by name, the cells of the panel, reliability curves, verdicts and how all was made."""
 
-    method: dict[str, Any]
+    method: Method
     tables: dict[str, list[Row]]
     cells: list[dict[str, Any]]
     curves: list[dict[str, Any]]

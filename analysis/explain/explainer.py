@@ -16,7 +16,7 @@ from evalengine.analysis.explain.choices import Scores
 from evalengine.analysis.explain.design import Design
 from evalengine.analysis.figure import Heading, Part
 from evalengine.analysis.protocol import Claim
-from evalengine.analysis.results import Results
+from evalengine.analysis.results import Method
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,13 +58,8 @@ def once(make: F) -> F:
 class Findings(NamedTuple):
     """The tables that `evalengine explain` wrote, by name, and how they were made; all that a section may use."""
 
-    method: dict[str, Any]
+    method: Method
     tables: dict[str, list[Any]]
-
-    @property
-    def drawing(self) -> Results:
-        """What drawing needs to know of the study."""
-        return Results(self.method, {}, [], [], [])
 
     def rows(self, table: str, **fixed: Any) -> list[Any]:
         """Rows of a table whose named fields have the given values."""

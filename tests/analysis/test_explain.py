@@ -273,7 +273,7 @@ def test_names_from_outside_are_text_in_every_section(tmp_path: Path) -> None:
     write_for(tmp_path / "exposure", scores, stages)
     findings = explain(scores, Options(exposure=tmp_path / "exposure"), stages)
     for explainer in EXPLAINERS:
-        assert "<i>" not in html(explainer.section(findings), findings.drawing), explainer.table
+        assert "<i>" not in html(explainer.section(findings), findings.method), explainer.table
 
 
 def test_a_figure_for_papers_says_the_level_of_its_own_command(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_exchanged_labels_turn_accuracy_over_if_the_mapping_is_learnt(tmp_path: 
         said = [claim for claim in arms.claims(findings) if "turns exchanged labels over" in claim.text]
         assert [claim.kind for claim in said] == ["supported" if learnt else "unsupported"]
     assert one(findings, "sft", "log p(gold | choices)", "uniform").estimate > 0
-    assert "mapping learnt" in html(arms.EXPLAINER.section(findings), findings.drawing)
+    assert "mapping learnt" in html(arms.EXPLAINER.section(findings), findings.method)
 
 
 def test_choices_behind_contexts_of_their_own_share_no_mass(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_names_are_not_taken_for_formulas(folder: Path) -> None:
     results = load_results(folder)
     rows = [row._replace(name=r"$\frac$") for row in results.rows("coherence")]
     with styled():
-        assert r"$\frac$" in svg(results, Intervals(rows, lambda row: row.name), "coherence")
+        assert r"$\frac$" in svg(results.method, Intervals(rows, lambda row: row.name), "coherence")
 
 
 def test_summary_claims_only_what_intervals_carry(folder: Path) -> None:
