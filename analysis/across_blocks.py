@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import operator
-from html import escape
+from collections.abc import Iterator
 
-from evalengine.analysis import page, transfer
-from evalengine.analysis.figure import Table
+from evalengine.analysis import transfer
+from evalengine.analysis.figure import Folded, Heading, Part, Table
 from evalengine.analysis.protocol import Protocol, Study
-from evalengine.analysis.results import Results, with_interval
+from evalengine.analysis.results import Results, p_value, with_interval
 from evalengine.analysis.tables import Row
 
 
@@ -17,10 +17,10 @@ def rows(study: Study) -> list[Row]:
     return transfer.rows(study.across) if study.across else []
 
 
-def section(results: Results) -> str:
+def shown(results: Results) -> Iterator[Part]:
     across = results.rows("across_blocks")
     if not across:
-        return ""
+        return
     key = operator.attrgetter("protocol", "quantity", "scale", "category", "name")
     within = {key(row): row for row in results.rows("transfer")}
     factor = results.method["block"]["factor"]
@@ -31,18 +31,18 @@ def section(results: Results) -> str:
             row.scale,
             with_interval(within.get(key(row))),
             with_interval(row),
-            page.p_value(row.p),
+            p_value(row.p),
             str(row.n),
         ]
         for row in sorted(across, key=lambda row: row.protocol != "category_transfer")
     ]
     columns = ["", "quantity", "scale", f"r within {factor}", "plain r", "p of the plain r", "n"]
-    return page.section(
-        f"Across {factor}",
-        f"The plain r takes all mixtures as exchangeable. It includes the differences across {escape(factor)}, and its interval "
-        f"and p ignore that mixtures of the same {escape(factor)} are alike. It is here to be compared with published figures.",
-        page.details("Transfer with and without blocks", page.show(Table("", columns, [table], texts=3))),
+    yield Heading(f"Across {factor}")
+    yield (
+        f"The plain r takes all mixtures as exchangeable. It includes the differences across {factor}, and its interval "
+        f"and p ignore that mixtures of the same {factor} are alike. It is here to be compared with published figures."
     )
+    yield Folded("Transfer with and without blocks", [Table("", columns, [table], texts=3)])
 
 
-PROTOCOL = Protocol("across_blocks", rows, section)
+PROTOCOL = Protocol("across_blocks", rows, shown)

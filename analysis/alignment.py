@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis import page
 from evalengine.analysis.claims import clearest, with_n
 from evalengine.analysis.contrasts import Difference, contrast_group, stage_contrast
 from evalengine.analysis.correlation import (
@@ -26,7 +24,7 @@ from evalengine.analysis.correlation import (
     standardise,
     weighted_sums,
 )
-from evalengine.analysis.figure import Figure, Intervals, Table
+from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, numbers
 from evalengine.analysis.groups import (
     PARTIAL,
     SCALE,
@@ -170,7 +168,7 @@ def _weights(data: Data) -> Array:
 def _persistence(data: Data, within: Mapping[str, Sequence[Array]]) -> Group:
     """Of each category the correlation over mixtures of their r over the benchmarks before and after."""
     labels = [Label(category, PERSISTENCE, "over mixtures") for category in data.panel.category_members()]
-    values = {}
+    values: dict[str, list[Statistic]] = {}
     for scale, of in within.items():
         values[scale] = []
         for label, before_MC, after_MC in zip(labels, of[::2], of[1::2], strict=True):
@@ -256,44 +254,35 @@ def _weighted_mean(value_MC: Array, w_MC: Array) -> Array:
         return (np.where(known, value_MC, 0.0) * w_MC).sum(axis=0) / (known * w_MC).sum(axis=0)
 
 
-def section(results: Results) -> str:
+def shown(results: Results) -> Iterator[Part]:
     found = results.rows("alignment")
     if not found:
-        return ""
+        return
     before, after = results.method["stages"]
 
-    def grid(rows: list[Row], limit: float = 1.0) -> str:
-        readings = Intervals(rows, _label, panel=lambda row: READINGS.get(row.name, row.name), limit=limit)
-        return page.grid(results, readings)
+    def readings(rows: list[Row], limit: float = 1.0) -> Intervals:
+        return Intervals(rows, _label, panel=lambda row: READINGS.get(row.name, row.name), limit=limit)
 
-    rest = grid([row for row in found if row.name in (CELLS, ACROSS)])
-    return page.section(
-        "Alignment of confidence with accuracy",
+    yield Heading("Alignment of confidence with accuracy")
+    yield (
         "r_align: the correlation of accuracy with confidence over the benchmarks of a category within one model, then its mean "
-        f"over mixtures; its persistence is the correlation over mixtures of that r at {escape(before)} and at {escape(after)}.",
-        grid([row for row in found if row.name in (WITHIN, PERSISTENCE)]),
-        page.details(f"{after} minus {before}", grid(results.rows("alignment", contrast=STAGE), 2.0)),
-        page.details("Two other readings of r_align", rest),
+        f"over mixtures; its persistence is the correlation over mixtures of that r at {before} and at {after}."
     )
+    yield readings([row for row in found if row.name in (WITHIN, PERSISTENCE)])
+    yield Folded(f"{after} minus {before}", [readings(results.rows("alignment", contrast=STAGE), 2.0)])
+    yield Folded("Two other readings of r_align", [readings([r for r in found if r.name in (CELLS, ACROSS)])])
+    # In two files: persistence has no stages, so other lines.
+    for name, lines in (
+        ("alignment", [row for row in found if row.name != PERSISTENCE]),
+        ("alignment_persistence", [row for row in found if row.name == PERSISTENCE]),
+    ):
+        yield File(name, Intervals(lines, _label, panel=lambda row: row.name), shown=False)
+    table = numbers("alignment", found, results.scales, ("category", "name", "other"))
+    yield File("alignment", table, shown=False)
 
 
 def _label(row: Row) -> str:
     return row.category if row.name == PERSISTENCE or row.contrast else f"{row.category}, {row.other}"
-
-
-def figures(results: Results) -> Mapping[str, Figure]:
-    found = results.rows("alignment")  # in two files: persistence has no stages, so other lines
-    readings = [row for row in found if row.name != PERSISTENCE]
-    persistence = [row for row in found if row.name == PERSISTENCE]
-    return {
-        "alignment": Intervals(readings, _label, panel=lambda row: row.name),
-        "alignment_persistence": Intervals(persistence, _label, panel=lambda row: row.name),
-    }
-
-
-def latex(results: Results) -> dict[str, Table]:
-    found = results.rows("alignment")
-    return {"alignment": page.numbers("alignment", found, results.scales, ("category", "name", "other"))}
 
 
 def claims(results: Results) -> Iterator[Claim]:
@@ -319,4 +308,4 @@ def claims(results: Results) -> Iterator[Claim]:
     )
 
 
-PROTOCOL = Protocol("alignment", rows, section, figures, claims, latex)
+PROTOCOL = Protocol("alignment", rows, shown, claims)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis import page
 from evalengine.analysis.bootstrap import resamples
 from evalengine.analysis.confidence import claims
 from evalengine.analysis.contrasts import Difference, contrast_group
-from evalengine.analysis.figure import Curves, Figure, Table
+from evalengine.analysis.figure import Curves, File, Folded, Heading, Part, Table
 from evalengine.analysis.groups import PARTIAL, SCALE, STAGE, Array, Group, Label, Note
 from evalengine.analysis.inverting import inverted
 from evalengine.analysis.panel import Panel
@@ -90,23 +89,25 @@ def _difference(
     return Difference(minuend_LC - subtrahend_LC, n_L, notes)
 
 
-def section(results: Results) -> str:
+def shown(results: Results) -> Iterator[Part]:
     if not results.rows("calibration", quantity="ece"):
-        return ""
+        return
     before, after = results.method["stages"]
-    curves = {scale: page.grid(results, _curves(results, scale)) for scale in reversed(results.scales)}
-    return page.section(
-        "Calibration of items",
+    yield Heading("Calibration of items")
+    yield (
         "Accuracy (up) against confidence (right) in 15 bins of equal size; the whiskers are t intervals over mixtures, the "
         "dashed line is perfect calibration. Calibration is always of the softmax over raw log-likelihoods. The debiased ECE is "
-        "near 0, on either side, for a calibrated model; the plug-in one is above it, more so the fewer the items.",
-        *(page.details(scale, grid, opened=scale == results.scales[-1]) for scale, grid in curves.items()),
-        page.details("Means over mixtures, with intervals", _levels(results, "", [before, after])),
-        page.details(f"{after} minus {before}, with intervals", _levels(results, STAGE, [after])),
+        "near 0, on either side, for a calibrated model; the plug-in one is above it, more so the fewer the items."
     )
+    *smaller, largest = results.scales
+    yield Folded(largest, [File("reliability", _curves(results, largest))], opened=True)
+    for scale in reversed(smaller):
+        yield Folded(scale, [_curves(results, scale)])
+    yield Folded("Means over mixtures, with intervals", [_levels(results, "", [before, after])])
+    yield Folded(f"{after} minus {before}, with intervals", [_levels(results, STAGE, [after])])
 
 
-def _levels(results: Results, contrast: str, stages: Sequence[str]) -> str:
+def _levels(results: Results, contrast: str, stages: Sequence[str]) -> Table:
     """A table of the means, or of their contrast."""
     rows = results.rows("calibration", contrast=contrast)
     at = {(row.quantity, row.scale, row.name, row.other): row for row in rows}
@@ -118,7 +119,7 @@ def _levels(results: Results, contrast: str, stages: Sequence[str]) -> str:
         lines.append([benchmark, scale, stage, *map(_level, found), n])
     columns = ["benchmark", "scale", "stage", *words.values(), "n"]
     title = "calibration, after minus before" if contrast else "calibration"
-    return page.show(Table(title, columns, [lines], texts=3))
+    return Table(title, columns, [lines], texts=3)
 
 
 def _level(row: Row | None) -> str:
@@ -127,13 +128,9 @@ def _level(row: Row | None) -> str:
     return f"{row.estimate:.3f} [{row.low:.3f}, {row.high:.3f}]".replace("-", "−")
 
 
-def figures(results: Results) -> Mapping[str, Figure]:
-    return {"reliability": _curves(results, results.scales[-1])}
-
-
 def _curves(results: Results, scale: str) -> Curves:
     """Of the points that have an interval."""
     return Curves([c for c in results.curves if c["scale"] == scale and c["low"] is not None])
 
 
-PROTOCOL = Protocol("calibration", rows, section, figures, claims)
+PROTOCOL = Protocol("calibration", rows, shown, claims)

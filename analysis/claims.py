@@ -1,4 +1,4 @@
-"""How a claim of the summary is worded: what the interval and q support, and what they leave open."""
+"""How a claim of the summary is worded: what intervals and q support, and what they leave open."""
 
 from __future__ import annotations
 
@@ -12,9 +12,37 @@ from evalengine.analysis.results import with_interval
 CLEAREST = 3  # claims of one kind
 
 
-def claim(is_supported: bool, supported: str, left_open: str) -> Claim:
+def side(*rows: Any) -> int:
+    """1 where the intervals of all rows lie above 0, -1 where all lie below; 0 where one holds 0 or there is none."""
+    if all(row.low > 0 for row in rows):
+        return 1
+    return -1 if all(row.high < 0 for row in rows) else 0
+
+
+def claim(
+    *rows: Any, said: str, above: str = "", below: str = "", otherwise: str, tested: bool = True
+) -> Claim:
+    """What the intervals of rows say together.
+
+    above, below: the sentence, without its numbers, that intervals above or below 0 support; "" where that side supports none.
+    otherwise: the clause that is not supported, as it follows "That". tested: whether a test beside the intervals (q, signs)
+    agrees. said: the numbers.
+    """
+    what = {1: above, -1: below}.get(side(*rows), "") if tested else ""
+    return supported(what, said) if what else unsupported(otherwise, said)
+
+
+def supported(what: str, said: str) -> Claim:
+    return Claim(SUPPORTED, f"{what}: {said}.")
+
+
+def unsupported(clause: str, said: str) -> Claim:
+    return Claim(UNSUPPORTED, f"That {clause}: {said}.")
+
+
+def either(is_supported: bool, what: str, left_open: str) -> Claim:
     """The sentence that applies."""
-    return Claim(SUPPORTED, supported) if is_supported else Claim(UNSUPPORTED, left_open)
+    return Claim(SUPPORTED, what) if is_supported else Claim(UNSUPPORTED, left_open)
 
 
 def with_n(row: Any) -> str:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from html import escape
 
 import numpy as np
 
-from evalengine.analysis import page
+from evalengine.analysis.claims import clearest, with_n
 from evalengine.analysis.contrasts import Difference, contrast_group, stage_contrast
-from evalengine.analysis.figure import Figure, Intervals, Table
+from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, numbers
 from evalengine.analysis.groups import (
     BENCHMARK,
     PARTIAL,
@@ -139,29 +138,28 @@ def _means(protocol: str, quantity: str, labels: list[Label], means: dict[str, M
     return Group(protocol, quantity, labels, values, n, notes, interval="bca-t", means=means)
 
 
-def section(results: Results) -> str:
+def shown(results: Results) -> Iterator[Part]:
     found = results.rows("coherence", protocol="coherence")
     if not any(math.isfinite(row.estimate) for row in found):
-        return ""
-    before, after = map(escape, results.method["stages"])
+        return
+    before, after = results.method["stages"]
     change = results.rows("coherence", protocol="coherence", contrast=STAGE)
     single = results.rows("coherence", protocol="benchmark_coherence")
     apart = results.rows("coherence", protocol="benchmark_coherence", contrast=BENCHMARK)
-    return (
-        "<h2>Coherence within categories</h2>"
-        f'<p class="hint">Mean correlation over pairs of a category\'s benchmarks: both at {before}, both at '
-        f"{after}, or one at each (cross).</p>"
-        f"{page.grid(results, Intervals(found, _label))}"
-        f"{_details(results, f'{after} minus {before}', Intervals(change, lambda row: row.category, limit=2.0))}"
-        f"{_details(results, 'Each benchmark with the others of its category', _by_benchmark(single))}"
-        f"{_details(results, 'The same, minus the others with each other', _by_benchmark(apart)._replace(limit=2.0))}"
+    yield Heading("Coherence within categories")
+    yield (
+        f"Mean correlation over pairs of a category's benchmarks: both at {before}, both at {after}, or one at each (cross)."
     )
-
-
-def _details(results: Results, title: str, figure: Intervals) -> str:
-    if not figure.rows:
-        return ""
-    return f"<details><summary>{title}</summary>{page.grid(results, figure)}</details>"
+    yield File("coherence", Intervals(found, _label))
+    yield File("coherence", numbers("coherence", found, results.scales, ("category", "name")), shown=False)
+    if change:
+        yield Folded(f"{after} minus {before}", [Intervals(change, lambda row: row.category, limit=2.0)])
+    if single:
+        by_benchmark = File("benchmark_coherence", _by_benchmark(single))
+        yield Folded("Each benchmark with the others of its category", [by_benchmark])
+    if apart:
+        minus = _by_benchmark(apart)._replace(limit=2.0)
+        yield Folded("The same, minus the others with each other", [minus])
 
 
 def _by_benchmark(rows: Sequence[Row]) -> Intervals:
@@ -176,21 +174,6 @@ def _by_benchmark(rows: Sequence[Row]) -> Intervals:
 
 def _label(row: Row) -> str:
     return f"{row.category}, {row.name}"
-
-
-def figures(results: Results) -> Mapping[str, Figure]:
-    return {
-        "coherence": Intervals(results.rows("coherence", protocol="coherence"), _label),
-        "benchmark_coherence": _by_benchmark(results.rows("coherence", protocol="benchmark_coherence")),
-    }
-
-
-def latex(results: Results) -> dict[str, Table]:
-    return {
-        "coherence": page.numbers(
-            "coherence", results.rows("coherence", protocol="coherence"), results.scales, ("category", "name")
-        )
-    }
 
 
 def claims(results: Results) -> Iterator[Claim]:
@@ -215,22 +198,23 @@ def claims(results: Results) -> Iterator[Claim]:
 
 def _changes(results: Results) -> Iterator[Claim]:
     before, after = results.method["stages"]
-    every = results.rows("coherence", protocol="coherence", contrast=STAGE)
-    every = [row for row in every if math.isfinite(row.q)]
-    clear = sorted((row for row in every if row.q < ALPHA), key=lambda row: row.q)
-    for row in clear[:3]:
+
+    def words(row: Row) -> str:
         word = "more" if row.estimate > 0 else "less"
-        yield Claim(
-            SUPPORTED,
+        return (
             f"{row.category} benchmarks move together {word} at {after} than at {before} ({row.quantity}"
-            f"{_at(results, row)}): difference of the mean r {with_interval(row)}, n = {row.n}.",
+            f"{_at(results, row)}): difference of the mean r {with_n(row)}."
         )
-    if len(clear) < len(every):
-        yield Claim(
-            UNSUPPORTED,
-            f"That coherence within a category changes from {before} to {after} in {len(every) - len(clear)} of "
-            f"{len(every)} cases (category, scale, quantity; q over the categories).",
-        )
+
+    return clearest(
+        results.rows("coherence", protocol="coherence", contrast=STAGE),
+        ALPHA,
+        words,
+        lambda count: (
+            f"That coherence within a category changes from {before} to {after} in {count} cases (category, scale, quantity; q "
+            "over the categories)."
+        ),
+    )
 
 
 def _apart(results: Results) -> Iterator[Claim]:
@@ -252,4 +236,4 @@ def _at(results: Results, row: Row) -> str:
     return f", {row.scale}" if len(results.scales) > 1 else ""
 
 
-PROTOCOL = Protocol("coherence", rows, section, figures, claims, latex)
+PROTOCOL = Protocol("coherence", rows, shown, claims)

@@ -9,15 +9,14 @@ regret take the mixtures as they are and resample the items that could have made
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from html import escape
 
 import numpy as np
 
-from evalengine.analysis import page, true_decisions, true_regret
+from evalengine.analysis import true_decisions, true_regret
 from evalengine.analysis.correlation import DECISION, Sample, pair_sums
-from evalengine.analysis.figure import Table
+from evalengine.analysis.figure import File, Folded, Heading, Part, Table, with_benchmarks
 from evalengine.analysis.groups import (
     PARTIAL,
     UNDEFINED,
@@ -163,22 +162,22 @@ def _within_shares(row: Row) -> Row:
     return bounded(row, -1.0 if row.contrast else 0.0, 1.0, "low", "high")
 
 
-def section(results: Results) -> str:
+def shown(results: Results) -> Iterator[Part]:
     found = results.rows("decisions", protocol="decision")
     if not found:
-        return ""
+        return
     means, benchmarks = decision_tables(results)
     before, after = results.method["stages"]
     drawn = results.method["resampled"]
-    return (
-        "<h2>Decisions</h2>"
-        f'<p class="hint">Choosing mixtures at {escape(before)} and living with them at {escape(after)}. A coin is right of two '
+    yield Heading("Decisions")
+    yield (
+        f"Choosing mixtures at {before} and living with them at {after}. A coin is right of two "
         f"50% of the time, and finds the best of n one time in n. Intervals of the first two resample {drawn}; those of the "
-        "last two resample items and take the mixtures as given (percentile).</p>"
-        f"<details open><summary>Means over categories</summary>{page.show(means)}</details>"
-        f"<details><summary>Benchmarks</summary>{page.show(benchmarks)}</details>"
-        f"{_without_noise(results)}"
+        "last two resample items and take the mixtures as given (percentile)."
     )
+    yield Folded("Means over categories", [File("decisions", means)], opened=True)
+    yield Folded("Benchmarks", [File("decisions_benchmarks", benchmarks)])
+    yield from _without_noise(results)
 
 
 def decision_tables(results: Results) -> tuple[Table, Table]:
@@ -225,30 +224,26 @@ BEST = {  # and of the choice of the best
 }
 
 
-def _without_noise(results: Results) -> str:
+def _without_noise(results: Results) -> Iterator[Part]:
     if not results.rows("decisions", protocol=true_decisions.TABLE):
-        return ""
-    pairs, pairs_benchmarks, best, best_benchmarks = true_tables(results)
-    return (
-        "<h3>Without item noise</h3>"
-        '<p class="hint">With so many items, the better mixture may look the worse one after fine-tuning. Judged without '
-        "noise: the choice as it was made, judged by what endless items would show. Without noise: chosen by endless items too. "
-        "Under a normal model of the mixtures; jackknife intervals, of benchmarks profile likelihood.</p>"
-        f"{page.show(pairs)}<details><summary>Benchmarks</summary>{page.show(pairs_benchmarks)}</details>"
-        '<p class="hint">The best of the mixtures at hand: how probably the one chosen is the best, and what choosing it '
-        f"loses, given what was measured ({results.method['level']:.0%} intervals of the posterior).</p>"
-        f"{page.show(best)}<details><summary>Benchmarks</summary>{page.show(best_benchmarks)}</details>"
-    )
-
-
-def true_tables(results: Results) -> tuple[Table, Table, Table, Table]:
-    """Decisions as measured beside those without item noise. On pairs: means over categories, and benchmarks; then the same of
-    the choice of the best."""
+        return
     title = "decisions without item noise"
-    return *_true_tables(results, title, PAIRS), *_true_tables(results, f"{title}, best of all", BEST)
+    yield Heading("Without item noise", 3)
+    yield (
+        "With so many items, the better mixture may look the worse one after fine-tuning. Judged without "
+        "noise: the choice as it was made, judged by what endless items would show. Without noise: chosen by endless items too. "
+        "Under a normal model of the mixtures; jackknife intervals, of benchmarks profile likelihood."
+    )
+    yield from with_benchmarks("decisions_without_noise", *_true_tables(results, title, PAIRS))
+    yield (
+        "The best of the mixtures at hand: how probably the one chosen is the best, and what choosing it loses, given what was "
+        f"measured ({results.method['level']:.0%} intervals of the posterior)."
+    )
+    yield from with_benchmarks("best_without_noise", *_true_tables(results, f"{title}, best of all", BEST))
 
 
 def _true_tables(results: Results, title: str, kinds: Mapping[str, tuple[str, bool]]) -> tuple[Table, Table]:
+    """Decisions as measured beside those without item noise: means over categories, and benchmarks."""
     clean = results.rows("decisions", protocol=true_decisions.TABLE)
     measured = results.rows("decisions", protocol="decision", quantity="accuracy")
     single = set(results.method["benchmarks"])
@@ -279,15 +274,4 @@ def _cell(row: Row | None) -> str:
     return share_with_interval(row)
 
 
-def latex(results: Results) -> dict[str, Table]:
-    means, benchmarks = decision_tables(results)
-    names = ("decisions_without_noise", "best_without_noise")
-    clean = [f"{name}{part}" for name in names for part in ("", "_benchmarks")]
-    return {
-        "decisions": means,
-        "decisions_benchmarks": benchmarks,
-        **dict(zip(clean, true_tables(results), strict=True)),
-    }
-
-
-PROTOCOL = Protocol("decisions", rows, section, latex=latex)
+PROTOCOL = Protocol("decisions", rows, shown)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from evalengine.analysis import style
 from evalengine.analysis.figure import Curves, Figure, Heatmaps, Intervals, Lines, Scatters, by
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.results import Results, excludes_zero, n_words, with_interval
+from evalengine.analysis.results import Method, excludes_zero, n_words, with_interval
 from evalengine.analysis.scatter_drawing import scatter_drawing
 from evalengine.analysis.tables import Row
 
@@ -38,23 +38,23 @@ PLACE = 0.32  # of a line, on an axis at least WIDTH wide
 LINES = 1.4  # height of an axis of lines
 
 
-def draw(results: Results, figure: Figure) -> Drawing:
-    """All panels of a figure, which has at least one."""
+def draw(method: Method, figure: Figure) -> Drawing:
+    """All panels of a figure, which has at least one. method: how the study was made that it is about."""
     if isinstance(figure, Intervals):
-        return _intervals(results, figure)
+        return _intervals(method, figure)
     if isinstance(figure, Scatters):
         return scatter_drawing(figure)
     if isinstance(figure, Lines):
         return _lines(figure)
-    return _heatmaps(results, figure) if isinstance(figure, Heatmaps) else _curves(results, figure)
+    return _heatmaps(method, figure) if isinstance(figure, Heatmaps) else _curves(method, figure)
 
 
-def svg(results: Results, figure: Figure, title: str) -> str:
+def svg(method: Method, figure: Figure, title: str) -> str:
     """The figure as inline SVG; text stays text, and the page's fonts and colours apply."""
     sink = io.StringIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of characters that matplotlib's font lacks: the browser's have them
-        drawing = draw(results, figure)
+        drawing = draw(method, figure)
         how: dict[str, Any] = {
             "bbox_inches": style.extent(drawing),
             "facecolor": "none",
@@ -82,11 +82,11 @@ def _legend(drawing: Drawing, axis: Axes, y: float) -> None:
         drawing.legend(handles, names, loc="lower left", bbox_to_anchor=(0, y), ncols=len(names), borderpad=0)
 
 
-def _intervals(results: Results, figure: Intervals) -> Drawing:
+def _intervals(method: Method, figure: Intervals) -> Drawing:
     """A forest plot: a line for each label, with a bar, an interval and its numbers for each scale."""
     shown = figure.rows
     found = dict.fromkeys(row.at for row in shown)
-    scales = results.scales if found.keys() <= set(results.scales) else list(found)
+    scales = method["scales"] if found.keys() <= set(method["scales"]) else list(found)
     starred = {figure.label(row) for row in shown if row.note}
     place: dict[tuple[str, str], float] = {}  # of a line's first interval, in inches from the top
     texts: list[tuple[float, str, str]] = []  # beside the axis: place, text, weight
@@ -114,7 +114,7 @@ def _intervals(results: Results, figure: Intervals) -> Drawing:
         axis.axvline(0, color=style.SOFT, lw=0.7, ls=":")
         axis.set(xlim=(-1.02 * figure.limit, 1.02 * figure.limit), ylim=(height, 0), yticks=[])
         axis.set_xticks([-figure.limit, 0, figure.limit])
-        axis.set_xlabel(f"{figure.measure}, {results.method['level']:.0%} intervals, {n_words(shown)}")
+        axis.set_xlabel(f"{figure.measure}, {method['level']:.0%} intervals, {n_words(shown)}")
         axis.spines["left"].set_visible(False)
         if len(by_panel) > 1:
             axis.set_title(title)
@@ -142,16 +142,16 @@ def _series(axis: Axes, rows: Sequence[Row], at: Sequence[float], colour: str, s
         axis.text(1.04, y, with_interval(row), transform=beside, va="center", size=6.5, color=colour)
 
 
-def _heatmaps(results: Results, figure: Heatmaps) -> Drawing:
+def _heatmaps(method: Method, figure: Heatmaps) -> Drawing:
     """A cell for each pair of benchmarks, with its r; lines between the categories."""
     from matplotlib.collections import PolyCollection
 
-    names, categories = results.method["benchmarks"], results.method["categories"]
+    names, categories = method["benchmarks"], method["categories"]
     edges = [b for b in range(1, len(names)) if categories[b] != categories[b - 1]]
     middles = {name: b + 0.5 for b, name in enumerate(names)}
     side = CELL * len(names)
     by_panel = by(figure.rows, figure.panel)
-    drawing, axes = style.canvas(len(by_panel), len(results.scales), (side, side), (NAMES, NAMES + 0.3))
+    drawing, axes = style.canvas(len(by_panel), len(method["scales"]), (side, side), (NAMES, NAMES + 0.3))
     for axis, (title, rows) in zip(axes, by_panel.items(), strict=True):
         squares = []
         for row in rows:
@@ -196,14 +196,14 @@ def _number(axis: Axes, row: Row, x: float, y: float) -> None:
         number.set_in_layout(False)  # within the axis: its extent need not be measured
 
 
-def _curves(results: Results, figure: Curves) -> Drawing:
+def _curves(method: Method, figure: Curves) -> Drawing:
     """Accuracy against confidence, an axis for each benchmark; whiskers are intervals over mixtures."""
     by_benchmark = by(figure.rows, lambda point: str(point["benchmark"]))
     columns = min(5, math.ceil(math.sqrt(len(by_benchmark))))
     drawing, axes = style.canvas(len(by_benchmark), columns, (CURVE, CURVE), (0.22, 0.35))
     for axis, (name, points) in zip(axes, by_benchmark.items(), strict=True):
         axis.plot([0, 1], [0, 1], color=style.SOFT, lw=0.7, ls="--")
-        for stage, colour in zip(results.method["stages"], style.SERIES[2:], strict=True):
+        for stage, colour in zip(method["stages"], style.SERIES[2:], strict=True):
             mine = [point for point in points if point["stage"] == stage]
             x, y, low, high = ([p[key] for p in mine] for key in ("confidence", "accuracy", "low", "high"))
             axis.plot(x, y, color=colour, lw=1.3, label=stage)

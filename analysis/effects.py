@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from html import escape
 from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis import page
 from evalengine.analysis.alignment import over_benchmarks
 from evalengine.analysis.correlation import (
     BlockNumbers,
@@ -28,12 +26,12 @@ from evalengine.analysis.correlation import (
     orders_within,
     residuals,
 )
-from evalengine.analysis.figure import Figure, Intervals, Table
+from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, Table
 from evalengine.analysis.groups import ALL, UNDEFINED, Data, Group, Label, Note, Statistic, group_of, means_of
 from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.panel import Array
 from evalengine.analysis.protocol import Protocol, Study
-from evalengine.analysis.results import Results
+from evalengine.analysis.results import Results, p_value
 from evalengine.analysis.tables import Row, plain_row
 
 CODE = "code share"
@@ -281,66 +279,65 @@ def at_stage(stage: str, what: str) -> str:
     return f"{stage}: {what}"
 
 
-def section(results: Results) -> str:
+def shown(results: Results) -> Iterator[Part]:
     kinds = ("category_effect", "mixture_effect")
     shares = [row for kind in kinds for row in results.rows("mixture_effects", protocol=kind)]
     sources = results.rows("mixture_effects", protocol="web_source")
     if not shares and not sources:
-        return ""
-    out = ["<h2>Effects of the mixture</h2>"]
+        return
+    yield Heading("Effects of the mixture")
     for quantity in dict.fromkeys(row.quantity for row in [*shares, *sources]):
         mine = [r for r in shares if r.quantity == quantity]
         if mine:
             shown = {r.other for r in mine} & _code_shares(results)
             shown = shown or set(list(dict.fromkeys(r.other for r in mine))[:2])
             first, rest = [r for r in mine if r.other in shown], [r for r in mine if r.other not in shown]
-            out.append(
-                f"<h3>{escape(_words(quantity))}: correlation over mixtures with the share in the data</h3>"
-                f"{page.grid(results, _by_other(first))}"
-            )
+            yield Heading(f"{_words(quantity)}: correlation over mixtures with the share in the data", 3)
+            yield _by_other(first)
             if rest:
-                out.append(page.details("Other shares", page.grid(results, _by_other(rest))))
-        web = [r for r in sources if r.quantity == quantity]
-        out.append(_web_sources(results, quantity, web))
-    return "".join(out) + _departures(results)
+                yield Folded("Other shares", [_by_other(rest)])
+        yield from _web_sources(results, quantity, [r for r in sources if r.quantity == quantity])
+    yield from _departures(results)
+    code = _code_shares(results)
+    chosen = [r for r in shares if r.protocol == "mixture_effect" and r.other in code]
+    figure = _by_other([r for r in chosen if r.quantity != "confidence"])
+    yield File("mixture_effect", figure, shown=False)
 
 
 def _words(quantity: str) -> str:
     return quantity if quantity == R_ALIGN else quantity.capitalize()
 
 
-def _departures(results: Results) -> str:
+def _departures(results: Results) -> Iterator[Part]:
     """Means over categories, and every variable whose departure is found."""
     rows = [
         [
             *(row.category, row.name, row.quantity, row.scale, row.other.partition(":")[0]),
-            *(f"{row.estimate:+.3f}", page.p_value(row.p), page.p_value(row.q)),
+            *(f"{row.estimate:+.3f}", p_value(row.p), p_value(row.q)),
         ]
         for row in results.rows("mixture_effects", protocol="departure")
         if row.name not in results.method["benchmarks"] or row.p < 0.05
     ]
     if not rows:
-        return ""
+        return
     columns = ["category", "of", "quantity", "scale", "stage", "departure", "p", "q"]
-    words = page.hint(
+    words = (
         "Departure: how far the mean at one level of the share lies above (+) or below (-) the means at lower and at higher "
         "levels alike, web sources' means taken out; p from permuting mixtures within web sources. Means over categories, and "
         "benchmarks with p below 0.05."
     )
-    table = page.show(Table("", columns, [rows], texts=5))
-    return page.details("Not monotonic in the code share?", words + table)
+    yield Folded("Not monotonic in the code share?", [words, Table("", columns, [rows], texts=5)])
 
 
-def _web_sources(results: Results, quantity: str, rows: Sequence[Row]) -> str:
+def _web_sources(results: Results, quantity: str, rows: Sequence[Row]) -> Iterator[Part]:
     stage = results.method["stages"][1]
     web = [r for r in rows if r.other.startswith(at_stage(stage, ""))]
     if not web:
-        return ""
+        return
     largest = math.ceil(100 * max(max(abs(r.low), abs(r.high)) for r in web)) / 100
     differences = _by_other(web)._replace(limit=largest, measure="difference")
-    words = page.hint(f"{escape(web[0].note)}, additive model with the code share.")
-    title = f"{_words(quantity)} at {stage}: differences between web sources"
-    return page.details(title, words + page.grid(results, differences))
+    words = f"{web[0].note}, additive model with the code share."
+    yield Folded(f"{_words(quantity)} at {stage}: differences between web sources", [words, differences])
 
 
 def _code_shares(results: Results) -> set[str]:
@@ -356,10 +353,4 @@ def _label(row: Row) -> str:
     return row.name if not row.name.startswith(("mean of", "over ")) else f"{row.category} ({row.name})"
 
 
-def figures(results: Results) -> Mapping[str, Figure]:
-    shares = results.rows("mixture_effects", protocol="mixture_effect")
-    code = [r for r in shares if r.other in _code_shares(results) and r.quantity != "confidence"]
-    return {"mixture_effect": _by_other(code)}
-
-
-PROTOCOL = Protocol("mixture_effects", rows, section, figures)
+PROTOCOL = Protocol("mixture_effects", rows, shown)

@@ -1,14 +1,17 @@
-"""Figures and tables as values: what a protocol shows.
+"""What the report shows, as values: texts, tables and figures.
 
-`drawing` draws figures and `page` sets tables for the report; `drawing` and `latex` write both as files for papers.
+`page` makes the report's page of them, with the figures by `drawing`; `drawing` and `latex` write those that are a `File` for
+papers.
 """
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from evalengine.analysis.results import with_interval
 from evalengine.analysis.tables import Row
 
 T = TypeVar("T")
@@ -117,6 +120,56 @@ class Table(NamedTuple):
     texts: int = 1
     prose: bool = False
     stacked: bool = False
+
+
+class Heading(NamedTuple):
+    text: str
+    level: int = 2
+
+
+class File(NamedTuple):
+    """A table or a figure that is also written as a file of this name, for papers. shown: on the page as well."""
+
+    name: str
+    of: Table | Figure
+    shown: bool = True
+
+
+class Folded(NamedTuple):
+    """What a click unfolds."""
+
+    title: str
+    parts: Iterable[Part]
+    opened: bool = False
+
+
+# A text is a paragraph of small print, and "" none.
+Part = str | Heading | Table | Figure | File | Folded
+
+
+def with_benchmarks(name: str, means: Table, single: Table, between: Iterable[Part] = ()) -> list[Part]:
+    """A table of means and, folded, the same of single benchmarks, each a file."""
+    return [File(name, means), *between, Folded("Benchmarks", [File(f"{name}_benchmarks", single)])]
+
+
+def files(parts: Iterable[Part]) -> Iterator[File]:
+    """The files among the parts, folded ones too."""
+    for part in parts:
+        if isinstance(part, File):
+            yield part
+        elif isinstance(part, Folded):
+            yield from files(part.parts)
+
+
+def numbers(title: str, rows: Sequence[Row], scales: Sequence[str], about: Sequence[str]) -> Table:
+    """Estimates with their intervals: a line for each quantity and each value of the fields `about`, a column for each scale."""
+    blocks: list[list[list[str]]] = []
+    for quantity, mine in by(rows, lambda row: row.quantity).items():
+        blocks.append([])
+        for what, line in by(mine, operator.attrgetter(*about)).items():
+            at = {row.scale: row for row in line}
+            blocks[-1].append([quantity, *what, *(with_interval(at.get(scale)) for scale in scales)])
+    return Table(title, ["quantity", *about, *scales], blocks, texts=1 + len(about))
 
 
 def panels(figure: Figure) -> dict[str, Figure]:

@@ -31,10 +31,8 @@ def section(results: Results) -> str:
         "Mixtures differ: the interval of the reliability lies above 0 at both stages. Means are over all benchmarks, with "
         f"intervals over mixtures, {n_words(results.rows('transfer', protocol='category_transfer', category=ALL))}."
     )
-    return (
-        f"<h2>What the noise allows one to say</h2><p>{words}</p>{page.show(noise_table(results))}"
-        f'<p class="hint">{hint}</p>'
-    )
+    below = page.html([noise_table(results), hint], results.method)
+    return f"<h2>What the noise allows one to say</h2><p>{words}</p>{below}"
 
 
 def noise_table(results: Results) -> Table:

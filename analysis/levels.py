@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Iterator, Sequence
 
-from evalengine.analysis import page
-from evalengine.analysis.figure import Mark, Table, file_part
+from evalengine.analysis.figure import File, Folded, Heading, Mark, Part, Table, file_part
 from evalengine.analysis.results import Results
 
 MIXTURES = 40  # columns of the widest table; all values are in the table `cells`
 
 
-def section(results: Results) -> str:
+def shown(results: Results) -> Iterator[Part]:
     quantity = _quantity(results)
     percent = " in percent" if quantity == "accuracy" else ""
     note = (
@@ -21,16 +19,13 @@ def section(results: Results) -> str:
     )
     more = len(results.method["mixtures"]) - MIXTURES
     left_out = f"{more} more mixtures are in the table cells." if more > 0 else ""
-    cells = [
-        f"<details><summary>{escape(quantity.capitalize())} of every checkpoint{_at(results, scale)}</summary>"
-        f'{page.show(cells_table(results, scale))}<p class="hint">{left_out}</p></details>'
-        for scale in results.scales
-    ]
-    return (
-        "<h2>Benchmarks</h2>"
-        f'<p class="hint">{escape(quantity.capitalize())}{percent}, means over mixtures.{note}</p>'
-        f"{page.show(benchmarks_table(results))}{''.join(cells)}"
-    )
+    yield Heading("Benchmarks")
+    yield f"{quantity.capitalize()}{percent}, means over mixtures.{note}"
+    yield File("benchmarks", benchmarks_table(results))
+    for scale in results.scales:
+        at = f" at {scale}" if len(results.scales) > 1 else ""
+        cells = File(f"{quantity}_{file_part(scale)}", cells_table(results, scale))
+        yield Folded(f"{quantity.capitalize()} of every checkpoint{at}", [cells, left_out])
 
 
 def benchmarks_table(results: Results) -> Table:
@@ -86,17 +81,6 @@ def cells_table(results: Results, scale: str) -> Table:
     return Table(
         f"{quantity} at {scale}", ["benchmark", "stage", *known, *mixtures], list(blocks.values()), texts=2
     )
-
-
-def latex(results: Results) -> dict[str, Table]:
-    """By file name."""
-    quantity = _quantity(results)
-    cells = {f"{quantity}_{file_part(scale)}": cells_table(results, scale) for scale in results.scales}
-    return {"benchmarks": benchmarks_table(results), **cells}
-
-
-def _at(results: Results, scale: str) -> str:
-    return f" at {escape(scale)}" if len(results.scales) > 1 else ""
 
 
 def _quantity(results: Results) -> str:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from html import escape
 
 import numpy as np
 
-from evalengine.analysis import page
 from evalengine.analysis.correlation import bounded_ratio
-from evalengine.analysis.figure import Heatmaps, Intervals, file_part
+from evalengine.analysis.figure import File, Folded, Heading, Heatmaps, Intervals, Part, file_part
 from evalengine.analysis.groups import ALL, Array, Data, Group, Label, Pairs, Statistic, group_of
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, excludes_zero
@@ -93,30 +91,29 @@ def _pearson_of_sums(sum_6C: Array) -> Array:
     return np.where(sum_6C[0] >= 3, r, np.nan)
 
 
-def section(results: Results) -> str:
-    out = [
-        "<h2>Correlation matrices</h2>",
-        '<p class="hint">r, bold where its interval excludes 0; grey: no r, too little varies. Intervals and n are in the '
-        "table matrices.</p>",
-    ]
-    for k, heatmaps in enumerate(figures(results).values()):
-        before, after = heatmaps.row_title, heatmaps.column_title
-        words = f"Within {before}" if k else f"{before} (rows) against {after} (columns)"
-        opened = "" if k else " open"
-        counted = escape("; ".join(by_chance(heatmaps.rows, results.method["level"])))
-        out.append(
-            f'<details{opened}><summary>{escape(words)}</summary><p class="hint">{counted}.</p>'
-            f"{page.grid(results, heatmaps)}</details>"
-        )
-    rows = results.rows("matrices", protocol="similarity")
-    if any(math.isfinite(row.estimate) for row in rows):
+def shown(results: Results) -> Iterator[Part]:
+    before, after = results.method["stages"]
+    yield Heading("Correlation matrices")
+    yield (
+        "r, bold where its interval excludes 0; grey: no r, too little varies. Intervals and n are in the table matrices."
+    )
+    for name, rows_of, columns_of, title in (
+        ("cross", before, after, f"{before} (rows) against {after} (columns)"),
+        (before, before, before, f"Within {before}"),
+        (after, after, after, f"Within {after}"),
+    ):
+        found = results.rows("matrices", protocol=f"matrix_{name}")
+        counted = f"{'; '.join(by_chance(found, results.method['level']))}."
+        file = File(f"matrix_{file_part(name)}", Heatmaps(found, rows_of, columns_of))
+        yield Folded(title, [counted, file], opened=name == "cross")
+    similar = results.rows("matrices", protocol="similarity")
+    if any(math.isfinite(row.estimate) for row in similar):
         title = "similarity of the two within-stage matrices"
-        out.append(
-            page.grid(results, Intervals(rows, lambda row: row.quantity, panel=lambda row: title))
-            + '<p class="hint">Correlation over all pairs of benchmarks. Pairs share benchmarks and mixtures, so they are not '
-            f"so many independent observations; the interval resamples {results.method['resampled']}.</p>"
+        yield Intervals(similar, lambda row: row.quantity, panel=lambda row: title)
+        yield (
+            "Correlation over all pairs of benchmarks. Pairs share benchmarks and mixtures, so they are not so many independent "
+            f"observations; the interval resamples {results.method['resampled']}."
         )
-    return "".join(out)
 
 
 def by_chance(rows: Sequence[Row], level: float) -> list[str]:
@@ -135,18 +132,4 @@ def by_chance(rows: Sequence[Row], level: float) -> list[str]:
     ] or ["no intervals"]
 
 
-def figures(results: Results) -> dict[str, Heatmaps]:
-    before, after = results.method["stages"]
-    return {
-        f"matrix_{file_part(name)}": Heatmaps(
-            results.rows("matrices", protocol=f"matrix_{name}"), rows, columns
-        )
-        for name, rows, columns in (
-            ("cross", before, after),
-            (before, before, before),
-            (after, after, after),
-        )
-    }
-
-
-PROTOCOL = Protocol("matrices", rows, section, figures)
+PROTOCOL = Protocol("matrices", rows, shown)

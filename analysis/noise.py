@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis import page
 from evalengine.analysis.correlation import (
     BlockNumbers,
     Sample,
@@ -33,7 +32,7 @@ from evalengine.analysis.correlation import (
     weighted_sums,
     within,
 )
-from evalengine.analysis.figure import Table, by
+from evalengine.analysis.figure import File, Folded, Heading, Part, Table, by
 from evalengine.analysis.groups import (
     ITEM_NOISE,
     UNDEFINED,
@@ -299,17 +298,17 @@ def rows(study: Study) -> list[Row]:
     return out
 
 
-def section(results: Results) -> str:
+def shown(results: Results) -> Iterator[Part]:
     found = [r for r in results.rows("reliability", protocol="reliability") if math.isfinite(r.estimate)]
     if not found:
-        return ""
-    return page.section(
-        "Noise",
+        return
+    yield Heading("Noise")
+    yield (
         "Reliability: the share of the variance between mixtures that endless items would leave. The ceiling is the r that this "
-        "noise would leave of a perfect one; r without noise is the correlation that endless items would show.",
-        page.show(means_table(results)),
-        page.details("Reliability of each benchmark", page.show(benchmarks_table(results))),
+        "noise would leave of a perfect one; r without noise is the correlation that endless items would show."
     )
+    yield File("noise", means_table(results))
+    yield Folded("Reliability of each benchmark", [File("reliability", benchmarks_table(results))])
 
 
 def means_table(results: Results) -> Table:
@@ -341,10 +340,6 @@ def benchmarks_table(results: Results) -> Table:
     return Table("reliability", columns, list(blocks.values()), texts=3)
 
 
-def latex(results: Results) -> dict[str, Table]:
-    return {"noise": means_table(results), "reliability": benchmarks_table(results)}
-
-
 def claims(results: Results) -> Iterator[Claim]:
     ceilings = results.rows("reliability", other=CEILING)
     noisy = [r for r in ceilings if r.note_kind == ITEM_NOISE]
@@ -359,4 +354,4 @@ def claims(results: Results) -> Iterator[Claim]:
             yield Claim(CAUTION, text.format(listed))
 
 
-PROTOCOL = Protocol("reliability", rows, section, claims=claims, latex=latex)
+PROTOCOL = Protocol("reliability", rows, shown, claims)

@@ -1,54 +1,46 @@
-"""Parts of the report's page: tables, and the panels of figures as inline SVG. All text is escaped."""
+"""The parts of the report as HTML: texts, tables, and the panels of figures as inline SVG. All text is escaped."""
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from evalengine.analysis.drawing import svg
-from evalengine.analysis.figure import Figure, Intervals, Mark, Scatters, Table, by, panels
-from evalengine.analysis.results import Results, with_interval
-from evalengine.analysis.tables import Row
+from evalengine.analysis.figure import (
+    Figure,
+    File,
+    Folded,
+    Heading,
+    Intervals,
+    Mark,
+    Part,
+    Scatters,
+    Table,
+    by,
+    panels,
+)
+from evalengine.analysis.results import Method
 
 
-def p_value(p: float) -> str:
-    """A p or q as it is printed."""
-    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+def html(parts: Iterable[Part], method: Method) -> str:
+    """The parts, one below the other. method: how the study was made that they are about."""
+    return "".join(_html(part, method) for part in parts)
 
 
-def interval_words(results: Results) -> str:
-    """Which intervals are shown."""
-    method = results.method
-    kinds = {
-        "auto": "BCa bootstrap for one r, on Student's t for coherence, jackknife for differences and on Fisher's z for means",
-        "bca": "BCa bootstrap",
-        "bca-t": "BCa bootstrap on Student's t",
-        "fisher": "Fisher's z",
-        "jackknife": "jackknife t",
-        "jackknife-z": "jackknife t on Fisher's z",
-    }
-    if method["block"]:
-        within = "jackknife within blocks, on Fisher's z for r and means"
-        kinds["auto"] = f"{within}; BCa on Student's t for coherence"
-    kind = kinds.get(method["interval"], f"{method['interval']} bootstrap")
-    return f"{method['level']:.0%} intervals: {kind}, {method['resamples']:,} resamples"
-
-
-def section(title: str, words: str, *parts: str) -> str:
-    """A section under its title, a text, and a paragraph of small print (HTML) before its parts."""
-    return f"<h2>{escape(title)}</h2>{hint(words)}{''.join(parts)}"
-
-
-def hint(html: str) -> str:
-    """A paragraph of small print."""
-    return f'<p class="hint">{html}</p>'
-
-
-def details(title: str, html: str, opened: bool = False) -> str:
-    """What stands folded under its title, a text."""
-    return f"<details{' open' * opened}><summary>{escape(title)}</summary>{html}</details>"
+def _html(part: Part, method: Method) -> str:
+    match part:
+        case str():
+            return f'<p class="hint">{escape(part)}</p>' if part else ""
+        case Heading():
+            return f"<h{part.level}>{escape(part.text)}</h{part.level}>"
+        case Folded():
+            opened = " open" * part.opened
+            return f"<details{opened}><summary>{escape(part.title)}</summary>{html(part.parts, method)}</details>"
+        case File():
+            return _html(part.of, method) if part.shown else ""
+        case Table():
+            return show(part)
+    return grid(method, part)
 
 
 def show(shown: Table) -> str:
@@ -72,22 +64,11 @@ def show(shown: Table) -> str:
     )
 
 
-def numbers(title: str, rows: Sequence[Row], scales: Sequence[str], about: Sequence[str]) -> Table:
-    """Estimates with their intervals: a line for each quantity and each value of the fields `about`, a column for each scale."""
-    blocks: list[list[list[str]]] = []
-    for quantity, mine in by(rows, lambda row: row.quantity).items():
-        blocks.append([])
-        for what, line in by(mine, operator.attrgetter(*about)).items():
-            at = {row.scale: row for row in line}
-            blocks[-1].append([quantity, *what, *(with_interval(at.get(scale)) for scale in scales)])
-    return Table(title, ["quantity", *about, *scales], blocks, texts=1 + len(about))
-
-
-def grid(results: Results, figure: Figure) -> str:
+def grid(method: Method, figure: Figure) -> str:
     """The panels of a figure side by side, or one below the other on a phone and where they are wide."""
     out = []
     for title, panel in panels(figure).items():
-        drawing = f'<div class="scroll">{svg(results, panel, title)}</div>'
+        drawing = f'<div class="scroll">{svg(method, panel, title)}</div>'
         out.append(f"<div><h3>{escape(title)}</h3>{drawing}{_notes(panel)}</div>")
     kind = "grid wide" if isinstance(figure, Scatters) else "grid"
     return f'<div class="{kind}">{"".join(out)}</div>'

@@ -1,17 +1,17 @@
-"""What a protocol is: a table of the study with its place in the report, its figures and what it lets one claim.
+"""What a protocol is: a table of the study, what the report shows of it, and what it lets one claim.
 
-A protocol is one file that ends in `PROTOCOL = Protocol(...)`, and one line of `registry.PROTOCOLS`. Computing, report,
-figures and summary iterate the registry and know no protocol by name.
+A protocol is one file that ends in `PROTOCOL = Protocol(...)`, and one line of `registry.PROTOCOLS`. Computing, report and
+summary iterate the registry and know no protocol by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from evalengine.analysis.bootstrap import Resamples
-from evalengine.analysis.figure import Figure, Table
+from evalengine.analysis.figure import Part
 from evalengine.analysis.groups import Data, Group
 from evalengine.analysis.inverting import inverted
 from evalengine.analysis.mixtures import Mixtures
@@ -55,14 +55,17 @@ HEADINGS = {
 }
 
 
+def by_kind(claims: Iterable[Claim]) -> dict[str, list[str]]:
+    """The sentences under each of HEADINGS."""
+    listed = list(claims)
+    return {kind: [claim.text for claim in listed if claim.kind == kind] for kind in HEADINGS}
+
+
 class Protocol(NamedTuple):
-    """table: the name of the stored table. rows: computes it; no rows where the study does not allow it. section: its
-    HTML, "" without data. figures, latex: by file name, what is drawn and what is set for a paper. claims: what the table
-    supports and what not."""
+    """table: the name of the stored table. rows: computes it; no rows where the study does not allow it. shown: its section
+    of the report, nothing without data. claims: what the table supports and what not."""
 
     table: str
     rows: Callable[[Study], list[Row]]
-    section: Callable[[Results], str]
-    figures: Callable[[Results], Mapping[str, Figure]] = lambda results: {}
+    shown: Callable[[Results], Iterable[Part]]
     claims: Callable[[Results], Iterable[Claim]] = lambda results: ()
-    latex: Callable[[Results], Mapping[str, Table]] = lambda results: {}

@@ -9,9 +9,9 @@ Cost: 2 MB and some seconds of drawing at 20 benchmarks and two scales.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 
 from evalengine.analysis import latex, lead, levels
@@ -19,11 +19,11 @@ from evalengine.analysis.drawing import draw
 from evalengine.analysis.explain import findings
 from evalengine.analysis.explain.explainer import Findings
 from evalengine.analysis.explain.registry import EXPLAINERS
-from evalengine.analysis.figure import panels
-from evalengine.analysis.page import interval_words
+from evalengine.analysis.figure import File, Part, Table, files, panels
+from evalengine.analysis.page import html
 from evalengine.analysis.protocol import CAUTION, HEADINGS, SUPPORTED, UNSUPPORTED
 from evalengine.analysis.registry import PROTOCOLS
-from evalengine.analysis.results import Results, load_results
+from evalengine.analysis.results import Method, Results, interval_words, load_results
 from evalengine.analysis.style import FORMATS, extent, styled
 from evalengine.analysis.summary import summarise
 from evalengine.errors import UserError
@@ -55,19 +55,15 @@ def write_figures(tables: Path, folder: Path, formats: Sequence[str] = ("png", "
     """Writes every figure that the tables allow; returns the paths. Raises UserError without matplotlib."""
     if unknown := [kind for kind in formats if kind not in FORMATS]:
         raise UserError(f"--figures {','.join(unknown)}: choose from {', '.join(FORMATS)}, or none")
-    results, explained = load_both(tables)
     written = []
     with styled():
-        figures = {name: f for protocol in PROTOCOLS for name, f in protocol.figures(results).items()}
-        if explained is not None:
-            figures |= {name: f for one in EXPLAINERS for name, f in one.figures(explained).items()}
-        for name, figure in figures.items():
-            if not panels(figure):
+        for method, file in _files(*load_both(tables)):
+            if isinstance(file.of, Table) or not panels(file.of):
                 continue
-            drawing = draw(results, figure)
+            drawing = draw(method, file.of)
             box = extent(drawing)
             for kind in formats:
-                path = folder / f"{name}.{kind}"
+                path = folder / f"{file.name}.{kind}"
                 with atomic(path) as temporary:
                     drawing.savefig(temporary, format=kind, bbox_inches=box, metadata=FORMATS[kind])
                 written.append(path)
@@ -75,20 +71,28 @@ def write_figures(tables: Path, folder: Path, formats: Sequence[str] = ("png", "
 
 
 def write_latex(tables: Path, folder: Path) -> list[Path]:
-    """Writes every table of the report as `folder`/NAME.tex; returns the paths."""
-    results, explained = load_both(tables)
-    found = levels.latex(results)
-    for protocol in PROTOCOLS:
-        found |= protocol.latex(results)
-    if explained is not None:
-        for explainer in EXPLAINERS:
-            found |= explainer.latex(explained)
+    """Writes the tables of the report as `folder`/NAME.tex; returns the paths."""
     paths = []
-    for name, table in found.items():
-        if any(table.blocks):
-            paths.append(folder / f"{name}.tex")
-            write(paths[-1], latex.tabular(table))
+    for _, file in _files(*load_both(tables)):
+        if isinstance(file.of, Table) and any(file.of.blocks):
+            paths.append(folder / f"{file.name}.tex")
+            write(paths[-1], latex.tabular(file.of))
     return paths
+
+
+def _files(results: Results, explained: Findings | None) -> Iterator[tuple[Method, File]]:
+    """Tables and figures for papers, each with how the study was made that it is about."""
+    for method, parts in shown(results, explained):
+        yield from ((method, file) for file in files(parts))
+
+
+def shown(results: Results, explained: Findings | None) -> list[tuple[Method, list[Part]]]:
+    """What the report shows of the correlations, and of what `explain` found, below what it says in plain words."""
+    parts = list(levels.shown(results))
+    for protocol in PROTOCOLS:
+        parts += protocol.shown(results)
+    out = [(results.method, parts)]
+    return out if explained is None else [*out, (explained.method, findings.shown(explained))]
 
 
 def load_both(tables: Path) -> tuple[Results, Findings | None]:
@@ -117,16 +121,13 @@ def page(results: Results, explained: Findings | None = None) -> str:
     before, after = results.method["stages"]
     title = f"What carries over from {before} to {after}"
     with styled():
-        sections = [protocol.section(results) for protocol in PROTOCOLS]
-        if explained is not None:
-            sections += findings.sections(explained)
-    css = (files("evalengine.analysis") / "report.css").read_text(encoding="utf-8")
+        sections = [html(parts, method) for method, parts in shown(results, explained)]
+    css = (resources.files("evalengine.analysis") / "report.css").read_text(encoding="utf-8")
     body = "".join(
         [
             _head(results, title),
             lead.section(results),
             _in_plain_words(results, explained),
-            levels.section(results),
             *sections,
             _method(results),
         ]
@@ -165,10 +166,10 @@ def _in_plain_words(results: Results, explained: Findings | None) -> str:
     return (
         "<h2>In plain words</h2>"
         '<div class="says">'
-        + block(HEADINGS[SUPPORTED], found.supported, "Nothing whose interval excludes the opposite.")
-        + block(HEADINGS[UNSUPPORTED], found.unsupported, "Nothing was left open.")
+        + block(HEADINGS[SUPPORTED], found[SUPPORTED], "Nothing whose interval excludes the opposite.")
+        + block(HEADINGS[UNSUPPORTED], found[UNSUPPORTED], "Nothing was left open.")
         + "</div>"
-        + block(HEADINGS[CAUTION], found.cautions, "").replace("<div>", '<div class="cautions">')
+        + block(HEADINGS[CAUTION], found[CAUTION], "").replace("<div>", '<div class="cautions">')
     )
 
 

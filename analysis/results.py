@@ -19,10 +19,13 @@ TABLES_VERSION = "4"  # of the columns of Row and of analysis.json
 OTHERS = ("cells", "curves", "verdicts")  # beside the tables of rows
 
 
+Method = dict[str, Any]  # how a study's tables were made: the content of its manifest
+
+
 class Results(NamedTuple):
     """Tables by name, the cells of the panel, reliability curves, verdicts and how all was made."""
 
-    method: dict[str, Any]
+    method: Method
     tables: dict[str, list[Row]]
     cells: list[dict[str, Any]]
     curves: list[dict[str, Any]]
@@ -63,6 +66,29 @@ def load_results(folder: Path) -> Results:
 def _row(raw: dict[str, Any]) -> Row:
     known: dict[str, Any] = {key: math.nan if value is None else value for key, value in raw.items()}
     return Row(**known)
+
+
+def p_value(p: float) -> str:
+    """A p or q as it is printed."""
+    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def interval_words(results: Results) -> str:
+    """Which intervals are shown."""
+    method = results.method
+    kinds = {
+        "auto": "BCa bootstrap for one r, on Student's t for coherence, jackknife for differences and on Fisher's z for means",
+        "bca": "BCa bootstrap",
+        "bca-t": "BCa bootstrap on Student's t",
+        "fisher": "Fisher's z",
+        "jackknife": "jackknife t",
+        "jackknife-z": "jackknife t on Fisher's z",
+    }
+    if method["block"]:
+        within = "jackknife within blocks, on Fisher's z for r and means"
+        kinds["auto"] = f"{within}; BCa on Student's t for coherence"
+    kind = kinds.get(method["interval"], f"{method['interval']} bootstrap")
+    return f"{method['level']:.0%} intervals: {kind}, {method['resamples']:,} resamples"
 
 
 def _number(value: float) -> str:

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from evalengine.analysis.figure import Figure, Points, Scatters, file_part
+from evalengine.analysis.figure import Points, Scatters
 from evalengine.analysis.results import Results
 
 UNITS = {"accuracy": 100.0, "confidence": 100.0}
@@ -46,11 +46,3 @@ def scatters(results: Results, quantity: str, scale: str) -> Scatters:
             Points(row.name, row.category, list(known), before, after, (x_error, y_error), chance, row)
         )
     return Scatters(points, tuple(stages), UNITS.get(quantity, 1.0))
-
-
-def figures(results: Results) -> dict[str, Figure]:
-    return {
-        f"scatter_{quantity}_{file_part(scale)}": scatters(results, quantity, scale)
-        for quantity in results.method["quantities"]
-        for scale in results.scales
-    }

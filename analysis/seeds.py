@@ -28,10 +28,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis import page
 from evalengine.analysis.bootstrap import Resamples, resamples
 from evalengine.analysis.correlation import Sample, weighted_sums
-from evalengine.analysis.figure import Table, by
+from evalengine.analysis.figure import Heading, Part, Table, by, with_benchmarks
 from evalengine.analysis.groups import (
     ALL,
     PARTIAL,
@@ -219,10 +218,10 @@ def _rows(study: Study, plan: Resamples, at: tuple[str, str, str], found: Iterab
     return [bounded(row, *bounds.get(row.other, (0.0, 1.0)), "low", "high") for row in rows]
 
 
-def section(results: Results) -> str:
+def shown(results: Results) -> Iterator[Part]:
     found = results.rows("seeds")
     if not found:
-        return ""
+        return
     measured = {  # means under no name: theirs says over how many benchmarks
         (r.quantity, r.scale, r.category, r.name if r.protocol == "transfer" else ""): r
         for r in results.rows("transfer")
@@ -244,14 +243,14 @@ def section(results: Results) -> str:
     columns = ["mean over", *head, "r as measured", BETWEEN, "note"]
     of_means = Table("seeds", columns, [means], texts=3, prose=True)
     columns = ["benchmark", *head, CEILING, "r as measured", BETWEEN, "n"]
-    return page.section(
-        "Seeds",
+    of_benchmarks = Table("seeds", columns, [single], texts=3)
+    yield Heading("Seeds")
+    yield (
         "Several runs of a mixture are averaged. Seeds: their share of the variance of single runs. r between mixtures: the "
         "correlation without what seeds do at either stage and carry from one to the other; the ceiling is the r of the means "
-        "over runs if that were 1.",
-        page.show(of_means),
-        page.details("Benchmarks", page.show(Table("seeds", columns, [single], texts=3))),
+        "over runs if that were 1."
     )
+    yield from with_benchmarks("seeds", of_means, of_benchmarks)
 
 
 def _by_name(rows: list[Row]) -> dict[tuple[str, str, str, str, str], dict[str, Row]]:
@@ -275,4 +274,4 @@ def claims(results: Results) -> Iterator[Claim]:
             )
 
 
-PROTOCOL = Protocol("seeds", rows, section, claims=claims)
+PROTOCOL = Protocol("seeds", rows, shown, claims)

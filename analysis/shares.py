@@ -11,13 +11,13 @@ holds for independent tests and for those that depend positively.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from evalengine.analysis import page
 from evalengine.analysis.bootstrap import Array, Resamples
-from evalengine.analysis.figure import Table
+from evalengine.analysis.figure import Heading, Part, Table
 from evalengine.analysis.groups import ALL, Group, Label, without
 from evalengine.analysis.inverting import p_at_most
 from evalengine.analysis.protocol import Protocol, Study
@@ -82,21 +82,21 @@ def true_discoveries(p: Array, alpha: float) -> int:
     return B
 
 
-def section(results: Results) -> str:
+def shown(results: Results) -> Iterator[Part]:
     lines = []
     for r in results.rows("shares"):
         percent = [f"{100 * x:.0f}%" for x in (r.estimate, r.low, r.high)]
         lines.append([r.quantity, r.scale, f"r {r.name}", *percent, str(r.n), r.note])
     if not lines:
-        return ""
+        return
     columns = ["quantity", "scale", "benchmarks with", "measured"]
     columns += ["truly at least", "truly at most", "n", "note"]
-    return page.section(
-        "Shares of benchmarks",
+    yield Heading("Shares of benchmarks")
+    yield (
         "The share of measured r beyond a threshold is no estimate of the share of true ones: noise carries benchmarks across "
-        f"it both ways. The bounds of a line hold in {results.method['level']:.0%} of studies (closed testing).",
-        page.show(Table("shares", columns, [lines], texts=3, prose=True)),
+        f"it both ways. The bounds of a line hold in {results.method['level']:.0%} of studies (closed testing)."
     )
+    yield Table("shares", columns, [lines], texts=3, prose=True)
 
 
-PROTOCOL = Protocol("shares", rows, section)
+PROTOCOL = Protocol("shares", rows, shown)

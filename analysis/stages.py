@@ -14,18 +14,16 @@ Dims: S scales, T stages, M mixtures, B benchmarks, C columns of weights.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from html import escape
 from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis import page
 from evalengine.analysis.bootstrap import Resamples, resamples
 from evalengine.analysis.contrasts import Difference, contrast_group, difference_of_means
 from evalengine.analysis.correlation import Sample
-from evalengine.analysis.figure import Figure, Lines, Table, by
+from evalengine.analysis.figure import File, Folded, Heading, Lines, Part, Table, by
 from evalengine.analysis.groups import (
     ALL,
     STAGE,
@@ -42,7 +40,7 @@ from evalengine.analysis.groups import (
 )
 from evalengine.analysis.panel import Panel, Steps
 from evalengine.analysis.protocol import Protocol, Study
-from evalengine.analysis.results import Results, with_interval
+from evalengine.analysis.results import Results, p_value, with_interval
 from evalengine.analysis.tables import Options, Row, rows_of
 from evalengine.analysis.transfer import category_transfer, transfer
 from evalengine.analysis.transfer_tests import swapped, tests
@@ -159,28 +157,25 @@ def _levels(panel: Panel, steps: Steps, quantity: str, s: int, scale: str, w_MC:
     return group_of("stage_mean", quantity, {scale: found}, interval="jackknife")
 
 
-def section(results: Results) -> str:
+def shown(results: Results) -> Iterator[Part]:
     if not results.rows("stages"):
-        return ""
+        return
     stages = results.method["all_stages"]
-    compared = ""
-    if results.rows("stages", protocol="category_transfer", contrast=STAGE):
-        table = _means_table(results, STAGE, ["r of", "minus r of"])
-        compared = page.details("Later stages compared", table)
-    elif len(stages) - 1 > COMPARED:
-        compared = page.hint(f"With more than {COMPARED} later stages they are not compared pairwise.")
-    return page.section(
-        "Stages",
-        f"{escape(' → '.join(stages))}. Mean r over mixtures of a category's benchmarks between two stages, with its interval, "
+    yield Heading("Stages")
+    yield (
+        f"{' → '.join(stages)}. Mean r over mixtures of a category's benchmarks between two stages, with its interval, "
         "and the mean of their values at each stage; mixtures that lack a stage are left out of the pairs with it. All other "
-        "sections compare the first stage with the last.",
-        *(page.grid(results, figure) for figure in figures(results).values()),
-        page.details("Transfer between stages", _means_table(results, "", ["from", "to"])),
-        compared,
+        "sections compare the first stage with the last."
     )
+    yield from _lines(results, stages)
+    yield Folded("Transfer between stages", [_means_table(results, "", ["from", "to"])])
+    if results.rows("stages", protocol="category_transfer", contrast=STAGE):
+        yield Folded("Later stages compared", [_means_table(results, STAGE, ["r of", "minus r of"])])
+    elif len(stages) - 1 > COMPARED:
+        yield f"With more than {COMPARED} later stages they are not compared pairwise."
 
 
-def _means_table(results: Results, contrast: str, sides: list[str]) -> str:
+def _means_table(results: Results, contrast: str, sides: list[str]) -> Table:
     """The means of the categories and of all: a line for each pair of stages, or for each two pairs that are compared."""
     categories = [*results.categories, ALL]
     found = results.rows("stages", protocol="category_transfer", contrast=contrast)
@@ -191,15 +186,12 @@ def _means_table(results: Results, contrast: str, sides: list[str]) -> str:
         of = {row.category: row for row in mine}
         cells = [with_interval(of.get(category)) for category in categories]
         names = [" to ".join(stages.split(",")) for stages in (pair, minus)] if contrast else pair.split(",")
-        body.append([*names, quantity, scale, *cells, page.p_value(of[ALL].q), str(of[ALL].n)])
+        body.append([*names, quantity, scale, *cells, p_value(of[ALL].q), str(of[ALL].n)])
     head = [*sides, "quantity", "scale", *categories, f"q ({ALL})", "n"]
-    return page.show(Table("", head, [body], texts=4))
+    return Table("", head, [body], texts=4)
 
 
-def figures(results: Results) -> Mapping[str, Figure]:
-    stages = results.method.get("all_stages", [])
-    if len(stages) < 3:
-        return {}
+def _lines(results: Results, stages: list[str]) -> Iterator[File]:
     means = results.rows("stages", protocol="category_transfer", contrast="")
     first = [row for row in means if row.other.split(",")[0] == stages[0]]
     last = [row for row in means if row.other.split(",")[1] == stages[-1]]
@@ -209,11 +201,9 @@ def figures(results: Results) -> Mapping[str, Figure]:
         x, panel = lambda row: row.other.split(",")[side], lambda row: f"{title}{row.quantity}, {row.scale}"
         return Lines(rows, places, x, panel, (-1.0, 1.0))
 
-    return {
-        "stages_from_first": lines(first, stages[1:], 1, f"r from {stages[0]}: "),
-        "stages_to_last": lines(last, stages[:-1], 0, f"r to {stages[-1]}: "),
-        "stages_mean": lines(levels, stages, 0, "mean ")._replace(limits=None),
-    }
+    yield File("stages_from_first", lines(first, stages[1:], 1, f"r from {stages[0]}: "))
+    yield File("stages_to_last", lines(last, stages[:-1], 0, f"r to {stages[-1]}: "))
+    yield File("stages_mean", lines(levels, stages, 0, "mean ")._replace(limits=None))
 
 
-PROTOCOL = Protocol("stages", rows, section, figures)
+PROTOCOL = Protocol("stages", rows, shown)

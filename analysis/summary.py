@@ -6,32 +6,22 @@ Every sentence carries its estimate, its interval and n. A claim needs an interv
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 
 from evalengine.analysis.bootstrap import fisher
 from evalengine.analysis.power import detectable
-from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim
+from evalengine.analysis.protocol import CAUTION, Claim, by_kind
 from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.results import Results
 
 FEW = 20  # mixtures below which the summary warns of small n
 
 
-class Summary(NamedTuple):
-    supported: list[str]
-    unsupported: list[str]
-    cautions: list[str]
-
-
-def summarise(results: Results, more: Iterable[Claim] = ()) -> Summary:
-    """The claims of every protocol, `more` of them, and what to keep in mind about the design."""
-    found = [*(claim for protocol in PROTOCOLS for claim in protocol.claims(results)), *more]
-    supported, unsupported, cautions = (
-        [claim.text for claim in found if claim.kind == kind] for kind in (SUPPORTED, UNSUPPORTED, CAUTION)
-    )
-    return Summary(supported, unsupported, [*_small_n(results), *cautions, *_design(results)])
+def summarise(results: Results, more: Iterable[Claim] = ()) -> dict[str, list[str]]:
+    """The claims of every protocol, `more` of them, and what to keep in mind about the design, by kind."""
+    found = by_kind([*(claim for protocol in PROTOCOLS for claim in protocol.claims(results)), *more])
+    return found | {CAUTION: [*_small_n(results), *found[CAUTION], *_design(results)]}
 
 
 def _small_n(results: Results) -> list[str]:

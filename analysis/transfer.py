@@ -11,18 +11,16 @@ docs/analysis.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from html import escape
 
 import numpy as np
 
-from evalengine.analysis import page, scatter
 from evalengine.analysis.bootstrap import DEGENERATE_MOST
-from evalengine.analysis.claims import claim, with_n
+from evalengine.analysis.claims import either, with_n
 from evalengine.analysis.contrasts import category_contrasts, scale_contrast
 from evalengine.analysis.correlation import residuals
-from evalengine.analysis.figure import Figure, Intervals, Table, file_part
+from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, file_part
 from evalengine.analysis.groups import (
     ALL,
     CATEGORY,
@@ -40,11 +38,12 @@ from evalengine.analysis.groups import (
 )
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
-from evalengine.analysis.results import Results, excludes_zero, with_interval
+from evalengine.analysis.results import Results, excludes_zero, interval_words, with_interval
+from evalengine.analysis.scatter import scatters
 from evalengine.analysis.tables import Row
 from evalengine.analysis.transfer_table import transfer_table, words
 from evalengine.analysis.transfer_tests import tests
-from evalengine.analysis.verdicts import ALPHA, verdict_claims, verdict_section, verdict_tables
+from evalengine.analysis.verdicts import ALPHA, verdict_claims, verdict_section
 
 BOTH = "accuracy − confidence"  # the quantity of the difference of both
 
@@ -134,40 +133,47 @@ def quantity_contrasts(accuracy: Group, confidence: Group, panel: Panel) -> Iter
             yield scale_contrast(group)
 
 
-def section(results: Results) -> str:
+def shown(results: Results) -> Iterator[Part]:
     method = results.method
-    before, after = map(escape, method["stages"])
+    before, after = method["stages"]
     means, single = (_shown(results, protocol=protocol) for protocol in ("category_transfer", "transfer"))
-    out = [
-        "<h3>Category means</h3>",
-        page.grid(results, _of_means(means)),
-        "<h3>Benchmarks</h3>",
-        page.grid(results, _of_benchmarks(single)),
-    ]
-    if other := method["other_confidence"]:
-        grids = "".join(
-            page.grid(results, draw(results.rows("transfer", protocol=protocol, quantity=other)))
-            for protocol, draw in (("category_transfer", _of_means), ("transfer", _of_benchmarks))
-        )
-        out.append(page.details(other.capitalize(), grids))
-    for quantity in method["quantities"]:
-        table = page.show(transfer_table(results, quantity, results.scales))
-        text = table + page.hint(escape(words(results)))
-        out.append(page.details(f"{quantity.capitalize()}: the numbers", text))
-    return page.section(
-        "Transfer",
+    yield Heading("Transfer")
+    yield (
         f"Correlation over mixtures of a benchmark's value at {before} with its value at {after}. "
-        f"{escape(page.interval_words(results))}; n = number of mixtures, {_n_words(single)}. A star marks a note below.",
-        *(*out, _scatters(results), *_differences(results), verdict_section(results)),
+        f"{interval_words(results)}; n = number of mixtures, {_n_words(single)}. A star marks a note below."
     )
+    yield Heading("Category means", 3)
+    yield File("category_transfer", _of_means(means))
+    yield Heading("Benchmarks", 3)
+    yield File("benchmark_transfer", _of_benchmarks(single))
+    if other := method["other_confidence"]:
+        grids = [
+            draw(results.rows("transfer", protocol=protocol, quantity=other))
+            for protocol, draw in (("category_transfer", _of_means), ("transfer", _of_benchmarks))
+        ]
+        yield Folded(other.capitalize(), grids)
+    for quantity in method["quantities"]:
+        table = transfer_table(results, quantity, results.scales)
+        yield Folded(f"{quantity.capitalize()}: the numbers", [table, words(results)])
+        for scale in results.scales:
+            one = transfer_table(results, quantity, [scale])
+            yield File(f"transfer_{quantity}_{file_part(scale)}", one, shown=False)
+    yield Heading("Before against after", 3)
+    yield "Each mixture's value at both stages, and r with its interval."
+    for scale in reversed(results.scales):
+        for quantity in method["quantities"]:
+            file = File(f"scatter_{quantity}_{file_part(scale)}", scatters(results, quantity, scale))
+            yield Folded(f"{quantity.capitalize()}, {scale}", [file])
+    yield from _differences(results)
+    yield from verdict_section(results)
 
 
-def _differences(results: Results) -> Iterator[str]:
+def _differences(results: Results) -> Iterator[Part]:
     """Between the scales, the quantities and the categories; no part where there are none."""
     both = _of_benchmarks(results.rows("transfer", contrast=QUANTITY))
     changes = _of_benchmarks(results.rows("transfer", quantity=BOTH, contrast=SCALE))
     pairs = Intervals(_shown(results, contrast=CATEGORY), lambda row: f"{row.category} − {row.minus}")
-    for title, shown in (
+    for title, figures in (
         (
             f"Differences between scales ({results.scales[-1]} minus {results.scales[0]})",
             [_of_benchmarks(_shown(results, contrast=SCALE))._replace(limit=2.0)],
@@ -181,9 +187,8 @@ def _differences(results: Results) -> Iterator[str]:
         ),
         ("Differences between the means of categories", [pairs._replace(limit=2.0)]),
     ):
-        if any(figure.rows for figure in shown):
-            grids = "".join(page.grid(results, figure) for figure in shown)
-            yield page.details(title, page.hint("The same resamples on both sides.") + grids)
+        if any(figure.rows for figure in figures):
+            yield Folded(title, ["The same resamples on both sides.", *figures])
 
 
 def _shown(results: Results, **fixed: str) -> list[Row]:
@@ -208,37 +213,6 @@ def _of_benchmarks(rows: Sequence[Row]) -> Intervals:
         return "mean" if row.protocol == "category_transfer" else row.name
 
     return Intervals(rows, label, group=lambda row: row.category)
-
-
-def _scatters(results: Results) -> str:
-    out = [
-        "<h3>Before against after</h3>",
-        page.hint("Each mixture's value at both stages, and r with its interval."),
-    ]
-    for scale in reversed(results.scales):
-        for quantity in results.method["quantities"]:
-            grid = page.grid(results, scatter.scatters(results, quantity, scale))
-            out.append(page.details(f"{quantity.capitalize()}, {scale}", grid))
-    return "".join(out)
-
-
-def figures(results: Results) -> Mapping[str, Figure]:
-    return {
-        "category_transfer": _of_means(_shown(results, protocol="category_transfer")),
-        "benchmark_transfer": _of_benchmarks(_shown(results, protocol="transfer")),
-        **scatter.figures(results),
-    }
-
-
-def latex(results: Results) -> dict[str, Table]:
-    return {
-        **{
-            f"transfer_{quantity}_{file_part(scale)}": transfer_table(results, quantity, [scale])
-            for quantity in results.method["quantities"]
-            for scale in results.scales
-        },
-        **{f"verdicts_{quantity}": table for quantity, table in verdict_tables(results).items()},
-    }
 
 
 def claims(results: Results) -> Iterator[Claim]:
@@ -272,7 +246,7 @@ def _overall(results: Results, quantity: str) -> Iterator[Claim]:
         found = f"{quantity} reverses from {before} to {after}"
         if row.low > 0:
             found = f"mixtures with higher {quantity} at {before} tend to have higher {quantity} at {after}"
-        yield claim(
+        yield either(
             excludes_zero(row),
             f"Over all benchmarks{at}, {found}: {r}.",
             f"That {quantity} carries over at all on average{at}: {r}, which holds 0.",
@@ -282,7 +256,7 @@ def _overall(results: Results, quantity: str) -> Iterator[Claim]:
         if clear or (row.category == ALL and math.isfinite(row.estimate)):
             name = "all benchmarks" if row.category == ALL else row.category
             word = "higher" if row.estimate > 0 else "lower"
-            yield claim(
+            yield either(
                 clear,
                 f"Transfer of {quantity} on {name} is {word} at {row.scale} than at {row.minus}: difference of the mean r "
                 f"{with_n(row)}.",
@@ -307,7 +281,7 @@ def _inverse_dynamics(results: Results) -> Iterator[Claim]:
     if not opposite and excludes_zero(both):
         yield Claim(SUPPORTED, f"The {change} differently: {said}.")
     turned = f"{change} in opposite directions: {said}."
-    yield claim(opposite, f"The {turned}", f"That the {turned}")
+    yield either(opposite, f"The {turned}", f"That the {turned}")
 
 
 def _tests(results: Results, quantity: str) -> Iterator[Claim]:
@@ -322,4 +296,4 @@ def _tests(results: Results, quantity: str) -> Iterator[Claim]:
         )
 
 
-PROTOCOL = Protocol("transfer", rows, section, figures, claims, latex)
+PROTOCOL = Protocol("transfer", rows, shown, claims)

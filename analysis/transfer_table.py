@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from evalengine.analysis.figure import Mark, Table, by
 from evalengine.analysis.groups import SCALE
 from evalengine.analysis.noise import CEILING, WITHOUT_NOISE
-from evalengine.analysis.page import p_value
-from evalengine.analysis.results import Results, with_interval
+from evalengine.analysis.results import Results, p_value, with_interval
 from evalengine.analysis.tables import Row
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from html import escape
 from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis import page
-from evalengine.analysis.figure import Mark, Table
+from evalengine.analysis.figure import File, Heading, Mark, Part, Table
 from evalengine.analysis.groups import SCALE
 from evalengine.analysis.items import names
 from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
-from evalengine.analysis.results import Results, excludes_zero
+from evalengine.analysis.results import Results, excludes_zero, p_value
 from evalengine.analysis.tables import Row
 
 ALPHA = 0.05  # false-discovery rate over the benchmarks of a quantity
@@ -69,24 +67,22 @@ def verdicts(rows: list[Row]) -> list[Verdict]:
 
 def _q(rows: Iterable[Row]) -> str:
     q = [row.q for row in rows]
-    return page.p_value(math.nan if any(map(math.isnan, q)) else max(q))
+    return p_value(math.nan if any(map(math.isnan, q)) else max(q))
 
 
-def verdict_section(results: Results) -> str:
+def verdict_section(results: Results) -> Iterator[Part]:
     if not results.verdicts:
-        return ""
-    tables = verdict_tables(results)
-    return page.section(
-        "Verdicts",
+        return
+    yield Heading("Verdicts")
+    yield (
         "Reliable: the interval lies above 0 and q is below 0.05, at every scale. Scale-dependent: the interval of the "
         "difference between scales excludes 0 and its q is below 0.05. Unreliable: the interval lies below 0.5 at every "
         "scale. Undecided: none of these. p: permutation test, the largest over scales; q: Benjamini-Hochberg over the "
-        "benchmarks of a scale, the largest over scales; q of the difference: over the benchmarks.",
-        *(
-            f"<h3>{escape(quantity.capitalize())}</h3>{page.show(table)}"
-            for quantity, table in tables.items()
-        ),
+        "benchmarks of a scale, the largest over scales; q of the difference: over the benchmarks."
     )
+    for quantity, table in verdict_tables(results).items():
+        yield Heading(quantity.capitalize(), 3)
+        yield File(f"verdicts_{quantity}", table)
 
 
 def verdict_tables(results: Results) -> dict[str, Table]:
@@ -105,7 +101,7 @@ def verdict_tables(results: Results) -> dict[str, Table]:
             row: list[str | Mark] = [
                 v["benchmark"],
                 Mark(v["verdict"], v["verdict"]),
-                *map(page.p_value, found),
+                *map(p_value, found),
                 v["because"],
             ]
             blocks.setdefault(v["category"], []).append(row)

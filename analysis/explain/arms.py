@@ -21,22 +21,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis import page
+from evalengine.analysis.claims import claim, side, supported, unsupported
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import Run, by_mixture
 from evalengine.analysis.explain.eft import ratio
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.format import FORMAT, KNOWLEDGE, decomposed, values
 from evalengine.analysis.explain.grouped import grouped, joined
-from evalengine.analysis.explain.parts import hint, lines_of, notes, over, with_benchmarks
+from evalengine.analysis.explain.parts import lines_of, notes, over
 from evalengine.analysis.explain.student import p_below
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
-from evalengine.analysis.explain.wording import claim, side, supported, unsupported
-from evalengine.analysis.figure import Lines, Table
+from evalengine.analysis.figure import File, Lines, Part, Table, with_benchmarks
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
 from evalengine.analysis.protocol import Claim
-from evalengine.analysis.results import share_with_interval, with_interval
+from evalengine.analysis.results import p_value, share_with_interval, with_interval
 from evalengine.labels import CHAT, natural_key
 
 KEPT, DELUSIVE, UNIFORM = "sft", "sft_delusive", "uniform"
@@ -208,7 +207,7 @@ def table(findings: Findings, benchmarks: bool = False) -> Table:
             paired = at.get((stage, ACCURACY, kept))
             points = [share_with_interval(r) for r in (own, at[stage, ACCURACY, UNIFORM], paired)]
             nats = [with_interval(at.get((stage, measure, kept))) for measure in (KNOWLEDGE, FORMAT)]
-            test = [page.p_value(paired.p), paired.verdict] if paired else ["–", ""]
+            test = [p_value(paired.p), paired.verdict] if paired else ["–", ""]
             block.append([name, scale, stage, *points, *nats, *test, str(own.n)])
         blocks.append(block)
     head = [over(benchmarks), "scale", "arm", "accuracy (%)", "minus uniform", f"minus {KEPT}"]
@@ -223,24 +222,23 @@ def mapping_table(findings: Findings) -> Table:
     return Table(MAPPING, head, [body], texts=2, prose=True, stacked=True)
 
 
-def shown(findings: Findings) -> str:
-    mapping = ""
-    if findings.rows("arms", measure=MAPPING):
-        mapping = hint(
-            "Of tasks of two labels, exchanged in fine-tuning: 0% where accuracy stays what it is with the right labels, 100% "
-            "where it turns over."
-        ) + page.show(mapping_table(findings))
-    others = [row for row in findings.tables["arms"] if row.measure != MAPPING]
-    return (
-        hint(
-            f"The same fine-tuning with other instructions or exchanged responses, minus {KEPT}, item by item. "
-            f"{EQUIVALENT.capitalize()}: within 2 points of accuracy by two one-sided tests; {DIFFERS}: the interval leaves out "
-            f"0; {OPEN}: neither; {GUESSING}: {KEPT} itself is not above a uniform choice, so no arm can be compared. "
-            "Intervals are for other mixtures and other items."
-        )
-        + page.grid(findings.drawing, accuracies(findings))
-        + with_benchmarks(table, findings, mapping + notes(others))
+def shown(findings: Findings) -> Iterator[Part]:
+    yield (
+        f"The same fine-tuning with other instructions or exchanged responses, minus {KEPT}, item by item. "
+        f"{EQUIVALENT.capitalize()}: within 2 points of accuracy by two one-sided tests; {DIFFERS}: the interval leaves out "
+        f"0; {OPEN}: neither; {GUESSING}: {KEPT} itself is not above a uniform choice, so no arm can be compared. "
+        "Intervals are for other mixtures and other items."
     )
+    yield File("arms", accuracies(findings))
+    mapping: list[Part] = []
+    if findings.rows("arms", measure=MAPPING):
+        mapping = [
+            "Of tasks of two labels, exchanged in fine-tuning: 0% where accuracy stays what it is with the right labels, 100% "
+            "where it turns over.",
+            mapping_table(findings),
+        ]
+    others = [row for row in findings.tables["arms"] if row.measure != MAPPING]
+    yield from with_benchmarks("arms", table(findings), table(findings, True), [*mapping, *notes(others)])
 
 
 def accuracies(findings: Findings) -> Lines:
@@ -284,7 +282,5 @@ EXPLAINER = Explainer(
     "Arms of fine-tuning",
     lacks=lambda study: f"stages called {KEPT}_ARM beside {KEPT}",
     shown=shown,
-    drawn=lambda findings: {"arms": accuracies(findings)},
-    typeset=lambda findings: {"arms": table(findings), "arms_benchmarks": table(findings, True)},
     said=claims,
 )

@@ -20,16 +20,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from evalengine.analysis.claims import claim, side, supported
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import TOKEN, best_level, corners_of, lacks_corners, left_out
 from evalengine.analysis.explain.eft import cells
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
 from evalengine.analysis.explain.grouped import grouped, joined, with_q
-from evalengine.analysis.explain.parts import hint, notes, over, pivot, with_benchmarks
+from evalengine.analysis.explain.parts import notes, over, pivot
 from evalengine.analysis.explain.student import p_below
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.explain.wording import claim, side, supported
-from evalengine.analysis.figure import Table
+from evalengine.analysis.figure import Part, Table, with_benchmarks
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval
@@ -115,15 +115,16 @@ def table(findings: Findings, benchmarks: bool = False) -> Table:
     return Table("what scale does", head, [lines])
 
 
-def shown(findings: Findings) -> str:
+def shown(findings: Findings) -> Iterator[Part]:
     found = findings.tables["decomposition"]
     first = found[0]
     how = "token by token" if first.level == TOKEN else "from the scores of whole choices"
-    return hint(
+    yield (
         f"What {first.large} instead of {first.small} does to accuracy, in pretraining and in fine-tuning, with emulation at "
         f"beta 1 ({how}) for the checkpoints that nobody trained. Interaction: whether the two add up. Intervals are for other "
         f"mixtures and other items, n = {first.n} mixtures."
-    ) + with_benchmarks(table, findings, notes(found))
+    )
+    yield from with_benchmarks("decomposition", table(findings), table(findings, True), notes(found))
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
@@ -164,6 +165,5 @@ EXPLAINER = Explainer(
     "Pretraining scale and fine-tuning scale",
     lacks=lambda study: lacks_corners(study) or EVERYWHERE,
     shown=shown,
-    typeset=lambda findings: {"decomposition": table(findings)},
     said=claims,
 )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis import page
+from evalengine.analysis.claims import claim
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import (
     SEQUENCE,
@@ -26,11 +26,10 @@ from evalengine.analysis.explain.corners import (
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study, once
 from evalengine.analysis.explain.grouped import grouped, joined
-from evalengine.analysis.explain.parts import blocks, folded, pivot
+from evalengine.analysis.explain.parts import blocks, pivot
 from evalengine.analysis.explain.student import quantile
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
-from evalengine.analysis.explain.wording import claim
-from evalengine.analysis.figure import Lines, Table
+from evalengine.analysis.figure import File, Folded, Lines, Part, Table
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval
@@ -245,18 +244,20 @@ def gap_table(findings: Findings) -> Table:
     return Table("what beta 1 closes", head, [rows], texts=3, prose=True, stacked=True)
 
 
-def shown(findings: Findings) -> str:
+def shown(findings: Findings) -> Iterator[Part]:
     how = (
         "Shifted token by token, and normalised over the whole vocabulary."
         if shown_level(findings) == TOKEN
-        else "From the stored scores of whole choices; <code>evalengine emulate</code> shifts token by token."
+        else "From the stored scores of whole choices; `evalengine emulate` shifts token by token."
     )
-    return (
-        '<p class="hint">What a base model would score with the fine-tuning of another scale: logits = base + beta '
+    yield (
+        "What a base model would score with the fine-tuning of another scale: logits = base + beta "
         f"(tuned − ref). Up: the larger scale is the base; down: the smaller one. {how} Intervals are for other mixtures and "
-        f"other items.</p>{page.grid(findings.drawing, dial(findings))}"
-        f"{page.show(gap_table(findings))}{folded('Accuracy at every strength', page.show(means_table(findings)))}"
+        "other items."
     )
+    yield File("dial", dial(findings))
+    yield File("eft_gap", gap_table(findings))
+    yield Folded("Accuracy at every strength", [File("eft", means_table(findings))])
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
@@ -283,7 +284,5 @@ MEANS = Explainer(
     "Emulated fine-tuning",
     lacks=lambda study: lacks_corners(study) or EVERYWHERE,
     shown=shown,
-    drawn=lambda findings: {"dial": dial(findings)},
-    typeset=lambda findings: {"eft": means_table(findings), "eft_gap": gap_table(findings)},
     said=claims,
 )

@@ -16,14 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from evalengine.analysis.claims import claim
 from evalengine.analysis.explain.corners import best_level, corners_of, lacks_corners, left_out
 from evalengine.analysis.explain.eft import cells
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
 from evalengine.analysis.explain.grouped import joined
-from evalengine.analysis.explain.parts import blocks, hint, notes, over, pivot, with_benchmarks
+from evalengine.analysis.explain.parts import blocks, notes, over, pivot
 from evalengine.analysis.explain.ranking import LEAST, MEASURES, interval, over_benchmarks, with_and_without
-from evalengine.analysis.explain.wording import claim
-from evalengine.analysis.figure import Table
+from evalengine.analysis.figure import Part, Table, with_benchmarks
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval, with_interval
@@ -99,12 +99,13 @@ def table(findings: Findings, benchmarks: bool = False) -> Table:
     return Table("choosing a mixture", head, blocks(lines, 1), texts=2)
 
 
-def shown(findings: Findings) -> str:
+def shown(findings: Findings) -> Iterator[Part]:
     found = findings.tables["eft_decisions"]
-    return hint(
+    yield (
         "What orders the mixtures as the large scale after fine-tuning does: its own base, the small scale after fine-tuning, or "
         f"emulation at beta 1. Jackknife intervals over mixtures, n = {found[0].n}."
-    ) + with_benchmarks(table, findings, notes(found))
+    )
+    yield from with_benchmarks("eft_decisions", table(findings), table(findings, True), notes(found))
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
@@ -126,6 +127,5 @@ EXPLAINER = Explainer(
     3,
     lacks=lacks,
     shown=shown,
-    typeset=lambda findings: {"eft_decisions": table(findings)},
     said=claims,
 )

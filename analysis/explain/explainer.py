@@ -1,15 +1,14 @@
 """What an explainer is: one table of its own columns, with its section of the report.
 
-An explainer is one file that ends in `EXPLAINER = Explainer(...)`, and one line of `registry.EXPLAINERS`. Computing, report
-and figures iterate the registry and know none by name.
+An explainer is one file that ends in `EXPLAINER = Explainer(...)`, and one line of `registry.EXPLAINERS`. Computing and report
+iterate the registry and know none by name.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -19,12 +18,12 @@ from numpy.typing import NDArray
 from evalengine.analysis.blocks import AUTO, blocks_of
 from evalengine.analysis.explain.choices import Scores
 from evalengine.analysis.explain.design import Design
-from evalengine.analysis.figure import Figure, Table
+from evalengine.analysis.figure import Heading, Part
 from evalengine.analysis.items import factors_of
 from evalengine.analysis.mixtures import Mixtures, joined
 from evalengine.analysis.panel import Blocks
 from evalengine.analysis.protocol import Claim
-from evalengine.analysis.results import Results
+from evalengine.analysis.results import Method
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -81,13 +80,8 @@ def once(make: F) -> F:
 class Findings(NamedTuple):
     """The tables that `evalengine explain` wrote, by name, and how they were made; all that a section may use."""
 
-    method: dict[str, Any]
+    method: Method
     tables: dict[str, list[Any]]
-
-    @property
-    def drawing(self) -> Results:
-        """What `page` and `drawing` need to know of the study."""
-        return Results(self.method, {}, [], [], [])
 
     def rows(self, table: str, **fixed: Any) -> list[Any]:
         """Rows of a table whose named fields have the given values."""
@@ -113,8 +107,8 @@ class Explainer(NamedTuple):
     rows where the study does not allow it.
 
     title, level: the heading of its section, "" where it is shown in another one's. opens: whether rows make a section. lacks:
-    what the study lacks where they do not, as it follows "needs". The others are asked only where there are rows. shown: HTML
-    under the heading, "" without data. drawn, typeset: by file name. said: what the table supports and what not.
+    what the study lacks where they do not, as it follows "needs". The others are asked only where there are rows. shown: what
+    stands under the heading. said: what the table supports and what not.
     """
 
     table: str
@@ -124,21 +118,13 @@ class Explainer(NamedTuple):
     level: int = 2
     opens: Callable[[list[Any]], bool] = bool
     lacks: Callable[[Study], str] = lacks_mixtures
-    shown: Callable[[Findings], str] = lambda findings: ""
-    drawn: Callable[[Findings], Mapping[str, Figure]] = lambda findings: {}
-    typeset: Callable[[Findings], Mapping[str, Table]] = lambda findings: {}
+    shown: Callable[[Findings], Iterable[Part]] = lambda findings: ()
     said: Callable[[Findings], Iterable[Claim]] = lambda findings: ()
 
-    def section(self, findings: Findings) -> str:
-        """HTML, "" without data."""
-        body = self.shown(findings) if findings.tables[self.table] else ""
-        return f"<h{self.level}>{escape(self.title)}</h{self.level}>{body}" if body else ""
-
-    def figures(self, findings: Findings) -> Mapping[str, Figure]:
-        return self.drawn(findings) if findings.tables[self.table] else {}
-
-    def latex(self, findings: Findings) -> Mapping[str, Table]:
-        return self.typeset(findings) if findings.tables[self.table] else {}
+    def section(self, findings: Findings) -> list[Part]:
+        """Its section of the report, [] without data."""
+        parts = list(self.shown(findings)) if findings.tables[self.table] else []
+        return [Heading(self.title, self.level), *parts] if parts else []
 
     def claims(self, findings: Findings) -> Iterable[Claim]:
         return self.said(findings) if findings.tables[self.table] else ()

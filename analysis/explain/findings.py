@@ -12,10 +12,9 @@ from evalengine.analysis.explain.choices import Scores, read_choices
 from evalengine.analysis.explain.corners import in_order
 from evalengine.analysis.explain.design import Design, design_of
 from evalengine.analysis.explain.explainer import Findings, Options, Study
-from evalengine.analysis.explain.parts import hint
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.explain.renderings import read_formats
-from evalengine.analysis.figure import by
+from evalengine.analysis.figure import Part, by
 from evalengine.analysis.items import names
 from evalengine.analysis.together import read_together, write_together
 from evalengine.errors import UserError
@@ -72,10 +71,10 @@ def no_report(findings: Findings) -> str:
     )
 
 
-def sections(findings: Findings) -> list[str]:
-    """The explainers' part of the report, HTML: at its end what they leave out."""
+def shown(findings: Findings) -> list[Part]:
+    """The explainers' part of the report: at its end what they leave out."""
     said = [*(f"{note[0].upper()}{note[1:]}." for note in findings.method["notes"]), not_shown(findings)]
-    return [*(one.section(findings) for one in EXPLAINERS), hint(*filter(None, said))]
+    return [*(part for one in EXPLAINERS for part in one.section(findings)), *filter(None, said)]
 
 
 def describe(study: Study) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis import page
+from evalengine.analysis.claims import side, supported
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
@@ -27,11 +27,10 @@ from evalengine.analysis.explain.grouped import grouped
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.jackknife import jackknife
 from evalengine.analysis.explain.logistic import fit
-from evalengine.analysis.explain.parts import blocks, folded, hint, lines_of, over, pivot, with_benchmarks
+from evalengine.analysis.explain.parts import blocks, lines_of, over, pivot
 from evalengine.analysis.explain.student import half_width
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.explain.wording import side, supported
-from evalengine.analysis.figure import Lines, Table
+from evalengine.analysis.figure import File, Folded, Lines, Part, Table, with_benchmarks
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import CAUTION, Claim
 from evalengine.analysis.results import share_with_interval, with_interval
@@ -252,33 +251,23 @@ def items_table(findings: Findings) -> Table:
     return Table("flipped items", head, blocks(lines, 2), texts=3, prose=texts, stacked=texts)
 
 
-def shown(findings: Findings) -> str:
+def shown(findings: Findings) -> Iterator[Part]:
     before, after = findings.method["stages"]
-    said = [
-        f"Hysteresis at {r.scale}: {f'{with_interval(r)} nats' if r.estimate == r.estimate else r.note}."
-        for r in findings.rows("flips", measure=HYSTERESIS)
-    ]
+    yield (
+        f"From {before} to {after}: the share of the items that were right and stayed right, that were learned, and that "
+        "were lost. A twin is the same item before, answered by other mixtures' models: what turns from there is the "
+        "item's own ease, and luck. Below the twin, a model keeps what it had. Intervals are for other mixtures and items."
+    )
+    yield from with_benchmarks("flips", table(findings), table(findings, True))
+    yield File("flips", curves(findings))
+    yield "Tenths of all items, the smallest on the left; of those that were wrong, and that were right."
+    for r in findings.rows("flips", measure=HYSTERESIS):
+        yield f"Hysteresis at {r.scale}: {f'{with_interval(r)} nats' if r.estimate == r.estimate else r.note}."
     ask = (
         "" if findings.method["data"] else " Give explain the benchmarks' folder (--data) to see their texts."
     )
-    return (
-        hint(
-            f"From {before} to {after}: the share of the items that were right and stayed right, that were learned, and that "
-            "were lost. A twin is the same item before, answered by other mixtures' models: what turns from there is the "
-            "item's own ease, and luck. Below the twin, a model keeps what it had. Intervals are for other mixtures and items."
-        )
-        + with_benchmarks(table, findings)
-        + page.grid(findings.drawing, curves(findings))
-        + hint(
-            "Tenths of all items, the smallest on the left; of those that were wrong, and that were right.",
-            *said,
-        )
-        + folded(
-            "The items that turned most consistently",
-            hint(f"Over the runs of all scales.{ask}"),
-            page.show(items_table(findings)),
-        )
-    )
+    items: list[Part] = [f"Over the runs of all scales.{ask}", items_table(findings)]
+    yield Folded("The items that turned most consistently", items)
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
@@ -301,7 +290,6 @@ EXPLAINER = Explainer(
     flip_rows,
     "Items that turn",
     shown=shown,
-    drawn=lambda findings: {"flips": curves(findings)},
     said=claims,
 )
 CURVES = Explainer("flip_curves", CurveRow, curve_rows)

@@ -25,14 +25,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from evalengine.analysis.claims import claim
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
 from evalengine.analysis.explain.grouped import grouped, joined, partly
-from evalengine.analysis.explain.parts import blocks, hint, lines_of, over, with_benchmarks
+from evalengine.analysis.explain.parts import blocks, lines_of, over
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.explain.wording import claim
-from evalengine.analysis.figure import Table
+from evalengine.analysis.figure import Part, Table, with_benchmarks
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import with_interval
@@ -151,21 +151,19 @@ def table(findings: Findings, benchmarks: bool = False) -> Table:
     return Table("format and knowledge", head, blocks(lines, 1, 2), texts=3)
 
 
-def shown(findings: Findings) -> str:
+def shown(findings: Findings) -> Iterator[Part]:
     before, after = findings.method["stages"]
     of_benchmarks = [r for r in findings.means("format", benchmarks=True, minus="") if r.note]
     notes = dict.fromkeys(f"{r.benchmark} ({r.scale}): {r.note}." for r in of_benchmarks)
-    return (
-        hint(
-            f"What {before} to {after} changes of the probability of the right choice, in nats: {FORMAT}, what all choices "
-            "together get, is whether the answer has the form that is asked for; log p(gold | choices) is which of them it is. "
-            "The two add up. Prompts are as a pretrained model reads them, unless the stage ends in +chat: a fine-tuned model "
-            "asked outside its own format may give the choices less without knowing less. Benchmarks whose choices stand behind "
-            "contexts of their own (winogrande) are left out. Intervals are for other mixtures and other items."
-        )
-        + with_benchmarks(table, findings)
-        + hint(*list(notes)[:6])
+    yield (
+        f"What {before} to {after} changes of the probability of the right choice, in nats: {FORMAT}, what all choices "
+        "together get, is whether the answer has the form that is asked for; log p(gold | choices) is which of them it is. "
+        "The two add up. Prompts are as a pretrained model reads them, unless the stage ends in +chat: a fine-tuned model "
+        "asked outside its own format may give the choices less without knowing less. Benchmarks whose choices stand behind "
+        "contexts of their own (winogrande) are left out. Intervals are for other mixtures and other items."
     )
+    yield from with_benchmarks("format", table(findings), table(findings, True))
+    yield from list(notes)[:6]
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
@@ -195,6 +193,5 @@ EXPLAINER = Explainer(
     "Format and knowledge",
     lacks=lambda study: f"{EVERYWHERE}, of items with one context",
     shown=shown,
-    typeset=lambda findings: {"format": table(findings), "format_benchmarks": table(findings, True)},
     said=claims,
 )

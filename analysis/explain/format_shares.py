@@ -30,16 +30,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis import page
+from evalengine.analysis.claims import claim
 from evalengine.analysis.explain.choices import Array, Scores
 from evalengine.analysis.explain.design import Place, by_mixture, ordered, placed
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, once
 from evalengine.analysis.explain.grouped import grouped, joined, partly
-from evalengine.analysis.explain.parts import blocks, folded, hint, over, pivot, signed
+from evalengine.analysis.explain.parts import blocks, over, pivot, signed
 from evalengine.analysis.explain.renderings import in_format
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.explain.wording import claim
-from evalengine.analysis.figure import Figure, Lines, Table, by
+from evalengine.analysis.figure import File, Folded, Lines, Part, Table, by
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
 from evalengine.analysis.protocol import Claim
@@ -334,52 +333,43 @@ def by_mixtures(findings: Findings) -> Table:
     return Table("format winners by mixture", head, blocks(lines, 1, 2), texts=4)
 
 
-def shown(findings: Findings) -> str:
+def shown(findings: Findings) -> Iterator[Part]:
     listed = ", ".join(f"{name} {template!r}" for name, template in findings.method["formats"].items())
     cue = findings.method["cue"]
     without = f"; contexts without the {cue!r} that they end in" if cue else ""
     winners = [w for w in findings.rows("format_winners", category=ALL, mixture="") if w.note]
-    notes = []
-    for note, of in by(winners, lambda w: w.note).items():
-        places = ", ".join(dict.fromkeys(f"{w.scale} {w.stage}" for w in of))
-        notes.append(f"{places}: {note}.")
-    words = (
+    yield (
         "Every choice written in each of several formats behind the same context. The share of a format is the probability of "
         "its answers over that of the answers in all formats, which is the mass. The winner has the largest mean share. The "
         "entropy of the mean shares, in nats, falls where one format takes over. Accuracy is within the winner's format. Before: "
         "at the stage that the models come from. Items of which one answer begins another, and benchmarks whose choices stand "
         "behind contexts of their own, are left out. Intervals are for other mixtures and other items."
     )
-    return "".join(
-        [
-            hint(words),
-            page.show(table(findings)),
-            hint(*notes),
-            *(page.grid(findings.drawing, figure) for figure in drawn(findings).values()),
-            folded("Shares of all formats (%)", page.show(each_format(findings, SHARE))),
-            folded("Accuracy within each format (%)", page.show(each_format(findings, ACCURACY))),
-            folded("Mixtures", page.show(by_mixtures(findings))),
-            folded("Benchmarks", page.show(table(findings, benchmarks=True))),
-            hint(f"Formats: {listed}{without}."),
-        ]
-    )
+    yield File("format_shares", table(findings))
+    for note, of in by(winners, lambda w: w.note).items():
+        places = ", ".join(dict.fromkeys(f"{w.scale} {w.stage}" for w in of))
+        yield f"{places}: {note}."
+    yield from _drawn(findings)
+    yield Folded("Shares of all formats (%)", [each_format(findings, SHARE)])
+    yield Folded("Accuracy within each format (%)", [each_format(findings, ACCURACY)])
+    yield Folded("Mixtures", [by_mixtures(findings)])
+    yield Folded("Benchmarks", [table(findings, benchmarks=True)])
+    yield f"Formats: {listed}{without}."
 
 
-def drawn(findings: Findings) -> Mapping[str, Figure]:
+def _drawn(findings: Findings) -> Iterator[File]:
     found = findings.means("format_shares", minus="", mixture="")
     stages = list(dict.fromkeys(r.stage for r in found))
     if len(stages) < 2:
-        return {}
+        return
     large = {r.format for r in found if r.measure == SHARE and r.category == ALL and r.estimate >= DRAWN}
     shares = [r for r in found if r.measure == SHARE and r.category == ALL and r.format in large]
 
     def lines(rows: list[ShareRow], what: str) -> Lines:
         return Lines(rows, stages, lambda r: str(r.stage), lambda r: f"{what} of formats, {r.scale}")
 
-    return {
-        "format_shares": lines([r._replace(category=r.format) for r in shares], "share"),
-        "format_entropy": lines([r for r in found if r.measure == ENTROPY], "entropy"),
-    }
+    yield File("format_shares", lines([r._replace(category=r.format) for r in shares], "share"))
+    yield File("format_entropy", lines([r for r in found if r.measure == ENTROPY], "entropy"))
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
@@ -408,8 +398,6 @@ EXPLAINER = Explainer(
     "Answer formats",
     lacks=lambda study: "scores of `evalengine score --formats`",
     shown=shown,
-    drawn=drawn,
-    typeset=lambda findings: {"format_shares": table(findings)},
     said=claims,
 )
 WINNERS = Explainer("format_winners", WinnerRow, winner_rows)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
-from evalengine.analysis import page
+from evalengine.analysis.claims import claim, side
 from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.dose_bins import OF_ITEMS
 from evalengine.analysis.explain.dose_slopes import (
@@ -24,22 +24,11 @@ from evalengine.analysis.explain.dose_slopes import (
 )
 from evalengine.analysis.explain.dosed_items import ACCURACY, MARGIN, OUTCOMES, whens
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.parts import (
-    blocks,
-    folded,
-    hint,
-    lines_of,
-    pivot,
-    signed,
-    when_said,
-    with_benchmarks,
-)
-from evalengine.analysis.explain.wording import claim, side
-from evalengine.analysis.figure import Figure, Intervals, Lines, Table
+from evalengine.analysis.explain.parts import blocks, lines_of, pivot, signed, when_said
+from evalengine.analysis.figure import File, Folded, Intervals, Lines, Part, Table, with_benchmarks
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.page import p_value
 from evalengine.analysis.protocol import CAUTION, Claim
-from evalengine.analysis.results import with_interval
+from evalengine.analysis.results import p_value, with_interval
 
 HIGH = 0.7  # an r over bins that someone could take for evidence
 DETAILS = (SLOPE, ACROSS, WHERE_SEEN, ZERO, CURVATURE, AT_ZERO)
@@ -133,10 +122,10 @@ def before_and_after(findings: Findings) -> Intervals:
     )
 
 
-def shown(findings: Findings) -> str:
+def shown(findings: Findings) -> Iterator[Part]:
     found = findings.rows("frequency", **HEADLINE, category=ALL, outcome=MARGIN, minus="")
     if not found:
-        return ""
+        return
     one = found[0]
     least = min((r.p_least for r in found if math.isfinite(r.p_least)), default=math.nan)
     relabelled = (
@@ -145,31 +134,32 @@ def shown(findings: Findings) -> str:
         if math.isfinite(least)
         else ""
     )
-    words = (
+    yield (
         "Each item is compared with itself under other mixtures. Its dose is the log of how often the runs of words that lead "
         f"from the question into the right choice were read in pretraining, minus the mean of its wrong choices ({one.dose}). "
         "What a mixture does to a benchmark as a whole is taken out, so a task of which some mixture holds more is not taken for "
         "knowledge of its items. The slope of the margin is in nats for each log unit of exposures, that of accuracy in points "
         f"for each factor of ten. Intervals are for other mixtures and items; n = {one.n} counts mixtures."
     )
-    closer = (
+    figure = File("frequency", before_and_after(findings))
+    yield from with_benchmarks("frequency", slopes_table(findings), slopes_table(findings, True), [figure])
+    yield (
         "More of the same dose. Across items: items against others of their benchmark, not against themselves. Never seen: what "
         "a count of zero adds to the line through the others. Curvature: the square of the log dose. Value at zero dose: "
         "accuracy or p(gold) above chance where right and wrong choices were seen equally often, so what does not come from "
         "having read the answer more often."
     )
+    yield File("frequency_details", details_table(findings))
+    yield _errors_said(found)
+    yield errors_table(findings)
     kinds = (
         "cross: n-grams from the question into the choice. task: documents that hold an n-gram of each. longest: words of the "
         "longest match, slopes for each word. context: n-grams of the question alone; it compares no choices, says how familiar "
         f"the task is, and is in no family of tests. q is over the doses, of p.{relabelled}"
     )
-    figure = page.grid(findings.drawing, before_and_after(findings))
-    every_dose = folded("Every dose", hint(kinds), page.show(doses_table(findings)))
-    return (
-        f"{hint(words)}{with_benchmarks(slopes_table, findings, figure)}"
-        f"{hint(closer)}{page.show(details_table(findings))}"
-        f"{hint(_errors_said(found))}{page.show(errors_table(findings))}{every_dose}{_bins_section(findings)}"
-    )
+    yield Folded("Every dose", [kinds, File("frequency_doses", doses_table(findings))])
+    if findings.tables["frequency_bins"]:
+        yield _bins_part(findings)
 
 
 def _errors_said(found: list[FrequencyRow]) -> str:
@@ -194,26 +184,14 @@ def binned_r(findings: Findings) -> dict[tuple[str, str], float]:
     return out
 
 
-def _bins_section(findings: Findings) -> str:
-    if not findings.tables["frequency_bins"]:
-        return ""
+def _bins_part(findings: Findings) -> Folded:
     found = "; ".join(f"{scale} {stage} {signed(r)}" for (scale, stage), r in binned_r(findings).items())
     words = (
         "Mean accuracy of the items of each tenth of the doses, the lowest first (fewer bins where many are equal), beside the "
         f"line of the slope within items. r over bins: {found}. Bins hold different items, and averaging many of them can make "
         "r large whatever one item does: they are no evidence of what text teaches."
     )
-    summary = "Bins, as such plots are usually drawn"
-    return folded(summary, hint(words), page.grid(findings.drawing, bins(findings)))
-
-
-def drawn(findings: Findings) -> Mapping[str, Figure]:
-    out: dict[str, Figure] = {}
-    if findings.tables["frequency_bins"]:
-        out["frequency_bins"] = bins(findings)
-    if any(math.isfinite(r.estimate) for r in findings.rows("frequency", headline=1, outcome=MARGIN)):
-        out["frequency"] = before_and_after(findings)
-    return out
+    return Folded("Bins, as such plots are usually drawn", [words, File("frequency_bins", bins(findings))])
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
@@ -284,11 +262,5 @@ EXPLAINER = Explainer(
     opens=lambda rows: any(row.headline for row in rows),
     lacks=lacks,
     shown=shown,
-    drawn=drawn,
-    typeset=lambda findings: {
-        "frequency": slopes_table(findings),
-        "frequency_doses": doses_table(findings),
-        "frequency_details": details_table(findings),
-    },
     said=claims,
 )

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis import page
+from evalengine.analysis.claims import claim
 from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.dosed_items import MARGIN, dosed_items, whens
@@ -34,7 +34,7 @@ from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.exposed import SIMILARITIES, Dose
 from evalengine.analysis.explain.grouped import joined
 from evalengine.analysis.explain.jackknife import of_correlation, of_share
-from evalengine.analysis.explain.parts import blocks, hint, pivot, when_said
+from evalengine.analysis.explain.parts import blocks, pivot, when_said
 from evalengine.analysis.explain.student import Interval
 from evalengine.analysis.explain.within import (
     clustered,
@@ -45,8 +45,7 @@ from evalengine.analysis.explain.within import (
     varies,
     without_each,
 )
-from evalengine.analysis.explain.wording import claim
-from evalengine.analysis.figure import Table
+from evalengine.analysis.figure import File, Part, Table
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import with_interval
@@ -203,15 +202,16 @@ def _percent(row: GelbachRow) -> str:
     return f"{100 * row.estimate:.2f} [{100 * row.low:.2f}, {100 * row.high:.2f}]"
 
 
-def shown(findings: Findings) -> str:
+def shown(findings: Findings) -> Iterator[Part]:
     first = findings.tables["gelbach"][0]
-    return hint(
+    yield (
         "The same comparison of items with themselves, of the margin, in one equation: how often the right choice was seen "
         f"rather than the wrong ones ({first.dose}), and how similar the mixture's text is to it rather than to them. What the "
         "count's slope owes to similarity is the difference between its slope alone and beside it. R2 are of what is left within "
         "items, which is mostly noise. Of two measures of one thing the better one takes the slope. Intervals are for other "
         f"mixtures and items, those of R2 and r for other mixtures, n = {first.n}."
-    ) + page.show(parts_table(findings))
+    )
+    yield File("gelbach", parts_table(findings))
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
@@ -247,6 +247,5 @@ EXPLAINER = Explainer(
     "How often, or how similarly?",
     lacks=lacks,
     shown=shown,
-    typeset=lambda findings: {"gelbach": parts_table(findings)},
     said=claims,
 )

@@ -23,15 +23,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis import page
+from evalengine.analysis.claims import claim
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.logistic import clustered, dummies, fit
-from evalengine.analysis.explain.parts import blocks, hint, pivot
+from evalengine.analysis.explain.parts import blocks, pivot
 from evalengine.analysis.explain.student import Interval, half_width, interval
-from evalengine.analysis.explain.wording import claim
-from evalengine.analysis.figure import Table
+from evalengine.analysis.figure import File, Part, Table
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import with_interval
 
@@ -170,22 +169,20 @@ def slopes_table(findings: Findings) -> Table:
     return Table("slopes", ["log gain on log before", "scale", "nats per nat"], blocks(lines, 1), texts=2)
 
 
-def shown(findings: Findings) -> str:
+def shown(findings: Findings) -> Iterator[Part]:
     before, after = findings.method["stages"]
-    return (
-        hint(
-            f"Logistic models of right at {after} on what is known at {before}, an intercept for each benchmark, in log-odds for "
-            "each nat, and how much each model explains. Intervals are for other items and other mixtures, n = "
-            f"{findings.tables['item_transfer'][0].n}."
-        )
-        + page.show(models_table(findings))
-        + hint(
-            "The slope of what the right choice gains on what it had is negative in any noisy data, and no sign that unlikely "
-            "answers are primed: wrong choices, which nobody taught, show what it is without learning, and for both a before "
-            "that is taken from other mixtures' models shows it without the shared noise."
-        )
-        + page.show(slopes_table(findings))
+    yield (
+        f"Logistic models of right at {after} on what is known at {before}, an intercept for each benchmark, in log-odds for "
+        "each nat, and how much each model explains. Intervals are for other items and other mixtures, n = "
+        f"{findings.tables['item_transfer'][0].n}."
     )
+    yield File("item_transfer", models_table(findings))
+    yield (
+        "The slope of what the right choice gains on what it had is negative in any noisy data, and no sign that unlikely "
+        "answers are primed: wrong choices, which nobody taught, show what it is without learning, and for both a before "
+        "that is taken from other mixtures' models shows it without the shared noise."
+    )
+    yield File("item_slopes", slopes_table(findings))
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
@@ -219,6 +216,5 @@ EXPLAINER = Explainer(
     "Which items are answered right after fine-tuning",
     lacks=lambda study: lacks_mixtures(study, 2),
     shown=shown,
-    typeset=lambda findings: {"item_transfer": models_table(findings), "item_slopes": slopes_table(findings)},
     said=claims,
 )

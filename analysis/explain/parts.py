@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from html import escape
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from evalengine.analysis import page
 from evalengine.analysis.explain.explainer import Findings
-from evalengine.analysis.figure import Table, by
+from evalengine.analysis.figure import Part, by
 
 R = TypeVar("R")
 K = TypeVar("K")
 C = TypeVar("C")
 
 
-def hint(*texts: str) -> str:
-    """Paragraphs in small print, escaped."""
-    return "".join(f'<p class="hint">{escape(text)}</p>' for text in texts)
-
-
-def notes(rows: Iterable[Any]) -> str:
+def notes(rows: Iterable[Any]) -> list[Part]:
     """What means over benchmarks rest on: of all of them, or of a category."""
     said = dict.fromkeys((row.category, row.note) for row in rows if row.note and not row.benchmark)
-    return hint(*(f"{category}: {note}." for category, note in said))
-
-
-def folded(summary: str, *parts: str) -> str:
-    """HTML that a click unfolds."""
-    return f"<details><summary>{escape(summary)}</summary>{''.join(parts)}</details>"
-
-
-def with_benchmarks(table: Callable[[Findings, bool], Table], findings: Findings, between: str = "") -> str:
-    """A table of means and, folded, the same of single benchmarks."""
-    return f"{page.show(table(findings, False))}{between}{folded('Benchmarks', page.show(table(findings, True)))}"
+    return [f"{category}: {note}." for category, note in said]
 
 
 def signed(value: float, digits: int = 2) -> str:

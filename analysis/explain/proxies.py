@@ -20,12 +20,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis import page
+from evalengine.analysis.claims import side, supported, unsupported
 from evalengine.analysis.correlation import BlockNumbers, members_of
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.grouped import grouped, joined, with_q
-from evalengine.analysis.explain.parts import hint, pivot
+from evalengine.analysis.explain.parts import pivot
 from evalengine.analysis.explain.quantities import ACCURACY, Values, values_of
 from evalengine.analysis.explain.ranking import (
     AGREEMENT,
@@ -38,11 +38,10 @@ from evalengine.analysis.explain.ranking import (
     within,
 )
 from evalengine.analysis.explain.twoway import interaction
-from evalengine.analysis.explain.wording import side, supported, unsupported
-from evalengine.analysis.figure import Table
+from evalengine.analysis.figure import File, Part, Table
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import Claim
-from evalengine.analysis.results import share_with_interval, with_interval
+from evalengine.analysis.results import p_value, share_with_interval, with_interval
 
 REGRET = "regret"
 CHOSEN = "chosen on other benchmarks"
@@ -194,7 +193,7 @@ def table(findings: Findings) -> Table:
                     proxy,
                     f"{100 * own.estimate:.1f}" if proxy == CEILING else share_with_interval(own),
                     share_with_interval(more),
-                    page.p_value(more.q) if more else "–",
+                    p_value(more.q) if more else "–",
                     f"{r.estimate:+.2f}" if r and proxy == CEILING else with_interval(r),
                     f"{100 * lost.estimate:.1f}" if lost else "–",
                 ]
@@ -213,13 +212,14 @@ def table(findings: Findings) -> Table:
     return Table("what predicts", head, blocks, texts=3)
 
 
-def shown(findings: Findings) -> str:
-    return hint(
+def shown(findings: Findings) -> Iterator[Part]:
+    yield (
         "Of two mixtures, which will have the higher accuracy later, or at the larger scale: how often each quantity that is "
         "seen earlier is right, as means over all benchmarks. The best six, accuracy itself, what one gets by choosing the "
         "quantity on the other benchmarks, and the most that the target's item noise allows. Jackknife intervals over mixtures, "
         f"n = {max(r.n for r in findings.tables['proxies'])}; q over the quantities. All are in the table proxies."
-    ) + page.show(table(findings))
+    )
+    yield File("proxies", table(findings))
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
@@ -233,7 +233,7 @@ def claims(findings: Findings) -> Iterator[Claim]:
             best = max(better, key=lambda r: r.estimate)
             yield supported(
                 f"{best.proxy} predicts better than accuracy does, {seen} for {target}",
-                f"by {share_with_interval(best)} points, q {page.p_value(best.q)}, n = {best.n}; accuracy is right of "
+                f"by {share_with_interval(best)} points, q {p_value(best.q)}, n = {best.n}; accuracy is right of "
                 f"{share_with_interval(at[ACCURACY, ''])}% of pairs",
             )
         else:
@@ -253,6 +253,5 @@ EXPLAINER = Explainer(
     "What predicts fine-tuning",
     lacks=lambda study: lacks_mixtures(study, LEAST),
     shown=shown,
-    typeset=lambda findings: {"proxies": table(findings)},
     said=claims,
 )

@@ -16,14 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis import page
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
-from evalengine.analysis.explain.parts import blocks, folded, hint, pivot
+from evalengine.analysis.explain.parts import blocks, pivot
 from evalengine.analysis.explain.proxies import AGREEMENT
 from evalengine.analysis.explain.quantities import ACCURACY, values_of
 from evalengine.analysis.explain.twoway import interaction
-from evalengine.analysis.figure import Table
+from evalengine.analysis.figure import Folded, Part, Table
 from evalengine.analysis.protocol import CAUTION, Claim
 
 
@@ -87,12 +86,13 @@ def table(findings: Findings) -> Table:
     return Table("signal and noise", head, blocks(lines, 2), texts=3)
 
 
-def shown(findings: Findings) -> str:
-    said = (
+def shown(findings: Findings) -> Iterator[Part]:
+    yield (
         "Signal: standard deviation of the mixtures. Noise: how far a mixture would move with other items, within the mixture; "
         "both of accuracy before fine-tuning. A ratio of 1 is what noise alone makes."
     )
-    return hint(said, *_relation(findings)) + folded("Benchmarks", page.show(table(findings)))
+    yield from _relation(findings)
+    yield Folded("Benchmarks", [table(findings)])
 
 
 def _relation(findings: Findings) -> Iterator[str]:

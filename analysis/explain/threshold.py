@@ -28,17 +28,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis import page
+from evalengine.analysis.claims import supported, unsupported
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.logistic import Fit, clustered, dummies, fit
-from evalengine.analysis.explain.parts import hint
 from evalengine.analysis.explain.student import quantile
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
-from evalengine.analysis.explain.wording import supported, unsupported
-from evalengine.analysis.figure import Table
+from evalengine.analysis.figure import File, Part, Table
 from evalengine.analysis.protocol import Claim
 
 LEAST = 3  # mixtures
@@ -261,11 +259,12 @@ def table(findings: Findings) -> Table:
     return Table("a threshold", head, [lines], texts=1, prose=True, stacked=True)
 
 
-def shown(findings: Findings) -> str:
-    return hint(
+def shown(findings: Findings) -> Iterator[Part]:
+    yield (
         "Whether right after bends at one p(gold) before, judged on mixtures that were left out, against a line and a smooth "
         "curve with one coefficient more."
-    ) + page.show(table(findings))
+    )
+    yield File("threshold", table(findings))
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
@@ -291,6 +290,5 @@ EXPLAINER = Explainer(
     3,
     lacks=lambda study: lacks_mixtures(study, LEAST),
     shown=shown,
-    typeset=lambda findings: {"threshold": table(findings)},
     said=claims,
 )

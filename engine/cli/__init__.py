@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from evalengine import __version__
+from evalengine import __version__, console
 from evalengine.errors import UserError
 from evalengine.untrusted import printable, reason
 
@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """The command's exit code; its errors as sentences on standard error."""
+    if "json" in args:
+        console.set_json(args.json)
     try:
         return int(args.run(args) or 0)
     except (Exception, KeyboardInterrupt) as error:

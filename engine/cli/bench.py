@@ -34,7 +34,6 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    console.set_json(args.json)
     module, options = target(args)
     from evalengine.backends import quiet_transformers
     from evalengine.bench import harness

@@ -58,9 +58,6 @@ def _common(parser: argparse.ArgumentParser, *, names: bool = True) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from evalengine.console import set_json
-
-    set_json(args.json)
     actions = {"show": _show, "check": _check, "formats": _formats}
     return actions.get(args.action, _list)(args)
 

@@ -94,7 +94,6 @@ def analysis_of(args: argparse.Namespace) -> Analysis:
 
 
 def run(args: argparse.Namespace) -> int:
-    console.set_json(args.json)
     analysis = analysis_of(args)
     analysis.write(Path(args.out))
     if args.json:

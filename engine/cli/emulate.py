@@ -41,7 +41,6 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    console.set_json(args.json)
     from evalengine.resolve import discover
 
     if args.backend == "vllm":

@@ -35,12 +35,11 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    console.set_json(args.json)
     from evalengine.analysis.explain.explainer import Options
     from evalengine.analysis.explain.findings import explain, no_report, not_shown, write
     from evalengine.analysis.explain.registry import EXPLAINERS
     from evalengine.analysis.mixtures import read_study
-    from evalengine.analysis.protocol import HEADINGS
+    from evalengine.analysis.protocol import HEADINGS, by_kind
     from evalengine.remote import formats_of, readable
 
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
@@ -49,8 +48,7 @@ def run(args: argparse.Namespace) -> int:
     formats = readable(formats_of(args.store))
     findings = explain(readable(args.store), options, stages, args.metric, formats)
     write(findings, args.out)
-    found = [claim for explainer in EXPLAINERS for claim in explainer.claims(findings)]
-    claims = {kind: [claim.text for claim in found if claim.kind == kind] for kind in HEADINGS}
+    claims = by_kind(claim for explainer in EXPLAINERS for claim in explainer.claims(findings))
     if args.json:
         console.emit_json({**findings.method, "tables": list(findings.tables), "claims": claims})
         return 0

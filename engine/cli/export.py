@@ -26,7 +26,6 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    console.set_json(args.json)
     import pyarrow as pa
     import pyarrow.parquet as pq
 

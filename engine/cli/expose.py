@@ -45,7 +45,6 @@ def run(args: argparse.Namespace) -> int:
     from evalengine.training import study as studies
     from evalengine.training.exposure import expose, similarity, table
 
-    console.set_json(args.json)
     if (args.study is None) == (not args.source):
         raise UserError("name a study, or text files with --source NAME=PATH, and not both")
     if args.jobs < 0:

@@ -34,7 +34,6 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from evalengine.analysis import power
 
-    console.set_json(args.json)
     if not 0.0 < args.ceiling <= 1.0:
         raise UserError(f"--ceiling {args.ceiling:g} must be above 0 and at most 1")
     if not 0.0 <= args.seed_share < 1.0:

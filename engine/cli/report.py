@@ -33,7 +33,6 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    console.set_json(args.json)
     source = Path(args.store)
     if (source / "analysis.json").is_file():
         given = [o.option_strings[0] for o in args.analysis_options if getattr(args, o.dest) != o.default]

@@ -115,7 +115,6 @@ def add_ray(p: argparse.ArgumentParser, verb: str, hang_after: bool = False) -> 
 
 
 def run(args: argparse.Namespace) -> int:
-    console.set_json(args.json)
     from evalengine.groups import Group
     from evalengine.resolve import asked_in_chat, discover
 

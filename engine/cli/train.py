@@ -62,7 +62,6 @@ def run(args: argparse.Namespace) -> int:
     from evalengine.training import study as studies
     from evalengine.training.runner import run_study
 
-    console.set_json(args.json)
     study = studies.load(args.study)
     if args.stages is not None:
         study = studies.with_stages(study, [name.strip() for name in args.stages.split(",")])

@@ -11,16 +11,18 @@ import pytest
 from planted_exposure import write_for
 
 from evalengine import store
+from evalengine.analysis.claims import claim
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Options
-from evalengine.analysis.explain.findings import explain, load
+from evalengine.analysis.explain.findings import explain, load, write
 from evalengine.analysis.explain.jackknife import jackknife, of_correlation, of_share
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.explain.wording import claim
 from evalengine.analysis.items import read_store
+from evalengine.analysis.page import html
 from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED
+from evalengine.analysis.report import write_figures
 from evalengine.cli import main
 from evalengine.errors import UserError
 
@@ -291,7 +293,18 @@ def test_names_from_outside_are_text_in_every_section(tmp_path: Path) -> None:
     write_for(tmp_path / "exposure", scores, stages)
     findings = explain(scores, Options(exposure=tmp_path / "exposure"), stages)
     for explainer in EXPLAINERS:
-        assert "<i>" not in explainer.section(findings), explainer.table
+        assert "<i>" not in html(explainer.section(findings), findings.method), explainer.table
+
+
+def test_a_figure_for_papers_says_the_level_of_its_own_command(tmp_path: Path) -> None:
+    scores = tmp_path / "scores"
+    planted.write_study(scores, items=40, scales=["1B"])
+    write_for(tmp_path / "exposure", scores)
+    assert main(["correlate", str(scores), "--out", str(tmp_path), "--bootstrap", "200", "--json"]) == 0
+    write(explain(scores, Options(level=0.8, exposure=tmp_path / "exposure")), tmp_path)
+    paths = write_figures(tmp_path, tmp_path / "figures", ["svg"])
+    drawn = {path.stem: path.read_text() for path in paths}
+    assert "80% intervals" in drawn["frequency"] and "95% intervals" in drawn["category_transfer"]
 
 
 def test_tables_of_two_studies_are_not_shown_together(

@@ -211,4 +211,4 @@ def test_a_store_without_formats_has_no_shares(tmp_path: Path) -> None:
     planted.write_study(tmp_path, dict.fromkeys(NAMES, 0.5), items=20, scales=["1B"], categories=NAMES)
     findings = explain(tmp_path, Options())
     assert not findings.tables["format_shares"] and not findings.tables["format_winners"]
-    assert fs.EXPLAINER.section(findings) == "" and not findings.method["formats"]
+    assert not fs.EXPLAINER.section(findings) and not findings.method["formats"]

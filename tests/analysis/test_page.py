@@ -10,11 +10,11 @@ import planted
 import pytest
 
 from evalengine.analysis import page
-from evalengine.analysis.figure import Intervals, Mark, Table, panels
+from evalengine.analysis.figure import Intervals, Mark, Table, files, panels
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.report import page as render
-from evalengine.analysis.results import Results, load_results, with_interval
+from evalengine.analysis.results import Results, load_results, p_value, with_interval
 from evalengine.analysis.study import Options, analyse
 
 VOID = {"meta", "link", "br", "use", "path"}
@@ -163,11 +163,7 @@ def test_verdicts_become_lists_on_a_phone(read: Reader) -> None:
 def test_no_p_is_printed_as_zero(read: Reader) -> None:
     texts = [text for rows in read.tables.values() for row in rows for text in row]
     assert "0.000" not in texts
-    assert (
-        page.p_value(0.00099) == "< 0.001"
-        and page.p_value(0.001) == "0.001"
-        and page.p_value(math.nan) == "–"
-    )
+    assert p_value(0.00099) == "< 0.001" and p_value(0.001) == "0.001" and p_value(math.nan) == "–"
 
 
 def test_the_numbers_of_the_transfer_table(results: Results, read: Reader) -> None:
@@ -183,7 +179,7 @@ def test_the_numbers_of_the_transfer_table(results: Results, read: Reader) -> No
             "reliability", other="r without noise", quantity="accuracy", name=name, scale=row[1]
         )[0]
         assert row[2:4] == [with_interval(mine), str(mine.n)]
-        assert row[4:7] == ["80", page.p_value(mine.p), page.p_value(mine.q)]
+        assert row[4:7] == ["80", p_value(mine.p), p_value(mine.q)]
         assert row[8] == (with_interval(clean) if math.isfinite(clean.estimate) else "")
         seen.add((name, row[1]))
     assert len(seen) == 10
@@ -194,7 +190,7 @@ def test_a_line_of_a_figure_has_an_interval_for_every_scale(results: Results) ->
     """A category whose mean is over other benchmarks at one scale than at the other is one line all the same."""
     means = results.rows("transfer", protocol="category_transfer", category="Commonsense")
     assert {row.name for row in means} == {"mean of 2", "mean of up to 2"}
-    drawn = [figure for protocol in PROTOCOLS for figure in protocol.figures(results).values()]
+    drawn = [file.of for protocol in PROTOCOLS for file in files(protocol.shown(results))]
     shown = [figure for figure in drawn if isinstance(figure, Intervals) and figure.rows]
     for figure in shown:
         in_panels = []

@@ -12,7 +12,7 @@ import pytest
 
 from evalengine import metrics
 from evalengine.analysis import registry, report, study, summary
-from evalengine.analysis.figure import Intervals
+from evalengine.analysis.figure import File, Heading, Intervals
 from evalengine.analysis.groups import Data, Group, Label
 from evalengine.analysis.items import read_store
 from evalengine.analysis.panel import load_panel
@@ -45,8 +45,11 @@ def label(row: Row) -> str:
 GAIN = Protocol(
     "gain",
     rows=lambda study: study.rows(gain(study.data)),
-    section=lambda results: f"<h2>Gain</h2>{len(results.rows('gain'))} rows",
-    figures=lambda results: {"gain": Intervals(results.rows("gain"), label)},
+    shown=lambda results: [
+        Heading("Gain"),
+        f"{len(results.rows('gain'))} rows",
+        File("gain", Intervals(results.rows("gain"), label)),
+    ],
     claims=lambda results: [Claim(SUPPORTED, f"{len(results.tables['gain'])} gains.")],
 )
 
@@ -66,7 +69,7 @@ def test_a_protocol_in_the_registry_is_everywhere(tmp_path: Path, monkeypatch: p
     assert {(row["contrast"], row["scale"], row["minus"]) for row in difference} == {("scale", "1B", "240M")}
     assert len(stored) == 3 * len(difference) == 3 * len(panel.benchmarks)
     html = report.write_report(tmp_path, tmp_path).read_text()
-    assert "<h2>Gain</h2>10 rows" in html and "15 gains." in html
+    assert '<h2>Gain</h2><p class="hint">10 rows</p>' in html and "15 gains." in html
     first, second = (
         report.write_figures(tmp_path, tmp_path / name, list(report.FORMATS)) for name in ("a", "b")
     )

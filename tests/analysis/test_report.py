@@ -166,7 +166,7 @@ def test_names_are_not_taken_for_formulas(folder: Path) -> None:
     results = load_results(folder)
     rows = [row._replace(name=r"$\frac$") for row in results.rows("coherence")]
     with styled():
-        assert r"$\frac$" in svg(results, Intervals(rows, lambda row: row.name), "coherence")
+        assert r"$\frac$" in svg(results.method, Intervals(rows, lambda row: row.name), "coherence")
 
 
 def test_n_is_that_of_the_estimates_shown(folder: Path) -> None:
@@ -182,16 +182,16 @@ def test_n_is_that_of_the_estimates_shown(folder: Path) -> None:
 def test_summary_claims_only_what_intervals_carry(folder: Path) -> None:
     results = load_results(folder)
     found = summarise(results)
-    text = " ".join(found.supported)
+    text = " ".join(found["supported"])
     for row in results.rows("transfer", protocol="category_transfer", category="All"):
         if row.scale not in results.scales:
             continue
         claim = any(
             f"all benchmarks at {row.scale}" in line and f"{row.quantity} at" in line
-            for line in found.supported
+            for line in found["supported"]
         )
         assert claim == (row.low > 0), (row, text)
-    assert any("There are 9 mixtures" in line for line in found.cautions)
+    assert any("There are 9 mixtures" in line for line in found["caution"])
     verdicts = {(v["quantity"], v["benchmark"]): v["verdict"] for v in results.verdicts}
     for (quantity, benchmark), verdict in verdicts.items():
         rows = results.rows("transfer", protocol="transfer", quantity=quantity, name=benchmark)

@@ -8,13 +8,14 @@ import numpy as np
 import planted
 import pytest
 
-from evalengine.analysis.figure import panels
+from evalengine.analysis.figure import files, panels
 from evalengine.analysis.noise import from_items
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.results import load_results
-from evalengine.analysis.scatter import figures, scatters
+from evalengine.analysis.scatter import scatters
 from evalengine.analysis.scatter_drawing import labels, place_labels
 from evalengine.analysis.study import Options, analyse
+from evalengine.analysis.transfer import shown
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +56,8 @@ def test_chance_is_shown_where_it_is_known(study) -> None:
 
 def test_a_figure_for_each_quantity_and_scale(study) -> None:
     _, results = study
-    found = figures(results)
-    assert list(found) == [f"scatter_{q}_{s}" for q in ("accuracy", "confidence") for s in ("240M", "1B")]
+    found = {file.name: file.of for file in files(shown(results)) if file.name.startswith("scatter")}
+    assert set(found) == {f"scatter_{q}_{s}" for q in ("accuracy", "confidence") for s in ("240M", "1B")}
     assert list(panels(found["scatter_accuracy_1B"])) == ["Commonsense", "Science", "NLI"]
 
 
