@@ -167,7 +167,7 @@ def _slope(
         row = row._replace(
             p_permutation=permutation_p(x_MI, y_MI, orders), p_least=permutation_p(x_MI, x_MI, orders)
         )
-    different = len(np.unique(x_MI.round(9), axis=0))
+    different = len({row_I.tobytes() for row_I in x_MI.round(9) + 0.0})  # + 0.0: a zero has no sign
     if different < row.n:
         said = f"{row.n} mixtures have {different} different sets of doses"
         row = row._replace(note=joined(row.note, said))

@@ -15,6 +15,7 @@ Dims: M mixtures, I items, W sign vectors, L relabellings.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Hashable, Sequence
@@ -30,6 +31,7 @@ RELABELLED_MOST = 40_320
 TIE = 1e-9  # relative
 
 
+@functools.cache
 def signs(M: int, seed: int = 0) -> Array:
     """(W, M) of -1 and 1; the first row is all ones."""
     if M <= ALL_SIGNS:

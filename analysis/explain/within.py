@@ -114,13 +114,12 @@ def varies(within_MI: Array) -> bool:
 
 def influence(within_VMI: Array, slope_K: Array) -> Array:
     """What each item and mixture does to the slopes, (K, M, I): (X'X)^-1 x e; NaN without slopes."""
-    x_KMI = within_VMI[:-1]
+    K, *cells = within_VMI[:-1].shape
     if np.isnan(slope_K).any():
-        return np.full(x_KMI.shape, np.nan)
-    residual_MI = within_VMI[-1] - np.tensordot(slope_K, x_KMI, 1)
-    bread_KK = np.linalg.inv(np.tensordot(x_KMI, x_KMI, ((1, 2), (1, 2))))
-    out: Array = np.tensordot(bread_KK, x_KMI * residual_MI, 1)
-    return out
+        return np.full((K, *cells), np.nan)
+    x_KC, y_C = within_VMI[:-1].reshape(K, -1), within_VMI[-1].ravel()
+    out_KC: Array = np.linalg.inv(x_KC @ x_KC.T) @ (x_KC * (y_C - slope_K @ x_KC))
+    return out_KC.reshape(K, *cells)
 
 
 def clustered(influence_KMI: Array) -> Errors:

@@ -392,7 +392,7 @@ def test_without_crossing_n_grams_the_section_is_named_as_not_shown(tmp_path: Pa
     title, why = "Does a benchmark follow its text?", "crossing n-grams whose counts differ between mixtures"
     assert findings.method["not_shown"][title] == why and f"{title} (needs {why})" in not_shown(findings)
     (section,) = [one for one in EXPLAINERS if one.title == title]
-    assert section.section(findings) == ""
+    assert section.section(findings) == []
 
 
 def test_a_task_whose_items_have_the_same_answers_says_nothing_of_items(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_n_is_that_of_the_estimates_shown(folder: Path) -> None:
     rows = results.rows("coherence", protocol="coherence")
     lost = rows[0]._replace(estimate=math.nan, low=math.nan, high=math.nan, n=0)
     with styled():
-        drawn = svg(results, Intervals([lost, *rows[1:]], lambda row: f"{row.category}, {row.name}"), "")
+        drawn = svg(results.method, Intervals([lost, *rows[1:]], lambda row: f"{row.category}, {row.name}"), "")
     assert "n = 9" in drawn and "n = 0" not in drawn
 
 
@@ -206,7 +206,7 @@ def test_the_scale_of_fewest_mixtures_is_the_one_to_be_warned_of(tmp_path: Path)
     planted.write_study(tmp_path / "s", {"rte": 0.5, "piqa": 0.5}, items=40, mixtures=names, skip=skip)
     analyse(load_panel(tmp_path / "s"), Options(bootstrap=300)).write(tmp_path)
     found = summarise(load_results(tmp_path))
-    assert any(line.startswith("There are 5 mixtures at 1B. ") for line in found.cautions)
+    assert any(line.startswith("There are 5 mixtures at 1B. ") for line in found["caution"])
     page = write_report(tmp_path, tmp_path).read_text()
     assert "with intervals over mixtures, n = 5 to 22." in page
 
