@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from evalengine import files
 
 T = TypeVar("T")
+MOST = 8  # threads of one kernel: calls are short, and each thread takes some 20 us to begin
 
 # .here: this thread belongs to the pool, whose other threads have work of their own
 _running = threading.local()
@@ -51,6 +52,6 @@ def each(calls: Iterable[Callable[[], T]]) -> list[T]:
 
 def spread(kernel: Callable[..., None], n: int, *arrays: Any) -> None:
     """Calls kernel(first, last, *arrays) with ranges that make up range(n). Ranges write to different elements of the arrays."""
-    parts = 1 if getattr(_running, "here", False) else min(count(), n)
+    parts = 1 if getattr(_running, "here", False) else min(count(), n, MOST)
     ends = [n * k // parts for k in range(parts + 1)] if n else []
     each(functools.partial(kernel, first, last, *arrays) for first, last in itertools.pairwise(ends))
