@@ -224,7 +224,7 @@ def _info(args: argparse.Namespace, known: dict[str, Known]) -> Info:
     return read_info(Path(args.benchmark_info) if args.benchmark_info else None, said, known)
 
 
-def _with(who: Checkpoint, constant: dict[str, str]) -> Checkpoint:
+def _with(who: Checkpoint, constant: dict[str, Any]) -> Checkpoint:
     """A checkpoint with what stands behind its file's name."""
     if seed := constant.pop("replicate", ""):
         who = who._replace(name=f"{who.name}-replicate{seed}", seed=seed)
