@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from evalengine.arrow import numbers
 from evalengine.errors import UserError
 from evalengine.metrics import known_metric, raw_answers, table_answers
+from evalengine.store import ONE_MODEL, UNSTATED, of_one_model
 from evalengine.untrusted import printable
 
 if TYPE_CHECKING:
@@ -35,11 +36,6 @@ MUST_AGREE = {  # metadata that must be one value per benchmark, and what a user
     "limit": "limits",
     "data_hash": "data files",
 }
-ONE_MODEL = {  # likewise per checkpoint, where files state it: imported ones do not
-    "checkpoint_fingerprint": "weights",
-    "tokenizer_hash": "a tokenizer",
-    "identity": "a scale, mixture and stage",
-}
 READ = (*MUST_AGREE, *ONE_MODEL, "dtype", "backend", "default_score", "checkpoint_seed", "blocks")
 
 
@@ -50,7 +46,7 @@ class Checkpoint(NamedTuple):
     stage: str | None
     seed: str = ""  # "" where it is not stated
     blocks: str = ""  # JSON: factors of the design, and this mixture's label
-    one_model: tuple[str, ...] = ("",) * len(ONE_MODEL)  # what its files state, of ONE_MODEL
+    one_model: tuple[str, ...] = UNSTATED  # what its files state of it
 
 
 class BenchmarkItems(NamedTuple):
@@ -133,18 +129,6 @@ def _refuse_mixed(name: str, one: Scored, other: Scored) -> None:
             )
 
 
-def _of_one_model(path: Path, checkpoint: Checkpoint, metadata: Mapping[str, str]) -> Checkpoint:
-    """The checkpoint with what this file states. Refuses a file that was scored when another model had the checkpoint's name."""
-    for (key, what), known in zip(ONE_MODEL.items(), checkpoint.one_model, strict=True):
-        if known and metadata[key] not in ("", known):
-            raise UserError(
-                f"{path} was scored with {what} that other benchmarks of {checkpoint.name} were not: score all of them again"
-                " with one command, or delete the files that are out of date"
-            )
-    stated = tuple(metadata[key] or known for key, known in zip(ONE_MODEL, checkpoint.one_model, strict=True))
-    return checkpoint._replace(one_model=stated)
-
-
 def _notes(found: Sequence[Scored]) -> list[str]:
     """What has to be known of a benchmark that was scored in this way."""
     first = found[0].metadata
@@ -218,7 +202,8 @@ def scored_tables(
         if checkpoint not in checkpoints:
             scale, mixture, stage = (_first(table, key) for key in ("scale", "mixture", "stage"))
             checkpoints[checkpoint] = Checkpoint(checkpoint, scale, mixture, stage)
-        checkpoints[checkpoint] = _of_one_model(path, checkpoints[checkpoint], metadata)
+        known = checkpoints[checkpoint]
+        checkpoints[checkpoint] = known._replace(one_model=of_one_model(path, metadata, known.one_model))
         stated = {"seed": metadata["checkpoint_seed"], "blocks": metadata["blocks"]}
         if any(stated.values()):
             checkpoints[checkpoint] = checkpoints[checkpoint]._replace(**stated)

@@ -121,7 +121,7 @@ class Checkpoint:
         if not self.config.get("auto_map"):
             return ""
         digest = hashlib.sha256()
-        for file in sorted(self.model_folder.rglob("*.py")):
+        for file in sorted(path for path in self.model_folder.rglob("*.py") if path.is_file()):
             digest.update(str(file.relative_to(self.model_folder)).encode() + b"\0")
             digest.update(hashlib.sha256(file.read_bytes()).digest())
         return digest.hexdigest()[:16]

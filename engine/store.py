@@ -11,7 +11,7 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 STORE_VERSION = "2"
 KEYS = ("checkpoint", "scale", "mixture", "stage", "benchmark", "category")
+ONE_MODEL = {  # metadata that all files of a checkpoint share, but for imported ones, which do not state it
+    "checkpoint_fingerprint": "weights",
+    "tokenizer_hash": "a tokenizer",
+    "identity": "a scale, mixture and stage",
+}
+UNSTATED = ("",) * len(ONE_MODEL)
 
 
 @functools.cache
@@ -93,10 +99,33 @@ def paths(store: Path | str) -> list[Path]:
 
 
 def load(store: Path | str = "scores") -> pa.Table:
-    """All scores of a store as one table, one row per (checkpoint, benchmark, item)."""
+    """All scores of a store as one table, one row per (checkpoint, benchmark, item).
+
+    Raises UserError where a file is damaged, and where those of one checkpoint are of several models.
+    """
     import pyarrow as pa
 
-    return pa.concat_tables([read(path) for path in paths(store)]).unify_dictionaries()
+    tables, known = [], dict[Path, tuple[str, ...]]()
+    for path in paths(store):
+        tables.append(read(path))
+        about = {k.decode(): v.decode() for k, v in (tables[-1].schema.metadata or {}).items()}
+        known[path.parent] = of_one_model(path, about, known.get(path.parent, UNSTATED))
+    return pa.concat_tables(tables).unify_dictionaries()
+
+
+def of_one_model(path: Path, metadata: Mapping[str, str], known: tuple[str, ...]) -> tuple[str, ...]:
+    """What a checkpoint's files state of ONE_MODEL: what is `known` from others, and what this one adds.
+
+    Raises UserError for a file that was scored when another model had the checkpoint's name.
+    """
+    stated = [metadata.get(key, "") for key in ONE_MODEL]
+    for what, now, other in zip(ONE_MODEL.values(), stated, known, strict=True):
+        if now and other not in ("", now):
+            raise UserError(
+                f"{path} was scored with {what} that other benchmarks of {path.parent.name} were not: score all of them again"
+                " with one command, or delete the files that are out of date"
+            )
+    return tuple(now or other for now, other in zip(stated, known, strict=True))
 
 
 @contextlib.contextmanager

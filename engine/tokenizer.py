@@ -19,6 +19,8 @@ from evalengine.untrusted import reason
 
 WORDS = ("no", "B", "42", "yes")
 PROBES = (*WORDS, "The sun is up", "Question: Which one isn't it?\nAnswer: the moon, 384,400 km away.")
+# On which normalisers and the rules that cut a text into words differ.
+UNUSUAL = ("cafe\u0301 \ufb01ne", "He said: \"I'LL (not) go, 'so'.\"\n\n1. x-ray\t$5  #tag_a; 2024:\r\n  end")
 
 
 def load_tokenizer(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
@@ -93,10 +95,10 @@ def as_the_file_says(tokenizer: Any, checkpoint: Checkpoint) -> Any:
         return tokenizer
     if not (checkpoint.tokenizer_folder / "tokenizer.json").is_file():
         return tokenizer
-    own = PreTrainedTokenizerFast.from_pretrained(checkpoint.tokenizer_folder)
-    expected = ids_of(own, list(PROBES), special=False)
+    own, probes = PreTrainedTokenizerFast.from_pretrained(checkpoint.tokenizer_folder), [*PROBES, *UNUSUAL]
+    expected = ids_of(own, probes, special=False)
     with contextlib.suppress(Exception):  # such as an <unk> that the vocabulary does not have
-        if ids_of(tokenizer, list(PROBES), special=False) == expected:
+        if ids_of(tokenizer, probes, special=False) == expected:
             return tokenizer
     console.warn(
         f"{checkpoint.name}: transformers' {type(tokenizer).__name__} encodes texts otherwise than its tokenizer.json:"

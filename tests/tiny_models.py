@@ -122,7 +122,7 @@ def save(
 ) -> Path:
     """Writes a checkpoint directory and returns it. `changed`: fields of its configuration."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tok = tokenizer(kind)
     torch.manual_seed(seed)
@@ -139,4 +139,9 @@ def save(
                 parameter.normal_(0.0, 0.1, generator=generator)
     model.save_pretrained(folder)
     tok.save_pretrained(folder)
+    own = AutoTokenizer.from_pretrained(folder)
+    if type(own).__module__.startswith("transformers.models."):
+        own.save_pretrained(
+            folder
+        )  # what transformers' class makes of the vocabulary, as a released checkpoint has it
     return folder

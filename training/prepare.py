@@ -101,7 +101,10 @@ def data_of(study: Study, data: Path | None, work: Path) -> Path | None:
 
 def _tokenizer(study: Study, data: Path | None, folder: Path) -> Tokenizer:
     spec = study.tokenizer
-    keys = {name: source_key(source, data, name) for name, source in study.sources.items()}
+    keys, older = (
+        {name: source_key(source, data, name, whole) for name, source in study.sources.items()}
+        for whole in (True, False)
+    )
     wanted: dict[str, Any] = {"spec": dataclasses.asdict(spec), "sources": keys if spec.vocab else {}}
     source = (data or Path(".")) / spec.path
     if spec.path and tokenizers.file_of(source).is_file():
@@ -112,7 +115,10 @@ def _tokenizer(study: Study, data: Path | None, folder: Path) -> Tokenizer:
         console.warn(f"the study's tokenizer {folder} was damaged: made again")
         shutil.rmtree(folder)
     elif made is not None:
-        if all(made[key] == value for key, value in wanted.items() if key in made):  # older ones say less
+        made |= {"sources": keys} if made.get("sources") == older else {}
+        if "adopted" not in made:  # by an earlier version
+            wanted.pop("adopted", None)
+        if all(made.get(key) == value for key, value in wanted.items()):
             return Tokenizer(folder)
         raise UserError(
             f"{folder} was made for another tokenizer setting or other sources: "

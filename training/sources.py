@@ -72,8 +72,11 @@ def batches(texts: Iterable[str], chars: int) -> Iterator[list[str]]:
         yield batch
 
 
-def source_key(spec: SourceSpec, data: Path | None, name: str) -> str:
-    """Changes when a source's specification or its files change. Reads the files whole, about 1 GB/s."""
+def source_key(spec: SourceSpec, data: Path | None, name: str, whole: bool = True) -> str:
+    """Changes when a source's specification or its files change. Reads the files whole, about 1 GB/s.
+
+    `whole` False: the key that earlier versions made, of each file's size and ends.
+    """
     values = dataclasses.astuple(spec)
     parts: list[Any] = [values if spec.files else values[:-1]]  # without `files`: as if it were not there
     for file in [] if spec.hub else files(spec, data, name):
@@ -82,7 +85,7 @@ def source_key(spec: SourceSpec, data: Path | None, name: str) -> str:
             head = zlib.crc32(stream.read(END_BYTES))
             stream.seek(max(0, size - END_BYTES))
             ends = head, zlib.crc32(stream.read())
-        between = [_crc(file, size, file.stat().st_mtime_ns)] if size > 2 * END_BYTES else []
+        between = [_crc(file, size, file.stat().st_mtime_ns)] if whole and size > 2 * END_BYTES else []
         parts.append((file.name, size, *ends, *between))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 

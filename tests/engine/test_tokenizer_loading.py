@@ -222,6 +222,21 @@ def test_tokenizer_json_decides_where_a_class_would_encode_otherwise(
     assert "tokenizer.json is used as it is" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("normaliser", [None, "NFC", "NFKC"])
+@pytest.mark.parametrize("model_type", ["qwen2", "gpt2", "gpt_neox", "cohere", "mamba"])
+def test_the_normaliser_is_the_files_and_not_the_classs(
+    tmp_path: Path, model_type: str, normaliser: str | None
+) -> None:
+    from tokenizers import Tokenizer, normalizers
+
+    own = Tokenizer.from_str(tiny_models.tokenizer("byte_level").backend_tokenizer.to_str())
+    if normaliser:
+        own.normalizer = getattr(normalizers, normaliser)()
+    place = checkpoint(tmp_path / "own", model_type, tokenizer_json=own.to_str(), tokenizer_config_json={})
+    texts = ["cafe\u0301", "Zu\u0308rich is \ufb01ne", *TEXTS]
+    assert Encoder(load_tokenizer(place, False), 64).texts(texts) == [own.encode(text).ids for text in texts]
+
+
 def test_a_class_that_encodes_as_its_file_does_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

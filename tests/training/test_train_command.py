@@ -18,7 +18,7 @@ from tiny_study import STUDY, TORCHRUN
 
 from evalengine.cli import main
 from evalengine.errors import UserError
-from evalengine.training import conversations
+from evalengine.training import conversations, sources
 from evalengine.training.loop import fit
 from evalengine.training.prepare import prepare
 from evalengine.training.runner import lock, selected
@@ -105,6 +105,28 @@ def test_an_adopted_tokenizer_that_changed_is_refused(
     shutil.rmtree(own)
     prepare(study, data, out)  # it has its own copy
     assert made.read_bytes() == before
+
+
+def test_a_tokenizer_that_an_earlier_version_made_is_kept(
+    data: Path, write_study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It was made for keys of the files' ends. A file that changes between them is another source since."""
+    monkeypatch.setattr(sources, "END_BYTES", 1000)
+    own, out = tmp_path / "own", tmp_path / "out"
+    shutil.copytree(data, own)
+    study = load(write_study())
+    folder = prepare(study, own, out).tokenizer
+    about = json.loads((folder / "made_from.json").read_text())
+    older = {name: sources.source_key(spec, own, name, whole=False) for name, spec in study.sources.items()}
+    assert about["sources"] != older
+    (folder / "made_from.json").write_text(json.dumps(about | {"sources": older}))
+    assert prepare(study, own, out).tokenizer == folder
+    (folder / "made_from.json").write_text(json.dumps(about))
+    text = (own / "corpora/web_a.txt").read_text()
+    middle = text.index("a", len(text) // 2)
+    (own / "corpora/web_a.txt").write_text(text[:middle] + "e" + text[middle + 1 :])
+    with pytest.raises(UserError, match="made for another tokenizer setting or other sources: use --fresh"):
+        prepare(study, own, out)
 
 
 @pytest.mark.slow
