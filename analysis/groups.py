@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis import cells
 from evalengine.analysis.bootstrap import DEGENERATE_MOST, Resamples, degenerate_share
 from evalengine.analysis.correlation import Sample, correlate, degrees_of_freedom
 from evalengine.analysis.panel import Panel
 
 Array = NDArray[np.float64]
 Pairs = NDArray[np.int64]
-ALL = "All"
+ALL = cells.ALL
 
 
 # Kinds of contrasts.
