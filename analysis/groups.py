@@ -55,6 +55,9 @@ PARTIAL = "partial"  # a mean that leaves out some of its members
 ITEM_NOISE = "item noise"  # the mixtures differ no more than item noise makes them differ
 
 
+OFTEN_UNDEFINED = f"undefined in more than {DEGENERATE_MOST:.0%} of the resamples"
+
+
 def without(lost: Sequence[str], why: str = "") -> Note:
     """The note of a mean that leaves out `lost`."""
     return Note(PARTIAL, f"without {', '.join(lost)}{why}") if lost else Note()
