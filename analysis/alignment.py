@@ -26,6 +26,7 @@ from evalengine.analysis.correlation import (
 )
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, numbers
 from evalengine.analysis.groups import (
+    OFTEN_UNDEFINED,
     PARTIAL,
     SCALE,
     STAGE,
@@ -136,13 +137,16 @@ def _group(
 
 def _statistic(data: Data, label: Label, found: Found, kind: str = "") -> Statistic:
     """What is reported of it, and why nothing is; kind: of a contrast."""
-    value_C, n = data.reportable(found.value_C[None])[0], int(found.known_M.sum())
+    value_C, n = data.reportable(found.value_C[None].copy())[0], int(found.known_M.sum())
     benchmarks = data.panel.categories.count(label.category)
     if label.name in (WITHIN, PERSISTENCE) and benchmarks < 3:
         note = Note(UNDEFINED, f"{benchmarks} benchmarks are too few for an r in each mixture")
     elif degrees_of_freedom(found.known_M[None], data.panel.block_M)[0] < 3:
         value_C = np.full_like(value_C, np.nan)
         note = Note(UNDEFINED, f"{n} mixture{'s' * (n != 1)} with a value, too few")
+    elif np.isnan(value_C[0]):
+        defined = np.isfinite(found.value_C[0])
+        note = Note(UNDEFINED, OFTEN_UNDEFINED if defined else "too little varies: no r")
     elif found.one_side_M.any():
         note = Note(PARTIAL, f"over the {n} mixtures that have a value at both {kind}s")
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from evalengine.errors import UserError
 from evalengine.labels import TRAINED, natural_key, scale_key, stage_key
 
 DEFAULT_STAGES = ("pt", "sft")
+ALL = "All"  # the mean over all benchmarks, so no category's name
 CATEGORY_ORDER = ("Commonsense", "Science", "NLI", "Semantic")
 
 
@@ -40,6 +41,14 @@ class Cell(NamedTuple):
 def category_key(category: str) -> tuple[int, str]:
     """The order of categories."""
     return (CATEGORY_ORDER.index(category) if category in CATEGORY_ORDER else len(CATEGORY_ORDER), category)
+
+
+def refuse_all(categories: Mapping[str, str]) -> None:
+    """Raises UserError where a benchmark's category (by benchmark) has the name of the mean over all benchmarks."""
+    if taken := [benchmark for benchmark, category in categories.items() if category == ALL]:
+        raise UserError(
+            f"{names(taken)}: the category is called {ALL}, as the mean over all benchmarks is: give it another name"
+        )
 
 
 def choose_stages(found: set[str], asked: Sequence[str] | None) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from evalengine.analysis.alignment import WITHIN, alignment
 from evalengine.analysis.bootstrap import Array, draw_resamples, intervals
 from evalengine.analysis.coherence import benchmark_coherence, coherence
 from evalengine.analysis.contrasts import category_contrasts
-from evalengine.analysis.coverage import panel_of
+from evalengine.analysis.coverage import at_least, panel_of
 from evalengine.analysis.groups import BENCHMARK, QUANTITY, STAGE, Group
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.shares import THRESHOLDS, benchmark_shares
@@ -152,10 +152,12 @@ def _apart(r_BB: Array, b: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--draws", type=int, default=400, help="studies of a design")
-    parser.add_argument("--mixtures", type=int, default=9)
+    parser.add_argument("--draws", type=at_least(1), default=400, help="studies of a design")
+    parser.add_argument("--mixtures", type=at_least(4), default=9)
     parser.add_argument("--designs", default=",".join(DESIGNS))
     args = parser.parse_args()
+    if unknown := set(args.designs.split(",")) - set(DESIGNS):
+        parser.error(f"--designs {','.join(sorted(unknown))}: choose from {', '.join(DESIGNS)}")
     plan = draw_resamples(args.mixtures, RESAMPLES, 0)
     print("| statistic | studies | data | " + " | ".join(KINDS) + " |")
     print("|---" * (3 + len(KINDS)) + "|")

@@ -10,7 +10,7 @@ on Fisher's z, coherence and differences between scales BCa with Student's t.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -216,13 +216,27 @@ def studies_of(studies: int, n: int, distribution: str) -> Iterator[Errors]:
         yield rates("5 of 20 with r = -0.9 and 0.9, else 0", -0.9 * quarter, 0.9 * quarter)
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """Reads a whole number; not argparse's own words, which name a type."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"'{text}' is no whole number from {least} up")
+        return int(text)
+
+    return read
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--draws", type=int, default=1000, help="draws a cell")
-    parser.add_argument("--studies", type=int, default=200, help="studies a row of the verdicts")
+    parser.add_argument("--draws", type=at_least(1), default=1000, help="draws a cell")
+    parser.add_argument("--studies", type=at_least(1), default=200, help="studies a row of the verdicts")
     parser.add_argument("--mixtures", default="6,9,12,20", help="numbers of mixtures")
     args = parser.parse_args()
-    sizes = [int(n) for n in args.mixtures.split(",")]
+    try:
+        sizes = [at_least(4)(n) for n in args.mixtures.split(",")]
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"--mixtures {args.mixtures}: {error}")
     print("| statistic | data | n | truth | " + " | ".join(KINDS) + " |")
     print("|---" * (4 + len(KINDS)) + "|")
     for n in sizes:

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis import cells
 from evalengine.analysis.bootstrap import DEGENERATE_MOST, Resamples, degenerate_share
 from evalengine.analysis.correlation import Sample, correlate, degrees_of_freedom
 from evalengine.analysis.panel import Panel
 
 Array = NDArray[np.float64]
 Pairs = NDArray[np.int64]
-ALL = "All"
+ALL = cells.ALL
 
 
 # Kinds of contrasts.
@@ -52,6 +53,9 @@ class Note(NamedTuple):
 UNDEFINED = "undefined"  # there is no estimate
 PARTIAL = "partial"  # a mean that leaves out some of its members
 ITEM_NOISE = "item noise"  # the mixtures differ no more than item noise makes them differ
+
+
+OFTEN_UNDEFINED = f"undefined in more than {DEGENERATE_MOST:.0%} of the resamples"
 
 
 def without(lost: Sequence[str], why: str = "") -> Note:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,6 +82,9 @@ def read_study(where: str) -> Mixtures:
         raise UserError(
             f"{path} has neither `mixtures:` of sources and shares nor `blocks:` of factors and labels: give a study file"
         ) from None
+    for name, parts in mixtures.items():
+        if not all(0.0 <= share < math.inf for share in parts.values()):
+            raise UserError(f"{path}: the shares of mixture {name} must be numbers from 0 up: correct them")
     found = from_sources(mixtures)
     return found._replace(factors={**found.factors, **factors})
 

@@ -78,10 +78,14 @@ def _notes(figure: Figure) -> str:
     """What the stars in a figure of intervals stand for."""
     if not isinstance(figure, Intervals):
         return ""
-    every = set(map(figure.label, figure.rows))
+    every = by(figure.rows, figure.label)
     lines = []
     for note, rows in by([row for row in figure.rows if row.note], lambda row: row.note).items():
-        names = dict.fromkeys(map(figure.label, rows))
-        text = note if len(names) == len(every) else f"{', '.join(names)}: {note}"
+        noted = by(rows, figure.label)
+        names = [
+            name if len(mine) == len(every[name]) else f"{name} ({', '.join(row.at for row in mine)})"
+            for name, mine in noted.items()
+        ]
+        text = note if len(rows) == len(figure.rows) else f"{', '.join(names)}: {note}"
         lines.append(f'<p class="hint">* {escape(text)}</p>')
     return "".join(lines)

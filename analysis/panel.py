@@ -27,6 +27,7 @@ from evalengine.analysis.cells import (
     choose_stages,
     lacking,
     paired_cells,
+    refuse_all,
     refuse_twins,
     stages_of,
 )
@@ -253,6 +254,7 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     refuse_twins(every)
     known = paired_cells([cell for cell in every if cell.stage in pair], pair, said)
     category_of = {cell.benchmark: cell.category or "Other" for cell in known}
+    refuse_all(category_of)
     axes = Axes(
         tuple(sorted({cell.place[0] for cell in known}, key=scale_key)),
         pair,

@@ -16,7 +16,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from evalengine.analysis.bootstrap import DEGENERATE_MOST
 from evalengine.analysis.claims import either, with_n
 from evalengine.analysis.contrasts import category_contrasts, scale_contrast
 from evalengine.analysis.correlation import residuals
@@ -24,6 +23,7 @@ from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, f
 from evalengine.analysis.groups import (
     ALL,
     CATEGORY,
+    OFTEN_UNDEFINED,
     QUANTITY,
     SCALE,
     UNDEFINED,
@@ -96,10 +96,9 @@ def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int, few: bool) -> 
         if panel.block_M is not None and not residuals(x_TM[t : t + 1], panel.block_M[known_M]).any():
             return f"{quantity} at {stage} does not vary{within}: no spread to correlate"
     different = min(len(np.unique(np.round(x, 12))) for x in x_TM)
-    return (
-        f"{quantity} takes only {different} different values over {n} mixtures, so unevenly that r is undefined in more than "
-        f"{DEGENERATE_MOST:.0%} of the resamples"
-    )
+    if different == n:  # the mixtures that are resampled are all, and some resamples hold hardly one of these
+        return f"{n} of {len(panel.mixtures)} mixtures have both values: r{within} is {OFTEN_UNDEFINED}"
+    return f"{quantity} takes only {different} different values over {n} mixtures, so unevenly that r is {OFTEN_UNDEFINED}"
 
 
 def category_transfer(single: Group, panel: Panel) -> Group:

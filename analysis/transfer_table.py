@@ -16,9 +16,9 @@ def words(results: Results) -> str:
     """What the table's columns are."""
     change = f" Change: {results.scales[-1]} − {results.scales[0]}." if len(results.scales) > 1 else ""
     return (
-        f"In brackets after a category: how many benchmarks its mean is over.{change} p: permutation test; q: Benjamini and "
-        f"Hochberg's, over the benchmarks or the means of a scale. {CEILING.capitalize()}: the r that item noise would leave of "
-        "a perfect correlation."
+        f"In brackets after a category: how many benchmarks its mean is over.{change} p: permutation test, of a mean over the "
+        "mixtures that have all its benchmarks; q: Benjamini and Hochberg's, over the benchmarks or the means of a scale. "
+        f"{CEILING.capitalize()}: the r that item noise would leave of a perfect correlation."
     )
 
 

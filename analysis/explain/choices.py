@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis.cells import refuse_all
 from evalengine.analysis.items import Checkpoint, category_of, scored_tables
 from evalengine.arrow import numbers
 from evalengine.errors import UserError
@@ -170,6 +171,7 @@ def read_choices(store: Path | str, metric: str | None = None, formats: bool = F
         found.append(choices)
         if lost:
             notes.append(f"{name}: {lost} items without a finite score on some checkpoint are left out")
+    refuse_all({one.name: one.category for one in found})
     found.sort(key=lambda one: (category_key(one.category), one.name))
     return Scores(checkpoints, tuple(found), emulated, tuple(notes))
 

@@ -85,7 +85,12 @@ def design_of(scores: Scores, stages: Sequence[str] | None = None) -> Design:
         places = ordered(of)
         whole = [place for place in places if set(pair) <= of[place].keys()]
         if len(whole) < len(places):
-            lonely = [mixture for mixture, seed in places if (mixture, seed) not in whole]
+            kept = {mixture for mixture, _ in whole}
+            lonely = dict.fromkeys(
+                f"{mixture} (its run {seed})" if mixture in kept else mixture
+                for mixture, seed in places
+                if (mixture, seed) not in whole
+            )
             notes.append(f"scale {scale}: without both {pair[0]} and {pair[1]}, left out: {names(lonely)}")
         if whole:
             runs[scale] = tuple(

@@ -358,3 +358,7 @@ def test_a_file_names_blocks_of_mixtures_that_no_study_describes(tmp_path: Path)
         file.write_text(text)
         with pytest.raises(UserError, match=r"neither `mixtures:` .* nor `blocks:`"):
             read_study(str(file))
+    for share in ("-0.1", ".nan", ".inf"):
+        file.write_text(f"mixtures: {{a: {{web: 1.1, code: {share}}}}}\n")
+        with pytest.raises(UserError, match="the shares of mixture a must be numbers from 0 up"):
+            read_study(str(file))

@@ -87,7 +87,10 @@ def test_designs_pair_the_runs(scores: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="both claim scale 1B, mixture a, stage pt"):
         design_of(found)
     found.checkpoints["other"] = twin._replace(seed="1")
-    assert any("left out: a" in note for note in design_of(found).notes)
+    (note,) = design_of(found).notes
+    assert (
+        note == "scale 1B: without both pt and sft, left out: a (its run 1), b"
+    )  # of a, the other run is compared
 
 
 def test_the_two_way_mean_is_the_closed_form_of_random_effects() -> None:

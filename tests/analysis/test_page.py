@@ -204,6 +204,17 @@ def test_a_line_of_a_figure_has_an_interval_for_every_scale(results: Results) ->
     assert len(shown) >= 4
 
 
+def test_a_note_of_one_scale_is_not_said_of_the_others(results: Results) -> None:
+    rows = [
+        row._replace(note="") for row in results.rows("transfer", protocol="transfer", quantity="accuracy")
+    ]
+    name, scale = rows[0].name, rows[0].scale
+    figure = Intervals([rows[0]._replace(note="few"), *rows[1:]], lambda row: row.name)
+    assert f'<p class="hint">* {name} ({scale}): few</p>' in page.grid(results, figure)
+    both = [row._replace(note="few" if row.name == name else "") for row in rows]
+    assert f'<p class="hint">* {name}: few</p>' in page.grid(results, figure._replace(rows=both))
+
+
 @pytest.mark.parametrize("evil", ["<b onclick=x>", '"><i>', "<script>", "a & b"])
 def test_every_cell_is_escaped(evil: str) -> None:
     table = Table(evil, [evil, "r"], [[[evil, Mark(evil, "below")]]], stacked=True)

@@ -8,6 +8,7 @@ import numpy as np
 import planted
 import pytest
 
+from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.panel import Cell, assemble, choose_stages, load_panel, natural_key, scale_key
 from evalengine.errors import UserError
 
@@ -67,6 +68,17 @@ def test_two_stages_are_compared_in_the_order_of_training(stages: tuple[str, str
 def test_too_few_mixtures() -> None:
     with pytest.raises(UserError, match=r"at most 3 mixtures .*needs at least 4"):
         assemble(design(mixtures=3), None)
+
+
+def test_a_category_called_as_the_mean_of_all_is_refused(tmp_path: Path) -> None:
+    cells = [c._replace(category="All") for c in design()]
+    with pytest.raises(
+        UserError, match="rte: the category is called All, as the mean over all benchmarks is"
+    ):
+        assemble(cells, None)
+    planted.write_study(tmp_path, {"rte": 0.5}, items=5, categories={"rte": "All"})
+    with pytest.raises(UserError, match="rte: the category is called All"):
+        read_choices(tmp_path)
 
 
 def test_twins_are_refused() -> None:

@@ -11,7 +11,7 @@ import planted
 import pytest
 import scipy.stats as st
 
-from evalengine.analysis import power
+from evalengine.analysis import contrast_coverage, coverage, power
 from evalengine.analysis.bootstrap import resamples
 from evalengine.analysis.coverage import KINDS, coherence_of, mean_of, single, verdict_rates
 from evalengine.analysis.panel import load_panel
@@ -168,3 +168,26 @@ def test_power_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "More seeds or more mixtures?" in said and "+0.27" in said and "+0.11" in said
     assert main(["power", "--seed-share", "1"]) == 1
     assert "--seed-share 1 must be at least 0 and below 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "said"),
+    [
+        (coverage, ["--mixtures", "9,x"], "'x' is no whole number from 4 up"),
+        (coverage, ["--mixtures", "3"], "'3' is no whole number from 4 up"),
+        (coverage, ["--draws", "0"], "'0' is no whole number from 1 up"),
+        (contrast_coverage, ["--designs", "none"], "--designs none: choose from"),
+    ],
+)
+def test_what_cannot_be_simulated_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    module,
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["coverage", *arguments])
+    with pytest.raises(SystemExit):
+        module.main()
+    found = capsys.readouterr()
+    assert said in found.err and not found.out

@@ -368,6 +368,17 @@ def test_constant_missing_and_few(setup) -> None:
     assert category.estimate == pytest.approx(at["240M", "a2"].estimate) and "without a1, a3" in category.note
 
 
+def test_a_benchmark_that_few_of_the_mixtures_have_says_so() -> None:
+    """4 of 9: 9% of the resamples hold one of them at most, though all of their values differ."""
+    panel = make()
+    panel.values["accuracy"][1, 1, 4:, 0] = np.nan
+    single = transfer(fixed_data(panel, enumerate_resamples(9), "pearson"), "accuracy")
+    assert np.isnan(single.values["1B"][0, 0]) and np.isfinite(single.values["240M"][0, 0])
+    assert single.notes["1B"][0].text == (
+        "4 of 9 mixtures have both values: r is undefined in more than 5% of the resamples"
+    )
+
+
 def test_options_are_checked() -> None:
     panel = make()
     for options, said in (

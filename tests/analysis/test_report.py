@@ -175,7 +175,9 @@ def test_n_is_that_of_the_estimates_shown(folder: Path) -> None:
     rows = results.rows("coherence", protocol="coherence")
     lost = rows[0]._replace(estimate=math.nan, low=math.nan, high=math.nan, n=0)
     with styled():
-        drawn = svg(results.method, Intervals([lost, *rows[1:]], lambda row: f"{row.category}, {row.name}"), "")
+        drawn = svg(
+            results.method, Intervals([lost, *rows[1:]], lambda row: f"{row.category}, {row.name}"), ""
+        )
     assert "n = 9" in drawn and "n = 0" not in drawn
 
 
