@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 from evalengine.analysis.drawing import svg
 from evalengine.analysis.figure import Figure, Intervals, Mark, Scatters, Table, by, panels
@@ -97,10 +98,18 @@ def _notes(figure: Figure) -> str:
     """What the stars in a figure of intervals stand for."""
     if not isinstance(figure, Intervals):
         return ""
-    every = set(map(figure.label, figure.rows))
+    groups: dict[str, set[str]] = {}
+    for row in figure.rows:
+        groups.setdefault(figure.label(row), set()).add(figure.group(row))
+
+    def name(row: Any) -> str:
+        label = figure.label(row)
+        return label if len(groups[label]) == 1 else f"{figure.group(row)}, {label}"
+
+    every = set(map(name, figure.rows))
     lines = []
     for note, rows in by([row for row in figure.rows if row.note], lambda row: row.note).items():
-        names = dict.fromkeys(map(figure.label, rows))
+        names = dict.fromkeys(map(name, rows))
         text = note if len(names) == len(every) else f"{', '.join(names)}: {note}"
         lines.append(f'<p class="hint">* {escape(text)}</p>')
     return "".join(lines)
