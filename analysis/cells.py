@@ -69,7 +69,7 @@ def choose_stages(found: set[str], asked: Sequence[str] | None) -> tuple[str, ..
         return DEFAULT_STAGES
     if len(found) == 1:
         raise UserError(
-            f"all checkpoints have the stage '{listed[0]}': what carries over needs a second one "
+            f"the only stage here is '{listed[0]}', and what carries over needs a second one "
             f"({' and '.join(DEFAULT_STAGES)}); score the other stage's checkpoints into the same store"
         )
     if len(found) > 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import Any
 
 from evalengine.analysis.drawing import svg
 from evalengine.analysis.figure import (
@@ -78,13 +79,20 @@ def _notes(figure: Figure) -> str:
     """What the stars in a figure of intervals stand for."""
     if not isinstance(figure, Intervals):
         return ""
-    every = by(figure.rows, figure.label)
+    groups: dict[str, set[str]] = {}
+    for row in figure.rows:
+        groups.setdefault(figure.label(row), set()).add(figure.group(row))
+
+    def name(row: Any) -> str:
+        label = figure.label(row)
+        return label if len(groups[label]) == 1 else f"{figure.group(row)}, {label}"
+
+    every = by(figure.rows, name)
     lines = []
     for note, rows in by([row for row in figure.rows if row.note], lambda row: row.note).items():
-        noted = by(rows, figure.label)
         names = [
-            name if len(mine) == len(every[name]) else f"{name} ({', '.join(row.at for row in mine)})"
-            for name, mine in noted.items()
+            one if len(mine) == len(every[one]) else f"{one} ({', '.join(row.at for row in mine)})"
+            for one, mine in by(rows, name).items()
         ]
         text = note if len(rows) == len(figure.rows) else f"{', '.join(names)}: {note}"
         lines.append(f'<p class="hint">* {escape(text)}</p>')

@@ -121,7 +121,7 @@ def check_directory(path: Path) -> None:
         inside = sorted(child.name for child in path.iterdir() if (child / "config.json").is_file())
         hint = other_format(path) or "give a Hugging Face model directory"
         if inside:
-            hint = f"it holds {len(inside)} checkpoints: give {path}/*"
+            hint = f"it holds {len(inside)} checkpoint{'s' * (len(inside) > 1)}: give {path}/*"
         raise UserError(f"{path} is not a checkpoint: it has no config.json; {hint}")
 
 

@@ -157,9 +157,13 @@ def read_choices(store: Path | str, metric: str | None = None, formats: bool = F
     Items of which some checkpoint has a score that is not finite are left out for all, and named. Raises UserError as
     `items.read_store` does.
     """
-    from evalengine.analysis.panel import category_key
+    from evalengine.analysis.panel import RESULTS_FILE, category_key
     from evalengine.store import paths
 
+    if (Path(store) / RESULTS_FILE).is_file():
+        raise UserError(
+            f"{store} holds imported results, which say nothing of single items: `evalengine explain` reads a score store"
+        )
     by_benchmark: dict[str, list[Path]] = defaultdict(list)
     for path in paths(store):
         by_benchmark[path.stem].append(path)

@@ -21,7 +21,7 @@ after a benchmark that evalengine knows, and do not end in a score (.acc), becom
 errors and numbers of items are read from columns named after a score: piqa.acc_stderr, piqa_stderr, piqa_n, piqa_items.
   evalengine import table.csv --scale size --mixture data --stage step --where shots=0
   evalengine import small.csv@scale=60M large.csv@scale=1B --mixture index --stage step
-  evalengine import seeds.csv --mixture data --stage step --replicate seed --items 500,piqa=1838 --category mine=Science
+  evalengine import seeds.csv --mixture data --stage step --replicate seed --benchmarks piqa,mine --items 500,piqa=1838
 lm-evaluation-harness: give results_*.json, samples_*.jsonl, or the folders that hold them. A checkpoint is called
 MODEL@REVISION; scale, mixture and stage are read from the model's name, {scale}-{mixture}-{stage} by default. A
 --pattern of your own may also fit the whole name: --pattern '(?P<scale>.+)-(?P<mixture>.+)@step(?P<stage>.+)'.

@@ -52,7 +52,11 @@ class EvalengineLM(TemplateLM):
                 f"--model_args has no {wrong}: backend is torch or vllm, and vllm alone takes settings of its engine"
             )
         if backend == "torch":
-            settings |= {"device": device, "compile": compile}
+            import torch
+
+            # lm-eval's command says cuda:0 where the user says nothing; its own models then take the CPU, too
+            here = device != "cuda:0" or torch.cuda.is_available()
+            settings |= {"device": device if here else None, "compile": compile}
         settings |= {"batch_tokens": batch_tokens, "allow_pickle": allow_pickle}
         settings["trust_remote_code"] = trust_remote_code
         self.engine = BackendSpec(backend, "" if dtype in (None, "auto") else dtype, settings).make()

@@ -413,3 +413,14 @@ def test_names_longer_than_a_checkpoints(tmp_path: Path) -> None:
     imported(tmp_path / "out", file, "--replicate", "run")
     found = column(tmp_path / "out", "checkpoint")
     assert len(set(found)) == 4 and all(len(name.encode()) <= 200 for name in found)
+
+
+def test_explain_says_that_imported_results_have_no_items(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text("data,step,piqa\na,pt,0.5\na,sft,0.6\n")
+    given = ["import", str(tmp_path / "t.csv"), "--mixture", "data", "--stage", "step"]
+    assert main([*given, "--out", str(tmp_path / "imported")]) == 0
+    assert main(["explain", str(tmp_path / "imported"), "--out", str(tmp_path / "out")]) == 1
+    assert "holds imported results, which say nothing of single items" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -87,7 +87,7 @@ def test_twins_are_refused() -> None:
 
 
 def test_stages() -> None:
-    with pytest.raises(UserError, match="all checkpoints have the stage 'pt'"):
+    with pytest.raises(UserError, match="the only stage here is 'pt'"):
         assemble(design(stages=("pt",)), None)
     three = design(stages=("1000", "9000", "143000"))
     with pytest.raises(UserError, match=r"3 stages \(1000, 9000, 143000\)"):

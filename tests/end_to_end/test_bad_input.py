@@ -55,7 +55,7 @@ def test_no_such_checkpoint(refused: Callable[..., str], tmp_path: Path) -> None
 
 
 def test_a_folder_of_checkpoints(refused: Callable[..., str], good: Path) -> None:
-    assert "it holds 1 checkpoints: give" in refused(good.parent)
+    assert "it holds 1 checkpoint: give" in refused(good.parent)
 
 
 @pytest.mark.parametrize(

@@ -356,7 +356,14 @@ def test_lm_evals_own_command_runs_on_this_engine(tmp_path: Path, checkpoint: Pa
             }
         )
     )
-    given = ("--model", "evalengine", "--tasks", "own", "--include_path", tmp_path, "--device", "cpu")
+    given = (
+        "--model",
+        "evalengine",
+        "--tasks",
+        "own",
+        "--include_path",
+        tmp_path,
+    )  # no --device: lm-eval says cuda:0
     done = own_command(*given, "--model_args", f"pretrained={checkpoint}", "--output_path", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     (results,) = (tmp_path / "out").rglob("results*.json")
