@@ -199,7 +199,9 @@ def item_rows(study: Study) -> list[ItemRow]:
 
 
 def texts_of(study: Study, keys: set[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """The last of each item's context and its right choice, where the folder of the data is given and holds the benchmark."""
+    """The last of each item's context and its right choice, where the folder of the data is given and holds the benchmark.
+
+    Raises UserError where it holds other rows than were scored, whose ids may be the same."""
     if study.options.data is None:
         return {}
     from evalengine.benchmarks import BENCHMARKS, benchmarks_in, load_items
@@ -211,9 +213,16 @@ def texts_of(study: Study, keys: set[tuple[str, str]]) -> dict[tuple[str, str], 
             f"{study.options.data} holds no file of {', '.join(sorted(wanted))}: --data takes the folder of their .jsonl or "
             ".parquet files"
         )
+    hashes = {one.name: one.data_hash for one in study.scores.benchmarks}
     found = {}
     for benchmark in held:
-        for item in load_items(benchmark, study.options.data).items:
+        some = load_items(benchmark, study.options.data)
+        if hashes[benchmark.name] not in ("", some.data_hash):
+            raise UserError(
+                f"{benchmark.name}: {study.options.data} holds other items than were scored: give --data the folder that they"
+                " were scored from"
+            )
+        for item in some.items:
             if (benchmark.name, item.id) in keys:
                 text = f"{item.contexts[item.gold]}{item.continuations[item.gold]}"
                 cut = "…" if len(text) > TEXT else ""
