@@ -35,7 +35,15 @@ MUST_AGREE = {  # metadata that must be one value per benchmark, and what a user
     "limit": "limits",
     "data_hash": "data files",
 }
-READ = (*MUST_AGREE, "dtype", "backend", "default_score", "checkpoint_seed", "blocks")
+READ = (
+    *MUST_AGREE,
+    "dtype",
+    "backend",
+    "default_score",
+    "checkpoint_seed",
+    "blocks",
+    "checkpoint_fingerprint",
+)
 
 
 class Checkpoint(NamedTuple):
@@ -45,6 +53,7 @@ class Checkpoint(NamedTuple):
     stage: str | None
     seed: str = ""  # "" where it is not stated
     blocks: str = ""  # JSON: factors of the design, and this mixture's label
+    fingerprint: str = ""  # of its weights, "" where it is not stated
 
 
 class BenchmarkItems(NamedTuple):
@@ -199,7 +208,13 @@ def scored_tables(
         if checkpoint not in checkpoints:
             scale, mixture, stage = (_first(table, key) for key in ("scale", "mixture", "stage"))
             checkpoints[checkpoint] = Checkpoint(checkpoint, scale, mixture, stage)
-        stated = {"seed": metadata["checkpoint_seed"], "blocks": metadata["blocks"]}
+        weights, others = metadata["checkpoint_fingerprint"], checkpoints[checkpoint].fingerprint
+        if weights and others and weights != others:
+            raise UserError(
+                f"{checkpoint}: {name} was scored with other weights than its other benchmarks: run `evalengine score` again on"
+                " this checkpoint and all of them"
+            )
+        stated = {"seed": metadata["checkpoint_seed"], "blocks": metadata["blocks"], "fingerprint": weights}
         if any(stated.values()):
             checkpoints[checkpoint] = checkpoints[checkpoint]._replace(**stated)
         if first is None:

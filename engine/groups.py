@@ -6,7 +6,6 @@ scores and those of the emulated checkpoints that are made of them, which the st
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from evalengine import events, sealed, store
-from evalengine.checkpoints import Checkpoint
+from evalengine.checkpoints import Checkpoint, emulated_fingerprint
 from evalengine.encoding import Encoded, Scores, overlapping, same_tokens
 from evalengine.errors import UserError
 from evalengine.events import Emit
@@ -76,8 +75,7 @@ class Group(NamedTuple):
         """An emulated checkpoint as the store knows it; its fingerprint, once the members have theirs, is theirs together."""
         base = self.members[one.base]
         prints = [self.members[i].fingerprint for i in (one.base, one.tuned, one.ref)]
-        text = "\n".join([*prints, f"{one.beta!r}"])
-        fingerprint = hashlib.sha256(text.encode()).hexdigest() if all(prints) else ""
+        fingerprint = emulated_fingerprint(prints, one.beta) if all(prints) else ""
         return replace(base, name=one.name, stage=one.stage, fingerprint=fingerprint)
 
     def metadata(self, one: Emulated) -> dict[str, str]:

@@ -117,6 +117,18 @@ def test_different_items_are_refused_by_name(tmp_path: Path) -> None:
         read_store(tmp_path)
 
 
+def test_benchmarks_of_other_weights_under_one_name_are_refused(tmp_path: Path) -> None:
+    """A checkpoint that was trained again, and scored again on one of its benchmarks."""
+    for name, weights in (("rte", "f"), ("piqa", "f"), ("sciq", "g")):
+        store.write(
+            tmp_path / "a" / f"{name}.arrow", simple(["i1"]), planted.metadata(checkpoint_fingerprint=weights)
+        )
+        if weights == "f":
+            assert read_store(tmp_path).checkpoints[0].fingerprint == "f"
+    with pytest.raises(UserError, match=r"a: sciq was scored with other weights than its other benchmarks"):
+        read_store(tmp_path)
+
+
 def test_disagreeing_answers_are_refused(tmp_path: Path) -> None:
     put(tmp_path, "a", simple(["i1", "i2"], [0, 1]))
     put(tmp_path, "b", simple(["i1", "i2"], [0, 0]))
