@@ -188,7 +188,7 @@ def read_lm_eval(path: Path, who: Checkpoint, known: Mapping[str, Known], metric
             "score": score,
             "shots": shots,
             "limit": "" if items else limit,
-            "version": printable(str(mapping(raw, "versions").get(task, ""))[:20]),
+            "version": version_of(raw, task),
             "commit": commit,
         }
         results.append(result_of(who, benchmark, known, "accuracy", value, items, stderr, **source))
@@ -205,6 +205,11 @@ def shots_of(raw: Mapping[str, Any], task: str) -> int | None:
         if isinstance(value, int):
             return int(value)
     return None
+
+
+def version_of(raw: Mapping[str, Any], task: str) -> str:
+    """The version of a task, "" where the file does not say it."""
+    return printable(str(mapping(raw, "versions").get(task, ""))[:20])
 
 
 def _task(raw: Mapping[str, Any], task: str) -> tuple[str, int | None]:

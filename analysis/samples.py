@@ -38,6 +38,7 @@ class SampleFile(NamedTuple):
     benchmark: str
     shots: int | None = None
     limit: str = ""
+    version: str = ""  # of the task
 
 
 class Sample(NamedTuple):
@@ -111,7 +112,10 @@ def _about(path: Path, known: Mapping[str, Known]) -> SampleFile:
     raw = harness.read_results(results)
     limit = harness.mapping(raw, "config").get("limit")
     limit = f"{limit:g}" if isinstance(limit, int | float) else ""
-    return SampleFile(path, harness.model_of(results, raw), benchmark, harness.shots_of(raw, task), limit)
+    version = harness.version_of(raw, task)
+    return SampleFile(
+        path, harness.model_of(results, raw), benchmark, harness.shots_of(raw, task), limit, version
+    )
 
 
 def _metadata(file: SampleFile, about: Known, seed: str) -> dict[str, str]:
@@ -121,7 +125,7 @@ def _metadata(file: SampleFile, about: Known, seed: str) -> dict[str, str]:
     return {
         "store_version": STORE_VERSION,
         "evalengine_version": __version__,
-        "benchmark_version": "lm-evaluation-harness",
+        "benchmark_version": f"lm-evaluation-harness {file.version}".strip(),
         "variant": "lm_eval",
         "default_score": about.default_score,
         "limit": file.limit,

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -285,6 +285,11 @@ def fingerprint(
                 " it and train it again"
             )
     return digest.hexdigest()[:16]
+
+
+def emulated_fingerprint(members: Sequence[str], beta: float) -> str:
+    """Identifies what is emulated by the fingerprints of its base, tuned and ref, and the strength."""
+    return hashlib.sha256("\n".join([*members, f"{beta!r}"]).encode()).hexdigest()
 
 
 def checksum_of(about: dict[str, Any]) -> str:

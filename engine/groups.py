@@ -6,7 +6,6 @@ scores and those of the emulated checkpoints that are made of them, which the st
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from evalengine import events, sealed, store
-from evalengine.checkpoints import Checkpoint
+from evalengine.checkpoints import Checkpoint, emulated_fingerprint
 from evalengine.encoding import Encoded, Scores, overlapping, same_tokens
 from evalengine.errors import UserError
 from evalengine.events import Emit
@@ -75,17 +74,15 @@ class Group(NamedTuple):
     def checkpoint(self, one: Emulated) -> Checkpoint:
         """An emulated checkpoint as the store knows it; its fingerprint, once the members have theirs, is theirs together."""
         base = self.members[one.base]
-        three = [self.members[i] for i in (one.base, one.tuned, one.ref)]
-        fingerprint = ""
-        if all(member.fingerprint for member in three):
-            text = "\n".join([*(member.fingerprint + member.code_hash for member in three), f"{one.beta!r}"])
-            fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        prints = [self.members[i].fingerprint for i in (one.base, one.tuned, one.ref)]
+        fingerprint = emulated_fingerprint(prints, one.beta) if all(prints) else ""
         return replace(base, name=one.name, stage=one.stage, fingerprint=fingerprint)
 
     def metadata(self, one: Emulated) -> dict[str, str]:
         """What the store says of it beside what it says of every checkpoint."""
         names = {f"eft_{role}": self.members[getattr(one, role)].name for role in ("base", "tuned", "ref")}
-        return names | {"eft_beta": f"{one.beta:g}"}
+        codes = [self.members[i].code_hash for i in (one.base, one.tuned, one.ref)]
+        return names | {"eft_beta": f"{one.beta:g}", "code": "+".join(codes) if any(codes) else ""}
 
     def wanted(self, order: Iterable[int]) -> tuple[Wanted, list[int]]:
         """What is to be scored for these places in `every`, and the place of each score that comes."""

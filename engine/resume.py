@@ -99,12 +99,12 @@ class Decision(NamedTuple):
 
 def tasks_of(checkpoint: Checkpoint, asked: Asked, backend: Named, more: dict[str, str]) -> list[Task]:
     """The files that an identified checkpoint has when all is scored, one for each item set. `more`: metadata of its own."""
-    common = asked.options.metadata(backend) | more
+    common = asked.options.metadata(backend) | {"code": checkpoint.code_hash} | more
+    if not (asked.options.trust_remote_code and common["code"]):
+        del common["code"]
     common |= {"checkpoint": checkpoint.name, "checkpoint_fingerprint": checkpoint.fingerprint}
     identity = "\t".join(v or "" for v in (checkpoint.scale, checkpoint.mixture, checkpoint.stage))
     common |= {"tokenizer_hash": checkpoint.tokenizer_hash, "identity": identity}
-    if asked.options.trust_remote_code and checkpoint.code_hash:
-        common["code"] = checkpoint.code_hash
     if asked.options.chat:
         common["chat_template"] = checkpoint.chat_template_hash
     if checkpoint.seed is not None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from evalengine.analysis.cells import refuse_all
 from evalengine.analysis.items import Checkpoint, category_of, scored_tables
 from evalengine.arrow import numbers
+from evalengine.checkpoints import emulated_fingerprint
 from evalengine.errors import UserError
 from evalengine.metrics import METRICS, Answers, answers, known_metric
 from evalengine.untrusted import printable
@@ -176,8 +177,22 @@ def read_choices(store: Path | str, metric: str | None = None, formats: bool = F
         if lost:
             notes.append(f"{name}: {lost} items without a finite score on some checkpoint are left out")
     refuse_all({one.name: one.category for one in found})
+    for name, one in emulated.items():
+        _refuse_other_weights(name, one, checkpoints)
     found.sort(key=lambda one: (category_key(one.category), one.name))
     return Scores(checkpoints, tuple(found), emulated, tuple(notes))
+
+
+def _refuse_other_weights(name: str, made: Emulated, checkpoints: dict[str, Checkpoint]) -> None:
+    """Refuses emulated scores of other weights than those whose own scores the store holds."""
+    members = (made.base, made.tuned, made.ref)
+    prints = [checkpoints[one].one_model[0] if one in checkpoints else "" for one in members]
+    own = checkpoints[name].one_model[0]
+    if own and all(prints) and own != emulated_fingerprint(prints, made.beta):
+        raise UserError(
+            f"{name} was emulated with other weights of {', '.join(dict.fromkeys(members))} than their own scores are of: run "
+            "`evalengine emulate` on them again"
+        )
 
 
 def _read_benchmark(

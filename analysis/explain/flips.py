@@ -34,6 +34,7 @@ from evalengine.analysis.figure import File, Folded, Lines, Part, Table, with_be
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import CAUTION, Claim
 from evalengine.analysis.results import share_with_interval, with_interval
+from evalengine.errors import UserError
 
 LEARNED, LOST, KEPT, NEVER = "learned", "lost", "kept", "never"
 TWIN, EXCESS = "twin", "minus twin"
@@ -197,15 +198,24 @@ def item_rows(study: Study) -> list[ItemRow]:
 
 
 def texts_of(study: Study, keys: set[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """The last of each item's context and its right choice, where the folder of the data is given and holds the benchmark."""
+    """The last of each item's context and its right choice, where the folder of the data is given and holds the benchmark.
+
+    Raises UserError where it holds other rows than were scored, whose ids may be the same."""
     if study.options.data is None:
         return {}
     from evalengine.benchmarks import BENCHMARKS, held, load_items
 
     wanted = {name: BENCHMARKS[name] for name, _ in sorted(keys) if name in BENCHMARKS}
+    hashes = {one.name: one.data_hash for one in study.scores.benchmarks}
     found: dict[tuple[str, str], str] = {}
     for benchmark in held(study.options.data, wanted.values()) if wanted else []:
-        for item in load_items(benchmark, study.options.data).items:
+        some = load_items(benchmark, study.options.data)
+        if hashes[benchmark.name] not in ("", some.data_hash):
+            raise UserError(
+                f"{benchmark.name}: {study.options.data} holds other items than were scored: give --data the folder that they"
+                " were scored from"
+            )
+        for item in some.items:
             if (benchmark.name, item.id) in keys:
                 text = f"{item.contexts[item.gold]}{item.continuations[item.gold]}"
                 cut = "…" if len(text) > TEXT else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import shutil
 from collections.abc import Callable
@@ -21,7 +22,9 @@ from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Findings, Options, Study
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED
+from evalengine.checkpoints import emulated_fingerprint
 from evalengine.cli import main
+from evalengine.errors import UserError
 
 MIXTURES = ("a", "b", "c", "d", "e")
 BENCHMARKS = {"hellaswag": "Commonsense", "winogrande": "Commonsense", "rte": "NLI"}
@@ -71,9 +74,31 @@ def world(
                     log_softmax(shifted, axis=1)[:, :4],
                     gold,
                     eft_beta=f"{beta:g}",
+                    checkpoint_fingerprint=emulated_fingerprint("fff", beta),  # planted.metadata()
                     **about,
                 )
     return folder, z, gold
+
+
+def test_emulated_scores_of_other_weights_are_refused(
+    world: tuple[Path, dict[tuple[str, str], np.ndarray], np.ndarray], tmp_path: Path
+) -> None:
+    """The tuned model was trained and scored again, and nothing emulated since."""
+    folder = tmp_path / "scores"
+    shutil.copytree(world[0], folder)
+    for path in (folder / "1B-b-sft").glob("*.arrow"):
+        store.write(
+            path, store.read(path), {**(store.read_metadata(path) or {}), "checkpoint_fingerprint": "g"}
+        )
+    said = r"7B-b-eft@\S+ was emulated with other weights of 7B-b-pt, 1B-b-sft, 1B-b-pt than their own scores are of"
+    with pytest.raises(UserError, match=said):
+        read_choices(folder)
+    for path in folder.glob("7B-b-eft@*/*.arrow"):
+        about = store.read_metadata(path) or {}
+        text = "\n".join(["f", "g", "f", repr(float(about["eft_beta"]))])
+        about["checkpoint_fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
+        store.write(path, store.read(path), about)
+    read_choices(folder)
 
 
 def test_both_levels_are_the_definition(

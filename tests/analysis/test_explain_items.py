@@ -18,6 +18,7 @@ from evalengine.analysis.explain.explainer import Options, Study
 from evalengine.analysis.explain.item_level import ItemLevel, item_level
 from evalengine.analysis.explain.logistic import clustered, dummies, fit
 from evalengine.analysis.groups import ALL
+from evalengine.errors import UserError
 
 MIXTURES = ("a", "b", "c", "d", "e", "f")
 
@@ -379,7 +380,8 @@ def test_hysteresis_is_found_where_it_was_put() -> None:
 def test_the_items_that_turned_most_come_with_their_texts(tmp_path: Path, small_world: Path) -> None:
     from evalengine.benchmarks import BENCHMARKS, load_items
 
-    items = load_items(BENCHMARKS["wic"], small_world / "bench").items
+    loaded = load_items(BENCHMARKS["wic"], small_world / "bench")
+    items = loaded.items
     planted.write_study(
         tmp_path, items=len(items), choices=2, mixtures=MIXTURES, categories={"wic": "Semantic"}
     )
@@ -390,7 +392,7 @@ def test_the_items_that_turned_most_come_with_their_texts(tmp_path: Path, small_
         for row, item in zip(rows, items, strict=True):
             row["item"] = item.id
         table = type(store.read(path)).from_pylist(rows, schema=store.schema())
-        store.write(path, table, store.read_metadata(path) or {})
+        store.write(path, table, planted.metadata(data_hash=loaded.data_hash))
     scores = read_choices(tmp_path)
     found = flips.item_rows(Study(scores, design_of(scores), Options(data=small_world / "bench")))
     assert found
@@ -401,3 +403,9 @@ def test_the_items_that_turned_most_come_with_their_texts(tmp_path: Path, small_
             and row.text.split()[-1] == by_id[row.item].choices[by_id[row.item].gold].split()[-1]
         )
         assert (row.learned > row.lost) == (row.direction == "learned")
+    other = tmp_path / "other"
+    other.mkdir()
+    lines = (small_world / "bench" / "wic.jsonl").read_text().splitlines(keepends=True)
+    (other / "wic.jsonl").write_text("".join(lines[::-1]))
+    with pytest.raises(UserError, match=r"wic: .*other holds other items than were scored"):
+        flips.item_rows(Study(scores, design_of(scores), Options(data=other)))

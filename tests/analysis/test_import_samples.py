@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from evalengine import store
+from evalengine.analysis.items import read_store
 from evalengine.analysis.samples import read_samples
 from evalengine.cli import main
 from evalengine.errors import UserError
@@ -129,6 +131,27 @@ def test_two_runs_of_one_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     rows = store.read(found["1B-a-pt@step2"]).to_pylist()
     assert [row["loglik"] for row in rows] == [[-2.0, -1.0]] * 4
     assert (rows[0]["scale"], rows[0]["mixture"], rows[0]["stage"]) == ("1B", "a", "pt")
+
+
+def test_versions_of_a_task_are_not_compared(tmp_path: Path) -> None:
+    """Another version of a task may word its items otherwise; lm-evaluation-harness gives them the same ids."""
+    for stage, version in (("pt", 1.0), ("sft", 1.0), ("dpo", 2.0)):
+        home = tmp_path / "runs" / f"o__1B-a-{stage}"
+        write(home / f"samples_rte_{FIRST}.jsonl", PAIR)
+        beside = {"results": {"rte": {"acc,none": 0.5}}, "versions": {"rte": version}}
+        (home / f"results_{FIRST}.json").write_text(json.dumps(beside))
+    out = tmp_path / "out"
+    assert main(["import", str(tmp_path / "runs"), "--out", str(out)]) == 0
+    found = {path.parent.name: store.read_metadata(path) for path in store.paths(out)}
+    assert {name: about["benchmark_version"][-3:] for name, about in found.items()} == {
+        "1B-a-pt": "1.0", "1B-a-sft": "1.0", "1B-a-dpo": "2.0",
+    }  # fmt: skip
+    with pytest.raises(
+        UserError, match=r"rte was scored with different versions: .* 2\.0' \(1B-a-dpo\); .* 1\.0'"
+    ):
+        read_store(out)
+    shutil.rmtree(out / "1B-a-dpo")
+    assert len(read_store(out).checkpoints) == 2
 
 
 def test_nothing_is_half_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
