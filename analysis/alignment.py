@@ -174,7 +174,7 @@ def _weights(data: Data) -> Array:
 def _persistence(data: Data, within: Mapping[str, Sequence[Array]]) -> Group:
     """Of each category the correlation over mixtures of their r over the benchmarks before and after."""
     labels = [Label(category, PERSISTENCE, "over mixtures") for category in data.panel.category_members()]
-    values = {}
+    values: dict[str, list[Statistic]] = {}
     for scale, of in within.items():
         values[scale] = []
         for label, before_MC, after_MC in zip(labels, of[::2], of[1::2], strict=True):
