@@ -34,6 +34,7 @@ STATISTICS = ("pearson", "spearman", "kendall")
 EXACT_PERMUTATIONS = math.factorial(9)  # orders up to which all are walked
 TINY = 1e-12  # variance of standardised data below which a resample counts as constant
 COLUMN_BYTES = 32 << 20  # of data that differ by column, at once
+COUNTED = 64  # mixtures up to which ranks in columns of their own are counted, not sorted
 KEPT = 4 << 20  # numbers (variables x columns) up to which a sample keeps its moments
 TAU_TERMS = (
     1 << 28
@@ -102,8 +103,6 @@ def correlate(sample: Sample, pair_P2: NDArray[np.int64], statistic: str = "pear
 
 
 def _complete(sample: Sample, pair_P2: NDArray[np.int64], statistic: str) -> Array:
-    from evalengine.analysis.numba_kernels import midranks
-
     V, M, last = sample.x_VMC.shape
     C = sample.w_MC.shape[1]
     same_in_every_column = statistic == "pearson" and last == 1 and sample.block_M is None
@@ -125,9 +124,7 @@ def _complete(sample: Sample, pair_P2: NDArray[np.int64], statistic: str) -> Arr
         w_MC = np.ascontiguousarray(sample.w_MC[:, part])
         x_part = x_VMC if last == 1 else np.ascontiguousarray(x_VMC[:, :, part])
         if statistic == "spearman":
-            rank_VMC = np.empty((len(x_part), *w_MC.shape))
-            spread(midranks, len(x_part), x_part, w_MC, rank_VMC)
-            x_part = rank_VMC
+            x_part = _midranks(x_part, w_MC)
         if sample.block_M is not None:
             x_part = within(x_part, w_MC, sample.block_M)
         out_PC[:, part] = _pearson_by_column(x_part, pair_P2, w_MC)
@@ -152,14 +149,26 @@ def _pearson(of: Moments, pair_P2: NDArray[np.int64], w_MC: Array) -> Array:
     return value_PC
 
 
+def _midranks(x_VMC: Array, w_MC: Array) -> Array:
+    """Weighted mid-ranks in each column, (V, M, C), of data that are the same in every column or not."""
+    from evalengine.analysis import numba_kernels as kernels
+
+    V, M, last = x_VMC.shape
+    out_VMC = np.empty((V, *w_MC.shape))
+    if last > 1 and M <= COUNTED:
+        spread(kernels.counted_midranks, kernels.tiles(last), x_VMC, w_MC, out_VMC)
+    else:
+        spread(kernels.midranks, V, x_VMC, w_MC, out_VMC)
+    return out_VMC
+
+
 def _pearson_by_column(x_VMC: Array, pair_P2: NDArray[np.int64], w_MC: Array) -> Array:
     """As `_pearson`, for data that differ from column to column (resampled items, ranks)."""
-    deviation_VMC = x_VMC - weighted_sums(x_VMC, w_MC)[:, None]
-    weighted_VMC = w_MC * deviation_VMC
-    variance_VC = (weighted_VMC * deviation_VMC).sum(axis=1)
-    i_P, j_P = pair_P2.T
-    covariance_PC = np.stack([(weighted_VMC[i] * deviation_VMC[j]).sum(axis=0) for i, j in pair_P2])
-    return bounded_ratio(covariance_PC, variance_VC[i_P], variance_VC[j_P])
+    from evalengine.analysis.numba_kernels import pearson_by_column, tiles
+
+    value_PC = np.empty((len(pair_P2), w_MC.shape[1]))
+    spread(pearson_by_column, tiles(w_MC.shape[1]), x_VMC, pair_P2, w_MC, TINY, value_PC)
+    return value_PC
 
 
 def within(x_VMC: Array, w_MC: Array, block_M: BlockNumbers) -> Array:

@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from evalengine.analysis.bootstrap import draw_resamples
 from evalengine.analysis.correlation import (
+    COUNTED,
     DECISION,
     Sample,
     benjamini_hochberg,
@@ -55,6 +56,28 @@ def test_data_that_differ_by_column(statistic: str) -> None:
     ours = correlate(Sample(x, np.full((7, 30), 1 / 7)), PAIR, statistic)[0]
     theirs = [ORACLES[statistic](x[0, :, c], x[1, :, c])[0] for c in range(30)]
     np.testing.assert_allclose(ours, theirs, atol=1e-10)
+
+
+@pytest.mark.parametrize("statistic", ["pearson", "spearman"])
+@pytest.mark.parametrize("n", [9, COUNTED, COUNTED + 1], ids=str)
+@pytest.mark.parametrize("ties", [False, True])
+def test_resampled_mixtures_whose_data_differ_by_column(statistic: str, n: int, ties: bool) -> None:
+    """More columns than a tile; ranks that are counted and ranks that are sorted; one column does not vary."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(3, n, 300))
+    x = np.round(x) if ties else x
+    x[1, :, 290] = 0.25
+    drawn = rng.multinomial(n, np.full(n, 1 / n), 300).T
+    pairs = np.array([[0, 1], [2, 0], [1, 1]])
+    ours = correlate(Sample(x, drawn / n), pairs, statistic)
+    for c in (0, 1, 255, 256, 290, 299):
+        copies = x[:, np.repeat(np.arange(n), drawn[:, c]), c]
+        for (i, j), r in zip(pairs, ours[:, c], strict=True):
+            if np.ptp(copies[i]) == 0 or np.ptp(copies[j]) == 0:
+                assert np.isnan(r)
+            else:
+                assert r == pytest.approx(ORACLES[statistic](copies[i], copies[j])[0], abs=1e-12)
+    assert np.nanmax(np.abs(ours)) <= 1.0
 
 
 vectors = arrays(np.float64, (2, 6), elements=hs.integers(-50, 50).map(float))
