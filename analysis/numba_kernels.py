@@ -233,15 +233,11 @@ def _center(x_c, mean_c, weight_c, deviation, weighted):  # type: ignore[no-unty
 
 
 @jit()
-def _invert_roots(variance, least):  # type: ignore[no-untyped-def]
-    for c in range(len(variance)):
-        variance[c] = 1.0 / np.sqrt(variance[c]) if variance[c] > least else np.nan
-
-
-@jit()
-def _scale_bounded(inverse_x, inverse_y, out):  # type: ignore[no-untyped-def]
+def _end_by_column(variance_x, variance_y, least, out):  # type: ignore[no-untyped-def]
+    # One root of the product: equal variables have exactly 1, as inverse roots of each would not.
     for c in range(len(out)):
-        r = out[c] * (inverse_x[c] * inverse_y[c])
+        xx, yy = variance_x[c], variance_y[c]
+        r = out[c] / np.sqrt(xx * yy) if xx > least and yy > least else np.nan
         r = 1.0 if r > 1.0 else r
         out[c] = -1.0 if r < -1.0 else r  # NaN stays NaN
 
@@ -253,29 +249,28 @@ def pearson_by_column(first, last, x_VMC, pair_P2, w_MC, least, out_PC):  # type
     V, M, C = x_VMC.shape
     wide = min(WIDE, C)
     deviation_VMc, weighted_VMc = np.empty((V, M, wide)), np.empty((V, M, wide))
-    inverse_Vc, mean_c = np.empty((V, wide)), np.empty(wide)
+    variance_Vc, mean_c = np.empty((V, wide)), np.empty(wide)
     for tile in range(first, last):
         start, stop = tile * WIDE, min(tile * WIDE + WIDE, C)
         width = stop - start
         mean = mean_c[:width]
         for v in range(V):
             mean[:] = 0.0
-            inverse = inverse_Vc[v, :width]
-            inverse[:] = 0.0
+            variance = variance_Vc[v, :width]
+            variance[:] = 0.0
             for m in range(M):
                 _add_product(x_VMC[v, m, start:stop], w_MC[m, start:stop], mean)
             for m in range(M):
                 deviation, weighted = deviation_VMc[v, m, :width], weighted_VMc[v, m, :width]
                 _center(x_VMC[v, m, start:stop], mean, w_MC[m, start:stop], deviation, weighted)
-                _add_product(weighted, deviation, inverse)
-            _invert_roots(inverse, least)
+                _add_product(weighted, deviation, variance)
         for p in range(len(pair_P2)):
             i, j = pair_P2[p]
             row = out_PC[p, start:stop]
             row[:] = 0.0
             for m in range(M):
                 _add_product(weighted_VMc[i, m, :width], deviation_VMc[j, m, :width], row)
-            _scale_bounded(inverse_Vc[i, :width], inverse_Vc[j, :width], row)
+            _end_by_column(variance_Vc[i, :width], variance_Vc[j, :width], least, row)
 
 
 @jit()
