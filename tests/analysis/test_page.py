@@ -210,9 +210,9 @@ def test_a_note_of_one_scale_is_not_said_of_the_others(results: Results) -> None
     ]
     name, scale = rows[0].name, rows[0].scale
     figure = Intervals([rows[0]._replace(note="few"), *rows[1:]], lambda row: row.name)
-    assert f'<p class="hint">* {name} ({scale}): few</p>' in page.grid(results, figure)
+    assert f'<p class="hint">* {name} ({scale}): few</p>' in page.grid(results.method, figure)
     both = [row._replace(note="few" if row.name == name else "") for row in rows]
-    assert f'<p class="hint">* {name}: few</p>' in page.grid(results, figure._replace(rows=both))
+    assert f'<p class="hint">* {name}: few</p>' in page.grid(results.method, figure._replace(rows=both))
 
 
 @pytest.mark.parametrize("evil", ["<b onclick=x>", '"><i>', "<script>", "a & b"])

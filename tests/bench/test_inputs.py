@@ -66,6 +66,6 @@ def test_the_harness_reads_a_folder_around_bench(itself: Path, parquet: bool) ->
 
 def test_a_folder_without_benchmarks_is_refused(tmp_path: Path) -> None:
     for use in (lambda: first_items(tmp_path, 3, tmp_path / "few"), lambda: train_tokenizer(300, tmp_path)):
-        with pytest.raises(UserError, match=r"neither itself nor in bench/: check --data"):
+        with pytest.raises(UserError, match=r"nor does its bench/: check --data"):
             use()
     assert not (tmp_path / "few").exists()
