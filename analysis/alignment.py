@@ -60,9 +60,8 @@ def rows(study: Study) -> list[Row]:
     return [row for group in alignment(study.data) for row in study.rows(group)] if known else []
 
 
-Side = tuple[
-    Array, Array
-]  # accuracy and confidence of a category's benchmarks at one stage and scale, each (B, M, C)
+# Accuracy and confidence of a category's benchmarks at one stage and scale, each (B, M, C).
+Side = tuple[Array, Array]
 
 
 class Found(NamedTuple):

@@ -61,11 +61,8 @@ def device_of(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (
-        RuntimeError,
-        AssertionError,
-        NotImplementedError,
-    ) as error:  # what PyTorch raises differs by device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # What PyTorch raises differs by device.
         raise UserError(
             f"--device {name} cannot be used here: give cpu, or leave --device out ({reason(error)})"
         ) from error
