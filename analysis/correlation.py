@@ -407,19 +407,20 @@ def _orders(blocks: tuple[int, ...], seed: int, count: int) -> NDArray[np.int16]
     """(M, N) orders of the mixtures within blocks, one a column, the same for every statistic: all, or `count` seeded ones."""
     parts = members_of(np.array(blocks))
     sizes = list(map(len, parts))
+    orders_MN = np.empty((len(blocks), orders(sizes) if all_orders(sizes) else count), dtype=np.int16)
     if all_orders(sizes):
-        orders_NM = np.empty((orders(sizes), len(blocks)), dtype=np.int16)
         for at_M, k_N in zip(parts, every_choice([math.factorial(m) for m in sizes]), strict=True):
             m = len(at_M)
             each = itertools.chain.from_iterable(itertools.permutations(range(m)))
             order_Km = np.fromiter(each, np.int16, m * math.factorial(m)).reshape(-1, m)
-            orders_NM[:, at_M] = at_M[order_Km[k_N]]
+            orders_MN[at_M] = at_M[order_Km[k_N]].T
     else:
-        orders_NM = np.tile(np.arange(len(blocks), dtype=np.int16), (count, 1))
         rng = np.random.default_rng(seed)
         for at_M in parts:
-            orders_NM[:, at_M] = rng.permuted(orders_NM[:, at_M], axis=1)
-    return np.ascontiguousarray(orders_NM.T)
+            for first in range(0, count, 1000):  # NumPy is fastest with int64 in cache
+                place_MN = orders_MN[:, first : first + 1000]
+                place_MN[at_M] = rng.permuted(np.tile(at_M, (place_MN.shape[1], 1)), axis=1).T
+    return orders_MN
 
 
 def every_choice(counts: Sequence[int]) -> NDArray[np.intp]:

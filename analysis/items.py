@@ -36,7 +36,10 @@ MUST_AGREE = {  # metadata that must be one value per benchmark, and what a user
     "limit": "limits",
     "data_hash": "data files",
 }
-READ = (*MUST_AGREE, *ONE_MODEL, "dtype", "backend", "default_score", "checkpoint_seed", "blocks")
+READ = {  # metadata, and as a file has it
+    key: key.encode()
+    for key in (*MUST_AGREE, *ONE_MODEL, "dtype", "backend", "default_score", "checkpoint_seed", "blocks")
+}
 
 
 class Checkpoint(NamedTuple):
@@ -197,7 +200,7 @@ def scored_tables(
                 f"{path} was scored with{'out' * formats} --formats: give the store that its folder `formats` lies in, and keep"
                 " the two kinds of scores apart"
             )
-        metadata = {key: raw.get(key.encode(), b"").decode(errors="replace") for key in READ}
+        metadata = {key: raw.get(stored, b"").decode(errors="replace") for key, stored in READ.items()}
         scored = Scored(checkpoint, metadata)
         if checkpoint not in checkpoints:
             scale, mixture, stage = (_first(table, key) for key in ("scale", "mixture", "stage"))
@@ -211,7 +214,7 @@ def scored_tables(
             first = scored, table
         else:
             _refuse_mixed(name, first[0], scored)
-            if not table["item"].equals(first[1]["item"]):
+            if not table["item"].chunk(0).equals(first[1]["item"].chunk(0)):
                 table = _same_order(name, first[0].checkpoint, first[1], checkpoint, table)
         yield scored, table
 

@@ -81,12 +81,13 @@ def _covariances(measured_22: Array, noise_22: Array, freedom: int, rng: np.rand
     root_22 = np.linalg.cholesky(np.linalg.inv(freedom * measured_22))
     kept: list[Array] = []
     for _ in range(0, MOST_TRIES, 4 * DRAWS):
-        bartlett_D22 = np.zeros((4 * DRAWS, 2, 2))
-        bartlett_D22[:, 0, 0] = np.sqrt(rng.chisquare(freedom, 4 * DRAWS))
-        bartlett_D22[:, 1, 0] = rng.normal(size=4 * DRAWS)
-        bartlett_D22[:, 1, 1] = np.sqrt(rng.chisquare(freedom - 1, 4 * DRAWS))
-        factor_D22 = root_22 @ bartlett_D22
-        s_D22 = _inverse(factor_D22 @ factor_D22.transpose(0, 2, 1))
+        # the factor [[a, 0], [b, c]] of the inverse of S, by Bartlett
+        chi_D = np.sqrt(rng.chisquare(freedom, 4 * DRAWS))
+        b_D = root_22[1, 0] * chi_D + root_22[1, 1] * rng.normal(size=4 * DRAWS)
+        a_D, c_D = root_22[0, 0] * chi_D, root_22[1, 1] * np.sqrt(rng.chisquare(freedom - 1, 4 * DRAWS))
+        square_D, between_D = c_D * c_D, -b_D / (a_D * c_D * c_D)
+        before_D = (b_D * b_D + square_D) / (a_D * a_D * square_D)
+        s_D22 = np.stack([before_D, between_D, between_D, 1.0 / square_D], axis=1).reshape(-1, 2, 2)
         kept.append(s_D22[_positive(s_D22 - noise_22)])
         if sum(map(len, kept)) >= DRAWS:
             return np.concatenate(kept)[:DRAWS]

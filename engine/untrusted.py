@@ -130,7 +130,9 @@ def read_arrow(content: bytes | mmap.mmap) -> pa.Table:
         file = pa.ipc.open_file(whole)
         if file.num_record_batches > 1:
             raise ValueError("more than one batch of rows")
-        return file.read_all()
+        # `read_all` takes longer for the same rows, which counts where 20,000 small files are read
+        batches = [file.get_batch(k) for k in range(file.num_record_batches)]
+        return pa.Table.from_batches(batches, file.schema if not batches else None)
     # the same messages one after another, without a footer; those bytes may be numbers, too
     stream = whole.slice(8)
     for message in pa.ipc.MessageReader.open_stream(pa.BufferReader(stream)):
