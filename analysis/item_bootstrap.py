@@ -69,10 +69,10 @@ def item_data(
         for q, value_KC in zip(quantities, resampled_means(scores_QKI, count, groups, seeds[b]), strict=True):
             if mixtures:  # the jackknife's columns leave out mixtures, and hold all items
                 value_KC = np.concatenate([value_KC[:, :1].repeat(1 + M, axis=1), value_KC[:, 1:]], axis=1)
-            for t in range(2):
-                row_SM = panel.row[:, t, :, b]
-                x[q][:, t * B + b] = value_KC[row_SM]
-                x[q][:, t * B + b][row_SM < 0] = np.nan
+            for s, t in np.ndindex(len(panel.scales), 2):
+                row_M, mine_MC = panel.row[s, t, :, b], x[q][s, t * B + b]
+                np.take(value_KC, row_M, axis=0, out=mine_MC, mode="clip")  # "raise" would copy
+                mine_MC[row_M < 0] = np.nan
     samples = {
         (q, scale): Sample(np.ascontiguousarray(x[q][s]), plan.weight_MC, panel.block_M)
         for q in x

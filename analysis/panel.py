@@ -261,13 +261,13 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
         tuple(sorted({cell.place[2] for cell in known}, key=natural_key)),
         tuple(sorted(category_of, key=lambda name: (category_key(category_of[name]), name))),
     )
-    by_run = _fill(known, axes)
+    places = axes.places(known)
+    by_run = _fill(known, axes, places)
     means = {quantity: _mean_over_runs(x_STMBR) for quantity, x_STMBR in by_run.items()}
     values, beside, calibration = (
         {quantity: means[quantity] for quantity in quantities if quantity in means}
         for quantities in (QUANTITIES, OTHER_CONFIDENCE.values(), CALIBRATION)
     )
-    places = axes.places(known)
     row = np.full(axes.shape, -1, dtype=np.int64)
     n_items = np.zeros(len(axes.benchmarks), dtype=np.int64)
     stderr, chance = np.full(axes.shape, np.nan), np.full(len(axes.benchmarks), np.nan)
@@ -304,6 +304,9 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     )
 
 
+Place = tuple[int, int, int, int]  # scale, stage, mixture, benchmark
+
+
 class Axes(NamedTuple):
     """Of the arrays of a panel."""
 
@@ -316,12 +319,13 @@ class Axes(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         return tuple(map(len, self))
 
-    def places(self, cells: Iterable[Cell]) -> list[tuple[int, ...]]:
+    def places(self, cells: Iterable[Cell]) -> list[Place]:
         """Where each cell belongs."""
-        index = [{name: i for i, name in enumerate(axis)} for axis in self]
+        scale, stage, mixture, benchmark = ({name: i for i, name in enumerate(axis)} for axis in self)
         return [
-            tuple(axis[name] for axis, name in zip(index, (*cell.place, cell.benchmark), strict=True))
+            (scale[s], stage[t], mixture[m], benchmark[cell.benchmark])
             for cell in cells
+            for s, t, m in [cell.place]
         ]
 
 
@@ -335,28 +339,28 @@ def _steps(cells: Sequence[Cell], order: tuple[str, ...], axes: Axes, said: list
             )
     axes = axes._replace(stages=order, mixtures=tuple(sorted({m for _, m in used}, key=natural_key)))
     chosen = [c for c in cells if (c.place[0], c.place[2]) in used and c.benchmark in axes.benchmarks]
-    arrays = _fill(chosen, axes)
+    arrays = _fill(chosen, axes, axes.places(chosen))
     return Steps(order, axes.mixtures, {q: _mean_over_runs(arrays[q]) for q in QUANTITIES if q in arrays})
 
 
-def _fill(cells: Sequence[Cell], axes: Axes) -> dict[str, Array]:
-    """By quantity, (S, T, M, B, R); a mixture's run has one place in R at all stages of a scale."""
-    replicates: dict[tuple[str, str], set[str]] = defaultdict(set)  # of scale and mixture
-    for cell in cells:
-        replicates[cell.place[0], cell.place[2]].add(cell.replicate)
+def _fill(cells: Sequence[Cell], axes: Axes, places: Sequence[Place]) -> dict[str, Array]:
+    """By quantity, (S, T, M, B, R), the cells in their places; a mixture's run has one place in R at all stages of a scale."""
+    replicates: dict[tuple[int, int], set[str]] = defaultdict(set)  # of scale and mixture
+    for cell, (s, _, m, _) in zip(cells, places, strict=True):
+        replicates[s, m].add(cell.replicate)
     number = {
-        (*place, replicate): r
-        for place, found in replicates.items()
+        (*mixture, replicate): r
+        for mixture, found in replicates.items()
         for r, replicate in enumerate(sorted(found, key=natural_key))
     }
     shape = (*axes.shape, 1 + max(number.values()))
     known = {quantity for cell in cells for quantity in cell.values}
     quantities = (*QUANTITIES, *OTHER_CONFIDENCE.values(), *CALIBRATION)
     arrays = {q: np.full(shape, np.nan) for q in quantities if q in known}
-    for cell, at in zip(cells, axes.places(cells), strict=True):
-        r = number[cell.place[0], cell.place[2], cell.replicate]
+    for cell, at in zip(cells, places, strict=True):
+        run = *at, number[at[0], at[2], cell.replicate]
         for q, value in cell.values.items():
-            arrays[q][(*at, r)] = value
+            arrays[q][run] = value
     return arrays
 
 

@@ -29,7 +29,8 @@ Array = NDArray[np.float64]
 Parts = Sequence[NDArray[np.intp]]  # the mixtures of each block
 EXACT_SWAPS = 17  # mixtures up to which all ways are walked (65,536, as swapping all of them changes nothing)
 R_MOST = 1.0 - 1e-9  # an r of 1 has no finite z
-BLOCK = 1 << 22  # ways at once, times the square of the mixtures
+AT_ONCE = 1024  # ways
+KENDALL_BLOCK = 1 << 22  # ways at once, times the square of the mixtures
 KENDALL_MOST = 1 << 28  # seeded ways with Kendall's tau, times the square of the mixtures
 
 
@@ -56,9 +57,11 @@ def swap_p(
     with np.errstate(invalid="ignore", divide="ignore"):
         observed = _differences(sides, np.zeros((1, M), dtype=bool), statistic, parts)[0]
         goal = np.array([abs(observed[list(index)].mean()) for index in members])
+        at_once = AT_ONCE
         if statistic == "kendall":
             count = min(count, max(999, KENDALL_MOST // M**2))
-        for swapped_KM in _ways(parts, seed, count):
+            at_once = max(64, KENDALL_BLOCK // M**2)
+        for swapped_KM in _ways(parts, seed, count, at_once):
             found_KB = _differences(sides, swapped_KM, statistic, parts)
             for s, index in enumerate(members):
                 hits[s] += (np.abs(found_KB[:, list(index)].mean(axis=1)) >= goal[s] * (1.0 - 1e-12)).sum()
@@ -74,8 +77,8 @@ def _prepared(side_2BM: Array, statistic: str, block_M: BlockNumbers | None) -> 
     return standardise(side_2BM.reshape(-1, side_2BM.shape[2], 1)).reshape(side_2BM.shape)
 
 
-def _ways(parts: Parts, seed: int, count: int) -> Iterator[NDArray[np.bool_]]:
-    """Which mixtures are swapped, some ways (K, M) at a time: every way with the last mixture in place, or seeded ways of
+def _ways(parts: Parts, seed: int, count: int, at_once: int) -> Iterator[NDArray[np.bool_]]:
+    """Which mixtures are swapped, `at_once` ways (K, M) at a time: every way with the last mixture in place, or seeded ways of
     which the first swaps none."""
     M = sum(map(len, parts))
     unit_M = np.arange(M)
@@ -88,9 +91,8 @@ def _ways(parts: Parts, seed: int, count: int) -> Iterator[NDArray[np.bool_]]:
     else:
         ways_KU = np.random.default_rng(seed).integers(0, 2, (count + 1, U), dtype=np.int8) == 1
         ways_KU[0] = False
-    step = max(64, BLOCK // M**2)
-    for start in range(0, len(ways_KU), step):
-        yield ways_KU[start : start + step, unit_M]
+    for start in range(0, len(ways_KU), at_once):
+        yield ways_KU[start : start + at_once, unit_M]
 
 
 def _differences(
