@@ -4,8 +4,9 @@ Packing, padding, the narrowed last layer and the fused output layer are exact f
 (recurrent states, ALiBi, rotary factors that depend on the longest row, windows made outside the attention interface). That is a
 property of the architecture and its configuration, never of a checkpoint's weights or dtype. So each way is run on the twin
 (twin.py) over sequences that reach the longest length to come, share beginnings at all depths and stand beside longer
-neighbours, and is compared with a plain forward of each sequence by itself, token by token. Where a way holds only up to
-some length, that length is found among the numbers in the configuration.
+neighbours, and is compared with a plain forward of each sequence by itself, token by token. What is allowed is rounding, which
+deep models amplify: where it decides, it is measured on the twin. Where a way holds only up to some length, that length is
+found among the numbers in the configuration.
 
 Cost: about half a second for each configuration and power of two of the longest sequence.
 """
@@ -30,6 +31,8 @@ from evalengine.last_layer import LastLayer
 from evalengine.untrusted import reason
 
 CLOSE = 1e-4  # nats a token, in float32; of log-probabilities below -10, a hundred-thousandth
+# Layers amplify rounding: where it alone moves scores by more than that, so many times as much is allowed, up to a limit.
+ROUNDING, LIMIT = 4.0, 1e-3
 SHORTEST = 12  # tokens fed: what no way gets right at this length it never gets right
 DRAWS = 4  # random trees where a way holds for some lengths alone, or might hold by luck
 BESIDE = 2048  # tokens of a batch in which lengths are tried; the whole batch is tried with short sequences
@@ -112,6 +115,25 @@ class Trial:
             self._truths[key] = self.forward.reference(self.tree(*key))
         return self._truths[key]
 
+    def is_rounding(self, far: float, key: Key, close: float = CLOSE) -> bool:
+        """Whether a `distance` from a truth is what rounding does to this model."""
+        return far <= close or far <= min(LIMIT, ROUNDING * self.rounding(key))
+
+    @torch.no_grad()
+    def rounding(self, key: Key) -> float:
+        """The distance by which a truth moves where every weight moves by half of its last digit."""
+        truth, generator = self.truth(*key), torch.Generator().manual_seed(0)
+        weights = [p for p in self.forward.model.parameters() if p.is_floating_point()]
+        kept = [p.clone() for p in weights]
+        try:
+            for p in weights:
+                p.mul_(1.0 + 2.0**-24 * torch.randn(p.shape, generator=generator))
+            self.forward.reset()
+            return distance(*by_sequence(self.forward.reference(self.tree(*key)), truth))
+        finally:
+            for p, was in zip(weights, kept, strict=True):
+                p.copy_(was)
+
     def start(self, length: int) -> tuple[int, Targets]:
         """The longest sequence of `tree(length)`, or of a shorter one where position tables end before; and its length."""
         for n in (length, 7 * length // 8):
@@ -131,7 +153,7 @@ class Trial:
         kept = length - max(1, length // 4)
         other = np.concatenate([ids[:kept], ids[kept:] % (self.vocabulary - 1) + 1]).astype(np.int32)
         first, second = (self._plain(Sequences.of([t], [1])).logprob_T[: kept - 1] for t in (ids, other))
-        return close(second, first)
+        return distance(second, first) <= CLOSE
 
     def head(self) -> tuple[int | None, str]:
         """The first candidate that gives the model's own log-probabilities, which is then used; else why there is none."""
@@ -180,7 +202,7 @@ class Trial:
         try:
             for key, sequences in cases:
                 self.forward.reset()
-                if not same(run(sequences), self.truth(*key)):
+                if not self.is_rounding(distance(*by_sequence(run(sequences), self.truth(*key))), key):
                     return False
         except Exception as error:  # whatever a model's own code makes of such a batch
             self.why = reason(error)
@@ -254,12 +276,13 @@ def reach(holds: Callable[[int], bool], length: int, lengths: list[int]) -> int:
 
 def same(found: Targets, truth: Targets) -> bool:
     """Whether every token has the same log-probability, by rounding; NaN never is. What `truth` lacks are fillers."""
-    return close(*by_sequence(found, truth))
+    return distance(*by_sequence(found, truth)) <= CLOSE
 
 
-def close(found_T: np.ndarray, truth_T: np.ndarray, within: float = CLOSE) -> bool:
-    """Whether log-probabilities agree by rounding: within so many nats, below -10 a tenth of that share; never for NaN."""
-    return bool(np.all(np.abs(found_T - truth_T) <= within * np.maximum(1, np.abs(truth_T) / 10)))
+def distance(found_T: np.ndarray, truth_T: np.ndarray) -> float:
+    """The largest difference of log-probabilities, in nats, below -10 in tenths of the log-probability; infinite for NaN."""
+    far_T = np.abs(found_T - truth_T) / np.maximum(1, np.abs(truth_T) / 10)
+    return float(np.nan_to_num(far_T, nan=np.inf).max(initial=0.0))
 
 
 def gap(found: Targets, truth: Targets) -> float:

@@ -68,7 +68,7 @@ class Twin(NamedTuple):
         """Raises UserError unless these are the log-probabilities of all targets of `sequences(length)`, in their order."""
         truth = self.trial.truth(length)
         true_T = truth.logprob_T[np.argsort(truth.sequence_T, kind="stable")]
-        if not proof.close(logprob_T, true_T, CLOSE):
+        if not self.trial.is_rounding(proof.distance(logprob_T, true_T), (length, 0, 0), CLOSE):
             gap_T = np.nan_to_num(np.abs(logprob_T - true_T), nan=np.inf)
             raise UserError(
                 f"vLLM computes {self.checkpoint.name} otherwise than transformers: by {gap_T.max():.2g} nats a token on"

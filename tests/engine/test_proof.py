@@ -96,6 +96,38 @@ def test_what_packs_and_what_does_not() -> None:
     assert bloom.modes == (Mode("padded", 0), Mode("alone", 0), Mode("alone")) and "prefix" in bloom.why
 
 
+def test_a_deep_model_packs_although_its_layers_amplify_rounding() -> None:
+    deep = transformers.LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        intermediate_size=1536,
+        max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+    )
+    assert proof.prove(deep, 512, 2048).modes[0] == packed(512)
+    changes = longrope()
+    changes.num_hidden_layers = 30
+    assert proof.prove(changes, 128, 512).modes[0] == packed(40), "a change of arithmetic is no rounding"
+
+
+def test_rounding_is_what_float64_says_it_is() -> None:
+    key = (256, 0, 0)
+    trial = proof.Trial(twin.make(transformers.LlamaConfig(**SHAPE | {"num_hidden_layers": 24})))
+    before = {name: tensor.clone() for name, tensor in trial.forward.model.state_dict().items()}
+    rounding = trial.rounding(key)
+    assert all(torch.equal(before[name], now) for name, now in trial.forward.model.state_dict().items())
+    exact = proof.Trial(twin.make(transformers.LlamaConfig(**SHAPE | {"num_hidden_layers": 24})).double())
+    error = proof.distance(*proof.by_sequence(trial.truth(*key), exact.truth(*key)))
+    assert error / 5 < rounding < 10 * error
+    assert trial.is_rounding(3 * rounding, key) and not trial.is_rounding(2 * proof.LIMIT, key)
+    assert not trial.is_rounding(float("nan"), key)
+
+
 def test_attention_that_is_square_in_the_batch_is_tried_in_batches_that_memory_holds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
