@@ -22,7 +22,15 @@ def load(name: str) -> None:
         importlib.import_module(name)
     finally:
         gc.freeze()
-        atexit.unregister(gc.freeze)  # of the library before: once is enough
-        atexit.register(gc.freeze)
+        atexit.unregister(_leave)  # of the library before: once is enough
+        atexit.register(_leave)
         if collecting:
             gc.enable()
+
+
+def _leave() -> None:
+    """Triton from 3.9 on would name every object that is left, on the terminal."""
+    if "triton._C.libtriton" in sys.modules:
+        gc.unfreeze()
+    else:
+        gc.freeze()
