@@ -16,6 +16,7 @@ from evalengine.analysis.tables import Row
 
 T = TypeVar("T")
 K = TypeVar("K")
+Key = str | Callable[[Any], Any]
 
 
 class Intervals(NamedTuple):
@@ -192,3 +193,9 @@ def by(rows: Sequence[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     for row in rows:
         out.setdefault(key(row), []).append(row)
     return out
+
+
+def pivot(rows: Iterable[Any], line: Key, cell: Key) -> dict[Any, dict[Any, Any]]:
+    """Rows by the line of a table that they are in, then by the cell. Both are names of fields ("scale stage"), or a function."""
+    line_of, cell_of = (operator.attrgetter(*k.split()) if isinstance(k, str) else k for k in (line, cell))
+    return {place: {cell_of(row): row for row in mine} for place, mine in by(list(rows), line_of).items()}

@@ -200,7 +200,7 @@ def verdict(difference: Mean, p: float, above: Mean, level: float) -> str:
 def table(findings: Findings, benchmarks: bool = False) -> Table:
     """Accuracy of every arm, and what it differs by from `sft`."""
     blocks = []
-    for name, scale, at in lines_of(findings, "arms", benchmarks, "stage", "measure", "minus"):
+    for name, scale, at in lines_of(findings, "arms", benchmarks, "stage measure minus"):
         block = []
         for stage in dict.fromkeys(stage for stage, *_ in at):
             kept, own = kept_of(stage), at[stage, ACCURACY, ""]

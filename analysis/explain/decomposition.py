@@ -15,7 +15,6 @@ Reference: Mitchell et al. (2024), "An emulator for fine-tuning large language m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -26,10 +25,10 @@ from evalengine.analysis.explain.corners import TOKEN, best_level, corners_of, l
 from evalengine.analysis.explain.eft import cells
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
 from evalengine.analysis.explain.grouped import grouped, joined, with_q
-from evalengine.analysis.explain.parts import notes, over, pivot
+from evalengine.analysis.explain.parts import notes, over
 from evalengine.analysis.explain.student import p_below
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.figure import Part, Table, with_benchmarks
+from evalengine.analysis.figure import Part, Table, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval
@@ -103,13 +102,10 @@ def _family(row: DecompositionRow) -> tuple[str, str, bool] | None:
 
 def table(findings: Findings, benchmarks: bool = False) -> Table:
     """Effects on accuracy in points: of the categories and all, or of the benchmarks."""
-    at = pivot(
-        findings.means("decomposition", benchmarks, measure="accuracy"),
-        attrgetter("category", "benchmark"),
-        attrgetter("effect"),
-    )
+    found = findings.means("decomposition", benchmarks, measure="accuracy")
     lines = [
-        [place[1] or place[0], *map(share_with_interval, map(of.get, EFFECTS))] for place, of in at.items()
+        [benchmark or category, *map(share_with_interval, map(of.get, EFFECTS))]
+        for (category, benchmark), of in pivot(found, "category benchmark", "effect").items()
     ]
     head = [over(benchmarks), *(f"{effect} (points)" for effect in EFFECTS)]
     return Table("what scale does", head, [lines])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -26,10 +25,10 @@ from evalengine.analysis.explain.corners import (
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study, once
 from evalengine.analysis.explain.grouped import grouped, joined
-from evalengine.analysis.explain.parts import blocks, pivot
+from evalengine.analysis.explain.parts import blocks
 from evalengine.analysis.explain.student import quantile
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
-from evalengine.analysis.figure import File, Folded, Lines, Part, Table
+from evalengine.analysis.figure import File, Folded, Lines, Part, Table, pivot
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval
@@ -204,22 +203,18 @@ def dial(findings: Findings) -> Lines:
     """Accuracy against beta, from the base to the checkpoint that was really fine-tuned."""
     rows = findings.means("eft_means", measure="accuracy", level=shown_level(findings))
     names = strengths(rows)
-    return Lines(
-        rows,
-        list(names.values()),
-        lambda row: names[f"{row.beta:g}"],
-        lambda row: f"{row.direction}: base {row.scale}",
-    )
+    x, panel = lambda row: names[f"{row.beta:g}"], lambda row: f"{row.direction}: base {row.scale}"
+    return Lines(rows, list(names.values()), x, panel)
 
 
-def means_table(findings: Findings, measure: str = "accuracy") -> Table:
-    """Means over the categories at every strength, from the base to the checkpoint that was really fine-tuned."""
-    found = findings.rows("eft_means", measure=measure, benchmark="", level=shown_level(findings))
+def means_table(findings: Findings) -> Table:
+    """Accuracy over the categories at every strength, from the base to the checkpoint that was really fine-tuned."""
+    found = findings.means("eft_means", measure="accuracy", level=shown_level(findings))
     names = strengths(found)
-    at = pivot(found, attrgetter("category", "direction", "scale"), lambda row: f"{row.beta:g}")
+    at = pivot(found, "category direction scale", lambda row: f"{row.beta:g}")
     lines = [[*place, *(share_with_interval(of.get(beta)) for beta in names)] for place, of in at.items()]
     head = [name if beta in ("0", "nan") else f"beta {name}" for beta, name in names.items()]
-    return Table(f"{measure} (%)", ["mean over", "direction", "scale", *head], blocks(lines, 1, 2), texts=3)
+    return Table("accuracy (%)", ["mean over", "direction", "scale", *head], blocks(lines, 1, 2), texts=3)
 
 
 def gap_table(findings: Findings) -> Table:
@@ -232,16 +227,8 @@ def gap_table(findings: Findings) -> Table:
             same = [at.get((category, direction, "same picks", b)) for b in (beta, BASE)]
             cells = [share_with_interval(row) for row in (closed, *same)]
             rows.append([category, direction, closed.scale, *cells, closed.note])
-    head = [
-        "mean over",
-        "direction",
-        "scale",
-        "gap closed (%)",
-        "same picks (%)",
-        "same picks, base (%)",
-        "note",
-    ]
-    return Table("what beta 1 closes", head, [rows], texts=3, prose=True, stacked=True)
+    head = ["mean over", "direction", "scale", "gap closed (%)", "same picks (%)", "same picks, base (%)"]
+    return Table("what beta 1 closes", [*head, "note"], [rows], texts=3, prose=True, stacked=True)
 
 
 def shown(findings: Findings) -> Iterator[Part]:

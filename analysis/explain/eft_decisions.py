@@ -11,7 +11,6 @@ Dims: M mixtures, B benchmarks.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +20,9 @@ from evalengine.analysis.explain.corners import best_level, corners_of, lacks_co
 from evalengine.analysis.explain.eft import cells
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
 from evalengine.analysis.explain.grouped import joined
-from evalengine.analysis.explain.parts import blocks, notes, over, pivot
+from evalengine.analysis.explain.parts import blocks, notes, over
 from evalengine.analysis.explain.ranking import LEAST, MEASURES, interval, over_benchmarks, with_and_without
-from evalengine.analysis.figure import Part, Table, with_benchmarks
+from evalengine.analysis.figure import Part, Table, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval, with_interval
@@ -89,7 +88,7 @@ def lacks(study: Study) -> str:
 
 def table(findings: Findings, benchmarks: bool = False) -> Table:
     found = findings.means("eft_decisions", benchmarks)
-    at = pivot(found, attrgetter("measure", "category", "benchmark"), attrgetter("predictor", "minus"))
+    at = pivot(found, "measure category benchmark", "predictor minus")
     columns = (*COMPARED[1:3], COMPARED[0], *COMPARED[3:])
     lines = []
     for (measure, category, benchmark), of in at.items():

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,10 +26,10 @@ from evalengine.analysis.explain.grouped import grouped
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.jackknife import jackknife
 from evalengine.analysis.explain.logistic import fit
-from evalengine.analysis.explain.parts import blocks, lines_of, over, pivot
+from evalengine.analysis.explain.parts import blocks, lines_of, over
 from evalengine.analysis.explain.student import half_width
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.figure import File, Folded, Lines, Part, Table, with_benchmarks
+from evalengine.analysis.figure import File, Folded, Lines, Part, Table, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import CAUTION, Claim
 from evalengine.analysis.results import share_with_interval, with_interval
@@ -230,7 +229,7 @@ def table(findings: Findings, benchmarks: bool = False) -> Table:
     columns = [(KEPT, ""), (LEARNED, ""), (LEARNED, TWIN), (LEARNED, EXCESS), (LOST, ""), (LOST, TWIN)]
     lines = [
         [name, scale, *map(share_with_interval, map(at.get, columns))]
-        for name, scale, at in lines_of(findings, "flips", benchmarks, "measure", "against")
+        for name, scale, at in lines_of(findings, "flips", benchmarks, "measure against")
     ]
     head = [f"{measure}{', ' + against if against else ''} (%)" for measure, against in columns]
     return Table("flips", [over(benchmarks), "scale", *head], blocks(lines, 1), texts=2)
@@ -245,20 +244,10 @@ def curves(findings: Findings) -> Lines:
 def items_table(findings: Findings) -> Table:
     found: list[Any] = findings.tables["flipped_items"]
     texts = any(r.text for r in found)
-    lines = [
-        [
-            r.benchmark,
-            r.item,
-            r.direction,
-            str(r.learned),
-            str(r.lost),
-            str(r.runs),
-            *([r.text] if texts else []),
-        ]
-        for r in found
-    ]
-    head = ["benchmark", "item", "mostly", LEARNED, LOST, "runs", *(["text"] if texts else [])]
-    return Table("flipped items", head, blocks(lines, 2), texts=3, prose=texts, stacked=texts)
+    head = ["benchmark", "item", "mostly", LEARNED, LOST, "runs", "text"]
+    columns = len(head) if texts else len(head) - 1
+    lines = [list(map(str, r[:columns])) for r in found]  # the columns are the fields
+    return Table("flipped items", head[:columns], blocks(lines, 2), texts=3, prose=texts, stacked=texts)
 
 
 def shown(findings: Findings) -> Iterator[Part]:
@@ -273,16 +262,14 @@ def shown(findings: Findings) -> Iterator[Part]:
     yield "Tenths of all items, the smallest on the left; of those that were wrong, and that were right."
     for r in findings.rows("flips", measure=HYSTERESIS):
         yield f"Hysteresis at {r.scale}: {f'{with_interval(r)} nats' if r.estimate == r.estimate else r.note}."
-    ask = (
-        "" if findings.method["data"] else " Give explain the benchmarks' folder (--data) to see their texts."
-    )
-    items: list[Part] = [f"Over the runs of all scales.{ask}", items_table(findings)]
-    yield Folded("The items that turned most consistently", items)
+    ask = " Give explain the benchmarks' folder (--data) to see their texts."
+    words = f"Over the runs of all scales.{'' if findings.method['data'] else ask}"
+    yield Folded("The items that turned most consistently", [words, items_table(findings)])
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
     every = findings.means("flips", category=ALL, measure=LEARNED)
-    for scale, at in pivot(every, attrgetter("scale"), attrgetter("against")).items():
+    for scale, at in pivot(every, "scale", "against").items():
         if TWIN not in at:
             continue
         said = f"{share_with_interval(at[''])}% of the items at {scale}; of a twin {share_with_interval(at[TWIN])}%"
@@ -294,13 +281,6 @@ def claims(findings: Findings) -> Iterator[Claim]:
             yield Claim(CAUTION, f"{what}: {said}; any two models differ by as many.")
 
 
-EXPLAINER = Explainer(
-    "flips",
-    FlipRow,
-    flip_rows,
-    "Items that turn",
-    shown=shown,
-    said=claims,
-)
+EXPLAINER = Explainer("flips", FlipRow, flip_rows, "Items that turn", shown=shown, said=claims)
 CURVES = Explainer("flip_curves", CurveRow, curve_rows)
 ITEMS = Explainer("flipped_items", ItemRow, item_rows)

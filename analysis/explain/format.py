@@ -61,13 +61,9 @@ class FormatRow(NamedTuple):
 def compared(stages: tuple[str, str]) -> list[tuple[str, str]]:
     """Pairs of a stage and the one it is compared with, whether or not both were scored."""
     before, after = stages
-    chat = [
-        (after + CHAT, before),
-        (after + CHAT, before + CHAT),
-        (before + CHAT, before),
-        (after + CHAT, after),
-    ]
-    return list(dict.fromkeys([(after, before), *chat]))
+    in_chat = [(after + CHAT, stage) for stage in (before, before + CHAT)]
+    by_format = [(stage + CHAT, stage) for stage in (before, after)]
+    return list(dict.fromkeys([(after, before), *in_chat, *by_format]))
 
 
 class Cell(NamedTuple):
@@ -133,21 +129,13 @@ def decomposed(some: Choices) -> dict[str, Array]:
 def table(findings: Findings, benchmarks: bool = False) -> Table:
     """The change of each part, beside the mass at each stage."""
     lines = []
-    for name, scale, at in lines_of(findings, "format", benchmarks, "stage", "minus", "measure"):
+    for name, scale, at in lines_of(findings, "format", benchmarks, "stage minus measure"):
         for stage, minus in dict.fromkeys(key[:2] for key in at if key[1]):
             change = [with_interval(at[stage, minus, measure]) for measure in (GOLD, FORMAT, KNOWLEDGE)]
             mass = [f"{at[s, '', MASS].estimate:.3f}" for s in (minus, stage)]
             lines.append([name, scale, f"{minus} → {stage}", *change, *mass])
-    head = [
-        over(benchmarks),
-        "scale",
-        "stages",
-        f"change of {GOLD}",
-        FORMAT,
-        KNOWLEDGE,
-        "mass before",
-        "mass after",
-    ]
+    head = [over(benchmarks), "scale", "stages", f"change of {GOLD}", FORMAT, KNOWLEDGE]
+    head += ["mass before", "mass after"]
     return Table("format and knowledge", head, blocks(lines, 1, 2), texts=3)
 
 
@@ -173,9 +161,8 @@ def claims(findings: Findings) -> Iterator[Claim]:
     }
     pairs = compared(tuple(findings.method["stages"]))
     for scale, (after, before), measure in itertools.product(findings.method["scales"], pairs, parts):
-        for row in findings.means(
-            "format", category=ALL, scale=scale, measure=measure, stage=after, minus=before
-        ):
+        at = {"category": ALL, "scale": scale, "measure": measure, "stage": after, "minus": before}
+        for row in findings.means("format", **at):
             what = f"{before} to {after}"
             yield claim(
                 row,

@@ -24,7 +24,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -35,10 +34,10 @@ from evalengine.analysis.explain.choices import Array, Scores
 from evalengine.analysis.explain.design import Place, by_mixture, ordered, placed
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, once
 from evalengine.analysis.explain.grouped import grouped, joined, partly
-from evalengine.analysis.explain.parts import blocks, over, pivot, signed
+from evalengine.analysis.explain.parts import blocks, over, signed
 from evalengine.analysis.explain.renderings import in_format
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.figure import File, Folded, Lines, Part, Table, by
+from evalengine.analysis.figure import File, Folded, Lines, Part, Table, by, pivot
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
 from evalengine.analysis.protocol import Claim
@@ -282,24 +281,16 @@ def table(findings: Findings, benchmarks: bool = False) -> Table:
                 *map(percent, (w.accuracy, w.accuracy_before, w.mass)),
             ]
         )
-    head = [
-        "share (%)",
-        "before (%), winner then",
-        "entropy",
-        "change",
-        "accuracy in it (%)",
-        "before (%)",
-        "mass (%)",
-    ]
-    first = [over(benchmarks), "scale", "stage", "winner"]
-    return Table("format shares", [*first, *head], blocks(lines, 1, 2), texts=4)
+    head = [over(benchmarks), "scale", "stage", "winner", "share (%)", "before (%), winner then"]
+    head += ["entropy", "change", "accuracy in it (%)", "before (%)", "mass (%)"]
+    return Table("format shares", head, blocks(lines, 1, 2), texts=4)
 
 
 def each_format(findings: Findings, measure: str) -> Table:
     """A measure of every format, in percent: a line for each stage and mean."""
     found = findings.means("format_shares", measure=measure, minus="", mixture="")
     formats = list(dict.fromkeys(r.format for r in found))
-    at = pivot(found, attrgetter("category", "scale", "stage"), attrgetter("format"))
+    at = pivot(found, "category scale stage", "format")
     lines = [[*place, *(percent(of[form].estimate) for form in formats)] for place, of in at.items()]
     head = ["mean over", "scale", "stage", *formats]
     return Table(f"{measure} by format", head, blocks(lines, 1, 2), texts=3)
@@ -310,26 +301,11 @@ def by_mixtures(findings: Findings) -> Table:
     lines = []
     for w in findings.means("format_winners", category=ALL):
         if w.mixture:
-            drop = signed(w.drop) if w.before else "–"
-            shares = [
-                percent(w.share),
-                percent(w.share_before),
-                f"{w.entropy:.2f}",
-                drop,
-                percent(w.accuracy),
-            ]
+            entropy = [f"{w.entropy:.2f}", signed(w.drop) if w.before else "–"]
+            shares = [percent(w.share), percent(w.share_before), *entropy, percent(w.accuracy)]
             lines.append([w.mixture, w.scale, w.stage, w.winner, *shares])
-    head = [
-        "mixture",
-        "scale",
-        "stage",
-        "winner",
-        "share (%)",
-        "before (%)",
-        "entropy",
-        "drop",
-        "accuracy in it (%)",
-    ]
+    head = ["mixture", "scale", "stage", "winner", "share (%)", "before (%)", "entropy", "drop"]
+    head += ["accuracy in it (%)"]
     return Table("format winners by mixture", head, blocks(lines, 1, 2), texts=4)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -24,18 +23,16 @@ from evalengine.analysis.explain.dose_slopes import (
 )
 from evalengine.analysis.explain.dosed_items import ACCURACY, MARGIN, OUTCOMES, whens
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.parts import blocks, lines_of, pivot, signed, when_said
-from evalengine.analysis.figure import File, Folded, Intervals, Lines, Part, Table, with_benchmarks
+from evalengine.analysis.explain.parts import blocks, lines_of, signed, when_said
+from evalengine.analysis.figure import File, Folded, Intervals, Lines, Part, Table, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import CAUTION, Claim
 from evalengine.analysis.results import p_value, with_interval
 
 HIGH = 0.7  # an r over bins that someone could take for evidence
 DETAILS = (SLOPE, ACROSS, WHERE_SEEN, ZERO, CURVATURE, AT_ZERO)
-HEADLINE: dict[str, Any] = {
-    "headline": 1,
-    "measure": SLOPE,
-}  # the slope of the dose that is looked at closely
+# The slope of the dose that is looked at closely.
+HEADLINE: dict[str, Any] = {"headline": 1, "measure": SLOPE}
 
 
 def lacks(study: Study) -> str:
@@ -54,9 +51,7 @@ def slopes_table(findings: Findings, benchmarks: bool = False) -> Table:
     keys = [(outcome, *when) for outcome in unit for when in every]
     lines = [
         [name, scale, *map(with_interval, map(of.get, keys)), f"{of[keys[0]].items:,}"]
-        for name, scale, of in lines_of(
-            findings, "frequency", benchmarks, "outcome", "stage", "minus", **HEADLINE
-        )
+        for name, scale, of in lines_of(findings, "frequency", benchmarks, "outcome stage minus", **HEADLINE)
     ]
     head = [f"{outcome}, {when_said(*when)} ({unit[outcome]})" for outcome in unit for when in every]
     columns = ["benchmark" if benchmarks else "items of", "scale", *head, "items"]
@@ -77,7 +72,7 @@ def doses_table(findings: Findings) -> Table:
 def details_table(findings: Findings) -> Table:
     """All items, the headline dose: every measure."""
     found = findings.rows("frequency", headline=1, category=ALL, minus="")
-    at = pivot(found, attrgetter("scale"), attrgetter("measure", "outcome", "stage"))
+    at = pivot(found, "scale", "measure outcome stage")
     places = [(outcome, stage) for outcome in OUTCOMES for stage in findings.method["stages"]]
     lines = [
         [measure, scale, *(with_interval(of.get((measure, *place))) for place in places)]
@@ -113,13 +108,8 @@ def before_and_after(findings: Findings) -> Intervals:
     ends = [abs(end) for r in found for end in (r.estimate, r.low, r.high) if math.isfinite(end)]
     limit = max(ends, default=1.0)
     step = 10.0 ** math.floor(math.log10(limit)) / 2.0 if limit > 0 else 1.0
-    return Intervals(
-        found,
-        lambda r: r.category,
-        panel=lambda r: r.scale,
-        limit=math.ceil(limit / step) * step,
-        measure="nats for each log unit",
-    )
+    figure = Intervals(found, lambda r: r.category, panel=lambda r: r.scale)
+    return figure._replace(limit=math.ceil(limit / step) * step, measure="nats for each log unit")
 
 
 def shown(findings: Findings) -> Iterator[Part]:
@@ -177,7 +167,7 @@ def binned_r(findings: Findings) -> dict[tuple[str, str], float]:
     """r over the bins, by scale and stage."""
     out = {}
     found = findings.rows("frequency_bins", category=OF_ITEMS)
-    for place, of in pivot(found, attrgetter("scale", "stage"), attrgetter("bin")).items():
+    for place, of in pivot(found, "scale stage", "bin").items():
         at, value = (np.array([getattr(r, field) for r in of.values()]) for field in ("at", "estimate"))
         if len(of) > 2 and at.std() > 0 and value.std() > 0:
             out[place] = float(np.corrcoef(at, value)[0, 1])

@@ -21,7 +21,6 @@ Dims: J the study, then the study without each mixture; M mixtures; I items; P p
 from __future__ import annotations
 
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +33,7 @@ from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.exposed import SIMILARITIES, Dose
 from evalengine.analysis.explain.grouped import joined
 from evalengine.analysis.explain.jackknife import of_correlation, of_share
-from evalengine.analysis.explain.parts import blocks, pivot, when_said
+from evalengine.analysis.explain.parts import blocks, when_said
 from evalengine.analysis.explain.student import Interval
 from evalengine.analysis.explain.within import (
     clustered,
@@ -45,7 +44,7 @@ from evalengine.analysis.explain.within import (
     varies,
     without_each,
 )
-from evalengine.analysis.figure import File, Part, Table
+from evalengine.analysis.figure import File, Part, Table, pivot
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import with_interval
@@ -171,20 +170,9 @@ def lacks(study: Study) -> str:
 
 def parts_table(findings: Findings) -> Table:
     """Of all items: a line for each similarity, scale and stage."""
-    shown = (
-        ALONE[COUNT],
-        BESIDE[COUNT],
-        OWED,
-        ALONE[SIMILARITY],
-        BESIDE[SIMILARITY],
-        *ADDS.values(),
-        TOGETHER,
-    )
-    at = pivot(
-        findings.rows("gelbach", category=ALL),
-        attrgetter("similarity", "scale", "stage", "minus"),
-        attrgetter("part"),
-    )
+    slopes = ALONE[COUNT], BESIDE[COUNT], OWED, ALONE[SIMILARITY], BESIDE[SIMILARITY]
+    shown = (*slopes, *ADDS.values(), TOGETHER)
+    at = pivot(findings.rows("gelbach", category=ALL), "similarity scale stage minus", "part")
     lines = [
         [similarity, scale, when_said(*when)]
         + [(_percent if part in ADDS.values() else with_interval)(of[part]) for part in shown]
@@ -217,7 +205,7 @@ def shown(findings: Findings) -> Iterator[Part]:
 def claims(findings: Findings) -> Iterator[Claim]:
     first = findings.method["stages"][0]
     rows = findings.rows("gelbach", category=ALL, stage=first)
-    for scale, at in pivot(rows, attrgetter("scale"), attrgetter("similarity", "part")).items():
+    for scale, at in pivot(rows, "scale", "similarity part").items():
         kinds = [kind for kind in SIMILARITIES if (kind, OWED) in at and np.isfinite(at[kind, OWED].low)]
         if not kinds:
             continue

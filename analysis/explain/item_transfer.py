@@ -17,7 +17,6 @@ Dims: R runs, I items, N observations.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -28,9 +27,9 @@ from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.logistic import clustered, dummies, fit
-from evalengine.analysis.explain.parts import blocks, pivot
+from evalengine.analysis.explain.parts import blocks
 from evalengine.analysis.explain.student import Interval, half_width, interval
-from evalengine.analysis.figure import File, Part, Table
+from evalengine.analysis.figure import File, Part, Table, pivot
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import with_interval
 
@@ -154,7 +153,7 @@ def _ends(estimate: float, se: float, n: int, level: float) -> Interval:
 
 
 def models_table(findings: Findings) -> Table:
-    found = pivot(findings.tables["item_transfer"], attrgetter("model", "scale"), attrgetter("term"))
+    found = pivot(findings.tables["item_transfer"], "model scale", "term")
     lines = [
         [*place, *(with_interval(at.get(term)) for term in (LOGP, MARGIN)), f"{at[''].pseudo_r2:.3f}"]
         for place, at in found.items()
@@ -187,7 +186,7 @@ def shown(findings: Findings) -> Iterator[Part]:
 
 def claims(findings: Findings) -> Iterator[Claim]:
     rows = findings.tables["item_transfer"]
-    for scale, at in pivot(rows, attrgetter("scale"), attrgetter("model", "term")).items():
+    for scale, at in pivot(rows, "scale", "model term").items():
         if (MODELS[3], MARGIN) not in at:
             continue
         logp, margin = at[MODELS[3], LOGP], at[MODELS[3], MARGIN]

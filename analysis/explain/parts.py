@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from operator import attrgetter
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from evalengine.analysis.explain.explainer import Findings
-from evalengine.analysis.figure import Part, by
-
-R = TypeVar("R")
-K = TypeVar("K")
-C = TypeVar("C")
+from evalengine.analysis.figure import Part, by, pivot
 
 
 def notes(rows: Iterable[Any]) -> list[Part]:
@@ -35,17 +30,11 @@ def over(benchmarks: bool) -> str:
     return "benchmark" if benchmarks else "mean over"
 
 
-def pivot(rows: Iterable[R], line: Callable[[R], K], cell: Callable[[R], C]) -> dict[K, dict[C, R]]:
-    """Rows by the line of a table that they are in, then by the cell."""
-    return {place: {cell(row): row for row in mine} for place, mine in by(list(rows), line).items()}
-
-
 def lines_of(
-    findings: Findings, table: str, benchmarks: bool, *cell: str, **fixed: Any
+    findings: Findings, table: str, benchmarks: bool, cell: str, **fixed: Any
 ) -> list[tuple[str, str, dict[Any, Any]]]:
     """Means by category, or benchmarks, at each scale: name, scale, and the rows by the fields `cell`."""
-    found = findings.means(table, benchmarks, **fixed)
-    at = pivot(found, attrgetter("scale", "category", "benchmark"), attrgetter(*cell))
+    at = pivot(findings.means(table, benchmarks, **fixed), "scale category benchmark", cell)
     return [(benchmark or category, scale, of) for (scale, category, benchmark), of in at.items()]
 
 

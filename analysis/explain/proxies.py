@@ -25,7 +25,6 @@ from evalengine.analysis.correlation import BlockNumbers, members_of
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.grouped import grouped, joined, with_q
-from evalengine.analysis.explain.parts import pivot
 from evalengine.analysis.explain.quantities import ACCURACY, Values, values_of
 from evalengine.analysis.explain.ranking import (
     AGREEMENT,
@@ -38,7 +37,7 @@ from evalengine.analysis.explain.ranking import (
     within,
 )
 from evalengine.analysis.explain.twoway import interaction
-from evalengine.analysis.figure import File, Part, Table
+from evalengine.analysis.figure import File, Part, Table, pivot
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import p_value, share_with_interval, with_interval
@@ -176,9 +175,7 @@ def table(findings: Findings) -> Table:
     """Agreement over all benchmarks: a block for each setting, the proxies by what they get."""
     blocks = []
     every = findings.means("proxies", category=ALL)
-    for setting, at in pivot(
-        every, attrgetter("seen", "target"), attrgetter("proxy", "minus", "measure")
-    ).items():
+    for setting, at in pivot(every, "seen target", "proxy minus measure").items():
         right = [r for (_, minus, measure), r in at.items() if measure == AGREEMENT and not minus]
         right = sorted((r for r in right if r.proxy not in (CEILING, CHOSEN)), key=lambda r: -r.estimate)
         order = [r.proxy for r in right[:6]]
@@ -199,16 +196,8 @@ def table(findings: Findings) -> Table:
                 ]
             )
         blocks.append(block)
-    head = [
-        "seen",
-        "predicts",
-        "by",
-        "right of two (%)",
-        "minus accuracy (points)",
-        "q",
-        "r",
-        "regret (points)",
-    ]
+    head = ["seen", "predicts", "by", "right of two (%)", "minus accuracy (points)", "q", "r"]
+    head += ["regret (points)"]
     return Table("what predicts", head, blocks, texts=3)
 
 
@@ -225,9 +214,7 @@ def shown(findings: Findings) -> Iterator[Part]:
 def claims(findings: Findings) -> Iterator[Claim]:
     every = findings.means("proxies", category=ALL, measure=AGREEMENT)
     open_: list[str] = []
-    for (seen, target), at in pivot(
-        every, attrgetter("seen", "target"), attrgetter("proxy", "minus")
-    ).items():
+    for (seen, target), at in pivot(every, "seen target", "proxy minus").items():
         better = [r for (p, minus), r in at.items() if minus and p != CHOSEN and r.q < 0.05 and side(r) > 0]
         if better:
             best = max(better, key=lambda r: r.estimate)
