@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evalengine.analysis import true_decisions, true_regret
 from evalengine.analysis.correlation import DECISION, Sample, pair_sums
-from evalengine.analysis.figure import File, Folded, Heading, Part, Table, with_benchmarks
+from evalengine.analysis.figure import File, Folded, Heading, Part, Table, pivot, with_benchmarks
 from evalengine.analysis.groups import (
-    PARTIAL,
     UNDEFINED,
     Array,
     Data,
@@ -26,8 +26,11 @@ from evalengine.analysis.groups import (
     Label,
     Means,
     Note,
+    Statistic,
+    group_of,
     mean_of_known,
     with_all,
+    without,
 )
 from evalengine.analysis.item_bootstrap import item_data
 from evalengine.analysis.noise import bounded
@@ -60,46 +63,50 @@ def _decide(
     data: Data, quantity: str, measures: tuple[str, str], measure: Callable[[Sample], Array]
 ) -> Group:
     panel = data.panel
-    B = len(panel.benchmarks)
-    sign = -1.0 if quantity == "loss" else 1.0
-    members = list(with_all(panel).items())
-    labels = [Label(panel.categories[b], panel.benchmarks[b], name) for b in range(B) for name in measures]
-    labels += [
-        Label(category, f"mean of {len(index)}", name) for category, index in members for name in measures
-    ]
+    B, members = len(panel.benchmarks), with_all(panel)
     every = [[i] for i in range(2 * B)]  # of each benchmark and measure
-    every += [[2 * b + m for b in index] for _, index in members for m in range(len(measures))]
-    of_means, values, n, notes = {}, {}, {}, {}
+    every += [[2 * b + m for b in index] for index in members.values() for m in range(len(measures))]
+    found: dict[str, list[Statistic]] = {}
+    means = {}
     for scale in panel.scales:
-        sample = data.sample(quantity, scale)
-        found = np.full((B, 2, sample.w_MC.shape[1]), np.nan)
-        counts = np.zeros(B, dtype=np.int64)
-        for b in range(B):
-            chosen = sample.x_VMC[[b, B + b]]
-            keep = np.asarray(np.isfinite(chosen[:, :, 0]).all(axis=0))
-            counts[b] = keep.sum()
-            if counts[b] < 4:
-                continue
+        value_B2C, n_B = _of_benchmarks(data.sample(quantity, scale), B, quantity == "loss", measure)
+        found[scale] = []
+        why_B = []
+        for b, n in enumerate(n_B.tolist()):
+            why = "fewer than 4 mixtures" if n < 4 else "all mixtures are tied"
+            why_B.append(Note() if np.isfinite(value_B2C[b, 0, 0]) else Note(UNDEFINED, why))
+            for name, value_C in zip(measures, value_B2C[b], strict=True):
+                label = Label(panel.categories[b], panel.benchmarks[b], name)
+                found[scale].append(Statistic(label, value_C, n, why_B[b]))
+        for category, index in members.items():
+            used = [b for b in index if not why_B[b].kind]
+            note = without([f"{panel.benchmarks[b]} ({why_B[b].text})" for b in index if b not in used])
+            n = min((int(n_B[b]) for b in used), default=0)
+            for m, name in enumerate(measures):
+                label = Label(category, f"mean of {len(index)}", name)
+                found[scale].append(Statistic(label, mean_of_known(value_B2C[used, m]), n, note))
+        means[scale] = Means(value_B2C.reshape(2 * B, -1), np.repeat(n_B, 2), every)
+    return group_of("decision", quantity, found, means=means)
+
+
+def _of_benchmarks(
+    sample: Sample, B: int, lower_is_better: bool, measure: Callable[[Sample], Array]
+) -> tuple[Array, NDArray[np.int64]]:
+    """(B, 2, C) values of a pair of measures, NaN with fewer than 4 mixtures, and how many mixtures there are, (B,)."""
+    value_B2C = np.full((B, 2, sample.w_MC.shape[1]), np.nan)
+    n_B = np.zeros(B, dtype=np.int64)
+    for b in range(B):
+        chosen = sample.x_VMC[[b, B + b]]
+        keep = np.asarray(np.isfinite(chosen[:, :, 0]).all(axis=0))
+        n_B[b] = keep.sum()
+        if n_B[b] >= 4:
             part = replace(sample, x_VMC=chosen).only(keep)
-            x_VMC = np.round(sign * part.x_VMC, 12)  # equal accuracies stay tied
+            x_VMC = np.round(
+                (-1.0 if lower_is_better else 1.0) * part.x_VMC, 12
+            )  # equal accuracies stay tied
             w_MC = part.w_MC if keep.all() else np.nan_to_num(part.w_MC)
-            found[b] = measure(replace(part, x_VMC=x_VMC, w_MC=w_MC))
-        known_B = np.isfinite(found[:, 0, 0])
-        few, tied = (Note(UNDEFINED, why) for why in ("fewer than 4 mixtures", "all mixtures are tied"))
-        why_B = [Note() if known_B[b] else few if counts[b] < 4 else tied for b in range(B)]
-        means, said = [], [why for why in why_B for _ in measures]
-        for _, index in members:
-            lost = [f"{panel.benchmarks[b]} ({why_B[b].text})" for b in index if not known_B[b]]
-            why = Note(PARTIAL, f"without {', '.join(lost)}")
-            said += [why if lost else Note()] * len(measures)
-            defined = [b for b in index if known_B[b]]
-            means.append([mean_of_known(found[defined, m]) for m in range(len(measures))])
-        values[scale] = np.concatenate([found, np.array(means)]).reshape(-1, found.shape[2])
-        smallest = [min((int(counts[b]) for b in index if known_B[b]), default=0) for _, index in members]
-        n[scale] = np.repeat(np.concatenate([counts, smallest]), 2)
-        notes[scale] = said
-        of_means[scale] = Means(found.reshape(2 * B, -1), np.repeat(counts, 2), every)
-    return Group("decision", quantity, labels, values, n, notes, means=of_means)
+            value_B2C[b] = measure(replace(part, x_VMC=x_VMC, w_MC=w_MC))
+    return value_B2C, n_B
 
 
 def _pairwise(sample: Sample) -> Array:
@@ -188,24 +195,17 @@ def decision_tables(results: Results) -> tuple[Table, Table]:
     in_units = ("pairwise loss", "regret") if losses else ()
     unit = "" if losses else " (points)"
     columns = [WORDS[kind] + ("" if "%" in WORDS[kind] else unit) for kind in kinds]
-    of_means: list[list[list[str]]] = []
-    of_benchmarks: list[list[list[str]]] = []
-    for scale in results.scales:
-        by_name: dict[tuple[str, str], dict[str, Row]] = {}
-        for r in results.rows("decisions", protocol="decision", scale=scale):
-            by_name.setdefault((r.category, r.name), {})[r.other] = r
-        of_means.append([])
-        of_benchmarks.append([])
-        for (category, name), measure in by_name.items():
-            single = name in results.method["benchmarks"]
-            cells = [share_with_interval(measure.get(kind), percent=kind not in in_units) for kind in kinds]
-            title = name if single else f"{category} ({name})"
-            rows = of_benchmarks if single else of_means
-            rows[-1].append([title, scale, *cells, str(next(iter(measure.values())).n)])
+    of_means, of_benchmarks = ([[] for _ in results.scales] for _ in range(2))
+    for (scale, category, name), measure in pivot(found, "scale category name", "other").items():
+        single = name in results.method["benchmarks"]
+        cells = [share_with_interval(measure.get(kind), percent=kind not in in_units) for kind in kinds]
+        title = name if single else f"{category} ({name})"
+        blocks = of_benchmarks if single else of_means
+        n = str(next(iter(measure.values())).n)
+        blocks[results.scales.index(scale)].append([title, scale, *cells, n])
     head = ["benchmark", "scale", *columns, "n"]
-    return Table("decisions, means", head, of_means, texts=2), Table(
-        "decisions", head, of_benchmarks, texts=2
-    )
+    means = Table("decisions, means", head, of_means, texts=2)
+    return means, Table("decisions", head, of_benchmarks, texts=2)
 
 
 PAIRS = {  # columns of choices between two mixtures: a row's kind, whether benchmarks have it

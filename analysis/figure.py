@@ -182,6 +182,11 @@ def panels(figure: Figure) -> dict[str, Figure]:
     return {title: figure._replace(rows=mine) for title, mine in by(rows, figure.panel).items()}
 
 
+def blocks(lines: Iterable[Sequence[T]], *columns: int) -> list[list[Sequence[T]]]:
+    """Lines of a table that belong together: those that are alike in the given columns."""
+    return list(by(list(lines), operator.itemgetter(*columns)).values())
+
+
 def file_part(text: str) -> str:
     """A stage or a scale as part of a file's name: they come from anyone's table, and may hold a slash."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", text)[:60]

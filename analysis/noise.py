@@ -32,7 +32,7 @@ from evalengine.analysis.correlation import (
     weighted_sums,
     within,
 )
-from evalengine.analysis.figure import File, Folded, Heading, Part, Table, by
+from evalengine.analysis.figure import File, Folded, Heading, Part, Table, blocks, pivot
 from evalengine.analysis.groups import (
     ITEM_NOISE,
     UNDEFINED,
@@ -315,29 +315,25 @@ def means_table(results: Results) -> Table:
     """Mean r of the categories and of all, as measured and without noise."""
     at = operator.attrgetter("category", "quantity", "scale")
     observed = {at(r): r for r in results.rows("transfer", protocol="category_transfer")}
-    found = results.rows("reliability", protocol="category_reliability")
-    blocks = [
-        [[*at(r), with_interval(observed.get(at(r))), with_interval(r), r.note] for r in mine]
-        for mine in by(found, lambda r: (r.quantity, r.scale)).values()
+    lines = [
+        [*at(r), with_interval(observed.get(at(r))), with_interval(r), r.note]
+        for r in results.rows("reliability", protocol="category_reliability")
     ]
     columns = ["mean over", "quantity", "scale", "r as measured", WITHOUT_NOISE, "note"]
-    return Table("mean r without item noise", columns, blocks, texts=3, prose=True, stacked=True)
+    return Table("mean r without item noise", columns, blocks(lines, 1, 2), texts=3, prose=True, stacked=True)
 
 
 def benchmarks_table(results: Results) -> Table:
     """Reliability at both stages, ceiling and r, of each benchmark with items."""
     found = [r for r in results.rows("reliability", protocol="reliability") if r.n]
     kinds = list(dict.fromkeys(r.other for r in found))
-    at = operator.attrgetter("name", "quantity", "scale")
-    measured = {at(r): r for r in results.rows("transfer", protocol="transfer")}
-    blocks: dict[tuple[str, str], list[list[str]]] = {}
-    for about, mine in by(found, at).items():
-        by_kind = {r.other: r for r in mine}
-        shown = [*(by_kind.get(kind) for kind in kinds), measured.get(about)]
-        line = [*about, *map(with_interval, shown), str(mine[0].n)]
-        blocks.setdefault(about[1:], []).append(line)
+    measured = {(r.name, r.quantity, r.scale): r for r in results.rows("transfer", protocol="transfer")}
+    lines = []
+    for about, by_kind in pivot(found, "name quantity scale", "other").items():
+        shown = [*map(by_kind.get, kinds), measured.get(about)]
+        lines.append([*about, *map(with_interval, shown), str(next(iter(by_kind.values())).n)])
     columns = ["benchmark", "quantity", "scale", *kinds, "r as measured", "n"]
-    return Table("reliability", columns, list(blocks.values()), texts=3)
+    return Table("reliability", columns, blocks(lines, 1, 2), texts=3)
 
 
 def claims(results: Results) -> Iterator[Claim]:

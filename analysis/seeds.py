@@ -21,7 +21,6 @@ Dims: M mixtures, R runs, C columns of weights, B benchmarks.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import Resamples, resamples
 from evalengine.analysis.correlation import Sample, weighted_sums
-from evalengine.analysis.figure import Heading, Part, Table, by, with_benchmarks
+from evalengine.analysis.figure import Heading, Part, Table, pivot, with_benchmarks
 from evalengine.analysis.groups import (
     ALL,
     PARTIAL,
@@ -50,6 +49,7 @@ from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
 from evalengine.analysis.results import Results, share_with_interval, with_interval
 from evalengine.analysis.tables import Row, rows_of
 
+ABOUT = "protocol quantity scale category name"
 CEILING = "ceiling"
 BETWEEN = "r between mixtures"
 UNPAIRED = Note(PARTIAL, "no seed has runs at both stages, so nothing is taken as inherited")
@@ -227,8 +227,8 @@ def shown(results: Results) -> Iterator[Part]:
         for r in results.rows("transfer")
     }
     means, single = [], []
-    for key, by_kind in _by_name(found).items():
-        protocol, quantity, scale, category, name = key
+    for about, by_kind in pivot(found, ABOUT, "other").items():
+        protocol, quantity, scale, category, name = about
         *shares, r = (by_kind[kind] for kind in by_kind if kind != CEILING)
         told = [share_with_interval(row) for row in shares]
         if protocol == "category_seeds":
@@ -253,16 +253,10 @@ def shown(results: Results) -> Iterator[Part]:
     yield from with_benchmarks("seeds", of_means, of_benchmarks)
 
 
-def _by_name(rows: list[Row]) -> dict[tuple[str, str, str, str, str], dict[str, Row]]:
-    """Rows by what they are about, then by kind, in order."""
-    about = operator.attrgetter("protocol", "quantity", "scale", "category", "name")
-    return {key: {row.other: row for row in mine} for key, mine in by(rows, about).items()}
-
-
 def claims(results: Results) -> Iterator[Claim]:
     before, after = results.method["stages"]
-    for key, by_kind in _by_name(results.rows("seeds", protocol="category_seeds", category=ALL)).items():
-        _, quantity, scale, _, _ = key
+    means = results.rows("seeds", protocol="category_seeds", category=ALL)
+    for (quantity, scale), by_kind in pivot(means, "quantity scale", "other").items():
         first, second, r = by_kind.values()
         at = f" at {scale}" if len(results.scales) > 1 else ""
         if math.isfinite(first.estimate) and math.isfinite(second.estimate):

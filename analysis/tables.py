@@ -67,6 +67,7 @@ class Row(NamedTuple):
 
 
 SHOWN = ("bca", "percentile", "basic", "fisher")  # kinds with columns of their own
+TEXTS = ("note", "note_kind", "contrast", "interval")  # fields that may be empty
 
 
 # p-values and their adjusted values (q), by contrast ("" of plain statistics) and scale.
@@ -169,20 +170,9 @@ def _rows(
 
 def plain_row(protocol: str, quantity: str, scale: str, label: Label, estimate: float, **known: Any) -> Row:
     """A row whose interval does not come from resamples (a t interval, none); unnamed fields are NaN or empty."""
-    empty = dict.fromkeys(Row._fields, math.nan)
-    return Row(
-        **{
-            **empty,
-            "n": 0,
-            "note": "",
-            "note_kind": "",
-            "contrast": "",
-            "interval": "",
-            **label._asdict(),
-            **known,
-        }
-        | {"protocol": protocol, "quantity": quantity, "scale": scale, "estimate": estimate}
-    )
+    empty: dict[str, Any] = dict.fromkeys(Row._fields, math.nan) | dict.fromkeys(TEXTS, "") | {"n": 0}
+    about = {"protocol": protocol, "quantity": quantity, "scale": scale, **label._asdict()}
+    return Row(**{**empty, **known, **about, "estimate": estimate})
 
 
 def write_table(folder: Path, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -25,10 +25,9 @@ from evalengine.analysis.explain.corners import (
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study, once
 from evalengine.analysis.explain.grouped import grouped, joined
-from evalengine.analysis.explain.parts import blocks
 from evalengine.analysis.explain.student import quantile
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
-from evalengine.analysis.figure import File, Folded, Lines, Part, Table, pivot
+from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, pivot
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval

@@ -20,9 +20,9 @@ from evalengine.analysis.explain.corners import best_level, corners_of, lacks_co
 from evalengine.analysis.explain.eft import cells
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
 from evalengine.analysis.explain.grouped import joined
-from evalengine.analysis.explain.parts import blocks, notes, over
+from evalengine.analysis.explain.parts import notes, over
 from evalengine.analysis.explain.ranking import LEAST, MEASURES, interval, over_benchmarks, with_and_without
-from evalengine.analysis.figure import Part, Table, pivot, with_benchmarks
+from evalengine.analysis.figure import Part, Table, blocks, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval, with_interval

@@ -26,10 +26,10 @@ from evalengine.analysis.explain.grouped import grouped
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.jackknife import jackknife
 from evalengine.analysis.explain.logistic import fit
-from evalengine.analysis.explain.parts import blocks, lines_of, over
+from evalengine.analysis.explain.parts import lines_of, over
 from evalengine.analysis.explain.student import half_width
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.figure import File, Folded, Lines, Part, Table, pivot, with_benchmarks
+from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import CAUTION, Claim
 from evalengine.analysis.results import share_with_interval, with_interval

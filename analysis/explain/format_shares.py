@@ -34,10 +34,10 @@ from evalengine.analysis.explain.choices import Array, Scores
 from evalengine.analysis.explain.design import Place, by_mixture, ordered, placed
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, once
 from evalengine.analysis.explain.grouped import grouped, joined, partly
-from evalengine.analysis.explain.parts import blocks, over, signed
+from evalengine.analysis.explain.parts import over, signed
 from evalengine.analysis.explain.renderings import in_format
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.figure import File, Folded, Lines, Part, Table, by, pivot
+from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, by, pivot
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
 from evalengine.analysis.protocol import Claim

@@ -23,8 +23,18 @@ from evalengine.analysis.explain.dose_slopes import (
 )
 from evalengine.analysis.explain.dosed_items import ACCURACY, MARGIN, OUTCOMES, whens
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.parts import blocks, lines_of, signed, when_said
-from evalengine.analysis.figure import File, Folded, Intervals, Lines, Part, Table, pivot, with_benchmarks
+from evalengine.analysis.explain.parts import lines_of, signed, when_said
+from evalengine.analysis.figure import (
+    File,
+    Folded,
+    Intervals,
+    Lines,
+    Part,
+    Table,
+    blocks,
+    pivot,
+    with_benchmarks,
+)
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import CAUTION, Claim
 from evalengine.analysis.results import p_value, with_interval

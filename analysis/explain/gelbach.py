@@ -33,7 +33,7 @@ from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.exposed import SIMILARITIES, Dose
 from evalengine.analysis.explain.grouped import joined
 from evalengine.analysis.explain.jackknife import of_correlation, of_share
-from evalengine.analysis.explain.parts import blocks, when_said
+from evalengine.analysis.explain.parts import when_said
 from evalengine.analysis.explain.student import Interval
 from evalengine.analysis.explain.within import (
     clustered,
@@ -44,7 +44,7 @@ from evalengine.analysis.explain.within import (
     varies,
     without_each,
 )
-from evalengine.analysis.figure import File, Part, Table, pivot
+from evalengine.analysis.figure import File, Part, Table, blocks, pivot
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import with_interval

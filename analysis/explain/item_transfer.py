@@ -27,9 +27,8 @@ from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.logistic import clustered, dummies, fit
-from evalengine.analysis.explain.parts import blocks
 from evalengine.analysis.explain.student import Interval, half_width, interval
-from evalengine.analysis.figure import File, Part, Table, pivot
+from evalengine.analysis.figure import File, Part, Table, blocks, pivot
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import with_interval
 

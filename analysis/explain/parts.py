@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from evalengine.analysis.explain.explainer import Findings
-from evalengine.analysis.figure import Part, by, pivot
+from evalengine.analysis.figure import Part, pivot
 
 
 def notes(rows: Iterable[Any]) -> list[Part]:
@@ -36,8 +36,3 @@ def lines_of(
     """Means by category, or benchmarks, at each scale: name, scale, and the rows by the fields `cell`."""
     at = pivot(findings.means(table, benchmarks, **fixed), "scale category benchmark", cell)
     return [(benchmark or category, scale, of) for (scale, category, benchmark), of in at.items()]
-
-
-def blocks(lines: Iterable[Sequence[str]], *columns: int) -> list[list[Sequence[str]]]:
-    """Lines of a table that belong together: those that are alike in the given columns."""
-    return list(by(list(lines), lambda line: tuple(line[c] for c in columns)).values())
