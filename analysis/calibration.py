@@ -1,4 +1,9 @@
-"""Levels and calibration: the mean over mixtures of each benchmark's accuracy, confidence, ECE, Brier score, NLL, ..."""
+"""Levels and calibration: the mean over mixtures of each benchmark's accuracy, confidence, ECE, Brier score, NLL, ...
+
+And where it matters which confidence is taken: over raw log-likelihoods, or over the score that picks (`evalengine.metrics`).
+Both are correlated between the stages (`transfer`); the one that was asked for is the quantity `confidence` everywhere. On
+benchmarks that pick by log-likelihood per character the two can disagree about the sign of a correlation.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import resamples
-from evalengine.analysis.confidence import claims
 from evalengine.analysis.contrasts import Difference, contrast_group
 from evalengine.analysis.figure import Curves, File, Folded, Heading, Part, Table
-from evalengine.analysis.groups import PARTIAL, SCALE, STAGE, Array, Group, Label, Note
+from evalengine.analysis.groups import ALL, PARTIAL, SCALE, STAGE, Array, Group, Label, Note
 from evalengine.analysis.inverting import inverted
+from evalengine.analysis.items import names
 from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocol import Protocol, Study
-from evalengine.analysis.results import Results
+from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
+from evalengine.analysis.results import Results, excludes_zero
 from evalengine.analysis.tables import Row, rows_of
 
 WORDS = {"ece": "ECE, debiased", "ece_plugin": "ECE, plug-in", "brier": "Brier", "nll": "NLL"}
 WORDS |= {"accuracy": "accuracy", "confidence": "confidence"}
+OVER = {"raw": "the raw log-likelihoods", "own": "the score that picks"}
 
 
 def rows(study: Study) -> list[Row]:
@@ -131,6 +137,45 @@ def _level(row: Row | None) -> str:
 def _curves(results: Results, scale: str) -> Curves:
     """Of the points that have an interval."""
     return Curves([c for c in results.curves if c["scale"] == scale and c["low"] is not None])
+
+
+def claims(results: Results) -> Iterator[Claim]:
+    """One sentence, where there are two confidences: on which benchmarks and categories they tell different things."""
+    taken = results.method["confidence"]
+    if not results.method["other_confidence"]:
+        return
+    other = next(kind for kind in OVER if kind != taken)
+    found = disagreements(results)
+    yield Claim(
+        CAUTION,
+        f"Confidence is the softmax over {OVER[taken]}; over {OVER[other]} (--confidence {other}) "
+        + (
+            f"transfer is told differently on {names(found, 12)}."
+            if found
+            else "no sign of a transfer (of those whose interval excludes 0) and no verdict is another."
+        ),
+    )
+
+
+def disagreements(results: Results) -> list[str]:
+    """Signs that differ although one interval excludes 0, and verdicts that differ; this confidence first, then the other."""
+    other = results.method["other_confidence"]
+    at = {(r.protocol, r.scale, r.category, r.name): r for r in results.rows("transfer", quantity=other)}
+    out = []
+    for row in results.rows("transfer", quantity="confidence"):
+        twin = at.get((row.protocol, row.scale, row.category, row.name))
+        if twin is None:
+            continue
+        if row.estimate * twin.estimate < 0.0 and (excludes_zero(row) or excludes_zero(twin)):
+            of_mean = "all benchmarks" if row.category == ALL else row.category
+            name = row.name if row.protocol == "transfer" else of_mean
+            out.append(f"{name} ({row.scale}: r = {row.estimate:+.2f} against {twin.estimate:+.2f})")
+    verdict = {(v["quantity"], v["benchmark"]): v["verdict"] for v in results.verdicts}
+    for benchmark in results.method["benchmarks"]:
+        mine, theirs = (verdict.get((quantity, benchmark)) for quantity in ("confidence", other))
+        if mine != theirs:
+            out.append(f"{benchmark} ({mine} against {theirs})")
+    return out
 
 
 PROTOCOL = Protocol("calibration", rows, shown, claims)

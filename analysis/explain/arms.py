@@ -27,8 +27,7 @@ from evalengine.analysis.explain.design import Run, by_mixture
 from evalengine.analysis.explain.eft import ratio
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.format import FORMAT, KNOWLEDGE, decomposed, values
-from evalengine.analysis.explain.grouped import grouped, joined
-from evalengine.analysis.explain.parts import lines_of, notes, over
+from evalengine.analysis.explain.means import grouped, joined, lines_of, notes, over
 from evalengine.analysis.explain.student import p_below
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
 from evalengine.analysis.figure import File, Lines, Part, Table, with_benchmarks

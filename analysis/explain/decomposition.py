@@ -24,8 +24,7 @@ from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import TOKEN, best_level, corners_of, lacks_corners, left_out
 from evalengine.analysis.explain.eft import cells
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
-from evalengine.analysis.explain.grouped import grouped, joined, with_q
-from evalengine.analysis.explain.parts import notes, over
+from evalengine.analysis.explain.means import grouped, joined, notes, over, with_q
 from evalengine.analysis.explain.student import p_below
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.figure import Part, Table, pivot, with_benchmarks

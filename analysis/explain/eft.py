@@ -24,7 +24,7 @@ from evalengine.analysis.explain.corners import (
 )
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study, once
-from evalengine.analysis.explain.grouped import grouped, joined
+from evalengine.analysis.explain.means import grouped, joined
 from evalengine.analysis.explain.student import quantile
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, pivot

@@ -19,8 +19,7 @@ from evalengine.analysis.claims import claim
 from evalengine.analysis.explain.corners import best_level, corners_of, lacks_corners, left_out
 from evalengine.analysis.explain.eft import cells
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
-from evalengine.analysis.explain.grouped import joined
-from evalengine.analysis.explain.parts import notes, over
+from evalengine.analysis.explain.means import joined, notes, over
 from evalengine.analysis.explain.ranking import LEAST, MEASURES, interval, over_benchmarks, with_and_without
 from evalengine.analysis.figure import Part, Table, blocks, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from evalengine.analysis.explain import exposed
-from evalengine.analysis.explain.choices import Scores, read_choices
+from evalengine.analysis.explain.choices import Scores, read_choices, read_formats
 from evalengine.analysis.explain.corners import in_order
 from evalengine.analysis.explain.design import Design, design_of
 from evalengine.analysis.explain.explainer import Findings, Options, Study
 from evalengine.analysis.explain.registry import EXPLAINERS
-from evalengine.analysis.explain.renderings import read_formats
 from evalengine.analysis.figure import Part, by
 from evalengine.analysis.items import names
 from evalengine.analysis.together import read_together, write_together

@@ -22,12 +22,10 @@ from evalengine.analysis.claims import side, supported
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.grouped import grouped
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
-from evalengine.analysis.explain.jackknife import jackknife
 from evalengine.analysis.explain.logistic import fit
-from evalengine.analysis.explain.parts import lines_of, over
-from evalengine.analysis.explain.student import half_width
+from evalengine.analysis.explain.means import grouped, lines_of, over
+from evalengine.analysis.explain.student import half_width, jackknife
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL

@@ -29,8 +29,7 @@ from evalengine.analysis.claims import claim
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
-from evalengine.analysis.explain.grouped import grouped, joined, partly
-from evalengine.analysis.explain.parts import lines_of, over
+from evalengine.analysis.explain.means import grouped, joined, lines_of, over, partly
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.figure import Part, Table, blocks, with_benchmarks
 from evalengine.analysis.groups import ALL

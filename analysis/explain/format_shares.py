@@ -33,9 +33,7 @@ from evalengine.analysis.claims import claim
 from evalengine.analysis.explain.choices import Array, Scores
 from evalengine.analysis.explain.design import Place, by_mixture, ordered, placed
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, once
-from evalengine.analysis.explain.grouped import grouped, joined, partly
-from evalengine.analysis.explain.parts import over, signed
-from evalengine.analysis.explain.renderings import in_format
+from evalengine.analysis.explain.means import grouped, joined, over, partly, signed
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, by, pivot
 from evalengine.analysis.groups import ALL
@@ -204,7 +202,7 @@ def cells(scores: Scores, by_stage: Mapping[str, Mapping[Place, str]]) -> Iterat
             checkpoints, _, mixture_R = of_stage(found)
             if (some := choices.of(checkpoints)) is None:
                 continue
-            written = [in_format(some, f) for f in range(len(choices.formats))]
+            written = [some.in_format(f) for f in range(len(choices.formats))]
             log_RFI = np.stack([one.log_mass() for one in written], axis=1)
             right_RFI = np.stack([one.right() for one in written], axis=1)
             total_RI = np.logaddexp.reduce(log_RFI, axis=1)

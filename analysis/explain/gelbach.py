@@ -31,10 +31,8 @@ from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.dosed_items import MARGIN, dosed_items, whens
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.exposed import SIMILARITIES, Dose
-from evalengine.analysis.explain.grouped import joined
-from evalengine.analysis.explain.jackknife import of_correlation, of_share
-from evalengine.analysis.explain.parts import when_said
-from evalengine.analysis.explain.student import Interval
+from evalengine.analysis.explain.means import joined, when_said
+from evalengine.analysis.explain.student import Interval, of_correlation, of_share
 from evalengine.analysis.explain.within import (
     clustered,
     influence,

@@ -24,7 +24,7 @@ from evalengine.analysis.claims import side, supported, unsupported
 from evalengine.analysis.correlation import BlockNumbers, members_of
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
-from evalengine.analysis.explain.grouped import grouped, joined, with_q
+from evalengine.analysis.explain.means import grouped, joined, with_q
 from evalengine.analysis.explain.quantities import ACCURACY, Values, values_of
 from evalengine.analysis.explain.ranking import (
     AGREEMENT,

@@ -154,8 +154,8 @@ def test_the_choice_of_a_proxy_is_judged_on_the_benchmark_that_is_left_out() -> 
 def test_no_proxy_is_said_to_be_better_where_none_is() -> None:
     """Twenty proxies that are accuracy with independent noise: q below 0.05 in at most 5% of studies."""
     from evalengine.analysis.correlation import benjamini_hochberg
-    from evalengine.analysis.explain.jackknife import jackknife
     from evalengine.analysis.explain.ranking import agreement
+    from evalengine.analysis.explain.student import jackknife
 
     rng, wrong, studies = np.random.default_rng(5), 0, 200
     sets = [np.arange(9), *(np.delete(np.arange(9), m) for m in range(9))]
