@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.claims import clearest, with_n
-from evalengine.analysis.contrasts import Difference, contrast_group, stage_contrast
+from evalengine.analysis.contrasts import contrast_group, stage_contrast
 from evalengine.analysis.correlation import (
     Sample,
     bounded_ratio,
@@ -112,25 +112,18 @@ def _group(
     }
     group = group_of("alignment", ALIGNED, values, **how)
 
-    def contrast(
-        kind: str, of: list[Label], sides: Mapping[str, tuple[Sequence[Any], Sequence[Any]]]
-    ) -> Group:
-        differences = {}
-        for scale, (later, earlier) in sides.items():
-            found = [
-                _statistic(data, label, find(data, *pair), kind)
-                for label, *pair in zip(of, later, earlier, strict=True)
-            ]
-            value_SC, n_S = np.array([one.value_C for one in found]), np.array([one.n for one in found])
-            differences[scale] = Difference(value_SC, n_S, [one.note for one in found])
-        return contrast_group(group, kind, of, differences)
+    def differences(kind: str, minus: str, of: list[Label], *sides: Sequence[Any]) -> list[Statistic]:
+        return [
+            _statistic(data, label._replace(minus=minus), find(data, *pair), kind)
+            for label, *pair in zip(of, *sides, strict=True)
+        ]
 
-    of_stages = [label._replace(minus=before) for label in labels[1::2]]
-    contrasts = [contrast(STAGE, of_stages, {s: (of[1::2], of[::2]) for s, of in by_scale.items()})]
+    of_stages = {s: differences(STAGE, before, labels[1::2], of[1::2], of[::2]) for s, of in by_scale.items()}
+    contrasts = [contrast_group(group, STAGE, of_stages)]
     if len(by_scale) > 1:
         small, *_, large = by_scale
-        of_scales = [label._replace(minus=small) for label in labels]
-        contrasts.append(contrast(SCALE, of_scales, {large: (by_scale[large], by_scale[small])}))
+        of_scales = differences(SCALE, small, labels, by_scale[large], by_scale[small])
+        contrasts.append(contrast_group(group, SCALE, {large: of_scales}))
     return replace(group, contrasts=tuple(contrasts))
 
 

@@ -16,9 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import resamples
-from evalengine.analysis.contrasts import Difference, contrast_group
+from evalengine.analysis.contrasts import contrast_group
 from evalengine.analysis.figure import Curves, File, Folded, Heading, Part, Table
-from evalengine.analysis.groups import ALL, PARTIAL, SCALE, STAGE, Array, Group, Label, Note
+from evalengine.analysis.groups import (
+    ALL,
+    PARTIAL,
+    SCALE,
+    STAGE,
+    Array,
+    Group,
+    Label,
+    Note,
+    Statistic,
+    group_of,
+)
 from evalengine.analysis.inverting import inverted
 from evalengine.analysis.items import names
 from evalengine.analysis.panel import Panel
@@ -52,20 +63,18 @@ def means(panel: Panel, quantity: str, value_STMB: Array, weight_MC: Array) -> G
     ]
     square = quantity == "ece"
     x_SLM = np.moveaxis(value_STMB, 3, 1).reshape(len(panel.scales), 2 * B, -1)
-    found = {s: _mean(x_LM, weight_MC, square) for s, x_LM in zip(panel.scales, x_SLM, strict=True)}
-    values = {scale: mean_LC for scale, (mean_LC, _) in found.items()}
-    n = {scale: n_L for scale, (_, n_L) in found.items()}
-    group = Group("mean", quantity, labels, values, n, interval="jackknife", contrast_interval="jackknife")
-    of_stages = {
-        scale: _difference(x_LM[1::2], x_LM[::2], weight_MC, square, "stages")
-        for scale, x_LM in zip(panel.scales, x_SLM, strict=True)
-    }
+    found, of_stages = {}, {}
     later = [label._replace(minus=before) for label in labels[1::2]]
-    contrasts = [contrast_group(group, STAGE, later, of_stages)]
+    for scale, x_LM in zip(panel.scales, x_SLM, strict=True):
+        mean_LC, n_L = _mean(x_LM, weight_MC, square)
+        found[scale] = [Statistic(*one) for one in zip(labels, mean_LC, n_L.tolist(), strict=True)]
+        of_stages[scale] = _differences(later, x_LM[1::2], x_LM[::2], weight_MC, square, "stages")
+    group = group_of("mean", quantity, found, interval="jackknife", contrast_interval="jackknife")
+    contrasts = [contrast_group(group, STAGE, of_stages)]
     if len(panel.scales) > 1:
-        of_scales = {panel.scales[-1]: _difference(x_SLM[-1], x_SLM[0], weight_MC, square, "scales")}
         minus = [label._replace(minus=panel.scales[0]) for label in labels]
-        contrasts.append(contrast_group(group, SCALE, minus, of_scales))
+        of_scales = _differences(minus, x_SLM[-1], x_SLM[0], weight_MC, square, "scales")
+        contrasts.append(contrast_group(group, SCALE, {panel.scales[-1]: of_scales}))
     return replace(group, contrasts=tuple(contrasts))
 
 
@@ -80,9 +89,9 @@ def _mean(x_LM: Array, weight_MC: Array, square: bool) -> tuple[Array, NDArray[n
     return np.sign(mean_LC) * np.sqrt(np.abs(mean_LC)) if square else mean_LC, known.sum(axis=1)
 
 
-def _difference(
-    minuend_LM: Array, subtrahend_LM: Array, weight_MC: Array, square: bool, sides: str
-) -> Difference:
+def _differences(
+    labels: list[Label], minuend_LM: Array, subtrahend_LM: Array, weight_MC: Array, square: bool, sides: str
+) -> list[Statistic]:
     known = [np.isfinite(side) for side in (minuend_LM, subtrahend_LM)]
     common = known[0] & known[1]
     (minuend_LC, n_L), (subtrahend_LC, _) = (
@@ -92,7 +101,8 @@ def _difference(
         Note(PARTIAL, f"over the {n} mixtures that have a value at both {sides}") if n < most else Note()
         for n, most in zip(n_L, (known[0] | known[1]).sum(axis=1), strict=True)
     ]
-    return Difference(minuend_LC - subtrahend_LC, n_L, notes)
+    each = zip(labels, minuend_LC - subtrahend_LC, n_L.tolist(), notes, strict=True)
+    return [Statistic(*one) for one in each]
 
 
 def shown(results: Results) -> Iterator[Part]:

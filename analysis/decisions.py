@@ -195,7 +195,8 @@ def decision_tables(results: Results) -> tuple[Table, Table]:
     in_units = ("pairwise loss", "regret") if losses else ()
     unit = "" if losses else " (points)"
     columns = [WORDS[kind] + ("" if "%" in WORDS[kind] else unit) for kind in kinds]
-    of_means, of_benchmarks = ([[] for _ in results.scales] for _ in range(2))
+    of_means: list[list[list[str]]] = [[] for _ in results.scales]
+    of_benchmarks: list[list[list[str]]] = [[] for _ in results.scales]
     for (scale, category, name), measure in pivot(found, "scale category name", "other").items():
         single = name in results.method["benchmarks"]
         cells = [share_with_interval(measure.get(kind), percent=kind not in in_units) for kind in kinds]

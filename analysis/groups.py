@@ -9,8 +9,8 @@ Dims: V = 2B variables (benchmarks before, then after), M mixtures, C columns, S
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,19 +124,33 @@ def means_of(
     In a resample a mean is over the members that have an r in it: each lacks one in few (`Data.reportable`), but one or other
     of twenty does in many. least_n: the n of a mean that leaves all of them out.
     """
+
+    def said(label: Label, index: Sequence[int], lost: Sequence[int]) -> Note:
+        return without([single.labels[k].name for k in lost], " (no r)")
+
+    means = {scale: Means(value_SC, single.n[scale], members) for scale, value_SC in single.values.items()}
+    group = group_of_means(protocol, single.quantity, labels, means, said, least_n)
+    return replace(group, interval="jackknife-z")
+
+
+def group_of_means(
+    protocol: str,
+    quantity: str,
+    labels: Sequence[Label],
+    means: dict[str, Means],
+    said: Callable[[Label, Sequence[int], Sequence[int]], Note],
+    least_n: int = 0,
+) -> Group:
+    """A group of the means over the members that have an r. said: the note of a label's members, and of those without one."""
     found: dict[str, list[Statistic]] = {}
-    means = {}
-    for scale, value_SC in single.values.items():
-        n_S = single.n[scale]
+    for scale, (value_PC, n_P, members) in means.items():
         found[scale] = []
         for label, index in zip(labels, members, strict=True):
-            defined = [k for k in index if np.isfinite(value_SC[k, 0])]
-            lost = [single.labels[k].name for k in index if k not in defined]
-            n = min((int(n_S[k]) for k in defined), default=least_n)
-            mean_C = mean_of_known(value_SC[defined])
-            found[scale].append(Statistic(label, mean_C, n, without(lost, " (no r)")))
-        means[scale] = Means(value_SC, n_S, members)
-    return group_of(protocol, single.quantity, found, interval="jackknife-z", means=means)
+            defined = [k for k in index if np.isfinite(value_PC[k, 0])]
+            n = min((int(n_P[k]) for k in defined), default=least_n)
+            note = said(label, index, [k for k in index if k not in defined])
+            found[scale].append(Statistic(label, mean_of_known(value_PC[defined]), n, note))
+    return group_of(protocol, quantity, found, means=means)
 
 
 def with_all(panel: Panel) -> dict[str, list[int]]:

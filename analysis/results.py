@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalengine.analysis.tables import Row
-from evalengine.analysis.together import read_together
+from evalengine.analysis.together import read_together, rows_from
 from evalengine.errors import UserError
 
 MANIFEST = "analysis.json"
@@ -57,15 +57,10 @@ def load_results(folder: Path) -> Results:
     command = f"evalengine correlate STORE --out {folder}"
     method, read = read_together(folder, MANIFEST, TABLES_VERSION, command, OTHERS)
     try:
-        tables = {name: [_row(raw) for raw in read[name]] for name in method["tables"]}
+        tables = {name: rows_from(Row, read[name]) for name in method["tables"]}
     except TypeError:
         raise UserError(f"{folder} holds damaged tables: run `{command}` again") from None
     return Results(method, tables, *(read[name] for name in OTHERS))
-
-
-def _row(raw: dict[str, Any]) -> Row:
-    known: dict[str, Any] = {key: math.nan if value is None else value for key, value in raw.items()}
-    return Row(**known)
 
 
 def p_value(p: float) -> str:

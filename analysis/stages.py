@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.analysis.bootstrap import Resamples, resamples
-from evalengine.analysis.contrasts import Difference, contrast_group, difference_of_means
+from evalengine.analysis.contrasts import contrast_group, differences
 from evalengine.analysis.correlation import Sample
 from evalengine.analysis.figure import File, Folded, Heading, Lines, Part, Table, by
 from evalengine.analysis.groups import (
@@ -31,7 +31,6 @@ from evalengine.analysis.groups import (
     Data,
     Group,
     Label,
-    Note,
     Statistic,
     group_of,
     mean_of_known,
@@ -118,22 +117,15 @@ def _two_stages(panel: Panel, steps: Steps, quantity: str, s: int, pair: tuple[i
 
 def _compared(earlier: Transfers, later: Transfers, plan: Resamples, options: Options) -> list[Row]:
     """Transfer to the later of two stages minus that to the earlier, both from the first: of benchmarks and of means."""
-    quantity, (scale,), where = later.single.quantity, later.two.scales, "at both stages"
-    one, other = earlier.single, later.single
-    single = Difference(
-        other.values[scale] - one.values[scale],
-        np.minimum(one.n[scale], other.n[scale]),
-        [Note()] * len(one.labels),
-    )
-    means = difference_of_means(later.means.means[scale], earlier.means.means[scale], where)
-    sides = [of.two.variables(quantity, 0).reshape(2, len(one.labels), -1) for of in (earlier, later)]
-    defined_B = np.isfinite(single.value_SC[:, 0])
-    tested = swapped(sides[0], sides[1], defined_B, later.two, options)
+    quantity, (scale,), B = later.single.quantity, later.two.scales, len(later.single.labels)
+    before_2BM, after_2BM = (of.two.variables(quantity, 0).reshape(2, B, -1) for of in (earlier, later))
+    defined_B = np.isfinite(later.single.values[scale][:, 0] - earlier.single.values[scale][:, 0])
+    tested = swapped(before_2BM, after_2BM, defined_B, later.two, options)
     out = []
-    for group, found, p_and_q in zip(later[1:], (single, means), tested, strict=True):
-        labels = [label._replace(minus=",".join(earlier.two.stages)) for label in group.labels]
-        contrast = contrast_group(group, STAGE, labels, {scale: found})
-        out += rows_of(contrast, plan, options, {(STAGE, scale): p_and_q})
+    for ours, theirs, p_and_q in zip(later[1:], earlier[1:], tested, strict=True):
+        labels = [label._replace(minus=",".join(earlier.two.stages)) for label in ours.labels]
+        found = {scale: differences(labels, (ours, scale), (theirs, scale), "at both stages")}
+        out += rows_of(contrast_group(ours, STAGE, found), plan, options, {(STAGE, scale): p_and_q})
     return out
 
 

@@ -98,6 +98,8 @@ def rows_of(
     tests: Tests | None = None,
 ) -> list[Row]:
     """Rows of a group at every scale, of the difference between the largest and the smallest, and of its other contrasts."""
+    if not group.labels:
+        return []
     tests = tests or {}
     made = bool(group.contrast) or any(part.contrast == SCALE for part in group.contrasts)
     between = [scale_contrast(group)] if len(group.values) > 1 and not made else []

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from evalengine.analysis.tables import write_table
 from evalengine.errors import UserError
 from evalengine.untrusted import check_name, parse_json
 
+T = TypeVar("T")
 ASIDE = ".writing"  # where the tables of a run wait for the last of them
 Content = tuple[Sequence[str], Iterable[Sequence[Any]]]  # columns, rows
 
@@ -66,6 +68,11 @@ def read_together(
         raise UserError(f"{error.filename} is missing: run `{command}` first") from None
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{folder} holds damaged tables: run `{command}` again") from None
+
+
+def rows_from(kind: Callable[..., T], raws: Iterable[dict[str, Any]]) -> list[T]:
+    """Stored rows as the NamedTuples they were, null as NaN. Raises TypeError where the columns are others."""
+    return [kind(**{key: math.nan if v is None else v for key, v in raw.items()}) for raw in raws]
 
 
 def checksums(folder: Path, names: Iterable[str], method: dict[str, Any]) -> dict[str, str]:

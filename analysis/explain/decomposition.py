@@ -22,7 +22,7 @@ import numpy as np
 from evalengine.analysis.claims import claim, side, supported
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import TOKEN, best_level, corners_of, lacks_corners, left_out
-from evalengine.analysis.explain.eft import cells
+from evalengine.analysis.explain.eft import both_ways
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
 from evalengine.analysis.explain.means import grouped, joined, notes, over, with_q
 from evalengine.analysis.explain.student import p_below
@@ -60,13 +60,11 @@ def rows(study: Study) -> list[DecompositionRow]:
     if (corners := corners_of(study)) is None:
         return []
     level = best_level(study, corners)
-    up = list(cells(study, corners, "up", level, 1.0))
-    down = {cell.benchmark: cell for cell in cells(study, corners, "down", level, 1.0)}
-    whole = [cell for cell in up if cell.benchmark in down]
-    there = {cell.benchmark for cell in whole}
+    pairs = both_ways(study, corners, level)
+    whole, down = [up for up, _ in pairs], {up.benchmark: down for up, down in pairs}
     out = []
     for category, benchmark, chosen in grouped(whole):
-        note = "" if benchmark else left_out(study, corners, level, category, there)
+        note = "" if benchmark else left_out(study, corners, level, category, down)
         for measure, field in (("accuracy", "correct"), ("p_gold", "p_gold")):
             corner = [
                 {

@@ -103,6 +103,13 @@ def cells(study: Study, corners: Corners, direction: str, level: str, beta: floa
     return out
 
 
+def both_ways(study: Study, corners: Corners, level: str) -> list[tuple[Cell, Cell]]:
+    """Up and down at beta 1, of every benchmark that both have."""
+    down = {cell.benchmark: cell for cell in cells(study, corners, "down", level, 1.0)}
+    up = cells(study, corners, "up", level, 1.0)
+    return [(cell, down[cell.benchmark]) for cell in up if cell.benchmark in down]
+
+
 def eft_rows(study: Study) -> list[EftRow]:
     if (corners := corners_of(study)) is None:
         return []

@@ -10,14 +10,15 @@ Dims: M mixtures, B benchmarks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from evalengine.analysis.claims import claim
-from evalengine.analysis.explain.corners import best_level, corners_of, lacks_corners, left_out
-from evalengine.analysis.explain.eft import cells
+from evalengine.analysis.explain.choices import Array
+from evalengine.analysis.explain.corners import Answered, best_level, corners_of, lacks_corners, left_out
+from evalengine.analysis.explain.eft import both_ways
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
 from evalengine.analysis.explain.means import joined, notes, over
 from evalengine.analysis.explain.ranking import LEAST, MEASURES, interval, over_benchmarks, with_and_without
@@ -51,16 +52,19 @@ def rows(study: Study) -> list[DecisionRow]:
     if (corners := corners_of(study)) is None or len(corners.mixtures) < LEAST:
         return []
     level = best_level(study, corners)
-    small = {cell.benchmark: cell for cell in cells(study, corners, "down", level, 1.0)}
-    every = [cell for cell in cells(study, corners, "up", level, 1.0) if cell.benchmark in small]
-    if not every:
+    if not (pairs := both_ways(study, corners, level)):
         return []
+    every = [up for up, _ in pairs]
+
+    def accuracies(found: Iterable[Answered]) -> Array:
+        return np.stack([one.correct.mean(axis=1) for one in found], axis=1)
+
     accuracy = {
-        EFT: np.stack([cell.found.correct.mean(axis=1) for cell in every], axis=1),
-        BASE: np.stack([cell.base.correct.mean(axis=1) for cell in every], axis=1),
-        SMALL: np.stack([small[cell.benchmark].tuned.correct.mean(axis=1) for cell in every], axis=1),
+        EFT: accuracies(up.found for up in every),
+        BASE: accuracies(up.base for up in every),
+        SMALL: accuracies(down.tuned for _, down in pairs),
     }
-    target_MB = np.stack([cell.tuned.correct.mean(axis=1) for cell in every], axis=1)
+    target_MB = accuracies(up.tuned for up in every)
     there = {cell.benchmark for cell in every}
     out, block_M = [], study.block_of(corners.mixtures)
     for measure in MEASURES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from evalengine.analysis.explain.explainer import Findings, Options, Study
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.figure import Part, by
 from evalengine.analysis.items import names
-from evalengine.analysis.together import read_together, write_together
+from evalengine.analysis.together import read_together, rows_from, write_together
 from evalengine.errors import UserError
 
 MANIFEST = "explain.json"
@@ -155,13 +154,7 @@ def load(folder: Path) -> Findings | None:
     command = f"evalengine explain STORE --out {folder}"
     method, read = read_together(folder, MANIFEST, TABLES_VERSION, command)
     try:
-        tables = {
-            one.table: [
-                one.row(**{key: math.nan if value is None else value for key, value in raw.items()})
-                for raw in read[one.table]
-            ]
-            for one in EXPLAINERS
-        }
+        tables = {one.table: rows_from(one.row, read[one.table]) for one in EXPLAINERS}
     except (KeyError, TypeError):
         raise UserError(f"{folder} holds damaged tables: run `{command}` again") from None
     return Findings(method, tables)

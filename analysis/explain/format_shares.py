@@ -24,7 +24,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -213,7 +213,9 @@ def cells(scores: Scores, by_stage: Mapping[str, Mapping[Place, str]]) -> Iterat
 
 
 def winner_rows(study: Study) -> list[WinnerRow]:
-    found = pivot(rows(study), lambda r: r[:5], lambda r: r[5:8])
+    found: dict[tuple[str, str, str, str, str], dict[Any, ShareRow]] = pivot(
+        rows(study), "scale category benchmark mixture stage", "minus measure format"
+    )
     out = []
     for place, here in found.items():
         winner = largest(here)

@@ -28,6 +28,7 @@ from evalengine.analysis.explain.explainer import Explainer, Findings, Study, la
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.logistic import clustered, dummies, fit
 from evalengine.analysis.explain.student import Interval, half_width, interval
+from evalengine.analysis.explain.within import varies
 from evalengine.analysis.figure import File, Part, Table, blocks, pivot
 from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import with_interval
@@ -127,11 +128,13 @@ def _of_others(x_RI: Array, mixture_R: NDArray[np.int64]) -> Array:
 
 
 def _slope(x_RX: Array, y_RX: Array, item_X: NDArray[np.int64], data: ItemLevel) -> tuple[float, float, int]:
-    """OLS within benchmarks, its clustered standard error, and the observations."""
+    """OLS within benchmarks, its clustered standard error, and the observations; NaN where nothing was other before."""
     R = len(x_RX)
     benchmark_N = np.tile(data.benchmark_I[item_X], R)
     x_N, y_N = (_within(v.ravel(), benchmark_N) for v in (x_RX, y_RX))
     xx = float(x_N @ x_N)
+    if not varies(x_N):
+        return NAN, NAN, len(x_N)
     slope = float(x_N @ y_N) / xx
     mixture_N = np.repeat(data.mixture_R, x_RX.shape[1])
     residual_N = y_N - slope * x_N

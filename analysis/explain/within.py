@@ -13,18 +13,8 @@ reasons of its own, so errors are clustered by mixture and by item: V = V_mixtur
 and Student's t with M - 1 degrees of freedom. Leaving out mixture m takes M / (M - 1) times its cross-products from those of the
 study, so nothing is fitted anew.
 
-In 600 studies of nine mixtures, 95% intervals held the mean slope this often (tests simulate the same worlds):
-
-    slopes differ between      by item   CR1    CR3    V     all signs inverted (wild.py)
-    nothing                    0.98      0.93   0.95   0.97  0.94
-    mixtures                   0.41      0.90   0.93   0.94  0.93
-    mixtures, skewed           0.41      0.88   0.90   0.91  0.91
-    items                      0.97      0.58   0.65   0.96  0.66
-    mixtures and items         0.93      0.78   0.83   0.96  0.83
-    web sources                0.29      0.50   0.57   0.57  0.59
-
-CR2 with the degrees of freedom of Bell and McCaffrey held as often as CR3 and serves one coefficient at a time. In the last line
-the sources are the units, and three of them are too few for any of these.
+How often each of these held the mean slope in simulated studies stands in docs/explain.md (tests simulate the same worlds). CR2
+with the degrees of freedom of Bell and McCaffrey held as often as CR3 and serves one coefficient at a time.
 
 References: Cameron, Gelbach & Miller (2011), JBES 29, 238-249, for two ways of clustering; MacKinnon, Nielsen & Webb (2023),
 "Cluster-robust inference: a guide to empirical practice", Journal of Econometrics 232, 272-299, for CR3 with few clusters.
