@@ -18,18 +18,7 @@ from numpy.typing import NDArray
 from evalengine.analysis.bootstrap import resamples
 from evalengine.analysis.contrasts import contrast_group
 from evalengine.analysis.figure import Curves, File, Folded, Heading, Part, Table
-from evalengine.analysis.groups import (
-    ALL,
-    PARTIAL,
-    SCALE,
-    STAGE,
-    Array,
-    Group,
-    Label,
-    Note,
-    Statistic,
-    group_of,
-)
+from evalengine.analysis.groups import ALL, SCALE, STAGE, Array, Group, Label, Note, Statistic
 from evalengine.analysis.inverting import inverted
 from evalengine.analysis.items import names
 from evalengine.analysis.panel import Panel
@@ -69,7 +58,7 @@ def means(panel: Panel, quantity: str, value_STMB: Array, weight_MC: Array) -> G
         mean_LC, n_L = _mean(x_LM, weight_MC, square)
         found[scale] = [Statistic(*one) for one in zip(labels, mean_LC, n_L.tolist(), strict=True)]
         of_stages[scale] = _differences(later, x_LM[1::2], x_LM[::2], weight_MC, square, "stages")
-    group = group_of("mean", quantity, found, interval="jackknife", contrast_interval="jackknife")
+    group = Group.of("mean", quantity, found, interval="jackknife", contrast_interval="jackknife")
     contrasts = [contrast_group(group, STAGE, of_stages)]
     if len(panel.scales) > 1:
         minus = [label._replace(minus=panel.scales[0]) for label in labels]
@@ -98,7 +87,7 @@ def _differences(
         _mean(np.where(common, side, np.nan), weight_MC, square) for side in (minuend_LM, subtrahend_LM)
     )
     notes = [
-        Note(PARTIAL, f"over the {n} mixtures that have a value at both {sides}") if n < most else Note()
+        Note.partial(f"over the {n} mixtures that have a value at both {sides}") if n < most else Note()
         for n, most in zip(n_L, (known[0] | known[1]).sum(axis=1), strict=True)
     ]
     each = zip(labels, minuend_LC - subtrahend_LC, n_L.tolist(), notes, strict=True)

@@ -19,9 +19,7 @@ from evalengine.analysis.contrasts import contrast_group, stage_contrast
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, numbers
 from evalengine.analysis.groups import (
     BENCHMARK,
-    PARTIAL,
     STAGE,
-    UNDEFINED,
     Array,
     Data,
     Group,
@@ -127,8 +125,8 @@ def _means(protocol: str, quantity: str, labels: list[Label], means: dict[str, M
 
     def said(label: Label, every: Sequence[int], lost: Sequence[int]) -> Note:
         if not every:
-            return Note(UNDEFINED, f"{label.category} has one benchmark, so no pairs")
-        return Note(PARTIAL, f"without {len(lost)} of the pairs (no r)") if lost else Note()
+            return Note.undefined(f"{label.category} has one benchmark, so no pairs")
+        return Note.partial(f"without {len(lost)} of the pairs (no r)") if lost else Note()
 
     return replace(group_of_means(protocol, quantity, labels, means, said), interval="bca-t")
 

@@ -17,23 +17,20 @@ import numpy as np
 
 from evalengine.analysis.groups import (
     CATEGORY,
-    PARTIAL,
     SCALE,
     STAGE,
-    UNDEFINED,
     Group,
     Label,
     Means,
     Note,
     Statistic,
-    group_of,
     mean_of_known,
 )
 
 
 def contrast_group(of: Group, kind: str, found: Mapping[str, Sequence[Statistic]]) -> Group:
     """The contrast of a group's statistics, from the differences at each scale; their labels name both sides."""
-    return group_of(of.protocol, of.quantity, found, interval=of.contrast_interval, contrast=kind)
+    return Group.of(of.protocol, of.quantity, found, interval=of.contrast_interval, contrast=kind)
 
 
 def scale_contrast(group: Group) -> Group:
@@ -56,7 +53,7 @@ def category_contrasts(means: Group) -> tuple[Group, ...]:
             texts = [(means.labels[s].category, means.notes[scale][s].text) for s in (i, j)]
             text = "; ".join(f"{category} {text}" for category, text in texts if text)
             label, n = means.labels[i]._replace(minus=means.labels[j].category), min(means.n[scale][[i, j]])
-            note = Note(PARTIAL, text) if text else Note()
+            note = Note.partial(text) if text else Note()
             found[scale].append(Statistic(label, value_SC[i] - value_SC[j], n, note))
     return (contrast_group(means, CATEGORY, found),)
 
@@ -100,9 +97,9 @@ def differences_of_means(
         i, j = ([pair[side] for pair in common] for side in (0, 1))
         note = Note()
         if not common:
-            note = Note(UNDEFINED, f"none of them has a value {where}")
+            note = Note.undefined(f"none of them has a value {where}")
         elif len(common) < sum(map(any, known)):
-            note = Note(PARTIAL, f"over the {len(common)} that have a value {where}")
+            note = Note.partial(f"over the {len(common)} that have a value {where}")
         n = int(min([*minuend.n_P[i], *subtrahend.n_P[j]], default=0))
         found.append(Statistic(label, mean_of_known(first[i]) - mean_of_known(second[j]), n, note))
     return found

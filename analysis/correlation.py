@@ -365,8 +365,7 @@ def _permuted_tau_p(
     for start in range(0, len(orders_KM), step):
         first, second = orders_KM[start : start + step][:, i], orders_KM[start : start + step][:, j]
         tau_KB = np.stack(
-            [y[first, second] @ x * c for x, y, c in zip(sign_x_BP, sign_y_BMM, scale_B, strict=True)],
-            axis=1,
+            [y[first, second] @ x * c for x, y, c in zip(sign_x_BP, sign_y_BMM, scale_B, strict=True)], axis=1
         )
         mean_KS = np.stack([np.abs(tau_KB[:, list(index)].mean(axis=1)) for index in members], axis=1)
         if start == 0:

@@ -18,20 +18,7 @@ from numpy.typing import NDArray
 from evalengine.analysis import true_decisions, true_regret
 from evalengine.analysis.correlation import DECISION, Sample, pair_sums
 from evalengine.analysis.figure import File, Folded, Heading, Part, Table, pivot, with_benchmarks
-from evalengine.analysis.groups import (
-    UNDEFINED,
-    Array,
-    Data,
-    Group,
-    Label,
-    Means,
-    Note,
-    Statistic,
-    group_of,
-    mean_of_known,
-    with_all,
-    without,
-)
+from evalengine.analysis.groups import Array, Data, Group, Label, Means, Note, Statistic, mean_of_known
 from evalengine.analysis.item_bootstrap import item_data
 from evalengine.analysis.noise import bounded
 from evalengine.analysis.protocol import Protocol, Study
@@ -63,7 +50,7 @@ def _decide(
     data: Data, quantity: str, measures: tuple[str, str], measure: Callable[[Sample], Array]
 ) -> Group:
     panel = data.panel
-    B, members = len(panel.benchmarks), with_all(panel)
+    B, members = len(panel.benchmarks), panel.with_all()
     every = [[i] for i in range(2 * B)]  # of each benchmark and measure
     every += [[2 * b + m for b in index] for index in members.values() for m in range(len(measures))]
     found: dict[str, list[Statistic]] = {}
@@ -74,19 +61,19 @@ def _decide(
         why_B = []
         for b, n in enumerate(n_B.tolist()):
             why = "fewer than 4 mixtures" if n < 4 else "all mixtures are tied"
-            why_B.append(Note() if np.isfinite(value_B2C[b, 0, 0]) else Note(UNDEFINED, why))
+            why_B.append(Note() if np.isfinite(value_B2C[b, 0, 0]) else Note.undefined(why))
             for name, value_C in zip(measures, value_B2C[b], strict=True):
                 label = Label(panel.categories[b], panel.benchmarks[b], name)
                 found[scale].append(Statistic(label, value_C, n, why_B[b]))
         for category, index in members.items():
             used = [b for b in index if not why_B[b].kind]
-            note = without([f"{panel.benchmarks[b]} ({why_B[b].text})" for b in index if b not in used])
+            note = Note.without([f"{panel.benchmarks[b]} ({why_B[b].text})" for b in index if b not in used])
             n = min((int(n_B[b]) for b in used), default=0)
             for m, name in enumerate(measures):
                 label = Label(category, f"mean of {len(index)}", name)
                 found[scale].append(Statistic(label, mean_of_known(value_B2C[used, m]), n, note))
         means[scale] = Means(value_B2C.reshape(2 * B, -1), np.repeat(n_B, 2), every)
-    return group_of("decision", quantity, found, means=means)
+    return Group.of("decision", quantity, found, means=means)
 
 
 def _of_benchmarks(

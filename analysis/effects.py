@@ -27,7 +27,7 @@ from evalengine.analysis.correlation import (
     residuals,
 )
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, Table
-from evalengine.analysis.groups import ALL, UNDEFINED, Data, Group, Label, Note, Statistic, group_of, means_of
+from evalengine.analysis.groups import ALL, Data, Group, Label, Note, Statistic, means_of
 from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.panel import Array
 from evalengine.analysis.protocol import Protocol, Study
@@ -103,8 +103,8 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> list[Group]:
     B, V = len(names), 2 * len(names)
     pairs = np.array([(v, V + k) for k in range(len(shares)) for v in range(V)])
     labels = [Label(*names[v % B], at_stage(panel.stages[v // B], name)) for name in shares for v in range(V)]
-    few = Note(UNDEFINED, "fewer than 4 mixtures have a value")
-    flat = Note(UNDEFINED, f"{quantity} hardly varies over the mixtures: no r")
+    few = Note.undefined("fewer than 4 mixtures have a value")
+    flat = Note.undefined(f"{quantity} hardly varies over the mixtures: no r")
     found = {}
     for scale in panel.scales:
         sample = data.sample(panel.quantities[0] if quantity == R_ALIGN else quantity, scale)
@@ -120,7 +120,7 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> list[Group]:
             Statistic(label, value_C, n, Note() if np.isfinite(value_C[0]) else few if n < 4 else flat)
             for label, value_C, n in zip(labels, value_PC, known_PM.sum(axis=1).tolist(), strict=True)
         ]
-    single = group_of("mixture_effect", quantity, found, is_correlation=data.statistic == "pearson")
+    single = Group.of("mixture_effect", quantity, found, is_correlation=data.statistic == "pearson")
     return [single] if quantity == R_ALIGN else [single, _means(single, len(panel.mixtures))]
 
 

@@ -49,6 +49,19 @@ class Note(NamedTuple):
     kind: str = ""
     text: str = ""
 
+    @classmethod
+    def undefined(cls, why: str) -> Note:
+        return cls(UNDEFINED, why)
+
+    @classmethod
+    def partial(cls, what: str) -> Note:
+        return cls(PARTIAL, what)
+
+    @classmethod
+    def without(cls, lost: Sequence[str], why: str = "") -> Note:
+        """Of a mean that leaves out `lost`, if it does."""
+        return cls.partial(f"without {', '.join(lost)}{why}") if lost else cls()
+
 
 UNDEFINED = "undefined"  # there is no estimate
 PARTIAL = "partial"  # a mean that leaves out some of its members
@@ -56,11 +69,6 @@ ITEM_NOISE = "item noise"  # the mixtures differ no more than item noise makes t
 
 
 OFTEN_UNDEFINED = f"undefined in more than {DEGENERATE_MOST:.0%} of the resamples"
-
-
-def without(lost: Sequence[str], why: str = "") -> Note:
-    """The note of a mean that leaves out `lost`."""
-    return Note(PARTIAL, f"without {', '.join(lost)}{why}") if lost else Note()
 
 
 class Statistic(NamedTuple):
@@ -102,18 +110,18 @@ class Group:
     contrast: str = ""
     contrasts: tuple[Group, ...] = ()
 
-
-def group_of(protocol: str, quantity: str, found: Mapping[str, Sequence[Statistic]], **how: Any) -> Group:
-    """A group from its statistics at each scale, which are the same at all of them; `how`: further fields."""
-    return Group(
-        protocol,
-        quantity,
-        [one.label for one in next(iter(found.values()))],
-        {scale: np.array([one.value_C for one in listed]) for scale, listed in found.items()},
-        {scale: np.array([one.n for one in listed]) for scale, listed in found.items()},
-        {scale: [one.note for one in listed] for scale, listed in found.items()},
-        **how,
-    )
+    @classmethod
+    def of(cls, protocol: str, quantity: str, found: Mapping[str, Sequence[Statistic]], **how: Any) -> Group:
+        """From the statistics at each scale, which are the same at all of them; `how`: further fields."""
+        return cls(
+            protocol,
+            quantity,
+            [one.label for one in next(iter(found.values()))],
+            {scale: np.array([one.value_C for one in listed]) for scale, listed in found.items()},
+            {scale: np.array([one.n for one in listed]) for scale, listed in found.items()},
+            {scale: [one.note for one in listed] for scale, listed in found.items()},
+            **how,
+        )
 
 
 def means_of(
@@ -126,7 +134,7 @@ def means_of(
     """
 
     def said(label: Label, index: Sequence[int], lost: Sequence[int]) -> Note:
-        return without([single.labels[k].name for k in lost], " (no r)")
+        return Note.without([single.labels[k].name for k in lost], " (no r)")
 
     means = {scale: Means(value_SC, single.n[scale], members) for scale, value_SC in single.values.items()}
     group = group_of_means(protocol, single.quantity, labels, means, said, least_n)
@@ -150,12 +158,7 @@ def group_of_means(
             n = min((int(n_P[k]) for k in defined), default=least_n)
             note = said(label, index, [k for k in index if k not in defined])
             found[scale].append(Statistic(label, mean_of_known(value_PC[defined]), n, note))
-    return group_of(protocol, quantity, found, means=means)
-
-
-def with_all(panel: Panel) -> dict[str, list[int]]:
-    """The benchmarks of each category, and of all."""
-    return {**panel.category_members(), ALL: list(range(len(panel.benchmarks)))}
+    return Group.of(protocol, quantity, found, means=means)
 
 
 @dataclass(frozen=True)

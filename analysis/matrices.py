@@ -10,7 +10,7 @@ import numpy as np
 
 from evalengine.analysis.correlation import bounded_ratio
 from evalengine.analysis.figure import File, Folded, Heading, Heatmaps, Intervals, Part, file_part
-from evalengine.analysis.groups import ALL, Array, Data, Group, Label, Pairs, Statistic, group_of
+from evalengine.analysis.groups import ALL, Array, Data, Group, Label, Pairs, Statistic
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, excludes_zero
 from evalengine.analysis.tables import Row
@@ -59,7 +59,7 @@ def matrices(data: Data, quantity: str) -> Iterator[Group]:
     found = {scale: [Statistic(label, _pearson_of_sums(sums[scale]), n[scale])] for scale in panel.scales}
     # The pairs share benchmarks and mixtures, so they are far from independent: the interval comes from resampling mixtures,
     # and a p-value that takes the pairs for so many observations would be wrong.
-    yield group_of("similarity", quantity, found)
+    yield Group.of("similarity", quantity, found)
 
 
 def _matrix(data: Data, quantity: str, name: str, pairs: Pairs) -> Group:

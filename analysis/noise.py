@@ -33,18 +33,7 @@ from evalengine.analysis.correlation import (
     within,
 )
 from evalengine.analysis.figure import File, Folded, Heading, Part, Table, blocks, pivot
-from evalengine.analysis.groups import (
-    ITEM_NOISE,
-    UNDEFINED,
-    Data,
-    Group,
-    Label,
-    Note,
-    Statistic,
-    group_of,
-    with_all,
-    without,
-)
+from evalengine.analysis.groups import ITEM_NOISE, Data, Group, Label, Note, Statistic
 from evalengine.analysis.items import names
 from evalengine.analysis.latent import Latent, latent_r, pooled, symmetric
 from evalengine.analysis.panel import Array, Panel
@@ -124,11 +113,11 @@ def measured(data: Data, quantity: str, scale: str) -> ByBenchmark:
         freedom = int(degrees_of_freedom(keep[None], sample.block_M)[0])
         if freedom < 3:
             few = "fewer than 4 mixtures" if sample.block_M is None else "too few mixtures"
-            out[b] = Note(UNDEFINED, few)
+            out[b] = Note.undefined(few)
         elif noise is None:
             why = "neither the number of items nor all standard errors are known"
             why = why if quantity == "accuracy" else f"noise of {quantity} takes the items"
-            out[b] = Note(UNDEFINED, why)
+            out[b] = Note.undefined(why)
         else:
             found = covariances(replace(sample, x_VMC=sample.x_VMC[[b, B + b]]), keep)
             out[b] = Measured(noise, found, int(keep.sum()), freedom)
@@ -161,7 +150,7 @@ def reliability(data: Data, quantity: str, known: Mapping[str, ByBenchmark]) -> 
             for kind, value_C, note in zip(kinds, value_3C, notes, strict=True):
                 label = Label(panel.categories[b], panel.benchmarks[b], kind)
                 found[scale].append(Statistic(label, value_C, n, note))
-    return group_of("reliability", quantity, found)
+    return Group.of("reliability", quantity, found)
 
 
 def without_noise(study: Study, quantity: str, known: Mapping[str, ByBenchmark]) -> list[Row]:
@@ -182,7 +171,7 @@ def without_noise(study: Study, quantity: str, known: Mapping[str, ByBenchmark])
             if isinstance(m, Measured) and min(m.noise.before, m.noise.after) > 0
         }
         means = []
-        for category, index in with_all(panel).items() if usable else ():
+        for category, index in panel.with_all().items() if usable else ():
             chosen = [usable[b] for b in index if b in usable]
             value_C = np.full(study.plan.weight_MC.shape[1], np.nan)
             if chosen:
@@ -190,8 +179,8 @@ def without_noise(study: Study, quantity: str, known: Mapping[str, ByBenchmark])
                 value_C = pooled(covariance_B3C, np.array([m.noise for m in chosen]))
             label = Label(category, f"mean of {len(chosen)}", WITHOUT_NOISE)
             lost = [panel.benchmarks[b] for b in index if b not in usable]
-            means.append(Statistic(label, value_C, min((m.n for m in chosen), default=0), without(lost)))
-        group = group_of("category_reliability", quantity, {scale: means}, interval="jackknife")
+            means.append(Statistic(label, value_C, min((m.n for m in chosen), default=0), Note.without(lost)))
+        group = Group.of("category_reliability", quantity, {scale: means}, interval="jackknife")
         rows = study.rows(group) if means else []
         # A ratio of corrected variances may lie beyond what a correlation can be, and so may its interval.
         out += [bounded(row, -1.0, 1.0, "estimate", "low", "high") for row in rows]

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.calibration_error import ECE_BINS, calibration_errors
 from evalengine.analysis.cells import (
+    ALL,
     Cell,
     category_key,
     choose_stages,
@@ -117,6 +118,10 @@ class Panel:
         for b, category in enumerate(self.categories):
             members[category].append(b)
         return dict(members)
+
+    def with_all(self) -> dict[str, list[int]]:
+        """The benchmarks of each category, and of all."""
+        return {**self.category_members(), ALL: list(range(len(self.benchmarks)))}
 
     def variables(self, quantity: str, scale: int) -> Array:
         """(2B, M): the benchmarks before, then the benchmarks after."""

@@ -30,18 +30,7 @@ from numpy.typing import NDArray
 from evalengine.analysis.bootstrap import Resamples, resamples
 from evalengine.analysis.correlation import Sample, weighted_sums
 from evalengine.analysis.figure import Heading, Part, Table, pivot, with_benchmarks
-from evalengine.analysis.groups import (
-    ALL,
-    PARTIAL,
-    Array,
-    Label,
-    Note,
-    Statistic,
-    group_of,
-    mean_of_known,
-    with_all,
-    without,
-)
+from evalengine.analysis.groups import ALL, Array, Group, Label, Note, Statistic, mean_of_known
 from evalengine.analysis.latent import latent_r, pooled, symmetric
 from evalengine.analysis.noise import bounded, covariances, latent_row
 from evalengine.analysis.panel import Panel
@@ -52,7 +41,7 @@ from evalengine.analysis.tables import Row, rows_of
 ABOUT = "protocol quantity scale category name"
 CEILING = "ceiling"
 BETWEEN = "r between mixtures"
-UNPAIRED = Note(PARTIAL, "no seed has runs at both stages, so nothing is taken as inherited")
+UNPAIRED = Note.partial("no seed has runs at both stages, so nothing is taken as inherited")
 
 
 class Components(NamedTuple):
@@ -183,7 +172,7 @@ def _between(study: Study, quantity: str, scale: str, known: dict[int, Component
 
 def _of_means(panel: Panel, known: dict[int, Components]) -> Iterator[Statistic]:
     """The mean shares, and the mean r between mixtures, of each category and of all."""
-    for category, index in with_all(panel).items():
+    for category, index in panel.with_all().items():
         used = [b for b in index if b in known and (known[b].seeds_3C[:2, 0] > 0.0).all()]
         if not used:
             continue
@@ -194,9 +183,9 @@ def _of_means(panel: Panel, known: dict[int, Components]) -> Iterator[Statistic]
         unit_B3 = seeds_B3C[:, :, 0]
         # `pooled` subtracts the same noise in every column: what the seeds' differs from it by goes before.
         between_C = pooled(of_means_B3C - (seeds_B3C - unit_B3[:, :, None]), unit_B3)
-        note = without([panel.benchmarks[b] for b in index if b not in used])
+        note = Note.without([panel.benchmarks[b] for b in index if b not in used])
         if not all(one.paired for one in chosen):
-            note = Note(PARTIAL, "; ".join(filter(None, [note.text, UNPAIRED.text])))
+            note = Note.partial("; ".join(filter(None, [note.text, UNPAIRED.text])))
         n = min(one.n for one in chosen)
         for kind, value_C in zip((*_shares(panel), BETWEEN), [*shares_2C, between_C], strict=True):
             yield Statistic(Label(category, f"mean of {len(chosen)}", kind), value_C, n, note)
@@ -212,7 +201,7 @@ def _rows(study: Study, plan: Resamples, at: tuple[str, str, str], found: Iterab
     protocol, quantity, scale = at
     if not (listed := list(found)):
         return []
-    group = group_of(protocol, quantity, {scale: listed}, interval="jackknife")
+    group = Group.of(protocol, quantity, {scale: listed}, interval="jackknife")
     bounds = {BETWEEN: (-math.inf, math.inf), CEILING: (-1.0, 1.0)}
     rows = rows_of(group, plan, study.options)
     return [bounded(row, *bounds.get(row.other, (0.0, 1.0)), "low", "high") for row in rows]

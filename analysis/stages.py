@@ -24,19 +24,7 @@ from evalengine.analysis.bootstrap import Resamples, resamples
 from evalengine.analysis.contrasts import contrast_group, differences
 from evalengine.analysis.correlation import Sample
 from evalengine.analysis.figure import File, Folded, Heading, Lines, Part, Table, by
-from evalengine.analysis.groups import (
-    ALL,
-    STAGE,
-    Array,
-    Data,
-    Group,
-    Label,
-    Statistic,
-    group_of,
-    mean_of_known,
-    with_all,
-    without,
-)
+from evalengine.analysis.groups import ALL, STAGE, Array, Data, Group, Label, Note, Statistic, mean_of_known
 from evalengine.analysis.panel import Panel, Steps
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, p_value, with_interval
@@ -131,7 +119,7 @@ def _compared(earlier: Transfers, later: Transfers, plan: Resamples, options: Op
 
 def _levels(panel: Panel, steps: Steps, quantity: str, s: int, scale: str, w_MC: Array) -> Group:
     """The mean over mixtures and over a category's benchmarks at each stage, of those that every stage has."""
-    benchmarks, members = panel.benchmarks, with_all(panel)
+    benchmarks, members = panel.benchmarks, panel.with_all()
     x_TMB = steps.values[quantity][s]
     known = np.isfinite(x_TMB)
     filled, weighted = np.where(known, x_TMB, 0.0), known.astype(np.float64)
@@ -141,12 +129,12 @@ def _levels(panel: Panel, steps: Steps, quantity: str, s: int, scale: str, w_MC:
     found = []
     for category, index in members.items():
         used = [b for b in index if everywhere_B[b]]
-        note = without([benchmarks[b] for b in index if b not in used], " (not at every stage)")
+        note = Note.without([benchmarks[b] for b in index if b not in used], " (not at every stage)")
         for t, stage in enumerate(steps.stages):
             n = int(known[t][:, used].any(axis=1).sum())
             label = Label(category, f"mean of {len(used)}", stage)
             found.append(Statistic(label, mean_of_known(mean_TBC[t, used]), n, note))
-    return group_of("stage_mean", quantity, {scale: found}, interval="jackknife")
+    return Group.of("stage_mean", quantity, {scale: found}, interval="jackknife")
 
 
 def shown(results: Results) -> Iterator[Part]:

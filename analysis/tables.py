@@ -91,12 +91,7 @@ class Options(NamedTuple):
     block: str = "auto"
 
 
-def rows_of(
-    group: Group,
-    plan: Resamples,
-    options: Options,
-    tests: Tests | None = None,
-) -> list[Row]:
+def rows_of(group: Group, plan: Resamples, options: Options, tests: Tests | None = None) -> list[Row]:
     """Rows of a group at every scale, of the difference between the largest and the smallest, and of its other contrasts."""
     if not group.labels:
         return []

@@ -30,7 +30,7 @@ from dataclasses import replace
 import numpy as np
 
 from evalengine.analysis.bootstrap import Array, jackknife_t
-from evalengine.analysis.groups import ITEM_NOISE, Data, Label, Note, with_all, without
+from evalengine.analysis.groups import ITEM_NOISE, Data, Label, Note
 from evalengine.analysis.latent import pooled
 from evalengine.analysis.noise import NOISY, Measured, latent_of, measured
 from evalengine.analysis.protocol import Study
@@ -81,9 +81,9 @@ def rows(study: Study, quantity: str, known_at: Mapping[str, Known]) -> Iterator
             said = NOISY if found.lost_in_noise else Note()
             label = Label(panel.categories[b], panel.benchmarks[b], AGREEMENT)
             yield clean_row(quantity, scale, label, share, found.n, said, "profile likelihood")
-        for category, index in with_all(panel).items():
+        for category, index in panel.with_all().items():
             if used := [b for b in index if b in known]:
-                said = without([panel.benchmarks[b] for b in index if b not in known])
+                said = Note.without([panel.benchmarks[b] for b in index if b not in known])
                 label = Label(category, f"mean of {len(used)}")
                 yield from _of_category(study, quantity, scale, label, [known[b] for b in used], said)
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import Array
 from evalengine.analysis.correlation import BlockNumbers, members_of
-from evalengine.analysis.groups import Label, Note, with_all, without
+from evalengine.analysis.groups import Label, Note
 from evalengine.analysis.noise import Measured
 from evalengine.analysis.protocol import Study
 from evalengine.analysis.tables import Row, plain_row
@@ -151,11 +151,11 @@ def rows(study: Study, quantity: str, known_at: Mapping[str, Known]) -> Iterator
                 regrets[b] = mine
             label = Label(panel.categories[b], panel.benchmarks[b])
             yield from _rows(study, quantity, scale, label, [mine] if mine else [], found.n, Note())
-        for category, index in with_all(panel).items():
+        for category, index in panel.with_all().items():
             if used := [b for b in index if b in counts]:
                 kept = [regrets[b] for b in index if b in regrets]
                 label, n = Label(category, f"mean of {len(kept)}"), min(counts[b] for b in used)
-                said = without([panel.benchmarks[b] for b in index if b not in regrets])
+                said = Note.without([panel.benchmarks[b] for b in index if b not in regrets])
                 yield from _rows(study, quantity, scale, label, kept, n, said)
 
 

@@ -227,11 +227,5 @@ def claims(findings: Findings) -> Iterator[Claim]:
 
 
 EXPLAINER = Explainer(
-    "gelbach",
-    GelbachRow,
-    rows,
-    "How often, or how similarly?",
-    lacks=lacks,
-    shown=shown,
-    said=claims,
+    "gelbach", GelbachRow, rows, "How often, or how similarly?", lacks=lacks, shown=shown, said=claims
 )
