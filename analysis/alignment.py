@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.claims import clearest, with_n
+from evalengine.analysis.claims import Claim, clearest, with_n
 from evalengine.analysis.contrasts import contrast_group, stage_contrast
 from evalengine.analysis.correlation import (
     Sample,
@@ -37,7 +37,7 @@ from evalengine.analysis.groups import (
     Statistic,
     means_of,
 )
-from evalengine.analysis.protocol import Claim, Protocol, Study
+from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results
 from evalengine.analysis.tables import Row
 from evalengine.analysis.verdicts import ALPHA

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import resamples
+from evalengine.analysis.claims import CAUTION, Claim
 from evalengine.analysis.contrasts import contrast_group
 from evalengine.analysis.figure import Curves, File, Folded, Heading, Part, Table
 from evalengine.analysis.groups import ALL, SCALE, STAGE, Array, Group, Label, Note, Statistic
 from evalengine.analysis.inverting import inverted
 from evalengine.analysis.items import names
 from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
+from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, excludes_zero
 from evalengine.analysis.tables import Row, rows_of
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from evalengine.analysis.claims import clearest, with_n
+from evalengine.analysis.claims import CAUTION, SUPPORTED, UNSUPPORTED, Claim, clearest, with_n
 from evalengine.analysis.contrasts import contrast_group, stage_contrast
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, numbers
 from evalengine.analysis.groups import (
@@ -33,7 +33,7 @@ from evalengine.analysis.groups import (
 )
 from evalengine.analysis.items import names
 from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
+from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row
 from evalengine.analysis.verdicts import ALPHA

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis.claims import CAUTION, Claim
 from evalengine.analysis.correlation import (
     BlockNumbers,
     Sample,
@@ -37,7 +38,7 @@ from evalengine.analysis.groups import ITEM_NOISE, Data, Group, Label, Note, Sta
 from evalengine.analysis.items import names
 from evalengine.analysis.latent import Latent, latent_r, pooled, symmetric
 from evalengine.analysis.panel import Array, Panel
-from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
+from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row, plain_row
 

@@ -28,13 +28,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import Resamples, resamples
+from evalengine.analysis.claims import CAUTION, Claim
 from evalengine.analysis.correlation import Sample, weighted_sums
 from evalengine.analysis.figure import Heading, Part, Table, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL, Array, Group, Label, Note, Statistic, mean_of_known
 from evalengine.analysis.latent import latent_r, pooled, symmetric
 from evalengine.analysis.noise import bounded, covariances, latent_row
 from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
+from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, share_with_interval, with_interval
 from evalengine.analysis.tables import Row, rows_of
 

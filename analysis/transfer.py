@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from evalengine.analysis.claims import either, with_n
+from evalengine.analysis.claims import CAUTION, SUPPORTED, UNSUPPORTED, Claim, either, with_n
 from evalengine.analysis.contrasts import category_contrasts, scale_contrast
 from evalengine.analysis.correlation import residuals
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, file_part
@@ -34,7 +34,7 @@ from evalengine.analysis.groups import (
     means_of,
 )
 from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
+from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, excludes_zero, interval_words, with_interval
 from evalengine.analysis.scatter import scatters
 from evalengine.analysis.tables import Row

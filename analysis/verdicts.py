@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from evalengine.analysis.claims import SUPPORTED, UNSUPPORTED, Claim
 from evalengine.analysis.figure import File, Heading, Mark, Part, Table
 from evalengine.analysis.groups import SCALE
 from evalengine.analysis.items import names
-from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
 from evalengine.analysis.results import Results, excludes_zero, p_value
 from evalengine.analysis.tables import Row
 

@@ -17,23 +17,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.claims import claim, side, supported, unsupported
+from evalengine.analysis.claims import Claim, claim, side, supported, unsupported
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import Run, by_mixture
 from evalengine.analysis.explain.eft import ratio
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.format import FORMAT, KNOWLEDGE, decomposed, values
-from evalengine.analysis.explain.means import grouped, joined, lines_of, notes, over
+from evalengine.analysis.explain.means import Cell, grouped, joined, lines_of, notes, over
 from evalengine.analysis.explain.student import p_below
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
 from evalengine.analysis.figure import File, Lines, Part, Table, with_benchmarks
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
-from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import p_value, share_with_interval, with_interval
 from evalengine.labels import CHAT, natural_key
 
@@ -66,11 +66,10 @@ class ArmRow(NamedTuple):
     note: str
 
 
-class Cell(NamedTuple):
-    """One benchmark: by stage (one is UNIFORM), then measure, (M, I)."""
+@dataclass(frozen=True)
+class ArmCell(Cell):
+    """By stage (one is UNIFORM), then measure, (M, I)."""
 
-    category: str
-    benchmark: str
     value: dict[str, dict[str, Array]]
     two_labels: bool  # the same two choices behind every item
 
@@ -120,7 +119,9 @@ class Measured(NamedTuple):
     note: str = ""
 
 
-def _of_cells(cells: Sequence[Cell], stage: str, kept: str, first: str, level: float) -> Iterator[Measured]:
+def _of_cells(
+    cells: Sequence[ArmCell], stage: str, kept: str, first: str, level: float
+) -> Iterator[Measured]:
     for measure in (ACCURACY, KNOWLEDGE, FORMAT):
         there = [cell for cell in cells if measure in cell.value[stage]]
         if not there:
@@ -146,7 +147,7 @@ def _of_cells(cells: Sequence[Cell], stage: str, kept: str, first: str, level: f
         yield Measured(MAPPING, "", found, note=f"{of}; {kept} is not above guessing" if why else of)
 
 
-def _cells(study: Study, stages: Sequence[str], runs: Sequence[Run]) -> Iterator[Cell]:
+def _cells(study: Study, stages: Sequence[str], runs: Sequence[Run]) -> Iterator[ArmCell]:
     """The benchmarks that all of the runs have at all of the stages."""
     place = {mixture: m for m, mixture in enumerate(study.design.mixtures)}
     mixture_R = np.array([place[run.mixture] for run in runs], dtype=np.int64)
@@ -165,7 +166,7 @@ def _cells(study: Study, stages: Sequence[str], runs: Sequence[Run]) -> Iterator
         count_I, M = np.diff(choices.offset_I1).astype(np.float64), len(np.unique(mixture_R))
         uniform = {ACCURACY: 1.0 / count_I, KNOWLEDGE: -np.log(count_I)}
         value[UNIFORM] = {measure: np.tile(x_I, (M, 1)) for measure, x_I in uniform.items()}
-        yield Cell(choices.category, choices.name, value, two_labels(choices))
+        yield ArmCell(choices.category, choices.name, value, two_labels(choices))
 
 
 def two_labels(choices: Choices) -> bool:

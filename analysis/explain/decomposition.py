@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.claims import claim, side, supported
+from evalengine.analysis.claims import Claim, claim, side, supported
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import TOKEN, best_level, corners_of, lacks_corners, left_out
 from evalengine.analysis.explain.eft import both_ways
@@ -29,7 +29,6 @@ from evalengine.analysis.explain.student import p_below
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.figure import Part, Table, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval
 
 EFFECTS = PRETRAINING, FINE_TUNING, INTERACTION = "pretraining scale", "fine-tuning scale", "interaction"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.claims import claim
+from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import (
     SEQUENCE,
@@ -24,12 +25,11 @@ from evalengine.analysis.explain.corners import (
 )
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study, once
-from evalengine.analysis.explain.means import grouped, joined
+from evalengine.analysis.explain.means import Cell, grouped, joined
 from evalengine.analysis.explain.student import quantile
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, pivot
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval
 
 MEASURES = ("accuracy", "confidence", "p_gold", "same picks", "gap closed")
@@ -71,11 +71,10 @@ class MeanRow(NamedTuple):
     note: str
 
 
-class Cell(NamedTuple):
-    """A benchmark at one strength: (M, I) of what is emulated, of the base, and of the real fine-tuned checkpoint."""
+@dataclass(frozen=True)
+class Emulation(Cell):
+    """At one strength: (M, I) of what is emulated, of the base, and of the real fine-tuned checkpoint."""
 
-    category: str
-    benchmark: str
     found: Answered
     base: Answered
     tuned: Answered
@@ -83,7 +82,7 @@ class Cell(NamedTuple):
 
 
 @once
-def cells(study: Study, corners: Corners, direction: str, level: str, beta: float) -> list[Cell]:
+def cells(study: Study, corners: Corners, direction: str, level: str, beta: float) -> list[Emulation]:
     """Every benchmark that all runs have at this level and strength."""
     out = []
     for choices in study.scores.benchmarks:
@@ -99,11 +98,11 @@ def cells(study: Study, corners: Corners, direction: str, level: str, beta: floa
             same_RI = (found.pick == tuned.pick).astype(np.float64)
             found, base, tuned = (one.mean(corners.mixture_R) for one in (found, base, tuned))
             same_MI = by_mixture(same_RI, corners.mixture_R)
-            out.append(Cell(choices.category, choices.name, found, base, tuned, same_MI))
+            out.append(Emulation(choices.category, choices.name, found, base, tuned, same_MI))
     return out
 
 
-def both_ways(study: Study, corners: Corners, level: str) -> list[tuple[Cell, Cell]]:
+def both_ways(study: Study, corners: Corners, level: str) -> list[tuple[Emulation, Emulation]]:
     """Up and down at beta 1, of every benchmark that both have."""
     down = {cell.benchmark: cell for cell in cells(study, corners, "down", level, 1.0)}
     up = cells(study, corners, "up", level, 1.0)
@@ -140,7 +139,7 @@ def mean_rows(study: Study) -> list[MeanRow]:
 
 
 def _means(
-    study: Study, corners: Corners, at: tuple[str, str, float], every: Sequence[Cell]
+    study: Study, corners: Corners, at: tuple[str, str, float], every: Sequence[Emulation]
 ) -> Iterator[MeanRow]:
     direction, level, beta = at
     there = {cell.benchmark for cell in every}
@@ -153,7 +152,7 @@ def _means(
             yield MeanRow(*about, *mean, joined(why, lost))
 
 
-def measured(chosen: Sequence[Cell], measure: str, level: float) -> tuple[Mean, str]:
+def measured(chosen: Sequence[Emulation], measure: str, level: float) -> tuple[Mean, str]:
     """The mean of a measure over benchmarks, and why it is not defined."""
     if measure == "gap closed":
         gained = [cell.found.correct - cell.base.correct for cell in chosen]

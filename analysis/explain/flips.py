@@ -13,23 +13,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.claims import side, supported
+from evalengine.analysis.claims import CAUTION, Claim, side, supported
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.logistic import fit
-from evalengine.analysis.explain.means import grouped, lines_of, over
+from evalengine.analysis.explain.means import Cell, grouped, lines_of, over
 from evalengine.analysis.explain.student import half_width, jackknife
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import CAUTION, Claim
 from evalengine.analysis.results import share_with_interval, with_interval
 from evalengine.errors import UserError
 
@@ -84,9 +84,8 @@ class ItemRow(NamedTuple):
     text: str
 
 
-class Cell(NamedTuple):
-    category: str
-    benchmark: str
+@dataclass(frozen=True)
+class Turned(Cell):
     value: dict[tuple[str, str], Array]  # by measure and against, (M, I)
 
 
@@ -101,7 +100,7 @@ def flip_rows(study: Study) -> list[FlipRow]:
     return out
 
 
-def cells(data: ItemLevel) -> Iterator[Cell]:
+def cells(data: ItemLevel) -> Iterator[Turned]:
     mixtures = np.unique(data.mixture_R)
     before_MI, after_MI = (by_mixture(x, data.mixture_R) for x in (data.right_before, data.right_after))
     right_MI = by_mixture(data.right_before * data.right_after, data.mixture_R)
@@ -119,7 +118,7 @@ def cells(data: ItemLevel) -> Iterator[Cell]:
             value[measure, EXCESS] = value[measure, ""] - value[measure, TWIN]
     for b, benchmark in enumerate(data.benchmarks):
         mine = data.benchmark_I == b
-        yield Cell(data.categories[b], benchmark, {key: x_MI[:, mine] for key, x_MI in value.items()})
+        yield Turned(data.categories[b], benchmark, {key: x_MI[:, mine] for key, x_MI in value.items()})
 
 
 def hysteresis(data: ItemLevel, scale: str, level: float) -> FlipRow:

@@ -21,19 +21,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.claims import claim
+from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
-from evalengine.analysis.explain.means import grouped, joined, lines_of, over, partly
+from evalengine.analysis.explain.means import Cell, grouped, joined, lines_of, over, partly
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.figure import Part, Table, blocks, with_benchmarks
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import with_interval
 from evalengine.labels import CHAT
 
@@ -65,11 +65,10 @@ def compared(stages: tuple[str, str]) -> list[tuple[str, str]]:
     return list(dict.fromkeys([(after, before), *in_chat, *by_format]))
 
 
-class Cell(NamedTuple):
-    """One benchmark: by stage, then measure, (M, I)."""
+@dataclass(frozen=True)
+class Decomposed(Cell):
+    """By stage, then measure, (M, I)."""
 
-    category: str
-    benchmark: str
     value: dict[str, dict[str, Array]]
     above: float  # share of items and checkpoints whose mass exceeds 1
 
@@ -94,13 +93,13 @@ def values(cells: Sequence[Any], measure: str, stage: str, minus: str = "") -> l
     return [x - cell.value[minus][measure] for x, cell in zip(at_MI, cells, strict=True)] if minus else at_MI
 
 
-def note_of(there: list[Cell], every: list[Cell]) -> str:
+def note_of(there: list[Decomposed], every: list[Decomposed]) -> str:
     above = float(np.mean([cell.above for cell in there]))
     said = f"choices begin with one another: mass above 1 on {above:.2%} of the items" if above > 0 else ""
     return joined(said, partly(there, every))
 
 
-def cells(study: Study, scale: str) -> Iterator[Cell]:
+def cells(study: Study, scale: str) -> Iterator[Decomposed]:
     before, after = study.design.stages
     mixture_R = study.design.mixture_R(scale)
     names = {before: study.design.names(scale, False), after: study.design.names(scale, True)}
@@ -116,7 +115,7 @@ def cells(study: Study, scale: str) -> Iterator[Cell]:
             above = max(above, float((parts[FORMAT] > 1e-6).mean()))
             value[stage] = {name: by_mixture(x_RI, mixture_R) for name, x_RI in parts.items()}
         if before in value and after in value:
-            yield Cell(choices.category, choices.name, value, above)
+            yield Decomposed(choices.category, choices.name, value, above)
 
 
 def decomposed(some: Choices) -> dict[str, Array]:

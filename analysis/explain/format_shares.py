@@ -24,21 +24,21 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.claims import claim
+from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array, Scores
 from evalengine.analysis.explain.design import Place, by_mixture, ordered, placed
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, once
-from evalengine.analysis.explain.means import grouped, joined, over, partly, signed
+from evalengine.analysis.explain.means import Cell, grouped, joined, over, partly, signed
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, by, pivot
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
-from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval, with_interval
 from evalengine.labels import CHAT, TRAINED, scale_key, stage_key
 
@@ -97,9 +97,8 @@ class Shares(NamedTuple):
     mass_MI: Array
 
 
-class Cell(NamedTuple):
-    category: str
-    benchmark: str
+@dataclass(frozen=True)
+class Shared(Cell):
     at: dict[str, Shares]  # by stage, where all its runs were scored
 
 
@@ -145,13 +144,13 @@ def _rows(study: Study) -> Iterator[ShareRow]:
                 yield ShareRow(scale, category, benchmark, mixture, stage, minus, key[0], key[1], *mean, note)
 
 
-def note_of(there: list[Cell], every: list[Cell], stage: str) -> str:
+def note_of(there: list[Shared], every: list[Shared], stage: str) -> str:
     faint = [cell.benchmark for cell in there if cell.at[stage].mass_MI.mean() < FAINT]
     said = f"below {FAINT:.0%} of the probability is in any of the formats on {names(faint)}" if faint else ""
     return joined(said, partly(there, every))
 
 
-def measures(cells: list[Cell], stage: str, index_M: list[int], formats: Sequence[str]) -> Measures:
+def measures(cells: list[Shared], stage: str, index_M: list[int], formats: Sequence[str]) -> Measures:
     """What is averaged over items and benchmarks, of some of the stage's mixtures."""
     found = [Shares(*(x[index_M] for x in cell.at[stage])) for cell in cells]
     mean_MF = np.mean([one.share_MFI.mean(axis=2) for one in found], axis=0)
@@ -194,7 +193,7 @@ def previous(stage: str, known: Mapping[str, object], first: str) -> str:
     return first if plain not in TRAINED and first != stage and first in known else ""
 
 
-def cells(scores: Scores, by_stage: Mapping[str, Mapping[Place, str]]) -> Iterator[Cell]:
+def cells(scores: Scores, by_stage: Mapping[str, Mapping[Place, str]]) -> Iterator[Shared]:
     """Of one scale, every benchmark."""
     for choices in scores.benchmarks:
         at = {}
@@ -209,7 +208,7 @@ def cells(scores: Scores, by_stage: Mapping[str, Mapping[Place, str]]) -> Iterat
             share_RFI = np.exp(log_RFI - total_RI[:, None])
             at[stage] = Shares(*(by_mixture(x, mixture_R) for x in (share_RFI, right_RFI, np.exp(total_RI))))
         if at:
-            yield Cell(choices.category, choices.name, at)
+            yield Shared(choices.category, choices.name, at)
 
 
 def winner_rows(study: Study) -> list[WinnerRow]:

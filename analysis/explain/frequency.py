@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.claims import claim, side
+from evalengine.analysis.claims import CAUTION, Claim, claim, side
 from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.dose_slopes import (
     ACROSS,
@@ -56,7 +56,6 @@ from evalengine.analysis.figure import (
     with_benchmarks,
 )
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import CAUTION, Claim
 from evalengine.analysis.results import p_value, with_interval
 
 HIGH = 0.7  # an r over bins that someone could take for evidence

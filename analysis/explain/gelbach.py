@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.claims import claim
+from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.dosed_items import MARGIN, dosed_items, whens
@@ -44,7 +44,6 @@ from evalengine.analysis.explain.within import (
 )
 from evalengine.analysis.figure import File, Part, Table, blocks, pivot
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import with_interval
 
 COUNT, SIMILARITY = "count", "similarity"

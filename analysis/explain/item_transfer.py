@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.claims import claim
+from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
@@ -30,7 +30,6 @@ from evalengine.analysis.explain.logistic import clustered, dummies, fit
 from evalengine.analysis.explain.student import Interval, half_width, interval
 from evalengine.analysis.explain.within import varies
 from evalengine.analysis.figure import File, Part, Table, blocks, pivot
-from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import with_interval
 
 MODELS = ("benchmarks", "+ log p", "+ margin", "+ both", "+ margin of each mixture")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,17 +15,15 @@ from evalengine.analysis.groups import ALL
 from evalengine.analysis.panel import category_key
 
 
-class Named(Protocol):
-    """A benchmark's values."""
+@dataclass(frozen=True)
+class Cell:
+    """A benchmark that is averaged with others; what is known of it is for whoever averages to say."""
 
-    @property
-    def category(self) -> str: ...
-
-    @property
-    def benchmark(self) -> str: ...
+    category: str
+    benchmark: str
 
 
-C = TypeVar("C", bound=Named)
+C = TypeVar("C", bound=Cell)
 R = TypeVar("R", bound=Any)
 
 

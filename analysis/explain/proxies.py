@@ -20,11 +20,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.claims import side, supported, unsupported
+from evalengine.analysis.claims import Claim, side, supported, unsupported
 from evalengine.analysis.correlation import BlockNumbers, members_of
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
-from evalengine.analysis.explain.means import grouped, joined, with_q
+from evalengine.analysis.explain.means import Cell, grouped, joined, with_q
 from evalengine.analysis.explain.quantities import ACCURACY, Values, values_of
 from evalengine.analysis.explain.ranking import (
     AGREEMENT,
@@ -39,7 +39,6 @@ from evalengine.analysis.explain.ranking import (
 from evalengine.analysis.explain.twoway import interaction
 from evalengine.analysis.figure import File, Part, Table, pivot
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import p_value, share_with_interval, with_interval
 
 REGRET = "regret"
@@ -67,13 +66,6 @@ class ProxyRow(NamedTuple):
     note: str
 
 
-class Named(NamedTuple):
-    """A benchmark and its category."""
-
-    category: str
-    benchmark: str
-
-
 def settings(study: Study) -> Iterator[tuple[str, Values, str, Values]]:
     """What is seen and what it is to predict: at each scale after fine-tuning; of the smallest scale, the largest's."""
     scales = study.design.scales
@@ -92,7 +84,7 @@ def rows(study: Study) -> list[ProxyRow]:
     out: list[ProxyRow] = []
     for seen, x, target, y in settings(study):
         mixtures = [m for m in x.mixtures if m in y.mixtures]
-        benchmarks = [Named(x.categories[b], b) for b in x.value if b in y.value]
+        benchmarks = [Cell(x.categories[b], b) for b in x.value if b in y.value]
         if len(mixtures) >= LEAST and benchmarks:
             found = _rows(study, x, y, mixtures, benchmarks)
             out += [row._replace(seen=seen, target=target) for row in found]
@@ -100,12 +92,12 @@ def rows(study: Study) -> list[ProxyRow]:
 
 
 def _rows(
-    study: Study, x: Values, y: Values, mixtures: list[str], benchmarks: Sequence[Named]
+    study: Study, x: Values, y: Values, mixtures: list[str], benchmarks: Sequence[Cell]
 ) -> Iterator[ProxyRow]:
     """Rows but for what is seen and predicted. Regret and ceilings have no interval: no resampling of mixtures says how far the
     choice of the best one would move."""
     of_x, of_y = ([v.mixtures.index(m) for m in mixtures] for v in (x, y))
-    names, nan = [b for _, b in benchmarks], (np.nan,)
+    names, nan = [one.benchmark for one in benchmarks], (np.nan,)
     proxies, n = list(x.value[names[0]]), len(mixtures)
     x_PMB = np.stack([np.stack([x.value[b][p][of_x].mean(axis=1) for b in names], axis=1) for p in proxies])
     items_BMI = [y.value[b][ACCURACY][of_y] for b in names]

@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from evalengine.analysis.claims import CAUTION, Claim
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.proxies import AGREEMENT
 from evalengine.analysis.explain.quantities import ACCURACY, values_of
 from evalengine.analysis.explain.twoway import interaction
 from evalengine.analysis.figure import Folded, Part, Table, blocks, pivot
-from evalengine.analysis.protocol import CAUTION, Claim
 
 
 class SnrRow(NamedTuple):
