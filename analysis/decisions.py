@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis import true_decisions, true_regret
 from evalengine.analysis.correlation import DECISION, Sample, pair_sums
-from evalengine.analysis.figure import File, Folded, Heading, Part, Table, pivot, with_benchmarks
+from evalengine.analysis.figure import File, Folded, Heading, Part, Table, blocks, pivot, with_benchmarks
 from evalengine.analysis.groups import Array, Data, Group, Label, Means, Note, Statistic, mean_of_known
 from evalengine.analysis.item_bootstrap import item_data
 from evalengine.analysis.noise import bounded
@@ -182,18 +183,15 @@ def decision_tables(results: Results) -> tuple[Table, Table]:
     in_units = ("pairwise loss", "regret") if losses else ()
     unit = "" if losses else " (points)"
     columns = [WORDS[kind] + ("" if "%" in WORDS[kind] else unit) for kind in kinds]
-    of_means: list[list[list[str]]] = [[] for _ in results.scales]
-    of_benchmarks: list[list[list[str]]] = [[] for _ in results.scales]
+    lines: dict[bool, list[list[str]]] = {True: [], False: []}  # of single benchmarks, of means
     for (scale, category, name), measure in pivot(found, "scale category name", "other").items():
         single = name in results.method["benchmarks"]
         cells = [share_with_interval(measure.get(kind), percent=kind not in in_units) for kind in kinds]
         title = name if single else f"{category} ({name})"
-        blocks = of_benchmarks if single else of_means
-        n = str(next(iter(measure.values())).n)
-        blocks[results.scales.index(scale)].append([title, scale, *cells, n])
+        lines[single].append([title, scale, *cells, str(next(iter(measure.values())).n)])
     head = ["benchmark", "scale", *columns, "n"]
-    means = Table("decisions, means", head, of_means, texts=2)
-    return means, Table("decisions", head, of_benchmarks, texts=2)
+    means = Table("decisions, means", head, blocks(lines[False], 1), texts=2)
+    return means, Table("decisions", head, blocks(lines[True], 1), texts=2)
 
 
 PAIRS = {  # columns of choices between two mixtures: a row's kind, whether benchmarks have it
@@ -237,7 +235,7 @@ def _true_tables(results: Results, title: str, kinds: Mapping[str, tuple[str, bo
     single = set(results.method["benchmarks"])
     at = {(r.scale, r.category, r.name if r.name in single else "", r.other): r for r in (*measured, *clean)}
     of_one = [column for column, (_, every) in kinds.items() if every]
-    blocks: dict[bool, dict[str, list[list[str]]]] = {True: {}, False: {}}
+    lines: dict[bool, list[list[str]]] = {True: [], False: []}  # of single benchmarks, of means
     for scale, category, name in dict.fromkeys(
         (r.scale, r.category, r.name if r.name in single else "") for r in clean
     ):
@@ -246,14 +244,11 @@ def _true_tables(results: Results, title: str, kinds: Mapping[str, tuple[str, bo
             r.note for r in found.values() if r and r.protocol == true_decisions.TABLE and r.note
         )
         cells = [_cell(found[column]) for column in (of_one if name else kinds)]
-        line = [name or category, scale, *cells, "; ".join(notes)]
-        blocks[bool(name)].setdefault(scale, []).append(line)
-    head = ["mean over", "scale", *kinds, "note"]
-    means = Table(title, head, list(blocks[False].values()), texts=2, prose=True, stacked=True)
+        lines[bool(name)].append([name or category, scale, *cells, "; ".join(notes)])
+    how: dict[str, Any] = {"texts": 2, "prose": True, "stacked": True}
+    means = Table(title, ["mean over", "scale", *kinds, "note"], blocks(lines[False], 1), **how)
     head = ["benchmark", "scale", *of_one, "note"]
-    return means, Table(
-        f"{title}, benchmarks", head, list(blocks[True].values()), texts=2, prose=True, stacked=True
-    )
+    return means, Table(f"{title}, benchmarks", head, blocks(lines[True], 1), **how)
 
 
 def _cell(row: Row | None) -> str:

@@ -1,4 +1,4 @@
-"""From groups of columns to tables with intervals, and to files.
+"""From groups of columns to tables with intervals.
 
 One schema for all protocols, so that a notebook reads every result alike: what it is about, the estimate, the interval
 of the chosen kind, the other kinds beside it, n, p and q, and a note where a number is missing or rests on less.
@@ -6,21 +6,15 @@ of the chosen kind, the other kinds beside it, n, p and q, and a note where a nu
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from evalengine.analysis.bootstrap import DEGENERATE_MOST, Array, Resamples, fisher, intervals
 from evalengine.analysis.contrasts import scale_contrast
 from evalengine.analysis.groups import SCALE, Group, Label, Note
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 DEGENERATE_SAID = 1e-3  # share of undefined resamples above which a row says so
 
@@ -170,41 +164,3 @@ def plain_row(protocol: str, quantity: str, scale: str, label: Label, estimate: 
     empty: dict[str, Any] = dict.fromkeys(Row._fields, math.nan) | dict.fromkeys(TEXTS, "") | {"n": 0}
     about = {"protocol": protocol, "quantity": quantity, "scale": scale, **label._asdict()}
     return Row(**{**empty, **known, **about, "estimate": estimate})
-
-
-def write_table(folder: Path, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes NAME.csv, NAME.arrow and NAME.json into an existing folder. NaN is an empty field, a null and a null."""
-    import pyarrow as pa
-
-    listed = [[_none_if_undefined(value) for value in row] for row in rows]
-    with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as handle:
-        lines = csv.writer(handle, lineterminator="\n")
-        lines.writerow(columns)
-        lines.writerows([f"{v:.10g}" if isinstance(v, float) else v for v in row] for row in listed)
-    by_column = list(zip(*listed, strict=True)) or [()] * len(columns)
-    table = pa.Table.from_arrays(list(map(_arrow, by_column)), names=list(columns))
-    with (folder / f"{name}.arrow").open("wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    objects = (json.dumps(dict(zip(columns, row, strict=True))) for row in listed)
-    (folder / f"{name}.json").write_text("[\n " + ",\n ".join(objects) + "\n]\n", encoding="utf-8")
-
-
-def _none_if_undefined(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _arrow(values: Sequence[Any]) -> pa.Array:
-    """An Arrow array of strings, integers or numbers, from buffers: Arrow's own conversion would import pandas."""
-    import pyarrow as pa
-
-    known = np.array([value is not None for value in values], dtype=bool)
-    mask = None if known.all() else pa.py_buffer(np.packbits(known, bitorder="little"))
-    kinds = {type(v) for v in values if v is not None}
-    if kinds == {str}:
-        texts = [(value or "").encode() for value in values]
-        offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int32)
-        buffers = [mask, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts))]
-        return pa.Array.from_buffers(pa.string(), len(values), buffers)
-    dtype, kind = (np.int64, pa.int64()) if kinds == {int} else (np.float64, pa.float64())
-    data = np.array([0 if value is None else value for value in values], dtype=dtype)
-    return pa.Array.from_buffers(kind, len(values), [mask, pa.py_buffer(data)])

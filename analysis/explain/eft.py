@@ -25,7 +25,7 @@ from evalengine.analysis.explain.corners import (
 )
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study, once
-from evalengine.analysis.explain.means import Cell, grouped, joined
+from evalengine.analysis.explain.means import Member, grouped, joined
 from evalengine.analysis.explain.student import quantile
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, pivot
@@ -72,7 +72,7 @@ class MeanRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Emulation(Cell):
+class Emulation(Member):
     """At one strength: (M, I) of what is emulated, of the base, and of the real fine-tuned checkpoint."""
 
     found: Answered

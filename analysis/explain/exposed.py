@@ -276,13 +276,14 @@ def _similar(path: Path) -> Similar | None:
         about = about_of(path, found.schema.metadata)
         keys = (found[name].combine_chunks() for name in ("benchmark", "item", "source", "kind"))
         coded = [column.dictionary_encode() for column in keys]
-        named = [Coded(one.dictionary.to_pylist(), arrow.numbers(one.indices)) for one in coded]
+        named = (Coded(one.dictionary.to_pylist(), arrow.numbers(one.indices)) for one in coded)
+        benchmark, item, source, kind = named
         choice_R, value_R = (arrow.numbers(found[name].combine_chunks()) for name in ("choice", "value"))
     except (sealed.Damaged, KeyError, TypeError, ValueError, AttributeError):
         raise UserError(
             f"{path} is damaged or holds no similarities: run `evalengine expose` again"
         ) from None
-    return Similar(about, *named, choice_R, value_R.astype(np.float64))
+    return Similar(about, benchmark, item, source, kind, choice_R, value_R.astype(np.float64))
 
 
 def _similarities(choices: Choices, similar: Similar, sources: tuple[str, ...]) -> dict[Dose, Array]:

@@ -25,7 +25,7 @@ from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.logistic import fit
-from evalengine.analysis.explain.means import Cell, grouped, lines_of, over
+from evalengine.analysis.explain.means import Member, grouped, lines_of, over
 from evalengine.analysis.explain.student import half_width, jackknife
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, pivot, with_benchmarks
@@ -85,7 +85,7 @@ class ItemRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Turned(Cell):
+class Turned(Member):
     value: dict[tuple[str, str], Array]  # by measure and against, (M, I)
 
 

@@ -30,7 +30,7 @@ from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
-from evalengine.analysis.explain.means import Cell, grouped, joined, lines_of, over, partly
+from evalengine.analysis.explain.means import Member, grouped, joined, lines_of, over, partly
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.figure import Part, Table, blocks, with_benchmarks
 from evalengine.analysis.groups import ALL
@@ -66,7 +66,7 @@ def compared(stages: tuple[str, str]) -> list[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class Decomposed(Cell):
+class Decomposed(Member):
     """By stage, then measure, (M, I)."""
 
     value: dict[str, dict[str, Array]]

@@ -34,7 +34,7 @@ from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array, Scores
 from evalengine.analysis.explain.design import Place, by_mixture, ordered, placed
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, once
-from evalengine.analysis.explain.means import Cell, grouped, joined, over, partly, signed
+from evalengine.analysis.explain.means import Member, grouped, joined, over, partly, signed
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, by, pivot
 from evalengine.analysis.groups import ALL
@@ -98,7 +98,7 @@ class Shares(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Shared(Cell):
+class Shared(Member):
     at: dict[str, Shares]  # by stage, where all its runs were scored
 
 

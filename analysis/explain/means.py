@@ -16,14 +16,14 @@ from evalengine.analysis.panel import category_key
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A benchmark that is averaged with others; what is known of it is for whoever averages to say."""
+class Member:
+    """A benchmark that a mean is over; subclasses add its values."""
 
     category: str
     benchmark: str
 
 
-C = TypeVar("C", bound=Cell)
+C = TypeVar("C", bound=Member)
 R = TypeVar("R", bound=Any)
 
 

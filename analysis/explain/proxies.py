@@ -24,7 +24,7 @@ from evalengine.analysis.claims import Claim, side, supported, unsupported
 from evalengine.analysis.correlation import BlockNumbers, members_of
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
-from evalengine.analysis.explain.means import Cell, grouped, joined, with_q
+from evalengine.analysis.explain.means import Member, grouped, joined, with_q
 from evalengine.analysis.explain.quantities import ACCURACY, Values, values_of
 from evalengine.analysis.explain.ranking import (
     AGREEMENT,
@@ -84,7 +84,7 @@ def rows(study: Study) -> list[ProxyRow]:
     out: list[ProxyRow] = []
     for seen, x, target, y in settings(study):
         mixtures = [m for m in x.mixtures if m in y.mixtures]
-        benchmarks = [Cell(x.categories[b], b) for b in x.value if b in y.value]
+        benchmarks = [Member(x.categories[b], b) for b in x.value if b in y.value]
         if len(mixtures) >= LEAST and benchmarks:
             found = _rows(study, x, y, mixtures, benchmarks)
             out += [row._replace(seen=seen, target=target) for row in found]
@@ -92,7 +92,7 @@ def rows(study: Study) -> list[ProxyRow]:
 
 
 def _rows(
-    study: Study, x: Values, y: Values, mixtures: list[str], benchmarks: Sequence[Cell]
+    study: Study, x: Values, y: Values, mixtures: list[str], benchmarks: Sequence[Member]
 ) -> Iterator[ProxyRow]:
     """Rows but for what is seen and predicted. Regret and ceilings have no interval: no resampling of mixtures says how far the
     choice of the best one would move."""
