@@ -270,7 +270,7 @@ def shown(results: Results) -> Iterator[Part]:
         ("alignment_persistence", [row for row in found if row.name == PERSISTENCE]),
     ):
         yield File(name, Intervals(lines, _label, panel=lambda row: row.name), shown=False)
-    table = numbers("alignment", found, results.scales, ("category", "name", "other"))
+    table = numbers("alignment", found, results.scales, "category name other")
     yield File("alignment", table, shown=False)
 
 

@@ -144,7 +144,7 @@ def shown(results: Results) -> Iterator[Part]:
         f"Mean correlation over pairs of a category's benchmarks: both at {before}, both at {after}, or one at each (cross)."
     )
     yield File("coherence", Intervals(found, _label))
-    yield File("coherence", numbers("coherence", found, results.scales, ("category", "name")), shown=False)
+    yield File("coherence", numbers("coherence", found, results.scales, "category name"), shown=False)
     if change:
         yield Folded(f"{after} minus {before}", [Intervals(change, lambda row: row.category, limit=2.0)])
     if single:

@@ -192,8 +192,7 @@ def degrees_of_freedom(known_PM: NDArray[np.bool_], block_M: BlockNumbers | None
     if block_M is None:
         return known_PM.sum(axis=1) - 1
     blocks_P = sum(known_PM[:, at_M].any(axis=1).astype(np.int64) for at_M in members_of(block_M))
-    freedom_P: NDArray[np.int64] = known_PM.sum(axis=1) - blocks_P
-    return freedom_P
+    return known_PM.sum(axis=1) - blocks_P
 
 
 def bounded_ratio(xy: Array, xx: Array, yy: Array) -> Array:

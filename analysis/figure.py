@@ -162,15 +162,15 @@ def files(parts: Iterable[Part]) -> Iterator[File]:
             yield from files(part.parts)
 
 
-def numbers(title: str, rows: Sequence[Row], scales: Sequence[str], about: Sequence[str]) -> Table:
+def numbers(title: str, rows: Sequence[Row], scales: Sequence[str], about: str) -> Table:
     """Estimates with their intervals: a line for each quantity and each value of the fields `about`, a column for each scale."""
-    blocks: list[list[list[str]]] = []
-    for quantity, mine in by(rows, lambda row: row.quantity).items():
-        blocks.append([])
-        for what, line in by(mine, operator.attrgetter(*about)).items():
-            at = {row.scale: row for row in line}
-            blocks[-1].append([quantity, *what, *(with_interval(at.get(scale)) for scale in scales)])
-    return Table(title, ["quantity", *about, *scales], blocks, texts=1 + len(about))
+    fields = f"quantity {about}"
+    lines = [
+        [*what, *(with_interval(at.get(scale)) for scale in scales)]
+        for what, at in pivot(rows, fields, "scale").items()
+    ]
+    heads = fields.split()
+    return Table(title, [*heads, *scales], blocks(lines, 0), texts=len(heads))
 
 
 def panels(figure: Figure) -> dict[str, Figure]:

@@ -63,6 +63,7 @@ class Note(NamedTuple):
         return cls.partial(f"without {', '.join(lost)}{why}") if lost else cls()
 
 
+NO_NOTE = Note()
 UNDEFINED = "undefined"  # there is no estimate
 PARTIAL = "partial"  # a mean that leaves out some of its members
 ITEM_NOISE = "item noise"  # the mixtures differ no more than item noise makes them differ
@@ -77,7 +78,7 @@ class Statistic(NamedTuple):
     label: Label
     value_C: Array
     n: int
-    note: Note = Note()
+    note: Note = NO_NOTE
 
 
 class Means(NamedTuple):

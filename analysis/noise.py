@@ -45,6 +45,7 @@ from evalengine.analysis.tables import Row, plain_row
 RELIABILITY = "reliability"  # and the stage
 CEILING = "ceiling"
 WITHOUT_NOISE = "r without noise"
+LIKELIHOOD = "profile likelihood"  # the interval of `latent_r`
 NOISY = Note(ITEM_NOISE, "the mixtures differ no more than item noise makes them")
 
 
@@ -162,10 +163,11 @@ def without_noise(study: Study, quantity: str, known: Mapping[str, ByBenchmark])
         for b, found in known[scale].items():
             label = Label(panel.categories[b], panel.benchmarks[b], WITHOUT_NOISE)
             if isinstance(found, Note):
-                out.append(plain_row(*at, label, math.nan, note=found.text, note_kind=found.kind))
+                out.append(plain_row(*at, label, [math.nan], 0, found))
             else:
                 note = NOISY if found.lost_in_noise else Note()
-                out.append(latent_row(*at, label, latent_of(found, study.options.level), found.n, note))
+                r = latent_of(found, study.options.level)
+                out.append(plain_row(*at, label, r, found.n, note, interval=LIKELIHOOD))
         usable = {
             b: m
             for b, m in known[scale].items()
@@ -186,13 +188,6 @@ def without_noise(study: Study, quantity: str, known: Mapping[str, ByBenchmark])
         # A ratio of corrected variances may lie beyond what a correlation can be, and so may its interval.
         out += [bounded(row, -1.0, 1.0, "estimate", "low", "high") for row in rows]
     return out
-
-
-def latent_row(protocol: str, quantity: str, scale: str, label: Label, r: Latent, n: int, note: Note) -> Row:
-    """A row of `latent_r`."""
-    ends = {"low": r.low, "high": r.high, "interval": "profile likelihood", "n": n}
-    said = {"note": note.text, "note_kind": note.kind}
-    return plain_row(protocol, quantity, scale, label, r.estimate, **ends, **said)
 
 
 def bounded(row: Row, least: float, most: float, *fields: str) -> Row:

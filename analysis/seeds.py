@@ -33,11 +33,11 @@ from evalengine.analysis.correlation import Sample, weighted_sums
 from evalengine.analysis.figure import Heading, Part, Table, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL, Array, Group, Label, Note, Statistic, mean_of_known
 from evalengine.analysis.latent import latent_r, pooled, symmetric
-from evalengine.analysis.noise import bounded, covariances, latent_row
+from evalengine.analysis.noise import LIKELIHOOD, bounded, covariances
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, share_with_interval, with_interval
-from evalengine.analysis.tables import Row, rows_of
+from evalengine.analysis.tables import Row, plain_row, rows_of
 
 ABOUT = "protocol quantity scale category name"
 CEILING = "ceiling"
@@ -167,7 +167,7 @@ def _between(study: Study, quantity: str, scale: str, known: dict[int, Component
         of_means, seeds = (symmetric(*x_3C[:, 0]) for x_3C in (one.of_means_3C, one.seeds_3C))
         r = latent_r(of_means, seeds, one.n, study.options.level)
         label = Label(study.panel.categories[b], study.panel.benchmarks[b], BETWEEN)
-        rows.append(latent_row("seeds", quantity, scale, label, r, one.n, one.note))
+        rows.append(plain_row("seeds", quantity, scale, label, r, one.n, one.note, interval=LIKELIHOOD))
     return rows
 
 

@@ -12,7 +12,7 @@ holds for independent tests and for those that depend positively.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,9 +57,8 @@ def benchmark_shares(single: Group, plan: Resamples, level: float) -> list[Row]:
             found = share_of(value_BC[known_B], plan, side, threshold, level)
             label = Label(ALL, f"{side} {threshold:g}", f"share of {known_B.sum()}")
             n = int(single.n[scale][known_B].min())
-            said: dict[str, Any] = {"low": found.low, "high": found.high, "interval": "closed testing"}
-            said |= {"n": n, "note": note.text, "note_kind": note.kind}
-            out.append(plain_row("transfer_share", single.quantity, scale, label, found.estimate, **said))
+            about = "transfer_share", single.quantity, scale, label
+            out.append(plain_row(*about, found, n, note, interval="closed testing"))
     return out
 
 

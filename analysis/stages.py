@@ -23,7 +23,7 @@ import numpy as np
 from evalengine.analysis.bootstrap import Resamples, resamples
 from evalengine.analysis.contrasts import contrast_group, differences
 from evalengine.analysis.correlation import Sample
-from evalengine.analysis.figure import File, Folded, Heading, Lines, Part, Table, by
+from evalengine.analysis.figure import File, Folded, Heading, Lines, Part, Table, pivot
 from evalengine.analysis.groups import ALL, STAGE, Array, Data, Group, Label, Note, Statistic, mean_of_known
 from evalengine.analysis.panel import Panel, Steps
 from evalengine.analysis.protocol import Protocol, Study
@@ -160,10 +160,7 @@ def _means_table(results: Results, contrast: str, sides: list[str]) -> Table:
     categories = [*results.categories, ALL]
     found = results.rows("stages", protocol="category_transfer", contrast=contrast)
     body = []
-    for (quantity, scale, pair, minus), mine in by(
-        found, lambda r: (r.quantity, r.scale, r.other, r.minus)
-    ).items():
-        of = {row.category: row for row in mine}
+    for (quantity, scale, pair, minus), of in pivot(found, "quantity scale other minus", "category").items():
         cells = [with_interval(of.get(category)) for category in categories]
         names = [" to ".join(stages.split(",")) for stages in (pair, minus)] if contrast else pair.split(",")
         body.append([*names, quantity, scale, *cells, p_value(of[ALL].q), str(of[ALL].n)])

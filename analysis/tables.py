@@ -7,14 +7,14 @@ of the chosen kind, the other kinds beside it, n, p and q, and a note where a nu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from evalengine.analysis.bootstrap import DEGENERATE_MOST, Array, Resamples, fisher, intervals
 from evalengine.analysis.contrasts import scale_contrast
-from evalengine.analysis.groups import SCALE, Group, Label, Note
+from evalengine.analysis.groups import NO_NOTE, SCALE, Group, Label, Note
 
 DEGENERATE_SAID = 1e-3  # share of undefined resamples above which a row says so
 
@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
 
 SHOWN = ("bca", "percentile", "basic", "fisher")  # kinds with columns of their own
-TEXTS = ("note", "note_kind", "contrast", "interval")  # fields that may be empty
+TEXTS = ("contrast", "interval")  # fields that may be empty
 
 
 # p-values and their adjusted values (q), by contrast ("" of plain statistics) and scale.
@@ -159,8 +159,19 @@ def _rows(
     return rows
 
 
-def plain_row(protocol: str, quantity: str, scale: str, label: Label, estimate: float, **known: Any) -> Row:
-    """A row whose interval does not come from resamples (a t interval, none); unnamed fields are NaN or empty."""
-    empty: dict[str, Any] = dict.fromkeys(Row._fields, math.nan) | dict.fromkeys(TEXTS, "") | {"n": 0}
-    about = {"protocol": protocol, "quantity": quantity, "scale": scale, **label._asdict()}
-    return Row(**{**empty, **known, **about, "estimate": estimate})
+def plain_row(
+    protocol: str,
+    quantity: str,
+    scale: str,
+    label: Label,
+    found: Iterable[float],
+    n: int,
+    note: Note = NO_NOTE,
+    **known: Any,
+) -> Row:
+    """A row whose interval does not come from resamples: found is an estimate and both ends, or an estimate alone. Unnamed fields
+    are NaN or empty."""
+    empty: dict[str, Any] = dict.fromkeys(Row._fields, math.nan) | dict.fromkeys(TEXTS, "")
+    about = {"protocol": protocol, "quantity": quantity, "scale": scale, **label._asdict(), "n": n}
+    ends = dict(zip(("estimate", "low", "high"), map(float, found), strict=False))
+    return Row(**{**empty, **known, **about, **ends, "note": note.text, "note_kind": note.kind})

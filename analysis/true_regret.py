@@ -103,8 +103,7 @@ def _inverse(matrix_D22: Array) -> Array:
 def _positive(matrix_22: Array) -> NDArray[np.bool_]:
     """Whether each symmetric (..., 2, 2) is positive definite."""
     a, b, c = matrix_22[..., 0, 0], matrix_22[..., 1, 1], matrix_22[..., 0, 1]
-    positive: NDArray[np.bool_] = (a > 0.0) & (b > 0.0) & (a * b > c * c * (1.0 + 1e-12))
-    return positive
+    return (a > 0.0) & (b > 0.0) & (a * b > c * c * (1.0 + 1e-12))
 
 
 def _true_pairs(
@@ -169,6 +168,5 @@ def _rows(
         three = np.array([mean_D.mean(), *np.quantile(mean_D, ends)])
         yield clean_row(quantity, scale, label._replace(other=name), three, n, said, "posterior")
     if of:  # a probability of the posterior, and as such without an interval
-        known: dict[str, Any] = {"n": n, "note": said.text, "note_kind": said.kind}
-        best = float(np.mean([r.best for r in of]))
-        yield plain_row(TABLE, quantity, scale, label._replace(other=TOP1_JUDGED), best, **known)
+        best = np.mean([r.best for r in of])
+        yield plain_row(TABLE, quantity, scale, label._replace(other=TOP1_JUDGED), [best], n, said)

@@ -137,8 +137,7 @@ class Choices(NamedTuple):
         x_KC, start_I = self.loglik_KC.astype(np.float64), self.offset_I1[:-1]
         top_KI = np.maximum.reduceat(x_KC, start_I, axis=1)
         item_C = np.repeat(np.arange(len(start_I)), np.diff(self.offset_I1))
-        total: Array = top_KI + np.log(np.add.reduceat(np.exp(x_KC - top_KI[:, item_C]), start_I, axis=1))
-        return total
+        return top_KI + np.log(np.add.reduceat(np.exp(x_KC - top_KI[:, item_C]), start_I, axis=1))
 
 
 class Emulated(NamedTuple):

@@ -70,8 +70,7 @@ class Dosed(NamedTuple):
         gold_MI = of_MC[:, self.choices.gold_C]
         wrong_I = np.diff(self.choices.offset_I1) - 1
         sum_MI = np.add.reduceat(of_MC, first_I, axis=1)
-        out: Array = np.where(wrong_I > 0, gold_MI - (sum_MI - gold_MI) / np.maximum(wrong_I, 1), np.nan)
-        return out
+        return np.where(wrong_I > 0, gold_MI - (sum_MI - gold_MI) / np.maximum(wrong_I, 1), np.nan)
 
 
 class Exposed(NamedTuple):

@@ -122,8 +122,7 @@ def _of_others(x_RI: Array, mixture_R: NDArray[np.int64]) -> Array:
     """For each run the mean over the runs of other mixtures."""
     same_RR = mixture_R[:, None] == mixture_R
     weight_RR = np.where(same_RR, 0.0, 1.0 / np.maximum((~same_RR).sum(axis=1, keepdims=True), 1))
-    found: Array = weight_RR @ x_RI
-    return found
+    return weight_RR @ x_RI
 
 
 def _slope(x_RX: Array, y_RX: Array, item_X: NDArray[np.int64], data: ItemLevel) -> tuple[float, float, int]:

@@ -139,8 +139,7 @@ def chosen(value_PJB: Array) -> Array:
 def regret(x_MB: Array, y_MB: Array) -> Array:
     """(B,): the best target minus that of the mixture with the largest x; ties are broken at random, in expectation."""
     taken_MB = np.round(x_MB, 12) == np.round(x_MB, 12).max(axis=0)
-    found: Array = y_MB.max(axis=0) - np.where(taken_MB, y_MB, 0.0).sum(axis=0) / taken_MB.sum(axis=0)
-    return found
+    return y_MB.max(axis=0) - np.where(taken_MB, y_MB, 0.0).sum(axis=0) / taken_MB.sum(axis=0)
 
 
 def ceiling(items_BMI: list[Array], block_M: BlockNumbers | None = None) -> dict[str, NDArray[np.float64]]:

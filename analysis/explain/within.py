@@ -48,8 +48,7 @@ class Errors(NamedTuple):
 def demeaned(value_VMI: Array, benchmark_I: NDArray[np.int64]) -> Array:
     """Without the effects of items and of benchmarks by mixtures. Items of a benchmark stand together."""
     rest_VMI = centred(value_VMI, benchmark_I)
-    out: Array = rest_VMI - rest_VMI.mean(axis=1, keepdims=True)
-    return out
+    return rest_VMI - rest_VMI.mean(axis=1, keepdims=True)
 
 
 def centred(value_VMI: Array, benchmark_I: NDArray[np.int64]) -> Array:
@@ -57,15 +56,13 @@ def centred(value_VMI: Array, benchmark_I: NDArray[np.int64]) -> Array:
     first = np.flatnonzero(np.diff(benchmark_I, prepend=-1))
     sizes = np.diff(np.append(first, len(benchmark_I)))
     mean_VMB = np.add.reduceat(value_VMI, first, axis=2) / sizes
-    out: Array = value_VMI - np.repeat(mean_VMB, sizes, axis=2)
-    return out
+    return value_VMI - np.repeat(mean_VMB, sizes, axis=2)
 
 
 def products(within_VMI: Array) -> Array:
     """Cross-products of the demeaned variables of each mixture, (M, V, V)."""
     by_mixture_MVI = within_VMI.swapaxes(0, 1)
-    out: Array = by_mixture_MVI @ by_mixture_MVI.swapaxes(1, 2)
-    return out
+    return by_mixture_MVI @ by_mixture_MVI.swapaxes(1, 2)
 
 
 def without_each(product_MVV: Array) -> Array:
@@ -117,8 +114,7 @@ def clustered(influence_KMI: Array) -> Errors:
 
     def error(sum_KG: Array) -> Array:
         G = sum_KG.shape[1]
-        found: Array = np.sqrt((sum_KG**2).sum(axis=1) * (G / max(G - 1, 1)))
-        return found
+        return np.sqrt((sum_KG**2).sum(axis=1) * (G / max(G - 1, 1)))
 
     cells_KG = influence_KMI.reshape(len(influence_KMI), -1)
     return Errors(error(influence_KMI.sum(axis=1)), error(influence_KMI.sum(axis=2)), error(cells_KG))
