@@ -83,15 +83,14 @@ def _of_benchmarks(
     """(B, 2, C) values of a pair of measures, NaN with fewer than 4 mixtures, and how many mixtures there are, (B,)."""
     value_B2C = np.full((B, 2, sample.w_MC.shape[1]), np.nan)
     n_B = np.zeros(B, dtype=np.int64)
+    sign = -1.0 if lower_is_better else 1.0
     for b in range(B):
         chosen = sample.x_VMC[[b, B + b]]
         keep = np.asarray(np.isfinite(chosen[:, :, 0]).all(axis=0))
         n_B[b] = keep.sum()
         if n_B[b] >= 4:
             part = replace(sample, x_VMC=chosen).only(keep)
-            x_VMC = np.round(
-                (-1.0 if lower_is_better else 1.0) * part.x_VMC, 12
-            )  # equal accuracies stay tied
+            x_VMC = np.round(sign * part.x_VMC, 12)  # equal accuracies stay tied
             w_MC = part.w_MC if keep.all() else np.nan_to_num(part.w_MC)
             value_B2C[b] = measure(replace(part, x_VMC=x_VMC, w_MC=w_MC))
     return value_B2C, n_B

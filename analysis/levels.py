@@ -53,11 +53,7 @@ def cells_table(results: Results, scale: str) -> Table:
     """The value of every checkpoint at a scale: two lines for each benchmark, one for each stage."""
     method, quantity = results.method, _quantity(results)
     mixtures = method["mixtures"][:MIXTURES]
-    value = {
-        (cell["benchmark"], cell["stage"], cell["mixture"]): cell.get(quantity)
-        for cell in results.cells
-        if cell["scale"] == scale
-    }
+    value = results.values(quantity, scale)
     known = [name for name, there in _known(results) if there]
     by_category: dict[str, list[list[str | Mark]]] = {}
     for benchmark, category in zip(method["benchmarks"], method["categories"], strict=True):

@@ -37,6 +37,11 @@ class Results(NamedTuple):
         found = self.tables.get(table, [])
         return [row for row in found if all(getattr(row, key) == value for key, value in fixed.items())]
 
+    def values(self, quantity: str, scale: str) -> dict[tuple[str, str, str], Any]:
+        """The cells of a scale by benchmark, stage and mixture; None where one has no value."""
+        mine = (cell for cell in self.cells if cell["scale"] == scale)
+        return {(cell["benchmark"], cell["stage"], cell["mixture"]): cell.get(quantity) for cell in mine}
+
     @property
     def scales(self) -> list[str]:
         return list(self.method["scales"])

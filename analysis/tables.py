@@ -131,31 +131,16 @@ def _rows(
             said.append(f"{second} interval: {kind} is undefined here")
         if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID + plan.constant:
             said.append(f"undefined in {found.degenerate[s]:.1%} of the resamples, which are left out")
-        by_kind: dict[str, Any] = {
+        columns = {
             f"{name}_{end}": float(ends[name][s, e])
             for name in SHOWN
             for e, end in enumerate(("low", "high"))
         }
-        rows.append(
-            Row(
-                protocol=group.protocol,
-                quantity=group.quantity,
-                scale=scale,
-                **label._asdict(),
-                estimate=float(found.estimate[s]),
-                low=float(chosen[s, 0]),
-                high=float(chosen[s, 1]),
-                n=int(n[s]),
-                p=float(p[s]),
-                q=float(q[s]),
-                degenerate=float(found.degenerate[s]),
-                **by_kind,
-                note="; ".join(said),
-                note_kind=notes[s].kind,
-                contrast=group.contrast,
-                interval="" if np.isnan(chosen[s, 0]) else second if fallback[s] else kind,
-            )
-        )
+        columns |= {"p": float(p[s]), "q": float(q[s]), "degenerate": float(found.degenerate[s])}
+        three, note = (found.estimate[s], *chosen[s]), Note(notes[s].kind, "; ".join(said))
+        shown = "" if np.isnan(chosen[s, 0]) else second if fallback[s] else kind
+        about = group.protocol, group.quantity, scale, label, three, int(n[s]), note
+        rows.append(plain_row(*about, contrast=group.contrast, interval=shown, **columns))
     return rows
 
 
@@ -169,8 +154,7 @@ def plain_row(
     note: Note = NO_NOTE,
     **known: Any,
 ) -> Row:
-    """A row whose interval does not come from resamples: found is an estimate and both ends, or an estimate alone. Unnamed fields
-    are NaN or empty."""
+    """A row; found is an estimate and both ends, or an estimate alone. Unnamed fields are NaN or empty."""
     empty: dict[str, Any] = dict.fromkeys(Row._fields, math.nan) | dict.fromkeys(TEXTS, "")
     about = {"protocol": protocol, "quantity": quantity, "scale": scale, **label._asdict(), "n": n}
     ends = dict(zip(("estimate", "low", "high"), map(float, found), strict=False))
