@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.claims import clearest, with_n
-from evalengine.analysis.contrasts import Difference, contrast_group, stage_contrast
+from evalengine.analysis.claims import Claim, clearest, with_n
+from evalengine.analysis.contrasts import contrast_group, stage_contrast
 from evalengine.analysis.correlation import (
     Sample,
     bounded_ratio,
@@ -27,20 +27,17 @@ from evalengine.analysis.correlation import (
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, numbers
 from evalengine.analysis.groups import (
     OFTEN_UNDEFINED,
-    PARTIAL,
     SCALE,
     STAGE,
-    UNDEFINED,
     Array,
     Data,
     Group,
     Label,
     Note,
     Statistic,
-    group_of,
     means_of,
 )
-from evalengine.analysis.protocol import Claim, Protocol, Study
+from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results
 from evalengine.analysis.tables import Row
 from evalengine.analysis.verdicts import ALPHA
@@ -110,27 +107,20 @@ def _group(
         scale: [_statistic(data, label, find(data, side)) for label, side in zip(labels, of, strict=True)]
         for scale, of in by_scale.items()
     }
-    group = group_of("alignment", ALIGNED, values, **how)
+    group = Group.of("alignment", ALIGNED, values, **how)
 
-    def contrast(
-        kind: str, of: list[Label], sides: Mapping[str, tuple[Sequence[Any], Sequence[Any]]]
-    ) -> Group:
-        differences = {}
-        for scale, (later, earlier) in sides.items():
-            found = [
-                _statistic(data, label, find(data, *pair), kind)
-                for label, *pair in zip(of, later, earlier, strict=True)
-            ]
-            value_SC, n_S = np.array([one.value_C for one in found]), np.array([one.n for one in found])
-            differences[scale] = Difference(value_SC, n_S, [one.note for one in found])
-        return contrast_group(group, kind, of, differences)
+    def differences(kind: str, minus: str, of: list[Label], *sides: Sequence[Any]) -> list[Statistic]:
+        return [
+            _statistic(data, label._replace(minus=minus), find(data, *pair), kind)
+            for label, *pair in zip(of, *sides, strict=True)
+        ]
 
-    of_stages = [label._replace(minus=before) for label in labels[1::2]]
-    contrasts = [contrast(STAGE, of_stages, {s: (of[1::2], of[::2]) for s, of in by_scale.items()})]
+    of_stages = {s: differences(STAGE, before, labels[1::2], of[1::2], of[::2]) for s, of in by_scale.items()}
+    contrasts = [contrast_group(group, STAGE, of_stages)]
     if len(by_scale) > 1:
         small, *_, large = by_scale
-        of_scales = [label._replace(minus=small) for label in labels]
-        contrasts.append(contrast(SCALE, of_scales, {large: (by_scale[large], by_scale[small])}))
+        of_scales = differences(SCALE, small, labels, by_scale[large], by_scale[small])
+        contrasts.append(contrast_group(group, SCALE, {large: of_scales}))
     return replace(group, contrasts=tuple(contrasts))
 
 
@@ -139,15 +129,15 @@ def _statistic(data: Data, label: Label, found: Found, kind: str = "") -> Statis
     value_C, n = data.reportable(found.value_C[None].copy())[0], int(found.known_M.sum())
     benchmarks = data.panel.categories.count(label.category)
     if label.name in (WITHIN, PERSISTENCE) and benchmarks < 3:
-        note = Note(UNDEFINED, f"{benchmarks} benchmarks are too few for an r in each mixture")
+        note = Note.undefined(f"{benchmarks} benchmarks are too few for an r in each mixture")
     elif degrees_of_freedom(found.known_M[None], data.panel.block_M)[0] < 3:
         value_C = np.full_like(value_C, np.nan)
-        note = Note(UNDEFINED, f"{n} mixture{'s' * (n != 1)} with a value, too few")
+        note = Note.undefined(f"{n} mixture{'s' * (n != 1)} with a value, too few")
     elif np.isnan(value_C[0]):
         defined = np.isfinite(found.value_C[0])
-        note = Note(UNDEFINED, OFTEN_UNDEFINED if defined else "too little varies: no r")
+        note = Note.undefined(OFTEN_UNDEFINED if defined else "too little varies: no r")
     elif found.one_side_M.any():
-        note = Note(PARTIAL, f"over the {n} mixtures that have a value at both {kind}s")
+        note = Note.partial(f"over the {n} mixtures that have a value at both {kind}s")
     else:
         note = Note()
     return Statistic(label, value_C, n, note)
@@ -179,7 +169,7 @@ def _persistence(data: Data, within: Mapping[str, Sequence[Array]]) -> Group:
             r_C = correlate(both, np.array([[0, 1]]), data.statistic)[0]
             known_M = np.isfinite(before_MC[:, 0] + after_MC[:, 0])
             values[scale].append(_statistic(data, label, Found(r_C, known_M, np.zeros_like(known_M))))
-    return group_of("alignment", ALIGNED, values)
+    return Group.of("alignment", ALIGNED, values)
 
 
 def over_benchmarks(x_BMC: Array, y_BMC: Array, statistic: str) -> Array:
@@ -244,7 +234,7 @@ def _across_mixtures(data: Data) -> Group:
     members = panel.category_members()
     labels = [Label(category, ACROSS, stage) for category in members for stage, _ in stages]
     index = [[b + start for b in listed] for listed in members.values() for _, start in stages]
-    group = means_of(group_of("alignment", ALIGNED, found), "alignment", labels, index)
+    group = means_of(Group.of("alignment", ALIGNED, found), "alignment", labels, index)
     group = replace(group, interval="bca")
     before, after = range(0, len(labels), 2), range(1, len(labels), 2)
     return replace(group, contrasts=(stage_contrast(group, before, after, panel.stages[0]),))
@@ -280,7 +270,7 @@ def shown(results: Results) -> Iterator[Part]:
         ("alignment_persistence", [row for row in found if row.name == PERSISTENCE]),
     ):
         yield File(name, Intervals(lines, _label, panel=lambda row: row.name), shown=False)
-    table = numbers("alignment", found, results.scales, ("category", "name", "other"))
+    table = numbers("alignment", found, results.scales, "category name other")
     yield File("alignment", table, shown=False)
 
 

@@ -1,4 +1,9 @@
-"""Levels and calibration: the mean over mixtures of each benchmark's accuracy, confidence, ECE, Brier score, NLL, ..."""
+"""Levels and calibration: the mean over mixtures of each benchmark's accuracy, confidence, ECE, Brier score, NLL, ...
+
+And where it matters which confidence is taken: over raw log-likelihoods, or over the score that picks (`evalengine.metrics`).
+Both are correlated between the stages (`transfer`); the one that was asked for is the quantity `confidence` everywhere. On
+benchmarks that pick by log-likelihood per character the two can disagree about the sign of a correlation.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import resamples
-from evalengine.analysis.confidence import claims
-from evalengine.analysis.contrasts import Difference, contrast_group
+from evalengine.analysis.claims import CAUTION, Claim
+from evalengine.analysis.contrasts import contrast_group
 from evalengine.analysis.figure import Curves, File, Folded, Heading, Part, Table
-from evalengine.analysis.groups import PARTIAL, SCALE, STAGE, Array, Group, Label, Note
+from evalengine.analysis.groups import ALL, SCALE, STAGE, Array, Group, Label, Note, Statistic
 from evalengine.analysis.inverting import inverted
+from evalengine.analysis.items import names
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
-from evalengine.analysis.results import Results
+from evalengine.analysis.results import Results, excludes_zero
 from evalengine.analysis.tables import Row, rows_of
 
 WORDS = {"ece": "ECE, debiased", "ece_plugin": "ECE, plug-in", "brier": "Brier", "nll": "NLL"}
 WORDS |= {"accuracy": "accuracy", "confidence": "confidence"}
+OVER = {"raw": "the raw log-likelihoods", "own": "the score that picks"}
 
 
 def rows(study: Study) -> list[Row]:
@@ -46,20 +53,18 @@ def means(panel: Panel, quantity: str, value_STMB: Array, weight_MC: Array) -> G
     ]
     square = quantity == "ece"
     x_SLM = np.moveaxis(value_STMB, 3, 1).reshape(len(panel.scales), 2 * B, -1)
-    found = {s: _mean(x_LM, weight_MC, square) for s, x_LM in zip(panel.scales, x_SLM, strict=True)}
-    values = {scale: mean_LC for scale, (mean_LC, _) in found.items()}
-    n = {scale: n_L for scale, (_, n_L) in found.items()}
-    group = Group("mean", quantity, labels, values, n, interval="jackknife", contrast_interval="jackknife")
-    of_stages = {
-        scale: _difference(x_LM[1::2], x_LM[::2], weight_MC, square, "stages")
-        for scale, x_LM in zip(panel.scales, x_SLM, strict=True)
-    }
+    found, of_stages = {}, {}
     later = [label._replace(minus=before) for label in labels[1::2]]
-    contrasts = [contrast_group(group, STAGE, later, of_stages)]
+    for scale, x_LM in zip(panel.scales, x_SLM, strict=True):
+        mean_LC, n_L = _mean(x_LM, weight_MC, square)
+        found[scale] = [Statistic(*one) for one in zip(labels, mean_LC, n_L.tolist(), strict=True)]
+        of_stages[scale] = _differences(later, x_LM[1::2], x_LM[::2], weight_MC, square, "stages")
+    group = Group.of("mean", quantity, found, interval="jackknife", contrast_interval="jackknife")
+    contrasts = [contrast_group(group, STAGE, of_stages)]
     if len(panel.scales) > 1:
-        of_scales = {panel.scales[-1]: _difference(x_SLM[-1], x_SLM[0], weight_MC, square, "scales")}
         minus = [label._replace(minus=panel.scales[0]) for label in labels]
-        contrasts.append(contrast_group(group, SCALE, minus, of_scales))
+        of_scales = _differences(minus, x_SLM[-1], x_SLM[0], weight_MC, square, "scales")
+        contrasts.append(contrast_group(group, SCALE, {panel.scales[-1]: of_scales}))
     return replace(group, contrasts=tuple(contrasts))
 
 
@@ -74,19 +79,20 @@ def _mean(x_LM: Array, weight_MC: Array, square: bool) -> tuple[Array, NDArray[n
     return np.sign(mean_LC) * np.sqrt(np.abs(mean_LC)) if square else mean_LC, known.sum(axis=1)
 
 
-def _difference(
-    minuend_LM: Array, subtrahend_LM: Array, weight_MC: Array, square: bool, sides: str
-) -> Difference:
+def _differences(
+    labels: list[Label], minuend_LM: Array, subtrahend_LM: Array, weight_MC: Array, square: bool, sides: str
+) -> list[Statistic]:
     known = [np.isfinite(side) for side in (minuend_LM, subtrahend_LM)]
     common = known[0] & known[1]
     (minuend_LC, n_L), (subtrahend_LC, _) = (
         _mean(np.where(common, side, np.nan), weight_MC, square) for side in (minuend_LM, subtrahend_LM)
     )
     notes = [
-        Note(PARTIAL, f"over the {n} mixtures that have a value at both {sides}") if n < most else Note()
+        Note.partial(f"over the {n} mixtures that have a value at both {sides}") if n < most else Note()
         for n, most in zip(n_L, (known[0] | known[1]).sum(axis=1), strict=True)
     ]
-    return Difference(minuend_LC - subtrahend_LC, n_L, notes)
+    each = zip(labels, minuend_LC - subtrahend_LC, n_L.tolist(), notes, strict=True)
+    return [Statistic(*one) for one in each]
 
 
 def shown(results: Results) -> Iterator[Part]:
@@ -131,6 +137,45 @@ def _level(row: Row | None) -> str:
 def _curves(results: Results, scale: str) -> Curves:
     """Of the points that have an interval."""
     return Curves([c for c in results.curves if c["scale"] == scale and c["low"] is not None])
+
+
+def claims(results: Results) -> Iterator[Claim]:
+    """One sentence, where there are two confidences: on which benchmarks and categories they tell different things."""
+    taken = results.method["confidence"]
+    if not results.method["other_confidence"]:
+        return
+    other = next(kind for kind in OVER if kind != taken)
+    found = disagreements(results)
+    yield Claim(
+        CAUTION,
+        f"Confidence is the softmax over {OVER[taken]}; over {OVER[other]} (--confidence {other}) "
+        + (
+            f"transfer is told differently on {names(found, 12)}."
+            if found
+            else "no sign of a transfer (of those whose interval excludes 0) and no verdict is another."
+        ),
+    )
+
+
+def disagreements(results: Results) -> list[str]:
+    """Signs that differ although one interval excludes 0, and verdicts that differ; this confidence first, then the other."""
+    other = results.method["other_confidence"]
+    at = {(r.protocol, r.scale, r.category, r.name): r for r in results.rows("transfer", quantity=other)}
+    out = []
+    for row in results.rows("transfer", quantity="confidence"):
+        twin = at.get((row.protocol, row.scale, row.category, row.name))
+        if twin is None:
+            continue
+        if row.estimate * twin.estimate < 0.0 and (excludes_zero(row) or excludes_zero(twin)):
+            of_mean = "all benchmarks" if row.category == ALL else row.category
+            name = row.name if row.protocol == "transfer" else of_mean
+            out.append(f"{name} ({row.scale}: r = {row.estimate:+.2f} against {twin.estimate:+.2f})")
+    verdict = {(v["quantity"], v["benchmark"]): v["verdict"] for v in results.verdicts}
+    for benchmark in results.method["benchmarks"]:
+        mine, theirs = (verdict.get((quantity, benchmark)) for quantity in ("confidence", other))
+        if mine != theirs:
+            out.append(f"{benchmark} ({mine} against {theirs})")
+    return out
 
 
 PROTOCOL = Protocol("calibration", rows, shown, claims)

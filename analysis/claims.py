@@ -1,15 +1,35 @@
-"""How a claim of the summary is worded: what intervals and q support, and what they leave open."""
+"""Claims, the sentences of the summary: what intervals and q support, and what they leave open."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
 from evalengine.analysis.results import with_interval
 
 CLEAREST = 3  # claims of one kind
+
+
+class Claim(NamedTuple):
+    """A sentence of the summary, with its estimate, its interval and n. kind: one of the constants below."""
+
+    kind: str
+    text: str
+
+
+SUPPORTED, UNSUPPORTED, CAUTION = "supported", "unsupported", "caution"
+HEADINGS = {
+    SUPPORTED: "What this data supports",
+    UNSUPPORTED: "What it does not support",
+    CAUTION: "Read with this in mind",
+}
+
+
+def by_kind(claims: Iterable[Claim]) -> dict[str, list[str]]:
+    """The sentences under each of HEADINGS."""
+    listed = list(claims)
+    return {kind: [claim.text for claim in listed if claim.kind == kind] for kind in HEADINGS}
 
 
 def side(*rows: Any) -> int:

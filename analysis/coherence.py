@@ -14,14 +14,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from evalengine.analysis.claims import clearest, with_n
-from evalengine.analysis.contrasts import Difference, contrast_group, stage_contrast
+from evalengine.analysis.claims import CAUTION, SUPPORTED, UNSUPPORTED, Claim, clearest, with_n
+from evalengine.analysis.contrasts import contrast_group, stage_contrast
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, numbers
 from evalengine.analysis.groups import (
     BENCHMARK,
-    PARTIAL,
     STAGE,
-    UNDEFINED,
     Array,
     Data,
     Group,
@@ -29,11 +27,13 @@ from evalengine.analysis.groups import (
     Means,
     Note,
     Pairs,
+    Statistic,
+    group_of_means,
     mean_of_known,
 )
 from evalengine.analysis.items import names
 from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
+from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row
 from evalengine.analysis.verdicts import ALPHA
@@ -101,14 +101,15 @@ def benchmark_coherence(of: Group, panel: Panel) -> Group:
     contrasts = [stage_contrast(group, before, after, panel.stages[0])]
     several = [s for s, k in enumerate(whole) if len(every[k]) > len(members[s])]
     if several:
-        differences = {}
-        for scale, found in of.means.items():
-            rest = [_rest(found, every[whole[s]], members[s]) for s in several]
-            n_S = np.minimum(group.n[scale][several], of.n[scale][[whole[s] for s in several]])
-            notes = [group.notes[scale][s] for s in several]
-            differences[scale] = Difference(group.values[scale][several] - np.array(rest), n_S, notes)
-        minus = [labels[s]._replace(minus=OTHERS) for s in several]
-        contrasts.append(contrast_group(group, BENCHMARK, minus, differences))
+        found: dict[str, list[Statistic]] = {}
+        for scale, pairs_of in of.means.items():
+            found[scale] = []
+            for s in several:
+                rest_C = _rest(pairs_of, every[whole[s]], members[s])
+                n = min(group.n[scale][s], of.n[scale][whole[s]])
+                label, value_C = labels[s]._replace(minus=OTHERS), group.values[scale][s] - rest_C
+                found[scale].append(Statistic(label, value_C, n, group.notes[scale][s]))
+        contrasts.append(contrast_group(group, BENCHMARK, found))
     return replace(group, contrasts=tuple(contrasts))
 
 
@@ -121,21 +122,13 @@ def _rest(means: Means, every: Sequence[int], without: Sequence[int]) -> Array:
 
 def _means(protocol: str, quantity: str, labels: list[Label], means: dict[str, Means]) -> Group:
     """A group of means over pairs; what has no r in the sample is left out and said so."""
-    values, n, notes = {}, {}, {}
-    for scale, (value_PC, n_P, members) in means.items():
-        rows, counts, said = [], [], []
-        for label, every in zip(labels, members, strict=True):
-            defined = [p for p in every if np.isfinite(value_PC[p, 0])]
-            rows.append(mean_of_known(value_PC[defined]))
-            counts.append(int(n_P[defined].min()) if defined else 0)
-            lost = len(every) - len(defined)
-            if not every:
-                said.append(Note(UNDEFINED, f"{label.category} has one benchmark, so no pairs"))
-            else:
-                said.append(Note(PARTIAL, f"without {lost} of the pairs (no r)") if lost else Note())
-        values[scale] = np.array(rows).reshape(len(labels), value_PC.shape[1])
-        n[scale], notes[scale] = np.array(counts, dtype=np.int64), said
-    return Group(protocol, quantity, labels, values, n, notes, interval="bca-t", means=means)
+
+    def said(label: Label, every: Sequence[int], lost: Sequence[int]) -> Note:
+        if not every:
+            return Note.undefined(f"{label.category} has one benchmark, so no pairs")
+        return Note.partial(f"without {len(lost)} of the pairs (no r)") if lost else Note()
+
+    return replace(group_of_means(protocol, quantity, labels, means, said), interval="bca-t")
 
 
 def shown(results: Results) -> Iterator[Part]:
@@ -151,7 +144,7 @@ def shown(results: Results) -> Iterator[Part]:
         f"Mean correlation over pairs of a category's benchmarks: both at {before}, both at {after}, or one at each (cross)."
     )
     yield File("coherence", Intervals(found, _label))
-    yield File("coherence", numbers("coherence", found, results.scales, ("category", "name")), shown=False)
+    yield File("coherence", numbers("coherence", found, results.scales, "category name"), shown=False)
     if change:
         yield Folded(f"{after} minus {before}", [Intervals(change, lambda row: row.category, limit=2.0)])
     if single:

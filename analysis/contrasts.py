@@ -12,60 +12,33 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evalengine.analysis.groups import (
     CATEGORY,
-    PARTIAL,
     SCALE,
     STAGE,
-    UNDEFINED,
-    Array,
     Group,
     Label,
     Means,
     Note,
+    Statistic,
     mean_of_known,
 )
 
 
-class Difference(NamedTuple):
-    """(S, C) values of differences, (S,) mixtures behind them, and notes."""
-
-    value_SC: Array
-    n_S: NDArray[np.int64]
-    notes: list[Note]
-
-
-def contrast_group(
-    of: Group, kind: str, labels: Sequence[Label], differences: Mapping[str, Difference]
-) -> Group:
-    """The contrast of a group's statistics, from the differences at each scale; `labels` name both sides."""
-    return Group(
-        of.protocol,
-        of.quantity,
-        list(labels),
-        {scale: found.value_SC for scale, found in differences.items()},
-        {scale: found.n_S for scale, found in differences.items()},
-        {scale: found.notes for scale, found in differences.items()},
-        interval=of.contrast_interval,
-        contrast=kind,
-    )
+def contrast_group(of: Group, kind: str, found: Mapping[str, Sequence[Statistic]]) -> Group:
+    """The contrast of a group's statistics, from the differences at each scale; their labels name both sides."""
+    return Group.of(of.protocol, of.quantity, found, interval=of.contrast_interval, contrast=kind)
 
 
 def scale_contrast(group: Group) -> Group:
     """The largest scale minus the smallest."""
     small, *_, large = group.values
-    if group.means:
-        found = difference_of_means(group.means[large], group.means[small], "at both scales")
-    else:
-        n_S = np.minimum(group.n[small], group.n[large])
-        found = Difference(group.values[large] - group.values[small], n_S, [Note()] * len(group.labels))
     labels = [label._replace(minus=small) for label in group.labels]
-    return contrast_group(group, SCALE, labels, {large: found})
+    found = differences(labels, (group, large), (group, small), "at both scales")
+    return contrast_group(group, SCALE, {large: found})
 
 
 def category_contrasts(means: Group) -> tuple[Group, ...]:
@@ -73,55 +46,60 @@ def category_contrasts(means: Group) -> tuple[Group, ...]:
     pairs = list(itertools.combinations(range(len(means.labels) - 1), 2))  # the last is of all
     if not pairs:
         return ()
-    first, second = np.array(pairs).T
-    differences = {}
+    found: dict[str, list[Statistic]] = {}
     for scale, value_SC in means.values.items():
-        said = []
-        for pair in pairs:
-            texts = [(means.labels[s].category, means.notes[scale][s].text) for s in pair]
+        found[scale] = []
+        for i, j in pairs:
+            texts = [(means.labels[s].category, means.notes[scale][s].text) for s in (i, j)]
             text = "; ".join(f"{category} {text}" for category, text in texts if text)
-            said.append(Note(PARTIAL, text) if text else Note())
-        n_S = np.minimum(means.n[scale][first], means.n[scale][second])
-        differences[scale] = Difference(value_SC[first] - value_SC[second], n_S, said)
-    labels = [means.labels[i]._replace(minus=means.labels[j].category) for i, j in pairs]
-    return (contrast_group(means, CATEGORY, labels, differences),)
+            label, n = means.labels[i]._replace(minus=means.labels[j].category), min(means.n[scale][[i, j]])
+            note = Note.partial(text) if text else Note()
+            found[scale].append(Statistic(label, value_SC[i] - value_SC[j], n, note))
+    return (contrast_group(means, CATEGORY, found),)
 
 
 def stage_contrast(group: Group, earlier: Sequence[int], later: Sequence[int], stage: str) -> Group:
-    """Statistics at the later stage minus the same at the earlier, `stage`; the k-th of one with the k-th of the other."""
-    differences = {}
-    for scale, value_SC in group.values.items():
-        if group.means:
-            value_PC, n_P, members = group.means[scale]
-            after, before = (Means(value_PC, n_P, [members[s] for s in side]) for side in (later, earlier))
-            differences[scale] = difference_of_means(after, before, "at both stages")
-        else:
-            n_S = np.minimum(group.n[scale][later], group.n[scale][earlier])
-            differences[scale] = Difference(value_SC[later] - value_SC[earlier], n_S, [Note()] * len(n_S))
+    """Means at the later stage minus the same at the earlier, `stage`; the k-th of one with the k-th of the other."""
     labels = [group.labels[s]._replace(minus=stage) for s in later]
-    return contrast_group(group, STAGE, labels, differences)
+    found = {}
+    for scale, of in group.means.items():
+        after, before = (of._replace(members=[of.members[s] for s in side]) for side in (later, earlier))
+        found[scale] = differences_of_means(labels, after, before, "at both stages")
+    return contrast_group(group, STAGE, found)
 
 
-def difference_of_means(minuend: Means, subtrahend: Means, where: str) -> Difference:
+def differences(
+    labels: Sequence[Label], minuend: tuple[Group, str], subtrahend: tuple[Group, str], where: str
+) -> list[Statistic]:
+    """All statistics of a group at a scale minus those of another group, or at another scale: of means as
+    `differences_of_means`."""
+    (ours, scale), (theirs, other) = minuend, subtrahend
+    if ours.means:
+        return differences_of_means(labels, ours.means[scale], theirs.means[other], where)
+    value_SC, n_S = ours.values[scale] - theirs.values[other], np.minimum(ours.n[scale], theirs.n[other])
+    return [Statistic(*one) for one in zip(labels, value_SC, n_S.tolist(), strict=True)]
+
+
+def differences_of_means(
+    labels: Sequence[Label], minuend: Means, subtrahend: Means, where: str
+) -> list[Statistic]:
     """Differences of means over the members that have a value on both sides: the k-th of one with the k-th of the other.
 
     Means of different members would differ for that reason alone. where: "at both scales", for the notes.
     """
     first, second = minuend.value_PC, subtrahend.value_PC
-    values, counts, notes = [], [], []
-    for ours, theirs in zip(minuend.members, subtrahend.members, strict=True):
+    found = []
+    for label, ours, theirs in zip(labels, minuend.members, subtrahend.members, strict=True):
         known = [
             (np.isfinite(first[p, 0]), np.isfinite(second[q, 0])) for p, q in zip(ours, theirs, strict=True)
         ]
         common = [(p, q) for p, q, both in zip(ours, theirs, map(all, known), strict=True) if both]
         i, j = ([pair[side] for pair in common] for side in (0, 1))
-        values.append(mean_of_known(first[i]) - mean_of_known(second[j]))
-        counts.append(int(min([*minuend.n_P[i], *subtrahend.n_P[j]], default=0)))
+        note = Note()
         if not common:
-            notes.append(Note(UNDEFINED, f"none of them has a value {where}"))
+            note = Note.undefined(f"none of them has a value {where}")
         elif len(common) < sum(map(any, known)):
-            notes.append(Note(PARTIAL, f"over the {len(common)} that have a value {where}"))
-        else:
-            notes.append(Note())
-    value_SC = np.array(values).reshape(len(values), first.shape[1])
-    return Difference(value_SC, np.array(counts, dtype=np.int64), notes)
+            note = Note.partial(f"over the {len(common)} that have a value {where}")
+        n = int(min([*minuend.n_P[i], *subtrahend.n_P[j]], default=0))
+        found.append(Statistic(label, mean_of_known(first[i]) - mean_of_known(second[j]), n, note))
+    return found

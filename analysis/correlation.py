@@ -192,8 +192,7 @@ def degrees_of_freedom(known_PM: NDArray[np.bool_], block_M: BlockNumbers | None
     if block_M is None:
         return known_PM.sum(axis=1) - 1
     blocks_P = sum(known_PM[:, at_M].any(axis=1).astype(np.int64) for at_M in members_of(block_M))
-    freedom_P: NDArray[np.int64] = known_PM.sum(axis=1) - blocks_P
-    return freedom_P
+    return known_PM.sum(axis=1) - blocks_P
 
 
 def bounded_ratio(xy: Array, xx: Array, yy: Array) -> Array:
@@ -365,8 +364,7 @@ def _permuted_tau_p(
     for start in range(0, len(orders_KM), step):
         first, second = orders_KM[start : start + step][:, i], orders_KM[start : start + step][:, j]
         tau_KB = np.stack(
-            [y[first, second] @ x * c for x, y, c in zip(sign_x_BP, sign_y_BMM, scale_B, strict=True)],
-            axis=1,
+            [y[first, second] @ x * c for x, y, c in zip(sign_x_BP, sign_y_BMM, scale_B, strict=True)], axis=1
         )
         mean_KS = np.stack([np.abs(tau_KB[:, list(index)].mean(axis=1)) for index in members], axis=1)
         if start == 0:

@@ -11,24 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evalengine.analysis import true_decisions, true_regret
 from evalengine.analysis.correlation import DECISION, Sample, pair_sums
-from evalengine.analysis.figure import File, Folded, Heading, Part, Table, with_benchmarks
-from evalengine.analysis.groups import (
-    PARTIAL,
-    UNDEFINED,
-    Array,
-    Data,
-    Group,
-    Label,
-    Means,
-    Note,
-    mean_of_known,
-    with_all,
-)
+from evalengine.analysis.figure import File, Folded, Heading, Part, Table, blocks, pivot, with_benchmarks
+from evalengine.analysis.groups import Array, Data, Group, Label, Means, Note, Statistic, mean_of_known
 from evalengine.analysis.item_bootstrap import item_data
 from evalengine.analysis.noise import bounded
 from evalengine.analysis.protocol import Protocol, Study
@@ -60,46 +51,49 @@ def _decide(
     data: Data, quantity: str, measures: tuple[str, str], measure: Callable[[Sample], Array]
 ) -> Group:
     panel = data.panel
-    B = len(panel.benchmarks)
-    sign = -1.0 if quantity == "loss" else 1.0
-    members = list(with_all(panel).items())
-    labels = [Label(panel.categories[b], panel.benchmarks[b], name) for b in range(B) for name in measures]
-    labels += [
-        Label(category, f"mean of {len(index)}", name) for category, index in members for name in measures
-    ]
+    B, members = len(panel.benchmarks), panel.with_all()
     every = [[i] for i in range(2 * B)]  # of each benchmark and measure
-    every += [[2 * b + m for b in index] for _, index in members for m in range(len(measures))]
-    of_means, values, n, notes = {}, {}, {}, {}
+    every += [[2 * b + m for b in index] for index in members.values() for m in range(len(measures))]
+    found: dict[str, list[Statistic]] = {}
+    means = {}
     for scale in panel.scales:
-        sample = data.sample(quantity, scale)
-        found = np.full((B, 2, sample.w_MC.shape[1]), np.nan)
-        counts = np.zeros(B, dtype=np.int64)
-        for b in range(B):
-            chosen = sample.x_VMC[[b, B + b]]
-            keep = np.asarray(np.isfinite(chosen[:, :, 0]).all(axis=0))
-            counts[b] = keep.sum()
-            if counts[b] < 4:
-                continue
+        value_B2C, n_B = _of_benchmarks(data.sample(quantity, scale), B, quantity == "loss", measure)
+        found[scale] = []
+        why_B = []
+        for b, n in enumerate(n_B.tolist()):
+            why = "fewer than 4 mixtures" if n < 4 else "all mixtures are tied"
+            why_B.append(Note() if np.isfinite(value_B2C[b, 0, 0]) else Note.undefined(why))
+            for name, value_C in zip(measures, value_B2C[b], strict=True):
+                label = Label(panel.categories[b], panel.benchmarks[b], name)
+                found[scale].append(Statistic(label, value_C, n, why_B[b]))
+        for category, index in members.items():
+            used = [b for b in index if not why_B[b].kind]
+            note = Note.without([f"{panel.benchmarks[b]} ({why_B[b].text})" for b in index if b not in used])
+            n = min((int(n_B[b]) for b in used), default=0)
+            for m, name in enumerate(measures):
+                label = Label(category, f"mean of {len(index)}", name)
+                found[scale].append(Statistic(label, mean_of_known(value_B2C[used, m]), n, note))
+        means[scale] = Means(value_B2C.reshape(2 * B, -1), np.repeat(n_B, 2), every)
+    return Group.of("decision", quantity, found, means=means)
+
+
+def _of_benchmarks(
+    sample: Sample, B: int, lower_is_better: bool, measure: Callable[[Sample], Array]
+) -> tuple[Array, NDArray[np.int64]]:
+    """(B, 2, C) values of a pair of measures, NaN with fewer than 4 mixtures, and how many mixtures there are, (B,)."""
+    value_B2C = np.full((B, 2, sample.w_MC.shape[1]), np.nan)
+    n_B = np.zeros(B, dtype=np.int64)
+    sign = -1.0 if lower_is_better else 1.0
+    for b in range(B):
+        chosen = sample.x_VMC[[b, B + b]]
+        keep = np.asarray(np.isfinite(chosen[:, :, 0]).all(axis=0))
+        n_B[b] = keep.sum()
+        if n_B[b] >= 4:
             part = replace(sample, x_VMC=chosen).only(keep)
             x_VMC = np.round(sign * part.x_VMC, 12)  # equal accuracies stay tied
             w_MC = part.w_MC if keep.all() else np.nan_to_num(part.w_MC)
-            found[b] = measure(replace(part, x_VMC=x_VMC, w_MC=w_MC))
-        known_B = np.isfinite(found[:, 0, 0])
-        few, tied = (Note(UNDEFINED, why) for why in ("fewer than 4 mixtures", "all mixtures are tied"))
-        why_B = [Note() if known_B[b] else few if counts[b] < 4 else tied for b in range(B)]
-        means, said = [], [why for why in why_B for _ in measures]
-        for _, index in members:
-            lost = [f"{panel.benchmarks[b]} ({why_B[b].text})" for b in index if not known_B[b]]
-            why = Note(PARTIAL, f"without {', '.join(lost)}")
-            said += [why if lost else Note()] * len(measures)
-            defined = [b for b in index if known_B[b]]
-            means.append([mean_of_known(found[defined, m]) for m in range(len(measures))])
-        values[scale] = np.concatenate([found, np.array(means)]).reshape(-1, found.shape[2])
-        smallest = [min((int(counts[b]) for b in index if known_B[b]), default=0) for _, index in members]
-        n[scale] = np.repeat(np.concatenate([counts, smallest]), 2)
-        notes[scale] = said
-        of_means[scale] = Means(found.reshape(2 * B, -1), np.repeat(counts, 2), every)
-    return Group("decision", quantity, labels, values, n, notes, means=of_means)
+            value_B2C[b] = measure(replace(part, x_VMC=x_VMC, w_MC=w_MC))
+    return value_B2C, n_B
 
 
 def _pairwise(sample: Sample) -> Array:
@@ -188,24 +182,15 @@ def decision_tables(results: Results) -> tuple[Table, Table]:
     in_units = ("pairwise loss", "regret") if losses else ()
     unit = "" if losses else " (points)"
     columns = [WORDS[kind] + ("" if "%" in WORDS[kind] else unit) for kind in kinds]
-    of_means: list[list[list[str]]] = []
-    of_benchmarks: list[list[list[str]]] = []
-    for scale in results.scales:
-        by_name: dict[tuple[str, str], dict[str, Row]] = {}
-        for r in results.rows("decisions", protocol="decision", scale=scale):
-            by_name.setdefault((r.category, r.name), {})[r.other] = r
-        of_means.append([])
-        of_benchmarks.append([])
-        for (category, name), measure in by_name.items():
-            single = name in results.method["benchmarks"]
-            cells = [share_with_interval(measure.get(kind), percent=kind not in in_units) for kind in kinds]
-            title = name if single else f"{category} ({name})"
-            rows = of_benchmarks if single else of_means
-            rows[-1].append([title, scale, *cells, str(next(iter(measure.values())).n)])
+    lines: dict[bool, list[list[str]]] = {True: [], False: []}  # of single benchmarks, of means
+    for (scale, category, name), measure in pivot(found, "scale category name", "other").items():
+        single = name in results.method["benchmarks"]
+        cells = [share_with_interval(measure.get(kind), percent=kind not in in_units) for kind in kinds]
+        title = name if single else f"{category} ({name})"
+        lines[single].append([title, scale, *cells, str(next(iter(measure.values())).n)])
     head = ["benchmark", "scale", *columns, "n"]
-    return Table("decisions, means", head, of_means, texts=2), Table(
-        "decisions", head, of_benchmarks, texts=2
-    )
+    means = Table("decisions, means", head, blocks(lines[False], 1), texts=2)
+    return means, Table("decisions", head, blocks(lines[True], 1), texts=2)
 
 
 PAIRS = {  # columns of choices between two mixtures: a row's kind, whether benchmarks have it
@@ -249,7 +234,7 @@ def _true_tables(results: Results, title: str, kinds: Mapping[str, tuple[str, bo
     single = set(results.method["benchmarks"])
     at = {(r.scale, r.category, r.name if r.name in single else "", r.other): r for r in (*measured, *clean)}
     of_one = [column for column, (_, every) in kinds.items() if every]
-    blocks: dict[bool, dict[str, list[list[str]]]] = {True: {}, False: {}}
+    lines: dict[bool, list[list[str]]] = {True: [], False: []}  # of single benchmarks, of means
     for scale, category, name in dict.fromkeys(
         (r.scale, r.category, r.name if r.name in single else "") for r in clean
     ):
@@ -258,14 +243,11 @@ def _true_tables(results: Results, title: str, kinds: Mapping[str, tuple[str, bo
             r.note for r in found.values() if r and r.protocol == true_decisions.TABLE and r.note
         )
         cells = [_cell(found[column]) for column in (of_one if name else kinds)]
-        line = [name or category, scale, *cells, "; ".join(notes)]
-        blocks[bool(name)].setdefault(scale, []).append(line)
-    head = ["mean over", "scale", *kinds, "note"]
-    means = Table(title, head, list(blocks[False].values()), texts=2, prose=True, stacked=True)
+        lines[bool(name)].append([name or category, scale, *cells, "; ".join(notes)])
+    how: dict[str, Any] = {"texts": 2, "prose": True, "stacked": True}
+    means = Table(title, ["mean over", "scale", *kinds, "note"], blocks(lines[False], 1), **how)
     head = ["benchmark", "scale", *of_one, "note"]
-    return means, Table(
-        f"{title}, benchmarks", head, list(blocks[True].values()), texts=2, prose=True, stacked=True
-    )
+    return means, Table(f"{title}, benchmarks", head, blocks(lines[True], 1), **how)
 
 
 def _cell(row: Row | None) -> str:

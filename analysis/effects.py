@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -27,9 +27,9 @@ from evalengine.analysis.correlation import (
     residuals,
 )
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, Table
-from evalengine.analysis.groups import ALL, UNDEFINED, Data, Group, Label, Note, Statistic, group_of, means_of
+from evalengine.analysis.groups import Data, Group, Label, Note, Statistic, means_of
 from evalengine.analysis.mixtures import Mixtures
-from evalengine.analysis.panel import Array
+from evalengine.analysis.panel import Array, Panel
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, p_value
 from evalengine.analysis.tables import Row, plain_row
@@ -78,11 +78,8 @@ def variables(data: Data, quantity: str, scale: str) -> Variables:
     return Variables(np.array(found).reshape(len(found), *accuracy.shape[1:]), names)
 
 
-def with_means(found: Variables) -> Variables:
+def with_means(found: Variables, members: Mapping[str, list[int]]) -> Variables:
     """The same with the mean of every category's benchmarks, and of all: of mixtures that have all of them."""
-    categories = [category for category, _ in found.names]
-    members = {c: [v for v, other in enumerate(categories) if other == c] for c in dict.fromkeys(categories)}
-    members[ALL] = list(range(len(categories)))
     halves = np.split(found.x_VMC, 2)
     joined = [np.concatenate([x, np.stack([x[i].mean(axis=0) for i in members.values()])]) for x in halves]
     names = [(category, f"mean of {len(index)}") for category, index in members.items()]
@@ -103,8 +100,8 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> list[Group]:
     B, V = len(names), 2 * len(names)
     pairs = np.array([(v, V + k) for k in range(len(shares)) for v in range(V)])
     labels = [Label(*names[v % B], at_stage(panel.stages[v // B], name)) for name in shares for v in range(V)]
-    few = Note(UNDEFINED, "fewer than 4 mixtures have a value")
-    flat = Note(UNDEFINED, f"{quantity} hardly varies over the mixtures: no r")
+    few = Note.undefined("fewer than 4 mixtures have a value")
+    flat = Note.undefined(f"{quantity} hardly varies over the mixtures: no r")
     found = {}
     for scale in panel.scales:
         sample = data.sample(panel.quantities[0] if quantity == R_ALIGN else quantity, scale)
@@ -120,25 +117,17 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> list[Group]:
             Statistic(label, value_C, n, Note() if np.isfinite(value_C[0]) else few if n < 4 else flat)
             for label, value_C, n in zip(labels, value_PC, known_PM.sum(axis=1).tolist(), strict=True)
         ]
-    single = group_of("mixture_effect", quantity, found, is_correlation=data.statistic == "pearson")
-    return [single] if quantity == R_ALIGN else [single, _means(single, len(panel.mixtures))]
+    single = Group.of("mixture_effect", quantity, found, is_correlation=data.statistic == "pearson")
+    return [single] if quantity == R_ALIGN else [single, _means(single, panel)]
 
 
-def _means(single: Group, mixtures: int) -> Group:
+def _means(single: Group, panel: Panel) -> Group:
     """The mean r of a category's benchmarks, and of all, with each share and stage."""
-    others = dict.fromkeys(label.other for label in single.labels)
-    categories = [*dict.fromkeys(label.category for label in single.labels), ALL]
-    members = {
-        (category, other): [
-            k
-            for k, label in enumerate(single.labels)
-            if label.other == other and category in (label.category, ALL)
-        ]
-        for other in others
-        for category in categories
-    }
-    labels = [Label(category, f"mean of {len(index)}", other) for (category, other), index in members.items()]
-    return means_of(single, "category_effect", labels, list(members.values()), mixtures)
+    B, members = len(panel.benchmarks), panel.with_all()
+    others = list(dict.fromkeys(label.other for label in single.labels))
+    labels = [Label(c, f"mean of {len(index)}", other) for other in others for c, index in members.items()]
+    every = [[k * B + b for b in index] for k in range(len(others)) for index in members.values()]
+    return means_of(single, "category_effect", labels, every, len(panel.mixtures))
 
 
 def web_source_differences(data: Data, quantity: str, mixtures: Mixtures, level: float) -> list[Row]:
@@ -162,9 +151,9 @@ def web_source_differences(data: Data, quantity: str, mixtures: Mixtures, level:
             continue
         for i, j, estimate, half, freedom in _contrasts(design[keep], y[keep], len(levels), level):
             label = Label(category, name, at_stage(stage, f"{levels[j]} - {levels[i]}"))
-            known = {"low": estimate - half, "high": estimate + half, "n": int(keep.sum())}
-            note = f"t interval, {freedom} degrees of freedom"
-            rows.append(plain_row("web_source", quantity, scale, label, estimate, **known, note=note))
+            three = estimate, estimate - half, estimate + half
+            note = Note(text=f"t interval, {freedom} degrees of freedom")
+            rows.append(plain_row("web_source", quantity, scale, label, three, int(keep.sum()), note))
     return rows
 
 
@@ -173,7 +162,7 @@ def _values(data: Data, quantity: str) -> Iterator[tuple[str, str, tuple[str, st
     for scale, (t, stage) in itertools.product(data.panel.scales, enumerate(data.panel.stages)):
         found = variables(data, quantity, scale)
         if found.names and quantity != R_ALIGN:
-            found = with_means(found)
+            found = with_means(found, data.panel.with_all())
         for v, name in enumerate(found.names):
             yield scale, stage, name, found.x_VMC[t * len(found.names) + v, :, 0]
 
@@ -203,7 +192,7 @@ def departures(data: Data, quantity: str, mixtures: Mixtures, seed: int) -> list
             keep = np.isfinite(y_M) & np.isfinite(share_M)
             estimate, p = departure(y_M[keep], share_M[keep], block_M[keep], seed)
             label = Label(*name, at_stage(stage, CODE))
-            found.append(plain_row("departure", quantity, scale, label, estimate, p=p, n=int(keep.sum())))
+            found.append(plain_row("departure", quantity, scale, label, [estimate], int(keep.sum()), p=p))
         q = benjamini_hochberg(np.array([row.p for row in found]))
         with_q = (row._replace(q=float(one)) for row, one in zip(found, q, strict=True))
         rows += [row for row in with_q if math.isfinite(row.estimate)]

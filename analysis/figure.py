@@ -16,6 +16,7 @@ from evalengine.analysis.tables import Row
 
 T = TypeVar("T")
 K = TypeVar("K")
+Key = str | Callable[[Any], Any]
 
 
 class Intervals(NamedTuple):
@@ -161,15 +162,15 @@ def files(parts: Iterable[Part]) -> Iterator[File]:
             yield from files(part.parts)
 
 
-def numbers(title: str, rows: Sequence[Row], scales: Sequence[str], about: Sequence[str]) -> Table:
+def numbers(title: str, rows: Sequence[Row], scales: Sequence[str], about: str) -> Table:
     """Estimates with their intervals: a line for each quantity and each value of the fields `about`, a column for each scale."""
-    blocks: list[list[list[str]]] = []
-    for quantity, mine in by(rows, lambda row: row.quantity).items():
-        blocks.append([])
-        for what, line in by(mine, operator.attrgetter(*about)).items():
-            at = {row.scale: row for row in line}
-            blocks[-1].append([quantity, *what, *(with_interval(at.get(scale)) for scale in scales)])
-    return Table(title, ["quantity", *about, *scales], blocks, texts=1 + len(about))
+    fields = f"quantity {about}"
+    lines = [
+        [*what, *(with_interval(at.get(scale)) for scale in scales)]
+        for what, at in pivot(rows, fields, "scale").items()
+    ]
+    heads = fields.split()
+    return Table(title, [*heads, *scales], blocks(lines, 0), texts=len(heads))
 
 
 def panels(figure: Figure) -> dict[str, Figure]:
@@ -179,6 +180,11 @@ def panels(figure: Figure) -> dict[str, Figure]:
         return {title: figure._replace(points=points) for title, points in categories.items()}
     rows: Sequence[Any] = figure.rows
     return {title: figure._replace(rows=mine) for title, mine in by(rows, figure.panel).items()}
+
+
+def blocks(lines: Iterable[Sequence[T]], *columns: int) -> list[list[Sequence[T]]]:
+    """Lines of a table that belong together: those that are alike in the given columns."""
+    return list(by(list(lines), operator.itemgetter(*columns)).values())
 
 
 def file_part(text: str) -> str:
@@ -192,3 +198,9 @@ def by(rows: Sequence[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     for row in rows:
         out.setdefault(key(row), []).append(row)
     return out
+
+
+def pivot(rows: Iterable[Any], line: Key, cell: Key) -> dict[Any, dict[Any, Any]]:
+    """Rows by the line of a table that they are in, then by the cell. Both are names of fields ("scale stage"), or a function."""
+    line_of, cell_of = (operator.attrgetter(*k.split()) if isinstance(k, str) else k for k in (line, cell))
+    return {place: {cell_of(row): row for row in mine} for place, mine in by(list(rows), line_of).items()}

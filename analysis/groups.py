@@ -9,8 +9,8 @@ Dims: V = 2B variables (benchmarks before, then after), M mixtures, C columns, S
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +49,21 @@ class Note(NamedTuple):
     kind: str = ""
     text: str = ""
 
+    @classmethod
+    def undefined(cls, why: str) -> Note:
+        return cls(UNDEFINED, why)
 
+    @classmethod
+    def partial(cls, what: str) -> Note:
+        return cls(PARTIAL, what)
+
+    @classmethod
+    def without(cls, lost: Sequence[str], why: str = "") -> Note:
+        """Of a mean that leaves out `lost`, if it does."""
+        return cls.partial(f"without {', '.join(lost)}{why}") if lost else cls()
+
+
+NO_NOTE = Note()
 UNDEFINED = "undefined"  # there is no estimate
 PARTIAL = "partial"  # a mean that leaves out some of its members
 ITEM_NOISE = "item noise"  # the mixtures differ no more than item noise makes them differ
@@ -58,18 +72,13 @@ ITEM_NOISE = "item noise"  # the mixtures differ no more than item noise makes t
 OFTEN_UNDEFINED = f"undefined in more than {DEGENERATE_MOST:.0%} of the resamples"
 
 
-def without(lost: Sequence[str], why: str = "") -> Note:
-    """The note of a mean that leaves out `lost`."""
-    return Note(PARTIAL, f"without {', '.join(lost)}{why}") if lost else Note()
-
-
 class Statistic(NamedTuple):
     """One statistic at one scale: what it is about, its value in every column (C,), and the mixtures behind it."""
 
     label: Label
     value_C: Array
     n: int
-    note: Note = Note()
+    note: Note = NO_NOTE
 
 
 class Means(NamedTuple):
@@ -102,18 +111,18 @@ class Group:
     contrast: str = ""
     contrasts: tuple[Group, ...] = ()
 
-
-def group_of(protocol: str, quantity: str, found: Mapping[str, Sequence[Statistic]], **how: Any) -> Group:
-    """A group from its statistics at each scale, which are the same at all of them; `how`: further fields."""
-    return Group(
-        protocol,
-        quantity,
-        [one.label for one in next(iter(found.values()))],
-        {scale: np.array([one.value_C for one in listed]) for scale, listed in found.items()},
-        {scale: np.array([one.n for one in listed]) for scale, listed in found.items()},
-        {scale: [one.note for one in listed] for scale, listed in found.items()},
-        **how,
-    )
+    @classmethod
+    def of(cls, protocol: str, quantity: str, found: Mapping[str, Sequence[Statistic]], **how: Any) -> Group:
+        """From the statistics at each scale, which are the same at all of them; `how`: further fields."""
+        return cls(
+            protocol,
+            quantity,
+            [one.label for one in next(iter(found.values()))],
+            {scale: np.array([one.value_C for one in listed]) for scale, listed in found.items()},
+            {scale: np.array([one.n for one in listed]) for scale, listed in found.items()},
+            {scale: [one.note for one in listed] for scale, listed in found.items()},
+            **how,
+        )
 
 
 def means_of(
@@ -124,24 +133,33 @@ def means_of(
     In a resample a mean is over the members that have an r in it: each lacks one in few (`Data.reportable`), but one or other
     of twenty does in many. least_n: the n of a mean that leaves all of them out.
     """
+
+    def said(label: Label, index: Sequence[int], lost: Sequence[int]) -> Note:
+        return Note.without([single.labels[k].name for k in lost], " (no r)")
+
+    means = {scale: Means(value_SC, single.n[scale], members) for scale, value_SC in single.values.items()}
+    group = group_of_means(protocol, single.quantity, labels, means, said, least_n)
+    return replace(group, interval="jackknife-z")
+
+
+def group_of_means(
+    protocol: str,
+    quantity: str,
+    labels: Sequence[Label],
+    means: dict[str, Means],
+    said: Callable[[Label, Sequence[int], Sequence[int]], Note],
+    least_n: int = 0,
+) -> Group:
+    """A group of the means over the members that have an r. said: the note of a label's members, and of those without one."""
     found: dict[str, list[Statistic]] = {}
-    means = {}
-    for scale, value_SC in single.values.items():
-        n_S = single.n[scale]
+    for scale, (value_PC, n_P, members) in means.items():
         found[scale] = []
         for label, index in zip(labels, members, strict=True):
-            defined = [k for k in index if np.isfinite(value_SC[k, 0])]
-            lost = [single.labels[k].name for k in index if k not in defined]
-            n = min((int(n_S[k]) for k in defined), default=least_n)
-            mean_C = mean_of_known(value_SC[defined])
-            found[scale].append(Statistic(label, mean_C, n, without(lost, " (no r)")))
-        means[scale] = Means(value_SC, n_S, members)
-    return group_of(protocol, single.quantity, found, interval="jackknife-z", means=means)
-
-
-def with_all(panel: Panel) -> dict[str, list[int]]:
-    """The benchmarks of each category, and of all."""
-    return {**panel.category_members(), ALL: list(range(len(panel.benchmarks)))}
+            defined = [k for k in index if np.isfinite(value_PC[k, 0])]
+            n = min((int(n_P[k]) for k in defined), default=least_n)
+            note = said(label, index, [k for k in index if k not in defined])
+            found[scale].append(Statistic(label, mean_of_known(value_PC[defined]), n, note))
+    return Group.of(protocol, quantity, found, means=means)
 
 
 @dataclass(frozen=True)

@@ -149,11 +149,7 @@ def _notes(found: Sequence[Scored]) -> list[str]:
 
 
 def _read_benchmark(
-    name: str,
-    group: Sequence[Path],
-    metric: str | None,
-    confidence: str,
-    checkpoints: dict[str, Checkpoint],
+    name: str, group: Sequence[Path], metric: str | None, confidence: str, checkpoints: dict[str, Checkpoint]
 ) -> tuple[BenchmarkItems, list[str]]:
     """One benchmark's files, each opened once, and the notes on them. Adds to `checkpoints`."""
     found: list[Scored] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from evalengine.analysis import page
-from evalengine.analysis.figure import Table
+from evalengine.analysis.figure import Table, by
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.noise import CEILING, RELIABILITY
 from evalengine.analysis.results import Results, n_words, with_interval
@@ -59,8 +59,5 @@ def noise_table(results: Results) -> Table:
 
 def _differ(rows: list[Row]) -> int:
     """On how many benchmarks the mixtures differ by more than item noise, at both stages."""
-    lows: dict[str, list[float]] = {}
-    for row in rows:
-        if row.other.startswith(RELIABILITY):
-            lows.setdefault(row.name, []).append(row.low)
-    return sum(all(low > 0 for low in found) for found in lows.values())
+    found = [row for row in rows if row.other.startswith(RELIABILITY)]
+    return sum(all(row.low > 0 for row in mine) for mine in by(found, lambda row: row.name).values())

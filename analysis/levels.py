@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from evalengine.analysis.figure import File, Folded, Heading, Mark, Part, Table, file_part
+from evalengine.analysis.figure import File, Folded, Heading, Mark, Part, Table, blocks, file_part
 from evalengine.analysis.results import Results
 
 MIXTURES = 40  # columns of the widest table; all values are in the table `cells`
@@ -38,49 +38,33 @@ def benchmarks_table(results: Results) -> Table:
     }
     scores = dict(zip(method["benchmarks"], method["metrics"], strict=False))
     known = [name for name, there in (("score", bool(scores)), *_known(results)) if there]
-    blocks: dict[str, list[list[str | Mark]]] = {}
+    lines: list[list[str | Mark]] = []
     for benchmark, category in zip(method["benchmarks"], method["categories"], strict=True):
         about = {"score": scores.get(benchmark, "–"), **_about(results, benchmark)}
-        means = [mean.get((benchmark, *at), math.nan) for at in stages]
-        blocks.setdefault(category, []).append(
-            [
-                benchmark,
-                category,
-                *(about[name] for name in known),
-                *(_value(results, benchmark, x) for x in means),
-            ]
-        )
+        means = [_value(results, benchmark, mean.get((benchmark, *at), math.nan)) for at in stages]
+        lines.append([benchmark, category, *(about[name] for name in known), *means])
     several = len(results.scales) > 1
     heads = [f"{scale} {stage}" if several else stage for scale, stage in stages]
     columns = ["benchmark", "category", *known, *heads]
-    return Table(f"{quantity}, means over mixtures", columns, list(blocks.values()), texts=3 if scores else 2)
+    return Table(f"{quantity}, means over mixtures", columns, blocks(lines, 1), texts=3 if scores else 2)
 
 
 def cells_table(results: Results, scale: str) -> Table:
     """The value of every checkpoint at a scale: two lines for each benchmark, one for each stage."""
     method, quantity = results.method, _quantity(results)
     mixtures = method["mixtures"][:MIXTURES]
-    value = {
-        (cell["benchmark"], cell["stage"], cell["mixture"]): cell.get(quantity)
-        for cell in results.cells
-        if cell["scale"] == scale
-    }
+    value = results.values(quantity, scale)
     known = [name for name, there in _known(results) if there]
-    blocks: dict[str, list[list[str | Mark]]] = {}
+    by_category: dict[str, list[list[str | Mark]]] = {}
     for benchmark, category in zip(method["benchmarks"], method["categories"], strict=True):
-        about = _about(results, benchmark)
+        about = [_about(results, benchmark)[name] for name in known]
         for k, stage in enumerate(method["stages"]):
             found = [value.get((benchmark, stage, mixture)) for mixture in mixtures]
             cells = [_value(results, benchmark, math.nan if x is None else x) for x in found]
-            first = (
-                [benchmark, stage, *(about[name] for name in known)]
-                if k == 0
-                else ["", stage, *[""] * len(known)]
-            )
-            blocks.setdefault(category, []).append([*first, *cells])
-    return Table(
-        f"{quantity} at {scale}", ["benchmark", "stage", *known, *mixtures], list(blocks.values()), texts=2
-    )
+            first = [benchmark, stage, *about] if k == 0 else ["", stage, *[""] * len(about)]
+            by_category.setdefault(category, []).append([*first, *cells])
+    columns = ["benchmark", "stage", *known, *mixtures]
+    return Table(f"{quantity} at {scale}", columns, list(by_category.values()), texts=2)
 
 
 def _quantity(results: Results) -> str:

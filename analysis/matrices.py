@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from evalengine.analysis.correlation import bounded_ratio
-from evalengine.analysis.figure import File, Folded, Heading, Heatmaps, Intervals, Part, file_part
-from evalengine.analysis.groups import ALL, Array, Data, Group, Label, Pairs, Statistic, group_of
+from evalengine.analysis.figure import File, Folded, Heading, Heatmaps, Intervals, Part, by, file_part
+from evalengine.analysis.groups import ALL, Array, Data, Group, Label, Pairs, Statistic
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, excludes_zero
 from evalengine.analysis.tables import Row
@@ -59,7 +59,7 @@ def matrices(data: Data, quantity: str) -> Iterator[Group]:
     found = {scale: [Statistic(label, _pearson_of_sums(sums[scale]), n[scale])] for scale in panel.scales}
     # The pairs share benchmarks and mixtures, so they are far from independent: the interval comes from resampling mixtures,
     # and a p-value that takes the pairs for so many observations would be wrong.
-    yield group_of("similarity", quantity, found)
+    yield Group.of("similarity", quantity, found)
 
 
 def _matrix(data: Data, quantity: str, name: str, pairs: Pairs) -> Group:
@@ -119,16 +119,11 @@ def shown(results: Results) -> Iterator[Part]:
 def by_chance(rows: Sequence[Row], level: float) -> list[str]:
     """Of each quantity and scale: how many intervals of two different benchmarks exclude 0, and how many would if no r were
     other than 0, whatever the dependence between them."""
-    counts: dict[tuple[str, str], list[int]] = {}
-    for row in rows:
-        if row.name != row.other and math.isfinite(row.low):
-            count = counts.setdefault((row.quantity, row.scale), [0, 0])
-            count[0] += excludes_zero(row)
-            count[1] += 1
+    known = [row for row in rows if row.name != row.other and math.isfinite(row.low)]
     return [
-        f"{quantity} at {scale}: {found} of {total} intervals of two different benchmarks exclude 0, where about "
-        f"{(1.0 - level) * total:.0f} would by chance alone"
-        for (quantity, scale), (found, total) in counts.items()
+        f"{quantity} at {scale}: {sum(map(excludes_zero, mine))} of {len(mine)} intervals of two different benchmarks exclude 0, "
+        f"where about {(1.0 - level) * len(mine):.0f} would by chance alone"
+        for (quantity, scale), mine in by(known, lambda row: (row.quantity, row.scale)).items()
     ] or ["no intervals"]
 
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis.claims import CAUTION, Claim
 from evalengine.analysis.correlation import (
     BlockNumbers,
     Sample,
@@ -32,29 +33,19 @@ from evalengine.analysis.correlation import (
     weighted_sums,
     within,
 )
-from evalengine.analysis.figure import File, Folded, Heading, Part, Table, by
-from evalengine.analysis.groups import (
-    ITEM_NOISE,
-    UNDEFINED,
-    Data,
-    Group,
-    Label,
-    Note,
-    Statistic,
-    group_of,
-    with_all,
-    without,
-)
+from evalengine.analysis.figure import File, Folded, Heading, Part, Table, blocks, pivot
+from evalengine.analysis.groups import ITEM_NOISE, Data, Group, Label, Note, Statistic
 from evalengine.analysis.items import names
 from evalengine.analysis.latent import Latent, latent_r, pooled, symmetric
 from evalengine.analysis.panel import Array, Panel
-from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
+from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row, plain_row
 
 RELIABILITY = "reliability"  # and the stage
 CEILING = "ceiling"
 WITHOUT_NOISE = "r without noise"
+LIKELIHOOD = "profile likelihood"  # the interval of `latent_r`
 NOISY = Note(ITEM_NOISE, "the mixtures differ no more than item noise makes them")
 
 
@@ -124,11 +115,11 @@ def measured(data: Data, quantity: str, scale: str) -> ByBenchmark:
         freedom = int(degrees_of_freedom(keep[None], sample.block_M)[0])
         if freedom < 3:
             few = "fewer than 4 mixtures" if sample.block_M is None else "too few mixtures"
-            out[b] = Note(UNDEFINED, few)
+            out[b] = Note.undefined(few)
         elif noise is None:
             why = "neither the number of items nor all standard errors are known"
             why = why if quantity == "accuracy" else f"noise of {quantity} takes the items"
-            out[b] = Note(UNDEFINED, why)
+            out[b] = Note.undefined(why)
         else:
             found = covariances(replace(sample, x_VMC=sample.x_VMC[[b, B + b]]), keep)
             out[b] = Measured(noise, found, int(keep.sum()), freedom)
@@ -161,7 +152,7 @@ def reliability(data: Data, quantity: str, known: Mapping[str, ByBenchmark]) -> 
             for kind, value_C, note in zip(kinds, value_3C, notes, strict=True):
                 label = Label(panel.categories[b], panel.benchmarks[b], kind)
                 found[scale].append(Statistic(label, value_C, n, note))
-    return group_of("reliability", quantity, found)
+    return Group.of("reliability", quantity, found)
 
 
 def without_noise(study: Study, quantity: str, known: Mapping[str, ByBenchmark]) -> list[Row]:
@@ -172,17 +163,18 @@ def without_noise(study: Study, quantity: str, known: Mapping[str, ByBenchmark])
         for b, found in known[scale].items():
             label = Label(panel.categories[b], panel.benchmarks[b], WITHOUT_NOISE)
             if isinstance(found, Note):
-                out.append(plain_row(*at, label, math.nan, note=found.text, note_kind=found.kind))
+                out.append(plain_row(*at, label, [math.nan], 0, found))
             else:
                 note = NOISY if found.lost_in_noise else Note()
-                out.append(latent_row(*at, label, latent_of(found, study.options.level), found.n, note))
+                r = latent_of(found, study.options.level)
+                out.append(plain_row(*at, label, r, found.n, note, interval=LIKELIHOOD))
         usable = {
             b: m
             for b, m in known[scale].items()
             if isinstance(m, Measured) and min(m.noise.before, m.noise.after) > 0
         }
         means = []
-        for category, index in with_all(panel).items() if usable else ():
+        for category, index in panel.with_all().items() if usable else ():
             chosen = [usable[b] for b in index if b in usable]
             value_C = np.full(study.plan.weight_MC.shape[1], np.nan)
             if chosen:
@@ -190,19 +182,12 @@ def without_noise(study: Study, quantity: str, known: Mapping[str, ByBenchmark])
                 value_C = pooled(covariance_B3C, np.array([m.noise for m in chosen]))
             label = Label(category, f"mean of {len(chosen)}", WITHOUT_NOISE)
             lost = [panel.benchmarks[b] for b in index if b not in usable]
-            means.append(Statistic(label, value_C, min((m.n for m in chosen), default=0), without(lost)))
-        group = group_of("category_reliability", quantity, {scale: means}, interval="jackknife")
+            means.append(Statistic(label, value_C, min((m.n for m in chosen), default=0), Note.without(lost)))
+        group = Group.of("category_reliability", quantity, {scale: means}, interval="jackknife")
         rows = study.rows(group) if means else []
         # A ratio of corrected variances may lie beyond what a correlation can be, and so may its interval.
         out += [bounded(row, -1.0, 1.0, "estimate", "low", "high") for row in rows]
     return out
-
-
-def latent_row(protocol: str, quantity: str, scale: str, label: Label, r: Latent, n: int, note: Note) -> Row:
-    """A row of `latent_r`."""
-    ends = {"low": r.low, "high": r.high, "interval": "profile likelihood", "n": n}
-    said = {"note": note.text, "note_kind": note.kind}
-    return plain_row(protocol, quantity, scale, label, r.estimate, **ends, **said)
 
 
 def bounded(row: Row, least: float, most: float, *fields: str) -> Row:
@@ -315,29 +300,25 @@ def means_table(results: Results) -> Table:
     """Mean r of the categories and of all, as measured and without noise."""
     at = operator.attrgetter("category", "quantity", "scale")
     observed = {at(r): r for r in results.rows("transfer", protocol="category_transfer")}
-    found = results.rows("reliability", protocol="category_reliability")
-    blocks = [
-        [[*at(r), with_interval(observed.get(at(r))), with_interval(r), r.note] for r in mine]
-        for mine in by(found, lambda r: (r.quantity, r.scale)).values()
+    lines = [
+        [*at(r), with_interval(observed.get(at(r))), with_interval(r), r.note]
+        for r in results.rows("reliability", protocol="category_reliability")
     ]
     columns = ["mean over", "quantity", "scale", "r as measured", WITHOUT_NOISE, "note"]
-    return Table("mean r without item noise", columns, blocks, texts=3, prose=True, stacked=True)
+    return Table("mean r without item noise", columns, blocks(lines, 1, 2), texts=3, prose=True, stacked=True)
 
 
 def benchmarks_table(results: Results) -> Table:
     """Reliability at both stages, ceiling and r, of each benchmark with items."""
     found = [r for r in results.rows("reliability", protocol="reliability") if r.n]
     kinds = list(dict.fromkeys(r.other for r in found))
-    at = operator.attrgetter("name", "quantity", "scale")
-    measured = {at(r): r for r in results.rows("transfer", protocol="transfer")}
-    blocks: dict[tuple[str, str], list[list[str]]] = {}
-    for about, mine in by(found, at).items():
-        by_kind = {r.other: r for r in mine}
-        shown = [*(by_kind.get(kind) for kind in kinds), measured.get(about)]
-        line = [*about, *map(with_interval, shown), str(mine[0].n)]
-        blocks.setdefault(about[1:], []).append(line)
+    measured = {(r.name, r.quantity, r.scale): r for r in results.rows("transfer", protocol="transfer")}
+    lines = []
+    for about, by_kind in pivot(found, "name quantity scale", "other").items():
+        shown = [*map(by_kind.get, kinds), measured.get(about)]
+        lines.append([*about, *map(with_interval, shown), str(next(iter(by_kind.values())).n)])
     columns = ["benchmark", "quantity", "scale", *kinds, "r as measured", "n"]
-    return Table("reliability", columns, list(blocks.values()), texts=3)
+    return Table("reliability", columns, blocks(lines, 1, 2), texts=3)
 
 
 def claims(results: Results) -> Iterator[Claim]:

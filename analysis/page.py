@@ -79,9 +79,7 @@ def _notes(figure: Figure) -> str:
     """What the stars in a figure of intervals stand for."""
     if not isinstance(figure, Intervals):
         return ""
-    groups: dict[str, set[str]] = {}
-    for row in figure.rows:
-        groups.setdefault(figure.label(row), set()).add(figure.group(row))
+    groups = {label: set(map(figure.group, mine)) for label, mine in by(figure.rows, figure.label).items()}
 
     def name(row: Any) -> str:
         label = figure.label(row)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.calibration_error import ECE_BINS, calibration_errors
 from evalengine.analysis.cells import (
+    ALL,
     Cell,
     category_key,
     choose_stages,
@@ -117,6 +118,10 @@ class Panel:
         for b, category in enumerate(self.categories):
             members[category].append(b)
         return dict(members)
+
+    def with_all(self) -> dict[str, list[int]]:
+        """The benchmarks of each category, and of all."""
+        return {**self.category_members(), ALL: list(range(len(self.benchmarks)))}
 
     def variables(self, quantity: str, scale: int) -> Array:
         """(2B, M): the benchmarks before, then the benchmarks after."""
@@ -232,25 +237,8 @@ def _number(value: float | None) -> float:
 def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterable[str] = ()) -> Panel:
     """Puts cells into arrays: chooses the stages, orders the axes, leaves out and names what has no counterpart."""
     said = list(notes)
-    known = [cell for cell in cells if cell.mixture is not None and cell.stage is not None]
-    if len(known) < len(cells):
-        unknown = sorted({cell.checkpoint for cell in cells if cell.mixture is None or cell.stage is None})
-        said.append(
-            f"left out, mixture or stage unknown: {names(unknown)} (named by a --manifest at scoring, by --pattern at import)"
-        )
-    if not known:
-        raise UserError(
-            "no checkpoint has a mixture and a stage, so nothing can be correlated: name checkpoints "
-            "{scale}-{mixture}-{stage}, or give `evalengine score` a --manifest FILE.yaml or `evalengine import` a --pattern"
-        )
-    found = {str(cell.stage) for cell in known}
-    order = choose_stages(found, stages)
+    every, order = _of_stages(cells, stages, said)
     pair = order[0], order[-1]
-    # Emulated stages are for `explain`.
-    others = sorted((s for s in found - set(order) if not s.startswith("eft")), key=natural_key)
-    if others and stages is None:
-        said.append(f"stages left out: {names(others)} (--stages chooses which two are compared)")
-    every = [cell for cell in known if cell.stage in order]
     refuse_twins(every)
     known = paired_cells([cell for cell in every if cell.stage in pair], pair, said)
     category_of = {cell.benchmark: cell.category or "Other" for cell in known}
@@ -302,6 +290,30 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
         steps=steps,
         beside=beside,
     )
+
+
+def _of_stages(
+    cells: Sequence[Cell], stages: Sequence[str] | None, said: list[str]
+) -> tuple[list[Cell], tuple[str, ...]]:
+    """The cells of the stages that are compared, and these in order; what is left out is named in `said`."""
+    known = [cell for cell in cells if cell.mixture is not None and cell.stage is not None]
+    if len(known) < len(cells):
+        unknown = sorted({cell.checkpoint for cell in cells if cell.mixture is None or cell.stage is None})
+        said.append(
+            f"left out, mixture or stage unknown: {names(unknown)} (named by a --manifest at scoring, by --pattern at import)"
+        )
+    if not known:
+        raise UserError(
+            "no checkpoint has a mixture and a stage, so nothing can be correlated: name checkpoints "
+            "{scale}-{mixture}-{stage}, or give `evalengine score` a --manifest FILE.yaml or `evalengine import` a --pattern"
+        )
+    found = {str(cell.stage) for cell in known}
+    order = choose_stages(found, stages)
+    # Emulated stages are for `explain`.
+    others = sorted((s for s in found - set(order) if not s.startswith("eft")), key=natural_key)
+    if others and stages is None:
+        said.append(f"stages left out: {names(others)} (--stages chooses which two are compared)")
+    return [cell for cell in known if cell.stage in order], order
 
 
 Place = tuple[int, int, int, int]  # scale, stage, mixture, benchmark

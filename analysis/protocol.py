@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from evalengine.analysis.bootstrap import Resamples
+from evalengine.analysis.claims import Claim
 from evalengine.analysis.figure import Part
 from evalengine.analysis.groups import Data, Group
 from evalengine.analysis.inverting import inverted
@@ -38,27 +39,6 @@ class Study:
     def rows(self, group: Group, tests: Tests | None = None) -> list[Row]:
         """Rows of a group with the user's intervals (`tables.rows_of`); contrasts without a test get p from their interval."""
         return rows_of(group, self.plan, self.options, {**inverted(group, self.plan), **(tests or {})})
-
-
-class Claim(NamedTuple):
-    """A sentence of the summary, with its estimate, its interval and n. kind: one of the constants below."""
-
-    kind: str
-    text: str
-
-
-SUPPORTED, UNSUPPORTED, CAUTION = "supported", "unsupported", "caution"
-HEADINGS = {
-    SUPPORTED: "What this data supports",
-    UNSUPPORTED: "What it does not support",
-    CAUTION: "Read with this in mind",
-}
-
-
-def by_kind(claims: Iterable[Claim]) -> dict[str, list[str]]:
-    """The sentences under each of HEADINGS."""
-    listed = list(claims)
-    return {kind: [claim.text for claim in listed if claim.kind == kind] for kind in HEADINGS}
 
 
 class Protocol(NamedTuple):

@@ -15,13 +15,13 @@ from importlib import resources
 from pathlib import Path
 
 from evalengine.analysis import latex, lead, levels
+from evalengine.analysis.claims import CAUTION, HEADINGS, SUPPORTED, UNSUPPORTED
 from evalengine.analysis.drawing import draw
 from evalengine.analysis.explain import findings
 from evalengine.analysis.explain.explainer import Findings
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.figure import File, Part, Table, files, panels
 from evalengine.analysis.page import html
-from evalengine.analysis.protocol import CAUTION, HEADINGS, SUPPORTED, UNSUPPORTED
 from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.results import Method, Results, interval_words, load_results
 from evalengine.analysis.style import FORMATS, extent, styled

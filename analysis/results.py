@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalengine.analysis.tables import Row
-from evalengine.analysis.together import read_together
+from evalengine.analysis.together import read_together, rows_from
 from evalengine.errors import UserError
 
 MANIFEST = "analysis.json"
@@ -37,6 +37,11 @@ class Results(NamedTuple):
         found = self.tables.get(table, [])
         return [row for row in found if all(getattr(row, key) == value for key, value in fixed.items())]
 
+    def values(self, quantity: str, scale: str) -> dict[tuple[str, str, str], Any]:
+        """The cells of a scale by benchmark, stage and mixture; None where one has no value."""
+        mine = (cell for cell in self.cells if cell["scale"] == scale)
+        return {(cell["benchmark"], cell["stage"], cell["mixture"]): cell.get(quantity) for cell in mine}
+
     @property
     def scales(self) -> list[str]:
         return list(self.method["scales"])
@@ -57,15 +62,10 @@ def load_results(folder: Path) -> Results:
     command = f"evalengine correlate STORE --out {folder}"
     method, read = read_together(folder, MANIFEST, TABLES_VERSION, command, OTHERS)
     try:
-        tables = {name: [_row(raw) for raw in read[name]] for name in method["tables"]}
+        tables = {name: rows_from(Row, read[name]) for name in method["tables"]}
     except TypeError:
         raise UserError(f"{folder} holds damaged tables: run `{command}` again") from None
     return Results(method, tables, *(read[name] for name in OTHERS))
-
-
-def _row(raw: dict[str, Any]) -> Row:
-    known: dict[str, Any] = {key: math.nan if value is None else value for key, value in raw.items()}
-    return Row(**known)
 
 
 def p_value(p: float) -> str:

@@ -19,11 +19,7 @@ UNITS = {"accuracy": 100.0, "confidence": 100.0}
 def scatters(results: Results, quantity: str, scale: str) -> Scatters:
     """Every benchmark that has an r at a scale."""
     stages = results.method["stages"]
-    value = {
-        (cell["benchmark"], cell["mixture"], cell["stage"]): cell.get(quantity)
-        for cell in results.cells
-        if cell["scale"] == scale
-    }
+    value = results.values(quantity, scale)
     reliability = {
         (row.name, row.other): row.estimate
         for row in results.rows("reliability", protocol="reliability", quantity=quantity, scale=scale)
@@ -31,7 +27,7 @@ def scatters(results: Results, quantity: str, scale: str) -> Scatters:
     points = []
     for row in results.rows("transfer", protocol="transfer", quantity=quantity, scale=scale):
         pairs = {
-            mixture: [value.get((row.name, mixture, stage)) for stage in stages]
+            mixture: [value.get((row.name, stage, mixture)) for stage in stages]
             for mixture in results.method["mixtures"]
         }
         known = {mixture: pair for mixture, pair in pairs.items() if None not in pair}

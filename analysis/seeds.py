@@ -21,7 +21,6 @@ Dims: M mixtures, R runs, C columns of weights, B benchmarks.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -29,30 +28,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import Resamples, resamples
+from evalengine.analysis.claims import CAUTION, Claim
 from evalengine.analysis.correlation import Sample, weighted_sums
-from evalengine.analysis.figure import Heading, Part, Table, by, with_benchmarks
-from evalengine.analysis.groups import (
-    ALL,
-    PARTIAL,
-    Array,
-    Label,
-    Note,
-    Statistic,
-    group_of,
-    mean_of_known,
-    with_all,
-    without,
-)
+from evalengine.analysis.figure import Heading, Part, Table, pivot, with_benchmarks
+from evalengine.analysis.groups import ALL, Array, Group, Label, Note, Statistic, mean_of_known
 from evalengine.analysis.latent import latent_r, pooled, symmetric
-from evalengine.analysis.noise import bounded, covariances, latent_row
+from evalengine.analysis.noise import LIKELIHOOD, bounded, covariances
 from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
+from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, share_with_interval, with_interval
-from evalengine.analysis.tables import Row, rows_of
+from evalengine.analysis.tables import Row, plain_row, rows_of
 
+ABOUT = "protocol quantity scale category name"
 CEILING = "ceiling"
 BETWEEN = "r between mixtures"
-UNPAIRED = Note(PARTIAL, "no seed has runs at both stages, so nothing is taken as inherited")
+UNPAIRED = Note.partial("no seed has runs at both stages, so nothing is taken as inherited")
 
 
 class Components(NamedTuple):
@@ -177,13 +167,13 @@ def _between(study: Study, quantity: str, scale: str, known: dict[int, Component
         of_means, seeds = (symmetric(*x_3C[:, 0]) for x_3C in (one.of_means_3C, one.seeds_3C))
         r = latent_r(of_means, seeds, one.n, study.options.level)
         label = Label(study.panel.categories[b], study.panel.benchmarks[b], BETWEEN)
-        rows.append(latent_row("seeds", quantity, scale, label, r, one.n, one.note))
+        rows.append(plain_row("seeds", quantity, scale, label, r, one.n, one.note, interval=LIKELIHOOD))
     return rows
 
 
 def _of_means(panel: Panel, known: dict[int, Components]) -> Iterator[Statistic]:
     """The mean shares, and the mean r between mixtures, of each category and of all."""
-    for category, index in with_all(panel).items():
+    for category, index in panel.with_all().items():
         used = [b for b in index if b in known and (known[b].seeds_3C[:2, 0] > 0.0).all()]
         if not used:
             continue
@@ -194,9 +184,9 @@ def _of_means(panel: Panel, known: dict[int, Components]) -> Iterator[Statistic]
         unit_B3 = seeds_B3C[:, :, 0]
         # `pooled` subtracts the same noise in every column: what the seeds' differs from it by goes before.
         between_C = pooled(of_means_B3C - (seeds_B3C - unit_B3[:, :, None]), unit_B3)
-        note = without([panel.benchmarks[b] for b in index if b not in used])
+        note = Note.without([panel.benchmarks[b] for b in index if b not in used])
         if not all(one.paired for one in chosen):
-            note = Note(PARTIAL, "; ".join(filter(None, [note.text, UNPAIRED.text])))
+            note = Note.partial("; ".join(filter(None, [note.text, UNPAIRED.text])))
         n = min(one.n for one in chosen)
         for kind, value_C in zip((*_shares(panel), BETWEEN), [*shares_2C, between_C], strict=True):
             yield Statistic(Label(category, f"mean of {len(chosen)}", kind), value_C, n, note)
@@ -212,7 +202,7 @@ def _rows(study: Study, plan: Resamples, at: tuple[str, str, str], found: Iterab
     protocol, quantity, scale = at
     if not (listed := list(found)):
         return []
-    group = group_of(protocol, quantity, {scale: listed}, interval="jackknife")
+    group = Group.of(protocol, quantity, {scale: listed}, interval="jackknife")
     bounds = {BETWEEN: (-math.inf, math.inf), CEILING: (-1.0, 1.0)}
     rows = rows_of(group, plan, study.options)
     return [bounded(row, *bounds.get(row.other, (0.0, 1.0)), "low", "high") for row in rows]
@@ -227,8 +217,8 @@ def shown(results: Results) -> Iterator[Part]:
         for r in results.rows("transfer")
     }
     means, single = [], []
-    for key, by_kind in _by_name(found).items():
-        protocol, quantity, scale, category, name = key
+    for about, by_kind in pivot(found, ABOUT, "other").items():
+        protocol, quantity, scale, category, name = about
         *shares, r = (by_kind[kind] for kind in by_kind if kind != CEILING)
         told = [share_with_interval(row) for row in shares]
         if protocol == "category_seeds":
@@ -253,16 +243,10 @@ def shown(results: Results) -> Iterator[Part]:
     yield from with_benchmarks("seeds", of_means, of_benchmarks)
 
 
-def _by_name(rows: list[Row]) -> dict[tuple[str, str, str, str, str], dict[str, Row]]:
-    """Rows by what they are about, then by kind, in order."""
-    about = operator.attrgetter("protocol", "quantity", "scale", "category", "name")
-    return {key: {row.other: row for row in mine} for key, mine in by(rows, about).items()}
-
-
 def claims(results: Results) -> Iterator[Claim]:
     before, after = results.method["stages"]
-    for key, by_kind in _by_name(results.rows("seeds", protocol="category_seeds", category=ALL)).items():
-        _, quantity, scale, _, _ = key
+    means = results.rows("seeds", protocol="category_seeds", category=ALL)
+    for (quantity, scale), by_kind in pivot(means, "quantity scale", "other").items():
         first, second, r = by_kind.values()
         at = f" at {scale}" if len(results.scales) > 1 else ""
         if math.isfinite(first.estimate) and math.isfinite(second.estimate):

@@ -12,13 +12,13 @@ holds for independent tests and for those that depend positively.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from evalengine.analysis.bootstrap import Array, Resamples
 from evalengine.analysis.figure import Heading, Part, Table
-from evalengine.analysis.groups import ALL, Group, Label, without
+from evalengine.analysis.groups import ALL, Group, Label, Note
 from evalengine.analysis.inverting import p_at_most
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results
@@ -52,14 +52,13 @@ def benchmark_shares(single: Group, plan: Resamples, level: float) -> list[Row]:
         if not known_B.any():
             continue
         lost = [label.name for label, known in zip(single.labels, known_B, strict=True) if not known]
-        note = without(lost, " (no r)")
+        note = Note.without(lost, " (no r)")
         for side, threshold in THRESHOLDS:
             found = share_of(value_BC[known_B], plan, side, threshold, level)
             label = Label(ALL, f"{side} {threshold:g}", f"share of {known_B.sum()}")
             n = int(single.n[scale][known_B].min())
-            said: dict[str, Any] = {"low": found.low, "high": found.high, "interval": "closed testing"}
-            said |= {"n": n, "note": note.text, "note_kind": note.kind}
-            out.append(plain_row("transfer_share", single.quantity, scale, label, found.estimate, **said))
+            about = "transfer_share", single.quantity, scale, label
+            out.append(plain_row(*about, found, n, note, interval="closed testing"))
     return out
 
 

@@ -21,23 +21,10 @@ from typing import NamedTuple
 import numpy as np
 
 from evalengine.analysis.bootstrap import Resamples, resamples
-from evalengine.analysis.contrasts import Difference, contrast_group, difference_of_means
+from evalengine.analysis.contrasts import contrast_group, differences
 from evalengine.analysis.correlation import Sample
-from evalengine.analysis.figure import File, Folded, Heading, Lines, Part, Table, by
-from evalengine.analysis.groups import (
-    ALL,
-    STAGE,
-    Array,
-    Data,
-    Group,
-    Label,
-    Note,
-    Statistic,
-    group_of,
-    mean_of_known,
-    with_all,
-    without,
-)
+from evalengine.analysis.figure import File, Folded, Heading, Lines, Part, Table, pivot
+from evalengine.analysis.groups import ALL, STAGE, Array, Data, Group, Label, Note, Statistic, mean_of_known
 from evalengine.analysis.panel import Panel, Steps
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, p_value, with_interval
@@ -118,28 +105,21 @@ def _two_stages(panel: Panel, steps: Steps, quantity: str, s: int, pair: tuple[i
 
 def _compared(earlier: Transfers, later: Transfers, plan: Resamples, options: Options) -> list[Row]:
     """Transfer to the later of two stages minus that to the earlier, both from the first: of benchmarks and of means."""
-    quantity, (scale,), where = later.single.quantity, later.two.scales, "at both stages"
-    one, other = earlier.single, later.single
-    single = Difference(
-        other.values[scale] - one.values[scale],
-        np.minimum(one.n[scale], other.n[scale]),
-        [Note()] * len(one.labels),
-    )
-    means = difference_of_means(later.means.means[scale], earlier.means.means[scale], where)
-    sides = [of.two.variables(quantity, 0).reshape(2, len(one.labels), -1) for of in (earlier, later)]
-    defined_B = np.isfinite(single.value_SC[:, 0])
-    tested = swapped(sides[0], sides[1], defined_B, later.two, options)
+    quantity, (scale,), B = later.single.quantity, later.two.scales, len(later.single.labels)
+    before_2BM, after_2BM = (of.two.variables(quantity, 0).reshape(2, B, -1) for of in (earlier, later))
+    defined_B = np.isfinite(later.single.values[scale][:, 0] - earlier.single.values[scale][:, 0])
+    tested = swapped(before_2BM, after_2BM, defined_B, later.two, options)
     out = []
-    for group, found, p_and_q in zip(later[1:], (single, means), tested, strict=True):
-        labels = [label._replace(minus=",".join(earlier.two.stages)) for label in group.labels]
-        contrast = contrast_group(group, STAGE, labels, {scale: found})
-        out += rows_of(contrast, plan, options, {(STAGE, scale): p_and_q})
+    for ours, theirs, p_and_q in zip(later[1:], earlier[1:], tested, strict=True):
+        labels = [label._replace(minus=",".join(earlier.two.stages)) for label in ours.labels]
+        found = {scale: differences(labels, (ours, scale), (theirs, scale), "at both stages")}
+        out += rows_of(contrast_group(ours, STAGE, found), plan, options, {(STAGE, scale): p_and_q})
     return out
 
 
 def _levels(panel: Panel, steps: Steps, quantity: str, s: int, scale: str, w_MC: Array) -> Group:
     """The mean over mixtures and over a category's benchmarks at each stage, of those that every stage has."""
-    benchmarks, members = panel.benchmarks, with_all(panel)
+    benchmarks, members = panel.benchmarks, panel.with_all()
     x_TMB = steps.values[quantity][s]
     known = np.isfinite(x_TMB)
     filled, weighted = np.where(known, x_TMB, 0.0), known.astype(np.float64)
@@ -149,12 +129,12 @@ def _levels(panel: Panel, steps: Steps, quantity: str, s: int, scale: str, w_MC:
     found = []
     for category, index in members.items():
         used = [b for b in index if everywhere_B[b]]
-        note = without([benchmarks[b] for b in index if b not in used], " (not at every stage)")
+        note = Note.without([benchmarks[b] for b in index if b not in used], " (not at every stage)")
         for t, stage in enumerate(steps.stages):
             n = int(known[t][:, used].any(axis=1).sum())
             label = Label(category, f"mean of {len(used)}", stage)
             found.append(Statistic(label, mean_of_known(mean_TBC[t, used]), n, note))
-    return group_of("stage_mean", quantity, {scale: found}, interval="jackknife")
+    return Group.of("stage_mean", quantity, {scale: found}, interval="jackknife")
 
 
 def shown(results: Results) -> Iterator[Part]:
@@ -180,10 +160,7 @@ def _means_table(results: Results, contrast: str, sides: list[str]) -> Table:
     categories = [*results.categories, ALL]
     found = results.rows("stages", protocol="category_transfer", contrast=contrast)
     body = []
-    for (quantity, scale, pair, minus), mine in by(
-        found, lambda r: (r.quantity, r.scale, r.other, r.minus)
-    ).items():
-        of = {row.category: row for row in mine}
+    for (quantity, scale, pair, minus), of in pivot(found, "quantity scale other minus", "category").items():
         cells = [with_interval(of.get(category)) for category in categories]
         names = [" to ".join(stages.split(",")) for stages in (pair, minus)] if contrast else pair.split(",")
         body.append([*names, quantity, scale, *cells, p_value(of[ALL].q), str(of[ALL].n)])

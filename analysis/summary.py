@@ -10,8 +10,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from evalengine.analysis.bootstrap import fisher
+from evalengine.analysis.claims import CAUTION, Claim, by_kind
 from evalengine.analysis.power import detectable
-from evalengine.analysis.protocol import CAUTION, Claim, by_kind
 from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.results import Results
 

@@ -1,4 +1,4 @@
-"""From groups of columns to tables with intervals, and to files.
+"""From groups of columns to tables with intervals.
 
 One schema for all protocols, so that a notebook reads every result alike: what it is about, the estimate, the interval
 of the chosen kind, the other kinds beside it, n, p and q, and a note where a number is missing or rests on less.
@@ -6,21 +6,15 @@ of the chosen kind, the other kinds beside it, n, p and q, and a note where a nu
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from evalengine.analysis.bootstrap import DEGENERATE_MOST, Array, Resamples, fisher, intervals
 from evalengine.analysis.contrasts import scale_contrast
-from evalengine.analysis.groups import SCALE, Group, Label, Note
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from evalengine.analysis.groups import NO_NOTE, SCALE, Group, Label, Note
 
 DEGENERATE_SAID = 1e-3  # share of undefined resamples above which a row says so
 
@@ -67,6 +61,7 @@ class Row(NamedTuple):
 
 
 SHOWN = ("bca", "percentile", "basic", "fisher")  # kinds with columns of their own
+TEXTS = ("contrast", "interval")  # fields that may be empty
 
 
 # p-values and their adjusted values (q), by contrast ("" of plain statistics) and scale.
@@ -90,13 +85,10 @@ class Options(NamedTuple):
     block: str = "auto"
 
 
-def rows_of(
-    group: Group,
-    plan: Resamples,
-    options: Options,
-    tests: Tests | None = None,
-) -> list[Row]:
+def rows_of(group: Group, plan: Resamples, options: Options, tests: Tests | None = None) -> list[Row]:
     """Rows of a group at every scale, of the difference between the largest and the smallest, and of its other contrasts."""
+    if not group.labels:
+        return []
     tests = tests or {}
     made = bool(group.contrast) or any(part.contrast == SCALE for part in group.contrasts)
     between = [scale_contrast(group)] if len(group.values) > 1 and not made else []
@@ -139,88 +131,31 @@ def _rows(
             said.append(f"{second} interval: {kind} is undefined here")
         if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID + plan.constant:
             said.append(f"undefined in {found.degenerate[s]:.1%} of the resamples, which are left out")
-        by_kind: dict[str, Any] = {
+        columns = {
             f"{name}_{end}": float(ends[name][s, e])
             for name in SHOWN
             for e, end in enumerate(("low", "high"))
         }
-        rows.append(
-            Row(
-                protocol=group.protocol,
-                quantity=group.quantity,
-                scale=scale,
-                **label._asdict(),
-                estimate=float(found.estimate[s]),
-                low=float(chosen[s, 0]),
-                high=float(chosen[s, 1]),
-                n=int(n[s]),
-                p=float(p[s]),
-                q=float(q[s]),
-                degenerate=float(found.degenerate[s]),
-                **by_kind,
-                note="; ".join(said),
-                note_kind=notes[s].kind,
-                contrast=group.contrast,
-                interval="" if np.isnan(chosen[s, 0]) else second if fallback[s] else kind,
-            )
-        )
+        columns |= {"p": float(p[s]), "q": float(q[s]), "degenerate": float(found.degenerate[s])}
+        three, note = (found.estimate[s], *chosen[s]), Note(notes[s].kind, "; ".join(said))
+        shown = "" if np.isnan(chosen[s, 0]) else second if fallback[s] else kind
+        about = group.protocol, group.quantity, scale, label, three, int(n[s]), note
+        rows.append(plain_row(*about, contrast=group.contrast, interval=shown, **columns))
     return rows
 
 
-def plain_row(protocol: str, quantity: str, scale: str, label: Label, estimate: float, **known: Any) -> Row:
-    """A row whose interval does not come from resamples (a t interval, none); unnamed fields are NaN or empty."""
-    empty = dict.fromkeys(Row._fields, math.nan)
-    return Row(
-        **{
-            **empty,
-            "n": 0,
-            "note": "",
-            "note_kind": "",
-            "contrast": "",
-            "interval": "",
-            **label._asdict(),
-            **known,
-        }
-        | {"protocol": protocol, "quantity": quantity, "scale": scale, "estimate": estimate}
-    )
-
-
-def write_table(folder: Path, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes NAME.csv, NAME.arrow and NAME.json into an existing folder. NaN is an empty field, a null and a null."""
-    import pyarrow as pa
-
-    # by column: 40,000 rows of 20 fields in half the time
-    by_column = [list(map(_none_if_undefined, column)) for column in zip(*rows, strict=True)]
-    by_column = by_column or [[] for _ in columns]
-    printed = [[f"{v:.10g}" if isinstance(v, float) else v for v in column] for column in by_column]
-    with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as handle:
-        lines = csv.writer(handle, lineterminator="\n")
-        lines.writerow(columns)
-        lines.writerows(zip(*printed, strict=True))
-    table = pa.Table.from_arrays(list(map(_arrow, by_column)), names=list(columns))
-    with (folder / f"{name}.arrow").open("wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    encode = json.JSONEncoder().encode
-    objects = (encode(dict(zip(columns, row, strict=True))) for row in zip(*by_column, strict=True))
-    (folder / f"{name}.json").write_text("[\n " + ",\n ".join(objects) + "\n]\n", encoding="utf-8")
-
-
-def _none_if_undefined(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _arrow(values: Sequence[Any]) -> pa.Array:
-    """An Arrow array of strings, integers or numbers, from buffers: Arrow's own conversion would import pandas."""
-    import pyarrow as pa
-
-    known = np.array([value is not None for value in values], dtype=bool)
-    mask = None if known.all() else pa.py_buffer(np.packbits(known, bitorder="little"))
-    kinds = {type(v) for v in values if v is not None}
-    if kinds == {str}:
-        texts = [(value or "").encode() for value in values]
-        offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int32)
-        buffers = [mask, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts))]
-        return pa.Array.from_buffers(pa.string(), len(values), buffers)
-    dtype, kind = (np.int64, pa.int64()) if kinds == {int} else (np.float64, pa.float64())
-    data = np.array([0 if value is None else value for value in values], dtype=dtype)
-    return pa.Array.from_buffers(kind, len(values), [mask, pa.py_buffer(data)])
+def plain_row(
+    protocol: str,
+    quantity: str,
+    scale: str,
+    label: Label,
+    found: Iterable[float],
+    n: int,
+    note: Note = NO_NOTE,
+    **known: Any,
+) -> Row:
+    """A row; found is an estimate and both ends, or an estimate alone. Unnamed fields are NaN or empty."""
+    empty: dict[str, Any] = dict.fromkeys(Row._fields, math.nan) | dict.fromkeys(TEXTS, "")
+    about = {"protocol": protocol, "quantity": quantity, "scale": scale, **label._asdict(), "n": n}
+    ends = dict(zip(("estimate", "low", "high"), map(float, found), strict=False))
+    return Row(**{**empty, **known, **about, **ends, "note": note.text, "note_kind": note.kind})

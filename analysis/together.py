@@ -6,18 +6,25 @@ holds their checksums, goes first and comes last. Where it stands, the tables th
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from evalengine.analysis.tables import write_table
+import numpy as np
+
 from evalengine.errors import UserError
 from evalengine.untrusted import check_name, parse_json
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+T = TypeVar("T")
 ASIDE = ".writing"  # where the tables of a run wait for the last of them
 Content = tuple[Sequence[str], Iterable[Sequence[Any]]]  # columns, rows
 
@@ -35,7 +42,7 @@ def write_together(
     aside.mkdir()
     try:
         for name, content in tables.items():
-            write_table(aside, name, *content)
+            _write_table(aside, name, *content)
         written = sorted(aside.iterdir())
         method = json.loads(json.dumps(method))
         text = json.dumps({**method, "checksums": checksums(aside, list(tables), method)}, indent=1)
@@ -45,6 +52,44 @@ def write_together(
             os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_table(folder: Path, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes NAME.csv, NAME.arrow and NAME.json into an existing folder. NaN is an empty field, a null and a null."""
+    import pyarrow as pa
+
+    listed = [[_none_if_undefined(value) for value in row] for row in rows]
+    with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as handle:
+        lines = csv.writer(handle, lineterminator="\n")
+        lines.writerow(columns)
+        lines.writerows([f"{v:.10g}" if isinstance(v, float) else v for v in row] for row in listed)
+    by_column = list(zip(*listed, strict=True)) or [()] * len(columns)
+    table = pa.Table.from_arrays(list(map(_arrow, by_column)), names=list(columns))
+    with (folder / f"{name}.arrow").open("wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    objects = (json.dumps(dict(zip(columns, row, strict=True))) for row in listed)
+    (folder / f"{name}.json").write_text("[\n " + ",\n ".join(objects) + "\n]\n", encoding="utf-8")
+
+
+def _none_if_undefined(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _arrow(values: Sequence[Any]) -> pa.Array:
+    """An Arrow array of strings, integers or numbers, from buffers: Arrow's own conversion would import pandas."""
+    import pyarrow as pa
+
+    known = np.array([value is not None for value in values], dtype=bool)
+    mask = None if known.all() else pa.py_buffer(np.packbits(known, bitorder="little"))
+    kinds = {type(v) for v in values if v is not None}
+    if kinds == {str}:
+        texts = [(value or "").encode() for value in values]
+        offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int32)
+        buffers = [mask, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts))]
+        return pa.Array.from_buffers(pa.string(), len(values), buffers)
+    dtype, kind = (np.int64, pa.int64()) if kinds == {int} else (np.float64, pa.float64())
+    data = np.array([0 if value is None else value for value in values], dtype=dtype)
+    return pa.Array.from_buffers(kind, len(values), [mask, pa.py_buffer(data)])
 
 
 def read_together(
@@ -66,6 +111,11 @@ def read_together(
         raise UserError(f"{error.filename} is missing: run `{command}` first") from None
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{folder} holds damaged tables: run `{command}` again") from None
+
+
+def rows_from(kind: Callable[..., T], raws: Iterable[dict[str, Any]]) -> list[T]:
+    """Stored rows as the NamedTuples they were, null as NaN. Raises TypeError where the columns are others."""
+    return [kind(**{key: math.nan if v is None else v for key, v in raw.items()}) for raw in raws]
 
 
 def checksums(folder: Path, names: Iterable[str], method: dict[str, Any]) -> dict[str, str]:

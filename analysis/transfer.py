@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from evalengine.analysis.claims import either, with_n
+from evalengine.analysis.claims import CAUTION, SUPPORTED, UNSUPPORTED, Claim, either, with_n
 from evalengine.analysis.contrasts import category_contrasts, scale_contrast
 from evalengine.analysis.correlation import residuals
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, file_part
@@ -26,18 +26,15 @@ from evalengine.analysis.groups import (
     OFTEN_UNDEFINED,
     QUANTITY,
     SCALE,
-    UNDEFINED,
     Data,
     Group,
     Label,
     Note,
     Statistic,
-    group_of,
     means_of,
-    with_all,
 )
 from evalengine.analysis.panel import Panel
-from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
+from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.results import Results, excludes_zero, interval_words, with_interval
 from evalengine.analysis.scatter import scatters
 from evalengine.analysis.tables import Row
@@ -75,9 +72,9 @@ def transfer(data: Data, quantity: str) -> Group:
         for b, n in enumerate(data.n(quantity, scale, pairs).tolist()):
             why = "" if np.isfinite(value_BC[b, 0]) else _why_nan(panel, quantity, s, b, n, few_B[b])
             label = Label(panel.categories[b], panel.benchmarks[b])
-            found[scale].append(Statistic(label, value_BC[b], n, Note(UNDEFINED, why) if why else Note()))
+            found[scale].append(Statistic(label, value_BC[b], n, Note.undefined(why) if why else Note()))
     how = {"is_correlation": data.statistic == "pearson", "contrast_interval": "jackknife"}
-    return group_of("transfer", quantity, found, **how)
+    return Group.of("transfer", quantity, found, **how)
 
 
 def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int, few: bool) -> str:
@@ -103,7 +100,7 @@ def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int, few: bool) -> 
 
 def category_transfer(single: Group, panel: Panel) -> Group:
     """The mean of a category's benchmark transfers, and of all (`means_of`)."""
-    members = with_all(panel)
+    members = panel.with_all()
     labels = []
     for category, index in members.items():
         sizes = {int(np.isfinite(value_BC[index, 0]).sum()) for value_BC in single.values.values()}
@@ -119,7 +116,7 @@ def quantity_contrasts(accuracy: Group, confidence: Group, panel: Panel) -> Iter
     """
     values = {scale: accuracy.values[scale] - confidence.values[scale] for scale in accuracy.values}
     notes = {
-        scale: [Note() if np.isfinite(r) else Note(UNDEFINED, "no r of one of them") for r in value_BC[:, 0]]
+        scale: [Note() if np.isfinite(r) else Note.undefined("no r of one of them") for r in value_BC[:, 0]]
         for scale, value_BC in values.items()
     }
     n = {scale: np.minimum(accuracy.n[scale], confidence.n[scale]) for scale in values}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.correlation import benjamini_hochberg, permuted_p
-from evalengine.analysis.groups import SCALE, Array, Group, with_all
+from evalengine.analysis.groups import SCALE, Array, Group
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.swapping import swap_p
 from evalengine.analysis.tables import Options, Tests
@@ -57,7 +57,7 @@ def swapped(
 
 def _members(panel: Panel) -> list[list[int]]:
     """The benchmarks behind each statistic: each benchmark alone, each category, all."""
-    return [*([b] for b in range(len(panel.benchmarks))), *with_all(panel).values()]
+    return [*([b] for b in range(len(panel.benchmarks))), *panel.with_all().values()]
 
 
 def _families(p: Array, benchmarks: int) -> tuple[PAndQ, PAndQ]:

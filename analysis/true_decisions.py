@@ -30,9 +30,9 @@ from dataclasses import replace
 import numpy as np
 
 from evalengine.analysis.bootstrap import Array, jackknife_t
-from evalengine.analysis.groups import ITEM_NOISE, Data, Label, Note, with_all, without
+from evalengine.analysis.groups import ITEM_NOISE, Data, Label, Note
 from evalengine.analysis.latent import pooled
-from evalengine.analysis.noise import NOISY, Measured, latent_of, measured
+from evalengine.analysis.noise import LIKELIHOOD, NOISY, Measured, latent_of, measured
 from evalengine.analysis.protocol import Study
 from evalengine.analysis.tables import Row, plain_row
 
@@ -44,8 +44,7 @@ LOSS_JUDGED = "pairwise loss judged without noise"
 
 def right_of_two(rho: Array) -> Array:
     """Probability that the better of two mixtures is chosen. An estimate of rho beyond -1 or 1 counts as that."""
-    share: Array = 0.5 + np.arcsin(np.clip(rho, -1.0, 1.0)) / math.pi
-    return share
+    return 0.5 + np.arcsin(np.clip(rho, -1.0, 1.0)) / math.pi
 
 
 def correlations(covariance_B3C: Array, noise_B3: Array) -> tuple[Array, Array]:
@@ -80,10 +79,10 @@ def rows(study: Study, quantity: str, known_at: Mapping[str, Known]) -> Iterator
             share = right_of_two(np.array(latent_of(found, study.options.level)))
             said = NOISY if found.lost_in_noise else Note()
             label = Label(panel.categories[b], panel.benchmarks[b], AGREEMENT)
-            yield clean_row(quantity, scale, label, share, found.n, said, "profile likelihood")
-        for category, index in with_all(panel).items():
+            yield clean_row(quantity, scale, label, share, found.n, said, LIKELIHOOD)
+        for category, index in panel.with_all().items():
             if used := [b for b in index if b in known]:
-                said = without([panel.benchmarks[b] for b in index if b not in known])
+                said = Note.without([panel.benchmarks[b] for b in index if b not in known])
                 label = Label(category, f"mean of {len(used)}")
                 yield from _of_category(study, quantity, scale, label, [known[b] for b in used], said)
 
@@ -136,11 +135,6 @@ def clean_row(quantity: str, scale: str, label: Label, three: Array, n: int, sai
     """A row of an estimate with the ends of its interval. Of a category without an interval neither is reported."""
     if not np.isfinite(three).all():
         why = "the mixtures, or all but one of them, differ no more than item noise makes them"
-        three, said, kind = (
-            np.full(3, np.nan),
-            Note(ITEM_NOISE, "; ".join(filter(None, [said.text, why]))),
-            "",
-        )
-    estimate, low, high = map(float, three)
-    known = {"n": n, "note": said.text, "note_kind": said.kind, "interval": kind}
-    return plain_row(TABLE, quantity, scale, label, estimate, low=low, high=high, **known)
+        three, kind = np.full(3, np.nan), ""
+        said = Note(ITEM_NOISE, "; ".join(filter(None, [said.text, why])))
+    return plain_row(TABLE, quantity, scale, label, three, n, said, interval=kind)

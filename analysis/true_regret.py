@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import Array
 from evalengine.analysis.correlation import BlockNumbers, members_of
-from evalengine.analysis.groups import Label, Note, with_all, without
+from evalengine.analysis.groups import Label, Note
 from evalengine.analysis.noise import Measured
 from evalengine.analysis.protocol import Study
 from evalengine.analysis.tables import Row, plain_row
@@ -104,8 +104,7 @@ def _inverse(matrix_D22: Array) -> Array:
 def _positive(matrix_22: Array) -> NDArray[np.bool_]:
     """Whether each symmetric (..., 2, 2) is positive definite."""
     a, b, c = matrix_22[..., 0, 0], matrix_22[..., 1, 1], matrix_22[..., 0, 1]
-    positive: NDArray[np.bool_] = (a > 0.0) & (b > 0.0) & (a * b > c * c * (1.0 + 1e-12))
-    return positive
+    return (a > 0.0) & (b > 0.0) & (a * b > c * c * (1.0 + 1e-12))
 
 
 def _true_pairs(
@@ -152,11 +151,11 @@ def rows(study: Study, quantity: str, known_at: Mapping[str, Known]) -> Iterator
                 regrets[b] = mine
             label = Label(panel.categories[b], panel.benchmarks[b])
             yield from _rows(study, quantity, scale, label, [mine] if mine else [], found.n, Note())
-        for category, index in with_all(panel).items():
+        for category, index in panel.with_all().items():
             if used := [b for b in index if b in counts]:
                 kept = [regrets[b] for b in index if b in regrets]
                 label, n = Label(category, f"mean of {len(kept)}"), min(counts[b] for b in used)
-                said = without([panel.benchmarks[b] for b in index if b not in regrets])
+                said = Note.without([panel.benchmarks[b] for b in index if b not in regrets])
                 yield from _rows(study, quantity, scale, label, kept, n, said)
 
 
@@ -170,6 +169,5 @@ def _rows(
         three = np.array([mean_D.mean(), *np.quantile(mean_D, ends)])
         yield clean_row(quantity, scale, label._replace(other=name), three, n, said, "posterior")
     if of:  # a probability of the posterior, and as such without an interval
-        known: dict[str, Any] = {"n": n, "note": said.text, "note_kind": said.kind}
-        best = float(np.mean([r.best for r in of]))
-        yield plain_row(TABLE, quantity, scale, label._replace(other=TOP1_JUDGED), best, **known)
+        best = np.mean([r.best for r in of])
+        yield plain_row(TABLE, quantity, scale, label._replace(other=TOP1_JUDGED), [best], n, said)

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from evalengine.analysis.claims import SUPPORTED, UNSUPPORTED, Claim
 from evalengine.analysis.figure import File, Heading, Mark, Part, Table
 from evalengine.analysis.groups import SCALE
 from evalengine.analysis.items import names
-from evalengine.analysis.protocol import SUPPORTED, UNSUPPORTED, Claim
 from evalengine.analysis.results import Results, excludes_zero, p_value
 from evalengine.analysis.tables import Row
 
@@ -91,23 +91,18 @@ def verdict_tables(results: Results) -> dict[str, Table]:
     columns = ["benchmark", "verdict", "p", "q", *differences, "because"]
     out = {}
     for quantity in results.method["quantities"]:
-        blocks: dict[str, list[list[str | Mark]]] = {}
+        by_category: dict[str, list[list[str | Mark]]] = {}
         for v in (v for v in results.verdicts if v["quantity"] == quantity):
             at = {"protocol": "transfer", "quantity": quantity, "name": v["benchmark"]}
             single, between = (results.rows("transfer", contrast=kind, **at) for kind in ("", SCALE))
             found = [_largest(r.p for r in single), _largest(r.q for r in single)]
             if differences:
                 found.append(_largest(r.q for r in between))
-            row: list[str | Mark] = [
-                v["benchmark"],
-                Mark(v["verdict"], v["verdict"]),
-                *map(p_value, found),
-                v["because"],
-            ]
-            blocks.setdefault(v["category"], []).append(row)
-        out[quantity] = Table(
-            f"verdicts on {quantity}", columns, list(blocks.values()), texts=2, prose=True, stacked=True
-        )
+            verdict = Mark(v["verdict"], v["verdict"])
+            row: list[str | Mark] = [v["benchmark"], verdict, *map(p_value, found), v["because"]]
+            by_category.setdefault(v["category"], []).append(row)
+        title, body = f"verdicts on {quantity}", list(by_category.values())
+        out[quantity] = Table(title, columns, body, texts=2, prose=True, stacked=True)
     return out
 
 

@@ -17,24 +17,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.claims import claim, side, supported, unsupported
+from evalengine.analysis.claims import Claim, claim, side, supported, unsupported
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import Run, by_mixture
 from evalengine.analysis.explain.eft import ratio
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.format import FORMAT, KNOWLEDGE, decomposed, values
-from evalengine.analysis.explain.grouped import grouped, joined
-from evalengine.analysis.explain.parts import lines_of, notes, over
+from evalengine.analysis.explain.means import Member, grouped, joined, lines_of, notes, over
 from evalengine.analysis.explain.student import p_below
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
 from evalengine.analysis.figure import File, Lines, Part, Table, with_benchmarks
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
-from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import p_value, share_with_interval, with_interval
 from evalengine.labels import CHAT, natural_key
 
@@ -67,13 +66,15 @@ class ArmRow(NamedTuple):
     note: str
 
 
-class Cell(NamedTuple):
-    """One benchmark: by stage (one is UNIFORM), then measure, (M, I)."""
+@dataclass(frozen=True)
+class Measured(Member):
+    """By stage (one is UNIFORM), then measure, (M, I)."""
 
-    category: str
-    benchmark: str
     value: dict[str, dict[str, Array]]
     two_labels: bool  # the same two choices behind every item
+
+
+Place = tuple[str, str, str, str]  # scale, category, benchmark, stage
 
 
 def rows(study: Study) -> list[ArmRow]:
@@ -105,49 +106,45 @@ def _of_stage(study: Study, scale: str, stage: str, kept: str, runs: Sequence[Ru
     lost = [one.name for one in study.scores.benchmarks if one.name not in {cell.benchmark for cell in every}]
     without = f"without {names(lost)} (not on every checkpoint)" if lost else ""
     for category, benchmark, chosen in grouped(every):
-        for found in _of_cells(chosen, stage, kept, first, study.options.level):
-            why = found.mean.without_ends if math.isfinite(found.mean.estimate) else ""
-            note = joined(why, found.note, "" if benchmark else without)
-            place = (scale, category, benchmark, stage, found.measure, found.minus)
-            yield ArmRow(*place, *found.mean[:4], found.p, found.verdict, found.mean.n, note)
+        at = (scale, category, benchmark, stage)
+        for row in _of_cells(chosen, at, kept, first, study.options.level):
+            yield row._replace(note=joined(row.note, "" if benchmark else without))
 
 
-class Measured(NamedTuple):
-    measure: str
-    minus: str
-    mean: Mean
-    p: float = math.nan
-    verdict: str = ""
-    note: str = ""
+def _row(at: Place, measure: str, minus: str, mean: Mean, note: str = "") -> ArmRow:
+    why = mean.without_ends if math.isfinite(mean.estimate) else ""
+    return ArmRow(*at, measure, minus, *mean[:4], math.nan, "", mean.n, joined(why, note))
 
 
-def _of_cells(cells: Sequence[Cell], stage: str, kept: str, first: str, level: float) -> Iterator[Measured]:
+def _of_cells(cells: Sequence[Measured], at: Place, kept: str, first: str, level: float) -> Iterator[ArmRow]:
+    stage = at[3]
     for measure in (ACCURACY, KNOWLEDGE, FORMAT):
         there = [cell for cell in cells if measure in cell.value[stage]]
         if not there:
             continue
         own = names(cell.benchmark for cell in cells if measure not in cell.value[stage])
         note = f"without {own} (contexts differ by choice)" if own else ""
-        yield Measured(measure, "", two_way_mean(values(there, measure, stage), level), note=note)
+        yield _row(at, measure, "", two_way_mean(values(there, measure, stage), level), note)
         for minus in dict.fromkeys((UNIFORM, first, kept)):
             if minus == stage or (minus == UNIFORM and measure == FORMAT):
                 continue
             difference = two_way_mean(values(there, measure, stage, minus), level)
             if (measure, minus) != (ACCURACY, kept):
-                yield Measured(measure, minus, difference, note=note)
+                yield _row(at, measure, minus, difference, note)
                 continue
             above = two_way_mean(values(cells, ACCURACY, kept, UNIFORM), level)
             p = equivalence(difference)
-            yield Measured(measure, minus, difference, p, verdict(difference, p, above, level))
+            found = _row(at, measure, minus, difference)
+            yield found._replace(p=p, verdict=verdict(difference, p, above, level))
     labels = [cell for cell in cells if cell.two_labels]
     if labels and stage.removesuffix(CHAT) == DELUSIVE:
         turned = [2.0 * cell.value[kept][ACCURACY] - 1.0 for cell in labels]
-        found, why = ratio(values(labels, ACCURACY, kept, stage), turned, level)
+        mean, why = ratio(values(labels, ACCURACY, kept, stage), turned, level)
         of = f"of {names(cell.benchmark for cell in labels)}"
-        yield Measured(MAPPING, "", found, note=f"{of}; {kept} is not above guessing" if why else of)
+        yield _row(at, MAPPING, "", mean, f"{of}; {kept} is not above guessing" if why else of)
 
 
-def _cells(study: Study, stages: Sequence[str], runs: Sequence[Run]) -> Iterator[Cell]:
+def _cells(study: Study, stages: Sequence[str], runs: Sequence[Run]) -> Iterator[Measured]:
     """The benchmarks that all of the runs have at all of the stages."""
     place = {mixture: m for m, mixture in enumerate(study.design.mixtures)}
     mixture_R = np.array([place[run.mixture] for run in runs], dtype=np.int64)
@@ -166,7 +163,7 @@ def _cells(study: Study, stages: Sequence[str], runs: Sequence[Run]) -> Iterator
         count_I, M = np.diff(choices.offset_I1).astype(np.float64), len(np.unique(mixture_R))
         uniform = {ACCURACY: 1.0 / count_I, KNOWLEDGE: -np.log(count_I)}
         value[UNIFORM] = {measure: np.tile(x_I, (M, 1)) for measure, x_I in uniform.items()}
-        yield Cell(choices.category, choices.name, value, two_labels(choices))
+        yield Measured(choices.category, choices.name, value, two_labels(choices))
 
 
 def two_labels(choices: Choices) -> bool:
@@ -200,7 +197,7 @@ def verdict(difference: Mean, p: float, above: Mean, level: float) -> str:
 def table(findings: Findings, benchmarks: bool = False) -> Table:
     """Accuracy of every arm, and what it differs by from `sft`."""
     blocks = []
-    for name, scale, at in lines_of(findings, "arms", benchmarks, "stage", "measure", "minus"):
+    for name, scale, at in lines_of(findings, "arms", benchmarks, "stage measure minus"):
         block = []
         for stage in dict.fromkeys(stage for stage, *_ in at):
             kept, own = kept_of(stage), at[stage, ACCURACY, ""]

@@ -90,6 +90,13 @@ class Choices(NamedTuple):
             uncond_KC=None if self.uncond_KC is None else self.uncond_KC[:, choice_C],
         )
 
+    def in_format(self, f: int) -> Choices:
+        """The choices as they are written in one of the formats."""
+        count_I = np.diff(self.offset_I1) // len(self.formats)
+        offset_I1 = np.concatenate([[0], np.cumsum(count_I)])
+        start_I = self.offset_I1[:-1] + f * count_I - offset_I1[:-1]
+        return self.taken(np.repeat(start_I, count_I) + np.arange(offset_I1[-1]), count_I)
+
     def gold(self) -> Array:
         """(K, I): log-likelihoods of the right choices."""
         return self.loglik_KC[:, self.gold_C].astype(np.float64)
@@ -130,8 +137,7 @@ class Choices(NamedTuple):
         x_KC, start_I = self.loglik_KC.astype(np.float64), self.offset_I1[:-1]
         top_KI = np.maximum.reduceat(x_KC, start_I, axis=1)
         item_C = np.repeat(np.arange(len(start_I)), np.diff(self.offset_I1))
-        total: Array = top_KI + np.log(np.add.reduceat(np.exp(x_KC - top_KI[:, item_C]), start_I, axis=1))
-        return total
+        return top_KI + np.log(np.add.reduceat(np.exp(x_KC - top_KI[:, item_C]), start_I, axis=1))
 
 
 class Emulated(NamedTuple):
@@ -181,6 +187,37 @@ def read_choices(store: Path | str, metric: str | None = None, formats: bool = F
         _refuse_other_weights(name, one, checkpoints)
     found.sort(key=lambda one: (category_key(one.category), one.name))
     return Scores(checkpoints, tuple(found), emulated, tuple(notes))
+
+
+def read_formats(store: Path, metric: str | None = None) -> Scores | None:
+    """The scores in formats, None where there are none. Items of which an answer begins another are left out, and named.
+
+    Raises UserError as `read_choices` does, and where benchmarks were scored in different formats.
+    """
+    if not any(store.glob("*/*.arrow")):
+        return None
+    scores = read_choices(store, metric, formats=True)
+    found, notes = [], [f"in formats: {note}" for note in scores.notes]
+    for choices in scores.benchmarks:
+        first = scores.benchmarks[0]
+        if (choices.formats, choices.cue) != (first.formats, first.cue):
+            raise UserError(
+                f"{store}: {choices.name} and {first.name} were scored in different formats, or with different cues: score one of"
+                " them again with --fresh"
+            )
+        if not choices.formats or (np.diff(choices.offset_I1) % len(choices.formats)).any():
+            raise UserError(
+                f"{store}: {choices.name} does not hold every choice in every format: score it again with --fresh"
+            )
+        keep_I = np.array([item not in choices.overlapping for item in choices.item_I])
+        if not keep_I.all():
+            notes.append(
+                f"in formats: {choices.name}: {(~keep_I).sum()} of {len(keep_I)} items, of which one answer begins another, are"
+                " left out"
+            )
+        if keep_I.any():
+            found.append(only(choices, keep_I))
+    return scores._replace(benchmarks=tuple(found), notes=tuple(notes))
 
 
 def _refuse_other_weights(name: str, made: Emulated, checkpoints: dict[str, Checkpoint]) -> None:

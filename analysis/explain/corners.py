@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from evalengine.analysis.explain.choices import Array, Choices, Emulated
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import Study, once
-from evalengine.analysis.explain.grouped import joined
+from evalengine.analysis.explain.means import joined
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
 from evalengine.labels import scale_key

@@ -15,23 +15,20 @@ Reference: Mitchell et al. (2024), "An emulator for fine-tuning large language m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.claims import claim, side, supported
+from evalengine.analysis.claims import Claim, claim, side, supported
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import TOKEN, best_level, corners_of, lacks_corners, left_out
-from evalengine.analysis.explain.eft import cells
+from evalengine.analysis.explain.eft import both_ways
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
-from evalengine.analysis.explain.grouped import grouped, joined, with_q
-from evalengine.analysis.explain.parts import notes, over, pivot
+from evalengine.analysis.explain.means import grouped, joined, notes, over, with_q
 from evalengine.analysis.explain.student import p_below
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.figure import Part, Table, with_benchmarks
+from evalengine.analysis.figure import Part, Table, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval
 
 EFFECTS = PRETRAINING, FINE_TUNING, INTERACTION = "pretraining scale", "fine-tuning scale", "interaction"
@@ -62,13 +59,11 @@ def rows(study: Study) -> list[DecompositionRow]:
     if (corners := corners_of(study)) is None:
         return []
     level = best_level(study, corners)
-    up = list(cells(study, corners, "up", level, 1.0))
-    down = {cell.benchmark: cell for cell in cells(study, corners, "down", level, 1.0)}
-    whole = [cell for cell in up if cell.benchmark in down]
-    there = {cell.benchmark for cell in whole}
+    pairs = both_ways(study, corners, level)
+    whole, down = [up for up, _ in pairs], {up.benchmark: down for up, down in pairs}
     out = []
     for category, benchmark, chosen in grouped(whole):
-        note = "" if benchmark else left_out(study, corners, level, category, there)
+        note = "" if benchmark else left_out(study, corners, level, category, down)
         for measure, field in (("accuracy", "correct"), ("p_gold", "p_gold")):
             corner = [
                 {
@@ -103,13 +98,10 @@ def _family(row: DecompositionRow) -> tuple[str, str, bool] | None:
 
 def table(findings: Findings, benchmarks: bool = False) -> Table:
     """Effects on accuracy in points: of the categories and all, or of the benchmarks."""
-    at = pivot(
-        findings.means("decomposition", benchmarks, measure="accuracy"),
-        attrgetter("category", "benchmark"),
-        attrgetter("effect"),
-    )
+    found = findings.means("decomposition", benchmarks, measure="accuracy")
     lines = [
-        [place[1] or place[0], *map(share_with_interval, map(of.get, EFFECTS))] for place, of in at.items()
+        [benchmark or category, *map(share_with_interval, map(of.get, EFFECTS))]
+        for (category, benchmark), of in pivot(found, "category benchmark", "effect").items()
     ]
     head = [over(benchmarks), *(f"{effect} (points)" for effect in EFFECTS)]
     return Table("what scale does", head, [lines])

@@ -33,9 +33,8 @@ from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.dosed_items import MARGIN, OUTCOMES, dosed_items, whens
 from evalengine.analysis.explain.explainer import Study
 from evalengine.analysis.explain.exposed import CONTEXT, SIMILARITIES, Dose
-from evalengine.analysis.explain.grouped import joined, with_q
-from evalengine.analysis.explain.jackknife import jackknife
-from evalengine.analysis.explain.student import Interval, quantile
+from evalengine.analysis.explain.means import joined, with_q
+from evalengine.analysis.explain.student import Interval, jackknife, quantile
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.explain.wild import permutation_p, wild_p
 from evalengine.analysis.explain.within import centred, fitted, products, slopes, varies

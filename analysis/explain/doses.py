@@ -117,5 +117,4 @@ def of_mixtures(value_SC: Array, share_MS: Array) -> Array:
     """
     from scipy.special import logsumexp
 
-    out: Array = logsumexp(value_SC, axis=1, b=share_MS[:, :, None])
-    return out
+    return logsumexp(value_SC, axis=1, b=share_MS[:, :, None])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from operator import attrgetter
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.claims import claim
+from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import (
     SEQUENCE,
@@ -25,13 +25,11 @@ from evalengine.analysis.explain.corners import (
 )
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study, once
-from evalengine.analysis.explain.grouped import grouped, joined
-from evalengine.analysis.explain.parts import blocks, pivot
+from evalengine.analysis.explain.means import Member, grouped, joined
 from evalengine.analysis.explain.student import quantile
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
-from evalengine.analysis.figure import File, Folded, Lines, Part, Table
+from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, pivot
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval
 
 MEASURES = ("accuracy", "confidence", "p_gold", "same picks", "gap closed")
@@ -73,11 +71,10 @@ class MeanRow(NamedTuple):
     note: str
 
 
-class Cell(NamedTuple):
-    """A benchmark at one strength: (M, I) of what is emulated, of the base, and of the real fine-tuned checkpoint."""
+@dataclass(frozen=True)
+class Emulation(Member):
+    """At one strength: (M, I) of what is emulated, of the base, and of the real fine-tuned checkpoint."""
 
-    category: str
-    benchmark: str
     found: Answered
     base: Answered
     tuned: Answered
@@ -85,7 +82,7 @@ class Cell(NamedTuple):
 
 
 @once
-def cells(study: Study, corners: Corners, direction: str, level: str, beta: float) -> list[Cell]:
+def cells(study: Study, corners: Corners, direction: str, level: str, beta: float) -> list[Emulation]:
     """Every benchmark that all runs have at this level and strength."""
     out = []
     for choices in study.scores.benchmarks:
@@ -101,8 +98,15 @@ def cells(study: Study, corners: Corners, direction: str, level: str, beta: floa
             same_RI = (found.pick == tuned.pick).astype(np.float64)
             found, base, tuned = (one.mean(corners.mixture_R) for one in (found, base, tuned))
             same_MI = by_mixture(same_RI, corners.mixture_R)
-            out.append(Cell(choices.category, choices.name, found, base, tuned, same_MI))
+            out.append(Emulation(choices.category, choices.name, found, base, tuned, same_MI))
     return out
+
+
+def both_ways(study: Study, corners: Corners, level: str) -> list[tuple[Emulation, Emulation]]:
+    """Up and down at beta 1, of every benchmark that both have."""
+    down = {cell.benchmark: cell for cell in cells(study, corners, "down", level, 1.0)}
+    up = cells(study, corners, "up", level, 1.0)
+    return [(cell, down[cell.benchmark]) for cell in up if cell.benchmark in down]
 
 
 def eft_rows(study: Study) -> list[EftRow]:
@@ -135,7 +139,7 @@ def mean_rows(study: Study) -> list[MeanRow]:
 
 
 def _means(
-    study: Study, corners: Corners, at: tuple[str, str, float], every: Sequence[Cell]
+    study: Study, corners: Corners, at: tuple[str, str, float], every: Sequence[Emulation]
 ) -> Iterator[MeanRow]:
     direction, level, beta = at
     there = {cell.benchmark for cell in every}
@@ -148,7 +152,7 @@ def _means(
             yield MeanRow(*about, *mean, joined(why, lost))
 
 
-def measured(chosen: Sequence[Cell], measure: str, level: float) -> tuple[Mean, str]:
+def measured(chosen: Sequence[Emulation], measure: str, level: float) -> tuple[Mean, str]:
     """The mean of a measure over benchmarks, and why it is not defined."""
     if measure == "gap closed":
         gained = [cell.found.correct - cell.base.correct for cell in chosen]
@@ -204,22 +208,18 @@ def dial(findings: Findings) -> Lines:
     """Accuracy against beta, from the base to the checkpoint that was really fine-tuned."""
     rows = findings.means("eft_means", measure="accuracy", level=shown_level(findings))
     names = strengths(rows)
-    return Lines(
-        rows,
-        list(names.values()),
-        lambda row: names[f"{row.beta:g}"],
-        lambda row: f"{row.direction}: base {row.scale}",
-    )
+    x, panel = lambda row: names[f"{row.beta:g}"], lambda row: f"{row.direction}: base {row.scale}"
+    return Lines(rows, list(names.values()), x, panel)
 
 
-def means_table(findings: Findings, measure: str = "accuracy") -> Table:
-    """Means over the categories at every strength, from the base to the checkpoint that was really fine-tuned."""
-    found = findings.rows("eft_means", measure=measure, benchmark="", level=shown_level(findings))
+def means_table(findings: Findings) -> Table:
+    """Accuracy over the categories at every strength, from the base to the checkpoint that was really fine-tuned."""
+    found = findings.means("eft_means", measure="accuracy", level=shown_level(findings))
     names = strengths(found)
-    at = pivot(found, attrgetter("category", "direction", "scale"), lambda row: f"{row.beta:g}")
+    at = pivot(found, "category direction scale", lambda row: f"{row.beta:g}")
     lines = [[*place, *(share_with_interval(of.get(beta)) for beta in names)] for place, of in at.items()]
     head = [name if beta in ("0", "nan") else f"beta {name}" for beta, name in names.items()]
-    return Table(f"{measure} (%)", ["mean over", "direction", "scale", *head], blocks(lines, 1, 2), texts=3)
+    return Table("accuracy (%)", ["mean over", "direction", "scale", *head], blocks(lines, 1, 2), texts=3)
 
 
 def gap_table(findings: Findings) -> Table:
@@ -232,16 +232,8 @@ def gap_table(findings: Findings) -> Table:
             same = [at.get((category, direction, "same picks", b)) for b in (beta, BASE)]
             cells = [share_with_interval(row) for row in (closed, *same)]
             rows.append([category, direction, closed.scale, *cells, closed.note])
-    head = [
-        "mean over",
-        "direction",
-        "scale",
-        "gap closed (%)",
-        "same picks (%)",
-        "same picks, base (%)",
-        "note",
-    ]
-    return Table("what beta 1 closes", head, [rows], texts=3, prose=True, stacked=True)
+    head = ["mean over", "direction", "scale", "gap closed (%)", "same picks (%)", "same picks, base (%)"]
+    return Table("what beta 1 closes", [*head, "note"], [rows], texts=3, prose=True, stacked=True)
 
 
 def shown(findings: Findings) -> Iterator[Part]:

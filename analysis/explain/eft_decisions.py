@@ -10,22 +10,20 @@ Dims: M mixtures, B benchmarks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from operator import attrgetter
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.claims import claim
-from evalengine.analysis.explain.corners import best_level, corners_of, lacks_corners, left_out
-from evalengine.analysis.explain.eft import cells
+from evalengine.analysis.claims import Claim, claim
+from evalengine.analysis.explain.choices import Array
+from evalengine.analysis.explain.corners import Answered, best_level, corners_of, lacks_corners, left_out
+from evalengine.analysis.explain.eft import both_ways
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
-from evalengine.analysis.explain.grouped import joined
-from evalengine.analysis.explain.parts import blocks, notes, over, pivot
+from evalengine.analysis.explain.means import joined, notes, over
 from evalengine.analysis.explain.ranking import LEAST, MEASURES, interval, over_benchmarks, with_and_without
-from evalengine.analysis.figure import Part, Table, with_benchmarks
+from evalengine.analysis.figure import Part, Table, blocks, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval, with_interval
 
 BASE, SMALL, EFT = "large base", "small fine-tuned", "emulated"
@@ -53,16 +51,19 @@ def rows(study: Study) -> list[DecisionRow]:
     if (corners := corners_of(study)) is None or len(corners.mixtures) < LEAST:
         return []
     level = best_level(study, corners)
-    small = {cell.benchmark: cell for cell in cells(study, corners, "down", level, 1.0)}
-    every = [cell for cell in cells(study, corners, "up", level, 1.0) if cell.benchmark in small]
-    if not every:
+    if not (pairs := both_ways(study, corners, level)):
         return []
+    every = [up for up, _ in pairs]
+
+    def accuracies(found: Iterable[Answered]) -> Array:
+        return np.stack([one.correct.mean(axis=1) for one in found], axis=1)
+
     accuracy = {
-        EFT: np.stack([cell.found.correct.mean(axis=1) for cell in every], axis=1),
-        BASE: np.stack([cell.base.correct.mean(axis=1) for cell in every], axis=1),
-        SMALL: np.stack([small[cell.benchmark].tuned.correct.mean(axis=1) for cell in every], axis=1),
+        EFT: accuracies(up.found for up in every),
+        BASE: accuracies(up.base for up in every),
+        SMALL: accuracies(down.tuned for _, down in pairs),
     }
-    target_MB = np.stack([cell.tuned.correct.mean(axis=1) for cell in every], axis=1)
+    target_MB = accuracies(up.tuned for up in every)
     there = {cell.benchmark for cell in every}
     out, block_M = [], study.block_of(corners.mixtures)
     for measure in MEASURES:
@@ -89,7 +90,7 @@ def lacks(study: Study) -> str:
 
 def table(findings: Findings, benchmarks: bool = False) -> Table:
     found = findings.means("eft_decisions", benchmarks)
-    at = pivot(found, attrgetter("measure", "category", "benchmark"), attrgetter("predictor", "minus"))
+    at = pivot(found, "measure category benchmark", "predictor minus")
     columns = (*COMPARED[1:3], COMPARED[0], *COMPARED[3:])
     lines = []
     for (measure, category, benchmark), of in at.items():

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.blocks import AUTO, blocks_of
+from evalengine.analysis.claims import Claim
 from evalengine.analysis.explain.choices import Scores
 from evalengine.analysis.explain.design import Design
 from evalengine.analysis.figure import Heading, Part
 from evalengine.analysis.items import factors_of
 from evalengine.analysis.mixtures import Mixtures, joined
 from evalengine.analysis.panel import Blocks
-from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import Method
 
 F = TypeVar("F", bound=Callable[..., Any])

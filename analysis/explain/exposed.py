@@ -70,8 +70,7 @@ class Dosed(NamedTuple):
         gold_MI = of_MC[:, self.choices.gold_C]
         wrong_I = np.diff(self.choices.offset_I1) - 1
         sum_MI = np.add.reduceat(of_MC, first_I, axis=1)
-        out: Array = np.where(wrong_I > 0, gold_MI - (sum_MI - gold_MI) / np.maximum(wrong_I, 1), np.nan)
-        return out
+        return np.where(wrong_I > 0, gold_MI - (sum_MI - gold_MI) / np.maximum(wrong_I, 1), np.nan)
 
 
 class Exposed(NamedTuple):
@@ -84,21 +83,15 @@ class Exposed(NamedTuple):
     notes: tuple[str, ...]
 
 
-class Keys(NamedTuple):
-    """The columns that say what a row of a file is of."""
+class Similar(NamedTuple):
+    """What similarity.arrow holds; `table.Exposure` says of its rows what they are of in the same fields."""
 
+    about: About
     benchmark: Coded
     item: Coded
     source: Coded
     kind: Coded
     choice_R: NDArray[Any]
-
-
-class Similar(NamedTuple):
-    """What similarity.arrow holds."""
-
-    about: About
-    keys: Keys
     value_R: Array
 
 
@@ -255,8 +248,7 @@ def _counts(
     choices: Choices, counted: table.Exposure, sources: tuple[str, ...], listed_C: NDArray[np.bool_]
 ) -> dict[Dose, Array]:
     """Counts, and words of the longest match; what is listed and has no row is 0, what has no n-gram of that n is unknown."""
-    keys = Keys(counted.benchmark, counted.item, counted.source, counted.kind, counted.choice_R)
-    rows = _rows(choices, keys, sources)
+    rows = _rows(choices, counted, sources)
     out: dict[Dose, Array] = {}
     for k, kind in enumerate(counted.kind.names):
         of_kind = counted.kind.code_R[rows.row] == k
@@ -281,8 +273,8 @@ def _similar(path: Path) -> Similar | None:
     try:
         found = sealed.read(path)
         about = about_of(path, found.schema.metadata)
-        columns = [found[name].combine_chunks() for name in ("benchmark", "item", "source", "kind")]
-        coded = [column.dictionary_encode() for column in columns]
+        keys = (found[name].combine_chunks() for name in ("benchmark", "item", "source", "kind"))
+        coded = [column.dictionary_encode() for column in keys]
         named = (Coded(one.dictionary.to_pylist(), arrow.numbers(one.indices)) for one in coded)
         benchmark, item, source, kind = named
         choice_R, value_R = (arrow.numbers(found[name].combine_chunks()) for name in ("choice", "value"))
@@ -290,31 +282,30 @@ def _similar(path: Path) -> Similar | None:
         raise UserError(
             f"{path} is damaged or holds no similarities: run `evalengine expose` again"
         ) from None
-    return Similar(about, Keys(benchmark, item, source, kind, choice_R), value_R.astype(np.float64))
+    return Similar(about, benchmark, item, source, kind, choice_R, value_R.astype(np.float64))
 
 
 def _similarities(choices: Choices, similar: Similar, sources: tuple[str, ...]) -> dict[Dose, Array]:
     """What has no row is unknown."""
-    keys = similar.keys
-    rows = _rows(choices, keys, sources)
+    rows = _rows(choices, similar, sources)
     out: dict[Dose, Array] = {}
-    for k, kind in enumerate(keys.kind.names):
-        row, c, s = (field[keys.kind.code_R[rows.row] == k] for field in rows)
+    for k, kind in enumerate(similar.kind.names):
+        row, c, s = (field[similar.kind.code_R[rows.row] == k] for field in rows)
         out[Dose(kind, 0)] = np.full((len(sources), int(choices.offset_I1[-1])), np.nan)
         out[Dose(kind, 0)][s, c] = similar.value_R[row]
     return out
 
 
-def _rows(choices: Choices, keys: Keys, sources: tuple[str, ...]) -> Rows:
+def _rows(choices: Choices, of: table.Exposure | Similar, sources: tuple[str, ...]) -> Rows:
     """The rows of a benchmark's items in the sources that the study has."""
     number = {item: i for i, item in enumerate(choices.item_I)}
-    item_R = np.array([number.get(item, -1) for item in keys.item.names], dtype=np.int64)[keys.item.code_R]
-    place = [sources.index(s) if s in sources else -1 for s in keys.source.names]
-    source_R = np.array(place, dtype=np.int64)[keys.source.code_R]
-    mine = [name == choices.name for name in keys.benchmark.names]
-    benchmark_R = np.array(mine, dtype=bool)[keys.benchmark.code_R]
+    item_R = np.array([number.get(item, -1) for item in of.item.names], dtype=np.int64)[of.item.code_R]
+    place = [sources.index(s) if s in sources else -1 for s in of.source.names]
+    source_R = np.array(place, dtype=np.int64)[of.source.code_R]
+    mine = [name == choices.name for name in of.benchmark.names]
+    benchmark_R = np.array(mine, dtype=bool)[of.benchmark.code_R]
     row = np.flatnonzero(benchmark_R & (item_R >= 0) & (source_R >= 0))
-    i, j = item_R[row], keys.choice_R[row].astype(np.int64)
+    i, j = item_R[row], of.choice_R[row].astype(np.int64)
     if (j < 0).any() or (j >= np.diff(choices.offset_I1)[i]).any():
         raise UserError(
             f"{choices.name}: the exposures have choices that the store's items have not: run `evalengine expose` on the data "

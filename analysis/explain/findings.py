@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from evalengine.analysis.explain import exposed
-from evalengine.analysis.explain.choices import Scores, read_choices
+from evalengine.analysis.explain.choices import Scores, read_choices, read_formats
 from evalengine.analysis.explain.corners import in_order
 from evalengine.analysis.explain.design import Design, design_of
 from evalengine.analysis.explain.explainer import Findings, Options, Study
 from evalengine.analysis.explain.registry import EXPLAINERS
-from evalengine.analysis.explain.renderings import read_formats
 from evalengine.analysis.figure import Part, by
 from evalengine.analysis.items import names
-from evalengine.analysis.together import read_together, write_together
+from evalengine.analysis.together import read_together, rows_from, write_together
 from evalengine.errors import UserError
 
 MANIFEST = "explain.json"
@@ -156,13 +154,7 @@ def load(folder: Path) -> Findings | None:
     command = f"evalengine explain STORE --out {folder}"
     method, read = read_together(folder, MANIFEST, TABLES_VERSION, command)
     try:
-        tables = {
-            one.table: [
-                one.row(**{key: math.nan if value is None else value for key, value in raw.items()})
-                for raw in read[one.table]
-            ]
-            for one in EXPLAINERS
-        }
+        tables = {one.table: rows_from(one.row, read[one.table]) for one in EXPLAINERS}
     except (KeyError, TypeError):
         raise UserError(f"{folder} holds damaged tables: run `{command}` again") from None
     return Findings(method, tables)

@@ -13,26 +13,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from operator import attrgetter
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.claims import side, supported
+from evalengine.analysis.claims import CAUTION, Claim, side, supported
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.grouped import grouped
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
-from evalengine.analysis.explain.jackknife import jackknife
 from evalengine.analysis.explain.logistic import fit
-from evalengine.analysis.explain.parts import blocks, lines_of, over, pivot
-from evalengine.analysis.explain.student import half_width
+from evalengine.analysis.explain.means import Member, grouped, lines_of, over
+from evalengine.analysis.explain.student import half_width, jackknife
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.figure import File, Folded, Lines, Part, Table, with_benchmarks
+from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import CAUTION, Claim
 from evalengine.analysis.results import share_with_interval, with_interval
 from evalengine.errors import UserError
 
@@ -87,9 +84,8 @@ class ItemRow(NamedTuple):
     text: str
 
 
-class Cell(NamedTuple):
-    category: str
-    benchmark: str
+@dataclass(frozen=True)
+class Turned(Member):
     value: dict[tuple[str, str], Array]  # by measure and against, (M, I)
 
 
@@ -104,7 +100,7 @@ def flip_rows(study: Study) -> list[FlipRow]:
     return out
 
 
-def cells(data: ItemLevel) -> Iterator[Cell]:
+def cells(data: ItemLevel) -> Iterator[Turned]:
     mixtures = np.unique(data.mixture_R)
     before_MI, after_MI = (by_mixture(x, data.mixture_R) for x in (data.right_before, data.right_after))
     right_MI = by_mixture(data.right_before * data.right_after, data.mixture_R)
@@ -122,7 +118,7 @@ def cells(data: ItemLevel) -> Iterator[Cell]:
             value[measure, EXCESS] = value[measure, ""] - value[measure, TWIN]
     for b, benchmark in enumerate(data.benchmarks):
         mine = data.benchmark_I == b
-        yield Cell(data.categories[b], benchmark, {key: x_MI[:, mine] for key, x_MI in value.items()})
+        yield Turned(data.categories[b], benchmark, {key: x_MI[:, mine] for key, x_MI in value.items()})
 
 
 def hysteresis(data: ItemLevel, scale: str, level: float) -> FlipRow:
@@ -230,7 +226,7 @@ def table(findings: Findings, benchmarks: bool = False) -> Table:
     columns = [(KEPT, ""), (LEARNED, ""), (LEARNED, TWIN), (LEARNED, EXCESS), (LOST, ""), (LOST, TWIN)]
     lines = [
         [name, scale, *map(share_with_interval, map(at.get, columns))]
-        for name, scale, at in lines_of(findings, "flips", benchmarks, "measure", "against")
+        for name, scale, at in lines_of(findings, "flips", benchmarks, "measure against")
     ]
     head = [f"{measure}{', ' + against if against else ''} (%)" for measure, against in columns]
     return Table("flips", [over(benchmarks), "scale", *head], blocks(lines, 1), texts=2)
@@ -245,20 +241,10 @@ def curves(findings: Findings) -> Lines:
 def items_table(findings: Findings) -> Table:
     found: list[Any] = findings.tables["flipped_items"]
     texts = any(r.text for r in found)
-    lines = [
-        [
-            r.benchmark,
-            r.item,
-            r.direction,
-            str(r.learned),
-            str(r.lost),
-            str(r.runs),
-            *([r.text] if texts else []),
-        ]
-        for r in found
-    ]
-    head = ["benchmark", "item", "mostly", LEARNED, LOST, "runs", *(["text"] if texts else [])]
-    return Table("flipped items", head, blocks(lines, 2), texts=3, prose=texts, stacked=texts)
+    head = ["benchmark", "item", "mostly", LEARNED, LOST, "runs", "text"]
+    columns = len(head) if texts else len(head) - 1
+    lines = [list(map(str, r[:columns])) for r in found]  # the columns are the fields
+    return Table("flipped items", head[:columns], blocks(lines, 2), texts=3, prose=texts, stacked=texts)
 
 
 def shown(findings: Findings) -> Iterator[Part]:
@@ -273,16 +259,14 @@ def shown(findings: Findings) -> Iterator[Part]:
     yield "Tenths of all items, the smallest on the left; of those that were wrong, and that were right."
     for r in findings.rows("flips", measure=HYSTERESIS):
         yield f"Hysteresis at {r.scale}: {f'{with_interval(r)} nats' if r.estimate == r.estimate else r.note}."
-    ask = (
-        "" if findings.method["data"] else " Give explain the benchmarks' folder (--data) to see their texts."
-    )
-    items: list[Part] = [f"Over the runs of all scales.{ask}", items_table(findings)]
-    yield Folded("The items that turned most consistently", items)
+    ask = " Give explain the benchmarks' folder (--data) to see their texts."
+    words = f"Over the runs of all scales.{'' if findings.method['data'] else ask}"
+    yield Folded("The items that turned most consistently", [words, items_table(findings)])
 
 
 def claims(findings: Findings) -> Iterator[Claim]:
     every = findings.means("flips", category=ALL, measure=LEARNED)
-    for scale, at in pivot(every, attrgetter("scale"), attrgetter("against")).items():
+    for scale, at in pivot(every, "scale", "against").items():
         if TWIN not in at:
             continue
         said = f"{share_with_interval(at[''])}% of the items at {scale}; of a twin {share_with_interval(at[TWIN])}%"
@@ -294,13 +278,6 @@ def claims(findings: Findings) -> Iterator[Claim]:
             yield Claim(CAUTION, f"{what}: {said}; any two models differ by as many.")
 
 
-EXPLAINER = Explainer(
-    "flips",
-    FlipRow,
-    flip_rows,
-    "Items that turn",
-    shown=shown,
-    said=claims,
-)
+EXPLAINER = Explainer("flips", FlipRow, flip_rows, "Items that turn", shown=shown, said=claims)
 CURVES = Explainer("flip_curves", CurveRow, curve_rows)
 ITEMS = Explainer("flipped_items", ItemRow, item_rows)

@@ -21,20 +21,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.claims import claim
+from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
-from evalengine.analysis.explain.grouped import grouped, joined, partly
-from evalengine.analysis.explain.parts import blocks, lines_of, over
+from evalengine.analysis.explain.means import Member, grouped, joined, lines_of, over, partly
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.figure import Part, Table, with_benchmarks
+from evalengine.analysis.figure import Part, Table, blocks, with_benchmarks
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import with_interval
 from evalengine.labels import CHAT
 
@@ -61,20 +60,15 @@ class FormatRow(NamedTuple):
 def compared(stages: tuple[str, str]) -> list[tuple[str, str]]:
     """Pairs of a stage and the one it is compared with, whether or not both were scored."""
     before, after = stages
-    chat = [
-        (after + CHAT, before),
-        (after + CHAT, before + CHAT),
-        (before + CHAT, before),
-        (after + CHAT, after),
-    ]
-    return list(dict.fromkeys([(after, before), *chat]))
+    in_chat = [(after + CHAT, stage) for stage in (before, before + CHAT)]
+    by_format = [(stage + CHAT, stage) for stage in (before, after)]
+    return list(dict.fromkeys([(after, before), *in_chat, *by_format]))
 
 
-class Cell(NamedTuple):
-    """One benchmark: by stage, then measure, (M, I)."""
+@dataclass(frozen=True)
+class Decomposed(Member):
+    """By stage, then measure, (M, I)."""
 
-    category: str
-    benchmark: str
     value: dict[str, dict[str, Array]]
     above: float  # share of items and checkpoints whose mass exceeds 1
 
@@ -99,13 +93,13 @@ def values(cells: Sequence[Any], measure: str, stage: str, minus: str = "") -> l
     return [x - cell.value[minus][measure] for x, cell in zip(at_MI, cells, strict=True)] if minus else at_MI
 
 
-def note_of(there: list[Cell], every: list[Cell]) -> str:
+def note_of(there: list[Decomposed], every: list[Decomposed]) -> str:
     above = float(np.mean([cell.above for cell in there]))
     said = f"choices begin with one another: mass above 1 on {above:.2%} of the items" if above > 0 else ""
     return joined(said, partly(there, every))
 
 
-def cells(study: Study, scale: str) -> Iterator[Cell]:
+def cells(study: Study, scale: str) -> Iterator[Decomposed]:
     before, after = study.design.stages
     mixture_R = study.design.mixture_R(scale)
     names = {before: study.design.names(scale, False), after: study.design.names(scale, True)}
@@ -121,7 +115,7 @@ def cells(study: Study, scale: str) -> Iterator[Cell]:
             above = max(above, float((parts[FORMAT] > 1e-6).mean()))
             value[stage] = {name: by_mixture(x_RI, mixture_R) for name, x_RI in parts.items()}
         if before in value and after in value:
-            yield Cell(choices.category, choices.name, value, above)
+            yield Decomposed(choices.category, choices.name, value, above)
 
 
 def decomposed(some: Choices) -> dict[str, Array]:
@@ -133,21 +127,13 @@ def decomposed(some: Choices) -> dict[str, Array]:
 def table(findings: Findings, benchmarks: bool = False) -> Table:
     """The change of each part, beside the mass at each stage."""
     lines = []
-    for name, scale, at in lines_of(findings, "format", benchmarks, "stage", "minus", "measure"):
+    for name, scale, at in lines_of(findings, "format", benchmarks, "stage minus measure"):
         for stage, minus in dict.fromkeys(key[:2] for key in at if key[1]):
             change = [with_interval(at[stage, minus, measure]) for measure in (GOLD, FORMAT, KNOWLEDGE)]
             mass = [f"{at[s, '', MASS].estimate:.3f}" for s in (minus, stage)]
             lines.append([name, scale, f"{minus} → {stage}", *change, *mass])
-    head = [
-        over(benchmarks),
-        "scale",
-        "stages",
-        f"change of {GOLD}",
-        FORMAT,
-        KNOWLEDGE,
-        "mass before",
-        "mass after",
-    ]
+    head = [over(benchmarks), "scale", "stages", f"change of {GOLD}", FORMAT, KNOWLEDGE]
+    head += ["mass before", "mass after"]
     return Table("format and knowledge", head, blocks(lines, 1, 2), texts=3)
 
 
@@ -173,9 +159,8 @@ def claims(findings: Findings) -> Iterator[Claim]:
     }
     pairs = compared(tuple(findings.method["stages"]))
     for scale, (after, before), measure in itertools.product(findings.method["scales"], pairs, parts):
-        for row in findings.means(
-            "format", category=ALL, scale=scale, measure=measure, stage=after, minus=before
-        ):
+        at = {"category": ALL, "scale": scale, "measure": measure, "stage": after, "minus": before}
+        for row in findings.means("format", **at):
             what = f"{before} to {after}"
             yield claim(
                 row,

@@ -24,24 +24,21 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from operator import attrgetter
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.claims import claim
+from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array, Scores
 from evalengine.analysis.explain.design import Place, by_mixture, ordered, placed
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, once
-from evalengine.analysis.explain.grouped import grouped, joined, partly
-from evalengine.analysis.explain.parts import blocks, over, pivot, signed
-from evalengine.analysis.explain.renderings import in_format
+from evalengine.analysis.explain.means import Member, grouped, joined, over, partly, signed
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.figure import File, Folded, Lines, Part, Table, by
+from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, by, pivot
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
-from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import share_with_interval, with_interval
 from evalengine.labels import CHAT, TRAINED, scale_key, stage_key
 
@@ -100,9 +97,8 @@ class Shares(NamedTuple):
     mass_MI: Array
 
 
-class Cell(NamedTuple):
-    category: str
-    benchmark: str
+@dataclass(frozen=True)
+class Shared(Member):
     at: dict[str, Shares]  # by stage, where all its runs were scored
 
 
@@ -148,13 +144,13 @@ def _rows(study: Study) -> Iterator[ShareRow]:
                 yield ShareRow(scale, category, benchmark, mixture, stage, minus, key[0], key[1], *mean, note)
 
 
-def note_of(there: list[Cell], every: list[Cell], stage: str) -> str:
+def note_of(there: list[Shared], every: list[Shared], stage: str) -> str:
     faint = [cell.benchmark for cell in there if cell.at[stage].mass_MI.mean() < FAINT]
     said = f"below {FAINT:.0%} of the probability is in any of the formats on {names(faint)}" if faint else ""
     return joined(said, partly(there, every))
 
 
-def measures(cells: list[Cell], stage: str, index_M: list[int], formats: Sequence[str]) -> Measures:
+def measures(cells: list[Shared], stage: str, index_M: list[int], formats: Sequence[str]) -> Measures:
     """What is averaged over items and benchmarks, of some of the stage's mixtures."""
     found = [Shares(*(x[index_M] for x in cell.at[stage])) for cell in cells]
     mean_MF = np.mean([one.share_MFI.mean(axis=2) for one in found], axis=0)
@@ -197,7 +193,7 @@ def previous(stage: str, known: Mapping[str, object], first: str) -> str:
     return first if plain not in TRAINED and first != stage and first in known else ""
 
 
-def cells(scores: Scores, by_stage: Mapping[str, Mapping[Place, str]]) -> Iterator[Cell]:
+def cells(scores: Scores, by_stage: Mapping[str, Mapping[Place, str]]) -> Iterator[Shared]:
     """Of one scale, every benchmark."""
     for choices in scores.benchmarks:
         at = {}
@@ -205,18 +201,20 @@ def cells(scores: Scores, by_stage: Mapping[str, Mapping[Place, str]]) -> Iterat
             checkpoints, _, mixture_R = of_stage(found)
             if (some := choices.of(checkpoints)) is None:
                 continue
-            written = [in_format(some, f) for f in range(len(choices.formats))]
+            written = [some.in_format(f) for f in range(len(choices.formats))]
             log_RFI = np.stack([one.log_mass() for one in written], axis=1)
             right_RFI = np.stack([one.right() for one in written], axis=1)
             total_RI = np.logaddexp.reduce(log_RFI, axis=1)
             share_RFI = np.exp(log_RFI - total_RI[:, None])
             at[stage] = Shares(*(by_mixture(x, mixture_R) for x in (share_RFI, right_RFI, np.exp(total_RI))))
         if at:
-            yield Cell(choices.category, choices.name, at)
+            yield Shared(choices.category, choices.name, at)
 
 
 def winner_rows(study: Study) -> list[WinnerRow]:
-    found = pivot(rows(study), lambda r: r[:5], lambda r: r[5:8])
+    found: dict[tuple[str, str, str, str, str], dict[Any, ShareRow]] = pivot(
+        rows(study), "scale category benchmark mixture stage", "minus measure format"
+    )
     out = []
     for place, here in found.items():
         winner = largest(here)
@@ -282,24 +280,16 @@ def table(findings: Findings, benchmarks: bool = False) -> Table:
                 *map(percent, (w.accuracy, w.accuracy_before, w.mass)),
             ]
         )
-    head = [
-        "share (%)",
-        "before (%), winner then",
-        "entropy",
-        "change",
-        "accuracy in it (%)",
-        "before (%)",
-        "mass (%)",
-    ]
-    first = [over(benchmarks), "scale", "stage", "winner"]
-    return Table("format shares", [*first, *head], blocks(lines, 1, 2), texts=4)
+    head = [over(benchmarks), "scale", "stage", "winner", "share (%)", "before (%), winner then"]
+    head += ["entropy", "change", "accuracy in it (%)", "before (%)", "mass (%)"]
+    return Table("format shares", head, blocks(lines, 1, 2), texts=4)
 
 
 def each_format(findings: Findings, measure: str) -> Table:
     """A measure of every format, in percent: a line for each stage and mean."""
     found = findings.means("format_shares", measure=measure, minus="", mixture="")
     formats = list(dict.fromkeys(r.format for r in found))
-    at = pivot(found, attrgetter("category", "scale", "stage"), attrgetter("format"))
+    at = pivot(found, "category scale stage", "format")
     lines = [[*place, *(percent(of[form].estimate) for form in formats)] for place, of in at.items()]
     head = ["mean over", "scale", "stage", *formats]
     return Table(f"{measure} by format", head, blocks(lines, 1, 2), texts=3)
@@ -310,26 +300,11 @@ def by_mixtures(findings: Findings) -> Table:
     lines = []
     for w in findings.means("format_winners", category=ALL):
         if w.mixture:
-            drop = signed(w.drop) if w.before else "–"
-            shares = [
-                percent(w.share),
-                percent(w.share_before),
-                f"{w.entropy:.2f}",
-                drop,
-                percent(w.accuracy),
-            ]
+            entropy = [f"{w.entropy:.2f}", signed(w.drop) if w.before else "–"]
+            shares = [percent(w.share), percent(w.share_before), *entropy, percent(w.accuracy)]
             lines.append([w.mixture, w.scale, w.stage, w.winner, *shares])
-    head = [
-        "mixture",
-        "scale",
-        "stage",
-        "winner",
-        "share (%)",
-        "before (%)",
-        "entropy",
-        "drop",
-        "accuracy in it (%)",
-    ]
+    head = ["mixture", "scale", "stage", "winner", "share (%)", "before (%)", "entropy", "drop"]
+    head += ["accuracy in it (%)"]
     return Table("format winners by mixture", head, blocks(lines, 1, 2), texts=4)
 
 

@@ -1,17 +1,25 @@
-"""Whether a benchmark follows how often its material stood in the mixture: table `frequency`, computed in dose_slopes.py."""
+"""Whether a benchmark follows how often its material stood in the mixture: table `frequency`, computed in dose_slopes.py.
+
+Beside it the plot that is usual and says little, accuracy by bins of dose: table `frequency_bins`. A bin takes the items and
+mixtures of a tenth of the doses, of all benchmarks. Its mean differs from the next one's because other items are in it, and means
+of many items hide how far items lie from the line: r over ten bins may be 0.9 where r over items is 0.2. The second line has the
+slope within items, through the mean of all.
+
+Reference: Udandarao et al. (2024), arXiv 2404.04125, for plots of bins.
+
+Dims: M mixtures, I items, K bins.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.claims import claim, side
+from evalengine.analysis.claims import CAUTION, Claim, claim, side
 from evalengine.analysis.explain import doses, exposed
-from evalengine.analysis.explain.dose_bins import OF_ITEMS
 from evalengine.analysis.explain.dose_slopes import (
     ACROSS,
     AT_ZERO,
@@ -20,22 +28,93 @@ from evalengine.analysis.explain.dose_slopes import (
     WHERE_SEEN,
     ZERO,
     FrequencyRow,
+    X,
     rows,
 )
-from evalengine.analysis.explain.dosed_items import ACCURACY, MARGIN, OUTCOMES, whens
+from evalengine.analysis.explain.dosed_items import (
+    ACCURACY,
+    MARGIN,
+    OUTCOMES,
+    DosedItems,
+    When,
+    dosed_items,
+    whens,
+)
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.parts import blocks, lines_of, pivot, signed, when_said
-from evalengine.analysis.figure import File, Folded, Intervals, Lines, Part, Table, with_benchmarks
+from evalengine.analysis.explain.means import lines_of, signed, when_said
+from evalengine.analysis.explain.student import half_width
+from evalengine.analysis.explain.within import fitted, varies
+from evalengine.analysis.figure import (
+    File,
+    Folded,
+    Intervals,
+    Lines,
+    Part,
+    Table,
+    blocks,
+    pivot,
+    with_benchmarks,
+)
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import CAUTION, Claim
 from evalengine.analysis.results import p_value, with_interval
 
 HIGH = 0.7  # an r over bins that someone could take for evidence
+BINS = 10
+OF_ITEMS, OF_SLOPE = "bins of items", "slope within items"
 DETAILS = (SLOPE, ACROSS, WHERE_SEEN, ZERO, CURVATURE, AT_ZERO)
-HEADLINE: dict[str, Any] = {
-    "headline": 1,
-    "measure": SLOPE,
-}  # the slope of the dose that is looked at closely
+# The slope of the dose that is looked at closely.
+HEADLINE: dict[str, Any] = {"headline": 1, "measure": SLOPE}
+
+
+class BinRow(NamedTuple):
+    """Accuracy in percent; intervals are over mixtures."""
+
+    scale: str
+    stage: str
+    dose: str
+    category: str  # bins of items, or slope within items
+    bin: int
+    at: float  # mean dose
+    estimate: float
+    low: float
+    high: float
+    items: int  # times mixtures
+
+
+def bin_rows(study: Study) -> list[BinRow]:
+    out: list[BinRow] = []
+    if (dose := doses.headline(study)) is None:
+        return out
+    for scale in study.design.scales:
+        if (items := dosed_items(study, scale, {X: (dose, None)})) is None:
+            continue
+        for when in whens(study.design.stages)[:2]:
+            found = _bins_of(items, when, study.options.level)
+            out += [row._replace(scale=scale, dose=str(dose)) for row in found]
+    return out
+
+
+def _bins_of(items: DosedItems, when: When, level: float) -> Iterator[BinRow]:
+    x, y = items.within()
+    if not varies(x[X]):
+        return
+    slope, _ = fitted(np.stack([x[X], y[when, ACCURACY]]), level)
+    x_MI, y_MI = items.x[X], 100.0 * items.y[when, ACCURACY]
+    edges = np.unique(np.quantile(x_MI, np.arange(1, BINS) / BINS))
+    bin_MI = np.searchsorted(edges, x_MI, side="right")
+    for k in range(len(edges) + 1):
+        mine = bin_MI == k
+        count_M = mine.sum(axis=1)
+        if not count_M.all():
+            continue
+        mean_M = np.where(mine, y_MI, 0.0).sum(axis=1) / count_M
+        half, at, mean = half_width(mean_M, level), float(x_MI[mine].mean()), float(y_MI[mine].mean())
+        items_K = int(mine.sum())
+        yield BinRow("", when[0], "", OF_ITEMS, k, at, mean, mean - half, mean + half, items_K)
+        away = 100.0 * (at - float(x_MI.mean()))
+        middle = float(y_MI.mean())
+        line, *ends = (middle + away * float(b[0]) for b in slope[:3])
+        yield BinRow("", when[0], "", OF_SLOPE, k, at, line, min(ends), max(ends), items_K)
 
 
 def lacks(study: Study) -> str:
@@ -54,9 +133,7 @@ def slopes_table(findings: Findings, benchmarks: bool = False) -> Table:
     keys = [(outcome, *when) for outcome in unit for when in every]
     lines = [
         [name, scale, *map(with_interval, map(of.get, keys)), f"{of[keys[0]].items:,}"]
-        for name, scale, of in lines_of(
-            findings, "frequency", benchmarks, "outcome", "stage", "minus", **HEADLINE
-        )
+        for name, scale, of in lines_of(findings, "frequency", benchmarks, "outcome stage minus", **HEADLINE)
     ]
     head = [f"{outcome}, {when_said(*when)} ({unit[outcome]})" for outcome in unit for when in every]
     columns = ["benchmark" if benchmarks else "items of", "scale", *head, "items"]
@@ -77,7 +154,7 @@ def doses_table(findings: Findings) -> Table:
 def details_table(findings: Findings) -> Table:
     """All items, the headline dose: every measure."""
     found = findings.rows("frequency", headline=1, category=ALL, minus="")
-    at = pivot(found, attrgetter("scale"), attrgetter("measure", "outcome", "stage"))
+    at = pivot(found, "scale", "measure outcome stage")
     places = [(outcome, stage) for outcome in OUTCOMES for stage in findings.method["stages"]]
     lines = [
         [measure, scale, *(with_interval(of.get((measure, *place))) for place in places)]
@@ -113,13 +190,8 @@ def before_and_after(findings: Findings) -> Intervals:
     ends = [abs(end) for r in found for end in (r.estimate, r.low, r.high) if math.isfinite(end)]
     limit = max(ends, default=1.0)
     step = 10.0 ** math.floor(math.log10(limit)) / 2.0 if limit > 0 else 1.0
-    return Intervals(
-        found,
-        lambda r: r.category,
-        panel=lambda r: r.scale,
-        limit=math.ceil(limit / step) * step,
-        measure="nats for each log unit",
-    )
+    figure = Intervals(found, lambda r: r.category, panel=lambda r: r.scale)
+    return figure._replace(limit=math.ceil(limit / step) * step, measure="nats for each log unit")
 
 
 def shown(findings: Findings) -> Iterator[Part]:
@@ -177,7 +249,7 @@ def binned_r(findings: Findings) -> dict[tuple[str, str], float]:
     """r over the bins, by scale and stage."""
     out = {}
     found = findings.rows("frequency_bins", category=OF_ITEMS)
-    for place, of in pivot(found, attrgetter("scale", "stage"), attrgetter("bin")).items():
+    for place, of in pivot(found, "scale stage", "bin").items():
         at, value = (np.array([getattr(r, field) for r in of.values()]) for field in ("at", "estimate"))
         if len(of) > 2 and at.std() > 0 and value.std() > 0:
             out[place] = float(np.corrcoef(at, value)[0, 1])
@@ -264,3 +336,4 @@ EXPLAINER = Explainer(
     shown=shown,
     said=claims,
 )
+BINNED = Explainer("frequency_bins", BinRow, bin_rows)

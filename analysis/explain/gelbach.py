@@ -21,21 +21,18 @@ Dims: J the study, then the study without each mixture; M mixtures; I items; P p
 from __future__ import annotations
 
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.claims import claim
+from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.dosed_items import MARGIN, dosed_items, whens
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.exposed import SIMILARITIES, Dose
-from evalengine.analysis.explain.grouped import joined
-from evalengine.analysis.explain.jackknife import of_correlation, of_share
-from evalengine.analysis.explain.parts import blocks, pivot, when_said
-from evalengine.analysis.explain.student import Interval
+from evalengine.analysis.explain.means import joined, when_said
+from evalengine.analysis.explain.student import Interval, of_correlation, of_share
 from evalengine.analysis.explain.within import (
     clustered,
     influence,
@@ -45,9 +42,8 @@ from evalengine.analysis.explain.within import (
     varies,
     without_each,
 )
-from evalengine.analysis.figure import File, Part, Table
+from evalengine.analysis.figure import File, Part, Table, blocks, pivot
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import with_interval
 
 COUNT, SIMILARITY = "count", "similarity"
@@ -171,20 +167,9 @@ def lacks(study: Study) -> str:
 
 def parts_table(findings: Findings) -> Table:
     """Of all items: a line for each similarity, scale and stage."""
-    shown = (
-        ALONE[COUNT],
-        BESIDE[COUNT],
-        OWED,
-        ALONE[SIMILARITY],
-        BESIDE[SIMILARITY],
-        *ADDS.values(),
-        TOGETHER,
-    )
-    at = pivot(
-        findings.rows("gelbach", category=ALL),
-        attrgetter("similarity", "scale", "stage", "minus"),
-        attrgetter("part"),
-    )
+    slopes = ALONE[COUNT], BESIDE[COUNT], OWED, ALONE[SIMILARITY], BESIDE[SIMILARITY]
+    shown = (*slopes, *ADDS.values(), TOGETHER)
+    at = pivot(findings.rows("gelbach", category=ALL), "similarity scale stage minus", "part")
     lines = [
         [similarity, scale, when_said(*when)]
         + [(_percent if part in ADDS.values() else with_interval)(of[part]) for part in shown]
@@ -217,7 +202,7 @@ def shown(findings: Findings) -> Iterator[Part]:
 def claims(findings: Findings) -> Iterator[Claim]:
     first = findings.method["stages"][0]
     rows = findings.rows("gelbach", category=ALL, stage=first)
-    for scale, at in pivot(rows, attrgetter("scale"), attrgetter("similarity", "part")).items():
+    for scale, at in pivot(rows, "scale", "similarity part").items():
         kinds = [kind for kind in SIMILARITIES if (kind, OWED) in at and np.isfinite(at[kind, OWED].low)]
         if not kinds:
             continue
@@ -241,11 +226,5 @@ def claims(findings: Findings) -> Iterator[Claim]:
 
 
 EXPLAINER = Explainer(
-    "gelbach",
-    GelbachRow,
-    rows,
-    "How often, or how similarly?",
-    lacks=lacks,
-    shown=shown,
-    said=claims,
+    "gelbach", GelbachRow, rows, "How often, or how similarly?", lacks=lacks, shown=shown, said=claims
 )

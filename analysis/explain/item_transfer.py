@@ -17,21 +17,19 @@ Dims: R runs, I items, N observations.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.claims import claim
+from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.logistic import clustered, dummies, fit
-from evalengine.analysis.explain.parts import blocks, pivot
 from evalengine.analysis.explain.student import Interval, half_width, interval
-from evalengine.analysis.figure import File, Part, Table
-from evalengine.analysis.protocol import Claim
+from evalengine.analysis.explain.within import varies
+from evalengine.analysis.figure import File, Part, Table, blocks, pivot
 from evalengine.analysis.results import with_interval
 
 MODELS = ("benchmarks", "+ log p", "+ margin", "+ both", "+ margin of each mixture")
@@ -124,16 +122,17 @@ def _of_others(x_RI: Array, mixture_R: NDArray[np.int64]) -> Array:
     """For each run the mean over the runs of other mixtures."""
     same_RR = mixture_R[:, None] == mixture_R
     weight_RR = np.where(same_RR, 0.0, 1.0 / np.maximum((~same_RR).sum(axis=1, keepdims=True), 1))
-    found: Array = weight_RR @ x_RI
-    return found
+    return weight_RR @ x_RI
 
 
 def _slope(x_RX: Array, y_RX: Array, item_X: NDArray[np.int64], data: ItemLevel) -> tuple[float, float, int]:
-    """OLS within benchmarks, its clustered standard error, and the observations."""
+    """OLS within benchmarks, its clustered standard error, and the observations; NaN where nothing was other before."""
     R = len(x_RX)
     benchmark_N = np.tile(data.benchmark_I[item_X], R)
     x_N, y_N = (_within(v.ravel(), benchmark_N) for v in (x_RX, y_RX))
     xx = float(x_N @ x_N)
+    if not varies(x_N):
+        return NAN, NAN, len(x_N)
     slope = float(x_N @ y_N) / xx
     mixture_N = np.repeat(data.mixture_R, x_RX.shape[1])
     residual_N = y_N - slope * x_N
@@ -154,7 +153,7 @@ def _ends(estimate: float, se: float, n: int, level: float) -> Interval:
 
 
 def models_table(findings: Findings) -> Table:
-    found = pivot(findings.tables["item_transfer"], attrgetter("model", "scale"), attrgetter("term"))
+    found = pivot(findings.tables["item_transfer"], "model scale", "term")
     lines = [
         [*place, *(with_interval(at.get(term)) for term in (LOGP, MARGIN)), f"{at[''].pseudo_r2:.3f}"]
         for place, at in found.items()
@@ -187,7 +186,7 @@ def shown(findings: Findings) -> Iterator[Part]:
 
 def claims(findings: Findings) -> Iterator[Claim]:
     rows = findings.tables["item_transfer"]
-    for scale, at in pivot(rows, attrgetter("scale"), attrgetter("model", "term")).items():
+    for scale, at in pivot(rows, "scale", "model term").items():
         if (MODELS[3], MARGIN) not in at:
             continue
         logp, margin = at[MODELS[3], LOGP], at[MODELS[3], MARGIN]

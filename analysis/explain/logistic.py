@@ -77,8 +77,7 @@ def _sandwich(score_NP: Array, bread_PP: Array, group_N: NDArray[np.int64]) -> A
     G = int(number_N.max()) + 1
     sums_GP = np.stack([np.bincount(number_N, column, G) for column in score_NP.T], axis=1)
     moved_GP = sums_GP @ bread_PP
-    variance: Array = (moved_GP**2).sum(axis=0) * G / max(G - 1, 1)
-    return variance
+    return (moved_GP**2).sum(axis=0) * G / max(G - 1, 1)
 
 
 def dummies(group_N: NDArray[np.int64]) -> Array:

@@ -20,12 +20,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.claims import side, supported, unsupported
+from evalengine.analysis.claims import Claim, side, supported, unsupported
 from evalengine.analysis.correlation import BlockNumbers, members_of
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
-from evalengine.analysis.explain.grouped import grouped, joined, with_q
-from evalengine.analysis.explain.parts import pivot
+from evalengine.analysis.explain.means import Member, grouped, joined, with_q
 from evalengine.analysis.explain.quantities import ACCURACY, Values, values_of
 from evalengine.analysis.explain.ranking import (
     AGREEMENT,
@@ -38,9 +37,8 @@ from evalengine.analysis.explain.ranking import (
     within,
 )
 from evalengine.analysis.explain.twoway import interaction
-from evalengine.analysis.figure import File, Part, Table
+from evalengine.analysis.figure import File, Part, Table, pivot
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import Claim
 from evalengine.analysis.results import p_value, share_with_interval, with_interval
 
 REGRET = "regret"
@@ -68,13 +66,6 @@ class ProxyRow(NamedTuple):
     note: str
 
 
-class Named(NamedTuple):
-    """A benchmark and its category."""
-
-    category: str
-    benchmark: str
-
-
 def settings(study: Study) -> Iterator[tuple[str, Values, str, Values]]:
     """What is seen and what it is to predict: at each scale after fine-tuning; of the smallest scale, the largest's."""
     scales = study.design.scales
@@ -93,7 +84,7 @@ def rows(study: Study) -> list[ProxyRow]:
     out: list[ProxyRow] = []
     for seen, x, target, y in settings(study):
         mixtures = [m for m in x.mixtures if m in y.mixtures]
-        benchmarks = [Named(x.categories[b], b) for b in x.value if b in y.value]
+        benchmarks = [Member(x.categories[b], b) for b in x.value if b in y.value]
         if len(mixtures) >= LEAST and benchmarks:
             found = _rows(study, x, y, mixtures, benchmarks)
             out += [row._replace(seen=seen, target=target) for row in found]
@@ -101,12 +92,12 @@ def rows(study: Study) -> list[ProxyRow]:
 
 
 def _rows(
-    study: Study, x: Values, y: Values, mixtures: list[str], benchmarks: Sequence[Named]
+    study: Study, x: Values, y: Values, mixtures: list[str], benchmarks: Sequence[Member]
 ) -> Iterator[ProxyRow]:
     """Rows but for what is seen and predicted. Regret and ceilings have no interval: no resampling of mixtures says how far the
     choice of the best one would move."""
     of_x, of_y = ([v.mixtures.index(m) for m in mixtures] for v in (x, y))
-    names, nan = [b for _, b in benchmarks], (np.nan,)
+    names, nan = [one.benchmark for one in benchmarks], (np.nan,)
     proxies, n = list(x.value[names[0]]), len(mixtures)
     x_PMB = np.stack([np.stack([x.value[b][p][of_x].mean(axis=1) for b in names], axis=1) for p in proxies])
     items_BMI = [y.value[b][ACCURACY][of_y] for b in names]
@@ -148,8 +139,7 @@ def chosen(value_PJB: Array) -> Array:
 def regret(x_MB: Array, y_MB: Array) -> Array:
     """(B,): the best target minus that of the mixture with the largest x; ties are broken at random, in expectation."""
     taken_MB = np.round(x_MB, 12) == np.round(x_MB, 12).max(axis=0)
-    found: Array = y_MB.max(axis=0) - np.where(taken_MB, y_MB, 0.0).sum(axis=0) / taken_MB.sum(axis=0)
-    return found
+    return y_MB.max(axis=0) - np.where(taken_MB, y_MB, 0.0).sum(axis=0) / taken_MB.sum(axis=0)
 
 
 def ceiling(items_BMI: list[Array], block_M: BlockNumbers | None = None) -> dict[str, NDArray[np.float64]]:
@@ -176,9 +166,7 @@ def table(findings: Findings) -> Table:
     """Agreement over all benchmarks: a block for each setting, the proxies by what they get."""
     blocks = []
     every = findings.means("proxies", category=ALL)
-    for setting, at in pivot(
-        every, attrgetter("seen", "target"), attrgetter("proxy", "minus", "measure")
-    ).items():
+    for setting, at in pivot(every, "seen target", "proxy minus measure").items():
         right = [r for (_, minus, measure), r in at.items() if measure == AGREEMENT and not minus]
         right = sorted((r for r in right if r.proxy not in (CEILING, CHOSEN)), key=lambda r: -r.estimate)
         order = [r.proxy for r in right[:6]]
@@ -199,16 +187,8 @@ def table(findings: Findings) -> Table:
                 ]
             )
         blocks.append(block)
-    head = [
-        "seen",
-        "predicts",
-        "by",
-        "right of two (%)",
-        "minus accuracy (points)",
-        "q",
-        "r",
-        "regret (points)",
-    ]
+    head = ["seen", "predicts", "by", "right of two (%)", "minus accuracy (points)", "q", "r"]
+    head += ["regret (points)"]
     return Table("what predicts", head, blocks, texts=3)
 
 
@@ -225,9 +205,7 @@ def shown(findings: Findings) -> Iterator[Part]:
 def claims(findings: Findings) -> Iterator[Claim]:
     every = findings.means("proxies", category=ALL, measure=AGREEMENT)
     open_: list[str] = []
-    for (seen, target), at in pivot(
-        every, attrgetter("seen", "target"), attrgetter("proxy", "minus")
-    ).items():
+    for (seen, target), at in pivot(every, "seen target", "proxy minus").items():
         better = [r for (p, minus), r in at.items() if minus and p != CHOSEN and r.q < 0.05 and side(r) > 0]
         if better:
             best = max(better, key=lambda r: r.estimate)

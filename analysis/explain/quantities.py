@@ -8,7 +8,7 @@
     logit margin       L of the right choice minus the largest of a wrong one, within -5 and 5
     log prob           L of the right choice
 
-each of L itself ("raw"), of L per character and of L per token. log prob per character is -ln 2 times bits per character.
+each of L itself, of L per character and of L per token. log prob per character is -ln 2 times bits per character.
 
 References: Magnusson et al. (2025), "DataDecide", for the probabilities.
 
@@ -28,17 +28,7 @@ from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import Study, once
 
 ACCURACY = "accuracy"
-UNITS = ("raw", "per character", "per token")
-
-
-class Quantity(NamedTuple):
-    """unit: "" of the accuracy, which has the benchmark's own."""
-
-    name: str
-    unit: str
-
-    def __str__(self) -> str:
-        return self.name if self.unit in ("", "raw") else f"{self.name} {self.unit}"
+UNITS = ("", " per character", " per token")
 
 
 class Values(NamedTuple):
@@ -57,7 +47,7 @@ def values_of(study: Study, scale: str, after: bool) -> Values:
     found = Values(tuple(study.design.mixtures[m] for m in np.unique(mixture_R)), {}, {}, {})
     for choices in study.scores.benchmarks:
         if (some := choices.of(names)) is not None:
-            every = {str(q): x_RI for q, x_RI in quantities(some)}
+            every = dict(quantities(some))
             found.categories[choices.name] = choices.category
             found.value[choices.name] = {q: by_mixture(x_RI, mixture_R) for q, x_RI in every.items()}
             found.between_runs[choices.name] = {
@@ -75,9 +65,9 @@ def between_runs(mean_R: Array, mixture_R: NDArray[np.int64]) -> float:
     return float(np.sqrt((within**2).sum() / (len(mean_R) - (count > 0).sum())))
 
 
-def quantities(some: Choices) -> Iterator[tuple[Quantity, Array]]:
+def quantities(some: Choices) -> Iterator[tuple[str, Array]]:
     """Every quantity of checkpoints, (K, I)."""
-    yield Quantity(ACCURACY, ""), some.right()
+    yield ACCURACY, some.right()
     lengths: tuple[Any, ...] = (1.0, some.chars_C.clip(1), some.tokens_KC.clip(1))
     for unit, length in zip(UNITS, lengths, strict=True):
         of = some._replace(loglik_KC=some.loglik_KC / length)
@@ -86,9 +76,9 @@ def quantities(some: Choices) -> Iterator[tuple[Quantity, Array]]:
         item_C = np.repeat(np.arange(len(of.gold_I)), np.diff(of.offset_I1))
         share_KC = np.exp(of.loglik_KC - mass_KI[:, item_C])
         share_KI = share_KC[:, of.gold_C]
-        yield Quantity("correct_prob", unit), np.exp(gold_KI)
-        yield Quantity("norm_correct_prob", unit), share_KI
-        yield Quantity("margin", unit), share_KI - of.best_wrong(share_KC)
-        yield Quantity("total_prob", unit), np.exp(mass_KI)
-        yield Quantity("logit margin", unit), of.margin()
-        yield Quantity("log prob", unit), gold_KI
+        yield f"correct_prob{unit}", np.exp(gold_KI)
+        yield f"norm_correct_prob{unit}", share_KI
+        yield f"margin{unit}", share_KI - of.best_wrong(share_KC)
+        yield f"total_prob{unit}", np.exp(mass_KI)
+        yield f"logit margin{unit}", of.margin()
+        yield f"log prob{unit}", gold_KI

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.correlation import BlockNumbers, members_of
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.grouped import C, grouped
-from evalengine.analysis.explain.jackknife import jackknife, of_correlation, of_share
+from evalengine.analysis.explain.means import C, grouped
+from evalengine.analysis.explain.student import jackknife, of_correlation, of_share
 
 LEAST = 4  # mixtures
 AGREEMENT, R = MEASURES = ("pair agreement", "r")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from evalengine.analysis.explain import (
     arms,
     decomposition,
-    dose_bins,
     eft,
     eft_decisions,
     flips,
@@ -37,6 +36,6 @@ EXPLAINERS: tuple[Explainer, ...] = (
     flips.CURVES,
     flips.ITEMS,
     frequency.EXPLAINER,
-    dose_bins.EXPLAINER,
+    frequency.BINNED,
     gelbach.EXPLAINER,
 )

@@ -11,19 +11,17 @@ Dims: M mixtures, I items.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 
+from evalengine.analysis.claims import CAUTION, Claim
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
-from evalengine.analysis.explain.parts import blocks, pivot
 from evalengine.analysis.explain.proxies import AGREEMENT
 from evalengine.analysis.explain.quantities import ACCURACY, values_of
 from evalengine.analysis.explain.twoway import interaction
-from evalengine.analysis.figure import Folded, Part, Table
-from evalengine.analysis.protocol import CAUTION, Claim
+from evalengine.analysis.figure import Folded, Part, Table, blocks, pivot
 
 
 class SnrRow(NamedTuple):
@@ -74,9 +72,7 @@ def table(findings: Findings) -> Table:
     before = findings.method["stages"][0]
     lines = []
     rows = findings.rows("snr", stage=before)
-    for (scale, benchmark), at in pivot(
-        rows, attrgetter("scale", "benchmark"), attrgetter("quantity")
-    ).items():
+    for (scale, benchmark), at in pivot(rows, "scale benchmark", "quantity").items():
         own = at[ACCURACY]
         best = max(at.values(), key=lambda r: r.snr if r.snr == r.snr else -1.0)
         numbers = [f"{100 * own.signal:.2f}", f"{100 * own.noise:.2f}", f"{own.snr:.1f}"]

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.claims import supported, unsupported
+from evalengine.analysis.claims import Claim, supported, unsupported
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
@@ -37,7 +37,6 @@ from evalengine.analysis.explain.logistic import Fit, clustered, dummies, fit
 from evalengine.analysis.explain.student import quantile
 from evalengine.analysis.explain.twoway import Mean, two_way_mean
 from evalengine.analysis.figure import File, Part, Table
-from evalengine.analysis.protocol import Claim
 
 LEAST = 3  # mixtures
 LOWEST = -12.0  # log10 p

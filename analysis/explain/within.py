@@ -13,18 +13,8 @@ reasons of its own, so errors are clustered by mixture and by item: V = V_mixtur
 and Student's t with M - 1 degrees of freedom. Leaving out mixture m takes M / (M - 1) times its cross-products from those of the
 study, so nothing is fitted anew.
 
-In 600 studies of nine mixtures, 95% intervals held the mean slope this often (tests simulate the same worlds):
-
-    slopes differ between      by item   CR1    CR3    V     all signs inverted (wild.py)
-    nothing                    0.98      0.93   0.95   0.97  0.94
-    mixtures                   0.41      0.90   0.93   0.94  0.93
-    mixtures, skewed           0.41      0.88   0.90   0.91  0.91
-    items                      0.97      0.58   0.65   0.96  0.66
-    mixtures and items         0.93      0.78   0.83   0.96  0.83
-    web sources                0.29      0.50   0.57   0.57  0.59
-
-CR2 with the degrees of freedom of Bell and McCaffrey held as often as CR3 and serves one coefficient at a time. In the last line
-the sources are the units, and three of them are too few for any of these.
+How often each of these held the mean slope in simulated studies stands in docs/explain.md (tests simulate the same worlds). CR2
+with the degrees of freedom of Bell and McCaffrey held as often as CR3 and serves one coefficient at a time.
 
 References: Cameron, Gelbach & Miller (2011), JBES 29, 238-249, for two ways of clustering; MacKinnon, Nielsen & Webb (2023),
 "Cluster-robust inference: a guide to empirical practice", Journal of Econometrics 232, 272-299, for CR3 with few clusters.
@@ -58,8 +48,7 @@ class Errors(NamedTuple):
 def demeaned(value_VMI: Array, benchmark_I: NDArray[np.int64]) -> Array:
     """Without the effects of items and of benchmarks by mixtures. Items of a benchmark stand together."""
     rest_VMI = centred(value_VMI, benchmark_I)
-    out: Array = rest_VMI - rest_VMI.mean(axis=1, keepdims=True)
-    return out
+    return rest_VMI - rest_VMI.mean(axis=1, keepdims=True)
 
 
 def centred(value_VMI: Array, benchmark_I: NDArray[np.int64]) -> Array:
@@ -67,15 +56,13 @@ def centred(value_VMI: Array, benchmark_I: NDArray[np.int64]) -> Array:
     first = np.flatnonzero(np.diff(benchmark_I, prepend=-1))
     sizes = np.diff(np.append(first, len(benchmark_I)))
     mean_VMB = np.add.reduceat(value_VMI, first, axis=2) / sizes
-    out: Array = value_VMI - np.repeat(mean_VMB, sizes, axis=2)
-    return out
+    return value_VMI - np.repeat(mean_VMB, sizes, axis=2)
 
 
 def products(within_VMI: Array) -> Array:
     """Cross-products of the demeaned variables of each mixture, (M, V, V)."""
     by_mixture_MVI = within_VMI.swapaxes(0, 1)
-    out: Array = by_mixture_MVI @ by_mixture_MVI.swapaxes(1, 2)
-    return out
+    return by_mixture_MVI @ by_mixture_MVI.swapaxes(1, 2)
 
 
 def without_each(product_MVV: Array) -> Array:
@@ -127,8 +114,7 @@ def clustered(influence_KMI: Array) -> Errors:
 
     def error(sum_KG: Array) -> Array:
         G = sum_KG.shape[1]
-        found: Array = np.sqrt((sum_KG**2).sum(axis=1) * (G / max(G - 1, 1)))
-        return found
+        return np.sqrt((sum_KG**2).sum(axis=1) * (G / max(G - 1, 1)))
 
     cells_KG = influence_KMI.reshape(len(influence_KMI), -1)
     return Errors(error(influence_KMI.sum(axis=1)), error(influence_KMI.sum(axis=2)), error(cells_KG))

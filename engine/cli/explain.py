@@ -35,11 +35,11 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from evalengine.analysis.claims import HEADINGS, by_kind
     from evalengine.analysis.explain.explainer import Options
     from evalengine.analysis.explain.findings import explain, no_report, not_shown, write
     from evalengine.analysis.explain.registry import EXPLAINERS
     from evalengine.analysis.mixtures import read_study
-    from evalengine.analysis.protocol import HEADINGS, by_kind
     from evalengine.remote import formats_of, readable
 
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None

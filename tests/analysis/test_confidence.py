@@ -12,13 +12,13 @@ import pytest
 from scipy.special import softmax
 
 from evalengine import store
+from evalengine.analysis.calibration import claims, disagreements
 from evalengine.analysis.calibration_error import (
     ECE_BINS,
     debiased_calibration_error,
     expected_calibration_error,
     reliability,
 )
-from evalengine.analysis.confidence import claims, disagreements
 from evalengine.analysis.item_bootstrap import GROUPS, item_data, resampled_means
 from evalengine.analysis.items import mean_of_scores, read_store
 from evalengine.analysis.noise import from_items, measured

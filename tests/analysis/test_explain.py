@@ -11,17 +11,16 @@ import pytest
 from planted_exposure import write_for
 
 from evalengine import store
-from evalengine.analysis.claims import claim
+from evalengine.analysis.claims import CAUTION, SUPPORTED, UNSUPPORTED, claim
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Options
 from evalengine.analysis.explain.findings import explain, load, write
-from evalengine.analysis.explain.jackknife import jackknife, of_correlation, of_share
 from evalengine.analysis.explain.registry import EXPLAINERS
+from evalengine.analysis.explain.student import jackknife, of_correlation, of_share
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.items import read_store
 from evalengine.analysis.page import html
-from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED
 from evalengine.analysis.report import write_figures
 from evalengine.cli import main
 from evalengine.errors import UserError

@@ -15,6 +15,7 @@ from planted_exposure import Row, write_for, write_similarity
 from planted_exposure import write_exposure as write_rows
 
 from evalengine import sealed, store
+from evalengine.analysis.claims import CAUTION
 from evalengine.analysis.explain import dose_slopes as frequency
 from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.choices import read_choices
@@ -24,7 +25,6 @@ from evalengine.analysis.explain.exposed import Dose
 from evalengine.analysis.explain.findings import explain, not_shown
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.protocol import CAUTION
 from evalengine.errors import UserError
 from evalengine.training.exposure import table
 

@@ -154,8 +154,8 @@ def test_the_choice_of_a_proxy_is_judged_on_the_benchmark_that_is_left_out() -> 
 def test_no_proxy_is_said_to_be_better_where_none_is() -> None:
     """Twenty proxies that are accuracy with independent noise: q below 0.05 in at most 5% of studies."""
     from evalengine.analysis.correlation import benjamini_hochberg
-    from evalengine.analysis.explain.jackknife import jackknife
     from evalengine.analysis.explain.ranking import agreement
+    from evalengine.analysis.explain.student import jackknife
 
     rng, wrong, studies = np.random.default_rng(5), 0, 200
     sets = [np.arange(9), *(np.delete(np.arange(9), m) for m in range(9))]
@@ -409,3 +409,20 @@ def test_the_items_that_turned_most_come_with_their_texts(tmp_path: Path, small_
     (other / "wic.jsonl").write_text("".join(lines[::-1]))
     with pytest.raises(UserError, match=r"wic: .*other holds other items than were scored"):
         flips.item_rows(Study(scores, design_of(scores), Options(data=other)))
+
+
+def test_choices_that_were_all_alike_before_have_no_slope(tmp_path: Path) -> None:
+    """Every wrong choice has the log-likelihood -1 on every checkpoint: nothing to regress on, and no number."""
+    gold, rng = np.zeros(20, dtype=np.int64), np.random.default_rng(0)
+    for m, stage in itertools.product("abcd", ("pt", "sft")):
+        x = np.tile(np.float32([-2.0, -1.0]), (20, 1))
+        x[: rng.integers(4, 17), 0] = 0.0
+        who = {"checkpoint": f"1B-{m}-{stage}", "scale": "1B", "mixture": m, "stage": stage}
+        table = planted.item_table({**who, "benchmark": "rte", "category": "NLI"}, x, gold)
+        store.write(tmp_path / who["checkpoint"] / "rte.arrow", table, planted.metadata())
+    scores = read_choices(tmp_path)
+    rows = {r.model: r for r in item_transfer.rows(Study(scores, design_of(scores), Options()))}
+    right, wrong = (rows[name] for name in item_transfer.SLOPES[:2])
+    assert np.isfinite([right.estimate, right.low, right.se, right.p]).all()
+    assert np.isnan([wrong.estimate, wrong.low, wrong.high, wrong.se, wrong.p]).all()
+    assert wrong.observations == right.observations == 80

@@ -148,7 +148,7 @@ def test_the_interval_of_the_entropy_holds_for_other_items_and_mixtures() -> Non
     for _ in range(300):
         share = draw(9, 100)
         one = fs.Shares(share, share, share[:, 0])
-        values = fs.measures([fs.Cell("NLI", "rte", {"pt": one})], "pt", list(range(9)), ("x", "y", "z"))
+        values = fs.measures([fs.Shared("NLI", "rte", {"pt": one})], "pt", list(range(9)), ("x", "y", "z"))
         mean = fs.two_way_mean(values[fs.ENTROPY, ""])
         hits += mean.low <= np.mean(many) <= mean.high
     assert 0.92 <= hits / 300 <= 0.99

@@ -12,11 +12,12 @@ import pytest
 
 from evalengine import metrics
 from evalengine.analysis import registry, report, study, summary
+from evalengine.analysis.claims import SUPPORTED, Claim
 from evalengine.analysis.figure import File, Heading, Intervals
 from evalengine.analysis.groups import Data, Group, Label
 from evalengine.analysis.items import read_store
 from evalengine.analysis.panel import load_panel
-from evalengine.analysis.protocol import SUPPORTED, Claim, Protocol
+from evalengine.analysis.protocol import Protocol
 from evalengine.analysis.results import load_results
 from evalengine.analysis.study import Options, analyse
 from evalengine.analysis.tables import Row

@@ -12,9 +12,9 @@ from evalengine.analysis.verdicts import verdicts
 
 
 def row(scale: str, estimate: float, low: float, high: float, q: float, minus: str = "") -> Row:
-    ends = {"low": low, "high": high, "n": 9, "p": q / 2, "q": q, "minus": minus}
-    ends["contrast"] = "scale" if minus else ""
-    return plain_row("transfer", "accuracy", scale, Label("NLI", "rte"), estimate, **ends)
+    tests = {"p": q / 2, "q": q, "contrast": "scale" if minus else ""}
+    label = Label("NLI", "rte", minus=minus)
+    return plain_row("transfer", "accuracy", scale, label, (estimate, low, high), 9, **tests)
 
 
 SURE = [row("1B", 0.9, 0.6, 0.99, 0.01), row("240M", 0.8, 0.5, 0.95, 0.04)]
