@@ -6,16 +6,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import contrast_coverage
-import interval_coverage
 import numpy as np
 import planted
 import pytest
 import scipy.stats as st
-from interval_coverage import KINDS, coherence_of, mean_of, single, verdict_rates
 
-from evalengine.analysis import power
+from evalengine.analysis import contrast_coverage, coverage, power
 from evalengine.analysis.bootstrap import resamples
+from evalengine.analysis.coverage import KINDS, coherence_of, mean_of, single, verdict_rates
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.study import Options, analyse, fixed_data
 from evalengine.analysis.tables import rows_of
@@ -175,9 +173,9 @@ def test_power_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("module", "arguments", "said"),
     [
-        (interval_coverage, ["--mixtures", "9,x"], "'x' is no whole number from 4 up"),
-        (interval_coverage, ["--mixtures", "3"], "'3' is no whole number from 4 up"),
-        (interval_coverage, ["--draws", "0"], "'0' is no whole number from 1 up"),
+        (coverage, ["--mixtures", "9,x"], "'x' is no whole number from 4 up"),
+        (coverage, ["--mixtures", "3"], "'3' is no whole number from 4 up"),
+        (coverage, ["--draws", "0"], "'0' is no whole number from 1 up"),
         (contrast_coverage, ["--designs", "none"], "--designs none: choose from"),
     ],
 )

@@ -1,6 +1,6 @@
 """Do the intervals of contrasts, of r_align and of shares hold the truth? A simulation of whole studies with known truths.
 
-    python tests/analysis/contrast_coverage.py [--draws 400] [--mixtures 9]
+    python -m evalengine.analysis.contrast_coverage [--draws 400] [--mixtures 9]
 
 Two scales, both stages, accuracy and confidence, two categories of four benchmarks. A value is a sum of a factor of the
 benchmark, one of the category, and the rest; the loadings give every correlation. "equal": every contrast is 0. "different":
@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from interval_coverage import at_least, panel_of
 
 from evalengine.analysis import calibration
 from evalengine.analysis.alignment import WITHIN, alignment
 from evalengine.analysis.bootstrap import Array, draw_resamples, intervals
 from evalengine.analysis.coherence import benchmark_coherence, coherence
 from evalengine.analysis.contrasts import category_contrasts
+from evalengine.analysis.coverage import at_least, panel_of
 from evalengine.analysis.groups import BENCHMARK, QUANTITY, STAGE, Group
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.shares import THRESHOLDS, benchmark_shares

@@ -1,6 +1,6 @@
 """Do the intervals hold the truth as often as they say, and how often is a verdict false? A simulation with known truths.
 
-    python tests/analysis/interval_coverage.py [--draws 1000] [--studies 200] [--mixtures 6,9,12,20]
+    python -m evalengine.analysis.coverage [--draws 1000] [--studies 200] [--mixtures 6,9,12,20]
 
 Draws studies whose true correlations are known, takes every kind of interval from the resamples that `correlate` takes, and
 counts. It is the reason for each default in docs/analysis.md: one r takes BCa, a category's mean of transfers the jackknife
