@@ -36,7 +36,7 @@ class Advanced(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """A benchmark is scored and its file is whole. `truncated` items were longer than the window."""
+    """A benchmark is scored and its file is whole. `truncated` items had their context cut to the window."""
 
     checkpoint: str
     benchmark: str
