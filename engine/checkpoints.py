@@ -83,6 +83,7 @@ class Checkpoint:
     fingerprint: str = ""
     seed: str | None = None
     blocks: tuple[tuple[str, str], ...] = ()  # factors of the study's design, and this mixture's label
+    described: bool = False  # whether a manifest states all of these, so that what it leaves out is not so
 
     @property
     def model_folder(self) -> Path:

@@ -2,7 +2,7 @@
 
 A leaf: it imports nothing of evalengine but `untrusted`, so the scorer, the trainer and the analysis share it. On a terminal
 `progress` is a live rich display; when output is piped or in CI it prints one plain line per finished task and at most one
-every `PLAIN_EVERY_S` seconds in between. `set_json(True)` silences everything but `emit_json`.
+every `PLAIN_EVERY_S` seconds in between. `set_json(True)` silences everything but `emit_json` and warnings.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _state = {"json": False}
 
 
 def set_json(on: bool) -> None:
-    """With `on`, only `emit_json` writes to standard output; notes go to standard error."""
+    """With `on`, only `emit_json` writes to standard output, and only warnings go to standard error."""
     _state["json"] = on
 
 
@@ -40,7 +40,7 @@ def is_terminal() -> bool:
 def console(*, err: bool = False) -> Console:
     from rich.console import Console
 
-    stream = sys.stderr if err or _state["json"] else sys.stdout
+    stream = sys.stderr if err else sys.stdout
     columns = os.environ.get("COLUMNS", "")
     width = None if stream.isatty() else int(columns) if columns.isdecimal() and int(columns) else PIPED
     return Console(file=stream, width=width, soft_wrap=False, highlight=False)
@@ -52,7 +52,9 @@ def shown(text: object) -> str:
 
 
 def say(text: str) -> None:
-    """One line for the user (markup is not interpreted)."""
+    """One line for the user (markup is not interpreted); none beside `--json`."""
+    if _state["json"]:
+        return
     console().print(shown(text), markup=False, soft_wrap=True)
 
 
@@ -78,8 +80,10 @@ def table(
     """Prints a table; the first `left` columns are left-aligned text, the others right-aligned.
 
     optional: columns, by name, that are left out where the terminal is too narrow for all, the first of them first. What then
-    does not fit is wrapped by the terminal: a number that is cut would be another one.
+    does not fit is wrapped by the terminal: a number that is cut would be another one. Nothing is printed beside `--json`.
     """
+    if _state["json"]:
+        return
     from rich import box
     from rich.cells import cell_len
     from rich.table import Table

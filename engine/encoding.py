@@ -3,8 +3,9 @@
 Done once per (tokenizer, window, benchmark, options) and shared by every checkpoint and every backend: a backend gets token
 ids, never text. The rule is lm-evaluation-harness's: trailing white space of the context moves to the continuation; the
 targets are encode(context + continuation)[len(encode(context)):], and the model is fed encode(context) and the targets; the
-tokenizer's own default decides about BOS; an empty context is BOS (else EOS); sequences are truncated from the left to the
-window. Where a merge across the border would leave no target, the last token of the whole is the target.
+tokenizer's own default decides about BOS; an empty context is BOS (else EOS); contexts are truncated from the left to what the
+window leaves them, and a continuation that is longer than the window itself is refused. Where a merge across the border would
+leave no target, the last token of the whole is the target.
 
 Of a conversation (chat.py) all that the template writes before the reply is the context.
 
@@ -94,7 +95,7 @@ class Encoded(NamedTuple):
     bytes_C: np.ndarray  # int32: in UTF-8 bytes, without the delimiter
     item: list[str]
     gold: np.ndarray  # int16
-    truncated: int  # items with a choice longer than the window
+    truncated: int  # items with a context that was cut to the window
     notes: tuple[str, ...] = ()  # what the user should know of the tokenizer
 
 
@@ -197,6 +198,9 @@ def encode(items: ItemSet, encoder: Encoder, *, pmi: bool = False, chat: ChatFor
     pmi: also every continuation behind an empty context, whose log-likelihood acc_pmi subtracts (Holtzman et al. 2021,
     arXiv 2104.08315), as the reference's acc_mutual_info does. Where the contexts and not the continuations differ
     (winogrande) the difference cancels. In a conversation the empty context is an empty message of the user.
+
+    Raises UserError for a continuation longer than the window, where the reference stops, too: its score would be that of its end
+    alone.
     """
     nothing = ""
     if chat is not None:
@@ -209,12 +213,21 @@ def encode(items: ItemSet, encoder: Encoder, *, pmi: bool = False, chat: ChatFor
             if pmi:
                 uncond_C.append(pairs.setdefault((nothing, continuation), len(pairs)))
     encoded = encoder.pairs(list(pairs))
-    distinct = merge(encoded, encoder.window)
     per_item = np.asarray([len(item.choices) for item in items.items], dtype=np.int64)
     offset = np.concatenate([[0], np.cumsum(per_item)]).astype(np.int64)
     pair = np.asarray(pair_C, dtype=np.int64)
-    cut_C = distinct.truncated_P[pair]
     length_P = np.asarray([len(ids) - start for ids, start in encoded], dtype=np.int32)
+    for of_choices in (pair, np.asarray(uncond_C, dtype=np.int64)):
+        beyond = np.flatnonzero(length_P[of_choices] > encoder.window)
+        if len(beyond):
+            item = items.items[int(np.searchsorted(offset, beyond[0], side="right")) - 1]
+            raise UserError(
+                f"item {item.id} of {items.benchmark} has a choice of {length_P[of_choices[beyond[0]]]} tokens, and the model's"
+                f" window is {encoder.window}: its score would be that of its end alone; leave the item out of the data, or the"
+                " benchmark out of --benchmarks"
+            )
+    distinct = merge(encoded, encoder.window)
+    cut_C = distinct.truncated_P[pair]
     choices = [choice for item in items.items for choice in item.choices]
     return Encoded(
         sequences=distinct.sequences,

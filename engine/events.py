@@ -36,13 +36,20 @@ class Advanced(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """A benchmark is scored and its file is whole. `truncated` items were longer than the window."""
+    """A benchmark is scored and its file is whole. `truncated` items had their context cut to the window."""
 
     checkpoint: str
     benchmark: str
     path: Path
     items: int
     truncated: int
+
+
+class Relabelled(NamedTuple):
+    """A stored file has new labels; its scores are as they were."""
+
+    checkpoint: str
+    path: Path
 
 
 class Noted(NamedTuple):
@@ -66,7 +73,7 @@ class Finished(NamedTuple):
     seconds: float
 
 
-Event = Doing | Kept | Advanced | Stored | Noted | Failed | Finished
+Event = Doing | Kept | Advanced | Stored | Relabelled | Noted | Failed | Finished
 Emit = Callable[[Event], None]
 
 

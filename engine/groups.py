@@ -19,7 +19,7 @@ from evalengine.errors import UserError
 from evalengine.events import Emit
 from evalengine.plans import Planner
 from evalengine.resume import Asked, Decision, Named, Task, decide, tasks_of
-from evalengine.score_table import in_category, score_table
+from evalengine.score_table import relabelled, score_table
 
 if TYPE_CHECKING:
     from evalengine.benchmarks import ItemSet
@@ -129,9 +129,13 @@ def begin(checkpoint: Checkpoint, decision: Decision, emit: Emit) -> None:
     notes = [f"{path.name} was damaged: set aside as {to.name} and scored again" for path, to in aside]
     emit(events.Noted(checkpoint.name, (*notes, *decision.notes)))
     for task in decision.relabelled:
-        stored = store.read_metadata(task.path) or {}
-        table = in_category(store.read(task.path), task.items.category)
-        store.write(task.path, table, stored | task.metadata)
+        table = relabelled(store.read(task.path), checkpoint, task.items.category)
+        stored = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+        rest = {key: value for key, value in stored.items() if key not in ("checksum", *task.without)}
+        store.write(
+            task.path, table, task.metadata | {k: v for k, v in rest.items() if k not in task.metadata}
+        )
+        emit(events.Relabelled(checkpoint.name, task.path))
     items = sum(len(task.items.items) for task in decision.kept)
     emit(events.Kept(checkpoint.name, len(decision.kept), items))
 

@@ -76,13 +76,11 @@ class Pretrained(NamedTuple):
             weights.plausible(checkpoint.config, len(stored), checkpoint.name)
         else:
             tensors = weights.unwrapped(weights.unpickled(files), checkpoint.name)
-        loaded = self._loaded(checkpoint, self._from_tensors(checkpoint, tensors))
-        name = weights.without_scales(loaded.model, tensors)
-        if name is not None:
-            raise UserError(
-                f"{checkpoint.name} holds {printable(name[:80])} in whole numbers, and its config.json no quantization_config"
-                " that says how they are scaled: copy the config.json that they were saved with"
-            )
+        result = self._from_tensors(checkpoint, tensors)
+        loaded = self._loaded(checkpoint, result)
+        note = weights.check_unscaled(loaded.model, tensors, result[1]["unexpected_keys"], checkpoint.name)
+        if note is not None:
+            loaded = loaded._replace(notes=(*loaded.notes, note))
         # What is said of this checkpoint's weights may not be so of the next one's.
         same = bool(stored) and not loaded.notes
         return loaded._replace(names=weights.names_in(loaded.model, stored) if same else None)

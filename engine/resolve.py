@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evalengine import remote
+from evalengine import console, remote
 from evalengine.checkpoints import (
     ADAPTER_CONFIG,
     COPY,
@@ -40,7 +40,9 @@ def discover(
 
     The name is the last part of the path as it was given, even if that is a link. Metadata comes from `manifest` (YAML:
     name -> {scale, mixture, stage, seed, blocks}), else from evalengine.json inside the directory, else from a name of the form
-    {scale}-{mixture}-{stage}. `base` is the model of the adapters among them, where it is not the one that they name.
+    {scale}-{mixture}-{stage}. The manifest may describe a whole study: entries of other checkpoints are not used, which is said;
+    one that describes none of these is refused. `base` is the model of the adapters among them, where it is not the one that they
+    name.
     """
     known = read_manifest(manifest) if manifest else {}
     found: dict[str, Checkpoint] = {}
@@ -64,16 +66,33 @@ def discover(
                 "rename one directory, give it by a link of another name, or score them into"
                 " different stores with --out"
             )
-        about = metadata(path, name, known)
+        about = metadata(path, name, known) | {"described": name in known}
         found[name] = Checkpoint(path, name, source=source, remote_bytes=size, base=model, **about)
     if base is not None and not any(checkpoint.base for checkpoint in found.values()):
         raise UserError("--base is the model of adapters, and none is among the checkpoints: leave it out")
-    unused = sorted(set(known) - set(found))
-    if unused:
-        raise UserError(
-            f"{manifest} describes {unused[0]!r}, which is not among the checkpoints given: remove it or add its path"
-        )
+    check_used(manifest, list(known), list(found))
     return list(found.values())
+
+
+def check_used(manifest: Path | None, described: list[str], given: list[str]) -> None:
+    """Says how many entries of a manifest are of no checkpoint given. Raises UserError where all are."""
+    unused, without = ([n for n in a if n not in b] for a, b in ((described, given), (given, described)))
+    if not unused:
+        return
+    if len(unused) == len(described):
+        raise UserError(
+            f"{manifest} describes {unused[0]!r}, which is not among the checkpoints given, and none of these: give the names of"
+            " their folders in it, or leave --manifest out"
+        )
+    said = f"{manifest} describes {len(unused)} checkpoints that are not among those given, which is not used ({few(unused)})"
+    if without:  # a name may be misspelt
+        said += f"; it does not describe {few(without)}"
+    console.warn(said)
+
+
+def few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def asked_in_chat(checkpoint: Checkpoint) -> Checkpoint:

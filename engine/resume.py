@@ -75,15 +75,22 @@ ASKED = {
 
 
 # Metadata that decides no score: written anew, nothing is scored for it.
-LABELS = ("category", "checkpoint_seed", "contexts", "blocks")
+LABELS = {
+    "identity": "scale, mixture or stage",
+    "checkpoint_seed": "seed",
+    "blocks": "blocks",
+    "category": "category",
+    "contexts": "",  # an earlier version did not write it, and nobody changed it
+}
 
 
 class Task(NamedTuple):
-    """One file to make: its items, its place, and the metadata it must carry."""
+    """One file to make: its items, its place, the metadata it must carry, and what it must not."""
 
     items: ItemSet
     path: Path
     metadata: dict[str, str]
+    without: tuple[str, ...] = ()
 
 
 class Decision(NamedTuple):
@@ -111,6 +118,11 @@ def tasks_of(checkpoint: Checkpoint, asked: Asked, backend: Named, more: dict[st
         common["checkpoint_seed"] = checkpoint.seed
     if checkpoint.blocks:
         common["blocks"] = json.dumps(dict(checkpoint.blocks))
+    optional = (
+        "checkpoint_seed",
+        "blocks",
+    )  # what an earlier run was told of them stays, unless a manifest says otherwise
+    without = tuple(key for key in optional if checkpoint.described and key not in common)
     tasks = []
     for items, default_score in asked.item_sets:
         about = {
@@ -124,7 +136,8 @@ def tasks_of(checkpoint: Checkpoint, asked: Asked, backend: Named, more: dict[st
         }
         about |= {"contexts": "own"} if own_contexts(items) else {}
         about |= {"formats": items.formats} if items.formats else {}
-        tasks.append(Task(items, asked.out / checkpoint.name / f"{items.benchmark}.arrow", common | about))
+        path = asked.out / checkpoint.name / f"{items.benchmark}.arrow"
+        tasks.append(Task(items, path, common | about, without))
     return tasks
 
 
@@ -152,12 +165,17 @@ def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
                     conflict=f"{task.path} was scored with {flag} {was or 'none'}, not {now or 'none'}: use the same options, "
                     "another --out, or --fresh to replace it"
                 )
-        wanted = {"code": None} | task.metadata  # of the checkpoint's own, which an earlier run may have used
+        # "code": of the checkpoint's own, which an earlier run may have used
+        wanted = dict.fromkeys(("code", *task.without)) | task.metadata
         differ = [key for key, value in wanted.items() if stored.get(key) != value]
         changed = [key for key in differ if key not in LABELS]
         (found.pending if changed else found.kept).append(task)
         if differ and not changed:
             found.relabelled.append(task)
+            if what := ", ".join(name for key, name in LABELS.items() if name and key in differ):
+                found.notes.append(
+                    f"its {what} changed since it was scored: labelled anew, nothing is scored again"
+                )
         if "checkpoint_fingerprint" in changed:
             found.notes.append("its weights have changed since it was scored: scored again")
         elif "data_hash" in changed:
@@ -165,6 +183,7 @@ def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
                 f"{task.items.benchmark}: the data has changed since it was scored: scored again"
             )
         elif changed:
-            what = "scale, mixture or stage" if "identity" in changed else changed[0].replace("_", " ")
-            found.notes.append(f"its {what} has changed since it was scored: scored again")
+            found.notes.append(
+                f"its {changed[0].replace('_', ' ')} has changed since it was scored: scored again"
+            )
     return found

@@ -60,7 +60,10 @@ def name(value: str | None, n: int) -> pa.Array:
     return pa.DictionaryArray.from_arrays(codes, strings([] if value is None else [value]))
 
 
-def in_category(table: pa.Table, category: str) -> pa.Table:
-    """The scores of a benchmark that has another category now."""
-    at = table.schema.get_field_index("category")
-    return table.set_column(at, table.schema.field(at), name(category, len(table)))
+def relabelled(table: pa.Table, checkpoint: Checkpoint, category: str) -> pa.Table:
+    """The scores of a checkpoint or benchmark that is described otherwise now; metadata as it was."""
+    labels = {"scale": checkpoint.scale, "mixture": checkpoint.mixture, "stage": checkpoint.stage}
+    for column, value in (labels | {"category": category}).items():
+        at = table.schema.get_field_index(column)
+        table = table.set_column(at, table.schema.field(at), name(value, len(table)))
+    return table

@@ -8,7 +8,7 @@ not mapped: a file that is written over while its model scores changes no score.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import EllipsisType
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     import torch
 
 # Bytes of an element.
-WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+FLOAT8 = ("F8_E4M3", "F8_E5M2")
 FLOATING = ("F64", "F32", "F16", "BF16")
+WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+WIDTHS |= dict.fromkeys(FLOAT8, 1)
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # torch.compile's, FSDP's
 
 
@@ -45,11 +47,6 @@ class FileTensor:
         except SafetensorError:
             raise UserError(f"{self.file} changed while it was read: copy the checkpoint again") from None
         return tensor
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it holds whole numbers: no weights, unless something scales them."""
-        return self.dtype not in FLOATING
 
     @property
     def size(self) -> int:
@@ -129,8 +126,8 @@ def fits(module: torch.nn.Module, stored: dict[str, FileTensor]) -> bool:
     for name, tensor in stored.items():
         if name not in state or tuple(state[name].shape) != tensor.shape:
             return False
-        if tensor.is_whole and state[name].is_floating_point():
-            return False
+        if kind_of(tensor) != "floating" and state[name].is_floating_point():
+            return False  # whole numbers or float8: whether something scales them is asked where it is loaded anew
         shared = filled.setdefault(state[name].data_ptr(), tensor)
         if tensor.size and shared is not tensor:
             alike = (shared.dtype, shared.shape) == (tensor.dtype, tensor.shape)
@@ -139,15 +136,56 @@ def fits(module: torch.nn.Module, stored: dict[str, FileTensor]) -> bool:
     return all(not tensor.numel() or tensor.data_ptr() in filled for tensor in state.values())
 
 
-def without_scales(module: torch.nn.Module, tensors: Mapping[str, Any]) -> str | None:
-    """The first weight that the files hold as whole numbers and the module as it is: of a quantised model, whose scales nothing
-    applies. None where there is none."""
-    state = module.state_dict()
-    for name, tensor in tensors.items():
-        whole = tensor.is_whole if isinstance(tensor, FileTensor) else not tensor.is_floating_point()
-        if whole and name in state and state[name].is_floating_point():
-            return name
-    return None
+def check_unscaled(
+    module: torch.nn.Module, tensors: Mapping[str, Any], extra: Collection[str], name: str
+) -> str | None:
+    """Refuses weights that something must scale, where the configuration says nothing of it: transformers takes the numbers as
+    they stand.
+
+    Whole numbers always are scaled. Numbers in float8 are where scales stand beside them, among the `extra` tensors, which the
+    module does not have, and where they reach float8's largest number, as scaling makes them. Else a note that they are not.
+    `name` is the checkpoint's. Raises UserError.
+    """
+    import torch
+
+    state, float8 = module.state_dict(), False
+    copy = "copy the config.json that they were saved with"
+    scale = next((key for key in sorted(extra) if "scale" in key.rsplit(".", 1)[-1]), None)
+    for key, tensor in tensors.items():
+        # A weight by another name in the module may be one of those that are fused; what else has none is no weight.
+        fused = key not in state and key not in extra and key.endswith("weight")
+        if not fused and (key not in state or not state[key].is_floating_point()):
+            continue
+        kind, held = kind_of(tensor), f"{name} holds {printable(key[:80])}"
+        if kind == "whole":
+            raise UserError(
+                f"{held} in whole numbers, and its config.json no quantization_config that says how they are scaled: {copy}"
+            )
+        if kind != "float8":
+            continue
+        if scale is not None:
+            raise UserError(
+                f"{held} in float8 with scales beside ({printable(scale[:80])}), and its config.json no quantization_config that"
+                f" says how they are applied: {copy}"
+            )
+        values, float8 = tensor[...], True
+        if values.numel() and float(values.float().abs().max()) == torch.finfo(values.dtype).max:
+            raise UserError(
+                f"{held} in float8 up to its largest number ({torch.finfo(values.dtype).max:g}), as scaled weights are, but"
+                " neither scales nor a quantization_config: copy the checkpoint again, or save it in bf16"
+            )
+    return (
+        "weights in float8 without scales are taken as they stand, as transformers does" if float8 else None
+    )
+
+
+def kind_of(tensor: Any) -> str:
+    """Whether a tensor, read or not, holds "whole" numbers, "float8" or wider "floating" ones."""
+    if isinstance(tensor, FileTensor):
+        return "float8" if tensor.dtype in FLOAT8 else "floating" if tensor.dtype in FLOATING else "whole"
+    if not tensor.is_floating_point():
+        return "whole"
+    return "float8" if tensor.element_size() == 1 else "floating"
 
 
 def names_in(module: torch.nn.Module, stored: dict[str, FileTensor]) -> dict[str, str] | None:

@@ -134,12 +134,12 @@ def response_share(score_M: np.ndarray, response_M: np.ndarray) -> float:
     return float(1 - within / total)
 
 
-def report(study: Study, out: Path) -> None:
-    """Prints what the finished runs of a study selected, each and in pairs, and writes both as CSV."""
+def report(study: Study, out: Path) -> dict[str, Any]:
+    """Prints what the finished runs of a study selected, each and in pairs, and writes both as CSV; returns them for JSON."""
     work = work_folder(out)
     found = _found(study, out, work)
     if not found:
-        return
+        return {"runs": [], "pairs": []}
     rows = [row(run, s) for run, s in found.items()]
     pairs = [
         pair(*one, *other)
@@ -150,6 +150,7 @@ def report(study: Study, out: Path) -> None:
     _write_csv(work / "selection_pairs.csv", Pair._fields, pairs)
     assert study.sft.select is not None
     show(study.sft.select, rows, pairs)
+    return {"runs": list(map(_as_json, rows)), "pairs": list(map(_as_json, pairs))}
 
 
 def _found(study: Study, out: Path, work: Path) -> dict[Run, Selection]:
@@ -227,6 +228,11 @@ def _agreement(pairs: Sequence[Pair]) -> list[str]:
     overlap, chance, rank_r = np.array([(p.overlap, p.chance, p.spearman) for p in pairs]).T
     values = (overlap.mean(), overlap.min(), chance.mean(), rank_r.mean(), rank_r.min())
     return [_number(float(value)) for value in values]
+
+
+def _as_json(row: Row | Pair) -> dict[str, Any]:
+    """None where a number is not defined."""
+    return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row._asdict().items()}
 
 
 def _number(value: float) -> str:

@@ -54,7 +54,7 @@ def add_checkpoints(p: argparse.ArgumentParser, adapters: bool = True) -> None:
     p.add_argument("--fresh", action="store_true", help="score again what the store already holds")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     add = p.add_argument_group("checkpoints").add_argument
-    about = "checkpoint name -> {scale, mixture, stage, seed, blocks}"
+    about = "checkpoint name -> {scale, mixture, stage, seed, blocks}; changed ones are written into OUT, nothing is scored again"
     add("--manifest", type=Path, metavar="YAML", help=about)
     if adapters:
         merged = "the model that adapters are merged into (default: the folder that each one's adapter_config.json names)"
@@ -138,7 +138,7 @@ def carry_out(args: argparse.Namespace, groups: Sequence[Group], asked: Asked) -
     """Scores groups of checkpoints here or on a cluster, and shows what has become of them; the exit code."""
     from evalengine import runner
     from evalengine.backends import models_for
-    from evalengine.events import Event, Stored
+    from evalengine.events import Event, Relabelled, Stored
     from evalengine.remote import formats_of, open_store
 
     spec, place = backend_spec(args), args.out if args.formats is None else formats_of(args.out)
@@ -146,7 +146,7 @@ def carry_out(args: argparse.Namespace, groups: Sequence[Group], asked: Asked) -
     asked = asked._replace(out=folder)
 
     def on_event(event: Event) -> None:
-        if isinstance(event, Stored):
+        if isinstance(event, Stored | Relabelled):
             upload(event.path)
 
     if args.ray:

@@ -82,21 +82,24 @@ def run(args: argparse.Namespace) -> int:
     outcome = run_study(study, **what, fresh=args.fresh, place=place, cluster=given)
     if place.group.rank:
         return 0
+    world = study.world if not args.data else None
+    bench = f"{args.out}/.study/world-{world.seed}/bench" if world else None
     if args.json:
         fields = ("train_loss", "validation_loss")
         losses = {r.name: {field: getattr(r, field) for field in fields} for r in outcome.finished}
-        console.emit_json({**outcome._asdict(), "out": str(args.out), "finished": losses})
+        found = {**outcome._asdict(), "out": str(args.out), "finished": losses, "bench": bench}
+        if study.sft.select:
+            found["selection"] = selection_report.report(study, args.out)
+        console.emit_json(found)
     else:
-        world = study.world if not args.data else None
-        bench = f" --data {args.out}/.study/world-{world.seed}/bench" if world else ""
         console.say(
             f"{len(outcome.finished)} checkpoints trained, {len(outcome.skipped)} were finished before; "
-            f"score them with: evalengine score {args.out}/*{bench}"
+            f"score them with: evalengine score {args.out}/*{f' --data {bench}' if bench else ''}"
         )
     if outcome.not_run:
         names = ", ".join(f"{name} (because of {failed})" for name, failed in outcome.not_run.items())
         console.warn(f"not run, since one before failed: {names}")
-    if study.sft.select:
+    if study.sft.select and not args.json:
         selection_report.report(study, args.out)
     if outcome.failed:
         name, reason = next(iter(outcome.failed.items()))

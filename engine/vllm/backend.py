@@ -25,7 +25,7 @@ from evalengine.encoding import OnProgress, Scores, Sequences
 from evalengine.errors import UserError
 from evalengine.proof import FIRST
 from evalengine.torch_backend import DTYPES, ROUNDING
-from evalengine.untrusted import reason
+from evalengine.untrusted import printable, reason
 from evalengine.vllm import SCORER, engine
 from evalengine.vllm.proof import SETTINGS, Proof, make_twin
 from evalengine.vllm.requests import Request, Requests, plan
@@ -89,6 +89,7 @@ class VllmBackend:
         stored: dict[str, weights.FileTensor] = {}  # none of pickled weights, which are not swapped in
         if all(file.suffix == ".safetensors" for file in files):
             stored = weights.headers(files)
+            refuse_float8(stored)
             engine.check_files(checkpoint, files)
             weights.plausible(checkpoint.config, len(stored), checkpoint.name)
         shapes = [(name, held.dtype, held.shape) for name, held in sorted(stored.items())]
@@ -299,6 +300,16 @@ def check_finite(checkpoint: Checkpoint, logprob_T: np.ndarray) -> None:
         raise UserError(
             f"{checkpoint.name} gives NaN instead of log-probabilities: it is not scored; check its training"
         )
+
+
+def refuse_float8(stored: dict[str, weights.FileTensor]) -> None:
+    """Raises UserError where a weight has eight bits: whether something scales it is not compared with transformers."""
+    for tensor in stored.values():
+        if tensor.dtype in weights.FLOAT8:
+            raise UserError(
+                f"{tensor.file}: {printable(tensor.name[:60])} is stored as {tensor.dtype}, which the vLLM backend does not read:"
+                " use --backend torch, or convert it to bf16"
+            )
 
 
 def check_tied(checkpoint: Checkpoint, stored: dict[str, weights.FileTensor], proof: Proof) -> None:

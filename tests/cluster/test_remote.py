@@ -44,6 +44,16 @@ def test_remote_checkpoints_into_a_remote_store_and_on_again(
     assert evalengine.load(f"file://{out}").equals(evalengine.load(reference))
 
 
+def test_new_labels_reach_a_remote_store(ckpts: list[Path], bench: Path, tmp_path: Path, cache: Path) -> None:
+    out, manifest = tmp_path / "bucket" / "scores", tmp_path / "m.yaml"
+    manifest.write_text(f"{ckpts[0].name}: {{scale: 1B, mixture: web, stage: pt}}")
+    for more in ([], ["--manifest", manifest]):
+        assert score(ckpts[:1], bench, f"file://{out}", *more) == 0
+    assert '"scored": 0' in (out / "runs.jsonl").read_text().splitlines()[-1]
+    shutil.rmtree(cache)  # another machine
+    assert set(evalengine.load(f"file://{out}")["scale"].to_pylist()) == {"1B"}
+
+
 def test_answer_formats_are_a_folder_of_a_remote_store(
     ckpts: list[Path], bench: Path, tmp_path: Path, cache: Path
 ) -> None:

@@ -6,6 +6,7 @@ Every per-choice log-likelihood within 1e-3, every argmax flag, and acc and acc_
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import tiny_models
 from evalengine import store
 from evalengine.analysis.items import read_store
 from evalengine.cli import main
+from evalengine.encoding import Encoder
 
 CASES = [
     ("llama", "sentencepiece_like"),
@@ -101,3 +103,33 @@ def test_items_longer_than_the_window_agree(few_items: Path, tmp_path: Path) -> 
     for name in names:
         (few / f"{name}.jsonl").write_bytes((few_items / f"{name}.jsonl").read_bytes())
     check(checkpoint, few, tmp_path / "scores", tasks)
+
+
+@pytest.mark.slow
+def test_a_choice_longer_than_the_window_is_refused_where_the_reference_stops(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The longest choice fills the window: one token of context is left, and both agree. One token less: neither scores it."""
+    from lm_eval.models.huggingface import HFLM
+
+    few = tmp_path / "few"
+    few.mkdir()
+    long = "the elephant broke the glass because it fell off the table in the sun and the dog rises slowly"
+    item = {"premise": "The glass broke.", "choice1": long, "choice2": "the dog.", "question": "cause"}
+    (few / "copa.jsonl").write_text(json.dumps(item | {"idx": 7, "label": 0}) + "\n", encoding="utf-8")
+    tasks = lm_eval_reference.tasks(few, ["copa"])
+    (request,) = lm_eval_reference.requests(tasks["copa"])
+    tokenizer = tiny_models.tokenizer("byte_level")
+    ((whole, start),) = Encoder(tokenizer, 512).pairs([(request.contexts[0], request.continuations[0])])
+    fits = tiny_models.save(tmp_path / "fits-pt", "llama", window=len(whole) - start)
+    check(fits, few, tmp_path / "scores", tasks)
+    short = tiny_models.save(tmp_path / "short-pt", "llama", window=len(whole) - start - 1)
+    model = HFLM(pretrained=str(short), batch_size=4, dtype="float32", device="cpu")
+    with pytest.raises(AssertionError):
+        lm_eval_reference.scores(tasks["copa"], model)
+    capsys.readouterr()
+    command = ["score", short, "--data", few, "--variant", "lm_eval", "--out", tmp_path / "scores"]
+    assert main([*map(str, command), "--benchmarks", "copa"]) == 1
+    said = f"item 7 of copa has a choice of {len(whole) - start} tokens, and the model's window is {len(whole) - start - 1}"
+    assert said in capsys.readouterr().out
+    assert not (tmp_path / "scores" / "short-pt").exists()

@@ -283,7 +283,10 @@ def test_a_full_disk(good: Path, bench: Path, tmp_path: Path) -> None:
     [
         ("[1, 2]", "must map checkpoint names"),
         ("240M-v1p0-pt: {stage: [pt]}", "stage must be a short text"),
-        ("other: {stage: pt}", "not among the checkpoints given"),
+        (
+            "other: {stage: pt}",
+            "describes 'other', which is not among the checkpoints given, and none of these",
+        ),
         ("a: [", "is not valid YAML"),
     ],
 )

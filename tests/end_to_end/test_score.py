@@ -237,6 +237,77 @@ def test_a_seed_and_blocks_are_written_without_scoring_again(
     assert "blocks must map factors to labels" in capsys.readouterr().err
 
 
+def test_new_labels_are_written_into_the_store_without_scoring_again(
+    ckpts: list[Path], bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scale, mixture, stage, seed and blocks, changed and taken back: the store is to the byte what a new one would be."""
+    manifest, out = tmp_path / "manifest.yaml", tmp_path / "scores"
+
+    def run(store: Path, entry: str | None, benchmarks: str = "copa,cb,rte") -> dict[str, object]:
+        given: list[object] = [
+            ckpts[0],
+            "--data",
+            bench,
+            "--out",
+            store,
+            "--benchmarks",
+            benchmarks,
+            "--json",
+        ]
+        if entry is not None:
+            manifest.write_text(f"{ckpts[0].name}: {entry}")
+            given += ["--manifest", manifest]
+        capsys.readouterr()
+        assert score(*given) == 0
+        (found,) = json.loads(capsys.readouterr().out)["checkpoints"]
+        return dict(found)
+
+    assert run(out, None)["scored"] == 3
+    whole = "{scale: 1B, mixture: web, stage: dpo, seed: 7, blocks: {year: 2024}}"
+    for number, entry in enumerate((whole, "{scale: 1B, mixture: web, stage: pt}", None)):
+        found = run(out, entry)
+        what = (
+            "scale, mixture or stage, seed, blocks",
+            "scale, mixture or stage, seed, blocks",
+            "scale, mixture or stage",
+        )
+        assert (found["scored"], found["kept"]) == (0, 3)
+        assert found["notes"] == [
+            f"its {what[number]} changed since it was scored: labelled anew, nothing is scored again"
+        ]
+        assert run(tmp_path / str(number), entry)["scored"] == 3
+        assert files(out) == files(tmp_path / str(number))
+        assert run(out, entry)["notes"] == []
+    table = evalengine.load(out)
+    assert {tuple(row.values()) for row in table.select(["scale", "mixture", "stage"]).to_pylist()} == {
+        ("240M", "v1p0", "pt")
+    }
+    # Broken off after the first file: nothing reads two labels as one checkpoint, and the same command finishes.
+    run(out, whole, "cb")
+    with pytest.raises(
+        evalengine.UserError, match="was scored with a scale, mixture and stage that other benchmarks"
+    ):
+        evalengine.load(out)
+    assert run(out, whole)["scored"] == 0
+    assert files(out) == files(tmp_path / "0")
+
+
+def test_a_manifest_may_describe_checkpoints_that_are_not_given(
+    ckpts: list[Path], bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, first, second = tmp_path / "manifest.yaml", ckpts[0].name, ckpts[1].name
+    others = "".join(f"other{i}: {{scale: 9B}}\n" for i in range(5))
+    manifest.write_text(f"{others}{first}: {{scale: 1B, mixture: web, stage: pt}}\n")
+    given = ("--data", bench, "--out", tmp_path / "scores", "--benchmarks", "copa", "--manifest", manifest)
+    few = "other0, other1, other2 and 2 more"
+    said = f"{manifest} describes 5 checkpoints that are not among those given, which is not used ({few})"
+    assert score(ckpts[0], *given) == 0
+    assert capsys.readouterr().err == f"warning: {said}\n"
+    assert set(evalengine.load(tmp_path / "scores")["scale"].to_pylist()) == {"1B"}
+    assert score(*ckpts[:2], *given) == 0
+    assert f"{said}; it does not describe {second}" in capsys.readouterr().err
+
+
 def test_a_damaged_file_is_noticed_and_scored_again(
     ckpts: list[Path], bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

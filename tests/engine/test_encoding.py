@@ -11,6 +11,7 @@ from lm_eval.api.model import TemplateLM
 import tiny_models
 from evalengine.benchmarks import Item, ItemSet
 from evalengine.encoding import Encoder, encode, move_space, window_of
+from evalengine.errors import UserError
 
 KINDS = ("byte_level", "sentencepiece_like")
 PAIRS = [
@@ -71,11 +72,19 @@ def test_a_long_item_keeps_its_end() -> None:
     assert plan.truncated == 1
 
 
-def test_a_continuation_longer_than_the_window_keeps_one_token_of_context() -> None:
-    encoder = Encoder(tiny_models.tokenizer("byte_level"), 4)
-    plan = encode(items_of([("Answer:", " an elephant with a very long trunk")]), encoder)
-    s = int(plan.sequence_C[0])
-    assert len(plan.sequences.tokens(s)) == 5 and plan.sequences.start[s] == 1
+def test_a_continuation_as_long_as_the_window_keeps_one_token_of_context_and_a_longer_one_is_refused() -> (
+    None
+):
+    context, continuation = "Answer:", " an elephant with a very long trunk"
+    tokenizer = tiny_models.tokenizer("byte_level")
+    whole, start = Encoder(tokenizer, 512).pairs([(context, continuation + "s")])[0]
+    window = len(whole) - start
+    plan = encode(items_of([(context, continuation)]), Encoder(tokenizer, window))
+    s = int(plan.sequence_C[1])
+    assert len(plan.sequences.tokens(s)) == window + 1 and plan.sequences.start[s] == 1
+    said = rf"item 0 of test has a choice of {window} tokens, and the model's window is {window - 1}"
+    with pytest.raises(UserError, match=said):
+        encode(items_of([(context, continuation)]), Encoder(tokenizer, window - 1))
 
 
 def test_equal_choices_share_a_sequence_and_lengths_are_of_the_bare_choice() -> None:

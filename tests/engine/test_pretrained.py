@@ -360,15 +360,50 @@ def test_other_tasks_are_refused(fields: dict[str, Any], says: str, tmp_path: Pa
         fingerprint(at(path))
 
 
-def test_a_tensor_of_eight_bits_without_its_scales_is_refused(tmp_path: Path) -> None:
-    path = tiny_models.save(tmp_path / "m", "llama")
-    changed(
-        path, lambda tensors: tensors | {"lm_head.weight": tensors["lm_head.weight"].to(torch.float8_e4m3fn)}
-    )
-    with pytest.raises(
-        UserError, match=r"lm_head\.weight is stored as F8_E4M3, which evalengine does not read"
+@pytest.mark.parametrize("kind", ["safetensors", "pickle"])
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_float8_without_scales_is_a_plain_cast_and_with_scales_or_their_traces_refused(
+    kind: str, stored: torch.dtype, tmp_path: Path
+) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    module = load(tiny_models.save(tmp_path / "first", "llama", seed=1))
+
+    def saved(of: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
+        path = changed(tiny_models.save(tmp_path / of, "llama"), change)
+        if kind == "pickle":
+            torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+            (path / "model.safetensors").unlink()
+        assert not module.refill(at(path))
+        return path
+
+    def small(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {k: t.to(stored) if t.dim() > 1 else t for k, t in tensors.items()}
+
+    def scaled(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return tensors | {
+            name: (tensors[name] * (torch.finfo(stored).max / tensors[name].abs().max())).to(stored)
+        }
+
+    def beside(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return small(tensors) | {name.replace("weight", "weight_scale_inv"): torch.ones(1)}
+
+    loaded = load(saved("small", small), allow_pickle=True)
+    assert_same(loaded.model, truth(tmp_path / "small"))
+    assert loaded.notes == ("weights in float8 without scales are taken as they stand, as transformers does",)
+    for of, change, says in (
+        (
+            "beside",
+            beside,
+            r"beside holds \S+ in float8 with scales beside \(\S*up_proj\.weight_scale_inv\), and its config",
+        ),
+        (
+            "scaled",
+            scaled,
+            rf"scaled holds {name} in float8 up to its largest number .*, but neither scales nor",
+        ),
     ):
-        load(path)
+        with pytest.raises(UserError, match=says):
+            load(saved(of, change), allow_pickle=True)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pickle"])
@@ -388,6 +423,17 @@ def test_whole_numbers_without_scales_are_refused(kind: str, tmp_path: Path) -> 
     with pytest.raises(UserError, match=rf"m holds {name} in whole numbers, .* no quantization_config"):
         load(path, allow_pickle=True)
     assert not module.refill(at(path))
+
+
+def test_whole_numbers_in_experts_that_transformers_fuses_are_refused(tmp_path: Path) -> None:
+    path, name = mixture(tmp_path / "m", "mixtral", 0, **EXPERTS["mixtral"]), "experts.2.w1.weight"
+
+    def quantised(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {k: (t * 127).round().to(torch.int8) if k.endswith(name) else t for k, t in tensors.items()}
+
+    changed(path, quantised)
+    with pytest.raises(UserError, match=rf"m holds \S*{name} in whole numbers"):
+        load(path)
 
 
 CODE = """
