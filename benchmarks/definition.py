@@ -95,18 +95,19 @@ class Row:
             return names.index(gold)
         if gold in ("", -1) or (isinstance(gold, float) and math.isnan(gold)):
             self.unlabelled(field, value)
-        if not isinstance(gold, int) or not first <= gold < first + count:  # a boolean is 0 or 1
+        number = isinstance(gold, int) and not (first and isinstance(gold, bool))  # a boolean is 0 or 1
+        if not number or not first <= gold < first + count:
             self.fail(field, f"expected {first} to {first + count - 1}, got {value!r}")
         return gold - first
 
     def position(self, field: str, labels: Sequence[str]) -> int:
         """The gold choice named by its label, such as answerKey among A, B, C, D."""
-        key = self.text(field).strip()
+        key, known = self.text(field).strip(), list(labels)
         if not key:
             self.unlabelled(field, key)
-        if key not in labels:
-            self.fail(field, f"{key!r} is none of the labels {', '.join(labels)}")
-        return list(labels).index(key)
+        if key not in known:
+            self.fail(field, f"{key!r} is none of the labels {', '.join(known)}")
+        return known.index(key)
 
     def unlabelled(self, field: str, value: object) -> NoReturn:
         raise UserError(

@@ -188,11 +188,14 @@ def read_rows(benchmark: Benchmark, data: Path | None, *, train: bool = False) -
     elif data is not None or benchmark.hub is None:
         name = f"{benchmark.name}_train" if train else benchmark.name
         why = ", which few-shot examples come from" if train else ""
-        where, inside = (
-            (data, ", nor has its bench/") if data is not None else ("the definition's folder", "")
-        )
+        if data is None:
+            key, items = ("train_file", "train items") if train else ("file", "items")
+            raise UserError(
+                f"the definition of {benchmark.name} does not say where its {items} are{why}: add `{key}: FILE.jsonl` to"
+                f" it, or give a folder with {name}.jsonl or {name}.parquet with --data"
+            )
         raise UserError(
-            f"{where} has no {name}.jsonl or {name}.parquet{why}{inside}: add it or leave {benchmark.name} out"
+            f"{data} has no {name}.jsonl or {name}.parquet{why}, nor has its bench/: add it or leave {benchmark.name} out"
         )
     else:
         hub = benchmark.hub._replace(split="train") if train else benchmark.hub

@@ -148,10 +148,13 @@ def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise UserError(f"{path} must map checkpoint names to {{scale, mixture, stage}}")
-    return {
-        unicodedata.normalize("NFC", str(name)): fields(value, f"{path}: {printable(str(name)[:60])}")
-        for name, value in raw.items()
-    }
+    known: dict[str, dict[str, Any]] = {}
+    for given, value in raw.items():
+        name = unicodedata.normalize("NFC", str(given))
+        if name in known:
+            raise UserError(f"{path} describes {printable(name[:60])!r} twice: leave one of them out")
+        known[name] = fields(value, f"{path}: {printable(name[:60])}")
+    return known
 
 
 def fields(value: Any, where: str) -> dict[str, Any]:

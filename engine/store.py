@@ -101,13 +101,19 @@ def paths(store: Path | str) -> list[Path]:
 def load(store: Path | str = "scores") -> pa.Table:
     """All scores of a store as one table, one row per (checkpoint, benchmark, item).
 
-    Raises UserError where a file is damaged, and where those of one checkpoint are of several models.
+    Raises UserError where a file is damaged, where those of one checkpoint are of several models, and where two folders hold
+    one checkpoint.
     """
     import pyarrow as pa
 
-    tables, known = [], dict[Path, tuple[str, ...]]()
+    tables, known, holder = [], dict[Path, tuple[str, ...]](), dict[str, Path]()
     for path in paths(store):
         tables.append(read(path))
+        for name in tables[-1]["checkpoint"].unique().to_pylist():
+            if holder.setdefault(name, path.parent) != path.parent:
+                raise UserError(
+                    f"{holder[name]} and {path.parent} both hold scores of {name}, which would count twice: remove one of them"
+                )
         about = {k.decode(): v.decode() for k, v in (tables[-1].schema.metadata or {}).items()}
         known[path.parent] = of_one_model(path, about, known.get(path.parent, UNSTATED))
     return pa.concat_tables(tables).unify_dictionaries()
@@ -140,7 +146,8 @@ def lock(store: Path) -> Iterator[None]:
                 f"{store} is in use by process {owner or '?'}: wait for it, or give another --out"
             ) from None
         except (FileExistsError, NotADirectoryError):
-            raise UserError(f"{store} is a file: give --out a folder") from None
+            what = "a link to nothing" if store.is_symlink() and not store.exists() else "a file"
+            raise UserError(f"{store} is {what}: give --out a folder") from None
         except PermissionError:
             raise UserError(f"cannot write to {store}: give --out a folder that you may write to") from None
         handle.truncate(0)

@@ -108,6 +108,7 @@ def _count_nodes(node: Any, known: dict[int, int], depth: int) -> int:
     if size is None:
         children: list[Any] = []
         if isinstance(node, MappingNode):
+            _refuse_twice([key for key, _ in node.value])
             children = [part for pair in node.value for part in pair]
         elif isinstance(node, SequenceNode):
             children = node.value
@@ -116,6 +117,23 @@ def _count_nodes(node: Any, known: dict[int, int], depth: int) -> int:
             raise ValueError(f"more than {YAML_NODES:,} values once its aliases are expanded")
         known[id(node)] = size
     return size
+
+
+def _refuse_twice(keys: list[Any]) -> None:
+    """Raises ValueError where a mapping has a key twice: PyYAML takes the last value without a word.
+
+    1 and "1" are one key, since all readers take keys as texts.
+    """
+    from yaml import ScalarNode
+
+    seen: set[str] = set()
+    for key in keys:
+        if isinstance(key, ScalarNode) and not key.tag.endswith(":merge"):
+            if key.value in seen:
+                raise ValueError(
+                    f"{key.value[:60]!r} is there twice, in line {key.start_mark.line + 1} again"
+                )
+            seen.add(key.value)
 
 
 def read_arrow(content: bytes | mmap.mmap) -> pa.Table:

@@ -26,7 +26,7 @@ from evalengine.training import tokenizer as tokenizers
 from evalengine.training.checked import crc, read_unchecked, stamp
 from evalengine.training.model import Shape
 from evalengine.training.shards import TokenSource, build, is_complete
-from evalengine.training.sources import documents, files, source_key
+from evalengine.training.sources import check, documents, files, source_key
 from evalengine.training.study import ChatSource, Scale, SourceSpec, Study, runs, used_sources
 from evalengine.training.tokenizer import Tokenizer
 
@@ -58,7 +58,7 @@ def check_data(study: Study, data: Path | None, sources: Iterable[str]) -> None:
         raise UserError(f"there is no data folder {data}: give the folder that holds the study's sources")
     for name in sources:
         if not study.sources[name].hub and not (data is None and study.world):
-            files(study.sources[name], data, name)
+            check(study.sources[name], data, name)
 
 
 def prepare(study: Study, data: Path | None, out: Path) -> Prepared:
@@ -163,11 +163,11 @@ def _shards(study: Study, name: str, data: Path | None, tokenizer: Tokenizer, fo
     place = folder / f"{name}-{source_key(spec, data, name)}-{tokenizer.hash[:8]}"
     texts = partial(documents, spec, data, name)
     if is_complete(place, need):
-        build(place, texts, tokenizer, limit=need)
+        build(place, texts, tokenizer, name=name, limit=need)
         return place
     size = need or sum(file.stat().st_size for file in files(spec, data, name)) // BYTES_PER_TOKEN
     with console.progress(f"tokenising {name}", size, "tokens") as line:
-        build(place, texts, tokenizer, limit=need, on_tokens=line.update)
+        build(place, texts, tokenizer, name=name, limit=need, on_tokens=line.update)
     return place
 
 

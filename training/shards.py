@@ -74,12 +74,14 @@ def build(
     texts: Callable[[], Iterator[str]],
     tokenizer: Tokenizer,
     *,
+    name: str = "",
     limit: int = 0,
     on_tokens: Callable[[int], None] = lambda count: None,
 ) -> TokenSource:
     """Tokenises a source into `folder`, or opens and checks it when that is done.
 
-    `limit`: stop after so many tokens (0: all). `on_tokens` hears how many were added.
+    `name`: the source's, for errors ("": the folder's). `limit`: stop after so many tokens (0: all). `on_tokens` hears how
+    many were added.
     """
     try:
         verify(folder)
@@ -109,7 +111,7 @@ def build(
         _write_shard(folder / f"{number:05d}", pending, dtype)
     infos = _finished_shards(folder)
     if not total:
-        raise UserError(f"source {folder.name} holds no text: check its path and field")
+        raise UserError(f"source {name or folder.name} holds no text: check its path and field")
     digest = f"{zlib.crc32(json.dumps([i['crc32'] for i in infos]).encode()):08x}"
     done = {"shards": len(infos), "digest": digest, "whole": whole, "limit": limit}
     checked.write(folder / "done.json", done)

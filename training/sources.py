@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from evalengine import records
+from evalengine import console, records
 from evalengine.errors import UserError
 from evalengine.training.chat import END
 from evalengine.training.checked import crc
@@ -24,6 +24,8 @@ from evalengine.training.study import SourceSpec
 from evalengine.untrusted import is_text, printable
 
 SHUFFLE_SEED = 0
+READ = (".txt", ".jsonl", ".json", ".parquet")  # suffixes of files that are read in a folder
+UNREAD = (".gz", ".zst", ".bz2", ".xz", ".zip", ".csv", ".tsv", ".arrow")  # of files that may hold text, too
 END_BYTES = 1 << 20  # of a file's beginning and end
 
 
@@ -45,17 +47,35 @@ def _texts(file: Path, field: str) -> Iterator[str]:
 
 
 def files(source: SourceSpec, data: Path | None, name: str) -> list[Path]:
-    """The files of a local source: one file, or every text, JSONL and Parquet file of a folder, sorted."""
+    """The files of a local source: one file, or every text, JSONL and Parquet file of a folder that is not hidden, sorted."""
     if data is None:
         raise UserError(f"source {name} reads {source.path}: give the folder that holds it with --data DIR")
     path = data / source.path
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".jsonl", ".json", ".parquet"))
+        found = [p for p in sorted(path.rglob("*")) if p.suffix in READ and p.is_file()]
+        found = [p for p in found if not any(part.startswith(".") for part in p.relative_to(path).parts)]
         if found:
             return found
     elif path.is_file():
         return [path]
-    raise UserError(f"source {name}: there is no text at {path}; check the study's `path` and --data")
+    raise UserError(
+        f"source {name}: there is no text at {path} ({', '.join(READ)}); check its path and --data"
+    )
+
+
+def check(source: SourceSpec, data: Path | None, name: str) -> None:
+    """Raises UserError where a local source has no files, and warns of files in its folder that hold text and are not read."""
+    read = files(source, data, name)
+    assert data is not None
+    folder = data / source.path
+    if folder.is_dir():
+        more = [path for path in sorted(folder.rglob("*")) if path.suffix in UNREAD and path.is_file()]
+        if more:
+            others = f" and {len(more) - 1} more" if len(more) > 1 else ""
+            console.warn(
+                f"source {name}: {more[0].relative_to(folder)}{others} in {folder} not read, beside {len(read)} that"
+                f" are: only {', '.join(READ)} are; unpack or convert them if they belong to it"
+            )
 
 
 def batches(texts: Iterable[str], chars: int) -> Iterator[list[str]]:
@@ -99,7 +119,7 @@ def _crc(file: Path, size: int, mtime_ns: int) -> int:
 def text_documents(file: Path) -> Iterator[str]:
     lines: list[str] = []
     try:
-        with file.open(encoding="utf-8") as stream:
+        with file.open(encoding="utf-8-sig") as stream:  # a byte order mark is no text
             for line in stream:
                 if line.strip() == END:
                     yield "".join(lines).strip("\n")
@@ -164,6 +184,10 @@ def _field(row: Any, field: str, where: str) -> str:
             raise UserError(
                 f"{where} lists files by `blob_id` without their text, which Software Heritage holds: name a copy "
                 "of it with the text, such as common-pile/stackv2_edu_filtered"
+            )
+        if isinstance(row, dict) and field in row:
+            raise UserError(
+                f"{where}: {field!r} is {value!r:.60}, not text: fix or remove the line, or set the source's `field`"
             )
         raise UserError(
             f"{where} has no text field {field!r} (it has {printable(keys[:200])}): set the source's `field`"

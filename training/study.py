@@ -288,6 +288,8 @@ def _faults(study: Study) -> Iterator[str]:
     for name, source in study.sources.items():
         if bool(source.path) == bool(source.hub):
             yield f"source {name} needs either `path` or `hub`"
+        if source.shuffle < 0:
+            yield f"source {name}: shuffle must not be negative"
         if source.path and (source.where or source.shuffle or source.config or source.files):
             yield f"source {name}: config, files, where and shuffle are for `hub`"
     for name, shares in study.mixtures.items():
@@ -317,6 +319,10 @@ def _faults(study: Study) -> Iterator[str]:
         yield "seed must be between 0 and 2**31"
     if bool(study.tokenizer.path) == bool(study.tokenizer.vocab):
         yield "tokenizer needs either `vocab` or `path`"
+    if study.tokenizer.sample_mb <= 0:
+        yield "tokenizer.sample_mb must be positive: it is how much text the tokenizer is trained on"
+    if study.threads < 0:
+        yield "threads must not be negative; 0 divides the cores"
     if study.save_dtype not in ("float32", "bfloat16"):
         yield "save_dtype must be float32 or bfloat16"
     if study.sft.select:
@@ -324,6 +330,8 @@ def _faults(study: Study) -> Iterator[str]:
     for key, sources in (("sft.data", study.sft.data), ("dpo.data", study.dpo.data)):
         if not all(sum(map(bool, (s.path, s.hub, s.benchmarks_train))) == 1 for s in sources):
             yield f"each entry of {key} needs one of `path`, `hub` or `benchmarks_train`"
+        if any(s.limit < 0 for s in sources):
+            yield f"{key}: limit must not be negative; 0 takes all"
     if not study.dpo.beta > 0:
         yield "dpo.beta must be positive, such as 0.1"
 
@@ -356,5 +364,21 @@ def _faults_of_scale(scale: Scale) -> Iterator[str]:
         yield "lr must be positive"
     if scale.dpo.z_loss:
         yield "dpo has no z_loss: leave it out"
-    if min(scale.pretrain.z_loss, scale.sft.z_loss) < 0:
-        yield "z_loss must not be negative"
+    if scale.vocab < 0:
+        yield "vocab must not be negative; 0 is the tokenizer's"
+    for stage, settings in (("pretrain", scale.pretrain), ("sft", scale.sft), ("dpo", scale.dpo)):
+        yield from (f"{stage}: {fault}" for fault in _faults_of_settings(settings))
+
+
+def _faults_of_settings(settings: Optimisation) -> Iterator[str]:
+    for name, share in (("warmup", "the steps"), ("min_lr", "lr")):
+        if not 0 <= getattr(settings, name) <= 1:
+            yield f"{name} is a share of {share}, between 0 and 1, not {getattr(settings, name):g}"
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(settings, name) < 1:
+            yield f"{name} must be at least 0 and less than 1, not {getattr(settings, name):g}"
+    if settings.clip <= 0:
+        yield "clip must be positive: to clip no gradient, give a large number, such as 1e9"
+    for name in ("weight_decay", "z_loss", "micro_rows"):
+        if getattr(settings, name) < 0:
+            yield f"{name} must not be negative"

@@ -73,10 +73,7 @@ def run_workers(todo: list[Job], jobs: int) -> tuple[list[Result], dict[str, str
                 except queue.Empty:
                     killed = [worker.exitcode for worker in workers if worker.exitcode]
                     if killed:
-                        raise UserError(
-                            f"a training process ended with code {killed[0]}, most likely out of memory: lower "
-                            "--jobs or the scale's micro_rows and run the same command again"
-                        ) from None
+                        raise UserError(f"a training process {death(killed[0])}") from None
                     continue
                 if message is None:
                     jobs -= 1
@@ -87,6 +84,17 @@ def run_workers(todo: list[Job], jobs: int) -> tuple[list[Result], dict[str, str
         for worker in workers:
             worker.kill()  # one that is stopped or stuck would not end on SIGTERM
             worker.join()
+
+
+def death(code: int) -> str:
+    """How a process ended by itself, and what to do. `code`: of its exit; negative: the signal that killed it."""
+    if code == -signal.SIGKILL:
+        return (
+            "was killed, most likely as memory ran out: lower --jobs or the scale's micro_rows and run the same command"
+            " again"
+        )
+    how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+    return f"{how}; what it said is above: run the same command again, and report it if it ends so again"
 
 
 def run_together(todo: list[Job]) -> tuple[list[Result], dict[str, str]]:

@@ -77,10 +77,14 @@ def sentence(error: BaseException, out: object = None) -> str:
             return "out of memory: lower --batch-tokens, or use a machine with more memory"
         case OSError():
             named = error.filename
+            if str(named).endswith(".tmp") and error.filename2:  # what it was to be renamed to
+                named = error.filename2
             unnamed = not named or str(named).endswith(".tmp")
             where = out if out and unnamed and error.errno in NOT_WRITTEN else named
             if where and isinstance(error, (FileExistsError, NotADirectoryError)):
                 return f"{where} is a file, or lies in one, where a folder is needed: give another path"
+            if where and isinstance(error, IsADirectoryError):
+                return f"{where} is a folder, where a file is needed: give another path"
             if where and isinstance(error, PermissionError):
                 return f"no permission for {where}: give a path that you may write to, or have its permissions changed"
             what = os.strerror(error.errno) if error.errno else error

@@ -32,7 +32,9 @@ def run(args: argparse.Namespace) -> int:
     from evalengine import load
 
     table = load(args.store)
-    out = args.out or args.store.with_name(f"{args.store.resolve().name}.{args.format}")
+    store = args.store.resolve()
+    beside = args.store if args.store.name not in ("", "..") else store  # "." has no name of its own
+    out = args.out or beside.with_name(f"{store.name or 'scores'}.{args.format}")
     with atomic(out) as temporary:
         if args.format == "parquet":
             pq.write_table(table, temporary, compression="zstd")

@@ -50,6 +50,39 @@ def test_gold_may_be_an_index_a_number_a_letter_or_the_text(
     assert load_items(read_benchmark(path), None).items[0].gold == gold
 
 
+@pytest.mark.parametrize(
+    ("gold_is", "answer", "complaint"),
+    [
+        ("letter", "AB", "'AB' is none of the labels A, B;"),
+        ("letter", "C", "'C' is none of the labels A, B;"),
+        ("number", True, "expected 1 to 2, got True"),
+    ],
+)
+def test_a_gold_that_names_no_choice_is_refused(
+    tmp_path: Path, gold_is: str, answer: object, complaint: str
+) -> None:
+    path = define(tmp_path, CAPITALS + f"gold_is: {gold_is}\n", {**ROW, "answer": answer})
+    with pytest.raises(UserError, match=complaint):
+        load_items(read_benchmark(path), None)
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'gold' is there twice, in line 8 again"):
+        read_benchmark(define(tmp_path, CAPITALS + "gold: other\n"))
+
+
+def test_a_definition_without_files_says_which_key_to_add(tmp_path: Path) -> None:
+    path = define(tmp_path, CAPITALS)
+    (tmp_path / "capitals_train.jsonl").write_text(json.dumps(ROW))  # which only --data finds
+    with pytest.raises(
+        UserError, match=r"does not say where its train items are.*add `train_file: FILE\.jsonl`"
+    ):
+        load_items(read_benchmark(path), None, fewshot=1)
+    path = define(tmp_path, CAPITALS.replace("file: capitals.jsonl\n", ""))
+    with pytest.raises(UserError, match=r"does not say where its items are: add `file: FILE\.jsonl`"):
+        load_items(read_benchmark(path), None)
+
+
 def test_choices_may_be_templates_and_nested_lists(tmp_path: Path) -> None:
     text = CAPITALS.replace("choices: options", 'choices: ["{a}!", "{n}"]')
     path = define(tmp_path, text, {**ROW, "a": "x", "n": 2.5, "answer": 0})

@@ -288,6 +288,11 @@ def test_a_full_disk(good: Path, bench: Path, tmp_path: Path) -> None:
             "describes 'other', which is not among the checkpoints given, and none of these",
         ),
         ("a: [", "is not valid YAML"),
+        (
+            "240M-v1p0-pt: {scale: 1M}\n240M-v1p0-pt: {scale: 2M}",
+            "'240M-v1p0-pt' is there twice, in line 2 again",
+        ),
+        ("\u00e9: {scale: 1M}\ne\u0301: {scale: 2M}", "describes 'é' twice"),
     ],
 )
 def test_bad_manifests(

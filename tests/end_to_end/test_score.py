@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -353,6 +354,28 @@ def test_export_writes_the_same_rows(ckpts: list[Path], bench: Path, tmp_path: P
     assert pq.read_table(tmp_path / "scores.parquet").to_pylist() == expected
     with pa.memory_map(str(tmp_path / "scores.arrow")) as source:
         assert pa.ipc.open_file(source).read_all().to_pylist() == expected
+
+
+def test_an_export_is_named_and_never_counts_a_copied_folder_twice(
+    ckpts: list[Path],
+    bench: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "scores"
+    assert score(ckpts[0], "--data", bench, "--out", out, "--benchmarks", "copa") == 0
+    monkeypatch.chdir(out)
+    assert main(["export", "."]) == 0
+    assert (tmp_path / "scores.parquet").is_file()
+    assert main(["export", str(out), "--out", str(bench)]) == 1
+    assert f"{bench} is a folder, where a file is needed" in capsys.readouterr().err
+    assert not list(bench.parent.glob(".*.tmp"))
+    shutil.copytree(out / ckpts[0].name, out / "kept")
+    with pytest.raises(
+        evalengine.UserError, match=f"both hold scores of {ckpts[0].name}, which would count twice"
+    ):
+        evalengine.load(out)
 
 
 def test_items_longer_than_the_window_are_counted_and_said(

@@ -61,6 +61,22 @@ def test_the_papers_study_states_its_scales():
         ({"scales.S.heads": 3}, "d_model must be a multiple of heads"),
         ({"scales.S.pretrain.lr": 0}, "lr must be positive"),
         ({"scales.S.pretrain.z_loss": -1}, "z_loss must not be negative"),
+        (
+            {"scales.S.pretrain.warmup": 100},
+            "scale S: pretrain: warmup is a share of the steps, between 0 and 1",
+        ),
+        ({"scales.S.sft.warmup": -0.1}, "scale S: sft: warmup is a share of the steps"),
+        ({"scales.S.sft.min_lr": 1e-6 - 1}, "scale S: sft: min_lr is a share of lr"),
+        ({"scales.S.dpo": {"clip": 0}}, "scale S: dpo: clip must be positive"),
+        ({"scales.S.pretrain.clip": -1}, "clip must be positive: to clip no gradient, give a large number"),
+        ({"scales.S.pretrain.beta1": 1.5}, "beta1 must be at least 0 and less than 1, not 1.5"),
+        ({"scales.S.pretrain.weight_decay": -1}, "weight_decay must not be negative"),
+        ({"scales.S.pretrain.micro_rows": -1}, "micro_rows must not be negative"),
+        ({"scales.S.vocab": -1}, "scale S: vocab must not be negative"),
+        ({"threads": -1}, "threads must not be negative"),
+        ({"tokenizer.sample_mb": 0}, "tokenizer.sample_mb must be positive"),
+        ({"sft.data": [{"path": "sft.jsonl", "limit": -3}]}, "sft.data: limit must not be negative"),
+        ({"dpo": {"data": [{"path": "p.jsonl", "limit": -3}]}}, "dpo.data: limit must not be negative"),
         ({"sources.web": {}}, "source web needs either `path` or `hub`"),
         ({"tokenizer": {}}, "tokenizer needs either `vocab` or `path`"),
         ({"sft.reach": 0.5}, "sft.reach: R has become `select: {score: loss, keep: [0, R]}`"),
@@ -107,6 +123,9 @@ def test_a_missing_key_a_missing_file_and_no_yaml(write_study, tmp_path: Path):
         load("nowhere.yaml")
     file.write_text("a: [1")
     with pytest.raises(UserError, match="is not valid YAML"):
+        load(file)
+    file.write_text(text.replace("mixtures:", "mixtures:\n  m1: {code: 1.0}"))
+    with pytest.raises(UserError, match=r"is not valid YAML \('m1' is there twice, in line \d+ again\)"):
         load(file)
     file.write_text("")
     with pytest.raises(UserError, match="is empty"):

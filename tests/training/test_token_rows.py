@@ -18,7 +18,7 @@ from evalengine.errors import UserError
 from evalengine.training import shards
 from evalengine.training.rows import MixedRows, Stream, interleave
 from evalengine.training.shards import TokenSource, build
-from evalengine.training.sources import documents, source_key, text_documents
+from evalengine.training.sources import check, documents, source_key, text_documents
 from evalengine.training.study import SourceSpec
 
 
@@ -135,8 +135,8 @@ def test_a_file_that_changed_in_its_middle_is_another_source(tmp_path: Path):
 
 
 def test_an_empty_source_is_refused(tokenizer, tmp_path: Path):
-    with pytest.raises(UserError, match="holds no text"):
-        build(tmp_path / "nothing", lambda: iter([]), tokenizer)
+    with pytest.raises(UserError, match="source web holds no text"):
+        build(tmp_path / "web-0123456789ab-01234567", lambda: iter([]), tokenizer, name="web")
 
 
 def test_training_and_validation_share_no_document(source: TokenSource):
@@ -218,7 +218,8 @@ def test_every_kind_of_file_gives_the_same_documents(texts: list[str], tmp_path:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.jsonl", b'{"text": "fine"}\n{"text": 3}\n', r"a\.jsonl, line 2 has no text field 'text'"),
+        ("a.jsonl", b'{"text": "fine"}\n{"text": 3}\n', r"a\.jsonl, line 2: 'text' is 3, not text"),
+        ("a.jsonl", b'{"body": "fine"}\n', r"a\.jsonl, line 1 has no text field 'text' \(it has body\)"),
         ("a.jsonl", b'{"text": "fine"}\n{"text": \n', r"a\.jsonl, line 2: not valid JSON"),
         ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl, line 1: not valid UTF-8"),
         ("a.txt", b"\xff\xfe", r"a\.txt is not UTF-8"),
@@ -230,3 +231,17 @@ def test_an_unreadable_source_is_named(name: str, content: bytes, reason: str, t
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=reason):
         list(documents(SourceSpec(path="a.txt" if name == "b.txt" else name), tmp_path, "a"))
+
+
+def test_a_folder_is_read_without_what_is_hidden_and_says_what_it_leaves_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    texts = {"b.txt": "\ufeffsecond", "a.jsonl": '{"text": "first"}', ".git/c.txt": "no", "d/._e.txt": "no"}
+    for name, text in {**texts, "f.txt/g.md": "no", "h.jsonl.gz": "no"}.items():
+        (tmp_path / "web" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "web" / name).write_text(text)
+    spec = SourceSpec(path="web")
+    assert list(documents(spec, tmp_path, "web")) == ["first", "second"]
+    check(spec, tmp_path, "web")
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"source web: h.jsonl.gz in {tmp_path}/web not read, beside 2 that are" in said

@@ -24,6 +24,7 @@ from evalengine.training.prepare import prepare
 from evalengine.training.runner import lock, selected
 from evalengine.training.state import Place
 from evalengine.training.study import Run, load, needed, with_stages
+from evalengine.training.workers import death
 
 NAMES = ["S-m1-pt", "S-m1-sft", "S-m2-pt", "S-m2-sft"]
 
@@ -358,3 +359,9 @@ def test_torchrun_trains_the_study_in_shards(trained: Path, data: Path, write_st
         )
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
     shutil.rmtree(out)
+
+
+def test_how_a_worker_ended_is_not_guessed():
+    assert "was killed, most likely as memory ran out: lower --jobs" in death(-9)
+    assert death(1).startswith("ended with code 1; what it said is above")
+    assert death(-11).startswith("was ended by signal 11")

@@ -73,7 +73,7 @@ def of_files(given: Sequence[str], field: str, data: Path | None) -> Plan:
         if name in found:
             raise UserError(f"--source names {name} twice: give each a name of its own")
         found[name] = Source(name, SourceSpec(path=str(Path(path).resolve()), field=field), Path())
-        sources.files(found[name].spec, found[name].data, name)
+        sources.check(found[name].spec, found[name].data, name)
     return Plan(list(found.values()), {}, data, {}, {})
 
 
