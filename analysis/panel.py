@@ -249,7 +249,7 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     # Emulated stages are for `explain`.
     others = sorted((s for s in found - set(order) if not s.startswith("eft")), key=natural_key)
     if others and stages is None:
-        said.append(f"stages left out: {names(others)} (--stages chooses which two are compared)")
+        said.append(f"stages left out: {names(others)} (--stages chooses others)")
     every = [cell for cell in known if cell.stage in order]
     refuse_twins(every)
     known = paired_cells([cell for cell in every if cell.stage in pair], pair, said)

@@ -12,10 +12,10 @@ from evalengine.errors import UserError
 if TYPE_CHECKING:
     from evalengine.training.state import Place
 
-SHARDS = "under torchrun: copies or shards of the model (default: shards from 500M parameters)"
-CHOICES: dict[str, tuple[tuple[str, str], str | None]] = {
-    "--device": (("cpu", "cuda"), None),
-    "--dtype": (("float32", "bfloat16"), "of products (default: bfloat16 on a GPU)"),
+SHARDS = "under torchrun: ddp copies the model, fsdp shards it (default: fsdp from 500M parameters)"
+CHOICES: dict[str, tuple[tuple[str, str], str]] = {
+    "--device": (("cpu", "cuda"), "default: cuda where there is one"),
+    "--dtype": (("float32", "bfloat16"), "of matrix products (default: bfloat16 on a GPU)"),
     "--parallel": (("ddp", "fsdp"), SHARDS),
     "--compile": (("yes", "no"), "torch.compile the blocks (default: on a GPU)"),
 }
@@ -28,7 +28,9 @@ def register(subparsers: Any) -> None:
         description="Trains the checkpoints of a study; finished ones are skipped, a killed study continues.",
     )
     add = p.add_argument
-    study = "a study file (YAML), or the name of a shipped one: embedded, local_text, h200, paper"
+    study = (
+        "a study file (YAML), or the name of a shipped one: embedded, embedded_quick, local_text, h200, paper"
+    )
     add("study", metavar="STUDY", help=study)
     data = "folder that the study's paths are relative to, with the benchmarks' files in itself or in bench/"
     add("--data", type=Path, metavar="DIR", help=data)
@@ -44,7 +46,7 @@ def register(subparsers: Any) -> None:
         metavar="N",
         help="worker processes (default: by machine and model size)",
     )
-    plan = "print the plan: parameters, tokens, FLOPs, hours; train nothing"
+    plan = "print the plan (parameters, tokens, FLOPs, hours) and train nothing"
     add("--dry-run", action="store_true", help=plan)
     add("--flops", type=float, metavar="RATE", help="sustained FLOP/s for the estimate (default: measured)")
     for name, (choices, text) in CHOICES.items():
