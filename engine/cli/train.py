@@ -11,6 +11,7 @@ from evalengine.errors import UserError
 
 if TYPE_CHECKING:
     from evalengine.training.state import Place
+    from evalengine.training.study import Study
 
 SHARDS = "under torchrun: ddp copies the model, fsdp shards it (default: fsdp from 500M parameters)"
 CHOICES: dict[str, tuple[tuple[str, str], str]] = {
@@ -89,11 +90,9 @@ def run(args: argparse.Namespace) -> int:
         losses = {r.name: {field: getattr(r, field) for field in fields} for r in outcome.finished}
         console.emit_json({**outcome._asdict(), "out": str(args.out), "finished": losses})
     else:
-        world = study.world if not args.data else None
-        bench = f" --data {args.out}/.study/world-{world.seed}/bench" if world else ""
         console.say(
             f"{len(outcome.finished)} checkpoints trained, {len(outcome.skipped)} were finished before; "
-            f"score them with: evalengine score {args.out}/*{bench}"
+            f"score them with: evalengine score {args.out}/*{_items(study, args)}"
         )
     if outcome.not_run:
         names = ", ".join(f"{name} (because of {failed})" for name, failed in outcome.not_run.items())
@@ -104,6 +103,15 @@ def run(args: argparse.Namespace) -> int:
         name, reason = next(iter(outcome.failed.items()))
         raise UserError(f"{len(outcome.failed)} runs failed, the first is {name}: {reason}")
     return 0
+
+
+def _items(study: Study, args: argparse.Namespace) -> str:
+    """The option with which `score` finds the benchmarks that training read or wrote; of the hub's, none."""
+    from evalengine.benchmarks import BENCHMARKS, benchmarks_in
+
+    if args.data:
+        return f" --data {args.data}" if benchmarks_in(args.data, BENCHMARKS.values()) else ""
+    return f" --data {args.out}/.study/world-{study.world.seed}/bench" if study.world else ""
 
 
 def _place(args: argparse.Namespace) -> Place:
