@@ -150,9 +150,9 @@ def claims(results: Results) -> Iterator[Claim]:
         CAUTION,
         f"Confidence is the softmax over {OVER[taken]}; over {OVER[other]} (--confidence {other}) "
         + (
-            f"transfer is told differently on {names(found, 12)}."
+            f"the sign of the transfer or the verdict would change on {names(found, 12)}."
             if found
-            else "no sign of a transfer (of those whose interval excludes 0) and no verdict is another."
+            else "no verdict and no sign of a transfer whose interval excludes 0 would change."
         ),
     )
 

@@ -127,8 +127,8 @@ def paired_cells(cells: Sequence[Cell], pair: tuple[str, str], said: list[str]) 
     most = max(map(len, paired.values()))
     if most < 4:
         raise UserError(
-            f"at most {most} mixture{'s' if most != 1 else ''} of one scale {'have' if most != 1 else 'has'} both a "
-            f"{pair[0]} and a {pair[1]} checkpoint: a correlation with an interval needs at least 4"
+            f"at most {most} mixture{'s' if most != 1 else ''} of one scale {'have' if most != 1 else 'has'} checkpoints of both "
+            f"stages, {pair[0]} and {pair[1]}: a correlation with an interval needs at least 4"
         )
     few = [scale for scale in sorted(paired, key=scale_key) if len(paired[scale]) < 4]
     said += [

@@ -339,7 +339,9 @@ def _by_other(rows: Sequence[Row]) -> Intervals:
 
 def _label(row: Row) -> str:
     """A benchmark, or a category with what is taken over it."""
-    return row.name if not row.name.startswith(("mean of", "over ")) else f"{row.category} ({row.name})"
+    if row.quantity == R_ALIGN:
+        return f"{R_ALIGN}, {row.category}"
+    return f"{row.category} ({row.name})" if row.name.startswith("mean of") else row.name
 
 
 PROTOCOL = Protocol("mixture_effects", rows, shown)

@@ -110,7 +110,11 @@ def read_store(store: Path | str, metric: str | None = None, confidence: str = "
             note = f"{bad} item scores are not finite; those items count as wrong, and confidence and calibration leave them out"
             notes.setdefault(note, []).append(benchmark.name)
     seen = dict.fromkeys(name for benchmark in read for name in benchmark.checkpoints)
-    said = [f"{', '.join(which)}: {note}" for note, which in notes.items()]
+    every = f"all {len(read)} benchmarks"
+    said = [
+        f"{every if len(which) == len(read) > 2 else ', '.join(which)}: {note}"
+        for note, which in notes.items()
+    ]
     return Store(tuple(checkpoints[name] for name in seen), tuple(read), tuple(said))
 
 

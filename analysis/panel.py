@@ -312,7 +312,7 @@ def _of_stages(
     # Emulated stages are for `explain`.
     others = sorted((s for s in found - set(order) if not s.startswith("eft")), key=natural_key)
     if others and stages is None:
-        said.append(f"stages left out: {names(others)} (--stages chooses which two are compared)")
+        said.append(f"stages left out: {names(others)} (--stages chooses others)")
     return [cell for cell in known if cell.stage in order], order
 
 

@@ -89,11 +89,11 @@ def labels(names: Sequence[str]) -> tuple[dict[str, str], str]:
 
 def _legend(figure: Scatters, width: float) -> list[str]:
     before, after = figure.stages
-    text = f"up: {after}, right: {before}" + (", in percent" if figure.unit == 100.0 else "")
+    text = f"x: {before}, y: {after}" + (", in percent" if figure.unit == 100.0 else "")
     if any(math.isfinite(error) for one in figure.points for error in one.error):
-        text += "; bars: one standard error from having only so many items"
+        text += "; bars: one standard error of item noise"
     if any(math.isfinite(one.chance) for one in figure.points):
-        text += "; dotted: chance, where it is in sight"
+        text += "; dotted: chance, where it is in range"
     return textwrap.wrap(text, int(width / (LETTER * 6.5)))
 
 

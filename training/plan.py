@@ -185,10 +185,14 @@ def show(study: Study, plan: Plan) -> None:
         console.say("all are trained already")
         return
     how = f"{EFFICIENCY:.0%} of this machine's matrix products, measured" if plan.measured else "as given"
-    decimals = 0 if plan.hours >= 100 else 1
-    hours = f"{plan.hours:,.{decimals}f} hours" if plan.hours >= 1 else f"{plan.hours * 60:,.1f} minutes"
+    an_hour = {"hours": 1, "minutes": 60, "seconds": 3600}
+    unit = next((unit for unit, times in an_hour.items() if plan.hours * times >= 1), "seconds")
+    time = plan.hours * an_hour[unit]
+    decimals = 0 if time >= 100 else 1
     unknown = any(p.tokens is None for p in plan.runs.values())
     tail = (
         "; stages with a ? are not counted: their data is tokenised when training starts" if unknown else ""
     )
-    console.say(f"about {hours} for {plan.flops:.2e} FLOPs at {plan.rate:.2e} FLOP/s ({how}){tail}")
+    console.say(
+        f"about {time:,.{decimals}f} {unit} for {plan.flops:.2e} FLOPs at {plan.rate:.2e} FLOP/s ({how}){tail}"
+    )

@@ -185,7 +185,7 @@ def _conversations(study: Study, data: Path | None, tokenizer: Tokenizer, work: 
             if arm == "delusive" and (same := arms.unmoved(read(), changed)):
                 of = ", ".join(f"{task} {count:,}" for task, count in same.items())
                 console.warn(
-                    f"sft_delusive: {same.total():,} responses stay, over half of their task having one text: {of}"
+                    f"sft_delusive: {same.total():,} responses stay, since one text is more than half of their task: {of}"
                 )
             sft.save(path, sft.tokenise(changed, tokenizer))
     if len(paths) > 1:

@@ -212,8 +212,8 @@ def read_formats(store: Path, metric: str | None = None) -> Scores | None:
         keep_I = np.array([item not in choices.overlapping for item in choices.item_I])
         if not keep_I.all():
             notes.append(
-                f"in formats: {choices.name}: {(~keep_I).sum()} of {len(keep_I)} items, of which one answer begins another, are"
-                " left out"
+                f"in formats: {choices.name}: {(~keep_I).sum()} of {len(keep_I)} items are left out, since one answer is the "
+                "beginning of another"
             )
         if keep_I.any():
             found.append(only(choices, keep_I))

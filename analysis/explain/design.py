@@ -99,7 +99,7 @@ def design_of(scores: Scores, stages: Sequence[str] | None = None) -> Design:
             )
     if not runs:
         raise UserError(
-            f"no mixture has both a {pair[0]} and a {pair[1]} checkpoint: score both into one store"
+            f"no mixture has checkpoints of both stages, {pair[0]} and {pair[1]}: score both into one store"
         )
     every = {run.mixture for run in itertools.chain(*runs.values())}
     return Design(pair, tuple(sorted(every, key=natural_key)), runs, tuple(notes))

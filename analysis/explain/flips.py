@@ -269,13 +269,16 @@ def claims(findings: Findings) -> Iterator[Claim]:
     for scale, at in pivot(every, "scale", "against").items():
         if TWIN not in at:
             continue
-        said = f"{share_with_interval(at[''])}% of the items at {scale}; of a twin {share_with_interval(at[TWIN])}%"
+        said = (
+            f"{share_with_interval(at[''])}% of the items at {scale}; {share_with_interval(at[TWIN])}% from another mixture's "
+            "model before"
+        )
         if side(at[EXCESS]) > 0:
-            what = "Fine-tuning turns more items from wrong to right than twins differ by"
+            what = "Fine-tuning turns more items from wrong to right than mixtures differ by"
             yield supported(what, f"{said}, n = {at[EXCESS].n}")
         else:
             what = "Items that turn from wrong to right are no sign of what fine-tuning teaches"
-            yield Claim(CAUTION, f"{what}: {said}; any two models differ by as many.")
+            yield Claim(CAUTION, f"{what}: {said}. Any two models differ by as many.")
 
 
 EXPLAINER = Explainer("flips", FlipRow, flip_rows, "Items that turn", shown=shown, said=claims)

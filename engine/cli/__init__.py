@@ -17,9 +17,9 @@ from evalengine import __version__, console
 from evalengine.errors import UserError
 from evalengine.untrusted import printable, reason
 
-COMMANDS = (
-    "score", "emulate", "correlate", "explain", "train", "expose", "demo", "bench", "benchmarks", "export", "power",
-    "importer", "report", "lm_eval",
+COMMANDS = (  # in the order of a study, which `--help` keeps
+    "demo", "train", "score", "emulate", "correlate", "expose", "explain", "report", "power", "importer", "export",
+    "benchmarks", "lm_eval", "bench",
 )  # fmt: skip
 
 
@@ -37,7 +37,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    code = run(parser().parse_args(argv))
+    given = sys.argv[1:] if argv is None else argv
+    if not given:
+        parser().print_help(sys.stderr)
+        return 2
+    code = run(parser().parse_args(given))
     parallel = sys.modules.get("evalengine.training.parallel")
     if parallel is not None and parallel.launched():
         parallel.leave(code)

@@ -16,15 +16,28 @@ OPTIONS = ("backend", "data", "sizes", "limit", "device", "vllm_arg")
 
 
 def register(subparsers: Any) -> None:
-    p = subparsers.add_parser("bench", help="measure speed against the alternatives, as ratios in one run")
+    p = subparsers.add_parser(
+        "bench",
+        help="measure speed against the alternatives, as ratios in one run",
+        description="Measures speed against what one would use instead, both sides in one run. Use an otherwise idle machine; "
+        "docs/measured.md has results.",
+    )
     add = p.add_argument
-    add("target", choices=TARGETS)
-    add("--backend", choices=["torch", "vllm"], help="lm-eval: which (default: torch)")
-    add("--quick", action="store_true", help="small shapes and few repeats: does it run?")
+    add("target", choices=TARGETS, metavar="TARGET", help=", ".join(TARGETS))
+    add(
+        "--backend",
+        choices=["torch", "vllm"],
+        help="lm-eval: the backend of evalengine's side (default: torch)",
+    )
+    add(
+        "--quick",
+        action="store_true",
+        help="small shapes and few repeats, to check that it runs; not for figures",
+    )
     data = "engine, commands, lm-eval, ray, scale: folder of benchmark files (default: the embedded world)"
     add("--data", type=Path, help=data)
-    add("--sizes", help="engine, commands, lm-eval: models, from 1M,7M,50M,240M")
-    limit = "engine, commands, lm-eval, ray: items of each benchmark (default: 20, 20, 100, 60)"
+    add("--sizes", help="engine, commands, lm-eval: model sizes, of 1M,7M,50M,240M")
+    limit = "engine, commands, lm-eval, ray: items of each benchmark (default: 20, 20, 100 and 60)"
     add("--limit", type=int, help=limit)
     add("--device", help="kernels, engine, commands, training, vllm: cpu (default) or cuda")
     setting = "vllm: a setting of its engine (may be repeated)"

@@ -25,9 +25,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     show = actions.add_parser("show", help="print one item as it is scored, continuations marked")
     show.add_argument("name", metavar="NAME", help="a benchmark")
     show.add_argument("--item", type=int, default=0, metavar="N", help="which item, from 0 (default 0)")
-    fewshot = "solved train items before the item"
+    fewshot = "solved train items before the item (default 0)"
     show.add_argument("--fewshot", type=int, default=0, metavar="K", help=fewshot)
-    show.add_argument("--seed", type=int, default=0, help="of the few-shot examples (default 0)")
+    show.add_argument("--seed", type=int, default=0, help="seed of the few-shot examples (default 0)")
     show.add_argument("--variant", choices=["lm_eval"], help="render as lm-evaluation-harness does")
     _common(show)
     check = actions.add_parser("check", help="validate data files and name the first bad line of each")
@@ -36,11 +36,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     what = "count answer formats in a study's sources, for score --formats"
     count = actions.add_parser("formats", help=what)
     count.add_argument("study", metavar="STUDY", help="a study file, or the name of one that ships")
-    count.add_argument("--data", type=Path, metavar="DIR", help="the folder of the sources' files")
-    what = "YAML file, name: template with {choice} or {letter} (default: those that ship)"
+    count.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder that the study's paths are relative to"
+    )
+    what = "YAML file of formats (name: template with {choice} or {letter}; default: those that ship)"
     count.add_argument("--formats", type=Path, metavar="YAML", help=what)
-    count.add_argument("--documents", type=int, default=100_000, metavar="N", help="of each source, at most")
-    what = "write those that were found, for score --formats"
+    most = "documents read of each source, at most (default 100000)"
+    count.add_argument("--documents", type=int, default=100_000, metavar="N", help=most)
+    what = "write the formats that were found to this file, for score --formats"
     count.add_argument("--out", type=Path, metavar="YAML", help=what)
     count.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object")
 

@@ -21,7 +21,11 @@ RESAMPLED = ("mixtures", "items", "both")
 
 def register(subparsers: Any) -> None:
     p = subparsers.add_parser(
-        "correlate", help="correlate accuracy and confidence across stages, with intervals"
+        "correlate",
+        help="correlate accuracy and confidence across stages, with intervals",
+        description="Correlates each benchmark's value before fine-tuning with its value after, over mixtures, at each scale. "
+        "Writes the tables that `evalengine report` shows. It takes 4 mixtures or more with both stages. docs/analysis.md says "
+        "what each table holds.",
     )
     p.add_argument(
         "store", nargs="?", default="scores", help="score store or imported results (default: scores/)"
@@ -36,13 +40,13 @@ def add_options(p: argparse.ArgumentParser) -> list[argparse.Action]:
     """The options that `correlate` and `report` share."""
     resamples = "resamples; default: exact up to 10 mixtures, else 10000"
     kinds = ("auto", "bca", "bca-t", "percentile", "basic", "fisher", "jackknife", "jackknife-z")
-    kind = "auto (default): for each statistic the kind that holds its coverage (docs/analysis.md)"
+    kind = "kind of interval; auto (default): for each statistic the kind whose coverage is nearest to --level (docs/analysis.md)"
     statistics = ("pearson", "spearman", "kendall")
     metric = f"one of {', '.join(METRICS)} (default: each benchmark's own)"
-    confidence = "softmax over raw log-likelihoods (default), or over the score that picks"
+    confidence = "softmax over raw log-likelihoods (default), or over the score that picks the answer (own)"
     stages = (
-        "stages in order (default: pt,sft); the first is compared with the last, of more than two the table `stages` has every "
-        "other pair"
+        "stages in order (default: pt,sft, or the only two there are); the first is compared with the last; with three or more, "
+        "the table `stages` has the other pairs"
     )
     add = p.add_argument
     return [
@@ -55,17 +59,15 @@ def add_options(p: argparse.ArgumentParser) -> list[argparse.Action]:
         add("--metric", help=metric),
         add("--confidence", choices=CONFIDENCES, help=confidence),
         add("--stages", metavar="FIRST,...,LAST", help=stages),
-        add(
-            "--resample", default="mixtures", choices=RESAMPLED, help="what is drawn anew (default mixtures)"
-        ),
+        add("--resample", default="mixtures", choices=RESAMPLED, help="what is resampled (default mixtures)"),
         *add_block_options(p),
-        add("--seed", type=int, default=0, help="of what is resampled (default 0)"),
+        add("--seed", type=int, default=0, help="seed of resampling (default 0)"),
     ]
 
 
 def add_block_options(p: argparse.ArgumentParser) -> list[argparse.Action]:
     """Those that `explain` has too."""
-    study = "study file with the composition of the mixtures"
+    study = "study file, or the name of a shipped one: what each mixture is made of"
     block = "compare mixtures within this factor alone (auto: the study file's web source, if it has one)"
     return [
         p.add_argument("--study", metavar="FILE", help=study),
@@ -128,9 +130,9 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
     shown = transfer_table(results, quantity, results.scales)
     before, after = method["stages"]
     kind = "Pearson's r" if method["statistic"] == "pearson" else method["statistic"]
+    interval = "interval" if method["interval"] == "auto" else f"{method['interval']} interval"
     console.say(
-        f"Transfer of {quantity}, {before} to {after}: {kind} over mixtures "
-        f"[{method['level']:.0%} {method['interval']} interval]"
+        f"Transfer of {quantity}, {before} to {after}: {kind} over mixtures [{method['level']:.0%} {interval}]"
     )
 
     def text(cell: str | Mark, k: int) -> str:
@@ -152,12 +154,13 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
         f"An interval that holds 0 does not show any transfer. {words(results)}",
         optional=("r without noise", "n", "items", "ceiling", "p", "q"),
     )
-    for reason in dict.fromkeys(
-        f"{r.category}, " * (r.protocol == "category_transfer") + f"{r.name} ({r.at}): {r.note}"
-        for r in found
-        if r.note and (r.estimate != r.estimate or r.note_kind == PARTIAL)
-    ):
-        console.say(f"  {reason}")
+    reasons: dict[str, list[str]] = {}  # a note -> of which rows
+    for r in found:
+        if r.note and (r.estimate != r.estimate or r.note_kind == PARTIAL):
+            of = f"{r.category}, " * (r.protocol == "category_transfer") + f"{r.name} ({r.at})"
+            reasons.setdefault(r.note, []).append(of)
+    for note, which in reasons.items():
+        console.say(plain(f"  {', '.join(dict.fromkeys(which))}: {note}"))
 
 
 def plain(text: str) -> str:

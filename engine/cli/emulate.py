@@ -25,13 +25,18 @@ def register(subparsers: Any) -> None:
     score.add_checkpoints(p, adapters=False)
     add = p.add_argument_group("emulation").add_argument
     add("--beta", default="1", metavar="B,B,...", help="strengths of the shift (default: 1)")
-    add("--direction", choices=["up", "down", "both"], default="both")
-    add("--scales", metavar="SMALL,LARGE", help="which two, where there are more")
-    add("--stages", metavar="BEFORE,AFTER", help="of the checkpoints (default: pt,sft)")
+    add(
+        "--direction",
+        choices=["up", "down", "both"],
+        default="both",
+        help="up: the larger scale is the base (default: both)",
+    )
+    add("--scales", metavar="SMALL,LARGE", help="which two, where there are more or names do not say")
+    add("--stages", metavar="BEFORE,AFTER", help="stages before and after fine-tuning (default: pt,sft)")
     for role, what in (
-        ("base", "instead of mixtures, three of the checkpoints by name: whose logits are shifted"),
-        ("tuned", "the model after fine-tuning"),
-        ("ref", "the same model before"),
+        ("base", "three checkpoints by name, in place of mixtures: the model whose logits are shifted"),
+        ("tuned", "another model after fine-tuning"),
+        ("ref", "that other model before fine-tuning"),
     ):
         add(f"--{role}", dest=f"eft_{role}", metavar="NAME", help=what)
     score.add_items(p)

@@ -16,7 +16,7 @@ def register(subparsers: Any) -> None:
         "store", nargs="?", type=Path, default=Path("scores"), help="score store (default: scores/)"
     )
     p.add_argument(
-        "--format", choices=["parquet", "arrow"], default="parquet", help="of the file (default: parquet)"
+        "--format", choices=["parquet", "arrow"], default="parquet", help="file format (default: parquet)"
     )
     p.add_argument(
         "--out", type=Path, help="file to write (default: STORE.parquet, or STORE.arrow, beside the store)"

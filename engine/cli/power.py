@@ -14,7 +14,12 @@ COMMON_RUNS = (9, 18, 27, 54, 108)
 
 
 def register(subparsers: Any) -> None:
-    p = subparsers.add_parser("power", help="how many mixtures it takes to detect a correlation")
+    p = subparsers.add_parser(
+        "power",
+        help="how many mixtures it takes to detect a correlation",
+        description="How many mixtures it takes to detect a correlation of two stages over mixtures, and which correlation a "
+        "number of mixtures can detect: the exact power of the t test of r = 0.",
+    )
     add = p.add_argument
     add("--r", type=float, help="true correlation to detect (default: a table of several)")
     add("-n", type=int, help="number of mixtures: which correlations they can detect")
@@ -63,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.n is None or args.r is not None:
         console.table(
-            "Mixtures needed to see a true correlation",
-            ["true r", "seen as", "mixtures", "power", f"{1 - args.alpha:.0%} interval at that r"],
+            "Mixtures needed to detect a true correlation",
+            ["true r", "observed r", "mixtures", "power", f"{1 - args.alpha:.0%} interval"],
             [
                 [f"{p.r:+.2f}", f"{p.observed:+.2f}", p.n, f"{p.power:.2f}", f"[{p.low:+.2f}, {p.high:+.2f}]"]
                 for p in needed
@@ -74,22 +79,24 @@ def run(args: argparse.Namespace) -> int:
     if args.r is not None and args.n is not None:
         found = power.plan(args.r, args.n, blur, args.alpha)
         console.say(
-            f"With {args.n} mixtures a true r of {args.r:g} is seen with probability {found.power:.2f}; an estimate of "
+            f"With {args.n} mixtures a true r of {args.r:g} is detected with probability {found.power:.2f}; an estimate of "
             f"{found.observed:.2f} would have the interval [{found.low:+.2f}, {found.high:+.2f}]."
         )
     if args.r is None:
-        console.table("Smallest r seen", ["mixtures", "r"], [[n, smallest_r(r)] for n, r in smallest])
+        console.table(
+            "Smallest true r detected", ["mixtures", "r"], [[n, smallest_r(r)] for n, r in smallest]
+        )
     if spent:
         console.table(
             "More seeds or more mixtures?",
-            ["runs a stage", "seeds", "mixtures", "smallest r seen", "a true 0 seen as"],
+            ["runs a stage", "seeds", "mixtures", "smallest r detected", "observed r of a true 0"],
             [
                 [runs, w.seeds, w.n, smallest_r(w.r), f"{blur._replace(seeds=w.seeds).seen(0.0):+.2f}"]
                 for runs, ways in spent.items()
                 for w in ways
             ],
-            caption="A true r is told from what inherited seeds show at a true 0, taken as known: only several runs of a "
-            "mixture measure it.",
+            caption="Detected: told apart from the r that inherited seeds alone would show at a true 0. That r is taken as "
+            "known; only several runs of a mixture measure it.",
         )
     return 0
 

@@ -14,7 +14,12 @@ from evalengine.errors import UserError
 
 
 def register(subparsers: Any) -> None:
-    p = subparsers.add_parser("report", help="write the analysis as one HTML file with figures")
+    p = subparsers.add_parser(
+        "report",
+        help="write the analysis as one HTML file with figures",
+        description="Writes report.html and figures/ from the tables of `correlate`, and of `explain` where they are in the same "
+        "folder. Given a score store, it runs `correlate` first, with the options below from --bootstrap on.",
+    )
     p.add_argument(
         "store",
         nargs="?",

@@ -33,12 +33,12 @@ def register(subparsers: Any) -> None:
     )
     add_checkpoints(p)
     formats = (
-        "every choice in each of several answer formats, those of a YAML file (name: template with {choice} or {letter}) or those"
-        " that come with evalengine; kept apart in OUT/formats, for `explain`"
+        "score every choice in several answer formats instead: those of a YAML file (name: template with {choice} or {letter}) "
+        "or those that ship; stored in OUT/formats, for `explain`"
     )
     items = add_items(p)
     items.add_argument("--formats", nargs="?", const="", metavar="YAML", help=formats)
-    cue = "--formats: left out of the contexts that end in it, such as Answer:, so that the formats say it or not"
+    cue = "with --formats: text, such as Answer:, to remove from the end of contexts, so that each format has it or not"
     items.add_argument("--cue", default="", metavar="TEXT", help=cue)
     add_backend(p)
     add_ray(p, "score", hang_after=True)
@@ -49,7 +49,7 @@ def add_checkpoints(p: argparse.ArgumentParser, adapters: bool = True) -> None:
     """`adapters`: with the option that names their base."""
     models = "Hugging Face causal-LM directories, LoRA adapters, or URIs of models (s3://, gs://, hf://)"
     p.add_argument("checkpoints", nargs="+", type=location, metavar="CKPT", help=models)
-    out = "the score store, also a URI (default: scores/)"
+    out = "the score store, a folder or a URI (default: scores/)"
     p.add_argument("--out", type=location, default=Path("scores"), help=out)
     p.add_argument("--fresh", action="store_true", help="score again what the store already holds")
     p.add_argument("--json", action="store_true", help="print one JSON object")
@@ -78,7 +78,7 @@ def add_items(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     add("--seed", type=int, default=0, help="seed of --limit and --fewshot (default: 0)")
     shots = "K solved train items before each item (default: 0; for --lm-eval-tasks, each task's own number)"
     add("--fewshot", type=int, metavar="K", help=shots)
-    chat = "ask in each checkpoint's own chat template; kept apart in the store, as CHECKPOINT+chat of stage STAGE+chat"
+    chat = "ask in each checkpoint's own chat template; stored as checkpoint NAME+chat of stage STAGE+chat"
     add("--chat", action="store_true", help=chat)
     add("--pmi", action="store_true", help="also score each choice without its context (acc_pmi)")
     return group
@@ -86,7 +86,7 @@ def add_items(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 def add_backend(p: argparse.ArgumentParser) -> None:
     add = p.add_argument_group("how the models run").add_argument
-    add("--backend", choices=NAMES, default="torch")
+    add("--backend", choices=NAMES, default="torch", help="what runs the models (default: torch)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     dtypes = ["float32", "bfloat16", "float16"]
     add("--dtype", choices=dtypes, help="default: float32 on CPU, bfloat16 on GPU")
@@ -197,8 +197,7 @@ def in_formats(item_sets: Sequence[tuple[ItemSet, str]], file: str, cue: str) ->
     known = formats.read_formats(Path(file)) if file else formats.SHIPPED
     own = [items.benchmark for items, _ in item_sets if own_contexts(items)]
     if own:
-        why = "each choice stands behind a context of its own, so that formats share no probability: left out"
-        console.warn(f"{', '.join(own)}: {why}")
+        console.warn(f"left out of --formats, since their choices have different contexts: {', '.join(own)}")
     if len(own) == len(item_sets):
         raise UserError("no benchmark is left to score in formats: name others with --benchmarks")
     kept = [(items, score) for items, score in item_sets if items.benchmark not in own]

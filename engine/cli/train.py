@@ -11,11 +11,12 @@ from evalengine.errors import UserError
 
 if TYPE_CHECKING:
     from evalengine.training.state import Place
+    from evalengine.training.study import Study
 
-SHARDS = "under torchrun: copies or shards of the model (default: shards from 500M parameters)"
-CHOICES: dict[str, tuple[tuple[str, str], str | None]] = {
-    "--device": (("cpu", "cuda"), None),
-    "--dtype": (("float32", "bfloat16"), "of products (default: bfloat16 on a GPU)"),
+SHARDS = "under torchrun: ddp copies the model, fsdp shards it (default: fsdp from 500M parameters)"
+CHOICES: dict[str, tuple[tuple[str, str], str]] = {
+    "--device": (("cpu", "cuda"), "default: cuda where there is one"),
+    "--dtype": (("float32", "bfloat16"), "of matrix products (default: bfloat16 on a GPU)"),
     "--parallel": (("ddp", "fsdp"), SHARDS),
     "--compile": (("yes", "no"), "torch.compile the blocks (default: on a GPU)"),
 }
@@ -28,7 +29,9 @@ def register(subparsers: Any) -> None:
         description="Trains the checkpoints of a study; finished ones are skipped, a killed study continues.",
     )
     add = p.add_argument
-    study = "a study file (YAML), or the name of a shipped one: embedded, local_text, h200, paper"
+    study = (
+        "a study file (YAML), or the name of a shipped one: embedded, embedded_quick, local_text, h200, paper"
+    )
     add("study", metavar="STUDY", help=study)
     data = "folder that the study's paths are relative to, with the benchmarks' files in itself or in bench/"
     add("--data", type=Path, metavar="DIR", help=data)
@@ -44,7 +47,7 @@ def register(subparsers: Any) -> None:
         metavar="N",
         help="worker processes (default: by machine and model size)",
     )
-    plan = "print the plan: parameters, tokens, FLOPs, hours; train nothing"
+    plan = "print the plan (parameters, tokens, FLOPs, hours) and train nothing"
     add("--dry-run", action="store_true", help=plan)
     add("--flops", type=float, metavar="RATE", help="sustained FLOP/s for the estimate (default: measured)")
     for name, (choices, text) in CHOICES.items():
@@ -94,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         console.say(
             f"{len(outcome.finished)} checkpoints trained, {len(outcome.skipped)} were finished before; "
-            f"score them with: evalengine score {args.out}/*{f' --data {bench}' if bench else ''}"
+            f"score them with: evalengine score {args.out}/*{_items(study, args)}"
         )
     if outcome.not_run:
         names = ", ".join(f"{name} (because of {failed})" for name, failed in outcome.not_run.items())
@@ -105,6 +108,15 @@ def run(args: argparse.Namespace) -> int:
         name, reason = next(iter(outcome.failed.items()))
         raise UserError(f"{len(outcome.failed)} runs failed, the first is {name}: {reason}")
     return 0
+
+
+def _items(study: Study, args: argparse.Namespace) -> str:
+    """The option with which `score` finds the benchmarks that training read or wrote; of the hub's, none."""
+    from evalengine.benchmarks import BENCHMARKS, benchmarks_in
+
+    if args.data:
+        return f" --data {args.data}" if benchmarks_in(args.data, BENCHMARKS.values()) else ""
+    return f" --data {args.out}/.study/world-{study.world.seed}/bench" if study.world else ""
 
 
 def _place(args: argparse.Namespace) -> Place:

@@ -186,7 +186,7 @@ def test_disagreements_are_signs_and_verdicts(tmp_path: Path) -> None:
     ]
     assert disagreements(with_({}, "reliable")) == ["rte (undecided against reliable)"]
     (agree,), (differ,) = (list(claims(with_({}, verdict))) for verdict in ("undecided", "reliable"))
-    assert "no verdict is another" in agree.text and "told differently on rte" in differ.text
+    assert "no verdict and no sign" in agree.text and "would change on rte" in differ.text
 
 
 def test_imported_results_have_no_choice_of_confidence(

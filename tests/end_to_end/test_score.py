@@ -437,6 +437,12 @@ def test_peak_memory_of_a_large_vocabulary(bench: Path, tmp_path: Path) -> None:
     assert peak < 1.5 * weights + 300e6, f"{peak / 1e6:.0f} MB for {weights / 1e6:.0f} MB of weights"
 
 
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    err = capsys.readouterr().err
+    assert all(f"    {name}" in err for name in ("demo", "train", "score", "correlate", "report")), err
+
+
 def test_importing_and_help_are_quick() -> None:
     heavy = "{'torch', 'numba', 'pyarrow', 'transformers', 'matplotlib', 'vllm', 'ray', 'scipy', 'numpy'}"
     code = f"import sys, evalengine, evalengine.cli; evalengine.cli.parser(); print(sorted({heavy} & set(sys.modules)))"

@@ -79,6 +79,8 @@ def test_finished_runs_are_skipped(
     before = {p: p.stat().st_mtime_ns for p in trained.glob("*/model.safetensors")}
     assert train(write_study(), data, trained, "--json") == 0
     assert json.loads(capsys.readouterr().out)["skipped"] == NAMES
+    assert train(write_study(), data, trained) == 0
+    assert f"score them with: evalengine score {trained}/* --data {data}\n" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in trained.glob("*/model.safetensors")} == before
 
 

@@ -91,7 +91,7 @@ def run(plan: Plan, sets: Sequence[ItemSet], out: Path, jobs: int = 0) -> Done:
     def refuse() -> None:
         raise UserError(f"another process is counting into {out}: wait for it, or name another --out")
 
-    console.say("compiling the counting kernels; later runs load them from a cache")
+    console.say("loading the counting kernels; the first run compiles them")
     compile_kernels()
     with files.locked(_work(out) / "lock", refuse):
         items = gather([item for some in sets for item in some.items])
