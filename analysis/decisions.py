@@ -26,13 +26,14 @@ from evalengine.analysis.groups import (
     Label,
     Means,
     Note,
+    mean_name,
     mean_of_known,
     with_all,
 )
 from evalengine.analysis.item_bootstrap import item_data
 from evalengine.analysis.noise import bounded
 from evalengine.analysis.protocol import Protocol, Study
-from evalengine.analysis.results import Results, share_with_interval
+from evalengine.analysis.results import Results, in_its_unit, share_with_interval
 from evalengine.analysis.tables import Row, rows_of
 
 PAIR_MEASURES = ("pairwise agreement", "pairwise loss")
@@ -64,9 +65,7 @@ def _decide(
     sign = -1.0 if quantity == "loss" else 1.0
     members = list(with_all(panel).items())
     labels = [Label(panel.categories[b], panel.benchmarks[b], name) for b in range(B) for name in measures]
-    labels += [
-        Label(category, f"mean of {len(index)}", name) for category, index in members for name in measures
-    ]
+    sizes: dict[str, set[int]] = {category: set() for category, _ in members}
     every = [[i] for i in range(2 * B)]  # of each benchmark and measure
     every += [[2 * b + m for b in index] for _, index in members for m in range(len(measures))]
     of_means, values, n, notes = {}, {}, {}, {}
@@ -88,17 +87,23 @@ def _decide(
         few, tied = (Note(UNDEFINED, why) for why in ("fewer than 4 mixtures", "all mixtures are tied"))
         why_B = [Note() if known_B[b] else few if counts[b] < 4 else tied for b in range(B)]
         means, said = [], [why for why in why_B for _ in measures]
-        for _, index in members:
+        for category, index in members:
             lost = [f"{panel.benchmarks[b]} ({why_B[b].text})" for b in index if not known_B[b]]
             why = Note(PARTIAL, f"without {', '.join(lost)}")
             said += [why if lost else Note()] * len(measures)
             defined = [b for b in index if known_B[b]]
+            sizes[category].add(len(defined))
             means.append([mean_of_known(found[defined, m]) for m in range(len(measures))])
         values[scale] = np.concatenate([found, np.array(means)]).reshape(-1, found.shape[2])
         smallest = [min((int(counts[b]) for b in index if known_B[b]), default=0) for _, index in members]
         n[scale] = np.repeat(np.concatenate([counts, smallest]), 2)
         notes[scale] = said
         of_means[scale] = Means(found.reshape(2 * B, -1), np.repeat(counts, 2), every)
+    labels += [
+        Label(category, mean_name(sizes[category], len(index)), name)
+        for category, index in members
+        for name in measures
+    ]
     return Group("decision", quantity, labels, values, n, notes, means=of_means)
 
 
@@ -166,7 +171,6 @@ def shown(results: Results) -> Iterator[Part]:
     found = results.rows("decisions", protocol="decision")
     if not found:
         return
-    means, benchmarks = decision_tables(results)
     before, after = results.method["stages"]
     drawn = results.method["resampled"]
     yield Heading("Decisions")
@@ -175,30 +179,37 @@ def shown(results: Results) -> Iterator[Part]:
         f"50% of the time, and finds the best of n one time in n. Intervals of the first two resample {drawn}; those of the "
         "last two resample items and take the mixtures as given (percentile)."
     )
-    yield Folded("Means over categories", [File("decisions", means)], opened=True)
-    yield Folded("Benchmarks", [File("decisions_benchmarks", benchmarks)])
+    quantities = list(dict.fromkeys(row.quantity for row in found))
+    for quantity in quantities:
+        means, benchmarks = decision_tables(results, quantity)
+        several = len(quantities) > 1
+        of, suffix = (f" by {quantity}", f"_{quantity}") if several else ("", "")
+        yield Folded(f"Means over categories{of}", [File(f"decisions{suffix}", means)], opened=True)
+        yield Folded(f"Benchmarks{of}", [File(f"decisions_benchmarks{suffix}", benchmarks)])
     yield from _without_noise(results)
 
 
-def decision_tables(results: Results) -> tuple[Table, Table]:
-    """Of the means over categories, and of the benchmarks."""
-    found = results.rows("decisions", protocol="decision")
-    kinds = list(dict.fromkeys(r.other for r in found))
-    losses = any(r.quantity == "loss" for r in found)
-    in_units = ("pairwise loss", "regret") if losses else ()
-    unit = "" if losses else " (points)"
+def decision_tables(results: Results, quantity: str) -> tuple[Table, Table]:
+    """Of the means over categories, and of the benchmarks, where one chooses by a quantity."""
+    fixed = {"protocol": "decision", "quantity": quantity}
+    kinds = list(dict.fromkeys(row.other for row in results.rows("decisions", **fixed)))
+    in_units = ("pairwise loss", "regret") if quantity == "loss" else ()
+    unit = "" if in_units else " (points)"
     columns = [WORDS[kind] + ("" if "%" in WORDS[kind] else unit) for kind in kinds]
     of_means: list[list[list[str]]] = []
     of_benchmarks: list[list[list[str]]] = []
     for scale in results.scales:
         by_name: dict[tuple[str, str], dict[str, Row]] = {}
-        for r in results.rows("decisions", protocol="decision", scale=scale):
+        for r in results.rows("decisions", scale=scale, **fixed):
             by_name.setdefault((r.category, r.name), {})[r.other] = r
         of_means.append([])
         of_benchmarks.append([])
         for (category, name), measure in by_name.items():
             single = name in results.method["benchmarks"]
-            cells = [share_with_interval(measure.get(kind), percent=kind not in in_units) for kind in kinds]
+            cells = [
+                (in_its_unit if kind in in_units else share_with_interval)(measure.get(kind))
+                for kind in kinds
+            ]
             title = name if single else f"{category} ({name})"
             rows = of_benchmarks if single else of_means
             rows[-1].append([title, scale, *cells, str(next(iter(measure.values())).n)])

@@ -139,6 +139,13 @@ def means_of(
     return group_of(protocol, single.quantity, found, interval="jackknife-z", means=means)
 
 
+def mean_name(sizes: set[int], of: int) -> str:
+    """The name of a mean over `of` benchmarks, of which at the scales as many as `sizes` have a value."""
+    if sizes == {of}:
+        return f"mean of {of}"
+    return f"mean of {min(sizes)} of {of}" if len(sizes) == 1 else f"mean of up to {of}"
+
+
 def with_all(panel: Panel) -> dict[str, list[int]]:
     """The benchmarks of each category, and of all."""
     return {**panel.category_members(), ALL: list(range(len(panel.benchmarks)))}

@@ -33,6 +33,7 @@ from evalengine.analysis.groups import (
     Note,
     Statistic,
     group_of,
+    mean_name,
     means_of,
     with_all,
 )
@@ -107,8 +108,7 @@ def category_transfer(single: Group, panel: Panel) -> Group:
     labels = []
     for category, index in members.items():
         sizes = {int(np.isfinite(value_BC[index, 0]).sum()) for value_BC in single.values.values()}
-        of = f"{min(sizes)} of {len(index)}" if len(sizes) == 1 else f"up to {len(index)}"
-        labels.append(Label(category, f"mean of {len(index) if sizes == {len(index)} else of}"))
+        labels.append(Label(category, mean_name(sizes, len(index))))
     means = means_of(single, "category_transfer", labels, list(members.values()))
     return replace(means, contrast_interval="jackknife")
 
