@@ -129,7 +129,8 @@ def _best(sample: Sample) -> Array:
     chosen_MC = before_MC == before_MC.max(axis=0)
     best_C, count_C = after_MC.max(axis=0), chosen_MC.sum(axis=0)
     hits_C = (chosen_MC & (after_MC == best_C)).sum(axis=0)
-    return np.stack([hits_C / count_C, best_C - np.where(chosen_MC, after_MC, 0.0).sum(axis=0) / count_C])
+    with np.errstate(invalid="ignore"):  # no items without the only one
+        return np.stack([hits_C / count_C, best_C - np.where(chosen_MC, after_MC, 0.0).sum(axis=0) / count_C])
 
 
 def rows(study: Study) -> list[Row]:
