@@ -19,6 +19,8 @@ from evalengine.analysis.spellings import benchmark_name
 from evalengine.errors import UserError, nearest
 from evalengine.untrusted import check_label, printable
 
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # of tables that are not comma-separated
+
 
 class Line(NamedTuple):
     """A line of a CSV: its number in the file, and its cells by column."""
@@ -33,9 +35,21 @@ def read_lines(path: Path, advice: str, skipinitialspace: bool = False) -> tuple
         with path.open(encoding="utf-8-sig", newline="") as handle:
             reader = csv.DictReader(handle, restval="", skipinitialspace=skipinitialspace)
             header = [name.strip() for name in reader.fieldnames or ()]
+            if not any(header):
+                raise UserError(f"{path} is empty: {advice}")
+            if len(header) == 1 and (
+                found := [word for sign, word in SEPARATORS.items() if sign in header[0]]
+            ):
+                raise UserError(
+                    f"{path} is separated by {found[0]}: save it with commas, and numbers with points"
+                )
             reader.fieldnames = header
             return header, [Line(reader.line_num, cells) for cells in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{path} is not in UTF-8: save it in that encoding (spreadsheets: CSV UTF-8)"
+        ) from None
+    except (OSError, csv.Error) as error:
         raise UserError(f"cannot read {path} as CSV ({error}): {advice}") from None
 
 

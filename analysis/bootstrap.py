@@ -36,6 +36,7 @@ Array = NDArray[np.float64]
 EXACT_LIMIT = 10  # mixtures up to whose number of resamples (92,378) all are enumerated by default
 EXACT_MOST = 12  # and the most that `exact` accepts (1,352,078)
 DEGENERATE_MOST = 0.05  # share of undefined resamples above which a statistic is not reported
+ROUNDING = 1e-12  # what is so near to 0, for statistics of about 1, is 0 (the kernel `below` takes as much for a tie)
 KINDS = ("auto", "bca", "bca-t", "percentile", "basic", "fisher", "jackknife", "jackknife-z")
 
 
@@ -239,6 +240,9 @@ def intervals(
         ends["jackknife"] = jackknife_t(value_SC, plan, level)
     if "jackknife-z" in kinds:
         ends["jackknife-z"] = jackknife_z(value_SC, plan, level)
+    slack_S1 = ROUNDING * np.maximum(1.0, np.abs(estimate))[:, None]
+    for kind, end in ends.items():  # rounding must not say that an end at 0 lies above or below it
+        ends[kind] = np.where(np.abs(end) <= slack_S1, 0.0, end)
     return Intervals(estimate, ends, degenerate)
 
 

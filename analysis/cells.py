@@ -12,6 +12,7 @@ from evalengine.errors import UserError
 from evalengine.labels import TRAINED, natural_key, scale_key, stage_key
 
 DEFAULT_STAGES = ("pt", "sft")
+CROSS = "cross"  # from one stage to the other, so no stage's name
 ALL = "All"  # the mean over all benchmarks, so no category's name
 CATEGORY_ORDER = ("Commonsense", "Science", "NLI", "Semantic")
 
@@ -54,6 +55,10 @@ def refuse_all(categories: Mapping[str, str]) -> None:
 def choose_stages(found: set[str], asked: Sequence[str] | None) -> tuple[str, ...]:
     """The stages to compare, in order: two, or as many as were asked for."""
     listed = sorted(found, key=natural_key)
+    if CROSS in found:
+        raise UserError(
+            f"a stage is called {CROSS}, as what correlates one stage with the other is: give it another name"
+        )
     if all(stage_key(stage)[0] < len(TRAINED) for stage in found):  # of others nothing is known
         listed.sort(key=stage_key)
     if asked is not None:

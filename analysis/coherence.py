@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from evalengine.analysis.cells import CROSS
 from evalengine.analysis.claims import CAUTION, SUPPORTED, UNSUPPORTED, Claim, clearest, with_n
 from evalengine.analysis.contrasts import contrast_group, stage_contrast
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, numbers
@@ -38,7 +39,6 @@ from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row
 from evalengine.analysis.verdicts import ALPHA
 
-CROSS = "cross"
 OTHERS = "the others"  # of the category, which a benchmark is compared with
 
 

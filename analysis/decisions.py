@@ -19,11 +19,21 @@ from numpy.typing import NDArray
 from evalengine.analysis import true_decisions, true_regret
 from evalengine.analysis.correlation import DECISION, Sample, pair_sums
 from evalengine.analysis.figure import File, Folded, Heading, Part, Table, blocks, pivot, with_benchmarks
-from evalengine.analysis.groups import Array, Data, Group, Label, Means, Note, Statistic, mean_of_known
+from evalengine.analysis.groups import (
+    Array,
+    Data,
+    Group,
+    Label,
+    Means,
+    Note,
+    Statistic,
+    mean_name,
+    mean_of_known,
+)
 from evalengine.analysis.item_bootstrap import item_data
 from evalengine.analysis.noise import bounded
 from evalengine.analysis.protocol import Protocol, Study
-from evalengine.analysis.results import Results, share_with_interval
+from evalengine.analysis.results import Results, in_its_unit, share_with_interval
 from evalengine.analysis.tables import Row, rows_of
 
 PAIR_MEASURES = ("pairwise agreement", "pairwise loss")
@@ -56,8 +66,17 @@ def _decide(
     every += [[2 * b + m for b in index] for index in members.values() for m in range(len(measures))]
     found: dict[str, list[Statistic]] = {}
     means = {}
-    for scale in panel.scales:
-        value_B2C, n_B = _of_benchmarks(data.sample(quantity, scale), B, quantity == "loss", measure)
+    of_scale = {
+        scale: _of_benchmarks(data.sample(quantity, scale), B, quantity == "loss", measure)
+        for scale in panel.scales
+    }
+    of_mean = {
+        category: mean_name(
+            {int(np.isfinite(value_B2C[index, 0, 0]).sum()) for value_B2C, _ in of_scale.values()}, len(index)
+        )
+        for category, index in members.items()
+    }
+    for scale, (value_B2C, n_B) in of_scale.items():
         found[scale] = []
         why_B = []
         for b, n in enumerate(n_B.tolist()):
@@ -71,7 +90,7 @@ def _decide(
             note = Note.without([f"{panel.benchmarks[b]} ({why_B[b].text})" for b in index if b not in used])
             n = min((int(n_B[b]) for b in used), default=0)
             for m, name in enumerate(measures):
-                label = Label(category, f"mean of {len(index)}", name)
+                label = Label(category, of_mean[category], name)
                 found[scale].append(Statistic(label, mean_of_known(value_B2C[used, m]), n, note))
         means[scale] = Means(value_B2C.reshape(2 * B, -1), np.repeat(n_B, 2), every)
     return Group.of("decision", quantity, found, means=means)
@@ -118,7 +137,8 @@ def _best(sample: Sample) -> Array:
     chosen_MC = before_MC == before_MC.max(axis=0)
     best_C, count_C = after_MC.max(axis=0), chosen_MC.sum(axis=0)
     hits_C = (chosen_MC & (after_MC == best_C)).sum(axis=0)
-    return np.stack([hits_C / count_C, best_C - np.where(chosen_MC, after_MC, 0.0).sum(axis=0) / count_C])
+    with np.errstate(invalid="ignore"):  # no items without the only one
+        return np.stack([hits_C / count_C, best_C - np.where(chosen_MC, after_MC, 0.0).sum(axis=0) / count_C])
 
 
 def rows(study: Study) -> list[Row]:
@@ -160,7 +180,6 @@ def shown(results: Results) -> Iterator[Part]:
     found = results.rows("decisions", protocol="decision")
     if not found:
         return
-    means, benchmarks = decision_tables(results)
     before, after = results.method["stages"]
     drawn = results.method["resampled"]
     yield Heading("Decisions")
@@ -169,23 +188,29 @@ def shown(results: Results) -> Iterator[Part]:
         f"50% of the time, and finds the best of n one time in n. Intervals of the first two resample {drawn}; those of the "
         "last two resample items and take the mixtures as given (percentile)."
     )
-    yield Folded("Means over categories", [File("decisions", means)], opened=True)
-    yield Folded("Benchmarks", [File("decisions_benchmarks", benchmarks)])
+    quantities = list(dict.fromkeys(row.quantity for row in found))
+    for quantity in quantities:
+        means, benchmarks = decision_tables(results, quantity)
+        several = len(quantities) > 1
+        of, suffix = (f" by {quantity}", f"_{quantity}") if several else ("", "")
+        yield Folded(f"Means over categories{of}", [File(f"decisions{suffix}", means)], opened=True)
+        yield Folded(f"Benchmarks{of}", [File(f"decisions_benchmarks{suffix}", benchmarks)])
     yield from _without_noise(results)
 
 
-def decision_tables(results: Results) -> tuple[Table, Table]:
-    """Of the means over categories, and of the benchmarks."""
-    found = results.rows("decisions", protocol="decision")
-    kinds = list(dict.fromkeys(r.other for r in found))
-    losses = any(r.quantity == "loss" for r in found)
-    in_units = ("pairwise loss", "regret") if losses else ()
-    unit = "" if losses else " (points)"
+def decision_tables(results: Results, quantity: str) -> tuple[Table, Table]:
+    """Of the means over categories, and of the benchmarks, where one chooses by a quantity."""
+    found = results.rows("decisions", protocol="decision", quantity=quantity)
+    kinds = list(dict.fromkeys(row.other for row in found))
+    in_units = ("pairwise loss", "regret") if quantity == "loss" else ()
+    unit = "" if in_units else " (points)"
     columns = [WORDS[kind] + ("" if "%" in WORDS[kind] else unit) for kind in kinds]
     lines: dict[bool, list[list[str]]] = {True: [], False: []}  # of single benchmarks, of means
     for (scale, category, name), measure in pivot(found, "scale category name", "other").items():
         single = name in results.method["benchmarks"]
-        cells = [share_with_interval(measure.get(kind), percent=kind not in in_units) for kind in kinds]
+        cells = [
+            (in_its_unit if kind in in_units else share_with_interval)(measure.get(kind)) for kind in kinds
+        ]
         title = name if single else f"{category} ({name})"
         lines[single].append([title, scale, *cells, str(next(iter(measure.values())).n)])
     head = ["benchmark", "scale", *columns, "n"]

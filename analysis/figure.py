@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar
 
 from evalengine.analysis.results import with_interval
@@ -188,8 +189,14 @@ def blocks(lines: Iterable[Sequence[T]], *columns: int) -> list[list[Sequence[T]
 
 
 def file_part(text: str) -> str:
-    """A stage or a scale as part of a file's name: they come from anyone's table, and may hold a slash."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", text)[:60]
+    """A stage or a scale as part of a file's name: they come from anyone's table, and may hold a slash.
+
+    What is changed gets a checksum, so that two of them never share a file.
+    """
+    part = re.sub(r"[^A-Za-z0-9._-]", "_", text)
+    if part == text and len(part) <= 60:
+        return part
+    return f"{part[:47]}-{sha256(text.encode(errors='replace')).hexdigest()[:12]}"
 
 
 def by(rows: Sequence[T], key: Callable[[T], K]) -> dict[K, list[T]]:

@@ -162,6 +162,13 @@ def group_of_means(
     return Group.of(protocol, quantity, found, means=means)
 
 
+def mean_name(sizes: set[int], of: int) -> str:
+    """The name of a mean over `of` benchmarks, of which at the scales as many as `sizes` have a value."""
+    if sizes == {of}:
+        return f"mean of {of}"
+    return f"mean of {min(sizes)} of {of}" if len(sizes) == 1 else f"mean of up to {of}"
+
+
 @dataclass(frozen=True)
 class Data:
     """A panel with weights: one `Sample` per scale and quantity."""

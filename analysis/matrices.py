@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from evalengine.analysis.cells import CROSS
 from evalengine.analysis.correlation import bounded_ratio
 from evalengine.analysis.figure import File, Folded, Heading, Heatmaps, Intervals, Part, by, file_part
 from evalengine.analysis.groups import ALL, Array, Data, Group, Label, Pairs, Statistic
@@ -40,7 +41,7 @@ def matrices(data: Data, quantity: str) -> Iterator[Group]:
     step = max(1, BLOCK_BYTES // (8 * columns))
     square = np.array([(i, B + j) for i in range(B) for j in range(B)])
     for start in range(0, len(square), step):
-        yield _matrix(data, quantity, "cross", square[start : start + step])
+        yield _matrix(data, quantity, CROSS, square[start : start + step])
     upper = np.stack(np.triu_indices(B, 1), axis=-1)
     sums = {scale: np.zeros((6, columns)) for scale in panel.scales}
     n = {scale: len(panel.mixtures) for scale in panel.scales}
@@ -98,14 +99,14 @@ def shown(results: Results) -> Iterator[Part]:
         "r, bold where its interval excludes 0; grey: no r, too little varies. Intervals and n are in the table matrices."
     )
     for name, rows_of, columns_of, title in (
-        ("cross", before, after, f"{before} (rows) against {after} (columns)"),
+        (CROSS, before, after, f"{before} (rows) against {after} (columns)"),
         (before, before, before, f"Within {before}"),
         (after, after, after, f"Within {after}"),
     ):
         found = results.rows("matrices", protocol=f"matrix_{name}")
         counted = f"{'; '.join(by_chance(found, results.method['level']))}."
         file = File(f"matrix_{file_part(name)}", Heatmaps(found, rows_of, columns_of))
-        yield Folded(title, [counted, file], opened=name == "cross")
+        yield Folded(title, [counted, file], opened=name == CROSS)
     similar = results.rows("matrices", protocol="similarity")
     if any(math.isfinite(row.estimate) for row in similar):
         title = "similarity of the two within-stage matrices"

@@ -103,13 +103,23 @@ def with_interval(row: Any) -> str:
     return f"{_number(row.estimate)} [{_number(row.low)}, {_number(row.high)}]"
 
 
-def share_with_interval(row: Any, percent: bool = True) -> str:
-    """A share or a difference in percent: "58% [51, 64]"."""
+def share_with_interval(row: Any) -> str:
+    """A share or a difference in percent: "58.2 [51.0, 64.1]"."""
     if row is None or not math.isfinite(row.estimate):
         return "–"
-    scale = 100.0 if percent else 1.0
-    ends = ", ".join(_tenths(scale * end) for end in (row.low, row.high))
-    return f"{_tenths(scale * row.estimate)} [{ends}]"
+    ends = ", ".join(_tenths(100.0 * end) for end in (row.low, row.high))
+    return f"{_tenths(100.0 * row.estimate)} [{ends}]"
+
+
+def in_its_unit(row: Any) -> str:
+    """A value that may be of any size, such as a difference of losses, to three digits: "0.00387 [0.001, 0.00912]"."""
+    if row is None or not math.isfinite(row.estimate):
+        return "–"
+    estimate, low, high = (
+        f"{value:z.3g}".replace("-", "−") if math.isfinite(value) else "–"
+        for value in (row.estimate, row.low, row.high)
+    )
+    return f"{estimate} [{low}, {high}]"
 
 
 def _tenths(value: float) -> str:

@@ -31,6 +31,7 @@ from evalengine.analysis.groups import (
     Label,
     Note,
     Statistic,
+    mean_name,
     means_of,
 )
 from evalengine.analysis.panel import Panel
@@ -104,8 +105,7 @@ def category_transfer(single: Group, panel: Panel) -> Group:
     labels = []
     for category, index in members.items():
         sizes = {int(np.isfinite(value_BC[index, 0]).sum()) for value_BC in single.values.values()}
-        of = f"{min(sizes)} of {len(index)}" if len(sizes) == 1 else f"up to {len(index)}"
-        labels.append(Label(category, f"mean of {len(index) if sizes == {len(index)} else of}"))
+        labels.append(Label(category, mean_name(sizes, len(index))))
     means = means_of(single, "category_transfer", labels, list(members.values()))
     return replace(means, contrast_interval="jackknife")
 

@@ -11,7 +11,7 @@ CHAT = "+chat"  # ends the names and stages of what `score --chat` stores
 def natural_key(text: str) -> list[tuple[int, float, str]]:
     """Orders "step9" before "step10"."""
     return [
-        (0, float(part), "") if part.replace(".", "", 1).isdigit() else (1, 0.0, part)
+        (0, float(part), "") if part[0].isdecimal() else (1, 0.0, part)
         for part in re.split(r"(\d+(?:\.\d+)?)", text)
         if part
     ]

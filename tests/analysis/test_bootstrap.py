@@ -205,3 +205,14 @@ def test_a_jackknife_without_a_finite_value_has_no_interval_and_no_warning() -> 
     with np.errstate(all="raise"):
         ends = jackknife_t(np.array([[0.5, 0.4, np.inf, 0.6, 0.5]]), plan)
     assert np.isnan(ends).all()
+
+
+def test_an_end_at_zero_is_zero_in_every_order_of_the_mixtures() -> None:
+    # The end of this interval is a resample whose r is 0 but for rounding, which depends on the order of the sums.
+    x = np.array([[4, 4, 6, 3, 5, 7], [4, 7, 7, 3, 6, 7]]) / 10
+    plan = enumerate_resamples(6)
+    lows = set()
+    for shift in range(6):
+        value = correlate(Sample(np.roll(x, shift, axis=1)[..., None], plan.weight_MC), np.array([[0, 1]]))
+        lows.add(float(intervals(value, plan, kinds=("bca",)).ends["bca"][0, 0]))
+    assert lows == {0.0}

@@ -46,6 +46,25 @@ def imported(out: Path, *given: str | Path) -> dict[str, list[float]]:
     return values(out)
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"s;m;t;rte\n1B;a;pt;0,5\n", "is separated by semicolons"),
+        (b"s\tm\tt\trte\n1B\ta\tpt\t0.5\n", "is separated by tabs"),
+        ("s,m,t,rte\n1B,\u00e9,pt,0.5\n".encode("latin-1"), "is not in UTF-8"),
+        ("s,m,t,rte\n1B,a,pt,0.5\n".encode("utf-16"), "is not in UTF-8"),
+        (b"", "is empty"),
+        (b"\n\n", "is empty"),
+    ],
+    ids=["semicolons", "tabs", "latin-1", "utf-16", "empty", "blank"],
+)
+def test_tables_of_another_form_are_refused_by_what_they_are(
+    data: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_bytes(data)
+    assert f"t.csv {said}" in refused(capsys, tmp_path / "out", tmp_path / "t.csv")
+
+
 def test_other_columns_are_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = table(
         tmp_path / "t.csv",

@@ -78,6 +78,29 @@ def test_every_table_of_the_report_is_written(
         read(path.read_text())
 
 
+def test_decisions_by_accuracy_and_by_loss_have_tables_of_their_own(tmp_path: Path) -> None:
+    lines = ["s,m,t,piqa.acc,piqa,c4"]
+    for m in range(5):
+        for t, k in (("pt", 3), ("sft", 2)):
+            lines.append(f"1B,m{m},{t},{m * k % 7 / 10},{m * k % 5 / 1000},{m * k % 6 / 1000}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    columns = ["--scale", "s", "--mixture", "m", "--stage", "t", "--loss", "--benchmarks", "piqa*,c4"]
+    assert main(["import", str(tmp_path / "t.csv"), "--out", str(tmp_path / "in"), *columns]) == 0
+    assert main(["correlate", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    results = load_results(tmp_path / "out")
+    write_latex(tmp_path / "out", tmp_path / "tables")
+    for quantity, scale in (("accuracy", 100.0), ("loss", 1.0)):
+        heads, lines = read((tmp_path / "tables" / f"decisions_{quantity}.tex").read_text())
+        (row,) = results.rows(
+            "decisions", quantity=quantity, category="Commonsense", name="mean of 1", other="pairwise loss"
+        )
+        (line,) = (line for line in lines if line[0] == "Commonsense (mean of 1)")
+        shown = line[heads.index("lost by choosing of two" + " (points)" * (quantity == "accuracy"))]
+        assert float(shown.split(" ")[0]) == pytest.approx(scale * row.estimate, rel=0.01)
+        every = [line[0] for line in lines if line[0].startswith("All")]
+        assert every == [{"accuracy": "All (mean of 1 of 2)", "loss": "All (mean of 2)"}[quantity]]
+
+
 def test_numbers_are_those_of_the_tables(folder: Path, tmp_path: Path) -> None:
     write_latex(folder, tmp_path)
     results = load_results(folder)

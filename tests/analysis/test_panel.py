@@ -65,6 +65,12 @@ def test_two_stages_are_compared_in_the_order_of_training(stages: tuple[str, str
     assert choose_stages(set(stages), None) == stages
 
 
+def test_a_stage_called_as_what_correlates_both_stages_is_refused() -> None:
+    for asked in (None, ("cross", "sft")):
+        with pytest.raises(UserError, match="a stage is called cross"):
+            choose_stages({"cross", "sft"}, asked)
+
+
 def test_too_few_mixtures() -> None:
     with pytest.raises(UserError, match=r"at most 3 mixtures .*needs at least 4"):
         assemble(design(mixtures=3), None)
@@ -118,3 +124,4 @@ def test_orders() -> None:
         "12", "pythia-70m", "240M", "240M-base", "1B-base", "x",
     ]  # fmt: skip
     assert sorted(["step10", "step9", "a"], key=natural_key) == ["a", "step9", "step10"]
+    assert sorted(["10\u00b2", "9\u00b2", "\u00b2"], key=natural_key) == ["9\u00b2", "10\u00b2", "\u00b2"]

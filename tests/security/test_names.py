@@ -193,6 +193,12 @@ def test_a_stage_in_the_name_of_a_figure_cannot_be_a_path() -> None:
     for stage in ("../../x", "/etc/x", "a\0b", "x" * 300, "step 3/4"):
         name = file_part(stage)
         assert "/" not in name and "\0" not in name and len(name) <= 60
+    assert file_part("1.5B_base") == "1.5B_base"
+
+
+def test_two_scales_never_share_a_file() -> None:
+    scales = ("a b", "a_b", "a/b", "\u5c0f", "\u5927", "x" * 61, "x" * 62, "_")
+    assert len({file_part(scale) for scale in scales}) == len(scales)
 
 
 def test_identities_are_visible_text(tmp_path: Path) -> None:
