@@ -10,12 +10,14 @@
     default_score: acc_norm       # acc (the default), acc_norm, acc_bytes, acc_token or acc_pmi
 
 A template replaces `{field}` by a field of the row and knows nothing else: no attribute, no index, no code.
+A number is written by its type: an integer as 3, a float as 3.0, also where pandas made it of an integer.
 Literal braces are doubled.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import reprlib
 import string
@@ -46,6 +48,8 @@ class Template(NamedTuple):
     def fill(self, row: Row) -> str:
         def text(field: str) -> str:
             value = row.fields.get(field)
+            if isinstance(value, float) and not math.isfinite(value):
+                row.fail(field, f"holds no number ({value})")
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             return str(value) if is_number else row.text(field)
 

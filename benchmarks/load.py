@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from evalengine import records
+from evalengine import console, records
 from evalengine.benchmarks.definition import DELIMITER, Benchmark, Hub, Item, Render, Row, whole
 from evalengine.errors import UserError
 from evalengine.untrusted import is_text, reason
@@ -226,7 +226,8 @@ def _hub_rows(hub: Hub) -> Iterator[Row]:
         ) from None
     named = " ".join(part for part in hub if part)
     try:
-        found = datasets.load_dataset(hub.path, hub.config, split=hub.split).to_list()
+        with console.quiet_hub():
+            found = datasets.load_dataset(hub.path, hub.config, split=hub.split).to_list()
     except Exception as error:  # the hub's client raises dozens of types, for reasons outside this program
         raise UserError(
             f"cannot read {named} from the Hugging Face hub ({type(error).__name__}: {reason(error)}): "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import time
@@ -60,6 +61,21 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     console(err=True).print(f"warning: {shown(text)}", markup=False, soft_wrap=True, style="yellow")
+
+
+@contextlib.contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Without the lines of huggingface_hub on every attempt to connect: what comes of them all is an error, and one sentence."""
+    if os.environ.get("HF_HUB_VERBOSITY") or os.environ.get("HF_DEBUG"):  # the user wants them
+        yield
+        return
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def emit_json(value: Any) -> None:

@@ -139,15 +139,20 @@ class Lockstep:
 
     def _rows(self, part: Part, used: Sequence[int], progress: OnProgress | None) -> Iterator[Rows]:
         """The rows of each batch of all models, whose tokens and targets are the same."""
-        streams = [self._stream(self.loaded[i], part, progress if i == used[-1] else None) for i in used]
+        tokens = min(self.loaded[i].plain_tokens for i in used)
+        streams = [
+            self._stream(self.loaded[i], part, progress if i == used[-1] else None, tokens) for i in used
+        ]
         for together in zip(*streams, strict=True):
             yield together[0]._replace(states=tuple(rows.states[0] for rows in together))
 
-    def _stream(self, backend: TorchBackend, part: Part, progress: OnProgress | None) -> Iterator[Rows]:
+    def _stream(
+        self, backend: TorchBackend, part: Part, progress: OnProgress | None, tokens: int
+    ) -> Iterator[Rows]:
         """One model's rows; notes that it is the one that runs."""
         self._running = backend
         backend.settle()
-        rows = backend.rows(part, progress)
+        rows = backend.rows(part, progress, tokens)
         while (found := next(rows, None)) is not None:
             yield found
             self._running = backend
@@ -170,7 +175,7 @@ def plan_of(backends: Sequence[TorchBackend], sequences: Sequences) -> Plan:
         if most > done:
             ways.append((way, most))
             done = most
-    return Plan(tuple(ways), min(map(packed_tokens, backends)), min(b.batch_tokens for b in backends))
+    return Plan(tuple(ways), min(map(packed_tokens, backends)), min(b.plain_tokens for b in backends))
 
 
 def parts_of(backends: Sequence[TorchBackend], sequences: Sequences) -> list[Part]:

@@ -57,7 +57,8 @@ class Mode(NamedTuple):
 class Proof(NamedTuple):
     """What was found for sequences of up to `length` tokens fed.
 
-    The modes are those that are exact, the fastest first; the last one is a plain forward, exact by construction.
+    The modes are those that are exact, the fastest first; the last one is a plain forward, exact by construction where the rows
+    of a batch leave each other `apart`, which experts with a capacity do not, and by itself anywhere.
     """
 
     length: int
@@ -65,6 +66,7 @@ class Proof(NamedTuple):
     modes: tuple[Mode, ...] = (Mode("alone"),)
     rewrites: bool = False  # a forward changes weights: the next checkpoint needs a module of its own
     why: str = ""  # why no faster mode is the first
+    apart: bool | None = None  # whether rows of one plain forward leave each other alone; None: not tried
 
 
 def prove(config: Any, length: int, tokens: int, model_class: Any = None) -> Proof:
@@ -85,6 +87,7 @@ def prove(config: Any, length: int, tokens: int, model_class: Any = None) -> Pro
         )
     if not again:
         raise UserError("the same forward gives other scores when it is run again: they would mean nothing")
+    separate = apart(trial.forward, tokens, trial.vocabulary)
     kept = trial.forward.model.state_dict()
     rewrites = not all(torch.equal(kept[name], was) for name, was in weights.items())
     head, why = trial.head()
@@ -94,9 +97,9 @@ def prove(config: Any, length: int, tokens: int, model_class: Any = None) -> Pro
         packed, most = trial.packs(tried, tokens, head, config)
         why = trial.why if packed is None else ""
         modes = [packed, *modes] if packed else modes
-    if modes[0].way != "packed" and tried == length and trial.padded(length):
+    if modes[0].way != "packed" and separate and tried == length and trial.padded(length):
         modes = [Mode("padded", head), *modes]
-    return Proof(length, most, tuple(modes), rewrites, why)
+    return Proof(length, most, tuple(modes), rewrites, why, separate)
 
 
 class Trial:
@@ -262,6 +265,23 @@ class Largest(TorchDispatchMode):
                 self.elements = max(self.elements, tensor.numel())
                 self.bytes = max(self.bytes, tensor.numel() * tensor.element_size())
         return out
+
+
+def apart(forward: Forward, tokens: int, vocabulary: int) -> bool:
+    """Whether a row gets in a plain forward of `tokens` what it gets by itself: the first one, one amid others, and the last."""
+    rng, some = np.random.default_rng(tokens), forks(SHORTEST, vocabulary)
+    rows = max(3, tokens // SHORTEST)
+    places = [0, rows // 2, rows - 1]
+    lists = list(rng.integers(1, vocabulary, size=(rows, SHORTEST + 1)).astype(np.int32))
+    starts = np.full(rows, SHORTEST)  # a target each, but for those that are compared
+    for row, place in enumerate(places):
+        lists[place], starts[place] = some.tokens(row), 1
+    forward.reset()
+    found = forward.reference(Sequences.of(lists, starts), rows * SHORTEST)
+    asked = np.isin(found.sequence_T, places)
+    renamed = np.searchsorted(places, found.sequence_T[asked]).astype(np.int32)
+    forward.reset()
+    return same(Targets(renamed, found.logprob_T[asked], found.greedy_T[asked]), forward.reference(some))
 
 
 def reach(holds: Callable[[int], bool], length: int, lengths: list[int]) -> int:

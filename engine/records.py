@@ -13,6 +13,9 @@ BOM = b"\xef\xbb\xbf"
 BATCH_ROWS = 256
 
 
+SHORT = {"float": "float32", "halffloat": "float16"}  # Arrow's names for numpy's types
+
+
 class Most(NamedTuple):
     """What a file may hold: a kilobyte of Parquet can announce a billion rows, or one long text a million times."""
 
@@ -66,10 +69,20 @@ def parquet(
                 if most and total > most.bytes:
                     raise UserError(f"{path} unpacks to more than {most.bytes >> 30} GB: split it")
                 batch.validate(full=True)
+                types = {field.name: str(field.type) for field in batch.schema}
+                short = {name: SHORT[kind] for name, kind in types.items() if kind in SHORT}
                 for row in batch.to_pylist():
                     number += 1
+                    row |= {name: decimal(row[name], kind) for name, kind in short.items()}
                     yield f"{path}, row {number}", row
     except UserError:
         raise
     except Exception as error:  # Arrow's own types, and whatever Python raises on an invalid date or text
         raise UserError(f"{path}: not a readable Parquet file ({reason(error)}); write it again") from None
+
+
+def decimal(value: float | None, kind: str) -> float | None:
+    """A number of fewer bits as the shortest decimal that means it, as JSON would have it: 0.1, and not 0.10000000149011612."""
+    import numpy as np
+
+    return None if value is None else float(str(np.dtype(kind).type(value)))

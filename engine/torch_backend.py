@@ -156,8 +156,22 @@ class TorchBackend:
             found = proof.prove(config, reached, self.batch_tokens, type(self.model))
         except UserError as error:
             raise UserError(f"{self.checkpoint} cannot be scored: {error}") from None
+        if found.apart is None:  # nothing is known of its twin
+            found = found._replace(apart=self._apart())
         self._proofs[self._architecture] = found._replace(length=length)
         return self._proofs[self._architecture]
+
+    def _apart(self) -> bool:
+        """Whether the rows of the loaded model's own forward leave each other alone. What cannot run is said in `_check`."""
+        try:
+            return proof.apart(self.forward, self.batch_tokens, vocabulary_of(self.model))
+        except Exception:
+            return False
+
+    @property
+    def plain_tokens(self) -> int:
+        """Tokens of a forward that is not packed: of one sequence alone where those of a batch change each other."""
+        return self.batch_tokens if self.proof.apart else 1
 
     def _use(self, found: Proof) -> None:
         """Runs the loaded model as it is proven from now on, but for what failed; notes why not in the fastest mode."""
@@ -177,6 +191,10 @@ class TorchBackend:
             self._note(f"its output layer is its own ({why}): logits are made for whole sequences (slower)")
         elif first.way != "packed":
             self._note(f"runs one sequence per choice, because {why}")
+            if not found.apart:
+                self._note(
+                    "runs every sequence by itself (slower), because the sequences of a batch change each other's scores"
+                )
         elif self.compile and large and why_not is not None:
             self._note(f"its layers run as they are, not compiled (slower): {why_not}")
 
@@ -193,7 +211,7 @@ class TorchBackend:
         few = proof.forks(proof.SHORTEST, vocabulary)
         most = CHECKED if self.device.type == "cpu" else CHECKED_GPU
         try:
-            truth = self.forward.reference(few, self.batch_tokens)
+            truth = self.forward.reference(few, self.plain_tokens)
         except Exception as error:
             raise UserError(f"{self.checkpoint} cannot run here: {reason(error)}") from None
         while len(self.modes) > 1:
@@ -269,11 +287,14 @@ class TorchBackend:
         targets: Targets = self.forward.scored(self.rows(part, progress))
         return targets
 
-    def rows(self, part: Part, progress: OnProgress | None = None) -> Iterator[Rows]:
-        """The scored rows of a part's batches, one after another."""
+    def rows(
+        self, part: Part, progress: OnProgress | None = None, tokens: int | None = None
+    ) -> Iterator[Rows]:
+        """The scored rows of a part's batches, one after another. tokens: of a forward that is not packed, if not its own."""
         if part.way == "packed":
             return self.forward.packed_rows(part.batches, progress)
-        return self.forward.plain_rows(part.sequences, self.batch_tokens, part.way == "padded", progress)
+        tokens = self.plain_tokens if tokens is None else tokens
+        return self.forward.plain_rows(part.sequences, tokens, part.way == "padded", progress)
 
     def reach(self, longest: int) -> None:
         """Proves what holds for sequences of so many tokens fed, where that is not known yet."""

@@ -14,7 +14,10 @@ from evalengine.training.rows import IGNORE, Batch
 
 
 class Shuffled:
-    """What each step of some epochs learns from: `per_step` of `count` examples, in an order of its own every epoch."""
+    """What each step of some epochs learns from: `per_step` of `count` examples, in an order of its own every epoch.
+
+    An epoch is whole steps: the last count % per_step of its order, others in every epoch, are left out.
+    """
 
     def __init__(self, count: int, per_step: int, *, epochs: int, seed: int) -> None:
         self.count, self.per_step, self.seed = count, min(per_step, count), seed

@@ -181,6 +181,11 @@ def show(study: Study, plan: Plan) -> None:
         ["scale, stage", "to train", "parameters", "lr", "tokens a run", "FLOPs a run", "FLOPs"],
         rows,
     )
+    if any(run.stage != "pt" for run in plan.runs):
+        console.say(
+            "an epoch of fine-tuning is whole steps of batch_examples (dpo: batch_pairs): what remains, less than a step, is left"
+            " out, other examples in every epoch"
+        )
     if all(p.finished for p in plan.runs.values()):
         console.say("all are trained already")
         return

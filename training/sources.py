@@ -144,7 +144,8 @@ def hub_rows(source: SourceSpec) -> Iterator[dict[str, Any]]:
     wanted = list((source.where or {}).items())
     try:
         chosen = {"data_files": {source.split: list(source.files)}} if source.files else {}
-        stream = load_dataset(source.hub, source.config, split=source.split, streaming=True, **chosen)
+        with console.quiet_hub():
+            stream = load_dataset(source.hub, source.config, split=source.split, streaming=True, **chosen)
         if source.shuffle:
             stream = stream.shuffle(seed=SHUFFLE_SEED, buffer_size=source.shuffle)
         for row in stream:

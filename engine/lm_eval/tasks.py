@@ -11,6 +11,7 @@ import hashlib
 import random
 from typing import Any
 
+from evalengine import console
 from evalengine.benchmarks import Item, ItemSet
 from evalengine.benchmarks.load import text_key
 from evalengine.errors import UserError
@@ -36,7 +37,8 @@ def load_tasks(
         if name not in manager.all_tasks:
             raise UserError(f"lm-eval has no task {name!r}: `lm_eval ls tasks` lists those it has")
     try:
-        tasks = manager.load(wanted)["tasks"]
+        with console.quiet_hub():
+            tasks = manager.load(wanted)["tasks"]
     except Exception as error:
         raise UserError(
             f"lm-eval cannot load {names}: {reason(error)}; its data comes from the Hugging Face hub"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +109,16 @@ def test_a_benchmark_of_one_s_own_is_listed_and_shown(
     assert "21 benchmarks" in capsys.readouterr().out
     assert main(["benchmarks", "show", "sums", *own]) == 0
     assert "» two«   <- gold" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_without_a_network_one_sentence_is_all_that_is_said(tmp_path: Path) -> None:
+    """The hub's client tries six times, in 23 seconds, and would report each."""
+    pytest.importorskip("datasets")
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "evalengine", "benchmarks", "show", "copa"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **nowhere})
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert "cannot read aps/super_glue copa validation from the Hugging Face hub" in line
+    assert line.endswith("check the network or pass --data DIR")

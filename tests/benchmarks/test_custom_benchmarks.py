@@ -169,3 +169,38 @@ def test_hub_and_train_file(tmp_path: Path) -> None:
     asked = "Question: What is the capital of"
     context = load_items(trained, None, fewshot=1).items[0].contexts[0]
     assert context == f"{asked} Peru? {{hint}}\nAnswer: Rome\n\n{asked} France {{x}}? {{hint}}\nAnswer:"
+
+
+def test_numbers_in_templates_are_written_by_their_type_in_the_file(tmp_path: Path) -> None:
+    """Integers that pandas turned into floats are floats, in Parquet as in JSON; numbers of fewer bits are short decimals."""
+    import pandas as pd
+
+    pandas = pd.DataFrame({"whole": [3, 4], "float": [3.0, 0.1], "year": [1984, None]})
+    pandas["kept"] = pandas["year"].convert_dtypes()
+    pandas["narrow"], pandas["half"] = (pd.Series([0.1, 3.0], dtype=f"float{bits}") for bits in (32, 16))
+    rows, found = pandas.assign(answer=0)[:1], []
+    rows.to_parquet(tmp_path / "numbers.parquet")
+    (tmp_path / "numbers.jsonl").write_text(
+        rows.astype({"narrow": str, "half": str}).to_json(orient="records", lines=True)
+    )
+    for kind in ("parquet", "jsonl"):
+        path = tmp_path / f"{kind}.yaml"
+        path.write_text(
+            "name: numbers\ncontext: '{whole} {float} {year} {kept} {narrow} {half}'\nchoices: ['a', 'b']\ngold: answer\n"
+            f"file: numbers.{kind}\n"
+        )
+        found += load_items(read_benchmark(path), None).items[0].contexts[:1]
+    assert found == ["3 3.0 1984.0 1984 0.1 0.1"] * 2
+
+
+def test_a_template_with_no_number_is_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    row = {"country": float("nan"), "options": ["Rome", "Paris"], "answer": 1}
+    parquet.write_table(pa.Table.from_pylist([row]), tmp_path / "capitals.parquet")
+    path = define(tmp_path, CAPITALS.replace("jsonl", "parquet"))
+    with pytest.raises(
+        UserError, match=r"capitals\.parquet, row 1, field 'country': holds no number \(nan\)"
+    ):
+        load_items(read_benchmark(path), None)

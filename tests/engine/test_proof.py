@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -297,3 +298,53 @@ def test_ids_beyond_the_embedding_are_refused(tmp_path: Path) -> None:
     sequences.token_S[5] = 5000
     with pytest.raises(UserError, match=r"gives id 5000, the embedding has \d+ rows"):
         backend.score(sequences)
+
+
+CAPACITY = '''
+import torch
+from transformers import LlamaForCausalLM
+
+class Own(LlamaForCausalLM):
+    """Feed-forward blocks that take 300 tokens of a batch, the first ones: the others pass by."""
+
+    def __init__(self, config):
+        assert {built}
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.mlp.register_forward_hook(self.drop)
+
+    def drop(self, module, args, out):
+        taken = torch.arange(out[..., 0].numel(), device=out.device) < 300
+        return out * taken.view_as(out[..., 0])[..., None]
+'''
+
+
+@pytest.mark.parametrize("built", ["True", "config.vocab_size > 320"], ids=["twin", "no twin"])
+def test_sequences_that_change_each_other_in_a_batch_run_by_themselves(built: str, tmp_path: Path) -> None:
+    """Experts with a capacity: a plain forward of several rows is not what each gets alone, and the twin or the model shows it."""
+    path = tiny_models.save(tmp_path / "m", "llama")
+    config = json.loads((path / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own"}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "modeling_own.py").write_text(CAPACITY.replace("{built}", built))
+    rng = np.random.default_rng(0)
+    lists = [rng.integers(1, 300, size=size).astype(np.int32) for size in [20] * 30 + [35] * 30]
+    backend = TorchBackend(device="cpu", dtype="float32", trust_remote_code=True)
+    backend.load(discover([path])[0])
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+    with torch.inference_mode():
+        expected = []
+        for ids in (torch.from_numpy(ids).long() for ids in lists):
+            logprob = model(input_ids=ids[None, :-1]).logits[0].log_softmax(-1)
+            expected.append(float(logprob.gather(1, ids[1:, None]).sum()))
+    found = backend.score(Sequences.of(lists, [1] * 60)).loglik
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    if built == "True":
+        assert "runs every sequence by itself (slower)" in backend.notes[-1]
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "bloom"])
+def test_rows_of_models_that_do_not_pack_still_share_a_forward(architecture: str, tmp_path: Path) -> None:
+    backend = backend_for(tiny_models.save(tmp_path / "m", architecture))
+    assert backend.proof.apart and backend.plain_tokens == backend.batch_tokens
+    assert [note for note in backend.notes if "by itself" in note] == []

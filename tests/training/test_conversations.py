@@ -14,7 +14,7 @@ from evalengine.training.chat import Conversation, Message
 from evalengine.training.conversations import Example, read, tokenise, within
 from evalengine.training.loop import mean_loss
 from evalengine.training.model import Decoder, Shape
-from evalengine.training.packed import PackedExamples, pack
+from evalengine.training.packed import PackedExamples, Shuffled, pack
 from evalengine.training.rows import IGNORE
 from evalengine.training.state import Place
 from evalengine.training.study import ChatSource, SftData
@@ -83,6 +83,17 @@ def test_every_epoch_shows_every_conversation_once(examples: list[Example]):
         seen[step // 5].add(tuple(sorted(kept[kept != IGNORE].tolist())))
     assert all(len(steps) == 5 for steps in seen)
     assert len(set.union(*seen)) > 10  # shuffled anew
+
+
+def test_what_remains_of_an_epoch_is_left_out_and_is_other_examples_every_time():
+    packed = Shuffled(23, 4, epochs=6, seed=1)
+    assert packed.steps == 6 * 5
+    order = [np.concatenate([packed.drawn(5 * epoch + step) for step in range(5)]) for epoch in range(6)]
+    assert all(len(set(one.tolist())) == 20 for one in order)
+    assert set.union(*(set(range(23)) - set(one.tolist()) for one in order)) > set(range(23)) - set(
+        order[0].tolist()
+    )
+    assert Shuffled(3, 4, epochs=2, seed=1).steps == 2, "fewer than a step are one"
 
 
 def test_a_conversation_whose_answer_is_cut_off_is_dropped(tokenizer):
