@@ -45,6 +45,13 @@ class Stored(NamedTuple):
     truncated: int
 
 
+class Relabelled(NamedTuple):
+    """The file of a benchmark that the store holds already has other labels now."""
+
+    checkpoint: str
+    path: Path
+
+
 class Noted(NamedTuple):
     """What the user should know about a checkpoint."""
 
@@ -66,7 +73,7 @@ class Finished(NamedTuple):
     seconds: float
 
 
-Event = Doing | Kept | Advanced | Stored | Noted | Failed | Finished
+Event = Doing | Kept | Advanced | Stored | Relabelled | Noted | Failed | Finished
 Emit = Callable[[Event], None]
 
 

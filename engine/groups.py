@@ -132,6 +132,7 @@ def begin(checkpoint: Checkpoint, decision: Decision, emit: Emit) -> None:
         stored = store.read_metadata(task.path) or {}
         table = in_category(store.read(task.path), task.items.category)
         store.write(task.path, table, stored | task.metadata)
+        emit(events.Relabelled(checkpoint.name, task.path))
     items = sum(len(task.items.items) for task in decision.kept)
     emit(events.Kept(checkpoint.name, len(decision.kept), items))
 

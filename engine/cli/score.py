@@ -138,7 +138,7 @@ def carry_out(args: argparse.Namespace, groups: Sequence[Group], asked: Asked) -
     """Scores groups of checkpoints here or on a cluster, and shows what has become of them; the exit code."""
     from evalengine import runner
     from evalengine.backends import models_for
-    from evalengine.events import Event, Stored
+    from evalengine.events import Event, Relabelled, Stored
     from evalengine.remote import formats_of, open_store
 
     spec, place = backend_spec(args), args.out if args.formats is None else formats_of(args.out)
@@ -146,7 +146,7 @@ def carry_out(args: argparse.Namespace, groups: Sequence[Group], asked: Asked) -
     asked = asked._replace(out=folder)
 
     def on_event(event: Event) -> None:
-        if isinstance(event, Stored):
+        if isinstance(event, Stored | Relabelled):
             upload(event.path)
 
     if args.ray:

@@ -15,7 +15,7 @@ import pytest
 
 import evalengine
 from cluster.conftest import files, one_thread, score
-from evalengine import remote, resolve
+from evalengine import remote, resolve, store
 from evalengine.checkpoints import TOKENIZER_FILES, tokenizer_files
 from evalengine.errors import UserError
 
@@ -42,6 +42,17 @@ def test_remote_checkpoints_into_a_remote_store_and_on_again(
     assert files(out) == files(reference)
     assert len((out / "runs.jsonl").read_text().splitlines()) == 2
     assert evalengine.load(f"file://{out}").equals(evalengine.load(reference))
+
+
+def test_new_labels_reach_a_remote_store(ckpts: list[Path], bench: Path, tmp_path: Path, cache: Path) -> None:
+    out, manifest = tmp_path / "bucket" / "scores", tmp_path / "manifest.yaml"
+    scale, mixture, stage = ckpts[0].name.split("-")
+    manifest.write_text(f"{ckpts[0].name}: {{scale: {scale}, mixture: {mixture}, stage: {stage}, seed: 3}}")
+    for more in ([], ["--manifest", str(manifest)]):
+        assert score(ckpts[:1], bench, f"file://{out}", *more) == 0
+    shutil.rmtree(cache)  # another machine
+    about = [store.read_metadata(path) or {} for path in sorted(out.glob("*/*.arrow"))]
+    assert len(about) > 1 and all(one.get("checkpoint_seed") == "3" for one in about)
 
 
 def test_answer_formats_are_a_folder_of_a_remote_store(
