@@ -168,6 +168,12 @@ def load_item_sets(
         load_items(b, o.data, variant=o.variant, limit=o.limit, seed=o.seed, fewshot=o.fewshot or 0)
         for b in benchmarks
     ]
+    names = [b.name for b in benchmarks]
+    if twice := [items.benchmark for items, _ in more if items.benchmark in names]:
+        raise UserError(
+            f"{twice[0]} is a benchmark and a task of lm-eval, which would be stored under one name: ask for one of them, or"
+            " for each with an --out of its own"
+        )
     return [*zip(loaded, (b.default_score for b in benchmarks), strict=True), *more]
 
 
