@@ -57,10 +57,7 @@ def load_items(
     """
     if variant not in (None, "lm_eval"):
         raise UserError(f"no variant '{variant}': the one there is is called 'lm_eval'")
-    if limit is not None and limit < 1:
-        raise UserError(f"a limit of {limit} leaves nothing to score: give at least 1")
-    if fewshot < 0:
-        raise UserError(f"cannot put {fewshot} examples before an item: give 0 or more")
+    check_options(limit, fewshot)
     render = benchmark.renderer(variant)
     rows: list[Row] = []
     items: list[Item] = []
@@ -79,6 +76,14 @@ def load_items(
     return ItemSet(
         benchmark.name, benchmark.category, benchmark.version, variant, items, data_hash, len(rows), fewshot
     )
+
+
+def check_options(limit: int | None, fewshot: int | None) -> None:
+    """Raises UserError for numbers of items and examples that cannot be."""
+    if limit is not None and limit < 1:
+        raise UserError(f"a limit of {limit} leaves nothing to score: give at least 1")
+    if fewshot is not None and fewshot < 0:
+        raise UserError(f"cannot put {fewshot} examples before an item: give 0 or more")
 
 
 def sample(some: list[T], limit: int | None, seed: int) -> list[T]:

@@ -7,18 +7,20 @@ changes in the weights of its base. Nothing heavy loads here; `fingerprint` read
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from evalengine.errors import UserError
-from evalengine.untrusted import is_plain, printable, read_json
+from evalengine.untrusted import is_plain, printable, read_json, reason
 
 # The files that some tokenizer of transformers, or of code that comes with a checkpoint, is built from.
 TOKENIZER_FILES = (
@@ -61,6 +63,7 @@ OTHER_FORMATS = {
     "*.pth": "{}, PyTorch's own file: " + SAVE_AGAIN,
 }
 READ_AT_ONCE = 4 << 20  # bytes
+UNREADABLE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EISDIR, errno.ENOTDIR)
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Checkpoint:
     remote_bytes: int | None = None  # of the weights, known of a remote one
     base: Path | None = None
     fingerprint: str = ""
+    stamp: tuple[tuple[str, int, int, int], ...] = ()  # of the files that were hashed for the fingerprint
     seed: str | None = None
     blocks: tuple[tuple[str, str], ...] = ()  # factors of the study's design, and this mixture's label
     described: bool = False  # whether a manifest states all of these, so that what it leaves out is not so
@@ -286,6 +290,42 @@ def fingerprint(
                 " it and train it again"
             )
     return digest.hexdigest()[:16]
+
+
+def stamp(checkpoint: Checkpoint, allow_pickle: bool = False) -> tuple[tuple[str, int, int, int], ...]:
+    """Name, inode, size and time of every file that decides the fingerprint: they change when a file is written over."""
+    paths = [checkpoint.model_folder / "config.json", *checkpoint.weight_files(allow_pickle)]
+    if checkpoint.base is not None:
+        paths += [checkpoint.path / ADAPTER_CONFIG, adapter_file(checkpoint.path, allow_pickle)]
+    found = [(path, path.stat()) for path in paths]
+    return tuple((str(path), about.st_ino, about.st_size, about.st_mtime_ns) for path, about in found)
+
+
+def check_unchanged(checkpoint: Checkpoint, allow_pickle: bool = False) -> None:
+    """Raises UserError where a file was written over since the checkpoint was identified.
+
+    Called after the weights are read: they would be stored under the fingerprint of others, or be partly of each.
+    """
+    with reading(checkpoint):
+        now = stamp(checkpoint, allow_pickle)
+    if now != checkpoint.stamp:
+        raise UserError(
+            f"{checkpoint.path} changed while it was scored: run the same command again when nothing writes to it"
+        )
+
+
+@contextlib.contextmanager
+def reading(checkpoint: Checkpoint) -> Iterator[None]:
+    """A file of a checkpoint that is gone or cannot be read is that checkpoint's failure: a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        at = f" ({error.filename})" if error.filename else ""
+        raise UserError(
+            f"{checkpoint.path} cannot be read: {reason(error)}{at}; if it was moved or removed, put it back or leave it out"
+        ) from None
 
 
 def emulated_fingerprint(members: Sequence[str], beta: float) -> str:

@@ -20,10 +20,13 @@ from evalengine.checkpoints import (
     ADAPTER_CONFIG,
     COPY,
     Checkpoint,
+    check_unchanged,
     fingerprint,
     is_adapter,
     is_whole,
     other_format,
+    reading,
+    stamp,
 )
 from evalengine.errors import UserError
 from evalengine.labels import CHAT, TRAINED
@@ -204,7 +207,11 @@ def identify(
     """
     if checkpoint.source is not None:
         checkpoint = replace(checkpoint, path=remote.fetch(checkpoint.source, progress))
-    return replace(checkpoint, fingerprint=fingerprint(checkpoint, allow_pickle, progress))
+    with reading(checkpoint):
+        before = stamp(checkpoint, allow_pickle)
+        found = replace(checkpoint, fingerprint=fingerprint(checkpoint, allow_pickle, progress), stamp=before)
+    check_unchanged(found, allow_pickle)
+    return found
 
 
 def release(checkpoint: Checkpoint) -> None:

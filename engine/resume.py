@@ -146,6 +146,11 @@ def own_contexts(items: ItemSet) -> bool:
     return any(len(set(item.contexts)) > 1 for item in items.items)
 
 
+def of_harness(version: str) -> bool:
+    """Whether a benchmark's version is that of a task of lm-eval (lm_eval/tasks.py)."""
+    return version.startswith("lm_eval ")
+
+
 def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
     """Which tasks are pending, by the metadata of the files that exist; every byte of those is checked. `fresh`: all are."""
     found = Decision([], [], [], [], None, [])
@@ -165,6 +170,13 @@ def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
                     conflict=f"{task.path} was scored with {flag} {was or 'none'}, not {now or 'none'}: use the same options, "
                     "another --out, or --fresh to replace it"
                 )
+        was, now = (of_harness(one.get("benchmark_version", "")) for one in (stored, task.metadata))
+        if was != now:
+            kinds = ("the benchmark", "lm-eval's task")
+            return found._replace(
+                conflict=f"{task.path} holds the scores of {kinds[was]} {task.items.benchmark}, not of {kinds[now]}: use another"
+                " --out, or --fresh to replace it"
+            )
         # "code": of the checkpoint's own, which an earlier run may have used
         wanted = dict.fromkeys(("code", *task.without)) | task.metadata
         differ = [key for key, value in wanted.items() if stored.get(key) != value]

@@ -25,6 +25,7 @@ import numpy as np
 
 from evalengine import console, events, store
 from evalengine.backends import Models
+from evalengine.checkpoints import check_unchanged, reading
 from evalengine.encoding import Encoded, OnProgress, Sequences, SequenceTooLarge
 from evalengine.errors import UserError
 from evalengine.events import Display, Emit, Outcome, Outcomes, to_all
@@ -73,7 +74,10 @@ def _score(group: Group, asked: Asked, models: Models, planner: Planner, emit: E
     emit(events.Doing(first.name, "loading"))
     if models.name == "torch":  # vLLM forks, and no thread may be inside of a tokenizer then
         planner.begin(first, wanted_items)
-    models.load(group.members, group.vocabulary(planner))
+    with reading(first):
+        models.load(group.members, group.vocabulary(planner))
+    for checkpoint in group.members:
+        check_unchanged(checkpoint, asked.options.allow_pickle)
     for checkpoint in every:
         emit(events.Noted(checkpoint.name, tuple(models.notes)))
     for items in wanted_items:
@@ -164,6 +168,12 @@ def load_item_sets(
         load_items(b, o.data, variant=o.variant, limit=o.limit, seed=o.seed, fewshot=o.fewshot or 0)
         for b in benchmarks
     ]
+    names = [b.name for b in benchmarks]
+    if twice := [items.benchmark for items, _ in more if items.benchmark in names]:
+        raise UserError(
+            f"{twice[0]} is a benchmark and a task of lm-eval, which would be stored under one name: ask for one of them, or"
+            " for each with an --out of its own"
+        )
     return [*zip(loaded, (b.default_score for b in benchmarks), strict=True), *more]
 
 

@@ -71,8 +71,23 @@ def headers(files: list[Path]) -> dict[str, FileTensor]:
                 raise UserError(
                     f"{file}: {printable(name[:60])} is stored as {dtype}, which evalengine does not read: convert it to bf16"
                 )
-            found[name] = FileTensor(file, name, dtype, tuple(header.get_shape()), opened)
+            tensor = FileTensor(file, name, dtype, tuple(header.get_shape()), opened)
+            check_twice(found.setdefault(name, tensor), tensor, file)
     return found
+
+
+def check_twice(first: Any, tensor: Any, file: Path) -> None:
+    """Raises UserError where two files hold other values under one name, of which one would be taken without a word."""
+    if first is tensor:
+        return
+    import torch
+
+    one, other = first[...], tensor[...]
+    if one.dtype != other.dtype or not torch.equal(one, other):
+        raise UserError(
+            f"{file} and another file of the same weights hold different values under one name: they are of two"
+            " checkpoints; copy the checkpoint again"
+        )
 
 
 def unpickled(files: list[Path]) -> dict[str, torch.Tensor]:
@@ -87,7 +102,8 @@ def unpickled(files: list[Path]) -> dict[str, torch.Tensor]:
             raise UserError(f"{file} cannot be unpickled: {reason(error)}") from None
         if not isinstance(content, dict) or not all(torch.is_tensor(t) for t in content.values()):
             raise UserError(f"{file} holds more than weights: save them again, alone and as safetensors")
-        tensors |= {str(name): tensor for name, tensor in content.items()}
+        for name, tensor in content.items():
+            check_twice(tensors.setdefault(str(name), tensor), tensor, file)
     return tensors
 
 

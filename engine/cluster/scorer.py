@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from evalengine import __version__
 from evalengine.backends import BackendSpec, Models, models_for
-from evalengine.checkpoints import Checkpoint
+from evalengine.checkpoints import Checkpoint, check_unchanged
 from evalengine.cluster.pool import Heartbeat
 from evalengine.encoding import Scores
 from evalengine.errors import ModelError, UserError
@@ -51,7 +51,7 @@ class Scorer:
         self._models: Models
         self._loaded: tuple[tuple[str, str], ...] = ()  # names and fingerprints
         self._plans: dict[Any, Any] = {}  # by Ray's reference
-        self._reading = ReadAhead(allow_pickle, self._progress)
+        self._allow_pickle, self._reading = allow_pickle, ReadAhead(allow_pickle, self._progress)
 
     def hello(self) -> tuple[str, str]:
         """Gets ready. Returns Ray's node id and the host's name."""
@@ -132,6 +132,8 @@ class Scorer:
                     "run: give every node the same files, then run the same command again"
                 )
         self._models.load(found, vocabulary)
+        for one in found:
+            check_unchanged(one, self._allow_pickle)
         self._loaded = wanted
         return time.monotonic() - started
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from evalengine import console
 from evalengine.benchmarks import Item, ItemSet
-from evalengine.benchmarks.load import text_key
+from evalengine.benchmarks.load import check_options, sample, text_key
 from evalengine.errors import UserError
 from evalengine.untrusted import reason
 
@@ -31,6 +31,7 @@ def load_tasks(
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise UserError("--lm-eval-tasks needs lm-eval: pip install lm-eval==0.4.13") from None
+    check_options(limit, fewshot)
     manager = manager or TaskManager()
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:
@@ -54,8 +55,6 @@ def task_items(
             f"lm-eval's {name} is not a multiple-choice task ({task.OUTPUT_TYPE}): run it with evalengine lm-eval"
         )
     if fewshot is not None:
-        if fewshot < 0:
-            raise UserError(f"cannot put {fewshot} examples before an item: give 0 or more")
         task.set_config(key="num_fewshot", value=fewshot)
     shots = task.config.num_fewshot or 0
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
@@ -83,9 +82,9 @@ def task_items(
         right = gold(name, task, doc, choices)
         digest.update(repr((contexts, continuations, right)).encode("utf-8", "surrogatepass"))
         items.append(Item(str(doc_id), contexts, continuations, choices, right))
-    total = len(items)
-    if limit is not None and limit < total:
-        items = [items[i] for i in sorted(random.Random(seed).sample(range(total), limit))]
+    if not items:
+        raise UserError(f"lm-eval's {name} has no items: leave it out")
+    total, items = len(items), sample(items, limit, seed)
     default = "acc_norm" if "acc_norm" in task._metric_fn_list else "acc"
     version = f"lm_eval {task.VERSION}"
     return ItemSet(name, "lm_eval", version, None, items, digest.hexdigest(), total, shots), default

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ import pytest
 
 import evalengine
 import tiny_models
-from evalengine import store
+from evalengine import resolve, runner, store
 from evalengine.analysis.items import read_store
 from evalengine.cli import main
 
@@ -159,6 +160,61 @@ def test_weights_changed_under_the_same_name_are_scored_again(
         tiny_models.save(path, "llama", seed=seed)
         assert score(path, "--data", bench, "--out", out, "--benchmarks", "copa") == 0
     assert "its weights have changed since it was scored" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("when", ["hashed", "identified"])
+def test_weights_that_change_between_their_hash_and_their_loading_are_not_stored(
+    ckpts: list[Path],
+    bench: Path,
+    tmp_path: Path,
+    when: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As a training job writes over a checkpoint while the one before it is scored."""
+    path, out = Path(shutil.copytree(ckpts[0], tmp_path / "10M-x-pt")), tmp_path / "s"
+    owner, function = {"hashed": (resolve, "fingerprint"), "identified": (runner, "pending_of")}[when]
+    real = getattr(owner, function)
+
+    def and_then_written(of: Any, *arguments: Any) -> Any:
+        found = real(of, *arguments)
+        if of.name == path.name:
+            shutil.copyfile(ckpts[1] / "model.safetensors", path / "model.safetensors")
+        return found
+
+    given = (path, ckpts[1], "--data", bench, "--out", out, "--benchmarks", "copa")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, function, and_then_written)
+        assert score(*given) == 1
+    assert f"{path} changed while it was scored" in " ".join(capsys.readouterr().out.split())
+    assert [file.parent.name for file in out.glob("*/*.arrow")] == [ckpts[1].name]
+    assert score(*given) == 0
+    assert len(list(out.glob("*/*.arrow"))) == 2
+
+
+@pytest.mark.parametrize("when", ["identified", "loaded"])
+def test_a_checkpoint_that_is_taken_away_does_not_stop_the_others(
+    ckpts: list[Path],
+    bench: Path,
+    tmp_path: Path,
+    when: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, out = Path(shutil.copytree(ckpts[0], tmp_path / "10M-x-pt")), tmp_path / "s"
+    owner, name = {"identified": (resolve, "stamp"), "loaded": (runner, "check_unchanged")}[when]
+    real = getattr(owner, name)
+
+    def gone(checkpoint: Any, *arguments: Any) -> Any:
+        if checkpoint.name == path.name:
+            (path / "config.json").unlink(missing_ok=True)
+        return real(checkpoint, *arguments)
+
+    monkeypatch.setattr(owner, name, gone)
+    assert score(path, ckpts[1], "--data", bench, "--out", out, "--benchmarks", "copa") == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{path}" in said and "No such file or directory" in said
+    assert [file.parent.name for file in out.glob("*/*.arrow")] == [ckpts[1].name]
 
 
 def test_code_that_changed_under_the_same_weights_is_scored_again(

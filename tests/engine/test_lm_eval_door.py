@@ -319,6 +319,49 @@ def test_a_task_keeps_its_own_number_of_shots_unless_one_is_given(
     assert store.read_metadata(store.paths(out)[0])["fewshot"] == str(shots)
 
 
+def test_a_task_and_a_benchmark_of_one_name_never_share_a_file(
+    small_world: Path,
+    tmp_path: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from evalengine.lm_eval.tasks import task_items
+
+    task = reference.tasks(small_world / "bench", ["copa"])["copa"]
+    sets = [task_items("copa", task, None, 0, None)]
+    monkeypatch.setattr("evalengine.lm_eval.tasks.load_tasks", lambda names, **kwargs: sets)
+    out, own = tmp_path / "s", ("--benchmarks", "copa", "--data", str(small_world))
+    given, tasks = (
+        ("score", str(checkpoint), "--device", "cpu", "--out", str(out)),
+        ("--lm-eval-tasks", "copa"),
+    )
+    assert main([*given, *own, *tasks]) == 1
+    assert "copa is a benchmark and a task of lm-eval" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*given, *own]) == 0
+    stored = (out / checkpoint.name / "copa.arrow").read_bytes()
+    assert main([*given, *tasks]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "holds the scores of the benchmark copa, not of lm-eval's task" in said
+    assert (out / checkpoint.name / "copa.arrow").read_bytes() == stored
+    assert main([*given, *tasks, "--fresh"]) == 0
+    assert main([*given, *own]) == 1
+    assert "holds the scores of lm-eval's task copa, not of the benchmark" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_no_items_are_refused(tmp_path: Path) -> None:
+    from evalengine.lm_eval.tasks import load_tasks
+
+    manager = own_task(tmp_path / "t", {"test": questions(1, 2, 3)})
+    for limit in (0, -3):
+        with pytest.raises(UserError, match=f"a limit of {limit} leaves nothing to score"):
+            load_tasks("own", manager=manager, limit=limit)
+    assert len(load_tasks("own", manager=manager, limit=2)[0][0].items) == 2
+
+
 def test_tasks_that_are_no_multiple_choice_are_refused(small_world: Path) -> None:
     from evalengine.lm_eval.tasks import load_tasks
 

@@ -221,6 +221,23 @@ def test_one_file_goes_before_an_index(tmp_path: Path, old_shards: bool) -> None
     assert_same(load(both).model, truth(new))
 
 
+def test_shards_that_hold_one_tensor_twice(tmp_path: Path) -> None:
+    """As a stale shard beside new ones does: equal values are taken, others refused."""
+    path, name = tiny_models.save(tmp_path / "1M-a-pt", "llama"), "model.norm.weight"
+    expected = truth(path)
+    tensors = load_file(path / "model.safetensors")
+    (path / "model.safetensors").unlink()
+    first, second = (f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
+    save_file(tensors, path / first, metadata={"format": "pt"})
+    where = dict.fromkeys(tensors, first) | {name: second}
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    save_file({name: tensors[name]}, path / second, metadata={"format": "pt"})
+    assert_same(load(path).model, expected)
+    save_file({name: tensors[name] * 1.5}, path / second, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="hold different values under one name"):
+        load(path)
+
+
 def test_one_pickle_goes_before_an_index_of_pickles(tmp_path: Path) -> None:
     new, old = (tiny_models.save(tmp_path / str(seed), "llama", seed=seed) for seed in (1, 2))
     for path, name in ((new, "pytorch_model.bin"), (old, "pytorch_model-00001-of-00001.bin")):
