@@ -209,6 +209,8 @@ def dial(findings: Findings) -> Lines:
         list(names.values()),
         lambda row: names[f"{row.beta:g}"],
         lambda row: f"{row.direction}: base {row.scale}",
+        across="beta",
+        up="accuracy",
     )
 
 
