@@ -222,17 +222,18 @@ def _lines(figure: Lines) -> Drawing:
     width = max(WIDTH, PLACE * len(figure.places))
     labels = [style.short(place, 14) for place in figure.places]
     turned = max(map(len, labels)) * 0.07 > width / len(labels)
-    below = 0.55 + (0.07 * max(map(len, labels)) if turned else 0.0)
-    drawing, axes = style.canvas(len(by_panel), min(2, len(by_panel)), (width, LINES), (0.5, below))
+    below = 0.55 + (0.07 * max(map(len, labels)) if turned else 0.0) + (0.15 if figure.across else 0.0)
+    beside = 0.5 + (0.15 if figure.up else 0.0)
+    drawing, axes = style.canvas(len(by_panel), min(2, len(by_panel)), (width, LINES), (beside, below))
     middles = {place: k for k, place in enumerate(figure.places)}
     for axis, (title, rows) in zip(axes, by_panel.items(), strict=True):
         lines = by(rows, lambda row: row.category)
         for k, (category, mine) in enumerate(lines.items()):
             every = category == ALL
             colour = style.INK if every else style.SERIES[k % len(style.SERIES)]
-            beside = 0.5 * (k - 0.5 * (len(lines) - 1)) / len(lines)
+            aside = 0.5 * (k - 0.5 * (len(lines) - 1)) / len(lines)
             mine = sorted(mine, key=lambda row: middles[figure.x(row)])
-            at = [middles[figure.x(row)] + beside for row in mine]
+            at = [middles[figure.x(row)] + aside for row in mine]
             dash = "-" if every or k < len(style.SERIES) else "--"
             estimates = [row.estimate for row in mine]
             axis.plot(
@@ -244,6 +245,8 @@ def _lines(figure: Lines) -> Drawing:
         axis.set_xticks(range(len(labels)), labels, rotation=90 if turned else 0)
         axis.tick_params(axis="x", labelcolor=style.INK)
         axis.set_xlim(-0.5, len(labels) - 0.5)
+        axis.set_xlabel(figure.across)
+        axis.set_ylabel(figure.up)
         if figure.limits is not None:
             axis.axhline(0, color=style.SOFT, lw=0.7, ls=":")
             axis.set_ylim(*figure.limits)

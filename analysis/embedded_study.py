@@ -53,10 +53,10 @@ class Findings(NamedTuple):
         return {
             "12 benchmarks above chance": max(map(len, self.above.values())) >= 12,
             "8 benchmarks reliable at pt": len(self.reliable["pt"]) >= 8,
-            "web source moves some up, others down": any(m.up and m.down for m in both["web"]),
+            "web sources move some up, others down": any(m.up and m.down for m in both["web"]),
             "code share moves some up, others down": any(m.up and m.down for m in both["code"]),
-            "sft reranks some": bool(self.reranked),
-            "none is full": not self.full,
+            "sft reranks the mixtures of some": bool(self.reranked),
+            "no benchmark at the ceiling": not self.full,
         }
 
 

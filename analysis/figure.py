@@ -61,7 +61,7 @@ class Lines(NamedTuple):
     """Estimates with their intervals over places in order: a panel for each `panel(row)`, a line for each category.
 
     rows: with the fields category, estimate, low and high. places: all of them, left to right; x: the place of a row. limits:
-    of the axis up, by the values if None.
+    of the axis up, by the values if None. across, up: what is on the axes, where the panels do not say so.
     """
 
     rows: Sequence[Any]
@@ -69,6 +69,8 @@ class Lines(NamedTuple):
     x: Callable[[Any], str]
     panel: Callable[[Any], str]
     limits: tuple[float, float] | None = None
+    across: str = ""
+    up: str = ""
 
 
 class Points(NamedTuple):

@@ -44,9 +44,10 @@ def write(
     words: int = 60_000,
     chats: int = 2_500,
 ) -> None:
-    """Writes corpora of `words` words each, `chats` conversations, and the items of all twenty benchmarks.
+    """Writes corpora/ of `words` words each, `chats` conversations (sft.jsonl), and the items of all twenty benchmarks (bench/).
 
-    The same arguments give the same bytes. Items of the evaluation and the train files are all different.
+    items, train_items: of each benchmark's evaluation and train file, which have none in common. The same arguments give the
+    same bytes.
     """
     world = make_world(seed)
 

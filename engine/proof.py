@@ -8,8 +8,8 @@ neighbours, and is compared with a plain forward of each sequence by itself, tok
 deep models amplify: where it decides, it is measured on the twin. Where a way holds only up to some length, that length is
 found among the numbers in the configuration.
 
-Cost: for each configuration and power of two of the longest sequence, half a second with few layers and 512 tokens, ten seconds with
-thirty layers and 2,048.
+Cost: for each configuration and power of two of the longest sequence, half a second with few layers and 512 tokens, ten
+seconds with thirty layers and 2,048.
 """
 
 from __future__ import annotations

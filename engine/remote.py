@@ -241,7 +241,14 @@ def readable(place: Path | str) -> Path:
 
 
 def load(place: Path | str = "scores") -> pa.Table:
-    """All scores of a store (a folder or a URI) as one table, one row per (checkpoint, benchmark, item). Raises UserError."""
+    """All scores of a store as one table, one row per (checkpoint, benchmark, item).
+
+    place: the store's folder, or a URI that fsspec opens (copied to this machine first). Columns: checkpoint, scale, mixture,
+    stage, benchmark, category (null where unknown); item (its id); gold (index of the right choice); and lists with one entry
+    per choice: loglik and loglik_uncond (natural log, summed over the choice's tokens; loglik_uncond, the score without
+    context, is null unless scored with --pmi), tokens, chars and bytes (lengths of the choice, chars and bytes without the
+    delimiter before it), greedy (every token was the argmax). Raises UserError for a store that is missing, empty or damaged.
+    """
     return store.load(readable(place))
 
 

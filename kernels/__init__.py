@@ -5,13 +5,14 @@ first CUDA call.
 """
 
 from evalengine.kernels.choice_scores import SCORES, ChoiceScores, choice_scores
-from evalengine.kernels.head import TargetLogprobs
+from evalengine.kernels.emulated_logprobs import EmulatedLogprobs, emulated_logprobs
+from evalengine.kernels.head import Head, Rows, TargetLogprobs
 from evalengine.kernels.linear_cross_entropy import linear_cross_entropy
 from evalengine.kernels.logits_logprobs import logits_logprobs
 from evalengine.kernels.target_logprobs import target_logprobs
 from evalengine.kernels.tree_attention import Tree, tree_attention
 
 __all__ = [
-    "SCORES", "ChoiceScores", "TargetLogprobs", "Tree", "choice_scores", "linear_cross_entropy", "logits_logprobs",
-    "target_logprobs", "tree_attention",
+    "SCORES", "ChoiceScores", "EmulatedLogprobs", "Head", "Rows", "TargetLogprobs", "Tree", "choice_scores",
+    "emulated_logprobs", "linear_cross_entropy", "logits_logprobs", "target_logprobs", "tree_attention",
 ]  # fmt: skip

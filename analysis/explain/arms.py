@@ -242,7 +242,7 @@ def accuracies(findings: Findings) -> Lines:
     """Accuracy of `sft` and its arms, by category."""
     found = findings.rows("arms", measure=ACCURACY, minus="", benchmark="")
     stages = list(dict.fromkeys(row.stage for row in found))
-    return Lines(found, stages, lambda row: row.stage, lambda row: f"accuracy, {row.scale}")
+    return Lines(found, stages, lambda row: row.stage, lambda row: str(row.scale), up="accuracy")
 
 
 def claims(findings: Findings) -> Iterator[Claim]:

@@ -209,7 +209,7 @@ def dial(findings: Findings) -> Lines:
     rows = findings.means("eft_means", measure="accuracy", level=shown_level(findings))
     names = strengths(rows)
     x, panel = lambda row: names[f"{row.beta:g}"], lambda row: f"{row.direction}: base {row.scale}"
-    return Lines(rows, list(names.values()), x, panel)
+    return Lines(rows, list(names.values()), x, panel, across="beta", up="accuracy")
 
 
 def means_table(findings: Findings) -> Table:

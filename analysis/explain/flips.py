@@ -235,7 +235,14 @@ def table(findings: Findings, benchmarks: bool = False) -> Table:
 def curves(findings: Findings) -> Lines:
     places = [str(k + 1) for k in range(BINS)]
     rows = findings.tables["flip_curves"]
-    return Lines(rows, places, lambda r: str(r.bin + 1), lambda r: f"right after by {r.axis}, {r.scale}")
+    return Lines(
+        rows,
+        places,
+        lambda r: str(r.bin + 1),
+        lambda r: f"by {r.axis}, {r.scale}",
+        across="tenth of the items, smallest first",
+        up="share right after",
+    )
 
 
 def items_table(findings: Findings) -> Table:

@@ -179,7 +179,12 @@ def bins(findings: Findings) -> Lines:
     found = findings.tables["frequency_bins"]
     places = [str(k + 1) for k in sorted({r.bin for r in found})]
     return Lines(
-        found, places, lambda r: str(r.bin + 1), lambda r: f"accuracy (%) by dose, {r.scale} {r.stage}"
+        found,
+        places,
+        lambda r: str(r.bin + 1),
+        lambda r: f"{r.scale} {r.stage}",
+        across="bin of dose, lowest first",
+        up="accuracy (%)",
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import evalengine
 from cluster.conftest import files, one_thread, score
-from evalengine import remote, resolve, store
+from evalengine import remote, resolve
 from evalengine.checkpoints import TOKENIZER_FILES, tokenizer_files
 from evalengine.errors import UserError
 

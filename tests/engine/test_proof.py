@@ -321,7 +321,8 @@ class Own(LlamaForCausalLM):
 
 @pytest.mark.parametrize("built", ["True", "config.vocab_size > 320"], ids=["twin", "no twin"])
 def test_sequences_that_change_each_other_in_a_batch_run_by_themselves(built: str, tmp_path: Path) -> None:
-    """Experts with a capacity: a plain forward of several rows is not what each gets alone, and the twin or the model shows it."""
+    """Experts with a capacity: a plain forward of several rows is not what each gets alone, and the twin or the
+    model shows it."""
     path = tiny_models.save(tmp_path / "m", "llama")
     config = json.loads((path / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own"}

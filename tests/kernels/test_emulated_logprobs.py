@@ -10,8 +10,7 @@ import torch
 from oracle import SLACK
 from torch import Tensor
 
-from evalengine.kernels.emulated_logprobs import EmulatedLogprobs, emulated_logprobs
-from evalengine.kernels.head import Head, Rows, TargetLogprobs
+from evalengine.kernels import EmulatedLogprobs, Head, Rows, TargetLogprobs, emulated_logprobs
 from evalengine.kernels.target_logprobs import target_logprobs, vectorised
 from evalengine.kernels.target_logprobs_simd import CHUNK_N, TILE_V
 

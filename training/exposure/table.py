@@ -129,7 +129,10 @@ def about_of(path: Path, metadata: Mapping[bytes, bytes] | None) -> About:
 
 
 def read(path: Path) -> Exposure:
-    """Raises UserError for a file that is missing, damaged, of another kind or of a newer format."""
+    """What `evalengine expose` wrote to `path`: its rows as arrays of one length, and what it says of sources and mixtures.
+
+    Raises UserError for a file that is missing, damaged, of another kind or of a newer format.
+    """
     try:
         table = sealed.read(path)
         about = about_of(path, table.schema.metadata)
