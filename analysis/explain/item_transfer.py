@@ -42,6 +42,7 @@ SLOPES = (
     "slope of wrong choices on other mixtures' before",
 )
 LOGP, MARGIN = "log p(gold)", "margin"
+SEPARATED = 1.0 - 1e-4  # pseudo-R2 of a model that is right of nearly every answer
 NAN = float("nan")
 
 
@@ -93,6 +94,8 @@ def models(data: ItemLevel, scale: str, level: float) -> Iterator[TransferRow]:
         r2 = 1.0 - found.loglik / null
         rest = (r2, n, len(y_N))
         yield TransferRow(scale, model, "", *(NAN,) * 5, *rest)
+        if r2 > SEPARATED:  # coefficients of any size explain as much, so there is none to give
+            terms, columns = [], []
         if terms:
             se_P = clustered(x_NP, y_N - found.probability_N, found.bread_PP, item_N, mixture_N)
             for term, value, se in zip(terms, found.coefficient_P, se_P, strict=False):
@@ -134,6 +137,8 @@ def _slope(x_RX: Array, y_RX: Array, item_X: NDArray[np.int64], data: ItemLevel)
     benchmark_N = np.tile(data.benchmark_I[item_X], R)
     x_N, y_N = (_within(v.ravel(), benchmark_N) for v in (x_RX, y_RX))
     xx = float(x_N @ x_N)
+    if not xx > 0.0:  # nothing varies
+        return NAN, NAN, len(x_N)
     slope = float(x_N @ y_N) / xx
     mixture_N = np.repeat(data.mixture_R, x_RX.shape[1])
     residual_N = y_N - slope * x_N
