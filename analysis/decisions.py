@@ -49,17 +49,18 @@ WORDS = {  # of the measures, and their unit
 
 def pairwise(data: Data, quantity: str) -> Group:
     """Agreement and loss over pairs of mixtures, of each benchmark and as means over categories."""
-    return _decide(data, quantity, PAIR_MEASURES, _pairwise)
+    return _decide(data, quantity, PAIR_MEASURES, _pairwise, "all mixtures are tied")
 
 
 def best_choice(data: Data, quantity: str) -> Group:
     """Top-1 agreement and regret; `data` resamples items, the mixtures are as they are."""
-    return _decide(data, quantity, BEST_MEASURES, _best)
+    return _decide(data, quantity, BEST_MEASURES, _best, f"all mixtures are tied at {data.panel.stages[1]}")
 
 
 def _decide(
-    data: Data, quantity: str, measures: tuple[str, str], measure: Callable[[Sample], Array]
+    data: Data, quantity: str, measures: tuple[str, str], measure: Callable[[Sample], Array], ties: str
 ) -> Group:
+    """ties: why there is no decision of a benchmark that has the values."""
     panel = data.panel
     B = len(panel.benchmarks)
     sign = -1.0 if quantity == "loss" else 1.0
@@ -84,7 +85,7 @@ def _decide(
             w_MC = part.w_MC if keep.all() else np.nan_to_num(part.w_MC)
             found[b] = measure(replace(part, x_VMC=x_VMC, w_MC=w_MC))
         known_B = np.isfinite(found[:, 0, 0])
-        few, tied = (Note(UNDEFINED, why) for why in ("fewer than 4 mixtures", "all mixtures are tied"))
+        few, tied = (Note(UNDEFINED, why) for why in ("fewer than 4 mixtures", ties))
         why_B = [Note() if known_B[b] else few if counts[b] < 4 else tied for b in range(B)]
         means, said = [], [why for why in why_B for _ in measures]
         for category, index in members:
@@ -123,14 +124,16 @@ def _pairwise(sample: Sample) -> Array:
 def _best(sample: Sample) -> Array:
     """(2, C): chance that the best mixture before is the best after, and the best after minus the one chosen.
 
-    Ties for the best before are broken at random, in expectation. Weights play no part: see the top.
+    Ties for the best before are broken at random, in expectation. NaN where all are tied after: there is no best to be right
+    about. Weights play no part: see the top.
     """
     before_MC, after_MC = sample.x_VMC
     chosen_MC = before_MC == before_MC.max(axis=0)
     best_C, count_C = after_MC.max(axis=0), chosen_MC.sum(axis=0)
     hits_C = (chosen_MC & (after_MC == best_C)).sum(axis=0)
     with np.errstate(invalid="ignore"):  # no items without the only one
-        return np.stack([hits_C / count_C, best_C - np.where(chosen_MC, after_MC, 0.0).sum(axis=0) / count_C])
+        lost_C = best_C - np.where(chosen_MC, after_MC, 0.0).sum(axis=0) / count_C
+        return np.where(best_C > after_MC.min(axis=0), np.stack([hits_C / count_C, lost_C]), np.nan)
 
 
 def rows(study: Study) -> list[Row]:
