@@ -33,7 +33,7 @@ from evalengine.analysis.groups import (
 from evalengine.analysis.item_bootstrap import item_data
 from evalengine.analysis.noise import bounded
 from evalengine.analysis.protocol import Protocol, Study
-from evalengine.analysis.results import Results, in_its_unit, share_with_interval
+from evalengine.analysis.results import Results, in_its_unit, percent, share_with_interval
 from evalengine.analysis.tables import Row, rows_of
 
 PAIR_MEASURES = ("pairwise agreement", "pairwise loss")
@@ -178,11 +178,14 @@ def shown(results: Results) -> Iterator[Part]:
     before, after = results.method["stages"]
     drawn = results.method["resampled"]
     yield Heading("Decisions")
-    yield (
-        f"Choosing mixtures at {before} and living with them at {after}. A coin is right of two "
-        f"50% of the time, and finds the best of n one time in n. Intervals of the first two resample {drawn}; those of the "
-        "last two resample items and take the mixtures as given (percentile)."
-    )
+    said = f"Choosing mixtures at {before} and living with them at {after}. A coin is right of two 50% of the time"
+    if any(row.other in BEST_MEASURES for row in found):
+        yield (
+            f"{said}, and finds the best of n one time in n. Intervals of the first two resample {drawn}; those of the last two "
+            "resample items and take the mixtures as given (percentile)."
+        )
+    else:
+        yield f"{said}. Intervals resample {drawn}."
     quantities = list(dict.fromkeys(row.quantity for row in found))
     for quantity in quantities:
         means, benchmarks = decision_tables(results, quantity)
@@ -252,7 +255,7 @@ def _without_noise(results: Results) -> Iterator[Part]:
     yield from with_benchmarks("decisions_without_noise", *_true_tables(results, title, PAIRS))
     yield (
         "The best of the mixtures at hand: how probably the one chosen is the best, and what choosing it loses, given what was "
-        f"measured ({results.method['level']:.0%} intervals of the posterior)."
+        f"measured ({percent(results.method['level'])} intervals of the posterior)."
     )
     yield from with_benchmarks("best_without_noise", *_true_tables(results, f"{title}, best of all", BEST))
 

@@ -120,7 +120,7 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
     """One table: each category with its benchmarks below it, a line for each scale; then the reasons of missing numbers."""
     from evalengine.analysis.figure import Mark
     from evalengine.analysis.groups import PARTIAL, SCALE
-    from evalengine.analysis.results import Results
+    from evalengine.analysis.results import Results, percent
     from evalengine.analysis.transfer_table import transfer_table, words
 
     method = analysis.method
@@ -130,7 +130,7 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
     kind = "Pearson's r" if method["statistic"] == "pearson" else method["statistic"]
     console.say(
         f"Transfer of {quantity}, {before} to {after}: {kind} over mixtures "
-        f"[{method['level']:.0%} {method['interval']} interval]"
+        f"[{percent(method['level'])} {method['interval']} interval]"
     )
 
     def text(cell: str | Mark, k: int) -> str:

@@ -33,6 +33,7 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from evalengine.analysis import power
+    from evalengine.analysis.results import percent
 
     if not 0.0 < args.ceiling <= 1.0:
         raise UserError(f"--ceiling {args.ceiling:g} must be above 0 and at most 1")
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if args.n is None or args.r is not None:
         console.table(
             "Mixtures needed to see a true correlation",
-            ["true r", "seen as", "mixtures", "power", f"{1 - args.alpha:.0%} interval at that r"],
+            ["true r", "seen as", "mixtures", "power", f"{percent(1 - args.alpha)} interval at that r"],
             [
                 [f"{p.r:+.2f}", f"{p.observed:+.2f}", p.n, f"{p.power:.2f}", f"[{p.low:+.2f}, {p.high:+.2f}]"]
                 for p in needed
