@@ -33,7 +33,7 @@ from evalengine.analysis.groups import (
 from evalengine.analysis.item_bootstrap import item_data
 from evalengine.analysis.noise import bounded
 from evalengine.analysis.protocol import Protocol, Study
-from evalengine.analysis.results import Results, in_its_unit, share_with_interval
+from evalengine.analysis.results import Results, in_its_unit, percent, share_with_interval
 from evalengine.analysis.tables import Row, rows_of
 
 PAIR_MEASURES = ("pairwise agreement", "pairwise loss")
@@ -49,17 +49,18 @@ WORDS = {  # of the measures, and their unit
 
 def pairwise(data: Data, quantity: str) -> Group:
     """Agreement and loss over pairs of mixtures, of each benchmark and as means over categories."""
-    return _decide(data, quantity, PAIR_MEASURES, _pairwise)
+    return _decide(data, quantity, PAIR_MEASURES, _pairwise, "all mixtures are tied")
 
 
 def best_choice(data: Data, quantity: str) -> Group:
     """Top-1 agreement and regret; `data` resamples items, the mixtures are as they are."""
-    return _decide(data, quantity, BEST_MEASURES, _best)
+    return _decide(data, quantity, BEST_MEASURES, _best, f"all mixtures are tied at {data.panel.stages[1]}")
 
 
 def _decide(
-    data: Data, quantity: str, measures: tuple[str, str], measure: Callable[[Sample], Array]
+    data: Data, quantity: str, measures: tuple[str, str], measure: Callable[[Sample], Array], ties: str
 ) -> Group:
+    """ties: why there is no decision of a benchmark that has the values."""
     panel = data.panel
     B, members = len(panel.benchmarks), panel.with_all()
     every = [[i] for i in range(2 * B)]  # of each benchmark and measure
@@ -80,7 +81,7 @@ def _decide(
         found[scale] = []
         why_B = []
         for b, n in enumerate(n_B.tolist()):
-            why = "fewer than 4 mixtures" if n < 4 else "all mixtures are tied"
+            why = "fewer than 4 mixtures" if n < 4 else ties
             why_B.append(Note() if np.isfinite(value_B2C[b, 0, 0]) else Note.undefined(why))
             for name, value_C in zip(measures, value_B2C[b], strict=True):
                 label = Label(panel.categories[b], panel.benchmarks[b], name)
@@ -131,14 +132,16 @@ def _pairwise(sample: Sample) -> Array:
 def _best(sample: Sample) -> Array:
     """(2, C): chance that the best mixture before is the best after, and the best after minus the one chosen.
 
-    Ties for the best before are broken at random, in expectation. Weights play no part: see the top.
+    Ties for the best before are broken at random, in expectation. NaN where all are tied after: there is no best to be right
+    about. Weights play no part: see the top.
     """
     before_MC, after_MC = sample.x_VMC
     chosen_MC = before_MC == before_MC.max(axis=0)
     best_C, count_C = after_MC.max(axis=0), chosen_MC.sum(axis=0)
     hits_C = (chosen_MC & (after_MC == best_C)).sum(axis=0)
     with np.errstate(invalid="ignore"):  # no items without the only one
-        return np.stack([hits_C / count_C, best_C - np.where(chosen_MC, after_MC, 0.0).sum(axis=0) / count_C])
+        lost_C = best_C - np.where(chosen_MC, after_MC, 0.0).sum(axis=0) / count_C
+        return np.where(best_C > after_MC.min(axis=0), np.stack([hits_C / count_C, lost_C]), np.nan)
 
 
 def rows(study: Study) -> list[Row]:
@@ -183,11 +186,14 @@ def shown(results: Results) -> Iterator[Part]:
     before, after = results.method["stages"]
     drawn = results.method["resampled"]
     yield Heading("Decisions")
-    yield (
-        f"Choosing mixtures at {before} and living with them at {after}. A coin is right of two "
-        f"50% of the time, and finds the best of n one time in n. Intervals of the first two resample {drawn}; those of the "
-        "last two resample items and take the mixtures as given (percentile)."
-    )
+    said = f"Choosing mixtures at {before} and living with them at {after}. A coin is right of two 50% of the time"
+    if any(row.other in BEST_MEASURES for row in found):
+        yield (
+            f"{said}, and finds the best of n one time in n. Intervals of the first two resample {drawn}; those of the last two "
+            "resample items and take the mixtures as given (percentile)."
+        )
+    else:
+        yield f"{said}. Intervals resample {drawn}."
     quantities = list(dict.fromkeys(row.quantity for row in found))
     for quantity in quantities:
         means, benchmarks = decision_tables(results, quantity)
@@ -247,7 +253,7 @@ def _without_noise(results: Results) -> Iterator[Part]:
     yield from with_benchmarks("decisions_without_noise", *_true_tables(results, title, PAIRS))
     yield (
         "The best of the mixtures at hand: how probably the one chosen is the best, and what choosing it loses, given what was "
-        f"measured ({results.method['level']:.0%} intervals of the posterior)."
+        f"measured ({percent(results.method['level'])} intervals of the posterior)."
     )
     yield from with_benchmarks("best_without_noise", *_true_tables(results, f"{title}, best of all", BEST))
 

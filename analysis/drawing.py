@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from evalengine.analysis import style
 from evalengine.analysis.figure import Curves, Figure, Heatmaps, Intervals, Lines, Scatters, by
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.results import Method, excludes_zero, n_words, with_interval
+from evalengine.analysis.results import Method, excludes_zero, n_words, percent, with_interval
 from evalengine.analysis.scatter_drawing import scatter_drawing
 from evalengine.analysis.tables import Row
 
@@ -114,7 +114,7 @@ def _intervals(method: Method, figure: Intervals) -> Drawing:
         axis.axvline(0, color=style.SOFT, lw=0.7, ls=":")
         axis.set(xlim=(-1.02 * figure.limit, 1.02 * figure.limit), ylim=(height, 0), yticks=[])
         axis.set_xticks([-figure.limit, 0, figure.limit])
-        axis.set_xlabel(f"{figure.measure}, {method['level']:.0%} intervals, {n_words(shown)}")
+        axis.set_xlabel(f"{figure.measure}, {percent(method['level'])} intervals, {n_words(shown)}")
         axis.spines["left"].set_visible(False)
         if len(by_panel) > 1:
             axis.set_title(title)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 ANGLE_G = np.linspace(-0.5 * math.pi, 0.5 * math.pi, 161)
 RHO_G = np.sin(ANGLE_G)  # denser towards -1 and 1, where the likelihood is steep
+NOTHING = 1e-12  # a standard deviation of rounding
 POINTS, ZOOMS = 13, 6  # of s and of t, each time around the best of the last
 
 
@@ -52,7 +53,8 @@ def latent_r(covariance: Array, noise: Array, n: int, level: float = 0.95) -> La
 
     # Scaled to unit variances, so that one grid serves all; rho does not depend on the scale.
     scale = np.sqrt(np.maximum(np.diag(covariance), np.diag(noise)))
-    scale = np.where(scale > 0.0, scale, 1.0)
+    if (scale <= NOTHING).any():  # nothing varies, of mixtures or of items
+        return Latent(0.0, -1.0, 1.0)
     outer = np.outer(scale, scale)
     profile = _profile(covariance / outer, noise / outer, n)
     best = profile.max()

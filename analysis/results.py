@@ -73,6 +73,11 @@ def p_value(p: float) -> str:
     return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def percent(level: float) -> str:
+    """A confidence level as it is printed: 95%, 99.9%."""
+    return f"{100.0 * level:.10g}%"
+
+
 def interval_words(results: Results) -> str:
     """Which intervals are shown."""
     method = results.method
@@ -88,7 +93,7 @@ def interval_words(results: Results) -> str:
         within = "jackknife within blocks, on Fisher's z for r and means"
         kinds["auto"] = f"{within}; BCa on Student's t for coherence"
     kind = kinds.get(method["interval"], f"{method['interval']} bootstrap")
-    return f"{method['level']:.0%} intervals: {kind}, {method['resamples']:,} resamples"
+    return f"{percent(method['level'])} intervals: {kind}, {method['resamples']:,} resamples"
 
 
 def _number(value: float) -> str:

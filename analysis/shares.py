@@ -21,7 +21,7 @@ from evalengine.analysis.figure import Heading, Part, Table
 from evalengine.analysis.groups import ALL, Group, Label, Note
 from evalengine.analysis.inverting import p_at_most
 from evalengine.analysis.protocol import Protocol, Study
-from evalengine.analysis.results import Results
+from evalengine.analysis.results import Results, percent
 from evalengine.analysis.tables import Row, plain_row
 from evalengine.analysis.transfer import transfer
 
@@ -84,8 +84,8 @@ def true_discoveries(p: Array, alpha: float) -> int:
 def shown(results: Results) -> Iterator[Part]:
     lines = []
     for r in results.rows("shares"):
-        percent = [f"{100 * x:.0f}%" for x in (r.estimate, r.low, r.high)]
-        lines.append([r.quantity, r.scale, f"r {r.name}", *percent, str(r.n), r.note])
+        shares = [f"{100 * x:.0f}%" for x in (r.estimate, r.low, r.high)]
+        lines.append([r.quantity, r.scale, f"r {r.name}", *shares, str(r.n), r.note])
     if not lines:
         return
     columns = ["quantity", "scale", "benchmarks with", "measured"]
@@ -93,7 +93,7 @@ def shown(results: Results) -> Iterator[Part]:
     yield Heading("Shares of benchmarks")
     yield (
         "The share of measured r beyond a threshold is no estimate of the share of true ones: noise carries benchmarks across "
-        f"it both ways. The bounds of a line hold in {results.method['level']:.0%} of studies (closed testing)."
+        f"it both ways. The bounds of a line hold in {percent(results.method['level'])} of studies (closed testing)."
     )
     yield Table("shares", columns, [lines], texts=3, prose=True)
 

@@ -11,6 +11,7 @@ docs/analysis.md.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -36,7 +37,7 @@ from evalengine.analysis.groups import (
 )
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
-from evalengine.analysis.results import Results, excludes_zero, interval_words, with_interval
+from evalengine.analysis.results import Results, excludes_zero, interval_words, percent, with_interval
 from evalengine.analysis.scatter import scatters
 from evalengine.analysis.tables import Row
 from evalengine.analysis.transfer_table import transfer_table, words
@@ -218,11 +219,12 @@ def claims(results: Results) -> Iterator[Claim]:
         yield from _tests(results, quantity)
     yield from _inverse_dynamics(results)
     single = _shown(results, protocol="transfer")
-    if widths := sorted(row.high - row.low for row in single if math.isfinite(row.low)):
+    if widths := [row.high - row.low for row in single if math.isfinite(row.low)]:
+        width = statistics.median(widths)
         yield Claim(
             CAUTION,
-            f"The median {results.method['level']:.0%} interval of a benchmark's r is "
-            f"{widths[len(widths) // 2]:.2f} wide, of a possible 2.",
+            f"The median {percent(results.method['level'])} interval of a benchmark's r is "
+            f"{width:{'.2f' if width >= 0.01 else '.1g'}} wide, of a possible 2.",
         )
 
 

@@ -40,6 +40,7 @@ SLOPES = (
     "slope of wrong choices on other mixtures' before",
 )
 LOGP, MARGIN = "log p(gold)", "margin"
+SEPARATED = 1.0 - 1e-4  # pseudo-R2 of a model that is right of nearly every answer
 NAN = float("nan")
 
 
@@ -91,6 +92,8 @@ def models(data: ItemLevel, scale: str, level: float) -> Iterator[TransferRow]:
         r2 = 1.0 - found.loglik / null
         rest = (r2, n, len(y_N))
         yield TransferRow(scale, model, "", *(NAN,) * 5, *rest)
+        if r2 > SEPARATED:  # coefficients of any size explain as much, so there is none to give
+            terms, columns = [], []
         if terms:
             se_P = clustered(x_NP, y_N - found.probability_N, found.bread_PP, item_N, mixture_N)
             for term, value, se in zip(terms, found.coefficient_P, se_P, strict=False):

@@ -13,6 +13,7 @@ Dims: J sets of mixtures (all, then without each), M mixtures, B benchmarks, I i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import NamedTuple
@@ -109,8 +110,9 @@ def _rows(
         # All proxies are compared over the same benchmarks.
         known_B = np.asarray(np.isfinite(value_PJB).all(axis=(0, 1)))
         lines = dict(zip(proxies, value_PJB, strict=True))
-        if measure == AGREEMENT and known_B.any():
+        if measure == AGREEMENT:
             lines[CHOSEN] = np.full(value_PJB.shape[1:], np.nan)
+        if measure == AGREEMENT and known_B.any():
             lines[CHOSEN][:, known_B] = chosen(value_PJB[:, :, known_B])
         for category, benchmark, used, tied in over_benchmarks(known_B, benchmarks):
             at = (measure, category, benchmark)
@@ -214,7 +216,7 @@ def claims(findings: Findings) -> Iterator[Claim]:
                 f"by {share_with_interval(best)} points, q {p_value(best.q)}, n = {best.n}; accuracy is right of "
                 f"{share_with_interval(at[ACCURACY, ''])}% of pairs",
             )
-        else:
+        elif math.isfinite(at[CHOSEN, ACCURACY].estimate):
             open_.append(f"{seen} for {target} {share_with_interval(at[CHOSEN, ACCURACY])}")
     if open_:
         yield unsupported(

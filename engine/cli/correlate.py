@@ -122,7 +122,7 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
     """One table: each category with its benchmarks below it, a line for each scale; then the reasons of missing numbers."""
     from evalengine.analysis.figure import Mark
     from evalengine.analysis.groups import PARTIAL, SCALE
-    from evalengine.analysis.results import Results
+    from evalengine.analysis.results import Results, percent
     from evalengine.analysis.transfer_table import transfer_table, words
 
     method = analysis.method
@@ -132,7 +132,7 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
     kind = "Pearson's r" if method["statistic"] == "pearson" else method["statistic"]
     interval = "interval" if method["interval"] == "auto" else f"{method['interval']} interval"
     console.say(
-        f"Transfer of {quantity}, {before} to {after}: {kind} over mixtures [{method['level']:.0%} {interval}]"
+        f"Transfer of {quantity}, {before} to {after}: {kind} over mixtures [{percent(method['level'])} {interval}]"
     )
 
     def text(cell: str | Mark, k: int) -> str:

@@ -38,6 +38,7 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from evalengine.analysis import power
+    from evalengine.analysis.results import percent
 
     if not 0.0 < args.ceiling <= 1.0:
         raise UserError(f"--ceiling {args.ceiling:g} must be above 0 and at most 1")
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if args.n is None or args.r is not None:
         console.table(
             "Mixtures needed to detect a true correlation",
-            ["true r", "observed r", "mixtures", "power", f"{1 - args.alpha:.0%} interval"],
+            ["true r", "observed r", "mixtures", "power", f"{percent(1 - args.alpha)} interval"],
             [
                 [f"{p.r:+.2f}", f"{p.observed:+.2f}", p.n, f"{p.power:.2f}", f"[{p.low:+.2f}, {p.high:+.2f}]"]
                 for p in needed

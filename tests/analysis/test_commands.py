@@ -18,6 +18,8 @@ import pytest
 
 from evalengine import console
 from evalengine.analysis.bootstrap import draw_resamples
+from evalengine.analysis.report import page
+from evalengine.analysis.results import load_results
 from evalengine.analysis.true_regret import TOP1_JUDGED
 from evalengine.bench import bootstrap as bench
 from evalengine.bench import synthetic
@@ -160,6 +162,19 @@ def test_what_is_resampled_is_said(scores: Path, tmp_path: Path, capsys: pytest.
         options = ["--resample", what, "--bootstrap", "200"]
         assert main(["correlate", str(scores), "--out", str(tmp_path), *options]) == 0
         assert f"200 resamples of the {words} (Monte Carlo)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("level", "said"), [("0.999", "99.9%"), ("0.975", "97.5%"), ("0.57", "57%")])
+def test_the_level_is_printed_as_it_is(
+    level: str, said: str, scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["correlate", str(scores), "--out", str(tmp_path), "--bootstrap", "100", "--level", level]
+    assert main(run) == 0
+    assert f"[{said} auto interval]" in capsys.readouterr().out
+    text = page(load_results(tmp_path))
+    assert (
+        f"{said} intervals: BCa" in text and f"median {said} interval" in text and "100% interval" not in text
+    )
 
 
 def test_missing_twin_is_said_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from evalengine import store
 from evalengine.analysis.explain import flips, format, item_transfer, proxies, snr, threshold
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.design import design_of
-from evalengine.analysis.explain.explainer import Options, Study
+from evalengine.analysis.explain.explainer import Findings, Options, Study
 from evalengine.analysis.explain.item_level import ItemLevel, item_level
 from evalengine.analysis.explain.logistic import clustered, dummies, fit
 from evalengine.analysis.groups import ALL
@@ -426,3 +426,65 @@ def test_choices_that_were_all_alike_before_have_no_slope(tmp_path: Path) -> Non
     assert np.isfinite([right.estimate, right.low, right.se, right.p]).all()
     assert np.isnan([wrong.estimate, wrong.low, wrong.high, wrong.se, wrong.p]).all()
     assert wrong.observations == right.observations == 80
+
+
+def written(folder: Path, label: bool) -> Study:
+    """A benchmark of which every model answers all items by one label, or whose fine-tuned models are the pretrained ones."""
+    rng = np.random.default_rng(0)
+    gold, stages = rng.integers(0, 2, 40), ("pt", "sft")
+    for mixture in MIXTURES:
+        x = rng.normal(-3.0, 1.0, (40, 2)).astype(np.float32)
+        for stage in stages:
+            if label:
+                x = rng.normal(-3.0, 1.0, (40, 2)).astype(np.float32)
+                x[:, 0] = x.max(axis=1) + 1.0
+            checkpoint = f"1M-{mixture}-{stage}"
+            who = {
+                "checkpoint": checkpoint,
+                "scale": "1M",
+                "mixture": mixture,
+                "stage": stage,
+                "benchmark": "boolq",
+            }
+            table = planted.item_table({**who, "category": "Commonsense"}, x, gold)
+            store.write(folder / checkpoint / "boolq.arrow", table, planted.metadata())
+    scores = read_choices(folder)
+    return Study(scores, design_of(scores), Options())
+
+
+def test_a_label_for_every_item_says_nothing_of_quantities(tmp_path: Path) -> None:
+    study = written(tmp_path, label=True)
+    rows = proxies.rows(study)
+    chosen = [
+        r for r in rows if (r.proxy, r.minus, r.measure) == (proxies.CHOSEN, "accuracy", "pair agreement")
+    ]
+    assert chosen and all(np.isnan(r.estimate) for r in chosen)
+    findings = Findings({}, {"proxies": rows})
+    assert not list(proxies.claims(findings)) and proxies.table(findings).blocks
+
+
+def test_models_that_are_right_of_every_answer_have_no_coefficients(tmp_path: Path) -> None:
+    study = written(tmp_path, label=False)
+    rows = item_transfer.rows(study)
+    at = {(r.model, r.term): r for r in rows}
+    assert at["+ margin", ""].pseudo_r2 == pytest.approx(1.0, abs=1e-3)
+    assert ("+ log p", item_transfer.LOGP) in at and ("+ both", item_transfer.LOGP) not in at
+    assert not list(item_transfer.claims(Findings({}, {"item_transfer": rows})))
+
+
+def test_a_model_that_knows_nothing_has_no_slopes(tmp_path: Path) -> None:
+    for mixture, stage in itertools.product(MIXTURES, ("pt", "sft")):
+        checkpoint = f"1M-{mixture}-{stage}"
+        who = {
+            "checkpoint": checkpoint,
+            "scale": "1M",
+            "mixture": mixture,
+            "stage": stage,
+            "benchmark": "boolq",
+        }
+        table = planted.item_table(who, np.full((40, 2), -2.0), np.arange(40) % 2)
+        store.write(tmp_path / checkpoint / "boolq.arrow", table, planted.metadata())
+    scores = read_choices(tmp_path)
+    rows = item_transfer.rows(Study(scores, design_of(scores), Options()))
+    slopes = [r for r in rows if r.model in item_transfer.SLOPES]
+    assert len(slopes) == 4 and all(np.isnan([r.estimate, r.low, r.high]).all() for r in slopes)

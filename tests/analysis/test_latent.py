@@ -87,3 +87,10 @@ def test_the_pooled_mean_recovers_what_was_planted() -> None:
         noise = np.tile([NOISE[0, 0], NOISE[1, 1], NOISE[0, 1]], (20, 1))
         found.append(pooled(parts[:, :, None], noise)[0])
     assert np.mean(found) == pytest.approx(0.6, abs=0.02)
+
+
+@pytest.mark.parametrize("before", [0.0, 1.0])
+def test_a_stage_at_which_nothing_varies_says_nothing(before: float) -> None:
+    """Every mixture answers every item alike, as models do that have one label for all: no noise, and no likelihood to take."""
+    found = latent_r(np.diag([before, 0.0]), np.diag([0.5 * before, 0.0]), 9)
+    assert tuple(found) == (0.0, -1.0, 1.0)

@@ -12,7 +12,7 @@ import pytest
 
 from evalengine.analysis.figure import Mark, Table
 from evalengine.analysis.latex import escape, tabular
-from evalengine.analysis.report import write_latex
+from evalengine.analysis.report import page, write_latex
 from evalengine.analysis.results import load_results
 from evalengine.cli import main
 
@@ -98,6 +98,7 @@ def test_decisions_by_accuracy_and_by_loss_have_tables_of_their_own(tmp_path: Pa
         shown = line[heads.index("lost by choosing of two" + " (points)" * (quantity == "accuracy"))]
         assert float(shown.split(" ")[0]) == pytest.approx(scale * row.estimate, rel=0.01)
         every = [line[0] for line in lines if line[0].startswith("All")]
+        assert "last two" not in page(results)  # of choosing the best, which takes items
         assert every == [{"accuracy": "All (mean of 1 of 2)", "loss": "All (mean of 2)"}[quantity]]
 
 

@@ -204,6 +204,25 @@ def test_the_choice_of_the_best_says_what_it_leaves_out(panel) -> None:
     assert at[category, "top1"].note.endswith("; items resampled, percentile interval")
 
 
+def test_there_is_no_best_where_all_mixtures_answer_alike_after(panel) -> None:
+    first = panel.items[0]
+    correct_KI = first.correct_KI.copy()
+    after_K = panel.row[:, 1, :, 0].ravel()
+    correct_KI[after_K] = correct_KI[after_K[0]]
+    changed = replace(panel, items=(first._replace(correct_KI=correct_KI), *panel.items[1:]))
+    data, _ = item_data(changed, 100, 0, "pearson", mixtures=False)
+    group = decisions.best_choice(data, "accuracy")
+    at = {(label.category, label.name, label.other): s for s, label in enumerate(group.labels)}
+    category, name = panel.categories[0], panel.benchmarks[0]
+    others = [panel.benchmarks[b] for b in panel.category_members()[category] if b]
+    for kind in ("top1", "regret"):
+        assert np.isnan(group.values["1B"][at[category, name, kind]]).all()
+        mean = at[category, f"mean of {len(others)} of {len(others) + 1}", kind]
+        rest = [group.values["1B"][at[category, other, kind]] for other in others]
+        np.testing.assert_allclose(group.values["1B"][mean], np.mean(rest, axis=0))
+        assert group.notes["1B"][mean].text == f"without {name} (all mixtures are tied at sft)"
+
+
 def test_best_choice(panel) -> None:
     data, plan = item_data(panel, 500, 0, "pearson", mixtures=False)
     group = decisions.best_choice(data, "accuracy")
