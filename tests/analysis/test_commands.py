@@ -170,7 +170,7 @@ def test_the_level_is_printed_as_it_is(
 ) -> None:
     run = ["correlate", str(scores), "--out", str(tmp_path), "--bootstrap", "100", "--level", level]
     assert main(run) == 0
-    assert f"[{said} auto interval]" in capsys.readouterr().out
+    assert f"[{said} interval]" in capsys.readouterr().out
     text = page(load_results(tmp_path))
     assert (
         f"{said} intervals: BCa" in text and f"median {said} interval" in text and "100% interval" not in text
