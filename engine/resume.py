@@ -170,12 +170,12 @@ def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
                     conflict=f"{task.path} was scored with {flag} {was or 'none'}, not {now or 'none'}: use the same options, "
                     "another --out, or --fresh to replace it"
                 )
-        was, now = (of_harness(one.get("benchmark_version", "")) for one in (stored, task.metadata))
-        if was != now:
-            kinds = ("the benchmark", "lm-eval's task")
+        versions = (stored.get("benchmark_version", ""), task.metadata.get("benchmark_version", ""))
+        holds, asked = (("the benchmark", "lm-eval's task")[of_harness(version)] for version in versions)
+        if holds != asked:
             return found._replace(
-                conflict=f"{task.path} holds the scores of {kinds[was]} {task.items.benchmark}, not of {kinds[now]}: use another"
-                " --out, or --fresh to replace it"
+                conflict=f"{task.path} holds the scores of {holds} {task.items.benchmark}, not of {asked}: use another --out, or"
+                " --fresh to replace it"
             )
         # "code": of the checkpoint's own, which an earlier run may have used
         wanted = dict.fromkeys(("code", *task.without)) | task.metadata
