@@ -121,8 +121,8 @@ def _group(
                 _statistic(data, label, find(data, *pair), kind)
                 for label, *pair in zip(of, later, earlier, strict=True)
             ]
-            value_SC, n_S = np.array([one.value_C for one in found]), np.array([one.n for one in found])
-            differences[scale] = Difference(value_SC, n_S, [one.note for one in found])
+            value_SC, n_S, used_SM = (np.array(x) for x in zip(*(one[1:4] for one in found), strict=True))
+            differences[scale] = Difference(value_SC, n_S, used_SM, [one.note for one in found])
         return contrast_group(group, kind, of, differences)
 
     of_stages = [label._replace(minus=before) for label in labels[1::2]]
@@ -150,7 +150,7 @@ def _statistic(data: Data, label: Label, found: Found, kind: str = "") -> Statis
         note = Note(PARTIAL, f"over the {n} mixtures that have a value at both {kind}s")
     else:
         note = Note()
-    return Statistic(label, value_C, n, note)
+    return Statistic(label, value_C, n, found.known_M, note)
 
 
 def _over_mixtures(data: Data, r_MC: Array, earlier_MC: Array | None = None) -> Found:
@@ -240,7 +240,7 @@ def _across_mixtures(data: Data) -> Group:
         value_VC[degrees_of_freedom(known_VM, both.block_M) < 3] = np.nan
         value_VC, n_V = data.reportable(value_VC), known_VM.sum(axis=1).tolist()
         of = [Label(*name, stage) for stage, _ in stages for name in names]
-        found[scale] = [Statistic(*one) for one in zip(of, value_VC, n_V, strict=True)]
+        found[scale] = [Statistic(*one) for one in zip(of, value_VC, n_V, known_VM, strict=True)]
     members = panel.category_members()
     labels = [Label(category, ACROSS, stage) for category in members for stage, _ in stages]
     index = [[b + start for b in listed] for listed in members.values() for _, start in stages]

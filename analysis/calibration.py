@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import resamples
 from evalengine.analysis.confidence import claims
 from evalengine.analysis.contrasts import Difference, contrast_group
 from evalengine.analysis.figure import Curves, File, Folded, Heading, Part, Table
-from evalengine.analysis.groups import PARTIAL, SCALE, STAGE, Array, Group, Label, Note
+from evalengine.analysis.groups import PARTIAL, SCALE, STAGE, Array, Group, Label, Mask, Note
 from evalengine.analysis.inverting import inverted
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
@@ -48,8 +47,10 @@ def means(panel: Panel, quantity: str, value_STMB: Array, weight_MC: Array) -> G
     x_SLM = np.moveaxis(value_STMB, 3, 1).reshape(len(panel.scales), 2 * B, -1)
     found = {s: _mean(x_LM, weight_MC, square) for s, x_LM in zip(panel.scales, x_SLM, strict=True)}
     values = {scale: mean_LC for scale, (mean_LC, _) in found.items()}
-    n = {scale: n_L for scale, (_, n_L) in found.items()}
-    group = Group("mean", quantity, labels, values, n, interval="jackknife", contrast_interval="jackknife")
+    used = {scale: used_LM for scale, (_, used_LM) in found.items()}
+    n = {scale: used_LM.sum(axis=1) for scale, used_LM in used.items()}
+    how = {"interval": "jackknife", "contrast_interval": "jackknife"}
+    group = Group("mean", quantity, labels, values, n, used=used, **how)
     of_stages = {
         scale: _difference(x_LM[1::2], x_LM[::2], weight_MC, square, "stages")
         for scale, x_LM in zip(panel.scales, x_SLM, strict=True)
@@ -63,15 +64,15 @@ def means(panel: Panel, quantity: str, value_STMB: Array, weight_MC: Array) -> G
     return replace(group, contrasts=tuple(contrasts))
 
 
-def _mean(x_LM: Array, weight_MC: Array, square: bool) -> tuple[Array, NDArray[np.int64]]:
-    """(L, C) means over the mixtures with a value, or roots of the mean signed squares, and (L,) how many those are."""
+def _mean(x_LM: Array, weight_MC: Array, square: bool) -> tuple[Array, Mask]:
+    """(L, C) means over the mixtures with a value, or roots of the mean signed squares, and (L, M) which those are."""
     x_LM = np.sign(x_LM) * x_LM**2 if square else x_LM
     known = np.isfinite(x_LM)
     masks, of_L = np.unique(known, axis=0, return_inverse=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         total_LC = (masks.astype(np.float64) @ weight_MC)[of_L.ravel()]
         mean_LC = (np.where(known, x_LM, 0.0) @ weight_MC) / total_LC
-    return np.sign(mean_LC) * np.sqrt(np.abs(mean_LC)) if square else mean_LC, known.sum(axis=1)
+    return np.sign(mean_LC) * np.sqrt(np.abs(mean_LC)) if square else mean_LC, known
 
 
 def _difference(
@@ -79,14 +80,15 @@ def _difference(
 ) -> Difference:
     known = [np.isfinite(side) for side in (minuend_LM, subtrahend_LM)]
     common = known[0] & known[1]
-    (minuend_LC, n_L), (subtrahend_LC, _) = (
+    (minuend_LC, _), (subtrahend_LC, _) = (
         _mean(np.where(common, side, np.nan), weight_MC, square) for side in (minuend_LM, subtrahend_LM)
     )
+    n_L = common.sum(axis=1)
     notes = [
         Note(PARTIAL, f"over the {n} mixtures that have a value at both {sides}") if n < most else Note()
         for n, most in zip(n_L, (known[0] | known[1]).sum(axis=1), strict=True)
     ]
-    return Difference(minuend_LC - subtrahend_LC, n_L, notes)
+    return Difference(minuend_LC - subtrahend_LC, n_L, common, notes)
 
 
 def shown(results: Results) -> Iterator[Part]:

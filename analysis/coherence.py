@@ -58,7 +58,7 @@ def coherence(data: Data, quantity: str) -> Group:
     ends = np.cumsum([0, *map(len, chosen)])
     members = [list(range(start, end)) for start, end in itertools.pairwise(ends.tolist())]
     means = {
-        scale: Means(data.correlate(quantity, scale, every), data.n(quantity, scale, every), members)
+        scale: Means(data.correlate(quantity, scale, every), data.used(quantity, scale, every), members)
         for scale in panel.scales
     }
     group = _means("coherence", quantity, labels, means)
@@ -106,7 +106,9 @@ def benchmark_coherence(of: Group, panel: Panel) -> Group:
             rest = [_rest(found, every[whole[s]], members[s]) for s in several]
             n_S = np.minimum(group.n[scale][several], of.n[scale][[whole[s] for s in several]])
             notes = [group.notes[scale][s] for s in several]
-            differences[scale] = Difference(group.values[scale][several] - np.array(rest), n_S, notes)
+            used_SM = of.used[scale][[whole[s] for s in several]]
+            value_SC = group.values[scale][several] - np.array(rest)
+            differences[scale] = Difference(value_SC, n_S, used_SM, notes)
         minus = [labels[s]._replace(minus=OTHERS) for s in several]
         contrasts.append(contrast_group(group, BENCHMARK, minus, differences))
     return replace(group, contrasts=tuple(contrasts))
@@ -121,13 +123,15 @@ def _rest(means: Means, every: Sequence[int], without: Sequence[int]) -> Array:
 
 def _means(protocol: str, quantity: str, labels: list[Label], means: dict[str, Means]) -> Group:
     """A group of means over pairs; what has no r in the sample is left out and said so."""
-    values, n, notes = {}, {}, {}
-    for scale, (value_PC, n_P, members) in means.items():
-        rows, counts, said = [], [], []
-        for label, every in zip(labels, members, strict=True):
+    values, n, notes, used = {}, {}, {}, {}
+    for scale, of in means.items():
+        value_PC, n_P = of.value_PC, of.n_P
+        rows, counts, said, used_SM = [], [], [], []
+        for label, every in zip(labels, of.members, strict=True):
             defined = [p for p in every if np.isfinite(value_PC[p, 0])]
             rows.append(mean_of_known(value_PC[defined]))
             counts.append(int(n_P[defined].min()) if defined else 0)
+            used_SM.append(of.used_PM[defined].any(axis=0))
             lost = len(every) - len(defined)
             if not every:
                 said.append(Note(UNDEFINED, f"{label.category} has one benchmark, so no pairs"))
@@ -135,7 +139,8 @@ def _means(protocol: str, quantity: str, labels: list[Label], means: dict[str, M
                 said.append(Note(PARTIAL, f"without {lost} of the pairs (no r)") if lost else Note())
         values[scale] = np.array(rows).reshape(len(labels), value_PC.shape[1])
         n[scale], notes[scale] = np.array(counts, dtype=np.int64), said
-    return Group(protocol, quantity, labels, values, n, notes, interval="bca-t", means=means)
+        used[scale] = np.array(used_SM).reshape(len(labels), of.used_PM.shape[1])
+    return Group(protocol, quantity, labels, values, n, notes, interval="bca-t", means=means, used=used)
 
 
 def shown(results: Results) -> Iterator[Part]:

@@ -26,6 +26,7 @@ from evalengine.analysis.groups import (
     Array,
     Group,
     Label,
+    Mask,
     Means,
     Note,
     mean_of_known,
@@ -33,10 +34,12 @@ from evalengine.analysis.groups import (
 
 
 class Difference(NamedTuple):
-    """(S, C) values of differences, (S,) mixtures behind them, and notes."""
+    """(S, C) values of differences, (S,) mixtures behind the side that has fewer, (S, M) those behind either (None for all),
+    and notes."""
 
     value_SC: Array
     n_S: NDArray[np.int64]
+    used_SM: Mask | None
     notes: list[Note]
 
 
@@ -53,6 +56,7 @@ def contrast_group(
         {scale: found.notes for scale, found in differences.items()},
         interval=of.contrast_interval,
         contrast=kind,
+        used={scale: found.used_SM for scale, found in differences.items() if found.used_SM is not None},
     )
 
 
@@ -63,7 +67,9 @@ def scale_contrast(group: Group) -> Group:
         found = difference_of_means(group.means[large], group.means[small], "at both scales")
     else:
         n_S = np.minimum(group.n[small], group.n[large])
-        found = Difference(group.values[large] - group.values[small], n_S, [Note()] * len(group.labels))
+        used_SM = group.used[small] | group.used[large] if group.used else None
+        value_SC = group.values[large] - group.values[small]
+        found = Difference(value_SC, n_S, used_SM, [Note()] * len(group.labels))
     labels = [label._replace(minus=small) for label in group.labels]
     return contrast_group(group, SCALE, labels, {large: found})
 
@@ -82,7 +88,8 @@ def category_contrasts(means: Group) -> tuple[Group, ...]:
             text = "; ".join(f"{category} {text}" for category, text in texts if text)
             said.append(Note(PARTIAL, text) if text else Note())
         n_S = np.minimum(means.n[scale][first], means.n[scale][second])
-        differences[scale] = Difference(value_SC[first] - value_SC[second], n_S, said)
+        used_SM = means.used[scale][first] | means.used[scale][second]
+        differences[scale] = Difference(value_SC[first] - value_SC[second], n_S, used_SM, said)
     labels = [means.labels[i]._replace(minus=means.labels[j].category) for i, j in pairs]
     return (contrast_group(means, CATEGORY, labels, differences),)
 
@@ -92,12 +99,16 @@ def stage_contrast(group: Group, earlier: Sequence[int], later: Sequence[int], s
     differences = {}
     for scale, value_SC in group.values.items():
         if group.means:
-            value_PC, n_P, members = group.means[scale]
-            after, before = (Means(value_PC, n_P, [members[s] for s in side]) for side in (later, earlier))
+            means = group.means[scale]
+            after, before = (
+                means._replace(members=[means.members[s] for s in side]) for side in (later, earlier)
+            )
             differences[scale] = difference_of_means(after, before, "at both stages")
         else:
             n_S = np.minimum(group.n[scale][later], group.n[scale][earlier])
-            differences[scale] = Difference(value_SC[later] - value_SC[earlier], n_S, [Note()] * len(n_S))
+            used_SM = group.used[scale][later] | group.used[scale][earlier]
+            notes = [Note()] * len(n_S)
+            differences[scale] = Difference(value_SC[later] - value_SC[earlier], n_S, used_SM, notes)
     labels = [group.labels[s]._replace(minus=stage) for s in later]
     return contrast_group(group, STAGE, labels, differences)
 
@@ -108,7 +119,7 @@ def difference_of_means(minuend: Means, subtrahend: Means, where: str) -> Differ
     Means of different members would differ for that reason alone. where: "at both scales", for the notes.
     """
     first, second = minuend.value_PC, subtrahend.value_PC
-    values, counts, notes = [], [], []
+    values, counts, used, notes = [], [], [], []
     for ours, theirs in zip(minuend.members, subtrahend.members, strict=True):
         known = [
             (np.isfinite(first[p, 0]), np.isfinite(second[q, 0])) for p, q in zip(ours, theirs, strict=True)
@@ -117,6 +128,7 @@ def difference_of_means(minuend: Means, subtrahend: Means, where: str) -> Differ
         i, j = ([pair[side] for pair in common] for side in (0, 1))
         values.append(mean_of_known(first[i]) - mean_of_known(second[j]))
         counts.append(int(min([*minuend.n_P[i], *subtrahend.n_P[j]], default=0)))
+        used.append(minuend.used_PM[i].any(axis=0) | subtrahend.used_PM[j].any(axis=0))
         if not common:
             notes.append(Note(UNDEFINED, f"none of them has a value {where}"))
         elif len(common) < sum(map(any, known)):
@@ -124,4 +136,5 @@ def difference_of_means(minuend: Means, subtrahend: Means, where: str) -> Differ
         else:
             notes.append(Note())
     value_SC = np.array(values).reshape(len(values), first.shape[1])
-    return Difference(value_SC, np.array(counts, dtype=np.int64), notes)
+    used_SM = np.array(used).reshape(len(used), minuend.used_PM.shape[1])
+    return Difference(value_SC, np.array(counts, dtype=np.int64), used_SM, notes)

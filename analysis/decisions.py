@@ -69,15 +69,15 @@ def _decide(
     ]
     every = [[i] for i in range(2 * B)]  # of each benchmark and measure
     every += [[2 * b + m for b in index] for _, index in members for m in range(len(measures))]
-    of_means, values, n, notes = {}, {}, {}, {}
+    of_means, values, n, notes, used = {}, {}, {}, {}, {}
     for scale in panel.scales:
         sample = data.sample(quantity, scale)
         found = np.full((B, 2, sample.w_MC.shape[1]), np.nan)
-        counts = np.zeros(B, dtype=np.int64)
+        known_BM = np.isfinite(sample.x_VMC[:B, :, 0] + sample.x_VMC[B:, :, 0])
+        counts = known_BM.sum(axis=1)
         for b in range(B):
             chosen = sample.x_VMC[[b, B + b]]
-            keep = np.asarray(np.isfinite(chosen[:, :, 0]).all(axis=0))
-            counts[b] = keep.sum()
+            keep = known_BM[b]
             if counts[b] < 4:
                 continue
             part = replace(sample, x_VMC=chosen).only(keep)
@@ -87,19 +87,21 @@ def _decide(
         known_B = np.isfinite(found[:, 0, 0])
         few, tied = (Note(UNDEFINED, why) for why in ("fewer than 4 mixtures", "all mixtures are tied"))
         why_B = [Note() if known_B[b] else few if counts[b] < 4 else tied for b in range(B)]
-        means, said = [], [why for why in why_B for _ in measures]
+        means, said, of_mean_M = [], [why for why in why_B for _ in measures], []
         for _, index in members:
             lost = [f"{panel.benchmarks[b]} ({why_B[b].text})" for b in index if not known_B[b]]
             why = Note(PARTIAL, f"without {', '.join(lost)}")
             said += [why if lost else Note()] * len(measures)
             defined = [b for b in index if known_B[b]]
+            of_mean_M.append(known_BM[defined].any(axis=0))
             means.append([mean_of_known(found[defined, m]) for m in range(len(measures))])
         values[scale] = np.concatenate([found, np.array(means)]).reshape(-1, found.shape[2])
         smallest = [min((int(counts[b]) for b in index if known_B[b]), default=0) for _, index in members]
         n[scale] = np.repeat(np.concatenate([counts, smallest]), 2)
         notes[scale] = said
-        of_means[scale] = Means(found.reshape(2 * B, -1), np.repeat(counts, 2), every)
-    return Group("decision", quantity, labels, values, n, notes, means=of_means)
+        used[scale] = np.repeat(np.concatenate([known_BM, np.array(of_mean_M)]), 2, axis=0)
+        of_means[scale] = Means(found.reshape(2 * B, -1), np.repeat(known_BM, 2, axis=0), every)
+    return Group("decision", quantity, labels, values, n, notes, means=of_means, used=used)
 
 
 def _pairwise(sample: Sample) -> Array:

@@ -117,8 +117,12 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> list[Group]:
         known_PM = known[pairs[:, 0]] & known[pairs[:, 1]]
         value_PC[degrees_of_freedom(known_PM, sample.block_M) < 3] = np.nan
         found[scale] = [
-            Statistic(label, value_C, n, Note() if np.isfinite(value_C[0]) else few if n < 4 else flat)
-            for label, value_C, n in zip(labels, value_PC, known_PM.sum(axis=1).tolist(), strict=True)
+            Statistic(
+                label, value_C, n, used_M, Note() if np.isfinite(value_C[0]) else few if n < 4 else flat
+            )
+            for label, value_C, n, used_M in zip(
+                labels, value_PC, known_PM.sum(axis=1).tolist(), known_PM, strict=True
+            )
         ]
     single = group_of("mixture_effect", quantity, found, is_correlation=data.statistic == "pearson")
     return [single] if quantity == R_ALIGN else [single, _means(single, len(panel.mixtures))]

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis import cells
-from evalengine.analysis.bootstrap import DEGENERATE_MOST, Resamples, degenerate_share
+from evalengine.analysis.bootstrap import DEGENERATE_MOST, Basis, Resamples, degenerate_share
 from evalengine.analysis.correlation import Sample, correlate, degrees_of_freedom
 from evalengine.analysis.panel import Panel
 
 Array = NDArray[np.float64]
 Pairs = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 ALL = cells.ALL
 
 
@@ -64,20 +65,28 @@ def without(lost: Sequence[str], why: str = "") -> Note:
 
 
 class Statistic(NamedTuple):
-    """One statistic at one scale: what it is about, its value in every column (C,), and the mixtures behind it."""
+    """One statistic at one scale: what it is about, its value in every column (C,), and the mixtures behind it.
+
+    n: of a mean, behind the member that has the fewest. used_M: behind any of its members.
+    """
 
     label: Label
     value_C: Array
     n: int
+    used_M: Mask
     note: Note = Note()
 
 
 class Means(NamedTuple):
-    """What statistics at one scale are the means of: (P, C) values, the (P,) mixtures behind them, and whose mean each is."""
+    """What statistics at one scale are the means of: (P, C) values, the (P, M) mixtures behind them, and whose mean each is."""
 
     value_PC: Array
-    n_P: NDArray[np.int64]
+    used_PM: Mask
     members: Sequence[Sequence[int]]
+
+    @property
+    def n_P(self) -> NDArray[np.int64]:
+        return self.used_PM.sum(axis=1)
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,8 @@ class Group:
 
     means: by scale, where the statistics are means, so that a contrast can be over the members that both sides have.
     contrast: "", or the kind of difference that all of them are. contrasts: of these statistics; that of kind SCALE is made
-    for every group of two scales or more, unless it is among them.
+    for every group of two scales or more, unless it is among them. used: by scale, (S, M) which mixtures are behind any part of
+    each statistic; without it all of them.
     """
 
     protocol: str
@@ -101,6 +111,11 @@ class Group:
     contrast_interval: str = "bca-t"  # the same for their contrasts
     contrast: str = ""
     contrasts: tuple[Group, ...] = ()
+    used: dict[str, Mask] = field(default_factory=dict)
+
+    def basis(self, scale: str) -> Basis | None:
+        """What the statistics rest on at a scale; None for all mixtures."""
+        return Basis(self.used[scale], self.n[scale]) if scale in self.used else None
 
 
 def group_of(protocol: str, quantity: str, found: Mapping[str, Sequence[Statistic]], **how: Any) -> Group:
@@ -112,6 +127,7 @@ def group_of(protocol: str, quantity: str, found: Mapping[str, Sequence[Statisti
         {scale: np.array([one.value_C for one in listed]) for scale, listed in found.items()},
         {scale: np.array([one.n for one in listed]) for scale, listed in found.items()},
         {scale: [one.note for one in listed] for scale, listed in found.items()},
+        used={scale: np.array([one.used_M for one in listed]) for scale, listed in found.items()},
         **how,
     )
 
@@ -127,15 +143,16 @@ def means_of(
     found: dict[str, list[Statistic]] = {}
     means = {}
     for scale, value_SC in single.values.items():
-        n_S = single.n[scale]
+        used_SM = single.used[scale]
         found[scale] = []
         for label, index in zip(labels, members, strict=True):
             defined = [k for k in index if np.isfinite(value_SC[k, 0])]
             lost = [single.labels[k].name for k in index if k not in defined]
-            n = min((int(n_S[k]) for k in defined), default=least_n)
+            n = min((int(single.n[scale][k]) for k in defined), default=least_n)
             mean_C = mean_of_known(value_SC[defined])
-            found[scale].append(Statistic(label, mean_C, n, without(lost, " (no r)")))
-        means[scale] = Means(value_SC, n_S, members)
+            used_M = used_SM[defined].any(axis=0)
+            found[scale].append(Statistic(label, mean_C, n, used_M, without(lost, " (no r)")))
+        means[scale] = Means(value_SC, used_SM, members)
     return group_of(protocol, single.quantity, found, interval="jackknife-z", means=means)
 
 
@@ -156,15 +173,14 @@ class Data:
     def sample(self, quantity: str, scale: str) -> Sample:
         return self.samples[quantity, scale]
 
-    def n(self, quantity: str, scale: str, pairs: Pairs) -> NDArray[np.int64]:
-        known = np.isfinite(self.sample(quantity, scale).x_VMC[:, :, 0])
-        return (known[pairs[:, 0]] & known[pairs[:, 1]]).sum(axis=1)
+    def used(self, quantity: str, scale: str, pairs: Pairs) -> Mask:
+        """The mixtures that have both values of a pair, (P, M)."""
+        known_VM = np.isfinite(self.sample(quantity, scale).x_VMC[:, :, 0])
+        return np.asarray(known_VM[pairs[:, 0]] & known_VM[pairs[:, 1]])
 
-    def few(self, quantity: str, scale: str, pairs: Pairs) -> NDArray[np.bool_]:
+    def few(self, quantity: str, scale: str, pairs: Pairs) -> Mask:
         """Whether a pair has fewer than 4 mixtures, or 3 more than there are blocks with any of them, (P,)."""
-        sample = self.sample(quantity, scale)
-        known_VM = np.isfinite(sample.x_VMC[:, :, 0])
-        return degrees_of_freedom(known_VM[pairs[:, 0]] & known_VM[pairs[:, 1]], sample.block_M) < 3
+        return degrees_of_freedom(self.used(quantity, scale, pairs), self.panel.block_M) < 3
 
     def correlate(self, quantity: str, scale: str, pairs: Pairs) -> Array:
         """(P, C); NaN for pairs with too few mixtures, and for those that too many resamples leave undefined."""

@@ -44,6 +44,7 @@ def matrices(data: Data, quantity: str) -> Iterator[Group]:
     upper = np.stack(np.triu_indices(B, 1), axis=-1)
     sums = {scale: np.zeros((6, columns)) for scale in panel.scales}
     n = {scale: len(panel.mixtures) for scale in panel.scales}
+    used = {scale: np.zeros(len(panel.mixtures), dtype=bool) for scale in panel.scales}
     for start in range(0, len(upper), step):
         pairs = upper[start : start + step]
         before, after = (
@@ -54,9 +55,14 @@ def matrices(data: Data, quantity: str) -> Iterator[Group]:
             x_PC, y_PC = before.values[scale], after.values[scale]
             sums[scale] += _sums_over_rows(x_PC, y_PC)
             known_P = np.isfinite(x_PC[:, 0] + y_PC[:, 0])
-            n[scale] = int(before.n[scale][known_P].min(initial=n[scale]))
+            for side in (before, after):
+                n[scale] = int(side.n[scale][known_P].min(initial=n[scale]))
+                used[scale] |= side.used[scale][known_P].any(axis=0)
     label = Label(ALL, f"{len(upper)} pairs", ", ".join(panel.stages))
-    found = {scale: [Statistic(label, _pearson_of_sums(sums[scale]), n[scale])] for scale in panel.scales}
+    found = {
+        scale: [Statistic(label, _pearson_of_sums(sums[scale]), n[scale], used[scale])]
+        for scale in panel.scales
+    }
     # The pairs share benchmarks and mixtures, so they are far from independent: the interval comes from resampling mixtures,
     # and a p-value that takes the pairs for so many observations would be wrong.
     yield group_of("similarity", quantity, found)
@@ -66,11 +72,13 @@ def _matrix(data: Data, quantity: str, name: str, pairs: Pairs) -> Group:
     panel = data.panel
     B = len(panel.benchmarks)
     values = {scale: data.correlate(quantity, scale, pairs) for scale in panel.scales}
-    n = {scale: data.n(quantity, scale, pairs) for scale in panel.scales}
+    used = {scale: data.used(quantity, scale, pairs) for scale in panel.scales}
+    n = {scale: used_PM.sum(axis=1) for scale, used_PM in used.items()}
     labels = [
         Label(panel.categories[i % B], panel.benchmarks[i % B], panel.benchmarks[j % B]) for i, j in pairs
     ]
-    return Group(f"matrix_{name}", quantity, labels, values, n, {}, data.statistic == "pearson")
+    is_r = data.statistic == "pearson"
+    return Group(f"matrix_{name}", quantity, labels, values, n, is_correlation=is_r, used=used)
 
 
 def _sums_over_rows(x_PC: Array, y_PC: Array) -> Array:

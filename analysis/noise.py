@@ -99,8 +99,13 @@ class Measured(NamedTuple):
 
     noise: ItemNoise
     covariance_3C: Array  # of the values before, after, and of both
-    n: int  # mixtures
-    freedom: int  # less the means that are taken out: one, or one a block
+    used_M: NDArray[np.bool_]  # the mixtures that have both
+    freedom: int  # how many they are less the means that are taken out: one, or one a block
+
+    @property
+    def n(self) -> int:
+        """Mixtures."""
+        return int(self.used_M.sum())
 
     @property
     def lost_in_noise(self) -> bool:
@@ -131,7 +136,7 @@ def measured(data: Data, quantity: str, scale: str) -> ByBenchmark:
             out[b] = Note(UNDEFINED, why)
         else:
             found = covariances(replace(sample, x_VMC=sample.x_VMC[[b, B + b]]), keep)
-            out[b] = Measured(noise, found, int(keep.sum()), freedom)
+            out[b] = Measured(noise, found, keep, freedom)
     return out
 
 
@@ -151,16 +156,16 @@ def reliability(data: Data, quantity: str, known: Mapping[str, ByBenchmark]) -> 
     found: dict[str, list[Statistic]] = {}
     for scale in panel.scales:
         found[scale] = []
-        columns = data.sample(quantity, scale).w_MC.shape[1]
+        M, columns = data.sample(quantity, scale).w_MC.shape
         for b, one in known[scale].items():
             if isinstance(one, Note):
-                value_3C, n, notes = np.full((3, columns), np.nan), 0, [one] * 3
+                value_3C, used_M, notes = np.full((3, columns), np.nan), np.zeros(M, dtype=bool), [one] * 3
             else:
-                value_3C, n = _reliabilities(one), one.n
+                value_3C, used_M = _reliabilities(one), one.used_M
                 notes = [Note(), Note(), NOISY if (value_3C[:2, 0] <= 0).any() else Note()]
             for kind, value_C, note in zip(kinds, value_3C, notes, strict=True):
                 label = Label(panel.categories[b], panel.benchmarks[b], kind)
-                found[scale].append(Statistic(label, value_C, n, note))
+                found[scale].append(Statistic(label, value_C, int(used_M.sum()), used_M, note))
     return group_of("reliability", quantity, found)
 
 
@@ -190,7 +195,9 @@ def without_noise(study: Study, quantity: str, known: Mapping[str, ByBenchmark])
                 value_C = pooled(covariance_B3C, np.array([m.noise for m in chosen]))
             label = Label(category, f"mean of {len(chosen)}", WITHOUT_NOISE)
             lost = [panel.benchmarks[b] for b in index if b not in usable]
-            means.append(Statistic(label, value_C, min((m.n for m in chosen), default=0), without(lost)))
+            used_M = np.array([m.used_M for m in chosen]).reshape(-1, len(panel.mixtures)).any(axis=0)
+            n = min((m.n for m in chosen), default=0)
+            means.append(Statistic(label, value_C, n, used_M, without(lost)))
         group = group_of("category_reliability", quantity, {scale: means}, interval="jackknife")
         rows = study.rows(group) if means else []
         # A ratio of corrected variances may lie beyond what a correlation can be, and so may its interval.

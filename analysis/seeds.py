@@ -59,14 +59,19 @@ class Components(NamedTuple):
     """One benchmark's variances before and after and their covariance, (3, C).
 
     of_means: of the mixtures' means over runs. seeds: the part of it that seeds have. single: what seeds have in single
-    runs. n: mixtures.
+    runs. used_M: the mixtures that have both.
     """
 
     of_means_3C: Array
     seeds_3C: Array
     single_3C: Array
-    n: int
+    used_M: NDArray[np.bool_]
     paired: bool  # whether the seeds' covariance is known
+
+    @property
+    def n(self) -> int:
+        """Mixtures."""
+        return int(self.used_M.sum())
 
     @property
     def note(self) -> Note:
@@ -125,7 +130,7 @@ def components(x_2MR: Array, w_MC: Array) -> Components | None:
         seeds_3C = single_3C * sums[6:9] / sums[9]
     x_MC, y_MC = (mean_M1 for mean_M1, _ in means)
     pair = Sample(np.stack([x_MC, y_MC]), w_MC)
-    return Components(covariances(pair, keep_M), seeds_3C, single_3C, n, paired)
+    return Components(covariances(pair, keep_M), seeds_3C, single_3C, keep_M, paired)
 
 
 def _deviations(x_MR: Array, known_MR: NDArray[np.bool_]) -> tuple[Array, Array]:
@@ -167,7 +172,7 @@ def _of_benchmarks(panel: Panel, known: dict[int, Components]) -> Iterator[Stati
     for b, one in known.items():
         for kind, value_C in zip((*_shares(panel), CEILING), [*one.share_2C, one.ceiling_C], strict=True):
             label = Label(panel.categories[b], panel.benchmarks[b], kind)
-            yield Statistic(label, value_C, one.n, one.note if kind == CEILING else Note())
+            yield Statistic(label, value_C, one.n, one.used_M, one.note if kind == CEILING else Note())
 
 
 def _between(study: Study, quantity: str, scale: str, known: dict[int, Components]) -> list[Row]:
@@ -197,9 +202,9 @@ def _of_means(panel: Panel, known: dict[int, Components]) -> Iterator[Statistic]
         note = without([panel.benchmarks[b] for b in index if b not in used])
         if not all(one.paired for one in chosen):
             note = Note(PARTIAL, "; ".join(filter(None, [note.text, UNPAIRED.text])))
-        n = min(one.n for one in chosen)
+        n, used_M = min(one.n for one in chosen), np.any([one.used_M for one in chosen], axis=0)
         for kind, value_C in zip((*_shares(panel), BETWEEN), [*shares_2C, between_C], strict=True):
-            yield Statistic(Label(category, f"mean of {len(chosen)}", kind), value_C, n, note)
+            yield Statistic(Label(category, f"mean of {len(chosen)}", kind), value_C, n, used_M, note)
 
 
 def _rows(study: Study, plan: Resamples, at: tuple[str, str, str], found: Iterable[Statistic]) -> list[Row]:

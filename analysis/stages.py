@@ -123,6 +123,7 @@ def _compared(earlier: Transfers, later: Transfers, plan: Resamples, options: Op
     single = Difference(
         other.values[scale] - one.values[scale],
         np.minimum(one.n[scale], other.n[scale]),
+        one.used[scale] | other.used[scale],
         [Note()] * len(one.labels),
     )
     means = difference_of_means(later.means.means[scale], earlier.means.means[scale], where)
@@ -151,9 +152,10 @@ def _levels(panel: Panel, steps: Steps, quantity: str, s: int, scale: str, w_MC:
         used = [b for b in index if everywhere_B[b]]
         note = without([benchmarks[b] for b in index if b not in used], " (not at every stage)")
         for t, stage in enumerate(steps.stages):
-            n = int(known[t][:, used].any(axis=1).sum())
+            n = min((int(known[t][:, b].sum()) for b in used), default=0)
             label = Label(category, f"mean of {len(used)}", stage)
-            found.append(Statistic(label, mean_of_known(mean_TBC[t, used]), n, note))
+            used_M = known[t][:, used].any(axis=1)
+            found.append(Statistic(label, mean_of_known(mean_TBC[t, used]), n, used_M, note))
     return group_of("stage_mean", quantity, {scale: found}, interval="jackknife")
 
 

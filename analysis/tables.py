@@ -119,7 +119,8 @@ def _rows(
         kind = "jackknife-z" if (options.interval, kind) == ("auto", "bca") else kind
         second = "jackknife"
     kinds = dict.fromkeys([*SHOWN, second, kind])
-    found = intervals(group.values[scale], plan, options.level, [k for k in kinds if k != "fisher"])
+    others = [k for k in kinds if k != "fisher"]
+    found = intervals(group.values[scale], plan, options.level, others, group.basis(scale))
     unsure = np.isfinite(found.estimate) & (found.degenerate > DEGENERATE_MOST)
     for values in (found.estimate, *found.ends.values()):
         values[unsure] = np.nan

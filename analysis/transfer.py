@@ -72,10 +72,12 @@ def transfer(data: Data, quantity: str) -> Group:
     for s, scale in enumerate(panel.scales):
         value_BC, few_B = data.correlate(quantity, scale, pairs), data.few(quantity, scale, pairs)
         found[scale] = []
-        for b, n in enumerate(data.n(quantity, scale, pairs).tolist()):
+        for b, used_M in enumerate(data.used(quantity, scale, pairs)):
+            n = int(used_M.sum())
             why = "" if np.isfinite(value_BC[b, 0]) else _why_nan(panel, quantity, s, b, n, few_B[b])
             label = Label(panel.categories[b], panel.benchmarks[b])
-            found[scale].append(Statistic(label, value_BC[b], n, Note(UNDEFINED, why) if why else Note()))
+            note = Note(UNDEFINED, why) if why else Note()
+            found[scale].append(Statistic(label, value_BC[b], n, used_M, note))
     how = {"is_correlation": data.statistic == "pearson", "contrast_interval": "jackknife"}
     return group_of("transfer", quantity, found, **how)
 
@@ -123,7 +125,8 @@ def quantity_contrasts(accuracy: Group, confidence: Group, panel: Panel) -> Iter
         for scale, value_BC in values.items()
     }
     n = {scale: np.minimum(accuracy.n[scale], confidence.n[scale]) for scale in values}
-    single = Group("transfer", BOTH, accuracy.labels, values, n, notes)
+    used = {scale: accuracy.used[scale] | confidence.used[scale] for scale in values}
+    single = Group("transfer", BOTH, accuracy.labels, values, n, notes, used=used)
     for group in (single, category_transfer(single, panel)):
         labels = [label._replace(minus=confidence.quantity) for label in group.labels]
         kind = group.contrast_interval
