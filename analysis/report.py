@@ -175,7 +175,7 @@ def _in_plain_words(results: Results, explained: Findings | None) -> str:
 
 def _method(results: Results) -> str:
     m = results.method
-    orders = f"{m['permutations']} orders"
+    orders = f"orders: {m['permutations']}"
     if block := m["block"]:
         orders = f"permuted within {block['factor']}: {block['permutations']}"
     lines = [

@@ -13,6 +13,8 @@ from evalengine.analysis.bootstrap import Basis, draw_resamples, intervals, jack
 from evalengine.analysis.cells import Cell
 from evalengine.analysis.correlation import Sample, correlate
 from evalengine.analysis.inverting import inverted, jackknife_p_at_most
+from evalengine.analysis.mixtures import Mixtures
+from evalengine.analysis.orders import permutation_words
 from evalengine.analysis.panel import Panel, assemble
 from evalengine.analysis.study import Options, analyse
 from evalengine.analysis.tables import Row
@@ -152,3 +154,37 @@ def test_intervals_of_means_hold_the_truth_as_often_as_they_say(mixtures: int, k
     group = calibration.means(panel, "accuracy", x_STMB, plan.weight_MC)
     low, high = jackknife_t(group.values["all"], plan, 0.95, group.basis("all")).T
     assert ((low <= 0) & (high >= 0)).mean() == pytest.approx(0.95, abs=0.0105)
+
+
+def test_the_orders_of_a_permutation_test_are_said_by_its_mixtures() -> None:
+    def said(panel: Panel) -> str:
+        return str(analyse(panel, Options(bootstrap=100)).method["permutations"])
+
+    both = "all of up to 9 mixtures, 100000 sampled of more"
+    assert said(study(range(9))) == "all"
+    assert said(study(range(10))) == "100000 sampled"
+    assert said(study(range(10), range(6))) == both
+    # A scale of 20 whose benchmark b2 five have: that one, the mean of B and that of all are over these.
+    panel = study(range(20), lacking="b2")
+    assert said(panel) == both
+    tables = analyse(panel, Options(bootstrap=100)).tables["transfer"]
+    p = {
+        row.name: row.p
+        for row in tables
+        if not row.contrast and (row.scale, row.quantity) == ("2M", "accuracy")
+    }
+    for name, orders in (("b2", 120), ("a1", 100_001)):
+        assert orders * p[name] == pytest.approx(round(orders * p[name]), abs=1e-6)
+    # Kendall's tau of 80 mixtures: 2^28 terms of 3,160 pairs.
+    assert permutation_words(study(range(80)), "kendall") == "84947 sampled"
+
+
+def test_the_orders_within_blocks_are_said_by_the_mixtures_of_each_test() -> None:
+    sources = {f"m{m:02}": "xyz"[m // 3] for m in range(9)}
+    factors = Mixtures({}, {"web_source": sources})
+    options = Options(bootstrap=100)
+    whole = analyse(study(range(9)), options, factors)
+    assert whole.method["block"]["permutations"] == "216 orders, no p below 0.0046"
+    part = analyse(study(range(9), range(8)), options, factors)
+    assert part.method["block"]["permutations"] == "72 to 216 orders, no p below 0.0046"
+    assert "(72 to 216 orders, no p below 0.0046)" in part.panel.notes[-1]
