@@ -41,6 +41,7 @@ from evalengine.analysis.groups import (
     means_of,
 )
 from evalengine.analysis.protocol import Claim, Protocol, Study
+from evalengine.analysis.ranges import CORRELATION, always
 from evalengine.analysis.results import Results
 from evalengine.analysis.tables import Row
 from evalengine.analysis.verdicts import ALPHA
@@ -110,7 +111,7 @@ def _group(
         scale: [_statistic(data, label, find(data, side)) for label, side in zip(labels, of, strict=True)]
         for scale, of in by_scale.items()
     }
-    group = group_of("alignment", ALIGNED, values, **how)
+    group = group_of("alignment", ALIGNED, values, range_of=always(CORRELATION), **how)
 
     def contrast(
         kind: str, of: list[Label], sides: Mapping[str, tuple[Sequence[Any], Sequence[Any]]]
@@ -179,7 +180,7 @@ def _persistence(data: Data, within: Mapping[str, Sequence[Array]]) -> Group:
             r_C = correlate(both, np.array([[0, 1]]), data.statistic)[0]
             known_M = np.isfinite(before_MC[:, 0] + after_MC[:, 0])
             values[scale].append(_statistic(data, label, Found(r_C, known_M, np.zeros_like(known_M))))
-    return group_of("alignment", ALIGNED, values)
+    return group_of("alignment", ALIGNED, values, range_of=always(CORRELATION))
 
 
 def over_benchmarks(x_BMC: Array, y_BMC: Array, statistic: str) -> Array:
@@ -244,7 +245,8 @@ def _across_mixtures(data: Data) -> Group:
     members = panel.category_members()
     labels = [Label(category, ACROSS, stage) for category in members for stage, _ in stages]
     index = [[b + start for b in listed] for listed in members.values() for _, start in stages]
-    group = means_of(group_of("alignment", ALIGNED, found), "alignment", labels, index)
+    single = group_of("alignment", ALIGNED, found, range_of=always(CORRELATION))
+    group = means_of(single, "alignment", labels, index)
     group = replace(group, interval="bca")
     before, after = range(0, len(labels), 2), range(1, len(labels), 2)
     return replace(group, contrasts=(stage_contrast(group, before, after, panel.stages[0]),))

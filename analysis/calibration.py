@@ -17,6 +17,7 @@ from evalengine.analysis.groups import PARTIAL, SCALE, STAGE, Array, Group, Labe
 from evalengine.analysis.inverting import inverted
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.ranges import always, of_quantity
 from evalengine.analysis.results import Results
 from evalengine.analysis.tables import Row, rows_of
 
@@ -50,7 +51,8 @@ def means(panel: Panel, quantity: str, value_STMB: Array, weight_MC: Array) -> G
     used = {scale: used_LM for scale, (_, used_LM) in found.items()}
     n = {scale: used_LM.sum(axis=1) for scale, used_LM in used.items()}
     how = {"interval": "jackknife", "contrast_interval": "jackknife"}
-    group = Group("mean", quantity, labels, values, n, used=used, **how)
+    range_of = always(of_quantity(quantity))
+    group = Group("mean", quantity, labels, values, n, used=used, range_of=range_of, **how)
     of_stages = {
         scale: _difference(x_LM[1::2], x_LM[::2], weight_MC, square, "stages")
         for scale, x_LM in zip(panel.scales, x_SLM, strict=True)

@@ -34,6 +34,7 @@ from evalengine.analysis.groups import (
 from evalengine.analysis.items import names
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
+from evalengine.analysis.ranges import CORRELATION, always
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row
 from evalengine.analysis.verdicts import ALPHA
@@ -140,7 +141,8 @@ def _means(protocol: str, quantity: str, labels: list[Label], means: dict[str, M
         values[scale] = np.array(rows).reshape(len(labels), value_PC.shape[1])
         n[scale], notes[scale] = np.array(counts, dtype=np.int64), said
         used[scale] = np.array(used_SM).reshape(len(labels), of.used_PM.shape[1])
-    return Group(protocol, quantity, labels, values, n, notes, interval="bca-t", means=means, used=used)
+    how = {"interval": "bca-t", "range_of": always(CORRELATION)}
+    return Group(protocol, quantity, labels, values, n, notes, means=means, used=used, **how)
 
 
 def shown(results: Results) -> Iterator[Part]:

@@ -31,6 +31,7 @@ from evalengine.analysis.groups import (
     Note,
     mean_of_known,
 )
+from evalengine.analysis.ranges import of_difference
 
 
 class Difference(NamedTuple):
@@ -57,6 +58,7 @@ def contrast_group(
         interval=of.contrast_interval,
         contrast=kind,
         used={scale: found.used_SM for scale, found in differences.items() if found.used_SM is not None},
+        range_of=of_difference(of.range_of),
     )
 
 

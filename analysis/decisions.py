@@ -30,8 +30,8 @@ from evalengine.analysis.groups import (
     with_all,
 )
 from evalengine.analysis.item_bootstrap import item_data
-from evalengine.analysis.noise import bounded
 from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.ranges import POSITIVE, SHARE, Range
 from evalengine.analysis.results import Results, share_with_interval
 from evalengine.analysis.tables import Row, rows_of
 
@@ -101,7 +101,12 @@ def _decide(
         notes[scale] = said
         used[scale] = np.repeat(np.concatenate([known_BM, np.array(of_mean_M)]), 2, axis=0)
         of_means[scale] = Means(found.reshape(2 * B, -1), np.repeat(known_BM, 2, axis=0), every)
-    return Group("decision", quantity, labels, values, n, notes, means=of_means, used=used)
+    how = {"means": of_means, "used": used, "range_of": _range_of}
+    return Group("decision", quantity, labels, values, n, notes, **how)
+
+
+def _range_of(label: Label) -> Range:
+    return SHARE if label.other in ("pairwise agreement", "top1") else POSITIVE
 
 
 def _pairwise(sample: Sample) -> Array:
@@ -136,7 +141,7 @@ def rows(study: Study) -> list[Row]:
     for quantity in panel.quantities:
         if quantity == "confidence":
             continue
-        out += map(_within_shares, study.rows(pairwise(study.data, quantity)))
+        out += study.rows(pairwise(study.data, quantity))
         known = true_decisions.known_noise(study, quantity)
         out += true_decisions.rows(study, quantity, known)
         out += true_regret.rows(study, quantity, known)
@@ -155,13 +160,6 @@ def rows(study: Study) -> list[Row]:
         how = "items resampled, percentile interval"
         out += [row._replace(note="; ".join(filter(None, [row.note, how]))) for row in best]
     return out
-
-
-def _within_shares(row: Row) -> Row:
-    """A share's interval cut to 0 and 1, a difference's to -1 and 1: within blocks it is a t interval of the jackknife."""
-    if row.other != "pairwise agreement":
-        return row
-    return bounded(row, -1.0 if row.contrast else 0.0, 1.0, "low", "high")
 
 
 def shown(results: Results) -> Iterator[Part]:

@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from evalengine.analysis.groups import ALL, UNDEFINED, Data, Group, Label, Note,
 from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.panel import Array
 from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.ranges import CORRELATION, always, difference, of_quantity
 from evalengine.analysis.results import Results, p_value
 from evalengine.analysis.tables import Row, plain_row
 
@@ -124,7 +125,8 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> list[Group]:
                 labels, value_PC, known_PM.sum(axis=1).tolist(), known_PM, strict=True
             )
         ]
-    single = group_of("mixture_effect", quantity, found, is_correlation=data.statistic == "pearson")
+    how = {"is_correlation": data.statistic == "pearson", "range_of": always(CORRELATION)}
+    single = group_of("mixture_effect", quantity, found, **how)
     return [single] if quantity == R_ALIGN else [single, _means(single, len(panel.mixtures))]
 
 
@@ -158,6 +160,7 @@ def web_source_differences(data: Data, quantity: str, mixtures: Mixtures, level:
     source = [mixtures.web_source[m] for m in panel.mixtures]
     levels = list(dict.fromkeys(source))
     code = mixtures.shares.get(CODE, {})
+    within = difference(CORRELATION if quantity == R_ALIGN else of_quantity(quantity))
     design = _design(source, levels, [f"{code.get(m, 0.0):.6f}" for m in panel.mixtures])
     rows = []
     for scale, stage, (category, name), y in _values(data, quantity):
@@ -166,7 +169,8 @@ def web_source_differences(data: Data, quantity: str, mixtures: Mixtures, level:
             continue
         for i, j, estimate, half, freedom in _contrasts(design[keep], y[keep], len(levels), level):
             label = Label(category, name, at_stage(stage, f"{levels[j]} - {levels[i]}"))
-            known = {"low": estimate - half, "high": estimate + half, "n": int(keep.sum())}
+            ends = np.clip([estimate - half, estimate + half], *within)
+            known: dict[str, Any] = {"low": float(ends[0]), "high": float(ends[1]), "n": int(keep.sum())}
             note = f"t interval, {freedom} degrees of freedom"
             rows.append(plain_row("web_source", quantity, scale, label, estimate, **known, note=note))
     return rows

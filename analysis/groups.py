@@ -20,6 +20,7 @@ from evalengine.analysis import cells
 from evalengine.analysis.bootstrap import DEGENERATE_MOST, Basis, Resamples, degenerate_share
 from evalengine.analysis.correlation import Sample, correlate, degrees_of_freedom
 from evalengine.analysis.panel import Panel
+from evalengine.analysis.ranges import RangeOf, unknown
 
 Array = NDArray[np.float64]
 Pairs = NDArray[np.int64]
@@ -96,7 +97,7 @@ class Group:
     means: by scale, where the statistics are means, so that a contrast can be over the members that both sides have.
     contrast: "", or the kind of difference that all of them are. contrasts: of these statistics; that of kind SCALE is made
     for every group of two scales or more, unless it is among them. used: by scale, (S, M) which mixtures are behind any part of
-    each statistic; without it all of them.
+    each statistic; without it all of them. range_of: what each can be, by its label.
     """
 
     protocol: str
@@ -112,6 +113,7 @@ class Group:
     contrast: str = ""
     contrasts: tuple[Group, ...] = ()
     used: dict[str, Mask] = field(default_factory=dict)
+    range_of: RangeOf = unknown
 
     def basis(self, scale: str) -> Basis | None:
         """What the statistics rest on at a scale; None for all mixtures."""
@@ -153,7 +155,8 @@ def means_of(
             used_M = used_SM[defined].any(axis=0)
             found[scale].append(Statistic(label, mean_C, n, used_M, without(lost, " (no r)")))
         means[scale] = Means(value_SC, used_SM, members)
-    return group_of(protocol, single.quantity, found, interval="jackknife-z", means=means)
+    how = {"interval": "jackknife-z", "means": means, "range_of": single.range_of}
+    return group_of(protocol, single.quantity, found, **how)
 
 
 def with_all(panel: Panel) -> dict[str, list[int]]:

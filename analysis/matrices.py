@@ -12,6 +12,7 @@ from evalengine.analysis.correlation import bounded_ratio
 from evalengine.analysis.figure import File, Folded, Heading, Heatmaps, Intervals, Part, file_part
 from evalengine.analysis.groups import ALL, Array, Data, Group, Label, Pairs, Statistic, group_of
 from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.ranges import CORRELATION, always
 from evalengine.analysis.results import Results, excludes_zero
 from evalengine.analysis.tables import Row
 
@@ -65,7 +66,7 @@ def matrices(data: Data, quantity: str) -> Iterator[Group]:
     }
     # The pairs share benchmarks and mixtures, so they are far from independent: the interval comes from resampling mixtures,
     # and a p-value that takes the pairs for so many observations would be wrong.
-    yield group_of("similarity", quantity, found)
+    yield group_of("similarity", quantity, found, range_of=always(CORRELATION))
 
 
 def _matrix(data: Data, quantity: str, name: str, pairs: Pairs) -> Group:
@@ -77,8 +78,8 @@ def _matrix(data: Data, quantity: str, name: str, pairs: Pairs) -> Group:
     labels = [
         Label(panel.categories[i % B], panel.benchmarks[i % B], panel.benchmarks[j % B]) for i, j in pairs
     ]
-    is_r = data.statistic == "pearson"
-    return Group(f"matrix_{name}", quantity, labels, values, n, is_correlation=is_r, used=used)
+    how = {"is_correlation": data.statistic == "pearson", "range_of": always(CORRELATION)}
+    return Group(f"matrix_{name}", quantity, labels, values, n, used=used, **how)
 
 
 def _sums_over_rows(x_PC: Array, y_PC: Array) -> Array:

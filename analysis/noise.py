@@ -19,7 +19,7 @@ import math
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,7 @@ from evalengine.analysis.items import names
 from evalengine.analysis.latent import Latent, latent_r, pooled, symmetric
 from evalengine.analysis.panel import Array, Panel
 from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
+from evalengine.analysis.ranges import CORRELATION, Range, always
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row, plain_row
 
@@ -166,7 +167,12 @@ def reliability(data: Data, quantity: str, known: Mapping[str, ByBenchmark]) -> 
             for kind, value_C, note in zip(kinds, value_3C, notes, strict=True):
                 label = Label(panel.categories[b], panel.benchmarks[b], kind)
                 found[scale].append(Statistic(label, value_C, int(used_M.sum()), used_M, note))
-    return group_of("reliability", quantity, found)
+    # Below 0 where the mixtures differ less than noise makes them.
+    return group_of("reliability", quantity, found, range_of=_range_of)
+
+
+def _range_of(label: Label) -> Range:
+    return CORRELATION if label.other == CEILING else Range(-math.inf, 1.0)
 
 
 def without_noise(study: Study, quantity: str, known: Mapping[str, ByBenchmark]) -> list[Row]:
@@ -198,10 +204,9 @@ def without_noise(study: Study, quantity: str, known: Mapping[str, ByBenchmark])
             used_M = np.array([m.used_M for m in chosen]).reshape(-1, len(panel.mixtures)).any(axis=0)
             n = min((m.n for m in chosen), default=0)
             means.append(Statistic(label, value_C, n, used_M, without(lost)))
-        group = group_of("category_reliability", quantity, {scale: means}, interval="jackknife")
-        rows = study.rows(group) if means else []
-        # A ratio of corrected variances may lie beyond what a correlation can be, and so may its interval.
-        out += [bounded(row, -1.0, 1.0, "estimate", "low", "high") for row in rows]
+        how = {"interval": "jackknife", "range_of": always(CORRELATION)}
+        group = group_of("category_reliability", quantity, {scale: means}, **how)
+        out += study.rows(group) if means else []
     return out
 
 
@@ -210,12 +215,6 @@ def latent_row(protocol: str, quantity: str, scale: str, label: Label, r: Latent
     ends = {"low": r.low, "high": r.high, "interval": "profile likelihood", "n": n}
     said = {"note": note.text, "note_kind": note.kind}
     return plain_row(protocol, quantity, scale, label, r.estimate, **ends, **said)
-
-
-def bounded(row: Row, least: float, most: float, *fields: str) -> Row:
-    """A row whose named fields are cut to lie between two bounds."""
-    cut: dict[str, Any] = {field: float(np.clip(getattr(row, field), least, most)) for field in fields}
-    return row._replace(**cut)
 
 
 def latent_of(found: Measured, level: float) -> Latent:

@@ -44,9 +44,10 @@ from evalengine.analysis.groups import (
     without,
 )
 from evalengine.analysis.latent import latent_r, pooled, symmetric
-from evalengine.analysis.noise import bounded, covariances, latent_row
+from evalengine.analysis.noise import covariances, latent_row
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import CAUTION, Claim, Protocol, Study
+from evalengine.analysis.ranges import CORRELATION, SHARE, Range
 from evalengine.analysis.results import Results, share_with_interval, with_interval
 from evalengine.analysis.tables import Row, rows_of
 
@@ -208,8 +209,7 @@ def _of_means(panel: Panel, known: dict[int, Components]) -> Iterator[Statistic]
 
 
 def _rows(study: Study, plan: Resamples, at: tuple[str, str, str], found: Iterable[Statistic]) -> list[Row]:
-    """Rows at a protocol, quantity and scale. Jackknife intervals know no bounds: those of shares are cut to 0 and 1, those of
-    ceilings to -1 and 1.
+    """Rows at a protocol, quantity and scale, with jackknife intervals.
 
     Resampling mixtures would keep to them, but of two copies of a mixture the seeds look like all of the difference: BCa-t
     held 0.3 in 67% of simulated means of seven shares, the jackknife in 95%.
@@ -217,10 +217,12 @@ def _rows(study: Study, plan: Resamples, at: tuple[str, str, str], found: Iterab
     protocol, quantity, scale = at
     if not (listed := list(found)):
         return []
-    group = group_of(protocol, quantity, {scale: listed}, interval="jackknife")
-    bounds = {BETWEEN: (-math.inf, math.inf), CEILING: (-1.0, 1.0)}
-    rows = rows_of(group, plan, study.options)
-    return [bounded(row, *bounds.get(row.other, (0.0, 1.0)), "low", "high") for row in rows]
+    group = group_of(protocol, quantity, {scale: listed}, interval="jackknife", range_of=_range_of)
+    return rows_of(group, plan, study.options)
+
+
+def _range_of(label: Label) -> Range:
+    return CORRELATION if label.other in (BETWEEN, CEILING) else SHARE
 
 
 def shown(results: Results) -> Iterator[Part]:

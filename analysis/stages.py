@@ -40,6 +40,7 @@ from evalengine.analysis.groups import (
 )
 from evalengine.analysis.panel import Panel, Steps
 from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.ranges import always, of_quantity
 from evalengine.analysis.results import Results, p_value, with_interval
 from evalengine.analysis.tables import Options, Row, rows_of
 from evalengine.analysis.transfer import category_transfer, transfer
@@ -156,7 +157,8 @@ def _levels(panel: Panel, steps: Steps, quantity: str, s: int, scale: str, w_MC:
             label = Label(category, f"mean of {len(used)}", stage)
             used_M = known[t][:, used].any(axis=1)
             found.append(Statistic(label, mean_of_known(mean_TBC[t, used]), n, used_M, note))
-    return group_of("stage_mean", quantity, {scale: found}, interval="jackknife")
+    how = {"interval": "jackknife", "range_of": always(of_quantity(quantity))}
+    return group_of("stage_mean", quantity, {scale: found}, **how)
 
 
 def shown(results: Results) -> Iterator[Part]:

@@ -26,6 +26,7 @@ from evalengine.analysis.mixtures import Mixtures, joined
 from evalengine.analysis.orders import permutation_words
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Study
+from evalengine.analysis.ranges import SHARE
 from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.results import MANIFEST, TABLES_VERSION
 from evalengine.analysis.tables import Options, Row
@@ -203,5 +204,6 @@ def curve_rows(panel: Panel, level: float) -> tuple[Sequence[str], list[list[Any
             half = stdtrit(n - 1, 0.5 + level / 2) * accuracy.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
             mean = accuracy.mean()
             point = (panel.scales[s], panel.stages[t], panel.categories[b], panel.benchmarks[b], k)
-            rows.append([*point, share.mean(), confidence.mean(), mean, mean - half, mean + half, n])
+            ends = np.clip([mean - half, mean + half], *SHARE)
+            rows.append([*point, share.mean(), confidence.mean(), mean, *ends.tolist(), n])
     return CURVE_COLUMNS, rows

@@ -127,7 +127,12 @@ def _rows(
     undefined_S2 = np.full((len(unsure), 2), np.nan)
     # A mean taken out for each block takes one mixture's worth of information, as a covariate of a partial r does.
     z = fisher(found.estimate, n - (plan.blocks - 1), options.level) if group.is_correlation else undefined_S2
-    ends = {**found.ends, "fisher": z}
+    least_S, most_S = np.array([group.range_of(label) for label in group.labels]).reshape(-1, 2).T
+    estimate_S = np.clip(found.estimate, least_S, most_S)
+    ends = {
+        name: np.clip(end_S2, least_S[:, None], most_S[:, None])
+        for name, end_S2 in {**found.ends, "fisher": z}.items()
+    }
     fallback = ~np.isfinite(ends[kind][:, 0]) & np.isfinite(ends[second][:, 0])
     chosen = np.where(fallback[:, None], ends[second], ends[kind])
     p, q = p_and_q or (undefined_S2[:, 0], undefined_S2[:, 0])
@@ -151,7 +156,7 @@ def _rows(
                 quantity=group.quantity,
                 scale=scale,
                 **label._asdict(),
-                estimate=float(found.estimate[s]),
+                estimate=float(estimate_S[s]),
                 low=float(chosen[s, 0]),
                 high=float(chosen[s, 1]),
                 n=int(n[s]),

@@ -38,6 +38,7 @@ from evalengine.analysis.groups import (
 )
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import CAUTION, SUPPORTED, UNSUPPORTED, Claim, Protocol, Study
+from evalengine.analysis.ranges import CORRELATION, always, of_difference
 from evalengine.analysis.results import Results, excludes_zero, interval_words, with_interval
 from evalengine.analysis.scatter import scatters
 from evalengine.analysis.tables import Row
@@ -79,7 +80,7 @@ def transfer(data: Data, quantity: str) -> Group:
             note = Note(UNDEFINED, why) if why else Note()
             found[scale].append(Statistic(label, value_BC[b], n, used_M, note))
     how = {"is_correlation": data.statistic == "pearson", "contrast_interval": "jackknife"}
-    return group_of("transfer", quantity, found, **how)
+    return group_of("transfer", quantity, found, range_of=always(CORRELATION), **how)
 
 
 def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int, few: bool) -> str:
@@ -126,7 +127,8 @@ def quantity_contrasts(accuracy: Group, confidence: Group, panel: Panel) -> Iter
     }
     n = {scale: np.minimum(accuracy.n[scale], confidence.n[scale]) for scale in values}
     used = {scale: accuracy.used[scale] | confidence.used[scale] for scale in values}
-    single = Group("transfer", BOTH, accuracy.labels, values, n, notes, used=used)
+    range_of = of_difference(accuracy.range_of)
+    single = Group("transfer", BOTH, accuracy.labels, values, n, notes, used=used, range_of=range_of)
     for group in (single, category_transfer(single, panel)):
         labels = [label._replace(minus=confidence.quantity) for label in group.labels]
         kind = group.contrast_interval
