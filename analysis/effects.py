@@ -31,6 +31,7 @@ from evalengine.analysis.groups import Data, Group, Label, Note, Statistic, mean
 from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.panel import Array, Panel
 from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.ranges import CORRELATION, always, difference, of_quantity
 from evalengine.analysis.results import Results, p_value
 from evalengine.analysis.tables import Row, plain_row
 
@@ -113,11 +114,13 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> list[Group]:
         known = np.isfinite(joined[:, :, 0])
         known_PM = known[pairs[:, 0]] & known[pairs[:, 1]]
         value_PC[degrees_of_freedom(known_PM, sample.block_M) < 3] = np.nan
-        found[scale] = [
-            Statistic(label, value_C, n, Note() if np.isfinite(value_C[0]) else few if n < 4 else flat)
-            for label, value_C, n in zip(labels, value_PC, known_PM.sum(axis=1).tolist(), strict=True)
+        notes = [
+            Note() if np.isfinite(value_C[0]) else few if known_M.sum() < 4 else flat
+            for value_C, known_M in zip(value_PC, known_PM, strict=True)
         ]
-    single = Group.of("mixture_effect", quantity, found, is_correlation=data.statistic == "pearson")
+        found[scale] = [Statistic(*one) for one in zip(labels, value_PC, known_PM, notes, strict=True)]
+    how = {"is_correlation": data.statistic == "pearson", "range_of": always(CORRELATION)}
+    single = Group.of("mixture_effect", quantity, found, **how)
     return [single] if quantity == R_ALIGN else [single, _means(single, panel)]
 
 
@@ -143,6 +146,7 @@ def web_source_differences(data: Data, quantity: str, mixtures: Mixtures, level:
     source = [mixtures.web_source[m] for m in panel.mixtures]
     levels = list(dict.fromkeys(source))
     code = mixtures.shares.get(CODE, {})
+    within = difference(CORRELATION if quantity == R_ALIGN else of_quantity(quantity))
     design = _design(source, levels, [f"{code.get(m, 0.0):.6f}" for m in panel.mixtures])
     rows = []
     for scale, stage, (category, name), y in _values(data, quantity):
@@ -151,7 +155,7 @@ def web_source_differences(data: Data, quantity: str, mixtures: Mixtures, level:
             continue
         for i, j, estimate, half, freedom in _contrasts(design[keep], y[keep], len(levels), level):
             label = Label(category, name, at_stage(stage, f"{levels[j]} - {levels[i]}"))
-            three = estimate, estimate - half, estimate + half
+            three = estimate, *np.clip([estimate - half, estimate + half], *within)
             note = Note(text=f"t interval, {freedom} degrees of freedom")
             rows.append(plain_row("web_source", quantity, scale, label, three, int(keep.sum()), note))
     return rows
