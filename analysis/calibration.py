@@ -50,9 +50,17 @@ def means(panel: Panel, quantity: str, value_STMB: Array, weight_MC: Array) -> G
     values = {scale: mean_LC for scale, (mean_LC, _) in found.items()}
     used = {scale: used_LM for scale, (_, used_LM) in found.items()}
     n = {scale: used_LM.sum(axis=1) for scale, used_LM in used.items()}
-    how = {"interval": "jackknife", "contrast_interval": "jackknife"}
-    range_of = always(of_quantity(quantity))
-    group = Group("mean", quantity, labels, values, n, used=used, range_of=range_of, **how)
+    group = Group(
+        "mean",
+        quantity,
+        labels,
+        values,
+        n,
+        interval="jackknife",
+        contrast_interval="jackknife",
+        used=used,
+        range_of=always(of_quantity(quantity)),
+    )
     of_stages = {
         scale: _difference(x_LM[1::2], x_LM[::2], weight_MC, square, "stages")
         for scale, x_LM in zip(panel.scales, x_SLM, strict=True)

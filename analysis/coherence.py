@@ -141,8 +141,18 @@ def _means(protocol: str, quantity: str, labels: list[Label], means: dict[str, M
         values[scale] = np.array(rows).reshape(len(labels), value_PC.shape[1])
         n[scale], notes[scale] = np.array(counts, dtype=np.int64), said
         used[scale] = np.array(used_SM).reshape(len(labels), of.used_PM.shape[1])
-    how = {"interval": "bca-t", "range_of": always(CORRELATION)}
-    return Group(protocol, quantity, labels, values, n, notes, means=means, used=used, **how)
+    return Group(
+        protocol,
+        quantity,
+        labels,
+        values,
+        n,
+        notes,
+        interval="bca-t",
+        means=means,
+        used=used,
+        range_of=always(CORRELATION),
+    )
 
 
 def shown(results: Results) -> Iterator[Part]:

@@ -101,8 +101,9 @@ def _decide(
         notes[scale] = said
         used[scale] = np.repeat(np.concatenate([known_BM, np.array(of_mean_M)]), 2, axis=0)
         of_means[scale] = Means(found.reshape(2 * B, -1), np.repeat(known_BM, 2, axis=0), every)
-    how = {"means": of_means, "used": used, "range_of": _range_of}
-    return Group("decision", quantity, labels, values, n, notes, **how)
+    return Group(
+        "decision", quantity, labels, values, n, notes, means=of_means, used=used, range_of=_range_of
+    )
 
 
 def _range_of(label: Label) -> Range:

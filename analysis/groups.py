@@ -152,7 +152,7 @@ def means_of(
             lost = [single.labels[k].name for k in index if k not in defined]
             n = min((int(single.n[scale][k]) for k in defined), default=least_n)
             mean_C = mean_of_known(value_SC[defined])
-            used_M = used_SM[defined].any(axis=0)
+            used_M = np.asarray(used_SM[defined].any(axis=0))
             found[scale].append(Statistic(label, mean_C, n, used_M, without(lost, " (no r)")))
         means[scale] = Means(value_SC, used_SM, members)
     how = {"interval": "jackknife-z", "means": means, "range_of": single.range_of}

@@ -78,8 +78,16 @@ def _matrix(data: Data, quantity: str, name: str, pairs: Pairs) -> Group:
     labels = [
         Label(panel.categories[i % B], panel.benchmarks[i % B], panel.benchmarks[j % B]) for i, j in pairs
     ]
-    how = {"is_correlation": data.statistic == "pearson", "range_of": always(CORRELATION)}
-    return Group(f"matrix_{name}", quantity, labels, values, n, used=used, **how)
+    return Group(
+        f"matrix_{name}",
+        quantity,
+        labels,
+        values,
+        n,
+        is_correlation=data.statistic == "pearson",
+        used=used,
+        range_of=always(CORRELATION),
+    )
 
 
 def _sums_over_rows(x_PC: Array, y_PC: Array) -> Array:

@@ -201,9 +201,9 @@ def without_noise(study: Study, quantity: str, known: Mapping[str, ByBenchmark])
                 value_C = pooled(covariance_B3C, np.array([m.noise for m in chosen]))
             label = Label(category, f"mean of {len(chosen)}", WITHOUT_NOISE)
             lost = [panel.benchmarks[b] for b in index if b not in usable]
-            used_M = np.array([m.used_M for m in chosen]).reshape(-1, len(panel.mixtures)).any(axis=0)
+            used_BM = np.array([m.used_M for m in chosen]).reshape(-1, len(panel.mixtures))
             n = min((m.n for m in chosen), default=0)
-            means.append(Statistic(label, value_C, n, used_M, without(lost)))
+            means.append(Statistic(label, value_C, n, np.asarray(used_BM.any(axis=0)), without(lost)))
         how = {"interval": "jackknife", "range_of": always(CORRELATION)}
         group = group_of("category_reliability", quantity, {scale: means}, **how)
         out += study.rows(group) if means else []
