@@ -154,7 +154,8 @@ def rows(study: Study, quantity: str, known_at: Mapping[str, Known]) -> Iterator
         for category, index in panel.with_all().items():
             if used := [b for b in index if b in counts]:
                 kept = [regrets[b] for b in index if b in regrets]
-                label, n = Label(category, f"mean of {len(kept)}"), min(counts[b] for b in used)
+                n = min(counts[b] for b in used if b in regrets or not kept)
+                label = Label(category, f"mean of {len(kept)}")
                 said = Note.without([panel.benchmarks[b] for b in index if b not in regrets])
                 yield from _rows(study, quantity, scale, label, kept, n, said)
 

@@ -185,7 +185,7 @@ def read_choices(store: Path | str, metric: str | None = None, formats: bool = F
         refuse_all({name: choices.category})
         scored[name] = len(choices.item_I)
         usable_KI = np.logical_and.reduceat(np.isfinite(choices.loglik_KC), choices.offset_I1[:-1], axis=1)
-        keep_I = usable_KI.all(axis=0)
+        keep_I = np.asarray(usable_KI.all(axis=0))
         if not keep_I.any():
             empty = [
                 one

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import scipy.stats as st
+from test_protocols import NAMES, make
 
 from evalengine.analysis import calibration
 from evalengine.analysis.bootstrap import Basis, draw_resamples, intervals, jackknife_t
@@ -188,3 +189,37 @@ def test_the_orders_within_blocks_are_said_by_the_mixtures_of_each_test() -> Non
     part = analyse(study(range(9), range(8)), options, factors)
     assert part.method["block"]["permutations"] == "72 to 216 orders, no p below 0.0046"
     assert "(72 to 216 orders, no p below 0.0046)" in part.panel.notes[-1]
+
+
+def test_similarity_of_the_matrices_has_the_n_of_both_and_a_mean_at_a_stage_that_of_its_benchmarks() -> None:
+    panel = make(seed=5)
+    panel.values["accuracy"][1, 1, 4, 2] = np.nan  # without a benchmark after fine-tuning alone
+    rows = analyse(panel, Options()).tables["matrices"]
+    n = {r.scale: r.n for r in rows if (r.protocol, r.quantity, r.contrast) == ("similarity", "accuracy", "")}
+    assert n == {"240M": 9, "1B": 8}
+
+
+def test_why_there_is_no_r_with_a_share() -> None:
+    panel = make(seed=5)
+    panel.values["accuracy"][0, 0, 5:, 0] = np.nan
+    panel.values["accuracy"][0, 0, 4:, 1] = np.nan
+    panel.values["accuracy"][0, 0, 3:, 2] = np.nan
+    panel.values["accuracy"][0, 0, :, 3] = 0.5
+    share = {m: 0.1 * k for k, m in enumerate(panel.mixtures)}
+    rows = analyse(panel, Options(), Mixtures({"code share": share}, {})).tables["mixture_effects"]
+    said = {
+        r.name: r.note
+        for r in rows
+        if (r.protocol, r.quantity, r.scale, r.other)
+        == ("mixture_effect", "accuracy", "240M", "pt: code share")
+    }
+    few, often, every, flat = (said[name] for name in (NAMES[2], NAMES[1], NAMES[0], NAMES[3]))
+    assert few == "fewer than 4 mixtures have a value"
+    # At most one of 4, or of 5, mixtures is in a resample of 9: none, or each alone.
+    shares = [
+        (5 / 9) ** 9 + 4 * ((6 / 9) ** 9 - (5 / 9) ** 9),
+        (4 / 9) ** 9 + 5 * ((5 / 9) ** 9 - (4 / 9) ** 9),
+    ]
+    assert shares[0] > 0.05 > shares[1] and "no r" not in every and "not" not in every
+    assert often == "4 of 9 mixtures have a value: r is undefined in more than 5% of the resamples"
+    assert flat == "accuracy hardly varies over the mixtures: no r"
