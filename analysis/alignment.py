@@ -38,6 +38,7 @@ from evalengine.analysis.groups import (
     means_of,
 )
 from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.ranges import CORRELATION, always
 from evalengine.analysis.results import Results
 from evalengine.analysis.tables import Row
 from evalengine.analysis.verdicts import ALPHA
@@ -107,7 +108,7 @@ def _group(
         scale: [_statistic(data, label, find(data, side)) for label, side in zip(labels, of, strict=True)]
         for scale, of in by_scale.items()
     }
-    group = Group.of("alignment", ALIGNED, values, **how)
+    group = Group.of("alignment", ALIGNED, values, range_of=always(CORRELATION), **how)
 
     def differences(kind: str, minus: str, of: list[Label], *sides: Sequence[Any]) -> list[Statistic]:
         return [
@@ -140,7 +141,7 @@ def _statistic(data: Data, label: Label, found: Found, kind: str = "") -> Statis
         note = Note.partial(f"over the {n} mixtures that have a value at both {kind}s")
     else:
         note = Note()
-    return Statistic(label, value_C, n, note)
+    return Statistic(label, value_C, found.known_M, note)
 
 
 def _over_mixtures(data: Data, r_MC: Array, earlier_MC: Array | None = None) -> Found:
@@ -169,7 +170,7 @@ def _persistence(data: Data, within: Mapping[str, Sequence[Array]]) -> Group:
             r_C = correlate(both, np.array([[0, 1]]), data.statistic)[0]
             known_M = np.isfinite(before_MC[:, 0] + after_MC[:, 0])
             values[scale].append(_statistic(data, label, Found(r_C, known_M, np.zeros_like(known_M))))
-    return Group.of("alignment", ALIGNED, values)
+    return Group.of("alignment", ALIGNED, values, range_of=always(CORRELATION))
 
 
 def over_benchmarks(x_BMC: Array, y_BMC: Array, statistic: str) -> Array:
@@ -228,13 +229,13 @@ def _across_mixtures(data: Data) -> Group:
         known_VM = np.isfinite(both.x_VMC[:V, :, 0] + both.x_VMC[V:, :, 0])
         value_VC = correlate(both, pairs, data.statistic)
         value_VC[degrees_of_freedom(known_VM, both.block_M) < 3] = np.nan
-        value_VC, n_V = data.reportable(value_VC), known_VM.sum(axis=1).tolist()
         of = [Label(*name, stage) for stage, _ in stages for name in names]
-        found[scale] = [Statistic(*one) for one in zip(of, value_VC, n_V, strict=True)]
+        found[scale] = [Statistic(*one) for one in zip(of, data.reportable(value_VC), known_VM, strict=True)]
     members = panel.category_members()
     labels = [Label(category, ACROSS, stage) for category in members for stage, _ in stages]
     index = [[b + start for b in listed] for listed in members.values() for _, start in stages]
-    group = means_of(Group.of("alignment", ALIGNED, found), "alignment", labels, index)
+    single = Group.of("alignment", ALIGNED, found, range_of=always(CORRELATION))
+    group = means_of(single, "alignment", labels, index)
     group = replace(group, interval="bca")
     before, after = range(0, len(labels), 2), range(1, len(labels), 2)
     return replace(group, contrasts=(stage_contrast(group, before, after, panel.stages[0]),))

@@ -18,9 +18,9 @@ from dataclasses import replace
 import numpy as np
 
 from evalengine.analysis.bootstrap import DEGENERATE_MOST, constant_share
-from evalengine.analysis.correlation import all_orders, orders
 from evalengine.analysis.items import names
 from evalengine.analysis.mixtures import WEB_SOURCE, Mixtures
+from evalengine.analysis.orders import permutation_words
 from evalengine.analysis.panel import Array, Blocks, Panel
 from evalengine.errors import UserError
 
@@ -29,13 +29,17 @@ FREEDOM_LEAST = 3  # degrees of freedom within blocks
 LARGE = 0.5  # share of the variance between mixtures above which a factor is pointed out
 
 
-def with_blocks(panel: Panel, asked: str, mixtures: Mixtures | None) -> Panel:
-    """The panel with the blocks asked for (`blocks_of`), and a note on what they mean, or on a factor that asks for them."""
+def with_blocks(panel: Panel, asked: str, mixtures: Mixtures | None, statistic: str = "pearson") -> Panel:
+    """The panel with the blocks asked for (`blocks_of`), and a note on what they mean, or on a factor that asks for them.
+
+    statistic: that of the study, for the note.
+    """
     if (blocks := blocks_of(panel.mixtures, asked, mixtures)) is None:
         factors = _factors(panel.mixtures, mixtures)
         notes = [note for name, labels in factors.items() if (note := _explained(panel, name, labels))]
         return replace(panel, notes=(*panel.notes, *notes)) if notes else panel
-    return replace(panel, blocks=blocks, notes=(*panel.notes, _said(blocks)))
+    panel = replace(panel, blocks=blocks)
+    return replace(panel, notes=(*panel.notes, _said(blocks, permutation_words(panel, statistic))))
 
 
 def blocks_of(compared: Sequence[str], asked: str, mixtures: Mixtures | None) -> Blocks | None:
@@ -101,20 +105,12 @@ def words(factor: str) -> str:
     return factor.replace("_", " ") if factor == WEB_SOURCE else factor
 
 
-def _said(blocks: Blocks) -> str:
+def _said(blocks: Blocks, permuted: str) -> str:
     return (
         f"Every correlation over mixtures is within {blocks.factor} ({', '.join(dict.fromkeys(blocks.labels))}), whose means are "
-        f"taken out: mixtures are permuted ({permutation_words(blocks.labels)}) and resampled within it; the table "
+        f"taken out: mixtures are permuted ({permuted}) and resampled within it; the table "
         "across_blocks has the plain r"
     )
-
-
-def permutation_words(labels: Sequence[str]) -> str:
-    """How many orders a permutation test within blocks walks."""
-    counts = _counts(labels)
-    if not all_orders(counts):
-        return "100,000 sampled orders"
-    return f"{orders(counts):,} orders, no p below {1.0 / orders(counts):.2g}"
 
 
 def _explained(panel: Panel, name: str, labels: tuple[str, ...]) -> str:

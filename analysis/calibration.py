@@ -13,17 +13,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import resamples
 from evalengine.analysis.claims import CAUTION, Claim
 from evalengine.analysis.contrasts import contrast_group
 from evalengine.analysis.figure import Curves, File, Folded, Heading, Part, Table
-from evalengine.analysis.groups import ALL, SCALE, STAGE, Array, Group, Label, Note, Statistic
+from evalengine.analysis.groups import ALL, SCALE, STAGE, Array, Group, Label, Mask, Note, Statistic
 from evalengine.analysis.inverting import inverted
 from evalengine.analysis.items import names
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.ranges import always, of_quantity
 from evalengine.analysis.results import Results, excludes_zero
 from evalengine.analysis.tables import Row, rows_of
 
@@ -56,10 +56,11 @@ def means(panel: Panel, quantity: str, value_STMB: Array, weight_MC: Array) -> G
     found, of_stages = {}, {}
     later = [label._replace(minus=before) for label in labels[1::2]]
     for scale, x_LM in zip(panel.scales, x_SLM, strict=True):
-        mean_LC, n_L = _mean(x_LM, weight_MC, square)
-        found[scale] = [Statistic(*one) for one in zip(labels, mean_LC, n_L.tolist(), strict=True)]
+        each = zip(labels, *_mean(x_LM, weight_MC, square), strict=True)
+        found[scale] = [Statistic(*one) for one in each]
         of_stages[scale] = _differences(later, x_LM[1::2], x_LM[::2], weight_MC, square, "stages")
-    group = Group.of("mean", quantity, found, interval="jackknife", contrast_interval="jackknife")
+    how = {"interval": "jackknife", "contrast_interval": "jackknife"}
+    group = Group.of("mean", quantity, found, range_of=always(of_quantity(quantity)), **how)
     contrasts = [contrast_group(group, STAGE, of_stages)]
     if len(panel.scales) > 1:
         minus = [label._replace(minus=panel.scales[0]) for label in labels]
@@ -68,15 +69,15 @@ def means(panel: Panel, quantity: str, value_STMB: Array, weight_MC: Array) -> G
     return replace(group, contrasts=tuple(contrasts))
 
 
-def _mean(x_LM: Array, weight_MC: Array, square: bool) -> tuple[Array, NDArray[np.int64]]:
-    """(L, C) means over the mixtures with a value, or roots of the mean signed squares, and (L,) how many those are."""
+def _mean(x_LM: Array, weight_MC: Array, square: bool) -> tuple[Array, Mask]:
+    """(L, C) means over the mixtures with a value, or roots of the mean signed squares, and (L, M) which those are."""
     x_LM = np.sign(x_LM) * x_LM**2 if square else x_LM
     known = np.isfinite(x_LM)
     masks, of_L = np.unique(known, axis=0, return_inverse=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         total_LC = (masks.astype(np.float64) @ weight_MC)[of_L.ravel()]
         mean_LC = (np.where(known, x_LM, 0.0) @ weight_MC) / total_LC
-    return np.sign(mean_LC) * np.sqrt(np.abs(mean_LC)) if square else mean_LC, known.sum(axis=1)
+    return np.sign(mean_LC) * np.sqrt(np.abs(mean_LC)) if square else mean_LC, known
 
 
 def _differences(
@@ -84,14 +85,14 @@ def _differences(
 ) -> list[Statistic]:
     known = [np.isfinite(side) for side in (minuend_LM, subtrahend_LM)]
     common = known[0] & known[1]
-    (minuend_LC, n_L), (subtrahend_LC, _) = (
+    (minuend_LC, _), (subtrahend_LC, _) = (
         _mean(np.where(common, side, np.nan), weight_MC, square) for side in (minuend_LM, subtrahend_LM)
     )
     notes = [
         Note.partial(f"over the {n} mixtures that have a value at both {sides}") if n < most else Note()
-        for n, most in zip(n_L, (known[0] | known[1]).sum(axis=1), strict=True)
+        for n, most in zip(common.sum(axis=1), (known[0] | known[1]).sum(axis=1), strict=True)
     ]
-    each = zip(labels, minuend_LC - subtrahend_LC, n_L.tolist(), notes, strict=True)
+    each = zip(labels, minuend_LC - subtrahend_LC, common, notes, strict=True)
     return [Statistic(*one) for one in each]
 
 

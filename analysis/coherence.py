@@ -35,6 +35,7 @@ from evalengine.analysis.groups import (
 from evalengine.analysis.items import names
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.ranges import CORRELATION, always
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row
 from evalengine.analysis.verdicts import ALPHA
@@ -58,7 +59,7 @@ def coherence(data: Data, quantity: str) -> Group:
     ends = np.cumsum([0, *map(len, chosen)])
     members = [list(range(start, end)) for start, end in itertools.pairwise(ends.tolist())]
     means = {
-        scale: Means(data.correlate(quantity, scale, every), data.n(quantity, scale, every), members)
+        scale: Means(data.correlate(quantity, scale, every), data.basis(quantity, scale, every), members)
         for scale in panel.scales
     }
     group = _means("coherence", quantity, labels, means)
@@ -106,9 +107,9 @@ def benchmark_coherence(of: Group, panel: Panel) -> Group:
             found[scale] = []
             for s in several:
                 rest_C = _rest(pairs_of, every[whole[s]], members[s])
-                n = min(group.n[scale][s], of.n[scale][whole[s]])
                 label, value_C = labels[s]._replace(minus=OTHERS), group.values[scale][s] - rest_C
-                found[scale].append(Statistic(label, value_C, n, group.notes[scale][s]))
+                parts = group.basis(scale).chosen([s]).joined(of.basis(scale).chosen([whole[s]]))
+                found[scale].append(Statistic.of_parts(label, value_C, parts, group.notes[scale][s]))
         contrasts.append(contrast_group(group, BENCHMARK, found))
     return replace(group, contrasts=tuple(contrasts))
 
@@ -128,7 +129,8 @@ def _means(protocol: str, quantity: str, labels: list[Label], means: dict[str, M
             return Note.undefined(f"{label.category} has one benchmark, so no pairs")
         return Note.partial(f"without {len(lost)} of the pairs (no r)") if lost else Note()
 
-    return replace(group_of_means(protocol, quantity, labels, means, said), interval="bca-t")
+    range_of = always(CORRELATION)
+    return group_of_means(protocol, quantity, labels, means, said, interval="bca-t", range_of=range_of)
 
 
 def shown(results: Results) -> Iterator[Part]:

@@ -26,11 +26,13 @@ from evalengine.analysis.groups import (
     Statistic,
     mean_of_known,
 )
+from evalengine.analysis.ranges import of_difference
 
 
 def contrast_group(of: Group, kind: str, found: Mapping[str, Sequence[Statistic]]) -> Group:
     """The contrast of a group's statistics, from the differences at each scale; their labels name both sides."""
-    return Group.of(of.protocol, of.quantity, found, interval=of.contrast_interval, contrast=kind)
+    how = {"interval": of.contrast_interval, "contrast": kind, "range_of": of_difference(of.range_of)}
+    return Group.of(of.protocol, of.quantity, found, **how)
 
 
 def scale_contrast(group: Group) -> Group:
@@ -52,9 +54,10 @@ def category_contrasts(means: Group) -> tuple[Group, ...]:
         for i, j in pairs:
             texts = [(means.labels[s].category, means.notes[scale][s].text) for s in (i, j)]
             text = "; ".join(f"{category} {text}" for category, text in texts if text)
-            label, n = means.labels[i]._replace(minus=means.labels[j].category), min(means.n[scale][[i, j]])
+            label, parts = means.labels[i]._replace(minus=means.labels[j].category), means.basis(scale)
             note = Note.partial(text) if text else Note()
-            found[scale].append(Statistic(label, value_SC[i] - value_SC[j], n, note))
+            value_C = value_SC[i] - value_SC[j]
+            found[scale].append(Statistic.of_parts(label, value_C, parts.chosen([i, j]), note))
     return (contrast_group(means, CATEGORY, found),)
 
 
@@ -77,7 +80,9 @@ def differences(
     if ours.means:
         return differences_of_means(labels, ours.means[scale], theirs.means[other], where)
     value_SC, n_S = ours.values[scale] - theirs.values[other], np.minimum(ours.n[scale], theirs.n[other])
-    return [Statistic(*one) for one in zip(labels, value_SC, n_S.tolist(), strict=True)]
+    used_SM = ours.used[scale] | theirs.used[other]
+    each = zip(labels, value_SC, used_SM, n_S.tolist(), strict=True)
+    return [Statistic(label, value_C, used_M, fewest=n) for label, value_C, used_M, n in each]
 
 
 def differences_of_means(
@@ -95,11 +100,11 @@ def differences_of_means(
         ]
         common = [(p, q) for p, q, both in zip(ours, theirs, map(all, known), strict=True) if both]
         i, j = ([pair[side] for pair in common] for side in (0, 1))
-        note = Note()
+        note, value_C = Note(), mean_of_known(first[i]) - mean_of_known(second[j])
         if not common:
             note = Note.undefined(f"none of them has a value {where}")
         elif len(common) < sum(map(any, known)):
             note = Note.partial(f"over the {len(common)} that have a value {where}")
-        n = int(min([*minuend.n_P[i], *subtrahend.n_P[j]], default=0))
-        found.append(Statistic(label, mean_of_known(first[i]) - mean_of_known(second[j]), n, note))
+        parts = minuend.basis.chosen(i).joined(subtrahend.basis.chosen(j))
+        found.append(Statistic.of_parts(label, value_C, parts, note))
     return found

@@ -32,6 +32,7 @@ Array = NDArray[np.float64]
 BlockNumbers = NDArray[np.int64]  # (M,), the number of each mixture's block
 STATISTICS = ("pearson", "spearman", "kendall")
 EXACT_PERMUTATIONS = math.factorial(9)  # orders up to which all are walked
+SAMPLED = 100_000  # and how many seeded ones, where there are more
 TINY = 1e-12  # variance of standardised data below which a resample counts as constant
 COLUMN_BYTES = 32 << 20  # of data that differ by column, at once
 COUNTED = 64  # mixtures up to which ranks in columns of their own are counted, not sorted
@@ -284,7 +285,7 @@ def similarity_terms(x_SM: Array, y_SM: Array) -> Array:
 
 
 def permutation_p(
-    a_SMM: Array, seed: int = 0, count: int = 100_000, block_M: BlockNumbers | None = None
+    a_SMM: Array, seed: int = 0, count: int = SAMPLED, block_M: BlockNumbers | None = None
 ) -> Array:
     """Two-sided p of each statistic sum_m A[m, perm(m)] against permuting the mixtures (within blocks): P(|t*| >= |t|).
 
@@ -354,7 +355,7 @@ def _permuted_tau_p(
     i, j = i[alike], j[alike]
     sign_x_BP, sign_y_BMM = (np.sign((v[:, :, None] - v[:, None, :]).round(12)) for v in (x_BM, y_BM))
     sign_x_BP = sign_x_BP[:, i, j]
-    orders_KM = _orders(blocks, seed, min(100_000, max(999, TAU_TERMS // len(i)))).T
+    orders_KM = _orders(blocks, seed, sampled_orders(block_sizes(M, block_M), "kendall")).T
     if not all_orders(block_sizes(M, block_M)):  # the observed order counts as one of them
         orders_KM = np.concatenate([np.arange(M)[None], orders_KM])
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -392,8 +393,14 @@ def all_orders(sizes: Sequence[int]) -> bool:
     return orders(sizes) <= EXACT_PERMUTATIONS
 
 
+def sampled_orders(sizes: Sequence[int], statistic: str) -> int:
+    """How many seeded orders a permutation test of transfers walks, where it does not walk all."""
+    pairs = sum(math.comb(m, 2) for m in sizes)
+    return min(SAMPLED, max(999, TAU_TERMS // pairs)) if statistic == "kendall" else SAMPLED
+
+
 def orders_within(
-    block_M: BlockNumbers, seed: int = 0, count: int = 100_000
+    block_M: BlockNumbers, seed: int = 0, count: int = SAMPLED
 ) -> tuple[NDArray[np.int16], bool]:
     """(N, M) orders of the mixtures within blocks, and whether they are all of them, else `count` seeded ones."""
     sizes = block_sizes(len(block_M), block_M)

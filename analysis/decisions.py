@@ -14,9 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evalengine.analysis import true_decisions, true_regret
+from evalengine.analysis.bootstrap import Basis
 from evalengine.analysis.correlation import DECISION, Sample, pair_sums
 from evalengine.analysis.figure import File, Folded, Heading, Part, Table, blocks, pivot, with_benchmarks
 from evalengine.analysis.groups import (
@@ -31,8 +31,8 @@ from evalengine.analysis.groups import (
     mean_of_known,
 )
 from evalengine.analysis.item_bootstrap import item_data
-from evalengine.analysis.noise import bounded
 from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.ranges import POSITIVE, SHARE, Range
 from evalengine.analysis.results import Results, in_its_unit, percent, share_with_interval
 from evalengine.analysis.tables import Row, rows_of
 
@@ -77,43 +77,44 @@ def _decide(
         )
         for category, index in members.items()
     }
-    for scale, (value_B2C, n_B) in of_scale.items():
+    for scale, (value_B2C, basis) in of_scale.items():
         found[scale] = []
         why_B = []
-        for b, n in enumerate(n_B.tolist()):
+        for b, (used_M, n) in enumerate(zip(*basis, strict=True)):
             why = "fewer than 4 mixtures" if n < 4 else ties
             why_B.append(Note() if np.isfinite(value_B2C[b, 0, 0]) else Note.undefined(why))
             for name, value_C in zip(measures, value_B2C[b], strict=True):
                 label = Label(panel.categories[b], panel.benchmarks[b], name)
-                found[scale].append(Statistic(label, value_C, n, why_B[b]))
+                found[scale].append(Statistic(label, value_C, used_M, why_B[b]))
         for category, index in members.items():
             used = [b for b in index if not why_B[b].kind]
             note = Note.without([f"{panel.benchmarks[b]} ({why_B[b].text})" for b in index if b not in used])
-            n = min((int(n_B[b]) for b in used), default=0)
             for m, name in enumerate(measures):
-                label = Label(category, of_mean[category], name)
-                found[scale].append(Statistic(label, mean_of_known(value_B2C[used, m]), n, note))
-        means[scale] = Means(value_B2C.reshape(2 * B, -1), np.repeat(n_B, 2), every)
-    return Group.of("decision", quantity, found, means=means)
+                label, mean_C = Label(category, of_mean[category], name), mean_of_known(value_B2C[used, m])
+                found[scale].append(Statistic.of_parts(label, mean_C, basis.chosen(used), note))
+        of_measures = basis.chosen(np.repeat(np.arange(B), len(measures)))
+        means[scale] = Means(value_B2C.reshape(2 * B, -1), of_measures, every)
+    return Group.of("decision", quantity, found, means=means, range_of=_range_of)
+
+
+def _range_of(label: Label) -> Range:
+    return SHARE if label.other in ("pairwise agreement", "top1") else POSITIVE
 
 
 def _of_benchmarks(
     sample: Sample, B: int, lower_is_better: bool, measure: Callable[[Sample], Array]
-) -> tuple[Array, NDArray[np.int64]]:
-    """(B, 2, C) values of a pair of measures, NaN with fewer than 4 mixtures, and how many mixtures there are, (B,)."""
+) -> tuple[Array, Basis]:
+    """(B, 2, C) values of a pair of measures, NaN with fewer than 4 mixtures, and what they rest on."""
     value_B2C = np.full((B, 2, sample.w_MC.shape[1]), np.nan)
-    n_B = np.zeros(B, dtype=np.int64)
+    basis = Basis.of(np.isfinite(sample.x_VMC[:B, :, 0] + sample.x_VMC[B:, :, 0]))
     sign = -1.0 if lower_is_better else 1.0
-    for b in range(B):
-        chosen = sample.x_VMC[[b, B + b]]
-        keep = np.asarray(np.isfinite(chosen[:, :, 0]).all(axis=0))
-        n_B[b] = keep.sum()
-        if n_B[b] >= 4:
-            part = replace(sample, x_VMC=chosen).only(keep)
+    for b, (keep, n) in enumerate(zip(*basis, strict=True)):
+        if n >= 4:
+            part = replace(sample, x_VMC=sample.x_VMC[[b, B + b]]).only(keep)
             x_VMC = np.round(sign * part.x_VMC, 12)  # equal accuracies stay tied
             w_MC = part.w_MC if keep.all() else np.nan_to_num(part.w_MC)
             value_B2C[b] = measure(replace(part, x_VMC=x_VMC, w_MC=w_MC))
-    return value_B2C, n_B
+    return value_B2C, basis
 
 
 def _pairwise(sample: Sample) -> Array:
@@ -151,7 +152,7 @@ def rows(study: Study) -> list[Row]:
     for quantity in panel.quantities:
         if quantity == "confidence":
             continue
-        out += map(_within_shares, study.rows(pairwise(study.data, quantity)))
+        out += study.rows(pairwise(study.data, quantity))
         known = true_decisions.known_noise(study, quantity)
         out += true_decisions.rows(study, quantity, known)
         out += true_regret.rows(study, quantity, known)
@@ -170,13 +171,6 @@ def rows(study: Study) -> list[Row]:
         how = "items resampled, percentile interval"
         out += [row._replace(note="; ".join(filter(None, [row.note, how]))) for row in best]
     return out
-
-
-def _within_shares(row: Row) -> Row:
-    """A share's interval cut to 0 and 1, a difference's to -1 and 1: within blocks it is a t interval of the jackknife."""
-    if row.other != "pairwise agreement":
-        return row
-    return bounded(row, -1.0 if row.contrast else 0.0, 1.0, "low", "high")
 
 
 def shown(results: Results) -> Iterator[Part]:

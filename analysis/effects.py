@@ -27,10 +27,11 @@ from evalengine.analysis.correlation import (
     residuals,
 )
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, Table
-from evalengine.analysis.groups import Data, Group, Label, Note, Statistic, means_of
+from evalengine.analysis.groups import OFTEN_UNDEFINED, Data, Group, Label, Note, Statistic, means_of
 from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.panel import Array, Panel
 from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.ranges import CORRELATION, always, difference, of_quantity
 from evalengine.analysis.results import Results, p_value
 from evalengine.analysis.tables import Row, plain_row
 
@@ -100,25 +101,42 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> list[Group]:
     B, V = len(names), 2 * len(names)
     pairs = np.array([(v, V + k) for k in range(len(shares)) for v in range(V)])
     labels = [Label(*names[v % B], at_stage(panel.stages[v // B], name)) for name in shares for v in range(V)]
-    few = Note.undefined("fewer than 4 mixtures have a value")
-    flat = Note.undefined(f"{quantity} hardly varies over the mixtures: no r")
-    found = {}
+    found: dict[str, list[Statistic]] = {}
     for scale in panel.scales:
         sample = data.sample(panel.quantities[0] if quantity == R_ALIGN else quantity, scale)
         x_VMC = variables(data, quantity, scale).x_VMC
         extra = np.stack(list(shares.values()))[:, :, None]
         extra = np.broadcast_to(extra, (len(shares), *x_VMC.shape[1:]))
         joined = np.concatenate([x_VMC, extra])
-        value_PC = data.reportable(correlate(replace(sample, x_VMC=joined), pairs, data.statistic))
+        value_PC = correlate(replace(sample, x_VMC=joined), pairs, data.statistic)
+        defined_P = np.isfinite(value_PC[:, 0])
+        value_PC = data.reportable(value_PC)
         known = np.isfinite(joined[:, :, 0])
         known_PM = known[pairs[:, 0]] & known[pairs[:, 1]]
-        value_PC[degrees_of_freedom(known_PM, sample.block_M) < 3] = np.nan
-        found[scale] = [
-            Statistic(label, value_C, n, Note() if np.isfinite(value_C[0]) else few if n < 4 else flat)
-            for label, value_C, n in zip(labels, value_PC, known_PM.sum(axis=1).tolist(), strict=True)
-        ]
-    single = Group.of("mixture_effect", quantity, found, is_correlation=data.statistic == "pearson")
+        few_P = degrees_of_freedom(known_PM, sample.block_M) < 3
+        value_PC[few_P] = np.nan
+        found[scale] = []
+        for p, label in enumerate(labels):
+            note = Note()
+            if np.isnan(value_PC[p, 0]):
+                why = _why_nan(data, quantity, int(known_PM[p].sum()), bool(few_P[p]), bool(defined_P[p]))
+                note = Note.undefined(why)
+            found[scale].append(Statistic(label, value_PC[p], known_PM[p], note))
+    how = {"is_correlation": data.statistic == "pearson", "range_of": always(CORRELATION)}
+    single = Group.of("mixture_effect", quantity, found, **how)
     return [single] if quantity == R_ALIGN else [single, _means(single, panel)]
+
+
+def _why_nan(data: Data, quantity: str, n: int, few: bool, defined: bool) -> str:
+    """The reason why a correlation with a share is not reported."""
+    if n < 4:
+        return "fewer than 4 mixtures have a value"
+    blocks = data.panel.blocks
+    if few and blocks is not None:
+        return f"{n} mixtures have a value, too few to compare within {blocks.factor}"
+    if defined:
+        return f"{n} of {len(data.panel.mixtures)} mixtures have a value: r is {OFTEN_UNDEFINED}"
+    return f"{quantity} hardly varies over the mixtures: no r"
 
 
 def _means(single: Group, panel: Panel) -> Group:
@@ -143,6 +161,7 @@ def web_source_differences(data: Data, quantity: str, mixtures: Mixtures, level:
     source = [mixtures.web_source[m] for m in panel.mixtures]
     levels = list(dict.fromkeys(source))
     code = mixtures.shares.get(CODE, {})
+    within = difference(CORRELATION if quantity == R_ALIGN else of_quantity(quantity))
     design = _design(source, levels, [f"{code.get(m, 0.0):.6f}" for m in panel.mixtures])
     rows = []
     for scale, stage, (category, name), y in _values(data, quantity):
@@ -151,7 +170,7 @@ def web_source_differences(data: Data, quantity: str, mixtures: Mixtures, level:
             continue
         for i, j, estimate, half, freedom in _contrasts(design[keep], y[keep], len(levels), level):
             label = Label(category, name, at_stage(stage, f"{levels[j]} - {levels[i]}"))
-            three = estimate, estimate - half, estimate + half
+            three = estimate, *np.clip([estimate - half, estimate + half], *within)
             note = Note(text=f"t interval, {freedom} degrees of freedom")
             rows.append(plain_row("web_source", quantity, scale, label, three, int(keep.sum()), note))
     return rows

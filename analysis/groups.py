@@ -10,19 +10,21 @@ Dims: V = 2B variables (benchmarks before, then after), M mixtures, C columns, S
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis import cells
-from evalengine.analysis.bootstrap import DEGENERATE_MOST, Resamples, degenerate_share
+from evalengine.analysis.bootstrap import DEGENERATE_MOST, Basis, Resamples, degenerate_share
 from evalengine.analysis.correlation import Sample, correlate, degrees_of_freedom
 from evalengine.analysis.panel import Panel
+from evalengine.analysis.ranges import RangeOf, unknown
 
 Array = NDArray[np.float64]
 Pairs = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 ALL = cells.ALL
 
 
@@ -73,29 +75,46 @@ OFTEN_UNDEFINED = f"undefined in more than {DEGENERATE_MOST:.0%} of the resample
 
 
 class Statistic(NamedTuple):
-    """One statistic at one scale: what it is about, its value in every column (C,), and the mixtures behind it."""
+    """One statistic at one scale: what it is about, its value in every column (C,), and the mixtures behind it.
+
+    used_M: (M,) behind any part of it. fewest: how many are behind the part that has the fewest; None if it has no parts.
+    """
 
     label: Label
     value_C: Array
-    n: int
+    used_M: Mask
     note: Note = NO_NOTE
+    fewest: int | None = None
+
+    @property
+    def n(self) -> int:
+        """How many mixtures it rests on."""
+        return int(self.used_M.sum()) if self.fewest is None else self.fewest
+
+    @classmethod
+    def of_parts(
+        cls, label: Label, value_C: Array, parts: Basis, note: Note = NO_NOTE, least_n: int = 0
+    ) -> Statistic:
+        """A mean or a difference, from what its parts rest on. least_n: its n where it has none."""
+        used_M, n = parts.together(least_n)
+        return cls(label, value_C, used_M, note, n)
 
 
 class Means(NamedTuple):
-    """What statistics at one scale are the means of: (P, C) values, the (P,) mixtures behind them, and whose mean each is."""
+    """What statistics at one scale are the means of: (P, C) values, what they rest on, and whose mean each is."""
 
     value_PC: Array
-    n_P: NDArray[np.int64]
+    basis: Basis
     members: Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Statistics of one protocol and quantity: per scale (S, C) values, and (S,) how many mixtures they rest on.
+    """Statistics of one protocol and quantity: per scale (S, C) values, (S,) how many mixtures they rest on, and (S, M) which.
 
     means: by scale, where the statistics are means, so that a contrast can be over the members that both sides have.
     contrast: "", or the kind of difference that all of them are. contrasts: of these statistics; that of kind SCALE is made
-    for every group of two scales or more, unless it is among them.
+    for every group of two scales or more, unless it is among them. range_of: what each can be, by its label.
     """
 
     protocol: str
@@ -103,6 +122,7 @@ class Group:
     labels: list[Label]
     values: dict[str, Array]
     n: dict[str, NDArray[np.int64]]
+    used: dict[str, Mask]
     notes: dict[str, list[Note]] = field(default_factory=dict)
     is_correlation: bool = False  # of single pairs, so that Fisher's z applies
     interval: str = "bca"  # the kind that holds its coverage for such statistics
@@ -110,6 +130,11 @@ class Group:
     contrast_interval: str = "bca-t"  # the same for their contrasts
     contrast: str = ""
     contrasts: tuple[Group, ...] = ()
+    range_of: RangeOf = unknown
+
+    def basis(self, scale: str) -> Basis:
+        """What the statistics rest on at a scale."""
+        return Basis(self.used[scale], self.n[scale])
 
     @classmethod
     def of(cls, protocol: str, quantity: str, found: Mapping[str, Sequence[Statistic]], **how: Any) -> Group:
@@ -120,6 +145,7 @@ class Group:
             [one.label for one in next(iter(found.values()))],
             {scale: np.array([one.value_C for one in listed]) for scale, listed in found.items()},
             {scale: np.array([one.n for one in listed]) for scale, listed in found.items()},
+            {scale: np.array([one.used_M for one in listed]) for scale, listed in found.items()},
             {scale: [one.note for one in listed] for scale, listed in found.items()},
             **how,
         )
@@ -137,9 +163,11 @@ def means_of(
     def said(label: Label, index: Sequence[int], lost: Sequence[int]) -> Note:
         return Note.without([single.labels[k].name for k in lost], " (no r)")
 
-    means = {scale: Means(value_SC, single.n[scale], members) for scale, value_SC in single.values.items()}
-    group = group_of_means(protocol, single.quantity, labels, means, said, least_n)
-    return replace(group, interval="jackknife-z")
+    means = {
+        scale: Means(value_SC, single.basis(scale), members) for scale, value_SC in single.values.items()
+    }
+    how = {"interval": "jackknife-z", "range_of": single.range_of}
+    return group_of_means(protocol, single.quantity, labels, means, said, least_n, **how)
 
 
 def group_of_means(
@@ -149,17 +177,21 @@ def group_of_means(
     means: dict[str, Means],
     said: Callable[[Label, Sequence[int], Sequence[int]], Note],
     least_n: int = 0,
+    **how: Any,
 ) -> Group:
-    """A group of the means over the members that have an r. said: the note of a label's members, and of those without one."""
+    """A group of the means over the members that have an r. said: the note of a label's members, and of those without one.
+
+    how: further fields of the group.
+    """
     found: dict[str, list[Statistic]] = {}
-    for scale, (value_PC, n_P, members) in means.items():
+    for scale, of in means.items():
         found[scale] = []
-        for label, index in zip(labels, members, strict=True):
-            defined = [k for k in index if np.isfinite(value_PC[k, 0])]
-            n = min((int(n_P[k]) for k in defined), default=least_n)
+        for label, index in zip(labels, of.members, strict=True):
+            defined = [k for k in index if np.isfinite(of.value_PC[k, 0])]
             note = said(label, index, [k for k in index if k not in defined])
-            found[scale].append(Statistic(label, mean_of_known(value_PC[defined]), n, note))
-    return Group.of(protocol, quantity, found, means=means)
+            mean_C = mean_of_known(of.value_PC[defined])
+            found[scale].append(Statistic.of_parts(label, mean_C, of.basis.chosen(defined), note, least_n))
+    return Group.of(protocol, quantity, found, means=means, **how)
 
 
 def mean_name(sizes: set[int], of: int) -> str:
@@ -181,15 +213,18 @@ class Data:
     def sample(self, quantity: str, scale: str) -> Sample:
         return self.samples[quantity, scale]
 
-    def n(self, quantity: str, scale: str, pairs: Pairs) -> NDArray[np.int64]:
-        known = np.isfinite(self.sample(quantity, scale).x_VMC[:, :, 0])
-        return (known[pairs[:, 0]] & known[pairs[:, 1]]).sum(axis=1)
+    def used(self, quantity: str, scale: str, pairs: Pairs) -> Mask:
+        """The mixtures that have both values of a pair, (P, M)."""
+        known_VM = np.isfinite(self.sample(quantity, scale).x_VMC[:, :, 0])
+        return np.asarray(known_VM[pairs[:, 0]] & known_VM[pairs[:, 1]])
 
-    def few(self, quantity: str, scale: str, pairs: Pairs) -> NDArray[np.bool_]:
+    def basis(self, quantity: str, scale: str, pairs: Pairs) -> Basis:
+        """What pairs rest on."""
+        return Basis.of(self.used(quantity, scale, pairs))
+
+    def few(self, quantity: str, scale: str, pairs: Pairs) -> Mask:
         """Whether a pair has fewer than 4 mixtures, or 3 more than there are blocks with any of them, (P,)."""
-        sample = self.sample(quantity, scale)
-        known_VM = np.isfinite(sample.x_VMC[:, :, 0])
-        return degrees_of_freedom(known_VM[pairs[:, 0]] & known_VM[pairs[:, 1]], sample.block_M) < 3
+        return degrees_of_freedom(self.used(quantity, scale, pairs), self.panel.block_M) < 3
 
     def correlate(self, quantity: str, scale: str, pairs: Pairs) -> Array:
         """(P, C); NaN for pairs with too few mixtures, and for those that too many resamples leave undefined."""

@@ -7,6 +7,7 @@ their place, as EleutherAI/pythia does: pythia-160m/zero-shot/160m_step1000.json
 
 from __future__ import annotations
 
+import hashlib
 import math
 import posixpath
 import re
@@ -190,9 +191,39 @@ def read_lm_eval(path: Path, who: Checkpoint, known: Mapping[str, Known], metric
             "limit": "" if items else limit,
             "version": version_of(raw, task),
             "commit": commit,
+            **prompt_of(raw, shots)._asdict(),
         }
         results.append(result_of(who, benchmark, known, "accuracy", value, items, stderr, **source))
     return Part(path, results, groups=_groups(raw, known), left_out=left_out)
+
+
+class Prompt(NamedTuple):
+    """How items were put to a model, as far as a file says it; "" where it does not."""
+
+    chat: str
+    template: str
+    system: str
+
+
+def prompt_of(raw: Mapping[str, Any], shots: int | None) -> Prompt:
+    """Whether a chat template was applied (with the few-shot examples as turns of it, where there are any), its hash, and the
+    system instruction."""
+    chat, template = "", ""
+    if "chat_template" in raw:
+        chat = "none"
+        if raw["chat_template"]:
+            turns = raw.get("fewshot_as_multiturn") is True and shots != 0
+            chat = "a chat template" + ", examples as turns" * turns
+            template = printable(_first(raw, "chat_template_sha")[:12])
+    system = ""
+    if "system_instruction" in raw:
+        text = raw["system_instruction"]
+        system = printable(" ".join(str(text).split())) if text else "none"
+        if len(system) > 60:  # what is cut off may differ
+            system = (
+                f"{system[:48]}... ({hashlib.sha256(str(text).encode(errors='replace')).hexdigest()[:12]})"
+            )
+    return Prompt(chat, template, system)
 
 
 def shots_of(raw: Mapping[str, Any], task: str) -> int | None:

@@ -48,7 +48,8 @@ class Result(NamedTuple):
     stderr: the standard error of `value`. chance: what guessing scores. Both are shares of one and NaN where unknown.
     replicate: which of several runs of one mixture, scale and stage. score: acc, acc_norm. shots: the number of few-shot
     examples. limit: of items, where their number is not known (0). version: of the task. commit: of the model's
-    repository.
+    repository. chat: whether a chat template was applied. template: its hash. system: the system instruction. All "" where the
+    file does not say it.
     """
 
     checkpoint: str
@@ -69,6 +70,9 @@ class Result(NamedTuple):
     limit: str = ""
     version: str = ""
     commit: str = ""
+    chat: str = ""
+    template: str = ""
+    system: str = ""
 
 
 def result_of(
@@ -232,19 +236,28 @@ def refuse_two_files(a: Path, b: Path, what: str, shots_a: int | None, shots_b: 
 
 
 def _compare_settings(results: Iterable[Result]) -> list[str]:
-    """Refuses one benchmark with different scores, few-shot examples or items, where the files say them.
+    """Refuses one benchmark with different scores, few-shot examples or items, or at one stage with different chat formats or
+    system instructions, where the files say them.
 
-    Returns notes on what may have changed between two files: the version of a task, or the weights behind a hub name.
+    Returns notes on what may have changed between two files: the version of a task, the weights behind a hub name, a chat
+    template; and on stages that were asked differently, as before and after learning a chat format they may be.
     """
     first: dict[tuple[str, str, str], tuple[str, Path]] = {}
     notes: dict[tuple[str, str, str], str] = {}
     for one in results:
         shots = "" if one.shots is None else str(one.shots)
+        at_stage = f"{one.benchmark} at {one.stage}"
+        refused = APART if one.stage else ""
         for subject, setting, value, advice in (
             (one.benchmark, "scores", one.score, "choose one with --metric"),
             (one.benchmark, "numbers of few-shot examples", shots, APART),
             (one.benchmark, "numbers of items", str(one.items or ""), APART),
             (one.benchmark, "limits of items", one.limit, APART),
+            (at_stage, "chat formats", one.chat, refused),
+            (at_stage, "system instructions", one.system, refused),
+            (at_stage, "chat templates", one.template, ""),
+            (one.benchmark, "chat formats", one.chat, ""),
+            (one.benchmark, "system instructions", one.system, ""),
             (one.benchmark, "versions of the task", one.version, ""),
             (one.checkpoint, "commits of the model", one.commit, ""),
         ):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from evalengine.analysis.bootstrap import Array, Resamples, acceleration, below, jackknife_error
+from evalengine.analysis.bootstrap import Array, Basis, Resamples, acceleration, below, jackknife_error
 from evalengine.analysis.correlation import benjamini_hochberg
 from evalengine.analysis.groups import Group
 from evalengine.analysis.tables import Tests
@@ -25,13 +25,13 @@ def inverted(group: Group, plan: Resamples) -> Tests:
     for part in (part for part in (group, *group.contrasts) if part.contrast):
         for scale, value_SC in part.values.items():
             test = jackknife_p_at_most if part.interval == "jackknife" else p_at_most
-            upper = test(value_SC, plan)
+            upper = test(value_SC, plan, basis=part.basis(scale))
             p = 2.0 * np.minimum(upper, 1.0 - upper)
             out[part.contrast, scale] = (p, benjamini_hochberg(p))
     return out
 
 
-def p_at_most(value_SC: Array, plan: Resamples, value: float = 0.0) -> Array:
+def p_at_most(value_SC: Array, plan: Resamples, value: float = 0.0, basis: Basis | None = None) -> Array:
     """One-sided p of a statistic being at most `value`, (S,); one minus it is the p of being at least that.
 
     With w = Phi^-1(share of resamples below the value), z0 and a as in `bootstrap.intervals`, a BCa end at z lies at the value
@@ -41,23 +41,26 @@ def p_at_most(value_SC: Array, plan: Resamples, value: float = 0.0) -> Array:
     from scipy.special import ndtri, stdtr
 
     value_SC = np.ascontiguousarray(value_SC, dtype=np.float64)
-    first = 1 + plan.jackknife
+    first, units = 1 + plan.jackknife, plan.units(len(value_SC), basis)
     estimate = value_SC[:, 0].copy()
     with np.errstate(all="ignore"):
         share, z0 = (below(value_SC, plan, at)[:, 0] for at in (np.full(len(estimate), value), estimate))
         least = 1.0 / (plan.multiplicity_R.sum() + 1.0)
         farthest, z0 = -ndtri(least), ndtri(z0)
         w = ndtri(share.clip(least, 1.0 - least))
-        slope = 1.0 + acceleration(value_SC[:, 1:first]) * (w - z0)
+        slope = 1.0 + acceleration(units.known(value_SC[:, 1:first])) * (w - z0)
         z = np.where(slope > 0.0, (w - z0) / slope, np.sign(w - z0) * np.inf) - z0
-        p = stdtr(plan.freedom, z.clip(-farthest, farthest))
+        p = stdtr(units.freedom_S, z.clip(-farthest, farthest))
     return np.where(np.isfinite(estimate) & np.isfinite(z0), p, np.nan)
 
 
-def jackknife_p_at_most(value_SC: Array, plan: Resamples, value: float = 0.0) -> Array:
+def jackknife_p_at_most(
+    value_SC: Array, plan: Resamples, value: float = 0.0, basis: Basis | None = None
+) -> Array:
     """The same by the jackknife's interval (`bootstrap.jackknife_t`): Student's test of (estimate - value) / standard error."""
     from scipy.special import stdtr
 
     with np.errstate(all="ignore"):
-        t = (value_SC[:, 0] - value) / jackknife_error(value_SC, plan)
-    return np.asarray(stdtr(plan.freedom, -np.where(value_SC[:, 0] == value, 0.0, t)))
+        t = (value_SC[:, 0] - value) / jackknife_error(value_SC, plan, basis)
+    freedom_S = plan.units(len(value_SC), basis).freedom_S
+    return np.asarray(stdtr(freedom_S, -np.where(value_SC[:, 0] == value, 0.0, t)))

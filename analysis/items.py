@@ -36,10 +36,12 @@ MUST_AGREE = {  # metadata that must be one value per benchmark, and what a user
     "limit": "limits",
     "data_hash": "data files",
 }
-READ = {  # metadata, and as a file has it
-    key: key.encode()
-    for key in (*MUST_AGREE, *ONE_MODEL, "dtype", "backend", "default_score", "checkpoint_seed", "blocks")
-}
+# Of imported samples: what must be one value per benchmark and stage. Before and after learning a chat format it may differ.
+PROMPTS = {"chat_format": "chat formats", "system_instruction": "system instructions"}
+OTHERS = ("dtype", "backend", "default_score", "checkpoint_seed", "blocks")
+READ = {
+    key: key.encode() for key in (*MUST_AGREE, *PROMPTS, *ONE_MODEL, *OTHERS)
+}  # metadata, and as a file has it
 
 
 class Checkpoint(NamedTuple):
@@ -125,9 +127,9 @@ class Scored(NamedTuple):
     metadata: Mapping[str, str]  # of READ, "" where a file does not say
 
 
-def _refuse_mixed(name: str, one: Scored, other: Scored) -> None:
+def _refuse_mixed(name: str, one: Scored, other: Scored, must_agree: Mapping[str, str]) -> None:
     """Refuses two checkpoints that were scored on different data or in different ways."""
-    for key, word in MUST_AGREE.items():
+    for key, word in must_agree.items():
         if one.metadata[key] != other.metadata[key]:
             raise UserError(
                 f"{name} was scored with different {word}: '{one.metadata[key]}' ({one.checkpoint}); "
@@ -149,6 +151,13 @@ def _notes(found: Sequence[Scored]) -> list[str]:
         for key in ("dtype", "backend")
         if len({metadata[key] for _, metadata in found}) > 1
     ]
+    for key, word in PROMPTS.items():
+        said = {metadata[key]: name for name, metadata in reversed(found) if metadata[key]}
+        if len(said) > 1:
+            listed = ", ".join(f"'{value}' ({name})" for value, name in reversed(said.items()))
+            notes.append(
+                f"stages were scored with different {word}, which may be what changed between them: {listed}"
+            )
     return notes
 
 
@@ -189,6 +198,7 @@ def scored_tables(
     from evalengine.store import read
 
     first: tuple[Scored, pa.Table] | None = None
+    first_at: dict[tuple[str, str], Scored] = {}  # stage, and one of PROMPTS
     for path in group:
         table = read(path)
         if table.num_rows == 0:
@@ -210,10 +220,14 @@ def scored_tables(
         stated = {"seed": metadata["checkpoint_seed"], "blocks": metadata["blocks"]}
         if any(stated.values()):
             checkpoints[checkpoint] = checkpoints[checkpoint]._replace(**stated)
+        for key, word in PROMPTS.items():
+            if (stage := checkpoints[checkpoint].stage) is not None and metadata[key]:
+                at_stage = first_at.setdefault((stage, key), scored)
+                _refuse_mixed(f"{name} at {stage}", at_stage, scored, {key: word})
         if first is None:
             first = scored, table
         else:
-            _refuse_mixed(name, first[0], scored)
+            _refuse_mixed(name, first[0], scored, MUST_AGREE)
             if not table["item"].chunk(0).equals(first[1]["item"].chunk(0)):
                 table = _same_order(name, first[0].checkpoint, first[1], checkpoint, table)
         yield scored, table

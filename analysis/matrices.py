@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from evalengine.analysis.correlation import bounded_ratio
 from evalengine.analysis.figure import File, Folded, Heading, Heatmaps, Intervals, Part, by, file_part
 from evalengine.analysis.groups import ALL, Array, Data, Group, Label, Pairs, Statistic
 from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.ranges import CORRELATION, always
 from evalengine.analysis.results import Results, excludes_zero
 from evalengine.analysis.tables import Row
 
@@ -45,6 +47,7 @@ def matrices(data: Data, quantity: str) -> Iterator[Group]:
     upper = np.stack(np.triu_indices(B, 1), axis=-1)
     sums = {scale: np.zeros((6, columns)) for scale in panel.scales}
     n = {scale: len(panel.mixtures) for scale in panel.scales}
+    used = {scale: np.zeros(len(panel.mixtures), dtype=bool) for scale in panel.scales}
     for start in range(0, len(upper), step):
         pairs = upper[start : start + step]
         before, after = (
@@ -55,23 +58,31 @@ def matrices(data: Data, quantity: str) -> Iterator[Group]:
             x_PC, y_PC = before.values[scale], after.values[scale]
             sums[scale] += _sums_over_rows(x_PC, y_PC)
             known_P = np.isfinite(x_PC[:, 0] + y_PC[:, 0])
-            n[scale] = int(before.n[scale][known_P].min(initial=n[scale]))
+            for side in (before, after):
+                n[scale] = int(side.n[scale][known_P].min(initial=n[scale]))
+                used[scale] |= side.used[scale][known_P].any(axis=0)
     label = Label(ALL, f"{len(upper)} pairs", ", ".join(panel.stages))
-    found = {scale: [Statistic(label, _pearson_of_sums(sums[scale]), n[scale])] for scale in panel.scales}
+    found = {
+        scale: [Statistic(label, _pearson_of_sums(sums[scale]), used[scale], fewest=n[scale])]
+        for scale in panel.scales
+    }
     # The pairs share benchmarks and mixtures, so they are far from independent: the interval comes from resampling mixtures,
     # and a p-value that takes the pairs for so many observations would be wrong.
-    yield Group.of("similarity", quantity, found)
+    yield Group.of("similarity", quantity, found, range_of=always(CORRELATION))
 
 
 def _matrix(data: Data, quantity: str, name: str, pairs: Pairs) -> Group:
     panel = data.panel
     B = len(panel.benchmarks)
     values = {scale: data.correlate(quantity, scale, pairs) for scale in panel.scales}
-    n = {scale: data.n(quantity, scale, pairs) for scale in panel.scales}
+    basis = {scale: data.basis(quantity, scale, pairs) for scale in panel.scales}
+    used = {scale: one.used_SM for scale, one in basis.items()}
+    n = {scale: one.n_S for scale, one in basis.items()}
     labels = [
         Label(panel.categories[i % B], panel.benchmarks[i % B], panel.benchmarks[j % B]) for i, j in pairs
     ]
-    return Group(f"matrix_{name}", quantity, labels, values, n, {}, data.statistic == "pearson")
+    how: dict[str, Any] = {"is_correlation": data.statistic == "pearson", "range_of": always(CORRELATION)}
+    return Group(f"matrix_{name}", quantity, labels, values, n, used, **how)
 
 
 def _sums_over_rows(x_PC: Array, y_PC: Array) -> Array:

@@ -19,11 +19,12 @@ import math
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evalengine.analysis.bootstrap import Basis
 from evalengine.analysis.claims import CAUTION, Claim
 from evalengine.analysis.correlation import (
     BlockNumbers,
@@ -39,6 +40,7 @@ from evalengine.analysis.items import names
 from evalengine.analysis.latent import Latent, latent_r, pooled, symmetric
 from evalengine.analysis.panel import Array, Panel
 from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.ranges import CORRELATION, Range, always
 from evalengine.analysis.results import Results, with_interval
 from evalengine.analysis.tables import Row, plain_row
 
@@ -90,8 +92,13 @@ class Measured(NamedTuple):
 
     noise: ItemNoise
     covariance_3C: Array  # of the values before, after, and of both
-    n: int  # mixtures
-    freedom: int  # less the means that are taken out: one, or one a block
+    used_M: NDArray[np.bool_]  # the mixtures that have both
+    freedom: int  # how many they are less the means that are taken out: one, or one a block
+
+    @property
+    def n(self) -> int:
+        """Mixtures."""
+        return int(self.used_M.sum())
 
     @property
     def lost_in_noise(self) -> bool:
@@ -122,7 +129,7 @@ def measured(data: Data, quantity: str, scale: str) -> ByBenchmark:
             out[b] = Note.undefined(why)
         else:
             found = covariances(replace(sample, x_VMC=sample.x_VMC[[b, B + b]]), keep)
-            out[b] = Measured(noise, found, int(keep.sum()), freedom)
+            out[b] = Measured(noise, found, keep, freedom)
     return out
 
 
@@ -142,17 +149,22 @@ def reliability(data: Data, quantity: str, known: Mapping[str, ByBenchmark]) -> 
     found: dict[str, list[Statistic]] = {}
     for scale in panel.scales:
         found[scale] = []
-        columns = data.sample(quantity, scale).w_MC.shape[1]
+        M, columns = data.sample(quantity, scale).w_MC.shape
         for b, one in known[scale].items():
             if isinstance(one, Note):
-                value_3C, n, notes = np.full((3, columns), np.nan), 0, [one] * 3
+                value_3C, used_M, notes = np.full((3, columns), np.nan), np.zeros(M, dtype=bool), [one] * 3
             else:
-                value_3C, n = _reliabilities(one), one.n
+                value_3C, used_M = _reliabilities(one), one.used_M
                 notes = [Note(), Note(), NOISY if (value_3C[:2, 0] <= 0).any() else Note()]
             for kind, value_C, note in zip(kinds, value_3C, notes, strict=True):
                 label = Label(panel.categories[b], panel.benchmarks[b], kind)
-                found[scale].append(Statistic(label, value_C, n, note))
-    return Group.of("reliability", quantity, found)
+                found[scale].append(Statistic(label, value_C, used_M, note))
+    # Below 0 where the mixtures differ less than noise makes them.
+    return Group.of("reliability", quantity, found, range_of=_range_of)
+
+
+def _range_of(label: Label) -> Range:
+    return CORRELATION if label.other == CEILING else Range(-math.inf, 1.0)
 
 
 def without_noise(study: Study, quantity: str, known: Mapping[str, ByBenchmark]) -> list[Row]:
@@ -182,18 +194,12 @@ def without_noise(study: Study, quantity: str, known: Mapping[str, ByBenchmark])
                 value_C = pooled(covariance_B3C, np.array([m.noise for m in chosen]))
             label = Label(category, f"mean of {len(chosen)}", WITHOUT_NOISE)
             lost = [panel.benchmarks[b] for b in index if b not in usable]
-            means.append(Statistic(label, value_C, min((m.n for m in chosen), default=0), Note.without(lost)))
-        group = Group.of("category_reliability", quantity, {scale: means}, interval="jackknife")
-        rows = study.rows(group) if means else []
-        # A ratio of corrected variances may lie beyond what a correlation can be, and so may its interval.
-        out += [bounded(row, -1.0, 1.0, "estimate", "low", "high") for row in rows]
+            used_PM = np.array([m.used_M for m in chosen]).reshape(-1, len(panel.mixtures))
+            means.append(Statistic.of_parts(label, value_C, Basis.of(used_PM), Note.without(lost)))
+        how = {"interval": "jackknife", "range_of": always(CORRELATION)}
+        group = Group.of("category_reliability", quantity, {scale: means}, **how)
+        out += study.rows(group) if means else []
     return out
-
-
-def bounded(row: Row, least: float, most: float, *fields: str) -> Row:
-    """A row whose named fields are cut to lie between two bounds."""
-    cut: dict[str, Any] = {field: float(np.clip(getattr(row, field), least, most)) for field in fields}
-    return row._replace(**cut)
 
 
 def latent_of(found: Measured, level: float) -> Latent:

@@ -21,6 +21,7 @@ from evalengine.analysis.explain import findings
 from evalengine.analysis.explain.explainer import Findings
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.figure import File, Part, Table, files, panels
+from evalengine.analysis.items import names
 from evalengine.analysis.page import html
 from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.results import Method, Results, interval_words, load_results
@@ -92,7 +93,9 @@ def shown(results: Results, explained: Findings | None) -> list[tuple[Method, li
     for protocol in PROTOCOLS:
         parts += protocol.shown(results)
     out = [(results.method, parts)]
-    return out if explained is None else [*out, (explained.method, findings.shown(explained))]
+    if explained is not None:
+        out.append((explained.method, [*differences(results, explained), *findings.shown(explained)]))
+    return out
 
 
 def load_both(tables: Path) -> tuple[Results, Findings | None]:
@@ -106,14 +109,48 @@ def load_both(tables: Path) -> tuple[Results, Findings | None]:
                 f"{tables} holds correlations of {correlated} and explanations of {explained_}: run `evalengine explain STORE "
                 f"--out {tables} --stages {','.join(one['stages'])}`, or delete explain.json"
             )
-        if one["benchmarks"] != other["benchmarks"] or not all(
-            set(one[key]) <= set(other[key]) for key in ("scales", "mixtures")
+        kept = [k for k, name in enumerate(one["benchmarks"]) if name not in other["left_out"]]
+        items = [[one["items"][k] for k in kept] if one["metrics"] else other["scored"], other["scored"]]
+        if (
+            [one["benchmarks"][k] for k in kept] != other["benchmarks"]
+            or not all(set(one[key]) <= set(other[key]) for key in ("scales", "mixtures"))
+            or items[0] != items[1]
         ):
             raise UserError(
                 f"{tables} holds tables of two studies: run `evalengine explain STORE --out {tables}` on the store of the"
                 " correlations, or delete explain.json"
             )
+        metrics = [one["metrics"][k] for k in kept] if one["metrics"] else other["metrics"]
+        if differ := [
+            f"{benchmark} ({metric}, {explained_by})"
+            for benchmark, metric, explained_by in zip(
+                other["benchmarks"], metrics, other["metrics"], strict=True
+            )
+            if metric != explained_by
+        ]:
+            raise UserError(
+                f"{tables} holds correlations and explanations by different scores of {names(differ)}: run `evalengine explain "
+                f"STORE --out {tables}` with the --metric of the correlations, or delete explain.json"
+            )
     return results, explained
+
+
+def differences(results: Results, explained: Findings) -> list[str]:
+    """Sentences on how `correlate` and `explain` were run otherwise, on what is one study."""
+    said = []
+    levels = [f"{of.method['level']:.4g}" for of in (results, explained)]
+    if levels[0] != levels[1]:
+        said.append(
+            f"The intervals of `evalengine explain` have the level {levels[1]}, those of `evalengine correlate` {levels[0]}."
+        )
+    factors = [results.method["block"].get("factor", ""), explained.method["block"]]
+    if factors[0] != factors[1]:
+        how = [
+            f"compares mixtures within {factor}" if factor else "takes all mixtures as exchangeable"
+            for factor in factors
+        ]
+        said.append(f"`evalengine correlate` {how[0]}, `evalengine explain` {how[1]}.")
+    return said
 
 
 def page(results: Results, explained: Findings | None = None) -> str:
@@ -175,7 +212,7 @@ def _in_plain_words(results: Results, explained: Findings | None) -> str:
 
 def _method(results: Results) -> str:
     m = results.method
-    orders = f"{m['permutations']} orders"
+    orders = f"orders: {m['permutations']}"
     if block := m["block"]:
         orders = f"permuted within {block['factor']}: {block['permutations']}"
     lines = [

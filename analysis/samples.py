@@ -39,6 +39,8 @@ class SampleFile(NamedTuple):
     shots: int | None = None
     limit: str = ""
     version: str = ""  # of the task
+    chat: str = ""  # as in harness.Prompt
+    system: str = ""
 
 
 class Sample(NamedTuple):
@@ -112,10 +114,9 @@ def _about(path: Path, known: Mapping[str, Known]) -> SampleFile:
     raw = harness.read_results(results)
     limit = harness.mapping(raw, "config").get("limit")
     limit = f"{limit:g}" if isinstance(limit, int | float) else ""
-    version = harness.version_of(raw, task)
-    return SampleFile(
-        path, harness.model_of(results, raw), benchmark, harness.shots_of(raw, task), limit, version
-    )
+    version, shots = harness.version_of(raw, task), harness.shots_of(raw, task)
+    chat, _, system = harness.prompt_of(raw, shots)
+    return SampleFile(path, harness.model_of(results, raw), benchmark, shots, limit, version, chat, system)
 
 
 def _metadata(file: SampleFile, about: Known, seed: str) -> dict[str, str]:
@@ -133,6 +134,8 @@ def _metadata(file: SampleFile, about: Known, seed: str) -> dict[str, str]:
         "backend": "imported",
         "dtype": "",
         "checkpoint_seed": seed,
+        "chat_format": file.chat,
+        "system_instruction": file.system,
     }
 
 

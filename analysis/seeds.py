@@ -27,15 +27,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.bootstrap import Resamples, resamples
+from evalengine.analysis.bootstrap import Basis, Resamples, resamples
 from evalengine.analysis.claims import CAUTION, Claim
 from evalengine.analysis.correlation import Sample, weighted_sums
 from evalengine.analysis.figure import Heading, Part, Table, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL, Array, Group, Label, Note, Statistic, mean_of_known
 from evalengine.analysis.latent import latent_r, pooled, symmetric
-from evalengine.analysis.noise import LIKELIHOOD, bounded, covariances
+from evalengine.analysis.noise import LIKELIHOOD, covariances
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.ranges import CORRELATION, SHARE, Range
 from evalengine.analysis.results import Results, share_with_interval, with_interval
 from evalengine.analysis.tables import Row, plain_row, rows_of
 
@@ -49,14 +50,19 @@ class Components(NamedTuple):
     """One benchmark's variances before and after and their covariance, (3, C).
 
     of_means: of the mixtures' means over runs. seeds: the part of it that seeds have. single: what seeds have in single
-    runs. n: mixtures.
+    runs. used_M: the mixtures that have both.
     """
 
     of_means_3C: Array
     seeds_3C: Array
     single_3C: Array
-    n: int
+    used_M: NDArray[np.bool_]
     paired: bool  # whether the seeds' covariance is known
+
+    @property
+    def n(self) -> int:
+        """Mixtures."""
+        return int(self.used_M.sum())
 
     @property
     def note(self) -> Note:
@@ -115,7 +121,7 @@ def components(x_2MR: Array, w_MC: Array) -> Components | None:
         seeds_3C = single_3C * sums[6:9] / sums[9]
     x_MC, y_MC = (mean_M1 for mean_M1, _ in means)
     pair = Sample(np.stack([x_MC, y_MC]), w_MC)
-    return Components(covariances(pair, keep_M), seeds_3C, single_3C, n, paired)
+    return Components(covariances(pair, keep_M), seeds_3C, single_3C, keep_M, paired)
 
 
 def _deviations(x_MR: Array, known_MR: NDArray[np.bool_]) -> tuple[Array, Array]:
@@ -157,7 +163,7 @@ def _of_benchmarks(panel: Panel, known: dict[int, Components]) -> Iterator[Stati
     for b, one in known.items():
         for kind, value_C in zip((*_shares(panel), CEILING), [*one.share_2C, one.ceiling_C], strict=True):
             label = Label(panel.categories[b], panel.benchmarks[b], kind)
-            yield Statistic(label, value_C, one.n, one.note if kind == CEILING else Note())
+            yield Statistic(label, value_C, one.used_M, one.note if kind == CEILING else Note())
 
 
 def _between(study: Study, quantity: str, scale: str, known: dict[int, Components]) -> list[Row]:
@@ -187,14 +193,13 @@ def _of_means(panel: Panel, known: dict[int, Components]) -> Iterator[Statistic]
         note = Note.without([panel.benchmarks[b] for b in index if b not in used])
         if not all(one.paired for one in chosen):
             note = Note.partial("; ".join(filter(None, [note.text, UNPAIRED.text])))
-        n = min(one.n for one in chosen)
+        parts = Basis.of(np.array([one.used_M for one in chosen]))
         for kind, value_C in zip((*_shares(panel), BETWEEN), [*shares_2C, between_C], strict=True):
-            yield Statistic(Label(category, f"mean of {len(chosen)}", kind), value_C, n, note)
+            yield Statistic.of_parts(Label(category, f"mean of {len(chosen)}", kind), value_C, parts, note)
 
 
 def _rows(study: Study, plan: Resamples, at: tuple[str, str, str], found: Iterable[Statistic]) -> list[Row]:
-    """Rows at a protocol, quantity and scale. Jackknife intervals know no bounds: those of shares are cut to 0 and 1, those of
-    ceilings to -1 and 1.
+    """Rows at a protocol, quantity and scale, with jackknife intervals.
 
     Resampling mixtures would keep to them, but of two copies of a mixture the seeds look like all of the difference: BCa-t
     held 0.3 in 67% of simulated means of seven shares, the jackknife in 95%.
@@ -202,10 +207,12 @@ def _rows(study: Study, plan: Resamples, at: tuple[str, str, str], found: Iterab
     protocol, quantity, scale = at
     if not (listed := list(found)):
         return []
-    group = Group.of(protocol, quantity, {scale: listed}, interval="jackknife")
-    bounds = {BETWEEN: (-math.inf, math.inf), CEILING: (-1.0, 1.0)}
-    rows = rows_of(group, plan, study.options)
-    return [bounded(row, *bounds.get(row.other, (0.0, 1.0)), "low", "high") for row in rows]
+    group = Group.of(protocol, quantity, {scale: listed}, interval="jackknife", range_of=_range_of)
+    return rows_of(group, plan, study.options)
+
+
+def _range_of(label: Label) -> Range:
+    return CORRELATION if label.other in (BETWEEN, CEILING) else SHARE
 
 
 def shown(results: Results) -> Iterator[Part]:

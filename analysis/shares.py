@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.bootstrap import Array, Resamples
+from evalengine.analysis.bootstrap import Array, Basis, Resamples
 from evalengine.analysis.figure import Heading, Part, Table
 from evalengine.analysis.groups import ALL, Group, Label, Note
 from evalengine.analysis.inverting import p_at_most
@@ -54,7 +54,8 @@ def benchmark_shares(single: Group, plan: Resamples, level: float) -> list[Row]:
         lost = [label.name for label, known in zip(single.labels, known_B, strict=True) if not known]
         note = Note.without(lost, " (no r)")
         for side, threshold in THRESHOLDS:
-            found = share_of(value_BC[known_B], plan, side, threshold, level)
+            basis = single.basis(scale).chosen(known_B)
+            found = share_of(value_BC[known_B], plan, side, threshold, level, basis)
             label = Label(ALL, f"{side} {threshold:g}", f"share of {known_B.sum()}")
             n = int(single.n[scale][known_B].min())
             about = "transfer_share", single.quantity, scale, label
@@ -62,10 +63,17 @@ def benchmark_shares(single: Group, plan: Resamples, level: float) -> list[Row]:
     return out
 
 
-def share_of(value_SC: Array, plan: Resamples, side: str, threshold: float, level: float = 0.95) -> Share:
+def share_of(
+    value_SC: Array,
+    plan: Resamples,
+    side: str,
+    threshold: float,
+    level: float = 0.95,
+    basis: Basis | None = None,
+) -> Share:
     """Of statistics that all have an estimate, at least one: the share that is "above" or "below" the threshold."""
     sign = 1.0 if side == "above" else -1.0
-    p = p_at_most(sign * value_SC, plan, sign * threshold)
+    p = p_at_most(sign * value_SC, plan, sign * threshold, basis)
     p = np.where(np.isnan(p), 0.5, p)  # no interval, no evidence either way
     low, not_low = (true_discoveries(p_S, (1.0 - level) / 2.0) / len(p) for p_S in (p, 1.0 - p))
     return Share(float((sign * value_SC[:, 0] > sign * threshold).mean()), low, 1.0 - not_low)

@@ -20,13 +20,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evalengine.analysis.bootstrap import Resamples, resamples
+from evalengine.analysis.bootstrap import Basis, Resamples, resamples
 from evalengine.analysis.contrasts import contrast_group, differences
 from evalengine.analysis.correlation import Sample
 from evalengine.analysis.figure import File, Folded, Heading, Lines, Part, Table, pivot
 from evalengine.analysis.groups import ALL, STAGE, Array, Data, Group, Label, Note, Statistic, mean_of_known
 from evalengine.analysis.panel import Panel, Steps
 from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.ranges import always, of_quantity
 from evalengine.analysis.results import Results, p_value, with_interval
 from evalengine.analysis.tables import Options, Row, rows_of
 from evalengine.analysis.transfer import category_transfer, transfer
@@ -131,10 +132,11 @@ def _levels(panel: Panel, steps: Steps, quantity: str, s: int, scale: str, w_MC:
         used = [b for b in index if everywhere_B[b]]
         note = Note.without([benchmarks[b] for b in index if b not in used], " (not at every stage)")
         for t, stage in enumerate(steps.stages):
-            n = int(known[t][:, used].any(axis=1).sum())
             label = Label(category, f"mean of {len(used)}", stage)
-            found.append(Statistic(label, mean_of_known(mean_TBC[t, used]), n, note))
-    return Group.of("stage_mean", quantity, {scale: found}, interval="jackknife")
+            parts = Basis.of(known[t][:, used].T)
+            found.append(Statistic.of_parts(label, mean_of_known(mean_TBC[t, used]), parts, note))
+    how = {"interval": "jackknife", "range_of": always(of_quantity(quantity))}
+    return Group.of("stage_mean", quantity, {scale: found}, **how)
 
 
 def shown(results: Results) -> Iterator[Part]:

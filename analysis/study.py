@@ -17,14 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from evalengine.analysis.blocks import permutation_words, with_blocks
+from evalengine.analysis.blocks import with_blocks
 from evalengine.analysis.bootstrap import KINDS, Resamples, resamples
 from evalengine.analysis.correlation import STATISTICS, Sample
 from evalengine.analysis.groups import Data
 from evalengine.analysis.item_bootstrap import item_data
 from evalengine.analysis.mixtures import Mixtures, joined
+from evalengine.analysis.orders import permutation_words
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Study
+from evalengine.analysis.ranges import SHARE
 from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.results import MANIFEST, TABLES_VERSION
 from evalengine.analysis.tables import Options, Row
@@ -58,7 +60,7 @@ def analyse(panel: Panel, options: Options, mixtures: Mixtures | None = None) ->
     _check(options)
     if panel.factors:
         mixtures = joined(mixtures, Mixtures({}, panel.factors))
-    panel = with_blocks(panel, options.block, mixtures)
+    panel = with_blocks(panel, options.block, mixtures, options.statistic)
     data, plan = weighted(panel, options)
     study = Study(data, plan, options, mixtures)
     if panel.blocks is not None:
@@ -138,22 +140,22 @@ def describe(study: Study) -> dict[str, Any]:
         "resamples": plan.count,
         "resampling": kind,
         "seed": None if plan.exact else options.seed,
-        "permutations": "all" if len(panel.mixtures) <= 9 else "100000 sampled",
-        "block": block_of(panel),
+        "permutations": permutation_words(replace(panel, blocks=None), options.statistic),
+        "block": block_of(panel, options.statistic),
         "shares": mixtures.shares if mixtures else {},
         "web_source": mixtures.web_source if mixtures else {},
         "notes": panel.notes,
     }
 
 
-def block_of(panel: Panel) -> dict[str, Any]:
+def block_of(panel: Panel, statistic: str) -> dict[str, Any]:
     """The factor within which mixtures are compared, each mixture's label, and the orders of a permutation test."""
     if panel.blocks is None:
         return {}
     return {
         "factor": panel.blocks.factor,
         "labels": dict(zip(panel.mixtures, panel.blocks.labels, strict=True)),
-        "permutations": permutation_words(panel.blocks.labels),
+        "permutations": permutation_words(panel, statistic),
     }
 
 
@@ -202,5 +204,6 @@ def curve_rows(panel: Panel, level: float) -> tuple[Sequence[str], list[list[Any
             half = stdtrit(n - 1, 0.5 + level / 2) * accuracy.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
             mean = accuracy.mean()
             point = (panel.scales[s], panel.stages[t], panel.categories[b], panel.benchmarks[b], k)
-            rows.append([*point, share.mean(), confidence.mean(), mean, mean - half, mean + half, n])
+            ends = np.clip([mean - half, mean + half], *SHARE)
+            rows.append([*point, share.mean(), confidence.mean(), mean, *ends.tolist(), n])
     return CURVE_COLUMNS, rows

@@ -111,14 +111,20 @@ def _rows(
         kind = "jackknife-z" if (options.interval, kind) == ("auto", "bca") else kind
         second = "jackknife"
     kinds = dict.fromkeys([*SHOWN, second, kind])
-    found = intervals(group.values[scale], plan, options.level, [k for k in kinds if k != "fisher"])
+    others = [k for k in kinds if k != "fisher"]
+    found = intervals(group.values[scale], plan, options.level, others, group.basis(scale))
     unsure = np.isfinite(found.estimate) & (found.degenerate > DEGENERATE_MOST)
     for values in (found.estimate, *found.ends.values()):
         values[unsure] = np.nan
     undefined_S2 = np.full((len(unsure), 2), np.nan)
     # A mean taken out for each block takes one mixture's worth of information, as a covariate of a partial r does.
     z = fisher(found.estimate, n - (plan.blocks - 1), options.level) if group.is_correlation else undefined_S2
-    ends = {**found.ends, "fisher": z}
+    least_S, most_S = np.array([group.range_of(label) for label in group.labels]).reshape(-1, 2).T
+    estimate_S = np.clip(found.estimate, least_S, most_S)
+    ends = {
+        name: np.clip(end_S2, least_S[:, None], most_S[:, None])
+        for name, end_S2 in {**found.ends, "fisher": z}.items()
+    }
     fallback = ~np.isfinite(ends[kind][:, 0]) & np.isfinite(ends[second][:, 0])
     chosen = np.where(fallback[:, None], ends[second], ends[kind])
     p, q = p_and_q or (undefined_S2[:, 0], undefined_S2[:, 0])
@@ -131,13 +137,13 @@ def _rows(
             said.append(f"{second} interval: {kind} is undefined here")
         if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID + plan.constant:
             said.append(f"undefined in {found.degenerate[s]:.1%} of the resamples, which are left out")
-        columns = {
+        columns: dict[str, Any] = {
             f"{name}_{end}": float(ends[name][s, e])
             for name in SHOWN
             for e, end in enumerate(("low", "high"))
         }
         columns |= {"p": float(p[s]), "q": float(q[s]), "degenerate": float(found.degenerate[s])}
-        three, note = (found.estimate[s], *chosen[s]), Note(notes[s].kind, "; ".join(said))
+        three, note = (estimate_S[s], *chosen[s]), Note(notes[s].kind, "; ".join(said))
         shown = "" if np.isnan(chosen[s, 0]) else second if fallback[s] else kind
         about = group.protocol, group.quantity, scale, label, three, int(n[s]), note
         rows.append(plain_row(*about, contrast=group.contrast, interval=shown, **columns))

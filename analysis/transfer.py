@@ -18,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 
 from evalengine.analysis.claims import CAUTION, SUPPORTED, UNSUPPORTED, Claim, either, with_n
-from evalengine.analysis.contrasts import category_contrasts, scale_contrast
+from evalengine.analysis.contrasts import category_contrasts, differences, scale_contrast
 from evalengine.analysis.correlation import residuals
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, file_part
 from evalengine.analysis.groups import (
@@ -37,6 +37,7 @@ from evalengine.analysis.groups import (
 )
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
+from evalengine.analysis.ranges import CORRELATION, always, of_difference
 from evalengine.analysis.results import Results, excludes_zero, interval_words, percent, with_interval
 from evalengine.analysis.scatter import scatters
 from evalengine.analysis.tables import Row
@@ -71,12 +72,14 @@ def transfer(data: Data, quantity: str) -> Group:
     for s, scale in enumerate(panel.scales):
         value_BC, few_B = data.correlate(quantity, scale, pairs), data.few(quantity, scale, pairs)
         found[scale] = []
-        for b, n in enumerate(data.n(quantity, scale, pairs).tolist()):
+        for b, used_M in enumerate(data.used(quantity, scale, pairs)):
+            n = int(used_M.sum())
             why = "" if np.isfinite(value_BC[b, 0]) else _why_nan(panel, quantity, s, b, n, few_B[b])
             label = Label(panel.categories[b], panel.benchmarks[b])
-            found[scale].append(Statistic(label, value_BC[b], n, Note.undefined(why) if why else Note()))
+            note = Note.undefined(why) if why else Note()
+            found[scale].append(Statistic(label, value_BC[b], used_M, note))
     how = {"is_correlation": data.statistic == "pearson", "contrast_interval": "jackknife"}
-    return Group.of("transfer", quantity, found, **how)
+    return Group.of("transfer", quantity, found, range_of=always(CORRELATION), **how)
 
 
 def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int, few: bool) -> str:
@@ -115,18 +118,20 @@ def quantity_contrasts(accuracy: Group, confidence: Group, panel: Panel) -> Iter
     """The transfer of accuracy minus that of confidence, of benchmarks and as means over those that have both; and the
     difference of these differences between the largest scale and the smallest, of the quantity BOTH.
     """
-    values = {scale: accuracy.values[scale] - confidence.values[scale] for scale in accuracy.values}
-    notes = {
-        scale: [Note() if np.isfinite(r) else Note.undefined("no r of one of them") for r in value_BC[:, 0]]
-        for scale, value_BC in values.items()
+    undefined = Note.undefined("no r of one of them")
+    found = {
+        scale: [
+            one if np.isfinite(one.value_C[0]) else one._replace(note=undefined)
+            for one in differences(accuracy.labels, (accuracy, scale), (confidence, scale), "")
+        ]
+        for scale in accuracy.values
     }
-    n = {scale: np.minimum(accuracy.n[scale], confidence.n[scale]) for scale in values}
-    single = Group("transfer", BOTH, accuracy.labels, values, n, notes)
+    single = Group.of("transfer", BOTH, found, range_of=of_difference(accuracy.range_of))
     for group in (single, category_transfer(single, panel)):
         labels = [label._replace(minus=confidence.quantity) for label in group.labels]
         kind = group.contrast_interval
         yield replace(group, quantity=accuracy.quantity, labels=labels, interval=kind, contrast=QUANTITY)
-        if len(values) > 1:
+        if len(found) > 1:
             yield scale_contrast(group)
 
 

@@ -29,7 +29,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from evalengine.analysis.bootstrap import Array, jackknife_t
+from evalengine.analysis.bootstrap import Array, Basis, jackknife_t
 from evalengine.analysis.groups import ITEM_NOISE, Data, Label, Note
 from evalengine.analysis.latent import pooled
 from evalengine.analysis.noise import LIKELIHOOD, NOISY, Measured, latent_of, measured
@@ -119,16 +119,16 @@ def _of_category(
     judged_C, true_C = correlations(covariance_B3C, noise_B3)
     loss_C = loss_judged(covariance_B3C, noise_B3, n_B)
     values = np.array([judged_C, true_C, loss_C])
-    ends = jackknife_t(values, study.plan, study.options.level)
+    used_M, n = Basis.of(np.array([m.used_M for m in found])).together()
+    basis = Basis(np.tile(used_M, (len(values), 1)), np.full(len(values), n))
+    ends = jackknife_t(values, study.plan, study.options.level, basis)
     judged, true, loss = np.concatenate([values[:, :1], ends], axis=1)
     for name, three in (
         (AGREEMENT_JUDGED, right_of_two(judged)),
         (AGREEMENT, right_of_two(true)),
         (LOSS_JUDGED, np.maximum(loss, 0.0)),
     ):
-        yield clean_row(
-            quantity, scale, label._replace(other=name), three, min(m.n for m in found), said, "jackknife"
-        )
+        yield clean_row(quantity, scale, label._replace(other=name), three, n, said, "jackknife")
 
 
 def clean_row(quantity: str, scale: str, label: Label, three: Array, n: int, said: Note, kind: str) -> Row:

@@ -154,7 +154,8 @@ def rows(study: Study, quantity: str, known_at: Mapping[str, Known]) -> Iterator
         for category, index in panel.with_all().items():
             if used := [b for b in index if b in counts]:
                 kept = [regrets[b] for b in index if b in regrets]
-                label, n = Label(category, f"mean of {len(kept)}"), min(counts[b] for b in used)
+                n = min(counts[b] for b in used if b in regrets or not kept)
+                label = Label(category, f"mean of {len(kept)}")
                 said = Note.without([panel.benchmarks[b] for b in index if b not in regrets])
                 yield from _rows(study, quantity, scale, label, kept, n, said)
 
@@ -169,5 +170,5 @@ def _rows(
         three = np.array([mean_D.mean(), *np.quantile(mean_D, ends)])
         yield clean_row(quantity, scale, label._replace(other=name), three, n, said, "posterior")
     if of:  # a probability of the posterior, and as such without an interval
-        best = np.mean([r.best for r in of])
+        best = float(np.mean([r.best for r in of]))
         yield plain_row(TABLE, quantity, scale, label._replace(other=TOP1_JUDGED), [best], n, said)

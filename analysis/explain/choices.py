@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.cells import refuse_all
-from evalengine.analysis.items import Checkpoint, category_of, scored_tables
+from evalengine.analysis.items import Checkpoint, category_of, names, scored_tables
 from evalengine.arrow import numbers
 from evalengine.checkpoints import emulated_fingerprint
 from evalengine.errors import UserError
@@ -150,19 +150,21 @@ class Emulated(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """A store. `emulated`: by the name of the emulated checkpoint. `notes`: what was left out."""
+    """A store. `emulated`: by the name of the emulated checkpoint. `notes`: what was left out. `scored`: how many items each
+    benchmark was scored on, also those that are left out and benchmarks that are."""
 
     checkpoints: dict[str, Checkpoint]
     benchmarks: tuple[Choices, ...]
     emulated: dict[str, Emulated]
     notes: tuple[str, ...]
+    scored: dict[str, int]
 
 
 def read_choices(store: Path | str, metric: str | None = None, formats: bool = False) -> Scores:
     """Reads a score store. `metric` replaces every benchmark's default score. `formats`: the store is one of `score --formats`.
 
-    Items of which some checkpoint has a score that is not finite are left out for all, and named. Raises UserError as
-    `items.read_store` does.
+    Items of which some checkpoint has a score that is not finite are left out for all, and benchmarks of which no item is left;
+    notes name both. Raises UserError as `items.read_store` does, and where no benchmark is left.
     """
     from evalengine.analysis.panel import RESULTS_FILE, category_key
     from evalengine.store import paths
@@ -176,17 +178,38 @@ def read_choices(store: Path | str, metric: str | None = None, formats: bool = F
         by_benchmark[path.stem].append(path)
     checkpoints: dict[str, Checkpoint] = {}
     emulated: dict[str, Emulated] = {}
-    found, notes = [], []
+    found: list[Choices] = []
+    notes, scored = [], {}
     for name, group in by_benchmark.items():
-        choices, lost = _read_benchmark(name, group, metric, checkpoints, emulated, formats)
-        found.append(choices)
-        if lost:
+        choices = _read_benchmark(name, group, metric, checkpoints, emulated, formats)
+        refuse_all({name: choices.category})
+        scored[name] = len(choices.item_I)
+        usable_KI = np.logical_and.reduceat(np.isfinite(choices.loglik_KC), choices.offset_I1[:-1], axis=1)
+        keep_I = np.asarray(usable_KI.all(axis=0))
+        if not keep_I.any():
+            empty = [
+                one
+                for one, usable_I in zip(choices.checkpoints, usable_KI, strict=True)
+                if not usable_I.any()
+            ]
+            why = f" ({names(empty)}: on none)" if empty else ""
+            notes.append(
+                f"{name} is left out: no item has a finite score on every checkpoint{why}; score it again"
+            )
+            continue
+        if not keep_I.all():
+            lost = (~keep_I).sum()
             notes.append(f"{name}: {lost} items without a finite score on some checkpoint are left out")
-    refuse_all({one.name: one.category for one in found})
+            choices = only(choices, np.asarray(keep_I))
+        found.append(choices)
+    if not found:
+        raise UserError(
+            f"{store}: no item of any benchmark has a finite score on every checkpoint: score them again"
+        )
     for name, one in emulated.items():
         _refuse_other_weights(name, one, checkpoints)
     found.sort(key=lambda one: (category_key(one.category), one.name))
-    return Scores(checkpoints, tuple(found), emulated, tuple(notes))
+    return Scores(checkpoints, tuple(found), emulated, tuple(notes), scored)
 
 
 def read_formats(store: Path, metric: str | None = None) -> Scores | None:
@@ -239,8 +262,7 @@ def _read_benchmark(
     checkpoints: dict[str, Checkpoint],
     emulated: dict[str, Emulated],
     formats: bool,
-) -> tuple[Choices, int]:
-    """A benchmark's choices, and how many items are left out."""
+) -> Choices:
     holders: list[str] = []
     columns: dict[str, list[NDArray[Any]]] = {"loglik": [], "tokens": [], "loglik_uncond": []}
     overlapping: set[str] = set()
@@ -268,7 +290,7 @@ def _read_benchmark(
     uncond = columns["loglik_uncond"]
     if METRICS[chosen].column == "loglik_uncond" and len(uncond) < len(holders):
         raise UserError(f"{name} was scored without --pmi, so it has no acc_pmi: score again with --pmi")
-    choices = Choices(
+    return Choices(
         name,
         category_of(first),
         chosen,
@@ -289,11 +311,6 @@ def _read_benchmark(
         scored.metadata["benchmark_version"] if b"data_hash" in raw else "",
         _asked(scored.metadata["variant"], scored.metadata["fewshot"]),
     )
-    usable_KC = np.isfinite(choices.loglik_KC)
-    if usable_KC.all():
-        return choices, 0
-    keep_I = np.logical_and.reduceat(usable_KC.all(axis=0), offset_I1[:-1])
-    return only(choices, keep_I), int((~keep_I).sum())
 
 
 def _asked(variant: str, fewshot: str) -> str:
@@ -304,9 +321,7 @@ def _asked(variant: str, fewshot: str) -> str:
 
 
 def only(choices: Choices, keep_I: NDArray[np.bool_]) -> Choices:
-    """The same for some of the items. Raises UserError where none is left."""
-    if not keep_I.any():
-        raise UserError(f"{choices.name}: no item has a finite score on every checkpoint: score it again")
+    """The same for some of the items, one at least."""
     count_I = np.diff(choices.offset_I1)
     keep_C = np.repeat(keep_I, count_I)
     items = tuple(np.array(choices.item_I, dtype=object)[keep_I])

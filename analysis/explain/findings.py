@@ -18,7 +18,7 @@ from evalengine.analysis.together import read_together, rows_from, write_togethe
 from evalengine.errors import UserError
 
 MANIFEST = "explain.json"
-TABLES_VERSION = "3"  # of the columns of all explainers and of explain.json
+TABLES_VERSION = "4"  # of the columns of all explainers and of explain.json
 CORRELATED = 4  # mixtures that `correlate` needs
 
 
@@ -92,6 +92,8 @@ def describe(study: Study) -> dict[str, Any]:
         "categories": [one.category for one in scores.benchmarks],
         "metrics": [one.metric for one in scores.benchmarks],
         "items": [len(one.item_I) for one in scores.benchmarks],
+        "scored": [scores.scored[one.name] for one in scores.benchmarks],
+        "left_out": sorted(scores.scored.keys() - {one.name for one in scores.benchmarks}),
         "emulated": sorted({one.beta for one in scores.emulated.values()}),
         "level": options.level,
         "seed": options.seed,

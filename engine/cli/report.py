@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         folder = tables = Path(args.out or "analysis")
         analysis_of(args).write(folder)
-    from evalengine.analysis.report import write_figures, write_latex, write_report
+    from evalengine.analysis.report import differences, load_both, write_figures, write_latex, write_report
 
     formats = [part.strip() for part in args.figures.split(",") if part.strip() and part.strip() != "none"]
     figures: list[Path] = []
@@ -67,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
             figures = drawn.result()
     else:
         page = write_report(tables, folder)
+    results, explained = load_both(tables)
+    for note in differences(results, explained) if explained else ():
+        console.warn(note)
     latex = write_latex(tables, folder / "tables") if args.latex else []
     if args.json:
         written = {"figures": list(map(str, figures)), "latex": list(map(str, latex))}

@@ -70,6 +70,94 @@ def test_items_without_a_finite_score_are_left_out_for_all(scores: Path, tmp_pat
     assert found.notes == ("rte: 1 items without a finite score on some checkpoint are left out",)
 
 
+def emptied(scores: Path, folder: Path, checkpoint: str, benchmarks: tuple[str, ...]) -> Path:
+    """A copy of the store in which a checkpoint has no finite score on some benchmarks."""
+    for path in scores.glob("*/*.arrow"):
+        table, metadata = store.read(path), store.read_metadata(path) or {}
+        if path.parent.name == checkpoint and path.stem in benchmarks:
+            rows = [{**row, "loglik": [float("nan")] * len(row["loglik"])} for row in table.to_pylist()]
+            table = type(table).from_pylist(rows, schema=store.schema())
+        store.write(folder / path.parent.name / path.name, table, metadata)
+    return folder
+
+
+def test_a_benchmark_without_a_finite_score_on_a_checkpoint_is_left_out_alone(
+    scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, out = emptied(scores, tmp_path / "scores", "1B-c-sft", ("rte",)), tmp_path / "out"
+    assert main(["explain", str(broken), "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert "rte is left out: no item has a finite score on every checkpoint (1B-c-sft: on none)" in " ".join(
+        said.split()
+    )
+    method = json.loads((out / "explain.json").read_text())
+    assert method["left_out"] == ["rte"] and method["benchmarks"] == ["hellaswag", "piqa", "arc_easy", "sciq"]
+    # The others are as if the store had never held it.
+    whole = tmp_path / "whole"
+    for path in broken.glob("*/*.arrow"):
+        if path.stem != "rte":
+            store.write(
+                whole / path.parent.name / path.name, store.read(path), store.read_metadata(path) or {}
+            )
+    ours, theirs = (repr(explain(folder, Options()).tables) for folder in (broken, whole))
+    assert ours == theirs
+    # A report of both: correlations have the benchmark.
+    assert main(["correlate", str(broken), "--out", str(out), "--bootstrap", "200"]) == 0
+    assert main(["report", str(out), "--figures", "none"]) == 0
+    assert "Rte is left out: no item" in (out / "report.html").read_text()
+
+
+def test_a_store_without_any_finite_benchmark_is_refused(
+    scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = emptied(scores, tmp_path / "scores", "1B-c-sft", tuple(planted.BENCHMARKS))
+    assert main(["explain", str(broken), "--out", str(tmp_path / "out")]) == 1
+    assert "no item of any benchmark has a finite score on every checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_correlations_and_explanations_of_different_scores_or_items_are_not_shown_together(
+    scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["correlate", str(scores), "--out", str(out), "--bootstrap", "200"]) == 0
+    assert main(["explain", str(scores), "--out", str(out), "--metric", "acc_norm"]) == 0
+    capsys.readouterr()
+    assert main(["report", str(out), "--figures", "none"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "by different scores of hellaswag (acc, acc_norm)" in said and "--metric" in said
+    assert not (out / "report.html").exists()
+    planted.write_study(tmp_path / "limited", items=30, mixtures=MIXTURES)  # the same study on fewer items
+    assert main(["explain", str(tmp_path / "limited"), "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["report", str(out), "--figures", "none"]) == 1
+    assert "tables of two studies" in capsys.readouterr().err
+
+
+def test_the_report_says_where_levels_or_blocks_of_correlate_and_explain_differ(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores, out, study = tmp_path / "scores", tmp_path / "out", tmp_path / "study.yaml"
+    planted.write_study(scores, items=20, mixtures=(*MIXTURES, "f"), scales=["1B"])
+    study.write_text("blocks: {year: {a: 1, b: 1, c: 1, d: 2, e: 2, f: 2}}")
+    within = ["--study", str(study), "--block", "year"]
+    level = "The intervals of `evalengine explain` have the level 0.8, those of `evalengine correlate` 0.95."
+    block = "`evalengine correlate` takes all mixtures as exchangeable, `evalengine explain` compares mixtures within year."
+    assert main(["correlate", str(scores), "--out", str(out), "--bootstrap", "200"]) == 0
+    for options, expected in (
+        ([], []),
+        (["--level", "0.8"], [level]),
+        (within, [block]),
+        (["--level", "0.8", *within], [level, block]),
+    ):
+        assert main(["explain", str(scores), "--out", str(out), *options]) == 0
+        capsys.readouterr()
+        assert main(["report", str(out), "--figures", "none"]) == 0
+        said, page = " ".join(capsys.readouterr().err.split()), (out / "report.html").read_text()
+        for sentence in (level, block):
+            assert (sentence in said) == (sentence in page) == (sentence in expected), sentence
+
+
 def test_designs_pair_the_runs(scores: Path, tmp_path: Path) -> None:
     found = read_choices(scores)
     design = design_of(found)

@@ -162,6 +162,60 @@ def test_numbers_of_shots_and_items_do_not_mix(tmp_path: Path, capsys: pytest.Ca
     assert f"0 in {zero}, 2 in {light}" in refused(capsys, tmp_path / "out", zero, light)
 
 
+def prompted(
+    template: str | None, system: str | None = None, multiturn: bool = True, shots: int = 0
+) -> dict[str, Any]:
+    """What the harness writes of a prompt, with its own tracker."""
+    from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
+
+    tracker = GeneralConfigTracker()
+    tracker.log_experiment_args("hf", "pretrained=x", system, template, multiturn)
+    said = {key: value for key, value in tracker.__dict__.items() if key not in ("model_name", "start_time")}
+    return {**said, "n-shot": {"boolq": shots}}
+
+
+def test_chat_formats_and_system_instructions_of_a_stage_do_not_mix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(model: str, **more: Any) -> Path:
+        return results(tmp_path / f"{model}.json", {"boolq": 0.5}, model, **more)
+
+    plain, chat = run("1B-a-sft", **prompted(None)), run("1B-b-sft", **prompted("{{x}}"))
+    said = refused(capsys, tmp_path / "out", plain, chat)
+    assert (
+        f"boolq at sft has different chat formats: none in {plain}, a chat template in {chat}; import them"
+        in said
+    )
+    turns, one = (run(f"1B-{m}-sft", **prompted("{{x}}", multiturn=m == "c", shots=3)) for m in "cd")
+    said = refused(capsys, tmp_path / "out", turns, one)
+    assert f"a chat template, examples as turns in {turns}, a chat template in {one}" in said
+    # Without examples there are no turns of them.
+    again = run("1B-e-sft", **prompted("{{x}}", multiturn=False))
+    assert main(["import", str(chat), str(again), "--out", str(tmp_path / "alike")]) == 0
+    long = "You are a helpful assistant who answers in one word, and the word is always "
+    first, second = (run(f"1B-{m}-sft", **prompted(None, long + m)) for m in "fg")
+    said = refused(capsys, tmp_path / "out", first, second)
+    assert "boolq at sft has different system instructions: You are a helpful assistant" in said
+    assert f"none in {plain}, You are" in refused(capsys, tmp_path / "out", plain, second)
+
+
+def test_what_stages_were_asked_in_different_formats_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [
+        results(tmp_path / "a.json", {"boolq": 0.4}, "1B-a-pt", **prompted(None)),
+        results(tmp_path / "b.json", {"boolq": 0.5}, "1B-a-sft", **prompted("{{x}}")),
+        results(tmp_path / "c.json", {"boolq": 0.5}, "1B-b-sft", **prompted("{{y}}")),
+        results(tmp_path / "d.json", {"boolq": 0.5}, "1B-c-sft"),  # an older file, which does not say it
+    ]
+    assert main(["import", *map(str, files), "--out", str(tmp_path / "out"), "--json"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    a, b, c, _ = files
+    assert f"boolq: different chat formats, none in {a} and a chat template in {b}" in notes
+    (templates,) = (note for note in notes if "chat templates" in note)
+    assert templates.startswith("boolq at sft: ") and str(b) in templates and str(c) in templates
+
+
 def test_one_benchmark_has_one_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """piqa is judged by acc_norm; a file without it has another number."""
     both = results(tmp_path / "a.json", {"piqa": {"acc,none": 0.7, "acc_norm,none": 0.8}}, "1B-a-pt")

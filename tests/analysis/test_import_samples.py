@@ -154,6 +154,37 @@ def test_versions_of_a_task_are_not_compared(tmp_path: Path) -> None:
     assert len(read_store(out).checkpoints) == 2
 
 
+def test_chat_formats_of_a_stage_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever import they come by; of two stages a note says it."""
+    out = tmp_path / "out"
+
+    def run(model: str, **said: Any) -> None:
+        home = tmp_path / model
+        write(home / f"samples_rte_{FIRST}.jsonl", PAIR)
+        raw = {"results": {"rte": {}}, "config": {"model_args": f"pretrained=org/{model}"}, **said}
+        (home / f"results_{FIRST}.json").write_text(json.dumps(raw))
+        assert main(["import", str(home), "--out", str(out)]) == 0
+
+    run("1B-a-pt", chat_template=None, system_instruction=None)
+    run("1B-a-sft", chat_template="{{x}}", system_instruction=None)
+    run("1B-b-sft")  # does not say it
+    notes = " ".join(read_store(out).notes)
+    assert "stages were scored with different chat formats" in notes
+    assert "'none' (1B-a-pt), 'a chat template' (1B-a-sft)" in notes and "system instructions" not in notes
+    run("1B-c-sft", chat_template="{{x}}", system_instruction="Be brief.")
+    with pytest.raises(
+        UserError,
+        match=r"rte at sft was scored with different system instructions: 'none' \(1B-a-sft\); 'Be brief.'",
+    ):
+        read_store(out)
+    shutil.rmtree(out / "1B-c-sft")
+    run("1B-d-sft", chat_template="", system_instruction="")
+    with pytest.raises(
+        UserError, match=r"rte at sft was scored with different chat formats: 'a chat template'"
+    ):
+        read_store(out)
+
+
 def test_nothing_is_half_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "runs" / "1B-a-pt" / f"samples_rte_{FIRST}.jsonl", PAIR)
     bad = write(tmp_path / "runs" / "1B-a-pt" / f"samples_wic_{FIRST}.jsonl", [{"doc_id": 0}])

@@ -112,7 +112,9 @@ def test_a_resample_of_equal_values_has_no_reliability() -> None:
     plan = enumerate_resamples(5)
     x_MC = np.array([0.35, 0.35, 0.35, 0.4, 0.45])[:, None]
     covariance = noise.covariances(Sample(np.stack([x_MC, x_MC**2]), plan.weight_MC), np.ones(5, bool))
-    found = noise._reliabilities(noise.Measured(noise.ItemNoise(1e-4, 1e-4, 0.0), covariance, 5, 4))
+    found = noise._reliabilities(
+        noise.Measured(noise.ItemNoise(1e-4, 1e-4, 0.0), covariance, np.ones(5, dtype=bool), 4)
+    )
     assert degenerate_share(found[:1], plan)[0] == pytest.approx((3**5 + 2) / 5**5, abs=1e-12)
 
 

@@ -14,7 +14,7 @@ from evalengine import metrics
 from evalengine.analysis import registry, report, study, summary
 from evalengine.analysis.claims import SUPPORTED, Claim
 from evalengine.analysis.figure import File, Heading, Intervals
-from evalengine.analysis.groups import Data, Group, Label
+from evalengine.analysis.groups import Data, Group, Label, Statistic
 from evalengine.analysis.items import read_store
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.protocol import Protocol
@@ -30,13 +30,13 @@ def gain(data: Data) -> Group:
     panel = data.panel
     B = len(panel.benchmarks)
     labels = [Label(panel.categories[b], panel.benchmarks[b]) for b in range(B)]
-    values, n = {}, {}
+    found = {}
     for scale in panel.scales:
         sample = data.sample("accuracy", scale)
-        x_VM = sample.x_VMC[:, :, 0]
-        values[scale] = (x_VM[B:] - x_VM[:B]) @ sample.w_MC
-        n[scale] = np.full(B, len(panel.mixtures))
-    return Group("gain", "accuracy", labels, values, n)
+        gain_BM = sample.x_VMC[B:, :, 0] - sample.x_VMC[:B, :, 0]
+        each = zip(labels, gain_BM @ sample.w_MC, np.isfinite(gain_BM), strict=True)
+        found[scale] = [Statistic(*one) for one in each]
+    return Group.of("gain", "accuracy", found)
 
 
 def label(row: Row) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import planted
 import pytest
 
 from evalengine.analysis.figure import files, panels
+from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.noise import from_items
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.results import load_results
@@ -43,6 +45,19 @@ def test_points_and_bars(study, quantity: str) -> None:
         np.testing.assert_allclose(one.error, np.sqrt([noise.before, noise.after]), rtol=1e-6)
         assert one.row.estimate == pytest.approx(np.corrcoef(one.before, one.after)[0, 1])
         assert one.chance == 0.25 if quantity == "accuracy" else math.isnan(one.chance)
+
+
+def test_bars_within_blocks_are_the_noise_within_blocks(study, tmp_path: Path) -> None:
+    panel, _ = study
+    labels = {m: m[:2] for m in panel.mixtures}
+    options = Options("200", block="web_source")
+    analyse(panel, options, Mixtures({}, {"web_source": labels})).write(tmp_path)
+    block = np.array([int(m[1]) for m in panel.mixtures])
+    for b, one in enumerate(scatters(load_results(tmp_path), "accuracy", "1B").points):
+        keep = np.isfinite(panel.values["accuracy"][1, :, :, b]).all(axis=0)
+        before, after = (panel.items[b].correct_KI[panel.row[1, t, keep, b]].astype(float) for t in range(2))
+        noise = from_items(before, after, block[keep])
+        np.testing.assert_allclose(one.error, np.sqrt([noise.before, noise.after]), rtol=1e-6)
 
 
 def test_chance_is_shown_where_it_is_known(study) -> None:

@@ -26,7 +26,9 @@ def measured(value_2M: np.ndarray, noise_22: np.ndarray) -> Measured:
     covariance = np.cov(value_2M)
     three = np.array([[covariance[0, 0]], [covariance[1, 1]], [covariance[0, 1]]])
     n = value_2M.shape[1]
-    return Measured(ItemNoise(noise_22[0, 0], noise_22[1, 1], noise_22[0, 1]), three, n, n - 1)
+    return Measured(
+        ItemNoise(noise_22[0, 0], noise_22[1, 1], noise_22[0, 1]), three, np.ones(n, dtype=bool), n - 1
+    )
 
 
 def test_without_noise_the_regret_is_the_measured_one() -> None:
