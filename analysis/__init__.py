@@ -4,7 +4,7 @@
     importing            the same from tables (wide_table, score_columns), lm-evaluation-harness (harness) and its samples
     panel                every value of a study in one array; mixtures and blocks say what is compared with what
     bootstrap            columns of weights: the sample, the jackknife, the resamples (of items: item_bootstrap)
-    correlation          statistics in every column, by numba_kernels; permutations; swapping tests two scales
+    correlation          statistics in every column, by numba_kernels; permutations (transfer_tests of transfers)
     groups, contrasts    labelled statistics in every column, and differences of them on the same resamples
     PROTOCOLS            transfer, shares, stages, seeds, matrices, coherence, alignment, calibration, effects, noise, decisions
                          (true_decisions, true_regret), across_blocks: each computes a table, shows it, and makes claims
