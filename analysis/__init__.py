@@ -12,7 +12,7 @@
     study                runs all protocols; together writes the tables of a run, and reads them back
     results              those tables; all below starts from them
     figure               what is shown, as values: made a page by page, drawings by drawing, LaTeX by latex
-    report               all of it: levels, lead, every protocol's section, summary
+    report               all of it: summary, levels, every protocol's section, what `explain` found
 
 `explain` looks at single choices and items in the same way: its EXPLAINERS are to it what PROTOCOLS are here. `power` needs no
 data; `embedded_study` counts the findings of the demonstration.

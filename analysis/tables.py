@@ -131,7 +131,7 @@ def _rows(
             said.append(f"{second} interval: {kind} is undefined here")
         if np.isfinite(found.estimate[s]) and found.degenerate[s] > DEGENERATE_SAID + plan.constant:
             said.append(f"undefined in {found.degenerate[s]:.1%} of the resamples, which are left out")
-        columns = {
+        columns: dict[str, Any] = {
             f"{name}_{end}": float(ends[name][s, e])
             for name in SHOWN
             for e, end in enumerate(("low", "high"))

@@ -168,5 +168,5 @@ def _rows(
         three = np.array([mean_D.mean(), *np.quantile(mean_D, ends)])
         yield clean_row(quantity, scale, label._replace(other=name), three, n, said, "posterior")
     if of:  # a probability of the posterior, and as such without an interval
-        best = np.mean([r.best for r in of])
+        best = float(np.mean([r.best for r in of]))
         yield plain_row(TABLE, quantity, scale, label._replace(other=TOP1_JUDGED), [best], n, said)
