@@ -14,7 +14,7 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
-from evalengine.analysis import latex, lead, levels
+from evalengine.analysis import latex, levels
 from evalengine.analysis.claims import CAUTION, HEADINGS, SUPPORTED, UNSUPPORTED
 from evalengine.analysis.drawing import draw
 from evalengine.analysis.explain import findings
@@ -26,7 +26,7 @@ from evalengine.analysis.page import html
 from evalengine.analysis.registry import PROTOCOLS
 from evalengine.analysis.results import Method, Results, interval_words, load_results
 from evalengine.analysis.style import FORMATS, extent, styled
-from evalengine.analysis.summary import summarise
+from evalengine.analysis.summary import noise_section, summarise
 from evalengine.errors import UserError
 from evalengine.files import atomic, write
 
@@ -163,7 +163,7 @@ def page(results: Results, explained: Findings | None = None) -> str:
     body = "".join(
         [
             _head(results, title),
-            lead.section(results),
+            noise_section(results),
             _in_plain_words(results, explained),
             *sections,
             _method(results),

@@ -3,7 +3,7 @@
 The transfer of each benchmark, and the mean of a category and of all, as in transfer.py, between consecutive stages, from
 the first to each later one and from each earlier one to the last. What separates two later stages that both come from the
 first, as several fine-tuning recipes of one base do, is the difference of their transfers: on the same resamples, with p and
-q by swapping the two within mixtures (swapping.py). A mixture that lacks a stage is left out of the pairs with it. Mixtures
+q by swapping the two within mixtures (transfer_tests.py). A mixture that lacks a stage is left out of the pairs with it. Mixtures
 are resampled, whatever the user resamples.
 
 Cost: 3 T - 6 pairs of T stages, each as much as the table `transfer`.

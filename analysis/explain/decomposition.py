@@ -7,9 +7,7 @@ base with the small scale's fine-tuning and SL the small base with the large sca
     fine-tuning scale = ((SL - SS) + (LL - LS)) / 2
     interaction       = LL - LS - SL + SS
 
-item by item and mixture by mixture.
-
-Reference: Mitchell et al. (2024), "An emulator for fine-tuning large language models using small language models".
+item by item and mixture by mixture (Mitchell et al. 2024, see corners.py).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ value at zero dose minus chance is what a model has where right and wrong choice
 interpolates. Its variance is that of a mean over mixtures and items (twoway.py) at the slope, and the slope's. The slope across
 items compares items with others of their benchmark, as plots of bins do: items may be seen often and be easy for one reason.
 
-Reference: Benjamini & Hochberg (1995), JRSS B 57, 289-300; the others stand in within.py and wild.py.
+Reference: Benjamini & Hochberg (1995), JRSS B 57, 289-300; the others stand in within.py.
 
 Dims: M mixtures, I items of a group, V variables, K regressors.
 """
@@ -36,8 +36,15 @@ from evalengine.analysis.explain.exposed import CONTEXT, SIMILARITIES, Dose
 from evalengine.analysis.explain.means import joined, with_q
 from evalengine.analysis.explain.student import Interval, jackknife, quantile
 from evalengine.analysis.explain.twoway import two_way_mean
-from evalengine.analysis.explain.wild import permutation_p, wild_p
-from evalengine.analysis.explain.within import centred, fitted, products, slopes, varies
+from evalengine.analysis.explain.within import (
+    centred,
+    fitted,
+    permutation_p,
+    products,
+    slopes,
+    varies,
+    wild_p,
+)
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
 

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Study, once
 from evalengine.analysis.explain.exposed import CROSS, LONGEST, Dose, Dosed, exposed
-from evalengine.analysis.explain.wild import relabellings
-from evalengine.analysis.explain.within import demeaned, varies
+from evalengine.analysis.explain.within import demeaned, relabellings, varies
 from evalengine.analysis.mixtures import kind_of
 
 KEPT = 0.5  # of the items that the best n has, for the headline dose
@@ -67,7 +66,7 @@ def headline(study: Study) -> Dose | None:
 
 def orders(study: Study, mixtures: tuple[str, ...]) -> NDArray[np.int64] | None:
     """Relabellings of the design, where its mixtures are a grid: which sources they have, by their shares of web, code and
-    curated text (wild.relabellings)."""
+    curated text (within.relabellings)."""
     found = exposed(study)
     if found is None:
         return None

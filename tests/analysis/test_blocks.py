@@ -23,7 +23,7 @@ from evalengine.analysis.correlation import Sample, correlate, permuted_p
 from evalengine.analysis.mixtures import Mixtures, read_study
 from evalengine.analysis.panel import Blocks, Panel
 from evalengine.analysis.study import Options, analyse, fixed_data
-from evalengine.analysis.swapping import swap_p
+from evalengine.analysis.transfer_tests import swap_p
 from evalengine.cli import main
 from evalengine.errors import UserError
 

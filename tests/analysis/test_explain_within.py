@@ -11,7 +11,7 @@ from scipy.special import stdtrit
 from scipy.stats import t as t_of
 
 from evalengine.analysis.explain import within
-from evalengine.analysis.explain.wild import permutation_p, relabellings, signs, wild_p
+from evalengine.analysis.explain.within import permutation_p, relabellings, signs, wild_p
 
 M, SIZES = 6, (7, 12, 9)
 BENCHMARK = np.repeat(np.arange(3), SIZES)

@@ -12,7 +12,7 @@ from evalengine.analysis import report
 from evalengine.analysis.panel import Cell, assemble, load_panel
 from evalengine.analysis.stages import pairs
 from evalengine.analysis.study import Options, analyse
-from evalengine.analysis.swapping import swap_p
+from evalengine.analysis.transfer_tests import swap_p
 from evalengine.cli import main
 from evalengine.errors import UserError
 

@@ -10,7 +10,7 @@ import pytest
 import scipy.stats as st
 
 from evalengine.analysis.correlation import permuted_p
-from evalengine.analysis.swapping import swap_p
+from evalengine.analysis.transfer_tests import swap_p
 
 OF = {
     "pearson": lambda x, y: st.pearsonr(x, y).statistic,
