@@ -128,6 +128,12 @@ class Pretrained(NamedTuple):
         missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
         if missing:
             raise UserError(incomplete(checkpoint, model, missing, extra))
+        adapter = next((name for name in extra if ".lora_" in name), None)
+        if adapter is not None:
+            raise UserError(
+                f"{checkpoint.name} holds an adapter beside its weights ({printable(adapter[:80])}), which transformers leaves"
+                " out: merge it into them with peft's merge_and_unload, and save the model again"
+            )
         notes: list[str] = []
         if extra:
             notes.append(

@@ -87,7 +87,6 @@ def prove(config: Any, length: int, tokens: int, model_class: Any = None) -> Pro
         )
     if not again:
         raise UserError("the same forward gives other scores when it is run again: they would mean nothing")
-    separate = apart(trial.forward, tokens, trial.vocabulary)
     kept = trial.forward.model.state_dict()
     rewrites = not all(torch.equal(kept[name], was) for name, was in weights.items())
     head, why = trial.head()
@@ -97,6 +96,8 @@ def prove(config: Any, length: int, tokens: int, model_class: Any = None) -> Pro
         packed, most = trial.packs(tried, tokens, head, config)
         why = trial.why if packed is None else ""
         modes = [packed, *modes] if packed else modes
+    # What packs in whole batches has shown it there.
+    separate = (modes[0].way == "packed" and most == tokens) or apart(trial.forward, tokens, trial.vocabulary)
     if modes[0].way != "packed" and separate and tried == length and trial.padded(length):
         modes = [Mode("padded", head), *modes]
     return Proof(length, most, tuple(modes), rewrites, why, separate)

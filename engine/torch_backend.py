@@ -191,12 +191,12 @@ class TorchBackend:
             self._note(f"its output layer is its own ({why}): logits are made for whole sequences (slower)")
         elif first.way != "packed":
             self._note(f"runs one sequence per choice, because {why}")
-            if not found.apart:
-                self._note(
-                    "runs every sequence by itself (slower), because the sequences of a batch change each other's scores"
-                )
         elif self.compile and large and why_not is not None:
             self._note(f"its layers run as they are, not compiled (slower): {why_not}")
+        if first.way != "packed" and not found.apart:
+            self._note(
+                "runs every sequence by itself (slower), because those of a batch change each other's scores"
+            )
 
     def _note(self, note: str) -> None:
         if note not in self.notes:

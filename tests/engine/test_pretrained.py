@@ -349,6 +349,19 @@ def test_tensors_that_the_model_does_not_have(tmp_path: Path) -> None:
     assert_same(loaded.model, expected)
 
 
+def test_an_adapter_beside_the_whole_weights_is_not_left_out_in_silence(tmp_path: Path) -> None:
+    def adapted(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return tensors | {
+            f"model.layers.0.self_attn.q_proj.lora_{part}.weight": torch.ones(2, 32) for part in "AB"
+        }
+
+    path = changed(tiny_models.save(tmp_path / "m", "llama"), adapted)
+    with pytest.raises(
+        UserError, match=r"m holds an adapter beside its weights \(\S*q_proj\.lora_A\.weight\), .* merge"
+    ):
+        load(path)
+
+
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     path = tiny_models.save(tmp_path / "m", "llama")
     changed(path, lambda tensors: {k: t for k, t in tensors.items() if "layers.1.mlp" not in k})
