@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -133,9 +133,10 @@ def own_contexts(items: ItemSet) -> bool:
     return any(len(set(item.contexts)) > 1 for item in items.items)
 
 
-def of_harness(version: str) -> bool:
-    """Whether a benchmark's version is that of a task of lm-eval (lm_eval/tasks.py)."""
-    return version.startswith("lm_eval ")
+def kind(metadata: Mapping[str, str]) -> str:
+    """What a file's scores are of: a benchmark, or a task of lm-eval (lm_eval/tasks.py), which may have the same name."""
+    of_task = metadata.get("benchmark_version", "").startswith("lm_eval ")
+    return "lm-eval's task" if of_task else "the benchmark"
 
 
 def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
@@ -157,12 +158,11 @@ def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
                     conflict=f"{task.path} was scored with {flag} {was or 'none'}, not {now or 'none'}: use the same options, "
                     "another --out, or --fresh to replace it"
                 )
-        was, now = (of_harness(one.get("benchmark_version", "")) for one in (stored, task.metadata))
-        if was != now:
-            kinds = ("the benchmark", "lm-eval's task")
+        theirs, ours = kind(stored), kind(task.metadata)
+        if theirs != ours:
             return found._replace(
-                conflict=f"{task.path} holds the scores of {kinds[was]} {task.items.benchmark}, not of {kinds[now]}: use another"
-                " --out, or --fresh to replace it"
+                conflict=f"{task.path} holds the scores of {theirs} {task.items.benchmark}, not of {ours}: use another --out, or"
+                " --fresh to replace it"
             )
         wanted = {"code": None} | task.metadata  # of the checkpoint's own, which an earlier run may have used
         differ = [key for key, value in wanted.items() if stored.get(key) != value]
