@@ -95,8 +95,8 @@ class Row:
             return names.index(gold)
         if gold in ("", -1) or (isinstance(gold, float) and math.isnan(gold)):
             self.unlabelled(field, value)
-        number = isinstance(gold, int) and not (first and isinstance(gold, bool))  # a boolean is 0 or 1
-        if not number or not first <= gold < first + count:
+        countable = not (first and isinstance(gold, bool))  # a boolean is 0 or 1
+        if not isinstance(gold, int) or not countable or not first <= gold < first + count:
             self.fail(field, f"expected {first} to {first + count - 1}, got {value!r}")
         return gold - first
 

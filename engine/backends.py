@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from evalengine.groups import Wanted
 
 NAMES = ("torch", "vllm")
+DTYPES = ("float32", "bfloat16", "float16")  # in which a model may run
 
 
 class Backend(Protocol):

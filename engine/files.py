@@ -6,6 +6,7 @@ A leaf: it imports nothing of evalengine.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import itertools
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what a file system says that takes no more
 POLL_S = 0.1  # between two tries for a lock
 HOST = f"{zlib.crc32(os.uname().nodename.encode()):08x}"  # machines that share a folder have processes of equal numbers
 _numbers = itertools.count()
@@ -28,7 +30,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
     Two processes may write the same `path` at once: each has a path of its own, and the last one to end is what stays. The
     folder that holds it is made where it is missing. A file's bytes are on the disk before it is renamed. An existing file is
-    replaced; an existing folder must be removed first.
+    replaced; an existing folder must be removed first. An error that there is no room names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # hidden, so that a glob such as ckpts/* does not match an incomplete folder
@@ -45,8 +47,10 @@ def atomic(path: Path) -> Iterator[Path]:
             with temporary.open("rb") as handle:
                 os.fsync(handle.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         remove(temporary)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:  # which names nothing, or what was copied
+            error.filename, error.filename2 = str(path), None
         raise
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from evalengine import store
 from evalengine.checkpoints import TOKENIZER_FILES
 from evalengine.errors import UserError
-from evalengine.files import atomic, cache_root, locked, remove
+from evalengine.files import NO_ROOM, atomic, cache_root, locked, remove
 from evalengine.untrusted import is_plain, reason
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def as_user_error(uri: str) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"there is nothing at {uri}: check the URI and your access to it") from None
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None and error.filename:
+        if isinstance(error, OSError) and (error.errno in NO_ROOM or (error.errno and error.filename)):
             raise
         raise UserError(f"{uri} cannot be reached: {reason(error)}") from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -146,9 +146,10 @@ def own_contexts(items: ItemSet) -> bool:
     return any(len(set(item.contexts)) > 1 for item in items.items)
 
 
-def of_harness(version: str) -> bool:
-    """Whether a benchmark's version is that of a task of lm-eval (lm_eval/tasks.py)."""
-    return version.startswith("lm_eval ")
+def kind(metadata: Mapping[str, str]) -> str:
+    """What a file's scores are of: a benchmark, or a task of lm-eval (lm_eval/tasks.py), which may have the same name."""
+    of_task = metadata.get("benchmark_version", "").startswith("lm_eval ")
+    return "lm-eval's task" if of_task else "the benchmark"
 
 
 def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
@@ -170,11 +171,10 @@ def decide(tasks: Iterable[Task], fresh: bool = False) -> Decision:
                     conflict=f"{task.path} was scored with {flag} {was or 'none'}, not {now or 'none'}: use the same options, "
                     "another --out, or --fresh to replace it"
                 )
-        versions = (stored.get("benchmark_version", ""), task.metadata.get("benchmark_version", ""))
-        holds, asked = (("the benchmark", "lm-eval's task")[of_harness(version)] for version in versions)
-        if holds != asked:
+        theirs, ours = kind(stored), kind(task.metadata)
+        if theirs != ours:
             return found._replace(
-                conflict=f"{task.path} holds the scores of {holds} {task.items.benchmark}, not of {asked}: use another --out, or"
+                conflict=f"{task.path} holds the scores of {theirs} {task.items.benchmark}, not of {ours}: use another --out, or"
                 " --fresh to replace it"
             )
         # "code": of the checkpoint's own, which an earlier run may have used

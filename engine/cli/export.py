@@ -32,9 +32,9 @@ def run(args: argparse.Namespace) -> int:
     from evalengine import load
 
     table = load(args.store)
-    store = args.store.resolve()
-    beside = args.store if args.store.name not in ("", "..") else store  # "." has no name of its own
-    out = args.out or beside.with_name(f"{store.name or 'scores'}.{args.format}")
+    # a link keeps its own name; "." and ".." have none
+    named = args.store if args.store.name not in ("", "..") else args.store.resolve()
+    out = args.out or named.with_name(f"{named.name}.{args.format}")
     with atomic(out) as temporary:
         if args.format == "parquet":
             pq.write_table(table, temporary, compression="zstd")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalengine import console
-from evalengine.backends import NAMES
+from evalengine.backends import DTYPES, NAMES
 from evalengine.errors import UserError
 from evalengine.metrics import METRICS, accuracy
 from evalengine.remote import location
@@ -88,8 +88,7 @@ def add_backend(p: argparse.ArgumentParser) -> None:
     add = p.add_argument_group("how the models run").add_argument
     add("--backend", choices=NAMES, default="torch", help="what runs the models (default: torch)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    dtypes = ["float32", "bfloat16", "float16"]
-    add("--dtype", choices=dtypes, help="default: float32 on CPU, bfloat16 on GPU")
+    add("--dtype", choices=DTYPES, help="default: float32 on CPU, bfloat16 on GPU")
     tokens = "tokens per forward (default: 2048 on CPU, 32768 on GPU)"
     add("--batch-tokens", type=int, metavar="N", help=tokens)
     layers = "torch.compile the layers: seconds at first, then faster; kept for later runs (auto: large models on a GPU)"

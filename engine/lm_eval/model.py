@@ -14,7 +14,7 @@ import numpy as np
 from lm_eval.api.model import TemplateLM
 
 from evalengine import console, plans
-from evalengine.backends import NAMES, BackendSpec
+from evalengine.backends import DTYPES, NAMES, BackendSpec
 from evalengine.encoding import Encoder, merge
 from evalengine.errors import UserError
 from evalengine.resolve import discover
@@ -51,6 +51,13 @@ class EvalengineLM(TemplateLM):
             raise UserError(
                 f"--model_args has no {wrong}: backend is torch or vllm, and vllm alone takes settings of its engine"
             )
+        dtype = None if dtype == "auto" else dtype
+        if dtype is not None and dtype not in DTYPES:
+            raise UserError(f"--model_args has no dtype={dtype}: give {', '.join(DTYPES)}, or leave it out")
+        if batch_tokens is not None and (not isinstance(batch_tokens, int) or batch_tokens < 1):
+            raise UserError(
+                f"batch_tokens of --model_args must be a number of at least 1, not {batch_tokens}"
+            )
         if backend == "torch":
             import torch
 
@@ -59,7 +66,7 @@ class EvalengineLM(TemplateLM):
             settings |= {"device": device if here else None, "compile": compile}
         settings |= {"batch_tokens": batch_tokens, "allow_pickle": allow_pickle}
         settings["trust_remote_code"] = trust_remote_code
-        self.engine = BackendSpec(backend, "" if dtype in (None, "auto") else dtype, settings).make()
+        self.engine = BackendSpec(backend, dtype or "", settings).make()
         self.tokenizer: Any = load_tokenizer(checkpoint, trust_remote_code)
         self.encoder = Encoder(self.tokenizer, plans.window(checkpoint, trust_remote_code))
         for note in self.encoder.notes:

@@ -424,6 +424,9 @@ def test_an_export_is_named_and_never_counts_a_copied_folder_twice(
     monkeypatch.chdir(out)
     assert main(["export", "."]) == 0
     assert (tmp_path / "scores.parquet").is_file()
+    (tmp_path / "link").symlink_to(out)
+    assert main(["export", str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link.parquet").is_file()
     assert main(["export", str(out), "--out", str(bench)]) == 1
     assert f"{bench} is a folder, where a file is needed" in capsys.readouterr().err
     assert not list(bench.parent.glob(".*.tmp"))

@@ -164,6 +164,11 @@ def test_unknown_settings_are_refused(checkpoint: Path) -> None:
         EvalengineLM(pretrained=str(checkpoint), nonsense=1)
     with pytest.raises(UserError, match="no backend=jax"):
         EvalengineLM(pretrained=str(checkpoint), backend="jax")
+    with pytest.raises(UserError, match="no dtype=int8: give float32, bfloat16, float16"):
+        EvalengineLM(pretrained=str(checkpoint), dtype="int8")
+    for wrong in ("many", 0):
+        with pytest.raises(UserError, match=f"must be a number of at least 1, not {wrong}"):
+            EvalengineLM(pretrained=str(checkpoint), batch_tokens=wrong)
 
 
 def test_tasks_of_lm_eval_become_benchmarks(

@@ -21,6 +21,7 @@ import tiny_models
 from evalengine import console, files, plans, resolve, runner
 from evalengine.benchmarks import BENCHMARKS, load_items
 from evalengine.checkpoints import Checkpoint
+from evalengine.cli import main
 from evalengine.errors import UserError
 from evalengine.pretrained import Loaded, Pretrained
 from evalengine.torch_backend import TorchBackend
@@ -107,6 +108,29 @@ def test_a_full_disk_is_one_sentence_and_the_next_run_finishes(
     again = run(small_disk / "out")
     assert again.code == 0, again.said
     assert whole(small_disk / "out") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remote", ["checkpoint", "store"])
+def test_where_there_is_no_room_is_named(
+    remote: str,
+    small_world: Path,
+    small_disk: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The cache on a full disk, and not the place that is copied from or uploaded to."""
+    pytest.importorskip("fsspec")
+    ckpt, out = tiny_models.save(tmp_path / "1M-a-pt"), tmp_path / "scores"
+    (small_disk / "taken").write_bytes(bytes(40_000))
+    monkeypatch.setenv("EVALENGINE_CACHE", str(small_disk / "cache"))
+    given = (f"file://{ckpt}", out) if remote == "checkpoint" else (ckpt, f"file://{out}")
+    command = ["score", str(given[0]), "--data", str(small_world), "--benchmarks", "multirc,copa,rte,boolq"]
+    assert main([*command, "--out", str(given[1])]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"No space left on device ({small_disk}/cache/" in said
+    assert not list(small_disk.rglob("*.tmp"))
 
 
 @pytest.mark.slow
@@ -249,8 +273,6 @@ def test_a_configuration_larger_than_its_weights_is_refused_before_it_is_built(t
 def test_the_closing_table_says_that_memory_ran_out(
     small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from evalengine.cli import main
-
     path = tiny_models.save(tmp_path / "1M-a-pt")
     load = TorchBackend.load
 
