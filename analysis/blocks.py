@@ -70,8 +70,12 @@ def _labels(
     if name not in factors:
         label_of = mixtures.factors.get(name) if mixtures else None
         if label_of is None:
-            known = f"known: {', '.join(factors)}" if factors else "a study file (--study) names web sources"
-            raise UserError(f"--block {name}: that is known of no mixture ({known})")
+            known = (
+                f"known: {', '.join(factors)}"
+                if factors
+                else "give a study file, which names web sources, with --study"
+            )
+            raise UserError(f"--block {name}: no mixture has this factor ({known})")
         if without := [m for m in compared if m not in label_of]:
             raise UserError(f"--block {name}: it is not known for {names(without, 6)}")
         raise UserError(f"--block {name}: it is the same for all mixtures; leave --block out")

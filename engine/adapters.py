@@ -73,11 +73,9 @@ def merge(model: Any, shapes: dict[str, tuple[int, ...]], checkpoint: Checkpoint
 def check(checkpoint: Checkpoint) -> None:
     """Refuses what peft should not be given."""
     config = read_json(checkpoint.path / ADAPTER_CONFIG, COPY, constants=True)
-    if config.get("megatron_config") or config.get("auto_mapping"):
-        # peft imports the modules that these name
-        raise UserError(
-            f"{checkpoint.name} names code of its own (megatron_config, auto_mapping): it is not loaded"
-        )
+    if config.get("megatron_config"):
+        # peft imports the module that it names; that of auto_mapping only its AutoPeftModel does, which is not called
+        raise UserError(f"{checkpoint.name} names code of its own (megatron_config): it is not loaded")
     if checkpoint.config.get("quantization_config"):
         raise UserError(
             f"{checkpoint.name} has a quantised base ({checkpoint.base}), into which nothing can be merged exactly: give the"

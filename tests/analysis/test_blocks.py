@@ -275,7 +275,7 @@ def test_auto_needs_two_mixtures_in_each_and_enough_of_them() -> None:
 @pytest.mark.parametrize(
     ("asked", "factors", "words"),
     [
-        ("web_source", {}, "known of no mixture .*--study"),
+        ("web_source", {}, "no mixture has this factor .*--study"),
         ("crawl", {"web_source": "aaabbbccc"}, "known: web_source"),
         ("crawl", {"crawl": "aaabbbcc"}, "not known for V3P2"),
         ("crawl", {"crawl": "aaaaaaaaa"}, "same for all"),

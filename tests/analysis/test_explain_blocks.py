@@ -155,7 +155,7 @@ def test_what_is_asked_for_and_what_is_said(scores: Path, tmp_path: Path) -> Non
     (row,) = plain.rows("proxies", **asked, measure="r", benchmark="rte")
     x, y = (accuracies(scores, "rte", stage) for stage in ("pt", "sft"))
     assert row.estimate == pytest.approx(np.corrcoef(x, y)[0, 1])
-    with pytest.raises(UserError, match="--block year: that is known of no mixture"):
+    with pytest.raises(UserError, match="--block year: no mixture has this factor"):
         explain(scores, Options(block="year"))
     with pytest.raises(UserError, match="--block same: it is the same for all mixtures"):
         explain(scores, Options(block="same"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def adapter(
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     prepare(model)
     kind = settings.pop("kind", peft.LoraConfig)
-    wrapped = peft.get_peft_model(model, kind(task_type="CAUSAL_LM", **settings))
+    wrapped = peft.get_peft_model(model, kind(**{"task_type": "CAUSAL_LM", **settings}))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in wrapped.parameters():
@@ -266,6 +267,18 @@ def test_adapters_name_no_code(llama: Path, tmp_path: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="names code of its own"):
         scored(folder)
+
+
+def test_an_adapter_saved_without_a_task_type(llama: Path, tmp_path: Path) -> None:
+    """peft then writes which class the base has, as `auto_mapping`: that module is not imported."""
+    folder = adapter(tmp_path / "a", llama, r=4, target_modules=["q_proj"], task_type=None)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["auto_mapping"]["parent_library"].startswith("transformers.")
+    config["auto_mapping"]["parent_library"] = "antigravity"
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    sys.modules.pop("antigravity", None)
+    np.testing.assert_allclose(scored(folder), unmerged(llama, folder), atol=1e-4)
+    assert "antigravity" not in sys.modules
 
 
 def test_an_adapter_beside_whole_weights_is_refused(llama: Path, tmp_path: Path) -> None:
