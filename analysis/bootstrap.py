@@ -362,7 +362,9 @@ def jackknife_z(value_SC: Array, plan: Resamples, level: float = 0.95, basis: Ba
     For means of correlations, whose distribution atanh makes nearly normal. NaN where the statistic is 1 or -1, lies
     outside, or is undefined without one of the units.
     """
+    value_SC = value_SC[:, : 1 + plan.jackknife]
     with np.errstate(all="ignore"):
-        z_SC = np.arctanh(value_SC[:, : 1 + plan.jackknife])
-        ends = jackknife_t(np.where(np.isfinite(z_SC), z_SC, np.nan), plan, level, basis)
+        # Where it is 1 but for rounding, atanh would be what the rounding makes of it.
+        z_SC = np.arctanh(np.where(np.abs(value_SC) < 1.0 - ROUNDING, value_SC, np.nan))
+        ends = jackknife_t(z_SC, plan, level, basis)
     return np.tanh(ends)

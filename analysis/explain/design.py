@@ -79,15 +79,21 @@ def design_of(scores: Scores, stages: Sequence[str] | None = None) -> Design:
     order = choose_stages(found, stages)
     pair = order[0], order[-1]
     by_place = placed(one for one in known if one.name not in scores.emulated or one.stage in pair)
-    runs, notes = {}, []
+    runs, notes, unlike = {}, [], list[str]()
     for scale in sorted(by_place, key=scale_key):
         of = {place: by_stage for place, by_stage in by_place[scale].items() if by_stage.keys() & set(pair)}
         places = ordered(of)
         whole = [place for place in places if set(pair) <= of[place].keys()]
         if len(whole) < len(places):
             kept = {mixture for mixture, _ in whole}
+            has: dict[str, set[str]] = defaultdict(set)  # the stages of all its runs
+            for mixture, seed in places:
+                has[mixture] |= of[mixture, seed].keys()
+            apart = [mixture for mixture in has if set(pair) <= has[mixture] and mixture not in kept]
+            unlike += [f"{scale}-{mixture}" for mixture in apart]
+            said = dict.fromkeys(apart, " (its seeds differ between them)")
             lonely = dict.fromkeys(
-                f"{mixture} (its run {seed})" if mixture in kept else mixture
+                mixture + (f" (its run {seed})" if mixture in kept else said.get(mixture, ""))
                 for mixture, seed in places
                 if (mixture, seed) not in whole
             )
@@ -97,6 +103,11 @@ def design_of(scores: Scores, stages: Sequence[str] | None = None) -> Design:
                 Run(*place, before=of[place][pair[0]], after=of[place][pair[1]], by_stage=of[place])
                 for place in whole
             )
+    if not runs and unlike:
+        raise UserError(
+            f"no run has both a {pair[0]} and a {pair[1]} checkpoint, as the seeds of {names(unlike)} differ between the stages:"
+            " give a run the same seed at both in a manifest, and run `evalengine score --manifest FILE.yaml` again"
+        )
     if not runs:
         raise UserError(
             f"no mixture has checkpoints of both stages, {pair[0]} and {pair[1]}: score both into one store"

@@ -18,6 +18,7 @@ from evalengine.analysis.bootstrap import (
     fisher,
     intervals,
     jackknife_t,
+    jackknife_z,
     resamples,
 )
 from evalengine.analysis.correlation import Sample, correlate
@@ -216,3 +217,13 @@ def test_an_end_at_zero_is_zero_in_every_order_of_the_mixtures() -> None:
         value = correlate(Sample(np.roll(x, shift, axis=1)[..., None], plan.weight_MC), np.array([[0, 1]]))
         lows.add(float(intervals(value, plan, kinds=("bca",)).ends["bca"][0, 0]))
     assert lows == {0.0}
+
+
+def test_what_is_one_but_for_rounding_is_one_on_fishers_scale() -> None:
+    plan = enumerate_resamples(4)
+    value = np.array([[0.9, 0.8, 1.0, 0.7, 0.9]])
+    for one in (1.0, np.nextafter(1.0, 0.0), 1.0 - 5e-16, np.nextafter(1.0, 2.0)):
+        value[0, 2] = one
+        assert np.isnan(jackknife_z(value, plan)).all(), one
+    value[0, 2] = 1.0 - 1e-9
+    assert np.isfinite(jackknife_z(value, plan)).all()

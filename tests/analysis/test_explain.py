@@ -180,6 +180,20 @@ def test_designs_pair_the_runs(scores: Path, tmp_path: Path) -> None:
     )  # of a, the other run is compared
 
 
+def test_seeds_that_differ_between_the_stages_are_said(scores: Path) -> None:
+    found = read_choices(scores)
+    for name, one in found.checkpoints.items():
+        found.checkpoints[name] = one._replace(seed="1" if one.stage == "pt" and one.mixture == "b" else "")
+    said = "scale 1B: without both pt and sft, left out: b (its seeds differ between them)"
+    assert said in design_of(found).notes
+    for name, one in found.checkpoints.items():
+        found.checkpoints[name] = one._replace(seed="1" if one.stage == "pt" else "")
+    with pytest.raises(
+        UserError, match=r"no run has both a pt and a sft .*, as the seeds of 240M-a, .* differ between"
+    ):
+        design_of(found)
+
+
 def test_the_two_way_mean_is_the_closed_form_of_random_effects() -> None:
     """Of one balanced benchmark, V is MS_mixtures / MI + MS_items / MI - MS_cells / MI of the two-way analysis of variance."""
     x_MI = np.random.default_rng(0).normal(size=(6, 15)) + np.arange(6)[:, None] * 0.3 + np.arange(15) * 0.2
