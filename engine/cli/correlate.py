@@ -154,13 +154,14 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
         f"An interval that holds 0 does not show any transfer. {words(results)}",
         optional=("r without noise", "n", "items", "ceiling", "p", "q"),
     )
-    reasons: dict[str, list[str]] = {}  # a note -> of which rows
+    reasons: dict[str, dict[str, list[str]]] = {}  # a note -> of what -> at which scales
     for r in found:
         if r.note and (r.estimate != r.estimate or r.note_kind == PARTIAL):
-            of = f"{r.category}, " * (r.protocol == "category_transfer") + f"{r.name} ({r.at})"
-            reasons.setdefault(r.note, []).append(of)
+            of = f"{r.category}, " * (r.protocol == "category_transfer") + r.name
+            reasons.setdefault(r.note, {}).setdefault(of, []).append(r.at)
     for note, which in reasons.items():
-        console.say(plain(f"  {', '.join(dict.fromkeys(which))}: {note}"))
+        listed = ", ".join(f"{of} ({', '.join(dict.fromkeys(scales))})" for of, scales in which.items())
+        console.say(plain(f"  {listed}: {note}"))
 
 
 def plain(text: str) -> str:
