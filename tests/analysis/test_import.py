@@ -253,11 +253,7 @@ def test_pythia(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert row.estimate == pytest.approx(st.pearsonr(x, y)[0], abs=1e-9)
     assert row.low < row.estimate < row.high and row.n == 8
     assert main(["correlate", str(tmp_path / "i"), "--stages", "0,143000", "--out", str(tmp_path / "a")]) == 0
-<<<<<<< HEAD
-    assert "lambada_openai (1): accuracy at 0 is 0 for every mixture: no spread" in capsys.readouterr().out
-=======
     assert "lambada_openai (0, 1): accuracy at 0 is 0 for every mixture: no spread" in capsys.readouterr().out
->>>>>>> newcomer
 
 
 def test_real_runs_of_one_model(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
