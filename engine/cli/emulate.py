@@ -42,7 +42,7 @@ def register(subparsers: Any) -> None:
     score.add_items(p)
     score.add_backend(p)
     score.add_ray(p, "score and emulate", hang_after=True)
-    p.set_defaults(run=run, base=None, formats=None)
+    p.set_defaults(run=run, base=None, formats=None, chat=False)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,8 +50,6 @@ def run(args: argparse.Namespace) -> int:
 
     if args.backend == "vllm":
         raise UserError("vLLM runs one model at a time, so it cannot emulate yet: use --backend torch")
-    if args.chat:
-        raise UserError("--chat is for score: emulated checkpoints have no chat template of their own")
     found = discover(args.checkpoints, args.manifest)
     groups = groups_of(args, found)
     taken = {one.name for one in found} & {emulated.name for group in groups for emulated in group.emulated}

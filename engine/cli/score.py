@@ -37,6 +37,8 @@ def register(subparsers: Any) -> None:
         "or those that ship; stored in OUT/formats, for `explain`"
     )
     items = add_items(p)
+    chat = "ask in each checkpoint's own chat template; stored as checkpoint NAME+chat of stage STAGE+chat"
+    items.add_argument("--chat", action="store_true", help=chat)
     items.add_argument("--formats", nargs="?", const="", metavar="YAML", help=formats)
     cue = "with --formats: text, such as Answer:, to remove from the end of contexts, so that each format has it or not"
     items.add_argument("--cue", default="", metavar="TEXT", help=cue)
@@ -78,8 +80,6 @@ def add_items(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     add("--seed", type=int, default=0, help="seed of --limit and --fewshot (default: 0)")
     shots = "K solved train items before each item (default: 0; for --lm-eval-tasks, each task's own number)"
     add("--fewshot", type=int, metavar="K", help=shots)
-    chat = "ask in each checkpoint's own chat template; stored as checkpoint NAME+chat of stage STAGE+chat"
-    add("--chat", action="store_true", help=chat)
     add("--pmi", action="store_true", help="also score each choice without its context (acc_pmi)")
     return group
 
