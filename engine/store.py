@@ -98,6 +98,16 @@ def paths(store: Path | str) -> list[Path]:
     return found
 
 
+def check_outside(out: Path | str, store: Path | str) -> None:
+    """Refuses a folder of other tables inside a store, whose folders are read as checkpoints. Raises UserError."""
+    store, folder = Path(store), Path(out).resolve()
+    imported = (store / "results.arrow").is_file()  # a folder of another kind
+    if store.resolve() in folder.parents and not imported and any(store.glob("*/*.arrow")):
+        raise UserError(
+            f"{out} lies in the score store {store}, whose folders are checkpoints: give --out a folder beside it"
+        )
+
+
 def load(store: Path | str = "scores") -> pa.Table:
     """All scores of a store as one table, one row per (checkpoint, benchmark, item).
 

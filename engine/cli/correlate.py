@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from evalengine import console
 from evalengine.errors import UserError
 from evalengine.metrics import CONFIDENCES, METRICS
+from evalengine.store import check_outside
 
 if TYPE_CHECKING:
     from evalengine.analysis.study import Analysis
@@ -96,6 +97,7 @@ def analysis_of(args: argparse.Namespace) -> Analysis:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_outside(args.out, args.store)
     analysis = analysis_of(args)
     analysis.write(Path(args.out))
     if args.json:

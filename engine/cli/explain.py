@@ -9,6 +9,7 @@ from typing import Any
 from evalengine import console
 from evalengine.cli.correlate import add_block_options, plain
 from evalengine.metrics import METRICS
+from evalengine.store import check_outside
 
 
 def register(subparsers: Any) -> None:
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from evalengine.analysis.mixtures import read_study
     from evalengine.remote import formats_of, readable
 
+    check_outside(args.out, args.store)
     stages = [part.strip() for part in args.stages.split(",")] if args.stages else None
     study = read_study(args.study) if args.study else None
     options = Options(args.level, args.seed, args.data, args.exposure, args.block, study)

@@ -11,6 +11,7 @@ from typing import Any
 from evalengine import console
 from evalengine.cli.correlate import add_options, analysis_of
 from evalengine.errors import UserError
+from evalengine.store import check_outside
 
 
 def register(subparsers: Any) -> None:
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         folder = tables = Path(args.out or "analysis")
+        check_outside(folder, source)
         analysis_of(args).write(folder)
     from evalengine.analysis.report import differences, load_both, write_figures, write_latex, write_report
 

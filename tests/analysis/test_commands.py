@@ -324,3 +324,13 @@ def test_full_size_reading_stays_in_memory(tmp_path: Path, monkeypatch: pytest.M
     assert items == sum(n for n, _ in SIZES.values()) == 86_779
     assert kilobytes < 1.5e6
     assert seconds < 10
+
+
+@pytest.mark.parametrize("command", ["correlate", "explain", "report"])
+def test_tables_are_not_written_among_the_checkpoints_of_a_store(
+    command: str, scores: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(scores.rglob("*"))
+    assert main([command, str(scores), "--out", str(scores / "analysis")]) == 1
+    assert "give --out a folder beside it" in capsys.readouterr().err
+    assert sorted(scores.rglob("*")) == before
