@@ -53,7 +53,8 @@ def commands(
     exposure = str(out / "exposure")
     expose = ["expose", study, "--data", str(out / "world"), "--ckpts", str(ckpts), "--out", exposure]
     expose += ["--similarity", "dsir"]
-    explain = ["explain", str(scores), "--exposure", exposure, "--data", bench, "--out", tables]
+    explain = ["explain", str(scores), "--exposure", exposure, "--data", bench, "--study", study]
+    explain += ["--out", tables]
     return [train, score, expose, correlate, explain, ["report", tables, "--figures", "png"]]
 
 
