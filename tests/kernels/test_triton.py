@@ -289,8 +289,9 @@ def test_logits_logprobs(dtype: torch.dtype, device: str) -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("chunks", [1, 2])
+@pytest.mark.parametrize(
+    ("chunks", "dtype"), [(1, torch.float32), (2, torch.bfloat16), (2, torch.float16)], ids=str
+)
 def test_linear_cross_entropy(
     chunks: int, dtype: torch.dtype, options: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
