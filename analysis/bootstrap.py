@@ -29,7 +29,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.correlation import BlockNumbers, block_sizes, every_choice, members_of
+from evalengine.analysis.correlation import (
+    BlockNumbers,
+    block_sizes,
+    degrees_of_freedom,
+    every_choice,
+    members_of,
+)
 from evalengine.analysis.threads import spread
 from evalengine.errors import UserError
 
@@ -83,30 +89,37 @@ class Resamples:
 
     weight_MC: float64, every column sums to 1 (a column of a unit left out has a zero there).
     multiplicity_R: how many of the n^n ordered resamples each stands for; ones for Monte Carlo.
-    parts: the units of the jackknife by block, () for one block. blocks: how many there are within which mixtures are
-    compared.
+    block_M: the block of each mixture, within which mixtures are compared and resampled; None where all are exchangeable.
     """
 
     weight_MC: Array
     multiplicity_R: Array
     jackknife: int
     exact: bool
-    parts: tuple[NDArray[np.intp], ...] = ()
-    blocks: int = 1
+    block_M: BlockNumbers | None = None
 
     @property
     def count(self) -> int:
         return len(self.multiplicity_R)
 
-    @property
-    def freedom(self) -> int:
-        """Degrees of freedom of the units of the jackknife."""
-        return max(self.jackknife - max(len(self.parts), 1), 1)
-
     @functools.cached_property
     def leaves_out_mixtures(self) -> bool:
         """Whether these are the units of the jackknife, and not groups of items."""
         return self.jackknife > 0 and bool(self.weight_MC[0, 1] == 0.0)
+
+    @property
+    def within_blocks(self) -> bool:
+        """Whether the units of the jackknife are mixtures in several blocks."""
+        return self.leaves_out_mixtures and self.block_M is not None and bool(np.ptp(self.block_M))
+
+    @functools.cached_property
+    def parts(self) -> Sequence[NDArray[np.intp] | slice]:
+        """The units of the jackknife by block; all in one where they are groups of items."""
+        return members_of(self.block_M) if self.within_blocks else [slice(None)]
+
+    def freedom(self, used_SM: NDArray[np.bool_], n_S: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of statistics of n mixtures, less one for the mean of each block that holds any of theirs, (S,)."""
+        return n_S - used_SM.sum(axis=1) + degrees_of_freedom(used_SM, self.block_M)
 
     def units(self, statistics: int, basis: Basis | None) -> Units:
         """All units for each statistic, or the mixtures that it rests on.
@@ -115,16 +128,14 @@ class Resamples:
         mixtures a mean of r over 20 and over 5 mixtures covers 0.90 instead of 0.95, with these 0.95.
         """
         if basis is None or not self.leaves_out_mixtures:
-            return Units(
-                np.ones((statistics, self.jackknife), dtype=np.bool_), np.full(statistics, self.freedom)
-            )
-        blocks_S = sum(basis.used_SM[:, unit].any(axis=1) for unit in self.parts or [slice(None)])
-        return Units(basis.used_SM, np.maximum(basis.n_S - blocks_S, 1))
+            freedom_S = np.full(statistics, max(self.jackknife - len(self.parts), 1))
+            return Units(np.ones((statistics, self.jackknife), dtype=np.bool_), freedom_S)
+        return Units(basis.used_SM, np.maximum(self.freedom(*basis), 1))
 
     @property
     def constant(self) -> float:
         """Share of the resamples that draw one mixture alone from each of several blocks: nothing varies within them."""
-        return constant_share(list(map(len, self.parts))) if self.parts else 0.0
+        return constant_share(block_sizes(self.jackknife, self.block_M)) if self.within_blocks else 0.0
 
 
 class Intervals(NamedTuple):
@@ -137,8 +148,7 @@ class Intervals(NamedTuple):
 
 def enumerate_resamples(n: int, block_M: BlockNumbers | None = None) -> Resamples:
     """All distinct resamples of n units (within blocks) with their multinomial multiplicities n! / prod(k_i!)."""
-    parts = _parts(n, block_M)
-    sizes = list(map(len, parts))
+    parts, sizes = _parts(n, block_M), block_sizes(n, block_M)
     count = distinct(sizes)
     if count > distinct([EXACT_MOST]):
         raise UserError(
@@ -152,7 +162,7 @@ def enumerate_resamples(n: int, block_M: BlockNumbers | None = None) -> Resample
         factorial = np.array([math.factorial(k) for k in range(len(at_M) + 1)], dtype=np.float64)
         counts_RM[:, at_M] = counts_Km[k_R]
         multiplicity_R *= (factorial[-1] / factorial[counts_Km].prod(axis=1))[k_R]
-    return _planned(counts_RM, np.rint(multiplicity_R), parts, exact=True)
+    return Resamples(_columns(counts_RM), np.rint(multiplicity_R), n, True, block_M)
 
 
 def distinct(sizes: Sequence[int]) -> int:
@@ -176,21 +186,13 @@ def draw_resamples(n: int, count: int, seed: int, block_M: BlockNumbers | None =
         raise UserError(f"--bootstrap {count} is too few to estimate an interval: use 1000 or more, or exact")
     rng = np.random.default_rng(seed)
     counts_RM = np.empty((count, n), dtype=np.intp)
-    parts = _parts(n, block_M)
-    for at_M in parts:
+    for at_M in _parts(n, block_M):
         counts_RM[:, at_M] = count_draws(rng.integers(0, len(at_M), (count, len(at_M))), len(at_M))
-    return _planned(counts_RM, np.ones(count), parts, exact=False)
+    return Resamples(_columns(counts_RM), np.ones(count), n, False, block_M)
 
 
-def _parts(n: int, block_M: BlockNumbers | None) -> tuple[NDArray[np.intp], ...]:
-    return (np.arange(n),) if block_M is None else tuple(members_of(block_M))
-
-
-def _planned(
-    counts_RM: NDArray[np.integer], multiplicity_R: Array, parts: tuple[NDArray[np.intp], ...], *, exact: bool
-) -> Resamples:
-    several = parts if len(parts) > 1 else ()
-    return Resamples(_columns(counts_RM), multiplicity_R, counts_RM.shape[1], exact, several, len(parts))
+def _parts(n: int, block_M: BlockNumbers | None) -> list[NDArray[np.intp]]:
+    return [np.arange(n)] if block_M is None else members_of(block_M)
 
 
 def constant_share(sizes: Sequence[int]) -> float:
@@ -350,7 +352,7 @@ def jackknife_error(value_SC: Array, plan: Resamples, basis: Basis | None = None
         mean = left_out.sum(axis=1, keepdims=True) / used_SU.sum(axis=1, keepdims=True)
         squared = np.where(used_SU, (left_out - mean) ** 2, 0.0)
     variance = np.zeros(len(value_SC))
-    for unit in plan.parts or [slice(None)]:
+    for unit in plan.parts:
         m = np.maximum(used_SU[:, unit].sum(axis=1), 1)
         variance += (m - 1) / m * squared[:, unit].sum(axis=1)
     return np.sqrt(variance)

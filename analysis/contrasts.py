@@ -17,6 +17,7 @@ import numpy as np
 
 from evalengine.analysis.groups import (
     CATEGORY,
+    NO_NOTE,
     SCALE,
     STAGE,
     Group,
@@ -81,8 +82,8 @@ def differences(
         return differences_of_means(labels, ours.means[scale], theirs.means[other], where)
     value_SC, n_S = ours.values[scale] - theirs.values[other], np.minimum(ours.n[scale], theirs.n[other])
     used_SM = ours.used[scale] | theirs.used[other]
-    each = zip(labels, value_SC, used_SM, n_S.tolist(), strict=True)
-    return [Statistic(label, value_C, used_M, fewest=n) for label, value_C, used_M, n in each]
+    notes = [NO_NOTE if np.isfinite(x) else Note.undefined("no value of one of them") for x in value_SC[:, 0]]
+    return list(map(Statistic, labels, value_SC, used_SM, notes, n_S.tolist()))
 
 
 def differences_of_means(

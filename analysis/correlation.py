@@ -31,7 +31,8 @@ from evalengine.analysis.threads import spread
 Array = NDArray[np.float64]
 BlockNumbers = NDArray[np.int64]  # (M,), the number of each mixture's block
 STATISTICS = ("pearson", "spearman", "kendall")
-EXACT_PERMUTATIONS = math.factorial(9)  # orders up to which all are walked
+EXACT_MIXTURES = 9  # up to whose number of orders all are walked
+EXACT_PERMUTATIONS = math.factorial(EXACT_MIXTURES)
 SAMPLED = 100_000  # and how many seeded ones, where there are more
 TINY = 1e-12  # variance of standardised data below which a resample counts as constant
 COLUMN_BYTES = 32 << 20  # of data that differ by column, at once

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evalengine.analysis.alignment import over_benchmarks
 from evalengine.analysis.correlation import (
@@ -26,8 +27,9 @@ from evalengine.analysis.correlation import (
     orders_within,
     residuals,
 )
-from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, Table
-from evalengine.analysis.groups import OFTEN_UNDEFINED, Data, Group, Label, Note, Statistic, means_of
+from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, Table, by
+from evalengine.analysis.groups import NO_NOTE, OFTEN_UNDEFINED, Data, Group, Label, Note, Statistic, means_of
+from evalengine.analysis.items import names
 from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.panel import Array, Panel
 from evalengine.analysis.protocol import Protocol, Study
@@ -37,6 +39,7 @@ from evalengine.analysis.tables import Row, plain_row
 
 CODE = "code share"
 R_ALIGN = "r_align"
+TOGETHER = "the mixtures with a value do not tell these web sources from the code shares"
 
 
 class Variables(NamedTuple):
@@ -113,30 +116,16 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> list[Group]:
         value_PC = data.reportable(value_PC)
         known = np.isfinite(joined[:, :, 0])
         known_PM = known[pairs[:, 0]] & known[pairs[:, 1]]
-        few_P = degrees_of_freedom(known_PM, sample.block_M) < 3
-        value_PC[few_P] = np.nan
+        value_PC[degrees_of_freedom(known_PM, sample.block_M) < 3] = np.nan
         found[scale] = []
-        for p, label in enumerate(labels):
-            note = Note()
-            if np.isnan(value_PC[p, 0]):
-                why = _why_nan(data, quantity, int(known_PM[p].sum()), bool(few_P[p]), bool(defined_P[p]))
-                note = Note.undefined(why)
-            found[scale].append(Statistic(label, value_PC[p], known_PM[p], note))
+        for label, value_C, known_M, defined in zip(labels, value_PC, known_PM, defined_P, strict=True):
+            of = f"{known_M.sum()} of {len(panel.mixtures)} mixtures have a value: r is {OFTEN_UNDEFINED}"
+            why = of if defined else f"{quantity} hardly varies over the mixtures: no r"
+            note = NO_NOTE if np.isfinite(value_C[0]) else Note.undefined(data.too_few(known_M) or why)
+            found[scale].append(Statistic(label, value_C, known_M, note))
     how = {"is_correlation": data.statistic == "pearson", "range_of": always(CORRELATION)}
     single = Group.of("mixture_effect", quantity, found, **how)
     return [single] if quantity == R_ALIGN else [single, _means(single, panel)]
-
-
-def _why_nan(data: Data, quantity: str, n: int, few: bool, defined: bool) -> str:
-    """The reason why a correlation with a share is not reported."""
-    if n < 4:
-        return "fewer than 4 mixtures have a value"
-    blocks = data.panel.blocks
-    if few and blocks is not None:
-        return f"{n} mixtures have a value, too few to compare within {blocks.factor}"
-    if defined:
-        return f"{n} of {len(data.panel.mixtures)} mixtures have a value: r is {OFTEN_UNDEFINED}"
-    return f"{quantity} hardly varies over the mixtures: no r"
 
 
 def _means(single: Group, panel: Panel) -> Group:
@@ -150,29 +139,42 @@ def _means(single: Group, panel: Panel) -> Group:
 
 def web_source_differences(data: Data, quantity: str, mixtures: Mixtures, level: float) -> list[Row]:
     """Differences between web sources in a benchmark's value, a category's mean and the mean of all, in their own unit, with
-    t intervals.
+    t intervals; where one cannot be had its row says why.
 
-    Model: value = web source + code share (as a factor) + error, least squares over mixtures. In a balanced factorial
-    the difference is the plain difference of means; the error has n - sources - proportions + 1 degrees of freedom.
+    Model: value = web source + code share (as a factor) + error, least squares over the mixtures that have the value. In a
+    balanced factorial the difference is the plain difference of means; the error has n - sources - proportions + 1 degrees of
+    freedom.
     """
     panel = data.panel
     if not mixtures.web_source or any(m not in mixtures.web_source for m in panel.mixtures):
         return []
-    source = [mixtures.web_source[m] for m in panel.mixtures]
-    levels = list(dict.fromkeys(source))
+    source_M = np.array([mixtures.web_source[m] for m in panel.mixtures])
+    levels = list(dict.fromkeys(source_M.tolist()))
     code = mixtures.shares.get(CODE, {})
     within = difference(CORRELATION if quantity == R_ALIGN else of_quantity(quantity))
-    design = _design(source, levels, [f"{code.get(m, 0.0):.6f}" for m in panel.mixtures])
+    design = _design(source_M, levels, [f"{code.get(m, 0.0):.6f}" for m in panel.mixtures])
+    if np.linalg.matrix_rank(design) >= len(design):  # there is no error to judge a difference by
+        return []
     rows = []
     for scale, stage, (category, name), y in _values(data, quantity):
         keep = np.isfinite(y)
-        if {source[m] for m in np.flatnonzero(keep)} != set(levels):
-            continue
-        for i, j, estimate, half, freedom in _contrasts(design[keep], y[keep], len(levels), level):
+        n, freedom = (
+            int(keep.sum()),
+            int(keep.sum() - np.linalg.matrix_rank(design[keep])) if keep.any() else 0,
+        )
+        found = _contrasts(design[keep], y[keep], len(levels), level, freedom)
+        for i, j in itertools.combinations(range(len(levels)), 2):
             label = Label(category, name, at_stage(stage, f"{levels[j]} - {levels[i]}"))
-            three = estimate, *np.clip([estimate - half, estimate + half], *within)
-            note = Note(text=f"t interval, {freedom} degrees of freedom")
-            rows.append(plain_row("web_source", quantity, scale, label, three, int(keep.sum()), note))
+            if (i, j) in found:
+                estimate, half = found[i, j]
+                three = estimate, *np.clip([estimate - half, estimate + half], *within)
+                note = Note(text=f"t interval, {freedom} degrees of freedom")
+            else:
+                lacking = [source for source in (levels[i], levels[j]) if source not in source_M[keep]]
+                why = "too few mixtures have a value" if freedom < 1 else TOGETHER
+                why = f"no mixture of {' or '.join(lacking)} has a value" if lacking else why
+                three, note = (math.nan,), Note.undefined(why)
+            rows.append(plain_row("web_source", quantity, scale, label, three, n, note))
     return rows
 
 
@@ -251,15 +253,15 @@ def _departure(mean_NK: Array) -> Array:
 
 
 def _contrasts(
-    design: Array, y: Array, levels: int, level: float
-) -> Iterator[tuple[int, int, float, float, int]]:
-    """Each pair i < j of the first `levels` coefficients: their difference j - i, its half interval, the freedom. None of a pair
-    whose difference the design does not tell from that of the other columns."""
+    design: Array, y: Array, levels: int, level: float, freedom: int
+) -> dict[tuple[int, int], tuple[float, float]]:
+    """By pair i < j of the first `levels` coefficients, their difference j - i and its half interval; of those whose difference
+    the design tells from that of the other columns; none where there is no freedom."""
     from scipy.special import stdtrit
 
-    freedom = len(y) - int(np.linalg.matrix_rank(design))
+    found: dict[tuple[int, int], tuple[float, float]] = {}
     if freedom < 1:
-        return
+        return found
     inverse = np.linalg.pinv(design)
     coefficient = inverse @ y
     residual = y - design @ coefficient
@@ -271,13 +273,14 @@ def _contrasts(
         if not np.allclose(contrast @ inverse @ design, contrast):  # it is not in the space of the rows
             continue
         variance = float(contrast @ covariance @ contrast)
-        yield i, j, float(contrast @ coefficient), width * math.sqrt(max(variance, 0.0)), freedom
+        found[i, j] = float(contrast @ coefficient), width * math.sqrt(max(variance, 0.0))
+    return found
 
 
-def _design(source: Sequence[str], levels: Sequence[str], second: Sequence[str]) -> Array:
+def _design(source_M: NDArray[np.str_], levels: Sequence[str], second: Sequence[str]) -> Array:
     """Columns: one per web source (no intercept), then the proportions but the first."""
     others = list(dict.fromkeys(second))[1:]
-    columns = [np.array(source) == level for level in levels]
+    columns = [source_M == level for level in levels]
     columns += [np.array(second) == other for other in others]
     return np.stack(columns, axis=1).astype(np.float64)
 
@@ -339,12 +342,15 @@ def _departures(results: Results) -> Iterator[Part]:
 
 def _web_sources(results: Results, quantity: str, rows: Sequence[Row]) -> Iterator[Part]:
     stage = results.method["stages"][1]
-    web = [r for r in rows if r.other.startswith(at_stage(stage, ""))]
+    mine = [r for r in rows if r.other.startswith(at_stage(stage, ""))]
+    web = [r for r in mine if math.isfinite(r.estimate)]
     if not web:
         return
     largest = math.ceil(100 * max(max(abs(r.low), abs(r.high)) for r in web)) / 100
     differences = _by_other(web)._replace(limit=largest, measure="difference")
-    words = f"{web[0].note}, additive model with the code share."
+    words = f"{'; '.join(dict.fromkeys(r.note for r in web))}; additive model with the code share."
+    for why, without in by((r for r in mine if math.isnan(r.estimate)), lambda row: row.note).items():
+        words += f" Not of {names(dict.fromkeys(_label(r) for r in without))}: {why}."
     yield Folded(f"{_words(quantity)} at {stage}: differences between web sources", [words, differences])
 
 

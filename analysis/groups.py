@@ -64,6 +64,10 @@ class Note(NamedTuple):
         """Of a mean that leaves out `lost`, if it does."""
         return cls.partial(f"without {', '.join(lost)}{why}") if lost else cls()
 
+    def also(self, other: Note) -> Note:
+        """Both texts, and the kind of the other, if it has one."""
+        return Note(other.kind or self.kind, "; ".join(filter(None, [self.text, other.text])))
+
 
 NO_NOTE = Note()
 UNDEFINED = "undefined"  # there is no estimate
@@ -222,14 +226,21 @@ class Data:
         """What pairs rest on."""
         return Basis.of(self.used(quantity, scale, pairs))
 
-    def few(self, quantity: str, scale: str, pairs: Pairs) -> Mask:
-        """Whether a pair has fewer than 4 mixtures, or 3 more than there are blocks with any of them, (P,)."""
-        return degrees_of_freedom(self.used(quantity, scale, pairs), self.panel.block_M) < 3
+    def too_few(self, used_M: Mask) -> str:
+        """Why these mixtures are too few for a correlation; "" where they are not."""
+        n, blocks = int(used_M.sum()), self.panel.blocks
+        if n < 4:
+            return f"{n} mixture{'s have' if n != 1 else ' has'} both values, 4 are needed"
+        if blocks and degrees_of_freedom(used_M[None], self.panel.block_M)[0] < 3:
+            return f"{n} mixtures have both values, too few to compare within {blocks.factor}"
+        return ""
 
     def correlate(self, quantity: str, scale: str, pairs: Pairs) -> Array:
-        """(P, C); NaN for pairs with too few mixtures, and for those that too many resamples leave undefined."""
+        """(P, C); NaN for pairs with fewer than 4 mixtures, or 3 more than there are blocks with any of them, and for those that
+        too many resamples leave undefined."""
         value_PC = correlate(self.sample(quantity, scale), pairs, self.statistic)
-        value_PC[self.few(quantity, scale, pairs)] = np.nan
+        used_PM = self.used(quantity, scale, pairs)
+        value_PC[degrees_of_freedom(used_PM, self.panel.block_M) < 3] = np.nan
         return self.reportable(value_PC)
 
     def reportable(self, value_SC: Array) -> Array:

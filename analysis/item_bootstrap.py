@@ -55,11 +55,12 @@ def item_data(
         )
     quantities = quantities or tuple(panel.transferred)
     M = len(panel.mixtures)
-    plan = draw_resamples(M, count, seed, panel.block_M)
     groups = 0 if mixtures else GROUPS
-    if not mixtures:
+    if mixtures:
+        plan = draw_resamples(M, count, seed, panel.block_M)
+    else:
         weight_MC = np.full((M, 1 + groups + count), 1.0 / M)
-        plan = Resamples(weight_MC, np.ones(count), groups, False, blocks=plan.blocks)
+        plan = Resamples(weight_MC, np.ones(count), groups, False, panel.block_M)
     columns = plan.weight_MC.shape[1]
     B = len(panel.benchmarks)
     x = {q: np.empty((len(panel.scales), 2 * B, M, columns)) for q in quantities}

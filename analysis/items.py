@@ -35,6 +35,7 @@ MUST_AGREE = {  # metadata that must be one value per benchmark, and what a user
     "fewshot": "numbers of few-shot examples",
     "limit": "limits",
     "data_hash": "data files",
+    "category": "categories",  # which each row names
 }
 # Of imported samples: what must be one value per benchmark and stage. Before and after learning a chat format it may differ.
 PROMPTS = {"chat_format": "chat formats", "system_instruction": "system instructions"}
@@ -211,7 +212,7 @@ def scored_tables(
                 " the two kinds of scores apart"
             )
         metadata = {key: raw.get(stored, b"").decode(errors="replace") for key, stored in READ.items()}
-        scored = Scored(checkpoint, metadata)
+        scored = Scored(checkpoint, {**metadata, "category": category_of(table)})
         if checkpoint not in checkpoints:
             scale, mixture, stage = (_first(table, key) for key in ("scale", "mixture", "stage"))
             checkpoints[checkpoint] = Checkpoint(checkpoint, scale, mixture, stage)

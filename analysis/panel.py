@@ -24,11 +24,11 @@ from evalengine.analysis.calibration_error import ECE_BINS, calibration_errors
 from evalengine.analysis.cells import (
     ALL,
     Cell,
+    categories_of,
     category_key,
     choose_stages,
     lacking,
     paired_cells,
-    refuse_all,
     refuse_twins,
     stages_of,
 )
@@ -241,8 +241,7 @@ def assemble(cells: Sequence[Cell], stages: Sequence[str] | None, notes: Iterabl
     pair = order[0], order[-1]
     refuse_twins(every)
     known = paired_cells([cell for cell in every if cell.stage in pair], pair, said)
-    category_of = {cell.benchmark: cell.category or "Other" for cell in known}
-    refuse_all(category_of)
+    category_of = categories_of(known)
     axes = Axes(
         tuple(sorted({cell.place[0] for cell in known}, key=scale_key)),
         pair,

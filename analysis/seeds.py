@@ -192,7 +192,7 @@ def _of_means(panel: Panel, known: dict[int, Components]) -> Iterator[Statistic]
         between_C = pooled(of_means_B3C - (seeds_B3C - unit_B3[:, :, None]), unit_B3)
         note = Note.without([panel.benchmarks[b] for b in index if b not in used])
         if not all(one.paired for one in chosen):
-            note = Note.partial("; ".join(filter(None, [note.text, UNPAIRED.text])))
+            note = note.also(UNPAIRED)
         parts = Basis.of(np.array([one.used_M for one in chosen]))
         for kind, value_C in zip((*_shares(panel), BETWEEN), [*shares_2C, between_C], strict=True):
             yield Statistic.of_parts(Label(category, f"mean of {len(chosen)}", kind), value_C, parts, note)

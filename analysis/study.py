@@ -194,12 +194,10 @@ def curve_rows(panel: Panel, level: float) -> tuple[Sequence[str], list[list[Any
     if panel.curves is None:
         return CURVE_COLUMNS, rows
     for s, t, b in np.ndindex(len(panel.scales), 2, len(panel.benchmarks)):
-        curve_MK3 = panel.curves[s, t, :, b]
-        curve_MK3 = curve_MK3[np.isfinite(curve_MK3[:, 0, 2])]
-        n = len(curve_MK3)
-        for k in range(panel.curves.shape[4]):
-            share, confidence, accuracy = (curve_MK3[:, k, f] for f in range(3))
-            if not n or not np.isfinite(accuracy).all():
+        for k, curve_M3 in enumerate(panel.curves[s, t, :, b].swapaxes(0, 1)):
+            share, confidence, accuracy = curve_M3[np.isfinite(curve_M3[:, 2])].T
+            n = len(accuracy)
+            if not n:
                 continue
             half = stdtrit(n - 1, 0.5 + level / 2) * accuracy.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
             mean = accuracy.mean()

@@ -24,6 +24,7 @@ from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, f
 from evalengine.analysis.groups import (
     ALL,
     CATEGORY,
+    NO_NOTE,
     OFTEN_UNDEFINED,
     QUANTITY,
     SCALE,
@@ -38,7 +39,14 @@ from evalengine.analysis.groups import (
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.ranges import CORRELATION, always, of_difference
-from evalengine.analysis.results import Results, excludes_zero, interval_words, percent, with_interval
+from evalengine.analysis.results import (
+    Results,
+    excludes_zero,
+    interval_words,
+    n_words,
+    percent,
+    with_interval,
+)
 from evalengine.analysis.scatter import scatters
 from evalengine.analysis.tables import Row
 from evalengine.analysis.transfer_table import transfer_table, words
@@ -70,28 +78,24 @@ def transfer(data: Data, quantity: str) -> Group:
     pairs = np.stack([np.arange(B), B + np.arange(B)], axis=1)
     found: dict[str, list[Statistic]] = {}
     for s, scale in enumerate(panel.scales):
-        value_BC, few_B = data.correlate(quantity, scale, pairs), data.few(quantity, scale, pairs)
+        value_BC = data.correlate(quantity, scale, pairs)
         found[scale] = []
         for b, used_M in enumerate(data.used(quantity, scale, pairs)):
-            n = int(used_M.sum())
-            why = "" if np.isfinite(value_BC[b, 0]) else _why_nan(panel, quantity, s, b, n, few_B[b])
+            note = NO_NOTE
+            if np.isnan(value_BC[b, 0]):
+                note = Note.undefined(data.too_few(used_M) or _why_nan(panel, quantity, s, b))
             label = Label(panel.categories[b], panel.benchmarks[b])
-            note = Note.undefined(why) if why else Note()
             found[scale].append(Statistic(label, value_BC[b], used_M, note))
     how = {"is_correlation": data.statistic == "pearson", "contrast_interval": "jackknife"}
     return Group.of("transfer", quantity, found, range_of=always(CORRELATION), **how)
 
 
-def _why_nan(panel: Panel, quantity: str, s: int, b: int, n: int, few: bool) -> str:
-    """The reason why a benchmark's transfer is not reported at a scale."""
-    if n < 4:
-        return f"{n} mixture{'s have' if n != 1 else ' has'} both values, 4 are needed"
+def _why_nan(panel: Panel, quantity: str, s: int, b: int) -> str:
+    """The reason why a benchmark's transfer is not reported at a scale where enough mixtures have both values."""
     within = f" within {panel.blocks.factor}" if panel.blocks else ""
-    if few:
-        return f"{n} mixtures have both values, too few to compare{within}"
     x_TM = panel.transferred[quantity][s, :, :, b]
     known_M = np.isfinite(x_TM).all(axis=0)
-    x_TM = x_TM[:, known_M]
+    n, x_TM = int(known_M.sum()), x_TM[:, known_M]
     for t, stage in enumerate(panel.stages):
         if np.ptp(x_TM[t]) <= 1e-12 * np.abs(x_TM[t]).max(initial=0.0):
             return f"{quantity} at {stage} is {x_TM[t, 0]:.4g} for every mixture: no spread to correlate"
@@ -118,15 +122,12 @@ def quantity_contrasts(accuracy: Group, confidence: Group, panel: Panel) -> Iter
     """The transfer of accuracy minus that of confidence, of benchmarks and as means over those that have both; and the
     difference of these differences between the largest scale and the smallest, of the quantity BOTH.
     """
-    undefined = Note.undefined("no r of one of them")
     found = {
-        scale: [
-            one if np.isfinite(one.value_C[0]) else one._replace(note=undefined)
-            for one in differences(accuracy.labels, (accuracy, scale), (confidence, scale), "")
-        ]
+        scale: differences(accuracy.labels, (accuracy, scale), (confidence, scale), "")
         for scale in accuracy.values
     }
-    single = Group.of("transfer", BOTH, found, range_of=of_difference(accuracy.range_of))
+    how = {"contrast_interval": accuracy.contrast_interval, "range_of": of_difference(accuracy.range_of)}
+    single = Group.of("transfer", BOTH, found, **how)
     for group in (single, category_transfer(single, panel)):
         labels = [label._replace(minus=confidence.quantity) for label in group.labels]
         kind = group.contrast_interval
@@ -142,7 +143,7 @@ def shown(results: Results) -> Iterator[Part]:
     yield Heading("Transfer")
     yield (
         f"Correlation over mixtures of a benchmark's value at {before} with its value at {after}. "
-        f"{interval_words(results)}; n = number of mixtures, {_n_words(single)}. A star marks a note below."
+        f"{interval_words(results)}; {n_words(single)} mixtures. A star marks a note below."
     )
     yield Heading("Category means", 3)
     yield File("category_transfer", _of_means(means))
@@ -196,13 +197,6 @@ def _differences(results: Results) -> Iterator[Part]:
 def _shown(results: Results, **fixed: str) -> list[Row]:
     """Rows of the quantities, without the confidence that was not asked for."""
     return [r for r in results.rows("transfer", **fixed) if r.quantity in results.method["quantities"]]
-
-
-def _n_words(rows: Sequence[Row]) -> str:
-    counts = sorted({row.n for row in rows if math.isfinite(row.estimate)})
-    if not counts:
-        return "none"
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _of_means(rows: Sequence[Row]) -> Intervals:

@@ -55,8 +55,11 @@ def regret(
 ) -> Regret | None:
     """Of one benchmark, measured before and after; None where the mixtures differ no more than noise makes them.
 
-    found: noise and unbiased covariance of `value_2M`. Of mixtures that tie for the best before, the mean is taken.
+    found: noise and unbiased covariance of `value_2M`. Of mixtures that tie for the best before, the mean is taken. What is drawn
+    goes to the mixtures by their values, so that the result does not depend on their order.
     """
+    order_M = np.lexsort([*value_2M[::-1], *([] if block_M is None else [block_M])])
+    value_2M, block_M = value_2M[:, order_M], None if block_M is None else block_M[order_M]
     noise_22 = np.array([[found.noise.before, found.noise.between], [found.noise.between, found.noise.after]])
     before, after, both = found.covariance_3C[:, 0]
     s_D22 = _covariances(np.array([[before, both], [both, after]]), noise_22, found.freedom, rng)

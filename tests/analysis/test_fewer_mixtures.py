@@ -214,7 +214,7 @@ def test_why_there_is_no_r_with_a_share() -> None:
         == ("mixture_effect", "accuracy", "240M", "pt: code share")
     }
     few, often, every, flat = (said[name] for name in (NAMES[2], NAMES[1], NAMES[0], NAMES[3]))
-    assert few == "fewer than 4 mixtures have a value"
+    assert few == "3 mixtures have both values, 4 are needed"
     # At most one of 4, or of 5, mixtures is in a resample of 9: none, or each alone.
     shares = [
         (5 / 9) ** 9 + 4 * ((6 / 9) ** 9 - (5 / 9) ** 9),

@@ -9,6 +9,7 @@ import numpy as np
 import planted
 import pytest
 
+from evalengine import store
 from evalengine.analysis import decisions, noise
 from evalengine.analysis.bootstrap import (
     Resamples,
@@ -105,6 +106,47 @@ def test_no_spread_beyond_noise_is_said(tmp_path: Path) -> None:
     ceiling = [k for k, label in enumerate(group.labels) if label.other == "ceiling"]
     undefined = [k for k in ceiling if np.isnan(group.values["1B"][k, 0])]
     assert undefined and all(group.notes["1B"][k].kind == noise.ITEM_NOISE for k in undefined)
+
+
+def test_noise_of_fewer_items_than_the_value_rests_on_is_said(tmp_path: Path) -> None:
+    """Confidence on items with a finite score: its noise is that of the items that all mixtures have, and the rows say so."""
+    planted.write_study(tmp_path, items=40, scales=("1B",))
+    for k, stage in enumerate(("pt", "sft")):
+        path = tmp_path / f"1B-V1P{k}-{stage}" / "rte.arrow"
+        table = store.read(path)
+        loglik = np.array(table["loglik"].to_pylist(), np.float32)
+        loglik[k] = np.nan
+        who = {key: table[key][0].as_py() for key in store.KEYS}
+        again = planted.item_table(who, loglik, table["gold"].to_numpy(), table["item"].to_pylist())
+        store.write(path, again, planted.metadata())
+    panel = load_panel(tmp_path)
+    rows = analyse(panel, Options(bootstrap=100)).tables["reliability"]
+    some = "item noise is that of the 38 of 40 items on which all scores are finite"
+    said = {row.note for row in rows if row.name == "rte" and row.quantity == "confidence"}
+    assert said and all(some in note for note in said)
+    assert not any(some in row.note for row in rows if row.name != "rte" or row.quantity == "accuracy")
+    (mean,) = (
+        r
+        for r in rows
+        if r.category == "NLI" and r.protocol == "category_reliability" and r.quantity == "confidence"
+    )
+    assert mean.note == "item noise of some items of rte"
+    b, k = panel.benchmarks.index("rte"), panel.items[panel.benchmarks.index("rte")].confidence_KI
+    x_TMI = k[panel.row[0, :, :, b]].astype(float)[:, :, 2:]
+    rest = (
+        x_TMI
+        - x_TMI.mean(axis=1, keepdims=True)
+        - x_TMI.mean(axis=2, keepdims=True)
+        + x_TMI.mean(axis=(1, 2), keepdims=True)
+    )
+    noise_T = (rest**2).sum(axis=(1, 2)) / (8 * 37) / 38
+    for t, stage in enumerate(panel.stages):
+        row = next(
+            r for r in rows if (r.name, r.quantity, r.other) == ("rte", "confidence", f"reliability {stage}")
+        )
+        assert row.estimate == pytest.approx(
+            1 - noise_T[t] / panel.values["confidence"][0, t, :, b].var(ddof=1)
+        )
 
 
 def test_a_resample_of_equal_values_has_no_reliability() -> None:

@@ -46,6 +46,22 @@ def test_mixtures_that_tie_before_are_averaged() -> None:
     np.testing.assert_allclose(found.judged_D, 0.15, atol=1e-4)
 
 
+def test_the_order_of_the_mixtures_does_not_matter() -> None:
+    rng = np.random.default_rng(7)
+    value, noise_22, block = rng.normal(size=(2, 9)), 0.3 * np.eye(2), np.repeat([0, 1, 2], 3)
+    of = measured(value, noise_22)
+    for block_M in (None, block):
+        first = regret(value, of, block_M, np.random.default_rng(0))
+        for _ in range(5):
+            order = rng.permutation(9)
+            moved = None if block_M is None else block_M[order]
+            again = regret(value[:, order], of, moved, np.random.default_rng(0))
+            assert first is not None and again is not None
+            np.testing.assert_allclose(again.true_D, first.true_D, atol=1e-5)
+            np.testing.assert_allclose(again.judged_D, first.judged_D, atol=1e-5)
+            assert again.best == pytest.approx(first.best)
+
+
 def test_covariances_are_inverse_wishart_cut_where_they_exceed_the_noise() -> None:
     rng = np.random.default_rng(3)
     noise_22 = np.array([[0.2, 0.1], [0.1, 0.5]])
