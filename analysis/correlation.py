@@ -370,7 +370,7 @@ def _permuted_tau_p(
         )
         mean_KS = np.stack([np.abs(tau_KB[:, list(index)].mean(axis=1)) for index in members], axis=1)
         if start == 0:
-            goal_S = mean_KS[0] * (1.0 - 1e-12)
+            goal_S = mean_KS[0] - 1e-12  # a mean of 0 but for rounding is as small as any
         hits_S += (mean_KS >= goal_S).sum(axis=0)
     return np.where(np.isfinite(goal_S), hits_S / len(orders_KM), np.nan)
 

@@ -140,7 +140,7 @@ def swap_p(
         for swapped_KM in _ways(parts, seed, count, at_once):
             found_KB = _differences(sides, swapped_KM, statistic, parts)
             for s, index in enumerate(members):
-                hits[s] += (np.abs(found_KB[:, list(index)].mean(axis=1)) >= goal[s] * (1.0 - 1e-12)).sum()
+                hits[s] += (np.abs(found_KB[:, list(index)].mean(axis=1)) >= goal[s] - 1e-12).sum()
             total += len(swapped_KM)
     return np.where(np.isfinite(goal), hits / total, np.nan)
 
