@@ -35,6 +35,7 @@ from evalengine.analysis.correlation import (
     degrees_of_freedom,
     every_choice,
     members_of,
+    parts_of,
 )
 from evalengine.analysis.threads import spread
 from evalengine.errors import UserError
@@ -67,9 +68,9 @@ class Basis(NamedTuple):
         """Of these statistics and then of others."""
         return Basis(np.concatenate([self.used_SM, other.used_SM]), np.concatenate([self.n_S, other.n_S]))
 
-    def together(self, least_n: int = 0) -> tuple[NDArray[np.bool_], int]:
-        """Of one statistic that has all of these as parts: its mixtures, (M,), and n. least_n: its n where there are none."""
-        return np.asarray(self.used_SM.any(axis=0)), int(self.n_S.min()) if len(self.n_S) else least_n
+    def together(self) -> tuple[NDArray[np.bool_], int]:
+        """Of one statistic that has all of these as parts: its mixtures, (M,), and n."""
+        return np.asarray(self.used_SM.any(axis=0)), int(self.n_S.min()) if len(self.n_S) else 0
 
 
 class Units(NamedTuple):
@@ -148,7 +149,7 @@ class Intervals(NamedTuple):
 
 def enumerate_resamples(n: int, block_M: BlockNumbers | None = None) -> Resamples:
     """All distinct resamples of n units (within blocks) with their multinomial multiplicities n! / prod(k_i!)."""
-    parts, sizes = _parts(n, block_M), block_sizes(n, block_M)
+    parts, sizes = parts_of(n, block_M), block_sizes(n, block_M)
     count = distinct(sizes)
     if count > distinct([EXACT_MOST]):
         raise UserError(
@@ -186,13 +187,9 @@ def draw_resamples(n: int, count: int, seed: int, block_M: BlockNumbers | None =
         raise UserError(f"--bootstrap {count} is too few to estimate an interval: use 1000 or more, or exact")
     rng = np.random.default_rng(seed)
     counts_RM = np.empty((count, n), dtype=np.intp)
-    for at_M in _parts(n, block_M):
+    for at_M in parts_of(n, block_M):
         counts_RM[:, at_M] = count_draws(rng.integers(0, len(at_M), (count, len(at_M))), len(at_M))
     return Resamples(_columns(counts_RM), np.ones(count), n, False, block_M)
-
-
-def _parts(n: int, block_M: BlockNumbers | None) -> list[NDArray[np.intp]]:
-    return [np.arange(n)] if block_M is None else members_of(block_M)
 
 
 def constant_share(sizes: Sequence[int]) -> float:

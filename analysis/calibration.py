@@ -18,7 +18,19 @@ from evalengine.analysis.bootstrap import resamples
 from evalengine.analysis.claims import CAUTION, Claim
 from evalengine.analysis.contrasts import contrast_group
 from evalengine.analysis.figure import Curves, File, Folded, Heading, Part, Table
-from evalengine.analysis.groups import ALL, NO_NOTE, SCALE, STAGE, Array, Group, Label, Mask, Note, Statistic
+from evalengine.analysis.groups import (
+    ALL,
+    NO_NOTE,
+    SCALE,
+    STAGE,
+    Array,
+    Group,
+    Label,
+    Mask,
+    Note,
+    Statistic,
+    mean_over_mixtures,
+)
 from evalengine.analysis.inverting import inverted
 from evalengine.analysis.items import names
 from evalengine.analysis.panel import Panel
@@ -74,13 +86,8 @@ def means(panel: Panel, quantity: str, value_STMB: Array, weight_MC: Array) -> G
 
 def _mean(x_LM: Array, weight_MC: Array, square: bool) -> tuple[Array, Mask]:
     """(L, C) means over the mixtures with a value, or roots of the mean signed squares, and (L, M) which those are."""
-    x_LM = np.sign(x_LM) * x_LM**2 if square else x_LM
-    known = np.isfinite(x_LM)
-    masks, of_L = np.unique(known, axis=0, return_inverse=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        total_LC = (masks.astype(np.float64) @ weight_MC)[of_L.ravel()]
-        mean_LC = (np.where(known, x_LM, 0.0) @ weight_MC) / total_LC
-    return np.sign(mean_LC) * np.sqrt(np.abs(mean_LC)) if square else mean_LC, known
+    mean_LC = mean_over_mixtures(np.sign(x_LM) * x_LM**2 if square else x_LM, weight_MC)
+    return np.sign(mean_LC) * np.sqrt(np.abs(mean_LC)) if square else mean_LC, np.isfinite(x_LM)
 
 
 def _differences(

@@ -30,9 +30,8 @@ from evalengine.analysis.groups import (
     Pairs,
     Statistic,
     group_of_means,
-    mean_of_known,
 )
-from evalengine.analysis.items import names
+from evalengine.analysis.items import mean_of_known, names
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.ranges import CORRELATION, always
@@ -118,13 +117,13 @@ def _rest(means: Means, every: Sequence[int], without: Sequence[int]) -> Array:
     """(C,): the mean over the pairs that do not hold the benchmark."""
     left = set(without)
     value_PC = means.value_PC[[p for p in every if p not in left]]
-    return mean_of_known(value_PC[np.isfinite(value_PC[:, 0])])
+    return mean_of_known(value_PC[np.isfinite(value_PC[:, 0])], 0)
 
 
 def _means(protocol: str, quantity: str, labels: list[Label], means: dict[str, Means]) -> Group:
     """A group of means over pairs; what has no r in the sample is left out and said so."""
 
-    def said(label: Label, every: Sequence[int], lost: Sequence[int]) -> Note:
+    def said(scale: str, label: Label, every: Sequence[int], lost: Sequence[int]) -> Note:
         if not every:
             return Note.undefined(f"{label.category} has one benchmark, so no pairs")
         return Note.partial(f"without {len(lost)} of the pairs (no r)") if lost else Note()

@@ -25,8 +25,8 @@ from evalengine.analysis.groups import (
     Means,
     Note,
     Statistic,
-    mean_of_known,
 )
+from evalengine.analysis.items import mean_of_known
 from evalengine.analysis.ranges import of_difference
 
 
@@ -101,7 +101,7 @@ def differences_of_means(
         ]
         common = [(p, q) for p, q, both in zip(ours, theirs, map(all, known), strict=True) if both]
         i, j = ([pair[side] for pair in common] for side in (0, 1))
-        note, value_C = Note(), mean_of_known(first[i]) - mean_of_known(second[j])
+        note, value_C = Note(), mean_of_known(first[i], 0) - mean_of_known(second[j], 0)
         if not common:
             note = Note.undefined(f"none of them has a value {where}")
         elif len(common) < sum(map(any, known)):

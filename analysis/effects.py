@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evalengine.analysis.alignment import over_benchmarks
 from evalengine.analysis.correlation import (
@@ -82,14 +81,6 @@ def variables(data: Data, quantity: str, scale: str) -> Variables:
     return Variables(np.array(found).reshape(len(found), *accuracy.shape[1:]), names)
 
 
-def with_means(found: Variables, members: Mapping[str, list[int]]) -> Variables:
-    """The same with the mean of every category's benchmarks, and of all: of mixtures that have all of them."""
-    halves = np.split(found.x_VMC, 2)
-    joined = [np.concatenate([x, np.stack([x[i].mean(axis=0) for i in members.values()])]) for x in halves]
-    names = [(category, f"mean of {len(index)}") for category, index in members.items()]
-    return Variables(np.concatenate(joined), [*found.names, *names])
-
-
 def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> list[Group]:
     """corr over mixtures of each value with each share, at both stages; and the mean r of a category's benchmarks and of all."""
     panel = data.panel
@@ -134,7 +125,7 @@ def _means(single: Group, panel: Panel) -> Group:
     others = list(dict.fromkeys(label.other for label in single.labels))
     labels = [Label(c, f"mean of {len(index)}", other) for other in others for c, index in members.items()]
     every = [[k * B + b for b in index] for k in range(len(others)) for index in members.values()]
-    return means_of(single, "category_effect", labels, every, len(panel.mixtures))
+    return means_of(single, "category_effect", labels, every)
 
 
 def web_source_differences(data: Data, quantity: str, mixtures: Mixtures, level: float) -> list[Row]:
@@ -149,19 +140,20 @@ def web_source_differences(data: Data, quantity: str, mixtures: Mixtures, level:
     if not mixtures.web_source or any(m not in mixtures.web_source for m in panel.mixtures):
         return []
     source_M = np.array([mixtures.web_source[m] for m in panel.mixtures])
-    levels = list(dict.fromkeys(source_M.tolist()))
     code = mixtures.shares.get(CODE, {})
+    code_M = np.array([f"{code.get(m, 0.0):.6f}" for m in panel.mixtures])
+    levels, shares = (list(dict.fromkeys(of_M.tolist())) for of_M in (source_M, code_M))
+    # A column for each web source, then for each share but the first; no intercept.
+    columns = [*(source_M == source for source in levels), *(code_M == share for share in shares[1:])]
+    design = np.stack(columns, axis=1).astype(np.float64)
     within = difference(CORRELATION if quantity == R_ALIGN else of_quantity(quantity))
-    design = _design(source_M, levels, [f"{code.get(m, 0.0):.6f}" for m in panel.mixtures])
     if np.linalg.matrix_rank(design) >= len(design):  # there is no error to judge a difference by
         return []
     rows = []
     for scale, stage, (category, name), y in _values(data, quantity):
         keep = np.isfinite(y)
-        n, freedom = (
-            int(keep.sum()),
-            int(keep.sum() - np.linalg.matrix_rank(design[keep])) if keep.any() else 0,
-        )
+        n = int(keep.sum())
+        freedom = n - int(np.linalg.matrix_rank(design[keep])) if n else 0
         found = _contrasts(design[keep], y[keep], len(levels), level, freedom)
         for i, j in itertools.combinations(range(len(levels)), 2):
             label = Label(category, name, at_stage(stage, f"{levels[j]} - {levels[i]}"))
@@ -179,13 +171,16 @@ def web_source_differences(data: Data, quantity: str, mixtures: Mixtures, level:
 
 
 def _values(data: Data, quantity: str) -> Iterator[tuple[str, str, tuple[str, str], Array]]:
-    """Scale, stage, category and name of every variable and mean, with its values over mixtures."""
-    for scale, (t, stage) in itertools.product(data.panel.scales, enumerate(data.panel.stages)):
+    """Scale, stage, category and name of every variable and mean (of a category's benchmarks, of all), its values over mixtures;
+    a mean is of the mixtures that have all of its benchmarks."""
+    panel = data.panel
+    for scale, (t, stage) in itertools.product(panel.scales, enumerate(panel.stages)):
         found = variables(data, quantity, scale)
-        if found.names and quantity != R_ALIGN:
-            found = with_means(found, data.panel.with_all())
-        for v, name in enumerate(found.names):
-            yield scale, stage, name, found.x_VMC[t * len(found.names) + v, :, 0]
+        x_VM = np.split(found.x_VMC[:, :, 0], 2)[t]
+        for name, x_M in zip(found.names, x_VM, strict=True):
+            yield scale, stage, name, x_M
+        for category, index in panel.with_all().items() if quantity != R_ALIGN else ():
+            yield scale, stage, (category, f"mean of {len(index)}"), x_VM[index].mean(axis=0)
 
 
 def departures(data: Data, quantity: str, mixtures: Mixtures, seed: int) -> list[Row]:
@@ -203,21 +198,31 @@ def departures(data: Data, quantity: str, mixtures: Mixtures, seed: int) -> list
     code = mixtures.shares.get(CODE, {})
     share_M = np.array([round(code.get(m, math.nan), 6) for m in panel.mixtures])
     web = mixtures.web_source
-    block_M = np.zeros(len(panel.mixtures), dtype=np.int64)
-    if all(m in web for m in panel.mixtures):
-        block_M = np.unique([web[m] for m in panel.mixtures], return_inverse=True)[1].astype(np.int64)
+    source_M = [web[m] if all(n in web for n in panel.mixtures) else "" for m in panel.mixtures]
+    block_M = np.unique(source_M, return_inverse=True)[1].astype(np.int64)
+    if not _enough_levels(share_M[np.isfinite(share_M)]):
+        return []
     rows: list[Row] = []
     for (scale, stage), of in itertools.groupby(_values(data, quantity), key=lambda value: value[:2]):
         found = []
         for _, _, name, y_M in of:
             keep = np.isfinite(y_M) & np.isfinite(share_M)
             estimate, p = departure(y_M[keep], share_M[keep], block_M[keep], seed)
-            label = Label(*name, at_stage(stage, CODE))
-            found.append(plain_row("departure", quantity, scale, label, [estimate], int(keep.sum()), p=p))
+            label, note = Label(*name, at_stage(stage, CODE)), NO_NOTE
+            if math.isnan(estimate):
+                note = Note.undefined("a level of the share has fewer than two mixtures with a value")
+            found.append(
+                plain_row("departure", quantity, scale, label, [estimate], int(keep.sum()), note, p=p)
+            )
         q = benjamini_hochberg(np.array([row.p for row in found]))
-        with_q = (row._replace(q=float(one)) for row, one in zip(found, q, strict=True))
-        rows += [row for row in with_q if math.isfinite(row.estimate)]
+        rows += [row._replace(q=float(one)) for row, one in zip(found, q, strict=True)]
     return rows
+
+
+def _enough_levels(share_M: Array) -> bool:
+    """Whether the mixtures have three levels of a share or more, each in two of them or more."""
+    counts_K = np.unique(share_M, return_counts=True)[1]
+    return len(counts_K) >= 3 and bool(counts_K.min() >= 2)
 
 
 def departure(y_M: Array, share_M: Array, block_M: BlockNumbers, seed: int = 0) -> tuple[float, float]:
@@ -225,18 +230,17 @@ def departure(y_M: Array, share_M: Array, block_M: BlockNumbers, seed: int = 0) 
 
     NaN with fewer than 3 levels of the share, or a level with fewer than 2 mixtures.
     """
-    levels, level_M = np.unique(share_M, return_inverse=True)
-    counts_K = np.bincount(level_M, minlength=len(levels))
-    if len(levels) < 3 or counts_K.min() < 2:
+    if not _enough_levels(share_M):
         return math.nan, math.nan
+    levels, level_M = np.unique(share_M, return_inverse=True)
     left_M = residuals(y_M[None], block_M)[0]
     unit = float(y_M.std())
-    order_NM, exact = orders_within(block_M, seed)
-    shuffled_NM = np.concatenate([left_M[None], left_M[order_NM]])
+    order_MN, exact = orders_within(block_M, seed)
+    shuffled_NM = np.concatenate([left_M[None], left_M[order_MN.T]])
     mean_NK = np.stack([shuffled_NM[:, level_M == k].mean(axis=1) for k in range(len(levels))], axis=1)
     departure_N = _departure(mean_NK)
     hits = int((np.abs(departure_N[1:]) >= abs(departure_N[0]) - 1e-12).sum())
-    N = len(order_NM)
+    N = order_MN.shape[1]
     return unit * float(departure_N[0]), hits / N if exact else (1 + hits) / (1 + N)
 
 
@@ -275,14 +279,6 @@ def _contrasts(
         variance = float(contrast @ covariance @ contrast)
         found[i, j] = float(contrast @ coefficient), width * math.sqrt(max(variance, 0.0))
     return found
-
-
-def _design(source_M: NDArray[np.str_], levels: Sequence[str], second: Sequence[str]) -> Array:
-    """Columns: one per web source (no intercept), then the proportions but the first."""
-    others = list(dict.fromkeys(second))[1:]
-    columns = [source_M == level for level in levels]
-    columns += [np.array(second) == other for other in others]
-    return np.stack(columns, axis=1).astype(np.float64)
 
 
 def at_stage(stage: str, what: str) -> str:
@@ -327,7 +323,7 @@ def _departures(results: Results) -> Iterator[Part]:
             *(f"{row.estimate:+.3f}", p_value(row.p), p_value(row.q)),
         ]
         for row in results.rows("mixture_effects", protocol="departure")
-        if row.name not in results.method["benchmarks"] or row.p < 0.05
+        if row.p < 0.05 or (row.name not in results.method["benchmarks"] and math.isfinite(row.estimate))
     ]
     if not rows:
         return

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from evalengine.analysis import cells
 from evalengine.analysis.bootstrap import DEGENERATE_MOST, Basis, Resamples, degenerate_share
 from evalengine.analysis.correlation import Sample, correlate, degrees_of_freedom
+from evalengine.analysis.items import mean_of_known
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.ranges import RangeOf, unknown
 
@@ -96,11 +97,9 @@ class Statistic(NamedTuple):
         return int(self.used_M.sum()) if self.fewest is None else self.fewest
 
     @classmethod
-    def of_parts(
-        cls, label: Label, value_C: Array, parts: Basis, note: Note = NO_NOTE, least_n: int = 0
-    ) -> Statistic:
-        """A mean or a difference, from what its parts rest on. least_n: its n where it has none."""
-        used_M, n = parts.together(least_n)
+    def of_parts(cls, label: Label, value_C: Array, parts: Basis, note: Note = NO_NOTE) -> Statistic:
+        """A mean or a difference, from what its parts rest on."""
+        used_M, n = parts.together()
         return cls(label, value_C, used_M, note, n)
 
 
@@ -156,22 +155,22 @@ class Group:
 
 
 def means_of(
-    single: Group, protocol: str, labels: Sequence[Label], members: Sequence[Sequence[int]], least_n: int = 0
+    single: Group, protocol: str, labels: Sequence[Label], members: Sequence[Sequence[int]]
 ) -> Group:
     """Means over statistics of a group, the `members` of each; those without an r are left out and said so.
 
     In a resample a mean is over the members that have an r in it: each lacks one in few (`Data.reportable`), but one or other
-    of twenty does in many. least_n: the n of a mean that leaves all of them out.
+    of twenty does in many.
     """
 
-    def said(label: Label, index: Sequence[int], lost: Sequence[int]) -> Note:
+    def said(scale: str, label: Label, index: Sequence[int], lost: Sequence[int]) -> Note:
         return Note.without([single.labels[k].name for k in lost], " (no r)")
 
     means = {
         scale: Means(value_SC, single.basis(scale), members) for scale, value_SC in single.values.items()
     }
     how = {"interval": "jackknife-z", "range_of": single.range_of}
-    return group_of_means(protocol, single.quantity, labels, means, said, least_n, **how)
+    return group_of_means(protocol, single.quantity, labels, means, said, **how)
 
 
 def group_of_means(
@@ -179,22 +178,21 @@ def group_of_means(
     quantity: str,
     labels: Sequence[Label],
     means: dict[str, Means],
-    said: Callable[[Label, Sequence[int], Sequence[int]], Note],
-    least_n: int = 0,
+    said: Callable[[str, Label, Sequence[int], Sequence[int]], Note],
     **how: Any,
 ) -> Group:
-    """A group of the means over the members that have an r. said: the note of a label's members, and of those without one.
+    """A group of the means over the members that have an r; n is that of all members where none has.
 
-    how: further fields of the group.
+    said: the note of a scale, a label, its members, and those without an r. how: further fields of the group.
     """
     found: dict[str, list[Statistic]] = {}
     for scale, of in means.items():
         found[scale] = []
         for label, index in zip(labels, of.members, strict=True):
             defined = [k for k in index if np.isfinite(of.value_PC[k, 0])]
-            note = said(label, index, [k for k in index if k not in defined])
-            mean_C = mean_of_known(of.value_PC[defined])
-            found[scale].append(Statistic.of_parts(label, mean_C, of.basis.chosen(defined), note, least_n))
+            note = said(scale, label, index, [k for k in index if k not in defined])
+            mean_C, basis = mean_of_known(of.value_PC[defined], 0), of.basis.chosen(defined or index)
+            found[scale].append(Statistic.of_parts(label, mean_C, basis, note))
     return Group.of(protocol, quantity, found, means=means, **how)
 
 
@@ -254,9 +252,10 @@ class Data:
         return value_SC
 
 
-def mean_of_known(value_SC: Array) -> Array:
-    """(C,): each column's mean over the statistics that it defines; NaN where it defines none."""
-    known_SC = np.isfinite(value_SC)
-    with np.errstate(invalid="ignore"):
-        mean_C: Array = np.where(known_SC, value_SC, 0.0).sum(axis=0) / known_SC.sum(axis=0)
-    return mean_C
+def mean_over_mixtures(x_LM: Array, w_MC: Array) -> Array:
+    """(L, C): weighted means over the mixtures that have a value; NaN in columns without one."""
+    known_LM = np.isfinite(x_LM)
+    masks, of_L = np.unique(known_LM, axis=0, return_inverse=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        total_LC = (masks.astype(np.float64) @ w_MC)[of_L.ravel()]
+        return np.asarray(np.where(known_LM, x_LM, 0.0) @ w_MC / total_LC)

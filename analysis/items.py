@@ -279,7 +279,7 @@ def _reduce(name: str, tables: Sequence[pa.Table], metric: str, confidence: str)
         (raw.pick == gold_I).astype(np.uint8).reshape(K, -1),
         _where(usable_KI, chosen.confidence),
         _where(usable_KI, other.confidence),
-        np.stack([mean_of_scores(_where(usable_KI, field_I)) for field_I in raw[2:]], axis=1),
+        np.stack([mean_of_known(_where(usable_KI, field_I), 1) for field_I in raw[2:]], axis=1),
         (~usable_KI).sum(axis=1),
         gold_I.reshape(K, -1),
     )
@@ -380,12 +380,12 @@ def mean_by_row(x_K: NDArray[Any], row_K: NDArray[np.int64]) -> NDArray[Any]:
     return mean
 
 
-def mean_of_scores(score_KI: NDArray[np.number]) -> NDArray[np.float64]:
-    """Each checkpoint's mean over the items that have a score, (K,); NaN where none has."""
-    known_KI = np.isfinite(score_KI)
+def mean_of_known(x: NDArray[np.number], axis: int) -> NDArray[np.float64]:
+    """Means along an axis over the values that are finite; NaN where none is."""
+    known = np.isfinite(x)
     with np.errstate(invalid="ignore"):
-        mean_K: NDArray[np.float64] = np.where(known_KI, score_KI, 0).sum(axis=1, dtype=np.float64)
-        return mean_K / known_KI.sum(axis=1)
+        total: NDArray[np.float64] = np.where(known, x, 0).sum(axis=axis, dtype=np.float64)
+        return total / known.sum(axis=axis)
 
 
 def names(items: Iterable[str], most: int = 4) -> str:

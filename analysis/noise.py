@@ -30,7 +30,7 @@ from evalengine.analysis.correlation import (
     BlockNumbers,
     Sample,
     degrees_of_freedom,
-    members_of,
+    parts_of,
     weighted_sums,
     within,
 )
@@ -63,7 +63,7 @@ class ItemNoise(NamedTuple):
 def from_items(x_MI: Array, y_MI: Array, block_M: BlockNumbers | None = None) -> ItemNoise:
     """Mean products of the mixture-by-item residuals (within blocks) over the number of items; shapes (M, I) at each stage."""
     M, items = x_MI.shape
-    parts = [np.arange(M)] if block_M is None else members_of(block_M)
+    parts = parts_of(M, block_M)
     freedom = (M - len(parts)) * (items - 1) * items
 
     def residual(v_MI: Array) -> Array:

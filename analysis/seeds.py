@@ -31,7 +31,8 @@ from evalengine.analysis.bootstrap import Basis, Resamples, resamples
 from evalengine.analysis.claims import CAUTION, Claim
 from evalengine.analysis.correlation import Sample, weighted_sums
 from evalengine.analysis.figure import Heading, Part, Table, pivot, with_benchmarks
-from evalengine.analysis.groups import ALL, NO_NOTE, Array, Group, Label, Note, Statistic, mean_of_known
+from evalengine.analysis.groups import ALL, NO_NOTE, Array, Group, Label, Note, Statistic
+from evalengine.analysis.items import mean_of_known
 from evalengine.analysis.latent import latent_r, pooled, symmetric
 from evalengine.analysis.noise import LIKELIHOOD, covariances
 from evalengine.analysis.panel import Panel
@@ -187,7 +188,7 @@ def _of_means(panel: Panel, known: dict[int, Components]) -> Iterator[Statistic]
         if not used:
             continue
         chosen = [known[b] for b in used]
-        shares_2C = [mean_of_known(np.array([one.share_2C[t] for one in chosen])) for t in range(2)]
+        shares_2C = [mean_of_known(np.array([one.share_2C[t] for one in chosen]), 0) for t in range(2)]
         of_means_B3C = np.array([one.of_means_3C for one in chosen])
         seeds_B3C = np.array([one.seeds_3C for one in chosen])
         unit_B3 = seeds_B3C[:, :, 0]

@@ -156,20 +156,14 @@ def _shown(end_of: Mapping[str, Array], kind: str, second: str) -> tuple[str, st
     An interval without width says nothing while the resamples differ: the percentile interval stands in. Kendall's tau may be
     the same whichever mixture is left out, and the jackknife's has none then.
     """
-    shown, why = kind, ""
-    if np.isnan(end_of[kind][0]):
-        shown, why = second, f"{second} interval: {kind} is undefined here"
+    shown = second if np.isnan(end_of[kind][0]) else kind
     if np.isnan(end_of[shown][0]):
         return "", ""
-    if _wide(end_of[shown]):
-        return shown, why
-    if _wide(end_of["percentile"]):
+    if np.ptp(end_of[shown]) > ROUNDING * max(1.0, abs(end_of[shown][0])):
+        return shown, "" if shown == kind else f"{second} interval: {kind} is undefined here"
+    if np.ptp(end_of["percentile"]) > ROUNDING * max(1.0, abs(end_of["percentile"][0])):
         return "percentile", f"percentile interval: {shown} has no width here"
     return shown, "no width: no resample within the interval's level has another value"
-
-
-def _wide(ends: Array) -> bool:
-    return bool(np.ptp(ends) > ROUNDING * max(1.0, abs(ends[0])))
 
 
 def plain_row(

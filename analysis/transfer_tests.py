@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from evalengine.analysis.correlation import (
     BlockNumbers,
     benjamini_hochberg,
-    members_of,
+    parts_of,
     permuted_p,
     ranks,
     residuals,
@@ -127,7 +127,7 @@ def swap_p(
     """
     sides = [_prepared(side, statistic, block_M) for side in (small_2BM, large_2BM)]
     M = sides[0].shape[2]
-    parts = [np.arange(M)] if block_M is None else members_of(block_M)
+    parts = parts_of(M, block_M)
     hits = np.zeros(len(members))
     total = 0
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import Array
-from evalengine.analysis.correlation import BlockNumbers, members_of
+from evalengine.analysis.correlation import BlockNumbers, parts_of
 from evalengine.analysis.groups import Label, Note
 from evalengine.analysis.noise import Measured
 from evalengine.analysis.protocol import Study
@@ -120,7 +120,7 @@ def _true_pairs(
     root_D22, root_of_mean_D22 = np.linalg.cholesky(spread_D22), np.linalg.cholesky(s_D22)
     # In float32, which the draws' precision does not notice.
     true_D2M = _times(root_D22, rng.standard_normal((len(s_D22), *value_2M.shape), np.float32))
-    for mine_M in [slice(None)] if block_M is None else members_of(block_M):
+    for mine_M in parts_of(value_2M.shape[1], block_M):
         pair_2M = value_2M[:, mine_M]
         mean_21 = pair_2M.mean(axis=1, keepdims=True)
         off_D21 = root_of_mean_D22 @ rng.standard_normal((len(s_D22), 2, 1)) / np.sqrt(pair_2M.shape[1])

@@ -14,10 +14,10 @@ from evalengine.analysis import decisions
 from evalengine.analysis.alignment import alignment
 from evalengine.analysis.bootstrap import draw_resamples, enumerate_resamples
 from evalengine.analysis.coherence import coherence
-from evalengine.analysis.effects import TOGETHER, departure, share_effects, web_source_differences
+from evalengine.analysis.effects import TOGETHER, departure, departures, share_effects, web_source_differences
 from evalengine.analysis.matrices import by_chance, matrices
 from evalengine.analysis.matrices import rows as matrix_rows
-from evalengine.analysis.mixtures import from_sources
+from evalengine.analysis.mixtures import Mixtures, from_sources
 from evalengine.analysis.panel import Cell, Panel, assemble
 from evalengine.analysis.protocol import Study
 from evalengine.analysis.study import Options, analyse, fixed_data
@@ -332,6 +332,30 @@ def test_a_departure_from_a_monotonic_order_of_shares() -> None:
     assert p == pytest.approx(np.mean(np.abs(moved) >= abs(found) - 1e-9))
     assert departure(10.0 * web + share, share, web) == (0.0, 1.0)
     assert np.isnan(departure(y, np.arange(9.0), web)[1])  # one mixture at each level
+
+
+def test_a_departure_that_a_missing_value_forbids_is_said() -> None:
+    """Three shares in two mixtures each; b1 lacks one of the mixtures of the middle one."""
+    panel = make(mixtures=6)
+    panel.values["accuracy"][:, :, 2, 3] = np.nan
+    share = {m: 0.1 * (k // 2) for k, m in enumerate(panel.mixtures)}
+    data = fixed_data(panel, draw_resamples(6, 100, 0), "pearson")
+    rows = departures(data, "accuracy", Mixtures({"code share": share}, {}), 0)
+    said = {row.name: row.note for row in rows if (row.scale, row.other[:2]) == ("1B", "pt")}
+    few = "a level of the share has fewer than two mixtures with a value"
+    assert said == {
+        **dict.fromkeys(NAMES, ""),
+        "b1": few,
+        "mean of 3": "",
+        "mean of 2": few,
+        "mean of 1": "",
+        "mean of 6": few,
+    }
+    assert all(np.isnan(row.estimate) == bool(row.note) for row in rows)
+    assert (
+        departures(data, "accuracy", Mixtures({"code share": dict(zip(share, range(6), strict=True))}, {}), 0)
+        == []
+    )
 
 
 @pytest.mark.parametrize("slope", [0.0, 1.0])
