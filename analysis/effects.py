@@ -21,18 +21,16 @@ from evalengine.analysis.alignment import over_benchmarks
 from evalengine.analysis.correlation import (
     BlockNumbers,
     benjamini_hochberg,
-    correlate,
-    degrees_of_freedom,
     orders_within,
     residuals,
 )
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, Table, by
-from evalengine.analysis.groups import NO_NOTE, OFTEN_UNDEFINED, Data, Group, Label, Note, Statistic, means_of
+from evalengine.analysis.groups import NO_NOTE, Data, Group, Label, Note, means_of
 from evalengine.analysis.items import names
 from evalengine.analysis.mixtures import Mixtures
 from evalengine.analysis.panel import Array, Panel
 from evalengine.analysis.protocol import Protocol, Study
-from evalengine.analysis.ranges import CORRELATION, always, difference, of_quantity
+from evalengine.analysis.ranges import CORRELATION, difference, of_quantity
 from evalengine.analysis.results import Results, p_value
 from evalengine.analysis.tables import Row, plain_row
 
@@ -95,27 +93,14 @@ def share_effects(data: Data, quantity: str, mixtures: Mixtures) -> list[Group]:
     B, V = len(names), 2 * len(names)
     pairs = np.array([(v, V + k) for k in range(len(shares)) for v in range(V)])
     labels = [Label(*names[v % B], at_stage(panel.stages[v // B], name)) for name in shares for v in range(V)]
-    found: dict[str, list[Statistic]] = {}
+    samples = {}
     for scale in panel.scales:
         sample = data.sample(panel.quantities[0] if quantity == R_ALIGN else quantity, scale)
         x_VMC = variables(data, quantity, scale).x_VMC
         extra = np.stack(list(shares.values()))[:, :, None]
         extra = np.broadcast_to(extra, (len(shares), *x_VMC.shape[1:]))
-        joined = np.concatenate([x_VMC, extra])
-        value_PC = correlate(replace(sample, x_VMC=joined), pairs, data.statistic)
-        defined_P = np.isfinite(value_PC[:, 0])
-        value_PC = data.reportable(value_PC)
-        known = np.isfinite(joined[:, :, 0])
-        known_PM = known[pairs[:, 0]] & known[pairs[:, 1]]
-        value_PC[degrees_of_freedom(known_PM, sample.block_M) < 3] = np.nan
-        found[scale] = []
-        for label, value_C, known_M, defined in zip(labels, value_PC, known_PM, defined_P, strict=True):
-            of = f"{known_M.sum()} of {len(panel.mixtures)} mixtures have a value: r is {OFTEN_UNDEFINED}"
-            why = of if defined else f"{quantity} hardly varies over the mixtures: no r"
-            note = NO_NOTE if np.isfinite(value_C[0]) else Note.undefined(data.too_few(known_M) or why)
-            found[scale].append(Statistic(label, value_C, known_M, note))
-    how = {"is_correlation": data.statistic == "pearson", "range_of": always(CORRELATION)}
-    single = Group.of("mixture_effect", quantity, found, **how)
+        samples[quantity, scale] = replace(sample, x_VMC=np.concatenate([x_VMC, extra]))
+    single = replace(data, samples=samples).correlations("mixture_effect", quantity, labels, pairs)
     return [single] if quantity == R_ALIGN else [single, _means(single, panel)]
 
 

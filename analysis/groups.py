@@ -21,7 +21,7 @@ from evalengine.analysis.bootstrap import DEGENERATE_MOST, Basis, Resamples, deg
 from evalengine.analysis.correlation import Sample, correlate, degrees_of_freedom
 from evalengine.analysis.items import mean_of_known
 from evalengine.analysis.panel import Panel
-from evalengine.analysis.ranges import RangeOf, unknown
+from evalengine.analysis.ranges import CORRELATION, RangeOf, always, unknown
 
 Array = NDArray[np.float64]
 Pairs = NDArray[np.int64]
@@ -240,6 +240,32 @@ class Data:
         used_PM = self.used(quantity, scale, pairs)
         value_PC[degrees_of_freedom(used_PM, self.panel.block_M) < 3] = np.nan
         return self.reportable(value_PC)
+
+    def correlations(
+        self,
+        protocol: str,
+        quantity: str,
+        labels: Sequence[Label],
+        pairs: Pairs,
+        why: Callable[[str, int], str] | None = None,
+        **how: Any,
+    ) -> Group:
+        """The r of pairs at every scale (`correlate`), with the reason where there is none.
+
+        why: the reason for a scale and a pair that enough mixtures have. how: further fields of the group.
+        """
+        found: dict[str, list[Statistic]] = {}
+        for scale in self.panel.scales:
+            found[scale] = []
+            values = self.correlate(quantity, scale, pairs), self.used(quantity, scale, pairs)
+            for p, (label, value_C, used_M) in enumerate(zip(labels, *values, strict=True)):
+                note = NO_NOTE
+                if np.isnan(value_C[0]):
+                    little = f"{used_M.sum()} mixtures vary too little: r is {OFTEN_UNDEFINED}"
+                    note = Note.undefined(self.too_few(used_M) or (why(scale, p) if why else little))
+                found[scale].append(Statistic(label, value_C, used_M, note))
+        how = {"is_correlation": self.statistic == "pearson", "range_of": always(CORRELATION), **how}
+        return Group.of(protocol, quantity, found, **how)
 
     def reportable(self, value_SC: Array) -> Array:
         """The same, NaN throughout where more than DEGENERATE_MOST of the resamples are undefined.

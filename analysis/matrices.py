@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -77,22 +76,10 @@ def matrices(data: Data, quantity: str) -> Iterator[Group]:
 def _matrix(data: Data, quantity: str, name: str, pairs: Pairs) -> Group:
     panel = data.panel
     B = len(panel.benchmarks)
-    values = {scale: data.correlate(quantity, scale, pairs) for scale in panel.scales}
-    used = {scale: data.used(quantity, scale, pairs) for scale in panel.scales}
-    n = {scale: used_PM.sum(axis=1) for scale, used_PM in used.items()}
-    little = "one of the two varies too little, or in too few resamples"
-    notes = {
-        scale: [
-            NO_NOTE if np.isfinite(value_C[0]) else Note.undefined(data.too_few(used_M) or little)
-            for value_C, used_M in zip(values[scale], used_PM, strict=True)
-        ]
-        for scale, used_PM in used.items()
-    }
     labels = [
         Label(panel.categories[i % B], panel.benchmarks[i % B], panel.benchmarks[j % B]) for i, j in pairs
     ]
-    how: dict[str, Any] = {"is_correlation": data.statistic == "pearson", "range_of": always(CORRELATION)}
-    return Group(f"matrix_{name}", quantity, labels, values, n, used, notes, **how)
+    return data.correlations(f"matrix_{name}", quantity, labels, pairs)
 
 
 def _sums_over_rows(x_PC: Array, y_PC: Array) -> Array:

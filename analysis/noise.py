@@ -123,8 +123,7 @@ def measured(data: Data, quantity: str, scale: str) -> ByBenchmark:
         noise, said = _noise(panel, quantity, s, b, keep)
         freedom = int(degrees_of_freedom(keep[None], sample.block_M)[0])
         if freedom < 3:
-            few = "fewer than 4 mixtures" if sample.block_M is None else "too few mixtures"
-            out[b] = Note.undefined(few)
+            out[b] = Note.undefined(data.too_few(keep))
         elif noise is None:
             why = "neither the number of items nor all standard errors are known"
             why = why if quantity == "accuracy" else f"noise of {quantity} takes the items"

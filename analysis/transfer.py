@@ -10,6 +10,7 @@ docs/analysis.md.
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -24,21 +25,18 @@ from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, f
 from evalengine.analysis.groups import (
     ALL,
     CATEGORY,
-    NO_NOTE,
     OFTEN_UNDEFINED,
     QUANTITY,
     SCALE,
     Data,
     Group,
     Label,
-    Note,
-    Statistic,
     mean_name,
     means_of,
 )
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
-from evalengine.analysis.ranges import CORRELATION, always, of_difference
+from evalengine.analysis.ranges import of_difference
 from evalengine.analysis.results import (
     Results,
     excludes_zero,
@@ -76,24 +74,15 @@ def transfer(data: Data, quantity: str) -> Group:
     panel = data.panel
     B = len(panel.benchmarks)
     pairs = np.stack([np.arange(B), B + np.arange(B)], axis=1)
-    found: dict[str, list[Statistic]] = {}
-    for s, scale in enumerate(panel.scales):
-        value_BC = data.correlate(quantity, scale, pairs)
-        found[scale] = []
-        for b, used_M in enumerate(data.used(quantity, scale, pairs)):
-            note = NO_NOTE
-            if np.isnan(value_BC[b, 0]):
-                note = Note.undefined(data.too_few(used_M) or _why_nan(panel, quantity, s, b))
-            label = Label(panel.categories[b], panel.benchmarks[b])
-            found[scale].append(Statistic(label, value_BC[b], used_M, note))
-    how = {"is_correlation": data.statistic == "pearson", "contrast_interval": "jackknife"}
-    return Group.of("transfer", quantity, found, range_of=always(CORRELATION), **how)
+    labels = list(map(Label, panel.categories, panel.benchmarks))
+    why = functools.partial(_why_nan, panel, quantity)
+    return data.correlations("transfer", quantity, labels, pairs, why, contrast_interval="jackknife")
 
 
-def _why_nan(panel: Panel, quantity: str, s: int, b: int) -> str:
+def _why_nan(panel: Panel, quantity: str, scale: str, b: int) -> str:
     """The reason why a benchmark's transfer is not reported at a scale where enough mixtures have both values."""
     within = f" within {panel.blocks.factor}" if panel.blocks else ""
-    x_TM = panel.transferred[quantity][s, :, :, b]
+    x_TM = panel.transferred[quantity][panel.scales.index(scale), :, :, b]
     known_M = np.isfinite(x_TM).all(axis=0)
     n, x_TM = int(known_M.sum()), x_TM[:, known_M]
     for t, stage in enumerate(panel.stages):
