@@ -20,13 +20,11 @@ from evalengine.analysis.correlation import (
     Sample,
     bounded_ratio,
     correlate,
-    degrees_of_freedom,
     standardise,
     weighted_sums,
 )
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, numbers
 from evalengine.analysis.groups import (
-    OFTEN_UNDEFINED,
     SCALE,
     STAGE,
     Array,
@@ -132,12 +130,10 @@ def _statistic(data: Data, label: Label, found: Found, kind: str = "") -> Statis
     benchmarks = data.panel.categories.count(label.category)
     if label.name in (WITHIN, PERSISTENCE) and benchmarks < 3:
         note = Note.undefined(f"{benchmarks} benchmarks are too few for an r in each mixture")
-    elif degrees_of_freedom(found.known_M[None], data.panel.block_M)[0] < 3:
-        value_C = np.full_like(value_C, np.nan)
-        note = Note.undefined(f"{n} mixture{'s' * (n != 1)} with a value, too few")
+    elif few := data.too_few(found.known_M):
+        value_C, note = np.full_like(value_C, np.nan), Note.undefined(few)
     elif np.isnan(value_C[0]):
-        defined = np.isfinite(found.value_C[0])
-        note = Note.undefined(OFTEN_UNDEFINED if defined else "too little varies: no r")
+        note = Note.undefined(data.too_little(found.known_M))
     elif found.one_side_M.any():
         note = Note.partial(f"over the {n} mixtures that have a value at both {kind}s")
     else:

@@ -73,17 +73,6 @@ class Basis(NamedTuple):
         return np.asarray(self.used_SM.any(axis=0)), int(self.n_S.min()) if len(self.n_S) else 0
 
 
-class Units(NamedTuple):
-    """Of the jackknife behind S statistics: the units that change each when left out, (S, units), and its degrees of freedom."""
-
-    used_SU: NDArray[np.bool_]
-    freedom_S: NDArray[np.int64]
-
-    def known(self, left_out_SU: Array) -> Array:
-        """Leave-one-out values, NaN without the units that change nothing."""
-        return np.where(self.used_SU, left_out_SU, np.nan)
-
-
 @dataclass(frozen=True)
 class Resamples:
     """Weights of the mixtures in every column: the sample, `jackknife` leave-one-out samples, the resamples.
@@ -122,16 +111,17 @@ class Resamples:
         """Of statistics of n mixtures, less one for the mean of each block that holds any of theirs, (S,)."""
         return n_S - used_SM.sum(axis=1) + degrees_of_freedom(used_SM, self.block_M)
 
-    def units(self, statistics: int, basis: Basis | None) -> Units:
-        """All units for each statistic, or the mixtures that it rests on.
+    def units(self, statistics: int, basis: Basis | None) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """The units of the jackknife that change each statistic when left out, (S, units): all, or the mixtures that it rests on;
+        and its degrees of freedom, (S,).
 
         A mean of statistics over different mixtures has the degrees of freedom of that over the fewest: with those of all its
         mixtures a mean of r over 20 and over 5 mixtures covers 0.90 instead of 0.95, with these 0.95.
         """
         if basis is None or not self.leaves_out_mixtures:
             freedom_S = np.full(statistics, max(self.jackknife - len(self.parts), 1))
-            return Units(np.ones((statistics, self.jackknife), dtype=np.bool_), freedom_S)
-        return Units(basis.used_SM, np.maximum(self.freedom(*basis), 1))
+            return np.ones((statistics, self.jackknife), dtype=np.bool_), freedom_S
+        return basis.used_SM, np.maximum(self.freedom(*basis), 1)
 
     @property
     def constant(self) -> float:
@@ -273,14 +263,14 @@ def intervals(
     first = 1 + plan.jackknife
     tails = np.array([0.5 - level / 2.0, 0.5 + level / 2.0])
     share, degenerate = below(value_SC, plan, estimate).T
-    units = plan.units(len(estimate), basis)
-    z_of = {"bca": ndtri(tails), "bca-t": stdtrit(units.freedom_S[:, None], tails)}
+    used_SU, freedom_S = plan.units(len(estimate), basis)
+    z_of = {"bca": ndtri(tails), "bca-t": stdtrit(freedom_S[:, None], tails)}
     prob = {}  # of the quantiles that are the ends of each kind
     if {"percentile", "basic"} & set(kinds):
         prob["percentile"] = np.tile(tails, (len(estimate), 1))
     with np.errstate(all="ignore"):
         z0 = ndtri(share)[:, None]
-        a = acceleration(units.known(value_SC[:, 1:first]))[:, None]
+        a = acceleration(np.where(used_SU, value_SC[:, 1:first], np.nan))[:, None]
         for kind in (kind for kind in z_of if kind in kinds):
             z = z0 + z_of[kind]
             prob[kind] = np.where(np.isfinite(z0), ndtr(z0 + z / (1.0 - a * z)), np.nan)
@@ -336,14 +326,14 @@ def jackknife_t(value_SC: Array, plan: Resamples, level: float = 0.95, basis: Ba
     """
     from scipy.special import stdtrit
 
-    units = plan.units(len(value_SC), basis)
-    half = stdtrit(units.freedom_S, 0.5 + level / 2.0) * jackknife_error(value_SC, plan, basis)
+    _, freedom_S = plan.units(len(value_SC), basis)
+    half = stdtrit(freedom_S, 0.5 + level / 2.0) * jackknife_error(value_SC, plan, basis)
     return value_SC[:, :1] + half[:, None] * np.array([-1.0, 1.0])
 
 
 def jackknife_error(value_SC: Array, plan: Resamples, basis: Basis | None = None) -> Array:
     """The jackknife's standard errors (S,): see `jackknife_t`."""
-    used_SU = plan.units(len(value_SC), basis).used_SU
+    used_SU, _ = plan.units(len(value_SC), basis)
     left_out = np.where(used_SU, value_SC[:, 1 : 1 + plan.jackknife], 0.0)
     with np.errstate(invalid="ignore"):  # infinite without some unit, or no unit
         mean = left_out.sum(axis=1, keepdims=True) / used_SU.sum(axis=1, keepdims=True)

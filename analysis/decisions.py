@@ -70,9 +70,8 @@ def _decide(
         value_B2C, basis = _of_benchmarks(data.sample(quantity, scale), B, quantity == "loss", measure)
         means[scale] = Means(value_B2C.reshape(2 * B, -1), basis.chosen(np.repeat(np.arange(B), 2)), every)
     about = list(zip(panel.categories, panel.benchmarks, strict=True))
-    for category, index in members.items():
-        sizes = {int(np.isfinite(of.value_PC[::2][index, 0]).sum()) for of in means.values()}
-        about.append((category, mean_name(sizes, len(index))))
+    first = [of.value_PC[::2] for of in means.values()]  # of the two measures, which exist together
+    about += [(category, mean_name(first, index)) for category, index in members.items()]
     labels = [Label(category, name, measured) for category, name in about for measured in measures]
 
     def said(scale: str, label: Label, index: Sequence[int], lost: Sequence[int]) -> Note:

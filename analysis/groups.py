@@ -9,7 +9,7 @@ Dims: V = 2B variables (benchmarks before, then after), M mixtures, C columns, S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -196,8 +196,9 @@ def group_of_means(
     return Group.of(protocol, quantity, found, means=means, **how)
 
 
-def mean_name(sizes: set[int], of: int) -> str:
-    """The name of a mean over `of` benchmarks, of which at the scales as many as `sizes` have a value."""
+def mean_name(values: Iterable[Array], index: Sequence[int]) -> str:
+    """The name of a mean over benchmarks, some of which may have no value at a scale; values: (B, C) at each scale."""
+    sizes, of = {int(np.isfinite(value_BC[index, 0]).sum()) for value_BC in values}, len(index)
     if sizes == {of}:
         return f"mean of {of}"
     return f"mean of {min(sizes)} of {of}" if len(sizes) == 1 else f"mean of up to {of}"
@@ -233,6 +234,10 @@ class Data:
             return f"{n} mixtures have both values, too few to compare within {blocks.factor}"
         return ""
 
+    def too_little(self, used_M: Mask) -> str:
+        """Why these mixtures, which are enough, have no r."""
+        return f"{used_M.sum()} mixtures vary too little: r is {OFTEN_UNDEFINED}"
+
     def correlate(self, quantity: str, scale: str, pairs: Pairs) -> Array:
         """(P, C); NaN for pairs with fewer than 4 mixtures, or 3 more than there are blocks with any of them, and for those that
         too many resamples leave undefined."""
@@ -261,8 +266,8 @@ class Data:
             for p, (label, value_C, used_M) in enumerate(zip(labels, *values, strict=True)):
                 note = NO_NOTE
                 if np.isnan(value_C[0]):
-                    little = f"{used_M.sum()} mixtures vary too little: r is {OFTEN_UNDEFINED}"
-                    note = Note.undefined(self.too_few(used_M) or (why(scale, p) if why else little))
+                    reason = self.too_few(used_M) or (why(scale, p) if why else self.too_little(used_M))
+                    note = Note.undefined(reason)
                 found[scale].append(Statistic(label, value_C, used_M, note))
         how = {"is_correlation": self.statistic == "pearson", "range_of": always(CORRELATION), **how}
         return Group.of(protocol, quantity, found, **how)

@@ -99,10 +99,8 @@ def _why_nan(panel: Panel, quantity: str, scale: str, b: int) -> str:
 def category_transfer(single: Group, panel: Panel) -> Group:
     """The mean of a category's benchmark transfers, and of all (`means_of`)."""
     members = panel.with_all()
-    labels = []
-    for category, index in members.items():
-        sizes = {int(np.isfinite(value_BC[index, 0]).sum()) for value_BC in single.values.values()}
-        labels.append(Label(category, mean_name(sizes, len(index))))
+    values = single.values.values()
+    labels = [Label(category, mean_name(values, index)) for category, index in members.items()]
     means = means_of(single, "category_transfer", labels, list(members.values()))
     return replace(means, contrast_interval="jackknife")
 

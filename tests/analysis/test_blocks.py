@@ -121,7 +121,7 @@ def test_exact_resamples_are_all_draws_within_blocks() -> None:
     counts_RM = np.rint(5 * plan.weight_MC[:, 6:].T).astype(int)
     found = dict(zip(map(tuple, counts_RM.tolist()), plan.multiplicity_R, strict=True))
     assert found == drawn
-    assert plan.exact and plan.units(1, None).freedom_S == 3 and plan.constant == pytest.approx(1 / 2 / 9)
+    assert plan.exact and plan.units(1, None)[1] == 3 and plan.constant == pytest.approx(1 / 2 / 9)
     assert resamples(9, None, block_M=BLOCK).count == 1000
     assert resamples(500, None, block_M=np.arange(500) % 5).count == 10_000
 

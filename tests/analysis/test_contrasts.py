@@ -239,7 +239,9 @@ def test_alignment_of_three_mixtures_is_not_reported() -> None:
             if (row.category, row.name, row.scale, row.contrast) == ("Science", name, "1B", "")
             and row.other != "pt"
         )
-        assert np.isnan(row.estimate) and row.n == 3 and row.note == "3 mixtures with a value, too few"
+        assert (
+            np.isnan(row.estimate) and row.n == 3 and row.note == "3 mixtures have both values, 4 are needed"
+        )
     (row,) = (
         r
         for r in rows
