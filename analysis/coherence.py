@@ -20,8 +20,8 @@ from evalengine.analysis.contrasts import contrast_group, stage_contrast
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, numbers
 from evalengine.analysis.groups import (
     BENCHMARK,
+    NO_NOTE,
     STAGE,
-    Array,
     Data,
     Group,
     Label,
@@ -31,7 +31,7 @@ from evalengine.analysis.groups import (
     Statistic,
     group_of_means,
 )
-from evalengine.analysis.items import mean_of_known, names
+from evalengine.analysis.items import names
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.ranges import CORRELATION, always
@@ -101,23 +101,20 @@ def benchmark_coherence(of: Group, panel: Panel) -> Group:
     contrasts = [stage_contrast(group, before, after, panel.stages[0])]
     several = [s for s, k in enumerate(whole) if len(every[k]) > len(members[s])]
     if several:
+        others = [[p for p in every[whole[s]] if p not in set(members[s])] for s in several]
+        theirs = {scale: found._replace(members=others) for scale, found in of.means.items()}
+        rest = _means("benchmark_coherence", of.quantity, [labels[s] for s in several], theirs)
         found: dict[str, list[Statistic]] = {}
-        for scale, pairs_of in of.means.items():
+        for scale in of.means:
             found[scale] = []
-            for s in several:
-                rest_C = _rest(pairs_of, every[whole[s]], members[s])
+            for s, rest_C, of_rest in zip(several, rest.values[scale], rest.notes[scale], strict=True):
                 label, value_C = labels[s]._replace(minus=OTHERS), group.values[scale][s] - rest_C
                 parts = group.basis(scale).chosen([s]).joined(of.basis(scale).chosen([whole[s]]))
-                found[scale].append(Statistic.of_parts(label, value_C, parts, group.notes[scale][s]))
+                said = of_rest.text and Note.partial(f"the others {of_rest.text}")
+                note = group.notes[scale][s].also(said or NO_NOTE)
+                found[scale].append(Statistic.of_parts(label, value_C, parts, note))
         contrasts.append(contrast_group(group, BENCHMARK, found))
     return replace(group, contrasts=tuple(contrasts))
-
-
-def _rest(means: Means, every: Sequence[int], without: Sequence[int]) -> Array:
-    """(C,): the mean over the pairs that do not hold the benchmark."""
-    left = set(without)
-    value_PC = means.value_PC[[p for p in every if p not in left]]
-    return mean_of_known(value_PC[np.isfinite(value_PC[:, 0])], 0)
 
 
 def _means(protocol: str, quantity: str, labels: list[Label], means: dict[str, Means]) -> Group:

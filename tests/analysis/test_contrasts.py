@@ -363,6 +363,24 @@ def test_accuracy_minus_confidence_has_the_jackknifes_interval_and_p() -> None:
     assert both.interval == "jackknife"
 
 
+def test_a_benchmark_minus_the_others_says_which_pairs_are_missing() -> None:
+    """Four benchmarks, of which two have one mixture in common: the other two are compared with a rest without that pair."""
+    panel = make(seed=13)
+    panel = replace(panel, categories=("One",) * 4 + ("Two",) * 2)
+    panel.values["accuracy"][1, 0, 5:, 0] = np.nan
+    panel.values["accuracy"][1, 0, :4, 1] = np.nan
+    rows = analyse(panel, Options(bootstrap=200)).tables["coherence"]
+    said = {
+        row.name: row.note
+        for row in rows
+        if (row.scale, row.quantity, row.other, row.contrast) == ("1B", "accuracy", "pt", "benchmark")
+    }
+    own, others = "without 1 of the pairs (no r)", "the others without 1 of the pairs (no r)"
+    assert said.keys() == {"a1", "a2", "a3", "b1"}
+    assert all(own in said[name] and others not in said[name] for name in ("a1", "a2"))
+    assert all(said[name].startswith(others) for name in ("a3", "b1"))
+
+
 def test_every_row_without_a_number_says_why() -> None:
     """Benchmarks without spread, with few mixtures, or lacking at one scale, in all tables."""
     panel = make(seed=12)
