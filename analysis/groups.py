@@ -9,7 +9,7 @@ Dims: V = 2B variables (benchmarks before, then after), M mixtures, C columns, S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -290,3 +290,11 @@ def mean_over_mixtures(x_LM: Array, w_MC: Array) -> Array:
     with np.errstate(invalid="ignore", divide="ignore"):
         total_LC = (masks.astype(np.float64) @ w_MC)[of_L.ravel()]
         return np.asarray(np.where(known_LM, x_LM, 0.0) @ w_MC / total_LC)
+
+
+def means_over(panel: Panel, known: Container[int], why: str = "") -> Iterator[tuple[Label, list[int], Note]]:
+    """The mean over the benchmarks of each category, and of all, that are known: its label, these, and which it is without."""
+    for category, index in panel.with_all().items():
+        used = [b for b in index if b in known]
+        lost = [panel.benchmarks[b] for b in index if b not in known]
+        yield Label(category, f"mean of {len(used)}"), used, Note.without(lost, why)

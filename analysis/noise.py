@@ -35,7 +35,7 @@ from evalengine.analysis.correlation import (
     within,
 )
 from evalengine.analysis.figure import File, Folded, Heading, Part, Table, blocks, pivot
-from evalengine.analysis.groups import ITEM_NOISE, NO_NOTE, Data, Group, Label, Note, Statistic
+from evalengine.analysis.groups import ITEM_NOISE, NO_NOTE, Data, Group, Label, Note, Statistic, means_over
 from evalengine.analysis.items import names
 from evalengine.analysis.latent import Latent, latent_r, pooled, symmetric
 from evalengine.analysis.panel import Array, Panel
@@ -190,21 +190,18 @@ def without_noise(study: Study, quantity: str, known: Mapping[str, ByBenchmark])
             if isinstance(m, Measured) and min(m.noise.before, m.noise.after) > 0
         }
         means = []
-        for category, index in panel.with_all().items() if usable else ():
-            chosen = [usable[b] for b in index if b in usable]
+        for label, used, note in means_over(panel, usable) if usable else ():
+            chosen = [usable[b] for b in used]
             value_C = np.full(study.plan.weight_MC.shape[1], np.nan)
             if chosen:
                 covariance_B3C = np.array([m.covariance_3C for m in chosen])
                 value_C = pooled(covariance_B3C, np.array([m.noise for m in chosen]))
             noisy = NOISY if chosen and np.isnan(value_C[0]) else NO_NOTE
-            label = Label(category, f"mean of {len(chosen)}", WITHOUT_NOISE)
-            lost = [panel.benchmarks[b] for b in index if b not in usable]
-            partly = [panel.benchmarks[b] for b in index if b in usable and usable[b].said.text]
-            note = Note.without(lost).also(
-                Note(text=f"item noise of some items of {', '.join(partly)}" if partly else "")
-            )
+            partly = ", ".join(panel.benchmarks[b] for b in used if usable[b].said.text)
+            note = note.also(Note(text=partly and f"item noise of some items of {partly}")).also(noisy)
             used_PM = np.array([m.used_M for m in chosen]).reshape(-1, len(panel.mixtures))
-            means.append(Statistic.of_parts(label, value_C, Basis.of(used_PM), note.also(noisy)))
+            label = label._replace(other=WITHOUT_NOISE)
+            means.append(Statistic.of_parts(label, value_C, Basis.of(used_PM), note))
         how = {"interval": "jackknife", "range_of": always(CORRELATION)}
         group = Group.of("category_reliability", quantity, {scale: means}, **how)
         out += study.rows(group) if means else []

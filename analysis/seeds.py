@@ -31,7 +31,7 @@ from evalengine.analysis.bootstrap import Basis, Resamples, resamples
 from evalengine.analysis.claims import CAUTION, Claim
 from evalengine.analysis.correlation import Sample, weighted_sums
 from evalengine.analysis.figure import Heading, Part, Table, pivot, with_benchmarks
-from evalengine.analysis.groups import ALL, NO_NOTE, Array, Group, Label, Note, Statistic
+from evalengine.analysis.groups import ALL, NO_NOTE, Array, Group, Label, Note, Statistic, means_over
 from evalengine.analysis.items import mean_of_known
 from evalengine.analysis.latent import latent_r, pooled, symmetric
 from evalengine.analysis.noise import LIKELIHOOD, covariances
@@ -183,8 +183,8 @@ def _between(study: Study, quantity: str, scale: str, known: dict[int, Component
 
 def _of_means(panel: Panel, known: dict[int, Components]) -> Iterator[Statistic]:
     """The mean shares, and the mean r between mixtures, of each category and of all."""
-    for category, index in panel.with_all().items():
-        used = [b for b in index if b in known and (known[b].seeds_3C[:2, 0] > 0.0).all()]
+    differing = {b for b, one in known.items() if (one.seeds_3C[:2, 0] > 0.0).all()}
+    for label, used, note in means_over(panel, differing):
         if not used:
             continue
         chosen = [known[b] for b in used]
@@ -194,13 +194,12 @@ def _of_means(panel: Panel, known: dict[int, Components]) -> Iterator[Statistic]
         unit_B3 = seeds_B3C[:, :, 0]
         # `pooled` subtracts the same noise in every column: what the seeds' differs from it by goes before.
         between_C = pooled(of_means_B3C - (seeds_B3C - unit_B3[:, :, None]), unit_B3)
-        note = Note.without([panel.benchmarks[b] for b in index if b not in used])
         if not all(one.paired for one in chosen):
             note = note.also(UNPAIRED)
         parts = Basis.of(np.array([one.used_M for one in chosen]))
         for kind, value_C in zip((*_shares(panel), BETWEEN), [*shares_2C, between_C], strict=True):
             said = note.also(Note.undefined(ALL_SEEDS)) if np.isnan(value_C[0]) else note
-            yield Statistic.of_parts(Label(category, f"mean of {len(chosen)}", kind), value_C, parts, said)
+            yield Statistic.of_parts(label._replace(other=kind), value_C, parts, said)
 
 
 def _rows(study: Study, plan: Resamples, at: tuple[str, str, str], found: Iterable[Statistic]) -> list[Row]:

@@ -30,10 +30,9 @@ from evalengine.analysis.groups import (
     Array,
     Data,
     Group,
-    Label,
-    Note,
     Statistic,
     mean_over_mixtures,
+    means_over,
 )
 from evalengine.analysis.items import mean_of_known
 from evalengine.analysis.panel import Panel, Steps
@@ -131,19 +130,15 @@ def _compared(earlier: Transfers, later: Transfers, plan: Resamples, options: Op
 
 def _levels(panel: Panel, steps: Steps, quantity: str, s: int, scale: str, w_MC: Array) -> Group:
     """The mean over mixtures and over a category's benchmarks at each stage, of those that every stage has."""
-    benchmarks, members = panel.benchmarks, panel.with_all()
     x_TMB = steps.values[quantity][s]
     known = np.isfinite(x_TMB)
     mean_TBC = [mean_over_mixtures(x_MB.T, w_MC) for x_MB in x_TMB]
-    everywhere_B = known.any(axis=1).all(axis=0)
+    everywhere = np.flatnonzero(known.any(axis=1).all(axis=0)).tolist()
     found = []
-    for category, index in members.items():
-        used = [b for b in index if everywhere_B[b]]
-        note = Note.without([benchmarks[b] for b in index if b not in used], " (not at every stage)")
+    for label, used, note in means_over(panel, everywhere, " (not at every stage)"):
         for t, stage in enumerate(steps.stages):
-            label = Label(category, f"mean of {len(used)}", stage)
-            parts = Basis.of(known[t][:, used].T)
-            found.append(Statistic.of_parts(label, mean_of_known(mean_TBC[t][used], 0), parts, note))
+            mean_C, parts = mean_of_known(mean_TBC[t][used], 0), Basis.of(known[t][:, used].T)
+            found.append(Statistic.of_parts(label._replace(other=stage), mean_C, parts, note))
     how = {"interval": "jackknife", "range_of": always(of_quantity(quantity))}
     return Group.of("stage_mean", quantity, {scale: found}, **how)
 

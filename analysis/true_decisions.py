@@ -30,7 +30,7 @@ from dataclasses import replace
 import numpy as np
 
 from evalengine.analysis.bootstrap import Array, Basis, jackknife_t
-from evalengine.analysis.groups import ITEM_NOISE, NO_NOTE, Data, Label, Note
+from evalengine.analysis.groups import ITEM_NOISE, NO_NOTE, Data, Label, Note, means_over
 from evalengine.analysis.latent import pooled
 from evalengine.analysis.noise import LIKELIHOOD, NOISY, Measured, latent_of, measured
 from evalengine.analysis.protocol import Study
@@ -80,10 +80,8 @@ def rows(study: Study, quantity: str, known_at: Mapping[str, Known]) -> Iterator
             said = found.said.also(NOISY if found.lost_in_noise else NO_NOTE)
             label = Label(panel.categories[b], panel.benchmarks[b], AGREEMENT)
             yield clean_row(quantity, scale, label, share, found.n, said, LIKELIHOOD)
-        for category, index in panel.with_all().items():
-            if used := [b for b in index if b in known]:
-                said = Note.without([panel.benchmarks[b] for b in index if b not in known])
-                label = Label(category, f"mean of {len(used)}")
+        for label, used, said in means_over(panel, known):
+            if used:
                 yield from _of_category(study, quantity, scale, label, [known[b] for b in used], said)
 
 

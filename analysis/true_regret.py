@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import Array
 from evalengine.analysis.correlation import BlockNumbers, parts_of
-from evalengine.analysis.groups import Label, Note
+from evalengine.analysis.groups import Label, Note, means_over
 from evalengine.analysis.noise import Measured
 from evalengine.analysis.protocol import Study
 from evalengine.analysis.tables import Row, plain_row
@@ -154,13 +154,10 @@ def rows(study: Study, quantity: str, known_at: Mapping[str, Known]) -> Iterator
                 regrets[b] = mine
             label = Label(panel.categories[b], panel.benchmarks[b])
             yield from _rows(study, quantity, scale, label, [mine] if mine else [], found.n, Note())
-        for category, index in panel.with_all().items():
-            if used := [b for b in index if b in counts]:
-                kept = [regrets[b] for b in index if b in regrets]
-                n = min(counts[b] for b in used if b in regrets or not kept)
-                label = Label(category, f"mean of {len(kept)}")
-                said = Note.without([panel.benchmarks[b] for b in index if b not in regrets])
-                yield from _rows(study, quantity, scale, label, kept, n, said)
+        for label, used, said in means_over(panel, regrets):
+            if known := used or [b for b in panel.with_all()[label.category] if b in counts]:
+                n = min(counts[b] for b in known)
+                yield from _rows(study, quantity, scale, label, [regrets[b] for b in used], n, said)
 
 
 def _rows(
