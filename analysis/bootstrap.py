@@ -100,12 +100,14 @@ class Resamples:
     @property
     def within_blocks(self) -> bool:
         """Whether the units of the jackknife are mixtures in several blocks."""
-        return self.leaves_out_mixtures and self.block_M is not None and bool(np.ptp(self.block_M))
+        return len(self.parts) > 1
 
     @functools.cached_property
     def parts(self) -> Sequence[NDArray[np.intp] | slice]:
         """The units of the jackknife by block; all in one where they are groups of items."""
-        return members_of(self.block_M) if self.within_blocks else [slice(None)]
+        if self.block_M is None or not self.leaves_out_mixtures:
+            return [slice(None)]
+        return members_of(self.block_M)
 
     def freedom(self, used_SM: NDArray[np.bool_], n_S: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of statistics of n mixtures, less one for the mean of each block that holds any of theirs, (S,)."""
@@ -306,7 +308,7 @@ def acceleration(jackknife_SM: Array) -> Array:
     return np.where((spread > 1e-24 * np.maximum(scale, 1e-300) ** 2) & np.isfinite(a), a, 0.0)
 
 
-def fisher(r: Array, n: Array | int, level: float = 0.95) -> Array:
+def fisher(r: Array, n: NDArray[Any] | int, level: float = 0.95) -> Array:
     """Fisher's z interval for Pearson's r, (..., 2): tanh(atanh r +- z / sqrt(n - 3)); NaN for n < 4."""
     from scipy.special import ndtri
 

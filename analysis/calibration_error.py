@@ -41,8 +41,8 @@ def reliability(
     inner_E = end_E[end_E < items]
     if (sorted_KI[:, inner_E - 1] == sorted_KI[:, inner_E]).any():
         if K > 1:
-            each = zip(confidence_KI, correct_KI, strict=True)
-            return np.concatenate([reliability(c[None], y[None], bins) for c, y in each])
+            rows = zip(confidence_KI, correct_KI, strict=True)
+            return np.concatenate([reliability(c[None], y[None], bins) for c, y in rows])
         first_E, last_E = (
             np.searchsorted(sorted_KI[0], sorted_KI[0, inner_E], side) for side in ("left", "right")
         )

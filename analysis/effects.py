@@ -330,7 +330,7 @@ def _web_sources(results: Results, quantity: str, rows: Sequence[Row]) -> Iterat
     largest = math.ceil(100 * max(max(abs(r.low), abs(r.high)) for r in web)) / 100
     differences = _by_other(web)._replace(limit=largest, measure="difference")
     words = f"{'; '.join(dict.fromkeys(r.note for r in web))}; additive model with the code share."
-    for why, without in by((r for r in mine if math.isnan(r.estimate)), lambda row: row.note).items():
+    for why, without in by([r for r in mine if math.isnan(r.estimate)], lambda row: row.note).items():
         words += f" Not of {names(dict.fromkeys(_label(r) for r in without))}: {why}."
     yield Folded(f"{_words(quantity)} at {stage}: differences between web sources", [words, differences])
 

@@ -226,7 +226,7 @@ def _noise(
         known = panel.items[b]
         block_M = None if panel.block_M is None else panel.block_M[keep_M]
         x_TMI = known.scores(quantity)[panel.row[s, :, :, b][:, keep_M]].astype(np.float64)
-        finite_I = np.isfinite(x_TMI).all(axis=(0, 1))
+        finite_I = np.asarray(np.isfinite(x_TMI).all(axis=(0, 1)))
         some = f"item noise is that of the {finite_I.sum()} of {len(finite_I)} items on which all scores are finite"
         freedom = degrees_of_freedom(keep_M[None, keep_M], block_M)[0]
         if freedom < 1 or finite_I.sum() < 2:
