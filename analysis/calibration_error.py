@@ -12,7 +12,7 @@ ECE_BINS = 15
 
 
 def calibration_errors(
-    confidence_KI: NDArray[np.float32], correct_KI: NDArray[np.uint8] | NDArray[np.float32]
+    confidence_KI: NDArray[np.float32], correct_KI: NDArray[np.uint8] | NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Reliability curves (K, ECE_BINS, 3), and of each checkpoint the debiased error and the plug-in one, (K,)."""
     curve_KB3 = reliability(confidence_KI, correct_KI, ECE_BINS)
@@ -21,7 +21,7 @@ def calibration_errors(
 
 
 def reliability(
-    confidence_KI: NDArray[np.float32], correct_KI: NDArray[np.uint8] | NDArray[np.float32], bins: int
+    confidence_KI: NDArray[np.float32], correct_KI: NDArray[np.uint8] | NDArray[np.float64], bins: int
 ) -> NDArray[np.float64]:
     """Equal-mass bins of confidence, as even as integers allow: (K, bins, 3) of share, mean confidence, accuracy.
 

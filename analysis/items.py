@@ -67,13 +67,13 @@ class BenchmarkItems(NamedTuple):
     metric: str  # the score that picks the answer
     chance: float  # mean over items of 1 / choices
     checkpoints: tuple[str, ...]  # K names
-    correct_KI: NDArray[np.uint8] | NDArray[np.float32]
+    correct_KI: NDArray[np.uint8] | NDArray[np.float64]
     confidence_KI: NDArray[np.float32]  # of the kind that was asked for
     other_KI: NDArray[np.float32]  # of the other kind; the same array where log-likelihoods pick
     means_KF: NDArray[np.float64]  # over items, of raw log-likelihoods: p_gold, margin, entropy, brier, nll
     unusable_K: NDArray[np.int64]  # items without a finite score
 
-    def scores(self, quantity: str) -> NDArray[np.uint8] | NDArray[np.float32]:
+    def scores(self, quantity: str) -> NDArray[np.number]:
         """(K, I): whose mean over items the accuracy is, the confidence, or the other confidence."""
         if quantity == "accuracy":
             return self.correct_KI
@@ -358,7 +358,7 @@ def averaged(items: BenchmarkItems, row_K: NDArray[np.int64]) -> BenchmarkItems:
     same = items.other_KI is items.confidence_KI
     return items._replace(
         checkpoints=tuple(items.checkpoints[k] for k in first),
-        correct_KI=correct.astype(np.float32),
+        correct_KI=correct,
         confidence_KI=confidence_KI,
         other_KI=confidence_KI if same else other.astype(np.float32),
         means_KF=means,

@@ -21,6 +21,7 @@ from evalengine.analysis.bootstrap import (
 )
 from evalengine.analysis.correlation import Sample
 from evalengine.analysis.item_bootstrap import GROUPS, item_data, resampled_means
+from evalengine.analysis.items import averaged
 from evalengine.analysis.latent import latent_r, pooled
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.protocol import Study
@@ -158,6 +159,22 @@ def test_a_resample_of_equal_values_has_no_reliability() -> None:
         noise.Measured(noise.ItemNoise(1e-4, 1e-4, 0.0), covariance, np.ones(5, dtype=bool), 4)
     )
     assert degenerate_share(found[:1], plan)[0] == pytest.approx((3**5 + 2) / 5**5, abs=1e-12)
+
+
+def test_equal_accuracies_of_several_runs_stay_equal(panel) -> None:
+    """Two mixtures of R runs, right on one item in every run, and on R items in one run each: in every order the same mean."""
+    for R in range(2, 11):
+        correct_KI = np.zeros((2 * R, R + 1), np.uint8)
+        correct_KI[:R, 0] = 1
+        correct_KI[np.arange(R, 2 * R), 1 + np.arange(R)] = 1
+        one = panel.items[0]._replace(checkpoints=tuple(map(str, range(2 * R))), correct_KI=correct_KI)
+        rest = np.zeros((2 * R, R + 1), np.float32)
+        one = one._replace(
+            confidence_KI=rest, other_KI=rest, means_KF=np.zeros((2 * R, 5)), unusable_K=np.zeros(2 * R, int)
+        )
+        found = averaged(one, np.repeat([0, 1], R)).correct_KI
+        (mean_KC,) = resampled_means([found], 10, 0, np.random.SeedSequence(1))
+        assert mean_KC[0, 0] == mean_KC[1, 0] == 1 / (R + 1)
 
 
 def test_item_resamples_equal_gathered_copies(panel) -> None:
