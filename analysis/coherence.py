@@ -109,7 +109,7 @@ def benchmark_coherence(of: Group, panel: Panel) -> Group:
             found[scale] = []
             for s, rest_C, of_rest in zip(several, rest.values[scale], rest.notes[scale], strict=True):
                 label, value_C = labels[s]._replace(minus=OTHERS), group.values[scale][s] - rest_C
-                parts = group.basis(scale).chosen([s]).joined(of.basis(scale).chosen([whole[s]]))
+                parts = group.basis[scale].chosen([s]).joined(of.basis[scale].chosen([whole[s]]))
                 said = of_rest.text and Note.partial(f"the others {of_rest.text}")
                 note = group.notes[scale][s].also(said or NO_NOTE)
                 found[scale].append(Statistic.of_parts(label, value_C, parts, note))

@@ -55,7 +55,7 @@ def category_contrasts(means: Group) -> tuple[Group, ...]:
         for i, j in pairs:
             texts = [(means.labels[s].category, means.notes[scale][s].text) for s in (i, j)]
             text = "; ".join(f"{category} {text}" for category, text in texts if text)
-            label, parts = means.labels[i]._replace(minus=means.labels[j].category), means.basis(scale)
+            label, parts = means.labels[i]._replace(minus=means.labels[j].category), means.basis[scale]
             note = Note.partial(text) if text else Note()
             value_C = value_SC[i] - value_SC[j]
             found[scale].append(Statistic.of_parts(label, value_C, parts.chosen([i, j]), note))
@@ -80,8 +80,8 @@ def differences(
     (ours, scale), (theirs, other) = minuend, subtrahend
     if ours.means:
         return differences_of_means(labels, ours.means[scale], theirs.means[other], where)
-    value_SC, n_S = ours.values[scale] - theirs.values[other], np.minimum(ours.n[scale], theirs.n[other])
-    used_SM = ours.used[scale] | theirs.used[other]
+    value_SC, mine, its = ours.values[scale] - theirs.values[other], ours.basis[scale], theirs.basis[other]
+    used_SM, n_S = mine.used_SM | its.used_SM, np.minimum(mine.n_S, its.n_S)
     notes = [NO_NOTE if np.isfinite(x) else Note.undefined("no value of one of them") for x in value_SC[:, 0]]
     return list(map(Statistic, labels, value_SC, used_SM, notes, n_S.tolist()))
 

@@ -113,7 +113,7 @@ class Means(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """Statistics of one protocol and quantity: per scale (S, C) values, (S,) how many mixtures they rest on, and (S, M) which.
+    """Statistics of one protocol and quantity: per scale (S, C) values, the mixtures that they rest on, and notes.
 
     means: by scale, where the statistics are means, so that a contrast can be over the members that both sides have.
     contrast: "", or the kind of difference that all of them are. contrasts: of these statistics; that of kind SCALE is made
@@ -124,9 +124,8 @@ class Group:
     quantity: str
     labels: list[Label]
     values: dict[str, Array]
-    n: dict[str, NDArray[np.int64]]
-    used: dict[str, Mask]
-    notes: dict[str, list[Note]] = field(default_factory=dict)
+    basis: dict[str, Basis]
+    notes: dict[str, list[Note]]
     is_correlation: bool = False  # of single pairs, so that Fisher's z applies
     interval: str = "bca"  # the kind that holds its coverage for such statistics
     means: dict[str, Means] = field(default_factory=dict)
@@ -134,10 +133,6 @@ class Group:
     contrast: str = ""
     contrasts: tuple[Group, ...] = ()
     range_of: RangeOf = unknown
-
-    def basis(self, scale: str) -> Basis:
-        """What the statistics rest on at a scale."""
-        return Basis(self.used[scale], self.n[scale])
 
     @classmethod
     def of(cls, protocol: str, quantity: str, found: Mapping[str, Sequence[Statistic]], **how: Any) -> Group:
@@ -147,8 +142,10 @@ class Group:
             quantity,
             [one.label for one in next(iter(found.values()))],
             {scale: np.array([one.value_C for one in listed]) for scale, listed in found.items()},
-            {scale: np.array([one.n for one in listed]) for scale, listed in found.items()},
-            {scale: np.array([one.used_M for one in listed]) for scale, listed in found.items()},
+            {
+                scale: Basis(np.array([one.used_M for one in listed]), np.array([one.n for one in listed]))
+                for scale, listed in found.items()
+            },
             {scale: [one.note for one in listed] for scale, listed in found.items()},
             **how,
         )
@@ -167,7 +164,7 @@ def means_of(
         return Note.without([single.labels[k].name for k in lost], " (no r)")
 
     means = {
-        scale: Means(value_SC, single.basis(scale), members) for scale, value_SC in single.values.items()
+        scale: Means(value_SC, single.basis[scale], members) for scale, value_SC in single.values.items()
     }
     how = {"interval": "jackknife-z", "range_of": single.range_of}
     return group_of_means(protocol, single.quantity, labels, means, said, **how)

@@ -25,7 +25,7 @@ def inverted(group: Group, plan: Resamples) -> Tests:
     for part in (part for part in (group, *group.contrasts) if part.contrast):
         for scale, value_SC in part.values.items():
             test = jackknife_p_at_most if part.interval == "jackknife" else p_at_most
-            upper = test(value_SC, plan, basis=part.basis(scale))
+            upper = test(value_SC, plan, basis=part.basis[scale])
             p = 2.0 * np.minimum(upper, 1.0 - upper)
             out[part.contrast, scale] = (p, benjamini_hochberg(p))
     return out

@@ -60,8 +60,9 @@ def matrices(data: Data, quantity: str) -> Iterator[Group]:
             known_P = np.isfinite(x_PC[:, 0] + y_PC[:, 0])
             lost[scale] += int((~known_P).sum())
             for side in (before, after):
-                n[scale] = int(side.n[scale][known_P].min(initial=n[scale]))
-                used[scale] |= side.used[scale][known_P].any(axis=0)
+                behind = side.basis[scale].chosen(known_P)
+                n[scale] = int(behind.n_S.min(initial=n[scale]))
+                used[scale] |= behind.used_SM.any(axis=0)
     label = Label(ALL, f"{len(upper)} pairs", ", ".join(panel.stages))
     found = {}
     for scale in panel.scales:

@@ -54,10 +54,10 @@ def benchmark_shares(single: Group, plan: Resamples, level: float) -> list[Row]:
         lost = [label.name for label, known in zip(single.labels, known_B, strict=True) if not known]
         note = Note.without(lost, " (no r)")
         for side, threshold in THRESHOLDS:
-            basis = single.basis(scale).chosen(known_B)
+            basis = single.basis[scale].chosen(known_B)
             found = share_of(value_BC[known_B], plan, side, threshold, level, basis)
             label = Label(ALL, f"{side} {threshold:g}", f"share of {known_B.sum()}")
-            n = int(single.n[scale][known_B].min())
+            n = int(basis.n_S.min())
             about = "transfer_share", single.quantity, scale, label
             out.append(plain_row(*about, found, n, note, interval="closed testing"))
     return out

@@ -141,21 +141,16 @@ def describe(study: Study) -> dict[str, Any]:
         "resampling": kind,
         "seed": None if plan.exact else options.seed,
         "permutations": permutation_words(replace(panel, blocks=None), options.statistic),
-        "block": block_of(panel, options.statistic),
+        "block": {}
+        if panel.blocks is None
+        else {
+            "factor": panel.blocks.factor,
+            "labels": dict(zip(panel.mixtures, panel.blocks.labels, strict=True)),
+            "permutations": permutation_words(panel, options.statistic),
+        },
         "shares": mixtures.shares if mixtures else {},
         "web_source": mixtures.web_source if mixtures else {},
         "notes": panel.notes,
-    }
-
-
-def block_of(panel: Panel, statistic: str) -> dict[str, Any]:
-    """The factor within which mixtures are compared, each mixture's label, and the orders of a permutation test."""
-    if panel.blocks is None:
-        return {}
-    return {
-        "factor": panel.blocks.factor,
-        "labels": dict(zip(panel.mixtures, panel.blocks.labels, strict=True)),
-        "permutations": permutation_words(panel, statistic),
     }
 
 

@@ -103,7 +103,7 @@ def rows_of(group: Group, plan: Resamples, options: Options, tests: Tests | None
 def _rows(
     group: Group, scale: str, plan: Resamples, options: Options, p_and_q: tuple[Array, Array] | None = None
 ) -> list[Row]:
-    notes = group.notes.get(scale, [NO_NOTE] * len(group.labels))
+    notes = group.notes[scale]
     kind = group.interval if options.interval == "auto" else options.interval
     second = "percentile"
     if (
@@ -112,7 +112,7 @@ def _rows(
         kind = "jackknife-z" if (options.interval, kind) == ("auto", "bca") else kind
         second = "jackknife"
     kinds = dict.fromkeys([kind, second, *SHOWN])
-    others, basis = [k for k in kinds if k != "fisher"], group.basis(scale)
+    others, basis = [k for k in kinds if k != "fisher"], group.basis[scale]
     found = intervals(group.values[scale], plan, options.level, others, basis)
     unsure = np.isfinite(found.estimate) & (found.degenerate > DEGENERATE_MOST)
     for values in (found.estimate, *found.ends.values()):

@@ -266,7 +266,7 @@ def test_levels_after_minus_before_and_between_scales_over_common_mixtures(setup
             np.nanmean(x[1, 1, chosen, 2] - x[0, 1, chosen, 2])
         )
     assert stage.notes["1B"][2].text == "over the 8 mixtures that have a value at both stages"
-    assert stage.n["1B"].tolist() == [9, 9, 8, 9, 9, 9]
+    assert stage.basis["1B"].n_S.tolist() == [9, 9, 8, 9, 9, 9]
 
 
 def test_p_is_the_level_at_which_the_interval_reaches_the_value() -> None:

@@ -81,7 +81,7 @@ def test_a_mean_over_five_of_twenty_mixtures_has_their_t_interval_and_paired_tes
     panel = study(range(20), lacking="b2")
     plan = draw_resamples(20, 100, 0)
     group = calibration.means(panel, "accuracy", panel.values["accuracy"], plan.weight_MC)
-    end = intervals(group.values["2M"], plan, 0.9, ["jackknife"], group.basis("2M")).ends["jackknife"]
+    end = intervals(group.values["2M"], plan, 0.9, ["jackknife"], group.basis["2M"]).ends["jackknife"]
     before, after = panel.values["accuracy"][1, :, :, 4]
     for at, x in ((8, before), (9, after)):
         x = x[np.isfinite(x)]
@@ -153,7 +153,7 @@ def test_intervals_of_means_hold_the_truth_as_often_as_they_say(mixtures: int, k
     )
     plan = draw_resamples(mixtures, 100, 0)
     group = calibration.means(panel, "accuracy", x_STMB, plan.weight_MC)
-    low, high = jackknife_t(group.values["all"], plan, 0.95, group.basis("all")).T
+    low, high = jackknife_t(group.values["all"], plan, 0.95, group.basis["all"]).T
     assert ((low <= 0) & (high >= 0)).mean() == pytest.approx(0.95, abs=0.0105)
 
 
