@@ -168,7 +168,10 @@ def _rows(
     for name, draws in ((REGRET_JUDGED, [r.judged_D for r in of]), (REGRET, [r.true_D for r in of])):
         mean_D = np.mean(draws, axis=0) if of else np.array([np.nan])
         three = np.array([mean_D.mean(), *np.quantile(mean_D, ends)])
-        yield clean_row(quantity, scale, label._replace(other=name), three, n, said, "posterior")
+        rare = Note(
+            text=f"{(mean_D == 0.0).mean():.1%} of the draws lose nothing" if three[0] > three[2] else ""
+        )
+        yield clean_row(quantity, scale, label._replace(other=name), three, n, said.also(rare), "posterior")
     if of:  # a probability of the posterior, and as such without an interval
         best = float(np.mean([r.best for r in of]))
         yield plain_row(TABLE, quantity, scale, label._replace(other=TOP1_JUDGED), [best], n, said)

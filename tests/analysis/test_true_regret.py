@@ -12,6 +12,7 @@ import scipy.stats as st
 
 from evalengine.analysis import noise, true_regret
 from evalengine.analysis.bootstrap import draw_resamples
+from evalengine.analysis.groups import Label, Note
 from evalengine.analysis.noise import ItemNoise, Measured
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.protocol import Study
@@ -186,6 +187,14 @@ def test_rows_average_the_posteriors(study: Study) -> None:
     assert (row.estimate, row.low, row.high) == pytest.approx(expected)
     best = rows["1B", "Commonsense", "mean of 2", TOP1_JUDGED]
     assert best.estimate == pytest.approx(np.mean([one.best for one in found])) and math.isnan(best.low)
+
+
+def test_a_mean_above_its_interval_is_explained(study: Study) -> None:
+    few_D = np.where(np.arange(1000) < 20, 0.5, 0.0)
+    draws = true_regret.Regret(few_D, np.linspace(0.0, 0.1, 1000), 0.98)
+    judged, true, _ = true_regret._rows(study, "accuracy", "1B", Label("NLI", "rte"), [draws], 9, Note())
+    assert judged.high == 0.0 < judged.estimate and judged.note == "98.0% of the draws lose nothing"
+    assert true.low < true.estimate < true.high and not true.note
 
 
 def test_the_report_shows_it(study: Study, tmp_path: Path) -> None:
