@@ -86,7 +86,7 @@ def report(
     if not benchmarks:
         return None
     held = [checked.stamp(file) for b in benchmarks if (file := data_file(b, data)) is not None]
-    made_of = [tokenizer.hash, *(s.digest for s in sources.values()), conversations.name, held]
+    made_of = [tokenizer.hash, {n: s.digest for n, s in sources.items()}, conversations.name, held]
     key = zlib.crc32(repr(made_of).encode())
     if (made := checked.read(path)) is not None and made["key"] == key:
         return {name: Overlap(**value) for name, value in made["benchmarks"].items()}

@@ -167,7 +167,12 @@ def _shards(study: Study, name: str, data: Path | None, tokenizer: Tokenizer, fo
         return place
     size = need or sum(file.stat().st_size for file in files(spec, data, name)) // BYTES_PER_TOKEN
     with console.progress(f"tokenising {name}", size, "tokens") as line:
-        build(place, texts, tokenizer, name=name, limit=need, on_tokens=line.update)
+        made = build(place, texts, tokenizer, name=name, limit=need, on_tokens=line.update)
+    if len(made.length_M) == 1:
+        console.warn(
+            f"source {name} is one document, so its validation loss is of the text that it is trained on: separate documents"
+            " by lines that hold only <|endoftext|>"
+        )
     return place
 
 

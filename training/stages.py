@@ -15,7 +15,7 @@ import torch
 from evalengine import __version__
 from evalengine.errors import UserError
 from evalengine.training import conversations, dpo, export, preferences, selections
-from evalengine.training.job import Job, fingerprint, pretraining_steps, selecting, tokens_of
+from evalengine.training.job import Job, fingerprint, selecting, tokens_of
 from evalengine.training.loop import Step, fit, mean_loss
 from evalengine.training.model import Decoder, Shape
 from evalengine.training.packed import PackedExamples
@@ -106,8 +106,13 @@ def pretrain(setup: Setup) -> tuple[Decoder, float, About]:
     job, _, shape, place, report = setup
     settings, sources, seed, end = job.scale.pretrain, job.sources(), job.study.seed, setup.tokenizer.end
     streams = {n: Stream(s, s.split()[0], end, seed) for n, s in sources.items()}
-    count, batch_rows = pretraining_steps(job.scale) * settings.batch_rows, settings.batch_rows
-    rows = MixedRows(streams, job.shares, rows=count, context=shape.context, batch_rows=batch_rows)
+    rows = MixedRows(
+        streams,
+        job.shares,
+        rows=job.scale.pretraining_rows,
+        context=shape.context,
+        batch_rows=settings.batch_rows,
+    )
     generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(job.run.scale.encode()))
     model = Decoder(shape, checkpoint_activations=job.scale.checkpoint_activations).initialise(generator)
     loss = fit(model, rows, settings, place, report)

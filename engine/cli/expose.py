@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evalengine import console
+from evalengine.cli.train import check_jobs
 from evalengine.errors import UserError
 
 
@@ -47,8 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
     if (args.study is None) == (not args.source):
         raise UserError("name a study, or text files with --source NAME=PATH, and not both")
-    if args.jobs < 0:
-        raise UserError(f"--jobs must be 1 or more, or 0 for one a core, not {args.jobs}")
+    check_jobs(args.jobs)
     kinds = [kind.strip() for kind in args.similarity.split(",") if kind.strip()]
     similarity.check(kinds)
     if args.ckpts is not None and not args.ckpts.is_dir():

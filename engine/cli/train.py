@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,9 @@ def run(args: argparse.Namespace) -> int:
     from evalengine.training import study as studies
     from evalengine.training.runner import run_study
 
+    check_jobs(args.jobs)
+    if args.flops is not None and not 0 < args.flops < math.inf:
+        raise UserError(f"--flops is a rate above 0, such as 1e12, not {args.flops:g}")
     study = studies.load(args.study)
     if args.stages is not None:
         study = studies.with_stages(study, [name.strip() for name in args.stages.split(",")])
@@ -108,6 +112,12 @@ def run(args: argparse.Namespace) -> int:
         name, reason = next(iter(outcome.failed.items()))
         raise UserError(f"{len(outcome.failed)} runs failed, the first is {name}: {reason}")
     return 0
+
+
+def check_jobs(jobs: int) -> None:
+    """Raises UserError for a number of processes or threads that cannot be."""
+    if jobs < 0:
+        raise UserError(f"--jobs must be 1 or more, or 0 for the default, not {jobs}")
 
 
 def _items(study: Study, args: argparse.Namespace) -> str:

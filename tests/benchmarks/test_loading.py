@@ -246,7 +246,7 @@ def test_two_files_for_one_benchmark_are_refused(tmp_path: Path) -> None:
         load_items(BENCHMARKS["siqa"], write(tmp_path, "social_iqa", {}))
 
 
-@pytest.mark.parametrize("options", [{"limit": 0}, {"fewshot": -1}, {"variant": "other"}])
+@pytest.mark.parametrize("options", [{"limit": 0}, {"fewshot": -1}, {"variant": "other"}, {"seed": -1}])
 def test_options_out_of_range_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         load_items(BENCHMARKS["copa"], write(tmp_path, "copa", {**COPA, "label": 1}), **options)

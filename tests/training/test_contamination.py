@@ -66,3 +66,5 @@ def test_other_items_are_looked_for_again(data: Path, tokenizer, tmp_path: Path)
         (tmp_path / "boolq.jsonl").write_text("\n".join(rows[:count]))
         found = contamination.report(tmp_path / "report.json", tmp_path, tokenizer, {"web": source}, chats)
         assert found is not None and found["boolq"].items == count
+    found = contamination.report(tmp_path / "report.json", tmp_path, tokenizer, {"crawl": source}, chats)
+    assert found is not None and list(found["boolq"].seen) == ["crawl", "conversations"]

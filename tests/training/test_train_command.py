@@ -334,6 +334,34 @@ def test_dry_run_prints_the_plan_and_makes_nothing(
     assert not (tmp_path / "ckpts").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--jobs", "-1"], "--jobs must be 1 or more, or 0 for the default, not -1"),
+        (["--dry-run", "--jobs", "-1"], "--jobs must be"),
+        *(
+            (["--dry-run", "--flops", rate], "--flops is a rate above 0")
+            for rate in ("0", "-1", "nan", "inf")
+        ),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(
+    options: list[str], reason: str, data: Path, write_study, tmp_path: Path, capsys
+):
+    assert train(write_study(), data, tmp_path / "ckpts", *options) == 1
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "ckpts").exists()
+
+
+def test_validation_on_what_was_trained_on_is_said(data: Path, write_study, tmp_path: Path, capsys):
+    (tmp_path / "one.txt").write_text("one document " * 40)
+    study = write_study(sources__web={"path": str(tmp_path / "one.txt")})
+    prepare(load(study), data, tmp_path / "ckpts")
+    said = capsys.readouterr().err
+    assert "source web is one document, so its validation loss is of the text that it is trained on" in said
+    assert "source code" not in said
+
+
 def test_fresh_trains_again(data: Path, write_study, tmp_path: Path):
     out = tmp_path / "ckpts"
     assert train(write_study(), data, out, "--only", "S-m1-pt") == 0
