@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from functools import partial
 
-from evalengine.benchmarks.definition import Benchmark, Hub, Rendered, Row, shared
+from evalengine.benchmarks.definition import Hub, Rendered, Row, define, shared
 
-_define = partial(Benchmark, category="Semantic")
+_define = partial(define, category="Semantic")
 NO_YES = ("no", "yes")
 TRUTH = ("false", "true")
 
@@ -70,15 +70,9 @@ def multirc_lm_eval(row: Row) -> Rendered:
 
 
 BENCHMARKS = (
-    _define(name="qqp", choices="2", hub=Hub("nyu-mll/glue", "qqp"), render=qqp),
-    _define(name="mrpc", choices="2", hub=Hub("nyu-mll/glue", "mrpc"), render=mrpc),
-    _define(name="wic", choices="2", hub=Hub("aps/super_glue", "wic"), render=wic),
-    _define(name="wsc", choices="2", hub=Hub("aps/super_glue", "wsc.fixed"), render=wsc),
-    _define(
-        name="multirc",
-        choices="2",
-        hub=Hub("aps/super_glue", "multirc"),
-        render=multirc,
-        render_lm_eval=multirc_lm_eval,
-    ),
+    _define(qqp, Hub("nyu-mll/glue", "qqp"), choices="2"),
+    _define(mrpc, Hub("nyu-mll/glue", "mrpc"), choices="2"),
+    _define(wic, Hub("aps/super_glue", "wic"), choices="2"),
+    _define(wsc, Hub("aps/super_glue", "wsc.fixed"), choices="2"),
+    _define(multirc, Hub("aps/super_glue", "multirc"), choices="2", render_lm_eval=multirc_lm_eval),
 )

@@ -71,18 +71,8 @@ def _list(args: argparse.Namespace) -> int:
 
     benchmarks = resolve("all", args.benchmark_file or ())
     if args.json:
-        emit_json(
-            {
-                b.name: {
-                    "category": b.category,
-                    "default_score": b.default_score,
-                    "choices": b.choices,
-                    "hub": list(b.hub) if b.hub else None,
-                    "version": b.version,
-                }
-                for b in benchmarks
-            }
-        )
+        fields = ("category", "default_score", "choices", "hub", "version")
+        emit_json({b.name: {field: getattr(b, field) for field in fields} for b in benchmarks})
         return 0
     rows = [(b.name, b.category, b.default_score, b.choices, _source(b), b.version) for b in benchmarks]
     columns = ["benchmark", "category", "default score", "choices", "hub path / config / split", "version"]
