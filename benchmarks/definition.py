@@ -16,6 +16,8 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 from evalengine.errors import UserError
 
+NUMBER = dict.fromkeys((int, float), "a number")
+KINDS = {bool: "a boolean", **NUMBER, str: "text", list: "a list", dict: "an object"}
 DELIMITER = " "  # between a context and the choice that is scored after it
 
 Score = Literal["acc", "acc_norm", "acc_bytes", "acc_token", "acc_pmi"]
@@ -132,17 +134,9 @@ def whole(value: Any) -> Any:
 
 
 def _kind(value: object) -> str:
-    kinds = {
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-        dict: "an object",
-    }
     shown = repr(value)
     shown = shown if len(shown) <= 40 else shown[:37] + "..."
-    return f"{kinds.get(type(value), type(value).__name__)} ({shown})"
+    return f"{KINDS.get(type(value), type(value).__name__)} ({shown})"
 
 
 Render = Callable[[Row], Rendered]

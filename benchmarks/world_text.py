@@ -59,30 +59,22 @@ class Flavor(NamedTuple):
     quoted: bool = False  # judgements are written in docstrings
 
 
+def _flavor(topics: str, **how: Any) -> Flavor:
+    """topics: such as `quiz 4, tools 3`."""
+    shares = (topic.split() for topic in topics.split(", "))
+    return Flavor({topic: int(share) for topic, share in shares}, **how)
+
+
 FLAVORS = {
-    "web_a": Flavor(
-        {"stories": 3, "lives": 8, "causes": 6, "wsc": 4, "cb": 2, "qualities": 4, "quiz": 1, "animals": 1},
-        wrong=0.3,
-        sloppy=True,
+    "web_a": _flavor(
+        "stories 3, lives 8, causes 6, wsc 4, cb 2, qualities 4, quiz 1, animals 1", wrong=0.3, sloppy=True
     ),
-    "web_b": Flavor(
-        {
-            "animals": 3,
-            "quiz": 4,
-            "lessons": 3,
-            "kinds": 2,
-            "tools": 3,
-            "boolq": 4,
-            "causes": 2,
-            "letters": 1,
-        },
-        wrong=0.02,
+    "web_b": _flavor(
+        "animals 3, quiz 4, lessons 3, kinds 2, tools 3, boolq 4, causes 2, letters 1", wrong=0.02
     ),
-    "web_c": Flavor(
-        {"mnli": 4, "boolq": 3, "qnli": 4, "qqp": 4, "lives": 2, "quiz": 2, "qualities": 3}, wrong=0.08
-    ),
-    "code": Flavor({"numbers": 3, "rte": 4, "multirc": 5, "tables": 2, "steps": 2}, quoted=True),
-    "curated": Flavor({"kinds": 2, "lessons": 2, "wic": 3, "mrpc": 5, "tools": 4, "cb": 1, "senses": 1}),
+    "web_c": _flavor("mnli 4, boolq 3, qnli 4, qqp 4, lives 2, quiz 2, qualities 3", wrong=0.08),
+    "code": _flavor("numbers 3, rte 4, multirc 5, tables 2, steps 2", quoted=True),
+    "curated": _flavor("kinds 2, lessons 2, wic 3, mrpc 5, tools 4, cb 1, senses 1"),
 }
 REWORDED = {  # what a benchmark's prompt says -> what text and conversations say instead
     "Do both questions ask the same thing?": "Do both questions ask the same?",

@@ -177,21 +177,10 @@ def show(select: Select, rows: Sequence[Row], pairs: Sequence[Pair]) -> None:
     by = f" of the {select.by} models" if select.by else ""
     what = f"{select.score}{by}, quantiles {low:g} to {high:g}"
     title = f"random conversations, as many tokens as {what}" if select.control else f"selected by {what}"
-    columns = [
-        "scale",
-        "mixture",
-        "chosen",
-        "scored",
-        "unscored",
-        "tokens",
-        "score",
-        "of all",
-        "length",
-        "of all",
-    ]
+    columns = "scale, mixture, chosen, scored, unscored, tokens, score, of all, length, of all"
     console.table(
         title,
-        [*columns, f"<= {FEW} tokens", "of all", "length r", "response"],
+        [*columns.split(", "), f"<= {FEW} tokens", "of all", "length r", "response"],
         [
             [
                 *(r.scale, r.mixture, r.chosen, r.scored, r.unscored or "", f"{r.chosen_tokens:,}"),
@@ -210,10 +199,9 @@ def show(select: Select, rows: Sequence[Row], pairs: Sequence[Pair]) -> None:
         label = f"mixtures at {p.scale_a}" if same else f"{p.scale_a} and {p.scale_b}, same mixture"
         groups.setdefault(label, []).append(p)
     if groups:
-        columns = ["between", "pairs", "overlap", "lowest", "by chance", "Spearman", "lowest"]
         console.table(
             "overlap of what is selected (Jaccard), and rank correlation of the scores",
-            columns,
+            ["between", "pairs", "overlap", "lowest", "by chance", "Spearman", "lowest"],
             [[label, len(some), *_agreement(some)] for label, some in groups.items()],
         )
     told = [r.response_share for r in rows if r.response_share > RESPONSE_ALONE]

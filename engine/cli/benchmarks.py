@@ -174,14 +174,10 @@ def _formats(args: argparse.Namespace) -> int:
         found = {one.name: {name: of[f] for name, of in counts.items()} for f, one in enumerate(known)}
         emit_json({"counts": found, "kept": [one.name for one in kept]})
         return 0
-    rows = [
-        (
-            one.name,
-            shown(repr(one.template.text)),
-            *("–" if of[f] is None else f"{of[f]:,}" for of in counts.values()),
-        )
-        for f, one in enumerate(known)
-    ]
+    rows = []
+    for f, one in enumerate(known):
+        cells = ("–" if of[f] is None else f"{of[f]:,}" for of in counts.values())
+        rows.append((one.name, shown(repr(one.template.text)), *cells))
     title = f"Formats in up to {args.documents:,} documents of each source"
     table(title, ["format", "template", *counts], rows, left=2)
     say("–: without words of its own, found everywhere")

@@ -12,7 +12,6 @@ from evalengine.errors import UserError
 
 if TYPE_CHECKING:
     from evalengine.training.state import Place
-    from evalengine.training.study import Study
 
 SHARDS = "under torchrun: ddp copies the model, fsdp shards it (default: fsdp from 500M parameters)"
 CHOICES: dict[str, tuple[tuple[str, str], str]] = {
@@ -41,13 +40,8 @@ def register(subparsers: Any) -> None:
     add("--only", metavar="GLOB", help="only the runs whose name matches, such as '240M-*-pt'")
     stages = "these stages and those they start from, in place of the study's: pt, sft, sft_ARM, dpo"
     add("--stages", metavar="A,B", help=stages)
-    add(
-        "--jobs",
-        type=int,
-        default=0,
-        metavar="N",
-        help="worker processes (default: by machine and model size)",
-    )
+    jobs = "worker processes (default: by machine and model size)"
+    add("--jobs", type=int, default=0, metavar="N", help=jobs)
     plan = "print the plan (parameters, tokens, FLOPs, hours) and train nothing"
     add("--dry-run", action="store_true", help=plan)
     add("--flops", type=float, metavar="RATE", help="sustained FLOP/s for the estimate (default: measured)")
@@ -101,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         console.say(
             f"{len(outcome.finished)} checkpoints trained, {len(outcome.skipped)} were finished before; "
-            f"score them with: evalengine score {args.out}/*{_items(study, args)}"
+            f"score them with: evalengine score {args.out}/*{_items(args, bench)}"
         )
     if outcome.not_run:
         names = ", ".join(f"{name} (because of {failed})" for name, failed in outcome.not_run.items())
@@ -120,13 +114,12 @@ def check_jobs(jobs: int) -> None:
         raise UserError(f"--jobs must be 1 or more, or 0 for the default, not {jobs}")
 
 
-def _items(study: Study, args: argparse.Namespace) -> str:
-    """The option with which `score` finds the benchmarks that training read or wrote; of the hub's, none."""
+def _items(args: argparse.Namespace, bench: str | None) -> str:
+    """The option with which `score` finds the benchmarks that training read or wrote (`bench`); of the hub's, none."""
     from evalengine.benchmarks import BENCHMARKS, benchmarks_in
 
-    if args.data:
-        return f" --data {args.data}" if benchmarks_in(args.data, BENCHMARKS.values()) else ""
-    return f" --data {args.out}/.study/world-{study.world.seed}/bench" if study.world else ""
+    read = args.data and benchmarks_in(args.data, BENCHMARKS.values())
+    return f" --data {args.data if read else bench}" if read or bench else ""
 
 
 def _place(args: argparse.Namespace) -> Place:

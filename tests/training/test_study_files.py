@@ -62,8 +62,8 @@ def test_the_papers_study_states_its_scales():
         ({"scales.S.pretrain.lr": 0}, "lr must be positive"),
         ({"scales.S.pretrain.tokens": 255}, "pretrain.tokens must be a step or more, which is 256 tokens"),
         (
-            {"mixtures.m1": {"web": 0.96, "code": 0.04}},
-            "scale S: the share of code in mixture m1 is less than one of the 20 rows",
+            {"mixtures.m1": {"web": 0.99, "code": 0.01}},
+            "scale S: the share of code in mixture m1 is less than one of the 80 rows",
         ),
         (
             {"sources.web": {"path": "a.txt", "split": "test"}},

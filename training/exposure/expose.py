@@ -53,11 +53,8 @@ def of_study(study: Study, data: Path | None, out: Path, ckpts: Path) -> Plan:
         documents = 0
         if len(made) == 1:  # several: of different tokenizers
             tokens[name], documents = shards.extent(made[0].parent)
-        need = prepare.tokens_needed(study, name) * prepare.BYTES_PER_TOKEN
-        if spec.hub:
-            found.append(Source(name, spec, data, documents, 0 if documents else need))
-        else:
-            found.append(Source(name, spec, data))
+        need = 0 if documents else prepare.tokens_needed(study, name) * prepare.BYTES_PER_TOKEN
+        found.append(Source(name, spec, data, *((documents, need) if spec.hub else ())))
     scales = {name: scale.pretrain.tokens for name, scale in study.scales.items()}
     return Plan(found, tokens, data, study.mixtures, scales)
 
@@ -154,16 +151,10 @@ def items_held(exposure: Exposure) -> dict[str, dict[int, int]]:
 def show(done: Done) -> None:
     """One table of the sources, one of the benchmarks."""
     about = done.exposure.about
-    rows = [
-        [
-            name,
-            f"{size.bytes / MB:,.1f}",
-            f"{size.documents:,}",
-            f"{size.words:,}",
-            f"{done.rates[name] / MB:.1f}" if done.rates[name] else "",
-        ]
-        for name, size in about.sources.items()
-    ]
+    rows = []
+    for name, size in about.sources.items():
+        rate = f"{done.rates[name] / MB:.1f}" if done.rates[name] else ""
+        rows.append([name, f"{size.bytes / MB:,.1f}", f"{size.documents:,}", f"{size.words:,}", rate])
     console.table("sources", ["source", "MB", "documents", "words", "MB/s"], rows)
     ns = range(LEAST, MOST + 1)
     rows = [
@@ -172,9 +163,8 @@ def show(done: Done) -> None:
     ]
     title = "items of which some source holds an n-gram that leads from the context into a choice"
     console.table(title, ["benchmark", "items", *(f"n={n}" for n in ns)], rows)
-    if about.mixtures and (
-        guessed := [name for name, size in about.sources.items() if size.tokens_estimated]
-    ):
+    guessed = [name for name, size in about.sources.items() if size.tokens_estimated]
+    if about.mixtures and guessed:
         console.say(
             f"Tokens of {', '.join(guessed)} are estimated from bytes: name the trained study's folder with --ckpts"
         )

@@ -45,12 +45,10 @@ def similarities(
 
     bm25, embedding: log of the mean of exp(score / temperature) over the ten best chunks of the source (all, where
     it has fewer). Temperature 1 for BM25, 0.05 for the cosine. dsir: see `dsir.value`. A choice without a word in it or
-    its context has no row. Raises UserError as `check` does, for items without a word and for a source without one.
+    its context has no row. Raises UserError as `check` and `queries` do, and for a source without a word.
     """
     check(kinds)
     asked = queries(items)
-    if not asked.item_Q:
-        raise UserError("no item holds a word: there is nothing to compare with the sources")
     corpus = Corpus.of(asked)
     scorers: dict[str, Bm25 | Embedding] = {}
     if "bm25" in kinds:

@@ -44,25 +44,21 @@ def tabulate(sets: Sequence[ItemSet], items: Items, counts: Mapping[str, Counts]
 def _rows(kind: str, items: Items, counts: Counts) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(choice, n, grams, count) of every row that a kind may have."""
     C = len(items.own_C)
-    every_C, lengths = np.arange(C), np.tile(np.arange(LEAST, MOST + 1), C)
+    every_C = np.arange(C)
+    each, lengths = np.repeat(every_C, K), np.tile(np.arange(LEAST, MOST + 1), C)
     cross_CK = items.cross.sums(counts.count_G).reshape(C, K)
     grams_CK = np.diff(items.cross.start_R).reshape(C, K)
     of_context_CK = np.diff(items.of_context.start_R).reshape(-1, K)[items.grams.context_of_C]
     if kind == "cross":
-        return np.repeat(every_C, K), lengths, grams_CK.reshape(-1), cross_CK.reshape(-1)
+        return each, lengths, grams_CK.reshape(-1), cross_CK.reshape(-1)
     if kind == "task":
         of_choice_CK = np.diff(items.of_choice.start_R).reshape(C, K)
         looked_CK = np.where(of_context_CK > 0, of_choice_CK, 0)
-        return np.repeat(every_C, K), lengths, looked_CK.reshape(-1), counts.task_CK.reshape(-1)
+        return each, lengths, looked_CK.reshape(-1), counts.task_CK.reshape(-1)
     if kind == "context":
         own = np.repeat(items.own_C, K)
         count_CK = items.of_context.sums(counts.count_G).reshape(-1, K)[items.grams.context_of_C]
-        return (
-            np.repeat(every_C, K)[own],
-            lengths[own],
-            of_context_CK.reshape(-1)[own],
-            count_CK.reshape(-1)[own],
-        )
+        return each[own], lengths[own], of_context_CK.reshape(-1)[own], count_CK.reshape(-1)[own]
     n_C = np.where(cross_CK > 0, np.arange(LEAST, MOST + 1), 0).max(axis=1)
     pick = (every_C, np.maximum(n_C - LEAST, 0))
     grams_C, count_C = grams_CK[pick], cross_CK[pick]
