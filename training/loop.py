@@ -26,7 +26,6 @@ from evalengine.training.model import Decoder
 from evalengine.training.parallel import SINGLE, Group, full
 from evalengine.training.rows import IGNORE, MEASURES, NO_PAIR, Batch
 from evalengine.training.state import Place
-from evalengine.training.step_log import step_log
 from evalengine.training.study import Optimisation
 
 EVALUATED_ROWS = 8  # in one forward without learning
@@ -90,7 +89,7 @@ def fit(
     wrapped, optim = place.group.wrap(model), optimizer(model, settings)
     first, losses = state.restore(place, model, optim)
     saved = time.monotonic()
-    with step_log(place, first) as write:
+    with state.step_log(place, first) as write:
         made: Iterator[Batch] = map(batches.batch, range(first, batches.steps))
         if place.device.startswith("cuda"):
             made = one_ahead(made)

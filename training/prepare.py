@@ -6,6 +6,7 @@ reused.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -44,6 +45,15 @@ class Prepared(NamedTuple):
 
 def work_folder(out: Path) -> Path:
     return out / ".study"
+
+
+def locked(work: Path, doing: str) -> contextlib.AbstractContextManager[Any]:
+    """Refuses a second process on the same folder. `doing`: what the first one does there, for the error."""
+
+    def refuse() -> None:
+        raise UserError(f"another process is {doing}: wait for it, or name another --out")
+
+    return storage.locked(work / "lock", refuse)
 
 
 def clear_litter(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where a run computes, and its mid-run state: model, optimiser, step, losses, in one file that is whole or absent.
+"""Where a run computes, its log of steps, and its mid-run state: model, optimiser, step, losses, in one file, whole or absent.
 
 torch.save writes a zip archive whose records carry CRC-32 sums, which torch.load does not look at; they are
 checked here before a state is used. A damaged state is set aside as `<name>.damaged` and the run starts
@@ -7,10 +7,13 @@ again. A state holds whole tensors, so one process, data-parallel ones and shard
 
 from __future__ import annotations
 
+import contextlib
+import json
 import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +21,7 @@ from evalengine import console, sealed
 from evalengine.errors import UserError
 from evalengine.files import atomic
 from evalengine.training.parallel import SINGLE, Group
+from evalengine.training.rows import MEASURES
 
 if TYPE_CHECKING:
     from evalengine.training.model import Decoder
@@ -99,3 +103,34 @@ def damage(path: Path) -> str | None:
         return f"it lacks {', '.join(sorted(missing))}" if missing else None
     except Exception as error:  # zip, pickle and torch each raise their own
         return type(error).__name__
+
+
+@contextlib.contextmanager
+def step_log(place: Place, first: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """What each step did, appended as a JSON line, and as TensorBoard scalars where the user asked for them.
+
+    first: the step that the run goes on with; what a killed run logged beyond it is cut off.
+    """
+    if place.log is None or place.group.rank:
+        yield lambda entry: None
+        return
+    place.log.parent.mkdir(parents=True, exist_ok=True)
+    kept = place.log.read_text().splitlines(keepends=True)[:first] if first and place.log.is_file() else []
+    place.log.write_text("".join(kept))
+    with contextlib.ExitStack() as open_files:
+        stream = open_files.enter_context(place.log.open("a"))
+        scalars = None
+        if place.tensorboard is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge = first + 1 if first else None
+            scalars = open_files.enter_context(SummaryWriter(str(place.tensorboard), purge_step=purge))
+
+        def write(entry: dict[str, Any]) -> None:
+            print(json.dumps(entry), file=stream, flush=True)
+            if scalars is not None:
+                for name in ("loss", "lr", "grad_norm", *MEASURES):
+                    if name in entry:
+                        scalars.add_scalar(name, entry[name], entry["step"])
+
+        yield write

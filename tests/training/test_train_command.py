@@ -20,8 +20,8 @@ from evalengine.cli import main
 from evalengine.errors import UserError
 from evalengine.training import conversations, sources
 from evalengine.training.loop import fit
-from evalengine.training.prepare import prepare
-from evalengine.training.runner import lock, selected
+from evalengine.training.prepare import locked, prepare, work_folder
+from evalengine.training.runner import selected
 from evalengine.training.state import Place
 from evalengine.training.study import Run, load, needed, with_stages
 from evalengine.training.workers import death
@@ -302,9 +302,9 @@ def test_only_brings_the_pretraining_that_fine_tuning_needs(write_study):
 
 
 def test_a_second_process_on_the_same_folder_is_refused(data: Path, write_study, tmp_path: Path, capsys):
-    with lock(tmp_path / "ckpts"):
+    with locked(work_folder(tmp_path / "ckpts"), "training into it"):
         assert train(write_study(), data, tmp_path / "ckpts") == 1
-    assert "another process is training into" in capsys.readouterr().err
+    assert f"another process is training into {tmp_path}/ckpts" in capsys.readouterr().err
 
 
 def test_a_missing_data_folder_is_one_sentence(
