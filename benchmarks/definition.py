@@ -79,12 +79,14 @@ class Row:
             self.fail(field, f"expected a list of texts, got {_kind(values)}")
         return tuple(self._text(field, value) for value in values)
 
-    def integer(self, field: str) -> int:
-        """An integer, also as a whole float."""
+    def integer(self, field: str, first: int, last: int) -> int:
+        """An integer from `first` to `last`, also as a whole float."""
         value = self.get(field)
         number = whole(value)
         if isinstance(number, bool) or not isinstance(number, int):
             self.fail(field, f"expected an integer, got {_kind(value)}")
+        if not first <= number <= last:
+            self.fail(field, f"expected {first} to {last}, got {number}")
         return number
 
     def index(self, field: str, count: int, *, first: int = 0, names: Sequence[str] = ()) -> int:

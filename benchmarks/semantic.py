@@ -29,9 +29,11 @@ def mrpc(row: Row) -> Rendered:
 
 
 def wic(row: Row) -> Rendered:
-    word = row.text("sentence1")[row.integer("start1") : row.integer("end1")]
+    sentence = row.text("sentence1")
+    start = row.integer("start1", 0, len(sentence) - 1)
+    word = sentence[start : row.integer("end1", start + 1, len(sentence))]
     context = (
-        f"Sentence 1: {row.text('sentence1')}\nSentence 2: {row.text('sentence2')}\n"
+        f"Sentence 1: {sentence}\nSentence 2: {row.text('sentence2')}\n"
         f"Question: Is the word '{word}' used in the same way in the two sentences above?\nAnswer:"
     )
     return shared(context, NO_YES, row.index("label", 2, names=TRUTH))
@@ -47,7 +49,8 @@ def detokenise(text: str) -> str:
 def wsc(row: Row) -> Rendered:
     """Marks the pronoun in the passage; `span2_index` counts words."""
     passage, pronoun, noun = row.text("text"), row.text("span2_text"), row.text("span1_text")
-    before = " ".join(passage.split()[: row.integer("span2_index")])
+    words = passage.split()
+    before = " ".join(words[: row.integer("span2_index", 0, len(words) - 1)])
     after = passage[len(before) + len(pronoun) + 1 :]
     marked = detokenise(f"{before} *{pronoun}*{after}")
     context = (
