@@ -26,7 +26,7 @@ from evalengine.training.rows import MEASURES
 if TYPE_CHECKING:
     from evalengine.training.model import Decoder
 
-KEYS = {"model", "optim", "step", "losses", "fingerprint"}
+KEYS = {"model", "optimiser", "step", "losses", "fingerprint"}
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,19 @@ class Place:
 
 def save(place: Place, model: Decoder, optim: torch.optim.Optimizer, step: int, losses: list[float]) -> None:
     """Writes the state; every process of the group calls it, the first one writes."""
-    group, path = place.group, place.state
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+    # whole tensors, on the CPU of the first process; all take part
+    path, options = place.state, StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights, moments = get_state_dict(model, optim, options=options)
     state = {
-        "model": group.whole(model.state_dict()),
-        "optim": group.whole(optim.state_dict()),
+        "model": weights,
+        "optimiser": moments,
         "step": step,
         "losses": losses,
         "fingerprint": place.fingerprint,
     }
-    if group.rank or path is None:
+    if place.group.rank or path is None:
         return
     try:
         with atomic(path) as temporary:
@@ -87,7 +91,11 @@ def restore(place: Place, model: Decoder, optim: torch.optim.Optimizer) -> tuple
             f"the saved state {path} belongs to other settings, data or another tokenizer: "
             "delete it, use --fresh, or name another --out"
         )
-    group.fill(model, optim, state)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
+    weights, moments = state["model"], state["optimiser"]
+    options = StateDictOptions(full_state_dict=True)
+    set_state_dict(model, optim, model_state_dict=weights, optim_state_dict=moments, options=options)
     return int(state["step"]), list(state["losses"])
 
 
