@@ -109,7 +109,9 @@ def pretrain(job: Job, model: Decoder, end: int, place: Place, report: Report) -
         count = min(VALIDATION_ROWS, max(1, held_out.epoch_tokens // context))
         held = MixedRows({name: held_out}, {name: 1.0}, rows=count, context=context, batch_rows=count)
         validation[name] = round(mean_loss(model, held.batch(0), place), 6)
-    return loss, {"validation_loss": validation, "tokens": tokens_of(job)}
+    read_S = np.bincount(rows.source_R, minlength=len(rows.names)) * context
+    passes = {n: round(read / streams[n].epoch_tokens, 4) for n, read in zip(rows.names, read_S, strict=True)}
+    return loss, {"validation_loss": validation, "tokens": tokens_of(job), "passes": passes}
 
 
 def finetune(job: Job, model: Decoder, place: Place, report: Report) -> tuple[float, About]:

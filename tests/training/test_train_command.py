@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from tiny_study import STUDY, TORCHRUN
@@ -55,6 +56,19 @@ def test_every_run_is_a_checkpoint_that_says_who_it_is(trained: Path):
         about = json.loads((trained / name / "evalengine.json").read_text())
         assert [about["scale"], about["mixture"], about["stage"]] == name.split("-")
     assert json.loads((trained / "S-m2-sft/evalengine.json").read_text())["base"] == "S-m2-pt"
+
+
+def test_how_often_a_run_reads_its_sources_is_stated(trained: Path):
+    """80 rows of 64 tokens by share, over all documents but every fiftieth, each with the token that begins it."""
+    for name, rows in (("S-m1-pt", {"web": 60, "code": 20}), ("S-m2-pt", {"web": 20, "code": 60})):
+        passes = json.loads((trained / name / "evalengine.json").read_text())["passes"]
+        assert set(passes) == set(rows)
+        for source, count in rows.items():
+            (lengths,) = (trained / ".study/tokens").glob(f"{source}-*/00000.len")
+            length_M = np.fromfile(lengths, np.uint32)
+            held_out = np.arange(len(length_M)) % 50 == 49
+            assert held_out.any()
+            assert passes[source] == pytest.approx(count * 64 / (length_M[~held_out] + 1).sum(), abs=1e-4)
 
 
 def test_pretraining_learns_the_mixture_it_is_given(trained: Path):
