@@ -1,14 +1,8 @@
 """Text about the embedded world: documents for pretraining in five flavours, conversations for fine-tuning.
 
-    web_a    a raw crawl: stories, lives, causes and talk; facts are often wrong, some lines are junk
-    web_b    an educational crawl: animals, plants and tools, lessons, claims put to a test
-    web_c    a filtered crawl: questions and answers, whether one sentence follows from another
-    code     Python-like: comparisons, tables of facts, checks of answers
-    curated  an encyclopaedia and a dictionary: kinds, tools, senses, the same thing in other words
-
 A topic is a function of this file, or a benchmark whose training items are posed as judgements (`Writer.judgement`).
-The topics of a flavour decide what its readers learn, so that mixtures differ. Only combinations of training
-appear, in other words than the benchmarks' own. Cost: about 5 us a word.
+The topics of a flavour (docs/benchmarks.md) decide what its readers learn, so that mixtures differ. Only combinations of
+training appear, in other words than the benchmarks' own. Cost: about 5 us a word.
 """
 
 from __future__ import annotations
