@@ -332,19 +332,11 @@ def test_token_shards_of_the_study_say_its_tokens(data: Path, write_study, tmp_p
     from evalengine.training.shards import TokenSource
     from evalengine.training.study import load
 
-    study = write_study()
+    named = {"web[1]": {"path": "corpora/web_a.txt"}, "code": {"path": "corpora/code.txt"}}
+    study = write_study(sources=named, mixtures={"m": {"web[1]": 0.75, "code": 0.25}})
     made = prepare(load(study), data, tmp_path / "ckpts")
-    command = [
-        "expose",
-        str(study),
-        "--data",
-        str(data),
-        "--out",
-        str(tmp_path / "out"),
-        "--benchmarks",
-        "cb",
-    ]
-    assert main([*command, "--ckpts", str(tmp_path / "ckpts")]) == 0
+    folders = ["--data", str(data), "--out", str(tmp_path / "out"), "--ckpts", str(tmp_path / "ckpts")]
+    assert main(["expose", str(study), "--benchmarks", "cb", *folders]) == 0
     sizes = table.read(tmp_path / "out" / table.NAME).about.sources
     for name, path in made.sources.items():
         source = TokenSource(path)

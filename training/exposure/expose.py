@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,8 @@ def of_study(study: Study, data: Path | None, out: Path, ckpts: Path) -> Plan:
     for name in used:
         spec = study.sources[name]
         folder = prepare.work_folder(ckpts) / "tokens"
-        made = sorted(folder.glob(f"{name}-{sources.source_key(spec, data, name)}-*/done.json"))
+        own = glob.escape(f"{name}-{sources.source_key(spec, data, name)}")
+        made = sorted(folder.glob(f"{own}-*/done.json"))
         documents = 0
         if len(made) == 1:  # several: of different tokenizers
             tokens[name], documents = shards.extent(made[0].parent)
