@@ -147,13 +147,8 @@ def product_rate(device: str) -> float:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    return {
-        "runs": [planned._asdict() for planned in plan.runs.values()],
-        "jobs": plan.jobs,
-        "flops": plan.flops,
-        "rate": plan.rate,
-        "hours": plan.hours,
-    }
+    runs = [planned._asdict() for planned in plan.runs.values()]
+    return {"runs": runs, **{name: getattr(plan, name) for name in ("jobs", "flops", "rate", "hours")}}
 
 
 def show(study: Study, plan: Plan) -> None:
