@@ -123,13 +123,7 @@ def finetune(job: Job, model: Decoder, place: Place, report: Report) -> tuple[fl
     if job.study.sft.select:
         selected["select"], chosen_M = select(job, model, place)
         examples = conversations.within([everything[i] for i in chosen_M.nonzero()[0]], context)
-    packed = PackedExamples(
-        examples,
-        epochs=settings.epochs,
-        batch_examples=settings.batch_examples,
-        context=context,
-        seed=job.study.seed,
-    )
+    packed = PackedExamples(examples, settings, context=context, seed=job.study.seed)
     loss = fit(model, packed, settings, place, report)
     return loss, {"conversations": len(examples), "of": total, **selected}
 
@@ -144,14 +138,8 @@ def prefer(job: Job, model: Decoder, place: Place, report: Report, weights: str)
     candidates = preferences.within(everything, context)
     path = work_folder(job.out) / "reference" / f"{job.run.name}.json"
     logprob_C = dpo.logprobs(model, candidates, place, path, f"{place.fingerprint} {weights}")
-    preferred = dpo.Preferred(
-        *dpo.pairs_of(candidates, logprob_C),
-        beta=beta,
-        epochs=settings.epochs,
-        batch_pairs=settings.batch_pairs,
-        context=context,
-        seed=job.study.seed,
-    )
+    pairs = dpo.pairs_of(candidates, logprob_C)
+    preferred = dpo.Preferred(*pairs, settings, beta=beta, context=context, seed=job.study.seed)
     place = dataclasses.replace(place, width=place.width and preferred.width)
     loss = fit(model, preferred, settings, place, report)
     return loss, {"beta": beta, "pairs": len(preferred.chosen), "of": len(everything)}
