@@ -169,9 +169,6 @@ class Benchmark:
     train_file: Path | None = None
     id_field: str | None = None
 
-    def renderer(self, variant: str | None) -> Render:
-        return self.render_lm_eval if variant == "lm_eval" and self.render_lm_eval else self.render
-
 
 def define(render: Render, hub: Hub, *, name: str = "", **stated: Any) -> Benchmark:
     """A benchmark of the hub that is called as its function is, if not otherwise."""

@@ -58,7 +58,7 @@ def load_items(
     if variant not in (None, "lm_eval"):
         raise UserError(f"no variant '{variant}': the one there is is called 'lm_eval'")
     check_options(limit, fewshot, seed)
-    render = benchmark.renderer(variant)
+    render = (variant and benchmark.render_lm_eval) or benchmark.render
     rows: list[Row] = []
     items: list[Item] = []
     for row in read_rows(benchmark, data):
