@@ -345,6 +345,8 @@ def _faults(study: Study) -> Iterator[str]:
     for key, sources in (("sft.data", study.sft.data), ("dpo.data", study.dpo.data)):
         if not all(sum(map(bool, (s.path, s.hub, s.benchmarks_train))) == 1 for s in sources):
             yield f"each entry of {key} needs one of `path`, `hub` or `benchmarks_train`"
+        if any((s.config or s.split != ChatSource.split) and not s.hub for s in sources):
+            yield f"{key}: config and split are for `hub`"
         if any(s.limit < 0 for s in sources):
             yield f"{key}: limit must not be negative; 0 takes all"
     if not study.dpo.beta > 0:

@@ -86,6 +86,7 @@ def test_the_papers_study_states_its_scales():
         ({"tokenizer.sample_mb": 0}, "tokenizer.sample_mb must be positive"),
         ({"sft.data": [{"path": "sft.jsonl", "limit": -3}]}, "sft.data: limit must not be negative"),
         ({"dpo": {"data": [{"path": "p.jsonl", "limit": -3}]}}, "dpo.data: limit must not be negative"),
+        ({"sft.data": [{"path": "sft.jsonl", "split": "test"}]}, "sft.data: config and split are for `hub`"),
         ({"sources.web": {}}, "source web needs either `path` or `hub`"),
         ({"tokenizer": {}}, "tokenizer needs either `vocab` or `path`"),
         ({"sft.reach": 0.5}, "sft.reach: R has become `select: {score: loss, keep: [0, R]}`"),
