@@ -141,8 +141,6 @@ def leave(code: int) -> NoReturn:
 
 
 def local_device() -> str:
-    """The device of this process under torchrun."""
-    if not torch.cuda.is_available():
-        return "cpu"
+    """The GPU of this process under torchrun."""
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"

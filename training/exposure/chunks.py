@@ -10,7 +10,7 @@ import numpy as np
 
 from evalengine.benchmarks.load import ItemSet
 from evalengine.errors import UserError
-from evalengine.training.contamination import WORD
+from evalengine.training.contamination import WORD, words
 from evalengine.training.exposure.table import coded
 
 WORDS = 256
@@ -19,11 +19,6 @@ WORDS = 256
 class Chunk(NamedTuple):
     text: str
     words: list[str]
-
-
-def words(text: str) -> list[str]:
-    """Runs of letters and digits, lower-cased."""
-    return WORD.findall(text.lower())
 
 
 def chunks(document: str) -> list[Chunk]:

@@ -19,9 +19,10 @@ from evalengine import console, files, sealed
 from evalengine.arrow import array_of
 from evalengine.benchmarks.load import ItemSet
 from evalengine.errors import UserError, nearest
+from evalengine.training.contamination import words
 from evalengine.training.exposure import dsir
 from evalengine.training.exposure.bm25 import K1, B, Bm25, Corpus
-from evalengine.training.exposure.chunks import WORDS, Queries, blocks, chunks, queries, words
+from evalengine.training.exposure.chunks import WORDS, Queries, blocks, chunks, queries
 from evalengine.training.exposure.counting import Source
 from evalengine.training.exposure.embedding import Embedding
 from evalengine.training.exposure.table import About, Coded, about_of, coded
