@@ -491,6 +491,8 @@ def test_other_items_or_text_are_counted_again(folder: Path):
     [
         ([], "name a study, or text files with --source NAME=PATH"),
         (["embedded", "--source", "a=b"], "and not both"),
+        (["embedded", "--field", "body"], "--field is for --source"),
+        (["--source", "a=b", "--ckpts", "data"], "--ckpts is for a study"),
         (["--source", "a"], "write it as NAME=PATH"),
         (["--source", "a=nowhere.txt"], "there is no text at"),
         (["--source", "../a=x"], "name"),
