@@ -99,9 +99,7 @@ class DataParallel(Group):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights = get_model_state_dict(
-            model, options=options
-        )  # also puts the root's weights back into shards
+        weights = get_model_state_dict(model, options=options)  # and the root's weights are shards again
         if self.rank:
             return model
         whole = type(model)(model.shape)
