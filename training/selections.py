@@ -26,7 +26,6 @@ from evalengine.training.tokenizer import Tokenizer
 
 FORMAT = 1  # moves when the same model would give other scores or another choice: GUESS is part of it
 METADATA = b"selection"
-COLUMNS = ("score", "tokens", "response", "chosen")  # of the file, in the order of `Selection`
 
 
 class Selection(NamedTuple):
@@ -86,8 +85,13 @@ def write(path: Path, selection: Selection, key: str) -> None:
     """Whole or not at all. `key`: of everything that decides the selection."""
     import pyarrow as pa
 
-    columns = {"conversation": np.arange(len(selection.score_M), dtype=np.int32)}
-    columns |= zip(COLUMNS, selection, strict=False)
+    columns = {
+        "conversation": np.arange(len(selection.score_M), dtype=np.int32),
+        "score": selection.score_M,
+        "tokens": selection.token_M,
+        "response": selection.response_M,
+        "chosen": selection.chosen_M,
+    }
     table = pa.table({name: array_of(values) for name, values in columns.items()})
     about = {"format": FORMAT, "key": key, "bounds": selection.bounds, "tokens": selection.tokens}
     sealed.write(path, table, {METADATA.decode(): json.dumps(about)})
@@ -105,6 +109,7 @@ def read(path: Path, key: str | None = None) -> Selection | None:
     about = json.loads(table.schema.metadata[METADATA])
     if key is not None and about["key"] != key:
         return None
-    *values, chosen = (table.column(name) for name in COLUMNS)
+    score, token, response = (numbers(table.column(n).chunk(0)) for n in ("score", "tokens", "response"))
+    chosen = table.column("chosen").to_numpy()
     low, high = about["bounds"]
-    return Selection(*(numbers(v.chunk(0)) for v in values), chosen.to_numpy(), (low, high), about["tokens"])
+    return Selection(score, token, response, chosen, (low, high), about["tokens"])
