@@ -57,8 +57,8 @@ def load_items(
     """
     if variant not in (None, "lm_eval"):
         raise UserError(f"no variant '{variant}': the one there is is called 'lm_eval'")
-    check_options(limit, fewshot)
-    render = benchmark.renderer(variant)
+    check_options(limit, fewshot, seed)
+    render = (variant and benchmark.render_lm_eval) or benchmark.render
     rows: list[Row] = []
     items: list[Item] = []
     for row in read_rows(benchmark, data):
@@ -78,12 +78,14 @@ def load_items(
     )
 
 
-def check_options(limit: int | None, fewshot: int | None) -> None:
-    """Raises UserError for numbers of items and examples that cannot be."""
+def check_options(limit: int | None, fewshot: int | None, seed: int) -> None:
+    """Raises UserError for numbers of items and examples, and for a seed, that cannot be."""
     if limit is not None and limit < 1:
         raise UserError(f"a limit of {limit} leaves nothing to score: give at least 1")
     if fewshot is not None and fewshot < 0:
         raise UserError(f"cannot put {fewshot} examples before an item: give 0 or more")
+    if seed < 0:  # Python's generators take -1 for 1
+        raise UserError(f"the seed is {seed}: give 0 or more")
 
 
 def sample(some: list[T], limit: int | None, seed: int) -> list[T]:

@@ -31,7 +31,7 @@ def load_tasks(
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise UserError("--lm-eval-tasks needs lm-eval: pip install lm-eval==0.4.13") from None
-    check_options(limit, fewshot)
+    check_options(limit, fewshot, seed)
     manager = manager or TaskManager()
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:
