@@ -283,6 +283,7 @@ def test_a_full_disk(good: Path, bench: Path, tmp_path: Path) -> None:
     [
         ("[1, 2]", "must map checkpoint names"),
         ("240M-v1p0-pt: {stage: [pt]}", "stage must be a short text"),
+        ("240M-v1p0-pt: {scale: ''}", "scale: '' must be 1 to"),
         (
             "other: {stage: pt}",
             "describes 'other', which is not among the checkpoints given, and none of these",
@@ -301,6 +302,35 @@ def test_bad_manifests(
     path = tmp_path / "manifest.yaml"
     path.write_text(manifest)
     assert says in refused(good, "--manifest", path)
+
+
+def test_labels_of_a_manifest_are_kept_as_they_are_written(tmp_path: Path) -> None:
+    from evalengine.resolve import read_manifest
+
+    path = tmp_path / "manifest.yaml"
+    path.write_text(
+        "1.10: {scale: 1.10, mixture: 1e3, stage: on, seed: 007, blocks: &b {day: 2024-01-01, 0x10: 1_000}}\n"
+        "other: {scale: null, mixture: ~, seed: 3, blocks: *b}\n"
+    )
+    blocks = (("0x10", "1_000"), ("day", "2024-01-01"))
+    assert read_manifest(path) == {
+        "1.10": {"scale": "1.10", "mixture": "1e3", "stage": "on", "seed": "007", "blocks": blocks},
+        "other": {"scale": None, "mixture": None, "stage": None, "seed": "3", "blocks": blocks},
+    }
+
+
+@pytest.mark.parametrize("scale", ["1.10", "true", "[1]"])
+def test_labels_of_evalengine_json_that_would_be_written_otherwise_are_refused(
+    refused: Callable[..., str], good: Path, tmp_path: Path, scale: str
+) -> None:
+    path = copy(good, tmp_path / "m")
+    (path / "evalengine.json").write_text(f'{{"scale": {scale}, "mixture": "m", "stage": "pt", "seed": 1}}')
+    assert "scale must be a short text, not" in refused(path)
+
+
+def test_a_seed_below_zero_is_refused(refused: Callable[..., str], good: Path) -> None:
+    """Python's generator drops the sign: -1 would draw what 1 draws."""
+    assert "--seed -1 must be 0 or more" in refused(good, "--limit", "3", "--seed", "-1")
 
 
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
