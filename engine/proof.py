@@ -8,8 +8,7 @@ neighbours, and is compared with a plain forward of each sequence by itself, tok
 deep models amplify: where it decides, it is measured on the twin. Where a way holds only up to some length, that length is
 found among the numbers in the configuration.
 
-Cost: for each configuration and power of two of the longest sequence, half a second with few layers and 512 tokens, ten
-seconds with thirty layers and 2,048.
+Cost: for each configuration and power of two of the longest sequence, half a second with 512 tokens, COST2 with 2,048.
 """
 
 from __future__ import annotations
@@ -111,6 +110,7 @@ class Trial:
         self.vocabulary = min(vocabulary_of(model), twin.VOCABULARY)
         self.why = "its scores differ when sequences share a prefix"
         self._truths: dict[Key, Targets] = {}
+        self._roundings: dict[Key, float] = {}
 
     def truth(self, length: int, shared: int = 0, draw: int = 0) -> Targets:
         """The targets of `tree(length, shared, draw)`."""
@@ -124,9 +124,14 @@ class Trial:
         """Whether a `distance` from a truth is what rounding does to this model."""
         return far <= close or far <= min(LIMIT, ROUNDING * self.rounding(key))
 
-    @torch.no_grad()
     def rounding(self, key: Key) -> float:
         """The distance by which a truth moves where every weight moves by half of its last digit."""
+        if key not in self._roundings:
+            self._roundings[key] = self._rounding(key)
+        return self._roundings[key]
+
+    @torch.no_grad()
+    def _rounding(self, key: Key) -> float:
         truth, generator = self.truth(*key), torch.Generator().manual_seed(0)
         weights = [p for p in self.forward.model.parameters() if p.is_floating_point()]
         kept = [p.clone() for p in weights]
@@ -180,8 +185,9 @@ class Trial:
         if most < min(tokens, FIRST):
             return None, tokens
         some, lengths = min(most, BESIDE), twin.lengths(config, length)
-        longest = reach(lambda n: self.packed(n, some), min(length, most), lengths)
-        while 0 < longest < length and not all(self.packed(longest, some, draw) for draw in range(1, DRAWS)):
+        whole = min(length, most)
+        longest = reach(lambda n: self.packed(n, some), whole, lengths)
+        while 0 < longest < whole and not all(self.packed(longest, some, draw) for draw in range(1, DRAWS)):
             longest = max([n for n in lengths if n < longest], default=0)  # one draw may be lucky
         if not longest:
             return None, most
