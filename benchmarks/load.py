@@ -94,7 +94,9 @@ def check_choices(choices: Sequence[str], where: str) -> None:
         raise UserError(f"{where}: an item needs two choices or more, not {len(choices)}; remove the row")
     empty = next((number for number, choice in enumerate(choices, 1) if not choice.strip()), None)
     if empty is not None:
-        raise UserError(f"{where}: choice {empty} is empty, so there is nothing to score; fix or remove the row")
+        raise UserError(
+            f"{where}: choice {empty} is empty, so there is nothing to score; fix or remove the row"
+        )
 
 
 def sample(some: list[T], limit: int | None, seed: int) -> list[T]:

@@ -32,7 +32,8 @@ CONFIDENCES = ("raw", "own")  # softmax over the log-likelihoods, or over the sc
 class Metric(NamedTuple):
     """How choices are scored.
 
-    score: of the log-likelihoods (C,) and the values of `column` (C,), of one floating dtype. column: of the score store, "" where the log-likelihoods suffice.
+    score: of the log-likelihoods (C,) and the values of `column` (C,), of one floating dtype. column: of
+    the score store, "" where the log-likelihoods suffice.
     """
 
     score: Callable[[Any, Any], Any]

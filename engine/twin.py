@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from evalengine.last_layer import decoder_layers
-from evalengine.pretrained import attention_of, text_config
+from evalengine.pretrained import attention_of, made_buffers, text_config
 
 VOCABULARY = 320
 WIDTH = 64
@@ -83,7 +83,7 @@ def _few_layers(config: Any, model: nn.Module, build: Callable[[Any], nn.Module]
     """
     kinds, layers = _kinds(model), decoder_layers(model)
     own = type(model).__module__.startswith("transformers.models.")
-    if not own or layers is None or len(kinds) <= LAYERS or next(layers.buffers(), None) is not None:
+    if not own or layers is None or len(kinds) <= LAYERS or made_buffers(layers):
         return config
     wanted = Counter({kind: min(count, 2) for kind, count in Counter(kinds).items()})
     for count in range(LAYERS, len(kinds)):

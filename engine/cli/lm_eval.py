@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
         raise
     except OSError as error:  # those of the hub's client are, too
         raise UserError(
-            f"lm-eval cannot read what it needs ({reason(error, 300)}): its tasks' data comes from the Hugging Face hub, so check the"
-            " network; `evalengine score --data` scores files that are here"
+            f"lm-eval cannot read what it needs ({reason(error, 300)}): its tasks' data comes from the Hugging Face hub, so"
+            " check the network; `evalengine score --data` scores files that are here"
         ) from error
     except Exception as error:
         kind = type(error).__name__
