@@ -306,9 +306,8 @@ def test_a_twin_is_small_and_leaves_random_numbers_alone() -> None:
 )
 def test_a_twin_has_every_kind_of_layer_twice_and_the_last_as_the_last(kinds: str, kept: int) -> None:
     layer_types = [f"{kind}_attention" for kind in kinds.split()]
-    config = transformers.Qwen3Config(
-        **SHAPE | {"num_hidden_layers": len(layer_types)}, layer_types=layer_types, sliding_window=8
-    )
+    shape = SHAPE | {"num_hidden_layers": len(layer_types), "use_sliding_window": True, "sliding_window": 8}
+    config = transformers.Qwen3Config(**shape, layer_types=layer_types)
     model = twin.make(config)
     assert model.config.layer_types == layer_types[:kept] and len(model.model.layers) == kept
     assert config.layer_types == layer_types, "what is given stays as it is"
