@@ -89,7 +89,7 @@ def target_constants(bias: bool, scale: bool, softcap: bool, has_logit: bool) ->
 
 
 def specs(capability: int) -> Iterator[Spec]:
-    """With the dot product and without, for `compiled.py`."""
+    """With the dot product and without, for tests/kernels/compile_kernels.py."""
     for dtype, has_logit in (("bf16", False), ("fp32", True)):
         types = dict.fromkeys(("h_ND", "w_VD", "bias_V"), f"*{dtype}")
         types |= TARGET_TYPES | {"start": "i32", "chunk": "i32"}
