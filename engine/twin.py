@@ -159,7 +159,8 @@ def _thin(config: Any) -> Any:
     text = text_config(config)
     for part in _parts(config):
         for name in dir(part):
-            if _is_width(name) and (_whole(part, name) or 0) > WIDTH:
+            is_width = name in ("ffn_dim", "n_inner", "ffn_hidden_size") or name.endswith("intermediate_size")
+            if is_width and (_whole(part, name) or 0) > WIDTH:
                 setattr(part, name, WIDTH)
         for name in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"):
             experts, groups = _whole(part, name), _whole(part, "n_group") or 1
@@ -203,10 +204,6 @@ def _narrow(config: Any, head: int = 1 << 31, square: bool = False) -> Any:
     if keys:
         text.num_key_value_heads = few
     return config
-
-
-def _is_width(name: str) -> bool:
-    return name in ("ffn_dim", "n_inner", "ffn_hidden_size") or name.endswith("intermediate_size")
 
 
 def _whole(config: Any, name: str) -> int | None:
