@@ -158,7 +158,7 @@ def test_two_checkpoints_with_one_name(refused: Callable[..., str], good: Path, 
     assert "is given twice: give each checkpoint once" in refused(good, f"{good}/")
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps", "meta"])
 def test_a_device_that_is_not_here(
     refused: Callable[..., str], good: Path, tmp_path: Path, device: str
 ) -> None:
