@@ -206,6 +206,8 @@ def _is_compressed(message: bytes, kind: str) -> bool:
 def reason(error: BaseException, most: int = 200) -> str:
     """The first line of what an exception says, for a sentence."""
     said = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):  # which says the key and nothing else
+        said = f"unknown: {said}"
     return printable(str(said))[:most].rstrip(".")
 
 
