@@ -39,6 +39,7 @@ DRAWS = 4  # random trees where a way holds for some lengths alone, or might hol
 BESIDE = 2048  # tokens of a batch in which lengths are tried; the whole batch is tried with short sequences
 LARGEST = 1 << 30  # bytes of a tensor in the proof; attention that is square in the batch gets smaller ones
 FIRST = 512  # tokens fed that the first proof covers; later ones double
+DIFFERS = "its scores differ when sequences share a prefix"
 ANY = 1 << 62  # tokens: as many as there are
 
 Key = tuple[int, int, int]  # the arguments of `Trial.tree`: length, shared, draw
@@ -109,7 +110,7 @@ class Trial:
     def __init__(self, model: Any) -> None:
         self.forward = Forward(model, torch.device("cpu"), torch.float32)
         self.vocabulary = min(vocabulary_of(model), twin.VOCABULARY)
-        self.why = "its scores differ when sequences share a prefix"
+        self.why = DIFFERS
         self._truths: dict[Key, Targets] = {}
         self._roundings: dict[Key, float] = {}
 
@@ -185,15 +186,23 @@ class Trial:
         most = reach(lambda n: self.packed(SHORTEST, n), most, twin.lengths(config, most))
         if most < min(tokens, FIRST):
             return None, tokens
-        some, lengths = min(most, BESIDE), twin.lengths(config, length)
-        whole = min(length, most)
-        longest = reach(lambda n: self.packed(n, some), whole, lengths)
-        while 0 < longest < whole and not all(self.packed(longest, some, draw) for draw in range(1, DRAWS)):
+        for last_layer in (True, False):  # the narrowed one is what runs wherever that is exact
+            self.forward.last_layer = LastLayer(self.forward.model) if last_layer else None
+            if longest := self.longest_packed(min(length, most), min(most, BESIDE), config):
+                return Mode("packed", head, longest, last_layer), most
+            if self.forward.last_layer is not None:
+                self.forward.last_layer.release()
+        return None, most
+
+    def longest_packed(self, length: int, tokens: int, config: Any) -> int:
+        """Up to which of the lengths packed tries are exact in batches of `tokens`; 0 for none."""
+        lengths = twin.lengths(config, length)
+        longest = reach(lambda n: self.packed(n, tokens), length, lengths)
+        while 0 < longest < length and not all(
+            self.packed(longest, tokens, draw) for draw in range(1, DRAWS)
+        ):
             longest = max([n for n in lengths if n < longest], default=0)  # one draw may be lucky
-        if not longest:
-            return None, most
-        self.forward.last_layer = LastLayer(self.forward.model)
-        return Mode("packed", head, longest, self.packed(longest, some)), most
+        return longest
 
     def packed(self, length: int, tokens: int, draw: int = 0) -> bool:
         """Whether packed tries are exact up to `length`: in one batch of `tokens`, and behind a prefix that is kept."""
@@ -215,6 +224,7 @@ class Trial:
             for key, sequences in cases:
                 self.forward.reset()
                 if not self.is_rounding(distance(*by_sequence(run(sequences), self.truth(*key))), key):
+                    self.why = DIFFERS
                     return False
         except Exception as error:  # whatever a model's own code makes of such a batch
             self.why = reason(error)
