@@ -211,7 +211,7 @@ class Trial:
         if length > 2 * packing.SHARED_PREFIX:
             key = (length, length // 2, draw)
             cases.append((key, self.tree(*key)))
-        return self._exact(lambda s: self.forward.packed(list(packing.pack(s, len(s.token_S)))), cases)
+        return self._exact(self._packed, cases)
 
     def padded(self, length: int) -> bool:
         """Whether rows padded to the longest of them are exact up to `length`."""
@@ -265,6 +265,10 @@ class Trial:
         ]
         lists = [longest, *branches, *short]
         return Sequences.of(lists, [max(1, shared)] * len(lists))
+
+    def _packed(self, sequences: Sequences) -> Targets:
+        batches = list(packing.pack(sequences, len(sequences.token_S)))
+        return self.forward.scored(self.forward.packed_rows(batches))
 
     def _plain(self, sequences: Sequences) -> Targets:
         self.forward.reset()
