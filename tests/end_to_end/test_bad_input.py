@@ -89,6 +89,15 @@ def test_damaged_safetensors(refused: Callable[..., str], good: Path, tmp_path: 
     assert "truncated or corrupt" in refused(path)
 
 
+def test_a_name_that_transformers_does_not_know_is_said_to_be_unknown(
+    refused: Callable[..., str], good: Path, tmp_path: Path
+) -> None:
+    path = copy(good, tmp_path / "m")
+    config = json.loads((path / "config.json").read_text()) | {"hidden_act": "nope"}
+    (path / "config.json").write_text(json.dumps(config))
+    assert "m cannot be loaded: unknown: 'nope'" in refused(path)
+
+
 def test_pickled_weights(refused: Callable[..., str], good: Path, bench: Path, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file
