@@ -12,9 +12,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from evalengine import store
 from evalengine.bench import local_tasks
 from evalengine.bench.harness import Result, against, alone, score, timed
 from evalengine.bench.inputs import first_items, make_checkpoints, sizes_of, workplace, world_data
+from evalengine.metrics import accuracy
 
 CHECKPOINTS = 6
 FIRST, AGAIN, THEIRS = "evalengine score", "again, with its caches", "lm-eval, a process each"
@@ -40,8 +42,10 @@ def run(
         theirs: dict[str, float] = {}  # accuracy on each benchmark, by that benchmark's own score
         one = partial(alone, local_tasks.command, paths[0], data, 8 if cpu else 128, device)
         took[THEIRS] = len(paths) * timed(lambda: theirs.update(one()))
-        items, accuracy = stored(work / FIRST / paths[0].name)
-    gap = max(abs(accuracy[name] - theirs[name]) for name in accuracy)
+        files = (work / FIRST / paths[0].name).glob("*.arrow")
+        tables = {file.stem: store.read(file) for file in files}
+    items = sum(map(len, tables.values()))
+    gap = max(abs(accuracy(table) - theirs[name]) for name, table in tables.items())
     title = (
         f"Whole commands, seconds: {len(paths)} checkpoints ({size}) x {items:,} items, {device}; accuracies of a benchmark"
         f" differ by {gap:.1e} at most"
@@ -50,12 +54,3 @@ def run(
     figures = {f"{side}: seconds": s for side, s in took.items()}
     figures["largest difference of an accuracy"] = gap
     return Result(title, ("command", "seconds", "ratio to ours"), against(FIRST, took), ratios, figures)
-
-
-def stored(folder: Path) -> tuple[int, dict[str, float]]:
-    """(items, accuracy on each benchmark) of a checkpoint in a store."""
-    from evalengine import store
-    from evalengine.metrics import accuracy
-
-    tables = {file.stem: store.read(file) for file in folder.glob("*.arrow")}
-    return sum(map(len, tables.values())), {name: accuracy(table) for name, table in tables.items()}
