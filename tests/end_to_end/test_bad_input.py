@@ -287,6 +287,29 @@ def test_a_full_disk(good: Path, bench: Path, tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", str(small)], check=False)
 
 
+def test_a_limit_of_the_size_of_files_is_one_sentence_with_the_file(
+    good: Path, bench: Path, tmp_path: Path
+) -> None:
+    given = f"score {good} --data {bench} --benchmarks copa --out {tmp_path / 's'}"
+    command = ["bash", "-c", f"ulimit -f 2; exec {sys.executable} -m evalengine {given}"]
+    environment = os.environ | {"EVALENGINE_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"File too large ({tmp_path / 's' / good.name / 'copa.arrow'})" in done.stderr
+    assert not list(tmp_path.rglob("*.tmp")) and not list(tmp_path.rglob("*.arrow"))
+
+
+def test_characters_that_the_terminal_does_not_know_are_escaped(
+    good: Path, bench: Path, tmp_path: Path
+) -> None:
+    given = ["score", str(good), "--data", str(bench), "--benchmarks", "copa", "--out", str(tmp_path / "é")]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "evalengine", *given]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Store: " in done.stdout and "\\xe9/" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("manifest", "says"),
     [
