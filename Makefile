@@ -67,7 +67,7 @@ bench: install
 
 # What the Triton compiler makes of every kernel for sm_80 and sm_90; needs no GPU.
 kernels-snapshot: install
-	$(BIN)/python -m evalengine.kernels.compiled > docs/kernels_compiled.md.tmp
+	$(BIN)/python tests/kernels/compile_kernels.py > docs/kernels_compiled.md.tmp
 	mv docs/kernels_compiled.md.tmp docs/kernels_compiled.md
 
 # What only a GPU can say, in parts of less than four minutes by their limits, each of which leaves JSON in GPU_RESULTS.

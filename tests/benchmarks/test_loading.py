@@ -142,6 +142,8 @@ def test_a_malformed_row_is_named_by_file_line_and_field(tmp_path: Path, row: An
             "needs two choices or more, not 1",
         ),
         ({"answerKey": "A", "choices": {"text": ["Sun", "Moon"], "label": ["A"]}}, "2 texts but 1 labels"),
+        ({"answerKey": "A", "choices": {"text": ["Sun", ""], "label": ["A", "B"]}}, "choice 2 is empty"),
+        ({"answerKey": "A", "choices": {"text": [" \t", "Sun"], "label": ["A", "B"]}}, "choice 1 is empty"),
         (
             {"answerKey": "A", "choices": {"text": "Sun", "label": ["A"]}},
             "expected a list of texts, got text",
