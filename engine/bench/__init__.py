@@ -7,7 +7,7 @@
     engine.py       the scoring loop against lm-evaluation-harness
     vllm.py         the vLLM backend against vLLM's own scoring
     lm_eval.py      lm-evaluation-harness with this engine inside against its own model (local_tasks.py runs its tasks)
-    commands.py     `evalengine score` as a process against lm-eval's
+    commands.py     `evalengine score` as a process against lm-eval's, and where its seconds go (stopwatch.py)
     bootstrap.py    the bootstrap against scipy and NumPy
     training.py     the trainer against plain_loop.py
     ray.py          two workers against one process

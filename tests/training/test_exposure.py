@@ -505,7 +505,10 @@ def test_other_items_or_text_are_counted_again(folder: Path):
             ". holds no file of hellaswag, piqa, winogrande",
         ),
         (["--source", "t=data/one.txt", "--data", "data", "--jobs", "-1"], "--jobs must be"),
-        (["--source", "t=data/one.txt", "--data", "data", "--limit", "1", "--seed", "-1"], "the seed is -1"),
+        (
+            ["--source", "t=data/one.txt", "--data", "data", "--limit", "1", "--seed", "-1"],
+            "--seed -1 must be 0 or more",
+        ),
         (["embedded", "--data", "nowhere"], "there is no data folder nowhere"),
         (["embedded", "--ckpts", "nowhere"], "there is no folder nowhere"),
     ],
