@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array, Choices, Emulated
-from evalengine.analysis.explain.design import by_mixture
+from evalengine.analysis.explain.design import by_mixture, numbered
 from evalengine.analysis.explain.explainer import Study, once
 from evalengine.analysis.explain.means import joined
 from evalengine.analysis.groups import ALL
@@ -66,12 +66,11 @@ class Corners(NamedTuple):
     @property
     def mixture_R(self) -> NDArray[np.int64]:
         """The number of each run's mixture."""
-        number = {name: k for k, name in enumerate(dict.fromkeys(q.mixture for q in self.quartets))}
-        return np.array([number[q.mixture] for q in self.quartets], dtype=np.int64)
+        return numbered(q.mixture for q in self.quartets)[1]
 
     @property
-    def mixtures(self) -> list[str]:
-        return list(dict.fromkeys(q.mixture for q in self.quartets))
+    def mixtures(self) -> tuple[str, ...]:
+        return numbered(q.mixture for q in self.quartets)[0]
 
     def base_scale(self, direction: str) -> str:
         return self.large if direction == "up" else self.small

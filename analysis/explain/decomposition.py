@@ -23,10 +23,10 @@ from evalengine.analysis.explain.corners import TOKEN, best_level, corners_of, l
 from evalengine.analysis.explain.eft import both_ways
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
 from evalengine.analysis.explain.means import grouped, joined, notes, over, with_q
-from evalengine.analysis.explain.student import p_below
-from evalengine.analysis.explain.twoway import two_way_mean
+from evalengine.analysis.explain.student import p_below, two_way_mean
 from evalengine.analysis.figure import Part, Table, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL
+from evalengine.analysis.ranges import SHARE, difference
 from evalengine.analysis.results import share_with_interval
 
 EFFECTS = PRETRAINING, FINE_TUNING, INTERACTION = "pretraining scale", "fine-tuning scale", "interaction"
@@ -73,7 +73,8 @@ def rows(study: Study) -> list[DecompositionRow]:
                 for cell in chosen
             ]
             for effect in EFFECTS:
-                mean = two_way_mean([_effect(effect, x) for x in corner], study.options.level)
+                possible = difference(SHARE) if effect != INTERACTION else difference(difference(SHARE))
+                mean = two_way_mean([_effect(effect, x) for x in corner], study.options.level, possible)
                 t = np.nan if mean.without_ends else -abs(mean.estimate / mean.se)
                 p = float(2.0 * p_below(t, mean.n))
                 at = (level, measure, effect, corners.small, corners.large, category, benchmark)

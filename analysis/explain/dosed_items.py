@@ -9,20 +9,20 @@ Dims: R runs, M mixtures, I items.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.design import by_mixture
+from evalengine.analysis.explain.design import by_mixture, numbered
 from evalengine.analysis.explain.doses import LEAST, different, dosed
 from evalengine.analysis.explain.explainer import Study, once
 from evalengine.analysis.explain.exposed import Dose
+from evalengine.analysis.explain.means import Member, grouped
 from evalengine.analysis.explain.within import demeaned
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.panel import category_key
 
 MARGIN, P_GOLD, ACCURACY = "margin", "p(gold)", "accuracy"
 OUTCOMES = (MARGIN, P_GOLD, ACCURACY)
@@ -31,44 +31,30 @@ Regressor = tuple[Dose, Callable[[Array], Array] | None]  # as of `Dosed.of`
 When = tuple[str, str]  # a stage and "", or the last stage minus the first
 
 
-class Group(NamedTuple):
-    """All items, those of a category, or those of a benchmark ("" of several)."""
+@dataclass(frozen=True)
+class DosedItems(Member):
+    """The items of a benchmark whose doses are known on all mixtures."""
 
-    category: str
-    benchmark: str
-    item: NDArray[np.int64]
-
-
-class DosedItems(NamedTuple):
-    """The items of a scale whose doses are known on all mixtures, those of a benchmark together."""
-
-    mixtures: tuple[str, ...]
-    benchmarks: tuple[tuple[str, str], ...]  # category and name
-    benchmark_I: NDArray[np.int64]
     chance_I: Array  # accuracy of guessing
     x: dict[str, Array]  # by the regressor's name, (M, I)
     y: dict[tuple[When, str], Array]  # by stage and outcome, (M, I)
-    left_out: tuple[tuple[str, str], ...]  # too few sets of doses differ (`doses.different`)
 
-    def groups(self) -> list[Group]:
-        """All items and those of each category, then of each benchmark."""
-        categories = np.array([category for category, _ in self.benchmarks], dtype=object)
-        every = [Group(ALL, "", np.arange(len(self.benchmark_I)))]
-        every += [
-            Group(category, "", np.flatnonzero((categories == category)[self.benchmark_I]))
-            for category in sorted(set(categories), key=category_key)
-        ]
-        every += [
-            Group(category, benchmark, np.flatnonzero(self.benchmark_I == b))
-            for b, (category, benchmark) in enumerate(self.benchmarks)
-        ]
-        return every
+    def within(self) -> DosedItems:
+        """`x` and `y` without the effects of items and of mixtures on the benchmark."""
+        x = {name: demeaned(x_MI) for name, x_MI in self.x.items()}
+        return replace(self, x=x, y={key: demeaned(y_MI) for key, y_MI in self.y.items()})
 
-    def within(self) -> tuple[dict[str, Array], dict[tuple[When, str], Array]]:
-        """`x` and `y` without the effects of items and of benchmarks by mixtures."""
-        value_VMI = demeaned(np.stack([*self.x.values(), *self.y.values()]), self.benchmark_I)
-        x_VMI, y_VMI = np.split(value_VMI, [len(self.x)])
-        return dict(zip(self.x, x_VMI, strict=True)), dict(zip(self.y, y_VMI, strict=True))
+
+class Dosages(NamedTuple):
+    """What the mixtures of a scale have read of the items."""
+
+    mixtures: tuple[str, ...]
+    benchmarks: list[DosedItems]
+    left_out: list[Member]  # too few sets of doses differ (`doses.different`)
+
+    def groups(self) -> list[tuple[str, str, list[DosedItems]]]:
+        """As of `grouped`, all items first."""
+        return sorted(grouped(self.benchmarks), key=lambda group: group[0] != ALL)
 
 
 def whens(stages: Sequence[str]) -> tuple[When, When, When]:
@@ -77,44 +63,33 @@ def whens(stages: Sequence[str]) -> tuple[When, When, When]:
     return (first, ""), (last, ""), (last, first)
 
 
-def dosed_items(study: Study, scale: str, regressors: Mapping[str, Regressor]) -> DosedItems | None:
+def dosed_items(study: Study, scale: str, regressors: Mapping[str, Regressor]) -> Dosages | None:
     """The items on which all regressors are known, of benchmarks in which the first one differs; None where there are none."""
-    found = dosed(study, scale)
-    if found is None:
+    if (found := dosed(study, scale)) is None:
         return None
     mixtures, every = found
-    names, chance, left_out = [], [], []
-    x: dict[str, list[Array]] = {name: [] for name in regressors}
-    y: dict[tuple[When, str], list[Array]] = {}
+    out = Dosages(mixtures, [], [])
     for one in every:
         if any(dose not in one.value for dose, _ in regressors.values()):
             continue
-        doses = {key: one.of(*regressor) for key, regressor in regressors.items()}
-        known_I = np.isfinite(np.stack(list(doses.values()))).all(axis=(0, 1))
+        x = {name: one.of(*regressor) for name, regressor in regressors.items()}
+        known_I = np.isfinite(np.stack(list(x.values()))).all(axis=(0, 1))
         moved = outcomes(study, scale, one.choices.name, mixtures)
         if moved is None or not known_I.any():
             continue
+        x = {name: x_MI[:, known_I] for name, x_MI in x.items()}
+        y = {key: y_MI[:, known_I] for key, y_MI in moved.items()}
         name = one.choices.category, one.choices.name
-        if different(next(iter(doses.values()))[:, known_I]) < LEAST:
-            left_out.append(name)
-            continue
-        names.append(name)
-        chance.append(1.0 / np.diff(one.choices.offset_I1)[known_I])
-        for regressor, value_MI in doses.items():
-            x[regressor].append(value_MI[:, known_I])
-        for key, value_MI in moved.items():
-            y.setdefault(key, []).append(value_MI[:, known_I])
-    if not names:
-        return None
-    return DosedItems(
-        mixtures,
-        tuple(names),
-        np.repeat(np.arange(len(names)), list(map(len, chance))),
-        np.concatenate(chance),
-        {name: np.concatenate(parts, axis=1) for name, parts in x.items()},
-        {key: np.concatenate(parts, axis=1) for key, parts in y.items()},
-        tuple(left_out),
-    )
+        if different(next(iter(x.values()))) < LEAST:
+            out.left_out.append(Member(*name))
+        else:
+            out.benchmarks.append(DosedItems(*name, 1.0 / np.diff(one.choices.offset_I1)[known_I], x, y))
+    return out if out.benchmarks else None
+
+
+def together(parts: Iterable[Array]) -> Array:
+    """Values (M, I) of several benchmarks."""
+    return np.concatenate(list(parts), axis=1)
 
 
 @once
@@ -124,7 +99,7 @@ def outcomes(
     """(M, I), runs of a mixture averaged; None where a run lacks the benchmark."""
     choices = next(one for one in study.scores.benchmarks if one.name == benchmark)
     runs = [run for run in study.design.runs[scale] if run.mixture in mixtures]
-    mixture_R = np.array([mixtures.index(run.mixture) for run in runs])
+    mixture_R = numbered(run.mixture for run in runs)[1]
     first, last, change = whens(study.design.stages)
     out: dict[tuple[When, str], Array] = {}
     for when, checkpoints in ((first, [run.before for run in runs]), (last, [run.after for run in runs])):

@@ -37,7 +37,7 @@ def different(dose_MI: Array) -> float:
     Where every item has the same answers, such as yes and no, there are two, whatever the number of items: the mixture's liking
     of a word, and nothing about items. The same where a few items alone are seen at all.
     """
-    within_MI = demeaned(dose_MI[None], np.zeros(dose_MI.shape[1], dtype=np.int64))[0]
+    within_MI = demeaned(dose_MI)
     if not varies(within_MI):
         return 0.0
     _, set_I = np.unique(dose_MI.round(9), axis=1, return_inverse=True)
@@ -86,8 +86,7 @@ def dosed(study: Study, scale: str) -> tuple[tuple[str, ...], list[Dosed]] | Non
     """The mixtures of a scale whose shares are known, and their doses; None where nothing can be said."""
     if (found := exposed(study)) is None:
         return None
-    present = [study.design.mixtures[m] for m in np.unique(study.design.mixture_R(scale))]
-    mixtures = tuple(m for m in present if (scale, m) in found.epochs)
+    mixtures = tuple(m for m in study.design.numbered(scale)[0] if (scale, m) in found.epochs)
     if len(mixtures) < 2:
         return None
     share_MS = np.stack([found.share[m] for m in mixtures])

@@ -26,10 +26,10 @@ from evalengine.analysis.explain.corners import (
 from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study, once
 from evalengine.analysis.explain.means import Member, grouped, joined
-from evalengine.analysis.explain.student import quantile
-from evalengine.analysis.explain.twoway import Mean, two_way_mean
+from evalengine.analysis.explain.student import Mean, quantile, two_way_mean
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, pivot
 from evalengine.analysis.groups import ALL
+from evalengine.analysis.ranges import SHARE
 from evalengine.analysis.results import share_with_interval
 
 MEASURES = ("accuracy", "confidence", "p_gold", "same picks", "gap closed")
@@ -163,9 +163,8 @@ def measured(chosen: Sequence[Emulation], measure: str, level: float) -> tuple[M
     else:
         field = "correct" if measure == "accuracy" else measure
         value_BMI = [getattr(cell.found, field) for cell in chosen]
-    found = two_way_mean(value_BMI, level)
-    low, high = (float(np.clip(end, 0.0, 1.0)) for end in (found.low, found.high))
-    return found._replace(low=low, high=high), found.without_ends
+    found = two_way_mean(value_BMI, level, SHARE)
+    return found, found.without_ends
 
 
 def ratio(over_BMI: Sequence[Array], under_BMI: Sequence[Array], level: float) -> tuple[Mean, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from evalengine.untrusted import printable
 
 if TYPE_CHECKING:
     from evalengine.training.exposure import table
-    from evalengine.training.exposure.table import About, Coded
+    from evalengine.training.exposure.table import About
 
 CROSS, TASK, LONGEST, CONTEXT = "cross", "task", "longest", "context"
 SIMILARITIES = ("bm25", "embedding", "dsir")
@@ -81,18 +81,6 @@ class Exposed(NamedTuple):
     epochs: dict[tuple[str, str], Array]  # by scale and mixture: how many times each source is read, (S,)
     counts: tuple[Dosed, ...]
     notes: tuple[str, ...]
-
-
-class Similar(NamedTuple):
-    """What similarity.arrow holds; `table.Exposure` says of its rows what they are of in the same fields."""
-
-    about: About
-    benchmark: Coded
-    item: Coded
-    source: Coded
-    kind: Coded
-    choice_R: NDArray[Any]
-    value_R: Array
 
 
 class Rows(NamedTuple):
@@ -155,9 +143,10 @@ def _read(study: Study, folder: Path) -> Exposed:
             said.append(
                 f"{choices.name}: {lost} of {len(listed_I)} items are not in {folder} and have no dose"
             )
-        value = _counts(choices, counted, sources, np.repeat(listed_I, np.diff(choices.offset_I1)))
+        zero_C = np.where(np.repeat(listed_I, np.diff(choices.offset_I1)), 0.0, np.nan)
+        value = _values(choices, counted, sources, zero_C)
         if similar is not None:
-            value |= _similarities(choices, similar, sources)
+            value |= _values(choices, similar, sources, np.full(len(zero_C), np.nan))
         counts.append(Dosed(choices, value))
     if unknown := [m for m in study.design.mixtures if m not in share]:
         said.append(f"{folder} does not say what {names(unknown)} are made of, so they have no doses")
@@ -244,10 +233,11 @@ def _repeated(scale: str, sources: tuple[str, ...], epochs: dict[str, Array]) ->
     )
 
 
-def _counts(
-    choices: Choices, counted: table.Exposure, sources: tuple[str, ...], listed_C: NDArray[np.bool_]
+def _values(
+    choices: Choices, counted: table.Exposure, sources: tuple[str, ...], missing_C: Array
 ) -> dict[Dose, Array]:
-    """Counts, and words of the longest match; what is listed and has no row is 0, what has no n-gram of that n is unknown."""
+    """Counts, words of the longest match, or similarities; `missing_C` of choices without a row. What has no n-gram of that n is
+    unknown."""
     rows = _rows(choices, counted, sources)
     out: dict[Dose, Array] = {}
     for k, kind in enumerate(counted.kind.names):
@@ -256,17 +246,17 @@ def _counts(
         for n in [0] if kind == LONGEST else np.unique(n_R[of_kind]).tolist():
             mine = of_kind if kind == LONGEST else of_kind & (n_R == n)
             row, c, s = (field[mine] for field in rows)
-            value_SC = np.where(listed_C, 0.0, np.nan) + np.zeros((len(sources), 1))
+            value_SC = np.tile(missing_C, (len(sources), 1))
             value_SC[s, c] = counted.n_R[row] if kind == LONGEST else counted.count_R[row]
             value_SC[:, c[counted.grams_R[row] == 0]] = np.nan
             out[Dose(kind, int(n))] = value_SC
     return out
 
 
-def _similar(path: Path) -> Similar | None:
-    """None where there is no such file."""
+def _similar(path: Path) -> table.Exposure | None:
+    """Similarities in the place of counts, of n-grams of 0 words; None where there is no such file."""
     from evalengine import arrow, sealed
-    from evalengine.training.exposure.table import Coded, about_of
+    from evalengine.training.exposure.table import Coded, Exposure, about_of
 
     if not path.exists():
         return None
@@ -275,28 +265,17 @@ def _similar(path: Path) -> Similar | None:
         about = about_of(path, found.schema.metadata)
         keys = (found[name].combine_chunks() for name in ("benchmark", "item", "source", "kind"))
         coded = [column.dictionary_encode() for column in keys]
-        named = (Coded(one.dictionary.to_pylist(), arrow.numbers(one.indices)) for one in coded)
-        benchmark, item, source, kind = named
+        named = [Coded(one.dictionary.to_pylist(), arrow.numbers(one.indices)) for one in coded]
         choice_R, value_R = (arrow.numbers(found[name].combine_chunks()) for name in ("choice", "value"))
     except (sealed.Damaged, KeyError, TypeError, ValueError, AttributeError):
         raise UserError(
             f"{path} is damaged or holds no similarities: run `evalengine expose` again"
         ) from None
-    return Similar(about, benchmark, item, source, kind, choice_R, value_R.astype(np.float64))
+    words_R = np.zeros(len(value_R), dtype=np.int64)
+    return Exposure(about, {}, *named, choice_R, words_R, words_R + 1, value_R.astype(np.float64))
 
 
-def _similarities(choices: Choices, similar: Similar, sources: tuple[str, ...]) -> dict[Dose, Array]:
-    """What has no row is unknown."""
-    rows = _rows(choices, similar, sources)
-    out: dict[Dose, Array] = {}
-    for k, kind in enumerate(similar.kind.names):
-        row, c, s = (field[similar.kind.code_R[rows.row] == k] for field in rows)
-        out[Dose(kind, 0)] = np.full((len(sources), int(choices.offset_I1[-1])), np.nan)
-        out[Dose(kind, 0)][s, c] = similar.value_R[row]
-    return out
-
-
-def _rows(choices: Choices, of: table.Exposure | Similar, sources: tuple[str, ...]) -> Rows:
+def _rows(choices: Choices, of: table.Exposure, sources: tuple[str, ...]) -> Rows:
     """The rows of a benchmark's items in the sources that the study has."""
     number = {item: i for i, item in enumerate(choices.item_I)}
     item_R = np.array([number.get(item, -1) for item in of.item.names], dtype=np.int64)[of.item.code_R]

@@ -32,13 +32,14 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array, Scores
-from evalengine.analysis.explain.design import Place, by_mixture, ordered, placed
+from evalengine.analysis.explain.design import Place, by_mixture, numbered, ordered, placed
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, once
 from evalengine.analysis.explain.means import Member, grouped, joined, over, partly, signed
-from evalengine.analysis.explain.twoway import two_way_mean
+from evalengine.analysis.explain.student import two_way_mean
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, by, pivot
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
+from evalengine.analysis.ranges import Range, difference
 from evalengine.analysis.results import share_with_interval, with_interval
 from evalengine.labels import CHAT, TRAINED, scale_key, stage_key
 
@@ -136,11 +137,9 @@ def _rows(study: Study) -> Iterator[ShareRow]:
             note = note_of(there, chosen, stage)
             each = [(m, slice(k, k + 1)) for k, m in enumerate(shared)] if not benchmark else []
             for (mixture, use), (key, value) in itertools.product([("", slice(None)), *each], values.items()):
-                mean = two_way_mean([x[use] for x in value], study.options.level)
-                if not minus:
-                    top = np.inf if key[0] == ENTROPY else 1.0
-                    low, high = np.clip([mean.low, mean.high], 0.0, top).tolist()
-                    mean = mean._replace(low=low, high=high)
+                possible = Range(0.0, math.log(len(formats)) if key[0] == ENTROPY else 1.0)
+                possible = difference(possible) if minus else possible
+                mean = two_way_mean([x[use] for x in value], study.options.level, possible)
                 yield ShareRow(scale, category, benchmark, mixture, stage, minus, key[0], key[1], *mean, note)
 
 
@@ -174,11 +173,10 @@ def places(scores: Scores) -> Places:
     return out
 
 
-def of_stage(found: Mapping[Place, str]) -> tuple[list[str], list[str], NDArray[np.int64]]:
+def of_stage(found: Mapping[Place, str]) -> tuple[list[str], tuple[str, ...], NDArray[np.int64]]:
     """The checkpoints of a stage, its mixtures, and the place of each checkpoint's mixture among them."""
     order = ordered(found)
-    mixtures = list(dict.fromkeys(mixture for mixture, _ in order))
-    return [found[place] for place in order], mixtures, np.array([mixtures.index(m) for m, _ in order])
+    return [found[place] for place in order], *numbered(mixture for mixture, _ in order)
 
 
 def previous(stage: str, known: Mapping[str, object], first: str) -> str:

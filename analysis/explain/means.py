@@ -10,7 +10,7 @@ import numpy as np
 
 from evalengine.analysis.correlation import benjamini_hochberg
 from evalengine.analysis.explain.explainer import Findings
-from evalengine.analysis.figure import Part, by, pivot
+from evalengine.analysis.figure import Lines, Part, by, pivot
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.panel import category_key
 
@@ -84,6 +84,12 @@ def when_said(stage: str, minus: str) -> str:
 def over(benchmarks: bool) -> str:
     """The heading of the column that says what a line is of."""
     return "benchmark" if benchmarks else "mean over"
+
+
+def over_bins(rows: Sequence[Any], panel: Callable[[Any], str], across: str, up: str) -> Lines:
+    """A line over the bins of rows with a field `bin`, which are counted from 1."""
+    places = [str(k + 1) for k in sorted({row.bin for row in rows})]
+    return Lines(rows, places, lambda row: str(row.bin + 1), panel, across=across, up=up)
 
 
 def lines_of(

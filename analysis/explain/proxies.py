@@ -37,7 +37,7 @@ from evalengine.analysis.explain.ranking import (
     with_and_without,
     within,
 )
-from evalengine.analysis.explain.twoway import interaction
+from evalengine.analysis.explain.student import interaction
 from evalengine.analysis.figure import File, Part, Table, pivot
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.results import p_value, share_with_interval, with_interval

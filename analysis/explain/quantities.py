@@ -43,8 +43,8 @@ class Values(NamedTuple):
 
 @once
 def values_of(study: Study, scale: str, after: bool) -> Values:
-    names, mixture_R = study.design.names(scale, after), study.design.mixture_R(scale)
-    found = Values(tuple(study.design.mixtures[m] for m in np.unique(mixture_R)), {}, {}, {})
+    names, (mixtures, mixture_R) = study.design.names(scale, after), study.design.numbered(scale)
+    found = Values(mixtures, {}, {}, {})
     for choices in study.scores.benchmarks:
         if (some := choices.of(names)) is not None:
             every = dict(quantities(some))

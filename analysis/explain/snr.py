@@ -20,7 +20,7 @@ from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
 from evalengine.analysis.explain.proxies import AGREEMENT
 from evalengine.analysis.explain.quantities import ACCURACY, values_of
-from evalengine.analysis.explain.twoway import interaction
+from evalengine.analysis.explain.student import interaction
 from evalengine.analysis.figure import Folded, Part, Table, blocks, pivot
 
 

@@ -17,10 +17,10 @@ from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Options
 from evalengine.analysis.explain.findings import explain, load, write
 from evalengine.analysis.explain.registry import EXPLAINERS
-from evalengine.analysis.explain.student import jackknife, of_correlation, of_share
-from evalengine.analysis.explain.twoway import two_way_mean
+from evalengine.analysis.explain.student import jackknife, of_correlation, two_way_mean
 from evalengine.analysis.items import read_store
 from evalengine.analysis.page import html
+from evalengine.analysis.ranges import SHARE
 from evalengine.analysis.report import write_figures
 from evalengine.cli import main
 from evalengine.errors import UserError
@@ -240,7 +240,8 @@ def test_the_jackknife_of_a_mean_is_students_interval() -> None:
     direct = st.ttest_1samp(x, 0.0)
     assert found.p[0] == pytest.approx(direct.pvalue)
     assert (found.low[0], found.high[0]) == pytest.approx(tuple(direct.confidence_interval()))
-    share = of_share(np.array([0.97]), np.array([0.99, 0.9, 1.0, 0.95])[:, None])
+    shares = np.array([0.99, 0.9, 1.0, 0.95])[:, None]
+    share = jackknife(np.array([0.97]), shares, possible=SHARE)
     assert share.high[0] == 1.0
     r = of_correlation(np.array([0.9]), np.array([0.95, 0.8, 0.92])[:, None])
     z = np.arctanh([0.95, 0.8, 0.92])

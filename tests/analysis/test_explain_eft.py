@@ -397,7 +397,7 @@ def test_fiellers_interval_holds_and_says_where_there_is_nothing_to_divide_by() 
 
 def test_planted_effects_of_scale_lie_in_their_intervals() -> None:
     """Correct answers with a mixture's, an item's and a scale's part: 95% intervals of the two effects hold the truth."""
-    from evalengine.analysis.explain.twoway import two_way_mean
+    from evalengine.analysis.explain.student import two_way_mean
 
     rng, hits = np.random.default_rng(4), []
     for _ in range(150):
