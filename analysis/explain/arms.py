@@ -36,7 +36,7 @@ from evalengine.analysis.explain.format import (
     measured,
     values,
 )
-from evalengine.analysis.explain.means import grouped, joined, lines_of, notes, over
+from evalengine.analysis.explain.means import grouped, joined, left_out, lines_of, notes, over
 from evalengine.analysis.explain.student import Mean, p_below
 from evalengine.analysis.figure import File, Lines, Part, Table, with_benchmarks
 from evalengine.analysis.groups import ALL
@@ -103,12 +103,12 @@ def _of_stage(study: Study, scale: str, stage: str, kept: str, runs: Sequence[Ru
     first = study.design.stages[0]
     stages = list(dict.fromkeys((first, kept, stage)))
     every = [with_uniform(cell) for cell in measured(study, stages, runs) if len(cell.value) == len(stages)]
-    lost = [one.name for one in study.scores.benchmarks if one.name not in {cell.benchmark for cell in every}]
-    without = f"without {names(lost)} (not on every checkpoint)" if lost else ""
+    there = {cell.benchmark for cell in every}
     for category, benchmark, chosen in grouped(every):
         at = (scale, category, benchmark, stage)
+        without = "" if benchmark else left_out(study, there, category)
         for row in _of_cells(chosen, at, kept, first, study.options.level):
-            yield row._replace(note=joined(row.note, "" if benchmark else without))
+            yield row._replace(note=joined(row.note, without))
 
 
 def _row(at: Place, measure: str, minus: str, mean: Mean, note: str = "") -> ArmRow:

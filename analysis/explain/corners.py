@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 from evalengine.analysis.explain.choices import Array, Choices, Emulated
 from evalengine.analysis.explain.design import by_mixture, numbered
 from evalengine.analysis.explain.explainer import Study, once
-from evalengine.analysis.explain.means import joined
-from evalengine.analysis.groups import ALL
+from evalengine.analysis.explain.means import joined, left_out
 from evalengine.analysis.items import names
 from evalengine.labels import scale_key
 
@@ -182,18 +181,11 @@ def best_level(study: Study, corners: Corners) -> str:
     return TOKEN if whole else SEQUENCE
 
 
-def left_out(study: Study, corners: Corners, level: str, category: str, there: Collection[str]) -> str:
+def missing(study: Study, corners: Corners, level: str, category: str, there: Collection[str]) -> str:
     """What the mean over the benchmarks `there` of a category, or of all, does not hold, and why."""
     between = study.design.scales[1:-1]
     lonely = [mixture for mixture in study.design.mixtures if mixture not in corners.mixtures]
     said = [f"without scale {', '.join(between)}"] if between else []
     if lonely:
         said.append(f"without {names(lonely)} (no run at both {corners.small} and {corners.large})")
-    whys: dict[str, list[str]] = {}
-    for one in study.scores.benchmarks:
-        if one.name not in there and category in (one.category, ALL):
-            own = level == SEQUENCE and one.own_contexts
-            whys.setdefault("contexts differ by choice" if own else "not on every checkpoint", []).append(
-                one.name
-            )
-    return joined(*said, *(f"without {', '.join(lost)} ({why})" for why, lost in whys.items()))
+    return joined(*said, left_out(study, there, category, masses=level == SEQUENCE))

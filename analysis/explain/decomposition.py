@@ -19,7 +19,7 @@ import numpy as np
 
 from evalengine.analysis.claims import Claim, claim, side, supported
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.corners import TOKEN, best_level, corners_of, lacks_corners, left_out
+from evalengine.analysis.explain.corners import TOKEN, best_level, corners_of, lacks_corners, missing
 from evalengine.analysis.explain.eft import both_ways
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
 from evalengine.analysis.explain.means import grouped, joined, notes, over, with_q
@@ -61,7 +61,7 @@ def rows(study: Study) -> list[DecompositionRow]:
     whole, down = [up for up, _ in pairs], {up.benchmark: down for up, down in pairs}
     out = []
     for category, benchmark, chosen in grouped(whole):
-        note = "" if benchmark else left_out(study, corners, level, category, down)
+        note = "" if benchmark else missing(study, corners, level, category, down)
         for measure, field in (("accuracy", "correct"), ("p_gold", "p_gold")):
             corner = [
                 {

@@ -211,7 +211,7 @@ def _at_zero(slope: FrequencyRow, every: Sequence[Pair], level: float) -> Freque
     dose = float(np.mean([x_MI.mean() for x_MI, _ in every]))
     se = float(np.hypot(mean.se, dose * slope.se))
     half = quantile(slope.n, level) * se
-    ends: dict[str, Any] = {"low": mean.estimate - half, "high": mean.estimate + half, "se": se, "note": ""}
+    ends: dict[str, Any] = {"low": mean.estimate - half, "high": mean.estimate + half, "se": se}
     nothing = dict.fromkeys(("se_item", "se_mixture", "p", "p_wild", "p_permutation", "p_least"), NAN)
     return slope._replace(measure=AT_ZERO, estimate=mean.estimate, **{**ends, **nothing})
 

@@ -20,7 +20,7 @@ from evalengine.analysis.explain.corners import (
     dials,
     emulated,
     lacks_corners,
-    left_out,
+    missing,
     real,
 )
 from evalengine.analysis.explain.design import by_mixture
@@ -145,7 +145,7 @@ def _means(
     there = {cell.benchmark for cell in every}
     measures = MEASURES[:3] if math.isnan(beta) else MEASURES[:4] if beta == BASE else MEASURES
     for category, benchmark, chosen in grouped(every):
-        lost = "" if benchmark else left_out(study, corners, level, category, there)
+        lost = "" if benchmark else missing(study, corners, level, category, there)
         for measure in measures:
             mean, why = measured(chosen, measure, study.options.level)
             about = (*at, corners.base_scale(direction), category, benchmark, measure)

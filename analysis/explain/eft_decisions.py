@@ -17,7 +17,7 @@ import numpy as np
 
 from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.corners import Answered, best_level, corners_of, lacks_corners, left_out
+from evalengine.analysis.explain.corners import Answered, best_level, corners_of, lacks_corners, missing
 from evalengine.analysis.explain.eft import both_ways
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
 from evalengine.analysis.explain.means import joined, notes, over
@@ -72,7 +72,7 @@ def rows(study: Study) -> list[DecisionRow]:
         }
         known_B = np.all([np.isfinite(x_JB).all(axis=0) for x_JB in found_JB.values()], axis=0)
         for category, benchmark, used, tied in over_benchmarks(known_B, every):
-            lost = "" if benchmark else left_out(study, corners, level, category, there)
+            lost = "" if benchmark else missing(study, corners, level, category, there)
             for predictor, minus in COMPARED:
                 value_JB = found_JB[predictor] - found_JB[minus] if minus else found_JB[predictor]
                 found, why = interval(value_JB[:, used], measure, bool(minus), study.options.level, block_M)

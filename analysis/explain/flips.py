@@ -25,7 +25,7 @@ from evalengine.analysis.explain.design import by_mixture
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.item_level import ItemLevel, item_levels
 from evalengine.analysis.explain.logistic import fit
-from evalengine.analysis.explain.means import Member, grouped, lines_of, over, over_bins
+from evalengine.analysis.explain.means import Member, grouped, left_out, lines_of, over, over_bins
 from evalengine.analysis.explain.student import jackknife, pooled, two_way_mean
 from evalengine.analysis.figure import File, Folded, Part, Table, blocks, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL
@@ -93,11 +93,12 @@ def flip_rows(study: Study) -> list[FlipRow]:
     out = []
     for scale, data in item_levels(study):
         for category, benchmark, chosen in grouped(list(cells(data))):
+            without = "" if benchmark else left_out(study, data.benchmarks, category)
             for measure, against in chosen[0].value:
                 possible = difference(SHARE) if against == EXCESS else SHARE
                 each = [cell.value[measure, against] for cell in chosen]
                 mean = two_way_mean(each, study.options.level, possible)
-                out.append(FlipRow(scale, category, benchmark, measure, against, *mean[:3], mean.n, ""))
+                out.append(FlipRow(scale, category, benchmark, measure, against, *mean[:3], mean.n, without))
         out.append(hysteresis(data, scale, study.options.level))
     return out
 

@@ -31,7 +31,7 @@ from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array, Choices
 from evalengine.analysis.explain.design import Run, by_mixture, numbered
 from evalengine.analysis.explain.explainer import EVERYWHERE, Explainer, Findings, Study
-from evalengine.analysis.explain.means import Member, grouped, joined, lines_of, over, partly
+from evalengine.analysis.explain.means import Member, grouped, joined, left_out, lines_of, over, partly
 from evalengine.analysis.explain.student import Mean, two_way_mean
 from evalengine.analysis.figure import Part, Table, blocks, with_benchmarks
 from evalengine.analysis.groups import ALL
@@ -89,14 +89,16 @@ def rows(study: Study) -> list[FormatRow]:
         with_mass = [
             cell for cell in every if not cell.choices.own_contexts and {before, after} <= cell.value.keys()
         ]
+        names = {cell.benchmark for cell in with_mass}
         for category, benchmark, chosen in grouped(with_mass):
+            without = "" if benchmark else left_out(study, names, category, masses=True)
             stages = dict.fromkeys(stage for cell in chosen for stage in cell.value)
             for stage, minus in [*((stage, "") for stage in stages), *compared(study.design.stages)]:
                 there = [cell for cell in chosen if {stage, minus or stage} <= cell.value.keys()]
                 for measure in (GOLD, FORMAT, KNOWLEDGE, MASS) if there else ():
                     mean = mean_of(there, measure, stage, minus, study.options.level)
                     at = (scale, category, benchmark, measure, stage, minus)
-                    out.append(FormatRow(*at, *mean, note_of(there, chosen)))
+                    out.append(FormatRow(*at, *mean, joined(note_of(there, chosen), without)))
     return out
 
 

@@ -25,7 +25,7 @@ from evalengine.analysis.claims import Claim, side, supported, unsupported
 from evalengine.analysis.correlation import BlockNumbers, members_of
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
-from evalengine.analysis.explain.means import Member, grouped, joined, with_q
+from evalengine.analysis.explain.means import Member, grouped, joined, left_out, with_q
 from evalengine.analysis.explain.quantities import ACCURACY, Values, values_of
 from evalengine.analysis.explain.ranking import (
     AGREEMENT,
@@ -116,19 +116,21 @@ def _rows(
             lines[CHOSEN][:, known_B] = chosen(value_PJB[:, :, known_B])
         for category, benchmark, used, tied in over_benchmarks(known_B, benchmarks):
             at = (measure, category, benchmark)
+            without = joined(tied, "" if benchmark else left_out(study, names, category))
             for proxy, value_JB in lines.items():
                 for minus in ("",) if benchmark or proxy == ACCURACY else ("", ACCURACY):
                     value_J = value_JB - lines[minus] if minus else value_JB
                     ends, why = interval(value_J[:, used], measure, bool(minus), study.options.level, block_M)
-                    yield ProxyRow("", "", proxy, minus, *at, *ends, np.nan, n, joined(tied, why))
+                    yield ProxyRow("", "", proxy, minus, *at, *ends, np.nan, n, joined(without, why))
             most = float(ceilings[measure][used].mean()) if used else np.nan
-            yield ProxyRow("", "", CEILING, "", *at, most, *nan * 4, n, tied)
+            yield ProxyRow("", "", CEILING, "", *at, most, *nan * 4, n, without)
     place = {b: k for k, b in enumerate(names)}
     for proxy, x_MB in zip(proxies, x_PMB, strict=True):
         lost_B = regret(x_MB, y_MB)
         for category, benchmark, of in grouped(benchmarks):
             lost = float(lost_B[[place[one.benchmark] for one in of]].mean())
-            yield ProxyRow("", "", proxy, "", REGRET, category, benchmark, lost, *nan * 4, n, "")
+            without = "" if benchmark else left_out(study, names, category)
+            yield ProxyRow("", "", proxy, "", REGRET, category, benchmark, lost, *nan * 4, n, without)
 
 
 def chosen(value_PJB: Array) -> Array:

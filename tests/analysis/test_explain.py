@@ -17,11 +17,12 @@ from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Options
 from evalengine.analysis.explain.findings import explain, load, write
 from evalengine.analysis.explain.registry import EXPLAINERS
-from evalengine.analysis.explain.student import jackknife, of_correlation, two_way_mean
+from evalengine.analysis.explain.student import Mean, jackknife, of_correlation, two_way_mean
 from evalengine.analysis.items import read_store
 from evalengine.analysis.page import html
 from evalengine.analysis.ranges import SHARE
 from evalengine.analysis.report import write_figures
+from evalengine.analysis.results import share_with_interval, with_interval
 from evalengine.cli import main
 from evalengine.errors import UserError
 
@@ -362,6 +363,16 @@ def test_claims_are_worded_from_intervals_in_one_place() -> None:
         (["--data", "."], ". holds no file of"),
     ],
 )
+def test_an_interval_that_leaves_out_0_is_not_shown_as_if_it_touched_it() -> None:
+    def row(estimate: float, low: float, high: float) -> Mean:
+        return Mean(estimate, low, high, 0.1, 9)
+
+    assert share_with_interval(row(-0.223, -0.448, -0.0002)) == "−22.3 [−44.8, −0.02]"
+    assert share_with_interval(row(-0.223, -0.448, 0.0002)) == "−22.3 [−44.8, 0.0]"
+    assert with_interval(row(0.06, 0.0031, 0.12)) == "+0.06 [+0.003, +0.12]"
+    assert with_interval(row(0.06, -0.0031, 0.12)) == "+0.06 [−0.00, +0.12]"
+
+
 def test_a_wrong_folder_is_one_sentence(
     given: list[str],
     reason: str,

@@ -363,8 +363,9 @@ def test_what_was_scored_in_other_words_than_counted_is_said(tmp_path: Path) -> 
         for table_ in ("frequency", "gelbach"):
             slopes = [row for row in findings.tables[table_] if np.isfinite(row.estimate)]
             assert bool(slopes) == (table_ == "frequency" or exposure == "exposed")
-            notes = {row.note for row in slopes if getattr(row, "measure", "") != frequency.AT_ZERO}
-            assert all(note.endswith(counted + how) for note in notes)
+            assert all(counted + how in row.note for row in slopes)
+        unchecked = [note.split(":")[0] for note in findings.method["notes"] if "it is not checked" in note]
+        assert unchecked == (["rte"] if "examples" in how else [])
         said = [claim.text for one in EXPLAINERS for claim in one.claims(findings) if claim.kind == CAUTION]
         assert sum(f"Doses{counted[5:]}{how}" in text for text in said) == 1
 
