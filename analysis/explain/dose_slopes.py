@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.dosed_items import MARGIN, OUTCOMES, dosed_items, together, whens
+from evalengine.analysis.explain.doses import MARGIN, OUTCOMES, dosed_items, together, whens
 from evalengine.analysis.explain.explainer import Study
 from evalengine.analysis.explain.exposed import CONTEXT, SIMILARITIES, Dose
 from evalengine.analysis.explain.means import joined, with_q

@@ -12,6 +12,7 @@ import numpy as np
 from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.corners import (
+    DIRECTIONS,
     SEQUENCE,
     TOKEN,
     Answered,
@@ -81,6 +82,12 @@ class Emulation(Member):
     same_MI: Array
 
 
+@dataclass(frozen=True)
+class BothWays(Member):
+    up: Emulation
+    down: Emulation
+
+
 @once
 def cells(study: Study, corners: Corners, direction: str, level: str, beta: float) -> list[Emulation]:
     """Every benchmark that all runs have at this level and strength."""
@@ -102,11 +109,12 @@ def cells(study: Study, corners: Corners, direction: str, level: str, beta: floa
     return out
 
 
-def both_ways(study: Study, corners: Corners, level: str) -> list[tuple[Emulation, Emulation]]:
-    """Up and down at beta 1, of every benchmark that both have."""
-    down = {cell.benchmark: cell for cell in cells(study, corners, "down", level, 1.0)}
-    up = cells(study, corners, "up", level, 1.0)
-    return [(cell, down[cell.benchmark]) for cell in up if cell.benchmark in down]
+def both_ways(study: Study, corners: Corners, level: str) -> list[BothWays]:
+    """Every benchmark that has both at beta 1."""
+    up, down = (
+        {cell.benchmark: cell for cell in cells(study, corners, way, level, 1.0)} for way in DIRECTIONS
+    )
+    return [BothWays(one.category, name, one, down[name]) for name, one in up.items() if name in down]
 
 
 def eft_rows(study: Study) -> list[EftRow]:

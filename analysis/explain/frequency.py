@@ -32,7 +32,7 @@ from evalengine.analysis.explain.dose_slopes import (
     X,
     rows,
 )
-from evalengine.analysis.explain.dosed_items import (
+from evalengine.analysis.explain.doses import (
     ACCURACY,
     MARGIN,
     OUTCOMES,

@@ -28,7 +28,7 @@ import numpy as np
 from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain import doses, exposed
 from evalengine.analysis.explain.choices import Array
-from evalengine.analysis.explain.dosed_items import MARGIN, dosed_items, together, whens
+from evalengine.analysis.explain.doses import MARGIN, dosed_items, together, whens
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
 from evalengine.analysis.explain.exposed import SIMILARITIES, Dose
 from evalengine.analysis.explain.means import joined, when_said
