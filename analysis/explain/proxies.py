@@ -112,7 +112,7 @@ def _rows(
         lines = dict(zip(proxies, value_PJB, strict=True))
         if measure == AGREEMENT:
             lines[CHOSEN] = np.full(value_PJB.shape[1:], np.nan)
-        if measure == AGREEMENT and known_B.any():
+        if measure == AGREEMENT and known_B.sum() > 1:
             lines[CHOSEN][:, known_B] = chosen(value_PJB[:, :, known_B])
         for category, benchmark, used, tied in over_benchmarks(known_B, benchmarks):
             at = (measure, category, benchmark)

@@ -526,6 +526,14 @@ def test_a_label_for_every_item_says_nothing_of_quantities(tmp_path: Path) -> No
     assert not list(proxies.claims(findings)) and proxies.table(findings).blocks
 
 
+def test_no_quantity_is_chosen_on_other_benchmarks_where_there_are_none(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    study = stored(tmp_path, lambda *_: rng.normal(-3.0, 1.0, (40, 2)), rng.integers(0, 2, 40))
+    rows = {(r.proxy, r.minus, r.measure, r.category): r for r in proxies.rows(study)}
+    assert np.isfinite(rows[proxies.ACCURACY, "", "pair agreement", ALL].estimate)
+    assert all(np.isnan(r.estimate) for (proxy, *_), r in rows.items() if proxy == proxies.CHOSEN)
+
+
 def test_models_that_are_right_of_every_answer_have_no_coefficients(tmp_path: Path) -> None:
     study = written(tmp_path, label=False)
     rows = item_transfer.rows(study)
