@@ -93,6 +93,7 @@ def shown(findings: Findings) -> Iterator[Part]:
 
 def _relation(findings: Findings) -> Iterator[str]:
     """Over benchmarks: do those with the larger ratio predict better?"""
+    from scipy.special import ndtri
     from scipy.stats import spearmanr
 
     before, after = findings.method["stages"]
@@ -108,7 +109,8 @@ def _relation(findings: Findings) -> Iterator[str]:
             continue
         found = spearmanr(*zip(*pairs, strict=True))
         rho = float(found.statistic)
-        half = 1.96 * np.sqrt((1 + rho**2 / 2) / (len(pairs) - 3))  # Bonett & Wright (2000)
+        z = float(ndtri(0.5 + findings.method["level"] / 2))
+        half = z * np.sqrt((1 + rho**2 / 2) / (len(pairs) - 3))  # Bonett & Wright (2000)
         low, high = np.tanh(np.arctanh(rho) - half), np.tanh(np.arctanh(rho) + half)
         yield (
             f"Over {len(pairs)} benchmarks at {scale}, the ratio and how often accuracy is right of two have Spearman's rank "

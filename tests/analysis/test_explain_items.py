@@ -191,6 +191,19 @@ def test_signal_and_noise_are_the_analysis_of_variance() -> None:
     assert share == pytest.approx(alpha)
 
 
+def test_the_interval_of_the_rank_correlation_has_the_level_that_was_asked_for(study: Study) -> None:
+    tables = {"snr": snr.rows(study), "proxies": proxies.rows(study)}
+    before = [r for r in tables["snr"] if (r.scale, r.stage, r.quantity) == ("1B", "pt", "accuracy")]
+    at = ("1B pt", "1B sft", "accuracy", "", "pair agreement")
+    right = {r.benchmark: r.estimate for r in tables["proxies"] if r[:5] == at}
+    rho = st.spearmanr([r.snr for r in before], [right[r.benchmark] for r in before]).statistic
+    for level in 0.9, 0.95:
+        findings = Findings({"stages": ("pt", "sft"), "scales": ["1B"], "level": level}, tables)
+        half = st.norm.ppf(0.5 + level / 2) * np.sqrt((1 + rho**2 / 2) / (5 - 3))
+        low, high = np.tanh(np.arctanh(rho) - half), np.tanh(np.arctanh(rho) + half)
+        assert f"rank correlation {rho:+.2f} [{low:+.2f}, {high:+.2f}]" in next(snr._relation(findings))
+
+
 def test_logistic_regression_is_that_of_statsmodels() -> None:
     sm = pytest.importorskip("statsmodels.api")
     rng = np.random.default_rng(2)
