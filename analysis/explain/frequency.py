@@ -93,12 +93,11 @@ def bin_rows(study: Study) -> list[BinRow]:
         if (items := dosed_items(study, scale, {X: (dose, None)})) is None:
             continue
         for when in whens(study.design.stages)[:2]:
-            found = _bins_of(items, when, study.options.level)
-            out += [row._replace(scale=scale, dose=str(dose)) for row in found]
+            out += _bins_of(items, (scale, when[0], str(dose)), when, study.options.level)
     return out
 
 
-def _bins_of(items: Dosages, when: When, level: float) -> Iterator[BinRow]:
+def _bins_of(items: Dosages, place: tuple[str, str, str], when: When, level: float) -> Iterator[BinRow]:
     def both(every: list[DosedItems]) -> tuple[Array, Array]:
         return together(one.x[X] for one in every), together(one.y[when, ACCURACY] for one in every)
 
@@ -116,11 +115,11 @@ def _bins_of(items: Dosages, when: When, level: float) -> Iterator[BinRow]:
             continue
         at, items_K = float(x_MI[mine].mean()), int(mine.sum())
         found = pooled(y_MI, mine, np.arange(len(y_MI)), level, PERCENT)
-        yield BinRow("", when[0], "", OF_ITEMS, k, at, *found, items_K)
+        yield BinRow(*place, OF_ITEMS, k, at, *found, items_K)
         away = 100.0 * (at - float(x_MI.mean()))
         middle = float(y_MI.mean())
         line, *ends = (middle + away * float(b[0]) for b in slope[:3])
-        yield BinRow("", when[0], "", OF_SLOPE, k, at, line, min(ends), max(ends), items_K)
+        yield BinRow(*place, OF_SLOPE, k, at, line, min(ends), max(ends), items_K)
 
 
 def lacks(study: Study) -> str:

@@ -25,8 +25,8 @@ from evalengine.analysis.claims import Claim, side, supported, unsupported
 from evalengine.analysis.correlation import BlockNumbers, members_of
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, lacks_mixtures
-from evalengine.analysis.explain.means import Member, grouped, joined, left_out, with_q
-from evalengine.analysis.explain.quantities import ACCURACY, Values, values_of
+from evalengine.analysis.explain.means import grouped, joined, left_out, with_q
+from evalengine.analysis.explain.quantities import ACCURACY, quantities_of
 from evalengine.analysis.explain.ranking import (
     AGREEMENT,
     LEAST,
@@ -67,41 +67,41 @@ class ProxyRow(NamedTuple):
     note: str
 
 
-def settings(study: Study) -> Iterator[tuple[str, Values, str, Values]]:
+Where = tuple[str, bool]  # a scale, and whether after fine-tuning
+
+
+def settings(scales: Sequence[str]) -> list[tuple[Where, Where]]:
     """What is seen and what it is to predict: at each scale after fine-tuning; of the smallest scale, the largest's."""
-    scales = study.design.scales
     pairs = [((scale, False), (scale, True)) for scale in scales]
     if len(scales) > 1:
         small, large = scales[0], scales[-1]
         pairs += [
             ((small, seen), (large, target)) for seen, target in ((False, False), (False, True), (True, True))
         ]
-    for seen, target in pairs:
-        names = (f"{scale} {study.design.stages[after]}" for scale, after in (seen, target))
-        yield next(names), values_of(study, *seen), next(names), values_of(study, *target)
+    return pairs
 
 
 def rows(study: Study) -> list[ProxyRow]:
     out: list[ProxyRow] = []
-    for seen, x, target, y in settings(study):
-        mixtures = [m for m in x.mixtures if m in y.mixtures]
-        benchmarks = [Member(x.categories[b], b) for b in x.value if b in y.value]
-        if len(mixtures) >= LEAST and benchmarks:
-            found = _rows(study, x, y, mixtures, benchmarks)
-            out += [row._replace(seen=seen, target=target) for row in found]
+    for pair in settings(study.design.scales):
+        seen, target = (f"{scale} {study.design.stages[after]}" for scale, after in pair)
+        out += [row._replace(seen=seen, target=target) for row in _rows(study, *pair)]
     return with_q(out, attrgetter("seen", "target", "measure", "category", "benchmark"))
 
 
-def _rows(
-    study: Study, x: Values, y: Values, mixtures: list[str], benchmarks: Sequence[Member]
-) -> Iterator[ProxyRow]:
+def _rows(study: Study, seen: Where, target: Where) -> Iterator[ProxyRow]:
     """Rows but for what is seen and predicted. Regret and ceilings have no interval: no resampling of mixtures says how far the
     choice of the best one would move."""
-    of_x, of_y = ([v.mixtures.index(m) for m in mixtures] for v in (x, y))
+    x, y = (quantities_of(study, *where) for where in (seen, target))
+    all_x, all_y = (study.design.numbered(scale)[0] for scale, _ in (seen, target))
+    mixtures, benchmarks = [m for m in all_x if m in all_y], [one for b, one in x.items() if b in y]
+    if len(mixtures) < LEAST or not benchmarks:
+        return
+    of_x, of_y = ([every.index(m) for m in mixtures] for every in (all_x, all_y))
     names, nan = [one.benchmark for one in benchmarks], (np.nan,)
-    proxies, n = list(x.value[names[0]]), len(mixtures)
-    x_PMB = np.stack([np.stack([x.value[b][p][of_x].mean(axis=1) for b in names], axis=1) for p in proxies])
-    items_BMI = [y.value[b][ACCURACY][of_y] for b in names]
+    proxies, n = list(benchmarks[0].value), len(mixtures)
+    x_PMB = np.stack([np.stack([x[b].value[p][of_x].mean(axis=1) for b in names], axis=1) for p in proxies])
+    items_BMI = [y[b].value[ACCURACY][of_y] for b in names]
     y_MB = np.stack([x_MI.mean(axis=1) for x_MI in items_BMI], axis=1)
     block_M = study.block_of(mixtures)
     ceilings = ceiling(items_BMI, block_M)
