@@ -101,11 +101,11 @@ def dosed(study: Study, scale: str) -> tuple[tuple[str, ...], list[Dosed]] | Non
     """The mixtures of a scale whose shares are known, and their doses; None where nothing can be said."""
     if (found := exposed(study)) is None:
         return None
-    mixtures = tuple(m for m in study.design.numbered(scale)[0] if (scale, m) in found.epochs)
-    if len(mixtures) < 2:
+    mixtures = tuple(m for m in study.design.numbered(scale)[0] if m in found.share)
+    if len(mixtures) < 2 or scale not in found.tokens:
         return None
     share_MS = np.stack([found.share[m] for m in mixtures])
-    epochs_MS = np.stack([found.epochs[scale, m] for m in mixtures])
+    epochs_MS = np.stack([found.epochs(scale, m) for m in mixtures])
     every = []
     for one in found.counts:
         value = {dose: _mixed(dose, value_SC, share_MS, epochs_MS) for dose, value_SC in one.value.items()}

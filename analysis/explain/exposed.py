@@ -8,7 +8,7 @@ Dims: S sources, M mixtures, C choices of all items of a benchmark, I items, R r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -78,9 +78,15 @@ class Exposed(NamedTuple):
 
     sources: tuple[str, ...]
     share: dict[str, Array]  # by mixture, of the sources, (S,)
-    epochs: dict[tuple[str, str], Array]  # by scale and mixture: how many times each source is read, (S,)
-    counts: tuple[Dosed, ...]
-    notes: tuple[str, ...]
+    tokens: dict[str, float]  # by scale, of pretraining
+    tokens_S: Array  # of the sources
+    counts: tuple[Dosed, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def epochs(self, scale: str, mixture: str) -> Array:
+        """How many times each source is read, (S,)."""
+        epochs_S: Array = self.share[mixture] * self.tokens[scale] / self.tokens_S
+        return epochs_S
 
 
 class Rows(NamedTuple):
@@ -130,7 +136,7 @@ def _read(study: Study, folder: Path) -> Exposed:
     from evalengine.training.exposure import table
 
     counted = table.read(folder / table.NAME)
-    sources, share, epochs = _design(study, folder, counted.about)
+    found = _design(study, folder, counted.about)
     similar = _similar(folder / SIMILARITY)
     unsaid = [_of_other_items(study, folder, table.NAME, counted.about)]
     if similar is not None:
@@ -144,26 +150,25 @@ def _read(study: Study, folder: Path) -> Exposed:
                 f"{choices.name}: {lost} of {len(listed_I)} items are not in {folder} and have no dose"
             )
         zero_C = np.where(np.repeat(listed_I, np.diff(choices.offset_I1)), 0.0, np.nan)
-        value = _values(choices, counted, sources, zero_C)
+        value = _values(choices, counted, found.sources, zero_C)
         if similar is not None:
-            value |= _values(choices, similar, sources, np.full(len(zero_C), np.nan))
+            value |= _values(choices, similar, found.sources, np.full(len(zero_C), np.nan))
         counts.append(Dosed(choices, value))
-    if unknown := [m for m in study.design.mixtures if m not in share]:
+    if unknown := [m for m in study.design.mixtures if m not in found.share]:
         said.append(f"{folder} does not say what {names(unknown)} are made of, so they have no doses")
-    if guessed := [s for s in sources if counted.about.sources[s].tokens_estimated]:
+    if guessed := [s for s in found.sources if counted.about.sources[s].tokens_estimated]:
         said.append(
             f"{folder}: how often {names(guessed)} is read is estimated from bytes: run `evalengine expose` with --ckpts, the "
             "folder of the trained study"
         )
-    read = {
-        scale: {m: epochs[scale, m] for m in share if (scale, m) in epochs} for scale in study.design.scales
-    }
     for scale, runs in study.design.runs.items():
-        both = {name for run in runs if run.mixture in share for name in (run.before, run.after)}
+        both = {name for run in runs if run.mixture in found.share for name in (run.before, run.after)}
         if lost_B := [one.name for one in study.scores.benchmarks if not both <= set(one.checkpoints)]:
             said.append(f"scale {scale}: {names(lost_B)} not on every checkpoint, so without slopes on doses")
-    said += [_repeated(scale, sources, of_scale) for scale, of_scale in read.items()] + unsaid
-    return Exposed(sources, share, epochs, tuple(counts), tuple(filter(None, said)))
+    said += [
+        _repeated(found, scale, study.design.numbered(scale)[0]) for scale in study.design.scales
+    ] + unsaid
+    return found._replace(counts=tuple(counts), notes=tuple(filter(None, said)))
 
 
 def _of_other_items(study: Study, folder: Path, name: str, about: About) -> str:
@@ -189,10 +194,8 @@ def _of_other_items(study: Study, folder: Path, name: str, about: About) -> str:
     )
 
 
-def _design(
-    study: Study, folder: Path, about: About
-) -> tuple[tuple[str, ...], dict[str, Array], dict[tuple[str, str], Array]]:
-    """Sources, shares and epochs, of what the store has."""
+def _design(study: Study, folder: Path, about: About) -> Exposed:
+    """What the mixtures and scales of the store are made of, without counts."""
     if not about.mixtures or not about.tokens:
         raise UserError(
             f"{folder} holds counts without a design: run `evalengine expose` with a study, which says how much of each source a "
@@ -211,25 +214,20 @@ def _design(
     sources = tuple(s for s in about.sources if s in used)
     tokens_S = np.array([about.sources[s].tokens for s in sources], dtype=np.float64)
     share = {m: np.array([float(about.mixtures[m].get(s, 0.0)) for s in sources]) for m in mixtures}
-    epochs = {
-        (scale, m): share_S * float(about.tokens[scale]) / tokens_S
-        for scale in scales
-        for m, share_S in share.items()
-    }
-    return sources, share, epochs
+    return Exposed(sources, share, {scale: float(about.tokens[scale]) for scale in scales}, tokens_S)
 
 
-def _repeated(scale: str, sources: tuple[str, ...], epochs: dict[str, Array]) -> str:
-    """Says where a source is read more than once, "" where none is."""
-    if not epochs:
+def _repeated(found: Exposed, scale: str, mixtures: Sequence[str]) -> str:
+    """Says where a mixture of a scale reads a source more than once, "" where none does."""
+    if scale not in found.tokens:
         return f"scale {scale} is not in the exposures, so it has no doses"
-    most = max(epochs, key=lambda m: float(epochs[m].max()))
-    s = int(epochs[most].argmax())
-    if epochs[most][s] <= 1.0:
+    read = [(found.epochs(scale, m), m) for m in mixtures if m in found.share]
+    epochs_S, most = max(read, key=lambda one: float(one[0].max()), default=(np.zeros(1), ""))
+    if epochs_S.max() <= 1.0:
         return ""
     return (
-        f"scale {scale} reads {sources[s]} up to {epochs[most][s]:.1f} times (in {most}): exposures above one epoch are the "
-        "same text again, which may teach less than as many different texts"
+        f"scale {scale} reads {found.sources[epochs_S.argmax()]} up to {epochs_S.max():.1f} times (in {most}): exposures above "
+        "one epoch are the same text again, which may teach less than as many different texts"
     )
 
 
@@ -265,14 +263,16 @@ def _similar(path: Path) -> table.Exposure | None:
         about = about_of(path, found.schema.metadata)
         keys = (found[name].combine_chunks() for name in ("benchmark", "item", "source", "kind"))
         coded = [column.dictionary_encode() for column in keys]
-        named = [Coded(one.dictionary.to_pylist(), arrow.numbers(one.indices)) for one in coded]
+        named = (Coded(one.dictionary.to_pylist(), arrow.numbers(one.indices)) for one in coded)
+        benchmark, item, source, kind = named
         choice_R, value_R = (arrow.numbers(found[name].combine_chunks()) for name in ("choice", "value"))
     except (sealed.Damaged, KeyError, TypeError, ValueError, AttributeError):
         raise UserError(
             f"{path} is damaged or holds no similarities: run `evalengine expose` again"
         ) from None
     words_R = np.zeros(len(value_R), dtype=np.int64)
-    return Exposure(about, {}, *named, choice_R, words_R, words_R + 1, value_R.astype(np.float64))
+    of = benchmark, item, source, kind, choice_R
+    return Exposure(about, {}, *of, words_R, words_R + 1, value_R.astype(np.float64))
 
 
 def _rows(choices: Choices, of: table.Exposure, sources: tuple[str, ...]) -> Rows:

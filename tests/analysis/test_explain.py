@@ -342,6 +342,16 @@ def test_a_section_that_is_not_there_is_said_on_the_page_and_the_terminal(
         assert main(["correlate", str(few), "--out", str(out), "--bootstrap", "200"]) == 1
 
 
+def test_an_interval_that_leaves_out_0_is_not_shown_as_if_it_touched_it() -> None:
+    def row(estimate: float, low: float, high: float) -> Mean:
+        return Mean(estimate, low, high, 0.1, 9)
+
+    assert share_with_interval(row(-0.223, -0.448, -0.0002)) == "−22.3 [−44.8, −0.02]"
+    assert share_with_interval(row(-0.223, -0.448, 0.0002)) == "−22.3 [−44.8, 0.0]"
+    assert with_interval(row(0.06, 0.0031, 0.12)) == "+0.06 [+0.003, +0.12]"
+    assert with_interval(row(0.06, -0.0031, 0.12)) == "+0.06 [−0.00, +0.12]"
+
+
 def test_claims_are_worded_from_intervals_in_one_place() -> None:
     def said(*ends: tuple[float, float], tested: bool = True, below: str = "B falls") -> tuple[str, str]:
         rows = [two_way_mean([np.zeros((1, 1))])._replace(low=low, high=high) for low, high in ends]
@@ -363,16 +373,6 @@ def test_claims_are_worded_from_intervals_in_one_place() -> None:
         (["--data", "."], ". holds no file of"),
     ],
 )
-def test_an_interval_that_leaves_out_0_is_not_shown_as_if_it_touched_it() -> None:
-    def row(estimate: float, low: float, high: float) -> Mean:
-        return Mean(estimate, low, high, 0.1, 9)
-
-    assert share_with_interval(row(-0.223, -0.448, -0.0002)) == "−22.3 [−44.8, −0.02]"
-    assert share_with_interval(row(-0.223, -0.448, 0.0002)) == "−22.3 [−44.8, 0.0]"
-    assert with_interval(row(0.06, 0.0031, 0.12)) == "+0.06 [+0.003, +0.12]"
-    assert with_interval(row(0.06, -0.0031, 0.12)) == "+0.06 [−0.00, +0.12]"
-
-
 def test_a_wrong_folder_is_one_sentence(
     given: list[str],
     reason: str,
