@@ -45,13 +45,11 @@ from evalengine.analysis.explain.within import (
     wild_p,
 )
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.items import names
 
 SLOPE, ACROSS = "slope", "slope across items"
 WHERE_SEEN, ZERO, CURVATURE = "slope where seen", "never seen", "curvature"
 AT_ZERO = "value at zero dose"
 NAN = float("nan")
-FEW = "fewer than 5 different sets of doses differ between mixtures, as where all items have the same answers"
 X, NEVER, SQUARE = "dose", "E = 0", "square"
 
 
@@ -109,29 +107,28 @@ def of_dose(study: Study, scale: str, dose: Dose) -> Iterator[FrequencyRow]:
     if closely:
         regressors[NEVER] = (dose, lambda E_MC: np.where(np.isnan(E_MC), np.nan, E_MC == 0.0))
         regressors[SQUARE] = (dose, lambda E_MC: np.log1p(E_MC) ** 2)
-    items = dosed_items(study, scale, regressors)
+    if (items := dosed_items(study, scale, regressors)) is None:
+        return
 
     def row(
         when: tuple[str, str], outcome: str, category: str, benchmark: str, of: int, note: str
     ) -> FrequencyRow:
         """Without numbers; `of` how many items."""
-        mixtures = len(items.mixtures) if items else 0
         place = (scale, *when, str(dose), int(closely), outcome, SLOPE, category, benchmark)
-        return FrequencyRow(*place, *(NAN,) * 11, mixtures, of, note)
+        return FrequencyRow(*place, *(NAN,) * 11, len(items.mixtures), of, note)
 
-    if items is None:
-        yield from (row(when, MARGIN, ALL, "", 0, FEW) for when in whens(study.design.stages))
-        return
+    if not items.benchmarks:
+        without = items.without(ALL)
+        yield from (row(when, MARGIN, ALL, "", 0, without) for when in whens(study.design.stages))
     orders, wording = doses.orders(study, items.mixtures), exposed.wording(study)
     inside = {one.benchmark: one.within() for one in items.benchmarks}
     for group, when, outcome in itertools.product(items.groups(), whens(study.design.stages), OUTCOMES):
         category, benchmark, cells = group
-        without = [one.benchmark for one in items.left_out if category in (ALL, one.category)]
-        few = f"without {names(without, 20)}: {FEW}" if without and not benchmark else ""
+        without = "" if benchmark else items.without(category)
         within = [inside[one.benchmark] for one in cells]
         x = {name: together(one.x[name] for one in within) for name in regressors}
         y_MI = together(one.y[when, outcome] for one in within)
-        base = row(when, outcome, category, benchmark, y_MI.shape[1], joined(few, wording))
+        base = row(when, outcome, category, benchmark, y_MI.shape[1], joined(without, wording))
         found = [_slope(base, x[X], y_MI, orders, study)]
         if closely:
             found += _closely(base, x, y_MI, study.options.level)
@@ -144,7 +141,7 @@ def of_dose(study: Study, scale: str, dose: Dose) -> Iterator[FrequencyRow]:
         for one in found:
             yield _scaled(one, unit(dose, outcome, one.measure))
     for left, when in itertools.product(items.left_out, whens(study.design.stages)):
-        yield row(when, MARGIN, left.category, left.benchmark, 0, FEW)
+        yield row(when, MARGIN, left.category, left.benchmark, 0, left.why)
 
 
 def unit(dose: Dose, outcome: str, measure: str) -> float:

@@ -28,15 +28,20 @@ from numpy.typing import NDArray
 from evalengine.analysis.explain.choices import Array
 from evalengine.analysis.explain.design import by_mixture, numbered
 from evalengine.analysis.explain.explainer import Study, once
-from evalengine.analysis.explain.exposed import CROSS, LONGEST, Dose, Dosed, exposed
-from evalengine.analysis.explain.means import Member, grouped
+from evalengine.analysis.explain.exposed import CROSS, LONGEST, SIMILARITIES, Dose, Dosed, exposed
+from evalengine.analysis.explain.means import Member, grouped, joined
 from evalengine.analysis.explain.within import demeaned, relabellings, varies
+from evalengine.analysis.figure import by
 from evalengine.analysis.groups import ALL
+from evalengine.analysis.items import names
 from evalengine.analysis.mixtures import kind_of
 
 KEPT = 0.5  # of the items that the best n has, for the headline dose
 LEAST = 5  # different sets of doses, of a benchmark
 # What a study without a headline dose lacks.
+FEW = "fewer than 5 different sets of doses differ between mixtures, as where all items have the same answers"
+UNKNOWN = "no item has a dose, as where choices are too short for n-grams of so many words"
+LACKING = "not on every checkpoint"
 NO_HEADLINE = "crossing n-grams whose counts differ between mixtures"
 MARGIN, P_GOLD, ACCURACY = "margin", "p(gold)", "accuracy"
 OUTCOMES = (MARGIN, P_GOLD, ACCURACY)
@@ -147,16 +152,30 @@ class DosedItems(Member):
         return replace(self, x=x, y={key: demeaned(y_MI) for key, y_MI in self.y.items()})
 
 
+class LeftOut(NamedTuple):
+    category: str
+    benchmark: str
+    why: str
+
+
 class Dosages(NamedTuple):
     """What the mixtures of a scale have read of the items."""
 
     mixtures: tuple[str, ...]
     benchmarks: list[DosedItems]
-    left_out: list[Member]  # too few sets of doses differ (`doses.different`)
+    left_out: list[LeftOut]
 
     def groups(self) -> list[tuple[str, str, list[DosedItems]]]:
         """As of `grouped`, all items first."""
         return sorted(grouped(self.benchmarks), key=lambda group: group[0] != ALL)
+
+    def without(self, category: str) -> str:
+        """Which benchmarks of a category, or of all, are left out, and why."""
+        mine = [one for one in self.left_out if category in (ALL, one.category)]
+        whys = by(mine, lambda one: one.why)
+        return joined(
+            *(f"without {names([one.benchmark for one in of], 20)}: {why}" for why, of in whys.items())
+        )
 
 
 def whens(stages: Sequence[str]) -> tuple[When, When, When]:
@@ -166,27 +185,30 @@ def whens(stages: Sequence[str]) -> tuple[When, When, When]:
 
 
 def dosed_items(study: Study, scale: str, regressors: Mapping[str, Regressor]) -> Dosages | None:
-    """The items on which all regressors are known, of benchmarks in which the first one differs; None where there are none."""
+    """The items on which all regressors are known, of benchmarks in which the first one differs; None without doses at all."""
     if (found := dosed(study, scale)) is None:
         return None
     mixtures, every = found
     out = Dosages(mixtures, [], [])
     for one in every:
-        if any(dose not in one.value for dose, _ in regressors.values()):
+        place = one.choices.category, one.choices.name
+        if lost := [dose for dose, _ in regressors.values() if dose not in one.value]:
+            similar = any(dose.kind in SIMILARITIES for dose in lost)
+            out.left_out.append(LeftOut(*place, UNKNOWN if similar else FEW))  # without rows all counts are 0
             continue
         x = {name: one.of(*regressor) for name, regressor in regressors.items()}
         known_I = np.isfinite(np.stack(list(x.values()))).all(axis=(0, 1))
         moved = outcomes(study, scale, one.choices.name, mixtures)
         if moved is None or not known_I.any():
+            out.left_out.append(LeftOut(*place, LACKING if moved is None else UNKNOWN))
             continue
         x = {name: x_MI[:, known_I] for name, x_MI in x.items()}
         y = {key: y_MI[:, known_I] for key, y_MI in moved.items()}
-        name = one.choices.category, one.choices.name
         if different(next(iter(x.values()))) < LEAST:
-            out.left_out.append(Member(*name))
+            out.left_out.append(LeftOut(*place, FEW))
         else:
-            out.benchmarks.append(DosedItems(*name, 1.0 / np.diff(one.choices.offset_I1)[known_I], x, y))
-    return out if out.benchmarks else None
+            out.benchmarks.append(DosedItems(*place, 1.0 / np.diff(one.choices.offset_I1)[known_I], x, y))
+    return out
 
 
 def together(parts: Iterable[Array]) -> Array:

@@ -90,7 +90,8 @@ def bin_rows(study: Study) -> list[BinRow]:
     if (dose := doses.headline(study)) is None:
         return out
     for scale in study.design.scales:
-        if (items := dosed_items(study, scale, {X: (dose, None)})) is None:
+        items = dosed_items(study, scale, {X: (dose, None)})
+        if items is None or not items.benchmarks:
             continue
         for when in whens(study.design.stages)[:2]:
             out += _bins_of(items, (scale, when[0], str(dose)), when, study.options.level)

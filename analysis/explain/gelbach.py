@@ -94,7 +94,7 @@ def rows(study: Study) -> list[GelbachRow]:
 
 def _of_kind(study: Study, scale: str, dose: Dose, kind: str) -> Iterator[GelbachRow]:
     items = dosed_items(study, scale, {COUNT: (dose, None), SIMILARITY: (Dose(kind, 0), None)})
-    if items is None:
+    if items is None or not items.benchmarks:
         return
     inside = {one.benchmark: one.within() for one in items.benchmarks}
     for category, benchmark, cells in items.groups():
@@ -105,7 +105,8 @@ def _of_kind(study: Study, scale: str, dose: Dose, kind: str) -> Iterator[Gelbac
             within_VMI = np.stack([*x_2MI, together(one.y[when, MARGIN] for one in within)])
             for name, found in estimates(within_VMI, study.options.level).items():
                 apart = "" if np.isfinite(found.estimate) else "count and similarity do not vary apart"
-                note = joined(apart, exposed.wording(study))
+                without = "" if benchmark else items.without(category)
+                note = joined(apart, without, exposed.wording(study))
                 yield GelbachRow(*place, name, *found, len(items.mixtures), within_VMI.shape[2], note)
 
 

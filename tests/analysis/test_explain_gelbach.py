@@ -117,6 +117,10 @@ def test_the_count_is_told_from_a_similarity_that_does_nothing(tmp_path: Path) -
     assert (
         found[gelbach.ADDS[gelbach.COUNT]].estimate > 0.5 > found[gelbach.ADDS[gelbach.SIMILARITY]].estimate
     )
+    write_similarity(tmp_path / "exposure", [row for row in rows if row[0] != "rte"])
+    assert {r.note for r in gelbach.rows(study_of(tmp_path)) if r.category == ALL} == {
+        f"without rte: {doses.UNKNOWN}"
+    }
 
 
 def test_similarities_that_are_damaged_are_refused(tmp_path: Path) -> None:
