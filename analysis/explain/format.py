@@ -19,6 +19,7 @@ Dims: R runs, M mixtures, I items.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -75,7 +76,7 @@ class Measured(Member):
     choices: Choices
     value: dict[str, dict[str, Array]]
 
-    @property
+    @functools.cached_property
     def above(self) -> float:
         """The share of items whose mass exceeds 1, at the stage where most do."""
         return max(float(at[ABOVE].mean()) if ABOVE in at else 0.0 for at in self.value.values())
