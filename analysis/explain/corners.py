@@ -61,15 +61,12 @@ class Corners(NamedTuple):
     small: str
     large: str
     quartets: tuple[Quartet, ...]
+    mixtures: tuple[str, ...]
 
     @property
     def mixture_R(self) -> NDArray[np.int64]:
         """The number of each run's mixture."""
         return numbered(q.mixture for q in self.quartets)[1]
-
-    @property
-    def mixtures(self) -> tuple[str, ...]:
-        return numbered(q.mixture for q in self.quartets)[0]
 
     def base_scale(self, direction: str) -> str:
         return self.large if direction == "up" else self.small
@@ -103,7 +100,7 @@ def corners_of(study: Study) -> Corners | None:
         for run in design.runs[small]
         if (other := at_large.get((run.mixture, run.seed))) is not None
     ]
-    return Corners(small, large, tuple(quartets))
+    return Corners(small, large, tuple(quartets), numbered(q.mixture for q in quartets)[0])
 
 
 def in_order(small: str, large: str) -> bool:

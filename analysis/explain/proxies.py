@@ -82,16 +82,12 @@ def settings(scales: Sequence[str]) -> list[tuple[Where, Where]]:
 
 
 def rows(study: Study) -> list[ProxyRow]:
-    out: list[ProxyRow] = []
-    for pair in settings(study.design.scales):
-        seen, target = (f"{scale} {study.design.stages[after]}" for scale, after in pair)
-        out += [row._replace(seen=seen, target=target) for row in _rows(study, *pair)]
+    out = [row for pair in settings(study.design.scales) for row in _rows(study, *pair)]
     return with_q(out, attrgetter("seen", "target", "measure", "category", "benchmark"))
 
 
 def _rows(study: Study, seen: Where, target: Where) -> Iterator[ProxyRow]:
-    """Rows but for what is seen and predicted. Regret and ceilings have no interval: no resampling of mixtures says how far the
-    choice of the best one would move."""
+    """Regret and ceilings have no interval: no resampling of mixtures says how far the choice of the best one would move."""
     x, y = (quantities_of(study, *where) for where in (seen, target))
     all_x, all_y = (study.design.numbered(scale)[0] for scale, _ in (seen, target))
     mixtures, benchmarks = [m for m in all_x if m in all_y], [one for b, one in x.items() if b in y]
@@ -103,7 +99,8 @@ def _rows(study: Study, seen: Where, target: Where) -> Iterator[ProxyRow]:
     x_PMB = np.stack([np.stack([x[b].value[p][of_x].mean(axis=1) for b in names], axis=1) for p in proxies])
     items_BMI = [y[b].value[ACCURACY][of_y] for b in names]
     y_MB = np.stack([x_MI.mean(axis=1) for x_MI in items_BMI], axis=1)
-    block_M = study.block_of(mixtures)
+    block_M, stages = study.block_of(mixtures), study.design.stages
+    setting = f"{seen[0]} {stages[seen[1]]}", f"{target[0]} {stages[target[1]]}"
     ceilings = ceiling(items_BMI, block_M)
     for measure in MEASURES:
         value_PJB = np.stack([with_and_without(measure, x_MB, y_MB, block_M) for x_MB in x_PMB])
@@ -121,16 +118,16 @@ def _rows(study: Study, seen: Where, target: Where) -> Iterator[ProxyRow]:
                 for minus in ("",) if benchmark or proxy == ACCURACY else ("", ACCURACY):
                     value_J = value_JB - lines[minus] if minus else value_JB
                     ends, why = interval(value_J[:, used], measure, bool(minus), study.options.level, block_M)
-                    yield ProxyRow("", "", proxy, minus, *at, *ends, np.nan, n, joined(without, why))
+                    yield ProxyRow(*setting, proxy, minus, *at, *ends, np.nan, n, joined(without, why))
             most = float(ceilings[measure][used].mean()) if used else np.nan
-            yield ProxyRow("", "", CEILING, "", *at, most, *nan * 4, n, without)
+            yield ProxyRow(*setting, CEILING, "", *at, most, *nan * 4, n, without)
     place = {b: k for k, b in enumerate(names)}
     for proxy, x_MB in zip(proxies, x_PMB, strict=True):
         lost_B = regret(x_MB, y_MB)
         for category, benchmark, of in grouped(benchmarks):
             lost = float(lost_B[[place[one.benchmark] for one in of]].mean())
             without = "" if benchmark else left_out(study, names, category)
-            yield ProxyRow("", "", proxy, "", REGRET, category, benchmark, lost, *nan * 4, n, without)
+            yield ProxyRow(*setting, proxy, "", REGRET, category, benchmark, lost, *nan * 4, n, without)
 
 
 def chosen(value_PJB: Array) -> Array:
