@@ -108,7 +108,8 @@ def _with_interval(row: Any, unit: float, how: str) -> str:
     ends = []
     for end in (unit * row.low, unit * row.high):
         touches = excludes_zero(row) and float(f"{end:{how}}") == 0.0
-        ends.append(_said(end, f"{how[0]}.1g" if touches else how))
+        digits = math.ceil(-math.log10(abs(end))) if touches and end else 0  # up to the first that is not 0
+        ends.append(_said(end, f"{how[0]}.{digits}f" if digits else how))
     return f"{_said(unit * row.estimate, how)} [{', '.join(ends)}]"
 
 

@@ -349,6 +349,7 @@ def test_an_interval_that_leaves_out_0_is_not_shown_as_if_it_touched_it() -> Non
     assert share_with_interval(row(-0.223, -0.448, -0.0002)) == "−22.3 [−44.8, −0.02]"
     assert share_with_interval(row(-0.223, -0.448, 0.0002)) == "−22.3 [−44.8, 0.0]"
     assert with_interval(row(0.06, 0.0031, 0.12)) == "+0.06 [+0.003, +0.12]"
+    assert with_interval(row(0.06, 0.00003, 0.12)) == "+0.06 [+0.00003, +0.12]"
     assert with_interval(row(0.06, -0.0031, 0.12)) == "+0.06 [−0.00, +0.12]"
 
 
