@@ -96,24 +96,31 @@ def interval_words(results: Results) -> str:
     return f"{percent(method['level'])} intervals: {kind}, {method['resamples']:,} resamples"
 
 
-def _number(value: float) -> str:
-    """+0.57, with a true minus sign; a dash where undefined."""
-    return f"{value:+.2f}".replace("-", "−") if math.isfinite(value) else "–"
+def _said(value: float, how: str) -> str:
+    """With a true minus sign; a dash where undefined."""
+    return f"{value:{how}}".replace("-", "−") if math.isfinite(value) else "–"
+
+
+def _with_interval(row: Any, unit: float, how: str) -> str:
+    """An end of an interval that leaves out 0 is not shown as 0: "−22.3 [−44.8, −0.02]"."""
+    if row is None or not math.isfinite(row.estimate):
+        return "–"
+    ends = []
+    for end in (unit * row.low, unit * row.high):
+        touches = excludes_zero(row) and float(f"{end:{how}}") == 0.0
+        digits = math.ceil(-math.log10(abs(end))) if touches and end else 0  # up to the first that is not 0
+        ends.append(_said(end, f"{how[0]}.{digits}f" if digits else how))
+    return f"{_said(unit * row.estimate, how)} [{', '.join(ends)}]"
 
 
 def with_interval(row: Any) -> str:
     """ "+0.57 [−0.15, +0.94]"."""
-    if row is None or not math.isfinite(row.estimate):
-        return "–"
-    return f"{_number(row.estimate)} [{_number(row.low)}, {_number(row.high)}]"
+    return _with_interval(row, 1.0, "+.2f")
 
 
 def share_with_interval(row: Any) -> str:
-    """A share or a difference in percent: "58.2 [51.0, 64.1]"."""
-    if row is None or not math.isfinite(row.estimate):
-        return "–"
-    ends = ", ".join(_tenths(100.0 * end) for end in (row.low, row.high))
-    return f"{_tenths(100.0 * row.estimate)} [{ends}]"
+    """A share or a difference in percent: "58.2 [51.0, 64.1]"; -0.04 is 0.0, not -0.0."""
+    return _with_interval(row, 100.0, "z.1f")
 
 
 def in_its_unit(row: Any) -> str:
@@ -125,11 +132,6 @@ def in_its_unit(row: Any) -> str:
         for value in (row.estimate, row.low, row.high)
     )
     return f"{estimate} [{low}, {high}]"
-
-
-def _tenths(value: float) -> str:
-    """-0.04 is 0.0, not -0.0."""
-    return f"{value:z.1f}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def n_words(rows: Iterable[Any]) -> str:
