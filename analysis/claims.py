@@ -12,10 +12,17 @@ CLEAREST = 3  # claims of one kind
 
 
 class Claim(NamedTuple):
-    """A sentence of the summary, with its estimate, its interval and n. kind: one of the constants below."""
+    """A sentence of the summary.
+
+    kind: one of the constants below. text: the whole sentence or, where there are numbers, the clause before them. said: the
+    numbers, estimate, interval and n. at: the scale, "" where the text names it or there is but one. What is true at several
+    scales is said once.
+    """
 
     kind: str
     text: str
+    said: str = ""
+    at: str = ""
 
 
 SUPPORTED, UNSUPPORTED, CAUTION = "supported", "unsupported", "caution"
@@ -28,8 +35,24 @@ HEADINGS = {
 
 def by_kind(claims: Iterable[Claim]) -> dict[str, list[str]]:
     """The sentences under each of HEADINGS."""
-    listed = list(claims)
-    return {kind: [claim.text for claim in listed if claim.kind == kind] for kind in HEADINGS}
+    out: dict[str, dict[Claim, list[Claim]]] = {kind: {} for kind in HEADINGS}
+    for one in claims:
+        alike = one._replace(said="", at="") if one.at else one
+        out[one.kind].setdefault(alike, []).append(one)
+    return {kind: list(map(_sentence, found.values())) for kind, found in out.items()}
+
+
+def _sentence(alike: list[Claim]) -> str:
+    """Claims of one text, each at a scale of its own, as one sentence with the numbers of each."""
+    text, said, at = alike[0][1:]
+    if not said:
+        return text
+    if not at:
+        return f"{text[0].upper()}{text[1:]}: {said}."
+    if len(alike) == 1:
+        return f"At {at}, {text}: {said}."
+    scales = " and ".join(one.at for one in alike)
+    return f"At {scales}, {text}. {' '.join(f'{one.at}: {one.said}.' for one in alike)}"
 
 
 def side(*rows: Any) -> int:
@@ -40,29 +63,24 @@ def side(*rows: Any) -> int:
 
 
 def claim(
-    *rows: Any, said: str, above: str = "", below: str = "", otherwise: str, tested: bool = True
+    *rows: Any, said: str, above: str, below: str = "", otherwise: str = "", tested: bool = True, at: str = ""
 ) -> Claim:
     """What the intervals of rows say together.
 
-    above, below: the sentence, without its numbers, that intervals above or below 0 support; "" where that side supports none.
-    otherwise: the clause that is not supported, as it follows "That". tested: whether a test beside the intervals (q, signs)
-    agrees. said: the numbers.
+    above, below: the clause, without its numbers, that intervals above or below 0 support; "" where that side supports none.
+    otherwise: the clause that is not supported, `above` by default. tested: whether a test beside the intervals (q, signs)
+    agrees. said: the numbers. at: the scale.
     """
     what = {1: above, -1: below}.get(side(*rows), "") if tested else ""
-    return supported(what, said) if what else unsupported(otherwise, said)
+    return supported(what, said, at) if what else unsupported(otherwise or above, said, at)
 
 
-def supported(what: str, said: str) -> Claim:
-    return Claim(SUPPORTED, f"{what}: {said}.")
+def supported(clause: str, said: str, at: str = "") -> Claim:
+    return Claim(SUPPORTED, clause, said, at)
 
 
-def unsupported(clause: str, said: str) -> Claim:
-    return Claim(UNSUPPORTED, f"That {clause}: {said}.")
-
-
-def either(is_supported: bool, what: str, left_open: str) -> Claim:
-    """The sentence that applies."""
-    return Claim(SUPPORTED, what) if is_supported else Claim(UNSUPPORTED, left_open)
+def unsupported(clause: str, said: str, at: str = "") -> Claim:
+    return Claim(UNSUPPORTED, f"that {clause}", said, at)
 
 
 def with_n(row: Any) -> str:

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from evalengine.analysis.cells import CROSS
-from evalengine.analysis.claims import CAUTION, SUPPORTED, UNSUPPORTED, Claim, clearest, with_n
+from evalengine.analysis.claims import CAUTION, UNSUPPORTED, Claim, clearest, supported, with_n
 from evalengine.analysis.contrasts import contrast_group, stage_contrast
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, numbers
 from evalengine.analysis.groups import (
@@ -176,11 +176,8 @@ def claims(results: Results) -> Iterator[Claim]:
     found = [row for row in found if math.isfinite(row.estimate) and math.isfinite(row.low)]
     clear = sorted((row for row in found if row.low > 0), key=lambda row: -row.low)
     for row in clear[:3]:
-        yield Claim(
-            SUPPORTED,
-            f"{row.category} benchmarks move together ({row.quantity}, {row.name}{_at(results, row)}): "
-            f"mean r = {with_interval(row)}, n = {row.n}.",
-        )
+        what = f"{row.category} benchmarks move together ({row.quantity}, {row.name})"
+        yield supported(what, f"mean r = {with_n(row)}", results.where(row.scale))
     if len(clear) < len(found):
         yield Claim(
             UNSUPPORTED,

@@ -42,14 +42,27 @@ class Known(NamedTuple):
 UNKNOWN = Known(OTHER, "acc")
 
 
+class Setting(NamedTuple):
+    """How a benchmark was put to a model; None or "" where the file does not say it.
+
+    shots: the number of few-shot examples. limit: of items. version: of the task. commit: of the model's repository. chat:
+    whether a chat template was applied. template: its hash. system: the system instruction.
+    """
+
+    shots: int | None = None
+    limit: str = ""
+    version: str = ""
+    commit: str = ""
+    chat: str = ""
+    template: str = ""
+    system: str = ""
+
+
 class Result(NamedTuple):
     """One number, and how it came about as far as its file says it. `value` is NaN where it is missing.
 
-    stderr: the standard error of `value`. chance: what guessing scores. Both are shares of one and NaN where unknown.
-    replicate: which of several runs of one mixture, scale and stage. score: acc, acc_norm. shots: the number of few-shot
-    examples. limit: of items, where their number is not known (0). version: of the task. commit: of the model's
-    repository. chat: whether a chat template was applied. template: its hash. system: the system instruction. All "" where the
-    file does not say it.
+    stderr: the standard error of `value`. chance: what guessing scores. Both are shares of one and NaN where unknown. items: 0
+    where their number is unknown. replicate: which of several runs of one mixture, scale and stage. score: acc, acc_norm.
     """
 
     checkpoint: str
@@ -66,13 +79,7 @@ class Result(NamedTuple):
     replicate: str = ""
     file: Path = Path()
     score: str = ""
-    shots: int | None = None
-    limit: str = ""
-    version: str = ""
-    commit: str = ""
-    chat: str = ""
-    template: str = ""
-    system: str = ""
+    setting: Setting = Setting()
 
 
 def result_of(
@@ -220,7 +227,7 @@ def _refuse_two_values(results: Iterable[Result]) -> None:
         what = f"{one.benchmark} of {one.checkpoint}"
         if other.file == one.file:
             raise UserError(f"{one.file} holds {what} twice: leave one in it")
-        refuse_two_files(other.file, one.file, what, other.shots, one.shots)
+        refuse_two_files(other.file, one.file, what, other.setting.shots, one.setting.shots)
 
 
 def refuse_two_files(a: Path, b: Path, what: str, shots_a: int | None, shots_b: int | None) -> None:
@@ -245,21 +252,22 @@ def _compare_settings(results: Iterable[Result]) -> list[str]:
     first: dict[tuple[str, str, str], tuple[str, Path]] = {}
     notes: dict[tuple[str, str, str], str] = {}
     for one in results:
-        shots = "" if one.shots is None else str(one.shots)
+        how = one.setting
+        shots = "" if how.shots is None else str(how.shots)
         at_stage = f"{one.benchmark} at {one.stage}"
         refused = APART if one.stage else ""
         for subject, setting, value, advice in (
             (one.benchmark, "scores", one.score, "choose one with --metric"),
             (one.benchmark, "numbers of few-shot examples", shots, APART),
             (one.benchmark, "numbers of items", str(one.items or ""), APART),
-            (one.benchmark, "limits of items", one.limit, APART),
-            (at_stage, "chat formats", one.chat, refused),
-            (at_stage, "system instructions", one.system, refused),
-            (at_stage, "chat templates", one.template, ""),
-            (one.benchmark, "chat formats", one.chat, ""),
-            (one.benchmark, "system instructions", one.system, ""),
-            (one.benchmark, "versions of the task", one.version, ""),
-            (one.checkpoint, "commits of the model", one.commit, ""),
+            (one.benchmark, "limits of items", "" if one.items else how.limit, APART),
+            (at_stage, "chat formats", how.chat, refused),
+            (at_stage, "system instructions", how.system, refused),
+            (at_stage, "chat templates", how.template, ""),
+            (one.benchmark, "chat formats", how.chat, ""),
+            (one.benchmark, "system instructions", how.system, ""),
+            (one.benchmark, "versions of the task", how.version, ""),
+            (one.checkpoint, "commits of the model", how.commit, ""),
         ):
             key = (subject, one.quantity, setting)
             other, file = first.setdefault(key, (value, one.file)) if value else (value, one.file)

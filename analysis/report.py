@@ -31,6 +31,7 @@ from evalengine.errors import UserError
 from evalengine.files import atomic, write
 
 EQUALS = "\u00a0=\u00a0"  # a line does not break within "n = 9"
+RECORD = ".written"  # in figures/ and tables/: the names of the files there that the last report wrote
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -53,7 +54,8 @@ def write_report(tables: Path, folder: Path) -> Path:
 
 
 def write_figures(tables: Path, folder: Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
-    """Writes every figure that the tables allow; returns the paths. Raises UserError without matplotlib."""
+    """Writes every figure that the tables allow, in place of those of an earlier report; returns the paths. Raises UserError
+    without matplotlib."""
     if unknown := [kind for kind in formats if kind not in FORMATS]:
         raise UserError(f"--figures {','.join(unknown)}: choose from {', '.join(FORMATS)}, or none")
     written = []
@@ -68,17 +70,30 @@ def write_figures(tables: Path, folder: Path, formats: Sequence[str] = ("png", "
                 with atomic(path) as temporary:
                     drawing.savefig(temporary, format=kind, bbox_inches=box, metadata=FORMATS[kind])
                 written.append(path)
+    _replace(folder, written)
     return written
 
 
 def write_latex(tables: Path, folder: Path) -> list[Path]:
-    """Writes the tables of the report as `folder`/NAME.tex; returns the paths."""
+    """Writes the tables of the report as `folder`/NAME.tex, in place of those of an earlier one; returns the paths."""
     paths = []
     for _, file in _files(*load_both(tables)):
         if isinstance(file.of, Table) and any(file.of.blocks):
             paths.append(folder / f"{file.name}.tex")
             write(paths[-1], latex.tabular(file.of))
+    _replace(folder, paths)
     return paths
+
+
+def _replace(folder: Path, written: Sequence[Path]) -> None:
+    """Removes what an earlier report wrote into a folder and this one did not; files of others stay."""
+    record, names_ = folder / RECORD, [path.name for path in written]
+    earlier = record.read_text(encoding="utf-8", errors="replace").splitlines() if record.is_file() else []
+    for name in set(earlier) - {*names_}:
+        if Path(name).name == name and (folder / name).is_file():
+            (folder / name).unlink()
+    if names_ or earlier:
+        write(record, "\n".join(names_))
 
 
 def _files(results: Results, explained: Findings | None) -> Iterator[tuple[Method, File]]:

@@ -46,6 +46,10 @@ class Results(NamedTuple):
     def scales(self) -> list[str]:
         return list(self.method["scales"])
 
+    def where(self, scale: str) -> str:
+        """The scale as a claim names it: "" where there is but one."""
+        return scale if len(self.scales) > 1 else ""
+
     @property
     def categories(self) -> list[str]:
         return list(dict.fromkeys(self.method["categories"]))
@@ -96,40 +100,30 @@ def interval_words(results: Results) -> str:
     return f"{percent(method['level'])} intervals: {kind}, {method['resamples']:,} resamples"
 
 
-def _number(value: float) -> str:
-    """+0.57, with a true minus sign; a dash where undefined."""
-    return f"{value:+.2f}".replace("-", "−") if math.isfinite(value) else "–"
-
-
-def with_interval(row: Any) -> str:
-    """ "+0.57 [−0.15, +0.94]"."""
-    if row is None or not math.isfinite(row.estimate):
-        return "–"
-    return f"{_number(row.estimate)} [{_number(row.low)}, {_number(row.high)}]"
-
-
-def share_with_interval(row: Any) -> str:
-    """A share or a difference in percent: "58.2 [51.0, 64.1]"."""
-    if row is None or not math.isfinite(row.estimate):
-        return "–"
-    ends = ", ".join(_tenths(100.0 * end) for end in (row.low, row.high))
-    return f"{_tenths(100.0 * row.estimate)} [{ends}]"
-
-
-def in_its_unit(row: Any) -> str:
-    """A value that may be of any size, such as a difference of losses, to three digits: "0.00387 [0.001, 0.00912]"."""
+def _shown(row: Any, form: str, unit: float = 1.0) -> str:
+    """An estimate and its interval, each in a format and with a true minus sign; a dash where undefined."""
     if row is None or not math.isfinite(row.estimate):
         return "–"
     estimate, low, high = (
-        f"{value:z.3g}".replace("-", "−") if math.isfinite(value) else "–"
+        f"{unit * value:{form}}".replace("-", "−") if math.isfinite(value) else "–"
         for value in (row.estimate, row.low, row.high)
     )
     return f"{estimate} [{low}, {high}]"
 
 
-def _tenths(value: float) -> str:
-    """-0.04 is 0.0, not -0.0."""
-    return f"{value:z.1f}".replace("-", "−") if math.isfinite(value) else "–"
+def with_interval(row: Any) -> str:
+    """ "+0.57 [−0.15, +0.94]"."""
+    return _shown(row, "+.2f")
+
+
+def share_with_interval(row: Any) -> str:
+    """A share or a difference in percent: "58.2 [51.0, 64.1]"; -0.04 is 0.0, not -0.0."""
+    return _shown(row, "z.1f", 100.0)
+
+
+def in_its_unit(row: Any) -> str:
+    """A value that may be of any size, such as a difference of losses, to three digits: "0.00387 [0.001, 0.00912]"."""
+    return _shown(row, "z.3g")
 
 
 def n_words(rows: Iterable[Any]) -> str:

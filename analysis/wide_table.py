@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from evalengine.analysis.benchmark_info import Line, read_lines
-from evalengine.analysis.importing import Known, Part, Result, result_of
+from evalengine.analysis.importing import Known, Part, Result, Setting, result_of
 from evalengine.analysis.items import Checkpoint, names
 from evalengine.analysis.score_columns import ITEMS, Column, WideTable, choose_columns, fits
 from evalengine.errors import UserError
@@ -38,7 +38,7 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
         raise UserError(
             f"{path}: no row fits {' and '.join(f'{c}={v}' for c, v in how.where.items()) or 'at all'}"
         )
-    shots = _shots(path, header, lines, how)
+    setting = Setting(shots=_shots(path, header, lines, how))
     columns, left_out = choose_columns(path, header, how, known)
     checkpoints = list(_checkpoints(path, lines, how))
     results: list[Result] = []
@@ -60,7 +60,7 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
             _check_errors(path, lines, column, values, errors, items)
         about = column.benchmark, known, column.quantity
         results += [
-            result_of(who, *about, value, count, error, file=path, score=column.score, shots=shots)
+            result_of(who, *about, value, count, error, file=path, score=column.score, setting=setting)
             for who, value, count, error in zip(checkpoints, values, items, errors, strict=True)
         ]
     blocks = [

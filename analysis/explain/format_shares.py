@@ -360,7 +360,8 @@ def claims(findings: Findings) -> Iterator[Claim]:
             above=f"{what} widens the formats of answers",
             below=f"{what} narrows the formats of answers",
             otherwise=f"{what} narrows the formats of answers",
-            said=f"entropy {with_interval(entropy)} nats over all benchmarks at {w.scale}; {w.winner} has {percent(w.share)}% of "
+            at=w.scale,
+            said=f"entropy {with_interval(entropy)} nats over all benchmarks; {w.winner} has {percent(w.share)}% of "
             f"the answers in these formats, before {percent(w.share_before)}%{other}: a change of {share_with_interval(share)} "
             f"points, n = {entropy.n}",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 from evalengine import console
@@ -103,4 +104,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def smallest_r(r: float) -> str:
-    return f"{r:.2f}" if r < 1 else "none: noise hides it"
+    if math.isinf(r):
+        return "none: too few mixtures"
+    if r >= 1.0:
+        return "none: noise hides it"
+    return f"{r:.2f}" if r < 0.995 else "above 0.99"
