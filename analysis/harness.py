@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalengine.analysis.importing import APART, UNKNOWN, Known, Part, Result, Setting, result_of
+from evalengine.analysis.importing import APART, UNKNOWN, Known, Part, Result, Setting
 from evalengine.analysis.items import Checkpoint
 from evalengine.analysis.spellings import benchmark_name
 from evalengine.errors import UserError
@@ -183,9 +183,8 @@ def read_lm_eval(path: Path, who: Checkpoint, known: Mapping[str, Known], metric
                 raise UserError(
                     f"{path}: the {what} of {printable(task[:60])} must be between 0 and 1: correct it"
                 )
-        source = {"file": path, "score": score, "setting": setting_of(raw, task)}
-        items = _items(raw, task)
-        results.append(result_of(who, benchmark, known, "accuracy", value, items, stderr, **source))
+        items, setting = _items(raw, task), setting_of(raw, task)
+        results.append(Result(who, benchmark, "accuracy", value, items, stderr, path, score, setting))
     unsaid = "config_general" in raw and not all(one.setting.chat for one in results)
     notes = [CHAT_NOT_SAID] if unsaid else []
     return Part(path, results, groups=_groups(raw, known), left_out=left_out, notes=notes)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import csv
 import json
 import math
+import operator
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from evalengine.analysis.benchmark_info import NOTHING, About, Info
 from evalengine.analysis.items import Checkpoint, names
@@ -25,9 +26,14 @@ from evalengine.errors import UserError
 from evalengine.files import atomic
 from evalengine.untrusted import printable
 
+T = TypeVar("T")
 DATE = r"\d{4}-\d{2}-\d{2}T[\d.\-:]+"  # as lm-evaluation-harness writes it into the names of its files
 APART = "import them into folders of their own (--out)"
 OTHER = "Other"
+COLUMNS = (  # of results.arrow
+    *("checkpoint", "scale", "mixture", "stage", "benchmark", "category", "quantity"),
+    *("value", "items", "stderr", "chance", "replicate"),
+)
 AVERAGES = {"mean", "average", "avg", "median", "overall", "total", "grand total"}
 
 
@@ -59,47 +65,24 @@ class Setting(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One number, and how it came about as far as its file says it. `value` is NaN where it is missing.
+    """One number of a checkpoint, and how it came about as far as its file says it.
 
-    stderr: the standard error of `value`. chance: what guessing scores. Both are shares of one and NaN where unknown. items: 0
-    where their number is unknown. replicate: which of several runs of one mixture, scale and stage. score: acc, acc_norm.
+    value: NaN where it is missing. stderr: its standard error, NaN where unknown. Both are shares of one if quantity is
+    accuracy. items: 0 where their number is unknown. score: acc, acc_norm, "" where the file does not say it. category and
+    chance, what guessing scores, are of the benchmark.
     """
 
-    checkpoint: str
-    scale: str | None
-    mixture: str | None
-    stage: str | None
+    who: Checkpoint
     benchmark: str
-    category: str
     quantity: str
     value: float
     items: int
-    stderr: float = math.nan
-    chance: float = math.nan
-    replicate: str = ""
-    file: Path = Path()
-    score: str = ""
+    stderr: float
+    file: Path
+    score: str
     setting: Setting = Setting()
-
-
-def result_of(
-    who: Checkpoint,
-    benchmark: str,
-    known: Mapping[str, Known],
-    quantity: str,
-    value: float,
-    items: int,
-    stderr: float,
-    **source: Any,
-) -> Result:
-    """A number of one checkpoint with what evalengine knows of its benchmark; source: further fields of `Result`."""
-    about = known.get(benchmark, UNKNOWN)
-    chance, seed = about.chance, who.seed
-    found = Result(*who[:4], benchmark, about.category, quantity, value, items, stderr, chance, seed)
-    return found._replace(**source)
-
-
-COLUMNS = Result._fields[:12]  # of results.arrow
+    category: str = OTHER
+    chance: float = math.nan
 
 
 class Part(NamedTuple):
@@ -144,7 +127,7 @@ def combine(parts: Sequence[Part], known: Mapping[str, Known] = {}, info: Info =
     _refuse_two_values(results)
     benchmarks = list(dict.fromkeys(result.benchmark for result in results))
     info.check(benchmarks)
-    results = [_described(result, info.of(result.benchmark)) for result in results]
+    results = [_described(one, known.get(one.benchmark, UNKNOWN), info.of(one.benchmark)) for one in results]
     notes = [
         *([without] if without else []),
         *(note for part in parts for note in part.notes),
@@ -181,16 +164,16 @@ def _groups_with_tasks(parts: Sequence[Part], present: set[str]) -> set[str]:
     return found & present
 
 
-def _described(result: Result, about: About) -> Result:
-    """A result with what the user says of its benchmark. Raises UserError where its file says another number of items."""
-    if about.items and result.items not in (0, about.items):
+def _described(result: Result, known: Known, said: About) -> Result:
+    """A result with what is known of its benchmark. Raises UserError where its file and the user say two numbers of items."""
+    if said.items and result.items not in (0, said.items):
         raise UserError(
-            f"{result.file} holds {result.items} items of {result.benchmark}, and you say {about.items}: leave one out"
+            f"{result.file} holds {result.items} items of {result.benchmark}, and you say {said.items}: leave one out"
         )
-    chance = result.chance if math.isnan(about.chance) else about.chance
+    chance = known.chance if math.isnan(said.chance) else said.chance
     return result._replace(
-        items=result.items or about.items,
-        category=about.category or result.category,
+        items=result.items or said.items,
+        category=said.category or known.category,
         chance=chance if result.quantity == "accuracy" else math.nan,
     )
 
@@ -221,10 +204,10 @@ def _without_noise(results: Iterable[Result]) -> Iterator[str]:
 def _refuse_two_values(results: Iterable[Result]) -> None:
     first: dict[tuple[str, str, str], Result] = {}
     for one in results:
-        other = first.setdefault((one.checkpoint, one.benchmark, one.quantity), one)
+        other = first.setdefault((one.who.name, one.benchmark, one.quantity), one)
         if other is one:
             continue
-        what = f"{one.benchmark} of {one.checkpoint}"
+        what = f"{one.benchmark} of {one.who.name}"
         if other.file == one.file:
             raise UserError(f"{one.file} holds {what} twice: leave one in it")
         refuse_two_files(other.file, one.file, what, other.setting.shots, one.setting.shots)
@@ -254,8 +237,8 @@ def _compare_settings(results: Iterable[Result]) -> list[str]:
     for one in results:
         how = one.setting
         shots = "" if how.shots is None else str(how.shots)
-        at_stage = f"{one.benchmark} at {one.stage}"
-        refused = APART if one.stage else ""
+        at_stage = f"{one.benchmark} at {one.who.stage}"
+        refused = APART if one.who.stage else ""
         for subject, setting, value, advice in (
             (one.benchmark, "scores", one.score, "choose one with --metric"),
             (one.benchmark, "numbers of few-shot examples", shots, APART),
@@ -267,7 +250,7 @@ def _compare_settings(results: Iterable[Result]) -> list[str]:
             (one.benchmark, "chat formats", how.chat, ""),
             (one.benchmark, "system instructions", how.system, ""),
             (one.benchmark, "versions of the task", how.version, ""),
-            (one.checkpoint, "commits of the model", how.commit, ""),
+            (one.who.name, "commits of the model", how.commit, ""),
         ):
             key = (subject, one.quantity, setting)
             other, file = first.setdefault(key, (value, one.file)) if value else (value, one.file)
@@ -293,37 +276,40 @@ def _nested(benchmarks: set[str]) -> Iterator[str]:
 
 def _averages(results: Iterable[Result]) -> Iterator[str]:
     """A note on rows that may be the mean of the mixtures, as spreadsheets end in."""
-    mixtures = dict.fromkeys(one.mixture for one in results if one.mixture is not None)
+    mixtures = dict.fromkeys(one.who.mixture for one in results if one.who.mixture is not None)
     if len(mixtures) > 1 and (found := [name for name in mixtures if name.lower() in AVERAGES]):
         yield f"a mixture is called {names(found)}: if it is the mean of others, leave it out, or it counts as one more"
 
 
 def _shares(parts: Iterable[Part]) -> dict[str, dict[str, float]]:
     """The mixtures' shares by column, then mixture. Raises UserError where a mixture has two shares of one column."""
-    shares: dict[str, dict[str, float]] = {}
-    for part in parts:
-        for column, mixture, share in part.shares:
-            before = shares.setdefault(column, {}).setdefault(mixture, share)
-            if not math.isclose(before, share, rel_tol=1e-6, abs_tol=1e-9):
-                raise UserError(
-                    f"{part.file}: mixture {mixture} has the share {share:g} of {column}, and {before:g} elsewhere: "
-                    f"if these are different mixtures, give them different names, or {APART}"
-                )
-    return shares
+    return _by_column(
+        ((part.file, stated) for part in parts for stated in part.shares),
+        lambda a, b: math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9),
+        "has the share {1:g} of {0}, and {2:g} elsewhere: if these are different mixtures, give them different names, or "
+        f"{APART}",
+    )
 
 
 def _blocks(parts: Iterable[Part]) -> dict[str, dict[str, str]]:
     """The mixtures' labels by column, then mixture. Raises UserError where a mixture has two labels of one column."""
-    blocks: dict[str, dict[str, str]] = {}
-    for part in parts:
-        for column, mixture, label in part.blocks:
-            before = blocks.setdefault(column, {}).setdefault(mixture, label)
-            if before != label:
-                raise UserError(
-                    f"{part.file}: mixture {mixture} has the {column} {printable(label)}, and {printable(before)} "
-                    "elsewhere: a --block column has one label per mixture"
-                )
-    return blocks
+    return _by_column(
+        ((part.file, stated) for part in parts for stated in part.blocks),
+        operator.eq,
+        "has the {0} {1}, and {2} elsewhere: a --block column has one label per mixture",
+    )
+
+
+def _by_column(
+    stated: Iterable[tuple[Path, tuple[str, str, T]]], alike: Callable[[T, T], bool], refusal: str
+) -> dict[str, dict[str, T]]:
+    """What files state of mixtures, by column and mixture. refusal: of two values that are not alike."""
+    found: dict[str, dict[str, T]] = {}
+    for file, (column, mixture, value) in stated:
+        before = found.setdefault(column, {}).setdefault(mixture, value)
+        if not alike(before, value):
+            raise UserError(printable(f"{file}: mixture {mixture} {refusal.format(column, value, before)}"))
+    return found
 
 
 def write_results(folder: Path, imported: Imported) -> int:
@@ -338,8 +324,9 @@ def write_results(folder: Path, imported: Imported) -> int:
             f"{folder} holds scores ({scores}), and correlate reads one or the other: give another --out"
         )
     numbers = {"value": pa.float64(), "items": pa.int64(), "stderr": pa.float64(), "chance": pa.float64()}
-    schema = pa.schema([(name, numbers.get(name, pa.string())) for name in COLUMNS])
-    table = pa.Table.from_pylist([_stored(row) for row in imported.results], schema)
+    rows = list(map(_stored, imported.results))
+    columns = zip(COLUMNS, zip(*rows, strict=True), strict=True)
+    table = pa.table({name: pa.array(values, numbers.get(name, pa.string())) for name, values in columns})
     metadata = {
         key: json.dumps(by_column)
         for key, by_column in (("shares", imported.shares), ("blocks", imported.blocks))
@@ -349,12 +336,13 @@ def write_results(folder: Path, imported: Imported) -> int:
     with atomic(folder / "results.csv") as path, path.open("w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(COLUMNS)
-        writer.writerows(_stored(row).values() for row in imported.results)
+        writer.writerows(rows)
     return table.num_rows
 
 
-def _stored(row: Result) -> dict[str, object]:
+def _stored(row: Result) -> tuple[object, ...]:
     """A row of results.arrow: what is not known of an error, of chance and of a replicate is null."""
-    found = {name: getattr(row, name) for name in COLUMNS}
-    unknown = [name for name in ("stderr", "chance") if math.isnan(found[name])]
-    return found | dict.fromkeys(unknown) | {"replicate": row.replicate or None}
+    name, scale, mixture, stage, replicate, *_ = row.who
+    stderr, chance = (None if math.isnan(value) else value for value in (row.stderr, row.chance))
+    about = (row.benchmark, row.category, row.quantity, row.value, row.items)
+    return name, scale, mixture, stage, *about, stderr, chance, replicate or None

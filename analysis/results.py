@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalengine.analysis.tables import Row
-from evalengine.analysis.together import read_together, rows_from
-from evalengine.errors import UserError
+from evalengine.analysis.together import read_together
 
 MANIFEST = "analysis.json"
 TABLES_VERSION = "4"  # of the columns of Row and of analysis.json
@@ -64,12 +63,10 @@ class Results(NamedTuple):
 def load_results(folder: Path) -> Results:
     """Reads a folder that `evalengine correlate` wrote. Raises UserError where it is none or incomplete."""
     command = f"evalengine correlate STORE --out {folder}"
-    method, read = read_together(folder, MANIFEST, TABLES_VERSION, command, OTHERS)
-    try:
-        tables = {name: rows_from(Row, read[name]) for name in method["tables"]}
-    except TypeError:
-        raise UserError(f"{folder} holds damaged tables: run `{command}` again") from None
-    return Results(method, tables, *(read[name] for name in OTHERS))
+    method, tables, others = read_together(
+        folder, MANIFEST, TABLES_VERSION, command, lambda name: Row, OTHERS
+    )
+    return Results(method, tables, *others)
 
 
 def p_value(p: float) -> str:
@@ -101,12 +98,14 @@ def interval_words(results: Results) -> str:
 
 
 def _shown(row: Any, form: str, unit: float = 1.0) -> str:
-    """An estimate and its interval, each in a format and with a true minus sign; a dash where undefined."""
+    """An estimate and its interval, each in a format and with a true minus sign; a dash where undefined. An end that is rounded
+    to 0 keeps its sign, which says whether the interval holds 0."""
     if row is None or not math.isfinite(row.estimate):
         return "–"
+    end = form.replace("z", "")
     estimate, low, high = (
-        f"{unit * value:{form}}".replace("-", "−") if math.isfinite(value) else "–"
-        for value in (row.estimate, row.low, row.high)
+        f"{unit * value:{shape}}".replace("-", "−") if math.isfinite(value) else "–"
+        for value, shape in ((row.estimate, form), (row.low, end), (row.high, end))
     )
     return f"{estimate} [{low}, {high}]"
 

@@ -47,13 +47,13 @@ class Label(NamedTuple):
 
 def scatter_drawing(figure: Scatters) -> Drawing:
     """A box for each benchmark, in bands for the categories where there are several; a key and a legend below."""
-    by_category = by(figure.points, lambda one: one.category)
+    by_category = by(figure.rows, figure.panel)
     cell = SIDE + BESIDE, SIDE + ABOVE + BELOW
     heading = HEADING if len(by_category) > 1 else 0.0
     width = cell[0] * min(COLUMNS, max(map(len, by_category.values())))
     rows = {category: math.ceil(len(points) / COLUMNS) for category, points in by_category.items()}
     height = sum(heading + cell[1] * count for count in rows.values())
-    names = list(dict.fromkeys(name for one in figure.points for name in one.mixtures))
+    names = list(dict.fromkeys(name for one in figure.rows for name in one.mixtures))
     label, key = labels(names)
     drawing, (axis,) = canvas(1, 1, (width, height), (0.0, 0.0))
     axis.set(xlim=(0.0, width), ylim=(height, 0.0))
@@ -90,9 +90,9 @@ def labels(names: Sequence[str]) -> tuple[dict[str, str], str]:
 def _legend(figure: Scatters, width: float) -> list[str]:
     before, after = figure.stages
     text = f"x: {before}, y: {after}" + (", in percent" if figure.unit == 100.0 else "")
-    if any(math.isfinite(error) for one in figure.points for error in one.error):
+    if any(math.isfinite(error) for one in figure.rows for error in one.error):
         text += "; bars: one standard error of item noise"
-    if any(math.isfinite(one.chance) for one in figure.points):
+    if any(math.isfinite(one.chance) for one in figure.rows):
         text += "; dotted: chance, where it is in range"
     return textwrap.wrap(text, int(width / (LETTER * 6.5)))
 

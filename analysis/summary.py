@@ -93,11 +93,11 @@ def _small_n(results: Results) -> list[str]:
     if not 4 <= n < FEW:
         return []
     shown = 0.6
-    low, high = fisher(np.array(shown), n)
+    low, high = (f"{end:+.2f}".replace("-", "−") for end in fisher(np.array(shown), n))
     as_many = f", which compared within blocks say as much as {n}" if n < mixtures else ""
     return [
         f"There are {mixtures} mixtures{at}{as_many}. A true r below {detectable(n):.2f} is missed more than "
-        f"one time in five, and a measured {shown:.2f} has a 95% interval of about [{low:.2f}, {high:.2f}]: read the "
+        f"one time in five, and a measured {shown:+.2f} has a 95% interval of about [{low}, {high}]: read the "
         "intervals, not the points."
     ]
 

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from evalengine.analysis.benchmark_info import Line, read_lines
-from evalengine.analysis.importing import Known, Part, Result, Setting, result_of
+from evalengine.analysis.importing import Known, Part, Result, Setting
 from evalengine.analysis.items import Checkpoint, names
 from evalengine.analysis.score_columns import ITEMS, Column, WideTable, choose_columns, fits
 from evalengine.errors import UserError
@@ -58,9 +58,8 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
                 values, errors = ([value / 100.0 for value in numbers] for numbers in (values, errors))
         if column.quantity == "accuracy":
             _check_errors(path, lines, column, values, errors, items)
-        about = column.benchmark, known, column.quantity
         results += [
-            result_of(who, *about, value, count, error, file=path, score=column.score, setting=setting)
+            Result(who, column.benchmark, column.quantity, value, count, error, path, column.score, setting)
             for who, value, count, error in zip(checkpoints, values, items, errors, strict=True)
         ]
     blocks = [

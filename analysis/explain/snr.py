@@ -125,7 +125,7 @@ def claims(findings: Findings) -> Iterator[Claim]:
             what = (
                 f"more than half of what separates the mixtures at {before} is item noise on some benchmarks"
             )
-            yield Claim(CAUTION, what, f"{len(weak)} of {len(found)}, {', '.join(weak)}", scale)
+            yield Claim(CAUTION, what, f"{len(weak)} of {len(found)} ({', '.join(weak)})", scale)
 
 
 EXPLAINER = Explainer(
