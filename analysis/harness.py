@@ -26,6 +26,7 @@ NAME_PATTERN = r"(?P<scale>[^-]+)-(?P<mixture>.+)-(?P<stage>[^-]+)"
 MODEL_KEYS = ("pretrained", "model", "path", "engine", "model_name")
 ADAPTER_KEYS = ("peft", "delta", "lora_local_path")
 SHOTS_FOLDER = r"(?i)(zero|one|two|three|four|five|ten|few|\d+)[-_ ]?shots?"
+NO_METRICS = {"alias", "sample_len", "name", " "}
 CHAT_NOT_SAID = (
     "lighteval's files do not say whether a chat template was applied (the tokenizer decides, unless override_chat_template is "
     "set), so results with and without one may be mixed"
@@ -176,6 +177,8 @@ def read_lm_eval(path: Path, who: Checkpoint, known: Mapping[str, Known], metric
         if score is None:
             if metrics:  # a heading of a group has none
                 left_out[task] = f"no {wanted[0]}, only {', '.join(metrics)}"
+            elif mapping(raw, "results", task).keys() - NO_METRICS:
+                left_out[task] = "no numbers"
             continue
         value, stderr = metrics[score]
         for what, number in (("accuracy", value), ("standard error", stderr)):
@@ -260,7 +263,7 @@ def _metrics(scores: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     found: dict[str, tuple[float, float]] = {}
     for key, value in scores.items():
         metric, comma, chosen = key.partition(",")
-        if "stderr" in metric or metric in ("alias", "sample_len", "name", " "):
+        if "stderr" in metric or metric in NO_METRICS:
             continue
         number = _number(value)
         if number is not None and (metric not in found or chosen == "none"):
@@ -273,9 +276,15 @@ def _number(value: Any) -> float | None:
     """A number of a results file, NaN where it is missing; None for what is no number."""
     if value is None or (isinstance(value, str) and value.strip().lower() in MISSING):
         return math.nan
-    if type(value) not in (int, float):
+    if type(value) not in (int, float, str) or (
+        type(value) is str and "_" in value
+    ):  # float takes 6_2 for 62
         return None
-    return math.inf if abs(value) > 2**53 else float(value)
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None if isinstance(value, str) else math.inf
+    return math.inf if abs(number) > 2**53 else number
 
 
 def _groups(raw: Mapping[str, Any], known: Mapping[str, Known]) -> dict[str, set[str]]:

@@ -89,18 +89,15 @@ def _read(path: Path) -> tuple[list[str], list[Line]]:
                 f"{path}: columns {at[name]} and {number} are both called {printable(name[:60])}: "
                 "rename or delete one of them"
             )
-    for line in lines:
-        if None in line.cells:  # where DictReader puts what the header has no name for
-            raise UserError(
-                f"{path}, line {line.number} has more than the header's {len(header)} fields: correct that line"
-            )
     return header, lines
 
 
 def _check_options(path: Path, header: Sequence[str], how: WideTable) -> None:
     for column in (how.scale, how.mixture, how.stage, how.model, how.replicate, *how.blocks, *how.where):
         if column is not None and column not in header:
-            raise UserError(f"{path} has no column '{column}': its columns are {names(header, 12)}")
+            raise UserError(
+                f"{path} has no column '{column}': its columns are {names(filter(None, header), 12)}"
+            )
     if how.mixture is None and "mixture" not in how.constant:
         raise UserError(f"say which column of {path} names the mixture: --mixture COLUMN")
     if how.stage is None and "stage" not in how.constant:

@@ -149,7 +149,9 @@ def _samples(sources: Sequence[Source], args: argparse.Namespace, known: dict[st
     out, files = Path(args.out), [file for file, _ in sources]
     written = import_samples(files, out, args.pattern or NAME_PATTERN, known, info)
     if args.json:
-        console.emit_json({"out": str(Path(args.out)), "results": 0, "samples": [str(path) for path in written]})
+        console.emit_json(
+            {"out": str(Path(args.out)), "results": 0, "samples": [str(path) for path in written]}
+        )
         return 0
     checkpoints = {path.parent.name for path in written}
     console.say(
