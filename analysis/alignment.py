@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.claims import Claim, clearest, with_n
+from evalengine.analysis.claims import Claim, clearest, supported, with_n
 from evalengine.analysis.contrasts import contrast_group, stage_contrast
 from evalengine.analysis.correlation import (
     Sample,
@@ -283,23 +283,17 @@ def claims(results: Results) -> Iterator[Claim]:
     """Of the first reading, after minus before."""
     before, after = results.method["stages"]
 
-    def words(row: Row) -> str:
+    def words(row: Row) -> Claim:
         word = "better" if row.estimate > 0 else "worse"
-        at = f" ({row.scale})" if len(results.scales) > 1 else ""
-        return (
-            f"On {row.category} confidence follows accuracy {word} at {after} than at {before}{at}: r_align within models, "
-            f"{after} minus {before}, {with_n(row)}."
-        )
+        what = f"confidence follows accuracy {word} at {after} than at {before} on {row.category}"
+        said = f"r_align within models, {after} minus {before}, {with_n(row)}"
+        return supported(what, said, results.where(row.scale))
 
-    return clearest(
-        results.rows("alignment", name=WITHIN, contrast=STAGE),
-        ALPHA,
-        words,
-        lambda count: (
-            f"That r_align within models changes from {before} to {after} in {count} cases (category, scale; q over "
-            "the categories)."
-        ),
+    open_ = (
+        f"That r_align within models changes from {before} to {after} in {{count}} cases (category, scale; q over the "
+        "categories)."
     )
+    return clearest(results.rows("alignment", name=WITHIN, contrast=STAGE), ALPHA, words, open_)
 
 
 PROTOCOL = Protocol("alignment", rows, shown, claims)

@@ -89,12 +89,12 @@ def with_n(row: Any) -> str:
 
 
 def clearest(
-    rows: Iterable[Any], alpha: float, words: Callable[[Any], str], left_open: Callable[[str], str]
+    rows: Iterable[Any], alpha: float, words: Callable[[Any], Claim], left_open: str
 ) -> Iterator[Claim]:
-    """Claims of the rows with the smallest q below alpha, and one of all that are not: `left_open` is given "2 of 9"."""
+    """Claims of the rows with the smallest q below alpha, and one of all that are not: its sentence says {count} for "2 of 9"."""
     tested = [row for row in rows if math.isfinite(row.q)]
     clear = sorted((row for row in tested if row.q < alpha), key=lambda row: row.q)
-    for row in clear[:CLEAREST]:
-        yield Claim(SUPPORTED, words(row))
+    yield from map(words, clear[:CLEAREST])
     if len(clear) < len(tested):
-        yield Claim(UNSUPPORTED, left_open(f"{len(tested) - len(clear)} of {len(tested)}"))
+        count = f"{len(tested) - len(clear)} of {len(tested)}"
+        yield Claim(UNSUPPORTED, left_open.replace("{count}", count))

@@ -36,7 +36,7 @@ from evalengine.analysis.items import names
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.ranges import CORRELATION, always
-from evalengine.analysis.results import Results, with_interval
+from evalengine.analysis.results import Results
 from evalengine.analysis.tables import Row
 from evalengine.analysis.verdicts import ALPHA
 
@@ -191,22 +191,16 @@ def claims(results: Results) -> Iterator[Claim]:
 def _changes(results: Results) -> Iterator[Claim]:
     before, after = results.method["stages"]
 
-    def words(row: Row) -> str:
+    def words(row: Row) -> Claim:
         word = "more" if row.estimate > 0 else "less"
-        return (
-            f"{row.category} benchmarks move together {word} at {after} than at {before} ({row.quantity}"
-            f"{_at(results, row)}): difference of the mean r {with_n(row)}."
-        )
+        what = f"{row.category} benchmarks move together {word} at {after} than at {before} ({row.quantity})"
+        return supported(what, f"difference of the mean r {with_n(row)}", results.where(row.scale))
 
-    return clearest(
-        results.rows("coherence", protocol="coherence", contrast=STAGE),
-        ALPHA,
-        words,
-        lambda count: (
-            f"That coherence within a category changes from {before} to {after} in {count} cases (category, scale, quantity; q "
-            "over the categories)."
-        ),
+    open_ = (
+        f"That coherence within a category changes from {before} to {after} in {{count}} cases (category, scale, quantity; q "
+        "over the categories)."
     )
+    return clearest(results.rows("coherence", protocol="coherence", contrast=STAGE), ALPHA, words, open_)
 
 
 def _apart(results: Results) -> Iterator[Claim]:
@@ -215,17 +209,13 @@ def _apart(results: Results) -> Iterator[Claim]:
     for row in clear[:3]:
         yield Claim(
             CAUTION,
-            f"{row.name} goes its own way in {row.category} ({row.quantity}, {row.other}{_at(results, row)}): its mean r with "
-            f"the others is below theirs with each other by {with_interval(row)}, n = {row.n}. A mean over the category hides "
-            "it.",
+            f"in {row.category}, {row.name} goes its own way ({row.quantity}, {row.other}), which a mean over the category hides",
+            f"its mean r with the others is below theirs with each other by {with_n(row)}",
+            results.where(row.scale),
         )
     if more := clear[3:]:
-        listed = names([f"{row.name} ({row.quantity}, {row.other}{_at(results, row)})" for row in more], 12)
-        yield Claim(CAUTION, f"The same holds for {listed}.")
-
-
-def _at(results: Results, row: Row) -> str:
-    return f", {row.scale}" if len(results.scales) > 1 else ""
+        listed = [f"{row.name} ({row.quantity}, {row.other}, {row.scale})" for row in more]
+        yield Claim(CAUTION, f"Their own way go {names(listed, 12)} too.")
 
 
 PROTOCOL = Protocol("coherence", rows, shown, claims)

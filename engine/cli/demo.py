@@ -117,22 +117,12 @@ def show(found: dict[int, Findings], scale: str, demanded: bool) -> None:
     """One column a seed: numbers of benchmarks, and whether the study shows what it must (`demanded`)."""
     from evalengine import console
 
-    def line(title: str, cell: Any) -> list[str]:
-        return [title, *(cell(f) for f in found.values())]
-
-    first = next(iter(found.values()))
-    rows = [
-        *(line(f"above chance, {t}", lambda f, t=t: f"{len(f.above[t])} ({f.best[t]})") for t in first.above),
-        *(line(f"reliable, {t}", lambda f, t=t: str(len(f.reliable[t]))) for t in first.reliable),
-        *(
-            line(f"moved by {c}", lambda f, c=c: f"{len(f.moved[c].up)} up, {len(f.moved[c].down)} down")
-            for c in first.moved
-        ),
-        line("reranked by sft", lambda f: str(len(f.reranked))),
-        line("at the ceiling", lambda f: ", ".join(f.full) or "none"),
-    ]
+    every = list(found.values())
+    rows = [[name, *(one.counts[name] for one in every)] for name in every[0].counts]
     if demanded:
-        rows += [line(f"-> {name}", lambda f, n=name: "yes" if f.holds[n] else "NO") for name in first.holds]
+        rows += [
+            [f"-> {name}", *("yes" if one.holds[name] else "NO" for one in every)] for name in every[0].holds
+        ]
     console.table(
         f"Number of benchmarks (of 20) at {scale}",
         ["", *(f"seed {n}" for n in found)],
