@@ -254,8 +254,8 @@ def shown(results: Results) -> Iterator[Part]:
         return
     before, after = results.method["stages"]
 
-    def readings(rows: list[Row], limit: float = 1.0) -> Intervals:
-        return Intervals(rows, _label, panel=lambda row: READINGS.get(row.name, row.name), limit=limit)
+    def readings(rows: list[Row]) -> Intervals:
+        return Intervals(rows, _label, panel=lambda row: READINGS.get(row.name, row.name))
 
     yield Heading("Alignment of confidence with accuracy")
     yield (
@@ -263,7 +263,8 @@ def shown(results: Results) -> Iterator[Part]:
         f"over mixtures; its persistence is the correlation over mixtures of that r at {before} and at {after}."
     )
     yield readings([row for row in found if row.name in (WITHIN, PERSISTENCE)])
-    yield Folded(f"{after} minus {before}", [readings(results.rows("alignment", contrast=STAGE), 2.0)])
+    changes = readings(results.rows("alignment", contrast=STAGE))
+    yield Folded(f"{after} minus {before}", [changes.of_differences()])
     yield Folded("Two other readings of r_align", [readings([r for r in found if r.name in (CELLS, ACROSS)])])
     # In two files: persistence has no stages, so other lines.
     for name, lines in (

@@ -148,12 +148,14 @@ def shown(results: Results) -> Iterator[Part]:
     yield File("coherence", Intervals(found, _label))
     yield File("coherence", numbers("coherence", found, results.scales, "category name"), shown=False)
     if change:
-        yield Folded(f"{after} minus {before}", [Intervals(change, lambda row: row.category, limit=2.0)])
+        yield Folded(
+            f"{after} minus {before}", [Intervals(change, lambda row: row.category).of_differences()]
+        )
     if single:
         by_benchmark = File("benchmark_coherence", _by_benchmark(single))
         yield Folded("Each benchmark with the others of its category", [by_benchmark])
     if apart:
-        minus = _by_benchmark(apart)._replace(limit=2.0)
+        minus = _by_benchmark(apart).of_differences()
         yield Folded("The same, minus the others with each other", [minus])
 
 

@@ -88,7 +88,6 @@ def _intervals(method: Method, figure: Intervals) -> Drawing:
     found = dict.fromkeys(row.at for row in shown)
     scales = method["scales"] if found.keys() <= set(method["scales"]) else list(found)
     starred = figure.starred
-    measure = f"difference of {figure.measure}" if all(row.contrast for row in shown) else figure.measure
     place: dict[tuple[str, str], float] = {}  # of a line's first interval, in inches from the top
     texts: list[tuple[float, str, str]] = []  # beside the axis: place, text, weight
     bands: list[tuple[float, float]] = []  # behind every second group
@@ -115,7 +114,7 @@ def _intervals(method: Method, figure: Intervals) -> Drawing:
         axis.axvline(0, color=style.SOFT, lw=0.7, ls=":")
         axis.set(xlim=(-1.02 * figure.limit, 1.02 * figure.limit), ylim=(height, 0), yticks=[])
         axis.set_xticks([-figure.limit, 0, figure.limit])
-        axis.set_xlabel(f"{measure}, {percent(method['level'])} intervals, {n_words(shown)}")
+        axis.set_xlabel(f"{figure.measure}, {percent(method['level'])} intervals, {n_words(shown)}")
         axis.spines["left"].set_visible(False)
         if len(by_panel) > 1:
             axis.set_title(title)

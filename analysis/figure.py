@@ -33,6 +33,10 @@ class Intervals(NamedTuple):
     limit: float = 1.0
     measure: str = "r"
 
+    def of_differences(self, limit: float = 2.0) -> Intervals:
+        """The same figure where its rows are differences of two of the measure."""
+        return self._replace(limit=limit, measure=f"difference of {self.measure}")
+
     @property
     def starred(self) -> set[str]:
         """The labels of lines with a note of their own; one that all lines share is nobody's own."""

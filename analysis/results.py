@@ -97,6 +97,11 @@ def interval_words(results: Results) -> str:
     return f"{percent(method['level'])} intervals: {kind}, {method['resamples']:,} resamples"
 
 
+def signed(value: float, digits: int = 2) -> str:
+    """With its sign, a true minus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
 def _shown(row: Any, form: str, unit: float = 1.0) -> str:
     """An estimate and its interval, each in a format and with a true minus sign; a dash where undefined. An end that is rounded
     to 0 keeps its sign, which says whether the interval holds 0."""

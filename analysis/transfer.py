@@ -47,7 +47,14 @@ from evalengine.analysis.groups import (
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.ranges import CORRELATION, always, of_difference
-from evalengine.analysis.results import Results, excludes_zero, interval_words, percent, with_interval
+from evalengine.analysis.results import (
+    Results,
+    excludes_zero,
+    interval_words,
+    n_words,
+    percent,
+    with_interval,
+)
 from evalengine.analysis.scatter import scatters
 from evalengine.analysis.tables import Row
 from evalengine.analysis.transfer_table import transfer_table, words
@@ -151,7 +158,7 @@ def shown(results: Results) -> Iterator[Part]:
     yield Heading("Transfer")
     yield (
         f"Correlation over mixtures of a benchmark's value at {before} with its value at {after}. "
-        f"{interval_words(results)}; n = number of mixtures, {_n_words(single)}. A star marks a note below."
+        f"{interval_words(results)}; {n_words(single)} mixtures. A star marks a note below."
     )
     yield Heading("Category means", 3)
     yield File("category_transfer", _of_means(means))
@@ -187,16 +194,16 @@ def _differences(results: Results) -> Iterator[Part]:
     for title, figures in (
         (
             f"Differences between scales ({results.scales[-1]} minus {results.scales[0]})",
-            [_of_benchmarks(_shown(results, contrast=SCALE))._replace(limit=2.0)],
+            [_of_benchmarks(_shown(results, contrast=SCALE)).of_differences()],
         ),
         (
             "Transfer of accuracy minus transfer of confidence",
             [
-                both._replace(panel=lambda row: BOTH, limit=2.0),
-                changes._replace(panel=lambda row: f"{BOTH}, {row.at}", limit=4.0),
+                both._replace(panel=lambda row: BOTH).of_differences(),
+                changes._replace(panel=lambda row: f"{BOTH}, {row.at}").of_differences(4.0),
             ],
         ),
-        ("Differences between the means of categories", [pairs._replace(limit=2.0)]),
+        ("Differences between the means of categories", [pairs.of_differences()]),
     ):
         if any(figure.rows for figure in figures):
             yield Folded(title, ["The same resamples on both sides.", *figures])
@@ -205,13 +212,6 @@ def _differences(results: Results) -> Iterator[Part]:
 def _shown(results: Results, **fixed: str) -> list[Row]:
     """Rows of the quantities, without the confidence that was not asked for."""
     return [r for r in results.rows("transfer", **fixed) if r.quantity in results.method["quantities"]]
-
-
-def _n_words(rows: Sequence[Row]) -> str:
-    counts = sorted({row.n for row in rows if math.isfinite(row.estimate)})
-    if not counts:
-        return "none"
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _of_means(rows: Sequence[Row]) -> Intervals:

@@ -49,7 +49,7 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
             left_out[column.name] = "without any value"
             continue
         items = _counts(path, lines, column, how, left_out)
-        stderr = column.beside.stderr
+        stderr = column.stderr
         errors = [_number(path, line, stderr) if stderr else math.nan for line in lines]
         if column.quantity != "loss":
             is_percent = _is_percent(path, lines, column.name, values)
@@ -198,7 +198,7 @@ def _counts(
 
     Raises UserError where the columns of --items hold something else; one that only looks like it is left out.
     """
-    name = column.beside.items
+    name = column.items
     if name is None:
         return [0] * len(lines)
     values = [0.0 if math.isnan(value := _number(path, line, name)) else value for line in lines]
@@ -225,7 +225,7 @@ def _check_errors(
     for line, value, error in zip(lines, values, errors, strict=True):
         if error < 0 or (error == 0 and 0 < value < 1):
             raise UserError(
-                f"{path}, line {line.number}: {column.beside.stderr} is {error:g} beside {value:g}, which no standard error "
+                f"{path}, line {line.number}: {column.stderr} is {error:g} beside {value:g}, which no standard error "
                 "is: leave the cell empty where it is not known"
             )
         if error > 0 and 0 < value < 1:
@@ -237,13 +237,13 @@ def _check_errors(
     least, most = (min(counted) / 30, max(counted) * 30) if counted else (2, ITEMS_MOST)
     if not least <= middle <= most:
         raise UserError(
-            f"{path}: standard errors as in {column.beside.stderr} would take about {middle:.2g} items of {column.benchmark}: "
+            f"{path}: standard errors as in {column.stderr} would take about {middle:.2g} items of {column.benchmark}: "
             f"write them in the unit of {column.name}, share of one or percent, or delete that column"
         )
     for number, count in implied.items():
         if not middle / UNLIKE <= count <= middle * UNLIKE:
             raise UserError(
-                f"{path}, line {number}: the standard error as in {column.beside.stderr} would take about {count:.2g} items of "
+                f"{path}, line {number}: the standard error as in {column.stderr} would take about {count:.2g} items of "
                 f"{column.benchmark}, and others about {middle:.2g}: write all of them in one unit, or leave that cell empty"
             )
 

@@ -34,12 +34,12 @@ from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array, Scores
 from evalengine.analysis.explain.design import Place, by_mixture, ordered, placed
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, once
-from evalengine.analysis.explain.means import Member, grouped, joined, over, partly, signed
+from evalengine.analysis.explain.means import Member, grouped, joined, over, partly
 from evalengine.analysis.explain.twoway import two_way_mean
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, by, pivot
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
-from evalengine.analysis.results import share_with_interval, with_interval
+from evalengine.analysis.results import share_with_interval, signed, with_interval
 from evalengine.labels import CHAT, TRAINED, scale_key, stage_key
 
 SHARE, ACCURACY, ENTROPY, MASS = "share", "accuracy", "entropy", "mass"

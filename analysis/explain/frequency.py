@@ -41,7 +41,7 @@ from evalengine.analysis.explain.dosed_items import (
     whens,
 )
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.means import lines_of, signed, when_said
+from evalengine.analysis.explain.means import lines_of, when_said
 from evalengine.analysis.explain.student import half_width
 from evalengine.analysis.explain.within import fitted, varies
 from evalengine.analysis.figure import (
@@ -56,7 +56,7 @@ from evalengine.analysis.figure import (
     with_benchmarks,
 )
 from evalengine.analysis.groups import ALL
-from evalengine.analysis.results import p_value, with_interval
+from evalengine.analysis.results import p_value, signed, with_interval
 
 HIGH = 0.7  # an r over bins that someone could take for evidence
 BINS = 10

@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from evalengine import console
     from evalengine.analysis.embedded_study import findings
     from evalengine.benchmarks import world
+    from evalengine.cli import main
     from evalengine.training.study import load
 
     started, name, seeds = time.monotonic(), _study(args.quick), _seeds(args.seeds)
@@ -84,8 +85,10 @@ def run(args: argparse.Namespace) -> int:
             lines = commands(out, args.quick, args.bootstrap, args.jobs, study, f"{scale}-")[:2]
         else:
             lines = commands(out, args.quick, args.bootstrap, args.jobs)
-        if code := _run_all(lines):
-            return code
+        for command in lines:
+            console.say(f"\n$ evalengine {shown(command)}")
+            if code := main(command):
+                return code
         found[seed] = findings(out / "scores", scale)
     console.say("")
     show(found, scale, demanded=not args.quick)
@@ -131,18 +134,6 @@ def show(found: dict[int, Findings], scale: str, demanded: bool) -> None:
         "half of the differences between mixtures is not item noise. Moved: accuracy before fine-tuning. Reranked: fine-tuning "
         "reverses the order of two mixtures. At the ceiling: 97% right. ->: what the embedded study is built to show.",
     )
-
-
-def _run_all(lines: list[list[str]]) -> int:
-    from evalengine import console
-    from evalengine.cli import main
-
-    for command in lines:
-        console.say(f"\n$ evalengine {shown(command)}")
-        code = main(command)
-        if code:
-            return code
-    return 0
 
 
 def shown(command: list[str]) -> str:
