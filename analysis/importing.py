@@ -11,12 +11,11 @@ from __future__ import annotations
 import csv
 import json
 import math
-import operator
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from evalengine.analysis.benchmark_info import NOTHING, About, Info
 from evalengine.analysis.items import Checkpoint, names
@@ -26,7 +25,6 @@ from evalengine.errors import UserError
 from evalengine.files import atomic
 from evalengine.untrusted import printable
 
-T = TypeVar("T")
 DATE = r"\d{4}-\d{2}-\d{2}T[\d.\-:]+"  # as lm-evaluation-harness writes it into the names of its files
 APART = "import them into folders of their own (--out)"
 OTHER = "Other"
@@ -34,6 +32,11 @@ COLUMNS = (  # of results.arrow
     *("checkpoint", "scale", "mixture", "stage", "benchmark", "category", "quantity"),
     *("value", "items", "stderr", "chance", "replicate"),
 )
+STATED = {  # of mixtures, and how two values of one column are refused
+    "shares": "has the share {value:g} of {column}, and {before:g} elsewhere: if these are different mixtures, give them "
+    f"different names, or {APART}",
+    "blocks": "has the {column} {value}, and {before} elsewhere: a --block column has one label per mixture",
+}
 AVERAGES = {"mean", "average", "avg", "median", "overall", "total", "grand total"}
 
 
@@ -88,27 +91,25 @@ class Result(NamedTuple):
 class Part(NamedTuple):
     """What one file holds.
 
-    shares: (column, mixture, share). blocks: (column, mixture, label). groups: the tasks of each group of tasks.
+    stated: of mixtures, (a key of STATED, column, mixture, share or label). groups: the tasks of each group of tasks.
     left_out: why a column or task is no result.
     """
 
     file: Path
     results: list[Result]
-    shares: Sequence[tuple[str, str, float]] = ()
-    blocks: Sequence[tuple[str, str, str]] = ()
+    stated: Sequence[tuple[str, str, str, Any]] = ()
     groups: Mapping[str, set[str]] = {}
     left_out: Mapping[str, str] = {}
     notes: Sequence[str] = ()
 
 
 class Imported(NamedTuple):
-    """The results of all files, the mixtures' shares and labels by column and mixture, and the notes on them."""
+    """The results of all files, what they state of mixtures by key of STATED, column and mixture, and the notes on them."""
 
     results: list[Result]
-    shares: Mapping[str, Mapping[str, float]] = {}
-    blocks: Mapping[str, Mapping[str, str]] = {}
-    left_out: Mapping[str, str] = {}
-    notes: Sequence[str] = ()
+    stated: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    left_out: Mapping[str, str]
+    notes: Sequence[str]
 
 
 def combine(parts: Sequence[Part], known: Mapping[str, Known] = {}, info: Info = NOTHING) -> Imported:
@@ -137,7 +138,7 @@ def combine(parts: Sequence[Part], known: Mapping[str, Known] = {}, info: Info =
         *_unknown(benchmarks, known, info),
         *_without_noise(results),
     ]
-    return Imported(results, _shares(parts), _blocks(parts), left_out, list(dict.fromkeys(notes)))
+    return Imported(results, _stated(parts), left_out, list(dict.fromkeys(notes)))
 
 
 def _without_results(parts: Sequence[Part]) -> str:
@@ -281,34 +282,18 @@ def _averages(results: Iterable[Result]) -> Iterator[str]:
         yield f"a mixture is called {names(found)}: if it is the mean of others, leave it out, or it counts as one more"
 
 
-def _shares(parts: Iterable[Part]) -> dict[str, dict[str, float]]:
-    """The mixtures' shares by column, then mixture. Raises UserError where a mixture has two shares of one column."""
-    return _by_column(
-        ((part.file, stated) for part in parts for stated in part.shares),
-        lambda a, b: math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9),
-        "has the share {1:g} of {0}, and {2:g} elsewhere: if these are different mixtures, give them different names, or "
-        f"{APART}",
-    )
-
-
-def _blocks(parts: Iterable[Part]) -> dict[str, dict[str, str]]:
-    """The mixtures' labels by column, then mixture. Raises UserError where a mixture has two labels of one column."""
-    return _by_column(
-        ((part.file, stated) for part in parts for stated in part.blocks),
-        operator.eq,
-        "has the {0} {1}, and {2} elsewhere: a --block column has one label per mixture",
-    )
-
-
-def _by_column(
-    stated: Iterable[tuple[Path, tuple[str, str, T]]], alike: Callable[[T, T], bool], refusal: str
-) -> dict[str, dict[str, T]]:
-    """What files state of mixtures, by column and mixture. refusal: of two values that are not alike."""
-    found: dict[str, dict[str, T]] = {}
-    for file, (column, mixture, value) in stated:
-        before = found.setdefault(column, {}).setdefault(mixture, value)
-        if not alike(before, value):
-            raise UserError(printable(f"{file}: mixture {mixture} {refusal.format(column, value, before)}"))
+def _stated(parts: Iterable[Part]) -> dict[str, dict[str, dict[str, Any]]]:
+    """What is stated of mixtures. Raises UserError where a mixture has two shares, or labels, of one column."""
+    found: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in STATED}
+    for part in parts:
+        for kind, column, mixture, value in part.stated:
+            before = found[kind].setdefault(column, {}).setdefault(mixture, value)
+            alike = before == value
+            if kind == "shares":
+                alike = math.isclose(before, value, rel_tol=1e-6, abs_tol=1e-9)
+            if not alike:
+                why = STATED[kind].format(column=column, value=value, before=before)
+                raise UserError(printable(f"{part.file}: mixture {mixture} {why}"))
     return found
 
 
@@ -327,11 +312,7 @@ def write_results(folder: Path, imported: Imported) -> int:
     rows = list(map(_stored, imported.results))
     columns = zip(COLUMNS, zip(*rows, strict=True), strict=True)
     table = pa.table({name: pa.array(values, numbers.get(name, pa.string())) for name, values in columns})
-    metadata = {
-        key: json.dumps(by_column)
-        for key, by_column in (("shares", imported.shares), ("blocks", imported.blocks))
-        if by_column
-    }
+    metadata = {key: json.dumps(by_column) for key, by_column in imported.stated.items() if by_column}
     sealed.write(folder / RESULTS_FILE, table, metadata)
     with atomic(folder / "results.csv") as path, path.open("w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")

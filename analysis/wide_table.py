@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from evalengine.analysis.benchmark_info import Line, read_lines
 from evalengine.analysis.importing import Known, Part, Result, Setting
@@ -62,13 +63,13 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
             Result(who, column.benchmark, column.quantity, value, count, error, path, column.score, setting)
             for who, value, count, error in zip(checkpoints, values, items, errors, strict=True)
         ]
-    blocks = [
-        (column, str(who.mixture), _label(path, line, column, line.cells[column].strip()))
+    stated: list[tuple[str, str, str, Any]] = [
+        ("blocks", column, str(who.mixture), _label(path, line, column, line.cells[column].strip()))
         for column in how.blocks
         for line, who in zip(lines, checkpoints, strict=True)
     ]
-    shares = [
-        (name, str(who.mixture), share)
+    stated += [
+        ("shares", name, str(who.mixture), share)
         for name in header
         if fits(name, how.shares)
         for share, who in zip(_shares(path, lines, name), checkpoints, strict=True)
@@ -76,7 +77,7 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
     ]
     said = f"{path}: read as percent: {names(percent[True], 12)}"
     said += f"; as shares of one: {names(percent[False], 12)}" if percent[False] else ""
-    return Part(path, results, shares, blocks, left_out=left_out, notes=[said] if percent[True] else [])
+    return Part(path, results, stated, left_out=left_out, notes=[said] if percent[True] else [])
 
 
 def _read(path: Path) -> tuple[list[str], list[Line]]:

@@ -118,10 +118,8 @@ def _results(sources: Sequence[Source], args: argparse.Namespace, known: dict[st
         said = {"left_out": imported.left_out, "missing": missing, "notes": imported.notes}
         console.emit_json({"out": str(Path(args.out)), "results": rows, "samples": [], **said})
         return 0
-    checkpoints, benchmarks = (
-        sorted({of(row) for row in imported.results})
-        for of in (lambda row: row.who.name, lambda row: row.benchmark)
-    )
+    checkpoints = {row.who.name for row in imported.results}
+    benchmarks = sorted({row.benchmark for row in imported.results})
     console.say(
         f"Imported {_count(rows, 'result')} of {_count(len(checkpoints), 'checkpoint')} on "
         f"{_count(len(benchmarks), 'benchmark')} ({names(benchmarks, 20)}) into {Path(args.out)}/."
