@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalengine.analysis.importing import APART, UNKNOWN, Known, Part, Result, Setting
+from evalengine.analysis.importing import APART, MISSING, UNKNOWN, Known, Part, Result, Setting
 from evalengine.analysis.items import Checkpoint
 from evalengine.analysis.spellings import benchmark_name
 from evalengine.errors import UserError
@@ -31,7 +31,6 @@ CHAT_NOT_SAID = (
     "lighteval's files do not say whether a chat template was applied (the tokenizer decides, unless override_chat_template is "
     "set), so results with and without one may be mixed"
 )
-MISSING = ("", "nan", "n/a", "none", "null")
 
 
 class Model(NamedTuple):

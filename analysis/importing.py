@@ -32,6 +32,11 @@ COLUMNS = (  # of results.arrow
     *("checkpoint", "scale", "mixture", "stage", "benchmark", "category", "quantity"),
     *("value", "items", "stderr", "chance", "replicate"),
 )
+MISSING = {  # values, as spreadsheets, pandas, R and people write them
+    *("", "nan", "-nan", "na", "<na>", "n/a", "#n/a", "#n/a n/a", "#na", "none", "null", "nil", "missing"),
+    *("-", "--", "\N{EN DASH}", "\N{EM DASH}", ".", "?", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
+    *("#value!", "#div/0!", "#ref!", "#num!", "#name?"),
+}
 STATED = {  # of mixtures, and how two values of one column are refused
     "shares": "has the share {value:g} of {column}, and {before:g} elsewhere: if these are different mixtures, give them "
     f"different names, or {APART}",

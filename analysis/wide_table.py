@@ -13,17 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from evalengine.analysis.benchmark_info import Line, read_lines
-from evalengine.analysis.importing import Known, Part, Result, Setting
+from evalengine.analysis.importing import MISSING, Known, Part, Result, Setting
 from evalengine.analysis.items import Checkpoint, names
 from evalengine.analysis.score_columns import ITEMS, Column, WideTable, choose_columns, fits
 from evalengine.errors import UserError
 from evalengine.untrusted import NAME_BYTES, check_label, printable
 
-MISSING = {  # as spreadsheets, pandas, R and people write it
-    *("", "nan", "-nan", "na", "<na>", "n/a", "#n/a", "#n/a n/a", "#na", "none", "null", "nil", "missing"),
-    *("-", "--", "\N{EN DASH}", "\N{EM DASH}", ".", "?", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
-    *("#value!", "#div/0!", "#ref!", "#num!", "#name?"),
-}
 NO_NAME = {"", "nan", "<na>", "n/a", "#n/a"}
 SHOTS = ("shot", "shots", "n_shot", "n_shots", "num_shots", "fewshot", "few_shot", "n_fewshot", "num_fewshot")
 UNLIKE = 100.0  # how many times more items one standard error may imply than another: percent among shares are 10,000 times
