@@ -51,8 +51,8 @@ def _sentence(alike: list[Claim]) -> str:
         return f"{text[0].upper()}{text[1:]}: {said}."
     if len(alike) == 1:
         return f"At {at}, {text}: {said}."
-    scales = " and ".join(one.at for one in alike)
-    return f"At {scales}, {text}. {' '.join(f'{one.at}: {one.said}.' for one in alike)}"
+    *others, last = (one.at for one in alike)
+    return f"At {', '.join(others)} and {last}, {text}. {' '.join(f'{one.at}: {one.said}.' for one in alike)}"
 
 
 def side(*rows: Any) -> int:

@@ -378,11 +378,12 @@ def test_what_is_true_at_several_scales_is_said_once_and_else_the_scale_is_named
         supported("b falls", "4", "7B"),
         unsupported("a rises", "5", "70B"),
         supported("a rises", "6"),  # of all scales together
+        *(Claim(CAUTION, "c is noisy", n, at) for n, at in (("7", "1M"), ("8", "7B"), ("9", "70B"))),
     ]
     assert by_kind(claims) == {
         SUPPORTED: ["At 1M and 7B, a rises. 1M: 1. 7B: 3.", "At 7B, b falls: 4.", "A rises: 6."],
         UNSUPPORTED: ["At 1M, that b falls: 2.", "At 70B, that a rises: 5."],
-        CAUTION: ["Mind the gap."],
+        CAUTION: ["Mind the gap.", "At 1M, 7B and 70B, c is noisy. 1M: 7. 7B: 8. 70B: 9."],
     }
 
 
