@@ -13,7 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from evalengine.analysis.importing import UNKNOWN, Known
 from evalengine.analysis.items import names
@@ -138,6 +138,7 @@ def _with_others(path: Path, header: Sequence[str], column: Column, how: WideTab
     own = column.name.removesuffix(",none")
     benchmark = own[: -len(column.score) - 1] if column.score else own
     ends = {"", column.name[len(own) :]}
+    found: dict[str, Any] = {}
     for option, patterns, stems in (
         ("stderr", how.stderr, {own, benchmark} if is_only and column.quantity == "accuracy" else {own}),
         ("items", how.items, {own, benchmark}),
@@ -148,8 +149,8 @@ def _with_others(path: Path, header: Sequence[str], column: Column, how: WideTab
             raise UserError(
                 f"{path}: the columns {names(there)} may all be meant for {column.name}: name one with --{option}"
             )
-        column = column._replace(**{option: there[0] if there else None})
-    return column
+        found[option] = there[0] if there else None
+    return column._replace(**found)
 
 
 def _column(path: Path, name: str, how: WideTable, known: Mapping[str, Known]) -> Column | str:
