@@ -24,6 +24,14 @@ class Claim(NamedTuple):
     said: str = ""
     at: str = ""
 
+    @property
+    def sentence(self) -> str:
+        """What it says alone."""
+        if not self.said:
+            return self.text
+        text = f"At {self.at}, {self.text}" if self.at else f"{self.text[0].upper()}{self.text[1:]}"
+        return f"{text}: {self.said}."
+
 
 SUPPORTED, UNSUPPORTED, CAUTION = "supported", "unsupported", "caution"
 HEADINGS = {
@@ -36,7 +44,7 @@ HEADINGS = {
 def by_kind(claims: Iterable[Claim]) -> dict[str, list[str]]:
     """The sentences under each of HEADINGS."""
     out: dict[str, dict[Claim, list[Claim]]] = {kind: {} for kind in HEADINGS}
-    for one in claims:
+    for one in dict.fromkeys(claims):
         alike = one._replace(said="", at="") if one.at else one
         out[one.kind].setdefault(alike, []).append(one)
     return {kind: list(map(_sentence, found.values())) for kind, found in out.items()}
@@ -44,15 +52,11 @@ def by_kind(claims: Iterable[Claim]) -> dict[str, list[str]]:
 
 def _sentence(alike: list[Claim]) -> str:
     """Claims of one text, each at a scale of its own, as one sentence with the numbers of each."""
-    text, said, at = alike[0][1:]
-    if not said:
-        return text
-    if not at:
-        return f"{text[0].upper()}{text[1:]}: {said}."
     if len(alike) == 1:
-        return f"At {at}, {text}: {said}."
+        return alike[0].sentence
     *others, last = (one.at for one in alike)
-    return f"At {', '.join(others)} and {last}, {text}. {' '.join(f'{one.at}: {one.said}.' for one in alike)}"
+    numbers = " ".join(f"{one.at}: {one.said}." for one in alike)
+    return f"At {', '.join(others)} and {last}, {alike[0].text}. {numbers}"
 
 
 def side(*rows: Any) -> int:

@@ -131,8 +131,9 @@ def in_its_unit(row: Any) -> str:
 
 
 def n_words(rows: Iterable[Any]) -> str:
-    """ "n = 9", or "n = 7 to 9": the mixtures behind the rows that have an estimate."""
-    n = sorted({row.n for row in rows if math.isfinite(row.estimate)}) or [0]
+    """ "n = 9", or "n = 7 to 9": the mixtures behind the rows that have an estimate, or behind all where none has one."""
+    every = [row for row in rows if row.n]
+    n = sorted({row.n for row in every if math.isfinite(row.estimate)} or {row.n for row in every} or {0})
     return f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
 
 

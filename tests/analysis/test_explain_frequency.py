@@ -365,7 +365,9 @@ def test_what_was_scored_in_other_words_than_counted_is_said(tmp_path: Path) -> 
             assert bool(slopes) == (table_ == "frequency" or exposure == "exposed")
             notes = {row.note for row in slopes if getattr(row, "measure", "") != frequency.AT_ZERO}
             assert all(note.endswith(counted + how) for note in notes)
-        said = [claim.text for one in EXPLAINERS for claim in one.claims(findings) if claim.kind == CAUTION]
+        said = [
+            claim.sentence for one in EXPLAINERS for claim in one.claims(findings) if claim.kind == CAUTION
+        ]
         assert sum(f"Doses{counted[5:]}{how}" in text for text in said) == 1
 
 
