@@ -258,7 +258,7 @@ def _overall(results: Results, quantity: str) -> Iterator[Claim]:
             row,
             above=f"mixtures with higher {quantity} at {before} tend to have higher {quantity} at {after}, over all benchmarks",
             below=f"{quantity} reverses from {before} to {after}, over all benchmarks",
-            otherwise=f"{quantity} carries over at all, over all benchmarks",
+            otherwise=f"{quantity} carries over on average over the benchmarks",
             said=r,
             at=results.where(row.scale),
         )
