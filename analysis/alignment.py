@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evalengine.analysis.claims import Claim, clearest, with_n
+from evalengine.analysis.claims import Claim, clearest, supported, with_n
 from evalengine.analysis.contrasts import contrast_group, stage_contrast
 from evalengine.analysis.correlation import (
     Sample,
@@ -250,8 +250,8 @@ def shown(results: Results) -> Iterator[Part]:
         return
     before, after = results.method["stages"]
 
-    def readings(rows: list[Row], limit: float = 1.0) -> Intervals:
-        return Intervals(rows, _label, panel=lambda row: READINGS.get(row.name, row.name), limit=limit)
+    def readings(rows: list[Row]) -> Intervals:
+        return Intervals(rows, _label, panel=lambda row: READINGS.get(row.name, row.name))
 
     yield Heading("Alignment of confidence with accuracy")
     yield (
@@ -259,7 +259,8 @@ def shown(results: Results) -> Iterator[Part]:
         f"over mixtures; its persistence is the correlation over mixtures of that r at {before} and at {after}."
     )
     yield readings([row for row in found if row.name in (WITHIN, PERSISTENCE)])
-    yield Folded(f"{after} minus {before}", [readings(results.rows("alignment", contrast=STAGE), 2.0)])
+    changes = readings(results.rows("alignment", contrast=STAGE))
+    yield Folded(f"{after} minus {before}", [changes.of_differences()])
     yield Folded("Two other readings of r_align", [readings([r for r in found if r.name in (CELLS, ACROSS)])])
     # In two files: persistence has no stages, so other lines.
     for name, lines in (
@@ -279,23 +280,17 @@ def claims(results: Results) -> Iterator[Claim]:
     """Of the first reading, after minus before."""
     before, after = results.method["stages"]
 
-    def words(row: Row) -> str:
+    def words(row: Row) -> Claim:
         word = "better" if row.estimate > 0 else "worse"
-        at = f" ({row.scale})" if len(results.scales) > 1 else ""
-        return (
-            f"On {row.category} confidence follows accuracy {word} at {after} than at {before}{at}: r_align within models, "
-            f"{after} minus {before}, {with_n(row)}."
-        )
+        what = f"confidence follows accuracy {word} at {after} than at {before} on {row.category}"
+        said = f"r_align within models, {after} minus {before}, {with_n(row)}"
+        return supported(what, said, results.where(row.scale))
 
-    return clearest(
-        results.rows("alignment", name=WITHIN, contrast=STAGE),
-        ALPHA,
-        words,
-        lambda count: (
-            f"That r_align within models changes from {before} to {after} in {count} cases (category, scale; q over "
-            "the categories)."
-        ),
+    open_ = (
+        f"That r_align within models changes from {before} to {after} in {{count}} cases (category, scale; q over the "
+        "categories)."
     )
+    return clearest(results.rows("alignment", name=WITHIN, contrast=STAGE), ALPHA, words, open_)
 
 
 PROTOCOL = Protocol("alignment", rows, shown, claims)

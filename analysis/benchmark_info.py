@@ -44,13 +44,19 @@ def read_lines(path: Path, advice: str, skipinitialspace: bool = False) -> tuple
                     f"{path} is separated by {found[0]}: save it with commas, and numbers with points"
                 )
             reader.fieldnames = header
-            return header, [Line(reader.line_num, cells) for cells in reader]
+            lines = [Line(reader.line_num, cells) for cells in reader]
     except UnicodeDecodeError:
         raise UserError(
             f"{path} is not in UTF-8: save it in that encoding (spreadsheets: CSV UTF-8)"
         ) from None
     except (OSError, csv.Error) as error:
         raise UserError(f"cannot read {path} as CSV ({error}): {advice}") from None
+    for line in lines:
+        if None in line.cells:  # where DictReader puts what the header has no name for
+            raise UserError(
+                f"{path}, line {line.number} has more than the header's {len(header)} fields: correct that line"
+            )
+    return header, lines
 
 
 class About(NamedTuple):
@@ -123,8 +129,8 @@ def _read_table(path: Path, known: set[str]) -> dict[str, dict[str, Any]]:
     for number, cells in lines:
         where = f"{path}, line {number}"
         name = benchmark_name(cells["benchmark"].strip(), known)
-        if None in cells or not name:
-            raise UserError(f"{where} does not fit the header: correct that line")
+        if not name:
+            raise UserError(f"{where} names no benchmark: correct that line")
         if name in by_name:
             raise UserError(f"{where}: {name} is there twice: leave one of its lines out")
         by_name[name] = {

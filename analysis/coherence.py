@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from evalengine.analysis.cells import CROSS
-from evalengine.analysis.claims import CAUTION, SUPPORTED, UNSUPPORTED, Claim, clearest, with_n
+from evalengine.analysis.claims import CAUTION, UNSUPPORTED, Claim, clearest, supported, with_n
 from evalengine.analysis.contrasts import contrast_group, stage_contrast
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, numbers
 from evalengine.analysis.groups import (
@@ -35,7 +35,7 @@ from evalengine.analysis.items import names
 from evalengine.analysis.panel import Panel
 from evalengine.analysis.protocol import Protocol, Study
 from evalengine.analysis.ranges import CORRELATION, always
-from evalengine.analysis.results import Results, with_interval
+from evalengine.analysis.results import Results
 from evalengine.analysis.tables import Row
 from evalengine.analysis.verdicts import ALPHA
 
@@ -144,12 +144,14 @@ def shown(results: Results) -> Iterator[Part]:
     yield File("coherence", Intervals(found, _label))
     yield File("coherence", numbers("coherence", found, results.scales, "category name"), shown=False)
     if change:
-        yield Folded(f"{after} minus {before}", [Intervals(change, lambda row: row.category, limit=2.0)])
+        yield Folded(
+            f"{after} minus {before}", [Intervals(change, lambda row: row.category).of_differences()]
+        )
     if single:
         by_benchmark = File("benchmark_coherence", _by_benchmark(single))
         yield Folded("Each benchmark with the others of its category", [by_benchmark])
     if apart:
-        minus = _by_benchmark(apart)._replace(limit=2.0)
+        minus = _by_benchmark(apart).of_differences()
         yield Folded("The same, minus the others with each other", [minus])
 
 
@@ -172,11 +174,8 @@ def claims(results: Results) -> Iterator[Claim]:
     found = [row for row in found if math.isfinite(row.estimate) and math.isfinite(row.low)]
     clear = sorted((row for row in found if row.low > 0), key=lambda row: -row.low)
     for row in clear[:3]:
-        yield Claim(
-            SUPPORTED,
-            f"{row.category} benchmarks move together ({row.quantity}, {row.name}{_at(results, row)}): "
-            f"mean r = {with_interval(row)}, n = {row.n}.",
-        )
+        what = f"{row.category} benchmarks move together ({row.quantity}, {row.name})"
+        yield supported(what, f"mean r = {with_n(row)}", results.where(row.scale))
     if len(clear) < len(found):
         yield Claim(
             UNSUPPORTED,
@@ -190,22 +189,16 @@ def claims(results: Results) -> Iterator[Claim]:
 def _changes(results: Results) -> Iterator[Claim]:
     before, after = results.method["stages"]
 
-    def words(row: Row) -> str:
+    def words(row: Row) -> Claim:
         word = "more" if row.estimate > 0 else "less"
-        return (
-            f"{row.category} benchmarks move together {word} at {after} than at {before} ({row.quantity}"
-            f"{_at(results, row)}): difference of the mean r {with_n(row)}."
-        )
+        what = f"{row.category} benchmarks move together {word} at {after} than at {before} ({row.quantity})"
+        return supported(what, f"difference of the mean r {with_n(row)}", results.where(row.scale))
 
-    return clearest(
-        results.rows("coherence", protocol="coherence", contrast=STAGE),
-        ALPHA,
-        words,
-        lambda count: (
-            f"That coherence within a category changes from {before} to {after} in {count} cases (category, scale, quantity; q "
-            "over the categories)."
-        ),
+    open_ = (
+        f"That coherence within a category changes from {before} to {after} in {{count}} cases (category, scale, quantity; q "
+        "over the categories)."
     )
+    return clearest(results.rows("coherence", protocol="coherence", contrast=STAGE), ALPHA, words, open_)
 
 
 def _apart(results: Results) -> Iterator[Claim]:
@@ -214,17 +207,13 @@ def _apart(results: Results) -> Iterator[Claim]:
     for row in clear[:3]:
         yield Claim(
             CAUTION,
-            f"{row.name} goes its own way in {row.category} ({row.quantity}, {row.other}{_at(results, row)}): its mean r with "
-            f"the others is below theirs with each other by {with_interval(row)}, n = {row.n}. A mean over the category hides "
-            "it.",
+            f"in {row.category}, {row.name} goes its own way ({row.quantity}, {row.other}), which a mean over the category hides",
+            f"its mean r with the others is below theirs with each other by {with_n(row)}",
+            results.where(row.scale),
         )
     if more := clear[3:]:
-        listed = names([f"{row.name} ({row.quantity}, {row.other}{_at(results, row)})" for row in more], 12)
-        yield Claim(CAUTION, f"The same holds for {listed}.")
-
-
-def _at(results: Results, row: Row) -> str:
-    return f", {row.scale}" if len(results.scales) > 1 else ""
+        listed = [f"{row.name} ({row.quantity}, {row.other}, {row.scale})" for row in more]
+        yield Claim(CAUTION, f"Their own way go {names(listed, 12)} too.")
 
 
 PROTOCOL = Protocol("coherence", rows, shown, claims)

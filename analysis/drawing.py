@@ -87,7 +87,7 @@ def _intervals(method: Method, figure: Intervals) -> Drawing:
     shown = figure.rows
     found = dict.fromkeys(row.at for row in shown)
     scales = method["scales"] if found.keys() <= set(method["scales"]) else list(found)
-    starred = {figure.label(row) for row in shown if row.note}
+    starred = figure.starred
     place: dict[tuple[str, str], float] = {}  # of a line's first interval, in inches from the top
     texts: list[tuple[float, str, str]] = []  # beside the axis: place, text, weight
     bands: list[tuple[float, float]] = []  # behind every second group

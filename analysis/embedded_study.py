@@ -37,27 +37,11 @@ class Moved(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """Of one scale of one study; names of benchmarks."""
+    """Of one scale of one study. counts: numbers of benchmarks, by what is counted. holds: the requirements of the study, and
+    whether each is met."""
 
-    best: dict[str, str]  # stage -> the mixture with the most benchmarks above chance
-    above: dict[str, tuple[str, ...]]  # stage -> those benchmarks
-    reliable: dict[str, tuple[str, ...]]  # stage -> benchmarks
-    moved: dict[str, Moved]  # contrast of mixtures, before fine-tuning
-    reranked: tuple[str, ...]
-    full: tuple[str, ...]
-
-    @property
-    def holds(self) -> dict[str, bool]:
-        """The requirements of the study, and whether each is met."""
-        both = {kind: [m for c, m in self.moved.items() if c.startswith(kind)] for kind in ("web", "code")}
-        return {
-            "12 benchmarks above chance": max(map(len, self.above.values())) >= 12,
-            "8 benchmarks reliable at pt": len(self.reliable["pt"]) >= 8,
-            "web sources move some up, others down": any(m.up and m.down for m in both["web"]),
-            "code share moves some up, others down": any(m.up and m.down for m in both["code"]),
-            "sft reranks the mixtures of some": bool(self.reranked),
-            "no benchmark at the ceiling": not self.full,
-        }
+    counts: dict[str, str]
+    holds: dict[str, bool]
 
 
 def findings(store: Path, scale: str) -> Findings:
@@ -66,15 +50,17 @@ def findings(store: Path, scale: str) -> Findings:
     s = panel.scales.index(scale)
     correct = {stage: _correct(panel, s, t) for t, stage in enumerate(panel.stages)}
     guess = {b.name: chance(store / b.checkpoints[0] / f"{b.name}.arrow") for b in panel.items}
-    best, above, reliable = {}, {}, {}
+    above, reliable, counts = {}, {}, {}
     for stage, of_benchmark in correct.items():
         over = {
-            mixture: tuple(n for n, c in of_benchmark.items() if standard_errors(c[m], guess[n]) >= ERRORS)
+            mixture: [n for n, c in of_benchmark.items() if standard_errors(c[m], guess[n]) >= ERRORS]
             for m, mixture in enumerate(panel.mixtures)
         }
-        best[stage] = max(over, key=lambda mixture: len(over[mixture]))
-        above[stage] = over[best[stage]]
-        reliable[stage] = tuple(name for name, c_MI in of_benchmark.items() if _reliability(c_MI) > RELIABLE)
+        best, above[stage] = max(over.items(), key=lambda entry: len(entry[1]))
+        counts[f"above chance, {stage}"] = f"{len(above[stage])} ({best})"
+    for stage, of_benchmark in correct.items():
+        reliable[stage] = [name for name, c_MI in of_benchmark.items() if _reliability(c_MI) > RELIABLE]
+        counts[f"reliable, {stage}"] = str(len(reliable[stage]))
     webs = sorted({m[:2] for m in panel.mixtures})
     contrasts = {f"web {b} against {a}": (f"{b}*", f"{a}*") for a, b in combinations(webs, 2)}
     moved = {}
@@ -82,9 +68,22 @@ def findings(store: Path, scale: str) -> Findings:
         more, less = ([m for m, x in enumerate(panel.mixtures) if fnmatchcase(x, p)] for p in patterns)
         if more and less:
             moved[name] = moved_between(correct["pt"], more, less)
-    turned = tuple(n for n in correct["pt"] if reranked(correct["pt"][n], correct["sft"][n]))
-    full = tuple(n for n in correct["pt"] if max(correct[t][n].mean(1).max() for t in correct) >= FULL)
-    return Findings(best, above, reliable, moved, turned, full)
+            counts[f"moved by {name}"] = f"{len(moved[name].up)} up, {len(moved[name].down)} down"
+    turned = [n for n in correct["pt"] if reranked(correct["pt"][n], correct["sft"][n])]
+    full = [n for n in correct["pt"] if max(correct[t][n].mean(1).max() for t in correct) >= FULL]
+    counts |= {"reranked by sft": str(len(turned)), "at the ceiling": ", ".join(full) or "none"}
+    both_ways = [name.split()[0] for name, m in moved.items() if m.up and m.down]
+    return Findings(
+        counts,
+        {
+            "12 benchmarks above chance": max(map(len, above.values())) >= 12,
+            "8 benchmarks reliable at pt": len(reliable["pt"]) >= 8,
+            "web sources move some up, others down": "web" in both_ways,
+            "code share moves some up, others down": "code" in both_ways,
+            "sft reranks the mixtures of some": bool(turned),
+            "no benchmark at the ceiling": not full,
+        },
+    )
 
 
 def _correct(panel: Panel, s: int, t: int) -> dict[str, Array]:

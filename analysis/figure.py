@@ -33,6 +33,16 @@ class Intervals(NamedTuple):
     limit: float = 1.0
     measure: str = "r"
 
+    def of_differences(self, limit: float = 2.0) -> Intervals:
+        """The same figure where its rows are differences of two of the measure."""
+        return self._replace(limit=limit, measure=f"difference of {self.measure}")
+
+    @property
+    def starred(self) -> set[str]:
+        """The labels of lines with a note of their own; one that all lines share is nobody's own."""
+        notes = {row.note for row in self.rows}
+        return set() if len(notes) == 1 else {self.label(row) for row in self.rows if row.note}
+
 
 class Heatmaps(NamedTuple):
     """The r of pairs of benchmarks, a panel for each quantity and scale; bold where the interval excludes 0."""
@@ -96,9 +106,12 @@ class Scatters(NamedTuple):
     stages: the names of the axes. unit: the values are multiplied by it (100 for percent).
     """
 
-    points: Sequence[Points]
+    rows: Sequence[Points]
     stages: tuple[str, str]
     unit: float = 1.0
+
+    def panel(self, row: Points) -> str:
+        return row.category
 
 
 Figure = Intervals | Heatmaps | Curves | Lines | Scatters
@@ -178,9 +191,6 @@ def numbers(title: str, rows: Sequence[Row], scales: Sequence[str], about: str) 
 
 def panels(figure: Figure) -> dict[str, Figure]:
     """A figure for each of the panels, by title: the page shows them one by one, so that they fit a phone."""
-    if isinstance(figure, Scatters):
-        categories = by(figure.points, lambda point: point.category)
-        return {title: figure._replace(points=points) for title, points in categories.items()}
     rows: Sequence[Any] = figure.rows
     return {title: figure._replace(rows=mine) for title, mine in by(rows, figure.panel).items()}
 

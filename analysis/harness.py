@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalengine.analysis.importing import APART, UNKNOWN, Known, Part, Result, result_of
+from evalengine.analysis.importing import APART, MISSING, UNKNOWN, Known, Part, Result, Setting
 from evalengine.analysis.items import Checkpoint
 from evalengine.analysis.spellings import benchmark_name
 from evalengine.errors import UserError
@@ -26,7 +26,11 @@ NAME_PATTERN = r"(?P<scale>[^-]+)-(?P<mixture>.+)-(?P<stage>[^-]+)"
 MODEL_KEYS = ("pretrained", "model", "path", "engine", "model_name")
 ADAPTER_KEYS = ("peft", "delta", "lora_local_path")
 SHOTS_FOLDER = r"(?i)(zero|one|two|three|four|five|ten|few|\d+)[-_ ]?shots?"
-MISSING = ("", "nan", "n/a", "none", "null")
+NO_METRICS = {"alias", "sample_len", "name", " "}
+CHAT_NOT_SAID = (
+    "lighteval's files do not say whether a chat template was applied (the tokenizer decides, unless override_chat_template is "
+    "set), so results with and without one may be mixed"
+)
 
 
 class Model(NamedTuple):
@@ -157,14 +161,10 @@ def read_lm_eval(path: Path, who: Checkpoint, known: Mapping[str, Known], metric
     Raises UserError for a file that is damaged.
     """
     raw = read_results(path)
-    config = mapping(raw, "config")
-    limit = printable(str(config["limit"])[:20]) if "limit" in config else ""
-    commit = _first(config, "model_sha") or _first(mapping(raw, "config_general"), "model_sha")
-    commit = printable(commit[:12])
     results: list[Result] = []
     left_out: dict[str, str] = {}
     for task in mapping(raw, "results"):
-        name, shots = _task(raw, task)
+        name = _task(task)[0]
         benchmark = benchmark_name(name, known)
         check_label(benchmark, f"{path}, task")
         if task == "all" or name.endswith("_average"):  # lighteval's means
@@ -176,6 +176,8 @@ def read_lm_eval(path: Path, who: Checkpoint, known: Mapping[str, Known], metric
         if score is None:
             if metrics:  # a heading of a group has none
                 left_out[task] = f"no {wanted[0]}, only {', '.join(metrics)}"
+            elif mapping(raw, "results", task).keys() - NO_METRICS:
+                left_out[task] = "no numbers"
             continue
         value, stderr = metrics[score]
         for what, number in (("accuracy", value), ("standard error", stderr)):
@@ -183,71 +185,58 @@ def read_lm_eval(path: Path, who: Checkpoint, known: Mapping[str, Known], metric
                 raise UserError(
                     f"{path}: the {what} of {printable(task[:60])} must be between 0 and 1: correct it"
                 )
-        items = _items(raw, task)
-        source = {
-            "file": path,
-            "score": score,
-            "shots": shots,
-            "limit": "" if items else limit,
-            "version": version_of(raw, task),
-            "commit": commit,
-            **prompt_of(raw, shots)._asdict(),
-        }
-        results.append(result_of(who, benchmark, known, "accuracy", value, items, stderr, **source))
-    return Part(path, results, groups=_groups(raw, known), left_out=left_out)
+        items, setting = _items(raw, task), setting_of(raw, task)
+        results.append(Result(who, benchmark, "accuracy", value, items, stderr, path, score, setting))
+    unsaid = "config_general" in raw and not all(one.setting.chat for one in results)
+    notes = [CHAT_NOT_SAID] if unsaid else []
+    return Part(path, results, groups=_groups(raw, known), left_out=left_out, notes=notes)
 
 
-class Prompt(NamedTuple):
-    """How items were put to a model, as far as a file says it; "" where it does not."""
-
-    chat: str
-    template: str
-    system: str
-
-
-def prompt_of(raw: Mapping[str, Any], shots: int | None) -> Prompt:
-    """Whether a chat template was applied (with the few-shot examples as turns of it, where there are any), its hash, and the
-    system instruction."""
-    chat, template = "", ""
-    if "chat_template" in raw:
-        chat = "none"
-        if raw["chat_template"]:
-            turns = raw.get("fewshot_as_multiturn") is True and shots != 0
-            chat = "a chat template" + ", examples as turns" * turns
-            template = printable(_first(raw, "chat_template_sha")[:12])
-    system = ""
-    if "system_instruction" in raw:
-        text = raw["system_instruction"]
-        system = printable(" ".join(str(text).split())) if text else "none"
-        if len(system) > 60:  # what is cut off may differ
-            system = (
-                f"{system[:48]}... ({hashlib.sha256(str(text).encode(errors='replace')).hexdigest()[:12]})"
-            )
-    return Prompt(chat, template, system)
-
-
-def shots_of(raw: Mapping[str, Any], task: str) -> int | None:
-    """The number of few-shot examples of a task, where the file says it."""
-    for value in (
+def setting_of(raw: Mapping[str, Any], task: str) -> Setting:
+    """How a task was run. Whether a chat template was applied, lighteval says only where its user did: else it goes by the
+    tokenizer."""
+    config, general = mapping(raw, "config"), mapping(raw, "config_general")
+    lighteval = mapping(general, "model_config")
+    counts = (
+        _task(task)[1],
         mapping(raw, "n-shot").get(task),
         mapping(raw, "configs", task).get("num_fewshot"),
-        mapping(raw, "config").get("num_fewshot"),
-    ):
-        if isinstance(value, int):
-            return int(value)
-    return None
+        config.get("num_fewshot"),
+    )
+    shots = next((int(count) for count in counts if isinstance(count, int)), None)
+    limits = [str(of[key]) for of, key in ((config, "limit"), (general, "max_samples")) if key in of]
+    chosen = (lighteval.get(key) for key in ("override_chat_template", "use_chat_template"))
+    applied = next((value for value in chosen if isinstance(value, bool)), None)
+    if "chat_template" in raw:
+        applied = bool(raw["chat_template"])
+    turns = raw.get("fewshot_as_multiturn") is True and shots != 0
+    said = [of[key] for of, key in ((raw, "system_instruction"), (lighteval, "system_prompt")) if key in of]
+    return Setting(
+        shots=shots,
+        limit=printable(limits[0][:20]) if limits else "",
+        version=printable(str(mapping(raw, "versions").get(task, ""))[:20]),
+        commit=printable((_first(config, "model_sha") or _first(general, "model_sha"))[:12]),
+        chat={None: "", False: "none", True: "a chat template" + ", examples as turns" * turns}[applied],
+        template=printable(_first(raw, "chat_template_sha")[:12]) if applied else "",
+        system=_instruction(said[0]) if said else "",
+    )
 
 
-def version_of(raw: Mapping[str, Any], task: str) -> str:
-    """The version of a task, "" where the file does not say it."""
-    return printable(str(mapping(raw, "versions").get(task, ""))[:20])
+def _instruction(text: Any) -> str:
+    """A system instruction as it is compared and shown: "none", or on one line and not too long."""
+    if not text:
+        return "none"
+    line = printable(" ".join(str(text).split()))
+    # What is cut off may differ.
+    digest = hashlib.sha256(str(text).encode(errors="replace")).hexdigest()[:12]
+    return line if len(line) <= 60 else f"{line[:48]}... ({digest})"
 
 
-def _task(raw: Mapping[str, Any], task: str) -> tuple[str, int | None]:
-    """A task's name and number of few-shot examples; lighteval writes both as "leaderboard|arc:challenge|25"."""
+def _task(task: str) -> tuple[str, int | None]:
+    """A task's name, and the number of few-shot examples that lighteval writes behind it: "leaderboard|arc:challenge|25"."""
     parts = task.split("|")
     if len(parts) < 2:
-        return task, shots_of(raw, task)
+        return task, None
     numbers = [part for part in parts if part.isdecimal()]
     name = [part for part in parts if not part.isdecimal()][-1:] or [task]
     return re.sub(r":_?", "_", name[0]), int(numbers[0][:9]) if numbers else None
@@ -257,9 +246,11 @@ def _items(raw: Mapping[str, Any], task: str) -> int:
     """The number of items a task was evaluated on, 0 where neither harness says it."""
     for count in (
         mapping(raw, "n-samples", task).get("effective"),
-        mapping(raw, "config_tasks", task).get(
-            "effective_num_docs"
-        ),  # lighteval's, -1 where it does not know
+        # lighteval's, -1 where it does not know; before its 0.10 by the task's name without the few-shot number.
+        *(
+            mapping(raw, "config_tasks", at).get("effective_num_docs")
+            for at in (task, task.rpartition("|")[0])
+        ),
     ):
         if type(count) is int and 0 < count < 2**31:
             return count
@@ -271,7 +262,7 @@ def _metrics(scores: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     found: dict[str, tuple[float, float]] = {}
     for key, value in scores.items():
         metric, comma, chosen = key.partition(",")
-        if "stderr" in metric or metric in ("alias", "sample_len", "name", " "):
+        if "stderr" in metric or metric in NO_METRICS:
             continue
         number = _number(value)
         if number is not None and (metric not in found or chosen == "none"):
@@ -284,9 +275,15 @@ def _number(value: Any) -> float | None:
     """A number of a results file, NaN where it is missing; None for what is no number."""
     if value is None or (isinstance(value, str) and value.strip().lower() in MISSING):
         return math.nan
-    if type(value) not in (int, float):
+    if type(value) not in (int, float, str) or (
+        type(value) is str and "_" in value
+    ):  # float takes 6_2 for 62
         return None
-    return math.inf if abs(value) > 2**53 else float(value)
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None if isinstance(value, str) else math.inf
+    return math.inf if abs(number) > 2**53 else number
 
 
 def _groups(raw: Mapping[str, Any], known: Mapping[str, Known]) -> dict[str, set[str]]:

@@ -28,6 +28,20 @@ from evalengine.untrusted import printable
 DATE = r"\d{4}-\d{2}-\d{2}T[\d.\-:]+"  # as lm-evaluation-harness writes it into the names of its files
 APART = "import them into folders of their own (--out)"
 OTHER = "Other"
+COLUMNS = (  # of results.arrow
+    *("checkpoint", "scale", "mixture", "stage", "benchmark", "category", "quantity"),
+    *("value", "items", "stderr", "chance", "replicate"),
+)
+MISSING = {  # values, as spreadsheets, pandas, R and people write them
+    *("", "nan", "-nan", "na", "<na>", "n/a", "#n/a", "#n/a n/a", "#na", "none", "null", "nil", "missing"),
+    *("-", "--", "\N{EN DASH}", "\N{EM DASH}", ".", "?", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
+    *("#value!", "#div/0!", "#ref!", "#num!", "#name?"),
+}
+STATED = {  # of mixtures, and how two values of one column are refused
+    "shares": "has the share {value:g} of {column}, and {before:g} elsewhere: if these are different mixtures, give them "
+    f"different names, or {APART}",
+    "blocks": "has the {column} {value}, and {before} elsewhere: a --block column has one label per mixture",
+}
 AVERAGES = {"mean", "average", "avg", "median", "overall", "total", "grand total"}
 
 
@@ -42,30 +56,13 @@ class Known(NamedTuple):
 UNKNOWN = Known(OTHER, "acc")
 
 
-class Result(NamedTuple):
-    """One number, and how it came about as far as its file says it. `value` is NaN where it is missing.
+class Setting(NamedTuple):
+    """How a benchmark was put to a model; None or "" where the file does not say it.
 
-    stderr: the standard error of `value`. chance: what guessing scores. Both are shares of one and NaN where unknown.
-    replicate: which of several runs of one mixture, scale and stage. score: acc, acc_norm. shots: the number of few-shot
-    examples. limit: of items, where their number is not known (0). version: of the task. commit: of the model's
-    repository. chat: whether a chat template was applied. template: its hash. system: the system instruction. All "" where the
-    file does not say it.
+    shots: the number of few-shot examples. limit: of items. version: of the task. commit: of the model's repository. chat:
+    whether a chat template was applied. template: its hash. system: the system instruction.
     """
 
-    checkpoint: str
-    scale: str | None
-    mixture: str | None
-    stage: str | None
-    benchmark: str
-    category: str
-    quantity: str
-    value: float
-    items: int
-    stderr: float = math.nan
-    chance: float = math.nan
-    replicate: str = ""
-    file: Path = Path()
-    score: str = ""
     shots: int | None = None
     limit: str = ""
     version: str = ""
@@ -75,50 +72,49 @@ class Result(NamedTuple):
     system: str = ""
 
 
-def result_of(
-    who: Checkpoint,
-    benchmark: str,
-    known: Mapping[str, Known],
-    quantity: str,
-    value: float,
-    items: int,
-    stderr: float,
-    **source: Any,
-) -> Result:
-    """A number of one checkpoint with what evalengine knows of its benchmark; source: further fields of `Result`."""
-    about = known.get(benchmark, UNKNOWN)
-    chance, seed = about.chance, who.seed
-    found = Result(*who[:4], benchmark, about.category, quantity, value, items, stderr, chance, seed)
-    return found._replace(**source)
+class Result(NamedTuple):
+    """One number of a checkpoint, and how it came about as far as its file says it.
 
+    value: NaN where it is missing. stderr: its standard error, NaN where unknown. Both are shares of one if quantity is
+    accuracy. items: 0 where their number is unknown. score: acc, acc_norm, "" where the file does not say it. category and
+    chance, what guessing scores, are of the benchmark.
+    """
 
-COLUMNS = Result._fields[:12]  # of results.arrow
+    who: Checkpoint
+    benchmark: str
+    quantity: str
+    value: float
+    items: int
+    stderr: float
+    file: Path
+    score: str
+    setting: Setting = Setting()
+    category: str = OTHER
+    chance: float = math.nan
 
 
 class Part(NamedTuple):
     """What one file holds.
 
-    shares: (column, mixture, share). blocks: (column, mixture, label). groups: the tasks of each group of tasks.
+    stated: of mixtures, (a key of STATED, column, mixture, share or label). groups: the tasks of each group of tasks.
     left_out: why a column or task is no result.
     """
 
     file: Path
     results: list[Result]
-    shares: Sequence[tuple[str, str, float]] = ()
-    blocks: Sequence[tuple[str, str, str]] = ()
+    stated: Sequence[tuple[str, str, str, Any]] = ()
     groups: Mapping[str, set[str]] = {}
     left_out: Mapping[str, str] = {}
     notes: Sequence[str] = ()
 
 
 class Imported(NamedTuple):
-    """The results of all files, the mixtures' shares and labels by column and mixture, and the notes on them."""
+    """The results of all files, what they state of mixtures by key of STATED, column and mixture, and the notes on them."""
 
     results: list[Result]
-    shares: Mapping[str, Mapping[str, float]] = {}
-    blocks: Mapping[str, Mapping[str, str]] = {}
-    left_out: Mapping[str, str] = {}
-    notes: Sequence[str] = ()
+    stated: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    left_out: Mapping[str, str]
+    notes: Sequence[str]
 
 
 def combine(parts: Sequence[Part], known: Mapping[str, Known] = {}, info: Info = NOTHING) -> Imported:
@@ -137,7 +133,7 @@ def combine(parts: Sequence[Part], known: Mapping[str, Known] = {}, info: Info =
     _refuse_two_values(results)
     benchmarks = list(dict.fromkeys(result.benchmark for result in results))
     info.check(benchmarks)
-    results = [_described(result, info.of(result.benchmark)) for result in results]
+    results = [_described(one, known.get(one.benchmark, UNKNOWN), info.of(one.benchmark)) for one in results]
     notes = [
         *([without] if without else []),
         *(note for part in parts for note in part.notes),
@@ -147,7 +143,7 @@ def combine(parts: Sequence[Part], known: Mapping[str, Known] = {}, info: Info =
         *_unknown(benchmarks, known, info),
         *_without_noise(results),
     ]
-    return Imported(results, _shares(parts), _blocks(parts), left_out, list(dict.fromkeys(notes)))
+    return Imported(results, _stated(parts), left_out, list(dict.fromkeys(notes)))
 
 
 def _without_results(parts: Sequence[Part]) -> str:
@@ -174,16 +170,16 @@ def _groups_with_tasks(parts: Sequence[Part], present: set[str]) -> set[str]:
     return found & present
 
 
-def _described(result: Result, about: About) -> Result:
-    """A result with what the user says of its benchmark. Raises UserError where its file says another number of items."""
-    if about.items and result.items not in (0, about.items):
+def _described(result: Result, known: Known, said: About) -> Result:
+    """A result with what is known of its benchmark. Raises UserError where its file and the user say two numbers of items."""
+    if said.items and result.items not in (0, said.items):
         raise UserError(
-            f"{result.file} holds {result.items} items of {result.benchmark}, and you say {about.items}: leave one out"
+            f"{result.file} holds {result.items} items of {result.benchmark}, and you say {said.items}: leave one out"
         )
-    chance = result.chance if math.isnan(about.chance) else about.chance
+    chance = known.chance if math.isnan(said.chance) else said.chance
     return result._replace(
-        items=result.items or about.items,
-        category=about.category or result.category,
+        items=result.items or said.items,
+        category=said.category or known.category,
         chance=chance if result.quantity == "accuracy" else math.nan,
     )
 
@@ -214,13 +210,13 @@ def _without_noise(results: Iterable[Result]) -> Iterator[str]:
 def _refuse_two_values(results: Iterable[Result]) -> None:
     first: dict[tuple[str, str, str], Result] = {}
     for one in results:
-        other = first.setdefault((one.checkpoint, one.benchmark, one.quantity), one)
+        other = first.setdefault((one.who.name, one.benchmark, one.quantity), one)
         if other is one:
             continue
-        what = f"{one.benchmark} of {one.checkpoint}"
+        what = f"{one.benchmark} of {one.who.name}"
         if other.file == one.file:
             raise UserError(f"{one.file} holds {what} twice: leave one in it")
-        refuse_two_files(other.file, one.file, what, other.shots, one.shots)
+        refuse_two_files(other.file, one.file, what, other.setting.shots, one.setting.shots)
 
 
 def refuse_two_files(a: Path, b: Path, what: str, shots_a: int | None, shots_b: int | None) -> None:
@@ -245,21 +241,22 @@ def _compare_settings(results: Iterable[Result]) -> list[str]:
     first: dict[tuple[str, str, str], tuple[str, Path]] = {}
     notes: dict[tuple[str, str, str], str] = {}
     for one in results:
-        shots = "" if one.shots is None else str(one.shots)
-        at_stage = f"{one.benchmark} at {one.stage}"
-        refused = APART if one.stage else ""
+        how = one.setting
+        shots = "" if how.shots is None else str(how.shots)
+        at_stage = f"{one.benchmark} at {one.who.stage}"
+        refused = APART if one.who.stage else ""
         for subject, setting, value, advice in (
             (one.benchmark, "scores", one.score, "choose one with --metric"),
             (one.benchmark, "numbers of few-shot examples", shots, APART),
             (one.benchmark, "numbers of items", str(one.items or ""), APART),
-            (one.benchmark, "limits of items", one.limit, APART),
-            (at_stage, "chat formats", one.chat, refused),
-            (at_stage, "system instructions", one.system, refused),
-            (at_stage, "chat templates", one.template, ""),
-            (one.benchmark, "chat formats", one.chat, ""),
-            (one.benchmark, "system instructions", one.system, ""),
-            (one.benchmark, "versions of the task", one.version, ""),
-            (one.checkpoint, "commits of the model", one.commit, ""),
+            (one.benchmark, "limits of items", "" if one.items else how.limit, APART),
+            (at_stage, "chat formats", how.chat, refused),
+            (at_stage, "system instructions", how.system, refused),
+            (at_stage, "chat templates", how.template, ""),
+            (one.benchmark, "chat formats", how.chat, ""),
+            (one.benchmark, "system instructions", how.system, ""),
+            (one.benchmark, "versions of the task", how.version, ""),
+            (one.who.name, "commits of the model", how.commit, ""),
         ):
             key = (subject, one.quantity, setting)
             other, file = first.setdefault(key, (value, one.file)) if value else (value, one.file)
@@ -285,37 +282,24 @@ def _nested(benchmarks: set[str]) -> Iterator[str]:
 
 def _averages(results: Iterable[Result]) -> Iterator[str]:
     """A note on rows that may be the mean of the mixtures, as spreadsheets end in."""
-    mixtures = dict.fromkeys(one.mixture for one in results if one.mixture is not None)
+    mixtures = dict.fromkeys(one.who.mixture for one in results if one.who.mixture is not None)
     if len(mixtures) > 1 and (found := [name for name in mixtures if name.lower() in AVERAGES]):
         yield f"a mixture is called {names(found)}: if it is the mean of others, leave it out, or it counts as one more"
 
 
-def _shares(parts: Iterable[Part]) -> dict[str, dict[str, float]]:
-    """The mixtures' shares by column, then mixture. Raises UserError where a mixture has two shares of one column."""
-    shares: dict[str, dict[str, float]] = {}
+def _stated(parts: Iterable[Part]) -> dict[str, dict[str, dict[str, Any]]]:
+    """What is stated of mixtures. Raises UserError where a mixture has two shares, or labels, of one column."""
+    found: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in STATED}
     for part in parts:
-        for column, mixture, share in part.shares:
-            before = shares.setdefault(column, {}).setdefault(mixture, share)
-            if not math.isclose(before, share, rel_tol=1e-6, abs_tol=1e-9):
-                raise UserError(
-                    f"{part.file}: mixture {mixture} has the share {share:g} of {column}, and {before:g} elsewhere: "
-                    f"if these are different mixtures, give them different names, or {APART}"
-                )
-    return shares
-
-
-def _blocks(parts: Iterable[Part]) -> dict[str, dict[str, str]]:
-    """The mixtures' labels by column, then mixture. Raises UserError where a mixture has two labels of one column."""
-    blocks: dict[str, dict[str, str]] = {}
-    for part in parts:
-        for column, mixture, label in part.blocks:
-            before = blocks.setdefault(column, {}).setdefault(mixture, label)
-            if before != label:
-                raise UserError(
-                    f"{part.file}: mixture {mixture} has the {column} {printable(label)}, and {printable(before)} "
-                    "elsewhere: a --block column has one label per mixture"
-                )
-    return blocks
+        for kind, column, mixture, value in part.stated:
+            before = found[kind].setdefault(column, {}).setdefault(mixture, value)
+            alike = before == value
+            if kind == "shares":
+                alike = math.isclose(before, value, rel_tol=1e-6, abs_tol=1e-9)
+            if not alike:
+                why = STATED[kind].format(column=column, value=value, before=before)
+                raise UserError(printable(f"{part.file}: mixture {mixture} {why}"))
+    return found
 
 
 def write_results(folder: Path, imported: Imported) -> int:
@@ -330,23 +314,21 @@ def write_results(folder: Path, imported: Imported) -> int:
             f"{folder} holds scores ({scores}), and correlate reads one or the other: give another --out"
         )
     numbers = {"value": pa.float64(), "items": pa.int64(), "stderr": pa.float64(), "chance": pa.float64()}
-    schema = pa.schema([(name, numbers.get(name, pa.string())) for name in COLUMNS])
-    table = pa.Table.from_pylist([_stored(row) for row in imported.results], schema)
-    metadata = {
-        key: json.dumps(by_column)
-        for key, by_column in (("shares", imported.shares), ("blocks", imported.blocks))
-        if by_column
-    }
+    rows = list(map(_stored, imported.results))
+    columns = zip(COLUMNS, zip(*rows, strict=True), strict=True)
+    table = pa.table({name: pa.array(values, numbers.get(name, pa.string())) for name, values in columns})
+    metadata = {key: json.dumps(by_column) for key, by_column in imported.stated.items() if by_column}
     sealed.write(folder / RESULTS_FILE, table, metadata)
     with atomic(folder / "results.csv") as path, path.open("w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(COLUMNS)
-        writer.writerows(_stored(row).values() for row in imported.results)
+        writer.writerows(rows)
     return table.num_rows
 
 
-def _stored(row: Result) -> dict[str, object]:
+def _stored(row: Result) -> tuple[object, ...]:
     """A row of results.arrow: what is not known of an error, of chance and of a replicate is null."""
-    found = {name: getattr(row, name) for name in COLUMNS}
-    unknown = [name for name in ("stderr", "chance") if math.isnan(found[name])]
-    return found | dict.fromkeys(unknown) | {"replicate": row.replicate or None}
+    name, scale, mixture, stage, replicate, *_ = row.who
+    stderr, chance = (None if math.isnan(value) else value for value in (row.stderr, row.chance))
+    about = (row.benchmark, row.category, row.quantity, row.value, row.items)
+    return name, scale, mixture, stage, *about, stderr, chance, replicate or None

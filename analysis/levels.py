@@ -29,41 +29,41 @@ def shown(results: Results) -> Iterator[Part]:
 
 
 def benchmarks_table(results: Results) -> Table:
-    """Items, chance, and the means over mixtures at both stages of each scale."""
-    method, quantity = results.method, _quantity(results)
+    """Score, items, chance, and the means over mixtures at both stages of each scale."""
+    method, quantity, about = results.method, _quantity(results), _about(results)
     stages = [(scale, stage) for scale in results.scales for stage in method["stages"]]
     mean = {
         (row.name, row.scale, row.other): row.estimate
         for row in results.rows("calibration", protocol="mean", quantity=quantity)
     }
-    scores = dict(zip(method["benchmarks"], method["metrics"], strict=False))
-    known = [name for name, there in (("score", bool(scores)), *_known(results)) if there]
     lines: list[list[str | Mark]] = []
     for benchmark, category in zip(method["benchmarks"], method["categories"], strict=True):
-        about = {"score": scores.get(benchmark, "–"), **_about(results, benchmark)}
+        known = [of.get(benchmark, "–") for of in about.values()]
         means = [_value(results, benchmark, mean.get((benchmark, *at), math.nan)) for at in stages]
-        lines.append([benchmark, category, *(about[name] for name in known), *means])
-    several = len(results.scales) > 1
-    heads = [f"{scale} {stage}" if several else stage for scale, stage in stages]
-    columns = ["benchmark", "category", *known, *heads]
-    return Table(f"{quantity}, means over mixtures", columns, blocks(lines, 1), texts=3 if scores else 2)
+        lines.append([benchmark, category, *known, *means])
+    heads = [f"{scale} {stage}" if len(results.scales) > 1 else stage for scale, stage in stages]
+    columns = ["benchmark", "category", *about, *heads]
+    return Table(
+        f"{quantity}, means over mixtures", columns, blocks(lines, 1), texts=3 if "score" in about else 2
+    )
 
 
 def cells_table(results: Results, scale: str) -> Table:
     """The value of every checkpoint at a scale: two lines for each benchmark, one for each stage."""
     method, quantity = results.method, _quantity(results)
+    about = {name: of for name, of in _about(results).items() if name != "score"}
     mixtures = method["mixtures"][:MIXTURES]
     value = results.values(quantity, scale)
-    known = [name for name, there in _known(results) if there]
     by_category: dict[str, list[list[str | Mark]]] = {}
     for benchmark, category in zip(method["benchmarks"], method["categories"], strict=True):
-        about = [_about(results, benchmark)[name] for name in known]
-        for k, stage in enumerate(method["stages"]):
+        known = [of.get(benchmark, "–") for of in about.values()]
+        for stage, first in zip(
+            method["stages"], ([benchmark, *known], [""] * (1 + len(known))), strict=True
+        ):
             found = [value.get((benchmark, stage, mixture)) for mixture in mixtures]
             cells = [_value(results, benchmark, math.nan if x is None else x) for x in found]
-            first = [benchmark, stage, *about] if k == 0 else ["", stage, *[""] * len(about)]
-            by_category.setdefault(category, []).append([*first, *cells])
-    columns = ["benchmark", "stage", *known, *mixtures]
+            by_category.setdefault(category, []).append([first[0], stage, *first[1:], *cells])
+    columns = ["benchmark", "stage", *about, *mixtures]
     return Table(f"{quantity} at {scale}", columns, list(by_category.values()), texts=2)
 
 
@@ -72,19 +72,14 @@ def _quantity(results: Results) -> str:
     return "accuracy" if "accuracy" in quantities else quantities[0]
 
 
-def _known(results: Results) -> list[tuple[str, bool]]:
-    """Columns about the benchmarks, and whether anything is known for them."""
-    chance = bool(results.chance) and _quantity(results) == "accuracy"
-    return [("items", any(results.method["items"])), ("chance", chance)]
-
-
-def _about(results: Results, benchmark: str) -> dict[str, str]:
-    items = results.method["items"][results.method["benchmarks"].index(benchmark)]
-    chance = results.chance.get(benchmark, math.nan)
-    return {
-        "items": f"{items:,}" if items else "–",
-        "chance": f"{100 * chance:.1f}" if chance == chance else "–",
-    }
+def _about(results: Results) -> dict[str, dict[str, str]]:
+    """What is known of the benchmarks, by column and benchmark; no column of which nothing is known."""
+    method = results.method
+    scores = dict(zip(method["benchmarks"], method["metrics"], strict=False))
+    items = {name: f"{n:,}" for name, n in zip(method["benchmarks"], method["items"], strict=True) if n}
+    chance = results.chance if _quantity(results) == "accuracy" else {}
+    about = {"score": scores, "items": items, "chance": {k: f"{100 * v:.1f}" for k, v in chance.items()}}
+    return {name: column for name, column in about.items() if column}
 
 
 def _value(results: Results, benchmark: str, value: float) -> str | Mark:

@@ -70,7 +70,7 @@ def grid(method: Method, figure: Figure) -> str:
     out = []
     for title, panel in panels(figure).items():
         drawing = f'<div class="scroll">{svg(method, panel, title)}</div>'
-        out.append(f"<div><h3>{escape(title)}</h3>{drawing}{_notes(panel)}</div>")
+        out.append(f"<div><h4>{escape(title)}</h4>{drawing}{_notes(panel)}</div>")
     kind = "grid wide" if isinstance(figure, Scatters) else "grid"
     return f'<div class="{kind}">{"".join(out)}</div>'
 
@@ -92,6 +92,6 @@ def _notes(figure: Figure) -> str:
             one if len(mine) == len(every[one]) else f"{one} ({', '.join(row.at for row in mine)})"
             for one, mine in by(rows, name).items()
         ]
-        text = note if len(rows) == len(figure.rows) else f"{', '.join(names)}: {note}"
-        lines.append(f'<p class="hint">* {escape(text)}</p>')
+        text = f"* {', '.join(names)}: {note}" if figure.starred else note
+        lines.append(f'<p class="hint">{escape(text)}</p>')
     return "".join(lines)

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from evalengine.errors import UserError
 
 LARGEST_N = 100_000
+LARGEST_R = 0.999999
 NODES = 96
 MOST_SEEDS = 5  # of a mixture, when runs are spent
 
@@ -104,11 +105,14 @@ def mixtures_needed(r: float, power: float = 0.8, alpha: float = 0.05, blur: Blu
 
 
 def detectable(n: int, power: float = 0.8, alpha: float = 0.05, blur: Blur = CLEAR) -> float:
-    """The smallest true r that n mixtures see with the given power; 1 or more where the noise hides even that."""
+    """The smallest true r that n mixtures see with the given power; infinite where they see none up to 0.999999, 1 or more
+    where the noise hides even that."""
     if n < 4:
         raise UserError(f"-n {n} is too few mixtures for a correlation: at least 4")
     _check(0.5, power, alpha)
-    low, high = 0.0, 0.999999
+    low, high = 0.0, LARGEST_R
+    if power_of(high, n, alpha) < power:
+        return math.inf
     while high - low > 1e-7:
         middle = 0.5 * (low + high)
         low, high = (low, middle) if power_of(middle, n, alpha) >= power else (middle, high)

@@ -31,6 +31,7 @@ from evalengine.errors import UserError
 from evalengine.files import atomic, write
 
 EQUALS = "\u00a0=\u00a0"  # a line does not break within "n = 9"
+RECORD = ".written"  # in figures/ and tables/: the names of the files there that the last report wrote
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -53,7 +54,8 @@ def write_report(tables: Path, folder: Path) -> Path:
 
 
 def write_figures(tables: Path, folder: Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
-    """Writes every figure that the tables allow; returns the paths. Raises UserError without matplotlib."""
+    """Writes every figure that the tables allow, in place of those of an earlier report; returns the paths. Raises UserError
+    without matplotlib."""
     if unknown := [kind for kind in formats if kind not in FORMATS]:
         raise UserError(f"--figures {','.join(unknown)}: choose from {', '.join(FORMATS)}, or none")
     written = []
@@ -68,17 +70,30 @@ def write_figures(tables: Path, folder: Path, formats: Sequence[str] = ("png", "
                 with atomic(path) as temporary:
                     drawing.savefig(temporary, format=kind, bbox_inches=box, metadata=FORMATS[kind])
                 written.append(path)
+    _replace(folder, written)
     return written
 
 
 def write_latex(tables: Path, folder: Path) -> list[Path]:
-    """Writes the tables of the report as `folder`/NAME.tex; returns the paths."""
+    """Writes the tables of the report as `folder`/NAME.tex, in place of those of an earlier one; returns the paths."""
     paths = []
     for _, file in _files(*load_both(tables)):
         if isinstance(file.of, Table) and any(file.of.blocks):
             paths.append(folder / f"{file.name}.tex")
             write(paths[-1], latex.tabular(file.of))
+    _replace(folder, paths)
     return paths
+
+
+def _replace(folder: Path, written: Sequence[Path]) -> None:
+    """Removes what an earlier report wrote into a folder and this one did not; files of others stay."""
+    record, names_ = folder / RECORD, [path.name for path in written]
+    earlier = record.read_text(encoding="utf-8", errors="replace").splitlines() if record.is_file() else []
+    for name in set(earlier) - {*names_}:
+        if Path(name).name == name and (folder / name).is_file():
+            (folder / name).unlink()
+    if names_ or earlier:
+        write(record, "\n".join(names_))
 
 
 def _files(results: Results, explained: Findings | None) -> Iterator[tuple[Method, File]]:
@@ -101,37 +116,37 @@ def shown(results: Results, explained: Findings | None) -> list[tuple[Method, li
 def load_both(tables: Path) -> tuple[Results, Findings | None]:
     """What `correlate` wrote and what `explain` wrote beside it. Raises UserError where these are of two studies."""
     results, explained = load_results(tables), findings.load(tables)
-    if explained is not None:
-        one, other = results.method, explained.method
-        if one["stages"] != other["stages"]:
-            correlated, explained_ = (" to ".join(method["stages"]) for method in (one, other))
-            raise UserError(
-                f"{tables} holds correlations of {correlated} and explanations of {explained_}: run `evalengine explain STORE "
-                f"--out {tables} --stages {','.join(one['stages'])}`, or delete explain.json"
-            )
-        kept = [k for k, name in enumerate(one["benchmarks"]) if name not in other["left_out"]]
-        items = [[one["items"][k] for k in kept] if one["metrics"] else other["scored"], other["scored"]]
-        if (
-            [one["benchmarks"][k] for k in kept] != other["benchmarks"]
-            or not all(set(one[key]) <= set(other[key]) for key in ("scales", "mixtures"))
-            or items[0] != items[1]
-        ):
-            raise UserError(
-                f"{tables} holds tables of two studies: run `evalengine explain STORE --out {tables}` on the store of the"
-                " correlations, or delete explain.json"
-            )
-        metrics = [one["metrics"][k] for k in kept] if one["metrics"] else other["metrics"]
-        if differ := [
-            f"{benchmark} ({metric}, {explained_by})"
-            for benchmark, metric, explained_by in zip(
-                other["benchmarks"], metrics, other["metrics"], strict=True
-            )
-            if metric != explained_by
-        ]:
-            raise UserError(
-                f"{tables} holds correlations and explanations by different scores of {names(differ)}: run `evalengine explain "
-                f"STORE --out {tables}` with the --metric of the correlations, or delete explain.json"
-            )
+    if explained is None:
+        return results, None
+    one, other = results.method, explained.method
+    again, or_delete = f"run `evalengine explain STORE --out {tables}", "or delete explain.json"
+    if one["stages"] != other["stages"]:
+        correlated, explained_ = (" to ".join(method["stages"]) for method in (one, other))
+        raise UserError(
+            f"{tables} holds correlations of {correlated} and explanations of {explained_}: {again} --stages "
+            f"{','.join(one['stages'])}`, {or_delete}"
+        )
+    kept = [k for k, name in enumerate(one["benchmarks"]) if name not in other["left_out"]]
+    benchmarks = [one["benchmarks"][k] for k in kept]
+    # Imported results state neither items nor scores of their own.
+    items, metrics = (
+        [one[key][k] for k in kept] if one["metrics"] else other[theirs]
+        for key, theirs in (("items", "scored"), ("metrics", "metrics"))
+    )
+    if (
+        (benchmarks, items) != (other["benchmarks"], other["scored"])
+        or not set(one["scales"]) <= set(other["scales"])
+        or not set(one["mixtures"]) <= set(other["mixtures"])
+    ):
+        raise UserError(
+            f"{tables} holds tables of two studies: {again}` on the store of the correlations, {or_delete}"
+        )
+    scores = zip(benchmarks, metrics, other["metrics"], strict=True)
+    if differ := [f"{name} ({mine}, {theirs})" for name, mine, theirs in scores if mine != theirs]:
+        raise UserError(
+            f"{tables} holds correlations and explanations by different scores of {names(differ)}: {again}` with the --metric of "
+            f"the correlations, {or_delete}"
+        )
     return results, explained
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalengine.analysis.tables import Row
-from evalengine.analysis.together import read_together, rows_from
-from evalengine.errors import UserError
+from evalengine.analysis.together import read_together
 
 MANIFEST = "analysis.json"
 TABLES_VERSION = "4"  # of the columns of Row and of analysis.json
@@ -46,6 +45,10 @@ class Results(NamedTuple):
     def scales(self) -> list[str]:
         return list(self.method["scales"])
 
+    def where(self, scale: str) -> str:
+        """The scale as a claim names it: "" where there is but one."""
+        return scale if len(self.scales) > 1 else ""
+
     @property
     def categories(self) -> list[str]:
         return list(dict.fromkeys(self.method["categories"]))
@@ -60,12 +63,10 @@ class Results(NamedTuple):
 def load_results(folder: Path) -> Results:
     """Reads a folder that `evalengine correlate` wrote. Raises UserError where it is none or incomplete."""
     command = f"evalengine correlate STORE --out {folder}"
-    method, read = read_together(folder, MANIFEST, TABLES_VERSION, command, OTHERS)
-    try:
-        tables = {name: rows_from(Row, read[name]) for name in method["tables"]}
-    except TypeError:
-        raise UserError(f"{folder} holds damaged tables: run `{command}` again") from None
-    return Results(method, tables, *(read[name] for name in OTHERS))
+    method, tables, others = read_together(
+        folder, MANIFEST, TABLES_VERSION, command, lambda name: Row, OTHERS
+    )
+    return Results(method, tables, *others)
 
 
 def p_value(p: float) -> str:
@@ -94,6 +95,11 @@ def interval_words(results: Results) -> str:
         kinds["auto"] = f"{within}; BCa on Student's t for coherence"
     kind = kinds.get(method["interval"], f"{method['interval']} bootstrap")
     return f"{percent(method['level'])} intervals: {kind}, {method['resamples']:,} resamples"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """With its sign, a true minus."""
+    return _said(value, f"+.{digits}f")
 
 
 def _said(value: float, how: str) -> str:
@@ -125,18 +131,13 @@ def share_with_interval(row: Any) -> str:
 
 def in_its_unit(row: Any) -> str:
     """A value that may be of any size, such as a difference of losses, to three digits: "0.00387 [0.001, 0.00912]"."""
-    if row is None or not math.isfinite(row.estimate):
-        return "–"
-    estimate, low, high = (
-        f"{value:z.3g}".replace("-", "−") if math.isfinite(value) else "–"
-        for value in (row.estimate, row.low, row.high)
-    )
-    return f"{estimate} [{low}, {high}]"
+    return _with_interval(row, 1.0, "z.3g")
 
 
 def n_words(rows: Iterable[Any]) -> str:
-    """ "n = 9", or "n = 7 to 9": the mixtures behind the rows that have an estimate."""
-    n = sorted({row.n for row in rows if math.isfinite(row.estimate)}) or [0]
+    """ "n = 9", or "n = 7 to 9": the mixtures behind the rows that have an estimate, or behind all where none has one."""
+    every = [row for row in rows if row.n]
+    n = sorted({row.n for row in every if math.isfinite(row.estimate)} or {row.n for row in every} or {0})
     return f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
 
 

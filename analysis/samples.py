@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evalengine.analysis import harness
 from evalengine.analysis.benchmark_info import NOTHING, Info
-from evalengine.analysis.importing import DATE, UNKNOWN, Known, refuse_two_files
+from evalengine.analysis.importing import DATE, UNKNOWN, Known, Setting, refuse_two_files
 from evalengine.analysis.panel import RESULTS_FILE
 from evalengine.analysis.spellings import benchmark_name
 from evalengine.errors import UserError
@@ -36,11 +36,7 @@ class SampleFile(NamedTuple):
     path: Path
     model: harness.Model
     benchmark: str
-    shots: int | None = None
-    limit: str = ""
-    version: str = ""  # of the task
-    chat: str = ""  # as in harness.Prompt
-    system: str = ""
+    setting: Setting = Setting()
 
 
 class Sample(NamedTuple):
@@ -82,7 +78,7 @@ def import_samples(
         other = source.setdefault(target, file)
         if other is not file:
             what = f"{file.benchmark} of {target.parent}"
-            refuse_two_files(other.path, file.path, what, other.shots, file.shots)
+            refuse_two_files(other.path, file.path, what, other.setting.shots, file.setting.shots)
     out.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix=".importing-", dir=out) as staging:
@@ -112,30 +108,27 @@ def _about(path: Path, known: Mapping[str, Known]) -> SampleFile:
     if results is None or not results.is_file():
         return SampleFile(path, harness.model_of_place(path)._replace(revision=""), benchmark)
     raw = harness.read_results(results)
-    limit = harness.mapping(raw, "config").get("limit")
-    limit = f"{limit:g}" if isinstance(limit, int | float) else ""
-    version, shots = harness.version_of(raw, task), harness.shots_of(raw, task)
-    chat, _, system = harness.prompt_of(raw, shots)
-    return SampleFile(path, harness.model_of(results, raw), benchmark, shots, limit, version, chat, system)
+    return SampleFile(path, harness.model_of(results, raw), benchmark, harness.setting_of(raw, task))
 
 
 def _metadata(file: SampleFile, about: Known, seed: str) -> dict[str, str]:
     from evalengine import __version__
     from evalengine.store import STORE_VERSION
 
+    how = file.setting
     return {
         "store_version": STORE_VERSION,
         "evalengine_version": __version__,
-        "benchmark_version": f"lm-evaluation-harness {file.version}".strip(),
+        "benchmark_version": f"lm-evaluation-harness {how.version}".strip(),
         "variant": "lm_eval",
         "default_score": about.default_score,
-        "limit": file.limit,
-        "fewshot": "" if file.shots is None else str(file.shots),
+        "limit": "" if how.limit == "None" else how.limit.removesuffix(".0"),
+        "fewshot": "" if how.shots is None else str(how.shots),
         "backend": "imported",
         "dtype": "",
         "checkpoint_seed": seed,
-        "chat_format": file.chat,
-        "system_instruction": file.system,
+        "chat_format": how.chat,
+        "system_instruction": how.system,
     }
 
 

@@ -47,13 +47,13 @@ class Label(NamedTuple):
 
 def scatter_drawing(figure: Scatters) -> Drawing:
     """A box for each benchmark, in bands for the categories where there are several; a key and a legend below."""
-    by_category = by(figure.points, lambda one: one.category)
+    by_category = by(figure.rows, figure.panel)
     cell = SIDE + BESIDE, SIDE + ABOVE + BELOW
     heading = HEADING if len(by_category) > 1 else 0.0
     width = cell[0] * min(COLUMNS, max(map(len, by_category.values())))
     rows = {category: math.ceil(len(points) / COLUMNS) for category, points in by_category.items()}
     height = sum(heading + cell[1] * count for count in rows.values())
-    names = list(dict.fromkeys(name for one in figure.points for name in one.mixtures))
+    names = list(dict.fromkeys(name for one in figure.rows for name in one.mixtures))
     label, key = labels(names)
     drawing, (axis,) = canvas(1, 1, (width, height), (0.0, 0.0))
     axis.set(xlim=(0.0, width), ylim=(height, 0.0))
@@ -71,7 +71,9 @@ def scatter_drawing(figure: Scatters) -> Drawing:
             above = top + cell[1] * (place // COLUMNS) + ABOVE
             _box(axis, one, figure.unit, (left, above, left + SIDE, above + SIDE), label)
         top += cell[1] * rows[category]
-    lines = textwrap.wrap(key, int(width / (LETTER * 6.5)), break_on_hyphens=False) + _legend(figure, width)
+    letters = int(width / (LETTER * 6.5))
+    texts = (key, _legend(figure))
+    lines = [line for text in texts for line in textwrap.wrap(text, letters, break_on_hyphens=False)]
     for k, line in enumerate(lines):
         axis.text(0.06, height + 0.13 + 0.13 * k, line, size=6.5, color=SOFT, va="center")
     return drawing
@@ -87,14 +89,14 @@ def labels(names: Sequence[str]) -> tuple[dict[str, str], str]:
     return numbers, ", ".join(f"{number}\u00a0{short(name)}" for name, number in numbers.items())
 
 
-def _legend(figure: Scatters, width: float) -> list[str]:
+def _legend(figure: Scatters) -> str:
     before, after = figure.stages
     text = f"x: {before}, y: {after}" + (", in percent" if figure.unit == 100.0 else "")
-    if any(math.isfinite(error) for one in figure.points for error in one.error):
+    if any(math.isfinite(error) for one in figure.rows for error in one.error):
         text += "; bars: one standard error of item noise"
-    if any(math.isfinite(one.chance) for one in figure.points):
-        text += "; dotted: chance, where it is in range"
-    return textwrap.wrap(text, int(width / (LETTER * 6.5)))
+    return text + "; dotted: chance, where it is in range" * any(
+        math.isfinite(one.chance) for one in figure.rows
+    )
 
 
 def _box(axis: Axes, one: Points, unit: float, box: Box, label: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from evalengine.analysis.importing import UNKNOWN, Known
 from evalengine.analysis.items import names
@@ -62,21 +62,15 @@ class WideTable(NamedTuple):
         return {self.scale, self.mixture, self.stage, self.model, self.replicate, *self.blocks, *self.where}
 
 
-class Beside(NamedTuple):
-    """The columns of a score's standard errors and of its numbers of items."""
-
-    stderr: str | None = None
-    items: str | None = None
-
-
 class Column(NamedTuple):
-    """A column of scores."""
+    """A column of scores, and those of its standard errors and numbers of items."""
 
     name: str
     benchmark: str
     quantity: str
     score: str  # "" where the name does not say it
-    beside: Beside = Beside()
+    stderr: str | None = None
+    items: str | None = None
 
 
 def choose_columns(
@@ -93,14 +87,14 @@ def choose_columns(
     accuracies = Counter(
         benchmark_name(base, known) for base, score in map(split_column, plain) if score in ACCURACY
     )
-    beside = {
-        name: _beside(path, plain, column, how, accuracies[column.benchmark] < 2)
+    columns = {
+        name: _with_others(path, plain, column, how, accuracies[column.benchmark] < 2)
         for name, column in kinds.items()
         if isinstance(column, Column)
     }
-    about_scores = {name for pair in beside.values() for name in pair if name} - {*how.benchmarks}
+    about_scores = {name for c in columns.values() for name in (c.stderr, c.items)} - {*how.benchmarks}
     for option, patterns, default in (("stderr", how.stderr, STDERR), ("items", how.items, ITEMS)):
-        if patterns != default and not any(getattr(pair, option) for pair in beside.values()):
+        if patterns != default and not any(getattr(column, option) for column in columns.values()):
             raise UserError(
                 f"{path}: no column is called --{option} '{patterns[0]}', with a score's name for {{}}: "
                 f"its columns are {names(header, 12)}"
@@ -113,7 +107,7 @@ def choose_columns(
         if isinstance(kind, str):
             left_out[name] = kind
         else:
-            candidates[kind.benchmark, kind.quantity].append(kind)
+            candidates[kind.benchmark, kind.quantity].append(columns[name])
     if not candidates:
         others = [printable(name) for name, why in left_out.items() if why == NOT_KNOWN]
         raise UserError(
@@ -121,21 +115,21 @@ def choose_columns(
             f"--benchmarks '{','.join(others) or 'COLUMN,PATTERN*'}'"
         )
     chosen = []
-    for (benchmark, _), columns in candidates.items():
+    for (benchmark, _), found in candidates.items():
         wanted = how.metric or known.get(benchmark, UNKNOWN).default_score
-        best = [column for column in columns if column.score == wanted] or columns
+        best = [column for column in found if column.score == wanted] or found
         if len(best) > 1:
             raise UserError(
                 f"{path}: the columns {names([column.name for column in best])} are all scores of {benchmark}: "
                 "name the one to take with --benchmarks"
             )
-        chosen.append(best[0]._replace(beside=beside[best[0].name]))
-        left_out |= {c.name: "another score is taken: --metric chooses" for c in columns if c is not best[0]}
+        chosen.append(best[0])
+        left_out |= {c.name: "another score is taken: --metric chooses" for c in found if c is not best[0]}
     return chosen, left_out
 
 
-def _beside(path: Path, header: Sequence[str], column: Column, how: WideTable, is_only: bool) -> Beside:
-    """The columns of a score's standard errors and numbers of items.
+def _with_others(path: Path, header: Sequence[str], column: Column, how: WideTable, is_only: bool) -> Column:
+    """A column of scores with those of its standard errors and numbers of items.
 
     They are named after the column of the score (`piqa.acc_stderr`). Numbers of items, which all scores of a benchmark
     share, and the errors of its only accuracy, may also be named after the benchmark (`piqa_stderr`). Raises UserError
@@ -144,7 +138,7 @@ def _beside(path: Path, header: Sequence[str], column: Column, how: WideTable, i
     own = column.name.removesuffix(",none")
     benchmark = own[: -len(column.score) - 1] if column.score else own
     ends = {"", column.name[len(own) :]}
-    found: list[str | None] = []
+    found: dict[str, Any] = {}
     for option, patterns, stems in (
         ("stderr", how.stderr, {own, benchmark} if is_only and column.quantity == "accuracy" else {own}),
         ("items", how.items, {own, benchmark}),
@@ -155,8 +149,8 @@ def _beside(path: Path, header: Sequence[str], column: Column, how: WideTable, i
             raise UserError(
                 f"{path}: the columns {names(there)} may all be meant for {column.name}: name one with --{option}"
             )
-        found.append(there[0] if there else None)
-    return Beside(*found)
+        found[option] = there[0] if there else None
+    return column._replace(**found)
 
 
 def _column(path: Path, name: str, how: WideTable, known: Mapping[str, Known]) -> Column | str:

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evalengine.analysis.bootstrap import Basis, Resamples, resamples
-from evalengine.analysis.claims import CAUTION, Claim
+from evalengine.analysis.claims import CAUTION, Claim, with_n
 from evalengine.analysis.correlation import Sample, weighted_sums
 from evalengine.analysis.figure import Heading, Part, Table, pivot, with_benchmarks
 from evalengine.analysis.groups import ALL, NO_NOTE, Array, Group, Label, Note, Statistic, means_over
@@ -259,13 +259,13 @@ def claims(results: Results) -> Iterator[Claim]:
     means = results.rows("seeds", protocol="category_seeds", category=ALL)
     for (quantity, scale), by_kind in pivot(means, "quantity scale", "other").items():
         first, second, r = by_kind.values()
-        at = f" at {scale}" if len(results.scales) > 1 else ""
         if math.isfinite(first.estimate) and math.isfinite(second.estimate):
             yield Claim(
                 CAUTION,
-                f"Seeds make {share_with_interval(first)} percent of the variance of {quantity} between single runs at "
-                f"{before} and {share_with_interval(second)} at {after}{at}; between mixtures, without them, the mean r is "
-                f"{with_interval(r)}, n = {r.n}.",
+                f"seeds account for part of the variance of {quantity} between single runs",
+                f"{share_with_interval(first)}% at {before}, {share_with_interval(second)}% at {after}; between mixtures, "
+                f"without them, mean r = {with_n(r)}",
+                results.where(scale),
             )
 
 

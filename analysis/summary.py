@@ -19,7 +19,7 @@ from evalengine.analysis.groups import ALL
 from evalengine.analysis.noise import CEILING, RELIABILITY
 from evalengine.analysis.power import detectable
 from evalengine.analysis.registry import PROTOCOLS
-from evalengine.analysis.results import Results, n_words, with_interval
+from evalengine.analysis.results import Results, n_words, signed, with_interval
 from evalengine.analysis.tables import Row
 
 FEW = 20  # mixtures below which the summary warns of small n
@@ -93,11 +93,11 @@ def _small_n(results: Results) -> list[str]:
     if not 4 <= n < FEW:
         return []
     shown = 0.6
-    low, high = fisher(np.array(shown), n)
+    low, high = map(signed, fisher(np.array(shown), n))
     as_many = f", which compared within blocks say as much as {n}" if n < mixtures else ""
     return [
         f"There are {mixtures} mixtures{at}{as_many}. A true r below {detectable(n):.2f} is missed more than "
-        f"one time in five, and a measured {shown:.2f} has a 95% interval of about [{low:.2f}, {high:.2f}]: read the "
+        f"one time in five, and a measured {shown:+.2f} has a 95% interval of about [{low}, {high}]: read the "
         "intervals, not the points."
     ]
 

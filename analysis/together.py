@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,6 @@ from evalengine.untrusted import check_name, parse_json
 if TYPE_CHECKING:
     import pyarrow as pa
 
-T = TypeVar("T")
 ASIDE = ".writing"  # where the tables of a run wait for the last of them
 Content = tuple[Sequence[str], Iterable[Sequence[Any]]]  # columns, rows
 
@@ -93,10 +92,15 @@ def _arrow(values: Sequence[Any]) -> pa.Array:
 
 
 def read_together(
-    folder: Path, manifest: str, version: str, command: str, others: Sequence[str] = ()
-) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """A manifest's content, and the rows of the tables it names and of `others`. Raises UserError where they are not whole,
-    or of another `version`; `command` makes them again."""
+    folder: Path,
+    manifest: str,
+    version: str,
+    command: str,
+    kind_of: Callable[[str], Callable[..., Any]],
+    others: Sequence[str] = (),
+) -> tuple[dict[str, Any], dict[str, list[Any]], list[list[dict[str, Any]]]]:
+    """A manifest's content; by name, the tables that it names, whose rows are the NamedTuples that `kind_of` gives, null as NaN;
+    and the rows of `others`. Raises UserError where they are not whole, or of another `version`; `command` makes them again."""
     try:
         method = parse_json((folder / manifest).read_bytes(), constants=True)
         if method.get("tables_version") != version:
@@ -106,16 +110,17 @@ def read_together(
             check_name(name, "table")
         if method.pop("checksums") != checksums(folder, names, method):
             raise ValueError("a flipped bit, or tables of two runs")
-        return method, {name: parse_json((folder / f"{name}.json").read_bytes()) for name in names}
+        read = {name: parse_json((folder / f"{name}.json").read_bytes()) for name in names}
+        tables = {name: [_row(kind_of(name), raw) for raw in read[name]] for name in method["tables"]}
+        return method, tables, [read[name] for name in others]
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: run `{command}` first") from None
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{folder} holds damaged tables: run `{command}` again") from None
 
 
-def rows_from(kind: Callable[..., T], raws: Iterable[dict[str, Any]]) -> list[T]:
-    """Stored rows as the NamedTuples they were, null as NaN. Raises TypeError where the columns are others."""
-    return [kind(**{key: math.nan if v is None else v for key, v in raw.items()}) for raw in raws]
+def _row(kind: Callable[..., Any], raw: dict[str, Any]) -> Any:
+    return kind(**{key: math.nan if value is None else value for key, value in raw.items()})
 
 
 def checksums(folder: Path, names: Iterable[str], method: dict[str, Any]) -> dict[str, str]:

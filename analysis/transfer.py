@@ -18,7 +18,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from evalengine.analysis.claims import CAUTION, SUPPORTED, UNSUPPORTED, Claim, either, with_n
+from evalengine.analysis.claims import (
+    CAUTION,
+    SUPPORTED,
+    UNSUPPORTED,
+    Claim,
+    claim,
+    supported,
+    unsupported,
+    with_n,
+)
 from evalengine.analysis.contrasts import category_contrasts, differences, scale_contrast
 from evalengine.analysis.correlation import residuals
 from evalengine.analysis.figure import File, Folded, Heading, Intervals, Part, file_part
@@ -166,16 +175,16 @@ def _differences(results: Results) -> Iterator[Part]:
     for title, figures in (
         (
             f"Differences between scales ({results.scales[-1]} minus {results.scales[0]})",
-            [_of_benchmarks(_shown(results, contrast=SCALE))._replace(limit=2.0)],
+            [_of_benchmarks(_shown(results, contrast=SCALE)).of_differences()],
         ),
         (
             "Transfer of accuracy minus transfer of confidence",
             [
-                both._replace(panel=lambda row: BOTH, limit=2.0),
-                changes._replace(panel=lambda row: f"{BOTH}, {row.at}", limit=4.0),
+                both._replace(panel=lambda row: BOTH).of_differences(),
+                changes._replace(panel=lambda row: f"{BOTH}, {row.at}").of_differences(4.0),
             ],
         ),
-        ("Differences between the means of categories", [pairs._replace(limit=2.0)]),
+        ("Differences between the means of categories", [pairs.of_differences()]),
     ):
         if any(figure.rows for figure in figures):
             yield Folded(title, ["The same resamples on both sides.", *figures])
@@ -220,31 +229,32 @@ def _overall(results: Results, quantity: str) -> Iterator[Claim]:
     for row in results.rows("transfer", **means, category=ALL):
         if not math.isfinite(row.estimate):
             continue
-        at = f" at {row.scale}" if len(results.scales) > 1 else ""
         r = f"mean r = {with_n(row)}"
         clean = results.rows(
             "reliability", protocol="category_reliability", quantity=quantity, scale=row.scale, category=ALL
         )
         if clean and math.isfinite(clean[0].low):
             r += f"; without item noise {with_interval(clean[0])}"
-        found = f"{quantity} reverses from {before} to {after}"
-        if row.low > 0:
-            found = f"mixtures with higher {quantity} at {before} tend to have higher {quantity} at {after}"
-        yield either(
-            excludes_zero(row),
-            f"Over all benchmarks{at}, {found}: {r}.",
-            f"That {quantity} carries over at all on average{at}: {r}, which holds 0.",
+        yield claim(
+            row,
+            above=f"mixtures with higher {quantity} at {before} tend to have higher {quantity} at {after}, over all benchmarks",
+            below=f"{quantity} reverses from {before} to {after}, over all benchmarks",
+            otherwise=f"{quantity} carries over on average over the benchmarks",
+            said=r,
+            at=results.where(row.scale),
         )
     for row in results.rows("transfer", **means, contrast=SCALE):
         clear = excludes_zero(row) and row.q < ALPHA
         if clear or (row.category == ALL and math.isfinite(row.estimate)):
             name = "all benchmarks" if row.category == ALL else row.category
-            word = "higher" if row.estimate > 0 else "lower"
-            yield either(
-                clear,
-                f"Transfer of {quantity} on {name} is {word} at {row.scale} than at {row.minus}: difference of the mean r "
-                f"{with_n(row)}.",
-                f"That transfer of {quantity} changes with scale on average: difference {row.at} of the mean r {with_n(row)}.",
+            what = f"transfer of {quantity} on {name} is {{}} at {row.scale} than at {row.minus}"
+            yield claim(
+                row,
+                above=what.format("higher"),
+                below=what.format("lower"),
+                otherwise=f"transfer of {quantity} on {name} changes from {row.minus} to {row.scale}",
+                tested=clear,
+                said=f"difference of the mean r {with_n(row)}",
             )
 
 
@@ -261,11 +271,10 @@ def _inverse_dynamics(results: Results) -> Iterator[Claim]:
         f"mean r over all benchmarks, {both.at}, of accuracy {with_interval(accuracy)}, of confidence "
         f"{with_interval(confidence)}, difference {with_n(both)}"
     )
-    change = "transfers of accuracy and of confidence change with scale"
+    change = "the transfers of accuracy and of confidence change with scale"
     if not opposite and excludes_zero(both):
-        yield Claim(SUPPORTED, f"The {change} differently: {said}.")
-    turned = f"{change} in opposite directions: {said}."
-    yield either(opposite, f"The {turned}", f"That the {turned}")
+        yield supported(f"{change} differently", said)
+    yield (supported if opposite else unsupported)(f"{change} in opposite directions", said)
 
 
 def _tests(results: Results, quantity: str) -> Iterator[Claim]:

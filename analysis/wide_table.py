@@ -10,19 +10,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from evalengine.analysis.benchmark_info import Line, read_lines
-from evalengine.analysis.importing import Known, Part, Result, result_of
+from evalengine.analysis.importing import MISSING, Known, Part, Result, Setting
 from evalengine.analysis.items import Checkpoint, names
 from evalengine.analysis.score_columns import ITEMS, Column, WideTable, choose_columns, fits
 from evalengine.errors import UserError
 from evalengine.untrusted import NAME_BYTES, check_label, printable
 
-MISSING = {  # as spreadsheets, pandas, R and people write it
-    *("", "nan", "-nan", "na", "<na>", "n/a", "#n/a", "#n/a n/a", "#na", "none", "null", "nil", "missing"),
-    *("-", "--", "\N{EN DASH}", "\N{EM DASH}", ".", "?", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
-    *("#value!", "#div/0!", "#ref!", "#num!", "#name?"),
-}
 NO_NAME = {"", "nan", "<na>", "n/a", "#n/a"}
 SHOTS = ("shot", "shots", "n_shot", "n_shots", "num_shots", "fewshot", "few_shot", "n_fewshot", "num_fewshot")
 UNLIKE = 100.0  # how many times more items one standard error may imply than another: percent among shares are 10,000 times
@@ -38,7 +34,7 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
         raise UserError(
             f"{path}: no row fits {' and '.join(f'{c}={v}' for c, v in how.where.items()) or 'at all'}"
         )
-    shots = _shots(path, header, lines, how)
+    setting = Setting(shots=_shots(path, header, lines, how))
     columns, left_out = choose_columns(path, header, how, known)
     checkpoints = list(_checkpoints(path, lines, how))
     results: list[Result] = []
@@ -49,7 +45,7 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
             left_out[column.name] = "without any value"
             continue
         items = _counts(path, lines, column, how, left_out)
-        stderr = column.beside.stderr
+        stderr = column.stderr
         errors = [_number(path, line, stderr) if stderr else math.nan for line in lines]
         if column.quantity != "loss":
             is_percent = _is_percent(path, lines, column.name, values)
@@ -58,18 +54,17 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
                 values, errors = ([value / 100.0 for value in numbers] for numbers in (values, errors))
         if column.quantity == "accuracy":
             _check_errors(path, lines, column, values, errors, items)
-        about = column.benchmark, known, column.quantity
         results += [
-            result_of(who, *about, value, count, error, file=path, score=column.score, shots=shots)
+            Result(who, column.benchmark, column.quantity, value, count, error, path, column.score, setting)
             for who, value, count, error in zip(checkpoints, values, items, errors, strict=True)
         ]
-    blocks = [
-        (column, str(who.mixture), _label(path, line, column, line.cells[column].strip()))
+    stated: list[tuple[str, str, str, Any]] = [
+        ("blocks", column, str(who.mixture), _label(path, line, column, line.cells[column].strip()))
         for column in how.blocks
         for line, who in zip(lines, checkpoints, strict=True)
     ]
-    shares = [
-        (name, str(who.mixture), share)
+    stated += [
+        ("shares", name, str(who.mixture), share)
         for name in header
         if fits(name, how.shares)
         for share, who in zip(_shares(path, lines, name), checkpoints, strict=True)
@@ -77,7 +72,7 @@ def read_csv(path: Path, how: WideTable, known: Mapping[str, Known]) -> Part:
     ]
     said = f"{path}: read as percent: {names(percent[True], 12)}"
     said += f"; as shares of one: {names(percent[False], 12)}" if percent[False] else ""
-    return Part(path, results, shares, blocks, left_out=left_out, notes=[said] if percent[True] else [])
+    return Part(path, results, stated, left_out=left_out, notes=[said] if percent[True] else [])
 
 
 def _read(path: Path) -> tuple[list[str], list[Line]]:
@@ -90,18 +85,15 @@ def _read(path: Path) -> tuple[list[str], list[Line]]:
                 f"{path}: columns {at[name]} and {number} are both called {printable(name[:60])}: "
                 "rename or delete one of them"
             )
-    for line in lines:
-        if None in line.cells:  # where DictReader puts what the header has no name for
-            raise UserError(
-                f"{path}, line {line.number} has more than the header's {len(header)} fields: correct that line"
-            )
     return header, lines
 
 
 def _check_options(path: Path, header: Sequence[str], how: WideTable) -> None:
     for column in (how.scale, how.mixture, how.stage, how.model, how.replicate, *how.blocks, *how.where):
         if column is not None and column not in header:
-            raise UserError(f"{path} has no column '{column}': its columns are {names(header, 12)}")
+            raise UserError(
+                f"{path} has no column '{column}': its columns are {names(filter(None, header), 12)}"
+            )
     if how.mixture is None and "mixture" not in how.constant:
         raise UserError(f"say which column of {path} names the mixture: --mixture COLUMN")
     if how.stage is None and "stage" not in how.constant:
@@ -202,7 +194,7 @@ def _counts(
 
     Raises UserError where the columns of --items hold something else; one that only looks like it is left out.
     """
-    name = column.beside.items
+    name = column.items
     if name is None:
         return [0] * len(lines)
     values = [0.0 if math.isnan(value := _number(path, line, name)) else value for line in lines]
@@ -229,7 +221,7 @@ def _check_errors(
     for line, value, error in zip(lines, values, errors, strict=True):
         if error < 0 or (error == 0 and 0 < value < 1):
             raise UserError(
-                f"{path}, line {line.number}: {column.beside.stderr} is {error:g} beside {value:g}, which no standard error "
+                f"{path}, line {line.number}: {column.stderr} is {error:g} beside {value:g}, which no standard error "
                 "is: leave the cell empty where it is not known"
             )
         if error > 0 and 0 < value < 1:
@@ -241,13 +233,13 @@ def _check_errors(
     least, most = (min(counted) / 30, max(counted) * 30) if counted else (2, ITEMS_MOST)
     if not least <= middle <= most:
         raise UserError(
-            f"{path}: standard errors as in {column.beside.stderr} would take about {middle:.2g} items of {column.benchmark}: "
+            f"{path}: standard errors as in {column.stderr} would take about {middle:.2g} items of {column.benchmark}: "
             f"write them in the unit of {column.name}, share of one or percent, or delete that column"
         )
     for number, count in implied.items():
         if not middle / UNLIKE <= count <= middle * UNLIKE:
             raise UserError(
-                f"{path}, line {number}: the standard error as in {column.beside.stderr} would take about {count:.2g} items of "
+                f"{path}, line {number}: the standard error as in {column.stderr} would take about {count:.2g} items of "
                 f"{column.benchmark}, and others about {middle:.2g}: write all of them in one unit, or leave that cell empty"
             )
 

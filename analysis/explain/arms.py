@@ -235,27 +235,27 @@ def claims(findings: Findings) -> Iterator[Claim]:
     guessing = set()
     for row in findings.rows("arms", category=ALL, benchmark="", measure=ACCURACY):
         said = f"{share_with_interval(row)} points of accuracy over all benchmarks, n = {row.n}"
-        at, kept = f"{row.stage} at {row.scale}", row.minus
+        arm, kept = row.stage, row.minus
         if row.verdict == GUESSING and (row.scale, kept) not in guessing:
             guessing.add((row.scale, kept))
-            what = f"arms of fine-tuning differ at {row.scale}"
-            yield unsupported(what, f"{kept} itself is not above guessing")
+            yield unsupported("arms of fine-tuning differ", f"{kept} itself is not above guessing", row.scale)
         elif row.verdict == EQUIVALENT:
             test = f"p = {row.p:.2g} (two one-sided tests)"
-            yield supported(f"{at} is within 2 points of {kept}", f"{said}, {test}")
+            yield supported(f"{arm} is within 2 points of {kept}", f"{said}, {test}", row.scale)
         elif row.verdict in (DIFFERS, OPEN):
             yield claim(
                 row,
-                above=f"{at} is above {kept}",
-                below=f"{at} is below {kept}",
-                otherwise=f"{at} differs from {kept}, or is within 2 points of it",
+                above=f"{arm} is above {kept}",
+                below=f"{arm} is below {kept}",
+                otherwise=f"{arm} differs from {kept}, or is within 2 points of it",
+                at=row.scale,
                 said=said,
             )
     for row in findings.rows("arms", category=ALL, benchmark="", measure=MAPPING):
         if math.isfinite(row.low):
-            turns = f"{row.stage} at {row.scale} turns exchanged labels over"
+            turns = f"{row.stage} turns exchanged labels over"
             said = f"{share_with_interval(row)}% of the way from a to 1 - a, {row.note}, n = {row.n}"
-            yield claim(row, above=turns, otherwise=turns, said=said)
+            yield claim(row, above=turns, said=said, at=row.scale)
 
 
 EXPLAINER = Explainer(

@@ -264,13 +264,12 @@ def claims(findings: Findings) -> Iterator[Claim]:
     for row in findings.rows("eft_means", beta=1.0, **at):
         if not math.isfinite(row.low):
             continue
-        what = f"mulated fine-tuning of {row.scale} ({row.direction}, beta 1)"
+        what = f"emulated fine-tuning of {row.scale} ({row.direction}, beta 1)"
         gap = "the gap from its base to its fine-tuned checkpoints"
         yield claim(
             row,
-            above=f"E{what} closes {gap}",
-            below=f"E{what} widens {gap}",
-            otherwise=f"e{what} closes {gap}",
+            above=f"{what} closes {gap}",
+            below=f"{what} widens {gap}",
             said=f"{share_with_interval(row)}% of it, n = {row.n}",
         )
 

@@ -112,8 +112,8 @@ def claims(findings: Findings) -> Iterator[Claim]:
     for row in findings.rows("eft_decisions", measure=MEASURES[0], category=ALL, minus=BASE):
         yield claim(
             row,
-            above="Emulated fine-tuning chooses mixtures better than the large base does",
-            below="Emulated fine-tuning chooses mixtures worse than the large base does",
+            above="emulated fine-tuning chooses mixtures better than the large base does",
+            below="emulated fine-tuning chooses mixtures worse than the large base does",
             otherwise="emulated fine-tuning chooses mixtures better or worse than the large base does",
             said=f"{share_with_interval(row)} points of the pairs, n = {row.n}",
         )

@@ -14,7 +14,7 @@ from evalengine.analysis.explain.explainer import Findings, Options, Study
 from evalengine.analysis.explain.registry import EXPLAINERS
 from evalengine.analysis.figure import Part, by
 from evalengine.analysis.items import names
-from evalengine.analysis.together import read_together, rows_from, write_together
+from evalengine.analysis.together import read_together, write_together
 from evalengine.errors import UserError
 
 MANIFEST = "explain.json"
@@ -168,9 +168,6 @@ def load(folder: Path) -> Findings | None:
     if not (folder / MANIFEST).exists():
         return None
     command = f"evalengine explain STORE --out {folder}"
-    method, read = read_together(folder, MANIFEST, TABLES_VERSION, command)
-    try:
-        tables = {one.table: rows_from(one.row, read[one.table]) for one in EXPLAINERS}
-    except (KeyError, TypeError):
-        raise UserError(f"{folder} holds damaged tables: run `{command}` again") from None
+    rows = {one.table: one.row for one in EXPLAINERS}
+    method, tables, _ = read_together(folder, MANIFEST, TABLES_VERSION, command, rows.__getitem__)
     return Findings(method, tables)

@@ -263,16 +263,14 @@ def claims(findings: Findings) -> Iterator[Claim]:
     for scale, at in pivot(every, "scale", "against").items():
         if TWIN not in at:
             continue
-        said = (
-            f"{share_with_interval(at[''])}% of the items at {scale}; {share_with_interval(at[TWIN])}% from another mixture's "
-            "model before"
-        )
+        turned, twin = (share_with_interval(at[against]) for against in ("", TWIN))
+        said = f"{turned}% of the items, and {twin}% from another mixture's model before"
         if side(at[EXCESS]) > 0:
-            what = "Fine-tuning turns more items from wrong to right than mixtures differ by"
-            yield supported(what, f"{said}, n = {at[EXCESS].n}")
+            what = "fine-tuning turns more items from wrong to right than mixtures differ by"
+            yield supported(what, f"{said}, n = {at[EXCESS].n}", scale)
         else:
-            what = "Items that turn from wrong to right are no sign of what fine-tuning teaches"
-            yield Claim(CAUTION, f"{what}: {said}. Any two models differ by as many.")
+            what = "items that turn from wrong to right are no sign of what fine-tuning teaches, as any two models differ so"
+            yield Claim(CAUTION, what, said, scale)
 
 
 EXPLAINER = Explainer("flips", FlipRow, flip_rows, "Items that turn", shown=shown, said=claims)

@@ -189,7 +189,8 @@ def claims(findings: Findings) -> Iterator[Claim]:
                 above=f"{what} raises {parts[measure]}",
                 below=f"{what} lowers {parts[measure]}",
                 otherwise=f"{what} changes {parts[measure]}",
-                said=f"{with_interval(row)} nats over all benchmarks at {scale}, n = {row.n}",
+                said=f"{with_interval(row)} nats over all benchmarks, n = {row.n}",
+                at=scale,
             )
 
 

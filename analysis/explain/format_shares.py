@@ -33,13 +33,13 @@ from evalengine.analysis.claims import Claim, claim
 from evalengine.analysis.explain.choices import Array, Scores
 from evalengine.analysis.explain.design import by_mixture, numbered, ordered, placed
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study, once
-from evalengine.analysis.explain.means import Member, grouped, joined, over, partly, signed
+from evalengine.analysis.explain.means import Member, grouped, joined, over, partly
 from evalengine.analysis.explain.student import two_way_mean
 from evalengine.analysis.figure import File, Folded, Lines, Part, Table, blocks, by, pivot
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.items import names
 from evalengine.analysis.ranges import Range, difference
-from evalengine.analysis.results import share_with_interval, with_interval
+from evalengine.analysis.results import share_with_interval, signed, with_interval
 from evalengine.labels import CHAT, TRAINED, scale_key, stage_key
 
 SHARE, ACCURACY, ENTROPY, MASS = "share", "accuracy", "entropy", "mass"
@@ -353,7 +353,8 @@ def claims(findings: Findings) -> Iterator[Claim]:
             above=f"{what} widens the formats of answers",
             below=f"{what} narrows the formats of answers",
             otherwise=f"{what} narrows the formats of answers",
-            said=f"entropy {with_interval(entropy)} nats over all benchmarks at {w.scale}; {w.winner} has {percent(w.share)}% of "
+            at=w.scale,
+            said=f"entropy {with_interval(entropy)} nats over all benchmarks; {w.winner} has {percent(w.share)}% of "
             f"the answers in these formats, before {percent(w.share_before)}%{other}: a change of {share_with_interval(share)} "
             f"points, n = {entropy.n}",
         )

@@ -44,7 +44,7 @@ from evalengine.analysis.explain.doses import (
     whens,
 )
 from evalengine.analysis.explain.explainer import Explainer, Findings, Study
-from evalengine.analysis.explain.means import lines_of, over_bins, signed, when_said
+from evalengine.analysis.explain.means import lines_of, over_bins, when_said
 from evalengine.analysis.explain.student import pooled
 from evalengine.analysis.explain.within import fitted, varies
 from evalengine.analysis.figure import (
@@ -59,7 +59,7 @@ from evalengine.analysis.figure import (
 )
 from evalengine.analysis.groups import ALL
 from evalengine.analysis.ranges import Range
-from evalengine.analysis.results import p_value, with_interval
+from evalengine.analysis.results import p_value, signed, with_interval
 
 HIGH = 0.7  # an r over bins that someone could take for evidence
 BINS = 10
@@ -279,37 +279,38 @@ def claims(findings: Findings) -> Iterator[Claim]:
         follow = "follow how often a mixture's text holds their right choice rather than the wrong ones"
         yield claim(
             before,
-            above=f"Items at {scale} {first} {follow}, beyond the benchmark as a whole",
-            otherwise=f"items at {scale} {first} {follow}",
+            above=f"items at {first} {follow}, beyond the benchmark as a whole",
+            otherwise=f"items at {first} {follow}",
+            at=scale,
             tested=before.p_wild <= 0.05,
             said=f"{with_interval(before)} {unit}, n = {before.n}; standard error {before.se:.2f} over mixtures and items, "
             f"{before.se_item:.2f} by item alone; {tests}",
         )
         (change,) = findings.rows("frequency", **at, scale=scale, stage=last, minus=first)
-        after = f"After {last} items at {scale} follow the pretraining text"
+        after = f"after {last} items follow the pretraining text"
         yield claim(
             change,
             above=f"{after} more than before",
             below=f"{after} less than before",
-            otherwise=f"{last} changes how items at {scale} follow the pretraining text",
+            otherwise=f"{last} changes how items follow the pretraining text",
+            at=scale,
             said=f"{with_interval(change)} {unit}, paired, n = {change.n}",
         )
         zero = {**at, "measure": AT_ZERO, "outcome": ACCURACY}
         found = findings.rows("frequency", **zero, scale=scale, minus="")
-        where = f"where right and wrong choices were seen equally often, points of accuracy at {scale}"
         values = ", ".join(f"{with_interval(r)} at {r.stage}" for r in found)
         yield claim(
             *found,
-            above=f"Models are above chance {where}",
-            otherwise=f"models are above chance {where}",
-            said=f"{values}, n = {found[0].n}",
+            above="models are above chance where right and wrong choices were seen equally often",
+            said=f"points of accuracy {values}, n = {found[0].n}",
+            at=scale,
         )
         if side(before) > 0 and before.p_permutation > 0.05:
             yield Claim(
                 CAUTION,
-                f"Mixtures of one source read the same text, so {before.n} of them are fewer than {before.n} independent ones: "
-                f"doses that change places within the design reach the slope at {scale} {first} in {before.p_permutation:.3f} of "
-                "the cases.",
+                f"mixtures of one source read the same text, so {before.n} of them are fewer than {before.n} independent ones",
+                f"doses exchanged within the design reach the slope at {first} in {before.p_permutation:.3f} of the cases",
+                scale,
             )
     if findings.rows("frequency") and (wording := findings.method.get("exposure_wording")):
         yield Claim(

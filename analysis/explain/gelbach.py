@@ -216,17 +216,17 @@ def claims(findings: Findings) -> Iterator[Claim]:
             f"{kind} {with_interval(at[kind, ALONE[SIMILARITY]])} alone and {with_interval(r)} beside the count"
             for kind, r in zip(kinds, similar, strict=True)
         ]
-        predicts = f"predicts the margin at {scale} {first} beyond how"
+        predicts = f"predicts the margin at {first} beyond how"
         for rows_, words, numbers in (
             (
                 counts,
-                f"ow often a choice was seen {predicts} similar the text is to it",
+                f"how often a choice was seen {predicts} similar the text is to it",
                 [f"{with_interval(at[kinds[0], ALONE[COUNT]])} alone", *beside],
             ),
-            (similar, f"ow similar the text is to a choice {predicts} often it was seen", alone),
+            (similar, f"how similar the text is to a choice {predicts} often it was seen", alone),
         ):
             said = f"slopes of the margin {'; '.join(numbers)}; n = {rows_[0].n}"
-            yield claim(*rows_, above=f"H{words}", otherwise=f"h{words}", said=said)
+            yield claim(*rows_, above=words, said=said, at=scale)
 
 
 EXPLAINER = Explainer(

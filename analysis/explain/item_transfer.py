@@ -198,16 +198,17 @@ def claims(findings: Findings) -> Iterator[Claim]:
         beside = f"log-odds for each nat beside log p(gold), n = {margin.n}"
         yield claim(
             margin,
-            above=f"At {scale} the margin before fine-tuning says which items are right after",
-            otherwise=f"the margin before fine-tuning says at {scale} which items are right after",
+            above="the margin before fine-tuning says which items are right after",
             said=f"{r2}; {with_interval(margin)} {beside}",
+            at=scale,
         )
+        more = "log p(gold) before fine-tuning says more than the margin alone does"
         yield claim(
             logp,
-            above=f"At {scale} log p(gold) says more than the margin alone does",
-            below=f"At {scale} log p(gold) says more than the margin alone does",
-            otherwise=f"log p(gold) says more at {scale} than the margin does",
+            above=more,
+            below=more,
             said=f"{with_interval(logp)} log-odds for each nat, n = {logp.n}",
+            at=scale,
         )
 
 

@@ -83,11 +83,6 @@ def notes(rows: Iterable[Any]) -> list[Part]:
     return [f"{category}: {note}." for category, note in said]
 
 
-def signed(value: float, digits: int = 2) -> str:
-    """With its sign, a true minus."""
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
 def when_said(stage: str, minus: str) -> str:
     """A stage, or a change from another one."""
     return f"{stage} minus {minus}" if minus else stage

@@ -211,7 +211,7 @@ def claims(findings: Findings) -> Iterator[Claim]:
         if better:
             best = max(better, key=lambda r: r.estimate)
             yield supported(
-                f"{best.proxy} predicts better than accuracy does, {seen} for {target}",
+                f"the quantity {best.proxy} predicts better than accuracy does, {seen} for {target}",
                 f"by {share_with_interval(best)} points, q {p_value(best.q)}, n = {best.n}; accuracy is right of "
                 f"{share_with_interval(at[ACCURACY, ''])}% of pairs",
             )

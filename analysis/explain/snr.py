@@ -21,7 +21,7 @@ from evalengine.analysis.explain.explainer import Explainer, Findings, Study, la
 from evalengine.analysis.explain.proxies import AGREEMENT
 from evalengine.analysis.explain.quantities import ACCURACY, quantities_of
 from evalengine.analysis.explain.student import interaction
-from evalengine.analysis.figure import Folded, Part, Table, blocks, pivot
+from evalengine.analysis.figure import File, Folded, Part, Table, blocks, pivot
 
 
 class SnrRow(NamedTuple):
@@ -84,7 +84,7 @@ def shown(findings: Findings) -> Iterator[Part]:
         "both of accuracy before fine-tuning. A ratio of 1 is what noise alone makes."
     )
     yield from _relation(findings)
-    yield Folded("Benchmarks", [table(findings)])
+    yield Folded("Benchmarks", [File("snr", table(findings))])
 
 
 def _relation(findings: Findings) -> Iterator[str]:
@@ -120,11 +120,10 @@ def claims(findings: Findings) -> Iterator[Claim]:
         found = findings.rows("snr", scale=scale, stage=before, quantity=ACCURACY)
         weak = [r.benchmark for r in found if not r.reliability >= 0.5]  # tied mixtures too
         if weak:
-            yield Claim(
-                CAUTION,
-                f"At {scale} {before} more than half of what separates the mixtures is item noise on {len(weak)} of {len(found)} "
-                f"benchmarks: {', '.join(weak)}.",
+            what = (
+                f"more than half of what separates the mixtures at {before} is item noise on some benchmarks"
             )
+            yield Claim(CAUTION, what, f"{len(weak)} of {len(found)} ({', '.join(weak)})", scale)
 
 
 EXPLAINER = Explainer(

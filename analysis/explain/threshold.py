@@ -269,14 +269,16 @@ def claims(findings: Findings) -> Iterator[Claim]:
     for r in findings.tables["threshold"]:
         if r.found == "yes":
             yield supported(
-                f"At {r.scale} what is right after bends at p(gold) = {ends(r)} before",
+                f"what is right after bends at p(gold) = {ends(r)} before",
                 f"{r.slope_below:+.2f} log-odds for each decade below, {r.slope_above:+.2f} above; 1e-3 is "
                 f"{'inside' if r.inside == 'yes' else 'outside'}, n = {r.n}",
+                r.scale,
             )
         else:
             yield unsupported(
-                f"there is a p(gold), such as 1e-3, at which what fine-tuning teaches bends at {r.scale}",
+                "there is a p(gold), such as 1e-3, at which what fine-tuning teaches bends",
                 f"{r.note.removeprefix('no kink: ')}, n = {r.n}",
+                r.scale,
             )
 
 

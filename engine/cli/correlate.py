@@ -124,7 +124,7 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
     """One table: each category with its benchmarks below it, a line for each scale; then the reasons of missing numbers."""
     from evalengine.analysis.figure import Mark
     from evalengine.analysis.groups import PARTIAL, SCALE
-    from evalengine.analysis.results import Results, percent
+    from evalengine.analysis.results import Results, n_words, percent
     from evalengine.analysis.transfer_table import transfer_table, words
 
     method = analysis.method
@@ -143,17 +143,13 @@ def show_transfer(analysis: Analysis, quantity: str) -> None:
     rows = [[text(cell, k) for k, cell in enumerate(row)] for block in shown.blocks for row in block]
     every = analysis.tables["transfer"]
     found = [row for row in every if row.quantity == quantity and row.contrast in ("", SCALE)]
-    counts = (
-        [row.n for row in found if row.estimate == row.estimate] or [row.n for row in found if row.n] or [0]
-    )
-    n = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(counts[0])
     console.table(
         "",
         shown.columns,
         rows,
         left=shown.texts,
-        caption=f"{method['resamples']:,} resamples of the {method['resampled']} ({method['resampling']}), n = {n} mixtures. "
-        f"An interval that holds 0 does not show any transfer. {words(results)}",
+        caption=f"{method['resamples']:,} resamples of the {method['resampled']} ({method['resampling']}), {n_words(found)} "
+        f"mixtures. An interval that holds 0 does not show any transfer. {words(results)}",
         optional=("r without noise", "n", "items", "ceiling", "p", "q"),
     )
     reasons: dict[str, dict[str, list[str]]] = {}  # a note -> of what -> at which scales

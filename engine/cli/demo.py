@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from evalengine import console
     from evalengine.analysis.embedded_study import findings
     from evalengine.benchmarks import world
+    from evalengine.cli import main
     from evalengine.training.study import load
 
     started, name, seeds = time.monotonic(), _study(args.quick), _seeds(args.seeds)
@@ -84,8 +85,10 @@ def run(args: argparse.Namespace) -> int:
             lines = commands(out, args.quick, args.bootstrap, args.jobs, study, f"{scale}-")[:2]
         else:
             lines = commands(out, args.quick, args.bootstrap, args.jobs)
-        if code := _run_all(lines):
-            return code
+        for command in lines:
+            console.say(f"\n$ evalengine {shown(command)}")
+            if code := main(command):
+                return code
         found[seed] = findings(out / "scores", scale)
     console.say("")
     show(found, scale, demanded=not args.quick)
@@ -117,22 +120,12 @@ def show(found: dict[int, Findings], scale: str, demanded: bool) -> None:
     """One column a seed: numbers of benchmarks, and whether the study shows what it must (`demanded`)."""
     from evalengine import console
 
-    def line(title: str, cell: Any) -> list[str]:
-        return [title, *(cell(f) for f in found.values())]
-
-    first = next(iter(found.values()))
-    rows = [
-        *(line(f"above chance, {t}", lambda f, t=t: f"{len(f.above[t])} ({f.best[t]})") for t in first.above),
-        *(line(f"reliable, {t}", lambda f, t=t: str(len(f.reliable[t]))) for t in first.reliable),
-        *(
-            line(f"moved by {c}", lambda f, c=c: f"{len(f.moved[c].up)} up, {len(f.moved[c].down)} down")
-            for c in first.moved
-        ),
-        line("reranked by sft", lambda f: str(len(f.reranked))),
-        line("at the ceiling", lambda f: ", ".join(f.full) or "none"),
-    ]
+    every = list(found.values())
+    rows = [[name, *(one.counts[name] for one in every)] for name in every[0].counts]
     if demanded:
-        rows += [line(f"-> {name}", lambda f, n=name: "yes" if f.holds[n] else "NO") for name in first.holds]
+        rows += [
+            [f"-> {name}", *("yes" if one.holds[name] else "NO" for one in every)] for name in every[0].holds
+        ]
     console.table(
         f"Number of benchmarks (of 20) at {scale}",
         ["", *(f"seed {n}" for n in found)],
@@ -141,18 +134,6 @@ def show(found: dict[int, Findings], scale: str, demanded: bool) -> None:
         "half of the differences between mixtures is not item noise. Moved: accuracy before fine-tuning. Reranked: fine-tuning "
         "reverses the order of two mixtures. At the ceiling: 97% right. ->: what the embedded study is built to show.",
     )
-
-
-def _run_all(lines: list[list[str]]) -> int:
-    from evalengine import console
-    from evalengine.cli import main
-
-    for command in lines:
-        console.say(f"\n$ evalengine {shown(command)}")
-        code = main(command)
-        if code:
-            return code
-    return 0
 
 
 def shown(command: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from evalengine.errors import UserError
 
 if TYPE_CHECKING:
     from evalengine.analysis.benchmark_info import Info
-    from evalengine.analysis.importing import Imported, Known
+    from evalengine.analysis.importing import Known, Part
     from evalengine.analysis.items import Checkpoint
 
 EPILOG = """
@@ -27,6 +28,9 @@ MODEL@REVISION; scale, mixture and stage are read from the model's name, {scale}
 --pattern of your own may also fit the whole name: --pattern '(?P<scale>.+)-(?P<mixture>.+)@step(?P<stage>.+)'.
 """
 CONSTANT = ("scale", "mixture", "stage", "replicate")  # what may stand behind a file's name
+FIELDS = f"@{'=, '.join(CONSTANT[:-1])}= and {CONSTANT[-1]}="
+AS_GIVEN = ("scale", "mixture", "stage", "model", "replicate", "loss", "metric")  # fields of WideTable
+Source = tuple[Path, tuple[tuple[str, str], ...]]  # a file, and what stands behind its name
 CSV_ALONE = (
     *("scale", "mixture", "stage", "model", "replicate", "block"),
     *("benchmarks", "shares", "where", "stderr", "loss"),
@@ -78,49 +82,80 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from evalengine.analysis.importing import write_results
-    from evalengine.analysis.items import names
+    from evalengine.analysis.benchmark_info import read_info
+    from evalengine.analysis.importing import Known
+    from evalengine.benchmarks import BENCHMARKS
 
-    out = Path(args.out)
-    sources = dict.fromkeys(
-        (file, tuple(constant.items())) for path, constant in map(_split, args.paths) for file in _files(path)
-    )
-    _refuse_unused(args, {file.suffix for file, _ in sources})
-    kinds = {file.suffix == ".jsonl" for file, _ in sources}
-    if len(kinds) > 1:
+    sources = list(dict.fromkeys(source for path in args.paths for source in _sources(path)))
+    suffixes = {file.suffix for file, _ in sources}
+    _refuse_unused(args, suffixes)
+    if {".jsonl"} < suffixes:
         raise UserError(
             "tables of results and samples cannot share a folder: import them one after the other, two --out"
         )
-    if kinds == {True}:
-        if any(constant for _, constant in sources):
-            raise UserError(f"{_listed_fields()} are for tables: samples are named by --pattern")
-        return _samples([file for file, _ in sources], out, args)
-    imported = _tables(list(sources), args)
-    rows = write_results(out, imported)
-    benchmarks = sorted({row.benchmark for row in imported.results})
-    checkpoints = {row.checkpoint for row in imported.results}
-    missing = [f"{row.benchmark} of {row.checkpoint}" for row in imported.results if math.isnan(row.value)]
+    known = {
+        name: Known(b.category, b.default_score, 1 / int(b.choices) if b.choices.isdecimal() else math.nan)
+        for name, b in BENCHMARKS.items()
+    }
+    items = "" if _is_pattern(args.items) else args.items
+    said = {"items": items, "chance": args.chance, "category": args.category}
+    info = read_info(Path(args.benchmark_info) if args.benchmark_info else None, said, known)
+    if suffixes == {".jsonl"}:
+        return _samples(sources, args, known, info)
+    return _results(sources, args, known, info)
+
+
+def _results(sources: Sequence[Source], args: argparse.Namespace, known: dict[str, Known], info: Info) -> int:
+    """Tables of results, into results.arrow."""
+    from evalengine.analysis.figure import by
+    from evalengine.analysis.importing import combine, write_results
+    from evalengine.analysis.items import names
+
+    imported = combine(_parts(sources, args, known), known, info)
+    rows = write_results(Path(args.out), imported)
+    missing = [f"{row.benchmark} of {row.who.name}" for row in imported.results if math.isnan(row.value)]
     if args.json:
         said = {"left_out": imported.left_out, "missing": missing, "notes": imported.notes}
-        console.emit_json({"out": str(out), "results": rows, "samples": [], **said})
+        console.emit_json({"out": str(Path(args.out)), "results": rows, "samples": [], **said})
         return 0
+    checkpoints = {row.who.name for row in imported.results}
+    benchmarks = sorted({row.benchmark for row in imported.results})
     console.say(
         f"Imported {_count(rows, 'result')} of {_count(len(checkpoints), 'checkpoint')} on "
-        f"{_count(len(benchmarks), 'benchmark')} ({names(benchmarks, 20)}) into {out}/."
+        f"{_count(len(benchmarks), 'benchmark')} ({names(benchmarks, 20)}) into {Path(args.out)}/."
     )
     for note in imported.notes:
         console.warn(note)
-    by_reason: dict[str, list[str]] = {}
-    for name, why in imported.left_out.items():
-        by_reason.setdefault(why, []).append(name)
-    if by_reason:
-        console.say(
-            f"Left out: {'; '.join(f'{names(some, 12)} ({why})' for why, some in by_reason.items())}."
-        )
+    reasons = by(list(imported.left_out), imported.left_out.__getitem__)
+    if reasons:
+        console.say(f"Left out: {'; '.join(f'{names(some, 12)} ({why})' for why, some in reasons.items())}.")
     if missing:
         console.say(
             f"Missing: {_count(len(missing), 'value')} ({names(missing, 3)}); correlate leaves those cells out."
         )
+    console.say(f"Next: evalengine correlate {Path(args.out)}")
+    return 0
+
+
+def _samples(sources: Sequence[Source], args: argparse.Namespace, known: dict[str, Known], info: Info) -> int:
+    """Samples, into a score store."""
+    from evalengine.analysis.harness import NAME_PATTERN
+    from evalengine.analysis.samples import import_samples
+
+    if any(constant for _, constant in sources):
+        raise UserError(f"{FIELDS} are for tables: samples are named by --pattern")
+    out, files = Path(args.out), [file for file, _ in sources]
+    written = import_samples(files, out, args.pattern or NAME_PATTERN, known, info)
+    if args.json:
+        console.emit_json(
+            {"out": str(Path(args.out)), "results": 0, "samples": [str(path) for path in written]}
+        )
+        return 0
+    checkpoints = {path.parent.name for path in written}
+    console.say(
+        f"Imported {_count(len(written), 'sample file')} of {_count(len(checkpoints), 'checkpoint')} into {out}/, "
+        "a score store."
+    )
     console.say(f"Next: evalengine correlate {out}")
     return 0
 
@@ -141,25 +176,20 @@ def _refuse_unused(args: argparse.Namespace, suffixes: set[str]) -> None:
             )
 
 
-def _listed_fields() -> str:
-    return f"@{'=, '.join(CONSTANT[:-1])}= and {CONSTANT[-1]}="
-
-
-def _split(text: str) -> tuple[Path, dict[str, str]]:
-    if Path(text).exists():
-        return Path(text), {}
-    name, *parts = text.split("@")
+def _sources(text: str) -> list[Source]:
+    """The files that an argument names, and what stands behind it: FILE@field=value."""
+    name, *parts = [text] if Path(text).exists() else text.split("@")
     constant = {}
     for part in ",".join(parts).split(",") if parts else []:
         key, _, value = part.partition("=")
         if key not in CONSTANT or not value:
-            raise UserError(f"{text}: after @ come {_listed_fields()}, such as {name}@scale=1B")
+            raise UserError(f"{text}: after @ come {FIELDS}, such as {name}@scale=1B")
         constant[key] = value
     if not Path(name).exists():
         raise UserError(
             f"there is no {name}: give a CSV, results_*.json, samples_*.jsonl or a folder of them"
         )
-    return Path(name), constant
+    return [(file, tuple(constant.items())) for file in _files(Path(name))]
 
 
 def _files(path: Path) -> list[Path]:
@@ -176,9 +206,9 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _tables(sources: list[tuple[Path, tuple[tuple[str, str], ...]]], args: argparse.Namespace) -> Imported:
+def _parts(sources: Sequence[Source], args: argparse.Namespace, known: dict[str, Known]) -> list[Part]:
+    """What each table holds."""
     from evalengine.analysis.harness import NAME_PATTERN, identities, model_of, read_lm_eval, read_results
-    from evalengine.analysis.importing import combine
     from evalengine.analysis.score_columns import ITEMS, STDERR, WideTable
     from evalengine.analysis.wide_table import read_csv
 
@@ -189,38 +219,22 @@ def _tables(sources: list[tuple[Path, tuple[tuple[str, str], ...]]], args: argpa
             raise UserError(f"--where {text}: write COLUMN=VALUE")
         where[column] = value
     how = WideTable(
-        scale=args.scale,
-        mixture=args.mixture,
-        stage=args.stage,
-        model=args.model,
-        replicate=args.replicate,
+        **{field: getattr(args, field) for field in AS_GIVEN},
         blocks=tuple(args.block),
         stderr=_pattern("stderr", args.stderr) if args.stderr else STDERR,
         items=_pattern("items", args.items) if _is_pattern(args.items) else ITEMS,
         benchmarks=_listed(args.benchmarks),
         shares=_listed(args.shares),
         where=where,
-        loss=args.loss,
-        metric=args.metric,
     )
-    known = _known()
     models = {file: model_of(file, read_results(file)) for file, _ in sources if file.suffix == ".json"}
     whose = identities(models.values(), args.pattern or NAME_PATTERN)
-    parts = [
+    return [
         read_lm_eval(file, _with(whose[models[file]], dict(constant)), known, args.metric)
         if file in models
         else read_csv(file, how._replace(constant=dict(constant)), known)
         for file, constant in sources
     ]
-    return combine(parts, known, _info(args, known))
-
-
-def _info(args: argparse.Namespace, known: dict[str, Known]) -> Info:
-    from evalengine.analysis.benchmark_info import read_info
-
-    items = "" if _is_pattern(args.items) else args.items
-    said = {"items": items, "chance": args.chance, "category": args.category}
-    return read_info(Path(args.benchmark_info) if args.benchmark_info else None, said, known)
 
 
 def _with(who: Checkpoint, constant: dict[str, Any]) -> Checkpoint:
@@ -246,33 +260,5 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _samples(files: list[Path], out: Path, args: argparse.Namespace) -> int:
-    from evalengine.analysis.harness import NAME_PATTERN
-    from evalengine.analysis.samples import import_samples
-
-    known = _known()
-    written = import_samples(files, out, args.pattern or NAME_PATTERN, known, _info(args, known))
-    if args.json:
-        console.emit_json({"out": str(out), "results": 0, "samples": [str(path) for path in written]})
-        return 0
-    checkpoints = {path.parent.name for path in written}
-    console.say(
-        f"Imported {_count(len(written), 'sample file')} of {_count(len(checkpoints), 'checkpoint')} into {out}/, "
-        "a score store."
-    )
-    console.say(f"Next: evalengine correlate {out}")
-    return 0
-
-
 def _count(number: int, word: str) -> str:
     return f"{number:,} {word}{'' if number == 1 else 's'}"
-
-
-def _known() -> dict[str, Known]:
-    from evalengine.analysis.importing import Known
-    from evalengine.benchmarks import BENCHMARKS
-
-    return {
-        name: Known(b.category, b.default_score, 1 / int(b.choices) if b.choices.isdecimal() else math.nan)
-        for name, b in BENCHMARKS.items()
-    }

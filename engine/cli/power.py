@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 from evalengine import console
@@ -59,12 +60,10 @@ def run(args: argparse.Namespace) -> int:
     smallest = [(n, power.detectable(n, args.power, args.alpha, blur)) for n in at_n]
     budgets = (args.n * args.seeds,) if args.n is not None else COMMON_RUNS
     seeded = budgets if args.seed_share else ()
-    spent = {runs: power.spend(runs, args.power, args.alpha, blur) for runs in seeded}
+    spent = [way for runs in seeded for way in power.spend(runs, args.power, args.alpha, blur)]
     if args.json:
         seen = [{"n": n, "r": r if r < 1 else None} for n, r in smallest]
-        ways = [
-            {**way._asdict(), "r": way.r if way.r < 1 else None} for found in spent.values() for way in found
-        ]
+        ways = [{**way._asdict(), "r": way.r if way.r < 1 else None} for way in spent]
         console.emit_json({"needed": [row._asdict() for row in needed], "detectable": seen, "budgets": ways})
         return 0
     if args.n is None or args.r is not None:
@@ -92,9 +91,8 @@ def run(args: argparse.Namespace) -> int:
             "More seeds or more mixtures?",
             ["runs a stage", "seeds", "mixtures", "smallest r detected", "observed r of a true 0"],
             [
-                [runs, w.seeds, w.n, smallest_r(w.r), f"{blur._replace(seeds=w.seeds).seen(0.0):+.2f}"]
-                for runs, ways in spent.items()
-                for w in ways
+                [w.runs, w.seeds, w.n, smallest_r(w.r), f"{blur._replace(seeds=w.seeds).seen(0.0):+.2f}"]
+                for w in spent
             ],
             caption="Detected: told apart from the r that inherited seeds alone would show at a true 0. That r is taken as "
             "known; only several runs of a mixture measure it.",
@@ -103,4 +101,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def smallest_r(r: float) -> str:
-    return f"{r:.2f}" if r < 1 else "none: noise hides it"
+    if math.isinf(r):
+        return "none: too few mixtures"
+    if r >= 1.0:
+        return "none: noise hides it"
+    return f"{r:.2f}" if r < 0.995 else "above 0.99"

@@ -61,14 +61,11 @@ def run(args: argparse.Namespace) -> int:
     from evalengine.analysis.report import differences, load_both, write_figures, write_latex, write_report
 
     formats = [part.strip() for part in args.figures.split(",") if part.strip() and part.strip() != "none"]
-    figures: list[Path] = []
-    if formats:  # drawn in a process of their own, as long as the page takes
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            drawn = pool.submit(write_figures, tables, folder / "figures", formats)
-            page = write_report(tables, folder)
-            figures = drawn.result()
-    else:
+    # Drawn in a process of their own, as long as the page takes.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        drawn = pool.submit(write_figures, tables, folder / "figures", formats) if formats else None
         page = write_report(tables, folder)
+        figures = drawn.result() if drawn else []
     results, explained = load_both(tables)
     for note in differences(results, explained) if explained else ():
         console.warn(note)

@@ -289,6 +289,7 @@ def summary(outcome: Outcome, asked: Asked) -> dict[str, Any]:
 
 
 def show(report: list[dict[str, Any]], out: Path | str, then: str) -> None:
+    with_accuracy = any(r["mean_acc"] is not None for r in report)  # of answer formats there is none
     rows = [
         (
             r["checkpoint"],
@@ -298,11 +299,12 @@ def show(report: list[dict[str, Any]], out: Path | str, then: str) -> None:
             f"{r['items']:,}",
             f"{r['seconds']:.1f}",
             f"{r['items_per_second']:,.0f}" if r["items_per_second"] else "",
-            "" if r["mean_acc"] is None else f"{r['mean_acc']:.3f}",
+            *(["" if r["mean_acc"] is None else f"{r['mean_acc']:.3f}"] if with_accuracy else []),
         )
         for r in report
     ]
-    columns = ("checkpoint", "status", "scored", "kept", "items", "seconds", "items/s", "mean acc")
+    columns = ["checkpoint", "status", "scored", "kept", "items", "seconds", "items/s"]
+    columns += ["mean acc"] * with_accuracy
     console.table("Scores", columns, rows, left=2, optional=("items/s", "seconds", "kept"))
     for r in report:
         for note in r["notes"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,16 @@ import pytest
 from planted_exposure import write_for
 
 from evalengine import store
-from evalengine.analysis.claims import CAUTION, SUPPORTED, UNSUPPORTED, claim
+from evalengine.analysis.claims import (
+    CAUTION,
+    SUPPORTED,
+    UNSUPPORTED,
+    Claim,
+    by_kind,
+    claim,
+    supported,
+    unsupported,
+)
 from evalengine.analysis.explain.choices import read_choices
 from evalengine.analysis.explain.design import design_of
 from evalengine.analysis.explain.explainer import Options
@@ -282,6 +292,7 @@ def test_the_command_and_the_report(scores: Path, tmp_path: Path, capsys: pytest
     ):
         assert f"<h2>{title}</h2>" in page
     assert (out / "figures" / "dial.png").is_file() and (out / "tables" / "decomposition.tex").is_file()
+    assert r"signal (points)" in (out / "tables" / "snr.tex").read_text()
     capsys.readouterr()
     (out / "proxies.json").write_text("[]")
     assert main(["report", str(out)]) == 1
@@ -289,7 +300,10 @@ def test_the_command_and_the_report(scores: Path, tmp_path: Path, capsys: pytest
     assert main(["explain", str(scores), "--out", str(out), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["scales"] == ["240M", "1B"] and list(said["claims"]) == [SUPPORTED, UNSUPPORTED, CAUTION]
-    assert said["claims"][SUPPORTED] and all(text.startswith("That ") for text in said["claims"][UNSUPPORTED])
+    for texts in said["claims"].values():  # what is true at several scales is said once
+        heads = [re.sub("^At .*?, ", "", re.split("[.:] ", text)[0]) for text in texts]
+        assert len(set(heads)) == len(heads)
+    assert all(re.match("(At .*, t|T)hat ", text) for text in said["claims"][UNSUPPORTED])
 
 
 def test_a_benchmark_that_a_checkpoint_lacks_is_named_everywhere(
@@ -356,7 +370,9 @@ def test_an_interval_that_leaves_out_0_is_not_shown_as_if_it_touched_it() -> Non
 def test_claims_are_worded_from_intervals_in_one_place() -> None:
     def said(*ends: tuple[float, float], tested: bool = True, below: str = "B falls") -> tuple[str, str]:
         rows = [two_way_mean([np.zeros((1, 1))])._replace(low=low, high=high) for low, high in ends]
-        return tuple(claim(*rows, above="A rises", below=below, otherwise="c moves", said="1", tested=tested))
+        found = claim(*rows, above="a rises", below=below, otherwise="c moves", said="1", tested=tested)
+        ((kind, (text,)),) = ((kind, texts) for kind, texts in by_kind([found]).items() if texts)
+        return kind, text
 
     nothing = (UNSUPPORTED, "That c moves: 1.")
     assert said((0.1, 0.2)) == (SUPPORTED, "A rises: 1.") and said((-0.2, -0.1)) == (SUPPORTED, "B falls: 1.")
@@ -364,6 +380,24 @@ def test_claims_are_worded_from_intervals_in_one_place() -> None:
     assert said((0.1, 0.2), (0.3, 0.4))[0] == SUPPORTED
     assert said((0.1, 0.2), (-0.3, 0.4)) == said((0.1, 0.2), (-0.2, -0.1)) == nothing
     assert said((0.1, 0.2), tested=False) == said((-0.2, -0.1), below="") == nothing
+
+
+def test_what_is_true_at_several_scales_is_said_once_and_else_the_scale_is_named() -> None:
+    claims = [
+        supported("a rises", "1", "1M"),
+        unsupported("b falls", "2", "1M"),
+        Claim(CAUTION, "Mind the gap."),
+        supported("a rises", "3", "7B"),
+        supported("b falls", "4", "7B"),
+        unsupported("a rises", "5", "70B"),
+        supported("a rises", "6"),  # of all scales together
+        *(Claim(CAUTION, "c is noisy", n, at) for n, at in (("7", "1M"), ("8", "7B"), ("9", "70B"))),
+    ]
+    assert by_kind(claims) == {
+        SUPPORTED: ["At 1M and 7B, a rises. 1M: 1. 7B: 3.", "At 7B, b falls: 4.", "A rises: 6."],
+        UNSUPPORTED: ["At 1M, that b falls: 2.", "At 70B, that a rises: 5."],
+        CAUTION: ["Mind the gap.", "At 1M, 7B and 70B, c is noisy. 1M: 7. 7B: 8. 70B: 9."],
+    }
 
 
 @pytest.mark.parametrize(

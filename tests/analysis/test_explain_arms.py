@@ -124,7 +124,7 @@ def test_rows_are_paired_means_over_items_and_mixtures(tmp_path: Path) -> None:
             direct = two_way_mean([expected[m]])
             assert row[6:10] == pytest.approx(direct[:4], rel=1e-5) and row.n == 6
     assert one(findings, "sft_shuffled", minus="sft").verdict == DIFFERS
-    assert "sft_shuffled at 1B is below sft" in " ".join(claim.text for claim in arms.claims(findings))
+    assert "At 1B, sft_shuffled is below sft" in " ".join(claim.sentence for claim in arms.claims(findings))
 
 
 def test_exchanged_labels_turn_accuracy_over_if_the_mapping_is_learnt(tmp_path: Path) -> None:
@@ -165,14 +165,14 @@ def test_what_is_alike_is_equivalent_and_what_guesses_is_not_compared(tmp_path: 
     findings = findings_of(tmp_path / "alike")
     row = one(findings, "sft_emptied", minus="sft")
     assert row.verdict == EQUIVALENT and row.p < 0.05 and abs(row.estimate) < 0.02
-    assert "sft_emptied at 1B is within 2 points of sft" in next(iter(arms.claims(findings))).text
+    assert "At 1B, sft_emptied is within 2 points of sft" in next(iter(arms.claims(findings))).sentence
     write(tmp_path / "noisy", {"pt": 0.0, "sft": 0.3, "sft_emptied": 0.3})
     assert one(findings_of(tmp_path / "noisy"), "sft_emptied", minus="sft", at="rte").verdict == OPEN
     write(tmp_path / "guess", {"pt": 0.0, "sft": 0.0, "sft_emptied": 1.2, "sft_delusive": 0.0})
     findings = findings_of(tmp_path / "guess")
     assert one(findings, "sft_emptied", minus="sft").verdict == GUESSING
     (claim,) = arms.claims(findings)
-    assert "sft itself is not above guessing" in claim.text
+    assert "sft itself is not above guessing" in claim.sentence
     row = one(findings, "sft_delusive", "mapping learnt")
     assert np.isnan(row.estimate) and row.note == "of rte, wic; sft is not above guessing"
 

@@ -362,14 +362,14 @@ def test_a_claim_about_a_category_is_no_part_of_what_is_not_supported() -> None:
     rows = [row("Science", -0.1, 0.1, 0.9), row("NLI", 0.05, 0.15, 0.002), row(ALL, -0.02, 0.06, 0.2)]
     said = list(decomposition.claims(Findings({}, {"decomposition": rows})))
     assert [claim.kind for claim in said] == [UNSUPPORTED, SUPPORTED]
-    assert "NLI" not in said[0].text and "NLI 10.0 [5.0, 15.0]" in said[1].text
+    assert "NLI" not in said[0].sentence and "NLI 10.0 [5.0, 15.0]" in said[1].sentence
 
 
 def test_the_gap_is_claimed_closed_where_its_interval_says_so() -> None:
     def said(low: float, high: float) -> list[tuple[str, str]]:
         at = ("up", TOKEN, 1.0, "7B", ALL, "", "gap closed")
         row = eft.MeanRow(*at, (low + high) / 2, low, high, 0.1, 9, "")
-        return [(c.kind, c.text) for c in eft.claims(Findings({}, {"eft_means": [row]}))]
+        return [(c.kind, c.sentence) for c in eft.claims(Findings({}, {"eft_means": [row]}))]
 
     gap = "the gap from its base to its fine-tuned checkpoints"
     assert said(0.2, 0.6) == [

@@ -366,7 +366,9 @@ def test_what_was_scored_in_other_words_than_counted_is_said(tmp_path: Path) -> 
             assert all(counted + how in row.note for row in slopes)
         unchecked = [note.split(":")[0] for note in findings.method["notes"] if "it is not checked" in note]
         assert unchecked == (["rte"] if "examples" in how else [])
-        said = [claim.text for one in EXPLAINERS for claim in one.claims(findings) if claim.kind == CAUTION]
+        said = [
+            claim.sentence for one in EXPLAINERS for claim in one.claims(findings) if claim.kind == CAUTION
+        ]
         assert sum(f"Doses{counted[5:]}{how}" in text for text in said) == 1
 
 

@@ -106,7 +106,7 @@ def test_each_stage_is_compared_with_the_one_it_comes_from(world: tuple[Path, Lo
         "format_shares", category=ALL, benchmark="", mixture="", stage="dpo", minus="sft", measure="entropy"
     )
     assert change.estimate == pytest.approx(-dpo.drop) and change.high < 0
-    said = [claim.text for claim in fs.claims(findings)]
+    said = [claim.sentence for claim in fs.claims(findings)]
     assert len(said) == 3 and "sft to dpo narrows the formats of answers" in said[-1]
     assert (
         f"answer has {100 * dpo.share:.1f}% of the answers in these formats, before {100 * dpo.share_before:.1f}%: a "
@@ -182,7 +182,7 @@ def test_stages_of_other_mixtures_are_compared_where_both_are(tmp_path: Path) ->
     assert row.n == 3 and row.estimate == pytest.approx(np.mean(change))
     (pt,) = findings.rows("format_winners", category=ALL, mixture="", benchmark="", stage="pt")
     (claim,) = fs.claims(findings)
-    assert pt.winner != "answer" and f"%, when {pt.winner} had the most: " in claim.text
+    assert pt.winner != "answer" and f"%, when {pt.winner} had the most: " in claim.sentence
     (won,) = findings.rows("format_winners", benchmark="sciq", stage="sft")
     assert won.note == "the stage before has 4 mixtures"
 

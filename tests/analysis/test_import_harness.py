@@ -429,3 +429,59 @@ def test_runs_of_one_mixture(tmp_path: Path) -> None:
         "1B-a-pt-replicate0",
         "1B-a-pt-replicate1",
     ]
+
+
+def lighteval(path: Path, name: str, setting: dict[str, Any], task: str = "leaderboard|glue:rte|0") -> Path:
+    """A results file as lighteval writes it; `setting`: of its model_config."""
+    general = {"lighteval_sha": "?", "max_samples": 40, "model_name": f"org/{name}", "model_sha": "ab"}
+    general["model_config"] = {"model_name": f"org/{name}", "revision": "main", **setting}
+    return results(path, {task: {"acc": 0.5}}, config_general=general)
+
+
+@pytest.mark.parametrize("key", ["override_chat_template", "use_chat_template"])  # since its 0.10, and before
+def test_chat_settings_of_lighteval(key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain, chat = (lighteval(tmp_path / f"{m}.json", f"1B-{m}-sft", {key: m == "b"}) for m in "ab")
+    said = refused(capsys, tmp_path / "out", plain, chat)
+    assert f"rte at sft has different chat formats: none in {plain}, a chat template in {chat}" in said
+    before = lighteval(tmp_path / "c.json", "1B-b-pt", {key: False})
+    assert main(["import", str(before), str(chat), "--out", str(tmp_path / "out"), "--json"]) == 0
+    (note,) = (n for n in json.loads(capsys.readouterr().out)["notes"] if "chat" in n)
+    assert note == f"rte: different chat formats, none in {before} and a chat template in {chat}"
+    told = lighteval(tmp_path / "d.json", "1B-d-sft", {key: True, "system_prompt": "Be brief."})
+    silent = lighteval(tmp_path / "e.json", "1B-e-sft", {key: True, "system_prompt": None})
+    said = refused(capsys, tmp_path / "no", told, silent)
+    assert f"rte at sft has different system instructions: Be brief. in {told}, none in {silent}" in said
+
+
+def test_a_chat_template_that_lighteval_does_not_state(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """null is what it writes where the tokenizer decides."""
+    files = [lighteval(tmp_path / f"{m}.json", f"1B-{m}-pt", {"override_chat_template": None}) for m in "ab"]
+    assert main(["import", *map(str, files), "--out", str(tmp_path / "out"), "--json"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert sum("do not say whether a chat template was applied" in note for note in notes) == 1
+    other = json.loads(files[1].read_text())
+    other["config_general"]["max_samples"] = None
+    files[1].write_text(json.dumps(other))
+    assert "different limits of items: 40 in" in refused(capsys, tmp_path / "no", *files)
+
+
+def test_numbers_of_items_of_older_lighteval(tmp_path: Path) -> None:
+    """Before 0.10 its tasks are configured by their name without the number of examples."""
+    file = lighteval(tmp_path / "a.json", "1B-a-pt", {})
+    raw = json.loads(file.read_text())
+    file.write_text(
+        json.dumps({**raw, "config_tasks": {"leaderboard|glue:rte": {"effective_num_docs": 277}}})
+    )
+    assert main(["import", str(file), "--out", str(tmp_path / "out")]) == 0
+    assert [row["items"] for row in stored(tmp_path / "out")] == ["277"]
+
+
+def test_no_number_is_dropped_without_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Numbers as text are read; what is none of its task is named."""
+    scores = {"rte": {"acc,none": "0.5"}, "wic": {"acc,none": "6_2"}, "cb": {"acc,none": {"mean": 0.4}}}
+    file = results(tmp_path / "a.json", {**scores, "group": {"alias": "group"}}, "1B-a-pt")
+    assert main(["import", str(file), "--out", str(tmp_path / "out")]) == 0
+    assert rows(tmp_path / "out") == {("1B-a-pt", "rte"): 0.5}
+    assert "Left out: wic, cb (no numbers)." in capsys.readouterr().out

@@ -170,7 +170,7 @@ def test_items_chance_and_category_of_benchmarks(tmp_path: Path) -> None:
             "benchmark,n\nrte,5\n",
             "has the columns benchmark, n: it may have benchmark and one or more of items",
         ),
-        ("benchmark,items\nrte,5,6\n", "line 2 does not fit the header"),
+        ("benchmark,items\nrte,5,6\n", "line 2 has more than the header's 2 fields"),
     ],
 )
 def test_bad_info(tmp_path: Path, options: dict[str, str] | str, said: str) -> None:

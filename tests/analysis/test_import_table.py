@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from evalengine.analysis.importing import MISSING
 from evalengine.analysis.mixtures import imported_mixtures
 from evalengine.analysis.panel import load_panel
 from evalengine.analysis.study import Options, analyse
-from evalengine.analysis.wide_table import MISSING
 from evalengine.cli import main
 
 PLACE = ["--scale", "s", "--mixture", "m", "--stage", "t"]

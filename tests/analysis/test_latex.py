@@ -69,7 +69,7 @@ def test_every_table_of_the_report_is_written(
     run = ["report", str(folder), "--out", str(tmp_path), "--figures", "none", "--latex", "--json"]
     assert main(run) == 0
     paths = list(map(Path, json.loads(capsys.readouterr().out)["latex"]))
-    assert {path.name for path in paths} == {path.name for path in (tmp_path / "tables").iterdir()}
+    assert {path.name for path in paths} == {path.name for path in (tmp_path / "tables").glob("[!.]*")}
     kinds = ("transfer_accuracy_1B", "coherence", "alignment", "reliability", "noise", "decisions")
     for name in (*kinds, "verdicts_accuracy", "accuracy_240M", "benchmarks"):
         heads, rows = read((tmp_path / "tables" / f"{name}.tex").read_text())

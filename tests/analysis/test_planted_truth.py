@@ -3,6 +3,7 @@ studies."""
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -166,6 +167,15 @@ def test_power_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["power", "--seed-share", "0.3", "--inherited", "0.9", "-n", "9", "--seeds", "3"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "More seeds or more mixtures?" in said and "+0.27" in said and "+0.11" in said
+    for more, says in (
+        (["-n", "4", "--alpha", "1e-9"], "4 none: too few mixtures"),
+        (["-n", "4", "--alpha", "0.001"], "4 above 0.99"),
+        (["-n", "6", "--ceiling", "0.5"], "6 none: noise hides it"),
+    ):
+        assert main(["power", *more]) == 0
+        assert says in " ".join(capsys.readouterr().out.split())
+    assert main(["power", "-n", "4", "--alpha", "1e-9", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["detectable"] == [{"n": 4, "r": None}]
     assert main(["power", "--seed-share", "1"]) == 1
     assert "--seed-share 1 must be at least 0 and below 1" in capsys.readouterr().err
 

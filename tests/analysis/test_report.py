@@ -18,7 +18,7 @@ from evalengine.analysis.drawing import svg
 from evalengine.analysis.figure import Intervals
 from evalengine.analysis.mixtures import from_sources
 from evalengine.analysis.panel import load_panel
-from evalengine.analysis.report import write_figures, write_report
+from evalengine.analysis.report import write_figures, write_latex, write_report
 from evalengine.analysis.results import OTHERS, load_results
 from evalengine.analysis.study import Options, analyse
 from evalengine.analysis.style import styled
@@ -189,7 +189,7 @@ def test_summary_claims_only_what_intervals_carry(folder: Path) -> None:
         if row.scale not in results.scales:
             continue
         claim = any(
-            f"all benchmarks at {row.scale}" in line and f"{row.quantity} at" in line
+            row.scale in line.split(",")[0] and f"mixtures with higher {row.quantity} at" in line
             for line in found["supported"]
         )
         assert claim == (row.low > 0), (row, text)
@@ -235,6 +235,29 @@ def test_figures(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for write in (write_figures, write_report):
         with pytest.raises(UserError, match=r"evalengine\[report\]"):
             write(folder, tmp_path)
+
+
+def test_a_report_leaves_nothing_of_an_earlier_one(folder: Path, tmp_path: Path) -> None:
+    """The first knows what the mixtures are made of, and so has more figures; files of others stay."""
+    drawn, tables = tmp_path / "figures", tmp_path / "tables"
+    drawn.mkdir()
+    (drawn / "mine.png").write_bytes(b"")
+    write_figures(folder, drawn, ["png", "svg"])
+    tables.mkdir()
+    (tables / "mine.tex").touch()
+    write_latex(folder, tables)
+    assert (drawn / "mixture_effect.png").is_file() and (tables / "accuracy_240M.tex").is_file()
+    fewer = analyse(load_panel(folder.parent / "scores"), Options("300"))
+    fewer._replace(method={**fewer.method, "scales": ["1B"]}).write(tmp_path / "fewer")
+    figures = write_figures(tmp_path / "fewer", drawn, ["png"])
+    assert {path.name for path in drawn.glob("[!.]*")} == {path.name for path in figures} | {"mine.png"}
+    written = write_latex(tmp_path / "fewer", tables)
+    assert {path.name for path in tables.glob("[!.]*")} == {path.name for path in written} | {"mine.tex"}
+    gone = {"mixture_effect.png", "accuracy_240M.tex"}
+    assert len(figures) > 9 < len(written) and not gone & {path.name for path in (*figures, *written)}
+    (drawn / ".written").write_text("../fewer/analysis.json\n..\nmine.png/x")
+    write_figures(tmp_path / "fewer", drawn, ["png"])
+    assert (tmp_path / "fewer" / "analysis.json").is_file()
 
 
 def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

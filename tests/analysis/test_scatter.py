@@ -33,8 +33,8 @@ def study(tmp_path_factory: pytest.TempPathFactory):
 def test_points_and_bars(study, quantity: str) -> None:
     panel, results = study
     found = scatters(results, quantity, "1B")
-    assert [one.benchmark for one in found.points] == list(panel.benchmarks)
-    for b, one in enumerate(found.points):
+    assert [one.benchmark for one in found.rows] == list(panel.benchmarks)
+    for b, one in enumerate(found.rows):
         x_TM = panel.values[quantity][1, :, :, b]
         keep = np.isfinite(x_TM).all(axis=0)
         assert keep.sum() == 8 and list(one.mixtures) == [m for m in panel.mixtures if m != "V2P1"]
@@ -53,7 +53,7 @@ def test_bars_within_blocks_are_the_noise_within_blocks(study, tmp_path: Path) -
     options = Options("200", block="web_source")
     analyse(panel, options, Mixtures({}, {"web_source": labels})).write(tmp_path)
     block = np.array([int(m[1]) for m in panel.mixtures])
-    for b, one in enumerate(scatters(load_results(tmp_path), "accuracy", "1B").points):
+    for b, one in enumerate(scatters(load_results(tmp_path), "accuracy", "1B").rows):
         keep = np.isfinite(panel.values["accuracy"][1, :, :, b]).all(axis=0)
         before, after = (panel.items[b].correct_KI[panel.row[1, t, keep, b]].astype(float) for t in range(2))
         noise = from_items(before, after, block[keep])
@@ -65,8 +65,8 @@ def test_chance_is_shown_where_it_is_known(study) -> None:
     chance = [0.25, None, 0.5, None, None]
     known = results._replace(method={**results.method, "chance": chance})
     found = scatters(known, "accuracy", "1B")
-    assert [None if math.isnan(one.chance) else one.chance for one in found.points] == chance
-    assert all(math.isnan(one.chance) for one in scatters(known, "confidence", "1B").points)
+    assert [None if math.isnan(one.chance) else one.chance for one in found.rows] == chance
+    assert all(math.isnan(one.chance) for one in scatters(known, "confidence", "1B").rows)
 
 
 def test_a_figure_for_each_quantity_and_scale(study) -> None:

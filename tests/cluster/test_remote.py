@@ -55,13 +55,16 @@ def test_new_labels_reach_a_remote_store(ckpts: list[Path], bench: Path, tmp_pat
 
 
 def test_answer_formats_are_a_folder_of_a_remote_store(
-    ckpts: list[Path], bench: Path, tmp_path: Path, cache: Path
+    ckpts: list[Path], bench: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "bucket" / "scores"
     for more in ([], ["--formats"]):
         assert score(ckpts[:1], bench, f"file://{out}", *more) == 0
     shutil.rmtree(cache)  # another machine
+    capsys.readouterr()
     assert score(ckpts[:1], bench, f"file://{out}", "--formats") == 0
+    said = capsys.readouterr().out
+    assert "already there" in said and "mean acc" not in said, "of answers in several formats there is none"
     assert '"scored": 0' in (out / "formats" / "runs.jsonl").read_text().splitlines()[-1]
     plain, formats = f"file://{out}", remote.formats_of(f"file://{out}/")
     assert formats == f"file://{out}/formats" and remote.formats_of(out) == out / "formats"
